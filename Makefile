@@ -1,0 +1,41 @@
+# `make` alone lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check format lock
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
+
+setup: $(STAMP)  ## make .venv and install what is locked
+
+$(STAMP): requirements/dev.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+run: setup  ## start everything, with an open demo sale
+	$(BIN)/reservation serve --demo-sale
+
+test: setup  ## all the quick tests, on real servers that they start themselves
+	$(BIN)/python -m pytest
+
+check: setup  ## what CI checks beside the tests: format, lint, types, imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: setup  ## rewrite the code in the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: pyproject.toml  ## resolve the dependencies again (needs uv)
+	uv pip compile pyproject.toml --extra build --extra dev --extra load --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header -o requirements/dev.txt
+	uv pip compile pyproject.toml --extra build --universal --python-version 3.11 -c requirements/dev.txt \
+	  --generate-hashes --no-emit-index-url --no-header -o requirements/run.txt

@@ -1,0 +1,1 @@
+"""The vocabulary and the rules, with no I/O in them."""

@@ -1,0 +1,39 @@
+"""What time it is: a Protocol, so that tests set it."""
+
+import time
+from datetime import UTC, datetime
+from typing import Protocol
+
+__all__ = ["Clock", "SystemClock", "as_datetime", "as_ms"]
+
+
+class Clock(Protocol):
+    """Wall clock for what is shown and compared with Redis, monotonic clock for what is waited for."""
+
+    def now_ms(self) -> int:
+        """Unix milliseconds."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that never go back; only differences mean anything."""
+        ...
+
+
+class SystemClock:
+    """The machine's own clocks."""
+
+    def now_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+def as_datetime(ms: int) -> datetime:
+    """Unix milliseconds as an aware datetime in UTC."""
+    return datetime.fromtimestamp(ms / 1000, tz=UTC)
+
+
+def as_ms(at: datetime) -> int:
+    """An aware datetime as Unix milliseconds."""
+    return round(at.timestamp() * 1000)

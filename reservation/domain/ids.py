@@ -1,0 +1,69 @@
+"""Identifiers: their alphabets, and how an order id is made.
+
+An order id is `SALE-TAIL`. The tail is 24 base64url characters (144 bits) of an HMAC over sale,
+buyer and idempotency key, so the same request always names the same order, nobody can guess
+another buyer's, and the sale (so the Redis slot) can be read off the id.
+"""
+
+import hashlib
+import hmac
+import re
+from base64 import urlsafe_b64encode
+
+__all__ = [
+    "BUYER_ID",
+    "IDEMPOTENCY_KEY",
+    "ORDER_ID",
+    "PAYMENT_KEY",
+    "SALE_ID",
+    "SKU",
+    "OrderIds",
+    "sale_of",
+]
+
+SALE_ID = r"^[A-Za-z0-9_-]{1,32}$"
+SKU = r"^[A-Za-z0-9_.-]{1,64}$"
+#: 1-128 printable ASCII characters without space and braces: a brace would move the Redis slot.
+BUYER_ID = r"^[!-z|~]{1,128}$"
+IDEMPOTENCY_KEY = r"^[ -~]{1,255}$"
+ORDER_ID = r"^[A-Za-z0-9_-]{1,32}-[A-Za-z0-9_-]{24}$"
+#: The PG's ids go into a URL path of ours, so the alphabet is closed.
+PAYMENT_KEY = r"^[A-Za-z0-9_-]{1,200}$"
+
+_TAIL_CHARS = 24
+_TAIL_BYTES = 18
+_ORDER_ID = re.compile(ORDER_ID)
+
+
+class OrderIds:
+    """Derives order ids from the master key, which never rotates.
+
+    The secret of a sale is derived from the master key and the sale's id alone, so a rebuild of
+    Redis and a change of the signing keys keep every order id (docs/adr/0004-order-ids.md).
+    """
+
+    def __init__(self, master_key: bytes) -> None:
+        self._master_key = master_key
+        self._sale_secrets: dict[str, bytes] = {}
+
+    def order_id(self, *, sale_id: str, buyer_id: str, idempotency_key: str) -> str:
+        """The id of the order that this buyer's key names in this sale."""
+        secret = self._sale_secrets.get(sale_id)
+        if secret is None:
+            secret = hmac.digest(self._master_key, b"order-ids\0" + sale_id.encode(), "sha256")
+            self._sale_secrets[sale_id] = secret
+        message = f"{len(buyer_id)}:{buyer_id}{idempotency_key}".encode()
+        tail = hmac.digest(secret, message, "sha256")[:_TAIL_BYTES]
+        return f"{sale_id}-{urlsafe_b64encode(tail).decode()}"
+
+    def customer_key(self, buyer_id: str) -> str:
+        """The PG's `customerKey`: 32 base64url characters that tell nothing about the buyer."""
+        mac = hmac.digest(self._master_key, b"customer\0" + buyer_id.encode(), hashlib.sha256)
+        return urlsafe_b64encode(mac[:24]).decode()
+
+
+def sale_of(order_id: str) -> str | None:
+    """The sale that an order id names, or None where it is not an order id at all."""
+    if _ORDER_ID.match(order_id) is None:
+        return None
+    return order_id[: -_TAIL_CHARS - 1]

@@ -1,0 +1,169 @@
+"""The payment gateway as this service sees it: three questions and every answer they may get.
+
+Answers are values. Each one says what is known about the money, and so what its reader may do:
+
+    Answered       the PG showed the payment itself; `payment.status` says where it stands
+    Declined       a refusal from the allow-list: this call moved no money
+    PaymentMissing the PG does not know this payment (or no longer lets it be confirmed)
+    Misconfigured  our key, our request or our contract with the PG is wrong: an operator must act
+    TryAgain       nothing was done by this call; the same call may be sent again
+    Unknown        nothing can be said about the money: ask the PG before deciding anything
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+
+__all__ = [
+    "Answer",
+    "Answered",
+    "Declined",
+    "Misconfigured",
+    "Payment",
+    "PaymentGateway",
+    "PaymentMissing",
+    "PaymentStatus",
+    "RefundAccount",
+    "TryAgain",
+    "Unknown",
+]
+
+
+class PaymentStatus(StrEnum):
+    """The PG's own states of a payment."""
+
+    READY = "READY"
+    IN_PROGRESS = "IN_PROGRESS"
+    WAITING_FOR_DEPOSIT = "WAITING_FOR_DEPOSIT"
+    DONE = "DONE"
+    CANCELED = "CANCELED"
+    PARTIAL_CANCELED = "PARTIAL_CANCELED"
+    ABORTED = "ABORTED"
+    EXPIRED = "EXPIRED"
+
+
+class Payment(msgspec.Struct, frozen=True, kw_only=True):
+    """A payment as the PG shows it. Amounts are integers in the currency's minor unit."""
+
+    payment_key: str
+    order_id: str
+    #: The PG's word; kept as text because the PG may add one without notice.
+    status: str
+    total_amount: int
+    #: What can still be cancelled; 0 means the money went back in full.
+    balance_amount: int
+    currency: str
+    method: str | None = None
+    approved_at: datetime | None = None
+    #: Of a virtual account: when an unpaid one lapses.
+    due_at: datetime | None = None
+    #: Compared with the secret of a deposit webhook.
+    secret: str | None = None
+    failure_code: str | None = None
+
+
+class RefundAccount(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """Where a deposit goes back to."""
+
+    bank: str
+    account_number: str
+    holder_name: str
+
+
+class Answered(msgspec.Struct, frozen=True, tag=True):
+    """The PG showed the payment; the caller still checks order, key, amount and currency."""
+
+    payment: Payment
+
+
+class Declined(msgspec.Struct, frozen=True, tag=True):
+    """A refusal from the allow-list in `reservation.payments.codes`."""
+
+    code: str
+    message: str
+
+
+class PaymentMissing(msgspec.Struct, frozen=True, tag=True):
+    """A clean 404: no proof while a confirm of ours may still be running."""
+
+    code: str
+
+
+class Misconfigured(msgspec.Struct, frozen=True, tag=True):
+    """Our fault: keep the hold, raise the alarm."""
+
+    code: str
+    message: str
+
+
+class TryAgain(msgspec.Struct, frozen=True, tag=True):
+    """Nothing was sent, or the same call is still running: send it again with the same key."""
+
+    code: str
+
+
+class Unknown(msgspec.Struct, frozen=True, tag=True):
+    """A time-out, a broken connection, a 5xx, an unlisted code or an unreadable answer."""
+
+    reason: str
+    #: True where the PG gave a clean 4xx of its own, which stays bound to the idempotency key:
+    #: another try needs another key, after a look at the payment.
+    bound_to_key: bool = False
+
+
+Answer = Answered | Declined | PaymentMissing | Misconfigured | TryAgain | Unknown
+
+
+class PaymentGateway(Protocol):
+    """Two implementations: the Toss client, and a scripted one in the tests.
+
+    None of the calls retries by itself or raises for anything that the network or the PG does;
+    cancellation passes through. Calls take at most the client's own time limit.
+    """
+
+    async def confirm(
+        self, *, payment_key: str, order_id: str, amount: int, idempotency_key: str
+    ) -> Answer:
+        """Ask the PG to move the money of one authenticated payment.
+
+        Args:
+            payment_key: the PG's id of this attempt, from the success URL; matches `PAYMENT_KEY`.
+            order_id: the reservation's id.
+            amount: the reservation's own total in minor units, never the URL's figure.
+            idempotency_key: at most 300 characters; the PG ignores the body when it matches, so it
+                belongs to exactly one payment attempt.
+
+        Returns:
+            Any `Answer`. `Answered` carries DONE or WAITING_FOR_DEPOSIT where all is well.
+        """
+        ...
+
+    async def look_up(self, payment_key: str) -> Answer:
+        """The payment with this key: `Answered`, `PaymentMissing`, `Misconfigured` or `Unknown`."""
+        ...
+
+    async def look_up_order(self, order_id: str) -> Answer:
+        """The PG's payment of this order, for where no payment key is known."""
+        ...
+
+    async def cancel(
+        self,
+        *,
+        payment_key: str,
+        reason: str,
+        idempotency_key: str,
+        refund_account: RefundAccount | None = None,
+    ) -> Answer:
+        """Give all of the money back.
+
+        Returns:
+            `Answered` with the payment after the cancel; `Declined` where the PG refuses for good;
+            `Unknown` where only `look_up` can tell (an earlier cancel of ours included).
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        ...
