@@ -1,0 +1,356 @@
+"""Settings: what is read, what is refused, and that no value of a secret is ever told."""
+
+import multiprocessing
+import stat
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from reservation.secrets import SecretsError, load_or_create, load_secrets
+from reservation.settings import (
+    SANDBOX_CLIENT_KEY,
+    SANDBOX_SECRET_KEY,
+    ClientSettings,
+    Rate,
+    Settings,
+    SettingsError,
+    require_given_secrets,
+)
+
+LONG = "0123456789abcdef0123456789abcdef"
+
+PRODUCTION = {
+    "RESERVATION_ENV": "production",
+    "RESERVATION_AUTH": "guest",
+    "RESERVATION_ADMIN_API_KEY": "admin-" + LONG,
+    "RESERVATION_SIGNING_KEYS": f"new-{LONG},old-{LONG}",
+    "RESERVATION_ORDER_ID_KEY": "order-" + LONG,
+    "RESERVATION_JWT_SECRET": "jwt-" + LONG,
+    "RESERVATION_TOSS_API_URL": "https://api.tosspayments.com",
+    "RESERVATION_TOSS_SECRET_KEY": "live_gsk_abc",
+    "RESERVATION_TOSS_CLIENT_KEY": "live_gck_abc",
+    "RESERVATION_PUBLIC_URL": "https://shop.example",
+}
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Any:
+    def load(**given: str) -> Settings:
+        environ = {"RESERVATION_DATA_DIR": str(tmp_path / "var")}
+        environ |= {f"RESERVATION_{name}": value for name, value in given.items()}
+        return Settings.load(environ, dotenv_path=None)
+
+    return load
+
+
+def production(**changes: str) -> Settings:
+    environ = PRODUCTION | {f"RESERVATION_{name}": value for name, value in changes.items()}
+    return Settings.load(environ, dotenv_path=None)
+
+
+def test_nothing_given_means_the_defaults_of_the_contract(load: Any) -> None:
+    settings = load()
+    assert (settings.host, settings.port, settings.workers >= 1) == ("127.0.0.1", 8000, True)
+    assert settings.public_url == "http://127.0.0.1:8000"
+    assert settings.redis_url == settings.database_url == settings.toss_api_url == ""
+    assert settings.toss_secret_key == SANDBOX_SECRET_KEY
+    assert settings.toss_client_key == SANDBOX_CLIENT_KEY
+    assert settings.prepare_rate == Rate(20, 1)
+    assert settings.guest_rate == Rate(60, 60)
+    assert settings.cors_origins == settings.trusted_proxies == ()
+    assert (settings.auth, settings.key_prefix, settings.env) == ("guest", "rsv", "development")
+
+
+def test_the_data_directory_is_var_and_absolute() -> None:
+    settings = Settings.load(PRODUCTION, dotenv_path=None)
+    assert settings.data_dir == Path.cwd() / "var"
+
+
+def test_a_name_set_to_nothing_counts_as_not_set(load: Any) -> None:
+    assert load(PORT="", CORS_ORIGINS=" ").port == 8000
+
+
+def test_every_field_has_a_line_for_the_reference_page() -> None:
+    for field in msgspec.inspect.type_info(Settings).fields:  # type: ignore[union-attr]
+        meta = field.type
+        assert isinstance(meta, msgspec.inspect.Metadata), field.name
+        assert meta.extra_json_schema is not None
+        assert meta.extra_json_schema["description"].endswith(".")
+        assert meta.extra is not None
+        assert meta.extra["default"]
+
+
+def test_public_url_follows_host_and_port_and_brackets_ipv6(load: Any) -> None:
+    assert load(HOST="::1", PORT="81").public_url == "http://[::1]:81"
+    assert load(PUBLIC_URL="https://shop.example/").public_url == "https://shop.example"
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [("5/s", Rate(5, 1)), ("60/min", Rate(60, 60)), ("9/h", Rate(9, 3600)), ("0", None)],
+)
+def test_rates(load: Any, text: str, rate: Rate | None) -> None:
+    assert load(PREPARE_RATE=text).prepare_rate == rate
+
+
+def test_lists_are_split_at_commas(load: Any) -> None:
+    settings = load(
+        CORS_ORIGINS="https://a.example, http://localhost:3000/",
+        TRUSTED_PROXIES="10.0.0.0/8,::1",
+        SIGNING_KEYS="new,old",
+    )
+    assert settings.cors_origins == ("https://a.example", "http://localhost:3000")
+    assert settings.trusted_proxies == ("10.0.0.0/8", "::1/128")
+    assert settings.signing_keys == ("new", "old")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ENV", "prodcution"),
+        ("REDIS_URL", "http://127.0.0.1"),
+        ("REDIS_URL", "redis://"),
+        ("REDIS_URL", "unix://relative"),
+        ("REDIS_URL", "redis://h:99999"),
+        ("DATABASE_URL", "mysql://h/db"),
+        ("DATABASE_URL", "sqlite:///x.db"),
+        ("HOST", "http://127.0.0.1"),
+        ("HOST", "a b"),
+        ("PORT", "65536"),
+        ("PORT", "-1"),
+        ("PORT", "8000.0"),
+        ("PORT", "9" * 5000),
+        ("WORKERS", "0"),
+        ("WORKERS", "257"),
+        ("PUBLIC_URL", "shop.example"),
+        ("PUBLIC_URL", "https://shop.example/?a=1"),
+        ("PUBLIC_URL", "https://user@shop.example"),
+        ("TOSS_API_URL", "ftp://h"),
+        ("STOREFRONT_URL", "javascript:alert(1)"),
+        ("CORS_ORIGINS", "*"),
+        ("CORS_ORIGINS", "https://a.example/path"),
+        ("CORS_ORIGINS", "null"),
+        ("PREPARE_RATE", "20"),
+        ("PREPARE_RATE", "0/s"),
+        ("PREPARE_RATE", "20/day"),
+        ("GUEST_RATE", "-1/s"),
+        ("AUTH", "none"),
+        ("JWKS_URL", "file:///etc/passwd"),
+        ("TOSS_CHECKOUT_URL", "//h"),
+        ("TRUSTED_PROXIES", "proxy.example"),
+        ("KEY_PREFIX", "a{b"),
+        ("KEY_PREFIX", "x" * 33),
+        ("SIGNING_KEYS", ","),
+        ("ADMIN_API_KEY", "two words"),
+        ("TOSS_SECRET_KEY", "\ufefftest_sk_x"),
+        ("TOSS_SECRET_KEY", "live_sk_x"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name_in_one_line(load: Any, name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"^RESERVATION_{name} must be ") as refused:
+        load(**{name: value})
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("scheme", ["redis+cluster", "redis+sentinel"])
+def test_cluster_and_sentinel_are_refused_until_they_come(load: Any, scheme: str) -> None:
+    with pytest.raises(SettingsError, match="come in a later release"):
+        load(REDIS_URL=f"{scheme}://h:6379")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("REDIS_URL", "redis://user:pw@h:6379/0"),
+        ("REDIS_URL", "rediss://h"),
+        ("REDIS_URL", "unix:///run/valkey.sock?db=1"),
+        ("DATABASE_URL", "postgresql://postgres:@/postgres?host=/tmp/pg"),
+        ("DATABASE_URL", "postgresql://u:p@h:5432/db"),
+        ("HOST", "shop-1.example"),
+        ("PORT", "0"),
+    ],
+)
+def test_a_good_value_is_taken(load: Any, name: str, value: str) -> None:
+    assert str(getattr(load(**{name: value}), name.lower())) == value
+
+
+def test_a_misspelt_name_is_refused_with_the_one_that_was_meant(load: Any) -> None:
+    with pytest.raises(SettingsError, match="did you mean RESERVATION_WORKERS"):
+        load(WORKRES="2")
+    with pytest.raises(SettingsError, match="RESERVATION_port is not a setting"):
+        load(port="1")
+
+
+def test_names_of_others_are_left_alone(load: Any) -> None:
+    load(REDIS_TRUST="noeviction", INTERNAL_FD="7")
+
+
+def test_dotenv_is_read_and_the_environment_wins(tmp_path: Path) -> None:
+    dotenv = tmp_path / ".env"
+    dotenv.write_text(
+        "# a comment\n"
+        "\n"
+        "export RESERVATION_PORT=81  # with a reason\n"
+        'RESERVATION_KEY_PREFIX="quoted" # too\n'
+        "RESERVATION_ADMIN_API_KEY='has#hash'\n"
+        "RESERVATION_JWT_SECRET=has#hash\n"
+        "RESERVATION_HOST=::1\n"
+        "OTHER=thing\n"
+    )
+    environ = {"RESERVATION_DATA_DIR": str(tmp_path / "var"), "RESERVATION_HOST": "127.0.0.2"}
+    settings = Settings.load(environ, dotenv)
+    assert (settings.port, settings.key_prefix, settings.host) == (81, "quoted", "127.0.0.2")
+    assert settings.admin_api_key == settings.jwt_secret == "has#hash"
+
+
+@pytest.mark.parametrize("line", ["RESERVATION_PORT", "a b=1", 'RESERVATION_PORT="81'])
+def test_a_line_of_dotenv_that_says_nothing_is_refused(tmp_path: Path, line: str) -> None:
+    dotenv = tmp_path / ".env"
+    dotenv.write_text(f"#\n{line}\n")
+    with pytest.raises(SettingsError, match="line 2 must"):
+        Settings.load(PRODUCTION, dotenv)
+
+
+def test_a_misspelt_name_in_dotenv_is_refused(tmp_path: Path) -> None:
+    dotenv = tmp_path / ".env"
+    dotenv.write_text("RESERVATION_ADMIN_KEY=x\n")
+    with pytest.raises(SettingsError, match="did you mean RESERVATION_ADMIN_API_KEY"):
+        Settings.load(PRODUCTION, dotenv)
+
+
+def test_production_takes_a_full_set_and_makes_no_keys(tmp_path: Path) -> None:
+    settings = production(DATA_DIR=str(tmp_path / "var"))
+    assert settings.production
+    assert not (tmp_path / "var").exists()
+
+
+@pytest.mark.parametrize("name", sorted(set(PRODUCTION) - {"RESERVATION_ENV"}))
+def test_production_refuses_what_is_missing(name: str) -> None:
+    environ = {key: value for key, value in PRODUCTION.items() if key != name}
+    with pytest.raises(SettingsError, match=f"^{name} must be given in production$"):
+        Settings.load(environ, dotenv_path=None)
+
+
+def test_production_names_everything_that_is_missing_at_once() -> None:
+    with pytest.raises(SettingsError, match=r"AUTH, .*ADMIN_API_KEY, .*PUBLIC_URL must be given"):
+        Settings.load({"RESERVATION_ENV": "production"}, dotenv_path=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PUBLIC_URL", "http://shop.example"),
+        ("STOREFRONT_URL", "http://shop.example"),
+        ("TOSS_API_URL", "http://api.tosspayments.com"),
+        ("TOSS_API_URL", "https://evil-tosspayments.com"),
+        ("JWKS_URL", "http://shop.example/jwks"),
+        ("TOSS_SECRET_KEY", SANDBOX_SECRET_KEY),
+        ("TOSS_SECRET_KEY", "live_gck_abc"),
+        ("TOSS_CLIENT_KEY", "live_ck_abc"),
+        ("TOSS_CLIENT_KEY", "live_gsk_abc"),
+        ("ADMIN_API_KEY", "short"),
+        ("SIGNING_KEYS", f"{LONG},short"),
+        ("ORDER_ID_KEY", "short"),
+        ("JWT_SECRET", "short"),
+    ],
+)
+def test_production_refuses_what_is_unsafe(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"^RESERVATION_{name} must be ") as refused:
+        production(**{name: value})
+    assert value not in str(refused.value)
+
+
+def test_production_refuses_test_keys_of_the_pg() -> None:
+    with pytest.raises(SettingsError, match="must be a live_ key in production"):
+        production(TOSS_SECRET_KEY="test_gsk_abc", TOSS_CLIENT_KEY="test_gck_abc")
+
+
+def test_production_with_the_shops_public_keys_needs_no_shared_secret() -> None:
+    environ = PRODUCTION | {
+        "RESERVATION_AUTH": "jwt",
+        "RESERVATION_JWKS_URL": "https://shop.example/jwks",
+    }
+    del environ["RESERVATION_JWT_SECRET"]
+    assert Settings.load(environ, dotenv_path=None).jwt_secret == ""
+
+
+def test_the_sandboxs_key_is_never_sent_to_the_real_pg(load: Any) -> None:
+    with pytest.raises(SettingsError, match="RESERVATION_TOSS_SECRET_KEY"):
+        load(TOSS_API_URL="https://api.tosspayments.com")
+
+
+def test_no_secret_shows_where_settings_are_printed(load: Any) -> None:
+    settings = load(ADMIN_API_KEY="hunter2", REDIS_URL="redis://u:hunter2@h")
+    assert "hunter2" not in f"{settings!r} {settings} {list(settings.__rich_repr__())}"
+    assert "..." in repr(load_or_create(settings.data_dir))
+
+
+def test_made_keys_are_kept_and_given_ones_win(load: Any) -> None:
+    first = load()
+    again = load(ADMIN_API_KEY="given")
+    assert again.admin_api_key == "given"
+    assert again.order_id_key == first.order_id_key
+    assert again.signing_keys == first.signing_keys
+    keys = {first.admin_api_key, *first.signing_keys, first.order_id_key, first.jwt_secret}
+    assert len(keys) == 4
+    assert all(len(key) >= 32 for key in keys)
+
+
+def test_made_keys_are_readable_by_their_owner_alone(load: Any) -> None:
+    path = load().data_dir / "secrets.json"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [entry.name for entry in path.parent.iterdir()] == ["secrets.json"]
+    path.chmod(0o640)
+    with pytest.raises(SettingsError, match="open to other users"):
+        load()
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"admin_api_key":"x"}', "[]"])
+def test_a_damaged_file_of_keys_is_told_and_left_as_it_is(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "secrets.json"
+    path.write_text(content)
+    path.chmod(0o600)
+    with pytest.raises(SecretsError, match="damaged"):
+        load_or_create(tmp_path)
+    assert path.read_text() == content
+
+
+def _race(data_dir: Path, barrier: Any, results: Any) -> None:
+    barrier.wait(30)
+    results.put(msgspec.json.encode(load_or_create(data_dir)))
+
+
+def test_processes_that_race_for_the_keys_all_get_the_same(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(8), context.Queue()
+    racers = [
+        context.Process(target=_race, args=(tmp_path / "new" / "var", barrier, results))
+        for _ in range(8)
+    ]
+    for racer in racers:
+        racer.start()
+    seen = {results.get(timeout=30) for _ in racers}
+    for racer in racers:
+        racer.join(30)
+    assert len(seen) == 1
+    assert [entry.name for entry in (tmp_path / "new" / "var").iterdir()] == ["secrets.json"]
+
+
+def test_roles_on_several_machines_need_every_secret_given() -> None:
+    with pytest.raises(SettingsError, match=r"ADMIN_API_KEY, .*JWT_SECRET must be given with"):
+        require_given_secrets({}, dotenv_path=None)
+    require_given_secrets(PRODUCTION, dotenv_path=None)
+
+
+def test_a_client_reads_the_address_and_the_key_and_makes_nothing(tmp_path: Path) -> None:
+    data_dir = tmp_path / "var"
+    environ = {"RESERVATION_DATA_DIR": str(data_dir), "RESERVATION_PORT": "81"}
+    client = ClientSettings.load(environ, dotenv_path=None)
+    assert (client.public_url, client.admin_api_key) == ("http://127.0.0.1:81", "")
+    assert not data_dir.exists()
+    made = load_or_create(data_dir)
+    assert load_secrets(data_dir) == made
+    assert ClientSettings.load(environ, dotenv_path=None).admin_api_key == made.admin_api_key
+    assert made.admin_api_key not in repr(ClientSettings.load(environ, dotenv_path=None))
