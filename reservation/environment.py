@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
-import msgspec
+from reservation.domain.rate import Rate
 
 __all__ = ["PREFIX", "Rate", "Reader", "SettingsError", "read_dotenv", "refusal", "variable_of"]
 
@@ -37,13 +37,6 @@ Reader = Callable[[str, Mapping[str, str]], Any]
 
 class SettingsError(Exception):
     """A setting cannot be used: one sentence with its name and what is allowed, never its value."""
-
-
-class Rate(msgspec.Struct, frozen=True):
-    """So many in so many seconds."""
-
-    count: int
-    per_seconds: int
 
 
 def variable_of(name: str) -> str:

@@ -4,7 +4,7 @@ import time
 from datetime import UTC, datetime
 from typing import Protocol
 
-__all__ = ["Clock", "SystemClock", "as_datetime", "as_ms"]
+__all__ = ["Clock", "SystemClock", "as_datetime", "as_ms", "as_wire"]
 
 
 class Clock(Protocol):
@@ -37,3 +37,8 @@ def as_datetime(ms: int) -> datetime:
 def as_ms(at: datetime) -> int:
     """An aware datetime as Unix milliseconds."""
     return round(at.timestamp() * 1000)
+
+
+def as_wire(ms: int) -> str:
+    """Unix milliseconds as RFC 3339 in UTC with milliseconds."""
+    return as_datetime(ms).isoformat(timespec="milliseconds").replace("+00:00", "Z")

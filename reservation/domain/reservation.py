@@ -1,0 +1,78 @@
+"""A buyer's basket, and the reservation that comes of it."""
+
+import hashlib
+from collections.abc import Iterable
+
+import msgspec
+
+from reservation.domain.states import Status
+
+__all__ = ["Basket", "Line", "Reservation", "merge_lines"]
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """So many units of one SKU, at the price that was promised for each."""
+
+    sku: str
+    quantity: int
+    #: Minor units; 0 in a basket, whose price the sale decides.
+    price: int = 0
+
+
+class Basket(msgspec.Struct, frozen=True, kw_only=True):
+    """What a buyer wants to hold. Its order id is derived from sale, buyer and idempotency key."""
+
+    sale_id: str
+    order_id: str
+    buyer_id: str
+    #: One line per SKU.
+    lines: tuple[Line, ...]
+    amount: int
+    currency: str
+    order_name: str
+    #: Whether the caller showed a good admission; the script knows whether the sale asks for one.
+    admitted: bool
+
+    def digest(self) -> str:
+        """Tells this body from another under the same key: 128 bits in hex."""
+        lines = [(line.sku, line.quantity) for line in self.lines]
+        body = msgspec.json.encode([lines, self.amount, self.order_name])
+        return hashlib.sha256(body).hexdigest()[:32]
+
+
+class Reservation(msgspec.Struct, frozen=True, kw_only=True):
+    """A reservation as it stands in Redis (or, after its sale, in SQL)."""
+
+    order_id: str
+    sale_id: str
+    buyer_id: str
+    status: Status
+    lines: tuple[Line, ...]
+    amount: int
+    currency: str
+    order_name: str
+    created_at_ms: int
+    updated_at_ms: int
+    expires_at_ms: int
+    seq: int
+    #: Rises with each claim; who writes under an older one is refused.
+    fence: int = 0
+    #: The PG's id of the latest attempt.
+    payment_key: str | None = None
+    #: When the buyer came back from the PG with that key.
+    claimed_at_ms: int | None = None
+    #: Payment key -> how its attempt ended, e.g. `declined:REJECT_CARD_COMPANY`.
+    attempts: dict[str, str] = {}
+
+    def shown_status(self, now_ms: int) -> Status:
+        """What a reader is told: a hold past its deadline is EXPIRED even before it is reaped."""
+        waiting = self.status in (Status.HELD, Status.PREPARED)
+        return Status.EXPIRED if waiting and now_ms >= self.expires_at_ms else self.status
+
+
+def merge_lines(lines: Iterable[tuple[str, int]]) -> tuple[Line, ...]:
+    """One line per SKU, in the order of first mention, quantities summed."""
+    quantities: dict[str, int] = {}
+    for sku, quantity in lines:
+        quantities[sku] = quantities.get(sku, 0) + quantity
+    return tuple(Line(sku=sku, quantity=quantity) for sku, quantity in quantities.items())

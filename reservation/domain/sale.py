@@ -1,0 +1,62 @@
+"""A sale, its items and their counters."""
+
+import msgspec
+
+from reservation.domain.states import HoldPolicy, SaleStatus
+
+__all__ = ["AMOUNT_MAX", "TOTAL_MAX", "Item", "Sale"]
+
+#: The largest amount in minor units that Lua prints whole and SQL and JSON carry without loss.
+AMOUNT_MAX = 9_999_999_999_999
+#: The largest total of one item: a thousand million pieces is no flash sale any more.
+TOTAL_MAX = 1_000_000_000
+
+
+class Item(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing on sale, with its counters: total = available + held + sold."""
+
+    sku: str
+    name: str
+    price: int
+    total: int
+    limit_per_buyer: int
+    available: int = 0
+    held: int = 0
+    sold: int = 0
+
+
+class Sale(msgspec.Struct, frozen=True, kw_only=True):
+    """One flash sale as it stands in Redis."""
+
+    sale_id: str
+    name: str
+    currency: str
+    opens_at_ms: int
+    closes_at_ms: int
+    hold_seconds: int
+    hold_policy: HoldPolicy
+    virtual_accounts: bool
+    require_admission: bool
+    #: What an operator switched it to: open, paused or closed.
+    switched: SaleStatus
+    #: Rises with each change of the settings; the ETag.
+    version: int
+    epoch: str
+    seq: int
+    items: tuple[Item, ...]
+
+    def status(self, now_ms: int) -> SaleStatus:
+        """What a shopper is told; `now_ms` by the server's clock."""
+        if self.switched is SaleStatus.CLOSED or now_ms >= self.closes_at_ms:
+            return SaleStatus.CLOSED
+        if now_ms < self.opens_at_ms:
+            return SaleStatus.SCHEDULED
+        if self.switched is SaleStatus.PAUSED:
+            return SaleStatus.PAUSED
+        if all(item.available == 0 for item in self.items):
+            return SaleStatus.SOLD_OUT
+        return SaleStatus.OPEN
+
+    def item(self, sku: str) -> Item | None:
+        """The item with this id, if the sale has it."""
+        return next((item for item in self.items if item.sku == sku), None)

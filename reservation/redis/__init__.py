@@ -1,0 +1,1 @@
+"""Everything that knows Redis: key names, scripts, the store, the outbox, the embedded server."""

@@ -1,0 +1,224 @@
+"""Sends commands without ever repeating one, and tells apart what was refused from what is unknown.
+
+redis-py retries ten times by default, on time-outs too, so a script whose reply was lost would run
+again. Here nothing is sent twice by the client; a caller whose script is idempotent repeats it
+itself (`Connections.call_again`). See docs/adr/0002-no-client-retries.md.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import structlog
+from redis.asyncio import ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+)
+from redis.exceptions import (
+    TimeoutError as RedisTimeoutError,
+)
+
+from reservation.domain.clock import Clock
+from reservation.domain.errors import BrokenInvariant
+from reservation.redis.scripts import Script
+
+__all__ = ["Connections", "StoreUncertain", "StoreUnavailable", "UnexpectedReply", "good"]
+
+log = structlog.get_logger(__name__)
+
+#: A script that reaches the server later than this does nothing, so a caller that waited this long
+#: knows. Far above a slow script (20 ms) and far below what a buyer waits.
+NOT_AFTER_MS: Final = 2_000
+#: Replies by which the server refuses a command before it runs.
+_REFUSALS = (
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+)
+_REFUSAL_CODES = ("BUSY ", "MISCONF ", "NOREPLICAS ", "OOM ", "READONLY ", "LOADING ")
+
+#: Longer than NOT_AFTER_MS: a reply that comes later than this tells nothing new.
+SOCKET_TIMEOUT_SECONDS: Final = 3.0
+CONNECT_TIMEOUT_SECONDS: Final = 2.0
+#: Above the calls that one process has under way: a smaller pool makes single callers starve.
+CONNECTIONS_MAX: Final = 256
+#: Repeats of an idempotent call: with the pauses between them they span a restart of the server.
+ATTEMPTS_MAX: Final = 5
+ATTEMPT_PAUSES_SECONDS: Final = (0.05, 0.2, 0.6, 1.5)
+
+
+class StoreUnavailable(Exception):
+    """Redis cannot be asked now, and it is certain that this call changed nothing."""
+
+
+class StoreUncertain(Exception):
+    """The call was sent and its reply was lost: it may or may not have happened."""
+
+
+class UnexpectedReply(BrokenInvariant):
+    """An error reply that no healthy server and no correct script gives."""
+
+
+class Connections:
+    """A pool of connections to one server, and the difference between its clock and ours."""
+
+    def __init__(self, url: str, *, clock: Clock) -> None:
+        self._pool = ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
+            url,
+            max_connections=CONNECTIONS_MAX,
+            protocol=2,
+            decode_responses=True,
+            socket_timeout=SOCKET_TIMEOUT_SECONDS,
+            socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            socket_keepalive=True,
+            retry=Retry(NoBackoff(), 0),
+            retry_on_error=[],
+        )
+        self._clock = clock
+        #: Server's clock minus ours, in ms.
+        self.offset_ms = 0
+
+    async def aclose(self) -> None:
+        await self._pool.aclose()
+
+    def server_now_ms(self) -> int:
+        """The server's clock as far as we know it."""
+        return self._clock.now_ms() + self.offset_ms
+
+    def not_after_ms(self) -> int:
+        """What a script that is sent now gets as its `not_after`."""
+        return self.server_now_ms() + NOT_AFTER_MS
+
+    async def measure_offset(self) -> int:
+        """Ask the server for its time; keeps and returns the offset in ms."""
+        sent = self._clock.now_ms()
+        seconds, micros = await self.command("TIME")
+        received = self._clock.now_ms()
+        self.offset_ms = int(seconds) * 1000 + int(micros) // 1000 - (sent + received) // 2
+        return self.offset_ms
+
+    async def command(self, *parts: str | int | bytes) -> Any:
+        """Send one command and return its reply, as text.
+
+        Raises:
+            StoreUnavailable: it was not sent, or the server refused it.
+            StoreUncertain: it was sent and the reply was lost.
+        """
+        replies = await self.pipeline([parts])
+        return good(replies[0])
+
+    async def pipeline(self, commands: Sequence[Sequence[str | int | bytes]]) -> list[Any]:
+        """Send commands in one write; an error reply stands in the list as an exception.
+
+        Raises:
+            StoreUnavailable: nothing was sent.
+            StoreUncertain: they were sent and a reply was lost.
+        """
+        try:
+            connection: Any = await self._pool.get_connection()
+        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+            raise StoreUnavailable(f"no connection: {type(error).__name__}") from error
+        except ResponseError as error:
+            raise StoreUnavailable(str(error)) from error
+        clean = False
+        try:
+            await connection.send_packed_command(connection.pack_commands(commands))
+            replies: list[Any] = []
+            for _ in commands:
+                replies.append(await self._read(connection))
+            clean = True
+            return replies
+        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+            raise StoreUncertain(type(error).__name__) from error
+        finally:
+            # A connection whose replies were not all read would hand them to the next caller.
+            if not clean:
+                await asyncio.shield(connection.disconnect(nowait=True))
+            await asyncio.shield(self._pool.release(connection))
+
+    @staticmethod
+    async def _read(connection: Any) -> Any:
+        try:
+            return await connection.read_response()
+        except NoScriptError as error:
+            return error
+        except _REFUSALS as error:
+            return StoreUnavailable(f"{type(error).__name__}: {error}")
+        except ResponseError as error:
+            if str(error).startswith(_REFUSAL_CODES):
+                return StoreUnavailable(str(error))
+            # Anything else comes from a script's own check, which changed nothing, or from a hand
+            # in the data: neither may be lived with.
+            return UnexpectedReply(str(error))
+
+    async def call(self, script: Script, keys: Sequence[str], args: Sequence[str | int]) -> Any:
+        """Run a script once.
+
+        Raises:
+            StoreUnavailable: it did not run.
+            StoreUncertain: the reply was lost.
+            BrokenInvariant: the script found its data impossible and changed nothing.
+        """
+        command = ("EVALSHA", script.sha, len(keys), *keys, *args)
+        try:
+            return await self.command(*command)
+        except NoScriptError:
+            # The server was restarted or flushed its scripts: nothing ran, so load and send again.
+            await self.command("SCRIPT", "LOAD", script.source)
+        try:
+            return await self.command(*command)
+        except RedisError as error:
+            raise StoreUnavailable(str(error)) from error
+
+    async def call_again(
+        self, script: Script, keys: Sequence[str], args: Callable[[], Sequence[str | int]]
+    ) -> Any:
+        """Run a script that answers a repeat as it answered the first time, until it answers.
+
+        Args:
+            script: one whose repeats are harmless.
+            keys: its keys.
+            args: makes the arguments, anew for each try because of `not_after`.
+
+        Raises:
+            StoreUnavailable: no try ran.
+            StoreUncertain: a try may have run.
+        """
+        uncertain: StoreUncertain | None = None
+        for attempt in range(ATTEMPTS_MAX):
+            try:
+                return await self.call(script, keys, args())
+            except StoreUncertain as error:
+                uncertain = error
+                failure: Exception = error
+            except StoreUnavailable as error:
+                failure = error
+            if attempt < len(ATTEMPT_PAUSES_SECONDS):
+                log.info("store_call_repeated", script=script.name, reason=str(failure))
+                await asyncio.sleep(ATTEMPT_PAUSES_SECONDS[attempt])
+            else:
+                raise uncertain or failure
+        raise AssertionError("unreachable")
+
+
+def good(reply: Any) -> Any:
+    """A pipeline's reply, raised where it is an error."""
+    if isinstance(reply, Exception):
+        raise reply
+    return reply

@@ -1,0 +1,62 @@
+"""Every key name in Redis. All of a sale's keys share its hash tag, so each script touches one slot."""
+
+__all__ = ["Keys", "SaleKeys"]
+
+
+class SaleKeys:
+    """The keys of one sale. Nothing is appended after a buyer's id, so no id can make another key."""
+
+    __slots__ = (
+        "_tag",
+        "confirming",
+        "deadlines",
+        "deposits",
+        "operations",
+        "outbox",
+        "sale",
+    )
+
+    def __init__(self, prefix: str, sale_id: str) -> None:
+        self._tag = f"{prefix}:{{{sale_id}}}:"
+        self.sale = self._tag + "sale"
+        self.deadlines = self._tag + "deadlines"
+        self.confirming = self._tag + "confirming"
+        self.deposits = self._tag + "deposits"
+        self.operations = self._tag + "operations"
+        self.outbox = self._tag + "outbox"
+
+    def stock(self, sku: str) -> str:
+        return f"{self._tag}stock:{sku}"
+
+    def order(self, order_id: str) -> str:
+        return f"{self._tag}order:{order_id}"
+
+    def buyer(self, buyer_id: str) -> str:
+        return f"{self._tag}buyer:{buyer_id}"
+
+    def buyer_orders(self, buyer_id: str) -> str:
+        return f"{self._tag}buyer-orders:{buyer_id}"
+
+    def rate(self, buyer_id: str) -> str:
+        return f"{self._tag}rate:{buyer_id}"
+
+
+class Keys:
+    """All keys under one prefix, so that a shared server can tell whose they are."""
+
+    def __init__(self, prefix: str = "rsv") -> None:
+        self._prefix = prefix
+        self._sales: dict[str, SaleKeys] = {}
+        #: The ids of all sales.
+        self.sales = f"{prefix}:sales"
+
+    def of(self, sale_id: str) -> SaleKeys:
+        """The keys of this sale; the caller has checked the id (`domain.ids.SALE_ID`)."""
+        keys = self._sales.get(sale_id)
+        if keys is None:
+            keys = self._sales[sale_id] = SaleKeys(self._prefix, sale_id)
+        return keys
+
+    def process(self, name: str) -> str:
+        """A running process's heartbeat; `name` is HOST-PID."""
+        return f"{self._prefix}:proc:{name}"

@@ -1,0 +1,76 @@
+"""The outbox as its reader sees it: a stream with one consumer group, named for where it leads."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from reservation.domain.events import Event
+from reservation.redis.connection import Connections, UnexpectedReply
+from reservation.redis.keys import Keys
+from reservation.redis.records import as_event
+
+__all__ = ["GROUP", "RedisOutbox"]
+
+#: The group that flushes to SQL.
+GROUP: Final = "sql"
+#: One name for whoever flushes: a second flusher or a restarted one finds what is pending.
+CONSUMER: Final = "flusher"
+
+
+class RedisOutbox:
+    """Reads events in order, acknowledges them, and trims what SQL has."""
+
+    def __init__(self, connections: Connections, keys: Keys) -> None:
+        self._connections = connections
+        self._keys = keys
+
+    async def ensure_group(self, sale_id: str, after_seq: int) -> None:
+        """Make the consumer group, reading on after this event; one that stands is left alone."""
+        outbox = self._keys.of(sale_id).outbox
+        try:
+            await self._connections.command("XGROUP", "CREATE", outbox, GROUP, f"{after_seq}-0")
+        except UnexpectedReply as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+
+    async def read_new(self, sale_id: str, count: int) -> list[Event]:
+        """Events that nobody has read yet."""
+        return await self._read(sale_id, ">", count)
+
+    async def read_pending(self, sale_id: str, count: int) -> list[Event]:
+        """Events that were read and not acknowledged, from the oldest on."""
+        return await self._read(sale_id, "0", count)
+
+    async def _read(self, sale_id: str, start: str, count: int) -> list[Event]:
+        reply: list[Any] | None = await self._connections.command(
+            "XREADGROUP",
+            "GROUP",
+            GROUP,
+            CONSUMER,
+            "COUNT",
+            count,
+            "STREAMS",
+            self._keys.of(sale_id).outbox,
+            start,
+        )
+        if not reply:
+            return []
+        return [as_event(sale_id, entry_id, flat) for entry_id, flat in reply[0][1] if flat]
+
+    async def ack(self, sale_id: str, seqs: Sequence[int]) -> None:
+        """Acknowledge events that SQL has committed."""
+        if seqs:
+            outbox = self._keys.of(sale_id).outbox
+            await self._connections.command("XACK", outbox, GROUP, *(f"{seq}-0" for seq in seqs))
+
+    async def trim(self, sale_id: str, below_seq: int) -> None:
+        """Drop entries below this event, which stays: the scripts check the last entry."""
+        outbox = self._keys.of(sale_id).outbox
+        await self._connections.command("XTRIM", outbox, "MINID", f"{below_seq}-0")
+
+    async def after(self, sale_id: str, seq: int, count: int) -> list[Event]:
+        """Events after this one, read without the group, for the audit."""
+        outbox = self._keys.of(sale_id).outbox
+        entries = await self._connections.command(
+            "XRANGE", outbox, f"({seq}-0", "+", "COUNT", count
+        )
+        return [as_event(sale_id, entry_id, flat) for entry_id, flat in entries]

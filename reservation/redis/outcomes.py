@@ -1,0 +1,126 @@
+"""The words that the scripts answer with: exactly the ones in each script's header."""
+
+from enum import StrEnum
+
+__all__ = [
+    "AuditWord",
+    "ClaimWord",
+    "ExpireWord",
+    "FinishWord",
+    "LeaseWord",
+    "PrepareWord",
+    "PutSaleWord",
+    "RefundWord",
+    "ReleaseWord",
+    "RestockWord",
+    "SwitchWord",
+]
+
+
+class PrepareWord(StrEnum):
+    TOO_LATE = "too_late"
+    RECOVERING = "recovering"
+    REPLAYED = "replayed"
+    RATE_LIMITED = "rate_limited"
+    SKU_NOT_FOUND = "sku_not_found"
+    KEY_REUSED = "key_reused"
+    NOT_ADMITTED = "not_admitted"
+    CLOSED = "closed"
+    NOT_OPEN = "not_open"
+    PAUSED = "paused"
+    AMOUNT_MISMATCH = "amount_mismatch"
+    DUE = "due"
+    AGAIN = "again"
+    LIMIT_EXCEEDED = "limit_exceeded"
+    SOLD_OUT = "sold_out"
+    HELD = "held"
+    PREPARED = "prepared"
+
+
+class ClaimWord(StrEnum):
+    TOO_LATE = "too_late"
+    RECOVERING = "recovering"
+    NOT_FOUND = "not_found"
+    CLAIMED = "claimed"
+    PRESENT = "present"
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    EXPIRED = "expired"
+    DUE = "due"
+    LIMIT_EXCEEDED = "limit_exceeded"
+    SOLD_OUT = "sold_out"
+
+
+class LeaseWord(StrEnum):
+    TOO_LATE = "too_late"
+    RECOVERING = "recovering"
+    NOT_FOUND = "not_found"
+    TAKEN = "taken"
+    STALE = "stale"
+    LEASED = "leased"
+    MOVED = "moved"
+
+
+class FinishWord(StrEnum):
+    TOO_LATE = "too_late"
+    RECOVERING = "recovering"
+    NOT_FOUND = "not_found"
+    DONE = "done"
+    STALE = "stale"
+
+
+class ReleaseWord(StrEnum):
+    TOO_LATE = "too_late"
+    RECOVERING = "recovering"
+    NOT_FOUND = "not_found"
+    RELEASED = "released"
+    PRESENT = "present"
+
+
+class ExpireWord(StrEnum):
+    TOO_LATE = "too_late"
+    RECOVERING = "recovering"
+    SETTLED = "settled"
+    NOT_DUE = "not_due"
+    EXPIRED = "expired"
+
+
+class RefundWord(StrEnum):
+    TOO_LATE = "too_late"
+    RECOVERING = "recovering"
+    NOT_FOUND = "not_found"
+    REFUNDED = "refunded"
+    PRESENT = "present"
+
+
+class PutSaleWord(StrEnum):
+    TOO_LATE = "too_late"
+    EXISTS = "exists"
+    RECOVERING = "recovering"
+    DONE = "done"
+    CHANGED = "changed"
+    FIXED = "fixed"
+    TOTAL_TOO_LOW = "total_too_low"
+    ITEM_IN_USE = "item_in_use"
+
+
+class RestockWord(StrEnum):
+    TOO_LATE = "too_late"
+    RECOVERING = "recovering"
+    DONE = "done"
+    KEY_REUSED = "key_reused"
+    SKU_NOT_FOUND = "sku_not_found"
+    INSUFFICIENT = "insufficient"
+    TOO_MANY = "too_many"
+
+
+class SwitchWord(StrEnum):
+    TOO_LATE = "too_late"
+    RECOVERING = "recovering"
+    DONE = "done"
+    CLOSED = "closed"
+
+
+class AuditWord(StrEnum):
+    NOT_FOUND = "not_found"
+    CHANGED = "changed"
+    COUNTERS = "counters"

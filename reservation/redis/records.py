@@ -1,0 +1,102 @@
+"""Redis hashes as domain values. Instants are Unix milliseconds as text in Redis."""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from reservation.domain.events import Event
+from reservation.domain.reservation import Line, Reservation
+from reservation.domain.sale import Item, Sale
+from reservation.domain.states import HoldPolicy, SaleStatus, Status
+
+__all__ = ["as_event", "as_items", "as_mapping", "as_reservation", "as_sale"]
+
+_ATTEMPT = "attempt:"
+
+
+def as_mapping(flat: Sequence[str]) -> dict[str, str]:
+    """HGETALL's flat reply as a mapping."""
+    return {flat[i]: flat[i + 1] for i in range(0, len(flat), 2)}
+
+
+def as_items(text: str) -> tuple[Line, ...]:
+    """The `items` field of an order: a JSON array of [sku, quantity, price]."""
+    rows = msgspec.json.decode(text, type=list[tuple[str, int, int]])
+    return tuple(Line(sku=sku, quantity=quantity, price=price) for sku, quantity, price in rows)
+
+
+def as_reservation(sale_id: str, order_id: str, fields: Mapping[str, str]) -> Reservation:
+    """An order's hash as a reservation."""
+    claimed_at = fields.get("claimed_at")
+    return Reservation(
+        order_id=order_id,
+        sale_id=sale_id,
+        buyer_id=fields["buyer"],
+        status=Status(fields["status"]),
+        lines=as_items(fields["items"]),
+        amount=int(fields["amount"]),
+        currency=fields["currency"],
+        order_name=fields["name"],
+        created_at_ms=int(fields["created_at"]),
+        updated_at_ms=int(fields["updated_at"]),
+        expires_at_ms=int(fields["expires_at"]),
+        seq=int(fields["seq"]),
+        fence=int(fields["fence"]),
+        payment_key=fields.get("payment_key"),
+        claimed_at_ms=int(claimed_at) if claimed_at else None,
+        attempts={
+            name.removeprefix(_ATTEMPT): outcome
+            for name, outcome in fields.items()
+            if name.startswith(_ATTEMPT)
+        },
+    )
+
+
+def as_sale(
+    sale_id: str, fields: Mapping[str, str], stocks: Mapping[str, Mapping[str, str]]
+) -> Sale:
+    """A sale's hash and its stock hashes (by SKU) as a sale."""
+    return Sale(
+        sale_id=sale_id,
+        name=fields["name"],
+        currency=fields["currency"],
+        opens_at_ms=int(fields["opens_at"]),
+        closes_at_ms=int(fields["closes_at"]),
+        hold_seconds=int(fields["hold_seconds"]),
+        hold_policy=HoldPolicy(fields["hold_policy"]),
+        virtual_accounts=fields["virtual_accounts"] == "1",
+        require_admission=fields["require_admission"] == "1",
+        switched=SaleStatus(fields["status"]),
+        version=int(fields["version"]),
+        epoch=fields["epoch"],
+        seq=int(fields["seq"]),
+        items=tuple(
+            Item(
+                sku=sku,
+                name=stock["name"],
+                price=int(stock["price"]),
+                total=int(stock["total"]),
+                limit_per_buyer=int(stock["limit"]),
+                available=int(stock["available"]),
+                held=int(stock["held"]),
+                sold=int(stock["sold"]),
+            )
+            for sku, stock in stocks.items()
+        ),
+    )
+
+
+def as_event(sale_id: str, entry_id: str, flat: Sequence[str]) -> Event:
+    """A stream entry as an event; its id is `SEQ-0`."""
+    fields = as_mapping(flat)
+    return Event(
+        sale_id=sale_id,
+        seq=int(entry_id.partition("-")[0]),
+        event=fields["event"],
+        order_id=fields["order"],
+        at_ms=int(fields["at"]),
+        data=fields["data"],
+        chain=fields["chain"],
+    )
+
+

@@ -1,0 +1,314 @@
+"""The reservations in Redis: one method per script, and the reads.
+
+Refusals leave as `ReservationError`, expected outcomes as values. Every change here is repeated
+by itself when a reply is lost; prepare's repeats belong to the queue in front of it
+(`reservation.redis.batch`).
+"""
+
+import secrets
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from reservation.domain.clock import Clock, as_wire
+from reservation.domain.errors import BuyerLimitExceeded, ReservationExpired, SoldOut
+from reservation.domain.ids import sale_of
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from reservation.redis.calls import Calls, members_json
+from reservation.redis.connection import Connections, good
+from reservation.redis.keys import Keys, SaleKeys
+from reservation.redis.outcomes import ClaimWord, ExpireWord, FinishWord, LeaseWord
+from reservation.redis.records import as_mapping, as_reservation
+
+__all__ = [
+    "Claimed",
+    "Finished",
+    "LeaseElsewhere",
+    "Outcome",
+    "Present",
+    "Store",
+    "limit_exceeded",
+    "sold_out",
+]
+
+#: Payment attempts that one order may make: a buyer tries a few cards, a script tries a thousand.
+PAYMENT_ATTEMPTS_MAX: Final = 5
+#: Orders that one expire call takes: 4 ms of the server's single thread.
+EXPIRE_BATCH: Final = 200
+#: Rounds of "expire what is due, then ask again" that one claim may cost.
+DUE_ROUNDS_MAX: Final = 50
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    """This caller may ask the PG for the money under this fence, until the lease ends."""
+
+    fence: int
+    lease_until_ms: int
+
+
+class Present(msgspec.Struct, frozen=True):
+    """Nothing to claim: where the order stands, and how this payment key's attempt ended."""
+
+    status: Status
+    #: Empty where this key has no outcome of its own.
+    outcome: str
+
+
+class LeaseElsewhere(msgspec.Struct, frozen=True):
+    """Another process has this payment, or it is not CONFIRMING any more."""
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """Where a finish left the order; `applied` is false where a fence or a status forbade it."""
+
+    status: Status
+    applied: bool
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How a payment ended, as `finish.lua` takes it."""
+
+    #: One of the script's: confirmed, awaiting_deposit, declined, voided, expired, refunded.
+    name: str
+    #: What the payment key is remembered by; empty lets the same key be claimed again.
+    attempt: str
+    due_ms: int = 0
+    #: More members of the event.
+    members: dict[str, Any] = {}
+
+
+def sold_out(facts: Sequence[str]) -> SoldOut:
+    """The refusal from a script's `{next deadline or "", sku, available, ...}`."""
+    available = {facts[i]: int(facts[i + 1]) for i in range(1, len(facts), 2)}
+    return SoldOut(
+        available=available, nextDeadline=as_wire(int(facts[0])) if facts[0] else None
+    )
+
+
+def limit_exceeded(facts: Sequence[str]) -> BuyerLimitExceeded:
+    """The refusal from a script's `{sku, limit, taken}`."""
+    return BuyerLimitExceeded(sku=facts[0], limit=int(facts[1]), taken=int(facts[2]))
+
+
+class Store:
+    """Reads and changes reservations."""
+
+    def __init__(self, connections: Connections, keys: Keys, *, clock: Clock) -> None:
+        self._connections = connections
+        self._calls = Calls(connections)
+        self._keys = keys
+        self._clock = clock
+
+    async def read(self, order_id: str) -> Reservation | None:
+        """The reservation of this id, or None where Redis has none."""
+        found = await self.read_many([order_id])
+        return found[0]
+
+    async def read_many(self, order_ids: Sequence[str]) -> list[Reservation | None]:
+        """The reservations of these ids, in order, each None where Redis has none."""
+        if not order_ids:
+            return []
+        sales = [sale_of(order_id) or "" for order_id in order_ids]
+        replies = await self._connections.pipeline(
+            [
+                ("HGETALL", self._keys.of(sale_id).order(order_id))
+                for sale_id, order_id in zip(sales, order_ids, strict=True)
+            ]
+        )
+        return [
+            as_reservation(sale_id, order_id, as_mapping(reply)) if good(reply) else None
+            for sale_id, order_id, reply in zip(sales, order_ids, replies, strict=True)
+        ]
+
+    async def orders_of_buyer(self, sale_id: str, buyer_id: str, limit: int) -> list[Reservation]:
+        """This buyer's reservations in this sale, newest first, at most `limit`."""
+        order_ids = await self._connections.command(
+            "ZREVRANGE", self._keys.of(sale_id).buyer_orders(buyer_id), 0, limit - 1
+        )
+        return [found for found in await self.read_many(order_ids) if found is not None]
+
+    async def due(self, sale_id: str, limit: int) -> list[str]:
+        """Orders whose deadline has passed by both clocks, oldest first."""
+        now_ms = min(self._connections.server_now_ms(), self._clock.now_ms())
+        return await self._until(self._keys.of(sale_id).deadlines, now_ms, limit)
+
+    async def leases_over(self, sale_id: str, limit: int) -> list[str]:
+        """Orders in CONFIRMING whose lease is over, longest over first."""
+        now_ms = self._connections.server_now_ms()
+        return await self._until(self._keys.of(sale_id).confirming, now_ms, limit)
+
+    async def deposits_over(self, sale_id: str, limit: int) -> list[str]:
+        """Orders awaiting a deposit whose account's due date has passed."""
+        now_ms = self._connections.server_now_ms()
+        return await self._until(self._keys.of(sale_id).deposits, now_ms, limit)
+
+    async def _until(self, key: str, score: int, limit: int) -> list[str]:
+        return await self._connections.command(
+            "ZRANGEBYSCORE", key, "-inf", score, "LIMIT", 0, limit
+        )
+
+    async def undecided(self, sale_id: str) -> int:
+        """How many orders are in CONFIRMING."""
+        return int(await self._connections.command("ZCARD", self._keys.of(sale_id).confirming))
+
+    async def claim(
+        self, order: Reservation, *, epoch: str, payment_key: str, lease_ms: int
+    ) -> Claimed | Present:
+        """Take a reservation to CONFIRMING for one payment attempt (claim.lua).
+
+        Raises:
+            SoldOut, BuyerLimitExceeded, ReservationExpired: no money may be asked for.
+            HoldLost: Redis does not have the order.
+            and what `Calls.run` raises.
+        """
+        keys = self._keys.of(order.sale_id)
+        claim_id = secrets.token_hex(8)
+        for _ in range(DUE_ROUNDS_MAX):
+            reply = await self._calls.run(
+                "claim",
+                epoch=epoch,
+                keys=[
+                    keys.sale,
+                    keys.deadlines,
+                    keys.confirming,
+                    keys.outbox,
+                    *_order_keys(keys, order),
+                ],
+                args=[
+                    self._clock.now_ms(),
+                    order.order_id,
+                    payment_key,
+                    claim_id,
+                    lease_ms,
+                    PAYMENT_ATTEMPTS_MAX,
+                ],
+            )
+            if reply[0] != ClaimWord.DUE:
+                return _claim_answer(ClaimWord(reply[0]), reply[1:])
+            if await self.expire(order.sale_id, reply[1:], epoch=epoch) == 0:
+                break
+        raise ReservationExpired
+
+    async def take_over(
+        self, order: Reservation, *, epoch: str, lease_ms: int
+    ) -> Claimed | LeaseElsewhere:
+        """Take a payment whose lease is over, under a new fence (lease.lua, `take`)."""
+        reply = await self._lease(order, epoch=epoch, lease_ms=lease_ms, mode="take")
+        if reply[0] == LeaseWord.TAKEN:
+            return Claimed(int(reply[1]), int(reply[2]))
+        return LeaseElsewhere()
+
+    async def move_lease(
+        self, order: Reservation, *, epoch: str, fence: int, lease_ms: int
+    ) -> None:
+        """Let one's own lease end `lease_ms` from now; without effect where it is not one's own."""
+        mine = msgspec.structs.replace(order, fence=fence)
+        await self._lease(mine, epoch=epoch, lease_ms=lease_ms, mode="move")
+
+    async def _lease(
+        self, order: Reservation, *, epoch: str, lease_ms: int, mode: str
+    ) -> list[str]:
+        keys = self._keys.of(order.sale_id)
+        return await self._calls.run(
+            "lease",
+            epoch=epoch,
+            keys=[keys.sale, keys.confirming, keys.outbox, keys.order(order.order_id)],
+            args=[order.order_id, order.fence, lease_ms, mode, secrets.token_hex(8)],
+        )
+
+    async def finish(
+        self, order: Reservation, *, epoch: str, fence: int, outcome: Outcome
+    ) -> Finished:
+        """Write down how a payment ended, under the fence that asked for it (finish.lua)."""
+        keys = self._keys.of(order.sale_id)
+        reply = await self._calls.run(
+            "finish",
+            epoch=epoch,
+            keys=[
+                keys.sale,
+                keys.deadlines,
+                keys.confirming,
+                keys.deposits,
+                keys.outbox,
+                *_order_keys(keys, order),
+            ],
+            args=[
+                self._clock.now_ms(),
+                order.order_id,
+                fence,
+                outcome.name,
+                outcome.attempt,
+                outcome.due_ms,
+                members_json(outcome.members),
+            ],
+        )
+        return Finished(Status(reply[1]), applied=reply[0] == FinishWord.DONE)
+
+    async def release(self, order: Reservation, *, epoch: str, cause: str) -> Status:
+        """Give a hold back (release.lua); the status that stands afterwards."""
+        keys = self._keys.of(order.sale_id)
+        reply = await self._calls.run(
+            "release",
+            epoch=epoch,
+            keys=[keys.sale, keys.deadlines, keys.outbox, *_order_keys(keys, order)],
+            args=[order.order_id, msgspec.json.encode(cause).decode()],
+        )
+        return Status(reply[1]) if len(reply) > 1 else Status.RELEASED
+
+    async def expire(self, sale_id: str, order_ids: Sequence[str], *, epoch: str) -> int:
+        """Expire those of the orders that are due (expire.lua); how many were."""
+        keys = self._keys.of(sale_id)
+        found = await self.read_many(list(order_ids)[:EXPIRE_BATCH])
+        orders = [order for order in found if order is not None]
+        if not orders:
+            return 0
+        order_keys = [key for order in orders for key in _order_keys(keys, order)]
+        pairs = [part for order in orders for part in (order.order_id, len(order.lines))]
+        words = await self._calls.run(
+            "expire",
+            epoch=epoch,
+            keys=[keys.sale, keys.deadlines, keys.outbox, *order_keys],
+            args=[self._clock.now_ms(), *pairs],
+        )
+        return words.count(ExpireWord.EXPIRED)
+
+    async def refund(self, order: Reservation, *, epoch: str, restock: bool, cause: str) -> Status:
+        """Take a sold order to REFUNDED (refund.lua); the status that stands afterwards."""
+        keys = self._keys.of(order.sale_id)
+        reply = await self._calls.run(
+            "refund",
+            epoch=epoch,
+            keys=[keys.sale, keys.outbox, *_order_keys(keys, order)],
+            args=[order.order_id, int(restock), msgspec.json.encode(cause).decode()],
+        )
+        return Status(reply[1]) if len(reply) > 1 else Status.REFUNDED
+
+
+def _order_keys(keys: SaleKeys, order: Reservation) -> list[str]:
+    return [
+        keys.order(order.order_id),
+        keys.buyer(order.buyer_id),
+        *(keys.stock(line.sku) for line in order.lines),
+    ]
+
+
+def _claim_answer(word: ClaimWord, facts: Sequence[str]) -> Claimed | Present:
+    match word:
+        case ClaimWord.CLAIMED:
+            return Claimed(int(facts[0]), int(float(facts[1])))
+        case ClaimWord.PRESENT:
+            return Present(Status(facts[0]), facts[1])
+        case ClaimWord.EXPIRED:
+            raise ReservationExpired
+        case ClaimWord.ATTEMPTS_EXHAUSTED:
+            raise ReservationExpired(
+                "This order has used up its payment attempts; nothing was charged. Start a new one."
+            )
+        case ClaimWord.LIMIT_EXCEEDED:
+            raise limit_exceeded(facts)
+        case ClaimWord.SOLD_OUT:
+            raise sold_out(facts)
+        case ClaimWord.TOO_LATE | ClaimWord.RECOVERING | ClaimWord.NOT_FOUND | ClaimWord.DUE:
+            raise AssertionError(word)

@@ -1,0 +1,138 @@
+#!lua flags=allow-oom
+--[[
+claim.lua: a buyer is back from the PG; take the reservation to CONFIRMING and lift its deadline.
+
+Keys     all carry the sale's hash tag, so the script stays in one slot
+  KEYS[1]   sale        hash    rsv:{S}:sale            settings, epoch, last seq and chain
+  KEYS[2]   deadlines   zset    rsv:{S}:deadlines       order id -> deadline, Unix ms
+  KEYS[3]   confirming  zset    rsv:{S}:confirming      order id -> end of the lease, Unix ms
+  KEYS[4]   outbox      stream  rsv:{S}:outbox          one entry per change
+  KEYS[5]   order       hash    rsv:{S}:order:ID        the reservation
+  KEYS[6]   buyer       hash    rsv:{S}:buyer:BUYER     sku -> units held or bought
+  KEYS[7+]  stock       hash    rsv:{S}:stock:SKU       one per line, in the order of the lines
+Args
+  ARGV[1]   not_after     int   Unix ms, server's clock; later than this nothing is done
+  ARGV[2]   epoch         text  the epoch of the sale that the caller knows
+  ARGV[3]   caller_ms     int   Unix ms, caller's clock
+  ARGV[4]   order_id      text
+  ARGV[5]   payment_key   text  the PG's id of this attempt
+  ARGV[6]   claim_id      text  the caller's name for this call: repeated, it gets the same answer
+  ARGV[7]   lease_ms      int   how long this caller alone may ask for the money
+  ARGV[8]   attempts_max  int   payment attempts that an order may make
+Returns  the first that applies
+  too_late           the server's clock is past not_after
+  recovering         the sale is not the one the caller knows
+  not_found          no such reservation
+  claimed            {fence, lease end} the caller may ask the PG for the money, under this fence
+  present            {status, outcome} nothing to claim: the payment key's own outcome, or
+                     another key while a payment is under way or done; outcome "" where none
+  attempts_exhausted the order has used up its payment attempts
+  expired            the hold ran out and the basket cannot be taken again
+  due                {order ids} holds that ran out stand in the way: expire them, ask again
+  limit_exceeded     {sku, limit, taken}
+  sold_out           {"", then sku, available of each line}
+Keeps    total = available + held + sold, each >= 0; one outbox entry when it claims, else none
+Cost     O(lines), at most 20
+]]
+--@include lib/now.lua
+--@include lib/head.lua
+--@include lib/lines.lua
+--@include lib/due.lua
+
+-- Claim against expiry, the race this script exists for:
+--   reaper: expire ---------------------> {settled}: the deadline is gone
+--   buyer:        claim: CONFIRMING, deadline lifted
+-- or
+--   reaper: expire: EXPIRED, stock back
+--   buyer:        claim -> takes the same basket again here, or {expired}: no money is asked for
+-- Both run alone on the server, so one of the two lines is what happened.
+
+local sale, deadlines, confirming, outbox = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local order, buyer = KEYS[5], KEYS[6]
+local FIRST_STOCK_KEY = 7
+local not_after, epoch, caller_ms = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
+local order_id, payment_key, claim_id = ARGV[4], ARGV[5], ARGV[6]
+local lease_ms, attempts_max = tonumber(ARGV[7]), tonumber(ARGV[8])
+
+local now_ms = server_ms()
+if now_ms > not_after then return {"too_late"} end
+local head = open_head(sale, outbox, epoch)
+if not head then return {"recovering"} end
+
+local found = redis.call(
+    "HMGET", order, "status", "items", "fence", "attempts", "payment_key", "claim_id",
+    "attempt:" .. payment_key)
+local status, fence, attempts = found[1], tonumber(found[3]), tonumber(found[4])
+if not status then return {"not_found"} end
+if status == "CONFIRMING" and found[5] == payment_key and found[6] == claim_id then
+    return {"claimed", int(fence), redis.call("ZSCORE", confirming, order_id)}
+end
+if found[7] then return {"present", status, found[7]} end
+if COUNTER[status] ~= "available" and status ~= "HELD" or status == "REFUNDED" then
+    return {"present", status, ""}
+end
+if attempts >= attempts_max then return {"attempts_exhausted"} end
+
+local lines, bug = take_lines("claim", found[2], FIRST_STOCK_KEY, KEYS)
+if not lines then return bug end
+local ended = status == "RELEASED" or status == "EXPIRED"
+local takes = COUNTER[status] == "available"
+
+local function limit_refusal()
+    for _, line in ipairs(lines) do
+        local taken = tonumber(redis.call("HGET", buyer, line.sku)) or 0
+        local limit = tonumber(redis.call("HGET", line.key, "limit"))
+        if taken + line.quantity > limit then
+            return {"limit_exceeded", line.sku, int(limit), int(taken)}
+        end
+    end
+end
+
+local function stock_refusal()
+    local short, reply = false, {"sold_out", ""}
+    for _, line in ipairs(lines) do
+        local available = tonumber(redis.call("HGET", line.key, "available"))
+        short = short or available < line.quantity
+        reply[#reply + 1] = line.sku
+        reply[#reply + 1] = int(available)
+    end
+    if short then return ended and {"expired"} or reply end
+end
+
+if ended then
+    -- Taking a basket again is a new hold: the sale must be open for it. A claim of a standing
+    -- one is not, and goes on after the sale's end.
+    local open = head.status == "open" and now_ms >= head.opens_at and now_ms < head.closes_at
+    if not open then return {"expired"} end
+end
+if takes then
+    for _, line in ipairs(lines) do
+        -- An item that has left the sale since cannot be taken again.
+        if redis.call("EXISTS", line.key) == 0 then return {"expired"} end
+    end
+    local refusal = limit_refusal() or stock_refusal()
+    if refusal then
+        local due = due_orders(deadlines, math.min(now_ms, caller_ms))
+        if #due > 0 and head.hold_policy == "prepare" then return {"due", unpack(due)} end
+        return refusal
+    end
+else
+    local wrong = check_lines("claim", lines, COUNTER[status])
+    if wrong then return wrong end
+end
+redis.call("ZCARD", confirming)
+
+fence = fence + 1
+local lease_until = int(now_ms + lease_ms)
+local seq = append_event(head, "claimed", order_id, now_ms, string.format(
+    '{"from":"%s","to":"CONFIRMING","fence":%.0f,"paymentKey":"%s","leaseUntil":%s}',
+    status, fence, payment_key, lease_until))
+close_head(head)
+redis.call(
+    "HSET", order, "status", "CONFIRMING", "fence", int(fence), "payment_key", payment_key,
+    "claim_id", claim_id, "claimed_at", int(now_ms), "attempts", int(attempts + 1),
+    "updated_at", int(now_ms), "seq", seq)
+redis.call("ZREM", deadlines, order_id)
+redis.call("ZADD", confirming, lease_until, order_id)
+move_lines(lines, buyer, COUNTER[status], "held")
+return {"claimed", int(fence), lease_until}

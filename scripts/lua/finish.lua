@@ -1,0 +1,106 @@
+#!lua flags=allow-oom
+--[[
+finish.lua: write down how a payment ended, under the fence that asked for it.
+
+Keys     all carry the sale's hash tag, so the script stays in one slot
+  KEYS[1]   sale        hash    rsv:{S}:sale            settings, epoch, last seq and chain
+  KEYS[2]   deadlines   zset    rsv:{S}:deadlines       order id -> deadline, Unix ms
+  KEYS[3]   confirming  zset    rsv:{S}:confirming      order id -> end of the lease, Unix ms
+  KEYS[4]   deposits    zset    rsv:{S}:deposits        order id -> due date of the account, Unix ms
+  KEYS[5]   outbox      stream  rsv:{S}:outbox          one entry per change
+  KEYS[6]   order       hash    rsv:{S}:order:ID        the reservation
+  KEYS[7]   buyer       hash    rsv:{S}:buyer:BUYER     sku -> units held or bought
+  KEYS[8+]  stock       hash    rsv:{S}:stock:SKU       one per line, in the order of the lines
+Args
+  ARGV[1]   not_after   int   Unix ms, server's clock; later than this nothing is done
+  ARGV[2]   epoch       text  the epoch of the sale that the caller knows
+  ARGV[3]   caller_ms   int   Unix ms, caller's clock
+  ARGV[4]   order_id    text
+  ARGV[5]   fence       int   the fence under which the caller asked the PG
+  ARGV[6]   outcome     text  confirmed, awaiting_deposit, declined, voided, expired or refunded
+  ARGV[7]   attempt     text  what this payment key's attempt is remembered by; "" forgets it, so
+                              that the same key may be claimed again (no money was asked for)
+  ARGV[8]   due_ms      int   Unix ms; the account's due date with awaiting_deposit, else 0
+  ARGV[9]   members     text  the event's other members: JSON text with a leading comma, or ""
+Returns  the first that applies
+  too_late    the server's clock is past not_after
+  recovering  the sale is not the one the caller knows
+  not_found   no such reservation
+  done        {status} as asked, now or by an earlier call of the same kind
+  stale       {status, fence} another fence, or a status that this outcome cannot follow
+Keeps    total = available + held + sold, each >= 0; one outbox entry when it writes, else none
+Cost     O(lines), at most 20
+]]
+--@include lib/now.lua
+--@include lib/head.lua
+--@include lib/lines.lua
+
+local sale, deadlines, confirming, deposits, outbox = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local order, buyer = KEYS[6], KEYS[7]
+local FIRST_STOCK_KEY = 8
+local not_after, epoch, caller_ms = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
+local order_id, fence, outcome, attempt = ARGV[4], tonumber(ARGV[5]), ARGV[6], ARGV[7]
+local due_ms, members = tonumber(ARGV[8]), ARGV[9]
+
+-- Where each outcome leads from each status. `voided` goes back to where the claim began, or to
+-- EXPIRED when that deadline has passed.
+local EDGES = {
+    confirmed = {CONFIRMING = "CONFIRMED", AWAITING_DEPOSIT = "CONFIRMED"},
+    awaiting_deposit = {CONFIRMING = "AWAITING_DEPOSIT", CONFIRMED = "AWAITING_DEPOSIT"},
+    declined = {CONFIRMING = "RELEASED", AWAITING_DEPOSIT = "RELEASED"},
+    voided = {CONFIRMING = "HELD"},
+    expired = {AWAITING_DEPOSIT = "EXPIRED", CONFIRMING = "EXPIRED"},
+    refunded = {CONFIRMING = "REFUNDED", RELEASED = "REFUNDED", EXPIRED = "REFUNDED"},
+}
+
+local now_ms = server_ms()
+if now_ms > not_after then return {"too_late"} end
+local head = open_head(sale, outbox, epoch)
+if not head then return {"recovering"} end
+
+local found = redis.call(
+    "HMGET", order, "status", "items", "fence", "payment_key", "expires_at", "finished")
+local status, standing, payment_key = found[1], tonumber(found[3]), found[4]
+if not status then return {"not_found"} end
+-- What this fence has already written is answered again, so a lost reply costs nothing.
+local this_finish = outcome .. ":" .. int(fence)
+if found[6] == this_finish and not EDGES[outcome][status] then return {"done", status} end
+local to = EDGES[outcome][status]
+if standing ~= fence or not to then return {"stale", status, int(standing)} end
+
+if outcome == "voided" then
+    if tonumber(found[5]) <= math.min(now_ms, caller_ms) then
+        to = "EXPIRED"
+    elseif head.hold_policy == "success" then
+        to = "PREPARED"
+    end
+end
+local lines, bug = take_lines("finish", found[2], FIRST_STOCK_KEY, KEYS)
+if not lines then return bug end
+local wrong = COUNTER[status] ~= COUNTER[to] and check_lines("finish", lines, COUNTER[status])
+if wrong then return wrong end
+redis.call("ZCARD", deadlines)
+redis.call("ZCARD", confirming)
+redis.call("ZCARD", deposits)
+redis.call("HLEN", buyer)
+
+local seq = append_event(head, outcome, order_id, now_ms, string.format(
+    '{"from":"%s","to":"%s","fence":%.0f%s}', status, to, fence, members))
+close_head(head)
+redis.call(
+    "HSET", order, "status", to, "finished", this_finish, "updated_at", int(now_ms), "seq", seq)
+if payment_key and attempt ~= "" then
+    redis.call("HSET", order, "attempt:" .. payment_key, attempt)
+elseif payment_key then
+    redis.call("HDEL", order, "attempt:" .. payment_key, "payment_key", "claim_id")
+    redis.call("HINCRBY", order, "attempts", -1)
+end
+redis.call("ZREM", confirming, order_id)
+redis.call("ZREM", deposits, order_id)
+if to == "AWAITING_DEPOSIT" then
+    redis.call("ZADD", deposits, int(due_ms), order_id)
+elseif to == "HELD" or to == "PREPARED" then
+    redis.call("ZADD", deadlines, found[5], order_id)
+end
+move_lines(lines, buyer, COUNTER[status], COUNTER[to])
+return {"done", to}

@@ -1,0 +1,65 @@
+#!lua flags=allow-oom
+--[[
+lease.lua: take over a payment whose process is gone, or move the end of one's own lease.
+
+Keys     all carry the sale's hash tag, so the script stays in one slot
+  KEYS[1]   sale        hash    rsv:{S}:sale            settings, epoch, last seq and chain
+  KEYS[2]   confirming  zset    rsv:{S}:confirming      order id -> end of the lease, Unix ms
+  KEYS[3]   outbox      stream  rsv:{S}:outbox          one entry per change
+  KEYS[4]   order       hash    rsv:{S}:order:ID        the reservation
+Args
+  ARGV[1]   not_after   int   Unix ms, server's clock; later than this nothing is done
+  ARGV[2]   epoch       text  the epoch of the sale that the caller knows
+  ARGV[3]   order_id    text
+  ARGV[4]   fence       int   the fence that the caller saw
+  ARGV[5]   lease_ms    int   the lease from now on
+  ARGV[6]   mode        text  take: only after the lease's end, with a new fence; move: one's own
+  ARGV[7]   claim_id    text  the caller's name for this take-over: repeated, the same answer
+Returns  the first that applies
+  too_late    the server's clock is past not_after
+  recovering  the sale is not the one the caller knows
+  not_found   no such reservation
+  taken       {fence, lease end} the caller has the payment now; every older fence is refused
+  stale       {status, fence} not CONFIRMING any more, or another fence has it
+  leased      {lease end} somebody still has it
+  moved       {lease end}
+Keeps    the counters untouched; one outbox entry when taken, none when moved
+Cost     O(1)
+]]
+--@include lib/now.lua
+--@include lib/head.lua
+
+local sale, confirming, outbox, order = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local not_after, epoch, order_id = tonumber(ARGV[1]), ARGV[2], ARGV[3]
+local fence, lease_ms, mode, claim_id = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6], ARGV[7]
+
+local now_ms = server_ms()
+if now_ms > not_after then return {"too_late"} end
+local head = open_head(sale, outbox, epoch)
+if not head then return {"recovering"} end
+
+local found = redis.call("HMGET", order, "status", "fence", "claim_id")
+local status, standing = found[1], tonumber(found[2])
+if not status then return {"not_found"} end
+local lease_end = tonumber(redis.call("ZSCORE", confirming, order_id))
+if status == "CONFIRMING" and found[3] == claim_id and standing == fence + 1 then
+    return {"taken", int(standing), int(lease_end)}
+end
+if status ~= "CONFIRMING" or standing ~= fence then return {"stale", status, int(standing)} end
+
+local lease_until = int(now_ms + lease_ms)
+if mode == "move" then
+    redis.call("ZADD", confirming, lease_until, order_id)
+    return {"moved", lease_until}
+end
+if lease_end and lease_end > now_ms then return {"leased", int(lease_end)} end
+
+fence = fence + 1
+local seq = append_event(head, "taken_over", order_id, now_ms, string.format(
+    '{"from":"CONFIRMING","to":"CONFIRMING","fence":%.0f,"leaseUntil":%s}', fence, lease_until))
+close_head(head)
+redis.call(
+    "HSET", order, "fence", int(fence), "claim_id", claim_id, "updated_at", int(now_ms),
+    "seq", seq)
+redis.call("ZADD", confirming, lease_until, order_id)
+return {"taken", int(fence), lease_until}

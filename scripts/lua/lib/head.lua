@@ -1,0 +1,34 @@
+-- The head of a sale: its settings, its epoch, and the number and chain value of its last event.
+-- nil where the sale is not the one the caller knows: no key, another epoch, or an outbox whose
+-- last entry is not the head's. Then nothing may be changed until a rebuild (`recovering`).
+local function open_head(sale, outbox, epoch)
+    local found = redis.call(
+        "HMGET", sale, "epoch", "seq", "chain", "status", "opens_at", "closes_at",
+        "hold_seconds", "hold_policy", "require_admission", "currency")
+    if found[1] ~= epoch then return nil end
+    local last = redis.pcall("XREVRANGE", outbox, "+", "-", "COUNT", "1")
+    if last.err or not last[1] or last[1][1] ~= found[2] .. "-0" then return nil end
+    return {
+        sale = sale, outbox = outbox, seq = tonumber(found[2]), chain = found[3],
+        status = found[4], opens_at = tonumber(found[5]), closes_at = tonumber(found[6]),
+        hold_seconds = tonumber(found[7]), hold_policy = found[8],
+        require_admission = found[9] == "1", currency = found[10],
+    }
+end
+
+-- Appends one event. It is each step's first write: the entry's id is the event's number, and
+-- open_head has seen that the stream ends right before it, so it cannot be refused half-way.
+local function append_event(head, event, order_id, at_ms, data)
+    local seq, at = int(head.seq + 1), int(at_ms)
+    local chain = redis.sha1hex(
+        table.concat({head.chain, seq, event, order_id, at, data}, "|"))
+    redis.call(
+        "XADD", head.outbox, seq .. "-0",
+        "event", event, "order", order_id, "at", at, "data", data, "chain", chain)
+    head.seq, head.chain = head.seq + 1, chain
+    return seq
+end
+
+local function close_head(head)
+    redis.call("HSET", head.sale, "seq", int(head.seq), "chain", head.chain)
+end

@@ -1,0 +1,46 @@
+-- Which counter of a SKU a reservation's units are in, by its status.
+local COUNTER = {
+    HELD = "held", CONFIRMING = "held", AWAITING_DEPOSIT = "held", CONFIRMED = "sold",
+    PREPARED = "available", RELEASED = "available", EXPIRED = "available", REFUNDED = "available",
+}
+
+-- The lines of a stored reservation, each with the stock key that the caller declared for it.
+-- A key that is not this SKU's is a bug of the caller, found before anything is written.
+local function take_lines(script, items, first_key, keys)
+    local lines = {}
+    for i, item in ipairs(cjson.decode(items)) do
+        local key = keys[first_key + i - 1]
+        if not key or string.sub(key, -#item[1] - 1) ~= ":" .. item[1] then
+            return nil, redis.error_reply("BUG " .. script .. ": stock keys do not fit the order")
+        end
+        lines[i] = {sku = item[1], quantity = item[2], key = key}
+    end
+    return lines
+end
+
+-- The first thing wrong with moving these lines out of a counter, as an error reply; nil if none.
+local function check_lines(script, lines, from)
+    for _, line in ipairs(lines) do
+        local have = tonumber(redis.call("HGET", line.key, from))
+        if not have or have < line.quantity then
+            return redis.error_reply(
+                "BUG " .. script .. ": " .. from .. " of " .. line.sku .. " does not cover the order")
+        end
+    end
+end
+
+-- Moves the lines between two counters, and keeps what the buyer has in step.
+local function move_lines(lines, buyer, from, to)
+    if from == to then return end
+    for _, line in ipairs(lines) do
+        redis.call("HINCRBY", line.key, from, -line.quantity)
+        redis.call("HINCRBY", line.key, to, line.quantity)
+        if from == "available" then
+            redis.call("HINCRBY", buyer, line.sku, line.quantity)
+        elseif to == "available" then
+            if redis.call("HINCRBY", buyer, line.sku, -line.quantity) <= 0 then
+                redis.call("HDEL", buyer, line.sku)
+            end
+        end
+    end
+end

@@ -1,0 +1,227 @@
+#!lua
+--[[
+prepare.lua: decide a batch of baskets in order, each on its own merits, and take their holds.
+
+Keys     all carry the sale's hash tag, so the script stays in one slot
+  KEYS[1]   sale       hash    rsv:{S}:sale           settings, epoch, last seq and chain
+  KEYS[2]   deadlines  zset    rsv:{S}:deadlines      order id -> deadline, Unix ms
+  KEYS[3]   outbox     stream  rsv:{S}:outbox         one entry per change
+  KEYS[4+]  stock      hash    rsv:{S}:stock:SKU      one per SKU that occurs in the batch, then of
+                                                      each basket, in order, four keys: its order,
+                                                      buyer, buyer-orders and rate
+Args
+  ARGV[1]   not_after   int    Unix ms, server's clock; later than this nothing is done
+  ARGV[2]   epoch       text   the epoch of the sale that the caller knows
+  ARGV[3]   caller_ms   int    Unix ms, caller's clock; a deadline counts when both clocks say so
+  ARGV[4]   interval    num    ms between two holds of one buyer at the steady rate; 0 = no limit
+  ARGV[5]   burst       int    holds that a buyer may take at once
+  ARGV[6]   skus        int    how many stock keys
+  ARGV[7]   baskets     int    how many baskets
+  ARGV[8+]  sku         text   one per stock key, then of each basket eight values: order id, buyer,
+                               order name, digest of the body, amount, admitted (1 or 0), the
+                               event's members that the caller encodes (JSON text without braces),
+                               and its lines "index quantity index quantity ..."
+Returns  one array per basket, in order; of each, the first that applies
+  too_late        the server's clock is past not_after
+  recovering      the sale is not the one the caller knows; nothing is sold before a rebuild
+  replayed        this order stands, made from the same body
+  rate_limited    {ms until one more is allowed}
+  sku_not_found   {sku}
+  key_reused      this order stands, made from another body
+  not_admitted    the sale asks for an admission and the caller saw no good one
+  closed          the sale is over
+  not_open        {opens_at}
+  paused          an operator stopped the sale
+  amount_mismatch {amount of the basket at today's prices}
+  due             {order ids} holds that ran out stand in the way: expire them, then ask again
+  again           a basket before this one met `due`: ask again after it
+  limit_exceeded  {sku, limit, taken}
+  sold_out        {next deadline or "", then sku, available of each line}
+  held            {expires_at, seq, created_at, items} stock is held until expires_at
+  prepared        {expires_at, seq, created_at, items} nothing is held: the sale takes stock later
+Keeps    total = available + held + sold, each >= 0; one outbox entry for each basket that is held
+         or prepared, none for any other
+Cost     O(lines), at most 20 a basket and as many baskets as the caller batches
+]]
+--@include lib/now.lua
+--@include lib/head.lua
+--@include lib/due.lua
+
+local sale, deadlines, outbox = KEYS[1], KEYS[2], KEYS[3]
+local not_after, epoch, caller_ms = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
+local interval, burst = tonumber(ARGV[4]), tonumber(ARGV[5])
+local sku_count, basket_count = tonumber(ARGV[6]), tonumber(ARGV[7])
+local FIRST_STOCK_KEY, FIRST_SKU = 4, 8
+local KEYS_PER_BASKET, ARGS_PER_BASKET = 4, 8
+
+local now_ms = server_ms()
+local expiry_ms = math.min(now_ms, caller_ms)
+local replies = {}
+
+local function all_answer(word)
+    for i = 1, basket_count do replies[i] = {word} end
+    return replies
+end
+
+if now_ms > not_after then return all_answer("too_late") end
+local head = open_head(sale, outbox, epoch)
+if not head then return all_answer("recovering") end
+
+-- Stock is read once a batch and then followed here, so that a basket sees the ones before it.
+local stocks = {}
+local function stock_of(index)
+    local stock = stocks[index]
+    if stock == nil then
+        local key = KEYS[FIRST_STOCK_KEY + index - 1]
+        local found = redis.call("HMGET", key, "available", "held", "price", "limit")
+        stock = found[1] and {
+            key = key, sku = ARGV[FIRST_SKU + index - 1], available = tonumber(found[1]),
+            held = tonumber(found[2]), price = tonumber(found[3]), limit = tonumber(found[4]),
+        } or false
+        stocks[index] = stock
+    end
+    return stock
+end
+
+local due
+local function holds_ran_out()
+    if head.hold_policy ~= "prepare" then return false end
+    due = due or due_orders(deadlines, expiry_ms)
+    return #due > 0
+end
+
+local function basket_at(position)
+    local key = FIRST_STOCK_KEY + sku_count + (position - 1) * KEYS_PER_BASKET
+    local arg = FIRST_SKU + sku_count + (position - 1) * ARGS_PER_BASKET
+    return {
+        order = KEYS[key], buyer = KEYS[key + 1], buyer_orders = KEYS[key + 2], rate = KEYS[key + 3],
+        order_id = ARGV[arg], buyer_id = ARGV[arg + 1], name = ARGV[arg + 2], digest = ARGV[arg + 3],
+        amount = tonumber(ARGV[arg + 4]), admitted = ARGV[arg + 5] == "1", members = ARGV[arg + 6],
+        lines = ARGV[arg + 7],
+    }
+end
+
+-- GCRA: the theoretical arrival time may run ahead of now by (burst - 1) intervals.
+local function rate_refusal(basket)
+    if interval == 0 then return nil end
+    local arrival = math.max(tonumber(redis.call("GET", basket.rate)) or 0, now_ms)
+    local wait = arrival - now_ms - (burst - 1) * interval
+    if wait > 0 then return {"rate_limited", int(math.ceil(wait))} end
+    basket.next_arrival = arrival + interval
+end
+
+local function take_basket_lines(basket)
+    local lines, amount = {}, 0
+    for index, quantity in string.gmatch(basket.lines, "(%d+) (%d+)") do
+        local stock = stock_of(tonumber(index))
+        if not stock then return nil, ARGV[FIRST_SKU + tonumber(index) - 1] end
+        lines[#lines + 1] = {stock = stock, quantity = tonumber(quantity)}
+        amount = amount + stock.price * tonumber(quantity)
+    end
+    return lines, amount
+end
+
+local function window_refusal(basket)
+    if head.require_admission and not basket.admitted then return {"not_admitted"} end
+    if head.status == "closed" or now_ms >= head.closes_at then return {"closed"} end
+    if now_ms < head.opens_at then return {"not_open", int(head.opens_at)} end
+    if head.status == "paused" then return {"paused"} end
+end
+
+local function limit_refusal(basket, lines)
+    local skus = {}
+    for i, line in ipairs(lines) do skus[i] = line.stock.sku end
+    local taken = redis.call("HMGET", basket.buyer, unpack(skus))
+    for i, line in ipairs(lines) do
+        local has = tonumber(taken[i]) or 0
+        if has + line.quantity > line.stock.limit then
+            return {"limit_exceeded", line.stock.sku, int(line.stock.limit), int(has)}
+        end
+    end
+end
+
+local function stock_refusal(lines)
+    local short = false
+    for _, line in ipairs(lines) do short = short or line.stock.available < line.quantity end
+    if not short then return nil end
+    local next_deadline = ""
+    if head.hold_policy == "prepare" then
+        next_deadline = redis.call("ZRANGE", deadlines, 0, 0, "WITHSCORES")[2] or ""
+    end
+    local reply = {"sold_out", next_deadline}
+    for _, line in ipairs(lines) do
+        reply[#reply + 1] = line.stock.sku
+        reply[#reply + 1] = int(line.stock.available)
+    end
+    return reply
+end
+
+local function items_json(lines)
+    local items = {}
+    for i, line in ipairs(lines) do
+        items[i] = string.format(
+            '["%s",%.0f,%.0f]', line.stock.sku, line.quantity, line.stock.price)
+    end
+    return "[" .. table.concat(items, ",") .. "]"
+end
+
+local function write(basket, lines, holds)
+    local status = holds and "HELD" or "PREPARED"
+    local items, at = items_json(lines), int(now_ms)
+    local expires_at = int(now_ms + head.hold_seconds * 1000)
+    local seq = append_event(head, "prepared", basket.order_id, now_ms, string.format(
+        '{"from":"","to":"%s","items":%s,"amount":%.0f,"digest":"%s","expiresAt":%s,%s}',
+        status, items, basket.amount, basket.digest, expires_at, basket.members))
+    -- The head moves with each event: an error at a later basket must not leave it behind.
+    close_head(head)
+    redis.call(
+        "HSET", basket.order, "status", status, "buyer", basket.buyer_id, "items", items,
+        "amount", int(basket.amount), "currency", head.currency, "name", basket.name, "digest", basket.digest,
+        "created_at", at, "updated_at", at, "expires_at", expires_at, "fence", "0",
+        "attempts", "0", "seq", seq)
+    redis.call("ZADD", deadlines, expires_at, basket.order_id)
+    redis.call("ZADD", basket.buyer_orders, at, basket.order_id)
+    for _, line in ipairs(holds and lines or {}) do
+        local stock = line.stock
+        stock.available = stock.available - line.quantity
+        stock.held = stock.held + line.quantity
+        redis.call("HINCRBY", stock.key, "available", -line.quantity)
+        redis.call("HINCRBY", stock.key, "held", line.quantity)
+        redis.call("HINCRBY", basket.buyer, stock.sku, line.quantity)
+    end
+    if basket.next_arrival then
+        redis.call(
+            "SET", basket.rate, string.format("%.3f", basket.next_arrival),
+            "PX", int(math.ceil(basket.next_arrival - now_ms)))
+    end
+    return {holds and "held" or "prepared", expires_at, seq, at, items}
+end
+
+local function decide(basket)
+    local standing = redis.call("HGET", basket.order, "digest")
+    if standing == basket.digest then return {"replayed"} end
+    local refusal = rate_refusal(basket)
+    if refusal then return refusal end
+    local lines, amount = take_basket_lines(basket)
+    if not lines then return {"sku_not_found", amount} end
+    if standing then return {"key_reused"} end
+    refusal = window_refusal(basket)
+    if refusal then return refusal end
+    if amount ~= basket.amount then return {"amount_mismatch", int(amount)} end
+    -- Reading the score proves the key's kind before the first write.
+    redis.call("ZSCORE", basket.buyer_orders, basket.order_id)
+    local holds = head.hold_policy == "prepare"
+    refusal = limit_refusal(basket, lines) or stock_refusal(lines)
+    -- A hold that ran out hides neither stock nor a buyer's own limit.
+    if refusal and holds_ran_out() then return {"due", unpack(due)} end
+    return refusal or write(basket, lines, holds)
+end
+
+redis.call("ZCARD", deadlines)
+local behind_due = false
+for position = 1, basket_count do
+    local reply = behind_due and {"again"} or decide(basket_at(position))
+    behind_due = behind_due or reply[1] == "due"
+    replies[position] = reply
+end
+return replies

@@ -1,0 +1,118 @@
+#!lua
+--[[
+put_sale.lua: create a sale, or change one that the caller has read.
+
+Keys     all carry the sale's hash tag, so the script stays in one slot
+  KEYS[1]   sale    hash    rsv:{S}:sale           settings, epoch, last seq and chain
+  KEYS[2]   outbox  stream  rsv:{S}:outbox         one entry per change
+  KEYS[3+]  stock   hash    rsv:{S}:stock:SKU      one per item to be, then one per item to go
+Args
+  ARGV[1]   not_after    int   Unix ms, server's clock; later than this nothing is done
+  ARGV[2]   epoch        text  of the sale that the caller knows; what a new sale begins with
+  ARGV[3]   version      int   the version that the caller read; 0 creates
+  ARGV[4]   digest       text  of the whole change: repeated, it gets the same answer
+  ARGV[5]   skus         text  JSON array of the item ids, in the order of the items
+  ARGV[6]   data         text  the event's data, JSON
+  ARGV[7]   settings     int   how many settings follow
+  ARGV[8]   items        int   how many items follow the settings
+  ARGV[9+]  field        text  each setting: field, value; each item: sku, name, price, total, limit
+Returns  the first that applies
+  too_late    the server's clock is past not_after
+  exists      {version} there is a sale already, and version 0 only creates
+  recovering  the sale is not the one the caller knows, or keys of a lost one are in the way
+  done        {version} as asked, now or by an earlier call
+  changed     {version} somebody changed it since it was read
+  fixed       {field} currency and hold policy stay as they are
+  total_too_low {sku, held and sold}
+  item_in_use   {sku} an item with held or sold units cannot leave
+Keeps    total = available + held + sold, each >= 0; one outbox entry when it writes, else none
+Cost     O(items)
+]]
+--@include lib/now.lua
+--@include lib/head.lua
+
+local sale, outbox = KEYS[1], KEYS[2]
+local FIRST_STOCK_KEY, FIRST_FIELD = 3, 9
+local not_after, epoch, version, digest = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local skus, data = ARGV[5], ARGV[6]
+local setting_count, item_count = tonumber(ARGV[7]), tonumber(ARGV[8])
+local FIRST_ITEM = FIRST_FIELD + setting_count * 2
+
+local now_ms = server_ms()
+if now_ms > not_after then return {"too_late"} end
+
+local function item_at(position)
+    local arg = FIRST_ITEM + (position - 1) * 5
+    local key = KEYS[FIRST_STOCK_KEY + position - 1]
+    local found = redis.call("HMGET", key, "held", "sold")
+    return {
+        key = key, sku = ARGV[arg], name = ARGV[arg + 1], price = ARGV[arg + 2],
+        total = tonumber(ARGV[arg + 3]), limit = ARGV[arg + 4],
+        held = tonumber(found[1]) or 0, sold = tonumber(found[2]) or 0,
+    }
+end
+
+local standing = redis.call(
+    "HMGET", sale, "version", "digest", "currency", "hold_policy", "skus")
+local head
+if version == 0 then
+    if standing[1] then
+        local same = standing[1] == "1" and standing[2] == digest
+        return same and {"done", "1"} or {"exists", standing[1]}
+    end
+    if redis.call("EXISTS", outbox) == 1 then return {"recovering"} end
+    head = {sale = sale, outbox = outbox, seq = 0, chain = ""}
+else
+    head = open_head(sale, outbox, epoch)
+    if not head then return {"recovering"} end
+    if standing[1] == int(version + 1) and standing[2] == digest then
+        return {"done", standing[1]}
+    end
+    if standing[1] ~= int(version) then return {"changed", standing[1]} end
+    for i = 0, setting_count - 1 do
+        local field, value = ARGV[FIRST_FIELD + i * 2], ARGV[FIRST_FIELD + i * 2 + 1]
+        if field == "currency" and value ~= standing[3]
+            or field == "hold_policy" and value ~= standing[4] then
+            return {"fixed", field}
+        end
+    end
+end
+
+local items, wanted = {}, {}
+for position = 1, item_count do
+    local item = item_at(position)
+    if item.total < item.held + item.sold then
+        return {"total_too_low", item.sku, int(item.held + item.sold)}
+    end
+    items[position], wanted[item.sku] = item, true
+end
+local leaving = {}
+for _, sku in ipairs(standing[5] and cjson.decode(standing[5]) or {}) do
+    if not wanted[sku] then
+        local key = KEYS[FIRST_STOCK_KEY + item_count + #leaving]
+        if not key or string.sub(key, -#sku - 1) ~= ":" .. sku then
+            return {"changed", standing[1]}
+        end
+        local found = redis.call("HMGET", key, "held", "sold")
+        if tonumber(found[1]) + tonumber(found[2]) > 0 then return {"item_in_use", sku} end
+        leaving[#leaving + 1] = key
+    end
+end
+
+append_event(head, "sale_put", "", now_ms, data)
+local fields = {
+    "HSET", sale, "version", int(version + 1), "digest", digest, "skus", skus, "epoch", epoch}
+for i = FIRST_FIELD, FIRST_ITEM - 1 do fields[#fields + 1] = ARGV[i] end
+redis.call(unpack(fields))
+redis.call("HSETNX", sale, "status", "open")
+redis.call("HSETNX", sale, "created_at", int(now_ms))
+close_head(head)
+for _, item in ipairs(items) do
+    redis.call(
+        "HSET", item.key, "total", int(item.total),
+        "available", int(item.total - item.held - item.sold),
+        "held", int(item.held), "sold", int(item.sold),
+        "price", item.price, "limit", item.limit, "name", item.name)
+end
+for _, key in ipairs(leaving) do redis.call("DEL", key) end
+return {"done", int(version + 1)}

@@ -1,0 +1,63 @@
+#!lua flags=allow-oom
+--[[
+refund.lua: the money of a sold order went back; give its units back, or take them out of the sale.
+
+Keys     all carry the sale's hash tag, so the script stays in one slot
+  KEYS[1]   sale    hash    rsv:{S}:sale           settings, epoch, last seq and chain
+  KEYS[2]   outbox  stream  rsv:{S}:outbox         one entry per change
+  KEYS[3]   order   hash    rsv:{S}:order:ID       the reservation
+  KEYS[4]   buyer   hash    rsv:{S}:buyer:BUYER    sku -> units held or bought
+  KEYS[5+]  stock   hash    rsv:{S}:stock:SKU      one per line, in the order of the lines
+Args
+  ARGV[1]   not_after  int   Unix ms, server's clock; later than this nothing is done
+  ARGV[2]   epoch      text  the epoch of the sale that the caller knows
+  ARGV[3]   order_id   text
+  ARGV[4]   restock    int   1: the units are for sale again; 0: they leave the sale
+  ARGV[5]   cause      text  JSON string: who asked for it and why
+Returns  the first that applies
+  too_late    the server's clock is past not_after
+  recovering  the sale is not the one the caller knows
+  not_found   no such reservation
+  refunded    done, now or by an earlier call
+  present     {status} nothing was sold under this order
+Keeps    total = available + held + sold, each >= 0; one outbox entry when it writes, else none
+Cost     O(lines), at most 20
+]]
+--@include lib/now.lua
+--@include lib/head.lua
+--@include lib/lines.lua
+
+local sale, outbox, order, buyer = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local FIRST_STOCK_KEY = 5
+local not_after, epoch, order_id = tonumber(ARGV[1]), ARGV[2], ARGV[3]
+local restock, cause = ARGV[4] == "1", ARGV[5]
+
+local now_ms = server_ms()
+if now_ms > not_after then return {"too_late"} end
+local head = open_head(sale, outbox, epoch)
+if not head then return {"recovering"} end
+
+local found = redis.call("HMGET", order, "status", "items", "fence")
+local status = found[1]
+if not status then return {"not_found"} end
+if status == "REFUNDED" then return {"refunded"} end
+if status ~= "CONFIRMED" then return {"present", status} end
+local lines, bug = take_lines("refund", found[2], FIRST_STOCK_KEY, KEYS)
+if not lines then return bug end
+local wrong = check_lines("refund", lines, "sold")
+if wrong then return wrong end
+redis.call("HLEN", buyer)
+
+local seq = append_event(head, "refunded", order_id, now_ms, string.format(
+    '{"from":"%s","to":"REFUNDED","fence":%s,"restock":%s,"cause":%s}',
+    status, found[3], restock and "true" or "false", cause))
+close_head(head)
+redis.call("HSET", order, "status", "REFUNDED", "updated_at", int(now_ms), "seq", seq)
+move_lines(lines, buyer, "sold", "available")
+if not restock then
+    for _, line in ipairs(lines) do
+        redis.call("HINCRBY", line.key, "available", -line.quantity)
+        redis.call("HINCRBY", line.key, "total", -line.quantity)
+    end
+end
+return {"refunded"}

@@ -1,0 +1,56 @@
+#!lua flags=allow-oom
+--[[
+release.lua: give a reservation's hold back before any money was asked for.
+
+Keys     all carry the sale's hash tag, so the script stays in one slot
+  KEYS[1]   sale       hash    rsv:{S}:sale           settings, epoch, last seq and chain
+  KEYS[2]   deadlines  zset    rsv:{S}:deadlines      order id -> deadline, Unix ms
+  KEYS[3]   outbox     stream  rsv:{S}:outbox         one entry per change
+  KEYS[4]   order      hash    rsv:{S}:order:ID       the reservation
+  KEYS[5]   buyer      hash    rsv:{S}:buyer:BUYER    sku -> units held or bought
+  KEYS[6+]  stock      hash    rsv:{S}:stock:SKU      one per line, in the order of the lines
+Args
+  ARGV[1]   not_after  int   Unix ms, server's clock; later than this nothing is done
+  ARGV[2]   epoch      text  the epoch of the sale that the caller knows
+  ARGV[3]   order_id   text
+  ARGV[4]   cause      text  JSON string: who gave it back and why
+Returns  the first that applies
+  too_late    the server's clock is past not_after
+  recovering  the sale is not the one the caller knows
+  not_found   no such reservation
+  released    the hold is back in available
+  present     {status} nothing to give back: ended already, money under way, or paid
+Keeps    total = available + held + sold, each >= 0; one outbox entry when it writes, else none
+Cost     O(lines), at most 20
+]]
+--@include lib/now.lua
+--@include lib/head.lua
+--@include lib/lines.lua
+
+local sale, deadlines, outbox, order, buyer = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local FIRST_STOCK_KEY = 6
+local not_after, epoch, order_id, cause = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
+
+local now_ms = server_ms()
+if now_ms > not_after then return {"too_late"} end
+local head = open_head(sale, outbox, epoch)
+if not head then return {"recovering"} end
+
+local found = redis.call("HMGET", order, "status", "items")
+local status = found[1]
+if not status then return {"not_found"} end
+if status ~= "HELD" and status ~= "PREPARED" then return {"present", status} end
+local lines, bug = take_lines("release", found[2], FIRST_STOCK_KEY, KEYS)
+if not lines then return bug end
+local wrong = status == "HELD" and check_lines("release", lines, "held")
+if wrong then return wrong end
+redis.call("ZCARD", deadlines)
+redis.call("HLEN", buyer)
+
+local seq = append_event(head, "released", order_id, now_ms, string.format(
+    '{"from":"%s","to":"RELEASED","cause":%s}', status, cause))
+close_head(head)
+redis.call("HSET", order, "status", "RELEASED", "updated_at", int(now_ms), "seq", seq)
+redis.call("ZREM", deadlines, order_id)
+move_lines(lines, buyer, COUNTER[status], "available")
+return {"released"}

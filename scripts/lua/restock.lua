@@ -1,0 +1,56 @@
+#!lua
+--[[
+restock.lua: add units of one item to a sale, or withdraw units that nobody holds.
+
+Keys     all carry the sale's hash tag, so the script stays in one slot
+  KEYS[1]   sale        hash    rsv:{S}:sale           settings, epoch, last seq and chain
+  KEYS[2]   outbox      stream  rsv:{S}:outbox         one entry per change
+  KEYS[3]   operations  hash    rsv:{S}:operations     operation -> digest of what it asked for
+  KEYS[4]   stock       hash    rsv:{S}:stock:SKU      the item
+Args
+  ARGV[1]   not_after   int   Unix ms, server's clock; later than this nothing is done
+  ARGV[2]   epoch       text  the epoch of the sale that the caller knows
+  ARGV[3]   operation   text  the caller's name for this change, from its idempotency key
+  ARGV[4]   digest      text  of what it asks for
+  ARGV[5]   sku         text
+  ARGV[6]   delta       int   units to add; negative withdraws
+  ARGV[7]   total_max   int   the largest total that an item may have
+  ARGV[8]   members     text  the event's other members: JSON text with a leading comma
+Returns  the first that applies
+  too_late      the server's clock is past not_after
+  recovering    the sale is not the one the caller knows
+  done          as asked, now or by an earlier call
+  key_reused    this operation asked for something else
+  sku_not_found no such item
+  insufficient  {available} not that many are free to withdraw
+  too_many      {total} the item may not have that many
+Keeps    total = available + held + sold, each >= 0; one outbox entry when it writes, else none
+Cost     O(1)
+]]
+--@include lib/now.lua
+--@include lib/head.lua
+
+local sale, outbox, operations, stock = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local not_after, epoch, operation, digest = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
+local sku, delta, total_max, members = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
+
+local now_ms = server_ms()
+if now_ms > not_after then return {"too_late"} end
+local head = open_head(sale, outbox, epoch)
+if not head then return {"recovering"} end
+
+local standing = redis.call("HGET", operations, operation)
+if standing == digest then return {"done"} end
+if standing then return {"key_reused"} end
+local found = redis.call("HMGET", stock, "total", "available")
+if not found[1] then return {"sku_not_found"} end
+local total, available = tonumber(found[1]) + delta, tonumber(found[2]) + delta
+if available < 0 then return {"insufficient", found[2]} end
+if total > total_max then return {"too_many", found[1]} end
+
+append_event(head, "restocked", "", now_ms, string.format(
+    '{"sku":"%s","delta":%.0f,"total":%.0f%s}', sku, delta, total, members))
+close_head(head)
+redis.call("HSET", stock, "total", int(total), "available", int(available))
+redis.call("HSET", operations, operation, digest)
+return {"done"}

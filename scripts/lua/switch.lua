@@ -1,0 +1,37 @@
+#!lua
+--[[
+switch.lua: an operator pauses, resumes or closes a sale.
+
+Keys     all carry the sale's hash tag, so the script stays in one slot
+  KEYS[1]   sale    hash    rsv:{S}:sale       settings, epoch, last seq and chain
+  KEYS[2]   outbox  stream  rsv:{S}:outbox     one entry per change
+Args
+  ARGV[1]   not_after  int   Unix ms, server's clock; later than this nothing is done
+  ARGV[2]   epoch      text  the epoch of the sale that the caller knows
+  ARGV[3]   status     text  open, paused or closed
+  ARGV[4]   data       text  the event's data, JSON
+Returns  the first that applies
+  too_late    the server's clock is past not_after
+  recovering  the sale is not the one the caller knows
+  done        as asked, now or already
+  closed      a closed sale stays closed
+Keeps    the counters untouched; one outbox entry when it writes, else none
+Cost     O(1)
+]]
+--@include lib/now.lua
+--@include lib/head.lua
+
+local sale, outbox = KEYS[1], KEYS[2]
+local not_after, epoch, status, data = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
+
+local now_ms = server_ms()
+if now_ms > not_after then return {"too_late"} end
+local head = open_head(sale, outbox, epoch)
+if not head then return {"recovering"} end
+if head.status == status then return {"done"} end
+if head.status == "closed" then return {"closed"} end
+
+append_event(head, "sale_switched", "", now_ms, data)
+close_head(head)
+redis.call("HSET", sale, "status", status)
+return {"done"}
