@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format lock
+.PHONY: help setup run test check format lint-lua lock
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 setup: $(STAMP)  ## make .venv and install what is locked
 
@@ -21,10 +21,11 @@ $(STAMP): requirements/dev.txt pyproject.toml
 run: setup  ## start everything, with an open demo sale
 	$(BIN)/reservation serve --demo-sale
 
+# `make test T="tests/lua -k race"` runs a part.
 test: setup  ## all the quick tests, on real servers that they start themselves
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(T)
 
-check: setup  ## what CI checks beside the tests: format, lint, types, imports
+check: setup lint-lua  ## what CI checks beside the tests: format, lint, types, imports, scripts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
@@ -33,6 +34,12 @@ check: setup  ## what CI checks beside the tests: format, lint, types, imports
 format: setup  ## rewrite the code in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# No wheel carries luacheck; Debian's package is `lua-check`. Where it is missing the tests still run
+# every script on a real server.
+lint-lua:  ## lint the Lua scripts, where luacheck is installed
+	@if command -v luacheck >/dev/null; then luacheck --quiet --no-color scripts/lua; \
+	else echo 'lint-lua: no luacheck here, skipped (apt-get install lua-check)'; fi
 
 lock: pyproject.toml  ## resolve the dependencies again (needs uv)
 	uv pip compile pyproject.toml --extra build --extra dev --extra load --universal --python-version 3.11 \
