@@ -68,7 +68,7 @@ def load_secrets(data_dir: Path) -> Secrets | None:
         return None
     except OSError as error:
         raise SecretsError(f"{path} cannot be read: {error.strerror}") from error
-    with open(descriptor, "rb") as file:
+    with os.fdopen(descriptor, "rb") as file:
         if stat.S_IMODE(os.fstat(descriptor).st_mode) & 0o077:
             raise SecretsError(f"{path} is open to other users: chmod 600 it")
         content = file.read(_FILE_BYTES_MAX + 1)
@@ -91,7 +91,7 @@ def _publish(data_dir: Path, made: Secrets) -> None:
     draft = data_dir / f".{FILE_NAME}.{os.getpid()}.{secrets.token_hex(8)}"
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        with open(descriptor, "wb") as file:
+        with os.fdopen(descriptor, "wb") as file:
             file.write(msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n")
             file.flush()
             os.fsync(descriptor)

@@ -28,7 +28,7 @@ __all__ = [
 
 #: The pair of keys that the built-in sandbox takes. Public, so production refuses them.
 SANDBOX_CLIENT_KEY: Final = "test_gck_sandbox"
-SANDBOX_SECRET_KEY: Final = "test_gsk_sandbox"
+SANDBOX_SECRET_KEY: Final = "test_gsk_sandbox"  # noqa: S105 - it opens nothing but the sandbox
 
 #: The PG's own domain: the only place that a live key is sent to.
 _TOSS_DOMAIN: Final = "tosspayments.com"
