@@ -1,0 +1,336 @@
+"""The client of Toss Payments' core API v1: every way that a call can end becomes an `Answer`."""
+
+import asyncio
+import re
+import time
+from base64 import b64encode
+from datetime import UTC, datetime, timedelta, timezone
+from urllib.parse import quote
+
+import httpx
+import msgspec
+import structlog
+
+from reservation.domain.ids import PAYMENT_KEY
+from reservation.payments.codes import Operation, answer_of_refusal
+from reservation.payments.gateway import (
+    Answer,
+    Answered,
+    Payment,
+    PaymentGateway,
+    RefundAccount,
+    TryAgain,
+    Unknown,
+)
+
+__all__ = ["TossGateway", "TossLimits", "parse_time"]
+
+log = structlog.get_logger(__name__)
+
+#: The PG's times carry an offset or none; without one they are Korean.
+KST = timezone(timedelta(hours=9))
+
+#: Largest answer that is read. A payment with fifty partial cancels is under 20 kB.
+ANSWER_BYTES_MAX = 64 * 1024
+
+#: Confirms under way at once in one process. Each may hang for the full minute, so this is also how
+#: many buyers a silent PG can keep waiting here; the rest are told to try again.
+CONFIRMS_MAX = 256
+
+#: Look-ups and cancels under way at once. They have connections of their own, for it is while
+#: confirms hang that the settler has to look.
+LOOK_UPS_MAX = 64
+
+#: Idle connections close before common servers (5 s) close them: a request written into a
+#: connection that is being closed is one more Unknown.
+_IDLE_SECONDS = 3.0
+
+#: The PG takes at most that many characters of a reason and of an idempotency key.
+_REASON_CHARS = 200
+_IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,300}")
+_PAYMENT_KEY = re.compile(PAYMENT_KEY)
+_ORDER_ID = re.compile(r"[A-Za-z0-9_-]{6,64}")
+_SECRET_KEY = re.compile(r"[!-9;-~]{1,200}")
+
+#: Of the PG's trace id, which goes into our log and is not ours to trust.
+_TRACE_CHARS = 100
+
+#: Of a message that goes into an answer; the PG's own limit is 510.
+_MESSAGE_CHARS = 510
+_CODE = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+
+
+class TossLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a call may take, from its first step to the last byte of the answer."""
+
+    connect_seconds: float = 3.0
+    #: Toss asks for at least a minute where it says anything.
+    confirm_seconds: float = 60.0
+    cancel_seconds: float = 60.0
+    look_up_seconds: float = 10.0
+
+
+class TossGateway(PaymentGateway):
+    """A `PaymentGateway` over HTTP. Build it inside a running event loop and `aclose` it there.
+
+    A call never follows a redirect, never retries, reads no proxy settings from the environment
+    and reads at most `ANSWER_BYTES_MAX` of the answer.
+
+    Args:
+        base_url: `https://api.tosspayments.com`, or a sandbox.
+        secret_key: the PG's secret key, as it was issued.
+        limits: shorter ones for tests.
+
+    Raises:
+        ValueError: the secret key has characters that no key has, such as a byte order mark.
+    """
+
+    def __init__(self, *, base_url: str, secret_key: str, limits: TossLimits | None = None) -> None:
+        if _SECRET_KEY.fullmatch(secret_key) is None:
+            raise ValueError("the PG's secret key holds a character that no key has")
+        self._limits = limits or TossLimits()
+        # The colon ends the user name; the password is empty.
+        authorization = "Basic " + b64encode(f"{secret_key}:".encode()).decode()
+        self._confirms = self._client(base_url, authorization, connections=CONFIRMS_MAX)
+        self._others = self._client(base_url, authorization, connections=LOOK_UPS_MAX)
+
+    def __repr__(self) -> str:
+        return f"TossGateway({self._confirms.base_url})"
+
+    async def confirm(
+        self, *, payment_key: str, order_id: str, amount: int, idempotency_key: str
+    ) -> Answer:
+        _check(_PAYMENT_KEY, payment_key, "payment key")
+        _check(_ORDER_ID, order_id, "order id")
+        body = {"paymentKey": payment_key, "orderId": order_id, "amount": amount}
+        request = self._post(self._confirms, "/v1/payments/confirm", body, idempotency_key)
+        return await self._ask(
+            Operation.CONFIRM, self._confirms, request, self._limits.confirm_seconds
+        )
+
+    async def look_up(self, payment_key: str) -> Answer:
+        _check(_PAYMENT_KEY, payment_key, "payment key")
+        return await self._get(f"/v1/payments/{quote(payment_key, safe='')}")
+
+    async def look_up_order(self, order_id: str) -> Answer:
+        _check(_ORDER_ID, order_id, "order id")
+        return await self._get(f"/v1/payments/orders/{quote(order_id, safe='')}")
+
+    async def cancel(
+        self,
+        *,
+        payment_key: str,
+        reason: str,
+        idempotency_key: str,
+        refund_account: RefundAccount | None = None,
+    ) -> Answer:
+        _check(_PAYMENT_KEY, payment_key, "payment key")
+        body: dict[str, object] = {"cancelReason": reason[:_REASON_CHARS]}
+        if refund_account is not None:
+            body["refundReceiveAccount"] = refund_account
+        path = f"/v1/payments/{quote(payment_key, safe='')}/cancel"
+        request = self._post(self._others, path, body, idempotency_key)
+        return await self._ask(Operation.CANCEL, self._others, request, self._limits.cancel_seconds)
+
+    async def aclose(self) -> None:
+        await self._confirms.aclose()
+        await self._others.aclose()
+
+    def _client(self, base_url: str, authorization: str, *, connections: int) -> httpx.AsyncClient:
+        connect = self._limits.connect_seconds
+        return httpx.AsyncClient(
+            base_url=base_url,
+            headers={
+                "authorization": authorization,
+                "accept": "application/json",
+                # What is not compressed cannot unfold into more than was counted.
+                "accept-encoding": "identity",
+                "user-agent": "stock-reservation",
+            },
+            # The deadline of a call is set around it: the limits here are per read and per write.
+            timeout=httpx.Timeout(None, connect=connect, pool=connect),
+            limits=httpx.Limits(
+                max_connections=connections,
+                max_keepalive_connections=connections,
+                keepalive_expiry=_IDLE_SECONDS,
+            ),
+            follow_redirects=False,
+            trust_env=False,
+        )
+
+    def _post(
+        self, client: httpx.AsyncClient, path: str, body: object, idempotency_key: str
+    ) -> httpx.Request:
+        _check(_IDEMPOTENCY_KEY, idempotency_key, "idempotency key")
+        headers = {"content-type": "application/json", "idempotency-key": idempotency_key}
+        return client.build_request("POST", path, content=_encode(body), headers=headers)
+
+    async def _get(self, path: str) -> Answer:
+        request = self._others.build_request("GET", path)
+        return await self._ask(
+            Operation.LOOK_UP, self._others, request, self._limits.look_up_seconds
+        )
+
+    async def _ask(
+        self,
+        operation: Operation,
+        client: httpx.AsyncClient,
+        request: httpx.Request,
+        limit_seconds: float,
+    ) -> Answer:
+        """Send one request and turn whatever happens into an answer."""
+        began = time.monotonic()
+        trace = ""
+        status: int | None = None
+        try:
+            async with asyncio.timeout(limit_seconds):
+                response = await client.send(request, stream=True)
+                try:
+                    status = response.status_code
+                    trace = response.headers.get("x-tosspayments-trace-id", "")[:_TRACE_CHARS]
+                    content = await _read(response)
+                finally:
+                    await response.aclose()
+            answer = _read_answer(operation, status, content)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            # No connection, so not a byte was sent.
+            answer = TryAgain(type(error).__name__)
+        except TimeoutError:
+            answer = Unknown("timeout")
+        except httpx.HTTPError as error:
+            answer = Unknown(type(error).__name__)
+        log.debug(
+            "toss_answered",
+            operation=operation.value,
+            answer=type(answer).__name__,
+            status=status,
+            trace_id=trace,
+            elapsed_ms=round((time.monotonic() - began) * 1000),
+        )
+        return answer
+
+
+class _VirtualAccount(msgspec.Struct, frozen=True, rename="camel"):
+    due_date: str | None = None
+
+
+class _Failure(msgspec.Struct, frozen=True):
+    code: str | None = None
+
+
+class _WirePayment(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What is read of a payment; the PG adds fields without notice, so the rest is passed over."""
+
+    payment_key: str
+    order_id: str
+    status: str
+    total_amount: int | float
+    balance_amount: int | float
+    currency: str
+    method: str | None = None
+    approved_at: str | None = None
+    virtual_account: _VirtualAccount | None = None
+    secret: str | None = None
+    failure: _Failure | None = None
+
+
+class _Error(msgspec.Struct, frozen=True):
+    code: str | None = None
+    message: str | None = None
+
+
+class _WireError(msgspec.Struct, frozen=True):
+    """A refusal: `{"code","message"}`, by some accounts inside an `error` object."""
+
+    code: str | None = None
+    message: str | None = None
+    error: _Error | None = None
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_payment = msgspec.json.Decoder(_WirePayment).decode
+_decode_error = msgspec.json.Decoder(_WireError).decode
+
+
+async def _read(response: httpx.Response) -> bytes | None:
+    """The body, or None where it is larger than any answer of the PG."""
+    content = bytearray()
+    async for chunk in response.aiter_bytes():
+        content += chunk
+        if len(content) > ANSWER_BYTES_MAX:
+            return None
+    return bytes(content)
+
+
+def _read_answer(operation: Operation, status: int, content: bytes | None) -> Answer:
+    if content is None:
+        return Unknown(f"{status} oversized answer")
+    if status == 200:
+        payment = _payment_of(content)
+        return Unknown("200 unreadable answer") if payment is None else Answered(payment)
+    refusal = _refusal_of(content) if 400 <= status < 600 else None
+    if refusal is None:
+        return Unknown(f"{status} unreadable answer")
+    code, message = refusal
+    return answer_of_refusal(operation, status=status, code=code, message=message)
+
+
+def _payment_of(content: bytes) -> Payment | None:
+    try:
+        wire = _decode_payment(content)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    total, balance = _whole(wire.total_amount), _whole(wire.balance_amount)
+    if total is None or balance is None:
+        return None
+    account = wire.virtual_account
+    return Payment(
+        payment_key=wire.payment_key,
+        order_id=wire.order_id,
+        status=wire.status,
+        total_amount=total,
+        balance_amount=balance,
+        currency=wire.currency,
+        method=wire.method,
+        approved_at=parse_time(wire.approved_at),
+        due_at=None if account is None else parse_time(account.due_date),
+        secret=wire.secret,
+        failure_code=None if wire.failure is None else wire.failure.code,
+    )
+
+
+def _whole(number: float) -> int | None:
+    """A JSON number that is a whole one, however it was written."""
+    if isinstance(number, int):
+        return number
+    return int(number) if number.is_integer() else None
+
+
+def _refusal_of(content: bytes) -> tuple[str, str] | None:
+    """Code and message of a refusal that can be read as one."""
+    try:
+        wire = _decode_error(content)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    inner = wire.error or _Error()
+    code = wire.code or inner.code
+    if code is None or _CODE.fullmatch(code) is None:
+        return None
+    return code, (wire.message or inner.message or "")[:_MESSAGE_CHARS]
+
+
+def parse_time(text: str | None) -> datetime | None:
+    """An instant in UTC from any of the PG's ways to write one; None for what is not one."""
+    if not text:
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+        return (at if at.tzinfo else at.replace(tzinfo=KST)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _check(pattern: re.Pattern[str], text: str, name: str) -> None:
+    """Nothing that could change a path or a header leaves here; callers have checked before."""
+    if pattern.fullmatch(text) is None:
+        raise ValueError(f"not a {name} that may be sent to the PG")
