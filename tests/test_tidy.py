@@ -54,6 +54,7 @@ def named(paths: list[Path]) -> list[str]:
 
 FILES = list(ours(ROOT))
 MODULES = [path for path in FILES if path.suffix == ".py"]
+PAGES = [path for path in FILES if path.suffix == ".md"]
 PRODUCT = [path for path in MODULES if path.relative_to(ROOT).parts[0] != "tests"]
 SCRIPTS = sorted((ROOT / "scripts" / "lua").glob("*.lua"))
 STEPS = sorted((ROOT / "scripts" / "lua" / "lib").glob("*.lua"))
@@ -159,6 +160,14 @@ def test_each_dependency_is_explained() -> None:
         re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs/dependencies.md").read_text(), re.MULTILINE)
     )
     assert names == rows
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_each_link_of_a_page_leads_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    near = [link.split("#")[0] for link in links if not re.match(r"[a-z]+:|#", link)]
+    assert [link for link in near if not (page.parent / link).exists()] == []
 
 
 def test_each_test_file_is_one_that_make_test_runs() -> None:
