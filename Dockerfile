@@ -22,7 +22,8 @@ ENV PATH=/opt/reservation/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     RESERVATION_DATA_DIR=/data \
-    RESERVATION_HOST=0.0.0.0
+    RESERVATION_HOST=0.0.0.0 \
+    RESERVATION_PUBLIC_URL=http://127.0.0.1:8000
 USER 10001
 WORKDIR /data
 # Secrets that are made at first start, SQLite and the embedded server's file: where these are used,
