@@ -29,14 +29,18 @@ class Basket(msgspec.Struct, frozen=True, kw_only=True):
     lines: tuple[Line, ...]
     amount: int
     currency: str
+    #: What the PG's page shows: the caller's own, or made from the items.
     order_name: str
+    #: Whether the caller gave the name: a made one may change between two sends of one body.
+    name_given: bool
     #: Whether the caller showed a good admission; the script knows whether the sale asks for one.
     admitted: bool
 
     def digest(self) -> str:
         """Tells this body from another under the same key: 128 bits in hex."""
         lines = [(line.sku, line.quantity) for line in self.lines]
-        body = msgspec.json.encode([lines, self.amount, self.order_name])
+        name = self.order_name if self.name_given else None
+        body = msgspec.json.encode([lines, self.amount, name])
         return hashlib.sha256(body).hexdigest()[:32]
 
 

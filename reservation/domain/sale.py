@@ -60,3 +60,7 @@ class Sale(msgspec.Struct, frozen=True, kw_only=True):
     def item(self, sku: str) -> Item | None:
         """The item with this id, if the sale has it."""
         return next((item for item in self.items if item.sku == sku), None)
+
+    def prices(self) -> str:
+        """What an admission covers: every price of the page that handed it out."""
+        return ",".join(f"{item.sku}={item.price}" for item in self.items)

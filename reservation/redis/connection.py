@@ -86,9 +86,9 @@ class Connections:
             decode_responses=True,
             socket_timeout=SOCKET_TIMEOUT_SECONDS,
             socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
-            socket_keepalive=True,
             retry=Retry(NoBackoff(), 0),
             retry_on_error=[],
+            **({} if url.startswith("unix:") else {"socket_keepalive": True}),
         )
         self._clock = clock
         #: Server's clock minus ours, in ms.

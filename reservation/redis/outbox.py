@@ -74,3 +74,8 @@ class RedisOutbox:
             "XRANGE", outbox, f"({seq}-0", "+", "COUNT", count
         )
         return [as_event(sale_id, entry_id, flat) for entry_id, flat in entries]
+
+    async def backlog(self, sale_id: str) -> int:
+        """Events that are not acknowledged yet; the last one is kept although SQL has it."""
+        outbox = self._keys.of(sale_id).outbox
+        return max(0, int(await self._connections.command("XLEN", outbox)) - 1)

@@ -1,0 +1,131 @@
+"""The application: routes, refusals, OpenAPI, and what it opens and closes."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import structlog
+from litestar import Litestar
+from litestar.config.cors import CORSConfig
+from litestar.middleware import DefineMiddleware
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+
+from api.admin import AdminController
+from api.auth import Buyers, Guests, Operators, Peers
+from api.context import Api
+from api.health import GuestController, HealthController
+from api.observe import Observe
+from api.pages import PageController, static_routers
+from api.payments import PaymentController
+from api.problems import EXCEPTION_HANDLERS
+from api.reservations import ReservationController
+from api.sales import SaleController, StockFeed
+from reservation import __version__
+from reservation.bootstrap import Service, opened
+from reservation.domain.rate import Limiter
+from reservation.redis.connection import StoreUncertain, StoreUnavailable
+from reservation.settings import Settings
+
+__all__ = ["create_app"]
+
+log = structlog.get_logger(__name__)
+
+#: No request that we take is larger: 20 lines and a name are under 3 kB.
+BODY_BYTES_MAX: Final = 16 * 1024
+#: How long a browser may remember what a cross-origin request may carry.
+CORS_SECONDS: Final = 7_200
+#: How often the difference between Redis' clock and ours is measured.
+CLOCK_SECONDS: Final = 5.0
+
+
+def create_app(settings: Settings) -> Litestar:
+    """The ASGI application for these settings; it connects when it is started."""
+
+    @asynccontextmanager
+    async def lifespan(app: Litestar) -> AsyncGenerator[None]:
+        async with opened(settings) as service:
+            app.state.api = api = _api(settings, service)
+            app.state.stock_feed = StockFeed(api)
+            clock = asyncio.create_task(_measure_clock(service))
+            try:
+                yield
+            finally:
+                clock.cancel()
+
+    return Litestar(
+        route_handlers=[
+            ReservationController,
+            SaleController,
+            PaymentController,
+            AdminController,
+            HealthController,
+            GuestController,
+            PageController,
+            *static_routers(),
+        ],
+        lifespan=[lifespan],
+        exception_handlers=EXCEPTION_HANDLERS,
+        middleware=[DefineMiddleware(Observe)],
+        request_max_body_size=BODY_BYTES_MAX,
+        cors_config=_cors(settings),
+        openapi_config=_openapi(),
+        logging_config=None,
+    )
+
+
+def _api(settings: Settings, service: Service) -> Api:
+    buyers = Buyers(settings)
+    return Api(
+        service=service,
+        buyers=buyers,
+        guests=Guests(settings),
+        operators=Operators(settings, buyers),
+        peers=Peers(settings),
+        prepares=Limiter(settings.prepare_rate) if settings.prepare_rate else None,
+    )
+
+
+async def _measure_clock(service: Service) -> None:
+    while True:
+        try:
+            await service.connections.measure_offset()
+        except (StoreUnavailable, StoreUncertain) as error:
+            log.info("clock_not_measured", reason=str(error))
+        await asyncio.sleep(CLOCK_SECONDS)
+
+
+def _cors(settings: Settings) -> CORSConfig | None:
+    if not settings.cors_origins:
+        return None
+    return CORSConfig(
+        allow_origins=list(settings.cors_origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=[
+            "Authorization",
+            "Idempotency-Key",
+            "X-Reservation-Token",
+            "X-Sale-Admission",
+            "Content-Type",
+        ],
+        expose_headers=["Idempotent-Replayed", "Retry-After", "X-Request-Id"],
+        max_age=CORS_SECONDS,
+    )
+
+
+def _openapi() -> OpenAPIConfig:
+    return OpenAPIConfig(
+        title="Stock reservation",
+        version=__version__,
+        description="Holds stock for flash sales while buyers pay. Refusals are RFC 9457 documents.",
+        path="/schema",
+        render_plugins=[JsonRenderPlugin()],
+        components=Components(
+            security_schemes={
+                "buyer": SecurityScheme(type="http", scheme="bearer", bearer_format="JWT"),
+                "operatorKey": SecurityScheme(type="http", scheme="bearer"),
+            }
+        ),
+    )

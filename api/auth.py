@@ -1,0 +1,226 @@
+"""Who is calling: buyers by JWT, operators by key, and the address behind trusted proxies."""
+
+import asyncio
+import hmac
+import ipaddress
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+import httpx
+import jwt
+import msgspec
+import structlog
+from litestar.connection import ASGIConnection
+
+from reservation.domain.errors import Forbidden, MalformedRequest, RateLimited, Unauthenticated
+from reservation.domain.ids import BUYER_ID
+from reservation.domain.rate import Limiter
+from reservation.settings import Settings
+
+__all__ = ["Buyers", "Connection", "Guests", "Operators", "Peers", "bearer_of"]
+
+log = structlog.get_logger(__name__)
+
+Connection = ASGIConnection[Any, Any, Any, Any]
+
+_BUYER_ID = re.compile(BUYER_ID)
+_OPERATOR = re.compile(r"[ -~]{1,100}")
+#: Longer than any sensible JWT; not worth a signature check.
+_JWT_CHARS_MAX: Final = 4_096
+#: Verified tokens that are remembered: a surge of buyers who each ask several times.
+_REMEMBERED_MAX: Final = 200_000
+_GUEST_SECONDS: Final = 30 * 24 * 3600
+_GUEST_AUDIENCE: Final = "reservation-guest"
+#: How long the shop's published keys are believed, and how soon an unknown key may ask again.
+_JWKS_SECONDS: Final = 600.0
+_JWKS_RETRY_SECONDS: Final = 10.0
+_JWKS_BYTES_MAX: Final = 256 * 1024
+#: Asymmetric only: a published key must never verify a token that was "signed" with it as a secret.
+_JWKS_ALGORITHMS: Final = ("RS256", "RS384", "RS512", "ES256", "ES384", "EdDSA")
+
+
+def bearer_of(connection: Connection) -> str | None:
+    """The bearer token of a request, if it carries one."""
+    scheme, _, token = connection.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" and token.strip() else None
+
+
+class Buyers:
+    """Verifies buyers' tokens and remembers the good ones until they end."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._secret = settings.jwt_secret
+        self._guests = settings.auth == "guest"
+        self._jwks = _PublishedKeys(settings.jwks_url) if settings.jwks_url else None
+        self._remembered: dict[str, tuple[str, float]] = {}
+
+    async def buyer(self, connection: Connection) -> str:
+        """The buyer's id.
+
+        Raises:
+            Unauthenticated: no token, or none of ours.
+        """
+        token = bearer_of(connection)
+        if token is None:
+            raise Unauthenticated
+        remembered = self._remembered.get(token)
+        if remembered is not None and remembered[1] > time.time():
+            return remembered[0]
+        buyer_id, ends_at = await self._verify(token)
+        if len(self._remembered) >= _REMEMBERED_MAX:
+            self._remembered.clear()
+        self._remembered[token] = (buyer_id, ends_at)
+        return buyer_id
+
+    async def _verify(self, token: str) -> tuple[str, float]:
+        if len(token) > _JWT_CHARS_MAX:
+            raise Unauthenticated
+        try:
+            claims = await self._claims(token)
+        except (jwt.PyJWTError, ValueError) as error:
+            raise Unauthenticated from error
+        subject = claims.get("sub")
+        if not isinstance(subject, str) or _BUYER_ID.match(subject) is None:
+            raise Unauthenticated("The token's subject is not a buyer's id.")
+        return subject, float(claims["exp"])
+
+    async def _claims(self, token: str) -> Mapping[str, Any]:
+        required = {"require": ["sub", "exp"], "verify_aud": self._guests}
+        if self._jwks is not None and not self._guests:
+            key = await self._jwks.key_for(token)
+            return jwt.decode(token, key, algorithms=[*_JWKS_ALGORITHMS], options=required)
+        audience = _GUEST_AUDIENCE if self._guests else None
+        return jwt.decode(
+            token, self._secret, algorithms=["HS256"], audience=audience, options=required
+        )
+
+
+class _PublishedKeys:
+    """The shop's public keys, fetched at most every ten seconds."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._keys: dict[str, jwt.PyJWK] = {}
+        self._fetched_at = float("-inf")
+        self._lock = asyncio.Lock()
+
+    async def key_for(self, token: str) -> jwt.PyJWK:
+        key_id = str(jwt.get_unverified_header(token).get("kid", ""))
+        age = time.monotonic() - self._fetched_at
+        known = key_id in self._keys
+        if age > _JWKS_SECONDS or (not known and age > _JWKS_RETRY_SECONDS):
+            async with self._lock:
+                if time.monotonic() - self._fetched_at > _JWKS_RETRY_SECONDS:
+                    await self._fetch()
+        key = self._keys.get(key_id)
+        if key is None:
+            raise Unauthenticated("The token is signed with a key that the shop does not publish.")
+        return key
+
+    async def _fetch(self) -> None:
+        self._fetched_at = time.monotonic()
+        try:
+            async with httpx.AsyncClient(timeout=5.0, trust_env=False) as client:
+                answer = await client.get(self._url)
+            answer.raise_for_status()
+            if len(answer.content) > _JWKS_BYTES_MAX:
+                raise ValueError("too large")
+            found = jwt.PyJWKSet.from_dict(msgspec.json.decode(answer.content))
+        except (httpx.HTTPError, jwt.PyJWTError, msgspec.MsgspecError, ValueError) as error:
+            # The keys at hand stay good; an unknown one is refused.
+            log.warning("jwks_not_fetched", reason=type(error).__name__)
+            return
+        self._keys = {key.key_id: key for key in found.keys if key.key_id}
+
+
+class Guests:
+    """Gives out buyers' tokens where the shop has none of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._secret = settings.jwt_secret
+        self._limiter = Limiter(settings.guest_rate) if settings.guest_rate else None
+        self.open = settings.auth == "guest"
+
+    def new(self, address: str) -> tuple[str, str]:
+        """A new buyer's id and token.
+
+        Raises:
+            RateLimited: too many from this address.
+        """
+        if self._limiter is not None:
+            wait = self._limiter.wait(address, time.monotonic())
+            if wait:
+                raise RateLimited(retryAfter=max(1, round(wait)))
+        buyer_id = f"guest-{secrets.token_urlsafe(16)}"
+        now = int(time.time())
+        claims = {
+            "sub": buyer_id,
+            "iat": now,
+            "exp": now + _GUEST_SECONDS,
+            "aud": _GUEST_AUDIENCE,
+        }
+        return buyer_id, jwt.encode(claims, self._secret, algorithm="HS256")
+
+
+class Operators:
+    """Knows operators by the admin key, and who of them it is by `X-Operator`."""
+
+    def __init__(self, settings: Settings, buyers: Buyers) -> None:
+        self._key = settings.admin_api_key.encode()
+        self._name_required = settings.production
+        self._buyers = buyers
+
+    async def check(self, connection: Connection) -> None:
+        """Let operators pass.
+
+        Raises:
+            Unauthenticated: no key, or a wrong one.
+            Forbidden: a buyer's token.
+        """
+        given = (bearer_of(connection) or "").encode()
+        if hmac.compare_digest(given, self._key):
+            return
+        try:
+            await self._buyers.buyer(connection)
+        except Unauthenticated:
+            raise Unauthenticated("The operator's key is needed.") from None
+        raise Forbidden("A buyer's token does not open the operator's endpoints.")
+
+    def name(self, connection: Connection) -> str:
+        """Who does it, kept with every change.
+
+        Raises:
+            MalformedRequest: absent in production, or no name.
+        """
+        name = connection.headers.get("x-operator", "")
+        if not name and not self._name_required:
+            return "operator"
+        if _OPERATOR.fullmatch(name) is None:
+            raise MalformedRequest("X-Operator says who does this: 1-100 printable characters.")
+        return name
+
+
+class Peers:
+    """The caller's address; headers are believed only from proxies that the settings name."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._proxies = [ipaddress.ip_network(text) for text in settings.trusted_proxies]
+
+    def address(self, connection: Connection) -> str:
+        """The rightmost address that no proxy of ours put there."""
+        peer = connection.client.host if connection.client else ""
+        forwarded = connection.headers.get("x-forwarded-for", "")
+        hops = [hop.strip() for hop in forwarded.split(",") if hop.strip()]
+        while hops and self._trusted(peer):
+            peer = hops.pop()
+        return peer
+
+    def _trusted(self, address: str) -> bool:
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        return any(parsed in network for network in self._proxies)

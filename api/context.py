@@ -1,0 +1,135 @@
+"""What the endpoints share: the connected service and the ways to know a caller."""
+
+import math
+from typing import Any
+
+import msgspec
+from litestar import Request
+from litestar.connection import ASGIConnection
+from litestar.datastructures import State
+from litestar.handlers.base import BaseRouteHandler
+
+from api.auth import Buyers, Connection, Guests, Operators, Peers
+from api.schemas import PaymentAnswer, ReservationAnswer
+from reservation.bootstrap import Service
+from reservation.domain.errors import (
+    InvalidToken,
+    RateLimited,
+    ReservationNotFound,
+    Unauthenticated,
+)
+from reservation.domain.rate import Limiter
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from reservation.domain.tokens import READ_LIFE_MS, TOKEN_LIFE_MS, Claims, Purpose
+
+__all__ = ["Api", "api_of", "buyer_of", "limits_buyer", "requires_buyer", "requires_operator"]
+
+_BUYER = "buyer_id"
+
+
+class Api(msgspec.Struct, frozen=True, kw_only=True):
+    """One application's context."""
+
+    service: Service
+    buyers: Buyers
+    guests: Guests
+    operators: Operators
+    peers: Peers
+    #: In front of the queue; the script counts the holds that are taken.
+    prepares: Limiter | None
+
+    def token(self, order: Reservation, purpose: Purpose, *, epoch: str) -> str:
+        """A token of ours for this reservation."""
+        read_until = self.service.clock.now_ms() + READ_LIFE_MS
+        lasts_until = order.expires_at_ms + TOKEN_LIFE_MS
+        claims = Claims(
+            purpose=purpose.value,
+            sale_id=order.sale_id,
+            order_id=order.order_id,
+            buyer=self.service.order_ids.customer_key(order.buyer_id),
+            amount=order.amount,
+            expires_at_ms=read_until if purpose is Purpose.READ else lasts_until,
+            epoch=epoch,
+            seq=order.seq,
+        )
+        return self.service.signer.sign(claims)
+
+    def payment(self, order: Reservation, *, epoch: str) -> PaymentAnswer | None:
+        """What opens the PG's page, while the payment has not begun."""
+        if order.shown_status(self.service.clock.now_ms()) not in (Status.HELD, Status.PREPARED):
+            return None
+        settings = self.service.settings
+        base = f"{settings.public_url}/v1/payments/toss"
+        token = self.token(order, Purpose.RETURN, epoch=epoch)
+        return PaymentAnswer(
+            provider="toss",
+            client_key=settings.toss_client_key,
+            customer_key=self.service.order_ids.customer_key(order.buyer_id),
+            success_url=f"{base}/success?token={token}",
+            fail_url=f"{base}/fail?token={token}",
+            checkout_url=settings.toss_checkout_url or None,
+        )
+
+    def shown(self, order: Reservation) -> ReservationAnswer:
+        """The reservation as anyone who may read it sees it."""
+        return ReservationAnswer.of(order, now_ms=self.service.clock.now_ms())
+
+    async def shown_to_buyer(self, order: Reservation) -> ReservationAnswer:
+        """The reservation as its own buyer sees it: with what is needed to go on paying."""
+        now_ms = self.service.clock.now_ms()
+        if order.shown_status(now_ms) not in (Status.HELD, Status.PREPARED):
+            return self.shown(order)
+        known = await self.service.catalog.get(order.sale_id)
+        payment = self.payment(order, epoch=known.epoch)
+        return ReservationAnswer.of(order, now_ms=now_ms, payment=payment)
+
+    def token_claims(self, token: str, order_id: str, *allowed: Purpose) -> Claims:
+        """What a presented token says, if it may do this to this order.
+
+        Raises:
+            Unauthenticated: it is none of ours, or it has ended.
+            ReservationNotFound: it is ours, for another order or another purpose.
+        """
+        now_ms = self.service.clock.now_ms()
+        for purpose in Purpose:
+            try:
+                claims = self.service.signer.verify(token, purpose, now_ms=now_ms)
+            except InvalidToken:
+                continue
+            if purpose not in allowed or claims.order_id != order_id:
+                raise ReservationNotFound
+            return claims
+        raise Unauthenticated("The token is not one of ours or is no longer valid.")
+
+
+def api_of(connection: Connection | Request[Any, Any, State]) -> Api:
+    """The context of the application that this request came to."""
+    return connection.app.state.api
+
+
+async def requires_buyer(connection: Connection, _: BaseRouteHandler) -> None:
+    """Guard: a buyer's own token, or 401."""
+    connection.state[_BUYER] = await api_of(connection).buyers.buyer(connection)
+
+
+def limits_buyer(connection: Connection, _: BaseRouteHandler) -> None:
+    """Guard: not faster than the prepare rate, or 429."""
+    api = api_of(connection)
+    if api.prepares is None:
+        return
+    wait = api.prepares.wait(connection.state[_BUYER], api.service.clock.monotonic())
+    if wait:
+        raise RateLimited(retryAfter=max(1, math.ceil(wait)))
+
+
+async def requires_operator(
+    connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler
+) -> None:
+    """Guard: the operator's key, or 401 and 403."""
+    await api_of(connection).operators.check(connection)
+
+
+def buyer_of(connection: Connection | Request[Any, Any, State]) -> str:
+    """The buyer that `requires_buyer` found."""
+    return connection.state[_BUYER]

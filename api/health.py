@@ -1,0 +1,100 @@
+"""Whether the process lives, whether the service can work, and what it has counted."""
+
+import asyncio
+import os
+from typing import Any, Final
+
+from litestar import Controller, Request, Response, get, post
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
+from sqlalchemy.exc import SQLAlchemyError
+
+from api.context import api_of
+from api.problems import documented
+from api.schemas import GuestAnswer, HealthAnswer
+from reservation.bootstrap import Service
+from reservation.domain.errors import RateLimited, ReservationNotFound
+from reservation.preflight import missing_in_redis
+from reservation.redis.connection import StoreUncertain, StoreUnavailable
+
+__all__ = ["GuestController", "HealthController"]
+
+#: A probe that waits longer than this counts as failed anyway.
+CHECK_SECONDS: Final = 2.0
+
+
+class HealthController(Controller):
+    """For load balancers and Prometheus."""
+
+    tags = ("Health",)
+
+    @get("/health/live", operation_id="live")
+    async def live(self) -> HealthAnswer:
+        """The process answers; nothing else is asked."""
+        return HealthAnswer(status="ok")
+
+    @get("/health/ready", operation_id="ready")
+    async def ready(self, request: Request[Any, Any, Any]) -> Response[HealthAnswer]:
+        """200 where holds can be taken and paid for, else 503 with what is missing by name."""
+        service = api_of(request).service
+        found = await asyncio.gather(_redis(service), _sql(service))
+        missing = [name for names in found for name in names]
+        if missing:
+            return Response(
+                HealthAnswer(status="unavailable", missing=missing),
+                status_code=503,
+                headers={"Retry-After": "1"},
+            )
+        return Response(HealthAnswer(status="ok"))
+
+    @get("/metrics", operation_id="metrics", media_type="text/plain")
+    async def metrics(self) -> Response[bytes]:
+        """Prometheus' text format, summed over the processes of this host."""
+        registry: CollectorRegistry = REGISTRY
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # pyright: ignore[reportUnknownMemberType]
+        return Response(
+            generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
+
+
+class GuestController(Controller):
+    """Buyers who need no account."""
+
+    tags = ("Guests",)
+
+    @post("/v1/guests", operation_id="newGuest", responses=documented(RateLimited))
+    async def new(self, request: Request[Any, Any, Any]) -> Response[GuestAnswer]:
+        """A new buyer's id and token; only with `RESERVATION_AUTH=guest`."""
+        api = api_of(request)
+        if not api.guests.open:
+            raise ReservationNotFound("Buyers sign in at the shop.")
+        buyer_id, token = api.guests.new(api.peers.address(request))
+        return Response(
+            GuestAnswer(buyer_id=buyer_id, token=token),
+            status_code=201,
+            headers={"Cache-Control": "no-store"},
+        )
+
+
+async def _redis(service: Service) -> list[str]:
+    try:
+        async with asyncio.timeout(CHECK_SECONDS):
+            return await missing_in_redis(service.connections)
+    except (StoreUnavailable, StoreUncertain, TimeoutError):
+        return ["redis"]
+
+
+async def _sql(service: Service) -> list[str]:
+    try:
+        async with asyncio.timeout(CHECK_SECONDS):
+            await service.ledger.check()
+    except (SQLAlchemyError, OSError, TimeoutError):
+        return ["sql"]
+    return []

@@ -1,0 +1,74 @@
+"""Around every request: its id, its time, and one log line where it was slow or failed."""
+
+import re
+import secrets
+import time
+from typing import Any, Final
+
+import structlog
+from litestar import Request
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from reservation.metrics import HTTP_SECONDS
+
+__all__ = ["Observe", "request_id_of"]
+
+log = structlog.get_logger(__name__)
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{8,64}")
+_STATE_KEY: Final = "request_id"
+#: A request that takes longer gets a line of its own. A confirm may take 10 s by design.
+SLOW_SECONDS: Final = 1.0
+SERVER_ERROR: Final = 500
+
+
+def request_id_of(request: Request[Any, Any, Any]) -> str:
+    """The id under which this request is logged; the buyer gets it in every refusal."""
+    return request.scope.get("state", {}).get(_STATE_KEY, "")
+
+
+class Observe:
+    """ASGI middleware, outermost: refusals of the framework pass through it too."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"")
+        request_id = given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_urlsafe(12)
+        state: dict[str, Any] = scope.setdefault("state", {})  # pyright: ignore[reportUnknownVariableType]
+        state[_STATE_KEY] = request_id
+        began = time.perf_counter()
+        status = SERVER_ERROR
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = list(message.get("headers", []))
+                headers.append((b"x-request-id", request_id.encode()))
+                message["headers"] = headers
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            self._record(scope, status, time.perf_counter() - began, request_id)
+
+    def _record(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
+        handler = scope.get("route_handler")
+        operation = getattr(handler, "operation_id", None)
+        if not isinstance(operation, str):
+            operation = "other"
+        HTTP_SECONDS.labels(operation, str(status)).observe(seconds)
+        if status >= SERVER_ERROR or seconds > SLOW_SECONDS:
+            log.info(
+                "request",
+                operation=operation,
+                status=status,
+                seconds=round(seconds, 3),
+                request_id=request_id,
+            )

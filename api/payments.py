@@ -1,0 +1,252 @@
+"""Where the PG sends the buyer's browser and its webhooks."""
+
+from http import HTTPStatus
+from typing import Annotated, Any, Final
+from urllib.parse import urlencode
+
+import msgspec
+import structlog
+from litestar import Controller, Request, Response, get, post
+from litestar.params import Parameter
+
+from api.context import Api, api_of
+from api.pages import please_wait
+from api.problems import documented
+from api.reservations import PRIVATE
+from api.schemas import ReservationAnswer
+from reservation.domain.errors import (
+    AmountMismatch,
+    BuyerLimitExceeded,
+    HoldLost,
+    InvalidToken,
+    MalformedRequest,
+    PaymentDeclined,
+    ReservationError,
+    ReservationExpired,
+    ReservationNotFound,
+    SaleRecovering,
+    SoldOut,
+    Unavailable,
+)
+from reservation.domain.ids import PAYMENT_KEY
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from reservation.domain.tokens import Claims, Purpose
+from reservation.redis.connection import StoreUncertain, StoreUnavailable
+
+__all__ = ["PaymentController"]
+
+log = structlog.get_logger(__name__)
+
+#: What the storefront's result page is told, by the state in which the buyer came back.
+_OUTCOMES: Final = {
+    Status.CONFIRMED: "confirmed",
+    Status.CONFIRMING: "settling",
+    Status.AWAITING_DEPOSIT: "awaiting_deposit",
+    Status.RELEASED: "declined",
+    Status.EXPIRED: "expired",
+    Status.REFUNDED: "declined",
+    Status.HELD: "declined",
+    Status.PREPARED: "declined",
+}
+_REFUSALS: Final = {
+    PaymentDeclined.code: "declined",
+    ReservationExpired.code: "expired",
+    HoldLost.code: "expired",
+    SoldOut.code: "sold_out",
+    BuyerLimitExceeded.code: "sold_out",
+}
+#: Refusals after which the same address is worth loading again: nothing was asked for yet.
+_TRANSIENT: Final = (Unavailable, SaleRecovering, StoreUnavailable, StoreUncertain)
+#: A webhook's body; the PG's own are under 20 kB, and only two ids are read.
+_WEBHOOK_KEYS: Final = 64
+
+
+class _Ids(msgspec.Struct):
+    """All that is read of a webhook."""
+
+    order_id: Annotated[str, msgspec.Meta(max_length=_WEBHOOK_KEYS)] | None = msgspec.field(
+        name="orderId", default=None
+    )
+    payment_key: Annotated[str, msgspec.Meta(pattern=PAYMENT_KEY)] | None = msgspec.field(
+        name="paymentKey", default=None
+    )
+
+
+class _Notice(_Ids):
+    """A webhook: its ids stand in `data`, or, for a deposit, beside the rest."""
+
+    data: _Ids | None = None
+
+
+Query = Annotated[str | None, Parameter(description="As the PG's redirect carries it.")]
+
+
+class PaymentController(Controller):
+    """Coming back from the PG."""
+
+    path = "/v1/payments/toss"
+    tags = ("Payments",)
+
+    @get(
+        "/success",
+        operation_id="paymentSucceeded",
+        responses=documented(
+            PaymentDeclined,
+            InvalidToken,
+            ReservationNotFound,
+            SoldOut,
+            ReservationExpired,
+            BuyerLimitExceeded,
+            HoldLost,
+            MalformedRequest,
+            Unavailable,
+        ),
+    )
+    async def success(
+        self,
+        request: Request[Any, Any, Any],
+        token: Query = None,
+        payment_type: Annotated[str | None, Parameter(query="paymentType")] = None,
+        order_id: Annotated[str | None, Parameter(query="orderId")] = None,
+        payment_key: Annotated[str | None, Parameter(query="paymentKey")] = None,
+        amount: Query = None,
+    ) -> Response[Any]:
+        """Verify, claim the hold, confirm the payment, mark sold. Repeats answer the same."""
+        del payment_type  # The PG sends it with some products and leaves it out with others.
+        api = api_of(request)
+        try:
+            _refuse_prefetch(request)
+            claims = _return_claims(api, token)
+            if order_id is not None and order_id != claims.order_id:
+                raise InvalidToken
+            order = await _order_of(api, claims)
+            if amount != str(order.amount):
+                raise AmountMismatch(expectedAmount=order.amount)
+            if payment_key is None or not _is_payment_key(payment_key):
+                raise InvalidToken("paymentKey is not one of the payment provider's.")
+            now_ms = api.service.clock.now_ms()
+            found = await api.service.confirm(
+                order, payment_key=payment_key, may_claim=claims.may_claim(now_ms)
+            )
+        except (ReservationError, StoreUnavailable, StoreUncertain) as error:
+            return _refuse(request, error, order_id)
+        return _back(request, api, found)
+
+    @get(
+        "/fail",
+        operation_id="paymentFailed",
+        responses=documented(InvalidToken, HoldLost, Unavailable),
+    )
+    async def fail(
+        self,
+        request: Request[Any, Any, Any],
+        token: Query = None,
+        code: Query = None,
+        message: Query = None,
+        order_id: Annotated[str | None, Parameter(query="orderId")] = None,
+    ) -> Response[Any]:
+        """Give the hold back that the token names; what is paid or being paid stays."""
+        del message  # The PG's text for the buyer; its own page has shown it.
+        api = api_of(request)
+        try:
+            _refuse_prefetch(request)
+            claims = _return_claims(api, token)
+            if order_id is not None and order_id != claims.order_id:
+                raise InvalidToken
+            order = await _order_of(api, claims)
+            cause = f"payment page: {_printable(code)}"
+            found = await api.service.release.if_held(order, cause=cause)
+        except (ReservationError, StoreUnavailable, StoreUncertain) as error:
+            return _refuse(request, error, order_id)
+        return _back(request, api, found)
+
+    @post("/webhooks", operation_id="receiveWebhook", status_code=200)
+    async def webhooks(self, request: Request[Any, Any, Any]) -> Response[None]:
+        """Something may have changed at the PG: it is asked. The body is not believed."""
+        try:
+            notice = msgspec.json.decode(await request.body(), type=_Notice)
+        except msgspec.MsgspecError:
+            log.info("webhook_not_understood")
+            return Response(None, status_code=200)
+        ids = notice.data or notice
+        if ids.order_id is not None:
+            await api_of(request).service.webhook(ids.order_id, ids.payment_key)
+        return Response(None, status_code=200)
+
+
+def _refuse_prefetch(request: Request[Any, Any, Any]) -> None:
+    """A browser that loads ahead has no buyer behind it yet."""
+    purpose = request.headers.get("sec-purpose", "") + request.headers.get("purpose", "")
+    if "prefetch" in purpose or "prerender" in purpose:
+        raise Unavailable("This page is not loaded ahead.")
+
+
+def _return_claims(api: Api, token: str | None) -> Claims:
+    if token is None:
+        raise InvalidToken
+    return api.service.signer.verify(token, Purpose.RETURN, now_ms=api.service.clock.now_ms())
+
+
+async def _order_of(api: Api, claims: Claims) -> Reservation:
+    order = await api.service.look.of_token(claims)
+    buyer = api.service.order_ids.customer_key(order.buyer_id)
+    if claims.amount != order.amount or claims.buyer != buyer:
+        raise InvalidToken
+    return order
+
+
+def _is_payment_key(text: str) -> bool:
+    try:
+        msgspec.convert(text, Annotated[str, msgspec.Meta(pattern=PAYMENT_KEY)])
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def _printable(code: str | None) -> str:
+    return "".join(c for c in (code or "no code") if c.isprintable())[:64]
+
+
+def _wants_html(request: Request[Any, Any, Any]) -> bool:
+    return "text/html" in request.headers.get("accept", "")
+
+
+def _back(request: Request[Any, Any, Any], api: Api, order: Reservation) -> Response[Any]:
+    """Where the order stands: a document, or the way to the storefront's result page."""
+    if _wants_html(request):
+        token = api.token(order, Purpose.READ, epoch="")
+        status = order.shown_status(api.service.clock.now_ms())
+        return _redirect(api, order.order_id, _OUTCOMES[status], token)
+    accepted = order.status is Status.CONFIRMING
+    answer: ReservationAnswer = api.shown(order)
+    return Response(
+        answer,
+        status_code=HTTPStatus.ACCEPTED if accepted else HTTPStatus.OK,
+        headers=PRIVATE,
+    )
+
+
+def _refuse(
+    request: Request[Any, Any, Any], error: Exception, order_id: str | None
+) -> Response[Any]:
+    """A refusal: for a browser the result page, or a page that tries again by itself."""
+    if not _wants_html(request):
+        raise error
+    if isinstance(error, _TRANSIENT):
+        return please_wait()
+    code = error.code if isinstance(error, ReservationError) else ""
+    api = api_of(request)
+    return _redirect(api, order_id or "", _REFUSALS.get(code, "invalid"), None)
+
+
+def _redirect(api: Api, order_id: str, outcome: str, token: str | None) -> Response[Any]:
+    settings = api.service.settings
+    base = settings.storefront_url or settings.public_url
+    query = urlencode({"orderId": order_id, "outcome": outcome})
+    fragment = f"#token={token}" if token else ""
+    return Response(
+        None,
+        status_code=HTTPStatus.SEE_OTHER,
+        headers={**PRIVATE, "Location": f"{base}/result?{query}{fragment}"},
+    )

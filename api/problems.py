@@ -1,0 +1,201 @@
+"""Refusals on the wire: RFC 9457 documents, and the one table of HTTP statuses."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+import structlog
+from litestar import MediaType, Request, Response
+from litestar.exceptions import HTTPException
+from litestar.openapi.datastructures import ResponseSpec
+
+from api.observe import request_id_of
+from reservation.domain import errors
+from reservation.domain.errors import BrokenInvariant, MalformedRequest, ReservationError
+from reservation.metrics import alarm
+from reservation.redis.connection import StoreUncertain, StoreUnavailable
+
+__all__ = ["EXCEPTION_HANDLERS", "PROBLEM_JSON", "STATUSES", "Problem", "documented", "problem_of"]
+
+log = structlog.get_logger(__name__)
+
+PROBLEM_JSON = "application/problem+json"
+
+#: The status of every code.
+STATUSES: Mapping[str, int] = {
+    "malformed_request": 400,
+    "invalid_sale": 400,
+    "unauthenticated": 401,
+    "payment_declined": 402,
+    "forbidden": 403,
+    "invalid_token": 403,
+    "invalid_admission": 403,
+    "sale_not_open": 403,
+    "sale_not_found": 404,
+    "sku_not_found": 404,
+    "reservation_not_found": 404,
+    "sold_out": 409,
+    "buyer_limit_exceeded": 409,
+    "reservation_expired": 409,
+    "hold_lost": 409,
+    "payment_in_progress": 409,
+    "already_confirmed": 409,
+    "total_too_low": 409,
+    "insufficient_available": 409,
+    "not_refundable": 409,
+    "sale_closed": 410,
+    "precondition_failed": 412,
+    "idempotency_key_reused": 422,
+    "refund_account_required": 422,
+    "precondition_required": 428,
+    "rate_limited": 429,
+    "sale_paused": 503,
+    "sale_recovering": 503,
+    "unavailable": 503,
+    "outcome_unknown": 503,
+}
+
+#: The one code whose status depends on the call: prepare's is about the page (409), success's
+#: about the address (400).
+AMOUNT_MISMATCH_AT_PREPARE = 409
+AMOUNT_MISMATCH_AT_SUCCESS = 400
+
+#: What plain HTTP errors of the framework are called.
+_FRAMEWORK_CODES: Mapping[int, str] = {
+    401: "unauthenticated",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    415: "malformed_request",
+}
+
+
+class Problem(msgspec.Struct, kw_only=True):
+    """A problem document; a refusal's own facts stand beside these members."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    instance: str
+
+
+def problem_of(
+    code: str,
+    detail: str,
+    *,
+    status: int,
+    instance: str,
+    facts: Mapping[str, Any] | None = None,
+) -> Response[bytes]:
+    """The answer for a refusal; `retryAfter` among the facts also becomes the header."""
+    document = {
+        "type": f"/docs#code-{code}",
+        "title": code.replace("_", " ").capitalize(),
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "instance": instance,
+        **(facts or {}),
+    }
+    retry_after = (facts or {}).get("retryAfter")
+    headers = {"Cache-Control": "no-store"}
+    if retry_after is not None:
+        headers["Retry-After"] = str(retry_after)
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    return Response(
+        content=msgspec.json.encode(document),
+        status_code=status,
+        media_type=PROBLEM_JSON,
+        headers=headers,
+    )
+
+
+def status_of(error: ReservationError, path: str) -> int:
+    """The status of a refusal at this path."""
+    if isinstance(error, errors.AmountMismatch):
+        at_success = path.startswith("/v1/payments/")
+        return AMOUNT_MISMATCH_AT_SUCCESS if at_success else AMOUNT_MISMATCH_AT_PREPARE
+    return STATUSES[error.code]
+
+
+def _refused(request: Request[Any, Any, Any], error: ReservationError) -> Response[bytes]:
+    status = status_of(error, request.url.path)
+    facts = dict(error.facts)
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        facts.setdefault("retryAfter", 1)
+    return problem_of(
+        error.code, error.detail, status=status, instance=request_id_of(request), facts=facts
+    )
+
+
+def _http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
+    status = error.status_code
+    code = _FRAMEWORK_CODES.get(status, "malformed_request")
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return _bug(request, error)
+    return problem_of(code, _sentence(error), status=status, instance=request_id_of(request))
+
+
+def _sentence(error: HTTPException) -> str:
+    """What is wrong with the request; the framework names the field in `extra`."""
+    extra = error.extra
+    first: Any = extra[0] if isinstance(extra, list) and extra else extra
+    if isinstance(first, dict):
+        field: Any = first.get("key") or first.get("source") or "body"
+        return f"{field}: {first.get('message', MalformedRequest.sentence)}"
+    return error.detail or MalformedRequest.sentence
+
+
+def _store_down(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """Redis cannot be asked. Prepare tells the two kinds apart itself and never gets here."""
+    log.warning("store_down", reason=str(error), path=request.url.path)
+    return problem_of(
+        "unavailable",
+        "The store does not answer; try again.",
+        status=503,
+        instance=request_id_of(request),
+        facts={"retryAfter": 1},
+    )
+
+
+def _bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    if isinstance(error, BrokenInvariant):
+        alarm("broken_invariant", reason=str(error))
+    log.error("unhandled_error", path=request.url.path, exc_info=error)
+    return problem_of(
+        "internal_error",
+        "Something went wrong on our side; the request id finds it in our logs.",
+        status=500,
+        instance=request_id_of(request),
+    )
+
+
+EXCEPTION_HANDLERS: Any = {
+    ReservationError: _refused,
+    HTTPException: _http_error,
+    StoreUnavailable: _store_down,
+    StoreUncertain: _store_down,
+    Exception: _bug,
+}
+
+
+def documented(*refusals: type[ReservationError]) -> dict[int, ResponseSpec]:
+    """The OpenAPI answers of an operation that may refuse like this."""
+    by_status: dict[int, list[str]] = {}
+    for refusal in refusals:
+        at_prepare = refusal is errors.AmountMismatch
+        status = AMOUNT_MISMATCH_AT_PREPARE if at_prepare else STATUSES[refusal.code]
+        by_status.setdefault(status, []).append(refusal.code)
+    return {
+        status: ResponseSpec(
+            data_container=Problem,
+            description=" / ".join(f"`{code}`" for code in codes),
+            media_type=MediaType(PROBLEM_JSON) if PROBLEM_JSON in set(MediaType) else PROBLEM_JSON,
+            generate_examples=False,
+        )
+        for status, codes in by_status.items()
+    }

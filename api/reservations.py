@@ -1,0 +1,229 @@
+"""The buyer's reservations: prepare, look, wait, release."""
+
+import re
+from typing import Annotated, Any, Final
+
+from litestar import Controller, Request, Response, get, post
+from litestar.handlers.base import BaseRouteHandler
+from litestar.params import Parameter
+
+from api.auth import Connection, bearer_of
+from api.context import api_of, buyer_of, limits_buyer, requires_buyer
+from api.problems import documented
+from api.schemas import PrepareRequest, ReservationAnswer, ReservationsAnswer
+from reservation.domain.errors import (
+    AlreadyConfirmed,
+    AmountMismatch,
+    BuyerLimitExceeded,
+    HoldLost,
+    IdempotencyKeyReused,
+    InvalidAdmission,
+    MalformedRequest,
+    OutcomeUnknown,
+    PaymentInProgress,
+    RateLimited,
+    ReservationNotFound,
+    SaleClosed,
+    SaleNotFound,
+    SaleNotOpen,
+    SalePaused,
+    SaleRecovering,
+    SkuNotFound,
+    SoldOut,
+    Unauthenticated,
+    Unavailable,
+)
+from reservation.domain.ids import IDEMPOTENCY_KEY, SALE_ID
+from reservation.domain.reservation import Reservation
+from reservation.domain.tokens import Purpose
+from reservation.prepare import Wish
+
+__all__ = ["ReservationController"]
+
+_SALE_ID = re.compile(SALE_ID)
+#: The longest wait for a change: under the 30 s at which common proxies give up.
+WAIT_SECONDS_MAX: Final = 25
+#: Nothing of a buyer's belongs into a cache, nor its address into a Referer.
+PRIVATE: Final = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+
+IdempotencyKey = Annotated[
+    str,
+    Parameter(
+        header="Idempotency-Key",
+        pattern=IDEMPOTENCY_KEY,
+        description="The caller's name for this one wish: the same key and body, the same order.",
+    ),
+]
+
+
+async def sale_exists(connection: Connection, _: BaseRouteHandler) -> None:
+    """Guard: a sale that is known, or 404; it goes before the body is looked at."""
+    sale_id = connection.path_params["sale_id"]
+    if _SALE_ID.match(sale_id) is None:
+        raise SaleNotFound
+    await api_of(connection).service.catalog.get(sale_id)
+
+
+class ReservationController(Controller):
+    """The buyer's reservations."""
+
+    path = "/v1"
+    tags = ("Reservations",)
+
+    @post(
+        "/sales/{sale_id:str}/reservations",
+        operation_id="prepareReservation",
+        guards=[requires_buyer, limits_buyer, sale_exists],
+        responses=documented(
+            MalformedRequest,
+            Unauthenticated,
+            InvalidAdmission,
+            SaleNotOpen,
+            SaleNotFound,
+            SkuNotFound,
+            SoldOut,
+            BuyerLimitExceeded,
+            AmountMismatch,
+            SaleClosed,
+            IdempotencyKeyReused,
+            RateLimited,
+            SalePaused,
+            SaleRecovering,
+            Unavailable,
+            OutcomeUnknown,
+        ),
+    )
+    async def prepare(
+        self,
+        request: Request[Any, Any, Any],
+        sale_id: str,
+        data: PrepareRequest,
+        idempotency_key: IdempotencyKey,
+        admission: Annotated[str | None, Parameter(header="X-Sale-Admission")] = None,
+    ) -> Response[ReservationAnswer]:
+        """Hold the basket's stock until the deadline; a repeat of the key gets the same order."""
+        api = api_of(request)
+        buyer_id = buyer_of(request)
+        known = await api.service.catalog.get(sale_id)
+        prepared = await api.service.prepare(
+            Wish(
+                sale_id=sale_id,
+                buyer_id=buyer_id,
+                idempotency_key=idempotency_key,
+                items=tuple((line.sku, line.quantity) for line in data.items),
+                amount=data.amount,
+                order_name=data.order_name,
+                admitted=admission is not None
+                and api.service.signer.admits(
+                    admission,
+                    sale_id=sale_id,
+                    prices=known.sale.prices(),
+                    buyer_id=buyer_id,
+                    now_ms=api.service.clock.now_ms(),
+                ),
+            )
+        )
+        order = prepared.reservation
+        payment = api.payment(order, epoch=prepared.epoch)
+        answer = ReservationAnswer.of(
+            order,
+            now_ms=api.service.clock.now_ms(),
+            token=api.token(order, Purpose.RESERVATION, epoch=prepared.epoch) if payment else None,
+            payment=payment,
+        )
+        replayed = {"Idempotent-Replayed": "true"} if prepared.replayed else {}
+        return Response(answer, status_code=201, headers={**PRIVATE, **replayed})
+
+    @get(
+        "/sales/{sale_id:str}/reservations",
+        operation_id="listReservations",
+        guards=[requires_buyer, sale_exists],
+        responses=documented(Unauthenticated, SaleNotFound, Unavailable),
+    )
+    async def list_own(
+        self, request: Request[Any, Any, Any], sale_id: str
+    ) -> Response[ReservationsAnswer]:
+        """The buyer's own reservations in this sale, newest first."""
+        api = api_of(request)
+        orders = await api.service.look.all_of_buyer(sale_id, buyer_of(request))
+        shown = [await api.shown_to_buyer(order) for order in orders]
+        return Response(ReservationsAnswer(reservations=shown), headers=PRIVATE)
+
+    @get(
+        "/reservations/{order_id:str}",
+        operation_id="getReservation",
+        responses=documented(
+            MalformedRequest, Unauthenticated, ReservationNotFound, HoldLost, Unavailable
+        ),
+    )
+    async def look(
+        self,
+        request: Request[Any, Any, Any],
+        order_id: str,
+        wait: Annotated[
+            int | None,
+            Parameter(
+                ge=0,
+                le=WAIT_SECONDS_MAX,
+                description="Answer at the next change, or after so many seconds.",
+            ),
+        ] = None,
+        reservation_token: Annotated[str | None, Parameter(header="X-Reservation-Token")] = None,
+    ) -> Response[ReservationAnswer]:
+        """One reservation, for its buyer or whoever has its token."""
+        api = api_of(request)
+        order, own = await _find(
+            request, order_id, reservation_token, Purpose.RESERVATION, Purpose.READ
+        )
+        if wait:
+            order = await api.service.look.next_change(order, float(wait))
+        answer = await api.shown_to_buyer(order) if own else api.shown(order)
+        return Response(answer, headers=PRIVATE)
+
+    @post(
+        "/reservations/{order_id:str}/release",
+        operation_id="releaseReservation",
+        status_code=200,
+        responses=documented(
+            Unauthenticated,
+            ReservationNotFound,
+            PaymentInProgress,
+            AlreadyConfirmed,
+            HoldLost,
+            Unavailable,
+        ),
+    )
+    async def release(
+        self,
+        request: Request[Any, Any, Any],
+        order_id: str,
+        reservation_token: Annotated[str | None, Parameter(header="X-Reservation-Token")] = None,
+    ) -> Response[ReservationAnswer]:
+        """Give the hold back. The token may also be the whole body, as a browser's beacon sends it."""
+        api = api_of(request)
+        token = reservation_token or await _token_in_body(request)
+        order, _ = await _find(request, order_id, token, Purpose.RESERVATION)
+        released = await api.service.release(order, cause="buyer")
+        return Response(api.shown(released), headers=PRIVATE)
+
+
+async def _find(
+    request: Request[Any, Any, Any], order_id: str, token: str | None, *purposes: Purpose
+) -> tuple[Reservation, bool]:
+    """The reservation, and whether its own buyer is asking."""
+    api = api_of(request)
+    if token is not None:
+        claims = api.token_claims(token, order_id, *purposes)
+        return await api.service.look.of_token(claims), False
+    if bearer_of(request) is None:
+        raise Unauthenticated
+    buyer_id = await api.buyers.buyer(request)
+    return await api.service.look.of_buyer(order_id, buyer_id), True
+
+
+async def _token_in_body(request: Request[Any, Any, Any]) -> str | None:
+    content_type, _ = request.content_type
+    if content_type != "text/plain":
+        return None
+    text = (await request.body()).decode("utf-8", errors="replace").strip()
+    return text or None

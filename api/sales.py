@@ -1,0 +1,159 @@
+"""The sales as shoppers see them: list, one, and the live stock."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from typing import Any, Final
+
+import msgspec
+import structlog
+from litestar import Controller, Request, Response, get
+from litestar.response import ServerSentEvent, ServerSentEventMessage
+
+from api.auth import bearer_of
+from api.context import Api, api_of
+from api.problems import documented
+from api.reservations import sale_exists
+from api.schemas import SaleAnswer, SalesAnswer
+from reservation.domain.errors import (
+    SaleNotFound,
+    SaleRecovering,
+    Unauthenticated,
+    Unavailable,
+)
+from reservation.domain.sale import Sale
+from reservation.redis.connection import StoreUncertain, StoreUnavailable
+
+__all__ = ["SaleController", "StockFeed"]
+
+log = structlog.get_logger(__name__)
+
+#: At most ten events a second for each item.
+TICK_SECONDS: Final = 0.1
+#: A comment this often keeps proxies from closing a quiet stream.
+HEARTBEAT_SECONDS: Final = 15.0
+#: Changes that a slow reader may lag behind before it is shown only the newest.
+QUEUE_MAX: Final = 1
+#: Streams that one process serves: each costs a socket and a little memory.
+STREAMS_MAX: Final = 20_000
+
+
+class StockFeed:
+    """Reads each watched sale's counters ten times a second, once for all who watch it."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._watchers: dict[str, set[asyncio.Queue[Sale]]] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._count = 0
+
+    async def watch(self, sale_id: str) -> AsyncGenerator[ServerSentEventMessage]:
+        """Events of a sale: every item at once, then each item as it changes."""
+        if self._count >= STREAMS_MAX:
+            raise Unavailable("Too many open streams here.", retryAfter=5)
+        sale = (await self._api.service.catalog.fresh(sale_id)).sale
+        queue: asyncio.Queue[Sale] = asyncio.Queue(QUEUE_MAX)
+        watchers = self._watchers.setdefault(sale_id, set())
+        watchers.add(queue)
+        self._count += 1
+        if sale_id not in self._tasks:
+            self._tasks[sale_id] = asyncio.create_task(self._read(sale_id))
+        try:
+            seen: dict[str, tuple[int, int, int]] = {}
+            while True:
+                for item in sale.items:
+                    counters = (item.available, item.held, item.sold)
+                    if seen.get(item.sku) != counters:
+                        seen[item.sku] = counters
+                        yield _stock_event(item.sku, counters, sale.seq)
+                try:
+                    sale = await asyncio.wait_for(queue.get(), HEARTBEAT_SECONDS)
+                except TimeoutError:
+                    yield ServerSentEventMessage(comment="still here")
+        finally:
+            self._count -= 1
+            watchers.discard(queue)
+            if not watchers and (task := self._tasks.pop(sale_id, None)):
+                task.cancel()
+
+    async def _read(self, sale_id: str) -> None:
+        seq = -1
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            try:
+                sale = await self._api.service.sale_store.read(sale_id)
+            except (StoreUnavailable, StoreUncertain) as error:
+                log.info("stock_feed_waits", sale_id=sale_id, reason=str(error))
+                continue
+            if sale is None or sale.seq == seq:
+                continue
+            seq = sale.seq
+            for queue in self._watchers.get(sale_id, ()):
+                # A reader that has not taken the last one yet gets this one instead.
+                with suppress(asyncio.QueueEmpty):
+                    queue.get_nowait()
+                queue.put_nowait(sale)
+
+
+def _stock_event(
+    sku: str, counters: tuple[int, int, int], seq: int
+) -> ServerSentEventMessage:
+    available, held, sold = counters
+    data = {"sku": sku, "available": available, "held": held, "sold": sold}
+    return ServerSentEventMessage(
+        event="stock", data=msgspec.json.encode(data).decode(), id=str(seq), retry=2000
+    )
+
+
+class SaleController(Controller):
+    """The sales."""
+
+    path = "/v1/sales"
+    tags = ("Sales",)
+
+    @get("/", operation_id="listSales", responses=documented(Unavailable))
+    async def list_all(self, request: Request[Any, Any, Any]) -> SalesAnswer:
+        """Every sale, with its stock."""
+        service = api_of(request).service
+        now_ms = service.connections.server_now_ms()
+        sales = await service.sales.all()
+        return SalesAnswer(sales=[SaleAnswer.of(sale, now_ms=now_ms) for sale in sales])
+
+    @get(
+        "/{sale_id:str}",
+        operation_id="getSale",
+        guards=[sale_exists],
+        responses=documented(SaleNotFound, SaleRecovering, Unavailable),
+    )
+    async def one(self, request: Request[Any, Any, Any], sale_id: str) -> Response[SaleAnswer]:
+        """One sale with its stock now, the server's clock, and the admission to it."""
+        api = api_of(request)
+        sale = (await api.service.catalog.fresh(sale_id)).sale
+        buyer_id = ""
+        if bearer_of(request) is not None:
+            # A stale token on a public page is no reason to hide the page.
+            with suppress(Unauthenticated):
+                buyer_id = await api.buyers.buyer(request)
+        admission = api.service.signer.admission(
+            sale_id=sale_id,
+            prices=sale.prices(),
+            buyer_id=buyer_id,
+            now_ms=api.service.clock.now_ms(),
+        )
+        now_ms = api.service.connections.server_now_ms()
+        return Response(
+            SaleAnswer.of(sale, now_ms=now_ms, admission=admission),
+            headers={"Cache-Control": "no-store"},
+        )
+
+    @get(
+        "/{sale_id:str}/events",
+        operation_id="watchStock",
+        guards=[sale_exists],
+        responses=documented(SaleNotFound, SaleRecovering, Unavailable),
+        media_type="text/event-stream",
+    )
+    async def events(self, request: Request[Any, Any, Any], sale_id: str) -> ServerSentEvent:
+        """The live stock as server-sent events."""
+        feed: StockFeed = request.app.state.stock_feed
+        return ServerSentEvent(feed.watch(sale_id))

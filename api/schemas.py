@@ -1,0 +1,371 @@
+"""What travels over the wire: camelCase structs whose limits are in their types."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from reservation.audit import AuditReport
+from reservation.domain.clock import as_ms, as_wire
+from reservation.domain.ids import SKU
+from reservation.domain.reservation import Reservation
+from reservation.domain.sale import AMOUNT_MAX, TOTAL_MAX, Item, Sale
+from reservation.domain.states import HoldPolicy, Status
+from reservation.sales import SaleChange
+
+__all__ = [
+    "AuditAnswer",
+    "GuestAnswer",
+    "PrepareRequest",
+    "ReasonRequest",
+    "RefundRequest",
+    "ReservationAnswer",
+    "ReservationsAnswer",
+    "RestockRequest",
+    "SaleAnswer",
+    "SaleRequest",
+    "SalesAnswer",
+]
+
+#: Lines of one basket: what a person buys at once, and what keeps one script short.
+LINES_MAX = 20
+#: Units of one line: above any buyer's limit that makes sense.
+QUANTITY_MAX = 10_000
+
+
+class Wire(Struct, frozen=True, kw_only=True, rename="camel"):
+    """Base of everything that we send."""
+
+
+class Received(Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """Base of everything that we take: a field that we do not know is refused."""
+
+
+class PrepareLine(Received):
+    """So many of one item."""
+
+    sku: Annotated[str, Meta(pattern=SKU)]
+    quantity: Annotated[int, Meta(ge=1, le=QUANTITY_MAX)]
+
+
+class PrepareRequest(Received):
+    """What the buyer wants, and the total that the page showed."""
+
+    items: Annotated[list[PrepareLine], Meta(min_length=1, max_length=LINES_MAX)]
+    amount: Annotated[
+        int, Meta(ge=1, le=AMOUNT_MAX, description="sum of price x quantity, minor units")
+    ]
+    order_name: Annotated[str, Meta(min_length=1, max_length=100)] | None = None
+
+
+class LineAnswer(Wire):
+    """One line of a reservation, at the price that was promised."""
+
+    sku: str
+    quantity: int
+    price: int
+
+
+class PaymentAnswer(Wire):
+    """What the storefront needs to open the PG's page."""
+
+    provider: str
+    client_key: str
+    customer_key: str
+    success_url: str
+    fail_url: str
+    #: The page's address, or null where the PG's own SDK opens it.
+    checkout_url: str | None
+
+
+class ReservationAnswer(Wire, omit_defaults=True):
+    """A reservation as its buyer sees it."""
+
+    order_id: str
+    sale_id: str
+    status: Status
+    items: list[LineAnswer]
+    amount: int
+    currency: str
+    order_name: str
+    created_at: str
+    updated_at: str
+    expires_at: str
+    #: Only in prepare's answer: reads and releases this reservation.
+    token: str | None = None
+    #: Only for its buyer, while the payment has not begun.
+    payment: PaymentAnswer | None = None
+
+    @classmethod
+    def of(
+        cls,
+        order: Reservation,
+        *,
+        now_ms: int,
+        token: str | None = None,
+        payment: PaymentAnswer | None = None,
+    ) -> "ReservationAnswer":
+        """The reservation on the wire."""
+        return cls(
+            order_id=order.order_id,
+            sale_id=order.sale_id,
+            status=order.shown_status(now_ms),
+            items=[
+                LineAnswer(sku=line.sku, quantity=line.quantity, price=line.price)
+                for line in order.lines
+            ],
+            amount=order.amount,
+            currency=order.currency,
+            order_name=order.order_name,
+            created_at=as_wire(order.created_at_ms),
+            updated_at=as_wire(order.updated_at_ms),
+            expires_at=as_wire(order.expires_at_ms),
+            token=token,
+            payment=payment,
+        )
+
+
+class ReservationsAnswer(Wire):
+    """A buyer's reservations in one sale, newest first."""
+
+    reservations: list[ReservationAnswer]
+
+
+class ItemAnswer(Wire):
+    """An item as a shopper sees it."""
+
+    sku: str
+    name: str
+    price: int
+    total: int
+    available: int
+    held: int
+    sold: int
+    limit_per_buyer: int
+
+
+class SaleAnswer(Wire, omit_defaults=True):
+    """A sale as a shopper sees it; operators see its version as well."""
+
+    sale_id: str
+    name: str
+    currency: str
+    status: str
+    opens_at: str
+    closes_at: str
+    hold_seconds: int
+    hold_policy: HoldPolicy
+    virtual_accounts: bool
+    require_admission: bool
+    server_time: str
+    items: list[ItemAnswer]
+    #: Shown by prepare in `X-Sale-Admission` where the sale asks for it.
+    admission: str | None = None
+
+    @classmethod
+    def of(cls, sale: Sale, *, now_ms: int, admission: str | None = None) -> "SaleAnswer":
+        """The sale on the wire."""
+        return cls(
+            sale_id=sale.sale_id,
+            name=sale.name,
+            currency=sale.currency,
+            status=sale.status(now_ms).value,
+            opens_at=as_wire(sale.opens_at_ms),
+            closes_at=as_wire(sale.closes_at_ms),
+            hold_seconds=sale.hold_seconds,
+            hold_policy=sale.hold_policy,
+            virtual_accounts=sale.virtual_accounts,
+            require_admission=sale.require_admission,
+            server_time=as_wire(now_ms),
+            items=[_item(item) for item in sale.items],
+            admission=admission,
+        )
+
+
+def _item(item: Item) -> ItemAnswer:
+    return ItemAnswer(
+        sku=item.sku,
+        name=item.name,
+        price=item.price,
+        total=item.total,
+        available=item.available,
+        held=item.held,
+        sold=item.sold,
+        limit_per_buyer=item.limit_per_buyer,
+    )
+
+
+class SalesAnswer(Wire):
+    """Every sale."""
+
+    sales: list[SaleAnswer]
+
+
+class GuestAnswer(Wire):
+    """A buyer who needs no account."""
+
+    buyer_id: str
+    token: str
+
+
+class ItemRequest(Received):
+    """An item as an operator puts it on sale."""
+
+    sku: Annotated[str, Meta(pattern=SKU)]
+    name: Annotated[str, Meta(min_length=1, max_length=200)]
+    price: Annotated[int, Meta(ge=1, le=AMOUNT_MAX, description="minor units")]
+    total: Annotated[int, Meta(ge=0, le=TOTAL_MAX)]
+    limit_per_buyer: Annotated[int, Meta(ge=1, le=TOTAL_MAX)]
+
+
+class SaleRequest(Received):
+    """A sale as an operator wants it."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=200)]
+    items: list[ItemRequest]
+    opens_at: datetime
+    closes_at: datetime
+    currency: Annotated[str, Meta(pattern="^[A-Z]{3}$")] = "KRW"
+    hold_seconds: int = 300
+    hold_policy: HoldPolicy = HoldPolicy.PREPARE
+    virtual_accounts: bool = False
+    require_admission: bool = False
+
+    def change(self) -> SaleChange:
+        """The same in the domain's words; a time without an offset is read as UTC."""
+        return SaleChange(
+            name=self.name,
+            currency=self.currency,
+            opens_at_ms=as_ms(_aware(self.opens_at)),
+            closes_at_ms=as_ms(_aware(self.closes_at)),
+            hold_seconds=self.hold_seconds,
+            hold_policy=self.hold_policy,
+            virtual_accounts=self.virtual_accounts,
+            require_admission=self.require_admission,
+            items=tuple(
+                Item(
+                    sku=item.sku,
+                    name=item.name,
+                    price=item.price,
+                    total=item.total,
+                    limit_per_buyer=item.limit_per_buyer,
+                )
+                for item in self.items
+            ),
+        )
+
+
+def _aware(at: datetime) -> datetime:
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+class RestockRequest(Received):
+    """Units to add, or, negative, to withdraw."""
+
+    sku: Annotated[str, Meta(pattern=SKU)]
+    delta: Annotated[int, Meta(ge=-TOTAL_MAX, le=TOTAL_MAX)]
+    reason: Annotated[str, Meta(min_length=1, max_length=200)]
+
+
+class ReasonRequest(Received):
+    """Why an operator does it."""
+
+    reason: Annotated[str, Meta(min_length=1, max_length=200)]
+
+
+class RefundAccountRequest(Received):
+    """Where a deposit goes back to."""
+
+    bank: Annotated[str, Meta(min_length=1, max_length=20)]
+    account_number: Annotated[str, Meta(pattern="^[0-9]{1,20}$")]
+    holder_name: Annotated[str, Meta(min_length=1, max_length=60)]
+
+
+class RefundRequest(Received):
+    """A refund in full."""
+
+    reason: Annotated[str, Meta(min_length=1, max_length=200)]
+    restock: bool
+    refund_receive_account: RefundAccountRequest | None = None
+
+
+class OrderAnswer(Wire):
+    """An order as operators see it, from SQL."""
+
+    order_id: str
+    sale_id: str
+    buyer_id: str
+    status: str
+    items: list[LineAnswer]
+    amount: int
+    currency: str
+    payment_key_last4: str | None = msgspec.field(name="paymentKeyLast4", default=None)
+    created_at: str
+    updated_at: str
+    seq: int
+
+
+class OrdersAnswer(Wire):
+    """A page of orders."""
+
+    orders: list[OrderAnswer]
+    next_cursor: str | None
+
+
+class HistoryEntry(Wire):
+    """One thing that happened to an order."""
+
+    at: str
+    kind: str
+    what: str
+    facts: dict[str, Any]
+
+
+class OrderHistoryAnswer(OrderAnswer):
+    """An order with everything that happened to it, in order of time."""
+
+    history: list[HistoryEntry]
+
+
+class SkuAuditAnswer(Wire):
+    """One item of an audit."""
+
+    sku: str
+    total: int
+    available: int
+    held: int
+    confirming: int
+    sold: int
+    ok: bool
+
+
+class AuditAnswer(Wire):
+    """What an audit found."""
+
+    ok: bool
+    checked_at: str
+    lag: int
+    skus: list[SkuAuditAnswer]
+    problems: list[str]
+
+    @classmethod
+    def of(cls, report: AuditReport) -> "AuditAnswer":
+        """The report on the wire."""
+        return cls(
+            ok=report.ok,
+            checked_at=as_wire(report.checked_at_ms),
+            lag=report.lag,
+            skus=[
+                msgspec.convert(row, SkuAuditAnswer, from_attributes=True) for row in report.skus
+            ],
+            problems=list(report.problems),
+        )
+
+
+class HealthAnswer(Wire):
+    """Whether the service can do its work, and what is missing where it cannot."""
+
+    status: str
+    missing: Sequence[str] = ()

@@ -1,0 +1,120 @@
+"""Settings -> connected objects, opened in order and closed in reverse."""
+
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import msgspec
+
+from reservation.audit import Audit
+from reservation.catalog import Catalog
+from reservation.conclude import Conclude
+from reservation.confirm import Confirm
+from reservation.domain.clock import Clock, SystemClock
+from reservation.domain.ids import OrderIds
+from reservation.domain.tokens import Signer
+from reservation.look import Look
+from reservation.payments.toss import TossGateway
+from reservation.persistence.ledger import Ledger
+from reservation.prepare import Prepare
+from reservation.redis.batch import PrepareQueue
+from reservation.redis.connection import Connections
+from reservation.redis.keys import Keys
+from reservation.redis.outbox import RedisOutbox
+from reservation.redis.sales import SaleStore
+from reservation.redis.store import Store
+from reservation.refund import Refund
+from reservation.release import Release
+from reservation.sales import Sales
+from reservation.settings import Settings
+from reservation.settle import Settle
+from reservation.webhook import Webhook
+
+__all__ = ["Service", "opened"]
+
+
+class Service(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that the roles and the endpoints use, connected."""
+
+    settings: Settings
+    clock: Clock
+    connections: Connections
+    keys: Keys
+    store: Store
+    sale_store: SaleStore
+    outbox: RedisOutbox
+    ledger: Ledger
+    gateway: TossGateway
+    catalog: Catalog
+    order_ids: OrderIds
+    signer: Signer
+    prepare: Prepare
+    confirm: Confirm
+    release: Release
+    look: Look
+    sales: Sales
+    settle: Settle
+    refund: Refund
+    webhook: Webhook
+    audit: Audit
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncGenerator[Service]:
+    """The service, connected to what the settings name.
+
+    Redis need not answer yet: each call says so itself. SQL must, for its schema is brought up to
+    date here.
+    """
+    clock = SystemClock()
+    async with AsyncExitStack() as stack:
+        connections = Connections(settings.redis_url, clock=clock)
+        stack.push_async_callback(connections.aclose)
+        ledger = await Ledger.open(settings.database_url or sqlite_url(settings))
+        stack.push_async_callback(ledger.aclose)
+        gateway = TossGateway(
+            base_url=settings.toss_api_url, secret_key=settings.toss_secret_key
+        )
+        stack.push_async_callback(gateway.aclose)
+        keys = Keys(settings.key_prefix)
+        store = Store(connections, keys, clock=clock)
+        sale_store = SaleStore(connections, keys)
+        outbox = RedisOutbox(connections, keys)
+        catalog = Catalog(sale_store, ledger, clock=clock)
+        queue = PrepareQueue(
+            connections, keys, expire=store.expire, clock=clock, rate=settings.prepare_rate
+        )
+        stack.push_async_callback(queue.aclose)
+        order_ids = OrderIds(settings.order_id_key.encode())
+        conclude = Conclude(store, ledger, gateway, clock=clock)
+        settle = Settle(catalog, store, ledger, gateway, conclude, clock=clock)
+        confirm = Confirm(catalog, store, ledger, gateway, conclude, clock=clock)
+        stack.push_async_callback(confirm.aclose)
+        look = Look(store, ledger, clock=clock)
+        yield Service(
+            settings=settings,
+            clock=clock,
+            connections=connections,
+            keys=keys,
+            store=store,
+            sale_store=sale_store,
+            outbox=outbox,
+            ledger=ledger,
+            gateway=gateway,
+            catalog=catalog,
+            order_ids=order_ids,
+            signer=Signer(settings.signing_keys),
+            prepare=Prepare(catalog, queue, store, order_ids),
+            confirm=confirm,
+            release=Release(catalog, store),
+            look=look,
+            sales=Sales(catalog, sale_store, ledger, clock=clock),
+            settle=settle,
+            refund=Refund(catalog, store, ledger, gateway, conclude, look, clock=clock),
+            webhook=Webhook(catalog, store, gateway, conclude, settle, clock=clock),
+            audit=Audit(sale_store, ledger, outbox, clock=clock),
+        )
+
+
+def sqlite_url(settings: Settings) -> str:
+    """SQLite in the data directory."""
+    return f"sqlite:///{settings.data_dir / 'orders.sqlite3'}"

@@ -1,0 +1,216 @@
+"""Carries out what the PG's answers oblige us to do, until the payment is decided or must wait."""
+
+import hashlib
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from reservation.catalog import Known
+from reservation.domain.clock import Clock, as_ms
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from reservation.judge import Asked, CancelFirst, Finish, LookUp, Unapproved, Undecided, judge
+from reservation.metrics import PAYMENTS, alarm
+from reservation.payments.gateway import (
+    Answer,
+    Answered,
+    Payment,
+    PaymentGateway,
+    PaymentMissing,
+    PaymentStatus,
+)
+from reservation.persistence.ledger import Ledger
+from reservation.redis.store import Outcome, Store
+
+__all__ = ["Case", "Conclude", "cancel_key", "confirm_key"]
+
+log = structlog.get_logger(__name__)
+
+#: A confirm, a look-up that it asks for, and one more after that: no verdict needs a fourth.
+STEPS_MAX: Final = 4
+#: The longest text of an answer that is kept for an order's history.
+ANSWER_CHARS_MAX: Final = 2_000
+
+
+class AnswerKind(StrEnum):
+    """Which question an answer in an order's history belongs to."""
+
+    CONFIRM = "confirm"
+    LOOK_UP = "look_up"
+    LOOK_UP_ORDER = "look_up_order"
+    CANCEL = "cancel"
+
+
+class Case(msgspec.Struct, frozen=True):
+    """One payment attempt of one order, under the fence that may decide it."""
+
+    order: Reservation
+    known: Known
+    fence: int
+    payment_key: str
+
+
+def confirm_key(payment_key: str, bound_answers: int) -> str:
+    """The PG's idempotency key of this attempt's confirm.
+
+    A clean 4xx stays bound to its key for 15 days; only after one of those, and a look-up that
+    shows the payment unapproved, another key is used.
+    """
+    return f"confirm-{_digest(payment_key)}-{bound_answers}"
+
+
+def cancel_key(payment_key: str) -> str:
+    """The PG's idempotency key of this payment's full cancel: there is only ever one."""
+    return f"cancel-{_digest(payment_key)}"
+
+
+def _digest(payment_key: str) -> str:
+    return hashlib.sha256(payment_key.encode()).hexdigest()[:40]
+
+
+class Conclude:
+    """Takes an answer of the PG to its end."""
+
+    def __init__(
+        self, store: Store, ledger: Ledger, gateway: PaymentGateway, *, clock: Clock
+    ) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._gateway = gateway
+        self._clock = clock
+
+    async def __call__(self, case: Case, answer: Answer, asked: Asked) -> Status | None:
+        """Decide the payment, asking the PG on where the answer says so.
+
+        Returns:
+            Where the order stands now; None while the payment is undecided.
+        """
+        first = asked is Asked.FIRST_CONFIRM
+        for _ in range(STEPS_MAX):
+            kind = AnswerKind.LOOK_UP if asked is Asked.LOOK_UP else AnswerKind.CONFIRM
+            await self.remember(case.order.order_id, case.payment_key, kind, answer)
+            match judge(
+                answer,
+                order=case.order,
+                payment_key=case.payment_key,
+                asked=asked,
+                virtual_accounts=case.known.sale.virtual_accounts,
+            ):
+                case Finish(outcome):
+                    return await self.finish(case, outcome, answer)
+                case CancelFirst(outcome, reason):
+                    return await self.cancel(case, outcome, reason)
+                case LookUp(missing):
+                    answer, asked = await self._gateway.look_up(case.payment_key), Asked.LOOK_UP
+                    if missing and first and await self._made_up(case, answer):
+                        return await self.finish(case, _made_up_outcome(), answer)
+                case Unapproved():
+                    return None
+                case Undecided(name):
+                    if name:
+                        alarm(name, order_id=case.order.order_id, fence=case.fence)
+                    return None
+        return None
+
+    async def _made_up(self, case: Case, by_key: Answer) -> bool:
+        """Whether the PG knows neither the payment nor any other of this order."""
+        if not isinstance(by_key, PaymentMissing):
+            return False
+        by_order = await self._gateway.look_up_order(case.order.order_id)
+        await self.remember(
+            case.order.order_id, case.payment_key, AnswerKind.LOOK_UP_ORDER, by_order
+        )
+        return isinstance(by_order, PaymentMissing)
+
+    async def finish(self, case: Case, outcome: Outcome, answer: Answer | None) -> Status | None:
+        """Write the outcome down under the case's fence; None where an older fence wrote in vain."""
+        if isinstance(answer, Answered):
+            await self.keep_payment(answer.payment)
+        finished = await self._store.finish(
+            case.order, epoch=case.known.epoch, fence=case.fence, outcome=outcome
+        )
+        if not finished.applied:
+            log.info("finish_stale", order_id=case.order.order_id, fence=case.fence)
+            return None if finished.status is Status.CONFIRMING else finished.status
+        PAYMENTS.labels(outcome.name).inc()
+        log.info(
+            "payment_finished",
+            order_id=case.order.order_id,
+            outcome=outcome.name,
+            status=finished.status.value,
+        )
+        return finished.status
+
+    async def cancel(self, case: Case, outcome: Outcome, reason: str) -> Status | None:
+        """Give the money back at the PG, and write the outcome down once the PG shows it."""
+        answer = await self._gateway.cancel(
+            payment_key=case.payment_key,
+            reason=reason,
+            idempotency_key=cancel_key(case.payment_key),
+        )
+        await self.remember(case.order.order_id, case.payment_key, AnswerKind.CANCEL, answer)
+        if isinstance(answer, Answered) and _is_given_back(answer.payment):
+            return await self.finish(case, outcome, answer)
+        alarm("automatic_cancel_failed", order_id=case.order.order_id, reason=reason)
+        return None
+
+    async def remember(
+        self, order_id: str, payment_key: str, kind: AnswerKind, answer: Answer
+    ) -> None:
+        """Keep an answer for the order's history; the payment goes on without it."""
+        text = msgspec.json.encode(_without_secret(answer)).decode()[:ANSWER_CHARS_MAX]
+        try:
+            await self._ledger.record_answer(
+                order_id=order_id,
+                payment_key=payment_key,
+                kind=kind.value,
+                answer=text,
+                now_ms=self._clock.now_ms(),
+            )
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("answer_not_kept", order_id=order_id, reason=type(error).__name__)
+
+    async def keep_payment(self, payment: Payment) -> None:
+        """Keep the payment as the PG shows it, its webhook secret included."""
+        try:
+            await self._ledger.put_payment(
+                payment_key=payment.payment_key,
+                order_id=payment.order_id,
+                status=payment.status,
+                total_amount=payment.total_amount,
+                balance_amount=payment.balance_amount,
+                currency=payment.currency,
+                method=payment.method,
+                approved_at_ms=as_ms(payment.approved_at) if payment.approved_at else None,
+                secret=payment.secret,
+                due_at_ms=as_ms(payment.due_at) if payment.due_at else None,
+                now_ms=self._clock.now_ms(),
+            )
+        except (SQLAlchemyError, OSError) as error:
+            log.warning(
+                "payment_not_kept", order_id=payment.order_id, reason=type(error).__name__
+            )
+
+
+def _made_up_outcome() -> Outcome:
+    return Outcome(
+        name="voided",
+        attempt="void:NOT_FOUND_PAYMENT",
+        members={"cause": "the PG knows no such payment"},
+    )
+
+
+def _is_given_back(payment: Payment) -> bool:
+    ended = (PaymentStatus.CANCELED, PaymentStatus.PARTIAL_CANCELED)
+    return payment.status in ended and (
+        payment.balance_amount == 0 or payment.approved_at is None
+    )
+
+
+def _without_secret(answer: Answer) -> Answer:
+    if isinstance(answer, Answered):
+        return Answered(msgspec.structs.replace(answer.payment, secret=None))
+    return answer

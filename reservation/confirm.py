@@ -1,0 +1,248 @@
+"""The buyer is back from the PG: claim the hold, write the intent, ask for the money, finish.
+
+    prepare --> PG's page --> success URL
+                                |  token and amount are ours?      no: refused, nothing happens
+                                v
+                              claim      CONFIRMING: no deadline can take the hold any more
+                                v
+                              intent     in SQL, committed: from here on a crash leaves a trace
+                                v
+                              confirm    at the PG: the one call that moves money
+                                v
+                              finish     CONFIRMED, AWAITING_DEPOSIT or given back
+
+A process may die between any two of these; the settler goes on from where it stopped.
+"""
+
+import asyncio
+from typing import Final
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from reservation.catalog import Catalog, Known
+from reservation.conclude import Case, Conclude, confirm_key
+from reservation.domain.clock import Clock
+from reservation.domain.errors import (
+    InvalidToken,
+    PaymentDeclined,
+    ReservationExpired,
+    Unavailable,
+)
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from reservation.judge import Asked
+from reservation.payments.gateway import PaymentGateway
+from reservation.persistence.intents import IntentOutcome
+from reservation.persistence.ledger import Ledger
+from reservation.redis.store import Outcome, Present, Store
+
+__all__ = ["LEASE_MS", "Confirm"]
+
+log = structlog.get_logger(__name__)
+
+#: The gateway's own limit for a confirm.
+CONFIRM_SECONDS: Final = 60
+#: Longer than a confirm by more than 10 s, so that no lease ends while its call may be under way.
+LEASE_MS: Final = (CONFIRM_SECONDS + 15) * 1000
+#: What must be left of the lease right before the call leaves.
+LEASE_LEFT_SECONDS: Final = CONFIRM_SECONDS + 5
+#: How long the buyer's request waits; the confirm goes on without it.
+ANSWER_SECONDS: Final = 10.0
+#: How often a repeat of the success URL looks whether the first one is through.
+LOOK_SECONDS: Final = 0.1
+#: When the settler may look at a payment that this process could not decide.
+HAND_OVER_MS: Final = 1_000
+#: At shutdown: what is not through by then is the settler's.
+SHUTDOWN_SECONDS: Final = 2.0
+
+
+class Confirm:
+    """Confirms payments, each in a task of its own that outlives the buyer's request."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: Store,
+        ledger: Ledger,
+        gateway: PaymentGateway,
+        conclude: Conclude,
+        *,
+        clock: Clock,
+    ) -> None:
+        self._catalog = catalog
+        self._store = store
+        self._ledger = ledger
+        self._gateway = gateway
+        self._conclude = conclude
+        self._clock = clock
+        self._under_way: dict[tuple[str, str], asyncio.Task[None]] = {}
+
+    async def __call__(
+        self, order: Reservation, *, payment_key: str, may_claim: bool
+    ) -> Reservation:
+        """Take one payment attempt to its outcome, or to CONFIRMING while that is unknown.
+
+        Args:
+            order: the reservation that the return token names, its amount checked by the caller.
+            payment_key: the PG's id of this attempt.
+            may_claim: false where the token is only good to read an earlier attempt's outcome.
+
+        Raises:
+            PaymentDeclined, ReservationExpired, SoldOut, BuyerLimitExceeded: no money was taken.
+            InvalidToken: the payment belongs to another order.
+            Unavailable: nothing was asked for; the same URL may be loaded again.
+        """
+        known = await self._catalog.get(order.sale_id)
+        if payment_key in order.attempts:
+            return _answer(order, payment_key)
+        if not may_claim:
+            if order.payment_key != payment_key:
+                raise InvalidToken
+            return _answer(order, payment_key)
+        key = (order.order_id, payment_key)
+        task = self._under_way.get(key)
+        if task is None:
+            task = asyncio.create_task(self._pay(order, known, payment_key))
+            self._under_way[key] = task
+            task.add_done_callback(lambda done: self._done(key, done))
+        give_up_at = self._clock.monotonic() + ANSWER_SECONDS
+        await asyncio.wait({task}, timeout=ANSWER_SECONDS)
+        if task.done():
+            task.result()
+        return await self._outcome(order, payment_key, give_up_at)
+
+    async def aclose(self) -> None:
+        """Give what is under way a moment; the settler takes the rest."""
+        tasks = list(self._under_way.values())
+        if not tasks:
+            return
+        _, pending = await asyncio.wait(tasks, timeout=SHUTDOWN_SECONDS)
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+
+    def _done(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
+        self._under_way.pop(key, None)
+        if not task.cancelled() and (error := task.exception()):
+            # Each waiting request raises it as well; with none left it must not pass unseen.
+            log.info("confirm_refused", order_id=key[0], reason=type(error).__name__)
+
+    async def _outcome(
+        self, order: Reservation, payment_key: str, give_up_at: float
+    ) -> Reservation:
+        """Where the attempt stands; waits for another process that has it under way."""
+        while True:
+            found = await self._store.read(order.order_id) or order
+            undecided = found.status is Status.CONFIRMING and payment_key not in found.attempts
+            if not undecided or self._clock.monotonic() >= give_up_at:
+                return _answer(found, payment_key)
+            if (order.order_id, payment_key) not in self._under_way and (
+                found.payment_key != payment_key
+            ):
+                return _answer(found, payment_key)
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _pay(self, order: Reservation, known: Known, payment_key: str) -> None:
+        lease_ends_at = self._clock.monotonic() + LEASE_MS / 1000
+        claimed = await self._store.claim(
+            order, epoch=known.epoch, payment_key=payment_key, lease_ms=LEASE_MS
+        )
+        if isinstance(claimed, Present):
+            return
+        case = Case(order, known, claimed.fence, payment_key)
+        if not await self._write_intent(case):
+            return
+        asked = await self._which_confirm(case)
+        if lease_ends_at - self._clock.monotonic() < LEASE_LEFT_SECONDS:
+            # Frozen on the way: the settler may have the payment by now.
+            log.warning("lease_too_short", order_id=order.order_id, fence=claimed.fence)
+            return
+        answer = await self._gateway.confirm(
+            payment_key=payment_key,
+            order_id=order.order_id,
+            amount=order.amount,
+            idempotency_key=confirm_key(payment_key, 0),
+        )
+        if await self._conclude(case, answer, asked) is None:
+            await self._store.move_lease(
+                order, epoch=known.epoch, fence=claimed.fence, lease_ms=HAND_OVER_MS
+            )
+
+    async def _write_intent(self, case: Case) -> bool:
+        """Commit the intent to SQL; true where the money may be asked for."""
+        try:
+            outcome = await self._ledger.write_intent(
+                order_id=case.order.order_id,
+                sale_id=case.order.sale_id,
+                fence=case.fence,
+                payment_key=case.payment_key,
+                amount=case.order.amount,
+                currency=case.order.currency,
+                idempotency_key=confirm_key(case.payment_key, 0),
+                now_ms=self._clock.now_ms(),
+            )
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("intent_not_written", order_id=case.order.order_id, reason=str(error))
+            # Whether the row is there or not: void it in Redis, and no call leaves under it.
+            await self._void(case, attempt="", cause="the intent could not be written")
+            raise Unavailable(
+                "The payment could not be begun; nothing was charged. Load this page again.",
+                retryAfter=1,
+            ) from error
+        match outcome:
+            case IntentOutcome.WRITTEN | IntentOutcome.ALREADY_WRITTEN:
+                return True
+            case IntentOutcome.VOIDED:
+                return False
+            case IntentOutcome.KEY_OF_ANOTHER_ORDER:
+                await self._void(
+                    case, attempt="void:KEY_OF_ANOTHER_ORDER", cause="key of another order"
+                )
+                raise InvalidToken("This payment belongs to another order.")
+
+    async def _which_confirm(self, case: Case) -> Asked:
+        """Whether any confirm of this key may have left before: each one has its intent."""
+        if case.fence == 1:
+            return Asked.FIRST_CONFIRM
+        intents = await self._ledger.intents_of(case.order.order_id)
+        earlier = any(
+            intent.payment_key == case.payment_key and intent.fence < case.fence
+            for intent in intents
+            if intent.kind == "intent"
+        )
+        return Asked.LATER_CONFIRM if earlier else Asked.FIRST_CONFIRM
+
+    async def _void(self, case: Case, *, attempt: str, cause: str) -> None:
+        await self._store.finish(
+            case.order,
+            epoch=case.known.epoch,
+            fence=case.fence,
+            outcome=Outcome(name="voided", attempt=attempt, members={"cause": cause}),
+        )
+
+
+def _answer(order: Reservation, payment_key: str) -> Reservation:
+    """The order as the answer to this attempt; a refusal where the attempt was refused."""
+    outcome, _, code = order.attempts.get(payment_key, "").partition(":")
+    match outcome:
+        case "declined":
+            raise PaymentDeclined(providerCode=code)
+        case "void" if code == "KEY_OF_ANOTHER_ORDER":
+            raise InvalidToken("This payment belongs to another order.")
+        case "void":
+            raise PaymentDeclined(
+                "The payment provider knows no such payment; nothing was charged.",
+                providerCode=code,
+            )
+        case "expired":
+            raise ReservationExpired
+        case _:
+            pass
+    if order.status in (Status.HELD, Status.PREPARED, Status.EXPIRED, Status.RELEASED):
+        # The attempt was begun and given up without asking for money.
+        raise Unavailable(
+            "The payment could not be begun; nothing was charged. Load this page again.",
+            retryAfter=1,
+        )
+    return order

@@ -1,0 +1,169 @@
+"""Our own tokens: what a holder may do with one reservation, proven by an HMAC.
+
+    reservation  read and release this reservation (`X-Reservation-Token`)
+    return       bring this buyer back from the payment page; it can neither read nor release
+    read         look at the outcome in another browser than the one that paid
+
+A token is `v1.KEYID.PAYLOAD.MAC`: the payload is a JSON array in base64url, the MAC covers
+everything before it, with a key of its own for each purpose. The sale's admission is an HMAC of
+the same keys over what its page showed.
+"""
+
+import hmac
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from reservation.domain.errors import InvalidToken
+
+__all__ = ["Claims", "Purpose", "Signer"]
+
+_VERSION: Final = "v1"
+#: Longer than any token we make (a payload is under 300 bytes): not worth decoding.
+_TOKEN_CHARS_MAX: Final = 1024
+_KEY_ID_CHARS: Final = 8
+_MAC_BYTES: Final = 32
+
+_MINUTE_MS: Final = 60_000
+_DAY_MS: Final = 86_400_000
+#: How long after the deadline a buyer may still come back to claim: the PG's own page lives 30
+#: minutes and its authentication 10 more, and clocks differ.
+RETURN_CLAIM_MS: Final = 45 * _MINUTE_MS
+#: How long the outcome of an attempt can be read with the token that began it.
+TOKEN_LIFE_MS: Final = 30 * _DAY_MS
+#: How long the read token in a result page's address lives.
+READ_LIFE_MS: Final = 60 * _MINUTE_MS
+#: How long a page may be open before its admission must be fetched again.
+ADMISSION_MINUTES: Final = 10
+
+
+class Purpose(StrEnum):
+    """What a token is good for; no token is good for two."""
+
+    RESERVATION = "reservation"
+    RETURN = "return"
+    READ = "read"
+
+
+class Claims(msgspec.Struct, frozen=True, array_like=True):
+    """What a token says. `buyer` is the PG's customer key, so no buyer's id travels in a URL."""
+
+    purpose: str
+    sale_id: str
+    order_id: str
+    buyer: str
+    amount: int
+    expires_at_ms: int
+    #: Where Redis stood when the token was made: an order that is gone then was lost.
+    epoch: str
+    seq: int
+
+    def may_claim(self, now_ms: int) -> bool:
+        """Whether a return token may still begin a payment attempt."""
+        return now_ms <= self.expires_at_ms - TOKEN_LIFE_MS + RETURN_CLAIM_MS
+
+
+class Signer:
+    """Signs with the first key and verifies with all of them.
+
+    Args:
+        keys: secrets; the first signs. Each gets an id from its own hash, so a reordered list
+            still finds the right one.
+    """
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._purpose_keys: dict[tuple[str, str], bytes] = {}
+        ids: list[str] = []
+        for key in keys:
+            secret = key.encode()
+            key_id = hmac.digest(secret, b"key-id", "sha256").hex()[:_KEY_ID_CHARS]
+            ids.append(key_id)
+            for purpose in (*Purpose, "admission"):
+                derived = hmac.digest(secret, b"purpose\0" + purpose.encode(), "sha256")
+                self._purpose_keys[key_id, str(purpose)] = derived
+        self._key_ids = tuple(ids)
+
+    def sign(self, claims: Claims) -> str:
+        """The token that says this."""
+        payload = _encode(msgspec.json.encode(claims))
+        body = f"{_VERSION}.{self._key_ids[0]}.{payload}"
+        key = self._purpose_keys[self._key_ids[0], claims.purpose]
+        return f"{body}.{_encode(hmac.digest(key, body.encode(), 'sha256'))}"
+
+    def verify(self, token: str, purpose: Purpose, *, now_ms: int) -> Claims:
+        """What the token says, if it is ours, for this purpose and not expired.
+
+        Raises:
+            InvalidToken: in every other case, without telling which.
+        """
+        parts = token.split(".") if len(token) <= _TOKEN_CHARS_MAX and token.isascii() else []
+        if len(parts) != 4 or parts[0] != _VERSION:  # noqa: PLR2004 - the form in the module's head
+            raise InvalidToken
+        key = self._purpose_keys.get((parts[1], purpose))
+        mac = _decode(parts[3])
+        if key is None or mac is None or len(mac) != _MAC_BYTES:
+            raise InvalidToken
+        body = f"{parts[0]}.{parts[1]}.{parts[2]}"
+        if not hmac.compare_digest(hmac.digest(key, body.encode(), "sha256"), mac):
+            raise InvalidToken
+        claims = _claims(parts[2])
+        if claims is None or claims.purpose != purpose or now_ms > claims.expires_at_ms:
+            raise InvalidToken
+        return claims
+
+    def admission(self, *, sale_id: str, prices: str, buyer_id: str, now_ms: int) -> str:
+        """What the sale's page hands out: good for ten minutes, and for this buyer where known."""
+        minute = now_ms // _MINUTE_MS
+        mac = self._admission_mac(self._key_ids[0], sale_id, prices, buyer_id, minute)
+        return f"{self._key_ids[0]}.{minute}.{_encode(mac)}"
+
+    def admits(
+        self, admission: str, *, sale_id: str, prices: str, buyer_id: str, now_ms: int
+    ) -> bool:
+        """Whether this admission was handed out for this sale, lately, to this buyer or anyone."""
+        key_id, _, rest = admission.partition(".")
+        minute_text, _, mac_text = rest.partition(".")
+        mac = _decode(mac_text) if len(admission) <= _TOKEN_CHARS_MAX else None
+        if key_id not in self._key_ids or not minute_text.isdecimal() or mac is None:
+            return False
+        minute = int(minute_text) if len(minute_text) < 12 else 0  # noqa: PLR2004 - year 31688
+        age = now_ms // _MINUTE_MS - minute
+        if not -1 <= age <= ADMISSION_MINUTES:
+            return False
+        fitting = [
+            hmac.compare_digest(self._admission_mac(key_id, sale_id, prices, who, minute), mac)
+            for who in (buyer_id, "")
+        ]
+        return any(fitting)
+
+    def _admission_mac(
+        self, key_id: str, sale_id: str, prices: str, buyer_id: str, minute: int
+    ) -> bytes:
+        message = msgspec.json.encode([sale_id, prices, buyer_id, minute])
+        return hmac.digest(self._purpose_keys[key_id, "admission"], message, "sha256")
+
+
+def _encode(data: bytes) -> str:
+    return urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _decode(text: str) -> bytes | None:
+    try:
+        data = urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    except ValueError:
+        return None
+    # One spelling only: base64 ignores stray bits, and a token must not have two forms.
+    return data if _encode(data) == text else None
+
+
+def _claims(payload: str) -> Claims | None:
+    data = _decode(payload)
+    if data is None:
+        return None
+    try:
+        return msgspec.json.decode(data, type=Claims)
+    except msgspec.MsgspecError:
+        return None

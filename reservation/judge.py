@@ -1,0 +1,199 @@
+"""What an answer of the PG means for an order: pure rules, no I/O.
+
+The rules that money hangs on:
+
+- Nothing is sold unless order, key, amount, currency and status of the PG's answer are ours.
+- A decline gives the stock back only if it answers the first confirm of that payment key; any
+  later one may describe the second call, so the PG is asked first.
+- What is not known to be a refusal is unknown, and the stock stays where it is.
+- We cancel at the PG only on what a look-up by that very key shows for this very order.
+"""
+
+from enum import Enum, auto
+from typing import Any
+
+import msgspec
+
+from reservation.domain.clock import as_ms
+from reservation.domain.reservation import Reservation
+from reservation.payments.gateway import (
+    Answer,
+    Answered,
+    Declined,
+    Misconfigured,
+    Payment,
+    PaymentMissing,
+    PaymentStatus,
+    TryAgain,
+    Unknown,
+)
+from reservation.redis.store import Outcome
+
+__all__ = [
+    "Asked",
+    "CancelFirst",
+    "Finish",
+    "LookUp",
+    "Unapproved",
+    "Undecided",
+    "Verdict",
+    "judge",
+    "payment_facts",
+]
+
+#: What a buyer is told who chose a virtual account in a sale that takes none.
+VIRTUAL_ACCOUNT_REFUSED = "VIRTUAL_ACCOUNT_NOT_ACCEPTED"
+SESSION_GONE = "NOT_FOUND_PAYMENT_SESSION"
+
+
+class Asked(Enum):
+    """Which question the answer answers."""
+
+    #: The first confirm ever sent for this payment key.
+    FIRST_CONFIRM = auto()
+    #: A confirm that follows another one whose reply was lost or unclear.
+    LATER_CONFIRM = auto()
+    #: A look-up by this payment key.
+    LOOK_UP = auto()
+
+
+class Finish(msgspec.Struct, frozen=True):
+    """Decided: write this down."""
+
+    outcome: Outcome
+
+
+class CancelFirst(msgspec.Struct, frozen=True):
+    """The PG must give the money (or the account) back before this may be written down."""
+
+    outcome: Outcome
+    reason: str
+
+
+class LookUp(msgspec.Struct, frozen=True):
+    """Ask the PG for the payment before deciding anything."""
+
+    #: Whether the PG said that it knows no such payment.
+    missing: bool = False
+
+
+class Unapproved(msgspec.Struct, frozen=True):
+    """A look-up shows no money: not yet confirmed, or not known."""
+
+    missing: bool
+
+
+class Undecided(msgspec.Struct, frozen=True):
+    """Nothing may be decided now; `alarm` names what an operator must look at, if anything."""
+
+    alarm: str | None = None
+
+
+Verdict = Finish | CancelFirst | LookUp | Unapproved | Undecided
+
+
+def judge(
+    answer: Answer,
+    *,
+    order: Reservation,
+    payment_key: str,
+    asked: Asked,
+    virtual_accounts: bool,
+) -> Verdict:
+    """What this answer obliges us to do with this order."""
+    match answer:
+        case Answered(payment):
+            return _judge_payment(payment, order, payment_key, asked, virtual_accounts)
+        case Declined(code):
+            return Finish(_declined(code)) if asked is Asked.FIRST_CONFIRM else LookUp()
+        case PaymentMissing(code):
+            if asked is Asked.LOOK_UP:
+                return Unapproved(missing=True)
+            if asked is Asked.FIRST_CONFIRM and code == SESSION_GONE:
+                # The PG's ten minutes between authentication and confirm had passed.
+                return Finish(Outcome(name="expired", attempt=f"expired:{code}", members={"cause": code}))
+            return LookUp(missing=True)
+        case Misconfigured():
+            return Undecided(alarm="gateway_misconfigured")
+        case TryAgain() | Unknown():
+            return Undecided()
+
+
+def _judge_payment(
+    payment: Payment, order: Reservation, payment_key: str, asked: Asked, virtual_accounts: bool
+) -> Verdict:
+    if payment.payment_key != payment_key or payment.order_id != order.order_id:
+        # Another order's answer: it says nothing about this one's money.
+        return Undecided(alarm="answer_for_another_order")
+    ours = payment.total_amount == order.amount and payment.currency == order.currency
+    if not ours and asked is not Asked.LOOK_UP:
+        return LookUp()
+    match payment.status:
+        case PaymentStatus.DONE:
+            if ours:
+                return Finish(_confirmed(payment))
+            return CancelFirst(_refunded("amount_mismatch"), reason="amount mismatch")
+        case PaymentStatus.WAITING_FOR_DEPOSIT:
+            if ours and virtual_accounts and payment.due_at is not None:
+                return Finish(_awaiting_deposit(payment))
+            if asked is not Asked.LOOK_UP:
+                return LookUp()
+            return CancelFirst(_declined(VIRTUAL_ACCOUNT_REFUSED), reason="no virtual accounts")
+        case PaymentStatus.ABORTED:
+            return Finish(_declined(payment.failure_code or "ABORTED"))
+        case PaymentStatus.EXPIRED:
+            return Finish(
+                Outcome(name="expired", attempt="expired:PG", members={"cause": "EXPIRED at the PG"})
+            )
+        case PaymentStatus.CANCELED:
+            return Finish(_given_back(payment))
+        case PaymentStatus.PARTIAL_CANCELED if payment.balance_amount == 0:
+            return Finish(_given_back(payment))
+        case PaymentStatus.READY | PaymentStatus.IN_PROGRESS:
+            return Unapproved(missing=False) if asked is Asked.LOOK_UP else LookUp()
+        case _:
+            return Undecided(alarm="unexpected_payment_status")
+
+
+def payment_facts(payment: Payment) -> dict[str, Any]:
+    """What an event keeps of a payment; no secret, no card."""
+    return {
+        "paymentKey": payment.payment_key,
+        "method": payment.method,
+        "approvedAt": payment.approved_at.isoformat() if payment.approved_at else None,
+        "totalAmount": payment.total_amount,
+        "currency": payment.currency,
+    }
+
+
+def _confirmed(payment: Payment) -> Outcome:
+    return Outcome(
+        name="confirmed", attempt="confirmed", members={"payment": payment_facts(payment)}
+    )
+
+
+def _awaiting_deposit(payment: Payment) -> Outcome:
+    due_ms = as_ms(payment.due_at) if payment.due_at else 0
+    return Outcome(
+        name="awaiting_deposit",
+        attempt="awaiting_deposit",
+        due_ms=due_ms,
+        members={"dueAt": due_ms, "payment": payment_facts(payment)},
+    )
+
+
+def _declined(code: str) -> Outcome:
+    return Outcome(name="declined", attempt=f"declined:{code}", members={"cause": code})
+
+
+def _refunded(cause: str) -> Outcome:
+    return Outcome(
+        name="refunded", attempt=f"refunded:{cause}", members={"cause": cause, "restock": True}
+    )
+
+
+def _given_back(payment: Payment) -> Outcome:
+    """Cancelled at the PG: money that came and went is a refund, an unpaid account is not."""
+    if payment.approved_at is not None:
+        return _refunded("cancelled at the PG")
+    return _declined("CANCELED")

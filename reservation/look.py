@@ -1,0 +1,123 @@
+"""Look reservations up: in Redis while they are there, in SQL afterwards."""
+
+import asyncio
+from typing import Final
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from reservation.domain.clock import Clock
+from reservation.domain.errors import HoldLost, ReservationNotFound, Unavailable
+from reservation.domain.ids import sale_of
+from reservation.domain.reservation import Line, Reservation
+from reservation.domain.states import Status
+from reservation.domain.tokens import Claims
+from reservation.persistence.ledger import Ledger
+from reservation.persistence.orders import OrderRow
+from reservation.redis.connection import StoreUncertain, StoreUnavailable
+from reservation.redis.store import Store
+
+__all__ = ["Look"]
+
+#: A buyer's orders in one sale that are listed; a limit per buyer keeps real lists far shorter.
+ORDERS_LISTED_MAX: Final = 100
+#: How often a waiting reader looks for the next change.
+LOOK_SECONDS: Final = 0.2
+
+
+class Look:
+    """Reads reservations for their owners."""
+
+    def __init__(self, store: Store, ledger: Ledger, *, clock: Clock) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._clock = clock
+
+    async def find(self, order_id: str) -> Reservation | None:
+        """The reservation, wherever it is kept; None where there is none.
+
+        Raises:
+            Unavailable: Redis does not have it and SQL cannot be asked, or the other way round.
+        """
+        if sale_of(order_id) is None:
+            return None
+        try:
+            found = await self._store.read(order_id)
+        except (StoreUnavailable, StoreUncertain) as error:
+            raise Unavailable(retryAfter=1) from error
+        if found is not None:
+            return found
+        try:
+            row = await self._ledger.order(order_id)
+        except (SQLAlchemyError, OSError) as error:
+            raise Unavailable(retryAfter=1) from error
+        return as_reservation(row) if row else None
+
+    async def of_buyer(self, order_id: str, buyer_id: str) -> Reservation:
+        """The buyer's own reservation.
+
+        Raises:
+            ReservationNotFound: there is none, or it is somebody else's; which one is not told.
+        """
+        found = await self.find(order_id)
+        if found is None or found.buyer_id != buyer_id:
+            raise ReservationNotFound
+        return found
+
+    async def of_token(self, claims: Claims) -> Reservation:
+        """The reservation that a token of ours names.
+
+        Raises:
+            HoldLost: we gave the token out, and the order is gone.
+        """
+        found = await self.find(claims.order_id)
+        if found is None:
+            raise HoldLost
+        return found
+
+    async def all_of_buyer(self, sale_id: str, buyer_id: str) -> list[Reservation]:
+        """The buyer's reservations in this sale, newest first."""
+        try:
+            return await self._store.orders_of_buyer(sale_id, buyer_id, ORDERS_LISTED_MAX)
+        except (StoreUnavailable, StoreUncertain) as error:
+            raise Unavailable(retryAfter=1) from error
+
+    async def next_change(self, order: Reservation, seconds: float) -> Reservation:
+        """The reservation at its next change, or as it is after that many seconds.
+
+        A hold that passes its deadline counts as changed even before it is reaped.
+        """
+        shown = order.shown_status(self._clock.now_ms())
+        give_up_at = self._clock.monotonic() + seconds
+        while self._clock.monotonic() < give_up_at:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                found = await self._store.read(order.order_id)
+            except (StoreUnavailable, StoreUncertain) as error:
+                raise Unavailable(retryAfter=1) from error
+            if found is None:
+                return order
+            if found.seq != order.seq or found.shown_status(self._clock.now_ms()) != shown:
+                return found
+        return order
+
+
+def as_reservation(row: OrderRow) -> Reservation:
+    """An order in SQL as the reservation it was."""
+    return Reservation(
+        order_id=row.order_id,
+        sale_id=row.sale_id,
+        buyer_id=row.buyer_id,
+        status=Status(row.status),
+        lines=tuple(
+            Line(sku=line.sku, quantity=line.quantity, price=line.price) for line in row.lines
+        ),
+        amount=row.amount,
+        currency=row.currency,
+        order_name=row.order_name,
+        created_at_ms=row.created_at_ms,
+        updated_at_ms=row.updated_at_ms,
+        expires_at_ms=row.expires_at_ms,
+        seq=row.seq,
+        fence=row.fence,
+        payment_key=row.payment_key,
+    )

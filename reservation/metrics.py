@@ -1,0 +1,49 @@
+"""What the service counts, in the field's names and units; the API serves it on /metrics."""
+
+from typing import Final
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+
+__all__ = ["ALARMS", "HTTP_SECONDS", "OUTBOX_BACKLOG", "PREPARES", "REAPED", "SETTLED", "alarm"]
+
+log = structlog.get_logger(__name__)
+
+ALARMS: Final = Counter(
+    "reservation_alarms_total", "What an operator must look at, by name; see the runbook.", ["alarm"]
+)
+PREPARES: Final = Counter(
+    "reservation_prepares_total", "Prepares by outcome (`held` or the refusal's code).", ["outcome"]
+)
+PAYMENTS: Final = Counter(
+    "reservation_payment_outcomes_total", "How payment attempts ended.", ["outcome"]
+)
+REAPED: Final = Counter("reservation_expired_total", "Holds that ran out and were given back.")
+SETTLED: Final = Counter(
+    "reservation_settled_total", "Unknown payments that the settler looked at.", ["outcome"]
+)
+FLUSHED: Final = Counter("reservation_flushed_events_total", "Events written to SQL.")
+OUTBOX_BACKLOG: Final = Gauge(
+    "reservation_outbox_backlog_events",
+    "Events in Redis that SQL does not have yet.",
+    ["sale"],
+    multiprocess_mode="mostrecent",
+)
+UNDECIDED: Final = Gauge(
+    "reservation_undecided_payments",
+    "Orders in CONFIRMING.",
+    ["sale"],
+    multiprocess_mode="mostrecent",
+)
+HTTP_SECONDS: Final = Histogram(
+    "reservation_http_request_seconds",
+    "Time to answer a request.",
+    ["operation", "status"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+
+
+def alarm(name: str, **facts: str | int | None) -> None:
+    """Tell an operator: a counter for the alert rule and a log line with the ids."""
+    ALARMS.labels(name).inc()
+    log.error("alarm", alarm=name, **facts)

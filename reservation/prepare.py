@@ -1,0 +1,138 @@
+"""Prepare: a basket becomes a hold, idempotent by the caller's key."""
+
+import msgspec
+
+from reservation.catalog import Catalog
+from reservation.domain.errors import (
+    BuyerLimitExceeded,
+    OutcomeUnknown,
+    SaleRecovering,
+    SkuNotFound,
+)
+from reservation.domain.ids import OrderIds
+from reservation.domain.reservation import Basket, Reservation, merge_lines
+from reservation.domain.sale import Sale
+from reservation.domain.states import LIVE
+from reservation.redis.batch import PrepareQueue
+from reservation.redis.connection import StoreUncertain, StoreUnavailable
+from reservation.redis.store import Store
+
+__all__ = ["Prepare", "Prepared", "Wish"]
+
+#: Orders that a buyer over the limit is shown.
+ORDERS_SHOWN_MAX = 20
+#: The PG's own limit on an order's name.
+ORDER_NAME_CHARS_MAX = 100
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """What a buyer asks for, as it came in."""
+
+    sale_id: str
+    buyer_id: str
+    idempotency_key: str
+    #: SKU and quantity; the same SKU may stand twice.
+    items: tuple[tuple[str, int], ...]
+    #: What the page showed, minor units.
+    amount: int
+    order_name: str | None
+    admitted: bool
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """The reservation, and whether this key had made it before."""
+
+    reservation: Reservation
+    epoch: str
+    replayed: bool
+
+
+class Prepare:
+    """Takes holds through the queue that batches them."""
+
+    def __init__(
+        self, catalog: Catalog, queue: PrepareQueue, store: Store, order_ids: OrderIds
+    ) -> None:
+        self._catalog = catalog
+        self._queue = queue
+        self._store = store
+        self._order_ids = order_ids
+
+    async def __call__(self, wish: Wish) -> Prepared:
+        """Hold the basket's stock until the deadline; a repeat of the key gets the same order.
+
+        Raises:
+            Every refusal in prepare.lua; `Unavailable` where nothing was taken for certain,
+            `OutcomeUnknown` where that cannot be told.
+        """
+        known = await self._catalog.get(wish.sale_id)
+        try:
+            return await self._prepare(wish, known.sale, known.epoch)
+        except SaleRecovering:
+            # Rebuilt meanwhile under a new epoch? Then once more; else it is lost.
+            self._catalog.forget(wish.sale_id)
+            known = await self._catalog.get(wish.sale_id)
+            return await self._prepare(wish, known.sale, known.epoch)
+
+    async def _prepare(self, wish: Wish, sale: Sale, epoch: str) -> Prepared:
+        basket = self._basket(wish, sale)
+        try:
+            decision = await self._queue.prepare(basket, epoch=epoch)
+        except BuyerLimitExceeded as refusal:
+            refusal.facts["orderIds"] = await self._live_orders(wish)
+            raise
+        if isinstance(decision, Reservation):
+            return Prepared(decision, epoch, replayed=False)
+        return Prepared(await self._standing(basket), epoch, replayed=True)
+
+    def _basket(self, wish: Wish, sale: Sale) -> Basket:
+        lines = merge_lines(wish.items)
+        return Basket(
+            sale_id=wish.sale_id,
+            order_id=self._order_ids.order_id(
+                sale_id=wish.sale_id,
+                buyer_id=wish.buyer_id,
+                idempotency_key=wish.idempotency_key,
+            ),
+            buyer_id=wish.buyer_id,
+            lines=lines,
+            amount=wish.amount,
+            currency=sale.currency,
+            order_name=wish.order_name
+            if wish.order_name is not None
+            else default_name(sale, [line.sku for line in lines]),
+            name_given=wish.order_name is not None,
+            admitted=wish.admitted,
+        )
+
+    async def _standing(self, basket: Basket) -> Reservation:
+        try:
+            found = await self._store.read(basket.order_id)
+        except (StoreUnavailable, StoreUncertain) as error:
+            raise OutcomeUnknown(retryAfter=1) from error
+        if found is None:
+            raise OutcomeUnknown(retryAfter=1)
+        return found
+
+    async def _live_orders(self, wish: Wish) -> list[str]:
+        try:
+            orders = await self._store.orders_of_buyer(
+                wish.sale_id, wish.buyer_id, ORDERS_SHOWN_MAX
+            )
+        except (StoreUnavailable, StoreUncertain):
+            # The refusal stands without them.
+            return []
+        return [order.order_id for order in orders if order.status in LIVE]
+
+
+def default_name(sale: Sale, skus: list[str]) -> str:
+    """The first item's name and how many more: what the PG's page shows the buyer.
+
+    Raises:
+        SkuNotFound: the sale does not have the first item.
+    """
+    item = sale.item(skus[0])
+    if item is None:
+        raise SkuNotFound(sku=skus[0])
+    more = f" +{len(skus) - 1}" if len(skus) > 1 else ""
+    return item.name[: ORDER_NAME_CHARS_MAX - len(more)] + more

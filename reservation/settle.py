@@ -1,0 +1,187 @@
+"""Settles what a confirm left undecided, from any state in which a process may have died.
+
+Money is a fact at the PG, so the PG is asked, with a growing pause, until it knows:
+
+    money moved, refused or gone        finish at once
+    not approved, buyer just back       confirm again, under the same idempotency key
+    not approved for a long time        wait until the PG's own window has closed, then give back
+"""
+
+from typing import Final
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from reservation.catalog import Catalog
+from reservation.conclude import AnswerKind, Case, Conclude, confirm_key
+from reservation.confirm import LEASE_MS
+from reservation.domain.clock import Clock
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from reservation.judge import Asked, Unapproved, judge
+from reservation.metrics import SETTLED, alarm
+from reservation.payments.gateway import Answered, PaymentGateway, PaymentStatus
+from reservation.persistence.intents import IntentOutcome
+from reservation.persistence.ledger import Ledger
+from reservation.redis.store import LeaseElsewhere, Outcome, Store
+
+__all__ = ["Settle"]
+
+log = structlog.get_logger(__name__)
+
+_MINUTE_MS: Final = 60_000
+#: The PG lets a payment be confirmed for 10 minutes after its authentication, which is older than
+#: the buyer's return; a minute is left for the call itself.
+CONFIRM_AGAIN_MS: Final = 9 * _MINUTE_MS
+#: Those 10 minutes and 2 more for a confirm that is already running: after this, and a look-up
+#: that shows no money, nobody can take it any more.
+WINDOW_CLOSED_MS: Final = 12 * _MINUTE_MS
+#: Undecided for longer than this is a person's business.
+ALARM_MS: Final = 15 * _MINUTE_MS
+#: The pause before the next look grows with the payment's age, between these two.
+PAUSE_LEAST_MS: Final = 1_000
+PAUSE_MOST_MS: Final = 30_000
+PAUSE_SHARE: Final = 4
+
+
+class Settle:
+    """Takes over payments whose process is gone."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: Store,
+        ledger: Ledger,
+        gateway: PaymentGateway,
+        conclude: Conclude,
+        *,
+        clock: Clock,
+    ) -> None:
+        self._catalog = catalog
+        self._store = store
+        self._ledger = ledger
+        self._gateway = gateway
+        self._conclude = conclude
+        self._clock = clock
+
+    async def __call__(self, order_id: str) -> Status | None:
+        """Look at one CONFIRMING order whose lease is over; None while it is undecided."""
+        order = await self._store.read(order_id)
+        if order is None or order.status is not Status.CONFIRMING or not order.payment_key:
+            return None
+        known = await self._catalog.get(order.sale_id)
+        claimed = await self._store.take_over(order, epoch=known.epoch, lease_ms=LEASE_MS)
+        if isinstance(claimed, LeaseElsewhere):
+            return None
+        case = Case(order, known, claimed.fence, order.payment_key)
+        status = await self._decide(case)
+        SETTLED.labels(status.value if status else "undecided").inc()
+        if status is None:
+            await self._come_back_later(case)
+        return status
+
+    async def _decide(self, case: Case) -> Status | None:
+        answer = await self._gateway.look_up(case.payment_key)
+        verdict = judge(
+            answer,
+            order=case.order,
+            payment_key=case.payment_key,
+            asked=Asked.LOOK_UP,
+            virtual_accounts=case.known.sale.virtual_accounts,
+        )
+        if not isinstance(verdict, Unapproved):
+            return await self._conclude(case, answer, Asked.LOOK_UP)
+        await self._conclude.remember(
+            case.order.order_id, case.payment_key, AnswerKind.LOOK_UP, answer
+        )
+        age_ms = self._age_ms(case.order)
+        if age_ms < CONFIRM_AGAIN_MS:
+            return await self._confirm_again(case, unapproved=not verdict.missing)
+        if age_ms >= WINDOW_CLOSED_MS and verdict.missing:
+            return await self._give_back(case)
+        return None
+
+    def _age_ms(self, order: Reservation) -> int:
+        return self._clock.now_ms() - (order.claimed_at_ms or order.updated_at_ms)
+
+    async def _confirm_again(self, case: Case, *, unapproved: bool) -> Status | None:
+        try:
+            intents = await self._ledger.intents_of(case.order.order_id)
+            bound = await self._ledger.bound_answers(case.order.order_id, case.payment_key)
+            # Another idempotency key only where the PG itself shows that no money moved.
+            key = confirm_key(case.payment_key, bound if unapproved else 0)
+            outcome = await self._ledger.write_intent(
+                order_id=case.order.order_id,
+                sale_id=case.order.sale_id,
+                fence=case.fence,
+                payment_key=case.payment_key,
+                amount=case.order.amount,
+                currency=case.order.currency,
+                idempotency_key=key,
+                now_ms=self._clock.now_ms(),
+            )
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("settle_without_sql", order_id=case.order.order_id, reason=str(error))
+            return None
+        if outcome not in (IntentOutcome.WRITTEN, IntentOutcome.ALREADY_WRITTEN):
+            return None
+        earlier = any(
+            intent.kind == "intent" and intent.payment_key == case.payment_key
+            for intent in intents
+        )
+        answer = await self._gateway.confirm(
+            payment_key=case.payment_key,
+            order_id=case.order.order_id,
+            amount=case.order.amount,
+            idempotency_key=key,
+        )
+        asked = Asked.LATER_CONFIRM if earlier else Asked.FIRST_CONFIRM
+        return await self._conclude(case, answer, asked)
+
+    async def _give_back(self, case: Case) -> Status | None:
+        """No money can come any more: bar every process that may still wake up, then expire."""
+        try:
+            for fence in range(1, case.fence + 1):
+                await self._ledger.void_intent(
+                    order_id=case.order.order_id,
+                    sale_id=case.order.sale_id,
+                    fence=fence,
+                    now_ms=self._clock.now_ms(),
+                )
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("settle_without_sql", order_id=case.order.order_id, reason=str(error))
+            return None
+        outcome = Outcome(
+            name="expired",
+            attempt="expired:never approved",
+            members={"cause": "the PG never approved the payment"},
+        )
+        return await self._conclude.finish(case, outcome, None)
+
+    async def _come_back_later(self, case: Case) -> None:
+        age_ms = self._age_ms(case.order)
+        if age_ms >= ALARM_MS:
+            alarm("payment_undecided", order_id=case.order.order_id, minutes=age_ms // _MINUTE_MS)
+        pause_ms = min(PAUSE_MOST_MS, max(PAUSE_LEAST_MS, age_ms // PAUSE_SHARE))
+        await self._store.move_lease(
+            case.order, epoch=case.known.epoch, fence=case.fence, lease_ms=pause_ms
+        )
+
+    async def deposit(self, order_id: str) -> Status | None:
+        """End an account that nobody paid into by its due date; CONFIRMED if it was paid after all."""
+        order = await self._store.read(order_id)
+        if order is None or order.status is not Status.AWAITING_DEPOSIT or not order.payment_key:
+            return None
+        known = await self._catalog.get(order.sale_id)
+        case = Case(order, known, order.fence, order.payment_key)
+        answer = await self._gateway.look_up(order.payment_key)
+        waiting = (
+            isinstance(answer, Answered)
+            and answer.payment.status == PaymentStatus.WAITING_FOR_DEPOSIT
+        )
+        if not waiting:
+            return await self._conclude(case, answer, Asked.LOOK_UP)
+        outcome = Outcome(
+            name="expired", attempt="expired:deposit", members={"cause": "no deposit came"}
+        )
+        return await self._conclude.cancel(case, outcome, "no deposit came in time")

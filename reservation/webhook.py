@@ -1,0 +1,105 @@
+"""What the PG's webhooks lead to: nothing in them is believed but the ids, and the PG is asked."""
+
+from typing import Final
+
+import structlog
+
+from reservation.catalog import Catalog
+from reservation.conclude import Case, Conclude
+from reservation.domain.clock import Clock
+from reservation.domain.ids import sale_of
+from reservation.domain.rate import Limiter, Rate
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from reservation.judge import Asked
+from reservation.metrics import alarm
+from reservation.payments.gateway import Answered, Payment, PaymentGateway, PaymentStatus
+from reservation.redis.store import Outcome, Store
+from reservation.settle import Settle
+
+__all__ = ["Webhook"]
+
+log = structlog.get_logger(__name__)
+
+#: Look-ups that webhooks may cause: for one order, and in one process. A storm of forged ones must
+#: not turn us into a hammer on the PG; a real change that is skipped here, the settler still finds.
+LOOK_UPS_PER_ORDER: Final = Rate(count=5, per_seconds=60)
+LOOK_UPS_ALL: Final = Rate(count=50, per_seconds=1)
+
+
+class Webhook:
+    """Brings an order in line with what the PG shows of its payment."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: Store,
+        gateway: PaymentGateway,
+        conclude: Conclude,
+        settle: Settle,
+        *,
+        clock: Clock,
+    ) -> None:
+        self._catalog = catalog
+        self._store = store
+        self._gateway = gateway
+        self._conclude = conclude
+        self._settle = settle
+        self._clock = clock
+        self._per_order = Limiter(LOOK_UPS_PER_ORDER)
+        self._all = Limiter(LOOK_UPS_ALL)
+
+    async def __call__(self, order_id: str, payment_key: str | None) -> None:
+        """Look at one order that a webhook names; harmless however often and late it comes."""
+        if sale_of(order_id) is None:
+            return
+        order = await self._store.read(order_id)
+        key = payment_key or (order.payment_key if order else None)
+        if order is None or key is None:
+            return
+        if order.status is Status.CONFIRMING:
+            # Whoever has the lease decides; where nobody has, this does it a little sooner.
+            await self._settle(order_id)
+            return
+        now = self._clock.monotonic()
+        if self._per_order.wait(order_id, now) or self._all.wait("", now):
+            log.info("webhook_look_up_skipped", order_id=order_id)
+            return
+        answer = await self._gateway.look_up(key)
+        if isinstance(answer, Answered) and answer.payment.order_id == order_id:
+            await self._bring_in_line(order, answer)
+
+    async def _bring_in_line(self, order: Reservation, answer: Answered) -> None:
+        payment = answer.payment
+        known = await self._catalog.get(order.sale_id)
+        case = Case(order, known, order.fence, payment.payment_key)
+        ours = payment.payment_key == order.payment_key
+        match order.status:
+            case Status.AWAITING_DEPOSIT if ours:
+                await self._conclude(case, answer, Asked.LOOK_UP)
+            case Status.CONFIRMED if ours:
+                await self._confirmed(case, payment, answer)
+            case Status.CONFIRMED | Status.AWAITING_DEPOSIT:
+                # A second payment of a paid order: nobody confirmed it here.
+                if payment.status == PaymentStatus.DONE:
+                    alarm("second_payment", order_id=order.order_id)
+            case Status.RELEASED | Status.EXPIRED if payment.status == PaymentStatus.DONE:
+                outcome = Outcome(
+                    name="refunded",
+                    attempt="refunded:too late",
+                    members={"cause": "money came after the end", "restock": True},
+                )
+                await self._conclude.cancel(case, outcome, "money came after the end")
+            case _:
+                pass
+
+    async def _confirmed(self, case: Case, payment: Payment, answer: Answered) -> None:
+        match payment.status:
+            case PaymentStatus.WAITING_FOR_DEPOSIT:
+                # The bank took a deposit back after an error of its own.
+                await self._conclude(case, answer, Asked.LOOK_UP)
+            case PaymentStatus.CANCELED:
+                # Cancelled at the PG by someone else. Our own refunds finish by themselves.
+                alarm("cancelled_at_the_pg", order_id=case.order.order_id)
+            case _:
+                pass

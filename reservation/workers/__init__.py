@@ -1,0 +1,1 @@
+"""The roles behind the API: reaper, settler, flusher; each does one round at a time."""

@@ -1,0 +1,141 @@
+"""Runs the worker's loops, each sale with its own, so that no sale waits for another."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from reservation.bootstrap import Service, opened
+from reservation.domain.errors import ReservationError
+from reservation.metrics import FLUSHED, OUTBOX_BACKLOG, alarm
+from reservation.redis.connection import StoreUncertain, StoreUnavailable
+from reservation.redis.heartbeat import Heartbeat
+from reservation.settings import Settings
+from reservation.workers.flusher import Flusher
+from reservation.workers.reaper import Reaper
+from reservation.workers.settler import Settler
+
+__all__ = ["run"]
+
+log = structlog.get_logger(__name__)
+
+#: How soon a new sale is taken up.
+SALES_SECONDS: Final = 0.5
+#: Pauses between rounds that found nothing to do. Lateness of the reaper is at most this.
+REAP_SECONDS: Final = 0.5
+SETTLE_SECONDS: Final = 0.5
+FLUSH_SECONDS: Final = 0.1
+REFUND_SECONDS: Final = 2.0
+CLOCK_SECONDS: Final = 5.0
+#: Pauses after a failed round double up to this.
+BACK_OFF_SECONDS_MAX: Final = 5.0
+#: Failures that the next round may not meet: the network, a server that restarts, a lost lease.
+PASSING: Final = (ReservationError, StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError)
+
+
+async def run(settings: Settings) -> None:
+    """Run reaper, settler and flusher until SIGTERM."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stopped.set)
+    async with opened(settings) as service:
+        work = asyncio.create_task(Worker(service).run())
+        waiting = asyncio.create_task(stopped.wait())
+        await asyncio.wait({work, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (work, waiting):
+            task.cancel()
+        await asyncio.gather(work, waiting, return_exceptions=True)
+        if not stopped.is_set():
+            work.result()
+
+
+class Worker:
+    """One process's loops."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._reaper = Reaper(service.catalog, service.store)
+        self._settler = Settler(service.store, service.ledger, service.settle, service.refund)
+        self._flusher = Flusher(
+            service.outbox, service.ledger, on_alarm=alarm, on_flushed=FLUSHED.inc
+        )
+        self._heartbeat = Heartbeat(
+            service.connections,
+            service.keys,
+            name=f"{socket.gethostname()}-{os.getpid()}",
+            role="worker",
+        )
+        self._sales: set[str] = set()
+
+    async def run(self) -> None:
+        """All loops, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(
+                forever("clock", self._measure_clock, CLOCK_SECONDS),
+            )
+            group.create_task(forever("refunds", self._settler.refunds, REFUND_SECONDS))
+            group.create_task(
+                forever("heartbeat", self._heartbeat.beat, self._heartbeat.every_seconds)
+            )
+            group.create_task(
+                forever("sales", lambda: self._take_up(group), SALES_SECONDS)
+            )
+
+    async def _measure_clock(self) -> int:
+        await self._service.connections.measure_offset()
+        return 0
+
+    async def _take_up(self, group: asyncio.TaskGroup) -> int:
+        for sale_id in await self._service.sale_store.ids():
+            if sale_id in self._sales:
+                continue
+            self._sales.add(sale_id)
+            for name, once, pause in (
+                ("reaper", self._reaper.run_once, REAP_SECONDS),
+                ("settler", self._settler.run_once, SETTLE_SECONDS),
+                ("flusher", self._flush, FLUSH_SECONDS),
+            ):
+                group.create_task(forever(name, _for_sale(once, sale_id), pause, sale_id=sale_id))
+        return 0
+
+    async def _flush(self, sale_id: str) -> int:
+        counts = await self._flusher.run_once(sale_id)
+        backlog = await self._service.outbox.backlog(sale_id)
+        OUTBOX_BACKLOG.labels(sale_id).set(backlog)
+        return counts.flushed
+
+
+def _for_sale(
+    once: Callable[[str], Awaitable[int]], sale_id: str
+) -> Callable[[], Awaitable[int]]:
+    return lambda: once(sale_id)
+
+
+async def forever(
+    name: str, once: Callable[[], Awaitable[int]], pause: float, **facts: str
+) -> None:
+    """Repeat a round: at once while there is work, after a pause where there was none."""
+    failures = 0
+    while True:
+        try:
+            did = await once()
+            failures = 0
+        except PASSING as error:
+            failures += 1
+            did = 0
+            log.warning("round_failed", loop=name, reason=str(error), **facts)
+        except Exception as error:  # the loop's top: a bug in one round must not end the others
+            failures += 1
+            did = 0
+            alarm("worker_bug", loop=name, reason=type(error).__name__, **facts)
+            log.exception("round_broke", loop=name, **facts)
+        if failures:
+            await asyncio.sleep(min(BACK_OFF_SECONDS_MAX, pause * 2 ** min(failures, 6)))
+        elif not did:
+            await asyncio.sleep(pause)
