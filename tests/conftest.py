@@ -1,0 +1,9 @@
+"""Makes the fixtures of tests/fixtures known to every test."""
+
+from importlib.util import find_spec
+
+pytest_plugins = [
+    f"tests.fixtures.{name}"
+    for name in ("valkey", "databases", "sandbox", "service", "browser")
+    if find_spec(f"tests.fixtures.{name}")
+]
