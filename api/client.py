@@ -1,0 +1,112 @@
+"""Calls a running service as its operator, over HTTP like anybody else."""
+
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+__all__ = ["OperatorClient", "ServiceRefused", "ServiceUnreachable", "path_of"]
+
+#: How long an answer may take; an audit of a large sale reads every reservation of it.
+_ANSWER_SECONDS_MAX: Final = 60.0
+_CONNECT_SECONDS_MAX: Final = 5.0
+
+#: How much of an answer that is no problem document is told.
+_DETAIL_CHARS_MAX: Final = 200
+
+
+class ServiceUnreachable(Exception):
+    """No answer: whether a change was made cannot be told from here."""
+
+
+class ServiceRefused(Exception):
+    """The service said no."""
+
+    def __init__(self, status: int, code: str, detail: str) -> None:
+        self.status = status
+        self.code = code
+        super().__init__(f"{code}: {detail}" if detail else code)
+
+
+class _Problem(msgspec.Struct):
+    code: str
+    detail: str = ""
+
+
+def path_of(*segments: str) -> str:
+    """A path whose segments may hold anything."""
+    return "/" + "/".join(quote(segment, safe="") for segment in segments)
+
+
+class OperatorClient:
+    """One connection to a service, with the operator's key and name."""
+
+    def __init__(self, url: str, admin_api_key: str, *, operator: str) -> None:
+        headers = {"Accept": "application/json", "X-Operator": operator}
+        if admin_api_key:
+            headers["Authorization"] = f"Bearer {admin_api_key}"
+        self._url = url
+        self._client = httpx.Client(
+            base_url=url,
+            headers=headers,
+            timeout=httpx.Timeout(_ANSWER_SECONDS_MAX, connect=_CONNECT_SECONDS_MAX),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._client.close()
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: object = None,
+        idempotency_key: str | None = None,
+    ) -> bytes:
+        """The body of a good answer.
+
+        Raises:
+            ServiceRefused: any other answer.
+            ServiceUnreachable: none.
+        """
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        try:
+            response = self._client.request(
+                method, path, headers=headers, json=body if body is not None else None
+            )
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ServiceUnreachable(f"{self._url} does not answer: {_why(error)}") from error
+        if response.is_success:
+            return response.content
+        raise _refused(response)
+
+
+def read(content: bytes) -> Any:
+    """The members of a good answer."""
+    try:
+        return msgspec.json.decode(content)
+    except msgspec.DecodeError as error:
+        raise ServiceRefused(200, "not_this_service", "the answer is not JSON") from error
+
+
+def _why(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _refused(response: httpx.Response) -> ServiceRefused:
+    try:
+        problem = msgspec.json.decode(response.content, type=_Problem)
+    except msgspec.MsgspecError:
+        text = " ".join(response.text.split())[:_DETAIL_CHARS_MAX]
+        return ServiceRefused(response.status_code, f"status {response.status_code}", text)
+    return ServiceRefused(response.status_code, problem.code, problem.detail)

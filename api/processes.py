@@ -1,0 +1,162 @@
+"""What runs in each process that the supervisor starts: the API, the worker, the sandbox.
+
+    python -m api.processes ROLE --parent PID [--fd LISTENING_SOCKET] [--entry MODULE:NAME]
+
+Settings come from the environment. `--entry` names what is run instead of the role's own, for
+tests: a function of the settings that makes an ASGI application, or, for the worker, that runs.
+"""
+
+import argparse
+import asyncio
+import ctypes
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from reservation.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from litestar import Litestar
+
+__all__ = ["BAD_SETTING", "ENTRIES", "main", "run_http", "sandbox"]
+
+#: Exit status for a setting that cannot be used (EX_CONFIG): starting again would not help.
+BAD_SETTING: Final = 78
+
+#: What each role runs, unless told otherwise.
+ENTRIES: Final = {
+    "api": "api.app:create_app",
+    "worker": "reservation.workers.runner:run",
+    "sandbox": "api.processes:sandbox",
+}
+
+#: How long open requests may go on after SIGTERM. An event stream never ends by itself, so without
+#: this bound one open page would hold up every deployment.
+GRACE_SECONDS: Final = 3
+
+#: Connections that wait for accept: a sale's opening second; the kernel's own limit is 4096 too.
+BACKLOG: Final = 4096
+
+#: From <sys/prctl.h>.
+_PR_SET_PDEATHSIG: Final = 1
+
+#: How often a process looks for its parent where the kernel does not tell it.
+_PARENT_LOOK_SECONDS: Final = 0.5
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one role until SIGTERM; the exit status is the process's."""
+    parser = argparse.ArgumentParser(prog="python -m api.processes")
+    parser.add_argument("role", choices=sorted(ENTRIES))
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--fd", type=int)
+    parser.add_argument("--entry")
+    given = parser.parse_args(arguments)
+    # First of all: whatever the imports below take, nothing outlives the supervisor.
+    die_with(given.parent)
+    try:
+        settings = Settings.load(os.environ)
+        _configure_logs(settings)
+        entry = _resolve(given.entry or ENTRIES[given.role])
+        if given.role == "worker":
+            return _run_worker(entry, settings)
+        run_http(entry(settings), socket.socket(fileno=given.fd))
+    except SettingsError as error:
+        sys.stderr.write(f"reservation: {error}\n")
+        return BAD_SETTING
+    return 0
+
+
+def die_with(parent_pid: int) -> None:
+    """End by SIGKILL when the parent does, even by SIGKILL itself."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        watch = threading.Thread(target=_watch, args=(parent_pid,), daemon=True)
+        watch.start()
+    if os.getppid() != parent_pid:  # It was gone before the kernel was asked.
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _watch(parent_pid: int) -> None:
+    while os.getppid() == parent_pid:
+        time.sleep(_PARENT_LOOK_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _configure_logs(settings: Settings) -> None:
+    from api import logs  # noqa: PLC0415 - after die_with: imports take longest
+
+    logs.configure(production=settings.production)
+
+
+def _resolve(entry: str) -> Callable[[Settings], Any]:
+    module, _, name = entry.partition(":")
+    return getattr(import_module(module), name)
+
+
+def run_http(application: Any, listening: socket.socket) -> None:
+    """Serve an ASGI application on a socket that already listens, until SIGTERM."""
+    import uvicorn  # noqa: PLC0415 - not needed by the worker
+
+    config = uvicorn.Config(
+        application,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        # Addresses out of headers are believed in one place only, by RESERVATION_TRUSTED_PROXIES.
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    server = uvicorn.Server(config)
+    server.run(sockets=[listening])
+
+
+def _run_worker(run: Callable[[Settings], Awaitable[None]], settings: Settings) -> int:
+    import uvloop  # noqa: PLC0415 - not needed where uvicorn brings its own
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_until_told(run, settings))
+    return 0
+
+
+async def _until_told(run: Callable[[Settings], Awaitable[None]], settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT, which cancel: what runs then finishes as it sees fit."""
+    running = asyncio.ensure_future(run(settings))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, running.cancel)
+    try:
+        await running
+    except asyncio.CancelledError:
+        if not running.cancelled():
+            raise
+
+
+def sandbox(settings: Settings) -> "Litestar":
+    """The stand-in for the PG, with its journal in the data directory and its webhooks to us."""
+    from reservation.payments.sandbox import SandboxConfig, create_sandbox  # noqa: PLC0415
+
+    return create_sandbox(
+        SandboxConfig(
+            journal_dir=settings.data_dir / "sandbox",
+            secret_key=settings.toss_secret_key,
+            client_key=settings.toss_client_key,
+            webhook_urls=(f"{settings.public_url}/v1/payments/toss/webhooks",),
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,297 @@
+"""The supervisor: starts what the service consists of, restarts what dies, ends it in order."""
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Final, cast
+from urllib.parse import urlsplit
+
+import structlog
+
+from api import logs
+from api.parts import (
+    AlreadyRunning,
+    CannotServe,
+    ChildProcess,
+    Part,
+    address_of,
+    alone_in,
+    listen,
+    local,
+)
+from api.processes import BAD_SETTING, ENTRIES
+from reservation.redis.embedded import EmbeddedServer, EmbeddedServerError
+from reservation.settings import Settings, SettingsError, require_given_secrets
+
+__all__ = ["AlreadyRunning", "CannotServe", "serve"]
+
+log = structlog.get_logger(__name__)
+
+#: Pause before a dead process is started again: at once for the first, never long for the last,
+#: since whatever it waits for (a database, a disk) may be back at any moment.
+_PAUSE_SECONDS_MIN: Final = 0.1
+_PAUSE_SECONDS_MAX: Final = 5.0
+
+#: A process that ran this long had started well: its next death is a new misfortune.
+_RAN_WELL_SECONDS: Final = 10.0
+
+#: When each part must be gone, counted from the signal; SIGKILL then. All of it is over within the
+#: 10 s that container runtimes wait. The API first, so that nothing new comes in; Valkey last, so
+#: that what the others finish is still kept.
+_GONE_AFTER_SECONDS: Final = {"api": 4.5, "worker": 7.0, "sandbox": 8.0, "valkey": 9.5}
+
+#: How often readiness is asked for, how long an answer may take, and when waiting is worth a line.
+_READY_LOOK_SECONDS: Final = 0.1
+_READY_ANSWER_SECONDS_MAX: Final = 2.0
+_READY_WARNING_SECONDS: Final = 30.0
+
+
+class Supervisor:
+    """Everything of one `reservation serve`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        environ: Mapping[str, str],
+        role: str | None,
+        entries: Mapping[str, str],
+        demo_sale: bool,
+    ) -> None:
+        self._settings = settings
+        self._environ = dict(environ)
+        self._roles = (role,) if role else ("worker", "api")
+        self._alone = role is None
+        self._entries = entries
+        self._demo_sale = demo_sale
+        self._metrics = settings.data_dir / f"metrics{f'-{role}' if role else ''}"
+        self._parts: dict[str, list[Part]] = {kind: [] for kind in _GONE_AFTER_SECONDS}
+        self._valkey: EmbeddedServer | None = None
+        self._stopping = asyncio.Event()
+        self._stopped_at = 0.0
+        self._status = 0
+
+    async def run(self) -> int:
+        """Serve until a signal; the exit status is the process's."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup wants it to stay so.
+                loop.add_signal_handler(number, self._stop, 0)
+        async with asyncio.TaskGroup() as tasks:
+            starting = tasks.create_task(self._start(tasks))
+            try:
+                await self._stopping.wait()
+            finally:
+                starting.cancel()
+                await self._stop_parts()
+        return self._status
+
+    def _stop(self, status: int) -> None:
+        if not self._stopping.is_set():
+            self._status = status
+            self._stopped_at = time.monotonic()
+            self._stopping.set()
+
+    async def _start(self, tasks: asyncio.TaskGroup) -> None:
+        try:
+            await self._start_parts(tasks)
+        except (CannotServe, EmbeddedServerError) as error:
+            sys.stderr.write(f"reservation: {error}\n")
+            self._stop(1)
+        except SettingsError as error:
+            sys.stderr.write(f"reservation: {error}\n")
+            self._stop(BAD_SETTING)
+        else:
+            await self._announce()
+
+    async def _start_parts(self, tasks: asyncio.TaskGroup) -> None:
+        self._empty_metrics()
+        self._environ["RESERVATION_DATA_DIR"] = str(self._settings.data_dir)
+        api_socket = None
+        if "api" in self._roles:
+            api_socket = await listen(self._settings.host, self._settings.port)
+            self._learn(RESERVATION_PORT=str(api_socket.getsockname()[1]))
+        if self._alone and not self._settings.redis_url:
+            self._valkey = EmbeddedServer(self._settings.data_dir, take_over=True)
+            self._parts["valkey"].append(self._valkey)
+            await self._valkey.start()
+            self._learn(RESERVATION_REDIS_URL=self._valkey.url)
+            tasks.create_task(self._keep("valkey", self._valkey, started=True))
+        if self._alone and not self._settings.toss_api_url:
+            self._add(tasks, "sandbox", await self._listen_for_sandbox())
+        for role in self._roles:
+            count = self._settings.workers if role == "api" else 1
+            for _ in range(count):
+                self._add(tasks, role, api_socket if role == "api" else None)
+
+    def _learn(self, **found: str) -> None:
+        """Take an address that is only known now; children get it by their environment."""
+        self._environ |= found
+        self._settings = Settings.load(self._environ)
+
+    def _empty_metrics(self) -> None:
+        # What processes of an earlier run counted would be added to this run's for ever.
+        shutil.rmtree(self._metrics, ignore_errors=True)
+        self._metrics.mkdir(mode=0o700, parents=True)
+        self._environ["PROMETHEUS_MULTIPROC_DIR"] = str(self._metrics)
+
+    async def _listen_for_sandbox(self) -> socket.socket:
+        """Bind the sandbox's port here, so that it keeps its address when it is started again."""
+        host = self._settings.host
+        listening = await listen(host, 0)
+        port = listening.getsockname()[1]
+        shown = urlsplit(self._settings.public_url).hostname or host
+        checkout = self._settings.toss_checkout_url or f"{address_of(shown, port)}/checkout"
+        self._learn(
+            RESERVATION_TOSS_API_URL=address_of(local(host), port),
+            RESERVATION_TOSS_CHECKOUT_URL=checkout,
+        )
+        return listening
+
+    def _add(self, tasks: asyncio.TaskGroup, role: str, listening: socket.socket | None) -> None:
+        child = ChildProcess(
+            role, entry=self._entries[role], environ=self._environ, listening=listening
+        )
+        self._parts[role].append(child)
+        tasks.create_task(self._keep(role, child))
+
+    async def _keep(self, role: str, part: Part, *, started: bool = False) -> None:
+        """Start a part again whenever it ends, until all is stopped."""
+        pause = _PAUSE_SECONDS_MIN
+        while not self._stopping.is_set():
+            started_at = time.monotonic()
+            try:
+                if not started:
+                    await part.start()
+                pid = part.pid
+                ended: int | str = await part.wait()
+                if pid is not None:
+                    self._forget_metrics(pid)
+            except EmbeddedServerError as error:
+                ended = str(error)
+            started = False
+            if self._stopping.is_set():
+                return
+            if ended == BAD_SETTING:
+                self._stop(BAD_SETTING)
+                return
+            if time.monotonic() - started_at >= _RAN_WELL_SECONDS:
+                pause = _PAUSE_SECONDS_MIN
+            log.warning("process_ended", role=role, ended=ended, starts_again_in_seconds=pause)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause)
+            pause = min(pause * 2, _PAUSE_SECONDS_MAX)
+
+    def _forget_metrics(self, pid: int) -> None:
+        from prometheus_client import multiprocess  # noqa: PLC0415 - only once something ended
+
+        forget = cast("Callable[[int, str], None]", multiprocess.mark_process_dead)  # pyright: ignore[reportUnknownMemberType] - the library has no types
+        forget(pid, str(self._metrics))
+
+    async def _stop_parts(self) -> None:
+        self._stop(1)  # Where no signal came, something here broke.
+        for kind, gone_after_seconds in _GONE_AFTER_SECONDS.items():
+            left = self._stopped_at + gone_after_seconds - time.monotonic()
+            await asyncio.gather(*(part.stop(left) for part in self._parts[kind]))
+
+    async def _announce(self) -> None:
+        """Once the API says that it is ready: the demo sale, and where everything is."""
+        if "api" in self._roles:
+            await self._wait_until_ready()
+            if self._demo_sale:
+                await self._open_demo_sale()
+        sys.stdout.write("".join(f"{line}\n" for line in self._lines()))
+        sys.stdout.flush()
+
+    async def _wait_until_ready(self) -> None:
+        import httpx  # noqa: PLC0415 - the processes start meanwhile
+
+        settings = self._settings
+        address = address_of(local(settings.host), settings.port)
+        warn_at = time.monotonic() + _READY_WARNING_SECONDS
+        async with httpx.AsyncClient(trust_env=False, timeout=_READY_ANSWER_SECONDS_MAX) as client:
+            while True:
+                answer = "no answer"
+                with contextlib.suppress(httpx.HTTPError):
+                    response = await client.get(f"{address}/health/ready")
+                    if response.is_success:
+                        return
+                    answer = response.text
+                if time.monotonic() > warn_at:
+                    log.warning("not_ready_yet", answer=answer)
+                    warn_at += _READY_WARNING_SECONDS
+                await asyncio.sleep(_READY_LOOK_SECONDS)
+
+    async def _open_demo_sale(self) -> None:
+        from api.client import ServiceRefused, ServiceUnreachable  # noqa: PLC0415 - seldom wanted
+        from api.demo_sale import open_demo_sale  # noqa: PLC0415
+
+        settings = self._settings
+        address = address_of(local(settings.host), settings.port)
+        try:
+            await asyncio.to_thread(open_demo_sale, address, settings.admin_api_key)
+        except (ServiceRefused, ServiceUnreachable) as error:
+            sys.stderr.write(f"reservation: no demo sale: {error}\n")
+
+    def _lines(self) -> list[str]:
+        """What whoever started it wants to know, on one screen."""
+        settings = self._settings
+        if "api" not in self._roles:
+            return ["The worker runs; Ctrl-C or SIGTERM stops it."]
+        given = bool(self._environ.get("RESERVATION_ADMIN_API_KEY"))
+        kept = "RESERVATION_ADMIN_API_KEY" if given else f"in {settings.data_dir / 'secrets.json'}"
+        lines = [
+            "Ready.",
+            f"  storefront  {settings.storefront_url or settings.public_url + '/'}",
+            f"  API         {settings.public_url}/docs",
+            f"  admin key   {kept}",
+        ]
+        if self._valkey is not None:
+            lines.append(f"  Redis       redis-cli -s '{self._valkey.socket_path}'")
+        if self._parts["sandbox"]:
+            lines.append(f"  payments    the sandbox, {settings.toss_api_url}")
+        return [*lines, "Ctrl-C or SIGTERM stops all of it."]
+
+
+def serve(
+    settings: Settings,
+    *,
+    environ: Mapping[str, str],
+    role: str | None = None,
+    demo_sale: bool = False,
+    entries: Mapping[str, str] = ENTRIES,
+) -> int:
+    """Run the service in the foreground until SIGTERM, SIGINT or SIGHUP.
+
+    Args:
+        settings: what `environ` was read to.
+        environ: what the processes get, with the addresses that are found out on the way.
+        role: `api` or `worker` runs that alone, beside services that are given; None runs all.
+        demo_sale: open a sale to play with once all is ready.
+        entries: what each role runs (`api.processes`).
+
+    Raises:
+        AlreadyRunning: another one works on the same data directory.
+        SettingsError: a role alone needs settings that are not given.
+    """
+    if role is not None:
+        _refuse_embedded(settings)
+        require_given_secrets(environ)
+    logs.configure(production=settings.production)
+    with alone_in(settings.data_dir, f"lock{f'-{role}' if role else ''}"):
+        supervisor = Supervisor(
+            settings, environ=environ, role=role, entries=entries, demo_sale=demo_sale
+        )
+        return asyncio.run(supervisor.run())
+
+
+def _refuse_embedded(settings: Settings) -> None:
+    if not settings.redis_url:
+        raise SettingsError("RESERVATION_REDIS_URL must be given with --role")
+    if not settings.toss_api_url:
+        raise SettingsError("RESERVATION_TOSS_API_URL must be given with --role")

@@ -1,0 +1,150 @@
+"""Logs: their two forms, and what never gets into them."""
+
+import io
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from api import logs
+
+SECRET = "s3cr3t-0123456789abcdef"
+
+
+@pytest.fixture
+def stream() -> Iterator[io.StringIO]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield io.StringIO()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def written(stream: io.StringIO, **fields: object) -> dict[str, object]:
+    logs.configure(production=True, stream=stream)
+    structlog.get_logger("test").info("something_happened", **fields)
+    return json.loads(stream.getvalue())
+
+
+def test_production_writes_one_json_object_a_line(stream: io.StringIO) -> None:
+    line = written(stream, order_id="s-1", count=3, when=None)
+    assert line.pop("timestamp").endswith("Z")  # type: ignore[attr-defined]
+    assert line == {
+        "event": "something_happened",
+        "level": "info",
+        "order_id": "s-1",
+        "count": 3,
+        "when": None,
+    }
+    assert stream.getvalue().count("\n") == 1
+
+
+def test_development_writes_text_without_colour_where_nobody_sees_it(stream: io.StringIO) -> None:
+    logs.configure(production=False, stream=stream)
+    structlog.get_logger("test").info("something_happened", order_id="s-1")
+    assert "something_happened" in stream.getvalue()
+    assert "order_id=s-1" in stream.getvalue()
+    assert "\x1b" not in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "token",
+        "Authorization",
+        "X-Reservation-Token",
+        "reservation_token",
+        "secret",
+        "jwt_secret",
+        "toss_secret_key",
+        "admin_api_key",
+        "signingKeys",
+        "Idempotency-Key",
+        "password",
+        "Set-Cookie",
+        "X-Sale-Admission",
+    ],
+)
+def test_a_secret_is_hidden_by_the_name_of_its_key(stream: io.StringIO, name: str) -> None:
+    written(stream, **{name: SECRET, "nested": [{name: SECRET}, {"in": {name: (SECRET,)}}]})
+    assert SECRET not in stream.getvalue()
+    assert "0123456789" not in stream.getvalue()
+
+
+@pytest.mark.parametrize("name", ["payment_key", "paymentKey", "toss_payment_key"])
+def test_a_payment_key_shows_its_last_four(stream: io.StringIO, name: str) -> None:
+    assert written(stream, **{name: "tgen_20261123abcdWXYZ"})[name] == "...WXYZ"
+
+
+def test_a_payment_key_too_short_to_hide_shows_nothing(stream: io.StringIO) -> None:
+    assert written(stream, payment_key="abcd")["payment_key"] == "[hidden]"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"GET /v1/payments/toss/success?token={SECRET}&orderId=s-1",
+        f"http://h/x?a=1&returnToken={SECRET}#f",
+        f"Authorization: Bearer {SECRET}",
+        f"authorization=basic {SECRET}",
+        f"redis://user:{SECRET}@h:6379/0",
+        f"postgresql://:{SECRET}@h/db",
+        "key live_gsk_s3cr3t0123456789abcdef refused",
+    ],
+)
+def test_a_secret_is_hidden_inside_a_text(stream: io.StringIO, text: str) -> None:
+    written(stream, url=text, nested={"detail": text.encode()})
+    assert "0123456789" not in stream.getvalue()
+
+
+def test_a_payment_key_in_an_address_shows_its_last_four(stream: io.StringIO) -> None:
+    line = written(stream, url="/success?paymentKey=tgen_20261123abcdWXYZ&amount=1000")
+    assert line["url"] == "/success?paymentKey=...WXYZ&amount=1000"
+
+
+def test_a_traceback_is_written_without_its_secrets(stream: io.StringIO) -> None:
+    logs.configure(production=True, stream=stream)
+    try:
+        raise ConnectionError(f"redis://user:{SECRET}@h")
+    except ConnectionError:
+        structlog.get_logger("test").exception("broke")
+    assert "ConnectionError" in stream.getvalue()
+    assert SECRET not in stream.getvalue()
+
+
+def test_lines_of_libraries_come_in_the_same_form(stream: io.StringIO) -> None:
+    logs.configure(production=True, stream=stream)
+    logging.getLogger("some.library").warning("went to %s", f"http://h?token={SECRET}")
+    line = json.loads(stream.getvalue())
+    assert (line["level"], line["logger"]) == ("warning", "some.library")
+    assert SECRET not in line["event"]
+
+
+def test_addresses_that_the_http_client_asks_for_are_not_logged(stream: io.StringIO) -> None:
+    logs.configure(production=True, stream=stream)
+    logging.getLogger("httpx").info("HTTP Request: GET /v1/payments/KEY")
+    assert stream.getvalue() == ""
+
+
+def test_values_of_any_kind_can_be_logged(stream: io.StringIO) -> None:
+    deep: list[object] = []
+    for _ in range(50):
+        deep = [deep]
+    line = written(stream, error=ValueError("x"), many={1, 2}, deep=deep, raw=b"\xff")
+    assert line["error"] == "ValueError('x')"
+    assert sorted(line["many"]) == [1, 2]  # type: ignore[arg-type]
+
+
+def test_lines_go_to_stderr_and_leave_stdout_to_answers() -> None:
+    program = (
+        "import structlog; from api import logs; logs.configure(production=True);"
+        "structlog.get_logger().info('told')"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert ran.stdout == b""
+    assert b'"told"' in ran.stderr
