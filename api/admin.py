@@ -71,8 +71,8 @@ class AdminController(Controller):
 
     path = "/v1/admin"
     tags = ("Operators",)
-    guards = [requires_operator, valid_sale_id]  # noqa: RUF012 - the framework's own way
-    security = [{"operatorKey": []}]  # noqa: RUF012
+    guards = [requires_operator, valid_sale_id]
+    security = [{"operatorKey": []}]
 
     @put(
         "/sales/{sale_id:str}",
@@ -108,9 +108,7 @@ class AdminController(Controller):
         operation_id="getSaleForOperators",
         responses=documented(*_COMMON, SaleNotFound, SaleRecovering),
     )
-    async def get_sale(
-        self, request: Request[Any, Any, Any], sale_id: str
-    ) -> Response[SaleAnswer]:
+    async def get_sale(self, request: Request[Any, Any, Any], sale_id: str) -> Response[SaleAnswer]:
         """The sale with its counters and its `ETag`."""
         known = await api_of(request).service.catalog.fresh(sale_id)
         return _sale(request, known.sale)
@@ -312,8 +310,7 @@ def _order_members(row: OrderRow) -> dict[str, Any]:
         "buyerId": row.buyer_id,
         "status": row.status,
         "items": [
-            LineAnswer(sku=line.sku, quantity=line.quantity, price=line.price)
-            for line in row.lines
+            LineAnswer(sku=line.sku, quantity=line.quantity, price=line.price) for line in row.lines
         ],
         "amount": row.amount,
         "currency": row.currency,
@@ -324,9 +321,7 @@ def _order_members(row: OrderRow) -> dict[str, Any]:
     }
 
 
-async def _order_with_history(
-    request: Request[Any, Any, Any], order_id: str
-) -> OrderHistoryAnswer:
+async def _order_with_history(request: Request[Any, Any, Any], order_id: str) -> OrderHistoryAnswer:
     ledger = api_of(request).service.ledger
     row = await ledger.order(order_id)
     if row is None:

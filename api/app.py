@@ -26,7 +26,7 @@ from api.sales import SaleController, StockFeed
 from reservation import __version__
 from reservation.bootstrap import Service, opened
 from reservation.domain.rate import Limiter
-from reservation.redis.connection import StoreUncertain, StoreUnavailable
+from reservation.redis.connection import StoreUnavailable, StoreUncertain
 from reservation.settings import Settings
 
 __all__ = ["create_app"]
@@ -119,7 +119,7 @@ def _openapi() -> OpenAPIConfig:
     return OpenAPIConfig(
         title="Stock reservation",
         version=__version__,
-        description="Holds stock for flash sales while buyers pay. Refusals are RFC 9457 documents.",
+        description="Holds stock for flash sales while buyers pay. Refusals follow RFC 9457.",
         path="/schema",
         render_plugins=[JsonRenderPlugin()],
         components=Components(

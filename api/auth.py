@@ -13,6 +13,7 @@ import httpx
 import jwt
 import msgspec
 import structlog
+from jwt.types import Options
 from litestar.connection import ASGIConnection
 
 from reservation.domain.errors import Forbidden, MalformedRequest, RateLimited, Unauthenticated
@@ -88,7 +89,7 @@ class Buyers:
         return subject, float(claims["exp"])
 
     async def _claims(self, token: str) -> Mapping[str, Any]:
-        required = {"require": ["sub", "exp"], "verify_aud": self._guests}
+        required: Options = {"require": ["sub", "exp"], "verify_aud": self._guests}
         if self._jwks is not None and not self._guests:
             key = await self._jwks.key_for(token)
             return jwt.decode(token, key, algorithms=[*_JWKS_ALGORITHMS], options=required)

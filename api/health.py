@@ -20,7 +20,7 @@ from api.schemas import GuestAnswer, HealthAnswer
 from reservation.bootstrap import Service
 from reservation.domain.errors import RateLimited, ReservationNotFound
 from reservation.preflight import missing_in_redis
-from reservation.redis.connection import StoreUncertain, StoreUnavailable
+from reservation.redis.connection import StoreUnavailable, StoreUncertain
 
 __all__ = ["GuestController", "HealthController"]
 
@@ -58,10 +58,8 @@ class HealthController(Controller):
         registry: CollectorRegistry = REGISTRY
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             registry = CollectorRegistry()
-            MultiProcessCollector(registry)  # pyright: ignore[reportUnknownMemberType]
-        return Response(
-            generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
-        )
+            MultiProcessCollector(registry)
+        return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 class GuestController(Controller):

@@ -14,7 +14,7 @@ from api.observe import request_id_of
 from reservation.domain import errors
 from reservation.domain.errors import BrokenInvariant, MalformedRequest, ReservationError
 from reservation.metrics import alarm
-from reservation.redis.connection import StoreUncertain, StoreUnavailable
+from reservation.redis.connection import StoreUnavailable, StoreUncertain
 
 __all__ = ["EXCEPTION_HANDLERS", "PROBLEM_JSON", "STATUSES", "Problem", "documented", "problem_of"]
 

@@ -199,7 +199,7 @@ class ReservationController(Controller):
         order_id: str,
         reservation_token: Annotated[str | None, Parameter(header="X-Reservation-Token")] = None,
     ) -> Response[ReservationAnswer]:
-        """Give the hold back. The token may also be the whole body, as a browser's beacon sends it."""
+        """Give the hold back. The token may also be the whole body, as a beacon sends it."""
         api = api_of(request)
         token = reservation_token or await _token_in_body(request)
         order, _ = await _find(request, order_id, token, Purpose.RESERVATION)

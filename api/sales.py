@@ -22,7 +22,7 @@ from reservation.domain.errors import (
     Unavailable,
 )
 from reservation.domain.sale import Sale
-from reservation.redis.connection import StoreUncertain, StoreUnavailable
+from reservation.redis.connection import StoreUnavailable, StoreUncertain
 
 __all__ = ["SaleController", "StockFeed"]
 
@@ -95,9 +95,7 @@ class StockFeed:
                 queue.put_nowait(sale)
 
 
-def _stock_event(
-    sku: str, counters: tuple[int, int, int], seq: int
-) -> ServerSentEventMessage:
+def _stock_event(sku: str, counters: tuple[int, int, int], seq: int) -> ServerSentEventMessage:
     available, held, sold = counters
     data = {"sku": sku, "available": available, "held": held, "sold": sold}
     return ServerSentEventMessage(

@@ -71,9 +71,7 @@ async def opened(settings: Settings) -> AsyncGenerator[Service]:
         stack.push_async_callback(connections.aclose)
         ledger = await Ledger.open(settings.database_url or sqlite_url(settings))
         stack.push_async_callback(ledger.aclose)
-        gateway = TossGateway(
-            base_url=settings.toss_api_url, secret_key=settings.toss_secret_key
-        )
+        gateway = TossGateway(base_url=settings.toss_api_url, secret_key=settings.toss_secret_key)
         stack.push_async_callback(gateway.aclose)
         keys = Keys(settings.key_prefix)
         store = Store(connections, keys, clock=clock)

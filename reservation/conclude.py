@@ -126,7 +126,7 @@ class Conclude:
         return isinstance(by_order, PaymentMissing)
 
     async def finish(self, case: Case, outcome: Outcome, answer: Answer | None) -> Status | None:
-        """Write the outcome down under the case's fence; None where an older fence wrote in vain."""
+        """Write the outcome down under the case's fence; None where another fence has it now."""
         if isinstance(answer, Answered):
             await self.keep_payment(answer.payment)
         finished = await self._store.finish(
@@ -190,9 +190,7 @@ class Conclude:
                 now_ms=self._clock.now_ms(),
             )
         except (SQLAlchemyError, OSError) as error:
-            log.warning(
-                "payment_not_kept", order_id=payment.order_id, reason=type(error).__name__
-            )
+            log.warning("payment_not_kept", order_id=payment.order_id, reason=type(error).__name__)
 
 
 def _made_up_outcome() -> Outcome:
@@ -205,9 +203,7 @@ def _made_up_outcome() -> Outcome:
 
 def _is_given_back(payment: Payment) -> bool:
     ended = (PaymentStatus.CANCELED, PaymentStatus.PARTIAL_CANCELED)
-    return payment.status in ended and (
-        payment.balance_amount == 0 or payment.approved_at is None
-    )
+    return payment.status in ended and (payment.balance_amount == 0 or payment.approved_at is None)
 
 
 def _without_secret(answer: Answer) -> Answer:

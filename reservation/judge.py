@@ -103,7 +103,9 @@ def judge(
     """What this answer obliges us to do with this order."""
     match answer:
         case Answered(payment):
-            return _judge_payment(payment, order, payment_key, asked, virtual_accounts)
+            return _judge_payment(
+                payment, order, payment_key, asked, virtual_accounts=virtual_accounts
+            )
         case Declined(code):
             return Finish(_declined(code)) if asked is Asked.FIRST_CONFIRM else LookUp()
         case PaymentMissing(code):
@@ -111,7 +113,7 @@ def judge(
                 return Unapproved(missing=True)
             if asked is Asked.FIRST_CONFIRM and code == SESSION_GONE:
                 # The PG's ten minutes between authentication and confirm had passed.
-                return Finish(Outcome(name="expired", attempt=f"expired:{code}", members={"cause": code}))
+                return Finish(_expired(code))
             return LookUp(missing=True)
         case Misconfigured():
             return Undecided(alarm="gateway_misconfigured")
@@ -120,7 +122,12 @@ def judge(
 
 
 def _judge_payment(
-    payment: Payment, order: Reservation, payment_key: str, asked: Asked, virtual_accounts: bool
+    payment: Payment,
+    order: Reservation,
+    payment_key: str,
+    asked: Asked,
+    *,
+    virtual_accounts: bool,
 ) -> Verdict:
     if payment.payment_key != payment_key or payment.order_id != order.order_id:
         # Another order's answer: it says nothing about this one's money.
@@ -142,9 +149,7 @@ def _judge_payment(
         case PaymentStatus.ABORTED:
             return Finish(_declined(payment.failure_code or "ABORTED"))
         case PaymentStatus.EXPIRED:
-            return Finish(
-                Outcome(name="expired", attempt="expired:PG", members={"cause": "EXPIRED at the PG"})
-            )
+            return Finish(_expired("EXPIRED"))
         case PaymentStatus.CANCELED:
             return Finish(_given_back(payment))
         case PaymentStatus.PARTIAL_CANCELED if payment.balance_amount == 0:
@@ -184,6 +189,10 @@ def _awaiting_deposit(payment: Payment) -> Outcome:
 
 def _declined(code: str) -> Outcome:
     return Outcome(name="declined", attempt=f"declined:{code}", members={"cause": code})
+
+
+def _expired(code: str) -> Outcome:
+    return Outcome(name="expired", attempt=f"expired:{code}", members={"cause": code})
 
 
 def _refunded(cause: str) -> Outcome:

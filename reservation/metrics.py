@@ -10,7 +10,7 @@ __all__ = ["ALARMS", "HTTP_SECONDS", "OUTBOX_BACKLOG", "PREPARES", "REAPED", "SE
 log = structlog.get_logger(__name__)
 
 ALARMS: Final = Counter(
-    "reservation_alarms_total", "What an operator must look at, by name; see the runbook.", ["alarm"]
+    "reservation_alarms_total", "What an operator must look at, by name.", ["alarm"]
 )
 PREPARES: Final = Counter(
     "reservation_prepares_total", "Prepares by outcome (`held` or the refusal's code).", ["outcome"]

@@ -1,4 +1,4 @@
-"""What must be true of Redis before holds are promised: asked of the server, named where it fails."""
+"""What must be true of Redis before holds are promised, named where it is not."""
 
 from collections.abc import Callable
 from typing import Final

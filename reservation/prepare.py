@@ -14,7 +14,7 @@ from reservation.domain.reservation import Basket, Reservation, merge_lines
 from reservation.domain.sale import Sale
 from reservation.domain.states import LIVE
 from reservation.redis.batch import PrepareQueue
-from reservation.redis.connection import StoreUncertain, StoreUnavailable
+from reservation.redis.connection import StoreUnavailable, StoreUncertain
 from reservation.redis.store import Store
 
 __all__ = ["Prepare", "Prepared", "Wish"]

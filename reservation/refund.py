@@ -155,9 +155,7 @@ class Refund:
             idempotency_key=cancel_key(payment_key),
             refund_account=account,
         )
-        await self._conclude.remember(
-            order.order_id, payment_key, AnswerKind.CANCEL, answer
-        )
+        await self._conclude.remember(order.order_id, payment_key, AnswerKind.CANCEL, answer)
         if isinstance(answer, Declined):
             alarm("refund_refused", order_id=order.order_id, code=answer.code)
             await self._ledger.finish_refund(
@@ -169,9 +167,7 @@ class Refund:
         if not isinstance(answer, Answered):
             # A cancel of ours may have gone through: only a look at the payment tells.
             answer = await self._gateway.look_up(payment_key)
-            await self._conclude.remember(
-                order.order_id, payment_key, AnswerKind.LOOK_UP, answer
-            )
+            await self._conclude.remember(order.order_id, payment_key, AnswerKind.LOOK_UP, answer)
         if not isinstance(answer, Answered) or answer.payment.order_id != order.order_id:
             return False
         await self._conclude.keep_payment(answer.payment)

@@ -64,9 +64,7 @@ class SaleChange(msgspec.Struct, frozen=True, kw_only=True):
 class Sales:
     """Creates and changes sales; each change is an event with who did it and why."""
 
-    def __init__(
-        self, catalog: Catalog, store: SaleStore, ledger: Ledger, *, clock: Clock
-    ) -> None:
+    def __init__(self, catalog: Catalog, store: SaleStore, ledger: Ledger, *, clock: Clock) -> None:
         self._catalog = catalog
         self._store = store
         self._ledger = ledger
@@ -188,9 +186,7 @@ class Sales:
         )
         return (await self._catalog.fresh(sale_id)).sale
 
-    async def switch(
-        self, sale_id: str, status: SaleStatus, *, reason: str, operator: str
-    ) -> Sale:
+    async def switch(self, sale_id: str, status: SaleStatus, *, reason: str, operator: str) -> Sale:
         """Pause, resume or close a sale."""
         known = await self._catalog.get(sale_id)
         await self._store.switch(

@@ -126,8 +126,7 @@ class Settle:
         if outcome not in (IntentOutcome.WRITTEN, IntentOutcome.ALREADY_WRITTEN):
             return None
         earlier = any(
-            intent.kind == "intent" and intent.payment_key == case.payment_key
-            for intent in intents
+            intent.kind == "intent" and intent.payment_key == case.payment_key for intent in intents
         )
         answer = await self._gateway.confirm(
             payment_key=case.payment_key,
@@ -168,7 +167,7 @@ class Settle:
         )
 
     async def deposit(self, order_id: str) -> Status | None:
-        """End an account that nobody paid into by its due date; CONFIRMED if it was paid after all."""
+        """End an account that nobody paid into in time; CONFIRMED if somebody did after all."""
         order = await self._store.read(order_id)
         if order is None or order.status is not Status.AWAITING_DEPOSIT or not order.payment_key:
             return None

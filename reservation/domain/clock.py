@@ -8,7 +8,7 @@ __all__ = ["Clock", "SystemClock", "as_datetime", "as_ms", "as_wire"]
 
 
 class Clock(Protocol):
-    """Wall clock for what is shown and compared with Redis, monotonic clock for what is waited for."""
+    """Wall clock for what is shown or compared with Redis, monotonic for what is waited for."""
 
     def now_ms(self) -> int:
         """Unix milliseconds."""

@@ -94,7 +94,7 @@ class Forbidden(ReservationError):
 
 class InvalidToken(ReservationError):
     code = "invalid_token"
-    sentence = "The token does not belong to this reservation or is no longer valid; nothing was charged."
+    sentence = "The token is not this reservation's or is no longer valid; nothing was charged."
 
 
 class InvalidAdmission(ReservationError):

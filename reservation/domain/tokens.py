@@ -100,7 +100,7 @@ class Signer:
             InvalidToken: in every other case, without telling which.
         """
         parts = token.split(".") if len(token) <= _TOKEN_CHARS_MAX and token.isascii() else []
-        if len(parts) != 4 or parts[0] != _VERSION:  # noqa: PLR2004 - the form in the module's head
+        if len(parts) != 4 or parts[0] != _VERSION:
             raise InvalidToken
         key = self._purpose_keys.get((parts[1], purpose))
         mac = _decode(parts[3])
@@ -129,7 +129,7 @@ class Signer:
         mac = _decode(mac_text) if len(admission) <= _TOKEN_CHARS_MAX else None
         if key_id not in self._key_ids or not minute_text.isdecimal() or mac is None:
             return False
-        minute = int(minute_text) if len(minute_text) < 12 else 0  # noqa: PLR2004 - year 31688
+        minute = int(minute_text) if len(minute_text) < 12 else 0
         age = now_ms // _MINUTE_MS - minute
         if not -1 <= age <= ADMISSION_MINUTES:
             return False

@@ -31,7 +31,7 @@ from reservation.domain.errors import (
 from reservation.domain.rate import Rate
 from reservation.domain.reservation import Basket, Reservation
 from reservation.domain.states import Status
-from reservation.redis.connection import Connections, StoreUncertain, StoreUnavailable
+from reservation.redis.connection import Connections, StoreUnavailable, StoreUncertain
 from reservation.redis.keys import Keys
 from reservation.redis.outcomes import PrepareWord
 from reservation.redis.records import as_items, as_mapping, as_reservation
@@ -155,9 +155,7 @@ class PrepareQueue:
                 self._waiting -= 1
                 lane.waiting.popleft().decide(OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS))
 
-    async def _decide(
-        self, sale_id: str, epoch: str, lane: _Lane, batch: list[_Waiting]
-    ) -> None:
+    async def _decide(self, sale_id: str, epoch: str, lane: _Lane, batch: list[_Waiting]) -> None:
         not_after_ms = self._connections.not_after_ms()
         keys, args = self._encode(sale_id, epoch, not_after_ms, batch)
         try:

@@ -35,7 +35,7 @@ from reservation.domain.clock import Clock
 from reservation.domain.errors import BrokenInvariant
 from reservation.redis.scripts import Script
 
-__all__ = ["Connections", "StoreUncertain", "StoreUnavailable", "UnexpectedReply", "good"]
+__all__ = ["Connections", "StoreUnavailable", "StoreUncertain", "UnexpectedReply", "good"]
 
 log = structlog.get_logger(__name__)
 

@@ -1,10 +1,10 @@
-"""Every key name in Redis. All of a sale's keys share its hash tag, so each script touches one slot."""
+"""Every key name in Redis: all of a sale's share its hash tag, so a script touches one slot."""
 
 __all__ = ["Keys", "SaleKeys"]
 
 
 class SaleKeys:
-    """The keys of one sale. Nothing is appended after a buyer's id, so no id can make another key."""
+    """The keys of one sale. Nothing follows a buyer's id, so no id can make another key."""
 
     __slots__ = (
         "_tag",

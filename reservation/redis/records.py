@@ -98,5 +98,3 @@ def as_event(sale_id: str, entry_id: str, flat: Sequence[str]) -> Event:
         data=fields["data"],
         chain=fields["chain"],
     )
-
-

@@ -82,9 +82,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 def sold_out(facts: Sequence[str]) -> SoldOut:
     """The refusal from a script's `{next deadline or "", sku, available, ...}`."""
     available = {facts[i]: int(facts[i + 1]) for i in range(1, len(facts), 2)}
-    return SoldOut(
-        available=available, nextDeadline=as_wire(int(facts[0])) if facts[0] else None
-    )
+    return SoldOut(available=available, nextDeadline=as_wire(int(facts[0])) if facts[0] else None)
 
 
 def limit_exceeded(facts: Sequence[str]) -> BuyerLimitExceeded:

@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from reservation.bootstrap import Service, opened
 from reservation.domain.errors import ReservationError
 from reservation.metrics import FLUSHED, OUTBOX_BACKLOG, alarm
-from reservation.redis.connection import StoreUncertain, StoreUnavailable
+from reservation.redis.connection import StoreUnavailable, StoreUncertain
 from reservation.redis.heartbeat import Heartbeat
 from reservation.settings import Settings
 from reservation.workers.flusher import Flusher
@@ -83,9 +83,7 @@ class Worker:
             group.create_task(
                 forever("heartbeat", self._heartbeat.beat, self._heartbeat.every_seconds)
             )
-            group.create_task(
-                forever("sales", lambda: self._take_up(group), SALES_SECONDS)
-            )
+            group.create_task(forever("sales", lambda: self._take_up(group), SALES_SECONDS))
 
     async def _measure_clock(self) -> int:
         await self._service.connections.measure_offset()
@@ -111,9 +109,7 @@ class Worker:
         return counts.flushed
 
 
-def _for_sale(
-    once: Callable[[str], Awaitable[int]], sale_id: str
-) -> Callable[[], Awaitable[int]]:
+def _for_sale(once: Callable[[str], Awaitable[int]], sale_id: str) -> Callable[[], Awaitable[int]]:
     return lambda: once(sale_id)
 
 
