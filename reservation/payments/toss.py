@@ -247,6 +247,9 @@ class _WireError(msgspec.Struct, frozen=True):
     error: _Error | None = None
 
 
+#: What reading can end in: not JSON, JSON of another shape, not UTF-8, or a nest too deep.
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
 _encode = msgspec.json.Encoder().encode
 _decode_payment = msgspec.json.Decoder(_WirePayment).decode
 _decode_error = msgspec.json.Decoder(_WireError).decode
@@ -278,7 +281,7 @@ def _read_answer(operation: Operation, status: int, content: bytes | None) -> An
 def _payment_of(content: bytes) -> Payment | None:
     try:
         wire = _decode_payment(content)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except _UNREADABLE:
         return None
     total, balance = _whole(wire.total_amount), _whole(wire.balance_amount)
     if total is None or balance is None:
@@ -310,7 +313,7 @@ def _refusal_of(content: bytes) -> tuple[str, str] | None:
     """Code and message of a refusal that can be read as one."""
     try:
         wire = _decode_error(content)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except _UNREADABLE:
         return None
     inner = wire.error or _Error()
     code = wire.code or inner.code

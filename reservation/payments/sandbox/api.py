@@ -11,6 +11,7 @@ from datetime import datetime
 import msgspec
 from litestar import get, post
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath
 from litestar.response.base import ASGIResponse
 
 from reservation.payments.sandbox.answers import Reply, refused, spoiled, unasked, whole
@@ -138,7 +139,7 @@ class Desk:
         if longest:
             await asyncio.sleep(random.uniform(shortest, longest) / 1000)  # noqa: S311 - a delay
         if rule is not None and rule.fault is Fault.HANG:
-            await asyncio.sleep(rule.seconds)
+            await self._sandbox.faults.hang(rule.seconds)
 
     def _commit(self, call: Call, rule: FaultRequest | None) -> Reply:
         """Decide and write in one go: nothing else runs between the two."""
@@ -198,7 +199,7 @@ def _money_routes(sandbox: Sandbox, desk: Desk) -> list[HTTPRouteHandler]:
         )
 
     @post("/v1/payments/{payment_key:str}/cancel", status_code=200)
-    async def cancel(request: AnyRequest, payment_key: str) -> ASGIResponse:
+    async def cancel(request: AnyRequest, payment_key: FromPath[str]) -> ASGIResponse:
         desk.check(request)
         replay_key = desk.replay_key(request)
         body = await read_body(request, decode_cancel)
@@ -217,7 +218,7 @@ def _money_routes(sandbox: Sandbox, desk: Desk) -> list[HTTPRouteHandler]:
 
 def _look_up_routes(sandbox: Sandbox, desk: Desk) -> list[HTTPRouteHandler]:
     @get("/v1/payments/{payment_key:str}")
-    async def look_up(request: AnyRequest, payment_key: str) -> ASGIResponse:
+    async def look_up(request: AnyRequest, payment_key: FromPath[str]) -> ASGIResponse:
         desk.check(request)
         return await desk.serve(
             Call(
@@ -229,7 +230,7 @@ def _look_up_routes(sandbox: Sandbox, desk: Desk) -> list[HTTPRouteHandler]:
         )
 
     @get("/v1/payments/orders/{order_id:str}")
-    async def look_up_order(request: AnyRequest, order_id: str) -> ASGIResponse:
+    async def look_up_order(request: AnyRequest, order_id: FromPath[str]) -> ASGIResponse:
         desk.check(request)
         return await desk.serve(
             Call(

@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 import msgspec
 from litestar import get, post
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath
 from litestar.response.base import ASGIResponse
 
 from reservation.payments.sandbox.records import Method, PaymentRecord
@@ -83,7 +84,7 @@ def checkout_routes(sandbox: Sandbox) -> list[HTTPRouteHandler]:
         return ASGIResponse(body=_STYLE, media_type="text/css", headers=headers)
 
     @post("/checkout/{payment_key:str}", status_code=303)
-    async def press(request: AnyRequest, payment_key: str) -> ASGIResponse:
+    async def press(request: AnyRequest, payment_key: FromPath[str]) -> ASGIResponse:
         form = parse_qs((await request.body()).decode("ascii", "replace"))
         button = form.get("action", [""])[0]
         try:

@@ -58,6 +58,10 @@ class ClearOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     clear: bool
 
 
+_decode_payment = msgspec.json.Decoder(PaymentOrder).decode
+_decode_deposit = msgspec.json.Decoder(DepositOrder).decode
+_decode_clock = msgspec.json.Decoder(ClockOrder).decode
+
 View = dict[str, object]
 
 
@@ -68,7 +72,8 @@ def control_routes(sandbox: Sandbox) -> list[HTTPRouteHandler]:
 
 def _money_routes(sandbox: Sandbox) -> list[HTTPRouteHandler]:
     @post("/_payments", status_code=201)
-    async def put_payment(data: PaymentOrder) -> View:
+    async def put_payment(request: AnyRequest) -> View:
+        data = await read_body(request, _decode_payment)
         ledger = sandbox.ledger
         opened = ledger.open(
             order_id=data.order_id,
@@ -81,7 +86,8 @@ def _money_routes(sandbox: Sandbox) -> list[HTTPRouteHandler]:
         return {"paymentKey": outcome.payment.payment_key, "status": outcome.payment.status}
 
     @post("/_deposits", status_code=200)
-    async def deposit(data: DepositOrder) -> View:
+    async def deposit(request: AnyRequest) -> View:
+        data = await read_body(request, _decode_deposit)
         ledger = sandbox.ledger
         act = ledger.reverse_deposit if data.reverse else ledger.deposit
         outcome: Outcome = act(data.payment_key)
@@ -129,7 +135,8 @@ def _clock_routes(sandbox: Sandbox) -> list[HTTPRouteHandler]:
         return {"now": as_wire(clock.now_ms()), "offsetSeconds": clock.offset_ms / 1000}
 
     @post("/_clock", status_code=200)
-    async def turn_clock(data: ClockOrder) -> View:
+    async def turn_clock(request: AnyRequest) -> View:
+        data = await read_body(request, _decode_clock)
         sandbox.turn_clock(round(data.advance_seconds * 1000))
         return view()
 

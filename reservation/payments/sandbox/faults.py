@@ -1,5 +1,6 @@
 """Faults on order: what goes wrong, with which calls, how often."""
 
+import asyncio
 import random
 from collections.abc import Iterator
 from enum import StrEnum
@@ -29,7 +30,8 @@ class Fault(StrEnum):
     REDIRECT = "redirect"
     #: 500; nothing was done.
     ERROR_BEFORE_COMMIT = "error_before_commit"
-    #: Silence for `seconds`; then it is done and answered, whether or not anybody still listens.
+    #: Silence for `seconds`, or until all faults are cleared; then it is done and answered, whether
+    #: or not anybody still listens.
     HANG = "hang"
     #: Done, and the connection is closed without an answer.
     COMMIT_THEN_DROP = "commit_then_drop"
@@ -119,6 +121,7 @@ class Faults:
         self._numbers = 0
         #: Counts of the rules that were cleared since.
         self._applied: dict[str, int] = {}
+        self._cleared = asyncio.Event()
 
     def __iter__(self) -> Iterator[Rule]:
         return iter(self._rules)
@@ -135,6 +138,16 @@ class Faults:
     def clear(self) -> None:
         self._applied = self.applied()
         self._rules.clear()
+        self._cleared.set()
+        self._cleared = asyncio.Event()
+
+    async def hang(self, seconds: float) -> None:
+        """Wait so long, or until all faults are cleared."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._cleared.wait()
+        except TimeoutError:
+            return
 
     def applied(self) -> dict[str, int]:
         """How often each fault was applied since the sandbox began."""

@@ -20,5 +20,5 @@ async def read_body(request: AnyRequest, decode: Callable[[bytes], _Body]) -> _B
     """The decoded body, or the PG's refusal of one that does not fit, which says what is wrong."""
     try:
         return decode(await request.body())
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Refusal("INVALID_REQUEST", f"잘못된 요청입니다. ({error})") from None
