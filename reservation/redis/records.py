@@ -28,18 +28,21 @@ def as_items(text: str) -> tuple[Line, ...]:
 def as_reservation(sale_id: str, order_id: str, fields: Mapping[str, str]) -> Reservation:
     """An order's hash as a reservation."""
     claimed_at = fields.get("claimed_at")
+    status = Status(fields["status"])
+    # An account is open until its own due date; the hold's old deadline is over by then.
+    deadline = "due_at" if status is Status.AWAITING_DEPOSIT else "expires_at"
     return Reservation(
         order_id=order_id,
         sale_id=sale_id,
         buyer_id=fields["buyer"],
-        status=Status(fields["status"]),
+        status=status,
         lines=as_items(fields["items"]),
         amount=int(fields["amount"]),
         currency=fields["currency"],
         order_name=fields["name"],
         created_at_ms=int(fields["created_at"]),
         updated_at_ms=int(fields["updated_at"]),
-        expires_at_ms=int(fields["expires_at"]),
+        expires_at_ms=int(fields[deadline]),
         seq=int(fields["seq"]),
         fence=int(fields["fence"]),
         payment_key=fields.get("payment_key"),

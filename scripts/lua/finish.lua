@@ -98,6 +98,7 @@ end
 redis.call("ZREM", confirming, order_id)
 redis.call("ZREM", deposits, order_id)
 if to == "AWAITING_DEPOSIT" then
+    redis.call("HSET", order, "due_at", int(due_ms))
     redis.call("ZADD", deposits, int(due_ms), order_id)
 elseif to == "HELD" or to == "PREPARED" then
     redis.call("ZADD", deadlines, found[5], order_id)
