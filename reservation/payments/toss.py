@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import ssl
 import time
 from base64 import b64encode
 from datetime import UTC, datetime, timedelta, timezone
@@ -91,8 +92,9 @@ class TossGateway(PaymentGateway):
         self._limits = limits or TossLimits()
         # The colon ends the user name; the password is empty.
         authorization = "Basic " + b64encode(f"{secret_key}:".encode()).decode()
-        self._confirms = self._client(base_url, authorization, connections=CONFIRMS_MAX)
-        self._others = self._client(base_url, authorization, connections=LOOK_UPS_MAX)
+        trust = httpx.create_ssl_context(trust_env=False)
+        self._confirms = self._client(base_url, authorization, trust, connections=CONFIRMS_MAX)
+        self._others = self._client(base_url, authorization, trust, connections=LOOK_UPS_MAX)
 
     def __repr__(self) -> str:
         return f"TossGateway({self._confirms.base_url})"
@@ -136,10 +138,13 @@ class TossGateway(PaymentGateway):
         await self._confirms.aclose()
         await self._others.aclose()
 
-    def _client(self, base_url: str, authorization: str, *, connections: int) -> httpx.AsyncClient:
+    def _client(
+        self, base_url: str, authorization: str, trust: ssl.SSLContext, *, connections: int
+    ) -> httpx.AsyncClient:
         connect = self._limits.connect_seconds
         return httpx.AsyncClient(
             base_url=base_url,
+            verify=trust,
             headers={
                 "authorization": authorization,
                 "accept": "application/json",
