@@ -1,7 +1,7 @@
 """The operator's endpoints: sales, stock, audit, orders, refunds."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import msgspec
 from litestar import Controller, Request, Response, get, post, put
@@ -49,7 +49,8 @@ from reservation.domain.ids import SALE_ID
 from reservation.domain.sale import Sale
 from reservation.domain.states import SaleStatus, Status
 from reservation.payments.gateway import RefundAccount
-from reservation.persistence.orders import HistoryRow, OrderRow
+from reservation.persistence.orders import OrderRow
+from reservation.persistence.stories import HistoryRow
 from reservation.refund import RefundWish
 
 __all__ = ["AdminController"]
@@ -340,13 +341,14 @@ def _entry(row: HistoryRow) -> HistoryEntry:
 def _without_keys(facts: Any) -> Any:
     """Payment keys by their last four, secrets not at all, at any depth."""
     if isinstance(facts, dict):
+        members = cast("dict[str, Any]", facts)
         return {
             name: f"...{value[-4:]}"
             if name in ("paymentKey", "payment_key") and isinstance(value, str)
             else _without_keys(value)
-            for name, value in facts.items()
+            for name, value in members.items()
             if name != "secret"
         }
     if isinstance(facts, list):
-        return [_without_keys(value) for value in facts]
+        return [_without_keys(value) for value in cast("list[Any]", facts)]
     return facts

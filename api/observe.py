@@ -3,7 +3,7 @@
 import re
 import secrets
 import time
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import structlog
 from litestar import Request
@@ -24,7 +24,7 @@ SERVER_ERROR: Final = 500
 
 def request_id_of(request: Request[Any, Any, Any]) -> str:
     """The id under which this request is logged; the buyer gets it in every refusal."""
-    return request.scope.get("state", {}).get(_STATE_KEY, "")
+    return cast("dict[str, Any]", request.scope)["state"].get(_STATE_KEY, "")
 
 
 class Observe:
@@ -59,7 +59,7 @@ class Observe:
             self._record(scope, status, time.perf_counter() - began, request_id)
 
     def _record(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
-        handler = scope.get("route_handler")
+        handler: object = cast("dict[str, Any]", scope).get("route_handler")
         operation = getattr(handler, "operation_id", None)
         if not isinstance(operation, str):
             operation = "other"

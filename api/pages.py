@@ -1,12 +1,14 @@
 """The pages that the service itself shows: storefront, API docs, and the one that waits."""
 
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
-import swagger_ui_bundle
 from litestar import Controller, MediaType, Response, get
 from litestar.response import File
-from litestar.static_files import create_static_files_router
+from litestar.static_files import (
+    create_static_files_router,  # pyright: ignore[reportUnknownVariableType] - its own hooks are
+)
 
 __all__ = ["PageController", "please_wait", "static_routers"]
 
@@ -70,7 +72,7 @@ class PageController(Controller):
 
 def static_routers() -> list[Any]:
     """Our own static files, and Swagger UI's from its package."""
-    swagger = Path(swagger_ui_bundle.__file__).resolve().parent / "vendor"
+    swagger = Path(str(files("swagger_ui_bundle")))
     found = next(path.parent for path in swagger.rglob("swagger-ui-bundle.js"))
     return [
         create_static_files_router(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import structlog
@@ -145,8 +145,9 @@ def _sentence(error: HTTPException) -> str:
     extra = error.extra
     first: Any = extra[0] if isinstance(extra, list) and extra else extra
     if isinstance(first, dict):
-        field: Any = first.get("key") or first.get("source") or "body"
-        return f"{field}: {first.get('message', MalformedRequest.sentence)}"
+        told = cast("dict[str, Any]", first)
+        field = told.get("key") or told.get("source") or "body"
+        return f"{field}: {told.get('message', MalformedRequest.sentence)}"
     return error.detail or MalformedRequest.sentence
 
 

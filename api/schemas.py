@@ -43,14 +43,14 @@ class Received(Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown
     """Base of everything that we take: a field that we do not know is refused."""
 
 
-class PrepareLine(Received):
+class PrepareLine(Received, frozen=True, kw_only=True):
     """So many of one item."""
 
     sku: Annotated[str, Meta(pattern=SKU)]
     quantity: Annotated[int, Meta(ge=1, le=QUANTITY_MAX)]
 
 
-class PrepareRequest(Received):
+class PrepareRequest(Received, frozen=True, kw_only=True):
     """What the buyer wants, and the total that the page showed."""
 
     items: Annotated[list[PrepareLine], Meta(min_length=1, max_length=LINES_MAX)]
@@ -60,7 +60,7 @@ class PrepareRequest(Received):
     order_name: Annotated[str, Meta(min_length=1, max_length=100)] | None = None
 
 
-class LineAnswer(Wire):
+class LineAnswer(Wire, frozen=True, kw_only=True):
     """One line of a reservation, at the price that was promised."""
 
     sku: str
@@ -68,7 +68,7 @@ class LineAnswer(Wire):
     price: int
 
 
-class PaymentAnswer(Wire):
+class PaymentAnswer(Wire, frozen=True, kw_only=True):
     """What the storefront needs to open the PG's page."""
 
     provider: str
@@ -80,7 +80,7 @@ class PaymentAnswer(Wire):
     checkout_url: str | None
 
 
-class ReservationAnswer(Wire, omit_defaults=True):
+class ReservationAnswer(Wire, frozen=True, kw_only=True, omit_defaults=True):
     """A reservation as its buyer sees it."""
 
     order_id: str
@@ -127,13 +127,13 @@ class ReservationAnswer(Wire, omit_defaults=True):
         )
 
 
-class ReservationsAnswer(Wire):
+class ReservationsAnswer(Wire, frozen=True, kw_only=True):
     """A buyer's reservations in one sale, newest first."""
 
     reservations: list[ReservationAnswer]
 
 
-class ItemAnswer(Wire):
+class ItemAnswer(Wire, frozen=True, kw_only=True):
     """An item as a shopper sees it."""
 
     sku: str
@@ -146,7 +146,7 @@ class ItemAnswer(Wire):
     limit_per_buyer: int
 
 
-class SaleAnswer(Wire, omit_defaults=True):
+class SaleAnswer(Wire, frozen=True, kw_only=True, omit_defaults=True):
     """A sale as a shopper sees it; operators see its version as well."""
 
     sale_id: str
@@ -197,20 +197,20 @@ def _item(item: Item) -> ItemAnswer:
     )
 
 
-class SalesAnswer(Wire):
+class SalesAnswer(Wire, frozen=True, kw_only=True):
     """Every sale."""
 
     sales: list[SaleAnswer]
 
 
-class GuestAnswer(Wire):
+class GuestAnswer(Wire, frozen=True, kw_only=True):
     """A buyer who needs no account."""
 
     buyer_id: str
     token: str
 
 
-class ItemRequest(Received):
+class ItemRequest(Received, frozen=True, kw_only=True):
     """An item as an operator puts it on sale."""
 
     sku: Annotated[str, Meta(pattern=SKU)]
@@ -220,7 +220,7 @@ class ItemRequest(Received):
     limit_per_buyer: Annotated[int, Meta(ge=1, le=TOTAL_MAX)]
 
 
-class SaleRequest(Received):
+class SaleRequest(Received, frozen=True, kw_only=True):
     """A sale as an operator wants it."""
 
     name: Annotated[str, Meta(min_length=1, max_length=200)]
@@ -261,7 +261,7 @@ def _aware(at: datetime) -> datetime:
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
-class RestockRequest(Received):
+class RestockRequest(Received, frozen=True, kw_only=True):
     """Units to add, or, negative, to withdraw."""
 
     sku: Annotated[str, Meta(pattern=SKU)]
@@ -269,13 +269,13 @@ class RestockRequest(Received):
     reason: Annotated[str, Meta(min_length=1, max_length=200)]
 
 
-class ReasonRequest(Received):
+class ReasonRequest(Received, frozen=True, kw_only=True):
     """Why an operator does it."""
 
     reason: Annotated[str, Meta(min_length=1, max_length=200)]
 
 
-class RefundAccountRequest(Received):
+class RefundAccountRequest(Received, frozen=True, kw_only=True):
     """Where a deposit goes back to."""
 
     bank: Annotated[str, Meta(min_length=1, max_length=20)]
@@ -283,7 +283,7 @@ class RefundAccountRequest(Received):
     holder_name: Annotated[str, Meta(min_length=1, max_length=60)]
 
 
-class RefundRequest(Received):
+class RefundRequest(Received, frozen=True, kw_only=True):
     """A refund in full."""
 
     reason: Annotated[str, Meta(min_length=1, max_length=200)]
@@ -291,7 +291,7 @@ class RefundRequest(Received):
     refund_receive_account: RefundAccountRequest | None = None
 
 
-class OrderAnswer(Wire):
+class OrderAnswer(Wire, frozen=True, kw_only=True):
     """An order as operators see it, from SQL."""
 
     order_id: str
@@ -307,14 +307,14 @@ class OrderAnswer(Wire):
     seq: int
 
 
-class OrdersAnswer(Wire):
+class OrdersAnswer(Wire, frozen=True, kw_only=True):
     """A page of orders."""
 
     orders: list[OrderAnswer]
     next_cursor: str | None
 
 
-class HistoryEntry(Wire):
+class HistoryEntry(Wire, frozen=True, kw_only=True):
     """One thing that happened to an order."""
 
     at: str
@@ -323,13 +323,13 @@ class HistoryEntry(Wire):
     facts: dict[str, Any]
 
 
-class OrderHistoryAnswer(OrderAnswer):
+class OrderHistoryAnswer(OrderAnswer, frozen=True, kw_only=True):
     """An order with everything that happened to it, in order of time."""
 
     history: list[HistoryEntry]
 
 
-class SkuAuditAnswer(Wire):
+class SkuAuditAnswer(Wire, frozen=True, kw_only=True):
     """One item of an audit."""
 
     sku: str
@@ -341,7 +341,7 @@ class SkuAuditAnswer(Wire):
     ok: bool
 
 
-class AuditAnswer(Wire):
+class AuditAnswer(Wire, frozen=True, kw_only=True):
     """What an audit found."""
 
     ok: bool
@@ -364,7 +364,7 @@ class AuditAnswer(Wire):
         )
 
 
-class HealthAnswer(Wire):
+class HealthAnswer(Wire, frozen=True, kw_only=True):
     """Whether the service can do its work, and what is missing where it cannot."""
 
     status: str

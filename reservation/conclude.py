@@ -31,8 +31,6 @@ log = structlog.get_logger(__name__)
 
 #: A confirm, a look-up that it asks for, and one more after that: no verdict needs a fourth.
 STEPS_MAX: Final = 4
-#: The longest text of an answer that is kept for an order's history.
-ANSWER_CHARS_MAX: Final = 2_000
 
 
 class AnswerKind(StrEnum):
@@ -161,7 +159,7 @@ class Conclude:
         self, order_id: str, payment_key: str, kind: AnswerKind, answer: Answer
     ) -> None:
         """Keep an answer for the order's history; the payment goes on without it."""
-        text = msgspec.json.encode(_without_secret(answer)).decode()[:ANSWER_CHARS_MAX]
+        text = msgspec.json.encode(_without_secret(answer)).decode()
         try:
             await self._ledger.record_answer(
                 order_id=order_id,

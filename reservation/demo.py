@@ -12,6 +12,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from typing import Any, Final
 
 import httpx
@@ -144,7 +145,7 @@ class Demo:
 
     async def _buy(self, number: int, story: str) -> str:
         prepared = await self._prepare(number)
-        if prepared.status_code != httpx.codes.CREATED:
+        if prepared.status_code != HTTPStatus.CREATED:
             return str(prepared.json().get("code", prepared.status_code))
         order = prepared.json()
         if story == "leave":
@@ -199,7 +200,7 @@ class Demo:
         return ends.pop() if len(ends) == 1 else f"repeats differ: {sorted(ends)}"
 
     async def _end(self, order: dict[str, Any], answer: httpx.Response) -> str:
-        if answer.status_code == httpx.codes.ACCEPTED:
+        if answer.status_code == HTTPStatus.ACCEPTED:
             return await self._wait_until_settled(order)
         body = answer.json()
         return str(body.get("code") or body["status"]).lower()
