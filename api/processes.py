@@ -24,7 +24,7 @@ from reservation.settings import Settings, SettingsError
 if TYPE_CHECKING:
     from litestar import Litestar
 
-__all__ = ["BAD_SETTING", "ENTRIES", "main", "run_http", "sandbox"]
+__all__ = ["BAD_SETTING", "ENTRIES", "main", "run_http", "sandbox", "sandbox_alone"]
 
 #: Exit status for a setting that cannot be used (EX_CONFIG): starting again would not help.
 BAD_SETTING: Final = 78
@@ -156,6 +156,21 @@ def sandbox(settings: Settings) -> "Litestar":
             webhook_urls=(f"{settings.public_url}/v1/payments/toss/webhooks",),
         )
     )
+
+
+def sandbox_alone(settings: Settings, *, host: str, port: int) -> int:
+    """Run the sandbox in this process, in the foreground, until SIGTERM."""
+    from api.parts import address_of, listen, local  # noqa: PLC0415 - parts needs this module
+
+    _configure_logs(settings)
+    listening = asyncio.run(listen(host, port))
+    address = address_of(local(host), listening.getsockname()[1])
+    sys.stdout.write(
+        f"RESERVATION_TOSS_API_URL={address}\nRESERVATION_TOSS_CHECKOUT_URL={address}/checkout\n"
+    )
+    sys.stdout.flush()
+    run_http(sandbox(settings), listening)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,62 @@
+"""Answers of the service as tables for people; plain text where nobody watches."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+__all__ = ["show_audit", "show_sale", "show_sales"]
+
+#: Wide enough that nothing is cut: an id that ends in dots is of no use, and terminals wrap.
+_WIDTH: Final = 1_000
+
+_COUNTERS: Final = ("total", "available", "held", "sold")
+
+
+def show_sales(answer: dict[str, Any]) -> None:
+    """One line a sale."""
+    names = ("saleId", "name", "status", "opensAt", "closesAt")
+    _print_table(names, [[sale[name] for name in names] for sale in answer["sales"]])
+
+
+def show_sale(sale: dict[str, Any]) -> None:
+    """A sale and its items with their counters."""
+    console = _console()
+    title = f"{sale['saleId']}: {sale['name']}, {sale['status']}, {sale['currency']}"
+    console.print(escape(title))
+    console.print(escape(f"{sale['opensAt']} to {sale['closesAt']}"))
+    names = ("sku", "name", "price", *_COUNTERS, "limitPerBuyer")
+    _print_table(names, [[item.get(name, "") for name in names] for item in sale["items"]])
+
+
+def show_audit(report: dict[str, Any]) -> None:
+    """What agrees, what does not, and how far SQL is behind."""
+    names = ("sku", "total", "available", "held", "confirming", "sold", "ok")
+    rows = [[_yes_or_no(row[name]) for name in names] for row in report["skus"]]
+    _print_table(names, rows)
+    console = _console()
+    for problem in report["problems"]:
+        console.print(escape(f"problem: {problem}"))
+    verdict = "all agrees" if report["ok"] else "something does not agree"
+    console.print(f"{verdict}; SQL is {report['lag']} events behind")
+
+
+def _yes_or_no(value: Any) -> Any:
+    return {True: "yes", False: "NO"}[value] if isinstance(value, bool) else value
+
+
+def _console() -> Console:
+    # rich drops colours by itself where NO_COLOR is set or stdout is no terminal.
+    return Console(width=_WIDTH, highlight=False)
+
+
+def _print_table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for name in names:
+        number = all(isinstance(row[names.index(name)], int) for row in rows)
+        table.add_column(name, justify="right" if number and rows else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(escape(str(value)) for value in row))
+    _console().print(table)
