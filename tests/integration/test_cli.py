@@ -6,19 +6,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from api import cli
 from api.client import ServiceRefused
 from api.demo_sale import open_demo_sale
-from api.schemas import SaleRequest
 
 SALE = {
     "saleId": "s-1",
@@ -310,9 +308,13 @@ def test_the_demo_sale_is_made_once(service: Stub, there: bool) -> None:
     assert open_demo_sale(service.url, "the-key") is not there
     assert [asked["call"] for asked in service.asked][1:] == ([] if there else [f"PUT {path}"])
     if not there:
-        sale = msgspec.json.decode(service.asked[1]["body"], type=SaleRequest)
-        assert sale.closes_at - sale.opens_at > timedelta(days=29)
-        assert (len(sale.items), sale.currency) == (3, "KRW")
+        sale = json.loads(service.asked[1]["body"])
+        opens, closes = map(datetime.fromisoformat, (sale["opensAt"], sale["closesAt"]))
+        assert closes - opens > timedelta(days=29)
+        assert opens < datetime.now(UTC) < closes
+        assert (len(sale["items"]), sale["currency"]) == (3, "KRW")
+        assert set(sale) <= set(SALE)
+        assert all(set(item) <= set(SALE["items"][0]) for item in sale["items"])
         assert service.asked[1]["headers"]["X-Operator"] == "demo"
 
 
