@@ -8,7 +8,6 @@ from typing import Final
 import structlog
 from litestar import Litestar
 from litestar.config.cors import CORSConfig
-from litestar.middleware import DefineMiddleware
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
@@ -55,7 +54,7 @@ def create_app(settings: Settings) -> Litestar:
             finally:
                 clock.cancel()
 
-    return Litestar(
+    app = Litestar(
         route_handlers=[
             ReservationController,
             SaleController,
@@ -68,12 +67,14 @@ def create_app(settings: Settings) -> Litestar:
         ],
         lifespan=[lifespan],
         exception_handlers=EXCEPTION_HANDLERS,
-        middleware=[DefineMiddleware(Observe)],
         request_max_body_size=BODY_BYTES_MAX,
         cors_config=_cors(settings),
         openapi_config=_openapi(),
         logging_config=None,
     )
+    # Around everything: a refusal of the framework, such as an unknown path, is observed too.
+    app.asgi_handler = Observe(app.asgi_handler)
+    return app
 
 
 def _api(settings: Settings, service: Service) -> Api:

@@ -71,13 +71,15 @@ class Demo:
         plan: DemoPlan,
         *,
         service_url: str,
-        sandbox_url: str,
         admin_key: str,
+        new_token: Callable[[], str],
         progress: Callable[[str, int], None],
     ) -> None:
         self._plan = plan
         self._service_url = service_url
-        self._sandbox_url = sandbox_url
+        #: Known from the first order: where its payment page is.
+        self._sandbox_url = ""
+        self._new_token = new_token
         self._admin = {"Authorization": f"Bearer {admin_key}", "X-Operator": "demo"}
         self._progress = progress
         self._random = random.Random(plan.seed)  # noqa: S311 - a story, not a secret
@@ -148,6 +150,10 @@ class Demo:
         if prepared.status_code != HTTPStatus.CREATED:
             return str(prepared.json().get("code", prepared.status_code))
         order = prepared.json()
+        checkout: str | None = order["payment"]["checkoutUrl"]
+        if checkout is None:
+            return "no sandbox to pay at"
+        self._sandbox_url = checkout.removesuffix("/checkout")
         if story == "leave":
             return await self._leave(order)
         if story == "decline":
@@ -158,16 +164,13 @@ class Demo:
         return await self._pay(order, repeats=repeats)
 
     async def _prepare(self, number: int) -> httpx.Response:
-        guest = await self._token()
-        headers = {"Authorization": f"Bearer {guest}", "Idempotency-Key": f"demo-{number}"}
+        headers = {
+            "Authorization": f"Bearer {self._new_token()}",
+            "Idempotency-Key": f"demo-{number}",
+        }
         body = {"items": [{"sku": "piece", "quantity": 1}], "amount": PRICE}
         url = f"{self._service_url}/v1/sales/{self.sale_id}/reservations"
         return await self._send("POST", url, body, headers)
-
-    async def _token(self) -> str:
-        answer = await self._send("POST", f"{self._service_url}/v1/guests", None, {})
-        answer.raise_for_status()
-        return answer.json()["token"]
 
     async def _leave(self, order: dict[str, Any]) -> str:
         headers = {"X-Reservation-Token": order["token"]}
@@ -272,7 +275,7 @@ class Demo:
             f"{count} buyers: {outcome}"
             for outcome, count in self._outcomes.items()
             if outcome.startswith(("repeats differ", "a declined card", "leaving answered"))
-            or outcome in ("undecided", "500", "internal_error")
+            or outcome in ("undecided", "500", "internal_error", "no sandbox to pay at")
         ]
         return Verdict(
             ok=not problems,
@@ -303,6 +306,8 @@ class Demo:
 
     async def _ledger(self, order_ids: set[str]) -> dict[str, Any]:
         """The PG's own books, of this sale's orders only."""
+        if not self._sandbox_url:
+            return {"entries": [], "charged": 0, "cancelled": 0}
         answer = await self._send("GET", f"{self._sandbox_url}/_ledger", None, {})
         entries = [e for e in answer.json()["entries"] if e["orderId"] in order_ids]
         kinds = {"charged": ("charge", "deposit"), "cancelled": ("cancel",)}
