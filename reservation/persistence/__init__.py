@@ -1,0 +1,1 @@
+"""Orders in SQL: the tables, the migrations, and everything that is asked of them."""

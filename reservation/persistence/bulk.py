@@ -1,0 +1,111 @@
+"""Many rows in one statement, the same for both databases but for how the rows get in.
+
+PostgreSQL takes each column as one array: one parse, one plan, one round trip for any number of
+rows, four times as fast as a list of executions. SQLite runs its prepared statement over the rows
+inside of the driver.
+"""
+
+from collections.abc import Collection, Sequence
+from functools import cache
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    Column,
+    ColumnElement,
+    Integer,
+    Table,
+    Text,
+    any_,
+    literal,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+__all__ = ["among", "insert_into", "insert_new", "upsert"]
+
+Rows = Sequence[tuple[Any, ...]]
+
+
+def insert_into(connection: AsyncConnection, table: Table) -> postgresql.Insert | sqlite.Insert:
+    """An INSERT that knows ON CONFLICT, which each dialect has of its own, in the same words."""
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(table)
+    return sqlite.insert(table)
+
+
+async def insert_new(connection: AsyncConnection, table: Table, rows: Rows) -> None:
+    """Insert the rows whose primary key is not there yet; of each, every column in order."""
+    await _insert(connection, table, rows, guard=None, update=False)
+
+
+async def upsert(
+    connection: AsyncConnection, table: Table, rows: Rows, *, newer_by: str | None = None
+) -> None:
+    """Insert the rows, or put them in the place of those with their primary key.
+
+    Args:
+        connection: in a transaction that writes.
+        table: which one.
+        rows: of each, every column in order; no two with the same key.
+        newer_by: a column that must be higher than the standing row's, or that row stays.
+    """
+    await _insert(connection, table, rows, guard=newer_by, update=True)
+
+
+def among(
+    connection: AsyncConnection, column: Column[Any], values: Collection[str]
+) -> ColumnElement[bool]:
+    """Whether the column is one of many texts; one statement however many there are."""
+    if connection.dialect.name == "postgresql":
+        return column == any_(literal(list(values), ARRAY(Text)))
+    return column.in_(values)
+
+
+async def _insert(
+    connection: AsyncConnection, table: Table, rows: Rows, *, guard: str | None, update: bool
+) -> None:
+    if not rows:
+        return
+    dialect = connection.dialect.name
+    statement = _statement(table, dialect, guard=guard, update=update)
+    if dialect == "postgresql":
+        columns = tuple(list(column) for column in zip(*rows, strict=True))
+        await connection.exec_driver_sql(statement, columns)
+    else:
+        await connection.exec_driver_sql(statement, list(rows))
+
+
+@cache
+def _statement(table: Table, dialect: str, *, guard: str | None, update: bool) -> str:
+    # Built from the tables' own names: nothing that a caller sends is part of the text.
+    names = [column.name for column in table.columns]
+    keys = [column.name for column in table.primary_key.columns]
+    if dialect == "postgresql":
+        arrays = ", ".join(
+            f"${position}::{_pg_type(column)}[]"
+            for position, column in enumerate(table.columns, start=1)
+        )
+        source = f"SELECT * FROM unnest({arrays})"  # noqa: S608
+    else:
+        source = f"VALUES ({', '.join('?' for _ in names)})"
+    action = "DO NOTHING"
+    if update:
+        changes = ", ".join(f"{name} = excluded.{name}" for name in names if name not in keys)
+        action = f"DO UPDATE SET {changes}"
+        if guard is not None:
+            action += f" WHERE {table.name}.{guard} < excluded.{guard}"
+    return (
+        f"INSERT INTO {table.name} ({', '.join(names)}) {source}"
+        f" ON CONFLICT ({', '.join(keys)}) {action}"
+    )
+
+
+def _pg_type(column: Column[Any]) -> str:
+    if isinstance(column.type, Boolean):
+        return "boolean"
+    if isinstance(column.type, Integer | BigInteger):
+        return "bigint"
+    return "text"

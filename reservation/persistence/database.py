@@ -1,0 +1,269 @@
+"""One database behind one door: SQLite or PostgreSQL, opened, migrated, read and written.
+
+Both are used through the same statements. What differs is here: how a connection is made, how a
+transaction that writes begins, and how processes that start at once agree on who migrates.
+
+Every transaction that writes is safe to repeat, so a caller that lost a reply sends it again.
+"""
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, cast
+
+import asyncpg  # pyright: ignore[reportMissingTypeStubs]
+from sqlalchemy import Connection, event, inspect, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+__all__ = ["SCHEMA_VERSION", "Database", "LedgerUnfit"]
+
+#: The newest migration; a test compares it with the folder.
+SCHEMA_VERSION: Final = "0001"
+
+#: How long SQLite waits for another process's transaction. The longest of ours, a batch of the
+#: flusher on a slow disk, takes well under a second; its waiting is unfair, so many times that.
+BUSY_SECONDS: Final = 15.0
+#: How long PostgreSQL may take to let us in, and to answer one statement.
+CONNECT_SECONDS: Final = 5.0
+COMMAND_SECONDS: Final = 15.0
+#: How long a caller waits for one of the pooled connections.
+POOL_SECONDS: Final = 5.0
+#: Connections of one process: intents share one, the rest are reads and the workers' batches.
+POOL_SIZE: Final = 5
+POOL_MORE: Final = 5
+#: How long a start waits for another process's migration.
+MIGRATE_SECONDS: Final = 60
+#: The migration's name among PostgreSQL's advisory locks: any number that nobody else uses.
+MIGRATE_LOCK: Final = 7_305_808_869_229_538_675
+
+_WRITES: Final = "reservation_writes"
+
+
+class LedgerUnfit(OSError):
+    """The database answers, and must not be used: one sentence says why."""
+
+
+class Database:
+    """Connections to one database; made by `open`."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._writing_engine = engine.execution_options(**{_WRITES: True})
+        self.is_sqlite = engine.dialect.name == "sqlite"
+        # SQLite has one writer at a time. Inside of a process they queue here, in order, instead of
+        # in SQLite's waiting, which sleeps and forgets who came first.
+        self._turn = asyncio.Lock()
+
+    @classmethod
+    async def open(cls, url: str) -> "Database":
+        """Connect, and bring the tables up to date.
+
+        Any number of processes may do this at once: one migrates, the others wait for it.
+
+        Args:
+            url: `sqlite:///PATH`, or `postgresql://...` in any form that libpq reads, with
+                `?host=/DIRECTORY` for a unix socket.
+
+        Raises:
+            ValueError: the URL is of neither kind.
+            LedgerUnfit: the tables are not there and cannot be made.
+        """
+        database = cls(_make_engine(url))
+        try:
+            await database._migrate()
+        except BaseException:
+            await database.aclose()
+            raise
+        return database
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._engine.dispose()
+
+    @asynccontextmanager
+    async def read(self) -> AsyncGenerator[AsyncConnection]:
+        """A connection for reads, each of which sees what is committed by then."""
+        async with self._engine.connect() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncGenerator[AsyncConnection]:
+        """A connection whose reads all see the same moment."""
+        async with self._engine.connect() as connection:
+            # SQLite's transactions are snapshots from their first read on.
+            if not self.is_sqlite:
+                await connection.execute(
+                    text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+                )
+            yield connection
+
+    @asynccontextmanager
+    async def write(self) -> AsyncGenerator[AsyncConnection]:
+        """One transaction: committed when the block ends, rolled back when it raises."""
+        if not self.is_sqlite:
+            async with self._writing_engine.begin() as connection:
+                yield connection
+            return
+        async with self._turn, self._writing_engine.begin() as connection:
+            yield connection
+
+    async def schema_version(self) -> str:
+        """The newest migration that was applied, or "" where there was none."""
+        async with self.read() as connection:
+            return await connection.run_sync(_applied)
+
+    async def check(self) -> None:
+        """See that what is written now would be kept.
+
+        Raises:
+            SQLAlchemyError, OSError: it would not.
+        """
+        async with self.write() as connection:
+            if not self.is_sqlite:
+                answer = await connection.execute(text("SHOW synchronous_commit"))
+                if answer.scalar_one() == "off":
+                    raise LedgerUnfit(
+                        "synchronous_commit is off: an intent could be lost after the money moved"
+                    )
+            await connection.execute(
+                text(
+                    "INSERT INTO probes (name, at_ms) VALUES ('check', 1)"
+                    " ON CONFLICT (name) DO UPDATE SET at_ms = probes.at_ms + 1"
+                )
+            )
+        applied = await self.schema_version()
+        # A newer one is fine: each migration leaves tables that the code before it can use.
+        if applied < SCHEMA_VERSION:
+            raise LedgerUnfit(
+                f"the schema is at {applied!r}, this version needs {SCHEMA_VERSION!r}"
+            )
+
+    async def _migrate(self) -> None:
+        if self.is_sqlite:
+            await self._use_wal()
+        if await self.schema_version() >= SCHEMA_VERSION:
+            return
+        async with self.write() as connection:
+            if not self.is_sqlite:
+                await connection.execute(text(f"SET LOCAL lock_timeout = '{MIGRATE_SECONDS}s'"))
+                await connection.execute(
+                    text("SELECT pg_advisory_xact_lock(:name)"), {"name": MIGRATE_LOCK}
+                )
+            await connection.run_sync(_upgrade)
+
+    async def _use_wal(self) -> None:
+        """Switch the file to a write-ahead log, for good; a file that has one is left alone."""
+        deadline = asyncio.get_running_loop().time() + BUSY_SECONDS
+        while True:
+            try:
+                async with self._engine.connect() as connection:
+                    raw = await connection.get_raw_connection()
+                    cursor = await raw.driver_connection.execute("PRAGMA journal_mode = WAL")  # pyright: ignore[reportOptionalMemberAccess]
+                    row = await cursor.fetchone()
+                    await cursor.close()
+            except sqlite3.OperationalError:
+                # This one change does not wait for a process that is at it as well.
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(0.05)
+                continue
+            if row[0] != "wal":
+                raise LedgerUnfit(f"SQLite cannot keep a write-ahead log here (it says {row[0]})")
+            return
+
+
+def _applied(connection: Connection) -> str:
+    with connection.begin():
+        if not inspect(connection).has_table("alembic_version"):
+            return ""
+        found = connection.execute(text("SELECT version_num FROM alembic_version"))
+        return str(found.scalar() or "")
+
+
+def _upgrade(connection: Connection) -> None:
+    # Alembic takes 0.2 s to import, and most starts have nothing to migrate.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _make_engine(url: str) -> AsyncEngine:
+    try:
+        kind = make_url(url)
+    except ArgumentError as error:
+        raise ValueError("the database's URL is not one") from error
+    match kind.drivername:
+        case "sqlite":
+            return _make_sqlite(kind)
+        case "postgresql" | "postgres":
+            return _make_postgresql(url)
+        case _:
+            raise ValueError("the database's URL begins with sqlite:/// or postgresql://")
+
+
+def _make_sqlite(url: URL) -> AsyncEngine:
+    if not url.database or url.database == ":memory:":
+        raise ValueError("SQLite needs a file: several processes use it")
+    # The file has buyers and the secrets of payments in it; what SQLite puts beside it gets its
+    # mode from it.
+    os.close(os.open(url.database, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    engine = create_async_engine(
+        url.set(drivername="sqlite+aiosqlite"),
+        connect_args={"timeout": BUSY_SECONDS, "isolation_level": None},
+        pool_size=POOL_SIZE,
+        max_overflow=POOL_MORE,
+        pool_timeout=POOL_SECONDS,
+    )
+    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(dbapi_connection: Any, _record: object) -> None:
+    cursor = dbapi_connection.cursor()
+    cursor.execute("PRAGMA foreign_keys = ON")
+    # An intent must survive a power cut, and so must a batch before the outbox is trimmed: each
+    # commit is synced. NORMAL would sync only at checkpoints.
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A transaction that writes takes the lock at once: one that reads first and writes later is
+    # refused without any waiting where another was faster.
+    writes = connection.get_execution_options().get(_WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _make_postgresql(url: str) -> AsyncEngine:
+    async def connect() -> Any:
+        # The driver reads the URL itself, so everything that libpq knows may stand in it.
+        try:
+            return await cast("Any", asyncpg).connect(
+                url,
+                timeout=CONNECT_SECONDS,
+                command_timeout=COMMAND_SECONDS,
+                server_settings={"application_name": "reservation"},
+            )
+        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise ConnectionError(f"PostgreSQL does not let us in: {error}") from error
+
+    return create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=connect,
+        pool_size=POOL_SIZE,
+        max_overflow=POOL_MORE,
+        pool_timeout=POOL_SECONDS,
+        # After a restart of the server an old connection is found dead here, not by a buyer.
+        pool_pre_ping=True,
+    )

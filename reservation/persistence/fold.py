@@ -1,0 +1,362 @@
+"""Folds events into the rows they leave: pure, in memory, one row per order however many events.
+
+An event that cannot be true is poison: it cannot be read, is of an order or an item that nobody
+knows, takes an edge that is not in the domain's table, or would make a counter negative. It changes
+nothing here, and whoever folds stops before it.
+"""
+
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from reservation.domain.events import Event, EventName
+from reservation.domain.states import HOLDING, TRANSITIONS, SaleStatus, Status
+
+__all__ = ["Fold", "ItemState", "OrderState", "Poison", "SaleState"]
+
+#: What BIGINT, JSON and Lua all carry whole.
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+_Quantity = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+_Delta = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
+#: PostgreSQL's text has every character but one.
+_Word = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]+$")]
+
+
+class Poison(Exception):
+    """This event cannot be true; the sentence says why."""
+
+
+class SaleState(msgspec.Struct, kw_only=True):
+    """The sale's own columns that events change."""
+
+    name: str | None
+    currency: str | None
+    settings: str | None
+    version: int
+    switched: str
+
+
+class ItemState(msgspec.Struct):
+    """One row of `items`, in the order of its columns after the sale's id."""
+
+    sku: str
+    name: str
+    price: int
+    limit_per_buyer: int
+    total: int
+    available: int
+    held: int
+    sold: int
+    listed: bool
+
+
+class OrderState(msgspec.Struct):
+    """One row of `orders`, in the order of its columns; `lines` are rows of their own."""
+
+    order_id: str
+    sale_id: str
+    buyer_id: str
+    status: Status
+    amount: int
+    currency: str
+    order_name: str
+    digest: str
+    created_at_ms: int
+    updated_at_ms: int
+    expires_at_ms: int
+    seq: int
+    fence: int = 0
+    payment_key: str | None = None
+    claimed_at_ms: int | None = None
+    lease_until_ms: int | None = None
+    due_at_ms: int | None = None
+    #: (sku, quantity, price), in the buyer's order.
+    lines: tuple[tuple[str, int, int], ...] = ()
+
+
+class _Prepared(msgspec.Struct, rename="camel"):
+    origin: str = msgspec.field(name="from")
+    to: Status
+    buyer: _Word
+    items: Annotated[list[tuple[_Word, _Quantity, _Count]], msgspec.Meta(min_length=1)]
+    amount: _Count
+    name: str
+    digest: _Word
+    expires_at: _Count
+
+
+class _Moved(msgspec.Struct, rename="camel"):
+    origin: Status = msgspec.field(name="from")
+    to: Status
+    fence: _Count | None = None
+    payment_key: _Word | None = None
+    lease_until: _Count | None = None
+    due_at: _Count | None = None
+    restock: bool = True
+
+
+class _Item(msgspec.Struct):
+    sku: _Word
+    name: str
+    price: _Count
+    total: _Count
+    limit: _Quantity
+
+
+class _SalePut(msgspec.Struct):
+    version: _Count
+    name: str
+    currency: _Word
+    items: list[_Item]
+
+
+class _Switched(msgspec.Struct):
+    status: SaleStatus
+
+
+class _Restocked(msgspec.Struct):
+    sku: str
+    delta: _Delta
+    total: _Count
+
+
+_PREPARED = msgspec.json.Decoder(_Prepared)
+_MOVED = msgspec.json.Decoder(_Moved)
+_SALE_PUT = msgspec.json.Decoder(_SalePut)
+_SWITCHED = msgspec.json.Decoder(_Switched)
+_RESTOCKED = msgspec.json.Decoder(_Restocked)
+_ANYTHING = msgspec.json.Decoder(dict[str, Any])
+
+_AVAILABLE: Final = "available"
+_HELD: Final = "held"
+_SOLD: Final = "sold"
+
+#: Which counter an order's units are in, by its status.
+_COUNTER: Final = {
+    status: _HELD if status in HOLDING else _SOLD if status is Status.CONFIRMED else _AVAILABLE
+    for status in Status
+}
+
+_SWITCHABLE: Final = frozenset({SaleStatus.OPEN, SaleStatus.PAUSED, SaleStatus.CLOSED})
+
+
+class Fold:
+    """A sale as SQL has it, taken on by events.
+
+    Args:
+        sale_id: whose events these are.
+        sale: its columns.
+        items: all of its items, by SKU.
+        orders: the orders that the events name, as far as they are known.
+    """
+
+    def __init__(
+        self,
+        sale_id: str,
+        *,
+        sale: SaleState,
+        items: dict[str, ItemState],
+        orders: dict[str, OrderState],
+    ) -> None:
+        self.sale = sale
+        self.items = items
+        self.orders = orders
+        self.sale_changed = False
+        #: SKUs of the items that changed.
+        self.changed_items: set[str] = set()
+        #: Ids of the orders that changed, and of those that began.
+        self.changed_orders: dict[str, None] = {}
+        self.new_orders: list[str] = []
+        #: Rows of `stock_movements`.
+        self.movements: list[tuple[str, int, str, int, int, int, int]] = []
+        self._sale_id = sale_id
+
+    def add(self, event: Event) -> None:
+        """Take one event in.
+
+        Raises:
+            Poison: it cannot be true; nothing changed.
+        """
+        try:
+            match event.event:
+                case EventName.PREPARED:
+                    self._prepare(event, _PREPARED.decode(event.data))
+                case EventName.SALE_PUT:
+                    self._put(event, _SALE_PUT.decode(event.data))
+                case EventName.SALE_SWITCHED:
+                    self._switch(_SWITCHED.decode(event.data))
+                case EventName.RESTOCKED:
+                    self._restock(event, _RESTOCKED.decode(event.data))
+                case EventName.REBUILT:
+                    _ANYTHING.decode(event.data)
+                case (
+                    EventName.CLAIMED
+                    | EventName.TAKEN_OVER
+                    | EventName.CONFIRMED
+                    | EventName.AWAITING_DEPOSIT
+                    | EventName.DECLINED
+                    | EventName.VOIDED
+                    | EventName.RELEASED
+                    | EventName.EXPIRED
+                    | EventName.REFUNDED
+                ):
+                    self._move(event, _MOVED.decode(event.data))
+                case _:
+                    raise Poison("there is no such event")
+        except msgspec.MsgspecError as error:
+            raise Poison(f"its data cannot be read: {error}") from error
+
+    def _prepare(self, event: Event, data: _Prepared) -> None:
+        if event.order_id in self.orders:
+            raise Poison("the order has begun before")
+        if data.origin or data.to not in (Status.HELD, Status.PREPARED) or not event.order_id:
+            raise Poison(f"no order begins from {data.origin!r} to {data.to.value}")
+        if self.sale.currency is None:
+            raise Poison("the sale has no currency yet")
+        lines = tuple((sku, quantity, price) for sku, quantity, price in data.items)
+        if len({sku for sku, _, _ in lines}) != len(lines):
+            raise Poison("two of its lines have the same item")
+        self._move_units(event.seq, lines, _AVAILABLE, _COUNTER[data.to], restock=True)
+        self.orders[event.order_id] = OrderState(
+            order_id=event.order_id,
+            sale_id=self._sale_id,
+            buyer_id=data.buyer,
+            status=data.to,
+            amount=data.amount,
+            currency=self.sale.currency,
+            # PostgreSQL's text cannot have this character; the event keeps the original.
+            order_name=data.name.replace("\0", ""),
+            digest=data.digest,
+            created_at_ms=event.at_ms,
+            updated_at_ms=event.at_ms,
+            expires_at_ms=data.expires_at,
+            seq=event.seq,
+            lines=lines,
+        )
+        self.new_orders.append(event.order_id)
+        self.changed_orders[event.order_id] = None
+
+    def _move(self, event: Event, data: _Moved) -> None:
+        order = self.orders.get(event.order_id)
+        if order is None or order.sale_id != self._sale_id:
+            raise Poison("nobody knows the order")
+        if data.origin is not order.status:
+            raise Poison(f"the order is {order.status.value}, not {data.origin.value}")
+        takes_over = (
+            event.event == EventName.TAKEN_OVER and data.origin is data.to is Status.CONFIRMING
+        )
+        if data.to not in TRANSITIONS[data.origin] and not takes_over:
+            raise Poison(f"no edge leads from {data.origin.value} to {data.to.value}")
+        payment_key = data.payment_key or order.payment_key
+        if data.to is Status.CONFIRMING and not payment_key:
+            raise Poison("no payment key claims it")
+        self._move_units(
+            event.seq, order.lines, _COUNTER[data.origin], _COUNTER[data.to], restock=data.restock
+        )
+        order.status = data.to
+        order.updated_at_ms, order.seq = event.at_ms, event.seq
+        order.fence = order.fence if data.fence is None else data.fence
+        if event.event == EventName.CLAIMED:
+            order.payment_key, order.claimed_at_ms = payment_key, event.at_ms
+        order.lease_until_ms = data.lease_until if data.to is Status.CONFIRMING else None
+        order.due_at_ms = data.due_at if data.to is Status.AWAITING_DEPOSIT else None
+        self.changed_orders[event.order_id] = None
+
+    def _put(self, event: Event, data: _SalePut) -> None:
+        wanted = {item.sku: item for item in data.items}
+        for sku, item in self.items.items():
+            taken = item.held + item.sold
+            if taken > (wanted[sku].total if sku in wanted else 0):
+                raise Poison(f"{sku} would have fewer units than are held and sold")
+        for sku, change in wanted.items():
+            item = self.items.setdefault(sku, _nothing_of(sku))
+            item.name, item.price = change.name.replace("\0", ""), change.price
+            item.limit_per_buyer, item.listed = change.limit, True
+            self._add_units(event.seq, item, change.total - item.total)
+            self.changed_items.add(sku)
+        for sku, item in self.items.items():
+            if sku not in wanted and item.listed:
+                item.listed = False
+                self._add_units(event.seq, item, -item.total)
+                self.changed_items.add(sku)
+        self.sale.name, self.sale.currency = data.name.replace("\0", ""), data.currency
+        self.sale.version, self.sale.settings = data.version, event.data
+        self.sale_changed = True
+
+    def _switch(self, data: _Switched) -> None:
+        if data.status not in _SWITCHABLE:
+            raise Poison(f"no sale is switched to {data.status.value}")
+        self.sale.switched = data.status.value
+        self.sale_changed = True
+
+    def _restock(self, event: Event, data: _Restocked) -> None:
+        item = self.items.get(data.sku)
+        if item is None:
+            raise Poison(f"nobody knows the item {data.sku}")
+        if item.total + data.delta != data.total:
+            raise Poison(f"{item.total} and {data.delta} units of {data.sku} are not {data.total}")
+        if item.available + data.delta < 0:
+            raise Poison(f"more units of {data.sku} leave than are available")
+        self._add_units(event.seq, item, data.delta)
+
+    def _add_units(self, seq: int, item: ItemState, delta: int) -> None:
+        item.total += delta
+        item.available += delta
+        self.changed_items.add(item.sku)
+        if delta:
+            self.movements.append((self._sale_id, seq, item.sku, delta, 0, 0, delta))
+
+    def _move_units(
+        self,
+        seq: int,
+        lines: tuple[tuple[str, int, int], ...],
+        origin: str,
+        to: str,
+        *,
+        restock: bool,
+    ) -> None:
+        """Move each line's units between two counters; checked before the first one moves."""
+        for sku, quantity, _ in lines:
+            item = self.items.get(sku)
+            if item is None:
+                raise Poison(f"nobody knows the item {sku}")
+            if origin != to and getattr(item, origin) < quantity:
+                raise Poison(f"{quantity} units of {sku} are more than are {origin}")
+        if origin == to:
+            return
+        for sku, quantity, _ in lines:
+            item = self.items[sku]
+            deltas = {_AVAILABLE: 0, _HELD: 0, _SOLD: 0}
+            deltas[origin] -= quantity
+            # Units that are not for sale again leave the sale instead.
+            deltas[to] += quantity if restock else 0
+            item.available += deltas[_AVAILABLE]
+            item.held += deltas[_HELD]
+            item.sold += deltas[_SOLD]
+            item.total -= 0 if restock else quantity
+            self.changed_items.add(sku)
+            self.movements.append(
+                (
+                    self._sale_id,
+                    seq,
+                    sku,
+                    deltas[_AVAILABLE],
+                    deltas[_HELD],
+                    deltas[_SOLD],
+                    0 if restock else -quantity,
+                )
+            )
+
+
+def _nothing_of(sku: str) -> ItemState:
+    return ItemState(
+        sku=sku,
+        name="",
+        price=0,
+        limit_per_buyer=1,
+        total=0,
+        available=0,
+        held=0,
+        sold=0,
+        listed=True,
+    )

@@ -1,0 +1,291 @@
+"""Payment attempts and intents: written and synced before the PG is asked for any money.
+
+Two rows bar what must never happen, whoever comes and however late:
+
+    payment_attempts  one row per payment key    a key belongs to one order, for ever
+    payment_intents   one row per order, fence   an intent or a void, whichever is first
+
+A caller of the PG and a settler that gives up on it, the race these rows decide:
+    caller:  INSERT intent -> WRITTEN -> confirm leaves
+    settler:                 INSERT void -> INTENT_STANDS: ask the PG how it ended
+or
+    settler: INSERT void -> VOIDED -> the stock goes back
+    caller:                 INSERT intent -> VOIDED: call nobody
+
+The intent is the only write in SQL that a buyer waits for. Those that come while one is being
+committed share the next transaction, and so its sync.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from enum import Enum, auto
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import select
+from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from reservation.domain.errors import BrokenInvariant
+from reservation.persistence.bulk import among, insert_into, insert_new
+from reservation.persistence.database import Database
+from reservation.persistence.tables import payment_attempts, payment_intents
+
+__all__ = [
+    "Intent",
+    "IntentOutcome",
+    "IntentRow",
+    "IntentWriter",
+    "VoidOutcome",
+    "attempt_owner",
+    "intents_of",
+    "void_intent",
+]
+
+#: Intents of one transaction: a sync is shared by so many, and one bad row delays no more.
+BATCH_MAX: Final = 64
+#: Intents that may wait in one process: at the slowest sync seen, 5 s of them. A sale confirms far
+#: fewer at once; beyond this the database is the problem, and the next one is told so at once.
+WAITING_MAX: Final = 4096
+
+
+class IntentOutcome(Enum):
+    """What became of an intent. The first that applies."""
+
+    #: The key was used for another order before: nothing was inserted.
+    KEY_OF_ANOTHER_ORDER = auto()
+    #: Committed now.
+    WRITTEN = auto()
+    #: The same one was committed before: a repeat.
+    ALREADY_WRITTEN = auto()
+    #: Somebody gave up on this attempt: nobody may be called under this fence.
+    VOIDED = auto()
+
+
+class VoidOutcome(Enum):
+    """What became of a void."""
+
+    #: Nobody can write an intent under this fence any more.
+    VOIDED = auto()
+    #: An intent was there before: a call may have left.
+    INTENT_STANDS = auto()
+
+
+class Intent(msgspec.Struct, frozen=True, kw_only=True):
+    """Who wants to ask the PG for how much, under which names."""
+
+    order_id: str
+    sale_id: str
+    fence: int
+    payment_key: str
+    amount: int
+    currency: str
+    idempotency_key: str
+    now_ms: int
+
+
+class IntentRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One row as it stands; a void has no key, no amount and no idempotency key."""
+
+    order_id: str
+    fence: int
+    kind: str
+    payment_key: str | None
+    amount: int | None
+    currency: str | None
+    idempotency_key: str | None
+    created_at_ms: int
+
+
+_Name = tuple[str, int]
+_Batch = Sequence[tuple[Intent, asyncio.Future[IntentOutcome]]]
+
+_COLUMNS = [payment_intents.c[name] for name in IntentRow.__struct_fields__]
+
+
+class IntentWriter:
+    """Commits intents, those of one moment together."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._waiting: list[tuple[Intent, asyncio.Future[IntentOutcome]]] = []
+        self._running: asyncio.Task[None] | None = None
+
+    async def write(self, intent: Intent) -> IntentOutcome:
+        """The outcome, once it is committed and synced.
+
+        Raises:
+            SQLAlchemyError, OSError: it is not known to be written; the same call again tells.
+        """
+        if len(self._waiting) >= WAITING_MAX:
+            raise TimeoutError("too many payment intents wait for SQL")
+        outcome: asyncio.Future[IntentOutcome] = asyncio.get_running_loop().create_future()
+        self._waiting.append((intent, outcome))
+        if self._running is None:
+            self._running = asyncio.create_task(self._run())
+        return await outcome
+
+    async def aclose(self) -> None:
+        """Wait for what is being written; nothing new may come."""
+        if self._running is not None:
+            await self._running
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
+                await self._write(batch)
+        finally:
+            self._running = None
+            for _, future in self._waiting:
+                future.cancel()  # Only where this task was cancelled itself: else none is left.
+
+    async def _write(self, batch: _Batch) -> None:
+        try:
+            outcomes = await self._commit([intent for intent, _ in batch])
+        except (IntegrityError, DataError) as error:
+            if len(batch) == 1:
+                _fail(batch, error)
+                return
+            # One row that cannot stand must not take the others with it.
+            for single in batch:
+                await self._write([single])
+        except Exception as error:  # noqa: BLE001 - loop top: every caller that waits gets it
+            _fail(batch, error)
+        except asyncio.CancelledError:
+            for _, future in batch:
+                future.cancel()
+            raise
+        else:
+            for (_, future), outcome in zip(batch, outcomes, strict=True):
+                _tell(future, outcome)
+
+    async def _commit(self, intents: Sequence[Intent]) -> list[IntentOutcome | Exception]:
+        async with self._database.write() as connection:
+            owners = await _take_keys(connection, intents)
+            ours = [intent for intent in intents if owners[intent.payment_key] == intent.order_id]
+            written = await _insert(connection, ours)
+            standing = await _standing(connection, ours) if len(written) < len(ours) else {}
+        outcomes: list[IntentOutcome | Exception] = []
+        for intent in intents:
+            name = (intent.order_id, intent.fence)
+            if owners[intent.payment_key] != intent.order_id:
+                outcomes.append(IntentOutcome.KEY_OF_ANOTHER_ORDER)
+            elif name in written:
+                written.remove(name)  # A second one of this batch is a repeat.
+                outcomes.append(IntentOutcome.WRITTEN)
+            else:
+                outcomes.append(_repeat(intent, standing[name]))
+        return outcomes
+
+
+def _tell(future: asyncio.Future[IntentOutcome], outcome: IntentOutcome | Exception) -> None:
+    if future.done():
+        return  # The caller was cancelled; the row is there for the settler.
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
+
+
+def _fail(batch: _Batch, error: Exception) -> None:
+    for _, future in batch:
+        _tell(future, error)
+
+
+async def _take_keys(connection: AsyncConnection, intents: Sequence[Intent]) -> dict[str, str]:
+    """Bind each payment key to its order where it is free; who owns each of them."""
+    rows = {
+        intent.payment_key: (intent.payment_key, intent.order_id, intent.sale_id, intent.now_ms)
+        for intent in reversed(intents)
+    }
+    # In one order in all processes, so that two transactions cannot wait for each other.
+    await insert_new(connection, payment_attempts, [rows[key] for key in sorted(rows)])
+    found = await connection.execute(
+        select(payment_attempts.c.payment_key, payment_attempts.c.order_id).where(
+            among(connection, payment_attempts.c.payment_key, rows.keys())
+        )
+    )
+    return {row.payment_key: row.order_id for row in found}
+
+
+async def _insert(connection: AsyncConnection, intents: Sequence[Intent]) -> set[_Name]:
+    """Insert those that are not there; which ones that were."""
+    if not intents:
+        return set()
+    rows: dict[_Name, dict[str, Any]] = {
+        (intent.order_id, intent.fence): {
+            "order_id": intent.order_id,
+            "fence": intent.fence,
+            "sale_id": intent.sale_id,
+            "kind": "intent",
+            "payment_key": intent.payment_key,
+            "amount": intent.amount,
+            "currency": intent.currency,
+            "idempotency_key": intent.idempotency_key,
+            "created_at_ms": intent.now_ms,
+        }
+        for intent in reversed(intents)
+    }
+    statement = (
+        insert_into(connection, payment_intents)
+        .on_conflict_do_nothing()
+        .returning(payment_intents.c.order_id, payment_intents.c.fence)
+    )
+    found = await connection.execute(statement, [rows[name] for name in sorted(rows)])
+    return {(row.order_id, row.fence) for row in found}
+
+
+async def _standing(
+    connection: AsyncConnection, intents: Sequence[Intent]
+) -> dict[_Name, IntentRow]:
+    order_ids = {intent.order_id for intent in intents}
+    found = await connection.execute(
+        select(*_COLUMNS).where(among(connection, payment_intents.c.order_id, order_ids))
+    )
+    return {(row["order_id"], row["fence"]): IntentRow(**row) for row in found.mappings()}
+
+
+def _repeat(intent: Intent, row: IntentRow) -> IntentOutcome | Exception:
+    if row.kind == "void":
+        return IntentOutcome.VOIDED
+    ours = (intent.payment_key, intent.amount, intent.currency, intent.idempotency_key)
+    if ours == (row.payment_key, row.amount, row.currency, row.idempotency_key):
+        return IntentOutcome.ALREADY_WRITTEN
+    return BrokenInvariant(f"{intent.order_id} has another intent under fence {intent.fence}")
+
+
+async def void_intent(
+    database: Database, *, order_id: str, sale_id: str, fence: int, now_ms: int
+) -> VoidOutcome:
+    """Give up on an attempt, unless its intent stands."""
+    async with database.write() as connection:
+        row = (order_id, fence, sale_id, "void", None, None, None, None, now_ms)
+        await insert_new(connection, payment_intents, [row])
+        found = await connection.execute(
+            select(payment_intents.c.kind).where(
+                payment_intents.c.order_id == order_id, payment_intents.c.fence == fence
+            )
+        )
+        kind = found.scalar_one()
+    return VoidOutcome.VOIDED if kind == "void" else VoidOutcome.INTENT_STANDS
+
+
+async def intents_of(database: Database, order_id: str) -> list[IntentRow]:
+    """The order's intents and voids, oldest first."""
+    async with database.read() as connection:
+        found = await connection.execute(
+            select(*_COLUMNS)
+            .where(payment_intents.c.order_id == order_id)
+            .order_by(payment_intents.c.fence)
+        )
+        return [IntentRow(**row) for row in found.mappings()]
+
+
+async def attempt_owner(database: Database, payment_key: str) -> str | None:
+    """The order that a payment key belongs to, for ever; None where it was never used."""
+    async with database.read() as connection:
+        found = await connection.execute(
+            select(payment_attempts.c.order_id).where(payment_attempts.c.payment_key == payment_key)
+        )
+        return found.scalar_one_or_none()

@@ -1,0 +1,289 @@
+"""The ledger: everything that the service asks of SQL, at one door.
+
+Each method is one transaction or one read. Those that write may be repeated: the answer is the same
+and nothing happens twice.
+"""
+
+from collections.abc import Collection, Sequence
+
+from reservation.domain.events import Event
+from reservation.domain.states import LIVE, Status
+from reservation.persistence import events, intents, orders, payments, refunds, sales, stories
+from reservation.persistence.database import Database
+from reservation.persistence.events import ApplyOutcome
+from reservation.persistence.intents import (
+    Intent,
+    IntentOutcome,
+    IntentRow,
+    IntentWriter,
+    VoidOutcome,
+)
+from reservation.persistence.orders import PAGE_MAX, REBUILD_PAGE_MAX, HistoryRow, OrderRow
+from reservation.persistence.payments import PaymentRow
+from reservation.persistence.refunds import RefundRecord, RefundReused, RefundWish
+from reservation.persistence.sales import SaleRow
+from reservation.persistence.stories import SaleFold
+
+__all__ = ["Ledger"]
+
+
+class Ledger:
+    """SQL, opened.
+
+    Any call may raise `sqlalchemy.exc.SQLAlchemyError` or `OSError` where the database cannot be
+    reached or does not answer in time. A write that raised may have happened; repeat it to know.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._intents = IntentWriter(database)
+
+    @classmethod
+    async def open(cls, url: str) -> "Ledger":
+        """Connect to `sqlite:///PATH` or `postgresql://...`, and bring the tables up to date.
+
+        Raises:
+            ValueError: the URL is of neither kind.
+        """
+        return cls(await Database.open(url))
+
+    async def aclose(self) -> None:
+        """Finish what is being written, and close the connections."""
+        await self._intents.aclose()
+        await self._database.aclose()
+
+    async def schema_version(self) -> str:
+        """The newest migration that was applied."""
+        return await self._database.schema_version()
+
+    async def check(self) -> None:
+        """See, by writing, that what is written now would be kept; raises where it would not."""
+        await self._database.check()
+
+    async def known_sales(self) -> dict[str, str]:
+        """Every sale and its epoch."""
+        return await sales.known_sales(self._database)
+
+    async def register_sale(self, sale_id: str, document: str, now_ms: int) -> tuple[str, bool]:
+        """Make a sale known before Redis has it; its epoch, and whether this call made it."""
+        return await sales.register_sale(self._database, sale_id, document, now_ms)
+
+    async def sale_document(self, sale_id: str) -> str | None:
+        """What the operator asked for when the sale was made, JSON."""
+        return await sales.sale_document(self._database, sale_id)
+
+    async def sale(self, sale_id: str) -> SaleRow | None:
+        """The sale as its events have left it so far."""
+        return await sales.sale_row(self._database, sale_id)
+
+    async def set_epoch(self, sale_id: str, epoch: str) -> None:
+        """Begin another epoch of a sale."""
+        await sales.set_epoch(self._database, sale_id, epoch)
+
+    async def cursor(self, sale_id: str) -> tuple[int, str]:
+        """The number and the chain value of the last event that is written."""
+        return await sales.cursor_of(self._database, sale_id)
+
+    async def write_intent(
+        self,
+        *,
+        order_id: str,
+        sale_id: str,
+        fence: int,
+        payment_key: str,
+        amount: int,
+        currency: str,
+        idempotency_key: str,
+        now_ms: int,
+    ) -> IntentOutcome:
+        """Commit an intent before the PG is asked; only then may the call leave.
+
+        Raises:
+            BrokenInvariant: this fence has another intent.
+        """
+        return await self._intents.write(
+            Intent(
+                order_id=order_id,
+                sale_id=sale_id,
+                fence=fence,
+                payment_key=payment_key,
+                amount=amount,
+                currency=currency,
+                idempotency_key=idempotency_key,
+                now_ms=now_ms,
+            )
+        )
+
+    async def void_intent(
+        self, *, order_id: str, sale_id: str, fence: int, now_ms: int
+    ) -> VoidOutcome:
+        """Bar everybody from writing an intent under this fence, unless one stands."""
+        return await intents.void_intent(
+            self._database, order_id=order_id, sale_id=sale_id, fence=fence, now_ms=now_ms
+        )
+
+    async def intents_of(self, order_id: str) -> list[IntentRow]:
+        """The order's intents and voids, by fence."""
+        return await intents.intents_of(self._database, order_id)
+
+    async def attempt_owner(self, payment_key: str) -> str | None:
+        """The order that a payment key belongs to."""
+        return await intents.attempt_owner(self._database, payment_key)
+
+    async def record_answer(
+        self, *, order_id: str, payment_key: str, kind: str, answer: str, now_ms: int
+    ) -> None:
+        """Append an answer of the PG to the order's history: JSON text without secrets."""
+        await payments.record_answer(
+            self._database,
+            order_id=order_id,
+            payment_key=payment_key,
+            kind=kind,
+            answer=answer,
+            now_ms=now_ms,
+        )
+
+    async def bound_answers(self, order_id: str, payment_key: str) -> int:
+        """How many answers to confirms of this payment are bound to their idempotency key."""
+        return await payments.bound_answers(self._database, order_id, payment_key)
+
+    async def put_payment(
+        self,
+        *,
+        payment_key: str,
+        order_id: str,
+        status: str,
+        total_amount: int,
+        balance_amount: int,
+        currency: str,
+        method: str | None,
+        approved_at_ms: int | None,
+        secret: str | None,
+        due_at_ms: int | None,
+        now_ms: int,
+    ) -> None:
+        """Keep a payment as the PG shows it now."""
+        await payments.put_payment(
+            self._database,
+            PaymentRow(
+                payment_key=payment_key,
+                order_id=order_id,
+                status=status,
+                total_amount=total_amount,
+                balance_amount=balance_amount,
+                currency=currency,
+                method=method,
+                approved_at_ms=approved_at_ms,
+                secret=secret,
+                due_at_ms=due_at_ms,
+                updated_at_ms=now_ms,
+            ),
+        )
+
+    async def payment_of(self, order_id: str) -> PaymentRow | None:
+        """The order's payment: the approved one, else the latest."""
+        return await payments.payment_of(self._database, order_id)
+
+    async def payment_by_key(self, payment_key: str) -> PaymentRow | None:
+        """The payment with this key."""
+        return await payments.payment_by_key(self._database, payment_key)
+
+    async def begin_refund(
+        self,
+        *,
+        order_id: str,
+        idempotency_key: str,
+        reason: str,
+        restock: bool,
+        operator: str,
+        account_json: str | None,
+        digest: str,
+        now_ms: int,
+    ) -> RefundRecord | RefundReused:
+        """Write a refund down before the PG is asked; a repeat gets the one that stands."""
+        wish = RefundWish(
+            order_id=order_id,
+            idempotency_key=idempotency_key,
+            digest=digest,
+            reason=reason,
+            restock=restock,
+            operator=operator,
+            account_json=account_json,
+        )
+        return await refunds.begin_refund(self._database, wish, now_ms=now_ms)
+
+    async def pending_refunds(self, limit: int) -> list[RefundRecord]:
+        """Refunds that nobody has finished, oldest first."""
+        return await refunds.pending_refunds(self._database, limit)
+
+    async def finish_refund(
+        self, order_id: str, *, status: str, code: str | None, now_ms: int
+    ) -> None:
+        """Write down how a refund ended: `done` or `refused`."""
+        await refunds.finish_refund(
+            self._database, order_id, status=status, code=code, now_ms=now_ms
+        )
+
+    async def refund_of(self, order_id: str) -> RefundRecord | None:
+        """The order's refund."""
+        return await refunds.refund_of(self._database, order_id)
+
+    async def apply(self, sale_id: str, batch: Sequence[Event]) -> ApplyOutcome:
+        """Write a batch of the sale's outbox, each event in effect exactly once."""
+        return await events.apply(self._database, sale_id, batch)
+
+    async def events(self, sale_id: str, after_seq: int, limit: int) -> list[Event]:
+        """The sale's written events after this one, in order."""
+        return await events.events_after(self._database, sale_id, after_seq=after_seq, limit=limit)
+
+    async def order(self, order_id: str) -> OrderRow | None:
+        """The order as its last written event left it."""
+        return await orders.order(self._database, order_id)
+
+    async def orders(
+        self,
+        *,
+        sale_id: str | None = None,
+        status: str | None = None,
+        buyer_id: str | None = None,
+        cursor: str | None = None,
+        limit: int = PAGE_MAX,
+    ) -> tuple[list[OrderRow], str | None]:
+        """A page of orders, newest first, and the cursor of the next page.
+
+        Raises:
+            ValueError: the cursor is none of ours.
+        """
+        return await orders.list_orders(
+            self._database,
+            sale_id=sale_id,
+            status=status,
+            buyer_id=buyer_id,
+            cursor=cursor,
+            limit=limit,
+        )
+
+    async def live_orders(
+        self,
+        sale_id: str,
+        *,
+        statuses: Collection[Status] = LIVE,
+        after: str = "",
+        limit: int = REBUILD_PAGE_MAX,
+    ) -> list[OrderRow]:
+        """A page of a sale's orders in these states, by id, for a rebuild."""
+        return await orders.live_orders(
+            self._database, sale_id, statuses=statuses, after=after, limit=limit
+        )
+
+    async def buyer_counts(self, sale_id: str) -> dict[str, dict[str, int]]:
+        """Buyer -> item -> units held or bought, as the buyer's limit counts them."""
+        return await orders.buyer_counts(self._database, sale_id)
+
+    async def history(self, order_id: str) -> list[HistoryRow]:
+        """Everything that happened to an order, in time order."""
+        return await stories.history(self._database, order_id)
+
+    async def fold(self, sale_id: str) -> SaleFold | None:
+        """The sale's counters up to its last written event, all of one moment."""
+        return await stories.fold(self._database, sale_id)

@@ -1,0 +1,182 @@
+"""Orders as SQL has them: one, a page of many, a sale's, and the whole story of one."""
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Collection
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Row, Select, func, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from reservation.domain.states import HOLDING, Status
+from reservation.persistence.bulk import among
+from reservation.persistence.database import Database
+from reservation.persistence.tables import order_lines, orders
+
+__all__ = [
+    "PAGE_MAX",
+    "REBUILD_PAGE_MAX",
+    "HistoryRow",
+    "LineRow",
+    "OrderRow",
+    "buyer_counts",
+    "list_orders",
+    "live_orders",
+    "order",
+]
+
+#: Orders of one page.
+PAGE_MAX: Final = 100
+#: Orders of one page of a rebuild, where nobody waits to read them.
+REBUILD_PAGE_MAX: Final = 5_000
+
+
+class LineRow(msgspec.Struct, frozen=True, kw_only=True):
+    """So many units of one item, at the price of the day."""
+
+    sku: str
+    quantity: int
+    price: int
+
+
+class OrderRow(msgspec.Struct, frozen=True):
+    """An order as its last event left it."""
+
+    order_id: str
+    sale_id: str
+    buyer_id: str
+    status: str
+    amount: int
+    currency: str
+    order_name: str
+    digest: str
+    created_at_ms: int
+    updated_at_ms: int
+    expires_at_ms: int
+    seq: int
+    fence: int
+    #: Of the latest attempt.
+    payment_key: str | None
+    claimed_at_ms: int | None
+    #: While CONFIRMING.
+    lease_until_ms: int | None
+    #: While AWAITING_DEPOSIT.
+    due_at_ms: int | None
+    lines: tuple[LineRow, ...]
+
+
+class HistoryRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that happened to an order."""
+
+    at_ms: int
+    #: event, intent, answer or refund.
+    kind: str
+    #: The event's name, `intent` or `void`, the question that was answered, how the refund stands.
+    what: str
+    #: A JSON object. Payment keys and secrets stand in it whole: whoever shows it takes them out.
+    facts: str
+
+
+async def order(database: Database, order_id: str) -> OrderRow | None:
+    """The order, or None where SQL does not have it (yet)."""
+    async with database.read() as connection:
+        found = await connection.execute(select(orders).where(orders.c.order_id == order_id))
+        rows = await _with_lines(connection, found.all())
+    return rows[0] if rows else None
+
+
+async def list_orders(
+    database: Database,
+    *,
+    sale_id: str | None,
+    status: str | None,
+    buyer_id: str | None,
+    cursor: str | None,
+    limit: int,
+) -> tuple[list[OrderRow], str | None]:
+    """A page, newest first, and the cursor of the next one; None at the end.
+
+    Raises:
+        ValueError: the cursor is none of ours.
+    """
+    limit = max(1, min(limit, PAGE_MAX))
+    place = (orders.c.created_at_ms, orders.c.order_id)
+    wanted = select(orders).order_by(*(column.desc() for column in place)).limit(limit + 1)
+    for column, value in (
+        (orders.c.sale_id, sale_id),
+        (orders.c.status, status),
+        (orders.c.buyer_id, buyer_id),
+    ):
+        if value is not None:
+            wanted = wanted.where(column == value)
+    if cursor is not None:
+        created_at_ms, order_id = _place(cursor)
+        wanted = wanted.where(tuple_(*place) < tuple_(created_at_ms, order_id))
+    async with database.read() as connection:
+        found = (await connection.execute(wanted)).all()
+        rows = await _with_lines(connection, found[:limit])
+    return rows, _cursor(rows[-1]) if len(found) > limit else None
+
+
+async def live_orders(
+    database: Database,
+    sale_id: str,
+    *,
+    statuses: Collection[Status],
+    after: str,
+    limit: int,
+) -> list[OrderRow]:
+    """A sale's orders in these states, by id, after this one."""
+    wanted: Select[Any] = (
+        select(orders)
+        .where(
+            orders.c.sale_id == sale_id,
+            orders.c.status.in_(sorted(statuses)),
+            orders.c.order_id > after,
+        )
+        .order_by(orders.c.order_id)
+        .limit(max(1, min(limit, REBUILD_PAGE_MAX)))
+    )
+    async with database.read() as connection:
+        return await _with_lines(connection, (await connection.execute(wanted)).all())
+
+
+async def buyer_counts(database: Database, sale_id: str) -> dict[str, dict[str, int]]:
+    """Buyer -> item -> units that count against the buyer's limit: held or bought."""
+    counting = sorted({*HOLDING, Status.CONFIRMED})
+    async with database.read() as connection:
+        found = await connection.execute(
+            select(orders.c.buyer_id, order_lines.c.sku, func.sum(order_lines.c.quantity))
+            .join(order_lines, order_lines.c.order_id == orders.c.order_id)
+            .where(orders.c.sale_id == sale_id, orders.c.status.in_(counting))
+            .group_by(orders.c.buyer_id, order_lines.c.sku)
+        )
+        counts: dict[str, dict[str, int]] = {}
+        for buyer_id, sku, quantity in found:
+            counts.setdefault(buyer_id, {})[sku] = int(quantity)
+        return counts
+
+
+async def _with_lines(connection: AsyncConnection, found: Collection[Row[Any]]) -> list[OrderRow]:
+    if not found:
+        return []
+    answer = await connection.execute(
+        select(order_lines)
+        .where(among(connection, order_lines.c.order_id, [row.order_id for row in found]))
+        .order_by(order_lines.c.order_id, order_lines.c.position)
+    )
+    lines: dict[str, list[LineRow]] = {}
+    for line in answer:
+        lines.setdefault(line.order_id, []).append(
+            LineRow(sku=line.sku, quantity=line.quantity, price=line.price)
+        )
+    return [OrderRow(*row, lines=tuple(lines.get(row.order_id, ()))) for row in found]
+
+
+def _cursor(row: OrderRow) -> str:
+    return urlsafe_b64encode(msgspec.json.encode([row.created_at_ms, row.order_id])).decode()
+
+
+def _place(cursor: str) -> tuple[int, str]:
+    # A wrong alphabet and wrong JSON are both a ValueError.
+    return msgspec.json.decode(urlsafe_b64decode(cursor), type=tuple[int, str])

@@ -1,0 +1,332 @@
+"""The tables, as the newest migration leaves them.
+
+Instants are BIGINT Unix milliseconds, as in Redis and in its events: no time zone, no rounding, one
+order. The wire converts them. Amounts are integers in the currency's minor unit.
+
+    sales 1--1 cursors                  how far the outbox has been written
+    sales 1--n items                    what is on sale, with its four counters
+    sales 1--n orders 1--n order_lines  each order as its last event left it
+    sales 1--n events                   every change, chained by hash
+    sales 1--n stock_movements          which counters an event moved, by how much
+    payment_attempts 1--n payment_intents   written before the PG is asked for money
+    payment_answers, payments, refunds      what the PG said, and what was given back
+"""
+
+from collections.abc import Iterable
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+from reservation.domain.events import EventName
+from reservation.domain.states import SaleStatus, Status
+
+__all__ = [
+    "cursors",
+    "events",
+    "items",
+    "metadata",
+    "order_lines",
+    "orders",
+    "payment_answers",
+    "payment_attempts",
+    "payment_intents",
+    "payments",
+    "probes",
+    "refunds",
+    "sales",
+    "stock_movements",
+]
+
+#: Ids compare by their bytes in both databases, whatever locale PostgreSQL was made with: pages
+#: come out in the same order, and the indexes are the fast kind.
+Id = Text().with_variant(Text(collation="C"), "postgresql")
+
+metadata = MetaData()
+
+
+def _one_of(column: str, words: Iterable[str]) -> str:
+    quoted = ", ".join(f"'{word}'" for word in words)
+    return f"{column} IN ({quoted})"
+
+
+def _only_where(name: str, *columns: str, condition: str, unique: bool = False) -> Index:
+    """An index over some of the rows: the others cost it nothing."""
+    return Index(
+        name,
+        *columns,
+        unique=unique,
+        postgresql_where=text(condition),
+        sqlite_where=text(condition),
+    )
+
+
+sales = Table(
+    "sales",
+    metadata,
+    Column("sale_id", Id, nullable=False),
+    Column("epoch", Text, nullable=False),
+    # What the operator asked for when the sale was made, before Redis had it.
+    Column("document", Text, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    # From here on as the events say; empty until the first one is written.
+    Column("name", Text),
+    Column("currency", Text),
+    Column("settings", Text),
+    Column("version", BigInteger, nullable=False),
+    Column("switched", Text, nullable=False),
+    PrimaryKeyConstraint("sale_id", name="pk_sales"),
+    CheckConstraint("length(epoch) = 16", name="ck_sales_epoch"),
+    CheckConstraint("version >= 0", name="ck_sales_version"),
+    CheckConstraint(
+        _one_of("switched", (SaleStatus.OPEN, SaleStatus.PAUSED, SaleStatus.CLOSED)),
+        name="ck_sales_switched",
+    ),
+)
+
+# A table of its own, because its row is locked for as long as a batch takes: foreign keys look at
+# the row of the sale, and must not wait for the flusher.
+cursors = Table(
+    "cursors",
+    metadata,
+    Column("sale_id", Id, nullable=False),
+    Column("flushed_seq", BigInteger, nullable=False),
+    Column("flushed_chain", Text, nullable=False),
+    PrimaryKeyConstraint("sale_id", name="pk_cursors"),
+    ForeignKeyConstraint(["sale_id"], ["sales.sale_id"], name="fk_cursors_sale"),
+    CheckConstraint("flushed_seq >= 0", name="ck_cursors_flushed_seq"),
+)
+
+items = Table(
+    "items",
+    metadata,
+    Column("sale_id", Id, nullable=False),
+    Column("sku", Id, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("price", BigInteger, nullable=False),
+    Column("limit_per_buyer", BigInteger, nullable=False),
+    Column("total", BigInteger, nullable=False),
+    Column("available", BigInteger, nullable=False),
+    Column("held", BigInteger, nullable=False),
+    Column("sold", BigInteger, nullable=False),
+    # False once an operator took it out of the sale; the row stays for the orders that name it.
+    Column("listed", Boolean, nullable=False),
+    PrimaryKeyConstraint("sale_id", "sku", name="pk_items"),
+    ForeignKeyConstraint(["sale_id"], ["sales.sale_id"], name="fk_items_sale"),
+    CheckConstraint("price >= 0", name="ck_items_price"),
+    CheckConstraint("limit_per_buyer > 0", name="ck_items_limit"),
+    CheckConstraint("available >= 0 AND held >= 0 AND sold >= 0", name="ck_items_counters"),
+    CheckConstraint("total = available + held + sold", name="ck_items_sum"),
+)
+
+orders = Table(
+    "orders",
+    metadata,
+    Column("order_id", Id, nullable=False),
+    Column("sale_id", Id, nullable=False),
+    Column("buyer_id", Id, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("order_name", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("updated_at_ms", BigInteger, nullable=False),
+    Column("expires_at_ms", BigInteger, nullable=False),
+    # Of the sale's outbox: an order moves on only by a higher one.
+    Column("seq", BigInteger, nullable=False),
+    Column("fence", BigInteger, nullable=False),
+    # Of the latest attempt. Not unique: a claim may name another order's key, and is voided then.
+    Column("payment_key", Text),
+    Column("claimed_at_ms", BigInteger),
+    Column("lease_until_ms", BigInteger),
+    Column("due_at_ms", BigInteger),
+    PrimaryKeyConstraint("order_id", name="pk_orders"),
+    ForeignKeyConstraint(["sale_id"], ["sales.sale_id"], name="fk_orders_sale"),
+    CheckConstraint(_one_of("status", Status), name="ck_orders_status"),
+    CheckConstraint("amount >= 0", name="ck_orders_amount"),
+    CheckConstraint("seq > 0 AND fence >= 0", name="ck_orders_seq"),
+    CheckConstraint(
+        "status NOT IN ('CONFIRMING', 'AWAITING_DEPOSIT', 'CONFIRMED') OR payment_key IS NOT NULL",
+        name="ck_orders_paid_by_a_key",
+    ),
+    # No index has the status in it, so that PostgreSQL may change it in place.
+    Index("ix_orders_newest", "created_at_ms", "order_id"),
+    Index("ix_orders_of_sale", "sale_id", "created_at_ms", "order_id"),
+    Index("ix_orders_of_buyer", "buyer_id", "created_at_ms", "order_id"),
+)
+
+order_lines = Table(
+    "order_lines",
+    metadata,
+    Column("order_id", Id, nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("sku", Id, nullable=False),
+    Column("quantity", BigInteger, nullable=False),
+    Column("price", BigInteger, nullable=False),
+    PrimaryKeyConstraint("order_id", "sku", name="pk_order_lines"),
+    ForeignKeyConstraint(["order_id"], ["orders.order_id"], name="fk_order_lines_order"),
+    CheckConstraint("quantity > 0", name="ck_order_lines_quantity"),
+    CheckConstraint("price >= 0", name="ck_order_lines_price"),
+    sqlite_with_rowid=False,
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("sale_id", Id, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("event", Text, nullable=False),
+    # Empty for the sale's own events.
+    Column("order_id", Id, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("data", Text, nullable=False),
+    Column("chain", Text, nullable=False),
+    PrimaryKeyConstraint("sale_id", "seq", name="pk_events"),
+    ForeignKeyConstraint(["sale_id"], ["sales.sale_id"], name="fk_events_sale"),
+    CheckConstraint(_one_of("event", EventName), name="ck_events_event"),
+    CheckConstraint("seq > 0", name="ck_events_seq"),
+    CheckConstraint("length(chain) = 40", name="ck_events_chain"),
+    _only_where("ix_events_of_order", "order_id", "seq", condition="order_id <> ''"),
+    # REFUNDED is the one state without a way out, and nothing comes before `prepared`: an order
+    # has each of them once.
+    _only_where("uq_events_refunded", "order_id", condition="event = 'refunded'", unique=True),
+    _only_where("uq_events_prepared", "order_id", condition="event = 'prepared'", unique=True),
+    sqlite_with_rowid=False,
+)
+
+stock_movements = Table(
+    "stock_movements",
+    metadata,
+    Column("sale_id", Id, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("sku", Id, nullable=False),
+    Column("delta_available", BigInteger, nullable=False),
+    Column("delta_held", BigInteger, nullable=False),
+    Column("delta_sold", BigInteger, nullable=False),
+    Column("delta_total", BigInteger, nullable=False),
+    PrimaryKeyConstraint("sale_id", "seq", "sku", name="pk_stock_movements"),
+    CheckConstraint(
+        "delta_total = delta_available + delta_held + delta_sold", name="ck_stock_movements_sum"
+    ),
+    sqlite_with_rowid=False,
+)
+
+payment_attempts = Table(
+    "payment_attempts",
+    metadata,
+    Column("payment_key", Id, nullable=False),
+    Column("order_id", Id, nullable=False),
+    Column("sale_id", Id, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("payment_key", name="pk_payment_attempts"),
+    # What an intent refers to, so that no intent can name another order's key.
+    UniqueConstraint("payment_key", "order_id", name="uq_payment_attempts_order"),
+)
+
+payment_intents = Table(
+    "payment_intents",
+    metadata,
+    Column("order_id", Id, nullable=False),
+    Column("fence", BigInteger, nullable=False),
+    Column("sale_id", Id, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("payment_key", Id),
+    Column("amount", BigInteger),
+    Column("currency", Text),
+    Column("idempotency_key", Text),
+    Column("created_at_ms", BigInteger, nullable=False),
+    # Whoever is first, the caller of the PG or the one who gives up on it, bars the other.
+    PrimaryKeyConstraint("order_id", "fence", name="pk_payment_intents"),
+    ForeignKeyConstraint(
+        ["payment_key", "order_id"],
+        ["payment_attempts.payment_key", "payment_attempts.order_id"],
+        name="fk_payment_intents_attempt",
+    ),
+    CheckConstraint("fence > 0", name="ck_payment_intents_fence"),
+    CheckConstraint(
+        "(kind = 'void' AND payment_key IS NULL AND amount IS NULL"
+        " AND currency IS NULL AND idempotency_key IS NULL)"
+        " OR (kind = 'intent' AND payment_key IS NOT NULL AND amount IS NOT NULL AND amount >= 0"
+        " AND currency IS NOT NULL AND idempotency_key IS NOT NULL)",
+        name="ck_payment_intents_kind",
+    ),
+)
+
+payment_answers = Table(
+    "payment_answers",
+    metadata,
+    Column(
+        "answer_id",
+        BigInteger().with_variant(Integer, "sqlite"),
+        nullable=False,
+        autoincrement=True,
+    ),
+    Column("order_id", Id, nullable=False),
+    Column("payment_key", Id, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("answer", Text, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("answer_id", name="pk_payment_answers"),
+    Index("ix_payment_answers_of_order", "order_id", "answer_id"),
+)
+
+payments = Table(
+    "payments",
+    metadata,
+    Column("payment_key", Id, nullable=False),
+    Column("order_id", Id, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("total_amount", BigInteger, nullable=False),
+    Column("balance_amount", BigInteger, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("method", Text),
+    Column("approved_at_ms", BigInteger),
+    Column("secret", Text),
+    Column("due_at_ms", BigInteger),
+    Column("updated_at_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("payment_key", name="pk_payments"),
+    CheckConstraint("total_amount >= 0 AND balance_amount >= 0", name="ck_payments_amounts"),
+    Index("ix_payments_of_order", "order_id"),
+)
+
+refunds = Table(
+    "refunds",
+    metadata,
+    Column("order_id", Id, nullable=False),
+    Column("idempotency_key", Id, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("restock", Boolean, nullable=False),
+    Column("operator", Text, nullable=False),
+    Column("account_json", Text),
+    Column("status", Text, nullable=False),
+    Column("code", Text),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("updated_at_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("order_id", name="pk_refunds"),
+    UniqueConstraint("idempotency_key", name="uq_refunds_idempotency_key"),
+    CheckConstraint("status IN ('pending', 'done', 'refused')", name="ck_refunds_status"),
+    _only_where("ix_refunds_pending", "created_at_ms", condition="status = 'pending'"),
+)
+
+# One row that the check of readiness writes: a full disk is seen before a buyer meets it.
+probes = Table(
+    "probes",
+    metadata,
+    Column("name", Id, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("name", name="pk_probes"),
+)

@@ -1,0 +1,194 @@
+"""The schema: migrated by whoever starts first, the same on both databases, and hard to break."""
+
+import asyncio
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from reservation.persistence import database as database_module
+from reservation.persistence.database import SCHEMA_VERSION, Database, LedgerUnfit
+from reservation.persistence.ledger import Ledger
+from reservation.persistence.tables import metadata
+
+MIGRATIONS = Path(database_module.__file__).parent / "migrations"
+
+SALE = "INSERT INTO sales VALUES ('s', '0123456789abcdef', '{}', 1, 'S', 'KRW', NULL, 0, 'open')"
+ORDER = (
+    "INSERT INTO orders (order_id, sale_id, buyer_id, status, amount, currency, order_name, digest,"
+    " created_at_ms, updated_at_ms, expires_at_ms, seq, fence)"
+    " VALUES ('o', 's', 'b', 'HELD', 1, 'KRW', 'n', 'd', 1, 1, 1, 1, 0)"
+)
+EVENT = "INSERT INTO events VALUES ('s', {seq}, '{event}', 'o', 1, '{{}}', '" + "0" * 40 + "')"
+
+
+def modes_in(folder: Path) -> dict[str, int]:
+    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+
+
+async def run(database_url: str, *statements: str) -> None:
+    database = await Database.open(database_url)
+    try:
+        for statement in statements:
+            async with database.write() as connection:
+                await connection.execute(text(statement))
+    finally:
+        await database.aclose()
+
+
+async def test_the_migrations_leave_the_tables_that_the_code_uses(database_url: str) -> None:
+    def differences(connection: Connection) -> list[Any]:
+        return compare_metadata(MigrationContext.configure(connection), metadata)
+
+    database = await Database.open(database_url)
+    async with database.read() as connection:
+        found = await connection.run_sync(differences)
+    await database.aclose()
+    assert found == []
+
+
+def test_the_code_knows_its_newest_migration() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.set_main_option("path_separator", "os")
+    assert ScriptDirectory.from_config(config).get_current_head() == SCHEMA_VERSION
+
+
+async def test_processes_that_start_at_once_migrate_once(database_url: str) -> None:
+    ledgers = await asyncio.gather(*(Ledger.open(database_url) for _ in range(6)))
+    assert {await ledger.schema_version() for ledger in ledgers} == {SCHEMA_VERSION}
+    for ledger in ledgers:
+        await ledger.check()
+        await ledger.aclose()
+
+
+async def test_a_migration_is_taken_back_whole(database_url: str) -> None:
+    def downgrade(connection: Connection) -> None:
+        from alembic import command  # noqa: PLC0415
+
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.set_main_option("path_separator", "os")
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+
+    database = await Database.open(database_url)
+    async with database.write() as connection:
+        await connection.run_sync(downgrade)
+    assert await database.schema_version() == ""
+    await database.aclose()
+    again = await Ledger.open(database_url)
+    await again.check()
+    await again.aclose()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        ORDER.replace("'HELD', 1", "'HELD', -1"),
+        ORDER.replace("'HELD'", "'SOLD'"),
+        ORDER.replace("'HELD'", "'CONFIRMED'"),
+        ORDER.replace("'s', 'b'", "'another', 'b'"),
+        "INSERT INTO items VALUES ('s', 'a', 'A', 1, 1, 5, 6, -1, 0, TRUE)",
+        "INSERT INTO items VALUES ('s', 'a', 'A', 1, 1, 5, 5, 1, 0, TRUE)",
+        "INSERT INTO items VALUES ('s', 'a', 'A', -1, 1, 5, 5, 0, 0, TRUE)",
+        "INSERT INTO order_lines VALUES ('o', 0, 'a', 1, 1)",
+        "INSERT INTO stock_movements VALUES ('s', 1, 'a', -1, 1, 1, 0)",
+        "INSERT INTO payment_intents VALUES ('o', 1, 's', 'intent', 'k', 1, 'KRW', 'i', 1)",
+        "INSERT INTO payment_intents VALUES ('o', 1, 's', 'void', 'k', NULL, NULL, NULL, 1)",
+        "INSERT INTO payments VALUES ('k','o','DONE',-1,0,'KRW',NULL,NULL,NULL,NULL,1)",
+        "INSERT INTO refunds VALUES ('o','i','d','r',TRUE,'x',NULL,'paid',NULL,1,1)",
+        EVENT.format(seq=0, event="expired"),
+        EVENT.format(seq=1, event="vanished"),
+        "INSERT INTO cursors VALUES ('s', -1, '')",
+    ],
+)
+async def test_a_row_that_cannot_be_true_is_refused(database_url: str, statement: str) -> None:
+    await run(database_url, SALE)
+    with pytest.raises(IntegrityError):
+        await run(database_url, statement)
+
+
+@pytest.mark.parametrize("event", ["prepared", "refunded"])
+async def test_an_order_begins_once_and_is_refunded_once(database_url: str, event: str) -> None:
+    await run(database_url, SALE, EVENT.format(seq=1, event=event))
+    with pytest.raises(IntegrityError):
+        await run(database_url, EVENT.format(seq=2, event=event))
+
+
+async def test_an_order_is_in_one_state_and_leaves_refunded_never(database_url: str) -> None:
+    await run(database_url, SALE, ORDER)
+    with pytest.raises(IntegrityError):
+        await run(database_url, ORDER.replace("'HELD'", "'EXPIRED'"))
+    await run(database_url, "UPDATE orders SET status = 'REFUNDED', payment_key = 'k'")
+    with pytest.raises(IntegrityError):
+        await run(database_url, "UPDATE orders SET status = 'CONFIRMED'")
+    await run(database_url, "UPDATE orders SET seq = 2")
+
+
+async def test_two_lines_of_an_order_with_one_item_are_refused(database_url: str) -> None:
+    line = "INSERT INTO order_lines VALUES ('o', 0, 'a', 1, 1)"
+    await run(database_url, SALE, ORDER, line)
+    with pytest.raises(IntegrityError):
+        await run(database_url, line)
+    with pytest.raises(IntegrityError):
+        await run(database_url, line.replace("'a', 1", "'b', 0"))
+
+
+async def test_a_file_is_closed_to_other_users_and_synced_at_each_commit(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    database = await Database.open(sqlite_url)
+    async with database.write() as connection:
+        journal = (await connection.execute(text("PRAGMA journal_mode"))).scalar_one()
+        synchronous = (await connection.execute(text("PRAGMA synchronous"))).scalar_one()
+        foreign_keys = (await connection.execute(text("PRAGMA foreign_keys"))).scalar_one()
+        await connection.execute(text(SALE))
+    assert (journal, synchronous, foreign_keys) == ("wal", 2, 1)
+    modes = modes_in(tmp_path)
+    await database.aclose()
+    assert set(modes.values()) == {0o600}
+    assert "ledger.db-wal" in modes
+
+
+async def test_a_schema_that_is_too_old_is_unfit(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = await Ledger.open(sqlite_url)
+    await ledger.check()
+    monkeypatch.setattr(database_module, "SCHEMA_VERSION", "0002")
+    with pytest.raises(LedgerUnfit):
+        await ledger.check()
+    await ledger.aclose()
+
+
+async def test_a_postgres_that_forgets_commits_or_takes_none_is_unfit(postgres_url: str) -> None:
+    ledger = await Ledger.open(postgres_url)
+    await ledger.aclose()
+    options = "&options=-c%20synchronous_commit%3Doff"
+    forgetful = await Ledger.open(postgres_url + options)
+    with pytest.raises(LedgerUnfit):
+        await forgetful.check()
+    await forgetful.aclose()
+    read_only = await Ledger.open(postgres_url + "&options=-c%20default_transaction_read_only%3Don")
+    with pytest.raises(DBAPIError):
+        await read_only.check()
+    await read_only.aclose()
+
+
+@pytest.mark.parametrize("url", ["", "mysql://h/d", "sqlite://", "sqlite:///:memory:", "ledger.db"])
+async def test_a_url_of_neither_kind_is_refused(url: str) -> None:
+    with pytest.raises(ValueError):
+        await Ledger.open(url)
+
+
+async def test_a_postgres_that_is_not_there_is_told_as_such() -> None:
+    with pytest.raises(OSError):
+        await Ledger.open("postgresql://postgres:@/postgres?host=/nonexistent")
