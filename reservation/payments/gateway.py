@@ -141,7 +141,7 @@ class PaymentGateway(Protocol):
         ...
 
     async def look_up(self, payment_key: str) -> Answer:
-        """The payment with this key: `Answered`, `PaymentMissing`, `Misconfigured` or `Unknown`."""
+        """The payment with this key: any `Answer` but `Declined`. A failed one proves nothing."""
         ...
 
     async def look_up_order(self, order_id: str) -> Answer:

@@ -1,5 +1,8 @@
 """Every row of the table from a PG's code to what it says about the money."""
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -116,6 +119,19 @@ def test_no_row_is_missing_here() -> None:
     rows = {(operation, code) for operation, _, code, _ in CASES}
     assert rows == {(operation, code) for operation in TABLES for code in TABLES[operation]}
     assert len(CASES) == len(rows)
+
+
+def test_the_page_has_the_same_rows() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "payments.md").read_text()
+    words = {"try again": Verdict.RETRY} | {verdict.value: verdict for verdict in Verdict}
+    for operation, title in ((CONFIRM, "Confirm"), (LOOK_UP, "Look-up"), (CANCEL, "Cancel")):
+        section = page.split(f"### {title}\n")[1].split("\n#")[0]
+        told: dict[str, Verdict] = {}
+        for first, second in re.findall(r"^\| ([a-z][^|]*) \| ([^|]*) \|$", section, re.MULTILINE):
+            if first != "class":
+                verdict = words[re.split(r"[:,(]", first)[0].strip()]
+                told |= dict.fromkeys(re.findall(r"`([A-Z_]+)`", second), verdict)
+        assert told == dict(TABLES[operation])
 
 
 @given(operation=operations, status=statuses, code=codes.filter(lambda code: code not in LISTED))
