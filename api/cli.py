@@ -20,7 +20,10 @@ _INTERRUPTED: Final = 130
 _COMMANDS: Final = {
     "audit": ("api.sale_commands:audit", "Check a sale's counters, and Redis against SQL."),
     "completion": ("api.run_commands:completion", "Print the script that completes commands."),
-    "demo": ("api.demo_command:demo", "Sell a whole sale before your eyes."),
+    "demo": (
+        "api.demo_command:demo",
+        "Sell a whole sale before your eyes, then compare the books.",
+    ),
     "sale": ("api.sale_commands:sale", "Create, look at and restock sales."),
     "sandbox": ("api.run_commands:sandbox", "Run the stand-in for the payment gateway, alone."),
     "serve": ("api.run_commands:serve", "Run the service."),

@@ -19,12 +19,16 @@ from collections.abc import Awaitable, Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+import structlog
+
 from reservation.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
     from litestar import Litestar
 
 __all__ = ["BAD_SETTING", "ENTRIES", "main", "run_http", "sandbox", "sandbox_alone"]
+
+log = structlog.get_logger(__name__)
 
 #: Exit status for a setting that cannot be used (EX_CONFIG): starting again would not help.
 BAD_SETTING: Final = 78
@@ -70,6 +74,11 @@ def main(arguments: list[str] | None = None) -> int:
     except SettingsError as error:
         sys.stderr.write(f"reservation: {error}\n")
         return BAD_SETTING
+    except Exception:
+        # The end of this process, told in the form of any other line: a bare traceback would go
+        # past the redaction, and addresses with passwords are in many an error's text.
+        log.exception("process_broke", role=given.role)
+        return 1
     return 0
 
 

@@ -40,7 +40,7 @@ def show_audit(report: dict[str, Any]) -> None:
     for problem in report["problems"]:
         console.print(escape(f"problem: {problem}"))
     verdict = "all agrees" if report["ok"] else "something does not agree"
-    console.print(f"{verdict}; SQL is {report['lag']} events behind")
+    console.print(f"{verdict}; events not in SQL yet: {report['lag']}")
 
 
 def _yes_or_no(value: Any) -> Any:

@@ -259,6 +259,17 @@ def test_a_bad_setting_found_by_a_process_ends_the_service(make_service: Any) ->
     assert "Traceback" not in told
 
 
+def test_a_process_that_breaks_says_why_without_secrets_and_is_tried_again(
+    make_service: Any,
+) -> None:
+    service = make_service("broken_worker")
+    service.until_ready()
+    until(lambda: service.stderr.read_text().count("process_ended") >= 2, "two attempts")
+    told = service.stderr.read_text()
+    assert "is away" in told
+    assert "hunter2" not in told
+
+
 def test_sigterm_while_starting_leaves_nothing(make_service: Any) -> None:
     service = make_service()
     family = until(service.family, "the first process")

@@ -287,7 +287,7 @@ def test_an_audit_that_agrees_is_status_0(run: Any, service: Stub) -> None:
     service.give("GET /v1/admin/sales/s-1/audit", AUDIT)
     status, out, _ = run("audit", "s-1", "--url", service.url)
     assert status == 0
-    assert out.splitlines()[-1] == "all agrees; SQL is 3 events behind"
+    assert out.splitlines()[-1] == "all agrees; events not in SQL yet: 3"
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])
