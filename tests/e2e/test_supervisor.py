@@ -20,6 +20,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from api import serve
 from api.parts import alone_in
 from reservation.settings import Settings, SettingsError
+from tests.fixtures.valkey import running
 
 pytestmark = pytest.mark.e2e
 
@@ -42,7 +43,8 @@ serve._GONE_AFTER_SECONDS = {k: v * stop_share for k, v in serve._GONE_AFTER_SEC
 names = {"api": "api", "sandbox": "sandbox", "worker": worker}
 entries = {role: f"tests.fixtures.stand_ins:{name}" for role, name in names.items()}
 try:
-    sys.exit(serve.serve(Settings.load(os.environ), environ=os.environ, entries=entries))
+    settings, role = Settings.load(os.environ), os.environ.pop("TEST_ROLE", None)
+    sys.exit(serve.serve(settings, environ=os.environ, role=role, entries=entries))
 except serve.AlreadyRunning as error:
     sys.exit(f"reservation: {error}")
 """
@@ -75,6 +77,7 @@ class Service:
         self.home = home
         self.port = 0
         self.stdout, self.stderr = home / "stdout.txt", home / "stderr.txt"
+        self.given: dict[str, str] = {}
         self._arguments = [worker, str(bind_seconds), str(stop_share)]
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -90,6 +93,7 @@ class Service:
             "RESERVATION_DATA_DIR": str(self.home / "var"),
             "RESERVATION_PORT": str(self.port),
             "RESERVATION_WORKERS": "2",
+            **self.given,
         }
         with self.stdout.open("w") as stdout, self.stderr.open("a") as stderr:
             self._process = subprocess.Popen(
@@ -301,6 +305,42 @@ def test_a_role_alone_needs_services_and_secrets_that_are_given(tmp_path: Path) 
         with pytest.raises(SettingsError, match=f"{name}.* must be given with --role"):
             serve.serve(Settings.load(environ, None), environ=environ, role="worker")
         environ[name] = value
+
+
+def test_roles_run_apart_beside_services_that_are_given(tmp_path: Path) -> None:
+    secrets = ("ADMIN_API_KEY", "SIGNING_KEYS", "ORDER_ID_KEY", "JWT_SECRET")
+    given = {f"RESERVATION_{name}": "x" for name in secrets}
+    given["RESERVATION_TOSS_API_URL"] = "http://127.0.0.1:1"
+    services: dict[str, Service] = {}
+    with running(tmp_path / "external") as valkey:
+        try:
+            for role in ("api", "worker"):
+                (tmp_path / role).mkdir()
+                service = Service(
+                    tmp_path / role, worker="worker", bind_seconds=3.0, stop_share=1.0
+                )
+                service.given = {
+                    **given,
+                    "TEST_ROLE": role,
+                    "RESERVATION_REDIS_URL": valkey.url,
+                    # The same directory for both: their locks and metrics are apart.
+                    "RESERVATION_DATA_DIR": str(tmp_path / "var"),
+                }
+                services[role] = service
+                service.start()
+            told = services["api"].until_ready()
+            assert "redis-cli" not in told
+            assert "sandbox" not in told
+            assert len(services["api"].family()) == 2
+            until(lambda: services["api"].redis().get("worker"), "the worker's sign")
+            assert len(services["worker"].family()) == 1
+            assert "The worker runs" in services["worker"].stdout.read_text()
+            for service in services.values():
+                service.process.terminate()
+                assert service.process.wait(PATIENCE_SECONDS) == 0
+        finally:
+            for service in services.values():
+                service.end()
 
 
 def test_the_lock_ends_with_its_holder(tmp_path: Path) -> None:
