@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     except SettingsError as error:
         sys.stderr.write(f"reservation: {error}\n")
         return BAD_SETTING
-    except Exception:
+    except Exception:  # loop top: the supervisor starts this process again
         # The end of this process, told in the form of any other line: a bare traceback would go
         # past the redaction, and addresses with passwords are in many an error's text.
         log.exception("process_broke", role=given.role)
