@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import ssl
 import time
 from base64 import b64encode
 from datetime import UTC, datetime, timedelta, timezone
@@ -23,6 +22,7 @@ from reservation.payments.gateway import (
     TryAgain,
     Unknown,
 )
+from reservation.payments.lanes import Lanes
 
 __all__ = ["TossGateway", "TossLimits", "parse_time"]
 
@@ -90,14 +90,22 @@ class TossGateway(PaymentGateway):
         if _SECRET_KEY.fullmatch(secret_key) is None:
             raise ValueError("the PG's secret key holds a character that no key has")
         self._limits = limits or TossLimits()
-        # The colon ends the user name; the password is empty.
-        authorization = "Basic " + b64encode(f"{secret_key}:".encode()).decode()
-        trust = httpx.create_ssl_context(trust_env=False)
-        self._confirms = self._client(base_url, authorization, trust, connections=CONFIRMS_MAX)
-        self._others = self._client(base_url, authorization, trust, connections=LOOK_UPS_MAX)
+        self._base_url = base_url.rstrip("/")
+        self._headers = {
+            # The colon ends the user name; the password is empty.
+            "authorization": "Basic " + b64encode(f"{secret_key}:".encode()).decode(),
+            "accept": "application/json",
+            # What is not compressed cannot unfold into more than was counted.
+            "accept-encoding": "identity",
+            "user-agent": "stock-reservation",
+        }
+        self._trust = httpx.create_ssl_context(trust_env=False)
+        wait = self._limits.connect_seconds
+        self._confirms = Lanes(self._client, most=CONFIRMS_MAX, wait_seconds=wait)
+        self._others = Lanes(self._client, most=LOOK_UPS_MAX, wait_seconds=wait)
 
     def __repr__(self) -> str:
-        return f"TossGateway({self._confirms.base_url})"
+        return f"TossGateway({self._base_url})"
 
     async def confirm(
         self, *, payment_key: str, order_id: str, amount: int, idempotency_key: str
@@ -105,10 +113,9 @@ class TossGateway(PaymentGateway):
         _check(_PAYMENT_KEY, payment_key, "payment key")
         _check(_ORDER_ID, order_id, "order id")
         body = {"paymentKey": payment_key, "orderId": order_id, "amount": amount}
-        request = self._post(self._confirms, "/v1/payments/confirm", body, idempotency_key)
-        return await self._ask(
-            Operation.CONFIRM, self._confirms, request, self._limits.confirm_seconds
-        )
+        request = self._post("/v1/payments/confirm", body, idempotency_key)
+        limit_seconds = self._limits.confirm_seconds
+        return await self._ask(Operation.CONFIRM, self._confirms, request, limit_seconds)
 
     async def look_up(self, payment_key: str) -> Answer:
         _check(_PAYMENT_KEY, payment_key, "payment key")
@@ -131,64 +138,55 @@ class TossGateway(PaymentGateway):
         if refund_account is not None:
             body["refundReceiveAccount"] = refund_account
         path = f"/v1/payments/{quote(payment_key, safe='')}/cancel"
-        request = self._post(self._others, path, body, idempotency_key)
-        return await self._ask(Operation.CANCEL, self._others, request, self._limits.cancel_seconds)
+        request = self._post(path, body, idempotency_key)
+        limit_seconds = self._limits.cancel_seconds
+        return await self._ask(Operation.CANCEL, self._others, request, limit_seconds)
 
     async def aclose(self) -> None:
         await self._confirms.aclose()
         await self._others.aclose()
 
-    def _client(
-        self, base_url: str, authorization: str, trust: ssl.SSLContext, *, connections: int
-    ) -> httpx.AsyncClient:
-        connect = self._limits.connect_seconds
+    def _client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
-            base_url=base_url,
-            verify=trust,
-            headers={
-                "authorization": authorization,
-                "accept": "application/json",
-                # What is not compressed cannot unfold into more than was counted.
-                "accept-encoding": "identity",
-                "user-agent": "stock-reservation",
-            },
-            # The deadline of a call is set around it: the limits here are per read and per write.
-            timeout=httpx.Timeout(None, connect=connect, pool=connect),
-            limits=httpx.Limits(
-                max_connections=connections,
-                max_keepalive_connections=connections,
-                keepalive_expiry=_IDLE_SECONDS,
-            ),
+            verify=self._trust,
+            limits=httpx.Limits(max_connections=1, keepalive_expiry=_IDLE_SECONDS),
             follow_redirects=False,
             trust_env=False,
         )
 
-    def _post(
-        self, client: httpx.AsyncClient, path: str, body: object, idempotency_key: str
-    ) -> httpx.Request:
+    def _post(self, path: str, body: object, idempotency_key: str) -> httpx.Request:
         _check(_IDEMPOTENCY_KEY, idempotency_key, "idempotency key")
-        headers = {"content-type": "application/json", "idempotency-key": idempotency_key}
-        return client.build_request("POST", path, content=_encode(body), headers=headers)
+        more = {"content-type": "application/json", "idempotency-key": idempotency_key}
+        return self._request("POST", path, self._headers | more, _encode(body))
 
     async def _get(self, path: str) -> Answer:
-        request = self._others.build_request("GET", path)
-        return await self._ask(
-            Operation.LOOK_UP, self._others, request, self._limits.look_up_seconds
+        request = self._request("GET", path, self._headers)
+        limit_seconds = self._limits.look_up_seconds
+        return await self._ask(Operation.LOOK_UP, self._others, request, limit_seconds)
+
+    def _request(
+        self, method: str, path: str, headers: dict[str, str], content: bytes | None = None
+    ) -> httpx.Request:
+        # The deadline of a call is set around it: httpx's own limits are per read and per write.
+        wait = self._limits.connect_seconds
+        timeout = httpx.Timeout(None, connect=wait, pool=wait)
+        return httpx.Request(
+            method,
+            f"{self._base_url}{path}",
+            headers=headers,
+            content=content,
+            extensions={"timeout": timeout.as_dict()},
         )
 
     async def _ask(
-        self,
-        operation: Operation,
-        client: httpx.AsyncClient,
-        request: httpx.Request,
-        limit_seconds: float,
+        self, operation: Operation, lanes: Lanes, request: httpx.Request, limit_seconds: float
     ) -> Answer:
         """Send one request and turn whatever happens into an answer."""
         began = time.monotonic()
         trace = ""
         status: int | None = None
         try:
-            async with asyncio.timeout(limit_seconds):
+            async with asyncio.timeout(limit_seconds), lanes.one() as client:
                 response = await client.send(request, stream=True)
                 try:
                     status = response.status_code

@@ -363,6 +363,35 @@ async def test_a_cancelled_caller_is_let_go_at_once(
     sandbox.clear_faults()
 
 
+async def test_a_call_that_was_given_up_spoils_no_later_one(
+    sandbox: RunningSandbox, order_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is one connection only; it breaks, times out and is cancelled, again and again."""
+    monkeypatch.setattr(toss, "LOOK_UPS_MAX", 1)
+    payment_key = sandbox.put_payment(order_id, AMOUNT)
+    async with gateway_of(sandbox.url, limits=SHORT) as gateway:
+        for pause_seconds in (0.0, 0.001, 0.005):
+            call = asyncio.create_task(gateway.look_up(payment_key))
+            await asyncio.sleep(pause_seconds)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+            for fault in ("refuse", "oversized", "slow_drip"):
+                operations = ["look_up"]
+                sandbox.order_fault(fault, orderId=order_id, operations=operations, times=1)
+                assert isinstance(await gateway.look_up(payment_key), Unknown)
+                assert isinstance(await gateway.look_up(payment_key), Answered)
+
+
+async def test_closing_lets_a_call_under_way_end(sandbox: RunningSandbox, order_id: str) -> None:
+    payment_key = sandbox.put_payment(order_id, AMOUNT)
+    rule = sandbox.order_fault("hang", orderId=order_id, times=1, seconds=LONG_SECONDS)
+    async with gateway_of(sandbox.url) as gateway:
+        call = asyncio.create_task(confirm(gateway, payment_key, order_id))
+        await until(lambda: applied(sandbox, rule) == 1)
+    sandbox.clear_faults()
+    assert isinstance(await call, Answered)
+
+
 async def test_a_proxy_of_the_environment_is_not_used(
     sandbox: RunningSandbox, order_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
