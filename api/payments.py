@@ -58,6 +58,7 @@ _REFUSALS: Final = {
 }
 #: Refusals after which the same address is worth loading again: nothing was asked for yet.
 _TRANSIENT: Final = (Unavailable, SaleRecovering, StoreUnavailable, StoreUncertain)
+_SECRET_CHARS: Final = 50
 #: A webhook's body; the PG's own are under 20 kB, and only two ids are read.
 _WEBHOOK_KEYS: Final = 64
 
@@ -77,6 +78,8 @@ class _Notice(_Ids):
     """A webhook: its ids stand in `data`, or, for a deposit, beside the rest."""
 
     data: _Ids | None = None
+    #: Of a deposit: what the PG showed us, and nobody else, when the account was opened.
+    secret: Annotated[str, msgspec.Meta(max_length=_SECRET_CHARS)] | None = None
 
 
 Query = Annotated[str | None, Parameter(description="As the PG's redirect carries it.")]
@@ -171,7 +174,9 @@ class PaymentController(Controller):
             return Response(None, status_code=200)
         ids = notice.data or notice
         if ids.order_id is not None:
-            await api_of(request).service.webhook(ids.order_id, ids.payment_key)
+            await api_of(request).service.webhook(
+                ids.order_id, ids.payment_key, secret=notice.secret
+            )
         return Response(None, status_code=200)
 
 

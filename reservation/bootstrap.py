@@ -12,8 +12,11 @@ from reservation.confirm import Confirm
 from reservation.domain.clock import Clock, SystemClock
 from reservation.domain.ids import OrderIds
 from reservation.domain.tokens import Signer
+from reservation.limits import DEFAULT_LIMITS, PaymentLimits
 from reservation.look import Look
-from reservation.payments.toss import TossGateway
+from reservation.payments.breaker import GuardedGateway
+from reservation.payments.gateway import PaymentGateway
+from reservation.payments.toss import TossGateway, TossLimits
 from reservation.persistence.ledger import Ledger
 from reservation.prepare import Prepare
 from reservation.redis.batch import PrepareQueue
@@ -43,7 +46,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     sale_store: SaleStore
     outbox: RedisOutbox
     ledger: Ledger
-    gateway: TossGateway
+    gateway: PaymentGateway
     catalog: Catalog
     order_ids: OrderIds
     signer: Signer
@@ -59,19 +62,32 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncGenerator[Service]:
+async def opened(
+    settings: Settings, *, clock: Clock | None = None, limits: PaymentLimits = DEFAULT_LIMITS
+) -> AsyncGenerator[Service]:
     """The service, connected to what the settings name.
+
+    Tests bring a clock that they set, and shorter limits.
 
     Redis need not answer yet: each call says so itself. SQL must, for its schema is brought up to
     date here.
     """
-    clock = SystemClock()
+    clock = clock or SystemClock()
     async with AsyncExitStack() as stack:
         connections = Connections(settings.redis_url, clock=clock)
         stack.push_async_callback(connections.aclose)
         ledger = await Ledger.open(settings.database_url or sqlite_url(settings))
         stack.push_async_callback(ledger.aclose)
-        gateway = TossGateway(base_url=settings.toss_api_url, secret_key=settings.toss_secret_key)
+        toss = TossGateway(
+            base_url=settings.toss_api_url,
+            secret_key=settings.toss_secret_key,
+            limits=TossLimits(
+                confirm_seconds=limits.confirm_seconds,
+                cancel_seconds=limits.confirm_seconds,
+                look_up_seconds=limits.look_up_seconds,
+            ),
+        )
+        gateway = GuardedGateway(toss)
         stack.push_async_callback(gateway.aclose)
         keys = Keys(settings.key_prefix)
         store = Store(connections, keys, clock=clock)
@@ -84,8 +100,8 @@ async def opened(settings: Settings) -> AsyncGenerator[Service]:
         stack.push_async_callback(queue.aclose)
         order_ids = OrderIds(settings.order_id_key.encode())
         conclude = Conclude(store, ledger, gateway, clock=clock)
-        settle = Settle(catalog, store, ledger, gateway, conclude, clock=clock)
-        confirm = Confirm(catalog, store, ledger, gateway, conclude, clock=clock)
+        settle = Settle(catalog, store, ledger, gateway, conclude, clock=clock, limits=limits)
+        confirm = Confirm(catalog, store, ledger, gateway, conclude, clock=clock, limits=limits)
         stack.push_async_callback(confirm.aclose)
         look = Look(store, ledger, clock=clock)
         yield Service(
@@ -108,7 +124,7 @@ async def opened(settings: Settings) -> AsyncGenerator[Service]:
             sales=Sales(catalog, sale_store, ledger, clock=clock),
             settle=settle,
             refund=Refund(catalog, store, ledger, gateway, conclude, look, clock=clock),
-            webhook=Webhook(catalog, store, gateway, conclude, settle, clock=clock),
+            webhook=Webhook(catalog, store, ledger, gateway, conclude, settle, clock=clock),
             audit=Audit(sale_store, ledger, outbox, clock=clock),
         )
 

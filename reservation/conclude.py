@@ -12,6 +12,7 @@ from reservation.catalog import Known
 from reservation.domain.clock import Clock, as_ms
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
+from reservation.failpoints import reach
 from reservation.judge import Asked, CancelFirst, Finish, LookUp, Unapproved, Undecided, judge
 from reservation.metrics import PAYMENTS, alarm
 from reservation.payments.gateway import (
@@ -127,9 +128,11 @@ class Conclude:
         """Write the outcome down under the case's fence; None where another fence has it now."""
         if isinstance(answer, Answered):
             await self.keep_payment(answer.payment)
+        reach("conclude:before_finish", case.order.order_id)
         finished = await self._store.finish(
             case.order, epoch=case.known.epoch, fence=case.fence, outcome=outcome
         )
+        reach("conclude:after_finish", case.order.order_id)
         if not finished.applied:
             log.info("finish_stale", order_id=case.order.order_id, fence=case.fence)
             return None if finished.status is Status.CONFIRMING else finished.status

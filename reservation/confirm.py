@@ -31,28 +31,20 @@ from reservation.domain.errors import (
 )
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
+from reservation.failpoints import reach
 from reservation.judge import Asked
+from reservation.limits import DEFAULT_LIMITS, PaymentLimits
 from reservation.payments.gateway import PaymentGateway
 from reservation.persistence.intents import IntentOutcome
 from reservation.persistence.ledger import Ledger
 from reservation.redis.store import Outcome, Present, Store
 
-__all__ = ["LEASE_MS", "Confirm"]
+__all__ = ["Confirm"]
 
 log = structlog.get_logger(__name__)
 
-#: The gateway's own limit for a confirm.
-CONFIRM_SECONDS: Final = 60
-#: Longer than a confirm by more than 10 s, so that no lease ends while its call may be under way.
-LEASE_MS: Final = (CONFIRM_SECONDS + 15) * 1000
-#: What must be left of the lease right before the call leaves.
-LEASE_LEFT_SECONDS: Final = CONFIRM_SECONDS + 5
-#: How long the buyer's request waits; the confirm goes on without it.
-ANSWER_SECONDS: Final = 10.0
 #: How often a repeat of the success URL looks whether the first one is through.
 LOOK_SECONDS: Final = 0.1
-#: When the settler may look at a payment that this process could not decide.
-HAND_OVER_MS: Final = 1_000
 #: At shutdown: what is not through by then is the settler's.
 SHUTDOWN_SECONDS: Final = 2.0
 
@@ -69,7 +61,9 @@ class Confirm:
         conclude: Conclude,
         *,
         clock: Clock,
+        limits: PaymentLimits = DEFAULT_LIMITS,
     ) -> None:
+        self._limits = limits
         self._catalog = catalog
         self._store = store
         self._ledger = ledger
@@ -106,8 +100,8 @@ class Confirm:
             task = asyncio.create_task(self._pay(order, known, payment_key))
             self._under_way[key] = task
             task.add_done_callback(lambda done: self._done(key, done))
-        give_up_at = self._clock.monotonic() + ANSWER_SECONDS
-        await asyncio.wait({task}, timeout=ANSWER_SECONDS)
+        give_up_at = self._clock.monotonic() + self._limits.answer_seconds
+        await asyncio.wait({task}, timeout=self._limits.answer_seconds)
         if task.done():
             task.result()
         return await self._outcome(order, payment_key, give_up_at)
@@ -144,29 +138,38 @@ class Confirm:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _pay(self, order: Reservation, known: Known, payment_key: str) -> None:
-        lease_ends_at = self._clock.monotonic() + LEASE_MS / 1000
+        lease_ends_at = self._clock.monotonic() + self._limits.lease_ms / 1000
+        reach("confirm:before_claim", order.order_id)
         claimed = await self._store.claim(
-            order, epoch=known.epoch, payment_key=payment_key, lease_ms=LEASE_MS
+            order, epoch=known.epoch, payment_key=payment_key, lease_ms=self._limits.lease_ms
         )
+        reach("confirm:after_claim", order.order_id)
         if isinstance(claimed, Present):
             return
         case = Case(order, known, claimed.fence, payment_key)
         if not await self._write_intent(case):
             return
+        reach("confirm:after_intent", order.order_id)
         asked = await self._which_confirm(case)
-        if lease_ends_at - self._clock.monotonic() < LEASE_LEFT_SECONDS:
+        least = self._limits.confirm_seconds + self._limits.lease_left_seconds
+        if lease_ends_at - self._clock.monotonic() < least:
             # Frozen on the way: the settler may have the payment by now.
             log.warning("lease_too_short", order_id=order.order_id, fence=claimed.fence)
             return
+        reach("confirm:before_call", order.order_id)
         answer = await self._gateway.confirm(
             payment_key=payment_key,
             order_id=order.order_id,
             amount=order.amount,
             idempotency_key=confirm_key(payment_key, 0),
         )
+        reach("confirm:after_call", order.order_id)
         if await self._conclude(case, answer, asked) is None:
             await self._store.move_lease(
-                order, epoch=known.epoch, fence=claimed.fence, lease_ms=HAND_OVER_MS
+                order,
+                epoch=known.epoch,
+                fence=claimed.fence,
+                lease_ms=round(self._limits.hand_over_seconds * 1000),
             )
 
     async def _write_intent(self, case: Case) -> bool:

@@ -24,6 +24,7 @@ from reservation.domain.errors import (
 )
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
+from reservation.failpoints import reach
 from reservation.look import Look
 from reservation.metrics import alarm
 from reservation.payments.gateway import (
@@ -108,6 +109,7 @@ class Refund:
             digest=wish.digest(),
             now_ms=self._clock.now_ms(),
         )
+        reach("refund:after_begin", wish.order_id)
         if isinstance(record, RefundReused):
             raise IdempotencyKeyReused
         return await self.go_on(record)
@@ -127,6 +129,7 @@ class Refund:
             return False
         if order.status is Status.CONFIRMED and not await self._money_back(order, record):
             return False
+        reach("refund:after_cancel", record.order_id)
         known = await self._catalog.get(order.sale_id)
         status = await self._store.refund(
             order,
@@ -137,6 +140,7 @@ class Refund:
         if status is not Status.REFUNDED:
             alarm("refund_of_unsold_order", order_id=order.order_id, status=status.value)
             return False
+        reach("refund:after_finish", record.order_id)
         await self._ledger.finish_refund(
             order.order_id, status="done", code=None, now_ms=self._clock.now_ms()
         )

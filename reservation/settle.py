@@ -14,11 +14,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.catalog import Catalog
 from reservation.conclude import AnswerKind, Case, Conclude, confirm_key
-from reservation.confirm import LEASE_MS
 from reservation.domain.clock import Clock
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
+from reservation.failpoints import reach
 from reservation.judge import Asked, Unapproved, judge
+from reservation.limits import DEFAULT_LIMITS, PaymentLimits
 from reservation.metrics import SETTLED, alarm
 from reservation.payments.gateway import Answered, PaymentGateway, PaymentStatus
 from reservation.persistence.intents import IntentOutcome
@@ -30,17 +31,7 @@ __all__ = ["Settle"]
 log = structlog.get_logger(__name__)
 
 _MINUTE_MS: Final = 60_000
-#: The PG lets a payment be confirmed for 10 minutes after its authentication, which is older than
-#: the buyer's return; a minute is left for the call itself.
-CONFIRM_AGAIN_MS: Final = 9 * _MINUTE_MS
-#: Those 10 minutes and 2 more for a confirm that is already running: after this, and a look-up
-#: that shows no money, nobody can take it any more.
-WINDOW_CLOSED_MS: Final = 12 * _MINUTE_MS
-#: Undecided for longer than this is a person's business.
-ALARM_MS: Final = 15 * _MINUTE_MS
-#: The pause before the next look grows with the payment's age, between these two.
-PAUSE_LEAST_MS: Final = 1_000
-PAUSE_MOST_MS: Final = 30_000
+#: The next look at an undecided payment comes after this share of its age.
 PAUSE_SHARE: Final = 4
 
 
@@ -56,7 +47,9 @@ class Settle:
         conclude: Conclude,
         *,
         clock: Clock,
+        limits: PaymentLimits = DEFAULT_LIMITS,
     ) -> None:
+        self._limits = limits
         self._catalog = catalog
         self._store = store
         self._ledger = ledger
@@ -70,7 +63,10 @@ class Settle:
         if order is None or order.status is not Status.CONFIRMING or not order.payment_key:
             return None
         known = await self._catalog.get(order.sale_id)
-        claimed = await self._store.take_over(order, epoch=known.epoch, lease_ms=LEASE_MS)
+        claimed = await self._store.take_over(
+            order, epoch=known.epoch, lease_ms=self._limits.lease_ms
+        )
+        reach("settle:after_take_over", order_id)
         if isinstance(claimed, LeaseElsewhere):
             return None
         case = Case(order, known, claimed.fence, order.payment_key)
@@ -82,6 +78,7 @@ class Settle:
 
     async def _decide(self, case: Case) -> Status | None:
         answer = await self._gateway.look_up(case.payment_key)
+        reach("settle:after_look_up", case.order.order_id)
         verdict = judge(
             answer,
             order=case.order,
@@ -95,9 +92,9 @@ class Settle:
             case.order.order_id, case.payment_key, AnswerKind.LOOK_UP, answer
         )
         age_ms = self._age_ms(case.order)
-        if age_ms < CONFIRM_AGAIN_MS:
+        if age_ms < self._limits.confirm_again_seconds * 1000:
             return await self._confirm_again(case, unapproved=not verdict.missing)
-        if age_ms >= WINDOW_CLOSED_MS and verdict.missing:
+        if age_ms >= self._limits.window_closed_seconds * 1000 and verdict.missing:
             return await self._give_back(case)
         return None
 
@@ -125,6 +122,7 @@ class Settle:
             return None
         if outcome not in (IntentOutcome.WRITTEN, IntentOutcome.ALREADY_WRITTEN):
             return None
+        reach("settle:after_intent", case.order.order_id)
         earlier = any(
             intent.kind == "intent" and intent.payment_key == case.payment_key for intent in intents
         )
@@ -159,9 +157,10 @@ class Settle:
 
     async def _come_back_later(self, case: Case) -> None:
         age_ms = self._age_ms(case.order)
-        if age_ms >= ALARM_MS:
+        if age_ms >= self._limits.alarm_seconds * 1000:
             alarm("payment_undecided", order_id=case.order.order_id, minutes=age_ms // _MINUTE_MS)
-        pause_ms = min(PAUSE_MOST_MS, max(PAUSE_LEAST_MS, age_ms // PAUSE_SHARE))
+        least, most = self._limits.pause_least_seconds, self._limits.pause_most_seconds
+        pause_ms = round(min(most * 1000, max(least * 1000, age_ms / PAUSE_SHARE)))
         await self._store.move_lease(
             case.order, epoch=case.known.epoch, fence=case.fence, lease_ms=pause_ms
         )

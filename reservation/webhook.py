@@ -1,5 +1,6 @@
 """What the PG's webhooks lead to: nothing in them is believed but the ids, and the PG is asked."""
 
+import hmac
 from typing import Final
 
 import structlog
@@ -14,6 +15,7 @@ from reservation.domain.states import Status
 from reservation.judge import Asked
 from reservation.metrics import alarm
 from reservation.payments.gateway import Answered, Payment, PaymentGateway, PaymentStatus
+from reservation.persistence.ledger import Ledger
 from reservation.redis.store import Outcome, Store
 from reservation.settle import Settle
 
@@ -34,6 +36,7 @@ class Webhook:
         self,
         catalog: Catalog,
         store: Store,
+        ledger: Ledger,
         gateway: PaymentGateway,
         conclude: Conclude,
         settle: Settle,
@@ -42,6 +45,7 @@ class Webhook:
     ) -> None:
         self._catalog = catalog
         self._store = store
+        self._ledger = ledger
         self._gateway = gateway
         self._conclude = conclude
         self._settle = settle
@@ -49,8 +53,16 @@ class Webhook:
         self._per_order = Limiter(LOOK_UPS_PER_ORDER)
         self._all = Limiter(LOOK_UPS_ALL)
 
-    async def __call__(self, order_id: str, payment_key: str | None) -> None:
-        """Look at one order that a webhook names; harmless however often and late it comes."""
+    async def __call__(
+        self, order_id: str, payment_key: str | None, *, secret: str | None = None
+    ) -> None:
+        """Look at one order that a webhook names; harmless however often and late it comes.
+
+        Args:
+            order_id: as the body names it.
+            payment_key: likewise; a deposit's webhook has none.
+            secret: of a deposit's webhook: only the PG knows it beside us.
+        """
         if sale_of(order_id) is None:
             return
         order = await self._store.read(order_id)
@@ -65,9 +77,19 @@ class Webhook:
         if self._per_order.wait(order_id, now) or self._all.wait("", now):
             log.info("webhook_look_up_skipped", order_id=order_id)
             return
+        if secret is not None and not await self._is_secret_of(order_id, secret):
+            log.warning("webhook_forged", order_id=order_id)
+            return
         answer = await self._gateway.look_up(key)
         if isinstance(answer, Answered) and answer.payment.order_id == order_id:
             await self._bring_in_line(order, answer)
+
+    async def _is_secret_of(self, order_id: str, secret: str) -> bool:
+        payment = await self._ledger.payment_of(order_id)
+        if payment is None or payment.secret is None:
+            # Never shown to us: the look-up alone decides, as for every other webhook.
+            return True
+        return hmac.compare_digest(payment.secret.encode(), secret.encode())
 
     async def _bring_in_line(self, order: Reservation, answer: Answered) -> None:
         payment = answer.payment
