@@ -1,0 +1,210 @@
+"""The flusher: takes the outbox to SQL, each event in effect exactly once and in order.
+
+    read     the next entries of the group; they are pending from here on
+    apply    in SQL, one transaction with the sale's cursor
+    ack      only after the commit, so whatever dies in between is read again
+    trim     what SQL has, now and then
+
+A flusher that dies between any two of these leaves entries pending. Whoever comes next, another
+process or this one after an error, begins with those; SQL drops what it has already. Two at once
+are safe: the cursor's lock makes them take turns, and the one that is ahead finds a gap, which is
+the other's pending entries.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
+
+import msgspec
+import structlog
+
+from reservation.domain.events import Event
+from reservation.persistence.events import ApplyKind, ApplyOutcome
+from reservation.persistence.ledger import Ledger
+
+__all__ = ["FlushCounts", "Flusher", "Outbox"]
+
+log = structlog.get_logger(__name__)
+
+#: Entries of one round: enough to share a commit's cost (beyond 1,000 nothing is gained), few
+#: enough that the lock is held for well under a tenth of a second.
+BATCH: Final = 1_000
+#: A trim is due after this many events, or after this long.
+TRIM_EVENTS: Final = 1_000
+TRIM_SECONDS: Final = 1.0
+#: How often one who has nothing new to read looks for what a dead one left pending.
+LOOK_SECONDS: Final = 1.0
+#: Rounds in which the missing event may still be on its way: another flusher's commit.
+GAP_ROUNDS_MAX: Final = 3
+#: How long a sale that was stopped is left alone. A rebuild makes it right; until then each look
+#: raises the alarm again, so that nobody forgets it.
+STOPPED_SECONDS: Final = 30.0
+
+
+class Outbox(Protocol):
+    """What the flusher needs of Redis: one stream a sale, one group, one consumer."""
+
+    async def ensure_group(self, sale_id: str, after_seq: int) -> None:
+        """Make the group, reading on after this event; one that stands is left alone."""
+        ...
+
+    async def read_new(self, sale_id: str, count: int) -> list[Event]:
+        """Events that nobody has read yet; they are pending from now on."""
+        ...
+
+    async def read_pending(self, sale_id: str, count: int) -> list[Event]:
+        """Events that were read and not acknowledged, from the oldest on."""
+        ...
+
+    async def ack(self, sale_id: str, seqs: Sequence[int]) -> None:
+        """Acknowledge events that SQL has committed."""
+        ...
+
+    async def trim(self, sale_id: str, below_seq: int) -> None:
+        """Drop entries below this event, which stays."""
+        ...
+
+
+class FlushCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """What one round did."""
+
+    #: Events that this round wrote.
+    flushed: int = 0
+    #: Events that were acknowledged: those, and what SQL had already.
+    acknowledged: int = 0
+    #: Nothing is written for this sale until an operator has looked.
+    stopped: bool = False
+
+
+class _Sale(msgspec.Struct):
+    """What this flusher knows of one sale; all of it may be lost."""
+
+    #: The group is there.
+    joined: bool = False
+    #: Pending entries come before new ones.
+    behind: bool = True
+    looked_at: float = 0.0
+    gaps: int = 0
+    flushed_seq: int = 0
+    trimmed_seq: int = 0
+    trimmed_at: float = 0.0
+    stopped_at: float | None = None
+
+
+class Flusher:
+    """Flushes sales, each on its own: one that is stopped does not hold up another.
+
+    Args:
+        outbox: the entries.
+        ledger: where they go.
+        on_alarm: told by name, with the sale, the event and the reason, of what stops a sale.
+        on_flushed: told how many events were written.
+        monotonic: seconds that never go back; the event loop's unless a test sets it.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        ledger: Ledger,
+        *,
+        on_alarm: Callable[..., Any],
+        on_flushed: Callable[[int], Any],
+        monotonic: Callable[[], float] | None = None,
+    ) -> None:
+        self._outbox = outbox
+        self._ledger = ledger
+        self._on_alarm = on_alarm
+        self._on_flushed = on_flushed
+        self._monotonic = monotonic
+        self._sales: dict[str, _Sale] = {}
+
+    async def run_once(self, sale_id: str) -> FlushCounts:
+        """Take one batch of the sale to SQL.
+
+        Raises:
+            Exception: whatever Redis or SQL raises. Nothing is lost: the next round begins with
+                what is pending.
+        """
+        sale = self._sales.setdefault(sale_id, _Sale())
+        if sale.stopped_at is not None and self._now() - sale.stopped_at < STOPPED_SECONDS:
+            return FlushCounts(stopped=True)
+        try:
+            return await self._round(sale_id, sale)
+        except BaseException:
+            # What was read may not have been written, and the group may be gone.
+            sale.joined, sale.behind = False, True
+            raise
+
+    async def _round(self, sale_id: str, sale: _Sale) -> FlushCounts:
+        if not sale.joined:
+            sale.flushed_seq, _ = await self._ledger.cursor(sale_id)
+            await self._outbox.ensure_group(sale_id, sale.flushed_seq)
+            sale.joined = True
+        events = await self._read(sale_id, sale)
+        if not events:
+            if sale.stopped_at is not None:
+                return FlushCounts(stopped=True)
+            await self._trim(sale_id, sale)
+            return FlushCounts()
+        outcome = await self._ledger.apply(sale_id, events)
+        if outcome.kind is ApplyKind.GAP:
+            return self._gap(sale_id, sale, outcome)
+        if outcome.kind in (ApplyKind.CONFLICT, ApplyKind.UNKNOWN_SALE):
+            # None of these is in SQL, whatever their numbers say.
+            self._stop(sale_id, sale, outcome)
+            return FlushCounts(stopped=True)
+        done = [event.seq for event in events if event.seq <= outcome.flushed_seq]
+        await self._outbox.ack(sale_id, done)
+        sale.flushed_seq, sale.gaps = outcome.flushed_seq, 0
+        self._on_flushed(outcome.written)
+        if outcome.kind is not ApplyKind.APPLIED:
+            self._stop(sale_id, sale, outcome)
+            return FlushCounts(flushed=outcome.written, acknowledged=len(done), stopped=True)
+        if sale.stopped_at is not None:
+            sale.stopped_at = None
+            log.info("flush_goes_on", sale_id=sale_id, seq=outcome.flushed_seq)
+        await self._trim(sale_id, sale)
+        return FlushCounts(flushed=outcome.written, acknowledged=len(done))
+
+    async def _read(self, sale_id: str, sale: _Sale) -> list[Event]:
+        if not sale.behind:
+            events = await self._outbox.read_new(sale_id, BATCH)
+            if events or self._now() - sale.looked_at < LOOK_SECONDS:
+                return events
+        events = await self._outbox.read_pending(sale_id, BATCH)
+        sale.looked_at = self._now()
+        if events or not sale.behind:
+            return events
+        sale.behind = False
+        return await self._outbox.read_new(sale_id, BATCH)
+
+    def _gap(self, sale_id: str, sale: _Sale, outcome: ApplyOutcome) -> FlushCounts:
+        """What is missing is pending with another flusher, or being committed by it; else lost."""
+        sale.behind = True
+        sale.gaps += 1
+        if sale.gaps < GAP_ROUNDS_MAX:
+            return FlushCounts()
+        sale.gaps = 0
+        self._stop(sale_id, sale, outcome)
+        return FlushCounts(stopped=True)
+
+    def _stop(self, sale_id: str, sale: _Sale, outcome: ApplyOutcome) -> None:
+        sale.stopped_at = self._now()
+        sale.joined, sale.behind = False, True
+        self._on_alarm(
+            f"flush_{outcome.kind.name.lower()}",
+            sale_id=sale_id,
+            seq=outcome.seq,
+            reason=outcome.reason,
+        )
+
+    async def _trim(self, sale_id: str, sale: _Sale) -> None:
+        untrimmed = sale.flushed_seq - sale.trimmed_seq
+        overdue = self._now() - sale.trimmed_at >= TRIM_SECONDS
+        if untrimmed <= 0 or (untrimmed < TRIM_EVENTS and not overdue):
+            return
+        await self._outbox.trim(sale_id, sale.flushed_seq)
+        sale.trimmed_seq, sale.trimmed_at = sale.flushed_seq, self._now()
+
+    def _now(self) -> float:
+        return self._monotonic() if self._monotonic else asyncio.get_running_loop().time()

@@ -1,0 +1,195 @@
+"""Payment intents: committed before money is asked for, one an attempt, barred by a void."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from reservation.domain.errors import BrokenInvariant
+from reservation.persistence import database as database_module
+from reservation.persistence import intents as intents_module
+from reservation.persistence.intents import BATCH_MAX, IntentOutcome, VoidOutcome
+from reservation.persistence.ledger import Ledger
+
+
+def intent(order_id: str = "o", fence: int = 1, **changes: Any) -> dict[str, Any]:
+    return {
+        "order_id": order_id,
+        "sale_id": "s",
+        "fence": fence,
+        "payment_key": f"key-{order_id}",
+        "amount": 100,
+        "currency": "KRW",
+        "idempotency_key": f"confirm-{order_id}",
+        "now_ms": 7,
+        **changes,
+    }
+
+
+def void(order_id: str = "o", fence: int = 1) -> dict[str, Any]:
+    return {"order_id": order_id, "sale_id": "s", "fence": fence, "now_ms": 8}
+
+
+async def test_an_intent_is_written_once_and_a_repeat_says_so(ledger: Ledger) -> None:
+    assert await ledger.write_intent(**intent()) is IntentOutcome.WRITTEN
+    assert await ledger.write_intent(**intent()) is IntentOutcome.ALREADY_WRITTEN
+    [row] = await ledger.intents_of("o")
+    assert (row.kind, row.fence, row.payment_key, row.amount) == ("intent", 1, "key-o", 100)
+    assert await ledger.attempt_owner("key-o") == "o"
+
+
+async def test_a_later_fence_has_an_intent_of_its_own(ledger: Ledger) -> None:
+    await ledger.write_intent(**intent(fence=1))
+    assert await ledger.write_intent(**intent(fence=2)) is IntentOutcome.WRITTEN
+    assert [row.fence for row in await ledger.intents_of("o")] == [1, 2]
+
+
+async def test_a_payment_key_of_another_order_is_refused(ledger: Ledger) -> None:
+    await ledger.write_intent(**intent("o"))
+    outcome = await ledger.write_intent(**intent("thief", payment_key="key-o"))
+    assert outcome is IntentOutcome.KEY_OF_ANOTHER_ORDER
+    assert await ledger.intents_of("thief") == []
+    assert await ledger.attempt_owner("key-o") == "o"
+    assert await ledger.attempt_owner("key-unknown") is None
+
+
+async def test_a_void_bars_the_intent_and_an_intent_bars_the_void(ledger: Ledger) -> None:
+    assert await ledger.void_intent(**void(fence=1)) is VoidOutcome.VOIDED
+    assert await ledger.void_intent(**void(fence=1)) is VoidOutcome.VOIDED
+    assert await ledger.write_intent(**intent(fence=1)) is IntentOutcome.VOIDED
+    assert await ledger.write_intent(**intent(fence=2)) is IntentOutcome.WRITTEN
+    assert await ledger.void_intent(**void(fence=2)) is VoidOutcome.INTENT_STANDS
+    kinds = [(row.fence, row.kind) for row in await ledger.intents_of("o")]
+    assert kinds == [(1, "void"), (2, "intent")]
+
+
+async def test_of_an_intent_and_a_void_at_once_one_wins(ledger: Ledger) -> None:
+    for number in range(20):
+        order_id = f"o-{number}"
+        written, voided = await asyncio.gather(
+            ledger.write_intent(**intent(order_id)), ledger.void_intent(**void(order_id))
+        )
+        assert (written, voided) in (
+            (IntentOutcome.WRITTEN, VoidOutcome.INTENT_STANDS),
+            (IntentOutcome.VOIDED, VoidOutcome.VOIDED),
+        )
+
+
+async def test_another_intent_under_a_used_fence_is_a_bug(ledger: Ledger) -> None:
+    await ledger.write_intent(**intent())
+    with pytest.raises(BrokenInvariant):
+        await ledger.write_intent(**intent(amount=1))
+
+
+@asynccontextmanager
+async def counted(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[int]]:
+    """How many intents each transaction had."""
+    sizes: list[int] = []
+    commit = ledger._intents._commit
+
+    async def counting(batch: Any) -> Any:
+        sizes.append(len(batch))
+        return await commit(batch)
+
+    monkeypatch.setattr(ledger._intents, "_commit", counting)
+    yield sizes
+
+
+async def test_intents_of_one_moment_share_a_transaction_and_each_gets_its_own_answer(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ledger.write_intent(**intent("taken"))
+    await ledger.void_intent(**void("voided"))
+    async with counted(ledger, monkeypatch) as sizes:
+        wishes = [intent(f"o-{number}") for number in range(200)]
+        wishes += [intent("thief", payment_key="key-taken"), intent("taken"), intent("voided")]
+        wishes += [intent("twice"), intent("twice"), intent("p", payment_key="key-twice")]
+        outcomes = await asyncio.gather(*(ledger.write_intent(**wish) for wish in wishes))
+    assert outcomes == [
+        *[IntentOutcome.WRITTEN] * 200,
+        IntentOutcome.KEY_OF_ANOTHER_ORDER,
+        IntentOutcome.ALREADY_WRITTEN,
+        IntentOutcome.VOIDED,
+        IntentOutcome.WRITTEN,
+        IntentOutcome.ALREADY_WRITTEN,
+        IntentOutcome.KEY_OF_ANOTHER_ORDER,
+    ]
+    assert max(sizes) == BATCH_MAX
+    assert len(sizes) <= 5
+
+
+async def test_a_bug_in_one_intent_does_not_reach_its_neighbours(ledger: Ledger) -> None:
+    wishes = [intent("good-1"), intent("bad", amount=-1), intent("good-2")]
+    outcomes = await asyncio.gather(
+        *(ledger.write_intent(**wish) for wish in wishes), return_exceptions=True
+    )
+    assert outcomes[0] is IntentOutcome.WRITTEN
+    assert isinstance(outcomes[1], IntegrityError)
+    assert outcomes[2] is IntentOutcome.WRITTEN
+    assert await ledger.attempt_owner("key-bad") is None
+
+
+async def test_a_caller_that_goes_away_leaves_the_others_their_answers(ledger: Ledger) -> None:
+    tasks = [asyncio.create_task(ledger.write_intent(**intent(f"o-{n}"))) for n in range(10)]
+    await asyncio.sleep(0)
+    for task in tasks[::2]:
+        task.cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert set(outcomes[1::2]) == {IntentOutcome.WRITTEN}
+    assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes[::2])
+    # Those were under way already: what they would have been told can still be asked.
+    assert await ledger.write_intent(**intent("o-0")) is IntentOutcome.ALREADY_WRITTEN
+
+
+async def test_intents_beyond_the_bound_are_refused_at_once(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intents_module, "WAITING_MAX", 3)
+    wishes = [ledger.write_intent(**intent(f"o-{number}")) for number in range(5)]
+    outcomes = await asyncio.gather(*wishes, return_exceptions=True)
+    assert outcomes[:3] == [IntentOutcome.WRITTEN] * 3
+    assert all(isinstance(outcome, TimeoutError) for outcome in outcomes[3:])
+
+
+async def test_closing_waits_for_what_is_being_written(database_url: str) -> None:
+    ledger = await Ledger.open(database_url)
+    writing = asyncio.create_task(ledger.write_intent(**intent()))
+    await asyncio.sleep(0)
+    await ledger.aclose()
+    assert await writing is IntentOutcome.WRITTEN
+
+
+@asynccontextmanager
+async def somebody_who_locks(database_url: str) -> AsyncIterator[None]:
+    """Another process in the middle of a transaction that does not end."""
+    other = await database_module.Database.open(database_url)
+    async with other._writing_engine.connect() as connection:
+        if not other.is_sqlite:
+            await connection.exec_driver_sql("LOCK TABLE payment_attempts")
+        else:
+            await connection.exec_driver_sql("SELECT 1")
+        yield
+        await connection.rollback()
+    await other.aclose()
+
+
+async def test_a_database_that_does_not_answer_in_time_is_an_error_and_recovers(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "COMMAND_SECONDS", 0.3)
+    monkeypatch.setattr(database_module, "BUSY_SECONDS", 0.3)
+    ledger = await Ledger.open(database_url)
+    async with somebody_who_locks(database_url):
+        outcomes = await asyncio.gather(
+            *(ledger.write_intent(**intent(f"o-{number}")) for number in range(3)),
+            return_exceptions=True,
+        )
+    assert all(isinstance(outcome, SQLAlchemyError | OSError) for outcome in outcomes)
+    assert await ledger.write_intent(**intent("o-0")) in (
+        IntentOutcome.WRITTEN,
+        IntentOutcome.ALREADY_WRITTEN,
+    )
+    await ledger.aclose()
