@@ -119,7 +119,7 @@ async def opened(
             signer=Signer(settings.signing_keys),
             prepare=Prepare(catalog, queue, store, order_ids),
             confirm=confirm,
-            release=Release(catalog, store),
+            release=Release(catalog, store, clock=clock),
             look=look,
             sales=Sales(catalog, sale_store, ledger, clock=clock),
             settle=settle,

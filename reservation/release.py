@@ -1,6 +1,7 @@
 """Give a hold back before any money was asked for."""
 
 from reservation.catalog import Catalog
+from reservation.domain.clock import Clock
 from reservation.domain.errors import AlreadyConfirmed, PaymentInProgress
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
@@ -12,9 +13,10 @@ __all__ = ["Release"]
 class Release:
     """Releases holds for buyers, and for the PG's fail redirect."""
 
-    def __init__(self, catalog: Catalog, store: Store) -> None:
+    def __init__(self, catalog: Catalog, store: Store, *, clock: Clock) -> None:
         self._catalog = catalog
         self._store = store
+        self._clock = clock
 
     async def __call__(self, order: Reservation, *, cause: str) -> Reservation:
         """Give the hold back; one that has ended stays as it is.
@@ -32,7 +34,8 @@ class Release:
 
     async def if_held(self, order: Reservation, *, cause: str) -> Reservation:
         """Give the hold back where there is one, and tell how the order stands in any case."""
-        if order.status not in (Status.HELD, Status.PREPARED):
+        # One that readers see as EXPIRED stays so: what has ended does not change its name.
+        if order.shown_status(self._clock.now_ms()) not in (Status.HELD, Status.PREPARED):
             return order
         known = await self._catalog.get(order.sale_id)
         await self._store.release(order, epoch=known.epoch, cause=cause)
