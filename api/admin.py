@@ -63,7 +63,7 @@ _COMMON = (MalformedRequest, Unauthenticated, Forbidden, Unavailable)
 def valid_sale_id(connection: Connection, _: BaseRouteHandler) -> None:
     """Guard: an id that can be a sale's, before it becomes part of a key."""
     sale_id = connection.path_params.get("sale_id")
-    if sale_id is not None and _SALE_ID.match(sale_id) is None:
+    if sale_id is not None and _SALE_ID.fullmatch(sale_id) is None:
         raise SaleNotFound
 
 

@@ -84,7 +84,7 @@ class Buyers:
         except (jwt.PyJWTError, ValueError) as error:
             raise Unauthenticated from error
         subject = claims.get("sub")
-        if not isinstance(subject, str) or _BUYER_ID.match(subject) is None:
+        if not isinstance(subject, str) or _BUYER_ID.fullmatch(subject) is None:
             raise Unauthenticated("The token's subject is not a buyer's id.")
         return subject, float(claims["exp"])
 

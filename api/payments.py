@@ -1,5 +1,6 @@
 """Where the PG sends the buyer's browser and its webhooks."""
 
+import re
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 from urllib.parse import urlencode
@@ -38,6 +39,7 @@ __all__ = ["PaymentController"]
 
 log = structlog.get_logger(__name__)
 
+_PAYMENT_KEY = re.compile(PAYMENT_KEY)
 #: What the storefront's result page is told, by the state in which the buyer came back.
 _OUTCOMES: Final = {
     Status.CONFIRMED: "confirmed",
@@ -126,7 +128,7 @@ class PaymentController(Controller):
             order = await _order_of(api, claims)
             if amount != str(order.amount):
                 raise AmountMismatch(expectedAmount=order.amount)
-            if payment_key is None or not _is_payment_key(payment_key):
+            if payment_key is None or _PAYMENT_KEY.fullmatch(payment_key) is None:
                 raise InvalidToken("paymentKey is not one of the payment provider's.")
             now_ms = api.service.clock.now_ms()
             found = await api.service.confirm(
@@ -199,14 +201,6 @@ async def _order_of(api: Api, claims: Claims) -> Reservation:
     if claims.amount != order.amount or claims.buyer != buyer:
         raise InvalidToken
     return order
-
-
-def _is_payment_key(text: str) -> bool:
-    try:
-        msgspec.convert(text, Annotated[str, msgspec.Meta(pattern=PAYMENT_KEY)])
-    except msgspec.ValidationError:
-        return False
-    return True
 
 
 def _printable(code: str | None) -> str:

@@ -59,7 +59,7 @@ IdempotencyKey = Annotated[
 async def sale_exists(connection: Connection, _: BaseRouteHandler) -> None:
     """Guard: a sale that is known, or 404; it goes before the body is looked at."""
     sale_id = connection.path_params["sale_id"]
-    if _SALE_ID.match(sale_id) is None:
+    if _SALE_ID.fullmatch(sale_id) is None:
         raise SaleNotFound
     await api_of(connection).service.catalog.get(sale_id)
 

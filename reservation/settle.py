@@ -21,7 +21,13 @@ from reservation.failpoints import reach
 from reservation.judge import Asked, Unapproved, judge
 from reservation.limits import DEFAULT_LIMITS, PaymentLimits
 from reservation.metrics import SETTLED, alarm
-from reservation.payments.gateway import Answered, PaymentGateway, PaymentStatus
+from reservation.payments.gateway import (
+    Answer,
+    Answered,
+    PaymentGateway,
+    PaymentMissing,
+    PaymentStatus,
+)
 from reservation.persistence.intents import IntentOutcome
 from reservation.persistence.ledger import Ledger
 from reservation.redis.store import LeaseElsewhere, Outcome, Store
@@ -86,17 +92,28 @@ class Settle:
             asked=Asked.LOOK_UP,
             virtual_accounts=case.known.sale.virtual_accounts,
         )
+        age_ms = self._age_ms(case.order)
+        closed = age_ms >= self._limits.window_closed_seconds * 1000
+        if closed and _of_another_order(answer, case) and await self._no_payment_of(case):
+            return await self._give_back(case)
         if not isinstance(verdict, Unapproved):
             return await self._conclude(case, answer, Asked.LOOK_UP)
         await self._conclude.remember(
             case.order.order_id, case.payment_key, AnswerKind.LOOK_UP, answer
         )
-        age_ms = self._age_ms(case.order)
         if age_ms < self._limits.confirm_again_seconds * 1000:
             return await self._confirm_again(case, unapproved=not verdict.missing)
-        if age_ms >= self._limits.window_closed_seconds * 1000 and verdict.missing:
+        if closed and verdict.missing:
             return await self._give_back(case)
         return None
+
+    async def _no_payment_of(self, case: Case) -> bool:
+        """Whether the PG knows of no payment of this order at all."""
+        answer = await self._gateway.look_up_order(case.order.order_id)
+        await self._conclude.remember(
+            case.order.order_id, case.payment_key, AnswerKind.LOOK_UP_ORDER, answer
+        )
+        return isinstance(answer, PaymentMissing)
 
     def _age_ms(self, order: Reservation) -> int:
         return self._clock.now_ms() - (order.claimed_at_ms or order.updated_at_ms)
@@ -183,3 +200,8 @@ class Settle:
             name="expired", attempt="expired:deposit", members={"cause": "no deposit came"}
         )
         return await self._conclude.cancel(case, outcome, "no deposit came in time")
+
+
+def _of_another_order(answer: Answer, case: Case) -> bool:
+    """A buyer came back with the key of somebody else's payment: it can never pay this order."""
+    return isinstance(answer, Answered) and answer.payment.order_id != case.order.order_id

@@ -64,6 +64,6 @@ class OrderIds:
 
 def sale_of(order_id: str) -> str | None:
     """The sale that an order id names, or None where it is not an order id at all."""
-    if _ORDER_ID.match(order_id) is None:
+    if _ORDER_ID.fullmatch(order_id) is None:
         return None
     return order_id[: -_TAIL_CHARS - 1]
