@@ -1,0 +1,133 @@
+// The service's calls: who the buyer is, what is refused, and what may be asked again.
+
+import { browser } from "./remember.js";
+
+/** How long an answer may take before the network counts as gone. */
+const PATIENCE_MS = 15_000;
+/** The longest wait that the service allows for a change. */
+const WAIT_SECONDS = 25;
+
+/** A no of the service, or of the network (`network`: it cannot be told what became of the call). */
+export class Refusal extends Error {
+  constructor(code, { status = 0, facts = {}, retryAfter = 0 } = {}) {
+    super(code);
+    this.code = code;
+    this.status = status;
+    this.facts = facts;
+    this.retryAfter = retryAfter;
+    this.requestId = facts.instance ?? "";
+  }
+
+  /** Whether the call may have done its work all the same. */
+  get unclear() {
+    return this.code === "network" || this.code === "outcome_unknown";
+  }
+}
+
+async function call(path, { method = "GET", body, headers = {}, patienceMs = PATIENCE_MS } = {}) {
+  const request = {
+    method,
+    headers: { Accept: "application/json", ...headers },
+    cache: "no-store",
+    signal: AbortSignal.timeout(patienceMs),
+  };
+  if (body !== undefined) {
+    request.body = JSON.stringify(body);
+    request.headers["Content-Type"] = "application/json";
+  }
+  let response;
+  let answer;
+  try {
+    response = await fetch(path, request);
+    answer = await response.json();
+  } catch {
+    // No connection, no time left, or a proxy's page instead of an answer.
+    throw new Refusal("network", { status: response?.status });
+  }
+  if (response.ok) return { answer, headers: response.headers };
+  throw new Refusal(answer.code ?? "network", {
+    status: response.status,
+    facts: answer,
+    retryAfter: Number(response.headers.get("Retry-After")) || 0,
+  });
+}
+
+let arriving = null;
+
+/** This browser's token; a new guest's where it has none, or where `refused` was its last one. */
+async function buyerToken(refused = null) {
+  const known = browser.get("buyer");
+  if (known && known !== refused) return known;
+  arriving ??= call("/v1/guests", { method: "POST" }).finally(() => (arriving = null));
+  const { answer } = await arriving;
+  // Another tab may have been quicker: both must be the same buyer.
+  const other = browser.get("buyer");
+  if (other && other !== refused) return other;
+  browser.set("buyer", answer.token);
+  return answer.token;
+}
+
+async function asBuyer(path, options = {}) {
+  const send = (token) =>
+    call(path, { ...options, headers: { ...options.headers, Authorization: `Bearer ${token}` } });
+  const token = await buyerToken();
+  try {
+    return await send(token);
+  } catch (refusal) {
+    if (refusal.code !== "unauthenticated") throw refusal;
+    return await send(await buyerToken(token));
+  }
+}
+
+const part = encodeURIComponent;
+
+export async function listSales() {
+  return (await call("/v1/sales")).answer.sales;
+}
+
+/** The sale, as this buyer sees it: its admission is made out to the buyer. */
+export async function getSale(saleId) {
+  const began = performance.now();
+  const token = browser.get("buyer");
+  const headers = token ? { Authorization: `Bearer ${token}` } : {};
+  const { answer } = await call(`/v1/sales/${part(saleId)}`, { headers });
+  return { sale: answer, tookMs: performance.now() - began };
+}
+
+export async function listReservations(saleId) {
+  // Who was never here has none, and needs no token to look around.
+  if (!browser.get("buyer")) return [];
+  return (await asBuyer(`/v1/sales/${part(saleId)}/reservations`)).answer.reservations;
+}
+
+export async function prepare(saleId, { key, items, amount, admission }) {
+  const headers = { "Idempotency-Key": key };
+  if (admission) headers["X-Sale-Admission"] = admission;
+  const { answer, headers: told } = await asBuyer(`/v1/sales/${part(saleId)}/reservations`, {
+    method: "POST",
+    headers,
+    body: { items, amount },
+  });
+  return { reservation: answer, replayed: told.get("Idempotent-Replayed") === "true" };
+}
+
+/** One reservation: by a token of the address, or as this browser's buyer; at its next change. */
+export async function getReservation(orderId, { token, wait = false } = {}) {
+  const path = `/v1/reservations/${part(orderId)}${wait ? `?wait=${WAIT_SECONDS}` : ""}`;
+  const patienceMs = PATIENCE_MS + (wait ? WAIT_SECONDS * 1000 : 0);
+  if (token) {
+    const headers = { "X-Reservation-Token": token };
+    return (await call(path, { headers, patienceMs })).answer;
+  }
+  if (!browser.get("buyer")) throw new Refusal("unauthenticated", { status: 401 });
+  return (await asBuyer(path, { patienceMs })).answer;
+}
+
+export async function release(orderId) {
+  return (await asBuyer(`/v1/reservations/${part(orderId)}/release`, { method: "POST" })).answer;
+}
+
+/** The buyer's token as it is, for whoever must not make a new one. */
+export function knownBuyer() {
+  return browser.get("buyer");
+}

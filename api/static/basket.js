@@ -1,0 +1,142 @@
+// The items: what is left of each, how many the buyer would like, and what that costs.
+
+import { tab } from "./remember.js";
+import { money, number, t } from "./text.js";
+
+/** From here on a number of pieces is worth saying aloud. */
+const FEW = 10;
+
+const place = (saleId) => `basket.${saleId}`;
+
+export class Basket {
+  #rows = new Map();
+  #sale;
+  #list;
+  #template;
+  #say;
+  #onChange;
+
+  constructor({ list, template, say, onChange }) {
+    this.#list = list;
+    this.#template = template;
+    this.#say = say;
+    this.#onChange = onChange;
+  }
+
+  /** Draws the sale's items; what the buyer chose before, here or before a reload, stays. */
+  show(sale) {
+    this.#sale = sale;
+    const chosen = tab.get(place(sale.saleId)) ?? this.#firstWish(sale);
+    const skus = new Set(sale.items.map((item) => item.sku));
+    for (const [sku, row] of this.#rows) {
+      if (skus.has(sku)) continue;
+      row.element.remove();
+      this.#rows.delete(sku);
+    }
+    for (const item of sale.items) {
+      const row = this.#rows.get(item.sku) ?? this.#newRow(item);
+      row.item = item;
+      row.quantity = Math.min(chosen[item.sku] ?? 0, item.limitPerBuyer);
+      this.#list.append(row.element);
+      this.#draw(row);
+    }
+    this.#onChange();
+  }
+
+  /** Who comes for the one thing on sale wants one. */
+  #firstWish(sale) {
+    return sale.items.length === 1 ? { [sale.items[0].sku]: 1 } : {};
+  }
+
+  /** A change of the live stock. */
+  stock({ sku, available, held, sold }) {
+    const row = this.#rows.get(sku);
+    if (!row) return;
+    const before = row.item.available;
+    row.item = { ...row.item, available, held, sold, total: available + held + sold };
+    this.#draw(row);
+    this.#tell(row.item, before);
+    this.#onChange();
+  }
+
+  #tell({ name, available }, before) {
+    if (before > 0 && available === 0) this.#say(t("say.soldOut", { name }));
+    if (before === 0 && available > 0) this.#say(t("say.back", { name }));
+    if (before > FEW && available > 0 && available <= FEW) {
+      this.#say(t("say.few", { name, count: available }));
+    }
+  }
+
+  get chosen() {
+    return [...this.#rows.values()].filter((row) => row.quantity > 0);
+  }
+
+  /** As prepare takes it. */
+  get lines() {
+    return this.chosen.map(({ item, quantity }) => ({ sku: item.sku, quantity }));
+  }
+
+  get amount() {
+    return this.chosen.reduce((sum, { item, quantity }) => sum + item.price * quantity, 0);
+  }
+
+  nameOf(sku) {
+    return this.#rows.get(sku)?.item.name ?? sku;
+  }
+
+  /** What is bought or given back is not wanted a second time by itself. */
+  empty() {
+    for (const row of this.#rows.values()) {
+      row.quantity = 0;
+      this.#draw(row);
+    }
+    this.#keep();
+    this.#onChange();
+  }
+
+  #keep() {
+    const chosen = Object.fromEntries(this.chosen.map(({ item, quantity }) => [item.sku, quantity]));
+    tab.set(place(this.#sale.saleId), chosen);
+  }
+
+  #newRow(item) {
+    const element = this.#template.content.cloneNode(true).firstElementChild;
+    const row = { item, quantity: 0, element };
+    element.querySelector(".less").addEventListener("click", () => this.#step(row, -1));
+    element.querySelector(".more").addEventListener("click", () => this.#step(row, 1));
+    this.#rows.set(item.sku, row);
+    return row;
+  }
+
+  #step(row, by) {
+    row.quantity = Math.min(Math.max(0, row.quantity + by), row.item.limitPerBuyer);
+    this.#draw(row);
+    this.#keep();
+    this.#onChange();
+    this.#say(t("say.total", { amount: money(this.amount, this.#sale.currency) }));
+  }
+
+  #draw({ item, quantity, element }) {
+    const find = (selector) => element.querySelector(selector);
+    const { name } = item;
+    element.dataset.sku = item.sku;
+    element.classList.toggle("gone", item.available === 0);
+    find("h2").textContent = name;
+    find(".price").textContent = money(item.price, this.#sale.currency);
+    find(".words").textContent = leftWords(item);
+    find(".meter span").style.inlineSize = `${item.total ? (100 * item.available) / item.total : 0}%`;
+    find(".limit").textContent = t("limit", { count: number(item.limitPerBuyer) });
+    find(".stepper").setAttribute("aria-label", t("quantityOf", { name }));
+    find("output").textContent = number(quantity);
+    find(".less").setAttribute("aria-label", t("oneLess", { name }));
+    find(".more").setAttribute("aria-label", t("oneMore", { name }));
+    // Not `disabled`: the focus would fall out of the page at the last step.
+    find(".less").setAttribute("aria-disabled", String(quantity === 0));
+    find(".more").setAttribute("aria-disabled", String(quantity >= item.limitPerBuyer));
+  }
+}
+
+function leftWords({ available, held, total }) {
+  if (available > 0) return t("leftOf", { count: number(available), total: number(total) });
+  return t(held > 0 ? "allHeld" : "soldOut");
+}

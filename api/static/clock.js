@@ -1,0 +1,48 @@
+// The server's clock in the page, a tick each second, and what is said aloud of it.
+
+let difference = 0;
+
+/** Set by an answer: the server's time was in the middle of the call. */
+export function setClock(serverTime, tookMs) {
+  difference = Date.parse(serverTime) + tookMs / 2 - performance.now();
+}
+
+/** The server's time in ms. The page's own clock may be wrong by days: it is never asked. */
+export function serverNow() {
+  return performance.now() + difference;
+}
+
+/** Calls `tick` at once and at the turn of each of the server's seconds, while the page is seen. */
+export function eachSecond(tick) {
+  let timer = 0;
+  const run = () => {
+    clearTimeout(timer);
+    tick();
+    if (!document.hidden) timer = setTimeout(run, 1000 - (((serverNow() % 1000) + 1000) % 1000));
+  };
+  document.addEventListener("visibilitychange", run);
+  run();
+}
+
+/** How many words may wait: what is older than that is no news. */
+const WAITING_MAX = 3;
+/** One at a time, far enough apart to be heard out. */
+const PAUSE_MS = 4_000;
+
+/** Says things to screen readers through a live region, one after the other. */
+export function announcer(region) {
+  const waiting = [];
+  let busy = false;
+  const next = () => {
+    busy = waiting.length > 0;
+    if (!busy) return;
+    region.textContent = waiting.shift();
+    setTimeout(next, PAUSE_MS);
+  };
+  return (sentence) => {
+    if (waiting.includes(sentence)) return;
+    waiting.push(sentence);
+    if (waiting.length > WAITING_MAX) waiting.shift();
+    if (!busy) next();
+  };
+}

@@ -1,0 +1,115 @@
+// The hold: what it holds, how long it lasts, paying it, giving it back.
+
+import { release, Refusal } from "./api.js";
+import { serverNow } from "./clock.js";
+import { dropToken, keepToken, paymentBegins } from "./leave.js";
+import { pay } from "./pay.js";
+import { money, remaining, t } from "./text.js";
+
+const $ = (id) => document.getElementById(id);
+
+/** The seconds left at which it is said aloud how long there is still. */
+const SAID_AT = new Set([300, 120, 60, 30, 10]);
+
+export class Hold {
+  #current = null;
+  #busy = false;
+  #page;
+
+  /** @param page the page's words: say, notice(sentence), nameOf(sku), ended(sentence, reservation) */
+  constructor(page) {
+    this.#page = page;
+    $("pay").addEventListener("click", () => this.#pay());
+    $("give-back").addEventListener("click", () => this.#giveBack());
+  }
+
+  get current() {
+    return this.#current;
+  }
+
+  /** Shows a live reservation, or none. The token comes with prepare's answer alone. */
+  show(reservation) {
+    this.#current = reservation;
+    this.#busy = false;
+    $("hold").hidden = !reservation;
+    if (!reservation) return dropToken();
+    if (reservation.token) keepToken(reservation.orderId, reservation.token);
+    const { status, items, amount, currency } = reservation;
+    $("hold-title").textContent = t(status === "HELD" ? "holdTitle" : "preparedTitle");
+    $("hold-lines").replaceChildren(...items.map((item) => this.#line(item, currency)));
+    $("pay").textContent = t("pay", { amount: money(amount, currency) });
+    this.#enable(true);
+    this.tick();
+  }
+
+  focus() {
+    $("hold-title").focus();
+  }
+
+  #line({ sku, quantity, price }, currency) {
+    const line = document.createElement("li");
+    const name = document.createElement("span");
+    const cost = document.createElement("span");
+    name.textContent = `${this.#page.nameOf(sku)} × ${quantity}`;
+    cost.textContent = money(price * quantity, currency);
+    line.append(name, cost);
+    return line;
+  }
+
+  /** The countdown; when it is over, what happened is asked for, not guessed. */
+  tick() {
+    if (!this.#current) return;
+    const left = Date.parse(this.#current.expiresAt) - serverNow();
+    const shown = remaining(left);
+    const clock = $("hold-left").querySelector("strong");
+    if (clock.textContent !== shown) {
+      clock.textContent = shown;
+      const seconds = Math.ceil(left / 1000);
+      if (SAID_AT.has(seconds)) this.#page.say(t("say.timeLeft", { time: spoken(seconds) }));
+    }
+    $("hold").classList.toggle("short", left < 60_000);
+    if (left <= 0 && !this.#busy) this.#page.over();
+  }
+
+  #enable(possible) {
+    $("pay").disabled = !possible;
+    $("give-back").disabled = !possible;
+  }
+
+  async #pay() {
+    const reservation = this.#current;
+    paymentBegins(reservation.orderId);
+    this.#enable(false);
+    $("pay").textContent = t("paying");
+    try {
+      await pay(reservation);
+      // A widget key's first press only draws the ways to pay; the second one leaves the page.
+      if (!reservation.payment.checkoutUrl) this.show(reservation);
+    } catch (error) {
+      // The PG's script was blocked, or it refused: its own words are for the shop's developer.
+      console.warn("payment page:", error);
+      this.show(reservation);
+      this.#page.notice(t("error.payment_page"));
+    }
+  }
+
+  async #giveBack() {
+    const { orderId } = this.#current;
+    this.#busy = true;
+    this.#enable(false);
+    try {
+      await release(orderId);
+      this.#page.ended(t("released"));
+    } catch (refusal) {
+      if (!(refusal instanceof Refusal)) throw refusal;
+      this.#busy = false;
+      this.#enable(true);
+      this.#page.refused(refusal);
+    }
+  }
+}
+
+function spoken(seconds) {
+  if (seconds < 60) return t("seconds", { count: seconds });
+  return remaining(seconds * 1000);
+}

@@ -1,0 +1,62 @@
+// Opens the PG's page: by its address, or through the PG's own script where the shop has real keys.
+
+const SDK = "https://js.tosspayments.com/v2/standard";
+
+/** Client keys of the product whose payment methods are drawn into our page. */
+const WIDGET_KEY = /^(test|live)_gck_/;
+
+function checkoutAddress(reservation) {
+  const { checkoutUrl, clientKey, customerKey, successUrl, failUrl } = reservation.payment;
+  const { orderId, orderName, amount, currency } = reservation;
+  const address = new URL(checkoutUrl);
+  const asked = { clientKey, customerKey, orderId, orderName, amount, currency, successUrl, failUrl };
+  for (const [name, value] of Object.entries(asked)) address.searchParams.set(name, value);
+  return address.href;
+}
+
+function loadScript(address) {
+  return new Promise((resolve, reject) => {
+    const script = document.createElement("script");
+    script.src = address;
+    script.addEventListener("load", resolve);
+    script.addEventListener("error", () => reject(new Error(`${address} did not load`)));
+    document.head.append(script);
+  });
+}
+
+let drawn = null;
+
+/** With a widget key the buyer chooses how to pay in our page first, and presses Pay once more. */
+async function drawWidgets(toss, { orderId, amount, currency, payment }) {
+  const widgets = toss.widgets({ customerKey: payment.customerKey });
+  await widgets.setAmount({ currency, value: amount });
+  await widgets.renderPaymentMethods({ selector: "#pg-methods" });
+  await widgets.renderAgreement({ selector: "#pg-agreement" });
+  drawn = { orderId, widgets };
+}
+
+async function payBySdk(reservation) {
+  const { orderId, orderName, amount, currency, payment } = reservation;
+  if (!window.TossPayments) await loadScript(SDK);
+  const toss = window.TossPayments(payment.clientKey);
+  const asked = {
+    orderId,
+    orderName,
+    successUrl: payment.successUrl,
+    failUrl: payment.failUrl,
+    // A redirect is the one way that works on a phone too.
+    windowTarget: "self",
+  };
+  if (WIDGET_KEY.test(payment.clientKey)) {
+    if (drawn?.orderId !== orderId) return await drawWidgets(toss, reservation);
+    return await drawn.widgets.requestPayment(asked);
+  }
+  const payments = toss.payment({ customerKey: payment.customerKey });
+  await payments.requestPayment({ ...asked, method: "CARD", amount: { currency, value: amount } });
+}
+
+/** Leads the buyer to the payment; rejects where the page could not be opened: no money moved. */
+export async function pay(reservation) {
+  if (reservation.payment.checkoutUrl) location.assign(checkoutAddress(reservation));
+  else await payBySdk(reservation);
+}

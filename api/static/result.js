@@ -1,0 +1,118 @@
+// Where the buyer lands after the payment page: what became of it, and whether money was taken.
+
+import { getReservation, Refusal } from "./api.js";
+import { moment, money, t, translatePage } from "./text.js";
+
+/** A payment is decided within 13 minutes; each look waits up to 25 s for it. */
+const LOOKS_MAX = 36;
+/** How long a look that failed lets the network rest. */
+const PAUSE_MS = 3_000;
+
+const MARKS = { confirmed: "✓", settling: "…", awaiting_deposit: "…", offline: "…", refunded: "↩" };
+
+/** What the service's own redirect said, for the states that may have several reasons. */
+const REASONS = { RELEASED: ["declined", "sold_out", "expired"], EXPIRED: ["expired", "sold_out"] };
+
+const KINDS = {
+  CONFIRMED: "confirmed",
+  CONFIRMING: "settling",
+  AWAITING_DEPOSIT: "awaiting_deposit",
+  HELD: "held",
+  PREPARED: "held",
+  REFUNDED: "refunded",
+};
+
+/** Outcomes in which the service told this very browser that nothing was taken. */
+const UNPAID = new Set(["declined", "expired", "sold_out"]);
+
+const $ = (id) => document.getElementById(id);
+const query = new URLSearchParams(location.search);
+const orderId = query.get("orderId") ?? "";
+const outcome = query.get("outcome") ?? "";
+const token = takeToken();
+
+const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+
+/** Reads the token and takes it out of the address, so that a copied link does not carry it. */
+function takeToken() {
+  const found = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (found) history.replaceState({ token: found }, "", location.pathname + location.search);
+  // A reload keeps the entry's state, and so goes on reading the order.
+  return found ?? history.state?.token ?? null;
+}
+
+function kindOf({ status }) {
+  const reasons = REASONS[status];
+  if (!reasons) return KINDS[status] ?? "unreadable";
+  return reasons.includes(outcome) ? outcome : reasons[0];
+}
+
+function show(kind, reservation = null, sentence = `result.${kind}.money`) {
+  const title = t(`result.${kind}`);
+  const values = reservation && {
+    amount: money(reservation.amount, reservation.currency),
+    time: moment(reservation.expiresAt),
+  };
+  $("result").dataset.kind = kind;
+  $("result").setAttribute("aria-busy", String(kind === "settling"));
+  $("mark").textContent = MARKS[kind] ?? "!";
+  $("what").textContent = title;
+  $("money").textContent = t(sentence, values ?? {});
+  document.title = title;
+  if (reservation) showFacts(kind, reservation);
+}
+
+function showFacts(kind, { saleId, orderId: id, orderName, amount, currency }) {
+  const sale = `/sales/${encodeURIComponent(saleId)}`;
+  $("order-name").textContent = orderName;
+  $("amount").textContent = money(amount, currency);
+  $("order-id").textContent = id;
+  $("facts").hidden = false;
+  $("again").hidden = !(kind === "held" || UNPAID.has(kind));
+  $("again").href = sale;
+  $("again").textContent = t(kind === "held" ? "goOnPaying" : "tryAgain");
+  $("back").hidden = !$("again").hidden;
+  $("back").href = sale;
+  $("back").textContent = t("backToSale");
+}
+
+/** By the address's token, or, where that has ended or is another's, as this browser's buyer. */
+async function look(wait) {
+  try {
+    return await getReservation(orderId, { token, wait });
+  } catch (refusal) {
+    const mayBeOurs = token && (refusal.status === 401 || refusal.status === 404);
+    if (!mayBeOurs) throw refusal;
+    return await getReservation(orderId, { wait });
+  }
+}
+
+function showUnread(refusal) {
+  if (refusal.status === 401 || refusal.status === 404) {
+    // Nobody here may read it, but the service sent the buyer here with the answer.
+    show(UNPAID.has(outcome) || outcome === "invalid" ? outcome : "unreadable");
+  } else if (refusal.code === "hold_lost") show("expired");
+  else show("offline");
+}
+
+/** Looks until it is decided. */
+async function follow() {
+  if (!orderId) return show("invalid");
+  for (let looks = 0; looks < LOOKS_MAX; looks++) {
+    try {
+      const reservation = await look(looks > 0);
+      show(kindOf(reservation), reservation);
+      if (reservation.status !== "CONFIRMING") return;
+    } catch (refusal) {
+      if (!(refusal instanceof Refusal)) throw refusal;
+      showUnread(refusal);
+      if (refusal.status !== 0 && refusal.status < 500) return;
+      await pause(PAUSE_MS);
+    }
+  }
+  if ($("result").dataset.kind === "settling") $("money").textContent = t("result.settling.later");
+}
+
+translatePage(t("resultTitle"));
+follow();
+addEventListener("pageshow", (event) => event.persisted && follow());

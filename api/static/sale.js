@@ -1,0 +1,247 @@
+// One sale: its clock and stock, the basket, the hold, and the way to the payment.
+
+import { getSale, listReservations, Refusal } from "./api.js";
+import { Basket } from "./basket.js";
+import { announcer, eachSecond, serverNow, setClock } from "./clock.js";
+import { Hold } from "./hold.js";
+import { watchStock } from "./stock.js";
+import { forgetWish, isLive, take } from "./take.js";
+import { moment, money, remaining, sorry, t, translatePage } from "./text.js";
+
+/** An admission is good for ten minutes; one that is older than this is asked for anew. */
+const ADMISSION_MS = 8 * 60_000;
+/** A page that was hidden for longer reads the sale again. */
+const STALE_MS = 10_000;
+/** Everybody's page sees the sale open at the same instant: they ask again spread over this. */
+const SPREAD_MS = 3_000;
+
+const saleId = decodeURIComponent(location.pathname.split("/")[2] ?? "");
+const $ = (id) => document.getElementById(id);
+const say = announcer($("announcer"));
+
+let sale = null;
+let readAt = -Infinity;
+let busy = false;
+
+const basket = new Basket({
+  list: $("items"),
+  template: $("item"),
+  say,
+  onChange: drawTill,
+});
+
+const hold = new Hold({
+  say,
+  nameOf: (sku) => basket.nameOf(sku),
+  notice,
+  refused,
+  over: () => refreshReservations({ after: t("holdOver") }),
+  ended(sentence) {
+    hold.show(null);
+    drawTill();
+    notice(sentence, { focus: true });
+    refreshReservations();
+  },
+});
+
+function notice(sentence, { focus = false } = {}) {
+  $("notice").textContent = sentence;
+  $("notice").hidden = !sentence;
+  if (focus) $("notice").focus();
+}
+
+/** Says why, and looks again at whatever the refusal may have been about. */
+function refused(refusal) {
+  notice(sorry(refusal));
+  $("notice").scrollIntoView({ block: "nearest" });
+  if (refusal.unclear || refusal.code === "rate_limited") return;
+  refreshSale();
+  refreshReservations();
+}
+
+/** The clock decides between two readings of the sale; whether it may be bought, the server does. */
+function statusNow() {
+  const now = serverNow();
+  if (now >= Date.parse(sale.closesAt)) return "closed";
+  if (sale.status === "scheduled" && now >= Date.parse(sale.opensAt)) return "open";
+  return sale.status;
+}
+
+let shownStatus = "";
+
+function drawHead() {
+  const status = statusNow();
+  const opens = status === "scheduled";
+  const counts = opens || status === "open" || status === "paused" || status === "sold_out";
+  const until = Date.parse(opens ? sale.opensAt : sale.closesAt);
+  $("countdown").hidden = !counts;
+  $("countdown").querySelector("span").textContent = t(opens ? "opensIn" : "closesIn");
+  $("countdown").querySelector("strong").textContent = remaining(until - serverNow());
+  if (status === shownStatus) return;
+  if (shownStatus) statusChanged(status);
+  shownStatus = status;
+  $("status").textContent = t(`status.${status}`);
+  $("status").dataset.status = status;
+  $("when").textContent = opens
+    ? t("opensAt", { time: moment(sale.opensAt) })
+    : t(status === "closed" ? "closedAt" : "closesAt", { time: moment(sale.closesAt) });
+  drawTill();
+}
+
+function statusChanged(status) {
+  if (status === "open") say(t("say.opened"));
+  if (status === "closed") say(t("say.closed"));
+  setTimeout(refreshSale, Math.random() * SPREAD_MS);
+}
+
+function drawTill() {
+  if (!sale) return;
+  const { amount } = basket;
+  const buyable = ["open", "sold_out", "paused"].includes(statusNow());
+  $("basket").hidden = Boolean(hold.current);
+  $("total").textContent = money(amount, sale.currency);
+  $("buy").disabled = busy || !buyable || amount === 0;
+  $("buy").textContent = t(busy ? "buying" : "buy");
+  $("hint").textContent = buyable ? hint(amount) : t(`status.${statusNow()}`);
+}
+
+function hint(amount) {
+  if (amount === 0) return t("choose");
+  if (sale.holdPolicy === "success") return t("policySuccess");
+  const minutes = t("minutes", { count: Math.floor(sale.holdSeconds / 60) });
+  return t("policyHold", { minutes });
+}
+
+function drawOrders(reservations) {
+  // The live one has its own place; what ended unpaid is of no use to anybody.
+  const told = reservations.filter(({ status }) =>
+    ["CONFIRMING", "AWAITING_DEPOSIT", "CONFIRMED", "REFUNDED"].includes(status),
+  );
+  $("orders").hidden = told.length === 0;
+  $("order-list").replaceChildren(...told.map(orderLine));
+}
+
+function orderLine({ orderId, orderName, status, amount, currency }) {
+  const line = document.createElement("li");
+  const link = document.createElement("a");
+  const state = document.createElement("span");
+  link.href = `/result?${new URLSearchParams({ orderId })}`;
+  link.textContent = `${orderName}, ${money(amount, currency)}`;
+  state.textContent = t(`order.${status}`);
+  line.append(link, state);
+  return line;
+}
+
+/** Runs a reading of the service; what it could not read is said, and the page stays as it was. */
+async function reading(read) {
+  try {
+    await read();
+  } catch (refusal) {
+    if (!(refusal instanceof Refusal)) throw refusal;
+    notice(sorry(refusal, { reading: true }));
+  }
+}
+
+async function readSale() {
+  const { sale: read, tookMs } = await getSale(saleId);
+  sale = read;
+  readAt = performance.now();
+  setClock(sale.serverTime, tookMs);
+  translatePage(sale.name);
+  $("name").textContent = sale.name;
+  basket.show(sale);
+  drawHead();
+  drawTill();
+  $("head").hidden = false;
+}
+
+const refreshSale = () => reading(readSale);
+
+/** The reservations are the service's: a reload, a way back and another tab all go on with them. */
+function refreshReservations({ after = "" } = {}) {
+  return reading(async () => {
+    const reservations = await listReservations(saleId);
+    drawOrders(reservations);
+    const live = reservations.find(isLive) ?? null;
+    const before = hold.current;
+    if (live) {
+      // The hold that a lost answer was about has turned up.
+      forgetWish(saleId);
+      hold.show(live.orderId === before?.orderId ? { ...live, token: before.token } : live);
+    } else {
+      hold.show(null);
+      if (before) notice(endOf(reservations, before) || after || t("endedElsewhere"));
+    }
+    drawTill();
+  });
+}
+
+/** A hold that is paid, or being paid, did not end badly: the list of orders shows it. */
+function endOf(reservations, { orderId }) {
+  const status = reservations.find((found) => found.orderId === orderId)?.status;
+  if (status === "CONFIRMING") return t("settlingHere");
+  if (status === "AWAITING_DEPOSIT") return t("depositHere");
+  return status === "CONFIRMED" ? t("error.already_confirmed") : "";
+}
+
+const asking = {
+  async admission(fresh) {
+    if (fresh || performance.now() - readAt > ADMISSION_MS) await readSale();
+    return sale.admission;
+  },
+  onRepeat: () => notice(t("stillTrying")),
+};
+
+async function buy() {
+  busy = true;
+  drawTill();
+  notice("");
+  try {
+    const reservation = await take(saleId, basket.lines, basket.amount, asking);
+    if (isLive(reservation)) {
+      hold.show(reservation);
+      notice("");
+    } else {
+      await refreshReservations();
+      notice(endOf([reservation], reservation));
+    }
+  } catch (refusal) {
+    if (!(refusal instanceof Refusal)) throw refusal;
+    refused(refusal);
+  } finally {
+    busy = false;
+    drawTill();
+  }
+  if (hold.current) hold.focus();
+}
+
+async function start() {
+  translatePage();
+  await Promise.all([reading(readSale), refreshReservations()]);
+  $("loading").hidden = true;
+  if (!sale) return;
+  hold.show(hold.current);
+  drawTill();
+  eachSecond(() => {
+    drawHead();
+    hold.tick();
+  });
+  watchStock(saleId, (change) => basket.stock(change));
+}
+
+$("basket").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (!busy) buy();
+});
+addEventListener("pageshow", (event) => {
+  // Shown from the browser's memory: what happened meanwhile is not in there.
+  if (!event.persisted) return;
+  refreshSale();
+  refreshReservations();
+});
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden || !sale || performance.now() - readAt < STALE_MS) return;
+  refreshSale();
+  refreshReservations();
+});
+start();

@@ -1,0 +1,86 @@
+// Taking a basket once: one key for one wish, however often it has to be asked.
+
+import { listReservations, prepare, Refusal } from "./api.js";
+import { tab } from "./remember.js";
+
+/** How often one press of Buy asks: a lost answer is asked for again, with the same key. */
+const ASKED_MAX = 4;
+/** How long the n-th repeat waits at least. */
+const PAUSE_MS = 700;
+
+const LIVE = new Set(["HELD", "PREPARED"]);
+const UNPAID_END = new Set(["RELEASED", "EXPIRED"]);
+
+const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+
+/** Whether it can still be paid. */
+export function isLive(reservation) {
+  return LIVE.has(reservation.status);
+}
+
+const place = (saleId) => `wish.${saleId}`;
+
+/** The wish is granted or refused: the next one gets a key of its own. */
+export function forgetWish(saleId) {
+  tab.forget(place(saleId));
+}
+
+function remembered(saleId, items, amount) {
+  const wish = tab.get(place(saleId));
+  const same = wish && JSON.stringify([wish.items, wish.amount]) === JSON.stringify([items, amount]);
+  return { wish, same };
+}
+
+function newWish(saleId, items, amount) {
+  const wish = { key: newKey(), items, amount };
+  tab.set(place(saleId), wish);
+  return wish;
+}
+
+/** As crypto.randomUUID, which pages on plain http other than localhost do not have. */
+function newKey() {
+  if (crypto.randomUUID) return crypto.randomUUID();
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/**
+ * Takes these items, or finds that they are taken.
+ *
+ * @param ask.admission gives the sale's admission; called with true for a fresh one
+ * @param ask.onRepeat is told that an answer was lost and is asked for again
+ * @throws {Refusal} of which `unclear` says that the same press may be repeated
+ */
+export async function take(saleId, items, amount, ask) {
+  let { wish, same } = remembered(saleId, items, amount);
+  if (wish && !same) {
+    // What became of the last basket was never told. If it was taken, that is the hold there is.
+    const found = (await listReservations(saleId)).find(isLive);
+    if (found) return found;
+  }
+  if (!same) wish = newWish(saleId, items, amount);
+  let admission = await ask.admission(false);
+  for (let asked = 1; ; asked++) {
+    try {
+      const { reservation } = await prepare(saleId, { key: wish.key, items, amount, admission });
+      if (!UNPAID_END.has(reservation.status)) {
+        forgetWish(saleId);
+        return reservation;
+      }
+      // The key's hold was given back or ran out since: this press is a new wish.
+      if (asked === ASKED_MAX) throw new Refusal("unavailable");
+      wish = newWish(saleId, items, amount);
+    } catch (refusal) {
+      if (!(refusal instanceof Refusal)) throw refusal;
+      const stale = refusal.code === "invalid_admission" && asked === 1;
+      if (!refusal.unclear && !stale) forgetWish(saleId);
+      if (asked === ASKED_MAX || !(refusal.unclear || stale)) throw refusal;
+      if (stale) {
+        admission = await ask.admission(true);
+        continue;
+      }
+      ask.onRepeat();
+      await pause(Math.max(refusal.retryAfter * 1000, PAUSE_MS * asked));
+    }
+  }
+}
