@@ -21,14 +21,15 @@ __all__ = [
     "sale_of",
 ]
 
-SALE_ID = r"^[A-Za-z0-9_-]{1,32}$"
-SKU = r"^[A-Za-z0-9_.-]{1,64}$"
+# Python's `$` also matches before a last newline, which no id has: hence `(?!\n)`.
+SALE_ID = r"^[A-Za-z0-9_-]{1,32}$(?!\n)"
+SKU = r"^[A-Za-z0-9_.-]{1,64}$(?!\n)"
 #: 1-128 printable ASCII characters without space and braces: a brace would move the Redis slot.
-BUYER_ID = r"^[!-z|~]{1,128}$"
-IDEMPOTENCY_KEY = r"^[ -~]{1,255}$"
-ORDER_ID = r"^[A-Za-z0-9_-]{1,32}-[A-Za-z0-9_-]{24}$"
+BUYER_ID = r"^[!-z|~]{1,128}$(?!\n)"
+IDEMPOTENCY_KEY = r"^[ -~]{1,255}$(?!\n)"
+ORDER_ID = r"^[A-Za-z0-9_-]{1,32}-[A-Za-z0-9_-]{24}$(?!\n)"
 #: The PG's ids go into a URL path of ours, so the alphabet is closed.
-PAYMENT_KEY = r"^[A-Za-z0-9_-]{1,200}$"
+PAYMENT_KEY = r"^[A-Za-z0-9_-]{1,200}$(?!\n)"
 
 _TAIL_CHARS = 24
 _TAIL_BYTES = 18
