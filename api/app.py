@@ -1,6 +1,8 @@
 """The application: routes, refusals, OpenAPI, and what it opens and closes."""
 
 import asyncio
+import os
+import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -26,6 +28,7 @@ from reservation import __version__
 from reservation.bootstrap import Service, opened
 from reservation.domain.rate import Limiter
 from reservation.redis.connection import StoreUnavailable, StoreUncertain
+from reservation.redis.heartbeat import Heartbeat
 from reservation.settings import Settings
 
 __all__ = ["create_app"]
@@ -90,9 +93,13 @@ def _api(settings: Settings, service: Service) -> Api:
 
 
 async def _measure_clock(service: Service) -> None:
+    """Keep the offset to Redis' clock fresh, and show in Redis that this process runs."""
+    name = f"{socket.gethostname()}-{os.getpid()}"
+    heartbeat = Heartbeat(service.connections, service.keys, name=name, role="api")
     while True:
         try:
             await service.connections.measure_offset()
+            await heartbeat.beat()
         except (StoreUnavailable, StoreUncertain) as error:
             log.info("clock_not_measured", reason=str(error))
         await asyncio.sleep(CLOCK_SECONDS)
