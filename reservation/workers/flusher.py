@@ -34,7 +34,8 @@ TRIM_EVENTS: Final = 1_000
 TRIM_SECONDS: Final = 1.0
 #: How often one who has nothing new to read looks for what a dead one left pending.
 LOOK_SECONDS: Final = 1.0
-#: Rounds in which the missing event may still be on its way: another flusher's commit.
+#: Rounds that find the pending entries with a gap before an alarm: another flusher may have
+#: committed what is missing between our look at SQL and our look at Redis.
 GAP_ROUNDS_MAX: Final = 3
 #: How long a sale that was stopped is left alone. A rebuild makes it right; until then each look
 #: raises the alarm again, so that nobody forgets it.
@@ -148,6 +149,10 @@ class Flusher:
             return FlushCounts()
         outcome = await self._ledger.apply(sale_id, events)
         if outcome.kind is ApplyKind.GAP:
+            if not sale.behind:
+                # What is missing is pending: another flusher has read it, and may be dead.
+                sale.behind = True
+                return await self._round(sale_id, sale)
             return self._gap(sale_id, sale, outcome)
         if outcome.kind in (ApplyKind.CONFLICT, ApplyKind.UNKNOWN_SALE):
             # None of these is in SQL, whatever their numbers say.
@@ -179,8 +184,7 @@ class Flusher:
         return await self._outbox.read_new(sale_id, BATCH)
 
     def _gap(self, sale_id: str, sale: _Sale, outcome: ApplyOutcome) -> FlushCounts:
-        """What is missing is pending with another flusher, or being committed by it; else lost."""
-        sale.behind = True
+        """Not even the pending entries go on from where SQL is: the missing one is lost."""
         sale.gaps += 1
         if sale.gaps < GAP_ROUNDS_MAX:
             return FlushCounts()

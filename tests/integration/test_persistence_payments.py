@@ -1,0 +1,194 @@
+"""Sales, payments and refunds as SQL keeps them."""
+
+import asyncio
+import json
+import re
+from typing import Any
+
+import pytest
+
+from reservation.persistence.ledger import Ledger
+from reservation.persistence.refunds import RefundRecord, RefundReused
+
+
+async def test_a_sale_is_registered_once_and_keeps_its_epoch(ledger: Ledger) -> None:
+    epoch, created = await ledger.register_sale("s", '{"name":"first"}', 1)
+    assert created
+    assert re.fullmatch("[0-9a-f]{16}", epoch)
+    assert await ledger.register_sale("s", '{"name":"second"}', 2) == (epoch, False)
+    assert await ledger.sale_document("s") == '{"name":"first"}'
+    assert await ledger.known_sales() == {"s": epoch}
+    assert await ledger.sale_document("unknown") is None
+    assert await ledger.sale("unknown") is None
+
+
+async def test_of_many_that_register_a_sale_at_once_one_makes_it(ledger: Ledger) -> None:
+    answers = await asyncio.gather(*(ledger.register_sale("s", "{}", 1) for _ in range(8)))
+    assert len({epoch for epoch, _ in answers}) == 1
+    assert [created for _, created in answers].count(True) == 1
+
+
+async def test_a_rebuild_gives_a_sale_another_epoch(ledger: Ledger) -> None:
+    first, _ = await ledger.register_sale("s", "{}", 1)
+    await ledger.register_sale("t", "{}", 1)
+    await ledger.set_epoch("s", "f" * 16)
+    known = await ledger.known_sales()
+    assert known["s"] == "f" * 16 != first
+    assert known["t"] != known["s"]
+
+
+def payment(payment_key: str = "k", **changes: Any) -> dict[str, Any]:
+    return {
+        "payment_key": payment_key,
+        "order_id": "o",
+        "status": "DONE",
+        "total_amount": 100,
+        "balance_amount": 100,
+        "currency": "KRW",
+        "method": "카드",
+        "approved_at_ms": 5,
+        "secret": "ps_1",
+        "due_at_ms": 9,
+        "now_ms": 10,
+        **changes,
+    }
+
+
+async def test_a_payment_is_kept_as_it_was_shown_last(ledger: Ledger) -> None:
+    await ledger.put_payment(**payment())
+    await ledger.put_payment(
+        **payment(
+            status="CANCELED",
+            balance_amount=0,
+            method=None,
+            approved_at_ms=None,
+            secret=None,
+            due_at_ms=None,
+            now_ms=11,
+        )
+    )
+    row = await ledger.payment_by_key("k")
+    assert row is not None
+    assert (row.status, row.balance_amount, row.updated_at_ms) == ("CANCELED", 0, 11)
+    assert (row.method, row.approved_at_ms, row.secret, row.due_at_ms) == ("카드", 5, "ps_1", 9)
+    assert await ledger.payment_by_key("unknown") is None
+
+
+async def test_an_older_answer_or_another_order_changes_no_payment(ledger: Ledger) -> None:
+    await ledger.put_payment(**payment())
+    await ledger.put_payment(**payment(status="READY", now_ms=9))
+    await ledger.put_payment(**payment(order_id="thief", status="CANCELED", now_ms=20))
+    row = await ledger.payment_by_key("k")
+    assert row is not None
+    assert (row.status, row.order_id) == ("DONE", "o")
+    assert await ledger.payment_of("thief") is None
+
+
+async def test_of_an_orders_payments_the_approved_one_is_the_payment(ledger: Ledger) -> None:
+    assert await ledger.payment_of("o") is None
+    await ledger.put_payment(**payment("first", approved_at_ms=None, status="ABORTED", now_ms=30))
+    await ledger.put_payment(**payment("paid", now_ms=20))
+    row = await ledger.payment_of("o")
+    assert row is not None
+    assert row.payment_key == "paid"
+
+
+async def test_answers_that_stay_bound_to_their_key_are_counted(ledger: Ledger) -> None:
+    bound = json.dumps(
+        {"type": "Unknown", "reason": "x", "bound_to_key": True}, separators=(",", ":")
+    )
+    free = bound.replace("true", "false")
+    quoted = json.dumps({"type": "Unknown", "reason": bound}, separators=(",", ":"))
+    for payment_key, kind, answer in (
+        ("k", "confirm", bound),
+        ("k", "confirm", bound),
+        ("k", "confirm", free),
+        ("k", "confirm", quoted),
+        ("k", "confirm", bound.replace("bound_to_key", "boundXtoXkey")),
+        ("k", "look_up", bound),
+        ("other", "confirm", bound),
+    ):
+        await ledger.record_answer(
+            order_id="o", payment_key=payment_key, kind=kind, answer=answer, now_ms=1
+        )
+    assert await ledger.bound_answers("o", "k") == 2
+    assert await ledger.bound_answers("o", "other") == 1
+    assert await ledger.bound_answers("p", "k") == 0
+
+
+def wish(order_id: str = "o", key: str = "r", **changes: Any) -> dict[str, Any]:
+    return {
+        "order_id": order_id,
+        "idempotency_key": key,
+        "reason": "broken",
+        "restock": True,
+        "operator": "op",
+        "account_json": None,
+        "digest": f"digest-{order_id}",
+        "now_ms": 1,
+        **changes,
+    }
+
+
+async def begun(ledger: Ledger, **changes: Any) -> RefundRecord:
+    record = await ledger.begin_refund(**wish(**changes))
+    assert isinstance(record, RefundRecord)
+    return record
+
+
+async def test_a_refund_is_begun_once_and_a_repeat_gets_it(ledger: Ledger) -> None:
+    record = await begun(ledger)
+    assert (record.status, record.reason, record.restock) == ("pending", "broken", True)
+    assert await begun(ledger, now_ms=2) == record
+    assert await begun(ledger, key="another", reason="other", digest="other", now_ms=3) == record
+    assert await ledger.refund_of("o") == record
+    assert await ledger.refund_of("p") is None
+
+
+async def test_a_refunds_key_that_asked_for_something_else_is_refused(ledger: Ledger) -> None:
+    await begun(ledger)
+    for changes in ({"digest": "other"}, {"order_id": "p", "digest": "digest-p"}):
+        assert await ledger.begin_refund(**wish(**changes)) == RefundReused("o")
+    assert await ledger.refund_of("p") is None
+
+
+async def test_of_refunds_begun_at_once_one_stands(ledger: Ledger) -> None:
+    records = await asyncio.gather(*(begun(ledger, key=f"r-{n}", now_ms=n) for n in range(8)))
+    assert len({record.idempotency_key for record in records}) == 1
+
+
+async def test_pending_refunds_are_found_oldest_first_until_they_are_done(ledger: Ledger) -> None:
+    for number, order_id in enumerate(("late", "early", "middle")):
+        await begun(ledger, order_id=order_id, key=order_id, now_ms=10 - (number % 3) * 2)
+    assert [row.order_id for row in await ledger.pending_refunds(10)] == ["middle", "early", "late"]
+    assert [row.order_id for row in await ledger.pending_refunds(1)] == ["middle"]
+    await ledger.finish_refund("middle", status="done", code=None, now_ms=20)
+    await ledger.finish_refund("early", status="refused", code="NO", now_ms=20)
+    assert [row.order_id for row in await ledger.pending_refunds(10)] == ["late"]
+
+
+async def test_a_refund_that_is_done_stays_done(ledger: Ledger) -> None:
+    await begun(ledger)
+    await ledger.finish_refund("o", status="done", code=None, now_ms=5)
+    await ledger.finish_refund("o", status="refused", code="NO", now_ms=6)
+    record = await begun(ledger, key="another")
+    assert (record.status, record.code, record.updated_at_ms) == ("done", None, 5)
+
+
+async def test_a_refused_refund_can_be_begun_anew(ledger: Ledger) -> None:
+    await begun(ledger)
+    await ledger.finish_refund("o", status="refused", code="NO", now_ms=5)
+    assert (await begun(ledger)).status == "refused"
+    account = '{"bank":"88"}'
+    again = await begun(ledger, key="anew", account_json=account, digest="anew", now_ms=6)
+    assert (again.status, again.account_json, again.code) == ("pending", account, None)
+    assert await ledger.pending_refunds(10) == [again]
+    await ledger.finish_refund("o", status="done", code=None, now_ms=7)
+    assert (await begun(ledger, key="anew", digest="anew")).status == "done"
+
+
+@pytest.mark.parametrize("status", ["paid", ""])
+async def test_a_refund_cannot_end_in_any_other_way(ledger: Ledger, status: str) -> None:
+    await begun(ledger)
+    with pytest.raises(Exception, match="ck_refunds_status"):
+        await ledger.finish_refund("o", status=status, code=None, now_ms=5)
