@@ -68,7 +68,13 @@ export class Hold {
       if (SAID_AT.has(seconds)) this.#page.say(t("say.timeLeft", { time: spoken(seconds) }));
     }
     $("hold").classList.toggle("short", left < 60_000);
-    if (left <= 0 && !this.#busy) this.#page.over();
+    if (left <= 0 && !this.#busy) this.#ask();
+  }
+
+  async #ask() {
+    this.#busy = true;
+    await this.#page.over();
+    this.#busy = false;
   }
 
   #enable(possible) {

@@ -220,7 +220,8 @@ async function start() {
   await Promise.all([reading(readSale), refreshReservations()]);
   $("loading").hidden = true;
   if (!sale) return;
-  hold.show(hold.current);
+  // Its lines were drawn before the items' names were known, perhaps.
+  if (hold.current) hold.show(hold.current);
   drawTill();
   eachSecond(() => {
     drawHead();

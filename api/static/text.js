@@ -322,8 +322,8 @@ export function remaining(milliseconds) {
 }
 
 /** A refusal as a sentence that says whether money was taken. */
-export function sorry(refusal) {
-  const name = `error.${refusal.code}`;
+export function sorry(refusal, { reading = false } = {}) {
+  const name = reading && refusal.code === "network" ? "error.network.read" : `error.${refusal.code}`;
   const sentences = [t(has(name) ? name : "error.other")];
   const { nextDeadline, limit, taken } = refusal.facts;
   if (refusal.code === "sold_out" && nextDeadline) {
