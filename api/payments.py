@@ -120,6 +120,7 @@ class PaymentController(Controller):
         """Verify, claim the hold, confirm the payment, mark sold. Repeats answer the same."""
         del payment_type  # The PG sends it with some products and leaves it out with others.
         api = api_of(request)
+        order = None
         try:
             _refuse_prefetch(request)
             claims = _return_claims(api, token)
@@ -135,7 +136,7 @@ class PaymentController(Controller):
                 order, payment_key=payment_key, may_claim=claims.may_claim(now_ms)
             )
         except (ReservationError, StoreUnavailable, StoreUncertain) as error:
-            return _refuse(request, error, order_id)
+            return _refuse(request, error, order)
         return _back(request, api, found)
 
     @get(
@@ -154,6 +155,7 @@ class PaymentController(Controller):
         """Give the hold back that the token names; what is paid or being paid stays."""
         del message  # The PG's text for the buyer; its own page has shown it.
         api = api_of(request)
+        order = None
         try:
             _refuse_prefetch(request)
             claims = _return_claims(api, token)
@@ -163,7 +165,7 @@ class PaymentController(Controller):
             cause = f"payment page: {_printable(code)}"
             found = await api.service.release.if_held(order, cause=cause)
         except (ReservationError, StoreUnavailable, StoreUncertain) as error:
-            return _refuse(request, error, order_id)
+            return _refuse(request, error, order)
         return _back(request, api, found)
 
     @post("/webhooks", operation_id="receiveWebhook", status_code=200)
@@ -214,9 +216,8 @@ def _wants_html(request: Request[Any, Any, Any]) -> bool:
 def _back(request: Request[Any, Any, Any], api: Api, order: Reservation) -> Response[Any]:
     """Where the order stands: a document, or the way to the storefront's result page."""
     if _wants_html(request):
-        token = api.token(order, Purpose.READ, epoch="")
         status = order.shown_status(api.service.clock.now_ms())
-        return _redirect(api, order.order_id, _OUTCOMES[status], token)
+        return _redirect(api, order, _OUTCOMES[status])
     accepted = order.status is Status.CONFIRMING
     answer: ReservationAnswer = api.shown(order)
     return Response(
@@ -227,7 +228,7 @@ def _back(request: Request[Any, Any, Any], api: Api, order: Reservation) -> Resp
 
 
 def _refuse(
-    request: Request[Any, Any, Any], error: Exception, order_id: str | None
+    request: Request[Any, Any, Any], error: Exception, order: Reservation | None
 ) -> Response[Any]:
     """A refusal: for a browser the result page, or a page that tries again by itself."""
     if not _wants_html(request):
@@ -235,15 +236,15 @@ def _refuse(
     if isinstance(error, _TRANSIENT):
         return please_wait()
     code = error.code if isinstance(error, ReservationError) else ""
-    api = api_of(request)
-    return _redirect(api, order_id or "", _REFUSALS.get(code, "invalid"), None)
+    return _redirect(api_of(request), order, _REFUSALS.get(code, "invalid"))
 
 
-def _redirect(api: Api, order_id: str, outcome: str, token: str | None) -> Response[Any]:
+def _redirect(api: Api, order: Reservation | None, outcome: str) -> Response[Any]:
+    """To the result page; with what reads the order, where the return token was the order's."""
     settings = api.service.settings
     base = settings.storefront_url or settings.public_url
-    query = urlencode({"orderId": order_id, "outcome": outcome})
-    fragment = f"#token={token}" if token else ""
+    query = urlencode({"orderId": order.order_id if order else "", "outcome": outcome})
+    fragment = f"#token={api.token(order, Purpose.READ, epoch='')}" if order else ""
     return Response(
         None,
         status_code=HTTPStatus.SEE_OTHER,
