@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - the sentences of the page stand on one line each, as everywhere in the docs
 """docs/settings.md is made from the settings themselves, so that neither can drift."""
 
 from pathlib import Path
