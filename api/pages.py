@@ -4,11 +4,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
-from litestar import Controller, MediaType, Response, get
+from litestar import Controller, MediaType, Request, Response, get
+from litestar.datastructures import CacheControlHeader
 from litestar.response import File
 from litestar.static_files import (
     create_static_files_router,  # pyright: ignore[reportUnknownVariableType] - its own hooks are
 )
+
+from api.context import api_of
 
 __all__ = ["PageController", "please_wait", "static_routers"]
 
@@ -30,6 +33,21 @@ _DOCS_HEADERS: Final = {
     **_HEADERS,
     "Content-Security-Policy": _CSP.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'"),
 }
+#: The sale's page where the PG's own script opens the payment: the script's frames, pictures and
+#: styles come from the PG, and nothing from anywhere else runs.
+_SDK_HEADERS: Final = {
+    **_HEADERS,
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self' https://js.tosspayments.com; "
+        "style-src 'self' 'unsafe-inline'; img-src 'self' data: https:; "
+        "connect-src 'self' https://*.tosspayments.com; frame-src https://*.tosspayments.com; "
+        "form-action 'self' https://*.tosspayments.com; base-uri 'none'; frame-ancestors 'none'"
+    ),
+}
+#: Our scripts import each other by names without a version: after an upgrade none may be old.
+_ALWAYS_ASK: Final = CacheControlHeader(no_cache=True)
+#: Swagger UI is large and changes with its package alone.
+_AN_HOUR: Final = CacheControlHeader(max_age=3_600)
 #: How soon the waiting page loads itself again.
 WAIT_SECONDS: Final = 2
 
@@ -54,10 +72,11 @@ class PageController(Controller):
         return _page("index.html")
 
     @get("/sales/{sale_id:str}")
-    async def sale(self, sale_id: str) -> File:
+    async def sale(self, request: Request[Any, Any, Any], sale_id: str) -> File:
         """One sale."""
         del sale_id  # The page reads it from its own address.
-        return _page("sale.html")
+        by_address = bool(api_of(request).service.settings.toss_checkout_url)
+        return _page("sale.html", _HEADERS if by_address else _SDK_HEADERS)
 
     @get("/result")
     async def result(self) -> File:
@@ -76,10 +95,18 @@ def static_routers() -> list[Any]:
     found = next(path.parent for path in swagger.rglob("swagger-ui-bundle.js"))
     return [
         create_static_files_router(
-            path="/static", directories=[STATIC], include_in_schema=False, name="static"
+            path="/static",
+            directories=[STATIC],
+            include_in_schema=False,
+            name="static",
+            cache_control=_ALWAYS_ASK,
         ),
         create_static_files_router(
-            path="/docs-assets", directories=[found], include_in_schema=False, name="docs-assets"
+            path="/docs-assets",
+            directories=[found],
+            include_in_schema=False,
+            name="docs-assets",
+            cache_control=_AN_HOUR,
         ),
     ]
 

@@ -7,6 +7,11 @@ export function setClock(serverTime, tookMs) {
   difference = Date.parse(serverTime) + tookMs / 2 - performance.now();
 }
 
+/** An answer was written at this time of the server's: it cannot be earlier than that now. */
+export function clockAtLeast(at) {
+  difference = Math.max(difference, Date.parse(at) - performance.now());
+}
+
 /** The server's time in ms. The page's own clock may be wrong by days: it is never asked. */
 export function serverNow() {
   return performance.now() + difference;

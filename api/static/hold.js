@@ -1,7 +1,7 @@
 // The hold: what it holds, how long it lasts, paying it, giving it back.
 
 import { release, Refusal } from "./api.js";
-import { serverNow } from "./clock.js";
+import { clockAtLeast, serverNow } from "./clock.js";
 import { dropToken, keepToken, paymentBegins } from "./leave.js";
 import { pay } from "./pay.js";
 import { money, remaining, t } from "./text.js";
@@ -35,6 +35,7 @@ export class Hold {
     if (!reservation) return dropToken();
     if (reservation.token) keepToken(reservation.orderId, reservation.token);
     const { status, items, amount, currency } = reservation;
+    clockAtLeast(reservation.updatedAt);
     $("hold-title").textContent = t(status === "HELD" ? "holdTitle" : "preparedTitle");
     $("hold-lines").replaceChildren(...items.map((item) => this.#line(item, currency)));
     $("pay").textContent = t("pay", { amount: money(amount, currency) });
