@@ -50,7 +50,13 @@ def create_app(settings: Settings) -> Litestar:
     async def lifespan(app: Litestar) -> AsyncGenerator[None]:
         async with opened(settings) as service:
             app.state.api = api = _api(settings, service)
-            app.state.stock_feed = StockFeed(api)
+            app.state.stock_feed = feed = StockFeed(api)
+
+            def stop_streams() -> None:
+                feed.stop()
+                service.look.stop_waiting()
+
+            app.state.stop_streams = stop_streams
             clock = asyncio.create_task(_measure_clock(service))
             try:
                 yield

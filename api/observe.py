@@ -17,8 +17,9 @@ log = structlog.get_logger(__name__)
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{8,64}")
 _STATE_KEY: Final = "request_id"
-#: A request that takes longer gets a line of its own. A confirm may take 10 s by design.
+#: A request that takes longer gets a line of its own, unless it waits by design.
 SLOW_SECONDS: Final = 1.0
+_WAITS: Final = frozenset({"watchStock", "getReservation", "paymentSucceeded"})
 SERVER_ERROR: Final = 500
 
 
@@ -64,7 +65,8 @@ class Observe:
         if not isinstance(operation, str):
             operation = "other"
         HTTP_SECONDS.labels(operation, str(status)).observe(seconds)
-        if status >= SERVER_ERROR or seconds > SLOW_SECONDS:
+        slow = seconds > SLOW_SECONDS and operation not in _WAITS
+        if status >= SERVER_ERROR or slow:
             log.info(
                 "request",
                 operation=operation,

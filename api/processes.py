@@ -128,8 +128,17 @@ def run_http(application: Any, listening: socket.socket) -> None:
         backlog=BACKLOG,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    server = uvicorn.Server(config)
-    server.run(sockets=[listening])
+
+    class Server(uvicorn.Server):
+        """Ends open streams first: uvicorn waits for them, and they never end by themselves."""
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            stop_streams = getattr(getattr(application, "state", None), "stop_streams", None)
+            if stop_streams is not None:
+                stop_streams()
+            await super().shutdown(sockets)
+
+    Server(config).run(sockets=[listening])
 
 
 def _run_worker(run: Callable[[Settings], Awaitable[None]], settings: Settings) -> int:

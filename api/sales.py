@@ -43,7 +43,7 @@ class StockFeed:
 
     def __init__(self, api: Api) -> None:
         self._api = api
-        self._watchers: dict[str, set[asyncio.Queue[Sale]]] = {}
+        self._watchers: dict[str, set[asyncio.Queue[Sale | None]]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._count = 0
 
@@ -52,7 +52,7 @@ class StockFeed:
         if self._count >= STREAMS_MAX:
             raise Unavailable("Too many open streams here.", retryAfter=5)
         sale = (await self._api.service.catalog.fresh(sale_id)).sale
-        queue: asyncio.Queue[Sale] = asyncio.Queue(QUEUE_MAX)
+        queue: asyncio.Queue[Sale | None] = asyncio.Queue(QUEUE_MAX)
         watchers = self._watchers.setdefault(sale_id, set())
         watchers.add(queue)
         self._count += 1
@@ -67,9 +67,13 @@ class StockFeed:
                         seen[item.sku] = counters
                         yield _stock_event(item.sku, counters, sale.seq)
                 try:
-                    sale = await asyncio.wait_for(queue.get(), HEARTBEAT_SECONDS)
+                    newer = await asyncio.wait_for(queue.get(), HEARTBEAT_SECONDS)
                 except TimeoutError:
                     yield ServerSentEventMessage(comment="still here")
+                    continue
+                if newer is None:
+                    return
+                sale = newer
         finally:
             self._count -= 1
             watchers.discard(queue)
@@ -89,10 +93,20 @@ class StockFeed:
                 continue
             seq = sale.seq
             for queue in self._watchers.get(sale_id, ()):
-                # A reader that has not taken the last one yet gets this one instead.
-                with suppress(asyncio.QueueEmpty):
-                    queue.get_nowait()
-                queue.put_nowait(sale)
+                _put_newest(queue, sale)
+
+    def stop(self) -> None:
+        """End every stream; the browsers come back to whoever serves then."""
+        for watchers in self._watchers.values():
+            for queue in watchers:
+                _put_newest(queue, None)
+
+
+def _put_newest(queue: asyncio.Queue[Sale | None], sale: Sale | None) -> None:
+    """A reader that has not taken the last one yet gets this one instead."""
+    with suppress(asyncio.QueueEmpty):
+        queue.get_nowait()
+    queue.put_nowait(sale)
 
 
 def _stock_event(sku: str, counters: tuple[int, int, int], seq: int) -> ServerSentEventMessage:

@@ -31,6 +31,11 @@ class Look:
         self._store = store
         self._ledger = ledger
         self._clock = clock
+        self._stopped = False
+
+    def stop_waiting(self) -> None:
+        """Answer whoever waits for a change now, and nobody waits any more: the service ends."""
+        self._stopped = True
 
     async def find(self, order_id: str) -> Reservation | None:
         """The reservation, wherever it is kept; None where there is none.
@@ -88,7 +93,7 @@ class Look:
         """
         shown = order.shown_status(self._clock.now_ms())
         give_up_at = self._clock.monotonic() + seconds
-        while self._clock.monotonic() < give_up_at:
+        while self._clock.monotonic() < give_up_at and not self._stopped:
             await asyncio.sleep(LOOK_SECONDS)
             try:
                 found = await self._store.read(order.order_id)
