@@ -25,8 +25,6 @@ log = structlog.get_logger(__name__)
 #: How old a sale's settings may be where only names and defaults are taken from them; what is
 #: decided on (price, window, limits) the scripts read themselves.
 FRESH_SECONDS: Final = 1.0
-#: How often an unknown id may ask SQL: made-up ids must not become queries.
-ASK_SQL_SECONDS: Final = 0.5
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -46,7 +44,6 @@ class Catalog:
         self._clock = clock
         self._known: dict[str, Known] = {}
         self._epochs: dict[str, str] = {}
-        self._asked_sql_at = float("-inf")
         self._asking: asyncio.Task[None] | None = None
         self._refreshing: dict[str, asyncio.Task[Known]] = {}
 
@@ -73,7 +70,6 @@ class Catalog:
         """Ask SQL and Redis again next time: a script found the epoch to be another."""
         self._known.pop(sale_id, None)
         self._epochs.pop(sale_id, None)
-        self._asked_sql_at = float("-inf")
 
     async def _refresh(self, sale_id: str) -> Known:
         return await asyncio.shield(self._start_refresh(sale_id))
@@ -107,11 +103,12 @@ class Catalog:
         return known
 
     async def _epoch(self, sale_id: str) -> str | None:
-        known = self._epochs.get(sale_id)
-        if known is not None:
-            return known
-        if self._clock.monotonic() - self._asked_sql_at > ASK_SQL_SECONDS or self._asking:
-            await self._ask_sql()
+        # A query that was under way when we came may have missed a sale that was made since, so
+        # an id that it does not bring is asked for once more. Made-up ids never become more than
+        # one query at a time.
+        for _ in range(2 if self._asking else 1):
+            if sale_id not in self._epochs:
+                await self._ask_sql()
         return self._epochs.get(sale_id)
 
     async def _ask_sql(self) -> None:
@@ -128,4 +125,3 @@ class Catalog:
 
     async def _load_epochs(self) -> None:
         self._epochs = await self._ledger.known_sales()
-        self._asked_sql_at = self._clock.monotonic()

@@ -208,7 +208,12 @@ class Confirm:
         """Whether any confirm of this key may have left before: each one has its intent."""
         if case.fence == 1:
             return Asked.FIRST_CONFIRM
-        intents = await self._ledger.intents_of(case.order.order_id)
+        try:
+            intents = await self._ledger.intents_of(case.order.order_id)
+        except (SQLAlchemyError, OSError) as error:
+            # Not known to be the first is not the first: a decline will be looked up.
+            log.warning("intents_not_read", order_id=case.order.order_id, reason=str(error))
+            return Asked.LATER_CONFIRM
         earlier = any(
             intent.payment_key == case.payment_key and intent.fence < case.fence
             for intent in intents
