@@ -13,7 +13,7 @@ from litestar.static_files import (
 
 from api.context import api_of
 
-__all__ = ["PageController", "please_wait", "static_routers"]
+__all__ = ["SDK_HEADERS", "PageController", "please_wait", "static_routers"]
 
 STATIC: Final = Path(__file__).resolve().parent / "static"
 #: Everything comes from here; scripts are never inline. `img-src data:` is for one-pixel icons.
@@ -35,7 +35,7 @@ _DOCS_HEADERS: Final = {
 }
 #: The sale's page where the PG's own script opens the payment: the script's frames, pictures and
 #: styles come from the PG, and nothing from anywhere else runs.
-_SDK_HEADERS: Final = {
+SDK_HEADERS: Final = {
     **_HEADERS,
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self' https://js.tosspayments.com; "
@@ -76,7 +76,7 @@ class PageController(Controller):
         """One sale."""
         del sale_id  # The page reads it from its own address.
         by_address = bool(api_of(request).service.settings.toss_checkout_url)
-        return _page("sale.html", _HEADERS if by_address else _SDK_HEADERS)
+        return _page("sale.html", _HEADERS if by_address else SDK_HEADERS)
 
     @get("/result")
     async def result(self) -> File:
