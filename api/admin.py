@@ -57,6 +57,8 @@ __all__ = ["AdminController"]
 
 _SALE_ID = re.compile(SALE_ID)
 _ETAG = re.compile(r'(?:W/)?"v([0-9]{1,15})"')
+#: A sale's 200 items with names of 200 characters, each of up to four bytes.
+SALE_BYTES_MAX = 256 * 1024
 _COMMON = (MalformedRequest, Unauthenticated, Forbidden, Unavailable)
 
 
@@ -78,6 +80,7 @@ class AdminController(Controller):
     @put(
         "/sales/{sale_id:str}",
         operation_id="putSale",
+        request_max_body_size=SALE_BYTES_MAX,
         responses=documented(
             *_COMMON,
             InvalidSale,

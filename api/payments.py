@@ -60,15 +60,17 @@ _REFUSALS: Final = {
 }
 #: Refusals after which the same address is worth loading again: nothing was asked for yet.
 _TRANSIENT: Final = (Unavailable, SaleRecovering, StoreUnavailable, StoreUncertain)
+#: The PG's own webhooks are under 20 kB, and only three members are read of each.
+WEBHOOK_BYTES_MAX: Final = 64 * 1024
+#: What the PG itself allows.
+_ORDER_ID_CHARS: Final = 64
 _SECRET_CHARS: Final = 50
-#: A webhook's body; the PG's own are under 20 kB, and only two ids are read.
-_WEBHOOK_KEYS: Final = 64
 
 
 class _Ids(msgspec.Struct):
     """All that is read of a webhook."""
 
-    order_id: Annotated[str, msgspec.Meta(max_length=_WEBHOOK_KEYS)] | None = msgspec.field(
+    order_id: Annotated[str, msgspec.Meta(max_length=_ORDER_ID_CHARS)] | None = msgspec.field(
         name="orderId", default=None
     )
     payment_key: Annotated[str, msgspec.Meta(pattern=PAYMENT_KEY)] | None = msgspec.field(
@@ -168,12 +170,17 @@ class PaymentController(Controller):
             return _refuse(request, error, order)
         return _back(request, api, found)
 
-    @post("/webhooks", operation_id="receiveWebhook", status_code=200)
+    @post(
+        "/webhooks",
+        operation_id="receiveWebhook",
+        status_code=200,
+        request_max_body_size=WEBHOOK_BYTES_MAX,
+    )
     async def webhooks(self, request: Request[Any, Any, Any]) -> Response[None]:
         """Something may have changed at the PG: it is asked. The body is not believed."""
         try:
             notice = msgspec.json.decode(await request.body(), type=_Notice)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             log.info("webhook_not_understood")
             return Response(None, status_code=200)
         ids = notice.data or notice
