@@ -65,6 +65,8 @@ def demo(
         if own or (url is None and not _answers(address)):
             with _own_service() as (own_settings, own_address):
                 verdict = _run(plan, own_settings, own_address)
+        elif not _answers(address):
+            raise Failure(f"no service answers at {address}", UNREACHABLE)
         else:
             verdict = _run(plan, settings, address)
     except SettingsError as error:
