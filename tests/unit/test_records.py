@@ -1,0 +1,135 @@
+"""How Redis' hashes become domain values: no script, no stream, so a fake server is enough."""
+
+from collections.abc import AsyncIterator
+
+import fakeredis
+import pytest
+from fakeredis import FakeAsyncRedis
+
+from reservation.domain.clock import SystemClock
+from reservation.domain.states import HoldPolicy, SaleStatus, Status
+from reservation.redis.connection import Connections
+from reservation.redis.heartbeat import Heartbeat
+from reservation.redis.keys import Keys
+from reservation.redis.sales import SaleStore
+from reservation.redis.store import Store
+
+ORDER_ID = "s-" + "A" * 24
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeAsyncRedis]:
+    """An empty server inside this process."""
+    server = FakeAsyncRedis(server=fakeredis.FakeServer(), decode_responses=True, protocol=2)
+    yield server
+    await server.aclose()
+
+
+@pytest.fixture
+def connections(fake: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> Connections:
+    """Our connections, to that server."""
+    opened = Connections("redis://localhost", clock=SystemClock())
+    monkeypatch.setattr(opened, "_pool", fake.connection_pool)
+    return opened
+
+
+ORDER = {
+    "status": "HELD",
+    "buyer": "b",
+    "items": '[["a",2,1000]]',
+    "amount": "2000",
+    "currency": "KRW",
+    "name": "Two",
+    "digest": "d",
+    "created_at": "1000",
+    "updated_at": "1000",
+    "expires_at": "5000",
+    "fence": "0",
+    "attempts": "0",
+    "seq": "7",
+}
+
+
+async def test_an_order_is_read_with_its_lines_and_attempts(
+    fake: FakeAsyncRedis, connections: Connections
+) -> None:
+    """Every field of the hash finds its place; `attempt:KEY` fields become the attempts."""
+    key = Keys().of("s").order(ORDER_ID)
+    await fake.hset(key, mapping={**ORDER, "attempt:pk": "declined:X", "payment_key": "pk"})
+    order = await Store(connections, Keys(), clock=SystemClock()).read(ORDER_ID)
+    assert order is not None
+    assert (order.sale_id, order.status, order.amount, order.seq) == ("s", Status.HELD, 2000, 7)
+    assert [(line.sku, line.quantity, line.price) for line in order.lines] == [("a", 2, 1000)]
+    assert order.attempts == {"pk": "declined:X"}
+    assert order.shown_status(4999) is Status.HELD
+    assert order.shown_status(5000) is Status.EXPIRED
+
+
+async def test_an_order_that_is_not_there_is_none(connections: Connections) -> None:
+    """Neither an id without a hash nor something that is no id at all."""
+    store = Store(connections, Keys(), clock=SystemClock())
+    assert await store.read_many([ORDER_ID, "nonsense"]) == [None, None]
+
+
+async def test_an_account_is_open_until_its_own_due_date(
+    fake: FakeAsyncRedis, connections: Connections
+) -> None:
+    """AWAITING_DEPOSIT shows the account's due date, not the hold's old deadline."""
+    waiting = {**ORDER, "status": "AWAITING_DEPOSIT", "due_at": "9000"}
+    await fake.hset(Keys().of("s").order(ORDER_ID), mapping=waiting)
+    order = await Store(connections, Keys(), clock=SystemClock()).read(ORDER_ID)
+    assert order is not None
+    assert order.expires_at_ms == 9000
+
+
+async def test_a_sale_is_read_in_the_order_of_its_items(
+    fake: FakeAsyncRedis, connections: Connections
+) -> None:
+    """The items come in the order in which the operator put them."""
+    keys = Keys().of("s")
+    await fake.hset(
+        keys.sale,
+        mapping={
+            "name": "S",
+            "currency": "KRW",
+            "opens_at": "1",
+            "closes_at": "9",
+            "hold_seconds": "60",
+            "hold_policy": "prepare",
+            "virtual_accounts": "0",
+            "require_admission": "1",
+            "status": "open",
+            "version": "3",
+            "epoch": "e",
+            "seq": "12",
+            "skus": '["z","a"]',
+        },
+    )
+    for sku, available in (("z", "0"), ("a", "0")):
+        await fake.hset(
+            keys.stock(sku),
+            mapping={
+                "total": "5",
+                "available": available,
+                "held": "2",
+                "sold": "3",
+                "price": "10",
+                "limit": "1",
+                "name": sku.upper(),
+            },
+        )
+    sale = await SaleStore(connections, Keys()).read("s")
+    assert sale is not None
+    assert [item.sku for item in sale.items] == ["z", "a"]
+    assert (sale.version, sale.hold_policy, sale.require_admission) == (3, HoldPolicy.PREPARE, True)
+    shown = [sale.status(now_ms) for now_ms in (0, 1, 9)]
+    assert shown == [SaleStatus.SCHEDULED, SaleStatus.SOLD_OUT, SaleStatus.CLOSED]
+
+
+async def test_a_heartbeat_vanishes_with_its_process(
+    fake: FakeAsyncRedis, connections: Connections
+) -> None:
+    """The entry says who runs, and lives three beats long."""
+    await Heartbeat(connections, Keys(), name="host-1", role="api").beat()
+    assert (await fake.hgetall("rsv:proc:host-1"))["role"] == "api"
+    assert 0 < await fake.ttl("rsv:proc:host-1") <= 30
