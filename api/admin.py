@@ -56,7 +56,7 @@ from reservation.refund import RefundWish
 __all__ = ["AdminController"]
 
 _SALE_ID = re.compile(SALE_ID)
-_ETAG = re.compile(r'(?:W/)?"v([0-9]{1,15})"')
+_ETAG = re.compile(r'(?:W/)?"v([1-9][0-9]{0,14})"')
 #: A sale's 200 items with names of 200 characters, each of up to four bytes.
 SALE_BYTES_MAX = 256 * 1024
 _COMMON = (MalformedRequest, Unauthenticated, Forbidden, Unavailable)

@@ -16,6 +16,7 @@ from litestar.openapi.spec import Components, SecurityScheme
 
 from api.admin import AdminController
 from api.auth import Buyers, Guests, Operators, Peers
+from api.body import StrictRequest
 from api.context import Api
 from api.health import GuestController, HealthController
 from api.observe import Observe
@@ -76,6 +77,7 @@ def create_app(settings: Settings) -> Litestar:
         ],
         lifespan=[lifespan],
         exception_handlers=EXCEPTION_HANDLERS,
+        request_class=StrictRequest,
         request_max_body_size=BODY_BYTES_MAX,
         cors_config=_cors(settings),
         openapi_config=_openapi(),

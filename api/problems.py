@@ -140,12 +140,6 @@ def _http_error(request: Request[Any, Any, Any], error: HTTPException) -> Respon
     return problem_of(code, _sentence(error), status=status, instance=request_id_of(request))
 
 
-def _not_utf8(request: Request[Any, Any, Any], error: UnicodeDecodeError) -> Response[bytes]:
-    """Only a body is decoded while a request is served, and the framework lets this one through."""
-    del error
-    return _refused(request, MalformedRequest("The body is not UTF-8."))
-
-
 def _sentence(error: HTTPException) -> str:
     """What is wrong with the request; the framework names the field in `extra`."""
     extra = error.extra
@@ -184,7 +178,6 @@ def _bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
 EXCEPTION_HANDLERS: Any = {
     ReservationError: _refused,
     HTTPException: _http_error,
-    UnicodeDecodeError: _not_utf8,
     StoreUnavailable: _store_down,
     StoreUncertain: _store_down,
     Exception: _bug,

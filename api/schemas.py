@@ -227,7 +227,7 @@ class SaleRequest(Received, frozen=True, kw_only=True):
     items: list[ItemRequest]
     opens_at: datetime
     closes_at: datetime
-    currency: Annotated[str, Meta(pattern="^[A-Z]{3}$")] = "KRW"
+    currency: Annotated[str, Meta(pattern="^[A-Z]{3}$(?!\\n)")] = "KRW"
     hold_seconds: int = 300
     hold_policy: HoldPolicy = HoldPolicy.PREPARE
     virtual_accounts: bool = False

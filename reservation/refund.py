@@ -96,7 +96,7 @@ class Refund:
         if order is None:
             raise ReservationNotFound
         if order.status not in (Status.CONFIRMED, Status.REFUNDED):
-            raise NotRefundable(status=order.status.value)
+            raise NotRefundable(reservationStatus=order.status.value)
         if order.status is Status.CONFIRMED and wish.account is None:
             await self._need_no_account(order)
         record = await self._ledger.begin_refund(
