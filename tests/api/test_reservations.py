@@ -1,5 +1,6 @@
 """A reservation after its prepare: look, wait for a change, list, release."""
 
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -188,7 +189,7 @@ def refunded(served: Served) -> dict[str, Any]:
     answer = served.http.post(
         f"/v1/admin/orders/{order['orderId']}/refund",
         json={"reason": "a test", "restock": True},
-        headers={**served.admin, "Idempotency-Key": "r"},
+        headers={**served.admin, "Idempotency-Key": secrets.token_hex(8)},
     )
     assert answer.status_code == 200, answer.text
     return order
