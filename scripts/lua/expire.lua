@@ -51,7 +51,7 @@ local function look_at(order_id, first_key)
     if deadline > expiry_ms then return "not_due" end
     local found = redis.call("HMGET", KEYS[first_key], "status", "items")
     if found[1] ~= "HELD" and found[1] ~= "PREPARED" then
-        return redis.error_reply("BUG expire: an order with a deadline is neither held nor prepared")
+        return redis.error_reply("BUG expire: an order with a deadline is not held or prepared")
     end
     local lines, bug = take_lines("expire", found[2], first_key + 2, KEYS)
     if not lines then return bug end

@@ -94,8 +94,10 @@ local function basket_at(position)
     local key = FIRST_STOCK_KEY + sku_count + (position - 1) * KEYS_PER_BASKET
     local arg = FIRST_SKU + sku_count + (position - 1) * ARGS_PER_BASKET
     return {
-        order = KEYS[key], buyer = KEYS[key + 1], buyer_orders = KEYS[key + 2], rate = KEYS[key + 3],
-        order_id = ARGV[arg], buyer_id = ARGV[arg + 1], name = ARGV[arg + 2], digest = ARGV[arg + 3],
+        order = KEYS[key], buyer = KEYS[key + 1],
+        buyer_orders = KEYS[key + 2], rate = KEYS[key + 3],
+        order_id = ARGV[arg], buyer_id = ARGV[arg + 1],
+        name = ARGV[arg + 2], digest = ARGV[arg + 3],
         amount = tonumber(ARGV[arg + 4]), admitted = ARGV[arg + 5] == "1", members = ARGV[arg + 6],
         lines = ARGV[arg + 7],
     }
@@ -176,7 +178,8 @@ local function write(basket, lines, holds)
     close_head(head)
     redis.call(
         "HSET", basket.order, "status", status, "buyer", basket.buyer_id, "items", items,
-        "amount", int(basket.amount), "currency", head.currency, "name", basket.name, "digest", basket.digest,
+        "amount", int(basket.amount), "currency", head.currency, "name", basket.name,
+        "digest", basket.digest,
         "created_at", at, "updated_at", at, "expires_at", expires_at, "fence", "0",
         "attempts", "0", "seq", seq)
     redis.call("ZADD", deadlines, expires_at, basket.order_id)

@@ -70,8 +70,10 @@ def _kill_parts(
 ) -> dict[str, int]:
     order = [victim for victim in VICTIMS for _ in range(KILLS_EACH)]
     chance.shuffle(order)
-    killed = dict.fromkeys(VICTIMS, 0)
-    store = Redis(unix_socket_path=str(served.settings.data_dir / "valkey.sock"))
+    killed: dict[str, int] = dict.fromkeys(VICTIMS, 0)
+    store = Redis(
+        unix_socket_path=str(served.settings.data_dir / "valkey.sock"), decode_responses=True
+    )
     for victim in order:
         for _ in _while_running(demo):
             if _confirming(store) and (parts := _parts(served, victim)):
@@ -105,7 +107,6 @@ def _while_running(demo: "subprocess.Popen[bytes]") -> Iterator[None]:
 def _confirming(store: "Redis") -> int:
     with suppress(RedisError):
         return sum(
-            int(store.zcard(f"rsv:{{{sale.decode()}}}:confirming"))
-            for sale in store.smembers("rsv:sales")
+            int(store.zcard(f"rsv:{{{sale}}}:confirming")) for sale in store.smembers("rsv:sales")
         )
     return 0

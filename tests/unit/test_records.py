@@ -1,6 +1,7 @@
 """How Redis' hashes become domain values: no script, no stream, so a fake server is enough."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import fakeredis
 import pytest
@@ -33,7 +34,7 @@ def connections(fake: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> Connec
     return opened
 
 
-ORDER = {
+ORDER: dict[str, Any] = {
     "status": "HELD",
     "buyer": "b",
     "items": '[["a",2,1000]]',
@@ -75,7 +76,7 @@ async def test_an_account_is_open_until_its_own_due_date(
     fake: FakeAsyncRedis, connections: Connections
 ) -> None:
     """AWAITING_DEPOSIT shows the account's due date, not the hold's old deadline."""
-    waiting = {**ORDER, "status": "AWAITING_DEPOSIT", "due_at": "9000"}
+    waiting: Any = {**ORDER, "status": "AWAITING_DEPOSIT", "due_at": "9000"}
     await fake.hset(Keys().of("s").order(ORDER_ID), mapping=waiting)
     order = await Store(connections, Keys(), clock=SystemClock()).read(ORDER_ID)
     assert order is not None

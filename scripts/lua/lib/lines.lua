@@ -24,7 +24,7 @@ local function check_lines(script, lines, from)
         local have = tonumber(redis.call("HGET", line.key, from))
         if not have or have < line.quantity then
             return redis.error_reply(
-                "BUG " .. script .. ": " .. from .. " of " .. line.sku .. " does not cover the order")
+                "BUG " .. script .. ": " .. from .. " of " .. line.sku .. " is less than the order")
         end
     end
 end
