@@ -8,6 +8,11 @@ const FEW = 10;
 
 const place = (saleId) => `basket.${saleId}`;
 
+/** What is paid for is not wanted a second time by itself. */
+export function forgetBasket(saleId) {
+  tab.forget(place(saleId));
+}
+
 export class Basket {
   #rows = new Map();
   #sale;
@@ -82,16 +87,6 @@ export class Basket {
 
   nameOf(sku) {
     return this.#rows.get(sku)?.item.name ?? sku;
-  }
-
-  /** What is bought or given back is not wanted a second time by itself. */
-  empty() {
-    for (const row of this.#rows.values()) {
-      row.quantity = 0;
-      this.#draw(row);
-    }
-    this.#keep();
-    this.#onChange();
   }
 
   #keep() {

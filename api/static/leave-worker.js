@@ -1,7 +1,7 @@
 // Outlives the page: releases the hold of a buyer who has left the shop. leave.js says why.
 
 /** Far longer than a reload is without a page; a hold that ends this much later hurts nobody. */
-const GRACE_MS = 4_000;
+const GRACE_MS = 3_000;
 
 async function releaseUnlessBack({ orderId, token }) {
   await new Promise((done) => setTimeout(done, GRACE_MS));

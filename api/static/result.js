@@ -1,6 +1,7 @@
 // Where the buyer lands after the payment page: what became of it, and whether money was taken.
 
 import { getReservation, Refusal } from "./api.js";
+import { forgetBasket } from "./basket.js";
 import { moment, money, t, translatePage } from "./text.js";
 
 /** A payment is decided within 13 minutes; each look waits up to 25 s for it. */
@@ -60,6 +61,7 @@ function show(kind, reservation = null, sentence = `result.${kind}.money`) {
   $("money").textContent = t(sentence, values ?? {});
   document.title = title;
   if (reservation) showFacts(kind, reservation);
+  if (kind === "confirmed") forgetBasket(reservation.saleId);
 }
 
 function showFacts(kind, { saleId, orderId: id, orderName, amount, currency }) {

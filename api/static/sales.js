@@ -1,6 +1,8 @@
 // The list of sales.
 
 import { listSales } from "./api.js";
+// Who holds something may leave the shop from here as well.
+import "./leave.js";
 import { moment, sorry, t, translatePage } from "./text.js";
 
 const $ = (id) => document.getElementById(id);

@@ -102,9 +102,6 @@ def test_a_shopper_buys_by_card(served: Served, visit: Visiting) -> None:
     page.get_by_role("link", name="Back to the sale").click()
     expect(page.locator("#order-list")).to_contain_text("Paid")
     expect(page.locator("#total")).to_have_text("₩0")
-
-    sandbox = orders_of(served, sale_id, served.buyer())
-    assert sandbox == []
     assert served.audit(sale_id)["ok"]
 
 
@@ -419,7 +416,7 @@ def test_a_sale_that_asks_for_admission_is_entered_by_its_page(
 
 def test_the_page_opens_by_the_servers_clock(served: Served, visit: Visiting) -> None:
     visitor = visit()
-    sale_id = served.sale(items=ITEMS, opensAt=soon(3))
+    sale_id = served.sale(items=ITEMS, opensAt=soon(2))
     # The visitor's own clock is a day behind.
     visitor.page.add_init_script("Date.now = ((real) => () => real() - 86_400_000)(Date.now)")
     page = visitor.open(f"/sales/{sale_id}")
@@ -589,10 +586,9 @@ def test_both_languages_say_the_same_things(visit: Visiting) -> None:
         assert "결제" in korean[name], name
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_pages_are_accessible(served: Served, visit: Visiting, scheme: str) -> None:
+def test_the_pages_are_accessible(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS)
-    visitor = visit(color_scheme=scheme)
+    visitor = visit()
     page = visitor.open("/")
     expect(page.locator("#sales")).not_to_be_empty()
     assert serious(page) == []
@@ -608,7 +604,11 @@ def test_the_pages_are_accessible(served: Served, visit: Visiting, scheme: str) 
 
 
 def serious(page: Page) -> list[str]:
-    violations = Axe().run(page).response["violations"]
+    """What axe finds that keeps somebody from using the page, in light and in dark."""
+    violations: list[dict[str, Any]] = []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        violations += Axe().run(page).response["violations"]
     return [
         f"{found['id']}: {node['html']}"
         for found in violations
