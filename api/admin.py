@@ -10,7 +10,7 @@ from litestar.params import Parameter
 
 from api.auth import Connection
 from api.context import api_of, requires_operator
-from api.problems import documented
+from api.problems import answers, documented
 from api.reservations import IdempotencyKey
 from api.schemas import (
     AuditAnswer,
@@ -19,8 +19,10 @@ from api.schemas import (
     OrderAnswer,
     OrderHistoryAnswer,
     OrdersAnswer,
+    PendingRefundAnswer,
     ReasonRequest,
     RefundRequest,
+    ReservationAnswer,
     RestockRequest,
     SaleAnswer,
     SaleRequest,
@@ -81,14 +83,18 @@ class AdminController(Controller):
         "/sales/{sale_id:str}",
         operation_id="putSale",
         request_max_body_size=SALE_BYTES_MAX,
-        responses=documented(
-            *_COMMON,
-            InvalidSale,
-            TotalTooLow,
-            PreconditionFailed,
-            PreconditionRequired,
-            SaleRecovering,
-        ),
+        responses={
+            201: answers(SaleAnswer, "Created."),
+            **documented(
+                *_COMMON,
+                InvalidSale,
+                SaleNotFound,
+                TotalTooLow,
+                PreconditionFailed,
+                PreconditionRequired,
+                SaleRecovering,
+            ),
+        },
     )
     async def put_sale(
         self,
@@ -233,13 +239,17 @@ class AdminController(Controller):
         "/orders/{order_id:str}/refund",
         operation_id="refundOrder",
         status_code=200,
-        responses=documented(
-            *_COMMON,
-            ReservationNotFound,
-            NotRefundable,
-            RefundAccountRequired,
-            IdempotencyKeyReused,
-        ),
+        responses={
+            202: answers(PendingRefundAnswer, "`refund_pending`: begun, and going on by itself."),
+            **documented(
+                *_COMMON,
+                ReservationNotFound,
+                NotRefundable,
+                RefundAccountRequired,
+                IdempotencyKeyReused,
+                SaleRecovering,
+            ),
+        },
     )
     async def refund(
         self,
@@ -247,7 +257,7 @@ class AdminController(Controller):
         order_id: str,
         data: RefundRequest,
         idempotency_key: IdempotencyKey,
-    ) -> Response[Any]:
+    ) -> Response[ReservationAnswer]:
         """Cancel the payment in full, then give the stock back (or keep it out of the sale)."""
         api = api_of(request)
         account = data.refund_receive_account
@@ -269,7 +279,7 @@ class AdminController(Controller):
         answer = api.shown(order)
         if through:
             return Response(answer, status_code=200)
-        pending = {**msgspec.to_builtins(answer), "code": "refund_pending"}
+        pending = PendingRefundAnswer(**msgspec.structs.asdict(answer), code="refund_pending")
         return Response(pending, status_code=202)
 
 

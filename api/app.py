@@ -141,6 +141,9 @@ def _openapi() -> OpenAPIConfig:
         components=Components(
             security_schemes={
                 "buyer": SecurityScheme(type="http", scheme="bearer", bearer_format="JWT"),
+                "reservationToken": SecurityScheme(
+                    type="apiKey", name="X-Reservation-Token", security_scheme_in="header"
+                ),
                 "operatorKey": SecurityScheme(type="http", scheme="bearer"),
             }
         ),

@@ -15,7 +15,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.context import api_of
-from api.problems import documented
+from api.problems import answers, documented
 from api.schemas import GuestAnswer, HealthAnswer
 from reservation.bootstrap import Service
 from reservation.domain.errors import RateLimited, ReservationNotFound
@@ -38,7 +38,11 @@ class HealthController(Controller):
         """The process answers; nothing else is asked."""
         return HealthAnswer(status="ok")
 
-    @get("/health/ready", operation_id="ready")
+    @get(
+        "/health/ready",
+        operation_id="ready",
+        responses={503: answers(HealthAnswer, "With what is missing, by name.")},
+    )
     async def ready(self, request: Request[Any, Any, Any]) -> Response[HealthAnswer]:
         """200 where holds can be taken and paid for, else 503 with what is missing by name."""
         service = api_of(request).service
@@ -67,7 +71,11 @@ class GuestController(Controller):
 
     tags = ("Guests",)
 
-    @post("/v1/guests", operation_id="newGuest", responses=documented(RateLimited))
+    @post(
+        "/v1/guests",
+        operation_id="newGuest",
+        responses=documented(ReservationNotFound, RateLimited),
+    )
     async def new(self, request: Request[Any, Any, Any]) -> Response[GuestAnswer]:
         """A new buyer's id and token; only with `RESERVATION_AUTH=guest`."""
         api = api_of(request)

@@ -12,7 +12,7 @@ from litestar.params import Parameter
 
 from api.context import Api, api_of
 from api.pages import please_wait
-from api.problems import documented
+from api.problems import answers, documented
 from api.reservations import PRIVATE
 from api.schemas import ReservationAnswer
 from reservation.domain.errors import (
@@ -98,17 +98,24 @@ class PaymentController(Controller):
     @get(
         "/success",
         operation_id="paymentSucceeded",
-        responses=documented(
-            PaymentDeclined,
-            InvalidToken,
-            ReservationNotFound,
-            SoldOut,
-            ReservationExpired,
-            BuyerLimitExceeded,
-            HoldLost,
-            MalformedRequest,
-            Unavailable,
-        ),
+        responses={
+            202: answers(ReservationAnswer, "The outcome is unknown and being settled."),
+            303: answers(None, "For a browser: to the storefront's result page."),
+            **documented(
+                PaymentDeclined,
+                InvalidToken,
+                ReservationNotFound,
+                SoldOut,
+                ReservationExpired,
+                BuyerLimitExceeded,
+                HoldLost,
+                AmountMismatch,
+                MalformedRequest,
+                SaleRecovering,
+                Unavailable,
+                at_success=True,
+            ),
+        },
     )
     async def success(
         self,
@@ -144,7 +151,10 @@ class PaymentController(Controller):
     @get(
         "/fail",
         operation_id="paymentFailed",
-        responses=documented(InvalidToken, HoldLost, Unavailable),
+        responses={
+            303: answers(None, "For a browser: to the storefront's result page."),
+            **documented(MalformedRequest, InvalidToken, HoldLost, SaleRecovering, Unavailable),
+        },
     )
     async def fail(
         self,

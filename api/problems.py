@@ -16,7 +16,15 @@ from reservation.domain.errors import BrokenInvariant, MalformedRequest, Reserva
 from reservation.metrics import alarm
 from reservation.redis.connection import StoreUnavailable, StoreUncertain
 
-__all__ = ["EXCEPTION_HANDLERS", "PROBLEM_JSON", "STATUSES", "Problem", "documented", "problem_of"]
+__all__ = [
+    "EXCEPTION_HANDLERS",
+    "PROBLEM_JSON",
+    "STATUSES",
+    "Problem",
+    "answers",
+    "documented",
+    "problem_of",
+]
 
 log = structlog.get_logger(__name__)
 
@@ -184,12 +192,22 @@ EXCEPTION_HANDLERS: Any = {
 }
 
 
-def documented(*refusals: type[ReservationError]) -> dict[int, ResponseSpec]:
-    """The OpenAPI answers of an operation that may refuse like this."""
+def documented(
+    *refusals: type[ReservationError], at_success: bool = False
+) -> dict[int, ResponseSpec]:
+    """The OpenAPI answers of an operation that may refuse like this.
+
+    Args:
+        refusals: in any order; those of one status share an entry.
+        at_success: whether it is the address that the payment page sends the buyer to, where a
+            wrong amount has a status of its own.
+    """
     by_status: dict[int, list[str]] = {}
     for refusal in refusals:
-        at_prepare = refusal is errors.AmountMismatch
-        status = AMOUNT_MISMATCH_AT_PREPARE if at_prepare else STATUSES[refusal.code]
+        if refusal is errors.AmountMismatch:
+            status = AMOUNT_MISMATCH_AT_SUCCESS if at_success else AMOUNT_MISMATCH_AT_PREPARE
+        else:
+            status = STATUSES[refusal.code]
         by_status.setdefault(status, []).append(refusal.code)
     return {
         status: ResponseSpec(
@@ -200,3 +218,8 @@ def documented(*refusals: type[ReservationError]) -> dict[int, ResponseSpec]:
         )
         for status, codes in by_status.items()
     }
+
+
+def answers(container: Any, description: str) -> ResponseSpec:
+    """One more status under which an operation succeeds."""
+    return ResponseSpec(data_container=container, description=description, generate_examples=False)

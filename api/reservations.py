@@ -46,6 +46,10 @@ WAIT_SECONDS_MAX: Final = 25
 #: Nothing of a buyer's belongs into a cache, nor its address into a Referer.
 PRIVATE: Final = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
 
+#: Who may call, as the API's document tells it.
+BUYER: Final[list[dict[str, list[str]]]] = [{"buyer": []}]
+BUYER_OR_TOKEN: Final[list[dict[str, list[str]]]] = [*BUYER, {"reservationToken": []}]
+
 IdempotencyKey = Annotated[
     str,
     Parameter(
@@ -74,6 +78,7 @@ class ReservationController(Controller):
         "/sales/{sale_id:str}/reservations",
         operation_id="prepareReservation",
         guards=[requires_buyer, limits_buyer, sale_exists],
+        security=BUYER,
         responses=documented(
             MalformedRequest,
             Unauthenticated,
@@ -138,7 +143,10 @@ class ReservationController(Controller):
         "/sales/{sale_id:str}/reservations",
         operation_id="listReservations",
         guards=[requires_buyer, sale_exists],
-        responses=documented(Unauthenticated, SaleNotFound, Unavailable),
+        security=BUYER,
+        responses=documented(
+            MalformedRequest, Unauthenticated, SaleNotFound, SaleRecovering, Unavailable
+        ),
     )
     async def list_own(
         self, request: Request[Any, Any, Any], sale_id: str
@@ -152,6 +160,7 @@ class ReservationController(Controller):
     @get(
         "/reservations/{order_id:str}",
         operation_id="getReservation",
+        security=BUYER_OR_TOKEN,
         responses=documented(
             MalformedRequest, Unauthenticated, ReservationNotFound, HoldLost, Unavailable
         ),
@@ -184,12 +193,15 @@ class ReservationController(Controller):
         "/reservations/{order_id:str}/release",
         operation_id="releaseReservation",
         status_code=200,
+        security=BUYER_OR_TOKEN,
         responses=documented(
+            MalformedRequest,
             Unauthenticated,
             ReservationNotFound,
             PaymentInProgress,
             AlreadyConfirmed,
             HoldLost,
+            SaleRecovering,
             Unavailable,
         ),
     )

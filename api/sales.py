@@ -16,6 +16,7 @@ from api.problems import documented
 from api.reservations import sale_exists
 from api.schemas import SaleAnswer, SalesAnswer
 from reservation.domain.errors import (
+    MalformedRequest,
     SaleNotFound,
     SaleRecovering,
     Unauthenticated,
@@ -135,7 +136,7 @@ class SaleController(Controller):
         "/{sale_id:str}",
         operation_id="getSale",
         guards=[sale_exists],
-        responses=documented(SaleNotFound, SaleRecovering, Unavailable),
+        responses=documented(MalformedRequest, SaleNotFound, SaleRecovering, Unavailable),
     )
     async def one(self, request: Request[Any, Any, Any], sale_id: str) -> Response[SaleAnswer]:
         """One sale with its stock now, the server's clock, and the admission to it."""
@@ -162,7 +163,7 @@ class SaleController(Controller):
         "/{sale_id:str}/events",
         operation_id="watchStock",
         guards=[sale_exists],
-        responses=documented(SaleNotFound, SaleRecovering, Unavailable),
+        responses=documented(MalformedRequest, SaleNotFound, SaleRecovering, Unavailable),
         media_type="text/event-stream",
     )
     async def events(self, request: Request[Any, Any, Any], sale_id: str) -> ServerSentEvent:

@@ -18,6 +18,7 @@ from reservation.sales import SaleChange
 __all__ = [
     "AuditAnswer",
     "GuestAnswer",
+    "PendingRefundAnswer",
     "PrepareRequest",
     "ReasonRequest",
     "RefundRequest",
@@ -125,6 +126,13 @@ class ReservationAnswer(Wire, frozen=True, kw_only=True, omit_defaults=True):
             token=token,
             payment=payment,
         )
+
+
+class PendingRefundAnswer(ReservationAnswer, frozen=True, kw_only=True):
+    """The reservation whose refund is begun and goes on by itself."""
+
+    #: Always `refund_pending`.
+    code: str
 
 
 class ReservationsAnswer(Wire, frozen=True, kw_only=True):
