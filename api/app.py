@@ -58,11 +58,18 @@ def create_app(settings: Settings) -> Litestar:
                 service.look.stop_waiting()
 
             app.state.stop_streams = stop_streams
-            clock = asyncio.create_task(_measure_clock(service))
+            service.connections.guard()
+            # Before the first buyer: else the first ones would be told to come back.
+            await service.watch.look()
+            tasks = [
+                asyncio.create_task(_measure_clock(service)),
+                asyncio.create_task(service.watch.run()),
+            ]
             try:
                 yield
             finally:
-                clock.cancel()
+                for task in tasks:
+                    task.cancel()
 
     app = Litestar(
         route_handlers=[

@@ -24,6 +24,7 @@ _COMMANDS: Final = {
         "api.demo_command:demo",
         "Sell a whole sale before your eyes, then compare the books.",
     ),
+    "rebuild": ("api.rebuild_command:rebuild", "Restore sales in Redis from SQL."),
     "sale": ("api.sale_commands:sale", "Create, look at and restock sales."),
     "sandbox": ("api.run_commands:sandbox", "Run the stand-in for the payment gateway, alone."),
     "serve": ("api.run_commands:serve", "Run the service."),

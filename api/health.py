@@ -47,10 +47,12 @@ class HealthController(Controller):
         """200 where holds can be taken and paid for, else 503 with what is missing by name."""
         service = api_of(request).service
         found = await asyncio.gather(_redis(service), _sql(service))
+        gaps = dict(service.watch.gaps)
         missing = [name for names in found for name in names]
+        missing += [f"sale-recovering:{sale_id}" for sale_id in sorted(gaps)]
         if missing:
             return Response(
-                HealthAnswer(status="unavailable", missing=missing),
+                HealthAnswer(status="unavailable", missing=missing, recovering=gaps),
                 status_code=503,
                 headers={"Retry-After": "1"},
             )

@@ -1,6 +1,6 @@
 """What travels over the wire: camelCase structs whose limits are in their types."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from reservation.domain.ids import SKU
 from reservation.domain.reservation import Reservation
 from reservation.domain.sale import AMOUNT_MAX, TOTAL_MAX, Item, Sale
 from reservation.domain.states import HoldPolicy, Status
-from reservation.sales import SaleChange
+from reservation.sale_change import SaleChange
 
 __all__ = [
     "AuditAnswer",
@@ -377,3 +377,5 @@ class HealthAnswer(Wire, frozen=True, kw_only=True):
 
     status: str
     missing: Sequence[str] = ()
+    #: Sales that wait for a rebuild, and what Redis lacks of each.
+    recovering: Mapping[str, str] = {}

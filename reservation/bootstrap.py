@@ -14,15 +14,20 @@ from reservation.domain.ids import OrderIds
 from reservation.domain.tokens import Signer
 from reservation.limits import DEFAULT_LIMITS, PaymentLimits
 from reservation.look import Look
+from reservation.orphans import Orphans
 from reservation.payments.breaker import GuardedGateway
 from reservation.payments.gateway import PaymentGateway
 from reservation.payments.toss import TossGateway, TossLimits
 from reservation.persistence.ledger import Ledger
+from reservation.preflight import missing_in_redis
 from reservation.prepare import Prepare
+from reservation.rebuild import Rebuild
+from reservation.recovery import Watch
 from reservation.redis.batch import PrepareQueue
 from reservation.redis.connection import Connections
 from reservation.redis.keys import Keys
 from reservation.redis.outbox import RedisOutbox
+from reservation.redis.restore import Restorer
 from reservation.redis.sales import SaleStore
 from reservation.redis.store import Store
 from reservation.refund import Refund
@@ -59,6 +64,8 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     refund: Refund
     webhook: Webhook
     audit: Audit
+    watch: Watch
+    rebuild: Rebuild
 
 
 @asynccontextmanager
@@ -103,6 +110,15 @@ async def opened(
         settle = Settle(catalog, store, ledger, gateway, conclude, clock=clock, limits=limits)
         confirm = Confirm(catalog, store, ledger, gateway, conclude, clock=clock, limits=limits)
         stack.push_async_callback(confirm.aclose)
+        restorer = Restorer(connections, keys)
+        watch = Watch(
+            connections,
+            restorer,
+            ledger,
+            catalog,
+            preflight=lambda: missing_in_redis(connections),
+        )
+        orphans = Orphans(store, ledger, gateway, conclude)
         look = Look(store, ledger, clock=clock)
         yield Service(
             settings=settings,
@@ -117,7 +133,7 @@ async def opened(
             catalog=catalog,
             order_ids=order_ids,
             signer=Signer(settings.signing_keys),
-            prepare=Prepare(catalog, queue, store, order_ids),
+            prepare=Prepare(catalog, queue, store, order_ids, watch),
             confirm=confirm,
             release=Release(catalog, store, clock=clock),
             look=look,
@@ -126,6 +142,8 @@ async def opened(
             refund=Refund(catalog, store, ledger, gateway, conclude, look, clock=clock),
             webhook=Webhook(catalog, store, ledger, gateway, conclude, settle, clock=clock),
             audit=Audit(sale_store, ledger, outbox, clock=clock),
+            watch=watch,
+            rebuild=Rebuild(restorer, keys, store, ledger, orphans, clock=clock),
         )
 
 

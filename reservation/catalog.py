@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 #: How old a sale's settings may be where only names and defaults are taken from them; what is
 #: decided on (price, window, limits) the scripts read themselves.
 FRESH_SECONDS: Final = 1.0
+#: What a buyer of a sale that waits for its rebuild is told to wait.
+RECOVERING_SECONDS: Final = 5
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -46,6 +48,20 @@ class Catalog:
         self._epochs: dict[str, str] = {}
         self._asking: asyncio.Task[None] | None = None
         self._refreshing: dict[str, asyncio.Task[Known]] = {}
+        #: Sales that Redis lost or has in an older state than SQL, and what is missing.
+        self.closed: dict[str, str] = {}
+
+    def close(self, sale_id: str, gap: str) -> bool:
+        """Let nobody have the sale until it is rebuilt; whether it was open."""
+        was_open = sale_id not in self.closed
+        self.closed[sale_id] = gap
+        self.forget(sale_id)
+        return was_open
+
+    def reopen(self, sale_id: str) -> None:
+        """Redis has the sale again as SQL knows it."""
+        if self.closed.pop(sale_id, None) is not None:
+            self.forget(sale_id)
 
     async def get(self, sale_id: str) -> Known:
         """The sale, at most about a second old while Redis answers.
@@ -55,6 +71,8 @@ class Catalog:
             SaleRecovering: Redis does not have it as SQL knows it.
             Unavailable: neither can be asked.
         """
+        if sale_id in self.closed:
+            raise SaleRecovering(retryAfter=RECOVERING_SECONDS)
         known = self._known.get(sale_id)
         if known is None:
             return await self._refresh(sale_id)
@@ -63,7 +81,9 @@ class Catalog:
         return known
 
     async def fresh(self, sale_id: str) -> Known:
-        """The sale as it stands now."""
+        """The sale as it stands now; raises what `get` does."""
+        if sale_id in self.closed:
+            raise SaleRecovering(retryAfter=RECOVERING_SECONDS)
         return await self._refresh(sale_id)
 
     def forget(self, sale_id: str) -> None:

@@ -26,7 +26,7 @@ from reservation.payments.gateway import (
 from reservation.persistence.ledger import Ledger
 from reservation.redis.store import Outcome, Store
 
-__all__ = ["Case", "Conclude", "cancel_key", "confirm_key"]
+__all__ = ["AnswerKind", "Case", "Conclude", "cancel_key", "confirm_key"]
 
 log = structlog.get_logger(__name__)
 

@@ -13,6 +13,7 @@ from reservation.domain.ids import OrderIds
 from reservation.domain.reservation import Basket, Reservation, merge_lines
 from reservation.domain.sale import Sale
 from reservation.domain.states import LIVE
+from reservation.recovery import Watch
 from reservation.redis.batch import PrepareQueue
 from reservation.redis.connection import StoreUnavailable, StoreUncertain
 from reservation.redis.store import Store
@@ -51,12 +52,18 @@ class Prepare:
     """Takes holds through the queue that batches them."""
 
     def __init__(
-        self, catalog: Catalog, queue: PrepareQueue, store: Store, order_ids: OrderIds
+        self,
+        catalog: Catalog,
+        queue: PrepareQueue,
+        store: Store,
+        order_ids: OrderIds,
+        watch: Watch,
     ) -> None:
         self._catalog = catalog
         self._queue = queue
         self._store = store
         self._order_ids = order_ids
+        self._watch = watch
 
     async def __call__(self, wish: Wish) -> Prepared:
         """Hold the basket's stock until the deadline; a repeat of the key gets the same order.
@@ -65,11 +72,13 @@ class Prepare:
             Every refusal in prepare.lua; `Unavailable` where nothing was taken for certain,
             `OutcomeUnknown` where that cannot be told.
         """
+        self._watch.check()
         known = await self._catalog.get(wish.sale_id)
         try:
             return await self._prepare(wish, known.sale, known.epoch)
         except SaleRecovering:
             # Rebuilt meanwhile under a new epoch? Then once more; else it is lost.
+            self._watch.wake()
             self._catalog.forget(wish.sale_id)
             known = await self._catalog.get(wish.sale_id)
             return await self._prepare(wish, known.sale, known.epoch)

@@ -7,58 +7,23 @@ import msgspec
 from reservation.catalog import Catalog, Known
 from reservation.domain.clock import Clock
 from reservation.domain.errors import (
-    InvalidSale,
     PreconditionFailed,
     PreconditionRequired,
     SaleNotFound,
 )
-from reservation.domain.sale import AMOUNT_MAX, TOTAL_MAX, Item, Sale
-from reservation.domain.states import HoldPolicy, SaleStatus
+from reservation.domain.sale import Sale
+from reservation.domain.states import SaleStatus
 from reservation.persistence.ledger import Ledger
 from reservation.redis.sales import SaleStore
+from reservation.sale_change import (
+    SaleChange,
+    digest_of,
+    event_data_of,
+    restock_digest_of,
+    settings_of,
+)
 
-__all__ = ["SaleChange", "Sales"]
-
-#: Items in one sale: every one of them is read for each look at the sale.
-ITEMS_MAX = 200
-#: The shortest hold in which a buyer can type a card number, and the longest that a flash sale has
-#: use for: the PG's own page lives 30 minutes and its authentication 10.
-HOLD_SECONDS_LEAST = 1
-HOLD_SECONDS_MOST = 24 * 3600
-
-
-class SaleChange(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operator wants a sale to be."""
-
-    name: str
-    currency: str
-    opens_at_ms: int
-    closes_at_ms: int
-    hold_seconds: int
-    hold_policy: HoldPolicy
-    virtual_accounts: bool
-    require_admission: bool
-    items: tuple[Item, ...]
-
-    def check(self) -> None:
-        """Raises `InvalidSale`, naming the first thing that is wrong."""
-        if self.closes_at_ms <= self.opens_at_ms:
-            raise InvalidSale("closesAt must be later than opensAt.")
-        if not HOLD_SECONDS_LEAST <= self.hold_seconds <= HOLD_SECONDS_MOST:
-            raise InvalidSale(
-                f"holdSeconds must be from {HOLD_SECONDS_LEAST} to {HOLD_SECONDS_MOST}."
-            )
-        if not 1 <= len(self.items) <= ITEMS_MAX:
-            raise InvalidSale(f"A sale has from 1 to {ITEMS_MAX} items.")
-        if len({item.sku for item in self.items}) != len(self.items):
-            raise InvalidSale("Two items have the same sku.")
-        for item in self.items:
-            if not 0 <= item.total <= TOTAL_MAX:
-                raise InvalidSale(f"total must be from 0 to {TOTAL_MAX}.", sku=item.sku)
-            if not 1 <= item.price <= AMOUNT_MAX:
-                raise InvalidSale(f"price must be from 1 to {AMOUNT_MAX}.", sku=item.sku)
-            if not 1 <= item.limit_per_buyer <= TOTAL_MAX:
-                raise InvalidSale(f"limitPerBuyer must be from 1 to {TOTAL_MAX}.", sku=item.sku)
+__all__ = ["Sales"]
 
 
 class Sales:
@@ -149,16 +114,15 @@ class Sales:
         leaving: list[str],
         operator: str,
     ) -> None:
-        digest = hashlib.sha256(msgspec.json.encode([change, operator])).hexdigest()[:32]
         await self._store.put(
             sale_id,
             epoch=epoch,
             version=version,
-            digest=digest,
-            settings=_settings(change),
+            digest=digest_of(change, operator),
+            settings=settings_of(change),
             items=change.items,
             leaving=leaving,
-            data=_event_data(change, version=version + 1, epoch=epoch, operator=operator),
+            data=event_data_of(change, version=version + 1, epoch=epoch, operator=operator),
         )
 
     async def restock(
@@ -173,7 +137,7 @@ class Sales:
     ) -> Sale:
         """Add units of an item, or withdraw units that nobody holds; idempotent by key."""
         known = await self._catalog.get(sale_id)
-        digest = hashlib.sha256(msgspec.json.encode([sku, delta, reason])).hexdigest()[:32]
+        digest = restock_digest_of(sku, delta, reason)
         operation = hashlib.sha256(idempotency_key.encode()).hexdigest()[:32]
         await self._store.restock(
             sale_id,
@@ -193,43 +157,3 @@ class Sales:
             sale_id, epoch=known.epoch, status=status, operator=operator, reason=reason
         )
         return (await self._catalog.fresh(sale_id)).sale
-
-
-def _settings(change: SaleChange) -> dict[str, str]:
-    return {
-        "name": change.name,
-        "currency": change.currency,
-        "opens_at": str(change.opens_at_ms),
-        "closes_at": str(change.closes_at_ms),
-        "hold_seconds": str(change.hold_seconds),
-        "hold_policy": change.hold_policy.value,
-        "virtual_accounts": str(int(change.virtual_accounts)),
-        "require_admission": str(int(change.require_admission)),
-    }
-
-
-def _event_data(change: SaleChange, *, version: int, epoch: str, operator: str) -> str:
-    data = {
-        "version": version,
-        "name": change.name,
-        "currency": change.currency,
-        "opensAt": change.opens_at_ms,
-        "closesAt": change.closes_at_ms,
-        "holdSeconds": change.hold_seconds,
-        "holdPolicy": change.hold_policy.value,
-        "virtualAccounts": change.virtual_accounts,
-        "requireAdmission": change.require_admission,
-        "items": [
-            {
-                "sku": item.sku,
-                "name": item.name,
-                "price": item.price,
-                "total": item.total,
-                "limit": item.limit_per_buyer,
-            }
-            for item in change.items
-        ],
-        "epoch": epoch,
-        "operator": operator,
-    }
-    return msgspec.json.encode(data).decode()

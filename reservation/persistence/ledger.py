@@ -8,7 +8,16 @@ from collections.abc import Collection, Sequence
 
 from reservation.domain.events import Event
 from reservation.domain.states import LIVE, Status
-from reservation.persistence import events, intents, orders, payments, refunds, sales, stories
+from reservation.persistence import (
+    events,
+    intents,
+    orders,
+    payments,
+    recovery,
+    refunds,
+    sales,
+    stories,
+)
 from reservation.persistence.database import Database
 from reservation.persistence.events import ApplyOutcome
 from reservation.persistence.intents import (
@@ -20,6 +29,7 @@ from reservation.persistence.intents import (
 )
 from reservation.persistence.orders import PAGE_MAX, REBUILD_PAGE_MAX, HistoryRow, OrderRow
 from reservation.persistence.payments import PaymentRow
+from reservation.persistence.recovery import ItemRow, SaleHead, UnmetIntent
 from reservation.persistence.refunds import RefundRecord, RefundReused, RefundWish
 from reservation.persistence.sales import SaleRow
 from reservation.persistence.stories import SaleFold
@@ -83,6 +93,30 @@ class Ledger:
     async def cursor(self, sale_id: str) -> tuple[int, str]:
         """The number and the chain value of the last event that is written."""
         return await sales.cursor_of(self._database, sale_id)
+
+    async def heads(self) -> dict[str, SaleHead]:
+        """Every sale, its epoch, and the last event of it that is written."""
+        return await recovery.heads(self._database)
+
+    async def listed_items(self, sale_id: str) -> dict[str, ItemRow]:
+        """What is on sale with its counters, by SKU."""
+        return await recovery.listed_items(self._database, sale_id)
+
+    async def count_orders(self, sale_id: str, statuses: Collection[Status]) -> int:
+        """How many orders of the sale are in these states."""
+        return await recovery.count_orders(self._database, sale_id, statuses)
+
+    async def payment_events(self, order_ids: Collection[str]) -> dict[str, list[Event]]:
+        """What befell the payments of these orders, in order."""
+        return await recovery.payment_events(self._database, order_ids)
+
+    async def restocks(self, sale_id: str) -> list[str]:
+        """The data of every restock of the sale, JSON."""
+        return await recovery.restocks(self._database, sale_id)
+
+    async def unmet_intents(self, sale_id: str) -> Sequence[UnmetIntent]:
+        """Payments that may have been asked for under a claim that SQL never got."""
+        return await recovery.unmet_intents(self._database, sale_id)
 
     async def write_intent(
         self,

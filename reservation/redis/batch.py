@@ -159,7 +159,9 @@ class PrepareQueue:
         not_after_ms = self._connections.not_after_ms()
         keys, args = self._encode(sale_id, epoch, not_after_ms, batch)
         try:
-            replies: list[list[str]] = await self._connections.call(load("prepare"), keys, args)
+            replies: list[list[str]] = await self._connections.call(
+                load("prepare"), keys, args, guarded=True
+            )
         except StoreUnavailable as error:
             log.warning("prepare_unavailable", sale_id=sale_id, reason=str(error))
             _refuse(batch, Unavailable(retryAfter=RETRY_AFTER_SECONDS))

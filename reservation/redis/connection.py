@@ -35,7 +35,14 @@ from reservation.domain.clock import Clock
 from reservation.domain.errors import BrokenInvariant
 from reservation.redis.scripts import Script
 
-__all__ = ["Connections", "StoreUnavailable", "StoreUncertain", "UnexpectedReply", "good"]
+__all__ = [
+    "Connections",
+    "StoreUnavailable",
+    "StoreUncertain",
+    "UnexpectedReply",
+    "good",
+    "run_id_of",
+]
 
 log = structlog.get_logger(__name__)
 
@@ -88,14 +95,46 @@ class Connections:
             socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
             retry=Retry(NoBackoff(), 0),
             retry_on_error=[],
+            redis_connect_func=self._greet,
             **({} if url.startswith("unix:") else {"socket_keepalive": True}),
         )
         self._clock = clock
         #: Server's clock minus ours, in ms.
         self.offset_ms = 0
+        self._guarded = False
+        self._vouched: str | None = None
+        #: Set when a guarded call met a server that nobody has vouched for.
+        self.doubted = asyncio.Event()
 
     async def aclose(self) -> None:
         await self._pool.aclose()
+
+    def guard(self) -> None:
+        """From now on guarded calls go only to a server that is vouched for."""
+        self._guarded = True
+
+    @property
+    def vouched(self) -> bool:
+        """Whether the server that was met last is vouched for."""
+        return self._vouched is not None and not self.doubted.is_set()
+
+    def vouch_for(self, run_id: str) -> None:
+        """Let guarded calls go to this life of the server: what it has was compared with SQL."""
+        self._vouched = run_id
+
+    async def _greet(self, connection: Any) -> None:
+        """Learn which server a new connection leads to; each life of one has its own run id."""
+        await connection.on_connect()
+        await connection.send_command("INFO", "server")
+        try:
+            connection.run_id = run_id_of(await connection.read_response())
+        except NoPermissionError:
+            connection.run_id = ""
+
+    def _refuse_stranger(self, connection: Any) -> None:
+        if self._guarded and connection.run_id != self._vouched:
+            self.doubted.set()
+            raise StoreUnavailable("this server's sales were not compared with SQL yet")
 
     def server_now_ms(self) -> int:
         """The server's clock as far as we know it."""
@@ -113,17 +152,23 @@ class Connections:
         self.offset_ms = int(seconds) * 1000 + int(micros) // 1000 - (sent + received) // 2
         return self.offset_ms
 
-    async def command(self, *parts: str | int | bytes) -> Any:
+    async def command(self, *parts: str | int | bytes, guarded: bool = False) -> Any:
         """Send one command and return its reply, as text.
+
+        Args:
+            parts: the command and its arguments.
+            guarded: only to a server that is vouched for.
 
         Raises:
             StoreUnavailable: it was not sent, or the server refused it.
             StoreUncertain: it was sent and the reply was lost.
         """
-        replies = await self.pipeline([parts])
+        replies = await self.pipeline([parts], guarded=guarded)
         return good(replies[0])
 
-    async def pipeline(self, commands: Sequence[Sequence[str | int | bytes]]) -> list[Any]:
+    async def pipeline(
+        self, commands: Sequence[Sequence[str | int | bytes]], *, guarded: bool = False
+    ) -> list[Any]:
         """Send commands in one write; an error reply stands in the list as an exception.
 
         Raises:
@@ -138,6 +183,8 @@ class Connections:
             raise StoreUnavailable(str(error)) from error
         clean = False
         try:
+            if guarded:
+                self._refuse_stranger(connection)
             await connection.send_packed_command(connection.pack_commands(commands))
             replies: list[Any] = []
             for _ in commands:
@@ -167,8 +214,21 @@ class Connections:
             # in the data: neither may be lived with.
             return UnexpectedReply(str(error))
 
-    async def call(self, script: Script, keys: Sequence[str], args: Sequence[str | int]) -> Any:
+    async def call(
+        self,
+        script: Script,
+        keys: Sequence[str],
+        args: Sequence[str | int],
+        *,
+        guarded: bool = False,
+    ) -> Any:
         """Run a script once.
+
+        Args:
+            script: what to run.
+            keys: its keys.
+            args: its arguments.
+            guarded: only on a server that is vouched for (`guard`).
 
         Raises:
             StoreUnavailable: it did not run.
@@ -177,12 +237,12 @@ class Connections:
         """
         command = ("EVALSHA", script.sha, len(keys), *keys, *args)
         try:
-            return await self.command(*command)
+            return await self.command(*command, guarded=guarded)
         except NoScriptError:
             # The server was restarted or flushed its scripts: nothing ran, so load and send again.
             await self.command("SCRIPT", "LOAD", script.source)
         try:
-            return await self.command(*command)
+            return await self.command(*command, guarded=guarded)
         except RedisError as error:
             raise StoreUnavailable(str(error)) from error
 
@@ -215,6 +275,14 @@ class Connections:
             else:
                 raise uncertain or failure
         raise AssertionError("unreachable")
+
+
+def run_id_of(info: str) -> str:
+    """The run id in INFO's answer; empty where the server does not tell."""
+    for line in info.splitlines():
+        if line.startswith("run_id:"):
+            return line.partition(":")[2].strip()
+    return ""
 
 
 def good(reply: Any) -> Any:

@@ -8,6 +8,7 @@ class SaleKeys:
 
     __slots__ = (
         "_tag",
+        "all",
         "confirming",
         "deadlines",
         "deposits",
@@ -18,6 +19,8 @@ class SaleKeys:
 
     def __init__(self, prefix: str, sale_id: str) -> None:
         self._tag = f"{prefix}:{{{sale_id}}}:"
+        #: What all of them begin with.
+        self.all = self._tag
         self.sale = self._tag + "sale"
         self.deadlines = self._tag + "deadlines"
         self.confirming = self._tag + "confirming"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from reservation.domain.events import Event
-from reservation.redis.connection import Connections, UnexpectedReply
+from reservation.redis.connection import Connections, StoreUnavailable, UnexpectedReply
 from reservation.redis.keys import Keys
 from reservation.redis.records import as_event
 
@@ -29,6 +29,8 @@ class RedisOutbox:
         try:
             await self._connections.command("XGROUP", "CREATE", outbox, GROUP, f"{after_seq}-0")
         except UnexpectedReply as error:
+            if "requires the key to exist" in str(error):
+                raise StoreUnavailable("the outbox is gone") from error
             if "BUSYGROUP" not in str(error):
                 raise
 
@@ -41,17 +43,23 @@ class RedisOutbox:
         return await self._read(sale_id, "0", count)
 
     async def _read(self, sale_id: str, start: str, count: int) -> list[Event]:
-        reply: list[Any] | None = await self._connections.command(
-            "XREADGROUP",
-            "GROUP",
-            GROUP,
-            CONSUMER,
-            "COUNT",
-            count,
-            "STREAMS",
-            self._keys.of(sale_id).outbox,
-            start,
-        )
+        try:
+            reply: list[Any] | None = await self._connections.command(
+                "XREADGROUP",
+                "GROUP",
+                GROUP,
+                CONSUMER,
+                "COUNT",
+                count,
+                "STREAMS",
+                self._keys.of(sale_id).outbox,
+                start,
+            )
+        except UnexpectedReply as error:
+            # Never "empty": Redis has lost it, and a rebuild makes it anew.
+            if str(error).startswith("NOGROUP"):
+                raise StoreUnavailable("the outbox or its group is gone") from error
+            raise
         if not reply:
             return []
         return [as_event(sale_id, entry_id, flat) for entry_id, flat in reply[0][1] if flat]

@@ -12,7 +12,9 @@ __all__ = [
     "PutSaleWord",
     "RefundWord",
     "ReleaseWord",
+    "ReopenWord",
     "RestockWord",
+    "RestoreWord",
     "SwitchWord",
 ]
 
@@ -118,6 +120,18 @@ class SwitchWord(StrEnum):
     RECOVERING = "recovering"
     DONE = "done"
     CLOSED = "closed"
+
+
+class RestoreWord(StrEnum):
+    TOO_LATE = "too_late"
+    RECOVERING = "recovering"
+    DONE = "done"
+
+
+class ReopenWord(StrEnum):
+    TOO_LATE = "too_late"
+    RECOVERING = "recovering"
+    DONE = "done"
 
 
 class AuditWord(StrEnum):

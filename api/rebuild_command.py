@@ -1,0 +1,136 @@
+"""`reservation rebuild`: Redis from SQL, beside a running service or without one."""
+
+import asyncio
+import contextlib
+import getpass
+import os
+from collections.abc import AsyncGenerator, Callable, Generator
+
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich_click import RichCommand
+from sqlalchemy.exc import SQLAlchemyError
+
+from api.failures import BAD_SETTING, REFUSED, UNREACHABLE, Failure
+from reservation.bootstrap import Service, opened
+from reservation.domain.errors import ReservationError
+from reservation.rebuild import NotLost, RebuildReport
+from reservation.redis.connection import StoreUnavailable, StoreUncertain
+from reservation.redis.embedded import EmbeddedServer, EmbeddedServerError
+from reservation.settings import Settings, SettingsError
+
+__all__ = ["rebuild"]
+
+
+@click.command(cls=RichCommand)
+@click.argument("sale_id", metavar="[SALE]", required=False)
+@click.option("--force", is_flag=True, help="Even where Redis is ahead; what SQL lacks is lost.")
+@click.option("--operator", help="Who does it, for the record; by default you.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a sale.")
+def rebuild(sale_id: str | None, operator: str | None, *, force: bool, as_json: bool) -> int:
+    """Restore SALE in Redis from SQL; without SALE, every sale that Redis has lost.
+
+    Works on the settings of the service, whether that runs or not. A sale that Redis has as SQL
+    knows it is left alone; one of which Redis has more than SQL is refused (exit status 1).
+    """
+    if force and sale_id is None:
+        raise click.UsageError("--force needs a SALE")
+    try:
+        settings = Settings.load(os.environ)
+        return asyncio.run(
+            _rebuild_all(
+                settings,
+                sale_id,
+                operator=operator or getpass.getuser(),
+                force=force,
+                as_json=as_json,
+            )
+        )
+    except SettingsError as error:
+        raise Failure(error, BAD_SETTING) from error
+    except (NotLost, ReservationError) as error:
+        raise Failure(error, REFUSED) from error
+    except (StoreUnavailable, StoreUncertain, EmbeddedServerError) as error:
+        raise Failure(f"Redis does not answer: {error}", UNREACHABLE) from error
+    except (SQLAlchemyError, OSError) as error:
+        raise Failure(f"SQL does not answer: {type(error).__name__}", UNREACHABLE) from error
+
+
+async def _rebuild_all(
+    settings: Settings, sale_id: str | None, *, operator: str, force: bool, as_json: bool
+) -> int:
+    refused = 0
+    async with _with_redis(settings) as reachable, opened(reachable) as service:
+        sale_ids = [sale_id] if sale_id is not None else sorted(await service.ledger.heads())
+        for one in sale_ids:
+            try:
+                report = await _rebuild_one(service, one, operator=operator, force=force)
+            except NotLost:
+                # Of all sales only the lost ones are meant; asked for by name it is an error.
+                if sale_id is not None:
+                    raise
+                continue
+            _print(report, as_json=as_json)
+            refused += bool(report.undecided)
+    return REFUSED if refused else 0
+
+
+async def _rebuild_one(
+    service: Service, sale_id: str, *, operator: str, force: bool
+) -> RebuildReport:
+    with _progress(sale_id) as tell:
+        return await service.rebuild(sale_id, operator=operator, force=force, tell=tell)
+
+
+@contextlib.asynccontextmanager
+async def _with_redis(settings: Settings) -> AsyncGenerator[Settings]:
+    """The settings with an address of Redis: the embedded one's, which is started if need be."""
+    if settings.redis_url:
+        yield settings
+        return
+    server = EmbeddedServer(settings.data_dir)
+    if server.pid is not None:
+        yield msgspec.structs.replace(settings, redis_url=server.url)
+        return
+    await server.start()
+    try:
+        yield msgspec.structs.replace(settings, redis_url=server.url)
+    finally:
+        await server.stop()
+
+
+@contextlib.contextmanager
+def _progress(sale_id: str) -> Generator[Callable[[int, int], None]]:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(f"{sale_id}: orders", total=None)
+
+        def tell(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield tell
+
+
+def _print(report: RebuildReport, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(msgspec.json.encode(report))
+        return
+    name = report.sale_id
+    if report.rebuilt:
+        click.echo(f"{name}: {report.why}")
+        click.echo(
+            f"{name}: restored {report.orders} orders up to event {report.seq};"
+            f" epoch {report.epoch}; open again"
+        )
+    else:
+        click.echo(f"{name}: Redis has it as SQL knows it, nothing to do")
+    for what, order_ids in (
+        ("was being paid for; the settler asks the PG", report.claimed),
+        ("was paid for and is gone; the money was given back", report.given_back),
+        ("may have been paid for and is gone; run this again in 15 minutes", report.undecided),
+    ):
+        for order_id in order_ids:
+            click.echo(f"{name}: {order_id} {what}")

@@ -1,0 +1,81 @@
+"""Payments without an order: asked for in the last moments before Redis lost the order itself.
+
+The intent is in SQL before the PG is asked, the order only once it is flushed. What is left of such
+an order is a payment that nobody can serve: its money goes back.
+"""
+
+from typing import Final
+
+from reservation.conclude import AnswerKind, Conclude, cancel_key
+from reservation.metrics import alarm
+from reservation.payments.gateway import Answered, PaymentGateway, PaymentStatus
+from reservation.persistence.ledger import Ledger
+from reservation.persistence.recovery import UnmetIntent
+from reservation.redis.store import Store
+
+__all__ = ["Orphans"]
+
+#: A payment that will not take money any more, or has given it back.
+_OVER: Final = (PaymentStatus.CANCELED, PaymentStatus.ABORTED, PaymentStatus.EXPIRED)
+
+
+class Orphans:
+    """Finds them and gives their money back."""
+
+    def __init__(
+        self, store: Store, ledger: Ledger, gateway: PaymentGateway, conclude: Conclude
+    ) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._gateway = gateway
+        self._conclude = conclude
+
+    async def of(self, sale_id: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Look after the sale's payments whose order neither SQL nor Redis has."""
+        return await self.look_after(await self._without_order(sale_id))
+
+    async def _without_order(self, sale_id: str) -> list[UnmetIntent]:
+        """Intents of orders that neither SQL nor Redis has."""
+        lost = [intent for intent in await self._ledger.unmet_intents(sale_id) if not intent.known]
+        found = await self._store.read_many([intent.order_id for intent in lost])
+        return [intent for intent, order in zip(lost, found, strict=True) if order is None]
+
+    async def look_after(
+        self, intents: list[UnmetIntent]
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Give back money that came for what is gone; who got it, and what cannot be told yet."""
+        given_back: list[str] = []
+        undecided: list[str] = []
+        for intent in intents:
+            match await self._give_back(intent):
+                case True:
+                    given_back.append(intent.order_id)
+                case None:
+                    undecided.append(intent.order_id)
+                    alarm("payment_without_order", order_id=intent.order_id)
+                case False:
+                    pass
+        return tuple(given_back), tuple(undecided)
+
+    async def _give_back(self, intent: UnmetIntent) -> bool | None:
+        """Whether money was given back; None where the PG cannot tell yet."""
+        order_id, payment_key = intent.order_id, intent.payment_key
+        answer = await self._gateway.look_up(payment_key)
+        await self._conclude.remember(order_id, payment_key, AnswerKind.LOOK_UP, answer)
+        if not isinstance(answer, Answered) or answer.payment.order_id != order_id:
+            return None
+        if answer.payment.status in _OVER:
+            await self._conclude.keep_payment(answer.payment)
+            return False
+        if answer.payment.status != PaymentStatus.DONE:
+            return None
+        cancelled = await self._gateway.cancel(
+            payment_key=payment_key,
+            reason="the reservation was lost",
+            idempotency_key=cancel_key(payment_key),
+        )
+        await self._conclude.remember(order_id, payment_key, AnswerKind.CANCEL, cancelled)
+        if isinstance(cancelled, Answered) and cancelled.payment.balance_amount == 0:
+            await self._conclude.keep_payment(cancelled.payment)
+            return True
+        return None

@@ -1,0 +1,370 @@
+"""Rebuild: a sale that Redis lost, or has in an older state than SQL, is restored from SQL.
+
+    new epoch in SQL        whoever writes under the old one is refused from now on
+    fence off               Redis has the sale's settings, under an epoch that only we know
+    clear, restore          items, orders, deadlines, payments under way, buyers
+    begin the outbox        `rebuilt`, right behind the last event that SQL has
+    claim                   payments that were asked for under a claim that SQL never got
+    hand over               the new epoch in Redis: the sale sells again
+
+It may die anywhere and be run again: until the last step the sale is `recovering` for everybody.
+"""
+
+import secrets
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+import structlog
+
+from reservation.domain.clock import Clock
+from reservation.domain.errors import (
+    BuyerLimitExceeded,
+    HoldLost,
+    ReservationExpired,
+    SaleNotFound,
+    SoldOut,
+)
+from reservation.domain.events import EventName
+from reservation.domain.sale import Item
+from reservation.domain.states import ENDED, LIVE, Status
+from reservation.look import as_reservation
+from reservation.orphans import Orphans
+from reservation.persistence.ledger import Ledger
+from reservation.persistence.orders import OrderRow
+from reservation.persistence.recovery import ItemRow, SaleHead, UnmetIntent
+from reservation.persistence.sales import EPOCH_BYTES, SaleRow
+from reservation.recovery import compare
+from reservation.redis.keys import Keys
+from reservation.redis.restore import Restorer, Writes
+from reservation.redis.store import Claimed, Store
+from reservation.restored import order_fields
+from reservation.sale_change import (
+    SaleChange,
+    change_of,
+    digest_of,
+    event_data_of,
+    restock_digest_of,
+    settings_of,
+)
+
+__all__ = ["NotLost", "Rebuild", "RebuildReport"]
+
+log = structlog.get_logger(__name__)
+
+#: Orders read from SQL at once: about 3 MB.
+PAGE_ORDERS: Final = 2_000
+#: Fresh starts where a flusher still wrote to SQL what it had read before the loss: one batch.
+ROUNDS_MAX: Final = 5
+#: How long after the sale's end its ended orders are still answered from Redis.
+ENDED_KEPT_MS: Final = 24 * 3600 * 1000
+#: What no epoch in SQL looks like.
+_OURS: Final = "restoring:"
+
+
+class NotLost(Exception):
+    """Redis has the sale as SQL knows it, and more: a rebuild would lose what SQL lacks."""
+
+
+class RebuildReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What a rebuild did."""
+
+    sale_id: str
+    #: False where Redis already had the sale as SQL has it.
+    rebuilt: bool
+    #: What was wrong.
+    why: str = ""
+    epoch: str = ""
+    #: The last event that SQL had.
+    seq: int = 0
+    orders: int = 0
+    #: Orders whose payment had been asked for under a claim that SQL never got.
+    claimed: tuple[str, ...] = ()
+    #: Payments without an order that were given back at the PG, by order.
+    given_back: tuple[str, ...] = ()
+    #: Those about which the PG could not tell yet: run the rebuild again.
+    undecided: tuple[str, ...] = ()
+
+
+class _Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """One sale as SQL has it, and the epochs of this rebuild."""
+
+    sale_id: str
+    head: SaleHead
+    row: SaleRow
+    change: SaleChange
+    operator: str
+    epoch: str
+    items: dict[str, ItemRow]
+
+    @property
+    def ours(self) -> str:
+        return _OURS + self.epoch
+
+
+class Rebuild:
+    """Restores sales."""
+
+    def __init__(
+        self,
+        restorer: Restorer,
+        keys: Keys,
+        store: Store,
+        ledger: Ledger,
+        orphans: Orphans,
+        *,
+        clock: Clock,
+    ) -> None:
+        self._restorer = restorer
+        self._keys = keys
+        self._store = store
+        self._ledger = ledger
+        self._orphans = orphans
+        self._clock = clock
+
+    async def __call__(
+        self,
+        sale_id: str,
+        *,
+        operator: str,
+        force: bool = False,
+        tell: Callable[[int, int], None] | None = None,
+    ) -> RebuildReport:
+        """Restore one sale.
+
+        Args:
+            sale_id: the sale.
+            operator: who asks for it, for the record.
+            force: even where Redis has lost nothing; events that SQL lacks are given up.
+            tell: told how many orders of how many are restored.
+
+        Raises:
+            SaleNotFound: SQL does not know it.
+            NotLost: Redis is ahead of SQL, which is no loss.
+            SaleRecovering: another rebuild of this sale has begun.
+        """
+        head = (await self._ledger.heads()).get(sale_id)
+        if head is None:
+            raise SaleNotFound
+        found = await self._restorer.look(sale_id, head.seq)
+        why = compare(head, found)
+        if why is None and not force:
+            if found is not None and found.seq > head.seq:
+                raise NotLost(
+                    f"{sale_id}: Redis is ahead of SQL by {found.seq - head.seq} events and has"
+                    " lost nothing; the flusher brings them to SQL"
+                )
+            given_back, undecided = await self._orphans.of(sale_id)
+            return RebuildReport(
+                sale_id=sale_id, rebuilt=False, given_back=given_back, undecided=undecided
+            )
+        plan, restored = await self._restore_all(sale_id, operator, tell or _tell_nobody)
+        claimed, unplaced = await self._claim_unmet(plan)
+        await self._restorer.hand_over(sale_id, epoch=plan.ours, to_epoch=plan.epoch)
+        log.warning("sale_rebuilt", sale_id=sale_id, seq=plan.head.seq, orders=restored)
+        given_back, undecided = await self._orphans.look_after(unplaced)
+        return RebuildReport(
+            sale_id=sale_id,
+            rebuilt=True,
+            why=why or "forced",
+            epoch=plan.epoch,
+            seq=plan.head.seq,
+            orders=restored,
+            claimed=tuple(claimed),
+            given_back=given_back,
+            undecided=undecided,
+        )
+
+    async def _restore_all(
+        self, sale_id: str, operator: str, tell: Callable[[int, int], None]
+    ) -> tuple[_Plan, int]:
+        """Everything up to the outbox; again where SQL moved on meanwhile."""
+        epoch = secrets.token_hex(EPOCH_BYTES)
+        await self._ledger.set_epoch(sale_id, epoch)
+        for _ in range(ROUNDS_MAX):
+            plan = await self._plan(sale_id, epoch)
+            await self._restorer.fence_off(sale_id, _sale_fields(plan), epoch=plan.ours)
+            await self._restorer.clear(sale_id)
+            await self._restore_items(plan)
+            restored = await self._restore_orders(plan, tell)
+            await self._restore_buyers(plan)
+            head = (await self._ledger.heads())[sale_id]
+            if (head.seq, head.chain) == (plan.head.seq, plan.head.chain):
+                await self._begin_outbox(plan, operator)
+                return plan, restored
+        raise NotLost(f"{sale_id}: events still come to SQL; is another Redis in use?")
+
+    async def _plan(self, sale_id: str, epoch: str) -> _Plan:
+        head = (await self._ledger.heads())[sale_id]
+        row = await self._ledger.sale(sale_id)
+        if row is None:
+            raise SaleNotFound
+        if row.settings is None:
+            change, operator = msgspec.json.decode(row.document, type=SaleChange), "rebuild"
+            items = {item.sku: _new_item(item) for item in change.items}
+        else:
+            change, operator = change_of(row.settings)
+            items = await self._ledger.listed_items(sale_id)
+        return _Plan(
+            sale_id=sale_id,
+            head=head,
+            row=row,
+            change=change,
+            operator=operator,
+            epoch=epoch,
+            items=items,
+        )
+
+    async def _restore_items(self, plan: _Plan) -> None:
+        names = self._keys.of(plan.sale_id)
+        writes = Writes()
+        for sku, item in plan.items.items():
+            counters = {
+                name: getattr(item, name)
+                for name in ("total", "available", "held", "sold", "price", "name")
+            }
+            writes.hset(names.stock(sku), counters | {"limit": item.limit_per_buyer})
+        for data in await self._ledger.restocks(plan.sale_id):
+            done = msgspec.json.decode(data, type=_Restock)
+            digest = restock_digest_of(done.sku, done.delta, done.reason)
+            writes.hset(names.operations, {done.operation: digest})
+            writes = await self._sent_when_full(plan, writes)
+        await self._restorer.write(plan.sale_id, writes, epoch=plan.ours)
+
+    async def _restore_orders(self, plan: _Plan, tell: Callable[[int, int], None]) -> int:
+        statuses = set(LIVE) | {Status.CONFIRMED}
+        if self._clock.now_ms() < plan.change.closes_at_ms + ENDED_KEPT_MS:
+            statuses |= ENDED
+        total = await self._ledger.count_orders(plan.sale_id, statuses)
+        unmet = {intent.order_id: intent for intent in await self._unmet(plan.sale_id)}
+        done, after = 0, ""
+        tell(done, total)
+        while rows := await self._ledger.live_orders(
+            plan.sale_id, statuses=statuses, after=after, limit=PAGE_ORDERS
+        ):
+            paid = [row.order_id for row in rows if row.fence]
+            stories = await self._ledger.payment_events(paid)
+            writes = Writes()
+            for row in rows:
+                fields = order_fields(row, stories.get(row.order_id, ()))
+                intent = unmet.get(row.order_id)
+                if intent is not None:
+                    # The claim that SQL never got is made again, under the fence of its intent.
+                    confirming = row.status == Status.CONFIRMING
+                    fields["fence"] = str(intent.fence - (0 if confirming else 1))
+                self._add_order(writes, row, fields)
+                writes = await self._sent_when_full(plan, writes)
+            await self._restorer.write(plan.sale_id, writes, epoch=plan.ours)
+            done, after = done + len(rows), rows[-1].order_id
+            tell(done, total)
+        return done
+
+    def _add_order(self, writes: Writes, row: OrderRow, fields: dict[str, str]) -> None:
+        names = self._keys.of(row.sale_id)
+        writes.hset(names.order(row.order_id), fields)
+        writes.zadd(names.buyer_orders(row.buyer_id), row.order_id, row.created_at_ms)
+        match Status(row.status):
+            case Status.HELD | Status.PREPARED:
+                writes.zadd(names.deadlines, row.order_id, row.expires_at_ms)
+            case Status.CONFIRMING:
+                # Whoever had the lease writes under the old epoch, and is refused: the settler
+                # asks the PG at once.
+                writes.zadd(names.confirming, row.order_id, row.updated_at_ms)
+            case Status.AWAITING_DEPOSIT:
+                writes.zadd(names.deposits, row.order_id, row.due_at_ms or row.expires_at_ms)
+            case _:
+                pass
+
+    async def _restore_buyers(self, plan: _Plan) -> None:
+        names = self._keys.of(plan.sale_id)
+        writes = Writes()
+        for buyer_id, counts in (await self._ledger.buyer_counts(plan.sale_id)).items():
+            writes.hset(names.buyer(buyer_id), counts)
+            writes = await self._sent_when_full(plan, writes)
+        await self._restorer.write(plan.sale_id, writes, epoch=plan.ours)
+
+    async def _sent_when_full(self, plan: _Plan, writes: Writes) -> Writes:
+        if not writes.full:
+            return writes
+        await self._restorer.write(plan.sale_id, writes, epoch=plan.ours)
+        return Writes()
+
+    async def _begin_outbox(self, plan: _Plan, operator: str) -> None:
+        if plan.row.settings is None:
+            event = EventName.SALE_PUT
+            data = event_data_of(plan.change, version=1, epoch=plan.epoch, operator=plan.operator)
+        else:
+            event = EventName.REBUILT
+            data = msgspec.json.encode({"epoch": plan.epoch, "operator": operator}).decode()
+        await self._restorer.begin_outbox(
+            plan.sale_id, epoch=plan.ours, event=event.value, data=data
+        )
+
+    async def _unmet(self, sale_id: str) -> list[UnmetIntent]:
+        return [intent for intent in await self._ledger.unmet_intents(sale_id) if intent.known]
+
+    async def _claim_unmet(self, plan: _Plan) -> tuple[list[str], list[UnmetIntent]]:
+        """Take orders whose payment was asked for back to CONFIRMING, for the settler to decide.
+
+        Returns:
+            Those that were, and the intents for which there is no stock or no order any more.
+        """
+        claimed: list[str] = []
+        unplaced: list[UnmetIntent] = []
+        for intent in await self._ledger.unmet_intents(plan.sale_id):
+            row = await self._ledger.order(intent.order_id)
+            if row is None:
+                unplaced.append(intent)
+                continue
+            if row.status not in (Status.HELD, Status.PREPARED, Status.RELEASED, Status.EXPIRED):
+                continue
+            try:
+                outcome = await self._store.claim(
+                    as_reservation(row),
+                    epoch=plan.ours,
+                    payment_key=intent.payment_key,
+                    lease_ms=0,
+                )
+            except (ReservationExpired, SoldOut, BuyerLimitExceeded, HoldLost):
+                unplaced.append(intent)
+            else:
+                if isinstance(outcome, Claimed):
+                    claimed.append(intent.order_id)
+        return claimed, unplaced
+
+
+def _tell_nobody(_done: int, _total: int) -> None:
+    pass
+
+
+class _Restock(msgspec.Struct):
+    sku: str
+    delta: int
+    reason: str
+    operation: str
+
+
+def _new_item(item: Item) -> ItemRow:
+    return ItemRow(
+        sku=item.sku,
+        name=item.name,
+        price=item.price,
+        limit_per_buyer=item.limit_per_buyer,
+        total=item.total,
+        available=item.total,
+        held=0,
+        sold=0,
+    )
+
+
+def _sale_fields(plan: _Plan) -> dict[str, str]:
+    skus = [item.sku for item in plan.change.items if item.sku in plan.items]
+    return settings_of(plan.change) | {
+        "version": str(plan.row.version or 1),
+        "digest": digest_of(plan.change, plan.operator),
+        "skus": msgspec.json.encode(skus).decode(),
+        "status": plan.row.switched,
+        "created_at": str(plan.row.created_at_ms),
+        "seq": str(plan.head.seq),
+        "chain": plan.head.chain,
+    }

@@ -1,0 +1,178 @@
+"""Notices a Redis that lost a sale or went back in time, before anything is sold from it.
+
+The scripts see a lost key and another epoch by themselves. What they cannot see is a server that
+came back with an older state of the right epoch: a file that lost its end, a restored backup. So
+prepares go only to a server whose sales were compared with SQL in this very life of it
+(`Connections.guard`), and the comparison is repeated every few seconds.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from reservation.catalog import Catalog
+from reservation.domain.errors import Unavailable
+from reservation.metrics import alarm
+from reservation.persistence.ledger import Ledger
+from reservation.persistence.recovery import SaleHead
+from reservation.redis.connection import Connections, StoreUnavailable, StoreUncertain
+from reservation.redis.restore import Found, Restorer
+
+__all__ = ["Watch", "compare"]
+
+log = structlog.get_logger(__name__)
+
+#: Between two looks. With the look itself well under the 6 s in which readiness must tell.
+LOOK_SECONDS: Final = 3.0
+#: Between two looks while no server is vouched for, and buyers wait.
+HURRY_SECONDS: Final = 0.3
+#: How long one look may take: then Redis or SQL is as good as gone.
+ANSWER_SECONDS_MAX: Final = 2.5
+#: Sales of one round trip.
+SALES_AT_ONCE: Final = 200
+#: SQL is read before Redis, and a rebuild may finish in between: what looks lost is looked at
+#: again after this long.
+AGAIN_SECONDS: Final = 0.05
+#: What a buyer is told to wait while the server is not as it must be.
+RETRY_AFTER_SECONDS: Final = 5
+
+
+def compare(head: SaleHead, found: Found | None) -> str | None:
+    """What is wrong with Redis' state of a sale, read after SQL's; None where nothing is.
+
+    Redis ahead of SQL is as it should be: the flusher follows.
+    """
+    if found is None:
+        return f"Redis has no such sale, SQL has {head.seq} events of it"
+    if found.epoch != head.epoch:
+        return f"Redis has another epoch of it; SQL ends at event {head.seq}"
+    if found.seq < head.seq:
+        return (
+            f"Redis ends at event {found.seq}, SQL at {head.seq}:"
+            f" {head.seq - found.seq} events are lost"
+        )
+    there = found.chain if found.seq == head.seq else found.chain_there
+    if there is not None and head.seq and there != head.chain:
+        return f"event {head.seq} is another one in Redis than in SQL"
+    return None
+
+
+class Watch:
+    """One process's eye on Redis: what it must be, and what it must still have.
+
+    Args:
+        connections: where prepares go, once their server is vouched for.
+        restorer: reads the heads of sales.
+        ledger: SQL.
+        catalog: told which sales are closed.
+        preflight: names what is missing in Redis before holds may be promised.
+    """
+
+    def __init__(
+        self,
+        connections: Connections,
+        restorer: Restorer,
+        ledger: Ledger,
+        catalog: Catalog,
+        *,
+        preflight: Callable[[], Awaitable[list[str]]],
+    ) -> None:
+        self._connections = connections
+        self._restorer = restorer
+        self._ledger = ledger
+        self._catalog = catalog
+        self._preflight = preflight
+        self._new_and_missing: set[str] = set()
+        #: What is missing in Redis, by name.
+        self.missing: tuple[str, ...] = ()
+
+    @property
+    def gaps(self) -> Mapping[str, str]:
+        """Each sale that waits for a rebuild, and what it lacks."""
+        return self._catalog.closed
+
+    def check(self) -> None:
+        """Refuse a prepare while Redis is not as it must be.
+
+        Raises:
+            Unavailable: naming what is missing.
+        """
+        if self.missing:
+            raise Unavailable(
+                f"No holds are taken now: {', '.join(self.missing)}.",
+                retryAfter=RETRY_AFTER_SECONDS,
+                missing=list(self.missing),
+            )
+
+    def wake(self) -> None:
+        """Look at once: somebody met a sale that is not the one we know."""
+        self._connections.doubted.set()
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            await self.look()
+            pause = LOOK_SECONDS if self._connections.vouched else HURRY_SECONDS
+            try:
+                async with asyncio.timeout(pause):
+                    await self._connections.doubted.wait()
+            except TimeoutError:
+                continue
+            # Thousands of doubts at once are one look.
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    async def look(self) -> None:
+        """One look at everything; without effect where Redis or SQL does not answer."""
+        self._connections.doubted.clear()
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS_MAX):
+                self.missing = tuple(await self._preflight())
+                run_id = await self._compare_all()
+        except (StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError, TimeoutError) as error:
+            log.info("not_compared", reason=str(error) or type(error).__name__)
+            return
+        if run_id is not None:
+            self._connections.vouch_for(run_id)
+
+    async def _compare_all(self) -> str | None:
+        """Close what is lost and open what is not; the server, where one and the same answered."""
+        run_ids: set[str] = set()
+        lost = await self._lost(None, run_ids)
+        if lost:
+            await asyncio.sleep(AGAIN_SECONDS)
+            lost = await self._lost(set(lost), run_ids)
+        for sale_id, gap in lost.items():
+            if self._catalog.close(sale_id, gap):
+                alarm("sale_recovering", sale_id=sale_id, gap=gap)
+        for sale_id in set(self._catalog.closed) - set(lost):
+            log.info("sale_recovered", sale_id=sale_id)
+            self._catalog.reopen(sale_id)
+        return run_ids.pop() if len(run_ids) == 1 else None
+
+    async def _lost(self, among: set[str] | None, run_ids: set[str]) -> dict[str, str]:
+        heads = await self._ledger.heads()
+        sale_ids = [sale_id for sale_id in heads if among is None or sale_id in among]
+        lost: dict[str, str] = {}
+        missing: set[str] = set()
+        for start in range(0, max(1, len(sale_ids)), SALES_AT_ONCE):
+            some = sale_ids[start : start + SALES_AT_ONCE]
+            run_id, found = await self._restorer.look_at(
+                {sale_id: heads[sale_id].seq for sale_id in some}
+            )
+            run_ids.add(run_id)
+            for sale_id in some:
+                gap = compare(heads[sale_id], found[sale_id])
+                if gap is None:
+                    continue
+                if found[sale_id] is None and heads[sale_id].seq == 0:
+                    missing.add(sale_id)
+                    # Being made right now, unless the last look found it so too.
+                    if sale_id not in self._new_and_missing:
+                        continue
+                lost[sale_id] = gap
+        if among is None:
+            self._new_and_missing = missing
+        return lost

@@ -1,0 +1,101 @@
+"""An order's hash in Redis, made again from what SQL has of it: pure, no I/O."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from reservation.domain.events import Event, EventName
+from reservation.domain.states import Status
+from reservation.persistence.orders import OrderRow
+
+__all__ = ["order_fields"]
+
+#: How an attempt is remembered where that is not the event's own cause.
+_CODES: Final = {
+    "key of another order": "KEY_OF_ANOTHER_ORDER",
+    "the PG knows no such payment": "NOT_FOUND_PAYMENT",
+    "the PG never approved the payment": "never approved",
+    "no deposit came": "deposit",
+    "money came after the end": "too late",
+}
+#: The attempt that this voided was never made: the same key may be claimed again.
+_FORGOTTEN: Final = "the intent could not be written"
+
+
+class _Data(msgspec.Struct, rename="camel"):
+    origin: Status = msgspec.field(name="from")
+    fence: int | None = None
+    payment_key: str = ""
+    cause: str = ""
+    due_at: int | None = None
+
+
+class _Payments:
+    """What an order's payment events leave in its hash."""
+
+    def __init__(self) -> None:
+        self.fields: dict[str, str] = {}
+        self.attempts = 0
+
+    def add(self, event: Event) -> None:
+        data = msgspec.json.decode(event.data, type=_Data)
+        if event.event == EventName.CLAIMED:
+            self.attempts += 1
+            self.fields["payment_key"] = data.payment_key
+            self.fields["claimed_at"] = str(event.at_ms)
+        elif event.event != EventName.TAKEN_OVER and data.fence is not None:
+            self._end(event, data)
+
+    def _end(self, event: Event, data: _Data) -> None:
+        if event.event == EventName.REFUNDED and data.origin is Status.CONFIRMED:
+            # An operator's refund: the attempt stays what it was, a confirmed one.
+            return
+        self.fields["finished"] = f"{event.event}:{data.fence}"
+        if data.due_at is not None:
+            self.fields["due_at"] = str(data.due_at)
+        key = self.fields.get("payment_key")
+        if key is None:
+            return
+        if event.event == EventName.VOIDED and data.cause == _FORGOTTEN:
+            self.fields.pop(f"attempt:{key}", None)
+            del self.fields["payment_key"]
+            self.attempts -= 1
+        else:
+            self.fields[f"attempt:{key}"] = _outcome(event, data.cause)
+
+
+def _outcome(event: Event, cause: str) -> str:
+    word = "void" if event.event == EventName.VOIDED else event.event
+    if word in (EventName.CONFIRMED, EventName.AWAITING_DEPOSIT):
+        return word
+    return f"{word}:{_CODES.get(cause, cause)}"
+
+
+def order_fields(row: OrderRow, story: Sequence[Event]) -> dict[str, str]:
+    """The fields of the hash that the scripts read.
+
+    Args:
+        row: the order as its last event left it.
+        story: what befell its payments, in order.
+    """
+    payments = _Payments()
+    for event in story:
+        payments.add(event)
+    items = [[line.sku, line.quantity, line.price] for line in row.lines]
+    return {
+        "status": row.status,
+        "buyer": row.buyer_id,
+        "items": msgspec.json.encode(items).decode(),
+        "amount": str(row.amount),
+        "currency": row.currency,
+        "name": row.order_name,
+        "digest": row.digest,
+        "created_at": str(row.created_at_ms),
+        "updated_at": str(row.updated_at_ms),
+        "expires_at": str(row.expires_at_ms),
+        "fence": str(row.fence),
+        "attempts": str(payments.attempts),
+        "seq": str(row.seq),
+        **payments.fields,
+    }
