@@ -60,6 +60,9 @@ class Orphans:
     async def _give_back(self, intent: UnmetIntent) -> bool | None:
         """Whether money was given back; None where the PG cannot tell yet."""
         order_id, payment_key = intent.order_id, intent.payment_key
+        kept = await self._ledger.payment_by_key(payment_key)
+        if kept is not None and kept.status in _OVER:
+            return False
         answer = await self._gateway.look_up(payment_key)
         await self._conclude.remember(order_id, payment_key, AnswerKind.LOOK_UP, answer)
         if not isinstance(answer, Answered) or answer.payment.order_id != order_id:
