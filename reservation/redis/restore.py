@@ -46,6 +46,10 @@ class Writes:
         """Set a member of a sorted set."""
         self.writes.append(["ZADD", self._position(key), str(score), member])
 
+    def text(self) -> str:
+        """As restore.lua takes them."""
+        return msgspec.json.encode(self.writes).decode()
+
     @property
     def full(self) -> bool:
         return len(self.writes) >= WRITES_MAX
@@ -124,7 +128,7 @@ class Restorer:
                 "restore",
                 epoch=epoch,
                 keys=[self._keys.of(sale_id).sale, *writes.keys],
-                args=[msgspec.json.encode(writes.writes).decode()],
+                args=[writes.text()],
             )
 
     async def begin_outbox(self, sale_id: str, *, epoch: str, event: str, data: str) -> None:

@@ -1,0 +1,235 @@
+"""A rebuild brings back what SQL has, whatever became of Redis, and may die anywhere."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from reservation.domain.errors import HoldLost, SaleNotFound, SaleRecovering
+from reservation.domain.states import HoldPolicy, Status
+from reservation.domain.tokens import Claims
+from reservation.rebuild import NotLost
+from reservation.redis.store import Outcome, Present
+from tests.fixtures.in_process import Bench, bench
+
+
+@pytest.fixture
+async def here(tmp_path: Path, valkey_url: str) -> AsyncIterator[Bench]:
+    async with bench(tmp_path, valkey_url) as made:
+        yield made
+
+
+async def status_of(here: Bench, order_id: str) -> Status | None:
+    order = await here.service.store.read(order_id)
+    return order.status if order else None
+
+
+async def test_every_state_comes_back_with_its_sets(here: Bench) -> None:
+    sale_id = await here.sale(virtual_accounts=True)
+    held = await here.hold(sale_id)
+    paying = await here.hold(sale_id, "bob")
+    await here.claim(paying, "key-p")
+    sold = await here.hold(sale_id, "cat")
+    await here.finish(sold, (await here.claim(sold, "key-s")).fence)
+    waiting = await here.hold(sale_id, "dan")
+    account = Outcome(
+        name="awaiting_deposit",
+        attempt="awaiting_deposit",
+        due_ms=waiting.expires_at_ms + 5,
+        members={"dueAt": waiting.expires_at_ms + 5},
+    )
+    await here.finish(waiting, (await here.claim(waiting, "key-w")).fence, account)
+    await here.flush(sale_id)
+    await here.lose(sale_id)
+
+    report = await here.service.rebuild(sale_id, operator="op")
+
+    assert (report.rebuilt, report.orders) == (True, 4)
+    for order, status in (
+        (held, Status.HELD),
+        (paying, Status.CONFIRMING),
+        (sold, Status.CONFIRMED),
+        (waiting, Status.AWAITING_DEPOSIT),
+    ):
+        assert await status_of(here, order.order_id) is status
+    names = here.service.keys.of(sale_id)
+    command = here.service.connections.command
+    assert await command("ZRANGE", names.deadlines, 0, -1) == [held.order_id]
+    assert await command("ZRANGE", names.deposits, 0, -1) == [waiting.order_id]
+    # Its lease is over at once: the settler asks the PG.
+    assert await here.service.store.leases_over(sale_id, 10) == [paying.order_id]
+    assert await command("HGET", names.buyer("cat"), "a") == "1"
+    await here.flush(sale_id)
+    assert await here.audited(sale_id) == ()
+    assert here.alarms == []
+
+
+async def test_an_attempt_keeps_its_outcome(here: Bench) -> None:
+    sale_id = await here.sale()
+    order = await here.hold(sale_id)
+    declined = Outcome(name="declined", attempt="declined:NO_MONEY", members={"cause": "NO_MONEY"})
+    await here.finish(order, (await here.claim(order, "key-1")).fence, declined)
+    await here.flush(sale_id)
+    await here.lose(sale_id)
+    report = await here.service.rebuild(sale_id, operator="op")
+    again = await here.service.store.claim(
+        order, epoch=report.epoch, payment_key="key-1", lease_ms=60_000
+    )
+    assert again == Present(Status.RELEASED, "declined:NO_MONEY")
+
+
+async def test_a_hold_past_its_deadline_is_due_at_once(here: Bench) -> None:
+    sale_id = await here.sale(hold_seconds=1)
+    order = await here.hold(sale_id)
+    await here.flush(sale_id)
+    await here.lose(sale_id)
+    report = await here.service.rebuild(sale_id, operator="op")
+    store = here.service.store
+    while not await store.due(sale_id, 10):
+        pass
+    assert await store.expire(sale_id, [order.order_id], epoch=report.epoch) == 1
+    await here.flush(sale_id)
+    assert await here.audited(sale_id) == ()
+
+
+async def test_a_token_of_a_hold_that_never_reached_sql_is_told_so(here: Bench) -> None:
+    sale_id = await here.sale()
+    await here.flush(sale_id)
+    order = await here.hold(sale_id)
+    await here.lose(sale_id)
+    await here.service.rebuild(sale_id, operator="op")
+    claims = Claims(
+        purpose="read",
+        sale_id=sale_id,
+        order_id=order.order_id,
+        buyer="",
+        amount=1000,
+        expires_at_ms=order.expires_at_ms,
+        epoch="",
+        seq=order.seq,
+    )
+    with pytest.raises(HoldLost):
+        await here.service.look.of_token(claims)
+
+
+async def test_a_sale_of_which_no_event_reached_sql_comes_from_its_document(here: Bench) -> None:
+    sale_id = await here.sale(hold_policy=HoldPolicy.SUCCESS, name="Other")
+    await here.lose(sale_id)
+    await here.service.rebuild(sale_id, operator="op")
+    here.service.catalog.forget(sale_id)
+    sale = (await here.service.catalog.fresh(sale_id)).sale
+    assert (sale.name, sale.hold_policy, sale.items[0].available) == (
+        "Other",
+        HoldPolicy.SUCCESS,
+        100,
+    )
+    assert (await here.hold(sale_id)).status is Status.PREPARED
+    await here.flush(sale_id)
+    assert await here.audited(sale_id) == ()
+
+
+async def test_redis_ahead_is_no_loss_and_is_refused_unless_forced(here: Bench) -> None:
+    sale_id = await here.sale()
+    await here.flush(sale_id)
+    order = await here.hold(sale_id)
+    with pytest.raises(NotLost, match="ahead of SQL by 1 events"):
+        await here.service.rebuild(sale_id, operator="op")
+    assert await status_of(here, order.order_id) is Status.HELD
+    forced = await here.service.rebuild(sale_id, operator="op", force=True)
+    assert (forced.rebuilt, forced.why) == (True, "forced")
+    assert await status_of(here, order.order_id) is None
+
+
+async def test_a_sale_that_agrees_is_left_alone(here: Bench) -> None:
+    sale_id = await here.sale()
+    await here.hold(sale_id)
+    await here.flush(sale_id)
+    before = await here.remembered(sale_id)
+    report = await here.service.rebuild(sale_id, operator="op")
+    assert not report.rebuilt
+    assert await here.remembered(sale_id) == before
+
+
+async def test_an_unknown_sale_is_not_found(here: Bench) -> None:
+    with pytest.raises(SaleNotFound):
+        await here.service.rebuild("nosuch", operator="op")
+
+
+@pytest.mark.parametrize("step", ["fence_off", "clear", "write", "begin_outbox", "hand_over"])
+async def test_a_rebuild_that_dies_sells_nothing_and_is_run_again(
+    here: Bench, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sale_id = await here.sale()
+    order = await here.hold(sale_id)
+    await here.flush(sale_id)
+    await here.lose(sale_id)
+    restorer = here.service.rebuild._restorer  # pyright: ignore[reportPrivateUsage]
+
+    async def die(*_: object, **__: object) -> None:
+        raise ConnectionResetError(step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(restorer, step, die)
+        with pytest.raises(ConnectionResetError):
+            await here.service.rebuild(sale_id, operator="op")
+    with pytest.raises(SaleRecovering):
+        await here.hold(sale_id)
+    assert (await here.service.rebuild(sale_id, operator="op")).rebuilt
+    assert (await here.hold(sale_id)).status is Status.HELD
+    assert await status_of(here, order.order_id) is Status.HELD
+    await here.flush(sale_id)
+    assert await here.audited(sale_id) == ()
+    assert here.alarms == []
+
+
+async def test_whoever_writes_under_the_old_epoch_is_refused(here: Bench) -> None:
+    sale_id = await here.sale()
+    order = await here.hold(sale_id)
+    old = (await here.service.catalog.fresh(sale_id)).epoch
+    await here.flush(sale_id)
+    await here.lose(sale_id)
+    await here.service.rebuild(sale_id, operator="op")
+    with pytest.raises(SaleRecovering):
+        await here.service.store.release(order, epoch=old, cause="late")
+    assert await status_of(here, order.order_id) is Status.HELD
+
+
+async def test_a_payment_whose_claim_sql_never_got_is_claimed_again(here: Bench) -> None:
+    sale_id = await here.sale()
+    order = await here.hold(sale_id)
+    await here.flush(sale_id)
+    claimed = await here.claim(order, "key-1")
+    ledger = here.service.ledger
+    await ledger.write_intent(
+        order_id=order.order_id,
+        sale_id=sale_id,
+        fence=claimed.fence,
+        payment_key="key-1",
+        amount=1000,
+        currency="KRW",
+        idempotency_key="i",
+        now_ms=1,
+    )
+    await here.lose(sale_id)
+    report = await here.service.rebuild(sale_id, operator="op")
+    assert report.claimed == (order.order_id,)
+    found = await here.service.store.read(order.order_id)
+    assert found is not None
+    assert (found.status, found.fence, found.payment_key) == (Status.CONFIRMING, 1, "key-1")
+    assert await here.service.store.due(sale_id, 10) == []
+    await here.flush(sale_id)
+    assert await here.audited(sale_id) == ()
+
+
+async def test_a_restock_is_not_done_twice_after_a_rebuild(here: Bench) -> None:
+    sale_id = await here.sale()
+    more = {"sku": "a", "delta": 5, "reason": "found some", "operator": "op"}
+    await here.service.sales.restock(sale_id, idempotency_key="k", **more)
+    await here.flush(sale_id)
+    await here.lose(sale_id)
+    await here.service.rebuild(sale_id, operator="op")
+    here.service.catalog.forget(sale_id)
+    sale = await here.service.sales.restock(sale_id, idempotency_key="k", **more)
+    assert sale.items[0].total == 105
+    assert msgspec.structs.asdict(sale)["version"] == 1

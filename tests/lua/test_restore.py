@@ -1,0 +1,52 @@
+"""restore.lua writes for the rebuild that owns the sale, and for nobody else."""
+
+from pathlib import Path
+from typing import Any
+
+from reservation.redis.outcomes import RestoreWord
+from reservation.redis.restore import Writes
+from reservation.redis.scripts import load
+from tests.fixtures.in_process import Bench, bench
+
+
+async def restore(here: Bench, sale_id: str, writes: Writes, *, epoch: str, late: int = 0) -> Any:
+    connections = here.service.connections
+    names = here.service.keys.of(sale_id)
+    return await connections.call(
+        load("restore"),
+        [names.sale, *writes.keys],
+        [connections.not_after_ms() - late, epoch, writes.text()],
+    )
+
+
+async def test_what_a_rebuild_restores_stands_and_a_repeat_changes_nothing(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with bench(tmp_path, valkey_url) as here:
+        sale_id = await here.sale()
+        epoch = (await here.service.catalog.fresh(sale_id)).epoch
+        names = here.service.keys.of(sale_id)
+        writes = Writes()
+        writes.hset(names.order("o"), {"status": "HELD", "amount": 9_999_999_999_999})
+        writes.zadd(names.deadlines, "o", 1_790_000_000_123)
+        for _ in range(2):
+            assert await restore(here, sale_id, writes, epoch=epoch) == [RestoreWord.DONE]
+        command = here.service.connections.command
+        assert await command("HGET", names.order("o"), "amount") == "9999999999999"
+        assert await command("ZSCORE", names.deadlines, "o") == "1790000000123"
+
+
+async def test_another_rebuild_and_a_late_call_write_nothing(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with bench(tmp_path, valkey_url) as here:
+        sale_id = await here.sale()
+        epoch = (await here.service.catalog.fresh(sale_id)).epoch
+        names = here.service.keys.of(sale_id)
+        writes = Writes()
+        writes.hset(names.order("o"), {"status": "HELD"})
+        assert await restore(here, sale_id, writes, epoch="other") == [RestoreWord.RECOVERING]
+        assert await restore(here, sale_id, writes, epoch=epoch, late=60_000) == [
+            RestoreWord.TOO_LATE
+        ]
+        assert await here.service.connections.command("EXISTS", names.order("o")) == 0
