@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import msgspec
 
@@ -85,16 +86,7 @@ async def opened(
         stack.push_async_callback(connections.aclose)
         ledger = await Ledger.open(settings.database_url or sqlite_url(settings))
         stack.push_async_callback(ledger.aclose)
-        toss = TossGateway(
-            base_url=settings.toss_api_url,
-            secret_key=settings.toss_secret_key,
-            limits=TossLimits(
-                confirm_seconds=limits.confirm_seconds,
-                cancel_seconds=limits.confirm_seconds,
-                look_up_seconds=limits.look_up_seconds,
-            ),
-        )
-        gateway = GuardedGateway(toss)
+        gateway = _gateway(settings, limits)
         stack.push_async_callback(gateway.aclose)
         keys = Keys(settings.key_prefix)
         store = Store(connections, keys, clock=clock)
@@ -111,13 +103,8 @@ async def opened(
         confirm = Confirm(catalog, store, ledger, gateway, conclude, clock=clock, limits=limits)
         stack.push_async_callback(confirm.aclose)
         restorer = Restorer(connections, keys)
-        watch = Watch(
-            connections,
-            restorer,
-            ledger,
-            catalog,
-            preflight=lambda: missing_in_redis(connections),
-        )
+        preflight = partial(missing_in_redis, connections)
+        watch = Watch(connections, restorer, ledger, catalog, preflight=preflight)
         orphans = Orphans(store, ledger, gateway, conclude)
         look = Look(store, ledger, clock=clock)
         yield Service(
@@ -145,6 +132,19 @@ async def opened(
             watch=watch,
             rebuild=Rebuild(restorer, keys, store, ledger, orphans, clock=clock),
         )
+
+
+def _gateway(settings: Settings, limits: PaymentLimits) -> PaymentGateway:
+    toss = TossGateway(
+        base_url=settings.toss_api_url,
+        secret_key=settings.toss_secret_key,
+        limits=TossLimits(
+            confirm_seconds=limits.confirm_seconds,
+            cancel_seconds=limits.confirm_seconds,
+            look_up_seconds=limits.look_up_seconds,
+        ),
+    )
+    return GuardedGateway(toss)
 
 
 def sqlite_url(settings: Settings) -> str:
