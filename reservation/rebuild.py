@@ -297,7 +297,11 @@ class Rebuild:
             event = EventName.REBUILT
             data = msgspec.json.encode({"epoch": plan.epoch, "operator": operator}).decode()
         await self._restorer.begin_outbox(
-            plan.sale_id, epoch=plan.ours, event=event.value, data=data
+            plan.sale_id,
+            epoch=plan.ours,
+            after_seq=plan.head.seq,
+            event=event.value,
+            data=data,
         )
 
     async def _unmet(self, sale_id: str) -> list[UnmetIntent]:

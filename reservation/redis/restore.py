@@ -8,7 +8,7 @@ import msgspec
 from reservation.redis.calls import Calls
 from reservation.redis.connection import Connections, good, run_id_of
 from reservation.redis.keys import Keys
-from reservation.redis.outbox import GROUP
+from reservation.redis.outbox import RedisOutbox
 from reservation.redis.records import as_mapping
 
 __all__ = ["Found", "Restorer", "Writes"]
@@ -68,6 +68,7 @@ class Restorer:
     def __init__(self, connections: Connections, keys: Keys) -> None:
         self._connections = connections
         self._calls = Calls(connections)
+        self._outbox = RedisOutbox(connections, keys)
         self._keys = keys
 
     async def look(self, sale_id: str, seq: int) -> Found | None:
@@ -131,12 +132,15 @@ class Restorer:
                 args=[writes.text()],
             )
 
-    async def begin_outbox(self, sale_id: str, *, epoch: str, event: str, data: str) -> None:
-        """Append the first event behind what SQL has, and make its reader's group (reopen.lua)."""
+    async def begin_outbox(
+        self, sale_id: str, *, epoch: str, after_seq: int, event: str, data: str
+    ) -> None:
+        """Append the first event behind what SQL has (reopen.lua), and make its reader's group."""
         names = self._keys.of(sale_id)
         await self._calls.run(
-            "reopen", epoch=epoch, keys=[names.sale, names.outbox], args=[GROUP, event, data]
+            "reopen", epoch=epoch, keys=[names.sale, names.outbox], args=[event, data]
         )
+        await self._outbox.ensure_group(sale_id, after_seq)
 
     async def hand_over(self, sale_id: str, *, epoch: str, to_epoch: str) -> None:
         """Let everybody in again, under the epoch that SQL vouches for."""

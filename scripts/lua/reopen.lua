@@ -8,9 +8,8 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
 Args
   ARGV[1]   not_after  int   Unix ms, server's clock; later than this nothing is done
   ARGV[2]   epoch      text  the rebuild's own; another one means that another rebuild has begun
-  ARGV[3]   group      text  the consumer group that flushes to SQL
-  ARGV[4]   event      text  rebuilt, or sale_put where SQL has no event of the sale
-  ARGV[5]   data       text  the event's data, JSON
+  ARGV[3]   event      text  rebuilt, or sale_put where SQL has no event of the sale
+  ARGV[4]   data       text  the event's data, JSON
 Returns  the first that applies
   too_late    the server's clock is past not_after
   recovering  the sale is not this rebuild's
@@ -22,8 +21,8 @@ Cost     O(1)
 --@include lib/head.lua
 
 local sale, outbox = KEYS[1], KEYS[2]
-local not_after, epoch, group = tonumber(ARGV[1]), ARGV[2], ARGV[3]
-local event, data = ARGV[4], ARGV[5]
+local not_after, epoch = tonumber(ARGV[1]), ARGV[2]
+local event, data = ARGV[3], ARGV[4]
 
 local now_ms = server_ms()
 if now_ms > not_after then return {"too_late"} end
@@ -34,5 +33,4 @@ if redis.call("EXISTS", outbox) == 1 then return {"done"} end
 local head = {sale = sale, outbox = outbox, seq = tonumber(found[2]), chain = found[3]}
 append_event(head, event, "", now_ms, data)
 close_head(head)
-redis.call("XGROUP", "CREATE", outbox, group, found[2] .. "-0")
 return {"done"}

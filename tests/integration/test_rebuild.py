@@ -57,6 +57,8 @@ async def test_every_state_comes_back_with_its_sets(here: Bench) -> None:
     command = here.service.connections.command
     assert await command("ZRANGE", names.deadlines, 0, -1) == [held.order_id]
     assert await command("ZRANGE", names.deposits, 0, -1) == [waiting.order_id]
+    groups = await command("XINFO", "GROUPS", names.outbox)
+    assert groups[0][groups[0].index("last-delivered-id") + 1] == f"{report.seq}-0"
     # Its lease is over at once: the settler asks the PG.
     assert await here.service.store.leases_over(sale_id, 10) == [paying.order_id]
     assert await command("HGET", names.buyer("cat"), "a") == "1"

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from reservation.redis.outbox import GROUP
 from reservation.redis.outcomes import ReopenWord
 from reservation.redis.scripts import load
 from tests.fixtures.in_process import Bench, bench
@@ -15,7 +14,7 @@ async def reopen(here: Bench, sale_id: str, *, epoch: str, late: int = 0) -> Any
     return await connections.call(
         load("reopen"),
         [names.sale, names.outbox],
-        [connections.not_after_ms() - late, epoch, GROUP, "rebuilt", "{}"],
+        [connections.not_after_ms() - late, epoch, "rebuilt", "{}"],
     )
 
 
