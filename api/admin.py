@@ -27,6 +27,7 @@ from api.schemas import (
     SaleAnswer,
     SaleRequest,
 )
+from api.why_schemas import SkuWhyAnswer
 from reservation.domain.clock import as_wire
 from reservation.domain.errors import (
     Forbidden,
@@ -50,6 +51,7 @@ from reservation.domain.errors import (
 from reservation.domain.ids import SALE_ID
 from reservation.domain.sale import Sale
 from reservation.domain.states import SaleStatus, Status
+from reservation.look import as_reservation
 from reservation.payments.gateway import RefundAccount
 from reservation.persistence.orders import OrderRow
 from reservation.persistence.stories import HistoryRow
@@ -203,6 +205,15 @@ class AdminController(Controller):
         """The counters against the reservations, Redis against SQL."""
         return AuditAnswer.of(await api_of(request).service.audit(sale_id))
 
+    @get(
+        "/sales/{sale_id:str}/items/{sku:str}/why",
+        operation_id="explainItem",
+        responses=documented(*_COMMON, SaleNotFound, SkuNotFound),
+    )
+    async def why(self, request: Request[Any, Any, Any], sale_id: str, sku: str) -> SkuWhyAnswer:
+        """Who holds an item's units, since when, and what comes back next."""
+        return SkuWhyAnswer.of(await api_of(request).service.why.item(sale_id, sku))
+
     @get("/orders", operation_id="listOrders", responses=documented(*_COMMON))
     async def orders(
         self,
@@ -340,8 +351,12 @@ async def _order_with_history(request: Request[Any, Any, Any], order_id: str) ->
     row = await ledger.order(order_id)
     if row is None:
         raise ReservationNotFound("SQL has no such order (yet).")
+    service = api_of(request).service
     history = [_entry(entry) for entry in await ledger.history(order_id)]
-    return msgspec.convert({**_order_members(row), "history": history}, OrderHistoryAnswer)
+    # Redis is ahead of SQL: what comes next depends on where the order is now.
+    now = await service.look.find(order_id) or as_reservation(row)
+    members = {**_order_members(row), "next": await service.why.next_step(now)}
+    return msgspec.convert({**members, "history": history}, OrderHistoryAnswer)
 
 
 def _entry(row: HistoryRow) -> HistoryEntry:

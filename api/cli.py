@@ -25,9 +25,11 @@ _COMMANDS: Final = {
         "Sell a whole sale before your eyes, then compare the books.",
     ),
     "rebuild": ("api.rebuild_command:rebuild", "Restore sales in Redis from SQL."),
-    "sale": ("api.sale_commands:sale", "Create, look at and restock sales."),
+    "refund": ("api.order_commands:refund", "Give an order's money back."),
+    "sale": ("api.sale_commands:sale", "Create, look at, restock, pause and close sales."),
     "sandbox": ("api.run_commands:sandbox", "Run the stand-in for the payment gateway, alone."),
     "serve": ("api.run_commands:serve", "Run the service."),
+    "why": ("api.order_commands:why", "Explain an order, or where an item's units are."),
 }
 
 

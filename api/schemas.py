@@ -332,8 +332,9 @@ class HistoryEntry(Wire, frozen=True, kw_only=True):
 
 
 class OrderHistoryAnswer(OrderAnswer, frozen=True, kw_only=True):
-    """An order with everything that happened to it, in order of time."""
+    """An order with everything that happened to it, in order of time, and what happens next."""
 
+    next: str
     history: list[HistoryEntry]
 
 

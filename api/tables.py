@@ -7,7 +7,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["show_audit", "show_sale", "show_sales"]
+__all__ = [
+    "show_audit",
+    "show_item",
+    "show_order",
+    "show_refund",
+    "show_sale",
+    "show_sales",
+]
 
 #: Wide enough that nothing is cut: an id that ends in dots is of no use, and terminals wrap.
 _WIDTH: Final = 1_000
@@ -41,6 +48,48 @@ def show_audit(report: dict[str, Any]) -> None:
         console.print(escape(f"problem: {problem}"))
     verdict = "all agrees" if report["ok"] else "something does not agree"
     console.print(f"{verdict}; events not in SQL yet: {report['lag']}")
+
+
+def show_order(order: dict[str, Any]) -> None:
+    """An order: whose and what, everything that happened to it, and what comes next."""
+    console = _console()
+    items = ", ".join(f"{line['quantity']} x {line['sku']}" for line in order["items"])
+    console.print(escape(f"{order['orderId']}: {order['status']} since {order['updatedAt']}"))
+    console.print(
+        escape(f"{items} for {order['amount']} {order['currency']}, buyer {order['buyerId']}")
+    )
+    rows = [
+        [entry["at"], entry["kind"], entry["what"], _compact(entry["facts"])]
+        for entry in order["history"]
+    ]
+    _print_table(("at", "kind", "what", "facts"), rows)
+    console.print(escape(f"next: {order['next']}"))
+
+
+def show_item(item: dict[str, Any]) -> None:
+    """An item: its counters, who holds it, what ends next, what is being paid for."""
+    console = _console()
+    counters = ", ".join(f"{item[name]} {name}" for name in _COUNTERS)
+    console.print(escape(f"{item['saleId']}/{item['sku']}: {counters}"))
+    for title, name, columns in (
+        ("holders", "holders", ("buyerId", "quantity", "orders", "since")),
+        ("next deadlines", "nextDeadlines", ("until", "orderId", "buyerId", "quantity", "since")),
+        ("payments undecided", "undecided", ("until", "orderId", "buyerId", "quantity", "since")),
+    ):
+        console.print(f"{title}: {len(item[name]) or 'none'}")
+        if item[name]:
+            _print_table(columns, [[row[column] for column in columns] for row in item[name]])
+
+
+def show_refund(order: dict[str, Any]) -> None:
+    """How a refund left the order."""
+    pending = order.get("code") == "refund_pending"
+    told = "the PG has not answered yet; the service goes on" if pending else order["status"]
+    _console().print(escape(f"{order['orderId']}: {told}"))
+
+
+def _compact(facts: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in facts.items())
 
 
 def _yes_or_no(value: Any) -> Any:

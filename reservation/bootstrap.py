@@ -37,6 +37,7 @@ from reservation.sales import Sales
 from reservation.settings import Settings
 from reservation.settle import Settle
 from reservation.webhook import Webhook
+from reservation.why import Why
 
 __all__ = ["Service", "opened"]
 
@@ -67,6 +68,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     audit: Audit
     watch: Watch
     rebuild: Rebuild
+    why: Why
 
 
 @asynccontextmanager
@@ -130,6 +132,7 @@ async def opened(
             webhook=Webhook(catalog, store, ledger, gateway, conclude, settle, clock=clock),
             audit=Audit(sale_store, ledger, outbox, clock=clock),
             watch=watch,
+            why=Why(sale_store, store, ledger, clock=clock, limits=limits),
             rebuild=Rebuild(restorer, keys, store, ledger, orphans, clock=clock),
         )
 

@@ -27,7 +27,13 @@ from reservation.persistence.intents import (
     IntentWriter,
     VoidOutcome,
 )
-from reservation.persistence.orders import PAGE_MAX, REBUILD_PAGE_MAX, HistoryRow, OrderRow
+from reservation.persistence.orders import (
+    PAGE_MAX,
+    REBUILD_PAGE_MAX,
+    HistoryRow,
+    HolderRow,
+    OrderRow,
+)
 from reservation.persistence.payments import PaymentRow
 from reservation.persistence.recovery import ItemRow, SaleHead, UnmetIntent
 from reservation.persistence.refunds import RefundRecord, RefundReused, RefundWish
@@ -313,6 +319,10 @@ class Ledger:
     async def buyer_counts(self, sale_id: str) -> dict[str, dict[str, int]]:
         """Buyer -> item -> units held or bought, as the buyer's limit counts them."""
         return await orders.buyer_counts(self._database, sale_id)
+
+    async def holders(self, sale_id: str, sku: str, limit: int) -> list[HolderRow]:
+        """Who holds most of an item now, bought units not counted."""
+        return await orders.holders(self._database, sale_id, sku, limit)
 
     async def history(self, order_id: str) -> list[HistoryRow]:
         """Everything that happened to an order, in time order."""

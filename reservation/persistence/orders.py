@@ -17,9 +17,11 @@ __all__ = [
     "PAGE_MAX",
     "REBUILD_PAGE_MAX",
     "HistoryRow",
+    "HolderRow",
     "LineRow",
     "OrderRow",
     "buyer_counts",
+    "holders",
     "list_orders",
     "live_orders",
     "order",
@@ -37,6 +39,16 @@ class LineRow(msgspec.Struct, frozen=True, kw_only=True):
     sku: str
     quantity: int
     price: int
+
+
+class HolderRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A buyer who keeps units of an item from others."""
+
+    buyer_id: str
+    quantity: int
+    orders: int
+    #: When the oldest of those orders began.
+    since_ms: int
 
 
 class OrderRow(msgspec.Struct, frozen=True):
@@ -155,6 +167,38 @@ async def buyer_counts(database: Database, sale_id: str) -> dict[str, dict[str, 
         for buyer_id, sku, quantity in found:
             counts.setdefault(buyer_id, {})[sku] = int(quantity)
         return counts
+
+
+async def holders(database: Database, sale_id: str, sku: str, limit: int) -> list[HolderRow]:
+    """Who holds most of an item now, bought units not counted."""
+    quantity = func.sum(order_lines.c.quantity)
+    async with database.read() as connection:
+        found = await connection.execute(
+            select(
+                orders.c.buyer_id,
+                quantity.label("quantity"),
+                func.count().label("orders"),
+                func.min(orders.c.created_at_ms).label("since_ms"),
+            )
+            .join(order_lines, order_lines.c.order_id == orders.c.order_id)
+            .where(
+                orders.c.sale_id == sale_id,
+                order_lines.c.sku == sku,
+                orders.c.status.in_(sorted(HOLDING)),
+            )
+            .group_by(orders.c.buyer_id)
+            .order_by(quantity.desc(), orders.c.buyer_id)
+            .limit(limit)
+        )
+        return [
+            HolderRow(
+                buyer_id=row.buyer_id,
+                quantity=int(row.quantity),
+                orders=row.orders,
+                since_ms=row.since_ms,
+            )
+            for row in found
+        ]
 
 
 async def _with_lines(connection: AsyncConnection, found: Collection[Row[Any]]) -> list[OrderRow]:

@@ -147,6 +147,24 @@ class Store:
             "ZRANGEBYSCORE", key, "-inf", score, "LIMIT", 0, limit
         )
 
+    async def first_deadlines(self, sale_id: str, limit: int) -> dict[str, int]:
+        """Orders with a deadline, the nearest first, and that deadline."""
+        return await self._first(self._keys.of(sale_id).deadlines, limit)
+
+    async def first_leases(self, sale_id: str, limit: int) -> dict[str, int]:
+        """Orders in CONFIRMING and the end of their lease, the nearest first."""
+        return await self._first(self._keys.of(sale_id).confirming, limit)
+
+    async def _first(self, key: str, limit: int) -> dict[str, int]:
+        flat = await self._connections.command("ZRANGE", key, 0, limit - 1, "WITHSCORES")
+        return {flat[i]: int(float(flat[i + 1])) for i in range(0, len(flat), 2)}
+
+    async def lease_end(self, order: Reservation) -> int | None:
+        """When the lease on an order's confirm ends; None where it is not CONFIRMING."""
+        key = self._keys.of(order.sale_id).confirming
+        score = await self._connections.command("ZSCORE", key, order.order_id)
+        return int(float(score)) if score is not None else None
+
     async def undecided(self, sale_id: str) -> int:
         """How many orders are in CONFIRMING."""
         return int(await self._connections.command("ZCARD", self._keys.of(sale_id).confirming))

@@ -1,0 +1,60 @@
+"""What every command that talks to a running service shares: its options, the call, the answer."""
+
+import getpass
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from api.client import OperatorClient, ServiceRefused, ServiceUnreachable, read
+from api.failures import BAD_SETTING, REFUSED, UNREACHABLE, Failure
+from reservation.settings import ClientSettings, SettingsError
+
+__all__ = ["ask", "calls_service", "changes_service", "show_answer"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def calls_service(command: _Command) -> _Command:
+    """The options of a command that talks to a running service."""
+    as_json = click.option("--json", "as_json", is_flag=True, help="Print the service's answer.")
+    url = click.option("--url", help="The service; by default RESERVATION_PUBLIC_URL.")
+    return as_json(url(command))
+
+
+def changes_service(command: _Command) -> _Command:
+    """Likewise, of one that changes something."""
+    operator = click.option("--operator", help="Who does it, for the record; by default you.")
+    return calls_service(operator(command))
+
+
+def ask(
+    call: Callable[[OperatorClient], bytes], *, url: str | None, operator: str | None = None
+) -> bytes:
+    """What the service answers to one call."""
+    try:
+        settings = ClientSettings.load(os.environ)
+        name = operator or getpass.getuser()
+        address = url or settings.public_url
+        with OperatorClient(address, settings.admin_api_key, operator=name) as client:
+            return call(client)
+    except SettingsError as error:
+        raise Failure(error, BAD_SETTING) from error
+    except ServiceRefused as error:
+        raise Failure(error, REFUSED) from error
+    except ServiceUnreachable as error:
+        raise Failure(error, UNREACHABLE) from error
+
+
+def show_answer(answer: bytes, *, as_json: bool, show: Callable[[Any], None]) -> Any:
+    """Print an answer, as it came or for people; gives its members."""
+    try:
+        members = read(answer)
+        if as_json:
+            click.echo(answer)
+        else:
+            show(members)
+    except (ServiceRefused, LookupError, TypeError) as error:
+        raise Failure(f"no reservation service answers like that: {error!r}") from error
+    return members

@@ -1,0 +1,67 @@
+"""Commands about one order or item, over HTTP, as the service's operator: `why` and `refund`."""
+
+import uuid
+
+import click
+from rich_click import RichCommand
+
+from api import tables
+from api.calling import ask, calls_service, changes_service, show_answer
+from api.client import OperatorClient, ServiceUnreachable, path_of
+
+__all__ = ["refund", "why"]
+
+
+@click.command(cls=RichCommand)
+@click.argument("what", metavar="ORDER|SALE/SKU")
+@calls_service
+def why(what: str, url: str | None, *, as_json: bool) -> None:
+    """Explain an order, or where the units of an item are.
+
+    Of an order: everything that happened to it, with times and the PG's answers, and what comes
+    next. Of an item: who holds its units and since when, and which holds end next.
+    """
+    sale_id, slash, sku = what.partition("/")
+    if slash:
+        path = path_of("v1", "admin", "sales", sale_id, "items", sku, "why")
+        show = tables.show_item
+    else:
+        path = path_of("v1", "admin", "orders", what)
+        show = tables.show_order
+    answer = ask(lambda client: client.call("GET", path), url=url)
+    show_answer(answer, as_json=as_json, show=show)
+
+
+@click.command(cls=RichCommand)
+@click.argument("order_id", metavar="ORDER")
+@click.option("--reason", required=True, help="Why, for the record and for the PG.")
+@click.option("--no-restock", is_flag=True, help="Keep the units out of the sale.")
+@click.option("--idempotency-key", help="Repeats an earlier call that got no answer.")
+@changes_service
+def refund(
+    order_id: str,
+    reason: str,
+    idempotency_key: str | None,
+    url: str | None,
+    operator: str | None,
+    *,
+    no_restock: bool,
+    as_json: bool,
+) -> None:
+    """Give an order's money back in full, and its units to the sale.
+
+    A refund that the PG has not answered yet is gone on with by the service itself.
+    """
+    key = idempotency_key or str(uuid.uuid4())
+    body = {"reason": reason, "restock": not no_restock}
+    path = path_of("v1", "admin", "orders", order_id, "refund")
+
+    def call(client: OperatorClient) -> bytes:
+        try:
+            return client.call("POST", path, body=body, idempotency_key=key)
+        except ServiceUnreachable as error:
+            # It may have been done all the same; with this key it is done once.
+            raise ServiceUnreachable(f"{error}; repeat with --idempotency-key {key}") from error
+
+    answer = ask(call, url=url, operator=operator)
+    show_answer(answer, as_json=as_json, show=tables.show_refund)
