@@ -1,0 +1,24 @@
+"""audit.lua: each word; it reads and never writes."""
+
+from tests.fixtures.lua_sale import LuaSale
+
+
+async def test_head_and_counters_are_of_one_instant(sale: LuaSale) -> None:
+    await sale.hold("held", lines={"a": 2})
+    await sale.sold("sold", lines={"a": 1, "b": 1})
+    await sale.claim(await sale.hold("paying"), "pk")
+    before = await sale.dump()
+    word, seq, _, epoch, last_id, *rest = await sale.audit()
+    assert (word, epoch, last_id) == ("counters", "epoch-1", f"{seq}-0")
+    deadlines, confirming, deposits, _, *stocks = map(int, rest)
+    assert (deadlines, confirming, deposits) == (1, 1, 0)
+    assert stocks == [10, 6, 3, 1, 5, 4, 0, 1]
+    assert await sale.dump() == before
+
+
+async def test_items_that_changed_are_told(sale: LuaSale) -> None:
+    assert await sale.audit(["a"]) == ["changed"]
+
+
+async def test_a_sale_that_is_not_there_is_told(bare_sale: LuaSale) -> None:
+    assert await bare_sale.audit() == ["not_found"]

@@ -1,0 +1,145 @@
+"""claim.lua: each word, and the race of a late payment against the reaper in both orders."""
+
+import pytest
+
+from tests.fixtures.lua_sale import NOW, LuaSale
+
+
+async def test_a_claim_lifts_the_deadline_and_gives_out_a_fence(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    word, fence, lease_end = await sale.claim(basket, "pk")
+    assert (word, fence) == ("claimed", "1")
+    assert float(lease_end) > NOW.now_ms()
+    order = await sale.order(basket)
+    assert (order["status"], order["payment_key"], order["attempts"]) == ("CONFIRMING", "pk", "1")
+    command = sale.connections.command
+    assert await command("ZSCORE", sale.keys.deadlines, basket["order"]) is None
+    assert await command("ZSCORE", sale.keys.confirming, basket["order"]) == lease_end
+    assert await sale.stock("a") == (10, 9, 1, 0)
+
+
+async def test_a_claim_whose_reply_was_lost_gets_the_same_fence(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    first = await sale.claim(basket, claim_id="c")
+    before = await sale.dump()
+    again = await sale.claim(basket, claim_id="c")
+    assert (again[:2], float(again[2])) == (first[:2], float(first[2]))
+    assert await sale.dump() == before
+
+
+async def test_a_second_claim_finds_the_payment_under_way(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    await sale.claim(basket, "pk")
+    before = await sale.dump()
+    assert await sale.claim(basket, "pk") == ["present", "CONFIRMING", ""]
+    assert await sale.claim(basket, "another") == ["present", "CONFIRMING", ""]
+    assert await sale.dump() == before
+
+
+async def test_a_payment_key_that_ended_is_answered_for_ever(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    claimed = await sale.claim(basket, "pk")
+    await sale.finish(basket, claimed[1], "declined", attempt="declined:X")
+    assert await sale.claim(basket, "pk") == ["present", "RELEASED", "declined:X"]
+    assert (await sale.claim(basket, "second card"))[:2] == ["claimed", "2"]
+
+
+@pytest.mark.parametrize("outcome", ["confirmed", "awaiting_deposit"])
+async def test_a_paid_order_takes_no_other_key(sale: LuaSale, outcome: str) -> None:
+    basket = await sale.hold()
+    claimed = await sale.claim(basket, "pk")
+    status = (await sale.finish(basket, claimed[1], outcome))[1]
+    assert await sale.claim(basket, "another") == ["present", status, ""]
+
+
+async def test_a_refunded_order_takes_no_other_key(sale: LuaSale) -> None:
+    basket = await sale.sold()
+    await sale.refund(basket)
+    assert await sale.claim(basket, "another") == ["present", "REFUNDED", ""]
+
+
+async def test_attempts_come_to_an_end(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    claimed = await sale.claim(basket, "one")
+    await sale.finish(basket, claimed[1], "declined")
+    before = await sale.dump()
+    assert await sale.claim(basket, "two", attempts_max=1) == ["attempts_exhausted"]
+    assert await sale.dump() == before
+
+
+async def test_a_payment_that_comes_before_the_reaper_wins(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    await sale.run_out(basket)
+    assert (await sale.claim(basket))[0] == "claimed"
+    assert await sale.expire(basket) == ["settled"]
+
+
+async def test_a_payment_that_comes_after_the_reaper_takes_the_basket_again(sale: LuaSale) -> None:
+    basket = await sale.hold(lines={"a": 2})
+    await sale.run_out(basket)
+    assert await sale.expire(basket) == ["expired"]
+    assert (await sale.claim(basket))[0] == "claimed"
+    assert await sale.stock("a") == (10, 8, 2, 0)
+    assert await sale.bought() == {"a": "2"}
+
+
+async def test_a_basket_that_is_gone_cannot_be_taken_again(sale: LuaSale) -> None:
+    basket = await sale.hold("late", lines={"b": 2})
+    await sale.release(basket)
+    await sale.hold("quick", lines={"b": 4})
+    before = await sale.dump()
+    assert await sale.claim(basket) == ["expired"]
+    assert await sale.dump() == before
+
+
+async def test_a_closed_sale_takes_nothing_again_but_honours_what_is_held(sale: LuaSale) -> None:
+    ended, held = await sale.hold("ended"), await sale.hold("held")
+    await sale.release(ended)
+    await sale.switch("closed")
+    assert await sale.claim(ended) == ["expired"]
+    assert (await sale.claim(held))[0] == "claimed"
+
+
+async def test_taking_again_keeps_to_the_limit(sale: LuaSale) -> None:
+    basket = await sale.hold(lines={"a": 2})
+    await sale.release(basket)
+    await sale.hold(lines={"a": 2})
+    assert await sale.claim(basket) == ["limit_exceeded", "a", "3", "2"]
+
+
+async def test_holds_that_ran_out_are_named_before_a_late_buyer_is_refused(sale: LuaSale) -> None:
+    late = await sale.hold("late", lines={"b": 3})
+    await sale.release(late)
+    old = await sale.hold("old", lines={"b": 5})
+    await sale.run_out(old)
+    assert await sale.claim(late) == ["due", old["order"]]
+    await sale.expire(old)
+    assert (await sale.claim(late))[0] == "claimed"
+
+
+async def test_the_other_policy_takes_the_stock_now_or_says_sold_out(bare_sale: LuaSale) -> None:
+    await bare_sale.put(hold_policy="success")
+    first = await bare_sale.hold("one", lines={"b": 3})
+    second = await bare_sale.hold("two", lines={"b": 3})
+    assert (await bare_sale.claim(first))[0] == "claimed"
+    assert await bare_sale.stock("b") == (5, 2, 3, 0)
+    assert await bare_sale.claim(second) == ["sold_out", "", "b", "2"]
+    await bare_sale.check()
+
+
+async def test_a_claim_of_nothing_a_late_one_and_one_of_another_epoch(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    before = await sale.dump()
+    assert await sale.claim(sale.basket()) == ["not_found"]
+    assert await sale.claim(basket, late=1) == ["too_late"]
+    assert await sale.claim(basket, epoch="other") == ["recovering"]
+    assert await sale.dump() == before
+
+
+async def test_stock_keys_of_other_items_are_a_bug_and_change_nothing(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    before = await sale.dump()
+    wrong = [*sale.order_keys(basket)[:2], sale.keys.stock("b")]
+    with pytest.raises(Exception, match="BUG claim"):
+        await sale.claim(basket, order_keys=wrong)
+    assert await sale.dump() == before

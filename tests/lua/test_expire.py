@@ -1,0 +1,62 @@
+"""expire.lua: each word, batches, and two clocks."""
+
+import pytest
+
+from tests.fixtures.lua_sale import NOW, LuaSale
+
+
+async def test_holds_that_ran_out_are_given_back_once(sale: LuaSale) -> None:
+    baskets = [await sale.hold(f"buyer-{n}", lines={"a": 1, "b": 1}) for n in range(3)]
+    await sale.run_out(*baskets)
+    assert await sale.expire(*baskets) == ["expired"] * 3
+    assert await sale.stock("a") == (10, 10, 0, 0)
+    assert (await sale.order(baskets[0]))["status"] == "EXPIRED"
+    before = await sale.dump()
+    assert await sale.expire(*baskets) == ["settled"] * 3
+    assert await sale.dump() == before
+
+
+async def test_each_order_of_a_batch_is_judged_by_itself(sale: LuaSale) -> None:
+    due, running = await sale.hold("due"), await sale.hold("running")
+    paid = await sale.hold("paid")
+    await sale.claim(paid)
+    await sale.run_out(due)
+    assert await sale.expire(running, due, paid) == ["not_due", "expired", "settled"]
+
+
+@pytest.mark.parametrize("slow", ["caller", "server"])
+async def test_a_hold_never_ends_early_by_either_clock(sale: LuaSale, slow: str) -> None:
+    basket = await sale.hold()
+    caller_ms = NOW.now_ms()
+    if slow == "caller":
+        await sale.run_out(basket)
+        caller_ms -= 3_600_000
+    else:
+        caller_ms += 3_600_000
+    before = await sale.dump()
+    assert await sale.expire(basket, caller_ms=caller_ms) == ["not_due"]
+    assert await sale.dump() == before
+
+
+async def test_a_late_call_and_another_epoch_change_nothing(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    await sale.run_out(basket)
+    before = await sale.dump()
+    assert await sale.expire(basket, late=1) == ["too_late"]
+    assert await sale.expire(basket, epoch="other") == ["recovering"]
+    assert await sale.dump() == before
+    await sale.expire(basket)
+
+
+async def test_an_order_whose_status_was_edited_is_a_bug_and_changes_nothing(
+    bare_sale: LuaSale,
+) -> None:
+    await bare_sale.put()
+    basket = await bare_sale.hold()
+    await bare_sale.run_out(basket)
+    key = bare_sale.keys.order(basket["order"])
+    await bare_sale.connections.command("HSET", key, "status", "CONFIRMED")
+    before = await bare_sale.dump()
+    with pytest.raises(Exception, match="BUG expire"):
+        await bare_sale.expire(basket)
+    assert await bare_sale.dump() == before

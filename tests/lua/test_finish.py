@@ -1,0 +1,129 @@
+"""finish.lua: every outcome from every status, repeats, and old fences."""
+
+import pytest
+
+from reservation.domain.states import TRANSITIONS, Status
+from tests.fixtures.lua_sale import NOW, LuaSale
+
+OUTCOMES = ("confirmed", "awaiting_deposit", "declined", "voided", "expired", "refunded")
+STATUSES = ("CONFIRMING", "AWAITING_DEPOSIT", "CONFIRMED", "RELEASED", "EXPIRED", "REFUNDED")
+
+
+async def brought_to(
+    sale: LuaSale, status: str, buyer: str = "buyer", quantity: int = 2
+) -> dict[str, object]:
+    """A basket in this status, under fence 1."""
+    basket = await sale.hold(buyer, lines={"a": quantity})
+    await sale.claim(basket, f"pk-{basket['order']}")
+    ways = {
+        "AWAITING_DEPOSIT": ["awaiting_deposit"],
+        "CONFIRMED": ["confirmed"],
+        "RELEASED": ["declined"],
+        "EXPIRED": ["expired"],
+        "REFUNDED": ["refunded"],
+    }
+    for outcome in ways.get(status, []):
+        await sale.finish(basket, 1, outcome, due_ms=NOW.now_ms() + 60_000)
+    assert (await sale.order(basket))["status"] == status
+    return basket
+
+
+@pytest.mark.parametrize("status", STATUSES)
+async def test_each_outcome_walks_an_edge_or_changes_nothing(sale: LuaSale, status: str) -> None:
+    for outcome in OUTCOMES:
+        basket = await brought_to(sale, status, f"buyer-{outcome}", 1)
+        before = await sale.dump()
+        word, to, *_ = await sale.finish(basket, 1, outcome)
+        if word == "done" and to != status:
+            assert Status(to) in TRANSITIONS[Status(status)]
+        else:
+            assert await sale.dump() == before
+        await sale.check()
+
+
+async def test_confirmed_is_sold(sale: LuaSale) -> None:
+    basket = await brought_to(sale, "CONFIRMING")
+    assert await sale.finish(basket, 1, "confirmed") == ["done", "CONFIRMED"]
+    assert await sale.stock("a") == (10, 8, 0, 2)
+    assert await sale.bought() == {"a": "2"}
+    assert await sale.connections.command("ZCARD", sale.keys.confirming) == 0
+
+
+async def test_declined_gives_the_stock_and_the_limit_back(sale: LuaSale) -> None:
+    basket = await brought_to(sale, "CONFIRMING")
+    assert await sale.finish(basket, 1, "declined") == ["done", "RELEASED"]
+    assert await sale.stock("a") == (10, 10, 0, 0)
+    assert await sale.bought() == {}
+
+
+async def test_a_repeat_is_answered_again_and_writes_nothing(sale: LuaSale) -> None:
+    for outcome in OUTCOMES:
+        basket = await brought_to(sale, "CONFIRMING", f"buyer-{outcome}", 1)
+        first = await sale.finish(basket, 1, outcome)
+        before = await sale.dump()
+        assert await sale.finish(basket, 1, outcome) == first
+        assert await sale.dump() == before
+
+
+async def test_voided_goes_back_to_the_old_deadline(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    deadline = (await sale.order(basket))["expires_at"]
+    await sale.claim(basket, "pk")
+    assert await sale.finish(basket, 1, "voided", attempt="") == ["done", "HELD"]
+    score = await sale.connections.command("ZSCORE", sale.keys.deadlines, basket["order"])
+    assert score == deadline
+    assert (await sale.claim(basket, "pk"))[:2] == ["claimed", "2"]
+
+
+async def test_voided_with_a_memory_keeps_the_key_from_being_claimed_again(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    await sale.claim(basket, "made up")
+    await sale.finish(basket, 1, "voided", attempt="void:X")
+    assert await sale.claim(basket, "made up") == ["present", "HELD", "void:X"]
+
+
+async def test_voided_after_the_deadline_is_expired(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    await sale.claim(basket)
+    past = str(NOW.now_ms() - 1_000)
+    await sale.connections.command("HSET", sale.keys.order(basket["order"]), "expires_at", past)
+    assert await sale.finish(basket, 1, "voided") == ["done", "EXPIRED"]
+    assert await sale.stock("a") == (10, 10, 0, 0)
+
+
+async def test_voided_under_the_other_policy_holds_nothing(bare_sale: LuaSale) -> None:
+    await bare_sale.put(hold_policy="success")
+    basket = await bare_sale.hold()
+    await bare_sale.claim(basket)
+    assert await bare_sale.finish(basket, 1, "voided") == ["done", "PREPARED"]
+    assert await bare_sale.stock("a") == (10, 10, 0, 0)
+    await bare_sale.check()
+
+
+async def test_an_awaited_deposit_is_held_until_its_due_date(sale: LuaSale) -> None:
+    basket = await brought_to(sale, "AWAITING_DEPOSIT")
+    assert await sale.stock("a") == (10, 8, 2, 0)
+    score = await sale.connections.command("ZSCORE", sale.keys.deposits, basket["order"])
+    assert (await sale.order(basket))["due_at"] == score
+    assert await sale.finish(basket, 1, "confirmed") == ["done", "CONFIRMED"]
+    assert await sale.finish(basket, 1, "awaiting_deposit", due_ms=1) == [
+        "done",
+        "AWAITING_DEPOSIT",
+    ]
+    assert await sale.stock("a") == (10, 8, 2, 0)
+
+
+async def test_another_fence_is_stale(sale: LuaSale) -> None:
+    basket = await brought_to(sale, "CONFIRMING")
+    before = await sale.dump()
+    assert await sale.finish(basket, 2, "confirmed") == ["stale", "CONFIRMING", "1"]
+    assert await sale.dump() == before
+
+
+async def test_a_finish_of_nothing_a_late_one_and_one_of_another_epoch(sale: LuaSale) -> None:
+    basket = await brought_to(sale, "CONFIRMING")
+    before = await sale.dump()
+    assert await sale.finish(sale.basket(), 1, "confirmed") == ["not_found"]
+    assert await sale.finish(basket, 1, "confirmed", late=1) == ["too_late"]
+    assert await sale.finish(basket, 1, "confirmed", epoch="other") == ["recovering"]
+    assert await sale.dump() == before

@@ -1,0 +1,89 @@
+"""lease.lua: each word, and a frozen process that wakes up after a take-over."""
+
+import asyncio
+
+from tests.fixtures.lua_sale import NOW, LuaSale
+
+
+async def over(sale: LuaSale, basket: dict[str, object]) -> None:
+    """Let the lease end."""
+    past = str(NOW.now_ms() - 1)
+    await sale.connections.command("ZADD", sale.keys.confirming, past, str(basket["order"]))
+
+
+async def test_a_lease_that_is_over_is_taken_under_the_next_fence(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    await sale.claim(basket)
+    await over(sale, basket)
+    word, fence, lease_end = await sale.lease(basket, 1)
+    assert (word, fence) == ("taken", "2")
+    assert int(lease_end) > NOW.now_ms()
+
+
+async def test_a_process_that_wakes_up_late_cannot_finish(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    await sale.claim(basket)
+    await over(sale, basket)
+    await sale.lease(basket, 1)
+    before = await sale.dump()
+    assert await sale.finish(basket, 1, "confirmed") == ["stale", "CONFIRMING", "2"]
+    assert await sale.dump() == before
+    assert await sale.finish(basket, 2, "confirmed") == ["done", "CONFIRMED"]
+
+
+async def test_a_finish_before_the_take_over_leaves_nothing_to_take(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    await sale.claim(basket)
+    await over(sale, basket)
+    assert await sale.finish(basket, 1, "confirmed") == ["done", "CONFIRMED"]
+    assert await sale.lease(basket, 1) == ["stale", "CONFIRMED", "1"]
+
+
+async def test_a_take_over_whose_reply_was_lost_is_answered_again(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    await sale.claim(basket)
+    await over(sale, basket)
+    first = await sale.lease(basket, 1, claim_id="me")
+    before = await sale.dump()
+    assert await sale.lease(basket, 1, claim_id="me") == first
+    assert await sale.dump() == before
+
+
+async def test_a_lease_that_runs_is_left_alone(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    claimed = await sale.claim(basket)
+    before = await sale.dump()
+    word, lease_end = await sale.lease(basket, 1)
+    assert word == "leased"
+    assert float(lease_end) == float(claimed[2])
+    assert await sale.dump() == before
+
+
+async def test_of_two_who_take_it_one_has_it(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    await sale.claim(basket)
+    await over(sale, basket)
+    words = sorted(
+        reply[0] for reply in await asyncio.gather(sale.lease(basket, 1), sale.lease(basket, 1))
+    )
+    assert words == ["stale", "taken"]
+
+
+async def test_one_s_own_lease_can_be_moved_and_no_other(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    await sale.claim(basket)
+    word, lease_end = await sale.lease(basket, 1, "move", lease_ms=5)
+    assert word == "moved"
+    score = await sale.connections.command("ZSCORE", sale.keys.confirming, basket["order"])
+    assert float(score) == float(lease_end)
+    assert await sale.lease(basket, 7, "move") == ["stale", "CONFIRMING", "1"]
+
+
+async def test_a_lease_of_nothing_a_late_one_and_one_of_another_epoch(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    await sale.claim(basket)
+    before = await sale.dump()
+    assert await sale.lease(sale.basket(), 1) == ["not_found"]
+    assert await sale.lease(basket, 1, late=1) == ["too_late"]
+    assert await sale.lease(basket, 1, epoch="other") == ["recovering"]
+    assert await sale.dump() == before

@@ -1,0 +1,35 @@
+"""A server without memory takes no new holds, but gives back, confirms and refunds."""
+
+import pytest
+
+from reservation.domain.clock import SystemClock
+from reservation.redis.connection import Connections, StoreUnavailable
+from tests.fixtures.lua_sale import LuaSale
+from tests.fixtures.valkey import SERVERS, MakeServer, binary_of
+
+
+@pytest.mark.parametrize("name", SERVERS)
+async def test_only_prepare_is_refused_and_before_it_writes(
+    make_server: MakeServer, name: str
+) -> None:
+    """`#!lua` without allow-oom is refused before its first command, so nothing is half-done."""
+    server = make_server("full", binary=binary_of(name))
+    await server.start()
+    connections = Connections(server.url, clock=SystemClock())
+    sale = LuaSale(connections)
+    await sale.put()
+    held, paying, sold = await sale.hold("h"), await sale.hold("p"), await sale.sold("s")
+    due = await sale.hold("d")
+    await sale.run_out(due)
+    await connections.command("CONFIG", "SET", "maxmemory", "1mb")
+    before = await sale.dump()
+    with pytest.raises(StoreUnavailable):
+        await sale.prepare(sale.basket("new"))
+    assert await sale.dump() == before
+    assert (await sale.claim(paying))[0] == "claimed"
+    assert await sale.finish(paying, 1, "confirmed") == ["done", "CONFIRMED"]
+    assert await sale.release(held) == ["released"]
+    assert await sale.expire(due) == ["expired"]
+    assert await sale.refund(sold) == ["refunded"]
+    await sale.check()
+    await connections.aclose()

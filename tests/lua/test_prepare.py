@@ -1,0 +1,189 @@
+"""prepare.lua: each word, and baskets that see the ones before them."""
+
+import pytest
+
+from tests.fixtures.lua_sale import NOW, LuaSale
+
+
+async def test_a_basket_is_held_until_its_deadline(sale: LuaSale) -> None:
+    basket = sale.basket(lines={"a": 2, "b": 1})
+    [[word, expires_at, seq, created_at, items]] = await sale.prepare(basket)
+    assert (word, seq, items) == ("held", "2", '[["a",2,1000],["b",1,500]]')
+    assert int(expires_at) - int(created_at) == 300_000
+    assert await sale.stock("a") == (10, 8, 2, 0)
+    assert await sale.stock("b") == (5, 4, 1, 0)
+    assert await sale.bought() == {"a": "2", "b": "1"}
+    assert (await sale.order(basket))["status"] == "HELD"
+
+
+async def test_the_other_policy_takes_nothing_yet(bare_sale: LuaSale) -> None:
+    await bare_sale.put(hold_policy="success")
+    basket = bare_sale.basket()
+    assert (await bare_sale.prepare(basket))[0][0] == "prepared"
+    assert await bare_sale.stock("a") == (10, 10, 0, 0)
+    assert await bare_sale.bought() == {}
+    assert (await bare_sale.order(basket))["status"] == "PREPARED"
+    await bare_sale.check()
+
+
+async def test_the_same_body_again_is_a_replay_and_another_body_is_refused(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    before = await sale.dump()
+    assert await sale.prepare(basket) == [["replayed"]]
+    assert await sale.prepare({**basket, "digest": "1" * 32}) == [["key_reused"]]
+    assert await sale.dump() == before
+
+
+async def test_baskets_of_one_batch_are_decided_in_order(sale: LuaSale) -> None:
+    wishes = [sale.basket(f"buyer-{number}", lines={"b": 2}) for number in range(4)]
+    words = [reply[0] for reply in await sale.prepare(*wishes)]
+    assert words == ["held", "held", "sold_out", "sold_out"]
+    small = sale.basket("late", lines={"b": 1})
+    assert [reply[0] for reply in await sale.prepare(wishes[3], small)] == ["sold_out", "held"]
+
+
+async def test_the_same_order_twice_in_one_batch_is_held_once(sale: LuaSale) -> None:
+    basket = sale.basket()
+    assert [reply[0] for reply in await sale.prepare(basket, basket)] == ["held", "replayed"]
+    assert await sale.stock("a") == (10, 9, 1, 0)
+
+
+async def test_sold_out_tells_what_is_left_and_when_more_may_come(sale: LuaSale) -> None:
+    held = await sale.hold("first", lines={"b": 4})
+    [[word, next_deadline, *left]] = await sale.prepare(sale.basket(lines={"a": 1, "b": 2}))
+    assert (word, left) == ("sold_out", ["a", "10", "b", "1"])
+    assert next_deadline == (await sale.order(held))["expires_at"]
+
+
+async def test_sold_out_is_all_or_nothing(sale: LuaSale) -> None:
+    before = await sale.dump()
+    assert (await sale.prepare(sale.basket(lines={"a": 1, "b": 5})))[0][0] == "held"
+    after = await sale.dump()
+    assert (await sale.prepare(sale.basket("other", lines={"a": 1, "b": 1})))[0][0] == "sold_out"
+    assert await sale.dump() == after != before
+
+
+async def test_a_buyer_has_no_more_than_the_limit(sale: LuaSale) -> None:
+    await sale.hold(lines={"a": 2})
+    before = await sale.dump()
+    wish = sale.basket(lines={"a": 2})
+    assert await sale.prepare(wish) == [["limit_exceeded", "a", "3", "2"]]
+    assert await sale.dump() == before
+
+
+async def test_the_price_is_the_sale_s(sale: LuaSale) -> None:
+    before = await sale.dump()
+    assert await sale.prepare(sale.basket(amount=999)) == [["amount_mismatch", "1000"]]
+    assert await sale.dump() == before
+
+
+async def test_an_unknown_item_is_named(sale: LuaSale) -> None:
+    assert await sale.prepare(sale.basket(lines={"a": 1, "z": 1})) == [["sku_not_found", "z"]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"opens_at": NOW.now_ms() + 3_600_000, "closes_at": NOW.now_ms() + 7_200_000}, "not_open"),
+        ({"closes_at": NOW.now_ms() - 1}, "closed"),
+        ({"require_admission": 1}, "not_admitted"),
+    ],
+)
+async def test_the_window_and_the_admission_are_the_sale_s(
+    bare_sale: LuaSale, settings: dict[str, int], word: str
+) -> None:
+    await bare_sale.put(**settings)
+    [reply] = await bare_sale.prepare(bare_sale.basket())
+    assert reply[0] == word
+    if word == "not_open":
+        assert reply[1] == str(settings["opens_at"])
+    if word == "not_admitted":
+        assert (await bare_sale.prepare(bare_sale.basket(admitted=1)))[0][0] == "held"
+    await bare_sale.check()
+
+
+async def test_a_paused_sale_holds_nothing_but_still_answers_replays(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    await sale.switch("paused")
+    assert await sale.prepare(sale.basket("other")) == [["paused"]]
+    assert await sale.prepare(basket) == [["replayed"]]
+
+
+async def test_one_buyer_takes_no_more_than_the_rate(sale: LuaSale) -> None:
+    rate = (60_000, 2)
+    for _ in range(2):
+        assert (await sale.prepare(sale.basket(), rate=rate))[0][0] == "held"
+    before = await sale.dump()
+    [[word, wait_ms]] = await sale.prepare(sale.basket(), rate=rate)
+    assert word == "rate_limited"
+    assert 0 < int(wait_ms) <= 60_000
+    assert await sale.dump() == before
+    assert (await sale.prepare(sale.basket("other"), rate=rate))[0][0] == "held"
+
+
+async def test_a_refused_basket_uses_up_no_rate(sale: LuaSale) -> None:
+    for _ in range(5):
+        reply = await sale.prepare(sale.basket(amount=1), rate=(60_000, 1))
+        assert reply[0][0] == "amount_mismatch"
+    assert (await sale.prepare(sale.basket(), rate=(60_000, 1)))[0][0] == "held"
+
+
+async def test_holds_that_ran_out_are_named_and_nothing_newer_goes_first(sale: LuaSale) -> None:
+    old = await sale.hold("old", lines={"b": 5})
+    await sale.run_out(old)
+    wishes = [sale.basket("one", lines={"b": 3}), sale.basket("two", lines={"a": 1})]
+    assert await sale.prepare(*wishes) == [["due", old["order"]], ["again"]]
+    assert await sale.expire(old) == ["expired"]
+    assert [reply[0] for reply in await sale.prepare(*wishes)] == ["held", "held"]
+
+
+async def test_a_hold_that_ran_out_does_not_count_against_its_own_buyer(sale: LuaSale) -> None:
+    old = await sale.hold(lines={"a": 3})
+    await sale.run_out(old)
+    assert (await sale.prepare(sale.basket()))[0] == ["due", old["order"]]
+
+
+async def test_a_deadline_counts_only_when_the_caller_s_clock_agrees(sale: LuaSale) -> None:
+    old = await sale.hold("old", lines={"b": 5})
+    await sale.run_out(old)
+    behind = NOW.now_ms() - 3_600_000
+    [reply] = await sale.prepare(sale.basket("new", lines={"b": 1}), caller_ms=behind)
+    assert reply[0] == "sold_out"
+
+
+async def test_a_late_call_and_another_epoch_change_nothing(sale: LuaSale) -> None:
+    before = await sale.dump()
+    wishes = [sale.basket("one"), sale.basket("two")]
+    assert await sale.prepare(*wishes, late=1) == [["too_late"], ["too_late"]]
+    assert await sale.prepare(*wishes, epoch="other") == [["recovering"], ["recovering"]]
+    assert await sale.dump() == before
+
+
+@pytest.mark.parametrize("broken", ["outbox gone", "outbox longer", "sale gone", "head behind"])
+async def test_a_sale_that_lost_something_sells_nothing(bare_sale: LuaSale, broken: str) -> None:
+    await bare_sale.put()
+    await bare_sale.hold()
+    command, keys = bare_sale.connections.command, bare_sale.keys
+    match broken:
+        case "outbox gone":
+            await command("DEL", keys.outbox)
+        case "outbox longer":
+            await command("XADD", keys.outbox, "9-0", "event", "forged")
+        case "sale gone":
+            await command("DEL", keys.sale)
+        case _:
+            await command("HSET", keys.sale, "seq", "1")
+    before = await bare_sale.dump()
+    assert await bare_sale.prepare(bare_sale.basket("other")) == [["recovering"]]
+    assert await bare_sale.dump() == before
+
+
+async def test_a_key_of_the_wrong_kind_leaves_nothing_half_written(bare_sale: LuaSale) -> None:
+    await bare_sale.put()
+    good, bad = bare_sale.basket("good"), bare_sale.basket("bad")
+    await bare_sale.connections.command("SET", bare_sale.keys.buyer("bad"), "not a hash")
+    with pytest.raises(Exception, match="WRONGTYPE"):
+        await bare_sale.prepare(good, bad)
+    assert await bare_sale.stock("a") == (10, 9, 1, 0)
+    await bare_sale.check()
+    assert await bare_sale.order(bad) == {}

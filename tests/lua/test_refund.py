@@ -1,0 +1,36 @@
+"""refund.lua: each word; stock back, or out of the sale."""
+
+from tests.fixtures.lua_sale import LuaSale
+
+
+async def test_a_refund_puts_the_units_on_sale_again_once(sale: LuaSale) -> None:
+    basket = await sale.sold(lines={"a": 2})
+    assert await sale.refund(basket) == ["refunded"]
+    assert await sale.stock("a") == (10, 10, 0, 0)
+    assert await sale.bought() == {}
+    before = await sale.dump()
+    assert await sale.refund(basket) == ["refunded"]
+    assert await sale.dump() == before
+
+
+async def test_a_refund_may_take_the_units_out_of_the_sale(sale: LuaSale) -> None:
+    basket = await sale.sold(lines={"a": 2})
+    assert await sale.refund(basket, restock=0) == ["refunded"]
+    assert await sale.stock("a") == (8, 8, 0, 0)
+    assert await sale.bought() == {}
+
+
+async def test_what_was_not_sold_is_not_refunded(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    before = await sale.dump()
+    assert await sale.refund(basket) == ["present", "HELD"]
+    assert await sale.dump() == before
+
+
+async def test_a_refund_of_nothing_a_late_one_and_one_of_another_epoch(sale: LuaSale) -> None:
+    basket = await sale.sold()
+    before = await sale.dump()
+    assert await sale.refund(sale.basket()) == ["not_found"]
+    assert await sale.refund(basket, late=1) == ["too_late"]
+    assert await sale.refund(basket, epoch="other") == ["recovering"]
+    assert await sale.dump() == before

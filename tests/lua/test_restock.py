@@ -1,0 +1,39 @@
+"""restock.lua: each word; idempotent by its operation."""
+
+from tests.fixtures.lua_sale import LuaSale
+
+
+async def test_units_are_added_and_withdrawn_once_per_operation(sale: LuaSale) -> None:
+    for _ in range(2):
+        assert await sale.restock(delta=5, operation="one") == ["done"]
+    assert await sale.stock("a") == (15, 15, 0, 0)
+    assert await sale.restock(delta=-15) == ["done"]
+    assert await sale.stock("a") == (0, 0, 0, 0)
+
+
+async def test_the_same_operation_cannot_ask_for_something_else(sale: LuaSale) -> None:
+    await sale.restock(operation="one")
+    before = await sale.dump()
+    assert await sale.restock(operation="one", digest="other") == ["key_reused"]
+    assert await sale.dump() == before
+
+
+async def test_what_is_held_cannot_be_withdrawn(sale: LuaSale) -> None:
+    await sale.hold(lines={"a": 3})
+    before = await sale.dump()
+    assert await sale.restock(delta=-8) == ["insufficient", "7"]
+    assert await sale.dump() == before
+
+
+async def test_an_unknown_item_and_too_many_units_are_refused(sale: LuaSale) -> None:
+    before = await sale.dump()
+    assert await sale.restock("z") == ["sku_not_found"]
+    assert await sale.restock(delta=991) == ["too_many", "10"]
+    assert await sale.dump() == before
+
+
+async def test_another_epoch_and_a_late_call_change_nothing(sale: LuaSale) -> None:
+    before = await sale.dump()
+    assert await sale.restock(epoch="other") == ["recovering"]
+    assert await sale.restock(late=1) == ["too_late"]
+    assert await sale.dump() == before

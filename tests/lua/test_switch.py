@@ -1,0 +1,28 @@
+"""switch.lua: each word."""
+
+from tests.fixtures.lua_sale import LuaSale
+
+
+async def test_a_sale_is_paused_and_resumed(sale: LuaSale) -> None:
+    assert await sale.switch("paused") == ["done"]
+    before = await sale.dump()
+    assert await sale.switch("paused") == ["done"]
+    assert await sale.dump() == before
+    assert await sale.switch("open") == ["done"]
+    assert (await sale.prepare(sale.basket()))[0][0] == "held"
+
+
+async def test_a_closed_sale_stays_closed(sale: LuaSale) -> None:
+    assert await sale.switch("closed") == ["done"]
+    before = await sale.dump()
+    assert await sale.switch("open") == ["closed"]
+    assert await sale.switch("paused") == ["closed"]
+    assert await sale.dump() == before
+    assert await sale.prepare(sale.basket()) == [["closed"]]
+
+
+async def test_another_epoch_and_a_late_call_change_nothing(sale: LuaSale) -> None:
+    before = await sale.dump()
+    assert await sale.switch("paused", epoch="other") == ["recovering"]
+    assert await sale.switch("paused", late=1) == ["too_late"]
+    assert await sale.dump() == before
