@@ -6,7 +6,7 @@ from typing import Annotated, Any, cast
 import msgspec
 from litestar import Controller, Request, Response, get, post, put
 from litestar.handlers.base import BaseRouteHandler
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody, QueryParameter
 
 from api.auth import Connection
 from api.context import api_of, requires_operator
@@ -101,9 +101,9 @@ class AdminController(Controller):
     async def put_sale(
         self,
         request: Request[Any, Any, Any],
-        sale_id: str,
-        data: SaleRequest,
-        if_match: Annotated[str | None, Parameter(header="If-Match")] = None,
+        sale_id: FromPath[str],
+        data: JSONBody[SaleRequest],
+        if_match: Annotated[str | None, HeaderParameter(name="If-Match")] = None,
     ) -> Response[SaleAnswer]:
         """Create a sale, or update one that was read (`If-Match` with its `ETag`)."""
         api = api_of(request)
@@ -120,7 +120,9 @@ class AdminController(Controller):
         operation_id="getSaleForOperators",
         responses=documented(*_COMMON, SaleNotFound, SaleRecovering),
     )
-    async def get_sale(self, request: Request[Any, Any, Any], sale_id: str) -> Response[SaleAnswer]:
+    async def get_sale(
+        self, request: Request[Any, Any, Any], sale_id: FromPath[str]
+    ) -> Response[SaleAnswer]:
         """The sale with its counters and its `ETag`."""
         known = await api_of(request).service.catalog.fresh(sale_id)
         return _sale(request, known.sale)
@@ -142,8 +144,8 @@ class AdminController(Controller):
     async def restock(
         self,
         request: Request[Any, Any, Any],
-        sale_id: str,
-        data: RestockRequest,
+        sale_id: FromPath[str],
+        data: JSONBody[RestockRequest],
         idempotency_key: IdempotencyKey,
     ) -> Response[SaleAnswer]:
         """Add units of an item, or withdraw units that nobody holds."""
@@ -167,7 +169,7 @@ class AdminController(Controller):
         responses=documented(*_COMMON, SaleNotFound, SaleClosed, SaleRecovering),
     )
     async def pause(
-        self, request: Request[Any, Any, Any], sale_id: str, data: ReasonRequest
+        self, request: Request[Any, Any, Any], sale_id: FromPath[str], data: JSONBody[ReasonRequest]
     ) -> Response[SaleAnswer]:
         """Stop prepares; holds and payments go on."""
         return await _switch(request, sale_id, SaleStatus.PAUSED, data.reason)
@@ -179,7 +181,7 @@ class AdminController(Controller):
         responses=documented(*_COMMON, SaleNotFound, SaleClosed, SaleRecovering),
     )
     async def resume(
-        self, request: Request[Any, Any, Any], sale_id: str, data: ReasonRequest
+        self, request: Request[Any, Any, Any], sale_id: FromPath[str], data: JSONBody[ReasonRequest]
     ) -> Response[SaleAnswer]:
         """Let prepares go on."""
         return await _switch(request, sale_id, SaleStatus.OPEN, data.reason)
@@ -191,7 +193,7 @@ class AdminController(Controller):
         responses=documented(*_COMMON, SaleNotFound, SaleRecovering),
     )
     async def close(
-        self, request: Request[Any, Any, Any], sale_id: str, data: ReasonRequest
+        self, request: Request[Any, Any, Any], sale_id: FromPath[str], data: JSONBody[ReasonRequest]
     ) -> Response[SaleAnswer]:
         """End the sale for good; payments that have begun go on."""
         return await _switch(request, sale_id, SaleStatus.CLOSED, data.reason)
@@ -201,7 +203,7 @@ class AdminController(Controller):
         operation_id="auditSale",
         responses=documented(*_COMMON, SaleNotFound),
     )
-    async def audit(self, request: Request[Any, Any, Any], sale_id: str) -> AuditAnswer:
+    async def audit(self, request: Request[Any, Any, Any], sale_id: FromPath[str]) -> AuditAnswer:
         """The counters against the reservations, Redis against SQL."""
         return AuditAnswer.of(await api_of(request).service.audit(sale_id))
 
@@ -210,7 +212,9 @@ class AdminController(Controller):
         operation_id="explainItem",
         responses=documented(*_COMMON, SaleNotFound, SkuNotFound),
     )
-    async def why(self, request: Request[Any, Any, Any], sale_id: str, sku: str) -> SkuWhyAnswer:
+    async def why(
+        self, request: Request[Any, Any, Any], sale_id: FromPath[str], sku: FromPath[str]
+    ) -> SkuWhyAnswer:
         """Who holds an item's units, since when, and what comes back next."""
         return SkuWhyAnswer.of(await api_of(request).service.why.item(sale_id, sku))
 
@@ -218,11 +222,11 @@ class AdminController(Controller):
     async def orders(
         self,
         request: Request[Any, Any, Any],
-        sale_id: Annotated[str | None, Parameter(query="saleId", pattern=SALE_ID)] = None,
-        status: Status | None = None,
-        buyer_id: Annotated[str | None, Parameter(query="buyerId", max_length=128)] = None,
-        cursor: Annotated[str | None, Parameter(max_length=256)] = None,
-        limit: Annotated[int, Parameter(ge=1, le=100)] = 50,
+        sale_id: Annotated[str | None, QueryParameter(name="saleId", pattern=SALE_ID)] = None,
+        status: FromQuery[Status | None] = None,
+        buyer_id: Annotated[str | None, QueryParameter(name="buyerId", max_length=128)] = None,
+        cursor: Annotated[str | None, QueryParameter(max_length=256)] = None,
+        limit: Annotated[int, QueryParameter(ge=1, le=100)] = 50,
     ) -> OrdersAnswer:
         """Orders from SQL, newest first, a page at a time."""
         try:
@@ -242,7 +246,9 @@ class AdminController(Controller):
         operation_id="getOrder",
         responses=documented(*_COMMON, ReservationNotFound),
     )
-    async def order(self, request: Request[Any, Any, Any], order_id: str) -> OrderHistoryAnswer:
+    async def order(
+        self, request: Request[Any, Any, Any], order_id: FromPath[str]
+    ) -> OrderHistoryAnswer:
         """One order with everything that happened to it."""
         return await _order_with_history(request, order_id)
 
@@ -265,8 +271,8 @@ class AdminController(Controller):
     async def refund(
         self,
         request: Request[Any, Any, Any],
-        order_id: str,
-        data: RefundRequest,
+        order_id: FromPath[str],
+        data: JSONBody[RefundRequest],
         idempotency_key: IdempotencyKey,
     ) -> Response[ReservationAnswer]:
         """Cancel the payment in full, then give the stock back (or keep it out of the sale)."""

@@ -144,6 +144,8 @@ def _openapi() -> OpenAPIConfig:
         version=__version__,
         description="Holds stock for flash sales while buyers pay. Refusals follow RFC 9457.",
         path="/schema",
+        # What an operation does stands once, at its handler.
+        use_handler_docstrings=True,
         render_plugins=[JsonRenderPlugin()],
         components=Components(
             security_schemes={

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from litestar import Controller, MediaType, Request, Response, get
 from litestar.datastructures import CacheControlHeader
+from litestar.params import FromPath
 from litestar.response import File
 from litestar.static_files import (
     create_static_files_router,  # pyright: ignore[reportUnknownVariableType] - its own hooks are
@@ -72,7 +73,7 @@ class PageController(Controller):
         return _page("index.html")
 
     @get("/sales/{sale_id:str}")
-    async def sale(self, request: Request[Any, Any, Any], sale_id: str) -> File:
+    async def sale(self, request: Request[Any, Any, Any], sale_id: FromPath[str]) -> File:
         """One sale."""
         del sale_id  # The page reads it from its own address.
         by_address = bool(api_of(request).service.settings.toss_checkout_url)

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 import msgspec
 import structlog
 from litestar import Controller, Request, Response, get, post
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 
 from api.context import Api, api_of
 from api.pages import please_wait
@@ -86,7 +86,7 @@ class _Notice(_Ids):
     secret: Annotated[str, msgspec.Meta(max_length=_SECRET_CHARS)] | None = None
 
 
-Query = Annotated[str | None, Parameter(description="As the PG's redirect carries it.")]
+Query = Annotated[str | None, QueryParameter(description="As the PG's redirect carries it.")]
 
 
 class PaymentController(Controller):
@@ -121,9 +121,9 @@ class PaymentController(Controller):
         self,
         request: Request[Any, Any, Any],
         token: Query = None,
-        payment_type: Annotated[str | None, Parameter(query="paymentType")] = None,
-        order_id: Annotated[str | None, Parameter(query="orderId")] = None,
-        payment_key: Annotated[str | None, Parameter(query="paymentKey")] = None,
+        payment_type: Annotated[str | None, QueryParameter(name="paymentType")] = None,
+        order_id: Annotated[str | None, QueryParameter(name="orderId")] = None,
+        payment_key: Annotated[str | None, QueryParameter(name="paymentKey")] = None,
         amount: Query = None,
     ) -> Response[Any]:
         """Verify, claim the hold, confirm the payment, mark sold. Repeats answer the same."""
@@ -162,7 +162,7 @@ class PaymentController(Controller):
         token: Query = None,
         code: Query = None,
         message: Query = None,
-        order_id: Annotated[str | None, Parameter(query="orderId")] = None,
+        order_id: Annotated[str | None, QueryParameter(name="orderId")] = None,
     ) -> Response[Any]:
         """Give the hold back that the token names; what is paid or being paid stays."""
         del message  # The PG's text for the buyer; its own page has shown it.

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final
 
 from litestar import Controller, Request, Response, get, post
 from litestar.handlers.base import BaseRouteHandler
-from litestar.params import Parameter
+from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 
 from api.auth import Connection, bearer_of
 from api.context import api_of, buyer_of, limits_buyer, requires_buyer
@@ -52,8 +52,8 @@ BUYER_OR_TOKEN: Final[list[dict[str, list[str]]]] = [*BUYER, {"reservationToken"
 
 IdempotencyKey = Annotated[
     str,
-    Parameter(
-        header="Idempotency-Key",
+    HeaderParameter(
+        name="Idempotency-Key",
         pattern=IDEMPOTENCY_KEY,
         description="The caller's name for this one wish: the same key and body, the same order.",
     ),
@@ -101,10 +101,10 @@ class ReservationController(Controller):
     async def prepare(
         self,
         request: Request[Any, Any, Any],
-        sale_id: str,
-        data: PrepareRequest,
+        sale_id: FromPath[str],
+        data: JSONBody[PrepareRequest],
         idempotency_key: IdempotencyKey,
-        admission: Annotated[str | None, Parameter(header="X-Sale-Admission")] = None,
+        admission: Annotated[str | None, HeaderParameter(name="X-Sale-Admission")] = None,
     ) -> Response[ReservationAnswer]:
         """Hold the basket's stock until the deadline; a repeat of the key gets the same order."""
         api = api_of(request)
@@ -149,7 +149,7 @@ class ReservationController(Controller):
         ),
     )
     async def list_own(
-        self, request: Request[Any, Any, Any], sale_id: str
+        self, request: Request[Any, Any, Any], sale_id: FromPath[str]
     ) -> Response[ReservationsAnswer]:
         """The buyer's own reservations in this sale, newest first."""
         api = api_of(request)
@@ -168,16 +168,18 @@ class ReservationController(Controller):
     async def look(
         self,
         request: Request[Any, Any, Any],
-        order_id: str,
+        order_id: FromPath[str],
         wait: Annotated[
             int | None,
-            Parameter(
+            QueryParameter(
                 ge=0,
                 le=WAIT_SECONDS_MAX,
                 description="Answer at the next change, or after so many seconds.",
             ),
         ] = None,
-        reservation_token: Annotated[str | None, Parameter(header="X-Reservation-Token")] = None,
+        reservation_token: Annotated[
+            str | None, HeaderParameter(name="X-Reservation-Token")
+        ] = None,
     ) -> Response[ReservationAnswer]:
         """One reservation, for its buyer or whoever has its token."""
         api = api_of(request)
@@ -208,8 +210,10 @@ class ReservationController(Controller):
     async def release(
         self,
         request: Request[Any, Any, Any],
-        order_id: str,
-        reservation_token: Annotated[str | None, Parameter(header="X-Reservation-Token")] = None,
+        order_id: FromPath[str],
+        reservation_token: Annotated[
+            str | None, HeaderParameter(name="X-Reservation-Token")
+        ] = None,
     ) -> Response[ReservationAnswer]:
         """Give the hold back. The token may also be the whole body, as a beacon sends it."""
         api = api_of(request)

@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 from litestar import Controller, Request, Response, get
+from litestar.params import FromPath
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 
 from api.auth import bearer_of
@@ -138,7 +139,9 @@ class SaleController(Controller):
         guards=[sale_exists],
         responses=documented(MalformedRequest, SaleNotFound, SaleRecovering, Unavailable),
     )
-    async def one(self, request: Request[Any, Any, Any], sale_id: str) -> Response[SaleAnswer]:
+    async def one(
+        self, request: Request[Any, Any, Any], sale_id: FromPath[str]
+    ) -> Response[SaleAnswer]:
         """One sale with its stock now, the server's clock, and the admission to it."""
         api = api_of(request)
         sale = (await api.service.catalog.fresh(sale_id)).sale
@@ -166,7 +169,9 @@ class SaleController(Controller):
         responses=documented(MalformedRequest, SaleNotFound, SaleRecovering, Unavailable),
         media_type="text/event-stream",
     )
-    async def events(self, request: Request[Any, Any, Any], sale_id: str) -> ServerSentEvent:
+    async def events(
+        self, request: Request[Any, Any, Any], sale_id: FromPath[str]
+    ) -> ServerSentEvent:
         """The live stock as server-sent events."""
         feed: StockFeed = request.app.state.stock_feed
         return ServerSentEvent(feed.watch(sale_id))
