@@ -16,7 +16,7 @@ __all__ = ["refund", "why"]
 @click.argument("what", metavar="ORDER|SALE/SKU")
 @calls_service
 def why(what: str, url: str | None, *, as_json: bool) -> None:
-    """Explain an order, or where the units of an item are.
+    """Explain an order, or where an item's units are.
 
     Of an order: everything that happened to it, with times and the PG's answers, and what comes
     next. Of an item: who holds its units and since when, and which holds end next.
@@ -48,9 +48,10 @@ def refund(
     no_restock: bool,
     as_json: bool,
 ) -> None:
-    """Give an order's money back in full, and its units to the sale.
+    """Give an order's money back.
 
-    A refund that the PG has not answered yet is gone on with by the service itself.
+    In full, and its units go back on sale. A refund that the PG has not answered yet is gone on
+    with by the service itself.
     """
     key = idempotency_key or str(uuid.uuid4())
     body = {"reason": reason, "restock": not no_restock}

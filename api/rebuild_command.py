@@ -30,10 +30,11 @@ __all__ = ["rebuild"]
 @click.option("--operator", help="Who does it, for the record; by default you.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a sale.")
 def rebuild(sale_id: str | None, operator: str | None, *, force: bool, as_json: bool) -> int:
-    """Restore SALE in Redis from SQL; without SALE, every sale that Redis has lost.
+    """Restore sales in Redis from SQL.
 
-    Works on the settings of the service, whether that runs or not. A sale that Redis has as SQL
-    knows it is left alone; one of which Redis has more than SQL is refused (exit status 1).
+    SALE, or every sale that Redis has lost. Works on the settings of the service, whether that runs
+    or not. A sale that Redis has as SQL knows it is left alone; one of which Redis has more than
+    SQL is refused (exit status 1).
     """
     if force and sale_id is None:
         raise click.UsageError("--force needs a SALE")

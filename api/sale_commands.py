@@ -34,7 +34,7 @@ def audit(sale_id: str, url: str | None, *, as_json: bool) -> int:
 
 @click.group(cls=RichGroup)
 def sale() -> None:
-    """Create, look at and restock sales."""
+    """Create, look at, restock, pause and close sales."""
 
 
 @sale.command("create", cls=RichCommand)

@@ -7,6 +7,8 @@ from functools import partial
 import msgspec
 
 from reservation.audit import Audit
+from reservation.audit.counters import CounterAudit
+from reservation.audit.orders import OrderAudit
 from reservation.catalog import Catalog
 from reservation.conclude import Conclude
 from reservation.confirm import Confirm
@@ -26,6 +28,7 @@ from reservation.rebuild import Rebuild
 from reservation.recovery import Watch
 from reservation.redis.batch import PrepareQueue
 from reservation.redis.connection import Connections
+from reservation.redis.inspection import Inspection
 from reservation.redis.keys import Keys
 from reservation.redis.outbox import RedisOutbox
 from reservation.redis.restore import Restorer
@@ -130,7 +133,10 @@ async def opened(
             settle=settle,
             refund=Refund(catalog, store, ledger, gateway, conclude, look, clock=clock),
             webhook=Webhook(catalog, store, ledger, gateway, conclude, settle, clock=clock),
-            audit=Audit(sale_store, ledger, outbox, clock=clock),
+            audit=Audit(
+                CounterAudit(sale_store, ledger, outbox, clock=clock),
+                OrderAudit(Inspection(connections, keys, store), ledger),
+            ),
             watch=watch,
             why=Why(sale_store, store, ledger, clock=clock, limits=limits),
             rebuild=Rebuild(restorer, keys, store, ledger, orphans, clock=clock),

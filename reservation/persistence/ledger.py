@@ -35,7 +35,7 @@ from reservation.persistence.orders import (
     OrderRow,
 )
 from reservation.persistence.payments import PaymentRow
-from reservation.persistence.recovery import ItemRow, SaleHead, UnmetIntent
+from reservation.persistence.recovery import ItemRow, SaleHead, UnmetIntent, UnpaidRow
 from reservation.persistence.refunds import RefundRecord, RefundReused, RefundWish
 from reservation.persistence.sales import SaleRow
 from reservation.persistence.stories import SaleFold
@@ -319,6 +319,10 @@ class Ledger:
     async def buyer_counts(self, sale_id: str) -> dict[str, dict[str, int]]:
         """Buyer -> item -> units held or bought, as the buyer's limit counts them."""
         return await orders.buyer_counts(self._database, sale_id)
+
+    async def confirmed_unpaid(self, sale_id: str, limit: int) -> list[UnpaidRow]:
+        """CONFIRMED orders whose payment the PG does not show as done."""
+        return await recovery.confirmed_unpaid(self._database, sale_id, limit)
 
     async def holders(self, sale_id: str, sku: str, limit: int) -> list[HolderRow]:
         """Who holds most of an item now, bought units not counted."""

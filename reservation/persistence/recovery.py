@@ -15,6 +15,8 @@ from reservation.persistence.tables import (
     items,
     orders,
     payment_intents,
+    payments,
+    refunds,
     sales,
 )
 
@@ -22,6 +24,8 @@ __all__ = [
     "ItemRow",
     "SaleHead",
     "UnmetIntent",
+    "UnpaidRow",
+    "confirmed_unpaid",
     "count_orders",
     "heads",
     "listed_items",
@@ -64,6 +68,15 @@ class UnmetIntent(msgspec.Struct, frozen=True, kw_only=True):
     amount: int
     #: Whether SQL has the order itself.
     known: bool
+
+
+class UnpaidRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A CONFIRMED order without a payment that the PG shows as done."""
+
+    order_id: str
+    seq: int
+    #: The PG's word; None where SQL has no answer of it.
+    payment: str | None
 
 
 _ITEM_COLUMNS = [items.c[name] for name in ItemRow.__struct_fields__]
@@ -166,3 +179,28 @@ async def unmet_intents(database: Database, sale_id: str) -> Sequence[UnmetInten
         )
         latest = {row["order_id"]: UnmetIntent(**row) for row in found.mappings()}
     return list(latest.values())
+
+
+async def confirmed_unpaid(database: Database, sale_id: str, limit: int) -> list[UnpaidRow]:
+    """CONFIRMED orders whose payment is not done in full, but for those being refunded."""
+    paid = and_(
+        payments.c.payment_key == orders.c.payment_key,
+        payments.c.order_id == orders.c.order_id,
+    )
+    async with database.read() as connection:
+        found = await connection.execute(
+            select(orders.c.order_id, orders.c.seq, payments.c.status.label("payment"))
+            .join(payments, paid, isouter=True)
+            .join(refunds, refunds.c.order_id == orders.c.order_id, isouter=True)
+            .where(
+                orders.c.sale_id == sale_id,
+                orders.c.status == Status.CONFIRMED.value,
+                refunds.c.order_id.is_(None) | (refunds.c.status == "refused"),
+                payments.c.status.is_(None)
+                | (payments.c.status != "DONE")
+                | (payments.c.total_amount != orders.c.amount),
+            )
+            .order_by(orders.c.seq)
+            .limit(limit)
+        )
+        return [UnpaidRow(**row) for row in found.mappings()]

@@ -1,4 +1,4 @@
-"""The audit: Redis' counters at one instant against the fold of every event up to that instant.
+"""Redis' counters at one instant against the fold of every event up to that instant.
 
 The counters are read atomically together with the number of the last event. SQL gives the fold of
 the events that it has; the rest is folded here from the outbox. Nothing holds Redis for longer
@@ -18,7 +18,7 @@ from reservation.persistence.ledger import Ledger
 from reservation.redis.outbox import RedisOutbox
 from reservation.redis.sales import Counters, SaleStore
 
-__all__ = ["Audit", "AuditReport", "SkuAudit"]
+__all__ = ["AuditReport", "CounterAudit", "SkuAudit"]
 
 #: Events read at once: a reply of about 3 MB.
 PAGE_EVENTS: Final = 5_000
@@ -109,7 +109,7 @@ class _RestockData(msgspec.Struct):
     delta: int
 
 
-class Audit:
+class CounterAudit:
     """Checks sales."""
 
     def __init__(

@@ -1,0 +1,124 @@
+"""Reads a whole sale for the audit, a few keys at a time, so that no call holds the server up."""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Final
+
+import msgspec
+
+from reservation.domain.reservation import Reservation
+from reservation.redis.connection import Connections, good
+from reservation.redis.keys import Keys
+from reservation.redis.records import as_mapping
+from reservation.redis.store import Store
+
+__all__ = ["BuyerState", "Inspection", "OrderState"]
+
+#: Keys of one round trip: about a millisecond of the server's single thread.
+KEYS_AT_ONCE: Final = 200
+#: Orders of one buyer that are added up; a limit per buyer keeps real lists far shorter.
+BUYER_ORDERS_MAX: Final = 1_000
+
+
+class BuyerState(msgspec.Struct, frozen=True, kw_only=True):
+    """What a buyer's hash says, and the buyer's orders."""
+
+    counted: dict[str, int]
+    orders: tuple[Reservation, ...]
+
+
+class OrderState(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an order stands, and in which of the sale's sorted sets it is."""
+
+    #: Empty where Redis does not have it.
+    status: str
+    seq: int
+    sets: frozenset[str]
+
+
+class Inspection:
+    """Looks; changes nothing."""
+
+    def __init__(self, connections: Connections, keys: Keys, store: Store) -> None:
+        self._connections = connections
+        self._keys = keys
+        self._store = store
+
+    async def buyers(self, sale_id: str) -> AsyncGenerator[list[str]]:
+        """The ids of all buyers with a hash of their own, a few at a time; some may come twice."""
+        prefix = self._keys.of(sale_id).buyer("")
+        cursor = "0"
+        while True:
+            cursor, keys = await self._connections.command(
+                "SCAN", cursor, "MATCH", f"{prefix}*", "COUNT", KEYS_AT_ONCE
+            )
+            if keys:
+                yield [key.removeprefix(prefix) for key in keys]
+            if cursor == "0":
+                return
+
+    async def counts(self, sale_id: str, buyer_ids: Sequence[str]) -> dict[str, dict[str, int]]:
+        """What each of these buyers' hashes says."""
+        names = self._keys.of(sale_id)
+        counts: dict[str, dict[str, int]] = {}
+        for start in range(0, len(buyer_ids), KEYS_AT_ONCE):
+            some = buyer_ids[start : start + KEYS_AT_ONCE]
+            replies = await self._connections.pipeline(
+                [("HGETALL", names.buyer(buyer_id)) for buyer_id in some]
+            )
+            for buyer_id, reply in zip(some, replies, strict=True):
+                fields = as_mapping(good(reply))
+                counts[buyer_id] = {sku: int(quantity) for sku, quantity in fields.items()}
+        return counts
+
+    async def buyer(self, sale_id: str, buyer_id: str) -> BuyerState:
+        """A buyer's hash and orders; the two are an instant apart."""
+        names = self._keys.of(sale_id)
+        flat = await self._connections.command("HGETALL", names.buyer(buyer_id))
+        orders = await self._store.orders_of_buyer(sale_id, buyer_id, BUYER_ORDERS_MAX)
+        counted = {sku: int(quantity) for sku, quantity in as_mapping(flat).items()}
+        return BuyerState(counted=counted, orders=tuple(orders))
+
+    async def members(self, sale_id: str) -> AsyncGenerator[list[str]]:
+        """The orders in the sale's sorted sets, a few at a time; some may come twice."""
+        names = self._keys.of(sale_id)
+        for key in (names.deadlines, names.confirming, names.deposits):
+            cursor = "0"
+            while True:
+                cursor, flat = await self._connections.command(
+                    "ZSCAN", key, cursor, "COUNT", KEYS_AT_ONCE
+                )
+                if flat:
+                    yield list(flat[::2])
+                if cursor == "0":
+                    break
+
+    async def orders(self, sale_id: str, order_ids: Sequence[str]) -> dict[str, OrderState]:
+        """Where these orders stand."""
+        states: dict[str, OrderState] = {}
+        for start in range(0, len(order_ids), KEYS_AT_ONCE):
+            states |= await self._orders(sale_id, order_ids[start : start + KEYS_AT_ONCE])
+        return states
+
+    async def _orders(self, sale_id: str, order_ids: Sequence[str]) -> dict[str, OrderState]:
+        names = self._keys.of(sale_id)
+        sets = {
+            "deadlines": names.deadlines,
+            "confirming": names.confirming,
+            "deposits": names.deposits,
+        }
+        commands: list[tuple[str, ...]] = []
+        for order_id in order_ids:
+            commands.append(("HMGET", names.order(order_id), "status", "seq"))
+            commands += [("ZSCORE", key, order_id) for key in sets.values()]
+        replies = await self._connections.pipeline(commands)
+        states: dict[str, OrderState] = {}
+        for position, order_id in enumerate(order_ids):
+            head, *scores = (good(reply) for reply in replies[position * 4 : position * 4 + 4])
+            states[order_id] = OrderState(
+                status=head[0] or "",
+                seq=int(head[1] or 0),
+                sets=frozenset(
+                    name for name, score in zip(sets, scores, strict=True) if score is not None
+                ),
+            )
+        return states

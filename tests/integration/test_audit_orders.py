@@ -1,0 +1,93 @@
+"""The audit names the item, the order and the event of whatever a hand in the data broke."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.in_process import Bench, bench
+
+
+@pytest.fixture
+async def here(tmp_path: Path, valkey_url: str) -> AsyncIterator[Bench]:
+    async with bench(tmp_path, valkey_url) as made:
+        yield made
+
+
+async def test_a_sale_in_every_state_is_clean(here: Bench) -> None:
+    sale_id = await here.sale()
+    await here.hold(sale_id)
+    await here.claim(await here.hold(sale_id, "bob"))
+    sold = await here.hold(sale_id, "cat")
+    await here.finish(sold, (await here.claim(sold)).fence)
+    assert await here.audited(sale_id) == ()
+    await here.flush(sale_id)
+    assert await here.audited(sale_id) == ()
+
+
+async def test_a_buyers_count_that_is_not_their_orders_is_named(here: Bench) -> None:
+    sale_id = await here.sale()
+    order = await here.hold(sale_id, "ann")
+    names = here.service.keys.of(sale_id)
+    await here.service.connections.command("HSET", names.buyer("ann"), "a", 3)
+    await here.service.connections.command("HSET", names.buyer("eve"), "a", 1)
+    problems = await here.audited(sale_id)
+    told = f"and 1 by their orders; the last is {order.order_id} (event 2)"
+    assert f"a: buyer ann has 3 by the limit's count {told}" in problems
+    assert "a: buyer eve has 1 by the limit's count and no order" in problems
+
+
+@pytest.mark.parametrize("name", ["deadlines", "confirming", "deposits"])
+async def test_an_order_in_the_wrong_set_is_named(here: Bench, name: str) -> None:
+    sale_id = await here.sale()
+    order = await here.hold(sale_id)
+    epoch = (await here.service.catalog.fresh(sale_id)).epoch
+    await here.service.store.release(order, epoch=epoch, cause="test")
+    key = getattr(here.service.keys.of(sale_id), name)
+    await here.service.connections.command("ZADD", key, 1, order.order_id)
+    (problem,) = await here.audited(sale_id)
+    assert f"order {order.order_id} (event 3) is RELEASED and in {name}" in problem
+
+
+async def test_a_hold_without_its_deadline_is_named(here: Bench) -> None:
+    sale_id = await here.sale()
+    order = await here.hold(sale_id)
+    await here.flush(sale_id)
+    names = here.service.keys.of(sale_id)
+    await here.service.connections.command("ZREM", names.deadlines, order.order_id)
+    (problem,) = await here.audited(sale_id)
+    assert problem.endswith("is HELD and in none of the sets; it belongs in deadlines")
+
+
+async def test_a_live_order_that_redis_does_not_have_is_named(here: Bench) -> None:
+    sale_id = await here.sale()
+    order = await here.hold(sale_id)
+    await here.flush(sale_id)
+    names = here.service.keys.of(sale_id)
+    await here.service.connections.command("DEL", names.order(order.order_id))
+    problems = await here.audited(sale_id)
+    assert any(f"order {order.order_id} is not in Redis" in problem for problem in problems)
+
+
+async def test_a_sale_without_the_pgs_word_is_named(here: Bench) -> None:
+    sale_id = await here.sale()
+    order = await here.hold(sale_id)
+    claimed = await here.claim(order, f"key-{sale_id}")
+    await here.finish(order, claimed.fence)
+    await here.flush(sale_id)
+    await here.service.ledger.put_payment(
+        payment_key=f"key-{sale_id}",
+        order_id=order.order_id,
+        status="CANCELED",
+        total_amount=1000,
+        balance_amount=0,
+        currency="KRW",
+        method=None,
+        approved_at_ms=None,
+        secret=None,
+        due_at_ms=None,
+        now_ms=2,
+    )
+    assert await here.audited(sale_id) == (
+        f"order {order.order_id} (event 4) is CONFIRMED, and the PG's payment is CANCELED",
+    )
