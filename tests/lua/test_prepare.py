@@ -1,5 +1,7 @@
 """prepare.lua: each word, and baskets that see the ones before them."""
 
+from typing import Any
+
 import pytest
 
 from tests.fixtures.lua_sale import NOW, LuaSale
@@ -90,7 +92,7 @@ async def test_an_unknown_item_is_named(sale: LuaSale) -> None:
     ],
 )
 async def test_the_window_and_the_admission_are_the_sale_s(
-    bare_sale: LuaSale, settings: dict[str, int], word: str
+    bare_sale: LuaSale, settings: dict[str, Any], word: str
 ) -> None:
     await bare_sale.put(**settings)
     [reply] = await bare_sale.prepare(bare_sale.basket())

@@ -1,0 +1,156 @@
+"""What an answer of the PG means: the rules that money hangs on, as properties."""
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reservation.domain.reservation import Line, Reservation
+from reservation.domain.states import Status
+from reservation.judge import (
+    Asked,
+    CancelFirst,
+    Finish,
+    LookUp,
+    Unapproved,
+    Undecided,
+    Verdict,
+    judge,
+)
+from reservation.payments.gateway import (
+    Answer,
+    Answered,
+    Declined,
+    Misconfigured,
+    Payment,
+    PaymentMissing,
+    PaymentStatus,
+    TryAgain,
+    Unknown,
+)
+
+ORDER = Reservation(
+    order_id="s-" + "A" * 24,
+    sale_id="s",
+    buyer_id="b",
+    status=Status.CONFIRMING,
+    lines=(Line(sku="a", quantity=1, price=1000),),
+    amount=1000,
+    currency="KRW",
+    order_name="n",
+    created_at_ms=0,
+    updated_at_ms=0,
+    expires_at_ms=0,
+    seq=1,
+)
+GIVES_BACK = {"declined", "expired", "voided", "refunded"}
+
+
+def payment(status: str = "DONE", **changes: object) -> Payment:
+    members: dict[str, object] = {
+        "payment_key": "pk",
+        "order_id": ORDER.order_id,
+        "status": status,
+        "total_amount": 1000,
+        "balance_amount": 1000,
+        "currency": "KRW",
+        "approved_at": datetime(2026, 1, 1, tzinfo=UTC),
+        "due_at": datetime(2026, 1, 2, tzinfo=UTC),
+    }
+    return Payment(**(members | changes))  # pyright: ignore[reportArgumentType] - a test's members
+
+
+def verdict(
+    answer: Answer, asked: Asked = Asked.FIRST_CONFIRM, *, accounts: bool = False
+) -> Verdict:
+    return judge(answer, order=ORDER, payment_key="pk", asked=asked, virtual_accounts=accounts)
+
+
+def name_of(found: Verdict) -> str:
+    return found.outcome.name if isinstance(found, Finish | CancelFirst) else type(found).__name__
+
+
+asked_any = st.sampled_from(Asked)
+statuses = st.sampled_from([*PaymentStatus, "SOMETHING_NEW"])
+
+
+@pytest.mark.parametrize(
+    ("status", "accounts", "expected"),
+    [
+        ("DONE", False, "confirmed"),
+        ("ABORTED", False, "declined"),
+        ("EXPIRED", False, "expired"),
+        ("CANCELED", False, "refunded"),
+        ("WAITING_FOR_DEPOSIT", True, "awaiting_deposit"),
+        ("WAITING_FOR_DEPOSIT", False, "declined"),
+        ("READY", False, "Unapproved"),
+        ("IN_PROGRESS", False, "Unapproved"),
+        ("PARTIAL_CANCELED", False, "Undecided"),
+        ("SOMETHING_NEW", False, "Undecided"),
+    ],
+)
+def test_a_look_up_is_believed_status_by_status(status: str, accounts: bool, expected: str) -> None:
+    assert name_of(verdict(Answered(payment(status)), Asked.LOOK_UP, accounts=accounts)) == expected
+
+
+def test_an_account_that_the_sale_does_not_take_is_cancelled_first() -> None:
+    waiting = Answered(payment("WAITING_FOR_DEPOSIT"))
+    assert isinstance(verdict(waiting, Asked.LOOK_UP), CancelFirst)
+    assert isinstance(verdict(waiting), LookUp)
+
+
+def test_a_decline_gives_back_only_in_answer_to_the_first_confirm() -> None:
+    declined = Declined("REJECT_CARD_COMPANY", "")
+    assert name_of(verdict(declined)) == "declined"
+    assert isinstance(verdict(declined, Asked.LATER_CONFIRM), LookUp)
+
+
+def test_a_payment_that_the_pg_does_not_know_is_looked_up() -> None:
+    missing = PaymentMissing("NOT_FOUND_PAYMENT")
+    assert verdict(missing) == LookUp(missing=True)
+    assert verdict(missing, Asked.LATER_CONFIRM) == LookUp(missing=True)
+    assert verdict(missing, Asked.LOOK_UP) == Unapproved(missing=True)
+
+
+@given(asked_any)
+def test_our_own_fault_raises_the_alarm_and_keeps_the_hold(asked: Asked) -> None:
+    found = verdict(Misconfigured("INVALID_API_KEY", ""), asked)
+    assert found == Undecided(alarm="gateway_misconfigured")
+
+
+@given(st.sampled_from([TryAgain("x"), Unknown("x"), Unknown("x", bound_to_key=True)]), asked_any)
+def test_what_is_not_known_never_gives_back(answer: Answer, asked: Asked) -> None:
+    assert verdict(answer, asked) == Undecided()
+
+
+@given(
+    statuses,
+    asked_any,
+    st.booleans(),
+    st.sampled_from(
+        [
+            {"order_id": "s-" + "B" * 24},
+            {"payment_key": "another"},
+            {"total_amount": 999},
+            {"total_amount": 100_000},
+            {"currency": "USD"},
+        ]
+    ),
+)
+def test_an_answer_that_is_not_ours_in_every_member_sells_nothing(
+    status: str, asked: Asked, accounts: bool, change: dict[str, object]
+) -> None:
+    found = verdict(Answered(payment(status, **change)), asked, accounts=accounts)
+    assert name_of(found) not in ("confirmed", "awaiting_deposit")
+    if "order_id" in change or "payment_key" in change:
+        assert found == Undecided(alarm="answer_for_another_order")
+
+
+@given(st.sampled_from([{"total_amount": 999}, {"currency": "USD"}]))
+def test_money_of_another_amount_is_cancelled_on_a_look_up_only(change: dict[str, object]) -> None:
+    done = Answered(payment("DONE", **change))
+    assert isinstance(verdict(done), LookUp)
+    found = verdict(done, Asked.LOOK_UP)
+    assert isinstance(found, CancelFirst)
+    assert found.outcome.name == "refunded"

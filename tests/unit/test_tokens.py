@@ -1,0 +1,116 @@
+"""Our tokens: each good for one purpose, and nothing of one may be changed."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reservation.domain.errors import InvalidToken
+from reservation.domain.tokens import (
+    ADMISSION_MINUTES,
+    RETURN_CLAIM_MS,
+    TOKEN_LIFE_MS,
+    Claims,
+    Purpose,
+    Signer,
+)
+
+NOW_MS = 1_800_000_000_000
+OLD, NEW = "o" * 32, "n" * 32
+
+
+def claims(purpose: Purpose = Purpose.RETURN, expires_at_ms: int = NOW_MS + 1) -> Claims:
+    return Claims(
+        purpose=purpose.value,
+        sale_id="sale",
+        order_id="sale-" + "A" * 24,
+        buyer="customer-key",
+        amount=1000,
+        expires_at_ms=expires_at_ms,
+        epoch="e",
+        seq=7,
+    )
+
+
+@pytest.mark.parametrize("purpose", Purpose)
+def test_a_token_says_what_was_signed_for_its_purpose_alone(purpose: Purpose) -> None:
+    signer = Signer([NEW])
+    token = signer.sign(claims(purpose))
+    assert signer.verify(token, purpose, now_ms=NOW_MS) == claims(purpose)
+    for other in set(Purpose) - {purpose}:
+        with pytest.raises(InvalidToken):
+            signer.verify(token, other, now_ms=NOW_MS)
+
+
+def test_a_token_ends() -> None:
+    signer = Signer([NEW])
+    with pytest.raises(InvalidToken):
+        signer.verify(signer.sign(claims()), Purpose.RETURN, now_ms=NOW_MS + 2)
+
+
+def test_every_key_of_the_list_verifies_and_a_retired_one_does_not() -> None:
+    token = Signer([OLD]).sign(claims())
+    assert Signer([NEW, OLD]).verify(token, Purpose.RETURN, now_ms=NOW_MS) == claims()
+    with pytest.raises(InvalidToken):
+        Signer([NEW]).verify(token, Purpose.RETURN, now_ms=NOW_MS)
+
+
+def test_no_character_of_a_token_can_be_changed() -> None:
+    signer = Signer([NEW])
+    token = signer.sign(claims())
+    for place, character in enumerate(token):
+        for other in {"A", "B", "_", ".", "é"} - {character}:
+            with pytest.raises(InvalidToken):
+                signer.verify(
+                    token[:place] + other + token[place + 1 :], Purpose.RETURN, now_ms=NOW_MS
+                )
+
+
+def test_no_token_can_be_cut_or_made_longer() -> None:
+    signer = Signer([NEW])
+    token = signer.sign(claims())
+    for changed in (
+        *(token[:end] for end in range(len(token))),
+        token + "A",
+        token + "=",
+        token * 9,
+    ):
+        with pytest.raises(InvalidToken):
+            signer.verify(changed, Purpose.RETURN, now_ms=NOW_MS)
+
+
+@given(st.text(max_size=300))
+def test_anything_else_is_no_token(text: str) -> None:
+    with pytest.raises(InvalidToken):
+        Signer([NEW]).verify(text, Purpose.RETURN, now_ms=NOW_MS)
+
+
+def test_a_return_token_claims_for_less_long_than_it_reads() -> None:
+    deadline_ms = NOW_MS
+    token = claims(expires_at_ms=deadline_ms + TOKEN_LIFE_MS)
+    assert token.may_claim(deadline_ms + RETURN_CLAIM_MS)
+    assert not token.may_claim(deadline_ms + RETURN_CLAIM_MS + 1)
+
+
+def test_an_admission_is_for_its_sale_prices_buyer_and_minutes() -> None:
+    signer = Signer([NEW])
+    page = {"sale_id": "s", "prices": "a=1"}
+    admission = signer.admission(**page, buyer_id="b", now_ms=NOW_MS)
+    assert signer.admits(admission, **page, buyer_id="b", now_ms=NOW_MS)
+    assert signer.admits(
+        signer.admission(**page, buyer_id="", now_ms=NOW_MS), **page, buyer_id="b", now_ms=NOW_MS
+    )
+    late_ms = NOW_MS + (ADMISSION_MINUTES + 1) * 60_000
+    for wrong in (
+        {"sale_id": "t", "prices": "a=1", "buyer_id": "b", "now_ms": NOW_MS},
+        {"sale_id": "s", "prices": "a=2", "buyer_id": "b", "now_ms": NOW_MS},
+        {"sale_id": "s", "prices": "a=1", "buyer_id": "c", "now_ms": NOW_MS},
+        {"sale_id": "s", "prices": "a=1", "buyer_id": "b", "now_ms": late_ms},
+    ):
+        assert not signer.admits(admission, **wrong)
+    assert not Signer([OLD]).admits(admission, **page, buyer_id="b", now_ms=NOW_MS)
+
+
+@given(st.text(max_size=80))
+def test_anything_else_admits_nobody(text: str) -> None:
+    page = {"sale_id": "s", "prices": "a=1"}
+    assert not Signer([NEW]).admits(text, **page, buyer_id="b", now_ms=NOW_MS)
