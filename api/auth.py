@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import ipaddress
+import math
 import re
 import secrets
 import time
@@ -154,7 +155,7 @@ class Guests:
         if self._limiter is not None:
             wait = self._limiter.wait(address, time.monotonic())
             if wait:
-                raise RateLimited(retryAfter=max(1, round(wait)))
+                raise RateLimited(retryAfter=max(1, math.ceil(wait)))
         buyer_id = f"guest-{secrets.token_urlsafe(16)}"
         now = int(time.time())
         claims = {
