@@ -1,5 +1,7 @@
 """finish.lua: every outcome from every status, repeats, and old fences."""
 
+from typing import Any
+
 import pytest
 
 from reservation.domain.states import TRANSITIONS, Status
@@ -11,7 +13,7 @@ STATUSES = ("CONFIRMING", "AWAITING_DEPOSIT", "CONFIRMED", "RELEASED", "EXPIRED"
 
 async def brought_to(
     sale: LuaSale, status: str, buyer: str = "buyer", quantity: int = 2
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """A basket in this status, under fence 1."""
     basket = await sale.hold(buyer, lines={"a": quantity})
     await sale.claim(basket, f"pk-{basket['order']}")

@@ -1,11 +1,12 @@
 """lease.lua: each word, and a frozen process that wakes up after a take-over."""
 
 import asyncio
+from typing import Any
 
 from tests.fixtures.lua_sale import NOW, LuaSale
 
 
-async def over(sale: LuaSale, basket: dict[str, object]) -> None:
+async def over(sale: LuaSale, basket: dict[str, Any]) -> None:
     """Let the lease end."""
     past = str(NOW.now_ms() - 1)
     await sale.connections.command("ZADD", sale.keys.confirming, past, str(basket["order"]))
