@@ -13,7 +13,7 @@ from reservation.redis.records import as_mapping
 
 __all__ = ["Found", "Restorer", "Writes"]
 
-#: Writes of one call: about 4 ms of the server's single thread.
+#: Writes of one call: under 10 ms of the server's single thread.
 WRITES_MAX: Final = 600
 #: Keys looked at, and at most removed, in one step.
 SCAN_COUNT: Final = 1_000

@@ -15,7 +15,7 @@ Returns  the first that applies
   recovering  the sale is not this rebuild's
   done        all is written, now or by an earlier call
 Keeps    what the caller read from SQL; no outbox entry
-Cost     O(writes); the caller sends at most 600 (4 ms)
+Cost     O(writes); the caller sends at most 600 (under 10 ms)
 ]]
 --@include lib/now.lua
 

@@ -166,7 +166,7 @@ async def test_a_rebuild_that_dies_sells_nothing_and_is_run_again(
     order = await here.hold(sale_id)
     await here.flush(sale_id)
     await here.lose(sale_id)
-    restorer = here.service.rebuild._restorer  # pyright: ignore[reportPrivateUsage]
+    restorer = here.service.rebuild._restorer
 
     async def die(*_: object, **__: object) -> None:
         raise ConnectionResetError(step)
