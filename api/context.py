@@ -16,6 +16,7 @@ from reservation.domain.errors import (
     InvalidToken,
     RateLimited,
     ReservationNotFound,
+    SaleRecovering,
     Unauthenticated,
 )
 from reservation.domain.rate import Limiter
@@ -80,7 +81,11 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
         now_ms = self.service.clock.now_ms()
         if order.shown_status(now_ms) not in (Status.HELD, Status.PREPARED):
             return self.shown(order)
-        known = await self.service.catalog.get(order.sale_id)
+        try:
+            known = await self.service.catalog.get(order.sale_id)
+        except SaleRecovering:
+            # SQL still knows the order; nobody can pay for it before the sale is rebuilt.
+            return self.shown(order)
         payment = self.payment(order, epoch=known.epoch)
         return ReservationAnswer.of(order, now_ms=now_ms, payment=payment)
 

@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from litestar import Controller, MediaType, Request, Response, get
+from litestar.connection import ASGIConnection
 from litestar.datastructures import CacheControlHeader
+from litestar.exceptions import NotFoundException
+from litestar.handlers.base import BaseRouteHandler
 from litestar.params import FromPath
 from litestar.response import File
 from litestar.static_files import (
@@ -90,6 +93,12 @@ class PageController(Controller):
         return _page("docs.html", _DOCS_HEADERS)
 
 
+def can_be_a_file(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    """Guard: the file system raises on a zero byte, and the framework lets that through."""
+    if "\0" in connection.scope["path"]:
+        raise NotFoundException
+
+
 def static_routers() -> list[Any]:
     """Our own static files, and Swagger UI's from its package."""
     swagger = Path(str(files("swagger_ui_bundle")))
@@ -101,6 +110,7 @@ def static_routers() -> list[Any]:
             include_in_schema=False,
             name="static",
             cache_control=_ALWAYS_ASK,
+            guards=[can_be_a_file],
         ),
         create_static_files_router(
             path="/docs-assets",
@@ -108,6 +118,7 @@ def static_routers() -> list[Any]:
             include_in_schema=False,
             name="docs-assets",
             cache_control=_AN_HOUR,
+            guards=[can_be_a_file],
         ),
     ]
 
