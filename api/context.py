@@ -19,6 +19,7 @@ from reservation.domain.errors import (
     SaleRecovering,
     Unauthenticated,
 )
+from reservation.domain.ids import sale_of
 from reservation.domain.rate import Limiter
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
@@ -102,7 +103,8 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
                 claims = self.service.signer.verify(token, purpose, now_ms=now_ms)
             except InvalidToken:
                 continue
-            if purpose not in allowed or claims.order_id != order_id:
+            names_it = claims.order_id == order_id and claims.sale_id == sale_of(order_id)
+            if purpose not in allowed or not names_it:
                 raise ReservationNotFound
             return claims
         raise Unauthenticated("The token is not one of ours or is no longer valid.")

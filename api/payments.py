@@ -217,7 +217,8 @@ def _return_claims(api: Api, token: str | None) -> Claims:
 async def _order_of(api: Api, claims: Claims) -> Reservation:
     order = await api.service.look.of_token(claims)
     buyer = api.service.order_ids.customer_key(order.buyer_id)
-    if claims.amount != order.amount or claims.buyer != buyer:
+    promised = (claims.sale_id, claims.amount, claims.buyer)
+    if promised != (order.sale_id, order.amount, buyer):
         raise InvalidToken
     return order
 
