@@ -52,13 +52,23 @@ async function call(path, { method = "GET", body, headers = {}, patienceMs = PAT
   });
 }
 
+async function newGuest() {
+  try {
+    return await call("/v1/guests", { method: "POST" });
+  } catch (refusal) {
+    // The shop's buyers have accounts: whoever serves these pages has to sign them in.
+    if (refusal.status === 404) throw new Refusal("no_guests", { status: 404 });
+    throw refusal;
+  }
+}
+
 let arriving = null;
 
 /** This browser's token; a new guest's where it has none, or where `refused` was its last one. */
 async function buyerToken(refused = null) {
   const known = browser.get("buyer");
   if (known && known !== refused) return known;
-  arriving ??= call("/v1/guests", { method: "POST" }).finally(() => (arriving = null));
+  arriving ??= newGuest().finally(() => (arriving = null));
   const { answer } = await arriving;
   // Another tab may have been quicker: both must be the same buyer.
   const other = browser.get("buyer");
@@ -125,9 +135,4 @@ export async function getReservation(orderId, { token, wait = false } = {}) {
 
 export async function release(orderId) {
   return (await asBuyer(`/v1/reservations/${part(orderId)}/release`, { method: "POST" })).answer;
-}
-
-/** The buyer's token as it is, for whoever must not make a new one. */
-export function knownBuyer() {
-  return browser.get("buyer");
 }

@@ -36,7 +36,9 @@ export class Hold {
     if (reservation.token) keepToken(reservation.orderId, reservation.token);
     const { status, items, amount, currency } = reservation;
     clockAtLeast(reservation.updatedAt);
-    $("hold-title").textContent = t(status === "HELD" ? "holdTitle" : "preparedTitle");
+    const held = status === "HELD";
+    $("hold-title").textContent = t(held ? "holdTitle" : "preparedTitle");
+    $("hold-note").textContent = t(held ? "holdStays" : "policySuccess");
     $("hold-lines").replaceChildren(...items.map((item) => this.#line(item, currency)));
     $("pay").textContent = t("pay", { amount: money(amount, currency) });
     this.#enable(true);
@@ -51,7 +53,7 @@ export class Hold {
     const line = document.createElement("li");
     const name = document.createElement("span");
     const cost = document.createElement("span");
-    name.textContent = `${this.#page.nameOf(sku)} × ${quantity}`;
+    name.textContent = `${this.#page.nameOf(sku)} ×\u00a0${quantity}`;
     cost.textContent = money(price * quantity, currency);
     line.append(name, cost);
     return line;

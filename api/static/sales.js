@@ -22,7 +22,7 @@ function card(sale) {
   return shown;
 }
 
-export function when(sale) {
+function when(sale) {
   if (sale.status === "scheduled") return t("opensAt", { time: moment(sale.opensAt) });
   const word = sale.status === "closed" ? "closedAt" : "closesAt";
   return t(word, { time: moment(sale.closesAt) });
