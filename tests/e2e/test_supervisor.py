@@ -120,7 +120,7 @@ class Service:
     def ask(self, path: str = "/") -> dict[str, Any]:
         return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=5).json()
 
-    def redis(self) -> "Redis[str]":
+    def redis(self) -> Redis:
         path = unquote(urlsplit(self.ask()["redis_url"]).path)
         return Redis(unix_socket_path=path, decode_responses=True)
 

@@ -9,7 +9,9 @@ The sums of the counters, the head against the outbox, and the reader's group. F
 ]]
 local sale = KEYS[1]
 local head = redis.call("HMGET", sale, "seq", "chain", "epoch", "skus")
-if not head[1] then return {"PROBLEM: no such sale: " .. sale .. "; reservation rebuild restores it"} end
+if not head[1] then
+    return {"PROBLEM: no such sale: " .. sale .. "; reservation rebuild restores it"}
+end
 local tag = string.sub(sale, 1, -#"sale" - 1)
 
 local reply = {}

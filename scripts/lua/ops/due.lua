@@ -8,7 +8,8 @@ More than a second late means that the reaper does not run. Writes nothing. O(co
 ]]
 local deadlines, count = KEYS[1], tonumber(ARGV[1]) or 20
 local time = redis.call("TIME")
-local now_ms = string.format("%.0f", tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000))
+local now_ms = string.format(
+    "%.0f", tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000))
 
 local reply = {string.format(
     "%d due of %d", redis.call("ZCOUNT", deadlines, "-inf", now_ms),

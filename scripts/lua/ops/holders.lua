@@ -17,7 +17,8 @@ for _, set in ipairs({"deadlines", "confirming", "deposits"}) do
     skipped = skipped + math.max(0, redis.call("ZCARD", key) - ORDERS_MAX)
     for _, order_id in ipairs(redis.call("ZRANGE", key, 0, ORDERS_MAX - 1)) do
         local order = redis.call("HMGET", tag .. "order:" .. order_id, "buyer", "items", "status")
-        for _, item in ipairs(order[2] and order[3] ~= "PREPARED" and cjson.decode(order[2]) or {}) do
+        local holds = order[2] and order[3] ~= "PREPARED"
+        for _, item in ipairs(holds and cjson.decode(order[2]) or {}) do
             if item[1] == sku then
                 if not held[order[1]] then buyers[#buyers + 1] = order[1] end
                 held[order[1]] = (held[order[1]] or 0) + item[2]
