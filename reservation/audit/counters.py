@@ -91,6 +91,8 @@ class _OrderData(msgspec.Struct):
     """What the fold reads of an order's event."""
 
     to: Status
+    #: Empty for what begins an order.
+    came_from: str = msgspec.field(name="from", default="")
     items: list[tuple[str, int, int]] = []
     restock: bool = True
 
@@ -172,12 +174,21 @@ class CounterAudit:
         return True
 
     async def _load_orders(self, fold: _Fold, tail: Iterable[Event]) -> None:
-        ids = {event.order_id for event in tail if event.order_id}
-        for order_id in ids:
+        """The orders of the tail as they stood at SQL's state, before the tail's own events."""
+        first: dict[str, Event] = {}
+        for event in tail:
+            if event.order_id:
+                first.setdefault(event.order_id, event)
+        for order_id, event in first.items():
+            if event.event == EventName.PREPARED:
+                continue
             row = await self._ledger.order(order_id)
-            if row is not None and row.seq <= fold.seq:
+            if row is not None:
+                # The flusher may have come further since: then the event says what was before.
+                behind = row.seq <= fold.seq
+                status = row.status if behind else _order_data(event).came_from
                 lines = tuple((line.sku, line.quantity) for line in row.lines)
-                fold.orders[order_id] = (Status(row.status), lines)
+                fold.orders[order_id] = (Status(status), lines)
 
     def _lost(self, flushed: int) -> AuditReport:
         return AuditReport(
@@ -263,8 +274,12 @@ def _apply_sale(fold: _Fold, sale: _SaleData) -> None:
         counters["total"] = item.total
 
 
+def _order_data(event: Event) -> _OrderData:
+    return msgspec.json.decode(event.data, type=_OrderData)
+
+
 def _apply_order(fold: _Fold, event: Event) -> None:
-    data = msgspec.json.decode(event.data, type=_OrderData)
+    data = _order_data(event)
     if event.event == EventName.PREPARED:
         lines = tuple((sku, quantity) for sku, quantity, _ in data.items)
         fold.orders[event.order_id] = (Status.PREPARED, lines)
