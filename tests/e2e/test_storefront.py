@@ -79,7 +79,9 @@ def statuses_of(served: Served, sale_id: str, buyer: dict[str, str]) -> list[str
     return [order["status"] for order in orders_of(served, sale_id, buyer)]
 
 
-def test_a_shopper_buys_by_card(served: Served, visit: Visiting) -> None:
+def test_a_shopper_buys_by_card_and_meets_nobody_but_the_shop_and_the_pg(
+    served: Served, visit: Visiting
+) -> None:
     sale_id = served.sale(name="Autumn sale", items=ITEMS)
     visitor = visit()
     page = visitor.open("/")
@@ -90,6 +92,7 @@ def test_a_shopper_buys_by_card(served: Served, visit: Visiting) -> None:
     page.locator("#buy").click()
     expect(page.locator("#hold-lines")).to_contain_text(f"Mug {TIMES} 2")
     expect(page.locator("#hold-left strong")).to_have_text(re.compile(r"^[45]:\d\d$"))
+    [order] = orders_of(served, sale_id, buyer_of(page))
     pay(page)
     assert "₩44,000 was charged, once." in result(page, "confirmed")
     assert served.stock(sale_id, "mug") == (48, 0, 2)
@@ -103,19 +106,6 @@ def test_a_shopper_buys_by_card(served: Served, visit: Visiting) -> None:
     expect(page.locator("#order-list")).to_contain_text("Paid")
     expect(page.locator("#total")).to_have_text("₩0")
     assert served.audit(sale_id)["ok"]
-
-
-def test_no_request_leaves_the_shop_but_for_the_payment(served: Served, visit: Visiting) -> None:
-    sale_id = served.sale(items=ITEMS)
-    visitor = visit()
-    page = visitor.open("/")
-    page = visitor.open(f"/sales/{sale_id}")
-    hold(page)
-    [order] = orders_of(served, sale_id, buyer_of(page))
-    pay(page)
-    result(page, "confirmed")
-    visitor.open("/docs")
-    expect(page.locator(".opblock").first).to_be_visible()
     sandbox = urlsplit(order["payment"]["checkoutUrl"]).netloc
     assert visitor.hosts() == {urlsplit(served.url).netloc, sandbox}
 
@@ -470,36 +460,37 @@ ORDER = {
 }
 
 
-@pytest.mark.parametrize(
-    ("status", "outcome", "kind", "words"),
-    [
-        ("CONFIRMED", "confirmed", "confirmed", "₩12,000 was charged, once"),
-        ("CONFIRMED", "invalid", "confirmed", "₩12,000 was charged, once"),
-        ("AWAITING_DEPOSIT", "awaiting_deposit", "awaiting_deposit", "No money was taken yet"),
-        ("RELEASED", "declined", "declined", "No money was taken"),
-        ("RELEASED", "sold_out", "sold_out", "No money was taken"),
-        ("EXPIRED", "expired", "expired", "No money was taken"),
-        ("EXPIRED", "sold_out", "sold_out", "No money was taken"),
-        ("HELD", "declined", "held", "No money was taken"),
-        ("REFUNDED", "declined", "refunded", "was charged and then sent back"),
-        (None, "declined", "declined", "No money was taken"),
-        (None, "sold_out", "sold_out", "No money was taken"),
-        (None, "invalid", "invalid", "took no money"),
-        # An address that anybody may have written is not believed about money that was taken.
-        (None, "confirmed", "unreadable", "took no money"),
-    ],
-)
-def test_each_result_says_whether_money_was_taken(
-    visit: Visiting, status: str | None, outcome: str, kind: str, words: str
-) -> None:
+#: The order's state (None: it may not be read here), the address's outcome, what is shown and said.
+RESULTS = [
+    ("CONFIRMED", "confirmed", "confirmed", "₩12,000 was charged, once"),
+    ("CONFIRMED", "invalid", "confirmed", "₩12,000 was charged, once"),
+    ("AWAITING_DEPOSIT", "awaiting_deposit", "awaiting_deposit", "No money was taken yet"),
+    ("RELEASED", "declined", "declined", "No money was taken"),
+    ("RELEASED", "sold_out", "sold_out", "No money was taken"),
+    ("EXPIRED", "expired", "expired", "No money was taken"),
+    ("EXPIRED", "sold_out", "sold_out", "No money was taken"),
+    ("HELD", "declined", "held", "No money was taken"),
+    ("REFUNDED", "declined", "refunded", "was charged and then sent back"),
+    (None, "declined", "declined", "No money was taken"),
+    (None, "sold_out", "sold_out", "No money was taken"),
+    (None, "invalid", "invalid", "took no money"),
+    # An address that anybody may have written is not believed about money that was taken.
+    (None, "confirmed", "unreadable", "took no money"),
+]
+
+
+def test_each_result_says_whether_money_was_taken(visit: Visiting) -> None:
     visitor = visit()
-    answer = {"status": 404, "json": {"code": "reservation_not_found"}}
-    if status:
-        answer = {"status": 200, "json": ORDER | {"status": status}}
+    answer: dict[str, Any] = {}
     visitor.page.route("**/v1/reservations/**", lambda route: route.fulfill(**answer))
-    page = visitor.open(f"/result?orderId={ORDER['orderId']}&outcome={outcome}#token=t")
-    assert words in result(page, kind)
-    assert page.locator("#again, #back").locator("visible=true").count() == 1
+    for number, (status, outcome, kind, words) in enumerate(RESULTS):
+        answer.update(status=404, json={"code": "reservation_not_found"})
+        if status:
+            answer.update(status=200, json=ORDER | {"status": status})
+        # Only the fragment new would be no new page.
+        page = visitor.open(f"/result?orderId=s-{number:06}&outcome={outcome}#token=t")
+        assert words in result(page, kind), (status, outcome)
+        assert page.locator("#again, #back").locator("visible=true").count() == 1
 
 
 def test_a_payment_being_settled_is_waited_for(visit: Visiting) -> None:
@@ -563,12 +554,16 @@ def html(headers: dict[str, str]) -> dict[str, str]:
     return {**headers, "Content-Type": "text/html; charset=utf-8"}
 
 
-def test_the_documentation_is_drawn_and_names_every_code(visit: Visiting) -> None:
-    page = visit(viewport={"width": 1280, "height": 900}).open("/docs#code-sold_out")
+def test_the_documentation_works_offline_and_names_every_code(
+    served: Served, visit: Visiting
+) -> None:
+    visitor = visit(viewport={"width": 1280, "height": 900})
+    page = visitor.open("/docs#code-sold_out")
     expect(page.locator(".opblock").first).to_be_visible()
     expect(page.locator("#code-sold_out")).to_be_in_viewport()
     anchors = set(page.evaluate("[...document.querySelectorAll('[id^=code-]')].map((e) => e.id)"))
     assert {f"code-{code}" for code in STATUSES} <= anchors
+    assert visitor.hosts() == {urlsplit(served.url).netloc}
 
 
 def test_both_languages_say_the_same_things(visit: Visiting) -> None:
