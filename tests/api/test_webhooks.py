@@ -48,12 +48,9 @@ def at_the_pg(
 ) -> httpx.Response:
     """A call of the PG's own API that this service did not make."""
     sandbox = order["payment"]["checkoutUrl"].removesuffix("/checkout")
-    return httpx.post(
-        f"{sandbox}/v1/payments/{path}",
-        json=body,
-        auth=(served.settings.toss_secret_key, ""),
-        trust_env=False,
-    ).raise_for_status()
+    url = f"{sandbox}/v1/payments/{path}"
+    key = (served.settings.toss_secret_key, "")
+    return served.http.post(url, json=body, auth=key).raise_for_status()
 
 
 def bought(served: Served, sale_id: str) -> tuple[dict[str, Any], str]:
@@ -121,7 +118,7 @@ def test_a_storm_of_old_webhooks_leaves_a_sold_order_sold(served: Served) -> Non
     assert served.come_back(order, served.pay(order)).json()["status"] == "CONFIRMED"
     sandbox = order["payment"]["checkoutUrl"].removesuffix("/checkout")
     eventually(
-        lambda: httpx.get(f"{sandbox}/_webhooks", trust_env=False).json(),
+        lambda: served.http.get(f"{sandbox}/_webhooks").json(),
         lambda counts: counts["pending"] == 0,
     )
     assert served.look(order)["status"] == "CONFIRMED"
