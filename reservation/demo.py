@@ -18,6 +18,8 @@ from typing import Any, Final
 import httpx
 import msgspec
 
+from reservation.books import books_of, disagreements
+
 __all__ = ["Demo", "DemoPlan", "Verdict"]
 
 #: Requests under way at once: enough to fight, few enough for two cores.
@@ -253,24 +255,18 @@ class Demo:
         return (await self._send("GET", url, None, self._admin)).json()
 
     async def _verdict(self) -> Verdict:
-        audit = await self._audit()
-        orders = await self._orders()
-        ledger = await self._ledger({order["orderId"] for order in orders})
-        problems = [f"audit: {problem}" for problem in audit["problems"]]
-        confirmed = [order for order in orders if order["status"] == "CONFIRMED"]
-        amount = sum(order["amount"] for order in confirmed)
-        if ledger["charged"] - ledger["cancelled"] != amount:
-            problems.append(
-                f"the PG took {ledger['charged']} and gave back {ledger['cancelled']}, "
-                f"the confirmed orders are worth {amount}"
-            )
-        problems += _charges_per_order(ledger["entries"], {o["orderId"] for o in confirmed})
-        sold = sum(row["sold"] for row in audit["skus"])
-        held = sum(row["held"] for row in audit["skus"])
-        if sold > self._plan.stock or sold != len(confirmed):
-            problems.append(f"{sold} sold, {len(confirmed)} orders confirmed of {self._plan.stock}")
-        if held or audit["lag"]:
-            problems.append(f"{held} still held and {audit['lag']} events behind after the drain")
+        books = books_of(
+            self.sale_id,
+            audit=await self._audit(),
+            orders=await self._orders(),
+            entries=await self._ledger(),
+        )
+        problems = disagreements(books)
+        sold, held, lag = books.counted("sold"), books.counted("held"), books.audit.get("lag")
+        if sold > self._plan.stock:
+            problems.append(f"{sold} sold of {self._plan.stock}")
+        if held or lag:
+            problems.append(f"{held} still held and {lag} events behind after the drain")
         problems += [
             f"{count} buyers: {outcome}"
             for outcome, count in self._outcomes.items()
@@ -283,9 +279,9 @@ class Demo:
             buyers=self._plan.buyers,
             stock=self._plan.stock,
             sold=sold,
-            charged=ledger["charged"],
-            cancelled=ledger["cancelled"],
-            confirmed_amount=amount,
+            charged=books.charged,
+            cancelled=books.cancelled,
+            confirmed_amount=books.confirmed_amount,
             outcomes=dict(self._outcomes.most_common()),
             problems=problems,
         )
@@ -304,25 +300,8 @@ class Demo:
             if cursor is None:
                 return found
 
-    async def _ledger(self, order_ids: set[str]) -> dict[str, Any]:
-        """The PG's own books, of this sale's orders only."""
+    async def _ledger(self) -> list[dict[str, Any]]:
+        """The PG's own books."""
         if not self._sandbox_url:
-            return {"entries": [], "charged": 0, "cancelled": 0}
-        answer = await self._send("GET", f"{self._sandbox_url}/_ledger", None, {})
-        entries = [e for e in answer.json()["entries"] if e["orderId"] in order_ids]
-        kinds = {"charged": ("charge", "deposit"), "cancelled": ("cancel",)}
-        sums = {
-            name: sum(entry["amount"] for entry in entries if entry["kind"] in of)
-            for name, of in kinds.items()
-        }
-        return {"entries": entries, **sums}
-
-
-def _charges_per_order(entries: list[dict[str, Any]], confirmed: set[str]) -> list[str]:
-    balance: Counter[str] = Counter()
-    for entry in entries:
-        sign = -1 if entry["kind"] == "cancel" else 1
-        balance[entry["orderId"]] += sign * entry["amount"]
-    wrong = [order for order, amount in balance.items() if (amount > 0) != (order in confirmed)]
-    unpaid = [order for order in confirmed if balance[order] != PRICE]
-    return [f"{order}: money and order disagree" for order in {*wrong, *unpaid}]
+            return []
+        return (await self._send("GET", f"{self._sandbox_url}/_ledger", None, {})).json()["entries"]
