@@ -49,7 +49,9 @@ def switch(served: Served, sale_id: str, action: str, **body: Any) -> httpx.Resp
     )
 
 
-def refund(served: Served, order: dict[str, Any], *, key: str | None = None, **more: Any) -> httpx.Response:
+def refund(
+    served: Served, order: dict[str, Any], *, key: str | None = None, **more: Any
+) -> httpx.Response:
     return served.http.post(
         f"/v1/admin/orders/{order['orderId']}/refund",
         json={"reason": "a test", "restock": True, **more},
