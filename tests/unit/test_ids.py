@@ -1,0 +1,150 @@
+"""Ids: which texts are one, and that an order's can be derived again and by nobody else."""
+
+import re
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from reservation.domain.ids import (
+    BUYER_ID,
+    IDEMPOTENCY_KEY,
+    ORDER_ID,
+    PAYMENT_KEY,
+    SALE_ID,
+    SKU,
+    OrderIds,
+    sale_of,
+)
+from reservation.redis.keys import Keys
+
+#: What the PG takes as an order id.
+PG_ORDER_ID = re.compile(r"[A-Za-z0-9_-]{6,64}")
+IDS = OrderIds(b"k" * 32)
+
+sale_ids = st.from_regex(SALE_ID, fullmatch=True)
+buyer_ids = st.from_regex(BUYER_ID, fullmatch=True)
+keys = st.from_regex(IDEMPOTENCY_KEY, fullmatch=True)
+
+
+def fits(pattern: str, text: str) -> bool:
+    return re.search(pattern, text) is not None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "longest"),
+    [
+        (SALE_ID, "s" * 32),
+        (SKU, "a.b_c-" + "D" * 58),
+        (BUYER_ID, "!" + "~" * 127),
+        (IDEMPOTENCY_KEY, " " * 255),
+        (ORDER_ID, "s" * 32 + "-" + "T" * 24),
+        (PAYMENT_KEY, "k" * 200),
+    ],
+)
+def test_an_id_has_its_longest_form_and_not_one_character_more(pattern: str, longest: str) -> None:
+    assert fits(pattern, longest)
+    assert not fits(pattern, longest + "s")
+    assert not fits(pattern, "")
+
+
+@pytest.mark.parametrize("pattern", [SALE_ID, SKU, BUYER_ID, IDEMPOTENCY_KEY, PAYMENT_KEY])
+@pytest.mark.parametrize("wrong", ["a\n", "\na", "a\0", "é", "a\r\nb", "\u2028", "\uff11"])
+def test_no_control_character_and_no_foreign_letter_is_in_an_id(pattern: str, wrong: str) -> None:
+    assert not fits(pattern, wrong)
+
+
+@pytest.mark.parametrize("brace", ["{", "}", "{a}", "a}b", " "])
+def test_a_brace_or_a_space_would_move_a_key_to_another_slot(brace: str) -> None:
+    for pattern in (SALE_ID, SKU, BUYER_ID, PAYMENT_KEY):
+        assert not fits(pattern, brace)
+
+
+@pytest.mark.parametrize("wrong", ["../x", "a/b", "a?b", "a.b", "a%2f"])
+def test_a_payment_key_fits_into_a_path_as_it_is(wrong: str) -> None:
+    assert not fits(PAYMENT_KEY, wrong)
+
+
+@given(sale_ids, buyer_ids, keys)
+def test_an_order_id_is_the_pg_s_and_names_its_sale(sale_id: str, buyer_id: str, key: str) -> None:
+    order_id = IDS.order_id(sale_id=sale_id, buyer_id=buyer_id, idempotency_key=key)
+    assert PG_ORDER_ID.fullmatch(order_id)
+    assert sale_of(order_id) == sale_id
+    assert fits(ORDER_ID, order_id)
+    again = OrderIds(b"k" * 32).order_id(sale_id=sale_id, buyer_id=buyer_id, idempotency_key=key)
+    assert again == order_id
+
+
+@given(st.tuples(sale_ids, buyer_ids, keys), st.tuples(sale_ids, buyer_ids, keys))
+def test_two_requests_never_name_one_order(
+    one: tuple[str, str, str], other: tuple[str, str, str]
+) -> None:
+    assume(one != other)
+    first, second = (
+        IDS.order_id(sale_id=sale_id, buyer_id=buyer_id, idempotency_key=key)
+        for sale_id, buyer_id, key in (one, other)
+    )
+    assert first != second
+
+
+def test_where_a_buyer_s_id_ends_and_a_key_begins_is_part_of_the_id() -> None:
+    one = IDS.order_id(sale_id="s", buyer_id="ab", idempotency_key="c")
+    assert one != IDS.order_id(sale_id="s", buyer_id="a", idempotency_key="bc")
+    # A key that looks like the length in front of a buyer's id.
+    two = IDS.order_id(sale_id="s", buyer_id="1", idempotency_key="1:a")
+    assert two != IDS.order_id(sale_id="s", buyer_id="11:", idempotency_key="a")
+
+
+def test_another_master_key_names_other_orders_and_buyers() -> None:
+    other = OrderIds(b"o" * 32)
+    request = {"sale_id": "s", "buyer_id": "b", "idempotency_key": "k"}
+    assert IDS.order_id(**request) != other.order_id(**request)
+    assert IDS.customer_key("b") != other.customer_key("b")
+
+
+@given(buyer_ids)
+def test_a_customer_key_is_what_the_pg_takes_and_tells_no_buyer(buyer_id: str) -> None:
+    key = IDS.customer_key(buyer_id)
+    assert re.fullmatch(r"[A-Za-z0-9_-]{32}", key)
+    assert len(buyer_id) < 4 or buyer_id not in key
+
+
+@given(st.text(max_size=80))
+def test_what_is_no_order_id_names_no_sale(text: str) -> None:
+    named = sale_of(text)
+    assert named is None or text.startswith(f"{named}-")
+    assert sale_of(f"{text}\n") is None
+
+
+@given(sale_ids, sale_ids, buyer_ids, buyer_ids)
+def test_no_two_ids_share_a_key_in_redis(
+    sale_id: str, other_sale: str, buyer_id: str, other_buyer: str
+) -> None:
+    """A buyer who is called like another key cannot reach that key."""
+
+    def all_keys(sale: str, buyer: str) -> list[str]:
+        names = Keys().of(sale)
+        return [
+            names.sale,
+            names.deadlines,
+            names.confirming,
+            names.deposits,
+            names.operations,
+            names.outbox,
+            names.stock("a"),
+            names.order("o"),
+            names.buyer(buyer),
+            names.buyer_orders(buyer),
+            names.rate(buyer),
+        ]
+
+    own = all_keys(sale_id, buyer_id)
+    assert len(set(own)) == len(own)
+    # Redis takes the text between the first brace and the next closing one as the slot.
+    assert {key[key.index("{") + 1 : key.index("}")] for key in own} == {sale_id}
+    if sale_id != other_sale:
+        assert not set(own) & set(all_keys(other_sale, buyer_id))
+    if buyer_id != other_buyer:
+        names = Keys().of(sale_id)
+        of_buyer = (names.buyer, names.buyer_orders, names.rate)
+        assert not {key(buyer_id) for key in of_buyer} & {key(other_buyer) for key in of_buyer}

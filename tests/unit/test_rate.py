@@ -1,0 +1,88 @@
+"""Rates: how many at once, how many in the long run, and a memory with a bound."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reservation.domain import rate
+from reservation.domain.rate import Limiter, Rate
+
+
+def test_a_rate_says_how_far_apart_calls_are_in_the_long_run() -> None:
+    assert Rate(20, 1).interval_ms == 50
+    assert Rate(60, 60).interval_ms == 1000
+
+
+def test_as_many_as_the_rate_names_may_come_at_once_and_no_more() -> None:
+    limiter = Limiter(Rate(3, 3))
+    assert [limiter.wait("a", 10.0) for _ in range(3)] == [0.0, 0.0, 0.0]
+    assert limiter.wait("a", 10.0) == pytest.approx(1.0)
+
+
+def test_a_refused_call_is_not_counted() -> None:
+    limiter = Limiter(Rate(1, 1))
+    limiter.wait("a", 0.0)
+    waits = [limiter.wait("a", 0.5) for _ in range(5)]
+    assert waits == [pytest.approx(0.5)] * 5
+    assert limiter.wait("a", 1.0) == 0.0
+
+
+def test_whoever_waits_as_long_as_told_may_go_on() -> None:
+    limiter = Limiter(Rate(7, 3))
+    now = 0.0
+    for _ in range(50):
+        if wait := limiter.wait("a", now):
+            # Floating point may leave a last speck to wait.
+            now += wait + 1e-9
+            assert limiter.wait("a", now) == 0.0
+
+
+def test_each_caller_has_a_bucket_of_its_own() -> None:
+    limiter = Limiter(Rate(1, 60))
+    assert limiter.wait("a", 0.0) == 0.0
+    assert limiter.wait("b", 0.0) == 0.0
+    assert limiter.wait("a", 0.0) > 0
+
+
+@given(
+    st.integers(1, 20),
+    st.integers(1, 60),
+    st.lists(st.floats(0, 10, allow_nan=False), min_size=1, max_size=100),
+)
+def test_no_stretch_of_time_sees_more_than_the_rate(
+    count: int, per_seconds: int, pauses: list[float]
+) -> None:
+    limiter = Limiter(Rate(count, per_seconds))
+    now, admitted = 0.0, []
+    for pause in pauses:
+        now += pause
+        if limiter.wait("a", now) == 0.0:
+            admitted.append(now)
+    for first, begin in enumerate(admitted):
+        for last in range(first, len(admitted)):
+            stretch = admitted[last] - begin
+            # A burst of `count`, and what the steady rate adds meanwhile.
+            assert last - first + 1 <= count + stretch * count / per_seconds + 1e-6
+
+
+def test_callers_whose_bucket_is_full_again_are_forgotten_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rate, "CALLERS_MAX", 3)
+    limiter = Limiter(Rate(1, 10))
+    limiter.wait("long ago", 0.0)
+    limiter.wait("lately", 15.0)
+    limiter.wait("just now", 16.0)
+    assert limiter.wait("new", 17.0) == 0.0
+    assert limiter.wait("lately", 17.0) > 0, "still in the bucket's debt"
+    assert limiter.wait("long ago", 17.0) == 0.0
+
+
+def test_an_attack_with_many_names_does_not_grow_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rate, "CALLERS_MAX", 10)
+    limiter = Limiter(Rate(1, 3600))
+    for number in range(1000):
+        assert limiter.wait(f"name-{number}", 1.0) == 0.0
+        assert len(limiter._arrivals) <= 10

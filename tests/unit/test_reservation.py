@@ -1,0 +1,110 @@
+"""Baskets and reservations as values: merged lines, the body's digest, what a reader is told."""
+
+import re
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reservation.domain.reservation import Basket, Line, Reservation, merge_lines
+from reservation.domain.states import Status
+
+wishes = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 50)), max_size=20)
+
+
+def basket(**changes: Any) -> Basket:
+    members: dict[str, Any] = {
+        "sale_id": "s",
+        "order_id": "s-" + "A" * 24,
+        "buyer_id": "b",
+        "lines": merge_lines([("a", 1), ("b", 2)]),
+        "amount": 2000,
+        "currency": "KRW",
+        "order_name": "Two things",
+        "name_given": True,
+        "admitted": False,
+    }
+    return Basket(**(members | changes))
+
+
+def reservation(status: Status) -> Reservation:
+    return Reservation(
+        order_id="s-" + "A" * 24,
+        sale_id="s",
+        buyer_id="b",
+        status=status,
+        lines=(),
+        amount=1,
+        currency="KRW",
+        order_name="n",
+        created_at_ms=0,
+        updated_at_ms=0,
+        expires_at_ms=1000,
+        seq=1,
+    )
+
+
+def test_lines_of_one_item_become_one_in_the_order_of_first_mention() -> None:
+    merged = merge_lines([("b", 1), ("a", 2), ("b", 3)])
+    assert merged == (Line(sku="b", quantity=4), Line(sku="a", quantity=2))
+
+
+@given(wishes)
+def test_merging_keeps_every_unit_and_no_item_twice(wish: list[tuple[str, int]]) -> None:
+    merged = merge_lines(wish)
+    skus = [line.sku for line in merged]
+    assert len(set(skus)) == len(skus)
+    for sku in {sku for sku, _ in wish}:
+        [line] = [line for line in merged if line.sku == sku]
+        assert line.quantity == sum(quantity for name, quantity in wish if name == sku)
+    assert merge_lines((line.sku, line.quantity) for line in merged) == merged
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lines": merge_lines([("a", 2), ("b", 2)])},
+        {"lines": merge_lines([("a", 1), ("c", 2)])},
+        {"lines": merge_lines([("a", 1)])},
+        {"lines": merge_lines([("b", 2), ("a", 1)])},
+        {"amount": 2001},
+        {"order_name": "Another name"},
+        {"name_given": False},
+    ],
+)
+def test_another_body_has_another_digest(changes: dict[str, Any]) -> None:
+    assert basket(**changes).digest() != basket().digest()
+
+
+def test_the_digest_is_of_what_the_buyer_sent_and_of_nothing_else() -> None:
+    """A name that was made here may change with the sale; an admission is no part of the body."""
+    unnamed = basket(name_given=False)
+    assert unnamed.digest() == basket(name_given=False, order_name="Renamed").digest()
+    assert basket(admitted=True).digest() == basket().digest()
+    priced = tuple(msgspec.structs.replace(line, price=7) for line in basket().lines)
+    assert basket(lines=priced).digest() == basket().digest()
+
+
+def test_the_digest_can_be_written_between_quotes() -> None:
+    """prepare.lua puts it into JSON as it is."""
+    assert re.fullmatch(r"[0-9a-f]{32}", basket().digest())
+
+
+@given(wishes, wishes)
+def test_two_baskets_share_a_digest_only_where_they_are_the_same(
+    one: list[tuple[str, int]], other: list[tuple[str, int]]
+) -> None:
+    first, second = basket(lines=merge_lines(one)), basket(lines=merge_lines(other))
+    assert (first.digest() == second.digest()) == (first.lines == second.lines)
+
+
+@pytest.mark.parametrize("status", Status)
+def test_a_reader_sees_a_hold_as_expired_from_its_deadline_on_and_nothing_else(
+    status: Status,
+) -> None:
+    waiting = status in (Status.HELD, Status.PREPARED)
+    found = reservation(status)
+    assert found.shown_status(999) is status
+    assert found.shown_status(1000) is (Status.EXPIRED if waiting else status)

@@ -1,0 +1,76 @@
+"""The loader of the Lua scripts: includes, digests, and what each script promises the server."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+
+from reservation.redis import scripts
+from reservation.redis.scripts import load, script_folder
+
+NAMES = sorted(path.stem for path in script_folder().glob("*.lua"))
+
+#: What goes on without memory: giving back, and what follows money that may have moved.
+GOES_ON_WITHOUT_MEMORY = {"claim", "expire", "finish", "lease", "refund", "release"}
+
+
+@pytest.fixture(params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_every_script_of_the_decisions_is_there() -> None:
+    wanted = {"prepare", "claim", "finish", "release", "expire", "refund", "put_sale", "restock"}
+    assert wanted | {"audit"} <= set(NAMES)
+
+
+def test_includes_are_put_in_where_they_stand(name: str) -> None:
+    file = (script_folder() / f"{name}.lua").read_text()
+    source = load(name).source
+    assert "--@include" not in source
+    for include in re.findall(r"--@include (lib/[a-z_]+\.lua)", file):
+        assert (script_folder() / include).read_text() in source
+
+
+def test_a_step_is_included_once_and_only_where_it_is_used(name: str) -> None:
+    file = (script_folder() / f"{name}.lua").read_text()
+    includes = re.findall(r"--@include (lib/[a-z_]+\.lua)", file)
+    assert len(set(includes)) == len(includes)
+    for include in includes:
+        step = (script_folder() / include).read_text()
+        made = re.findall(r"^local (?:function )?([A-Za-z_]+)", step, re.MULTILINE)
+        assert any(re.search(rf"\b{word}\b", file) for word in made), include
+
+
+def test_the_digest_is_the_one_the_server_will_know_it_by(name: str) -> None:
+    script = load(name)
+    digest = hashlib.sha1(script.source.encode(), usedforsecurity=False).hexdigest()
+    assert (script.name, script.sha) == (name, digest)
+
+
+def test_the_first_line_says_what_happens_without_memory(name: str) -> None:
+    """Without `#!lua` a script may be refused after its first write."""
+    first = load(name).source.splitlines()[0]
+    expected = {"audit": "#!lua flags=no-writes"}.get(name, "#!lua")
+    if name in GOES_ON_WITHOUT_MEMORY:
+        expected = "#!lua flags=allow-oom"
+    assert first == expected
+
+
+def test_a_script_is_read_once() -> None:
+    assert load("audit") is load("audit")
+
+
+def test_no_script_of_that_name_is_an_error_at_once() -> None:
+    with pytest.raises(FileNotFoundError):
+        load("no_such_script")
+
+
+def test_an_include_that_is_not_there_is_an_error_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.lua").write_text("#!lua\n--@include lib/gone.lua\nreturn 1\n")
+    monkeypatch.setattr(scripts, "script_folder", lambda: tmp_path)
+    with pytest.raises(FileNotFoundError):
+        load("broken")
