@@ -1,0 +1,88 @@
+"""What the buyers were told: one last word for each order, collected from every process."""
+
+from collections import Counter
+from typing import Any, Final
+
+import msgspec
+
+__all__ = ["Answers", "Told"]
+
+#: Orders whose last word is kept: some hours of a soak, in some hundred megabytes. Of later ones
+#: the verdict says that nobody checked them.
+ORDERS_MAX: Final = 1_000_000
+#: Wrong answers that are kept word for word; all of them are counted.
+WRONG_MAX: Final = 100
+
+
+class Told(msgspec.Struct, frozen=True):
+    """The last thing that a buyer was told about an order."""
+
+    #: `held` after a prepare, `asked` while an answer is out, else how it ended.
+    word: str
+    amount: int
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """What one process has to tell since it told something last."""
+
+    orders: dict[str, Told] = {}
+    lives: dict[str, int] = {}
+    wrong: list[str] = []
+    wrong_count: int = 0
+    sandbox_url: str = ""
+
+
+class Answers:
+    """Collects words in the process of the buyers; merges reports where the verdict is made."""
+
+    def __init__(self) -> None:
+        self.orders: dict[str, Told] = {}
+        #: How the buyers' lives ended.
+        self.lives: Counter[str] = Counter()
+        #: Answers that no service may give, whatever the books say.
+        self.wrong: list[str] = []
+        self.wrong_count = 0
+        self.unchecked = 0
+        #: Where the PG stands, known from the first order.
+        self.sandbox_url = ""
+
+    def say(self, order: dict[str, Any], word: str) -> None:
+        """The last word about an order; a later one takes its place."""
+        order_id: str = order["orderId"]
+        if order_id not in self.orders and len(self.orders) >= ORDERS_MAX:
+            self.unchecked += 1
+            return
+        self.orders[order_id] = Told(word, order["amount"])
+
+    def accuse(self, what: str) -> None:
+        """An answer that must not be."""
+        self.wrong_count += 1
+        if len(self.wrong) < WRONG_MAX:
+            self.wrong.append(what)
+
+    def take(self) -> bytes:
+        """Everything since the last take, and forget it."""
+        report = Report(
+            orders=self.orders,
+            lives=dict(self.lives),
+            wrong=self.wrong,
+            wrong_count=self.wrong_count,
+            sandbox_url=self.sandbox_url,
+        )
+        self.orders, self.wrong, self.wrong_count = {}, [], 0
+        self.lives.clear()
+        return msgspec.msgpack.encode(report)
+
+    def merge(self, data: bytes) -> None:
+        """What another process took."""
+        report = msgspec.msgpack.decode(data, type=Report)
+        room = ORDERS_MAX - len(self.orders)
+        new = [order_id for order_id in report.orders if order_id not in self.orders]
+        for order_id in new[max(room, 0) :]:
+            del report.orders[order_id]
+            self.unchecked += 1
+        self.orders |= report.orders
+        self.lives.update(report.lives)
+        self.wrong += report.wrong[: WRONG_MAX - len(self.wrong)]
+        self.wrong_count += report.wrong_count
+        self.sandbox_url = report.sandbox_url or self.sandbox_url

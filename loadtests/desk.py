@@ -1,0 +1,117 @@
+"""What the operator of a load test asks the service for: the sale, its counters, its books."""
+
+import secrets
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import httpx
+
+from loadtests.answers import Answers
+from reservation.books import Books, books_of
+
+__all__ = ["Desk"]
+
+HTTP_SECONDS: Final = 30.0
+#: Tries of a request while a service under load does not answer, and the pause between them.
+TRIES_MAX: Final = 20
+TRY_SECONDS: Final = 0.5
+#: How long after the last hold's end everything must be settled and in SQL: the lease of a confirm
+#: that was cut off, and a few looks at the PG.
+SETTLE_SECONDS: Final = 120.0
+LOOK_SECONDS: Final = 0.5
+#: Orders in one page, and the most pages that are read.
+PAGE: Final = 100
+PAGES_MAX: Final = 100_000
+PRICE: Final = 19_000
+
+
+class Desk:
+    """Talks to one service, and to the sandbox beside it."""
+
+    def __init__(self, service_url: str, admin_key: str) -> None:
+        self._http = httpx.Client(
+            base_url=service_url,
+            timeout=HTTP_SECONDS,
+            headers={"Authorization": f"Bearer {admin_key}", "X-Operator": "loadtest"},
+            trust_env=False,
+        )
+        # Another client: the operator's key is nothing for the PG.
+        self._pg = httpx.Client(timeout=HTTP_SECONDS, trust_env=False)
+
+    def open_sale(self, *, items: int, stock: int, hold_seconds: int) -> str:
+        """A sale for this run alone; its id."""
+        sale_id = f"load-{secrets.token_hex(4)}"
+        now = datetime.now(UTC)
+        document = {
+            "name": "Load test",
+            "currency": "KRW",
+            "opensAt": (now - timedelta(minutes=1)).isoformat(),
+            "closesAt": (now + timedelta(days=1)).isoformat(),
+            "holdSeconds": hold_seconds,
+            "holdPolicy": "prepare",
+            "items": [
+                {
+                    "sku": f"piece-{number}",
+                    "name": f"Piece {number}",
+                    "price": PRICE,
+                    "total": stock,
+                    "limitPerBuyer": 1,
+                }
+                for number in range(1, items + 1)
+            ],
+        }
+        self._send(self._http, "PUT", f"/v1/admin/sales/{sale_id}", document)
+        return sale_id
+
+    def sale(self, sale_id: str) -> dict[str, Any]:
+        """The sale with its counters."""
+        return self._send(self._http, "GET", f"/v1/admin/sales/{sale_id}")
+
+    def settled(self, sale_id: str, on_look: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """The audit once nothing is held and SQL has it all, or the last one before the limit."""
+        sale = self.sale(sale_id)
+        give_up_at = time.monotonic() + sale["holdSeconds"] + SETTLE_SECONDS
+        while True:
+            audit = self._send(self._http, "GET", f"/v1/admin/sales/{sale_id}/audit")
+            on_look(audit)
+            held = sum(row["held"] for row in audit["skus"])
+            if (not held and not audit["lag"]) or time.monotonic() > give_up_at:
+                return audit
+            time.sleep(LOOK_SECONDS)
+
+    def books(self, sale_id: str, audit: dict[str, Any], answers: Answers) -> Books:
+        """Audit, orders and the PG's ledger, side by side."""
+        entries: list[dict[str, Any]] = []
+        if answers.sandbox_url:
+            entries = self._send(self._pg, "GET", f"{answers.sandbox_url}/_ledger")["entries"]
+        return books_of(sale_id, audit=audit, orders=self._orders(sale_id), entries=entries)
+
+    def _orders(self, sale_id: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        query = {"saleId": sale_id, "limit": str(PAGE)}
+        for _ in range(PAGES_MAX):
+            page = self._send(self._http, "GET", f"/v1/admin/orders?{httpx.QueryParams(query)}")
+            found += page["orders"]
+            if page["nextCursor"] is None:
+                return found
+            query["cursor"] = page["nextCursor"]
+        raise RuntimeError(f"{sale_id} has more than {PAGE * PAGES_MAX} orders")
+
+    @staticmethod
+    def _send(
+        client: httpx.Client, method: str, url: str, body: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """One request, sent again while it meets an overload; every call here may be repeated."""
+        for attempt in range(1, TRIES_MAX + 1):
+            try:
+                answer = client.request(method, url, json=body)
+            except httpx.TransportError:
+                if attempt == TRIES_MAX:
+                    raise
+            else:
+                if answer.status_code not in {429, 503} or attempt == TRIES_MAX:
+                    return answer.raise_for_status().json()
+            time.sleep(TRY_SECONDS)
+        raise AssertionError("unreachable")

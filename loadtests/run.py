@@ -1,0 +1,215 @@
+"""One run: it opens the sale, watches the stock while the buyers fight, and ends with a verdict."""
+
+# Locust types its own members in part: what they give is narrowed where it enters.
+# pyright: reportUnknownMemberType=false
+
+import time
+from collections import deque
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Literal
+
+import gevent
+import httpx
+import msgspec
+import structlog
+from gevent.event import Event
+from locust.env import Environment
+from locust.runners import MasterRunner
+
+from loadtests.answers import Answers
+from loadtests.desk import Desk
+from loadtests.verdict import RequestLine, Sample, Verdict, judge, problems_of_sample, write
+
+__all__ = ["Board", "Run"]
+
+log = structlog.get_logger(__name__)
+
+LOOK_SECONDS: Final = 1.0
+#: Points of the chart: past it every second one goes, so that a soak of any length fits.
+SAMPLES_MAX: Final = 2_000
+#: Things seen wrong while it ran; a broken counter would give one a second.
+SEEN_MAX: Final = 50
+#: How long the workers' last reports may take after the stop.
+REPORTS_SECONDS: Final = 15.0
+
+
+class Board(msgspec.Struct, kw_only=True, rename="camel"):
+    """What the tab shows: the stock over time, the counts so far, and at the end the verdict."""
+
+    state: Literal["idle", "running", "settling", "done", "broken"] = "idle"
+    sale_id: str = ""
+    scenario: str = ""
+    seconds: float = 0.0
+    requests: int = 0
+    failures: int = 0
+    #: Wrong so far; the books are compared at the end.
+    problems: list[str] = []
+    lives: dict[str, int] = {}
+    orders: int = 0
+    samples: list[Sample] = []
+    verdict: Verdict | None = None
+
+
+class Run:
+    """From the first buyer to the verdict, in the process that has no buyers or all of them."""
+
+    def __init__(
+        self, environment: Environment, desk: Desk, *, sale_id: str, scenario: str, folder: Path
+    ) -> None:
+        self._environment = environment
+        self._desk = desk
+        self._folder = folder
+        self.sale_id = sale_id
+        self.scenario = scenario
+        self.answers = Answers()
+        self.verdict: Verdict | None = None
+        #: Workers whose last report is there.
+        self.reported: set[str] = set()
+        self._state: Literal["running", "settling", "done", "broken"] = "running"
+        self._started = time.monotonic()
+        self._started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._seconds = 0.0
+        self._users = 0
+        self._samples: deque[Sample] = deque()
+        self._seen: list[str] = []
+        self._ended = Event()
+        self._watcher = gevent.spawn(self._watch)
+
+    def finish(self) -> None:
+        """The buyers have gone: wait until all is settled, judge, write it down."""
+        self._state = "settling"
+        self._seconds = time.monotonic() - self._started
+        try:
+            self._wait_for_reports()
+            statistics = _statistics(self._environment)
+            audit = self._desk.settled(self.sale_id, lambda _: None)
+            self._watcher.kill()
+            self._look()
+            self.verdict = judge(
+                books=self._desk.books(self.sale_id, audit, self.answers),
+                answers=self.answers,
+                samples=list(self._samples),
+                statistics=statistics,
+                exceptions=self._exceptions(),
+                seen=self._seen,
+                sale_id=self.sale_id,
+                scenario=self.scenario,
+                started_at=self._started_at,
+                seconds=round(self._seconds, 3),
+                users=self._users,
+            )
+            write(self.verdict, self._folder)
+            _tell(self.verdict, self._folder)
+        except (httpx.HTTPError, OSError, RuntimeError) as error:
+            # No books, no verdict; and no verdict is not a clean one.
+            self._seen.append(f"the books could not be read: {error}")
+            print(f"no verdict: {self._seen[-1]}")
+        finally:
+            self._watcher.kill()
+            self._state = "done" if self.verdict else "broken"
+            self._ended.set()
+
+    def wait(self) -> Verdict | None:
+        """The verdict, when there is one; None where the books could not be read."""
+        self._ended.wait()
+        return self.verdict
+
+    def board(self) -> Board:
+        """How it stands."""
+        running = self._state == "running"
+        total = self._environment.stats.total
+        return Board(
+            state=self._state,
+            sale_id=self.sale_id,
+            scenario=self.scenario,
+            seconds=round(time.monotonic() - self._started if running else self._seconds, 1),
+            requests=total.num_requests,
+            failures=total.num_failures,
+            problems=[*self._seen, *self.answers.wrong],
+            lives=dict(self.answers.lives.most_common()),
+            orders=len(self.answers.orders),
+            samples=list(self._samples),
+            verdict=self.verdict and msgspec.structs.replace(self.verdict, samples=[]),
+        )
+
+    def latest(self) -> list[Sample]:
+        """The last look at each item."""
+        return list({sample.sku: sample for sample in self._samples}.values())
+
+    def _watch(self) -> None:
+        while True:
+            try:
+                self._look()
+            except httpx.HTTPError as error:
+                # The buyers meet the same: their failures are counted, and the verdict looks again.
+                log.warning("loadtest_look_failed", error=str(error))
+            gevent.sleep(LOOK_SECONDS)
+
+    def _look(self) -> None:
+        sale = self._desk.sale(self.sale_id)
+        seconds = round(time.monotonic() - self._started, 2)
+        runner = self._environment.runner
+        self._users = max(self._users, runner.user_count if runner else 0)
+        for item in sale["items"]:
+            sample = Sample(
+                seconds=seconds,
+                sku=item["sku"],
+                total=item["total"],
+                available=item["available"],
+                held=item["held"],
+                sold=item["sold"],
+            )
+            self._samples.append(sample)
+            if len(self._seen) < SEEN_MAX:
+                self._seen += problems_of_sample(sample)
+        if len(self._samples) > SAMPLES_MAX * len(sale["items"]):
+            self._thin_out()
+
+    def _thin_out(self) -> None:
+        moments = sorted({sample.seconds for sample in self._samples})
+        kept = {*moments[::2], moments[-1]}
+        self._samples = deque(one for one in self._samples if one.seconds in kept)
+
+    def _wait_for_reports(self) -> None:
+        runner = self._environment.runner
+        if not isinstance(runner, MasterRunner):
+            return
+        give_up_at = time.monotonic() + REPORTS_SECONDS
+        while missing := {client.id for client in runner.clients.all} - self.reported:
+            if time.monotonic() > give_up_at:
+                self._seen.append(f"{len(missing)} workers did not tell what their buyers saw")
+                return
+            gevent.sleep(0.1)
+
+    def _exceptions(self) -> int:
+        runner = self._environment.runner
+        return sum(int(one["count"]) for one in runner.exceptions.values()) if runner else 0
+
+
+def _statistics(environment: Environment) -> list[RequestLine]:
+    entries = sorted(environment.stats.entries.values(), key=lambda one: (one.name, one.method))
+    return [
+        RequestLine(
+            method=one.method,
+            name=one.name,
+            requests=one.num_requests,
+            failures=one.num_failures,
+            per_second=round(one.total_rps, 2),
+            median_ms=one.median_response_time or 0,
+            p95_ms=one.get_response_time_percentile(0.95) or 0,
+            p99_ms=one.get_response_time_percentile(0.99) or 0,
+        )
+        for one in entries
+    ]
+
+
+def _tell(verdict: Verdict, folder: Path) -> None:
+    for problem in verdict.problems:
+        print(f"problem: {problem}")
+    print(
+        f"{'clean' if verdict.ok else 'NOT CLEAN'}: {verdict.sold} of {verdict.total} sold in "
+        f"{verdict.sale_id}, {verdict.orders} orders, {verdict.answers_checked} answers checked, "
+        f"{verdict.requests} requests by {verdict.users} users; {folder / 'verdict.html'}",
+        flush=True,
+    )

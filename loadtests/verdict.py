@@ -1,0 +1,195 @@
+"""The verdict on a run: the books against each other, and every answer against the books."""
+
+import html
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from loadtests.answers import Answers, Told
+from reservation.books import Books, Orders, disagreements
+
+__all__ = ["RequestLine", "Sample", "Verdict", "judge", "page_of", "problems_of_sample", "write"]
+
+WEB: Final = Path(__file__).parent / "web"
+#: Lines of one kind of problem; the count of all is told with them.
+PROBLEMS_MAX: Final = 200
+
+#: What an order may be at the end, by the last thing that its buyer was told about it. After a
+#: word that is not here (`held`, or an answer that never came) it may be anything that is decided.
+ALLOWED: Final = {
+    "confirmed": {"CONFIRMED"},
+    "released": {"RELEASED"},
+    "declined": {"RELEASED", "EXPIRED"},
+    "expired": {"EXPIRED", "RELEASED"},
+    "sold_out": {"RELEASED", "EXPIRED"},
+    "buyer_limit_exceeded": {"RELEASED", "EXPIRED"},
+    "reservation_expired": {"RELEASED", "EXPIRED"},
+    "sale_closed": {"RELEASED", "EXPIRED"},
+}
+_DECIDED: Final = {"CONFIRMED", "RELEASED", "EXPIRED"}
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """The counters of one item at one second of the run."""
+
+    seconds: float
+    sku: str
+    total: int
+    available: int
+    held: int
+    sold: int
+
+
+class RequestLine(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """One line of Locust's statistics."""
+
+    method: str
+    name: str
+    requests: int
+    failures: int
+    per_second: float
+    median_ms: float
+    p95_ms: float
+    p99_ms: float
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What came of a run; `problems` is empty where nothing was oversold and all books agree."""
+
+    ok: bool
+    sale_id: str
+    scenario: str
+    started_at: str
+    seconds: float
+    users: int
+    requests: int
+    failures: int
+    total: int
+    sold: int
+    held: int
+    charged: int
+    cancelled: int
+    confirmed_amount: int
+    orders: int
+    #: Orders about which some buyer was told something, each checked against the books.
+    answers_checked: int
+    lives: dict[str, int]
+    #: First the ones that say what went wrong.
+    problems: list[str]
+    statistics: list[RequestLine] = []
+    samples: list[Sample] = []
+
+
+def judge(
+    *,
+    books: Books,
+    answers: Answers,
+    samples: list[Sample],
+    statistics: list[RequestLine],
+    exceptions: int = 0,
+    seen: Iterable[str] = (),
+    **facts: Any,
+) -> Verdict:
+    """Everything that must hold after a run.
+
+    Args:
+        books: of the sale, after the last hold has ended.
+        answers: of all the buyers.
+        samples: the counters during the run.
+        statistics: of the requests; a run without any has proved nothing.
+        exceptions: that the buyers died of.
+        seen: what was already wrong during the run.
+        facts: `sale_id`, `scenario`, `started_at`, `seconds` and `users`.
+    """
+    requests = sum(line.requests for line in statistics)
+    problems = [*seen, *disagreements(books), *_answers_against(books.orders, answers)]
+    held, lag = books.counted("held"), books.audit.get("lag", 0)
+    if held or lag:
+        problems.append(f"{held} still held and {lag} events behind after the wait")
+    if exceptions:
+        problems.append(f"{exceptions} buyers died of an exception: see Locust's own page of them")
+    if not requests:
+        problems.append("no request was made: nothing was proved")
+    if len(problems) > PROBLEMS_MAX:
+        more = len(problems) - PROBLEMS_MAX
+        problems = [*problems[:PROBLEMS_MAX], f"and {more} more of them"]
+    return Verdict(
+        ok=not problems,
+        requests=requests,
+        failures=sum(line.failures for line in statistics),
+        total=books.counted("total"),
+        sold=books.counted("sold"),
+        held=held,
+        charged=books.charged,
+        cancelled=books.cancelled,
+        confirmed_amount=books.confirmed_amount,
+        orders=len(books.orders),
+        answers_checked=len(answers.orders),
+        lives=dict(answers.lives.most_common()),
+        problems=problems,
+        statistics=statistics,
+        samples=samples,
+        **facts,
+    )
+
+
+def problems_of_sample(sample: Sample) -> list[str]:
+    """What must never be seen, not for one moment."""
+    found: list[str] = []
+    if sample.total != sample.available + sample.held + sample.sold:
+        found.append("total is not available + held + sold")
+    if min(sample.available, sample.held, sample.sold) < 0:
+        found.append("a counter is below nothing")
+    if sample.sold > sample.total:
+        found.append("oversold")
+    return [f"{what}, at {sample.seconds:.1f} s: {sample}" for what in found]
+
+
+def _answers_against(orders: Orders, answers: Answers) -> list[str]:
+    found = list(answers.wrong)
+    if answers.wrong_count > len(answers.wrong):
+        found.append(f"and {answers.wrong_count - len(answers.wrong)} more such answers")
+    if answers.unchecked:
+        found.append(f"{answers.unchecked} orders were too many to be checked")
+    for order_id, told in answers.orders.items():
+        found += _answer_against(order_id, told, orders.get(order_id))
+    return found
+
+
+def _answer_against(order_id: str, told: Told, order: dict[str, Any] | None) -> list[str]:
+    if order is None:
+        return [f"{order_id}: its buyer was told {told.word}, SQL does not know it"]
+    found: list[str] = []
+    if order["status"] not in ALLOWED.get(told.word, _DECIDED):
+        found.append(f"{order_id}: its buyer was told {told.word}, it is {order['status']}")
+    if order["amount"] != told.amount:
+        found.append(f"{order_id}: its buyer was told {told.amount}, it costs {order['amount']}")
+    return found
+
+
+def write(verdict: Verdict, folder: Path) -> None:
+    """`verdict.json` and `verdict.html`, which needs nothing beside itself."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "verdict.json").write_bytes(msgspec.json.format(msgspec.json.encode(verdict)))
+    (folder / "verdict.html").write_text(page_of(verdict), encoding="utf-8")
+
+
+def page_of(verdict: Verdict) -> str:
+    """The verdict as a page: the same board that the tab shows, drawn by the same script."""
+    board = {
+        "state": "done",
+        "samples": verdict.samples,
+        "verdict": msgspec.structs.replace(verdict, samples=[]),
+    }
+    # In a script element only `<` could end it.
+    data = msgspec.json.encode(board).decode().replace("<", "\\u003c")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>Load test of {html.escape(verdict.sale_id)}</title>\n"
+        f"<style>\n{(WEB / 'board.css').read_text()}</style>\n</head>\n<body>\n"
+        f"<script>window.boardData = {data};</script>\n"
+        f"<script>\n{(WEB / 'board.js').read_text()}</script>\n</body>\n</html>\n"
+    )
