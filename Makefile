@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format lint-lua lock
+.PHONY: help setup run test check format lint-lua lock loadtest loadtest-headless
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -40,6 +40,15 @@ format: setup  ## rewrite the code in the house format
 lint-lua:  ## lint the Lua scripts, where luacheck is installed
 	@if command -v luacheck >/dev/null; then luacheck --quiet --no-color scripts/lua; \
 	else echo 'lint-lua: no luacheck here, skipped (apt-get install lua-check)'; fi
+
+# `make loadtest L="--scenario stampede"`: more options for Locust. Without a running service it starts
+# one of its own.
+loadtest: setup  ## the load test with its web UI, on http://127.0.0.1:8089
+	$(BIN)/python -m loadtests --users 200 --run-time 60s $(L)
+
+loadtest-headless: setup  ## a spike of one minute; fails unless the verdict is clean
+	$(BIN)/python -m loadtests --headless --only-summary --users 200 --run-time 60s --stock 300 \
+	  --html var/loadtests/locust.html --json-file var/loadtests/statistics.json $(L)
 
 lock: pyproject.toml  ## resolve the dependencies again (needs uv)
 	uv pip compile pyproject.toml --extra build --extra dev --extra load --universal --python-version 3.11 \

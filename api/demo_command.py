@@ -2,16 +2,7 @@
 
 import asyncio
 import os
-import socket
-import subprocess
-import sys
-import tempfile
-import time
 from collections import Counter
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Final
 
 import click
 import httpx
@@ -23,15 +14,11 @@ from rich_click import RichCommand
 
 from api.auth import Guests
 from api.failures import BAD_SETTING, REFUSED, UNREACHABLE, Failure
+from api.own_service import answers, own_service
 from reservation.demo import Demo, DemoPlan, Verdict
 from reservation.settings import Settings, SettingsError
 
 __all__ = ["demo"]
-
-#: A service of one's own: started, and migrated, on a busy machine.
-START_SECONDS: Final = 60.0
-STOP_SECONDS: Final = 15.0
-LOOK_SECONDS: Final = 0.2
 
 
 @click.command(cls=RichCommand)
@@ -62,10 +49,10 @@ def demo(
     try:
         settings = Settings.load(os.environ)
         address = url or settings.public_url
-        if own or (url is None and not _answers(address)):
-            with _own_service() as (own_settings, own_address):
+        if own or (url is None and not answers(address)):
+            with own_service("demo") as (own_settings, own_address):
                 verdict = _run(plan, own_settings, own_address)
-        elif not _answers(address):
+        elif not answers(address):
             raise Failure(f"no service answers at {address}", UNREACHABLE)
         else:
             verdict = _run(plan, settings, address)
@@ -139,57 +126,3 @@ def _show(verdict: Verdict) -> None:
             "stock, money and orders agree",
             highlight=False,
         )
-
-
-def _answers(address: str) -> bool:
-    try:
-        return httpx.get(f"{address}/health/live", trust_env=False).is_success
-    except httpx.HTTPError:
-        return False
-
-
-@contextmanager
-def _own_service() -> Generator[tuple[Settings, str]]:
-    """A service with a data directory of its own, ended with the demo."""
-    with tempfile.TemporaryDirectory(prefix="reservation-demo-") as folder:
-        environ = {
-            name: value for name, value in os.environ.items() if not name.startswith("RESERVATION_")
-        }
-        environ |= {"RESERVATION_DATA_DIR": folder, "RESERVATION_PORT": str(_free_port())}
-        settings = Settings.load(environ, dotenv_path=None)
-        with Path(folder, "service.log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "api.cli", "serve"],
-                cwd=folder,
-                env=environ,
-                stdout=log,
-                stderr=log,
-            )
-            try:
-                _wait_until_ready(process, settings.public_url, Path(log.name))
-                yield settings, settings.public_url
-            finally:
-                process.terminate()
-                try:
-                    process.wait(STOP_SECONDS)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    give_up_at = time.monotonic() + START_SECONDS
-    while time.monotonic() < give_up_at and process.poll() is None:
-        # Nobody may listen yet: look again after the pause.
-        with suppress(httpx.HTTPError):
-            if httpx.get(f"{address}/health/ready", trust_env=False).is_success:
-                return
-        time.sleep(LOOK_SECONDS)
-    tail = log.read_text(errors="replace").splitlines()[-1:] or ["it says nothing"]
-    raise Failure(f"the demo's own service did not start: {tail[0]}", UNREACHABLE)

@@ -2,7 +2,6 @@
 
 import secrets
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -69,13 +68,12 @@ class Desk:
         """The sale with its counters."""
         return self._send(self._http, "GET", f"/v1/admin/sales/{sale_id}")
 
-    def settled(self, sale_id: str, on_look: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    def settled(self, sale_id: str) -> dict[str, Any]:
         """The audit once nothing is held and SQL has it all, or the last one before the limit."""
         sale = self.sale(sale_id)
         give_up_at = time.monotonic() + sale["holdSeconds"] + SETTLE_SECONDS
         while True:
             audit = self._send(self._http, "GET", f"/v1/admin/sales/{sale_id}/audit")
-            on_look(audit)
             held = sum(row["held"] for row in audit["skus"])
             if (not held and not audit["lag"]) or time.monotonic() > give_up_at:
                 return audit

@@ -3,17 +3,19 @@
 # Locust types its own members in part: what they give is narrowed where it enters.
 # pyright: reportUnknownMemberType=false
 
+import logging
 import os
-from argparse import SUPPRESS
+from argparse import SUPPRESS, Namespace
 from pathlib import Path
 from typing import Any, Final
 
 import gevent
+import httpx
 import msgspec
 from locust import LoadTestShape, events
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
-from locust.runners import MasterRunner, WorkerRunner
+from locust.runners import STATE_INIT, MasterRunner, WorkerRunner
 
 from api.auth import Guests
 from loadtests.answers import Answers
@@ -22,7 +24,6 @@ from loadtests.run import Run
 from loadtests.shapes import SCENARIOS, target_at
 from loadtests.tab import add_stock_tab
 from loadtests.users import MIX, Buyer, Plan, mix_of
-from loadtests.verdict import Verdict
 from reservation.settings import Settings
 
 __all__ = ["Buyer", "SaleShape"]
@@ -33,28 +34,56 @@ REPORT_SECONDS: Final = 1.0
 MESSAGE: Final = "answers"
 
 
-class Tests:
-    """The runs of this process: the one that is going on, and what came of all of them."""
+class Session:
+    """The runs of this process, and what came of all of them."""
 
     def __init__(self) -> None:
         self.settings = Settings.load(os.environ)
         #: What this process's own buyers are told.
         self.answers = Answers()
-        self.current: Run | None = None
-        self.verdicts: list[Verdict | None] = []
+        self.runs: list[Run] = []
+        #: A run that could not even begin.
+        self.failed = False
+
+    @property
+    def current(self) -> Run | None:
+        """The run that is going on, or the last one."""
+        return self.runs[-1] if self.runs else None
+
+    def open(self, environment: Environment) -> bool:
+        """Open a sale and begin a run; False, and said, where that cannot be."""
+        options = _options(environment)
+        try:
+            mix_of(options.mix)
+            desk = Desk(environment.host or "", self.settings.admin_api_key)
+            options.running_sale = options.sale or desk.open_sale(
+                items=1 if options.scenario == "stampede" else options.items,
+                stock=1 if options.scenario == "sold-out" else options.stock,
+                hold_seconds=options.hold_seconds,
+            )
+        except (ValueError, httpx.HTTPError) as error:
+            self.failed = True
+            print(f"no run: {error}")
+            return False
+        run = Run(
+            environment,
+            desk,
+            sale_id=options.running_sale,
+            scenario=options.scenario,
+            folder=Path(options.report_dir),
+        )
+        self.runs.append(run)
+        if not isinstance(environment.runner, MasterRunner):
+            self.answers = Buyer.answers = run.answers
+        return True
 
     def exit_status(self) -> int:
-        """0 only where there was a verdict and every one is clean."""
-        clean = [verdict is not None and verdict.ok for verdict in self.verdicts]
-        return 0 if clean and all(clean) else 1
-
-    def finish(self, run: Run) -> None:
-        """Judge a run, once."""
-        run.finish()
-        self.verdicts.append(run.verdict)
+        """0 only where there was a verdict, and every one is clean."""
+        clean = [run.verdict is not None and run.verdict.ok for run in self.runs]
+        return 0 if clean and all(clean) and not self.failed else 1
 
 
-tests = Tests()
+session = Session()
 
 
 class SaleShape(LoadTestShape):
@@ -63,22 +92,25 @@ class SaleShape(LoadTestShape):
     use_common_options = True
 
     def tick(self) -> tuple[int, float] | None:
-        """Buyers at this second; at the end stop them, and wait for the verdict."""
+        """Buyers at this second: the sale opens before the first, the verdict is after the last."""
         runner = self.runner
-        if runner is None or runner.environment.parsed_options is None:
+        if runner is None:
             return None
-        options = runner.environment.parsed_options
+        if runner.state == STATE_INIT:
+            if not session.open(runner.environment):
+                return None
+            self.reset_time()
+        options = _options(runner.environment)
         target = target_at(
             options.scenario,
             self.get_run_time(),
             peak=max(1, int(options.num_users or 1)),
             run_seconds=float(options.run_time) if options.run_time else None,
         )
-        if target is None:
+        if target is None and session.current is not None:
             # A master that quits at once would not hear its workers' last reports.
             runner.stop()
-            if tests.current is not None:
-                tests.current.wait()
+            session.current.wait()
         return target
 
 
@@ -119,45 +151,28 @@ def add_options(parser: LocustArgumentParser) -> None:
 @events.init.add_listener
 def begin(environment: Environment, runner: Any, web_ui: Any, **_: Any) -> None:
     """Connect what this process is: a master, a worker, or both in one."""
-    options = environment.parsed_options
-    environment.host = environment.host or tests.settings.public_url
+    # A line for each look at the stock would hide everything else.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    environment.host = environment.host or session.settings.public_url
     # The buyers all come from one address, so they are not asked for at the door.
-    Buyer.guests = Guests(msgspec.structs.replace(tests.settings, guest_rate=None))
-    Buyer.answers = tests.answers
+    Buyer.guests = Guests(msgspec.structs.replace(session.settings, guest_rate=None))
+    Buyer.answers = session.answers
     if isinstance(runner, MasterRunner):
         runner.register_message(MESSAGE, _hear)
     if isinstance(runner, WorkerRunner):
         gevent.spawn(_report_on_and_on, runner)
-    if web_ui is not None and options is not None:
-        add_stock_tab(web_ui, options.web_base_path or "", lambda: tests.current)
+    if web_ui is not None:
+        base_path: str = _options(environment).web_base_path or ""
+        add_stock_tab(web_ui, base_path, lambda: session.current)
 
 
 @events.test_start.add_listener
-def open_sale(environment: Environment, **_: Any) -> None:
-    """Open the sale, if this process decides; and know what the buyers are going to do."""
-    options = environment.parsed_options
-    if options is None:
-        raise RuntimeError("this locustfile needs Locust's command line")
-    mix = mix_of(options.mix)
-    if not isinstance(environment.runner, WorkerRunner):
-        desk = Desk(environment.host or "", tests.settings.admin_api_key)
-        options.running_sale = options.sale or desk.open_sale(
-            items=1 if options.scenario == "stampede" else options.items,
-            stock=1 if options.scenario == "sold-out" else options.stock,
-            hold_seconds=options.hold_seconds,
-        )
-        tests.current = Run(
-            environment,
-            desk,
-            sale_id=options.running_sale,
-            scenario=options.scenario,
-            folder=Path(options.report_dir),
-        )
-        if not isinstance(environment.runner, MasterRunner):
-            tests.answers = Buyer.answers = tests.current.answers
+def brief(environment: Environment, **_: Any) -> None:
+    """Tell this process's buyers what they are going to do."""
+    options = _options(environment)
     Buyer.plan = Plan(
         sale_id=options.running_sale,
-        mix=mix,
+        mix=mix_of(options.mix),
         think_seconds=options.think_seconds,
         one_item=options.scenario == "stampede",
     )
@@ -169,8 +184,16 @@ def close(environment: Environment, **_: Any) -> None:
     runner = environment.runner
     if isinstance(runner, WorkerRunner):
         _report(runner, last=True)
-    elif tests.current is not None:
-        gevent.spawn(tests.finish, tests.current)
+    elif session.current is not None:
+        gevent.spawn(session.current.finish)
+
+
+@events.worker_report.add_listener
+def count(client_id: str, **_: Any) -> None:
+    """Statistics of a worker; its last are those after its buyers have gone."""
+    run = session.current
+    if run is not None and client_id in run.silent:
+        run.counted.add(client_id)
 
 
 @events.quitting.add_listener
@@ -182,12 +205,17 @@ def leave_with_a_verdict(environment: Environment, **_: Any) -> None:
         return
     if runner is not None:
         runner.stop()
-    if tests.current is not None:
-        tests.current.wait()
-        gevent.sleep(0)
+    if session.current is not None:
+        session.current.wait()
     else:
         print("no run, no verdict: nothing was proved")
-    environment.process_exit_code = tests.exit_status()
+    environment.process_exit_code = session.exit_status()
+
+
+def _options(environment: Environment) -> Namespace:
+    if environment.parsed_options is None:
+        raise RuntimeError("this locustfile needs Locust's command line")
+    return environment.parsed_options
 
 
 def _report_on_and_on(runner: WorkerRunner) -> None:
@@ -197,13 +225,13 @@ def _report_on_and_on(runner: WorkerRunner) -> None:
 
 
 def _report(runner: WorkerRunner, *, last: bool) -> None:
-    runner.send_message(MESSAGE, {"report": tests.answers.take(), "last": last})
+    runner.send_message(MESSAGE, {"report": session.answers.take(), "last": last})
 
 
 def _hear(environment: Environment, msg: Any, **_: Any) -> None:
     del environment
-    run = tests.current
+    run = session.current
     if run is not None:
         run.answers.merge(msg.data["report"])
         if msg.data["last"]:
-            run.reported.add(msg.node_id)
+            run.silent.add(msg.node_id)

@@ -30,7 +30,7 @@ LOOK_SECONDS: Final = 1.0
 SAMPLES_MAX: Final = 2_000
 #: Things seen wrong while it ran; a broken counter would give one a second.
 SEEN_MAX: Final = 50
-#: How long the workers' last reports may take after the stop.
+#: How long the workers' last reports may take after the stop; Locust's come every three seconds.
 REPORTS_SECONDS: Final = 15.0
 
 
@@ -64,8 +64,10 @@ class Run:
         self.scenario = scenario
         self.answers = Answers()
         self.verdict: Verdict | None = None
-        #: Workers whose last report is there.
-        self.reported: set[str] = set()
+        #: Workers whose buyers have gone and told everything; and those of them who have sent
+        #: Locust's statistics since.
+        self.silent: set[str] = set()
+        self.counted: set[str] = set()
         self._state: Literal["running", "settling", "done", "broken"] = "running"
         self._started = time.monotonic()
         self._started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -83,7 +85,7 @@ class Run:
         try:
             self._wait_for_reports()
             statistics = _statistics(self._environment)
-            audit = self._desk.settled(self.sale_id, lambda _: None)
+            audit = self._desk.settled(self.sale_id)
             self._watcher.kill()
             self._look()
             self.verdict = judge(
@@ -176,7 +178,7 @@ class Run:
         if not isinstance(runner, MasterRunner):
             return
         give_up_at = time.monotonic() + REPORTS_SECONDS
-        while missing := {client.id for client in runner.clients.all} - self.reported:
+        while missing := {client.id for client in runner.clients.all} - self.counted:
             if time.monotonic() > give_up_at:
                 self._seen.append(f"{len(missing)} workers did not tell what their buyers saw")
                 return

@@ -1,0 +1,93 @@
+"""`python -m loadtests`: Locust against a running service, or against one of its own."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from api.failures import BAD_SETTING, UNREACHABLE, Failure
+from api.own_service import answers, own_service
+from reservation.settings import Settings, SettingsError
+
+__all__ = ["main"]
+
+LOCUSTFILE: Final = Path(__file__).with_name("locustfile.py")
+#: After Ctrl-C: the last holds end, and then the verdict is written.
+VERDICT_SECONDS: Final = 600.0
+
+
+def main() -> int:
+    """Start Locust; its exit status is the verdict's."""
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests",
+        description=__doc__,
+        epilog="Every other option is Locust's: --headless, --users, --run-time, --scenario ...",
+        # `--help` is Locust's too, and tells the sale's options with it.
+        add_help=False,
+    )
+    parser.add_argument("--own", action="store_true", help="Start a service for this run alone.")
+    parser.add_argument("--url", help="A running service; else the one at RESERVATION_PUBLIC_URL.")
+    parser.add_argument("-h", "--help", action="store_true", help="These options, then Locust's.")
+    wish, others = parser.parse_known_args()
+    if wish.help:
+        parser.print_help()
+        return _locust("http://127.0.0.1", dict(os.environ), ["--help"])
+    try:
+        return _run(own=wish.own, url=wish.url, arguments=others)
+    except SettingsError as error:
+        print(f"loadtests: {error}", file=sys.stderr)
+        return BAD_SETTING
+    except Failure as failure:
+        print(f"loadtests: {failure}", file=sys.stderr)
+        return failure.status
+
+
+def _run(*, own: bool, url: str | None, arguments: list[str]) -> int:
+    settings = Settings.load(os.environ)
+    address = url or settings.public_url
+    environ = dict(os.environ)
+    with ExitStack() as stack:
+        if own or (url is None and not answers(address)):
+            settings, address = stack.enter_context(own_service("loadtest"))
+            environ |= {
+                "RESERVATION_DATA_DIR": str(settings.data_dir),
+                "RESERVATION_ADMIN_API_KEY": settings.admin_api_key,
+                "RESERVATION_JWT_SECRET": settings.jwt_secret,
+            }
+        elif not answers(address):
+            raise Failure(f"no service answers at {address}", UNREACHABLE)
+        return _locust(address, environ, arguments)
+
+
+def _locust(address: str, environ: dict[str, str], arguments: list[str]) -> int:
+    command = [sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE), "--host", address]
+    # Locust's own defaults are all interfaces, and its web UI starts load for whoever asks.
+    command += ["--web-host", "127.0.0.1"]
+    if "--worker" not in arguments:
+        command += ["--master-bind-host", "127.0.0.1"]
+    process = subprocess.Popen([*command, *arguments], env=environ)
+
+    # Whoever ends this ends Locust, and the service only after it: the verdict needs its books.
+    def end(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        process.terminate()
+
+    signal.signal(signal.SIGTERM, end)
+    with suppress(KeyboardInterrupt):
+        return process.wait()
+    try:
+        # Locust has had the Ctrl-C too.
+        return process.wait(VERDICT_SECONDS)
+    except (KeyboardInterrupt, subprocess.TimeoutExpired):
+        process.kill()
+        process.wait()
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
