@@ -36,6 +36,7 @@ Cost     O(lines), at most 20
 ]]
 --@include lib/now.lua
 --@include lib/head.lua
+--@include lib/count.lua
 --@include lib/lines.lua
 --@include lib/due.lua
 
@@ -116,10 +117,10 @@ if takes then
         if #due > 0 and head.hold_policy == "prepare" then return {"due", unpack(due)} end
         return refusal
     end
-else
-    local wrong = check_lines("claim", lines, COUNTER[status])
-    if wrong then return wrong end
 end
+local wrong = check_lines("claim", lines, buyer, COUNTER[status], "held")
+if wrong then return wrong end
+redis.call("ZCARD", deadlines)
 redis.call("ZCARD", confirming)
 
 fence = fence + 1

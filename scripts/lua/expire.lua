@@ -24,6 +24,7 @@ Cost     O(orders x lines); the caller sends at most 200 orders (4 ms for one-li
 ]]
 --@include lib/now.lua
 --@include lib/head.lua
+--@include lib/count.lua
 --@include lib/lines.lua
 
 local sale, deadlines, outbox = KEYS[1], KEYS[2], KEYS[3]
@@ -55,10 +56,10 @@ local function look_at(order_id, first_key)
     end
     local lines, bug = take_lines("expire", found[2], first_key + 2, KEYS)
     if not lines then return bug end
-    local wrong = found[1] == "HELD" and check_lines("expire", lines, "held")
+    local order, buyer = KEYS[first_key], KEYS[first_key + 1]
+    local wrong = found[1] == "HELD" and check_lines("expire", lines, buyer, "held", "available")
     if wrong then return wrong end
-    redis.call("HLEN", KEYS[first_key + 1])
-    return {status = found[1], lines = lines, order = KEYS[first_key], buyer = KEYS[first_key + 1]}
+    return {status = found[1], lines = lines, order = order, buyer = buyer}
 end
 
 local function expire(order_id, due)

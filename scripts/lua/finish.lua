@@ -33,6 +33,7 @@ Cost     O(lines), at most 20
 ]]
 --@include lib/now.lua
 --@include lib/head.lua
+--@include lib/count.lua
 --@include lib/lines.lua
 
 local sale, deadlines, confirming, deposits, outbox = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
@@ -59,7 +60,7 @@ local head = open_head(sale, outbox, epoch)
 if not head then return {"recovering"} end
 
 local found = redis.call(
-    "HMGET", order, "status", "items", "fence", "payment_key", "expires_at", "finished")
+    "HMGET", order, "status", "items", "fence", "payment_key", "expires_at", "finished", "attempts")
 local status, standing, payment_key = found[1], tonumber(found[3]), found[4]
 if not status then return {"not_found"} end
 -- What this fence has already written is answered again, so a lost reply costs nothing.
@@ -77,12 +78,13 @@ if outcome == "voided" then
 end
 local lines, bug = take_lines("finish", found[2], FIRST_STOCK_KEY, KEYS)
 if not lines then return bug end
-local wrong = COUNTER[status] ~= COUNTER[to] and check_lines("finish", lines, COUNTER[status])
+local moves = COUNTER[status] ~= COUNTER[to]
+local wrong = moves and check_lines("finish", lines, buyer, COUNTER[status], COUNTER[to])
 if wrong then return wrong end
 redis.call("ZCARD", deadlines)
 redis.call("ZCARD", confirming)
 redis.call("ZCARD", deposits)
-redis.call("HLEN", buyer)
+local attempts = tonumber(found[7]) - 1
 
 local seq = append_event(head, outcome, order_id, now_ms, string.format(
     '{"from":"%s","to":"%s","fence":%.0f%s}', status, to, fence, members))
@@ -93,7 +95,7 @@ if payment_key and attempt ~= "" then
     redis.call("HSET", order, "attempt:" .. payment_key, attempt)
 elseif payment_key then
     redis.call("HDEL", order, "attempt:" .. payment_key, "payment_key", "claim_id")
-    redis.call("HINCRBY", order, "attempts", -1)
+    redis.call("HSET", order, "attempts", int(attempts))
 end
 redis.call("ZREM", confirming, order_id)
 redis.call("ZREM", deposits, order_id)

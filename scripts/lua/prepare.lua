@@ -46,6 +46,7 @@ Cost     O(lines), at most 20 a basket and as many baskets as the caller batches
 --@include lib/now.lua
 --@include lib/head.lua
 --@include lib/due.lua
+--@include lib/count.lua
 
 local sale, deadlines, outbox = KEYS[1], KEYS[2], KEYS[3]
 local not_after, epoch, caller_ms = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
@@ -66,21 +67,22 @@ end
 if now_ms > not_after then return all_answer("too_late") end
 local head = open_head(sale, outbox, epoch)
 if not head then return all_answer("recovering") end
+if not head.currency then return redis.error_reply("BUG prepare: the sale has no currency") end
 
 -- Stock is read once a batch and then followed here, so that a basket sees the ones before it.
 local stocks = {}
-local function stock_of(index)
-    local stock = stocks[index]
-    if stock == nil then
-        local key = KEYS[FIRST_STOCK_KEY + index - 1]
-        local found = redis.call("HMGET", key, "available", "held", "price", "limit")
-        stock = found[1] and {
-            key = key, sku = ARGV[FIRST_SKU + index - 1], available = tonumber(found[1]),
-            held = tonumber(found[2]), price = tonumber(found[3]), limit = tonumber(found[4]),
-        } or false
-        stocks[index] = stock
+for index = 1, sku_count do
+    local key, sku = KEYS[FIRST_STOCK_KEY + index - 1], ARGV[FIRST_SKU + index - 1]
+    local found = redis.call("HMGET", key, "available", "held", "price", "limit")
+    local stock = {
+        key = key, sku = sku, available = count_of(found[1]),
+        price = count_of(found[3]), limit = count_of(found[4]),
+    }
+    local whole = stock.available and count_of(found[2]) and stock.price and stock.limit
+    if not whole and (found[1] or found[2] or found[3] or found[4]) then
+        return redis.error_reply("BUG prepare: a number of " .. sku .. " is no count")
     end
-    return stock
+    stocks[index] = whole and stock or false
 end
 
 local due
@@ -115,7 +117,7 @@ end
 local function take_basket_lines(basket)
     local lines, amount = {}, 0
     for index, quantity in string.gmatch(basket.lines, "(%d+) (%d+)") do
-        local stock = stock_of(tonumber(index))
+        local stock = stocks[tonumber(index)]
         if not stock then return nil, ARGV[FIRST_SKU + tonumber(index) - 1] end
         lines[#lines + 1] = {stock = stock, quantity = tonumber(quantity)}
         amount = amount + stock.price * tonumber(quantity)
@@ -135,7 +137,11 @@ local function limit_refusal(basket, lines)
     for i, line in ipairs(lines) do skus[i] = line.stock.sku end
     local taken = redis.call("HMGET", basket.buyer, unpack(skus))
     for i, line in ipairs(lines) do
-        local has = tonumber(taken[i]) or 0
+        local has = count_of(taken[i] or "0")
+        if not has then
+            return redis.error_reply(
+                "BUG prepare: what the buyer has of " .. line.stock.sku .. " is no count")
+        end
         if has + line.quantity > line.stock.limit then
             return {"limit_exceeded", line.stock.sku, int(line.stock.limit), int(has)}
         end
@@ -187,7 +193,6 @@ local function write(basket, lines, holds)
     for _, line in ipairs(holds and lines or {}) do
         local stock = line.stock
         stock.available = stock.available - line.quantity
-        stock.held = stock.held + line.quantity
         redis.call("HINCRBY", stock.key, "available", -line.quantity)
         redis.call("HINCRBY", stock.key, "held", line.quantity)
         redis.call("HINCRBY", basket.buyer, stock.sku, line.quantity)
@@ -216,7 +221,7 @@ local function decide(basket)
     local holds = head.hold_policy == "prepare"
     refusal = limit_refusal(basket, lines) or stock_refusal(lines)
     -- A hold that ran out hides neither stock nor a buyer's own limit.
-    if refusal and holds_ran_out() then return {"due", unpack(due)} end
+    if refusal and not refusal.err and holds_ran_out() then return {"due", unpack(due)} end
     return refusal or write(basket, lines, holds)
 end
 
@@ -224,6 +229,7 @@ redis.call("ZCARD", deadlines)
 local behind_due = false
 for position = 1, basket_count do
     local reply = behind_due and {"again"} or decide(basket_at(position))
+    if reply.err then return reply end
     behind_due = behind_due or reply[1] == "due"
     replies[position] = reply
 end

@@ -25,6 +25,7 @@ Cost     O(lines), at most 20
 ]]
 --@include lib/now.lua
 --@include lib/head.lua
+--@include lib/count.lua
 --@include lib/lines.lua
 
 local sale, outbox, order, buyer = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -44,9 +45,9 @@ if status == "REFUNDED" then return {"refunded"} end
 if status ~= "CONFIRMED" then return {"present", status} end
 local lines, bug = take_lines("refund", found[2], FIRST_STOCK_KEY, KEYS)
 if not lines then return bug end
-local wrong = check_lines("refund", lines, "sold")
+local wrong = check_lines("refund", lines, buyer, "sold", "available")
+    or not restock and check_lines("refund", lines, buyer, "sold", "total")
 if wrong then return wrong end
-redis.call("HLEN", buyer)
 
 local seq = append_event(head, "refunded", order_id, now_ms, string.format(
     '{"from":"%s","to":"REFUNDED","fence":%s,"restock":%s,"cause":%s}',

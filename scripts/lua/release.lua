@@ -25,6 +25,7 @@ Cost     O(lines), at most 20
 ]]
 --@include lib/now.lua
 --@include lib/head.lua
+--@include lib/count.lua
 --@include lib/lines.lua
 
 local sale, deadlines, outbox, order, buyer = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
@@ -42,10 +43,9 @@ if not status then return {"not_found"} end
 if status ~= "HELD" and status ~= "PREPARED" then return {"present", status} end
 local lines, bug = take_lines("release", found[2], FIRST_STOCK_KEY, KEYS)
 if not lines then return bug end
-local wrong = status == "HELD" and check_lines("release", lines, "held")
+local wrong = status == "HELD" and check_lines("release", lines, buyer, "held", "available")
 if wrong then return wrong end
 redis.call("ZCARD", deadlines)
-redis.call("HLEN", buyer)
 
 local seq = append_event(head, "released", order_id, now_ms, string.format(
     '{"from":"%s","to":"RELEASED","cause":%s}', status, cause))

@@ -18,13 +18,26 @@ local function take_lines(script, items, first_key, keys)
     return lines
 end
 
--- The first thing wrong with moving these lines out of a counter, as an error reply; nil if none.
-local function check_lines(script, lines, from)
+-- The first thing wrong with moving these lines between two counters, as an error reply; nil if
+-- none. Redis refuses to add to what is no integer, so all that move_lines adds to is read here.
+local function check_lines(script, lines, buyer, from, to)
     for _, line in ipairs(lines) do
-        local have = tonumber(redis.call("HGET", line.key, from))
+        local found = redis.call("HMGET", line.key, from, to)
+        local have = count_of(found[1])
         if not have or have < line.quantity then
             return redis.error_reply(
                 "BUG " .. script .. ": " .. from .. " of " .. line.sku .. " is less than the order")
+        end
+        if not count_of(found[2]) then
+            return redis.error_reply(
+                "BUG " .. script .. ": " .. to .. " of " .. line.sku .. " is no count")
+        end
+        if from == "available" or to == "available" then
+            local taken = redis.call("HGET", buyer, line.sku)
+            if taken and not count_of(taken) then
+                return redis.error_reply(
+                    "BUG " .. script .. ": what the buyer has of " .. line.sku .. " is no count")
+            end
         end
     end
 end
