@@ -1,0 +1,230 @@
+"""Data that no script wrote: an error changes nothing; a sale without its outbox stays as it is.
+
+Redis undoes nothing when a script fails half-way, so each script has to find out before its first
+write whatever could make a later one fail. Each test here takes every mutating script's ordinary
+call, damages one thing that the call reads or writes, and looks at the whole sale afterwards.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from reservation.redis.connection import Connections, UnexpectedReply, good
+from tests.fixtures.lua_sale import EPOCH, NOW, LuaSale
+
+#: Buyers of the scene, each with one order in the state of that name.
+HELD, DUE, PAYING, FROZEN, SOLD, ENDED, NEW = (
+    "held",
+    "due",
+    "paying",
+    "frozen",
+    "sold",
+    "ended",
+    "new",
+)
+LINES = {"a": 1, "b": 1}
+ROW_A, ROW_B = ("a", "A", 1000, 10, 3), ("b", "B", 500, 9, 5)
+
+
+class Scene:
+    """A sale with an order in each state that a script starts from; it can be put back."""
+
+    def __init__(self, sale: LuaSale) -> None:
+        self.sale = sale
+        self.baskets: dict[str, dict[str, Any]] = {}
+        self.keys: list[str] = []
+
+    async def set_up(self) -> None:
+        await self.sale.put(items=[ROW_A, ROW_B])
+        for name in (HELD, DUE, PAYING, FROZEN, SOLD, ENDED):
+            self.baskets[name] = await self.sale.hold(name, lines=LINES)
+        for name in (PAYING, FROZEN, SOLD):
+            await self.sale.claim(self.baskets[name], f"pk-{name}")
+        await self.sale.finish(self.baskets[SOLD], 1, "confirmed")
+        await self.sale.release(self.baskets[ENDED])
+        await self.sale.restock(operation="earlier")
+        await self.sale.run_out(self.baskets[DUE])
+        command = self.sale.connections.command
+        over = str(NOW.now_ms() - 1)
+        await command("ZADD", self.sale.keys.confirming, over, self.baskets[FROZEN]["order"])
+        self.baskets[NEW] = self.sale.basket(NEW, lines=LINES)
+        self.keys = await self.all_keys()
+        await self.pipeline(*(("COPY", key, self.aside(key)) for key in self.keys))
+
+    def aside(self, key: str) -> str:
+        return f"aside:{key}"
+
+    async def all_keys(self) -> list[str]:
+        return sorted(await self.sale.connections.command("KEYS", f"{self.sale.keys.all}*"))
+
+    async def pipeline(self, *commands: tuple[str, ...]) -> list[Any]:
+        return [good(reply) for reply in await self.sale.connections.pipeline(commands)]
+
+    async def restore(self) -> None:
+        """Put the sale back to where `set_up` left it."""
+        await self.pipeline(
+            ("DEL", *await self.all_keys()),
+            *(("COPY", self.aside(key), key) for key in self.keys),
+        )
+
+    async def forget(self) -> None:
+        await self.pipeline(("DEL", *map(self.aside, self.keys)))
+
+    async def digest(self) -> list[str]:
+        """One value per key of the sale, whatever kind it is of."""
+        keys = await self.all_keys()
+        return [*keys, *await self.sale.connections.command("DEBUG", "DIGEST-VALUE", *keys)]
+
+    async def keys_of(self, call: "Call", kind: str | None = None) -> list[str]:
+        """The keys that an ordinary call hands over; `kind` keeps those of one type."""
+        handed: list[str] = []
+        run = self.sale.connections.call
+
+        async def note(script: Any, keys: Any, args: Any) -> Any:
+            handed.extend(keys)
+            return await run(script, keys, args)
+
+        self.sale.connections.call = note  # type: ignore[method-assign]
+        try:
+            await call(self)
+        finally:
+            self.sale.connections.call = run  # type: ignore[method-assign]
+        await self.restore()
+        if kind is None:
+            return handed
+        types = await self.pipeline(*(("TYPE", key) for key in handed))
+        return [key for key, found in zip(handed, types, strict=True) if found == kind]
+
+
+Call = Callable[[Scene], Awaitable[Any]]
+
+
+def put(scene: Scene) -> Awaitable[Any]:
+    return scene.sale.put(version=1, digest="d2", name="New", items=[ROW_A, ROW_B])
+
+
+#: An ordinary call of each script, which succeeds in the scene as it is.
+CALLS: dict[str, Call] = {
+    "prepare": lambda scene: scene.sale.prepare(scene.baskets[NEW], rate=(50, 20)),
+    "claim": lambda scene: scene.sale.claim(scene.baskets[HELD]),
+    "claim again": lambda scene: scene.sale.claim(scene.baskets[ENDED]),
+    "lease": lambda scene: scene.sale.lease(scene.baskets[FROZEN], 1),
+    "lease move": lambda scene: scene.sale.lease(scene.baskets[PAYING], 1, "move"),
+    "finish confirmed": lambda scene: scene.sale.finish(scene.baskets[PAYING], 1, "confirmed"),
+    "finish declined": lambda scene: scene.sale.finish(scene.baskets[PAYING], 1, "declined"),
+    "finish voided": lambda scene: scene.sale.finish(
+        scene.baskets[PAYING], 1, "voided", attempt=""
+    ),
+    "release": lambda scene: scene.sale.release(scene.baskets[HELD]),
+    "expire": lambda scene: scene.sale.expire(scene.baskets[DUE]),
+    "refund": lambda scene: scene.sale.refund(scene.baskets[SOLD]),
+    "refund without restock": lambda scene: scene.sale.refund(scene.baskets[SOLD], restock=0),
+    "put_sale": put,
+    "restock": lambda scene: scene.sale.restock(),
+    "switch": lambda scene: scene.sale.switch("paused"),
+}
+
+
+async def scene_at(url: str) -> AsyncIterator[Scene]:
+    connections = Connections(url, clock=NOW)
+    await connections.measure_offset()
+    made = Scene(LuaSale(connections))
+    await made.set_up()
+    yield made
+    await made.restore()
+    await made.sale.check()
+    await made.forget()
+    await connections.aclose()
+
+
+@pytest.fixture
+async def each_scene(each_server_url: str) -> AsyncIterator[Scene]:
+    async for scene in scene_at(each_server_url):
+        yield scene
+
+
+@pytest.fixture
+async def scene(valkey_url: str) -> AsyncIterator[Scene]:
+    async for made in scene_at(valkey_url):
+        yield made
+
+
+@pytest.fixture(params=CALLS)
+def call(request: pytest.FixtureRequest) -> Call:
+    return CALLS[request.param]
+
+
+async def test_the_calls_of_these_tests_succeed_in_an_undamaged_sale(
+    scene: Scene, call: Call
+) -> None:
+    """Else the tests below would prove nothing."""
+    before = await scene.digest()
+    await call(scene)
+    assert await scene.digest() != before
+    await scene.sale.check()
+
+
+async def test_a_key_of_the_wrong_kind_leaves_nothing_half_written(
+    each_scene: Scene, call: Call
+) -> None:
+    half_written: list[str] = []
+    for key in await each_scene.keys_of(call):
+        await each_scene.pipeline(("DEL", key), ("RPUSH", key, "not what it should be"))
+        before = await each_scene.digest()
+        refused = await refusal_of(each_scene, call)
+        # A key that this call does not need at all may be anything.
+        if refused and await each_scene.digest() != before:
+            half_written.append(key)
+        if key in {each_scene.sale.keys.sale, each_scene.sale.keys.outbox}:
+            assert refused, key
+        await each_scene.restore()
+    assert half_written == []
+
+
+@pytest.mark.parametrize("garbage", ["x", "1.5", "99999999999999999999", None])
+async def test_an_error_reply_means_that_nothing_was_written(
+    scene: Scene, call: Call, garbage: str | None
+) -> None:
+    """Each field of each hash in turn is edited by hand, or lost."""
+    half_written: list[tuple[str, str]] = []
+    for key in await scene.keys_of(call, "hash"):
+        for field in await scene.sale.connections.command("HKEYS", key):
+            edit = ("HDEL", key, field) if garbage is None else ("HSET", key, field, garbage)
+            await scene.pipeline(edit)
+            before = await scene.digest()
+            if await refusal_of(scene, call) and await scene.digest() != before:
+                half_written.append((key, field))
+            await scene.restore()
+    assert half_written == []
+
+
+async def refusal_of(scene: Scene, call: Call) -> str:
+    """The error or the `recovering` that a call met; empty where it did its work."""
+    try:
+        [answer, *_] = await call(scene)
+    except UnexpectedReply as error:
+        return str(error)
+    return "recovering" if "recovering" in (answer, answer[0]) else ""
+
+
+@pytest.mark.parametrize("damage", ["gone", "tail cut", "tail forged", "emptied", "another epoch"])
+async def test_a_sale_that_lost_its_outbox_or_its_epoch_is_left_alone(
+    scene: Scene, call: Call, damage: str
+) -> None:
+    names = scene.sale.keys
+    [[last, *_]] = await scene.sale.connections.command(
+        "XREVRANGE", names.outbox, "+", "-", "COUNT", 1
+    )
+    seq = int(last.partition("-")[0])
+    damages = {
+        "gone": ("DEL", names.outbox),
+        "tail cut": ("XDEL", names.outbox, last),
+        "tail forged": ("XADD", names.outbox, f"{seq + 1}-0", "event", "forged"),
+        "emptied": ("XTRIM", names.outbox, "MAXLEN", "0"),
+        "another epoch": ("HSET", names.sale, "epoch", f"{EPOCH}-restored"),
+    }
+    await scene.pipeline(damages[damage])
+    before = await scene.digest()
+    assert await refusal_of(scene, call) == "recovering"
+    assert await scene.digest() == before
