@@ -69,7 +69,9 @@ class StockFeed:
                         seen[item.sku] = counters
                         yield _stock_event(item.sku, counters, sale.seq)
                 try:
-                    newer = await asyncio.wait_for(queue.get(), HEARTBEAT_SECONDS)
+                    # Not wait_for: before 3.12 it swallows a cancellation that comes with an item.
+                    async with asyncio.timeout(HEARTBEAT_SECONDS):
+                        newer = await queue.get()
                 except TimeoutError:
                     yield ServerSentEventMessage(comment="still here")
                     continue

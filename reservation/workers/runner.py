@@ -32,6 +32,9 @@ SETTLE_SECONDS: Final = 0.5
 FLUSH_SECONDS: Final = 0.1
 REFUND_SECONDS: Final = 2.0
 CLOCK_SECONDS: Final = 5.0
+#: Rounds of one kind at once. Three kinds stay below the pool's connections however many sales
+#: there are, and a kind that waits for the PG or for SQL keeps none from the others.
+ROUNDS_AT_ONCE: Final = 64
 #: Pauses after a failed round double up to this.
 BACK_OFF_SECONDS_MAX: Final = 5.0
 #: Failures that the next round may not meet: the network, a server that restarts, a lost lease.
@@ -72,6 +75,9 @@ class Worker:
             role="worker",
         )
         self._sales: set[str] = set()
+        self._places = {
+            name: asyncio.Semaphore(ROUNDS_AT_ONCE) for name in ("reaper", "settler", "flusher")
+        }
 
     async def run(self) -> None:
         """All loops, until cancelled."""
@@ -99,7 +105,8 @@ class Worker:
                 ("settler", self._settler.run_once, SETTLE_SECONDS),
                 ("flusher", self._flush, FLUSH_SECONDS),
             ):
-                group.create_task(forever(name, _for_sale(once, sale_id), pause, sale_id=sale_id))
+                round_of_sale = _for_sale(once, sale_id, self._places[name])
+                group.create_task(forever(name, round_of_sale, pause, sale_id=sale_id))
         return 0
 
     async def _flush(self, sale_id: str) -> int:
@@ -109,8 +116,14 @@ class Worker:
         return counts.flushed
 
 
-def _for_sale(once: Callable[[str], Awaitable[int]], sale_id: str) -> Callable[[], Awaitable[int]]:
-    return lambda: once(sale_id)
+def _for_sale(
+    once: Callable[[str], Awaitable[int]], sale_id: str, places: asyncio.Semaphore
+) -> Callable[[], Awaitable[int]]:
+    async def round_of_sale() -> int:
+        async with places:
+            return await once(sale_id)
+
+    return round_of_sale
 
 
 async def forever(
@@ -131,7 +144,19 @@ async def forever(
             did = 0
             alarm("worker_bug", loop=name, reason=type(error).__name__, **facts)
             log.exception("round_broke", loop=name, **facts)
+        _stop_if_told()
         if failures:
             await asyncio.sleep(min(BACK_OFF_SECONDS_MAX, pause * 2 ** min(failures, 6)))
         elif not did:
             await asyncio.sleep(pause)
+
+
+def _stop_if_told() -> None:
+    """End a task whose cancellation was swallowed on the way.
+
+    `asyncio.wait_for`, by which SQLAlchemy's pool waits for a connection, does so before 3.12 when
+    what it waits for is there at the same instant; the worker then never ended.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
