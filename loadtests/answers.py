@@ -73,8 +73,8 @@ class Answers:
         self.lives.clear()
         return msgspec.msgpack.encode(report)
 
-    def merge(self, data: bytes) -> None:
-        """What another process took."""
+    def merge(self, data: bytes) -> bool:
+        """What another process took; whether there was anything in it."""
         report = msgspec.msgpack.decode(data, type=Report)
         room = ORDERS_MAX - len(self.orders)
         new = [order_id for order_id in report.orders if order_id not in self.orders]
@@ -86,3 +86,4 @@ class Answers:
         self.wrong += report.wrong[: WRONG_MAX - len(self.wrong)]
         self.wrong_count += report.wrong_count
         self.sandbox_url = report.sandbox_url or self.sandbox_url
+        return bool(report.orders or report.lives)

@@ -232,6 +232,7 @@ def _hear(environment: Environment, msg: Any, **_: Any) -> None:
     del environment
     run = session.current
     if run is not None:
-        run.answers.merge(msg.data["report"])
+        if run.answers.merge(msg.data["report"]):
+            run.heard.add(msg.node_id)
         if msg.data["last"]:
             run.silent.add(msg.node_id)

@@ -64,8 +64,9 @@ class Run:
         self.scenario = scenario
         self.answers = Answers()
         self.verdict: Verdict | None = None
-        #: Workers whose buyers have gone and told everything; and those of them who have sent
-        #: Locust's statistics since.
+        #: Workers that had buyers; whose buyers have gone and told everything; and those of them
+        #: who have sent Locust's statistics since.
+        self.heard: set[str] = set()
         self.silent: set[str] = set()
         self.counted: set[str] = set()
         self._state: Literal["running", "settling", "done", "broken"] = "running"
@@ -178,11 +179,14 @@ class Run:
         if not isinstance(runner, MasterRunner):
             return
         give_up_at = time.monotonic() + REPORTS_SECONDS
-        while missing := {client.id for client in runner.clients.all} - self.counted:
-            if time.monotonic() > give_up_at:
-                self._seen.append(f"{len(missing)} workers did not tell what their buyers saw")
+        while time.monotonic() < give_up_at:
+            connected = {client.id for client in runner.clients.all}
+            if self.heard <= self.silent and self.heard & connected <= self.counted:
                 return
             gevent.sleep(0.1)
+        lost = self.heard - self.silent
+        if lost:
+            self._seen.append(f"{len(lost)} workers did not tell what their buyers were told last")
 
     def _exceptions(self) -> int:
         runner = self._environment.runner
@@ -198,9 +202,9 @@ def _statistics(environment: Environment) -> list[RequestLine]:
             requests=one.num_requests,
             failures=one.num_failures,
             per_second=round(one.total_rps, 2),
-            median_ms=one.median_response_time or 0,
-            p95_ms=one.get_response_time_percentile(0.95) or 0,
-            p99_ms=one.get_response_time_percentile(0.99) or 0,
+            median_ms=round(one.median_response_time or 0),
+            p95_ms=round(one.get_response_time_percentile(0.95) or 0),
+            p99_ms=round(one.get_response_time_percentile(0.99) or 0),
         )
         for one in entries
     ]

@@ -50,9 +50,9 @@ class RequestLine(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     requests: int
     failures: int
     per_second: float
-    median_ms: float
-    p95_ms: float
-    p99_ms: float
+    median_ms: int
+    p95_ms: int
+    p99_ms: int
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

@@ -109,7 +109,7 @@
       ])),
   ];
 
-  const draw = (place, board) => {
+  const drawBoard = (place, board) => {
     const { verdict } = board;
     const problems = verdict?.problems ?? board.problems ?? [];
     const lives = Object.entries(verdict?.lives ?? board.lives ?? {});
@@ -149,7 +149,7 @@
     try {
       if (settle()) {
         const answer = await fetch("./stock/board.json");
-        if (answer.ok) draw(board, await answer.json());
+        if (answer.ok) drawBoard(board, await answer.json());
       }
     } catch (error) {
       console.warn("the board could not be read", error);
@@ -159,7 +159,7 @@
 
   if (window.boardData) {
     document.body.append(board);
-    draw(board, window.boardData);
+    drawBoard(board, window.boardData);
   } else {
     look();
   }

@@ -1,0 +1,134 @@
+"""Load tests as a user runs them; always in a process of their own, for Locust patches its own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.fixtures.service import Served, eventually, free_port
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+
+#: More than the run, the longest hold and the verdict together, on a busy machine.
+RUN_SECONDS = 100
+
+
+def command(served: Served, folder: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    """`python -m loadtests` against this service with twenty users, and its environment."""
+    words = [sys.executable, "-m", "loadtests", "--url", served.url, "--only-summary"]
+    words += ["--users", "20", "--stock", "15", "--hold-seconds", "2"]
+    environ = {
+        "PATH": os.environ["PATH"],
+        "RESERVATION_DATA_DIR": str(served.settings.data_dir),
+        "RESERVATION_PORT": str(served.settings.port),
+    }
+    return [*words, "--report-dir", str(folder), *arguments], environ
+
+
+def run(served: Served, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    words, environ = command(served, folder, "--headless", "--run-time", "5s", *arguments)
+    return subprocess.run(
+        words, env=environ, capture_output=True, text=True, timeout=RUN_SECONDS, check=False
+    )
+
+
+def verdict_in(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "verdict.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("--processes", "2", "--master-bind-port", "0"),
+        ("--scenario", "stampede"),
+        ("--scenario", "sold-out"),
+    ],
+    ids=["alone", "two processes", "stampede", "sold out"],
+)
+def test_a_run_ends_with_a_clean_verdict(
+    served: Served, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    arguments = tuple(str(free_port()) if word == "0" else word for word in arguments)
+    done = run(served, tmp_path, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    verdict = verdict_in(tmp_path)
+    assert verdict["problems"] == []
+    assert verdict["charged"] == verdict["confirmedAmount"] > 0
+    assert verdict["answersChecked"] == verdict["orders"] > 0
+    # Sold out and its like are the service at work, not failures.
+    assert verdict["failures"] == 0
+    assert any(line["name"] == "prepare: sold out" for line in verdict["statistics"])
+    assert (tmp_path / "verdict.html").stat().st_size > 0
+
+
+def test_a_piece_that_was_sold_behind_the_books_fails_the_run(
+    served: Served, tmp_path: Path
+) -> None:
+    sale_id = served.sale()
+    with served.redis() as client:
+        client.hincrby(f"rsv:{{{sale_id}}}:stock:a", "sold", 1)
+    done = run(served, tmp_path, "--sale", sale_id)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "NOT CLEAN" in done.stdout
+    assert any(
+        "a: 101" not in found and "a:" in found for found in verdict_in(tmp_path)["problems"]
+    )
+
+
+def test_a_mix_that_nobody_knows_fails_without_a_run(served: Served, tmp_path: Path) -> None:
+    done = run(served, tmp_path, "--mix", "steal=1")
+    assert done.returncode == 1
+    assert "no buyer is called 'steal'" in done.stdout
+    assert not (tmp_path / "verdict.json").exists()
+
+
+@contextmanager
+def web_ui(served: Served, folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Locust's web UI with a run that starts by itself; its address and its process."""
+    port = free_port()
+    words, environ = command(
+        served, folder, "--web-port", str(port), "--autostart", "--run-time", "4s"
+    )
+    with (folder / "locust.log").open("wb") as log:
+        process = subprocess.Popen(words, env=environ, stdout=log, stderr=log)
+    try:
+        yield f"http://127.0.0.1:{port}", process
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def test_the_stock_tab_shows_the_run_and_then_the_verdict(served: Served, tmp_path: Path) -> None:
+    with web_ui(served, tmp_path) as (address, process):
+
+        def board() -> dict[str, Any]:
+            try:
+                return httpx.get(f"{address}/stock/board.json", trust_env=False).json()
+            except httpx.TransportError:
+                return {}
+
+        running = eventually(board, lambda found: len(found.get("samples", [])) >= 2)
+        assert running["verdict"] is None or running["state"] == "done"
+        with httpx.Client(base_url=address, trust_env=False) as client:
+            assert "./stock/board.js" in client.get("/").text
+            assert "drawBoard" in client.get("/stock/board.js").text
+            assert client.get("/stock/locustfile.py").status_code == 404
+            (table,) = client.get("/stats/requests").json()["extended_stats"]
+        assert {row["sku"] for row in table["data"]} == {"piece-1", "piece-2"}
+        assert {row["oversold"] for row in table["data"]} == {0}
+        done = eventually(board, lambda found: found.get("state") == "done", within=60)
+        assert done["verdict"]["problems"] == []
+        process.terminate()
+        assert process.wait(30) == 0

@@ -1,0 +1,80 @@
+"""Each way in which the three books can differ, and that none of them is overlooked."""
+
+from typing import Any
+
+import pytest
+
+from reservation.books import Books, books_of, disagreements
+from reservation.domain.ids import OrderIds
+
+SALE = "sale-1"
+IDS = OrderIds(b"k" * 32)
+
+
+def order_id(number: int, sale_id: str = SALE) -> str:
+    return IDS.order_id(sale_id=sale_id, buyer_id=f"buyer-{number}", idempotency_key="once")
+
+
+def order(number: int, status: str = "CONFIRMED", **changes: Any) -> dict[str, Any]:
+    items = [{"sku": "a", "quantity": 1}]
+    return {
+        "orderId": order_id(number),
+        "status": status,
+        "items": items,
+        "amount": 1000,
+    } | changes
+
+
+def entry(number: int, kind: str = "charge", amount: int = 1000) -> dict[str, Any]:
+    return {"orderId": order_id(number), "kind": kind, "amount": amount}
+
+
+def books(**changes: Any) -> Books:
+    """Two pieces, one of them sold; a second order was given back. All agree."""
+    row = {"sku": "a", "total": 2, "available": 1, "held": 0, "sold": 1, **changes.pop("row", {})}
+    audit = {"ok": True, "lag": 0, "problems": [], "skus": [row], **changes.pop("audit", {})}
+    given: dict[str, Any] = {
+        "orders": [order(1), order(2, "RELEASED")],
+        "entries": [entry(1)],
+    } | changes
+    return books_of(SALE, audit=audit, **given)
+
+
+def test_books_that_agree_have_no_disagreement() -> None:
+    assert disagreements(books()) == []
+    assert books().charged == books().confirmed_amount == 1000
+
+
+def test_a_payment_of_another_sale_is_not_in_these_books() -> None:
+    foreign = {"orderId": order_id(9, "sale-2"), "kind": "charge", "amount": 5}
+    assert disagreements(books(entries=[entry(1), foreign])) == []
+
+
+def test_a_refund_and_a_deposit_that_was_taken_back_balance() -> None:
+    both = [entry(3), entry(3, "cancel"), entry(4, "deposit"), entry(4, "deposit_reversed")]
+    assert disagreements(books(entries=[entry(1), *both])) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"audit": {"problems": ["the chain is cut"]}}, "audit: the chain is cut"),
+        ({"audit": {"ok": False, "code": "unavailable"}}, "the audit is not clean: unavailable"),
+        ({"row": {"total": 1, "available": -1, "sold": 2}}, "a: oversold, 2 sold of 1"),
+        ({"row": {"available": -1, "held": 2}}, "a: a counter is below nothing"),
+        ({"row": {"available": 0}}, "a: 2 is not the sum"),
+        ({"row": {"available": 0, "sold": 2}}, "a: 2 counted as sold, 1 in confirmed orders"),
+        ({"orders": [order(n) for n in (1, 2, 3)]}, "a: oversold, 3 sold of 2"),
+        (
+            {"orders": [order(1, items=[{"sku": "b", "quantity": 1}])]},
+            "b: sold in SQL and unknown to the audit",
+        ),
+        ({"entries": []}, "the PG took 0 and gave back 0, the confirmed orders are worth 1000"),
+        ({"entries": [entry(1), entry(2)]}, "the PG keeps 1000, the order is worth 0"),
+        ({"entries": [entry(1), entry(7)]}, "the PG keeps 1000, the order is worth 0"),
+        ({"entries": [entry(1, amount=999)]}, "the PG keeps 999, the order is worth 1000"),
+        ({"entries": [entry(1), entry(1), entry(1, "cancel")]}, "charged 2 times"),
+    ],
+)
+def test_each_disagreement_is_told(changes: dict[str, Any], sentence: str) -> None:
+    assert any(sentence in found for found in disagreements(books(**changes)))

@@ -1,0 +1,185 @@
+"""The load test's verdict: what it finds wrong, and the curves of its scenarios."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from loadtests.answers import WRONG_MAX, Answers
+from loadtests.shapes import DEFAULT_SECONDS, SCENARIOS, target_at
+from loadtests.verdict import RequestLine, Sample, Verdict, judge, problems_of_sample, write
+from reservation.books import Books, books_of
+from reservation.domain.ids import OrderIds
+
+SALE = "sale-1"
+IDS = OrderIds(b"k" * 32)
+FIRST, SECOND = (
+    IDS.order_id(sale_id=SALE, buyer_id=buyer, idempotency_key="once") for buyer in ("a", "b")
+)
+LINE = RequestLine(
+    method="GET",
+    name="look",
+    requests=2,
+    failures=0,
+    per_second=1,
+    median_ms=1,
+    p95_ms=1,
+    p99_ms=1,
+)
+SAMPLE = Sample(seconds=1, sku="a", total=2, available=1, held=0, sold=1)
+
+
+def order(order_id: str, status: str, amount: int = 1000) -> dict[str, Any]:
+    items = [{"sku": "a", "quantity": 1}]
+    return {"orderId": order_id, "status": status, "items": items, "amount": amount}
+
+
+def books(**audit: Any) -> Books:
+    """The first order is sold, the second given back."""
+    row = {"sku": "a", "total": 2, "available": 1, "held": 0, "sold": 1}
+    return books_of(
+        SALE,
+        audit={"ok": True, "lag": 0, "problems": [], "skus": [row]} | audit,
+        orders=[order(FIRST, "CONFIRMED"), order(SECOND, "RELEASED")],
+        entries=[{"orderId": FIRST, "kind": "charge", "amount": 1000}],
+    )
+
+
+def told(**words: str) -> Answers:
+    answers = Answers()
+    for order_id, word in {FIRST: words.get("first"), SECOND: words.get("second")}.items():
+        if word:
+            answers.say({"orderId": order_id, "amount": 1000}, word)
+    return answers
+
+
+def verdict(**changes: Any) -> Verdict:
+    given: dict[str, Any] = {
+        "books": books(),
+        "answers": told(first="confirmed", second="released"),
+        "samples": [SAMPLE],
+        "statistics": [LINE],
+        "sale_id": SALE,
+        "scenario": "opening",
+        "started_at": "2026-01-01T00:00:00.000+00:00",
+        "seconds": 1.0,
+        "users": 2,
+    }
+    return judge(**(given | changes))
+
+
+def test_a_run_whose_books_and_answers_agree_is_clean() -> None:
+    found = verdict()
+    assert found.problems == []
+    assert found.ok
+
+
+def test_a_run_without_a_request_has_proved_nothing() -> None:
+    found = verdict(statistics=[])
+    assert not found.ok
+    assert found.problems == ["no request was made: nothing was proved"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("released", "released"),
+        ("declined", "released"),
+        ("sold_out", "released"),
+        ("reservation_expired", "released"),
+        ("confirmed", "confirmed"),
+    ],
+)
+def test_a_buyer_who_was_told_something_else_is_a_problem(first: str, second: str) -> None:
+    assert not verdict(answers=told(first=first, second=second)).ok
+
+
+@pytest.mark.parametrize("word", ["held", "asked", "confirming"])
+def test_a_buyer_without_a_last_word_may_have_got_the_piece_or_not(word: str) -> None:
+    assert verdict(answers=told(first=word, second=word)).ok
+
+
+def test_an_order_that_sql_never_saw_is_a_problem() -> None:
+    answers = told(first="confirmed")
+    answers.say({"orderId": "sale-1-lost", "amount": 1000}, "held")
+    assert "SQL does not know it" in verdict(answers=answers).problems[0]
+
+
+def test_an_amount_that_the_buyer_was_not_told_is_a_problem() -> None:
+    answers = Answers()
+    answers.say({"orderId": FIRST, "amount": 1}, "confirmed")
+    assert "was told 1, it costs 1000" in verdict(answers=answers).problems[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"books": books(problems=["the counters differ"], ok=False)},
+        {"books": books(lag=3)},
+        {"exceptions": 1},
+        {"seen": ["oversold, at 3.0 s"]},
+    ],
+    ids=["audit", "lag", "exception", "seen"],
+)
+def test_whatever_else_is_wrong_is_a_problem(change: dict[str, Any]) -> None:
+    assert not verdict(**change).ok
+
+
+def test_every_wrong_answer_counts_even_where_not_all_are_kept() -> None:
+    answers = told(first="confirmed", second="released")
+    for number in range(WRONG_MAX + 5):
+        answers.accuse(f"one key, two orders: {number}")
+    assert verdict(answers=answers).problems[-1] == "and 5 more such answers"
+
+
+@pytest.mark.parametrize(
+    ("counters", "found"),
+    [
+        ((2, 1, 0, 1), 0),
+        ((2, 2, 0, 1), 1),
+        ((2, -1, 2, 1), 1),
+        ((1, -1, 0, 2), 2),
+    ],
+)
+def test_the_counters_hold_at_every_look(counters: tuple[int, int, int, int], found: int) -> None:
+    total, available, held, sold = counters
+    sample = Sample(seconds=1, sku="a", total=total, available=available, held=held, sold=sold)
+    assert len(problems_of_sample(sample)) == found
+
+
+def test_what_processes_were_told_is_put_together() -> None:
+    worker, master = told(first="held"), told(second="released")
+    worker.lives["pay: sold_out"] += 1
+    assert master.merge(worker.take())
+    worker.say({"orderId": FIRST, "amount": 1000}, "confirmed")
+    assert master.merge(worker.take())
+    assert not master.merge(worker.take())
+    assert {order_id: last.word for order_id, last in master.orders.items()} == {
+        FIRST: "confirmed",
+        SECOND: "released",
+    }
+    assert master.lives == {"pay: sold_out": 1}
+
+
+def test_a_verdict_is_written_as_json_and_as_a_page_that_loads_nothing(tmp_path: Path) -> None:
+    write(msgspec.structs.replace(verdict(), problems=["</script><b>"]), tmp_path)
+    told_in_json = json.loads((tmp_path / "verdict.json").read_text())
+    assert (told_in_json["saleId"], told_in_json["samples"][0]["sold"]) == (SALE, 1)
+    page = (tmp_path / "verdict.html").read_text()
+    assert "</script><b>" not in page
+    assert "src=" not in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_each_scenario_reaches_its_peak_and_ends(scenario: str) -> None:
+    seconds = [target_at(scenario, at, peak=30, run_seconds=60) for at in range(60)]
+    counts = [target[0] for target in seconds if target]
+    assert len(counts) == 60
+    assert max(counts) == 30
+    assert min(counts) >= 1
+    assert all(target[1] >= 1 for target in seconds if target)
+    assert target_at(scenario, 60, peak=30, run_seconds=60) is None
+    assert target_at(scenario, DEFAULT_SECONDS[scenario], peak=30, run_seconds=None) is None
