@@ -15,6 +15,7 @@ from reservation.domain.errors import (
     InvalidSale,
     PreconditionFailed,
     PreconditionRequired,
+    ReservationError,
     ReservationExpired,
     SaleClosed,
     SaleRecovering,
@@ -346,14 +347,15 @@ async def put(bench: Bench, *, version: int = 1, digest: str = "x", **changes: A
 
 async def test_each_refusal_of_a_change_to_a_sale_has_its_name(bench: Bench) -> None:
     await bench.held(lines={"b": 2})
-    for error, facts, change in (
+    refusals: list[tuple[type[ReservationError], dict[str, Any], dict[str, Any]]] = [
         (PreconditionRequired, {}, {"version": 0}),
         (PreconditionFailed, {}, {"version": 7}),
         (InvalidSale, {}, {"settings": {"currency": "USD"}}),
         (InvalidSale, {}, {"settings": {"hold_policy": "success"}}),
         (TotalTooLow, {"sku": "b", "heldAndSold": 2}, {"items": [item("a"), item("b", total=1)]}),
         (InvalidSale, {"sku": "b"}, {"items": [item("a")], "leaving": ["b"]}),
-    ):
+    ]
+    for error, facts, change in refusals:
         with pytest.raises(error) as refused:
             await put(bench, **change)
         assert refused.value.facts == facts

@@ -89,7 +89,7 @@ class Scene:
         try:
             await call(self)
         finally:
-            self.sale.connections.call = run  # type: ignore[method-assign]
+            self.sale.connections.call = run
         await self.restore()
         if kind is None:
             return handed
