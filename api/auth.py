@@ -111,19 +111,21 @@ class _PublishedKeys:
 
     async def key_for(self, token: str) -> jwt.PyJWK:
         key_id = str(jwt.get_unverified_header(token).get("kid", ""))
-        age = time.monotonic() - self._fetched_at
-        known = key_id in self._keys
-        if age > _JWKS_SECONDS or (not known and age > _JWKS_RETRY_SECONDS):
+        if self._must_fetch(key_id):
+            # Whoever comes while the keys are under way waits for them, and looks again then.
             async with self._lock:
-                if time.monotonic() - self._fetched_at > _JWKS_RETRY_SECONDS:
+                if self._must_fetch(key_id):
                     await self._fetch()
         key = self._keys.get(key_id)
         if key is None:
             raise Unauthenticated("The token is signed with a key that the shop does not publish.")
         return key
 
+    def _must_fetch(self, key_id: str) -> bool:
+        age = time.monotonic() - self._fetched_at
+        return age > (_JWKS_SECONDS if key_id in self._keys else _JWKS_RETRY_SECONDS)
+
     async def _fetch(self) -> None:
-        self._fetched_at = time.monotonic()
         try:
             async with httpx.AsyncClient(timeout=5.0, trust_env=False) as client:
                 answer = await client.get(self._url)
@@ -135,6 +137,8 @@ class _PublishedKeys:
             # The keys at hand stay good; an unknown one is refused.
             log.warning("jwks_not_fetched", reason=type(error).__name__)
             return
+        finally:
+            self._fetched_at = time.monotonic()
         self._keys = {key.key_id: key for key in found.keys if key.key_id}
 
 
