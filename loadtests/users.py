@@ -4,7 +4,6 @@
 # pyright: reportUnknownMemberType=false
 
 import random
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -18,6 +17,7 @@ from locust import FastHttpUser, task
 
 from api.auth import Guests
 from loadtests.answers import Answers
+from loadtests.wire import members_of, new_key
 
 __all__ = ["MIX", "Buyer", "Plan", "mix_of"]
 
@@ -134,7 +134,7 @@ class Buyer(FastHttpUser):
         item = self._look()
         if item is None:
             return "no sale"
-        key = _new_key()
+        key = new_key()
         first, second = self._at_once([lambda: self._prepare(item, key)] * 2)
         orders = [answer.body for answer in (first, second) if answer.status == HTTPStatus.CREATED]
         if len({order["orderId"] for order in orders}) > 1:
@@ -159,7 +159,7 @@ class Buyer(FastHttpUser):
         item = self._look()
         if item is None:
             return "no sale"
-        cheap = self._prepare({**item, "price": max(1, item["price"] - 1)}, _new_key())
+        cheap = self._prepare({**item, "price": max(1, item["price"] - 1)}, new_key())
         if cheap.status == HTTPStatus.CREATED and item["price"] > 1:
             self.answers.accuse(f"{cheap.body['orderId']}: prepared at a price that is not ours")
         order = self._take()
@@ -206,7 +206,7 @@ class Buyer(FastHttpUser):
         item = self._look()
         if item is None:
             return "no sale"
-        answer = self._prepare(item, _new_key())
+        answer = self._prepare(item, new_key())
         if answer.status != HTTPStatus.CREATED:
             return self._refused(item, answer)
         self._hold(answer.body, known=known)
@@ -350,7 +350,7 @@ class Buyer(FastHttpUser):
             method, url, name=name, headers=dict(headers), json=body, catch_response=True
         ) as response:
             status = int(response.status_code or 0)
-            answer = Answer(status, _read(response.content))
+            answer = Answer(status, members_of(response.content))
             if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
                 response.success()
             elif answer.code in EXPECTED or answer.code in known:
@@ -392,15 +392,3 @@ def mix_of(text: str) -> dict[str, int]:
     if not shares.total():
         raise ValueError("a mix without any buyer")
     return dict(shares)
-
-
-def _new_key() -> str:
-    return f"load-{time.time_ns():x}-{random.getrandbits(64):x}"
-
-
-def _read(content: bytes | None) -> dict[str, Any]:
-    try:
-        found = msgspec.json.decode(content or b"{}")
-    except msgspec.DecodeError:
-        return {}
-    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}

@@ -1,0 +1,23 @@
+"""What the buyers send and read: idempotency keys, and the members of an answer."""
+
+import random
+import time
+from typing import Any, cast
+
+import msgspec
+
+__all__ = ["members_of", "new_key"]
+
+
+def new_key() -> str:
+    """An idempotency key that no other buyer of any run has."""
+    return f"load-{time.time_ns():x}-{random.getrandbits(64):x}"
+
+
+def members_of(content: bytes | None) -> dict[str, Any]:
+    """The members of a JSON object; none where the content is something else."""
+    try:
+        found = msgspec.json.decode(content or b"{}")
+    except msgspec.DecodeError:
+        return {}
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
