@@ -2,17 +2,24 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from reservation.domain.errors import Unavailable
+from reservation.domain.errors import (
+    IdempotencyKeyReused,
+    OutcomeUnknown,
+    SaleRecovering,
+    SoldOut,
+    Unavailable,
+)
 from reservation.domain.ids import OrderIds
 from reservation.domain.reservation import Basket, Reservation, merge_lines
-from reservation.redis import batch
+from reservation.redis import batch, connection
 from reservation.redis.batch import PrepareQueue, Replayed
-from reservation.redis.connection import Connections
+from reservation.redis.connection import Connections, StoreUnavailable
 from reservation.redis.keys import Keys
 from reservation.redis.store import Store
 from tests.fixtures.lua_sale import EPOCH, NOW, LuaSale
@@ -51,6 +58,30 @@ class Bench:
         return found
 
 
+class Gate:
+    """Stands before the calls of a queue, counts their baskets and lets them through when told."""
+
+    def __init__(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        #: How many baskets each call carried.
+        self.sizes: list[int] = []
+        self.open = asyncio.Event()
+        self._call = bench.connections.call
+        monkeypatch.setattr(bench.connections, "call", self)
+
+    async def __call__(self, script: Any, keys: Any, args: Any, **how: Any) -> Any:
+        if script.name == "prepare":
+            self.sizes.append(int(args[6]))
+            await self.open.wait()
+        return await self._call(script, keys, args, **how)
+
+
+async def until(seen: Callable[[], bool]) -> None:
+    """Wait for what other tasks bring about."""
+    async with asyncio.timeout(5):
+        while not seen():  # noqa: ASYNC110 - what is waited for does not tell
+            await asyncio.sleep(0.001)
+
+
 @pytest.fixture
 async def bench(valkey_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
     direct = Connections(valkey_url, clock=NOW)
@@ -75,6 +106,109 @@ async def test_the_same_key_twenty_times_at_once_is_one_order(bench: Bench) -> N
     found = await asyncio.gather(*(bench.prepare("one") for _ in range(20)))
     assert Counter(type(one) for one in found) == {Reservation: 1, Replayed: 19}
     assert await bench.sale.stock("a") == (10, 9, 1, 0)
+
+
+async def test_the_same_key_later_is_a_replay_and_with_another_body_a_refusal(
+    bench: Bench,
+) -> None:
+    assert isinstance(await bench.prepare("one"), Reservation)
+    assert isinstance(await bench.prepare("one"), Replayed)
+    assert isinstance(await bench.prepare("one", quantity=2), IdempotencyKeyReused)
+    assert await bench.sale.stock("a") == (10, 9, 1, 0)
+
+
+async def test_a_lone_basket_is_sent_at_once_and_what_comes_meanwhile_leaves_with_the_next_call(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(bench, monkeypatch)
+    first = asyncio.create_task(bench.prepare("first"))
+    await until(lambda: gate.sizes == [1])
+    later = [asyncio.create_task(bench.prepare(f"later-{n}")) for n in range(12)]
+    await asyncio.sleep(0)
+    assert gate.sizes == [1], "one call at a time"
+    gate.open.set()
+    found = await asyncio.gather(first, *later)
+    assert gate.sizes == [1, 12]
+    assert [type(one).__name__ for one in found] == ["Reservation"] * 10 + ["SoldOut"] * 3
+
+
+async def test_no_call_carries_more_than_its_bound(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(bench, monkeypatch)
+    gate.open.set()
+    monkeypatch.setattr(batch, "BASKETS_MAX", 5)
+    found = await asyncio.gather(*(bench.prepare(f"b{n}") for n in range(12)))
+    assert gate.sizes == [5, 5, 2]
+    assert [type(one).__name__ for one in found] == ["Reservation"] * 10 + ["SoldOut"] * 2
+
+
+async def test_a_basket_that_waits_for_expired_holds_goes_before_what_came_meanwhile(
+    bench: Bench,
+) -> None:
+    """While the holds are given back somebody newer asks for the same pieces."""
+    old = await bench.sale.hold("old", lines={"b": 5})
+    await bench.sale.run_out(old)
+    newer: list[asyncio.Task[object]] = []
+
+    async def expire(sale_id: str, order_ids: Any, *, epoch: str) -> int:
+        newer.append(asyncio.create_task(bench.prepare("newer", "b", 5)))
+        await asyncio.sleep(0)
+        return await bench.store.expire(sale_id, order_ids, epoch=epoch)
+
+    bench.queue = PrepareQueue(bench.connections, Keys(), expire=expire, clock=NOW, rate=None)
+    assert isinstance(await bench.prepare("first", "b", 5), Reservation)
+    [found] = await asyncio.gather(*newer)
+    assert isinstance(found, SoldOut)
+
+
+@pytest.mark.parametrize("failure", [None, StoreUnavailable("away"), SoldOut()])
+async def test_holds_that_cannot_be_given_back_do_not_keep_the_queue_for_ever(
+    bench: Bench, failure: Exception | None
+) -> None:
+    old = await bench.sale.hold("old", lines={"b": 5})
+    await bench.sale.run_out(old)
+    asked = 0
+
+    async def expire(sale_id: str, order_ids: Any, *, epoch: str) -> int:
+        nonlocal asked
+        asked += 1
+        if failure:
+            raise failure
+        return 0
+
+    bench.queue = PrepareQueue(bench.connections, Keys(), expire=expire, clock=NOW, rate=None)
+    found = await asyncio.gather(bench.prepare("first", "b"), bench.prepare("second", "a"))
+    assert [type(one) for one in found] == [Unavailable, Unavailable]
+    assert asked == batch.FRUITLESS_ROUNDS_MAX + 1
+    assert isinstance(await bench.prepare("third", "a"), Reservation)
+
+
+async def test_two_sales_do_not_wait_for_each_other(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One call at a time for each sale: a lane that is stuck is not everybody's."""
+    gate = Gate(bench, monkeypatch)
+    stuck = asyncio.create_task(bench.prepare("first"))
+    await until(lambda: gate.sizes == [1])
+    elsewhere = bench.queue.prepare(bench.basket("second"), epoch="another epoch")
+    other = asyncio.create_task(elsewhere)
+    await until(lambda: gate.sizes == [1, 1])
+    gate.open.set()
+    assert isinstance(await stuck, Reservation)
+    with pytest.raises(SaleRecovering):
+        await other
+
+
+async def test_a_broken_key_is_answered_as_unknown_and_the_queue_goes_on(bench: Bench) -> None:
+    command = bench.sale.connections.command
+    await command("SET", bench.sale.keys.buyer("broken"), "not a hash")
+    found = await asyncio.gather(*(bench.prepare(name) for name in ("good", "broken", "behind")))
+    assert [type(one).__name__ for one in found] == ["OutcomeUnknown"] * 3
+    await command("DEL", bench.sale.keys.buyer("broken"))
+    again = await asyncio.gather(*(bench.prepare(name) for name in ("good", "broken", "behind")))
+    assert [type(one).__name__ for one in again] == ["Replayed", "Reservation", "Reservation"]
+    assert await bench.sale.stock("a") == (10, 7, 3, 0)
 
 
 async def test_holds_that_ran_out_are_given_back_before_anyone_newer_is_served(
@@ -105,6 +239,52 @@ async def test_a_lost_request_is_told_as_certainly_not_taken(bench: Bench) -> No
     assert await bench.sale.stock("a") == (10, 10, 0, 0)
     bench.proxy.lose_request = b""
     assert isinstance(await bench.prepare("lost-buyer"), Reservation)
+
+
+async def test_a_reply_that_cannot_be_looked_up_is_unknown_and_the_key_tells_later(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither "taken" nor "not taken" may be said; the same key then gives the one true answer."""
+    monkeypatch.setattr(batch, "LOOK_UP_SECONDS", 0.5)
+    bench.proxy.lose_reply, bench.proxy.lose_request = b"lost-buyer", b"TIME"
+    assert isinstance(await bench.prepare("lost-buyer"), OutcomeUnknown)
+    assert bench.proxy.lost >= 2
+    bench.proxy.lose_reply = bench.proxy.lose_request = b""
+    assert isinstance(await bench.prepare("lost-buyer"), Replayed)
+    assert await bench.sale.stock("a") == (10, 9, 1, 0)
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lost calls are certain after half a second, where it does not matter how long it takes."""
+    monkeypatch.setattr(connection, "NOT_AFTER_MS", 500)
+
+
+@pytest.mark.usefixtures("brief")
+async def test_a_lost_reply_of_another_body_under_the_key_is_told_as_reused(bench: Bench) -> None:
+    assert isinstance(await bench.prepare("lost-buyer"), Reservation)
+    bench.proxy.lose_reply = b"lost-buyer"
+    found = await bench.prepare("lost-buyer", quantity=2)
+    assert isinstance(found, IdempotencyKeyReused)
+    assert await bench.sale.stock("a") == (10, 9, 1, 0)
+
+
+@pytest.mark.usefixtures("brief")
+async def test_others_are_served_while_a_lost_reply_is_looked_into(bench: Bench) -> None:
+    bench.proxy.lose_request = b"lost-buyer"
+    lost = asyncio.create_task(bench.prepare("lost-buyer"))
+    await until(lambda: bench.proxy.lost == 1)
+    assert isinstance(await bench.prepare("other"), Reservation)
+    assert not lost.done()
+    assert isinstance(await lost, Unavailable)
+
+
+async def test_a_server_that_nobody_vouched_for_is_not_sold_from(bench: Bench) -> None:
+    bench.connections.guard()
+    bench.connections.vouch_for("another life of the server")
+    assert isinstance(await bench.prepare("one"), Unavailable)
+    assert bench.connections.doubted.is_set()
+    assert await bench.sale.stock("a") == (10, 10, 0, 0)
 
 
 async def test_a_server_that_is_not_there_is_certain_at_once(bench: Bench, tmp_path: Path) -> None:
