@@ -17,6 +17,8 @@ from reservation.settings import Settings, SettingsError
 __all__ = ["main"]
 
 LOCUSTFILE: Final = Path(__file__).with_name("locustfile.py")
+#: Workers that do not come in this time do not come: the master gives up, with status 1.
+WORKERS_SECONDS: Final = 60
 #: After Ctrl-C: the last holds end, and then the verdict is written.
 VERDICT_SECONDS: Final = 600.0
 
@@ -70,6 +72,7 @@ def _locust(address: str, environ: dict[str, str], arguments: list[str]) -> int:
     command += ["--web-host", "127.0.0.1"]
     if "--worker" not in arguments:
         command += ["--master-bind-host", "127.0.0.1"]
+        command += ["--expect-workers-max-wait", str(WORKERS_SECONDS)]
     process = subprocess.Popen([*command, *arguments], env=environ)
 
     # Whoever ends this ends Locust, and the service only after it: the verdict needs its books.
