@@ -48,7 +48,7 @@ loadtest: setup  ## the load test with its web UI, on http://127.0.0.1:8089
 
 loadtest-headless: setup  ## a spike of one minute; fails unless the verdict is clean
 	$(BIN)/python -m loadtests --headless --only-summary --users 200 --run-time 60s --stock 300 \
-	  --html var/loadtests/locust.html --json-file var/loadtests/statistics.json $(L)
+	  --html var/loadtests/locust.html --json-file var/loadtests/statistics $(L)
 
 lock: pyproject.toml  ## resolve the dependencies again (needs uv)
 	uv pip compile pyproject.toml --extra build --extra dev --extra load --universal --python-version 3.11 \
