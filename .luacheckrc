@@ -9,7 +9,7 @@ read_globals = {"redis", "cjson", "cmsgpack", "bit", "KEYS", "ARGV"}
 -- they are locals; alone, a script sees them as globals and a step seems to be used by nobody.
 files["scripts/lua"] = {
     read_globals = {
-        "server_ms", "int",
+        "server_ms", "int", "count_of",
         "open_head", "append_event", "close_head",
         "COUNTER", "take_lines", "check_lines", "move_lines",
         "due_orders",
