@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format lint-lua lock loadtest loadtest-headless
+.PHONY: help setup run test soak check format lint-lua lock loadtest loadtest-headless
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -24,6 +24,10 @@ run: setup  ## start everything, with an open demo sale
 # `make test T="tests/lua -k race"` runs a part.
 test: setup  ## all the quick tests, on real servers that they start themselves
 	$(BIN)/python -m pytest $(T)
+
+# The full counts, in hours; `.ci/run` draws a sample of each on every push.
+soak: setup  ## everything that is too long for a push: every mutant, every cut, ten thousand payments
+	$(BIN)/python -m pytest -m soak $(T)
 
 check: setup lint-lua  ## what CI checks beside the tests: format, lint, types, imports, scripts
 	$(BIN)/ruff format --check .
