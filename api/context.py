@@ -120,8 +120,11 @@ async def requires_buyer(connection: Connection, _: BaseRouteHandler) -> None:
     connection.state[_BUYER] = await api_of(connection).buyers.buyer(connection)
 
 
-def limits_buyer(connection: Connection, _: BaseRouteHandler) -> None:
-    """Guard: not faster than the prepare rate, or 429."""
+async def limits_buyer(connection: Connection, _: BaseRouteHandler) -> None:
+    """Guard: not faster than the prepare rate, or 429.
+
+    A coroutine that awaits nothing: a plain function would go through a thread.
+    """
     api = api_of(connection)
     if api.prepares is None:
         return
