@@ -152,7 +152,13 @@ def test_back_from_the_payment_page_goes_on_with_the_hold(served: Served, visit:
 
 def worker_of(context: BrowserContext) -> Worker:
     """The worker that outlives its page; it counts what it has decided."""
-    worker = eventually(lambda: context.service_workers, bool)[0]
+
+    def workers() -> list[Worker]:
+        # What the browser has to tell is heard only while Playwright itself waits.
+        context.pages[0].wait_for_timeout(50)
+        return context.service_workers
+
+    worker = eventually(workers, bool)[0]
     worker.evaluate("""() => {
         const look = self.clients.matchAll.bind(self.clients);
         self.looked = 0;
