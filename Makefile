@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test soak check format lint-lua lock loadtest loadtest-headless
+.PHONY: help setup run test soak check format lint-lua lock loadtest loadtest-headless bench
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -54,8 +55,18 @@ loadtest-headless: setup  ## a spike of one minute; fails unless the verdict is 
 	$(BIN)/python -m loadtests --headless --only-summary --users 200 --run-time 60s --stock 300 \
 	  --html var/loadtests/locust.html --json-file var/loadtests/statistics $(L)
 
+# `make bench B="compare --quick"` runs a part; `make bench B=--help` lists them.
+bench: setup $(BENCH_STAMP)  ## speed and memory, beside the same sale written otherwise: about 20 minutes
+	$(BIN)/python -m benchmarks $(B)
+
+$(BENCH_STAMP): requirements/bench.txt $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/bench.txt
+	touch $@
+
 lock: pyproject.toml  ## resolve the dependencies again (needs uv)
 	uv pip compile pyproject.toml --extra build --extra dev --extra load --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header -o requirements/dev.txt
 	uv pip compile pyproject.toml --extra build --universal --python-version 3.11 -c requirements/dev.txt \
 	  --generate-hashes --no-emit-index-url --no-header -o requirements/run.txt
+	uv pip compile pyproject.toml --extra bench --universal --python-version 3.11 -c requirements/dev.txt \
+	  --generate-hashes --no-emit-index-url --no-header -o requirements/bench.txt

@@ -1,0 +1,62 @@
+"""`python -m benchmarks`: measures, prints one table for each part, keeps JSON and a picture."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+from api import logs
+from benchmarks import compare, edges
+from benchmarks.contenders import CONTENDERS
+from benchmarks.load import WrkMissing
+from benchmarks.report import keep, results_of, show
+from benchmarks.run import Part, Run, Section
+
+__all__ = ["main"]
+
+PARTS: Final[dict[str, Part]] = {
+    "compare": compare.measure,
+    "edges": edges.measure,
+}
+#: A table's width where nobody sees a terminal.
+_COLUMNS: Final = 110
+
+
+def main() -> int:
+    """Measure; 1 where something broke, never for a goal that is not reached."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all of them")
+    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes")
+    names = [one.name for one in CONTENDERS]
+    parser.add_argument("--contenders", nargs="+", choices=names, help="only these; all of them")
+    parser.add_argument("--home", type=Path, default=Path("var/benchmarks"), help="for its files")
+    parser.add_argument("--save", type=Path, help="where the JSON and the picture go; in --home")
+    wish = parser.parse_args()
+    if unknown := set(wish.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    # What the service's own modules log belongs into none of the tables.
+    logs.configure(production=False)
+    console = Console(width=None if sys.stdout.isatty() else _COLUMNS, highlight=False)
+    home = wish.home.absolute()
+    home.mkdir(parents=True, exist_ok=True)
+    run = Run(home, wish.quick, wish.contenders, say=lambda text: console.print(text, style="dim"))
+    load = os.getloadavg()[0]
+    sections: dict[str, Section] = {}
+    try:
+        for name in wish.parts or PARTS:
+            sections[name] = PARTS[name](run)
+    except WrkMissing as missing:
+        print(f"benchmarks: {missing}", file=sys.stderr)
+        return 1
+    results = results_of(sections, quick=wish.quick, load=load)
+    show(results, console)
+    for file in keep(results, wish.save or home):
+        console.print(f"kept in {file}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""Every contender in turn, round after round, under the same load: the table's first part."""
+
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+import msgspec
+
+from benchmarks.contenders import BUYERS_SECRET, CONTENDERS, Contender, running
+from benchmarks.load import CONNECTIONS, Load, Measured
+from benchmarks.run import Goal, Run, Section
+from benchmarks.sale import write_buyers
+
+__all__ = ["BUYERS", "STOCK", "Round", "Row", "measure"]
+
+#: More than any round sells.
+STOCK: Final = 10_000_000
+#: Each request of a round is of another buyer, the warm-up's too.
+BUYERS: Final = 450_000
+
+
+class Round(msgspec.Struct, frozen=True):
+    """One contender, once."""
+
+    measured: Measured
+    #: By Redis' own count; 0 for the floor, which has none.
+    held: int
+    server_us_per_answer: float
+    redis_us_per_answer: float
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One contender, by the median of its rounds."""
+
+    name: str
+    label: str
+    per_second: float
+    p50_ms: float
+    p99_ms: float
+    p999_ms: float
+    server_us: float
+    redis_us: float
+    rounds: list[Round]
+
+
+class Broken(Exception):
+    """A round that may not be counted."""
+
+
+def measure(run: Run) -> Section:
+    """Run the rounds, interleaved, so that a busy minute of the machine meets all of them."""
+    seconds, warm_up, rounds = (2, 1, 1) if run.quick else (10, 2, 5)
+    home = run.home / "compare"
+    home.mkdir(parents=True, exist_ok=True)
+    write_buyers(home / "buyers.txt", secret=BUYERS_SECRET, count=BUYERS)
+    load = Load(home / "buyers.txt")
+    wanted = [one for one in CONTENDERS if run.contenders is None or one.name in run.contenders]
+    absent = {one.label: reason for one in wanted if (reason := one.missing()) is not None}
+    present = [one for one in wanted if one.label not in absent]
+    found: dict[str, list[Round]] = {one.name: [] for one in present}
+    for number in range(rounds):
+        for one in present:
+            result = _round(one, load, home / one.name, seconds, warm_up)
+            found[one.name].append(result)
+            rate = result.measured.good_per_second
+            run.say(f"round {number + 1}/{rounds}  {one.label:<26} {rate:>9,.0f}/s")
+    return _section([_row(one, found[one.name]) for one in present], absent)
+
+
+def _round(one: Contender, load: Load, home: Path, seconds: int, warm_up_seconds: int) -> Round:
+    with running(one, home, stock=STOCK) as server:
+        load.run(server.url, seconds=warm_up_seconds)
+        held, cpu, valkey = server.held(), server.server_seconds(), server.valkey_seconds()
+        measured = load.run(server.url, seconds=seconds)
+        held = server.held() - held
+        cpu, valkey = server.server_seconds() - cpu, server.valkey_seconds() - valkey
+    _check(one, measured, held)
+    each = 1e6 / max(1, measured.answers)
+    return Round(measured, held, cpu * each, valkey * each)
+
+
+def _check(one: Contender, measured: Measured, held: int) -> None:
+    """A rate counts only when every answer was a hold, and Redis knows each of them."""
+    if measured.refused or measured.broken or not measured.answers:
+        raise Broken(f"{one.label}: {measured}")
+    # What is under way when the time is up is held and no longer counted.
+    if one.holds and not 0 <= held - measured.answers <= CONNECTIONS:
+        raise Broken(f"{one.label}: {measured.answers} answers, but Redis has {held} new holds")
+
+
+def _row(one: Contender, rounds: list[Round]) -> Row:
+    def middle(value: Callable[[Round], float]) -> float:
+        return median(map(value, rounds))
+
+    return Row(
+        name=one.name,
+        label=one.label,
+        per_second=middle(lambda each: each.measured.good_per_second),
+        p50_ms=middle(lambda each: each.measured.p50_ms),
+        p99_ms=middle(lambda each: each.measured.p99_ms),
+        p999_ms=middle(lambda each: each.measured.p999_ms),
+        server_us=middle(lambda each: each.server_us_per_answer),
+        redis_us=middle(lambda each: each.redis_us_per_answer),
+        rounds=rounds,
+    )
+
+
+#: What the service wants to be of each contender's rate.
+_WANTED: Final = {"usual": 3.5, "fastify": 1.2, "nginx": 0.9, "floor": 0.5}
+
+
+def _section(rows: list[Row], absent: dict[str, str]) -> Section:
+    ours = next((row for row in rows if row.name == "ours"), None)
+    table: list[list[str]] = []
+    goals: list[Goal] = []
+    for row in rows:
+        ratio = ours.per_second / row.per_second if ours else 0.0
+        table.append(
+            [
+                row.label,
+                f"{row.per_second:,.0f}",
+                f"{ratio:.2f} x" if ours else "",
+                f"{row.p50_ms:.2f}",
+                f"{row.p99_ms:.1f}",
+                f"{row.p999_ms:.1f}",
+                f"{row.server_us:.0f}",
+                f"{row.redis_us:.0f}",
+            ]
+        )
+        if ours and row.name in _WANTED:
+            wanted = _WANTED[row.name]
+            goals.append(
+                Goal(f"holds/s to {row.label}", f"{ratio:.2f} x", f">= {wanted} x", ratio >= wanted)
+            )
+    return Section(
+        title=f"Holds, {CONNECTIONS} connections, one process each",
+        columns=[
+            "",
+            "holds/s",
+            "ours to it",
+            "p50 ms",
+            "p99 ms",
+            "p99.9 ms",
+            "server us",
+            "Redis us",
+        ],
+        rows=table,
+        goals=goals,
+        data=rows,
+        notes=[f"{label}: left out, {reason}." for label, reason in absent.items()],
+    )

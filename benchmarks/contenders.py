@@ -1,0 +1,287 @@
+"""Starts and ends each server of the comparison, with a Valkey of its own, by its own handle."""
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import httpx
+import msgspec
+import psutil
+import redis
+
+from benchmarks import sale
+from reservation.redis.embedded import EmbeddedServer
+from reservation.redis.keys import Keys
+from reservation.redis.scripts import load
+from reservation.settings import Settings
+
+__all__ = ["BUYERS_SECRET", "CONTENDERS", "Contender", "Running", "running"]
+
+#: Signs the buyers' tokens; the service verifies them with it.
+BUYERS_SECRET: Final = "the-buyers-of-the-benchmark-are-nobody-elses"  # noqa: S105 - made-up buyers
+
+_HERE: Final = Path(__file__).resolve().parent
+_SERVERS: Final = _HERE / "servers"
+_NGINX_MODULES: Final = Path("/usr/lib/nginx/modules")
+_NGINX_REDIS: Final = Path("/usr/share/lua/5.1/nginx/redis.lua")
+
+#: A start with migrations, on a busy machine.
+_START_SECONDS: Final = 60.0
+_STOP_SECONDS: Final = 15.0
+_LOOK_SECONDS: Final = 0.05
+#: Longer than any call waits once the load has ended.
+_SETTLE_SECONDS: Final = 0.3
+#: Packages from npm, the first time.
+_INSTALL_SECONDS: Final = 300.0
+
+
+class Running:
+    """A server that answers, and what it and its Valkey have used."""
+
+    def __init__(self, url: str, process: subprocess.Popen[bytes], valkey: EmbeddedServer) -> None:
+        self.url = url
+        self._process = psutil.Process(process.pid)
+        if valkey.pid is None:
+            raise RuntimeError("the Valkey server has ended")
+        self._valkey = psutil.Process(valkey.pid)
+        self.redis = redis.Redis(unix_socket_path=str(valkey.socket_path), decode_responses=True)
+
+    def held(self) -> int:
+        """Pieces that are held, by Redis' own count, once what is under way is done."""
+        count, seen = -1, self._held()
+        while count != seen:
+            time.sleep(_SETTLE_SECONDS)
+            count, seen = seen, self._held()
+        return seen
+
+    def _held(self) -> int:
+        return int(str(self.redis.hget(Keys().of(sale.SALE_ID).stock(sale.SKU), "held") or 0))
+
+    def server_seconds(self) -> float:
+        """CPU time of the server and of every process it started."""
+        return sum(map(_cpu_seconds, [self._process, *self._process.children(recursive=True)]))
+
+    def valkey_seconds(self) -> float:
+        """CPU time of the Valkey server."""
+        return _cpu_seconds(self._valkey)
+
+
+class Start(msgspec.Struct, frozen=True):
+    """What a server is started with."""
+
+    port: int
+    home: Path
+    valkey: EmbeddedServer
+    stock: int
+
+
+class Contender(msgspec.Struct, frozen=True):
+    """One server of the comparison."""
+
+    name: str
+    label: str
+    #: Why it cannot run here, or nothing.
+    missing: Callable[[], str | None]
+    #: The command and its environment.
+    command: Callable[[Start], tuple[list[str], dict[str, str]]]
+    #: Whether it takes holds at all.
+    holds: bool = True
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    with suppress(psutil.NoSuchProcess):
+        times = process.cpu_times()
+        return times.user + times.system
+    return 0.0
+
+
+def _present() -> None:
+    return None
+
+
+def _ours(start: Start) -> tuple[list[str], dict[str, str]]:
+    return [sys.executable, "-m", "api.cli", "serve", "--role", "api"], _service_environ(start)
+
+
+def _service_environ(start: Start) -> dict[str, str]:
+    return {
+        "RESERVATION_DATA_DIR": str(start.home / "service"),
+        "RESERVATION_PORT": str(start.port),
+        "RESERVATION_WORKERS": "1",
+        "RESERVATION_REDIS_URL": start.valkey.url,
+        # Nobody pays here: an address that refuses.
+        "RESERVATION_TOSS_API_URL": "http://127.0.0.1:9",
+        "RESERVATION_AUTH": "jwt",
+        "RESERVATION_JWT_SECRET": BUYERS_SECRET,
+        "RESERVATION_ADMIN_API_KEY": "benchmark-operator",
+        "RESERVATION_SIGNING_KEYS": "benchmark-signing-key-of-32-bytes",
+        "RESERVATION_ORDER_ID_KEY": "benchmark-order-id-key-of-32-bytes",
+    }
+
+
+def _python(module: str) -> Callable[[Start], tuple[list[str], dict[str, str]]]:
+    def command(start: Start) -> tuple[list[str], dict[str, str]]:
+        return [sys.executable, "-m", f"benchmarks.servers.{module}"], _plain_environ(start)
+
+    return command
+
+
+def _plain_environ(start: Start) -> dict[str, str]:
+    """What a contender needs to know of the sale, which is made here."""
+    (start.home / "service").mkdir()
+    settings = Settings.load(_service_environ(start), None)
+    asyncio.run(sale.put_directly(settings, start.stock))
+    socket_path = str(start.valkey.socket_path)
+    with redis.Redis(unix_socket_path=socket_path, decode_responses=True) as client:
+        epoch = str(client.hget(Keys().of(sale.SALE_ID).sale, "epoch"))
+    script = start.home / "prepare.lua"
+    script.write_text(load("prepare").source)
+    return {
+        "BENCH_PORT": str(start.port),
+        "BENCH_SOCKET": str(start.valkey.socket_path),
+        "BENCH_EPOCH": epoch,
+        "BENCH_SCRIPT": str(script),
+    }
+
+
+def _node_missing() -> str | None:
+    absent = [program for program in ("node", "npm") if shutil.which(program) is None]
+    return f"{' and '.join(absent)} not installed" if absent else None
+
+
+def _fastify(start: Start) -> tuple[list[str], dict[str, str]]:
+    folder = _install_node_packages(start.home.parent / "node")
+    return ["node", str(folder / "server.js")], _plain_environ(start)
+
+
+def _install_node_packages(folder: Path) -> Path:
+    """Beside the run's own files, so that the tree stays as it is; once for each lock."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = _SERVERS / "fastify"
+    installed = folder / "installed.json"
+    lock = (source / "package-lock.json").read_bytes()
+    for name in ("package.json", "package-lock.json", "server.js"):
+        shutil.copy(source / name, folder)
+    if not installed.exists() or installed.read_bytes() != lock:
+        command = ["npm", "ci", "--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund"]
+        subprocess.run(
+            command, cwd=folder, check=True, capture_output=True, timeout=_INSTALL_SECONDS
+        )
+        installed.write_bytes(lock)
+    return folder
+
+
+def _nginx_missing() -> str | None:
+    needed = {
+        "nginx-light": shutil.which("nginx") is not None,
+        "libnginx-mod-http-lua": (_NGINX_MODULES / "ngx_http_lua_module.so").exists(),
+        "lua-nginx-redis": _NGINX_REDIS.exists(),
+        "lua-cjson": any(Path("/usr/lib").glob("*/lua/5.1/cjson.so")),
+    }
+    absent = [name for name, there in needed.items() if not there]
+    return f"Debian's {', '.join(absent)} not installed" if absent else None
+
+
+def _nginx(start: Start) -> tuple[list[str], dict[str, str]]:
+    text = (_SERVERS / "nginx" / "nginx.conf").read_text()
+    names = {
+        "MODULES": _NGINX_MODULES,
+        "HOME": start.home,
+        "HERE": _SERVERS / "nginx",
+        "PORT": start.port,
+    }
+    for name, value in names.items():
+        text = text.replace(f"@{name}@", str(value))
+    configuration = start.home / "nginx.conf"
+    configuration.write_text(text)
+    command = ["nginx", "-p", str(start.home), "-c", str(configuration)]
+    return [*command, "-e", str(start.home / "nginx.log")], _plain_environ(start)
+
+
+CONTENDERS: Final = (
+    Contender("ours", "this service", _present, _ours),
+    Contender("usual", "(a) Litestar + redis-py", _present, _python("usual")),
+    Contender("fastify", "(b) fastify + ioredis", _node_missing, _fastify),
+    Contender("nginx", "(c) nginx + LuaJIT", _nginx_missing, _nginx),
+    Contender("floor", "(d) our server, no work", _present, _python("floor"), holds=False),
+)
+
+
+@contextmanager
+def running(contender: Contender, home: Path, *, stock: int) -> Generator[Running]:
+    """The server with an open sale of that many pieces, and a Valkey that keeps every write.
+
+    Args:
+        contender: which one.
+        home: a folder of its own; it is emptied first.
+        stock: pieces of the one item.
+    """
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    valkey = EmbeddedServer(home / "redis")
+    asyncio.run(valkey.start())
+    try:
+        start = Start(_free_port(), home, valkey, stock)
+        with _process(contender, start) as (process, environ):
+            running = Running(f"http://127.0.0.1:{start.port}", process, valkey)
+            if contender.name == "ours":
+                sale.put_over_http(running.url, environ["RESERVATION_ADMIN_API_KEY"], stock)
+            yield running
+            running.redis.close()
+    finally:
+        asyncio.run(valkey.stop())
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@contextmanager
+def _process(
+    contender: Contender, start: Start
+) -> Generator[tuple[subprocess.Popen[bytes], dict[str, str]]]:
+    command, environ = contender.command(start)
+    kept = {name: v for name, v in os.environ.items() if not name.startswith("RESERVATION_")}
+    with (start.home / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=_HERE.parent,
+            env=kept | environ,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            # Ctrl-C in the terminal is for the benchmark, which ends its servers itself.
+            process_group=0,
+        )
+        try:
+            _wait_until_it_answers(process, start.port, Path(log.name))
+            yield process, environ
+        finally:
+            process.terminate()
+            try:
+                process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    give_up_at = time.monotonic() + _START_SECONDS
+    while time.monotonic() < give_up_at and process.poll() is None:
+        # Nobody may listen yet: look again after the pause.
+        with suppress(httpx.HTTPError):
+            httpx.get(f"http://127.0.0.1:{port}/health/live", trust_env=False)
+            return
+        time.sleep(_LOOK_SECONDS)
+    raise RuntimeError(f"the server did not start: {log.read_text(errors='replace')[-2000:]}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,102 @@
+"""The service alone: how fast it says that all is sold, and how quick it is at half its peak."""
+
+from statistics import median
+from typing import Final
+
+import msgspec
+
+from benchmarks.compare import BUYERS, STOCK
+from benchmarks.contenders import BUYERS_SECRET, CONTENDERS, running
+from benchmarks.load import CONNECTIONS, Load, Measured
+from benchmarks.run import Goal, Run, Section
+from benchmarks.sale import write_buyers
+
+__all__ = ["measure"]
+
+#: Gone within the first moments of the warm-up.
+_SMALL_STOCK: Final = 100
+
+#: With a timetable: far more than are busy at once, so that a slow answer delays no other request.
+_FREE_CONNECTIONS: Final = 256
+
+#: The share of requests that the generator may send late before its latency means little.
+_LATE_SHARE_MAX: Final = 0.01
+
+
+class Edge(msgspec.Struct, frozen=True):
+    """One round: the peak, all sold, half the peak."""
+
+    peak: Measured
+    sold_out: Measured
+    half: Measured
+
+
+def measure(run: Run) -> Section:
+    """Rounds of the three, one after the other, on a fresh service each."""
+    seconds, rounds = (2, 1) if run.quick else (10, 5)
+    home = run.home / "edges"
+    home.mkdir(parents=True, exist_ok=True)
+    write_buyers(home / "buyers.txt", secret=BUYERS_SECRET, count=BUYERS)
+    load = Load(home / "buyers.txt")
+    edges: list[Edge] = []
+    for number in range(rounds):
+        edges.append(_round(load, run, seconds))
+        last = edges[-1]
+        run.say(
+            f"edges {number + 1}/{rounds}  peak {last.peak.good_per_second:,.0f}/s, sold out "
+            f"{last.sold_out.answers_per_second:,.0f}/s, half p99 {last.half.p99_ms:.1f} ms"
+        )
+    return _section(edges)
+
+
+def _round(load: Load, run: Run, seconds: int) -> Edge:
+    ours = next(one for one in CONTENDERS if one.name == "ours")
+    warm_up = 1 if run.quick else 2
+    with running(ours, run.home / "edges" / "ours", stock=_SMALL_STOCK) as server:
+        load.run(server.url, seconds=warm_up)
+        sold_out = load.run(server.url, seconds=seconds)
+    with running(ours, run.home / "edges" / "ours", stock=STOCK) as server:
+        load.run(server.url, seconds=warm_up)
+        peak = load.run(server.url, seconds=seconds)
+        half = load.run(
+            server.url,
+            seconds=seconds,
+            connections=_FREE_CONNECTIONS,
+            rate=peak.good_per_second / 2,
+        )
+    return Edge(peak, sold_out, half)
+
+
+def _section(edges: list[Edge]) -> Section:
+    ratio = median(edge.sold_out.answers_per_second / edge.peak.good_per_second for edge in edges)
+    p99 = median(edge.half.p99_ms for edge in edges)
+    late = median(edge.half.late / max(1, edge.half.answers) for edge in edges)
+    rows = [
+        _row(f"holds, {CONNECTIONS} connections", [edge.peak for edge in edges]),
+        _row("sold out, as many", [edge.sold_out for edge in edges]),
+        _row("holds at half the peak", [edge.half for edge in edges]),
+    ]
+    notes = [f"At half the peak {late:.1%} of the requests left late."]
+    if late > _LATE_SHARE_MAX:
+        notes.append("That is too many: the true latency is higher than what is shown.")
+    return Section(
+        title="Sold out, and half the peak",
+        columns=["", "answers/s", "p50 ms", "p99 ms", "p99.9 ms"],
+        rows=rows,
+        goals=[
+            Goal("sold-out answers to holds", f"{ratio:.2f} x", ">= 1.3 x", ratio >= 1.3),
+            Goal("p99 at half the peak", f"{p99:.1f} ms", "<= 10 ms", p99 <= 10),
+        ],
+        data=edges,
+        notes=notes,
+    )
+
+
+def _row(name: str, measured: list[Measured]) -> list[str]:
+    return [
+        name,
+        f"{median(each.answers_per_second for each in measured):,.0f}",
+        f"{median(each.p50_ms for each in measured):.2f}",
+        f"{median(each.p99_ms for each in measured):.1f}",
+        f"{median(each.p999_ms for each in measured):.1f}",
+    ]

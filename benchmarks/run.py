@@ -1,0 +1,47 @@
+"""What every part of the benchmark is given, and what it gives back."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+__all__ = ["Goal", "Part", "Run", "Section"]
+
+
+class Run(msgspec.Struct, frozen=True):
+    """One call of the benchmark."""
+
+    #: A folder of its own on a real disk: `appendfsync always` is measured, so not in memory.
+    home: Path
+    #: Seconds in all instead of minutes: shows that everything works, and no more.
+    quick: bool
+    #: The contenders by name; None is all of them.
+    contenders: Sequence[str] | None
+    #: Tells how far it is.
+    say: Callable[[str], None]
+
+
+class Goal(msgspec.Struct, frozen=True, rename="camel"):
+    """Something that the service wants to reach, and where it is."""
+
+    name: str
+    #: As a person reads it: `3.1 x`.
+    value: str
+    wanted: str
+    reached: bool
+
+
+class Section(msgspec.Struct, frozen=True):
+    """A part's result: a table, the numbers in it and the goals that they speak of."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    goals: list[Goal]
+    #: What the machine reads: plain numbers by name.
+    data: object
+    notes: list[str] = []
+
+
+#: Measures, in a folder of its own that it may fill.
+Part = Callable[[Run], Section]

@@ -1,0 +1,83 @@
+"""The sale that every contender sells, and who buys: made before the clock runs."""
+
+import base64
+import hashlib
+import hmac
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from api.client import OperatorClient, path_of
+from api.schemas import SaleRequest
+from reservation.bootstrap import opened
+from reservation.settings import Settings
+
+__all__ = ["PRICE", "SALE_ID", "SKU", "put_directly", "put_over_http", "write_buyers"]
+
+SALE_ID: Final = "bench"
+SKU: Final = "hoodie"
+PRICE: Final = 39_000
+
+#: Nobody runs into it, also where a long run goes through the list of buyers again.
+_LIMIT_PER_BUYER: Final = 1_000_000
+
+#: No hold ends while it is measured, unless a benchmark wants that.
+HOLD_SECONDS: Final = 24 * 3600
+
+_TOKEN_SECONDS: Final = 24 * 3600
+
+
+def document(stock: int, *, hold_seconds: int = HOLD_SECONDS) -> dict[str, Any]:
+    """What an operator would put."""
+    now = datetime.now(UTC)
+    return {
+        "name": "Benchmark",
+        "currency": "KRW",
+        "opensAt": (now - timedelta(minutes=1)).isoformat(),
+        "closesAt": (now + timedelta(days=2)).isoformat(),
+        "holdSeconds": hold_seconds,
+        "holdPolicy": "prepare",
+        "items": [
+            {
+                "sku": SKU,
+                "name": "Hoodie",
+                "price": PRICE,
+                "total": stock,
+                "limitPerBuyer": _LIMIT_PER_BUYER,
+            }
+        ],
+    }
+
+
+def put_over_http(url: str, admin_api_key: str, stock: int) -> None:
+    """Create the sale at a running service."""
+    with OperatorClient(url, admin_api_key, operator="benchmark") as client:
+        client.call("PUT", path_of("v1", "admin", "sales", SALE_ID), body=document(stock))
+
+
+async def put_directly(settings: Settings, stock: int) -> None:
+    """Create the sale in the Redis of a contender that has no operators."""
+    change = msgspec.convert(document(stock), SaleRequest).change()
+    async with opened(settings) as service:
+        await service.sales.put(SALE_ID, change, if_match=None, operator="benchmark")
+
+
+def write_buyers(path: Path, *, secret: str, count: int) -> None:
+    """One line a buyer: the id and a token that is signed with the secret (HS256)."""
+    header = _base64url(b'{"alg":"HS256","typ":"JWT"}')
+    ends_at = int(time.time()) + _TOKEN_SECONDS
+    key = secret.encode()
+    with path.open("w") as file:
+        for number in range(count):
+            buyer = f"buyer-{number:08d}"
+            claims = _base64url(f'{{"sub":"{buyer}","exp":{ends_at}}}'.encode())
+            signed = f"{header}.{claims}"
+            mac = hmac.digest(key, signed.encode(), hashlib.sha256)
+            file.write(f"{buyer} {signed}.{_base64url(mac)}\n")
+
+
+def _base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")

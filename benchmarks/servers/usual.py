@@ -1,0 +1,80 @@
+"""The sale as it is usually written in Python: Litestar, redis-py, one EVALSHA for each request."""
+
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import msgspec
+from litestar import Litestar, Request, Response, post
+from litestar.params import FromPath
+from redis.asyncio import Redis
+
+from api.schemas import PrepareRequest
+from benchmarks.script_call import basket_of, call_of
+from benchmarks.servers.listening import serve
+from reservation.redis.scripts import load
+
+SECRET = b"order ids of the benchmark"
+
+
+class Held(msgspec.Struct, rename="camel"):
+    """The answer to a hold."""
+
+    order_id: str
+    sale_id: str
+    status: str
+    amount: int
+    created_at: int
+    expires_at: int
+    items: list[tuple[str, int, int]]
+
+
+class Refused(msgspec.Struct):
+    """The answer to a basket that could not be held."""
+
+    code: str
+
+
+@post("/v1/sales/{sale_id:str}/reservations", status_code=201)
+async def prepare(
+    request: Request[Any, Any, Any], sale_id: FromPath[str], data: PrepareRequest
+) -> Response[Held | Refused]:
+    """Hold one basket."""
+    headers = request.headers
+    buyer, key = headers["x-buyer"], headers["idempotency-key"]
+    basket = basket_of(SECRET, buyer, key, await request.body())
+    basket = msgspec.structs.replace(basket, amount=data.amount, quantity=data.items[0].quantity)
+    keys, args = call_of(os.environ["BENCH_EPOCH"], [basket])
+    redis: Redis = request.app.state.redis
+    replies = cast(
+        "list[list[str]]", await redis.evalsha(load("prepare").sha, len(keys), *keys, *args)
+    )
+    word, *facts = replies[0]
+    if word != "held":
+        return Response(Refused(word), status_code=409)
+    expires_at, _, created_at, items = facts
+    return Response(
+        Held(
+            order_id=basket.order_id,
+            sale_id=sale_id,
+            status="HELD",
+            amount=basket.amount,
+            created_at=int(created_at),
+            expires_at=int(expires_at),
+            items=msgspec.json.decode(items, type=list[tuple[str, int, int]]),
+        ),
+    )
+
+
+@asynccontextmanager
+async def lifespan(app: Litestar) -> AsyncGenerator[None]:
+    """One client for the process, the script loaded."""
+    async with Redis(unix_socket_path=os.environ["BENCH_SOCKET"], decode_responses=True) as redis:
+        await redis.script_load(load("prepare").source)
+        app.state.redis = redis
+        yield
+
+
+if __name__ == "__main__":
+    serve(Litestar([prepare], lifespan=[lifespan], openapi_config=None, logging_config=None))
