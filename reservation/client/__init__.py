@@ -1,0 +1,42 @@
+"""Calls the service from a shop's own code: `Client`, and `AsyncClient` for asyncio.
+
+    from reservation.client import Client, SoldOut
+
+    with Client("https://stock.example", token=buyers_jwt) as stock:
+        sale = stock.sale("winter")
+        try:
+            held = stock.prepare("winter", {"hoodie": 1}, amount=sale.price_of({"hoodie": 1}))
+        except SoldOut as refusal:
+            print("left:", refusal.facts["available"])
+
+Every call may be repeated without harm, so both repeat what was lost or put off (`Retries`): a
+prepare carries an Idempotency-Key, and the same key and body always name the same order.
+"""
+
+from reservation.client.answers import Item, Line, Payment, Reservation, Sale
+from reservation.client.asynchronous import AsyncClient
+from reservation.client.errors import (
+    BuyerLimitExceeded,
+    ClientError,
+    NoAnswer,
+    Refused,
+    SoldOut,
+)
+from reservation.client.retries import Retries
+from reservation.client.synchronous import Client
+
+__all__ = [
+    "AsyncClient",
+    "BuyerLimitExceeded",
+    "Client",
+    "ClientError",
+    "Item",
+    "Line",
+    "NoAnswer",
+    "Payment",
+    "Refused",
+    "Reservation",
+    "Retries",
+    "Sale",
+    "SoldOut",
+]

@@ -1,0 +1,112 @@
+"""What the service answers, as its OpenAPI document names it; members that are new are ignored."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+import msgspec
+
+__all__ = ["Guest", "Item", "Line", "Payment", "Reservation", "Reservations", "Sale", "Sales"]
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """Base of everything that comes back."""
+
+
+class Line(Answer, frozen=True, kw_only=True):
+    """So many of one item, at the price that was promised for each."""
+
+    sku: str
+    quantity: int
+    price: int
+
+
+class Payment(Answer, frozen=True, kw_only=True):
+    """What opens the payment page: the PG's SDK with these members, or `checkout_url` by itself."""
+
+    provider: str
+    client_key: str
+    customer_key: str
+    success_url: str
+    fail_url: str
+    checkout_url: str | None = None
+
+
+class Reservation(Answer, frozen=True, kw_only=True):
+    """One buyer's basket in one sale; `order_id` is also the payment's.
+
+    `amount` and prices are in the currency's minor unit (KRW: won). `token` and `payment` are there
+    only while the reservation is HELD or PREPARED, and only for the buyer who made it.
+    """
+
+    order_id: str
+    sale_id: str
+    status: str
+    items: tuple[Line, ...]
+    amount: int
+    currency: str
+    order_name: str
+    created_at: datetime
+    updated_at: datetime
+    expires_at: datetime
+    token: str | None = None
+    payment: Payment | None = None
+
+
+class Reservations(Answer, frozen=True, kw_only=True):
+    """A buyer's reservations in one sale, newest first."""
+
+    reservations: tuple[Reservation, ...]
+
+
+class Item(Answer, frozen=True, kw_only=True):
+    """One thing on sale: `total` = `available` + `held` + `sold`."""
+
+    sku: str
+    name: str
+    price: int
+    total: int
+    available: int
+    held: int
+    sold: int
+    limit_per_buyer: int
+
+
+class Sale(Answer, frozen=True, kw_only=True):
+    """One sale; `status` is scheduled, open, paused, sold_out or closed."""
+
+    sale_id: str
+    name: str
+    currency: str
+    status: str
+    opens_at: datetime
+    closes_at: datetime
+    hold_seconds: int
+    hold_policy: str
+    virtual_accounts: bool
+    require_admission: bool
+    server_time: datetime
+    items: tuple[Item, ...]
+    #: What `prepare` shows where the sale asks for it; good for ten minutes.
+    admission: str | None = None
+
+    def price_of(self, basket: Mapping[str, int]) -> int:
+        """What a basket costs by this answer's prices.
+
+        Raises:
+            KeyError: an item is not in the sale.
+        """
+        prices = {item.sku: item.price for item in self.items}
+        return sum(prices[sku] * quantity for sku, quantity in basket.items())
+
+
+class Sales(Answer, frozen=True, kw_only=True):
+    """Every sale."""
+
+    sales: tuple[Sale, ...]
+
+
+class Guest(Answer, frozen=True, kw_only=True):
+    """A buyer who needs no account."""
+
+    buyer_id: str
+    token: str

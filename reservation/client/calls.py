@@ -1,0 +1,141 @@
+"""Each call as data: what to send, and how its answer is read. No network in here."""
+
+import secrets
+from collections.abc import Mapping
+from typing import Any, Final, Generic, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from reservation.client.answers import Answer, Guest, Reservation, Reservations, Sale, Sales
+from reservation.client.errors import NoAnswer, refusal
+
+__all__ = [
+    "Call",
+    "guest",
+    "prepare",
+    "read",
+    "release",
+    "reservation",
+    "reservations",
+    "sale",
+    "sales",
+]
+
+A = TypeVar("A", bound=Answer)
+
+#: An answer to `wait` comes this much later at most: the network's share.
+_WAIT_MARGIN_SECONDS: Final = 10.0
+
+
+class Call(msgspec.Struct, Generic[A], frozen=True, kw_only=True):
+    """One request, complete but for the address and the buyer."""
+
+    method: str
+    path: str
+    answers: type[A]
+    headers: Mapping[str, str] = {}
+    body: Any = None
+    #: Seconds beyond the client's own limit that this call may take.
+    patience: float = 0.0
+    #: Whether the buyer's bearer goes with it; a token of the reservation stands alone.
+    as_buyer: bool = True
+
+
+class _Problem(msgspec.Struct):
+    code: str
+    detail: str = ""
+
+
+def _path(*segments: str) -> str:
+    return "/v1/" + "/".join(quote(segment, safe="") for segment in segments)
+
+
+def guest() -> Call[Guest]:
+    return Call(method="POST", path="/v1/guests", answers=Guest, as_buyer=False)
+
+
+def sales() -> Call[Sales]:
+    return Call(method="GET", path="/v1/sales", answers=Sales)
+
+
+def sale(sale_id: str) -> Call[Sale]:
+    return Call(method="GET", path=_path("sales", sale_id), answers=Sale)
+
+
+def prepare(
+    sale_id: str,
+    basket: Mapping[str, int],
+    *,
+    amount: int,
+    order_name: str | None,
+    key: str | None,
+    admission: str | None,
+) -> Call[Reservation]:
+    """A prepare, with a key of its own where the caller has none."""
+    body: dict[str, Any] = {
+        "items": [{"sku": sku, "quantity": quantity} for sku, quantity in basket.items()],
+        "amount": amount,
+    }
+    if order_name is not None:
+        body["orderName"] = order_name
+    headers = {"Idempotency-Key": key or secrets.token_urlsafe(16)}
+    if admission is not None:
+        headers["X-Sale-Admission"] = admission
+    return Call(
+        method="POST",
+        path=_path("sales", sale_id, "reservations"),
+        answers=Reservation,
+        headers=headers,
+        body=body,
+    )
+
+
+def reservations(sale_id: str) -> Call[Reservations]:
+    return Call(method="GET", path=_path("sales", sale_id, "reservations"), answers=Reservations)
+
+
+def reservation(order_id: str, *, token: str | None, wait: int) -> Call[Reservation]:
+    """A look, as the buyer or by the reservation's own token; at its next change with `wait`."""
+    path = _path("reservations", order_id)
+    return Call(
+        method="GET",
+        path=f"{path}?wait={wait}" if wait else path,
+        answers=Reservation,
+        headers=_proof(token),
+        patience=wait + _WAIT_MARGIN_SECONDS if wait else 0.0,
+        as_buyer=token is None,
+    )
+
+
+def release(order_id: str, *, token: str | None) -> Call[Reservation]:
+    return Call(
+        method="POST",
+        path=_path("reservations", order_id, "release"),
+        answers=Reservation,
+        headers=_proof(token),
+        as_buyer=token is None,
+    )
+
+
+def _proof(token: str | None) -> dict[str, str]:
+    return {} if token is None else {"X-Reservation-Token": token}
+
+
+def read(call: Call[A], response: httpx.Response) -> A:
+    """The answer.
+
+    Raises:
+        Refused: the service said no.
+        NoAnswer: what came back is not this service's, a proxy's page for instance.
+    """
+    try:
+        if response.is_success:
+            return msgspec.json.decode(response.content, type=call.answers)
+        problem = msgspec.json.decode(response.content, type=_Problem)
+        facts = msgspec.json.decode(response.content, type=dict[str, Any])
+    except msgspec.MsgspecError as error:
+        told = f"{call.method} {call.path}: status {response.status_code}"
+        raise NoAnswer(f"{told}, and not an answer of this service") from error
+    raise refusal(problem.code, response.status_code, problem.detail, facts)
