@@ -404,6 +404,7 @@ def test_a_payment_goes_on_without_its_buyer(served: Served) -> None:
     assert len(served.ledger(order)["entries"]) == 1
 
 
+@pytest.mark.slow
 def test_an_unknown_outcome_is_told_as_such_and_settled_once_the_pg_answers(
     served: Served,
 ) -> None:

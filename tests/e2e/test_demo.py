@@ -34,6 +34,7 @@ def demo_against(served: Served, *arguments: str) -> subprocess.CompletedProcess
     )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_sale_on_postgresql_is_clean(tmp_path: Path, postgres_url: str) -> None:
     """Intents, orders and events go to PostgreSQL; the books agree."""

@@ -69,9 +69,12 @@ def verdict_in(folder: Path) -> dict[str, Any]:
     "arguments",
     [
         (),
-        ("--processes", "2", "--master-bind-port", PORT, "--master-port", PORT),
-        ("--scenario", "stampede"),
-        ("--scenario", "sold-out"),
+        pytest.param(
+            ("--processes", "2", "--master-bind-port", PORT, "--master-port", PORT),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(("--scenario", "stampede"), marks=pytest.mark.slow),
+        pytest.param(("--scenario", "sold-out"), marks=pytest.mark.slow),
     ],
     ids=["alone", "two processes", "stampede", "sold out"],
 )
@@ -91,6 +94,7 @@ def test_a_run_ends_with_a_clean_verdict(
     assert (tmp_path / "verdict.html").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_a_piece_that_was_sold_behind_the_books_fails_the_run(
     served: Served, tmp_path: Path
 ) -> None:

@@ -65,6 +65,7 @@ def test_each_status_says_what_comes_next(served: Served, end: str, said: str) -
     assert said in served.http.get(path, headers=served.admin).json()["next"]
 
 
+@pytest.mark.slow
 def test_an_undecided_payment_says_when_it_is_looked_at_and_given_back(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
