@@ -47,6 +47,12 @@ def test_a_storefronts_browser_may_ask_first(shop: Served, origin: str) -> None:
     assert answer.headers["access-control-max-age"] == "7200"
 
 
+def test_a_shops_page_may_load_the_module(shop: Served) -> None:
+    answer = shop.http.get("/static/reservation.js", headers={"Origin": SHOP})
+    assert answer.headers["access-control-allow-origin"] == SHOP
+    assert answer.headers["content-type"].startswith("text/javascript")
+
+
 def test_answers_and_refusals_alike_may_be_read(shop: Served) -> None:
     sale_id, buyer = shop.sale(), shop.buyer()
     origin = {"Origin": SHOP}

@@ -1,0 +1,128 @@
+// The service for a shop's own pages: prepare, countdown, release, live stock. docs/client.md tells more.
+
+const PAUSE_MS = 200;
+const PAUSE_MAX_MS = 3_000;
+const PATIENCE_MS = 15_000;
+const PASSING = ["network", "unavailable", "outcome_unknown", "rate_limited"];
+
+const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
+const part = encodeURIComponent;
+
+/** A no of the service; `code` "network" means that nobody answered. `facts` is the whole document. */
+export class Refusal extends Error {
+  constructor(code, status = 0, facts = {}) {
+    super(facts.detail ?? code);
+    Object.assign(this, { code, status, facts });
+  }
+}
+
+/**
+ * Calls to the service at `url` (this page's own by default). `token` is the buyer's bearer, or a
+ * function, async or not, that gives it.
+ */
+export function connect({ url = "", token = null, attempts = 5 } = {}) {
+  // The server's clock less this device's, from the last sale that was read.
+  let offset = 0;
+  const now = () => Date.now() + offset;
+
+  async function once(method, path, { headers = {}, body, own = true, patience = 0 } = {}) {
+    const bearer = own && (typeof token === "function" ? await token() : token);
+    let response;
+    let answer;
+    try {
+      response = await fetch(`${url}/v1/${path}`, {
+        method,
+        body: body && JSON.stringify(body),
+        cache: "no-store",
+        signal: AbortSignal.timeout(PATIENCE_MS + patience),
+        headers: {
+          Accept: "application/json",
+          ...(body && { "Content-Type": "application/json" }),
+          ...(bearer && { Authorization: `Bearer ${bearer}` }),
+          ...headers,
+        },
+      });
+      answer = await response.json();
+    } catch {
+      throw new Refusal("network", response?.status);
+    }
+    if (response.ok) return answer;
+    throw new Refusal(answer.code ?? "network", response.status, answer);
+  }
+
+  async function call(...wish) {
+    for (let made = 1; ; made += 1) {
+      try {
+        return await once(...wish);
+      } catch (refusal) {
+        if (made >= attempts || !PASSING.includes(refusal.code)) throw refusal;
+        const asked = (refusal.facts.retryAfter ?? 0) * 1000;
+        if (asked > PATIENCE_MS) throw refusal;
+        await sleep(asked + Math.random() * Math.min(PAUSE_MAX_MS, PAUSE_MS * 2 ** made));
+      }
+    }
+  }
+
+  /** The reservation's own token speaks for it where there is one; else the buyer does. */
+  const proof = (proven) =>
+    proven ? { headers: { "X-Reservation-Token": proven }, own: false } : {};
+
+  return {
+    async guest() {
+      const guest = await call("POST", "guests", { own: false });
+      token = guest.token;
+      return guest;
+    },
+    async sale(saleId) {
+      const sale = await call("GET", `sales/${part(saleId)}`);
+      offset = Date.parse(sale.serverTime) - Date.now();
+      return sale;
+    },
+    /** `items`: [{sku, quantity}]. The same `key` and wish again give the same order. */
+    prepare(saleId, { items, amount, orderName, admission, key = crypto.randomUUID() }) {
+      const headers = { "Idempotency-Key": key };
+      if (admission) headers["X-Sale-Admission"] = admission;
+      const body = { items, amount, orderName };
+      return call("POST", `sales/${part(saleId)}/reservations`, { headers, body });
+    },
+    /** At its next change, or after `wait` seconds, where that is given. */
+    reservation(orderId, { token: proven, wait = 0 } = {}) {
+      const path = `reservations/${part(orderId)}${wait ? `?wait=${wait}` : ""}`;
+      return call("GET", path, { ...proof(proven), patience: wait * 1000 });
+    },
+    release({ orderId, token: proven }) {
+      return call("POST", `reservations/${part(orderId)}/release`, proof(proven));
+    },
+    /** For `pagehide`, when the buyer leaves for good: the browser sends it after the page is gone. */
+    leave({ orderId, token: proven }) {
+      return navigator.sendBeacon(`${url}/v1/reservations/${part(orderId)}/release`, proven);
+    },
+    /** Calls `tick` with the milliseconds left, each second and at the end; gives what stops it. */
+    countdown({ expiresAt }, tick) {
+      let timer;
+      const step = () => {
+        const left = Math.max(0, Date.parse(expiresAt) - now());
+        tick(left);
+        if (left) timer = setTimeout(step, left % 1000 || 1000);
+      };
+      step();
+      return () => clearTimeout(timer);
+    },
+    /** Calls `changed` with {sku, available, held, sold}; a hidden page listens to nothing. */
+    stock(saleId, changed) {
+      let source;
+      const listen = () => {
+        source?.close();
+        if (document.hidden) return;
+        source = new EventSource(`${url}/v1/sales/${part(saleId)}/events`);
+        source.addEventListener("stock", ({ data }) => changed(JSON.parse(data)));
+      };
+      document.addEventListener("visibilitychange", listen);
+      listen();
+      return () => {
+        document.removeEventListener("visibilitychange", listen);
+        source?.close();
+      };
+    },
+  };
+}
