@@ -9,7 +9,7 @@ from typing import Final
 from rich.console import Console
 
 from api import logs
-from benchmarks import compare, edges
+from benchmarks import compare, edges, growth, memory, script
 from benchmarks.contenders import CONTENDERS
 from benchmarks.load import WrkMissing
 from benchmarks.report import keep, results_of, show
@@ -20,6 +20,9 @@ __all__ = ["main"]
 PARTS: Final[dict[str, Part]] = {
     "compare": compare.measure,
     "edges": edges.measure,
+    "script": script.measure,
+    "memory": memory.measure,
+    "growth": growth.measure,
 }
 #: A table's width where nobody sees a terminal.
 _COLUMNS: Final = 110

@@ -52,6 +52,7 @@ class Running:
         if valkey.pid is None:
             raise RuntimeError("the Valkey server has ended")
         self._valkey = psutil.Process(valkey.pid)
+        self.socket_path = valkey.socket_path
         self.redis = redis.Redis(unix_socket_path=str(valkey.socket_path), decode_responses=True)
 
     def held(self) -> int:

@@ -18,7 +18,7 @@ __all__ = ["BURST", "INTERVAL_MS", "Basket", "basket_of", "call_of"]
 INTERVAL_MS: Final = 50
 BURST: Final = 20
 #: As the service's: a call that reaches the script later does nothing.
-_NOT_AFTER_MS: Final = 2_000
+NOT_AFTER_MS: Final = 2_000
 
 _KEYS: Final[SaleKeys] = Keys().of(SALE_ID)
 _HEAD_KEYS: Final = [_KEYS.sale, _KEYS.deadlines, _KEYS.outbox, _KEYS.stock(SKU)]
@@ -41,12 +41,14 @@ def basket_of(secret: bytes, buyer: str, idempotency_key: str, body: bytes) -> B
     return Basket(f"{SALE_ID}-{tail}", buyer, hashlib.sha256(body).hexdigest()[:32])
 
 
-def call_of(epoch: str, baskets: Sequence[Basket]) -> tuple[list[str], list[str | int]]:
+def call_of(
+    epoch: str, baskets: Sequence[Basket], *, not_after_ms: int = NOT_AFTER_MS
+) -> tuple[list[str], list[str | int]]:
     """The keys and arguments of one call; scripts/lua/prepare.lua names each of them."""
     now_ms = time.time_ns() // 1_000_000
     keys = list(_HEAD_KEYS)
     args: list[str | int] = [
-        now_ms + _NOT_AFTER_MS, epoch, now_ms, INTERVAL_MS, BURST, 1, len(baskets), SKU,
+        now_ms + not_after_ms, epoch, now_ms, INTERVAL_MS, BURST, 1, len(baskets), SKU,
     ]  # fmt: skip
     for basket in baskets:
         buyer = basket.buyer

@@ -1,0 +1,148 @@
+"""Fills a sale with holds as fast as the script takes them, and measures the script."""
+
+import itertools
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import redis
+
+from benchmarks.sale import SALE_ID
+from benchmarks.script_call import Basket, basket_of, call_of
+from reservation.redis.keys import Keys
+from reservation.redis.scripts import load
+
+__all__ = ["Filling", "ScriptRate"]
+
+#: Baskets in a call that only fills.
+_BATCH: Final = 128
+#: The outbox is cut after so many holds, as the flusher would: memory is for holds.
+_TRIM_EVERY: Final = 50_000
+#: What is sent before the first answer is read, so that the server never waits for this process:
+#: the larger of the two. As many single calls as the comparison has connections.
+_CALLS_IN_FLIGHT: Final = 4
+_HOLDS_IN_FLIGHT: Final = 64
+#: Calls are packed long before they are sent.
+_NOT_AFTER_MS: Final = 3_600_000
+#: A rewrite of the file that a million holds set off.
+_REWRITE_SECONDS_MAX: Final = 300.0
+_LOOK_SECONDS: Final = 0.2
+
+_SECRET: Final = b"order ids of the benchmark"
+_numbers = itertools.count(1)
+
+
+class ScriptRate(msgspec.Struct, frozen=True):
+    """One batch size."""
+
+    batch: int
+    holds_per_second: float
+    #: The server's own measure of one call.
+    p50_ms: float
+    p999_ms: float
+    max_ms: float
+
+
+class Filling:
+    """One sale on one server, reached by its socket."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self._redis = redis.Redis(unix_socket_path=str(socket_path), decode_responses=True)
+        self._keys = Keys().of(SALE_ID)
+        self._epoch = str(self._redis.hget(self._keys.sale, "epoch"))
+        self._sha = load("prepare").sha
+        self._redis.script_load(load("prepare").source)
+        client: Any = self._redis
+        self._connection: Any = client.connection_pool.get_connection()
+
+    def close(self) -> None:
+        """End the connections."""
+        self._connection.disconnect()
+        self._redis.close()
+
+    def hold(self, count: int) -> None:
+        """Take so many holds, each of another buyer, and leave the server as it is when idle."""
+        for done in range(0, count, _TRIM_EVERY):
+            self._send(map(self._packed, self._calls(min(_TRIM_EVERY, count - done), _BATCH)))
+            self.trim()
+        self._wait_for_rewrite()
+
+    def rate(self, batch: int, *, holds: int, calls: int) -> ScriptRate:
+        """How fast the script takes holds in batches of this size.
+
+        Args:
+            batch: baskets in a call.
+            holds: over which the rate is measured.
+            calls: of which each is timed.
+        """
+        # Packed before the clock runs: the client shares the machine with the server.
+        packed = [self._packed(call) for call in self._calls(holds, batch)]
+        started_at = time.perf_counter()
+        self._send(packed, max(_CALLS_IN_FLIGHT, _HOLDS_IN_FLIGHT // batch))
+        seconds = time.perf_counter() - started_at
+        self.trim()
+        times = sorted(self._call_times(batch, calls))
+        return ScriptRate(
+            batch=batch,
+            holds_per_second=holds / seconds,
+            p50_ms=times[len(times) // 2] / 1e3,
+            p999_ms=times[min(len(times) - 1, int(len(times) * 0.999))] / 1e3,
+            max_ms=times[-1] / 1e3,
+        )
+
+    def trim(self) -> None:
+        """Cut the outbox to its last entry, which the script looks at."""
+        self._redis.xtrim(self._keys.outbox, maxlen=1, approximate=False)
+
+    def _call_times(self, batch: int, calls: int) -> Iterator[int]:
+        """Microseconds of each call by the server's own count, of the script alone."""
+        client: Any = self._redis
+        spent: int = client.info("commandstats")["cmdstat_evalsha"]["usec"]
+        for call in self._calls(calls * batch, batch):
+            self._send([self._packed(call)])
+            before, spent = spent, client.info("commandstats")["cmdstat_evalsha"]["usec"]
+            yield spent - before
+        self.trim()
+
+    def _calls(self, holds: int, batch: int) -> Iterator[list[str | int]]:
+        for first in range(0, holds, batch):
+            baskets = [_next_basket() for _ in range(min(batch, holds - first))]
+            keys, args = call_of(self._epoch, baskets, not_after_ms=_NOT_AFTER_MS)
+            yield ["EVALSHA", self._sha, len(keys), *keys, *args]
+
+    def _packed(self, call: list[str | int]) -> list[bytes]:
+        return self._connection.pack_command(*call)
+
+    def _send(self, calls: Iterable[list[bytes]], in_flight: int = _CALLS_IN_FLIGHT) -> None:
+        connection, waiting = self._connection, 0
+        for call in calls:
+            connection.send_packed_command(call)
+            waiting += 1
+            if waiting == in_flight:
+                _check(connection.read_response())
+                waiting -= 1
+        for _ in range(waiting):
+            _check(connection.read_response())
+
+    def _wait_for_rewrite(self) -> None:
+        client: Any = self._redis
+        give_up_at = time.monotonic() + _REWRITE_SECONDS_MAX
+        while time.monotonic() < give_up_at:
+            state = client.info("persistence")
+            if not (state["aof_rewrite_in_progress"] or state["aof_rewrite_scheduled"]):
+                return
+            time.sleep(_LOOK_SECONDS)
+        raise RuntimeError("the server did not finish rewriting its file")
+
+
+def _next_basket() -> Basket:
+    number = next(_numbers)
+    return basket_of(_SECRET, f"filler-{number:08d}", str(number), b"{}")
+
+
+def _check(replies: list[list[str]]) -> None:
+    refused = [reply for reply in replies if reply[0] != "held"]
+    if refused:
+        raise RuntimeError(f"the script refused: {refused[0]}")

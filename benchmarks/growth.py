@@ -1,0 +1,113 @@
+"""Holds a second with a thousand and with a million open holds: what grows must not slow down."""
+
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+import msgspec
+
+from benchmarks.compare import BUYERS, STOCK
+from benchmarks.contenders import BUYERS_SECRET, CONTENDERS, Running, running
+from benchmarks.filling import Filling, ScriptRate
+from benchmarks.load import Load, Measured
+from benchmarks.run import Goal, Run, Section
+from benchmarks.sale import write_buyers
+
+__all__ = ["measure"]
+
+_FEW: Final = 1_000
+_MANY: Final = 1_000_000
+_MANY_QUICK: Final = 20_000
+_SHARE_WANTED: Final = 0.85
+#: For the script's own rate.
+_BATCH: Final = 32
+_HOLDS, _CALLS = 60_000, 2_000
+_HOLDS_QUICK, _CALLS_QUICK = 2_000, 50
+
+
+class Grown(msgspec.Struct, frozen=True):
+    """One size of the sale."""
+
+    open_holds: int
+    measured: list[Measured]
+    script: ScriptRate
+
+
+def measure(run: Run) -> Section:
+    """The large sale stands all the time; the small one is made anew for each round."""
+    many = _MANY_QUICK if run.quick else _MANY
+    seconds, rounds = (2, 1) if run.quick else (6, 5)
+    home = run.home / "growth"
+    home.mkdir(parents=True, exist_ok=True)
+    write_buyers(home / "buyers.txt", secret=BUYERS_SECRET, count=BUYERS)
+    load = Load(home / "buyers.txt")
+    ours = next(one for one in CONTENDERS if one.name == "ours")
+    few_runs: list[Measured] = []
+    many_runs: list[Measured] = []
+    with running(ours, home / "many", stock=STOCK) as large:
+        _fill(large, many)
+        run.say(f"growth  {large.held():,} holds are open")
+        load.run(large.url, seconds=1)
+        for number in range(rounds):
+            few_runs.append(_few(home / "few", load, seconds))
+            many_runs.append(load.run(large.url, seconds=seconds))
+            run.say(
+                f"growth {number + 1}/{rounds}  {few_runs[-1].good_per_second:,.0f}/s with few, "
+                f"{many_runs[-1].good_per_second:,.0f}/s with many"
+            )
+        many_script = _script(large, run)
+    with running(ours, home / "few", stock=STOCK) as small:
+        _fill(small, _FEW)
+        few_script = _script(small, run)
+    return _section(Grown(_FEW, few_runs, few_script), Grown(many, many_runs, many_script))
+
+
+def _few(home: Path, load: Load, seconds: int) -> Measured:
+    ours = next(one for one in CONTENDERS if one.name == "ours")
+    with running(ours, home, stock=STOCK) as small:
+        _fill(small, _FEW)
+        load.run(small.url, seconds=1)
+        return load.run(small.url, seconds=seconds)
+
+
+def _fill(server: Running, count: int) -> None:
+    filling = Filling(server.socket_path)
+    filling.hold(count)
+    filling.close()
+
+
+def _script(server: Running, run: Run) -> ScriptRate:
+    filling = Filling(server.socket_path)
+    # Once for the warm-up.
+    filling.rate(_BATCH, holds=_HOLDS_QUICK, calls=_CALLS_QUICK)
+    holds, calls = (_HOLDS_QUICK, _CALLS_QUICK) if run.quick else (_HOLDS, _CALLS)
+    rate = filling.rate(_BATCH, holds=holds, calls=calls)
+    filling.close()
+    return rate
+
+
+def _section(few: Grown, many: Grown) -> Section:
+    ratio = median(
+        after.good_per_second / before.good_per_second
+        for before, after in zip(few.measured, many.measured, strict=True)
+    )
+    script = many.script.holds_per_second / few.script.holds_per_second
+    return Section(
+        title="Holds a second by how many are open",
+        columns=["open holds", "holds/s", "p99 ms", "script alone/s", "script p99.9 ms"],
+        rows=[
+            [
+                f"{size.open_holds:,}",
+                f"{median(each.good_per_second for each in size.measured):,.0f}",
+                f"{median(each.p99_ms for each in size.measured):.1f}",
+                f"{size.script.holds_per_second:,.0f}",
+                f"{size.script.p999_ms:.2f}",
+            ]
+            for size in (few, many)
+        ],
+        goals=[
+            Goal("holds/s, many open to few", f"{ratio:.0%}", ">= 85 %", ratio >= _SHARE_WANTED),
+            Goal("script, many open to few", f"{script:.0%}", ">= 85 %", script >= _SHARE_WANTED),
+        ],
+        data=[few, many],
+    )

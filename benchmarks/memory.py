@@ -1,0 +1,158 @@
+"""What one open hold keeps in Redis once SQL has its event, key by key."""
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from benchmarks.alone import service_alone
+from benchmarks.run import Goal, Run, Section
+from benchmarks.sale import PRICE, SALE_ID, SKU
+from reservation.bootstrap import Service
+from reservation.prepare import Wish
+from reservation.workers.flusher import TRIM_SECONDS, Flusher
+
+__all__ = ["measure"]
+
+_HOLDS: Final = 100_000
+_HOLDS_QUICK: Final = 2_000
+#: Prepares under way at once: the queue makes full batches of them.
+_AT_ONCE: Final = 1_000
+#: Keys of each kind that are looked at.
+_SAMPLE: Final = 500
+_BYTES_WANTED: Final = 600
+#: The rate's keys live 50 ms: they are no part of an open hold.
+_RATE_SECONDS: Final = 1.0
+#: In KEYS of one sale, how the kinds that each hold has of its own begin.
+_PER_HOLD: Final = ("order", "buyer", "buyer-orders")
+
+
+class Breakdown(msgspec.Struct, frozen=True):
+    """Bytes of one hold."""
+
+    holds: int
+    #: All that the server's memory grew by.
+    total: float
+    by_key: dict[str, float]
+    #: What the server has beside the values: its tables of keys, and the allocator's rounding.
+    rest: float
+
+
+def measure(run: Run) -> Section:
+    """Through the service itself, so that each key is what the service writes."""
+    return _section(asyncio.run(_measure(run)))
+
+
+async def _measure(run: Run) -> Breakdown:
+    count = _HOLDS_QUICK if run.quick else _HOLDS
+    async with service_alone(run.home / "memory", stock=count * 2) as (service, _):
+        # The first hold makes what is there once: the script, the tables, the group of the outbox.
+        await _hold(service, _AT_ONCE)
+        await _flush(service)
+        before = await _used(service)
+        await _hold(service, count)
+        run.say(f"memory  {count:,} holds taken")
+        await _flush(service)
+        await asyncio.sleep(_RATE_SECONDS)
+        total = (await _used(service) - before) / count
+        by_key = await _by_key(service, count + _AT_ONCE)
+    return Breakdown(count, total, by_key, total - sum(by_key.values()))
+
+
+async def _hold(service: Service, count: int) -> None:
+    for first in range(0, count, _AT_ONCE):
+        await asyncio.gather(
+            *(service.prepare(_wish()) for _ in range(min(_AT_ONCE, count - first)))
+        )
+
+
+def _wish() -> Wish:
+    return Wish(
+        sale_id=SALE_ID,
+        # As long as a guest's id.
+        buyer_id=f"guest-{secrets.token_urlsafe(16)}",
+        idempotency_key=secrets.token_hex(8),
+        items=((SKU, 1),),
+        amount=PRICE,
+        order_name=None,
+        admitted=False,
+    )
+
+
+async def _flush(service: Service) -> None:
+    flusher = Flusher(service.outbox, service.ledger, on_alarm=_alarmed, on_flushed=lambda _: None)
+    while (await flusher.run_once(SALE_ID)).flushed:
+        continue
+    # It cuts what it has written only now and then; this is such a time.
+    await asyncio.sleep(TRIM_SECONDS)
+    await flusher.run_once(SALE_ID)
+
+
+def _alarmed(name: str, **facts: object) -> None:
+    raise RuntimeError(f"the flusher's alarm: {name} {facts}")
+
+
+async def _used(service: Service) -> int:
+    [info] = await service.connections.pipeline([("INFO", "memory")])
+    lines = info.splitlines() if isinstance(info, str) else [f"{k}:{v}" for k, v in info.items()]
+    return next(int(line.split(":")[1]) for line in lines if line.startswith("used_memory:"))
+
+
+async def _by_key(service: Service, holds: int) -> dict[str, float]:
+    keys = service.keys.of(SALE_ID)
+    found: dict[str, float] = {}
+    samples = await _sample(service)
+    for kind, names in samples.items():
+        sizes = await _sizes(service, names)
+        found[kind] = sum(sizes) / len(sizes)
+    [deadlines, outbox] = await _sizes(service, [keys.deadlines, keys.outbox])
+    found["deadlines, its share"] = deadlines / holds
+    found["outbox, its share"] = outbox / holds
+    return found
+
+
+async def _sample(service: Service) -> dict[str, list[str]]:
+    """Some keys of each kind that every hold has."""
+    prefix = service.keys.of(SALE_ID).all
+    samples: dict[str, list[str]] = {}
+    for kind in _PER_HOLD:
+        cursor, names = "0", list[str]()
+        while len(names) < _SAMPLE:
+            command = ("SCAN", cursor, "MATCH", _glob(f"{prefix}{kind}:"), "COUNT", "1000")
+            [(cursor, page)] = await service.connections.pipeline([command])
+            names += page
+            cursor = str(cursor)
+            if cursor == "0":
+                break
+        if names:
+            samples[kind] = names[:_SAMPLE]
+    return samples
+
+
+def _glob(prefix: str) -> str:
+    return prefix.replace("[", "\\[") + "*"
+
+
+async def _sizes(service: Service, names: Sequence[str]) -> list[int]:
+    commands = [("MEMORY", "USAGE", name, "SAMPLES", "0") for name in names]
+    replies: list[Any] = await service.connections.pipeline(commands)
+    return [int(reply or 0) for reply in replies]
+
+
+def _section(found: Breakdown) -> Section:
+    rows = [[kind, f"{size:,.0f}"] for kind, size in found.by_key.items()]
+    rows += [["everything else", f"{found.rest:,.0f}"], ["all", f"{found.total:,.0f}"]]
+    reached = found.total <= _BYTES_WANTED
+    return Section(
+        title=f"Memory of one open hold in Redis, of {found.holds:,}, flushed",
+        columns=["key", "bytes"],
+        rows=rows,
+        goals=[
+            Goal(
+                "memory of an open hold", f"{found.total:,.0f} B", f"<= {_BYTES_WANTED} B", reached
+            )
+        ],
+        data=found,
+    )
