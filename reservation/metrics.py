@@ -5,7 +5,16 @@ from typing import Final
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
-__all__ = ["ALARMS", "HTTP_SECONDS", "OUTBOX_BACKLOG", "PREPARES", "REAPED", "SETTLED", "alarm"]
+__all__ = [
+    "ALARMS",
+    "HTTP_SECONDS",
+    "OUTBOX_AGE",
+    "OUTBOX_BACKLOG",
+    "PREPARES",
+    "REAPED",
+    "SETTLED",
+    "alarm",
+]
 
 log = structlog.get_logger(__name__)
 
@@ -26,6 +35,12 @@ FLUSHED: Final = Counter("reservation_flushed_events_total", "Events written to 
 OUTBOX_BACKLOG: Final = Gauge(
     "reservation_outbox_backlog_events",
     "Events in Redis that SQL does not have yet.",
+    ["sale"],
+    multiprocess_mode="mostrecent",
+)
+OUTBOX_AGE: Final = Gauge(
+    "reservation_outbox_oldest_seconds",
+    "Age of the oldest event that SQL does not have yet.",
     ["sale"],
     multiprocess_mode="mostrecent",
 )

@@ -136,6 +136,11 @@ class Flusher:
             sale.joined, sale.behind = False, True
             raise
 
+    def flushed_seq(self, sale_id: str) -> int:
+        """The last event that SQL has, as far as this flusher knows; 0 before its first round."""
+        sale = self._sales.get(sale_id)
+        return sale.flushed_seq if sale else 0
+
     async def _round(self, sale_id: str, sale: _Sale) -> FlushCounts:
         if not sale.joined:
             sale.flushed_seq, _ = await self._ledger.cursor(sale_id)

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.bootstrap import Service, opened
 from reservation.domain.errors import ReservationError
-from reservation.metrics import FLUSHED, OUTBOX_BACKLOG, alarm
+from reservation.metrics import FLUSHED, OUTBOX_AGE, OUTBOX_BACKLOG, alarm
 from reservation.redis.connection import StoreUnavailable, StoreUncertain
 from reservation.redis.heartbeat import Heartbeat
 from reservation.settings import Settings
@@ -110,10 +110,22 @@ class Worker:
         return 0
 
     async def _flush(self, sale_id: str) -> int:
-        counts = await self._flusher.run_once(sale_id)
+        try:
+            return (await self._flusher.run_once(sale_id)).flushed
+        finally:
+            # Most of all when the round failed: that is when the backlog grows.
+            await self._measure_backlog(sale_id)
+
+    async def _measure_backlog(self, sale_id: str) -> None:
         backlog = await self._service.outbox.backlog(sale_id)
         OUTBOX_BACKLOG.labels(sale_id).set(backlog)
-        return counts.flushed
+        OUTBOX_AGE.labels(sale_id).set(await self._oldest_seconds(sale_id) if backlog else 0.0)
+
+    async def _oldest_seconds(self, sale_id: str) -> float:
+        waiting = await self._service.outbox.after(sale_id, self._flusher.flushed_seq(sale_id), 1)
+        if not waiting:
+            return 0.0
+        return max(0, self._service.connections.server_now_ms() - waiting[0].at_ms) / 1000
 
 
 def _for_sale(
