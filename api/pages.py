@@ -87,6 +87,11 @@ class PageController(Controller):
         """Where a buyer lands after the payment page."""
         return _page("result.html")
 
+    @get("/ops")
+    async def ops(self) -> File:
+        """The operator's console; it asks for the admin key itself."""
+        return _page("ops.html")
+
     @get("/docs")
     async def docs(self) -> File:
         """The OpenAPI document, made readable; works offline."""

@@ -8,12 +8,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import BrowserContext, Page, Response, Route, Worker, expect
 
 from api.pages import SDK_HEADERS
 from api.problems import STATUSES
-from tests.fixtures.browser import Visit
+from tests.fixtures.browser import Visit, serious
 from tests.fixtures.service import Served, eventually, item
 
 pytestmark = [pytest.mark.browser, pytest.mark.e2e]
@@ -602,20 +601,6 @@ def test_the_pages_are_accessible(served: Served, visit: Visiting) -> None:
     pay(page)
     result(page, "confirmed")
     assert serious(page) == []
-
-
-def serious(page: Page) -> list[str]:
-    """What axe finds that keeps somebody from using the page, in light and in dark."""
-    violations: list[dict[str, Any]] = []
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)
-        violations += Axe().run(page).response["violations"]
-    return [
-        f"{found['id']}: {node['html']}"
-        for found in violations
-        if found["impact"] in {"serious", "critical"}
-        for node in found["nodes"]
-    ]
 
 
 def test_a_page_is_light_and_touch_targets_are_large(served: Served, visit: Visiting) -> None:

@@ -1,0 +1,67 @@
+// The operator's calls, with the key and the name that this tab remembers.
+
+/** How long an answer may take; an audit reads every order of the sale. */
+const PATIENCE_MS = 60_000;
+const KEPT = "reservation.operator";
+
+export class No extends Error {
+  constructor(code, detail, status = 0) {
+    super(detail ? `${code}: ${detail}` : code);
+    this.code = code;
+    this.status = status;
+  }
+}
+
+export const operator = {
+  get now() {
+    return JSON.parse(sessionStorage.getItem(KEPT) ?? "null");
+  },
+  signIn: (key, name) => sessionStorage.setItem(KEPT, JSON.stringify({ key, name })),
+  signOut: () => sessionStorage.removeItem(KEPT),
+};
+
+const part = encodeURIComponent;
+
+async function call(path, { method = "GET", body, key, text = false } = {}) {
+  const { key: secret, name } = operator.now ?? {};
+  let response;
+  try {
+    response = await fetch(path, {
+      method,
+      cache: "no-store",
+      signal: AbortSignal.timeout(PATIENCE_MS),
+      body: body && JSON.stringify(body),
+      headers: {
+        Authorization: `Bearer ${secret}`,
+        "X-Operator": name,
+        ...(body && { "Content-Type": "application/json" }),
+        ...(key && { "Idempotency-Key": key }),
+      },
+    });
+    if (text && response.ok) return await response.text();
+    const answer = await response.json();
+    if (response.ok) return answer;
+    throw new No(answer.code ?? "refused", answer.detail, response.status);
+  } catch (error) {
+    if (error instanceof No) throw error;
+    const changed = method === "GET" ? "" : " Whether it was done cannot be told: look before you do it again.";
+    throw new No("no answer", `The service cannot be reached.${changed}`, response?.status);
+  }
+}
+
+const sale = (saleId, ...more) => ["/v1/admin/sales", part(saleId), ...more].join("/");
+
+export const listSales = async () => (await call("/v1/sales")).sales;
+export const getSale = (saleId) => call(sale(saleId));
+/** `verb`: pause, resume or close. */
+export const turn = (saleId, verb, reason) =>
+  call(sale(saleId, verb), { method: "POST", body: { reason } });
+export const restock = (saleId, wish, key) =>
+  call(sale(saleId, "stock"), { method: "POST", body: wish, key });
+export const audit = (saleId) => call(sale(saleId, "audit"));
+export const listOrders = (wish) =>
+  call(`/v1/admin/orders?${new URLSearchParams(Object.entries(wish).filter(([, value]) => value))}`);
+export const getOrder = (orderId) => call(`/v1/admin/orders/${part(orderId)}`);
+export const refund = (orderId, wish, key) =>
+  call(`/v1/admin/orders/${part(orderId)}/refund`, { method: "POST", body: wish, key });
+export const metrics = () => call("/metrics", { text: true });

@@ -1,0 +1,40 @@
+// Asks the operator once more, and why, before anything is changed.
+
+const $ = (id) => document.getElementById(id);
+
+/**
+ * What the operator wants, or null. One question has one `key`, so that a repeat of the call that
+ * follows does it once.
+ */
+export function ask({ title, what = "", skus = null, delta = false, restock = false }) {
+  const form = $("ask-form");
+  form.reset();
+  $("ask-title").textContent = title;
+  $("ask-what").textContent = what;
+  $("ask-what").hidden = !what;
+  $("ask-sku").hidden = !skus;
+  $("ask-delta").hidden = !delta;
+  form.elements.delta.required = delta;
+  $("ask-restock").hidden = !restock;
+  form.elements.sku.replaceChildren(...(skus ?? []).map(({ sku, name }) => new Option(`${name} (${sku})`, sku)));
+  const dialog = $("ask");
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((answer) => {
+    dialog.addEventListener(
+      "close",
+      () => {
+        if (dialog.returnValue !== "yes") return answer(null);
+        const { sku, delta: pieces, restock: back, reason } = form.elements;
+        answer({
+          sku: sku.value,
+          delta: Number(pieces.value),
+          restock: back.checked,
+          reason: reason.value.trim(),
+          key: crypto.randomUUID(),
+        });
+      },
+      { once: true },
+    );
+  });
+}

@@ -1,0 +1,232 @@
+// The operator's console: a sale's board, its orders, and the few things that can be done to them.
+
+import * as api from "./ops-api.js";
+import { ask } from "./ops-ask.js";
+import { Figures } from "./ops-figures.js";
+import { StockBoard } from "./ops-stock.js";
+import { moment, money } from "./text.js";
+
+const LOOK_MS = 2_000;
+const STATES = ["PREPARED", "HELD", "CONFIRMING", "AWAITING_DEPOSIT", "CONFIRMED", "RELEASED", "EXPIRED", "REFUNDED"];
+
+const $ = (id) => document.getElementById(id);
+const stock = new StockBoard($("stock"));
+let figures = new Figures();
+let sale = null;
+let order = null;
+let cursor = null;
+let looking = null;
+
+function notice(sentence) {
+  $("notice").textContent = sentence;
+  $("notice").hidden = !sentence;
+  if (sentence) $("notice").focus();
+}
+
+/** Does something for the operator, and says what came of it. */
+async function doing(what, done = "") {
+  notice("");
+  $("done").textContent = "";
+  try {
+    await what();
+    $("done").textContent = done;
+  } catch (error) {
+    if (!(error instanceof api.No)) throw error;
+    if (error.status === 401 || error.status === 403) signOut();
+    notice(error.message);
+  }
+}
+
+const element = (name, text, properties = {}) =>
+  Object.assign(document.createElement(name), { textContent: text, ...properties });
+
+function drawSale() {
+  $("status").textContent = sale.status.replace("_", " ");
+  $("status").dataset.status = sale.status;
+  $("window").textContent = `${moment(sale.opensAt)} to ${moment(sale.closesAt)}, holds of ${sale.holdSeconds} s`;
+  $("pause").disabled = sale.status === "paused" || sale.status === "closed";
+  $("resume").disabled = sale.status !== "paused";
+  $("close").disabled = sale.status === "closed";
+  stock.show(sale.items);
+}
+
+function drawFigures(rows) {
+  $("health").replaceChildren(
+    ...rows.map(({ name, value, bad }) => {
+      const one = document.createElement("div");
+      one.className = bad ? "bad" : "";
+      one.append(element("dt", name, { className: "quiet" }), element("dd", value));
+      return one;
+    }),
+  );
+}
+
+/** Looks again and again while the page is seen; a look that fails says so and the next one follows. */
+async function look() {
+  clearTimeout(looking);
+  if (!api.operator.now || !sale) return;
+  const { saleId } = sale;
+  if (!document.hidden) {
+    try {
+      const [read, text] = await Promise.all([api.getSale(saleId), api.metrics()]);
+      if (sale?.saleId !== saleId) return;
+      sale = read;
+      drawSale();
+      drawFigures(figures.read(text, saleId));
+    } catch (error) {
+      if (!(error instanceof api.No)) throw error;
+      drawFigures([{ name: "No fresh figures", value: error.code, bad: true }]);
+    }
+  }
+  looking = setTimeout(look, LOOK_MS);
+}
+
+async function choose(saleId) {
+  sale = await api.getSale(saleId);
+  figures = new Figures();
+  stock.clear();
+  drawSale();
+  $("report").hidden = $("order").hidden = true;
+  history.replaceState(null, "", `/ops?${new URLSearchParams({ sale: saleId })}`);
+  await Promise.all([look(), showOrders()]);
+}
+
+async function showOrders({ more = false } = {}) {
+  const wish = { saleId: sale.saleId, status: $("state").value, buyerId: $("buyer").value.trim(), limit: 20 };
+  const page = await api.listOrders({ ...wish, cursor: more ? cursor : null });
+  cursor = page.nextCursor;
+  const rows = page.orders.map(orderRow);
+  if (more) $("orders").append(...rows);
+  else $("orders").replaceChildren(...rows);
+  $("no-orders").hidden = $("orders").childElementCount > 0;
+  $("more").hidden = !cursor;
+}
+
+function orderRow({ orderId, status, buyerId, items, amount, currency, updatedAt }) {
+  const row = document.createElement("tr");
+  const first = document.createElement("td");
+  const open = element("button", `…${orderId.slice(-8)}`, { type: "button", title: orderId });
+  open.addEventListener("click", () => doing(() => showOrder(orderId)));
+  first.append(open);
+  const lines = items.map(({ sku, quantity }) => `${sku} × ${quantity}`).join(", ");
+  const cells = [status, buyerId, lines, money(amount, currency), moment(updatedAt)];
+  row.append(first, ...cells.map((text) => element("td", text)));
+  return row;
+}
+
+async function showOrder(orderId) {
+  order = await api.getOrder(orderId);
+  $("order-title").textContent = `Order ${order.orderId}`;
+  const key = order.paymentKeyLast4 ? `, payment …${order.paymentKeyLast4}` : "";
+  $("order-now").textContent = `${order.status}, ${money(order.amount, order.currency)}, buyer ${order.buyerId}${key}`;
+  $("order-next").textContent = order.next;
+  $("refund").hidden = order.status !== "CONFIRMED";
+  $("history").replaceChildren(...order.history.map(historyLine));
+  $("order").hidden = false;
+  $("order").focus();
+}
+
+function historyLine({ at, kind, what, facts }) {
+  const line = document.createElement("li");
+  const said = Object.entries(facts).map(([name, value]) => `${name} ${JSON.stringify(value)}`).join(" · ");
+  line.append(element("strong", `${moment(at)} ${kind}: ${what}`), element("div", said, { className: "quiet" }));
+  return line;
+}
+
+async function runAudit() {
+  const report = await api.audit(sale.saleId);
+  const lag = report.lag ? `; SQL is ${report.lag} events behind` : "";
+  $("report-title").textContent = report.ok ? `Audit: everything adds up${lag}` : "Audit: something is wrong";
+  const lines = report.problems.length
+    ? report.problems
+    : report.skus.map((one) => `${one.sku}: ${one.total} = ${one.available} available + ${one.held} held (${one.confirming} being paid) + ${one.sold} sold`);
+  $("report-lines").replaceChildren(...lines.map((line) => element("li", line)));
+  $("report").hidden = false;
+  $("report").focus();
+}
+
+async function turn(verb, words) {
+  const answer = await ask({ title: `${words} ${sale.name}?`, what: TURNS[verb] });
+  if (!answer) return;
+  await doing(async () => {
+    sale = await api.turn(sale.saleId, verb, answer.reason);
+    drawSale();
+  }, `The sale is ${verb === "resume" ? "open" : `${verb}d`}.`);
+}
+
+const TURNS = {
+  pause: "Nobody can take new holds. Holds and payments that are under way go on.",
+  resume: "New holds are taken again.",
+  close: "This cannot be undone. Payments that have begun go on.",
+};
+
+async function restock() {
+  const answer = await ask({ title: `Restock ${sale.name}`, skus: sale.items, delta: true });
+  if (!answer) return;
+  const { sku, delta, reason, key } = answer;
+  await doing(async () => {
+    sale = await api.restock(sale.saleId, { sku, delta, reason }, key);
+    drawSale();
+  }, `${sku}: ${delta > 0 ? `${delta} pieces added` : `${-delta} pieces withdrawn`}.`);
+}
+
+async function refund() {
+  const { orderId, amount, currency } = order;
+  const answer = await ask({ title: `Refund ${money(amount, currency)}?`, what: `Order ${orderId}, in full.`, restock: true });
+  if (!answer) return;
+  const { reason, restock: back, key } = answer;
+  await doing(async () => {
+    const after = await api.refund(orderId, { reason, restock: back }, key);
+    await Promise.all([showOrder(orderId), showOrders(), look()]);
+    $("order-now").textContent = `${after.status}${after.code ? ` (${after.code}: it goes on by itself)` : ""}`;
+    $("refund").hidden = true;
+  }, "The refund is taken up.");
+}
+
+async function signIn() {
+  const sales = await api.listSales();
+  // The list is for everybody: whether the key is good, an operator's call tells.
+  await api.listOrders({ limit: 1 });
+  const named = new URLSearchParams(location.search).get("sale");
+  $("sale").replaceChildren(...sales.map(({ saleId, name }) => element("option", `${name} (${saleId})`, { value: saleId })));
+  $("sign-in").hidden = true;
+  $("who").hidden = false;
+  $("operator").textContent = api.operator.now.name;
+  $("title").textContent = sales.length ? "A sale" : "There is no sale yet";
+  if (!sales.length) return;
+  const first = sales.find(({ saleId }) => saleId === named) ?? sales.find(({ status }) => status === "open") ?? sales[0];
+  $("sale").value = first.saleId;
+  $("console").hidden = false;
+  await choose(first.saleId);
+}
+
+function signOut() {
+  api.operator.signOut();
+  clearTimeout(looking);
+  sale = null;
+  $("console").hidden = $("who").hidden = true;
+  $("sign-in").hidden = false;
+  $("title").textContent = "Sign in";
+}
+
+$("state").append(...STATES.map((state) => element("option", state)));
+$("sign-in").addEventListener("submit", (event) => {
+  event.preventDefault();
+  api.operator.signIn($("key").value.trim(), $("name").value.trim());
+  $("key").value = "";
+  doing(signIn);
+});
+$("sign-out").addEventListener("click", signOut);
+$("sale").addEventListener("change", () => doing(() => choose($("sale").value)));
+$("filter").addEventListener("submit", (event) => {
+  event.preventDefault();
+  doing(() => showOrders());
+});
+$("more").addEventListener("click", () => doing(() => showOrders({ more: true })));
+$("pause").addEventListener("click", () => turn("pause", "Pause"));
+$("resume").addEventListener("click", () => turn("resume", "Resume"));
+$("close").addEventListener("click", () => turn("close", "Close"));
+$("restock").addEventListener("click", restock);
+$("audit").addEventListener("click", () => doing(runAudit));
+$("refund").addEventListener("click", refund);
+if (api.operator.now) doing(signIn);
