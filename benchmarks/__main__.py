@@ -9,11 +9,12 @@ from typing import Final
 from rich.console import Console
 
 from api import logs
-from benchmarks import compare, edges, growth, memory, script
-from benchmarks.contenders import CONTENDERS
+from benchmarks import compare, edges, growth, memory, overload, script
+from benchmarks.contenders import BUYERS_SECRET, CONTENDERS
 from benchmarks.load import WrkMissing
 from benchmarks.report import keep, results_of, show
 from benchmarks.run import Part, Run, Section
+from benchmarks.sale import write_buyers
 
 __all__ = ["main"]
 
@@ -23,7 +24,11 @@ PARTS: Final[dict[str, Part]] = {
     "script": script.measure,
     "memory": memory.measure,
     "growth": growth.measure,
+    "overload": overload.measure,
 }
+#: Each request of a load is of another buyer, the warm-up's too.
+_BUYERS: Final = 450_000
+_BUYERS_QUICK: Final = 60_000
 #: A table's width where nobody sees a terminal.
 _COLUMNS: Final = 110
 
@@ -45,7 +50,16 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else _COLUMNS, highlight=False)
     home = wish.home.absolute()
     home.mkdir(parents=True, exist_ok=True)
-    run = Run(home, wish.quick, wish.contenders, say=lambda text: console.print(text, style="dim"))
+    buyers = home / "buyers.txt"
+    count = _BUYERS_QUICK if wish.quick else _BUYERS
+    write_buyers(buyers, secret=BUYERS_SECRET, count=count)
+    run = Run(
+        home=home,
+        buyers=buyers,
+        quick=wish.quick,
+        contenders=wish.contenders,
+        say=lambda text: console.print(text, style="dim"),
+    )
     load = os.getloadavg()[0]
     sections: dict[str, Section] = {}
     try:

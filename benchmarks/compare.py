@@ -7,17 +7,14 @@ from typing import Final
 
 import msgspec
 
-from benchmarks.contenders import BUYERS_SECRET, CONTENDERS, Contender, running
+from benchmarks.contenders import CONTENDERS, Contender, running
 from benchmarks.load import CONNECTIONS, Load, Measured
 from benchmarks.run import Goal, Run, Section
-from benchmarks.sale import write_buyers
 
-__all__ = ["BUYERS", "STOCK", "Round", "Row", "measure"]
+__all__ = ["STOCK", "Round", "Row", "measure"]
 
 #: More than any round sells.
 STOCK: Final = 10_000_000
-#: Each request of a round is of another buyer, the warm-up's too.
-BUYERS: Final = 450_000
 
 
 class Round(msgspec.Struct, frozen=True):
@@ -50,11 +47,9 @@ class Broken(Exception):
 
 def measure(run: Run) -> Section:
     """Run the rounds, interleaved, so that a busy minute of the machine meets all of them."""
-    seconds, warm_up, rounds = (2, 1, 1) if run.quick else (10, 2, 5)
+    seconds, warm_up, rounds = (1, 1, 1) if run.quick else (10, 2, 5)
     home = run.home / "compare"
-    home.mkdir(parents=True, exist_ok=True)
-    write_buyers(home / "buyers.txt", secret=BUYERS_SECRET, count=BUYERS)
-    load = Load(home / "buyers.txt")
+    load = Load(run.buyers)
     wanted = [one for one in CONTENDERS if run.contenders is None or one.name in run.contenders]
     absent = {one.label: reason for one in wanted if (reason := one.missing()) is not None}
     present = [one for one in wanted if one.label not in absent]

@@ -23,7 +23,16 @@ from reservation.redis.keys import Keys
 from reservation.redis.scripts import load
 from reservation.settings import Settings
 
-__all__ = ["BUYERS_SECRET", "CONTENDERS", "Contender", "Running", "running"]
+__all__ = [
+    "BUYERS_SECRET",
+    "CONTENDERS",
+    "Contender",
+    "Running",
+    "free_port",
+    "own_environ",
+    "running",
+    "served",
+]
 
 #: Signs the buyers' tokens; the service verifies them with it.
 BUYERS_SECRET: Final = "the-buyers-of-the-benchmark-are-nobody-elses"  # noqa: S105 - made-up buyers
@@ -113,13 +122,19 @@ def _ours(start: Start) -> tuple[list[str], dict[str, str]]:
 
 
 def _service_environ(start: Start) -> dict[str, str]:
-    return {
-        "RESERVATION_DATA_DIR": str(start.home / "service"),
-        "RESERVATION_PORT": str(start.port),
-        "RESERVATION_WORKERS": "1",
+    return own_environ(start.home / "service", start.port) | {
         "RESERVATION_REDIS_URL": start.valkey.url,
         # Nobody pays here: an address that refuses.
         "RESERVATION_TOSS_API_URL": "http://127.0.0.1:9",
+    }
+
+
+def own_environ(data_dir: Path, port: int) -> dict[str, str]:
+    """The service's settings, one process of it, with the benchmark's buyers."""
+    return {
+        "RESERVATION_DATA_DIR": str(data_dir),
+        "RESERVATION_PORT": str(port),
+        "RESERVATION_WORKERS": "1",
         "RESERVATION_AUTH": "jwt",
         "RESERVATION_JWT_SECRET": BUYERS_SECRET,
         "RESERVATION_ADMIN_API_KEY": "benchmark-operator",
@@ -230,8 +245,9 @@ def running(contender: Contender, home: Path, *, stock: int) -> Generator[Runnin
     valkey = EmbeddedServer(home / "redis")
     asyncio.run(valkey.start())
     try:
-        start = Start(_free_port(), home, valkey, stock)
-        with _process(contender, start) as (process, environ):
+        start = Start(free_port(), home, valkey, stock)
+        command, environ = contender.command(start)
+        with served(command, environ, home, start.port) as process:
             running = Running(f"http://127.0.0.1:{start.port}", process, valkey)
             if contender.name == "ours":
                 sale.put_over_http(running.url, environ["RESERVATION_ADMIN_API_KEY"], stock)
@@ -243,12 +259,12 @@ def running(contender: Contender, home: Path, *, stock: int) -> Generator[Runnin
 
 
 @contextmanager
-def _process(
-    contender: Contender, start: Start
-) -> Generator[tuple[subprocess.Popen[bytes], dict[str, str]]]:
-    command, environ = contender.command(start)
+def served(
+    command: list[str], environ: dict[str, str], home: Path, port: int
+) -> Generator[subprocess.Popen[bytes]]:
+    """A server's process once it answers on the port; ended by its own handle."""
     kept = {name: v for name, v in os.environ.items() if not name.startswith("RESERVATION_")}
-    with (start.home / "server.log").open("wb") as log:
+    with (home / "server.log").open("wb") as log:
         process = subprocess.Popen(
             command,
             cwd=_HERE.parent,
@@ -260,8 +276,8 @@ def _process(
             process_group=0,
         )
         try:
-            _wait_until_it_answers(process, start.port, Path(log.name))
-            yield process, environ
+            _wait_until_it_answers(process, port, Path(log.name))
+            yield process
         finally:
             process.terminate()
             try:
@@ -282,7 +298,7 @@ def _wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Pat
     raise RuntimeError(f"the server did not start: {log.read_text(errors='replace')[-2000:]}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

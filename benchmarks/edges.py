@@ -5,11 +5,10 @@ from typing import Final
 
 import msgspec
 
-from benchmarks.compare import BUYERS, STOCK
-from benchmarks.contenders import BUYERS_SECRET, CONTENDERS, running
+from benchmarks.compare import STOCK
+from benchmarks.contenders import CONTENDERS, running
 from benchmarks.load import CONNECTIONS, Load, Measured
 from benchmarks.run import Goal, Run, Section
-from benchmarks.sale import write_buyers
 
 __all__ = ["measure"]
 
@@ -33,11 +32,8 @@ class Edge(msgspec.Struct, frozen=True):
 
 def measure(run: Run) -> Section:
     """Rounds of the three, one after the other, on a fresh service each."""
-    seconds, rounds = (2, 1) if run.quick else (10, 5)
-    home = run.home / "edges"
-    home.mkdir(parents=True, exist_ok=True)
-    write_buyers(home / "buyers.txt", secret=BUYERS_SECRET, count=BUYERS)
-    load = Load(home / "buyers.txt")
+    seconds, rounds = (1, 1) if run.quick else (10, 5)
+    load = Load(run.buyers)
     edges: list[Edge] = []
     for number in range(rounds):
         edges.append(_round(load, run, seconds))

@@ -6,12 +6,11 @@ from typing import Final
 
 import msgspec
 
-from benchmarks.compare import BUYERS, STOCK
-from benchmarks.contenders import BUYERS_SECRET, CONTENDERS, Running, running
+from benchmarks.compare import STOCK
+from benchmarks.contenders import CONTENDERS, Running, running
 from benchmarks.filling import Filling, ScriptRate
 from benchmarks.load import Load, Measured
 from benchmarks.run import Goal, Run, Section
-from benchmarks.sale import write_buyers
 
 __all__ = ["measure"]
 
@@ -36,11 +35,9 @@ class Grown(msgspec.Struct, frozen=True):
 def measure(run: Run) -> Section:
     """The large sale stands all the time; the small one is made anew for each round."""
     many = _MANY_QUICK if run.quick else _MANY
-    seconds, rounds = (2, 1) if run.quick else (6, 5)
+    seconds, rounds = (1, 1) if run.quick else (6, 5)
     home = run.home / "growth"
-    home.mkdir(parents=True, exist_ok=True)
-    write_buyers(home / "buyers.txt", secret=BUYERS_SECRET, count=BUYERS)
-    load = Load(home / "buyers.txt")
+    load = Load(run.buyers)
     ours = next(one for one in CONTENDERS if one.name == "ours")
     few_runs: list[Measured] = []
     many_runs: list[Measured] = []

@@ -16,11 +16,8 @@ _OTHERS: Final = "#a9b4b1"
 _REDIS: Final = "#c96a3f"
 
 
-def draw(sections: dict[str, Section], path: Path) -> None:
-    """The picture of one run; nothing where the comparison was not part of it."""
-    section = sections.get("compare")
-    if section is None:
-        return
+def draw(section: Section, path: Path) -> None:
+    """The picture of one comparison."""
     rows = cast("list[Row]", section.data)[::-1]
     # By name: the checks run without this extra, and must not miss its types.
     figure: Any = import_module("matplotlib.figure").Figure(

@@ -81,10 +81,10 @@ def keep(results: Results, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "results.json"
     data.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
-    if find_spec("matplotlib") is None:
+    if "compare" not in results.sections or find_spec("matplotlib") is None:
         return [data]
     from benchmarks.picture import draw  # noqa: PLC0415 - matplotlib may be missing
 
     picture = folder / "results.png"
-    draw(results.sections, picture)
+    draw(results.sections["compare"], picture)
     return [data, picture]

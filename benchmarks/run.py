@@ -13,6 +13,8 @@ class Run(msgspec.Struct, frozen=True):
 
     #: A folder of its own on a real disk: `appendfsync always` is measured, so not in memory.
     home: Path
+    #: The buyers of every load (`sale.write_buyers`), made once.
+    buyers: Path
     #: Seconds in all instead of minutes: shows that everything works, and no more.
     quick: bool
     #: The contenders by name; None is all of them.

@@ -15,7 +15,7 @@ from api.schemas import SaleRequest
 from reservation.bootstrap import opened
 from reservation.settings import Settings
 
-__all__ = ["PRICE", "SALE_ID", "SKU", "put_directly", "put_over_http", "write_buyers"]
+__all__ = ["PRICE", "SALE_ID", "SKU", "put_directly", "put_over_http", "token_of", "write_buyers"]
 
 SALE_ID: Final = "bench"
 SKU: Final = "hoodie"
@@ -66,18 +66,25 @@ async def put_directly(settings: Settings, stock: int) -> None:
 
 
 def write_buyers(path: Path, *, secret: str, count: int) -> None:
-    """One line a buyer: the id and a token that is signed with the secret (HS256)."""
-    header = _base64url(b'{"alg":"HS256","typ":"JWT"}')
-    ends_at = int(time.time()) + _TOKEN_SECONDS
-    key = secret.encode()
+    """One line a buyer: the id and a token that is signed with the secret."""
     with path.open("w") as file:
         for number in range(count):
             buyer = f"buyer-{number:08d}"
-            claims = _base64url(f'{{"sub":"{buyer}","exp":{ends_at}}}'.encode())
-            signed = f"{header}.{claims}"
-            mac = hmac.digest(key, signed.encode(), hashlib.sha256)
-            file.write(f"{buyer} {signed}.{_base64url(mac)}\n")
+            file.write(f"{buyer} {token_of(buyer, secret=secret)}\n")
+
+
+def token_of(buyer: str, *, secret: str) -> str:
+    """A buyer's token (HS256), as a shop would sign it."""
+    claims = _base64url(f'{{"sub":"{buyer}","exp":{_ENDS_AT}}}'.encode())
+    signed = f"{_HEADER}.{claims}"
+    mac = hmac.digest(secret.encode(), signed.encode(), hashlib.sha256)
+    return f"{signed}.{_base64url(mac)}"
 
 
 def _base64url(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+#: The same for all buyers.
+_HEADER: Final = _base64url(b'{"alg":"HS256","typ":"JWT"}')
+_ENDS_AT: Final = int(time.time()) + _TOKEN_SECONDS

@@ -1,0 +1,63 @@
+"""The benchmark runs to its end, with whatever is installed; what it measures is not judged here."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.contenders import CONTENDERS
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = ["compare", "edges", "script", "memory", "growth", "overload"]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.e2e,
+    pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    home = tmp_path_factory.mktemp("benchmarks")
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--home", str(home)]
+    ended = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return json.loads((home / "results.json").read_text())
+
+
+@pytest.mark.timeout(330)
+def test_every_part_has_a_table_in_the_results(results: dict[str, Any]) -> None:
+    assert list(results["sections"]) == PARTS
+    assert all(section["rows"] for section in results["sections"].values())
+    assert results["quick"] is True
+
+
+@pytest.mark.timeout(330)
+def test_every_contender_that_is_installed_took_holds(results: dict[str, Any]) -> None:
+    rows = {row["name"]: row for row in results["sections"]["compare"]["data"]}
+    assert set(rows) == {one.name for one in CONTENDERS if one.missing() is None}
+    for row in rows.values():
+        numbers = ("per_second", "p50_ms", "p99_ms", "p999_ms", "server_us")
+        assert all(row[name] > 0 for name in numbers), row
+        assert row["redis_us"] > 0 or row["name"] == "floor"
+
+
+@pytest.mark.timeout(330)
+def test_every_other_part_measured_something(results: dict[str, Any]) -> None:
+    data = {name: section["data"] for name, section in results["sections"].items()}
+    [edge] = data["edges"]
+    assert edge["sold_out"]["refused"] > 0
+    assert edge["half"]["answers"] > 0
+    assert all(rate["holds_per_second"] > 0 and rate["p999_ms"] > 0 for rate in data["script"])
+    assert set(data["memory"]["by_key"]) >= {"order", "buyer", "buyer-orders"}
+    assert data["memory"]["total"] > 0
+    assert all(size["measured"][0]["answers"] > 0 for size in data["growth"])
+    assert data["overload"]["surge"]["sold_per_second"] > 0
+    assert data["overload"]["surge"]["confirmed"] > 0
