@@ -66,7 +66,8 @@ export class Figures {
 
 function rate(before, held, at) {
   if (!before || held < before.held) return "–";
-  return Math.round(((held - before.held) * 1000) / (at - before.at)).toLocaleString("en");
+  const perSecond = ((held - before.held) * 1000) / (at - before.at);
+  return perSecond.toLocaleString("en", { maximumFractionDigits: perSecond < 10 ? 1 : 0 });
 }
 
 function p99(before, buckets) {

@@ -40,6 +40,9 @@ async function doing(what, done = "") {
 const element = (name, text, properties = {}) =>
   Object.assign(document.createElement(name), { textContent: text, ...properties });
 
+const clock = new Intl.DateTimeFormat(undefined, { dateStyle: "short", timeStyle: "medium" });
+const exact = (at) => clock.format(new Date(at));
+
 function drawSale() {
   $("status").textContent = sale.status.replace("_", " ");
   $("status").dataset.status = sale.status;
@@ -109,7 +112,7 @@ function orderRow({ orderId, status, buyerId, items, amount, currency, updatedAt
   open.addEventListener("click", () => doing(() => showOrder(orderId)));
   first.append(open);
   const lines = items.map(({ sku, quantity }) => `${sku} × ${quantity}`).join(", ");
-  const cells = [status, buyerId, lines, money(amount, currency), moment(updatedAt)];
+  const cells = [status, buyerId, lines, money(amount, currency), exact(updatedAt)];
   row.append(first, ...cells.map((text) => element("td", text)));
   return row;
 }
@@ -129,7 +132,7 @@ async function showOrder(orderId) {
 function historyLine({ at, kind, what, facts }) {
   const line = document.createElement("li");
   const said = Object.entries(facts).map(([name, value]) => `${name} ${JSON.stringify(value)}`).join(" · ");
-  line.append(element("strong", `${moment(at)} ${kind}: ${what}`), element("div", said, { className: "quiet" }));
+  line.append(element("strong", `${exact(at)} ${kind}: ${what}`), element("div", said, { className: "quiet" }));
   return line;
 }
 
