@@ -1,4 +1,4 @@
-"""The benchmark runs to its end, with whatever is installed; what it measures is not judged here."""
+"""The benchmark runs to its end, with whatever is installed; nothing measured is judged here."""
 
 import json
 import shutil
