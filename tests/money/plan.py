@@ -1,0 +1,130 @@
+"""What is to happen to each payment: which fault, which death, who brings it to its end."""
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from reservation.failpoints import POINTS
+from reservation.payments.sandbox.faults import Fault
+
+__all__ = ["CELLS", "FAULTS", "MOMENTS", "Cell", "Entry", "Kind", "Plan", "matrix", "strangers"]
+
+NONE: Final = "none"
+
+#: All of the sandbox's, so that a new one cannot be forgotten.
+FAULTS: Final = (NONE, *(fault.value for fault in Fault))
+
+#: All that lie around the confirm: a refund comes long after it.
+MOMENTS: Final = (NONE, *(point for point in POINTS if not point.startswith("refund:")))
+
+
+class Entry(StrEnum):
+    """Who goes on after the first process: always by the second one."""
+
+    #: The same success URL at the same moment, as from a second tab; then the settler.
+    SUCCESS = "success"
+    #: Nobody comes back: the settler alone.
+    SETTLER = "settler"
+    #: The PG's webhooks and repeats of them alone: no settler looks at it.
+    WEBHOOK = "webhook"
+    #: The buyer loads the success URL again and again, and the settler works.
+    REFRESH = "refresh"
+
+
+class Kind(StrEnum):
+    """What the buyer brings from the PG."""
+
+    CARD = "card"
+    #: Confirmed only after the hold ran out.
+    LATE = "late"
+    DECLINED = "declined"
+    #: In a sale that takes none.
+    ACCOUNT = "account"
+    #: A payment key that the PG does not know.
+    FORGED = "forged"
+
+
+class Cell(msgspec.Struct, frozen=True, order=True):
+    """One cell of the matrix."""
+
+    fault: str
+    moment: str
+    entry: Entry
+
+    @property
+    def calls(self) -> bool:
+        """Whether the PG is asked at all: not where nobody is left who claimed or comes back."""
+        alone = self.entry in (Entry.SETTLER, Entry.WEBHOOK)
+        return not (self.moment == "confirm:before_claim" and alone)
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """One payment."""
+
+    cell: Cell
+    kind: Kind = Kind.CARD
+    #: Until the PG is well again every call for this order goes wrong; else its first confirm.
+    outage: bool = False
+    #: Where the first process dies so that its settler gets as far as the moment.
+    first_death: str = NONE
+    quantity: int = 1
+
+
+CELLS: Final = tuple(
+    Cell(fault, moment, entry) for fault, moment, entry in itertools.product(FAULTS, MOMENTS, Entry)
+)
+
+#: Of a hundred random payments: how many are of each kind.
+_WEIGHTS: Final = {
+    Kind.CARD: 82,
+    Kind.LATE: 5,
+    Kind.DECLINED: 6,
+    Kind.ACCOUNT: 4,
+    Kind.FORGED: 3,
+}
+
+
+def matrix(draw: random.Random, times: int) -> Iterator[Plan]:
+    """Every cell so many times, in a random order."""
+    cells = [cell for cell in CELLS for _ in range(times)]
+    draw.shuffle(cells)
+    return (_plan(cell, draw) for cell in cells)
+
+
+def strangers(draw: random.Random, count: int, *, deaths: float) -> Iterator[Plan]:
+    """Payments of all kinds without a fault of their own: the PG has some for everyone.
+
+    Args:
+        draw: decides everything.
+        count: how many.
+        deaths: the share of them whose process dies.
+    """
+    kinds, weights = list(_WEIGHTS), list(_WEIGHTS.values())
+    for _ in range(count):
+        moment = draw.choice(MOMENTS[1:]) if draw.random() < deaths else NONE
+        cell = Cell(NONE, moment, draw.choice(list(Entry)))
+        yield _plan(cell, draw, kind=draw.choices(kinds, weights)[0])
+
+
+def _plan(cell: Cell, draw: random.Random, kind: Kind = Kind.CARD) -> Plan:
+    return Plan(
+        cell=cell,
+        kind=kind,
+        outage=draw.random() < 0.5 and cell.fault != NONE,
+        first_death=_first_death(cell.moment, draw),
+        quantity=draw.randint(1, 3),
+    )
+
+
+def _first_death(moment: str, draw: random.Random) -> str:
+    """A settler's step comes only to what a confirm has left behind."""
+    choices: Sequence[str] = {
+        "settle:after_take_over": ("confirm:after_claim", "confirm:after_call"),
+        "settle:after_look_up": ("confirm:after_intent", "confirm:after_call"),
+        "settle:after_intent": ("confirm:after_claim", "confirm:before_call"),
+    }.get(moment, ("",))
+    return draw.choice(choices) or NONE
