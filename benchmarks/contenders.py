@@ -24,6 +24,7 @@ from reservation.redis.scripts import load
 from reservation.settings import Settings
 
 __all__ = [
+    "ADMIN_API_KEY",
     "BUYERS_SECRET",
     "CONTENDERS",
     "Contender",
@@ -36,6 +37,8 @@ __all__ = [
 
 #: Signs the buyers' tokens; the service verifies them with it.
 BUYERS_SECRET: Final = "the-buyers-of-the-benchmark-are-nobody-elses"  # noqa: S105 - made-up buyers
+
+ADMIN_API_KEY: Final = "benchmark-operator"
 
 _HERE: Final = Path(__file__).resolve().parent
 _SERVERS: Final = _HERE / "servers"
@@ -137,7 +140,7 @@ def own_environ(data_dir: Path, port: int) -> dict[str, str]:
         "RESERVATION_WORKERS": "1",
         "RESERVATION_AUTH": "jwt",
         "RESERVATION_JWT_SECRET": BUYERS_SECRET,
-        "RESERVATION_ADMIN_API_KEY": "benchmark-operator",
+        "RESERVATION_ADMIN_API_KEY": ADMIN_API_KEY,
         "RESERVATION_SIGNING_KEYS": "benchmark-signing-key-of-32-bytes",
         "RESERVATION_ORDER_ID_KEY": "benchmark-order-id-key-of-32-bytes",
     }
@@ -250,7 +253,7 @@ def running(contender: Contender, home: Path, *, stock: int) -> Generator[Runnin
         with served(command, environ, home, start.port) as process:
             running = Running(f"http://127.0.0.1:{start.port}", process, valkey)
             if contender.name == "ours":
-                sale.put_over_http(running.url, environ["RESERVATION_ADMIN_API_KEY"], stock)
+                sale.put_over_http(running.url, ADMIN_API_KEY, stock)
             yield running
             running.redis.close()
     finally:

@@ -6,14 +6,12 @@ from typing import Final
 import msgspec
 
 from benchmarks.compare import STOCK
-from benchmarks.contenders import CONTENDERS, running
+from benchmarks.contenders import ADMIN_API_KEY, CONTENDERS, running
 from benchmarks.load import CONNECTIONS, Load, Measured
 from benchmarks.run import Goal, Run, Section
+from benchmarks.sale import sell_out_over_http
 
 __all__ = ["measure"]
-
-#: Gone within the first moments of the warm-up.
-_SMALL_STOCK: Final = 100
 
 #: With a timetable: far more than are busy at once, so that a slow answer delays no other request.
 _FREE_CONNECTIONS: Final = 256
@@ -23,7 +21,7 @@ _LATE_SHARE_MAX: Final = 0.01
 
 
 class Edge(msgspec.Struct, frozen=True):
-    """One round: the peak, all sold, half the peak."""
+    """One round on one service: the peak, half of it, and then all sold."""
 
     peak: Measured
     sold_out: Measured
@@ -48,10 +46,7 @@ def measure(run: Run) -> Section:
 def _round(load: Load, run: Run, seconds: int) -> Edge:
     ours = next(one for one in CONTENDERS if one.name == "ours")
     warm_up = 1 if run.quick else 2
-    with running(ours, run.home / "edges" / "ours", stock=_SMALL_STOCK) as server:
-        load.run(server.url, seconds=warm_up)
-        sold_out = load.run(server.url, seconds=seconds)
-    with running(ours, run.home / "edges" / "ours", stock=STOCK) as server:
+    with running(ours, run.home / "edges", stock=STOCK) as server:
         load.run(server.url, seconds=warm_up)
         peak = load.run(server.url, seconds=seconds)
         half = load.run(
@@ -60,6 +55,8 @@ def _round(load: Load, run: Run, seconds: int) -> Edge:
             connections=_FREE_CONNECTIONS,
             rate=peak.good_per_second / 2,
         )
+        sell_out_over_http(server.url, ADMIN_API_KEY, STOCK - server.held())
+        sold_out = load.run(server.url, seconds=seconds)
     return Edge(peak, sold_out, half)
 
 

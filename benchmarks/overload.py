@@ -15,7 +15,7 @@ import redis.asyncio
 
 from benchmarks.bystanders import Answer, Bystanders, Payment, at_pace
 from benchmarks.compare import STOCK
-from benchmarks.contenders import free_port, own_environ, served
+from benchmarks.contenders import ADMIN_API_KEY, free_port, own_environ, served
 from benchmarks.load import CONNECTIONS, Load, Measured
 from benchmarks.run import Goal, Run, Section
 from benchmarks.sale import SALE_ID, SKU, put_over_http
@@ -122,7 +122,7 @@ async def _scene(home: Path, buyers: Path) -> AsyncGenerator[Scene]:
     command = [sys.executable, "-m", "api.cli", "serve"]
     with served(command, environ, home, port):
         url = f"http://127.0.0.1:{port}"
-        put_over_http(url, environ["RESERVATION_ADMIN_API_KEY"], STOCK)
+        put_over_http(url, ADMIN_API_KEY, STOCK)
         client = redis.asyncio.Redis(
             unix_socket_path=str(socket_path_of(data_dir)), decode_responses=True
         )

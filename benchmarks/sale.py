@@ -15,7 +15,16 @@ from api.schemas import SaleRequest
 from reservation.bootstrap import opened
 from reservation.settings import Settings
 
-__all__ = ["PRICE", "SALE_ID", "SKU", "put_directly", "put_over_http", "token_of", "write_buyers"]
+__all__ = [
+    "PRICE",
+    "SALE_ID",
+    "SKU",
+    "put_directly",
+    "put_over_http",
+    "sell_out_over_http",
+    "token_of",
+    "write_buyers",
+]
 
 SALE_ID: Final = "bench"
 SKU: Final = "hoodie"
@@ -56,6 +65,14 @@ def put_over_http(url: str, admin_api_key: str, stock: int) -> None:
     """Create the sale at a running service."""
     with OperatorClient(url, admin_api_key, operator="benchmark") as client:
         client.call("PUT", path_of("v1", "admin", "sales", SALE_ID), body=document(stock))
+
+
+def sell_out_over_http(url: str, admin_api_key: str, available: int) -> None:
+    """Withdraw what is left: from now on each buyer is told that all is sold."""
+    body = {"sku": SKU, "delta": -available, "reason": "the benchmark of a sale that is sold out"}
+    path = path_of("v1", "admin", "sales", SALE_ID, "stock")
+    with OperatorClient(url, admin_api_key, operator="benchmark") as client:
+        client.call("POST", path, body=body, idempotency_key="sell-out")
 
 
 async def put_directly(settings: Settings, stock: int) -> None:
