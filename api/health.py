@@ -1,17 +1,10 @@
 """Whether the process lives, whether the service can work, and what it has counted."""
 
 import asyncio
-import os
 from typing import Any, Final
 
 from litestar import Controller, Request, Response, get, post
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    REGISTRY,
-    CollectorRegistry,
-    generate_latest,
-)
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.context import api_of
@@ -19,6 +12,7 @@ from api.problems import answers, documented
 from api.schemas import GuestAnswer, HealthAnswer
 from reservation.bootstrap import Service
 from reservation.domain.errors import RateLimited, ReservationNotFound
+from reservation.metrics import registry
 from reservation.preflight import missing_in_redis
 from reservation.redis.connection import StoreUnavailable, StoreUncertain
 
@@ -61,11 +55,7 @@ class HealthController(Controller):
     @get("/metrics", operation_id="metrics", media_type="text/plain")
     async def metrics(self) -> Response[bytes]:
         """Prometheus' text format, summed over the processes of this host."""
-        registry: CollectorRegistry = REGISTRY
-        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry)
-        return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return Response(generate_latest(registry()), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 class GuestController(Controller):

@@ -1,9 +1,20 @@
 """What the service counts, in the field's names and units; the API serves it on /metrics."""
 
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Final
 
 import structlog
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import (
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    start_http_server,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
 
 __all__ = [
     "ALARMS",
@@ -14,6 +25,8 @@ __all__ = [
     "REAPED",
     "SETTLED",
     "alarm",
+    "registry",
+    "served",
 ]
 
 log = structlog.get_logger(__name__)
@@ -56,6 +69,30 @@ HTTP_SECONDS: Final = Histogram(
     ["operation", "status"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
+
+
+def registry() -> CollectorRegistry:
+    """What to collect from: all processes of this host where they share a directory for it."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return REGISTRY
+    shared = CollectorRegistry()
+    MultiProcessCollector(shared)
+    return shared
+
+
+@contextmanager
+def served(host: str, port: int) -> Generator[None]:
+    """Serve `/metrics` from a thread of its own; port 0 serves nothing."""
+    if not port:
+        yield
+        return
+    server, thread = start_http_server(port, host, registry())
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def alarm(name: str, **facts: str | int | None) -> None:

@@ -122,6 +122,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "Addresses or networks whose forwarding headers are believed, comma-separated.", "empty"
         ),
     ]
+    metrics_port: Annotated[
+        int,
+        _says("Where `--role worker` serves its own `/metrics`; 0 is nowhere.", "`0`"),
+    ]
     key_prefix: Annotated[str, _says("What every key in Redis begins with.", "`rsv`")]
     env: Annotated[str, _says("`development` or `production`.", "`development`")]
 
@@ -265,6 +269,7 @@ _READERS: Final[dict[str, environment.Reader]] = {
     "toss_checkout_url": environment.web_address,
     "guest_rate": environment.rate(Rate(60, 60)),
     "trusted_proxies": environment.networks,
+    "metrics_port": environment.whole_number(0, 65_535, lambda: 0),
     "key_prefix": environment.key_prefix,
 }
 

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.bootstrap import Service, opened
 from reservation.domain.errors import ReservationError
-from reservation.metrics import FLUSHED, OUTBOX_AGE, OUTBOX_BACKLOG, alarm
+from reservation.metrics import FLUSHED, OUTBOX_AGE, OUTBOX_BACKLOG, alarm, served
 from reservation.redis.connection import StoreUnavailable, StoreUncertain
 from reservation.redis.heartbeat import Heartbeat
 from reservation.settings import Settings
@@ -47,6 +47,11 @@ async def run(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stopped.set)
+    with served(settings.host, settings.metrics_port):
+        await _run_until(stopped, settings)
+
+
+async def _run_until(stopped: asyncio.Event, settings: Settings) -> None:
     async with opened(settings) as service:
         work = asyncio.create_task(Worker(service).run())
         waiting = asyncio.create_task(stopped.wait())

@@ -73,7 +73,9 @@ def compose() -> dict[str, Any]:
 
 def test_the_services_of_compose_each_know_when_they_are_healthy() -> None:
     services = compose()["services"]
-    assert set(services) == {"valkey", "postgres", "api", "worker", "sandbox"}
+    watching = {name for name, service in services.items() if service.get("profiles") == ["watch"]}
+    assert watching == {"prometheus", "grafana"}
+    assert set(services) - watching == {"valkey", "postgres", "api", "worker", "sandbox"}
     assert services["sandbox"]["profiles"] == ["sandbox"]
     for name in ("valkey", "postgres", "sandbox"):
         assert services[name]["healthcheck"]["test"]
