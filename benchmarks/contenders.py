@@ -146,9 +146,11 @@ def own_environ(data_dir: Path, port: int) -> dict[str, str]:
     }
 
 
-def _python(module: str) -> Callable[[Start], tuple[list[str], dict[str, str]]]:
+def _python(module: str, *arguments: str) -> Callable[[Start], tuple[list[str], dict[str, str]]]:
     def command(start: Start) -> tuple[list[str], dict[str, str]]:
-        return [sys.executable, "-m", f"benchmarks.servers.{module}"], _plain_environ(start)
+        return [sys.executable, "-m", f"benchmarks.servers.{module}", *arguments], _plain_environ(
+            start
+        )
 
     return command
 
@@ -231,6 +233,9 @@ CONTENDERS: Final = (
     Contender("fastify", "(b) fastify + ioredis", _node_missing, _fastify),
     Contender("nginx", "(c) nginx + LuaJIT", _nginx_missing, _nginx),
     Contender("floor", "(d) our server, no work", _present, _python("floor"), holds=False),
+    Contender(
+        "asgi", "    the same, through ASGI", _present, _python("floor", "--asgi"), holds=False
+    ),
 )
 
 
