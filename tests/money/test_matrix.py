@@ -62,14 +62,13 @@ async def settle_all(
         *waves_of(made, list(matrix(draw, times)), draw, 0.0),
         *waves_of(made, list(strangers(draw, others, deaths=DEATH_RATE)), draw, FAULT_RATE),
     ]
+    for wave in waves:
+        await wave.run()
+    wrong = await check(made, waves)
+    report = Report([story for wave in waves for story in wave.stories])
     with capsys.disabled():
-        sys.stdout.write(f"\nagain: {replay}\n")
-        for wave in waves:
-            await wave.run()
-        wrong = await check(made, waves)
-        report = Report([story for wave in waves for story in wave.stories])
-        sys.stdout.write(report.text())
-        sys.stdout.write(f"\n{time.monotonic() - began:.0f} s, seed {seed}\n")
+        sys.stdout.write(f"{report.text()}\n")
+        sys.stdout.write(f"{time.monotonic() - began:.0f} s; again: {replay}\n")
     problems = [*wrong, *(f"empty: {cell}" for cell in report.empty()), *report.late()]
     assert not problems, f"{told(problems)}\nagain: {replay}"
 

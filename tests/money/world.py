@@ -5,8 +5,9 @@ that it meets, and the other one goes on.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+import logging
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ from typing import Any, Final
 import httpx
 import msgspec
 import pytest
+import structlog
 from redis.asyncio import Redis
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -184,12 +186,24 @@ class World:
             return
 
 
+@contextmanager
+def silence() -> Iterator[None]:
+    """No log: ten thousand payments would write half a million lines."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
+
+
 @asynccontextmanager
 async def world(folder: Path, redis_url: str, patch: pytest.MonkeyPatch) -> AsyncGenerator[World]:
     """Everything started, and ended in the reverse order."""
     patch.setattr(breaker, "OPEN_SECONDS", OPEN_SECONDS)
     hooks = Hooks()
     async with AsyncExitStack() as stack:
+        stack.enter_context(silence())
         stack.callback(failpoints.disarm)
         stack.enter_context(scripts_by(folder, patch))
         listener = stack.enter_context(listening())

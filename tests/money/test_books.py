@@ -1,0 +1,70 @@
+"""The books of the money tests can fail: money that is not ours to have is told of."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from reservation import conclude
+from reservation.judge import Finish, Verdict, judge
+from reservation.payments.gateway import Unknown
+from reservation.payments.sandbox.faults import Fault
+from reservation.redis.store import Outcome
+from tests.money.books import Report, check
+from tests.money.plan import NONE, Cell, Entry, Plan
+from tests.money.wave import Wave
+from tests.money.world import World, world
+
+SETTLED = Plan(Cell(NONE, NONE, Entry.SUCCESS))
+DROPPED = Plan(Cell(Fault.COMMIT_THEN_DROP.value, NONE, Entry.SETTLER))
+
+
+async def waved(made: World, *plans: Plan) -> Wave:
+    wave = Wave(made, list(plans), outage_seconds=30.0, draw=random.Random(1))
+    await wave.run()
+    return wave
+
+
+async def test_a_charge_that_nobody_sold_is_told_of(
+    tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path, valkey_url, monkeypatch) as made:
+        wave = await waved(made, SETTLED, DROPPED)
+        assert await check(made, [wave]) == []
+        order_id = wave.stories[0].order.order_id
+        again = made.sandbox.put_payment(order_id, 500)
+        assert made.sandbox.confirm(again, order_id, 500).status_code == 200
+        assert any(order_id in problem for problem in await check(made, [wave]))
+
+
+async def test_a_silence_taken_for_a_refusal_is_told_of(
+    tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conclude, "judge", hasty)
+    async with world(tmp_path, valkey_url, monkeypatch) as made:
+        wave = await waved(made, DROPPED)
+        assert wave.stories[0].status == "RELEASED"
+        assert len(await check(made, [wave])) == 2
+
+
+def hasty(answer: object, **case: object) -> Verdict:
+    decide: Callable[..., Verdict] = judge
+    if isinstance(answer, Unknown):
+        return Finish(Outcome(name="declined", attempt="declined:X"))
+    return decide(answer, **case)
+
+
+async def test_an_empty_cell_and_a_slow_settler_are_told_of(
+    tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path, valkey_url, monkeypatch) as made:
+        wave = await waved(made, SETTLED, DROPPED)
+    report = Report(wave.stories)
+    assert DROPPED.cell not in report.empty()
+    assert Cell(NONE, "confirm:after_call", Entry.SETTLER) in report.empty()
+    assert report.late() == []
+    dropped = next(story for story in wave.stories if story.plan == DROPPED)
+    slow = msgspec.structs.replace(dropped, ended_at=dropped.ended_at + 61_000)
+    assert Report([slow]).late() != []
