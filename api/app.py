@@ -22,6 +22,7 @@ from api.health import GuestController, HealthController
 from api.observe import Observe
 from api.pages import PageController, static_routers
 from api.payments import PaymentController
+from api.prepare_path import PreparePath
 from api.problems import EXCEPTION_HANDLERS
 from api.reservations import ReservationController
 from api.sales import SaleController, StockFeed
@@ -46,11 +47,13 @@ CLOCK_SECONDS: Final = 5.0
 
 def create_app(settings: Settings) -> Litestar:
     """The ASGI application for these settings; it connects when it is started."""
+    cors = _cors(settings)
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncGenerator[None]:
         async with opened(settings) as service:
             app.state.api = api = _api(settings, service)
+            app.state.prepare_path = PreparePath(api, cors)
             app.state.stock_feed = feed = StockFeed(api)
 
             def stop_streams() -> None:
@@ -86,7 +89,7 @@ def create_app(settings: Settings) -> Litestar:
         exception_handlers=EXCEPTION_HANDLERS,
         request_class=StrictRequest,
         request_max_body_size=BODY_BYTES_MAX,
-        cors_config=_cors(settings),
+        cors_config=cors,
         openapi_config=_openapi(),
         logging_config=None,
     )

@@ -7,7 +7,7 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import httpx
@@ -22,7 +22,7 @@ from reservation.domain.ids import BUYER_ID
 from reservation.domain.rate import Limiter
 from reservation.settings import Settings
 
-__all__ = ["Buyers", "Connection", "Guests", "Operators", "Peers", "bearer_of"]
+__all__ = ["Buyers", "Connection", "Guests", "Operators", "Peers", "bearer_in", "bearer_of"]
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +46,12 @@ _JWKS_ALGORITHMS: Final = ("RS256", "RS384", "RS512", "ES256", "ES384", "EdDSA")
 
 def bearer_of(connection: Connection) -> str | None:
     """The bearer token of a request, if it carries one."""
-    scheme, _, token = connection.headers.get("authorization", "").partition(" ")
+    return bearer_in(connection.headers.get("authorization", ""))
+
+
+def bearer_in(authorization: str) -> str | None:
+    """The bearer token in a header's value."""
+    scheme, _, token = authorization.partition(" ")
     return token.strip() if scheme.lower() == "bearer" and token.strip() else None
 
 
@@ -57,6 +62,8 @@ class Buyers:
         self._secret = settings.jwt_secret
         self._guests = settings.auth == "guest"
         self._jwks = _PublishedKeys(settings.jwks_url) if settings.jwks_url else None
+        self._asks_for_keys = self._jwks is not None and not self._guests
+        self._options: Options = {"require": ["sub", "exp"], "verify_aud": self._guests}
         self._remembered: dict[str, tuple[str, float]] = {}
 
     async def buyer(self, connection: Connection) -> str:
@@ -68,36 +75,65 @@ class Buyers:
         token = bearer_of(connection)
         if token is None:
             raise Unauthenticated
+        return self._remembered_buyer(token) or await self._verified(token)
+
+    def at_once(self, token: str) -> str | None:
+        """The buyer of a good token, or None where that cannot be told without waiting.
+
+        Raises:
+            Unauthenticated: the token is none of ours.
+        """
+        buyer_id = self._remembered_buyer(token)
+        if buyer_id is None and not self._asks_for_keys:
+            return self._keep(token, lambda: self._by_secret(token))
+        return buyer_id
+
+    def _remembered_buyer(self, token: str) -> str | None:
         remembered = self._remembered.get(token)
         if remembered is not None and remembered[1] > time.time():
             return remembered[0]
-        buyer_id, ends_at = await self._verify(token)
-        if len(self._remembered) >= _REMEMBERED_MAX:
-            self._remembered.clear()
-        self._remembered[token] = (buyer_id, ends_at)
-        return buyer_id
+        return None
 
-    async def _verify(self, token: str) -> tuple[str, float]:
-        if len(token) > _JWT_CHARS_MAX:
-            raise Unauthenticated
+    async def _verified(self, token: str) -> str:
+        if self._jwks is None or self._guests:
+            return self._keep(token, lambda: self._by_secret(token))
         try:
-            claims = await self._claims(token)
+            _refuse_long(token)
+            key = await self._jwks.key_for(token)
+        except (jwt.PyJWTError, ValueError) as error:
+            raise Unauthenticated from error
+        options = self._options
+        return self._keep(
+            token,
+            lambda: jwt.decode(token, key, algorithms=[*_JWKS_ALGORITHMS], options=options),
+        )
+
+    def _by_secret(self, token: str) -> Mapping[str, Any]:
+        _refuse_long(token)
+        audience = _GUEST_AUDIENCE if self._guests else None
+        return jwt.decode(
+            token, self._secret, algorithms=["HS256"], audience=audience, options=self._options
+        )
+
+    def _keep(self, token: str, claims_of: Callable[[], Mapping[str, Any]]) -> str:
+        """Read the claims and remember whose they are until they end."""
+        try:
+            claims = claims_of()
         except (jwt.PyJWTError, ValueError) as error:
             raise Unauthenticated from error
         subject = claims.get("sub")
         if not isinstance(subject, str) or _BUYER_ID.fullmatch(subject) is None:
             raise Unauthenticated("The token's subject is not a buyer's id.")
-        return subject, float(claims["exp"])
+        while len(self._remembered) >= _REMEMBERED_MAX:
+            # The one that was verified first: whoever still comes with it is verified again.
+            del self._remembered[next(iter(self._remembered))]
+        self._remembered[token] = (subject, float(claims["exp"]))
+        return subject
 
-    async def _claims(self, token: str) -> Mapping[str, Any]:
-        required: Options = {"require": ["sub", "exp"], "verify_aud": self._guests}
-        if self._jwks is not None and not self._guests:
-            key = await self._jwks.key_for(token)
-            return jwt.decode(token, key, algorithms=[*_JWKS_ALGORITHMS], options=required)
-        audience = _GUEST_AUDIENCE if self._guests else None
-        return jwt.decode(
-            token, self._secret, algorithms=["HS256"], audience=audience, options=required
-        )
+
+def _refuse_long(token: str) -> None:
+    if len(token) > _JWT_CHARS_MAX:
+        raise Unauthenticated
 
 
 class _PublishedKeys:

@@ -11,7 +11,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from reservation.metrics import HTTP_SECONDS
 
-__all__ = ["Observe", "request_id_of"]
+__all__ = ["Observe", "record", "request_id", "request_id_of"]
 
 log = structlog.get_logger(__name__)
 
@@ -28,6 +28,25 @@ def request_id_of(request: Request[Any, Any, Any]) -> str:
     return cast("dict[str, Any]", request.scope)["state"].get(_STATE_KEY, "")
 
 
+def request_id(given: bytes) -> str:
+    """The caller's own id where it sent a usable one, else a new one."""
+    return given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_urlsafe(12)
+
+
+def record(operation: str, status: int, seconds: float, request_id: str) -> None:
+    """Count an answer, and tell of it where it was slow or failed."""
+    HTTP_SECONDS.labels(operation, str(status)).observe(seconds)
+    slow = seconds > SLOW_SECONDS and operation not in _WAITS
+    if status >= SERVER_ERROR or slow:
+        log.info(
+            "request",
+            operation=operation,
+            status=status,
+            seconds=round(seconds, 3),
+            request_id=request_id,
+        )
+
+
 class Observe:
     """ASGI middleware, outermost: refusals of the framework pass through it too."""
 
@@ -38,10 +57,9 @@ class Observe:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(b"x-request-id", b"")
-        request_id = given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_urlsafe(12)
+        its_id = request_id(dict(scope["headers"]).get(b"x-request-id", b""))
         state: dict[str, Any] = scope.setdefault("state", {})  # pyright: ignore[reportUnknownVariableType]
-        state[_STATE_KEY] = request_id
+        state[_STATE_KEY] = its_id
         began = time.perf_counter()
         status = SERVER_ERROR
 
@@ -50,27 +68,14 @@ class Observe:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = list(message.get("headers", []))
-                headers.append((b"x-request-id", request_id.encode()))
+                headers.append((b"x-request-id", its_id.encode()))
                 message["headers"] = headers
             await send(message)
 
         try:
             await self._app(scope, receive, send_with_id)
         finally:
-            self._record(scope, status, time.perf_counter() - began, request_id)
-
-    def _record(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
-        handler: object = cast("dict[str, Any]", scope).get("route_handler")
-        operation = getattr(handler, "operation_id", None)
-        if not isinstance(operation, str):
-            operation = "other"
-        HTTP_SECONDS.labels(operation, str(status)).observe(seconds)
-        slow = seconds > SLOW_SECONDS and operation not in _WAITS
-        if status >= SERVER_ERROR or slow:
-            log.info(
-                "request",
-                operation=operation,
-                status=status,
-                seconds=round(seconds, 3),
-                request_id=request_id,
-            )
+            handler: object = cast("dict[str, Any]", scope).get("route_handler")
+            operation = getattr(handler, "operation_id", None)
+            operation = operation if isinstance(operation, str) else "other"
+            record(operation, status, time.perf_counter() - began, its_id)

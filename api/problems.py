@@ -24,11 +24,13 @@ __all__ = [
     "answers",
     "documented",
     "problem_of",
+    "refusal_at_prepare",
 ]
 
 log = structlog.get_logger(__name__)
 
 PROBLEM_JSON = "application/problem+json"
+BUG_SENTENCE = "Something went wrong on our side; the request id finds it in our logs."
 
 #: The status of every code.
 STATUSES: Mapping[str, int] = {
@@ -99,6 +101,19 @@ def problem_of(
     facts: Mapping[str, Any] | None = None,
 ) -> Response[bytes]:
     """The answer for a refusal; `retryAfter` among the facts also becomes the header."""
+    content, headers = document_of(code, detail, status=status, instance=instance, facts=facts)
+    return Response(content=content, status_code=status, media_type=PROBLEM_JSON, headers=headers)
+
+
+def document_of(
+    code: str,
+    detail: str,
+    *,
+    status: int,
+    instance: str,
+    facts: Mapping[str, Any] | None = None,
+) -> tuple[bytes, dict[str, str]]:
+    """A refusal's body and its own headers."""
     document = {
         "type": f"/docs#code-{code}",
         "title": code.replace("_", " ").capitalize(),
@@ -114,12 +129,7 @@ def problem_of(
         headers["Retry-After"] = str(retry_after)
     if status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
-    return Response(
-        content=msgspec.json.encode(document),
-        status_code=status,
-        media_type=PROBLEM_JSON,
-        headers=headers,
-    )
+    return msgspec.json.encode(document), headers
 
 
 def status_of(error: ReservationError, path: str) -> int:
@@ -130,13 +140,38 @@ def status_of(error: ReservationError, path: str) -> int:
     return STATUSES[error.code]
 
 
-def _refused(request: Request[Any, Any, Any], error: ReservationError) -> Response[bytes]:
-    status = status_of(error, request.url.path)
-    facts = dict(error.facts)
+def facts_of(error: ReservationError, status: int) -> dict[str, Any]:
+    """What stands beside the problem's own members."""
+    facts: dict[str, Any] = dict(error.facts)
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         facts.setdefault("retryAfter", 1)
+    return facts
+
+
+def refusal_at_prepare(error: Exception, instance: str) -> tuple[int, bytes, dict[str, str]]:
+    """Status, body and headers of what prepare's own path could not do."""
+    if not isinstance(error, ReservationError):
+        _told_bug(error, "/v1/sales/-/reservations")
+        content, headers = document_of(
+            "internal_error", BUG_SENTENCE, status=500, instance=instance
+        )
+        return 500, content, headers
+    status = status_of(error, "")
+    facts = facts_of(error, status)
+    content, headers = document_of(
+        error.code, error.detail, status=status, instance=instance, facts=facts
+    )
+    return status, content, headers
+
+
+def _refused(request: Request[Any, Any, Any], error: ReservationError) -> Response[bytes]:
+    status = status_of(error, request.url.path)
     return problem_of(
-        error.code, error.detail, status=status, instance=request_id_of(request), facts=facts
+        error.code,
+        error.detail,
+        status=status,
+        instance=request_id_of(request),
+        facts=facts_of(error, status),
     )
 
 
@@ -172,15 +207,14 @@ def _store_down(request: Request[Any, Any, Any], error: Exception) -> Response[b
 
 
 def _bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    _told_bug(error, request.url.path)
+    return problem_of("internal_error", BUG_SENTENCE, status=500, instance=request_id_of(request))
+
+
+def _told_bug(error: Exception, path: str) -> None:
     if isinstance(error, BrokenInvariant):
         alarm("broken_invariant", reason=str(error))
-    log.error("unhandled_error", path=request.url.path, exc_info=error)
-    return problem_of(
-        "internal_error",
-        "Something went wrong on our side; the request id finds it in our logs.",
-        status=500,
-        instance=request_id_of(request),
-    )
+    log.error("unhandled_error", path=path, exc_info=error)
 
 
 EXCEPTION_HANDLERS: Any = {

@@ -114,10 +114,12 @@ def run_http(application: Any, listening: socket.socket) -> None:
     """Serve an ASGI application on a socket that already listens, until SIGTERM."""
     import uvicorn  # noqa: PLC0415 - not needed by the worker
 
+    from api.protocol import ShortWayProtocol  # noqa: PLC0415 - likewise
+
     config = uvicorn.Config(
         application,
         loop="uvloop",
-        http="httptools",
+        http=ShortWayProtocol,
         ws="none",
         lifespan="on",
         log_config=None,

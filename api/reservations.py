@@ -8,9 +8,10 @@ from litestar.handlers.base import BaseRouteHandler
 from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 
 from api.auth import Connection, bearer_of
-from api.context import api_of, buyer_of, limits_buyer, requires_buyer
+from api.context import Api, api_of, buyer_of, limits_buyer, requires_buyer
 from api.problems import documented
 from api.schemas import PrepareRequest, ReservationAnswer, ReservationsAnswer
+from reservation.catalog import Known
 from reservation.domain.errors import (
     AlreadyConfirmed,
     AmountMismatch,
@@ -36,9 +37,9 @@ from reservation.domain.errors import (
 from reservation.domain.ids import IDEMPOTENCY_KEY, SALE_ID
 from reservation.domain.reservation import Reservation
 from reservation.domain.tokens import Purpose
-from reservation.prepare import Wish
+from reservation.prepare import Prepared, Wish
 
-__all__ = ["ReservationController"]
+__all__ = ["PRIVATE", "ReservationController", "answer_of", "wish_of"]
 
 _SALE_ID = re.compile(SALE_ID)
 #: The longest wait for a change: under the 30 s at which common proxies give up.
@@ -66,6 +67,45 @@ async def sale_exists(connection: Connection, _: BaseRouteHandler) -> None:
     if _SALE_ID.fullmatch(sale_id) is None:
         raise SaleNotFound
     await api_of(connection).service.catalog.get(sale_id)
+
+
+def wish_of(
+    api: Api,
+    known: Known,
+    buyer_id: str,
+    idempotency_key: str,
+    data: PrepareRequest,
+    admission: str | None,
+) -> Wish:
+    """What came in as what the service takes."""
+    return Wish(
+        sale_id=known.sale.sale_id,
+        buyer_id=buyer_id,
+        idempotency_key=idempotency_key,
+        items=tuple((line.sku, line.quantity) for line in data.items),
+        amount=data.amount,
+        order_name=data.order_name,
+        admitted=admission is not None
+        and api.service.signer.admits(
+            admission,
+            sale_id=known.sale.sale_id,
+            prices=known.sale.prices(),
+            buyer_id=buyer_id,
+            now_ms=api.service.clock.now_ms(),
+        ),
+    )
+
+
+def answer_of(api: Api, prepared: Prepared) -> ReservationAnswer:
+    """What prepare answers: the reservation with all that is needed to pay for it."""
+    order = prepared.reservation
+    payment = api.payment(order, epoch=prepared.epoch)
+    return ReservationAnswer.of(
+        order,
+        now_ms=api.service.clock.now_ms(),
+        token=api.token(order, Purpose.RESERVATION, epoch=prepared.epoch) if payment else None,
+        payment=payment,
+    )
 
 
 class ReservationController(Controller):
@@ -110,32 +150,9 @@ class ReservationController(Controller):
         api = api_of(request)
         buyer_id = buyer_of(request)
         known = await api.service.catalog.get(sale_id)
-        prepared = await api.service.prepare(
-            Wish(
-                sale_id=sale_id,
-                buyer_id=buyer_id,
-                idempotency_key=idempotency_key,
-                items=tuple((line.sku, line.quantity) for line in data.items),
-                amount=data.amount,
-                order_name=data.order_name,
-                admitted=admission is not None
-                and api.service.signer.admits(
-                    admission,
-                    sale_id=sale_id,
-                    prices=known.sale.prices(),
-                    buyer_id=buyer_id,
-                    now_ms=api.service.clock.now_ms(),
-                ),
-            )
-        )
-        order = prepared.reservation
-        payment = api.payment(order, epoch=prepared.epoch)
-        answer = ReservationAnswer.of(
-            order,
-            now_ms=api.service.clock.now_ms(),
-            token=api.token(order, Purpose.RESERVATION, epoch=prepared.epoch) if payment else None,
-            payment=payment,
-        )
+        wish = wish_of(api, known, buyer_id, idempotency_key, data, admission)
+        prepared = await api.service.prepare(wish)
+        answer = answer_of(api, prepared)
         replayed = {"Idempotent-Replayed": "true"} if prepared.replayed else {}
         return Response(answer, status_code=201, headers={**PRIVATE, **replayed})
 

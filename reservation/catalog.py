@@ -80,6 +80,15 @@ class Catalog:
             self._start_refresh(sale_id)
         return known
 
+    def at_hand(self, sale_id: str) -> Known | None:
+        """What `get` answers without waiting, or None where it would wait or refuse."""
+        known = self._known.get(sale_id)
+        if known is None or sale_id in self.closed:
+            return None
+        if self._clock.monotonic() - known.fetched_at > FRESH_SECONDS:
+            self._start_refresh(sale_id)
+        return known
+
     async def fresh(self, sale_id: str) -> Known:
         """The sale as it stands now; raises what `get` does."""
         if sale_id in self.closed:

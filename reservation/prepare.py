@@ -1,11 +1,15 @@
 """Prepare: a basket becomes a hold, idempotent by the caller's key."""
 
+import asyncio
+from collections.abc import Callable
+
 import msgspec
 
-from reservation.catalog import Catalog
+from reservation.catalog import Catalog, Known
 from reservation.domain.errors import (
     BuyerLimitExceeded,
     OutcomeUnknown,
+    ReservationError,
     SaleRecovering,
     SkuNotFound,
 )
@@ -14,11 +18,11 @@ from reservation.domain.reservation import Basket, Reservation, merge_lines
 from reservation.domain.sale import Sale
 from reservation.domain.states import LIVE
 from reservation.recovery import Watch
-from reservation.redis.batch import PrepareQueue
+from reservation.redis.batch import Decision, PrepareQueue
 from reservation.redis.connection import StoreUnavailable, StoreUncertain
 from reservation.redis.store import Store
 
-__all__ = ["Prepare", "Prepared", "Wish"]
+__all__ = ["Done", "Prepare", "Prepared", "Wish"]
 
 #: Orders that a buyer over the limit is shown.
 ORDERS_SHOWN_MAX = 20
@@ -48,6 +52,12 @@ class Prepared(msgspec.Struct, frozen=True):
     replayed: bool
 
 
+#: Told once how a wish ended; anything but a refusal is a bug that its caller logs.
+Done = Callable[[Prepared | Exception], None]
+#: Refusals that something is added to, or that are tried once more.
+_WITH_MORE = (BuyerLimitExceeded, SaleRecovering)
+
+
 class Prepare:
     """Takes holds through the queue that batches them."""
 
@@ -64,6 +74,7 @@ class Prepare:
         self._store = store
         self._order_ids = order_ids
         self._watch = watch
+        self._slow: set[asyncio.Task[None]] = set()
 
     async def __call__(self, wish: Wish) -> Prepared:
         """Hold the basket's stock until the deadline; a repeat of the key gets the same order.
@@ -75,23 +86,77 @@ class Prepare:
         self._watch.check()
         known = await self._catalog.get(wish.sale_id)
         try:
-            return await self._prepare(wish, known.sale, known.epoch)
+            return await self._prepare(wish, known)
         except SaleRecovering:
-            # Rebuilt meanwhile under a new epoch? Then once more; else it is lost.
-            self._watch.wake()
-            self._catalog.forget(wish.sale_id)
-            known = await self._catalog.get(wish.sale_id)
-            return await self._prepare(wish, known.sale, known.epoch)
+            return await self._prepare_again(wish)
 
-    async def _prepare(self, wish: Wish, sale: Sale, epoch: str) -> Prepared:
-        basket = self._basket(wish, sale)
+    def begin(self, wish: Wish, known: Known, done: Done) -> None:
+        """The same, told to `done` rather than awaited: most wishes need no task of their own.
+
+        Args:
+            wish: what the buyer asks for.
+            known: its sale, as the catalog has it.
+            done: told once; it must not raise.
+
+        Raises:
+            Those refusals that need no Redis; `done` is told nothing then.
+        """
+        self._watch.check()
+        basket = self._basket(wish, known.sale)
+
+        def decided(outcome: Decision | ReservationError) -> None:
+            if isinstance(outcome, Reservation):
+                done(Prepared(outcome, known.epoch, replayed=False))
+            elif isinstance(outcome, ReservationError) and not isinstance(outcome, _WITH_MORE):
+                done(outcome)
+            else:
+                task = asyncio.create_task(self._tell(wish, known, basket, outcome, done))
+                self._slow.add(task)
+                task.add_done_callback(self._slow.discard)
+
+        self._queue.submit(basket, epoch=known.epoch, done=decided)
+
+    async def _tell(
+        self,
+        wish: Wish,
+        known: Known,
+        basket: Basket,
+        outcome: Decision | ReservationError,
+        done: Done,
+    ) -> None:
         try:
-            decision = await self._queue.prepare(basket, epoch=epoch)
+            if isinstance(outcome, SaleRecovering):
+                done(await self._prepare_again(wish))
+            else:
+                done(await self._complete(wish, known.epoch, basket, outcome))
+        except Exception as error:  # noqa: BLE001 # loop top: the caller logs it
+            done(error)
+
+    async def _prepare_again(self, wish: Wish) -> Prepared:
+        """Rebuilt meanwhile under a new epoch? Then once more; else it is lost."""
+        self._watch.wake()
+        self._catalog.forget(wish.sale_id)
+        return await self._prepare(wish, await self._catalog.get(wish.sale_id))
+
+    async def _prepare(self, wish: Wish, known: Known) -> Prepared:
+        basket = self._basket(wish, known.sale)
+        outcome: Decision | ReservationError
+        try:
+            outcome = await self._queue.prepare(basket, epoch=known.epoch)
         except BuyerLimitExceeded as refusal:
-            refusal.facts["orderIds"] = await self._live_orders(wish)
-            raise
-        if isinstance(decision, Reservation):
-            return Prepared(decision, epoch, replayed=False)
+            outcome = refusal
+        return await self._complete(wish, known.epoch, basket, outcome)
+
+    async def _complete(
+        self, wish: Wish, epoch: str, basket: Basket, outcome: Decision | ReservationError
+    ) -> Prepared:
+        """Fetch what an outcome lacks: the order that a replay names, a buyer's live orders."""
+        if isinstance(outcome, Reservation):
+            return Prepared(outcome, epoch, replayed=False)
+        if isinstance(outcome, ReservationError):
+            if isinstance(outcome, BuyerLimitExceeded):
+                outcome.facts["orderIds"] = await self._live_orders(wish)
+            raise outcome
         return Prepared(await self._standing(basket), epoch, replayed=True)
 
     def _basket(self, wish: Wish, sale: Sale) -> Basket:

@@ -7,7 +7,7 @@ expired holds to be given back goes before anything newer.
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -38,7 +38,7 @@ from reservation.redis.records import as_items, as_mapping, as_reservation
 from reservation.redis.scripts import load
 from reservation.redis.store import limit_exceeded, sold_out
 
-__all__ = ["PrepareQueue", "Replayed"]
+__all__ = ["Decision", "PrepareQueue", "Replayed"]
 
 log = structlog.get_logger(__name__)
 
@@ -66,24 +66,17 @@ class Replayed(msgspec.Struct, frozen=True):
 
 
 Decision = Reservation | Replayed
+#: Told once how a basket was decided; it must not raise, for others wait behind it.
+Done = Callable[[Decision | ReservationError], None]
 
 
 class _Waiting:
-    __slots__ = ("basket", "digest", "future")
+    __slots__ = ("basket", "decide", "digest")
 
-    def __init__(self, basket: Basket, future: asyncio.Future[Decision]) -> None:
+    def __init__(self, basket: Basket, decide: Done) -> None:
         self.basket = basket
         self.digest = basket.digest()
-        self.future = future
-
-    def decide(self, outcome: Decision | ReservationError) -> None:
-        # The caller may have gone; the hold stands then, and its key finds it again.
-        if self.future.done():
-            return
-        if isinstance(outcome, ReservationError):
-            self.future.set_exception(outcome)
-        else:
-            self.future.set_result(outcome)
+        self.decide = decide
 
 
 class _Lane:
@@ -126,15 +119,35 @@ class PrepareQueue:
             OutcomeUnknown: the reply was lost and could not be looked up.
             ReservationError: the basket's own refusal.
         """
+        future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
+
+        def decide(outcome: Decision | ReservationError) -> None:
+            # The caller may have gone; the hold stands then, and its key finds it again.
+            if future.done():
+                return
+            if isinstance(outcome, ReservationError):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+        self.submit(basket, epoch=epoch, done=decide)
+        return await future
+
+    def submit(self, basket: Basket, *, epoch: str, done: Done) -> None:
+        """Decide one basket and tell `done`: neither a task nor a future for each.
+
+        Raises:
+            Unavailable: too many wait; `done` is not told anything.
+        """
         if self._waiting >= WAITING_MAX:
             raise Unavailable("Too many buyers at once.", retryAfter=RETRY_AFTER_SECONDS)
-        lane = self._lanes.setdefault((basket.sale_id, epoch), _Lane())
-        future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
-        lane.waiting.append(_Waiting(basket, future))
+        lane = self._lanes.get((basket.sale_id, epoch))
+        if lane is None:
+            lane = self._lanes[basket.sale_id, epoch] = _Lane()
+        lane.waiting.append(_Waiting(basket, done))
         self._waiting += 1
         if lane.task is None:
             lane.task = asyncio.create_task(self._drain(basket.sale_id, epoch, lane))
-        return await future
 
     async def aclose(self) -> None:
         """Wait for what is under way."""

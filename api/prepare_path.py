@@ -1,0 +1,184 @@
+"""Prepare's short way: a complete request becomes its answer without the framework in between.
+
+It takes only what is beyond doubt: a known sale, a good token, a body and a key that fit. All else,
+refusals of those included, it leaves to the route (`api.reservations`) untouched, so that each rule
+of HTTP stands in one place. What it takes it answers byte for byte as the route does
+(tests/api/test_prepare_path.py).
+"""
+
+import math
+import re
+import time
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+from litestar.config.cors import CORSConfig
+
+from api.auth import bearer_in
+from api.context import Api
+from api.observe import record, request_id
+from api.problems import PROBLEM_JSON, refusal_at_prepare
+from api.reservations import PRIVATE, answer_of, wish_of
+from api.schemas import PrepareRequest
+from reservation.catalog import Known
+from reservation.domain.errors import RateLimited, ReservationError, Unauthenticated
+from reservation.domain.ids import IDEMPOTENCY_KEY
+from reservation.prepare import Done, Prepared, Wish
+
+__all__ = ["Answered", "PreparePath"]
+
+#: Told the status, the header lines, and the body.
+Answered = Callable[[int, bytes, bytes], None]
+Headers = list[tuple[bytes, bytes]]
+
+_PREFIX: Final = b"/v1/sales/"
+_SUFFIX: Final = b"/reservations"
+_IDEMPOTENCY_KEY = re.compile(IDEMPOTENCY_KEY)
+_OPERATION: Final = "prepareReservation"
+_CREATED: Final = 201
+
+
+def _lines(headers: dict[str, str]) -> bytes:
+    lines = (f"{name.lower()}: {value}\r\n" for name, value in headers.items())
+    return "".join(lines).encode("latin-1")
+
+
+_JSON: Final = {"Content-Type": "application/json"}
+_HELD = _lines({**PRIVATE, **_JSON})
+_REPLAYED = _lines({**PRIVATE, "Idempotent-Replayed": "true", **_JSON})
+
+
+class PreparePath:
+    """Answers the prepares that are beyond doubt."""
+
+    def __init__(self, api: Api, cors: CORSConfig | None) -> None:
+        self._api = api
+        self._body = msgspec.json.Decoder(PrepareRequest)
+        self._answer = msgspec.json.Encoder()
+        self._cors = cors
+        self._cors_lines: dict[bytes, bytes] = {}
+
+    @staticmethod
+    def may_take(method: bytes, url: bytes) -> bool:
+        """Whether this is a prepare at all, as far as the request line tells."""
+        return method == b"POST" and url.startswith(_PREFIX) and url.endswith(_SUFFIX)
+
+    def take(self, url: bytes, headers: Headers, body: bytes, answered: Answered) -> bool:
+        """Answer a complete request, now or later; False where the route must do it.
+
+        Args:
+            url: as `may_take` liked it.
+            headers: names in lower case.
+            body: the whole of it.
+            answered: told once, if this returns True.
+        """
+        began = time.perf_counter()
+        fields = dict(headers)
+        known = self._api.service.catalog.at_hand(url[len(_PREFIX) : -len(_SUFFIX)].decode())
+        cors = self._cors_of(fields)
+        if known is None or cors is None or len(fields) != len(headers):
+            return False
+        try:
+            buyer_id = self._buyer(fields)
+            key = fields[b"idempotency-key"].decode("ascii")
+            data = self._body.decode(body)
+        except (KeyError, Unauthenticated, UnicodeDecodeError, msgspec.MsgspecError):
+            return False
+        if buyer_id is None or _IDEMPOTENCY_KEY.fullmatch(key) is None:
+            return False
+        admission = fields.get(b"x-sale-admission")
+        shown = admission.decode("latin-1") if admission is not None else None
+        wish = wish_of(self._api, known, buyer_id, key, data, shown)
+        its_id = request_id(fields.get(b"x-request-id", b""))
+        _Taken(self, began, its_id, cors, answered).begin(wish, known)
+        return True
+
+    def _buyer(self, fields: dict[bytes, bytes]) -> str | None:
+        token = bearer_in(fields[b"authorization"].decode("latin-1"))
+        return None if token is None else self._api.buyers.at_once(token)
+
+    def _cors_of(self, fields: dict[bytes, bytes]) -> bytes | None:
+        """What a browser of another origin must be told; None where only the framework knows."""
+        origin = fields.get(b"origin")
+        if origin is None or self._cors is None:
+            return b""
+        found = self._cors_lines.get(origin)
+        if found is None and origin.decode("latin-1") in self._cors.allow_origins:
+            found = self._cors_lines[origin] = _cors_lines(self._cors, origin)
+        return found
+
+    def refuse_fast(self, buyer_id: str) -> None:
+        """Count one call of this buyer.
+
+        Raises:
+            RateLimited: faster than the prepare rate.
+        """
+        api = self._api
+        if api.prepares is None:
+            return
+        wait = api.prepares.wait(buyer_id, api.service.clock.monotonic())
+        if wait:
+            raise RateLimited(retryAfter=max(1, math.ceil(wait)))
+
+    def begin(self, wish: Wish, known: Known, done: Done) -> None:
+        """Hand the wish to the queue; raises what can be refused without Redis."""
+        self._api.service.prepare.begin(wish, known, done)
+
+    def encoded(self, prepared: Prepared) -> bytes:
+        """The reservation on the wire."""
+        return self._answer.encode(answer_of(self._api, prepared))
+
+
+class _Taken:
+    """One prepare on its short way."""
+
+    __slots__ = ("_answered", "_began", "_cors", "_id", "_path")
+
+    def __init__(
+        self, path: PreparePath, began: float, its_id: str, cors: bytes, answered: Answered
+    ) -> None:
+        self._path = path
+        self._began = began
+        self._id = its_id
+        self._cors = cors
+        self._answered = answered
+
+    def begin(self, wish: Wish, known: Known) -> None:
+        try:
+            self._path.refuse_fast(wish.buyer_id)
+            self._path.begin(wish, known, self._done)
+        except ReservationError as refusal:
+            self._done(refusal)
+
+    def _done(self, outcome: Prepared | Exception) -> None:
+        status, lines, content = self._shown(outcome)
+        head = b"%bcontent-length: %d\r\n%bx-request-id: %b\r\n" % (
+            lines,
+            len(content),
+            self._cors,
+            self._id.encode(),
+        )
+        self._answered(status, head, content)
+        record(_OPERATION, status, time.perf_counter() - self._began, self._id)
+
+    def _shown(self, outcome: Prepared | Exception) -> tuple[int, bytes, bytes]:
+        if isinstance(outcome, Prepared):
+            try:
+                content = self._path.encoded(outcome)
+            except Exception as error:  # noqa: BLE001 # loop top: others wait behind
+                outcome = error
+            else:
+                return _CREATED, _REPLAYED if outcome.replayed else _HELD, content
+        status, content, headers = refusal_at_prepare(outcome, self._id)
+        return status, _lines({**headers, "Content-Type": PROBLEM_JSON}), content
+
+
+def _cors_lines(cors: CORSConfig, origin: bytes) -> bytes:
+    """The same headers in the same order as the framework's middleware adds them."""
+    headers = {name.lower(): value for name, value in cors.simple_headers.items()}
+    headers["access-control-allow-origin"] = origin.decode("latin-1")
+    headers["vary"] = "Origin"
+    headers["access-control-allow-headers"] = ", ".join(sorted(set(cors.allow_headers)))
+    headers["access-control-allow-methods"] = ", ".join(sorted(set(cors.allow_methods)))
+    return _lines(headers)

@@ -1,0 +1,144 @@
+"""The server's HTTP protocol, with a short way past the framework for the hottest request.
+
+uvicorn's own protocol makes a scope, a cycle and a task for each request before the application
+sees it. Here a request that the application may take as a whole (`PreparePath`) is gathered first:
+taken, its answer is written to the transport by a plain call; not taken, it goes the ordinary way
+as if nothing had been tried. Parsing, keep-alive, pipelining and draining stay uvicorn's.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+if TYPE_CHECKING:
+    from api.prepare_path import PreparePath
+
+__all__ = ["ShortWayProtocol"]
+
+#: A body above this is not gathered here: the framework refuses it, or takes it piece by piece.
+GATHERED_BYTES_MAX: Final = 4 * 1024
+
+
+class _NobodyWaits:
+    """The event that uvicorn sets when a client goes; no task waits for it here."""
+
+    def set(self) -> None:
+        """Do nothing."""
+
+
+_NOBODY_WAITS: Final = _NobodyWaits()
+
+
+class _Gathered:
+    """What stands for a request while it is gathered and answered; uvicorn sees a cycle."""
+
+    __slots__ = ("_protocol", "body", "disconnected", "keep_alive", "response_complete")
+
+    message_event = _NOBODY_WAITS
+
+    def __init__(self, protocol: "ShortWayProtocol", *, keep_alive: bool) -> None:
+        self._protocol = protocol
+        self.body = b""
+        self.disconnected = False
+        self.keep_alive = keep_alive
+        self.response_complete = False
+
+    def answer(self, status: int, head: bytes, content: bytes) -> None:
+        """Write the whole answer in one piece; `head` is the header lines."""
+        self.response_complete = True
+        if not self.disconnected:
+            self._protocol.write_answer(status, head, content, keep_alive=self.keep_alive)
+
+
+class _ServerLines:
+    """The headers that the server itself adds, as lines; uvicorn makes a new list each second."""
+
+    made_of: list[tuple[bytes, bytes]] | None = None
+    lines: bytes = b""
+
+
+class ShortWayProtocol(HttpToolsProtocol):
+    """Gathers what may go the short way, and hands on all else."""
+
+    parser: Any
+    cycle: Any
+    _path: "PreparePath | None" = None
+    _gathering: _Gathered | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        # Connections come only after the application has started.
+        self._path = getattr(getattr(self.config.app, "state", None), "prepare_path", None)
+
+    def on_message_begin(self) -> None:
+        # The scope is made when it is known that one is needed.
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+
+    def on_headers_complete(self) -> None:
+        parser, cycle = self.parser, self.cycle
+        if (
+            self._path is None
+            or not self._path.may_take(parser.get_method(), self.url)
+            or (cycle is not None and not cycle.response_complete)
+            or self.expect_100_continue
+            or parser.should_upgrade()
+            or parser.get_http_version() != "1.1"
+            or self.flow.write_paused
+        ):
+            self._begin_ordinary()
+            return
+        self._gathering = self.cycle = _Gathered(self, keep_alive=parser.should_keep_alive())
+
+    def on_body(self, body: bytes) -> None:
+        gathering = self._gathering
+        if gathering is None:
+            super().on_body(body)
+            return
+        gathering.body += body
+        if len(gathering.body) > GATHERED_BYTES_MAX:
+            self._go_ordinary(gathering)
+
+    def on_message_complete(self) -> None:
+        gathering = self._gathering
+        if gathering is None:
+            super().on_message_complete()
+            return
+        self._gathering = None
+        path = self._path
+        if path is None or not path.take(self.url, self.headers, gathering.body, gathering.answer):
+            self._go_ordinary(gathering)
+            super().on_message_complete()
+
+    def _begin_ordinary(self) -> None:
+        url, headers, expected = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expected
+        self.headers.extend(headers)
+        super().on_headers_complete()
+
+    def _go_ordinary(self, gathering: _Gathered) -> None:
+        self._gathering = None
+        gathering.response_complete = True
+        self._begin_ordinary()
+        # The server may have begun to end meanwhile; then this is the connection's last answer.
+        self.cycle.keep_alive = gathering.keep_alive
+        super().on_body(gathering.body)
+
+    def write_answer(self, status: int, head: bytes, content: bytes, *, keep_alive: bool) -> None:
+        """Write an answer that is whole, as uvicorn would piece by piece."""
+        close = b"" if keep_alive else b"connection: close\r\n"
+        parts = (STATUS_LINE[status], self._server_lines(), head, close, b"\r\n", content)
+        self.transport.write(b"".join(parts))
+        if not keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+
+    def _server_lines(self) -> bytes:
+        made_of = self.server_state.default_headers
+        if _ServerLines.made_of is not made_of:
+            _ServerLines.made_of = made_of
+            _ServerLines.lines = b"".join(b"%b: %b\r\n" % (name, value) for name, value in made_of)
+        return _ServerLines.lines
