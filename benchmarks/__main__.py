@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
 from rich.console import Console
@@ -60,19 +62,30 @@ def main() -> int:
         contenders=wish.contenders,
         say=lambda text: console.print(text, style="dim"),
     )
-    load = os.getloadavg()[0]
-    sections: dict[str, Section] = {}
+    # Whoever ends the benchmark ends its servers: they are in process groups of their own.
+    signal.signal(signal.SIGTERM, _end)
     try:
-        for name in wish.parts or PARTS:
-            sections[name] = PARTS[name](run)
+        _measure(run, wish.parts or list(PARTS), console, wish.save or home)
     except WrkMissing as missing:
         print(f"benchmarks: {missing}", file=sys.stderr)
         return 1
-    results = results_of(sections, quick=wish.quick, load=load)
-    show(results, console)
-    for file in keep(results, wish.save or home):
-        console.print(f"kept in {file}")
     return 0
+
+
+def _measure(run: Run, parts: list[str], console: Console, folder: Path) -> None:
+    load = os.getloadavg()[0]
+    sections: dict[str, Section] = {}
+    for name in parts:
+        sections[name] = PARTS[name](run)
+        # After each part: a long run that is interrupted has not been for nothing.
+        keep(results_of(sections, quick=run.quick, load=load), folder)
+    show(results_of(sections, quick=run.quick, load=load), console)
+    console.print(f"kept in {folder}")
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    del frame
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -76,15 +76,13 @@ def _print(console: Console, title: str, columns: list[str], rows: list[list[str
     console.print(table)
 
 
-def keep(results: Results, folder: Path) -> list[Path]:
-    """Write the JSON, and the picture where matplotlib is installed; the files."""
+def keep(results: Results, folder: Path) -> None:
+    """Write the JSON, and the picture where matplotlib is installed."""
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "results.json"
     data.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
     if "compare" not in results.sections or find_spec("matplotlib") is None:
-        return [data]
+        return
     from benchmarks.picture import draw  # noqa: PLC0415 - matplotlib may be missing
 
-    picture = folder / "results.png"
-    draw(results.sections["compare"], picture)
-    return [data, picture]
+    draw(results.sections["compare"], folder / "results.png")
