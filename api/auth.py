@@ -17,6 +17,7 @@ import structlog
 from jwt.types import Options
 from litestar.connection import ASGIConnection
 
+from api.shared_secret import SharedSecret
 from reservation.domain.errors import Forbidden, MalformedRequest, RateLimited, Unauthenticated
 from reservation.domain.ids import BUYER_ID
 from reservation.domain.rate import Limiter
@@ -59,11 +60,12 @@ class Buyers:
     """Verifies buyers' tokens and remembers the good ones until they end."""
 
     def __init__(self, settings: Settings) -> None:
-        self._secret = settings.jwt_secret
         self._guests = settings.auth == "guest"
         self._jwks = _PublishedKeys(settings.jwks_url) if settings.jwks_url else None
         self._asks_for_keys = self._jwks is not None and not self._guests
         self._options: Options = {"require": ["sub", "exp"], "verify_aud": self._guests}
+        audience = _GUEST_AUDIENCE if self._guests else None
+        self._secret = SharedSecret(settings.jwt_secret, audience=audience, options=self._options)
         self._remembered: dict[str, tuple[str, float]] = {}
 
     async def buyer(self, connection: Connection) -> str:
@@ -110,10 +112,7 @@ class Buyers:
 
     def _by_secret(self, token: str) -> Mapping[str, Any]:
         _refuse_long(token)
-        audience = _GUEST_AUDIENCE if self._guests else None
-        return jwt.decode(
-            token, self._secret, algorithms=["HS256"], audience=audience, options=self._options
-        )
+        return self._secret.claims(token)
 
     def _keep(self, token: str, claims_of: Callable[[], Mapping[str, Any]]) -> str:
         """Read the claims and remember whose they are until they end."""

@@ -41,15 +41,17 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
     #: In front of the queue; the script counts the holds that are taken.
     prepares: Limiter | None
 
-    def token(self, order: Reservation, purpose: Purpose, *, epoch: str) -> str:
-        """A token of ours for this reservation."""
+    def token(
+        self, order: Reservation, purpose: Purpose, *, epoch: str, customer_key: str = ""
+    ) -> str:
+        """A token of ours for this reservation; the buyer's customer key where it is known."""
         read_until = self.service.clock.now_ms() + READ_LIFE_MS
         lasts_until = order.expires_at_ms + TOKEN_LIFE_MS
         claims = Claims(
             purpose=purpose.value,
             sale_id=order.sale_id,
             order_id=order.order_id,
-            buyer=self.service.order_ids.customer_key(order.buyer_id),
+            buyer=customer_key or self.service.order_ids.customer_key(order.buyer_id),
             amount=order.amount,
             expires_at_ms=read_until if purpose is Purpose.READ else lasts_until,
             epoch=epoch,
@@ -63,11 +65,12 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
             return None
         settings = self.service.settings
         base = f"{settings.public_url}/v1/payments/toss"
-        token = self.token(order, Purpose.RETURN, epoch=epoch)
+        customer_key = self.service.order_ids.customer_key(order.buyer_id)
+        token = self.token(order, Purpose.RETURN, epoch=epoch, customer_key=customer_key)
         return PaymentAnswer(
             provider="toss",
             client_key=settings.toss_client_key,
-            customer_key=self.service.order_ids.customer_key(order.buyer_id),
+            customer_key=customer_key,
             success_url=f"{base}/success?token={token}",
             fail_url=f"{base}/fail?token={token}",
             checkout_url=settings.toss_checkout_url or None,

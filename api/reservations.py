@@ -99,13 +99,15 @@ def wish_of(
 def answer_of(api: Api, prepared: Prepared) -> ReservationAnswer:
     """What prepare answers: the reservation with all that is needed to pay for it."""
     order = prepared.reservation
-    payment = api.payment(order, epoch=prepared.epoch)
-    return ReservationAnswer.of(
-        order,
-        now_ms=api.service.clock.now_ms(),
-        token=api.token(order, Purpose.RESERVATION, epoch=prepared.epoch) if payment else None,
-        payment=payment,
-    )
+    epoch = prepared.epoch
+    payment = api.payment(order, epoch=epoch)
+    token = None
+    if payment is not None:
+        token = api.token(
+            order, Purpose.RESERVATION, epoch=epoch, customer_key=payment.customer_key
+        )
+    now_ms = api.service.clock.now_ms()
+    return ReservationAnswer.of(order, now_ms=now_ms, token=token, payment=payment)
 
 
 class ReservationController(Controller):

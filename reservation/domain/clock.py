@@ -2,9 +2,14 @@
 
 import time
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Protocol
 
 __all__ = ["Clock", "SystemClock", "as_datetime", "as_ms", "as_wire"]
+
+
+#: Instants whose text is kept: those of a batch are alike, for its script reads the clock once.
+_INSTANTS_MAX = 256
 
 
 class Clock(Protocol):
@@ -39,6 +44,7 @@ def as_ms(at: datetime) -> int:
     return round(at.timestamp() * 1000)
 
 
+@lru_cache(maxsize=_INSTANTS_MAX)
 def as_wire(ms: int) -> str:
     """Unix milliseconds as RFC 3339 in UTC with milliseconds."""
     return as_datetime(ms).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -5,10 +5,10 @@ buyer and idempotency key, so the same request always names the same order, nobo
 another buyer's, and the sale (so the Redis slot) can be read off the id.
 """
 
-import hashlib
-import hmac
 import re
 from base64 import urlsafe_b64encode
+
+from reservation.domain.macs import Mac
 
 __all__ = [
     "BUYER_ID",
@@ -44,22 +44,22 @@ class OrderIds:
     """
 
     def __init__(self, master_key: bytes) -> None:
-        self._master_key = master_key
-        self._sale_secrets: dict[str, bytes] = {}
+        self._master = Mac(master_key)
+        self._sale_macs: dict[str, Mac] = {}
 
     def order_id(self, *, sale_id: str, buyer_id: str, idempotency_key: str) -> str:
         """The id of the order that this buyer's key names in this sale."""
-        secret = self._sale_secrets.get(sale_id)
-        if secret is None:
-            secret = hmac.digest(self._master_key, b"order-ids\0" + sale_id.encode(), "sha256")
-            self._sale_secrets[sale_id] = secret
+        mac = self._sale_macs.get(sale_id)
+        if mac is None:
+            mac = Mac(self._master.digest(b"order-ids\0" + sale_id.encode()))
+            self._sale_macs[sale_id] = mac
         message = f"{len(buyer_id)}:{buyer_id}{idempotency_key}".encode()
-        tail = hmac.digest(secret, message, "sha256")[:_TAIL_BYTES]
+        tail = mac.digest(message)[:_TAIL_BYTES]
         return f"{sale_id}-{urlsafe_b64encode(tail).decode()}"
 
     def customer_key(self, buyer_id: str) -> str:
         """The PG's `customerKey`: 32 base64url characters that tell nothing about the buyer."""
-        mac = hmac.digest(self._master_key, b"customer\0" + buyer_id.encode(), hashlib.sha256)
+        mac = self._master.digest(b"customer\0" + buyer_id.encode())
         return urlsafe_b64encode(mac[:24]).decode()
 
 

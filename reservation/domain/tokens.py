@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 
 from reservation.domain.errors import InvalidToken
+from reservation.domain.macs import Mac
 
 __all__ = ["Claims", "Purpose", "Signer"]
 
@@ -75,7 +76,7 @@ class Signer:
     """
 
     def __init__(self, keys: Sequence[str]) -> None:
-        self._purpose_keys: dict[tuple[str, str], bytes] = {}
+        self._macs: dict[tuple[str, str], Mac] = {}
         ids: list[str] = []
         for key in keys:
             secret = key.encode()
@@ -83,15 +84,15 @@ class Signer:
             ids.append(key_id)
             for purpose in (*Purpose, "admission"):
                 derived = hmac.digest(secret, b"purpose\0" + purpose.encode(), "sha256")
-                self._purpose_keys[key_id, str(purpose)] = derived
+                self._macs[key_id, str(purpose)] = Mac(derived)
         self._key_ids = tuple(ids)
 
     def sign(self, claims: Claims) -> str:
         """The token that says this."""
         payload = _encode(msgspec.json.encode(claims))
         body = f"{_VERSION}.{self._key_ids[0]}.{payload}"
-        key = self._purpose_keys[self._key_ids[0], claims.purpose]
-        return f"{body}.{_encode(hmac.digest(key, body.encode(), 'sha256'))}"
+        mac = self._macs[self._key_ids[0], claims.purpose]
+        return f"{body}.{_encode(mac.digest(body.encode()))}"
 
     def verify(self, token: str, purpose: Purpose, *, now_ms: int) -> Claims:
         """What the token says, if it is ours, for this purpose and not expired.
@@ -102,12 +103,12 @@ class Signer:
         parts = token.split(".") if len(token) <= _TOKEN_CHARS_MAX and token.isascii() else []
         if len(parts) != 4 or parts[0] != _VERSION:
             raise InvalidToken
-        key = self._purpose_keys.get((parts[1], purpose))
+        ours = self._macs.get((parts[1], purpose))
         mac = _decode(parts[3])
-        if key is None or mac is None or len(mac) != _MAC_BYTES:
+        if ours is None or mac is None or len(mac) != _MAC_BYTES:
             raise InvalidToken
         body = f"{parts[0]}.{parts[1]}.{parts[2]}"
-        if not hmac.compare_digest(hmac.digest(key, body.encode(), "sha256"), mac):
+        if not hmac.compare_digest(ours.digest(body.encode()), mac):
             raise InvalidToken
         claims = _claims(parts[2])
         if claims is None or claims.purpose != purpose or now_ms > claims.expires_at_ms:
@@ -143,7 +144,7 @@ class Signer:
         self, key_id: str, sale_id: str, prices: str, buyer_id: str, minute: int
     ) -> bytes:
         message = msgspec.json.encode([sale_id, prices, buyer_id, minute])
-        return hmac.digest(self._purpose_keys[key_id, "admission"], message, "sha256")
+        return self._macs[key_id, "admission"].digest(message)
 
 
 def _encode(data: bytes) -> str:

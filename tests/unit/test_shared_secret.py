@@ -1,0 +1,102 @@
+"""Tokens under a shared secret: quick for the good, and no looser than PyJWT for any other."""
+
+import hmac
+import time
+from base64 import urlsafe_b64encode
+from typing import Any
+
+import jwt
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jwt.types import Options
+
+from api.shared_secret import SharedSecret
+from reservation.domain.macs import Mac
+
+SECRET = "a secret that is long enough, even for the longest of its hashes: " + "x" * 8
+REQUIRED: Options = {"require": ["sub", "exp"], "verify_aud": True}
+NOW = int(time.time())
+GOOD: dict[str, Any] = {"sub": "ann", "exp": NOW + 1000, "aud": "shop"}
+
+
+def verifier() -> SharedSecret:
+    """One that knows the usual header already, so that its quick way is open."""
+    secret = SharedSecret(SECRET, audience="shop", options=REQUIRED)
+    secret.claims(jwt.encode(GOOD, SECRET, algorithm="HS256"))
+    return secret
+
+
+def outcome(claims_of: Any, token: str) -> Any:
+    try:
+        claims = claims_of(token)
+    except (jwt.PyJWTError, ValueError):
+        return "refused"
+    return claims["sub"], claims["exp"]
+
+
+def slowly(token: str) -> Any:
+    return jwt.decode(token, SECRET, algorithms=["HS256"], audience="shop", options=REQUIRED)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"exp": NOW - 10},
+        {"exp": NOW + 0.5},
+        {"exp": str(NOW + 1000)},
+        {"exp": None},
+        {"exp": -1},
+        {"exp": "soon"},
+        {"nbf": NOW + 500},
+        {"nbf": NOW - 500},
+        {"iat": NOW + 500},
+        {"iat": "now"},
+        {"aud": "another"},
+        {"aud": ["another", "shop"]},
+        {"aud": None},
+        {"sub": 1},
+        {"sub": None},
+        {"jti": 5},
+        {"more": {"of": ["anything"]}},
+    ],
+)
+def test_claims_are_judged_as_the_library_judges_them(change: dict[str, Any]) -> None:
+    token = jwt.encode(GOOD, SECRET, algorithm="HS256")
+    header = token.partition(".")[0]
+    body = msgspec.json.encode({**GOOD, **change})
+    signed = f"{header}.{urlsafe_b64encode(body).rstrip(b'=').decode()}"
+    mac = hmac.digest(SECRET.encode(), signed.encode(), "sha256")
+    made = f"{signed}.{urlsafe_b64encode(mac).rstrip(b'=').decode()}"
+    assert outcome(verifier().claims, made) == outcome(slowly, made)
+
+
+@given(st.integers(0, 200), st.characters(codec="latin-1"))
+def test_a_token_that_was_changed_anywhere_is_refused(at: int, put: str) -> None:
+    token = jwt.encode(GOOD, SECRET, algorithm="HS256")
+    at %= len(token)
+    changed = token[:at] + put + token[at + 1 :]
+    if changed != token:
+        assert outcome(verifier().claims, changed) == outcome(slowly, changed)
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "",
+        "..",
+        "a.b.c",
+        jwt.encode(GOOD, SECRET + "x", algorithm="HS256"),
+        jwt.encode(GOOD, SECRET, algorithm="HS512"),
+        "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbm4ifQ.",
+    ],
+)
+def test_what_is_signed_otherwise_is_refused(token: str) -> None:
+    assert outcome(verifier().claims, token) == "refused"
+
+
+@given(st.binary(max_size=200), st.binary(max_size=300))
+def test_a_prepared_key_gives_the_same_mac(key: bytes, message: bytes) -> None:
+    assert Mac(key).digest(message) == hmac.digest(key, message, "sha256")
