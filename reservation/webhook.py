@@ -121,7 +121,9 @@ class Webhook:
                 # The bank took a deposit back after an error of its own.
                 await self._conclude(case, answer, Asked.LOOK_UP)
             case PaymentStatus.CANCELED:
-                # Cancelled at the PG by someone else. Our own refunds finish by themselves.
-                alarm("cancelled_at_the_pg", order_id=case.order.order_id)
+                # By someone else, or by a refund of ours on its way, which finishes by itself.
+                refund = await self._ledger.refund_of(case.order.order_id)
+                if refund is None or refund.status == "refused":
+                    alarm("cancelled_at_the_pg", order_id=case.order.order_id)
             case _:
                 pass

@@ -54,12 +54,14 @@ class Wave:
         *,
         outage_seconds: float,
         rate: float = 0.0,
+        refunds: bool = True,
         draw: random.Random,
     ) -> None:
         self._world = world
         self._plans = plans
         self._outage_seconds = outage_seconds
         self._rate = rate
+        self._with_refunds = refunds
         self._draw = draw
         self.sale_id = ""
         self.stories: list[Story] = []
@@ -78,7 +80,8 @@ class Wave:
         await self._until_all_ended()
         await self._note_met()
         await self._world.told("/_faults", {"clear": True})
-        await self._refunds()
+        if self._with_refunds:
+            await self._refunds()
         await self._world.bench.flush(self.sale_id)
 
     def totals(self) -> dict[str, int]:
