@@ -41,30 +41,32 @@ def measure(run: Run) -> Section:
     ours = next(one for one in CONTENDERS if one.name == "ours")
     few_runs: list[Measured] = []
     many_runs: list[Measured] = []
+    few_scripts: list[ScriptRate] = []
     with running(ours, home / "many", stock=STOCK) as large:
         _fill(large, many)
         run.say(f"growth  {large.held():,} holds are open")
         load.run(large.url, seconds=1)
         for number in range(rounds):
-            few_runs.append(_few(home / "few", load, seconds))
+            few, few_script = _few(home / "few", load, seconds, run)
+            few_runs.append(few)
             many_runs.append(load.run(large.url, seconds=seconds))
             run.say(
-                f"growth {number + 1}/{rounds}  {few_runs[-1].good_per_second:,.0f}/s with few, "
+                f"growth {number + 1}/{rounds}  {few.good_per_second:,.0f}/s with few, "
                 f"{many_runs[-1].good_per_second:,.0f}/s with many"
             )
+            few_scripts.append(few_script)
         many_script = _script(large, run)
-    with running(ours, home / "few", stock=STOCK) as small:
-        _fill(small, _FEW)
-        few_script = _script(small, run)
-    return _section(Grown(_FEW, few_runs, few_script), Grown(many, many_runs, many_script))
+    middle = sorted(few_scripts, key=lambda rate: rate.holds_per_second)[rounds // 2]
+    return _section(Grown(_FEW, few_runs, middle), Grown(many, many_runs, many_script))
 
 
-def _few(home: Path, load: Load, seconds: int) -> Measured:
+def _few(home: Path, load: Load, seconds: int, run: Run) -> tuple[Measured, ScriptRate]:
     ours = next(one for one in CONTENDERS if one.name == "ours")
     with running(ours, home, stock=STOCK) as small:
         _fill(small, _FEW)
         load.run(small.url, seconds=1)
-        return load.run(small.url, seconds=seconds)
+        measured = load.run(small.url, seconds=seconds)
+        return measured, _script(small, run)
 
 
 def _fill(server: Running, count: int) -> None:
