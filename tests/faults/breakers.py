@@ -1,0 +1,162 @@
+"""Protections that a test turns off, one at a time: without each, a named test must fail.
+
+Each is an edit of the source that a hurried hand could make, and the words of the failure that
+show that the test failed for this and for nothing else.
+"""
+
+import msgspec
+
+__all__ = ["BREAKERS", "Breaker"]
+
+
+class Breaker(msgspec.Struct, frozen=True, kw_only=True):
+    """One protection that is off.
+
+    Attributes:
+        name: what is off.
+        file: where, from the project's root.
+        old: what stands there, once.
+        new: what stands there instead.
+        test: who must notice.
+        says: what the failure must contain.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+    says: str
+
+
+BREAKERS = (
+    Breaker(
+        name="stock is not counted before it is held",
+        file="scripts/lua/prepare.lua",
+        old="short = short or line.stock.available < line.quantity",
+        new="short = false",
+        test="tests/lua/test_prepare.py::test_sold_out_is_all_or_nothing",
+        says="sold_out",
+    ),
+    Breaker(
+        name="a buyer's limit is not looked at",
+        file="scripts/lua/prepare.lua",
+        old="if has + line.quantity > line.stock.limit then",
+        new="if false then",
+        test="tests/lua/test_prepare.py::test_a_buyer_has_no_more_than_the_limit",
+        says="limit_exceeded",
+    ),
+    Breaker(
+        name="a repeated key takes once more",
+        file="scripts/lua/prepare.lua",
+        old='if standing == basket.digest then return {"replayed"} end',
+        new="standing = nil",
+        test="tests/integration/test_batch.py::test_the_same_key_twenty_times_at_once_is_one_order",
+        says="assert",
+    ),
+    Breaker(
+        name="a late call still takes",
+        file="scripts/lua/prepare.lua",
+        old="if now_ms > not_after then",
+        new="if false then",
+        test="tests/lua/test_prepare.py::test_a_late_call_and_another_epoch_change_nothing",
+        says="too_late",
+    ),
+    Breaker(
+        name="an earlier life of the sale is sold from",
+        file="scripts/lua/lib/head.lua",
+        old="if found[1] ~= epoch then return nil end",
+        new="",
+        test="tests/lua/test_finish.py::test_a_finish_of_nothing_a_late_one_and_one_of_another_epoch",
+        says="recovering",
+    ),
+    Breaker(
+        name="an outbox that lost its end is gone on with",
+        file="scripts/lua/lib/head.lua",
+        old='if last.err or not last[1] or last[1][1] ~= found[2] .. "-0" then return nil end',
+        new="",
+        test="tests/lua/test_prepare.py::test_a_sale_that_lost_something_sells_nothing",
+        says="recovering",
+    ),
+    Breaker(
+        name="an old fence may finish",
+        file="scripts/lua/finish.lua",
+        old="if standing ~= fence or not to then",
+        new="if not to then",
+        test="tests/lua/test_finish.py::test_another_fence_is_stale",
+        says="stale",
+    ),
+    Breaker(
+        name="a payment under way keeps its deadline",
+        file="scripts/lua/claim.lua",
+        old='redis.call("ZREM", deadlines, order_id)',
+        new="",
+        test="tests/lua/test_claim.py::test_a_payment_that_comes_before_the_reaper_wins",
+        says="assert",
+    ),
+    Breaker(
+        name="one clock ends a hold",
+        file="scripts/lua/expire.lua",
+        old="math.min(now_ms, caller_ms)",
+        new="math.max(now_ms, caller_ms)",
+        test="tests/lua/test_expire.py::test_a_hold_never_ends_early_by_either_clock",
+        says="not_due",
+    ),
+    Breaker(
+        name="giving back needs memory",
+        file="scripts/lua/release.lua",
+        old="#!lua flags=allow-oom",
+        new="#!lua",
+        test="tests/lua/test_out_of_memory.py::test_only_prepare_is_refused_and_before_it_writes",
+        says="StoreUnavailable",
+    ),
+    Breaker(
+        name="a server that nobody vouched for is sold from",
+        file="reservation/redis/connection.py",
+        old="if self._guarded and connection.run_id != self._vouched:",
+        new="if False:",
+        test="tests/integration/test_recovery.py::"
+        "test_a_server_that_nobody_vouched_for_is_sold_nothing_from",
+        says="DID NOT RAISE",
+    ),
+    Breaker(
+        name="a code that nobody listed gives back",
+        file="reservation/payments/codes.py",
+        old='return Unknown(f"{status} {code}", bound_to_key=bound)',
+        new='return Declined(code, "")',
+        test="tests/unit/test_codes.py::test_a_code_that_is_not_listed_says_nothing_about_the_money",
+        says="Declined",
+    ),
+    Breaker(
+        name="a decline gives back whatever it answers",
+        file="reservation/judge.py",
+        old="return Finish(_declined(code)) if asked is Asked.FIRST_CONFIRM else LookUp()",
+        new="return Finish(_declined(code))",
+        test="tests/unit/test_judge.py::test_a_decline_gives_back_only_in_answer_to_the_first_confirm",
+        says="LookUp",
+    ),
+    Breaker(
+        name="the PG's amount is believed",
+        file="reservation/judge.py",
+        old="ours = payment.total_amount == order.amount and payment.currency == order.currency",
+        new="ours = True",
+        test="tests/unit/test_judge.py::test_an_answer_that_is_not_ours_in_every_member_sells_nothing",
+        says="confirmed",
+    ),
+    Breaker(
+        name="a token's signature is not compared",
+        file="reservation/domain/tokens.py",
+        old="if not hmac.compare_digest(ours.digest(body.encode()), mac):",
+        new="if False:",
+        test="tests/unit/test_tokens.py::test_no_character_of_a_token_can_be_changed",
+        says="DID NOT RAISE",
+    ),
+    Breaker(
+        name="a gap in the events is written over",
+        file="reservation/workers/flusher.py",
+        old="await self._outbox.ack(sale_id, done)",
+        new="await self._outbox.ack(sale_id, [event.seq + 1 for event in events])",
+        test="tests/integration/test_persistence_flusher.py",
+        says="assert",
+    ),
+)
