@@ -185,9 +185,13 @@ class PaymentController(Controller):
         operation_id="receiveWebhook",
         status_code=200,
         request_max_body_size=WEBHOOK_BYTES_MAX,
+        responses={**documented(Unavailable)},
     )
     async def webhooks(self, request: Request[Any, Any, Any]) -> Response[None]:
-        """Something may have changed at the PG: it is asked. The body is not believed."""
+        """Something may have changed at the PG: it is asked. The body is not believed.
+
+        Where the PG cannot be asked now the answer is 503, so that it sends the webhook again.
+        """
         try:
             notice = msgspec.json.decode(await request.body(), type=_Notice)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -8,13 +8,21 @@ import structlog
 from reservation.catalog import Catalog
 from reservation.conclude import Case, Conclude
 from reservation.domain.clock import Clock
+from reservation.domain.errors import Unavailable
 from reservation.domain.ids import sale_of
 from reservation.domain.rate import Limiter, Rate
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.judge import Asked
 from reservation.metrics import alarm
-from reservation.payments.gateway import Answered, Payment, PaymentGateway, PaymentStatus
+from reservation.payments.gateway import (
+    Answered,
+    Payment,
+    PaymentGateway,
+    PaymentStatus,
+    TryAgain,
+    Unknown,
+)
 from reservation.persistence.ledger import Ledger
 from reservation.redis.store import Outcome, Store
 from reservation.settle import Settle
@@ -62,6 +70,9 @@ class Webhook:
             order_id: as the body names it.
             payment_key: likewise; a deposit's webhook has none.
             secret: of a deposit's webhook: only the PG knows it beside us.
+
+        Raises:
+            Unavailable: it could not be acted on now; the PG sends what is not answered 200 again.
         """
         if sale_of(order_id) is None:
             return
@@ -81,6 +92,9 @@ class Webhook:
             log.warning("webhook_forged", order_id=order_id)
             return
         answer = await self._gateway.look_up(key)
+        if isinstance(answer, TryAgain | Unknown):
+            # Nobody else looks at an order that has ended, so the PG has to tell again.
+            raise Unavailable("The payment could not be looked up; send this again.")
         if isinstance(answer, Answered) and answer.payment.order_id == order_id:
             await self._bring_in_line(order, answer)
 
@@ -105,15 +119,24 @@ class Webhook:
                 # A second payment of a paid order: nobody confirmed it here.
                 if payment.status == PaymentStatus.DONE:
                     alarm("second_payment", order_id=order.order_id)
-            case Status.RELEASED | Status.EXPIRED if payment.status == PaymentStatus.DONE:
-                outcome = Outcome(
-                    name="refunded",
-                    attempt="refunded:too late",
-                    members={"cause": "money came after the end", "restock": True},
-                )
-                await self._conclude.cancel(case, outcome, "money came after the end")
+            case Status.RELEASED | Status.EXPIRED:
+                await self._ended(case, payment, answer)
             case _:
                 pass
+
+    async def _ended(self, case: Case, payment: Payment, answer: Answered) -> None:
+        """Money that came after the end goes back, however often that has to be tried."""
+        outcome = Outcome(
+            name="refunded",
+            attempt="refunded:too late",
+            members={"cause": "money came after the end", "restock": True},
+        )
+        if payment.status == PaymentStatus.DONE:
+            if await self._conclude.cancel(case, outcome, "money came after the end") is None:
+                raise Unavailable("The payment is not given back yet; send this again.")
+        elif payment.status == PaymentStatus.CANCELED and payment.approved_at is not None:
+            # A cancel of ours whose answer was lost.
+            await self._conclude.finish(case, outcome, answer)
 
     async def _confirmed(self, case: Case, payment: Payment, answer: Answered) -> None:
         match payment.status:

@@ -1,0 +1,112 @@
+"""What the PG tells late: money for an order that has ended, a cancel of one that is sold."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from reservation.domain.states import Status
+from reservation.metrics import ALARMS
+from reservation.payments.sandbox.faults import Fault
+from reservation.refund import RefundWish
+from tests.money.plan import NONE, Cell, Entry, Plan
+from tests.money.wave import Wave
+from tests.money.world import Story, World, world
+
+
+def alarms() -> float:
+    return ALARMS.labels("cancelled_at_the_pg")._value.get()
+
+
+async def sold(made: World) -> Story:
+    """One order, paid for. The wave's own refunds are kept from it."""
+    wave = Wave(
+        made,
+        [Plan(Cell(NONE, NONE, Entry.SUCCESS))],
+        outage_seconds=30.0,
+        draw=random.Random(1),
+        refunds=False,
+    )
+    await wave.run()
+    assert wave.stories[0].status == Status.CONFIRMED
+    return wave.stories[0]
+
+
+async def test_the_webhook_of_our_own_unfinished_refund_is_no_alarm(
+    tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path, valkey_url, monkeypatch) as made:
+        story = await sold(made)
+        story.deaths = ["refund:after_cancel"]
+        wish = RefundWish(
+            order_id=story.order.order_id,
+            reason="a test",
+            restock=True,
+            account=None,
+            idempotency_key="once",
+            operator="op",
+        )
+        await made.in_first(story, made.first.refund(wish))
+        assert story.died_at == ["refund:after_cancel"]
+        before = alarms()
+        assert await made.hear(story.order.order_id, story.payment_key)
+        assert alarms() == before
+
+
+async def test_a_cancel_that_nobody_here_asked_for_is_an_alarm(
+    tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path, valkey_url, monkeypatch) as made:
+        story = await sold(made)
+        assert made.sandbox.cancel(story.payment_key).status_code == 200
+        before = alarms()
+        assert await made.hear(story.order.order_id, story.payment_key)
+        assert alarms() == before + 1
+
+
+async def ended(made: World) -> Story:
+    """One order whose hold ran out, and whose payment the PG approved for all that."""
+    wave = Wave(
+        made,
+        [Plan(Cell(NONE, "confirm:before_claim", Entry.SETTLER))],
+        outage_seconds=30.0,
+        draw=random.Random(1),
+        refunds=False,
+    )
+    await wave.run()
+    story = wave.stories[0]
+    assert story.status == Status.EXPIRED
+    order = story.order
+    confirmed = made.sandbox.confirm(story.payment_key, order.order_id, order.amount)
+    assert confirmed.status_code == 200
+    return story
+
+
+@pytest.mark.parametrize("operation", ["look_up", "cancel"])
+@pytest.mark.parametrize("fault", [Fault.ERROR_BEFORE_COMMIT, Fault.COMMIT_THEN_DROP])
+async def test_a_late_webhook_comes_again_until_the_money_is_given_back(
+    tmp_path: Path,
+    valkey_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    operation: str,
+    fault: Fault,
+) -> None:
+    async with world(tmp_path, valkey_url, monkeypatch) as made:
+        story = await ended(made)
+        order_id = story.order.order_id
+        made.sandbox.order_fault(fault, orderId=order_id, operations=[operation], times=1)
+        assert not await made.hear(order_id, story.payment_key)
+        assert await made.hear(order_id, story.payment_key)
+        found = await made.second.store.read(order_id)
+        assert found is not None
+        assert found.status is Status.REFUNDED
+        ledger = made.sandbox.ledger(order_id)
+        assert ledger["charged"] == ledger["cancelled"] == story.order.amount
+
+
+async def test_a_webhook_of_a_payment_that_the_pg_does_not_know_need_not_come_again(
+    tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path, valkey_url, monkeypatch) as made:
+        story = await sold(made)
+        assert await made.hear(story.order.order_id, "tboxforged0123456789")
