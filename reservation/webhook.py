@@ -16,6 +16,7 @@ from reservation.domain.states import Status
 from reservation.judge import Asked
 from reservation.metrics import alarm
 from reservation.payments.gateway import (
+    Answer,
     Answered,
     Payment,
     PaymentGateway,
@@ -92,7 +93,7 @@ class Webhook:
             log.warning("webhook_forged", order_id=order_id)
             return
         answer = await self._gateway.look_up(key)
-        if isinstance(answer, TryAgain | Unknown):
+        if isinstance(answer, TryAgain | Unknown) or _of_another_key(answer, key):
             # Nobody else looks at an order that has ended, so the PG has to tell again.
             raise Unavailable("The payment could not be looked up; send this again.")
         if isinstance(answer, Answered) and answer.payment.order_id == order_id:
@@ -150,3 +151,8 @@ class Webhook:
                     alarm("cancelled_at_the_pg", order_id=case.order.order_id)
             case _:
                 pass
+
+
+def _of_another_key(answer: Answer, payment_key: str) -> bool:
+    """What is cancelled must be the very payment that was looked up."""
+    return isinstance(answer, Answered) and answer.payment.payment_key != payment_key

@@ -41,6 +41,8 @@ class Kind(StrEnum):
     CARD = "card"
     #: Confirmed only after the hold ran out.
     LATE = "late"
+    #: Approved by the PG behind our back when the hold has run out and nobody came.
+    BEHIND = "behind"
     DECLINED = "declined"
     #: In a sale that takes none.
     ACCOUNT = "account"
@@ -80,8 +82,9 @@ CELLS: Final = tuple(
 
 #: Of a hundred random payments: how many are of each kind.
 _WEIGHTS: Final = {
-    Kind.CARD: 82,
-    Kind.LATE: 5,
+    Kind.CARD: 80,
+    Kind.LATE: 4,
+    Kind.BEHIND: 3,
     Kind.DECLINED: 6,
     Kind.ACCOUNT: 4,
     Kind.FORGED: 3,

@@ -82,8 +82,15 @@ async def ended(made: World) -> Story:
     return story
 
 
-@pytest.mark.parametrize("operation", ["look_up", "cancel"])
-@pytest.mark.parametrize("fault", [Fault.ERROR_BEFORE_COMMIT, Fault.COMMIT_THEN_DROP])
+@pytest.mark.parametrize(
+    ("operation", "fault"),
+    [
+        ("look_up", Fault.ERROR_BEFORE_COMMIT),
+        ("look_up", Fault.OTHER_KEY),
+        ("cancel", Fault.ERROR_BEFORE_COMMIT),
+        ("cancel", Fault.COMMIT_THEN_DROP),
+    ],
+)
 async def test_a_late_webhook_comes_again_until_the_money_is_given_back(
     tmp_path: Path,
     valkey_url: str,
@@ -102,6 +109,18 @@ async def test_a_late_webhook_comes_again_until_the_money_is_given_back(
         assert found.status is Status.REFUNDED
         ledger = made.sandbox.ledger(order_id)
         assert ledger["charged"] == ledger["cancelled"] == story.order.amount
+
+
+async def test_no_cancel_leaves_for_another_payment_than_was_looked_up(
+    tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path, valkey_url, monkeypatch) as made:
+        story = await ended(made)
+        order_id = story.order.order_id
+        made.sandbox.order_fault(Fault.OTHER_KEY, orderId=order_id, operations=["look_up"])
+        assert not await made.hear(order_id, story.payment_key)
+        asked = await made.second.ledger.history(order_id)
+        assert "cancel" not in [row.what for row in asked]
 
 
 async def test_a_webhook_of_a_payment_that_the_pg_does_not_know_need_not_come_again(

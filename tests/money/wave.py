@@ -126,6 +126,7 @@ class Wave:
         story.well_at = self._well_at(plan)
         self.stories.append(story)
         self._world.stories[order.order_id] = story
+        # Where the PG acts behind our back its own webhook is dropped, and repeats of it come.
         if plan.cell.entry is Entry.WEBHOOK or plan.cell.fault == Fault.WEBHOOK_STORM:
             self._world.hooks.heard.add(order.order_id)
 
@@ -231,8 +232,9 @@ class Wave:
         world, order_id = self._world, story.order.order_id
         entry = story.plan.cell.entry
         if _is_late(story) and not story.claimed_at:
-            late = world.clock.now_ms() >= self._began_ms + LATE_SECONDS * 1000
-            return self._first(story) if late else None
+            return self._late(story)
+        if story.plan.kind is Kind.BEHIND:
+            return self._repeat(story) if self._nudges(story) else None
         if due and story.deaths:
             return world.in_first(story, world.first.settle(order_id))
         if entry is Entry.WEBHOOK and (due or self._nudges(story)):
@@ -240,6 +242,31 @@ class Wave:
         if entry is Entry.REFRESH and not story.deaths and (due or self._nudges(story)):
             return self._refresh(story, due)
         return world.in_second(world.second.settle(order_id)) if due else None
+
+    def _late(self, story: Story) -> Any:
+        """The buyer, or the PG, comes when nobody waits for them any more."""
+        late_ms = LATE_SECONDS * 1000
+        if story.plan.kind is Kind.BEHIND:
+            # What goes wrong with it is ordered for it alone, when the rest is over.
+            late_ms = max(late_ms, round(self._outage_seconds * 1000) + 1)
+        if self._world.clock.now_ms() < self._began_ms + late_ms:
+            return None
+        return self._behind(story) if story.plan.kind is Kind.BEHIND else self._first(story)
+
+    async def _behind(self, story: Story) -> None:
+        """The PG approves it, and what we ask it then goes wrong twice."""
+        story.claimed_at = self._world.clock.now_ms()
+        order = story.order
+        # An answer for another order is what a forged webhook looks like: it is not told again.
+        told_again = set(Fault) - set(LINGERING) - {Fault.OTHER_ORDER}
+        fault = self._draw.choice(sorted(told_again))
+        wish = {"fault": fault, "orderId": order.order_id, "times": 2}
+        await self._world.told("/_faults", wish | {"operations": ["look_up", "cancel"]})
+        await self._world.approve(story.payment_key, order)
+
+    async def _repeat(self, story: Story) -> None:
+        """A webhook of it comes again, until it was heard."""
+        story.heard = await self._world.hear(story.order.order_id, story.payment_key)
 
     def _nudges(self, story: Story) -> bool:
         """Whether it is time for the buyer to load the page again, or for a webhook to repeat."""
@@ -266,7 +293,7 @@ class Wave:
             if story.lease_left:
                 story.lease_left = False
                 story.free_at = await self._world.second.store.lease_end(story.order) or 0
-            waits = _is_late(story) and not story.claimed_at
+            waits = _is_late(story) and not (story.claimed_at and _is_heard(story))
             if order.status in _ENDED and not waits:
                 story.ended_at = self._world.clock.now_ms()
                 story.ended_as = story.status
@@ -314,4 +341,8 @@ class Wave:
 
 
 def _is_late(story: Story) -> bool:
-    return story.plan.kind is Kind.LATE
+    return story.plan.kind in (Kind.LATE, Kind.BEHIND)
+
+
+def _is_heard(story: Story) -> bool:
+    return story.heard or story.plan.kind is Kind.LATE

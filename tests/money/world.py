@@ -74,6 +74,8 @@ class Story(msgspec.Struct):
     well_at: int = 0
     ended_at: int = 0
     unknown: bool = False
+    #: Whether a webhook of it was answered 200.
+    heard: bool = False
     #: Whether the fault that was ordered for it met a call.
     met: bool = False
     status: str = ""
@@ -176,6 +178,12 @@ class World:
         """One call of the sandbox's own."""
         answer = await self.pg.post(path, json=body)
         return answer.raise_for_status().json()
+
+    async def approve(self, payment_key: str, order: Reservation) -> bool:
+        """Confirm a payment at the PG as if somebody else did; whether it took the money."""
+        body = {"paymentKey": payment_key, "orderId": order.order_id, "amount": order.amount}
+        auth = (self.sandbox.secret_key, "")
+        return (await self.pg.post("/v1/payments/confirm", json=body, auth=auth)).is_success
 
     @staticmethod
     async def _waiting(step: Coroutine[Any, Any, Any]) -> None:
