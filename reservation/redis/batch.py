@@ -7,36 +7,27 @@ expired holds to be given back goes before anything newer.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
 import structlog
 
-from reservation.domain.clock import Clock, as_wire
-from reservation.domain.errors import (
-    AmountMismatch,
-    IdempotencyKeyReused,
-    InvalidAdmission,
-    OutcomeUnknown,
-    RateLimited,
-    ReservationError,
-    SaleClosed,
-    SaleNotOpen,
-    SalePaused,
-    SaleRecovering,
-    SkuNotFound,
-    Unavailable,
-)
+from reservation.domain.clock import Clock
+from reservation.domain.errors import OutcomeUnknown, ReservationError, Unavailable
 from reservation.domain.rate import Rate
-from reservation.domain.reservation import Basket, Reservation
-from reservation.domain.states import Status
+from reservation.domain.reservation import Basket
 from reservation.redis.connection import Connections, StoreUnavailable, StoreUncertain
+from reservation.redis.decisions import (
+    RETRY_AFTER_SECONDS,
+    Decision,
+    Replayed,
+    decision_of,
+    looked_up,
+)
 from reservation.redis.keys import Keys
 from reservation.redis.outcomes import PrepareWord
-from reservation.redis.records import as_items, as_mapping, as_reservation
 from reservation.redis.scripts import load
-from reservation.redis.store import limit_exceeded, sold_out
 
 __all__ = ["Decision", "PrepareQueue", "Replayed"]
 
@@ -44,15 +35,26 @@ log = structlog.get_logger(__name__)
 
 #: Baskets in one call: 128 one-line baskets take about 3 ms of the server's single thread.
 BASKETS_MAX: Final = 128
-#: Baskets that may wait in one process, about a second's worth; beyond it the answer is "not now".
+#: Baskets that may wait in one process; beyond it the answer is "not now".
 WAITING_MAX: Final = 10_000
+#: How long the basket that is next may have waited before newcomers are told "not now": a buyer
+#: who is refused at once tries again, one who waits for seconds reloads and comes twice.
+WAITING_SECONDS_MAX: Final = 0.5
+#: Answers that are written before the loop looks at sockets again: about a millisecond.
+ANSWERS_AT_ONCE: Final = 32
+#: The next call leaves before the answers of the last are written where that call took less than
+#: so many times the writing: then Redis works while we write. Where the call took longer it is the
+#: disk that is slow, and a fuller batch gains more.
+CALL_TO_ANSWERS_MAX: Final = 2.0
 #: Rounds of "expire what is due, then ask again" without a single hold given back.
 FRUITLESS_ROUNDS_MAX: Final = 20
 #: How long past `not_after` a lost reply is looked into before the outcome counts as unknown.
 LOOK_UP_SECONDS: Final = 5.0
 LOOK_UP_PAUSE_SECONDS: Final = 0.2
-#: What a refused caller is told to wait, in seconds.
-RETRY_AFTER_SECONDS: Final = 1
+
+
+#: Words that leave a basket where it is.
+_NOT_YET: Final = frozenset({PrepareWord.DUE.value, PrepareWord.AGAIN.value})
 
 
 class Expire(Protocol):
@@ -61,20 +63,17 @@ class Expire(Protocol):
     async def __call__(self, sale_id: str, order_ids: Sequence[str], *, epoch: str) -> int: ...
 
 
-class Replayed(msgspec.Struct, frozen=True):
-    """The order stands already, made from the same body."""
-
-
-Decision = Reservation | Replayed
 #: Told once how a basket was decided; it must not raise, for others wait behind it.
 Done = Callable[[Decision | ReservationError], None]
 
 
 class _Waiting:
-    __slots__ = ("basket", "decide", "digest")
+    __slots__ = ("basket", "came_at", "decide", "digest")
 
-    def __init__(self, basket: Basket, decide: Done) -> None:
+    def __init__(self, basket: Basket, came_at: float, decide: Done) -> None:
         self.basket = basket
+        #: On the monotonic clock.
+        self.came_at = came_at
         self.digest = basket.digest()
         self.decide = decide
 
@@ -82,12 +81,14 @@ class _Waiting:
 class _Lane:
     """The baskets of one sale under one epoch, in order of arrival."""
 
-    __slots__ = ("fruitless", "task", "waiting")
+    __slots__ = ("call_seconds", "fruitless", "task", "waiting")
 
     def __init__(self) -> None:
         self.waiting: deque[_Waiting] = deque()
         self.task: asyncio.Task[None] | None = None
         self.fruitless = 0
+        #: How long the last call took.
+        self.call_seconds = 0.0
 
 
 class PrepareQueue:
@@ -108,8 +109,11 @@ class PrepareQueue:
         self._clock = clock
         self._rate = (rate.interval_ms, rate.count) if rate else (0, 0)
         self._lanes: dict[tuple[str, str], _Lane] = {}
-        self._look_ups: set[asyncio.Task[None]] = set()
+        #: What goes on beside the lanes: look-ups of lost replies, answers that are being written.
+        self._beside: set[asyncio.Task[None]] = set()
         self._waiting = 0
+        #: How long one answer takes to write, as lately seen.
+        self._answer_seconds = 0.0
 
     async def prepare(self, basket: Basket, *, epoch: str) -> Decision:
         """Decide one basket; see prepare.lua for every refusal.
@@ -139,12 +143,14 @@ class PrepareQueue:
         Raises:
             Unavailable: too many wait; `done` is not told anything.
         """
-        if self._waiting >= WAITING_MAX:
-            raise Unavailable("Too many buyers at once.", retryAfter=RETRY_AFTER_SECONDS)
+        now = self._clock.monotonic()
         lane = self._lanes.get((basket.sale_id, epoch))
         if lane is None:
             lane = self._lanes[basket.sale_id, epoch] = _Lane()
-        lane.waiting.append(_Waiting(basket, done))
+        late = lane.waiting and now - lane.waiting[0].came_at > WAITING_SECONDS_MAX
+        if late or self._waiting >= WAITING_MAX:
+            raise Unavailable("Too many buyers at once.", retryAfter=RETRY_AFTER_SECONDS)
+        lane.waiting.append(_Waiting(basket, now, done))
         self._waiting += 1
         if lane.task is None:
             lane.task = asyncio.create_task(self._drain(basket.sale_id, epoch, lane))
@@ -152,7 +158,8 @@ class PrepareQueue:
     async def aclose(self) -> None:
         """Wait for what is under way."""
         tasks = [lane.task for lane in self._lanes.values() if lane.task]
-        await asyncio.gather(*tasks, *self._look_ups, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._beside, return_exceptions=True)
 
     async def _drain(self, sale_id: str, epoch: str, lane: _Lane) -> None:
         try:
@@ -171,6 +178,7 @@ class PrepareQueue:
     async def _decide(self, sale_id: str, epoch: str, lane: _Lane, batch: list[_Waiting]) -> None:
         not_after_ms = self._connections.not_after_ms()
         keys, args = self._encode(sale_id, epoch, not_after_ms, batch)
+        sent_at = self._clock.monotonic()
         try:
             replies: list[list[str]] = await self._connections.call(
                 load("prepare"), keys, args, guarded=True
@@ -180,14 +188,18 @@ class PrepareQueue:
             _refuse(batch, Unavailable(retryAfter=RETRY_AFTER_SECONDS))
         except StoreUncertain as error:
             log.warning("prepare_uncertain", sale_id=sale_id, reason=str(error), count=len(batch))
-            task = asyncio.create_task(self._look_up(sale_id, not_after_ms, batch))
-            self._look_ups.add(task)
-            task.add_done_callback(self._look_ups.discard)
+            self._go_on_beside(self._look_up(sale_id, not_after_ms, batch))
         except Exception:
             _refuse(batch, OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS))
             raise
         else:
+            lane.call_seconds = self._clock.monotonic() - sent_at
             await self._answer(sale_id, epoch, lane, batch, replies)
+
+    def _go_on_beside(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
 
     def _encode(
         self, sale_id: str, epoch: str, not_after_ms: int, batch: list[_Waiting]
@@ -236,15 +248,22 @@ class PrepareQueue:
         replies: list[list[str]],
     ) -> None:
         behind: list[_Waiting] = []
+        decided: list[tuple[_Waiting, list[str]]] = []
         due: Sequence[str] = ()
-        for waiting, (word, *facts) in zip(batch, replies, strict=True):
+        for waiting, reply in zip(batch, replies, strict=True):
+            word = reply[0]
             if word == PrepareWord.DUE:
-                due = facts
-                behind.append(waiting)
-            elif word == PrepareWord.AGAIN:
+                due = reply[1:]
+            if word in _NOT_YET:
                 behind.append(waiting)
             else:
-                waiting.decide(_decision(waiting.basket, PrepareWord(word), facts))
+                decided.append((waiting, reply))
+        quick = lane.call_seconds < CALL_TO_ANSWERS_MAX * self._answer_seconds * len(decided)
+        more = lane.waiting or len(decided) > ANSWERS_AT_ONCE
+        if quick and more and not behind:
+            self._go_on_beside(self._tell(decided, pause_after=ANSWERS_AT_ONCE))
+        else:
+            await self._tell(decided, pause_after=len(batch))
         if not behind:
             return
         lane.fruitless = 0 if await self._try_expire(sale_id, due, epoch) else lane.fruitless + 1
@@ -254,6 +273,19 @@ class PrepareQueue:
             return
         lane.waiting.extendleft(reversed(behind))
         self._waiting += len(behind)
+
+    async def _tell(
+        self, decided: Sequence[tuple[_Waiting, list[str]]], *, pause_after: int
+    ) -> None:
+        """Tell each caller, in order of arrival, and let the loop look at sockets in between."""
+        for start in range(0, len(decided), pause_after):
+            if start:
+                await asyncio.sleep(0)
+            some = decided[start : start + pause_after]
+            began = self._clock.monotonic()
+            for waiting, (word, *facts) in some:
+                waiting.decide(decision_of(waiting.basket, PrepareWord(word), facts))
+            self._answer_seconds = (self._clock.monotonic() - began) / len(some)
 
     async def _try_expire(self, sale_id: str, due: Sequence[str], epoch: str) -> int:
         try:
@@ -282,7 +314,7 @@ class PrepareQueue:
                 continue
             if int(time[0]) * 1000 + int(time[1]) // 1000 > not_after_ms:
                 for waiting, flat in zip(batch, found, strict=True):
-                    waiting.decide(_looked_up(sale_id, waiting, flat))
+                    waiting.decide(looked_up(waiting.basket, waiting.digest, flat))
                 return
         _refuse(batch, OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS))
 
@@ -294,72 +326,3 @@ def _refuse(batch: list[_Waiting], refusal: ReservationError) -> None:
 
 def _json(text: str) -> str:
     return msgspec.json.encode(text).decode()
-
-
-def _looked_up(sale_id: str, waiting: _Waiting, flat: Any) -> Decision | ReservationError:
-    fields = as_mapping(flat)
-    if not fields:
-        return Unavailable(retryAfter=RETRY_AFTER_SECONDS)
-    if fields["digest"] != waiting.digest:
-        return IdempotencyKeyReused()
-    return as_reservation(sale_id, waiting.basket.order_id, fields)
-
-
-def _decision(
-    basket: Basket, word: PrepareWord, facts: Sequence[str]
-) -> Decision | ReservationError:
-    match word:
-        case PrepareWord.HELD | PrepareWord.PREPARED:
-            return _reservation(basket, word, facts)
-        case PrepareWord.REPLAYED:
-            return Replayed()
-        case _:
-            return _refusal(word, facts)
-
-
-def _reservation(basket: Basket, word: PrepareWord, facts: Sequence[str]) -> Reservation:
-    expires_at, seq, created_at, items = facts
-    return Reservation(
-        order_id=basket.order_id,
-        sale_id=basket.sale_id,
-        buyer_id=basket.buyer_id,
-        status=Status.HELD if word is PrepareWord.HELD else Status.PREPARED,
-        lines=as_items(items),
-        amount=basket.amount,
-        currency=basket.currency,
-        order_name=basket.order_name,
-        created_at_ms=int(created_at),
-        updated_at_ms=int(created_at),
-        expires_at_ms=int(expires_at),
-        seq=int(seq),
-    )
-
-
-def _refusal(word: PrepareWord, facts: Sequence[str]) -> ReservationError:
-    match word:
-        case PrepareWord.SOLD_OUT:
-            return sold_out(facts)
-        case PrepareWord.LIMIT_EXCEEDED:
-            return limit_exceeded(facts)
-        case PrepareWord.AMOUNT_MISMATCH:
-            return AmountMismatch(expectedAmount=int(facts[0]))
-        case PrepareWord.SKU_NOT_FOUND:
-            return SkuNotFound(sku=facts[0])
-        case PrepareWord.KEY_REUSED:
-            return IdempotencyKeyReused()
-        case PrepareWord.NOT_ADMITTED:
-            return InvalidAdmission()
-        case PrepareWord.RATE_LIMITED:
-            return RateLimited(retryAfter=max(1, -(-int(facts[0]) // 1000)))
-        case PrepareWord.CLOSED:
-            return SaleClosed()
-        case PrepareWord.NOT_OPEN:
-            return SaleNotOpen(opensAt=as_wire(int(facts[0])))
-        case PrepareWord.PAUSED:
-            return SalePaused(retryAfter=RETRY_AFTER_SECONDS)
-        case PrepareWord.RECOVERING:
-            return SaleRecovering(retryAfter=RETRY_AFTER_SECONDS)
-        case PrepareWord.TOO_LATE:
-            return Unavailable(retryAfter=RETRY_AFTER_SECONDS)
-        case _:
-            raise AssertionError(word)

@@ -7,8 +7,9 @@ itself (`Connections.call_again`). See docs/adr/0002-no-client-retries.md.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
+import hiredis
 import structlog
 from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry
@@ -45,6 +46,9 @@ __all__ = [
 ]
 
 log = structlog.get_logger(__name__)
+
+#: redis-py's own packing goes through each argument in Python.
+_pack = cast("Callable[[tuple[str | int | bytes, ...]], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType] - its stub wants a tuple of one
 
 #: A script that reaches the server later than this does nothing, so a caller that waited this long
 #: knows. Far above a slow script (20 ms) and far below what a buyer waits.
@@ -185,7 +189,9 @@ class Connections:
         try:
             if guarded:
                 self._refuse_stranger(connection)
-            await connection.send_packed_command(connection.pack_commands(commands))
+            await connection.send_packed_command(
+                b"".join([_pack(tuple(command)) for command in commands])
+            )
             replies: list[Any] = []
             for _ in commands:
                 replies.append(await self._read(connection))
