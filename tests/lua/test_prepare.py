@@ -189,3 +189,36 @@ async def test_a_key_of_the_wrong_kind_leaves_nothing_half_written(bare_sale: Lu
     assert await bare_sale.stock("a") == (10, 9, 1, 0)
     await bare_sale.check()
     assert await bare_sale.order(bad) == {}
+
+
+async def test_an_order_keeps_what_was_promised(sale: LuaSale) -> None:
+    basket = await sale.hold("ann", lines={"a": 2}, digest="5" * 32)
+    order = await sale.order(basket)
+    promised = {
+        "buyer": "ann",
+        "amount": "2000",
+        "currency": "KRW",
+        "name": "name",
+        "digest": "5" * 32,
+        "items": '[["a",2,1000]]',
+        "fence": "0",
+        "attempts": "0",
+        "seq": "2",
+    }
+    assert {name: order[name] for name in promised} == promised
+    assert order["created_at"] == order["updated_at"]
+
+
+async def test_a_rate_is_forgotten_when_it_binds_nobody_any_more(sale: LuaSale) -> None:
+    await sale.prepare(sale.basket("ann"), rate=(60_000, 3))
+    left = await sale.connections.command("PTTL", sale.keys.rate("ann"))
+    assert 0 < left <= 60_000
+
+
+async def test_what_holds_nothing_is_not_named_when_it_ran_out(bare_sale: LuaSale) -> None:
+    await bare_sale.put(hold_policy="success")
+    await bare_sale.run_out(await bare_sale.hold("old"))
+    taken = await bare_sale.hold("quick", lines={"b": 5})
+    assert (await bare_sale.claim(taken))[0] == "claimed"
+    [reply] = await bare_sale.prepare(bare_sale.basket("late", lines={"b": 1}))
+    assert reply == ["sold_out", "", "b", "0"]

@@ -1,5 +1,6 @@
 """put_sale.lua: each word; what may change and what stays."""
 
+from reservation.redis.records import as_mapping
 from tests.fixtures.lua_sale import LuaSale
 
 A, B = ("a", "A", 1000, 10, 3), ("b", "B", 500, 5, 5)
@@ -68,4 +69,45 @@ async def test_another_epoch_and_a_late_call_change_nothing(sale: LuaSale) -> No
     before = await sale.dump()
     assert await sale.put(version=1, digest="x", epoch="other") == ["recovering"]
     assert await sale.put(version=1, digest="x", late=1) == ["too_late"]
+    assert await sale.dump() == before
+
+
+async def test_a_sale_keeps_its_settings_and_nothing_else(sale: LuaSale) -> None:
+    async def kept() -> dict[str, str]:
+        return as_mapping(await sale.connections.command("HGETALL", sale.keys.sale))
+
+    first = await kept()
+    settings = {"name", "currency", "opens_at", "closes_at", "hold_seconds", "hold_policy"}
+    settings |= {"virtual_accounts", "require_admission"}
+    own = {"version", "digest", "skus", "epoch", "status", "created_at", "seq", "chain"}
+    assert set(first) == settings | own
+    assert (first["name"], first["currency"], first["hold_seconds"]) == ("Sale", "KRW", "300")
+    await sale.put(version=1, digest="x", name="New", hold_seconds=60)
+    second = await kept()
+    assert (second["name"], second["hold_seconds"]) == ("New", "60")
+    assert second["created_at"] == first["created_at"]
+
+
+async def test_an_item_keeps_its_name_price_and_limit(sale: LuaSale) -> None:
+    async def kept(sku: str) -> list[str]:
+        key = sale.keys.stock(sku)
+        return await sale.connections.command("HMGET", key, "name", "price", "limit", "total")
+
+    assert await kept("a") == ["A", "1000", "3", "10"]
+    await sale.put(version=1, digest="x", items=[A, ("b", "Better", 700, 9, 2)])
+    assert await kept("b") == ["Better", "700", "2", "9"]
+
+
+async def test_an_item_that_is_half_held_and_half_sold_does_not_leave(sale: LuaSale) -> None:
+    await sale.hold("one", lines={"b": 1})
+    await sale.sold("two", lines={"b": 1})
+    leave = {"items": [A], "leaving": ["b"]}
+    assert await sale.put(version=1, digest="x", **leave) == ["item_in_use", "b"]
+
+
+async def test_an_item_that_the_caller_does_not_know_of_does_not_leave(sale: LuaSale) -> None:
+    before = await sale.dump()
+    assert await sale.put(version=1, digest="x", items=[A]) == ["changed", "1"]
+    wrong = {"items": [A], "leaving": ["z"]}
+    assert await sale.put(version=1, digest="x", **wrong) == ["changed", "1"]
     assert await sale.dump() == before

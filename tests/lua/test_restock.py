@@ -1,5 +1,8 @@
 """restock.lua: each word; idempotent by its operation."""
 
+import json
+
+from reservation.redis.records import as_mapping
 from tests.fixtures.lua_sale import LuaSale
 
 
@@ -37,3 +40,13 @@ async def test_another_epoch_and_a_late_call_change_nothing(sale: LuaSale) -> No
     assert await sale.restock(epoch="other") == ["recovering"]
     assert await sale.restock(late=1) == ["too_late"]
     assert await sale.dump() == before
+
+
+async def test_the_event_names_the_item_and_what_it_has_now(sale: LuaSale) -> None:
+    await sale.restock("b", 2)
+    [[_, flat]] = await sale.connections.command(
+        "XREVRANGE", sale.keys.outbox, "+", "-", "COUNT", 1
+    )
+    fields = as_mapping(flat)
+    assert fields["event"] == "restocked"
+    assert json.loads(fields["data"]) == {"sku": "b", "delta": 2, "total": 7}
