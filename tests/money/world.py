@@ -28,7 +28,7 @@ from reservation.payments import breaker
 from reservation.redis.connection import StoreUnavailable, StoreUncertain
 from reservation.settings import Settings
 from tests.fixtures.in_process import Bench
-from tests.fixtures.sandbox import RunningSandbox, address_of, listening, running_sandbox
+from tests.fixtures.sandbox import RunningSandbox, address_of, listening, sandbox_process
 from tests.money.clocks import WorldClock, scripts_by
 from tests.money.hooks import Hooks
 from tests.money.plan import NONE, Plan
@@ -215,9 +215,10 @@ async def world(folder: Path, redis_url: str, patch: pytest.MonkeyPatch) -> Asyn
         stack.callback(failpoints.disarm)
         stack.enter_context(scripts_by(folder, patch))
         listener = stack.enter_context(listening())
-        sandbox = stack.enter_context(
-            running_sandbox(folder, webhook_urls=(address_of(listener),), webhook_scale=0.001)
+        process = stack.enter_context(
+            sandbox_process(folder, webhook_urls=[address_of(listener)], webhook_scale=0.001)
         )
+        sandbox = process.sandbox
         pg = await stack.enter_async_context(
             httpx.AsyncClient(base_url=sandbox.url, timeout=30, trust_env=False)
         )
