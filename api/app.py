@@ -33,7 +33,7 @@ from reservation.redis.connection import StoreUnavailable, StoreUncertain
 from reservation.redis.heartbeat import Heartbeat
 from reservation.settings import Settings
 
-__all__ = ["create_app"]
+__all__ = ["context_of", "create_app"]
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +52,7 @@ def create_app(settings: Settings) -> Litestar:
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncGenerator[None]:
         async with opened(settings) as service:
-            app.state.api = api = _api(settings, service)
+            app.state.api = api = context_of(settings, service)
             app.state.prepare_path = PreparePath(api, cors)
             app.state.stock_feed = feed = StockFeed(api)
 
@@ -98,7 +98,8 @@ def create_app(settings: Settings) -> Litestar:
     return app
 
 
-def _api(settings: Settings, service: Service) -> Api:
+def context_of(settings: Settings, service: Service) -> Api:
+    """What the endpoints share, around a connected service."""
     buyers = Buyers(settings)
     return Api(
         service=service,

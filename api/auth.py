@@ -90,6 +90,10 @@ class Buyers:
             return self._keep(token, lambda: self._by_secret(token))
         return buyer_id
 
+    def forget(self, token: str) -> None:
+        """Verify this token anew when it comes next."""
+        self._remembered.pop(token, None)
+
     def _remembered_buyer(self, token: str) -> str | None:
         remembered = self._remembered.get(token)
         if remembered is not None and remembered[1] > time.time():

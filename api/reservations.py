@@ -82,7 +82,7 @@ def wish_of(
         sale_id=known.sale.sale_id,
         buyer_id=buyer_id,
         idempotency_key=idempotency_key,
-        items=tuple((line.sku, line.quantity) for line in data.items),
+        items=tuple([(line.sku, line.quantity) for line in data.items]),
         amount=data.amount,
         order_name=data.order_name,
         admitted=admission is not None

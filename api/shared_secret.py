@@ -7,7 +7,7 @@ than one HMAC and one look at its claims.
 
 import hmac
 import time
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import urlsafe_b64decode
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ import jwt
 import msgspec
 from jwt.types import Options
 
+from reservation.domain import base64url
 from reservation.domain.macs import Mac
 
 __all__ = ["SharedSecret"]
@@ -77,8 +78,8 @@ class SharedSecret:
     def _plain(self, token: str) -> _Claims | None:
         """The claims of a token that leaves nothing to judge, or None."""
         signed, _, signature = token.rpartition(".")
-        mac = urlsafe_b64encode(self._mac.digest(signed.encode())).rstrip(b"=")
-        if not hmac.compare_digest(mac, signature.encode()):
+        mac = base64url.encode(self._mac.digest(signed.encode()))
+        if not hmac.compare_digest(mac.encode(), signature.encode()):
             return None
         payload = signed.partition(".")[2]
         try:

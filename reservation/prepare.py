@@ -102,7 +102,7 @@ class Prepare:
             Those refusals that need no Redis; `done` is told nothing then.
         """
         self._watch.check()
-        basket = self._basket(wish, known.sale)
+        basket = self.basket(wish, known.sale)
 
         def decided(outcome: Decision | ReservationError) -> None:
             if isinstance(outcome, Reservation):
@@ -139,7 +139,7 @@ class Prepare:
         return await self._prepare(wish, await self._catalog.get(wish.sale_id))
 
     async def _prepare(self, wish: Wish, known: Known) -> Prepared:
-        basket = self._basket(wish, known.sale)
+        basket = self.basket(wish, known.sale)
         outcome: Decision | ReservationError
         try:
             outcome = await self._queue.prepare(basket, epoch=known.epoch)
@@ -159,7 +159,12 @@ class Prepare:
             raise outcome
         return Prepared(await self._standing(basket), epoch, replayed=True)
 
-    def _basket(self, wish: Wish, sale: Sale) -> Basket:
+    def basket(self, wish: Wish, sale: Sale) -> Basket:
+        """The wish as the script takes it.
+
+        Raises:
+            SkuNotFound: the sale does not have the first item.
+        """
         lines = merge_lines(wish.items)
         return Basket(
             sale_id=wish.sale_id,

@@ -6,8 +6,8 @@ another buyer's, and the sale (so the Redis slot) can be read off the id.
 """
 
 import re
-from base64 import urlsafe_b64encode
 
+from reservation.domain import base64url
 from reservation.domain.macs import Mac
 
 __all__ = [
@@ -55,12 +55,12 @@ class OrderIds:
             self._sale_macs[sale_id] = mac
         message = f"{len(buyer_id)}:{buyer_id}{idempotency_key}".encode()
         tail = mac.digest(message)[:_TAIL_BYTES]
-        return f"{sale_id}-{urlsafe_b64encode(tail).decode()}"
+        return f"{sale_id}-{base64url.encode(tail)}"
 
     def customer_key(self, buyer_id: str) -> str:
         """The PG's `customerKey`: 32 base64url characters that tell nothing about the buyer."""
         mac = self._master.digest(b"customer\0" + buyer_id.encode())
-        return urlsafe_b64encode(mac[:24]).decode()
+        return base64url.encode(mac[:24])
 
 
 def sale_of(order_id: str) -> str | None:

@@ -79,4 +79,4 @@ def merge_lines(lines: Iterable[tuple[str, int]]) -> tuple[Line, ...]:
     quantities: dict[str, int] = {}
     for sku, quantity in lines:
         quantities[sku] = quantities.get(sku, 0) + quantity
-    return tuple(Line(sku=sku, quantity=quantity) for sku, quantity in quantities.items())
+    return tuple([Line(sku=sku, quantity=quantity) for sku, quantity in quantities.items()])

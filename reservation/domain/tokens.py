@@ -10,13 +10,14 @@ the same keys over what its page showed.
 """
 
 import hmac
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import urlsafe_b64decode
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final
 
 import msgspec
 
+from reservation.domain import base64url
 from reservation.domain.errors import InvalidToken
 from reservation.domain.macs import Mac
 
@@ -27,6 +28,7 @@ _VERSION: Final = "v1"
 _TOKEN_CHARS_MAX: Final = 1024
 _KEY_ID_CHARS: Final = 8
 _MAC_BYTES: Final = 32
+_ENCODER: Final = msgspec.json.Encoder()
 
 _MINUTE_MS: Final = 60_000
 _DAY_MS: Final = 86_400_000
@@ -86,13 +88,15 @@ class Signer:
                 derived = hmac.digest(secret, b"purpose\0" + purpose.encode(), "sha256")
                 self._macs[key_id, str(purpose)] = Mac(derived)
         self._key_ids = tuple(ids)
+        self._begin = f"{_VERSION}.{ids[0]}."
+        self._signing = {purpose.value: self._macs[ids[0], purpose.value] for purpose in Purpose}
 
     def sign(self, claims: Claims) -> str:
         """The token that says this."""
-        payload = _encode(msgspec.json.encode(claims))
-        body = f"{_VERSION}.{self._key_ids[0]}.{payload}"
-        mac = self._macs[self._key_ids[0], claims.purpose]
-        return f"{body}.{_encode(mac.digest(body.encode()))}"
+        payload = base64url.encode(_ENCODER.encode(claims))
+        body = f"{self._begin}{payload}"
+        mac = self._signing[claims.purpose]
+        return f"{body}.{base64url.encode(mac.digest(body.encode()))}"
 
     def verify(self, token: str, purpose: Purpose, *, now_ms: int) -> Claims:
         """What the token says, if it is ours, for this purpose and not expired.
@@ -119,7 +123,7 @@ class Signer:
         """What the sale's page hands out: good for ten minutes, and for this buyer where known."""
         minute = now_ms // _MINUTE_MS
         mac = self._admission_mac(self._key_ids[0], sale_id, prices, buyer_id, minute)
-        return f"{self._key_ids[0]}.{minute}.{_encode(mac)}"
+        return f"{self._key_ids[0]}.{minute}.{base64url.encode(mac)}"
 
     def admits(
         self, admission: str, *, sale_id: str, prices: str, buyer_id: str, now_ms: int
@@ -147,17 +151,13 @@ class Signer:
         return self._macs[key_id, "admission"].digest(message)
 
 
-def _encode(data: bytes) -> str:
-    return urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
 def _decode(text: str) -> bytes | None:
     try:
         data = urlsafe_b64decode(text + "=" * (-len(text) % 4))
     except ValueError:
         return None
     # One spelling only: base64 ignores stray bits, and a token must not have two forms.
-    return data if _encode(data) == text else None
+    return data if base64url.encode(data) == text else None
 
 
 def _claims(payload: str) -> Claims | None:

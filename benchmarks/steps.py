@@ -1,0 +1,184 @@
+"""What each step of a prepare costs in Python, one after the other, without network and Redis.
+
+python -m benchmarks.steps
+"""
+
+import secrets
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import httptools
+import msgspec
+import uvloop
+
+from api.app import context_of
+from api.auth import Guests
+from api.observe import record, request_id
+from api.reservations import answer_of, wish_of
+from api.schemas import PrepareRequest
+from reservation.bootstrap import opened
+from reservation.catalog import Known
+from reservation.domain.reservation import Basket, Reservation
+from reservation.domain.sale import Item, Sale
+from reservation.domain.states import HoldPolicy, SaleStatus
+from reservation.prepare import Prepared, Wish
+from reservation.redis.decisions import decision_of
+from reservation.redis.outcomes import PrepareWord
+from reservation.settings import Settings
+
+#: Each step is done so often in a round, and the best of so many rounds counts: what disturbs a
+#: round only ever makes it longer.
+TIMES: Final = 2_000
+ROUNDS: Final = 15
+
+BODY = b'{"items":[{"sku":"shoe-42","quantity":1}],"amount":129000}'
+NOW_MS = time.time_ns() // 1_000_000
+SALE = Sale(
+    sale_id="bench",
+    name="Bench",
+    currency="KRW",
+    opens_at_ms=NOW_MS - 1,
+    closes_at_ms=NOW_MS + 86_400_000,
+    hold_seconds=600,
+    hold_policy=HoldPolicy.PREPARE,
+    virtual_accounts=False,
+    require_admission=False,
+    switched=SaleStatus.OPEN,
+    version=1,
+    epoch="0" * 16,
+    seq=1,
+    items=(
+        Item(
+            sku="shoe-42",
+            name="A shoe",
+            price=129_000,
+            total=10,
+            limit_per_buyer=2,
+            available=10,
+            held=0,
+            sold=0,
+        ),
+    ),
+)
+HELD = (str(NOW_MS + 600_000), "17", str(NOW_MS), '[["shoe-42",1,129000]]')
+
+
+class _Parsed:
+    """Takes what the parser finds."""
+
+    def __init__(self) -> None:
+        self.headers: list[tuple[bytes, bytes]] = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+
+def request_of(token: str) -> bytes:
+    """A prepare as it comes."""
+    lines = [
+        "POST /v1/sales/bench/reservations HTTP/1.1",
+        "Host: 127.0.0.1:8000",
+        f"Authorization: Bearer {token}",
+        "Idempotency-Key: 5d0bfa1c",
+        "Content-Type: application/json",
+        f"Content-Length: {len(BODY)}",
+    ]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + BODY
+
+
+def microseconds(step: Callable[[Any], Any], given: list[Any]) -> float:
+    """The best round's time for one."""
+    best = float("inf")
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        for one in given:
+            step(one)
+        best = min(best, time.perf_counter() - began)
+    return best / len(given) * 1e6
+
+
+async def measure(data_dir: Path) -> dict[str, float]:
+    """Each step and its microseconds."""
+    settings = Settings.load(
+        {
+            "RESERVATION_DATA_DIR": str(data_dir),
+            "RESERVATION_REDIS_URL": "redis://127.0.0.1:1",
+            "RESERVATION_TOSS_API_URL": "http://127.0.0.1:1",
+        },
+        None,
+    )
+    async with opened(settings) as service:
+        api = context_of(settings, service)
+        guests = Guests(msgspec.structs.replace(settings, guest_rate=None))
+        buyers = [guests.new("") for _ in range(TIMES)]
+        known = Known(SALE, SALE.epoch, 0.0)
+        decoder = msgspec.json.Decoder(PrepareRequest)
+        data = decoder.decode(BODY)
+
+        def wished(buyer: tuple[str, str]) -> Wish:
+            return wish_of(api, known, buyer[0], "5d0bfa1c", data, None)
+
+        def verified(buyer: tuple[str, str]) -> str | None:
+            return api.buyers.at_once(buyer[1])
+
+        def verified_anew(buyer: tuple[str, str]) -> str | None:
+            api.buyers.forget(buyer[1])
+            return api.buyers.at_once(buyer[1])
+
+        def parsed(request: bytes) -> None:
+            httptools.HttpRequestParser(_Parsed()).feed_data(request)
+
+        def admitted(buyer: tuple[str, str]) -> float:
+            return api.prepares.wait(buyer[0], time.monotonic()) if api.prepares else 0.0
+
+        wishes = [wished(buyer) for buyer in buyers]
+        baskets = [service.prepare.basket(wish, SALE) for wish in wishes]
+        orders = [decided(basket) for basket in baskets]
+        prepared = [Prepared(order, SALE.epoch, replayed=False) for order in orders]
+        answers = [answer_of(api, one) for one in prepared]
+        return {
+            "parse the request": microseconds(parsed, [request_of(buyer[1]) for buyer in buyers]),
+            "verify a new buyer's token": microseconds(verified_anew, buyers),
+            "remember a known buyer's": microseconds(verified, buyers),
+            "decode and check the body": microseconds(decoder.decode, [BODY] * TIMES),
+            "an id for the request": microseconds(request_id, [b""] * TIMES),
+            "the buyer's rate": microseconds(admitted, buyers),
+            "the wish as a basket, with its order id": microseconds(
+                lambda wish: service.prepare.basket(wish, SALE), wishes
+            )
+            + microseconds(wished, buyers),
+            "the body's digest": microseconds(Basket.digest, baskets),
+            "the script's reply as an order": microseconds(decided, baskets),
+            "two tokens, the customer key, the answer's members": microseconds(
+                lambda one: answer_of(api, one), prepared
+            ),
+            "encode the answer": microseconds(msgspec.json.Encoder().encode, answers),
+            "count it": microseconds(
+                lambda _: record("prepareReservation", 201, 0.004, ""), [None] * TIMES
+            ),
+        }
+
+
+def decided(basket: Basket) -> Reservation:
+    """What a held basket becomes."""
+    order = decision_of(basket, PrepareWord.HELD, HELD)
+    if not isinstance(order, Reservation):
+        raise TypeError(order)
+    return order
+
+
+def main() -> int:
+    """Measure and print."""
+    with tempfile.TemporaryDirectory(prefix=f"steps-{secrets.token_hex(2)}") as data_dir:
+        found = uvloop.run(measure(Path(data_dir)))
+    for step, cost in found.items():
+        sys.stdout.write(f"{cost:6.2f} us  {step}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
