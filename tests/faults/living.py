@@ -35,6 +35,10 @@ LIVING: tuple[tuple[str, str], ...] = (
         "a stock hash with a damaged number is refused all the same, as an item that is not there",
     ),
     (
+        r"^restock\.lua: if not found\[1\] then .* -> 1 becomes 2$",
+        "an item has both of its numbers or none",
+    ),
+    (
         r"^put_sale\.lua: for i = 0, setting_count - 1 do -> - becomes \+$",
         "reads on into the items, and no SKU is called like a setting that stays",
     ),

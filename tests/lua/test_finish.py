@@ -139,3 +139,13 @@ async def test_a_deposit_that_was_taken_back_is_awaited_until_its_new_date(sale:
     done = await sale.finish(basket, 1, "awaiting_deposit", due_ms=2_000)
     assert done == ["done", "AWAITING_DEPOSIT"]
     assert (await sale.order(basket))["due_at"] == "2000"
+
+
+async def test_voided_without_a_memory_leaves_no_trace_of_the_key(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    await sale.claim(basket, "pk")
+    assert (await sale.order(basket))["payment_key"] == "pk"
+    await sale.finish(basket, 1, "voided", attempt="")
+    order = await sale.order(basket)
+    assert not {"payment_key", "claim_id", "attempt:pk"} & set(order)
+    assert order["attempts"] == "0"

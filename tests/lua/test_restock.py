@@ -50,3 +50,8 @@ async def test_the_event_names_the_item_and_what_it_has_now(sale: LuaSale) -> No
     fields = as_mapping(flat)
     assert fields["event"] == "restocked"
     assert json.loads(fields["data"]) == {"sku": "b", "delta": 2, "total": 7}
+
+
+async def test_too_many_tells_the_total_and_not_what_is_left(sale: LuaSale) -> None:
+    await sale.hold(lines={"a": 3})
+    assert await sale.restock(delta=991) == ["too_many", "10"]
