@@ -9,6 +9,7 @@ from reservation.domain.states import Status
 from reservation.metrics import ALARMS
 from reservation.payments.sandbox.faults import Fault
 from reservation.refund import RefundWish
+from reservation.webhook import LOOK_UPS_PER_ORDER
 from tests.money.plan import NONE, Cell, Entry, Plan
 from tests.money.wave import Wave
 from tests.money.world import Story, World, world
@@ -107,6 +108,21 @@ async def test_a_late_webhook_comes_again_until_the_money_is_given_back(
         found = await made.second.store.read(order_id)
         assert found is not None
         assert found.status is Status.REFUNDED
+        ledger = made.sandbox.ledger(order_id)
+        assert ledger["charged"] == ledger["cancelled"] == story.order.amount
+
+
+async def test_a_late_webhook_that_drowns_in_a_storm_comes_again(
+    tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path, valkey_url, monkeypatch) as made:
+        story = await ended(made)
+        order_id = story.order.order_id
+        for _ in range(LOOK_UPS_PER_ORDER.count):
+            assert await made.hear(order_id, "tboxforged0123456789")
+        assert not await made.hear(order_id, story.payment_key)
+        await made.clock.turn(LOOK_UPS_PER_ORDER.per_seconds)
+        assert await made.hear(order_id, story.payment_key)
         ledger = made.sandbox.ledger(order_id)
         assert ledger["charged"] == ledger["cancelled"] == story.order.amount
 
