@@ -21,7 +21,6 @@ __all__ = [
     "HTTP_SECONDS",
     "OUTBOX_AGE",
     "OUTBOX_BACKLOG",
-    "PREPARES",
     "REAPED",
     "SETTLED",
     "alarm",
@@ -33,9 +32,6 @@ log = structlog.get_logger(__name__)
 
 ALARMS: Final = Counter(
     "reservation_alarms_total", "What an operator must look at, by name.", ["alarm"]
-)
-PREPARES: Final = Counter(
-    "reservation_prepares_total", "Prepares by outcome (`held` or the refusal's code).", ["outcome"]
 )
 PAYMENTS: Final = Counter(
     "reservation_payment_outcomes_total", "How payment attempts ended.", ["outcome"]

@@ -8,6 +8,9 @@ function quantile(buckets, share) {
   return sorted.find(([, count]) => count >= share * all)[0];
 }
 
+/** A prepare that was answered with a reservation. */
+const HELD = { operation: "prepareReservation", status: "201" };
+
 const LINE = /^([a-z_]+)(?:\{(.*)\})? (\S+)$/i;
 
 function parse(text) {
@@ -45,7 +48,7 @@ export class Figures {
   /** Rows of {name, value, bad} for one sale. */
   read(text, saleId, at = performance.now()) {
     const samples = parse(text);
-    const held = sum(samples, "reservation_prepares_total", { outcome: "held" });
+    const held = sum(samples, "reservation_http_request_seconds_count", HELD);
     const buckets = prepareBuckets(samples);
     const before = this.#before;
     this.#before = { held, buckets, at };

@@ -1,5 +1,6 @@
 """The operator's console in a real browser: looking, changing a sale, refunding, auditing."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -82,6 +83,10 @@ def test_the_board_moves_by_itself(served: Served, console: Page, sale_id: str) 
     served.hold(sale_id, served.buyer(), items=[("mug", 2)], amount=24_000)
     expect(mug).to_contain_text("48 available, 2 held, 0 sold of 50")
     figures = console.locator("#health")
+    # Not nothing: one hold within the last two seconds.
+    rate = figures.locator("div", has_text="Holds a second").locator("dd")
+    served.hold(sale_id, served.buyer(), items=[("mug", 1)], amount=12_000)
+    expect(rate).to_have_text(re.compile(r"^0\.[1-9]"))
     for name in ("Holds a second", "Prepare, p99", "Events not in SQL", "Payments under way"):
         expect(figures).to_contain_text(name)
 
