@@ -22,6 +22,9 @@ _STATE_KEY: Final = "request_id"
 SLOW_SECONDS: Final = 1.0
 _WAITS: Final = frozenset({"watchStock", "getReservation", "paymentSucceeded"})
 SERVER_ERROR: Final = 500
+#: Lines a second about requests that failed or were slow: in a crowd that is turned away, lines
+#: cost more than answers. The next line counts what is left out; the metrics have all of it.
+LINES_A_SECOND_MAX: Final = 50
 #: The histogram of each operation and status: looking one up by its labels takes longer than
 #: counting. As many as there are operations and statuses.
 _HISTOGRAMS: Final[dict[tuple[str, int], Histogram]] = {}
@@ -46,13 +49,46 @@ def record(operation: str, status: int, seconds: float, request_id: str) -> None
     histogram.observe(seconds)
     slow = seconds > SLOW_SECONDS and operation not in _WAITS
     if status >= SERVER_ERROR or slow:
-        log.info(
-            "request",
-            operation=operation,
-            status=status,
-            seconds=round(seconds, 3),
-            request_id=request_id,
-        )
+        _tell(operation, status, seconds, request_id)
+
+
+class _Lines:
+    """How many lines this second has had, and how many were left out since the last."""
+
+    def __init__(self) -> None:
+        self._second = 0.0
+        self._told = 0
+        self._left_out = 0
+
+    def leave_out(self) -> int | None:
+        """How many were left out before this one; None where this one is too."""
+        now = time.monotonic()
+        if now - self._second >= 1:
+            self._second, self._told = now, 0
+        self._told += 1
+        if self._told > LINES_A_SECOND_MAX:
+            self._left_out += 1
+            return None
+        left_out, self._left_out = self._left_out, 0
+        return left_out
+
+
+_lines = _Lines()
+
+
+def _tell(operation: str, status: int, seconds: float, request_id: str) -> None:
+    left_out = _lines.leave_out()
+    if left_out is None:
+        return
+    more = {"left_out": left_out} if left_out else {}
+    log.info(
+        "request",
+        operation=operation,
+        status=status,
+        seconds=round(seconds, 3),
+        request_id=request_id,
+        **more,
+    )
 
 
 class Observe:

@@ -79,6 +79,12 @@ class PreparePath:
         cors = self._cors_of(fields)
         if known is None or cors is None or len(fields) != len(headers):
             return False
+        turned_away = self._api.service.prepare.turned_away(known)
+        if turned_away is not None:
+            # Before the work that makes others wait longer: it is the same for good and bad.
+            its_id = request_id(fields.get(b"x-request-id", b""))
+            _Taken(self, began, its_id, cors, answered).refuse(turned_away)
+            return True
         try:
             buyer_id = self._buyer(fields)
             key = fields[b"idempotency-key"].decode("ascii")
@@ -150,6 +156,10 @@ class _Taken:
             self._path.begin(wish, known, self._done)
         except ReservationError as refusal:
             self._done(refusal)
+
+    def refuse(self, refusal: ReservationError) -> None:
+        """Answer without asking anybody."""
+        self._done(refusal)
 
     def _done(self, outcome: Prepared | Exception) -> None:
         status, lines, content = self._shown(outcome)

@@ -12,13 +12,14 @@ from reservation.domain.errors import (
     ReservationError,
     SaleRecovering,
     SkuNotFound,
+    Unavailable,
 )
 from reservation.domain.ids import OrderIds
 from reservation.domain.reservation import Basket, Reservation, merge_lines
 from reservation.domain.sale import Sale
 from reservation.domain.states import LIVE
 from reservation.recovery import Watch
-from reservation.redis.batch import Decision, PrepareQueue
+from reservation.redis.batch import Decision, PrepareQueue, too_many
 from reservation.redis.connection import StoreUnavailable, StoreUncertain
 from reservation.redis.store import Store
 
@@ -115,6 +116,10 @@ class Prepare:
                 task.add_done_callback(self._slow.discard)
 
         self._queue.submit(basket, epoch=known.epoch, done=decided)
+
+    def turned_away(self, known: Known) -> Unavailable | None:
+        """The refusal of every newcomer of this sale, while too many wait already."""
+        return too_many() if self._queue.is_full(known.sale.sale_id, known.epoch) else None
 
     async def _tell(
         self,

@@ -29,7 +29,7 @@ from reservation.redis.keys import Keys
 from reservation.redis.outcomes import PrepareWord
 from reservation.redis.scripts import load
 
-__all__ = ["Decision", "PrepareQueue", "Replayed"]
+__all__ = ["Decision", "PrepareQueue", "Replayed", "too_many"]
 
 log = structlog.get_logger(__name__)
 
@@ -143,17 +143,25 @@ class PrepareQueue:
         Raises:
             Unavailable: too many wait; `done` is not told anything.
         """
+        if self.is_full(basket.sale_id, epoch):
+            raise too_many()
         now = self._clock.monotonic()
         lane = self._lanes.get((basket.sale_id, epoch))
         if lane is None:
             lane = self._lanes[basket.sale_id, epoch] = _Lane()
-        late = lane.waiting and now - lane.waiting[0].came_at > WAITING_SECONDS_MAX
-        if late or self._waiting >= WAITING_MAX:
-            raise Unavailable("Too many buyers at once.", retryAfter=RETRY_AFTER_SECONDS)
         lane.waiting.append(_Waiting(basket, now, done))
         self._waiting += 1
         if lane.task is None:
             lane.task = asyncio.create_task(self._drain(basket.sale_id, epoch, lane))
+
+    def is_full(self, sale_id: str, epoch: str) -> bool:
+        """Whether a newcomer of this sale is turned away: too many wait, or they wait too long."""
+        if self._waiting >= WAITING_MAX:
+            return True
+        lane = self._lanes.get((sale_id, epoch))
+        if lane is None or not lane.waiting:
+            return False
+        return self._clock.monotonic() - lane.waiting[0].came_at > WAITING_SECONDS_MAX
 
     async def aclose(self) -> None:
         """Wait for what is under way."""
@@ -317,6 +325,11 @@ class PrepareQueue:
                     waiting.decide(looked_up(waiting.basket, waiting.digest, flat))
                 return
         _refuse(batch, OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS))
+
+
+def too_many() -> Unavailable:
+    """What a newcomer is told while the queue is full."""
+    return Unavailable("Too many buyers at once.", retryAfter=RETRY_AFTER_SECONDS)
 
 
 def _refuse(batch: list[_Waiting], refusal: ReservationError) -> None:

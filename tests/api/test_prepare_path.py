@@ -16,6 +16,7 @@ import uvicorn
 from api.app import create_app
 from api.auth import Guests
 from api.protocol import ShortWayProtocol
+from reservation.redis import batch
 from reservation.settings import Settings
 from tests.fixtures.service import item, sale_document
 
@@ -256,3 +257,59 @@ def plain(answer: bytes) -> bytes:
     for pattern, put in VARYING:
         answer = pattern.sub(put, answer)
     return answer
+
+
+async def test_a_crowd_is_turned_away_alike_on_both_ways(
+    ways: Ways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sale_id = await ways.sale("1")
+    _, token = Guests(ways.settings).new("")
+    monkeypatch.setattr(batch, "WAITING_MAX", 0)
+    ways.path.taken = 0
+    request = [prepare(token, sale_id, "1", {"key": "k", "more": [("Origin", SHOP)]})]
+    seen = [
+        [plain(answer) for answer in await ways.talk(request, short=short, at_once=False)]
+        for short in (True, False)
+    ]
+    assert ways.path.taken == 1
+    assert seen[0] == seen[1]
+    assert seen[0][0].startswith(b"HTTP/1.1 503 ")
+    assert b"retry-after: 1\r\n" in seen[0][0]
+
+
+async def test_a_buyer_who_leaves_meanwhile_disturbs_nobody(ways: Ways) -> None:
+    sale_id = await ways.sale("1")
+    _, token = Guests(ways.settings).new("")
+    ways.app.state.prepare_path = ways.path
+    port = int(ways.settings.public_url.rpartition(":")[2])
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(prepare(token, sale_id, "1", {"key": "gone"}))
+    await writer.drain()
+    writer.transport.abort()
+    # The hold may stand; its key finds it.
+    answers = await ways.talk(
+        [prepare(token, sale_id, "1", {"key": "gone"})], short=True, at_once=False
+    )
+    assert answers[0].startswith(b"HTTP/1.1 201 ")
+    assert await _in_stock(ways, sale_id) == 99
+
+
+async def test_a_body_may_come_in_pieces(ways: Ways) -> None:
+    sale_id = await ways.sale("1")
+    _, token = Guests(ways.settings).new("")
+    ways.app.state.prepare_path = ways.path
+    port = int(ways.settings.public_url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    request = prepare(token, sale_id, "1", {})
+    for start in range(0, len(request), 50):
+        writer.write(request[start : start + 50])
+        await writer.drain()
+        await asyncio.sleep(0.002)
+    assert (await _answer(reader)).startswith(b"HTTP/1.1 201 ")
+    writer.close()
+
+
+async def _in_stock(ways: Ways, sale_id: str) -> int:
+    async with httpx.AsyncClient(base_url=ways.settings.public_url, trust_env=False) as http:
+        sale = (await http.get(f"/v1/sales/{sale_id}")).json()
+    return sale["items"][0]["available"]

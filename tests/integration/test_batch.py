@@ -303,6 +303,46 @@ async def test_beyond_the_queue_s_bound_the_answer_is_not_now(
     assert names == ["Reservation"] * 3 + ["Unavailable"] * 3
 
 
+async def test_newcomers_are_turned_away_while_the_next_in_line_has_waited_too_long(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(bench, monkeypatch)
+    under_way = asyncio.create_task(bench.prepare("first"))
+    await until(lambda: gate.sizes == [1])
+    in_line = asyncio.create_task(bench.prepare("second"))
+    monkeypatch.setattr(batch, "WAITING_SECONDS_MAX", -1.0)
+    await until(lambda: bench.queue.is_full(bench.sale.id, EPOCH))
+    assert not bench.queue.is_full("another", EPOCH), "another sale's line is short"
+    assert isinstance(await bench.prepare("newcomer"), Unavailable)
+    gate.open.set()
+    found = await asyncio.gather(under_way, in_line)
+    assert [type(one) for one in found] == [Reservation, Reservation]
+    assert not bench.queue.is_full(bench.sale.id, EPOCH)
+
+
+async def test_the_next_call_leaves_before_the_answers_of_a_quick_one_are_written(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "ANSWERS_AT_ONCE", 2)
+    monkeypatch.setattr(batch, "CALL_TO_ANSWERS_MAX", 1e9)
+    monkeypatch.setattr(batch, "BASKETS_MAX", 4)
+    seen: list[tuple[str, int]] = []
+    gate = Gate(bench, monkeypatch)
+    gate.open.set()
+
+    def told(buyer: str) -> Callable[[object], None]:
+        return lambda outcome: seen.append((type(outcome).__name__, len(gate.sizes)))
+
+    await bench.prepare("first")
+    for number in range(8):
+        basket = bench.basket(f"b{number}")
+        bench.queue.submit(basket, epoch=EPOCH, done=told(basket.buyer_id))
+    await until(lambda: len(seen) == 8)
+    assert gate.sizes == [1, 4, 4]
+    # All eight in order, and none of the first four before the second four had left.
+    assert seen == [("Reservation", 3)] * 8
+
+
 async def test_a_caller_that_leaves_does_not_disturb_the_others(bench: Bench) -> None:
     tasks = [asyncio.create_task(bench.prepare(f"b{n}")) for n in range(5)]
     await asyncio.sleep(0)
