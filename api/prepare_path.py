@@ -10,6 +10,7 @@ import math
 import re
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -37,6 +38,13 @@ _SUFFIX: Final = b"/reservations"
 _IDEMPOTENCY_KEY = re.compile(IDEMPOTENCY_KEY)
 _OPERATION: Final = "prepareReservation"
 _CREATED: Final = 201
+#: Heads of refusals that are kept as lines: they differ in `Retry-After` alone.
+_HEADS_MAX: Final = 128
+
+
+@lru_cache(maxsize=_HEADS_MAX)
+def _refusal_lines(headers: tuple[tuple[str, str], ...]) -> bytes:
+    return _lines({**dict(headers), "Content-Type": PROBLEM_JSON})
 
 
 def _lines(headers: dict[str, str]) -> bytes:
@@ -181,7 +189,7 @@ class _Taken:
             else:
                 return _CREATED, _REPLAYED if outcome.replayed else _HELD, content
         status, content, headers = refusal_at_prepare(outcome, self._id)
-        return status, _lines({**headers, "Content-Type": PROBLEM_JSON}), content
+        return status, _refusal_lines(tuple(headers.items())), content
 
 
 def _cors_lines(cors: CORSConfig, origin: bytes) -> bytes:
