@@ -601,6 +601,7 @@ def test_a_store_that_cannot_be_reached_takes_nothing_for_certain(fragile: Serve
     assert fragile.stock(sale_id) == (98, 2, 0)
 
 
+@pytest.mark.slow
 def test_a_store_that_does_not_answer_leaves_the_outcome_unknown_until_asked_again(
     fragile: Served,
 ) -> None:

@@ -188,7 +188,9 @@ def test_the_console_is_accessible_and_light(
     sizes: list[int] = []
 
     def weigh(response: Response) -> None:
-        sizes.append(len(response.body()))
+        # Not what it goes on to ask for: that grows with the sales that the service has seen.
+        if "/static/" in response.url or response.url.endswith(f"/ops?sale={sale_id}"):
+            sizes.append(len(response.body()))
 
     visitor.page.on("response", weigh)
     page = visitor.open(f"/ops?sale={sale_id}")

@@ -86,6 +86,7 @@ def test_a_flushed_server_is_refused_named_rebuilt_and_clean(served: Served) -> 
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_a_file_that_lost_its_end_is_noticed_before_anything_is_sold(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     with running_service(data_dir, RESERVATION_WORKERS="1") as service:

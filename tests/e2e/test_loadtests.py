@@ -128,6 +128,7 @@ def web_ui(served: Served, folder: Path) -> Iterator[tuple[str, subprocess.Popen
         yield f"http://127.0.0.1:{port}", process
 
 
+@pytest.mark.slow
 def test_the_stock_tab_shows_the_run_and_then_the_verdict(served: Served, tmp_path: Path) -> None:
     with web_ui(served, tmp_path) as (address, process):
 

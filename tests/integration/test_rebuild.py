@@ -15,8 +15,10 @@ from tests.fixtures.in_process import Bench, bench
 
 
 @pytest.fixture
-async def here(tmp_path: Path, valkey_url: str) -> AsyncIterator[Bench]:
-    async with bench(tmp_path, valkey_url) as made:
+async def here(tmp_path: Path, valkey_url: str, database_url: str) -> AsyncIterator[Bench]:
+    """A service on each database; SQLite is where no address is given."""
+    address = "" if database_url.startswith("sqlite") else database_url
+    async with bench(tmp_path, valkey_url, RESERVATION_DATABASE_URL=address) as made:
         yield made
 
 
