@@ -132,6 +132,10 @@ def _judge_payment(
     if payment.payment_key != payment_key or payment.order_id != order.order_id:
         # Another order's answer: it says nothing about this one's money.
         return Undecided(alarm="answer_for_another_order")
+    if asked is Asked.LATER_CONFIRM:
+        # The PG repeats what it answered to this idempotency key before, whatever has become of the
+        # payment since: it may have been given back. Only a look-up tells how it stands.
+        return LookUp()
     ours = payment.total_amount == order.amount and payment.currency == order.currency
     if not ours and asked is not Asked.LOOK_UP:
         return LookUp()

@@ -154,3 +154,8 @@ def test_money_of_another_amount_is_cancelled_on_a_look_up_only(change: dict[str
     found = verdict(done, Asked.LOOK_UP)
     assert isinstance(found, CancelFirst)
     assert found.outcome.name == "refunded"
+
+
+@given(statuses)
+def test_an_answer_to_a_later_confirm_may_be_an_old_one_and_is_looked_up(status: str) -> None:
+    assert verdict(Answered(payment(status)), Asked.LATER_CONFIRM) == LookUp()
