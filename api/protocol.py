@@ -45,10 +45,29 @@ class _Gathered:
         self.response_complete = False
 
     def answer(self, status: int, head: bytes, content: bytes) -> None:
-        """Write the whole answer in one piece; `head` is the header lines."""
+        """Write the whole answer in one piece, soon; `head` is the header lines."""
+        if not _due:
+            self._protocol.loop.call_soon(_write_due)
+        _due.append((self, status, head, content))
+
+    def write(self, status: int, head: bytes, content: bytes) -> None:
+        """Write it now."""
         self.response_complete = True
         if not self.disconnected:
             self._protocol.write_answer(status, head, content, keep_alive=self.keep_alive)
+
+
+#: Answers of this turn of the loop. They are written one right after the other: a client or proxy
+#: that gets one every few microseconds stays awake, one that has to be woken for each costs both
+#: sides more than the answer.
+_due: list[tuple[_Gathered, int, bytes, bytes]] = []
+
+
+def _write_due() -> None:
+    due = _due.copy()
+    _due.clear()
+    for gathered, status, head, content in due:
+        gathered.write(status, head, content)
 
 
 class _ServerLines:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final, cast
 
 import structlog
 from prometheus_client import (
@@ -13,6 +13,7 @@ from prometheus_client import (
     Gauge,
     Histogram,
     start_http_server,
+    values,
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
@@ -29,6 +30,13 @@ __all__ = [
 ]
 
 log = structlog.get_logger(__name__)
+
+if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+    # Each of our processes begins anew and never forks, so who counts is asked once. By itself the
+    # library asks the system at every count, twice for an answer.
+    _pid = os.getpid()
+    _shared: Any = cast("Any", values)
+    _shared.ValueClass = _shared.MultiProcessValue(process_identifier=lambda: _pid)
 
 ALARMS: Final = Counter(
     "reservation_alarms_total", "What an operator must look at, by name.", ["alarm"]
