@@ -14,6 +14,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.e2e]
 
 #: What the console may weigh, all its files together.
 PAGE_BYTES_MAX = 150_000
+#: One at a time, until the console shows that some were held; there are 50 mugs.
+HOLDS_MAX = 45
 ITEMS = [item("mug", name="Mug", price=12_000, total=50), item("cap", name="Cap", total=5)]
 
 Visiting = Callable[..., Visit]
@@ -83,10 +85,15 @@ def test_the_board_moves_by_itself(served: Served, console: Page, sale_id: str) 
     served.hold(sale_id, served.buyer(), items=[("mug", 2)], amount=24_000)
     expect(mug).to_contain_text("48 available, 2 held, 0 sold of 50")
     figures = console.locator("#health")
-    # Not nothing: one hold within the last two seconds.
+    # Something is held between every two readings, however late they come on a busy machine.
     rate = figures.locator("div", has_text="Holds a second").locator("dd")
-    served.hold(sale_id, served.buyer(), items=[("mug", 1)], amount=12_000)
-    expect(rate).to_have_text(re.compile(r"^0\.[1-9]"))
+    for _ in range(HOLDS_MAX):
+        served.hold(sale_id, served.buyer(), items=[("mug", 1)], amount=12_000)
+        console.wait_for_timeout(300)
+        if re.match(r"(0\.)?[1-9]", rate.inner_text()):
+            break
+    else:
+        pytest.fail(f"the rate stayed at {rate.inner_text()}")
     for name in ("Holds a second", "Prepare, p99", "Events not in SQL", "Payments under way"):
         expect(figures).to_contain_text(name)
 
