@@ -75,7 +75,7 @@ class Mutant(msgspec.Struct, frozen=True):
 
 def all_mutants(folder: Path) -> list[Mutant]:
     """Every mutant of every script that still compiles, each change once."""
-    lua = LuaRuntime()
+    lua = LuaRuntime(unpack_returned_tuples=True)
     found: dict[str, Mutant] = {}
     for path in sorted([*folder.glob("*.lua"), *folder.glob("lib/*.lua")]):
         text = path.read_text()

@@ -252,6 +252,7 @@ async def test_the_stream_replayed_twice_from_its_start_changes_nothing(
         outbox = service.keys.of(shop.sale_id).outbox
         copied = await service.connections.command("COPY", outbox, f"{outbox}:whole")
         assert copied == 1
+        count = 0
         for _ in range(2):
             async with flushing(environ, shop.sale_id):
                 count = await assert_sql_is_the_history(shop)
