@@ -18,6 +18,7 @@ import httpx
 import jwt
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.warnings import InsecureKeyLengthWarning
 
 from reservation.domain.tokens import TOKEN_LIFE_MS, Claims, Purpose, Signer
@@ -57,6 +58,12 @@ class Stage:
             seq=2,
         )
         return (signer or self.served.signer).sign(msgspec.structs.replace(claims, **changes))
+
+    def jwt_by_private_key(self) -> str:
+        """A token that says RS256 where the service verifies by a secret."""
+        private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        claims = {"sub": self.buyer_id, "exp": int(time.time()) + HOUR_SECONDS}
+        return jwt.encode(claims | {"aud": "reservation-guest"}, private, algorithm="RS256")
 
     def jwt(self, secret: str | None = None, algorithm: str = "HS256", **claims: Any) -> str:
         """A buyer's token, made like the service's own but for the changes."""
@@ -120,6 +127,7 @@ BAD_BUYERS: dict[str, Callable[[Stage], dict[str, str]]] = {
     "a wrong secret": lambda stage: bearer(stage.jwt(secret="x" * 43)),
     "an empty secret": lambda stage: bearer(stage.jwt(algorithm="none")),
     "algorithm none": lambda stage: bearer(unsigned(stage.jwt())),
+    "signed by somebody's private key": lambda stage: bearer(stage.jwt_by_private_key()),
     "another algorithm": lambda stage: bearer(stage.jwt(algorithm="HS512")),
     "an ended token": lambda stage: bearer(stage.jwt(exp=int(time.time()) - 1)),
     "a token without end": lambda stage: bearer(stage.jwt(exp=None)),
