@@ -38,12 +38,22 @@ async def check(world: World, waves: Sequence[Wave]) -> list[str]:
         sold += owed
         at_pg = charged[order_id] - cancelled[order_id]
         if at_pg != owed:
-            wrong.append(f"{order_id} is {story.status} and the PG has {at_pg} of it: {story.plan}")
+            told = "".join(f"\n    {line}" for line in await _history(world, order_id))
+            wrong.append(
+                f"{order_id} is {story.status} and the PG has {at_pg} of it: {story.plan}{told}"
+            )
         if times[order_id] > 1:
             wrong.append(f"{order_id} was charged {times[order_id]} times: {story.plan}")
     if ledger["charged"] - ledger["cancelled"] != sold:
         wrong.append(f"the PG has {ledger['charged']} - {ledger['cancelled']}, we sold {sold}")
     return wrong
+
+
+async def _history(world: World, order_id: str) -> list[str]:
+    """What is known of an order: its events, and each answer of the PG."""
+    rows = await world.second.ledger.history(order_id)
+    began = rows[0].at_ms if rows else 0
+    return [f"{(row.at_ms - began) / 1000:8.1f} {row.kind} {row.what} {row.facts}" for row in rows]
 
 
 async def _check_sale(world: World, wave: Wave) -> list[str]:
