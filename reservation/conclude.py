@@ -13,11 +13,21 @@ from reservation.domain.clock import Clock, as_ms
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.failpoints import reach
-from reservation.judge import Asked, CancelFirst, Finish, LookUp, Unapproved, Undecided, judge
+from reservation.judge import (
+    Asked,
+    CancelFirst,
+    Finish,
+    LookUp,
+    Unapproved,
+    Undecided,
+    given_back,
+    judge,
+)
 from reservation.metrics import PAYMENTS, alarm
 from reservation.payments.gateway import (
     Answer,
     Answered,
+    Declined,
     Payment,
     PaymentGateway,
     PaymentMissing,
@@ -32,6 +42,9 @@ log = structlog.get_logger(__name__)
 
 #: A confirm, a look-up that it asks for, and one more after that: no verdict needs a fourth.
 STEPS_MAX: Final = 4
+
+#: Outcomes after which the units are the buyer's.
+_SELLS: Final = ("confirmed", "awaiting_deposit")
 
 
 class AnswerKind(StrEnum):
@@ -98,6 +111,8 @@ class Conclude:
                 asked=asked,
                 virtual_accounts=case.known.sale.virtual_accounts,
             ):
+                case Finish(outcome) if asked is Asked.LOOK_UP and outcome.name in _SELLS:
+                    return await self._sell(case, outcome, answer)
                 case Finish(outcome):
                     return await self.finish(case, outcome, answer)
                 case CancelFirst(outcome, reason):
@@ -146,17 +161,61 @@ class Conclude:
         return finished.status
 
     async def cancel(self, case: Case, outcome: Outcome, reason: str) -> Status | None:
-        """Give the money back at the PG, and write the outcome down once the PG shows it."""
+        """Give the money back at the PG, and write the outcome down once the PG shows it.
+
+        The payment is barred from being sold first: a cancel whose answer is lost may be carried
+        out at any time from then on.
+        """
+        try:
+            barred = await self._ledger.intend_cancel(
+                order_id=case.order.order_id,
+                sale_id=case.order.sale_id,
+                fence=case.fence,
+                payment_key=case.payment_key,
+                now_ms=self._clock.now_ms(),
+            )
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("cancel_not_begun", order_id=case.order.order_id, reason=str(error))
+            return None
+        if not barred:
+            # Somebody asks for this very money under a later fence, and will judge it.
+            log.info("cancel_left_to_another", order_id=case.order.order_id, fence=case.fence)
+            return None
+        answer = await self._cancel_at_pg(case, reason)
+        if isinstance(answer, Answered) and _is_given_back(answer.payment):
+            return await self.finish(case, outcome, answer)
+        alarm("automatic_cancel_failed", order_id=case.order.order_id, reason=reason)
+        return None
+
+    async def _sell(self, case: Case, outcome: Outcome, answer: Answer) -> Status | None:
+        """Sell what a look-up shows to be paid, unless a cancel of it has ever left.
+
+        An answer to a confirm needs no such question: no intent is written after a cancel is.
+        """
+        try:
+            cancelling = await self._ledger.is_cancel_intended(case.payment_key)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("sale_not_decided", order_id=case.order.order_id, reason=str(error))
+            return None
+        if not cancelling:
+            return await self.finish(case, outcome, answer)
+        again = await self._cancel_at_pg(case, "cancelled before")
+        if isinstance(again, Answered) and _is_given_back(again.payment):
+            return await self.finish(case, given_back(again.payment), again)
+        if isinstance(again, Declined):
+            # The PG's last word under the one key that a cancel of this payment has: the money
+            # stays, as with an account that was paid while we cancelled it.
+            return await self.finish(case, outcome, answer)
+        return None
+
+    async def _cancel_at_pg(self, case: Case, reason: str) -> Answer:
         answer = await self._gateway.cancel(
             payment_key=case.payment_key,
             reason=reason,
             idempotency_key=cancel_key(case.payment_key),
         )
         await self.remember(case.order.order_id, case.payment_key, AnswerKind.CANCEL, answer)
-        if isinstance(answer, Answered) and _is_given_back(answer.payment):
-            return await self.finish(case, outcome, answer)
-        alarm("automatic_cancel_failed", order_id=case.order.order_id, reason=reason)
-        return None
+        return answer
 
     async def remember(
         self, order_id: str, payment_key: str, kind: AnswerKind, answer: Answer

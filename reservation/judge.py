@@ -37,6 +37,7 @@ __all__ = [
     "Unapproved",
     "Undecided",
     "Verdict",
+    "given_back",
     "judge",
     "payment_facts",
 ]
@@ -155,9 +156,9 @@ def _judge_payment(
         case PaymentStatus.EXPIRED:
             return Finish(_expired("EXPIRED"))
         case PaymentStatus.CANCELED:
-            return Finish(_given_back(payment))
+            return Finish(given_back(payment))
         case PaymentStatus.PARTIAL_CANCELED if payment.balance_amount == 0:
-            return Finish(_given_back(payment))
+            return Finish(given_back(payment))
         case PaymentStatus.READY | PaymentStatus.IN_PROGRESS:
             return Unapproved(missing=False) if asked is Asked.LOOK_UP else LookUp()
         case _:
@@ -205,7 +206,7 @@ def _refunded(cause: str) -> Outcome:
     )
 
 
-def _given_back(payment: Payment) -> Outcome:
+def given_back(payment: Payment) -> Outcome:
     """Cancelled at the PG: money that came and went is a refund, an unpaid account is not."""
     if payment.approved_at is not None:
         return _refunded("cancelled at the PG")

@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 __all__ = ["SCHEMA_VERSION", "Database", "LedgerUnfit"]
 
 #: The newest migration; a test compares it with the folder.
-SCHEMA_VERSION: Final = "0001"
+SCHEMA_VERSION: Final = "0002"
 
 #: How long SQLite waits for another process's transaction. The longest of ours, a batch of the
 #: flusher on a slow disk, takes well under a second; its waiting is unfair, so many times that.

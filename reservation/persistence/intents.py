@@ -2,7 +2,8 @@
 
 Two rows bar what must never happen, whoever comes and however late:
 
-    payment_attempts  one row per payment key    a key belongs to one order, for ever
+    payment_attempts  one row per payment key    a key belongs to one order, for ever; once it is to
+                                                 be cancelled, no intent of it is written any more
     payment_intents   one row per order, fence   an intent or a void, whichever is first
 
 A caller of the PG and a settler that gives up on it, the race these rows decide:
@@ -11,6 +12,9 @@ A caller of the PG and a settler that gives up on it, the race these rows decide
 or
     settler: INSERT void -> VOIDED -> the stock goes back
     caller:                 INSERT intent -> VOIDED: call nobody
+
+A cancel of ours whose answer is lost may still be carried out, minutes later. So it is written down
+before it leaves, and from then on that payment is cancelled again rather than sold.
 
 The intent is the only write in SQL that a buyer waits for. Those that come while one is being
 committed share the next transaction, and so its sync.
@@ -22,7 +26,7 @@ from enum import Enum, auto
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -38,7 +42,9 @@ __all__ = [
     "IntentWriter",
     "VoidOutcome",
     "attempt_owner",
+    "intend_cancel",
     "intents_of",
+    "is_cancel_intended",
     "void_intent",
 ]
 
@@ -58,7 +64,7 @@ class IntentOutcome(Enum):
     WRITTEN = auto()
     #: The same one was committed before: a repeat.
     ALREADY_WRITTEN = auto()
-    #: Somebody gave up on this attempt: nobody may be called under this fence.
+    #: Somebody gave up on this attempt, or cancels the payment: nobody may be asked for its money.
     VOIDED = auto()
 
 
@@ -162,15 +168,20 @@ class IntentWriter:
 
     async def _commit(self, intents: Sequence[Intent]) -> list[IntentOutcome | Exception]:
         async with self._database.write() as connection:
-            owners = await _take_keys(connection, intents)
-            ours = [intent for intent in intents if owners[intent.payment_key] == intent.order_id]
+            keys = await _take_keys(connection, intents)
+            ours = [
+                intent for intent in intents if keys[intent.payment_key] == (intent.order_id, False)
+            ]
             written = await _insert(connection, ours)
             standing = await _standing(connection, ours) if len(written) < len(ours) else {}
         outcomes: list[IntentOutcome | Exception] = []
         for intent in intents:
             name = (intent.order_id, intent.fence)
-            if owners[intent.payment_key] != intent.order_id:
+            owner, to_be_cancelled = keys[intent.payment_key]
+            if owner != intent.order_id:
                 outcomes.append(IntentOutcome.KEY_OF_ANOTHER_ORDER)
+            elif to_be_cancelled:
+                outcomes.append(IntentOutcome.VOIDED)
             elif name in written:
                 written.remove(name)  # A second one of this batch is a repeat.
                 outcomes.append(IntentOutcome.WRITTEN)
@@ -193,20 +204,35 @@ def _fail(batch: _Batch, error: Exception) -> None:
         _tell(future, error)
 
 
-async def _take_keys(connection: AsyncConnection, intents: Sequence[Intent]) -> dict[str, str]:
-    """Bind each payment key to its order where it is free; who owns each of them."""
+async def _take_keys(
+    connection: AsyncConnection, intents: Sequence[Intent]
+) -> dict[str, tuple[str, bool]]:
+    """Bind each payment key to its order where it is free.
+
+    Returns:
+        Of each key, who owns it, and whether that payment is to be cancelled.
+    """
     rows = {
-        intent.payment_key: (intent.payment_key, intent.order_id, intent.sale_id, intent.now_ms)
+        intent.payment_key: _attempt(
+            intent.payment_key, intent.order_id, intent.sale_id, intent.now_ms
+        )
         for intent in reversed(intents)
     }
     # In one order in all processes, so that two transactions cannot wait for each other.
     await insert_new(connection, payment_attempts, [rows[key] for key in sorted(rows)])
     found = await connection.execute(
-        select(payment_attempts.c.payment_key, payment_attempts.c.order_id).where(
-            among(connection, payment_attempts.c.payment_key, rows.keys())
-        )
+        select(payment_attempts)
+        .where(among(connection, payment_attempts.c.payment_key, rows.keys()))
+        # Against `intend_cancel`: it waits until these intents can be seen, or they for it.
+        .with_for_update(read=True)
     )
-    return {row.payment_key: row.order_id for row in found}
+    return {row.payment_key: (row.order_id, row.cancel_intended_at_ms is not None) for row in found}
+
+
+def _attempt(
+    payment_key: str, order_id: str, sale_id: str, now_ms: int
+) -> tuple[str, str, str, int, None]:
+    return payment_key, order_id, sale_id, now_ms, None
 
 
 async def _insert(connection: AsyncConnection, intents: Sequence[Intent]) -> set[_Name]:
@@ -269,6 +295,58 @@ async def void_intent(
         )
         kind = found.scalar_one()
     return VoidOutcome.VOIDED if kind == "void" else VoidOutcome.INTENT_STANDS
+
+
+async def intend_cancel(
+    database: Database, *, order_id: str, sale_id: str, fence: int, payment_key: str, now_ms: int
+) -> bool:
+    """Bar this payment from being sold, for ever, before a cancel of it leaves.
+
+    Args:
+        database: where to.
+        order_id: whose payment it is.
+        sale_id: of which sale.
+        fence: the order's, as the caller knows it.
+        payment_key: the PG's id of the payment.
+        now_ms: when.
+
+    Returns:
+        Whether it is barred now. False where somebody may have asked for this money under a later
+        fence, or where the key is another order's: the caller must cancel nothing.
+    """
+    async with database.write() as connection:
+        row = _attempt(payment_key, order_id, sale_id, now_ms)
+        await insert_new(connection, payment_attempts, [row])
+        of_this_key = payment_attempts.c.payment_key == payment_key
+        standing = (
+            await connection.execute(select(payment_attempts).where(of_this_key).with_for_update())
+        ).one()
+        if standing.order_id != order_id:
+            return False
+        if standing.cancel_intended_at_ms is not None:
+            return True
+        later = select(payment_intents.c.fence).where(
+            payment_intents.c.order_id == order_id,
+            payment_intents.c.payment_key == payment_key,
+            payment_intents.c.fence > fence,
+        )
+        if (await connection.execute(later.limit(1))).first() is not None:
+            return False
+        await connection.execute(
+            update(payment_attempts).where(of_this_key).values(cancel_intended_at_ms=now_ms)
+        )
+        return True
+
+
+async def is_cancel_intended(database: Database, payment_key: str) -> bool:
+    """Whether a cancel of this payment may have left."""
+    async with database.read() as connection:
+        found = await connection.execute(
+            select(payment_attempts.c.cancel_intended_at_ms).where(
+                payment_attempts.c.payment_key == payment_key
+            )
+        )
+        return found.scalar_one_or_none() is not None
 
 
 async def intents_of(database: Database, order_id: str) -> list[IntentRow]:

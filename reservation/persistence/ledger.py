@@ -162,6 +162,23 @@ class Ledger:
             self._database, order_id=order_id, sale_id=sale_id, fence=fence, now_ms=now_ms
         )
 
+    async def intend_cancel(
+        self, *, order_id: str, sale_id: str, fence: int, payment_key: str, now_ms: int
+    ) -> bool:
+        """Bar a payment from being sold before a cancel of it leaves; whether it is barred."""
+        return await intents.intend_cancel(
+            self._database,
+            order_id=order_id,
+            sale_id=sale_id,
+            fence=fence,
+            payment_key=payment_key,
+            now_ms=now_ms,
+        )
+
+    async def is_cancel_intended(self, payment_key: str) -> bool:
+        """Whether a cancel of this payment may have left."""
+        return await intents.is_cancel_intended(self._database, payment_key)
+
     async def intents_of(self, order_id: str) -> list[IntentRow]:
         """The order's intents and voids, by fence."""
         return await intents.intents_of(self._database, order_id)

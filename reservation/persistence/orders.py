@@ -83,7 +83,8 @@ class HistoryRow(msgspec.Struct, frozen=True, kw_only=True):
     at_ms: int
     #: event, intent, answer or refund.
     kind: str
-    #: The event's name, `intent` or `void`, the question that was answered, how the refund stands.
+    #: The event's name; `intent`, `void` or `cancel`; the question that was answered; how the
+    #: refund stands.
     what: str
     #: A JSON object. Payment keys and secrets stand in it whole: whoever shows it takes them out.
     facts: str

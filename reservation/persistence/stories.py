@@ -1,11 +1,14 @@
 """What happened: an order's history, and a sale's counters folded from its orders."""
 
+from collections.abc import Collection
 from typing import Any, Final
 
 import msgspec
 from sqlalchemy import ColumnElement, Row, Select, case, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reservation.domain.states import HOLDING, Status
+from reservation.persistence.bulk import among
 from reservation.persistence.database import Database
 from reservation.persistence.intents import IntentRow
 from reservation.persistence.orders import HistoryRow
@@ -17,6 +20,7 @@ from reservation.persistence.tables import (
     order_lines,
     orders,
     payment_answers,
+    payment_attempts,
     payment_intents,
     refunds,
 )
@@ -130,6 +134,8 @@ async def history(database: Database, order_id: str) -> list[HistoryRow]:
                 .limit(HISTORY_MAX)
             )
         ).all()
+        keys = {row.payment_key for row in [*intended, *answered] if row.payment_key}
+        cancelled = await _cancelled(connection, keys)
         refund = (
             (
                 await connection.execute(
@@ -146,6 +152,7 @@ async def history(database: Database, order_id: str) -> list[HistoryRow]:
         for at_ms, name, data in happened
     ]
     rows += [_of_intent(row) for row in intended]
+    rows += cancelled
     rows += [
         HistoryRow(
             at_ms=row.created_at_ms,
@@ -159,6 +166,25 @@ async def history(database: Database, order_id: str) -> list[HistoryRow]:
         rows += _of_refund(RefundRecord(**refund))
     # Of one millisecond in the order of what leads to what: the sort keeps it.
     return sorted(rows, key=lambda row: row.at_ms)
+
+
+async def _cancelled(connection: AsyncConnection, keys: Collection[str]) -> list[HistoryRow]:
+    """Which of these payments are to be cancelled, and since when."""
+    found = await connection.execute(
+        select(payment_attempts).where(
+            among(connection, payment_attempts.c.payment_key, keys),
+            payment_attempts.c.cancel_intended_at_ms.is_not(None),
+        )
+    )
+    return [
+        HistoryRow(
+            at_ms=row.cancel_intended_at_ms,
+            kind="intent",
+            what="cancel",
+            facts=_facts({"paymentKey": row.payment_key}),
+        )
+        for row in found
+    ]
 
 
 def _of_intent(row: IntentRow) -> HistoryRow:

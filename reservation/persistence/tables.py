@@ -231,6 +231,8 @@ payment_attempts = Table(
     Column("order_id", Id, nullable=False),
     Column("sale_id", Id, nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
+    # Set before a cancel of ours leaves, and never taken back: see `intents.py`.
+    Column("cancel_intended_at_ms", BigInteger),
     PrimaryKeyConstraint("payment_key", name="pk_payment_attempts"),
     # What an intent refers to, so that no intent can name another order's key.
     UniqueConstraint("payment_key", "order_id", name="uq_payment_attempts_order"),

@@ -193,3 +193,52 @@ async def test_a_database_that_does_not_answer_in_time_is_an_error_and_recovers(
         IntentOutcome.ALREADY_WRITTEN,
     )
     await ledger.aclose()
+
+
+def cancel(order_id: str = "o", fence: int = 1, **changes: Any) -> dict[str, Any]:
+    wish = {"order_id": order_id, "sale_id": "s", "fence": fence, "now_ms": 9}
+    return {**wish, "payment_key": f"key-{order_id}", **changes}
+
+
+async def test_a_cancel_bars_every_later_intent_of_its_payment(ledger: Ledger) -> None:
+    await ledger.write_intent(**intent(fence=1))
+    assert not await ledger.is_cancel_intended("key-o")
+    for _ in range(2):
+        assert await ledger.intend_cancel(**cancel(fence=1))
+    assert await ledger.is_cancel_intended("key-o")
+    assert await ledger.write_intent(**intent(fence=2)) is IntentOutcome.VOIDED
+    assert [row.fence for row in await ledger.intents_of("o")] == [1]
+    # Another card of the same order is another payment.
+    other = intent(fence=3, payment_key="another", idempotency_key="confirm-another")
+    assert await ledger.write_intent(**other) is IntentOutcome.WRITTEN
+
+
+async def test_an_intent_under_a_later_fence_bars_the_cancel(ledger: Ledger) -> None:
+    await ledger.write_intent(**intent(fence=2))
+    assert not await ledger.intend_cancel(**cancel(fence=1))
+    assert not await ledger.is_cancel_intended("key-o")
+    assert await ledger.intend_cancel(**cancel(fence=2))
+
+
+async def test_a_payment_that_nobody_asked_for_can_be_barred_too(ledger: Ledger) -> None:
+    assert await ledger.intend_cancel(**cancel(fence=0))
+    assert await ledger.write_intent(**intent(fence=1)) is IntentOutcome.VOIDED
+
+
+async def test_a_payment_of_another_order_is_not_barred(ledger: Ledger) -> None:
+    await ledger.write_intent(**intent("o"))
+    assert not await ledger.intend_cancel(**cancel("thief", payment_key="key-o"))
+    assert not await ledger.is_cancel_intended("key-o")
+
+
+async def test_of_an_intent_and_a_cancel_at_once_one_wins(ledger: Ledger) -> None:
+    for number in range(20):
+        order_id = f"o-{number}"
+        written, barred = await asyncio.gather(
+            ledger.write_intent(**intent(order_id, fence=2)),
+            ledger.intend_cancel(**cancel(order_id, fence=1)),
+        )
+        assert (written, barred) in (
+            (IntentOutcome.WRITTEN, False),
+            (IntentOutcome.VOIDED, True),
+        )

@@ -163,7 +163,7 @@ async def test_a_schema_that_is_too_old_is_unfit(
 ) -> None:
     ledger = await Ledger.open(sqlite_url)
     await ledger.check()
-    monkeypatch.setattr(database_module, "SCHEMA_VERSION", "0002")
+    monkeypatch.setattr(database_module, "SCHEMA_VERSION", "9999")
     with pytest.raises(LedgerUnfit):
         await ledger.check()
     await ledger.aclose()
