@@ -13,7 +13,7 @@ from api.schemas import GuestAnswer, HealthAnswer
 from reservation.bootstrap import Service
 from reservation.domain.errors import RateLimited, ReservationNotFound
 from reservation.metrics import registry
-from reservation.preflight import missing_in_redis
+from reservation.preflight import Findings
 from reservation.redis.connection import StoreUnavailable, StoreUncertain
 
 __all__ = ["GuestController", "HealthController"]
@@ -40,17 +40,25 @@ class HealthController(Controller):
     async def ready(self, request: Request[Any, Any, Any]) -> Response[HealthAnswer]:
         """200 where holds can be taken and paid for, else 503 with what is missing by name."""
         service = api_of(request).service
-        found = await asyncio.gather(_redis(service), _sql(service))
+        found, sql = await asyncio.gather(_redis(service), _sql(service))
         gaps = dict(service.watch.gaps)
-        missing = [name for names in found for name in names]
+        missing = [*found.missing, *sql]
+        missing += [
+            f"{name}:{sale_id}"
+            for sale_id, names in sorted(service.watch.missing_of.items())
+            for name in names
+        ]
         missing += [f"sale-recovering:{sale_id}" for sale_id in sorted(gaps)]
+        answer = HealthAnswer(
+            status="unavailable" if missing else "ok",
+            missing=missing,
+            recovering=gaps,
+            warnings=found.warnings,
+            trusted=found.trusted,
+        )
         if missing:
-            return Response(
-                HealthAnswer(status="unavailable", missing=missing, recovering=gaps),
-                status_code=503,
-                headers={"Retry-After": "1"},
-            )
-        return Response(HealthAnswer(status="ok"))
+            return Response(answer, status_code=503, headers={"Retry-After": "1"})
+        return Response(answer)
 
     @get("/metrics", operation_id="metrics", media_type="text/plain")
     async def metrics(self) -> Response[bytes]:
@@ -81,12 +89,12 @@ class GuestController(Controller):
         )
 
 
-async def _redis(service: Service) -> list[str]:
+async def _redis(service: Service) -> Findings:
     try:
         async with asyncio.timeout(CHECK_SECONDS):
-            return await missing_in_redis(service.connections)
+            return await service.preflight.recent()
     except (StoreUnavailable, StoreUncertain, TimeoutError):
-        return ["redis"]
+        return Findings(missing=("redis",))
 
 
 async def _sql(service: Service) -> list[str]:

@@ -380,3 +380,7 @@ class HealthAnswer(Wire, frozen=True, kw_only=True):
     missing: Sequence[str] = ()
     #: Sales that wait for a rebuild, and what Redis lacks of each.
     recovering: Mapping[str, str] = {}
+    #: What should be looked at and closes nothing.
+    warnings: Sequence[str] = ()
+    #: What Redis does not show and an operator vouches for.
+    trusted: Sequence[str] = ()

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 
 import msgspec
 
@@ -22,7 +21,8 @@ from reservation.payments.breaker import GuardedGateway
 from reservation.payments.gateway import PaymentGateway
 from reservation.payments.toss import TossGateway, TossLimits
 from reservation.persistence.ledger import Ledger
-from reservation.preflight import missing_in_redis
+from reservation.preflight import Preflight
+from reservation.preflight.outboxes import SalePreflight
 from reservation.prepare import Prepare
 from reservation.rebuild import Rebuild
 from reservation.recovery import Watch
@@ -70,6 +70,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     webhook: Webhook
     audit: Audit
     watch: Watch
+    preflight: Preflight
     rebuild: Rebuild
     why: Why
 
@@ -94,8 +95,7 @@ async def opened(
         gateway = _gateway(settings, limits)
         stack.push_async_callback(gateway.aclose)
         keys = Keys(settings.key_prefix)
-        store = Store(connections, keys, clock=clock)
-        sale_store = SaleStore(connections, keys)
+        store, sale_store = Store(connections, keys, clock=clock), SaleStore(connections, keys)
         outbox = RedisOutbox(connections, keys)
         catalog = Catalog(sale_store, ledger, clock=clock)
         queue = PrepareQueue(
@@ -108,8 +108,9 @@ async def opened(
         confirm = Confirm(catalog, store, ledger, gateway, conclude, clock=clock, limits=limits)
         stack.push_async_callback(confirm.aclose)
         restorer = Restorer(connections, keys)
-        preflight = partial(missing_in_redis, connections)
-        watch = Watch(connections, restorer, ledger, catalog, preflight=preflight)
+        preflight = Preflight(connections, keys, settings, clock=clock)
+        of_sales = SalePreflight(connections, keys, sale_store, ledger)
+        watch = Watch(connections, restorer, ledger, catalog, preflight.missing, of_sales)
         orphans = Orphans(store, ledger, gateway, conclude)
         look = Look(store, ledger, clock=clock)
         yield Service(
@@ -138,6 +139,7 @@ async def opened(
                 OrderAudit(Inspection(connections, keys, store), ledger),
             ),
             watch=watch,
+            preflight=preflight,
             why=Why(sale_store, store, ledger, clock=clock, limits=limits),
             rebuild=Rebuild(restorer, keys, store, ledger, orphans, clock=clock),
         )

@@ -107,6 +107,11 @@ def texts(name: str, given: Mapping[str, str]) -> tuple[str, ...]:
     return keys
 
 
+def words(name: str, given: Mapping[str, str]) -> tuple[str, ...]:
+    """Names of the service's own, comma-separated; whoever uses them knows which there are."""
+    return tuple(_parts(name, given))
+
+
 def _parts(name: str, given: Mapping[str, str]) -> list[str]:
     parts = [part.strip() for part in given.get(name, "").split(",")]
     return [part for part in parts if part]

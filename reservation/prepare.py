@@ -84,7 +84,7 @@ class Prepare:
             Every refusal in prepare.lua; `Unavailable` where nothing was taken for certain,
             `OutcomeUnknown` where that cannot be told.
         """
-        self._watch.check()
+        self._watch.check(wish.sale_id)
         known = await self._catalog.get(wish.sale_id)
         try:
             return await self._prepare(wish, known)
@@ -102,7 +102,7 @@ class Prepare:
         Raises:
             Those refusals that need no Redis; `done` is told nothing then.
         """
-        self._watch.check()
+        self._watch.check(wish.sale_id)
         basket = self.basket(wish, known.sale)
 
         def decided(outcome: Decision | ReservationError) -> None:

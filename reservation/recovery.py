@@ -7,7 +7,7 @@ prepares go only to a server whose sales were compared with SQL in this very lif
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -69,6 +69,7 @@ class Watch:
         ledger: SQL.
         catalog: told which sales are closed.
         preflight: names what is missing in Redis before holds may be promised.
+        preflight_sales: likewise of single sales, but for those that it is given.
     """
 
     def __init__(
@@ -77,34 +78,38 @@ class Watch:
         restorer: Restorer,
         ledger: Ledger,
         catalog: Catalog,
-        *,
-        preflight: Callable[[], Awaitable[list[str]]],
+        preflight: Callable[[], Awaitable[Sequence[str]]],
+        preflight_sales: Callable[[Collection[str]], Awaitable[Mapping[str, Sequence[str]]]],
     ) -> None:
         self._connections = connections
         self._restorer = restorer
         self._ledger = ledger
         self._catalog = catalog
         self._preflight = preflight
+        self._preflight_sales = preflight_sales
         self._new_and_missing: set[str] = set()
         #: What is missing in Redis, by name.
         self.missing: tuple[str, ...] = ()
+        #: What is missing of single sales, by name.
+        self.missing_of: Mapping[str, Sequence[str]] = {}
 
     @property
     def gaps(self) -> Mapping[str, str]:
         """Each sale that waits for a rebuild, and what it lacks."""
         return self._catalog.closed
 
-    def check(self) -> None:
-        """Refuse a prepare while Redis is not as it must be.
+    def check(self, sale_id: str) -> None:
+        """Refuse a prepare while Redis, or this sale in it, is not as it must be.
 
         Raises:
             Unavailable: naming what is missing.
         """
-        if self.missing:
+        missing = self.missing or self.missing_of.get(sale_id)
+        if missing:
             raise Unavailable(
-                f"No holds are taken now: {', '.join(self.missing)}.",
+                f"No holds are taken now: {', '.join(missing)}.",
                 retryAfter=RETRY_AFTER_SECONDS,
-                missing=list(self.missing),
+                missing=list(missing),
             )
 
     def wake(self) -> None:
@@ -114,7 +119,11 @@ class Watch:
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
-            await self.look()
+            try:
+                await self.look()
+            except Exception as error:  # loop top: who stops looking would sell from anything
+                alarm("worker_bug", loop="watch", reason=type(error).__name__)
+                log.exception("look_broke")
             pause = LOOK_SECONDS if self._connections.vouched else HURRY_SECONDS
             try:
                 async with asyncio.timeout(pause):
@@ -129,13 +138,29 @@ class Watch:
         self._connections.doubted.clear()
         try:
             async with asyncio.timeout(ANSWER_SECONDS_MAX):
-                self.missing = tuple(await self._preflight())
+                self._take(tuple(await self._preflight()))
                 run_id = await self._compare_all()
+                self._take_of_sales(await self._preflight_sales(self._catalog.closed))
         except (StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError, TimeoutError) as error:
             log.info("not_compared", reason=str(error) or type(error).__name__)
             return
         if run_id is not None:
             self._connections.vouch_for(run_id)
+
+    def _take(self, missing: tuple[str, ...]) -> None:
+        if missing and missing != self.missing:
+            alarm("preflight", missing=", ".join(missing))
+        if self.missing and not missing:
+            log.info("preflight_holds")
+        self.missing = missing
+
+    def _take_of_sales(self, missing_of: Mapping[str, Sequence[str]]) -> None:
+        for sale_id, missing in missing_of.items():
+            if missing != self.missing_of.get(sale_id):
+                alarm("preflight_of_sale", sale_id=sale_id, missing=", ".join(missing))
+        for sale_id in self.missing_of.keys() - missing_of.keys():
+            log.info("preflight_of_sale_holds", sale_id=sale_id)
+        self.missing_of = missing_of
 
     async def _compare_all(self) -> str | None:
         """Close what is lost and open what is not; the server, where one and the same answered."""

@@ -37,8 +37,7 @@ _TOSS_KEY = re.compile(r"(test|live)_(g?)([cs])k_.+")
 #: Shortest secret in production: 256 bits where it is random, as HMAC-SHA256 wants (RFC 2104, 3).
 _SECRET_BYTES_MIN: Final = 32
 
-#: Names that no field carries: read where they are used, or set by the supervisor for its children.
-_OTHER_NAMES: Final = frozenset({"RESERVATION_REDIS_TRUST"})
+#: Set by the supervisor for its children; no field carries them.
 _INTERNAL_PREFIX: Final = "RESERVATION_INTERNAL_"
 
 
@@ -125,6 +124,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     metrics_port: Annotated[
         int,
         _says("Where `--role worker` serves its own `/metrics`; 0 is nowhere.", "`0`"),
+    ]
+    redis_trust: Annotated[
+        tuple[str, ...],
+        _says(
+            "Checks of Redis that you vouch for, by name, comma-separated (docs/operations.md).",
+            "empty",
+        ),
     ]
     key_prefix: Annotated[str, _says("What every key in Redis begins with.", "`rsv`")]
     env: Annotated[str, _says("`development` or `production`.", "`development`")]
@@ -223,9 +229,7 @@ def _given(
             continue
         name = variable.removeprefix(PREFIX).lower()
         if name not in _READERS or variable != variable.upper():
-            if variable not in _OTHER_NAMES:
-                raise SettingsError(_misspelt(variable))
-            continue
+            raise SettingsError(_misspelt(variable))
         if value.strip():
             given[name] = value.strip()
     return given
@@ -270,6 +274,7 @@ _READERS: Final[dict[str, environment.Reader]] = {
     "guest_rate": environment.rate(Rate(60, 60)),
     "trusted_proxies": environment.networks,
     "metrics_port": environment.whole_number(0, 65_535, lambda: 0),
+    "redis_trust": environment.words,
     "key_prefix": environment.key_prefix,
 }
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
 import hiredis
+import msgspec
 import structlog
 from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry
@@ -37,7 +38,9 @@ from reservation.domain.errors import BrokenInvariant
 from reservation.redis.scripts import Script
 
 __all__ = [
+    "ClockReading",
     "Connections",
+    "NotPermitted",
     "StoreUnavailable",
     "StoreUncertain",
     "UnexpectedReply",
@@ -58,7 +61,6 @@ _REFUSALS = (
     BusyLoadingError,
     ClusterDownError,
     MasterDownError,
-    NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
 )
@@ -78,12 +80,34 @@ class StoreUnavailable(Exception):
     """Redis cannot be asked now, and it is certain that this call changed nothing."""
 
 
+class NotPermitted(StoreUnavailable):
+    """The server's rules do not let our user do this."""
+
+
 class StoreUncertain(Exception):
     """The call was sent and its reply was lost: it may or may not have happened."""
 
 
 class UnexpectedReply(BrokenInvariant):
     """An error reply that no healthy server and no correct script gives."""
+
+
+class ClockReading(msgspec.Struct, frozen=True, kw_only=True):
+    """Both clocks at one instant, as far as a round trip can tell."""
+
+    #: Our monotonic clock in seconds, around the round trip.
+    sent: float
+    received: float
+    #: Our wall clock when the answer was there, and the server's when it answered.
+    our_ms: int
+    server_ms: int
+    #: Which life of which server.
+    run_id: str
+
+    @property
+    def offset_ms(self) -> int:
+        """The server's clock minus ours, its answer taken as half-way between."""
+        return self.server_ms - self.our_ms + int((self.received - self.sent) * 500)
 
 
 class Connections:
@@ -148,13 +172,31 @@ class Connections:
         """What a script that is sent now gets as its `not_after`."""
         return self.server_now_ms() + NOT_AFTER_MS
 
+    @property
+    def client_retries(self) -> int:
+        """How often the client library would send a command again by itself: never."""
+        return cast("Retry", self._pool.connection_kwargs["retry"]).get_retries()
+
+    async def read_clock(self) -> ClockReading:
+        """Ask the server for its time; keeps the offset."""
+        sent = self._clock.monotonic()
+        info, time = await self.pipeline([("INFO", "server"), ("TIME",)])
+        received, our_ms = self._clock.monotonic(), self._clock.now_ms()
+        seconds, micros = good(time)
+        reading = ClockReading(
+            sent=sent,
+            received=received,
+            our_ms=our_ms,
+            server_ms=int(seconds) * 1000 + int(micros) // 1000,
+            # A server may refuse INFO; its clock it tells.
+            run_id=run_id_of(info) if isinstance(info, str) else "",
+        )
+        self.offset_ms = reading.offset_ms
+        return reading
+
     async def measure_offset(self) -> int:
-        """Ask the server for its time; keeps and returns the offset in ms."""
-        sent = self._clock.now_ms()
-        seconds, micros = await self.command("TIME")
-        received = self._clock.now_ms()
-        self.offset_ms = int(seconds) * 1000 + int(micros) // 1000 - (sent + received) // 2
-        return self.offset_ms
+        """Keeps and returns the server's clock minus ours, in ms."""
+        return (await self.read_clock()).offset_ms
 
     async def command(self, *parts: str | int | bytes, guarded: bool = False) -> Any:
         """Send one command and return its reply, as text.
@@ -211,6 +253,8 @@ class Connections:
             return await connection.read_response()
         except NoScriptError as error:
             return error
+        except NoPermissionError as error:
+            return NotPermitted(f"not permitted: {error}")
         except _REFUSALS as error:
             return StoreUnavailable(f"{type(error).__name__}: {error}")
         except ResponseError as error:

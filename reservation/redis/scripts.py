@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-__all__ = ["Script", "load", "script_folder"]
+__all__ = ["Script", "all_scripts", "load", "script_folder"]
 
 _INCLUDE = re.compile(r"^--@include (?P<path>lib/[a-z_]+\.lua)\n", re.MULTILINE)
 
@@ -39,3 +39,9 @@ def load(name: str) -> Script:
     text = (folder / f"{name}.lua").read_text()
     source = _INCLUDE.sub(lambda found: (folder / found["path"]).read_text(), text)
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+@cache
+def all_scripts() -> tuple[Script, ...]:
+    """Every script of this release, by name."""
+    return tuple(load(path.stem) for path in sorted(script_folder().glob("*.lua")))

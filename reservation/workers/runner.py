@@ -97,8 +97,14 @@ class Worker:
             group.create_task(forever("sales", lambda: self._take_up(group), SALES_SECONDS))
 
     async def _measure_clock(self) -> int:
-        await self._service.connections.measure_offset()
+        await self._service.preflight.look_at_clocks()
         return 0
+
+    async def _reap(self, sale_id: str) -> int:
+        # A clock that jumped would end holds that their buyers still count on.
+        if not self._service.preflight.clocks.may_expire:
+            return 0
+        return await self._reaper.run_once(sale_id)
 
     async def _take_up(self, group: asyncio.TaskGroup) -> int:
         for sale_id in await self._service.sale_store.ids():
@@ -106,7 +112,7 @@ class Worker:
                 continue
             self._sales.add(sale_id)
             for name, once, pause in (
-                ("reaper", self._reaper.run_once, REAP_SECONDS),
+                ("reaper", self._reap, REAP_SECONDS),
                 ("settler", self._settler.run_once, SETTLE_SECONDS),
                 ("flusher", self._flush, FLUSH_SECONDS),
             ):

@@ -10,7 +10,6 @@ import pytest
 import redis
 from redis.exceptions import NoPermissionError
 
-from reservation.preflight import missing_in_redis
 from reservation.redis.server_files import find_binary
 from tests.fixtures.in_process import Bench, bench
 from tests.fixtures.service import eventually
@@ -82,7 +81,7 @@ def run(path: str, script: str, key: str, *args: str) -> list[str]:
 
 
 async def test_the_service_works_as_its_own_user(here: Bench) -> None:
-    assert await missing_in_redis(here.service.connections) == []
+    assert (await here.service.preflight()).missing == ()
     sale_id = await here.sale()
     order = await here.hold(sale_id)
     await here.finish(order, (await here.claim(order)).fence)

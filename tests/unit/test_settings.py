@@ -184,7 +184,7 @@ def test_a_misspelt_name_is_refused_with_the_one_that_was_meant(load: Any) -> No
 
 
 def test_names_of_others_are_left_alone(load: Any) -> None:
-    load(REDIS_TRUST="noeviction", INTERNAL_FD="7")
+    load(INTERNAL_FD="7")
 
 
 def test_dotenv_is_read_and_the_environment_wins(tmp_path: Path) -> None:

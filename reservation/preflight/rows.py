@@ -1,0 +1,388 @@
+"""The table of what must be true before holds are promised: one row a condition, pure, no I/O."""
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+__all__ = ["ROWS", "Disk", "Facts", "Row", "Severity"]
+
+#: Shares of its memory above which the server is filling up, and is about to refuse new holds.
+MEMORY_SHARE_HIGH: Final = 0.75
+MEMORY_SHARE_MAX: Final = 0.85
+#: Free share of a disk below which an operator should look.
+DISK_SHARE_LOW: Final = 0.2
+#: A rewrite of the append-only file writes it once more beside the old one, while that grows.
+DISK_FILES_MIN: Final = 2
+#: Less than this is full, however short the file is: a minute of a full-speed sale's events.
+DISK_BYTES_MIN: Final = 64 * 1024 * 1024
+#: Difference between Redis' clock and ours at which windows and deadlines are told wrongly.
+CLOCK_MS_MAX: Final = 500
+#: A round trip that a server on a quiet network needs a thousandth of.
+ROUND_TRIP_MS_MAX: Final = 100
+#: The oldest server with what the scripts need (`#!lua`, flags, ACL DRYRUN).
+VERSION_MIN: Final = (7, 0, 0)
+#: Redis versions with a memory error that a client can reach (CVE-2026-23479), and the first after
+#: them without it. A distribution may have repaired it under the old number.
+VERSION_BROKEN: Final = ((7, 2, 0), (8, 6, 3))
+#: How late a replica may be in seconds, where writes wait for one.
+REPLICA_LAG_MAX: Final = 1
+
+
+class Severity(StrEnum):
+    """What a row that does not hold does."""
+
+    #: Closes prepare; in production the service does not even start (exit status 78).
+    STOP = "stop"
+    #: Closes prepare; what has begun goes on.
+    CLOSE = "close"
+    #: Is told, and closes nothing.
+    WARN = "warn"
+
+
+class Disk(msgspec.Struct, frozen=True):
+    """A file system's bytes."""
+
+    total: int
+    free: int
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What was read in one look; None stands for what the server does not show."""
+
+    info: Mapping[str, str]
+    config: Mapping[str, str] | None
+    #: The ACL user that we are.
+    user: str | None
+    #: Commands that we need and may not use, and dangerous ones that we may.
+    lacking: tuple[str, ...] | None
+    excessive: tuple[str, ...] | None
+    #: Whether every script of this release is loaded; why not, where it is not.
+    scripts: bool | None
+    #: How often the client library would repeat a command by itself.
+    client_retries: int
+    #: Redis' clock minus ours as far as that is certain, and whether either has jumped just now.
+    clock_offset_ms: int
+    clock_jumped: bool
+    round_trip_ms: float
+    #: Where the append-only file is; None where that is another machine's.
+    redis_disk: Disk | None
+    #: Where SQLite is; None with PostgreSQL.
+    sql_disk: Disk | None
+    production: bool
+    #: Whether the server is reached by a unix socket, whose directory is the lock on the door.
+    unix_socket: bool
+
+    def setting(self, name: str) -> str | None:
+        """One of the server's settings."""
+        return self.config.get(name) if self.config is not None else None
+
+    def number(self, name: str) -> int | None:
+        """A number out of INFO."""
+        text = self.info.get(name, "")
+        return int(text) if text.isdecimal() else None
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One condition."""
+
+    #: What an operator reads in /health/ready and looks up in docs/operations.md.
+    name: str
+    severity: Severity
+    #: What it means that it does not hold, in one line.
+    means: str
+    #: Whether it holds; None where the server does not tell.
+    holds: Callable[[Facts], bool | None]
+    #: Whether RESERVATION_REDIS_TRUST may name it although the server shows that it does not hold.
+    waivable: bool = False
+
+
+def _info(name: str, value: str) -> Callable[[Facts], bool | None]:
+    def holds(facts: Facts) -> bool | None:
+        found = facts.info.get(name)
+        return None if found is None else found == value
+
+    return holds
+
+
+def _config(name: str, value: str) -> Callable[[Facts], bool | None]:
+    def holds(facts: Facts) -> bool | None:
+        found = facts.setting(name)
+        return None if found is None else found == value
+
+    return holds
+
+
+def _below(share: float) -> Callable[[Facts], bool | None]:
+    def holds(facts: Facts) -> bool | None:
+        used, limit = facts.number("used_memory"), facts.number("maxmemory")
+        if used is None or limit is None:
+            return None
+        return limit == 0 or used <= share * limit
+
+    return holds
+
+
+def _memory_is_bounded(facts: Facts) -> bool | None:
+    limit = facts.number("maxmemory")
+    return None if limit is None else limit > 0
+
+
+def _policy_keeps_all(facts: Facts) -> bool | None:
+    policy = facts.info.get("maxmemory_policy") or facts.setting("maxmemory-policy")
+    return None if policy is None else policy == "noeviction"
+
+
+def _version(facts: Facts) -> tuple[int, ...] | None:
+    valkey = facts.info.get("valkey_version")
+    parts = (valkey or facts.info.get("redis_version", "")).split(".")
+    return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else None
+
+
+def _version_is_new_enough(facts: Facts) -> bool | None:
+    version = _version(facts)
+    return None if version is None else version >= VERSION_MIN
+
+
+def _version_is_sound(facts: Facts) -> bool | None:
+    version = _version(facts)
+    if version is None:
+        return None
+    first, repaired = VERSION_BROKEN
+    return "valkey_version" in facts.info or not first <= version < repaired
+
+
+def _replicas_are_there(facts: Facts) -> bool | None:
+    wanted = facts.setting("min-replicas-to-write")
+    if not (wanted or "").isdecimal() or int(wanted or 0) == 0:
+        return True  # None is asked for; that nobody tells is another row's concern.
+    good = facts.number("min_slaves_good_slaves")
+    return None if good is None else good >= int(wanted or 0)
+
+
+def _replicas_are_bound(facts: Facts) -> bool | None:
+    if not facts.number("connected_slaves"):
+        return True
+    wanted, lag = facts.setting("min-replicas-to-write"), facts.setting("min-replicas-max-lag")
+    if wanted is None or lag is None:
+        return None
+    return int(wanted) >= 1 and 0 < int(lag) <= REPLICA_LAG_MAX
+
+
+def _user_is_bounded(facts: Facts) -> bool | None:
+    if facts.unix_socket or not facts.production:
+        return True
+    if facts.user == "default":
+        return False
+    return None if facts.excessive is None else not facts.excessive
+
+
+def _rights_suffice(facts: Facts) -> bool | None:
+    if facts.lacking is None:
+        # Outside production the first command that is refused tells it soon enough.
+        return None if facts.production else True
+    return not facts.lacking
+
+
+def _disk_takes_a_rewrite(facts: Facts) -> bool | None:
+    if facts.redis_disk is None:
+        return True
+    size = facts.number("aof_current_size") or 0
+    return facts.redis_disk.free >= max(DISK_BYTES_MIN, DISK_FILES_MIN * size)
+
+
+def _disk_has_room(facts: Facts) -> bool | None:
+    disk = facts.redis_disk
+    return disk is None or disk.free >= DISK_SHARE_LOW * disk.total
+
+
+def _sql_disk_has_room(facts: Facts) -> bool | None:
+    return facts.sql_disk is None or facts.sql_disk.free >= DISK_BYTES_MIN
+
+
+#: In the order in which they are told.
+ROWS: Final = (
+    Row(
+        name="client-retries",
+        severity=Severity.STOP,
+        means="the client library would send a command twice: one hold could be taken twice",
+        holds=lambda facts: facts.client_retries == 0,
+    ),
+    Row(
+        name="redis-version",
+        severity=Severity.STOP,
+        means="the server is older than Redis 7.0 and lacks what the scripts need",
+        holds=_version_is_new_enough,
+    ),
+    Row(
+        name="redis-version-broken",
+        severity=Severity.WARN,
+        means="this Redis has a memory error that a client can reach (CVE-2026-23479)",
+        holds=_version_is_sound,
+    ),
+    Row(
+        name="redis-scripts",
+        severity=Severity.STOP,
+        means="the server does not take this release's scripts",
+        holds=lambda facts: facts.scripts,
+    ),
+    Row(
+        name="redis-run-id",
+        severity=Severity.CLOSE,
+        means="the server does not say which life of it this is: a restart could go unnoticed",
+        holds=lambda facts: True if facts.info.get("run_id") else None,
+    ),
+    Row(
+        name="redis-append-only-file",
+        severity=Severity.STOP,
+        means="there is no append-only file: a restart is an empty shop",
+        holds=_info("aof_enabled", "1"),
+    ),
+    Row(
+        name="redis-last-write",
+        severity=Severity.STOP,
+        means="the last write to the append-only file failed: a full or broken disk",
+        holds=_info("aof_last_write_status", "ok"),
+    ),
+    Row(
+        name="redis-last-rewrite",
+        severity=Severity.STOP,
+        means="the last rewrite of the append-only file failed: it grows without end",
+        holds=_info("aof_last_bgrewrite_status", "ok"),
+    ),
+    Row(
+        name="redis-last-snapshot",
+        severity=Severity.WARN,
+        means="the last snapshot failed; it is the backup, not the durability",
+        holds=_info("rdb_last_bgsave_status", "ok"),
+    ),
+    Row(
+        name="redis-fsync-policy",
+        severity=Severity.CLOSE,
+        means="appendfsync is not always: a power cut loses holds that were promised",
+        holds=_config("appendfsync", "always"),
+        waivable=True,
+    ),
+    Row(
+        name="redis-fsync-on-rewrite",
+        severity=Severity.CLOSE,
+        means="no-appendfsync-on-rewrite is on: nothing is synced while the file is rewritten",
+        holds=_config("no-appendfsync-on-rewrite", "no"),
+    ),
+    Row(
+        name="redis-eviction-policy",
+        severity=Severity.STOP,
+        means="maxmemory-policy is not noeviction: stock could be thrown out to make room",
+        holds=_policy_keeps_all,
+    ),
+    Row(
+        name="redis-evicted",
+        severity=Severity.CLOSE,
+        means="keys were thrown out to make room: any of them may have been stock",
+        holds=_info("evicted_keys", "0"),
+    ),
+    Row(
+        name="redis-maxmemory",
+        severity=Severity.CLOSE,
+        means="maxmemory is not set: the system would kill the server when memory runs out",
+        holds=_memory_is_bounded,
+    ),
+    Row(
+        name="redis-memory",
+        severity=Severity.CLOSE,
+        means="85 % of maxmemory is used: what ends a hold still needs room",
+        holds=_below(MEMORY_SHARE_MAX),
+    ),
+    Row(
+        name="redis-memory-high",
+        severity=Severity.WARN,
+        means="75 % of maxmemory is used",
+        holds=_below(MEMORY_SHARE_HIGH),
+    ),
+    Row(
+        name="redis-loading",
+        severity=Severity.CLOSE,
+        means="the server still reads its file",
+        holds=_info("loading", "0"),
+    ),
+    Row(
+        name="redis-master",
+        severity=Severity.CLOSE,
+        means="the server is a replica",
+        holds=_info("role", "master"),
+    ),
+    Row(
+        name="redis-failover",
+        severity=Severity.CLOSE,
+        means="the server hands over to a replica",
+        holds=_info("master_failover_state", "no-failover"),
+    ),
+    Row(
+        name="redis-cluster",
+        severity=Severity.CLOSE,
+        means="the server is one of a cluster, and its address does not say so",
+        holds=_info("cluster_enabled", "0"),
+    ),
+    Row(
+        name="redis-replicas",
+        severity=Severity.CLOSE,
+        means="fewer replicas keep up than min-replicas-to-write asks for: writes are refused",
+        holds=_replicas_are_there,
+    ),
+    Row(
+        name="redis-replicas-unbound",
+        severity=Severity.WARN,
+        means="there are replicas and writes wait for none: a failover loses what was promised",
+        holds=_replicas_are_bound,
+    ),
+    Row(
+        name="redis-clock",
+        severity=Severity.CLOSE,
+        means="Redis' clock and ours differ by half a second or more",
+        holds=lambda facts: abs(facts.clock_offset_ms) < CLOCK_MS_MAX,
+    ),
+    Row(
+        name="redis-clock-jumped",
+        severity=Severity.CLOSE,
+        means="Redis' clock or ours has jumped within the last 15 s",
+        holds=lambda facts: not facts.clock_jumped,
+    ),
+    Row(
+        name="redis-slow",
+        severity=Severity.WARN,
+        means="a round trip to the server takes over 100 ms",
+        holds=lambda facts: facts.round_trip_ms <= ROUND_TRIP_MS_MAX,
+    ),
+    Row(
+        name="redis-user",
+        severity=Severity.STOP,
+        means="we are the server's default user, or may flush, list or configure it",
+        holds=_user_is_bounded,
+        waivable=True,
+    ),
+    Row(
+        name="redis-rights",
+        severity=Severity.CLOSE,
+        means="our user may not use a command that the service needs",
+        holds=_rights_suffice,
+    ),
+    Row(
+        name="redis-disk",
+        severity=Severity.CLOSE,
+        means="the disk of the append-only file has no room for a rewrite of it",
+        holds=_disk_takes_a_rewrite,
+    ),
+    Row(
+        name="redis-disk-low",
+        severity=Severity.WARN,
+        means="less than a fifth of the append-only file's disk is free",
+        holds=_disk_has_room,
+    ),
+    Row(
+        name="sql-disk",
+        severity=Severity.CLOSE,
+        means="the disk of SQLite is full: no payment could be begun",
+        holds=_sql_disk_has_room,
+    ),
+)
