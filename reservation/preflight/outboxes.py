@@ -58,7 +58,8 @@ class SalePreflight:
             for sale_id, (first, groups) in found.items()
             if sale_id in heads and not _flows(first, groups, heads[sale_id].seq)
         }
-        await self._count(sale_ids)
+        # One that SQL does not know yet is not ours to judge: it is being made.
+        await self._count([sale_id for sale_id in sale_ids if sale_id in heads])
         for sale_id in self._miscounted:
             rows[sale_id] = (*rows.get(sale_id, ()), "sale-counters")
         return rows
