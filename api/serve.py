@@ -45,6 +45,9 @@ _RAN_WELL_SECONDS: Final = 10.0
 #: that what the others finish is still kept.
 _GONE_AFTER_SECONDS: Final = {"api": 4.5, "worker": 7.0, "sandbox": 8.0, "valkey": 9.5}
 
+#: How often a Redis is looked for that did not answer at the start.
+_REDIS_LOOK_SECONDS: Final = 1.0
+
 #: How often readiness is asked for, how long an answer may take, and when waiting is worth a line.
 _READY_LOOK_SECONDS: Final = 0.1
 _READY_ANSWER_SECONDS_MAX: Final = 2.0
@@ -104,10 +107,14 @@ class Supervisor:
             sys.stderr.write(f"reservation: {error}\n")
             self._stop(1)
         except SettingsError as error:
-            sys.stderr.write(f"reservation: {error}\n")
-            self._stop(BAD_SETTING)
+            self._refuse(error)
         else:
             await self._announce()
+
+    def _refuse(self, error: SettingsError) -> None:
+        for line in str(error).splitlines():
+            sys.stderr.write(f"reservation: {line}\n")
+        self._stop(BAD_SETTING)
 
     async def _start_parts(self, tasks: asyncio.TaskGroup) -> None:
         self._empty_metrics()
@@ -122,12 +129,31 @@ class Supervisor:
             await self._valkey.start()
             self._learn(RESERVATION_REDIS_URL=self._valkey.url)
             tasks.create_task(self._keep("valkey", self._valkey, started=True))
+        if not await self._is_redis_answered():
+            tasks.create_task(self._wait_for_redis())
         if self._alone and not self._settings.toss_api_url:
             self._add(tasks, "sandbox", await self._listen_for_sandbox())
         for role in self._roles:
             count = self._settings.workers if role == "api" else 1
             for _ in range(count):
                 self._add(tasks, role, api_socket if role == "api" else None)
+
+    async def _is_redis_answered(self) -> bool:
+        """Whether Redis could be looked at; refuses one that must not be sold from."""
+        if not (self._settings.production or self._settings.redis_trust):
+            return True
+        from reservation.preflight.start import is_answered  # noqa: PLC0415 - it imports much
+
+        return await is_answered(self._settings)
+
+    async def _wait_for_redis(self) -> None:
+        """Look again until Redis answers: no hold is taken before that, so nothing is cut off."""
+        try:
+            while not self._stopping.is_set() and not await self._is_redis_answered():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), _REDIS_LOOK_SECONDS)
+        except SettingsError as error:
+            self._refuse(error)
 
     def _learn(self, **found: str) -> None:
         """Take an address that is only known now; children get it by their environment."""

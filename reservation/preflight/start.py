@@ -1,0 +1,44 @@
+"""Whether the service may start at all: in production, the rows that stop it must hold."""
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from reservation.domain.clock import SystemClock
+from reservation.preflight import Preflight
+from reservation.redis.connection import Connections, StoreUnavailable, StoreUncertain
+from reservation.redis.keys import Keys
+from reservation.settings import Settings, SettingsError
+
+__all__ = ["is_answered"]
+
+log = structlog.get_logger(__name__)
+
+#: How long one look may take: then the server is as good as away, and looked at again.
+ANSWER_SECONDS_MAX: Final = 2.5
+
+
+async def is_answered(settings: Settings) -> bool:
+    """Whether the server could be looked at; in development nobody looks here.
+
+    Raises:
+        SettingsError: it must not be started with this server, a line for each reason; or what is
+            trusted is no row.
+    """
+    clock = SystemClock()
+    connections = Connections(settings.redis_url, clock=clock)
+    try:
+        preflight = Preflight(connections, Keys(settings.key_prefix), settings, clock=clock)
+        if not settings.production:
+            return True
+        async with asyncio.timeout(ANSWER_SECONDS_MAX):
+            found = await preflight()
+    except (StoreUnavailable, StoreUncertain, TimeoutError) as error:
+        log.warning("redis_does_not_answer_yet", reason=str(error) or type(error).__name__)
+        return False
+    finally:
+        await connections.aclose()
+    if found.stops:
+        raise SettingsError("\n".join(found.stops))
+    return "redis-loading" not in found.missing
