@@ -3,7 +3,10 @@
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
+import msgspec
+
 from reservation.domain.errors import BrokenInvariant
+from reservation.domain.states import SaleStatus
 from reservation.persistence.ledger import Ledger
 from reservation.redis.connection import Connections, UnexpectedReply, good
 from reservation.redis.keys import Keys
@@ -23,6 +26,13 @@ SALES_AT_ONCE: Final = 200
 #: Sales whose counters are added up in one look; the next look goes on with the next ones. Two
 #: round trips each, so that a look stays far below its time.
 COUNTED_AT_ONCE: Final = 20
+
+
+class _Outbox(msgspec.Struct, frozen=True):
+    """A sale's stream: its first entry, and what reads it."""
+
+    first: int | None
+    groups: Sequence[Any]
 
 
 class SalePreflight:
@@ -48,37 +58,38 @@ class SalePreflight:
             StoreUnavailable, StoreUncertain: the server does not answer.
         """
         sale_ids = [sale_id for sale_id in await self._sales.ids() if sale_id not in but_for]
-        found: dict[str, Any] = {}
+        found: dict[str, _Outbox] = {}
         for start in range(0, len(sale_ids), SALES_AT_ONCE):
             found |= await self._look(sale_ids[start : start + SALES_AT_ONCE])
         # SQL after Redis: what was acknowledged there is written here.
         heads = await self._ledger.heads()
         rows: dict[str, tuple[str, ...]] = {
             sale_id: ("sale-outbox",)
-            for sale_id, (first, groups) in found.items()
-            if sale_id in heads and not _flows(first, groups, heads[sale_id].seq)
+            for sale_id, outbox in found.items()
+            if sale_id in heads and not _flows(outbox, heads[sale_id].seq)
         }
         # One that SQL does not know yet is not ours to judge: it is being made.
-        await self._count([sale_id for sale_id in sale_ids if sale_id in heads])
+        await self._count([sale_id for sale_id in found if sale_id in heads])
         for sale_id in self._miscounted:
             rows[sale_id] = (*rows.get(sale_id, ()), "sale-counters")
         return rows
 
-    async def _look(self, sale_ids: Sequence[str]) -> dict[str, Any]:
+    async def _look(self, sale_ids: Sequence[str]) -> dict[str, _Outbox]:
+        """The outboxes of those sales that are not over: nothing more is held of the others."""
         commands: list[tuple[str | int, ...]] = []
         for sale_id in sale_ids:
-            outbox = self._keys.of(sale_id).outbox
-            commands.append(("XRANGE", outbox, "-", "+", "COUNT", 1))
-            commands.append(("XINFO", "GROUPS", outbox))
-        replies = await self._connections.pipeline(commands)
-        found: dict[str, Any] = {}
+            names = self._keys.of(sale_id)
+            commands.append(("HMGET", names.sale, "status", "closes_at"))
+            commands.append(("XRANGE", names.outbox, "-", "+", "COUNT", 1))
+            commands.append(("XINFO", "GROUPS", names.outbox))
+        replies = [_shown(reply) for reply in await self._connections.pipeline(commands)]
+        now_ms = self._connections.server_now_ms()
+        found: dict[str, _Outbox] = {}
         for position, sale_id in enumerate(sale_ids):
-            entries, groups = (
-                # No stream, or something else under its name.
-                [] if isinstance(reply, UnexpectedReply) else good(reply)
-                for reply in replies[2 * position : 2 * position + 2]
-            )
-            found[sale_id] = (_seq(entries[0][0]) if entries else None, groups)
+            head, entries, groups = replies[3 * position : 3 * position + 3]
+            if not _is_over(head, now_ms):
+                first = _seq(entries[0][0]) if entries else None
+                found[sale_id] = _Outbox(first, groups or ())
         return found
 
     async def _count(self, sale_ids: Sequence[str]) -> None:
@@ -107,12 +118,24 @@ class SalePreflight:
         )
 
 
-def _flows(first: int | None, groups: Sequence[Any], flushed: int) -> bool:
+def _shown(reply: Any) -> Any:
+    """A reply; None where no such key is there, or something else under its name."""
+    return None if isinstance(reply, UnexpectedReply) else good(reply)
+
+
+def _is_over(head: Sequence[str | None] | None, now_ms: int) -> bool:
+    status, closes_at = head or (None, None)
+    if status == SaleStatus.CLOSED:
+        return True
+    return closes_at is not None and closes_at.isdecimal() and now_ms >= int(closes_at)
+
+
+def _flows(outbox: _Outbox, flushed: int) -> bool:
     """Whether every event that SQL lacks is still in the stream and will be given to its reader."""
-    if first is None or first > flushed + 1:
+    if outbox.first is None or outbox.first > flushed + 1:
         # A sale that is just being made has no event yet.
-        return first is None and flushed == 0
-    for group in map(as_mapping, groups):
+        return outbox.first is None and flushed == 0
+    for group in map(as_mapping, outbox.groups):
         if group["name"] == GROUP:
             passed = _seq(group["last-delivered-id"]) - int(group["pending"])
             return passed <= flushed

@@ -8,6 +8,7 @@ import pytest
 import redis
 
 from reservation.domain.errors import Unavailable
+from reservation.domain.states import SaleStatus
 from reservation.preflight import Preflight
 from reservation.preflight.rows import Disk
 from reservation.redis.embedded import EmbeddedServer
@@ -268,3 +269,14 @@ async def test_counters_changed_by_hand_close_their_sale_alone(here: Bench, valu
     await watch.look()
     assert watch.missing_of == {}
     await here.hold(sale_id)
+
+
+async def test_a_sale_that_is_over_keeps_nobody_from_being_ready(here: Bench) -> None:
+    closed_id, ended_id, open_id = await here.sale(), await here.sale(), await here.sale()
+    command = here.service.connections.command
+    await here.service.sales.switch(closed_id, SaleStatus.CLOSED, operator="op", reason="over")
+    await command("HSET", here.service.keys.of(ended_id).sale, "closes_at", 1)
+    for sale_id in (closed_id, ended_id, open_id):
+        await command("HSET", here.service.keys.of(sale_id).stock("a"), "held", 7)
+    await here.service.watch.look()
+    assert here.service.watch.missing_of == {open_id: ("sale-counters",)}
