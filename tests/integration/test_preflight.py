@@ -4,14 +4,17 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import redis
 
 from reservation.domain.errors import Unavailable
 from reservation.domain.states import SaleStatus
 from reservation.preflight import Preflight
+from reservation.preflight.clocks import Clocks
 from reservation.preflight.rows import Disk
 from reservation.redis.embedded import EmbeddedServer
+from reservation.workers.runner import Worker
 from tests.fixtures.in_process import Bench, bench
 from tests.fixtures.service import Served, eventually, refused
 from tests.fixtures.valkey import MakeServer, binary_of
@@ -280,3 +283,18 @@ async def test_a_sale_that_is_over_keeps_nobody_from_being_ready(here: Bench) ->
         await command("HSET", here.service.keys.of(sale_id).stock("a"), "held", 7)
     await here.service.watch.look()
     assert here.service.watch.missing_of == {open_id: ("sale-counters",)}
+
+
+async def test_nothing_expires_by_a_clock_that_has_jumped(here: Bench) -> None:
+    sale_id = await here.sale(hold_seconds=1)
+    await here.hold(sale_id)
+    service, worker = here.service, Worker(here.service)
+    await service.preflight.look_at_clocks()
+    reading = await service.connections.read_clock()
+    service.preflight.clocks.observe(
+        msgspec.structs.replace(reading, server_ms=reading.server_ms + 60_000)
+    )
+    await asyncio.sleep(1.2)
+    assert await worker._reap(sale_id) == 0
+    service.preflight.clocks = Clocks()
+    assert await worker._reap(sale_id) == 1
