@@ -8,6 +8,7 @@ import msgspec
 from reservation.audit import Audit
 from reservation.audit.counters import CounterAudit
 from reservation.audit.orders import OrderAudit
+from reservation.audit.records import RecordAudit
 from reservation.catalog import Catalog
 from reservation.conclude import Conclude
 from reservation.confirm import Confirm
@@ -134,15 +135,23 @@ async def opened(
             settle=settle,
             refund=Refund(catalog, store, ledger, gateway, conclude, look, clock=clock),
             webhook=Webhook(catalog, store, ledger, gateway, conclude, settle, clock=clock),
-            audit=Audit(
-                CounterAudit(sale_store, ledger, outbox, clock=clock),
-                OrderAudit(Inspection(connections, keys, store), ledger),
-            ),
+            audit=_audit(Inspection(connections, keys, store), sale_store, ledger, outbox, clock),
             watch=watch,
             preflight=preflight,
             why=Why(sale_store, store, ledger, clock=clock, limits=limits),
             rebuild=Rebuild(restorer, keys, store, ledger, orphans, clock=clock),
         )
+
+
+def _audit(
+    inspection: Inspection, sales: SaleStore, ledger: Ledger, outbox: RedisOutbox, clock: Clock
+) -> Audit:
+    return Audit(
+        CounterAudit(sales, ledger, outbox, clock=clock),
+        OrderAudit(inspection, ledger),
+        RecordAudit(inspection, ledger, outbox, clock=clock),
+        clock=clock,
+    )
 
 
 def _gateway(settings: Settings, limits: PaymentLimits) -> PaymentGateway:

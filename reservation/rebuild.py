@@ -38,14 +38,17 @@ from reservation.recovery import compare
 from reservation.redis.keys import Keys
 from reservation.redis.restore import Restorer, Writes
 from reservation.redis.store import Claimed, Store
-from reservation.restored import order_fields
+from reservation.restored import (
+    ENDED_KEPT_MS,
+    item_fields,
+    order_fields,
+    restock_fields,
+    sale_fields,
+)
 from reservation.sale_change import (
     SaleChange,
     change_of,
-    digest_of,
     event_data_of,
-    restock_digest_of,
-    settings_of,
 )
 
 __all__ = ["NotLost", "Rebuild", "RebuildReport"]
@@ -56,8 +59,6 @@ log = structlog.get_logger(__name__)
 PAGE_ORDERS: Final = 2_000
 #: Fresh starts where a flusher still wrote to SQL what it had read before the loss: one batch.
 ROUNDS_MAX: Final = 5
-#: How long after the sale's end its ended orders are still answered from Redis.
-ENDED_KEPT_MS: Final = 24 * 3600 * 1000
 #: What no epoch in SQL looks like.
 _OURS: Final = "restoring:"
 
@@ -220,14 +221,12 @@ class Rebuild:
         writes = Writes()
         for sku, item in plan.items.items():
             counters = {
-                name: getattr(item, name)
-                for name in ("total", "available", "held", "sold", "price", "name")
+                name: getattr(item, name) for name in ("total", "available", "held", "sold")
             }
-            writes.hset(names.stock(sku), counters | {"limit": item.limit_per_buyer})
-        for data in await self._ledger.restocks(plan.sale_id):
-            done = msgspec.json.decode(data, type=_Restock)
-            digest = restock_digest_of(done.sku, done.delta, done.reason)
-            writes.hset(names.operations, {done.operation: digest})
+            writes.hset(names.stock(sku), counters | item_fields(item))
+        done = restock_fields(await self._ledger.restocks(plan.sale_id))
+        for operation, digest in done.items():
+            writes.hset(names.operations, {operation: digest})
             writes = await self._sent_when_full(plan, writes)
         await self._restorer.write(plan.sale_id, writes, epoch=plan.ours)
 
@@ -341,13 +340,6 @@ def _tell_nobody(_done: int, _total: int) -> None:
     pass
 
 
-class _Restock(msgspec.Struct):
-    sku: str
-    delta: int
-    reason: str
-    operation: str
-
-
 def _new_item(item: Item) -> ItemRow:
     return ItemRow(
         sku=item.sku,
@@ -362,13 +354,7 @@ def _new_item(item: Item) -> ItemRow:
 
 
 def _sale_fields(plan: _Plan) -> dict[str, str]:
-    skus = [item.sku for item in plan.change.items if item.sku in plan.items]
-    return settings_of(plan.change) | {
-        "version": str(plan.row.version or 1),
-        "digest": digest_of(plan.change, plan.operator),
-        "skus": msgspec.json.encode(skus).decode(),
-        "status": plan.row.switched,
-        "created_at": str(plan.row.created_at_ms),
+    return sale_fields(plan.row, plan.change, plan.operator, plan.items) | {
         "seq": str(plan.head.seq),
         "chain": plan.head.chain,
     }

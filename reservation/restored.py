@@ -1,6 +1,6 @@
-"""An order's hash in Redis, made again from what SQL has of it: pure, no I/O."""
+"""The hashes in Redis, made again from what SQL has of them: pure, no I/O."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -8,9 +8,14 @@ import msgspec
 from reservation.domain.events import Event, EventName
 from reservation.domain.states import Status
 from reservation.persistence.orders import OrderRow
+from reservation.persistence.recovery import ItemRow
+from reservation.persistence.sales import SaleRow
+from reservation.sale_change import SaleChange, digest_of, restock_digest_of, settings_of
 
-__all__ = ["order_fields"]
+__all__ = ["ENDED_KEPT_MS", "item_fields", "order_fields", "restock_fields", "sale_fields"]
 
+#: How long after the sale's end its ended orders are still answered from Redis.
+ENDED_KEPT_MS: Final = 24 * 3600 * 1000
 #: How an attempt is remembered where that is not the event's own cause.
 _CODES: Final = {
     "key of another order": "KEY_OF_ANOTHER_ORDER",
@@ -70,6 +75,49 @@ def _outcome(event: Event, cause: str) -> str:
     if word in (EventName.CONFIRMED, EventName.AWAITING_DEPOSIT):
         return word
     return f"{word}:{_CODES.get(cause, cause)}"
+
+
+class _Restock(msgspec.Struct):
+    sku: str
+    delta: int
+    reason: str
+    operation: str
+
+
+def sale_fields(
+    row: SaleRow, change: SaleChange, operator: str, skus: Collection[str]
+) -> dict[str, str]:
+    """The fields of the sale's hash, but for its epoch and how far its events are.
+
+    Args:
+        row: the sale as its events left it.
+        change: its settings, as an operator last put them.
+        operator: who that was.
+        skus: what is on sale now; named in the order of the settings.
+    """
+    listed = [item.sku for item in change.items if item.sku in skus]
+    return settings_of(change) | {
+        "version": str(row.version or 1),
+        "digest": digest_of(change, operator),
+        "skus": msgspec.json.encode(listed).decode(),
+        "status": row.switched,
+        "created_at": str(row.created_at_ms),
+    }
+
+
+def item_fields(item: ItemRow) -> dict[str, str]:
+    """The fields of an item's hash that no order moves."""
+    return {"name": item.name, "price": str(item.price), "limit": str(item.limit_per_buyer)}
+
+
+def restock_fields(restocks: Sequence[str]) -> Mapping[str, str]:
+    """The hash of operations that must not be done twice.
+
+    Args:
+        restocks: the data of every restock event.
+    """
+    done = [msgspec.json.decode(data, type=_Restock) for data in restocks]
+    return {one.operation: restock_digest_of(one.sku, one.delta, one.reason) for one in done}
 
 
 def order_fields(row: OrderRow, story: Sequence[Event]) -> dict[str, str]:

@@ -207,8 +207,10 @@ def _shown(reply: Any) -> Any:
 def _lines(infos: Sequence[Any]) -> dict[str, str]:
     info: dict[str, str] = {}
     for text in infos:
-        lines = (_shown(text) or "").splitlines()
-        info.update(line.split(":", 1) for line in lines if ":" in line)
+        for line in (_shown(text) or "").splitlines():
+            name, colon, value = line.partition(":")
+            if colon:
+                info[name] = value
     return info
 
 

@@ -119,6 +119,8 @@ class Connections:
             max_connections=CONNECTIONS_MAX,
             protocol=2,
             decode_responses=True,
+            # What a disk has spoilt must be named, not break whoever reads it.
+            encoding_errors="backslashreplace",
             socket_timeout=SOCKET_TIMEOUT_SECONDS,
             socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
             retry=Retry(NoBackoff(), 0),

@@ -1,6 +1,6 @@
 """Reads a whole sale for the audit, a few keys at a time, so that no call holds the server up."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -11,7 +11,7 @@ from reservation.redis.keys import Keys
 from reservation.redis.records import as_mapping
 from reservation.redis.store import Store
 
-__all__ = ["BuyerState", "Inspection", "OrderState"]
+__all__ = ["BuyerState", "Inspection", "OrderRecord", "OrderState", "SaleRecord"]
 
 #: Keys of one round trip: about a millisecond of the server's single thread.
 KEYS_AT_ONCE: Final = 200
@@ -33,6 +33,28 @@ class OrderState(msgspec.Struct, frozen=True, kw_only=True):
     status: str
     seq: int
     sets: frozenset[str]
+
+
+class SaleRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A sale's own hashes, word for word."""
+
+    #: Whether the sale is in the set of all sales.
+    listed: bool
+    sale: dict[str, str]
+    #: By SKU; empty where Redis has no such item.
+    stocks: dict[str, dict[str, str]]
+    operations: dict[str, str]
+
+
+class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """An order's hash, word for word, and its scores in the sorted sets; None where it has none."""
+
+    fields: dict[str, str]
+    deadline: str | None
+    lease: str | None
+    deposit: str | None
+    #: In its buyer's list.
+    listed: str | None
 
 
 class Inspection:
@@ -122,3 +144,60 @@ class Inspection:
                 ),
             )
         return states
+
+    async def sale(self, sale_id: str, skus: Sequence[str]) -> SaleRecord:
+        """The sale's own hashes, those of these items among them."""
+        names = self._keys.of(sale_id)
+        listed, *hashes = await self._connections.pipeline(
+            [
+                ("SISMEMBER", self._keys.sales, sale_id),
+                ("HGETALL", names.sale),
+                ("HGETALL", names.operations),
+                *(("HGETALL", names.stock(sku)) for sku in skus),
+            ]
+        )
+        sale, operations, *stocks = (as_mapping(good(reply)) for reply in hashes)
+        return SaleRecord(
+            listed=bool(good(listed)),
+            sale=sale,
+            stocks=dict(zip(skus, stocks, strict=True)),
+            operations=operations,
+        )
+
+    async def records(self, sale_id: str, buyer_of: Mapping[str, str]) -> dict[str, OrderRecord]:
+        """These orders as they are; of one order all is of nearly one instant.
+
+        Args:
+            sale_id: whose orders they are.
+            buyer_of: order id -> buyer's id.
+        """
+        records: dict[str, OrderRecord] = {}
+        order_ids = list(buyer_of)
+        for start in range(0, len(order_ids), KEYS_AT_ONCE):
+            some = order_ids[start : start + KEYS_AT_ONCE]
+            records |= await self._records(sale_id, {key: buyer_of[key] for key in some})
+        return records
+
+    async def _records(self, sale_id: str, buyer_of: Mapping[str, str]) -> dict[str, OrderRecord]:
+        names = self._keys.of(sale_id)
+        commands: list[tuple[str, ...]] = []
+        for order_id, buyer_id in buyer_of.items():
+            commands += [
+                ("HGETALL", names.order(order_id)),
+                ("ZSCORE", names.deadlines, order_id),
+                ("ZSCORE", names.confirming, order_id),
+                ("ZSCORE", names.deposits, order_id),
+                ("ZSCORE", names.buyer_orders(buyer_id), order_id),
+            ]
+        replies = [good(reply) for reply in await self._connections.pipeline(commands)]
+        records: dict[str, OrderRecord] = {}
+        for position, order_id in enumerate(buyer_of):
+            flat, deadline, lease, deposit, listed = replies[position * 5 : position * 5 + 5]
+            records[order_id] = OrderRecord(
+                fields=as_mapping(flat),
+                deadline=deadline,
+                lease=lease,
+                deposit=deposit,
+                listed=listed,
+            )
+        return records
