@@ -12,7 +12,14 @@ from reservation.persistence.recovery import ItemRow
 from reservation.persistence.sales import SaleRow
 from reservation.sale_change import SaleChange, digest_of, restock_digest_of, settings_of
 
-__all__ = ["ENDED_KEPT_MS", "item_fields", "order_fields", "restock_fields", "sale_fields"]
+__all__ = [
+    "ENDED_KEPT_MS",
+    "has_story",
+    "item_fields",
+    "order_fields",
+    "restock_fields",
+    "sale_fields",
+]
 
 #: How long after the sale's end its ended orders are still answered from Redis.
 ENDED_KEPT_MS: Final = 24 * 3600 * 1000
@@ -118,6 +125,11 @@ def restock_fields(restocks: Sequence[str]) -> Mapping[str, str]:
     """
     done = [msgspec.json.decode(data, type=_Restock) for data in restocks]
     return {one.operation: restock_digest_of(one.sku, one.delta, one.reason) for one in done}
+
+
+def has_story(row: OrderRow) -> bool:
+    """Whether anything befell its payments: a claim, or money that came without one."""
+    return row.fence > 0 or row.status == Status.REFUNDED
 
 
 def order_fields(row: OrderRow, story: Sequence[Event]) -> dict[str, str]:
