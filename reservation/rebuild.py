@@ -40,6 +40,7 @@ from reservation.redis.restore import Restorer, Writes
 from reservation.redis.store import Claimed, Store
 from reservation.restored import (
     ENDED_KEPT_MS,
+    has_story,
     item_fields,
     order_fields,
     restock_fields,
@@ -241,7 +242,7 @@ class Rebuild:
         while rows := await self._ledger.live_orders(
             plan.sale_id, statuses=statuses, after=after, limit=PAGE_ORDERS
         ):
-            paid = [row.order_id for row in rows if row.fence]
+            paid = [row.order_id for row in rows if has_story(row)]
             stories = await self._ledger.payment_events(paid)
             writes = Writes()
             for row in rows:

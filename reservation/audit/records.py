@@ -19,6 +19,7 @@ from reservation.redis.inspection import Inspection, OrderRecord
 from reservation.redis.outbox import RedisOutbox
 from reservation.restored import (
     ENDED_KEPT_MS,
+    has_story,
     item_fields,
     order_fields,
     restock_fields,
@@ -136,7 +137,9 @@ class RecordAudit:
 
     async def _compare(self, sale_id: str, rows: Sequence[OrderRow]) -> _Look:
         flushed = await self._flushed(sale_id)
-        stories = await self._ledger.payment_events([row.order_id for row in rows if row.fence])
+        stories = await self._ledger.payment_events(
+            [row.order_id for row in rows if has_story(row)]
+        )
         records = await self._inspection.records(
             sale_id, {row.order_id: row.buyer_id for row in rows}
         )

@@ -192,7 +192,10 @@ async def contents(url: str) -> dict[Any, Any]:
                 continue
             match await client.type(key):
                 case b"hash":
-                    found[key] = await client.hgetall(key)
+                    fields = await client.hgetall(key)
+                    # The name of a call: spoilt, its repeat is no claim, and the settler goes on.
+                    fields.pop(b"claim_id", None)
+                    found[key] = fields
                 case b"zset" if str(key).endswith(":confirming'"):
                     # A lease may end at any time within the hour; who is there is what matters.
                     found[key] = await client.zrange(key, 0, -1)

@@ -88,7 +88,9 @@ async def end_of(copy: RecordedSale, length: int, *, rebuild: bool) -> str:
         await service.watch.look()
         if seq >= copy.flushed_seq:
             assert copy.sale_id not in service.watch.gaps
+            # A flusher makes its group anew where that was cut off.
             await bench.flush(copy.sale_id)
+            await service.watch.look()
             assert await bench.audited(copy.sale_id) == ()
             await bench.hold(copy.sale_id, buyer="after")
             return "goes on"
