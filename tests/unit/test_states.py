@@ -19,6 +19,7 @@ from reservation.redis.scripts import script_folder
 
 FINISH = (script_folder() / "finish.lua").read_text()
 LINES = (script_folder() / "lib" / "lines.lua").read_text()
+EXPLAINED = (Path(__file__).resolve().parents[2] / "docs" / "no-oversell.md").read_text()
 
 
 def reachable(start: Status) -> set[Status]:
@@ -32,6 +33,11 @@ def reachable(start: Status) -> set[Status]:
 def test_each_status_has_a_row_and_none_leads_to_itself() -> None:
     assert set(TRANSITIONS) == set(Status)
     assert not [status for status, ways in TRANSITIONS.items() if status in ways]
+
+
+def test_the_diagram_of_the_docs_shows_each_edge_and_no_other() -> None:
+    drawn = set(re.findall(r"^    ([A-Z_]+) --> ([A-Z_]+)", EXPLAINED, re.MULTILINE))
+    assert drawn == {(start, to) for start, ways in TRANSITIONS.items() for to in ways}
 
 
 @pytest.mark.parametrize("start", [Status.HELD, Status.PREPARED])
