@@ -78,11 +78,11 @@ def test_each_alert_has_its_lines_in_the_runbook(alert: str) -> None:
 def test_each_alarm_of_the_code_is_in_the_runbook() -> None:
     named: set[str] = set()
     for path in [*ROOT.glob("reservation/**/*.py"), *ROOT.glob("api/**/*.py")]:
-        named |= set(re.findall(r'\balarm\(\s*"(\w+)"', path.read_text()))
+        named |= set(re.findall(r'\balarm(?:\(\s*|=)"(\w+)"', path.read_text()))
     flusher = (ROOT / "reservation/persistence/events.py").read_text()
     kinds = re.search(r"class ApplyKind\(.*?\n\n\n", flusher, re.DOTALL)
     assert kinds
     members = set(re.findall(r"^    ([A-Z_]+) = ", kinds[0], re.MULTILINE)) - {"APPLIED"}
     named |= {f"flush_{kind.lower()}" for kind in members}
-    assert len(named) > 10
+    assert named > {"gateway_misconfigured", "payment_undecided", "worker_bug"}
     assert [name for name in sorted(named) if f"`{name}`" not in RUNBOOK] == []
