@@ -3,9 +3,11 @@
 FROM python:3.13-slim-bookworm AS build
 WORKDIR /src
 RUN python -m venv /opt/reservation
-COPY requirements/run.txt requirements/
+COPY requirements/run.txt requirements/traces.txt requirements/
+# `--build-arg REQUIREMENTS=traces` adds what sends OpenTelemetry traces.
+ARG REQUIREMENTS=run
 RUN /opt/reservation/bin/pip install --no-cache-dir --disable-pip-version-check \
-    --require-hashes --only-binary :all: -r requirements/run.txt
+    --require-hashes --only-binary :all: -r "requirements/${REQUIREMENTS}.txt"
 COPY pyproject.toml README.md LICENSE ./
 COPY api api
 COPY reservation reservation

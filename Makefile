@@ -64,9 +64,11 @@ $(BENCH_STAMP): requirements/bench.txt $(STAMP)
 	touch $@
 
 lock: pyproject.toml  ## resolve the dependencies again (needs uv)
-	uv pip compile pyproject.toml --extra build --extra dev --extra load --universal --python-version 3.11 \
+	uv pip compile pyproject.toml --extra build --extra dev --extra load --extra traces --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header -o requirements/dev.txt
 	uv pip compile pyproject.toml --extra build --universal --python-version 3.11 -c requirements/dev.txt \
 	  --generate-hashes --no-emit-index-url --no-header -o requirements/run.txt
+	uv pip compile pyproject.toml --extra build --extra traces --universal --python-version 3.11 -c requirements/dev.txt \
+	  --generate-hashes --no-emit-index-url --no-header -o requirements/traces.txt
 	uv pip compile pyproject.toml --extra bench --universal --python-version 3.11 -c requirements/dev.txt \
 	  --generate-hashes --no-emit-index-url --no-header -o requirements/bench.txt

@@ -10,6 +10,7 @@ from litestar import Request
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import Histogram
 
+from reservation import tracing
 from reservation.domain import base64url
 from reservation.metrics import HTTP_SECONDS
 
@@ -125,6 +126,7 @@ class Observe:
         state: dict[str, Any] = scope.setdefault("state", {})  # pyright: ignore[reportUnknownVariableType]
         state[_STATE_KEY] = its_id
         began = time.perf_counter()
+        span = None if tracing.tracer is None else tracing.tracer.request(its_id)
         status = SERVER_ERROR
 
         async def send_with_id(message: Message) -> None:
@@ -137,9 +139,15 @@ class Observe:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            if span is None or tracing.tracer is None:
+                await self._app(scope, receive, send_with_id)
+            else:
+                with tracing.tracer.inside(span):
+                    await self._app(scope, receive, send_with_id)
         finally:
             handler: object = cast("dict[str, Any]", scope).get("route_handler")
             operation = getattr(handler, "operation_id", None)
             operation = operation if isinstance(operation, str) else "other"
             record(operation, status, time.perf_counter() - began, its_id)
+            if span is not None and tracing.tracer is not None:
+                tracing.tracer.answered(span, operation, status)

@@ -22,6 +22,7 @@ from api.observe import record, request_id
 from api.problems import PROBLEM_JSON, refusal_at_prepare
 from api.reservations import PRIVATE, answer_of, wish_of
 from api.schemas import PrepareRequest
+from reservation import tracing
 from reservation.catalog import Known
 from reservation.domain.errors import RateLimited, ReservationError, Unauthenticated
 from reservation.domain.ids import IDEMPOTENCY_KEY
@@ -147,7 +148,7 @@ class PreparePath:
 class _Taken:
     """One prepare on its short way."""
 
-    __slots__ = ("_answered", "_began", "_cors", "_id", "_path")
+    __slots__ = ("_answered", "_began", "_cors", "_id", "_path", "_span")
 
     def __init__(
         self, path: PreparePath, began: float, its_id: str, cors: bytes, answered: Answered
@@ -157,11 +158,16 @@ class _Taken:
         self._id = its_id
         self._cors = cors
         self._answered = answered
+        self._span = None if tracing.tracer is None else tracing.tracer.request(its_id)
 
     def begin(self, wish: Wish, known: Known) -> None:
         try:
             self._path.refuse_fast(wish.buyer_id)
-            self._path.begin(wish, known, self._done)
+            if self._span is None or tracing.tracer is None:
+                self._path.begin(wish, known, self._done)
+            else:
+                with tracing.tracer.inside(self._span):
+                    self._path.begin(wish, known, self._done)
         except ReservationError as refusal:
             self._done(refusal)
 
@@ -179,6 +185,10 @@ class _Taken:
         )
         self._answered(status, head, content)
         record(_OPERATION, status, time.perf_counter() - self._began, self._id)
+        if self._span is not None and tracing.tracer is not None:
+            if isinstance(outcome, Prepared):
+                tracing.tracer.note(self._span, order=outcome.reservation.order_id)
+            tracing.tracer.answered(self._span, _OPERATION, status)
 
     def _shown(self, outcome: Prepared | Exception) -> tuple[int, bytes, bytes]:
         if isinstance(outcome, Prepared):

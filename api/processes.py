@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from reservation import tracing
 from reservation.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
         settings = Settings.load(os.environ)
         _configure_logs(settings)
         entry = _resolve(given.entry or ENTRIES[given.role])
+        if given.role != "sandbox":
+            tracing.start(given.role)
         if given.role == "worker":
             return _run_worker(entry, settings)
         run_http(entry(settings), socket.socket(fileno=given.fd))
@@ -79,6 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
         # past the redaction, and addresses with passwords are in many an error's text.
         log.exception("process_broke", role=given.role)
         return 1
+    finally:
+        tracing.stop()
     return 0
 
 

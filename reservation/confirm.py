@@ -20,6 +20,7 @@ from typing import Final
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from reservation import tracing
 from reservation.catalog import Catalog, Known
 from reservation.conclude import Case, Conclude, confirm_key
 from reservation.domain.clock import Clock
@@ -94,6 +95,8 @@ class Confirm:
             if order.payment_key != payment_key:
                 raise InvalidToken
             return _answer(order, payment_key)
+        if tracing.tracer is not None:
+            tracing.tracer.note(order=order.order_id)
         key = (order.order_id, payment_key)
         task = self._under_way.get(key)
         if task is None:

@@ -12,6 +12,7 @@ from typing import Final
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from reservation import tracing
 from reservation.catalog import Catalog
 from reservation.conclude import AnswerKind, Case, Conclude, confirm_key
 from reservation.domain.clock import Clock
@@ -65,6 +66,12 @@ class Settle:
 
     async def __call__(self, order_id: str) -> Status | None:
         """Look at one CONFIRMING order whose lease is over; None while it is undecided."""
+        if tracing.tracer is None:
+            return await self._settle(order_id)
+        with tracing.tracer.root("settle", order=order_id):
+            return await self._settle(order_id)
+
+    async def _settle(self, order_id: str) -> Status | None:
         order = await self._store.read(order_id)
         if order is None or order.status is not Status.CONFIRMING or not order.payment_key:
             return None

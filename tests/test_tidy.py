@@ -147,7 +147,7 @@ def test_nothing_says_where_packages_come_from(host: str) -> None:
 
 
 def test_each_locked_package_is_pinned_with_its_hashes() -> None:
-    for lock in ("bench.txt", "dev.txt", "run.txt"):
+    for lock in ("bench.txt", "dev.txt", "run.txt", "traces.txt"):
         text = (ROOT / "requirements" / lock).read_text().replace("\\\n", " ")
         pins = [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
         assert pins

@@ -11,6 +11,7 @@ import httpx
 import msgspec
 import structlog
 
+from reservation import tracing
 from reservation.domain.ids import PAYMENT_KEY
 from reservation.payments.codes import Operation, answer_of_refusal
 from reservation.payments.gateway import (
@@ -182,6 +183,17 @@ class TossGateway(PaymentGateway):
         self, operation: Operation, lanes: Lanes, request: httpx.Request, limit_seconds: float
     ) -> Answer:
         """Send one request and turn whatever happens into an answer."""
+        if tracing.tracer is None:
+            return await self._send(operation, lanes, request, limit_seconds)
+        with tracing.tracer.step(f"pg {operation.value}", operation=operation.value) as span:
+            answer = await self._send(operation, lanes, request, limit_seconds)
+            if span is not None:
+                span.set_attribute("reservation.answer", type(answer).__name__)
+            return answer
+
+    async def _send(
+        self, operation: Operation, lanes: Lanes, request: httpx.Request, limit_seconds: float
+    ) -> Answer:
         began = time.monotonic()
         trace = ""
         status: int | None = None

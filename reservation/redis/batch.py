@@ -8,11 +8,13 @@ expired holds to be given back goes before anything newer.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
+from contextvars import Context
 from typing import Any, Final, Protocol
 
 import msgspec
 import structlog
 
+from reservation import tracing
 from reservation.domain.clock import Clock
 from reservation.domain.errors import OutcomeUnknown, ReservationError, Unavailable
 from reservation.domain.rate import Rate
@@ -68,7 +70,7 @@ Done = Callable[[Decision | ReservationError], None]
 
 
 class _Waiting:
-    __slots__ = ("basket", "came_at", "decide", "digest")
+    __slots__ = ("basket", "came_at", "decide", "digest", "trace")
 
     def __init__(self, basket: Basket, came_at: float, decide: Done) -> None:
         self.basket = basket
@@ -76,6 +78,7 @@ class _Waiting:
         self.came_at = came_at
         self.digest = basket.digest()
         self.decide = decide
+        self.trace = None if tracing.tracer is None else tracing.tracer.here()
 
 
 class _Lane:
@@ -152,7 +155,10 @@ class PrepareQueue:
         lane.waiting.append(_Waiting(basket, now, done))
         self._waiting += 1
         if lane.task is None:
-            lane.task = asyncio.create_task(self._drain(basket.sale_id, epoch, lane))
+            # It goes on after this request: a trace of its own, where there are traces.
+            context = None if tracing.tracer is None else Context()
+            work = self._drain(basket.sale_id, epoch, lane)
+            lane.task = asyncio.create_task(work, context=context)
 
     def is_full(self, sale_id: str, epoch: str) -> bool:
         """Whether a newcomer of this sale is turned away: too many wait, or they wait too long."""
@@ -188,9 +194,7 @@ class PrepareQueue:
         keys, args = self._encode(sale_id, epoch, not_after_ms, batch)
         sent_at = self._clock.monotonic()
         try:
-            replies: list[list[str]] = await self._connections.call(
-                load("prepare"), keys, args, guarded=True
-            )
+            replies: list[list[str]] = await self._call(batch, keys, args)
         except StoreUnavailable as error:
             log.warning("prepare_unavailable", sale_id=sale_id, reason=str(error))
             _refuse(batch, Unavailable(retryAfter=RETRY_AFTER_SECONDS))
@@ -203,6 +207,16 @@ class PrepareQueue:
         else:
             lane.call_seconds = self._clock.monotonic() - sent_at
             await self._answer(sale_id, epoch, lane, batch, replies)
+
+    async def _call(
+        self, batch: list[_Waiting], keys: list[str], args: list[str | int]
+    ) -> list[list[str]]:
+        if tracing.tracer is None:
+            return await self._connections.call(load("prepare"), keys, args, guarded=True)
+        # The lane outlives its requests: whose trace this belongs to is told by the baskets.
+        callers = [waiting.trace for waiting in batch]
+        with tracing.tracer.batch("prepare batch", callers, baskets=len(batch)):
+            return await self._connections.call(load("prepare"), keys, args, guarded=True)
 
     def _go_on_beside(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

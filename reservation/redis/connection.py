@@ -33,6 +33,7 @@ from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 
+from reservation import tracing
 from reservation.domain.clock import Clock
 from reservation.domain.errors import BrokenInvariant
 from reservation.redis.scripts import Script
@@ -287,6 +288,14 @@ class Connections:
             StoreUncertain: the reply was lost.
             BrokenInvariant: the script found its data impossible and changed nothing.
         """
+        if tracing.tracer is None:
+            return await self._call(script, keys, args, guarded=guarded)
+        with tracing.tracer.step(f"redis {script.name}", script=script.name):
+            return await self._call(script, keys, args, guarded=guarded)
+
+    async def _call(
+        self, script: Script, keys: Sequence[str], args: Sequence[str | int], *, guarded: bool
+    ) -> Any:
         command = ("EVALSHA", script.sha, len(keys), *keys, *args)
         try:
             return await self.command(*command, guarded=guarded)

@@ -125,7 +125,8 @@ def test_the_image_installs_what_is_locked_by_hash() -> None:
     installs = [what for word, what in instructions() if word == "RUN" and "pip install" in what]
     assert len(installs) == 2
     assert "--require-hashes" in installs[0]
-    assert "-r requirements/run.txt" in installs[0]
+    assert '-r "requirements/${REQUIREMENTS}.txt"' in installs[0]
+    assert ("ARG", "REQUIREMENTS=run") in instructions()
     assert "--no-deps" in installs[1]
     assert [word for word, _ in instructions()].count("FROM") == 2
 

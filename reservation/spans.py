@@ -1,0 +1,168 @@
+"""Spans by OpenTelemetry: a request, a script, a call of the PG. Names and numbers alone go in.
+
+No token, no payment key and nothing that a buyer typed: an attribute is one of ours or it is not
+there. A caller's `traceparent` is not believed, or strangers would choose what is sampled.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Final
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.resources import (
+    SERVICE_NAME,
+    SERVICE_VERSION,
+    OTELResourceDetector,
+    Resource,
+)
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    StatusCode,
+    get_current_span,
+    set_span_in_context,
+    use_span,
+)
+
+from reservation import __version__
+
+__all__ = ["Spans", "exporting"]
+
+#: How long what is left may take to leave when the process ends; its supervisor waits for 4.5 s.
+_LAST_EXPORT_MS: Final = 1_000
+#: Requests that the span of one batch names: what a page of any viewer shows, and the SDK keeps.
+_LINKS_MAX: Final = 128
+_SERVER_ERROR: Final = 500
+
+
+class Spans:
+    """Makes the spans of this process."""
+
+    def __init__(self, provider: TracerProvider, *, close: Callable[[], None]) -> None:
+        self._close = close
+        self._tracer = provider.get_tracer("reservation", __version__)
+
+    def close(self) -> None:
+        """Send what is left."""
+        self._close()
+
+    def request(self, request_id: str) -> Span:
+        """The span of a request: the first of its trace."""
+        return self._tracer.start_span(
+            "request",
+            context=Context(),
+            kind=SpanKind.SERVER,
+            attributes={"reservation.request_id": request_id},
+        )
+
+    @contextmanager
+    def inside(self, span: Span) -> Generator[None]:
+        """What is done here belongs to that span."""
+        with use_span(span, record_exception=False, set_status_on_exception=False):
+            yield
+
+    def answered(self, span: Span, operation: str, status: int) -> None:
+        """The request has its answer: its span ends."""
+        span.update_name(operation)
+        span.set_attribute("http.response.status_code", status)
+        if status >= _SERVER_ERROR:
+            span.set_status(StatusCode.ERROR)
+        span.end()
+
+    def note(self, span: Span | None = None, **facts: str | int) -> None:
+        """Keep facts with a span, by default the one that is under way here."""
+        span = get_current_span() if span is None else span
+        span.set_attributes({f"reservation.{fact}": value for fact, value in facts.items()})
+
+    def here(self) -> SpanContext | None:
+        """The trace that is under way here, if any."""
+        found = get_current_span().get_span_context()
+        return found if found.is_valid else None
+
+    @contextmanager
+    def root(self, name: str, **facts: str | int) -> Generator[None]:
+        """Work that nobody's request waits for: the first span of its own trace."""
+        with self._span(name, SpanKind.INTERNAL, Context(), facts):
+            yield
+
+    @contextmanager
+    def step(self, name: str, **facts: str | int) -> Generator[Span | None]:
+        """A call that leaves the process; nothing where no trace is under way."""
+        if self.here() is None:
+            yield None
+            return
+        with self._span(name, SpanKind.CLIENT, None, facts) as span:
+            yield span
+
+    @contextmanager
+    def batch(
+        self, name: str, callers: Sequence[SpanContext | None], **facts: str | int
+    ) -> Generator[None]:
+        """Work for several requests at once: in the trace of the first, with links to the others.
+
+        Args:
+            name: of the work.
+            callers: the trace of each request; None is one that is not traced.
+            facts: what is known of it.
+        """
+        traced = [caller for caller in callers if caller is not None]
+        if not traced:
+            yield
+            return
+        # The first that is sampled: else a sampled buyer in an unsampled one's batch shows nothing.
+        parent = next((one for one in traced if one.trace_flags.sampled), traced[0])
+        links = [Link(one) for one in traced if one is not parent][:_LINKS_MAX]
+        context = set_span_in_context(NonRecordingSpan(parent), Context())
+        with self._span(name, SpanKind.INTERNAL, context, facts, links):
+            yield
+
+    @contextmanager
+    def _span(
+        self,
+        name: str,
+        kind: SpanKind,
+        context: Context | None,
+        facts: dict[str, str | int],
+        links: Sequence[Link] = (),
+    ) -> Generator[Span]:
+        attributes = {f"reservation.{fact}": value for fact, value in facts.items()}
+        with self._tracer.start_as_current_span(
+            name,
+            context=context,
+            kind=kind,
+            attributes=attributes,
+            links=links,
+            # An error's text may hold an address with a password: its name is enough.
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+            try:
+                yield span
+            except BaseException as error:
+                span.set_attribute("error.type", type(error).__name__)
+                span.set_status(StatusCode.ERROR)
+                raise
+
+
+def exporting(role: str) -> Spans:
+    """Spans that go where `OTEL_EXPORTER_OTLP_ENDPOINT` says, sampled as `OTEL_TRACES_SAMPLER`."""
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415 - slow
+        OTLPSpanExporter,
+    )
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 - likewise
+
+    ours = Resource({SERVICE_NAME: f"reservation-{role}", SERVICE_VERSION: __version__})
+    provider = TracerProvider(
+        # `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` win over what we call ourselves.
+        resource=ours.merge(OTELResourceDetector().detect()),
+        shutdown_on_exit=False,
+    )
+    # Its queue is bounded: what a slow collector does not take is dropped, and nobody waits.
+    sender = BatchSpanProcessor(OTLPSpanExporter())
+    provider.add_span_processor(sender)
+    return Spans(provider, close=partial(sender.shutdown, _LAST_EXPORT_MS))
