@@ -12,14 +12,21 @@ const PAUSE_MS = 3_000;
 const MARKS = { confirmed: "✓", settling: "…", awaiting_deposit: "…", offline: "…", refunded: "↩" };
 
 /** What the service's own redirect said, for the states that may have several reasons. */
-const REASONS = { RELEASED: ["declined", "sold_out", "expired"], EXPIRED: ["expired", "sold_out"] };
+const REASONS = {
+  RELEASED: ["declined", "sold_out", "expired"],
+  EXPIRED: ["expired", "sold_out"],
+  // Nothing is held before the payment: somebody else may have been first.
+  PREPARED: ["prepared", "sold_out"],
+};
+
+/** From which the sale's page goes on with the same order. */
+const GOES_ON = new Set(["held", "prepared"]);
 
 const KINDS = {
   CONFIRMED: "confirmed",
   CONFIRMING: "settling",
   AWAITING_DEPOSIT: "awaiting_deposit",
   HELD: "held",
-  PREPARED: "held",
   REFUNDED: "refunded",
 };
 
@@ -70,9 +77,9 @@ function showFacts(kind, { saleId, orderId: id, orderName, amount, currency }) {
   $("amount").textContent = money(amount, currency);
   $("order-id").textContent = id;
   $("facts").hidden = false;
-  $("again").hidden = !(kind === "held" || UNPAID.has(kind));
+  $("again").hidden = !(GOES_ON.has(kind) || UNPAID.has(kind));
   $("again").href = sale;
-  $("again").textContent = t(kind === "held" ? "goOnPaying" : "tryAgain");
+  $("again").textContent = t(GOES_ON.has(kind) ? "goOnPaying" : "tryAgain");
   $("back").hidden = !$("again").hidden;
   $("back").href = sale;
   $("back").textContent = t("backToSale");

@@ -475,6 +475,9 @@ RESULTS = [
     ("EXPIRED", "expired", "expired", "No money was taken"),
     ("EXPIRED", "sold_out", "sold_out", "No money was taken"),
     ("HELD", "declined", "held", "No money was taken"),
+    # A sale whose stock is taken at the payment alone: nothing was held meanwhile.
+    ("PREPARED", "sold_out", "sold_out", "No money was taken"),
+    ("PREPARED", "declined", "prepared", "Nothing is held for you"),
     ("REFUNDED", "declined", "refunded", "was charged and then sent back"),
     (None, "declined", "declined", "No money was taken"),
     (None, "sold_out", "sold_out", "No money was taken"),
