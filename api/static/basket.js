@@ -85,6 +85,11 @@ export class Basket {
     return this.chosen.reduce((sum, { item, quantity }) => sum + item.price * quantity, 0);
   }
 
+  /** Whether something that is chosen is gone for good: nobody holds it, so none comes back. */
+  get soldOut() {
+    return this.chosen.some(({ item }) => item.available === 0 && item.held === 0);
+  }
+
   nameOf(sku) {
     return this.#rows.get(sku)?.item.name ?? sku;
   }

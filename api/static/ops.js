@@ -76,6 +76,8 @@ async function look() {
       sale = read;
       drawSale();
       drawFigures(figures.read(text, saleId));
+      // A list that is read does not move under the pointer; an empty one waits for its first.
+      if (!$("orders").childElementCount) await showOrders();
     } catch (error) {
       if (!(error instanceof api.No)) throw error;
       drawFigures([{ name: "No fresh figures", value: error.code, bad: true }]);
@@ -89,6 +91,7 @@ async function choose(saleId) {
   figures = new Figures();
   stock.clear();
   drawSale();
+  $("title").textContent = sale.name;
   $("report").hidden = $("order").hidden = true;
   history.replaceState(null, "", `/ops?${new URLSearchParams({ sale: saleId })}`);
   await Promise.all([look(), showOrders()]);
@@ -131,7 +134,8 @@ async function showOrder(orderId) {
 
 function historyLine({ at, kind, what, facts }) {
   const line = document.createElement("li");
-  const said = Object.entries(facts).map(([name, value]) => `${name} ${JSON.stringify(value)}`).join(" · ");
+  const told = Object.entries(facts).filter(([, value]) => value !== "");
+  const said = told.map(([name, value]) => `${name} ${JSON.stringify(value)}`).join(" · ");
   line.append(element("strong", `${exact(at)} ${kind}: ${what}`), element("div", said, { className: "quiet" }));
   return line;
 }
@@ -195,7 +199,7 @@ async function signIn() {
   $("sign-in").hidden = true;
   $("who").hidden = false;
   $("operator").textContent = api.operator.now.name;
-  $("title").textContent = sales.length ? "A sale" : "There is no sale yet";
+  $("title").textContent = sales.length ? "" : "There is no sale yet";
   if (!sales.length) return;
   const first = sales.find(({ saleId }) => saleId === named) ?? sales.find(({ status }) => status === "open") ?? sales[0];
   $("sale").value = first.saleId;

@@ -100,16 +100,18 @@ function drawTill() {
   const buyable = ["open", "sold_out", "paused"].includes(statusNow());
   $("basket").hidden = Boolean(hold.current);
   $("total").textContent = money(amount, sale.currency);
-  $("buy").disabled = busy || !buyable || amount === 0;
+  $("buy").disabled = busy || !buyable || amount === 0 || basket.soldOut;
   $("buy").textContent = t(busy ? "buying" : "buy");
   $("hint").textContent = buyable ? hint(amount) : t(`status.${statusNow()}`);
 }
 
 function hint(amount) {
   if (amount === 0) return t("choose");
+  if (basket.soldOut) return t("soldOut");
   if (sale.holdPolicy === "success") return t("policySuccess");
-  const minutes = t("minutes", { count: Math.floor(sale.holdSeconds / 60) });
-  return t("policyHold", { minutes });
+  const { holdSeconds } = sale;
+  const unit = holdSeconds < 60 ? ["seconds", holdSeconds] : ["minutes", Math.floor(holdSeconds / 60)];
+  return t("policyHold", { minutes: t(unit[0], { count: unit[1] }) });
 }
 
 function drawOrders(reservations) {

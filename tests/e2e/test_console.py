@@ -81,9 +81,12 @@ def test_a_wrong_key_opens_nothing(visit: Visiting) -> None:
 
 def test_the_board_moves_by_itself(served: Served, console: Page, sale_id: str) -> None:
     mug = console.locator("[data-sku=mug]")
+    expect(console.locator("#title")).to_have_text("Winter sale")
     expect(mug).to_contain_text("50 available, 0 held, 0 sold of 50")
+    expect(console.locator("#no-orders")).to_be_visible()
     served.hold(sale_id, served.buyer(), items=[("mug", 2)], amount=24_000)
     expect(mug).to_contain_text("48 available, 2 held, 0 sold of 50")
+    expect(console.locator("#orders")).to_contain_text("HELD")
     figures = console.locator("#health")
     # Something is held between every two readings, however late they come on a busy machine.
     rate = figures.locator("div", has_text="Holds a second").locator("dd")

@@ -382,6 +382,28 @@ def test_who_comes_too_late_is_told_in_korean(served: Served, visit: Visiting) -
     expect(notice).to_contain_text("다시 나올 수 있습니다")
 
 
+def test_what_is_gone_for_good_cannot_be_asked_for_until_it_is_back(
+    served: Served, visit: Visiting
+) -> None:
+    sale_id = served.sale(items=[item("cap", price=20_000, total=1)], holdSeconds=20)
+    page = visit().open(f"/sales/{sale_id}")
+    expect(page.locator("#hint")).to_have_text(
+        "Buy keeps your pieces for 20 seconds while you pay."
+    )
+    order = served.hold(sale_id, served.buyer(), items=[("cap", 1)], amount=20_000)
+    expect(page.locator(".words")).to_have_text("All held right now; some may come back")
+    expect(page.locator("#buy")).to_be_enabled()
+    served.come_back(order, served.pay(order))
+    expect(page.locator("#hint")).to_have_text("Sold out")
+    expect(page.locator("#buy")).to_be_disabled()
+    served.http.post(
+        f"/v1/admin/sales/{sale_id}/stock",
+        json={"sku": "cap", "delta": 1, "reason": "one more was found"},
+        headers={**served.admin, "Idempotency-Key": "more"},
+    ).raise_for_status()
+    expect(page.locator("#buy")).to_be_enabled()
+
+
 def test_a_new_price_is_shown_before_it_is_asked_for(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS)
     page = visit().open(f"/sales/{sale_id}")
