@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test soak check format lint-lua lock loadtest loadtest-headless bench
+.PHONY: help setup run test screens soak check format lint-lua lock loadtest loadtest-headless bench
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -25,6 +25,10 @@ run: setup  ## start everything, with an open demo sale
 # `make test T="tests/lua -k race"` runs a part.
 test: setup  ## all the quick tests, on real servers that they start themselves
 	$(BIN)/python -m pytest $(T)
+
+# Needs a Chromium; look at each before it is committed.
+screens: setup  ## take the pictures of docs/screens.md again
+	SCREENS=docs/images $(BIN)/python -m pytest -m slow tests/e2e/test_screens.py
 
 # The full counts, in hours; `.ci/run` draws a sample of each on every push.
 soak: setup  ## everything that is too long for a push: every mutant, every cut, ten thousand payments
