@@ -2,16 +2,19 @@
 
 import getpass
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from api.client import OperatorClient, ServiceRefused, ServiceUnreachable, read
 from api.failures import BAD_SETTING, REFUSED, UNREACHABLE, Failure
 from reservation.settings import ClientSettings, SettingsError
 
-__all__ = ["ask", "calls_service", "changes_service", "show_answer"]
+__all__ = ["ask", "calls_service", "changes_service", "show_answer", "working"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -45,6 +48,22 @@ def ask(
         raise Failure(error, REFUSED) from error
     except ServiceUnreachable as error:
         raise Failure(error, UNREACHABLE) from error
+
+
+@contextmanager
+def working(what: str) -> Generator[None]:
+    """Show that something long is under way, to whoever watches: how far it is only it knows."""
+    console = Console(stderr=True)
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        progress.add_task(what, total=None)
+        yield
 
 
 def show_answer(answer: bytes, *, as_json: bool, show: Callable[[Any], None]) -> Any:

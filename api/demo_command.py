@@ -22,9 +22,27 @@ __all__ = ["demo"]
 
 
 @click.command(cls=RichCommand)
-@click.option("--buyers", type=click.IntRange(1, 1_000_000), default=1000, show_default=True)
-@click.option("--stock", type=click.IntRange(0, 1_000_000), default=100, show_default=True)
-@click.option("--hold-seconds", type=click.IntRange(1, 3600), default=20, show_default=True)
+@click.option(
+    "--buyers",
+    type=click.IntRange(1, 1_000_000),
+    default=1000,
+    show_default=True,
+    help="How many come.",
+)
+@click.option(
+    "--stock",
+    type=click.IntRange(0, 1_000_000),
+    default=100,
+    show_default=True,
+    help="How many pieces there are.",
+)
+@click.option(
+    "--hold-seconds",
+    type=click.IntRange(1, 3600),
+    default=20,
+    show_default=True,
+    help="How long a hold lasts; the sale takes that long at least.",
+)
 @click.option("--seed", type=int, default=1, show_default=True, help="Who leaves, who declines.")
 @click.option("--url", help="A running service; without it, the one at RESERVATION_PUBLIC_URL.")
 @click.option("--own", is_flag=True, help="Start a service for this demo alone.")

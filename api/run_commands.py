@@ -68,7 +68,8 @@ def sandbox(host: str, port: int) -> int:
 def completion(context: click.Context, shell: str) -> None:
     """Print the script that completes commands.
 
-    Put it where the shell reads it: `reservation completion bash >> ~/.bashrc`.
+    Put it where the shell reads it: `reservation completion bash >> ~/.bashrc`, for zsh
+    `~/.zshrc`, for fish `~/.config/fish/completions/reservation.fish`.
     """
     found = get_completion_class(shell)
     if found is None:

@@ -8,7 +8,7 @@ import msgspec
 from rich_click import RichCommand, RichGroup
 
 from api import tables
-from api.calling import ask, calls_service, changes_service, show_answer
+from api.calling import ask, calls_service, changes_service, show_answer, working
 from api.client import OperatorClient, ServiceUnreachable, path_of
 from api.failures import REFUSED
 
@@ -27,7 +27,8 @@ def audit(sale_id: str, url: str | None, *, as_json: bool) -> int:
     Exit status 1 where something does not agree. SQL being behind is no problem.
     """
     path = path_of("v1", "admin", "sales", sale_id, "audit")
-    answer = ask(lambda client: client.call("GET", path), url=url)
+    with working(f"{sale_id}: reading every order"):
+        answer = ask(lambda client: client.call("GET", path), url=url)
     found = show_answer(answer, as_json=as_json, show=tables.show_audit)
     return 0 if isinstance(found, dict) and found.get("ok") is True else REFUSED  # pyright: ignore[reportUnknownMemberType]
 
