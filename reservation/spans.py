@@ -7,6 +7,7 @@ there. A caller's `traceparent` is not believed, or strangers would choose what 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from threading import Thread
 from typing import Final
 
 from opentelemetry.context import Context
@@ -34,7 +35,7 @@ from reservation import __version__
 __all__ = ["Spans", "exporting"]
 
 #: How long what is left may take to leave when the process ends; its supervisor waits for 4.5 s.
-_LAST_EXPORT_MS: Final = 1_000
+_LAST_EXPORT_SECONDS: Final = 1.0
 #: Requests that the span of one batch names: what a page of any viewer shows, and the SDK keeps.
 _LINKS_MAX: Final = 128
 _SERVER_ERROR: Final = 500
@@ -165,4 +166,11 @@ def exporting(role: str) -> Spans:
     # Its queue is bounded: what a slow collector does not take is dropped, and nobody waits.
     sender = BatchSpanProcessor(OTLPSpanExporter())
     provider.add_span_processor(sender)
-    return Spans(provider, close=partial(sender.shutdown, _LAST_EXPORT_MS))
+    return Spans(provider, close=partial(_within, _LAST_EXPORT_SECONDS, sender.shutdown))
+
+
+def _within(seconds: float, last: Callable[[], None]) -> None:
+    """Do this, and wait for it no longer than this: it sends what is left, and has no bound."""
+    sending = Thread(target=last, daemon=True)
+    sending.start()
+    sending.join(seconds)
