@@ -37,6 +37,7 @@ from reservation.redis.sales import SaleStore
 from reservation.redis.store import Store
 from reservation.refund import Refund
 from reservation.release import Release
+from reservation.repair import Repair
 from reservation.sales import Sales
 from reservation.settings import Settings
 from reservation.settle import Settle
@@ -73,6 +74,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     watch: Watch
     preflight: Preflight
     rebuild: Rebuild
+    repair: Repair
     why: Why
 
 
@@ -114,6 +116,8 @@ async def opened(
         watch = Watch(connections, restorer, ledger, catalog, preflight.missing, of_sales)
         orphans = Orphans(store, ledger, gateway, conclude)
         look = Look(store, ledger, clock=clock)
+        audit = _audit(Inspection(connections, keys, store), sale_store, ledger, outbox, clock)
+        rebuild = Rebuild(restorer, keys, store, ledger, orphans, clock=clock)
         yield Service(
             settings=settings,
             clock=clock,
@@ -135,11 +139,12 @@ async def opened(
             settle=settle,
             refund=Refund(catalog, store, ledger, gateway, conclude, look, clock=clock),
             webhook=Webhook(catalog, store, ledger, gateway, conclude, settle, clock=clock),
-            audit=_audit(Inspection(connections, keys, store), sale_store, ledger, outbox, clock),
+            audit=audit,
             watch=watch,
             preflight=preflight,
             why=Why(sale_store, store, ledger, clock=clock, limits=limits),
-            rebuild=Rebuild(restorer, keys, store, ledger, orphans, clock=clock),
+            rebuild=rebuild,
+            repair=Repair(audit, rebuild, restorer, ledger),
         )
 
 

@@ -1,7 +1,8 @@
 """Every hash in Redis, word for word, against what SQL would restore in its place.
 
-SQL follows Redis by a moment. So what differs is looked at again, and is a problem only if it still
-does once SQL has every event that Redis had when it was first seen.
+SQL follows Redis by a moment, and no two reads are of one instant. So what differs is looked at
+again. It is a problem if it stays although both are at the same event of that order, or although
+SQL has every event that Redis had at the first look.
 """
 
 import asyncio
@@ -56,6 +57,8 @@ class _Look(msgspec.Struct, frozen=True):
     """What differs, by what it is about, and where both sides were."""
 
     problems: _Found
+    #: Those of them that an event which SQL lacks may explain.
+    perhaps_late: Collection[str]
     redis_seq: int
     flushed_seq: int
 
@@ -101,6 +104,7 @@ class RecordAudit:
         problems["operations"] = _difference("the operations done", restocks, found.operations)
         return _Look(
             {about: told for about, told in problems.items() if told},
+            problems.keys(),
             _number(found.sale.get("seq")),
             flushed,
         )
@@ -154,7 +158,12 @@ class RecordAudit:
                 )
             )
         }
-        return _Look(problems, _number(head.sale.get("seq")), flushed)
+        late = {
+            row.order_id
+            for row in rows
+            if (fields := records[row.order_id].fields) and fields.get("seq") != str(row.seq)
+        }
+        return _Look(problems, late, _number(head.sale.get("seq")), flushed)
 
     async def _kept_events(self, sale_id: str) -> list[str]:
         """Entries of the outbox that SQL has too say the same there."""
@@ -176,20 +185,26 @@ class RecordAudit:
 
 
 async def _persisting(look: Callable[[], Awaitable[_Look]]) -> list[str]:
-    """What differs, and still does when SQL has all that Redis had at first."""
+    """What differs, and goes on to although it can be no matter of the moment."""
     first = await look()
     standing = dict(first.problems)
+    certain: dict[str, str] = {}
     for _ in range(LOOKS_MAX):
         if not standing:
-            return []
+            break
         await asyncio.sleep(LOOK_SECONDS)
         again = await look()
         standing = {
             about: told for about, told in standing.items() if again.problems.get(about) == told
         }
-        if again.flushed_seq >= first.redis_seq:
-            return list(standing.values())
-    return []
+        caught_up = again.flushed_seq >= first.redis_seq
+        certain |= {
+            about: told
+            for about, told in standing.items()
+            if caught_up or about not in again.perhaps_late
+        }
+        standing = {about: told for about, told in standing.items() if about not in certain}
+    return list(certain.values())
 
 
 def _told_of(row: OrderRow, story: Sequence[Event], record: OrderRecord, *, now_ms: int) -> str:
