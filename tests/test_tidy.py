@@ -171,6 +171,15 @@ def test_each_link_of_a_page_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", text)
     near = [link.split("#")[0] for link in links if not re.match(r"[a-z]+:|#", link)]
     assert [link for link in near if not (page.parent / link).exists()] == []
+    pages = [link.partition("#") for link in links if re.match(r"[^:#]*\.md#|#", link)]
+    sections = [(page.parent / name if name else page, part) for name, _, part in pages]
+    assert [part for where, part in sections if part not in headings_of(where)] == []
+
+
+def headings_of(page: Path) -> set[str]:
+    """What a link may name behind the `#`, as hosts of repositories make it of a heading."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_each_test_file_is_one_that_make_test_runs() -> None:
