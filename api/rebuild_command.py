@@ -1,25 +1,19 @@
 """`reservation rebuild`: Redis from SQL, beside a running service or without one."""
 
-import asyncio
 import contextlib
 import getpass
-import os
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import Callable, Generator
 
 import click
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich_click import RichCommand
-from sqlalchemy.exc import SQLAlchemyError
 
-from api.failures import BAD_SETTING, REFUSED, UNREACHABLE, Failure
-from reservation.bootstrap import Service, opened
-from reservation.domain.errors import ReservationError
+from api.failures import REFUSED, Failure
+from api.on_the_spot import on_the_spot
+from reservation.bootstrap import Service
 from reservation.rebuild import NotLost, RebuildReport
-from reservation.redis.connection import StoreUnavailable, StoreUncertain
-from reservation.redis.embedded import EmbeddedServer, EmbeddedServerError
-from reservation.settings import Settings, SettingsError
 
 __all__ = ["rebuild"]
 
@@ -39,42 +33,34 @@ def rebuild(sale_id: str | None, operator: str | None, *, force: bool, as_json: 
     if force and sale_id is None:
         raise click.UsageError("--force needs a SALE")
     try:
-        settings = Settings.load(os.environ)
-        return asyncio.run(
-            _rebuild_all(
-                settings,
+        return on_the_spot(
+            lambda service: _rebuild_all(
+                service,
                 sale_id,
                 operator=operator or getpass.getuser(),
                 force=force,
                 as_json=as_json,
             )
         )
-    except SettingsError as error:
-        raise Failure(error, BAD_SETTING) from error
-    except (NotLost, ReservationError) as error:
+    except NotLost as error:
         raise Failure(error, REFUSED) from error
-    except (StoreUnavailable, StoreUncertain, EmbeddedServerError) as error:
-        raise Failure(f"Redis does not answer: {error}", UNREACHABLE) from error
-    except (SQLAlchemyError, OSError) as error:
-        raise Failure(f"SQL does not answer: {type(error).__name__}", UNREACHABLE) from error
 
 
 async def _rebuild_all(
-    settings: Settings, sale_id: str | None, *, operator: str, force: bool, as_json: bool
+    service: Service, sale_id: str | None, *, operator: str, force: bool, as_json: bool
 ) -> int:
     refused = 0
-    async with _with_redis(settings) as reachable, opened(reachable) as service:
-        sale_ids = [sale_id] if sale_id is not None else sorted(await service.ledger.heads())
-        for one in sale_ids:
-            try:
-                report = await _rebuild_one(service, one, operator=operator, force=force)
-            except NotLost:
-                # Of all sales only the lost ones are meant; asked for by name it is an error.
-                if sale_id is not None:
-                    raise
-                continue
-            _print(report, as_json=as_json)
-            refused += bool(report.undecided)
+    sale_ids = [sale_id] if sale_id is not None else sorted(await service.ledger.heads())
+    for one in sale_ids:
+        try:
+            report = await _rebuild_one(service, one, operator=operator, force=force)
+        except NotLost:
+            # Of all sales only the lost ones are meant; asked for by name it is an error.
+            if sale_id is not None:
+                raise
+            continue
+        _print(report, as_json=as_json)
+        refused += bool(report.undecided)
     return REFUSED if refused else 0
 
 
@@ -83,23 +69,6 @@ async def _rebuild_one(
 ) -> RebuildReport:
     with _progress(sale_id) as tell:
         return await service.rebuild(sale_id, operator=operator, force=force, tell=tell)
-
-
-@contextlib.asynccontextmanager
-async def _with_redis(settings: Settings) -> AsyncGenerator[Settings]:
-    """The settings with an address of Redis: the embedded one's, which is started if need be."""
-    if settings.redis_url:
-        yield settings
-        return
-    server = EmbeddedServer(settings.data_dir)
-    if server.pid is not None:
-        yield msgspec.structs.replace(settings, redis_url=server.url)
-        return
-    await server.start()
-    try:
-        yield msgspec.structs.replace(settings, redis_url=server.url)
-    finally:
-        await server.stop()
 
 
 @contextlib.contextmanager

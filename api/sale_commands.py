@@ -1,5 +1,6 @@
 """Commands that talk to a running service over HTTP, as its operator: `sale` and `audit`."""
 
+import getpass
 import uuid
 from typing import IO, Any, Final
 
@@ -20,12 +21,21 @@ _NEGATIVE_NUMBERS: Final = {"ignore_unknown_options": True}
 
 @click.command(cls=RichCommand)
 @click.argument("sale_id", metavar="SALE")
+@click.option("--repair", "to_repair", is_flag=True, help="Show what would be put right.")
+@click.option("--yes", is_flag=True, help="With --repair: do it. The sale stops for seconds.")
 @calls_service
-def audit(sale_id: str, url: str | None, *, as_json: bool) -> int:
+def audit(sale_id: str, url: str | None, *, to_repair: bool, yes: bool, as_json: bool) -> int:
     """Check a sale's counters, and Redis against SQL.
 
-    Exit status 1 where something does not agree. SQL being behind is no problem.
+    Exit status 1 where something does not agree. SQL being behind is no problem. --repair works on
+    the settings of the service, like `reservation rebuild`, whether that runs or not.
     """
+    if to_repair:
+        from api.repair_command import repair  # noqa: PLC0415 - seldom wanted, and slow to load
+
+        return repair(sale_id, operator=getpass.getuser(), yes=yes, as_json=as_json)
+    if yes:
+        raise click.UsageError("--yes goes with --repair")
     path = path_of("v1", "admin", "sales", sale_id, "audit")
     with working(f"{sale_id}: reading every order"):
         answer = ask(lambda client: client.call("GET", path), url=url)

@@ -1,9 +1,13 @@
 """A repair puts right what the audit names, loses nothing, and does nothing unless told to."""
 
+import asyncio
+import os
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from reservation.domain.errors import SaleRecovering
@@ -109,3 +113,40 @@ async def test_a_sale_that_is_lost_is_not_repaired(here: Bench) -> None:
     await here.lose(sale_id)
     with pytest.raises(SaleRecovering):
         await here.service.repair(sale_id, operator="kim", drain=here.flush)
+
+
+async def told(folder: Path, redis_url: str, *arguments: str) -> tuple[int, str]:
+    """What a command says, and its exit status."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "api.cli",
+        *arguments,
+        env={
+            "PATH": os.environ["PATH"],
+            "RESERVATION_DATA_DIR": str(folder),
+            "RESERVATION_REDIS_URL": redis_url,
+        },
+        stdout=asyncio.subprocess.PIPE,
+    )
+    output, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode()
+
+
+async def test_the_command_shows_first_and_acts_on_yes(
+    here: Bench, tmp_path: Path, valkey_url: str
+) -> None:
+    sale_id, order = await busy(here)
+    await damage(here, sale_id, order, "one piece too many")
+    status, shown = await told(tmp_path, valkey_url, "audit", sale_id, "--repair")
+    assert status == 1
+    assert "a: available is 98" in shown
+    assert "add --yes" in shown
+    assert await here.audited(sale_id) != ()
+    status, done = await told(tmp_path, valkey_url, "audit", sale_id, "--repair", "--yes")
+    assert (status, "open again" in done) == (0, True), done
+    assert await here.audited(sale_id) == ()
+    again = await told(tmp_path, valkey_url, "audit", sale_id, "--repair", "--yes", "--json")
+    assert again[0] == 0
+    assert msgspec.json.decode(again[1])["repaired"] is False
