@@ -104,6 +104,8 @@ class IntentRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _Name = tuple[str, int]
+#: A row of `payment_attempts`, every column in order.
+_Attempt = tuple[str, str, str, int, None]
 _Batch = Sequence[tuple[Intent, asyncio.Future[IntentOutcome]]]
 
 _COLUMNS = [payment_intents.c[name] for name in IntentRow.__struct_fields__]
@@ -219,7 +221,7 @@ async def _take_keys(
         for intent in reversed(intents)
     }
     # In one order in all processes, so that two transactions cannot wait for each other.
-    await insert_new(connection, payment_attempts, [rows[key] for key in sorted(rows)])
+    await _insert_attempts(connection, [rows[key] for key in sorted(rows)])
     found = await connection.execute(
         select(payment_attempts)
         .where(among(connection, payment_attempts.c.payment_key, rows.keys()))
@@ -229,9 +231,15 @@ async def _take_keys(
     return {row.payment_key: (row.order_id, row.cancel_intended_at_ms is not None) for row in found}
 
 
-def _attempt(
-    payment_key: str, order_id: str, sale_id: str, now_ms: int
-) -> tuple[str, str, str, int, None]:
+async def _insert_attempts(connection: AsyncConnection, rows: Sequence[_Attempt]) -> None:
+    names = [column.name for column in payment_attempts.columns]
+    # One that is there is there by whichever of its unique indexes the database looks at first.
+    statement = insert_into(connection, payment_attempts).on_conflict_do_nothing()
+    if rows:
+        await connection.execute(statement, [dict(zip(names, row, strict=True)) for row in rows])
+
+
+def _attempt(payment_key: str, order_id: str, sale_id: str, now_ms: int) -> _Attempt:
     return payment_key, order_id, sale_id, now_ms, None
 
 
@@ -316,7 +324,7 @@ async def intend_cancel(
     """
     async with database.write() as connection:
         row = _attempt(payment_key, order_id, sale_id, now_ms)
-        await insert_new(connection, payment_attempts, [row])
+        await _insert_attempts(connection, [row])
         of_this_key = payment_attempts.c.payment_key == payment_key
         standing = (
             await connection.execute(select(payment_attempts).where(of_this_key).with_for_update())

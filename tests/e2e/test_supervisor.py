@@ -33,7 +33,9 @@ PATIENCE_SECONDS = 40.0
 STOP_SECONDS_MAX = 10.0
 
 DRIVER = """
-import os, sys
+import os, signal, sys
+# As in a terminal: whoever runs the tests in the background may have it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from api import parts, serve
 from reservation.settings import Settings
 
