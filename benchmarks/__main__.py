@@ -11,7 +11,7 @@ from typing import Final
 from rich.console import Console
 
 from api import logs
-from benchmarks import compare, edges, growth, memory, overload, script
+from benchmarks import behind, compare, edges, growth, memory, overload, script
 from benchmarks.contenders import BUYERS_SECRET, CONTENDERS
 from benchmarks.load import WrkMissing
 from benchmarks.report import keep, results_of, show
@@ -27,6 +27,7 @@ PARTS: Final[dict[str, Part]] = {
     "memory": memory.measure,
     "growth": growth.measure,
     "overload": overload.measure,
+    "behind": behind.measure,
 }
 #: Each request of a load is of another buyer, the warm-up's too.
 _BUYERS: Final = 450_000

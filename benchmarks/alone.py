@@ -19,14 +19,18 @@ __all__ = ["service_alone"]
 
 @asynccontextmanager
 async def service_alone(
-    home: Path, *, stock: int, hold_seconds: int | None = None
+    home: Path, *, stock: int, hold_seconds: int | None = None, database_url: str = ""
 ) -> AsyncGenerator[tuple[Service, EmbeddedServer]]:
     """The service and its Valkey; both are gone afterwards, and their files."""
     await asyncio.to_thread(_empty, home)
     valkey = EmbeddedServer(home / "redis")
     await valkey.start()
     try:
-        environ = {"RESERVATION_DATA_DIR": str(home), "RESERVATION_REDIS_URL": valkey.url}
+        environ = {
+            "RESERVATION_DATA_DIR": str(home),
+            "RESERVATION_REDIS_URL": valkey.url,
+            "RESERVATION_DATABASE_URL": database_url,
+        }
         async with opened(Settings.load(environ, None)) as service:
             body = document(stock) | ({"holdSeconds": hold_seconds} if hold_seconds else {})
             change = msgspec.convert(body, SaleRequest).change()

@@ -62,12 +62,26 @@ class Filling:
         self._connection.disconnect()
         self._redis.close()
 
-    def hold(self, count: int) -> None:
-        """Take so many holds, each of another buyer, and leave the server as it is when idle."""
+    def hold(self, count: int, *, keep_events: bool = False) -> None:
+        """Take so many holds, each of another buyer, and leave the server as it is when idle.
+
+        Args:
+            count: how many.
+            keep_events: leave the outbox to a flusher.
+        """
         for done in range(0, count, _TRIM_EVERY):
             self._send(map(self._packed, self._calls(min(_TRIM_EVERY, count - done), _BATCH)))
-            self.trim()
+            if not keep_events:
+                self.trim()
         self._wait_for_rewrite()
+
+    def hold_for(self, seconds: float) -> int:
+        """Take holds as fast as the script does for so long; how many. Their events stay."""
+        count, end_at = 0, time.monotonic() + seconds
+        while time.monotonic() < end_at:
+            self._send(map(self._packed, self._calls(_BATCH * _CALLS_IN_FLIGHT, _BATCH)))
+            count += _BATCH * _CALLS_IN_FLIGHT
+        return count
 
     def rate(self, batch: int, *, holds: int, calls: int) -> ScriptRate:
         """How fast the script takes holds in batches of this size.

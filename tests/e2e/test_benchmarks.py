@@ -12,7 +12,7 @@ import pytest
 from benchmarks.contenders import CONTENDERS
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ["compare", "edges", "script", "memory", "growth", "overload"]
+PARTS = ["compare", "edges", "script", "memory", "growth", "overload", "behind"]
 
 pytestmark = [
     pytest.mark.slow,
