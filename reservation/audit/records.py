@@ -83,10 +83,11 @@ class RecordAudit:
         )
 
     async def _look_at_sale(self, sale_id: str) -> _Look:
+        # Before the rows, which then have at least as much.
+        flushed = await self._flushed(sale_id)
         row = await self._ledger.sale(sale_id)
         items = await self._ledger.listed_items(sale_id)
         restocks = restock_fields(await self._ledger.restocks(sale_id))
-        flushed = await self._flushed(sale_id)
         found = await self._inspection.sale(sale_id, list(items))
         problems: dict[str, str] = {}
         if not found.listed:
@@ -126,7 +127,7 @@ class RecordAudit:
             sale_id, statuses=statuses, after=after, limit=PAGE_ORDERS
         ):
             after = rows[-1].order_id
-            different = (await self._compare(sale_id, rows)).problems
+            different = (await self._compare(sale_id, rows, 0)).problems
             if different:
                 problems += await _persisting(
                     lambda: self._look_at_orders(sale_id, different)  # noqa: B023 - awaited here
@@ -136,17 +137,19 @@ class RecordAudit:
         return problems[:PROBLEMS_MAX]
 
     async def _look_at_orders(self, sale_id: str, order_ids: Collection[str]) -> _Look:
-        rows = [await self._ledger.order(order_id) for order_id in order_ids]
-        return await self._compare(sale_id, [row for row in rows if row is not None])
-
-    async def _compare(self, sale_id: str, rows: Sequence[OrderRow]) -> _Look:
+        # Before the rows, which then have at least as much.
         flushed = await self._flushed(sale_id)
+        rows = [await self._ledger.order(order_id) for order_id in order_ids]
+        return await self._compare(sale_id, [row for row in rows if row is not None], flushed)
+
+    async def _compare(self, sale_id: str, rows: Sequence[OrderRow], flushed: int) -> _Look:
         stories = await self._ledger.payment_events(
             [row.order_id for row in rows if has_story(row)]
         )
         records = await self._inspection.records(
             sale_id, {row.order_id: row.buyer_id for row in rows}
         )
+        # After the records: none of them is younger.
         head = await self._inspection.sale(sale_id, [])
         now_ms = self._clock.now_ms()
         problems = {
