@@ -29,7 +29,8 @@ async function doing(what, done = "") {
   $("done").textContent = "";
   try {
     await what();
-    $("done").textContent = done;
+    // What ends with nothing to say leaves what another one said meanwhile.
+    if (done) $("done").textContent = done;
   } catch (error) {
     if (!(error instanceof api.No)) throw error;
     if (error.status === 401 || error.status === 403) signOut();

@@ -203,6 +203,7 @@ def test_the_honest_request_goes_through(shop: Shop) -> None:
     assert shop.everything() != shop.clean
 
 
+@pytest.mark.slow
 def test_no_log_and_no_metric_holds_a_token_or_a_payment_key(shop: Shop) -> None:
     """After all of the above, and a payment whose answers went wrong in each way."""
     served = shop.served

@@ -64,6 +64,7 @@ def test_the_crowd_of_the_page_ends_clean(place: Place, page: Path) -> None:
     assert "clean" in printed
 
 
+@pytest.mark.slow
 def test_the_tutorial_leads_to_a_sale_on_ones_own_keys(place: Place) -> None:
     printed = place.run(runnable(TUTORIAL))
     assert '"status": "HELD"' in printed

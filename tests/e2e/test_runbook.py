@@ -9,7 +9,7 @@ from reservation.redis.server_files import socket_path_of
 from tests.fixtures.pages import ROOT, Place, a_place, blocks_of, typed_in_tables_of
 from tests.fixtures.service import Served, item, running_service
 
-pytestmark = [pytest.mark.e2e]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 RUNBOOK = ROOT / "docs" / "operations.md"
 BLOCKS = [line.split("  #")[0].strip() for line in "".join(blocks_of(RUNBOOK)).splitlines()]

@@ -100,6 +100,7 @@ def test_each_row_that_stops_is_told_in_a_line_and_the_status_is_78(
     assert thrown_out.startswith("reservation: redis-eviction-policy: maxmemory-policy is not")
 
 
+@pytest.mark.slow
 def test_in_development_the_same_rows_only_close_prepare(tmp_path: Path) -> None:
     with forgetful(tmp_path) as path:
         port = str(free_port())
@@ -110,6 +111,7 @@ def test_in_development_the_same_rows_only_close_prepare(tmp_path: Path) -> None
             assert process.poll() is None
 
 
+@pytest.mark.slow
 def test_the_embedded_server_is_fit_for_production(tmp_path: Path) -> None:
     port = str(free_port())
     with serving(tmp_path, RESERVATION_PORT=port, **PRODUCTION) as process:
@@ -135,6 +137,7 @@ def test_what_cannot_be_trusted_is_refused_in_development_too(tmp_path: Path) ->
     assert line.startswith("reservation: RESERVATION_REDIS_TRUST has redis-clock; it takes redis-")
 
 
+@pytest.mark.slow
 def test_a_redis_that_does_not_answer_yet_is_waited_for_and_then_looked_at(tmp_path: Path) -> None:
     with (
         tempfile.TemporaryDirectory(prefix="rsv-") as folder,

@@ -87,6 +87,7 @@ def missing(service: Served) -> list[str]:
     return service.http.get("/health/ready").json()["missing"]
 
 
+@pytest.mark.slow
 def test_a_weaker_fsync_policy_closes_prepare_and_what_has_begun_goes_on(
     served: Served, request: pytest.FixtureRequest
 ) -> None:

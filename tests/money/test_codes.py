@@ -94,6 +94,7 @@ def counter(tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Iterat
         runner.run(stack.aclose())
 
 
+@pytest.mark.slow
 @given(code=unlisted)
 @example(code="REJECT_CARD_COMPANY_V2")
 @example(code="NOT_FOUND_PAYMENT_SESSIONS")
