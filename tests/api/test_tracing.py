@@ -141,6 +141,7 @@ def test_a_refusal_carries_the_id_that_its_buyer_was_told(
     eventually(lambda: facts(collector.spans()).values(), lambda values: its_id in values)
 
 
+@pytest.mark.slow
 def test_a_collector_that_is_gone_holds_nobody_up(tmp_path: Path) -> None:
     nowhere: dict[str, Any] = {ENDPOINT: "http://127.0.0.1:9"}
     with running_service(tmp_path, RESERVATION_WORKERS="1", **nowhere) as served:

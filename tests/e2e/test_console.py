@@ -179,6 +179,7 @@ def test_the_audit_says_what_adds_up_and_what_does_not(
         client.hincrby(f"rsv:{{{sale_id}}}:stock:mug", "available", -1)
 
 
+@pytest.mark.slow
 def test_a_service_that_is_away_is_said_to_be(console: Page) -> None:
     console.route("**/v1/admin/**", lambda route: route.abort())
     expect(console.locator("#health")).to_contain_text("No fresh figures")
@@ -192,6 +193,7 @@ def test_the_key_is_gone_with_the_session(console: Page) -> None:
     assert console.evaluate("sessionStorage.length + localStorage.length") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("viewport", [PHONE, {"width": 1280, "height": 900}], ids=["phone", "wide"])
 def test_the_console_is_accessible_and_light(
     served: Served, visit: Visiting, sale_id: str, viewport: dict[str, int]

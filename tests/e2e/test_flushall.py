@@ -114,6 +114,7 @@ def test_a_file_that_lost_its_end_is_noticed_before_anything_is_sold(tmp_path: P
         assert service.hold(sale_id, buyer, key="key-held")["orderId"] == held["orderId"]
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_a_hold_that_never_reached_sql_is_told_to_be_lost(tmp_path: Path) -> None:
     """And the one whose payment was asked for meanwhile is settled, not forgotten."""

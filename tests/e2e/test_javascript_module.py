@@ -75,6 +75,7 @@ def test_a_refusal_has_its_code_and_facts(served: Served, shop: Page) -> None:
     assert told["message"] == told["facts"]["detail"]
 
 
+@pytest.mark.slow
 def test_a_lost_answer_is_asked_for_again_and_holds_once(served: Served, shop: Page) -> None:
     sale_id = served.sale(items=[item("a")])
     lost: list[int] = []

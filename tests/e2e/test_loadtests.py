@@ -65,6 +65,7 @@ def verdict_in(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "verdict.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -584,6 +584,7 @@ def html(headers: dict[str, str]) -> dict[str, str]:
     return {**headers, "Content-Type": "text/html; charset=utf-8"}
 
 
+@pytest.mark.slow
 def test_the_documentation_works_offline_and_names_every_code(
     served: Served, visit: Visiting
 ) -> None:
@@ -611,6 +612,7 @@ def test_both_languages_say_the_same_things(visit: Visiting) -> None:
         assert "결제" in korean[name], name
 
 
+@pytest.mark.slow
 def test_the_pages_are_accessible(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS)
     visitor = visit()

@@ -254,6 +254,7 @@ def test_a_second_service_on_the_same_data_is_refused(make_service: Any) -> None
     assert service.ask("/health/ready")["role"] == "api"
 
 
+@pytest.mark.slow
 def test_what_does_not_end_when_asked_is_killed_in_time(make_service: Any) -> None:
     service = make_service("stubborn_worker", stop_share=0.2)
     service.until_ready()

@@ -123,6 +123,7 @@ def test_operators_may_not_write(socket_path: str) -> None:
             client.eval("return redis.call('SET', KEYS[1], '1')", 1, "rsv:{s}:x")
 
 
+@pytest.mark.slow
 def test_nobody_gets_in_without_a_name(socket_path: str) -> None:
     with (
         redis.Redis(unix_socket_path=socket_path) as client,

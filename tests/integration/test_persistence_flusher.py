@@ -142,6 +142,7 @@ class FrailLedger:
         return outcome
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reborn", [True, False], ids=["another process", "the same one"])
 @pytest.mark.parametrize("seed", range(3))
 async def test_a_flusher_that_dies_anywhere_leaves_each_event_in_effect_once(

@@ -111,6 +111,7 @@ def a_busy_sale(orders: int) -> Tape:
     return tape
 
 
+@pytest.mark.slow
 async def test_four_processes_write_intents_beside_a_flusher_and_none_fails(
     database_url: str, ledger: Ledger
 ) -> None:
@@ -134,6 +135,7 @@ async def test_four_processes_write_intents_beside_a_flusher_and_none_fails(
     assert len(await ledger.intents_of("writer-3-24-7")) == 1
 
 
+@pytest.mark.slow
 async def test_an_applier_that_is_killed_leaves_each_event_in_effect_once(
     database_url: str, ledger: Ledger, tmp_path: Path
 ) -> None:

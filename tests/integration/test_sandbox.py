@@ -824,6 +824,7 @@ def test_a_webhook_that_is_heard_is_not_sent_again(tmp_path: Path, order_id: str
         assert listener.statuses(order_id) == ["DONE"] * 3
 
 
+@pytest.mark.slow
 def test_a_storm_sends_old_news_between_the_new(tmp_path: Path, order_id: str) -> None:
     with telling(tmp_path) as (sandbox, listener):
         payment_key = sandbox.put_payment(order_id, AMOUNT)

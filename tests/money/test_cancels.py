@@ -117,6 +117,7 @@ async def test_an_account_that_is_paid_while_it_is_closed_is_sold(
         assert (ledger["charged"], ledger["cancelled"]) == (order.amount, 0)
 
 
+@pytest.mark.slow
 async def test_who_comes_back_while_late_money_is_given_back_is_not_sold_it(
     tmp_path: Path, valkey_url: str
 ) -> None:
