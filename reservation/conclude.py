@@ -166,26 +166,36 @@ class Conclude:
         The payment is barred from being sold first: a cancel whose answer is lost may be carried
         out at any time from then on.
         """
-        try:
-            barred = await self._ledger.intend_cancel(
-                order_id=case.order.order_id,
-                sale_id=case.order.sale_id,
-                fence=case.fence,
-                payment_key=case.payment_key,
-                now_ms=self._clock.now_ms(),
-            )
-        except (SQLAlchemyError, OSError) as error:
-            log.warning("cancel_not_begun", order_id=case.order.order_id, reason=str(error))
-            return None
-        if not barred:
-            # Somebody asks for this very money under a later fence, and will judge it.
-            log.info("cancel_left_to_another", order_id=case.order.order_id, fence=case.fence)
+        order = case.order
+        if not await self.bar(order.order_id, order.sale_id, case.fence, case.payment_key):
             return None
         answer = await self._cancel_at_pg(case, reason)
         if isinstance(answer, Answered) and _is_given_back(answer.payment):
             return await self.finish(case, outcome, answer)
-        alarm("automatic_cancel_failed", order_id=case.order.order_id, reason=reason)
+        alarm("automatic_cancel_failed", order_id=order.order_id, reason=reason)
         return None
+
+    async def bar(self, order_id: str, sale_id: str, fence: int, payment_key: str) -> bool:
+        """Bar a payment from being sold, before a cancel of it leaves.
+
+        Returns:
+            False where nothing may be cancelled now: SQL is away, or somebody asks for this very
+            money under a later fence, and will judge it.
+        """
+        try:
+            barred = await self._ledger.intend_cancel(
+                order_id=order_id,
+                sale_id=sale_id,
+                fence=fence,
+                payment_key=payment_key,
+                now_ms=self._clock.now_ms(),
+            )
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("cancel_not_begun", order_id=order_id, reason=str(error))
+            return False
+        if not barred:
+            log.info("cancel_left_to_another", order_id=order_id, fence=fence)
+        return barred
 
     async def _sell(self, case: Case, outcome: Outcome, answer: Answer) -> Status | None:
         """Sell what a look-up shows to be paid, unless a cancel of it has ever left.

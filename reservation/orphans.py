@@ -7,6 +7,7 @@ an order is a payment that nobody can serve: its money goes back.
 from typing import Final
 
 from reservation.conclude import AnswerKind, Conclude, cancel_key
+from reservation.domain.ids import sale_of
 from reservation.metrics import alarm
 from reservation.payments.gateway import Answered, PaymentGateway, PaymentStatus
 from reservation.persistence.ledger import Ledger
@@ -71,6 +72,10 @@ class Orphans:
             await self._conclude.keep_payment(answer.payment)
             return False
         if answer.payment.status != PaymentStatus.DONE:
+            return None
+        # The buyer's own key makes the same order again: it must not be sold for this payment.
+        sale_id = sale_of(order_id) or ""
+        if not await self._conclude.bar(order_id, sale_id, intent.fence, payment_key):
             return None
         cancelled = await self._gateway.cancel(
             payment_key=payment_key,
