@@ -12,7 +12,7 @@ from reservation.domain.states import HOLDING, LIVE, Status
 from reservation.persistence.ledger import Ledger
 from reservation.redis.inspection import Inspection, OrderState
 
-__all__ = ["OrderAudit"]
+__all__ = ["SET_OF", "OrderAudit"]
 
 #: Problems of one kind that are told; the first ones say where to look.
 PROBLEMS_MAX: Final = 20
@@ -23,7 +23,7 @@ LOOK_SECONDS: Final = 0.05
 PAGE_ORDERS: Final = 1_000
 
 #: The set that an order is in, by its status; none for the others.
-_SET_OF: Final = {
+SET_OF: Final = {
     Status.HELD: "deadlines",
     Status.PREPARED: "deadlines",
     Status.CONFIRMING: "confirming",
@@ -131,7 +131,7 @@ def _is_wrong(state: OrderState) -> bool:
 
 
 def _expected(state: OrderState) -> frozenset[str]:
-    name = _SET_OF.get(Status(state.status))
+    name = SET_OF.get(Status(state.status))
     return frozenset({name} if name else ())
 
 

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from reservation.audit.orders import SET_OF
 from reservation.domain.clock import Clock
 from reservation.domain.events import Event
 from reservation.domain.states import ENDED, LIVE, Status
@@ -147,7 +148,8 @@ class RecordAudit:
             [row.order_id for row in rows if has_story(row)]
         )
         records = await self._inspection.records(
-            sale_id, {row.order_id: row.buyer_id for row in rows}
+            sale_id,
+            {row.order_id: (row.buyer_id, SET_OF.get(Status(row.status), "")) for row in rows},
         )
         # After the records: none of them is younger.
         head = await self._inspection.sale(sale_id, [])
@@ -218,18 +220,17 @@ def _told_of(row: OrderRow, story: Sequence[Event], record: OrderRecord, *, now_
     different = _difference(what, order_fields(row, story), record.fields, but=_ONLY_IN_REDIS)
     if different:
         return different
-    status = Status(row.status)
     # Whether it is in its set at all is what `orders.py` looks at.
-    places = {
-        "deadlines": (record.deadline, str(row.expires_at_ms)),
-        "deposits": (record.deposit, str(row.due_at_ms or row.expires_at_ms)),
-        "its buyer's list": (record.listed or "no place", str(row.created_at_ms)),
-    }
-    for place, (score, expected) in places.items():
-        if score is not None and score != expected:
-            return f"{what} is in {place} at {score}, and belongs at {expected}"
-    if status is Status.CONFIRMING and _number(record.lease) > now_ms + LEASE_MS_MAX:
-        return f"{what} has a lease until {record.lease}, which is longer than any"
+    place = SET_OF.get(Status(row.status), "")
+    if place == "confirming":
+        if _number(record.score) > now_ms + LEASE_MS_MAX:
+            return f"{what} has a lease until {record.score}, which is longer than any"
+    elif place:
+        due = row.expires_at_ms if place == "deadlines" else row.due_at_ms or row.expires_at_ms
+        if record.score not in (None, str(due)):
+            return f"{what} is in {place} at {record.score}, and belongs at {due}"
+    if record.listed != str(row.created_at_ms):
+        return f"{what} is in its buyer's list at {record.listed}, not at {row.created_at_ms}"
     return ""
 
 

@@ -47,14 +47,13 @@ class SaleRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """An order's hash, word for word, and its scores in the sorted sets; None where it has none."""
+    """An order's hash, word for word, and its places in sorted sets; None where it has none."""
 
     fields: dict[str, str]
-    deadline: str | None
-    lease: str | None
-    deposit: str | None
     #: In its buyer's list.
     listed: str | None
+    #: In the set that was asked for.
+    score: str | None
 
 
 class Inspection:
@@ -164,40 +163,39 @@ class Inspection:
             operations=operations,
         )
 
-    async def records(self, sale_id: str, buyer_of: Mapping[str, str]) -> dict[str, OrderRecord]:
+    async def records(
+        self, sale_id: str, wanted: Mapping[str, tuple[str, str]]
+    ) -> dict[str, OrderRecord]:
         """These orders as they are; of one order all is of nearly one instant.
 
         Args:
             sale_id: whose orders they are.
-            buyer_of: order id -> buyer's id.
+            wanted: order id -> its buyer's id, and the set that it belongs in: `deadlines`,
+                `confirming`, `deposits` or "".
         """
         records: dict[str, OrderRecord] = {}
-        order_ids = list(buyer_of)
+        order_ids = list(wanted)
         for start in range(0, len(order_ids), KEYS_AT_ONCE):
             some = order_ids[start : start + KEYS_AT_ONCE]
-            records |= await self._records(sale_id, {key: buyer_of[key] for key in some})
+            records |= await self._records(sale_id, {key: wanted[key] for key in some})
         return records
 
-    async def _records(self, sale_id: str, buyer_of: Mapping[str, str]) -> dict[str, OrderRecord]:
+    async def _records(
+        self, sale_id: str, wanted: Mapping[str, tuple[str, str]]
+    ) -> dict[str, OrderRecord]:
         names = self._keys.of(sale_id)
         commands: list[tuple[str, ...]] = []
-        for order_id, buyer_id in buyer_of.items():
-            commands += [
-                ("HGETALL", names.order(order_id)),
-                ("ZSCORE", names.deadlines, order_id),
-                ("ZSCORE", names.confirming, order_id),
-                ("ZSCORE", names.deposits, order_id),
-                ("ZSCORE", names.buyer_orders(buyer_id), order_id),
-            ]
-        replies = [good(reply) for reply in await self._connections.pipeline(commands)]
-        records: dict[str, OrderRecord] = {}
-        for position, order_id in enumerate(buyer_of):
-            flat, deadline, lease, deposit, listed = replies[position * 5 : position * 5 + 5]
-            records[order_id] = OrderRecord(
-                fields=as_mapping(flat),
-                deadline=deadline,
-                lease=lease,
-                deposit=deposit,
-                listed=listed,
+        for order_id, (buyer_id, place) in wanted.items():
+            commands.append(("HGETALL", names.order(order_id)))
+            commands.append(("ZSCORE", names.buyer_orders(buyer_id), order_id))
+            if place:
+                commands.append(("ZSCORE", getattr(names, place), order_id))
+        replies = iter([good(reply) for reply in await self._connections.pipeline(commands)])
+        return {
+            order_id: OrderRecord(
+                fields=as_mapping(next(replies)),
+                listed=next(replies),
+                score=next(replies) if place else None,
             )
-        return records
+            for order_id, (_, place) in wanted.items()
+        }
