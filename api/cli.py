@@ -29,6 +29,7 @@ _COMMANDS: Final = {
     "sale": ("api.sale_commands:sale", "Create, look at, restock, pause and close sales."),
     "sandbox": ("api.run_commands:sandbox", "Run the stand-in for the payment gateway, alone."),
     "serve": ("api.run_commands:serve", "Run the service."),
+    "verify": ("api.verify_command:verify", "Judge a recorded history."),
     "why": ("api.order_commands:why", "Explain an order, or where an item's units are."),
 }
 

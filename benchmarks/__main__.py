@@ -11,7 +11,7 @@ from typing import Final
 from rich.console import Console
 
 from api import logs
-from benchmarks import behind, compare, edges, growth, memory, overload, script
+from benchmarks import behind, compare, edges, growth, memory, overload, script, verifying
 from benchmarks.contenders import BUYERS_SECRET, CONTENDERS
 from benchmarks.load import WrkMissing
 from benchmarks.report import keep, results_of, show
@@ -28,6 +28,7 @@ PARTS: Final[dict[str, Part]] = {
     "growth": growth.measure,
     "overload": overload.measure,
     "behind": behind.measure,
+    "verify": verifying.measure,
 }
 #: Each request of a load is of another buyer, the warm-up's too.
 _BUYERS: Final = 450_000

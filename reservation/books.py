@@ -6,16 +6,14 @@ demo and the load test end with it, so both have the same idea of what an overse
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from reservation.domain.ids import sale_of
+from reservation.model.facts import BALANCE
 
 __all__ = ["Books", "Orders", "books_of", "disagreements"]
-
-#: What an entry of the PG's ledger does to what the shop has been paid.
-_SIGNS: Final = {"charge": 1, "deposit": 1, "deposit_reversed": -1, "cancel": -1}
 
 Rows = list[dict[str, Any]]
 Orders = dict[str, dict[str, Any]]
@@ -45,7 +43,7 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
     def charged(self) -> int:
         """What the PG took, less deposits that the bank took back."""
         return sum(
-            _SIGNS[entry["kind"]] * entry["amount"]
+            BALANCE[entry["kind"]] * entry["amount"]
             for entry in self.entries
             if entry["kind"] != "cancel"
         )
@@ -110,7 +108,7 @@ def _money(books: Books) -> list[str]:
     balance: Counter[str] = Counter()
     charges: Counter[str] = Counter()
     for entry in books.entries:
-        balance[entry["orderId"]] += _SIGNS[entry["kind"]] * entry["amount"]
+        balance[entry["orderId"]] += BALANCE[entry["kind"]] * entry["amount"]
         charges[entry["orderId"]] += entry["kind"] in {"charge", "deposit"}
     owed = Counter({order["orderId"]: order["amount"] for order in books.confirmed})
     wrong = [order for order in sorted({*balance, *owed}) if balance[order] != owed[order]]

@@ -2,12 +2,16 @@
 
 import hashlib
 from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
 from reservation.domain.states import Status
 
-__all__ = ["Basket", "Line", "Reservation", "merge_lines"]
+__all__ = ["PAYMENT_ATTEMPTS_MAX", "Basket", "Line", "Reservation", "merge_lines"]
+
+#: Payment attempts that one order may make: a buyer tries a few cards, a script tries a thousand.
+PAYMENT_ATTEMPTS_MAX: Final = 5
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):

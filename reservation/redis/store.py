@@ -14,7 +14,7 @@ import msgspec
 from reservation.domain.clock import Clock, as_wire
 from reservation.domain.errors import BuyerLimitExceeded, ReservationExpired, SoldOut
 from reservation.domain.ids import sale_of
-from reservation.domain.reservation import Reservation
+from reservation.domain.reservation import PAYMENT_ATTEMPTS_MAX, Reservation
 from reservation.domain.states import Status
 from reservation.redis.calls import Calls, members_json
 from reservation.redis.connection import Connections, good
@@ -33,8 +33,6 @@ __all__ = [
     "sold_out",
 ]
 
-#: Payment attempts that one order may make: a buyer tries a few cards, a script tries a thousand.
-PAYMENT_ATTEMPTS_MAX: Final = 5
 #: Orders that one expire call takes: 4 ms of the server's single thread.
 EXPIRE_BATCH: Final = 200
 #: Rounds of "expire what is due, then ask again" that one claim may cost.

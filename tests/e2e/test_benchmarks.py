@@ -12,7 +12,7 @@ import pytest
 from benchmarks.contenders import CONTENDERS
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ["compare", "edges", "script", "memory", "growth", "overload", "behind"]
+PARTS = ["compare", "edges", "script", "memory", "growth", "overload", "behind", "verify"]
 
 pytestmark = [
     pytest.mark.slow,

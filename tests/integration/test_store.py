@@ -24,7 +24,7 @@ from reservation.domain.errors import (
     TotalTooLow,
     Unavailable,
 )
-from reservation.domain.reservation import Reservation
+from reservation.domain.reservation import PAYMENT_ATTEMPTS_MAX, Reservation
 from reservation.domain.sale import Item
 from reservation.domain.states import SaleStatus, Status
 from reservation.redis import connection
@@ -32,7 +32,6 @@ from reservation.redis.connection import Connections
 from reservation.redis.keys import Keys
 from reservation.redis.sales import SaleStore
 from reservation.redis.store import (
-    PAYMENT_ATTEMPTS_MAX,
     Claimed,
     LeaseElsewhere,
     Outcome,

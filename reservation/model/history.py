@@ -1,0 +1,142 @@
+"""A recorded history: what each client asked and was told, what happened, and what was left.
+
+One JSON object a line, told apart by `kind`, in this order: `history` first, then each
+`operation` and `head` in any order, then each `event` by its number, then `order`, `stock` and
+`money` as they were found at the end, and the sale's `end`. Times are nanoseconds of one
+monotonic clock that all clients share; a history is of one machine, or of one clock.
+"""
+
+from typing import Final, Literal
+
+import msgspec
+
+__all__ = [
+    "DECODER",
+    "VERSION",
+    "End",
+    "EventLine",
+    "Head",
+    "History",
+    "MoneyLine",
+    "Operation",
+    "OrderLine",
+    "Record",
+    "StockLine",
+]
+
+VERSION: Final = 1
+
+
+class History(msgspec.Struct, tag_field="kind", tag="history", kw_only=True):
+    """The first line: which clock the others' times are of."""
+
+    version: int
+    #: The same moment on both clocks.
+    unix_ms: int
+    monotonic_ns: int
+
+
+class Operation(
+    msgspec.Struct, tag_field="kind", tag="operation", kw_only=True, omit_defaults=True
+):
+    """One call of one client, and the answer to it."""
+
+    sale: str
+    client: str
+    operation: Literal["prepare", "success", "fail", "release", "read", "refund"]
+    invoked_ns: int
+    #: Absent where no answer came.
+    answered_ns: int | None = None
+    buyer: str = ""
+    #: The order that was asked about, or that the answer to a prepare names.
+    order: str = ""
+    #: SKU and quantity of each line that a prepare asks for.
+    lines: list[tuple[str, int]] = []
+    amount: int = 0
+    payment_key: str = ""
+    #: The HTTP status; 0 where nothing came back.
+    status: int = 0
+    #: What a refusal names itself.
+    code: str = ""
+    #: The state of the order that the answer tells.
+    told: str = ""
+    #: The number of the event that the answer comes from, where it says so.
+    seq: int = 0
+    replayed: bool = False
+    #: What a refusal says it is refused for.
+    available: dict[str, int] = {}
+    sku: str = ""
+    limit: int = 0
+    taken: int = 0
+    expected_amount: int = 0
+
+
+class Head(msgspec.Struct, tag_field="kind", tag="head", kw_only=True, omit_defaults=True):
+    """How far the sale was, seen from outside, and its counters at that very number."""
+
+    sale: str
+    invoked_ns: int
+    answered_ns: int
+    seq: int
+    #: `total`, `available`, `held` and `sold` of each item.
+    stock: dict[str, tuple[int, int, int, int]] = {}
+
+
+class EventLine(msgspec.Struct, tag_field="kind", tag="event", kw_only=True, gc=False):
+    """One entry of the outbox."""
+
+    sale: str
+    seq: int
+    event: str
+    order: str
+    at: int
+    #: JSON text exactly as the script wrote it: the chain covers these bytes.
+    data: str
+    chain: str
+
+
+class OrderLine(msgspec.Struct, tag_field="kind", tag="order", kw_only=True):
+    """An order as SQL has it at the end."""
+
+    sale: str
+    order: str
+    status: str
+    amount: int
+
+
+class StockLine(msgspec.Struct, tag_field="kind", tag="stock", kw_only=True):
+    """An item's counters at the end."""
+
+    sale: str
+    sku: str
+    total: int
+    available: int
+    held: int
+    sold: int
+
+
+class MoneyLine(msgspec.Struct, tag_field="kind", tag="money", kw_only=True):
+    """One entry of the PG's ledger."""
+
+    sale: str
+    order: str
+    #: `charge`, `deposit`, `deposit_reversed` or `cancel`.
+    entry: Literal["charge", "deposit", "deposit_reversed", "cancel"]
+    amount: int
+
+
+class End(msgspec.Struct, tag_field="kind", tag="end", kw_only=True):
+    """The last line of a sale: a history without it was cut off."""
+
+    sale: str
+    #: The last event's number.
+    seq: int
+    #: Whether all orders, all counters and the whole ledger stand before it.
+    orders: bool = False
+    stock: bool = False
+    money: bool = False
+
+
+Record = History | Operation | Head | EventLine | OrderLine | StockLine | MoneyLine | End
+
+DECODER: Final = msgspec.json.Decoder(Record)

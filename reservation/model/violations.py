@@ -1,0 +1,51 @@
+"""The promises that a history can break, each by a name that is kept."""
+
+from enum import StrEnum
+
+__all__ = ["Broken", "Violation"]
+
+
+class Broken(StrEnum):
+    """Which promise a history breaks."""
+
+    #: An event is missing, or stands twice.
+    GAP = "gap"
+    REPEATED = "repeated"
+    #: The hash does not follow from the one before it.
+    CHAIN = "chain"
+    UNREADABLE = "unreadable"
+    OVERSOLD = "oversold"
+    #: Counters that are not what the events make them.
+    COUNTERS = "counters"
+    TRANSITION = "transition"
+    #: An order that ended comes to another end.
+    SECOND_END = "second_end"
+    LIMIT = "limit"
+    PRICE = "price"
+    UNKNOWN_ORDER = "unknown_order"
+    UNKNOWN_ITEM = "unknown_item"
+    #: A payment's end that was written under another fence than the one that asked for it.
+    FENCE = "fence"
+    #: Sold, and the PG was never asked, or has not been paid.
+    UNPAID = "unpaid"
+    #: The PG keeps what it took for an order that is not sold.
+    MONEY = "money"
+    #: A hold outside of the sale's window, or one that ended before its deadline.
+    TIME = "time"
+    #: A client was told what was true at no moment of its call.
+    ANSWER = "answer"
+    #: A client was told of something that never happened, or that is no longer there.
+    LOST = "lost"
+    #: Answers that contradict the order in which they came.
+    REAL_TIME = "real_time"
+    #: What is left at the end is not what the events lead to.
+    FINAL = "final"
+
+
+class Violation(Exception):
+    """One promise that was not kept."""
+
+    def __init__(self, name: Broken, reason: str) -> None:
+        super().__init__(reason)
+        self.name = name
+        self.reason = reason

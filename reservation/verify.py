@@ -1,0 +1,87 @@
+"""Verify: a recorded history, read from a file and judged by the model."""
+
+import gc
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import msgspec
+
+from reservation.model.history import DECODER
+from reservation.model.judgement import Judgement
+from reservation.model.witness import NotAHistory, Witness
+
+__all__ = ["Unreadable", "verify"]
+
+#: Bytes that are decoded at once: enough that the calls do not count, little beside the state.
+_BLOCK_BYTES: Final = 1 << 20
+
+
+class Unreadable(Exception):
+    """The file is not a history."""
+
+
+def verify(path: Path) -> Judgement:
+    """The judgement on the history in a file.
+
+    Raises:
+        Unreadable: it cannot be read, or is not a whole history.
+    """
+    witness = Witness()
+    try:
+        with path.open("rb") as file, _no_garbage_collection():
+            for number, lines in _blocks(file):
+                _judge(witness, number, lines)
+        return witness.finish()
+    except (OSError, NotAHistory) as error:
+        raise Unreadable(f"{path}: {error}") from error
+
+
+def _judge(witness: Witness, first: int, lines: bytes) -> None:
+    line = first
+    try:
+        for line, record in enumerate(DECODER.decode_lines(lines), first):
+            witness.add(line, record)
+    except msgspec.MsgspecError as error:
+        raise NotAHistory(_where(first, lines, error)) from error
+    except NotAHistory as error:
+        raise NotAHistory(f"line {line}: {error}") from error
+
+
+def _where(number: int, lines: bytes, error: Exception) -> str:
+    """Which line cannot be decoded; looked for only when one of a block was not."""
+    for at, line in enumerate(lines.split(b"\n"), number):
+        try:
+            DECODER.decode(line)
+        except msgspec.MsgspecError as found:
+            return f"line {at}: {found}"
+    return f"line {number} or later: {error}"
+
+
+def _blocks(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """The number of its first line, and whole lines."""
+    number, rest = 1, b""
+    while block := file.read(_BLOCK_BYTES):
+        whole, line_end, tail = block.rpartition(b"\n")
+        if not line_end:
+            rest += block
+            continue
+        lines = rest + whole
+        yield number, lines
+        number += lines.count(b"\n") + 1
+        rest = tail
+    if rest:
+        yield number, rest
+
+
+@contextmanager
+def _no_garbage_collection() -> Generator[None]:
+    """Nothing here makes a cycle, and each of millions of orders would be looked at again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
