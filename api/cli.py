@@ -24,6 +24,7 @@ _COMMANDS: Final = {
         "api.demo_command:demo",
         "Sell a whole sale before your eyes, then compare the books.",
     ),
+    "history": ("api.history_command:history", "Write down the past of a sale."),
     "rebuild": ("api.rebuild_command:rebuild", "Restore sales in Redis from SQL."),
     "refund": ("api.order_commands:refund", "Give an order's money back."),
     "sale": ("api.sale_commands:sale", "Create, look at, restock, pause and close sales."),

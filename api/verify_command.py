@@ -25,9 +25,9 @@ _UNREADABLE: Final = 2
 def verify(history: Path, *, as_json: bool) -> int:
     """Judge a recorded history.
 
-    The events in HISTORY are folded in their order, and every answer that a client got is held against them:
-    nothing oversold, no answer that was true at no moment of its call, no money without a sale.
-    Exit status 1 where anything is violated, 2 where the file is not a history.
+    The events in HISTORY are folded in their order, and every answer that a client got is held
+    against them: nothing oversold, no answer that was true at no moment of its call, no money
+    without a sale. Exit status 1 where anything is violated, 2 where the file is not a history.
     """
     began = time.perf_counter()
     try:

@@ -216,12 +216,13 @@ class Shop:
         if event == "claimed":
             order.key = facts.payment_key
         elif event == "confirmed":
-            if not order.key:
+            if not order.key and fault is None:
                 fault = Violation(Broken.UNPAID, f"{order_id} is sold, and nobody paid")
         elif order.key and event != "taken_over":
             order.ends = {**(order.ends or {}), order.key: event}
         if edge.origin != edge.target:
-            fault = self._move_units(order_id, order, edge, restock=facts.restock) or fault
+            moved = self._move_units(order_id, order, edge, restock=facts.restock)
+            fault = fault or moved
         if fault:
             raise fault
         return order

@@ -18,8 +18,8 @@ from click.testing import CliRunner
 
 from api import cli
 
-#: Commands that run something or print a script: there is no answer to show as JSON.
-WITHOUT_ANSWER = {"serve", "sandbox", "completion"}
+#: Commands that run something, or print a script or a file: there is no answer to show as JSON.
+WITHOUT_ANSWER = {"serve", "sandbox", "completion", "history"}
 #: An escape sequence begins so: a colour, or a progress bar that redraws itself.
 ESCAPE = "\x1b["
 #: Long enough for a spinner to be drawn once; it is drawn ten times a second.

@@ -1,0 +1,190 @@
+"""What a run leaves for the judge: each call with its answer, looks at the head, and the ledger."""
+
+import time
+from base64 import urlsafe_b64decode
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final, cast
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+import redis
+
+from reservation.model.history import (
+    DECODER,
+    VERSION,
+    End,
+    Head,
+    History,
+    MoneyLine,
+    Operation,
+    Record,
+)
+from reservation.redis.keys import Keys
+from reservation.redis.server_files import socket_path_of
+from reservation.settings import Settings
+
+__all__ = ["Call", "Heads", "operation_of", "write_history"]
+
+#: A look that takes longer than this is of no use: the service is in trouble, the run goes on.
+_LOOK_SECONDS_MAX: Final = 2.0
+#: Where a token's payload says how far the sale was.
+_SEQ_IN_TOKEN: Final = 7
+
+
+class Call(msgspec.Struct, kw_only=True):
+    """One request and its answer, as whoever made it has them."""
+
+    sale: str
+    client: str
+    buyer: str
+    method: str
+    url: str
+    body: Mapping[str, Any] | None
+    invoked_ns: int
+    answered_ns: int | None
+    #: 0 where nothing came back.
+    status: int
+    answer: Mapping[str, Any]
+    replayed: bool
+
+
+def operation_of(call: Call) -> Operation | None:
+    """A call as the history has it; None for one that is none of its operations."""
+    url = urlsplit(call.url)
+    path, query = url.path, parse_qs(url.query)
+    found = Operation(
+        sale=call.sale,
+        client=call.client,
+        operation="prepare",
+        buyer=call.buyer,
+        invoked_ns=call.invoked_ns,
+        answered_ns=call.answered_ns if call.status else None,
+        status=call.status,
+        replayed=call.replayed,
+    )
+    match call.method, path.strip("/").split("/"):
+        case "POST", ["v1", "sales", _, "reservations"]:
+            body = call.body or {}
+            found.lines = [(line["sku"], line["quantity"]) for line in body.get("items", [])]
+            found.amount = body.get("amount", 0)
+        case "GET", ["v1", "payments", "toss", "success"]:
+            found.operation = "success"
+            found.order = query.get("orderId", [""])[0]
+            found.payment_key = query.get("paymentKey", [""])[0]
+            amount = query.get("amount", [""])[0]
+            found.amount = int(amount) if amount.isdecimal() else 0
+        case "GET", ["v1", "payments", "toss", "fail"]:
+            found.operation = "fail"
+        case "POST", ["v1", "reservations", order, "release"]:
+            found.operation, found.order = "release", order
+        case "GET", ["v1", "reservations", order]:
+            found.operation, found.order = "read", order
+        case _:
+            return None
+    _add_answer(found, call.answer)
+    return found
+
+
+def _add_answer(found: Operation, answer: Mapping[str, Any]) -> None:
+    """What the answer says, of a reservation or of why there is none."""
+    if "code" in answer:
+        found.code = str(answer["code"])
+        found.available = answer.get("available", {})
+        found.sku, found.limit = answer.get("sku", ""), answer.get("limit", 0)
+        found.taken, found.expected_amount = answer.get("taken", 0), answer.get("expectedAmount", 0)
+        return
+    found.order = found.order or answer.get("orderId", "")
+    found.told = answer.get("status", "")
+    found.amount = answer.get("amount", found.amount)
+    if found.operation == "prepare" and not found.replayed and "token" in answer:
+        found.seq = _seq_in(answer["token"])
+
+
+def _seq_in(token: str) -> int:
+    """How far the sale was when a new order's token was made: the number of its own event."""
+    payload = token.split(".")[2]
+    members = msgspec.json.decode(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    return int(members[_SEQ_IN_TOKEN])
+
+
+class Heads:
+    """Looks at a sale in Redis from outside: its head and its counters at one instant."""
+
+    def __init__(self, settings: Settings, sale_id: str, skus: Iterable[str]) -> None:
+        url = settings.redis_url or f"unix://{socket_path_of(settings.data_dir.absolute())}"
+        self._redis = redis.Redis.from_url(
+            url,
+            decode_responses=True,
+            socket_timeout=_LOOK_SECONDS_MAX,
+            socket_connect_timeout=_LOOK_SECONDS_MAX,
+        )
+        self._sale_id = sale_id
+        self._keys = Keys(settings.key_prefix).of(sale_id)
+        self._skus = list(skus)
+
+    def look(self) -> Head:
+        """How far the sale is now.
+
+        Raises:
+            redis.RedisError: it cannot be told.
+        """
+        invoked_ns = time.monotonic_ns()
+        with self._redis.pipeline(transaction=True) as together:
+            together.hget(self._keys.sale, "seq")
+            for sku in self._skus:
+                together.hmget(self._keys.stock(sku), "total", "available", "held", "sold")
+            seq, *rows = cast("list[Any]", together.execute())
+        counted = [tuple(int(count) for count in row) for row in rows if None not in row]
+        return Head(
+            sale=self._sale_id,
+            invoked_ns=invoked_ns,
+            answered_ns=time.monotonic_ns(),
+            seq=int(seq or 0),
+            stock=dict(zip(self._skus, counted, strict=False)),
+        )
+
+    def close(self) -> None:
+        """Let the connection go."""
+        self._redis.close()
+
+
+def write_history(
+    path: Path,
+    *,
+    calls: Iterable[Operation | Head],
+    past: bytes,
+    entries: Iterable[Mapping[str, Any]] | None,
+) -> None:
+    """One file of all that is known.
+
+    Args:
+        path: the file.
+        calls: what the clients were told, and looks at the head.
+        past: what `reservation history` wrote.
+        entries: the PG's ledger of this sale; None where it is not known whole.
+    """
+    encoder = msgspec.json.Encoder()
+    with path.open("wb") as file:
+
+        def write(record: Record) -> None:
+            file.write(encoder.encode(record) + b"\n")
+
+        now_ns = time.monotonic_ns()
+        write(History(version=VERSION, unix_ms=time.time_ns() // 1_000_000, monotonic_ns=now_ns))
+        for call in calls:
+            write(call)
+        for record in DECODER.decode_lines(past):
+            if isinstance(record, History):
+                continue
+            if isinstance(record, End) and entries is not None:
+                for entry in entries:
+                    write(_money(record.sale, entry))
+                record.money = True
+            write(record)
+
+
+def _money(sale_id: str, entry: Mapping[str, Any]) -> MoneyLine:
+    return MoneyLine(
+        sale=sale_id, order=entry["orderId"], entry=entry["kind"], amount=entry["amount"]
+    )
