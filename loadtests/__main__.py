@@ -61,6 +61,8 @@ def _run(*, own: bool, url: str | None, arguments: list[str]) -> int:
                 "RESERVATION_ADMIN_API_KEY": settings.admin_api_key,
                 "RESERVATION_JWT_SECRET": settings.jwt_secret,
             }
+            # All of it is on this machine, so every call can be judged.
+            arguments = ["--record", *arguments]
         elif not answers(address):
             raise Failure(f"no service answers at {address}", UNREACHABLE)
         return _locust(address, environ, arguments)

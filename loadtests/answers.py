@@ -5,11 +5,16 @@ from typing import Any, Final
 
 import msgspec
 
+from reservation.model.history import Operation
+
 __all__ = ["Answers", "Told"]
 
 #: Orders whose last word is kept: some hours of a soak, in some hundred megabytes. Of later ones
 #: the verdict says that nobody checked them.
 ORDERS_MAX: Final = 1_000_000
+#: Calls that are recorded: an hour of a soak, in a gigabyte. Of later ones the verdict says that
+#: nobody judged them.
+OPERATIONS_MAX: Final = 2_000_000
 #: Wrong answers that are kept word for word; all of them are counted.
 WRONG_MAX: Final = 100
 
@@ -30,6 +35,7 @@ class Report(msgspec.Struct, kw_only=True):
     wrong: list[str] = []
     wrong_count: int = 0
     sandbox_url: str = ""
+    operations: list[Operation] = []
 
 
 class Answers:
@@ -45,6 +51,16 @@ class Answers:
         self.unchecked = 0
         #: Where the PG stands, known from the first order.
         self.sandbox_url = ""
+        #: Every call with its answer, where the run is recorded.
+        self.operations: list[Operation] = []
+        self.unrecorded = 0
+
+    def record(self, operation: Operation) -> None:
+        """A call that the judge of the history is to have."""
+        if len(self.operations) < OPERATIONS_MAX:
+            self.operations.append(operation)
+        else:
+            self.unrecorded += 1
 
     def say(self, order: dict[str, Any], word: str) -> None:
         """The last word about an order; a later one takes its place."""
@@ -68,8 +84,10 @@ class Answers:
             wrong=self.wrong,
             wrong_count=self.wrong_count,
             sandbox_url=self.sandbox_url,
+            operations=self.operations,
         )
         self.orders, self.wrong, self.wrong_count = {}, [], 0
+        self.operations = []
         self.lives.clear()
         return msgspec.msgpack.encode(report)
 
@@ -86,4 +104,6 @@ class Answers:
         self.wrong += report.wrong[: WRONG_MAX - len(self.wrong)]
         self.wrong_count += report.wrong_count
         self.sandbox_url = report.sandbox_url or self.sandbox_url
+        for operation in report.operations:
+            self.record(operation)
         return bool(report.orders or report.lives)

@@ -12,6 +12,7 @@ from typing import Any, Final
 import gevent
 import httpx
 import msgspec
+import redis
 from locust import LoadTestShape, events
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
@@ -20,10 +21,12 @@ from locust.runners import STATE_INIT, MasterRunner, WorkerRunner
 from api.auth import Guests
 from loadtests.answers import Answers
 from loadtests.desk import Desk
+from loadtests.mix import MIX, mix_of
+from loadtests.recorder import Recorder
 from loadtests.run import Run
 from loadtests.shapes import SCENARIOS, target_at
 from loadtests.tab import add_stock_tab
-from loadtests.users import MIX, Buyer, Plan, mix_of
+from loadtests.users import KINDS, Buyer, Plan
 from reservation.settings import Settings
 
 __all__ = ["Buyer", "SaleShape"]
@@ -54,14 +57,17 @@ class Session:
         """Open a sale and begin a run; False, and said, where that cannot be."""
         options = _options(environment)
         try:
-            mix_of(options.mix)
+            mix_of(options.mix, KINDS)
             desk = Desk(environment.host or "", self.settings.admin_api_key)
             options.running_sale = options.sale or desk.open_sale(
                 items=1 if options.scenario == "stampede" else options.items,
                 stock=1 if options.scenario == "sold-out" else options.stock,
                 hold_seconds=options.hold_seconds,
             )
-        except (ValueError, httpx.HTTPError) as error:
+            recorder = (
+                Recorder(self.settings, desk, options.running_sale) if options.record else None
+            )
+        except (ValueError, httpx.HTTPError, redis.RedisError) as error:
             self.failed = True
             print(f"no run: {error}")
             return False
@@ -71,6 +77,7 @@ class Session:
             sale_id=options.running_sale,
             scenario=options.scenario,
             folder=Path(options.report_dir),
+            recorder=recorder,
         )
         self.runs.append(run)
         if not isinstance(environment.runner, MasterRunner):
@@ -144,6 +151,12 @@ def add_options(parser: LocustArgumentParser) -> None:
         include_in_web_ui=False,
         help="Where verdict.json and verdict.html are written.",
     )
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        include_in_web_ui=False,
+        help="Record every call and judge the history too; needs the service's own settings.",
+    )
     # Not for people: how the master tells its workers which sale it has opened.
     parser.add_argument("--running-sale", default="", include_in_web_ui=False, help=SUPPRESS)
 
@@ -172,9 +185,10 @@ def brief(environment: Environment, **_: Any) -> None:
     options = _options(environment)
     Buyer.plan = Plan(
         sale_id=options.running_sale,
-        mix=mix_of(options.mix),
+        mix=mix_of(options.mix, KINDS),
         think_seconds=options.think_seconds,
         one_item=options.scenario == "stampede",
+        recorded=options.record,
     )
 
 

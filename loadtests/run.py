@@ -19,7 +19,10 @@ from locust.runners import MasterRunner
 
 from loadtests.answers import Answers
 from loadtests.desk import Desk
+from loadtests.recorder import NotRecorded, Recorder
 from loadtests.verdict import RequestLine, Sample, Verdict, judge, problems_of_sample, write
+from reservation.books import Books
+from reservation.model.judgement import Judgement
 
 __all__ = ["Board", "Run"]
 
@@ -55,11 +58,19 @@ class Run:
     """From the first buyer to the verdict, in the process that has no buyers or all of them."""
 
     def __init__(
-        self, environment: Environment, desk: Desk, *, sale_id: str, scenario: str, folder: Path
+        self,
+        environment: Environment,
+        desk: Desk,
+        *,
+        sale_id: str,
+        scenario: str,
+        folder: Path,
+        recorder: Recorder | None,
     ) -> None:
         self._environment = environment
         self._desk = desk
         self._folder = folder
+        self._recorder = recorder
         self.sale_id = sale_id
         self.scenario = scenario
         self.answers = Answers()
@@ -78,6 +89,7 @@ class Run:
         self._seen: list[str] = []
         self._ended = Event()
         self._watcher = gevent.spawn(self._watch)
+        self._recording = gevent.spawn(recorder.watch) if recorder else None
 
     def finish(self) -> None:
         """The buyers have gone: wait until all is settled, judge, write it down."""
@@ -89,8 +101,10 @@ class Run:
             audit = self._desk.settled(self.sale_id)
             self._watcher.kill()
             self._look()
+            books = self._desk.books(self.sale_id, audit, self.answers)
             self.verdict = judge(
-                books=self._desk.books(self.sale_id, audit, self.answers),
+                books=books,
+                judgement=self._judgement(books),
                 answers=self.answers,
                 samples=list(self._samples),
                 statistics=statistics,
@@ -104,14 +118,27 @@ class Run:
             )
             write(self.verdict, self._folder)
             _tell(self.verdict, self._folder)
-        except (httpx.HTTPError, OSError, RuntimeError) as error:
+        except (httpx.HTTPError, OSError, RuntimeError, NotRecorded) as error:
             # No books, no verdict; and no verdict is not a clean one.
             self._seen.append(f"the books could not be read: {error}")
             print(f"no verdict: {self._seen[-1]}")
         finally:
             self._watcher.kill()
+            if self._recording is not None:
+                self._recording.kill()
             self._state = "done" if self.verdict else "broken"
             self._ended.set()
+
+    def _judgement(self, books: Books) -> Judgement | None:
+        """What the history of the run shows, where there is one."""
+        if self._recorder is None or self._recording is None:
+            return None
+        self._recording.kill()
+        if self.answers.unrecorded:
+            self._seen.append(f"{self.answers.unrecorded} calls were too many to be recorded")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        entries = books.entries if self.answers.sandbox_url else None
+        return self._recorder.judge(self._folder, self.answers.operations, entries)
 
     def wait(self) -> Verdict | None:
         """The verdict, when there is one; None where the books could not be read."""

@@ -4,7 +4,8 @@
 # pyright: reportUnknownMemberType=false
 
 import random
-from collections import Counter, deque
+import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any, Final, cast
@@ -17,9 +18,10 @@ from locust import FastHttpUser, task
 
 from api.auth import Guests
 from loadtests.answers import Answers
-from loadtests.wire import members_of, new_key
+from loadtests.recording import Call, operation_of
+from loadtests.wire import Answer, members_of, new_key
 
-__all__ = ["MIX", "Buyer", "Plan", "mix_of"]
+__all__ = ["KINDS", "Buyer", "Plan"]
 
 #: Tries of a request that was told to come again, and the longest that a buyer waits for one.
 TRIES_MAX: Final = 5
@@ -42,9 +44,6 @@ EXPECTED: Final = {
     "hold_lost": "hold lost",
 }
 
-#: How many of a hundred lives are of which kind.
-MIX: Final = "pay=46,leave=12,decline=10,refresh=10,double=8,late=4,tamper=5,intrude=5"
-
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What the buyers of one run know."""
@@ -55,18 +54,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     think_seconds: float
     #: Everybody wants the first item.
     one_item: bool
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """One answer, read."""
-
-    status: int
-    body: dict[str, Any]
-
-    @property
-    def code(self) -> str:
-        """What a problem document names itself, or nothing."""
-        return str(self.body.get("code", ""))
+    #: Each call is kept for the judge of the history.
+    recorded: bool
 
 
 class Buyer(FastHttpUser):
@@ -86,7 +75,8 @@ class Buyer(FastHttpUser):
         """One life, and a pause."""
         plan = self.plan
         kind = random.choices(list(plan.mix), weights=list(plan.mix.values()))[0]
-        self._headers = {"Authorization": f"Bearer {self.guests.new('')[1]}"}
+        self._buyer_id, token = self.guests.new("")
+        self._headers = {"Authorization": f"Bearer {token}"}
         self.answers.lives[f"{kind}: {KINDS[kind](self)}"] += 1
         gevent.sleep(random.uniform(0, 2 * plan.think_seconds))
 
@@ -346,11 +336,15 @@ class Buyer(FastHttpUser):
         body: Mapping[str, Any] | None,
         known: tuple[str, ...],
     ) -> Answer:
+        invoked_ns = time.monotonic_ns()
         with self.client.request(
             method, url, name=name, headers=dict(headers), json=body, catch_response=True
         ) as response:
             status = int(response.status_code or 0)
             answer = Answer(status, members_of(response.content))
+            if self.plan.recorded:
+                replayed = "Idempotent-Replayed" in (response.headers or {})
+                self._record(method, url, body, answer, invoked_ns, replayed=replayed)
             if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
                 response.success()
             elif answer.code in EXPECTED or answer.code in known:
@@ -361,6 +355,34 @@ class Buyer(FastHttpUser):
             else:
                 response.failure(f"{status} {answer.code}".strip())
             return answer
+
+    def _record(
+        self,
+        method: str,
+        url: str,
+        body: Mapping[str, Any] | None,
+        answer: Answer,
+        invoked_ns: int,
+        *,
+        replayed: bool,
+    ) -> None:
+        operation = operation_of(
+            Call(
+                sale=self.plan.sale_id,
+                client=self._buyer_id,
+                buyer=self._buyer_id,
+                method=method,
+                url=url,
+                body=body,
+                invoked_ns=invoked_ns,
+                answered_ns=time.monotonic_ns(),
+                status=answer.status,
+                answer=answer.body,
+                replayed=replayed,
+            )
+        )
+        if operation is not None:
+            self.answers.record(operation)
 
 
 KINDS: Final[dict[str, Callable[[Buyer], str]]] = {
@@ -373,22 +395,3 @@ KINDS: Final[dict[str, Callable[[Buyer], str]]] = {
     "tamper": Buyer.tamper,
     "intrude": Buyer.intrude,
 }
-
-
-def mix_of(text: str) -> dict[str, int]:
-    """`pay=50,leave=10` as shares.
-
-    Raises:
-        ValueError: a kind that nobody knows, a share that is no number, or no buyers at all.
-    """
-    shares: Counter[str] = Counter()
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        kind, _, share = part.partition("=")
-        if kind not in KINDS:
-            raise ValueError(f"no buyer is called {kind!r}: there are {', '.join(KINDS)}")
-        if not share.isdecimal():
-            raise ValueError(f"the share of {kind} is no whole number: {share!r}")
-        shares[kind] += int(share)
-    if not shares.total():
-        raise ValueError("a mix without any buyer")
-    return dict(shares)

@@ -9,6 +9,7 @@ import msgspec
 
 from loadtests.answers import Answers, Told
 from reservation.books import Books, Orders, disagreements
+from reservation.model.judgement import Judgement
 
 __all__ = ["RequestLine", "Sample", "Verdict", "judge", "page_of", "problems_of_sample", "write"]
 
@@ -78,6 +79,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     lives: dict[str, int]
     #: First the ones that say what went wrong.
     problems: list[str]
+    #: What the recorded history shows; its violations are among the problems.
+    history: Judgement | None = None
     statistics: list[RequestLine] = []
     samples: list[Sample] = []
 
@@ -88,6 +91,7 @@ def judge(
     answers: Answers,
     samples: list[Sample],
     statistics: list[RequestLine],
+    judgement: Judgement | None = None,
     exceptions: int = 0,
     seen: Iterable[str] = (),
     **facts: Any,
@@ -99,6 +103,7 @@ def judge(
         answers: of all the buyers.
         samples: the counters during the run.
         statistics: of the requests; a run without any has proved nothing.
+        judgement: on the recorded history, where there is one.
         exceptions: that the buyers died of.
         seen: what was already wrong during the run.
         facts: `sale_id`, `scenario`, `started_at`, `seconds` and `users`.
@@ -106,6 +111,8 @@ def judge(
     requests = sum(line.requests for line in statistics)
     problems = [*seen, *disagreements(books), *_answers_against(books.orders, answers)]
     held, lag = books.counted("held"), books.audit.get("lag", 0)
+    if judgement is not None:
+        problems += _violations(judgement)
     if held or lag:
         problems.append(f"{held} still held and {lag} events behind after the wait")
     if exceptions:
@@ -129,10 +136,21 @@ def judge(
         answers_checked=len(answers.orders),
         lives=dict(answers.lives.most_common()),
         problems=problems,
+        history=judgement,
         statistics=statistics,
         samples=samples,
         **facts,
     )
+
+
+def _violations(judgement: Judgement) -> list[str]:
+    told = [f"history, line {one.line}: {one.name}: {one.reason}" for one in judgement.violations]
+    more = judgement.violation_count - len(told)
+    if more:
+        told.append(f"and {more} more violations in the history")
+    if not judgement.answers:
+        told.append("the history has no answer that could be judged: nothing was proved")
+    return told
 
 
 def problems_of_sample(sample: Sample) -> list[str]:

@@ -6,7 +6,19 @@ from typing import Any, cast
 
 import msgspec
 
-__all__ = ["members_of", "new_key"]
+__all__ = ["Answer", "members_of", "new_key"]
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """One answer, read."""
+
+    status: int
+    body: dict[str, Any]
+
+    @property
+    def code(self) -> str:
+        """What a problem document names itself, or nothing."""
+        return str(self.body.get("code", ""))
 
 
 def new_key() -> str:

@@ -26,7 +26,7 @@ PORT = "{port}"
 def command(served: Served, folder: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
     """`python -m loadtests` against this service with twenty users, and its environment."""
     words = [sys.executable, "-m", "loadtests", "--url", served.url, "--only-summary"]
-    words += ["--users", "20", "--stock", "15", "--hold-seconds", "2"]
+    words += ["--users", "20", "--stock", "15", "--hold-seconds", "2", "--record"]
     environ = {
         "PATH": os.environ["PATH"],
         "RESERVATION_DATA_DIR": str(served.settings.data_dir),
@@ -89,6 +89,11 @@ def test_a_run_ends_with_a_clean_verdict(
     assert verdict["problems"] == []
     assert verdict["charged"] == verdict["confirmedAmount"] > 0
     assert verdict["answersChecked"] == verdict["orders"] > 0
+    history = verdict["history"]
+    assert history["operations"] > history["refusals"] > 0
+    assert history["heads"] > 50
+    assert history["ordersCompared"] == verdict["orders"]
+    assert history["moneyCompared"] > 0
     # Sold out and its like are the service at work, not failures.
     assert verdict["failures"] == 0
     assert any(line["name"] == "prepare: sold out" for line in verdict["statistics"])
@@ -111,6 +116,7 @@ def test_a_piece_that_was_sold_behind_the_books_fails_the_run(
     assert any(problem.startswith("audit: ") for problem in problems)
     assert any("is not available + held + sold" in problem for problem in problems)
     assert any("counted as sold" in problem for problem in problems)
+    assert any(problem.startswith("history, line ") for problem in problems)
 
 
 def test_a_mix_that_nobody_knows_fails_without_a_run(served: Served, tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+"""Records one run for the judge: looks at the sale from outside, and writes the history."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import gevent
+import redis
+import structlog
+
+from loadtests.desk import Desk
+from loadtests.recording import Heads, write_history
+from reservation.model.history import Head, Operation
+from reservation.model.judgement import Judgement
+from reservation.settings import Settings
+from reservation.verify import Unreadable, verify
+
+__all__ = ["NotRecorded", "Recorder"]
+
+log = structlog.get_logger(__name__)
+
+#: Between two looks: a call of some milliseconds is known to the few events of this time.
+LOOK_SECONDS: Final = 0.02
+#: Two and a half hours of looks; without more of them a refusal is judged less sharply.
+HEADS_MAX: Final = 500_000
+#: Writing a million events, on a busy machine.
+PAST_SECONDS_MAX: Final = 600.0
+
+
+class NotRecorded(Exception):
+    """There is no history, so there is no verdict on it."""
+
+
+class Recorder:
+    """Looks at one sale while it goes on, and has its history judged at the end.
+
+    Args:
+        settings: of the service itself: its Redis is looked at, its SQL is read.
+        desk: knows the sale's items.
+        sale_id: which sale.
+
+    Raises:
+        redis.RedisError: the service's Redis cannot be looked at.
+    """
+
+    def __init__(self, settings: Settings, desk: Desk, sale_id: str) -> None:
+        skus = [item["sku"] for item in desk.sale(sale_id)["items"]]
+        self._sale_id = sale_id
+        self._heads = Heads(settings, sale_id, skus)
+        self._looks: list[Head] = [self._heads.look()]
+
+    def watch(self) -> None:
+        """Look on and on, until killed."""
+        while len(self._looks) < HEADS_MAX:
+            try:
+                self._looks.append(self._heads.look())
+            except redis.RedisError as error:
+                # The buyers meet the same. Without this look their calls have wider windows.
+                log.warning("loadtest_head_not_seen", error=str(error))
+            gevent.sleep(LOOK_SECONDS)
+
+    def judge(
+        self,
+        folder: Path,
+        operations: Iterable[Operation],
+        entries: Iterable[Mapping[str, Any]] | None,
+    ) -> Judgement:
+        """Write `history.jsonl` and judge it.
+
+        Raises:
+            NotRecorded: there is no whole history.
+        """
+        path = folder / "history.jsonl"
+        try:
+            past = self._past()
+            write_history(path, calls=[*operations, *self._looks], past=past, entries=entries)
+            return verify(path)
+        except (OSError, subprocess.SubprocessError, Unreadable) as error:
+            raise NotRecorded(f"the history: {error}") from error
+        finally:
+            self._heads.close()
+
+    def _past(self) -> bytes:
+        """What the service has of the sale, written by its own command."""
+        command = [sys.executable, "-m", "api.cli", "history", self._sale_id]
+        ended = subprocess.run(
+            command, capture_output=True, timeout=PAST_SECONDS_MAX, check=False, env=os.environ
+        )
+        if ended.returncode:
+            raise NotRecorded(f"the history: {ended.stderr.decode(errors='replace').strip()}")
+        return ended.stdout
