@@ -10,7 +10,7 @@ from reservation.domain.reservation import PAYMENT_ATTEMPTS_MAX
 from reservation.model.history import Operation
 from reservation.model.shop import Order, Shop
 
-__all__ = ["CLOCKS_APART_MS", "is_refusal", "objection", "waits_for"]
+__all__ = ["CLOCKS_APART_MS", "is_refusal", "objection", "says_nothing", "waits_for"]
 
 #: How far the clocks of two machines may be apart before the service itself raises an alarm.
 CLOCKS_APART_MS: Final = 2_000
@@ -36,30 +36,26 @@ _SAYS_NOTHING: Final = frozenset(
 _DECLINED: Final = frozenset({"declined", "voided"})
 
 
-def waits_for(operation: Operation) -> list[str]:
-    """What must change before an answer that was not possible may become so.
+def says_nothing(operation: Operation) -> bool:
+    """Whether there is nothing in the answer that the sale could contradict."""
+    if operation.code:
+        return operation.code in _SAYS_NOTHING
+    return not 200 <= operation.status < 300
 
-    An order's id, `buyer:` and `sku:` with what follows; the empty text is the sale itself. Empty
-    where the answer says nothing that could be judged.
+
+def waits_for(shop: Shop, operation: Operation) -> set[str]:
+    """What must change before an answer that is not possible now may become so.
+
+    An order's id, `buyer:` and `sku:` with what follows; the empty text is the sale itself.
     """
-    if operation.status == 0 or operation.code in _SAYS_NOTHING or operation.answered_ns is None:
-        return []
-    if not 200 <= operation.status < 300 and not operation.code:
-        return []
-    if operation.operation != "prepare":
-        keys = [operation.order]
-        if operation.code in ("sold_out", "buyer_limit_exceeded", "reservation_expired"):
-            keys += _shelves(operation)
-        return keys
+    keys = {"", operation.order}
     if not operation.code:
-        return [operation.order] if operation.replayed else []
-    return ["", *_shelves(operation)]
-
-
-def _shelves(operation: Operation) -> list[str]:
-    skus = [f"sku:{sku}" for sku, _ in operation.lines] or [f"sku:{operation.sku}"]
-    skus += [f"sku:{sku}" for sku in operation.available]
-    return ["", f"buyer:{operation.buyer}", *dict.fromkeys(skus)]
+        return keys
+    order = shop.orders.get(operation.order)
+    lines = order.lines if order else operation.lines
+    keys.add(f"buyer:{order.buyer if order else operation.buyer}")
+    keys.update(f"sku:{line[0]}" for line in lines)
+    return keys
 
 
 def is_refusal(operation: Operation) -> bool:

@@ -4,7 +4,7 @@ from heapq import heappop, heappush
 
 import msgspec
 
-from reservation.model.answers import is_refusal, objection, waits_for
+from reservation.model.answers import is_refusal, objection, says_nothing, waits_for
 from reservation.model.books import Books
 from reservation.model.history import (
     End,
@@ -162,7 +162,7 @@ class SaleWitness:
         if call.order in self._told and self._told[call.order][0] == line:
             judgement.answers += 1
             return
-        if not waits_for(call):
+        if says_nothing(call):
             judgement.not_judged += 1
             return
         judgement.answers += 1
@@ -211,7 +211,7 @@ class SaleWitness:
                 reason = f"answered after event {case.first}, the history ends at {last}"
                 self._judgement.found(case.line, Broken.LOST, reason)
             elif not self._possible(case):
-                for key in waits_for(case.operation):
+                for key in waits_for(self._shop, case.operation):
                     self._waiting.setdefault(key, []).append(case)
                 heappush(self._closing, (case.last, case.line, case))
         while self._closing and self._closing[0][0] <= seq:
@@ -251,14 +251,15 @@ class SaleWitness:
 
     def _close(self, case: _Case) -> None:
         """The call is over: what was not possible until now was at no moment of it."""
-        if case.done:
-            return
+        against = "" if case.done else self._objection(case)
         case.done = True
+        if not against:
+            return
         call = case.operation
         last = min(case.last, self._shop.seq)
         reason = (
             f"{call.operation} {call.order}: {call.status} {call.code or call.told} at no moment "
-            f"from event {case.first} to {last}: {self._objection(case)}"
+            f"from event {case.first} to {last}: {against}"
         )
         self._judgement.found(case.line, Broken.ANSWER, reason)
 
