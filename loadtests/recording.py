@@ -4,7 +4,7 @@ import time
 from base64 import urlsafe_b64decode
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
@@ -113,7 +113,8 @@ class Heads:
 
     def __init__(self, settings: Settings, sale_id: str, skus: Iterable[str]) -> None:
         url = settings.redis_url or f"unix://{socket_path_of(settings.data_dir.absolute())}"
-        self._redis = redis.Redis.from_url(
+        # The library's own types are only half there.
+        self._redis: Any = redis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
             url,
             decode_responses=True,
             socket_timeout=_LOOK_SECONDS_MAX,
@@ -134,8 +135,12 @@ class Heads:
             together.hget(self._keys.sale, "seq")
             for sku in self._skus:
                 together.hmget(self._keys.stock(sku), "total", "available", "held", "sold")
-            seq, *rows = cast("list[Any]", together.execute())
-        counted = [tuple(int(count) for count in row) for row in rows if None not in row]
+            seq, *rows = together.execute()
+        counted = [
+            (int(total), int(available), int(held), int(sold))
+            for total, available, held, sold in rows
+            if None not in (total, available, held, sold)
+        ]
         return Head(
             sale=self._sale_id,
             invoked_ns=invoked_ns,
