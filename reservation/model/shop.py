@@ -37,9 +37,8 @@ class Item:
         """Whether more is held and sold than there is."""
         return self.available < 0 or self.held < 0 or self.sold < 0
 
-    def move(self, quantity: int, edge: Edge) -> None:
-        """Take units along an edge, from one counter to another."""
-        origin, target = edge.origin, edge.target
+    def move(self, quantity: int, origin: str, target: str) -> None:
+        """Take units from one counter to another."""
         if origin == "held":
             self.held -= quantity
         elif origin == "sold":
@@ -247,7 +246,7 @@ class Shop:
             item = self.items.get(sku)
             if item is None:
                 return Violation(Broken.UNKNOWN_ITEM, f"{order_id}: {sku} is not on sale")
-            item.move(quantity, edge)
+            item.move(quantity, edge.origin, edge.target)
             if edge.target == AVAILABLE:
                 key = order.buyer, sku
                 self.taken[key] = self.taken.get(key, 0) - quantity

@@ -1,8 +1,9 @@
-"""Random histories of one sale on a real server, step by step against a model of its rules.
+"""Random histories of one sale on a real server, step by step against the model of the contract.
 
-`Shop` is the rules once more, in plain Python and without Redis: for each call it says what the
-script must answer and what every counter must be afterwards. After each step the whole sale is
-read and compared, so a shrunken failure ends with the very call that did something else.
+For each call the model's rules say what the script must answer and what every counter must be
+afterwards; the model's shop folds the events that the script has written. After each step the
+whole sale is read and all three are compared, so a shrunken failure ends with the very call that
+did something else.
 """
 
 import asyncio
@@ -10,7 +11,6 @@ import itertools
 from collections.abc import Coroutine
 from typing import Any
 
-import msgspec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -23,9 +23,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from reservation.domain.states import HOLDING, TRANSITIONS, Status
+from reservation.domain.events import Event
+from reservation.model.rules import OUTCOMES, Rules
+from reservation.model.shop import Item, Shop
 from reservation.redis.connection import Connections
-from reservation.redis.records import as_mapping
+from reservation.redis.records import as_event, as_mapping
 from tests.fixtures.lua_sale import NOW, LuaSale
 
 EXAMPLES, STEPS = 40, 30
@@ -39,272 +41,12 @@ HOLD_SECONDS = 3600
 #: A clock that is far behind: by it nothing has ever run out.
 LONG_AGO_MS = 1
 
-#: Where each outcome leads; `voided` is worked out.
-EDGES: dict[str, dict[str, str]] = {
-    "confirmed": {"CONFIRMING": "CONFIRMED", "AWAITING_DEPOSIT": "CONFIRMED"},
-    "awaiting_deposit": {"CONFIRMING": "AWAITING_DEPOSIT", "CONFIRMED": "AWAITING_DEPOSIT"},
-    "declined": {"CONFIRMING": "RELEASED", "AWAITING_DEPOSIT": "RELEASED"},
-    "voided": {"CONFIRMING": "HELD"},
-    "expired": {"AWAITING_DEPOSIT": "EXPIRED", "CONFIRMING": "EXPIRED"},
-    "refunded": {"CONFIRMING": "REFUNDED", "RELEASED": "REFUNDED", "EXPIRED": "REFUNDED"},
-}
-
-
-class Item:
-    """One item's counters."""
-
-    def __init__(self, total: int, price: int, limit: int) -> None:
-        self.total, self.price, self.limit = total, price, limit
-        self.available, self.held, self.sold = total, 0, 0
-
-    @property
-    def row(self) -> tuple[int, int, int, int]:
-        return self.total, self.available, self.held, self.sold
-
-
-class Order:
-    """One order as the model knows it."""
-
-    def __init__(self, basket: dict[str, Any], status: str) -> None:
-        self.id, self.buyer = str(basket["order"]), str(basket["buyer"])
-        self.digest, self.lines = str(basket["digest"]), dict[str, int](basket["lines"])
-        self.status = status
-        self.fence = self.attempts = 0
-        self.key = self.claim_id = self.finished = ""
-        self.outcomes: dict[str, str] = {}
-        #: Whether its deadline has passed, and whether the lease on its payment has.
-        self.past = self.lease_over = False
-
-
-def counter_of(status: str) -> str:
-    """Which counter the units of an order in this status are in."""
-    if status in HOLDING:
-        return "held"
-    return "sold" if status == Status.CONFIRMED else "available"
-
-
-class Shop:
-    """The rules of one sale."""
-
-    def __init__(self, policy: str, items: dict[str, Item]) -> None:
-        self.policy, self.items = policy, items
-        self.orders: dict[str, Order] = {}
-        self.operations: dict[str, str] = {}
-        self.status, self.version, self.seq = "open", 1, 1
-
-    def due(self, *, behind: bool) -> list[str]:
-        waiting = ("HELD", "PREPARED")
-        found = [one.id for one in self.orders.values() if one.past and one.status in waiting]
-        return [] if behind else found
-
-    def bought(self, buyer: str, sku: str) -> int:
-        """What counts against the buyer's limit: whatever is held or sold under their orders."""
-        return sum(
-            order.lines.get(sku, 0)
-            for order in self.orders.values()
-            if order.buyer == buyer and counter_of(order.status) != "available"
-        )
-
-    def move(self, order: Order, to: str) -> None:
-        """Take an order along an edge, its units with it; one event."""
-        assert to in TRANSITIONS[Status(order.status)] | {order.status}
-        origin, target = counter_of(order.status), counter_of(to)
-        for sku, quantity in order.lines.items():
-            if origin != target:
-                item = self.items[sku]
-                setattr(item, origin, getattr(item, origin) - quantity)
-                setattr(item, target, getattr(item, target) + quantity)
-        order.status = to
-        self.seq += 1
-
-    def shortage(self, buyer: str, lines: dict[str, int]) -> list[Any] | None:
-        for sku, quantity in lines.items():
-            taken, limit = self.bought(buyer, sku), self.items[sku].limit
-            if taken + quantity > limit:
-                return ["limit_exceeded", sku, str(limit), str(taken)]
-        if any(self.items[sku].available < quantity for sku, quantity in lines.items()):
-            left = [(sku, str(self.items[sku].available)) for sku in lines]
-            return ["sold_out", *itertools.chain.from_iterable(left)]
-        return None
-
-    def prepare(self, baskets: list[dict[str, Any]], *, behind: bool) -> list[list[Any]]:
-        replies: list[list[Any]] = []
-        for basket in baskets:
-            waits = any(reply[0] == "due" for reply in replies)
-            replies.append(["again"] if waits else self._decide(basket, behind=behind))
-        return replies
-
-    def _decide(self, basket: dict[str, Any], *, behind: bool) -> list[Any]:
-        standing = self.orders.get(basket["order"])
-        lines: dict[str, int] = basket["lines"]
-        if standing and standing.digest == basket["digest"]:
-            return ["replayed"]
-        unknown = [sku for sku in lines if sku not in self.items]
-        if unknown:
-            return ["sku_not_found", unknown[0]]
-        if standing:
-            return ["key_reused"]
-        if self.status != "open":
-            return [self.status]
-        amount = sum(self.items[sku].price * quantity for sku, quantity in lines.items())
-        if amount != basket["amount"]:
-            return ["amount_mismatch", str(amount)]
-        refusal = self.shortage(basket["buyer"], lines)
-        if refusal:
-            due = self.due(behind=behind) if self.policy == "prepare" else []
-            return ["due", sorted(due)] if due else refusal
-        order = self.orders[basket["order"]] = Order(basket, "PREPARED")
-        if self.policy == "prepare":
-            self._take(order)
-        self.seq += 1
-        return ["held" if self.policy == "prepare" else "prepared"]
-
-    def _take(self, order: Order) -> None:
-        for sku, quantity in order.lines.items():
-            self.items[sku].available -= quantity
-            self.items[sku].held += quantity
-        order.status = "HELD"
-
-    def claim(
-        self, order: Order, key: str, claim_id: str, *, over: bool, behind: bool
-    ) -> list[Any]:
-        if order.status == "CONFIRMING" and (order.key, order.claim_id) == (key, claim_id):
-            return ["claimed", str(order.fence)]
-        if key in order.outcomes:
-            return ["present", order.status, order.outcomes[key]]
-        if order.status not in ("HELD", "PREPARED", "RELEASED", "EXPIRED"):
-            return ["present", order.status, ""]
-        if order.attempts >= ATTEMPTS_MAX:
-            return ["attempts_exhausted"]
-        ended = order.status in ("RELEASED", "EXPIRED")
-        gone = any(sku not in self.items for sku in order.lines)
-        if gone or (ended and self.status != "open"):
-            return ["expired"]
-        if order.status != "HELD":
-            refusal = self.shortage(order.buyer, order.lines)
-            if refusal:
-                due = self.due(behind=behind) if self.policy == "prepare" else []
-                if due:
-                    return ["due", sorted(due)]
-                return ["expired"] if ended and refusal[0] == "sold_out" else refusal
-        self.move(order, "CONFIRMING")
-        order.fence, order.attempts = order.fence + 1, order.attempts + 1
-        order.key, order.claim_id, order.lease_over = key, claim_id, over
-        return ["claimed", str(order.fence)]
-
-    def lease(self, order: Order, fence: int, mode: str, claim_id: str, *, over: bool) -> list[Any]:
-        confirming = order.status == "CONFIRMING"
-        if confirming and order.claim_id == claim_id and order.fence == fence + 1:
-            return ["taken", str(order.fence)]
-        if not confirming or order.fence != fence:
-            return ["stale", order.status, str(order.fence)]
-        if mode == "move":
-            order.lease_over = over
-            return ["moved"]
-        if not order.lease_over:
-            return ["leased"]
-        order.fence, order.claim_id, order.lease_over = fence + 1, claim_id, over
-        self.seq += 1
-        return ["taken", str(order.fence)]
-
-    def finish(
-        self, order: Order, fence: int, outcome: str, attempt: str, *, behind: bool
-    ) -> list[Any]:
-        to, finished = EDGES[outcome].get(order.status), f"{outcome}:{fence}"
-        if order.finished == finished and not to:
-            return ["done", order.status]
-        if order.fence != fence or not to:
-            return ["stale", order.status, str(order.fence)]
-        if outcome == "voided":
-            to = "PREPARED" if self.policy == "success" else "HELD"
-            to = "EXPIRED" if order.past and not behind else to
-        self.move(order, to)
-        order.finished = finished
-        if order.key and attempt:
-            order.outcomes[order.key] = attempt
-        elif order.key:
-            order.outcomes.pop(order.key, None)
-            order.key, order.claim_id, order.attempts = "", "", order.attempts - 1
-        return ["done", to]
-
-    def release(self, order: Order) -> list[Any]:
-        if order.status not in ("HELD", "PREPARED"):
-            return ["present", order.status]
-        self.move(order, "RELEASED")
-        return ["released"]
-
-    def expire(self, order: Order, *, behind: bool) -> str:
-        if order.status not in ("HELD", "PREPARED"):
-            return "settled"
-        if not order.past or behind:
-            return "not_due"
-        self.move(order, "EXPIRED")
-        return "expired"
-
-    def refund(self, order: Order, *, restock: bool) -> list[Any]:
-        if order.status == "REFUNDED":
-            return ["refunded"]
-        if order.status != "CONFIRMED":
-            return ["present", order.status]
-        self.move(order, "REFUNDED")
-        if not restock:
-            for sku, quantity in order.lines.items():
-                self.items[sku].available -= quantity
-                self.items[sku].total -= quantity
-        return ["refunded"]
-
-    def restock(self, sku: str, delta: int, operation: str, digest: str) -> list[Any]:
-        standing = self.operations.get(operation)
-        if standing:
-            return ["done"] if standing == digest else ["key_reused"]
-        item = self.items.get(sku)
-        if item is None:
-            return ["sku_not_found"]
-        if item.available + delta < 0:
-            return ["insufficient", str(item.available)]
-        if item.total + delta > TOTAL_MAX:
-            return ["too_many", str(item.total)]
-        item.available, item.total = item.available + delta, item.total + delta
-        self.operations[operation] = digest
-        self.seq += 1
-        return ["done"]
-
-    def switch(self, status: str) -> list[Any]:
-        if self.status == status:
-            return ["done"]
-        if self.status == "closed":
-            return ["closed"]
-        self.status = status
-        self.seq += 1
-        return ["done"]
-
-    def put(self, version: int, rows: dict[str, Item]) -> list[Any]:
-        if version != self.version:
-            return ["changed", str(self.version)]
-        for sku, row in rows.items():
-            standing = self.items.get(sku)
-            in_use = standing.held + standing.sold if standing else 0
-            if row.total < in_use:
-                return ["total_too_low", sku, str(in_use)]
-        for sku, item in self.items.items():
-            if sku not in rows and item.held + item.sold:
-                return ["item_in_use", sku]
-        for sku, row in rows.items():
-            if sku in self.items:
-                row.held, row.sold = self.items[sku].held, self.items[sku].sold
-                row.available = row.total - row.held - row.sold
-        self.items = rows
-        self.version += 1
-        self.seq += 1
-        return ["done", str(self.version)]
-
-
 buyers = st.sampled_from(BUYERS)
 #: `z` is never on sale, `c` only after a change of the sale.
 skus = st.sampled_from([*"aaaaabbbbb", "c", "z"])
 lines_of = st.dictionaries(skus, st.sampled_from([1, 1, 1, 2, 3]), min_size=1, max_size=2)
 payment_keys = st.sampled_from(["pk-1", "pk-2", "pk-3", "pk-4"])
-outcomes = st.sampled_from(sorted(EDGES))
+outcomes = st.sampled_from(sorted(OUTCOMES))
 rarely = st.sampled_from([False, False, False, True])
 numbers_of_item = st.fixed_dictionaries(
     {"total": st.integers(2, 8), "price": st.sampled_from([500, 1000]), "limit": st.integers(2, 5)}
@@ -337,8 +79,10 @@ class Sale(RuleBasedStateMachine):
         self.loop = asyncio.Runner()
         self.connections = Connections(self.url, clock=NOW)
         self.sale = LuaSale(self.connections)
-        self.shop = Shop("prepare", {})
+        self.shop = rules_of("prepare", {})
         self.claims = itertools.count(1)
+        #: What the events make of it; deadlines are set by hand here.
+        self.folded = Shop(deadlines=False)
 
     def teardown(self) -> None:
         self.run(self.connections.aclose())
@@ -355,7 +99,7 @@ class Sale(RuleBasedStateMachine):
     )
     def open(self, policy: str, a: dict[str, int], b: dict[str, int]) -> Any:
         """A sale, and each buyer with a first order."""
-        self.shop = Shop(policy, {"a": Item(**a), "b": Item(**b)})
+        self.shop = rules_of(policy, {"a": Item(**a), "b": Item(**b)})
         reply = self.run(
             self.sale.put(
                 hold_policy=policy, hold_seconds=HOLD_SECONDS, items=self.rows(self.shop.items)
@@ -568,7 +312,7 @@ class Sale(RuleBasedStateMachine):
             assert await self.sale.bought(buyer) == bought
         entries = await self.connections.command("XRANGE", names.outbox, "-", "+")
         assert len(entries) == shop.seq
-        self.follow([as_mapping(flat) for _, flat in entries])
+        self.follow([as_event(self.sale.id, entry_id, flat) for entry_id, flat in entries])
 
     async def members(self, key: str) -> set[str]:
         return set(await self.connections.command("ZRANGE", key, 0, -1))
@@ -576,15 +320,24 @@ class Sale(RuleBasedStateMachine):
     def orders_in(self, *statuses: str) -> set[str]:
         return {order.id for order in self.shop.orders.values() if order.status in statuses}
 
-    def follow(self, events: list[dict[str, str]]) -> None:
-        """Each event begins where the one before it left its order; the last one is the truth."""
-        seen: dict[str, str] = {}
-        for event in events:
-            if event["order"]:
-                data = msgspec.json.decode(event["data"])
-                assert data["from"] == seen.get(event["order"], "")
-                seen[event["order"]] = data["to"]
-        assert seen == {order.id: order.status for order in self.shop.orders.values()}
+    def follow(self, events: list[Event]) -> None:
+        """Folding what is new ends where the rules are, without a violation on the way."""
+        folded, shop = self.folded, self.shop
+        for new in events[folded.seq :]:
+            folded.follow(new.seq, new.event, new.order_id, new.at_ms, new.data, new.chain)
+            folded.apply(new.event, new.order_id, new.at_ms, new.data)
+        assert {sku: item.row for sku, item in folded.items.items()} == {
+            sku: item.row for sku, item in shop.items.items()
+        }
+        standing = {order_id: order.status for order_id, order in folded.orders.items()}
+        assert standing == {order.id: order.status for order in shop.orders.values()}
+        assert folded.status == shop.status
+        for (buyer, sku), taken in folded.taken.items():
+            assert taken == shop.bought(buyer, sku)
+
+
+def rules_of(policy: str, items: dict[str, Item]) -> Rules:
+    return Rules(policy, items, attempts_max=ATTEMPTS_MAX, total_max=TOTAL_MAX)
 
 
 def test_random_histories_are_what_the_rules_say(valkey_url: str) -> None:
