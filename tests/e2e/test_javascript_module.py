@@ -129,7 +129,8 @@ def test_the_countdown_goes_by_the_servers_clock_and_ends_at_nothing(
         }""",
         held,
     )
-    assert 0 < shop.evaluate("ticks")[0] <= 60_000
+    # The sale's answer was some moments on its way, and an hour is what would show.
+    assert 0 < shop.evaluate("ticks")[0] <= 65_000
     until(shop, "later.at(-1) === 0")
     # The first was stopped after its first tick.
     assert len(shop.evaluate("ticks")) == 1
