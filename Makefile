@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test screens soak check format lint-lua lock loadtest loadtest-headless bench
+.PHONY: help setup run test screens soak chaos check format lint-lua lock loadtest loadtest-headless bench
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -33,6 +33,10 @@ screens: setup  ## take the pictures of docs/screens.md again
 # The full counts, in hours; `.ci/run` draws a sample of each on every push.
 soak: setup  ## everything that is too long for a push: every mutant, every cut, ten thousand payments
 	$(BIN)/python -m pytest -m soak $(T)
+
+# `make chaos C="--minutes 60"`: longer; `C="--seed N"`: those faults again, drawn alike.
+chaos: setup  ## kill, freeze, fill, cut off and turn back whatever there is for nine minutes, and judge every answer
+	$(BIN)/python -m tests.chaos $(C)
 
 check: setup lint-lua  ## what CI checks beside the tests: format, lint, types, imports, scripts
 	$(BIN)/ruff format --check .

@@ -4,9 +4,18 @@ Each is an edit of the source that a hurried hand could make, and the words of t
 show that the test failed for this and for nothing else.
 """
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import msgspec
 
-__all__ = ["BREAKERS", "Breaker"]
+__all__ = ["BREAKERS", "Breaker", "copied", "off"]
+
+ROOT = Path(__file__).resolve().parents[2]
+#: What runs and tests need of the project.
+PARTS = ("api", "reservation", "scripts", "loadtests", "tests", "deploy", "pyproject.toml")
 
 
 class Breaker(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,3 +170,27 @@ BREAKERS = (
         says="assert",
     ),
 )
+
+
+def copied(folder: Path) -> Path:
+    """The project elsewhere, where it may be broken."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, folder / part, ignore=ignored)
+        else:
+            shutil.copy(source, folder / part)
+    return folder
+
+
+@contextmanager
+def off(copy: Path, breaker: Breaker) -> Iterator[None]:
+    """The protection is off in this copy while the block lasts."""
+    file = copy / breaker.file
+    whole = file.read_text()
+    file.write_text(whole.replace(breaker.old, breaker.new))
+    try:
+        yield
+    finally:
+        file.write_text(whole)

@@ -4,7 +4,6 @@ Each answer that somebody got is noted with the number of the last event and the
 then, so that of any shorter file it is known who was told what.
 """
 
-import os
 import random
 import shutil
 from collections.abc import AsyncGenerator
@@ -21,7 +20,7 @@ from reservation.domain.states import HOLDING, Status
 from reservation.redis.embedded import EmbeddedServer
 from tests.fixtures.in_process import Bench, bench
 
-__all__ = ["Answered", "RecordedSale", "contents", "preload", "record", "started", "whole"]
+__all__ = ["Answered", "RecordedSale", "contents", "record", "started", "whole"]
 
 BUYERS: Final = 60
 #: After so many of them SQL gets no more events: what is cut off later, SQL cannot know of.
@@ -208,8 +207,3 @@ async def contents(url: str) -> dict[Any, Any]:
                 case _:
                     found[key] = await client.get(key)
         return found
-
-
-def preload(recorder: Path, log: Path) -> dict[str, str]:
-    """The environment of a server whose syncs are noted."""
-    return {"LD_PRELOAD": os.fspath(recorder), "FSYNC_LOG": os.fspath(log)}

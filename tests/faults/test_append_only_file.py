@@ -9,7 +9,6 @@ import contextlib
 import random
 import secrets
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -19,10 +18,10 @@ import pytest
 
 from reservation.domain.errors import BrokenInvariant, SaleRecovering
 from reservation.redis.embedded import EmbeddedServer, EmbeddedServerError
+from tests.faults.bad_machine import Machine, build, last_sync
 from tests.faults.recorded_sale import (
     RecordedSale,
     contents,
-    preload,
     record,
     started,
     whole,
@@ -31,7 +30,6 @@ from tests.fixtures.in_process import Bench
 
 #: Of the cuts that put Redis behind SQL, one in so many is rebuilt: it takes a second.
 REBUILT_OF = 8
-SOURCE = Path(__file__).with_name("fsync_recorder.c")
 
 push = pytest.mark.slow
 full = pytest.mark.soak
@@ -52,10 +50,7 @@ async def recorded(tmp_path: Path, draw: random.Random) -> RecordedSale:
 
 @pytest.fixture
 def recorder(tmp_path: Path) -> Path:
-    """The library that notes syncs; needs a C compiler."""
-    library = tmp_path / "fsync_recorder.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-O", "-o", library, SOURCE, "-ldl"], check=True)
-    return library
+    return build(tmp_path)
 
 
 @pytest.mark.timeout(1200)
@@ -120,7 +115,7 @@ async def test_a_power_cut_takes_nothing_that_was_answered(
     for number in range(cuts):
         log = tmp_path / f"syncs-{number}"
         with monkeypatch.context() as patch:
-            for name, value in preload(recorder, log).items():
+            for name, value in Machine(recorder, log).environ.items():
                 patch.setenv(name, value)
             made = await record(tmp_path / f"power-{number}", draw)
         synced = last_sync(log, made.file)
@@ -132,12 +127,6 @@ async def test_a_power_cut_takes_nothing_that_was_answered(
             await bench.flush(made.sale_id)
             assert await bench.audited(made.sale_id) == ()
         shutil.rmtree(made.folder)
-
-
-def last_sync(log: Path, file: Path) -> int:
-    """How long the file was when the last sync of it began."""
-    lines = [line.split(" ", 1) for line in log.read_text().splitlines()]
-    return max((int(size) for size, path in lines if Path(path).name == file.name), default=0)
 
 
 @pytest.mark.timeout(600)

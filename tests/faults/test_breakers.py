@@ -1,34 +1,22 @@
 """Each protection is missed by a test when it is gone: no proof is one that cannot fail."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.faults.breakers import BREAKERS, Breaker
+from tests.faults.breakers import BREAKERS, Breaker, copied, off
 
 ROOT = Path(__file__).resolve().parents[2]
-#: What the tests that are named need of the project.
-PARTS = ("api", "reservation", "scripts", "tests", "deploy", "pyproject.toml")
 #: A run of one test, on a busy machine.
 SECONDS_MAX = 120
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project elsewhere, where it may be broken."""
-    folder = tmp_path_factory.mktemp("broken")
-    ignored = shutil.ignore_patterns("__pycache__")
-    for part in PARTS:
-        source = ROOT / part
-        if source.is_dir():
-            shutil.copytree(source, folder / part, ignore=ignored)
-        else:
-            shutil.copy(source, folder / part)
-    return folder
+    return copied(tmp_path_factory.mktemp("broken"))
 
 
 def ran(folder: Path, test: str) -> tuple[int, str]:
@@ -50,13 +38,8 @@ def ran(folder: Path, test: str) -> tuple[int, str]:
 @pytest.mark.timeout(2 * SECONDS_MAX)
 @pytest.mark.parametrize("breaker", BREAKERS, ids=lambda one: one.name)
 def test_a_protection_that_is_off_is_missed(copy: Path, breaker: Breaker) -> None:
-    file = copy / breaker.file
-    whole = file.read_text()
-    file.write_text(whole.replace(breaker.old, breaker.new))
-    try:
+    with off(copy, breaker):
         status, told = ran(copy, breaker.test)
-    finally:
-        file.write_text(whole)
     # 1 is a test that failed; anything else would be a break of another kind.
     assert status == 1, told
     assert breaker.says in told

@@ -1,0 +1,56 @@
+"""The machine below Redis, by a library before the libc: notes syncs; a bad disk, a wrong clock."""
+
+import mmap
+import os
+import struct
+import subprocess
+from pathlib import Path
+
+__all__ = ["Machine", "build", "last_sync"]
+
+_SOURCE = Path(__file__).with_name("bad_machine.c")
+#: `struct state` of the library: what the clock is off by, how long each sync takes longer, both
+#: in microseconds, and whether the disk is full.
+_STATE = struct.Struct("=qqq")
+
+
+def build(folder: Path) -> Path:
+    """The library; needs a C compiler."""
+    library = folder / "bad_machine.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-O", "-o", library, _SOURCE, "-ldl"], check=True)
+    return library
+
+
+class Machine:
+    """One machine, well until it is told otherwise.
+
+    Args:
+        library: as it was built.
+        log: where the syncs are noted.
+    """
+
+    def __init__(self, library: Path, log: Path) -> None:
+        self.log = log
+        state = log.with_suffix(".state")
+        state.write_bytes(bytes(_STATE.size))
+        with state.open("r+b") as file:
+            self._state = mmap.mmap(file.fileno(), _STATE.size)
+        #: What a server on this machine is started with.
+        self.environ = {
+            "LD_PRELOAD": os.fspath(library),
+            "FSYNC_LOG": os.fspath(log),
+            "MACHINE_STATE": os.fspath(state),
+        }
+
+    def be(
+        self, *, clock_off: float = 0.0, sync_delay: float = 0.0, disk_full: bool = False
+    ) -> None:
+        """From now on like this, in seconds; well where nothing is said."""
+        state = int(clock_off * 1e6), int(sync_delay * 1e6), int(disk_full)
+        _STATE.pack_into(self._state, 0, *state)
+
+
+def last_sync(log: Path, file: Path) -> int:
+    """How long the file was when the last sync of it began."""
+    lines = [line.split(" ", 1) for line in log.read_text().splitlines()]
+    return max((int(size) for size, path in lines if Path(path).name == file.name), default=0)
