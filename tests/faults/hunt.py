@@ -48,8 +48,10 @@ def main() -> int:
     given.add_argument("--draw", type=int, default=0, help="how many, 0 is all")
     given.add_argument("--seed", default="", help="draws others")
     given.add_argument("--only", default="", help="those whose name has this part")
+    given.add_argument("--known", type=Path, help="what an earlier hunt printed: not these again")
     wish = given.parse_args()
-    mutants = drawn(wish.draw, wish.seed, wish.only)
+    known = dead_in(wish.known) if wish.known else frozenset[str]()
+    mutants = [one for one in drawn(wish.draw, wish.seed, wish.only) if one.name not in known]
     with tempfile.TemporaryDirectory() as work:
         if wait_for(begin(None, EVERYTHING, Path(work) / "as-they-are"), SECONDS_MAX):
             sys.stderr.write("the scripts as they are fail their tests\n")
@@ -58,6 +60,12 @@ def main() -> int:
             sys.stdout.write(f"{msgspec.json.encode(result).decode()}\n")
             sys.stdout.flush()
     return 0
+
+
+def dead_in(printed: Path) -> frozenset[str]:
+    """The mutants that an earlier hunt saw die; those that lived are hunted again."""
+    results = [msgspec.json.decode(line, type=Result) for line in printed.read_text().splitlines()]
+    return frozenset(one.name for one in results if not one.lives)
 
 
 def drawn(count: int, seed: str = "", only: str = "") -> list[Mutant]:
