@@ -57,8 +57,8 @@ class Crowd:
         self._free: asyncio.LifoQueue[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
         self._free = asyncio.LifoQueue()
 
-    async def open(self) -> None:
-        for _ in range(CONNECTIONS):
+    async def open(self, connections: int = CONNECTIONS) -> None:
+        for _ in range(connections):
             connection = await asyncio.open_connection(self._address.hostname, self._address.port)
             self._free.put_nowait(connection)
 
@@ -138,6 +138,29 @@ async def test_five_hundred_buyers_of_a_hundred_pieces_get_a_hundred(
     assert len({a.told["orderId"] for a in answers if a.status_code == 201}) == PIECES
     assert served.stock(sale_id) == (0, PIECES, 0)
     assert_adds_up(served.audit(sale_id))
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("pieces", [1, PIECES])
+@pytest.mark.parametrize(
+    "rounds", [pytest.param(10, marks=pytest.mark.slow), pytest.param(200, marks=pytest.mark.soak)]
+)
+async def test_round_after_round_each_piece_is_held_once(
+    served: Served, pieces: int, rounds: int
+) -> None:
+    """Every one of the five hundred has a connection of its own: they come all at once."""
+    crowd = Crowd(served)
+    await crowd.open(BUYERS)
+    for _ in range(rounds):
+        sale_id = served.sale(items=[item("a", total=pieces)])
+        answers = await asyncio.gather(
+            *(crowd.prepare(sale_id, served.buyer(), wish(("a", 1))) for _ in range(BUYERS))
+        )
+        assert kinds(answers) == {"HELD": pieces, "sold_out": BUYERS - pieces}
+        assert len({a.told["orderId"] for a in answers if a.status_code == 201}) == pieces
+        assert served.stock(sale_id) == (0, pieces, 0)
+        assert_adds_up(served.audit(sale_id))
+    await crowd.aclose()
 
 
 async def test_baskets_of_several_items_are_held_whole(served: Served, crowd: Crowd) -> None:
