@@ -18,7 +18,6 @@ from tests.faults.living import reason_to_live
 from tests.faults.mutants import all_mutants
 from tests.faults.test_breakers import ran
 
-
 #: As a table's cell has it.
 _BAR = "\\|"
 
