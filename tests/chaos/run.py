@@ -128,23 +128,26 @@ async def _under_attack(
     stage.sale_id = sales[0].sale_id
     storm = Fault("five times as many come", 5, partial(_storm, sales, report))
     lanes = (REDIS_FAULTS, PROCESS_FAULTS, (*AROUND_FAULTS, storm))
+    over = asyncio.Event()
     harm = [
         asyncio.create_task(
-            _harm(stage, lane, pauses, random.Random(chance.getrandbits(64)), wish, report, began)
+            _harm(stage, lane, pauses, random.Random(chance.getrandbits(64)), report, began, over)
         )
         for lane, pauses in zip(lanes, PAUSES, strict=True)
     ]
     try:
         while True:
             await _go_on(stage, sales[-1], wish, chance, report)
-            if time.monotonic() - began >= wish.seconds:
+            # A lane that broke may have left something down: nothing more would be shown.
+            broken = any(task.done() and task.exception() for task in harm)
+            if broken or time.monotonic() - began >= wish.seconds:
                 break
             sales.append(await opened(stage, chance))
             stage.sale_id = sales[-1].sale_id
     finally:
+        over.set()
         # Each fault that is under way is brought to its end: every part must run again.
-        ended = await asyncio.gather(*harm, return_exceptions=True)
-    report.problems += [f"a fault broke: {one!r}" for one in ended if isinstance(one, Exception)]
+        await asyncio.gather(*harm)
     report.seconds = time.monotonic() - began
     return sales
 
@@ -154,16 +157,20 @@ async def _harm(
     lane: Sequence[Fault],
     pauses: tuple[float, float],
     chance: random.Random,
-    wish: Wish,
     report: Report,
     began: float,
+    over: asyncio.Event,
 ) -> None:
-    faults = [fault for fault in lane if wish.only in fault.kind]
+    """The faults of one lane, one after the other."""
+    faults = [fault for fault in lane if report.wish.only in fault.kind]
     if not faults:
         return
     weights = [fault.weight for fault in faults]
-    while time.monotonic() - began < wish.seconds:
-        await asyncio.sleep(chance.uniform(*pauses))
+    while True:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(chance.uniform(*pauses)):
+                await over.wait()
+                return
         fault = chance.choices(faults, weights)[0]
         at = time.monotonic() - began
         try:

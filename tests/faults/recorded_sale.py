@@ -63,8 +63,9 @@ class RecordedSale(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def appended_file(folder: Path) -> Path:
-    (file,) = (folder / "valkey" / "appendonlydir").glob("*.incr.aof")
-    return file
+    """The file that is written to now; older ones stand beside it while it is written anew."""
+    files = (folder / "valkey" / "appendonlydir").glob("*.incr.aof")
+    return max(files, key=lambda file: int(file.name.split(".")[-3]))
 
 
 @asynccontextmanager
