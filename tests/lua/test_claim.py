@@ -143,3 +143,13 @@ async def test_stock_keys_of_other_items_are_a_bug_and_change_nothing(sale: LuaS
     with pytest.raises(Exception, match="BUG claim"):
         await sale.claim(basket, order_keys=wrong)
     assert await sale.dump() == before
+
+
+async def test_an_item_that_has_left_the_sale_is_not_taken_again(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    await sale.release(basket)
+    left = await sale.put(version=1, digest="e", items=[("b", "B", 500, 5, 5)], leaving=["a"])
+    assert left[0] == "done"
+    before = await sale.dump()
+    assert await sale.claim(basket) == ["expired"]
+    assert await sale.dump() == before

@@ -115,6 +115,14 @@ async def test_an_awaited_deposit_is_held_until_its_due_date(sale: LuaSale) -> N
     assert await sale.stock("a") == (10, 8, 2, 0)
 
 
+async def test_the_last_word_about_a_payment_is_kept(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    claimed = await sale.claim(basket, "pk")
+    await sale.finish(basket, claimed[1], "awaiting_deposit", due_ms=NOW.now_ms() + 60_000)
+    await sale.finish(basket, claimed[1], "confirmed")
+    assert await sale.claim(basket, "pk") == ["present", "CONFIRMED", "confirmed"]
+
+
 async def test_another_fence_is_stale(sale: LuaSale) -> None:
     basket = await brought_to(sale, "CONFIRMING")
     before = await sale.dump()

@@ -1,5 +1,7 @@
 """release.lua: each word, and the race against a claim in both orders."""
 
+import pytest
+
 from tests.fixtures.lua_sale import LuaSale
 
 
@@ -45,4 +47,15 @@ async def test_a_release_of_nothing_a_late_one_and_one_of_another_epoch(sale: Lu
     assert await sale.release(sale.basket()) == ["not_found"]
     assert await sale.release(basket, late=1) == ["too_late"]
     assert await sale.release(basket, epoch="other") == ["recovering"]
+    assert await sale.dump() == before
+
+
+@pytest.mark.parametrize("lines", [{"b": 1}, {}])
+async def test_stock_keys_that_are_not_the_orders_change_nothing(
+    sale: LuaSale, lines: dict[str, int]
+) -> None:
+    basket = await sale.hold()
+    before = await sale.dump()
+    with pytest.raises(Exception, match="stock keys do not fit the order"):
+        await sale.release(basket | {"lines": lines})
     assert await sale.dump() == before

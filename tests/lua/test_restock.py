@@ -33,6 +33,7 @@ async def test_an_unknown_item_and_too_many_units_are_refused(sale: LuaSale) -> 
     assert await sale.restock("z") == ["sku_not_found"]
     assert await sale.restock(delta=991) == ["too_many", "10"]
     assert await sale.dump() == before
+    assert await sale.restock(delta=990) == ["done"]
 
 
 async def test_another_epoch_and_a_late_call_change_nothing(sale: LuaSale) -> None:
