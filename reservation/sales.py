@@ -1,6 +1,7 @@
 """The operator's changes of a sale: create, update, restock, pause, resume, close."""
 
 import hashlib
+from typing import Final
 
 import msgspec
 
@@ -10,6 +11,7 @@ from reservation.domain.errors import (
     PreconditionFailed,
     PreconditionRequired,
     SaleNotFound,
+    SaleRecovering,
 )
 from reservation.domain.sale import Sale
 from reservation.domain.states import SaleStatus
@@ -24,6 +26,10 @@ from reservation.sale_change import (
 )
 
 __all__ = ["Sales"]
+
+#: A creation that began longer ago has come to Redis or never will: its call is refused there
+#: after five seconds.
+CREATION_SECONDS_MAX: Final = 10
 
 
 class Sales:
@@ -52,7 +58,12 @@ class Sales:
             InvalidSale, TotalTooLow, PreconditionRequired, PreconditionFailed, SaleRecovering.
         """
         change.check()
-        known = await self._standing(sale_id)
+        try:
+            known = await self._standing(sale_id)
+        except SaleRecovering:
+            if if_match is not None or not await self._create_again(sale_id, change, operator):
+                raise
+            return (await self._catalog.fresh(sale_id)).sale, True
         if known is None:
             if if_match is not None:
                 raise PreconditionFailed
@@ -79,6 +90,24 @@ class Sales:
         self._catalog.forget(sale_id)
         await self._store.announce(sale_id)
         await self._put(sale_id, change, epoch=epoch, version=0, leaving=[], operator=operator)
+
+    async def _create_again(self, sale_id: str, change: SaleChange, operator: str) -> bool:
+        """Finish a creation that reached SQL and never Redis; whether this was one.
+
+        It may have reached Redis and been lost with all that was held in its first moments: the
+        new epoch makes the tokens of such a life `hold_lost`. An event or an intent in SQL shows
+        that it began, and then only a rebuild may bring it back.
+        """
+        document = msgspec.json.encode(change).decode()
+        made_before_ms = self._clock.now_ms() - CREATION_SECONDS_MAX * 1000
+        epoch = await self._ledger.renew_unbegun_sale(sale_id, document, made_before_ms)
+        if epoch is None:
+            return False
+        self._catalog.forget(sale_id)
+        await self._store.announce(sale_id)
+        await self._put(sale_id, change, epoch=epoch, version=0, leaving=[], operator=operator)
+        self._catalog.reopen(sale_id)
+        return True
 
     async def _repeat_of_create(
         self, sale_id: str, known: Known, change: SaleChange, operator: str

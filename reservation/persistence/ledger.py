@@ -84,6 +84,12 @@ class Ledger:
         """Make a sale known before Redis has it; its epoch, and whether this call made it."""
         return await sales.register_sale(self._database, sale_id, document, now_ms)
 
+    async def renew_unbegun_sale(
+        self, sale_id: str, document: str, made_before_ms: int
+    ) -> str | None:
+        """Another epoch for a sale of which nothing but its registration was written, or None."""
+        return await sales.renew_unbegun_sale(self._database, sale_id, document, made_before_ms)
+
     async def sale_document(self, sale_id: str) -> str | None:
         """What the operator asked for when the sale was made, JSON."""
         return await sales.sale_document(self._database, sale_id)

@@ -4,17 +4,18 @@ import secrets
 from typing import Final
 
 import msgspec
-from sqlalchemy import select, update
+from sqlalchemy import exists, select, update
 
 from reservation.persistence.bulk import insert_new
 from reservation.persistence.database import Database
-from reservation.persistence.tables import cursors, sales
+from reservation.persistence.tables import cursors, payment_intents, sales
 
 __all__ = [
     "SaleRow",
     "cursor_of",
     "known_sales",
     "register_sale",
+    "renew_unbegun_sale",
     "sale_document",
     "sale_row",
     "set_epoch",
@@ -58,6 +59,32 @@ async def register_sale(
         found = await connection.execute(select(sales.c.epoch).where(sales.c.sale_id == sale_id))
         standing: str = found.scalar_one()
     return standing, standing == epoch
+
+
+async def renew_unbegun_sale(
+    database: Database, sale_id: str, document: str, made_before_ms: int
+) -> str | None:
+    """Another epoch for a sale that was registered and of which nothing else was ever written.
+
+    None where it was asked for differently, or later than `made_before_ms`, or where SQL has an
+    event of it or an intent to take money for it.
+    """
+    epoch = secrets.token_hex(EPOCH_BYTES)
+    begun = exists().where(cursors.c.sale_id == sale_id, cursors.c.flushed_seq > 0)
+    asked = exists().where(payment_intents.c.sale_id == sale_id)
+    async with database.write() as connection:
+        renewed = await connection.execute(
+            update(sales)
+            .where(
+                sales.c.sale_id == sale_id,
+                sales.c.document == document,
+                sales.c.created_at_ms < made_before_ms,
+                ~begun,
+                ~asked,
+            )
+            .values(epoch=epoch)
+        )
+    return epoch if renewed.rowcount else None
 
 
 async def sale_document(database: Database, sale_id: str) -> str | None:

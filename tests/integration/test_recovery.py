@@ -1,15 +1,20 @@
 """A server that lost something is noticed before anything is sold from it."""
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from reservation.domain.errors import SaleRecovering, Unavailable
+from reservation.domain.sale import Item
+from reservation.domain.states import HoldPolicy
 from reservation.persistence.recovery import SaleHead
 from reservation.recovery import compare
 from reservation.redis.restore import Found
+from reservation.sale_change import SaleChange
 from tests.fixtures.in_process import Bench, bench
 from tests.fixtures.valkey import MakeServer
 
@@ -67,6 +72,78 @@ async def test_a_sale_that_is_being_made_is_not_lost(here: Bench) -> None:
     assert watch.gaps == {}
     await watch.look()
     assert list(watch.gaps) == ["soon"]
+
+
+async def test_a_creation_that_stopped_before_redis_is_finished_by_the_same_put(
+    here: Bench,
+) -> None:
+    sale_id, change = await unfinished(here)
+    with pytest.raises(SaleRecovering):
+        await here.service.sales.put(
+            sale_id, msgspec.structs.replace(change, name="Other"), if_match=None, operator="op"
+        )
+    before = (await here.service.ledger.known_sales())[sale_id]
+    sale, created = await here.service.sales.put(sale_id, change, if_match=None, operator="op")
+    assert (created, sale.version) == (True, 1)
+    # Tokens of a life that nobody wrote down are of another epoch.
+    assert sale.epoch == (await here.service.ledger.known_sales())[sale_id] != before
+    await here.service.watch.look()
+    assert here.service.watch.gaps == {}
+    await here.hold(sale_id)
+
+
+@pytest.mark.parametrize("seconds_ago", [0, 5])
+async def test_a_creation_that_may_still_reach_redis_is_waited_for(
+    here: Bench, seconds_ago: int
+) -> None:
+    sale_id, change = await unfinished(here, seconds_ago=seconds_ago)
+    with pytest.raises(SaleRecovering):
+        await here.service.sales.put(sale_id, change, if_match=None, operator="op")
+
+
+@pytest.mark.parametrize("trace", ["an event", "an intent"])
+async def test_a_sale_that_began_is_not_made_anew(here: Bench, trace: str) -> None:
+    sale_id, change = await unfinished(here)
+    made = await here.service.sales.put(sale_id, change, if_match=None, operator="op")
+    if trace == "an event":
+        await here.flush(sale_id)
+    else:
+        order = await here.hold(sale_id)
+        claimed = await here.claim(order, "pk-1")
+        await here.service.ledger.write_intent(
+            order_id=order.order_id,
+            sale_id=sale_id,
+            fence=claimed.fence,
+            payment_key="pk-1",
+            amount=order.amount,
+            currency=order.currency,
+            idempotency_key="ik-1",
+            now_ms=1,
+        )
+    await here.lose(sale_id)
+    with pytest.raises(SaleRecovering):
+        await here.service.sales.put(sale_id, change, if_match=None, operator="op")
+    assert (await here.service.ledger.known_sales())[sale_id] == made[0].epoch
+
+
+async def unfinished(here: Bench, *, seconds_ago: int = 60) -> tuple[str, SaleChange]:
+    """A sale that was registered in SQL so long ago, and never came to Redis."""
+    now_ms = here.service.clock.now_ms()
+    change = SaleChange(
+        name="Sale",
+        currency="KRW",
+        opens_at_ms=now_ms - 60_000,
+        closes_at_ms=now_ms + 86_400_000,
+        hold_seconds=300,
+        hold_policy=HoldPolicy.PREPARE,
+        virtual_accounts=False,
+        require_admission=False,
+        items=(Item(sku="a", name="A", price=1000, total=10, limit_per_buyer=10),),
+    )
+    sale_id = f"s{secrets.token_hex(5)}"
+    document = msgspec.json.encode(change).decode()
+    await here.service.ledger.register_sale(sale_id, document, now_ms - seconds_ago * 1000)
+    return sale_id, change
 
 
 async def test_a_server_that_nobody_vouched_for_is_sold_nothing_from(
