@@ -1,0 +1,77 @@
+"""The judgement on a run: the witness, the books, the audit, and that nothing is left undone."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from reservation.books import books_of, disagreements
+from reservation.bootstrap import Service
+from reservation.history import recorded
+from reservation.model.history import End, History, MoneyLine, Operation
+from reservation.model.judgement import Judgement
+from reservation.model.witness import Witness
+
+__all__ = ["problems_of", "witnessed"]
+
+#: Violations that are told word for word.
+TOLD_MAX = 10
+
+
+async def witnessed(
+    service: Service,
+    sale_id: str,
+    operations: Iterable[Operation],
+    entries: list[dict[str, Any]],
+) -> Judgement:
+    """What the model says of every answer that anybody got."""
+    witness, line = Witness(), 0
+    past = recorded(
+        sale_id,
+        sales=service.sale_store,
+        ledger=service.ledger,
+        outbox=service.outbox,
+        clock=service.clock,
+    )
+    async for record in past:
+        if isinstance(record, End):
+            for entry in entries:
+                line += 1
+                witness.add(line, _money(sale_id, entry))
+            record.money = True
+        line += 1
+        witness.add(line, record)
+        if isinstance(record, History):
+            for operation in operations:
+                line += 1
+                witness.add(line, operation)
+    return witness.finish()
+
+
+def _money(sale_id: str, entry: dict[str, Any]) -> MoneyLine:
+    return MoneyLine(
+        sale=sale_id, order=entry["orderId"], entry=entry["kind"], amount=entry["amount"]
+    )
+
+
+def problems_of(
+    sale_id: str,
+    judgement: Judgement,
+    *,
+    audit: dict[str, Any],
+    orders: list[dict[str, Any]],
+    entries: list[dict[str, Any]],
+) -> list[str]:
+    """Everything that is wrong; empty where nothing is."""
+    books = books_of(sale_id, audit=audit, orders=orders, entries=entries)
+    found = disagreements(books)
+    found += [f"{one.name}: {one.reason}" for one in judgement.violations[:TOLD_MAX]]
+    held, lag = books.counted("held"), audit.get("lag", 0)
+    if held or lag:
+        found.append(f"{held} still held and {lag} events behind")
+    undone = [order for order in orders if order["status"] not in _ENDS]
+    found += [f"{order['orderId']} is still {order['status']}" for order in undone]
+    if judgement.undecided:
+        found.append(f"{judgement.undecided} payments are undecided")
+    return found
+
+
+_ENDS = {"CONFIRMED", "RELEASED", "EXPIRED", "REFUNDED"}
