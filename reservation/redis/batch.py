@@ -336,7 +336,7 @@ class PrepareQueue:
                 continue
             if int(time[0]) * 1000 + int(time[1]) // 1000 > not_after_ms:
                 for waiting, flat in zip(batch, found, strict=True):
-                    waiting.decide(looked_up(waiting.basket, waiting.digest, flat))
+                    waiting.decide(looked_up(waiting.digest, flat))
                 return
         _refuse(batch, OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS))
 

@@ -22,7 +22,7 @@ from reservation.domain.errors import (
 from reservation.domain.reservation import Basket, Reservation
 from reservation.domain.states import Status
 from reservation.redis.outcomes import PrepareWord
-from reservation.redis.records import as_items, as_mapping, as_reservation
+from reservation.redis.records import as_items, as_mapping
 from reservation.redis.store import limit_exceeded, sold_out
 
 __all__ = ["RETRY_AFTER_SECONDS", "Decision", "Replayed", "decision_of", "looked_up"]
@@ -99,11 +99,15 @@ def _refusal(word: PrepareWord, facts: Sequence[str]) -> ReservationError:
             raise AssertionError(word)
 
 
-def looked_up(basket: Basket, digest: str, flat: Any) -> Decision | ReservationError:
-    """What an order's hash, or none, says of a basket whose reply was lost."""
+def looked_up(digest: str, flat: Any) -> Decision | ReservationError:
+    """What an order's hash, or none, says of a basket whose reply was lost.
+
+    Whether the lost call took the hold or an earlier one under the same key, nobody can say any
+    more: so it is told as a replay, in its present state, and never twice as a new order.
+    """
     fields = as_mapping(flat)
     if not fields:
         return Unavailable(retryAfter=RETRY_AFTER_SECONDS)
     if fields["digest"] != digest:
         return IdempotencyKeyReused()
-    return as_reservation(basket.sale_id, basket.order_id, fields)
+    return Replayed()

@@ -224,8 +224,16 @@ async def test_a_lost_reply_is_looked_up_and_told_as_it_is(bench: Bench) -> None
     """The hold was taken: the buyer gets it, once, although the answer never came."""
     bench.proxy.lose_reply = b"lost-buyer"
     found = await bench.prepare("lost-buyer")
-    assert isinstance(found, Reservation)
+    assert isinstance(found, Replayed)
     assert bench.proxy.lost == 1
+    assert await bench.sale.stock("a") == (10, 9, 1, 0)
+
+
+async def test_a_lost_reply_of_a_repeat_is_never_told_as_a_new_order(bench: Bench) -> None:
+    """The order is as old as its first answer, and may have moved since."""
+    assert isinstance(await bench.prepare("lost-buyer"), Reservation)
+    bench.proxy.lose_reply = b"lost-buyer"
+    assert isinstance(await bench.prepare("lost-buyer"), Replayed)
     assert await bench.sale.stock("a") == (10, 9, 1, 0)
 
 
