@@ -183,8 +183,10 @@ async def _transfers(client: Client, order: dict[str, Any]) -> None:
     if payment_key is None:
         return
     await _come_back(client, _success(order, payment_key))
+    # Sooner or later; where this one is refused, because there is no account yet, the operator
+    # sees to it in the end.
+    client.town.accounts.append(payment_key)
     await client.pause(60.0)
-    # Refused where there is no account, or none any more.
     await client.call_until_sure("POST", "/_deposits", {"paymentKey": payment_key}, to=PG)
 
 

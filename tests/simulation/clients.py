@@ -59,7 +59,8 @@ class Town(msgspec.Struct, kw_only=True):
     wrong: list[str]
     #: Every order whose buyer may be told about it, and its buyer's own call for it.
     orders: list[dict[str, Any]]
-    virtual_accounts: bool
+    #: Payments into virtual accounts whose deposit nobody has made yet.
+    accounts: list[str]
     #: Counts what became of whom.
     count: Callable[[str], None]
 

@@ -1,6 +1,5 @@
 """Everything that a program asks the machine for, answered from the seed and the virtual clock."""
 
-import gc
 import os
 import random
 import time
@@ -44,7 +43,7 @@ def determined(loop: VirtualLoop, seed: str) -> Generator[None]:
         "sleep": no_sleep,
     }
     state = random.getstate()
-    with pytest.MonkeyPatch.context() as patch, _no_garbage_collection():
+    with pytest.MonkeyPatch.context() as patch:
         for name, answer in answers.items():
             patch.setattr(time, name, answer)
         patch.setattr(os, "urandom", draw.randbytes)
@@ -55,14 +54,3 @@ def determined(loop: VirtualLoop, seed: str) -> Generator[None]:
             yield
         finally:
             random.setstate(state)
-
-
-@contextmanager
-def _no_garbage_collection() -> Generator[None]:
-    """What is thrown away is thrown away at the same moment each time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.collect()

@@ -83,7 +83,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         if owner is None:
             return super().call_at(when, callback, *args, context=context)
         context = context or copy_context()
-        return super().call_at(when, _fire, owner, callback, args, self, context, context=context)
+        timer = _Timer(owner, callback, args, self, context)
+        timer.handle = super().call_at(when, timer.fire, context=context)
+        return timer.handle
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
         """At once, in the one thread there is."""
@@ -100,17 +102,32 @@ async def _at_once(func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     return func(*args)
 
 
-def _fire(
-    owner: Halted,
-    callback: Callable[..., Any],
-    args: tuple[Any, ...],
-    loop: VirtualLoop,
-    context: Context,
-) -> None:
-    if owner.halted:
-        _keep_back(owner, callback, args, loop, context)
-    else:
-        callback(*args)
+class _Timer:
+    """A process's timer, which may be kept back when it is due and cancelled after that."""
+
+    __slots__ = ("_args", "_callback", "_context", "_loop", "_owner", "handle")
+
+    def __init__(
+        self,
+        owner: Halted,
+        callback: Callable[..., Any],
+        args: tuple[Any, ...],
+        loop: VirtualLoop,
+        context: Context,
+    ) -> None:
+        self._owner, self._callback, self._args = owner, callback, args
+        self._loop, self._context = loop, context
+        self.handle: asyncio.TimerHandle | None = None
+
+    def fire(self) -> None:
+        if self._owner.halted:
+            _keep_back(self._owner, self._fire_late, (), self._loop, self._context)
+        else:
+            self._callback(*self._args)
+
+    def _fire_late(self) -> None:
+        if self.handle is not None and not self.handle.cancelled():
+            self._callback(*self._args)
 
 
 def _keep_back(

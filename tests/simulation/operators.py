@@ -47,9 +47,40 @@ class Operator(Client):
 
     async def meddle(self) -> None:
         """Restock, pause, refund, while the sale goes on."""
+        plan = self._plan
+        for number in range(self.draw.randint(0, 5)):
+            await self.pause(plan.seconds / 2)
+            await self.draw.choice((self._restock, self._pause, self._refund))(number)
+
+    async def _restock(self, number: int) -> None:
+        sku = self.draw.choice(sorted(self.town.prices))
+        wish = {"sku": sku, "delta": self.draw.choice((-2, -1, 1, 3)), "reason": "a count"}
+        key = (b"idempotency-key", f"restock-{number}".encode())
+        await self.call_until_sure("POST", f"{self._admin}/stock", wish, key, *self._rights)
+
+    async def _pause(self, _: int) -> None:
+        for switch in ("pause", "resume"):
+            path = f"{self._admin}/{switch}"
+            await self.call_until_sure("POST", path, {"reason": "a look"}, *self._rights)
+            await self.pause(3.0)
+
+    async def _refund(self, number: int) -> None:
+        if not self.town.orders:
+            return
+        order = self.draw.choice(self.town.orders)["orderId"]
+        wish = {"reason": "sent back", "restock": self.draw.random() < 0.5}
+        key = (b"idempotency-key", f"refund-{number}".encode())
+        path = f"/v1/admin/orders/{order}/refund"
+        await self.call_until_sure("POST", path, wish, key, *self._rights)
+
+    async def tidy(self) -> None:
+        """The PG is well again, and whoever can be served is."""
+        await self.call("POST", "/_faults", {"clear": True}, to=PG)
+        await self.call("POST", f"{self._admin}/resume", {"reason": "the end"}, *self._rights)
 
     async def all_done(self, service: Service) -> bool:
         """Whether nothing is held, undecided or on its way any more."""
+        await self._pay_in()
         sale_id = self.town.sale_id
         counters = await service.sale_store.counters(sale_id)
         if counters is None:
@@ -60,6 +91,13 @@ class Operator(Client):
         undecided = await service.store.undecided(sale_id)
         deadlines = await service.store.first_deadlines(sale_id, 1)
         return not (held or pending or undecided or deadlines or flushed < counters.seq)
+
+    async def _pay_in(self) -> None:
+        """Deposits that are still missing: an account lives for a week, which no run waits."""
+        for payment_key in list(self.town.accounts):
+            answer = await self.call("POST", "/_deposits", {"paymentKey": payment_key}, to=PG)
+            if answer.status == 200:
+                self.town.accounts.remove(payment_key)
 
     async def ledger(self) -> list[dict[str, Any]]:
         """The PG's."""

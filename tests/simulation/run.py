@@ -1,10 +1,12 @@
 """Runs seeds: the ground that they share, and one run from its plan to its judgement."""
 
 import asyncio
+import gc
 import logging
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Generator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ import httpx
 import msgspec
 import pytest
 import structlog
+from sqlalchemy.exc import SAWarning
 
 from api import observe
 from api.app import create_app
@@ -29,6 +32,7 @@ from tests.money.clocks import scripts_by
 from tests.simulation.buyers import live
 from tests.simulation.clients import PG, SHOP, Client, Town
 from tests.simulation.determined import determined
+from tests.simulation.faults import Faults
 from tests.simulation.loop import NothingLeft, VirtualLoop
 from tests.simulation.operators import Operator
 from tests.simulation.plans import Plan
@@ -46,6 +50,8 @@ APIS = ("api-1", "api-2")
 #: Virtual seconds after the last buyer in which everything must have come to its end: a PG's
 #: window of 13 minutes, and a webhook that is sent again after 1, 4 and 16 minutes.
 REST_SECONDS = 3_600.0
+#: Faults go on for a while after the last buyer has come.
+FAULTS_AFTER_SECONDS = 20.0
 #: Between two looks whether all is done.
 LOOK_SECONDS = 10.0
 #: Pauses of the workers' loops when they have nothing to do. In production they are shorter; here
@@ -104,7 +110,7 @@ class Ground:
         run = _Run(plan, loop, trace, self)
         asyncio.set_event_loop(None)
         try:
-            with determined(loop, str(plan.seed)), run.substituted():
+            with determined(loop, str(plan.seed)), run.substituted(), _quietly():
                 run.go()
         finally:
             loop.close()
@@ -189,7 +195,7 @@ class _Run:
             operations=[],
             wrong=world.wrong,
             orders=[],
-            virtual_accounts=plan.virtual_accounts,
+            accounts=[],
             count=lambda what: trace.note(what, "town", ""),
         )
 
@@ -246,16 +252,19 @@ class _Run:
         async with world.running():
             operator = Operator(self.town, plan, world.luck("operator"))
             await operator.open()
-            opens_within = plan.seconds
+            faults = Faults(world, operator, world.luck("faults"))
+            faults.let_loose(plan.faults, plan.seconds + FAULTS_AFTER_SECONDS)
             buyers = [
                 Client(self.town, f"buyer-{number}", world.luck("buyer", number))
                 for number in range(plan.buyers)
             ]
             async with asyncio.TaskGroup() as people:
                 for buyer in buyers:
-                    people.create_task(live(buyer, opens_within=opens_within))
+                    people.create_task(live(buyer, opens_within=plan.seconds))
                 people.create_task(operator.meddle())
+            faults.end()
             world.end_faults()
+            await operator.tidy()
             await self._rest(operator)
 
     async def _rest(self, operator: Operator) -> None:
@@ -294,6 +303,22 @@ class _Run:
 def _fresh(module: Any, name: str) -> Any:
     """Another object of the same kind, as it was at the start."""
     return type(getattr(module, name))()
+
+
+@contextmanager
+def _quietly() -> Generator[None]:
+    """What the dead have left is thrown away afterwards, at one moment and without a word.
+
+    While it runs nothing is collected: it would be at another moment each time.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SAWarning)
+            gc.collect()
 
 
 def _no_context(**_: Any) -> None:

@@ -12,7 +12,7 @@ from reservation.bootstrap import Service, opened
 from reservation.redis.connection import StoreUnavailable, StoreUncertain
 from reservation.settings import Settings
 from reservation.workers.runner import Worker
-from tests.simulation.loop import VirtualLoop
+from tests.simulation.loop import NEUTRAL, VirtualLoop
 from tests.simulation.processes import Process
 from tests.simulation.redis_side import RedisSide
 from tests.simulation.sql import SqlSide
@@ -97,6 +97,10 @@ class World:
 
     def pgs(self) -> list[Process]:
         return [self.pg] if self.pg.serves is not None else []
+
+    def later(self, seconds: float, what: Callable[[], None]) -> None:
+        """Do this then, whichever process is asking."""
+        self.loop.call_later(seconds, what, context=NEUTRAL)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
