@@ -140,9 +140,16 @@ class Conclude:
         return isinstance(by_order, PaymentMissing)
 
     async def finish(self, case: Case, outcome: Outcome, answer: Answer | None) -> Status | None:
-        """Write the outcome down under the case's fence; None where another fence has it now."""
+        """Write the outcome down under the case's fence.
+
+        Returns:
+            Where the order stands now; None where another fence has it, or where SQL did not take
+            the payment that it is sold for: the settler sells it as soon as SQL does.
+        """
         if isinstance(answer, Answered):
-            await self.keep_payment(answer.payment)
+            kept = await self.keep_payment(answer.payment)
+            if outcome.name in _SELLS and not kept:
+                return None
         reach("conclude:before_finish", case.order.order_id)
         finished = await self._store.finish(
             case.order, epoch=case.known.epoch, fence=case.fence, outcome=outcome
@@ -243,8 +250,8 @@ class Conclude:
         except (SQLAlchemyError, OSError) as error:
             log.warning("answer_not_kept", order_id=order_id, reason=type(error).__name__)
 
-    async def keep_payment(self, payment: Payment) -> None:
-        """Keep the payment as the PG shows it, its webhook secret included."""
+    async def keep_payment(self, payment: Payment) -> bool:
+        """Keep the payment as the PG shows it, its webhook secret included; whether SQL did."""
         try:
             await self._ledger.put_payment(
                 payment_key=payment.payment_key,
@@ -261,6 +268,8 @@ class Conclude:
             )
         except (SQLAlchemyError, OSError) as error:
             log.warning("payment_not_kept", order_id=payment.order_id, reason=type(error).__name__)
+            return False
+        return True
 
 
 def _made_up_outcome() -> Outcome:
