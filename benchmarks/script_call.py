@@ -56,7 +56,6 @@ def call_of(
             _KEYS.order(basket.order_id),
             _KEYS.buyer(buyer),
             _KEYS.buyer_orders(buyer),
-            _KEYS.rate(buyer),
         )
         args += (
             basket.order_id,

@@ -241,7 +241,6 @@ class PrepareQueue:
                 names.order(basket.order_id),
                 names.buyer(buyer),
                 names.buyer_orders(buyer),
-                names.rate(buyer),
             )
             args += (
                 basket.order_id,

@@ -7,8 +7,8 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[2]   deadlines  zset    rsv:{S}:deadlines      order id -> deadline, Unix ms
   KEYS[3]   outbox     stream  rsv:{S}:outbox         one entry per change
   KEYS[4+]  stock      hash    rsv:{S}:stock:SKU      one per SKU that occurs in the batch, then of
-                                                      each basket, in order, four keys: its order,
-                                                      buyer, buyer-orders and rate
+                                                      each basket, in order, three keys: its order,
+                                                      buyer and buyer-orders
 Args
   ARGV[1]   not_after   int    Unix ms, server's clock; later than this nothing is done
   ARGV[2]   epoch       text   the epoch of the sale that the caller knows
@@ -53,7 +53,7 @@ local not_after, epoch, caller_ms = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]
 local interval, burst = tonumber(ARGV[4]), tonumber(ARGV[5])
 local sku_count, basket_count = tonumber(ARGV[6]), tonumber(ARGV[7])
 local FIRST_STOCK_KEY, FIRST_SKU = 4, 8
-local KEYS_PER_BASKET, ARGS_PER_BASKET = 4, 8
+local KEYS_PER_BASKET, ARGS_PER_BASKET = 3, 8
 
 local now_ms = server_ms()
 local expiry_ms = math.min(now_ms, caller_ms)
@@ -67,16 +67,19 @@ end
 if now_ms > not_after then return all_answer("too_late") end
 local head = open_head(sale, outbox, epoch)
 if not head then return all_answer("recovering") end
-if not head.currency then return redis.error_reply("BUG prepare: the sale has no currency") end
+if not head.currency or not head.hold_seconds then
+    return redis.error_reply("BUG prepare: the sale has no currency or no time to hold")
+end
 
--- Stock is read once a batch and then followed here, so that a basket sees the ones before it.
+-- Stock is read once a batch, followed here, so that a basket sees the ones before it, and written
+-- once at the end.
 local stocks = {}
 for index = 1, sku_count do
     local key, sku = KEYS[FIRST_STOCK_KEY + index - 1], ARGV[FIRST_SKU + index - 1]
     local found = redis.call("HMGET", key, "available", "held", "price", "limit")
     local stock = {
         key = key, sku = sku, available = count_of(found[1]),
-        price = count_of(found[3]), limit = count_of(found[4]),
+        price = count_of(found[3]), limit = count_of(found[4]), taken = 0,
     }
     local whole = stock.available and count_of(found[2]) and stock.price and stock.limit
     if not whole and (found[1] or found[2] or found[3] or found[4]) then
@@ -85,9 +88,36 @@ for index = 1, sku_count do
     stocks[index] = whole and stock or false
 end
 
+local at, expires_at = int(now_ms), int(now_ms + head.hold_seconds * 1000)
+local holds = head.hold_policy == "prepare"
+local word, status = "prepared", "PREPARED"
+if holds then word, status = "held", "HELD" end
+
+-- Deadlines of this batch that are not written yet: one command for many.
+local new_deadlines = {}
+local function write_deadlines()
+    if #new_deadlines > 0 then redis.call("ZADD", deadlines, unpack(new_deadlines)) end
+    new_deadlines = {}
+end
+
+-- What the batch moved, written once for all of it. It also follows an error at a later basket:
+-- what was decided before that stands.
+local first_seq = head.seq
+local function write_batch()
+    if head.seq == first_seq then return end
+    close_head(head)
+    write_deadlines()
+    for _, stock in ipairs(stocks) do
+        if stock and stock.taken > 0 then
+            redis.call("HINCRBY", stock.key, "available", int(-stock.taken))
+            redis.call("HINCRBY", stock.key, "held", int(stock.taken))
+        end
+    end
+end
+
 local due
 local function holds_ran_out()
-    if head.hold_policy ~= "prepare" then return false end
+    if not holds then return false end
     due = due or due_orders(deadlines, expiry_ms)
     return #due > 0
 end
@@ -96,8 +126,7 @@ local function basket_at(position)
     local key = FIRST_STOCK_KEY + sku_count + (position - 1) * KEYS_PER_BASKET
     local arg = FIRST_SKU + sku_count + (position - 1) * ARGS_PER_BASKET
     return {
-        order = KEYS[key], buyer = KEYS[key + 1],
-        buyer_orders = KEYS[key + 2], rate = KEYS[key + 3],
+        order = KEYS[key], buyer = KEYS[key + 1], buyer_orders = KEYS[key + 2],
         order_id = ARGV[arg], buyer_id = ARGV[arg + 1],
         name = ARGV[arg + 2], digest = ARGV[arg + 3],
         amount = tonumber(ARGV[arg + 4]), admitted = ARGV[arg + 5] == "1", members = ARGV[arg + 6],
@@ -105,24 +134,35 @@ local function basket_at(position)
     }
 end
 
--- GCRA: the theoretical arrival time may run ahead of now by (burst - 1) intervals.
+-- GCRA: the theoretical arrival time may run ahead of now by (burst - 1) intervals. It is worked
+-- out from the buyer's own orders: those of the last `burst` intervals; older ones bind no more.
 local function rate_refusal(basket)
-    if interval == 0 then return nil end
-    local arrival = math.max(tonumber(redis.call("GET", basket.rate)) or 0, now_ms)
+    -- Reading the orders also proves the key's kind before the first write.
+    if interval == 0 then redis.call("ZCARD", basket.buyer_orders) return nil end
+    local oldest = "(" .. int(now_ms - burst * interval)
+    local recent = redis.call("ZRANGEBYSCORE", basket.buyer_orders, oldest, "+inf", "WITHSCORES")
+    local arrival = 0
+    for i = 2, #recent, 2 do arrival = math.max(arrival, tonumber(recent[i])) + interval end
     local wait = arrival - now_ms - (burst - 1) * interval
     if wait > 0 then return {"rate_limited", int(math.ceil(wait))} end
-    basket.next_arrival = arrival + interval
 end
 
-local function take_basket_lines(basket)
-    local lines, amount = {}, 0
-    for index, quantity in string.gmatch(basket.lines, "(%d+) (%d+)") do
+-- Most baskets of a sale are alike, so what a text of lines means is worked out once.
+local wishes = {}
+local function wish_of(text)
+    local wish = {lines = {}, skus = {}, amount = 0}
+    local items = {}
+    for index, quantity in string.gmatch(text, "(%d+) (%d+)") do
         local stock = stocks[tonumber(index)]
-        if not stock then return nil, ARGV[FIRST_SKU + tonumber(index) - 1] end
-        lines[#lines + 1] = {stock = stock, quantity = tonumber(quantity)}
-        amount = amount + stock.price * tonumber(quantity)
+        if not stock then return {unknown = ARGV[FIRST_SKU + tonumber(index) - 1]} end
+        local count = #wish.lines + 1
+        wish.lines[count] = {stock = stock, quantity = tonumber(quantity)}
+        wish.skus[count] = stock.sku
+        wish.amount = wish.amount + stock.price * tonumber(quantity)
+        items[count] = string.format('["%s",%s,%s]', stock.sku, quantity, int(stock.price))
     end
-    return lines, amount
+    wish.items = "[" .. table.concat(items, ",") .. "]"
+    return wish
 end
 
 local function window_refusal(basket)
@@ -132,11 +172,9 @@ local function window_refusal(basket)
     if head.status == "paused" then return {"paused"} end
 end
 
-local function limit_refusal(basket, lines)
-    local skus = {}
-    for i, line in ipairs(lines) do skus[i] = line.stock.sku end
-    local taken = redis.call("HMGET", basket.buyer, unpack(skus))
-    for i, line in ipairs(lines) do
+local function limit_refusal(basket, wish)
+    local taken = redis.call("HMGET", basket.buyer, unpack(wish.skus))
+    for i, line in ipairs(wish.lines) do
         local has = count_of(taken[i] or "0")
         if not has then
             return redis.error_reply(
@@ -153,7 +191,8 @@ local function stock_refusal(lines)
     for _, line in ipairs(lines) do short = short or line.stock.available < line.quantity end
     if not short then return nil end
     local next_deadline = ""
-    if head.hold_policy == "prepare" then
+    if holds then
+        write_deadlines()
         next_deadline = redis.call("ZRANGE", deadlines, 0, 0, "WITHSCORES")[2] or ""
     end
     local reply = {"sold_out", next_deadline}
@@ -164,45 +203,27 @@ local function stock_refusal(lines)
     return reply
 end
 
-local function items_json(lines)
-    local items = {}
-    for i, line in ipairs(lines) do
-        items[i] = string.format(
-            '["%s",%.0f,%.0f]', line.stock.sku, line.quantity, line.stock.price)
-    end
-    return "[" .. table.concat(items, ",") .. "]"
-end
-
-local function write(basket, lines, holds)
-    local status = holds and "HELD" or "PREPARED"
-    local items, at = items_json(lines), int(now_ms)
-    local expires_at = int(now_ms + head.hold_seconds * 1000)
-    local seq = append_event(head, "prepared", basket.order_id, now_ms, string.format(
-        '{"from":"","to":"%s","items":%s,"amount":%.0f,"digest":"%s","expiresAt":%s,%s}',
-        status, items, basket.amount, basket.digest, expires_at, basket.members))
-    -- The head moves with each event: an error at a later basket must not leave it behind.
-    close_head(head)
+local function write(basket, wish)
+    local amount = int(basket.amount)
+    local seq = append_event(head, "prepared", basket.order_id, now_ms, table.concat({
+        '{"from":"","to":"', status, '","items":', wish.items, ',"amount":', amount,
+        ',"digest":"', basket.digest, '","expiresAt":', expires_at, ",", basket.members, "}"}))
+    redis.call("ZADD", basket.buyer_orders, at, basket.order_id)
     redis.call(
-        "HSET", basket.order, "status", status, "buyer", basket.buyer_id, "items", items,
-        "amount", int(basket.amount), "currency", head.currency, "name", basket.name,
+        "HSET", basket.order, "status", status, "buyer", basket.buyer_id, "items", wish.items,
+        "amount", amount, "currency", head.currency, "name", basket.name,
         "digest", basket.digest,
         "created_at", at, "updated_at", at, "expires_at", expires_at, "fence", "0",
         "attempts", "0", "seq", seq)
-    redis.call("ZADD", deadlines, expires_at, basket.order_id)
-    redis.call("ZADD", basket.buyer_orders, at, basket.order_id)
-    for _, line in ipairs(holds and lines or {}) do
+    new_deadlines[#new_deadlines + 1] = expires_at
+    new_deadlines[#new_deadlines + 1] = basket.order_id
+    for _, line in ipairs(holds and wish.lines or {}) do
         local stock = line.stock
         stock.available = stock.available - line.quantity
-        redis.call("HINCRBY", stock.key, "available", -line.quantity)
-        redis.call("HINCRBY", stock.key, "held", line.quantity)
-        redis.call("HINCRBY", basket.buyer, stock.sku, line.quantity)
+        stock.taken = stock.taken + line.quantity
+        redis.call("HINCRBY", basket.buyer, stock.sku, int(line.quantity))
     end
-    if basket.next_arrival then
-        redis.call(
-            "SET", basket.rate, string.format("%.3f", basket.next_arrival),
-            "PX", int(math.ceil(basket.next_arrival - now_ms)))
-    end
-    return {holds and "held" or "prepared", expires_at, seq, at, items}
+    return {word, expires_at, seq, at, wish.items}
 end
 
 local function decide(basket)
@@ -210,27 +231,32 @@ local function decide(basket)
     if standing == basket.digest then return {"replayed"} end
     local refusal = rate_refusal(basket)
     if refusal then return refusal end
-    local lines, amount = take_basket_lines(basket)
-    if not lines then return {"sku_not_found", amount} end
+    local wish = wishes[basket.lines] or wish_of(basket.lines)
+    wishes[basket.lines] = wish
+    if wish.unknown then return {"sku_not_found", wish.unknown} end
     if standing then return {"key_reused"} end
     refusal = window_refusal(basket)
     if refusal then return refusal end
-    if amount ~= basket.amount then return {"amount_mismatch", int(amount)} end
-    -- Reading the score proves the key's kind before the first write.
-    redis.call("ZSCORE", basket.buyer_orders, basket.order_id)
-    local holds = head.hold_policy == "prepare"
-    refusal = limit_refusal(basket, lines) or stock_refusal(lines)
+    if wish.amount ~= basket.amount then return {"amount_mismatch", int(wish.amount)} end
+    refusal = limit_refusal(basket, wish) or stock_refusal(wish.lines)
     -- A hold that ran out hides neither stock nor a buyer's own limit.
     if refusal and not refusal.err and holds_ran_out() then return {"due", unpack(due)} end
-    return refusal or write(basket, lines, holds)
+    return refusal or write(basket, wish)
+end
+
+local function decide_all()
+    local behind_due = false
+    for position = 1, basket_count do
+        local reply = behind_due and {"again"} or decide(basket_at(position))
+        if reply.err then return reply end
+        behind_due = behind_due or reply[1] == "due"
+        replies[position] = reply
+    end
+    return replies
 end
 
 redis.call("ZCARD", deadlines)
-local behind_due = false
-for position = 1, basket_count do
-    local reply = behind_due and {"again"} or decide(basket_at(position))
-    if reply.err then return reply end
-    behind_due = behind_due or reply[1] == "due"
-    replies[position] = reply
-end
-return replies
+local whole, result = pcall(decide_all)
+write_batch()
+if not whole then error(result, 0) end
+return result

@@ -210,9 +210,45 @@ async def test_an_order_keeps_what_was_promised(sale: LuaSale) -> None:
 
 
 async def test_a_rate_is_forgotten_when_it_binds_nobody_any_more(sale: LuaSale) -> None:
-    await sale.prepare(sale.basket("ann"), rate=(60_000, 3))
-    left = await sale.connections.command("PTTL", sale.keys.rate("ann"))
-    assert 0 < left <= 60_000
+    rate = (60_000, 2)
+    orders = [(await sale.hold("ann"))["order"] for _ in range(2)]
+    assert (await sale.prepare(sale.basket("ann"), rate=rate))[0][0] == "rate_limited"
+    command, key = sale.connections.command, sale.keys.buyer_orders("ann")
+    long_ago, lately = NOW.now_ms() - 121_000, NOW.now_ms() - 59_000
+    await command("ZADD", key, long_ago, orders[0], lately, orders[1])
+    assert (await sale.prepare(sale.basket("ann"), rate=rate))[0][0] == "held"
+    [[word, wait_ms]] = await sale.prepare(sale.basket("ann"), rate=rate)
+    assert word == "rate_limited"
+    # Two minutes' worth was taken within the last minute.
+    assert 0 < int(wait_ms) <= 1_000
+
+
+async def test_a_rate_tells_when_the_next_one_may_come(sale: LuaSale) -> None:
+    order = (await sale.hold("ann"))["order"]
+    command, key = sale.connections.command, sale.keys.buyer_orders("ann")
+    await command("ZADD", key, NOW.now_ms() - 20_000, order)
+    [[word, wait_ms]] = await sale.prepare(sale.basket("ann"), rate=(60_000, 1))
+    assert word == "rate_limited"
+    assert 30_000 < int(wait_ms) <= 40_000
+
+
+async def test_an_error_half_way_through_a_batch_keeps_what_was_decided(bare_sale: LuaSale) -> None:
+    await bare_sale.put()
+    baskets = [bare_sale.basket(name, lines={"a": 1, "b": 1}) for name in ("one", "two", "bad")]
+    await bare_sale.connections.command("SET", bare_sale.keys.buyer_orders("bad"), "no sorted set")
+    with pytest.raises(Exception, match="WRONGTYPE"):
+        await bare_sale.prepare(*baskets)
+    assert await bare_sale.stock("b") == (5, 3, 2, 0)
+    assert await bare_sale.prepare(*baskets[:2]) == [["replayed"], ["replayed"]]
+    await bare_sale.check()
+
+
+async def test_a_basket_that_is_sold_out_hears_of_the_deadline_of_its_own_batch(
+    sale: LuaSale,
+) -> None:
+    taken, refused = sale.basket("first", lines={"b": 5}), sale.basket("second", lines={"b": 1})
+    [held, sold_out] = await sale.prepare(taken, refused)
+    assert (held[0], sold_out) == ("held", ["sold_out", held[1], "b", "0"])
 
 
 async def test_what_holds_nothing_is_not_named_when_it_ran_out(bare_sale: LuaSale) -> None:

@@ -74,7 +74,7 @@ async function prepare(request, reply) {
   const now = Date.now();
   const replies = await redis.evalsha(
     sha,
-    8,
+    7,
     `${TAG}sale`,
     `${TAG}deadlines`,
     `${TAG}outbox`,
@@ -82,7 +82,6 @@ async function prepare(request, reply) {
     `${TAG}order:${orderId}`,
     `${TAG}buyer:${buyer}`,
     `${TAG}buyer-orders:${buyer}`,
-    `${TAG}rate:${buyer}`,
     now + NOT_AFTER_MS,
     BENCH_EPOCH,
     now,

@@ -6,5 +6,5 @@ end
 
 -- Lua prints numbers with 14 digits; this prints every integer below 2^53 whole.
 local function int(number)
-    return string.format("%.0f", number)
+    return string.format("%d", number)
 end
