@@ -8,6 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any, Final
 
 import httpx
@@ -35,6 +36,8 @@ _OPERATOR = re.compile(r"[ -~]{1,100}")
 _JWT_CHARS_MAX: Final = 4_096
 #: Verified tokens that are remembered: a surge of buyers who each ask several times.
 _REMEMBERED_MAX: Final = 200_000
+#: Forgotten together: finding the eldest passes over those that are gone already.
+_FORGOTTEN_AT_ONCE: Final = 1_000
 _GUEST_SECONDS: Final = 30 * 24 * 3600
 _GUEST_AUDIENCE: Final = "reservation-guest"
 #: How long the shop's published keys are believed, and how soon an unknown key may ask again.
@@ -53,7 +56,9 @@ def bearer_of(connection: Connection) -> str | None:
 def bearer_in(authorization: str) -> str | None:
     """The bearer token in a header's value."""
     scheme, _, token = authorization.partition(" ")
-    return token.strip() if scheme.lower() == "bearer" and token.strip() else None
+    if scheme not in ("Bearer", "bearer") and scheme.lower() != "bearer":
+        return None
+    return token.strip() or None
 
 
 class Buyers:
@@ -66,7 +71,9 @@ class Buyers:
         self._options: Options = {"require": ["sub", "exp"], "verify_aud": self._guests}
         audience = _GUEST_AUDIENCE if self._guests else None
         self._secret = SharedSecret(settings.jwt_secret, audience=audience, options=self._options)
-        self._remembered: dict[str, tuple[str, float]] = {}
+        # Texts and numbers alone: the collector does not look into such dictionaries.
+        self._remembered: dict[str, str] = {}
+        self._ends: dict[str, float] = {}
 
     async def buyer(self, connection: Connection) -> str:
         """The buyer's id.
@@ -87,22 +94,23 @@ class Buyers:
         """
         buyer_id = self._remembered_buyer(token)
         if buyer_id is None and not self._asks_for_keys:
-            return self._keep(token, lambda: self._by_secret(token))
+            return self._keep(token, self._by_secret)
         return buyer_id
 
     def forget(self, token: str) -> None:
         """Verify this token anew when it comes next."""
         self._remembered.pop(token, None)
+        self._ends.pop(token, None)
 
     def _remembered_buyer(self, token: str) -> str | None:
-        remembered = self._remembered.get(token)
-        if remembered is not None and remembered[1] > time.time():
-            return remembered[0]
+        buyer_id = self._remembered.get(token)
+        if buyer_id is not None and self._ends[token] > time.time():
+            return buyer_id
         return None
 
     async def _verified(self, token: str) -> str:
         if self._jwks is None or self._guests:
-            return self._keep(token, lambda: self._by_secret(token))
+            return self._keep(token, self._by_secret)
         try:
             _refuse_long(token)
             key = await self._jwks.key_for(token)
@@ -111,26 +119,28 @@ class Buyers:
         options = self._options
         return self._keep(
             token,
-            lambda: jwt.decode(token, key, algorithms=[*_JWKS_ALGORITHMS], options=options),
+            lambda shown: jwt.decode(shown, key, algorithms=[*_JWKS_ALGORITHMS], options=options),
         )
 
     def _by_secret(self, token: str) -> Mapping[str, Any]:
         _refuse_long(token)
         return self._secret.claims(token)
 
-    def _keep(self, token: str, claims_of: Callable[[], Mapping[str, Any]]) -> str:
+    def _keep(self, token: str, claims_of: Callable[[str], Mapping[str, Any]]) -> str:
         """Read the claims and remember whose they are until they end."""
         try:
-            claims = claims_of()
+            claims = claims_of(token)
         except (jwt.PyJWTError, ValueError) as error:
             raise Unauthenticated from error
         subject = claims.get("sub")
         if not isinstance(subject, str) or _BUYER_ID.fullmatch(subject) is None:
             raise Unauthenticated("The token's subject is not a buyer's id.")
-        while len(self._remembered) >= _REMEMBERED_MAX:
-            # The one that was verified first: whoever still comes with it is verified again.
-            del self._remembered[next(iter(self._remembered))]
-        self._remembered[token] = (subject, float(claims["exp"]))
+        if len(self._remembered) >= _REMEMBERED_MAX:
+            # Those that were verified first: whoever still comes with one is verified again.
+            for eldest in list(islice(self._remembered, _FORGOTTEN_AT_ONCE)):
+                self.forget(eldest)
+        self._remembered[token] = subject
+        self._ends[token] = float(claims["exp"])
         return subject
 
 

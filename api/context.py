@@ -28,6 +28,8 @@ from reservation.domain.tokens import READ_LIFE_MS, TOKEN_LIFE_MS, Claims, Purpo
 __all__ = ["Api", "api_of", "buyer_of", "limits_buyer", "requires_buyer", "requires_operator"]
 
 _BUYER = "buyer_id"
+#: While the payment has not begun.
+_UNPAID = (Status.HELD, Status.PREPARED)
 
 
 class Api(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,23 +47,29 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
         self, order: Reservation, purpose: Purpose, *, epoch: str, customer_key: str = ""
     ) -> str:
         """A token of ours for this reservation; the buyer's customer key where it is known."""
-        read_until = self.service.clock.now_ms() + READ_LIFE_MS
-        lasts_until = order.expires_at_ms + TOKEN_LIFE_MS
+        if purpose is Purpose.READ:
+            ends_at_ms = self.service.clock.now_ms() + READ_LIFE_MS
+        else:
+            ends_at_ms = order.expires_at_ms + TOKEN_LIFE_MS
+        # By position: names take as long to sort out as the claims to make.
         claims = Claims(
-            purpose=purpose.value,
-            sale_id=order.sale_id,
-            order_id=order.order_id,
-            buyer=customer_key or self.service.order_ids.customer_key(order.buyer_id),
-            amount=order.amount,
-            expires_at_ms=read_until if purpose is Purpose.READ else lasts_until,
-            epoch=epoch,
-            seq=order.seq,
+            purpose.value,
+            order.sale_id,
+            order.order_id,
+            customer_key or self.service.order_ids.customer_key(order.buyer_id),
+            order.amount,
+            ends_at_ms,
+            epoch,
+            order.seq,
         )
         return self.service.signer.sign(claims)
 
-    def payment(self, order: Reservation, *, epoch: str) -> PaymentAnswer | None:
+    def payment(
+        self, order: Reservation, *, epoch: str, now_ms: int | None = None
+    ) -> PaymentAnswer | None:
         """What opens the PG's page, while the payment has not begun."""
-        if order.shown_status(self.service.clock.now_ms()) not in (Status.HELD, Status.PREPARED):
+        now_ms = self.service.clock.now_ms() if now_ms is None else now_ms
+        if order.shown_status(now_ms) not in _UNPAID:
             return None
         settings = self.service.settings
         base = f"{settings.public_url}/v1/payments/toss"
@@ -83,7 +91,7 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
     async def shown_to_buyer(self, order: Reservation) -> ReservationAnswer:
         """The reservation as its own buyer sees it: with what is needed to go on paying."""
         now_ms = self.service.clock.now_ms()
-        if order.shown_status(now_ms) not in (Status.HELD, Status.PREPARED):
+        if order.shown_status(now_ms) not in _UNPAID:
             return self.shown(order)
         try:
             known = await self.service.catalog.get(order.sale_id)

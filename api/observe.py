@@ -58,7 +58,7 @@ _ids = _Ids()
 
 def request_id(given: bytes) -> str:
     """The caller's own id where it sent a usable one, else a new one."""
-    return given.decode() if _REQUEST_ID.fullmatch(given) else _ids.new()
+    return given.decode() if given and _REQUEST_ID.fullmatch(given) else _ids.new()
 
 
 def record(operation: str, status: int, seconds: float, request_id: str) -> None:

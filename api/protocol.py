@@ -84,11 +84,53 @@ class ShortWayProtocol(HttpToolsProtocol):
     cycle: Any
     _path: "PreparePath | None" = None
     _gathering: _Gathered | None = None
+    #: When the connection fell idle, by the loop's clock; None while a request is under way.
+    _idle_since: float | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         # Connections come only after the application has started.
         self._path = getattr(getattr(self.config.app, "state", None), "prepare_path", None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
+
+    # uvicorn sets a timer at each answer and takes it back at each request. Here one timer stays
+    # for as long as the connection does, and looks at its end how long nothing has come.
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since = None
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+            return
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._look_again_after(self.timeout_keep_alive)
+
+    def timeout_keep_alive_handler(self) -> None:
+        self.timeout_keep_alive_task = None
+        if self._idle_since is None:
+            return
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._look_again_after(left)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _look_again_after(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(
+            seconds, self.timeout_keep_alive_handler
+        )
 
     def on_message_begin(self) -> None:
         # The scope is made when it is known that one is needed.

@@ -100,13 +100,13 @@ def answer_of(api: Api, prepared: Prepared) -> ReservationAnswer:
     """What prepare answers: the reservation with all that is needed to pay for it."""
     order = prepared.reservation
     epoch = prepared.epoch
-    payment = api.payment(order, epoch=epoch)
+    now_ms = api.service.clock.now_ms()
+    payment = api.payment(order, epoch=epoch, now_ms=now_ms)
     token = None
     if payment is not None:
         token = api.token(
             order, Purpose.RESERVATION, epoch=epoch, customer_key=payment.customer_key
         )
-    now_ms = api.service.clock.now_ms()
     return ReservationAnswer.of(order, now_ms=now_ms, token=token, payment=payment)
 
 

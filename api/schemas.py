@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
@@ -10,7 +11,7 @@ from msgspec import Meta, Struct
 from reservation.audit import AuditReport
 from reservation.domain.clock import as_ms, as_wire
 from reservation.domain.ids import SKU
-from reservation.domain.reservation import Reservation
+from reservation.domain.reservation import Line, Reservation
 from reservation.domain.sale import AMOUNT_MAX, TOTAL_MAX, Item, Sale
 from reservation.domain.states import HoldPolicy, Status
 from reservation.sale_change import SaleChange
@@ -34,6 +35,8 @@ __all__ = [
 LINES_MAX = 20
 #: Units of one line: above any buyer's limit that makes sense.
 QUANTITY_MAX = 10_000
+#: Lines of orders that are kept as they are sent.
+_LINES_KEPT_MAX = 1_024
 
 
 class Wire(Struct, frozen=True, kw_only=True, rename="camel"):
@@ -113,10 +116,7 @@ class ReservationAnswer(Wire, frozen=True, kw_only=True, omit_defaults=True):
             order_id=order.order_id,
             sale_id=order.sale_id,
             status=order.shown_status(now_ms),
-            items=[
-                LineAnswer(sku=line.sku, quantity=line.quantity, price=line.price)
-                for line in order.lines
-            ],
+            items=_line_answers(order.lines),
             amount=order.amount,
             currency=order.currency,
             order_name=order.order_name,
@@ -126,6 +126,12 @@ class ReservationAnswer(Wire, frozen=True, kw_only=True, omit_defaults=True):
             token=token,
             payment=payment,
         )
+
+
+@lru_cache(maxsize=_LINES_KEPT_MAX)
+def _line_answers(lines: tuple[Line, ...]) -> list[LineAnswer]:
+    """The lines on the wire; most orders of a sale have the same."""
+    return [LineAnswer(sku=line.sku, quantity=line.quantity, price=line.price) for line in lines]
 
 
 class PendingRefundAnswer(ReservationAnswer, frozen=True, kw_only=True):

@@ -12,19 +12,19 @@ _OUTER = bytes(byte ^ 0x5C for byte in range(256))
 class Mac:
     """One key's HMAC-SHA256 (RFC 2104)."""
 
-    __slots__ = ("_inner", "_outer")
+    __slots__ = ("_begin", "_end")
 
     def __init__(self, key: bytes) -> None:
         if len(key) > _BLOCK_BYTES:
             key = hashlib.sha256(key).digest()
         block = key.ljust(_BLOCK_BYTES, b"\0")
-        self._inner = hashlib.sha256(block.translate(_INNER))
-        self._outer = hashlib.sha256(block.translate(_OUTER))
+        self._begin = hashlib.sha256(block.translate(_INNER)).copy
+        self._end = hashlib.sha256(block.translate(_OUTER)).copy
 
     def digest(self, message: bytes) -> bytes:
         """The 32 bytes that only a holder of the key can make."""
-        inner = self._inner.copy()
+        inner = self._begin()
         inner.update(message)
-        outer = self._outer.copy()
+        outer = self._end()
         outer.update(inner.digest())
         return outer.digest()

@@ -6,8 +6,8 @@ import msgspec
 
 __all__ = ["Limiter", "Rate"]
 
-#: Callers that one limiter remembers; a caller whose bucket is full again is forgotten first.
-CALLERS_MAX: Final = 200_000
+#: Callers that one generation of a limiter remembers; it has two.
+CALLERS_MAX: Final = 100_000
 
 
 class Rate(msgspec.Struct, frozen=True):
@@ -23,28 +23,31 @@ class Rate(msgspec.Struct, frozen=True):
 
 
 class Limiter:
-    """Counts per caller inside one process. Times are monotonic seconds."""
+    """Counts per caller inside one process. Times are monotonic seconds.
+
+    It remembers in two generations, each as long as a whole bucket takes to fill again: what is
+    older than both binds nobody, and is let go as one.
+    """
 
     def __init__(self, rate: Rate) -> None:
         self._interval = rate.interval_ms / 1000
         self._ahead = (rate.count - 1) * self._interval
         self._arrivals: dict[str, float] = {}
+        self._earlier: dict[str, float] = {}
+        self._turns_at = 0.0
 
     def wait(self, caller: str, now: float) -> float:
         """Counts one call; 0 where it may go on, else the seconds until one more may."""
-        arrival = max(self._arrivals.get(caller, 0.0), now)
+        # Too many at once is an attack with many names: start over rather than grow.
+        if now >= self._turns_at or len(self._arrivals) >= CALLERS_MAX:
+            self._earlier, self._arrivals = self._arrivals, {}
+            self._turns_at = now + self._ahead + self._interval
+        arrival = self._arrivals.get(caller)
+        if arrival is None:
+            arrival = self._earlier.get(caller, now)
+        arrival = max(arrival, now)
         wait = arrival - now - self._ahead
         if wait > 0:
             return wait
-        if len(self._arrivals) >= CALLERS_MAX:
-            self._forget(now)
         self._arrivals[caller] = arrival + self._interval
         return 0.0
-
-    def _forget(self, now: float) -> None:
-        self._arrivals = {
-            caller: arrival for caller, arrival in self._arrivals.items() if arrival > now
-        }
-        # All of them busy: an attack with many names. Start over rather than grow.
-        if len(self._arrivals) >= CALLERS_MAX:
-            self._arrivals.clear()

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -12,6 +13,8 @@ __all__ = ["PAYMENT_ATTEMPTS_MAX", "Basket", "Line", "Reservation", "merge_lines
 
 #: Payment attempts that one order may make: a buyer tries a few cards, a script tries a thousand.
 PAYMENT_ATTEMPTS_MAX: Final = 5
+#: Bodies whose lines and digest are kept: in a flash sale most are alike.
+_BODIES_MAX: Final = 1_024
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,10 +45,7 @@ class Basket(msgspec.Struct, frozen=True, kw_only=True):
 
     def digest(self) -> str:
         """Tells this body from another under the same key: 128 bits in hex."""
-        lines = [(line.sku, line.quantity) for line in self.lines]
-        name = self.order_name if self.name_given else None
-        body = msgspec.json.encode([lines, self.amount, name])
-        return hashlib.sha256(body).hexdigest()[:32]
+        return _digest(self.lines, self.amount, self.order_name if self.name_given else None)
 
 
 class Reservation(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,12 +74,24 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
 
     def shown_status(self, now_ms: int) -> Status:
         """What a reader is told: a hold past its deadline is EXPIRED even before it is reaped."""
-        waiting = self.status in (Status.HELD, Status.PREPARED)
-        return Status.EXPIRED if waiting and now_ms >= self.expires_at_ms else self.status
+        if now_ms >= self.expires_at_ms and self.status in (Status.HELD, Status.PREPARED):
+            return Status.EXPIRED
+        return self.status
+
+
+@lru_cache(maxsize=_BODIES_MAX)
+def _digest(lines: tuple[Line, ...], amount: int, name: str | None) -> str:
+    body = msgspec.json.encode([[(line.sku, line.quantity) for line in lines], amount, name])
+    return hashlib.sha256(body).hexdigest()[:32]
 
 
 def merge_lines(lines: Iterable[tuple[str, int]]) -> tuple[Line, ...]:
     """One line per SKU, in the order of first mention, quantities summed."""
+    return _merged(tuple(lines))
+
+
+@lru_cache(maxsize=_BODIES_MAX)
+def _merged(lines: tuple[tuple[str, int], ...]) -> tuple[Line, ...]:
     quantities: dict[str, int] = {}
     for sku, quantity in lines:
         quantities[sku] = quantities.get(sku, 0) + quantity

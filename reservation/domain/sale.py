@@ -59,7 +59,10 @@ class Sale(msgspec.Struct, frozen=True, kw_only=True):
 
     def item(self, sku: str) -> Item | None:
         """The item with this id, if the sale has it."""
-        return next((item for item in self.items if item.sku == sku), None)
+        for item in self.items:
+            if item.sku == sku:
+                return item
+        return None
 
     def prices(self) -> str:
         """What an admission covers: every price of the page that handed it out."""

@@ -9,6 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
+from functools import lru_cache
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -57,6 +58,10 @@ LOOK_UP_PAUSE_SECONDS: Final = 0.2
 
 #: Words that leave a basket where it is.
 _NOT_YET: Final = frozenset({PrepareWord.DUE.value, PrepareWord.AGAIN.value})
+#: A look here takes a third of making the word from its text.
+_WORDS: Final = {word.value: word for word in PrepareWord}
+#: Names of orders whose text in an event is kept: most orders of a sale are called alike.
+_NAMES_MAX: Final = 1_024
 
 
 class Expire(Protocol):
@@ -146,12 +151,12 @@ class PrepareQueue:
         Raises:
             Unavailable: too many wait; `done` is not told anything.
         """
-        if self.is_full(basket.sale_id, epoch):
-            raise too_many()
         now = self._clock.monotonic()
         lane = self._lanes.get((basket.sale_id, epoch))
         if lane is None:
             lane = self._lanes[basket.sale_id, epoch] = _Lane()
+        if self._is_full(lane, now):
+            raise too_many()
         lane.waiting.append(_Waiting(basket, now, done))
         self._waiting += 1
         if lane.task is None:
@@ -162,12 +167,15 @@ class PrepareQueue:
 
     def is_full(self, sale_id: str, epoch: str) -> bool:
         """Whether a newcomer of this sale is turned away: too many wait, or they wait too long."""
-        if self._waiting >= WAITING_MAX:
-            return True
         lane = self._lanes.get((sale_id, epoch))
         if lane is None or not lane.waiting:
-            return False
-        return self._clock.monotonic() - lane.waiting[0].came_at > WAITING_SECONDS_MAX
+            return self._waiting >= WAITING_MAX
+        return self._is_full(lane, self._clock.monotonic())
+
+    def _is_full(self, lane: _Lane, now: float) -> bool:
+        if self._waiting >= WAITING_MAX:
+            return True
+        return bool(lane.waiting) and now - lane.waiting[0].came_at > WAITING_SECONDS_MAX
 
     async def aclose(self) -> None:
         """Wait for what is under way."""
@@ -249,7 +257,7 @@ class PrepareQueue:
                 waiting.digest,
                 basket.amount,
                 int(basket.admitted),
-                f'"buyer":{_json(buyer)},"name":{_json(basket.order_name)}',
+                f'"buyer":{_json(buyer)},"name":{_json_name(basket.order_name)}',
                 " ".join(lines),
             )
         stocks = [names.stock(sku) for sku in indices]
@@ -305,7 +313,7 @@ class PrepareQueue:
             some = decided[start : start + pause_after]
             began = self._clock.monotonic()
             for waiting, (word, *facts) in some:
-                waiting.decide(decision_of(waiting.basket, PrepareWord(word), facts))
+                waiting.decide(decision_of(waiting.basket, _WORDS[word], facts))
             self._answer_seconds = (self._clock.monotonic() - began) / len(some)
 
     async def _try_expire(self, sale_id: str, due: Sequence[str], epoch: str) -> int:
@@ -352,3 +360,6 @@ def _refuse(batch: list[_Waiting], refusal: ReservationError) -> None:
 
 def _json(text: str) -> str:
     return msgspec.json.encode(text).decode()
+
+
+_json_name = lru_cache(maxsize=_NAMES_MAX)(_json)

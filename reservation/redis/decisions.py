@@ -42,17 +42,14 @@ def decision_of(
     basket: Basket, word: PrepareWord, facts: Sequence[str]
 ) -> Decision | ReservationError:
     """What the script's word and facts say of this basket."""
-    match word:
-        case PrepareWord.HELD | PrepareWord.PREPARED:
-            return _reservation(basket, word, facts)
-        case PrepareWord.REPLAYED:
-            return Replayed()
-        case _:
-            return _refusal(word, facts)
+    if word is PrepareWord.HELD or word is PrepareWord.PREPARED:
+        return _reservation(basket, word, facts)
+    return Replayed() if word is PrepareWord.REPLAYED else _refusal(word, facts)
 
 
 def _reservation(basket: Basket, word: PrepareWord, facts: Sequence[str]) -> Reservation:
     expires_at, seq, created_at, items = facts
+    created_at_ms = int(created_at)
     return Reservation(
         order_id=basket.order_id,
         sale_id=basket.sale_id,
@@ -62,8 +59,8 @@ def _reservation(basket: Basket, word: PrepareWord, facts: Sequence[str]) -> Res
         amount=basket.amount,
         currency=basket.currency,
         order_name=basket.order_name,
-        created_at_ms=int(created_at),
-        updated_at_ms=int(created_at),
+        created_at_ms=created_at_ms,
+        updated_at_ms=created_at_ms,
         expires_at_ms=int(expires_at),
         seq=int(seq),
     )

@@ -1,6 +1,8 @@
 """Redis hashes as domain values. Instants are Unix milliseconds as text in Redis."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Final
 
 import msgspec
 
@@ -14,6 +16,8 @@ __all__ = ["as_event", "as_items", "as_mapping", "as_reservation", "as_sale"]
 _ATTEMPT = "attempt:"
 #: Made once: a decoder for a type that is no struct takes longer to make than to use.
 _ITEMS = msgspec.json.Decoder(list[tuple[str, int, int]])
+#: Texts of items whose lines are kept: most orders of a sale are alike.
+_TEXTS_MAX: Final = 1_024
 
 
 def as_mapping(flat: Sequence[str]) -> dict[str, str]:
@@ -21,6 +25,7 @@ def as_mapping(flat: Sequence[str]) -> dict[str, str]:
     return {flat[i]: flat[i + 1] for i in range(0, len(flat), 2)}
 
 
+@lru_cache(maxsize=_TEXTS_MAX)
 def as_items(text: str) -> tuple[Line, ...]:
     """The `items` field of an order: a JSON array of [sku, quantity, price]."""
     return tuple(

@@ -1,0 +1,121 @@
+"""A connection that stays open between requests: one timer for all of them."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import uvicorn
+from uvicorn.server import ServerState
+
+from api.protocol import ShortWayProtocol
+
+#: uvicorn's own: how long a connection may be idle.
+IDLE_SECONDS = 5
+
+
+class Timer:
+    def __init__(self, at: float, call: Callable[[], None]) -> None:
+        self.at = at
+        self.call = call
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Loop:
+    """A loop whose clock the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.timers: list[Timer] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> Timer:
+        self.timers.append(Timer(self.now + seconds, call))
+        return self.timers[-1]
+
+    def move(self, seconds: float) -> None:
+        self.now += seconds
+        due = [timer for timer in self.timers if timer.at <= self.now]
+        self.timers = [timer for timer in self.timers if timer.at > self.now]
+        for timer in due:
+            if not timer.cancelled:
+                timer.call()
+
+
+class Transport:
+    def __init__(self) -> None:
+        self.closed = False
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    def get_extra_info(self, *_: object) -> None:
+        return None
+
+    def write(self, _: bytes) -> None:
+        return None
+
+
+async def application(_scope: object, _receive: object, _send: object) -> None:
+    """Nothing is asked of it here."""
+
+
+def connected() -> tuple[Any, Loop, Transport]:
+    config = uvicorn.Config(application, ws="none", log_config=None)
+    config.load()
+    loop, transport = Loop(), Transport()
+    protocol: Any = ShortWayProtocol(config, ServerState(), {}, loop)  # type: ignore[arg-type]
+    protocol.connection_made(transport)
+    protocol.flow = SimpleNamespace(resume_reading=lambda: None, resume_writing=lambda: None)
+    return protocol, loop, transport
+
+
+def answer(protocol: Any) -> None:
+    """One request, up to its end."""
+    protocol.data_received(b"")
+    protocol.on_response_complete()
+
+
+def test_a_connection_that_is_idle_for_long_is_closed() -> None:
+    protocol, loop, transport = connected()
+    answer(protocol)
+    loop.move(IDLE_SECONDS - 1)
+    assert not transport.closed
+    loop.move(1)
+    assert transport.closed
+
+
+def test_a_connection_in_use_stays_and_has_one_timer() -> None:
+    protocol, loop, transport = connected()
+    for _ in range(20):
+        answer(protocol)
+        assert len(loop.timers) == 1
+        loop.move(IDLE_SECONDS - 1)
+    assert not transport.closed
+    loop.move(1)
+    assert transport.closed, "idle since the last answer, not since the timer was set"
+
+
+def test_a_request_that_takes_long_is_no_idle_time() -> None:
+    protocol, loop, transport = connected()
+    answer(protocol)
+    protocol.data_received(b"")
+    loop.move(10 * IDLE_SECONDS)
+    assert not transport.closed
+    protocol.on_response_complete()
+    loop.move(IDLE_SECONDS)
+    assert transport.closed
+
+
+def test_a_lost_connection_leaves_no_timer() -> None:
+    protocol, loop, _ = connected()
+    answer(protocol)
+    protocol.connection_lost(ConnectionResetError())
+    assert [timer.cancelled for timer in loop.timers] == [True]
