@@ -10,7 +10,7 @@ from typing import Final
 
 from reservation.domain.states import HOLDING, LIVE, Status
 from reservation.persistence.ledger import Ledger
-from reservation.redis.inspection import Inspection, OrderState
+from reservation.redis.inspection import BuyerState, Inspection, OrderState
 
 __all__ = ["SET_OF", "OrderAudit"]
 
@@ -19,7 +19,7 @@ PROBLEMS_MAX: Final = 20
 #: Looks at what does not agree, and the pause between them: far longer than a script.
 LOOKS: Final = 3
 LOOK_SECONDS: Final = 0.05
-#: Orders of SQL looked at together.
+#: Orders of SQL, or buyers, looked at together.
 PAGE_ORDERS: Final = 1_000
 
 #: The set that an order is in, by its status; none for the others.
@@ -55,46 +55,37 @@ class OrderAudit:
         unseen = set(by_sql)
         async for buyer_ids in self._inspection.buyers(sale_id):
             counts = await self._inspection.counts(sale_id, buyer_ids)
-            for buyer_id in buyer_ids:
-                # Most have not moved since SQL was read; the others are looked at one by one.
-                if counts[buyer_id] != by_sql.get(buyer_id, {}):
-                    problems += await self._buyer(sale_id, buyer_id)
+            # Most have not moved since SQL was read; the others are looked at with their orders.
+            moved = [one for one in buyer_ids if counts[one] != by_sql.get(one, {})]
+            problems += await self._miscounted(sale_id, moved)
             unseen.difference_update(buyer_ids)
             if len(problems) >= PROBLEMS_MAX:
                 break
-        for buyer_id in sorted(unseen):
-            problems += await self._buyer(sale_id, buyer_id)
+        left = sorted(unseen)
+        for start in range(0, len(left), PAGE_ORDERS):
             if len(problems) >= PROBLEMS_MAX:
                 break
+            problems += await self._miscounted(sale_id, left[start : start + PAGE_ORDERS])
         return sorted(set(problems))[:PROBLEMS_MAX]
 
-    async def _buyer(self, sale_id: str, buyer_id: str) -> list[str]:
-        told: list[str] = []
-        before: list[str] = []
+    async def _miscounted(self, sale_id: str, buyer_ids: Sequence[str]) -> list[str]:
+        """What is told of these buyers twice in a row, and at the last look."""
+        before: dict[str, list[str]] = {}
+        told: dict[str, list[str]] = {}
         for _ in range(LOOKS):
             before = told
-            state = await self._inspection.buyer(sale_id, buyer_id)
-            expected: dict[str, int] = {}
-            last: dict[str, tuple[int, str]] = {}
-            for order in state.orders:
-                for line in order.lines:
-                    if order.status in HOLDING or order.status is Status.CONFIRMED:
-                        expected[line.sku] = expected.get(line.sku, 0) + line.quantity
-                    last[line.sku] = max(last.get(line.sku, (0, "")), (order.seq, order.order_id))
-            told = [
-                f"{sku}: buyer {buyer_id} has {state.counted.get(sku, 0)} by the limit's count and "
-                f"{expected.get(sku, 0)} by their orders; the last is {last[sku][1]} (event "
-                f"{last[sku][0]})"
-                if sku in last
-                else f"{sku}: buyer {buyer_id} has {state.counted[sku]} by the limit's count and no"
-                " order"
-                for sku in sorted(state.counted.keys() | expected.keys())
-                if state.counted.get(sku, 0) != expected.get(sku, 0)
-            ]
+            states = await self._inspection.states(sale_id, buyer_ids)
+            told = {one: wrong for one, state in states.items() if (wrong := _counts(one, state))}
             if not told:
                 return []
+            buyer_ids = list(told)
             await asyncio.sleep(LOOK_SECONDS)
-        return told if told == before else []
+        return [
+            sentence
+            for buyer_id, sentences in told.items()
+            if before.get(buyer_id) == sentences
+            for sentence in sentences
+        ]
 
     async def _sets(self, sale_id: str) -> list[str]:
         problems: list[str] = []
@@ -124,6 +115,26 @@ class OrderAudit:
             before, order_ids = wrong, list(wrong)
             await asyncio.sleep(LOOK_SECONDS)
         return [_sentence(order_id, state) for order_id, state in before.items()]
+
+
+def _counts(buyer_id: str, state: BuyerState) -> list[str]:
+    """Where the limit's count of a buyer is not what the buyer's orders add up to."""
+    expected: dict[str, int] = {}
+    last: dict[str, tuple[int, str]] = {}
+    for order in state.orders:
+        for line in order.lines:
+            if order.status in HOLDING or order.status is Status.CONFIRMED:
+                expected[line.sku] = expected.get(line.sku, 0) + line.quantity
+            last[line.sku] = max(last.get(line.sku, (0, "")), (order.seq, order.order_id))
+    return [
+        f"{sku}: buyer {buyer_id} has {state.counted.get(sku, 0)} by the limit's count and "
+        f"{expected.get(sku, 0)} by their orders; the last is {last[sku][1]} (event "
+        f"{last[sku][0]})"
+        if sku in last
+        else f"{sku}: buyer {buyer_id} has {state.counted[sku]} by the limit's count and no order"
+        for sku in sorted(state.counted.keys() | expected.keys())
+        if state.counted.get(sku, 0) != expected.get(sku, 0)
+    ]
 
 
 def _is_wrong(state: OrderState) -> bool:

@@ -15,6 +15,8 @@ __all__ = ["BuyerState", "Inspection", "OrderRecord", "OrderState", "SaleRecord"
 
 #: Keys of one round trip: about a millisecond of the server's single thread.
 KEYS_AT_ONCE: Final = 200
+#: Keys that one step of a scan passes over, most of them of other kinds: likewise.
+SCAN_COUNT: Final = 2_000
 #: Orders of one buyer that are added up; a limit per buyer keeps real lists far shorter.
 BUYER_ORDERS_MAX: Final = 1_000
 
@@ -70,7 +72,7 @@ class Inspection:
         cursor = "0"
         while True:
             cursor, keys = await self._connections.command(
-                "SCAN", cursor, "MATCH", f"{prefix}*", "COUNT", KEYS_AT_ONCE
+                "SCAN", cursor, "MATCH", f"{prefix}*", "COUNT", SCAN_COUNT
             )
             if keys:
                 yield [key.removeprefix(prefix) for key in keys]
@@ -91,13 +93,36 @@ class Inspection:
                 counts[buyer_id] = {sku: int(quantity) for sku, quantity in fields.items()}
         return counts
 
-    async def buyer(self, sale_id: str, buyer_id: str) -> BuyerState:
-        """A buyer's hash and orders; the two are an instant apart."""
+    async def states(self, sale_id: str, buyer_ids: Sequence[str]) -> dict[str, BuyerState]:
+        """These buyers' hashes and orders; a hash and its orders are an instant apart."""
         names = self._keys.of(sale_id)
-        flat = await self._connections.command("HGETALL", names.buyer(buyer_id))
-        orders = await self._store.orders_of_buyer(sale_id, buyer_id, BUYER_ORDERS_MAX)
-        counted = {sku: int(quantity) for sku, quantity in as_mapping(flat).items()}
-        return BuyerState(counted=counted, orders=tuple(orders))
+        counts = await self.counts(sale_id, buyer_ids)
+        order_ids: dict[str, list[str]] = {}
+        for start in range(0, len(buyer_ids), KEYS_AT_ONCE):
+            some = buyer_ids[start : start + KEYS_AT_ONCE]
+            replies = await self._connections.pipeline(
+                [
+                    ("ZREVRANGE", names.buyer_orders(buyer_id), 0, BUYER_ORDERS_MAX - 1)
+                    for buyer_id in some
+                ]
+            )
+            order_ids |= zip(some, map(good, replies), strict=True)
+        orders = await self._reservations([one for ids in order_ids.values() for one in ids])
+        return {
+            buyer_id: BuyerState(
+                counted=counts[buyer_id],
+                orders=tuple(orders[one] for one in order_ids[buyer_id] if one in orders),
+            )
+            for buyer_id in buyer_ids
+        }
+
+    async def _reservations(self, order_ids: Sequence[str]) -> dict[str, Reservation]:
+        found: dict[str, Reservation] = {}
+        for start in range(0, len(order_ids), KEYS_AT_ONCE):
+            for order in await self._store.read_many(order_ids[start : start + KEYS_AT_ONCE]):
+                if order is not None:
+                    found[order.order_id] = order
+        return found
 
     async def members(self, sale_id: str) -> AsyncGenerator[list[str]]:
         """The orders in the sale's sorted sets, a few at a time; some may come twice."""

@@ -1,10 +1,13 @@
 """The audit names the item, the order and the event of whatever a hand in the data broke."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from reservation.redis.inspection import Inspection
 from tests.fixtures.in_process import Bench, bench
 
 
@@ -35,6 +38,29 @@ async def test_a_buyers_count_that_is_not_their_orders_is_named(here: Bench) -> 
     told = f"and 1 by their orders; the last is {order.order_id} (event 2)"
     assert f"a: buyer ann has 3 by the limit's count {told}" in problems
     assert "a: buyer eve has 1 by the limit's count and no order" in problems
+
+
+async def test_buyers_that_sql_does_not_have_yet_are_looked_at_together(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One by one the audit of a running sale would never catch up with its buyers."""
+    sale_id = await here.sale()
+    buyer_ids = [f"buyer-{number}" for number in range(100)]
+    await asyncio.gather(*(here.hold(sale_id, buyer_id) for buyer_id in buyer_ids))
+    assert await here.audited(sale_id) == ()
+    service, trips = here.service, 0
+    pipeline = service.connections.pipeline
+
+    async def counted(commands: Any, **how: Any) -> Any:
+        nonlocal trips
+        trips += 1
+        return await pipeline(commands, **how)
+
+    monkeypatch.setattr(service.connections, "pipeline", counted)
+    inspection = Inspection(service.connections, service.keys, service.store)
+    states = await inspection.states(sale_id, buyer_ids)
+    assert {state.orders[0].buyer_id for state in states.values()} == set(buyer_ids)
+    assert trips == 3
 
 
 @pytest.mark.parametrize("name", ["deadlines", "confirming", "deposits"])
