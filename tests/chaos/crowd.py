@@ -89,7 +89,7 @@ class Crowd:
             while loop.time() < until:
                 try:
                     await self._live()
-                except Exception as error:  # loop top: one life's end must be told, not end all
+                except Exception as error:  # noqa: BLE001 - loop top: told, and the others live on
                     self._accuse(f"a buyer broke: {error!r}")
 
         async with asyncio.TaskGroup() as group:
