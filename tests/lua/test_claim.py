@@ -153,3 +153,11 @@ async def test_an_item_that_has_left_the_sale_is_not_taken_again(sale: LuaSale) 
     before = await sale.dump()
     assert await sale.claim(basket) == ["expired"]
     assert await sale.dump() == before
+
+
+async def test_what_a_buyer_takes_again_comes_on_top_of_what_they_have(sale: LuaSale) -> None:
+    given_back = await sale.hold("ann", lines={"a": 2})
+    await sale.release(given_back)
+    await sale.hold("ann")
+    assert (await sale.claim(given_back))[0] == "claimed"
+    assert await sale.bought("ann") == {"a": "3"}

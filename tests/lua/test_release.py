@@ -59,3 +59,16 @@ async def test_stock_keys_that_are_not_the_orders_change_nothing(
     with pytest.raises(Exception, match="stock keys do not fit the order"):
         await sale.release(basket | {"lines": lines})
     assert await sale.dump() == before
+
+
+@pytest.mark.parametrize("held", ["0", "1", "two"])
+async def test_less_is_held_than_the_order_has_and_nothing_changes(
+    sale: LuaSale, held: str
+) -> None:
+    basket = await sale.hold(lines={"a": 2})
+    await sale.connections.command("HSET", sale.keys.stock("a"), "held", held)
+    before = await sale.dump()
+    with pytest.raises(Exception, match="held of a is less than the order"):
+        await sale.release(basket)
+    assert await sale.dump() == before
+    await sale.connections.command("HSET", sale.keys.stock("a"), "held", "2")
