@@ -9,6 +9,8 @@ import structlog
 from litestar import MediaType, Request, Response
 from litestar.exceptions import HTTPException
 from litestar.openapi.datastructures import ResponseSpec
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from api.observe import request_id_of
 from reservation.domain import errors
@@ -197,6 +199,17 @@ def _sentence(error: HTTPException) -> str:
 def _store_down(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """Redis cannot be asked. Prepare tells the two kinds apart itself and never gets here."""
     log.warning("store_down", reason=str(error), path=request.url.path)
+    return _try_again(request)
+
+
+def _sql_down(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """SQL cannot be asked; what was begun is gone on with, or may be sent again."""
+    # Its text has the statement's values in it.
+    log.warning("sql_down", reason=type(error).__name__, path=request.url.path)
+    return _try_again(request)
+
+
+def _try_again(request: Request[Any, Any, Any]) -> Response[bytes]:
     return problem_of(
         "unavailable",
         "The store does not answer; try again.",
@@ -222,6 +235,10 @@ EXCEPTION_HANDLERS: Any = {
     HTTPException: _http_error,
     StoreUnavailable: _store_down,
     StoreUncertain: _store_down,
+    # What a server or a file that is away, full or locked ends in; other errors of SQL are bugs.
+    OperationalError: _sql_down,
+    InterfaceError: _sql_down,
+    PoolTimeout: _sql_down,
     Exception: _bug,
 }
 

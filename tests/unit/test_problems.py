@@ -1,0 +1,47 @@
+"""What is not a refusal of the domain, as a problem document."""
+
+from typing import Any
+
+import httpx
+import pytest
+from litestar import Litestar, get
+from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from structlog.testing import capture_logs
+
+from api.problems import EXCEPTION_HANDLERS
+
+_SECRET = "the-payment's-key"
+
+
+async def _answer_to(error: Exception) -> httpx.Response:
+    @get("/")
+    async def fails() -> None:
+        raise error
+
+    app: Any = Litestar([fails], exception_handlers=EXCEPTION_HANDLERS, openapi_config=None)
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
+        return await client.get("/")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OperationalError("SELECT", {"key": _SECRET}, OSError("away")),
+        InterfaceError("SELECT", {"key": _SECRET}, OSError("connection is closed")),
+        PoolTimeout("all connections are taken"),
+    ],
+)
+async def test_sql_that_is_away_is_told_as_not_now(error: Exception) -> None:
+    with capture_logs() as lines:
+        answer = await _answer_to(error)
+    assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+    assert answer.headers["retry-after"] == "1"
+    assert [line["event"] for line in lines] == ["sql_down"]
+    assert _SECRET not in str(lines)
+
+
+async def test_a_statement_that_sql_refuses_is_a_bug() -> None:
+    answer = await _answer_to(IntegrityError("INSERT", {}, ValueError("a key twice")))
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
