@@ -17,6 +17,7 @@ import httpx
 import msgspec
 import pytest
 import structlog
+from litestar.datastructures import State
 from sqlalchemy.exc import SAWarning
 
 from api import observe
@@ -112,6 +113,9 @@ class Ground:
         try:
             with determined(loop, str(plan.seed)), run.substituted(), _quietly():
                 run.go()
+                for app in self._apps.values():
+                    # What the last process to serve it has left there.
+                    app.state = State()
         finally:
             loop.close()
         return run.outcome(time.monotonic() - began)

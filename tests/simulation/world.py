@@ -190,7 +190,8 @@ class World:
     def _ended_by_itself(self, process: Process, main: asyncio.Task[None]) -> None:
         error = None if main.cancelled() else main.exception()
         self.trace.note("ends", process.name, type(error).__name__)
-        if not isinstance(error, _AT_START):
+        causes = error.exceptions if isinstance(error, BaseExceptionGroup) else [error]
+        if not all(isinstance(cause, _AT_START) for cause in causes):
             self.wrong.append(f"{process.name} ended: {error!r}")
 
     async def _end_all(self) -> None:
