@@ -20,7 +20,7 @@ from reservation.redis.calls import Calls, members_json
 from reservation.redis.connection import Connections, good
 from reservation.redis.keys import Keys, SaleKeys
 from reservation.redis.outcomes import ClaimWord, ExpireWord, FinishWord, LeaseWord
-from reservation.redis.records import as_mapping, as_reservation
+from reservation.redis.records import as_items, as_mapping, as_reservation
 
 __all__ = [
     "Claimed",
@@ -274,12 +274,22 @@ class Store:
     async def expire(self, sale_id: str, order_ids: Sequence[str], *, epoch: str) -> int:
         """Expire those of the orders that are due (expire.lua); how many were."""
         keys = self._keys.of(sale_id)
-        found = await self.read_many(list(order_ids)[:EXPIRE_BATCH])
-        orders = [order for order in found if order is not None]
-        if not orders:
+        some = order_ids[:EXPIRE_BATCH]
+        found = await self._connections.pipeline(
+            [("HMGET", keys.order(order_id), "buyer", "items") for order_id in some]
+        )
+        order_keys: list[str] = []
+        pairs: list[str | int] = []
+        for order_id, reply in zip(some, found, strict=True):
+            buyer_id, items = good(reply)
+            if buyer_id is None or items is None:
+                continue
+            lines = as_items(items)
+            order_keys += (keys.order(order_id), keys.buyer(buyer_id))
+            order_keys += [keys.stock(line.sku) for line in lines]
+            pairs += (order_id, len(lines))
+        if not pairs:
             return 0
-        order_keys = [key for order in orders for key in _order_keys(keys, order)]
-        pairs = [part for order in orders for part in (order.order_id, len(order.lines))]
         words = await self._calls.run(
             "expire",
             epoch=epoch,

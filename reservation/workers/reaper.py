@@ -3,6 +3,8 @@
 Nothing waits for it to sell: a prepare that finds stock behind expired holds expires them itself.
 """
 
+import asyncio
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from reservation.catalog import Catalog
@@ -11,8 +13,13 @@ from reservation.redis.store import EXPIRE_BATCH, Store
 
 __all__ = ["Reaper"]
 
-#: Batches in one round, so that one sale's flood leaves the others their turn.
-BATCHES_MAX: Final = 25
+#: Batches of one look at what is due: so many names are read in half a millisecond.
+BATCHES_OF_A_LOOK: Final = 5
+#: Looks in one round, so that one sale's flood leaves the others their turn.
+LOOKS_MAX: Final = 5
+#: Batches under way at once: Redis ends the holds of one while the other is read and packed here.
+#: A third would only make a buyer's call wait for one more script.
+BATCHES_AT_ONCE: Final = 2
 
 
 class Reaper:
@@ -25,15 +32,37 @@ class Reaper:
     async def run_once(self, sale_id: str) -> int:
         """One round for one sale; how many holds were given back."""
         expired = 0
-        for _ in range(BATCHES_MAX):
-            due = await self._store.due(sale_id, EXPIRE_BATCH)
+        for _ in range(LOOKS_MAX):
+            due = await self._store.due(sale_id, BATCHES_OF_A_LOOK * EXPIRE_BATCH)
             if not due:
                 break
-            known = await self._catalog.get(sale_id)
-            count = await self._store.expire(sale_id, due, epoch=known.epoch)
+            count = await self._expire(sale_id, due)
             expired += count
             if count == 0:
                 # The server's clock and ours disagree about these: wait until both agree.
                 break
         REAPED.inc(expired)
+        return expired
+
+    async def _expire(self, sale_id: str, due: Sequence[str]) -> int:
+        """Expire all of these, batch by batch; how many were due indeed."""
+        known = await self._catalog.get(sale_id)
+        starts = iter(range(0, len(due), EXPIRE_BATCH))
+
+        async def batches(starts: Iterator[int]) -> int:
+            expired = 0
+            for start in starts:
+                some = due[start : start + EXPIRE_BATCH]
+                expired += await self._store.expire(sale_id, some, epoch=known.epoch)
+            return expired
+
+        # Where one fails the other comes to its end first: nothing is left under way.
+        counts = await asyncio.gather(
+            *(batches(starts) for _ in range(BATCHES_AT_ONCE)), return_exceptions=True
+        )
+        expired = 0
+        for count in counts:
+            if isinstance(count, BaseException):
+                raise count
+            expired += count
         return expired

@@ -45,6 +45,39 @@ if now_ms > not_after then return all_answer("too_late") end
 local head = open_head(sale, outbox, epoch)
 if not head then return all_answer("recovering") end
 
+-- Stock is read once a batch, followed here, and written once at the end.
+local stocks, touched = {}, {}
+local function stock_at(key)
+    local stock = stocks[key]
+    if not stock then
+        local found = redis.call("HMGET", key, "held", "available")
+        stock = {key = key, held = count_of(found[1]), available = count_of(found[2]), back = 0}
+        stocks[key] = stock
+        touched[#touched + 1] = stock
+    end
+    return stock
+end
+
+-- The first thing wrong with giving these lines back, as an error reply; nil if none.
+local function check(lines, buyer)
+    for _, line in ipairs(lines) do
+        local stock = stock_at(line.key)
+        if not stock.held or stock.held < line.quantity then
+            return redis.error_reply(
+                "BUG expire: held of " .. line.sku .. " is less than the order")
+        end
+        if not stock.available then
+            return redis.error_reply("BUG expire: available of " .. line.sku .. " is no count")
+        end
+        local taken = redis.call("HGET", buyer, line.sku)
+        line.taken = count_of(taken or "0")
+        if not line.taken then
+            return redis.error_reply(
+                "BUG expire: what the buyer has of " .. line.sku .. " is no count")
+        end
+    end
+end
+
 -- Reads and checks one order; a table where it is due, else the word (or the bug) that answers it.
 local function look_at(order_id, first_key)
     local deadline = tonumber(redis.call("ZSCORE", deadlines, order_id))
@@ -57,32 +90,69 @@ local function look_at(order_id, first_key)
     local lines, bug = take_lines("expire", found[2], first_key + 2, KEYS)
     if not lines then return bug end
     local order, buyer = KEYS[first_key], KEYS[first_key + 1]
-    local wrong = found[1] == "HELD" and check_lines("expire", lines, buyer, "held", "available")
+    if found[1] == "PREPARED" then lines = {} end
+    local wrong = check(lines, buyer)
     if wrong then return wrong end
     return {status = found[1], lines = lines, order = order, buyer = buyer}
 end
 
-local function expire(order_id, due)
-    local seq = append_event(head, "expired", order_id, now_ms, string.format(
-        '{"from":"%s","to":"EXPIRED","cause":"deadline"}', due.status))
-    close_head(head)
-    redis.call("HSET", due.order, "status", "EXPIRED", "updated_at", int(now_ms), "seq", seq)
-    redis.call("ZREM", deadlines, order_id)
-    move_lines(due.lines, due.buyer, COUNTER[due.status], "available")
-end
-
-local key = FIRST_ORDER_KEY
-for i = 1, order_count do
-    local arg = FIRST_ORDER_ARG + (i - 1) * 2
-    local due = look_at(ARGV[arg], key)
-    key = key + 2 + tonumber(ARGV[arg + 1])
-    if type(due) ~= "table" then
-        replies[i] = due
-    elseif due.err then
-        return due
-    else
-        expire(ARGV[arg], due)
-        replies[i] = "expired"
+local function give_back(lines, buyer)
+    for _, line in ipairs(lines) do
+        local stock = stock_at(line.key)
+        stock.held, stock.back = stock.held - line.quantity, stock.back + line.quantity
+        if line.taken > line.quantity then
+            redis.call("HINCRBY", buyer, line.sku, int(-line.quantity))
+        else
+            redis.call("HDEL", buyer, line.sku)
+        end
     end
 end
-return replies
+
+local at, ended = int(now_ms), {}
+local function expire(order_id, due)
+    local seq = append_event(
+        head, "expired", order_id, now_ms,
+        '{"from":"' .. due.status .. '","to":"EXPIRED","cause":"deadline"}')
+    redis.call("HSET", due.order, "status", "EXPIRED", "updated_at", at, "seq", seq)
+    ended[#ended + 1] = order_id
+    give_back(due.lines, due.buyer)
+end
+
+-- What the batch moved, written once for all of it. It also follows an error at a later order:
+-- those before it have ended.
+local function write_batch()
+    if #ended == 0 then return end
+    close_head(head)
+    redis.call("ZREM", deadlines, unpack(ended))
+    for _, stock in ipairs(touched) do
+        if stock.back > 0 then
+            redis.call("HINCRBY", stock.key, "held", int(-stock.back))
+            redis.call("HINCRBY", stock.key, "available", int(stock.back))
+        end
+    end
+end
+
+local function expire_all()
+    local key, named = FIRST_ORDER_KEY, {}
+    for i = 1, order_count do
+        local arg = FIRST_ORDER_ARG + (i - 1) * 2
+        local order_id = ARGV[arg]
+        -- Named twice in one call: its deadline is still there, and it has ended all the same.
+        local due = named[order_id] and "settled" or look_at(order_id, key)
+        key = key + 2 + tonumber(ARGV[arg + 1])
+        if type(due) ~= "table" then
+            replies[i] = due
+        elseif due.err then
+            return due
+        else
+            expire(order_id, due)
+            named[order_id], replies[i] = true, "expired"
+        end
+    end
+    return replies
+end
+
+local whole, result = pcall(expire_all)
+write_batch()
+if not whole then error(result, 0) end
+return result

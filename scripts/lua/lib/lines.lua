@@ -4,11 +4,15 @@ local COUNTER = {
     PREPARED = "available", RELEASED = "available", EXPIRED = "available", REFUNDED = "available",
 }
 
+-- Most orders of a sale are alike: each text is read once in a script.
+local decoded = {}
+
 -- The lines of a stored reservation, each with the stock key that the caller declared for it.
 -- A key that is not this SKU's is a bug of the caller, found before anything is written.
 local function take_lines(script, items, first_key, keys)
     local lines = {}
-    for i, item in ipairs(cjson.decode(items)) do
+    decoded[items] = decoded[items] or cjson.decode(items)
+    for i, item in ipairs(decoded[items]) do
         local key = keys[first_key + i - 1]
         if not key or string.sub(key, -#item[1] - 1) ~= ":" .. item[1] then
             return nil, redis.error_reply("BUG " .. script .. ": stock keys do not fit the order")
