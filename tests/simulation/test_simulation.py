@@ -13,7 +13,7 @@ from tests.simulation.__main__ import told
 from tests.simulation.plans import Plan
 from tests.simulation.run import Ground, ground
 
-# A process that is killed closes nothing: the streams of its requests are found open by the collector.
+# A process that is killed closes nothing: the collector finds the streams of its requests open.
 pytestmark = pytest.mark.filterwarnings("ignore:.*MemoryObject.*Stream")
 ROOT = Path(__file__).resolve().parents[2]
 #: The digest of the trace and the end of the chain, on the line of a run.
