@@ -1,0 +1,157 @@
+"""What one hold costs in Python from its bytes to its answer's, without sockets and Redis.
+
+python -m benchmarks.path
+
+The protocol, the short way and the queue are the service's own; a stand-in for the store answers
+each call at once with what the script would. Beside `benchmarks.steps`, which has each step alone,
+it shows what lies between them.
+"""
+
+import asyncio
+import secrets
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, Final, cast
+
+import hiredis
+import uvicorn
+import uvloop
+from uvicorn.server import ServerState
+
+from api.app import context_of
+from api.prepare_path import PreparePath
+from api.protocol import ShortWayProtocol
+from benchmarks.contenders import BUYERS_SECRET
+from benchmarks.sale import token_of
+from benchmarks.steps import HELD, SALE, request_of
+from reservation.bootstrap import Service, opened
+from reservation.catalog import Known
+from reservation.settings import Settings
+
+__all__ = ["main"]
+
+#: As many as are under way at once with 64 connections: one half waits while the other is decided.
+BATCH: Final = 32
+BATCHES: Final = 64
+ROUNDS: Final = 40
+
+
+class Application:
+    """What the protocol asks for its short way; nothing here goes the other one."""
+
+    def __init__(self) -> None:
+        self.state: Any = None
+        self.prepare_path: PreparePath | None = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        raise NotImplementedError
+
+
+class Transport:
+    """A connection that takes answers and forgets them."""
+
+    def __init__(self) -> None:
+        self.answers = 0
+
+    def write(self, _: bytes) -> None:
+        self.answers += 1
+
+    def is_closing(self) -> bool:
+        return False
+
+    def get_extra_info(self, *_: object) -> None:
+        return None
+
+
+async def measure(data_dir: Path) -> list[float]:
+    """Microseconds a hold, of each round."""
+    environ = {
+        "RESERVATION_DATA_DIR": str(data_dir),
+        "RESERVATION_REDIS_URL": "redis://127.0.0.1:1",
+        "RESERVATION_TOSS_API_URL": "http://127.0.0.1:1",
+        "RESERVATION_AUTH": "jwt",
+        "RESERVATION_JWT_SECRET": BUYERS_SECRET,
+    }
+    settings = Settings.load(environ, None)
+    async with opened(settings) as service:
+        _stand_in(service)
+        protocols = _protocols(PreparePath(context_of(settings, service), None))
+        return [await _round(protocols, number) for number in range(ROUNDS)]
+
+
+def _stand_in(service: Service) -> None:
+    known = Known(SALE, SALE.epoch, 0.0)
+    reader: Any = hiredis.Reader(encoding="utf-8")
+
+    async def call(script: Any, keys: Sequence[str], args: Sequence[Any], **_: bool) -> Any:
+        cast("Any", hiredis).pack_command(("EVALSHA", script.sha, len(keys), *keys, *args))
+        count = int(args[6])
+        reader.feed(b"*%d\r\n" % count + _HELD * count)
+        await asyncio.sleep(0)
+        return reader.gets()
+
+    service.connections.call = call
+    service.catalog.at_hand = lambda sale_id: known  # noqa: ARG005 - as the catalog calls it
+
+
+def _reply(facts: Sequence[str]) -> bytes:
+    parts = [b"$%d\r\n%b\r\n" % (len(fact), fact.encode()) for fact in facts]
+    return b"*%d\r\n" % len(parts) + b"".join(parts)
+
+
+_HELD: Final = _reply(("held", *HELD))
+
+
+def _protocols(path: PreparePath) -> list[tuple[ShortWayProtocol, Transport]]:
+    application = Application()
+    application.state = application
+    application.prepare_path = path
+    config = uvicorn.Config(application, http=ShortWayProtocol, ws="none", log_config=None)
+    config.load()
+    config.loaded_app = cast("Any", application)
+    state, made = ServerState(), list[tuple[ShortWayProtocol, Transport]]()
+    for _ in range(BATCH):
+        protocol, transport = ShortWayProtocol(config, state, {}), Transport()
+        protocol.connection_made(cast("Any", transport))
+        protocol.flow = cast("Any", _Flow())
+        made.append((protocol, transport))
+    return made
+
+
+class _Flow:
+    write_paused = False
+
+    def resume_reading(self) -> None:
+        return None
+
+
+async def _round(protocols: list[tuple[ShortWayProtocol, Transport]], number: int) -> float:
+    """New buyers, each with a token that was not seen before."""
+    buyers = [f"buyer-{number * BATCHES * BATCH + each:08d}" for each in range(BATCHES * BATCH)]
+    requests = [request_of(token_of(buyer, secret=BUYERS_SECRET)) for buyer in buyers]
+    began = time.process_time()
+    for start in range(0, len(requests), BATCH):
+        _, last = protocols[-1]
+        answered = last.answers
+        some = requests[start : start + BATCH]
+        for (protocol, _), request in zip(protocols, some, strict=True):
+            protocol.data_received(request)
+        while last.answers == answered:  # noqa: ASYNC110 - the loop's own turns are measured
+            await asyncio.sleep(0)
+    return (time.process_time() - began) / len(requests) * 1e6
+
+
+def main() -> int:
+    """Measure and print."""
+    with tempfile.TemporaryDirectory(prefix=f"path-{secrets.token_hex(2)}") as data_dir:
+        found = uvloop.run(measure(Path(data_dir)))
+    sys.stdout.write(f"{min(found):6.2f} us at best, {median(found):.2f} us in the middle\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
