@@ -134,10 +134,7 @@ class Buyer(FastHttpUser):
             self.answers.accuse(f"one key, two orders: {[order['orderId'] for order in orders]}")
         if not orders:
             return self._refused(item, first)
-        if "payment" not in orders[0]:
-            return OVER
-        self._hold(orders[0])
-        return self._pay(orders[0])
+        return self._pay(orders[0]) if self._hold(orders[0]) else OVER
 
     def late(self) -> str:
         """Come back from the PG after the hold has ended."""
@@ -204,10 +201,7 @@ class Buyer(FastHttpUser):
         answer = self._prepare(item, new_key())
         if answer.status != HTTPStatus.CREATED:
             return self._refused(item, answer)
-        if "payment" not in answer.body:
-            return OVER
-        self._hold(answer.body, known=known)
-        return answer.body
+        return answer.body if self._hold(answer.body, known=known) else OVER
 
     def _look(self) -> dict[str, Any] | None:
         answer = self._ask("GET", f"/v1/sales/{self.plan.sale_id}", "look", self._headers)
@@ -234,14 +228,17 @@ class Buyer(FastHttpUser):
             self.answers.accuse(f"{item['sku']}: sold out, and {left} available in one answer")
         return answer.code or str(answer.status)
 
-    def _hold(self, order: dict[str, Any], *, known: bool = True) -> None:
+    def _hold(self, order: dict[str, Any], *, known: bool = True) -> bool:
         self.answers.say(order, "held")
-        checkout: str | None = order.get("payment", {}).get("checkoutUrl")
+        if "payment" not in order:
+            return False
+        checkout: str | None = order["payment"].get("checkoutUrl")
         if checkout is None:
             raise RuntimeError("a load test needs the sandbox: this service has no checkoutUrl")
         self.answers.sandbox_url = checkout.removesuffix("/checkout")
         if known:
             self.strangers.append(order["orderId"])
+        return True
 
     def _pay(self, order: dict[str, Any], decline: str | None = None) -> str:
         url = self._success_url(order, self._payment_key(order, decline))

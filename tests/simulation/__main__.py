@@ -1,12 +1,15 @@
 """Runs the simulation by hand: `python -m tests.simulation --seed N [--runs K]`."""
 
 import argparse
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 from tests.simulation.plans import Plan
 from tests.simulation.run import Outcome, ground
 
-__all__ = ["main", "told"]
+__all__ = ["Total", "main", "told"]
 
 
 def main() -> int:
@@ -17,7 +20,7 @@ def main() -> int:
     given.add_argument("--fair", action="store_true", help="nothing goes wrong")
     given.add_argument("--trace", action="store_true", help="tell every message")
     wish = given.parse_args()
-    bad = 0
+    bad, total = 0, Total()
     with ground() as here:
         for seed in range(wish.seed, wish.seed + wish.runs):
             outcome = here.run(
@@ -25,8 +28,34 @@ def main() -> int:
             )
             sys.stdout.write(told(outcome) + "\n")
             sys.stdout.flush()
+            total.add(outcome)
             bad += bool(outcome.problems)
+    sys.stdout.write(f"{total}\n")
     return 1 if bad else 0
+
+
+class Total:
+    """What a row of runs comes to."""
+
+    def __init__(self) -> None:
+        self.runs = self.orders = self.operations = self.faults = 0
+        self.virtual_seconds = self.real_seconds = 0.0
+
+    def add(self, outcome: Outcome) -> None:
+        """One more."""
+        self.runs += 1
+        self.orders += outcome.orders
+        self.operations += outcome.judgement.operations if outcome.judgement else 0
+        self.faults += outcome.counts.get("fault", 0)
+        self.virtual_seconds += outcome.virtual_seconds
+        self.real_seconds += outcome.real_seconds
+
+    def __str__(self) -> str:
+        return (
+            f"{self.runs} runs: {self.orders} orders, {self.operations} operations judged,"
+            f" {self.faults} faults, {self.virtual_seconds:.0f} virtual seconds"
+            f" in {self.real_seconds:.0f} s"
+        )
 
 
 def _tell(line: str) -> None:
@@ -50,8 +79,18 @@ def told(outcome: Outcome) -> str:
 
 
 def replay(seed: int) -> str:
-    """How to see the same again."""
-    return f"replay: .venv/bin/python -m tests.simulation --seed {seed}"
+    """How to see the same again, on the same commit."""
+    commit = ""
+    if shutil.which("git"):
+        asked = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        commit = f" (commit {asked.stdout.strip()})" if asked.returncode == 0 else ""
+    return f"replay: .venv/bin/python -m tests.simulation --seed {seed}{commit}"
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Generator, MutableMapping
+from collections.abc import Generator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import aiosqlite.core
@@ -102,16 +103,28 @@ class Ground:
         asyncio.run(_make_tables(self._empty))
         self._apps = {name: create_app(self._settings) for name in APIS}
 
-    def run(self, plan: Plan, *, tell: Any = None) -> Outcome:
-        """One seed from beginning to end."""
+    def run(self, plan: Plan, *, tell: Any = None, rest_seconds: float = REST_SECONDS) -> Outcome:
+        """One seed from beginning to end.
+
+        Args:
+            plan: the seed's.
+            tell: gets each line of the trace.
+            rest_seconds: how long is waited until nothing is held any more.
+        """
+        with _quietly():
+            outcome = self._run(plan, tell, rest_seconds)
+            gc.collect()
+        return outcome
+
+    def _run(self, plan: Plan, tell: Any, rest_seconds: float) -> Outcome:
         began = time.monotonic()
         self._clean()
         loop = VirtualLoop()
         trace = Trace(loop, tell)
-        run = _Run(plan, loop, trace, self)
+        run = _Run(plan, loop, trace, self, rest_seconds)
         asyncio.set_event_loop(None)
         try:
-            with determined(loop, str(plan.seed)), run.substituted(), _quietly():
+            with determined(loop, str(plan.seed)), run.substituted():
                 run.go()
                 for app in self._apps.values():
                     # What the last process to serve it has left there.
@@ -159,14 +172,23 @@ async def _make_tables(path: Path) -> None:
 
 
 @contextmanager
-def ground() -> Generator[Ground]:
-    """A server and a directory of our own, in memory where the machine lets us."""
+def ground(broken: Mapping[str, tuple[str, str]] = MappingProxyType({})) -> Generator[Ground]:
+    """A server and a directory of our own, in memory where the machine lets us.
+
+    Args:
+        broken: for a script's file, what stands there and what shall stand there instead.
+    """
     shared = Path("/dev/shm")
     place = shared if shared.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="rsv-sim-", dir=place) as name:
         folder = Path(name)
         server = EmbeddedServer(folder, maxmemory_bytes=256 * 1024 * 1024)
         with pytest.MonkeyPatch.context() as patch, scripts_by(folder, patch):
+            for file, (old, new) in broken.items():
+                script = folder / "lua" / file
+                text = script.read_text()
+                assert text.count(old) == 1, f"{file} has changed"
+                script.write_text(text.replace(old, new))
             asyncio.run(server.start())
             try:
                 yield Ground(folder, server)
@@ -175,7 +197,10 @@ def ground() -> Generator[Ground]:
 
 
 class _Run:
-    def __init__(self, plan: Plan, loop: VirtualLoop, trace: Trace, on: Ground) -> None:
+    def __init__(
+        self, plan: Plan, loop: VirtualLoop, trace: Trace, on: Ground, rest_seconds: float
+    ) -> None:
+        self._rest_seconds = rest_seconds
         self._plan, self._loop, self._trace = plan, loop, trace
         self._world = on.world(plan, loop, trace)
         self._problems: list[str] = []
@@ -223,11 +248,9 @@ class _Run:
             patch.setattr(observe, "_ids", _fresh(observe, "_ids"))
             for name, seconds in PAUSES.items():
                 patch.setattr(runner, name, seconds)
-            logging.disable()
             try:
                 yield
             finally:
-                logging.disable(logging.NOTSET)
                 structlog.configure(**before)
                 self._world.redis.close()
 
@@ -273,7 +296,7 @@ class _Run:
 
     async def _rest(self, operator: Operator) -> None:
         """Until nothing is held any more; then judge."""
-        sale_id, until = self.town.sale_id, self._loop.now + REST_SECONDS
+        sale_id, until = self.town.sale_id, self._loop.now + self._rest_seconds
         async with self._world.auditor() as service:
             while not await operator.all_done(service) and self._loop.now < until:  # noqa: ASYNC110
                 await asyncio.sleep(LOOK_SECONDS)
@@ -311,18 +334,20 @@ def _fresh(module: Any, name: str) -> Any:
 
 @contextmanager
 def _quietly() -> Generator[None]:
-    """What the dead have left is thrown away afterwards, at one moment and without a word.
+    """What the dead have left is thrown away without a word, and nothing of it meanwhile.
 
-    While it runs nothing is collected: it would be at another moment each time.
+    It would be at another moment each time.
     """
     gc.disable()
+    logging.disable()
     try:
-        yield
-    finally:
-        gc.enable()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SAWarning)
-            gc.collect()
+            warnings.simplefilter("ignore", ResourceWarning)
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+        gc.enable()
 
 
 def _no_context(**_: Any) -> None:
