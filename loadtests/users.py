@@ -44,7 +44,7 @@ EXPECTED: Final = {
     "hold_lost": "hold lost",
 }
 
-#: How a life ends whose prepare was answered at last, as a replay of a hold that is over by then.
+#: A prepare that was answered at last, as a replay of a hold that is over by then.
 OVER: Final = "answered too late"
 
 
@@ -132,9 +132,9 @@ class Buyer(FastHttpUser):
         orders = [answer.body for answer in (first, second) if answer.status == HTTPStatus.CREATED]
         if len({order["orderId"] for order in orders}) > 1:
             self.answers.accuse(f"one key, two orders: {[order['orderId'] for order in orders]}")
-        if not orders:
-            return self._refused(item, first)
-        return self._pay(orders[0]) if self._hold(orders[0]) else OVER
+        if orders:
+            return self._pay(orders[0]) if self._hold(orders[0]) else OVER
+        return self._refused(item, first)
 
     def late(self) -> str:
         """Come back from the PG after the hold has ended."""
@@ -232,7 +232,7 @@ class Buyer(FastHttpUser):
         self.answers.say(order, "held")
         if "payment" not in order:
             return False
-        checkout: str | None = order["payment"].get("checkoutUrl")
+        checkout = order["payment"].get("checkoutUrl")
         if checkout is None:
             raise RuntimeError("a load test needs the sandbox: this service has no checkoutUrl")
         self.answers.sandbox_url = checkout.removesuffix("/checkout")

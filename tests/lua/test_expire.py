@@ -60,3 +60,38 @@ async def test_an_order_whose_status_was_edited_is_a_bug_and_changes_nothing(
     with pytest.raises(Exception, match="BUG expire"):
         await bare_sale.expire(basket)
     assert await bare_sale.dump() == before
+
+
+async def test_what_is_held_is_followed_through_a_batch(bare_sale: LuaSale) -> None:
+    await bare_sale.put()
+    baskets = [await bare_sale.hold(f"buyer-{n}") for n in range(2)]
+    await bare_sale.run_out(*baskets)
+    stock = bare_sale.keys.stock("a")
+    await bare_sale.connections.command("HSET", stock, "held", "1")
+    with pytest.raises(Exception, match="held of a is less than the order"):
+        await bare_sale.expire(*baskets)
+    # The first has ended, whole; the second was not touched.
+    assert await bare_sale.stock("a") == (10, 9, 0, 0)
+    assert (await bare_sale.order(baskets[0]))["status"] == "EXPIRED"
+    assert (await bare_sale.order(baskets[1]))["status"] == "HELD"
+    await bare_sale.connections.command("HSET", stock, "held", "1")
+    assert await bare_sale.expire(*baskets) == ["settled", "expired"]
+    await bare_sale.check()
+
+
+async def test_an_order_that_is_named_twice_ends_once(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    await sale.run_out(basket)
+    assert await sale.expire(basket, basket) == ["expired", "settled"]
+    assert await sale.stock("a") == (10, 10, 0, 0)
+
+
+async def test_what_a_buyer_keeps_stays_counted_and_nothing_leaves_no_trace(sale: LuaSale) -> None:
+    first, second = await sale.hold("ann"), await sale.hold("ann", lines={"a": 2})
+    counted = ("HGETALL", sale.keys.buyer("ann"))
+    await sale.run_out(second)
+    assert await sale.expire(second) == ["expired"]
+    assert await sale.connections.command(*counted) == ["a", "1"]
+    await sale.run_out(first)
+    assert await sale.expire(first) == ["expired"]
+    assert await sale.connections.command(*counted) == []
