@@ -59,6 +59,18 @@ LIVING: tuple[tuple[str, str], ...] = (
         "what a command throws is an error reply already: returned or thrown, it says the same",
     ),
     (
+        r"^prepare\.lua: new_deadlines = \{\} -> gone$",
+        "writes the same deadlines once more",
+    ),
+    (
+        r"^prepare\.lua: if #new_deadlines > 0 then .* -> 0 becomes 1$",
+        "they come in pairs",
+    ),
+    (
+        r"^prepare\.lua: if interval == 0 then .* -> never$",
+        "without a rate it reads the orders of the time to come, and there are none",
+    ),
+    (
         r"^lib/due\.lua: .* -> 200 becomes 201$",
         "names one order more at once",
     ),
