@@ -23,6 +23,8 @@ _AT_ONCE: Final = 1_000
 #: Keys of each kind that are looked at.
 _SAMPLE: Final = 500
 _BYTES_WANTED: Final = 600
+#: The rate's keys live 50 ms: they are no part of an open hold.
+_RATE_SECONDS: Final = 1.0
 #: In KEYS of one sale, how the kinds that each hold has of its own begin.
 _PER_HOLD: Final = ("order", "buyer", "buyer-orders")
 
@@ -53,6 +55,7 @@ async def _measure(run: Run) -> Breakdown:
         await _hold(service, count)
         run.say(f"memory  {count:,} holds taken")
         await _flush(service)
+        await asyncio.sleep(_RATE_SECONDS)
         total = (await _used(service) - before) / count
         by_key = await _by_key(service, count + _AT_ONCE)
     return Breakdown(count, total, by_key, total - sum(by_key.values()))

@@ -56,6 +56,7 @@ def call_of(
             _KEYS.order(basket.order_id),
             _KEYS.buyer(buyer),
             _KEYS.buyer_orders(buyer),
+            _KEYS.rate(buyer),
         )
         args += (
             basket.order_id,

@@ -32,8 +32,7 @@ REFRESHES: Final = 5
 #: Other buyers' orders that an intruder knows of.
 STRANGERS_MAX: Final = 1000
 
-#: The answers that are the service at work, and what they are called in the statistics. Anything
-#: else that is not 2xx is a failure there.
+#: The service at work, and its name in the statistics; else what is not 2xx is a failure there.
 EXPECTED: Final = {
     "sold_out": "sold out",
     "buyer_limit_exceeded": "limit reached",
@@ -246,6 +245,7 @@ class Buyer(FastHttpUser):
         return self._ended(order, self._end(order, self._come_back(url)))
 
     def _payment_key(self, order: dict[str, Any], decline: str | None = None) -> str:
+        """What the PG gave; a key that nobody knows where the PG is away."""
         wish = {"orderId": order["orderId"], "amount": order["amount"], "method": "card"}
         answer = self._ask(
             "POST",
@@ -254,7 +254,6 @@ class Buyer(FastHttpUser):
             {},
             wish | ({"decline": decline} if decline else {}),
         )
-        # A PG that is away: the buyer comes back with a key that nobody knows.
         return str(answer.body.get("paymentKey", "no-payment-was-made"))
 
     @staticmethod

@@ -250,6 +250,7 @@ class PrepareQueue:
                 names.order(basket.order_id),
                 names.buyer(buyer),
                 names.buyer_orders(buyer),
+                names.rate(buyer),
             )
             args += (
                 basket.order_id,

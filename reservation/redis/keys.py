@@ -40,6 +40,9 @@ class SaleKeys:
     def buyer_orders(self, buyer_id: str) -> str:
         return f"{self._tag}buyer-orders:{buyer_id}"
 
+    def rate(self, buyer_id: str) -> str:
+        return f"{self._tag}rate:{buyer_id}"
+
 
 class Keys:
     """All keys under one prefix, so that a shared server can tell whose they are."""

@@ -7,8 +7,8 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[2]   deadlines  zset    rsv:{S}:deadlines      order id -> deadline, Unix ms
   KEYS[3]   outbox     stream  rsv:{S}:outbox         one entry per change
   KEYS[4+]  stock      hash    rsv:{S}:stock:SKU      one per SKU that occurs in the batch, then of
-                                                      each basket, in order, three keys: its order,
-                                                      buyer and buyer-orders
+                                                      each basket, in order, four keys: its order,
+                                                      buyer, buyer-orders and rate
 Args
   ARGV[1]   not_after   int    Unix ms, server's clock; later than this nothing is done
   ARGV[2]   epoch       text   the epoch of the sale that the caller knows
@@ -53,7 +53,7 @@ local not_after, epoch, caller_ms = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]
 local interval, burst = tonumber(ARGV[4]), tonumber(ARGV[5])
 local sku_count, basket_count = tonumber(ARGV[6]), tonumber(ARGV[7])
 local FIRST_STOCK_KEY, FIRST_SKU = 4, 8
-local KEYS_PER_BASKET, ARGS_PER_BASKET = 3, 8
+local KEYS_PER_BASKET, ARGS_PER_BASKET = 4, 8
 
 local now_ms = server_ms()
 local expiry_ms = math.min(now_ms, caller_ms)
@@ -126,7 +126,8 @@ local function basket_at(position)
     local key = FIRST_STOCK_KEY + sku_count + (position - 1) * KEYS_PER_BASKET
     local arg = FIRST_SKU + sku_count + (position - 1) * ARGS_PER_BASKET
     return {
-        order = KEYS[key], buyer = KEYS[key + 1], buyer_orders = KEYS[key + 2],
+        order = KEYS[key], buyer = KEYS[key + 1],
+        buyer_orders = KEYS[key + 2], rate = KEYS[key + 3],
         order_id = ARGV[arg], buyer_id = ARGV[arg + 1],
         name = ARGV[arg + 2], digest = ARGV[arg + 3],
         amount = tonumber(ARGV[arg + 4]), admitted = ARGV[arg + 5] == "1", members = ARGV[arg + 6],
@@ -134,17 +135,13 @@ local function basket_at(position)
     }
 end
 
--- GCRA: the theoretical arrival time may run ahead of now by (burst - 1) intervals. It is worked
--- out from the buyer's own orders: those of the last `burst` intervals; older ones bind no more.
+-- GCRA: the theoretical arrival time may run ahead of now by (burst - 1) intervals.
 local function rate_refusal(basket)
-    -- Reading the orders also proves the key's kind before the first write.
-    if interval == 0 then redis.call("ZCARD", basket.buyer_orders) return nil end
-    local oldest = "(" .. int(now_ms - burst * interval)
-    local recent = redis.call("ZRANGEBYSCORE", basket.buyer_orders, oldest, "+inf", "WITHSCORES")
-    local arrival = 0
-    for i = 2, #recent, 2 do arrival = math.max(arrival, tonumber(recent[i])) + interval end
+    if interval == 0 then return nil end
+    local arrival = math.max(tonumber(redis.call("GET", basket.rate)) or 0, now_ms)
     local wait = arrival - now_ms - (burst - 1) * interval
     if wait > 0 then return {"rate_limited", int(math.ceil(wait))} end
+    basket.next_arrival = arrival + interval
 end
 
 -- Most baskets of a sale are alike, so what a text of lines means is worked out once.
@@ -223,6 +220,11 @@ local function write(basket, wish)
         stock.taken = stock.taken + line.quantity
         redis.call("HINCRBY", basket.buyer, stock.sku, int(line.quantity))
     end
+    if basket.next_arrival then
+        redis.call(
+            "SET", basket.rate, string.format("%.3f", basket.next_arrival),
+            "PX", int(math.ceil(basket.next_arrival - now_ms)))
+    end
     return {word, expires_at, seq, at, wish.items}
 end
 
@@ -238,6 +240,8 @@ local function decide(basket)
     refusal = window_refusal(basket)
     if refusal then return refusal end
     if wish.amount ~= basket.amount then return {"amount_mismatch", int(wish.amount)} end
+    -- Reading the count proves the key's kind before the first write.
+    redis.call("ZCARD", basket.buyer_orders)
     refusal = limit_refusal(basket, wish) or stock_refusal(wish.lines)
     -- A hold that ran out hides neither stock nor a buyer's own limit.
     if refusal and not refusal.err and holds_ran_out() then return {"due", unpack(due)} end

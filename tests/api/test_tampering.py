@@ -53,7 +53,7 @@ class Shop:
     def everything(self) -> dict[str, Any]:
         """All of Redis but for what ends by itself, and all that the PG has charged."""
         with self.served.redis() as client:
-            keys = sorted(client.scan_iter(count=1000))
+            keys = sorted(key for key in client.scan_iter(count=1000) if ":rate:" not in key)
             found = {key: content_of(client, key) for key in keys}
         sandbox = self.theirs["payment"]["checkoutUrl"].removesuffix("/checkout")
         return {**found, "ledger": self.served.http.get(f"{sandbox}/_ledger").json()}

@@ -135,6 +135,7 @@ def test_no_two_ids_share_a_key_in_redis(
             names.order("o"),
             names.buyer(buyer),
             names.buyer_orders(buyer),
+            names.rate(buyer),
         ]
 
     own = all_keys(sale_id, buyer_id)
@@ -145,5 +146,5 @@ def test_no_two_ids_share_a_key_in_redis(
         assert not set(own) & set(all_keys(other_sale, buyer_id))
     if buyer_id != other_buyer:
         names = Keys().of(sale_id)
-        of_buyer = (names.buyer, names.buyer_orders)
+        of_buyer = (names.buyer, names.buyer_orders, names.rate)
         assert not {key(buyer_id) for key in of_buyer} & {key(other_buyer) for key in of_buyer}

@@ -74,7 +74,7 @@ async function prepare(request, reply) {
   const now = Date.now();
   const replies = await redis.evalsha(
     sha,
-    7,
+    8,
     `${TAG}sale`,
     `${TAG}deadlines`,
     `${TAG}outbox`,
@@ -82,6 +82,7 @@ async function prepare(request, reply) {
     `${TAG}order:${orderId}`,
     `${TAG}buyer:${buyer}`,
     `${TAG}buyer-orders:${buyer}`,
+    `${TAG}rate:${buyer}`,
     now + NOT_AFTER_MS,
     BENCH_EPOCH,
     now,

@@ -52,9 +52,9 @@ function hold.answer()
     local now = ngx.now() * 1000
     local client = connected()
     local replies, err = client:evalsha(
-        sha, 7, TAG .. "sale", TAG .. "deadlines", TAG .. "outbox", TAG .. "stock:" .. line.sku,
+        sha, 8, TAG .. "sale", TAG .. "deadlines", TAG .. "outbox", TAG .. "stock:" .. line.sku,
         TAG .. "order:" .. order, TAG .. "buyer:" .. buyer, TAG .. "buyer-orders:" .. buyer,
-        now + NOT_AFTER_MS, epoch, now, INTERVAL_MS, BURST, 1, 1, line.sku,
+        TAG .. "rate:" .. buyer, now + NOT_AFTER_MS, epoch, now, INTERVAL_MS, BURST, 1, 1, line.sku,
         order, buyer, "Hoodie", ngx.md5(body), data.amount, 0,
         '"buyer":"' .. buyer .. '","name":"Hoodie"', "1 " .. line.quantity)
     if not replies then
