@@ -71,6 +71,18 @@ LIVING: tuple[tuple[str, str], ...] = (
         "without a rate it reads the orders of the time to come, and there are none",
     ),
     (
+        r"^prepare\.lua: wishes\[basket\.lines\] = wish -> gone$",
+        "works the same text out again, to the same end",
+    ),
+    (
+        r"^(prepare|expire)\.lua: if (stock and )?stock\.\w+ > 0 then -> > becomes >=$",
+        "adds nothing to a counter",
+    ),
+    (
+        r"^prepare\.lua: if not has then -> never$",
+        "the next step fails on what is no count: another sentence for the same bug",
+    ),
+    (
         r"^lib/due\.lua: .* -> 200 becomes 201$",
         "names one order more at once",
     ),
