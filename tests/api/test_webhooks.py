@@ -11,7 +11,10 @@ WEBHOOKS = "/v1/payments/toss/webhooks"
 
 
 def told(served: Served, body: object) -> httpx.Response:
-    return served.http.post(WEBHOOKS, json=body)
+    """The answer; what is answered 503 the PG sends again, and a busy machine has such moments."""
+    return eventually(
+        lambda: served.http.post(WEBHOOKS, json=body), lambda answer: answer.status_code != 503
+    )
 
 
 def changed(order: dict[str, Any], payment_key: str, status: str, **more: Any) -> dict[str, Any]:
