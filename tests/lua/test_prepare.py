@@ -224,6 +224,21 @@ async def test_a_rate_tells_when_the_next_one_may_come(sale: LuaSale) -> None:
     assert 50_000 < int(wait_ms) <= 60_000
 
 
+async def test_an_order_is_among_its_buyers_orders_from_its_first_moment(sale: LuaSale) -> None:
+    basket = await sale.hold("ann")
+    created_at = (await sale.order(basket))["created_at"]
+    command, key = sale.connections.command, sale.keys.buyer_orders("ann")
+    assert await command("ZRANGE", key, 0, -1, "WITHSCORES") == [basket["order"], created_at]
+
+
+async def test_nothing_behind_a_bug_in_the_batch_is_decided(bare_sale: LuaSale) -> None:
+    await bare_sale.put()
+    await bare_sale.connections.command("HSET", bare_sale.keys.buyer("bad"), "a", "two")
+    with pytest.raises(Exception, match="BUG prepare"):
+        await bare_sale.prepare(bare_sale.basket("bad"), bare_sale.basket("good"))
+    assert await bare_sale.stock("a") == (10, 10, 0, 0)
+
+
 async def test_an_error_half_way_through_a_batch_keeps_what_was_decided(bare_sale: LuaSale) -> None:
     await bare_sale.put()
     baskets = [bare_sale.basket(name, lines={"a": 1, "b": 1}) for name in ("one", "two", "bad")]
