@@ -95,3 +95,14 @@ async def test_what_a_buyer_keeps_stays_counted_and_nothing_leaves_no_trace(sale
     await sale.run_out(first)
     assert await sale.expire(first) == ["expired"]
     assert await sale.connections.command(*counted) == []
+
+
+async def test_an_order_that_holds_nothing_gives_nothing_back(bare_sale: LuaSale) -> None:
+    await bare_sale.put(hold_policy="success")
+    prepared, paying = [await bare_sale.hold("ann", lines={"a": 1}) for _ in range(2)]
+    assert (await bare_sale.claim(paying))[0] == "claimed"
+    await bare_sale.run_out(prepared)
+    assert await bare_sale.expire(prepared) == ["expired"]
+    assert await bare_sale.stock("a") == (10, 9, 1, 0)
+    assert await bare_sale.bought("ann") == {"a": "1"}
+    await bare_sale.check()
