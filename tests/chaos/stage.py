@@ -1,7 +1,6 @@
 """The service under attack: every process of it, its Redis behind a way that may fail, its PG."""
 
 import asyncio
-import os
 import secrets
 import shutil
 import signal
@@ -17,10 +16,10 @@ import psutil
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from reservation.redis.embedded import EmbeddedServer, EmbeddedServerError
+from reservation.redis.embedded import EmbeddedServerError
 from reservation.settings import Settings
 from tests.chaos.link import Link
-from tests.faults.bad_machine import Machine, build, last_sync
+from tests.faults.bad_machine import Machine, ServerOn, build, last_sync
 from tests.faults.recorded_sale import appended_file
 from tests.fixtures.service import Served, free_port, running_service
 
@@ -40,16 +39,19 @@ class Stage:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.server = EmbeddedServer(folder / "redis", maxmemory_bytes=MAXMEMORY_BYTES)
+        self.server = ServerOn(folder / "redis", maxmemory_bytes=MAXMEMORY_BYTES)
         self.link = Link(self.server.socket_path, folder / "way.sock")
-        #: Below Redis; absent where there is no C compiler.
-        self.machine: Machine | None = None
         self._port = str(free_port())
         self._service: AbstractContextManager[Served] | None = None
         self._served: Served | None = None
         #: The sale that the crowd is at; its faults meet its newest sale.
         self.sale_id = ""
         self.pg_url = ""
+
+    @property
+    def machine(self) -> Machine | None:
+        """Below Redis; absent where there is no C compiler."""
+        return self.server.machine
 
     @property
     def served(self) -> Served:
@@ -73,7 +75,7 @@ class Stage:
     async def start(self) -> None:
         """Everything, until it is ready."""
         if shutil.which("cc") and sys.platform == "linux":
-            self.machine = Machine(build(self.folder), self.folder / "syncs")
+            self.server.machine = Machine(build(self.folder), self.folder / "syncs")
         await self.start_redis()
         await self.link.start()
         await self.start_service()
@@ -84,10 +86,8 @@ class Stage:
         await self.server.stop()
 
     async def start_redis(self) -> None:
-        below = self.machine.environ if self.machine else {}
+        """Start it; the last one's lock may be there for some moments."""
         for attempt in range(1, START_TRIES + 1):
-            # The server inherits our environment; the moment between is ours alone.
-            os.environ.update(below)
             try:
                 await self.server.start()
             except EmbeddedServerError:
@@ -96,9 +96,6 @@ class Stage:
                 await asyncio.sleep(0.2)
             else:
                 return
-            finally:
-                for name in below:
-                    os.environ.pop(name)
 
     def cut_power(self, machine: Machine) -> int:
         """Kill Redis and take from its file what no sync had made durable; how many bytes."""

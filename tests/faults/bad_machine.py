@@ -6,7 +6,9 @@ import struct
 import subprocess
 from pathlib import Path
 
-__all__ = ["Machine", "build", "last_sync"]
+from reservation.redis.embedded import EmbeddedServer
+
+__all__ = ["Machine", "ServerOn", "build", "last_sync"]
 
 _SOURCE = Path(__file__).with_name("bad_machine.c")
 #: `struct state` of the library: what the clock is off by, how long each sync takes longer, both
@@ -48,6 +50,23 @@ class Machine:
         """From now on like this, in seconds; well where nothing is said."""
         state = int(clock_off * 1e6), int(sync_delay * 1e6), int(disk_full)
         _STATE.pack_into(self._state, 0, *state)
+
+
+class ServerOn(EmbeddedServer):
+    """A server on this machine; on the one that all use while it is None."""
+
+    machine: Machine | None = None
+
+    def _launch(self, binary: Path, configuration: Path) -> "subprocess.Popen[bytes]":
+        # A child inherits our environment: it has these names for this one call, and nobody who
+        # is started from the loop can have them too.
+        below = self.machine.environ if self.machine else {}
+        os.environ.update(below)
+        try:
+            return super()._launch(binary, configuration)
+        finally:
+            for name in below:
+                os.environ.pop(name)
 
 
 def last_sync(log: Path, file: Path) -> int:
