@@ -10,7 +10,7 @@ from reservation.domain.reservation import PAYMENT_ATTEMPTS_MAX
 from reservation.model.history import Operation
 from reservation.model.shop import Order, Shop
 
-__all__ = ["CLOCKS_APART_MS", "is_refusal", "objection", "says_nothing", "waits_for"]
+__all__ = ["CLOCKS_APART_MS", "is_refusal", "objection", "says_nothing", "standing", "waits_for"]
 
 #: How far the clocks of two machines may be apart before the service itself raises an alarm.
 CLOCKS_APART_MS: Final = 2_000
@@ -77,11 +77,12 @@ def objection(shop: Shop, operation: Operation, answered_ms: int) -> str:
     if order is None:
         return f"there is no {operation.order}"
     if not operation.code:
-        return _standing(order, operation.told, answered_ms)
+        return standing(order, operation.told, answered_ms)
     return _order_refusal(shop, order, operation, answered_ms)
 
 
-def _standing(order: Order, told: str, answered_ms: int) -> str:
+def standing(order: Order, told: str, answered_ms: int) -> str:
+    """Why the order was not told to stand as it does; empty where it was."""
     if order.status == told:
         return ""
     over = order.expires_at <= answered_ms + CLOCKS_APART_MS

@@ -4,7 +4,7 @@ from heapq import heappop, heappush
 
 import msgspec
 
-from reservation.model.answers import is_refusal, objection, says_nothing, waits_for
+from reservation.model.answers import is_refusal, objection, says_nothing, standing, waits_for
 from reservation.model.books import Books
 from reservation.model.history import (
     End,
@@ -186,13 +186,15 @@ class SaleWitness:
             f"{what} {answered!r} told, {happened!r} happened"
             for what, answered, happened in (
                 ("number", call.seq or seq, seq),
-                ("state", call.told, order.status),
                 ("amount", call.amount, order.amount),
                 ("buyer", call.buyer, order.buyer),
                 ("lines", sorted(call.lines), sorted(lines)),
             )
             if answered != happened
         ]
+        answered_ms = (call.answered_ns or 0) // 1_000_000 + self._clock_ms
+        # An answer that was long on its way may tell that the hold is over by then.
+        wrong += filter(None, [standing(order, call.told, answered_ms)])
         if wrong:
             found(line, Broken.ANSWER, f"{order_id}: {'; '.join(wrong)}")
         first, last = self._windows.of(call.invoked_ns, call.answered_ns or call.invoked_ns)

@@ -430,3 +430,15 @@ def test_a_call_whose_outcome_nobody_knows_accuses_nobody(clean: Lines, tmp_path
     line.status, line.answered_ns = 0, None
     judged = verify(written(clean, tmp_path))
     assert (judged.ok, judged.unknown) == (True, 1)
+
+
+@pytest.mark.parametrize(("seconds_late", "ok"), [(301, True), (200, False)])
+def test_a_new_order_may_be_told_as_expired_once_its_time_is_over(
+    clean: Lines, tmp_path: Path, seconds_late: int, ok: bool
+) -> None:
+    """Its answer was on its way for longer than the hold lasts, which is 300 s here."""
+    line = call(clean, operation="prepare", status=201, replayed=False)
+    assert line.answered_ns is not None
+    line.told, line.answered_ns = "EXPIRED", line.answered_ns + seconds_late * 1_000_000_000
+    judged = verify(written(clean, tmp_path))
+    assert judged.ok is ok, judged.violations
