@@ -11,7 +11,7 @@ import pytest
 from tests.faults.breakers import BREAKERS, copied, off
 
 #: A run, what settles after it, and the judgement.
-SECONDS_MAX = 300
+SECONDS_MAX = 420
 
 
 @pytest.fixture(scope="module")
