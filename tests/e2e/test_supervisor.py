@@ -318,6 +318,7 @@ def test_a_role_alone_needs_services_and_secrets_that_are_given(tmp_path: Path) 
         environ[name] = value
 
 
+@pytest.mark.slow
 def test_roles_run_apart_beside_services_that_are_given(tmp_path: Path) -> None:
     secrets = ("ADMIN_API_KEY", "SIGNING_KEYS", "ORDER_ID_KEY", "JWT_SECRET")
     given = {f"RESERVATION_{name}": "x" for name in secrets}
@@ -354,6 +355,7 @@ def test_roles_run_apart_beside_services_that_are_given(tmp_path: Path) -> None:
                 service.end()
 
 
+@pytest.mark.slow
 def test_the_lock_ends_with_its_holder(tmp_path: Path) -> None:
     with alone_in(tmp_path, "lock"):
         with pytest.raises(serve.AlreadyRunning), alone_in(tmp_path, "lock"):

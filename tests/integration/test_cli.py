@@ -325,6 +325,7 @@ def test_a_demo_sale_that_cannot_be_looked_up_is_not_overwritten(service: Stub) 
     assert len(service.asked) == 1
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_traceback(service: Stub, tmp_path: Path) -> None:
     many = {"sales": [SALE | {"saleId": f"s-{number}"} for number in range(5_000)]}
     service.give("GET /v1/sales", many)

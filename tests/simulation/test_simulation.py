@@ -49,6 +49,7 @@ def _run_for(here: Ground, seconds: float) -> Total:
     return total
 
 
+@pytest.mark.slow
 def test_a_seed_that_nobody_has_run_goes_well(here: Ground) -> None:
     assert _run_for(here, 0.5).operations > 0
 
