@@ -77,8 +77,14 @@ def scripts_by(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[None]:
     now.write_text(text.replace(_SERVER_MS, _TURNED_MS))
     with patch.context() as patched:
         patched.setattr(scripts, "script_folder", lambda: turned)
-        scripts.load.cache_clear()
+        _read_anew()
         try:
             yield
         finally:
-            scripts.load.cache_clear()
+            _read_anew()
+
+
+def _read_anew() -> None:
+    """Nothing that was read from one folder may be taken for what is in the other."""
+    scripts.load.cache_clear()
+    scripts.all_scripts.cache_clear()
