@@ -1,4 +1,8 @@
-"""Where log lines go and what they may say: JSON in production, readable otherwise, no secrets."""
+"""Where log lines go and what they may say: JSON in production, readable otherwise, no secrets.
+
+A line that cannot be written, since the disk is full or whoever read it has gone, is no error of
+whoever logs: the next one that can be written says how many writes had failed.
+"""
 
 import logging
 import os
@@ -62,6 +66,34 @@ _QUIET: Final = (
 )
 
 
+class _Lasting:
+    """A stream whose failures are counted instead of raised into a payment that logs."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        #: Writes that failed since the last one that did not.
+        self.failures = 0
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:
+            self.failures += 1
+        else:
+            self.failures = 0
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is ever left to be written."""
+
+    def tell_failures(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        """A processor: what is missing before this line."""
+        if self.failures:
+            event["log_write_failures"] = self.failures
+        return event
+
+
 def configure(*, production: bool, stream: TextIO | None = None) -> None:
     """Send everything, the libraries' own lines included, to stderr in one form.
 
@@ -70,6 +102,7 @@ def configure(*, production: bool, stream: TextIO | None = None) -> None:
         stream: stderr where absent.
     """
     target = stream or sys.stderr
+    lasting = _Lasting(target)
     before: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -78,18 +111,19 @@ def configure(*, production: bool, stream: TextIO | None = None) -> None:
     after: list[Processor] = [
         structlog.processors.format_exc_info,
         redact,
+        lasting.tell_failures,
         _json() if production else _text(target),
     ]
     structlog.configure(
         processors=[*before, *after],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(file=target),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", lasting)),
         cache_logger_on_first_use=True,
     )
-    _configure_libraries(target, before, after)
+    _configure_libraries(lasting, before, after)
 
 
-def _configure_libraries(target: TextIO, before: list[Processor], after: list[Processor]) -> None:
+def _configure_libraries(target: _Lasting, before: list[Processor], after: list[Processor]) -> None:
     handler = logging.StreamHandler(target)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

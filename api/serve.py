@@ -231,8 +231,11 @@ class Supervisor:
             await self._wait_until_ready()
             if self._demo_sale:
                 await self._open_demo_sale()
-        sys.stdout.write("".join(f"{line}\n" for line in self._lines()))
-        sys.stdout.flush()
+        try:
+            sys.stdout.write("".join(f"{line}\n" for line in self._lines()))
+            sys.stdout.flush()
+        except OSError as error:  # A full disk, or nobody who reads: the service runs all the same.
+            log.warning("not_announced", error=str(error))
 
     async def _wait_until_ready(self) -> None:
         import httpx  # noqa: PLC0415 - the processes start meanwhile

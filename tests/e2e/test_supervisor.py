@@ -285,6 +285,25 @@ def test_a_process_that_breaks_says_why_without_secrets_and_is_tried_again(
     assert "hunter2" not in told
 
 
+def test_a_log_that_cannot_be_written_ends_nobody(tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full here")
+    service = Service(tmp_path, worker="broken_worker", bind_seconds=3.0, stop_share=1.0)
+    service.stderr = full
+    service.start()
+    try:
+        service.until_ready()
+        # The worker ends again and again, and each time two processes have something to say.
+        (api, _) = service.role("api")
+        api.kill()
+        until(lambda: len(service.role("api")) == 2, "two API processes")
+        assert service.ask("/health/ready")["role"] == "api"
+        assert service.process.poll() is None
+    finally:
+        service.end()
+
+
 def test_sigterm_while_starting_leaves_nothing(make_service: Any) -> None:
     service = make_service()
     family = until(service.family, "the first process")

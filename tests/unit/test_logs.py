@@ -1,8 +1,11 @@
 """Logs: their two forms, and what never gets into them."""
 
+import errno
 import io
 import json
 import logging
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -148,3 +151,34 @@ def test_lines_go_to_stderr_and_leave_stdout_to_answers() -> None:
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert ran.stdout == b""
     assert b'"told"' in ran.stderr
+
+
+class Disk(io.StringIO):
+    """A file on a disk that may be full."""
+
+    full = False
+
+    def write(self, text: str) -> int:
+        if self.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(text)
+
+
+@pytest.mark.parametrize("production", [True, False])
+def test_a_full_disk_is_no_error_of_whoever_logs_and_the_next_line_tells(
+    stream: io.StringIO, production: bool
+) -> None:
+    disk = Disk()
+    logs.configure(production=production, stream=disk)
+    ours, library = structlog.get_logger("test"), logging.getLogger("library")
+    disk.full = True
+    ours.info("lost")
+    library.warning("lost too")
+    disk.full = False
+    ours.info("first_again")
+    ours.info("second_again")
+    first, second = disk.getvalue().splitlines()
+    assert "first_again" in first
+    assert re.search(r'log_write_failures"?[:=]2\b', first)
+    assert "second_again" in second
+    assert "log_write_failures" not in second
