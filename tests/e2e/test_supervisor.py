@@ -295,9 +295,11 @@ def test_a_log_that_cannot_be_written_ends_nobody(tmp_path: Path) -> None:
     try:
         service.until_ready()
         # The worker ends again and again, and each time two processes have something to say.
-        (api, _) = service.role("api")
-        api.kill()
         until(lambda: len(service.role("api")) == 2, "two API processes")
+        api = service.role("api")[0]
+        api.kill()
+        api.wait(PATIENCE_SECONDS)
+        until(lambda: len(service.role("api")) == 2, "two API processes again")
         assert service.ask("/health/ready")["role"] == "api"
         assert service.process.poll() is None
     finally:
