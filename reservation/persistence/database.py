@@ -10,14 +10,14 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, cast
 
 import asyncpg  # pyright: ignore[reportMissingTypeStubs]
 from sqlalchemy import Connection, event, inspect, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 __all__ = ["SCHEMA_VERSION", "Database", "LedgerUnfit"]
@@ -30,9 +30,13 @@ SQLITE_CACHE_KIB: Final = 64 * 1024
 #: many batches touch is written there once.
 SQLITE_CHECKPOINT_PAGES: Final = 8_192
 
-#: How long SQLite waits for another process's transaction. The longest of ours, a batch of the
-#: flusher on a slow disk, takes well under a second; its waiting is unfair, so many times that.
+#: How long a transaction waits for another process's. The longest of ours, a batch of the flusher
+#: on a slow disk, takes well under a second; the waiting is unfair, so many times that.
 BUSY_SECONDS: Final = 15.0
+#: How long SQLite itself waits for its one writer's place before we ask again. It looks ever less
+#: often, down to ten times a second, and a flusher under load leaves the place free for a few
+#: milliseconds at a time: in one long wait a payment missed that for seconds.
+WRITE_LOOK_SECONDS: Final = 0.01
 #: How long PostgreSQL may take to let us in, and to answer one statement.
 CONNECT_SECONDS: Final = 5.0
 COMMAND_SECONDS: Final = 15.0
@@ -46,8 +50,6 @@ MIGRATE_SECONDS: Final = 60
 #: The migration's name among PostgreSQL's advisory locks: any number that nobody else uses.
 MIGRATE_LOCK: Final = 7_305_808_869_229_538_675
 
-_WRITES: Final = "reservation_writes"
-
 
 class LedgerUnfit(OSError):
     """The database answers, and must not be used: one sentence says why."""
@@ -56,9 +58,9 @@ class LedgerUnfit(OSError):
 class Database:
     """Connections to one database; made by `open`."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, writing_engine: AsyncEngine) -> None:
         self._engine = engine
-        self._writing_engine = engine.execution_options(**{_WRITES: True})
+        self._writing_engine = writing_engine
         self.is_sqlite = engine.dialect.name == "sqlite"
         # SQLite has one writer at a time. Inside of a process they queue here, in order, instead of
         # in SQLite's waiting, which sleeps and forgets who came first.
@@ -78,7 +80,7 @@ class Database:
             ValueError: the URL is of neither kind.
             LedgerUnfit: the tables are not there and cannot be made.
         """
-        database = cls(_make_engine(url))
+        database = cls(*_make_engines(url))
         try:
             await database._migrate()
         except BaseException:
@@ -89,6 +91,7 @@ class Database:
     async def aclose(self) -> None:
         """Close all connections."""
         await self._engine.dispose()
+        await self._writing_engine.dispose()
 
     @asynccontextmanager
     async def read(self) -> AsyncGenerator[AsyncConnection]:
@@ -114,8 +117,20 @@ class Database:
             async with self._writing_engine.begin() as connection:
                 yield connection
             return
-        async with self._turn, self._writing_engine.begin() as connection:
-            yield connection
+        async with self._turn, AsyncExitStack() as stack:
+            yield await self._begun(stack)
+
+    async def _begun(self, stack: AsyncExitStack) -> AsyncConnection:
+        """SQLite's one writer's place, once no other process has it."""
+        give_up_at = asyncio.get_running_loop().time() + BUSY_SECONDS
+        while True:
+            try:
+                return await stack.enter_async_context(self._writing_engine.begin())
+            except OperationalError as error:
+                if not _is_busy(error) or asyncio.get_running_loop().time() > give_up_at:
+                    raise
+            # Outside of SQLite, so that a process that is told to end hears of it.
+            await asyncio.sleep(0)
 
     async def schema_version(self) -> str:
         """The newest migration that was applied, or "" where there was none."""
@@ -202,21 +217,29 @@ def _upgrade(connection: Connection) -> None:
     command.upgrade(config, "head")
 
 
-def _make_engine(url: str) -> AsyncEngine:
+def _is_busy(error: OperationalError) -> bool:
+    code = getattr(error.orig, "sqlite_errorcode", 0)
+    # The lower byte is the kind, whatever the reason.
+    return code & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def _make_engines(url: str) -> tuple[AsyncEngine, AsyncEngine]:
+    """One for reads and one for transactions that write; PostgreSQL has one for both."""
     try:
         kind = make_url(url)
     except ArgumentError as error:
         raise ValueError("the database's URL is not one") from error
     match kind.drivername:
         case "sqlite":
-            return _make_sqlite(kind)
+            return _make_sqlite(kind, writes=False), _make_sqlite(kind, writes=True)
         case "postgresql" | "postgres":
-            return _make_postgresql(url)
+            engine = _make_postgresql(url)
+            return engine, engine
         case _:
             raise ValueError("the database's URL begins with sqlite:/// or postgresql://")
 
 
-def _make_sqlite(url: URL) -> AsyncEngine:
+def _make_sqlite(url: URL, *, writes: bool) -> AsyncEngine:
     if not url.database or url.database == ":memory:":
         raise ValueError("SQLite needs a file: several processes use it")
     # The file has buyers and the secrets of payments in it; what SQLite puts beside it gets its
@@ -224,13 +247,17 @@ def _make_sqlite(url: URL) -> AsyncEngine:
     os.close(os.open(url.database, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     engine = create_async_engine(
         url.set(drivername="sqlite+aiosqlite"),
-        connect_args={"timeout": BUSY_SECONDS, "isolation_level": None},
-        pool_size=POOL_SIZE,
-        max_overflow=POOL_MORE,
+        connect_args={
+            "timeout": WRITE_LOOK_SECONDS if writes else BUSY_SECONDS,
+            "isolation_level": None,
+        },
+        # Transactions that write come one at a time.
+        pool_size=1 if writes else POOL_SIZE,
+        max_overflow=0 if writes else POOL_MORE,
         pool_timeout=POOL_SECONDS,
     )
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
-    event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    event.listen(engine.sync_engine, "begin", _begin_write if writes else _begin_read)
     return engine
 
 
@@ -247,11 +274,14 @@ def _prepare_sqlite(dbapi_connection: Any, _record: object) -> None:
     cursor.close()
 
 
-def _begin_sqlite(connection: Connection) -> None:
-    # A transaction that writes takes the lock at once: one that reads first and writes later is
-    # refused without any waiting where another was faster.
-    writes = connection.get_execution_options().get(_WRITES, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+def _begin_read(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN")
+
+
+def _begin_write(connection: Connection) -> None:
+    # It takes the place at once: a transaction that reads first and writes later is refused
+    # without any waiting where another was faster.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _make_postgresql(url: str) -> AsyncEngine:

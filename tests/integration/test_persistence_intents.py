@@ -1,8 +1,12 @@
 """Payment intents: committed before money is asked for, one an attempt, barred by a void."""
 
 import asyncio
+import sqlite3
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -193,6 +197,46 @@ async def test_a_database_that_does_not_answer_in_time_is_an_error_and_recovers(
         IntentOutcome.ALREADY_WRITTEN,
     )
     await ledger.aclose()
+
+
+class Flushing(threading.Thread):
+    """One transaction after the other on the same file, with hardly a pause, as under load."""
+
+    HELD_SECONDS, PAUSE_SECONDS = 0.12, 0.002
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(daemon=True)
+        self.transactions = 0
+        self._path = path
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        connection = sqlite3.connect(self._path, isolation_level=None, timeout=15)
+        while not self._over.is_set():
+            connection.execute("BEGIN IMMEDIATE")
+            time.sleep(self.HELD_SECONDS)
+            connection.execute("COMMIT")
+            self.transactions += 1
+            time.sleep(self.PAUSE_SECONDS)
+        connection.close()
+
+    def end(self) -> None:
+        self._over.set()
+        self.join()
+
+
+async def test_an_intent_gets_its_turn_beside_a_flusher_that_hardly_pauses(tmp_path: Path) -> None:
+    path = tmp_path / "orders.sqlite3"
+    ledger = await Ledger.open(f"sqlite:///{path}")
+    flushing = Flushing(path)
+    flushing.start()
+    for number in range(5):
+        await asyncio.sleep(flushing.HELD_SECONDS / 2)
+        assert await ledger.write_intent(**intent(f"o-{number}")) is IntentOutcome.WRITTEN
+    flushing.end()
+    await ledger.aclose()
+    # Who looks ten times a second finds one pause in fifty, and waits for seconds each time.
+    assert flushing.transactions < 30
 
 
 def cancel(order_id: str = "o", fence: int = 1, **changes: Any) -> dict[str, Any]:

@@ -260,7 +260,6 @@ async def test_a_full_disk_is_an_error_and_not_a_hole(sqlite_url: str) -> None:
 
 
 async def limit_pages(ledger: Ledger, pages: int) -> None:
-    """Let the file grow to so many pages only; said to each connection of the pool."""
-    async with ledger._database.read() as one, ledger._database.read() as two:
-        for connection in (one, two):
-            await connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    """Let the file grow to so many pages only; said to the one connection that writes."""
+    async with ledger._database.write() as connection:
+        await connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
