@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 from litestar.config.cors import CORSConfig
@@ -28,10 +28,21 @@ from reservation.domain.errors import RateLimited, ReservationError, Unauthentic
 from reservation.domain.ids import IDEMPOTENCY_KEY
 from reservation.prepare import Done, Prepared, Wish
 
-__all__ = ["Answered", "PreparePath"]
+__all__ = ["Asked", "PreparePath"]
 
-#: Told the status, the header lines, and the body.
-Answered = Callable[[int, bytes, bytes], None]
+
+class Asked(Protocol):
+    """A complete request that waits for the status, the header lines and the body, once."""
+
+    def answer(self, status: int, head: bytes, content: bytes) -> None:
+        """Answer it in this turn of the loop."""
+        ...
+
+    def turn_away(self, status: int, head: bytes, content: bytes) -> None:
+        """Answer it after others that are turned away too, when so many come at once."""
+        ...
+
+
 Headers = list[tuple[bytes, bytes]]
 
 _PREFIX: Final = b"/v1/sales/"
@@ -73,14 +84,14 @@ class PreparePath:
         """Whether this is a prepare at all, as far as the request line tells."""
         return method == b"POST" and url.startswith(_PREFIX) and url.endswith(_SUFFIX)
 
-    def take(self, url: bytes, headers: Headers, body: bytes, answered: Answered) -> bool:
+    def take(self, url: bytes, headers: Headers, body: bytes, asked: Asked) -> bool:
         """Answer a complete request, now or later; False where the route must do it.
 
         Args:
             url: as `may_take` liked it.
             headers: names in lower case.
             body: the whole of it.
-            answered: told once, if this returns True.
+            asked: answered once, if this returns True.
         """
         began = time.perf_counter()
         fields = dict(headers)
@@ -92,7 +103,7 @@ class PreparePath:
         if turned_away is not None:
             # Before the work that makes others wait longer: it is the same for good and bad.
             its_id = request_id(fields.get(b"x-request-id", b""))
-            _Taken(self, began, its_id, cors, answered).refuse(turned_away)
+            _Taken(self, began, its_id, cors, asked).turn_away(turned_away)
             return True
         try:
             buyer_id = self._buyer(fields)
@@ -106,7 +117,7 @@ class PreparePath:
         shown = admission.decode("latin-1") if admission is not None else None
         wish = wish_of(self._api, known, buyer_id, key, data, shown)
         its_id = request_id(fields.get(b"x-request-id", b""))
-        _Taken(self, began, its_id, cors, answered).begin(wish, known)
+        _Taken(self, began, its_id, cors, asked).begin(wish, known)
         return True
 
     def _buyer(self, fields: dict[bytes, bytes]) -> str | None:
@@ -148,16 +159,16 @@ class PreparePath:
 class _Taken:
     """One prepare on its short way."""
 
-    __slots__ = ("_answered", "_began", "_cors", "_id", "_path", "_span")
+    __slots__ = ("_asked", "_began", "_cors", "_id", "_path", "_span")
 
     def __init__(
-        self, path: PreparePath, began: float, its_id: str, cors: bytes, answered: Answered
+        self, path: PreparePath, began: float, its_id: str, cors: bytes, asked: Asked
     ) -> None:
         self._path = path
         self._began = began
         self._id = its_id
         self._cors = cors
-        self._answered = answered
+        self._asked = asked
         self._span = None if tracing.tracer is None else tracing.tracer.request(its_id)
 
     def begin(self, wish: Wish, known: Known) -> None:
@@ -171,11 +182,16 @@ class _Taken:
         except ReservationError as refusal:
             self._done(refusal)
 
-    def refuse(self, refusal: ReservationError) -> None:
-        """Answer without asking anybody."""
-        self._done(refusal)
+    def turn_away(self, refusal: ReservationError) -> None:
+        """Answer without asking anybody, and without holding up those who are let in."""
+        self._tell(refusal, self._asked.turn_away)
 
     def _done(self, outcome: Prepared | Exception) -> None:
+        self._tell(outcome, self._asked.answer)
+
+    def _tell(
+        self, outcome: Prepared | Exception, answer: Callable[[int, bytes, bytes], None]
+    ) -> None:
         status, lines, content = self._shown(outcome)
         head = b"%bcontent-length: %d\r\n%bx-request-id: %b\r\n" % (
             lines,
@@ -183,7 +199,7 @@ class _Taken:
             self._cors,
             self._id.encode(),
         )
-        self._answered(status, head, content)
+        answer(status, head, content)
         record(_OPERATION, status, time.perf_counter() - self._began, self._id)
         if self._span is not None and tracing.tracer is not None:
             if isinstance(outcome, Prepared):

@@ -15,24 +15,20 @@ or
 
 A cancel of ours whose answer is lost may still be carried out, minutes later. So it is written down
 before it leaves, and from then on that payment is cancelled again rather than sold.
-
-The intent is the only write in SQL that a buyer waits for. Those that come while one is being
-committed share the next transaction, and so its sync.
 """
 
-import asyncio
 from collections.abc import Sequence
 from enum import Enum, auto
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from sqlalchemy import select, update
-from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reservation.domain.errors import BrokenInvariant
 from reservation.persistence.bulk import among, insert_into, insert_new
 from reservation.persistence.database import Database
+from reservation.persistence.group import Group
 from reservation.persistence.tables import payment_attempts, payment_intents
 
 __all__ = [
@@ -47,12 +43,6 @@ __all__ = [
     "is_cancel_intended",
     "void_intent",
 ]
-
-#: Intents of one transaction: a sync is shared by so many, and one bad row delays no more.
-BATCH_MAX: Final = 64
-#: Intents that may wait in one process: at the slowest sync seen, 5 s of them. A sale confirms far
-#: fewer at once; beyond this the database is the problem, and the next one is told so at once.
-WAITING_MAX: Final = 4096
 
 
 class IntentOutcome(Enum):
@@ -106,7 +96,6 @@ class IntentRow(msgspec.Struct, frozen=True, kw_only=True):
 _Name = tuple[str, int]
 #: A row of `payment_attempts`, every column in order.
 _Attempt = tuple[str, str, str, int, None]
-_Batch = Sequence[tuple[Intent, asyncio.Future[IntentOutcome]]]
 
 _COLUMNS = [payment_intents.c[name] for name in IntentRow.__struct_fields__]
 
@@ -116,8 +105,7 @@ class IntentWriter:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._waiting: list[tuple[Intent, asyncio.Future[IntentOutcome]]] = []
-        self._running: asyncio.Task[None] | None = None
+        self._group = Group[Intent, IntentOutcome](self._commit)
 
     async def write(self, intent: Intent) -> IntentOutcome:
         """The outcome, once it is committed and synced.
@@ -125,48 +113,11 @@ class IntentWriter:
         Raises:
             SQLAlchemyError, OSError: it is not known to be written; the same call again tells.
         """
-        if len(self._waiting) >= WAITING_MAX:
-            raise TimeoutError("too many payment intents wait for SQL")
-        outcome: asyncio.Future[IntentOutcome] = asyncio.get_running_loop().create_future()
-        self._waiting.append((intent, outcome))
-        if self._running is None:
-            self._running = asyncio.create_task(self._run())
-        return await outcome
+        return await self._group.write(intent)
 
     async def aclose(self) -> None:
         """Wait for what is being written; nothing new may come."""
-        if self._running is not None:
-            await self._running
-
-    async def _run(self) -> None:
-        try:
-            while self._waiting:
-                batch, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
-                await self._write(batch)
-        finally:
-            self._running = None
-            for _, future in self._waiting:
-                future.cancel()  # Only where this task was cancelled itself: else none is left.
-
-    async def _write(self, batch: _Batch) -> None:
-        try:
-            outcomes = await self._commit([intent for intent, _ in batch])
-        except (IntegrityError, DataError) as error:
-            if len(batch) == 1:
-                _fail(batch, error)
-                return
-            # One row that cannot stand must not take the others with it.
-            for single in batch:
-                await self._write([single])
-        except Exception as error:  # noqa: BLE001 - loop top: every caller that waits gets it
-            _fail(batch, error)
-        except asyncio.CancelledError:
-            for _, future in batch:
-                future.cancel()
-            raise
-        else:
-            for (_, future), outcome in zip(batch, outcomes, strict=True):
-                _tell(future, outcome)
+        await self._group.aclose()
 
     async def _commit(self, intents: Sequence[Intent]) -> list[IntentOutcome | Exception]:
         async with self._database.write() as connection:
@@ -190,20 +141,6 @@ class IntentWriter:
             else:
                 outcomes.append(_repeat(intent, standing[name]))
         return outcomes
-
-
-def _tell(future: asyncio.Future[IntentOutcome], outcome: IntentOutcome | Exception) -> None:
-    if future.done():
-        return  # The caller was cancelled; the row is there for the settler.
-    if isinstance(outcome, Exception):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)
-
-
-def _fail(batch: _Batch, error: Exception) -> None:
-    for _, future in batch:
-        _tell(future, error)
 
 
 async def _take_keys(

@@ -34,7 +34,7 @@ from reservation.persistence.orders import (
     HolderRow,
     OrderRow,
 )
-from reservation.persistence.payments import PaymentRow
+from reservation.persistence.payments import AnswerRow, PaymentRow, PaymentWriter
 from reservation.persistence.recovery import ItemRow, SaleHead, UnmetIntent, UnpaidRow
 from reservation.persistence.refunds import RefundRecord, RefundReused, RefundWish
 from reservation.persistence.sales import SaleRow
@@ -53,6 +53,7 @@ class Ledger:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._intents = IntentWriter(database)
+        self._payments = PaymentWriter(database)
 
     @classmethod
     async def open(cls, url: str) -> "Ledger":
@@ -66,6 +67,7 @@ class Ledger:
     async def aclose(self) -> None:
         """Finish what is being written, and close the connections."""
         await self._intents.aclose()
+        await self._payments.aclose()
         await self._database.aclose()
 
     async def schema_version(self) -> str:
@@ -197,13 +199,14 @@ class Ledger:
         self, *, order_id: str, payment_key: str, kind: str, answer: str, now_ms: int
     ) -> None:
         """Append an answer of the PG to the order's history: JSON text without secrets."""
-        await payments.record_answer(
-            self._database,
-            order_id=order_id,
-            payment_key=payment_key,
-            kind=kind,
-            answer=answer,
-            now_ms=now_ms,
+        await self._payments.write(
+            AnswerRow(
+                order_id=order_id,
+                payment_key=payment_key,
+                kind=kind,
+                answer=answer,
+                created_at_ms=now_ms,
+            )
         )
 
     async def bound_answers(self, order_id: str, payment_key: str) -> int:
@@ -226,8 +229,7 @@ class Ledger:
         now_ms: int,
     ) -> None:
         """Keep a payment as the PG shows it now."""
-        await payments.put_payment(
-            self._database,
+        await self._payments.write(
             PaymentRow(
                 payment_key=payment_key,
                 order_id=order_id,

@@ -1,21 +1,24 @@
 """What the PG said: every answer for an order's history, and each payment as it stands."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
-from sqlalchemy import func, select
+from sqlalchemy import Insert, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reservation.persistence.bulk import insert_into
 from reservation.persistence.database import Database
+from reservation.persistence.group import Group
 from reservation.persistence.tables import payment_answers, payments
 
 __all__ = [
+    "AnswerRow",
     "PaymentRow",
+    "PaymentWriter",
     "bound_answers",
     "payment_by_key",
     "payment_of",
-    "put_payment",
-    "record_answer",
 ]
 
 #: How an answer that stays bound to its idempotency key is written in `payment_answers.answer`.
@@ -43,20 +46,64 @@ class PaymentRow(msgspec.Struct, frozen=True, kw_only=True):
 _COLUMNS = [payments.c[name] for name in PaymentRow.__struct_fields__]
 
 
-async def record_answer(
-    database: Database, *, order_id: str, payment_key: str, kind: str, answer: str, now_ms: int
-) -> None:
-    """Append an answer of the PG: JSON text without secrets, as the caller has scrubbed it."""
-    async with database.write() as connection:
-        await connection.execute(
-            payment_answers.insert().values(
-                order_id=order_id,
-                payment_key=payment_key,
-                kind=kind,
-                answer=answer,
-                created_at_ms=now_ms,
-            )
-        )
+class AnswerRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What the PG said: JSON text without secrets, as the caller has scrubbed it."""
+
+    order_id: str
+    payment_key: str
+    kind: str
+    answer: str
+    created_at_ms: int
+
+
+class PaymentWriter:
+    """Keeps answers and payments, those of one moment together."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._group = Group[AnswerRow | PaymentRow, None](self._commit)
+
+    async def write(self, row: AnswerRow | PaymentRow) -> None:
+        """Append an answer, or keep a payment as the PG shows it now.
+
+        A payment that is older than the one that stands changes nothing. What only some answers
+        carry (method, approval, secret, due date) stays where it is absent.
+
+        Raises:
+            SQLAlchemyError, OSError: it is not known to be written.
+        """
+        await self._group.write(row)
+
+    async def aclose(self) -> None:
+        """Wait for what is being written; nothing new may come."""
+        await self._group.aclose()
+
+    async def _commit(self, rows: Sequence[AnswerRow | PaymentRow]) -> list[None]:
+        answers = [msgspec.structs.asdict(row) for row in rows if isinstance(row, AnswerRow)]
+        shown = [row for row in rows if isinstance(row, PaymentRow)]
+        # In one order in all processes, so that two transactions cannot wait for each other.
+        shown.sort(key=lambda row: row.payment_key)
+        async with self._database.write() as connection:
+            if answers:
+                await connection.execute(payment_answers.insert(), answers)
+            if shown:
+                values = [msgspec.structs.asdict(row) for row in shown]
+                await connection.execute(_kept(connection), values)
+        return [None] * len(rows)
+
+
+def _kept(connection: AsyncConnection) -> Insert:
+    statement = insert_into(connection, payments)
+    new = statement.excluded
+    kept = ("method", "approved_at_ms", "secret", "due_at_ms")
+    changed = ("status", "total_amount", "balance_amount", "currency", "updated_at_ms")
+    return statement.on_conflict_do_update(
+        index_elements=[payments.c.payment_key],
+        set_={name: new[name] for name in changed}
+        | {name: func.coalesce(new[name], payments.c[name]) for name in kept},
+        where=(payments.c.order_id == new.order_id)
+        & (payments.c.updated_at_ms <= new.updated_at_ms),
+    )
 
 
 async def bound_answers(database: Database, order_id: str, payment_key: str) -> int:
@@ -73,29 +120,6 @@ async def bound_answers(database: Database, order_id: str, payment_key: str) -> 
             )
         )
         return found.scalar_one()
-
-
-async def put_payment(database: Database, payment: PaymentRow) -> None:
-    """Keep the payment as the PG shows it now; an answer that is older changes nothing.
-
-    What only some answers carry (method, approval, secret, due date) stays where it is absent.
-    """
-    values = msgspec.structs.asdict(payment)
-    async with database.write() as connection:
-        statement = insert_into(connection, payments)
-        new = statement.excluded
-        kept = ("method", "approved_at_ms", "secret", "due_at_ms")
-        changed = ("status", "total_amount", "balance_amount", "currency", "updated_at_ms")
-        await connection.execute(
-            statement.on_conflict_do_update(
-                index_elements=[payments.c.payment_key],
-                set_={name: new[name] for name in changed}
-                | {name: func.coalesce(new[name], payments.c[name]) for name in kept},
-                where=(payments.c.order_id == new.order_id)
-                & (payments.c.updated_at_ms <= new.updated_at_ms),
-            ),
-            values,
-        )
 
 
 async def payment_of(database: Database, order_id: str) -> PaymentRow | None:

@@ -14,8 +14,9 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from reservation.domain.errors import BrokenInvariant
 from reservation.persistence import database as database_module
-from reservation.persistence import intents as intents_module
-from reservation.persistence.intents import BATCH_MAX, IntentOutcome, VoidOutcome
+from reservation.persistence import group
+from reservation.persistence.group import BATCH_MAX
+from reservation.persistence.intents import IntentOutcome, VoidOutcome
 from reservation.persistence.ledger import Ledger
 
 
@@ -92,13 +93,14 @@ async def test_another_intent_under_a_used_fence_is_a_bug(ledger: Ledger) -> Non
 async def counted(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[int]]:
     """How many intents each transaction had."""
     sizes: list[int] = []
-    commit = ledger._intents._commit
+    writes = ledger._intents._group
+    commit = writes._commit
 
     async def counting(batch: Any) -> Any:
         sizes.append(len(batch))
         return await commit(batch)
 
-    monkeypatch.setattr(ledger._intents, "_commit", counting)
+    monkeypatch.setattr(writes, "_commit", counting)
     yield sizes
 
 
@@ -151,7 +153,7 @@ async def test_a_caller_that_goes_away_leaves_the_others_their_answers(ledger: L
 async def test_intents_beyond_the_bound_are_refused_at_once(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intents_module, "WAITING_MAX", 3)
+    monkeypatch.setattr(group, "WAITING_MAX", 3)
     wishes = [ledger.write_intent(**intent(f"o-{number}")) for number in range(5)]
     outcomes = await asyncio.gather(*wishes, return_exceptions=True)
     assert outcomes[:3] == [IntentOutcome.WRITTEN] * 3

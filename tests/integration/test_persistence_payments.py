@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 
 from reservation.persistence.ledger import Ledger
 from reservation.persistence.refunds import RefundRecord, RefundReused
@@ -52,6 +53,41 @@ def payment(payment_key: str = "k", **changes: Any) -> dict[str, Any]:
         "now_ms": 10,
         **changes,
     }
+
+
+async def test_payments_of_one_moment_share_a_transaction_and_a_bad_one_is_alone(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transactions = 0
+    write = ledger._database.write
+
+    def counting() -> Any:
+        nonlocal transactions
+        transactions += 1
+        return write()
+
+    monkeypatch.setattr(ledger._database, "write", counting)
+    wishes = [payment(f"k-{number}", order_id=f"o-{number}") for number in range(40)]
+    answers = [
+        {"order_id": f"o-{number}", "payment_key": f"k-{number}", "kind": "confirm"}
+        for number in range(40)
+    ]
+    await asyncio.gather(
+        *(ledger.put_payment(**wish) for wish in wishes),
+        *(ledger.record_answer(**answer, answer="{}", now_ms=1) for answer in answers),
+    )
+    assert transactions <= 3
+    found = [await ledger.payment_of(f"o-{number}") for number in range(40)]
+    assert [row.payment_key if row else None for row in found] == [w["payment_key"] for w in wishes]
+    bad = payment("bad", order_id="o-bad", total_amount=-1)
+    outcomes = await asyncio.gather(
+        *(ledger.put_payment(**wish) for wish in (payment("a"), bad, payment("b"))),
+        return_exceptions=True,
+    )
+    assert outcomes[0] is None
+    assert outcomes[2] is None
+    assert isinstance(outcomes[1], IntegrityError)
+    assert await ledger.payment_of("o-bad") is None
 
 
 async def test_a_payment_is_kept_as_it_was_shown_last(ledger: Ledger) -> None:
