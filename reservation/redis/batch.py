@@ -43,6 +43,11 @@ WAITING_MAX: Final = 10_000
 #: How long the basket that is next may have waited before newcomers are told "not now": a buyer
 #: who is refused at once tries again, one who waits for seconds reloads and comes twice.
 WAITING_SECONDS_MAX: Final = 0.5
+#: Full batches that may always wait: how long one takes is known from the last ones only, and one
+#: that met a slow moment must not turn a short line away.
+BATCHES_WAITING_MIN: Final = 2
+#: How much of what is known of a full batch's time is the last one's.
+LAST_BATCH_SHARE: Final = 0.2
 #: Answers that are written before the loop looks at sockets again: about a millisecond.
 ANSWERS_AT_ONCE: Final = 32
 #: The next call leaves before the answers of the last are made where that call took less than so
@@ -90,7 +95,7 @@ class _Waiting:
 class _Lane:
     """The baskets of one sale under one epoch, in order of arrival."""
 
-    __slots__ = ("call_seconds", "fruitless", "task", "waiting")
+    __slots__ = ("batch_seconds", "call_seconds", "fruitless", "task", "waiting")
 
     def __init__(self) -> None:
         self.waiting: deque[_Waiting] = deque()
@@ -98,6 +103,23 @@ class _Lane:
         self.fruitless = 0
         #: How long the last call took.
         self.call_seconds = 0.0
+        #: How long a full batch takes from one call to the next, as lately seen.
+        self.batch_seconds = 0.0
+
+    def learn(self, batch_seconds: float) -> None:
+        """A full batch took so long."""
+        if not self.batch_seconds:
+            self.batch_seconds = batch_seconds
+        self.batch_seconds += LAST_BATCH_SHARE * (batch_seconds - self.batch_seconds)
+
+    def is_too_long(self, now: float) -> bool:
+        """Whether a newcomer would wait too long: the first has, or too many came at once."""
+        if not self.waiting:
+            return False
+        if now - self.waiting[0].came_at > WAITING_SECONDS_MAX:
+            return True
+        batches = len(self.waiting) / BASKETS_MAX
+        return batches >= BATCHES_WAITING_MIN and batches * self.batch_seconds > WAITING_SECONDS_MAX
 
 
 class PrepareQueue:
@@ -176,7 +198,7 @@ class PrepareQueue:
     def _is_full(self, lane: _Lane, now: float) -> bool:
         if self._waiting >= WAITING_MAX:
             return True
-        return bool(lane.waiting) and now - lane.waiting[0].came_at > WAITING_SECONDS_MAX
+        return lane.is_too_long(now)
 
     async def aclose(self) -> None:
         """Wait for what is under way."""
@@ -190,7 +212,10 @@ class PrepareQueue:
                 count = min(len(lane.waiting), BASKETS_MAX)
                 batch = [lane.waiting.popleft() for _ in range(count)]
                 self._waiting -= count
+                began = self._clock.monotonic()
                 await self._decide(sale_id, epoch, lane, batch)
+                if count == BASKETS_MAX:
+                    lane.learn(self._clock.monotonic() - began)
         finally:
             lane.task = None
             # Only a bug gets here with baskets left: answer them rather than let them hang.

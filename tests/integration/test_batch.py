@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from reservation.domain.clock import SystemClock
 from reservation.domain.errors import (
     IdempotencyKeyReused,
     OutcomeUnknown,
@@ -56,6 +57,15 @@ class Bench:
         wish = self.queue.prepare(self.basket(buyer, sku, quantity), epoch=EPOCH)
         [found] = await asyncio.gather(wish, return_exceptions=True)
         return found
+
+
+class TurnedClock(SystemClock):
+    """Stands still until it is turned."""
+
+    seconds = 100.0
+
+    def monotonic(self) -> float:
+        return self.seconds
 
 
 class Gate:
@@ -326,6 +336,26 @@ async def test_newcomers_are_turned_away_while_the_next_in_line_has_waited_too_l
     found = await asyncio.gather(under_way, in_line)
     assert [type(one) for one in found] == [Reservation, Reservation]
     assert not bench.queue.is_full(bench.sale.id, EPOCH)
+
+
+async def test_of_many_that_come_at_once_those_are_turned_away_who_would_wait_too_long(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of them has not waited at all: how long the last would is known from before."""
+    monkeypatch.setattr(batch, "BASKETS_MAX", 2)
+    clock = TurnedClock()
+    bench.queue = PrepareQueue(
+        bench.connections, Keys(), expire=bench.store.expire, clock=clock, rate=None
+    )
+    gate = Gate(bench, monkeypatch)
+    slow = [asyncio.create_task(bench.prepare(f"slow-{number}")) for number in range(3)]
+    await until(lambda: gate.sizes == [2])
+    clock.seconds += batch.WAITING_SECONDS_MAX * 0.9
+    gate.open.set()
+    await asyncio.gather(*slow)
+    found = await asyncio.gather(*(bench.prepare(f"b{number}", "b") for number in range(7)))
+    names = [type(one).__name__ for one in found]
+    assert names == ["Reservation"] * 4 + ["Unavailable"] * 3
 
 
 async def test_the_next_call_leaves_before_the_answers_of_a_quick_one_are_written(
