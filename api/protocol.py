@@ -23,7 +23,7 @@ GATHERED_BYTES_MAX: Final = 4 * 1024
 #: the first. Whoever is told sends again, so this bounds what a turn reads as well, and with that
 #: how long all else waits: a call to Redis is sent and read once a turn. Without it thousands of
 #: refusals made a turn of a tenth of a second, and nine holds of ten were lost to them.
-TURNED_AWAY_A_TURN: Final = 64
+TURNED_AWAY_A_TURN: Final = 16
 
 
 class _NobodyWaits:
