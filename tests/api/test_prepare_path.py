@@ -13,6 +13,7 @@ import msgspec
 import pytest
 import uvicorn
 
+from api import protocol
 from api.app import create_app
 from api.auth import Guests
 from api.protocol import ShortWayProtocol
@@ -276,6 +277,26 @@ async def test_a_crowd_is_turned_away_alike_on_both_ways(
     assert seen[0] == seen[1]
     assert seen[0][0].startswith(b"HTTP/1.1 503 ")
     assert b"retry-after: 1\r\n" in seen[0][0]
+
+
+async def test_everybody_of_a_crowd_is_turned_away_though_few_are_told_at_once(
+    ways: Ways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sale_id = await ways.sale("1")
+    _, token = Guests(ways.settings).new("")
+    monkeypatch.setattr(batch, "WAITING_MAX", 0)
+    monkeypatch.setattr(protocol, "TURNED_AWAY_A_TURN", 3)
+    ways.app.state.prepare_path = ways.path
+    port = int(ways.settings.public_url.rpartition(":")[2])
+    streams = [await asyncio.open_connection("127.0.0.1", port) for _ in range(50)]
+    for number, (_, writer) in enumerate(streams):
+        writer.write(prepare(token, sale_id, "1", {"key": f"k-{number}"}))
+    streams[7][1].transport.abort()
+    for number, (reader, writer) in enumerate(streams):
+        if number != 7:
+            assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 503 ")
+            writer.close()
+    assert await _in_stock(ways, sale_id) == 100
 
 
 async def test_a_buyer_who_leaves_meanwhile_disturbs_nobody(ways: Ways) -> None:
