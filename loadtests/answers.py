@@ -1,13 +1,14 @@
 """What the buyers were told: one last word for each order, collected from every process."""
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
 
 from reservation.model.history import Operation
 
-__all__ = ["Answers", "Told"]
+__all__ = ["Answers", "Told", "ends_of"]
 
 #: Orders whose last word is kept: some hours of a soak, in some hundred megabytes. Of later ones
 #: the verdict says that nobody checked them.
@@ -107,3 +108,13 @@ class Answers:
         for operation in report.operations:
             self.record(operation)
         return bool(report.orders or report.lives)
+
+
+def ends_of(words: Iterable[str]) -> set[str]:
+    """How one payment ended, by all that its buyer was told: more than one word is a contradiction.
+
+    Who came too late, while another had the piece, gets it after all with the same page once it has
+    come back. Whether each word was true at its time is the witness's to say.
+    """
+    ends = set(words) - {"unknown", "confirming"}
+    return ends - {"reservation_expired"} or ends

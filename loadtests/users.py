@@ -17,7 +17,7 @@ from gevent.pool import Group
 from locust import FastHttpUser, task
 
 from api.auth import Guests
-from loadtests.answers import Answers
+from loadtests.answers import Answers, ends_of
 from loadtests.recording import Call, operation_of
 from loadtests.wire import Answer, members_of, new_key
 
@@ -116,7 +116,7 @@ class Buyer(FastHttpUser):
         calls: list[Callable[[], Answer]] = [lambda: self._come_back(url)] * REFRESHES
         words = [self._end(order, answer) for answer in self._at_once(calls)]
         words.append(self._end(order, self._come_back(url)))
-        ends = set(words) - {"unknown", "confirming"}
+        ends = ends_of(words)
         if len(ends) > 1:
             self.answers.accuse(f"{order['orderId']}: one payment ended as {sorted(ends)}")
         return self._ended(order, ends.pop() if len(ends) == 1 else "unknown")

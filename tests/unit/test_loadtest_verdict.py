@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from loadtests.answers import WRONG_MAX, Answers
+from loadtests.answers import WRONG_MAX, Answers, ends_of
 from loadtests.shapes import DEFAULT_SECONDS, SCENARIOS, target_at
 from loadtests.verdict import RequestLine, Sample, Verdict, judge, problems_of_sample, write
 from reservation.books import Books, books_of
@@ -183,3 +183,10 @@ def test_each_scenario_reaches_its_peak_and_ends(scenario: str) -> None:
     assert all(target[1] >= 1 for target in seconds if target)
     assert target_at(scenario, 60, peak=30, run_seconds=60) is None
     assert target_at(scenario, DEFAULT_SECONDS[scenario], peak=30, run_seconds=None) is None
+
+
+def test_a_payment_that_came_too_late_and_was_confirmed_later_has_one_end() -> None:
+    assert ends_of(["reservation_expired", "unknown", "confirmed"]) == {"confirmed"}
+    assert ends_of(["reservation_expired", "confirming"]) == {"reservation_expired"}
+    assert ends_of(["declined", "confirmed"]) == {"declined", "confirmed"}
+    assert ends_of(["unknown"]) == set()
