@@ -87,14 +87,17 @@ _turned_away: deque[tuple[_Gathered, int, bytes, bytes]] = deque()
 
 
 def _write_turned_away(loop: asyncio.AbstractEventLoop) -> None:
-    for half in range(TURNED_AWAY_A_TURN):
-        if not _turned_away:
-            return
-        # Who has just come is told at once though many wait; and nobody waits for ever.
-        gathered, status, head, content = _turned_away.pop() if half % 2 else _turned_away.popleft()
-        gathered.write(status, head, content)
-    if _turned_away:
-        loop.call_soon(_write_turned_away, loop)
+    try:
+        for number in range(min(TURNED_AWAY_A_TURN, len(_turned_away))):
+            # Who has just come is told at once though many wait; and nobody waits for ever.
+            last = number % 2
+            taken = _turned_away.pop() if last else _turned_away.popleft()
+            gathered, status, head, content = taken
+            gathered.write(status, head, content)
+    finally:
+        # Also where one of them broke: the others wait.
+        if _turned_away:
+            loop.call_soon(_write_turned_away, loop)
 
 
 class _ServerLines:
