@@ -14,8 +14,9 @@ from reservation.model.witness import NotAHistory, Witness
 
 __all__ = ["Unreadable", "verify"]
 
-#: Bytes that are decoded at once: enough that the calls do not count, little beside the state.
-_BLOCK_BYTES: Final = 1 << 20
+#: Bytes that are decoded at once: enough that the calls do not count, and so few that
+#: what they become is given back to memory that is at hand.
+_BLOCK_BYTES: Final = 1 << 18
 
 
 class Unreadable(Exception):

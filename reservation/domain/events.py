@@ -15,6 +15,9 @@ __all__ = ["GENESIS", "Event", "EventName", "chain_of"]
 #: The chain value before a sale's first event.
 GENESIS = ""
 
+#: Copied for each event: making one anew looks the algorithm up each time.
+_EMPTY = hashlib.sha1(usedforsecurity=False)
+
 
 class EventName(StrEnum):
     """What happened. `data` of each is described where docs/architecture.md lists the events."""
@@ -52,4 +55,6 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 def chain_of(previous: str, *, seq: int, event: str, order_id: str, at_ms: int, data: str) -> str:
     """The chain value of an event: SHA-1 in hex, the one hash that Lua has inside Redis."""
     text = f"{previous}|{seq}|{event}|{order_id}|{at_ms}|{data}"
-    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+    chain = _EMPTY.copy()
+    chain.update(text.encode())
+    return chain.hexdigest()

@@ -133,7 +133,7 @@ def _not_at_limit(shop: Shop, buyer: str, operation: Operation) -> str:
     item = shop.items.get(sku)
     if item is None:
         return f"{sku} is not on sale"
-    taken, limit = shop.taken.get((buyer, sku), 0), item.limit
+    taken, limit = shop.taken[sku].get(buyer, 0), item.limit
     if (taken, limit) != (operation.taken, operation.limit):
         return f"told {operation.taken} of {operation.limit} {sku}, it is {taken} of {limit}"
     wanted = sum(quantity for name, quantity in operation.lines if name == sku)

@@ -5,6 +5,7 @@ change. So the outbox is the order in which everything happened, and folding it 
 the state of every order, item and buyer after each number.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 
 import msgspec
@@ -53,32 +54,20 @@ class Item:
             self.available += quantity
 
 
-class Order:
+class Order(msgspec.Struct, eq=False, gc=False):
     """One order, where its events have taken it."""
 
-    __slots__ = (
-        "amount",
-        "buyer",
-        "digest",
-        "ends",
-        "expires_at",
-        "fence",
-        "key",
-        "lines",
-        "status",
-    )
-
-    def __init__(self, facts: Prepared) -> None:
-        self.buyer, self.digest = facts.buyer, facts.digest
-        self.status, self.amount = facts.to, facts.amount
-        #: SKU, quantity and price of each line.
-        self.lines = facts.items
-        self.expires_at = facts.expires_at
-        self.fence = 0
-        #: The payment key of the attempt that is under way, or was last.
-        self.key = ""
-        #: How the attempt of each payment key ended: the event's name.
-        self.ends: dict[str, str] | None = None
+    status: str
+    buyer: str
+    #: SKU, quantity and price of each line.
+    lines: list[tuple[str, int, int]]
+    amount: int
+    expires_at: int
+    fence: int = 0
+    #: The payment key of the attempt that is under way, or was last.
+    key: str = ""
+    #: How the attempt of each payment key ended: the event's name.
+    ends: dict[str, str] | None = None
 
 
 class Shop:
@@ -91,8 +80,8 @@ class Shop:
     def __init__(self, *, deadlines: bool = True) -> None:
         self.items: dict[str, Item] = {}
         self.orders: dict[str, Order] = {}
-        #: Units that count against a buyer's limit, by buyer and SKU.
-        self.taken: dict[tuple[str, str], int] = {}
+        #: Units that count against a buyer's limit, by SKU and buyer.
+        self.taken: defaultdict[str, dict[str, int]] = defaultdict(dict)
         self.status = SaleStatus.OPEN.value
         self.policy = HoldPolicy.PREPARE
         self.opens_at = self.closes_at = 0
@@ -151,7 +140,9 @@ class Shop:
             raise Violation(
                 Broken.TRANSITION, f"{order_id} begins as {facts.to} from {facts.origin!r}"
             )
-        order = self.orders[order_id] = Order(facts)
+        order = self.orders[order_id] = Order(
+            facts.to, facts.buyer, facts.items, facts.amount, facts.expires_at
+        )
         amount, fault = 0, None
         for sku, quantity, price in facts.items:
             item = self.items.get(sku)
@@ -175,12 +166,13 @@ class Shop:
     def _take(self, order_id: str, order: Order, *, holds: bool) -> Violation | None:
         """Take an order's units from `available`; what is wrong with that."""
         fault = None
-        buyer, taken = order.buyer, self.taken
+        buyer = order.buyer
         for sku, quantity, _ in order.lines:
             item = self.items.get(sku)
             if item is None:
                 return Violation(Broken.UNKNOWN_ITEM, f"{order_id}: {sku} is not on sale")
-            has = taken.get((buyer, sku), 0) + quantity
+            taken = self.taken[sku]
+            has = taken.get(buyer, 0) + quantity
             if has > item.limit:
                 fault = Violation(
                     Broken.LIMIT, f"{order_id}: its buyer has {has} of {sku}, {item.limit} at most"
@@ -192,7 +184,7 @@ class Shop:
             if holds:
                 item.available -= quantity
                 item.held += quantity
-                taken[buyer, sku] = has
+                taken[buyer] = has
         return fault
 
     def _move(self, event: str, order_id: str, at_ms: int, facts: Moved) -> Order:
@@ -248,8 +240,8 @@ class Shop:
                 return Violation(Broken.UNKNOWN_ITEM, f"{order_id}: {sku} is not on sale")
             item.move(quantity, edge.origin, edge.target)
             if edge.target == AVAILABLE:
-                key = order.buyer, sku
-                self.taken[key] = self.taken.get(key, 0) - quantity
+                taken = self.taken[sku]
+                taken[order.buyer] = taken.get(order.buyer, 0) - quantity
                 if not restock:
                     item.available -= quantity
                     item.total -= quantity
