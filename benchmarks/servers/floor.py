@@ -10,14 +10,13 @@ from typing import Any
 
 import msgspec
 
+from api.prepare_path import Asked
 from api.schemas import PrepareRequest
 from benchmarks.servers.listening import serve
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
-#: Status, header lines, content.
-Answered = Callable[[int, bytes, bytes], None]
 
 _CONTENT_TYPE = b"content-type: application/json\r\n"
 
@@ -60,11 +59,11 @@ class Floor:
         return method == b"POST"
 
     @staticmethod
-    def take(url: bytes, headers: Headers, body: bytes, answered: Answered) -> bool:
+    def take(url: bytes, headers: Headers, body: bytes, asked: Asked) -> bool:
         """Answer at once."""
         del url, headers
         content = answer_to(body)
-        answered(201, b"%bcontent-length: %d\r\n" % (_CONTENT_TYPE, len(content)), content)
+        asked.answer(201, b"%bcontent-length: %d\r\n" % (_CONTENT_TYPE, len(content)), content)
         return True
 
 

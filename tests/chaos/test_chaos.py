@@ -45,7 +45,7 @@ def attacked(folder: Path, only: str) -> tuple[int, str]:
     ("name", "only", "says"),
     [
         ("stock is not counted before it is held", "nothing", "oversold"),
-        ("a repeated key takes once more", "nothing", "by the limit's count and"),
+        ("a repeated key takes once more", "nothing", "is prepared a second time"),
         ("a code that nobody listed gives back", "error_after_commit", "the PG keeps"),
     ],
 )
