@@ -29,30 +29,28 @@ def verify(path: Path) -> Judgement:
     Raises:
         Unreadable: it cannot be read, or is not a whole history.
     """
-    witness = Witness()
     try:
         with path.open("rb") as file, _no_garbage_collection():
-            for number, lines in _blocks(file):
-                _judge(witness, number, lines)
-        return witness.finish()
+            return _judged(file)
     except (OSError, NotAHistory) as error:
         raise Unreadable(f"{path}: {error}") from error
 
 
-def _judge(witness: Witness, first: int, lines: bytes) -> None:
-    line = first
-    try:
-        for line, record in enumerate(DECODER.decode_lines(lines), first):
-            witness.add(line, record)
-    except msgspec.MsgspecError as error:
-        raise NotAHistory(_where(first, lines, error)) from error
-    except NotAHistory as error:
-        raise NotAHistory(f"line {line}: {error}") from error
+def _judged(file: BinaryIO) -> Judgement:
+    witness, number = Witness(), 1
+    for lines in _blocks(file):
+        try:
+            records = DECODER.decode_lines(lines)
+        except msgspec.MsgspecError as error:
+            raise NotAHistory(_where(number, lines, error)) from error
+        witness.add_all(number, records)
+        number += len(records)
+    return witness.finish()
 
 
 def _where(number: int, lines: bytes, error: Exception) -> str:
     """Which line cannot be decoded; looked for only when one of a block was not."""
-    for at, line in enumerate(lines.split(b"\n"), number):
+    for at, line in enumerate(lines.removesuffix(b"\n").split(b"\n"), number):
         try:
             DECODER.decode(line)
         except msgspec.MsgspecError as found:
@@ -60,20 +58,10 @@ def _where(number: int, lines: bytes, error: Exception) -> str:
     return f"line {number} or later: {error}"
 
 
-def _blocks(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """The number of its first line, and whole lines."""
-    number, rest = 1, b""
+def _blocks(file: BinaryIO) -> Iterator[bytes]:
+    """Whole lines, many at once."""
     while block := file.read(_BLOCK_BYTES):
-        whole, line_end, tail = block.rpartition(b"\n")
-        if not line_end:
-            rest += block
-            continue
-        lines = rest + whole
-        yield number, lines
-        number += lines.count(b"\n") + 1
-        rest = tail
-    if rest:
-        yield number, rest
+        yield block + file.readline()
 
 
 @contextmanager

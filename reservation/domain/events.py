@@ -52,7 +52,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     chain: str
 
 
-def chain_of(previous: str, *, seq: int, event: str, order_id: str, at_ms: int, data: str) -> str:
+def chain_of(previous: str, seq: int, event: str, order_id: str, at_ms: int, data: str) -> str:
     """The chain value of an event: SHA-1 in hex, the one hash that Lua has inside Redis."""
     text = f"{previous}|{seq}|{event}|{order_id}|{at_ms}|{data}"
     chain = _EMPTY.copy()

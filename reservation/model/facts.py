@@ -16,6 +16,7 @@ __all__ = [
     "RESTOCKED",
     "SALE_PUT",
     "SWITCHED",
+    "Basket",
     "Edge",
     "Moved",
     "Prepared",
@@ -98,12 +99,16 @@ EDGES: Final = {
 }
 
 
+#: SKU, quantity and price of each line.
+Basket = tuple[tuple[str, int, int], ...]
+
+
 class Prepared(msgspec.Struct, rename="camel", gc=False):
     """A `prepared` event."""
 
     to: StatusName
     buyer: str
-    items: list[tuple[str, int, int]]
+    items: Basket
     amount: int
     expires_at: int
     origin: str = msgspec.field(name="from", default="")

@@ -13,10 +13,21 @@ import msgspec
 from reservation.domain.events import GENESIS, EventName, chain_of
 from reservation.domain.states import HoldPolicy, SaleStatus
 from reservation.model import facts as facts_of
-from reservation.model.facts import AVAILABLE, EDGES, ENDS, Edge, Moved, Prepared, counter_of
+from reservation.model.facts import (
+    AVAILABLE,
+    EDGES,
+    ENDS,
+    Basket,
+    Edge,
+    Moved,
+    Prepared,
+    counter_of,
+)
 from reservation.model.violations import Broken, Violation
 
 __all__ = ["Item", "Order", "Shop"]
+
+_prepared, _moved = facts_of.PREPARED.decode, facts_of.MOVED.decode
 
 
 class Item:
@@ -59,8 +70,7 @@ class Order(msgspec.Struct, eq=False, gc=False):
 
     status: str
     buyer: str
-    #: SKU, quantity and price of each line.
-    lines: list[tuple[str, int, int]]
+    lines: Basket
     amount: int
     expires_at: int
     fence: int = 0
@@ -87,6 +97,8 @@ class Shop:
         self.opens_at = self.closes_at = 0
         self.seq = 0
         self.chain = GENESIS
+        #: Each basket once: most buyers want what others want, and there are millions of them.
+        self._baskets: dict[Basket, Basket] = {}
         self._deadlines = deadlines
         self._own: dict[str, Callable[[str], None]] = {
             EventName.SALE_PUT: self._put,
@@ -110,9 +122,7 @@ class Shop:
         self.seq, self.chain = seq, chain
         if seq != due:
             raise Violation(Broken.GAP, f"event {due} is missing: the next one is {seq}")
-        if chain != chain_of(
-            before, seq=seq, event=event, order_id=order_id, at_ms=at_ms, data=data
-        ):
+        if chain != chain_of(before, seq, event, order_id, at_ms, data):
             raise Violation(Broken.CHAIN, f"the chain value of event {seq} does not follow")
 
     def apply(self, event: str, order_id: str, at_ms: int, data: str) -> Order | None:
@@ -124,11 +134,10 @@ class Shop:
         """
         try:
             if event == "prepared":
-                return self._prepare(order_id, at_ms, facts_of.PREPARED.decode(data))
-            own = self._own.get(event)
-            if own is None:
-                return self._move(event, order_id, at_ms, facts_of.MOVED.decode(data))
-            own(data)
+                return self._prepare(order_id, at_ms, _prepared(data))
+            if event not in self._own:
+                return self._move(event, order_id, at_ms, _moved(data))
+            self._own[event](data)
         except msgspec.MsgspecError as error:
             raise Violation(Broken.UNREADABLE, f"{event}: its data: {error}") from error
         return None
@@ -140,11 +149,12 @@ class Shop:
             raise Violation(
                 Broken.TRANSITION, f"{order_id} begins as {facts.to} from {facts.origin!r}"
             )
+        lines = self._baskets.setdefault(facts.items, facts.items)
         order = self.orders[order_id] = Order(
-            facts.to, facts.buyer, facts.items, facts.amount, facts.expires_at
+            facts.to, facts.buyer, lines, facts.amount, facts.expires_at
         )
         amount, fault = 0, None
-        for sku, quantity, price in facts.items:
+        for sku, quantity, price in lines:
             item = self.items.get(sku)
             if item is None:
                 raise Violation(Broken.UNKNOWN_ITEM, f"{order_id}: {sku} is not on sale")
@@ -212,7 +222,7 @@ class Shop:
         elif order.key and event != "taken_over":
             order.ends = {**(order.ends or {}), order.key: event}
         if edge.origin != edge.target:
-            moved = self._move_units(order_id, order, edge, restock=facts.restock)
+            moved = self._move_units(order_id, order, edge, facts)
             fault = fault or moved
         if fault:
             raise fault
@@ -229,7 +239,7 @@ class Shop:
         return Violation(Broken.TIME, f"{order_id} is taken again while the sale is not open")
 
     def _move_units(
-        self, order_id: str, order: Order, edge: Edge, *, restock: bool
+        self, order_id: str, order: Order, edge: Edge, facts: Moved
     ) -> Violation | None:
         if edge.origin == AVAILABLE:
             return self._take(order_id, order, holds=True)
@@ -242,7 +252,7 @@ class Shop:
             if edge.target == AVAILABLE:
                 taken = self.taken[sku]
                 taken[order.buyer] = taken.get(order.buyer, 0) - quantity
-                if not restock:
+                if not facts.restock:
                     item.available -= quantity
                     item.total -= quantity
             if item.available < 0 or item.held < 0 or item.sold < 0:

@@ -5,6 +5,8 @@ that names an event is compared with it, and every other one must have been poss
 moment of its call.
 """
 
+from collections.abc import Iterable
+
 from reservation.model.history import (
     VERSION,
     End,
@@ -35,21 +37,36 @@ class Witness:
         self._history: History | None = None
         self._sales: dict[str, SaleWitness] = {}
 
+    def add_all(self, first: int, records: Iterable[Record]) -> None:
+        """Take lines in that follow one another; `first` is the number of the first.
+
+        Raises:
+            NotAHistory: one of them may not stand here.
+        """
+        line, sales = first, self._sales
+        try:
+            for line, record in enumerate(records, first):
+                # Nearly every line is one: told apart here, each costs a call less.
+                if isinstance(record, EventLine) and record.sale in sales:
+                    sales[record.sale].event(line, record)
+                else:
+                    self.add(line, record)
+        except NotAHistory as error:
+            raise NotAHistory(f"line {line}: {error}") from error
+
     def add(self, line: int, record: Record) -> None:
         """Take one line in.
 
         Raises:
             NotAHistory: it may not stand here.
         """
-        if isinstance(record, EventLine):
-            sale = self._sales.get(record.sale) or self._sale(record.sale)
-            sale.event(line, record)
-            return
         if isinstance(record, History):
             self._begin(record)
             return
         sale = self._sale(record.sale)
         match record:
+            case EventLine():
+                sale.event(line, record)
             case Operation() | Head() if sale.begun:
                 raise NotAHistory("an operation stands behind the events of its sale")
             case Operation():
