@@ -50,7 +50,8 @@ def _judged(file: BinaryIO) -> Judgement:
 
 def _where(number: int, lines: bytes, error: Exception) -> str:
     """Which line cannot be decoded; looked for only when one of a block was not."""
-    for at, line in enumerate(lines.removesuffix(b"\n").split(b"\n"), number):
+    # The decoder passes over empty lines, and so does the count.
+    for at, line in enumerate(filter(None, lines.split(b"\n")), number):
         try:
             DECODER.decode(line)
         except msgspec.MsgspecError as found:

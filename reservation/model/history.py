@@ -37,7 +37,7 @@ class History(msgspec.Struct, tag_field="kind", tag="history", kw_only=True):
 
 
 class Operation(
-    msgspec.Struct, tag_field="kind", tag="operation", kw_only=True, omit_defaults=True
+    msgspec.Struct, tag_field="kind", tag="operation", kw_only=True, omit_defaults=True, gc=False
 ):
     """One call of one client, and the answer to it."""
 

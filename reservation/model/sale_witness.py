@@ -23,7 +23,7 @@ from reservation.model.windows import NEVER, Windows
 __all__ = ["SaleWitness"]
 
 
-class _Case(msgspec.Struct, eq=False):
+class _Case(msgspec.Struct, eq=False, gc=False):
     """An answer that must have been possible at some moment of its call."""
 
     line: int
@@ -52,10 +52,10 @@ class SaleWitness:
         self._windows = Windows()
         #: The call that was told of each new order.
         self._told: dict[str, tuple[int, Operation]] = {}
-        #: What is still to begin, from the last on; what is open, by what it waits for and by end.
+        #: What is still to begin, from the last on; what is open, by end and by what it waits for.
         self._coming: list[_Case] = []
-        self._waiting: dict[str, list[_Case]] = {}
         self._closing: list[tuple[int, int, _Case]] = []
+        self._waiting: dict[str, list[_Case]] = {}
         #: The number from which something is to be done beside the fold.
         self._next = NEVER
 
@@ -89,8 +89,10 @@ class SaleWitness:
             order = shop.orders.get(order_id)
         if name == "prepared" and order is not None and self._told:
             self._match(order_id, order, seq)
-        if seq >= self._next or self._waiting:
-            self._judge(seq, order_id, order)
+        if self._closing:
+            self._try_again(order_id, order)
+        if seq >= self._next:
+            self._judge(seq)
 
     def order(self, line: int, order: OrderLine) -> None:
         """An order as SQL has it."""
@@ -112,7 +114,7 @@ class SaleWitness:
         seq, found = self._shop.seq, self._judgement.found
         if end.seq != seq:
             found(line, Broken.GAP, f"the history ends at {end.seq}, its last event is {seq}")
-        self._judge(NEVER, "", None)
+        self._judge(NEVER)
         for told_line, operation in self._told.values():
             order = operation.order
             found(told_line, Broken.LOST, f"{order}: its buyer was told of it, no event tells it")
@@ -182,19 +184,14 @@ class SaleWitness:
         line, call = told
         found = self._judgement.found
         lines = [(sku, quantity) for sku, quantity, _ in order.lines]
-        wrong = [
-            f"{what} {answered!r} told, {happened!r} happened"
-            for what, answered, happened in (
-                ("number", call.seq or seq, seq),
-                ("amount", call.amount, order.amount),
-                ("buyer", call.buyer, order.buyer),
-                ("lines", sorted(call.lines), sorted(lines)),
-            )
-            if answered != happened
-        ]
+        answered = call.seq or seq, call.amount, call.buyer, sorted(call.lines)
+        happened = seq, order.amount, order.buyer, sorted(lines)
+        wrong = [] if answered == happened else _differences(answered, happened)
         answered_ms = (call.answered_ns or 0) // 1_000_000 + self._clock_ms
         # An answer that was long on its way may tell that the hold is over by then.
-        wrong += filter(None, [standing(order, call.told, answered_ms)])
+        stands = standing(order, call.told, answered_ms)
+        if stands:
+            wrong.append(stands)
         if wrong:
             found(line, Broken.ANSWER, f"{order_id}: {'; '.join(wrong)}")
         first, last = self._windows.of(call.invoked_ns, call.answered_ns or call.invoked_ns)
@@ -202,10 +199,8 @@ class SaleWitness:
             reason = f"{order_id} is event {seq}, its call was after {first} and until {last}"
             found(line, Broken.REAL_TIME, reason)
 
-    def _judge(self, seq: int, order_id: str, order: Order | None) -> None:
+    def _judge(self, seq: int) -> None:
         """Hold against the sale what was answered at this moment."""
-        if self._waiting:
-            self._try_again(order_id, order)
         last = self._shop.seq
         while self._coming and self._coming[-1].first <= seq:
             case = self._coming.pop()
@@ -218,6 +213,8 @@ class SaleWitness:
                 heappush(self._closing, (case.last, case.line, case))
         while self._closing and self._closing[0][0] <= seq:
             self._close(heappop(self._closing)[2])
+        if not self._closing:
+            self._waiting.clear()
         while self._heads and self._heads[-1][1].seq <= seq:
             self._compare(*self._heads.pop())
         self._look_ahead()
@@ -279,3 +276,13 @@ class SaleWitness:
             if item is None or item.row != row:
                 reason = f"{sku} at event {head.seq}: {row} seen, {item and item.row} due"
                 self._judgement.found(line, Broken.COUNTERS, reason)
+
+
+def _differences(answered: tuple[object, ...], happened: tuple[object, ...]) -> list[str]:
+    """What a buyer was told of a new order, and is not what its event tells."""
+    names = "number", "amount", "buyer", "lines"
+    return [
+        f"{name} {told!r} told, {true!r} happened"
+        for name, told, true in zip(names, answered, happened, strict=True)
+        if told != true
+    ]
