@@ -122,7 +122,8 @@ class Connections:
             decode_responses=True,
             # What a disk has spoilt must be named, not break whoever reads it.
             encoding_errors="backslashreplace",
-            socket_timeout=SOCKET_TIMEOUT_SECONDS,
+            # Ours is around the whole exchange: redis-py's makes a task for each write.
+            socket_timeout=None,
             socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
             retry=Retry(NoBackoff(), 0),
             retry_on_error=[],
@@ -155,12 +156,15 @@ class Connections:
 
     async def _greet(self, connection: Any) -> None:
         """Learn which server a new connection leads to; each life of one has its own run id."""
-        await connection.on_connect()
-        await connection.send_command("INFO", "server")
         try:
-            connection.run_id = run_id_of(await connection.read_response())
+            async with asyncio.timeout(SOCKET_TIMEOUT_SECONDS):
+                await connection.on_connect()
+                await connection.send_command("INFO", "server")
+                connection.run_id = run_id_of(await connection.read_response())
         except NoPermissionError:
             connection.run_id = ""
+        except TimeoutError as error:
+            raise RedisTimeoutError("it does not greet") from error
 
     def _refuse_stranger(self, connection: Any) -> None:
         if self._guarded and connection.run_id != self._vouched:
@@ -234,21 +238,32 @@ class Connections:
         try:
             if guarded:
                 self._refuse_stranger(connection)
-            await connection.send_packed_command(
-                b"".join([_pack(tuple(command)) for command in commands])
-            )
-            replies: list[Any] = []
-            for _ in commands:
-                replies.append(await self._read(connection))
+            replies = await self._exchange(connection, commands)
             clean = True
             return replies
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:
             raise StoreUncertain(type(error).__name__) from error
         finally:
-            # A connection whose replies were not all read would hand them to the next caller.
+            # Neither waits for anything, so no cancellation can come in between; a shield would
+            # hold up the answer for three turns of the loop.
             if not clean:
-                await asyncio.shield(connection.disconnect(nowait=True))
-            await asyncio.shield(self._pool.release(connection))
+                # Its replies were not all read: the next caller would get them.
+                await connection.disconnect(nowait=True)
+            await self._pool.release(connection)
+
+    async def _exchange(
+        self, connection: Any, commands: Sequence[Sequence[str | int | bytes]]
+    ) -> list[Any]:
+        packed = b"".join([_pack(tuple(command)) for command in commands])
+        replies: list[Any] = []
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(SOCKET_TIMEOUT_SECONDS) as patience:
+            await connection.send_packed_command(packed)
+            for _ in commands:
+                if replies:
+                    patience.reschedule(loop.time() + SOCKET_TIMEOUT_SECONDS)
+                replies.append(await self._read(connection))
+        return replies
 
     @staticmethod
     async def _read(connection: Any) -> Any:

@@ -122,7 +122,7 @@ class SimulatedPool:
             connection = self._idle.pop()
             if connection.usable:
                 return connection
-        connection = _Connection(self.side, self.connection_kwargs["socket_timeout"])
+        connection = _Connection(self.side)
         await connection.connect(self.connection_kwargs["socket_connect_timeout"])
         await self.connection_kwargs["redis_connect_func"](connection)
         return connection
@@ -138,11 +138,10 @@ class SimulatedPool:
 class _Connection:
     """One connection: what is sent is answered in order, or not at all."""
 
-    def __init__(self, side: RedisSide, timeout: float) -> None:
+    def __init__(self, side: RedisSide) -> None:
         self._side = side
         self._loop = side.loop
         self._process: Process = CURRENT.get()
-        self._timeout = timeout
         self._life = side.life
         self._broken = False
         self._replies: deque[asyncio.Future[Any]] = deque()
@@ -202,15 +201,9 @@ class _Connection:
         """The next reply.
 
         Raises:
-            ConnectionError, TimeoutError: of redis-py; whatever the server refuses with.
+            ConnectionError: of redis-py; whatever the server refuses with.
         """
-        coming = self._replies.popleft()
-        try:
-            async with asyncio.timeout(None if coming.done() else self._timeout):
-                reply = await coming
-        except TimeoutError:
-            self._broken = True
-            raise RedisTimeoutError("Timeout reading from server") from None
+        reply = await self._replies.popleft()
         if isinstance(reply, Exception):
             raise reply
         return reply
