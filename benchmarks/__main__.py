@@ -13,7 +13,7 @@ from rich.console import Console
 from api import logs
 from benchmarks import behind, compare, edges, growth, memory, overload, script, verifying
 from benchmarks.contenders import BUYERS_SECRET, CONTENDERS
-from benchmarks.load import WrkMissing
+from benchmarks.load import CONNECTIONS, WrkMissing
 from benchmarks.report import keep, results_of, show
 from benchmarks.run import Part, Run, Section
 from benchmarks.sale import write_buyers
@@ -44,6 +44,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes")
     names = [one.name for one in CONTENDERS]
     parser.add_argument("--contenders", nargs="+", choices=names, help="only these; all of them")
+    crowd = f"of the load, where nothing else is said; {CONNECTIONS}"
+    parser.add_argument("--connections", type=int, default=CONNECTIONS, help=crowd)
     parser.add_argument("--home", type=Path, default=Path("var/benchmarks"), help="for its files")
     parser.add_argument("--save", type=Path, help="where the JSON and the picture go; in --home")
     wish = parser.parse_args()
@@ -62,6 +64,7 @@ def main() -> int:
         buyers=buyers,
         quick=wish.quick,
         contenders=wish.contenders,
+        connections=wish.connections,
         say=lambda text: console.print(text, style="dim"),
     )
     # Whoever ends the benchmark ends its servers: they are in process groups of their own.

@@ -1,14 +1,13 @@
 """Every contender in turn, round after round, under the same load: the table's first part."""
 
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Final
 
 import msgspec
 
 from benchmarks.contenders import CONTENDERS, Contender, running
-from benchmarks.load import CONNECTIONS, Load, Measured
+from benchmarks.load import Load, Measured
 from benchmarks.run import Goal, Run, Section
 
 __all__ = ["STOCK", "Round", "Row", "measure"]
@@ -48,7 +47,6 @@ class Broken(Exception):
 def measure(run: Run) -> Section:
     """Run the rounds, interleaved, so that a busy minute of the machine meets all of them."""
     seconds, warm_up, rounds = (1, 1, 1) if run.quick else (10, 2, 5)
-    home = run.home / "compare"
     load = Load(run.buyers)
     wanted = [one for one in CONTENDERS if run.contenders is None or one.name in run.contenders]
     absent = {one.label: reason for one in wanted if (reason := one.missing()) is not None}
@@ -56,31 +54,32 @@ def measure(run: Run) -> Section:
     found: dict[str, list[Round]] = {one.name: [] for one in present}
     for number in range(rounds):
         for one in present:
-            result = _round(one, load, home / one.name, seconds, warm_up)
+            result = _round(one, load, run, seconds, warm_up)
             found[one.name].append(result)
             rate = result.measured.good_per_second
             run.say(f"round {number + 1}/{rounds}  {one.label:<26} {rate:>9,.0f}/s")
-    return _section([_row(one, found[one.name]) for one in present], absent)
+    return _section([_row(one, found[one.name]) for one in present], absent, run.connections)
 
 
-def _round(one: Contender, load: Load, home: Path, seconds: int, warm_up_seconds: int) -> Round:
-    with running(one, home, stock=STOCK) as server:
-        load.run(server.url, seconds=warm_up_seconds)
+def _round(one: Contender, load: Load, run: Run, seconds: int, warm_up_seconds: int) -> Round:
+    crowd = run.connections
+    with running(one, run.home / "compare" / one.name, stock=STOCK) as server:
+        load.run(server.url, seconds=warm_up_seconds, connections=crowd)
         held, cpu, valkey = server.held(), server.server_seconds(), server.valkey_seconds()
-        measured = load.run(server.url, seconds=seconds)
+        measured = load.run(server.url, seconds=seconds, connections=crowd)
         held = server.held() - held
         cpu, valkey = server.server_seconds() - cpu, server.valkey_seconds() - valkey
-    _check(one, measured, held)
+    _check(one, measured, held, crowd)
     each = 1e6 / max(1, measured.answers)
     return Round(measured, held, cpu * each, valkey * each)
 
 
-def _check(one: Contender, measured: Measured, held: int) -> None:
+def _check(one: Contender, measured: Measured, held: int, crowd: int) -> None:
     """A rate counts only when every answer was a hold, and Redis knows each of them."""
     if measured.refused or measured.broken or not measured.answers:
         raise Broken(f"{one.label}: {measured}")
     # What is under way when the time is up is held and no longer counted.
-    if one.holds and not 0 <= held - measured.answers <= CONNECTIONS:
+    if one.holds and not 0 <= held - measured.answers <= crowd:
         raise Broken(f"{one.label}: {measured.answers} answers, but Redis has {held} new holds")
 
 
@@ -105,7 +104,7 @@ def _row(one: Contender, rounds: list[Round]) -> Row:
 _WANTED: Final = {"usual": 3.5, "fastify": 1.2, "nginx": 0.9, "floor": 0.5}
 
 
-def _section(rows: list[Row], absent: dict[str, str]) -> Section:
+def _section(rows: list[Row], absent: dict[str, str], crowd: int) -> Section:
     ours = next((row for row in rows if row.name == "ours"), None)
     table: list[list[str]] = []
     goals: list[Goal] = []
@@ -129,7 +128,7 @@ def _section(rows: list[Row], absent: dict[str, str]) -> Section:
                 Goal(f"holds/s to {row.label}", f"{ratio:.2f} x", f">= {wanted} x", ratio >= wanted)
             )
     return Section(
-        title=f"Holds, {CONNECTIONS} connections, one process each",
+        title=f"Holds, {crowd} connections, one process each",
         columns=[
             "",
             "holds/s",

@@ -7,7 +7,7 @@ import msgspec
 
 from benchmarks.compare import STOCK
 from benchmarks.contenders import ADMIN_API_KEY, CONTENDERS, running
-from benchmarks.load import CONNECTIONS, Load, Measured
+from benchmarks.load import Load, Measured
 from benchmarks.run import Goal, Run, Section
 from benchmarks.sale import sell_out_over_http
 
@@ -40,7 +40,7 @@ def measure(run: Run) -> Section:
             f"edges {number + 1}/{rounds}  peak {last.peak.good_per_second:,.0f}/s, sold out "
             f"{last.sold_out.answers_per_second:,.0f}/s, half p99 {last.half.p99_ms:.1f} ms"
         )
-    return _section(edges)
+    return _section(edges, run.connections)
 
 
 def _round(load: Load, run: Run, seconds: int) -> Edge:
@@ -48,7 +48,7 @@ def _round(load: Load, run: Run, seconds: int) -> Edge:
     warm_up = 1 if run.quick else 2
     with running(ours, run.home / "edges", stock=STOCK) as server:
         load.run(server.url, seconds=warm_up)
-        peak = load.run(server.url, seconds=seconds)
+        peak = load.run(server.url, seconds=seconds, connections=run.connections)
         half = load.run(
             server.url,
             seconds=seconds,
@@ -56,16 +56,16 @@ def _round(load: Load, run: Run, seconds: int) -> Edge:
             rate=peak.good_per_second / 2,
         )
         sell_out_over_http(server.url, ADMIN_API_KEY, STOCK - server.held())
-        sold_out = load.run(server.url, seconds=seconds)
+        sold_out = load.run(server.url, seconds=seconds, connections=run.connections)
     return Edge(peak, sold_out, half)
 
 
-def _section(edges: list[Edge]) -> Section:
+def _section(edges: list[Edge], crowd: int) -> Section:
     ratio = median(edge.sold_out.answers_per_second / edge.peak.good_per_second for edge in edges)
     p99 = median(edge.half.p99_ms for edge in edges)
     late = median(edge.half.late / max(1, edge.half.answers) for edge in edges)
     rows = [
-        _row(f"holds, {CONNECTIONS} connections", [edge.peak for edge in edges]),
+        _row(f"holds, {crowd} connections", [edge.peak for edge in edges]),
         _row("sold out, as many", [edge.sold_out for edge in edges]),
         _row("holds at half the peak", [edge.half for edge in edges]),
     ]

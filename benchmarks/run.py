@@ -19,6 +19,8 @@ class Run(msgspec.Struct, frozen=True):
     quick: bool
     #: The contenders by name; None is all of them.
     contenders: Sequence[str] | None
+    #: Connections of a closed loop, each with one request under way.
+    connections: int
     #: Tells how far it is.
     say: Callable[[str], None]
 
