@@ -255,15 +255,9 @@ class Connections:
         self, connection: Any, commands: Sequence[Sequence[str | int | bytes]]
     ) -> list[Any]:
         packed = b"".join([_pack(tuple(command)) for command in commands])
-        replies: list[Any] = []
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(SOCKET_TIMEOUT_SECONDS) as patience:
+        async with asyncio.timeout(SOCKET_TIMEOUT_SECONDS):
             await connection.send_packed_command(packed)
-            for _ in commands:
-                if replies:
-                    patience.reschedule(loop.time() + SOCKET_TIMEOUT_SECONDS)
-                replies.append(await self._read(connection))
-        return replies
+            return [await self._read(connection) for _ in commands]
 
     @staticmethod
     async def _read(connection: Any) -> Any:
