@@ -156,15 +156,12 @@ class Connections:
 
     async def _greet(self, connection: Any) -> None:
         """Learn which server a new connection leads to; each life of one has its own run id."""
+        await connection.on_connect()
         try:
-            async with asyncio.timeout(SOCKET_TIMEOUT_SECONDS):
-                await connection.on_connect()
-                await connection.send_command("INFO", "server")
-                connection.run_id = run_id_of(await connection.read_response())
+            await connection.send_command("INFO", "server")
+            connection.run_id = run_id_of(await connection.read_response())
         except NoPermissionError:
             connection.run_id = ""
-        except TimeoutError as error:
-            raise RedisTimeoutError("it does not greet") from error
 
     def _refuse_stranger(self, connection: Any) -> None:
         if self._guarded and connection.run_id != self._vouched:
@@ -229,7 +226,9 @@ class Connections:
             StoreUncertain: they were sent and a reply was lost.
         """
         try:
-            connection: Any = await self._pool.get_connection()
+            # The whole way to a connection: to a unix socket redis-py talks before it calls us.
+            async with asyncio.timeout(SOCKET_TIMEOUT_SECONDS):
+                connection: Any = await self._pool.get_connection()
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:
             raise StoreUnavailable(f"no connection: {type(error).__name__}") from error
         except ResponseError as error:

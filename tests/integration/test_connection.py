@@ -1,7 +1,8 @@
 """Connections to Redis: what a call that breaks off leaves behind, and a server that is mute."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from reservation.redis import connection
 from reservation.redis.connection import Connections, StoreUnavailable, StoreUncertain
 from tests.fixtures.lua_sale import NOW
+
+Answering = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @pytest.fixture
@@ -60,8 +63,17 @@ async def test_a_reply_that_does_not_come_leaves_the_outcome_open(
     assert await connections.command("ECHO", "mine") == "mine"
 
 
+async def mute_server(kind: str, folder: Path, mute: Answering) -> tuple[asyncio.Server, str]:
+    """A server that takes what it is sent and answers nothing, and its URL."""
+    if kind == "unix":
+        return await asyncio.start_unix_server(mute, folder / "mute"), f"unix://{folder / 'mute'}"
+    server = await asyncio.start_server(mute, "127.0.0.1", 0)
+    return server, f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
 async def test_a_server_that_never_greets_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "SOCKET_TIMEOUT_SECONDS", 0.2)
     over = asyncio.Event()
@@ -70,9 +82,8 @@ async def test_a_server_that_never_greets_is_not_waited_for(
         await over.wait()
         writer.close()
 
-    server = await asyncio.start_server(mute, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    connections = Connections(f"redis://127.0.0.1:{port}/0", clock=NOW)
+    server, url = await mute_server(kind, tmp_path, mute)
+    connections = Connections(url, clock=NOW)
     # Twice: a connection that was given up half-way must not be taken for a good one.
     for _ in range(2):
         with pytest.raises(StoreUnavailable):
