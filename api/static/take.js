@@ -3,7 +3,7 @@
 import { listReservations, prepare, Refusal } from "./api.js";
 import { tab } from "./remember.js";
 
-/** How often one press of Buy asks: a lost answer is asked for again, with the same key. */
+/** How often one press of Buy asks: after "not now" or a lost answer again, with the same key. */
 const ASKED_MAX = 4;
 /** How long the n-th repeat waits at least. */
 const PAUSE_MS = 700;
@@ -48,7 +48,7 @@ function newKey() {
  * Takes these items, or finds that they are taken.
  *
  * @param ask.admission gives the sale's admission; called with true for a fresh one
- * @param ask.onRepeat is told that an answer was lost and is asked for again
+ * @param ask.onRepeat is told that it is asked again: the answer was lost, or was "not now"
  * @throws {Refusal} of which `unclear` says that the same press may be repeated
  */
 export async function take(saleId, items, amount, ask) {
@@ -60,6 +60,7 @@ export async function take(saleId, items, amount, ask) {
   }
   if (!same) wish = newWish(saleId, items, amount);
   let admission = await ask.admission(false);
+  let lost;
   for (let asked = 1; ; asked++) {
     try {
       const { reservation } = await prepare(saleId, { key: wish.key, items, amount, admission });
@@ -70,17 +71,26 @@ export async function take(saleId, items, amount, ask) {
       // The key's hold was given back or ran out since: this press is a new wish.
       if (asked === ASKED_MAX) throw new Refusal("unavailable");
       wish = newWish(saleId, items, amount);
+      lost = undefined;
     } catch (refusal) {
       if (!(refusal instanceof Refusal)) throw refusal;
+      if (refusal.unclear) lost = refusal;
       const stale = refusal.code === "invalid_admission" && asked === 1;
-      if (!refusal.unclear && !stale) forgetWish(saleId);
-      if (asked === ASKED_MAX || !(refusal.unclear || stale)) throw refusal;
+      const passes = refusal.unclear || refusal.code === "unavailable";
+      if (asked === ASKED_MAX || !(passes || stale)) {
+        // "Not now" tells nothing of an earlier call whose answer was lost.
+        const verdict = passes ? (lost ?? refusal) : refusal;
+        if (!verdict.unclear) forgetWish(saleId);
+        throw verdict;
+      }
       if (stale) {
         admission = await ask.admission(true);
         continue;
       }
       ask.onRepeat();
-      await pause(Math.max(refusal.retryAfter * 1000, PAUSE_MS * asked));
+      const least = Math.max(refusal.retryAfter * 1000, PAUSE_MS * asked);
+      // Thousands are put off at one moment, and must not come back at one.
+      await pause(least * (1 + Math.random() / 2));
     }
   }
 }

@@ -39,6 +39,14 @@ NOT_FOR_BUYERS = {
     "precondition_failed",
 }
 
+#: What a prepare is told that was put off.
+NOT_NOW: dict[str, Any] = {
+    "status": 503,
+    "headers": {"Retry-After": "1"},
+    "content_type": "application/problem+json",
+    "json": {"code": "unavailable", "status": 503, "retryAfter": 1},
+}
+
 Visiting = Callable[..., Visit]
 
 
@@ -310,6 +318,49 @@ def test_an_answer_that_is_lost_is_asked_for_with_the_same_key(
     page.route(re.compile(rf"/v1/sales/{sale_id}/reservations$"), prepares(lose))
     hold(page)
     assert len(keys) == 2
+    assert len(set(keys)) == 1
+    assert served.stock(sale_id, "mug") == (49, 1, 0)
+
+
+def test_a_service_that_puts_off_is_asked_again_with_the_same_key(
+    served: Served, visit: Visiting
+) -> None:
+    sale_id = served.sale(items=ITEMS)
+    page = visit().open(f"/sales/{sale_id}")
+    keys: list[str] = []
+
+    def put_off(route: Route) -> None:
+        keys.append(route.request.headers["idempotency-key"])
+        return route.fulfill(**NOT_NOW) if len(keys) == 1 else route.continue_()
+
+    page.route(re.compile(rf"/v1/sales/{sale_id}/reservations$"), prepares(put_off))
+    hold(page)
+    assert len(keys) == 2
+    assert len(set(keys)) == 1
+
+
+def test_not_now_does_not_hide_that_an_answer_was_lost(served: Served, visit: Visiting) -> None:
+    sale_id = served.sale(items=ITEMS)
+    page = visit().open(f"/sales/{sale_id}")
+    keys: list[str] = []
+
+    def lose(route: Route) -> None:
+        keys.append(route.request.headers["idempotency-key"])
+        if len(keys) > 1:
+            return route.fulfill(**NOT_NOW)
+        route.fetch()
+        return route.abort()
+
+    page.route(re.compile(rf"/v1/sales/{sale_id}/reservations$"), prepares(lose))
+    page.clock.install()
+    choose(page, "mug")
+    page.locator("#buy").click()
+    eventually(lambda: page.clock.run_for(500) or page.locator("#buy").is_enabled(), bool)
+    assert len(keys) > 1
+    page.unroute_all()
+    # The wish that may have been granted is not forgotten: the next press finds its hold.
+    page.locator("#buy").click()
+    expect(page.locator("#hold")).to_be_visible()
     assert len(set(keys)) == 1
     assert served.stock(sale_id, "mug") == (49, 1, 0)
 
