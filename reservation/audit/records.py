@@ -13,6 +13,7 @@ import msgspec
 
 from reservation.audit.orders import SET_OF
 from reservation.domain.clock import Clock
+from reservation.domain.errors import BrokenInvariant
 from reservation.domain.events import Event
 from reservation.domain.states import ENDED, LIVE, Status
 from reservation.persistence.ledger import Ledger
@@ -173,11 +174,11 @@ class RecordAudit:
     async def _kept_events(self, sale_id: str) -> list[str]:
         """Entries of the outbox that SQL has too say the same there."""
         flushed = await self._flushed(sale_id)
-        kept = [
-            event
-            for event in await self._outbox.after(sale_id, 0, KEPT_MAX)
-            if event.seq <= flushed
-        ]
+        try:
+            outbox = await self._outbox.after(sale_id, 0, KEPT_MAX)
+        except BrokenInvariant as error:
+            return [str(error)]
+        kept = [event for event in outbox if event.seq <= flushed]
         if not kept:
             return []
         written = await self._ledger.events(sale_id, kept[0].seq - 1, len(kept))

@@ -6,6 +6,7 @@ from typing import Final
 
 import msgspec
 
+from reservation.domain.errors import BrokenInvariant
 from reservation.domain.events import Event
 from reservation.domain.reservation import Line, Reservation
 from reservation.domain.sale import Item, Sale
@@ -101,14 +102,23 @@ def as_sale(
 
 
 def as_event(sale_id: str, entry_id: str, flat: Sequence[str]) -> Event:
-    """A stream entry as an event; its id is `SEQ-0`."""
-    fields = as_mapping(flat)
-    return Event(
-        sale_id=sale_id,
-        seq=int(entry_id.partition("-")[0]),
-        event=fields["event"],
-        order_id=fields["order"],
-        at_ms=int(fields["at"]),
-        data=fields["data"],
-        chain=fields["chain"],
-    )
+    """A stream entry as an event; its id is `SEQ-0`.
+
+    Raises:
+        BrokenInvariant: no script wrote it like this: a hand or a disk was there.
+    """
+    try:
+        fields = as_mapping(flat)
+        return Event(
+            sale_id=sale_id,
+            seq=int(entry_id.partition("-")[0]),
+            event=fields["event"],
+            order_id=fields["order"],
+            at_ms=int(fields["at"]),
+            data=fields["data"],
+            chain=fields["chain"],
+        )
+    except (IndexError, KeyError, ValueError) as error:
+        raise BrokenInvariant(
+            f"event {entry_id} in the outbox of {sale_id} cannot be read: {error!r}"
+        ) from error

@@ -99,6 +99,19 @@ async def test_an_event_that_sql_has_differently_is_named(here: Bench) -> None:
     assert any("event 2 is another one" in problem for problem in await here.audited(sale_id))
 
 
+async def test_an_event_that_cannot_be_read_is_named(here: Bench) -> None:
+    sale_id = await here.sale()
+    await here.hold(sale_id)
+    await here.flush(sale_id)
+    keys, command = here.service.keys.of(sale_id), here.service.connections.command
+    ((entry_id, flat),) = await command("XRANGE", keys.outbox, "-", "+")
+    spoilt = ["chaio" if field == "chain" else field for field in flat]
+    await command("DEL", keys.outbox)
+    await command("XADD", keys.outbox, entry_id, *spoilt)
+    problems = await here.audited(sale_id)
+    assert any(entry_id in problem and "cannot be read" in problem for problem in problems)
+
+
 async def test_orders_that_sql_does_not_have_yet_are_no_problem(here: Bench) -> None:
     sale_id = await here.sale()
     await here.flush(sale_id)
