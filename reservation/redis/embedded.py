@@ -88,6 +88,7 @@ class EmbeddedServer:
         self._debug_commands = debug_commands
         self._take_over = take_over
         self._process: subprocess.Popen[bytes] | None = None
+        self._killed = False
         self._log_start = 0
         self.socket_path = socket_path_of(self._home)
 
@@ -121,12 +122,16 @@ class EmbeddedServer:
             DataDirectoryInUse: another server is on the same data and stays.
             EmbeddedServerError: there is no server program, or it did not come up.
         """
-        if self._process is not None and self._process.poll() is None:
-            return
+        process = self._process
+        if process is not None and process.poll() is None:
+            if not self._killed:
+                return
+            # It is dying, which takes a moment: a server that is about to be gone is none.
+            await _becomes(lambda: process.poll() is not None, within=_PREVIOUS_SECONDS_MAX)
         binary = self._binary or find_binary()
         configuration = self._write_files()
         await self._wait_for_previous()
-        self._process = self._launch(binary, configuration)
+        self._process, self._killed = self._launch(binary, configuration), False
         try:
             await self._wait_until_ready()
         except BaseException:
@@ -147,6 +152,7 @@ class EmbeddedServer:
     def kill(self) -> None:
         """SIGKILL at once, as a crash would."""
         if self._process is not None and self._process.poll() is None:
+            self._killed = True
             _signal(self.pid or self._process.pid, signal.SIGKILL)
 
     async def wait(self) -> int:

@@ -26,7 +26,7 @@ while now() < over do end
 
 async def kill(stage: Stage, chance: random.Random) -> str:
     """SIGKILL; started again after a while."""
-    stage.server.kill()
+    await stage.kill_redis()
     return await _again(stage, chance)
 
 
@@ -35,7 +35,7 @@ async def kill_while_it_rewrites(stage: Stage, chance: random.Random) -> str:
     async with stage.redis() as client:
         await client.bgrewriteaof()
     await asyncio.sleep(chance.uniform(0, 0.3))
-    stage.server.kill()
+    await stage.kill_redis()
     return await _again(stage, chance)
 
 
@@ -43,7 +43,7 @@ async def cut_power(stage: Stage, chance: random.Random) -> str:
     """SIGKILL, and what no sync had made durable is gone."""
     if stage.machine is None:
         return ""
-    lost = stage.cut_power(stage.machine)
+    lost = await stage.cut_power(stage.machine)
     return f"{lost} bytes gone, {await _again(stage, chance)}"
 
 

@@ -97,9 +97,14 @@ class Stage:
             else:
                 return
 
-    def cut_power(self, machine: Machine) -> int:
-        """Kill Redis and take from its file what no sync had made durable; how many bytes."""
+    async def kill_redis(self) -> None:
+        """SIGKILL, and wait until it is gone: until then its file may grow."""
         self.server.kill()
+        await self.server.wait()
+
+    async def cut_power(self, machine: Machine) -> int:
+        """Kill Redis and take from its file what no sync had made durable; how many bytes."""
+        await self.kill_redis()
         file = appended_file(self.folder / "redis")
         size, synced = file.stat().st_size, last_sync(machine.log, file)
         if synced >= size:

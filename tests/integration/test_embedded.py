@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Timer
 
 import psutil
 import pytest
@@ -136,6 +137,23 @@ async def test_what_was_acknowledged_survives_kill_9(make_server: MakeServer, na
     assert await ask(server, "GET", "key:49") == "49"
 
 
+async def test_a_start_right_after_a_kill_starts_another_one(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A server gives back its memory before it is gone; one of many gigabytes takes a while.
+    def slow_to_die(pid: int, number: signal.Signals) -> None:
+        Timer(0.2, os.kill, (pid, number)).start()
+
+    server = make_server()
+    await server.start()
+    first = server.pid
+    monkeypatch.setattr(embedded, "_signal", slow_to_die)
+    server.kill()
+    await server.start()
+    assert server.pid != first
+    assert await ask(server, "PING") is True
+
+
 async def test_a_torn_tail_is_cut_and_the_rest_is_read(make_server: MakeServer) -> None:
     server = make_server()
     await server.start()
@@ -239,6 +257,7 @@ async def test_two_that_start_at_once_do_not_both_run(
 OWNER = """
 import asyncio, sys
 from pathlib import Path
+from threading import Timer
 from reservation.redis import embedded
 
 embedded._LAUNCH_MODE = sys.argv[2]
