@@ -5,9 +5,11 @@ import os
 import secrets
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from http.client import HTTPConnection
+from typing import Any, cast
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -468,16 +470,15 @@ def test_a_body_without_a_declared_length_is_bounded_too(served: Served) -> None
 def test_an_idempotency_key_is_printable_and_at_most_255(served: Served, key: bytes | None) -> None:
     sale_id = served.sale()
     before = served.dump(sale_id)
-    headers = [(name.encode(), value.encode()) for name, value in served.buyer().items()]
+    headers: dict[str, str | bytes] = {**served.buyer(), "Content-Type": "application/json"}
     if key is not None:
-        headers.append((b"Idempotency-Key", key))
-    path = f"/v1/sales/{sale_id}/reservations"
-    request = served.http.build_request("POST", path, json=line(), headers=headers)
-    try:
-        answer = served.http.send(request)
-    except httpx.LocalProtocolError:
-        pytest.skip("this client does not send such a header")
-    assert answer.status_code == 400
+        headers["Idempotency-Key"] = key
+    # httpx does not send every one of these.
+    with closing(HTTPConnection("127.0.0.1", urlsplit(served.url).port, timeout=30)) as plain:
+        plain.request(
+            "POST", f"/v1/sales/{sale_id}/reservations", json.dumps(line()), cast("Any", headers)
+        )
+        assert plain.getresponse().status == 400
     assert served.dump(sale_id) == before
 
 

@@ -69,11 +69,17 @@ class Ways:
             await http.get(f"/v1/sales/{sale_id}")
         return sale_id
 
-    async def talk(self, requests: list[bytes], *, short: bool, at_once: bool) -> list[bytes]:
-        """The answers on one connection, that may or may not take the short way."""
+    async def connect(
+        self, *, short: bool = True
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection that may or may not take the short way."""
         self.app.state.prepare_path = self.path if short else None
         port = int(self.settings.public_url.rpartition(":")[2])
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        return await asyncio.open_connection("127.0.0.1", port)
+
+    async def talk(self, requests: list[bytes], *, short: bool, at_once: bool) -> list[bytes]:
+        """The answers on one connection, that may or may not take the short way."""
+        reader, writer = await self.connect(short=short)
         answers: list[bytes] = []
         try:
             if at_once:
@@ -286,9 +292,7 @@ async def test_everybody_of_a_crowd_is_turned_away_though_few_are_told_at_once(
     _, token = Guests(ways.settings).new("")
     monkeypatch.setattr(batch, "WAITING_MAX", 0)
     monkeypatch.setattr(protocol, "TURNED_AWAY_A_TURN", 3)
-    ways.app.state.prepare_path = ways.path
-    port = int(ways.settings.public_url.rpartition(":")[2])
-    streams = [await asyncio.open_connection("127.0.0.1", port) for _ in range(50)]
+    streams = [await ways.connect() for _ in range(50)]
     for number, (_, writer) in enumerate(streams):
         writer.write(prepare(token, sale_id, "1", {"key": f"k-{number}"}))
     streams[7][1].transport.abort()
@@ -302,9 +306,7 @@ async def test_everybody_of_a_crowd_is_turned_away_though_few_are_told_at_once(
 async def test_a_buyer_who_leaves_meanwhile_disturbs_nobody(ways: Ways) -> None:
     sale_id = await ways.sale("1")
     _, token = Guests(ways.settings).new("")
-    ways.app.state.prepare_path = ways.path
-    port = int(ways.settings.public_url.rpartition(":")[2])
-    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    _, writer = await ways.connect()
     writer.write(prepare(token, sale_id, "1", {"key": "gone"}))
     await writer.drain()
     writer.transport.abort()
@@ -319,9 +321,7 @@ async def test_a_buyer_who_leaves_meanwhile_disturbs_nobody(ways: Ways) -> None:
 async def test_a_body_may_come_in_pieces(ways: Ways) -> None:
     sale_id = await ways.sale("1")
     _, token = Guests(ways.settings).new("")
-    ways.app.state.prepare_path = ways.path
-    port = int(ways.settings.public_url.rpartition(":")[2])
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await ways.connect()
     request = prepare(token, sale_id, "1", {})
     for start in range(0, len(request), 50):
         writer.write(request[start : start + 50])

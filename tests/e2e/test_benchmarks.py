@@ -1,7 +1,6 @@
 """The benchmark runs to its end, with whatever is installed; nothing measured is judged here."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,19 +9,17 @@ from typing import Any
 import pytest
 
 from benchmarks.contenders import CONTENDERS
+from tests.fixtures.programs import needs
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ["compare", "edges", "script", "memory", "growth", "overload", "behind", "verify"]
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.e2e,
-    pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    needs("wrk")
     home = tmp_path_factory.mktemp("benchmarks")
     command = [sys.executable, "-m", "benchmarks", "--quick", "--home", str(home)]
     ended = subprocess.run(
