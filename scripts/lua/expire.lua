@@ -78,9 +78,16 @@ local function check(lines, buyer)
     end
 end
 
+-- All at once: each call that a script makes costs the server about a microsecond.
+local function read_deadlines()
+    if order_count == 0 then return {} end
+    local ids = {}
+    for i = 1, order_count do ids[i] = ARGV[FIRST_ORDER_ARG + (i - 1) * 2] end
+    return redis.call("ZMSCORE", deadlines, unpack(ids))
+end
+
 -- Reads and checks one order; a table where it is due, else the word (or the bug) that answers it.
-local function look_at(order_id, first_key)
-    local deadline = tonumber(redis.call("ZSCORE", deadlines, order_id))
+local function look_at(deadline, first_key)
     if not deadline then return "settled" end
     if deadline > expiry_ms then return "not_due" end
     local found = redis.call("HMGET", KEYS[first_key], "status", "items")
@@ -133,12 +140,12 @@ local function write_batch()
 end
 
 local function expire_all()
-    local key, named = FIRST_ORDER_KEY, {}
+    local key, named, scores = FIRST_ORDER_KEY, {}, read_deadlines()
     for i = 1, order_count do
         local arg = FIRST_ORDER_ARG + (i - 1) * 2
         local order_id = ARGV[arg]
         -- Named twice in one call: its deadline is still there, and it has ended all the same.
-        local due = named[order_id] and "settled" or look_at(order_id, key)
+        local due = named[order_id] and "settled" or look_at(tonumber(scores[i]), key)
         key = key + 2 + tonumber(ARGV[arg + 1])
         if type(due) ~= "table" then
             replies[i] = due
