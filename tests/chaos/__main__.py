@@ -21,7 +21,7 @@ def main() -> int:
     given = argparse.ArgumentParser(prog="python -m tests.chaos")
     given.add_argument("--minutes", type=float, default=9.0)
     given.add_argument("--seed", type=int, default=0, help="draws everything; 0 takes a new one")
-    given.add_argument("--buyers", type=int, default=40)
+    given.add_argument("--buyers", type=int, default=220)
     given.add_argument("--sale-seconds", type=float, default=40.0)
     given.add_argument("--settle-seconds", type=float, default=SETTLE_SECONDS_MAX)
     given.add_argument("--only", default="", help="faults whose name has this in it")
