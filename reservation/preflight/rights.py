@@ -36,6 +36,7 @@ NEEDED: Final[tuple[tuple[str, ...], ...]] = (
     ("ZREM", _KEY, "a"),
     ("ZCARD", _KEY),
     ("ZSCORE", _KEY, "a"),
+    ("ZMSCORE", _KEY, "a"),
     ("ZRANGE", _KEY, "0", "1"),
     ("ZREVRANGE", _KEY, "0", "1"),
     ("ZRANGEBYSCORE", _KEY, "0", "1"),
