@@ -240,6 +240,9 @@ class PrepareQueue:
             raise
         else:
             lane.call_seconds = self._clock.monotonic() - sent_at
+            if replies[0][0] == PrepareWord.TOO_LATE:
+                # Of all of a batch or of none: the buyers are told "not now", and this tells why.
+                log.warning("prepare_too_late", sale_id=sale_id, seconds=lane.call_seconds)
             await self._answer(sale_id, epoch, lane, batch, replies)
 
     async def _call(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog.testing
 
 from reservation.domain.clock import SystemClock
 from reservation.domain.errors import (
@@ -116,6 +117,17 @@ async def test_the_same_key_twenty_times_at_once_is_one_order(bench: Bench) -> N
     found = await asyncio.gather(*(bench.prepare("one") for _ in range(20)))
     assert Counter(type(one) for one in found) == {Reservation: 1, Replayed: 19}
     assert await bench.sale.stock("a") == (10, 9, 1, 0)
+
+
+async def test_a_call_that_reached_redis_too_late_took_nothing_and_is_named_in_the_log(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.connections, "not_after_ms", lambda: 1)
+    with structlog.testing.capture_logs() as lines:
+        found = await bench.prepare("b1")
+    assert isinstance(found, Unavailable)
+    assert await bench.sale.stock("a") == (10, 10, 0, 0)
+    assert [line["event"] for line in lines] == ["prepare_too_late"]
 
 
 async def test_the_same_key_later_is_a_replay_and_with_another_body_a_refusal(
