@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +30,8 @@ _NOT_AFTER_MS: Final = 3_600_000
 #: A rewrite of the file that a million holds set off.
 _REWRITE_SECONDS_MAX: Final = 300.0
 _LOOK_SECONDS: Final = 0.2
+#: Between two looks whether a rewrite has ended.
+_CALLS_A_LOOK: Final = 4
 
 _SECRET: Final = b"order ids of the benchmark"
 _numbers = itertools.count(1)
@@ -97,7 +100,9 @@ class Filling:
         self._send(packed, max(_CALLS_IN_FLIGHT, _HOLDS_IN_FLIGHT // batch))
         seconds = time.perf_counter() - started_at
         self.trim()
-        times = sorted(self._call_times(batch, calls))
+        with self._without_rewrite():
+            times = sorted(self._call_times(batch, calls))
+        self.trim()
         return ScriptRate(
             batch=batch,
             holds_per_second=holds / seconds,
@@ -105,6 +110,17 @@ class Filling:
             p999_ms=times[min(len(times) - 1, int(len(times) * 0.999))] / 1e3,
             max_ms=times[-1] / 1e3,
         )
+
+    def beside_rewrite(self, batch: int) -> list[float]:
+        """Milliseconds of each call from the fork of a rewrite of the file until it has ended."""
+        self._wait_for_rewrite()
+        client: Any = self._redis
+        client.bgrewriteaof()
+        times = [us / 1e3 for us in self._call_times(batch, _CALLS_A_LOOK)]
+        while client.info("persistence")["aof_rewrite_in_progress"]:
+            times += [us / 1e3 for us in self._call_times(batch, _CALLS_A_LOOK)]
+        self.trim()
+        return sorted(times)
 
     def trim(self) -> None:
         """Cut the outbox to its last entry, which the script looks at."""
@@ -118,7 +134,6 @@ class Filling:
             self._send([self._packed(call)])
             before, spent = spent, client.info("commandstats")["cmdstat_evalsha"]["usec"]
             yield spent - before
-        self.trim()
 
     def _calls(self, holds: int, batch: int) -> Iterator[list[str | int]]:
         for first in range(0, holds, batch):
@@ -139,6 +154,19 @@ class Filling:
                 waiting -= 1
         for _ in range(waiting):
             _check(connection.read_response())
+
+    @contextmanager
+    def _without_rewrite(self) -> Iterator[None]:
+        """A rewrite forks, and copies each page that is written meanwhile: measured by itself."""
+        self._wait_for_rewrite()
+        client: Any = self._redis
+        name = "auto-aof-rewrite-percentage"
+        percentage: str = client.config_get(name)[name]
+        client.config_set(name, 0)
+        try:
+            yield
+        finally:
+            client.config_set(name, percentage)
 
     def _wait_for_rewrite(self) -> None:
         client: Any = self._redis

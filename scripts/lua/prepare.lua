@@ -135,10 +135,23 @@ local function basket_at(position)
     }
 end
 
--- GCRA: the theoretical arrival time may run ahead of now by (burst - 1) intervals.
+-- GCRA: the theoretical arrival time may run ahead of now by (burst - 1) intervals. Most buyers of
+-- a sale hold once, so a first hold writes no key for it: the order tells when it was taken. Where
+-- the clock went back since, it binds for an interval and not until then.
+local function arrival_of(basket)
+    if basket.orders == 0 then return now_ms end
+    if basket.orders > 1 then
+        return math.max(tonumber(redis.call("GET", basket.rate)) or 0, now_ms)
+    end
+    local first = redis.call("ZRANGE", basket.buyer_orders, 0, 0, "WITHSCORES")[2]
+    return math.max(math.min(tonumber(first), now_ms) + interval, now_ms)
+end
+
 local function rate_refusal(basket)
+    -- Reading the count proves the key's kind before the first write.
+    basket.orders = redis.call("ZCARD", basket.buyer_orders)
     if interval == 0 then return nil end
-    local arrival = math.max(tonumber(redis.call("GET", basket.rate)) or 0, now_ms)
+    local arrival = arrival_of(basket)
     local wait = arrival - now_ms - (burst - 1) * interval
     if wait > 0 then return {"rate_limited", int(math.ceil(wait))} end
     basket.next_arrival = arrival + interval
@@ -220,7 +233,7 @@ local function write(basket, wish)
         stock.taken = stock.taken + line.quantity
         redis.call("HINCRBY", basket.buyer, stock.sku, int(line.quantity))
     end
-    if basket.next_arrival then
+    if basket.next_arrival and basket.orders > 0 then
         redis.call(
             "SET", basket.rate, string.format("%.3f", basket.next_arrival),
             "PX", int(math.ceil(basket.next_arrival - now_ms)))
@@ -240,8 +253,6 @@ local function decide(basket)
     refusal = window_refusal(basket)
     if refusal then return refusal end
     if wish.amount ~= basket.amount then return {"amount_mismatch", int(wish.amount)} end
-    -- Reading the count proves the key's kind before the first write.
-    redis.call("ZCARD", basket.buyer_orders)
     refusal = limit_refusal(basket, wish) or stock_refusal(wish.lines)
     -- A hold that ran out hides neither stock nor a buyer's own limit.
     if refusal and not refusal.err and holds_ran_out() then return {"due", unpack(due)} end

@@ -52,7 +52,9 @@ def test_every_other_part_measured_something(results: dict[str, Any]) -> None:
     [edge] = data["edges"]
     assert edge["sold_out"]["refused"] > 0
     assert edge["half"]["answers"] > 0
-    assert all(rate["holds_per_second"] > 0 and rate["p999_ms"] > 0 for rate in data["script"])
+    rates, beside_rewrite = data["script"]["rates"], data["script"]["beside_rewrite_ms"]
+    assert all(rate["holds_per_second"] > 0 and rate["p999_ms"] > 0 for rate in rates)
+    assert all(ms > 0 for ms in beside_rewrite)
     assert set(data["memory"]["by_key"]) >= {"order", "buyer", "buyer-orders"}
     assert data["memory"]["total"] > 0
     assert all(size["measured"][0]["answers"] > 0 for size in data["growth"])

@@ -24,6 +24,10 @@ async def test_each_order_of_a_batch_is_judged_by_itself(sale: LuaSale) -> None:
     assert await sale.expire(running, due, paid) == ["not_due", "expired", "settled"]
 
 
+async def test_a_call_about_nobody_answers_nothing(sale: LuaSale) -> None:
+    assert await sale.expire() == []
+
+
 @pytest.mark.parametrize("slow", ["caller", "server"])
 async def test_a_hold_never_ends_early_by_either_clock(sale: LuaSale, slow: str) -> None:
     basket = await sale.hold()

@@ -210,9 +210,37 @@ async def test_an_order_keeps_what_was_promised(sale: LuaSale) -> None:
 
 
 async def test_a_rate_is_forgotten_when_it_binds_nobody_any_more(sale: LuaSale) -> None:
-    await sale.prepare(sale.basket("ann"), rate=(60_000, 3))
+    for _ in range(2):
+        await sale.prepare(sale.basket("ann"), rate=(60_000, 3))
     left = await sale.connections.command("PTTL", sale.keys.rate("ann"))
-    assert 0 < left <= 60_000
+    assert 60_000 < left <= 120_000
+
+
+async def test_a_first_hold_writes_no_rate_and_is_counted_all_the_same(sale: LuaSale) -> None:
+    first, second = sale.basket("ann"), sale.basket("ann")
+    [held, [word, wait_ms]] = await sale.prepare(first, second, rate=(60_000, 1))
+    assert (held[0], word) == ("held", "rate_limited")
+    assert 50_000 < int(wait_ms) <= 60_000
+    assert not await sale.connections.command("EXISTS", sale.keys.rate("ann"))
+
+
+@pytest.mark.parametrize(("moved_ms", "word"), [(-60_000, "held"), (-59_000, "rate_limited")])
+async def test_a_first_hold_is_counted_for_one_interval(
+    sale: LuaSale, moved_ms: int, word: str
+) -> None:
+    basket = await sale.hold("ann")
+    orders = sale.keys.buyer_orders("ann")
+    await sale.connections.command("ZINCRBY", orders, moved_ms, basket["order"])
+    assert (await sale.prepare(sale.basket("ann"), rate=(60_000, 1)))[0][0] == word
+
+
+async def test_a_first_hold_binds_for_one_interval_where_the_clock_went_back(
+    sale: LuaSale,
+) -> None:
+    basket = await sale.hold("ann")
+    orders = sale.keys.buyer_orders("ann")
+    await sale.connections.command("ZINCRBY", orders, 3_600_000, basket["order"])
+    assert await sale.prepare(sale.basket("ann"), rate=(60_000, 1)) == [["rate_limited", "60000"]]
 
 
 async def test_a_rate_tells_when_the_next_one_may_come(sale: LuaSale) -> None:
