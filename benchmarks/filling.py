@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -156,7 +156,7 @@ class Filling:
             _check(connection.read_response())
 
     @contextmanager
-    def _without_rewrite(self) -> Iterator[None]:
+    def _without_rewrite(self) -> Generator[None]:
         """A rewrite forks, and copies each page that is written meanwhile: measured by itself."""
         self._wait_for_rewrite()
         client: Any = self._redis
