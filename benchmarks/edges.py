@@ -5,8 +5,9 @@ from typing import Final
 
 import msgspec
 
+from benchmarks import rewrites
 from benchmarks.compare import STOCK
-from benchmarks.contenders import ADMIN_API_KEY, CONTENDERS, running
+from benchmarks.contenders import ADMIN_API_KEY, CONTENDERS, Running, running
 from benchmarks.load import Load, Measured
 from benchmarks.run import Goal, Run, Section
 from benchmarks.sale import sell_out_over_http
@@ -24,8 +25,10 @@ class Edge(msgspec.Struct, frozen=True):
     """One round on one service: the peak, half of it, and then all sold."""
 
     peak: Measured
-    sold_out: Measured
     half: Measured
+    #: The same again, with a rewrite of Redis' file in it.
+    half_with_rewrite: Measured
+    sold_out: Measured
 
 
 def measure(run: Run) -> Section:
@@ -48,16 +51,19 @@ def _round(load: Load, run: Run, seconds: int) -> Edge:
     warm_up = 1 if run.quick else 2
     with running(ours, run.home / "edges", stock=STOCK) as server:
         load.run(server.url, seconds=warm_up)
-        peak = load.run(server.url, seconds=seconds, connections=run.connections)
-        half = load.run(
-            server.url,
-            seconds=seconds,
-            connections=_FREE_CONNECTIONS,
-            rate=peak.good_per_second / 2,
-        )
+        with rewrites.none_meanwhile(server.redis):
+            peak = load.run(server.url, seconds=seconds, connections=run.connections)
+            half = _at(peak.good_per_second / 2, load, server, seconds)
+        rewrites.begin(server.redis)
+        half_with_rewrite = _at(peak.good_per_second / 2, load, server, seconds)
+        rewrites.wait(server.redis)
         sell_out_over_http(server.url, ADMIN_API_KEY, STOCK - server.held())
         sold_out = load.run(server.url, seconds=seconds, connections=run.connections)
-    return Edge(peak, sold_out, half)
+    return Edge(peak, half, half_with_rewrite, sold_out)
+
+
+def _at(rate: float, load: Load, server: Running, seconds: int) -> Measured:
+    return load.run(server.url, seconds=seconds, connections=_FREE_CONNECTIONS, rate=rate)
 
 
 def _section(edges: list[Edge], crowd: int) -> Section:
@@ -68,6 +74,7 @@ def _section(edges: list[Edge], crowd: int) -> Section:
         _row(f"holds, {crowd} connections", [edge.peak for edge in edges]),
         _row("sold out, as many", [edge.sold_out for edge in edges]),
         _row("holds at half the peak", [edge.half for edge in edges]),
+        _row("with a rewrite of Redis' file", [edge.half_with_rewrite for edge in edges]),
     ]
     notes = [f"At half the peak {late:.1%} of the requests left late."]
     if late > _LATE_SHARE_MAX:

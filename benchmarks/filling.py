@@ -2,14 +2,14 @@
 
 import itertools
 import time
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import redis
 
+from benchmarks import rewrites
 from benchmarks.sale import SALE_ID
 from benchmarks.script_call import Basket, basket_of, call_of
 from reservation.redis.keys import Keys
@@ -27,9 +27,6 @@ _CALLS_IN_FLIGHT: Final = 4
 _HOLDS_IN_FLIGHT: Final = 64
 #: Calls are packed long before they are sent.
 _NOT_AFTER_MS: Final = 3_600_000
-#: A rewrite of the file that a million holds set off.
-_REWRITE_SECONDS_MAX: Final = 300.0
-_LOOK_SECONDS: Final = 0.2
 #: Between two looks whether a rewrite has ended.
 _CALLS_A_LOOK: Final = 4
 
@@ -76,7 +73,7 @@ class Filling:
             self._send(map(self._packed, self._calls(min(_TRIM_EVERY, count - done), _BATCH)))
             if not keep_events:
                 self.trim()
-        self._wait_for_rewrite()
+        rewrites.wait(self._redis)
 
     def hold_for(self, seconds: float) -> int:
         """Take holds as fast as the script does for so long; how many. Their events stay."""
@@ -100,7 +97,7 @@ class Filling:
         self._send(packed, max(_CALLS_IN_FLIGHT, _HOLDS_IN_FLIGHT // batch))
         seconds = time.perf_counter() - started_at
         self.trim()
-        with self._without_rewrite():
+        with rewrites.none_meanwhile(self._redis):
             times = sorted(self._call_times(batch, calls))
         self.trim()
         return ScriptRate(
@@ -113,11 +110,9 @@ class Filling:
 
     def beside_rewrite(self, batch: int) -> list[float]:
         """Milliseconds of each call from the fork of a rewrite of the file until it has ended."""
-        self._wait_for_rewrite()
-        client: Any = self._redis
-        client.bgrewriteaof()
+        rewrites.begin(self._redis)
         times = [us / 1e3 for us in self._call_times(batch, _CALLS_A_LOOK)]
-        while client.info("persistence")["aof_rewrite_in_progress"]:
+        while rewrites.under_way(self._redis):
             times += [us / 1e3 for us in self._call_times(batch, _CALLS_A_LOOK)]
         self.trim()
         return sorted(times)
@@ -154,29 +149,6 @@ class Filling:
                 waiting -= 1
         for _ in range(waiting):
             _check(connection.read_response())
-
-    @contextmanager
-    def _without_rewrite(self) -> Generator[None]:
-        """A rewrite forks, and copies each page that is written meanwhile: measured by itself."""
-        self._wait_for_rewrite()
-        client: Any = self._redis
-        name = "auto-aof-rewrite-percentage"
-        percentage: str = client.config_get(name)[name]
-        client.config_set(name, 0)
-        try:
-            yield
-        finally:
-            client.config_set(name, percentage)
-
-    def _wait_for_rewrite(self) -> None:
-        client: Any = self._redis
-        give_up_at = time.monotonic() + _REWRITE_SECONDS_MAX
-        while time.monotonic() < give_up_at:
-            state = client.info("persistence")
-            if not (state["aof_rewrite_in_progress"] or state["aof_rewrite_scheduled"]):
-                return
-            time.sleep(_LOOK_SECONDS)
-        raise RuntimeError("the server did not finish rewriting its file")
 
 
 def _next_basket() -> Basket:

@@ -52,6 +52,7 @@ def test_every_other_part_measured_something(results: dict[str, Any]) -> None:
     [edge] = data["edges"]
     assert edge["sold_out"]["refused"] > 0
     assert edge["half"]["answers"] > 0
+    assert edge["half_with_rewrite"]["answers"] > 0
     rates, beside_rewrite = data["script"]["rates"], data["script"]["beside_rewrite_ms"]
     assert all(rate["holds_per_second"] > 0 and rate["p999_ms"] > 0 for rate in rates)
     assert all(ms > 0 for ms in beside_rewrite)

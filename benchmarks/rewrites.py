@@ -1,0 +1,54 @@
+"""Rewrites of the append-only file: kept away from what is measured, or set off on purpose.
+
+The server forks for it, copies each page that is written while the child works, and shares the disk
+and the cores with it. It comes by itself when the file has doubled, so a measurement that happens
+to have one in it cannot be compared with one that has not.
+"""
+
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, Final
+
+__all__ = ["begin", "none_meanwhile", "under_way", "wait"]
+
+_REWRITE_SECONDS_MAX: Final = 300.0
+_LOOK_SECONDS: Final = 0.2
+_GROWTH: Final = "auto-aof-rewrite-percentage"
+
+
+def under_way(client: Any) -> bool:
+    """Whether one is at work, or about to begin."""
+    state = client.info("persistence")
+    return bool(state["aof_rewrite_in_progress"] or state["aof_rewrite_scheduled"])
+
+
+def wait(client: Any) -> None:
+    """Until none is under way.
+
+    Raises:
+        RuntimeError: it does not end.
+    """
+    give_up_at = time.monotonic() + _REWRITE_SECONDS_MAX
+    while under_way(client):
+        if time.monotonic() > give_up_at:
+            raise RuntimeError("the server did not finish rewriting its file")
+        time.sleep(_LOOK_SECONDS)
+
+
+def begin(client: Any) -> None:
+    """Set one off."""
+    wait(client)
+    client.bgrewriteaof()
+
+
+@contextmanager
+def none_meanwhile(client: Any) -> Generator[None]:
+    """None comes by itself in here."""
+    wait(client)
+    growth: str = client.config_get(_GROWTH)[_GROWTH]
+    client.config_set(_GROWTH, 0)
+    try:
+        yield
+    finally:
+        client.config_set(_GROWTH, growth)
