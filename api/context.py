@@ -47,22 +47,25 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
         self, order: Reservation, purpose: Purpose, *, epoch: str, customer_key: str = ""
     ) -> str:
         """A token of ours for this reservation; the buyer's customer key where it is known."""
+        buyer = customer_key or self.service.order_ids.customer_key(order.buyer_id)
+        return self.service.signer.sign(self.claims(order, purpose, epoch=epoch, buyer=buyer))
+
+    def claims(self, order: Reservation, purpose: Purpose, *, epoch: str, buyer: str) -> Claims:
+        """What a token of this reservation says; `buyer` is the customer key."""
         if purpose is Purpose.READ:
             ends_at_ms = self.service.clock.now_ms() + READ_LIFE_MS
         else:
             ends_at_ms = order.expires_at_ms + TOKEN_LIFE_MS
-        # By position: names take as long to sort out as the claims to make.
-        claims = Claims(
-            purpose.value,
-            order.sale_id,
-            order.order_id,
-            customer_key or self.service.order_ids.customer_key(order.buyer_id),
-            order.amount,
-            ends_at_ms,
-            epoch,
-            order.seq,
+        return Claims(
+            purpose=purpose.value,
+            sale_id=order.sale_id,
+            order_id=order.order_id,
+            buyer=buyer,
+            amount=order.amount,
+            expires_at_ms=ends_at_ms,
+            epoch=epoch,
+            seq=order.seq,
         )
-        return self.service.signer.sign(claims)
 
     def payment(
         self, order: Reservation, *, epoch: str, now_ms: int | None = None
@@ -71,10 +74,14 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
         now_ms = self.service.clock.now_ms() if now_ms is None else now_ms
         if order.shown_status(now_ms) not in _UNPAID:
             return None
-        settings = self.service.settings
-        base = f"{settings.public_url}/v1/payments/toss"
         customer_key = self.service.order_ids.customer_key(order.buyer_id)
         token = self.token(order, Purpose.RETURN, epoch=epoch, customer_key=customer_key)
+        return self.payment_with(customer_key, token)
+
+    def payment_with(self, customer_key: str, token: str) -> PaymentAnswer:
+        """What opens the PG's page for this customer, who comes back with this token."""
+        settings = self.service.settings
+        base = f"{settings.public_url}/v1/payments/toss"
         return PaymentAnswer(
             provider="toss",
             client_key=settings.toss_client_key,

@@ -8,25 +8,33 @@ of HTTP stands in one place. What it takes it answers byte for byte as the route
 
 import math
 import re
+import secrets
 import time
 from collections.abc import Callable
-from functools import lru_cache
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 from litestar.config.cors import CORSConfig
 
+from api.answers_alike import AnswersAlike
 from api.auth import bearer_in
 from api.context import Api
 from api.observe import record, request_id
 from api.problems import PROBLEM_JSON, refusal_at_prepare
-from api.reservations import PRIVATE, answer_of, wish_of
+from api.reservations import PRIVATE, answer_of, wish_in
 from api.schemas import PrepareRequest
 from reservation import tracing
 from reservation.catalog import Known
-from reservation.domain.errors import RateLimited, ReservationError, Unauthenticated
+from reservation.domain.errors import (
+    RateLimited,
+    ReservationError,
+    SkuNotFound,
+    Unauthenticated,
+)
 from reservation.domain.ids import IDEMPOTENCY_KEY
-from reservation.prepare import Done, Prepared, Wish
+from reservation.domain.reservation import Wish
+from reservation.prepare import Done, Prepared
+from reservation.redis.batch import Alike, Made
 
 __all__ = ["Asked", "PreparePath"]
 
@@ -50,13 +58,22 @@ _SUFFIX: Final = b"/reservations"
 _IDEMPOTENCY_KEY = re.compile(IDEMPOTENCY_KEY)
 _OPERATION: Final = "prepareReservation"
 _CREATED: Final = 201
-#: Heads of refusals that are kept as lines: they differ in `Retry-After` alone.
-_HEADS_MAX: Final = 128
+#: Bodies, answers and refusals that are kept to be used again: those of a moment are alike.
+_KEPT_MAX: Final = 256
+#: Stands for a request's id where a refusal is made ready; drawn anew by each process.
+_INSTANCE: Final = secrets.token_hex(16)
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
-@lru_cache(maxsize=_HEADS_MAX)
-def _refusal_lines(headers: tuple[tuple[str, str], ...]) -> bytes:
-    return _lines({**dict(headers), "Content-Type": PROBLEM_JSON})
+class Refusal(msgspec.Struct, frozen=True):
+    """A refusal that is told more than once, but for the id of the request."""
+
+    status: int
+    lines: bytes
+    before: bytes
+    after: bytes
 
 
 def _lines(headers: dict[str, str]) -> bytes:
@@ -78,6 +95,10 @@ class PreparePath:
         self._answer = msgspec.json.Encoder()
         self._cors = cors
         self._cors_lines: dict[bytes, bytes] = {}
+        #: By sale, version of its settings, and body, as far as no admission is shown.
+        self._wishes: dict[tuple[str, int, bytes], Wish] = {}
+        self._alike: dict[Alike, AnswersAlike] = {}
+        self._refusals: dict[Exception, Refusal] = {}
 
     @staticmethod
     def may_take(method: bytes, url: bytes) -> bool:
@@ -99,30 +120,44 @@ class PreparePath:
         cors = self._cors_of(fields) if b"origin" in fields else b""
         if known is None or cors is None or len(fields) != len(headers):
             return False
+        its_id = request_id(fields.get(b"x-request-id", b""))
         turned_away = self._api.service.prepare.turned_away(known)
         if turned_away is not None:
             # Before the work that makes others wait longer: it is the same for good and bad.
-            its_id = request_id(fields.get(b"x-request-id", b""))
-            _Taken(self, began, its_id, cors, asked).turn_away(turned_away)
+            _Taken(self, began, its_id, cors, asked, known).turn_away(turned_away)
             return True
         try:
             buyer_id = self._buyer(fields)
             key = fields[b"idempotency-key"].decode("ascii")
-            data = self._body.decode(body)
-        except (KeyError, Unauthenticated, UnicodeDecodeError, msgspec.MsgspecError):
+            if buyer_id is None or _IDEMPOTENCY_KEY.fullmatch(key) is None:
+                return False
+            wish = self._wish(known, buyer_id, body, fields.get(b"x-sale-admission"))
+        except (
+            KeyError,
+            Unauthenticated,
+            UnicodeDecodeError,
+            msgspec.MsgspecError,
+            SkuNotFound,
+        ):
             return False
-        if buyer_id is None or _IDEMPOTENCY_KEY.fullmatch(key) is None:
-            return False
-        admission = fields.get(b"x-sale-admission")
-        shown = admission.decode("latin-1") if admission is not None else None
-        wish = wish_of(self._api, known, buyer_id, key, data, shown)
-        its_id = request_id(fields.get(b"x-request-id", b""))
-        _Taken(self, began, its_id, cors, asked).begin(wish, known)
+        _Taken(self, began, its_id, cors, asked, known).begin(buyer_id, key, wish)
         return True
 
     def _buyer(self, fields: dict[bytes, bytes]) -> str | None:
         token = bearer_in(fields[b"authorization"].decode("latin-1"))
         return None if token is None else self._api.buyers.at_once(token)
+
+    def _wish(self, known: Known, buyer_id: str, body: bytes, admission: bytes | None) -> Wish:
+        """What the body asks for; most are alike, and are read once."""
+        if admission is not None:
+            data = self._body.decode(body)
+            return wish_in(self._api, known, buyer_id, data, admission.decode("latin-1"))
+        key = (known.sale.sale_id, known.sale.version, body)
+        wish = self._wishes.get(key)
+        if wish is None:
+            wish = wish_in(self._api, known, buyer_id, self._body.decode(body), None)
+            _keep(self._wishes, key, wish)
+        return wish
 
     def _cors_of(self, fields: dict[bytes, bytes]) -> bytes | None:
         """What a browser of another origin must be told; None where only the framework knows."""
@@ -147,38 +182,75 @@ class PreparePath:
         if wait:
             raise RateLimited(retryAfter=max(1, math.ceil(wait)))
 
-    def begin(self, wish: Wish, known: Known, done: Done) -> None:
+    def begin(self, known: Known, buyer_id: str, key: str, wish: Wish, done: Done) -> None:
         """Hand the wish to the queue; raises what can be refused without Redis."""
-        self._api.service.prepare.begin(wish, known, done)
+        self._api.service.prepare.begin(known, buyer_id, key, wish, done)
 
-    def encoded(self, prepared: Prepared) -> bytes:
-        """The reservation on the wire."""
+    def made(self, made: Made, epoch: str) -> bytes:
+        """A reservation that was just made, on the wire."""
+        alike = made.alike
+        if self._api.service.clock.now_ms() >= alike.reservation.expires_at_ms:
+            # It took longer than the hold: the answer tells that it is over.
+            return self.found(Prepared(made.reservation(), epoch, replayed=False))
+        answers = self._alike.get(alike)
+        if answers is None:
+            answers = AnswersAlike(self._api, alike.reservation, epoch)
+            _keep(self._alike, alike, answers)
+        return answers.of(made)
+
+    def found(self, prepared: Prepared) -> bytes:
+        """A reservation on the wire, however it came about."""
         return self._answer.encode(answer_of(self._api, prepared))
+
+    def refused(self, outcome: Exception, its_id: str) -> tuple[int, bytes, bytes]:
+        """Status, header lines and body of a refusal, or of a bug."""
+        if not isinstance(outcome, ReservationError):
+            status, content, headers = refusal_at_prepare(outcome, its_id)
+            return status, _lines({**headers, "Content-Type": PROBLEM_JSON}), content
+        refusal = self._refusals.get(outcome)
+        if refusal is None:
+            status, content, headers = refusal_at_prepare(outcome, _INSTANCE)
+            before, _, after = content.partition(_INSTANCE.encode())
+            lines = _lines({**headers, "Content-Type": PROBLEM_JSON})
+            refusal = Refusal(status, lines, before, after)
+            _keep(self._refusals, outcome, refusal)
+        return (
+            refusal.status,
+            refusal.lines,
+            b"".join((refusal.before, its_id.encode(), refusal.after)),
+        )
 
 
 class _Taken:
     """One prepare on its short way."""
 
-    __slots__ = ("_asked", "_began", "_cors", "_id", "_path", "_span")
+    __slots__ = ("_asked", "_began", "_cors", "_id", "_known", "_path", "_span")
 
     def __init__(
-        self, path: PreparePath, began: float, its_id: str, cors: bytes, asked: Asked
+        self,
+        path: PreparePath,
+        began: float,
+        its_id: str,
+        cors: bytes,
+        asked: Asked,
+        known: Known,
     ) -> None:
         self._path = path
         self._began = began
         self._id = its_id
         self._cors = cors
         self._asked = asked
+        self._known = known
         self._span = None if tracing.tracer is None else tracing.tracer.request(its_id)
 
-    def begin(self, wish: Wish, known: Known) -> None:
+    def begin(self, buyer_id: str, key: str, wish: Wish) -> None:
         try:
-            self._path.refuse_fast(wish.buyer_id)
+            self._path.refuse_fast(buyer_id)
             if self._span is None or tracing.tracer is None:
-                self._path.begin(wish, known, self._done)
+                self._path.begin(self._known, buyer_id, key, wish, self._done)
             else:
                 with tracing.tracer.inside(self._span):
-                    self._path.begin(wish, known, self._done)
+                    self._path.begin(self._known, buyer_id, key, wish, self._done)
         except ReservationError as refusal:
             self._done(refusal)
 
@@ -186,11 +258,13 @@ class _Taken:
         """Answer without asking anybody, and without holding up those who are let in."""
         self._tell(refusal, self._asked.turn_away)
 
-    def _done(self, outcome: Prepared | Exception) -> None:
+    def _done(self, outcome: Made | Prepared | Exception) -> None:
         self._tell(outcome, self._asked.answer)
 
     def _tell(
-        self, outcome: Prepared | Exception, answer: Callable[[int, bytes, bytes], None]
+        self,
+        outcome: Made | Prepared | Exception,
+        answer: Callable[[int, bytes, bytes], None],
     ) -> None:
         status, lines, content = self._shown(outcome)
         head = b"%bcontent-length: %d\r\n%bx-request-id: %b\r\n" % (
@@ -202,20 +276,28 @@ class _Taken:
         answer(status, head, content)
         record(_OPERATION, status, time.perf_counter() - self._began, self._id)
         if self._span is not None and tracing.tracer is not None:
-            if isinstance(outcome, Prepared):
-                tracing.tracer.note(self._span, order=outcome.reservation.order_id)
+            if isinstance(outcome, Made | Prepared):
+                order = outcome.basket if isinstance(outcome, Made) else outcome.reservation
+                tracing.tracer.note(self._span, order=order.order_id)
             tracing.tracer.answered(self._span, _OPERATION, status)
 
-    def _shown(self, outcome: Prepared | Exception) -> tuple[int, bytes, bytes]:
-        if isinstance(outcome, Prepared):
-            try:
-                content = self._path.encoded(outcome)
-            except Exception as error:  # noqa: BLE001 # loop top: others wait behind
-                outcome = error
-            else:
-                return _CREATED, _REPLAYED if outcome.replayed else _HELD, content
-        status, content, headers = refusal_at_prepare(outcome, self._id)
-        return status, _refusal_lines(tuple(headers.items())), content
+    def _shown(self, outcome: Made | Prepared | Exception) -> tuple[int, bytes, bytes]:
+        try:
+            if isinstance(outcome, Made):
+                return _CREATED, _HELD, self._path.made(outcome, self._known.epoch)
+            if isinstance(outcome, Prepared):
+                lines = _REPLAYED if outcome.replayed else _HELD
+                return _CREATED, lines, self._path.found(outcome)
+        except Exception as error:  # noqa: BLE001 # loop top: others wait behind
+            outcome = error
+        return self._path.refused(outcome, self._id)
+
+
+def _keep(kept: dict[K, V], key: K, value: V) -> None:
+    """Remember one more; too many are let go together, for none is worth much."""
+    if len(kept) >= _KEPT_MAX:
+        kept.clear()
+    kept[key] = value
 
 
 def _cors_lines(cors: CORSConfig, origin: bytes) -> bytes:

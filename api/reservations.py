@@ -35,11 +35,11 @@ from reservation.domain.errors import (
     Unavailable,
 )
 from reservation.domain.ids import IDEMPOTENCY_KEY, SALE_ID
-from reservation.domain.reservation import Reservation
+from reservation.domain.reservation import Reservation, Wish
 from reservation.domain.tokens import Purpose
-from reservation.prepare import Prepared, Wish
+from reservation.prepare import Prepared, wish_of
 
-__all__ = ["PRIVATE", "ReservationController", "answer_of", "wish_of"]
+__all__ = ["PRIVATE", "ReservationController", "answer_of", "wish_in"]
 
 _SALE_ID = re.compile(SALE_ID)
 #: The longest wait for a change: under the 30 s at which common proxies give up.
@@ -69,27 +69,25 @@ async def sale_exists(connection: Connection, _: BaseRouteHandler) -> None:
     await api_of(connection).service.catalog.get(sale_id)
 
 
-def wish_of(
-    api: Api,
-    known: Known,
-    buyer_id: str,
-    idempotency_key: str,
-    data: PrepareRequest,
-    admission: str | None,
+def wish_in(
+    api: Api, known: Known, buyer_id: str, data: PrepareRequest, admission: str | None
 ) -> Wish:
-    """What came in as what the service takes."""
-    return Wish(
-        sale_id=known.sale.sale_id,
-        buyer_id=buyer_id,
-        idempotency_key=idempotency_key,
-        items=tuple([(line.sku, line.quantity) for line in data.items]),
-        amount=data.amount,
+    """What came in as what the service takes.
+
+    Raises:
+        SkuNotFound: the sale does not have the first item.
+    """
+    sale = known.sale
+    return wish_of(
+        sale,
+        [(line.sku, line.quantity) for line in data.items],
+        data.amount,
         order_name=data.order_name,
         admitted=admission is not None
         and api.service.signer.admits(
             admission,
-            sale_id=known.sale.sale_id,
-            prices=known.sale.prices(),
+            sale_id=sale.sale_id,
+            prices=sale.prices(),
             buyer_id=buyer_id,
             now_ms=api.service.clock.now_ms(),
         ),
@@ -152,8 +150,8 @@ class ReservationController(Controller):
         api = api_of(request)
         buyer_id = buyer_of(request)
         known = await api.service.catalog.get(sale_id)
-        wish = wish_of(api, known, buyer_id, idempotency_key, data, admission)
-        prepared = await api.service.prepare(wish)
+        wish = wish_in(api, known, buyer_id, data, admission)
+        prepared = await api.service.prepare(known, buyer_id, idempotency_key, wish)
         answer = answer_of(api, prepared)
         replayed = {"Idempotent-Replayed": "true"} if prepared.replayed else {}
         return Response(answer, status_code=201, headers={**PRIVATE, **replayed})

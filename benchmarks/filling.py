@@ -156,7 +156,8 @@ def _next_basket() -> Basket:
     return basket_of(_SECRET, f"filler-{number:08d}", str(number), b"{}")
 
 
-def _check(replies: list[list[str]]) -> None:
-    refused = [reply for reply in replies if reply[0] != "held"]
+def _check(reply: list[Any]) -> None:
+    _, *replies = reply
+    refused = [one for one in replies if not isinstance(one, int)] if replies else reply
     if refused:
         raise RuntimeError(f"the script refused: {refused[0]}")

@@ -11,7 +11,7 @@ from benchmarks.alone import service_alone
 from benchmarks.run import Goal, Run, Section
 from benchmarks.sale import PRICE, SALE_ID, SKU
 from reservation.bootstrap import Service
-from reservation.prepare import Wish
+from reservation.prepare import wish_of
 from reservation.workers.flusher import TRIM_SECONDS, Flusher
 
 __all__ = ["measure"]
@@ -62,23 +62,12 @@ async def _measure(run: Run) -> Breakdown:
 
 
 async def _hold(service: Service, count: int) -> None:
+    known = await service.catalog.get(SALE_ID)
+    wish = wish_of(known.sale, [(SKU, 1)], PRICE)
     for first in range(0, count, _AT_ONCE):
-        await asyncio.gather(
-            *(service.prepare(_wish()) for _ in range(min(_AT_ONCE, count - first)))
-        )
-
-
-def _wish() -> Wish:
-    return Wish(
-        sale_id=SALE_ID,
         # As long as a guest's id.
-        buyer_id=f"guest-{secrets.token_urlsafe(16)}",
-        idempotency_key=secrets.token_hex(8),
-        items=((SKU, 1),),
-        amount=PRICE,
-        order_name=None,
-        admitted=False,
-    )
+        buyers = [f"guest-{secrets.token_urlsafe(16)}" for _ in range(min(_AT_ONCE, count - first))]
+        await asyncio.gather(*(service.prepare(known, buyer, "once", wish) for buyer in buyers))
 
 
 async def _flush(service: Service) -> None:

@@ -1,18 +1,18 @@
-"""The call of prepare.lua, for one basket or many."""
+"""The call of prepare.lua, for one basket or many, and its reply."""
 
 import base64
 import hashlib
 import hmac
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from benchmarks.sale import PRICE, SALE_ID, SKU
 from reservation.redis.keys import Keys, SaleKeys
 
-__all__ = ["BURST", "INTERVAL_MS", "Basket", "basket_of", "call_of"]
+__all__ = ["BURST", "INTERVAL_MS", "Basket", "Held", "basket_of", "call_of", "held_of"]
 
 #: The service's default rate of a buyer, `20/s`: the script keeps it for every contender.
 INTERVAL_MS: Final = 50
@@ -33,6 +33,19 @@ class Basket(msgspec.Struct, frozen=True):
     amount: int = PRICE
     quantity: int = 1
 
+    @property
+    def wish(self) -> tuple[str, int, int]:
+        """What it asks for."""
+        return self.digest, self.amount, self.quantity
+
+
+class Held(msgspec.Struct, frozen=True):
+    """What prepare.lua says of the first basket of a call that it held."""
+
+    expires_at: int
+    created_at: int
+    items: str
+
 
 def basket_of(secret: bytes, buyer: str, idempotency_key: str, body: bytes) -> Basket:
     """The basket of one request: the same key names the same order."""
@@ -46,26 +59,23 @@ def call_of(
 ) -> tuple[list[str], list[str | int]]:
     """The keys and arguments of one call; scripts/lua/prepare.lua names each of them."""
     now_ms = time.time_ns() // 1_000_000
+    wishes = list(dict.fromkeys([basket.wish for basket in baskets]))
     keys = list(_HEAD_KEYS)
-    args: list[str | int] = [
-        now_ms + not_after_ms, epoch, now_ms, INTERVAL_MS, BURST, 1, len(baskets), SKU,
-    ]  # fmt: skip
     for basket in baskets:
-        buyer = basket.buyer
-        keys += (
-            _KEYS.order(basket.order_id),
-            _KEYS.buyer(buyer),
-            _KEYS.buyer_orders(buyer),
-            _KEYS.rate(buyer),
-        )
-        args += (
-            basket.order_id,
-            buyer,
-            "Hoodie",
-            basket.digest,
-            basket.amount,
-            0,
-            f'"buyer":"{buyer}","name":"Hoodie"',
-            f"1 {basket.quantity}",
-        )
+        keys += _KEYS.of_basket(basket.order_id, basket.buyer)
+    asked = " ".join([str(wishes.index(basket.wish) + 1) for basket in baskets])
+    args: list[str | int] = [
+        now_ms + not_after_ms, epoch, now_ms, INTERVAL_MS, BURST, 1, len(wishes), len(baskets),
+        asked, SKU,
+    ]  # fmt: skip
+    for digest, amount, quantity in wishes:
+        args += (digest, "Hoodie", '"Hoodie"', amount, 0, f"1 {quantity}")
     return keys, args
+
+
+def held_of(reply: list[Any]) -> Held | str:
+    """What became of the first basket of a call; the word where it was not held."""
+    (word, *facts), *replies = reply
+    if replies and not isinstance(replies[0], int):
+        return str(replies[0][0])
+    return Held(int(facts[0]), int(facts[1]), facts[2]) if replies else str(word)

@@ -15,18 +15,18 @@ import httptools
 import msgspec
 import uvloop
 
+from api.answers_alike import AnswersAlike
 from api.app import context_of
 from api.auth import Guests
 from api.observe import record, request_id
-from api.reservations import answer_of, wish_of
+from api.reservations import wish_in
 from api.schemas import PrepareRequest
 from reservation.bootstrap import opened
 from reservation.catalog import Known
-from reservation.domain.reservation import Basket, Reservation
+from reservation.domain.reservation import Basket
 from reservation.domain.sale import Item, Sale
 from reservation.domain.states import HoldPolicy, SaleStatus
-from reservation.prepare import Prepared, Wish
-from reservation.redis.decisions import decision_of
+from reservation.redis.decisions import Common, Made
 from reservation.redis.outcomes import PrepareWord
 from reservation.settings import Settings
 
@@ -64,7 +64,9 @@ SALE = Sale(
         ),
     ),
 )
-HELD = (str(NOW_MS + 600_000), "17", str(NOW_MS), '[["shoe-42",1,129000]]')
+#: What prepare.lua says of a batch: until when, since when, and the items of its one wish.
+HELD = (str(NOW_MS + 600_000), str(NOW_MS), '[["shoe-42",1,129000]]')
+SEQ: Final = 17
 
 
 class _Parsed:
@@ -119,8 +121,10 @@ async def measure(data_dir: Path) -> dict[str, float]:
         decoder = msgspec.json.Decoder(PrepareRequest)
         data = decoder.decode(BODY)
 
-        def wished(buyer: tuple[str, str]) -> Wish:
-            return wish_of(api, known, buyer[0], "5d0bfa1c", data, None)
+        wish = wish_in(api, known, "", data, None)
+
+        def basket_of(buyer: tuple[str, str]) -> Basket:
+            return service.prepare.basket(known, buyer[0], "5d0bfa1c", wish)
 
         def verified(buyer: tuple[str, str]) -> str | None:
             return api.buyers.at_once(buyer[1])
@@ -135,11 +139,10 @@ async def measure(data_dir: Path) -> dict[str, float]:
         def admitted(buyer: tuple[str, str]) -> float:
             return api.prepares.wait(buyer[0], time.monotonic()) if api.prepares else 0.0
 
-        wishes = [wished(buyer) for buyer in buyers]
-        baskets = [service.prepare.basket(wish, SALE) for wish in wishes]
-        orders = [decided(basket) for basket in baskets]
-        prepared = [Prepared(order, SALE.epoch, replayed=False) for order in orders]
-        answers = [answer_of(api, one) for one in prepared]
+        common = Common(SALE.sale_id, PrepareWord.HELD, HELD, [wish])
+        baskets = [basket_of(buyer) for buyer in buyers]
+        orders = [made(common, basket) for basket in baskets]
+        answers = AnswersAlike(api, orders[0].alike.reservation, SALE.epoch)
         return {
             "parse the request": microseconds(parsed, [request_of(buyer[1]) for buyer in buyers]),
             "verify a new buyer's token": microseconds(verified_anew, buyers),
@@ -147,26 +150,21 @@ async def measure(data_dir: Path) -> dict[str, float]:
             "decode and check the body": microseconds(decoder.decode, [BODY] * TIMES),
             "an id for the request": microseconds(request_id, [b""] * TIMES),
             "the buyer's rate": microseconds(admitted, buyers),
-            "the wish as a basket, with its order id": microseconds(
-                lambda wish: service.prepare.basket(wish, SALE), wishes
-            )
-            + microseconds(wished, buyers),
-            "the body's digest": microseconds(Basket.digest, baskets),
-            "the script's reply as an order": microseconds(decided, baskets),
-            "two tokens, the customer key, the answer's members": microseconds(
-                lambda one: answer_of(api, one), prepared
+            "the basket, with its order id": microseconds(basket_of, buyers),
+            "the script's reply as an order": microseconds(
+                lambda basket: made(common, basket), baskets
             ),
-            "encode the answer": microseconds(msgspec.json.Encoder().encode, answers),
+            "two tokens, the customer key, the answer": microseconds(answers.of, orders),
             "count it": microseconds(
                 lambda _: record("prepareReservation", 201, 0.004, ""), [None] * TIMES
             ),
         }
 
 
-def decided(basket: Basket) -> Reservation:
+def made(common: Common, basket: Basket) -> Made:
     """What a held basket becomes."""
-    order = decision_of(basket, PrepareWord.HELD, HELD)
-    if not isinstance(order, Reservation):
+    order = common.decision_of(basket, SEQ)
+    if not isinstance(order, Made):
         raise TypeError(order)
     return order
 

@@ -11,7 +11,7 @@ from litestar.params import FromPath
 from redis.asyncio import Redis
 
 from api.schemas import PrepareRequest
-from benchmarks.script_call import basket_of, call_of
+from benchmarks.script_call import basket_of, call_of, held_of
 from benchmarks.servers.listening import serve
 from reservation.redis.scripts import load
 
@@ -47,22 +47,19 @@ async def prepare(
     basket = msgspec.structs.replace(basket, amount=data.amount, quantity=data.items[0].quantity)
     keys, args = call_of(os.environ["BENCH_EPOCH"], [basket])
     redis: Redis = request.app.state.redis
-    replies = cast(
-        "list[list[str]]", await redis.evalsha(load("prepare").sha, len(keys), *keys, *args)
-    )
-    word, *facts = replies[0]
-    if word != "held":
-        return Response(Refused(word), status_code=409)
-    expires_at, _, created_at, items = facts
+    reply = cast("list[Any]", await redis.evalsha(load("prepare").sha, len(keys), *keys, *args))
+    held = held_of(reply)
+    if isinstance(held, str):
+        return Response(Refused(held), status_code=409)
     return Response(
         Held(
             order_id=basket.order_id,
             sale_id=sale_id,
             status="HELD",
             amount=basket.amount,
-            created_at=int(created_at),
-            expires_at=int(expires_at),
-            items=msgspec.json.decode(items, type=list[tuple[str, int, int]]),
+            created_at=held.created_at,
+            expires_at=held.expires_at,
+            items=msgspec.json.decode(held.items, type=list[tuple[str, int, int]]),
         ),
     )
 

@@ -2,7 +2,7 @@
 
 from binascii import a2b_base64, b2a_base64
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "encode", "encoded"]
 
 _TO_URL = bytes.maketrans(b"+/", b"-_")
 _FROM_URL = bytes.maketrans(b"-_", b"+/")
@@ -10,7 +10,12 @@ _FROM_URL = bytes.maketrans(b"-_", b"+/")
 
 def encode(data: bytes) -> str:
     """The text of these bytes."""
-    return b2a_base64(data, newline=False).translate(_TO_URL, b"=").decode()
+    return encoded(data).decode()
+
+
+def encoded(data: bytes) -> bytes:
+    """The same, as ASCII."""
+    return b2a_base64(data, newline=False).translate(_TO_URL, b"=")
 
 
 def decode(text: bytes) -> bytes:

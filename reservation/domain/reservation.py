@@ -2,19 +2,24 @@
 
 import hashlib
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import Final
 
 import msgspec
 
 from reservation.domain.states import Status
 
-__all__ = ["PAYMENT_ATTEMPTS_MAX", "Basket", "Line", "Reservation", "merge_lines"]
+__all__ = [
+    "PAYMENT_ATTEMPTS_MAX",
+    "Basket",
+    "Line",
+    "Reservation",
+    "Wish",
+    "digest_of",
+    "merge_lines",
+]
 
 #: Payment attempts that one order may make: a buyer tries a few cards, a script tries a thousand.
 PAYMENT_ATTEMPTS_MAX: Final = 5
-#: Bodies whose lines and digest are kept: in a flash sale most are alike.
-_BODIES_MAX: Final = 1_024
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,26 +31,32 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     price: int = 0
 
 
-class Basket(msgspec.Struct, frozen=True, kw_only=True):
-    """What a buyer wants to hold. Its order id is derived from sale, buyer and idempotency key."""
+class Wish(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What a buyer asks for. Most buyers of a sale ask alike, and may share one of these.
 
-    sale_id: str
-    order_id: str
-    buyer_id: str
+    Two are the same only where they are one object: then a batch sends what they say once.
+    """
+
     #: One line per SKU.
     lines: tuple[Line, ...]
+    #: What the page showed, minor units.
     amount: int
     currency: str
     #: What the PG's page shows: the caller's own, or made from the items.
     order_name: str
-    #: Whether the caller gave the name: a made one may change between two sends of one body.
-    name_given: bool
     #: Whether the caller showed a good admission; the script knows whether the sale asks for one.
     admitted: bool
+    #: Tells this body from another under the same key: 128 bits in hex.
+    digest: str
 
-    def digest(self) -> str:
-        """Tells this body from another under the same key: 128 bits in hex."""
-        return _digest(self.lines, self.amount, self.order_name if self.name_given else None)
+
+class Basket(msgspec.Struct, frozen=True):
+    """One buyer's wish. Its order id is derived from sale, buyer and idempotency key."""
+
+    sale_id: str
+    order_id: str
+    buyer_id: str
+    wish: Wish
 
 
 class Reservation(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,19 +90,14 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
         return self.status
 
 
-@lru_cache(maxsize=_BODIES_MAX)
-def _digest(lines: tuple[Line, ...], amount: int, name: str | None) -> str:
+def digest_of(lines: tuple[Line, ...], amount: int, name: str | None) -> str:
+    """The digest of a body; `name` is the caller's own, for a made one may change with the sale."""
     body = msgspec.json.encode([[(line.sku, line.quantity) for line in lines], amount, name])
     return hashlib.sha256(body).hexdigest()[:32]
 
 
 def merge_lines(lines: Iterable[tuple[str, int]]) -> tuple[Line, ...]:
     """One line per SKU, in the order of first mention, quantities summed."""
-    return _merged(tuple(lines))
-
-
-@lru_cache(maxsize=_BODIES_MAX)
-def _merged(lines: tuple[tuple[str, int], ...]) -> tuple[Line, ...]:
     quantities: dict[str, int] = {}
     for sku, quantity in lines:
         quantities[sku] = quantities.get(sku, 0) + quantity

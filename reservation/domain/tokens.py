@@ -29,6 +29,9 @@ _TOKEN_CHARS_MAX: Final = 1024
 _KEY_ID_CHARS: Final = 8
 _MAC_BYTES: Final = 32
 _ENCODER: Final = msgspec.json.Encoder()
+#: What stands for the ids where tokens that are alike are made ready: no id is like that.
+_ORDER: Final = "{order}"
+_BUYER: Final = "{buyer}"
 
 _MINUTE_MS: Final = 60_000
 _DAY_MS: Final = 86_400_000
@@ -98,6 +101,10 @@ class Signer:
         mac = self._signing[claims.purpose]
         return f"{body}.{base64url.encode(mac.digest(body.encode()))}"
 
+    def alike(self, claims: Claims) -> "TokensAlike":
+        """Signs tokens that say the same but for the order, the buyer and the number."""
+        return TokensAlike(self._begin.encode(), self._signing[claims.purpose], claims)
+
     def verify(self, token: str, purpose: Purpose, *, now_ms: int) -> Claims:
         """What the token says, if it is ours, for this purpose and not expired.
 
@@ -149,6 +156,33 @@ class Signer:
     ) -> bytes:
         message = msgspec.json.encode([sale_id, prices, buyer_id, minute])
         return self._macs[key_id, "admission"].digest(message)
+
+
+class TokensAlike:
+    """Tokens of one purpose, for orders that were made together: `Signer.sign`, at half the cost.
+
+    Args:
+        begin: what each token begins with.
+        mac: of the purpose.
+        claims: of any of them.
+    """
+
+    __slots__ = ("_before", "_begin", "_between", "_digest")
+
+    def __init__(self, begin: bytes, mac: Mac, claims: Claims) -> None:
+        marked = msgspec.structs.replace(claims, order_id=_ORDER, buyer=_BUYER, seq=0)
+        text = _ENCODER.encode(marked).decode()
+        self._before, rest = text.split(f'"{_ORDER}","{_BUYER}"')
+        # The number is the last of the claims.
+        self._between = rest.removesuffix("0]")
+        self._begin = begin
+        self._digest = mac.digest
+
+    def sign(self, order_id: str, buyer: str, seq: int) -> bytes:
+        """The token of one; ids as ours are, which JSON need not quote."""
+        payload = f'{self._before}"{order_id}","{buyer}"{self._between}{seq}]'.encode()
+        body = self._begin + base64url.encoded(payload)
+        return b"%b.%b" % (body, base64url.encoded(self._digest(body)))
 
 
 def _decode(text: str) -> bytes | None:

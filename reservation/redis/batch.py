@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
-from functools import lru_cache
+from copy import copy
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -19,20 +19,22 @@ from reservation import tracing
 from reservation.domain.clock import Clock
 from reservation.domain.errors import OutcomeUnknown, ReservationError, Unavailable
 from reservation.domain.rate import Rate
-from reservation.domain.reservation import Basket
+from reservation.domain.reservation import Basket, Reservation, Wish
 from reservation.redis.connection import Connections, StoreUnavailable, StoreUncertain
 from reservation.redis.decisions import (
     RETRY_AFTER_SECONDS,
+    Alike,
+    Common,
     Decision,
+    Made,
     Replayed,
-    decision_of,
     looked_up,
 )
 from reservation.redis.keys import Keys
 from reservation.redis.outcomes import PrepareWord
 from reservation.redis.scripts import load
 
-__all__ = ["Decision", "PrepareQueue", "Replayed", "too_many"]
+__all__ = ["Alike", "Decision", "Made", "PrepareQueue", "Replayed", "too_many"]
 
 log = structlog.get_logger(__name__)
 
@@ -62,14 +64,6 @@ LOOK_UP_SECONDS: Final = 5.0
 LOOK_UP_PAUSE_SECONDS: Final = 0.2
 
 
-#: Words that leave a basket where it is.
-_NOT_YET: Final = frozenset({PrepareWord.DUE.value, PrepareWord.AGAIN.value})
-#: A look here takes a third of making the word from its text.
-_WORDS: Final = {word.value: word for word in PrepareWord}
-#: Names of orders whose text in an event is kept: most orders of a sale are called alike.
-_NAMES_MAX: Final = 1_024
-
-
 class Expire(Protocol):
     """Expires those of the orders that are due and says how many were (`Store.expire`)."""
 
@@ -80,16 +74,13 @@ class Expire(Protocol):
 Done = Callable[[Decision | ReservationError], None]
 
 
-class _Waiting:
-    __slots__ = ("basket", "came_at", "decide", "digest", "trace")
-
-    def __init__(self, basket: Basket, came_at: float, decide: Done) -> None:
-        self.basket = basket
-        #: On the monotonic clock.
-        self.came_at = came_at
-        self.digest = basket.digest()
-        self.decide = decide
-        self.trace = None if tracing.tracer is None else tracing.tracer.here()
+class _Waiting(msgspec.Struct):
+    basket: Basket
+    #: On the monotonic clock.
+    came_at: float
+    decide: Done
+    #: Whose trace it belongs to, where there are traces.
+    trace: Any
 
 
 class _Lane:
@@ -146,7 +137,7 @@ class PrepareQueue:
         #: How long one answer takes to write, as lately seen.
         self._answer_seconds = 0.0
 
-    async def prepare(self, basket: Basket, *, epoch: str) -> Decision:
+    async def prepare(self, basket: Basket, *, epoch: str) -> Reservation | Replayed:
         """Decide one basket; see prepare.lua for every refusal.
 
         Raises:
@@ -154,16 +145,18 @@ class PrepareQueue:
             OutcomeUnknown: the reply was lost and could not be looked up.
             ReservationError: the basket's own refusal.
         """
-        future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Reservation | Replayed]
+        future = asyncio.get_running_loop().create_future()
 
         def decide(outcome: Decision | ReservationError) -> None:
             # The caller may have gone; the hold stands then, and its key finds it again.
             if future.done():
                 return
             if isinstance(outcome, ReservationError):
-                future.set_exception(outcome)
+                # Others are told the same one, and each raises its own.
+                future.set_exception(copy(outcome))
             else:
-                future.set_result(outcome)
+                future.set_result(outcome.reservation() if isinstance(outcome, Made) else outcome)
 
         self.submit(basket, epoch=epoch, done=decide)
         return await future
@@ -180,7 +173,8 @@ class PrepareQueue:
             lane = self._lanes[basket.sale_id, epoch] = _Lane()
         if self._is_full(lane, now):
             raise too_many()
-        lane.waiting.append(_Waiting(basket, now, done))
+        trace = None if tracing.tracer is None else tracing.tracer.here()
+        lane.waiting.append(_Waiting(basket, now, done, trace))
         self._waiting += 1
         if lane.task is None:
             # It goes on after this request: a trace of its own, where there are traces.
@@ -225,10 +219,11 @@ class PrepareQueue:
 
     async def _decide(self, sale_id: str, epoch: str, lane: _Lane, batch: list[_Waiting]) -> None:
         not_after_ms = self._connections.not_after_ms()
-        keys, args = self._encode(sale_id, epoch, not_after_ms, batch)
+        wishes = list(dict.fromkeys([waiting.basket.wish for waiting in batch]))
+        keys, args = self._encode(sale_id, epoch, not_after_ms, batch, wishes)
         sent_at = self._clock.monotonic()
         try:
-            replies: list[list[str]] = await self._call(batch, keys, args)
+            (word, *facts), *replies = await self._call(batch, keys, args)
         except StoreUnavailable as error:
             log.warning("prepare_unavailable", sale_id=sale_id, reason=str(error))
             _refuse(batch, Unavailable(retryAfter=RETRY_AFTER_SECONDS))
@@ -240,14 +235,16 @@ class PrepareQueue:
             raise
         else:
             lane.call_seconds = self._clock.monotonic() - sent_at
-            if replies[0][0] == PrepareWord.TOO_LATE:
-                # Of all of a batch or of none: the buyers are told "not now", and this tells why.
+            common = Common(sale_id, PrepareWord(word), facts, wishes)
+            if common.refusal is None:
+                await self._answer(sale_id, epoch, lane, batch, common, replies)
+                return
+            if word == PrepareWord.TOO_LATE:
+                # The buyers are told "not now", and this tells why.
                 log.warning("prepare_too_late", sale_id=sale_id, seconds=lane.call_seconds)
-            await self._answer(sale_id, epoch, lane, batch, replies)
+            _refuse(batch, common.refusal)
 
-    async def _call(
-        self, batch: list[_Waiting], keys: list[str], args: list[str | int]
-    ) -> list[list[str]]:
+    async def _call(self, batch: list[_Waiting], keys: list[str], args: list[str | int]) -> Any:
         if tracing.tracer is None:
             return await self._connections.call(load("prepare"), keys, args, guarded=True)
         # The lane outlives its requests: whose trace this belongs to is told by the baskets.
@@ -261,42 +258,40 @@ class PrepareQueue:
         task.add_done_callback(self._beside.discard)
 
     def _encode(
-        self, sale_id: str, epoch: str, not_after_ms: int, batch: list[_Waiting]
+        self,
+        sale_id: str,
+        epoch: str,
+        not_after_ms: int,
+        batch: list[_Waiting],
+        wishes: list[Wish],
     ) -> tuple[list[str], list[str | int]]:
         names = self._keys.of(sale_id)
         indices: dict[str, int] = {}
-        keys: list[str] = []
-        args: list[str | int] = []
-        for waiting in batch:
-            basket = waiting.basket
-            lines: list[str] = []
-            for line in basket.lines:
-                index = indices.setdefault(line.sku, len(indices) + 1)
-                lines.append(f"{index} {line.quantity}")
-            buyer = basket.buyer_id
-            keys += (
-                names.order(basket.order_id),
-                names.buyer(buyer),
-                names.buyer_orders(buyer),
-                names.rate(buyer),
-            )
-            args += (
-                basket.order_id,
-                buyer,
-                basket.order_name,
-                waiting.digest,
-                basket.amount,
-                int(basket.admitted),
-                f'"buyer":{_json(buyer)},"name":{_json_name(basket.order_name)}',
+        asked_for: list[str | int] = []
+        for wish in wishes:
+            lines = [
+                f"{indices.setdefault(line.sku, len(indices) + 1)} {line.quantity}"
+                for line in wish.lines
+            ]
+            asked_for += (
+                wish.digest,
+                wish.order_name,
+                _json(wish.order_name),
+                wish.amount,
+                int(wish.admitted),
                 " ".join(lines),
             )
-        stocks = [names.stock(sku) for sku in indices]
+        numbers = {wish: str(number) for number, wish in enumerate(wishes, 1)}
+        keys = [names.sale, names.deadlines, names.outbox, *map(names.stock, indices)]
+        asked: list[str] = []
+        for waiting in batch:
+            basket = waiting.basket
+            keys += names.of_basket(basket.order_id, basket.buyer_id)
+            asked.append(numbers[basket.wish])
         interval_ms, burst = self._rate
         head = (not_after_ms, epoch, self._clock.now_ms(), interval_ms, burst)
-        return (
-            [names.sale, names.deadlines, names.outbox, *stocks, *keys],
-            [*(str(part) for part in head), len(stocks), len(batch), *indices, *args],
-        )
+        counts = (len(indices), len(wishes), len(batch))
+        return keys, [*map(str, head), *counts, " ".join(asked), *indices, *asked_for]
 
     async def _answer(
         self,
@@ -304,25 +299,22 @@ class PrepareQueue:
         epoch: str,
         lane: _Lane,
         batch: list[_Waiting],
-        replies: list[list[str]],
+        common: Common,
+        replies: list[int | list[str]],
     ) -> None:
-        behind: list[_Waiting] = []
-        decided: list[tuple[_Waiting, list[str]]] = []
-        due: Sequence[str] = ()
-        for waiting, reply in zip(batch, replies, strict=True):
-            word = reply[0]
-            if word == PrepareWord.DUE:
-                due = reply[1:]
-            if word in _NOT_YET:
-                behind.append(waiting)
-            else:
-                decided.append((waiting, reply))
-        quick = lane.call_seconds < CALL_TO_ANSWERS_MAX * self._answer_seconds * len(decided)
-        more = lane.waiting or len(decided) > ANSWERS_AT_ONCE
+        # The script decides nothing any more behind a basket that met holds that ran out.
+        count, due = len(batch), list[str]()
+        for place, reply in enumerate(replies):
+            if not isinstance(reply, int) and reply[0] == PrepareWord.DUE:
+                count, due = place, reply[1:]
+                break
+        decided, behind = list(zip(batch, replies, strict=True))[:count], batch[count:]
+        quick = lane.call_seconds < CALL_TO_ANSWERS_MAX * self._answer_seconds * count
+        more = lane.waiting or count > ANSWERS_AT_ONCE
         if quick and more and not behind:
-            self._go_on_beside(self._tell(decided, pause_after=ANSWERS_AT_ONCE))
+            self._go_on_beside(self._tell(common, decided, pause_after=ANSWERS_AT_ONCE))
         else:
-            await self._tell(decided, pause_after=len(batch))
+            await self._tell(common, decided, pause_after=len(batch))
         if not behind:
             return
         lane.fruitless = 0 if await self._try_expire(sale_id, due, epoch) else lane.fruitless + 1
@@ -334,7 +326,11 @@ class PrepareQueue:
         self._waiting += len(behind)
 
     async def _tell(
-        self, decided: Sequence[tuple[_Waiting, list[str]]], *, pause_after: int
+        self,
+        common: Common,
+        decided: Sequence[tuple[_Waiting, int | list[str]]],
+        *,
+        pause_after: int,
     ) -> None:
         """Tell each caller, in order of arrival, and let the loop look at sockets in between."""
         for start in range(0, len(decided), pause_after):
@@ -342,8 +338,8 @@ class PrepareQueue:
                 await asyncio.sleep(0)
             some = decided[start : start + pause_after]
             began = self._clock.monotonic()
-            for waiting, (word, *facts) in some:
-                waiting.decide(decision_of(waiting.basket, _WORDS[word], facts))
+            for waiting, reply in some:
+                waiting.decide(common.decision_of(waiting.basket, reply))
             self._answer_seconds = (self._clock.monotonic() - began) / len(some)
 
     async def _try_expire(self, sale_id: str, due: Sequence[str], epoch: str) -> int:
@@ -373,7 +369,7 @@ class PrepareQueue:
                 continue
             if int(time[0]) * 1000 + int(time[1]) // 1000 > not_after_ms:
                 for waiting, flat in zip(batch, found, strict=True):
-                    waiting.decide(looked_up(waiting.digest, flat))
+                    waiting.decide(looked_up(waiting.basket.wish.digest, flat))
                 return
         _refuse(batch, OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS))
 
@@ -390,6 +386,3 @@ def _refuse(batch: list[_Waiting], refusal: ReservationError) -> None:
 
 def _json(text: str) -> str:
     return msgspec.json.encode(text).decode()
-
-
-_json_name = lru_cache(maxsize=_NAMES_MAX)(_json)

@@ -8,6 +8,7 @@ import msgspec
 from reservation.domain.clock import as_wire
 from reservation.domain.errors import (
     AmountMismatch,
+    BuyerLimitExceeded,
     IdempotencyKeyReused,
     InvalidAdmission,
     RateLimited,
@@ -19,13 +20,13 @@ from reservation.domain.errors import (
     SkuNotFound,
     Unavailable,
 )
-from reservation.domain.reservation import Basket, Reservation
+from reservation.domain.reservation import Basket, Line, Reservation, Wish
 from reservation.domain.states import Status
 from reservation.redis.outcomes import PrepareWord
 from reservation.redis.records import as_items, as_mapping
 from reservation.redis.store import limit_exceeded, sold_out
 
-__all__ = ["RETRY_AFTER_SECONDS", "Decision", "Replayed", "decision_of", "looked_up"]
+__all__ = ["RETRY_AFTER_SECONDS", "Alike", "Common", "Decision", "Made", "Replayed", "looked_up"]
 
 #: What a refused caller is told to wait, in seconds.
 RETRY_AFTER_SECONDS: Final = 1
@@ -35,34 +36,100 @@ class Replayed(msgspec.Struct, frozen=True):
     """The order stands already, made from the same body."""
 
 
-Decision = Reservation | Replayed
+class Alike(msgspec.Struct, frozen=True, eq=False):
+    """What reservations share that one call made of one wish; two are never the same."""
+
+    #: Any of them, but for the ids and the number, which are none.
+    reservation: Reservation
 
 
-def decision_of(
-    basket: Basket, word: PrepareWord, facts: Sequence[str]
-) -> Decision | ReservationError:
-    """What the script's word and facts say of this basket."""
-    if word is PrepareWord.HELD or word is PrepareWord.PREPARED:
-        return _reservation(basket, word, facts)
-    return Replayed() if word is PrepareWord.REPLAYED else _refusal(word, facts)
+class Made(msgspec.Struct, frozen=True):
+    """A reservation that this call made."""
+
+    alike: Alike
+    basket: Basket
+    #: The number of its event.
+    seq: int
+
+    def reservation(self) -> Reservation:
+        """The same, as it stands."""
+        return msgspec.structs.replace(
+            self.alike.reservation,
+            order_id=self.basket.order_id,
+            buyer_id=self.basket.buyer_id,
+            seq=self.seq,
+        )
 
 
-def _reservation(basket: Basket, word: PrepareWord, facts: Sequence[str]) -> Reservation:
-    expires_at, seq, created_at, items = facts
-    created_at_ms = int(created_at)
-    return Reservation(
-        order_id=basket.order_id,
-        sale_id=basket.sale_id,
-        buyer_id=basket.buyer_id,
-        status=Status.HELD if word is PrepareWord.HELD else Status.PREPARED,
-        lines=as_items(items),
-        amount=basket.amount,
-        currency=basket.currency,
-        order_name=basket.order_name,
-        created_at_ms=created_at_ms,
-        updated_at_ms=created_at_ms,
-        expires_at_ms=int(expires_at),
-        seq=int(seq),
+Decision = Made | Replayed
+
+
+class Common:
+    """What prepare.lua says of a whole batch."""
+
+    def __init__(
+        self, sale_id: str, word: PrepareWord, facts: Sequence[str], wishes: Sequence[Wish]
+    ) -> None:
+        self._alike: dict[Wish, Alike] = {}
+        self._refusals: dict[tuple[str, ...], ReservationError] = {}
+        #: Why nobody got anything, whoever asked; None where each basket has a reply of its own.
+        self.refusal: ReservationError | None = None
+        if word is not PrepareWord.HELD and word is not PrepareWord.PREPARED:
+            self.refusal = _refusal(word, facts)
+            return
+        expires_at, created_at, *items = facts
+        status = Status.HELD if word is PrepareWord.HELD else Status.PREPARED
+        for wish, text in zip(wishes, items, strict=True):
+            # Of an item that the sale does not have no basket is held.
+            if text:
+                self._alike[wish] = _alike(
+                    sale_id, status, wish, as_items(text), int(expires_at), int(created_at)
+                )
+
+    def decision_of(
+        self, basket: Basket, reply: int | Sequence[str]
+    ) -> Decision | ReservationError:
+        """What a basket's own reply says."""
+        if isinstance(reply, int):
+            return Made(self._alike[basket.wish], basket, reply)
+        told = tuple(reply)
+        # Most that are refused in one call are refused alike: one refusal is told to all of them.
+        refusal = self._refusals.get(told)
+        if refusal is not None:
+            return refusal
+        word, *facts = told
+        if word == PrepareWord.REPLAYED:
+            return Replayed()
+        refusal = _refusal(PrepareWord(word), facts)
+        # This one is told with the buyer's own orders.
+        if not isinstance(refusal, BuyerLimitExceeded):
+            self._refusals[told] = refusal
+        return refusal
+
+
+def _alike(
+    sale_id: str,
+    status: Status,
+    wish: Wish,
+    lines: tuple[Line, ...],
+    expires_at_ms: int,
+    created_at_ms: int,
+) -> Alike:
+    return Alike(
+        Reservation(
+            order_id="",
+            sale_id=sale_id,
+            buyer_id="",
+            status=status,
+            lines=lines,
+            amount=wish.amount,
+            currency=wish.currency,
+            order_name=wish.order_name,
+            created_at_ms=created_at_ms,
+            updated_at_ms=created_at_ms,
+            expires_at_ms=expires_at_ms,
+            seq=0,
+        )
     )
 
 
@@ -96,7 +163,7 @@ def _refusal(word: PrepareWord, facts: Sequence[str]) -> ReservationError:
             raise AssertionError(word)
 
 
-def looked_up(digest: str, flat: Any) -> Decision | ReservationError:
+def looked_up(digest: str, flat: Any) -> Replayed | ReservationError:
     """What an order's hash, or none, says of a basket whose reply was lost.
 
     Whether the lost call took the hold or an earlier one under the same key, nobody can say any

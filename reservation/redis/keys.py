@@ -43,6 +43,16 @@ class SaleKeys:
     def rate(self, buyer_id: str) -> str:
         return f"{self._tag}rate:{buyer_id}"
 
+    def of_basket(self, order_id: str, buyer_id: str) -> tuple[str, str, str, str]:
+        """Those that a basket has of its own, as prepare.lua takes them."""
+        tag = self._tag
+        return (
+            f"{tag}order:{order_id}",
+            f"{tag}buyer:{buyer_id}",
+            f"{tag}buyer-orders:{buyer_id}",
+            f"{tag}rate:{buyer_id}",
+        )
+
 
 class Keys:
     """All keys under one prefix, so that a shared server can tell whose they are."""

@@ -8,7 +8,8 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[3]   outbox     stream  rsv:{S}:outbox         one entry per change
   KEYS[4+]  stock      hash    rsv:{S}:stock:SKU      one per SKU that occurs in the batch, then of
                                                       each basket, in order, four keys: its order,
-                                                      buyer, buyer-orders and rate
+                                                      buyer, buyer-orders and rate; the ids of its
+                                                      order and its buyer are what these end with
 Args
   ARGV[1]   not_after   int    Unix ms, server's clock; later than this nothing is done
   ARGV[2]   epoch       text   the epoch of the sale that the caller knows
@@ -16,14 +17,17 @@ Args
   ARGV[4]   interval    num    ms between two holds of one buyer at the steady rate; 0 = no limit
   ARGV[5]   burst       int    holds that a buyer may take at once
   ARGV[6]   skus        int    how many stock keys
-  ARGV[7]   baskets     int    how many baskets
-  ARGV[8+]  sku         text   one per stock key, then of each basket eight values: order id, buyer,
-                               order name, digest of the body, amount, admitted (1 or 0), the
-                               event's members that the caller encodes (JSON text without braces),
-                               and its lines "index quantity index quantity ..."
-Returns  one array per basket, in order; of each, the first that applies
-  too_late        the server's clock is past not_after
-  recovering      the sale is not the one the caller knows; nothing is sold before a rebuild
+  ARGV[7]   wishes      int    how many wishes: most baskets of a sale are alike, so what is asked
+                               for stands here once for all baskets that ask for it
+  ARGV[8]   baskets     int    how many baskets
+  ARGV[9]   asked       text   the number of each basket's wish, in order: "1 1 2 1 ..."
+  ARGV[10+] sku         text   one per stock key, then of each wish six values: digest of the body,
+                               order name, the same as JSON text, amount, admitted (1 or 0), and
+                               its lines "index quantity index quantity ..."
+Returns  {what all have in common}, and one reply per basket, in order; of each, the first that
+         applies. A word of all is alone in its array, and no basket has a reply then.
+  too_late        of all: the server's clock is past not_after
+  recovering      of all: the sale is not the one the caller knows; nothing is sold before a rebuild
   replayed        this order stands, made from the same body
   rate_limited    {ms until one more is allowed}
   sku_not_found   {sku}
@@ -37,8 +41,9 @@ Returns  one array per basket, in order; of each, the first that applies
   again           a basket before this one met `due`: ask again after it
   limit_exceeded  {sku, limit, taken}
   sold_out        {next deadline or "", then sku, available of each line}
-  held            {expires_at, seq, created_at, items} stock is held until expires_at
-  prepared        {expires_at, seq, created_at, items} nothing is held: the sale takes stock later
+  held            of all: {expires_at, created_at, items of each wish}; a basket whose reply is a
+                  number has its stock held until expires_at, and the number is its event's
+  prepared        likewise, and nothing is held: the sale takes stock later
 Keeps    total = available + held + sold, each >= 0; one outbox entry for each basket that is held
          or prepared, none for any other
 Cost     O(lines), at most 20 a basket and as many baskets as the caller batches
@@ -51,22 +56,20 @@ Cost     O(lines), at most 20 a basket and as many baskets as the caller batches
 local sale, deadlines, outbox = KEYS[1], KEYS[2], KEYS[3]
 local not_after, epoch, caller_ms = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local interval, burst = tonumber(ARGV[4]), tonumber(ARGV[5])
-local sku_count, basket_count = tonumber(ARGV[6]), tonumber(ARGV[7])
-local FIRST_STOCK_KEY, FIRST_SKU = 4, 8
-local KEYS_PER_BASKET, ARGS_PER_BASKET = 4, 8
+local sku_count, wish_count, basket_count = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local asked = ARGV[9]
+local FIRST_STOCK_KEY, FIRST_SKU = 4, 10
+local KEYS_PER_BASKET, ARGS_PER_WISH = 4, 6
+-- Where the ids begin in the keys of a basket: all keys of a sale begin alike.
+local TAG = #sale - #"sale"
+local ORDER_ID_AT, BUYER_ID_AT = TAG + #"order:" + 1, TAG + #"buyer:" + 1
 
 local now_ms = server_ms()
 local expiry_ms = math.min(now_ms, caller_ms)
-local replies = {}
 
-local function all_answer(word)
-    for i = 1, basket_count do replies[i] = {word} end
-    return replies
-end
-
-if now_ms > not_after then return all_answer("too_late") end
+if now_ms > not_after then return {{"too_late"}} end
 local head = open_head(sale, outbox, epoch)
-if not head then return all_answer("recovering") end
+if not head then return {{"recovering"}} end
 if not head.currency or not head.hold_seconds then
     return redis.error_reply("BUG prepare: the sale has no currency or no time to hold")
 end
@@ -122,16 +125,13 @@ local function holds_ran_out()
     return #due > 0
 end
 
-local function basket_at(position)
+local function basket_at(position, wish)
     local key = FIRST_STOCK_KEY + sku_count + (position - 1) * KEYS_PER_BASKET
-    local arg = FIRST_SKU + sku_count + (position - 1) * ARGS_PER_BASKET
+    local order, buyer = KEYS[key], KEYS[key + 1]
     return {
-        order = KEYS[key], buyer = KEYS[key + 1],
-        buyer_orders = KEYS[key + 2], rate = KEYS[key + 3],
-        order_id = ARGV[arg], buyer_id = ARGV[arg + 1],
-        name = ARGV[arg + 2], digest = ARGV[arg + 3],
-        amount = tonumber(ARGV[arg + 4]), admitted = ARGV[arg + 5] == "1", members = ARGV[arg + 6],
-        lines = ARGV[arg + 7],
+        order = order, buyer = buyer, buyer_orders = KEYS[key + 2], rate = KEYS[key + 3],
+        order_id = string.sub(order, ORDER_ID_AT), buyer_id = string.sub(buyer, BUYER_ID_AT),
+        wish = wish,
     }
 end
 
@@ -157,26 +157,37 @@ local function rate_refusal(basket)
     basket.next_arrival = arrival + interval
 end
 
--- Most baskets of a sale are alike, so what a text of lines means is worked out once.
-local wishes = {}
-local function wish_of(text)
-    local wish = {lines = {}, skus = {}, amount = 0}
+local function wish_at(number)
+    local arg = FIRST_SKU + sku_count + (number - 1) * ARGS_PER_WISH
+    local wish = {
+        digest = ARGV[arg], name = ARGV[arg + 1], name_json = ARGV[arg + 2],
+        amount = tonumber(ARGV[arg + 3]), admitted = ARGV[arg + 4] == "1",
+        lines = {}, skus = {}, price = 0, items = "",
+    }
     local items = {}
-    for index, quantity in string.gmatch(text, "(%d+) (%d+)") do
+    for index, quantity in string.gmatch(ARGV[arg + 5], "(%d+) (%d+)") do
         local stock = stocks[tonumber(index)]
-        if not stock then return {unknown = ARGV[FIRST_SKU + tonumber(index) - 1]} end
+        if not stock then
+            wish.unknown = ARGV[FIRST_SKU + tonumber(index) - 1]
+            return wish
+        end
         local count = #wish.lines + 1
         wish.lines[count] = {stock = stock, quantity = tonumber(quantity)}
         wish.skus[count] = stock.sku
-        wish.amount = wish.amount + stock.price * tonumber(quantity)
+        wish.price = wish.price + stock.price * tonumber(quantity)
         items[count] = string.format('["%s",%s,%s]', stock.sku, quantity, int(stock.price))
     end
     wish.items = "[" .. table.concat(items, ",") .. "]"
+    -- What the events of these baskets say alike, before the buyer and after.
+    wish.event_begins = table.concat({
+        '{"from":"","to":"', status, '","items":', wish.items, ',"amount":', int(wish.amount),
+        ',"digest":"', wish.digest, '","expiresAt":', expires_at, ',"buyer":'})
+    wish.event_ends = ',"name":' .. wish.name_json .. "}"
     return wish
 end
 
-local function window_refusal(basket)
-    if head.require_admission and not basket.admitted then return {"not_admitted"} end
+local function window_refusal(wish)
+    if head.require_admission and not wish.admitted then return {"not_admitted"} end
     if head.status == "closed" or now_ms >= head.closes_at then return {"closed"} end
     if now_ms < head.opens_at then return {"not_open", int(head.opens_at)} end
     if head.status == "paused" then return {"paused"} end
@@ -214,15 +225,15 @@ local function stock_refusal(lines)
 end
 
 local function write(basket, wish)
-    local amount = int(basket.amount)
-    local seq = append_event(head, "prepared", basket.order_id, now_ms, table.concat({
-        '{"from":"","to":"', status, '","items":', wish.items, ',"amount":', amount,
-        ',"digest":"', basket.digest, '","expiresAt":', expires_at, ",", basket.members, "}"}))
+    -- %q quotes what a buyer's id is made of as JSON does: printable ASCII.
+    local buyer = string.format("%q", basket.buyer_id)
+    local seq = append_event(
+        head, "prepared", basket.order_id, now_ms, wish.event_begins .. buyer .. wish.event_ends)
     redis.call("ZADD", basket.buyer_orders, at, basket.order_id)
     redis.call(
         "HSET", basket.order, "status", status, "buyer", basket.buyer_id, "items", wish.items,
-        "amount", amount, "currency", head.currency, "name", basket.name,
-        "digest", basket.digest,
+        "amount", int(wish.amount), "currency", head.currency, "name", wish.name,
+        "digest", wish.digest,
         "created_at", at, "updated_at", at, "expires_at", expires_at, "fence", "0",
         "attempts", "0", "seq", seq)
     new_deadlines[#new_deadlines + 1] = expires_at
@@ -238,34 +249,43 @@ local function write(basket, wish)
             "SET", basket.rate, string.format("%.3f", basket.next_arrival),
             "PX", int(math.ceil(basket.next_arrival - now_ms)))
     end
-    return {word, expires_at, seq, at, wish.items}
+    return head.seq
 end
 
 local function decide(basket)
+    local wish = basket.wish
     local standing = redis.call("HGET", basket.order, "digest")
-    if standing == basket.digest then return {"replayed"} end
+    if standing == wish.digest then return {"replayed"} end
     local refusal = rate_refusal(basket)
     if refusal then return refusal end
-    local wish = wishes[basket.lines] or wish_of(basket.lines)
-    wishes[basket.lines] = wish
     if wish.unknown then return {"sku_not_found", wish.unknown} end
     if standing then return {"key_reused"} end
-    refusal = window_refusal(basket)
+    refusal = window_refusal(wish)
     if refusal then return refusal end
-    if wish.amount ~= basket.amount then return {"amount_mismatch", int(wish.amount)} end
+    if wish.price ~= wish.amount then return {"amount_mismatch", int(wish.price)} end
     refusal = limit_refusal(basket, wish) or stock_refusal(wish.lines)
     -- A hold that ran out hides neither stock nor a buyer's own limit.
     if refusal and not refusal.err and holds_ran_out() then return {"due", unpack(due)} end
     return refusal or write(basket, wish)
 end
 
+local wishes, common = {}, {word, expires_at, at}
+for number = 1, wish_count do
+    wishes[number] = wish_at(number)
+    common[#common + 1] = wishes[number].items
+end
+
+local replies = {common}
 local function decide_all()
-    local behind_due = false
+    local number_of_next, behind_due = string.gmatch(asked, "%d+"), false
     for position = 1, basket_count do
-        local reply = behind_due and {"again"} or decide(basket_at(position))
-        if reply.err then return reply end
-        behind_due = behind_due or reply[1] == "due"
-        replies[position] = reply
+        local wish = wishes[tonumber(number_of_next())]
+        local reply = behind_due and {"again"} or decide(basket_at(position, wish))
+        if type(reply) == "table" then
+            if reply.err then return reply end
+            behind_due = behind_due or reply[1] == "due"
+        end
+        replies[position + 1] = reply
     end
     return replies
 end

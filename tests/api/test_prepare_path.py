@@ -178,7 +178,7 @@ CASES: dict[str, tuple[list[Prepare], dict[str, Any], int]] = {
     "sold out": ([basket(("rare", 2), amount=2000)], {}, 1),
     "the limit": ([basket(("a", 11), amount=11000)], {}, 1),
     "a wrong amount": ([basket(("a", 1), amount=999)], {}, 1),
-    "an unknown item": ([basket(("zzz", 1), amount=999)], {}, 1),
+    "an unknown item": ([basket(("zzz", 1), amount=999)], {}, 0),
     "an unknown item behind a known one": ([basket(("a", 1), ("z", 1), amount=9)], {}, 1),
     "too fast": ([{"key": str(number)} for number in range(5)], {}, 5),
     "nothing is held": ([{}, {}], {"holdPolicy": "success"}, 2),

@@ -58,7 +58,7 @@ BREAKERS = (
     Breaker(
         name="a repeated key takes once more",
         file="scripts/lua/prepare.lua",
-        old='if standing == basket.digest then return {"replayed"} end',
+        old='if standing == wish.digest then return {"replayed"} end',
         new="standing = nil",
         test="tests/integration/test_batch.py::test_the_same_key_twenty_times_at_once_is_one_order",
         says="assert",

@@ -18,13 +18,13 @@ from reservation.domain.errors import (
     Unavailable,
 )
 from reservation.domain.ids import OrderIds
-from reservation.domain.reservation import Basket, Reservation, merge_lines
+from reservation.domain.reservation import Basket, Reservation
 from reservation.redis import batch, connection
 from reservation.redis.batch import PrepareQueue, Replayed
 from reservation.redis.connection import Connections, StoreUnavailable
 from reservation.redis.keys import Keys
 from reservation.redis.store import Store
-from tests.fixtures.lua_sale import EPOCH, NOW, LuaSale
+from tests.fixtures.lua_sale import EPOCH, NOW, LuaSale, plain_wish
 from tests.fixtures.proxy import LossyProxy, lossy_proxy
 
 IDS = OrderIds(b"k" * 32)
@@ -41,17 +41,8 @@ class Bench:
         )
 
     def basket(self, buyer: str, sku: str = "a", quantity: int = 1) -> Basket:
-        return Basket(
-            sale_id=self.sale.id,
-            order_id=IDS.order_id(sale_id=self.sale.id, buyer_id=buyer, idempotency_key="k"),
-            buyer_id=buyer,
-            lines=merge_lines([(sku, quantity)]),
-            amount={"a": 1000, "b": 500}[sku] * quantity,
-            currency="KRW",
-            order_name="n",
-            name_given=False,
-            admitted=False,
-        )
+        order_id = IDS.order_id(self.sale.id, buyer, "k")
+        return Basket(self.sale.id, order_id, buyer, plain_wish((sku, quantity)))
 
     async def prepare(self, buyer: str, sku: str = "a", quantity: int = 1) -> object:
         """The decision, or the refusal as a value."""
@@ -81,7 +72,7 @@ class Gate:
 
     async def __call__(self, script: Any, keys: Any, args: Any, **how: Any) -> Any:
         if script.name == "prepare":
-            self.sizes.append(int(args[6]))
+            self.sizes.append(int(args[7]))
             await self.open.wait()
         return await self._call(script, keys, args, **how)
 
@@ -390,7 +381,7 @@ async def test_the_next_call_leaves_before_the_answers_of_a_quick_one_are_writte
     await until(lambda: len(seen) == 8)
     assert gate.sizes == [1, 4, 4]
     # All eight in order, and none of the first four before the second four had left.
-    assert seen == [("Reservation", 3)] * 8
+    assert seen == [("Made", 3)] * 8
 
 
 async def test_a_caller_that_leaves_does_not_disturb_the_others(bench: Bench) -> None:

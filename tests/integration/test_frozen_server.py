@@ -14,7 +14,7 @@ import pytest
 
 from reservation.domain.errors import ReservationError, Unavailable
 from reservation.domain.ids import OrderIds
-from reservation.domain.reservation import Basket, Reservation, merge_lines
+from reservation.domain.reservation import Basket, Reservation
 from reservation.domain.states import Status
 from reservation.redis import connection
 from reservation.redis.batch import PrepareQueue, Replayed
@@ -22,7 +22,7 @@ from reservation.redis.connection import Connections
 from reservation.redis.embedded import EmbeddedServer
 from reservation.redis.keys import Keys
 from reservation.redis.store import Claimed, Store
-from tests.fixtures.lua_sale import EPOCH, NOW, LuaSale
+from tests.fixtures.lua_sale import EPOCH, NOW, LuaSale, plain_wish
 from tests.fixtures.valkey import MakeServer
 
 IDS = OrderIds(b"k" * 32)
@@ -45,18 +45,8 @@ class Bench:
 
     async def prepare(self, buyer: str) -> Reservation | Replayed | ReservationError:
         """The decision, or the refusal as a value."""
-        order_id = IDS.order_id(sale_id=self.sale.id, buyer_id=buyer, idempotency_key="k")
-        basket = Basket(
-            sale_id=self.sale.id,
-            order_id=order_id,
-            buyer_id=buyer,
-            lines=merge_lines([("a", 1)]),
-            amount=1000,
-            currency="KRW",
-            order_name="n",
-            name_given=False,
-            admitted=False,
-        )
+        order_id = IDS.order_id(self.sale.id, buyer, "k")
+        basket = Basket(self.sale.id, order_id, buyer, plain_wish(("a", 1)))
         try:
             return await self.queue.prepare(basket, epoch=EPOCH)
         except ReservationError as refusal:

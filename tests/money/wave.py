@@ -8,7 +8,7 @@ from reservation.domain.sale import Item
 from reservation.domain.states import Status
 from reservation.failpoints import POINTS
 from reservation.payments.sandbox.faults import Fault
-from reservation.prepare import Wish
+from reservation.prepare import wish_of
 from reservation.refund import RefundWish
 from reservation.workers.reaper import Reaper
 from reservation.workers.settler import Settler
@@ -104,16 +104,10 @@ class Wave:
 
     async def _prepare(self, plan: Plan) -> None:
         amount = PRICES["a"] * plan.quantity + PRICES["b"]
-        wish = Wish(
-            sale_id=self.sale_id,
-            buyer_id=f"buyer-{secrets.token_hex(6)}",
-            idempotency_key="once",
-            items=(("a", plan.quantity), ("b", 1)),
-            amount=amount,
-            order_name=None,
-            admitted=False,
-        )
-        order = (await self._world.first.prepare(wish)).reservation
+        known = await self._world.first.catalog.get(self.sale_id)
+        wish = wish_of(known.sale, [("a", plan.quantity), ("b", 1)], amount)
+        buyer = f"buyer-{secrets.token_hex(6)}"
+        order = (await self._world.first.prepare(known, buyer, "once", wish)).reservation
         payment_key = f"tboxforged{secrets.token_hex(8)}"
         if plan.kind is not Kind.FORGED:
             body: dict[str, Any] = {"orderId": order.order_id, "amount": amount}

@@ -8,25 +8,41 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reservation.domain.reservation import Basket, Line, Reservation, merge_lines
-from reservation.domain.states import Status
+from reservation.domain.reservation import Line, Reservation, Wish, digest_of, merge_lines
+from reservation.domain.sale import Item, Sale
+from reservation.domain.states import HoldPolicy, SaleStatus, Status
+from reservation.prepare import wish_of
 
 wishes = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 50)), max_size=20)
 
 
-def basket(**changes: Any) -> Basket:
+SALE = Sale(
+    sale_id="s",
+    name="Sale",
+    currency="KRW",
+    opens_at_ms=0,
+    closes_at_ms=1,
+    hold_seconds=300,
+    hold_policy=HoldPolicy.PREPARE,
+    virtual_accounts=False,
+    require_admission=False,
+    switched=SaleStatus.OPEN,
+    version=1,
+    epoch="e",
+    seq=1,
+    items=tuple(
+        Item(sku=sku, name=sku.upper(), price=1, total=1, limit_per_buyer=1) for sku in "abcd"
+    ),
+)
+
+
+def wish(**changes: Any) -> Wish:
     members: dict[str, Any] = {
-        "sale_id": "s",
-        "order_id": "s-" + "A" * 24,
-        "buyer_id": "b",
-        "lines": merge_lines([("a", 1), ("b", 2)]),
+        "items": [("a", 1), ("b", 2)],
         "amount": 2000,
-        "currency": "KRW",
         "order_name": "Two things",
-        "name_given": True,
-        "admitted": False,
     }
-    return Basket(**(members | changes))
+    return wish_of(changes.pop("sale", SALE), **(members | changes))
 
 
 def reservation(status: Status) -> Reservation:
@@ -65,39 +81,46 @@ def test_merging_keeps_every_unit_and_no_item_twice(wish: list[tuple[str, int]])
 @pytest.mark.parametrize(
     "changes",
     [
-        {"lines": merge_lines([("a", 2), ("b", 2)])},
-        {"lines": merge_lines([("a", 1), ("c", 2)])},
-        {"lines": merge_lines([("a", 1)])},
-        {"lines": merge_lines([("b", 2), ("a", 1)])},
+        {"items": [("a", 2), ("b", 2)]},
+        {"items": [("a", 1), ("c", 2)]},
+        {"items": [("a", 1)]},
+        {"items": [("b", 2), ("a", 1)]},
         {"amount": 2001},
         {"order_name": "Another name"},
-        {"name_given": False},
+        {"order_name": None},
     ],
 )
 def test_another_body_has_another_digest(changes: dict[str, Any]) -> None:
-    assert basket(**changes).digest() != basket().digest()
+    assert wish(**changes).digest != wish().digest
 
 
 def test_the_digest_is_of_what_the_buyer_sent_and_of_nothing_else() -> None:
     """A name that was made here may change with the sale; an admission is no part of the body."""
-    unnamed = basket(name_given=False)
-    assert unnamed.digest() == basket(name_given=False, order_name="Renamed").digest()
-    assert basket(admitted=True).digest() == basket().digest()
-    priced = tuple(msgspec.structs.replace(line, price=7) for line in basket().lines)
-    assert basket(lines=priced).digest() == basket().digest()
+    renamed = msgspec.structs.replace(
+        SALE, items=tuple(msgspec.structs.replace(item, name="New", price=7) for item in SALE.items)
+    )
+    unnamed, later = wish(order_name=None), wish(order_name=None, sale=renamed)
+    assert (unnamed.order_name, later.order_name) == ("A +1", "New +1")
+    assert unnamed.digest == later.digest
+    assert wish(admitted=True).digest == wish().digest
+    assert wish(items=[("a", 1), ("b", 1), ("b", 1)]).digest == wish().digest
 
 
 def test_the_digest_can_be_written_between_quotes() -> None:
     """prepare.lua puts it into JSON as it is."""
-    assert re.fullmatch(r"[0-9a-f]{32}", basket().digest())
+    assert re.fullmatch(r"[0-9a-f]{32}", wish().digest)
 
 
 @given(wishes, wishes)
-def test_two_baskets_share_a_digest_only_where_they_are_the_same(
+def test_two_wishes_share_a_digest_only_where_they_are_the_same(
     one: list[tuple[str, int]], other: list[tuple[str, int]]
 ) -> None:
-    first, second = basket(lines=merge_lines(one)), basket(lines=merge_lines(other))
-    assert (first.digest() == second.digest()) == (first.lines == second.lines)
+    first, second = (digest_of(merge_lines(lines), 2000, None) for lines in (one, other))
+    assert (first == second) == (merge_lines(one) == merge_lines(other))
+
+
+def test_two_wishes_are_never_the_same_so_each_is_sent() -> None:
+    assert wish() != wish()
 
 
 @pytest.mark.parametrize("status", Status)

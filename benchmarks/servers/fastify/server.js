@@ -90,18 +90,18 @@ async function prepare(request, reply) {
     BURST,
     1,
     1,
+    1,
+    "1",
     sku,
-    orderId,
-    buyer,
-    "Hoodie",
     digest,
+    "Hoodie",
+    '"Hoodie"',
     amount,
     0,
-    `"buyer":"${buyer}","name":"Hoodie"`,
     `1 ${quantity}`,
   );
-  const [word, expiresAt, , createdAt, lines] = replies[0];
-  if (word !== "held") return reply.code(409).send({ code: word });
+  const [[word, expiresAt, createdAt, lines], seq] = replies;
+  if (typeof seq !== "number") return reply.code(409).send({ code: seq ? seq[0] : word });
   reply.code(201);
   return {
     orderId,

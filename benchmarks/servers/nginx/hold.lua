@@ -54,16 +54,16 @@ function hold.answer()
     local replies, err = client:evalsha(
         sha, 8, TAG .. "sale", TAG .. "deadlines", TAG .. "outbox", TAG .. "stock:" .. line.sku,
         TAG .. "order:" .. order, TAG .. "buyer:" .. buyer, TAG .. "buyer-orders:" .. buyer,
-        TAG .. "rate:" .. buyer, now + NOT_AFTER_MS, epoch, now, INTERVAL_MS, BURST, 1, 1, line.sku,
-        order, buyer, "Hoodie", ngx.md5(body), data.amount, 0,
-        '"buyer":"' .. buyer .. '","name":"Hoodie"', "1 " .. line.quantity)
+        TAG .. "rate:" .. buyer, now + NOT_AFTER_MS, epoch, now, INTERVAL_MS, BURST, 1, 1, 1, "1", line.sku,
+        ngx.md5(body), "Hoodie", '"Hoodie"', data.amount, 0, "1 " .. line.quantity)
     if not replies then
         ngx.log(ngx.ERR, err)
         return refuse(503, "unavailable")
     end
     client:set_keepalive(IDLE_MS, POOL)
-    local word, expires_at, _, created_at, lines = unpack(replies[1])
-    if word ~= "held" then return refuse(409, word) end
+    local word, expires_at, created_at, lines = unpack(replies[1])
+    local decided = replies[2]
+    if type(decided) ~= "number" then return refuse(409, decided and decided[1] or word) end
     local items = cjson.decode(lines)
     for i, item in ipairs(items) do
         items[i] = {sku = item[1], quantity = item[2], price = item[3]}
