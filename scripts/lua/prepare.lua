@@ -162,7 +162,7 @@ local function wish_at(number)
     local wish = {
         digest = ARGV[arg], name = ARGV[arg + 1], name_json = ARGV[arg + 2],
         amount = tonumber(ARGV[arg + 3]), admitted = ARGV[arg + 4] == "1",
-        lines = {}, skus = {}, price = 0, items = "",
+        lines = {}, skus = {}, price = 0, items = "", amount_text = ARGV[arg + 3],
     }
     local items = {}
     for index, quantity in string.gmatch(ARGV[arg + 5], "(%d+) (%d+)") do
@@ -180,7 +180,7 @@ local function wish_at(number)
     wish.items = "[" .. table.concat(items, ",") .. "]"
     -- What the events of these baskets say alike, before the buyer and after.
     wish.event_begins = table.concat({
-        '{"from":"","to":"', status, '","items":', wish.items, ',"amount":', int(wish.amount),
+        '{"from":"","to":"', status, '","items":', wish.items, ',"amount":', wish.amount_text,
         ',"digest":"', wish.digest, '","expiresAt":', expires_at, ',"buyer":'})
     wish.event_ends = ',"name":' .. wish.name_json .. "}"
     return wish
@@ -196,8 +196,8 @@ end
 local function limit_refusal(basket, wish)
     local taken = redis.call("HMGET", basket.buyer, unpack(wish.skus))
     for i, line in ipairs(wish.lines) do
-        local has = count_of(taken[i] or "0")
-        if not has then
+        local has = taken[i] and count_of(taken[i]) or 0
+        if taken[i] and not count_of(taken[i]) then
             return redis.error_reply(
                 "BUG prepare: what the buyer has of " .. line.stock.sku .. " is no count")
         end
@@ -232,7 +232,7 @@ local function write(basket, wish)
     redis.call("ZADD", basket.buyer_orders, at, basket.order_id)
     redis.call(
         "HSET", basket.order, "status", status, "buyer", basket.buyer_id, "items", wish.items,
-        "amount", int(wish.amount), "currency", head.currency, "name", wish.name,
+        "amount", wish.amount_text, "currency", head.currency, "name", wish.name,
         "digest", wish.digest,
         "created_at", at, "updated_at", at, "expires_at", expires_at, "fence", "0",
         "attempts", "0", "seq", seq)

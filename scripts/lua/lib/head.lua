@@ -21,7 +21,7 @@ end
 local function append_event(head, event, order_id, at_ms, data)
     local seq, at = int(head.seq + 1), int(at_ms)
     local chain = redis.sha1hex(
-        table.concat({head.chain, seq, event, order_id, at, data}, "|"))
+        head.chain .. "|" .. seq .. "|" .. event .. "|" .. order_id .. "|" .. at .. "|" .. data)
     redis.call(
         "XADD", head.outbox, seq .. "-0",
         "event", event, "order", order_id, "at", at, "data", data, "chain", chain)
