@@ -7,7 +7,6 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any, Final
 
@@ -94,7 +93,7 @@ class Buyers:
         """
         buyer_id = self._remembered_buyer(token)
         if buyer_id is None and not self._asks_for_keys:
-            return self._keep(token, self._by_secret)
+            return self._verified_by_secret(token)
         return buyer_id
 
     def forget(self, token: str) -> None:
@@ -110,29 +109,25 @@ class Buyers:
 
     async def _verified(self, token: str) -> str:
         if self._jwks is None or self._guests:
-            return self._keep(token, self._by_secret)
-        try:
-            _refuse_long(token)
-            key = await self._jwks.key_for(token)
-        except (jwt.PyJWTError, ValueError) as error:
-            raise Unauthenticated from error
-        options = self._options
-        return self._keep(
-            token,
-            lambda shown: jwt.decode(shown, key, algorithms=[*_JWKS_ALGORITHMS], options=options),
-        )
-
-    def _by_secret(self, token: str) -> Mapping[str, Any]:
+            return self._verified_by_secret(token)
         _refuse_long(token)
-        return self._secret.claims(token)
-
-    def _keep(self, token: str, claims_of: Callable[[str], Mapping[str, Any]]) -> str:
-        """Read the claims and remember whose they are until they end."""
         try:
-            claims = claims_of(token)
+            key = await self._jwks.key_for(token)
+            claims = jwt.decode(token, key, algorithms=[*_JWKS_ALGORITHMS], options=self._options)
         except (jwt.PyJWTError, ValueError) as error:
             raise Unauthenticated from error
-        subject = claims.get("sub")
+        return self._keep(token, claims.get("sub"), float(claims["exp"]))
+
+    def _verified_by_secret(self, token: str) -> str:
+        _refuse_long(token)
+        try:
+            subject, ends_at = self._secret.verified(token)
+        except (jwt.PyJWTError, ValueError) as error:
+            raise Unauthenticated from error
+        return self._keep(token, subject, ends_at)
+
+    def _keep(self, token: str, subject: Any, ends_at: float) -> str:
+        """Remember whose a good token is until it ends."""
         if not isinstance(subject, str) or _BUYER_ID.fullmatch(subject) is None:
             raise Unauthenticated("The token's subject is not a buyer's id.")
         if len(self._remembered) >= _REMEMBERED_MAX:
@@ -140,7 +135,7 @@ class Buyers:
             for eldest in list(islice(self._remembered, _FORGOTTEN_AT_ONCE)):
                 self.forget(eldest)
         self._remembered[token] = subject
-        self._ends[token] = float(claims["exp"])
+        self._ends[token] = ends_at
         return subject
 
 
