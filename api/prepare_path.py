@@ -10,7 +10,6 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Callable
 from typing import Final, Protocol, TypeVar
 
 import msgspec
@@ -124,7 +123,7 @@ class PreparePath:
         turned_away = self._api.service.prepare.turned_away(known)
         if turned_away is not None:
             # Before the work that makes others wait longer: it is the same for good and bad.
-            _Taken(self, began, its_id, cors, asked, known).turn_away(turned_away)
+            self._turn_away(turned_away, began, its_id, cors, asked)
             return True
         try:
             buyer_id = self._buyer(fields)
@@ -142,6 +141,16 @@ class PreparePath:
             return False
         _Taken(self, began, its_id, cors, asked, known).begin(buyer_id, key, wish)
         return True
+
+    def _turn_away(
+        self, refusal: ReservationError, began: float, its_id: str, cors: bytes, asked: Asked
+    ) -> None:
+        """Answer without asking anybody, and without holding up those who are let in."""
+        status, lines, content = self.refused(refusal, its_id)
+        asked.turn_away(status, _head(lines, content, cors, its_id), content)
+        record(_OPERATION, status, time.perf_counter() - began, its_id)
+        if tracing.tracer is not None:
+            tracing.tracer.answered(tracing.tracer.request(its_id), _OPERATION, status)
 
     def _buyer(self, fields: dict[bytes, bytes]) -> str | None:
         token = bearer_in(fields[b"authorization"].decode("latin-1"))
@@ -254,26 +263,9 @@ class _Taken:
         except ReservationError as refusal:
             self._done(refusal)
 
-    def turn_away(self, refusal: ReservationError) -> None:
-        """Answer without asking anybody, and without holding up those who are let in."""
-        self._tell(refusal, self._asked.turn_away)
-
     def _done(self, outcome: Made | Prepared | Exception) -> None:
-        self._tell(outcome, self._asked.answer)
-
-    def _tell(
-        self,
-        outcome: Made | Prepared | Exception,
-        answer: Callable[[int, bytes, bytes], None],
-    ) -> None:
         status, lines, content = self._shown(outcome)
-        head = b"%bcontent-length: %d\r\n%bx-request-id: %b\r\n" % (
-            lines,
-            len(content),
-            self._cors,
-            self._id.encode(),
-        )
-        answer(status, head, content)
+        self._asked.answer(status, _head(lines, content, self._cors, self._id), content)
         record(_OPERATION, status, time.perf_counter() - self._began, self._id)
         if self._span is not None and tracing.tracer is not None:
             if isinstance(outcome, Made | Prepared):
@@ -291,6 +283,16 @@ class _Taken:
         except Exception as error:  # noqa: BLE001 # loop top: others wait behind
             outcome = error
         return self._path.refused(outcome, self._id)
+
+
+def _head(lines: bytes, content: bytes, cors: bytes, its_id: str) -> bytes:
+    """The header lines of an answer; `lines` are those that others of its kind have too."""
+    return b"%bcontent-length: %d\r\n%bx-request-id: %b\r\n" % (
+        lines,
+        len(content),
+        cors,
+        its_id.encode(),
+    )
 
 
 def _keep(kept: dict[K, V], key: K, value: V) -> None:

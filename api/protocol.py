@@ -19,11 +19,15 @@ __all__ = ["ShortWayProtocol"]
 
 #: A body above this is not gathered here: the framework refuses it, or takes it piece by piece.
 GATHERED_BYTES_MAX: Final = 4 * 1024
-#: Newcomers that are told "not now" in one turn of the loop: half of them the last that came, half
-#: the first. Whoever is told sends again, so this bounds what a turn reads as well, and with that
-#: how long all else waits: a call to Redis is sent and read once a turn. Without it thousands of
-#: refusals made a turn of a tenth of a second, and nine holds of ten were lost to them.
-TURNED_AWAY_A_TURN: Final = 16
+#: Newcomers that are told "not now" in one turn of the loop. Whoever is told sends again, so this
+#: bounds what a turn reads as well, and with that how long all else waits: a call to Redis is sent
+#: and read once a turn. Without it thousands of refusals made a turn of a tenth of a second, and
+#: nine holds of ten were lost to them.
+TURNED_AWAY_A_TURN: Final = 24
+#: One of so many is the one who has waited longest, the others have just come: where more come
+#: than can be told, most are told in milliseconds, and nobody waits for ever. In the order of
+#: arrival all would wait for as long as the line is.
+ONE_OF_THE_FIRST_IN: Final = 8
 
 
 class _NobodyWaits:
@@ -89,8 +93,7 @@ _turned_away: deque[tuple[_Gathered, int, bytes, bytes]] = deque()
 def _write_turned_away(loop: asyncio.AbstractEventLoop) -> None:
     try:
         for number in range(min(TURNED_AWAY_A_TURN, len(_turned_away))):
-            # Who has just come is told at once though many wait; and nobody waits for ever.
-            last = number % 2
+            last = number % ONE_OF_THE_FIRST_IN
             taken = _turned_away.pop() if last else _turned_away.popleft()
             gathered, status, head, content = taken
             gathered.write(status, head, content)
