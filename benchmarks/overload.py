@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from statistics import median
 from typing import Final
 
 import httpx
@@ -34,7 +35,7 @@ _PAYMENTS: Final = 20
 #: Sold a second is taken after this: the load starts, and the queue fills.
 _RAMP_SECONDS: Final = 2
 #: How long after the surge is looked at.
-_AFTER_SECONDS: Final = 10
+_AFTER_SECONDS: Final = 7
 #: Well again: so many prepares in a row are held this fast.
 _WELL_IN_A_ROW: Final = 20
 _WELL_MS: Final = 50.0
@@ -70,8 +71,14 @@ class Overload(msgspec.Struct, frozen=True):
 
 
 def measure(run: Run) -> Section:
-    """On the whole service, with its worker, its sandbox and one API process."""
-    return _section(asyncio.run(_measure(run)))
+    """Rounds on the whole service, with its worker, its sandbox and one API process."""
+    rounds = 1 if run.quick else 5
+    found: list[Overload] = []
+    for number in range(rounds):
+        found.append(asyncio.run(_round(run)))
+        peak, surge = found[-1].peak.sold_per_second, found[-1].surge.sold_per_second
+        run.say(f"overload {number + 1}/{rounds}  peak {peak:,.0f}, surge {surge:,.0f} holds/s")
+    return _section(found)
 
 
 class Scene:
@@ -94,14 +101,13 @@ class Scene:
         await self._redis.aclose()
 
 
-async def _measure(run: Run) -> Overload:
+async def _round(run: Run) -> Overload:
     peak_seconds, surge_seconds, after_seconds = (
-        (3, 3, 3) if run.quick else (15, 30, _AFTER_SECONDS)
+        (3, 3, 3) if run.quick else (10, 20, _AFTER_SECONDS)
     )
     async with _scene(run.home / "overload", run.buyers) as scene:
         await asyncio.to_thread(scene.load.run, scene.url, seconds=2)
         peak, _ = await _phase(scene, peak_seconds, connections=CONNECTIONS)
-        run.say(f"overload  peak {peak.sold_per_second:,.0f} holds/s")
         surge, after = await _phase(
             scene,
             surge_seconds,
@@ -109,7 +115,6 @@ async def _measure(run: Run) -> Overload:
             rate=_SURGE * peak.sold_per_second,
             after_seconds=after_seconds,
         )
-        run.say(f"overload  surge {surge.sold_per_second:,.0f} holds/s")
     return Overload(peak, surge, after)
 
 
@@ -191,53 +196,65 @@ def _recovered(probes: Sequence[Answer], ended_at: float) -> float | None:
     return None
 
 
-def _section(found: Overload) -> Section:
-    peak, surge = found.peak, found.surge
-    share = surge.sold_per_second / peak.sold_per_second
-    refused = [answer.ms for answer in surge.prepares if answer.status in _REFUSALS]
-    refusal = _p99(refused)
-    confirmed = surge.confirmed / max(1, len(surge.confirms))
-    after = found.recovered_after
+def _section(found: Sequence[Overload]) -> Section:
+    share = median(one.surge.sold_per_second / one.peak.sold_per_second for one in found)
+    refused = sorted(
+        answer.ms for one in found for answer in one.surge.prepares if answer.status in _REFUSALS
+    )
+    refusal = _quantile(refused, 0.99)
+    paid = sum(len(one.surge.confirms) for one in found)
+    confirmed = sum(one.surge.confirmed for one in found)
+    after = [one.recovered_after for one in found]
+    slowest = max((one for one in after if one is not None), default=None)
+    slowest = None if None in after else slowest
+    half = f"; half of {len(refused)} in {_quantile(refused, 0.5) or 0:.0f} ms"
     return Section(
         title="Overload: the whole service, its worker and sandbox on the same cores",
         columns=["", "answers/s", "holds/s", "refused", "prepare p99 ms", "confirm p99 ms"],
-        rows=[_row("peak", peak), _row(f"{_SURGE} times the peak", surge)],
+        rows=[
+            _row("peak", [one.peak for one in found]),
+            _row(f"{_SURGE} times the peak", [one.surge for one in found]),
+        ],
         goals=[
             Goal("goodput in overload", f"{share:.0%}", ">= 90 %", share >= _GOODPUT_WANTED),
             Goal(
                 "a refusal's p99 in overload",
-                f"{refusal:.0f} ms" if refusal is not None else "none refused",
-                "<= 50 ms",
+                f"{refusal:.0f} ms{half}" if refusal is not None else "none refused",
+                f"<= {_REFUSAL_MS_MAX:.0f} ms",
                 refusal is not None and refusal <= _REFUSAL_MS_MAX,
             ),
             Goal(
                 "confirmed in overload",
-                f"{surge.confirmed} of {len(surge.confirms)}",
+                f"{confirmed} of {paid}",
                 ">= 99.9 %",
-                confirmed >= _CONFIRMED_WANTED,
+                confirmed >= _CONFIRMED_WANTED * paid,
             ),
             Goal(
-                "well again after it",
-                f"{after:.1f} s" if after is not None else "not in time",
-                "<= 5 s",
-                after is not None and after <= _RECOVERY_SECONDS_MAX,
+                "well again after it, the slowest",
+                f"{slowest:.1f} s" if slowest is not None else "not in time",
+                f"<= {_RECOVERY_SECONDS_MAX:.0f} s",
+                slowest is not None and slowest <= _RECOVERY_SECONDS_MAX,
             ),
         ],
         data=found,
     )
 
 
-def _row(name: str, phase: Phase) -> list[str]:
-    refused = sum(answer.status in _REFUSALS for answer in phase.prepares)
+def _row(name: str, phases: Sequence[Phase]) -> list[str]:
+    refused = sum(answer.status in _REFUSALS for one in phases for answer in one.prepares)
     return [
         name,
-        f"{phase.load.answers_per_second:,.0f}",
-        f"{phase.sold_per_second:,.0f}",
-        f"{refused} of {len(phase.prepares)}",
-        f"{_p99([answer.ms for answer in phase.prepares]) or 0:,.0f}",
-        f"{_p99([answer.ms for answer in phase.confirms]) or 0:,.0f}",
+        f"{median(one.load.answers_per_second for one in phases):,.0f}",
+        f"{median(one.sold_per_second for one in phases):,.0f}",
+        f"{refused} of {sum(len(one.prepares) for one in phases)}",
+        f"{median(_p99(one.prepares) for one in phases):,.0f}",
+        f"{median(_p99(one.confirms) for one in phases):,.0f}",
     ]
 
 
-def _p99(values: Sequence[float]) -> float | None:
-    return sorted(values)[int(len(values) * 0.99)] if values else None
+def _p99(answers: Sequence[Answer]) -> float:
+    return _quantile(sorted(answer.ms for answer in answers), 0.99) or 0.0
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float | None:
+    return ordered[int(len(ordered) * share)] if ordered else None

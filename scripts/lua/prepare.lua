@@ -196,8 +196,9 @@ end
 local function limit_refusal(basket, wish)
     local taken = redis.call("HMGET", basket.buyer, unpack(wish.skus))
     for i, line in ipairs(wish.lines) do
-        local has = taken[i] and count_of(taken[i]) or 0
-        if taken[i] and not count_of(taken[i]) then
+        local has = 0
+        if taken[i] then has = count_of(taken[i]) end
+        if not has then
             return redis.error_reply(
                 "BUG prepare: what the buyer has of " .. line.stock.sku .. " is no count")
         end

@@ -67,10 +67,6 @@ LIVING: tuple[tuple[str, str], ...] = (
         "they come in pairs",
     ),
     (
-        r"^prepare\.lua: wishes\[basket\.lines\] = wish -> gone$",
-        "works the same text out again, to the same end",
-    ),
-    (
         r"^(prepare|expire)\.lua: if (stock and )?stock\.\w+ > 0 then -> > becomes >=$",
         "adds nothing to a counter",
     ),
