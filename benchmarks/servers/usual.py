@@ -16,6 +16,7 @@ from benchmarks.servers.listening import serve
 from reservation.redis.scripts import load
 
 SECRET = b"order ids of the benchmark"
+CONNECTIONS_MAX = 4_096
 
 
 class Held(msgspec.Struct, rename="camel"):
@@ -67,7 +68,12 @@ async def prepare(
 @asynccontextmanager
 async def lifespan(app: Litestar) -> AsyncGenerator[None]:
     """One client for the process, the script loaded."""
-    async with Redis(unix_socket_path=os.environ["BENCH_SOCKET"], decode_responses=True) as redis:
+    async with Redis(
+        unix_socket_path=os.environ["BENCH_SOCKET"],
+        decode_responses=True,
+        # Its hundred by itself turn a larger crowd away.
+        max_connections=CONNECTIONS_MAX,
+    ) as redis:
         await redis.script_load(load("prepare").source)
         app.state.redis = redis
         yield
