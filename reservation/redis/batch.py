@@ -54,9 +54,9 @@ LAST_BATCH_SHARE: Final = 0.2
 ANSWERS_AT_ONCE: Final = 32
 #: The next call leaves before the answers of the last are made where that call took less than so
 #: many times the making: then Redis works while we do. Where the call took longer it is the disk
-#: that is slow, and a fuller batch gains more. Making an answer is a quarter of what a hold costs
+#: that is slow, and a fuller batch gains more. Making an answer is a sixth of what a hold costs
 #: here; the rest is its socket and the next request. So the bound is twice the whole.
-CALL_TO_ANSWERS_MAX: Final = 8.0
+CALL_TO_ANSWERS_MAX: Final = 12.0
 #: Rounds of "expire what is due, then ask again" without a single hold given back.
 FRUITLESS_ROUNDS_MAX: Final = 20
 #: How long past `not_after` a lost reply is looked into before the outcome counts as unknown.
