@@ -13,11 +13,12 @@ import msgspec
 from api.context import Api
 from api.schemas import ReservationAnswer
 from reservation.domain.errors import BrokenInvariant
-from reservation.domain.reservation import Reservation
+from reservation.domain.reservation import Line, Reservation
+from reservation.domain.states import Status
 from reservation.domain.tokens import Purpose
 from reservation.redis.batch import Made
 
-__all__ = ["AnswersAlike"]
+__all__ = ["ANY_RESERVATION", "AnswersAlike"]
 
 
 def _mark() -> str:
@@ -34,6 +35,22 @@ _MARKS: Final = re.compile(f"({_ORDER}|{_TOKEN}|{_CUSTOMER}|{_RETURN})".encode()
 _PLACES: Final = [mark.encode() for mark in (_ORDER, _TOKEN, _CUSTOMER, _RETURN, _RETURN)]
 
 _ENCODER: Final = msgspec.json.Encoder()
+
+#: What a form can be tried with.
+ANY_RESERVATION: Final = Reservation(
+    order_id="",
+    sale_id="sale",
+    buyer_id="",
+    status=Status.HELD,
+    lines=(Line(sku="sku", quantity=1, price=1),),
+    amount=1,
+    currency="KRW",
+    order_name="name",
+    created_at_ms=0,
+    updated_at_ms=0,
+    expires_at_ms=1,
+    seq=0,
+)
 
 
 class AnswersAlike:

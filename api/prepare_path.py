@@ -10,17 +10,18 @@ import math
 import re
 import secrets
 import time
+from collections.abc import Callable
 from typing import Final, Protocol, TypeVar
 
 import msgspec
 from litestar.config.cors import CORSConfig
 
-from api.answers_alike import AnswersAlike
+from api.answers_alike import ANY_RESERVATION, AnswersAlike
 from api.auth import bearer_in
 from api.context import Api
 from api.observe import record, request_id
 from api.problems import PROBLEM_JSON, refusal_at_prepare
-from api.reservations import PRIVATE, answer_of, wish_in
+from api.reservations import PRIVATE, answer_of, is_admitted, wish_in
 from api.schemas import PrepareRequest
 from reservation import tracing
 from reservation.catalog import Known
@@ -45,8 +46,11 @@ class Asked(Protocol):
         """Answer it in this turn of the loop."""
         ...
 
-    def turn_away(self, status: int, head: bytes, content: bytes) -> None:
-        """Answer it after others that are turned away too, when so many come at once."""
+    def turn_away(self, status: int, head: bytes, content: bytes, told: Callable[[], None]) -> None:
+        """Answer it after others that are turned away too, when so many come at once.
+
+        `told` is called once it is answered, or nobody is there any more.
+        """
         ...
 
 
@@ -94,10 +98,13 @@ class PreparePath:
         self._answer = msgspec.json.Encoder()
         self._cors = cors
         self._cors_lines: dict[bytes, bytes] = {}
-        #: By sale, version of its settings, and body, as far as no admission is shown.
-        self._wishes: dict[tuple[str, int, bytes], Wish] = {}
-        self._alike: dict[Alike, AnswersAlike] = {}
+        #: By sale, its epoch, the version of its settings, whether admitted, and body.
+        self._wishes: dict[tuple[str, str, int, bool, bytes], Wish] = {}
+        #: None where there was one answer only so far.
+        self._alike: dict[Alike, AnswersAlike | None] = {}
         self._refusals: dict[Exception, Refusal] = {}
+        # Where answers have other members than a form knows, the start fails and not each answer.
+        AnswersAlike(api, ANY_RESERVATION, epoch="")
 
     @staticmethod
     def may_take(method: bytes, url: bytes) -> bool:
@@ -147,10 +154,14 @@ class PreparePath:
     ) -> None:
         """Answer without asking anybody, and without holding up those who are let in."""
         status, lines, content = self.refused(refusal, its_id)
-        asked.turn_away(status, _head(lines, content, cors, its_id), content)
-        record(_OPERATION, status, time.perf_counter() - began, its_id)
-        if tracing.tracer is not None:
-            tracing.tracer.answered(tracing.tracer.request(its_id), _OPERATION, status)
+        span = None if tracing.tracer is None else tracing.tracer.request(its_id)
+
+        def told() -> None:
+            record(_OPERATION, status, time.perf_counter() - began, its_id)
+            if span is not None and tracing.tracer is not None:
+                tracing.tracer.answered(span, _OPERATION, status)
+
+        asked.turn_away(status, _head(lines, content, cors, its_id), content, told)
 
     def _buyer(self, fields: dict[bytes, bytes]) -> str | None:
         token = bearer_in(fields[b"authorization"].decode("latin-1"))
@@ -158,13 +169,12 @@ class PreparePath:
 
     def _wish(self, known: Known, buyer_id: str, body: bytes, admission: bytes | None) -> Wish:
         """What the body asks for; most are alike, and are read once."""
-        if admission is not None:
-            data = self._body.decode(body)
-            return wish_in(self._api, known, buyer_id, data, admission.decode("latin-1"))
-        key = (known.sale.sale_id, known.sale.version, body)
+        shown = None if admission is None else admission.decode("latin-1")
+        admitted = is_admitted(self._api, known, buyer_id, shown)
+        key = (known.sale.sale_id, known.epoch, known.sale.version, admitted, body)
         wish = self._wishes.get(key)
         if wish is None:
-            wish = wish_in(self._api, known, buyer_id, self._body.decode(body), None)
+            wish = wish_in(known, self._body.decode(body), admitted=admitted)
             _keep(self._wishes, key, wish)
         return wish
 
@@ -201,10 +211,13 @@ class PreparePath:
         if self._api.service.clock.now_ms() >= alike.reservation.expires_at_ms:
             # It took longer than the hold: the answer tells that it is over.
             return self.found(Prepared(made.reservation(), epoch, replayed=False))
-        answers = self._alike.get(alike)
+        if alike not in self._alike:
+            # A form costs as much as some answers: it is made for the second of them.
+            _keep(self._alike, alike, None)
+            return self.found(Prepared(made.reservation(), epoch, replayed=False))
+        answers = self._alike[alike]
         if answers is None:
-            answers = AnswersAlike(self._api, alike.reservation, epoch)
-            _keep(self._alike, alike, answers)
+            answers = self._alike[alike] = AnswersAlike(self._api, alike.reservation, epoch)
         return answers.of(made)
 
     def found(self, prepared: Prepared) -> bytes:
@@ -222,7 +235,9 @@ class PreparePath:
             before, _, after = content.partition(_INSTANCE.encode())
             lines = _lines({**headers, "Content-Type": PROBLEM_JSON})
             refusal = Refusal(status, lines, before, after)
-            _keep(self._refusals, outcome, refusal)
+            # One that was raised is for one caller alone, and holds on to its connection.
+            if outcome.__traceback__ is None:
+                _keep(self._refusals, outcome, refusal)
         return (
             refusal.status,
             refusal.lines,

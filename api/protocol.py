@@ -8,6 +8,7 @@ as if nothing had been tried. Parsing, keep-alive, pipelining and draining stay 
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -57,14 +58,14 @@ class _Gathered:
     def answer(self, status: int, head: bytes, content: bytes) -> None:
         """Write the whole answer in one piece, soon; `head` is the header lines."""
         if not _due:
-            self._protocol.loop.call_soon(_write_due)
+            self._protocol.loop.call_soon(_write_due, self._protocol.loop)
         _due.append((self, status, head, content))
 
-    def turn_away(self, status: int, head: bytes, content: bytes) -> None:
+    def turn_away(self, status: int, head: bytes, content: bytes, told: Callable[[], None]) -> None:
         """Write the answer when it is this one's turn among those that are turned away."""
         if not _turned_away:
             self._protocol.loop.call_soon(_write_turned_away, self._protocol.loop)
-        _turned_away.append((self, status, head, content))
+        _turned_away.append((self, status, head, content, told))
 
     def write(self, status: int, head: bytes, content: bytes) -> None:
         """Write it now."""
@@ -76,27 +77,35 @@ class _Gathered:
 #: Answers of this turn of the loop. They are written one right after the other: a client or proxy
 #: that gets one every few microseconds stays awake, one that has to be woken for each costs both
 #: sides more than the answer.
-_due: list[tuple[_Gathered, int, bytes, bytes]] = []
+_due: deque[tuple[_Gathered, int, bytes, bytes]] = deque()
 
 
-def _write_due() -> None:
-    due = _due.copy()
-    _due.clear()
-    for gathered, status, head, content in due:
-        gathered.write(status, head, content)
+def _write_due(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        while _due:
+            gathered, status, head, content = _due.popleft()
+            gathered.write(status, head, content)
+    finally:
+        # Also where one of them broke: the others wait.
+        if _due:
+            loop.call_soon(_write_due, loop)
 
 
 #: Refusals that are still to be written.
-_turned_away: deque[tuple[_Gathered, int, bytes, bytes]] = deque()
+_turned_away: deque[tuple[_Gathered, int, bytes, bytes, Callable[[], None]]] = deque()
 
 
 def _write_turned_away(loop: asyncio.AbstractEventLoop) -> None:
     try:
-        for number in range(min(TURNED_AWAY_A_TURN, len(_turned_away))):
-            last = number % ONE_OF_THE_FIRST_IN
+        written = 0
+        while _turned_away and written < TURNED_AWAY_A_TURN:
+            last = written % ONE_OF_THE_FIRST_IN
             taken = _turned_away.pop() if last else _turned_away.popleft()
-            gathered, status, head, content = taken
+            gathered, status, head, content, told = taken
+            # Who gave up waiting takes nobody's turn.
+            written += not gathered.disconnected
             gathered.write(status, head, content)
+            told()
     finally:
         # Also where one of them broke: the others wait.
         if _turned_away:

@@ -39,7 +39,7 @@ from reservation.domain.reservation import Reservation, Wish
 from reservation.domain.tokens import Purpose
 from reservation.prepare import Prepared, wish_of
 
-__all__ = ["PRIVATE", "ReservationController", "answer_of", "wish_in"]
+__all__ = ["PRIVATE", "ReservationController", "answer_of", "is_admitted", "wish_in"]
 
 _SALE_ID = re.compile(SALE_ID)
 #: The longest wait for a change: under the 30 s at which common proxies give up.
@@ -69,29 +69,25 @@ async def sale_exists(connection: Connection, _: BaseRouteHandler) -> None:
     await api_of(connection).service.catalog.get(sale_id)
 
 
-def wish_in(
-    api: Api, known: Known, buyer_id: str, data: PrepareRequest, admission: str | None
-) -> Wish:
+def is_admitted(api: Api, known: Known, buyer_id: str, admission: str | None) -> bool:
+    """Whether the caller shows a good admission; the script knows whether the sale asks for one."""
+    return admission is not None and api.service.signer.admits(
+        admission,
+        sale_id=known.sale.sale_id,
+        prices=known.sale.prices(),
+        buyer_id=buyer_id,
+        now_ms=api.service.clock.now_ms(),
+    )
+
+
+def wish_in(known: Known, data: PrepareRequest, *, admitted: bool) -> Wish:
     """What came in as what the service takes.
 
     Raises:
         SkuNotFound: the sale does not have the first item.
     """
-    sale = known.sale
-    return wish_of(
-        sale,
-        [(line.sku, line.quantity) for line in data.items],
-        data.amount,
-        order_name=data.order_name,
-        admitted=admission is not None
-        and api.service.signer.admits(
-            admission,
-            sale_id=sale.sale_id,
-            prices=sale.prices(),
-            buyer_id=buyer_id,
-            now_ms=api.service.clock.now_ms(),
-        ),
-    )
+    items = [(line.sku, line.quantity) for line in data.items]
+    return wish_of(known.sale, items, data.amount, order_name=data.order_name, admitted=admitted)
 
 
 def answer_of(api: Api, prepared: Prepared) -> ReservationAnswer:
@@ -150,7 +146,8 @@ class ReservationController(Controller):
         api = api_of(request)
         buyer_id = buyer_of(request)
         known = await api.service.catalog.get(sale_id)
-        wish = wish_in(api, known, buyer_id, data, admission)
+        admitted = is_admitted(api, known, buyer_id, admission)
+        wish = wish_in(known, data, admitted=admitted)
         prepared = await api.service.prepare(known, buyer_id, idempotency_key, wish)
         answer = answer_of(api, prepared)
         replayed = {"Idempotent-Replayed": "true"} if prepared.replayed else {}

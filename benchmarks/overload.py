@@ -227,7 +227,7 @@ def _section(found: Sequence[Overload]) -> Section:
                 "confirmed in overload",
                 f"{confirmed} of {paid}",
                 ">= 99.9 %",
-                confirmed >= _CONFIRMED_WANTED * paid,
+                paid > 0 and confirmed >= _CONFIRMED_WANTED * paid,
             ),
             Goal(
                 "well again after it, the slowest",

@@ -121,7 +121,7 @@ async def measure(data_dir: Path) -> dict[str, float]:
         decoder = msgspec.json.Decoder(PrepareRequest)
         data = decoder.decode(BODY)
 
-        wish = wish_in(api, known, "", data, None)
+        wish = wish_in(known, data, admitted=False)
 
         def basket_of(buyer: tuple[str, str]) -> Basket:
             return service.prepare.basket(known, buyer[0], "5d0bfa1c", wish)

@@ -125,8 +125,10 @@ class Prepare:
     def basket(self, known: Known, buyer_id: str, idempotency_key: str, wish: Wish) -> Basket:
         """The wish as the queue takes it."""
         sale_id = known.sale.sale_id
-        order_id = self._order_ids.order_id(sale_id, buyer_id, idempotency_key)
-        return Basket(sale_id, order_id, buyer_id, wish)
+        order_id = self._order_ids.order_id(
+            sale_id=sale_id, buyer_id=buyer_id, idempotency_key=idempotency_key
+        )
+        return Basket(sale_id=sale_id, order_id=order_id, buyer_id=buyer_id, wish=wish)
 
     async def _tell(
         self, epoch: str, basket: Basket, outcome: Replayed | ReservationError, done: Done

@@ -47,7 +47,7 @@ class OrderIds:
         self._master = Mac(master_key)
         self._sale_macs: dict[str, Mac] = {}
 
-    def order_id(self, sale_id: str, buyer_id: str, idempotency_key: str) -> str:
+    def order_id(self, *, sale_id: str, buyer_id: str, idempotency_key: str) -> str:
         """The id of the order that this buyer's key names in this sale."""
         mac = self._sale_macs.get(sale_id)
         if mac is None:

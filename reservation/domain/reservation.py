@@ -50,7 +50,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     digest: str
 
 
-class Basket(msgspec.Struct, frozen=True):
+class Basket(msgspec.Struct, frozen=True, kw_only=True):
     """One buyer's wish. Its order id is derived from sale, buyer and idempotency key."""
 
     sale_id: str

@@ -224,6 +224,10 @@ class PrepareQueue:
         sent_at = self._clock.monotonic()
         try:
             (word, *facts), *replies = await self._call(batch, keys, args)
+            lane.call_seconds = self._clock.monotonic() - sent_at
+            # What cannot be read is a bug; whoever waits for it is answered all the same.
+            common = Common(sale_id, PrepareWord(word), facts, wishes)
+            decided = list(zip(batch, replies, strict=common.refusal is None))
         except StoreUnavailable as error:
             log.warning("prepare_unavailable", sale_id=sale_id, reason=str(error))
             _refuse(batch, Unavailable(retryAfter=RETRY_AFTER_SECONDS))
@@ -234,10 +238,8 @@ class PrepareQueue:
             _refuse(batch, OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS))
             raise
         else:
-            lane.call_seconds = self._clock.monotonic() - sent_at
-            common = Common(sale_id, PrepareWord(word), facts, wishes)
             if common.refusal is None:
-                await self._answer(sale_id, epoch, lane, batch, common, replies)
+                await self._answer(sale_id, epoch, lane, common, decided)
                 return
             if word == PrepareWord.TOO_LATE:
                 # The buyers are told "not now", and this tells why.
@@ -298,23 +300,22 @@ class PrepareQueue:
         sale_id: str,
         epoch: str,
         lane: _Lane,
-        batch: list[_Waiting],
         common: Common,
-        replies: list[int | list[str]],
+        replies: list[tuple[_Waiting, int | list[str]]],
     ) -> None:
         # The script decides nothing any more behind a basket that met holds that ran out.
-        count, due = len(batch), list[str]()
-        for place, reply in enumerate(replies):
+        count, due = len(replies), list[str]()
+        for place, (_, reply) in enumerate(replies):
             if not isinstance(reply, int) and reply[0] == PrepareWord.DUE:
                 count, due = place, reply[1:]
                 break
-        decided, behind = list(zip(batch, replies, strict=True))[:count], batch[count:]
+        decided, behind = replies[:count], [waiting for waiting, _ in replies[count:]]
         quick = lane.call_seconds < CALL_TO_ANSWERS_MAX * self._answer_seconds * count
         more = lane.waiting or count > ANSWERS_AT_ONCE
         if quick and more and not behind:
             self._go_on_beside(self._tell(common, decided, pause_after=ANSWERS_AT_ONCE))
         else:
-            await self._tell(common, decided, pause_after=len(batch))
+            await self._tell(common, decided, pause_after=len(replies))
         if not behind:
             return
         lane.fruitless = 0 if await self._try_expire(sale_id, due, epoch) else lane.fruitless + 1

@@ -17,6 +17,7 @@ from api import protocol
 from api.app import create_app
 from api.auth import Guests
 from api.protocol import ShortWayProtocol
+from reservation.domain.errors import RateLimited, SoldOut
 from reservation.redis import batch
 from reservation.settings import Settings
 from tests.fixtures.service import item, sale_document
@@ -335,3 +336,43 @@ async def _in_stock(ways: Ways, sale_id: str) -> int:
     async with httpx.AsyncClient(base_url=ways.settings.public_url, trust_env=False) as http:
         sale = (await http.get(f"/v1/sales/{sale_id}")).json()
     return sale["items"][0]["available"]
+
+
+async def test_a_body_is_read_again_when_the_sale_is_another(ways: Ways) -> None:
+    sale_id = await ways.sale("1")
+    path = ways.app.state.prepare_path
+    known = path._api.service.catalog.at_hand(sale_id)
+    body = msgspec.json.encode(basket(("a", 1), amount=1000)["body"])
+    assert path._wish(known, "ann", body, None) is path._wish(known, "bob", body, None)
+    renamed = tuple(msgspec.structs.replace(one, name="New") for one in known.sale.items)
+    sale = msgspec.structs.replace(known.sale, items=renamed)
+    # Lost and rebuilt, a sale may come to the same version by another way.
+    again = msgspec.structs.replace(known, sale=sale, epoch="another")
+    assert path._wish(again, "ann", body, None).order_name == "New"
+
+
+async def test_a_good_admission_is_no_reason_to_read_a_body_twice(ways: Ways) -> None:
+    sale_id = await ways.sale("1")
+    path = ways.app.state.prepare_path
+    known = path._api.service.catalog.at_hand(sale_id)
+    service = path._api.service
+    body = msgspec.json.encode(basket(("a", 1), amount=1000)["body"])
+    now_ms = service.clock.now_ms()
+    shown = service.signer.admission(
+        sale_id=sale_id, prices=known.sale.prices(), buyer_id="", now_ms=now_ms
+    ).encode()
+    admitted = path._wish(known, "ann", body, shown)
+    assert (admitted.admitted, path._wish(known, "bob", body, shown)) == (True, admitted)
+    assert path._wish(known, "eve", body, b"made.up.one").admitted is False
+
+
+async def test_a_refusal_that_was_raised_is_not_kept_with_its_connection(ways: Ways) -> None:
+    path = ways.app.state.prepare_path
+    with pytest.raises(RateLimited) as caught:
+        raise RateLimited(retryAfter=1)
+    assert path.refused(caught.value, "the-id")[0] == 429
+    assert path._refusals == {}
+    shared = SoldOut(available={"a": 0}, nextDeadline=None)
+    [first, second] = [path.refused(shared, its_id) for its_id in ("first-id", "second-id")]
+    assert first[2].replace(b"first-id", b"second-id") == second[2]
+    assert list(path._refusals) == [shared]

@@ -41,8 +41,13 @@ class Bench:
         )
 
     def basket(self, buyer: str, sku: str = "a", quantity: int = 1) -> Basket:
-        order_id = IDS.order_id(self.sale.id, buyer, "k")
-        return Basket(self.sale.id, order_id, buyer, plain_wish((sku, quantity)))
+        order_id = IDS.order_id(sale_id=self.sale.id, buyer_id=buyer, idempotency_key="k")
+        return Basket(
+            sale_id=self.sale.id,
+            order_id=order_id,
+            buyer_id=buyer,
+            wish=plain_wish((sku, quantity)),
+        )
 
     async def prepare(self, buyer: str, sku: str = "a", quantity: int = 1) -> object:
         """The decision, or the refusal as a value."""
@@ -408,3 +413,27 @@ async def test_a_claim_whose_reply_is_lost_is_asked_again_and_happens_once(bench
     )
     assert getattr(claimed, "fence", None) == 1
     assert bench.proxy.lost >= 1
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        [["no word"]],
+        [["held", "1", "1", "no items"], 2],
+        [["held", "1", "1", '[["a",1,1000]]']],
+    ],
+    ids=["an unknown word", "items that cannot be read", "fewer replies than baskets"],
+)
+async def test_a_reply_that_cannot_be_read_leaves_nobody_waiting(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, reply: Any
+) -> None:
+    async def broken(*_: Any, **__: Any) -> Any:
+        return reply
+
+    monkeypatch.setattr(bench.connections, "call", broken)
+    async with asyncio.timeout(5):
+        found = await bench.prepare("one")
+    assert isinstance(found, OutcomeUnknown)
+    # The lane's task told its bug to the loop; nothing else may be left of it.
+    monkeypatch.undo()
+    assert isinstance(await bench.prepare("two"), Reservation)

@@ -45,8 +45,10 @@ class Bench:
 
     async def prepare(self, buyer: str) -> Reservation | Replayed | ReservationError:
         """The decision, or the refusal as a value."""
-        order_id = IDS.order_id(self.sale.id, buyer, "k")
-        basket = Basket(self.sale.id, order_id, buyer, plain_wish(("a", 1)))
+        order_id = IDS.order_id(sale_id=self.sale.id, buyer_id=buyer, idempotency_key="k")
+        basket = Basket(
+            sale_id=self.sale.id, order_id=order_id, buyer_id=buyer, wish=plain_wish(("a", 1))
+        )
         try:
             return await self.queue.prepare(basket, epoch=EPOCH)
         except ReservationError as refusal:

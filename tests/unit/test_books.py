@@ -12,7 +12,7 @@ IDS = OrderIds(b"k" * 32)
 
 
 def order_id(number: int, sale_id: str = SALE) -> str:
-    return IDS.order_id(sale_id, f"buyer-{number}", "once")
+    return IDS.order_id(sale_id=sale_id, buyer_id=f"buyer-{number}", idempotency_key="once")
 
 
 def order(number: int, status: str = "CONFIRMED", **changes: Any) -> dict[str, Any]:

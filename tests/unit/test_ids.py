@@ -67,11 +67,11 @@ def test_a_payment_key_fits_into_a_path_as_it_is(wrong: str) -> None:
 
 @given(sale_ids, buyer_ids, keys)
 def test_an_order_id_is_the_pg_s_and_names_its_sale(sale_id: str, buyer_id: str, key: str) -> None:
-    order_id = IDS.order_id(sale_id, buyer_id, key)
+    order_id = IDS.order_id(sale_id=sale_id, buyer_id=buyer_id, idempotency_key=key)
     assert PG_ORDER_ID.fullmatch(order_id)
     assert sale_of(order_id) == sale_id
     assert fits(ORDER_ID, order_id)
-    again = OrderIds(b"k" * 32).order_id(sale_id, buyer_id, key)
+    again = OrderIds(b"k" * 32).order_id(sale_id=sale_id, buyer_id=buyer_id, idempotency_key=key)
     assert again == order_id
 
 
@@ -81,17 +81,18 @@ def test_two_requests_never_name_one_order(
 ) -> None:
     assume(one != other)
     first, second = (
-        IDS.order_id(sale_id, buyer_id, key) for sale_id, buyer_id, key in (one, other)
+        IDS.order_id(sale_id=sale_id, buyer_id=buyer_id, idempotency_key=key)
+        for sale_id, buyer_id, key in (one, other)
     )
     assert first != second
 
 
 def test_where_a_buyer_s_id_ends_and_a_key_begins_is_part_of_the_id() -> None:
-    one = IDS.order_id("s", "ab", "c")
-    assert one != IDS.order_id("s", "a", "bc")
+    one = IDS.order_id(sale_id="s", buyer_id="ab", idempotency_key="c")
+    assert one != IDS.order_id(sale_id="s", buyer_id="a", idempotency_key="bc")
     # A key that looks like the length in front of a buyer's id.
-    two = IDS.order_id("s", "1", "1:a")
-    assert two != IDS.order_id("s", "11:", "a")
+    two = IDS.order_id(sale_id="s", buyer_id="1", idempotency_key="1:a")
+    assert two != IDS.order_id(sale_id="s", buyer_id="11:", idempotency_key="a")
 
 
 def test_another_master_key_names_other_orders_and_buyers() -> None:
