@@ -45,9 +45,11 @@ class Limiter:
         arrival = self._arrivals.get(caller)
         if arrival is None:
             arrival = self._earlier.get(caller, now)
-        arrival = max(arrival, now)
-        wait = arrival - now - self._ahead
-        if wait > 0:
-            return wait
+        if arrival > now:
+            wait = arrival - now - self._ahead
+            if wait > 0:
+                return wait
+        else:
+            arrival = now
         self._arrivals[caller] = arrival + self._interval
         return 0.0
