@@ -45,12 +45,11 @@ class SaleKeys:
 
     def of_basket(self, order_id: str, buyer_id: str) -> tuple[str, str, str, str]:
         """Those that a basket has of its own, as prepare.lua takes them."""
-        tag = self._tag
         return (
-            f"{tag}order:{order_id}",
-            f"{tag}buyer:{buyer_id}",
-            f"{tag}buyer-orders:{buyer_id}",
-            f"{tag}rate:{buyer_id}",
+            self.order(order_id),
+            self.buyer(buyer_id),
+            self.buyer_orders(buyer_id),
+            self.rate(buyer_id),
         )
 
 
