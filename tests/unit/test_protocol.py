@@ -1,16 +1,20 @@
 """A connection that stays open between requests: one timer for all of them."""
 
+from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
+from api import protocol
 from api.protocol import ShortWayProtocol
 
 #: uvicorn's own: how long a connection may be idle.
 IDLE_SECONDS = 5
+NAMES = ["one", "two", "three"]
 
 
 class Timer:
@@ -119,3 +123,57 @@ def test_a_lost_connection_leaves_no_timer() -> None:
     answer(protocol)
     protocol.connection_lost(ConnectionResetError())
     assert [timer.cancelled for timer in loop.timers] == [True]
+
+
+class Soon:
+    """A loop that remembers what is to be called soon."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def call_soon(self, *call: Any) -> None:
+        self.calls.append(call)
+
+
+class Waiting:
+    """A request that waits for its answer."""
+
+    def __init__(
+        self, told: list[str], name: str, *, gone: bool = False, broken: bool = False
+    ) -> None:
+        self.disconnected = gone
+        self._told, self._name, self._broken = told, name, broken
+
+    def write(self, *_: object) -> None:
+        if self._broken:
+            raise OSError("cannot be written")
+        if not self.disconnected:
+            self._told.append(self._name)
+
+
+def test_an_answer_that_cannot_be_written_leaves_those_behind_it_their_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+    loop: Any = Soon()
+    due = deque((Waiting(told, name, broken=name == "two"), 201, b"", b"") for name in NAMES)
+    monkeypatch.setattr(protocol, "_due", due)
+    with pytest.raises(OSError, match="cannot be written"):
+        protocol._write_due(loop)
+    [(again, *given)] = loop.calls
+    again(*given)
+    assert told == ["one", "three"]
+
+
+def test_who_gave_up_takes_nobody_s_turn_among_those_that_are_turned_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+    loop: Any = Soon()
+    gone = [(Waiting(told, "gone", gone=True), 503, b"", b"", lambda: None) for _ in range(50)]
+    here = [(Waiting(told, name), 503, b"", b"", lambda: None) for name in NAMES]
+    monkeypatch.setattr(protocol, "_turned_away", deque(gone + here))
+    monkeypatch.setattr(protocol, "TURNED_AWAY_A_TURN", 3)
+    protocol._write_turned_away(loop)
+    # The first in line has gone; the last that came are told, and nobody is left.
+    assert sorted(told) == sorted(NAMES)
