@@ -1,0 +1,63 @@
+"""The demo's own judgement of what became of a buyer."""
+
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from reservation.demo import Demo, DemoPlan
+
+ORDER = {
+    "orderId": "R0000000000000000000000000",
+    "amount": 19_000,
+    "token": "token",
+    "payment": {
+        "checkoutUrl": "http://pg.test/checkout",
+        "successUrl": "http://shop.test/payments/success",
+    },
+}
+
+
+async def declined_buyer(end: Callable[[], httpx.Response]) -> str:
+    """What the demo writes down for a buyer whose card is declined, where the return ends so."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/_payments":
+            return httpx.Response(200, json={"paymentKey": "key"})
+        if request.url.path == "/payments/success":
+            return end()
+        return httpx.Response(201, json=ORDER)
+
+    demo = Demo(
+        DemoPlan(),
+        service_url="http://shop.test",
+        admin_key="operator",
+        new_token=lambda: "buyer",
+        progress=lambda _text, _count: None,
+    )
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as demo._client:
+        return await demo._buy(0, "decline")
+
+
+async def test_a_declined_card_whose_hold_ran_out_meanwhile_is_no_fault() -> None:
+    """A part of the service may be away for longer than the hold: nothing was charged."""
+    end = lambda: httpx.Response(409, json={"code": "reservation_expired"})  # noqa: E731
+    assert await declined_buyer(end) == "reservation_expired"
+
+
+@pytest.mark.parametrize("status", ["CONFIRMED", "AWAITING_DEPOSIT"])
+async def test_a_declined_card_that_ends_as_paid_is_a_fault(status: str) -> None:
+    """The verdict names it."""
+    outcome = await declined_buyer(lambda: httpx.Response(200, json={"status": status}))
+    assert outcome == f"a declined card ended as {status.lower()}"
+
+
+async def test_a_declined_buyer_pays_with_another_card() -> None:
+    """The first return is declined, the second is paid."""
+    ends = iter(
+        [
+            httpx.Response(402, json={"code": "payment_declined"}),
+            httpx.Response(200, json={"status": "CONFIRMED"}),
+        ]
+    )
+    assert await declined_buyer(lambda: next(ends)) == "confirmed"
