@@ -83,23 +83,26 @@ class Filling:
             count += _BATCH * _CALLS_IN_FLIGHT
         return count
 
-    def rate(self, batch: int, *, holds: int, calls: int) -> ScriptRate:
+    def rate(self, batch: int, *, holds: int, calls: int, keep_events: bool = False) -> ScriptRate:
         """How fast the script takes holds in batches of this size.
 
         Args:
             batch: baskets in a call.
             holds: over which the rate is measured.
             calls: of which each is timed.
+            keep_events: leave the outbox to a flusher.
         """
         # Packed before the clock runs: the client shares the machine with the server.
         packed = [self._packed(call) for call in self._calls(holds, batch)]
         started_at = time.perf_counter()
         self._send(packed, max(_CALLS_IN_FLIGHT, _HOLDS_IN_FLIGHT // batch))
         seconds = time.perf_counter() - started_at
-        self.trim()
+        if not keep_events:
+            self.trim()
         with rewrites.none_meanwhile(self._redis):
-            times = sorted(self._call_times(batch, calls))
-        self.trim()
+            times = sorted(self.call_times(batch, calls))
+        if not keep_events:
+            self.trim()
         return ScriptRate(
             batch=batch,
             holds_per_second=holds / seconds,
@@ -111,9 +114,9 @@ class Filling:
     def beside_rewrite(self, batch: int) -> list[float]:
         """Milliseconds of each call from the fork of a rewrite of the file until it has ended."""
         rewrites.begin(self._redis)
-        times = [us / 1e3 for us in self._call_times(batch, _CALLS_A_LOOK)]
+        times = [us / 1e3 for us in self.call_times(batch, _CALLS_A_LOOK)]
         while rewrites.under_way(self._redis):
-            times += [us / 1e3 for us in self._call_times(batch, _CALLS_A_LOOK)]
+            times += [us / 1e3 for us in self.call_times(batch, _CALLS_A_LOOK)]
         self.trim()
         return sorted(times)
 
@@ -121,7 +124,7 @@ class Filling:
         """Cut the outbox to its last entry, which the script looks at."""
         self._redis.xtrim(self._keys.outbox, maxlen=1, approximate=False)
 
-    def _call_times(self, batch: int, calls: int) -> Iterator[int]:
+    def call_times(self, batch: int, calls: int) -> Iterator[int]:
         """Microseconds of each call by the server's own count, of the script alone."""
         client: Any = self._redis
         spent: int = client.info("commandstats")["cmdstat_evalsha"]["usec"]

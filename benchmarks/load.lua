@@ -41,7 +41,7 @@ next_line() -- the offset may be in the midst of one
 local HEAD = "POST " .. path .. " HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     .. "Content-Length: " .. #body .. "\r\nAuthorization: Bearer "
 
-local sent = 0
+sent = 0 -- global, as late below: the main state reads it when all is done
 function request()
     local line = next_line()
     local gap = string.find(line, " ", 1, true)
@@ -54,7 +54,7 @@ end
 
 if rate > 0 then
     local first_at, slots
-    late = 0 -- global: the main state reads it when all is done
+    late = 0
     function delay()
         local now = now_ms()
         if not first_at then first_at, slots = now, 0 end
@@ -71,9 +71,9 @@ function setup(one) thread = one end
 function done(summary, latency)
     local late_count = rate > 0 and thread:get("late") or 0
     io.write(string.format(
-        'BENCH {"seconds":%.6f,"answers":%d,"refused":%d,"broken":%d,"late":%d,'
+        'BENCH {"seconds":%.6f,"sent":%d,"answers":%d,"refused":%d,"broken":%d,"late":%d,'
             .. '"p50_ms":%.3f,"p99_ms":%.3f,"p999_ms":%.3f,"max_ms":%.3f}\n',
-        summary.duration / 1e6, summary.requests, summary.errors.status,
+        summary.duration / 1e6, thread:get("sent"), summary.requests, summary.errors.status,
         summary.errors.connect + summary.errors.read + summary.errors.write
             + summary.errors.timeout,
         late_count, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,

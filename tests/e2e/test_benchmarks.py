@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.contenders import CONTENDERS
+from benchmarks.overload import DISK, PROCESSOR
 from tests.fixtures.programs import needs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    needs("wrk")
+    needs("wrk", "cc")
     home = tmp_path_factory.mktemp("benchmarks")
     command = [sys.executable, "-m", "benchmarks", "--quick", "--home", str(home)]
     ended = subprocess.run(
@@ -58,7 +59,9 @@ def test_every_other_part_measured_something(results: dict[str, Any]) -> None:
     assert all(ms > 0 for ms in beside_rewrite)
     assert set(data["memory"]["by_key"]) >= {"order", "buyer", "buyer-orders"}
     assert data["memory"]["total"] > 0
-    assert all(size["measured"][0]["answers"] > 0 for size in data["growth"])
-    [overload] = data["overload"]
-    assert overload["surge"]["sold_per_second"] > 0
-    assert overload["surge"]["confirmed"] > 0
+    assert all(data["growth"][size]["measured"][0]["answers"] > 0 for size in ("few", "many"))
+    assert data["growth"]["moving"]["usual_us"] > 0
+    assert [one["limit"] for one in data["overload"]] == [PROCESSOR.name, DISK.name]
+    for overload in data["overload"]:
+        assert overload["surge"]["sold_per_second"] > 0
+        assert overload["surge"]["confirmed"] > 0
