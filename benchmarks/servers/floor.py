@@ -1,6 +1,8 @@
 """The floor: the service's own server, and a handler that decodes a prepare and answers it.
 
-No framework, no token, no Redis: what is left is what this server costs in Python at least.
+No framework, no token, no Redis: what is left is what this server costs in Python at least. The
+answer is a hold's whole answer, made of the service's own schema; only what has to be worked out
+for it (ids, times, signatures) is made up once.
 """
 
 import sys
@@ -11,8 +13,9 @@ from typing import Any
 import msgspec
 
 from api.prepare_path import Asked
-from api.schemas import PrepareRequest
+from api.schemas import LineAnswer, PaymentAnswer, PrepareRequest, ReservationAnswer
 from benchmarks.servers.listening import serve
+from reservation.domain.states import Status
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -21,15 +24,13 @@ Headers = list[tuple[bytes, bytes]]
 _CONTENT_TYPE = b"content-type: application/json\r\n"
 
 
-class Answer(msgspec.Struct, rename="camel"):
-    """As many members as a hold's answer has."""
-
-    order_id: str
-    sale_id: str
-    status: str
-    amount: int
-    items: list[Any]
-
+#: As long as the service's own are.
+_ORDER_ID = "bench-" + "0" * 24
+_CUSTOMER_KEY = "0" * 32
+_TOKEN = "v1.00000000." + "0" * 168 + "." + "0" * 43
+_BACK = "http://127.0.0.1:8000/v1/payments/toss"
+_TIME = "2026-01-01T00:00:00.000Z"
+_PRICE = 39_000
 
 _decoder = msgspec.json.Decoder(PrepareRequest)
 _encoder = msgspec.json.Encoder()
@@ -68,10 +69,32 @@ class Floor:
 
 
 def answer_to(body: bytes) -> bytes:
-    """Decode a prepare, and encode as much as a hold's answer has."""
+    """Decode a prepare, and encode a hold's answer."""
     wish = _decoder.decode(body)
+    items = [LineAnswer(sku=line.sku, quantity=line.quantity, price=_PRICE) for line in wish.items]
+    payment = PaymentAnswer(
+        provider="toss",
+        client_key="test_gck_sandbox",
+        customer_key=_CUSTOMER_KEY,
+        success_url=f"{_BACK}/success?token={_TOKEN}",
+        fail_url=f"{_BACK}/fail?token={_TOKEN}",
+        checkout_url=None,
+    )
     return _encoder.encode(
-        Answer("bench-000000000000000000000000", "bench", "HELD", wish.amount, wish.items)
+        ReservationAnswer(
+            order_id=_ORDER_ID,
+            sale_id="bench",
+            status=Status.HELD,
+            items=items,
+            amount=wish.amount,
+            currency="KRW",
+            order_name="Hoodie",
+            created_at=_TIME,
+            updated_at=_TIME,
+            expires_at=_TIME,
+            token=_TOKEN,
+            payment=payment,
+        )
     )
 
 

@@ -37,6 +37,7 @@ from reservation import tracing
 from reservation.domain.clock import Clock
 from reservation.domain.errors import BrokenInvariant
 from reservation.redis.scripts import Script
+from reservation.redis.wire import Wire
 
 __all__ = [
     "ClockReading",
@@ -57,14 +58,7 @@ _pack = cast("Callable[[tuple[str | int | bytes, ...]], bytes]", hiredis.pack_co
 #: A script that reaches the server later than this does nothing, so a caller that waited this long
 #: knows. Far above a slow script (20 ms) and far below what a buyer waits.
 NOT_AFTER_MS: Final = 2_000
-#: Replies by which the server refuses a command before it runs.
-_REFUSALS = (
-    BusyLoadingError,
-    ClusterDownError,
-    MasterDownError,
-    OutOfMemoryError,
-    ReadOnlyError,
-)
+#: Other replies by which the server refuses a command before it runs begin like this.
 _REFUSAL_CODES = ("BUSY ", "MISCONF ", "NOREPLICAS ", "OOM ", "READONLY ", "LOADING ")
 
 #: Longer than NOT_AFTER_MS: a reply that comes later than this tells nothing new.
@@ -115,14 +109,12 @@ class Connections:
     """A pool of connections to one server, and the difference between its clock and ours."""
 
     def __init__(self, url: str, *, clock: Clock) -> None:
+        #: Reads the URL and makes connections; it keeps none.
         self._pool = ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
             url,
-            max_connections=CONNECTIONS_MAX,
             protocol=2,
             decode_responses=True,
-            # What a disk has spoilt must be named, not break whoever reads it.
-            encoding_errors="backslashreplace",
-            # Ours is around the whole exchange: redis-py's makes a task for each write.
+            # Ours is around the whole greeting, and around each exchange.
             socket_timeout=None,
             socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
             retry=Retry(NoBackoff(), 0),
@@ -130,6 +122,11 @@ class Connections:
             redis_connect_func=self._greet,
             **({} if url.startswith("unix:") else {"socket_keepalive": True}),
         )
+        #: All that are open, and those of them that nobody uses now; the last used goes first.
+        self._wires: set[Wire] = set()
+        self._idle: list[Wire] = []
+        #: How many are being opened.
+        self._opening = 0
         self._clock = clock
         #: Server's clock minus ours, in ms.
         self.offset_ms = 0
@@ -139,7 +136,9 @@ class Connections:
         self.doubted = asyncio.Event()
 
     async def aclose(self) -> None:
-        await self._pool.aclose()
+        for wire in list(self._wires):
+            await self._let_go(wire)
+        self._idle.clear()
 
     def guard(self) -> None:
         """From now on guarded calls go only to a server that is vouched for."""
@@ -163,8 +162,8 @@ class Connections:
         except NoPermissionError:
             connection.run_id = ""
 
-    def _refuse_stranger(self, connection: Any) -> None:
-        if self._guarded and connection.run_id != self._vouched:
+    def _refuse_stranger(self, wire: Wire) -> None:
+        if self._guarded and wire.run_id != self._vouched:
             self.doubted.set()
             raise StoreUnavailable("this server's sales were not compared with SQL yet")
 
@@ -225,55 +224,69 @@ class Connections:
             StoreUnavailable: nothing was sent.
             StoreUncertain: they were sent and a reply was lost.
         """
-        try:
-            # The whole way to a connection: to a unix socket redis-py talks before it calls us.
-            async with asyncio.timeout(SOCKET_TIMEOUT_SECONDS):
-                connection: Any = await self._pool.get_connection()
-        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-            raise StoreUnavailable(f"no connection: {type(error).__name__}") from error
-        except ResponseError as error:
-            raise StoreUnavailable(str(error)) from error
+        if not commands:
+            return []
+        wire = await self._take()
         clean = False
         try:
             if guarded:
-                self._refuse_stranger(connection)
-            replies = await self._exchange(connection, commands)
+                self._refuse_stranger(wire)
+            packed = b"".join([_pack(tuple(command)) for command in commands])
+            answers = await wire.exchange(packed, len(commands), seconds=SOCKET_TIMEOUT_SECONDS)
+            replies = [_told(answer) for answer in answers]
             clean = True
             return replies
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:
             raise StoreUncertain(type(error).__name__) from error
         finally:
-            # Neither waits for anything, so no cancellation can come in between; a shield would
-            # hold up the answer for three turns of the loop.
-            if not clean:
-                # Its replies were not all read: the next caller would get them.
-                await connection.disconnect(nowait=True)
-            await self._pool.release(connection)
+            # Waits for nothing, so no cancellation can come in between; a shield would hold up the
+            # answer for three turns of the loop.
+            await self._give_back(wire, clean=clean)
 
-    async def _exchange(
-        self, connection: Any, commands: Sequence[Sequence[str | int | bytes]]
-    ) -> list[Any]:
-        packed = b"".join([_pack(tuple(command)) for command in commands])
-        async with asyncio.timeout(SOCKET_TIMEOUT_SECONDS):
-            await connection.send_packed_command(packed)
-            return [await self._read(connection) for _ in commands]
-
-    @staticmethod
-    async def _read(connection: Any) -> Any:
+    async def _take(self) -> Wire:
+        while self._idle:
+            wire = self._idle.pop()
+            if wire.usable:
+                return wire
+            await self._let_go(wire)
+        if len(self._wires) + self._opening >= CONNECTIONS_MAX:
+            raise StoreUnavailable("no connection: too many calls are under way")
+        self._opening += 1
         try:
-            return await connection.read_response()
-        except NoScriptError as error:
-            return error
-        except NoPermissionError as error:
-            return NotPermitted(f"not permitted: {error}")
-        except _REFUSALS as error:
-            return StoreUnavailable(f"{type(error).__name__}: {error}")
+            # The whole way to a connection: redis-py's own bound is for each of its steps.
+            async with asyncio.timeout(SOCKET_TIMEOUT_SECONDS):
+                wire = await self._open()
+        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+            raise StoreUnavailable(f"no connection: {type(error).__name__}") from error
         except ResponseError as error:
-            if str(error).startswith(_REFUSAL_CODES):
-                return StoreUnavailable(str(error))
-            # Anything else comes from a script's own check, which changed nothing, or from a hand
-            # in the data: neither may be lived with.
-            return UnexpectedReply(str(error))
+            raise StoreUnavailable(str(error)) from error
+        finally:
+            self._opening -= 1
+        self._wires.add(wire)
+        return wire
+
+    async def _open(self) -> Wire:
+        connection = self._pool.make_connection()
+        try:
+            await connection.connect()
+            if await connection.can_read():
+                raise RedisConnectionError("the server said more than was asked")
+            return Wire(connection)
+        except BaseException:
+            # Half-way: its greeting may still be answered.
+            await connection.disconnect(nowait=True)
+            raise
+
+    async def _give_back(self, wire: Wire, *, clean: bool) -> None:
+        if clean and wire.usable:
+            self._idle.append(wire)
+        else:
+            # Its replies were not all read: the next caller would get them.
+            await self._let_go(wire)
+
+    async def _let_go(self, wire: Wire) -> None:
+        self._wires.discard(wire)
+        await wire.close()
 
     async def call(
         self,
@@ -344,6 +357,38 @@ class Connections:
             else:
                 raise uncertain or failure
         raise AssertionError("unreachable")
+
+
+def _told(answer: Any) -> Any:
+    """What came for a command; what an error reply means, as an exception that is not raised.
+
+    Raises:
+        ConnectionError: redis-py's, where the server speaks of the connection.
+    """
+    if not isinstance(answer, Exception):
+        return answer
+    match answer:
+        case NoScriptError():
+            return answer
+        case NoPermissionError():
+            return NotPermitted(f"not permitted: {answer}")
+        case (
+            BusyLoadingError()
+            | ClusterDownError()
+            | MasterDownError()
+            | OutOfMemoryError()
+            | ReadOnlyError()
+        ):
+            return StoreUnavailable(f"{type(answer).__name__}: {answer}")
+        # BusyLoadingError is one of these, too.
+        case RedisConnectionError():
+            raise answer
+        case ResponseError() if str(answer).startswith(_REFUSAL_CODES):
+            return StoreUnavailable(str(answer))
+        case _:
+            # Anything else comes from a script's own check, which changed nothing, or from a hand
+            # in the data: neither may be lived with.
+            return UnexpectedReply(str(answer))
 
 
 def run_id_of(info: str) -> str:

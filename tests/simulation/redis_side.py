@@ -1,14 +1,14 @@
 """Redis behind a simulated network: the real server, asked at the moment the message arrives.
 
-What is replaced is redis-py's pool, which `reservation.redis.connection` asks for connections: all
-that the service does with one, its guard and its reading of errors included, runs as it is.
+What is replaced is redis-py's connection and the wire that takes it over: all that the service does
+with these, its guard and its reading of errors included, runs as it is.
 """
 
 import asyncio
 import re
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from tests.simulation.processes import Process
 from tests.simulation.trace import Trace
 from tests.simulation.weather import Fate, Link
 
-__all__ = ["RedisSide", "SimulatedPool"]
+__all__ = ["RedisSide", "SimulatedPool", "SimulatedWire"]
 
 _RUN_ID = re.compile(r"run_id:\w+")
 #: Told in the trace without what only this process of the machine has.
@@ -103,43 +103,62 @@ class RedisSide:
 
 
 class SimulatedPool:
-    """Stands in for redis-py's pool of connections."""
+    """Stands in for redis-py's pool, which makes connections and keeps none."""
 
     #: Set for the length of a run.
     side: RedisSide
 
     def __init__(self, **kwargs: Any) -> None:
         self.connection_kwargs = kwargs
-        self._idle: list[_Connection] = []
 
     @classmethod
     def from_url(cls, _: str, **kwargs: Any) -> "SimulatedPool":
         return cls(**kwargs)
 
-    async def get_connection(self) -> Any:
-        """A connection that is as good as can be told from here."""
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.usable:
-                return connection
-        connection = _Connection(self.side)
-        await connection.connect(self.connection_kwargs["socket_connect_timeout"])
-        await self.connection_kwargs["redis_connect_func"](connection)
-        return connection
+    def make_connection(self) -> "_Connection":
+        kwargs = self.connection_kwargs
+        return _Connection(
+            self.side, kwargs["socket_connect_timeout"], kwargs["redis_connect_func"]
+        )
 
-    async def release(self, connection: "_Connection") -> None:
-        if connection.usable:
-            self._idle.append(connection)
 
-    async def aclose(self) -> None:
-        self._idle.clear()
+class SimulatedWire:
+    """Stands in for `Wire`: the same exchanges, over a connection without a transport."""
+
+    def __init__(self, connection: "_Connection") -> None:
+        self._connection = connection
+        self.run_id = connection.run_id
+
+    @property
+    def usable(self) -> bool:
+        return self._connection.usable
+
+    async def exchange(self, packed: bytes, count: int, *, seconds: float) -> list[Any]:
+        """Send commands and return their replies, an error as an exception.
+
+        Raises:
+            ConnectionError, TimeoutError: of redis-py.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                await self._connection.send_packed_command(packed)
+                return [await self._connection.answer() for _ in range(count)]
+        except TimeoutError as error:
+            raise RedisTimeoutError("the reply took too long") from error
+
+    async def close(self) -> None:
+        await self._connection.disconnect()
 
 
 class _Connection:
     """One connection: what is sent is answered in order, or not at all."""
 
-    def __init__(self, side: RedisSide) -> None:
+    def __init__(
+        self, side: RedisSide, timeout: float, greet: Callable[["_Connection"], Awaitable[None]]
+    ) -> None:
         self._side = side
+        self._timeout = timeout
+        self._greet = greet
         self._loop = side.loop
         self._process: Process = CURRENT.get()
         self._life = side.life
@@ -151,8 +170,8 @@ class _Connection:
     def usable(self) -> bool:
         return not self._broken and self._life == self._side.life
 
-    async def connect(self, timeout: float) -> None:
-        """Reach the server.
+    async def connect(self) -> None:
+        """Reach the server, and greet it.
 
         Raises:
             ConnectionError, TimeoutError: of redis-py.
@@ -160,16 +179,20 @@ class _Connection:
         self._check_alive()
         fate = self._side.link.fate(self._process.draw)
         if fate in (Fate.REQUEST_LOST, Fate.REPLY_LOST):
-            await asyncio.sleep(timeout)
+            await asyncio.sleep(self._timeout)
             raise RedisTimeoutError("Timeout connecting to server")
         await asyncio.sleep(self._seconds())
         self._check_alive()
         if fate is not Fate.WELL or self._loop.now < self._side.away_until:
             raise RedisConnectionError("Connection refused")
         self._life = self._side.life
+        await self._greet(self)
 
     async def on_connect(self) -> None:
         """Nothing to agree on."""
+
+    async def can_read(self) -> bool:
+        return False
 
     async def send_command(self, *parts: str) -> None:
         await self.send_packed_command(hiredis.pack_command(parts))  # type: ignore[arg-type]
@@ -203,10 +226,14 @@ class _Connection:
         Raises:
             ConnectionError: of redis-py; whatever the server refuses with.
         """
-        reply = await self._replies.popleft()
+        reply = await self.answer()
         if isinstance(reply, Exception):
             raise reply
         return reply
+
+    async def answer(self) -> Any:
+        """The next reply, an error as an exception that is not raised."""
+        return await self._replies.popleft()
 
     async def disconnect(self, *, nowait: bool = False) -> None:
         self._broken = True

@@ -38,7 +38,7 @@ from tests.simulation.faults import Faults
 from tests.simulation.loop import NothingLeft, VirtualLoop
 from tests.simulation.operators import Operator
 from tests.simulation.plans import Plan
-from tests.simulation.redis_side import RedisSide, SimulatedPool
+from tests.simulation.redis_side import RedisSide, SimulatedPool, SimulatedWire
 from tests.simulation.sql import InlineQueue, NoThread, SqlSide
 from tests.simulation.trace import Trace
 from tests.simulation.verdict import problems_of, witnessed
@@ -240,6 +240,7 @@ class _Run:
         )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(redis_connection, "ConnectionPool", SimulatedPool)
+            patch.setattr(redis_connection, "Wire", SimulatedWire)
             patch.setattr(aiosqlite.core, "SimpleQueue", InlineQueue)
             patch.setattr(aiosqlite.core, "Thread", NoThread)
             patch.setattr(httpx, "AsyncClient", SimulatedClient)

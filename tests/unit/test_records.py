@@ -1,6 +1,6 @@
 """How Redis' hashes become domain values: no script, no stream, so a fake server is enough."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import fakeredis
@@ -29,8 +29,20 @@ async def fake() -> AsyncIterator[FakeAsyncRedis]:
 @pytest.fixture
 def connections(fake: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> Connections:
     """Our connections, to that server."""
+
+    async def pipeline(
+        commands: Sequence[Sequence[str | int | bytes]], *, guarded: bool = False
+    ) -> list[Any]:
+        del guarded
+        connection = await fake.connection_pool.get_connection()
+        try:
+            await connection.send_packed_command(connection.pack_commands(commands))
+            return [await connection.read_response() for _ in commands]
+        finally:
+            await fake.connection_pool.release(connection)
+
     opened = Connections("redis://localhost", clock=SystemClock())
-    monkeypatch.setattr(opened, "_pool", fake.connection_pool)
+    monkeypatch.setattr(opened, "pipeline", pipeline)
     return opened
 
 

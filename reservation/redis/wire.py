@@ -1,0 +1,125 @@
+"""One connection's bytes: commands are written, and their replies reach whoever waits for them.
+
+redis-py opens and greets a connection: addresses, TLS, users. Its way for each command goes through
+a pool, a lock, time-outs and a stream, and costs a call of prepares as much as a hold. So a greeted
+connection's transport is taken over here: a write, and a reply that ends the waiting.
+"""
+
+import asyncio
+from typing import Any, Final
+
+import hiredis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+__all__ = ["Wire"]
+
+_CLOSED: Final = "the server closed the connection"
+
+
+class Wire(asyncio.Protocol):
+    """One exchange at a time.
+
+    Args:
+        connection: redis-py's, greeted: nothing is under way on it. It is kept, for its stream
+            would close the transport when it goes.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        #: Which life of which server it leads to (`Connections._greet`).
+        self.run_id: str = connection.run_id
+        self._loop = asyncio.get_running_loop()
+        self._reader: Any = hiredis.Reader(
+            encoding="utf-8",
+            # What a disk has spoilt must be named, not break whoever reads it.
+            errors="backslashreplace",
+            replyError=connection._parser.parse_error,  # noqa: SLF001 - its table of errors
+        )
+        self._waiting: asyncio.Future[list[Any]] | None = None
+        self._wanted = 0
+        self._replies: list[Any] = []
+        #: When the exchange that is under way has taken too long, by the loop's clock.
+        self._late_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        # There is no other way to it.
+        self._transport: asyncio.Transport = connection._writer.transport  # noqa: SLF001
+        self._stream: Any = self._transport.get_protocol()
+        #: Whether the next exchange may go over it.
+        self.usable = not self._transport.is_closing()
+        self._transport.set_protocol(self)
+
+    def exchange(self, packed: bytes, count: int, *, seconds: float) -> asyncio.Future[list[Any]]:
+        """Write so many commands; the future gets their replies, an error reply as an exception.
+
+        Args:
+            packed: the commands as the server reads them.
+            count: how many they are.
+            seconds: how long the replies may take.
+
+        Raises:
+            ConnectionError, TimeoutError: redis-py's, from the future; what was written may have
+                been run.
+        """
+        self._waiting = waiting = self._loop.create_future()
+        self._wanted, self._replies = count, []
+        self._late_at = self._loop.time() + seconds
+        # One timer for many exchanges: it looks at its end whether any is late.
+        if self._timer is None or self._timer.when() > self._late_at:
+            self._arm()
+        self._transport.write(packed)
+        return waiting
+
+    async def close(self) -> None:
+        """End it, without waiting for anything."""
+        self._give_up(RedisConnectionError(_CLOSED))
+        await self._connection.disconnect(nowait=True)
+
+    def data_received(self, data: bytes) -> None:
+        waiting = self._waiting
+        if waiting is None:
+            # Nobody asked: whatever it is, it must not be taken for the next one's reply.
+            self.usable = False
+            return
+        try:
+            self._reader.feed(data)
+            while len(self._replies) < self._wanted:
+                reply = self._reader.gets()
+                if reply is False:
+                    return
+                self._replies.append(reply)
+        except hiredis.ProtocolError as error:
+            self._give_up(RedisConnectionError(f"not a reply: {error}"))
+            return
+        if self._reader.has_data():
+            self.usable = False
+        self._waiting = None
+        if not waiting.done():
+            waiting.set_result(self._replies)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._give_up(RedisConnectionError(_CLOSED))
+        self._stream.connection_lost(exc)
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._late_at, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._waiting is None:
+            return
+        if self._loop.time() >= self._late_at:
+            self._give_up(RedisTimeoutError("the reply took too long"))
+        else:
+            self._arm()
+
+    def _give_up(self, error: Exception) -> None:
+        self.usable = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and not waiting.done():
+            waiting.set_exception(error)
