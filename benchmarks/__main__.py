@@ -22,6 +22,7 @@ __all__ = ["main"]
 
 PARTS: Final[dict[str, Part]] = {
     "compare": compare.measure,
+    "crowd": compare.measure_crowd,
     "edges": edges.measure,
     "script": script.measure,
     "memory": memory.measure,

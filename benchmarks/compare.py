@@ -10,10 +10,12 @@ from benchmarks.contenders import CONTENDERS, Contender, running
 from benchmarks.load import Load, Measured
 from benchmarks.run import Goal, Run, Section
 
-__all__ = ["STOCK", "Round", "Row", "measure"]
+__all__ = ["STOCK", "Round", "Row", "measure", "measure_crowd"]
 
 #: More than any round sells.
 STOCK: Final = 10_000_000
+#: Connections of a crowd: two full batches of ours are under way with these.
+_CROWD: Final = 256
 
 
 class Round(msgspec.Struct, frozen=True):
@@ -42,6 +44,11 @@ class Row(msgspec.Struct, frozen=True):
 
 class Broken(Exception):
     """A round that may not be counted."""
+
+
+def measure_crowd(run: Run) -> Section:
+    """The same with four times the connections."""
+    return measure(msgspec.structs.replace(run, connections=_CROWD))
 
 
 def measure(run: Run) -> Section:
@@ -101,7 +108,7 @@ def _row(one: Contender, rounds: list[Round]) -> Row:
 
 
 #: What the service wants to be of each contender's rate.
-_WANTED: Final = {"usual": 3.5, "fastify": 1.2, "nginx": 0.9, "floor": 0.5}
+_WANTED: Final = {"usual": 3.5, "fastify": 1.2, "nginx": 0.9, "asgi": 0.5}
 
 
 def _section(rows: list[Row], absent: dict[str, str], crowd: int) -> Section:
@@ -125,7 +132,12 @@ def _section(rows: list[Row], absent: dict[str, str], crowd: int) -> Section:
         if ours and row.name in _WANTED:
             wanted = _WANTED[row.name]
             goals.append(
-                Goal(f"holds/s to {row.label}", f"{ratio:.2f} x", f">= {wanted} x", ratio >= wanted)
+                Goal(
+                    f"holds/s to {row.label}, {crowd} connections",
+                    f"{ratio:.2f} x",
+                    f">= {wanted} x",
+                    ratio >= wanted,
+                )
             )
     return Section(
         title=f"Holds, {crowd} connections, one process each",

@@ -232,10 +232,8 @@ CONTENDERS: Final = (
     Contender("usual", "(a) Litestar + redis-py", _present, _python("usual")),
     Contender("fastify", "(b) fastify + ioredis", _node_missing, _fastify),
     Contender("nginx", "(c) nginx + LuaJIT", _nginx_missing, _nginx),
-    Contender("floor", "(d) our server, no work", _present, _python("floor"), holds=False),
-    Contender(
-        "asgi", "    the same, through ASGI", _present, _python("floor", "--asgi"), holds=False
-    ),
+    Contender("asgi", "(d) our server, no work", _present, _python("floor", "--asgi"), holds=False),
+    Contender("floor", "    the same, by the short way", _present, _python("floor"), holds=False),
 )
 
 

@@ -13,7 +13,7 @@ from benchmarks.overload import DISK, PROCESSOR
 from tests.fixtures.programs import needs
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ["compare", "edges", "script", "memory", "growth", "overload", "behind", "verify"]
+PARTS = ["compare", "crowd", "edges", "script", "memory", "growth", "overload", "behind", "verify"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
@@ -39,7 +39,12 @@ def test_every_part_has_a_table_in_the_results(results: dict[str, Any]) -> None:
 
 @pytest.mark.timeout(330)
 def test_every_contender_that_is_installed_took_holds(results: dict[str, Any]) -> None:
-    rows = {row["name"]: row for row in results["sections"]["compare"]["data"]}
+    for part in ("compare", "crowd"):
+        check_rows({row["name"]: row for row in results["sections"][part]["data"]})
+
+
+def check_rows(rows: dict[str, dict[str, Any]]) -> None:
+    """Every contender is among them, with numbers of its own."""
     assert set(rows) == {one.name for one in CONTENDERS if one.missing() is None}
     for row in rows.values():
         numbers = ("per_second", "p50_ms", "p99_ms", "p999_ms", "server_us")
