@@ -21,7 +21,14 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
-_CONTENT_TYPE = b"content-type: application/json\r\n"
+#: Those of a hold's answer.
+_HEADERS = [
+    (b"cache-control", b"no-store"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-type", b"application/json"),
+    (b"x-request-id", b"0" * 16),
+]
+_LINES = b"".join(b"%b: %b\r\n" % header for header in _HEADERS)
 
 
 #: As long as the service's own are.
@@ -64,7 +71,7 @@ class Floor:
         """Answer at once."""
         del url, headers
         content = answer_to(body)
-        asked.answer(201, b"%bcontent-length: %d\r\n" % (_CONTENT_TYPE, len(content)), content)
+        asked.answer(201, b"%bcontent-length: %d\r\n" % (_LINES, len(content)), content)
         return True
 
 
@@ -99,10 +106,7 @@ def answer_to(body: bytes) -> bytes:
 
 
 async def _answer(send: Send, body: bytes) -> None:
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-    ]
+    headers = [*_HEADERS, (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 201, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

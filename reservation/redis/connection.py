@@ -110,10 +110,12 @@ class Connections:
 
     def __init__(self, url: str, *, clock: Clock) -> None:
         #: Reads the URL and makes connections; it keeps none.
-        self._pool = ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
+        self._maker = ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
             url,
             protocol=2,
             decode_responses=True,
+            # What a disk has spoilt must be named, not break whoever reads it.
+            encoding_errors="backslashreplace",
             # Ours is around the whole greeting, and around each exchange.
             socket_timeout=None,
             socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
@@ -122,11 +124,14 @@ class Connections:
             redis_connect_func=self._greet,
             **({} if url.startswith("unix:") else {"socket_keepalive": True}),
         )
+        # Whatever the URL says: with RESP3 a server may say something unasked.
+        self._maker.connection_kwargs["protocol"] = 2
         #: All that are open, and those of them that nobody uses now; the last used goes first.
         self._wires: set[Wire] = set()
         self._idle: list[Wire] = []
         #: How many are being opened.
         self._opening = 0
+        self._closed = False
         self._clock = clock
         #: Server's clock minus ours, in ms.
         self.offset_ms = 0
@@ -136,6 +141,8 @@ class Connections:
         self.doubted = asyncio.Event()
 
     async def aclose(self) -> None:
+        """End every connection. What is under way is left open; what comes later is refused."""
+        self._closed = True
         for wire in list(self._wires):
             await self._let_go(wire)
         self._idle.clear()
@@ -178,7 +185,7 @@ class Connections:
     @property
     def client_retries(self) -> int:
         """How often the client library would send a command again by itself: never."""
-        return cast("Retry", self._pool.connection_kwargs["retry"]).get_retries()
+        return cast("Retry", self._maker.connection_kwargs["retry"]).get_retries()
 
     async def read_clock(self) -> ClockReading:
         """Ask the server for its time; keeps the offset."""
@@ -249,6 +256,8 @@ class Connections:
             if wire.usable:
                 return wire
             await self._let_go(wire)
+        if self._closed:
+            raise StoreUnavailable("no connection: this service is ending")
         if len(self._wires) + self._opening >= CONNECTIONS_MAX:
             raise StoreUnavailable("no connection: too many calls are under way")
         self._opening += 1
@@ -256,29 +265,32 @@ class Connections:
             # The whole way to a connection: redis-py's own bound is for each of its steps.
             async with asyncio.timeout(SOCKET_TIMEOUT_SECONDS):
                 wire = await self._open()
-        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-            raise StoreUnavailable(f"no connection: {type(error).__name__}") from error
         except ResponseError as error:
             raise StoreUnavailable(str(error)) from error
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(f"no connection: {type(error).__name__}") from error
         finally:
             self._opening -= 1
         self._wires.add(wire)
         return wire
 
     async def _open(self) -> Wire:
-        connection = self._pool.make_connection()
+        connection = self._maker.make_connection()
         try:
             await connection.connect()
             if await connection.can_read():
                 raise RedisConnectionError("the server said more than was asked")
-            return Wire(connection)
+            wire = Wire(connection)
+            if self._closed or not wire.usable:
+                raise RedisConnectionError("it ended while it was greeted")
+            return wire
         except BaseException:
             # Half-way: its greeting may still be answered.
             await connection.disconnect(nowait=True)
             raise
 
     async def _give_back(self, wire: Wire, *, clean: bool) -> None:
-        if clean and wire.usable:
+        if clean and wire.usable and not self._closed:
             self._idle.append(wire)
         else:
             # Its replies were not all read: the next caller would get them.
@@ -372,6 +384,7 @@ def _told(answer: Any) -> Any:
             return answer
         case NoPermissionError():
             return NotPermitted(f"not permitted: {answer}")
+        # Before what speaks of the connection: redis-py counts the first of these among it.
         case (
             BusyLoadingError()
             | ClusterDownError()
@@ -380,7 +393,6 @@ def _told(answer: Any) -> Any:
             | ReadOnlyError()
         ):
             return StoreUnavailable(f"{type(answer).__name__}: {answer}")
-        # BusyLoadingError is one of these, too.
         case RedisConnectionError():
             raise answer
         case ResponseError() if str(answer).startswith(_REFUSAL_CODES):

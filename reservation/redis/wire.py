@@ -6,6 +6,7 @@ connection's transport is taken over here: a write, and a reply that ends the wa
 """
 
 import asyncio
+from math import inf
 from typing import Any, Final
 
 import hiredis
@@ -39,15 +40,21 @@ class Wire(asyncio.Protocol):
         self._waiting: asyncio.Future[list[Any]] | None = None
         self._wanted = 0
         self._replies: list[Any] = []
-        #: When the exchange that is under way has taken too long, by the loop's clock.
+        #: When the exchange that is under way has taken too long, and when somebody looks.
         self._late_at = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._looks_at = inf
+        self._timer: asyncio.Handle | None = None
+        self._sound = True
         # There is no other way to it.
         self._transport: asyncio.Transport = connection._writer.transport  # noqa: SLF001
         self._stream: Any = self._transport.get_protocol()
-        #: Whether the next exchange may go over it.
-        self.usable = not self._transport.is_closing()
         self._transport.set_protocol(self)
+
+    @property
+    def usable(self) -> bool:
+        """Whether the next exchange may go over it."""
+        # A transport that closes takes a write and drops it.
+        return self._sound and self._waiting is None and not self._transport.is_closing()
 
     def exchange(self, packed: bytes, count: int, *, seconds: float) -> asyncio.Future[list[Any]]:
         """Write so many commands; the future gets their replies, an error reply as an exception.
@@ -61,25 +68,28 @@ class Wire(asyncio.Protocol):
             ConnectionError, TimeoutError: redis-py's, from the future; what was written may have
                 been run.
         """
-        self._waiting = waiting = self._loop.create_future()
+        if self._waiting is not None:
+            raise RuntimeError("an exchange is under way on this wire")
         self._wanted, self._replies = count, []
         self._late_at = self._loop.time() + seconds
         # One timer for many exchanges: it looks at its end whether any is late.
-        if self._timer is None or self._timer.when() > self._late_at:
-            self._arm()
+        if self._looks_at > self._late_at:
+            self._look_later()
+        self._waiting = waiting = self._loop.create_future()
         self._transport.write(packed)
         return waiting
 
     async def close(self) -> None:
-        """End it, without waiting for anything."""
+        """End it, without waiting for anything: what is not sent yet will not be."""
         self._give_up(RedisConnectionError(_CLOSED))
+        self._transport.abort()
         await self._connection.disconnect(nowait=True)
 
     def data_received(self, data: bytes) -> None:
         waiting = self._waiting
         if waiting is None:
             # Nobody asked: whatever it is, it must not be taken for the next one's reply.
-            self.usable = False
+            self._sound = False
             return
         try:
             self._reader.feed(data)
@@ -92,31 +102,36 @@ class Wire(asyncio.Protocol):
             self._give_up(RedisConnectionError(f"not a reply: {error}"))
             return
         if self._reader.has_data():
-            self.usable = False
-        self._waiting = None
+            self._sound = False
+        replies, self._replies, self._waiting = self._replies, [], None
         if not waiting.done():
-            waiting.set_result(self._replies)
+            waiting.set_result(replies)
+
+    def eof_received(self) -> None:
+        # The transport closes itself; a caller of this turn of the loop must not write any more.
+        self._sound = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._give_up(RedisConnectionError(_CLOSED))
         self._stream.connection_lost(exc)
 
-    def _arm(self) -> None:
+    def _look_later(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._looks_at = self._late_at
         self._timer = self._loop.call_at(self._late_at, self._look)
 
     def _look(self) -> None:
-        self._timer = None
+        self._timer, self._looks_at = None, inf
         if self._waiting is None:
             return
         if self._loop.time() >= self._late_at:
             self._give_up(RedisTimeoutError("the reply took too long"))
         else:
-            self._arm()
+            self._look_later()
 
     def _give_up(self, error: Exception) -> None:
-        self.usable = False
+        self._sound = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -25,6 +24,10 @@ from reservation.redis.connection import (
 from tests.fixtures.lua_sale import NOW
 
 Answering = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+#: The service runs on uvloop, whose transports end in other steps.
+pytestmark = pytest.mark.both_loops
 
 
 @pytest.fixture
@@ -78,12 +81,18 @@ async def test_a_reply_that_does_not_come_leaves_the_outcome_open(
 async def test_a_timer_that_is_set_already_makes_no_reply_late(
     connections: Connections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "SOCKET_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(connection, "SOCKET_TIMEOUT_SECONDS", 1.0)
     # One timer looks after all of these, and is due in the midst of the second.
-    await connections.command("BLPOP", "nothing-comes", "0.2")
-    assert await connections.command("BLPOP", "nothing-comes", "0.2") is None
-    with pytest.raises(StoreUncertain):
-        await connections.command("BLPOP", "nothing-comes", "5")
+    await connections.command("BLPOP", "nothing-comes", "0.6")
+    assert await connections.command("BLPOP", "nothing-comes", "0.6") is None
+    async with asyncio.timeout(3):
+        with pytest.raises(StoreUncertain):
+            await connections.command("BLPOP", "nothing-comes", "9")
+
+
+async def killed(connections: Connections) -> None:
+    """The server ends all connections, this call's own too, which it answers before."""
+    await connections.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no")
 
 
 async def test_a_connection_that_ended_while_nobody_used_it_is_not_used_again(
@@ -92,33 +101,67 @@ async def test_a_connection_that_ended_while_nobody_used_it_is_not_used_again(
     first, second = await connections._take(), await connections._take()
     for taken in (first, second):
         await connections._give_back(taken, clean=True)
-    # Over the second, which was given back last; it ends itself too.
-    await connections.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no")
+    await killed(connections)
     await asyncio.sleep(0.05)
     assert await connections.command("ECHO", "mine") == "mine"
     assert connections._wires == set(connections._idle)
     assert {first, second}.isdisjoint(connections._wires)
 
 
+async def test_a_connection_that_is_about_to_end_is_not_used_again(
+    connections: Connections,
+) -> None:
+    taken = await connections._take()
+    # The end of the stream, and not yet the end of the connection.
+    taken.eof_received()
+    assert not taken.usable
+    await connections._give_back(taken, clean=True)
+    assert await connections.command("ECHO", "mine") == "mine"
+    assert taken not in connections._wires
+    # Likewise where the transport knows and nobody was told.
+    taken = await connections._take()
+    taken._transport.abort()
+    assert not taken.usable
+    await connections._give_back(taken, clean=True)
+    assert await connections.command("ECHO", "mine") == "mine"
+
+
 async def test_a_connection_that_ends_under_a_call_leaves_its_outcome_open(
     connections: Connections,
 ) -> None:
-    waiting = asyncio.create_task(connections.command("BLPOP", "nothing-comes", "5"))
+    waiting = asyncio.create_task(connections.command("BLPOP", "nothing-comes", "9"))
     await asyncio.sleep(0.05)
     await connections.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-    with pytest.raises(StoreUncertain):
-        await waiting
+    # At once, and not when the call's time is over.
+    async with asyncio.timeout(1):
+        with pytest.raises(StoreUncertain):
+            await waiting
 
 
 async def test_what_comes_unasked_is_nobodys_reply(connections: Connections) -> None:
     taken = await connections._take()
     # Two replies, of which the first is waited for.
-    two = b"ECHO mine\r\nECHO nobodys\r\n"
-    assert await taken.exchange(two, 1, seconds=1) == ["mine"]
+    assert await taken.exchange(b"ECHO mine\r\nECHO nobodys\r\n", 1, seconds=1) == ["mine"]
     await connections._give_back(taken, clean=True)
     await asyncio.sleep(0.05)
     assert await connections.command("ECHO", "mine too") == "mine too"
     assert taken not in connections._wires
+    # One, while nobody waits.
+    taken = connections._idle[0]
+    taken._transport.write(b"ECHO nobodys\r\n")
+    await asyncio.sleep(0.05)
+    assert await connections.command("ECHO", "mine again") == "mine again"
+    assert taken not in connections._wires
+
+
+async def test_a_wire_has_one_exchange_at_a_time(connections: Connections) -> None:
+    taken = await connections._take()
+    waiting = taken.exchange(b"PING\r\n", 1, seconds=1)
+    assert not taken.usable
+    with pytest.raises(RuntimeError):
+        taken.exchange(b"PING\r\n", 1, seconds=1)
+    assert await waiting == ["PONG"]
+    await connections._give_back(taken, clean=True)
 
 
 async def test_an_error_reply_stands_among_the_others(connections: Connections) -> None:
@@ -136,13 +179,42 @@ async def test_more_calls_at_once_than_connections_are_refused_unsent(
 ) -> None:
     monkeypatch.setattr(connection, "CONNECTIONS_MAX", 2)
     waiting = [
-        asyncio.create_task(connections.command("BLPOP", "nothing-comes", "0.2")) for _ in range(2)
+        asyncio.create_task(connections.command("BLPOP", "nothing-comes", "0.4")) for _ in range(2)
     ]
+    # While they are opened, and while they are in use.
+    for pause in (0.0, 0.1):
+        await asyncio.sleep(pause)
+        with pytest.raises(StoreUnavailable):
+            await connections.command("PING")
+    await asyncio.gather(*waiting)
+    # One that ends makes room for another.
+    await connections._give_back(await connections._take(), clean=False)
+    taken = [await connections._take(), await connections._take()]
+    for each in taken:
+        await connections._give_back(each, clean=True)
+
+
+async def test_a_service_that_has_ended_opens_no_connection(connections: Connections) -> None:
+    waiting = asyncio.create_task(connections.command("BLPOP", "nothing-comes", "9"))
+    opening = asyncio.create_task(connections.command("PING"))
     await asyncio.sleep(0)
+    await connections.aclose()
+    async with asyncio.timeout(1):
+        for call in (waiting, opening):
+            with pytest.raises((StoreUncertain, StoreUnavailable)):
+                await call
     with pytest.raises(StoreUnavailable):
         await connections.command("PING")
-    await asyncio.gather(*waiting)
-    assert await connections.command("PING") == "PONG"
+    assert not connections._wires
+
+
+async def test_the_address_does_not_choose_the_protocol(valkey_url: str) -> None:
+    """With RESP3 a server may say something that nobody asked."""
+    mark = "&" if "?" in valkey_url else "?"
+    connections = Connections(f"{valkey_url}{mark}protocol=3", clock=NOW)
+    hello = await connections.command("HELLO")
+    assert hello[hello.index("proto") + 1] == 2
+    await connections.aclose()
 
 
 Replies = dict[bytes, bytes]
@@ -161,18 +233,33 @@ async def connected_to(replies: Replies, folder: Path) -> AsyncIterator[Connecti
 
     server = await asyncio.start_unix_server(answer, folder / "socket")
     connections = Connections(f"unix://{folder / 'socket'}", clock=NOW)
-    yield connections
-    await connections.aclose()
-    server.close()
-    await server.wait_closed()
+    try:
+        yield connections
+    finally:
+        await connections.aclose()
+        server.close()
+        await server.wait_closed()
 
 
 async def test_what_is_no_reply_ends_the_connection(tmp_path: Path) -> None:
     babble = b"HTTP/1.1 400 Bad Request\r\n\r\n"
     async with connected_to({**GREETED, b"PING": babble}, tmp_path) as connections:
-        with pytest.raises(StoreUncertain):
+        with pytest.raises(StoreUncertain) as told:
             await connections.command("PING")
+        assert "not a reply" in str(told.value.__cause__)
         assert not connections._wires
+
+
+async def test_a_greeting_that_cannot_be_read_is_no_connection(tmp_path: Path) -> None:
+    strange = b"+executable:\xff\r\n"
+    async with connected_to(
+        {**GREETED, b"INFO": strange, b"PING": b"+PONG\r\n"}, tmp_path
+    ) as found:
+        assert await found.command("PING") == "PONG"
+    (tmp_path / "socket").unlink(missing_ok=True)
+    async with connected_to({**GREETED, b"INFO": b"HTTP/1.1 400\r\n"}, tmp_path) as found:
+        with pytest.raises(StoreUnavailable):
+            await found.command("PING")
 
 
 async def test_a_server_that_says_more_than_was_asked_is_not_talked_to(tmp_path: Path) -> None:
@@ -214,43 +301,40 @@ async def test_a_server_that_never_greets_is_not_waited_for(
     await server.wait_closed()
 
 
-@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
-def test_a_call_goes_over_tls(
-    run: Callable[[Coroutine[Any, Any, None]], None], valkey_url: str, tmp_path: Path
-) -> None:
+async def test_calls_go_over_tls(valkey_url: str, tmp_path: Path) -> None:
     """As to a managed Redis; what ends TLS here hands on to the real server."""
     certificate = write_certificate(tmp_path)
+    path = valkey_url.removeprefix("unix://").partition("?")[0]
+    under_way = set[asyncio.Task[None]]()
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65_536):
-            writer.write(data)
+        with suppress(ConnectionError):
+            while data := await reader.read(65_536):
+                writer.write(data)
         writer.close()
 
-    async def talk() -> None:
-        ended = asyncio.Event()
+    async def end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        behind_reader, behind_writer = await asyncio.open_unix_connection(path)
+        for way in (pump(reader, behind_writer), pump(behind_reader, writer)):
+            under_way.add(asyncio.create_task(way))
 
-        async def end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            path = valkey_url.removeprefix("unix://").partition("?")[0]
-            behind_reader, behind_writer = await asyncio.open_unix_connection(path)
-            await asyncio.gather(pump(reader, behind_writer), pump(behind_reader, writer))
-            ended.set()
-
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(certificate)
-        server = await asyncio.start_server(end, "localhost", 0, ssl=context)
-        port = server.sockets[0].getsockname()[1]
-        url = f"rediss://localhost:{port}/0?ssl_ca_certs={certificate}"
-        connections = Connections(url, clock=NOW)
-        long = "x" * 1_000_000
-        assert await connections.command("ECHO", long) == long
-        assert await connections.command("ECHO", "mine") == "mine"
-        assert len(connections._wires) == 1
-        await connections.aclose()
-        await ended.wait()
-        server.close()
-        await server.wait_closed()
-
-    run(talk())
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    server = await asyncio.start_server(end, "localhost", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    connections = Connections(f"rediss://localhost:{port}/0?ssl_ca_certs={certificate}", clock=NOW)
+    long = "x" * 1_000_000
+    assert await connections.command("ECHO", long) == long
+    assert await connections.command("ECHO", "mine") == "mine"
+    [wire] = connections._wires
+    await killed(connections)
+    await asyncio.sleep(0.05)
+    assert await connections.command("ECHO", "mine still") == "mine still"
+    assert wire not in connections._wires
+    await connections.aclose()
+    await asyncio.gather(*under_way)
+    server.close()
+    await server.wait_closed()
 
 
 def write_certificate(folder: Path) -> Path:
