@@ -94,6 +94,9 @@ class PreparePath:
 
     def __init__(self, api: Api, cors: CORSConfig | None) -> None:
         self._api = api
+        self._now_ms = api.service.clock.now_ms
+        self._monotonic = api.service.clock.monotonic
+        self._prepares = api.prepares
         self._body = msgspec.json.Decoder(PrepareRequest)
         self._answer = msgspec.json.Encoder()
         self._cors = cors
@@ -194,10 +197,9 @@ class PreparePath:
         Raises:
             RateLimited: faster than the prepare rate.
         """
-        api = self._api
-        if api.prepares is None:
+        if self._prepares is None:
             return
-        wait = api.prepares.wait(buyer_id, api.service.clock.monotonic())
+        wait = self._prepares.wait(buyer_id, self._monotonic())
         if wait:
             raise RateLimited(retryAfter=max(1, math.ceil(wait)))
 
@@ -208,7 +210,7 @@ class PreparePath:
     def made(self, made: Made, epoch: str) -> bytes:
         """A reservation that was just made, on the wire."""
         alike = made.alike
-        if self._api.service.clock.now_ms() >= alike.reservation.expires_at_ms:
+        if self._now_ms() >= alike.reservation.expires_at_ms:
             # It took longer than the hold: the answer tells that it is over.
             return self.found(Prepared(made.reservation(), epoch, replayed=False))
         if alike not in self._alike:

@@ -10,6 +10,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Final
 
+from redis.exceptions import ResponseError
+
 __all__ = ["begin", "none_meanwhile", "under_way", "wait"]
 
 _REWRITE_SECONDS_MAX: Final = 300.0
@@ -37,9 +39,13 @@ def wait(client: Any) -> None:
 
 
 def begin(client: Any) -> None:
-    """Set one off."""
+    """Set one off; one that comes by itself at this very moment is as good."""
     wait(client)
-    client.bgrewriteaof()
+    try:
+        client.bgrewriteaof()
+    except ResponseError:
+        if not under_way(client):
+            raise
 
 
 @contextmanager

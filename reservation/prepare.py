@@ -99,8 +99,9 @@ class Prepare:
     ) -> None:
         """The same, told to `done` rather than awaited: most wishes need no task of their own.
 
-        `done` is told once and must not raise. What was made by this very call it is told as
-        `Made`, for the caller to answer many of those alike.
+        The caller has asked in this turn of the loop whether it is `turned_away`. `done` is told
+        once and must not raise. What was made by this very call it is told as `Made`, for the
+        caller to answer many of those alike.
 
         Raises:
             Those refusals that need no Redis; `done` is told nothing then.

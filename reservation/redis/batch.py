@@ -104,9 +104,7 @@ class _Lane:
         self.batch_seconds += LAST_BATCH_SHARE * (batch_seconds - self.batch_seconds)
 
     def is_too_long(self, now: float) -> bool:
-        """Whether a newcomer would wait too long: the first has, or too many came at once."""
-        if not self.waiting:
-            return False
+        """Whether a newcomer would wait too long behind those who do: one has, or many came."""
         if now - self.waiting[0].came_at > WAITING_SECONDS_MAX:
             return True
         batches = len(self.waiting) / BASKETS_MAX
@@ -129,6 +127,7 @@ class PrepareQueue:
         self._keys = keys
         self._expire = expire
         self._clock = clock
+        self._monotonic = clock.monotonic
         self._rate = (rate.interval_ms, rate.count) if rate else (0, 0)
         self._lanes: dict[tuple[str, str], _Lane] = {}
         #: What goes on beside the lanes: look-ups of lost replies, answers that are being written.
@@ -145,6 +144,8 @@ class PrepareQueue:
             OutcomeUnknown: the reply was lost and could not be looked up.
             ReservationError: the basket's own refusal.
         """
+        if self.is_full(basket.sale_id, epoch):
+            raise too_many()
         future: asyncio.Future[Reservation | Replayed]
         future = asyncio.get_running_loop().create_future()
 
@@ -164,15 +165,12 @@ class PrepareQueue:
     def submit(self, basket: Basket, *, epoch: str, done: Done) -> None:
         """Decide one basket and tell `done`: neither a task nor a future for each.
 
-        Raises:
-            Unavailable: too many wait; `done` is not told anything.
+        The caller has asked in this turn of the loop whether there is room (`is_full`).
         """
-        now = self._clock.monotonic()
+        now = self._monotonic()
         lane = self._lanes.get((basket.sale_id, epoch))
         if lane is None:
             lane = self._lanes[basket.sale_id, epoch] = _Lane()
-        if self._is_full(lane, now):
-            raise too_many()
         trace = None if tracing.tracer is None else tracing.tracer.here()
         lane.waiting.append(_Waiting(basket, now, done, trace))
         self._waiting += 1
@@ -184,15 +182,10 @@ class PrepareQueue:
 
     def is_full(self, sale_id: str, epoch: str) -> bool:
         """Whether a newcomer of this sale is turned away: too many wait, or they wait too long."""
-        lane = self._lanes.get((sale_id, epoch))
-        if lane is None or not lane.waiting:
-            return self._waiting >= WAITING_MAX
-        return self._is_full(lane, self._clock.monotonic())
-
-    def _is_full(self, lane: _Lane, now: float) -> bool:
         if self._waiting >= WAITING_MAX:
             return True
-        return lane.is_too_long(now)
+        lane = self._lanes.get((sale_id, epoch))
+        return lane is not None and bool(lane.waiting) and lane.is_too_long(self._monotonic())
 
     async def aclose(self) -> None:
         """Wait for what is under way."""
@@ -206,10 +199,10 @@ class PrepareQueue:
                 count = min(len(lane.waiting), BASKETS_MAX)
                 batch = [lane.waiting.popleft() for _ in range(count)]
                 self._waiting -= count
-                began = self._clock.monotonic()
+                began = self._monotonic()
                 await self._decide(sale_id, epoch, lane, batch)
                 if count == BASKETS_MAX:
-                    lane.learn(self._clock.monotonic() - began)
+                    lane.learn(self._monotonic() - began)
         finally:
             lane.task = None
             # Only a bug gets here with baskets left: answer them rather than let them hang.
@@ -221,10 +214,10 @@ class PrepareQueue:
         not_after_ms = self._connections.not_after_ms()
         wishes = list(dict.fromkeys([waiting.basket.wish for waiting in batch]))
         keys, args = self._encode(sale_id, epoch, not_after_ms, batch, wishes)
-        sent_at = self._clock.monotonic()
+        sent_at = self._monotonic()
         try:
             (word, *facts), *replies = await self._call(batch, keys, args)
-            lane.call_seconds = self._clock.monotonic() - sent_at
+            lane.call_seconds = self._monotonic() - sent_at
             # What cannot be read is a bug; whoever waits for it is answered all the same.
             common = Common(sale_id, PrepareWord(word), facts, wishes)
             decided = list(zip(batch, replies, strict=common.refusal is None))
@@ -338,10 +331,10 @@ class PrepareQueue:
             if start:
                 await asyncio.sleep(0)
             some = decided[start : start + pause_after]
-            began = self._clock.monotonic()
+            began = self._monotonic()
             for waiting, reply in some:
                 waiting.decide(common.decision_of(waiting.basket, reply))
-            self._answer_seconds = (self._clock.monotonic() - began) / len(some)
+            self._answer_seconds = (self._monotonic() - began) / len(some)
 
     async def _try_expire(self, sale_id: str, due: Sequence[str], epoch: str) -> int:
         try:
@@ -359,8 +352,8 @@ class PrepareQueue:
         names = self._keys.of(sale_id)
         commands: list[tuple[str, ...]] = [("TIME",)]
         commands += [("HGETALL", names.order(waiting.basket.order_id)) for waiting in batch]
-        give_up_at = self._clock.monotonic() + LOOK_UP_SECONDS
-        while self._clock.monotonic() < give_up_at:
+        give_up_at = self._monotonic() + LOOK_UP_SECONDS
+        while self._monotonic() < give_up_at:
             await asyncio.sleep(LOOK_UP_PAUSE_SECONDS)
             try:
                 time, *found = await self._connections.pipeline(commands)
