@@ -305,7 +305,9 @@ class PrepareQueue:
         decided, behind = replies[:count], [waiting for waiting, _ in replies[count:]]
         quick = lane.call_seconds < CALL_TO_ANSWERS_MAX * self._answer_seconds * count
         more = lane.waiting or count > ANSWERS_AT_ONCE
-        if quick and more and not behind:
+        # A call that holds nothing is back before its answers are told.
+        held = any(isinstance(reply, int) for _, reply in decided)
+        if quick and more and held and not behind:
             self._go_on_beside(self._tell(common, decided, pause_after=ANSWERS_AT_ONCE))
         else:
             await self._tell(common, decided, pause_after=len(replies))
