@@ -366,8 +366,20 @@ async def test_of_many_that_come_at_once_those_are_turned_away_who_would_wait_to
     assert names == ["Reservation"] * 4 + ["Unavailable"] * 3
 
 
-async def test_the_next_call_leaves_before_the_answers_of_a_quick_one_are_written(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("quantity", "calls_at_each_answer"),
+    [
+        # None of the first four is told before the second four have left.
+        (1, [("Made", 3)] * 8),
+        # Redis is back at once where nothing is held: those who come again fill the next call.
+        (99, [("BuyerLimitExceeded", 2)] * 4 + [("BuyerLimitExceeded", 3)] * 4),
+    ],
+)
+async def test_the_next_call_leaves_before_the_answers_of_a_quick_one_that_held(
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    quantity: int,
+    calls_at_each_answer: list[tuple[str, int]],
 ) -> None:
     monkeypatch.setattr(batch, "ANSWERS_AT_ONCE", 2)
     monkeypatch.setattr(batch, "CALL_TO_ANSWERS_MAX", 1e9)
@@ -376,17 +388,16 @@ async def test_the_next_call_leaves_before_the_answers_of_a_quick_one_are_writte
     gate = Gate(bench, monkeypatch)
     gate.open.set()
 
-    def told(buyer: str) -> Callable[[object], None]:
-        return lambda outcome: seen.append((type(outcome).__name__, len(gate.sizes)))
+    def told(outcome: object) -> None:
+        seen.append((type(outcome).__name__, len(gate.sizes)))
 
     await bench.prepare("first")
     for number in range(8):
-        basket = bench.basket(f"b{number}")
-        bench.queue.submit(basket, epoch=EPOCH, done=told(basket.buyer_id))
+        basket = bench.basket(f"b{number}", quantity=quantity)
+        bench.queue.submit(basket, epoch=EPOCH, done=told)
     await until(lambda: len(seen) == 8)
     assert gate.sizes == [1, 4, 4]
-    # All eight in order, and none of the first four before the second four had left.
-    assert seen == [("Made", 3)] * 8
+    assert seen == calls_at_each_answer
 
 
 async def test_a_caller_that_leaves_does_not_disturb_the_others(bench: Bench) -> None:
