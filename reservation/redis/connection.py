@@ -16,26 +16,24 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
-    BusyLoadingError,
-    ClusterDownError,
-    MasterDownError,
-    NoPermissionError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-)
-from redis.exceptions import (
     ConnectionError as RedisConnectionError,
 )
+from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
 from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 
 from reservation import tracing
 from reservation.domain.clock import Clock
-from reservation.domain.errors import BrokenInvariant
+from reservation.redis.replies import (
+    NotPermitted,
+    StoreUnavailable,
+    StoreUncertain,
+    UnexpectedReply,
+    good,
+    run_id_of,
+    told,
+)
 from reservation.redis.scripts import Script
 from reservation.redis.wire import Wire
 
@@ -58,9 +56,6 @@ _pack = cast("Callable[[tuple[str | int | bytes, ...]], bytes]", hiredis.pack_co
 #: A script that reaches the server later than this does nothing, so a caller that waited this long
 #: knows. Far above a slow script (20 ms) and far below what a buyer waits.
 NOT_AFTER_MS: Final = 2_000
-#: Other replies by which the server refuses a command before it runs begin like this.
-_REFUSAL_CODES = ("BUSY ", "MISCONF ", "NOREPLICAS ", "OOM ", "READONLY ", "LOADING ")
-
 #: Longer than NOT_AFTER_MS: a reply that comes later than this tells nothing new.
 SOCKET_TIMEOUT_SECONDS: Final = 3.0
 CONNECT_TIMEOUT_SECONDS: Final = 2.0
@@ -69,22 +64,6 @@ CONNECTIONS_MAX: Final = 256
 #: Repeats of an idempotent call: with the pauses between them they span a restart of the server.
 ATTEMPTS_MAX: Final = 5
 ATTEMPT_PAUSES_SECONDS: Final = (0.05, 0.2, 0.6, 1.5)
-
-
-class StoreUnavailable(Exception):
-    """Redis cannot be asked now, and it is certain that this call changed nothing."""
-
-
-class NotPermitted(StoreUnavailable):
-    """The server's rules do not let our user do this."""
-
-
-class StoreUncertain(Exception):
-    """The call was sent and its reply was lost: it may or may not have happened."""
-
-
-class UnexpectedReply(BrokenInvariant):
-    """An error reply that no healthy server and no correct script gives."""
 
 
 class ClockReading(msgspec.Struct, frozen=True, kw_only=True):
@@ -240,7 +219,7 @@ class Connections:
                 self._refuse_stranger(wire)
             packed = b"".join([_pack(tuple(command)) for command in commands])
             answers = await wire.exchange(packed, len(commands), seconds=SOCKET_TIMEOUT_SECONDS)
-            replies = [_told(answer) for answer in answers]
+            replies = [told(answer) for answer in answers]
             clean = True
             return replies
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:
@@ -369,50 +348,3 @@ class Connections:
             else:
                 raise uncertain or failure
         raise AssertionError("unreachable")
-
-
-def _told(answer: Any) -> Any:
-    """What came for a command; what an error reply means, as an exception that is not raised.
-
-    Raises:
-        ConnectionError: redis-py's, where the server speaks of the connection.
-    """
-    if not isinstance(answer, Exception):
-        return answer
-    match answer:
-        case NoScriptError():
-            return answer
-        case NoPermissionError():
-            return NotPermitted(f"not permitted: {answer}")
-        # Before what speaks of the connection: redis-py counts the first of these among it.
-        case (
-            BusyLoadingError()
-            | ClusterDownError()
-            | MasterDownError()
-            | OutOfMemoryError()
-            | ReadOnlyError()
-        ):
-            return StoreUnavailable(f"{type(answer).__name__}: {answer}")
-        case RedisConnectionError():
-            raise answer
-        case ResponseError() if str(answer).startswith(_REFUSAL_CODES):
-            return StoreUnavailable(str(answer))
-        case _:
-            # Anything else comes from a script's own check, which changed nothing, or from a hand
-            # in the data: neither may be lived with.
-            return UnexpectedReply(str(answer))
-
-
-def run_id_of(info: str) -> str:
-    """The run id in INFO's answer; empty where the server does not tell."""
-    for line in info.splitlines():
-        if line.startswith("run_id:"):
-            return line.partition(":")[2].strip()
-    return ""
-
-
-def good(reply: Any) -> Any:
-    """A pipeline's reply, raised where it is an error."""
-    if isinstance(reply, Exception):
-        raise reply
-    return reply
