@@ -29,8 +29,8 @@ from api.sales import SaleController, StockFeed
 from reservation import __version__
 from reservation.bootstrap import Service, opened
 from reservation.domain.rate import Limiter
-from reservation.redis.connection import StoreUnavailable, StoreUncertain
 from reservation.redis.heartbeat import Heartbeat
+from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.settings import Settings
 
 __all__ = ["context_of", "create_app"]

@@ -14,7 +14,7 @@ from reservation.bootstrap import Service
 from reservation.domain.errors import RateLimited, ReservationNotFound
 from reservation.metrics import registry
 from reservation.preflight import Findings
-from reservation.redis.connection import StoreUnavailable, StoreUncertain
+from reservation.redis.replies import StoreUnavailable, StoreUncertain
 
 __all__ = ["GuestController", "HealthController"]
 

@@ -11,8 +11,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from api.failures import BAD_SETTING, REFUSED, UNREACHABLE, Failure
 from reservation.bootstrap import Service, opened
 from reservation.domain.errors import ReservationError
-from reservation.redis.connection import StoreUnavailable, StoreUncertain
 from reservation.redis.embedded import EmbeddedServer, EmbeddedServerError
+from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.settings import Settings, SettingsError
 
 __all__ = ["on_the_spot"]

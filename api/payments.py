@@ -33,7 +33,7 @@ from reservation.domain.ids import PAYMENT_KEY
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.domain.tokens import Claims, Purpose
-from reservation.redis.connection import StoreUnavailable, StoreUncertain
+from reservation.redis.replies import StoreUnavailable, StoreUncertain
 
 __all__ = ["PaymentController"]
 

@@ -16,7 +16,7 @@ from api.observe import request_id_of
 from reservation.domain import errors
 from reservation.domain.errors import BrokenInvariant, MalformedRequest, ReservationError
 from reservation.metrics import alarm
-from reservation.redis.connection import StoreUnavailable, StoreUncertain
+from reservation.redis.replies import StoreUnavailable, StoreUncertain
 
 __all__ = [
     "EXCEPTION_HANDLERS",

@@ -24,7 +24,7 @@ from reservation.domain.errors import (
     Unavailable,
 )
 from reservation.domain.sale import Sale
-from reservation.redis.connection import StoreUnavailable, StoreUncertain
+from reservation.redis.replies import StoreUnavailable, StoreUncertain
 
 __all__ = ["SaleController", "StockFeed"]
 

@@ -15,7 +15,7 @@ from reservation.domain.clock import Clock
 from reservation.domain.errors import SaleNotFound, SaleRecovering, Unavailable
 from reservation.domain.sale import Sale
 from reservation.persistence.ledger import Ledger
-from reservation.redis.connection import StoreUnavailable, StoreUncertain
+from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.redis.sales import SaleStore
 
 __all__ = ["Catalog", "Known"]

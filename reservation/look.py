@@ -13,7 +13,7 @@ from reservation.domain.states import Status
 from reservation.domain.tokens import Claims
 from reservation.persistence.ledger import Ledger
 from reservation.persistence.orders import OrderRow
-from reservation.redis.connection import StoreUnavailable, StoreUncertain
+from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.redis.store import Store
 
 __all__ = ["Look"]

@@ -27,7 +27,7 @@ from reservation.domain.sale import Sale
 from reservation.domain.states import LIVE
 from reservation.recovery import Watch
 from reservation.redis.batch import Decision, Made, PrepareQueue, Replayed, too_many
-from reservation.redis.connection import StoreUnavailable, StoreUncertain
+from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.redis.store import Store
 
 __all__ = ["Done", "Prepare", "Prepared", "wish_of"]

@@ -18,7 +18,8 @@ from reservation.domain.errors import Unavailable
 from reservation.metrics import alarm
 from reservation.persistence.ledger import Ledger
 from reservation.persistence.recovery import SaleHead
-from reservation.redis.connection import Connections, StoreUnavailable, StoreUncertain
+from reservation.redis.connection import Connections
+from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.redis.restore import Found, Restorer
 
 __all__ = ["Watch", "compare"]

@@ -19,15 +19,10 @@ from reservation.preflight.clocks import Clocks
 from reservation.preflight.findings import STILL_LOADING, Findings, judge, refuse_strange
 from reservation.preflight.rights import dry_runs, refused
 from reservation.preflight.rows import Disk, Facts
-from reservation.redis.connection import (
-    ClockReading,
-    Connections,
-    NotPermitted,
-    UnexpectedReply,
-    good,
-)
+from reservation.redis.connection import ClockReading, Connections
 from reservation.redis.keys import Keys
 from reservation.redis.records import as_mapping
+from reservation.redis.replies import NotPermitted, UnexpectedReply, good
 from reservation.redis.scripts import all_scripts
 from reservation.settings import Settings
 

@@ -8,10 +8,11 @@ import msgspec
 from reservation.domain.errors import BrokenInvariant
 from reservation.domain.states import SaleStatus
 from reservation.persistence.ledger import Ledger
-from reservation.redis.connection import Connections, UnexpectedReply, good
+from reservation.redis.connection import Connections
 from reservation.redis.keys import Keys
 from reservation.redis.outbox import GROUP
 from reservation.redis.records import as_mapping
+from reservation.redis.replies import UnexpectedReply, good
 from reservation.redis.sales import SaleStore
 
 __all__ = ["SALE_ROWS", "SalePreflight"]

@@ -7,8 +7,9 @@ import structlog
 
 from reservation.domain.clock import SystemClock
 from reservation.preflight import Preflight
-from reservation.redis.connection import Connections, StoreUnavailable, StoreUncertain
+from reservation.redis.connection import Connections
 from reservation.redis.keys import Keys
+from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.settings import Settings, SettingsError
 
 __all__ = ["is_answered"]

@@ -20,7 +20,7 @@ from reservation.domain.clock import Clock
 from reservation.domain.errors import OutcomeUnknown, ReservationError, Unavailable
 from reservation.domain.rate import Rate
 from reservation.domain.reservation import Basket, Reservation, Wish
-from reservation.redis.connection import Connections, StoreUnavailable, StoreUncertain
+from reservation.redis.connection import Connections
 from reservation.redis.decisions import (
     RETRY_AFTER_SECONDS,
     Alike,
@@ -32,6 +32,7 @@ from reservation.redis.decisions import (
 )
 from reservation.redis.keys import Keys
 from reservation.redis.outcomes import PrepareWord
+from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.redis.scripts import load
 
 __all__ = ["Alike", "Decision", "Made", "PrepareQueue", "Replayed", "too_many"]

@@ -26,10 +26,8 @@ from redis.exceptions import (
 from reservation import tracing
 from reservation.domain.clock import Clock
 from reservation.redis.replies import (
-    NotPermitted,
     StoreUnavailable,
     StoreUncertain,
-    UnexpectedReply,
     good,
     run_id_of,
     told,
@@ -37,16 +35,7 @@ from reservation.redis.replies import (
 from reservation.redis.scripts import Script
 from reservation.redis.wire import Wire
 
-__all__ = [
-    "ClockReading",
-    "Connections",
-    "NotPermitted",
-    "StoreUnavailable",
-    "StoreUncertain",
-    "UnexpectedReply",
-    "good",
-    "run_id_of",
-]
+__all__ = ["ClockReading", "Connections"]
 
 log = structlog.get_logger(__name__)
 

@@ -6,9 +6,10 @@ from typing import Final
 import msgspec
 
 from reservation.domain.reservation import Reservation
-from reservation.redis.connection import Connections, good
+from reservation.redis.connection import Connections
 from reservation.redis.keys import Keys
 from reservation.redis.records import as_mapping
+from reservation.redis.replies import good
 from reservation.redis.store import Store
 
 __all__ = ["BuyerState", "Inspection", "OrderRecord", "OrderState", "SaleRecord"]

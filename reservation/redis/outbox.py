@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from reservation.domain.events import Event
-from reservation.redis.connection import Connections, StoreUnavailable, UnexpectedReply
+from reservation.redis.connection import Connections
 from reservation.redis.keys import Keys
 from reservation.redis.records import as_event
+from reservation.redis.replies import StoreUnavailable, UnexpectedReply
 
 __all__ = ["GROUP", "RedisOutbox"]
 

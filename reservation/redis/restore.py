@@ -6,10 +6,11 @@ from typing import Any, Final
 import msgspec
 
 from reservation.redis.calls import Calls
-from reservation.redis.connection import Connections, NotPermitted, good, run_id_of
+from reservation.redis.connection import Connections
 from reservation.redis.keys import Keys
 from reservation.redis.outbox import RedisOutbox
 from reservation.redis.records import as_mapping
+from reservation.redis.replies import NotPermitted, good, run_id_of
 
 __all__ = ["Found", "Restorer", "Writes"]
 

@@ -19,10 +19,11 @@ from reservation.domain.errors import (
 from reservation.domain.sale import TOTAL_MAX, Item, Sale
 from reservation.domain.states import SaleStatus
 from reservation.redis.calls import Calls, members_json
-from reservation.redis.connection import Connections, good
+from reservation.redis.connection import Connections
 from reservation.redis.keys import Keys
 from reservation.redis.outcomes import AuditWord, PutSaleWord, RestockWord, SwitchWord
 from reservation.redis.records import as_mapping, as_sale
+from reservation.redis.replies import good
 from reservation.redis.scripts import load
 
 __all__ = ["Counters", "SaleStore"]

@@ -17,10 +17,11 @@ from reservation.domain.ids import sale_of
 from reservation.domain.reservation import PAYMENT_ATTEMPTS_MAX, Reservation
 from reservation.domain.states import Status
 from reservation.redis.calls import Calls, members_json
-from reservation.redis.connection import Connections, good
+from reservation.redis.connection import Connections
 from reservation.redis.keys import Keys, SaleKeys
 from reservation.redis.outcomes import ClaimWord, ExpireWord, FinishWord, LeaseWord
 from reservation.redis.records import as_items, as_mapping, as_reservation
+from reservation.redis.replies import good
 
 __all__ = [
     "Claimed",

@@ -13,8 +13,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from reservation.bootstrap import Service, opened
 from reservation.domain.errors import ReservationError
 from reservation.metrics import FLUSHED, OUTBOX_AGE, OUTBOX_BACKLOG, alarm, served
-from reservation.redis.connection import StoreUnavailable, StoreUncertain
 from reservation.redis.heartbeat import Heartbeat
+from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.settings import Settings
 from reservation.workers.flusher import Flusher
 from reservation.workers.reaper import Reaper

@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from reservation.domain.errors import ReservationError
 from reservation.metrics import UNDECIDED
 from reservation.persistence.ledger import Ledger
-from reservation.redis.connection import StoreUnavailable, StoreUncertain
+from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.redis.store import Store
 from reservation.refund import Refund
 from reservation.settle import Settle

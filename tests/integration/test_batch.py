@@ -21,8 +21,9 @@ from reservation.domain.ids import OrderIds
 from reservation.domain.reservation import Basket, Reservation
 from reservation.redis import batch, connection
 from reservation.redis.batch import PrepareQueue, Replayed
-from reservation.redis.connection import Connections, StoreUnavailable
+from reservation.redis.connection import Connections
 from reservation.redis.keys import Keys
+from reservation.redis.replies import StoreUnavailable
 from reservation.redis.store import Store
 from tests.fixtures.lua_sale import EPOCH, NOW, LuaSale, plain_wish
 from tests.fixtures.proxy import LossyProxy, lossy_proxy

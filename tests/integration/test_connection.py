@@ -15,12 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from reservation.redis import connection
-from reservation.redis.connection import (
-    Connections,
-    StoreUnavailable,
-    StoreUncertain,
-    UnexpectedReply,
-)
+from reservation.redis.connection import Connections
+from reservation.redis.replies import StoreUnavailable, StoreUncertain, UnexpectedReply
 from tests.fixtures.lua_sale import NOW
 
 Answering = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

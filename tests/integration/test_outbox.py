@@ -5,9 +5,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from reservation.domain.events import GENESIS, Event, chain_of
-from reservation.redis.connection import Connections, StoreUnavailable
+from reservation.redis.connection import Connections
 from reservation.redis.keys import Keys
 from reservation.redis.outbox import GROUP, RedisOutbox
+from reservation.redis.replies import StoreUnavailable
 from tests.fixtures.lua_sale import NOW, LuaSale
 
 

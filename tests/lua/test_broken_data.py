@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from reservation.redis.connection import Connections, UnexpectedReply, good
+from reservation.redis.connection import Connections
+from reservation.redis.replies import UnexpectedReply, good
 from tests.fixtures.lua_sale import EPOCH, NOW, LuaSale
 
 #: Buyers of the scene, each with one order in the state of that name.

@@ -3,7 +3,8 @@
 import pytest
 
 from reservation.domain.clock import SystemClock
-from reservation.redis.connection import Connections, StoreUnavailable
+from reservation.redis.connection import Connections
+from reservation.redis.replies import StoreUnavailable
 from tests.fixtures.lua_sale import LuaSale
 from tests.fixtures.valkey import SERVERS, MakeServer, binary_of
 

@@ -25,7 +25,7 @@ from reservation.domain.errors import ReservationError
 from reservation.domain.reservation import Reservation
 from reservation.limits import PaymentLimits
 from reservation.payments import breaker
-from reservation.redis.connection import StoreUnavailable, StoreUncertain
+from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.settings import Settings
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import RunningSandbox, address_of, listening, sandbox_process

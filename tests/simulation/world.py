@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.bootstrap import Service, opened
-from reservation.redis.connection import StoreUnavailable, StoreUncertain
+from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.settings import Settings
 from reservation.workers.runner import Worker
 from tests.simulation.loop import NEUTRAL, VirtualLoop
