@@ -137,8 +137,12 @@ class CounterAudit:
                 if flushed == 0:
                     raise SaleNotFound
                 return self._lost(flushed)
-            if await self._add_tail(sale_id, fold, counters.seq):
+            lacking = await self._add_tail(sale_id, fold, counters.seq)
+            if lacking is None:
                 return self._compare(fold, counters, flushed)
+            # What SQL has leaves the outbox, never before. So this one did not leave that way.
+            if (await self._ledger.cursor(sale_id))[0] < lacking:
+                return self._without(lacking, counters.seq - flushed)
         raise Unavailable(retryAfter=1)
 
     async def _from_sql(self, sale_id: str) -> _Fold:
@@ -157,21 +161,21 @@ class CounterAudit:
             )
         return fold
 
-    async def _add_tail(self, sale_id: str, fold: _Fold, until: int) -> bool:
-        """Fold the outbox on from SQL's state; false where entries were trimmed meanwhile."""
+    async def _add_tail(self, sale_id: str, fold: _Fold, until: int) -> int | None:
+        """Fold the outbox on from SQL's state; or which event it lacks for that, none folded."""
         needed: list[Event] = []
         after = fold.seq
         while after < until and len(needed) < TAIL_EVENTS_MAX:
             page = await self._outbox.after(sale_id, after, PAGE_EVENTS)
             if not page or page[0].seq != after + 1:
-                return False
+                return after + 1
             needed += page
             after = page[-1].seq
         tail = [event for event in needed if event.seq <= until]
         await self._load_orders(fold, tail)
         for event in tail:
             _apply(fold, event)
-        return True
+        return None
 
     async def _load_orders(self, fold: _Fold, tail: Iterable[Event]) -> None:
         """The orders of the tail as they stood at SQL's state, before the tail's own events."""
@@ -191,12 +195,16 @@ class CounterAudit:
                 fold.orders[order_id] = (Status(status), lines)
 
     def _lost(self, flushed: int) -> AuditReport:
+        problem = f"Redis has no such sale, and SQL has {flushed} events of it: rebuild it"
+        return self._only(problem, lag=0)
+
+    def _without(self, event: int, lag: int) -> AuditReport:
+        return self._only(f"event {event} is neither in SQL nor in the outbox", lag=lag)
+
+    def _only(self, problem: str, *, lag: int) -> AuditReport:
+        """Nothing else can be said of the counters."""
         return AuditReport(
-            ok=False,
-            checked_at_ms=self._clock.now_ms(),
-            lag=0,
-            skus=(),
-            problems=(f"Redis has no such sale, and SQL has {flushed} events of it: rebuild it",),
+            ok=False, checked_at_ms=self._clock.now_ms(), lag=lag, skus=(), problems=(problem,)
         )
 
     def _compare(self, fold: _Fold, counters: Counters, flushed: int) -> AuditReport:

@@ -179,10 +179,11 @@ async def _chained(made: Bench, sale_id: str, last: str) -> None:
     assert not events or events[-1].chain == last
 
 
-async def contents(url: str) -> dict[Any, Any]:
+async def contents(url: str, *, flushed_seq: int) -> dict[Any, Any]:
     """Everything that matters in the server, in a form that two servers can be compared by.
 
     How far a reader has come does not: SQL itself knows that, and the reader follows it. Nor do the
+    events that SQL has already, of which the outbox keeps the last until the next trim, nor the
     counters of the prepare rate, which end within seconds.
     """
     async with Redis.from_url(url, protocol=2) as client:
@@ -204,7 +205,7 @@ async def contents(url: str) -> dict[Any, Any]:
                 case b"set":
                     found[key] = await client.smembers(key)
                 case b"stream":
-                    found[key] = await client.xrange(key)
+                    found[key] = await client.xrange(key, min=f"({flushed_seq}-0")
                 case _:
                     found[key] = await client.get(key)
         return found
