@@ -307,7 +307,7 @@ class PrepareQueue:
         quick = lane.call_seconds < CALL_TO_ANSWERS_MAX * self._answer_seconds * count
         more = lane.waiting or count > ANSWERS_AT_ONCE
         # A call that holds nothing is back before its answers are told.
-        held = any(isinstance(reply, int) for _, reply in decided)
+        held = any(isinstance(reply, int) and reply > 0 for _, reply in decided)
         if quick and more and held and not behind:
             self._go_on_beside(self._tell(common, decided, pause_after=ANSWERS_AT_ONCE))
         else:
@@ -336,7 +336,13 @@ class PrepareQueue:
             some = decided[start : start + pause_after]
             began = self._monotonic()
             for waiting, reply in some:
-                waiting.decide(common.decision_of(waiting.basket, reply))
+                try:
+                    outcome = common.decision_of(waiting.basket, reply)
+                except Exception:
+                    # A bug; the others wait behind it, and what it took only its key can tell.
+                    log.exception("prepare_reply_unreadable", reply=reply)
+                    outcome = OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS)
+                waiting.decide(outcome)
             self._answer_seconds = (self._monotonic() - began) / len(some)
 
     async def _try_expire(self, sale_id: str, due: Sequence[str], epoch: str) -> int:

@@ -18,6 +18,7 @@ from reservation.domain.errors import (
     SalePaused,
     SaleRecovering,
     SkuNotFound,
+    SoldOut,
     Unavailable,
 )
 from reservation.domain.reservation import Basket, Line, Reservation, Wish
@@ -65,13 +66,15 @@ Decision = Made | Replayed
 
 
 class Common:
-    """What prepare.lua says of a whole batch."""
+    """What prepare.lua says of a whole batch, and what its baskets' replies mean in that light."""
 
     def __init__(
         self, sale_id: str, word: PrepareWord, facts: Sequence[str], wishes: Sequence[Wish]
     ) -> None:
         self._alike: dict[Wish, Alike] = {}
         self._refusals: dict[tuple[str, ...], ReservationError] = {}
+        #: In the order of the replies.
+        self._sold_out: list[ReservationError] = []
         #: Why nobody got anything, whoever asked; None where each basket has a reply of its own.
         self.refusal: ReservationError | None = None
         if word is not PrepareWord.HELD and word is not PrepareWord.PREPARED:
@@ -89,8 +92,10 @@ class Common:
     def decision_of(
         self, basket: Basket, reply: int | Sequence[str]
     ) -> Decision | ReservationError:
-        """What a basket's own reply says."""
+        """What a basket's own reply says; the replies are asked about in their order."""
         if isinstance(reply, int):
+            if reply < 0:
+                return self._sold_out[-reply - 1]
             return Made(self._alike[basket.wish], basket, reply)
         told = tuple(reply)
         # Most that are refused in one call are refused alike: one refusal is told to all of them.
@@ -101,8 +106,10 @@ class Common:
         if word == PrepareWord.REPLAYED:
             return Replayed()
         refusal = _refusal(PrepareWord(word), facts)
+        if isinstance(refusal, SoldOut):
+            self._sold_out.append(refusal)
         # This one is told with the buyer's own orders.
-        if not isinstance(refusal, BuyerLimitExceeded):
+        elif not isinstance(refusal, BuyerLimitExceeded):
             self._refusals[told] = refusal
         return refusal
 

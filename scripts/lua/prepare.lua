@@ -40,9 +40,10 @@ Returns  {what all have in common}, and one reply per basket, in order; of each,
   due             {order ids} holds that ran out stand in the way: expire them, then ask again
   again           a basket before this one met `due`: ask again after it
   limit_exceeded  {sku, limit, taken}
-  sold_out        {next deadline or "", then sku, available of each line}
+  sold_out        {next deadline or "", then sku, available of each line}; the next who are told the
+                  same have -n as their reply: as the n-th sold_out of this reply
   held            of all: {expires_at, created_at, items of each wish}; a basket whose reply is a
-                  number has its stock held until expires_at, and the number is its event's
+                  positive number has its stock held until expires_at, and it is its event's
   prepared        likewise, and nothing is held: the sale takes stock later
 Keeps    total = available + held + sold, each >= 0; one outbox entry for each basket that is held
          or prepared, none for any other
@@ -208,9 +209,12 @@ local function limit_refusal(basket, wish)
     end
 end
 
-local function stock_refusal(lines)
+-- A crowd that comes too late asks for the same, and nothing moves meanwhile: it is said once.
+local sold_out_count = 0
+local function stock_refusal(wish)
+    if wish.sold_out_at == head.seq then return -wish.sold_out_number end
     local short = false
-    for _, line in ipairs(lines) do short = short or line.stock.available < line.quantity end
+    for _, line in ipairs(wish.lines) do short = short or line.stock.available < line.quantity end
     if not short then return nil end
     local next_deadline = ""
     if holds then
@@ -218,10 +222,12 @@ local function stock_refusal(lines)
         next_deadline = redis.call("ZRANGE", deadlines, 0, 0, "WITHSCORES")[2] or ""
     end
     local reply = {"sold_out", next_deadline}
-    for _, line in ipairs(lines) do
+    for _, line in ipairs(wish.lines) do
         reply[#reply + 1] = line.stock.sku
         reply[#reply + 1] = int(line.stock.available)
     end
+    sold_out_count = sold_out_count + 1
+    wish.sold_out_at, wish.sold_out_number = head.seq, sold_out_count
     return reply
 end
 
@@ -264,9 +270,11 @@ local function decide(basket)
     refusal = window_refusal(wish)
     if refusal then return refusal end
     if wish.price ~= wish.amount then return {"amount_mismatch", int(wish.price)} end
-    refusal = limit_refusal(basket, wish) or stock_refusal(wish.lines)
+    refusal = limit_refusal(basket, wish)
+    if refusal and refusal.err then return refusal end
+    refusal = refusal or stock_refusal(wish)
     -- A hold that ran out hides neither stock nor a buyer's own limit.
-    if refusal and not refusal.err and holds_ran_out() then return {"due", unpack(due)} end
+    if refusal and holds_ran_out() then return {"due", unpack(due)} end
     return refusal or write(basket, wish)
 end
 

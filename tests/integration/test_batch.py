@@ -433,8 +433,16 @@ async def test_a_claim_whose_reply_is_lost_is_asked_again_and_happens_once(bench
         [["no word"]],
         [["held", "1", "1", "no items"], 2],
         [["held", "1", "1", '[["a",1,1000]]']],
+        [["held", "1", "1", '[["a",1,1000]]'], ["no word"]],
+        [["held", "1", "1", '[["a",1,1000]]'], -1],
     ],
-    ids=["an unknown word", "items that cannot be read", "fewer replies than baskets"],
+    ids=[
+        "an unknown word",
+        "items that cannot be read",
+        "fewer replies than baskets",
+        "an unknown word for one basket",
+        "sold out as nobody was",
+    ],
 )
 async def test_a_reply_that_cannot_be_read_leaves_nobody_waiting(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, reply: Any

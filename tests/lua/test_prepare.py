@@ -286,6 +286,34 @@ async def test_a_basket_that_is_sold_out_hears_of_the_deadline_of_its_own_batch(
     assert (held[0], sold_out) == ("held", ["sold_out", held[1], "b", "0"])
 
 
+async def test_who_is_told_the_same_as_one_before_is_told_by_its_number(sale: LuaSale) -> None:
+    held = await sale.hold("first", lines={"b": 5})
+    deadline = (await sale.order(held))["expires_at"]
+    wishes = [{"a": 1, "b": 1}, {"b": 1}] * 2
+    baskets = [sale.basket(f"buyer-{n}", lines=lines) for n, lines in enumerate(wishes)]
+    [some, one, *others] = await sale.replies(*baskets)
+    assert some == ["sold_out", deadline, "a", "10", "b", "0"]
+    assert one == ["sold_out", deadline, "b", "0"]
+    assert others == [-1, -2]
+
+
+async def test_sold_out_is_said_anew_once_something_was_taken(sale: LuaSale) -> None:
+    wishes = [{"b": 5}, {"b": 1}, {"b": 1}, {"a": 1}, {"b": 1}, {"b": 1}]
+    baskets = [sale.basket(f"buyer-{n}", lines=lines) for n, lines in enumerate(wishes)]
+    first, *said = await sale.replies(*baskets)
+    deadline = (await sale.order(baskets[0]))["expires_at"]
+    told = ["sold_out", deadline, "b", "0"]
+    assert said == [told, -1, first + 1, told, -2]
+
+
+async def test_a_limit_comes_before_what_those_before_were_told(sale: LuaSale) -> None:
+    await sale.hold("has", lines={"a": 3})
+    await sale.hold("first", lines={"b": 5})
+    baskets = [sale.basket(buyer, lines={"a": 1, "b": 1}) for buyer in ("one", "has", "another")]
+    said = await sale.replies(*baskets)
+    assert [said[0][0], *said[1:]] == ["sold_out", ["limit_exceeded", "a", "3", "3"], -1]
+
+
 async def test_what_holds_nothing_is_not_named_when_it_ran_out(bare_sale: LuaSale) -> None:
     await bare_sale.put(hold_policy="success")
     await bare_sale.run_out(await bare_sale.hold("old"))
