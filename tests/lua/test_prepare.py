@@ -267,6 +267,14 @@ async def test_nothing_behind_a_bug_in_the_batch_is_decided(bare_sale: LuaSale) 
     assert await bare_sale.stock("a") == (10, 10, 0, 0)
 
 
+async def test_a_bug_is_told_as_one_also_where_holds_ran_out(bare_sale: LuaSale) -> None:
+    await bare_sale.put()
+    await bare_sale.run_out(await bare_sale.hold("old"))
+    await bare_sale.connections.command("HSET", bare_sale.keys.buyer("bad"), "a", "two")
+    with pytest.raises(Exception, match="BUG prepare"):
+        await bare_sale.prepare(bare_sale.basket("bad"))
+
+
 async def test_an_error_half_way_through_a_batch_keeps_what_was_decided(bare_sale: LuaSale) -> None:
     await bare_sale.put()
     baskets = [bare_sale.basket(name, lines={"a": 1, "b": 1}) for name in ("one", "two", "bad")]
