@@ -29,6 +29,7 @@ log = structlog.get_logger(__name__)
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 
+_BEARER: Final = "bearer "
 _BUYER_ID = re.compile(BUYER_ID)
 _OPERATOR = re.compile(r"[ -~]{1,100}")
 #: Longer than any sensible JWT; not worth a signature check.
@@ -54,10 +55,9 @@ def bearer_of(connection: Connection) -> str | None:
 
 def bearer_in(authorization: str) -> str | None:
     """The bearer token in a header's value."""
-    scheme, _, token = authorization.partition(" ")
-    if scheme not in ("Bearer", "bearer") and scheme.lower() != "bearer":
+    if authorization[: len(_BEARER)].lower() != _BEARER:
         return None
-    return token.strip() or None
+    return authorization[len(_BEARER) :].strip() or None
 
 
 class Buyers:

@@ -1,5 +1,6 @@
 """Around every request: its id, its time, and one log line where it was slow or failed."""
 
+import asyncio
 import re
 import secrets
 import time
@@ -8,11 +9,10 @@ from typing import Any, Final, cast
 import structlog
 from litestar import Request
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
-from prometheus_client import Histogram
 
 from reservation import tracing
 from reservation.domain import base64url
-from reservation.metrics import HTTP_SECONDS
+from reservation.metrics import HTTP_SECONDS, Durations
 
 __all__ = ["Observe", "record", "request_id", "request_id_of"]
 
@@ -29,9 +29,6 @@ SERVER_ERROR: Final = 500
 #: Lines a second about requests that failed or were slow: in a crowd that is turned away, lines
 #: cost more than answers. The next line counts what is left out; the metrics have all of it.
 LINES_A_SECOND_MAX: Final = 50
-#: The histogram of each operation and status: looking one up by its labels takes longer than
-#: counting. As many as there are operations and statuses.
-_HISTOGRAMS: Final[dict[tuple[str, int], Histogram]] = {}
 
 
 def request_id_of(request: Request[Any, Any, Any]) -> str:
@@ -61,13 +58,47 @@ def request_id(given: bytes) -> str:
     return given.decode() if given and _REQUEST_ID.fullmatch(given) else _ids.new()
 
 
+class _Answered:
+    """How long this turn of the loop's answers took; they are counted together at its end.
+
+    A count is written to a file that all processes share, which is dearer than what is counted,
+    and a batch answers dozens at once.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[str, int], list[float]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        #: Of each operation and status: finding one by its labels takes longer than counting.
+        self._histograms: dict[tuple[str, int], Durations] = {}
+
+    def add(self, operation: str, status: int, seconds: float) -> None:
+        """One more."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._loop = loop
+            loop.call_soon(self._count)
+        alike = self._seconds.get((operation, status))
+        if alike is None:
+            self._seconds[operation, status] = [seconds]
+        else:
+            alike.append(seconds)
+
+    def _count(self) -> None:
+        answered, self._seconds, self._loop = self._seconds, {}, None
+        for (operation, status), seconds in answered.items():
+            histogram = self._histograms.get((operation, status))
+            if histogram is None:
+                histogram = HTTP_SECONDS.labels(operation, str(status))
+                self._histograms[operation, status] = histogram
+            histogram.observe_all(seconds)
+
+
+_answered = _Answered()
+
+
 def record(operation: str, status: int, seconds: float, request_id: str) -> None:
     """Count an answer, and tell of it where it was slow or failed."""
-    histogram = _HISTOGRAMS.get((operation, status))
-    if histogram is None:
-        histogram = HTTP_SECONDS.labels(operation, str(status))
-        _HISTOGRAMS[operation, status] = histogram
-    histogram.observe(seconds)
+    _answered.add(operation, status, seconds)
     slow = seconds > SLOW_SECONDS and operation not in _WAITS
     if status >= SERVER_ERROR or slow:
         _tell(operation, status, seconds, request_id)

@@ -1,7 +1,8 @@
 """What the service counts, in the field's names and units; the API serves it on /metrics."""
 
 import os
-from collections.abc import Generator
+from bisect import bisect_left
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, cast
 
@@ -24,6 +25,7 @@ __all__ = [
     "OUTBOX_BACKLOG",
     "REAPED",
     "SETTLED",
+    "Durations",
     "alarm",
     "registry",
     "served",
@@ -37,6 +39,24 @@ if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
     _pid = os.getpid()
     _shared: Any = cast("Any", values)
     _shared.ValueClass = _shared.MultiProcessValue(process_identifier=lambda: _pid)
+
+
+class Durations(Histogram):
+    """A histogram that counts many at once: as dear as one, for each count is written to a file."""
+
+    def observe_all(self, seconds: Sequence[float]) -> None:
+        """The same as `observe` for each of them."""
+        counts: dict[int, int] = {}
+        for each in seconds:
+            # Bounds are upper ones, and the last is infinite.
+            place = bisect_left(self._upper_bounds, each)
+            counts[place] = counts.get(place, 0) + 1
+        # The library gives its values no types.
+        mine = cast("Any", self)
+        mine._sum.inc(sum(seconds))  # noqa: SLF001 - as `observe` does
+        for place, count in counts.items():
+            mine._buckets[place].inc(count)  # noqa: SLF001
+
 
 ALARMS: Final = Counter(
     "reservation_alarms_total", "What an operator must look at, by name.", ["alarm"]
@@ -67,7 +87,7 @@ UNDECIDED: Final = Gauge(
     ["sale"],
     multiprocess_mode="mostrecent",
 )
-HTTP_SECONDS: Final = Histogram(
+HTTP_SECONDS: Final = Durations(
     "reservation_http_request_seconds",
     "Time to answer a request.",
     ["operation", "status"],

@@ -338,8 +338,8 @@ class PrepareQueue:
             for waiting, reply in some:
                 try:
                     outcome = common.decision_of(waiting.basket, reply)
-                except Exception:
-                    # A bug; the others wait behind it, and what it took only its key can tell.
+                except Exception:  # loop top: others wait behind a reply that is a bug
+                    # What it took only its key can tell.
                     log.exception("prepare_reply_unreadable", reply=reply)
                     outcome = OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS)
                 waiting.decide(outcome)

@@ -45,11 +45,13 @@ class SaleKeys:
 
     def of_basket(self, order_id: str, buyer_id: str) -> tuple[str, str, str, str]:
         """Those that a basket has of its own, as prepare.lua takes them."""
+        # Spelled out: each call of a method is as dear as what it does.
+        tag = self._tag
         return (
-            self.order(order_id),
-            self.buyer(buyer_id),
-            self.buyer_orders(buyer_id),
-            self.rate(buyer_id),
+            f"{tag}order:{order_id}",
+            f"{tag}buyer:{buyer_id}",
+            f"{tag}buyer-orders:{buyer_id}",
+            f"{tag}rate:{buyer_id}",
         )
 
 

@@ -1,10 +1,13 @@
 """Log lines about requests: one where something was wrong, and not one for each of a crowd."""
 
+import asyncio
+
 import pytest
 import structlog
 from structlog.testing import LogCapture
 
 from api import observe
+from reservation.metrics import HTTP_SECONDS
 
 
 @pytest.fixture
@@ -17,7 +20,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> LogCapture:
     return captured
 
 
-def test_what_fails_or_is_slow_gets_a_line(lines: LogCapture) -> None:
+async def test_what_fails_or_is_slow_gets_a_line(lines: LogCapture) -> None:
     observe.record("prepareReservation", 201, 0.004, "quick")
     observe.record("prepareReservation", 503, 0.004, "failed")
     observe.record("prepareReservation", 201, 1.5, "slow")
@@ -25,7 +28,7 @@ def test_what_fails_or_is_slow_gets_a_line(lines: LogCapture) -> None:
     assert [line["request_id"] for line in lines.entries] == ["failed", "slow"]
 
 
-def test_a_crowd_that_is_turned_away_is_counted_in_the_next_line(
+async def test_a_crowd_that_is_turned_away_is_counted_in_the_next_line(
     lines: LogCapture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(observe, "LINES_A_SECOND_MAX", 2)
@@ -37,3 +40,31 @@ def test_a_crowd_that_is_turned_away_is_counted_in_the_next_line(
     observe.record("prepareReservation", 503, 0.001, "later")
     told = [(line["request_id"], line.get("left_out", 0)) for line in lines.entries]
     assert told == [("r0", 0), ("r1", 0), ("later", 8)]
+
+
+async def test_answers_of_one_turn_are_counted_at_its_end_as_if_one_by_one() -> None:
+    seconds = [0.0, 0.001, 0.0011, 0.3, 0.3, 30.0, 31.0]
+    one_by_one, together = "oneByOne", "together"
+    for each in seconds:
+        HTTP_SECONDS.labels(one_by_one, "200").observe(each)
+        observe.record(together, 200, each, "id")
+    observe.record(together, 409, 0.1, "id")
+    assert counted(together) == {}
+    await asyncio.sleep(0)
+    assert counted(together)["200"] == counted(one_by_one)["200"]
+    assert counted(together)["409"]["_count"] == 1
+    # The next turn's come on top.
+    observe.record(together, 200, 0.5, "id")
+    await asyncio.sleep(0)
+    assert counted(together)["200"]["_count"] == len(seconds) + 1
+
+
+def counted(operation: str) -> dict[str, dict[str, float]]:
+    """What is told of an operation, by status."""
+    told: dict[str, dict[str, float]] = {}
+    for sample in next(iter(HTTP_SECONDS.collect())).samples:
+        name = sample.name.removeprefix("reservation_http_request_seconds")
+        if sample.labels["operation"] == operation and name != "_created":
+            of_status = told.setdefault(sample.labels["status"], {})
+            of_status[name + sample.labels.get("le", "")] = sample.value
+    return told
