@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import hmac
+import secrets
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,7 +22,7 @@ __all__ = [
     "SKU",
     "put_directly",
     "put_over_http",
-    "sell_out_over_http",
+    "restock_over_http",
     "token_of",
     "write_buyers",
 ]
@@ -67,12 +68,12 @@ def put_over_http(url: str, admin_api_key: str, stock: int) -> None:
         client.call("PUT", path_of("v1", "admin", "sales", SALE_ID), body=document(stock))
 
 
-def sell_out_over_http(url: str, admin_api_key: str, available: int) -> None:
-    """Withdraw what is left: from now on each buyer is told that all is sold."""
-    body = {"sku": SKU, "delta": -available, "reason": "the benchmark of a sale that is sold out"}
+def restock_over_http(url: str, admin_api_key: str, delta: int) -> None:
+    """Add so many pieces, or withdraw them: without any, each buyer is told that all is sold."""
+    body = {"sku": SKU, "delta": delta, "reason": "the benchmark sells out, and goes on"}
     path = path_of("v1", "admin", "sales", SALE_ID, "stock")
     with OperatorClient(url, admin_api_key, operator="benchmark") as client:
-        client.call("POST", path, body=body, idempotency_key="sell-out")
+        client.call("POST", path, body=body, idempotency_key=secrets.token_hex(8))
 
 
 async def put_directly(settings: Settings, stock: int) -> None:
