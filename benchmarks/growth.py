@@ -150,6 +150,9 @@ def _section(few: Grown, many: Grown, moving: Moving) -> Section:
 
 
 def _told(moving: Moving) -> str:
+    if not moving.slow_holds:
+        # It began while the rounds went on, which a fast machine fills the table with.
+        return "Redis moved its table of keys before this was looked for, or did not."
     return (
         f"While Redis moves its table of keys a hold's script takes {moving.worst_us:.0f} us "
         f"instead of {moving.usual_us:.0f}, for about {moving.slow_holds:,} holds."
