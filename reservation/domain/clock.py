@@ -27,11 +27,11 @@ class Clock(Protocol):
 class SystemClock:
     """The machine's own clocks."""
 
-    #: The function itself: it is asked four times a prepare.
-    monotonic = staticmethod(time.monotonic)
-
     def now_ms(self) -> int:
         return time.time_ns() // 1_000_000
+
+    def monotonic(self) -> float:
+        return time.monotonic()
 
 
 def as_datetime(ms: int) -> datetime:
