@@ -457,3 +457,18 @@ async def test_a_reply_that_cannot_be_read_leaves_nobody_waiting(
     # The lane's task told its bug to the loop; nothing else may be left of it.
     monkeypatch.undo()
     assert isinstance(await bench.prepare("two"), Reservation)
+
+
+async def test_who_waits_behind_a_reply_that_cannot_be_read_is_answered(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: Any, **__: Any) -> Any:
+        items = '[["a",1,1000]]'
+        return [["held", "1", "1", items, items], ["no word"], 7]
+
+    monkeypatch.setattr(bench.connections, "call", broken)
+    async with asyncio.timeout(5):
+        first, second = await asyncio.gather(bench.prepare("one"), bench.prepare("two"))
+    assert isinstance(first, OutcomeUnknown)
+    assert isinstance(second, Reservation)
+    assert second.seq == 7
