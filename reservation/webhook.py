@@ -99,8 +99,13 @@ class Webhook:
         if isinstance(answer, TryAgain | Unknown) or _of_another_key(answer, key):
             # Nobody else looks at an order that has ended, so the PG has to tell again.
             raise Unavailable("The payment could not be looked up; send this again.")
-        if isinstance(answer, Answered) and answer.payment.order_id == order_id:
+        if not isinstance(answer, Answered):
+            return
+        if answer.payment.order_id == order_id:
             await self._bring_in_line(order, answer)
+        elif key == order.payment_key:
+            # A foreign key is a forged webhook; to our own one this is no answer.
+            raise Unavailable("The answer was for another order; send this again.")
 
     async def _is_secret_of(self, order_id: str, secret: str) -> bool:
         payment = await self._ledger.payment_of(order_id)
@@ -116,7 +121,7 @@ class Webhook:
         ours = payment.payment_key == order.payment_key
         match order.status:
             case Status.AWAITING_DEPOSIT if ours:
-                await self._conclude(case, answer, Asked.LOOK_UP)
+                await self._decide(case, answer)
             case Status.CONFIRMED if ours:
                 await self._confirmed(case, payment, answer)
             case Status.CONFIRMED | Status.AWAITING_DEPOSIT:
@@ -127,6 +132,15 @@ class Webhook:
                 await self._ended(case, payment, answer)
             case _:
                 pass
+
+    async def _decide(self, case: Case, answer: Answered) -> None:
+        """Whoever paid into an account would wait for its due date otherwise, which is days away.
+
+        Raises:
+            Unavailable: it is still open: SQL did not take it, or the PG contradicts itself.
+        """
+        if await self._conclude(case, answer, Asked.LOOK_UP) is None:
+            raise Unavailable("The payment is not decided yet; send this again.")
 
     async def _ended(self, case: Case, payment: Payment, answer: Answered) -> None:
         """Money that came after the end goes back, however often that has to be tried."""
@@ -146,7 +160,7 @@ class Webhook:
         match payment.status:
             case PaymentStatus.WAITING_FOR_DEPOSIT:
                 # The bank took a deposit back after an error of its own.
-                await self._conclude(case, answer, Asked.LOOK_UP)
+                await self._decide(case, answer)
             case PaymentStatus.CANCELED:
                 # By someone else, or by a refund of ours on its way, which finishes by itself.
                 refund = await self._ledger.refund_of(case.order.order_id)

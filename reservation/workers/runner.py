@@ -69,7 +69,9 @@ class Worker:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._reaper = Reaper(service.catalog, service.store)
-        self._settler = Settler(service.store, service.ledger, service.settle, service.refund)
+        self._settler = Settler(
+            service.store, service.ledger, service.settle, service.refund, clock=service.clock
+        )
         self._flusher = Flusher(
             service.outbox, service.ledger, on_alarm=alarm, on_flushed=FLUSHED.inc
         )

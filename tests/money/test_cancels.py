@@ -6,45 +6,18 @@ From then on a look-up shows a payment that is ours in every member, and is stil
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from reservation.bootstrap import Service, opened
+from reservation.bootstrap import Service
 from reservation.domain.errors import Unavailable
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
-from reservation.limits import PaymentLimits
-from reservation.settings import Settings
 from tests.fixtures.in_process import Bench
-from tests.fixtures.sandbox import RunningSandbox, running_sandbox
-
-#: A cancel that hangs is given up after a moment, and who is undecided is looked at again at once.
-LIMITS = PaymentLimits(
-    confirm_seconds=1.0,
-    look_up_seconds=0.5,
-    lease_margin_seconds=1.0,
-    lease_left_seconds=0.1,
-    answer_seconds=0.2,
-    hand_over_seconds=0.0,
-    pause_least_seconds=0.0,
-    pause_most_seconds=0.0,
-)
-
-
-@asynccontextmanager
-async def shop(folder: Path, redis_url: str) -> AsyncGenerator[tuple[Bench, RunningSandbox]]:
-    with running_sandbox(folder) as sandbox:
-        environ = {
-            "RESERVATION_DATA_DIR": str(folder),
-            "RESERVATION_REDIS_URL": redis_url,
-            "RESERVATION_TOSS_API_URL": sandbox.url,
-        }
-        async with opened(Settings.load(environ, None), limits=LIMITS) as service:
-            yield Bench(service), sandbox
+from tests.fixtures.sandbox import RunningSandbox
+from tests.money.shop import shop, stands
 
 
 async def lied_to(bench: Bench, sandbox: RunningSandbox, **fault: Any) -> tuple[Reservation, str]:
@@ -58,12 +31,6 @@ async def lied_to(bench: Bench, sandbox: RunningSandbox, **fault: Any) -> tuple[
     await bench.service.confirm(order, payment_key=payment_key, may_claim=True)
     assert await bench.service.settle(order.order_id) is None
     return order, payment_key
-
-
-async def stands(service: Service, order: Reservation) -> Status:
-    found = await service.store.read(order.order_id)
-    assert found is not None
-    return found.status
 
 
 async def eventually_settled(service: Service, order: Reservation) -> None:

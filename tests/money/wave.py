@@ -313,8 +313,9 @@ class Wave:
                 fault = {"fault": story.plan.cell.fault, "orderId": story.order.order_id}
                 await world.told("/_faults", fault | {"times": 1, "operations": ["cancel"]})
         await _at_once(self._refund(story) for story in chosen)
+        second = world.second
         settler = Settler(
-            world.second.store, world.second.ledger, world.second.settle, world.second.refund
+            second.store, second.ledger, second.settle, second.refund, clock=world.clock
         )
         for _ in range(REFUND_ROUNDS_MAX):
             await settler.refunds()

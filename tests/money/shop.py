@@ -1,0 +1,45 @@
+"""A service in the test's own loop beside a sandbox PG of its own, with short times."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from reservation.bootstrap import Service, opened
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from reservation.limits import PaymentLimits
+from reservation.settings import Settings
+from tests.fixtures.in_process import Bench
+from tests.fixtures.sandbox import RunningSandbox, running_sandbox
+
+__all__ = ["LIMITS", "shop", "stands"]
+
+#: A cancel that hangs is given up after a moment, and who is undecided is looked at again at once.
+LIMITS = PaymentLimits(
+    confirm_seconds=1.0,
+    look_up_seconds=0.5,
+    lease_margin_seconds=1.0,
+    lease_left_seconds=0.1,
+    answer_seconds=0.2,
+    hand_over_seconds=0.0,
+    pause_least_seconds=0.0,
+    pause_most_seconds=0.0,
+)
+
+
+@asynccontextmanager
+async def shop(folder: Path, redis_url: str) -> AsyncGenerator[tuple[Bench, RunningSandbox]]:
+    with running_sandbox(folder) as sandbox:
+        environ = {
+            "RESERVATION_DATA_DIR": str(folder),
+            "RESERVATION_REDIS_URL": redis_url,
+            "RESERVATION_TOSS_API_URL": sandbox.url,
+        }
+        async with opened(Settings.load(environ, None), limits=LIMITS) as service:
+            yield Bench(service), sandbox
+
+
+async def stands(service: Service, order: Reservation) -> Status:
+    found = await service.store.read(order.order_id)
+    assert found is not None
+    return found.status

@@ -1,0 +1,140 @@
+"""Money that is paid into a virtual account: an order that cannot be decided is looked at again."""
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from reservation.domain.clock import SystemClock
+from reservation.domain.errors import Unavailable
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from reservation.workers.settler import Settler
+from tests.fixtures.in_process import Bench
+from tests.fixtures.sandbox import RunningSandbox
+from tests.money.shop import shop, stands
+
+
+class Account:
+    """One order that waits for its deposit."""
+
+    def __init__(
+        self, bench: Bench, sandbox: RunningSandbox, order: Reservation, payment_key: str
+    ) -> None:
+        self.service = bench.service
+        self.sandbox = sandbox
+        self.order = order
+        self.payment_key = payment_key
+
+    async def told(self) -> None:
+        """The PG's webhook of a change of it."""
+        await self.service.webhook(self.order.order_id, self.payment_key)
+
+    async def stands(self) -> Status:
+        return await stands(self.service, self.order)
+
+    async def is_due(self) -> None:
+        """A week later."""
+        key = self.service.keys.of(self.order.sale_id).deposits
+        await self.service.connections.command("ZADD", key, 1, self.order.order_id)
+
+    def lies(self, fault: str, **more: Any) -> None:
+        """What goes wrong with look-ups of it: with the next one, where nothing else is said."""
+        of_it = {"orderId": self.order.order_id, "operations": ["look_up"], "times": 1}
+        self.sandbox.order_fault(fault, **of_it | more)
+
+
+@pytest.fixture
+async def account(tmp_path: Path, valkey_url: str) -> AsyncGenerator[Account]:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        order = await bench.hold(await bench.sale(virtual_accounts=True))
+        payment_key = sandbox.put_payment(order.order_id, order.amount, method="virtual_account")
+        await bench.service.confirm(order, payment_key=payment_key, may_claim=True)
+        made = Account(bench, sandbox, order, payment_key)
+        assert await made.stands() is Status.AWAITING_DEPOSIT
+        yield made
+
+
+@pytest.mark.parametrize("fault", ["other_amount", "other_currency", "other_order", "other_key"])
+async def test_a_deposit_that_the_pg_shows_wrongly_is_told_again(
+    account: Account, fault: str
+) -> None:
+    """Nobody looks at the account before it is due, a week from now, unless the PG tells again."""
+    account.sandbox.deposit(account.payment_key)
+    account.lies(fault)
+    with pytest.raises(Unavailable):
+        await account.told()
+    assert await account.stands() is Status.AWAITING_DEPOSIT
+    await account.told()
+    assert await account.stands() is Status.CONFIRMED
+
+
+async def test_a_deposit_that_sql_did_not_take_is_told_again(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account.sandbox.deposit(account.payment_key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(account.service.ledger, "put_payment", _away)
+        with pytest.raises(Unavailable):
+            await account.told()
+    assert await account.stands() is Status.AWAITING_DEPOSIT
+    await account.told()
+    assert await account.stands() is Status.CONFIRMED
+
+
+async def test_a_deposit_that_the_bank_takes_back_while_sql_is_away_is_told_again(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account.sandbox.deposit(account.payment_key)
+    await account.told()
+    assert await account.stands() is Status.CONFIRMED
+    account.sandbox.deposit(account.payment_key, reverse=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(account.service.ledger, "put_payment", _away)
+        with pytest.raises(Unavailable):
+            await account.told()
+    await account.told()
+    assert await account.stands() is Status.AWAITING_DEPOSIT
+
+
+class SetClock:
+    """A monotonic clock that the test sets; the wall clock is the machine's."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def now_ms(self) -> int:
+        return SystemClock().now_ms()
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+async def test_an_account_that_is_due_and_cannot_be_decided_is_looked_at_with_growing_pauses(
+    account: Account,
+) -> None:
+    """It stays due: without a pause the PG would be asked as fast as it answers."""
+    service, clock = account.service, SetClock()
+    settler = Settler(service.store, service.ledger, service.settle, service.refund, clock=clock)
+    await account.is_due()
+    account.lies("error_before_commit", times=None)
+    looked_at = []
+    for _ in range(80):
+        if await settler.run_once(account.order.sale_id):
+            looked_at.append(clock.seconds - 100)
+        clock.seconds += 1
+    assert looked_at == [0, 1, 3, 7, 15, 31, 61]
+    assert await account.stands() is Status.AWAITING_DEPOSIT
+    account.sandbox.clear_faults()
+    clock.seconds += 30
+    assert await settler.run_once(account.order.sale_id) == 1
+    assert await account.stands() is Status.EXPIRED
+    assert await settler.run_once(account.order.sale_id) == 0
+
+
+async def _away(**_: Any) -> None:
+    raise OperationalError("INSERT", {}, OSError("SQL is away"))
