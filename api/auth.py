@@ -7,7 +7,6 @@ import math
 import re
 import secrets
 import time
-from itertools import islice
 from typing import Any, Final
 
 import httpx
@@ -17,6 +16,7 @@ import structlog
 from jwt.types import Options
 from litestar.connection import ASGIConnection
 
+from api.remembered import Remembered
 from api.shared_secret import SharedSecret
 from reservation.domain.errors import Forbidden, MalformedRequest, RateLimited, Unauthenticated
 from reservation.domain.ids import BUYER_ID
@@ -34,10 +34,6 @@ _BUYER_ID = re.compile(BUYER_ID)
 _OPERATOR = re.compile(r"[ -~]{1,100}")
 #: Longer than any sensible JWT; not worth a signature check.
 _JWT_CHARS_MAX: Final = 4_096
-#: Verified tokens that are remembered: a surge of buyers who each ask several times.
-_REMEMBERED_MAX: Final = 200_000
-#: Forgotten together: finding the eldest passes over those that are gone already.
-_FORGOTTEN_AT_ONCE: Final = 1_000
 _GUEST_SECONDS: Final = 30 * 24 * 3600
 _GUEST_AUDIENCE: Final = "reservation-guest"
 #: How long the shop's published keys are believed, and how soon an unknown key may ask again.
@@ -70,9 +66,7 @@ class Buyers:
         self._options: Options = {"require": ["sub", "exp"], "verify_aud": self._guests}
         audience = _GUEST_AUDIENCE if self._guests else None
         self._secret = SharedSecret(settings.jwt_secret, audience=audience, options=self._options)
-        # Texts and numbers alone: the collector does not look into such dictionaries.
-        self._remembered: dict[str, str] = {}
-        self._ends: dict[str, float] = {}
+        self._remembered = Remembered()
 
     async def buyer(self, connection: Connection) -> str:
         """The buyer's id.
@@ -83,7 +77,7 @@ class Buyers:
         token = bearer_of(connection)
         if token is None:
             raise Unauthenticated
-        return self._remembered_buyer(token) or await self._verified(token)
+        return self._remembered.buyer(token) or await self._verified(token)
 
     def at_once(self, token: str) -> str | None:
         """The buyer of a good token, or None where that cannot be told without waiting.
@@ -91,21 +85,10 @@ class Buyers:
         Raises:
             Unauthenticated: the token is none of ours.
         """
-        buyer_id = self._remembered_buyer(token)
+        buyer_id = self._remembered.buyer(token)
         if buyer_id is None and not self._asks_for_keys:
             return self._verified_by_secret(token)
         return buyer_id
-
-    def forget(self, token: str) -> None:
-        """Verify this token anew when it comes next."""
-        self._remembered.pop(token, None)
-        self._ends.pop(token, None)
-
-    def _remembered_buyer(self, token: str) -> str | None:
-        buyer_id = self._remembered.get(token)
-        if buyer_id is not None and self._ends[token] > time.time():
-            return buyer_id
-        return None
 
     async def _verified(self, token: str) -> str:
         if self._jwks is None or self._guests:
@@ -130,12 +113,7 @@ class Buyers:
         """Remember whose a good token is until it ends."""
         if not isinstance(subject, str) or _BUYER_ID.fullmatch(subject) is None:
             raise Unauthenticated("The token's subject is not a buyer's id.")
-        if len(self._remembered) >= _REMEMBERED_MAX:
-            # Those that were verified first: whoever still comes with one is verified again.
-            for eldest in list(islice(self._remembered, _FORGOTTEN_AT_ONCE)):
-                self.forget(eldest)
-        self._remembered[token] = subject
-        self._ends[token] = ends_at
+        self._remembered.keep(token, subject, ends_at)
         return subject
 
 

@@ -1,0 +1,74 @@
+"""Tokens that were verified: remembered, but never beyond their end."""
+
+import time
+
+import pytest
+
+from api import remembered
+from api.remembered import LIFE_SECONDS_MIN, Remembered
+
+NOW = 1_700_000_000.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [NOW]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> Remembered:
+    monkeypatch.setattr(remembered, "GENERATION_MAX", 3)
+    return Remembered()
+
+
+def test_a_token_is_known_until_it_ends(clock: list[float]) -> None:
+    tokens = Remembered()
+    assert tokens.buyer("a") is None
+    tokens.keep("a", "ann", NOW + 3600)
+    clock[0] = NOW + 3599.9
+    assert tokens.buyer("a") == "ann"
+    clock[0] = NOW + 3600
+    assert tokens.buyer("a") is None
+
+
+def test_no_token_outlives_its_end_whichever_came_first(clock: list[float]) -> None:
+    tokens = Remembered()
+    tokens.keep("long", "ann", NOW + 7200)
+    tokens.keep("short", "bob", NOW + 100)
+    tokens.keep("longer", "cy", NOW + 9000)
+    clock[0] = NOW + 99
+    assert tokens.buyer("short") == "bob"
+    clock[0] = NOW + 100
+    assert tokens.buyer("short") is None
+
+
+def test_tokens_that_are_verified_anew_are_known_again(clock: list[float]) -> None:
+    """What one that ended took along with it."""
+    tokens = Remembered()
+    tokens.keep("short", "bob", NOW + 100)
+    tokens.keep("long", "ann", NOW + 7200)
+    clock[0] = NOW + 100
+    assert tokens.buyer("long") is None
+    tokens.keep("long", "ann", NOW + 7200)
+    clock[0] = NOW + 7199
+    assert tokens.buyer("long") == "ann"
+
+
+def test_a_token_that_ends_within_a_minute_is_not_kept(clock: list[float]) -> None:
+    """Else each of them would make all others be forgotten."""
+    tokens = Remembered()
+    tokens.keep("long", "ann", NOW + 7200)
+    tokens.keep("late", "bob", NOW + LIFE_SECONDS_MIN - 0.1)
+    assert tokens.buyer("late") is None
+    clock[0] = NOW + LIFE_SECONDS_MIN
+    assert tokens.buyer("long") == "ann"
+
+
+@pytest.mark.usefixtures("clock")
+def test_the_last_generation_is_known_and_the_one_before_it_is_let_go(small: Remembered) -> None:
+    for number in range(7):
+        small.keep(f"token-{number}", f"buyer-{number}", NOW + 3600)
+    known = [small.buyer(f"token-{number}") for number in range(7)]
+    assert known == [None, None, None, "buyer-3", "buyer-4", "buyer-5", "buyer-6"]
