@@ -73,10 +73,10 @@ class _Answered:
 
     def add(self, operation: str, status: int, seconds: float) -> None:
         """One more."""
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            self._loop = loop
-            loop.call_soon(self._count)
+        if self._loop is None or self._loop.is_closed():
+            # Asked for once a turn: before Python 3.12 that is a call to the system.
+            self._loop = asyncio.get_running_loop()
+            self._loop.call_soon(self._count)
         alike = self._seconds.get((operation, status))
         if alike is None:
             self._seconds[operation, status] = [seconds]

@@ -11,12 +11,12 @@ import re
 import secrets
 import time
 from collections.abc import Callable
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 from litestar.config.cors import CORSConfig
 
-from api.answers_alike import ANY_RESERVATION, AnswersAlike
+from api.answers_alike import ANY_RESERVATION, AnswerForm, AnswersAlike
 from api.auth import bearer_in
 from api.context import Api
 from api.observe import record, request_id
@@ -32,7 +32,7 @@ from reservation.domain.errors import (
     Unauthenticated,
 )
 from reservation.domain.ids import IDEMPOTENCY_KEY
-from reservation.domain.reservation import Wish
+from reservation.domain.reservation import Reservation, Wish
 from reservation.prepare import Done, Prepared
 from reservation.redis.batch import Alike, Made
 
@@ -103,11 +103,11 @@ class PreparePath:
         self._cors_lines: dict[bytes, bytes] = {}
         #: By sale, its epoch, the version of its settings, whether admitted, and body.
         self._wishes: dict[tuple[str, str, int, bool, bytes], Wish] = {}
-        #: None where there was one answer only so far.
-        self._alike: dict[Alike, AnswersAlike | None] = {}
+        self._forms: dict[tuple[Any, ...], AnswerForm] = {}
+        self._alike: dict[Alike, AnswersAlike] = {}
         self._refusals: dict[Exception, Refusal] = {}
         # Where answers have other members than a form knows, the start fails and not each answer.
-        AnswersAlike(api, ANY_RESERVATION, epoch="")
+        AnswerForm(api, ANY_RESERVATION, epoch="")
 
     @staticmethod
     def may_take(method: bytes, url: bytes) -> bool:
@@ -213,14 +213,28 @@ class PreparePath:
         if self._now_ms() >= alike.reservation.expires_at_ms:
             # It took longer than the hold: the answer tells that it is over.
             return self.found(Prepared(made.reservation(), epoch, replayed=False))
-        if alike not in self._alike:
-            # A form costs as much as some answers: it is made for the second of them.
-            _keep(self._alike, alike, None)
-            return self.found(Prepared(made.reservation(), epoch, replayed=False))
-        answers = self._alike[alike]
+        answers = self._alike.get(alike)
         if answers is None:
-            answers = self._alike[alike] = AnswersAlike(self._api, alike.reservation, epoch)
+            answers = self._form(alike.reservation, epoch).of_call(alike.reservation)
+            _keep(self._alike, alike, answers)
         return answers.of(made)
+
+    def _form(self, alike: Reservation, epoch: str) -> AnswerForm:
+        """Of all answers to this wish, in this call and the next."""
+        key = (
+            alike.sale_id,
+            epoch,
+            alike.status,
+            alike.lines,
+            alike.amount,
+            alike.currency,
+            alike.order_name,
+        )
+        form = self._forms.get(key)
+        if form is None:
+            form = AnswerForm(self._api, alike, epoch)
+            _keep(self._forms, key, form)
+        return form
 
     def found(self, prepared: Prepared) -> bytes:
         """A reservation on the wire, however it came about."""

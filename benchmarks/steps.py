@@ -15,7 +15,7 @@ import httptools
 import msgspec
 import uvloop
 
-from api.answers_alike import AnswersAlike
+from api.answers_alike import AnswerForm
 from api.app import context_of
 from api.auth import Guests
 from api.observe import record, request_id
@@ -143,7 +143,8 @@ async def measure(data_dir: Path) -> dict[str, float]:
         common = Common(SALE.sale_id, PrepareWord.HELD, HELD, [wish])
         baskets = [basket_of(buyer) for buyer in buyers]
         orders = [made(common, basket) for basket in baskets]
-        answers = AnswersAlike(api, orders[0].alike.reservation, SALE.epoch)
+        alike = orders[0].alike.reservation
+        answers = AnswerForm(api, alike, SALE.epoch).of_call(alike)
         return {
             "parse the request": microseconds(parsed, [request_of(buyer[1]) for buyer in buyers]),
             "verify a new buyer's token": microseconds(verified_first, [None] * TIMES),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api import answers_alike
-from api.answers_alike import ANY_RESERVATION, AnswersAlike
+from api.answers_alike import ANY_RESERVATION, AnswerForm
 from api.context import Api
 from api.reservations import answer_of
 from reservation.domain.errors import BrokenInvariant
@@ -56,12 +56,15 @@ def alike(**changes: Any) -> Reservation:
     st.sampled_from((Status.HELD, Status.PREPARED)),
     st.text(min_size=1, max_size=100),
 )
-def test_each_of_those_who_share_a_form_gets_the_answer_that_the_route_gives(
+def test_each_of_those_who_share_a_call_gets_the_answer_that_the_route_gives(
     buyers: list[tuple[str, int]], status: Status, name: str
 ) -> None:
     api = api_with()
     shared = Alike(alike(status=status, order_name=name))
-    form = AnswersAlike(api, shared.reservation, "epoch")
+    earlier = msgspec.structs.replace(
+        shared.reservation, created_at_ms=1, updated_at_ms=1, expires_at_ms=2
+    )
+    answers = AnswerForm(api, earlier, "epoch").of_call(shared.reservation)
     for buyer_id, seq in buyers:
         order_id = api.service.order_ids.order_id(
             sale_id="sale", buyer_id=buyer_id, idempotency_key="k"
@@ -71,7 +74,7 @@ def test_each_of_those_who_share_a_form_gets_the_answer_that_the_route_gives(
         )
         made = Made(shared, basket, seq)
         route = answer_of(api, Prepared(made.reservation(), "epoch", replayed=False))
-        assert form.of(made) == msgspec.json.encode(route)
+        assert answers.of(made) == msgspec.json.encode(route)
 
 
 def test_an_answer_that_has_other_places_than_a_form_ends_the_start(
@@ -79,4 +82,4 @@ def test_an_answer_that_has_other_places_than_a_form_ends_the_start(
 ) -> None:
     monkeypatch.setattr(answers_alike, "_PLACES", answers_alike._PLACES[::-1])
     with pytest.raises(BrokenInvariant):
-        AnswersAlike(api_with(), ANY_RESERVATION, "")
+        AnswerForm(api_with(), ANY_RESERVATION, "")
