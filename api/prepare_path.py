@@ -96,6 +96,8 @@ class PreparePath:
         self._api = api
         self._now_ms = api.service.clock.now_ms
         self._monotonic = api.service.clock.monotonic
+        self._at_hand = api.service.catalog.at_hand
+        self._turned_away = api.service.prepare.turned_away
         self._prepares = api.prepares
         self._body = msgspec.json.Decoder(PrepareRequest)
         self._answer = msgspec.json.Encoder()
@@ -125,12 +127,12 @@ class PreparePath:
         """
         began = time.perf_counter()
         fields = dict(headers)
-        known = self._api.service.catalog.at_hand(url[len(_PREFIX) : -len(_SUFFIX)].decode())
+        known = self._at_hand(url[len(_PREFIX) : -len(_SUFFIX)].decode())
         cors = self._cors_of(fields) if b"origin" in fields else b""
         if known is None or cors is None or len(fields) != len(headers):
             return False
         its_id = request_id(fields.get(b"x-request-id", b""))
-        turned_away = self._api.service.prepare.turned_away(known)
+        turned_away = self._turned_away(known)
         if turned_away is not None:
             # Before the work that makes others wait longer: it is the same for good and bad.
             self._turn_away(turned_away, began, its_id, cors, asked)

@@ -15,7 +15,7 @@ def encode(data: bytes) -> str:
 
 def encoded(data: bytes) -> bytes:
     """The same, as ASCII."""
-    return b2a_base64(data, newline=False).translate(_TO_URL, b"=")
+    return b2a_base64(data).translate(_TO_URL, b"=\n")
 
 
 def decode(text: bytes) -> bytes:
