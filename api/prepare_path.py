@@ -105,7 +105,8 @@ class PreparePath:
         self._cors_lines: dict[bytes, bytes] = {}
         #: By sale, its epoch, the version of its settings, whether admitted, and body.
         self._wishes: dict[tuple[str, str, int, bool, bytes], Wish] = {}
-        self._forms: dict[tuple[Any, ...], AnswerForm] = {}
+        #: By what makes a form; None where there was one answer only so far.
+        self._forms: dict[tuple[Any, ...], AnswerForm | None] = {}
         self._alike: dict[Alike, AnswersAlike] = {}
         self._refusals: dict[Exception, Refusal] = {}
         # Where answers have other members than a form knows, the start fails and not each answer.
@@ -217,12 +218,15 @@ class PreparePath:
             return self.found(Prepared(made.reservation(), epoch, replayed=False))
         answers = self._alike.get(alike)
         if answers is None:
-            answers = self._form(alike.reservation, epoch).of_call(alike.reservation)
+            form = self._form(alike.reservation, epoch)
+            if form is None:
+                return self.found(Prepared(made.reservation(), epoch, replayed=False))
+            answers = form.of_call(alike.reservation)
             _keep(self._alike, alike, answers)
         return answers.of(made)
 
-    def _form(self, alike: Reservation, epoch: str) -> AnswerForm:
-        """Of all answers to this wish, in this call and the next."""
+    def _form(self, alike: Reservation, epoch: str) -> AnswerForm | None:
+        """Of the answers to this wish, in this call and the next; None for the first of them."""
         key = (
             alike.sale_id,
             epoch,
@@ -232,10 +236,13 @@ class PreparePath:
             alike.currency,
             alike.order_name,
         )
-        form = self._forms.get(key)
+        if key not in self._forms:
+            # A form costs as much as some answers, and may be for this one alone.
+            _keep(self._forms, key, None)
+            return None
+        form = self._forms[key]
         if form is None:
-            form = AnswerForm(self._api, alike, epoch)
-            _keep(self._forms, key, form)
+            form = self._forms[key] = AnswerForm(self._api, alike, epoch)
         return form
 
     def found(self, prepared: Prepared) -> bytes:

@@ -4,6 +4,7 @@ import hmac
 from typing import Final
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.catalog import Catalog
 from reservation.conclude import Case, Conclude
@@ -16,13 +17,11 @@ from reservation.domain.states import Status
 from reservation.judge import Asked
 from reservation.metrics import alarm
 from reservation.payments.gateway import (
-    Answer,
     Answered,
     Payment,
     PaymentGateway,
+    PaymentMissing,
     PaymentStatus,
-    TryAgain,
-    Unknown,
 )
 from reservation.persistence.ledger import Ledger
 from reservation.redis.store import Outcome, Store
@@ -78,8 +77,11 @@ class Webhook:
         if sale_of(order_id) is None:
             return
         order = await self._store.read(order_id)
-        key = payment_key or (order.payment_key if order else None)
-        if order is None or key is None:
+        if order is None:
+            await self._refuse_while_lost(order_id)
+            return
+        key = payment_key or order.payment_key
+        if key is None:
             return
         if order.status is Status.CONFIRMING:
             # Whoever has the lease decides; where nobody has, this does it a little sooner.
@@ -96,16 +98,28 @@ class Webhook:
             log.warning("webhook_forged", order_id=order_id)
             return
         answer = await self._gateway.look_up(key)
-        if isinstance(answer, TryAgain | Unknown) or _of_another_key(answer, key):
+        if isinstance(answer, Answered) and answer.payment.payment_key == key:
+            if answer.payment.order_id == order_id:
+                await self._bring_in_line(order, answer)
+                return
+        elif not isinstance(answer, PaymentMissing):
             # Nobody else looks at an order that has ended, so the PG has to tell again.
             raise Unavailable("The payment could not be looked up; send this again.")
-        if not isinstance(answer, Answered):
-            return
-        if answer.payment.order_id == order_id:
-            await self._bring_in_line(order, answer)
-        elif key == order.payment_key:
-            # A foreign key is a forged webhook; to our own one this is no answer.
-            raise Unavailable("The answer was for another order; send this again.")
+        if key == order.payment_key:
+            # With a key that is not ours a webhook is forged; with our own the PG is mistaken.
+            raise Unavailable("The payment is not the one it was; send this again.")
+
+    async def _refuse_while_lost(self, order_id: str) -> None:
+        """Have the PG tell again what a Redis that lost the order cannot be told now."""
+        if self._all.wait("", self._clock.monotonic()):
+            # Also forged ones ask SQL, which has better things to do.
+            raise Unavailable("Too many at once; send this again.")
+        try:
+            lost = await self._ledger.order(order_id)
+        except (SQLAlchemyError, OSError) as error:
+            raise Unavailable("The order could not be looked up; send this again.") from error
+        if lost is not None:
+            raise Unavailable("The order is being restored; send this again.")
 
     async def _is_secret_of(self, order_id: str, secret: str) -> bool:
         payment = await self._ledger.payment_of(order_id)
@@ -168,8 +182,3 @@ class Webhook:
                     alarm("cancelled_at_the_pg", order_id=case.order.order_id)
             case _:
                 pass
-
-
-def _of_another_key(answer: Answer, payment_key: str) -> bool:
-    """What is cancelled must be the very payment that was looked up."""
-    return isinstance(answer, Answered) and answer.payment.payment_key != payment_key
