@@ -35,6 +35,9 @@ log = structlog.get_logger(__name__)
 #: not turn us into a hammer on the PG. What is skipped, the PG tells again.
 LOOK_UPS_PER_ORDER: Final = Rate(count=5, per_seconds=60)
 LOOK_UPS_ALL: Final = Rate(count=50, per_seconds=1)
+#: Orders that Redis does not have and SQL is asked for. A count of their own: names that somebody
+#: made up must not use up what orders that are there need.
+LOST_ALL: Final = Rate(count=20, per_seconds=1)
 
 
 class Webhook:
@@ -60,6 +63,7 @@ class Webhook:
         self._clock = clock
         self._per_order = Limiter(LOOK_UPS_PER_ORDER)
         self._all = Limiter(LOOK_UPS_ALL)
+        self._lost = Limiter(LOST_ALL)
 
     async def __call__(
         self, order_id: str, payment_key: str | None, *, secret: str | None = None
@@ -111,8 +115,7 @@ class Webhook:
 
     async def _refuse_while_lost(self, order_id: str) -> None:
         """Have the PG tell again what a Redis that lost the order cannot be told now."""
-        if self._all.wait("", self._clock.monotonic()):
-            # Also forged ones ask SQL, which has better things to do.
+        if self._lost.wait("", self._clock.monotonic()):
             raise Unavailable("Too many at once; send this again.")
         try:
             lost = await self._ledger.order(order_id)
