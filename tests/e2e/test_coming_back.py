@@ -76,6 +76,7 @@ def sale_id(served: Served) -> str:
     return served.sale(items=[item("mug", name="Mug", price=12_000, total=50)])
 
 
+@pytest.mark.slow
 def test_back_out_of_the_browsers_memory_goes_on_with_the_hold(
     served: Served, visit: Visiting, sale_id: str
 ) -> None:
@@ -150,6 +151,7 @@ def test_a_look_into_another_app_gives_nothing_back_and_is_caught_up_with(
     assert visitor.asked("/release") == []
 
 
+@pytest.mark.slow
 def test_of_two_tabs_one_gets_the_last_piece_and_the_other_is_told(
     served: Served, visit: Visiting
 ) -> None:

@@ -143,6 +143,7 @@ def test_who_cancels_on_the_payment_page_has_paid_nothing(served: Served, visit:
     assert served.stock(sale_id, "mug") == (50, 0, 0)
 
 
+@pytest.mark.slow
 def test_back_from_the_payment_page_goes_on_with_the_hold(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS)
     page = visit().open(f"/sales/{sale_id}")
@@ -204,6 +205,7 @@ def test_a_reload_and_a_look_around_keep_the_hold(served: Served, visit: Visitin
     assert visitor.asked("/release") == []
 
 
+@pytest.mark.slow
 def test_who_leaves_the_shop_gives_the_hold_back(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS)
     visitor = visit()
@@ -267,6 +269,7 @@ def test_give_back_gives_back(served: Served, visit: Visiting) -> None:
     assert served.stock(sale_id, "cap") == (5, 0, 0)
 
 
+@pytest.mark.slow
 def test_a_hold_that_runs_out_says_so(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS, holdSeconds=2)
     page = visit().open(f"/sales/{sale_id}")
@@ -322,6 +325,7 @@ def test_an_answer_that_is_lost_is_asked_for_with_the_same_key(
     assert served.stock(sale_id, "mug") == (49, 1, 0)
 
 
+@pytest.mark.slow
 def test_a_service_that_puts_off_is_asked_again_with_the_same_key(
     served: Served, visit: Visiting
 ) -> None:
@@ -339,6 +343,7 @@ def test_a_service_that_puts_off_is_asked_again_with_the_same_key(
     assert len(set(keys)) == 1
 
 
+@pytest.mark.slow
 def test_not_now_does_not_hide_that_an_answer_was_lost(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS)
     page = visit().open(f"/sales/{sale_id}")
@@ -482,6 +487,7 @@ def test_a_sale_that_asks_for_admission_is_entered_by_its_page(
     assert statuses_of(served, sale_id, buyer_of(page)) == ["HELD"]
 
 
+@pytest.mark.slow
 def test_the_page_opens_by_the_servers_clock(served: Served, visit: Visiting) -> None:
     visitor = visit()
     sale_id = served.sale(items=ITEMS, opensAt=soon(2))
@@ -560,6 +566,7 @@ RESULTS = [
 ]
 
 
+@pytest.mark.slow
 def test_each_result_says_whether_money_was_taken(visit: Visiting) -> None:
     visitor = visit()
     answer: dict[str, Any] = {}

@@ -203,6 +203,7 @@ def test_what_is_killed_comes_back_at_the_same_place(make_service: Any) -> None:
     assert service.ask("/health/ready")["redis_url"] == first["redis_url"]
 
 
+@pytest.mark.slow
 def test_sigterm_ends_everything_in_order_within_ten_seconds(make_service: Any) -> None:
     service = make_service()
     service.until_ready()

@@ -56,6 +56,7 @@ async def test_a_backlog_grows_in_length_and_age_while_sql_is_away(
     assert (seen("backlog_events", sale_id), seen("oldest_seconds", sale_id)) == (0, 0)
 
 
+@pytest.mark.slow
 async def test_a_worker_of_its_own_serves_what_it_counts(tmp_path: Path, valkey_url: str) -> None:
     port = free_port()
     async with bench(tmp_path, valkey_url) as shop:

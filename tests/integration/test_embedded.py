@@ -48,11 +48,14 @@ async def ask(server: EmbeddedServer, *command: str) -> object:
         return await client.execute_command(*command)
 
 
-async def test_a_data_directory_with_odd_characters_works(make_server: MakeServer) -> None:
-    server = make_server('of the "shop" 가게 \\n#1')
+async def test_a_data_directory_with_odd_characters_works(
+    make_server: MakeServer, tmp_path: Path
+) -> None:
+    name = 'of the "shop" 가게 \\n#1'
+    server = make_server(name)
     await server.start()
     assert await ask(server, "PING") is True
-    assert (server.socket_path.parent / "valkey" / "appendonlydir").is_dir()
+    assert (tmp_path / name / "valkey" / "appendonlydir").is_dir()
 
 
 async def test_a_path_too_long_for_a_socket_gets_one_in_a_private_directory(

@@ -1,5 +1,7 @@
 """A service in the test's own loop beside a sandbox PG of its own, with short times."""
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,7 +14,10 @@ from reservation.settings import Settings
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import RunningSandbox, running_sandbox
 
-__all__ = ["LIMITS", "shop", "stands"]
+__all__ = ["LIMITS", "comes_to", "shop", "stands"]
+
+#: Far above what a busy machine needs.
+PATIENCE_SECONDS = 20.0
 
 #: A cancel that hangs is given up after a moment, and who is undecided is looked at again at once.
 LIMITS = PaymentLimits(
@@ -43,3 +48,11 @@ async def stands(service: Service, order: Reservation) -> Status:
     found = await service.store.read(order.order_id)
     assert found is not None
     return found.status
+
+
+async def comes_to(service: Service, order: Reservation, status: Status) -> None:
+    """Wait for what goes on after a buyer's request was answered."""
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    while (found := await stands(service, order)) is not status:
+        assert time.monotonic() < give_up_at, found
+        await asyncio.sleep(0.02)

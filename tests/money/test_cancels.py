@@ -17,7 +17,7 @@ from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import RunningSandbox
-from tests.money.shop import shop, stands
+from tests.money.shop import comes_to, shop, stands
 
 
 async def lied_to(bench: Bench, sandbox: RunningSandbox, **fault: Any) -> tuple[Reservation, str]:
@@ -75,7 +75,7 @@ async def test_an_account_that_is_paid_while_it_is_closed_is_sold(
         payment_key = sandbox.put_payment(order.order_id, order.amount, method="virtual_account")
         service = bench.service
         await service.confirm(order, payment_key=payment_key, may_claim=True)
-        assert await stands(service, order) is Status.AWAITING_DEPOSIT
+        await comes_to(service, order, Status.AWAITING_DEPOSIT)
         sandbox.order_fault("error_before_commit", operations=["cancel"], times=1)
         assert await service.settle.deposit(order.order_id) is None
         sandbox.deposit(payment_key)

@@ -29,6 +29,7 @@ def here() -> Iterator[Ground]:
         yield made
 
 
+@pytest.mark.slow
 def test_a_sale_in_fair_weather_sells_and_every_answer_is_true(here: Ground) -> None:
     outcome = here.run(Plan.of(3, faults=False))
     assert not outcome.problems, told(outcome)
