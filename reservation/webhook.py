@@ -125,7 +125,10 @@ class Webhook:
             raise Unavailable("The order is being restored; send this again.")
 
     async def _is_secret_of(self, order_id: str, secret: str) -> bool:
-        payment = await self._ledger.payment_of(order_id)
+        try:
+            payment = await self._ledger.payment_of(order_id)
+        except (SQLAlchemyError, OSError) as error:
+            raise Unavailable("The payment could not be looked up; send this again.") from error
         if payment is None or payment.secret is None:
             # Never shown to us: the look-up alone decides, as for every other webhook.
             return True

@@ -14,7 +14,7 @@ from reservation.settings import Settings
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import RunningSandbox, running_sandbox
 
-__all__ = ["LIMITS", "comes_to", "shop", "stands"]
+__all__ = ["comes_to", "shop", "stands"]
 
 #: Far above what a busy machine needs.
 PATIENCE_SECONDS = 20.0

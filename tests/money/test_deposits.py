@@ -127,6 +127,22 @@ async def test_a_deposit_that_sql_did_not_take_is_told_again(
     assert await account.stands() is Status.CONFIRMED
 
 
+async def test_a_deposit_whose_secret_sql_cannot_tell_is_told_again(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The PG's other webhook of it names no payment and carries a secret."""
+    account.sandbox.deposit(account.payment_key)
+    payment = await account.service.ledger.payment_of(account.order.order_id)
+    assert payment is not None
+    order_id = account.order.order_id
+    with monkeypatch.context() as patch:
+        patch.setattr(account.service.ledger, "payment_of", _away)
+        with pytest.raises(Unavailable):
+            await account.service.webhook(order_id, None, secret=payment.secret)
+    await account.service.webhook(order_id, None, secret=payment.secret)
+    assert await account.stands() is Status.CONFIRMED
+
+
 async def test_a_deposit_that_the_bank_takes_back_while_sql_is_away_is_told_again(
     account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,5 +220,5 @@ async def test_an_account_that_is_due_and_cannot_be_decided_is_looked_at_with_gr
     assert await settler.run_once(account.order.sale_id) == 0
 
 
-async def _away(**_: Any) -> None:
+async def _away(*_: Any, **__: Any) -> None:
     raise OperationalError("INSERT", {}, OSError("SQL is away"))
