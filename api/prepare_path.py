@@ -10,7 +10,6 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
@@ -21,8 +20,10 @@ from api.auth import bearer_in
 from api.context import Api
 from api.observe import record, request_id
 from api.problems import PROBLEM_JSON, refusal_at_prepare
+from api.processor import Processor
 from api.reservations import PRIVATE, answer_of, is_admitted, wish_in
 from api.schemas import PrepareRequest
+from api.turned_away import Newcomer, TurnedAway
 from reservation import tracing
 from reservation.catalog import Known
 from reservation.domain.errors import (
@@ -39,18 +40,11 @@ from reservation.redis.batch import Alike, Made
 __all__ = ["Asked", "PreparePath"]
 
 
-class Asked(Protocol):
+class Asked(Newcomer, Protocol):
     """A complete request that waits for the status, the header lines and the body, once."""
 
     def answer(self, status: int, head: bytes, content: bytes) -> None:
         """Answer it in this turn of the loop."""
-        ...
-
-    def turn_away(self, status: int, head: bytes, content: bytes, told: Callable[[], None]) -> None:
-        """Answer it after others that are turned away too, when so many come at once.
-
-        `told` is called once it is answered, or nobody is there any more.
-        """
         ...
 
 
@@ -99,6 +93,7 @@ class PreparePath:
         self._at_hand = api.service.catalog.at_hand
         self._turned_away = api.service.prepare.turned_away
         self._prepares = api.prepares
+        self._outside = TurnedAway(Processor().is_full)
         self._body = msgspec.json.Decoder(PrepareRequest)
         self._answer = msgspec.json.Encoder()
         self._cors = cors
@@ -167,7 +162,7 @@ class PreparePath:
             if span is not None and tracing.tracer is not None:
                 tracing.tracer.answered(span, _OPERATION, status)
 
-        asked.turn_away(status, _head(lines, content, cors, its_id), content, told)
+        self._outside.add(asked, status, _head(lines, content, cors, its_id), content, told)
 
     def _buyer(self, fields: dict[bytes, bytes]) -> str | None:
         token = bearer_in(fields[b"authorization"].decode("latin-1"))

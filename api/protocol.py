@@ -8,7 +8,6 @@ as if nothing had been tried. Parsing, keep-alive, pipelining and draining stay 
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -20,15 +19,6 @@ __all__ = ["ShortWayProtocol"]
 
 #: A body above this is not gathered here: the framework refuses it, or takes it piece by piece.
 GATHERED_BYTES_MAX: Final = 4 * 1024
-#: Newcomers that are told "not now" in one turn of the loop. Whoever is told sends again, so this
-#: bounds what a turn reads as well, and with that how long all else waits: a call to Redis is sent
-#: and read once a turn. Without it thousands of refusals made a turn of a tenth of a second, and
-#: nine holds of ten were lost to them.
-TURNED_AWAY_A_TURN: Final = 24
-#: One of so many is the one who has waited longest, the others have just come: where more come
-#: than can be told, most are told in milliseconds, and nobody waits for ever. In the order of
-#: arrival all would wait for as long as the line is.
-ONE_OF_THE_FIRST_IN: Final = 8
 
 
 class _NobodyWaits:
@@ -61,12 +51,6 @@ class _Gathered:
             self._protocol.loop.call_soon(_write_due, self._protocol.loop)
         _due.append((self, status, head, content))
 
-    def turn_away(self, status: int, head: bytes, content: bytes, told: Callable[[], None]) -> None:
-        """Write the answer when it is this one's turn among those that are turned away."""
-        if not _turned_away:
-            self._protocol.loop.call_soon(_write_turned_away, self._protocol.loop)
-        _turned_away.append((self, status, head, content, told))
-
     def write(self, status: int, head: bytes, content: bytes) -> None:
         """Write it now."""
         self.response_complete = True
@@ -89,27 +73,6 @@ def _write_due(loop: asyncio.AbstractEventLoop) -> None:
         # Also where one of them broke: the others wait.
         if _due:
             loop.call_soon(_write_due, loop)
-
-
-#: Refusals that are still to be written.
-_turned_away: deque[tuple[_Gathered, int, bytes, bytes, Callable[[], None]]] = deque()
-
-
-def _write_turned_away(loop: asyncio.AbstractEventLoop) -> None:
-    try:
-        written = 0
-        while _turned_away and written < TURNED_AWAY_A_TURN:
-            last = written % ONE_OF_THE_FIRST_IN
-            taken = _turned_away.pop() if last else _turned_away.popleft()
-            gathered, status, head, content, told = taken
-            # Who gave up waiting takes nobody's turn.
-            written += not gathered.disconnected
-            gathered.write(status, head, content)
-            told()
-    finally:
-        # Also where one of them broke: the others wait.
-        if _turned_away:
-            loop.call_soon(_write_turned_away, loop)
 
 
 class _ServerLines:

@@ -16,6 +16,9 @@ __all__ = ["BROKEN", "Answer", "Bystanders", "Payment", "at_pace"]
 
 #: Longer than anybody waits; a late answer is still an answer.
 _ANSWER_SECONDS_MAX: Final = 30.0
+#: Less than the service lets one idle: on one that is ended at this very moment a request is lost.
+#: A browser sends it again.
+_IDLE_CONNECTION_SECONDS_MAX: Final = 2.0
 #: Orders and payments that are made at once before anything is measured.
 _AT_ONCE: Final = 16
 #: No answer at all.
@@ -51,7 +54,9 @@ class Bystanders:
             base_url=url,
             trust_env=False,
             timeout=_ANSWER_SECONDS_MAX,
-            limits=httpx.Limits(max_connections=None),
+            limits=httpx.Limits(
+                max_connections=None, keepalive_expiry=_IDLE_CONNECTION_SECONDS_MAX
+            ),
         )
 
     async def prepare(self) -> httpx.Response:

@@ -50,7 +50,7 @@ WAITING_SECONDS_MAX: Final = 0.5
 #: that met a slow moment must not turn a short line away.
 BATCHES_WAITING_MIN: Final = 2
 #: How much of what is known of a full batch's time is the last one's.
-LAST_BATCH_SHARE: Final = 0.2
+LAST_BATCH_SHARE: Final = 0.05
 #: Answers that are written before the loop looks at sockets again: about a millisecond.
 ANSWERS_AT_ONCE: Final = 32
 #: The next call leaves before the answers of the last are made where that call took less than so

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 import uvicorn
 
-from api import protocol
+from api import turned_away
 from api.app import create_app
 from api.auth import Guests
 from api.protocol import ShortWayProtocol
@@ -292,7 +292,7 @@ async def test_everybody_of_a_crowd_is_turned_away_though_few_are_told_at_once(
     sale_id = await ways.sale("1")
     _, token = Guests(ways.settings).new("")
     monkeypatch.setattr(batch, "WAITING_MAX", 0)
-    monkeypatch.setattr(protocol, "TURNED_AWAY_A_TURN", 3)
+    monkeypatch.setattr(turned_away, "TOLD_A_TURN", 3)
     streams = [await ways.connect() for _ in range(50)]
     for number, (_, writer) in enumerate(streams):
         writer.write(prepare(token, sale_id, "1", {"key": f"k-{number}"}))

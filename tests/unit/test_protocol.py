@@ -163,17 +163,3 @@ def test_an_answer_that_cannot_be_written_leaves_those_behind_it_their_turn(
     [(again, *given)] = loop.calls
     again(*given)
     assert told == ["one", "three"]
-
-
-def test_who_gave_up_takes_nobody_s_turn_among_those_that_are_turned_away(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    told: list[str] = []
-    loop: Any = Soon()
-    gone = [(Waiting(told, "gone", gone=True), 503, b"", b"", lambda: None) for _ in range(50)]
-    here = [(Waiting(told, name), 503, b"", b"", lambda: None) for name in NAMES]
-    monkeypatch.setattr(protocol, "_turned_away", deque(gone + here))
-    monkeypatch.setattr(protocol, "TURNED_AWAY_A_TURN", 3)
-    protocol._write_turned_away(loop)
-    # The first in line has gone; the last that came are told, and nobody is left.
-    assert sorted(told) == sorted(NAMES)
