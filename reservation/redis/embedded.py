@@ -49,6 +49,12 @@ _LOG_BYTES_MAX: Final = 1024 * 1024
 #: How much of the log is looked through for the line that says why a start failed.
 _LOG_TAIL_BYTES: Final = 4096
 
+#: For a server that is built on glibc's allocator, as the wheel's are; others ignore it. Redis lets
+#: go of all that a script's commands were made of at the script's end: some thousand small pieces.
+#: glibc keeps seven of a size at hand, and sorts the others in again, which took a fourth of
+#: Redis' time: holds that ran out ended at 27,000 a second instead of 36,000.
+_ALLOCATOR: Final = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=8000"}
+
 #: How the launcher ties the server to this process.
 _LAUNCH_MODE = "become" if sys.platform == "linux" else "guard"
 
@@ -200,6 +206,7 @@ class EmbeddedServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env=_ALLOCATOR | os.environ,
                 # Of its own, so that Ctrl-C in a terminal ends what uses it first.
                 process_group=0,
             )  # fmt: skip

@@ -105,6 +105,20 @@ async def test_it_runs_as_the_reliability_rules_say(each_server_url: str) -> Non
     assert {name: configured[name] for name in expected} == expected
 
 
+@pytest.mark.parametrize("operators", [None, "glibc.malloc.tcache_count=9"])
+async def test_the_allocator_keeps_a_script_s_pieces_at_hand_unless_the_operator_set_it(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch, operators: str | None
+) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if operators:
+        monkeypatch.setenv("GLIBC_TUNABLES", operators)
+    server = make_server()
+    await server.start()
+    assert server.pid is not None
+    environ = psutil.Process(server.pid).environ()
+    assert environ["GLIBC_TUNABLES"] == (operators or "glibc.malloc.tcache_count=8000")
+
+
 async def test_debug_is_closed_and_memory_is_bounded_unless_a_test_says_otherwise(
     make_server: MakeServer,
 ) -> None:
