@@ -15,8 +15,8 @@ __all__ = ["Newcomer", "TurnedAway"]
 #: well, and with that how long all else waits: a call to Redis is sent and read once a turn.
 #: Without it thousands of refusals made a turn of a tenth of a second, and nine holds of ten were
 #: lost to them. Told one by one each costs twice as much.
-TOLD_A_TURN: Final = 12
-#: From one such turn to the next while the processor is full: twelve take half a millisecond.
+TOLD_A_TURN: Final = 24
+#: From one such turn to the next while the processor is full: 24 take about a millisecond.
 #: Without it refusals took a third of the time, and of the holds four in ten were lost.
 PAUSE_SECONDS: Final = 0.01
 #: One of so many is the one who has waited longest, the others have just come: where more come
