@@ -29,12 +29,16 @@ class Processor:
 
     def is_full(self) -> bool:
         """Whether this process or the whole machine has no time left."""
-        if time.monotonic() - self._seen[0] > LOOK_SECONDS:
-            (then, used_then, total_then, idle_then), self._seen = self._seen, self._look()
-            now, used, total, idle = self._seen
-            self._full = used - used_then > SHARE_MAX * (
-                now - then
-            ) or idle - idle_then < IDLE_MIN * (total - total_then)
+        then, used_then, total_then, idle_then = self._seen
+        if time.monotonic() - then > LOOK_SECONDS:
+            try:
+                now, used, total, idle = self._seen = self._look()
+            except OSError:
+                # A crowd may have taken the last file descriptor. What was seen stands.
+                return self._full
+            process_is = used - used_then > SHARE_MAX * (now - then)
+            machine_is = idle - idle_then < IDLE_MIN * (total - total_then)
+            self._full = process_is or machine_is
         return self._full
 
     def _look(self) -> tuple[float, float, int, int]:

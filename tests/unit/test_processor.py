@@ -58,6 +58,18 @@ def test_what_was_seen_stands_until_it_is_looked_at_again(machine: Machine) -> N
     assert not looked_at.is_full()
 
 
+def test_what_was_seen_stands_while_it_cannot_be_looked_at(machine: Machine) -> None:
+    """A crowd may have taken the last file descriptor."""
+    looked_at = Processor(machine.stat)
+    machine.passes(LOOK_SECONDS * 1.1, used=1.0, idle=0.0)
+    assert looked_at.is_full()
+    machine.passes(LOOK_SECONDS * 1.1)
+    machine.stat.unlink()
+    assert looked_at.is_full()
+    machine.passes(LOOK_SECONDS * 1.1)
+    assert not looked_at.is_full()
+
+
 def test_where_the_system_tells_nothing_of_the_machine_this_process_counts(
     machine: Machine, tmp_path: Path
 ) -> None:
