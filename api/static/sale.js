@@ -159,10 +159,19 @@ async function readSale() {
 
 const refreshSale = () => reading(readSale);
 
+/** What was read before a hold came or went tells nothing of it. */
+async function listWhileUnchanged() {
+  for (;;) {
+    const before = hold.current?.orderId;
+    const reservations = await listReservations(saleId);
+    if (hold.current?.orderId === before) return reservations;
+  }
+}
+
 /** The reservations are the service's: a reload, a way back and another tab all go on with them. */
 function refreshReservations({ after = "" } = {}) {
   return reading(async () => {
-    const reservations = await listReservations(saleId);
+    const reservations = await listWhileUnchanged();
     drawOrders(reservations);
     const live = reservations.find(isLive) ?? null;
     const before = hold.current;

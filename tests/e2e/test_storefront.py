@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, Response, Route, Worker, expect
+from playwright.sync_api import APIResponse, BrowserContext, Page, Response, Route, Worker, expect
 
 from api.pages import SDK_HEADERS
 from api.problems import STATUSES
@@ -392,6 +392,34 @@ def test_each_wish_has_a_key_of_its_own(served: Served, visit: Visiting) -> None
     expect(page.locator("#hold")).to_be_visible()
     assert len(set(keys)) == 2
     assert statuses_of(served, sale_id, buyer_of(page)) == ["HELD", "RELEASED"]
+
+
+def test_a_list_from_before_the_hold_does_not_take_it_away(served: Served, visit: Visiting) -> None:
+    sale_id = served.sale(items=ITEMS)
+    page = visit().open(f"/sales/{sale_id}")
+    hold(page)
+    late: list[tuple[Route, APIResponse]] = []
+
+    def keep_the_first(route: Route) -> None:
+        if route.request.method == "GET" and not late:
+            late.append((route, route.fetch()))
+        else:
+            route.continue_()
+
+    page.route(re.compile(rf"/v1/sales/{sale_id}/reservations$"), keep_the_first)
+    page.locator("#give-back").click()
+    while not late:
+        page.wait_for_timeout(50)
+    page.locator("#buy").click()
+    expect(page.locator("#hold")).to_be_visible()
+    route, answer = late[0]
+    with page.expect_response(
+        lambda response: response.request.method == "GET" and response.request != route.request
+    ):
+        route.fulfill(response=answer)
+    page.evaluate("new Promise((drawn) => setTimeout(drawn))")
+    expect(page.locator("#hold")).to_be_visible()
+    expect(page.locator("#notice")).to_be_hidden()
 
 
 def test_a_key_whose_hold_has_ended_is_not_used_again(served: Served, visit: Visiting) -> None:
