@@ -1,12 +1,12 @@
 """What one open hold keeps in Redis once SQL has its event, key by key."""
 
 import asyncio
-import secrets
 from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 
+from api.auth import new_guest_id
 from benchmarks.alone import service_alone
 from benchmarks.run import Goal, Run, Section
 from benchmarks.sale import PRICE, SALE_ID, SKU
@@ -65,8 +65,7 @@ async def _hold(service: Service, count: int) -> None:
     known = await service.catalog.get(SALE_ID)
     wish = wish_of(known.sale, [(SKU, 1)], PRICE)
     for first in range(0, count, _AT_ONCE):
-        # As long as a guest's id.
-        buyers = [f"guest-{secrets.token_urlsafe(16)}" for _ in range(min(_AT_ONCE, count - first))]
+        buyers = [new_guest_id() for _ in range(min(_AT_ONCE, count - first))]
         await asyncio.gather(*(service.prepare(known, buyer, "once", wish) for buyer in buyers))
 
 
