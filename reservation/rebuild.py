@@ -251,7 +251,8 @@ class Rebuild:
                 if intent is not None:
                     # The claim that SQL never got is made again, under the fence of its intent.
                     confirming = row.status == Status.CONFIRMING
-                    fields["fence"] = str(intent.fence - (0 if confirming else 1))
+                    if fence := intent.fence - (0 if confirming else 1):
+                        fields["fence"] = str(fence)
                 self._add_order(writes, row, fields)
                 writes = await self._sent_when_full(plan, writes)
             await self._restorer.write(plan.sale_id, writes, epoch=plan.ours)

@@ -48,11 +48,13 @@ class _Payments:
 
     def __init__(self) -> None:
         self.fields: dict[str, str] = {}
+        self.claimed = False
         self.attempts = 0
 
     def add(self, event: Event) -> None:
         data = msgspec.json.decode(event.data, type=_Data)
         if event.event == EventName.CLAIMED:
+            self.claimed = True
             self.attempts += 1
             self.fields["payment_key"] = data.payment_key
             self.fields["claimed_at"] = str(event.at_ms)
@@ -135,6 +137,8 @@ def has_story(row: OrderRow) -> bool:
 def order_fields(row: OrderRow, story: Sequence[Event]) -> dict[str, str]:
     """The fields of the hash that the scripts read.
 
+    What nothing has befallen yet says neither that it is unchanged nor that it was never claimed.
+
     Args:
         row: the order as its last event left it.
         story: what befell its payments, in order.
@@ -143,19 +147,20 @@ def order_fields(row: OrderRow, story: Sequence[Event]) -> dict[str, str]:
     for event in story:
         payments.add(event)
     items = [[line.sku, line.quantity, line.price] for line in row.lines]
-    return {
+    fields = {
         "status": row.status,
         "buyer": row.buyer_id,
         "items": msgspec.json.encode(items).decode(),
         "amount": str(row.amount),
-        "currency": row.currency,
         "name": row.order_name,
         "digest": row.digest,
-        "created_at": str(row.created_at_ms),
-        "updated_at": str(row.updated_at_ms),
+        "hold": str((row.expires_at_ms - row.created_at_ms) // 1000),
         "expires_at": str(row.expires_at_ms),
-        "fence": str(row.fence),
-        "attempts": str(payments.attempts),
         "seq": str(row.seq),
         **payments.fields,
     }
+    if payments.claimed:
+        fields |= {"fence": str(row.fence), "attempts": str(payments.attempts)}
+    if payments.claimed or row.status not in (Status.HELD, Status.PREPARED):
+        fields["updated_at"] = str(row.updated_at_ms)
+    return fields

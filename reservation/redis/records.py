@@ -37,8 +37,15 @@ def as_items(text: str) -> tuple[Line, ...]:
     )
 
 
-def as_reservation(sale_id: str, order_id: str, fields: Mapping[str, str]) -> Reservation:
-    """An order's hash as a reservation."""
+def as_reservation(
+    sale_id: str, order_id: str, fields: Mapping[str, str], *, currency: str
+) -> Reservation:
+    """An order's hash as a reservation; its currency is its sale's.
+
+    Of an order that nothing befell yet the hash says neither when it was last changed nor how often
+    it was claimed. Of one that was claimed it must. `hold` is in seconds.
+    """
+    created_at_ms = int(fields["expires_at"]) - 1000 * int(fields["hold"])
     claimed_at = fields.get("claimed_at")
     status = Status(fields["status"])
     # An account is open until its own due date; the hold's old deadline is over by then.
@@ -50,13 +57,13 @@ def as_reservation(sale_id: str, order_id: str, fields: Mapping[str, str]) -> Re
         status=status,
         lines=as_items(fields["items"]),
         amount=int(fields["amount"]),
-        currency=fields["currency"],
+        currency=currency,
         order_name=fields["name"],
-        created_at_ms=int(fields["created_at"]),
-        updated_at_ms=int(fields["updated_at"]),
+        created_at_ms=created_at_ms,
+        updated_at_ms=int(fields.get("updated_at", created_at_ms)),
         expires_at_ms=int(fields[deadline]),
         seq=int(fields["seq"]),
-        fence=int(fields["fence"]),
+        fence=int(fields["fence"] if claimed_at else fields.get("fence", "0")),
         payment_key=fields.get("payment_key"),
         claimed_at_ms=int(claimed_at) if claimed_at else None,
         attempts={

@@ -12,7 +12,12 @@ from typing import Any, Final
 import msgspec
 
 from reservation.domain.clock import Clock, as_wire
-from reservation.domain.errors import BuyerLimitExceeded, ReservationExpired, SoldOut
+from reservation.domain.errors import (
+    BuyerLimitExceeded,
+    ReservationExpired,
+    SaleRecovering,
+    SoldOut,
+)
 from reservation.domain.ids import sale_of
 from reservation.domain.reservation import PAYMENT_ATTEMPTS_MAX, Reservation
 from reservation.domain.states import Status
@@ -104,20 +109,33 @@ class Store:
         return found[0]
 
     async def read_many(self, order_ids: Sequence[str]) -> list[Reservation | None]:
-        """The reservations of these ids, in order, each None where Redis has none."""
+        """The reservations of these ids, in order, each None where Redis has none.
+
+        Raises:
+            SaleRecovering: Redis has an order, and no longer the sale that says its currency.
+        """
         if not order_ids:
             return []
-        sales = [sale_of(order_id) or "" for order_id in order_ids]
+        of_order = {order_id: sale_of(order_id) or "" for order_id in order_ids}
+        sales = list(dict.fromkeys(of_order.values()))
         replies = await self._connections.pipeline(
             [
-                ("HGETALL", self._keys.of(sale_id).order(order_id))
-                for sale_id, order_id in zip(sales, order_ids, strict=True)
+                *(("HGET", self._keys.of(sale_id).sale, "currency") for sale_id in sales),
+                *(("HGETALL", self._keys.of(of_order[one]).order(one)) for one in order_ids),
             ]
         )
-        return [
-            as_reservation(sale_id, order_id, as_mapping(reply)) if good(reply) else None
-            for sale_id, order_id, reply in zip(sales, order_ids, replies, strict=True)
-        ]
+        currencies = dict(zip(sales, map(good, replies), strict=False))
+        found: list[Reservation | None] = []
+        for order_id, reply in zip(order_ids, replies[len(sales) :], strict=True):
+            sale_id, fields = of_order[order_id], as_mapping(good(reply))
+            if fields and currencies[sale_id] is None:
+                raise SaleRecovering
+            found.append(
+                as_reservation(sale_id, order_id, fields, currency=currencies[sale_id])
+                if fields
+                else None
+            )
+        return found
 
     async def orders_of_buyer(self, sale_id: str, buyer_id: str, limit: int) -> list[Reservation]:
         """This buyer's reservations in this sale, newest first, at most `limit`."""

@@ -37,6 +37,7 @@ Cost     O(lines), at most 20
 --@include lib/now.lua
 --@include lib/head.lua
 --@include lib/count.lua
+--@include lib/payments.lua
 --@include lib/lines.lua
 --@include lib/due.lua
 
@@ -62,9 +63,13 @@ if not head then return {"recovering"} end
 
 local found = redis.call(
     "HMGET", order, "status", "items", "fence", "attempts", "payment_key", "claim_id",
-    "attempt:" .. payment_key)
-local status, fence, attempts = found[1], tonumber(found[3]), tonumber(found[4])
+    "attempt:" .. payment_key, "claimed_at")
+local status = found[1]
+local fence, attempts = payment_count(found[3], found[8]), payment_count(found[4], found[8])
 if not status then return {"not_found"} end
+if not fence or not attempts then
+    return redis.error_reply("BUG claim: a claimed order has no fence or no attempts")
+end
 if status == "CONFIRMING" and found[5] == payment_key and found[6] == claim_id then
     return {"claimed", int(fence), redis.call("ZSCORE", confirming, order_id)}
 end

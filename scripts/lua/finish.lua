@@ -34,6 +34,7 @@ Cost     O(lines), at most 20
 --@include lib/now.lua
 --@include lib/head.lua
 --@include lib/count.lua
+--@include lib/payments.lua
 --@include lib/lines.lua
 
 local sale, deadlines, confirming, deposits, outbox = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
@@ -60,9 +61,14 @@ local head = open_head(sale, outbox, epoch)
 if not head then return {"recovering"} end
 
 local found = redis.call(
-    "HMGET", order, "status", "items", "fence", "payment_key", "expires_at", "finished", "attempts")
-local status, standing, payment_key = found[1], tonumber(found[3]), found[4]
+    "HMGET", order, "status", "items", "fence", "payment_key", "expires_at", "finished", "attempts",
+    "claimed_at")
+local status, payment_key = found[1], found[4]
+local standing, attempts = payment_count(found[3], found[8]), payment_count(found[7], found[8])
 if not status then return {"not_found"} end
+if not standing or not attempts then
+    return redis.error_reply("BUG finish: a claimed order has no fence or no attempts")
+end
 -- What this fence has already written is answered again, so a lost reply costs nothing.
 local this_finish = outcome .. ":" .. int(fence)
 if found[6] == this_finish and not EDGES[outcome][status] then return {"done", status} end
@@ -84,7 +90,6 @@ if wrong then return wrong end
 redis.call("ZCARD", deadlines)
 redis.call("ZCARD", confirming)
 redis.call("ZCARD", deposits)
-local attempts = tonumber(found[7]) - 1
 
 local seq = append_event(head, outcome, order_id, now_ms, string.format(
     '{"from":"%s","to":"%s","fence":%.0f%s}', status, to, fence, members))
@@ -95,7 +100,7 @@ if payment_key and attempt ~= "" then
     redis.call("HSET", order, "attempt:" .. payment_key, attempt)
 elseif payment_key then
     redis.call("HDEL", order, "attempt:" .. payment_key, "payment_key", "claim_id")
-    redis.call("HSET", order, "attempts", int(attempts))
+    redis.call("HSET", order, "attempts", int(attempts - 1))
 end
 redis.call("ZREM", confirming, order_id)
 redis.call("ZREM", deposits, order_id)

@@ -28,6 +28,8 @@ Cost     O(1)
 ]]
 --@include lib/now.lua
 --@include lib/head.lua
+--@include lib/count.lua
+--@include lib/payments.lua
 
 local sale, confirming, outbox, order = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local not_after, epoch, order_id = tonumber(ARGV[1]), ARGV[2], ARGV[3]
@@ -38,9 +40,10 @@ if now_ms > not_after then return {"too_late"} end
 local head = open_head(sale, outbox, epoch)
 if not head then return {"recovering"} end
 
-local found = redis.call("HMGET", order, "status", "fence", "claim_id")
-local status, standing = found[1], tonumber(found[2])
+local found = redis.call("HMGET", order, "status", "fence", "claim_id", "claimed_at")
+local status, standing = found[1], payment_count(found[2], found[4])
 if not status then return {"not_found"} end
+if not standing then return redis.error_reply("BUG lease: a claimed order has no fence") end
 local lease_end = tonumber(redis.call("ZSCORE", confirming, order_id))
 if status == "CONFIRMING" and found[3] == claim_id and standing == fence + 1 then
     return {"taken", int(standing), int(lease_end)}

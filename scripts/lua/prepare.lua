@@ -92,7 +92,8 @@ for index = 1, sku_count do
     stocks[index] = whole and stock or false
 end
 
-local at, expires_at = int(now_ms), int(now_ms + head.hold_seconds * 1000)
+local at, hold_seconds = int(now_ms), int(head.hold_seconds)
+local expires_at = int(now_ms + head.hold_seconds * 1000)
 local holds = head.hold_policy == "prepare"
 local word, status = "prepared", "PREPARED"
 if holds then word, status = "held", "HELD" end
@@ -237,12 +238,12 @@ local function write(basket, wish)
     local seq = append_event(
         head, "prepared", basket.order_id, now_ms, wish.event_begins .. buyer .. wish.event_ends)
     redis.call("ZADD", basket.buyer_orders, at, basket.order_id)
+    -- What every open hold says alike stands in the sale or nowhere: orders are most of the memory.
+    -- When it began is its deadline less the seconds of its hold.
     redis.call(
         "HSET", basket.order, "status", status, "buyer", basket.buyer_id, "items", wish.items,
-        "amount", wish.amount_text, "currency", head.currency, "name", wish.name,
-        "digest", wish.digest,
-        "created_at", at, "updated_at", at, "expires_at", expires_at, "fence", "0",
-        "attempts", "0", "seq", seq)
+        "amount", wish.amount_text, "name", wish.name, "digest", wish.digest,
+        "hold", hold_seconds, "expires_at", expires_at, "seq", seq)
     new_deadlines[#new_deadlines + 1] = expires_at
     new_deadlines[#new_deadlines + 1] = basket.order_id
     for _, line in ipairs(holds and wish.lines or {}) do

@@ -136,6 +136,20 @@ async def test_a_claim_of_nothing_a_late_one_and_one_of_another_epoch(sale: LuaS
     assert await sale.dump() == before
 
 
+@pytest.mark.parametrize("lost", ["fence", "attempts"])
+async def test_a_count_that_a_claim_left_and_that_is_lost_is_a_bug_and_no_zero(
+    sale: LuaSale, lost: str
+) -> None:
+    basket = await sale.hold()
+    claimed = await sale.claim(basket, "pk")
+    await sale.finish(basket, claimed[1], "declined", attempt="declined:X")
+    await sale.connections.command("HDEL", sale.keys.order(basket["order"]), lost)
+    before = await sale.dump()
+    with pytest.raises(Exception, match="BUG claim"):
+        await sale.claim(basket, "second card")
+    assert await sale.dump() == before
+
+
 async def test_stock_keys_of_other_items_are_a_bug_and_change_nothing(sale: LuaSale) -> None:
     basket = await sale.hold()
     before = await sale.dump()

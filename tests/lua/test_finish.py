@@ -157,3 +157,24 @@ async def test_voided_without_a_memory_leaves_no_trace_of_the_key(sale: LuaSale)
     order = await sale.order(basket)
     assert not {"payment_key", "claim_id", "attempt:pk"} & set(order)
     assert order["attempts"] == "0"
+
+
+async def test_an_order_that_was_never_claimed_is_finished_under_fence_0_alone(
+    sale: LuaSale,
+) -> None:
+    basket = await sale.hold()
+    await sale.release(basket)
+    assert await sale.finish(basket, 1, "refunded") == ["stale", "RELEASED", "0"]
+    assert await sale.finish(basket, 0, "refunded") == ["done", "REFUNDED"]
+    assert not {"fence", "attempts"} & (await sale.order(basket)).keys()
+
+
+@pytest.mark.parametrize("lost", ["fence", "attempts"])
+async def test_a_count_that_is_lost_is_a_bug_and_no_zero(sale: LuaSale, lost: str) -> None:
+    basket = await brought_to(sale, "CONFIRMING")
+    await sale.connections.command("HDEL", sale.keys.order(basket["order"]), lost)
+    before = await sale.dump()
+    for fence in (0, 1):
+        with pytest.raises(Exception, match="BUG finish"):
+            await sale.finish(basket, fence, "confirmed")
+    assert await sale.dump() == before

@@ -3,6 +3,8 @@
 import asyncio
 from typing import Any
 
+import pytest
+
 from tests.fixtures.lua_sale import NOW, LuaSale
 
 
@@ -87,4 +89,19 @@ async def test_a_lease_of_nothing_a_late_one_and_one_of_another_epoch(sale: LuaS
     assert await sale.lease(sale.basket(), 1) == ["not_found"]
     assert await sale.lease(basket, 1, late=1) == ["too_late"]
     assert await sale.lease(basket, 1, epoch="other") == ["recovering"]
+    assert await sale.dump() == before
+
+
+async def test_an_order_that_was_never_claimed_has_fence_0(sale: LuaSale) -> None:
+    assert await sale.lease(await sale.hold(), 0) == ["stale", "HELD", "0"]
+
+
+async def test_a_lost_fence_is_a_bug_and_no_zero(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    await sale.claim(basket)
+    await over(sale, basket)
+    await sale.connections.command("HDEL", sale.keys.order(basket["order"]), "fence")
+    before = await sale.dump()
+    with pytest.raises(Exception, match="BUG lease"):
+        await sale.lease(basket, 0)
     assert await sale.dump() == before

@@ -304,8 +304,8 @@ class Sale(RuleBasedStateMachine):
         assert await self.members(names.deposits) == self.orders_in("AWAITING_DEPOSIT")
         for order in shop.orders.values():
             fields = as_mapping(await self.connections.command("HGETALL", names.order(order.id)))
-            standing = (fields["status"], fields["fence"], fields["attempts"])
-            assert standing == (order.status, str(order.fence), str(order.attempts))
+            counts = [int(fields.get(name, 0)) for name in ("fence", "attempts")]
+            assert (fields["status"], *counts) == (order.status, order.fence, order.attempts)
         for buyer in BUYERS:
             counts = {sku: shop.bought(buyer, sku) for sku in shop.items}
             bought = {sku: str(count) for sku, count in counts.items() if count}

@@ -8,6 +8,7 @@ import pytest
 from fakeredis import FakeAsyncRedis
 
 from reservation.domain.clock import SystemClock
+from reservation.domain.errors import SaleRecovering
 from reservation.domain.states import HoldPolicy, SaleStatus, Status
 from reservation.redis.connection import Connections
 from reservation.redis.heartbeat import Heartbeat
@@ -51,15 +52,19 @@ ORDER: dict[str, Any] = {
     "buyer": "b",
     "items": '[["a",2,1000]]',
     "amount": "2000",
-    "currency": "KRW",
     "name": "Two",
     "digest": "d",
-    "created_at": "1000",
-    "updated_at": "1000",
+    "hold": "4",
     "expires_at": "5000",
-    "fence": "0",
-    "attempts": "0",
     "seq": "7",
+}
+#: What a claim leaves beside them.
+CLAIM: dict[str, Any] = {
+    "status": "CONFIRMING",
+    "claimed_at": "2000",
+    "updated_at": "2001",
+    "fence": "3",
+    "attempts": "1",
 }
 
 
@@ -68,9 +73,11 @@ async def test_an_order_is_read_with_its_lines_and_attempts(
 ) -> None:
     """Every field of the hash finds its place; `attempt:KEY` fields become the attempts."""
     key = Keys().of("s").order(ORDER_ID)
+    await fake.hset(Keys().of("s").sale, "currency", "USD")
     await fake.hset(key, mapping={**ORDER, "attempt:pk": "declined:X", "payment_key": "pk"})
     order = await Store(connections, Keys(), clock=SystemClock()).read(ORDER_ID)
     assert order is not None
+    assert order.currency == "USD"
     assert (order.sale_id, order.status, order.amount, order.seq) == ("s", Status.HELD, 2000, 7)
     assert [(line.sku, line.quantity, line.price) for line in order.lines] == [("a", 2, 1000)]
     assert order.attempts == {"pk": "declined:X"}
@@ -84,11 +91,51 @@ async def test_an_order_that_is_not_there_is_none(connections: Connections) -> N
     assert await store.read_many([ORDER_ID, "nonsense"]) == [None, None]
 
 
+async def test_an_order_that_nothing_befell_has_no_fence_and_is_as_old_as_its_change(
+    fake: FakeAsyncRedis, connections: Connections
+) -> None:
+    """The hash of an open hold leaves out what all open holds have alike."""
+    await fake.hset(Keys().of("s").sale, "currency", "KRW")
+    key = Keys().of("s").order(ORDER_ID)
+    await fake.hset(key, mapping={**ORDER})
+    store = Store(connections, Keys(), clock=SystemClock())
+    order = await store.read(ORDER_ID)
+    assert order is not None
+    assert (order.fence, order.created_at_ms, order.updated_at_ms) == (0, 1000, 1000)
+    await fake.hset(key, mapping={**CLAIM})
+    order = await store.read(ORDER_ID)
+    assert order is not None
+    assert (order.fence, order.created_at_ms, order.updated_at_ms) == (3, 1000, 2001)
+
+
+async def test_a_claimed_order_that_lost_its_fence_is_not_read_as_if_it_had_none(
+    fake: FakeAsyncRedis, connections: Connections
+) -> None:
+    """Under fence 0 somebody else's payment could be finished."""
+    await fake.hset(Keys().of("s").sale, "currency", "KRW")
+    key = Keys().of("s").order(ORDER_ID)
+    claimed: Any = {**ORDER, **CLAIM}
+    del claimed["fence"]
+    await fake.hset(key, mapping=claimed)
+    with pytest.raises(KeyError, match="fence"):
+        await Store(connections, Keys(), clock=SystemClock()).read(ORDER_ID)
+
+
+async def test_an_order_without_its_sale_waits_for_the_sale(
+    fake: FakeAsyncRedis, connections: Connections
+) -> None:
+    """Its currency is lost, and no other one is guessed."""
+    await fake.hset(Keys().of("s").order(ORDER_ID), mapping={**ORDER})
+    with pytest.raises(SaleRecovering):
+        await Store(connections, Keys(), clock=SystemClock()).read(ORDER_ID)
+
+
 async def test_an_account_is_open_until_its_own_due_date(
     fake: FakeAsyncRedis, connections: Connections
 ) -> None:
     """AWAITING_DEPOSIT shows the account's due date, not the hold's old deadline."""
-    waiting: Any = {**ORDER, "status": "AWAITING_DEPOSIT", "due_at": "9000"}
+    await fake.hset(Keys().of("s").sale, "currency", "KRW")
+    waiting: Any = {**ORDER, **CLAIM, "status": "AWAITING_DEPOSIT", "due_at": "9000"}
     await fake.hset(Keys().of("s").order(ORDER_ID), mapping=waiting)
     order = await Store(connections, Keys(), clock=SystemClock()).read(ORDER_ID)
     assert order is not None
