@@ -41,9 +41,9 @@ __all__ = ["Asked", "PreparePath"]
 
 
 class Asked(Newcomer, Protocol):
-    """A complete request that waits for the status, the header lines and the body, once."""
+    """A complete request that waits for its answer, once: a status and, as one, all behind it."""
 
-    def answer(self, status: int, head: bytes, content: bytes) -> None:
+    def answer(self, status: int, message: bytes) -> None:
         """Answer it in this turn of the loop."""
         ...
 
@@ -65,12 +65,18 @@ V = TypeVar("V")
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """A refusal that is told more than once, but for the id of the request."""
+    """A refusal that is told more than once, cut where the request's id stands."""
 
     status: int
+    #: The header lines but those of other origins and of the request's id.
     lines: bytes
-    before: bytes
+    between: bytes
     after: bytes
+
+    def message(self, cors: bytes, its_id: str) -> bytes:
+        """The answer with this id in it."""
+        named = its_id.encode()
+        return b"".join((self.lines, cors, _ID_LINE, named, self.between, named, self.after))
 
 
 def _lines(headers: dict[str, str]) -> bytes:
@@ -81,6 +87,8 @@ def _lines(headers: dict[str, str]) -> bytes:
 _JSON: Final = {"Content-Type": "application/json"}
 _HELD = _lines({**PRIVATE, **_JSON})
 _REPLAYED = _lines({**PRIVATE, "Idempotent-Replayed": "true", **_JSON})
+_ID_LINE: Final = b"x-request-id: "
+_HEAD_ENDS: Final = b"\r\n\r\n"
 
 
 class PreparePath:
@@ -103,7 +111,8 @@ class PreparePath:
         #: By what makes a form; None where there was one answer only so far.
         self._forms: dict[tuple[Any, ...], AnswerForm | None] = {}
         self._alike: dict[Alike, AnswersAlike] = {}
-        self._refusals: dict[Exception, Refusal] = {}
+        #: By the refusal and how long the request's id is.
+        self._refusals: dict[tuple[Exception, int], Refusal] = {}
         # Where answers have other members than a form knows, the start fails and not each answer.
         AnswerForm(api, ANY_RESERVATION, epoch="")
 
@@ -154,7 +163,7 @@ class PreparePath:
         self, refusal: ReservationError, began: float, its_id: str, cors: bytes, asked: Asked
     ) -> None:
         """Answer without asking anybody, and without holding up those who are let in."""
-        status, lines, content = self.refused(refusal, its_id)
+        status, message = self.refused(refusal, cors, its_id)
         span = None if tracing.tracer is None else tracing.tracer.request(its_id)
 
         def told() -> None:
@@ -162,7 +171,7 @@ class PreparePath:
             if span is not None and tracing.tracer is not None:
                 tracing.tracer.answered(span, _OPERATION, status)
 
-        self._outside.add(asked, status, _head(lines, content, cors, its_id), content, told)
+        self._outside.add(asked, status, message, told)
 
     def _buyer(self, fields: dict[bytes, bytes]) -> str | None:
         token = bearer_in(fields[b"authorization"].decode("latin-1"))
@@ -244,25 +253,15 @@ class PreparePath:
         """A reservation on the wire, however it came about."""
         return self._answer.encode(answer_of(self._api, prepared))
 
-    def refused(self, outcome: Exception, its_id: str) -> tuple[int, bytes, bytes]:
-        """Status, header lines and body of a refusal, or of a bug."""
-        if not isinstance(outcome, ReservationError):
-            status, content, headers = refusal_at_prepare(outcome, its_id)
-            return status, _lines({**headers, "Content-Type": PROBLEM_JSON}), content
-        refusal = self._refusals.get(outcome)
+    def refused(self, outcome: Exception, cors: bytes, its_id: str) -> tuple[int, bytes]:
+        """Status and message of a refusal, or of a bug."""
+        refusal = self._refusals.get((outcome, len(its_id)))
         if refusal is None:
-            status, content, headers = refusal_at_prepare(outcome, _INSTANCE)
-            before, _, after = content.partition(_INSTANCE.encode())
-            lines = _lines({**headers, "Content-Type": PROBLEM_JSON})
-            refusal = Refusal(status, lines, before, after)
+            refusal = _refusal(outcome, len(its_id))
             # One that was raised is for one caller alone, and holds on to its connection.
-            if outcome.__traceback__ is None:
-                _keep(self._refusals, outcome, refusal)
-        return (
-            refusal.status,
-            refusal.lines,
-            b"".join((refusal.before, its_id.encode(), refusal.after)),
-        )
+            if isinstance(outcome, ReservationError) and outcome.__traceback__ is None:
+                _keep(self._refusals, (outcome, len(its_id)), refusal)
+        return refusal.status, refusal.message(cors, its_id)
 
 
 class _Taken:
@@ -299,8 +298,8 @@ class _Taken:
             self._done(refusal)
 
     def _done(self, outcome: Made | Prepared | Exception) -> None:
-        status, lines, content = self._shown(outcome)
-        self._asked.answer(status, _head(lines, content, self._cors, self._id), content)
+        status, message = self._shown(outcome)
+        self._asked.answer(status, message)
         record(_OPERATION, status, time.perf_counter() - self._began, self._id)
         if self._span is not None and tracing.tracer is not None:
             if isinstance(outcome, Made | Prepared):
@@ -308,26 +307,36 @@ class _Taken:
                 tracing.tracer.note(self._span, order=order.order_id)
             tracing.tracer.answered(self._span, _OPERATION, status)
 
-    def _shown(self, outcome: Made | Prepared | Exception) -> tuple[int, bytes, bytes]:
+    def _shown(self, outcome: Made | Prepared | Exception) -> tuple[int, bytes]:
         try:
             if isinstance(outcome, Made):
-                return _CREATED, _HELD, self._path.made(outcome, self._known.epoch)
+                content = self._path.made(outcome, self._known.epoch)
+                return _CREATED, self._message(_HELD, content)
             if isinstance(outcome, Prepared):
-                lines = _REPLAYED if outcome.replayed else _HELD
-                return _CREATED, lines, self._path.found(outcome)
+                content = self._path.found(outcome)
+                return _CREATED, self._message(_REPLAYED if outcome.replayed else _HELD, content)
         except Exception as error:  # noqa: BLE001 # loop top: others wait behind
             outcome = error
-        return self._path.refused(outcome, self._id)
+        return self._path.refused(outcome, self._cors, self._id)
+
+    def _message(self, lines: bytes, content: bytes) -> bytes:
+        """A whole answer; `lines` are the header lines that others of its kind have too."""
+        return b"%bcontent-length: %d\r\n%bx-request-id: %b\r\n\r\n%b" % (
+            lines,
+            len(content),
+            self._cors,
+            self._id.encode(),
+            content,
+        )
 
 
-def _head(lines: bytes, content: bytes, cors: bytes, its_id: str) -> bytes:
-    """The header lines of an answer; `lines` are those that others of its kind have too."""
-    return b"%bcontent-length: %d\r\n%bx-request-id: %b\r\n" % (
-        lines,
-        len(content),
-        cors,
-        its_id.encode(),
-    )
+def _refusal(outcome: Exception, id_length: int) -> Refusal:
+    """A refusal, or a bug, to be told under ids of this length."""
+    status, content, headers = refusal_at_prepare(outcome, _INSTANCE)
+    before, _, after = content.partition(_INSTANCE.encode())
+    length = {"Content-Length": str(len(before) + id_length + len(after))}
+    lines = _lines({**headers, "Content-Type": PROBLEM_JSON, **length})
+    return Refusal(status, lines, _HEAD_ENDS + before, after)
 
 
 def _keep(kept: dict[K, V], key: K, value: V) -> None:

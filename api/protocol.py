@@ -19,6 +19,8 @@ __all__ = ["ShortWayProtocol"]
 
 #: A body above this is not gathered here: the framework refuses it, or takes it piece by piece.
 GATHERED_BYTES_MAX: Final = 4 * 1024
+#: The end of the last header line, and the empty one.
+_HEAD_ENDS: Final = b"\r\n\r\n"
 
 
 class _NobodyWaits:
@@ -45,30 +47,30 @@ class _Gathered:
         self.keep_alive = keep_alive
         self.response_complete = False
 
-    def answer(self, status: int, head: bytes, content: bytes) -> None:
-        """Write the whole answer in one piece, soon; `head` is the header lines."""
+    def answer(self, status: int, message: bytes) -> None:
+        """Write the whole answer in one piece, soon; `message` follows the server's lines."""
         if not _due:
             self._protocol.loop.call_soon(_write_due, self._protocol.loop)
-        _due.append((self, status, head, content))
+        _due.append((self, status, message))
 
-    def write(self, status: int, head: bytes, content: bytes) -> None:
+    def write(self, status: int, message: bytes) -> None:
         """Write it now."""
         self.response_complete = True
         if not self.disconnected:
-            self._protocol.write_answer(status, head, content, keep_alive=self.keep_alive)
+            self._protocol.write_answer(status, message, keep_alive=self.keep_alive)
 
 
 #: Answers of this turn of the loop. They are written one right after the other: a client or proxy
 #: that gets one every few microseconds stays awake, one that has to be woken for each costs both
 #: sides more than the answer.
-_due: deque[tuple[_Gathered, int, bytes, bytes]] = deque()
+_due: deque[tuple[_Gathered, int, bytes]] = deque()
 
 
 def _write_due(loop: asyncio.AbstractEventLoop) -> None:
     try:
         while _due:
-            gathered, status, head, content = _due.popleft()
-            gathered.write(status, head, content)
+            gathered, status, message = _due.popleft()
+            gathered.write(status, message)
     finally:
         # Also where one of them broke: the others wait.
         if _due:
@@ -193,11 +195,18 @@ class ShortWayProtocol(HttpToolsProtocol):
         self.cycle.keep_alive = gathering.keep_alive
         super().on_body(gathering.body)
 
-    def write_answer(self, status: int, head: bytes, content: bytes, *, keep_alive: bool) -> None:
-        """Write an answer that is whole, as uvicorn would piece by piece."""
-        close = b"" if keep_alive else b"connection: close\r\n"
-        parts = (STATUS_LINE[status], self._server_lines(), head, close, b"\r\n", content)
-        self.transport.write(b"".join(parts))
+    def write_answer(self, status: int, message: bytes, *, keep_alive: bool) -> None:
+        """Write an answer that is whole, as uvicorn would piece by piece.
+
+        Args:
+            status: of HTTP.
+            message: the answer's header lines, the empty line and the body.
+            keep_alive: whether the connection stays.
+        """
+        if not keep_alive:
+            lines, empty, content = message.partition(_HEAD_ENDS)
+            message = b"".join((lines, b"\r\nconnection: close", empty, content))
+        self.transport.write(b"".join((STATUS_LINE[status], self._server_lines(), message)))
         if not keep_alive:
             self.transport.close()
         self.on_response_complete()

@@ -30,7 +30,7 @@ class Newcomer(Protocol):
 
     disconnected: bool
 
-    def write(self, status: int, head: bytes, content: bytes) -> None:
+    def write(self, status: int, message: bytes) -> None:
         """Answer now, once; nothing where nobody is there any more."""
         ...
 
@@ -41,15 +41,13 @@ class TurnedAway:
     def __init__(self, is_full: Callable[[], bool]) -> None:
         """`is_full` says whether the process has little time left."""
         self._is_full = is_full
-        self._waiting: deque[tuple[Newcomer, int, bytes, bytes, Callable[[], None]]] = deque()
+        self._waiting: deque[tuple[Newcomer, int, bytes, Callable[[], None]]] = deque()
         #: Whether the next turn is planned.
         self._planned = False
 
-    def add(
-        self, asked: Newcomer, status: int, head: bytes, content: bytes, told: Callable[[], None]
-    ) -> None:
+    def add(self, asked: Newcomer, status: int, message: bytes, told: Callable[[], None]) -> None:
         """Answer it in its turn; `told` is called once it is answered or known to have gone."""
-        self._waiting.append((asked, status, head, content, told))
+        self._waiting.append((asked, status, message, told))
         if not self._planned:
             self._planned = True
             asyncio.get_running_loop().call_soon(self._tell)
@@ -64,10 +62,10 @@ class TurnedAway:
             while self._waiting and written < TOLD_A_TURN:
                 last = written % ONE_OF_THE_FIRST_IN
                 taken = self._waiting.pop() if last else self._waiting.popleft()
-                asked, status, head, content, told = taken
+                asked, status, message, told = taken
                 # Who gave up waiting takes nobody's turn.
                 written += not asked.disconnected
-                asked.write(status, head, content)
+                asked.write(status, message)
                 told()
         finally:
             self._plan()

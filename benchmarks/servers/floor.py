@@ -71,7 +71,7 @@ class Floor:
         """Answer at once."""
         del url, headers
         content = answer_to(body)
-        asked.answer(201, b"%bcontent-length: %d\r\n" % (_LINES, len(content)), content)
+        asked.answer(201, b"%bcontent-length: %d\r\n\r\n%b" % (_LINES, len(content), content))
         return True
 
 

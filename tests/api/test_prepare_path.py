@@ -370,9 +370,13 @@ async def test_a_refusal_that_was_raised_is_not_kept_with_its_connection(ways: W
     path = ways.app.state.prepare_path
     with pytest.raises(RateLimited) as caught:
         raise RateLimited(retryAfter=1)
-    assert path.refused(caught.value, "the-id")[0] == 429
+    assert path.refused(caught.value, b"", "the-id")[0] == 429
     assert path._refusals == {}
     shared = SoldOut(available={"a": 0}, nextDeadline=None)
-    [first, second] = [path.refused(shared, its_id) for its_id in ("first-id", "second-id")]
-    assert first[2].replace(b"first-id", b"second-id") == second[2]
-    assert list(path._refusals) == [shared]
+    [first, second] = [
+        path.refused(shared, b"", its_id)[1] for its_id in ("an-id-001", "an-id-002")
+    ]
+    assert first.replace(b"an-id-001", b"an-id-002") == second
+    assert list(path._refusals) == [(shared, 9)]
+    [head, content] = path.refused(shared, b"", "a-longer-one")[1].split(b"\r\n\r\n")
+    assert f"content-length: {len(content)}\r\n".encode() in head

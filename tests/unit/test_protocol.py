@@ -156,7 +156,7 @@ def test_an_answer_that_cannot_be_written_leaves_those_behind_it_their_turn(
 ) -> None:
     told: list[str] = []
     loop: Any = Soon()
-    due = deque((Waiting(told, name, broken=name == "two"), 201, b"", b"") for name in NAMES)
+    due = deque((Waiting(told, name, broken=name == "two"), 201, b"") for name in NAMES)
     monkeypatch.setattr(protocol, "_due", due)
     with pytest.raises(OSError, match="cannot be written"):
         protocol._write_due(loop)

@@ -23,7 +23,7 @@ class Crowd:
     def comes(self, *names: str, gone: bool = False, broken: bool = False) -> None:
         for name in names:
             newcomer = Newcomer(self, name, gone=gone, broken=broken)
-            self.turned_away.add(newcomer, 503, b"", b"", lambda name=name: self.done.append(name))
+            self.turned_away.add(newcomer, 503, b"", lambda name=name: self.done.append(name))
 
 
 class Newcomer:
@@ -31,8 +31,8 @@ class Newcomer:
         self.disconnected = gone
         self._crowd, self._name, self._broken = crowd, name, broken
 
-    def write(self, status: int, head: bytes, content: bytes) -> None:
-        assert (status, head, content) == (503, b"", b"")
+    def write(self, status: int, message: bytes) -> None:
+        assert (status, message) == (503, b"")
         if self._broken:
             raise OSError("cannot be written")
         if not self.disconnected:
