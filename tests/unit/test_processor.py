@@ -38,7 +38,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 @pytest.mark.parametrize(
     ("used", "idle", "full"),
-    [(0.95, 0.5, True), (0.6, 0.05, True), (0.85, 0.15, False), (0.0, 1.0, False)],
+    [(0.95, 0.5, True), (0.6, 0.12, True), (0.85, 0.3, False), (0.0, 1.0, False)],
 )
 def test_it_is_full_by_this_process_or_by_the_whole_machine(
     machine: Machine, used: float, idle: float, full: bool
