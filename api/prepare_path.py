@@ -255,12 +255,15 @@ class PreparePath:
 
     def refused(self, outcome: Exception, cors: bytes, its_id: str) -> tuple[int, bytes]:
         """Status and message of a refusal, or of a bug."""
-        refusal = self._refusals.get((outcome, len(its_id)))
-        if refusal is None:
-            refusal = _refusal(outcome, len(its_id))
+        if not isinstance(outcome, ReservationError) or outcome.__traceback__ is not None:
             # One that was raised is for one caller alone, and holds on to its connection.
-            if isinstance(outcome, ReservationError) and outcome.__traceback__ is None:
-                _keep(self._refusals, (outcome, len(its_id)), refusal)
+            refusal = _refusal(outcome, len(its_id))
+        else:
+            key = outcome, len(its_id)
+            refusal = self._refusals.get(key)
+            if refusal is None:
+                refusal = _refusal(outcome, len(its_id))
+                _keep(self._refusals, key, refusal)
         return refusal.status, refusal.message(cors, its_id)
 
 

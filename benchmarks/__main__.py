@@ -31,8 +31,8 @@ PARTS: Final[dict[str, Part]] = {
     "behind": behind.measure,
     "verify": verifying.measure,
 }
-#: Each request of a load is of another buyer, the warm-up's too: a second hold costs Redis more, and
-#: a round of `overload` sends a million.
+#: Each request of a load is of another buyer, the warm-up's too: a second hold costs Redis more,
+#: and a round of `overload` sends a million.
 _BUYERS: Final = 1_500_000
 _BUYERS_QUICK: Final = 60_000
 #: A table's width where nobody sees a terminal.
