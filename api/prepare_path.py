@@ -21,6 +21,7 @@ from api.context import Api
 from api.observe import record, request_id
 from api.problems import PROBLEM_JSON, refusal_at_prepare
 from api.processor import Processor
+from api.protocol import HEAD_ENDS
 from api.reservations import PRIVATE, answer_of, is_admitted, wish_in
 from api.schemas import PrepareRequest
 from api.turned_away import Newcomer, TurnedAway
@@ -88,7 +89,6 @@ _JSON: Final = {"Content-Type": "application/json"}
 _HELD = _lines({**PRIVATE, **_JSON})
 _REPLAYED = _lines({**PRIVATE, "Idempotent-Replayed": "true", **_JSON})
 _ID_LINE: Final = b"x-request-id: "
-_HEAD_ENDS: Final = b"\r\n\r\n"
 
 
 class PreparePath:
@@ -339,7 +339,7 @@ def _refusal(outcome: Exception, id_length: int) -> Refusal:
     before, _, after = content.partition(_INSTANCE.encode())
     length = {"Content-Length": str(len(before) + id_length + len(after))}
     lines = _lines({**headers, "Content-Type": PROBLEM_JSON, **length})
-    return Refusal(status, lines, _HEAD_ENDS + before, after)
+    return Refusal(status, lines, HEAD_ENDS + before, after)
 
 
 def _keep(kept: dict[K, V], key: K, value: V) -> None:

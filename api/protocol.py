@@ -15,12 +15,12 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 if TYPE_CHECKING:
     from api.prepare_path import PreparePath
 
-__all__ = ["ShortWayProtocol"]
+__all__ = ["HEAD_ENDS", "ShortWayProtocol"]
 
 #: A body above this is not gathered here: the framework refuses it, or takes it piece by piece.
 GATHERED_BYTES_MAX: Final = 4 * 1024
 #: The end of the last header line, and the empty one.
-_HEAD_ENDS: Final = b"\r\n\r\n"
+HEAD_ENDS: Final = b"\r\n\r\n"
 
 
 class _NobodyWaits:
@@ -204,7 +204,7 @@ class ShortWayProtocol(HttpToolsProtocol):
             keep_alive: whether the connection stays.
         """
         if not keep_alive:
-            lines, empty, content = message.partition(_HEAD_ENDS)
+            lines, empty, content = message.partition(HEAD_ENDS)
             message = b"".join((lines, b"\r\nconnection: close", empty, content))
         self.transport.write(b"".join((STATUS_LINE[status], self._server_lines(), message)))
         if not keep_alive:
