@@ -92,6 +92,16 @@ class Report:
         """Cells that nothing has been through."""
         return [cell for cell in CELLS if not self.cells[cell]]
 
+    def missed(self) -> list[str]:
+        """What became of the payments of empty cells instead, in sentences."""
+        empty = set(self.empty())
+        return [
+            f"missed: {s.plan}: died at {s.died_at}, the fault {'met' if s.met else 'missed'} it, "
+            f"{s.ended_as} after {(s.ended_at - s.claimed_at) / 1000:.1f} s"
+            for s in self._stories
+            if s.plan.cell in empty
+        ]
+
     def late(self) -> list[str]:
         """What took longer than is promised."""
         wrong: list[str] = []

@@ -11,7 +11,18 @@ import msgspec
 from reservation.failpoints import POINTS
 from reservation.payments.sandbox.faults import Fault
 
-__all__ = ["CELLS", "FAULTS", "MOMENTS", "Cell", "Entry", "Kind", "Plan", "matrix", "strangers"]
+__all__ = [
+    "CELLS",
+    "FAULTS",
+    "MOMENTS",
+    "Cell",
+    "Entry",
+    "Kind",
+    "Plan",
+    "again",
+    "matrix",
+    "strangers",
+]
 
 NONE: Final = "none"
 
@@ -95,6 +106,11 @@ def matrix(draw: random.Random, times: int) -> Iterator[Plan]:
     """Every cell so many times, in a random order."""
     cells = [cell for cell in CELLS for _ in range(times)]
     draw.shuffle(cells)
+    return (_plan(cell, draw) for cell in cells)
+
+
+def again(cells: Sequence[Cell], draw: random.Random) -> Iterator[Plan]:
+    """These cells once more: with a fault of another kind, or at another first death, maybe."""
     return (_plan(cell, draw) for cell in cells)
 
 

@@ -18,6 +18,7 @@ from tests.money.wave import Wave
 from tests.money.world import World, world
 
 SETTLED = Plan(Cell(NONE, NONE, Entry.SUCCESS))
+POINT = "confirm:after_call"
 DROPPED = Plan(Cell(Fault.COMMIT_THEN_DROP.value, NONE, Entry.SETTLER))
 
 
@@ -65,8 +66,13 @@ async def test_an_empty_cell_and_a_slow_settler_are_told_of(
         wave = await waved(made, SETTLED, DROPPED)
     report = Report(wave.stories)
     assert DROPPED.cell not in report.empty()
-    assert Cell(NONE, "confirm:after_call", Entry.SETTLER) in report.empty()
+    assert Cell(NONE, POINT, Entry.SETTLER) in report.empty()
     assert report.late() == []
+    overtaken = msgspec.structs.replace(
+        wave.stories[0], plan=Plan(Cell(NONE, POINT, Entry.SETTLER))
+    )
+    assert report.missed() == []
+    assert ["died at []" in told for told in Report([overtaken]).missed()] == [True]
     dropped = next(story for story in wave.stories if story.plan == DROPPED)
     slow = msgspec.structs.replace(dropped, ended_at=dropped.ended_at + 61_000)
     assert Report([slow]).late() != []
