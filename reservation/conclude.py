@@ -46,6 +46,9 @@ STEPS_MAX: Final = 4
 #: Outcomes after which the units are the buyer's.
 _SELLS: Final = ("confirmed", "awaiting_deposit")
 
+#: Between these a deposit, or the bank that takes it back, moves an order without a claim.
+_BY_ACCOUNT: Final = (Status.AWAITING_DEPOSIT, Status.CONFIRMED)
+
 
 class AnswerKind(StrEnum):
     """Which question an answer in an order's history belongs to."""
@@ -143,8 +146,9 @@ class Conclude:
         """Write the outcome down under the case's fence.
 
         Returns:
-            Where the order stands now; None where another fence has it, or where SQL did not take
-            the payment that it is sold for: the settler sells it as soon as SQL does.
+            Where the order stands now; None where another fence has it, where a deposit changed it
+            since it was read, so that it must be looked at anew, or where SQL did not take the
+            payment that it is sold for: the settler sells it as soon as SQL does.
         """
         if isinstance(answer, Answered):
             kept = await self.keep_payment(answer.payment)
@@ -157,7 +161,9 @@ class Conclude:
         reach("conclude:after_finish", case.order.order_id)
         if not finished.applied:
             log.info("finish_stale", order_id=case.order.order_id, fence=case.fence)
-            return None if finished.status is Status.CONFIRMING else finished.status
+            # Whoever was first may have asked the PG before we did: ours may be the newer answer.
+            moved = case.order.status in _BY_ACCOUNT and finished.status in _BY_ACCOUNT
+            return None if moved or finished.status is Status.CONFIRMING else finished.status
         PAYMENTS.labels(outcome.name).inc()
         log.info(
             "payment_finished",

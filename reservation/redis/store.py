@@ -65,7 +65,7 @@ class LeaseElsewhere(msgspec.Struct, frozen=True):
 
 
 class Finished(msgspec.Struct, frozen=True):
-    """Where a finish left the order; `applied` is false where a fence or a status forbade it."""
+    """Where the order stands; `applied` is false where its fence, status or seq forbade it."""
 
     status: Status
     applied: bool
@@ -254,7 +254,15 @@ class Store:
     async def finish(
         self, order: Reservation, *, epoch: str, fence: int, outcome: Outcome
     ) -> Finished:
-        """Write down how a payment ended, under the fence that asked for it (finish.lua)."""
+        """Write down how a payment ended, under the fence that asked for it (finish.lua).
+
+        Args:
+            order: as it was read before the PG was asked: where no lease stands for it, nothing is
+                written over what has changed since.
+            epoch: of its sale.
+            fence: that of the claim, which may be later than the order's own.
+            outcome: what the PG's answer makes of it.
+        """
         keys = self._keys.of(order.sale_id)
         reply = await self._calls.run(
             "finish",
@@ -275,6 +283,7 @@ class Store:
                 outcome.attempt,
                 outcome.due_ms,
                 members_json(outcome.members),
+                order.seq,
             ],
         )
         return Finished(Status(reply[1]), applied=reply[0] == FinishWord.DONE)

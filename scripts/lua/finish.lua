@@ -22,12 +22,17 @@ Args
                               that the same key may be claimed again (no money was asked for)
   ARGV[8]   due_ms      int   Unix ms; the account's due date with awaiting_deposit, else 0
   ARGV[9]   members     text  the event's other members: JSON text with a leading comma, or ""
+  ARGV[10]  seen        int   the order's seq as the caller read it before it asked the PG. While it
+                              is CONFIRMING its fence tells who may finish it, and this counts for
+                              nothing; later all have the same fence, and whoever asked before the
+                              order's last change must not undo it
 Returns  the first that applies
   too_late    the server's clock is past not_after
   recovering  the sale is not the one the caller knows
   not_found   no such reservation
   done        {status} as asked, now or by an earlier call of the same kind
-  stale       {status, fence} another fence, or a status that this outcome cannot follow
+  stale       {status, fence} another fence, a status that this outcome cannot follow, or an order
+              that has changed since the caller read it
 Keeps    total = available + held + sold, each >= 0; one outbox entry when it writes, else none
 Cost     O(lines), at most 20
 ]]
@@ -42,7 +47,7 @@ local order, buyer = KEYS[6], KEYS[7]
 local FIRST_STOCK_KEY = 8
 local not_after, epoch, caller_ms = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local order_id, fence, outcome, attempt = ARGV[4], tonumber(ARGV[5]), ARGV[6], ARGV[7]
-local due_ms, members = tonumber(ARGV[8]), ARGV[9]
+local due_ms, members, seen = tonumber(ARGV[8]), ARGV[9], tonumber(ARGV[10])
 
 -- Where each outcome leads from each status. `voided` goes back to where the claim began, or to
 -- EXPIRED when that deadline has passed.
@@ -62,7 +67,7 @@ if not head then return {"recovering"} end
 
 local found = redis.call(
     "HMGET", order, "status", "items", "fence", "payment_key", "expires_at", "finished", "attempts",
-    "claimed_at")
+    "claimed_at", "seq")
 local status, payment_key = found[1], found[4]
 local standing, attempts = payment_count(found[3], found[8]), payment_count(found[7], found[8])
 if not status then return {"not_found"} end
@@ -73,7 +78,8 @@ end
 local this_finish = outcome .. ":" .. int(fence)
 if found[6] == this_finish and not EDGES[outcome][status] then return {"done", status} end
 local to = EDGES[outcome][status]
-if standing ~= fence or not to then return {"stale", status, int(standing)} end
+local unseen = status ~= "CONFIRMING" and tonumber(found[9]) ~= seen
+if standing ~= fence or not to or unseen then return {"stale", status, int(standing)} end
 
 if outcome == "voided" then
     if tonumber(found[5]) <= math.min(now_ms, caller_ms) then

@@ -149,6 +149,37 @@ async def test_a_deposit_that_was_taken_back_is_awaited_until_its_new_date(sale:
     assert (await sale.order(basket))["due_at"] == "2000"
 
 
+async def test_who_asked_before_the_last_change_does_not_undo_it(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    await sale.claim(basket)
+    await sale.finish(basket, 1, "awaiting_deposit", due_ms=1_000)
+    before_the_deposit = (await sale.order(basket))["seq"]
+    await sale.finish(basket, 1, "confirmed")
+    after_the_deposit = (await sale.order(basket))["seq"]
+    state = await sale.dump()
+    late = await sale.finish(basket, 1, "awaiting_deposit", seen=before_the_deposit)
+    assert late == ["stale", "CONFIRMED", "1"]
+    assert await sale.dump() == state
+    await sale.finish(basket, 1, "awaiting_deposit", seen=after_the_deposit)
+    late = await sale.finish(basket, 1, "confirmed", seen=before_the_deposit)
+    assert late == ["stale", "AWAITING_DEPOSIT", "1"]
+    assert await sale.stock("a") == (10, 9, 1, 0)
+
+
+async def test_a_repeat_that_its_own_change_made_late_is_answered_again(sale: LuaSale) -> None:
+    basket = await brought_to(sale, "AWAITING_DEPOSIT")
+    seen = (await sale.order(basket))["seq"]
+    first = await sale.finish(basket, 1, "confirmed", seen=seen)
+    assert await sale.finish(basket, 1, "confirmed", seen=seen) == first == ["done", "CONFIRMED"]
+
+
+async def test_a_claim_is_finished_by_its_fence_whatever_was_read_before_it(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    seen = (await sale.order(basket))["seq"]
+    await sale.claim(basket)
+    assert await sale.finish(basket, 1, "confirmed", seen=seen) == ["done", "CONFIRMED"]
+
+
 async def test_voided_without_a_memory_leaves_no_trace_of_the_key(sale: LuaSale) -> None:
     basket = await sale.hold()
     await sale.claim(basket, "pk")

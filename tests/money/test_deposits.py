@@ -1,7 +1,7 @@
 """Money that is paid into a virtual account: an order that cannot be decided is looked at again."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,56 @@ async def test_a_deposit_that_the_bank_takes_back_while_sql_is_away_is_told_agai
     with monkeypatch.context() as patch:
         patch.setattr(account.service.ledger, "put_payment", _away)
         assert not await account.told()
+    assert await account.told()
+    assert await account.stands() is Status.AWAITING_DEPOSIT
+
+
+@pytest.fixture
+def overtaken_by(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Callable[[], Awaitable[None]]], None]:
+    """Between the next look-up and what it leads to a process stands still, and this happens."""
+
+    def overtake(meanwhile: Callable[[], Awaitable[None]]) -> None:
+        look_up, waiting = account.service.gateway.look_up, [meanwhile]
+
+        async def slow_look_up(payment_key: str) -> Answer:
+            answer = await look_up(payment_key)
+            if waiting:
+                await waiting.pop()()
+            return answer
+
+        monkeypatch.setattr(account.service.gateway, "look_up", slow_look_up)
+
+    return overtake
+
+
+async def test_a_look_that_the_deposit_overtook_does_not_take_it_back(
+    account: Account, overtaken_by: Callable[[Callable[[], Awaitable[None]]], None]
+) -> None:
+    async def is_paid() -> None:
+        account.sandbox.deposit(account.payment_key)
+        assert await account.told()
+
+    overtaken_by(is_paid)
+    assert not await account.told()
+    assert await account.stands() is Status.CONFIRMED
+    assert await account.told()
+    assert await account.stands() is Status.CONFIRMED
+
+
+async def test_a_look_that_the_bank_overtook_does_not_sell_what_is_not_paid(
+    account: Account, overtaken_by: Callable[[Callable[[], Awaitable[None]]], None]
+) -> None:
+    async def is_sold_and_taken_back() -> None:
+        assert await account.told()
+        account.sandbox.deposit(account.payment_key, reverse=True)
+        assert await account.told()
+
+    account.sandbox.deposit(account.payment_key)
+    overtaken_by(is_sold_and_taken_back)
+    assert not await account.told()
+    assert await account.stands() is Status.AWAITING_DEPOSIT
     assert await account.told()
     assert await account.stands() is Status.AWAITING_DEPOSIT
 
