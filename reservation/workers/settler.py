@@ -1,7 +1,7 @@
 """The settler: takes up payments, deposits and refunds whose process is gone."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple
 
 import structlog
@@ -59,15 +59,21 @@ class Settler:
         self._put_off: dict[str, dict[str, _PutOff]] = {}
 
     async def run_once(self, sale_id: str) -> int:
-        """One round for one sale; how many orders were looked at."""
+        """One round for one sale; how many orders were looked at.
+
+        Raises:
+            Exception: what is wrong with the first of those that are damaged, after all the others.
+        """
         payments = await self._store.leases_over(sale_id, ROUND_MAX)
         deposits = await self._deposits(sale_id)
         UNDECIDED.labels(sale_id).set(await self._store.undecided(sale_id))
-        async with asyncio.TaskGroup() as group:
-            for order_id in payments:
-                group.create_task(self._one(self._settle, order_id))
-            for order_id in deposits:
-                group.create_task(self._one(self._settle.deposit, order_id))
+        # One that is damaged must not end what goes on at the PG for the others.
+        ends = await asyncio.gather(
+            *(self._one(self._settle, order_id) for order_id in payments),
+            *(self._one(self._settle.deposit, order_id) for order_id in deposits),
+            return_exceptions=True,
+        )
+        _raise_first([end for end in ends if isinstance(end, BaseException)])
         return len(payments) + len(deposits)
 
     async def _deposits(self, sale_id: str) -> list[str]:
@@ -95,17 +101,28 @@ class Settler:
         return _PutOff(now + pause, pause)
 
     async def refunds(self) -> int:
-        """Take up refunds that were begun and not finished; how many are through."""
-        through = 0
+        """Take up refunds that were begun and not finished; how many are through.
+
+        Raises:
+            Exception: what is wrong with the first of those that are damaged, after all the others.
+        """
+        through, broken = 0, list[Exception]()
         for record in await self._ledger.pending_refunds(REFUNDS_MAX):
             try:
                 through += await self._refund.go_on(record)
             except (ReservationError, StoreUnavailable, StoreUncertain) as error:
                 log.warning("refund_waits", order_id=record.order_id, reason=str(error))
+            except (SQLAlchemyError, OSError):
+                # The next one would meet the same.
+                raise
+            except Exception as error:  # loop top: the others' money must not wait for this one
+                log.exception("refund_broke", order_id=record.order_id)
+                broken.append(error)
+        _raise_first(broken)
         return through
 
     async def _one(self, settle: Callable[[str], Awaitable[object]], order_id: str) -> None:
-        """One order; what keeps it from being settled must not keep the others."""
+        """One order; what keeps it from being settled now is waited out."""
         async with self._slots:
             try:
                 await settle(order_id)
@@ -117,3 +134,11 @@ class Settler:
                 OSError,
             ) as error:
                 log.warning("settle_waits", order_id=order_id, reason=str(error))
+            except Exception:
+                log.exception("settle_broke", order_id=order_id)
+                raise
+
+
+def _raise_first(errors: Sequence[BaseException]) -> None:
+    if errors:
+        raise errors[0]

@@ -1,0 +1,79 @@
+"""What the settler does where one order is damaged: nobody else's money waits for its repair."""
+
+import secrets
+from pathlib import Path
+
+import pytest
+
+from reservation.bootstrap import Service
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from reservation.refund import RefundWish
+from reservation.workers.settler import Settler
+from tests.fixtures.in_process import Bench
+from tests.fixtures.sandbox import RunningSandbox
+from tests.money.shop import comes_to, shop, stands
+
+
+def settler_of(service: Service) -> Settler:
+    return Settler(
+        service.store, service.ledger, service.settle, service.refund, clock=service.clock
+    )
+
+
+async def damage(service: Service, order: Reservation, lost: str) -> None:
+    """A field is gone, as no script of ours leaves it."""
+    key = service.keys.of(order.sale_id).order(order.order_id)
+    assert await service.connections.command("HDEL", key, lost) == 1
+
+
+async def sold(bench: Bench, sandbox: RunningSandbox, sale_id: str, buyer: str) -> Reservation:
+    order = await bench.hold(sale_id, buyer)
+    payment_key = sandbox.put_payment(order.order_id, order.amount)
+    await bench.service.confirm(order, payment_key=payment_key, may_claim=True)
+    await comes_to(bench.service, order, Status.CONFIRMED)
+    return order
+
+
+@pytest.mark.parametrize("lost", ["fence", "items"])
+async def test_a_damaged_payment_does_not_keep_the_others_from_being_settled(
+    tmp_path: Path, valkey_url: str, lost: str
+) -> None:
+    """It stays first in the line for as long as nobody repairs it, and is told of each time."""
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service, sale_id = bench.service, await bench.sale()
+        orders = [await bench.hold(sale_id, buyer) for buyer in ("ann", "ben", "cho")]
+        confirming = service.keys.of(sale_id).confirming
+        for number, order in enumerate(orders):
+            await bench.claim(order, sandbox.put_payment(order.order_id, order.amount))
+            await service.connections.command("ZADD", confirming, number, order.order_id)
+        damaged, *others = orders
+        await damage(service, damaged, lost)
+        with pytest.raises(KeyError, match=lost):
+            await settler_of(service).run_once(sale_id)
+        assert [await stands(service, order) for order in others] == [Status.CONFIRMED] * 2
+
+
+async def test_a_damaged_refund_does_not_keep_the_others_from_going_on(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service, sale_id = bench.service, await bench.sale()
+        damaged, other = [await sold(bench, sandbox, sale_id, buyer) for buyer in ("ann", "ben")]
+        for order in (damaged, other):
+            sandbox.order_fault(
+                "error_before_commit", orderId=order.order_id, operations=["cancel"], times=1
+            )
+            wish = RefundWish(
+                order_id=order.order_id,
+                reason="a test",
+                restock=True,
+                account=None,
+                idempotency_key=secrets.token_hex(8),
+                operator="op",
+            )
+            assert not await service.refund(wish)
+        await damage(service, damaged, "fence")
+        with pytest.raises(KeyError, match="fence"):
+            await settler_of(service).refunds()
+        assert await stands(service, other) is Status.REFUNDED
