@@ -314,7 +314,14 @@ class PrepareQueue:
             await self._tell(common, decided, pause_after=len(replies))
         if not behind:
             return
-        lane.fruitless = 0 if await self._try_expire(sale_id, due, epoch) else lane.fruitless + 1
+        try:
+            gave_back = await self._try_expire(sale_id, due, epoch)
+        except Exception:  # loop top: a hold that is damaged keeps only who needs its pieces
+            log.exception("expire_before_prepare_broke", sale_id=sale_id)
+            _refuse(behind[:1], Unavailable(retryAfter=RETRY_AFTER_SECONDS))
+            del behind[0]
+        else:
+            lane.fruitless = 0 if gave_back else lane.fruitless + 1
         if lane.fruitless > FRUITLESS_ROUNDS_MAX:
             lane.fruitless = 0
             _refuse(behind, Unavailable(retryAfter=RETRY_AFTER_SECONDS))

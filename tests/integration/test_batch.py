@@ -203,6 +203,19 @@ async def test_holds_that_cannot_be_given_back_do_not_keep_the_queue_for_ever(
     assert isinstance(await bench.prepare("third", "a"), Reservation)
 
 
+async def test_a_damaged_hold_keeps_only_who_needs_its_pieces(bench: Bench) -> None:
+    """The script finds the damage each time; who waits behind it is answered all the same."""
+    old = await bench.sale.hold("old", lines={"b": 5})
+    await bench.sale.run_out(old)
+    order = bench.sale.keys.order(old["order"])
+    await bench.sale.connections.command("HSET", order, "status", "CONFIRMED")
+    async with asyncio.timeout(20):
+        found = await asyncio.gather(
+            bench.prepare("first", "b"), bench.prepare("second", "b"), bench.prepare("third", "a")
+        )
+    assert [type(one) for one in found] == [Unavailable, Unavailable, Reservation]
+
+
 async def test_two_sales_do_not_wait_for_each_other(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
