@@ -332,10 +332,21 @@ class Rebuild:
                 )
             except (ReservationExpired, SoldOut, BuyerLimitExceeded, HoldLost):
                 unplaced.append(intent)
+                if row.status in ENDED:
+                    await self._lower_fence(plan, row)
             else:
                 if isinstance(outcome, Claimed):
                     claimed.append(intent.order_id)
         return claimed, unplaced
+
+    async def _lower_fence(self, plan: _Plan, row: OrderRow) -> None:
+        """No claim follows the fence that was raised for one: the order is again as SQL has it."""
+        writes, key = Writes(), self._keys.of(row.sale_id).order(row.order_id)
+        if row.fence:
+            writes.hset(key, {"fence": row.fence})
+        else:
+            writes.hdel(key, "fence")
+        await self._restorer.write(plan.sale_id, writes, epoch=plan.ours)
 
 
 def _tell_nobody(_done: int, _total: int) -> None:

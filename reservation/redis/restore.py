@@ -43,6 +43,10 @@ class Writes:
         flat = [part for pair in fields.items() for part in (pair[0], str(pair[1]))]
         self.writes.append(["HSET", self._position(key), *flat])
 
+    def hdel(self, key: str, field: str) -> None:
+        """Remove a field of a hash."""
+        self.writes.append(["HDEL", self._position(key), field])
+
     def zadd(self, key: str, member: str, score: int) -> None:
         """Set a member of a sorted set."""
         self.writes.append(["ZADD", self._position(key), str(score), member])

@@ -9,7 +9,7 @@ Args
   ARGV[1]   not_after  int   Unix ms, server's clock; later than this nothing is done
   ARGV[2]   epoch      text  the rebuild's own; another one means that another rebuild has begun
   ARGV[3]   writes     text  JSON array of [command, which of the keys from 2 on, argument, ...];
-                             the commands are HSET and ZADD, so that a repeat changes nothing
+                             the commands are HSET, HDEL and ZADD, so that a repeat changes nothing
 Returns  the first that applies
   too_late    the server's clock is past not_after
   recovering  the sale is not this rebuild's
@@ -30,6 +30,8 @@ for _, write in ipairs(writes) do
     local key = KEYS[FIRST_KEY + write[2] - 1]
     if write[1] == "HSET" then
         redis.call("HSET", key, unpack(write, 3))
+    elseif write[1] == "HDEL" then
+        redis.call("HDEL", key, unpack(write, 3))
     elseif write[1] == "ZADD" then
         redis.call("ZADD", key, unpack(write, 3))
     end

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from reservation.domain.errors import HoldLost, SaleNotFound, SaleRecovering
+from reservation.domain.sale import Item
 from reservation.domain.states import HoldPolicy, Status
 from reservation.domain.tokens import Claims
 from reservation.rebuild import NotLost
@@ -222,6 +223,35 @@ async def test_a_payment_whose_claim_sql_never_got_is_claimed_again(here: Bench)
     assert found is not None
     assert (found.status, found.fence, found.payment_key) == (Status.CONFIRMING, 1, "key-1")
     assert await here.service.store.due(sale_id, 10) == []
+    await here.flush(sale_id)
+    assert await here.audited(sale_id) == ()
+
+
+async def test_an_ended_order_whose_lost_claim_finds_no_stock_is_as_sql_has_it(here: Bench) -> None:
+    """Its payment is looked after at the PG; a fence without a claim would be wrong for ever."""
+    sale_id = await here.sale(
+        items=(Item(sku="a", name="A", price=1000, total=1, limit_per_buyer=1),)
+    )
+    order = await here.hold(sale_id)
+    epoch = (await here.service.catalog.get(sale_id)).epoch
+    await here.service.store.release(order, epoch=epoch, cause="left")
+    await here.hold(sale_id, "ben")
+    await here.flush(sale_id)
+    await here.service.ledger.write_intent(
+        order_id=order.order_id,
+        sale_id=sale_id,
+        fence=3,
+        payment_key="key-1",
+        amount=1000,
+        currency="KRW",
+        idempotency_key="i",
+        now_ms=1,
+    )
+    await here.lose(sale_id)
+    report = await here.service.rebuild(sale_id, operator="op")
+    assert report.rebuilt
+    assert report.claimed == ()
+    assert await status_of(here, order.order_id) is Status.RELEASED
     await here.flush(sale_id)
     assert await here.audited(sale_id) == ()
 
