@@ -31,6 +31,8 @@ __all__ = [
     "SalesAnswer",
 ]
 
+#: Of names and reasons: PostgreSQL's text has no NUL, and an order reads the same everywhere.
+_WORDS = r"^[^\x00]*$"
 #: Lines of one basket: what a person buys at once, and what keeps one script short.
 LINES_MAX = 20
 #: Units of one line: above any buyer's limit that makes sense.
@@ -61,7 +63,7 @@ class PrepareRequest(Received, frozen=True, kw_only=True):
     amount: Annotated[
         int, Meta(ge=1, le=AMOUNT_MAX, description="sum of price x quantity, minor units")
     ]
-    order_name: Annotated[str, Meta(min_length=1, max_length=100)] | None = None
+    order_name: Annotated[str, Meta(min_length=1, max_length=100, pattern=_WORDS)] | None = None
 
 
 class LineAnswer(Wire, frozen=True, kw_only=True):
@@ -228,7 +230,7 @@ class ItemRequest(Received, frozen=True, kw_only=True):
     """An item as an operator puts it on sale."""
 
     sku: Annotated[str, Meta(pattern=SKU)]
-    name: Annotated[str, Meta(min_length=1, max_length=200)]
+    name: Annotated[str, Meta(min_length=1, max_length=200, pattern=_WORDS)]
     price: Annotated[int, Meta(ge=1, le=AMOUNT_MAX, description="minor units")]
     total: Annotated[int, Meta(ge=0, le=TOTAL_MAX)]
     limit_per_buyer: Annotated[int, Meta(ge=1, le=TOTAL_MAX)]
@@ -237,7 +239,7 @@ class ItemRequest(Received, frozen=True, kw_only=True):
 class SaleRequest(Received, frozen=True, kw_only=True):
     """A sale as an operator wants it."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=200)]
+    name: Annotated[str, Meta(min_length=1, max_length=200, pattern=_WORDS)]
     items: list[ItemRequest]
     opens_at: datetime
     closes_at: datetime
@@ -280,27 +282,27 @@ class RestockRequest(Received, frozen=True, kw_only=True):
 
     sku: Annotated[str, Meta(pattern=SKU)]
     delta: Annotated[int, Meta(ge=-TOTAL_MAX, le=TOTAL_MAX)]
-    reason: Annotated[str, Meta(min_length=1, max_length=200)]
+    reason: Annotated[str, Meta(min_length=1, max_length=200, pattern=_WORDS)]
 
 
 class ReasonRequest(Received, frozen=True, kw_only=True):
     """Why an operator does it."""
 
-    reason: Annotated[str, Meta(min_length=1, max_length=200)]
+    reason: Annotated[str, Meta(min_length=1, max_length=200, pattern=_WORDS)]
 
 
 class RefundAccountRequest(Received, frozen=True, kw_only=True):
     """Where a deposit goes back to."""
 
-    bank: Annotated[str, Meta(min_length=1, max_length=20)]
+    bank: Annotated[str, Meta(min_length=1, max_length=20, pattern=_WORDS)]
     account_number: Annotated[str, Meta(pattern="^[0-9]{1,20}$")]
-    holder_name: Annotated[str, Meta(min_length=1, max_length=60)]
+    holder_name: Annotated[str, Meta(min_length=1, max_length=60, pattern=_WORDS)]
 
 
 class RefundRequest(Received, frozen=True, kw_only=True):
     """A refund in full."""
 
-    reason: Annotated[str, Meta(min_length=1, max_length=200)]
+    reason: Annotated[str, Meta(min_length=1, max_length=200, pattern=_WORDS)]
     restock: bool
     refund_receive_account: RefundAccountRequest | None = None
 

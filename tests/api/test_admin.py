@@ -326,6 +326,7 @@ def test_units_beyond_every_sale_are_refused(served: Served) -> None:
         {"sku": None},
         {"reason": ""},
         {"reason": "x" * 201},
+        {"reason": "a\0b"},
         {"note": "x"},
     ],
     ids=str,
@@ -381,7 +382,7 @@ def test_a_closed_sale_stays_closed(served: Served) -> None:
 @pytest.mark.parametrize("action", ["pause", "resume", "close"])
 def test_a_switch_says_why(served: Served, action: str) -> None:
     sale_id = served.sale()
-    for body in ({"reason": ""}, {"why": "x"}, {"reason": "x", "more": 1}):
+    for body in ({"reason": ""}, {"reason": "\0"}, {"why": "x"}, {"reason": "x", "more": 1}):
         refused(switch(served, sale_id, action, **body), 400, "malformed_request")
     refused(switch(served, fresh(), action), 404, "sale_not_found")
 
@@ -625,6 +626,7 @@ def test_a_refund_whose_reply_is_lost_is_made_once(served: Served) -> None:
     "body",
     [
         {"reason": ""},
+        {"reason": "a\0b"},
         {"restock": "yes"},
         {"restock": None},
         {"amount": 1},

@@ -419,6 +419,7 @@ BODIES: dict[str, object] = {
     "a number for a sku": line(sku=1),
     "an empty name": {**line(), "orderName": ""},
     "a long name": {**line(), "orderName": "x" * 101},
+    "a name with a NUL": {**line(), "orderName": "a\0b"},
     "a number for a name": {**line(), "orderName": 1},
     "21 lines": {"items": [{"sku": "a", "quantity": 1}] * 21, "amount": 21_000},
 }
