@@ -1,4 +1,4 @@
-// The service for a shop's own pages: prepare, countdown, release, live stock. docs/client.md tells more.
+// The service for a shop's own pages: docs/client.md tells more.
 
 const PAUSE_MS = 200;
 const PAUSE_MAX_MS = 3_000;
@@ -7,8 +7,10 @@ const PASSING = ["network", "unavailable", "outcome_unknown", "rate_limited"];
 
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 const part = encodeURIComponent;
+// No randomUUID on plain http.
+const newKey = () => crypto.randomUUID?.() ?? crypto.getRandomValues(new Uint32Array(4)).join("-");
 
-/** A no of the service; `code` "network" means that nobody answered. `facts` is the whole document. */
+/** A no of the service, or "network". */
 export class Refusal extends Error {
   constructor(code, status = 0, facts = {}) {
     super(facts.detail ?? code);
@@ -16,12 +18,9 @@ export class Refusal extends Error {
   }
 }
 
-/**
- * Calls to the service at `url` (this page's own by default). `token` is the buyer's bearer, or a
- * function, async or not, that gives it.
- */
+/** Calls to the service at `url`. `token` is the buyer's bearer, or a function that gives it. */
 export function connect({ url = "", token = null, attempts = 5 } = {}) {
-  // The server's clock less this device's, from the last sale that was read.
+  // The server's clock less this device's.
   let offset = 0;
   const now = () => Date.now() + offset;
 
@@ -63,7 +62,6 @@ export function connect({ url = "", token = null, attempts = 5 } = {}) {
     }
   }
 
-  /** The reservation's own token speaks for it where there is one; else the buyer does. */
   const proof = (proven) =>
     proven ? { headers: { "X-Reservation-Token": proven }, own: false } : {};
 
@@ -78,14 +76,14 @@ export function connect({ url = "", token = null, attempts = 5 } = {}) {
       offset = Date.parse(sale.serverTime) - Date.now();
       return sale;
     },
-    /** `items`: [{sku, quantity}]. The same `key` and wish again give the same order. */
-    prepare(saleId, { items, amount, orderName, admission, key = crypto.randomUUID() }) {
+    /** The same `key` and wish again give the same order. */
+    prepare(saleId, { items, amount, orderName, admission, key = newKey() }) {
       const headers = { "Idempotency-Key": key };
       if (admission) headers["X-Sale-Admission"] = admission;
       const body = { items, amount, orderName };
       return call("POST", `sales/${part(saleId)}/reservations`, { headers, body });
     },
-    /** At its next change, or after `wait` seconds, where that is given. */
+    /** At its next change, or after `wait` seconds. */
     reservation(orderId, { token: proven, wait = 0 } = {}) {
       const path = `reservations/${part(orderId)}${wait ? `?wait=${wait}` : ""}`;
       return call("GET", path, { ...proof(proven), patience: wait * 1000 });
@@ -93,11 +91,11 @@ export function connect({ url = "", token = null, attempts = 5 } = {}) {
     release({ orderId, token: proven }) {
       return call("POST", `reservations/${part(orderId)}/release`, proof(proven));
     },
-    /** For `pagehide`, when the buyer leaves for good: the browser sends it after the page is gone. */
+    /** For `pagehide`, when the buyer leaves for good. */
     leave({ orderId, token: proven }) {
       return navigator.sendBeacon(`${url}/v1/reservations/${part(orderId)}/release`, proven);
     },
-    /** Calls `tick` with the milliseconds left, each second and at the end; gives what stops it. */
+    /** Calls `tick` with the ms left, each second and at the end; returns a stop. */
     countdown({ expiresAt }, tick) {
       let timer;
       const step = () => {
@@ -111,16 +109,23 @@ export function connect({ url = "", token = null, attempts = 5 } = {}) {
     /** Calls `changed` with {sku, available, held, sold}; a hidden page listens to nothing. */
     stock(saleId, changed) {
       let source;
+      let timer;
       const listen = () => {
+        clearTimeout(timer);
         source?.close();
         if (document.hidden) return;
         source = new EventSource(`${url}/v1/sales/${part(saleId)}/events`);
         source.addEventListener("stock", ({ data }) => changed(JSON.parse(data)));
+        // Refused, the browser does not come back by itself.
+        source.onerror = ({ target }) => {
+          if (target.readyState === 2) timer = setTimeout(listen, PAUSE_MAX_MS * (1 + Math.random()));
+        };
       };
       document.addEventListener("visibilitychange", listen);
       listen();
       return () => {
         document.removeEventListener("visibilitychange", listen);
+        clearTimeout(timer);
         source?.close();
       };
     },

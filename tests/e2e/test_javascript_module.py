@@ -112,6 +112,31 @@ def test_stock_comes_by_itself_until_it_is_stopped(served: Served, shop: Page) -
     assert shop.evaluate("seen.length") == 2
 
 
+@pytest.mark.slow
+def test_stock_that_was_refused_comes_later(served: Served, shop: Page) -> None:
+    """A proxy without a service behind it says so, and the browser would never ask again."""
+    sale_id = served.sale(items=[item("a")])
+    asked: list[str] = []
+
+    def refuse(route: Route) -> None:
+        asked.append(route.request.url)
+        route.fulfill(status=502) if len(asked) == 1 else route.continue_()
+
+    shop.route(f"**/v1/sales/{sale_id}/events", refuse)
+    shop.evaluate(
+        "sale => { window.seen = []; shop.stock(sale, (stock) => seen.push(stock)); }", sale_id
+    )
+    until(shop, "seen.length === 1")
+    assert len(asked) == 2
+
+
+def test_a_page_on_plain_http_has_keys_too(served: Served, shop: Page) -> None:
+    sale_id = served.sale(items=[item("a")])
+    shop.evaluate("() => { crypto.randomUUID = undefined; }")
+    orders = {prepare(shop, sale_id)["orderId"] for _ in range(2)}
+    assert len(orders) == 2
+
+
 def test_the_countdown_goes_by_the_servers_clock_and_ends_at_nothing(
     served: Served, shop: Page
 ) -> None:
