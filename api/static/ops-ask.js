@@ -1,5 +1,7 @@
 // Asks the operator once more, and why, before anything is changed.
 
+import { newKey } from "./key.js";
+
 const $ = (id) => document.getElementById(id);
 
 /**
@@ -31,7 +33,7 @@ export function ask({ title, what = "", skus = null, delta = false, restock = fa
           delta: Number(pieces.value),
           restock: back.checked,
           reason: reason.value.trim(),
-          key: crypto.randomUUID(),
+          key: newKey(),
         });
       },
       { once: true },

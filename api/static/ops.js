@@ -16,6 +16,8 @@ let sale = null;
 let order = null;
 let cursor = null;
 let looking = null;
+/** How many lists of orders were asked for: an answer to an older wish is not shown. */
+let listings = 0;
 
 function notice(sentence) {
   $("notice").textContent = sentence;
@@ -87,8 +89,19 @@ async function look() {
   looking = setTimeout(look, LOOK_MS);
 }
 
+/** Shows the sale that the list names: an answer about one that was chosen before it is dropped. */
 async function choose(saleId) {
-  sale = await api.getSale(saleId);
+  const isChosen = () => api.operator.now && $("sale").value === saleId;
+  let read;
+  try {
+    read = await api.getSale(saleId);
+  } catch (error) {
+    // What is shown, and what the buttons are about, is still the one before.
+    if (sale && isChosen()) $("sale").value = sale.saleId;
+    throw error;
+  }
+  if (!isChosen()) return;
+  sale = read;
   figures = new Figures();
   stock.clear();
   drawSale();
@@ -100,7 +113,9 @@ async function choose(saleId) {
 
 async function showOrders({ more = false } = {}) {
   const wish = { saleId: sale.saleId, status: $("state").value, buyerId: $("buyer").value.trim(), limit: 20 };
+  const listing = ++listings;
   const page = await api.listOrders({ ...wish, cursor: more ? cursor : null });
+  if (listing !== listings) return;
   cursor = page.nextCursor;
   const rows = page.orders.map(orderRow);
   if (more) $("orders").append(...rows);
@@ -142,7 +157,9 @@ function historyLine({ at, kind, what, facts }) {
 }
 
 async function runAudit() {
-  const report = await api.audit(sale.saleId);
+  const { saleId } = sale;
+  const report = await api.audit(saleId);
+  if (sale?.saleId !== saleId) return;
   const lag = report.lag ? `; SQL is ${report.lag} events behind` : "";
   $("report-title").textContent = report.ok ? `Audit: everything adds up${lag}` : "Audit: something is wrong";
   const lines = report.problems.length
@@ -153,13 +170,21 @@ async function runAudit() {
   $("report").focus();
 }
 
+/** What the operator was asked about is what is done, whatever the page shows by then. */
+function changed(after) {
+  if (sale?.saleId !== after.saleId) return;
+  sale = after;
+  drawSale();
+}
+
 async function turn(verb, words) {
-  const answer = await ask({ title: `${words} ${sale.name}?`, what: TURNS[verb] });
+  const { saleId, name } = sale;
+  const answer = await ask({ title: `${words} ${name}?`, what: TURNS[verb] });
   if (!answer) return;
-  await doing(async () => {
-    sale = await api.turn(sale.saleId, verb, answer.reason);
-    drawSale();
-  }, `The sale is ${verb === "resume" ? "open" : `${verb}d`}.`);
+  await doing(
+    async () => changed(await api.turn(saleId, verb, answer.reason)),
+    `${name} is ${verb === "resume" ? "open" : `${verb}d`}.`,
+  );
 }
 
 const TURNS = {
@@ -169,13 +194,14 @@ const TURNS = {
 };
 
 async function restock() {
-  const answer = await ask({ title: `Restock ${sale.name}`, skus: sale.items, delta: true });
+  const { saleId, name, items } = sale;
+  const answer = await ask({ title: `Restock ${name}`, skus: items, delta: true });
   if (!answer) return;
   const { sku, delta, reason, key } = answer;
-  await doing(async () => {
-    sale = await api.restock(sale.saleId, { sku, delta, reason }, key);
-    drawSale();
-  }, `${sku}: ${delta > 0 ? `${delta} pieces added` : `${-delta} pieces withdrawn`}.`);
+  await doing(
+    async () => changed(await api.restock(saleId, { sku, delta, reason }, key)),
+    `${sku}: ${delta > 0 ? `${delta} pieces added` : `${-delta} pieces withdrawn`}.`,
+  );
 }
 
 async function refund() {

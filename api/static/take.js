@@ -1,6 +1,7 @@
 // Taking a basket once: one key for one wish, however often it has to be asked.
 
 import { listReservations, prepare, Refusal } from "./api.js";
+import { newKey } from "./key.js";
 import { tab } from "./remember.js";
 
 /** How often one press of Buy asks: after "not now" or a lost answer again, with the same key. */
@@ -37,13 +38,6 @@ function newWish(saleId, items, amount) {
   return wish;
 }
 
-/** As crypto.randomUUID, which pages on plain http other than localhost do not have. */
-function newKey() {
-  if (crypto.randomUUID) return crypto.randomUUID();
-  const bytes = crypto.getRandomValues(new Uint8Array(16));
-  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
-}
-
 /**
  * Takes these items, or finds that they are taken.
  *
@@ -61,6 +55,8 @@ export async function take(saleId, items, amount, ask) {
   if (!same) wish = newWish(saleId, items, amount);
   let admission = await ask.admission(false);
   let lost;
+  // A wish that is remembered is one whose answer was never told.
+  let untold = same;
   for (let asked = 1; ; asked++) {
     try {
       const { reservation } = await prepare(saleId, { key: wish.key, items, amount, admission });
@@ -72,15 +68,19 @@ export async function take(saleId, items, amount, ask) {
       if (asked === ASKED_MAX) throw new Refusal("unavailable");
       wish = newWish(saleId, items, amount);
       lost = undefined;
+      untold = false;
     } catch (refusal) {
       if (!(refusal instanceof Refusal)) throw refusal;
       if (refusal.unclear) lost = refusal;
+      untold ||= refusal.unclear;
       const stale = refusal.code === "invalid_admission" && asked === 1;
       const passes = refusal.unclear || refusal.code === "unavailable";
       if (asked === ASKED_MAX || !(passes || stale)) {
         // "Not now" tells nothing of an earlier call whose answer was lost.
         const verdict = passes ? (lost ?? refusal) : refusal;
-        if (!verdict.unclear) forgetWish(saleId);
+        // Nor does any other refusal, for most come before the key is looked at: the same key may
+        // still find the hold.
+        if (!untold || verdict.code === "idempotency_key_reused") forgetWish(saleId);
         throw verdict;
       }
       if (stale) {

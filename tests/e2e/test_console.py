@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, Response, expect
+from playwright.sync_api import Page, Response, Route, expect
 
 from tests.fixtures.browser import PHONE, Visit, serious
 from tests.fixtures.service import Served, eventually, item
@@ -121,6 +121,68 @@ def test_a_question_that_is_cancelled_changes_nothing(
     console.get_by_role("button", name="Cancel").click()
     expect(console.locator("#ask")).to_be_hidden()
     assert served.http.get(f"/v1/sales/{sale_id}").json()["status"] == "open"
+
+
+def test_what_was_asked_about_is_done_whatever_the_page_shows_by_then(
+    served: Served, console: Page, sale_id: str
+) -> None:
+    """Another sale was chosen, and its answer comes while the question stands."""
+    other_id = served.sale(name="Spring sale", items=ITEMS)
+    console.reload()
+    expect(console.locator("#title")).to_have_text("Winter sale")
+    late = choose_slowly(console, other_id)
+    console.get_by_role("button", name="Close for good").click()
+    expect(console.locator("#ask")).to_contain_text("Close Winter sale?")
+    late.continue_()
+    console.unroute_all()
+    expect(console.locator("#title")).to_have_text("Spring sale")
+    answer(console, "it is over")
+    expect(console.locator("#done")).to_contain_text("Winter sale is closed")
+    statuses = [served.http.get(f"/v1/sales/{one}").json()["status"] for one in (sale_id, other_id)]
+    assert statuses == ["closed", "open"]
+    expect(console.locator("#status")).to_have_text("open")
+
+
+def choose_slowly(console: Page, sale_id: str) -> Route:
+    """The call for a sale that was chosen in the list: it waits to be let on."""
+    late: list[Route] = []
+
+    def keep(route: Route) -> None:
+        late.append(route)
+
+    console.route(re.compile(rf"/v1/admin/sales/{sale_id}$"), keep)
+    console.locator("#sale").select_option(sale_id)
+    while not late:
+        console.wait_for_timeout(50)
+    return late[0]
+
+
+@pytest.mark.slow
+def test_the_sale_that_was_chosen_last_is_shown(
+    served: Served, console: Page, sale_id: str
+) -> None:
+    other_id = served.sale(name="Spring sale", items=ITEMS)
+    console.reload()
+    expect(console.locator("#title")).to_have_text("Winter sale")
+    late = choose_slowly(console, other_id)
+    console.locator("#sale").select_option(sale_id)
+    with console.expect_response(re.compile(rf"/v1/admin/sales/{other_id}$")):
+        late.continue_()
+    console.unroute_all()
+    # The board goes on with it.
+    with console.expect_request(re.compile(rf"/v1/admin/sales/{sale_id}$")):
+        pass
+    expect(console.locator("#title")).to_have_text("Winter sale")
+
+
+@pytest.mark.slow
+def test_a_name_that_no_header_can_carry_is_told_of_at_once(visit: Visiting) -> None:
+    page = visit().open("/ops")
+    page.locator("#key").fill("any")
+    page.locator("#name").fill("김철수")
+    page.locator("#sign-in button").click()
+    assert page.evaluate("document.getElementById('name').validity.patternMismatch")
+    expect(page.locator("#notice")).to_be_hidden()
 
 
 def test_pieces_are_added_and_too_many_are_not_withdrawn(

@@ -1,0 +1,6 @@
+// Idempotency keys: one for each thing that is to be done once.
+
+/** Pages on plain http other than localhost have no crypto.randomUUID. */
+export function newKey() {
+  return crypto.randomUUID?.() ?? crypto.getRandomValues(new Uint32Array(4)).join("-");
+}
