@@ -17,11 +17,23 @@ export function serverNow() {
   return performance.now() + difference;
 }
 
-/** Calls `tick` at once and at the turn of each of the server's seconds, while the page is seen. */
-export function eachSecond(tick) {
+/** The page's own clock may stand still while the machine sleeps: by so much it may lag unnoticed. */
+const SLEPT_MS = 2_000;
+
+/**
+ * Calls `tick` at once and at the turn of each of the server's seconds, while the page is seen.
+ * `slept` is called first where the machine slept since the last one: serverNow() is wrong then,
+ * until the service was asked.
+ */
+export function eachSecond(tick, slept) {
   let timer = 0;
+  const lag = () => Date.now() - performance.now();
+  let lagged = lag();
   const run = () => {
     clearTimeout(timer);
+    const before = lagged;
+    lagged = lag();
+    if (lagged - before > SLEPT_MS) slept();
     tick();
     if (!document.hidden) timer = setTimeout(run, 1000 - (((serverNow() % 1000) + 1000) % 1000));
   };

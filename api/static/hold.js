@@ -3,17 +3,20 @@
 import { release, Refusal } from "./api.js";
 import { clockAtLeast, serverNow } from "./clock.js";
 import { dropToken, keepToken, paymentBegins } from "./leave.js";
-import { pay } from "./pay.js";
+import { dropWidgets, pay } from "./pay.js";
 import { money, remaining, t } from "./text.js";
 
 const $ = (id) => document.getElementById(id);
 
 /** The seconds left at which it is said aloud how long there is still. */
 const SAID_AT = new Set([300, 120, 60, 30, 10]);
+/** A hold that is over by our clock may stand for a while by the service's: it is asked this often. */
+const ASK_AGAIN_MS = 1_000;
 
 export class Hold {
   #current = null;
   #busy = false;
+  #askAt = 0;
   #page;
 
   /** @param page the page's words: say, notice(sentence), nameOf(sku), ended(sentence, reservation) */
@@ -29,6 +32,10 @@ export class Hold {
 
   /** Shows a live reservation, or none. The token comes with prepare's answer alone. */
   show(reservation) {
+    if (reservation?.orderId !== this.#current?.orderId) {
+      this.#askAt = 0;
+      dropWidgets();
+    }
     this.#current = reservation;
     this.#busy = false;
     $("hold").hidden = !reservation;
@@ -71,13 +78,17 @@ export class Hold {
       if (SAID_AT.has(seconds)) this.#page.say(t("say.timeLeft", { time: spoken(seconds) }));
     }
     $("hold").classList.toggle("short", left < 60_000);
-    if (left <= 0 && !this.#busy) this.#ask();
+    if (left <= 0 && !this.#busy && performance.now() >= this.#askAt) this.#ask();
   }
 
   async #ask() {
-    this.#busy = true;
-    await this.#page.over();
-    this.#busy = false;
+    // Not again while this one is under way, whatever is shown meanwhile.
+    this.#askAt = Infinity;
+    try {
+      await this.#page.over();
+    } finally {
+      this.#askAt = performance.now() + ASK_AGAIN_MS * (1 + Math.random());
+    }
   }
 
   #enable(possible) {

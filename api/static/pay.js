@@ -26,13 +26,28 @@ function loadScript(address) {
 
 let drawn = null;
 
+let gone = Promise.resolve();
+
+/** The PG draws its widgets once in a place: those of another order have to go first. */
+export function dropWidgets() {
+  const parts = drawn?.parts ?? [];
+  drawn = null;
+  gone = gone
+    .then(() => Promise.all(parts.map((part) => part.destroy())))
+    .catch((error) => console.warn("payment widgets:", error));
+  return gone;
+}
+
 /** With a widget key the buyer chooses how to pay in our page first, and presses Pay once more. */
 async function drawWidgets(toss, { orderId, amount, currency, payment }) {
+  await dropWidgets();
   const widgets = toss.widgets({ customerKey: payment.customerKey });
   await widgets.setAmount({ currency, value: amount });
-  await widgets.renderPaymentMethods({ selector: "#pg-methods" });
-  await widgets.renderAgreement({ selector: "#pg-agreement" });
-  drawn = { orderId, widgets };
+  const parts = [await widgets.renderPaymentMethods({ selector: "#pg-methods" })];
+  // Half drawn is not drawn: the next press begins anew.
+  drawn = { orderId: null, widgets, parts };
+  parts.push(await widgets.renderAgreement({ selector: "#pg-agreement" }));
+  drawn = { orderId, widgets, parts };
 }
 
 async function payBySdk(reservation) {

@@ -14,6 +14,9 @@ const ADMISSION_MS = 8 * 60_000;
 const STALE_MS = 10_000;
 /** Everybody's page sees the sale open at the same instant: they ask again spread over this. */
 const SPREAD_MS = 3_000;
+/** The n-th repeat of the first reading waits n times this, and no longer than the other. */
+const FIRST_PAUSE_MS = 1_000;
+const PAUSE_MAX_MS = 10_000;
 
 const saleId = decodeURIComponent(location.pathname.split("/")[2] ?? "");
 const $ = (id) => document.getElementById(id);
@@ -226,9 +229,35 @@ async function buy() {
   if (hold.current) hold.focus();
 }
 
+const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+
+/** In the rush the first reading may be put off or lost: it is tried until it is told yes or no. */
+async function firstReading() {
+  for (let tried = 1; !sale; tried++) {
+    try {
+      await readSale();
+      if (tried > 1) notice("");
+    } catch (refusal) {
+      if (!(refusal instanceof Refusal)) throw refusal;
+      $("loading").hidden = true;
+      notice(sorry(refusal, { reading: true }));
+      const passes = refusal.status === 0 || refusal.status === 429 || refusal.status >= 500;
+      if (!passes) return;
+      const least = Math.max(refusal.retryAfter * 1000, Math.min(tried * FIRST_PAUSE_MS, PAUSE_MAX_MS));
+      await pause(least * (1 + Math.random()));
+    }
+  }
+}
+
+/** Everything that may have changed while nobody looked, or nothing could be heard. */
+function refreshAll() {
+  refreshSale();
+  refreshReservations();
+}
+
 async function start() {
   translatePage();
-  await Promise.all([reading(readSale), refreshReservations()]);
+  await Promise.all([firstReading(), refreshReservations()]);
   $("loading").hidden = true;
   if (!sale) return;
   // Its lines were drawn before the items' names were known, perhaps.
@@ -237,7 +266,8 @@ async function start() {
   eachSecond(() => {
     drawHead();
     hold.tick();
-  });
+  }, refreshAll);
+  addEventListener("online", refreshAll);
   watchStock(saleId, (change) => basket.stock(change));
 }
 
@@ -247,13 +277,10 @@ $("basket").addEventListener("submit", (event) => {
 });
 addEventListener("pageshow", (event) => {
   // Shown from the browser's memory: what happened meanwhile is not in there.
-  if (!event.persisted) return;
-  refreshSale();
-  refreshReservations();
+  if (event.persisted) refreshAll();
 });
 document.addEventListener("visibilitychange", () => {
   if (document.hidden || !sale || performance.now() - readAt < STALE_MS) return;
-  refreshSale();
-  refreshReservations();
+  refreshAll();
 });
 start();

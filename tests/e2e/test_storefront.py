@@ -1,6 +1,7 @@
 """The storefront in a real browser: buying, coming back, leaving, and what the buyer is told."""
 
 import re
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -422,6 +423,42 @@ def test_a_list_from_before_the_hold_does_not_take_it_away(served: Served, visit
     expect(page.locator("#notice")).to_be_hidden()
 
 
+@pytest.mark.slow
+def test_no_refusal_makes_a_wish_forgotten_whose_answer_was_lost(
+    served: Served, visit: Visiting
+) -> None:
+    """It came before the key was looked at: the next press may still find what the first took."""
+    sale_id = served.sale(items=ITEMS)
+    page = visit().open(f"/sales/{sale_id}")
+    keys: list[str] = []
+    recovering = NOT_NOW | {"json": {"code": "sale_recovering", "status": 503}}
+
+    def lose(route: Route) -> None:
+        if route.request.method == "GET":
+            return route.fulfill(**recovering)
+        keys.append(route.request.headers["idempotency-key"])
+        if len(keys) > 1:
+            return route.fulfill(**recovering)
+        route.fetch()
+        return route.abort()
+
+    address = re.compile(rf"/v1/sales/{sale_id}/reservations$")
+    page.route(address, lose)
+    choose(page, "mug")
+    page.locator("#buy").click()
+    expect(page.locator("#notice")).to_be_visible()
+    expect(page.locator("#buy")).to_be_enabled()
+    assert len(keys) == 2
+    page.unroute(address, lose)
+    with page.expect_request(
+        lambda request: request.method == "POST" and bool(address.search(request.url))
+    ) as pressed:
+        page.locator("#buy").click()
+    expect(page.locator("#hold")).to_be_visible()
+    assert {*keys, pressed.value.headers["idempotency-key"]} == {keys[0]}
+    assert served.stock(sale_id, "mug") == (49, 1, 0)
+
+
 def test_a_key_whose_hold_has_ended_is_not_used_again(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS)
     page = visit().open(f"/sales/{sale_id}")
@@ -513,6 +550,64 @@ def test_a_sale_that_asks_for_admission_is_entered_by_its_page(
     page = visit().open(f"/sales/{sale_id}")
     hold(page)
     assert statuses_of(served, sale_id, buyer_of(page)) == ["HELD"]
+
+
+def test_a_first_reading_that_is_put_off_is_tried_again(served: Served, visit: Visiting) -> None:
+    """When a sale opens everybody loads the page, and some are told "not now"."""
+    sale_id = served.sale(items=ITEMS)
+    visitor, asked = visit(), list[str]()
+
+    def put_off(route: Route) -> None:
+        asked.append(route.request.url)
+        route.fulfill(**NOT_NOW) if len(asked) == 1 else route.continue_()
+
+    visitor.page.route(re.compile(rf"/v1/sales/{sale_id}$"), put_off)
+    page = visitor.open(f"/sales/{sale_id}")
+    hold(page)
+    expect(page.locator("#notice")).to_be_hidden()
+    assert len(asked) >= 2
+
+
+@pytest.mark.slow
+def test_a_hold_that_is_over_by_the_pages_clock_alone_is_asked_for_calmly(
+    served: Served, visit: Visiting
+) -> None:
+    sale_id = served.sale(items=ITEMS, holdSeconds=60)
+    visitor = visit()
+
+    def ahead(route: Route) -> None:
+        response = route.fetch()
+        sale = response.json()
+        late = datetime.fromisoformat(sale["serverTime"]) + timedelta(seconds=90)
+        sale["serverTime"] = late.isoformat().replace("+00:00", "Z")
+        route.fulfill(response=response, json=sale)
+
+    visitor.page.route(re.compile(rf"/v1/sales/{sale_id}$"), ahead)
+    page = visitor.open(f"/sales/{sale_id}")
+    hold(page)
+    expect(page.locator("#hold-left strong")).to_have_text("0:00")
+    lists = [url for url in visitor.requests if url.endswith("/reservations")]
+    began = time.monotonic()
+    page.wait_for_timeout(3_000)
+    more = [url for url in visitor.requests if url.endswith("/reservations")][len(lists) :]
+    assert 1 <= len(more) <= time.monotonic() - began + 2
+    expect(page.locator("#hold")).to_be_visible()
+
+
+@pytest.mark.slow
+def test_a_page_whose_machine_slept_asks_the_service_again(served: Served, visit: Visiting) -> None:
+    """The page's own clock stands still meanwhile, and no event tells of it."""
+    sale_id = served.sale(items=ITEMS)
+    page = visit().open(f"/sales/{sale_id}")
+    hold(page)
+    buyer = buyer_of(page)
+    [order] = orders_of(served, sale_id, buyer)
+    served.http.post(f"/v1/reservations/{order['orderId']}/release", headers=buyer)
+    assert statuses_of(served, sale_id, buyer) == ["RELEASED"]
+    expect(page.locator("#hold")).to_be_visible()
+    page.evaluate("() => { const now = Date.now; Date.now = () => now() + 3_600_000; }")
+    expect(page.locator("#notice")).to_be_visible()
+    expect(page.locator("#hold")).to_be_hidden()
 
 
 @pytest.mark.slow
@@ -630,12 +725,80 @@ def test_the_pgs_own_script_opens_the_payment_where_the_shop_has_keys(
     sale_id = served.sale(items=ITEMS)
     visitor = visit()
     page = visitor.page
+    with_sdk(
+        page,
+        sale_id,
+        "test_ck_1",
+        """window.TossPayments = (clientKey) => ({
+            payment: (buyer) => ({
+                requestPayment: async (wish) => { window.asked = {clientKey, ...buyer, ...wish}; },
+            }),
+        });""",
+    )
+    visitor.open(f"/sales/{sale_id}")
+    hold(page)
+    assert SDK not in visitor.requests
+    page.locator("#pay").click()
+    page.wait_for_function("window.asked")
+    asked = page.evaluate("window.asked")
+    assert asked["clientKey"] == "test_ck_1"
+    assert asked["amount"] == {"currency": "KRW", "value": 12_000}
+    assert asked["successUrl"].startswith(f"{served.url}/v1/payments/toss/success?token=")
+    assert asked["failUrl"].startswith(f"{served.url}/v1/payments/toss/fail?token=")
+
+
+@pytest.mark.slow
+def test_the_pgs_widgets_are_drawn_anew_for_the_next_order(served: Served, visit: Visiting) -> None:
+    """The PG refuses to draw where something of its own still stands."""
+    sale_id = served.sale(items=ITEMS)
+    visitor = visit()
+    page = visitor.page
+    with_sdk(
+        page,
+        sale_id,
+        "test_gck_1",
+        """const drawn = new Set();
+        const draw = async ({ selector }) => {
+            if (drawn.has(selector)) throw new Error("already drawn");
+            drawn.add(selector);
+            return { destroy: async () => { drawn.delete(selector); } };
+        };
+        window.asked = [];
+        window.TossPayments = () => ({
+            widgets: () => ({
+                setAmount: async () => {},
+                renderPaymentMethods: draw,
+                renderAgreement: draw,
+                requestPayment: async ({ orderId }) => { window.asked.push(orderId); },
+            }),
+        });""",
+    )
+    visitor.open(f"/sales/{sale_id}")
+    for number in (1, 2):
+        hold(page, count=1 if number == 1 else 0)
+        page.locator("#pay").click()
+        expect(page.locator("#pay")).to_be_enabled()
+        page.locator("#pay").click()
+        page.wait_for_function(f"window.asked.length === {number}")
+        expect(page.locator("#notice")).to_be_hidden()
+        page.locator("#give-back").click()
+        expect(page.locator("#basket")).to_be_visible()
+    orders = orders_of(served, sale_id, buyer_of(page))
+    assert page.evaluate("window.asked") == [order["orderId"] for order in reversed(orders)]
+
+
+SDK = "https://js.tosspayments.com/v2/standard"
+
+
+def with_sdk(page: Page, sale_id: str, client_key: str, script: str) -> None:
+    """The shop has keys of the PG's, whose own script opens the payment."""
 
     def with_keys(route: Route) -> None:
         response = route.fetch()
         document = response.json()
         for order in document.get("reservations", [document]):
-            order["payment"] |= {"checkoutUrl": None, "clientKey": "test_ck_1"}
+            if "payment" in order:
+                order["payment"] |= {"checkoutUrl": None, "clientKey": client_key}
         route.fulfill(response=response, json=document)
 
     page.route(re.compile(rf"/v1/sales/{sale_id}/reservations$"), with_keys)
@@ -647,23 +810,7 @@ def test_the_pgs_own_script_opens_the_payment_where_the_shop_has_keys(
             else route.continue_()
         ),
     )
-    script = """window.TossPayments = (clientKey) => ({
-        payment: (buyer) => ({
-            requestPayment: async (asked) => { window.asked = {clientKey, ...buyer, ...asked}; },
-        }),
-    });"""
-    sdk = "https://js.tosspayments.com/v2/standard"
-    page.route(sdk, lambda route: route.fulfill(content_type="text/javascript", body=script))
-    visitor.open(f"/sales/{sale_id}")
-    hold(page)
-    assert sdk not in visitor.requests
-    page.locator("#pay").click()
-    page.wait_for_function("window.asked")
-    asked = page.evaluate("window.asked")
-    assert asked["clientKey"] == "test_ck_1"
-    assert asked["amount"] == {"currency": "KRW", "value": 12_000}
-    assert asked["successUrl"].startswith(f"{served.url}/v1/payments/toss/success?token=")
-    assert asked["failUrl"].startswith(f"{served.url}/v1/payments/toss/fail?token=")
+    page.route(SDK, lambda route: route.fulfill(content_type="text/javascript", body=script))
 
 
 def html(headers: dict[str, str]) -> dict[str, str]:
