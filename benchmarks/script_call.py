@@ -51,7 +51,12 @@ def basket_of(secret: bytes, buyer: str, idempotency_key: str, body: bytes) -> B
     """The basket of one request: the same key names the same order."""
     mac = hmac.digest(secret, f"{buyer}:{idempotency_key}".encode(), "sha256")
     tail = base64.urlsafe_b64encode(mac[:18]).decode()
-    return Basket(f"{SALE_ID}-{tail}", buyer, hashlib.sha256(body).hexdigest()[:32])
+    return Basket(f"{SALE_ID}-{tail}", buyer, _digest(body))
+
+
+def _digest(body: bytes) -> str:
+    """As long as the service's own."""
+    return base64.urlsafe_b64encode(hashlib.sha256(body).digest()[:9]).decode()
 
 
 def call_of(

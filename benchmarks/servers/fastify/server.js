@@ -69,7 +69,7 @@ async function prepare(request, reply) {
   const key = request.headers["idempotency-key"];
   const tail = createHmac("sha256", SECRET).update(`${buyer}:${key}`).digest();
   const orderId = `${SALE}-${tail.subarray(0, 18).toString("base64url")}`;
-  const digest = createHash("sha256").update(JSON.stringify(request.body)).digest("hex").slice(0, 32);
+  const digest = createHash("sha256").update(JSON.stringify(request.body)).digest("base64url").slice(0, 12);
   const { sku, quantity } = items[0];
   const now = Date.now();
   const replies = await redis.evalsha(

@@ -55,7 +55,7 @@ function hold.answer()
         sha, 8, TAG .. "sale", TAG .. "deadlines", TAG .. "outbox", TAG .. "stock:" .. line.sku,
         TAG .. "order:" .. order, TAG .. "buyer:" .. buyer, TAG .. "buyer-orders:" .. buyer,
         TAG .. "rate:" .. buyer, now + NOT_AFTER_MS, epoch, now, INTERVAL_MS, BURST, 1, 1, 1, "1", line.sku,
-        ngx.md5(body), "Hoodie", '"Hoodie"', data.amount, 0, "1 " .. line.quantity)
+        string.sub(ngx.md5(body), 1, 12), "Hoodie", '"Hoodie"', data.amount, 0, "1 " .. line.quantity)
     if not replies then
         ngx.log(ngx.ERR, err)
         return refuse(503, "unavailable")
