@@ -49,7 +49,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     order_name: str
     #: Whether the caller showed a good admission; the script knows whether the sale asks for one.
     admitted: bool
-    #: Tells this body from another under the same key: 128 bits in hex.
+    #: Tells this body from another under the same key: 72 bits in base64url.
     digest: str
 
 
