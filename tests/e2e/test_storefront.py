@@ -431,7 +431,7 @@ def test_no_refusal_makes_a_wish_forgotten_whose_answer_was_lost(
     sale_id = served.sale(items=ITEMS)
     page = visit().open(f"/sales/{sale_id}")
     keys: list[str] = []
-    recovering = NOT_NOW | {"json": {"code": "sale_recovering", "status": 503}}
+    recovering: dict[str, Any] = NOT_NOW | {"json": {"code": "sale_recovering", "status": 503}}
 
     def lose(route: Route) -> None:
         if route.request.method == "GET":
