@@ -101,7 +101,7 @@ class PreparePath:
         self._at_hand = api.service.catalog.at_hand
         self._turned_away = api.service.prepare.turned_away
         self._prepares = api.prepares
-        self._outside = TurnedAway(Processor().is_full)
+        self._outside = TurnedAway(Processor().shortage)
         self._body = msgspec.json.Decoder(PrepareRequest)
         self._answer = msgspec.json.Encoder()
         self._cors = cors

@@ -1,4 +1,4 @@
-"""Whether the processor is what everything waits for."""
+"""How far the processor is what everything waits for."""
 
 import time
 from pathlib import Path
@@ -8,11 +8,13 @@ __all__ = ["Processor"]
 
 #: This process is one thread of Python: more of a core than this is all of it.
 SHARE_MAX: Final = 0.9
-#: Less than this of the whole machine is idle: what else runs there may be what this process
-#: waits for, Redis above all. A machine of two cores on which everything waits for the processor
-#: was seen to be idle for up to 0.12, the waits for its disk included; one that waits for the disk
-#: alone for 0.3 and more.
-IDLE_MIN: Final = 0.2
+#: Of the whole machine: what else runs there may be what this process waits for, Redis above all.
+#: Two cores on which everything waits for the processor were seen to be idle for up to 0.12, the
+#: waits for their disk included; where the disk alone is waited for, for 0.17 to 0.4. Between the
+#: two time is short by degrees: at one limit a busy machine would be called full in every other
+#: look, and its crowd would wait as if it were.
+IDLE_NONE: Final = 0.12
+IDLE_ENOUGH: Final = 0.18
 #: How long a time is looked at.
 LOOK_SECONDS: Final = 0.5
 #: Ticks of all cores since the start: user, nice, system, idle, iowait, ... (proc(5)). Only Linux.
@@ -27,21 +29,23 @@ class Processor:
         """`stat` is read for the whole machine, where there is such a file."""
         self._stat = stat if stat.exists() else None
         self._seen = self._look()
-        self._full = False
+        self._shortage = 0.0
 
-    def is_full(self) -> bool:
-        """Whether this process or the whole machine has no time left."""
+    def shortage(self) -> float:
+        """How short time is: 1 where this process or the machine has none left, 0 with enough."""
         then, used_then, total_then, idle_then = self._seen
         if time.monotonic() - then > LOOK_SECONDS:
             try:
                 now, used, total, idle = self._seen = self._look()
             except OSError:
                 # A crowd may have taken the last file descriptor. What was seen stands.
-                return self._full
-            process_is = used - used_then > SHARE_MAX * (now - then)
-            machine_is = idle - idle_then < IDLE_MIN * (total - total_then)
-            self._full = process_is or machine_is
-        return self._full
+                return self._shortage
+            all_of_a_core = used - used_then > SHARE_MAX * (now - then)
+            ticks = total - total_then
+            left = (idle - idle_then) / ticks if ticks else 1.0
+            short = (IDLE_ENOUGH - left) / (IDLE_ENOUGH - IDLE_NONE)
+            self._shortage = 1.0 if all_of_a_core else min(1.0, max(0.0, short))
+        return self._shortage
 
     def _look(self) -> tuple[float, float, int, int]:
         """Seconds by the clock and by this process; ticks of the machine, and idle ones."""

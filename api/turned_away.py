@@ -1,7 +1,8 @@
 """Tells newcomers that it is "not now", a few at a time: those who were let in come first.
 
-A refusal costs about half a hold, and whoever is told sends again at once. So while this process
-has little time left, refusals get a small share of it; otherwise all are told.
+A refusal costs about half a hold, and whoever is told sends again at once. So the shorter
+the processor's time, the smaller the share of it that refusals get; where there is enough, all are
+told.
 """
 
 import asyncio
@@ -16,7 +17,8 @@ __all__ = ["Newcomer", "TurnedAway"]
 #: Without it thousands of refusals made a turn of a tenth of a second, and nine holds of ten were
 #: lost to them. Told one by one each costs twice as much.
 TOLD_A_TURN: Final = 24
-#: From one such turn to the next while the processor is full: 24 take about a millisecond.
+#: From one such turn to the next while the processor is full: 24 take about a millisecond. Less
+#: where time is only getting short.
 #: Without it refusals took a third of the time, and of the holds four in ten were lost.
 PAUSE_SECONDS: Final = 0.01
 #: One of so many is the one who has waited longest, the others have just come: where more come
@@ -38,9 +40,9 @@ class Newcomer(Protocol):
 class TurnedAway:
     """Those who are to be told."""
 
-    def __init__(self, is_full: Callable[[], bool]) -> None:
-        """`is_full` says whether the process has little time left."""
-        self._is_full = is_full
+    def __init__(self, shortage: Callable[[], float]) -> None:
+        """`shortage` says how short the processor's time is: from 0 to 1, which is none left."""
+        self._shortage = shortage
         self._waiting: deque[tuple[Newcomer, int, bytes, Callable[[], None]]] = deque()
         #: Whether the next turn is planned.
         self._planned = False
@@ -72,9 +74,9 @@ class TurnedAway:
 
     def _plan(self) -> None:
         # Busy, also with nobody left: the next who comes must not be told before the pause.
-        if self._is_full():
+        if shortage := self._shortage():
             self._planned = True
-            asyncio.get_running_loop().call_later(PAUSE_SECONDS, self._tell)
+            asyncio.get_running_loop().call_later(shortage * PAUSE_SECONDS, self._tell)
         elif self._waiting:
             self._planned = True
             asyncio.get_running_loop().call_soon(self._tell)

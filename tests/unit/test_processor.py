@@ -1,4 +1,4 @@
-"""When the processor counts as full: by what this process takes, or by the whole machine."""
+"""How short the processor's time is: by what this process takes, and by the whole machine."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,37 +37,44 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 @pytest.mark.parametrize(
-    ("used", "idle", "full"),
-    [(0.95, 0.5, True), (0.6, 0.12, True), (0.85, 0.3, False), (0.0, 1.0, False)],
+    ("used", "idle", "shortage"),
+    [
+        (0.95, 0.5, 1.0),
+        (0.6, 0.05, 1.0),
+        (0.6, 0.12, 1.0),
+        (0.6, 0.15, 0.5),
+        (0.85, 0.18, 0.0),
+        (0.0, 1.0, 0.0),
+    ],
 )
-def test_it_is_full_by_this_process_or_by_the_whole_machine(
-    machine: Machine, used: float, idle: float, full: bool
+def test_time_is_short_for_this_process_or_for_the_whole_machine(
+    machine: Machine, used: float, idle: float, shortage: float
 ) -> None:
     looked_at = Processor(machine.stat)
     machine.passes(LOOK_SECONDS * 1.1, used=used, idle=idle)
-    assert looked_at.is_full() is full
+    assert looked_at.shortage() == pytest.approx(shortage)
 
 
 def test_what_was_seen_stands_until_it_is_looked_at_again(machine: Machine) -> None:
     looked_at = Processor(machine.stat)
     machine.passes(LOOK_SECONDS * 1.1, used=1.0, idle=0.0)
-    assert looked_at.is_full()
+    assert looked_at.shortage() == 1.0
     machine.passes(LOOK_SECONDS * 0.5)
-    assert looked_at.is_full()
+    assert looked_at.shortage() == 1.0
     machine.passes(LOOK_SECONDS * 0.6)
-    assert not looked_at.is_full()
+    assert looked_at.shortage() == 0.0
 
 
 def test_what_was_seen_stands_while_it_cannot_be_looked_at(machine: Machine) -> None:
     """A crowd may have taken the last file descriptor."""
     looked_at = Processor(machine.stat)
     machine.passes(LOOK_SECONDS * 1.1, used=1.0, idle=0.0)
-    assert looked_at.is_full()
+    assert looked_at.shortage() == 1.0
     machine.passes(LOOK_SECONDS * 1.1)
     machine.stat.unlink()
-    assert looked_at.is_full()
+    assert looked_at.shortage() == 1.0
     machine.passes(LOOK_SECONDS * 1.1)
-    assert not looked_at.is_full()
+    assert looked_at.shortage() == 0.0
 
 
 def test_where_the_system_tells_nothing_of_the_machine_this_process_counts(
@@ -75,6 +82,6 @@ def test_where_the_system_tells_nothing_of_the_machine_this_process_counts(
 ) -> None:
     looked_at = Processor(tmp_path / "there is none")
     machine.passes(LOOK_SECONDS * 1.1, used=0.5, idle=0.0)
-    assert not looked_at.is_full()
+    assert looked_at.shortage() == 0.0
     machine.passes(LOOK_SECONDS * 1.1, used=0.95)
-    assert looked_at.is_full()
+    assert looked_at.shortage() == 1.0

@@ -15,8 +15,8 @@ NEVER = 3_600.0
 class Crowd:
     """Newcomers, and who of them was told in which order."""
 
-    def __init__(self, *, is_full: Callable[[], bool] = lambda: False) -> None:
-        self.turned_away = TurnedAway(is_full)
+    def __init__(self, *, shortage: Callable[[], float] = lambda: 0.0) -> None:
+        self.turned_away = TurnedAway(shortage)
         self.told: list[str] = []
         self.done: list[str] = []
 
@@ -105,10 +105,23 @@ async def test_while_the_processor_is_full_the_next_are_told_after_a_pause(
 ) -> None:
     monkeypatch.setattr(turned_away, "TOLD_A_TURN", 3)
     monkeypatch.setattr(turned_away, "PAUSE_SECONDS", NEVER)
-    crowd = Crowd(is_full=lambda: True)
+    crowd = Crowd(shortage=lambda: 1.0)
     crowd.comes(*named(7))
     await turns(20)
     assert len(crowd.told) == 3
+
+
+async def test_the_shorter_the_time_the_longer_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turned_away, "TOLD_A_TURN", 3)
+    monkeypatch.setattr(turned_away, "PAUSE_SECONDS", 0.4)
+    pauses: list[float] = []
+    monkeypatch.setattr(
+        asyncio.get_running_loop(), "call_later", lambda pause, _: pauses.append(pause)
+    )
+    for shortage in (1.0, 0.25):
+        Crowd(shortage=lambda shortage=shortage: shortage).comes(*named(7))
+        await turns(3)
+    assert pauses == [0.4, 0.1]
 
 
 async def test_who_comes_in_the_pause_waits_for_its_end_though_nobody_waits(
@@ -116,7 +129,7 @@ async def test_who_comes_in_the_pause_waits_for_its_end_though_nobody_waits(
 ) -> None:
     """Told one by one they would cost most."""
     monkeypatch.setattr(turned_away, "PAUSE_SECONDS", 0.05)
-    crowd = Crowd(is_full=lambda: True)
+    crowd = Crowd(shortage=lambda: 1.0)
     crowd.comes("first")
     await turns(3)
     crowd.comes("in the pause")
@@ -128,8 +141,8 @@ async def test_who_comes_in_the_pause_waits_for_its_end_though_nobody_waits(
 async def test_once_it_is_full_no_more_all_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turned_away, "TOLD_A_TURN", 3)
     monkeypatch.setattr(turned_away, "PAUSE_SECONDS", 0.001)
-    full = [True, False]
-    crowd = Crowd(is_full=lambda: full.pop(0) if full else False)
+    short = [1.0, 0.0]
+    crowd = Crowd(shortage=lambda: short.pop(0) if short else 0.0)
     crowd.comes(*named(20))
     await until(lambda: len(crowd.told) == 20)
     assert sorted(crowd.done) == named(20)
