@@ -27,12 +27,14 @@ async def test_what_a_rebuild_restores_stands_and_a_repeat_changes_nothing(
         epoch = (await here.service.catalog.fresh(sale_id)).epoch
         names = here.service.keys.of(sale_id)
         writes = Writes()
-        writes.hset(names.order("o"), {"status": "HELD", "amount": 9_999_999_999_999})
+        writes.hset(names.order("o"), {"status": "HELD", "amount": 9_999_999_999_999, "fence": 3})
+        writes.hdel(names.order("o"), "fence")
         writes.zadd(names.deadlines, "o", 1_790_000_000_123)
         for _ in range(2):
             assert await restore(here, sale_id, writes, epoch=epoch) == [RestoreWord.DONE]
         command = here.service.connections.command
         assert await command("HGET", names.order("o"), "amount") == "9999999999999"
+        assert await command("HEXISTS", names.order("o"), "fence") == 0
         assert await command("ZSCORE", names.deadlines, "o") == "1790000000123"
 
 
