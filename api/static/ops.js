@@ -105,6 +105,8 @@ async function choose(saleId) {
   figures = new Figures();
   stock.clear();
   drawSale();
+  // Not before: its buttons are about the sale that is shown.
+  $("console").hidden = false;
   $("title").textContent = sale.name;
   $("report").hidden = $("order").hidden = true;
   history.replaceState(null, "", `/ops?${new URLSearchParams({ sale: saleId })}`);
@@ -230,7 +232,6 @@ async function signIn() {
   if (!sales.length) return;
   const first = sales.find(({ saleId }) => saleId === named) ?? sales.find(({ status }) => status === "open") ?? sales[0];
   $("sale").value = first.saleId;
-  $("console").hidden = false;
   await choose(first.saleId);
 }
 

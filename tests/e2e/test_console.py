@@ -143,17 +143,37 @@ def test_what_was_asked_about_is_done_whatever_the_page_shows_by_then(
     expect(console.locator("#status")).to_have_text("open")
 
 
+@pytest.mark.slow
+def test_nothing_can_be_done_to_a_sale_that_is_not_shown_yet(
+    served: Served, visit: Visiting, sale_id: str
+) -> None:
+    page = visit().open(f"/ops?sale={sale_id}")
+    page.locator("#key").fill(served.settings.admin_api_key)
+    page.locator("#name").fill("kim")
+    late = kept_back(page, sale_id, page.locator("#sign-in button").click)
+    expect(page.locator("#console")).to_be_hidden()
+    late.continue_()
+    page.unroute_all()
+    page.get_by_role("button", name="Restock").click()
+    expect(page.locator("#ask")).to_be_visible()
+
+
 def choose_slowly(console: Page, sale_id: str) -> Route:
     """The call for a sale that was chosen in the list: it waits to be let on."""
+    return kept_back(console, sale_id, lambda: console.locator("#sale").select_option(sale_id))
+
+
+def kept_back(page: Page, sale_id: str, do: Callable[[], object]) -> Route:
+    """The call for a sale that this leads to."""
     late: list[Route] = []
 
     def keep(route: Route) -> None:
         late.append(route)
 
-    console.route(re.compile(rf"/v1/admin/sales/{sale_id}$"), keep)
-    console.locator("#sale").select_option(sale_id)
+    page.route(re.compile(rf"/v1/admin/sales/{sale_id}$"), keep)
+    do()
     while not late:
-        console.wait_for_timeout(50)
+        page.wait_for_timeout(50)
     return late[0]
 
 
