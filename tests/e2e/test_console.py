@@ -79,6 +79,7 @@ def test_a_wrong_key_opens_nothing(visit: Visiting) -> None:
     assert page.evaluate("sessionStorage.length") == 0
 
 
+@pytest.mark.slow
 def test_the_board_moves_by_itself(served: Served, console: Page, sale_id: str) -> None:
     mug = console.locator("[data-sku=mug]")
     expect(console.locator("#title")).to_have_text("Winter sale")

@@ -188,6 +188,7 @@ def decided(page: Page, worker: Worker, count: int) -> None:
     eventually(looks, lambda looked: looked >= count)
 
 
+@pytest.mark.slow
 def test_a_reload_and_a_look_around_keep_the_hold(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS)
     visitor = visit()
@@ -552,6 +553,7 @@ def test_a_sale_that_asks_for_admission_is_entered_by_its_page(
     assert statuses_of(served, sale_id, buyer_of(page)) == ["HELD"]
 
 
+@pytest.mark.slow
 def test_a_first_reading_that_is_put_off_is_tried_again(served: Served, visit: Visiting) -> None:
     """When a sale opens everybody loads the page, and some are told "not now"."""
     sale_id = served.sale(items=ITEMS)

@@ -165,6 +165,7 @@ def make_service(tmp_path: Path) -> Iterator[Callable[..., Service]]:
         service.end()
 
 
+@pytest.mark.slow
 def test_what_is_killed_comes_back_at_the_same_place(make_service: Any) -> None:
     service = make_service()
     told = service.until_ready()
