@@ -18,8 +18,8 @@ __all__ = ["Newcomer", "TurnedAway"]
 #: lost to them. Told one by one each costs twice as much.
 TOLD_A_TURN: Final = 24
 #: From one such turn to the next while the processor is full, and less where its time is only
-#: getting short: 24 take about a millisecond. Without this pause
-#: refusals took a third of the time, and of the holds four in ten were lost.
+#: getting short: 24 take about a millisecond. Without this pause refusals took a third of the time,
+#: and of the holds four in ten were lost.
 PAUSE_SECONDS: Final = 0.01
 #: One of so many is the one who has waited longest, the others have just come: where more come
 #: than can be told, most are told in milliseconds, and nobody waits for ever. In the order of
