@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from reservation.domain.errors import HoldLost, SaleNotFound, SaleRecovering
+from reservation.domain.reservation import Reservation
 from reservation.domain.sale import Item
 from reservation.domain.states import HoldPolicy, Status
 from reservation.domain.tokens import Claims
@@ -200,22 +201,26 @@ async def test_whoever_writes_under_the_old_epoch_is_refused(here: Bench) -> Non
     assert await status_of(here, order.order_id) is Status.HELD
 
 
-async def test_a_payment_whose_claim_sql_never_got_is_claimed_again(here: Bench) -> None:
-    sale_id = await here.sale()
-    order = await here.hold(sale_id)
-    await here.flush(sale_id)
-    claimed = await here.claim(order, "key-1")
-    ledger = here.service.ledger
-    await ledger.write_intent(
+async def intend(here: Bench, order: Reservation, fence: int) -> None:
+    """The money of `key-1` was asked for, under this fence."""
+    await here.service.ledger.write_intent(
         order_id=order.order_id,
-        sale_id=sale_id,
-        fence=claimed.fence,
+        sale_id=order.sale_id,
+        fence=fence,
         payment_key="key-1",
         amount=1000,
         currency="KRW",
         idempotency_key="i",
         now_ms=1,
     )
+
+
+async def test_a_payment_whose_claim_sql_never_got_is_claimed_again(here: Bench) -> None:
+    sale_id = await here.sale()
+    order = await here.hold(sale_id)
+    await here.flush(sale_id)
+    claimed = await here.claim(order, "key-1")
+    await intend(here, order, claimed.fence)
     await here.lose(sale_id)
     report = await here.service.rebuild(sale_id, operator="op")
     assert report.claimed == (order.order_id,)
@@ -237,16 +242,7 @@ async def test_an_ended_order_whose_lost_claim_finds_no_stock_is_as_sql_has_it(h
     await here.service.store.release(order, epoch=epoch, cause="left")
     await here.hold(sale_id, "ben")
     await here.flush(sale_id)
-    await here.service.ledger.write_intent(
-        order_id=order.order_id,
-        sale_id=sale_id,
-        fence=3,
-        payment_key="key-1",
-        amount=1000,
-        currency="KRW",
-        idempotency_key="i",
-        now_ms=1,
-    )
+    await intend(here, order, 3)
     await here.lose(sale_id)
     report = await here.service.rebuild(sale_id, operator="op")
     assert report.rebuilt
