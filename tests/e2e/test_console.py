@@ -128,10 +128,7 @@ def test_what_was_asked_about_is_done_whatever_the_page_shows_by_then(
     served: Served, console: Page, sale_id: str
 ) -> None:
     """Another sale was chosen, and its answer comes while the question stands."""
-    other_id = served.sale(name="Spring sale", items=ITEMS)
-    console.reload()
-    expect(console.locator("#title")).to_have_text("Winter sale")
-    late = choose_slowly(console, other_id)
+    other_id, late = choose_another_slowly(served, console)
     console.get_by_role("button", name="Close for good").click()
     expect(console.locator("#ask")).to_contain_text("Close Winter sale?")
     late.continue_()
@@ -159,9 +156,13 @@ def test_nothing_can_be_done_to_a_sale_that_is_not_shown_yet(
     expect(page.locator("#ask")).to_be_visible()
 
 
-def choose_slowly(console: Page, sale_id: str) -> Route:
-    """The call for a sale that was chosen in the list: it waits to be let on."""
-    return kept_back(console, sale_id, lambda: console.locator("#sale").select_option(sale_id))
+def choose_another_slowly(served: Served, console: Page) -> tuple[str, Route]:
+    """Another sale that was chosen in the list, and the call for it, which waits to be let on."""
+    other_id = served.sale(name="Spring sale", items=ITEMS)
+    console.reload()
+    expect(console.locator("#title")).to_have_text("Winter sale")
+    late = kept_back(console, other_id, lambda: console.locator("#sale").select_option(other_id))
+    return other_id, late
 
 
 def kept_back(page: Page, sale_id: str, do: Callable[[], object]) -> Route:
@@ -182,10 +183,7 @@ def kept_back(page: Page, sale_id: str, do: Callable[[], object]) -> Route:
 def test_the_sale_that_was_chosen_last_is_shown(
     served: Served, console: Page, sale_id: str
 ) -> None:
-    other_id = served.sale(name="Spring sale", items=ITEMS)
-    console.reload()
-    expect(console.locator("#title")).to_have_text("Winter sale")
-    late = choose_slowly(console, other_id)
+    other_id, late = choose_another_slowly(served, console)
     console.locator("#sale").select_option(sale_id)
     with console.expect_response(re.compile(rf"/v1/admin/sales/{other_id}$")):
         late.continue_()
