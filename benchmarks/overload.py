@@ -164,25 +164,24 @@ class Scene:
 
 
 async def _round(run: Run, limit: Limit) -> Overload:
-    warm_up_seconds, peak_seconds, surge_seconds, after_seconds = (
-        (2, 3, 3, 3) if run.quick else (20, 10, 20, _AFTER_SECONDS)
-    )
+    warm_up_seconds, seconds, after_seconds = (2, 3, 3) if run.quick else (40, 20, _AFTER_SECONDS)
     async with _scene(run.home / "overload", run.buyers, limit) as scene:
-        # A sale's first seconds are its fastest, its files and tables are small: they are no peak
-        # to measure the next minute by.
+        # A sale's first half minute is its fastest, its files and tables are small: it is no peak
+        # to measure the next minutes by. For the same reason all three phases are equally long: of
+        # two like ones the longer sells a few per cent less a second.
         await asyncio.to_thread(
             scene.load.run, scene.url, seconds=warm_up_seconds, connections=limit.connections
         )
-        peak, _ = await _phase(scene, peak_seconds, connections=limit.connections)
+        peak, _ = await _phase(scene, seconds, connections=limit.connections)
         surge, after = await _phase(
             scene,
-            surge_seconds,
+            seconds,
             connections=_SURGE_CONNECTIONS,
             rate=_SURGE * peak.sold_per_second,
             after_seconds=after_seconds,
         )
-        again, _ = await _phase(scene, peak_seconds, connections=limit.connections)
-    return Overload(limit.name, peak, surge, again, _well_after(after, surge_seconds, limit))
+        again, _ = await _phase(scene, seconds, connections=limit.connections)
+    return Overload(limit.name, peak, surge, again, _well_after(after, seconds, limit))
 
 
 @asynccontextmanager
