@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
+import structlog
 
 from reservation.domain.clock import Clock, as_wire
 from reservation.domain.errors import (
@@ -19,14 +20,14 @@ from reservation.domain.errors import (
     SoldOut,
 )
 from reservation.domain.ids import sale_of
-from reservation.domain.reservation import PAYMENT_ATTEMPTS_MAX, Reservation
+from reservation.domain.reservation import PAYMENT_ATTEMPTS_MAX, Line, Reservation
 from reservation.domain.states import Status
 from reservation.redis.calls import Calls, members_json
 from reservation.redis.connection import Connections
 from reservation.redis.keys import Keys, SaleKeys
 from reservation.redis.outcomes import ClaimWord, ExpireWord, FinishWord, LeaseWord
 from reservation.redis.records import as_items, as_mapping, as_reservation
-from reservation.redis.replies import good
+from reservation.redis.replies import UnexpectedReply, good, told
 
 __all__ = [
     "Claimed",
@@ -39,10 +40,15 @@ __all__ = [
     "sold_out",
 ]
 
+log = structlog.get_logger(__name__)
+
 #: Orders that one expire call takes: 4 ms of the server's single thread.
 EXPIRE_BATCH: Final = 200
 #: Rounds of "expire what is due, then ask again" that one claim may cost.
 DUE_ROUNDS_MAX: Final = 50
+
+#: Who holds, and what.
+_Held = tuple[str, tuple[Line, ...]]
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -300,31 +306,58 @@ class Store:
         return Status(reply[1]) if len(reply) > 1 else Status.RELEASED
 
     async def expire(self, sale_id: str, order_ids: Sequence[str], *, epoch: str) -> int:
-        """Expire those of the orders that are due (expire.lua); how many were."""
+        """Expire those of the orders that are due (expire.lua); how many were.
+
+        Raises:
+            UnexpectedReply, DecodeError: what is wrong with the first that is damaged, where none
+                was given back: as long as others are, the log alone tells of it.
+        """
         keys = self._keys.of(sale_id)
-        some = order_ids[:EXPIRE_BATCH]
-        found = await self._connections.pipeline(
-            [("HMGET", keys.order(order_id), "buyer", "items") for order_id in some]
+        found = await self._buyers_and_lines(keys, order_ids[:EXPIRE_BATCH])
+        whole = {one: what for one, what in found.items() if not isinstance(what, Exception)}
+        answers = await self._expire(keys, whole, epoch) if whole else {}
+        told_of = found | answers
+        wrong = [(one, what) for one, what in told_of.items() if isinstance(what, Exception)]
+        expired = list(answers.values()).count(ExpireWord.EXPIRED)
+        if wrong:
+            order_id, error = wrong[0]
+            log.error("holds_damaged", count=len(wrong), order_id=order_id, reason=str(error))
+            if not expired:
+                raise error
+        return expired
+
+    async def _buyers_and_lines(
+        self, keys: SaleKeys, order_ids: Sequence[str]
+    ) -> dict[str, _Held | Exception]:
+        """Of each order that is there; an exception where it cannot be read."""
+        replies = await self._connections.pipeline(
+            [("HMGET", keys.order(order_id), "buyer", "items") for order_id in order_ids]
         )
+        found: dict[str, _Held | Exception] = {}
+        for order_id, reply in zip(order_ids, replies, strict=True):
+            try:
+                buyer_id, items = good(reply)
+                if buyer_id is not None and items is not None:
+                    found[order_id] = buyer_id, as_items(items)
+            except (UnexpectedReply, msgspec.DecodeError) as error:
+                found[order_id] = error
+        return found
+
+    async def _expire(self, keys: SaleKeys, found: dict[str, _Held], epoch: str) -> dict[str, Any]:
+        """The script's answer to each: one of its words, or an exception."""
         order_keys: list[str] = []
         pairs: list[str | int] = []
-        for order_id, reply in zip(some, found, strict=True):
-            buyer_id, items = good(reply)
-            if buyer_id is None or items is None:
-                continue
-            lines = as_items(items)
+        for order_id, (buyer_id, lines) in found.items():
             order_keys += (keys.order(order_id), keys.buyer(buyer_id))
             order_keys += [keys.stock(line.sku) for line in lines]
             pairs += (order_id, len(lines))
-        if not pairs:
-            return 0
-        words = await self._calls.run(
+        answers = await self._calls.run(
             "expire",
             epoch=epoch,
             keys=[keys.sale, keys.deadlines, keys.outbox, *order_keys],
             args=[self._clock.now_ms(), *pairs],
         )
-        return words.count(ExpireWord.EXPIRED)
+        return dict(zip(found, map(told, answers), strict=True))
 
     async def refund(self, order: Reservation, *, epoch: str, restock: bool, cause: str) -> Status:
         """Take a sold order to REFUNDED (refund.lua); the status that stands afterwards."""

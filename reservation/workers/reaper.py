@@ -30,7 +30,11 @@ class Reaper:
         self._store = store
 
     async def run_once(self, sale_id: str) -> int:
-        """One round for one sale; how many holds were given back."""
+        """One round for one sale; how many holds were given back.
+
+        Raises:
+            Exception: what is wrong with a hold that is damaged, once nothing else is due.
+        """
         expired = 0
         for _ in range(LOOKS_MAX):
             due = await self._store.due(sale_id, BATCHES_OF_A_LOOK * EXPIRE_BATCH)
@@ -41,7 +45,6 @@ class Reaper:
             if count == 0:
                 # The server's clock and ours disagree about these: wait until both agree.
                 break
-        REAPED.inc(expired)
         return expired
 
     async def _expire(self, sale_id: str, due: Sequence[str]) -> int:
@@ -53,7 +56,9 @@ class Reaper:
             expired = 0
             for start in starts:
                 some = due[start : start + EXPIRE_BATCH]
-                expired += await self._store.expire(sale_id, some, epoch=known.epoch)
+                count = await self._store.expire(sale_id, some, epoch=known.epoch)
+                REAPED.inc(count)
+                expired += count
             return expired
 
         # Where one fails the other comes to its end first: nothing is left under way.

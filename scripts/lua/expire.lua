@@ -13,7 +13,8 @@ Args
   ARGV[2]   epoch      text  the epoch of the sale that the caller knows
   ARGV[3]   caller_ms  int   Unix ms, caller's clock; a deadline counts when both clocks say so
   ARGV[4+]  order_id   text  of each order two values: its id and how many lines it has
-Returns  one word per order, in order; of each, the first that applies
+Returns  one word per order, in order, an error for one that is damaged: it is left as it is, and
+         the others end; of each, the first that applies
   too_late    the server's clock is past not_after
   recovering  the sale is not the one the caller knows
   settled     it has no deadline any more: paid, being paid, or ended; a repeat lands here
@@ -86,7 +87,8 @@ local function read_deadlines()
     return redis.call("ZMSCORE", deadlines, unpack(ids))
 end
 
--- Reads and checks one order; a table where it is due, else the word (or the bug) that answers it.
+-- Reads and checks one order: what is to be done where it is due, else the word or the bug that
+-- answers it.
 local function look_at(deadline, first_key)
     if not deadline then return "settled" end
     if deadline > expiry_ms then return "not_due" end
@@ -125,6 +127,14 @@ local function expire(order_id, due)
     give_back(due.lines, due.buyer)
 end
 
+-- A key of the wrong kind and text that is no JSON end what reads them: that is this order's own
+-- answer, for nothing was written yet.
+local function looked_at(deadline, first_key)
+    local whole, due = pcall(look_at, deadline, first_key)
+    if whole or type(due) == "table" then return due end
+    return redis.error_reply("BUG expire: " .. due)
+end
+
 -- What the batch moved, written once for all of it. It also follows an error at a later order:
 -- those before it have ended.
 local function write_batch()
@@ -145,12 +155,10 @@ local function expire_all()
         local arg = FIRST_ORDER_ARG + (i - 1) * 2
         local order_id = ARGV[arg]
         -- Named twice in one call: its deadline is still there, and it has ended all the same.
-        local due = named[order_id] and "settled" or look_at(tonumber(scores[i]), key)
+        local due = named[order_id] and "settled" or looked_at(tonumber(scores[i]), key)
         key = key + 2 + tonumber(ARGV[arg + 1])
-        if type(due) ~= "table" then
+        if type(due) ~= "table" or due.err then
             replies[i] = due
-        elseif due.err then
-            return due
         else
             expire(order_id, due)
             named[order_id], replies[i] = true, "expired"

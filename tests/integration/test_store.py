@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import structlog
 
 from reservation.domain.errors import (
     BuyerLimitExceeded,
@@ -30,6 +31,7 @@ from reservation.domain.states import SaleStatus, Status
 from reservation.redis import connection
 from reservation.redis.connection import Connections
 from reservation.redis.keys import Keys
+from reservation.redis.replies import UnexpectedReply
 from reservation.redis.sales import SaleStore
 from reservation.redis.store import (
     Claimed,
@@ -267,6 +269,29 @@ async def test_due_holds_are_found_oldest_first_and_expired(bench: Bench) -> Non
     assert await bench.store.expire(bench.sale.id, everything, epoch=EPOCH) == 2
     assert await bench.store.expire(bench.sale.id, everything, epoch=EPOCH) == 0
     assert await bench.store.expire(bench.sale.id, [], epoch=EPOCH) == 0
+
+
+@pytest.mark.parametrize("damage", ["items", "kind", "status"])
+async def test_a_damaged_hold_keeps_no_other_from_being_given_back(
+    bench: Bench, damage: str
+) -> None:
+    """Where nothing else is due any more, what is wrong with it is raised."""
+    baskets = [await bench.sale.hold(f"b{n}") for n in range(3)]
+    await bench.sale.run_out(*baskets)
+    due = await bench.store.due(bench.sale.id, 10)
+    key = bench.sale.keys.order(due[0])
+    for command in {
+        "items": [("HSET", key, "items", "[[")],
+        "kind": [("DEL", key), ("SET", key, "not what it should be")],
+        "status": [("HSET", key, "status", "CONFIRMED")],
+    }[damage]:
+        await bench.connections.command(*command)
+    with structlog.testing.capture_logs() as lines:
+        assert await bench.store.expire(bench.sale.id, due, epoch=EPOCH) == 2
+    assert [(line["event"], line["order_id"]) for line in lines] == [("holds_damaged", due[0])]
+    assert await bench.store.due(bench.sale.id, 10) == due[:1]
+    with pytest.raises((UnexpectedReply, msgspec.DecodeError)):
+        await bench.store.expire(bench.sale.id, due, epoch=EPOCH)
 
 
 async def test_a_release_and_a_refund_tell_what_stands_afterwards(bench: Bench) -> None:

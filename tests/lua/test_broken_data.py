@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from redis.exceptions import ResponseError
 
 from reservation.redis.connection import Connections
 from reservation.redis.replies import UnexpectedReply, good
@@ -206,6 +207,9 @@ async def refusal_of(scene: Scene, call: Call) -> str:
         [answer, *_] = await call(scene)
     except UnexpectedReply as error:
         return str(error)
+    # Of a batch each order has its own answer.
+    if isinstance(answer, ResponseError):
+        return str(answer)
     return "recovering" if "recovering" in (answer, answer[0]) else ""
 
 

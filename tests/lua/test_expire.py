@@ -1,6 +1,7 @@
 """expire.lua: each word, batches, and two clocks."""
 
 import pytest
+from redis.exceptions import ResponseError
 
 from tests.fixtures.lua_sale import NOW, LuaSale
 
@@ -52,18 +53,33 @@ async def test_a_late_call_and_another_epoch_change_nothing(sale: LuaSale) -> No
     await sale.expire(basket)
 
 
-async def test_an_order_whose_status_was_edited_is_a_bug_and_changes_nothing(
-    bare_sale: LuaSale,
+@pytest.mark.parametrize(
+    ("edit", "names"),
+    [
+        (("HSET", "order", "status", "CONFIRMED"), "is not held or prepared"),
+        (("HSET", "order", "items", "[["), "expire"),
+        (("HSET", "buyer", "a", "x"), "is no count"),
+        (("SET", "buyer", "not what it should be"), "WRONGTYPE"),
+    ],
+)
+async def test_a_damaged_order_is_left_as_it_is_and_those_around_it_end(
+    bare_sale: LuaSale, edit: tuple[str, ...], names: str
 ) -> None:
     await bare_sale.put()
-    basket = await bare_sale.hold()
-    await bare_sale.run_out(basket)
-    key = bare_sale.keys.order(basket["order"])
-    await bare_sale.connections.command("HSET", key, "status", "CONFIRMED")
-    before = await bare_sale.dump()
-    with pytest.raises(Exception, match="BUG expire"):
-        await bare_sale.expire(basket)
-    assert await bare_sale.dump() == before
+    before, damaged, after = [await bare_sale.hold(f"buyer-{n}") for n in range(3)]
+    await bare_sale.run_out(before, damaged, after)
+    command, kind, *rest = edit
+    keys = {
+        "order": bare_sale.keys.order(damaged["order"]),
+        "buyer": bare_sale.keys.buyer(damaged["buyer"]),
+    }
+    await bare_sale.connections.command(command, keys[kind], *rest)
+    first, bug, last = await bare_sale.expire(before, damaged, after)
+    assert [first, last] == ["expired", "expired"]
+    assert isinstance(bug, ResponseError)
+    assert names in str(bug)
+    assert await bare_sale.stock("a") == (10, 9, 1, 0)
+    assert (await bare_sale.order(damaged))["seq"] == "3"
 
 
 async def test_what_is_held_is_followed_through_a_batch(bare_sale: LuaSale) -> None:
@@ -72,8 +88,9 @@ async def test_what_is_held_is_followed_through_a_batch(bare_sale: LuaSale) -> N
     await bare_sale.run_out(*baskets)
     stock = bare_sale.keys.stock("a")
     await bare_sale.connections.command("HSET", stock, "held", "1")
-    with pytest.raises(Exception, match="held of a is less than the order"):
-        await bare_sale.expire(*baskets)
+    first, bug = await bare_sale.expire(*baskets)
+    assert first == "expired"
+    assert "held of a is less than the order" in str(bug)
     # The first has ended, whole; the second was not touched.
     assert await bare_sale.stock("a") == (10, 9, 0, 0)
     assert (await bare_sale.order(baskets[0]))["status"] == "EXPIRED"
