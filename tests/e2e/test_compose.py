@@ -22,9 +22,11 @@ from tests.fixtures.service import START_SECONDS, STOP_SECONDS, Served, free_por
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
-#: What `.env` is to have, by its example.
-SECRETS = re.findall(
-    r"^([A-Z_]+)=$", (ROOT / "deploy" / "compose.env.example").read_text(), re.MULTILINE
+#: What `.env` is to have; the secrets stand empty.
+EXAMPLE: dict[str, str] = dict(
+    re.findall(
+        r"^([A-Z_]+)=(.*)$", (ROOT / "deploy" / "compose.env.example").read_text(), re.MULTILINE
+    )
 )
 
 
@@ -38,6 +40,22 @@ def resolved(text: str, given: dict[str, str]) -> str:
         return given.get(name) or default
 
     return re.sub(r"\$\{([A-Z_]+)(:\?|:-|-)([^}]*)\}", value, text)
+
+
+def test_going_live_gives_compose_all_that_it_asks_for() -> None:
+    """The page's `.env`, through compose's environment: production takes it, nothing is lost."""
+    page = (ROOT / "docs" / "how-to" / "going-live.md").read_text()
+    lines = re.findall(r"^([A-Z_]+)=(\S+)$", page, re.MULTILINE)
+    given = {name: value.replace("$(secret)", secrets.token_urlsafe(32)) for name, value in lines}
+    for name in ("api", "worker"):
+        environment = SERVICES[name]["environment"]
+        passed = {setting: resolved(str(text), given) for setting, text in environment.items()}
+        settings = Settings.load(passed, None)
+        assert settings.production
+        assert settings.toss_checkout_url == ""
+        for setting, value in given.items():
+            if setting != "POSTGRES_PASSWORD":
+                assert passed[setting] == value, setting
 
 
 @contextmanager
@@ -74,7 +92,9 @@ def own(name: str, folder: Path, given: dict[str, str], places: dict[str, str]) 
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
-    given = {name: secrets.token_urlsafe(32) for name in SECRETS}
+    given = EXAMPLE | {
+        name: secrets.token_urlsafe(32) for name, value in EXAMPLE.items() if not value
+    }
     redis, api, pg, metrics = (free_port() for _ in range(4))
     reservation = [sys.executable, "-m", "api.cli"]
     with running_postgres() as postgres, ExitStack() as running:

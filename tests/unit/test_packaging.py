@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from reservation.settings import Settings
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -104,6 +106,14 @@ def test_what_compose_asks_for_is_in_its_example() -> None:
     asked = set(re.findall(r"\$\{([A-Z_]+):\?\}", (ROOT / "compose.yaml").read_text()))
     example = (ROOT / "deploy" / "compose.env.example").read_text()
     assert set(re.findall(r"^([A-Z_]+)=$", example, re.MULTILINE)) == asked
+
+
+def test_each_setting_can_be_set_through_compose() -> None:
+    """But where a container has its place: its data, its address and its port."""
+    own = {"data_dir", "host", "port", "metrics_port"}
+    wanted = {f"RESERVATION_{name.upper()}" for name in set(Settings.__struct_fields__) - own}
+    for name in ("api", "worker"):
+        assert wanted <= set(compose()["services"][name]["environment"])
 
 
 def instructions() -> list[tuple[str, str]]:
