@@ -12,6 +12,7 @@ from typing import Final
 
 from api.failures import BAD_SETTING, UNREACHABLE, Failure
 from api.own_service import answers, own_service
+from loadtests.own import OWN_SERVICE
 from reservation.settings import Settings, SettingsError
 
 __all__ = ["main"]
@@ -60,6 +61,7 @@ def _run(*, own: bool, url: str | None, arguments: list[str]) -> int:
                 "RESERVATION_DATA_DIR": str(settings.data_dir),
                 "RESERVATION_ADMIN_API_KEY": settings.admin_api_key,
                 "RESERVATION_JWT_SECRET": settings.jwt_secret,
+                OWN_SERVICE: "1",
             }
             # All of it is on this machine, so every call can be judged.
             arguments = ["--record", *arguments]

@@ -22,6 +22,7 @@ from api.auth import Guests
 from loadtests.answers import Answers
 from loadtests.desk import Desk
 from loadtests.mix import MIX, mix_of
+from loadtests.own import OWN_SERVICE
 from loadtests.recorder import Recorder
 from loadtests.run import Run
 from loadtests.shapes import SCENARIOS, target_at
@@ -41,7 +42,7 @@ class Session:
     """The runs of this process, and what came of all of them."""
 
     def __init__(self) -> None:
-        self.settings = Settings.load(os.environ)
+        self.settings = Settings.load(os.environ, None if OWN_SERVICE in os.environ else ".env")
         #: What this process's own buyers are told.
         self.answers = Answers()
         self.runs: list[Run] = []
