@@ -256,7 +256,8 @@ class Peers:
     def address(self, connection: Connection) -> str:
         """The rightmost address that no proxy of ours put there."""
         peer = connection.client.host if connection.client else ""
-        forwarded = connection.headers.get("x-forwarded-for", "")
+        # A proxy may add a line of its own below the one that came: all of them are one list.
+        forwarded = ",".join(connection.headers.getall("x-forwarded-for", []))
         hops = [hop.strip() for hop in forwarded.split(",") if hop.strip()]
         while hops and self._trusted(peer):
             peer = hops.pop()
