@@ -56,7 +56,8 @@ class _Gathered:
     def write(self, status: int, message: bytes) -> None:
         """Write it now."""
         self.response_complete = True
-        if not self.disconnected:
+        # Of two requests that came together only the later one is told that the connection is gone.
+        if not self.disconnected and not self._protocol.transport.is_closing():
             self._protocol.write_answer(status, message, keep_alive=self.keep_alive)
 
 

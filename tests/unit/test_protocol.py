@@ -53,6 +53,7 @@ class Loop:
 class Transport:
     def __init__(self) -> None:
         self.closed = False
+        self.written: list[bytes] = []
 
     def is_closing(self) -> bool:
         return self.closed
@@ -63,8 +64,8 @@ class Transport:
     def get_extra_info(self, *_: object) -> None:
         return None
 
-    def write(self, _: bytes) -> None:
-        return None
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
 
 
 async def application(_scope: object, _receive: object, _send: object) -> None:
@@ -123,6 +124,16 @@ def test_a_lost_connection_leaves_no_timer() -> None:
     answer(protocol)
     protocol.connection_lost(ConnectionResetError())
     assert [timer.cancelled for timer in loop.timers] == [True]
+
+
+def test_an_answer_to_a_connection_that_is_gone_is_not_written() -> None:
+    """Of two requests that came together only the later one was told."""
+    connection, _, transport = connected()
+    gathered = protocol._Gathered(connection, keep_alive=True)
+    transport.close()
+    gathered.write(201, b"\r\n\r\n{}")
+    assert gathered.response_complete
+    assert transport.written == []
 
 
 class Soon:
