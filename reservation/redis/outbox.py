@@ -37,13 +37,24 @@ class RedisOutbox:
 
     async def read_new(self, sale_id: str, count: int) -> list[Event]:
         """Events that nobody has read yet."""
-        return await self._read(sale_id, ">", count)
+        return _events(sale_id, await self._read(sale_id, ">", count))
 
     async def read_pending(self, sale_id: str, count: int) -> list[Event]:
-        """Events that were read and not acknowledged, from the oldest on."""
-        return await self._read(sale_id, "0", count)
+        """Events that were read and not acknowledged, from the oldest on.
 
-    async def _read(self, sale_id: str, start: str, count: int) -> list[Event]:
+        What another flusher has trimmed meanwhile is only acknowledged: SQL has it. Where one died
+        before it could, such entries would stand before those that nobody has written.
+        """
+        outbox = self._keys.of(sale_id).outbox
+        while True:
+            entries = await self._read(sale_id, "0", count)
+            gone = [entry_id for entry_id, flat in entries if not flat]
+            if gone:
+                await self._connections.command("XACK", outbox, GROUP, *gone)
+            if len(gone) < len(entries) or not entries:
+                return _events(sale_id, entries)
+
+    async def _read(self, sale_id: str, start: str, count: int) -> list[Any]:
         try:
             reply: list[Any] | None = await self._connections.command(
                 "XREADGROUP",
@@ -61,9 +72,7 @@ class RedisOutbox:
             if str(error).startswith("NOGROUP"):
                 raise StoreUnavailable("the outbox or its group is gone") from error
             raise
-        if not reply:
-            return []
-        return [as_event(sale_id, entry_id, flat) for entry_id, flat in reply[0][1] if flat]
+        return reply[0][1] if reply else []
 
     async def ack(self, sale_id: str, seqs: Sequence[int]) -> None:
         """Acknowledge events that SQL has committed."""
@@ -88,3 +97,7 @@ class RedisOutbox:
         """Events that are not acknowledged yet; the last one is kept although SQL has it."""
         outbox = self._keys.of(sale_id).outbox
         return max(0, int(await self._connections.command("XLEN", outbox)) - 1)
+
+
+def _events(sale_id: str, entries: Sequence[Any]) -> list[Event]:
+    return [as_event(sale_id, entry_id, flat) for entry_id, flat in entries if flat]

@@ -88,6 +88,16 @@ async def test_a_second_flusher_finds_what_the_first_one_left(
     await connections.aclose()
 
 
+async def test_what_was_trimmed_does_not_stand_before_what_nobody_has_written(
+    bench: Bench,
+) -> None:
+    """One flusher committed and died before it could say so, another one trimmed."""
+    await bench.new()
+    await bench.outbox.trim(bench.sale.id, 4)
+    assert await bench.pending(2) == [4]
+    assert await bench.pending(2) == [4]
+
+
 async def test_a_group_that_stands_is_left_alone(bench: Bench) -> None:
     await bench.new(3)
     await bench.outbox.ensure_group(bench.sale.id, 0)
