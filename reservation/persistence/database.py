@@ -40,6 +40,10 @@ WRITE_LOOK_SECONDS: Final = 0.01
 #: How long PostgreSQL may take to let us in, and to answer one statement.
 CONNECT_SECONDS: Final = 5.0
 COMMAND_SECONDS: Final = 15.0
+#: How long PostgreSQL keeps the locks of a transaction that says nothing more: a machine that lost
+#: its power or its network would else hold up a sale's flusher for two hours, which is how long TCP
+#: takes to notice.
+IDLE_SECONDS: Final = 20
 #: How long a caller waits for one of the pooled connections.
 POOL_SECONDS: Final = 5.0
 #: Connections of one process: intents share one, the rest are reads and the workers' batches.
@@ -288,12 +292,15 @@ def _make_postgresql(url: str) -> AsyncEngine:
     async def connect() -> Any:
         # The driver reads the URL itself, so everything that libpq knows may stand in it.
         try:
-            return await cast("Any", asyncpg).connect(
+            made = await cast("Any", asyncpg).connect(
                 url,
                 timeout=CONNECT_SECONDS,
                 command_timeout=COMMAND_SECONDS,
                 server_settings={"application_name": "reservation"},
             )
+            # Not among the settings above: a pooler in between lets only few of those pass.
+            await made.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
+            return made
         except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise ConnectionError(f"PostgreSQL does not let us in: {error}") from error
 

@@ -10,7 +10,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from reservation.persistence import database as database_module
@@ -192,3 +192,31 @@ async def test_a_url_of_neither_kind_is_refused(url: str) -> None:
 async def test_a_postgres_that_is_not_there_is_told_as_such() -> None:
     with pytest.raises(OSError):
         await Ledger.open("postgresql://postgres:@/postgres?host=/nonexistent")
+
+
+async def hold_and_stand_still(database: Database, lock: TextClause) -> None:
+    async with database.write() as connection:
+        await connection.execute(lock)
+        await asyncio.sleep(3)
+        await connection.execute(lock)
+
+
+async def test_a_postgres_does_not_wait_long_for_one_who_says_nothing_more(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that lost its power in a transaction holds locks that others wait for."""
+    monkeypatch.setattr(database_module, "IDLE_SECONDS", 1)
+    gone, other = await Database.open(postgres_url), await Database.open(postgres_url)
+    try:
+        await run(postgres_url, SALE)
+        lock = text("UPDATE sales SET version = version WHERE sale_id = 's'")
+        lost = asyncio.create_task(hold_and_stand_still(gone, lock))
+        async with asyncio.timeout(30):
+            await asyncio.sleep(0.2)
+            async with other.write() as connection:
+                await connection.execute(lock)
+        with pytest.raises(DBAPIError):
+            await lost
+    finally:
+        await gone.aclose()
+        await other.aclose()
