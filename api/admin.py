@@ -48,7 +48,7 @@ from reservation.domain.errors import (
     Unauthenticated,
     Unavailable,
 )
-from reservation.domain.ids import SALE_ID
+from reservation.domain.ids import BUYER_ID, SALE_ID, sale_of
 from reservation.domain.sale import Sale
 from reservation.domain.states import SaleStatus, Status
 from reservation.look import as_reservation
@@ -224,7 +224,7 @@ class AdminController(Controller):
         request: Request[Any, Any, Any],
         sale_id: Annotated[str | None, QueryParameter(name="saleId", pattern=SALE_ID)] = None,
         status: FromQuery[Status | None] = None,
-        buyer_id: Annotated[str | None, QueryParameter(name="buyerId", max_length=128)] = None,
+        buyer_id: Annotated[str | None, QueryParameter(name="buyerId", pattern=BUYER_ID)] = None,
         cursor: Annotated[str | None, QueryParameter(max_length=256)] = None,
         limit: Annotated[int, QueryParameter(ge=1, le=100)] = 50,
     ) -> OrdersAnswer:
@@ -354,7 +354,7 @@ def _order_members(row: OrderRow) -> dict[str, Any]:
 
 async def _order_with_history(request: Request[Any, Any, Any], order_id: str) -> OrderHistoryAnswer:
     ledger = api_of(request).service.ledger
-    row = await ledger.order(order_id)
+    row = await ledger.order(order_id) if sale_of(order_id) else None
     if row is None:
         raise ReservationNotFound("SQL has no such order (yet).")
     service = api_of(request).service

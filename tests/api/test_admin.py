@@ -453,6 +453,17 @@ def test_a_page_that_ends_with_the_last_order_has_no_next(served: Served) -> Non
     assert page["nextCursor"] is None
 
 
+def test_a_name_that_no_database_takes_is_nobodys(served: Served) -> None:
+    """A zero byte: SQLite would look for it, PostgreSQL refuses to."""
+    path = "/v1/admin/orders"
+    refused(served.http.get(f"{path}?buyerId=%00", headers=served.admin), 400, "malformed_request")
+    refused(
+        served.http.get(f"{path}/x%00-{'a' * 24}", headers=served.admin),
+        404,
+        "reservation_not_found",
+    )
+
+
 def test_an_order_is_listed_with_the_contracts_members(served: Served) -> None:
     sale_id = served.sale()
     buyer_id, buyer = served.named_buyer()
