@@ -129,14 +129,19 @@ def static_routers() -> list[Any]:
 
 
 def please_wait() -> Response[str]:
-    """For a browser whose payment could not be begun yet: it loads the same address again."""
+    """For a browser that cannot be told yet where its payment stands: it asks again by itself.
+
+    Nothing is said of the money. It may be taken already, where the page is loaded again.
+    """
     text = (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         f'<meta http-equiv="refresh" content="{WAIT_SECONDS}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         "<title>One moment</title><h1>One moment</h1>"
-        "<p>Nothing was charged yet. This page tries again by itself.</p>"
-        "<p>잠시만 기다려 주세요. 아직 결제되지 않았으며, 자동으로 다시 시도합니다.</p></html>"
+        "<p>We are looking after your payment. This page tries again by itself, and nobody is "
+        "charged twice.</p>"
+        "<p>잠시만 기다려 주세요. 결제를 확인하고 있습니다. 자동으로 다시 시도하며 "
+        "이중으로 결제되지 않습니다.</p></html>"
     )
     return Response(
         text,

@@ -58,8 +58,11 @@ _REFUSALS: Final = {
     SoldOut.code: "sold_out",
     BuyerLimitExceeded.code: "sold_out",
 }
-#: Refusals after which the same address is worth loading again: nothing was asked for yet.
+#: Refusals after which the same address is worth loading again.
 _TRANSIENT: Final = (Unavailable, SaleRecovering, StoreUnavailable, StoreUncertain)
+#: Elsewhere they say that nothing was taken. Here the money may be, when an address is loaded
+#: again.
+_NOT_TOLD: Final = "Where the payment stands cannot be told now; load the same address again."
 #: The PG's own webhooks are under 20 kB, and only three members are read of each.
 WEBHOOK_BYTES_MAX: Final = 64 * 1024
 #: What the PG itself allows.
@@ -129,7 +132,7 @@ class PaymentController(Controller):
         """Verify, claim the hold, confirm the payment, mark sold. Repeats answer the same."""
         del payment_type  # The PG sends it with some products and leaves it out with others.
         api = api_of(request)
-        order = None
+        claims = order = None
         try:
             _refuse_prefetch(request)
             claims = _return_claims(api, token)
@@ -145,7 +148,7 @@ class PaymentController(Controller):
                 order, payment_key=payment_key, may_claim=claims.may_claim(now_ms)
             )
         except (ReservationError, StoreUnavailable, StoreUncertain) as error:
-            return _refuse(request, error, order)
+            return _refuse(request, error, claims, order)
         return _back(request, api, found)
 
     @get(
@@ -167,7 +170,7 @@ class PaymentController(Controller):
         """Give the hold back that the token names; what is paid or being paid stays."""
         del message  # The PG's text for the buyer; its own page has shown it.
         api = api_of(request)
-        order = None
+        claims = order = None
         try:
             _refuse_prefetch(request)
             claims = _return_claims(api, token)
@@ -177,7 +180,7 @@ class PaymentController(Controller):
             cause = f"payment page: {_printable(code)}"
             found = await api.service.release.if_held(order, cause=cause)
         except (ReservationError, StoreUnavailable, StoreUncertain) as error:
-            return _refuse(request, error, order)
+            return _refuse(request, error, claims, order)
         return _back(request, api, found)
 
     @post(
@@ -239,7 +242,7 @@ def _back(request: Request[Any, Any, Any], api: Api, order: Reservation) -> Resp
     """Where the order stands: a document, or the way to the storefront's result page."""
     if _wants_html(request):
         status = order.shown_status(api.service.clock.now_ms())
-        return _redirect(api, order, _OUTCOMES[status])
+        return _redirect(api, order.order_id, order, _OUTCOMES[status])
     accepted = order.status is Status.CONFIRMING
     answer: ReservationAnswer = api.shown(order)
     return Response(
@@ -250,22 +253,38 @@ def _back(request: Request[Any, Any, Any], api: Api, order: Reservation) -> Resp
 
 
 def _refuse(
-    request: Request[Any, Any, Any], error: Exception, order: Reservation | None
+    request: Request[Any, Any, Any],
+    error: Exception,
+    claims: Claims | None,
+    order: Reservation | None,
 ) -> Response[Any]:
     """A refusal: for a browser the result page, or a page that tries again by itself."""
     if not _wants_html(request):
-        raise error
+        raise _careful(error)
     if isinstance(error, _TRANSIENT):
         return please_wait()
     code = error.code if isinstance(error, ReservationError) else ""
-    return _redirect(api_of(request), order, _REFUSALS.get(code, "invalid"))
+    # An order that was lost is named by its token alone.
+    order_id = claims.order_id if claims and (order or isinstance(error, HoldLost)) else ""
+    return _redirect(api_of(request), order_id, order, _REFUSALS.get(code, "invalid"))
 
 
-def _redirect(api: Api, order: Reservation | None, outcome: str) -> Response[Any]:
+def _careful(error: Exception) -> Exception:
+    """The same refusal, without a sentence about money that is not known to be true."""
+    match error:
+        case SaleRecovering() | Unavailable() if error.detail == error.sentence:
+            return type(error)(_NOT_TOLD, **error.facts)
+        case StoreUnavailable() | StoreUncertain():
+            return Unavailable(_NOT_TOLD, retryAfter=1)
+        case _:
+            return error
+
+
+def _redirect(api: Api, order_id: str, order: Reservation | None, outcome: str) -> Response[Any]:
     """To the result page; with what reads the order, where the return token was the order's."""
     settings = api.service.settings
     base = settings.storefront_url or settings.public_url
-    query = urlencode({"orderId": order.order_id if order else "", "outcome": outcome})
+    query = urlencode({"orderId": order_id, "outcome": outcome})
     fragment = f"#token={api.token(order, Purpose.READ, epoch='')}" if order else ""
     return Response(
         None,

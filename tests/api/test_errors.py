@@ -349,6 +349,10 @@ def test_an_order_that_is_gone_is_told_to_whoever_has_its_token(served: Served) 
     path = f"/v1/reservations/{lost['orderId']}"
     refused(served.http.get(path, headers=headers), 409, "hold_lost")
     refused(served.http.post(f"{path}/release", headers=headers), 409, "hold_lost")
+    # Whoever was sent back by the PG learns which order that was.
+    url = lost["payment"]["successUrl"] + "&paymentKey=some-key&amount=1000"
+    answer = served.http.get(url, headers={"Accept": "text/html"})
+    assert answer.headers["location"].endswith(f"?orderId={lost['orderId']}&outcome=expired")
     # A buyer without the token cannot tell it from an order that never was.
     refused(served.http.get(path, headers=served.buyer()), 404, "reservation_not_found")
 
@@ -572,6 +576,9 @@ def wait_until_ready(served: Served) -> None:
 def test_a_store_that_cannot_be_reached_takes_nothing_for_certain(fragile: Served) -> None:
     sale_id, buyer = fragile.sale(), fragile.buyer()
     order = fragile.hold(sale_id, buyer)
+    paid = fragile.hold(sale_id, fragile.buyer())
+    payment_key = fragile.pay(paid)
+    assert fragile.come_back(paid, payment_key).json()["status"] == "CONFIRMED"
     before = fragile.dump(sale_id)
     with cut_off(fragile):
         answer = fragile.prepare(sale_id, buyer, key="k")
@@ -587,10 +594,14 @@ def test_a_store_that_cannot_be_reached_takes_nothing_for_certain(fragile: Serve
             refused(other, 503, "unavailable")
             assert other.headers["retry-after"]
         waiting = fragile.http.get(
-            fragile.success_url(order, "some-key"), headers={"Accept": "text/html"}
+            fragile.success_url(paid, payment_key), headers={"Accept": "text/html"}
         )
         assert waiting.status_code == 503
         assert 'http-equiv="refresh"' in waiting.text
+        # Of money nothing is said that is not known: this buyer has paid.
+        assert "charged yet" not in waiting.text
+        told = refused(fragile.come_back(paid, payment_key), 503, "unavailable")
+        assert "nothing was" not in told["detail"]
         health = fragile.http.get("/health/ready")
         assert health.status_code == 503
         assert "redis" in health.json()["missing"]
@@ -600,7 +611,7 @@ def test_a_store_that_cannot_be_reached_takes_nothing_for_certain(fragile: Serve
     eventually(
         lambda: fragile.prepare(sale_id, buyer, key="k"), lambda answer: answer.status_code == 201
     )
-    assert fragile.stock(sale_id) == (98, 2, 0)
+    assert fragile.stock(sale_id) == (97, 2, 1)
 
 
 @pytest.mark.slow
