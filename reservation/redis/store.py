@@ -226,8 +226,8 @@ class Store:
             )
             if reply[0] != ClaimWord.DUE:
                 return _claim_answer(ClaimWord(reply[0]), reply[1:])
-            if await self.expire(order.sale_id, reply[1:], epoch=epoch) == 0:
-                break
+            # None of ours is no end: others may have expired the same ones, or a reply was lost.
+            await self.expire(order.sale_id, reply[1:], epoch=epoch)
         raise ReservationExpired
 
     async def take_over(

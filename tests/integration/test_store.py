@@ -294,6 +294,25 @@ async def test_a_damaged_hold_keeps_no_other_from_being_given_back(
         await bench.store.expire(bench.sale.id, due, epoch=EPOCH)
 
 
+async def test_a_late_claim_goes_on_where_others_gave_the_holds_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own call gave back none: the reaper was faster, or the reply was lost."""
+    order = await bench.held(lines={"b": 5})
+    await bench.store.release(order, epoch=EPOCH, cause="left")
+    other = await bench.sale.hold("other", lines={"b": 5})
+    await bench.sale.run_out(other)
+    expire = bench.store.expire
+
+    async def too_late(*args: Any, **how: Any) -> int:
+        assert await expire(*args, **how) == 1
+        return 0
+
+    monkeypatch.setattr(bench.store, "expire", too_late)
+    claimed = await bench.store.claim(order, epoch=EPOCH, payment_key="k", lease_ms=60_000)
+    assert isinstance(claimed, Claimed)
+
+
 async def test_a_release_and_a_refund_tell_what_stands_afterwards(bench: Bench) -> None:
     order = await bench.held()
     assert await bench.store.release(order, epoch=EPOCH, cause="left") is Status.RELEASED
