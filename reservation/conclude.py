@@ -32,6 +32,8 @@ from reservation.payments.gateway import (
     PaymentGateway,
     PaymentMissing,
     PaymentStatus,
+    RefundAccount,
+    TryAgain,
 )
 from reservation.persistence.ledger import Ledger
 from reservation.redis.store import Outcome, Store
@@ -77,9 +79,13 @@ def confirm_key(payment_key: str, bound_answers: int) -> str:
     return f"confirm-{_digest(payment_key)}-{bound_answers}"
 
 
-def cancel_key(payment_key: str) -> str:
-    """The PG's idempotency key of this payment's full cancel: there is only ever one."""
-    return f"cancel-{_digest(payment_key)}"
+def cancel_key(payment_key: str, attempt: int) -> str:
+    """The PG's idempotency key of this payment's full cancel.
+
+    The same one for as long as an answer may have been lost; the next one where the PG has answered
+    with a clean 4xx, which stays bound to the key that it came under.
+    """
+    return f"cancel-{_digest(payment_key)}" + (f"-{attempt}" if attempt else "")
 
 
 def _digest(payment_key: str) -> str:
@@ -226,25 +232,65 @@ class Conclude:
         if isinstance(again, Answered) and _is_given_back(again.payment):
             return await self.finish(case, given_back(again.payment), again)
         if isinstance(again, Declined):
-            # The PG's last word under the one key that a cancel of this payment has: the money
-            # stays, as with an account that was paid while we cancelled it.
+            # The PG's last word: under this key it stays so, and under each before it another
+            # refusal does. The money stays, as with an account that was paid while we cancelled it.
             return await self.finish(case, outcome, answer)
         return None
 
     async def _cancel_at_pg(self, case: Case, reason: str) -> Answer:
+        try:
+            return await self.cancel_at_pg(case.order.order_id, case.payment_key, reason)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("cancel_without_sql", order_id=case.order.order_id, reason=str(error))
+            return TryAgain("SQL is away")
+
+    async def cancel_at_pg(
+        self,
+        order_id: str,
+        payment_key: str,
+        reason: str,
+        *,
+        account: RefundAccount | None = None,
+        after_refusals: bool = False,
+    ) -> Answer:
+        """Give all of the money back at the PG, which was seen to have it, and keep the answer.
+
+        Args:
+            order_id: whose payment it is.
+            payment_key: which one.
+            reason: for the PG's records.
+            account: where a deposit goes back to.
+            after_refusals: whether to ask anew what the PG has refused for good, as an operator may
+                with another account. Without it such a refusal is the last word.
+
+        Raises:
+            SQLAlchemyError, OSError: under which key to ask is not known, and nothing was sent.
+        """
+        attempt = await self._ledger.bound_cancels(order_id, payment_key, refusals=after_refusals)
         answer = await self._gateway.cancel(
-            payment_key=case.payment_key,
+            payment_key=payment_key,
             reason=reason,
-            idempotency_key=cancel_key(case.payment_key),
+            idempotency_key=cancel_key(payment_key, attempt),
+            refund_account=account,
         )
-        await self.remember(case.order.order_id, case.payment_key, AnswerKind.CANCEL, answer)
+        await self.remember(order_id, payment_key, AnswerKind.CANCEL, answer, attempt=attempt)
         return answer
 
     async def remember(
-        self, order_id: str, payment_key: str, kind: AnswerKind, answer: Answer
+        self,
+        order_id: str,
+        payment_key: str,
+        kind: AnswerKind,
+        answer: Answer,
+        *,
+        attempt: int = 0,
     ) -> None:
-        """Keep an answer for the order's history; the payment goes on without it."""
-        text = msgspec.json.encode(_without_secret(answer)).decode()
+        """Keep an answer for the order's history; the payment goes on without it.
+
+        `attempt` numbers the idempotency keys of its question, from 0 on.
+        """
+        told = msgspec.to_builtins(_without_secret(answer))
+        text = msgspec.json.encode(told | {"attempt": attempt} if attempt else told).decode()
         try:
             await self._ledger.record_answer(
                 order_id=order_id,

@@ -6,8 +6,9 @@ an order is a payment that nobody can serve: its money goes back.
 
 from typing import Final
 
-from reservation.conclude import AnswerKind, Conclude, cancel_key
+from reservation.conclude import AnswerKind, Conclude
 from reservation.domain.ids import sale_of
+from reservation.domain.states import ENDED
 from reservation.metrics import alarm
 from reservation.payments.gateway import Answered, PaymentGateway, PaymentStatus
 from reservation.persistence.ledger import Ledger
@@ -18,6 +19,10 @@ __all__ = ["Orphans"]
 
 #: A payment that will not take money any more, or has given it back.
 _OVER: Final = (PaymentStatus.CANCELED, PaymentStatus.ABORTED, PaymentStatus.EXPIRED)
+
+
+#: Orders read at once.
+PAGE: Final = 500
 
 
 class Orphans:
@@ -36,10 +41,21 @@ class Orphans:
         return await self.look_after(await self._without_order(sale_id))
 
     async def _without_order(self, sale_id: str) -> list[UnmetIntent]:
-        """Intents of orders that neither SQL nor Redis has."""
-        lost = [intent for intent in await self._ledger.unmet_intents(sale_id) if not intent.known]
-        found = await self._store.read_many([intent.order_id for intent in lost])
-        return [intent for intent, order in zip(lost, found, strict=True) if order is None]
+        """Intents that no order will follow: it is gone, or has ended and the claim is not in it.
+
+        A claim is in Redis before its intent is in SQL, so a fence below it means a lost claim.
+        """
+        unmet = await self._ledger.unmet_intents(sale_id)
+        without: list[UnmetIntent] = []
+        for start in range(0, len(unmet), PAGE):
+            page = unmet[start : start + PAGE]
+            found = await self._store.read_many([intent.order_id for intent in page])
+            without += [
+                intent
+                for intent, order in zip(page, found, strict=True)
+                if order is None or (order.status in ENDED and order.fence < intent.fence)
+            ]
+        return without
 
     async def look_after(
         self, intents: list[UnmetIntent]
@@ -77,12 +93,9 @@ class Orphans:
         sale_id = sale_of(order_id) or ""
         if not await self._conclude.bar(order_id, sale_id, intent.fence, payment_key):
             return None
-        cancelled = await self._gateway.cancel(
-            payment_key=payment_key,
-            reason="the reservation was lost",
-            idempotency_key=cancel_key(payment_key),
+        cancelled = await self._conclude.cancel_at_pg(
+            order_id, payment_key, "the reservation was lost"
         )
-        await self._conclude.remember(order_id, payment_key, AnswerKind.CANCEL, cancelled)
         if isinstance(cancelled, Answered) and cancelled.payment.balance_amount == 0:
             await self._conclude.keep_payment(cancelled.payment)
             return True

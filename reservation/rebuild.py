@@ -12,6 +12,7 @@ It may die anywhere and be run again: until the last step the sale is `recoverin
 
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -23,6 +24,7 @@ from reservation.domain.errors import (
     HoldLost,
     ReservationExpired,
     SaleNotFound,
+    SaleRecovering,
     SoldOut,
 )
 from reservation.domain.events import EventName
@@ -151,16 +153,20 @@ class Rebuild:
         found = await self._restorer.look(sale_id, head.seq)
         why = compare(head, found)
         if why is None and not force:
-            if found is not None and found.seq > head.seq:
+            # Also where Redis is ahead: what a rebuild could not place waits for a second look.
+            given_back, undecided = await self._orphans.of(sale_id)
+            ahead = found.seq - head.seq if found else 0
+            if ahead > 0 and not given_back and not undecided:
                 raise NotLost(
-                    f"{sale_id}: Redis is ahead of SQL by {found.seq - head.seq} events and has"
+                    f"{sale_id}: Redis is ahead of SQL by {ahead} events and has"
                     " lost nothing; the flusher brings them to SQL"
                 )
-            given_back, undecided = await self._orphans.of(sale_id)
             return RebuildReport(
                 sale_id=sale_id, rebuilt=False, given_back=given_back, undecided=undecided
             )
-        plan, restored = await self._restore_all(sale_id, operator, tell or _tell_nobody)
+        epoch = secrets.token_hex(EPOCH_BYTES)
+        await self._ledger.set_epoch(sale_id, epoch, instead_of=head.epoch)
+        plan, restored = await self._restore_all(sale_id, epoch, operator, tell or _tell_nobody)
         claimed, unplaced = await self._claim_unmet(plan)
         await self._restorer.hand_over(sale_id, epoch=plan.ours, to_epoch=plan.epoch)
         log.warning("sale_rebuilt", sale_id=sale_id, seq=plan.head.seq, orders=restored)
@@ -178,15 +184,12 @@ class Rebuild:
         )
 
     async def _restore_all(
-        self, sale_id: str, operator: str, tell: Callable[[int, int], None]
+        self, sale_id: str, epoch: str, operator: str, tell: Callable[[int, int], None]
     ) -> tuple[_Plan, int]:
         """Everything up to the outbox; again where SQL moved on meanwhile."""
-        epoch = secrets.token_hex(EPOCH_BYTES)
-        await self._ledger.set_epoch(sale_id, epoch)
         for _ in range(ROUNDS_MAX):
-            plan = await self._plan(sale_id, epoch)
-            await self._restorer.fence_off(sale_id, _sale_fields(plan), epoch=plan.ours)
-            await self._restorer.clear(sale_id)
+            plan = await self._fenced_off(sale_id, epoch)
+            await self._restorer.clear(sale_id, epoch=plan.ours)
             await self._restore_items(plan)
             restored = await self._restore_orders(plan, tell)
             await self._restore_buyers(plan)
@@ -195,6 +198,25 @@ class Rebuild:
                 await self._begin_outbox(plan, operator)
                 return plan, restored
         raise NotLost(f"{sale_id}: events still come to SQL; is another Redis in use?")
+
+    async def _fenced_off(self, sale_id: str, epoch: str) -> _Plan:
+        """What is to be restored; from here on nobody else changes the sale in Redis.
+
+        Raises:
+            SaleRecovering: SQL vouches for another rebuild's epoch by now: that one goes on.
+        """
+        for _ in range(ROUNDS_MAX):
+            # Read before SQL is: who comes in between is seen by one of the two.
+            standing = await self._restorer.epoch(sale_id)
+            plan = await self._plan(sale_id, epoch)
+            if plan.head.epoch != epoch:
+                break
+            with suppress(SaleRecovering):
+                await self._restorer.fence_off(
+                    sale_id, _sale_fields(plan), epoch=plan.ours, instead_of=standing
+                )
+                return plan
+        raise SaleRecovering(retryAfter=0)
 
     async def _plan(self, sale_id: str, epoch: str) -> _Plan:
         head = (await self._ledger.heads())[sale_id]
@@ -312,7 +334,8 @@ class Rebuild:
         """Take orders whose payment was asked for back to CONFIRMING, for the settler to decide.
 
         Returns:
-            Those that were, and the intents for which there is no stock or no order any more.
+            Those that were, and the intents that nobody would ask about: there is no stock or no
+            order any more, or the order is known with another payment.
         """
         claimed: list[str] = []
         unplaced: list[UnmetIntent] = []
@@ -322,6 +345,10 @@ class Rebuild:
                 unplaced.append(intent)
                 continue
             if row.status not in (Status.HELD, Status.PREPARED, Status.RELEASED, Status.EXPIRED):
+                if row.payment_key != intent.payment_key:
+                    # SQL has an earlier attempt than this one. The settler asks about that one
+                    # alone.
+                    unplaced.append(intent)
                 continue
             try:
                 outcome = await self._store.claim(

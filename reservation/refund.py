@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from reservation.catalog import Catalog
-from reservation.conclude import AnswerKind, Conclude, cancel_key
+from reservation.conclude import AnswerKind, Conclude
 from reservation.domain.clock import Clock
 from reservation.domain.errors import (
     IdempotencyKeyReused,
@@ -115,15 +115,23 @@ class Refund:
         return await self.go_on(record)
 
     async def _need_no_account(self, order: Reservation) -> None:
-        payment = await self._ledger.payment_of(order.order_id)
-        if payment is not None and payment.method == VIRTUAL_ACCOUNT:
+        if await self._method_of(order) == VIRTUAL_ACCOUNT:
             raise RefundAccountRequired
 
+    async def _method_of(self, order: Reservation) -> str | None:
+        """How it was paid; None where the PG has not told."""
+        payment = await self._ledger.payment_of(order.order_id)
+        return payment.method if payment else None
+
     async def go_on(self, record: RefundRecord) -> bool:
-        """Take a refund on from wherever it stopped; whether it is through."""
-        if record.status == "done":
-            return True
+        """Take a refund on from wherever it stopped; whether it is through.
+
+        One that is done is gone on with where its order is sold again: Redis was lost before SQL
+        had the event, and was rebuilt from what SQL has.
+        """
         order = await self._look.find(record.order_id)
+        if record.status == "done" and (order is None or order.status is Status.REFUNDED):
+            return True
         if order is None or order.payment_key is None:
             alarm("refund_without_order", order_id=record.order_id)
             return False
@@ -142,28 +150,23 @@ class Refund:
             return False
         reach("refund:after_finish", record.order_id)
         await self._ledger.finish_refund(
-            order.order_id, status="done", code=None, now_ms=self._clock.now_ms()
+            record, status="done", code=None, now_ms=self._clock.now_ms()
         )
         return True
 
     async def _money_back(self, order: Reservation, record: RefundRecord) -> bool:
-        account = (
-            msgspec.json.decode(record.account_json, type=RefundAccount)
-            if record.account_json
-            else None
-        )
         payment_key = order.payment_key or ""
-        answer = await self._gateway.cancel(
-            payment_key=payment_key,
-            reason=record.reason,
-            idempotency_key=cancel_key(payment_key),
-            refund_account=account,
+        answer = await self._conclude.cancel_at_pg(
+            order.order_id,
+            payment_key,
+            record.reason,
+            account=await self._account_of(order, record),
+            after_refusals=True,
         )
-        await self._conclude.remember(order.order_id, payment_key, AnswerKind.CANCEL, answer)
         if isinstance(answer, Declined):
             alarm("refund_refused", order_id=order.order_id, code=answer.code)
             await self._ledger.finish_refund(
-                order.order_id, status="refused", code=answer.code, now_ms=self._clock.now_ms()
+                record, status="refused", code=answer.code, now_ms=self._clock.now_ms()
             )
             raise NotRefundable(
                 "The payment provider refuses the refund.", providerCode=answer.code
@@ -179,3 +182,12 @@ class Refund:
             answer.payment.status in (PaymentStatus.CANCELED, PaymentStatus.PARTIAL_CANCELED)
             and answer.payment.balance_amount == 0
         )
+
+    async def _account_of(self, order: Reservation, record: RefundRecord) -> RefundAccount | None:
+        """Where a deposit goes back to; the PG refuses an account for what was paid otherwise."""
+        if record.account_json is None or await self._method_of(order) not in (
+            VIRTUAL_ACCOUNT,
+            None,
+        ):
+            return None
+        return msgspec.json.decode(record.account_json, type=RefundAccount)

@@ -10,6 +10,7 @@ It may die anywhere: then the sale is `recovering` for everybody, and `rebuild` 
 
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -89,7 +90,8 @@ class Repair:
         found = await self._restorer.look(sale_id, head.seq)
         if found is None or found.epoch != head.epoch:
             raise SaleRecovering(retryAfter=0)
-        await self._restorer.fence_off(sale_id, {}, epoch=_OURS + secrets.token_hex(4))
+        ours = _OURS + secrets.token_hex(4)
+        await self._restorer.fence_off(sale_id, {}, epoch=ours, instead_of=head.epoch)
         try:
             await drain(sale_id)
             found = await self._restorer.look(sale_id, head.seq)
@@ -100,6 +102,7 @@ class Repair:
                     f"{sale_id} --force` gives up what comes after it"
                 )
         except BaseException:
-            # Damaged as it was, and open as it was.
-            await self._restorer.fence_off(sale_id, {}, epoch=head.epoch)
+            # Damaged as it was, and open as it was; a rebuild that has begun meanwhile keeps it.
+            with suppress(SaleRecovering):
+                await self._restorer.fence_off(sale_id, {}, epoch=head.epoch, instead_of=ours)
             raise

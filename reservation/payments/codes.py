@@ -183,17 +183,18 @@ def verdict_of(operation: Operation, *, status: int, code: str) -> Verdict:
 
 def answer_of_refusal(operation: Operation, *, status: int, code: str, message: str) -> Answer:
     """The gateway's answer to a readable refusal of the PG."""
+    # A 4xx is kept with the idempotency key and comes back for it. A 429 and what the entrance
+    # refuses are turned away before the key is looked at, and for a 5xx nobody has seen that it
+    # is kept.
+    bound = 400 <= status < 500 and status != 429 and code not in _ENTRANCE
     match verdict_of(operation, status=status, code=code):
         case Verdict.DECLINED:
             return Declined(code, message)
         case Verdict.OURS:
-            return Misconfigured(code, message)
+            return Misconfigured(code, message, bound_to_key=bound)
         case Verdict.RETRY:
             return TryAgain(code)
         case Verdict.MISSING:
             return PaymentMissing(code)
         case Verdict.UNKNOWN:
-            # A 4xx is kept with the idempotency key and comes back for it. A 429 is turned away
-            # before the key is looked at, and for a 5xx nobody has seen that it is kept.
-            bound = 400 <= status < 500 and status != 429
             return Unknown(f"{status} {code}", bound_to_key=bound)

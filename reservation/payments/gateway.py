@@ -96,6 +96,8 @@ class Misconfigured(msgspec.Struct, frozen=True, tag=True):
 
     code: str
     message: str
+    #: As in `Unknown`: once our fault is mended, another try needs another key.
+    bound_to_key: bool = False
 
 
 class TryAgain(msgspec.Struct, frozen=True, tag=True):

@@ -100,9 +100,9 @@ class Ledger:
         """The sale as its events have left it so far."""
         return await sales.sale_row(self._database, sale_id)
 
-    async def set_epoch(self, sale_id: str, epoch: str) -> None:
-        """Begin another epoch of a sale."""
-        await sales.set_epoch(self._database, sale_id, epoch)
+    async def set_epoch(self, sale_id: str, epoch: str, *, instead_of: str) -> None:
+        """Begin another epoch of a sale; SaleRecovering where somebody else has."""
+        await sales.set_epoch(self._database, sale_id, epoch, instead_of=instead_of)
 
     async def cursor(self, sale_id: str) -> tuple[int, str]:
         """The number and the chain value of the last event that is written."""
@@ -213,6 +213,12 @@ class Ledger:
         """How many answers to confirms of this payment are bound to their idempotency key."""
         return await payments.bound_answers(self._database, order_id, payment_key)
 
+    async def bound_cancels(self, order_id: str, payment_key: str, *, refusals: bool) -> int:
+        """Keys under which a cancel of this payment is answered for good, see `payments`."""
+        return await payments.bound_cancels(
+            self._database, order_id, payment_key, refusals=refusals
+        )
+
     async def put_payment(
         self,
         *,
@@ -277,17 +283,15 @@ class Ledger:
         )
         return await refunds.begin_refund(self._database, wish, now_ms=now_ms)
 
-    async def pending_refunds(self, limit: int) -> list[RefundRecord]:
-        """Refunds that nobody has finished, oldest first."""
-        return await refunds.pending_refunds(self._database, limit)
+    async def unfinished_refunds(self, limit: int) -> list[RefundRecord]:
+        """Refunds that nobody has finished, oldest first; those of orders that are sold again."""
+        return await refunds.unfinished_refunds(self._database, limit)
 
     async def finish_refund(
-        self, order_id: str, *, status: str, code: str | None, now_ms: int
+        self, record: RefundRecord, *, status: str, code: str | None, now_ms: int
     ) -> None:
         """Write down how a refund ended: `done` or `refused`."""
-        await refunds.finish_refund(
-            self._database, order_id, status=status, code=code, now_ms=now_ms
-        )
+        await refunds.finish_refund(self._database, record, status=status, code=code, now_ms=now_ms)
 
     async def refund_of(self, order_id: str) -> RefundRecord | None:
         """The order's refund."""

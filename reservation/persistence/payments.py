@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import msgspec
-from sqlalchemy import Insert, func, select
+from sqlalchemy import Insert, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reservation.persistence.bulk import insert_into
@@ -17,12 +17,16 @@ __all__ = [
     "PaymentRow",
     "PaymentWriter",
     "bound_answers",
+    "bound_cancels",
     "payment_by_key",
     "payment_of",
 ]
 
 #: How an answer that stays bound to its idempotency key is written in `payment_answers.answer`.
 _BOUND: Final = '"bound_to_key":true'
+#: Of a cancel: what else the PG keeps with the key, and its refusals for good.
+_MISSING: Final = '"type":"PaymentMissing"'
+_REFUSED: Final = '"type":"Declined"'
 
 
 class PaymentRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,6 +121,27 @@ async def bound_answers(database: Database, order_id: str, payment_key: str) -> 
                 payment_answers.c.payment_key == payment_key,
                 payment_answers.c.kind == "confirm",
                 payment_answers.c.answer.contains(_BOUND, autoescape=True),
+            )
+        )
+        return found.scalar_one()
+
+
+async def bound_cancels(
+    database: Database, order_id: str, payment_key: str, *, refusals: bool
+) -> int:
+    """Under how many keys a cancel of this payment has got an answer that stays bound to its key.
+
+    An answer names its attempt, so those to one key are alike and count once, however often they
+    were told. Refusals for good are counted where `refusals` says so.
+    """
+    bound = [_BOUND, _MISSING, *([_REFUSED] if refusals else [])]
+    async with database.read() as connection:
+        found = await connection.execute(
+            select(func.count(payment_answers.c.answer.distinct())).where(
+                payment_answers.c.order_id == order_id,
+                payment_answers.c.payment_key == payment_key,
+                payment_answers.c.kind == "cancel",
+                or_(*(payment_answers.c.answer.contains(one, autoescape=True) for one in bound)),
             )
         )
         return found.scalar_one()

@@ -1,6 +1,7 @@
 """What a rebuild reads: how far SQL is, the items, and what the events say of payments."""
 
 from collections.abc import Collection, Sequence
+from typing import Final
 
 import msgspec
 from sqlalchemy import and_, func, or_, select
@@ -34,8 +35,8 @@ __all__ = [
     "unmet_intents",
 ]
 
-#: Intents of one sale that reached SQL before their claim did: those of the last instants only.
-UNMET_MAX = 10_000
+#: Orders of one page. Where the flusher has stood still, unmet intents are as many as payments.
+UNMET_PAGE: Final = 5_000
 
 
 class SaleHead(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,6 +160,20 @@ async def restocks(database: Database, sale_id: str) -> list[str]:
 
 async def unmet_intents(database: Database, sale_id: str) -> Sequence[UnmetIntent]:
     """Intents under a fence that the order in SQL has not reached; the latest of each order."""
+    latest: dict[str, UnmetIntent] = {}
+    after = ("", 0)
+    while True:
+        page = await _unmet_after(database, sale_id, *after)
+        # In the order of the fences: of an order that two pages share the later one stays.
+        latest |= {intent.order_id: intent for intent in page}
+        if len(page) < UNMET_PAGE:
+            return list(latest.values())
+        after = (page[-1].order_id, page[-1].fence)
+
+
+async def _unmet_after(
+    database: Database, sale_id: str, order_id: str, fence: int
+) -> list[UnmetIntent]:
     intents = payment_intents
     async with database.read() as connection:
         found = await connection.execute(
@@ -173,12 +188,15 @@ async def unmet_intents(database: Database, sale_id: str) -> Sequence[UnmetInten
             .where(
                 and_(intents.c.sale_id == sale_id, intents.c.kind == "intent"),
                 or_(orders.c.order_id.is_(None), orders.c.fence < intents.c.fence),
+                or_(
+                    intents.c.order_id > order_id,
+                    and_(intents.c.order_id == order_id, intents.c.fence > fence),
+                ),
             )
             .order_by(intents.c.order_id, intents.c.fence)
-            .limit(UNMET_MAX)
+            .limit(UNMET_PAGE)
         )
-        latest = {row["order_id"]: UnmetIntent(**row) for row in found.mappings()}
-    return list(latest.values())
+        return [UnmetIntent(**row) for row in found.mappings()]
 
 
 async def confirmed_unpaid(database: Database, sale_id: str, limit: int) -> list[UnpaidRow]:

@@ -10,9 +10,10 @@ import msgspec
 from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from reservation.domain.states import Status
 from reservation.persistence.bulk import insert_into
 from reservation.persistence.database import Database
-from reservation.persistence.tables import refunds
+from reservation.persistence.tables import orders, refunds
 
 __all__ = [
     "RefundRecord",
@@ -20,8 +21,8 @@ __all__ = [
     "RefundWish",
     "begin_refund",
     "finish_refund",
-    "pending_refunds",
     "refund_of",
+    "unfinished_refunds",
 ]
 
 
@@ -91,12 +92,21 @@ async def begin_refund(
         return RefundRecord(**values)
 
 
-async def pending_refunds(database: Database, limit: int) -> list[RefundRecord]:
-    """Refunds that nobody has finished, oldest first."""
+async def unfinished_refunds(database: Database, limit: int) -> list[RefundRecord]:
+    """Refunds that nobody has finished, oldest first.
+
+    A refund that is done is among them while its order is sold: either its last event is under way
+    to SQL, or Redis was lost before it came and what was rebuilt is sold again.
+    """
+    sold_again = (
+        select(orders.c.order_id)
+        .where(orders.c.order_id == refunds.c.order_id, orders.c.status == Status.CONFIRMED.value)
+        .exists()
+    )
     async with database.read() as connection:
         found = await connection.execute(
             select(*_COLUMNS)
-            .where(refunds.c.status == "pending")
+            .where((refunds.c.status == "pending") | ((refunds.c.status == "done") & sold_again))
             .order_by(refunds.c.created_at_ms, refunds.c.order_id)
             .limit(limit)
         )
@@ -104,13 +114,20 @@ async def pending_refunds(database: Database, limit: int) -> list[RefundRecord]:
 
 
 async def finish_refund(
-    database: Database, order_id: str, *, status: str, code: str | None, now_ms: int
+    database: Database, record: RefundRecord, *, status: str, code: str | None, now_ms: int
 ) -> None:
-    """Write down how a refund ended, `done` or `refused`; one that is done stays so."""
+    """Write down how a refund ended, `done` or `refused`.
+
+    One that is done stays so, and one that was begun anew meanwhile goes on.
+    """
     async with database.write() as connection:
         await connection.execute(
             update(refunds)
-            .where(refunds.c.order_id == order_id, refunds.c.status != "done")
+            .where(
+                refunds.c.order_id == record.order_id,
+                refunds.c.idempotency_key == record.idempotency_key,
+                refunds.c.status != "done",
+            )
             .values(status=status, code=code, updated_at_ms=now_ms)
         )
 

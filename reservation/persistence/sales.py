@@ -6,6 +6,7 @@ from typing import Final
 import msgspec
 from sqlalchemy import exists, select, update
 
+from reservation.domain.errors import SaleRecovering
 from reservation.persistence.bulk import insert_new
 from reservation.persistence.database import Database
 from reservation.persistence.tables import cursors, payment_intents, sales
@@ -102,12 +103,20 @@ async def sale_row(database: Database, sale_id: str) -> SaleRow | None:
     return SaleRow(**row) if row else None
 
 
-async def set_epoch(database: Database, sale_id: str, epoch: str) -> None:
-    """Begin another epoch: whoever still holds the old one is told `recovering` by every script."""
+async def set_epoch(database: Database, sale_id: str, epoch: str, *, instead_of: str) -> None:
+    """Begin another epoch: whoever still holds the old one is told `recovering` by every script.
+
+    Raises:
+        SaleRecovering: the sale is in another one than the caller saw: another rebuild has begun.
+    """
     async with database.write() as connection:
-        await connection.execute(
-            update(sales).where(sales.c.sale_id == sale_id).values(epoch=epoch)
+        done = await connection.execute(
+            update(sales)
+            .where(sales.c.sale_id == sale_id, sales.c.epoch == instead_of)
+            .values(epoch=epoch)
         )
+        if done.rowcount == 0:
+            raise SaleRecovering(retryAfter=0)
 
 
 async def cursor_of(database: Database, sale_id: str) -> tuple[int, str]:

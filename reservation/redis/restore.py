@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import msgspec
 
+from reservation.domain.errors import SaleRecovering
 from reservation.redis.calls import Calls
 from reservation.redis.connection import Connections
 from reservation.redis.keys import Keys
@@ -46,6 +47,10 @@ class Writes:
     def hdel(self, key: str, field: str) -> None:
         """Remove a field of a hash."""
         self.writes.append(["HDEL", self._position(key), field])
+
+    def unlink(self, key: str) -> None:
+        """Remove a key."""
+        self.writes.append(["UNLINK", self._position(key)])
 
     def zadd(self, key: str, member: str, score: int) -> None:
         """Set a member of a sorted set."""
@@ -102,25 +107,54 @@ class Restorer:
             found[sale_id] = _found(head, entries)
         return run_id, found
 
-    async def fence_off(self, sale_id: str, fields: Mapping[str, str], *, epoch: str) -> None:
+    async def epoch(self, sale_id: str) -> str:
+        """The epoch that the sale stands under in Redis; empty where it has none."""
+        return await self._connections.command("HGET", self._keys.of(sale_id).sale, "epoch") or ""
+
+    async def fence_off(
+        self, sale_id: str, fields: Mapping[str, str], *, epoch: str, instead_of: str
+    ) -> None:
         """Put the sale under the rebuild's own epoch: from here on every script refuses it.
 
         Written whole and at once, so that whoever reads the sale meanwhile finds a sale.
+
+        Args:
+            sale_id: which one.
+            fields: its hash, beside the epoch.
+            epoch: the new one.
+            instead_of: the one that it was found under, before SQL was read: where another rebuild
+                has come in between, what was read is old.
+
+        Raises:
+            SaleRecovering: it stands under another one.
         """
         await self._connections.command("SADD", self._keys.sales, sale_id)
-        flat = [part for pair in fields.items() for part in pair]
-        await self._connections.command("HSET", self._keys.of(sale_id).sale, "epoch", epoch, *flat)
+        writes = Writes()
+        writes.hset(self._keys.of(sale_id).sale, {**fields, "epoch": epoch})
+        try:
+            await self.write(sale_id, writes, epoch=instead_of)
+        except SaleRecovering:
+            # The reply to the first try may have been lost.
+            if await self.epoch(sale_id) != epoch:
+                raise
 
-    async def clear(self, sale_id: str) -> None:
-        """Remove every key of the sale but its hash, a few at a time."""
+    async def clear(self, sale_id: str, *, epoch: str) -> None:
+        """Remove every key of the sale but its hash, a few at a time.
+
+        Raises:
+            SaleRecovering: another rebuild of this sale has begun; what is there is its own.
+        """
         names = self._keys.of(sale_id)
         cursor = "0"
         while True:
             cursor, keys = await self._connections.command(
                 "SCAN", cursor, "MATCH", f"{names.all}*", "COUNT", SCAN_COUNT
             )
-            if old := [key for key in keys if key != names.sale]:
-                await self._connections.command("UNLINK", *old)
+            writes = Writes()
+            for key in keys:
+                if key != names.sale:
+                    writes.unlink(key)
+            await self.write(sale_id, writes, epoch=epoch)
             if cursor == "0":
                 return
 

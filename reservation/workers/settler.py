@@ -1,6 +1,7 @@
 """The settler: takes up payments, deposits and refunds whose process is gone."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple
 
@@ -24,15 +25,52 @@ log = structlog.get_logger(__name__)
 #: Orders looked at in one round, and at once: the gateway's client has 64 connections for this.
 ROUND_MAX: Final = 200
 AT_ONCE: Final = 32
+#: A payment whose lease is over and that could not be looked at waits no longer than this: its
+#: buyer waits as well.
+PAYMENT_PAUSE_MAX: Final = 5.0
 #: Refunds taken up in one round.
 REFUNDS_MAX: Final = 50
 
 
 class _PutOff(NamedTuple):
-    """An account that is due and was looked at: when to look again, by a monotonic clock."""
+    """What is due and was looked at: when to look again, by a monotonic clock."""
 
     until: float
     pause: float
+
+
+class _Pauses:
+    """Puts off what was looked at and stays due, for longer every time.
+
+    Without a pause the PG, Redis and SQL would be asked as fast as they answer.
+    """
+
+    def __init__(self, clock: Clock, least: float, most: float) -> None:
+        self._clock = clock
+        self._least = least
+        self._most = most
+        self._put_off: dict[str, _PutOff] = {}
+
+    def __len__(self) -> int:
+        return len(self._put_off)
+
+    def take(self, due: Sequence[str], most: int) -> list[str]:
+        """Those to look at now, put off at once; what is not due any more is forgotten."""
+        known, now = self._put_off, self._clock.monotonic()
+        taken: list[str] = []
+        self._put_off = put_off = {}
+        for name in due:
+            before = known.get(name)
+            if before is not None and now < before.until:
+                put_off[name] = before
+            elif len(taken) < most:
+                taken.append(name)
+                put_off[name] = self._later(before, now)
+        return taken
+
+    def _later(self, before: _PutOff | None, now: float) -> _PutOff:
+        pause = min(self._most, 2 * before.pause) if before else self._least
+        return _PutOff(now + pause, pause)
 
 
 class Settler:
@@ -52,11 +90,11 @@ class Settler:
         self._ledger = ledger
         self._settle = settle
         self._refund = refund
-        self._clock = clock
-        self._limits = limits
         self._slots = asyncio.Semaphore(AT_ONCE)
-        #: By sale: accounts that are due and were looked at.
-        self._put_off: dict[str, dict[str, _PutOff]] = {}
+        least, most = limits.pause_least_seconds, limits.pause_most_seconds
+        self._payments = defaultdict[str, _Pauses](lambda: _Pauses(clock, least, PAYMENT_PAUSE_MAX))
+        self._accounts = defaultdict[str, _Pauses](lambda: _Pauses(clock, least, most))
+        self._refunds = _Pauses(clock, least, most)
 
     async def run_once(self, sale_id: str) -> int:
         """One round for one sale; how many orders were looked at.
@@ -64,8 +102,8 @@ class Settler:
         Raises:
             Exception: what is wrong with the first of those that are damaged, after all the others.
         """
-        payments = await self._store.leases_over(sale_id, ROUND_MAX)
-        deposits = await self._deposits(sale_id)
+        payments = await _due(self._store.leases_over, sale_id, self._payments[sale_id])
+        deposits = await _due(self._store.deposits_over, sale_id, self._accounts[sale_id])
         UNDECIDED.labels(sale_id).set(await self._store.undecided(sale_id))
         # One that is damaged must not end what goes on at the PG for the others.
         ends = await asyncio.gather(
@@ -76,38 +114,17 @@ class Settler:
         _raise_first([end for end in ends if isinstance(end, BaseException)])
         return len(payments) + len(deposits)
 
-    async def _deposits(self, sale_id: str) -> list[str]:
-        """Accounts to look at now; each is put off at once, for longer every time.
-
-        One that was decided is not due any more. One that could not be stays due, and without a
-        pause the PG would be asked as fast as it answers.
-        """
-        known, now = self._put_off.get(sale_id, {}), self._clock.monotonic()
-        due = await self._store.deposits_over(sale_id, ROUND_MAX + len(known))
-        looked_at: list[str] = []
-        self._put_off[sale_id] = put_off = {}
-        for order_id in due:
-            before = known.get(order_id)
-            if before is not None and now < before.until:
-                put_off[order_id] = before
-            elif len(looked_at) < ROUND_MAX:
-                looked_at.append(order_id)
-                put_off[order_id] = self._later(before, now)
-        return looked_at
-
-    def _later(self, before: _PutOff | None, now: float) -> _PutOff:
-        least, most = self._limits.pause_least_seconds, self._limits.pause_most_seconds
-        pause = min(most, 2 * before.pause) if before else least
-        return _PutOff(now + pause, pause)
-
     async def refunds(self) -> int:
         """Take up refunds that were begun and not finished; how many are through.
 
         Raises:
             Exception: what is wrong with the first of those that are damaged, after all the others.
         """
+        found = await self._ledger.unfinished_refunds(REFUNDS_MAX + len(self._refunds))
+        records = {record.order_id: record for record in found}
         through, broken = 0, list[Exception]()
-        for record in await self._ledger.pending_refunds(REFUNDS_MAX):
+        for order_id in self._refunds.take(list(records), REFUNDS_MAX):
+            record = records[order_id]
             try:
                 through += await self._refund.go_on(record)
             except (ReservationError, StoreUnavailable, StoreUncertain) as error:
@@ -137,6 +154,16 @@ class Settler:
             except Exception:
                 log.exception("settle_broke", order_id=order_id)
                 raise
+
+
+async def _due(
+    over: Callable[[str, int], Awaitable[list[str]]], sale_id: str, pauses: _Pauses
+) -> list[str]:
+    """Orders to look at now: one that was decided, or whose lease was moved, is not due any more.
+
+    One that could not be stays due: its sale waits for a rebuild, or it is damaged.
+    """
+    return pauses.take(await over(sale_id, ROUND_MAX + len(pauses)), ROUND_MAX)
 
 
 def _raise_first(errors: Sequence[BaseException]) -> None:

@@ -3,13 +3,15 @@
 restore.lua: write a part of a sale back, while nobody else may change it.
 
 Keys     all carry the sale's hash tag, so the script stays in one slot
-  KEYS[1]   sale  hash  rsv:{S}:sale   whose epoch is the rebuild's own until it is done
+  KEYS[1]   sale  hash  rsv:{S}:sale   under the rebuild's own epoch until it is done; may be away
   KEYS[2+]  any                        what is written
 Args
   ARGV[1]   not_after  int   Unix ms, server's clock; later than this nothing is done
-  ARGV[2]   epoch      text  the rebuild's own; another one means that another rebuild has begun
+  ARGV[2]   epoch      text  the rebuild's own, or, to begin with, the one that it found; another
+                             one means that another rebuild has begun
   ARGV[3]   writes     text  JSON array of [command, which of the keys from 2 on, argument, ...];
-                             the commands are HSET, HDEL and ZADD, so that a repeat changes nothing
+                             the commands are HSET, HDEL, ZADD and UNLINK, so that a repeat changes
+                             nothing
 Returns  the first that applies
   too_late    the server's clock is past not_after
   recovering  the sale is not this rebuild's
@@ -24,7 +26,7 @@ local FIRST_KEY = 2
 local not_after, epoch, writes = tonumber(ARGV[1]), ARGV[2], cjson.decode(ARGV[3])
 
 if server_ms() > not_after then return {"too_late"} end
-if redis.call("HGET", sale, "epoch") ~= epoch then return {"recovering"} end
+if (redis.call("HGET", sale, "epoch") or "") ~= epoch then return {"recovering"} end
 
 for _, write in ipairs(writes) do
     local key = KEYS[FIRST_KEY + write[2] - 1]
@@ -34,6 +36,8 @@ for _, write in ipairs(writes) do
         redis.call("HDEL", key, unpack(write, 3))
     elseif write[1] == "ZADD" then
         redis.call("ZADD", key, unpack(write, 3))
+    elseif write[1] == "UNLINK" then
+        redis.call("UNLINK", key)
     end
 end
 return {"done"}

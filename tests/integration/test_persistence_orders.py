@@ -8,6 +8,7 @@ from reservation.domain.events import Event
 from reservation.domain.states import Status
 from reservation.persistence.ledger import Ledger
 from reservation.persistence.orders import LineRow
+from reservation.persistence.refunds import RefundRecord
 from tests.fixtures.outbox import START_MS, Tape
 
 
@@ -121,7 +122,7 @@ async def test_the_history_tells_everything_in_time_order(ledger: Ledger) -> Non
     tape.confirm("o")
     tape.sell("another", a=1)
     await ledger.apply("s", tape.events)
-    await ledger.begin_refund(
+    refund = await ledger.begin_refund(
         order_id="o",
         idempotency_key="r",
         reason="broken",
@@ -131,7 +132,8 @@ async def test_the_history_tells_everything_in_time_order(ledger: Ledger) -> Non
         digest="d",
         now_ms=START_MS + 5,
     )
-    await ledger.finish_refund("o", status="done", code=None, now_ms=START_MS + 6)
+    assert isinstance(refund, RefundRecord)
+    await ledger.finish_refund(refund, status="done", code=None, now_ms=START_MS + 6)
 
     history = await ledger.history("o")
     assert [(row.kind, row.what) for row in history] == [

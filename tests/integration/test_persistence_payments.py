@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import IntegrityError
 
+from reservation.domain.errors import SaleRecovering
 from reservation.persistence.ledger import Ledger
 from reservation.persistence.refunds import RefundRecord, RefundReused
 
@@ -32,10 +33,13 @@ async def test_of_many_that_register_a_sale_at_once_one_makes_it(ledger: Ledger)
 async def test_a_rebuild_gives_a_sale_another_epoch(ledger: Ledger) -> None:
     first, _ = await ledger.register_sale("s", "{}", 1)
     await ledger.register_sale("t", "{}", 1)
-    await ledger.set_epoch("s", "f" * 16)
+    await ledger.set_epoch("s", "f" * 16, instead_of=first)
     known = await ledger.known_sales()
     assert known["s"] == "f" * 16 != first
     assert known["t"] != known["s"]
+    with pytest.raises(SaleRecovering):
+        await ledger.set_epoch("s", "a" * 16, instead_of=first)
+    assert await ledger.known_sales() == known
 
 
 def payment(payment_key: str = "k", **changes: Any) -> dict[str, Any]:
@@ -152,6 +156,29 @@ async def test_answers_that_stay_bound_to_their_key_are_counted(ledger: Ledger) 
     assert await ledger.bound_answers("p", "k") == 0
 
 
+async def test_keys_of_cancels_count_once_however_often_they_were_answered(ledger: Ledger) -> None:
+    def told(kind: str, **members: Any) -> str:
+        return json.dumps({"type": kind, **members}, separators=(",", ":"))
+
+    broken_off = told("Unknown", reason="400 PROVIDER_ERROR", bound_to_key=True)
+    for kind, answer in (
+        ("cancel", broken_off),
+        ("cancel", broken_off),
+        ("cancel", told("Unknown", reason="400 PROVIDER_ERROR", bound_to_key=True, attempt=1)),
+        ("cancel", told("PaymentMissing", code="NOT_FOUND_PAYMENT", attempt=2)),
+        ("cancel", told("Unknown", reason="timeout", bound_to_key=False, attempt=3)),
+        ("cancel", told("Misconfigured", code="UNAUTHORIZED_KEY", bound_to_key=False, attempt=3)),
+        ("cancel", told("Declined", code="INVALID_BANK", message="", attempt=3)),
+        ("confirm", broken_off.replace("PROVIDER", "OTHER")),
+    ):
+        await ledger.record_answer(
+            order_id="o", payment_key="k", kind=kind, answer=answer, now_ms=1
+        )
+    assert await ledger.bound_cancels("o", "k", refusals=False) == 3
+    assert await ledger.bound_cancels("o", "k", refusals=True) == 4
+    assert await ledger.bound_cancels("o", "other", refusals=True) == 0
+
+
 def wish(order_id: str = "o", key: str = "r", **changes: Any) -> dict[str, Any]:
     return {
         "order_id": order_id,
@@ -194,37 +221,43 @@ async def test_of_refunds_begun_at_once_one_stands(ledger: Ledger) -> None:
 
 
 async def test_pending_refunds_are_found_oldest_first_until_they_are_done(ledger: Ledger) -> None:
-    for number, order_id in enumerate(("late", "early", "middle")):
-        await begun(ledger, order_id=order_id, key=order_id, now_ms=10 - (number % 3) * 2)
-    assert [row.order_id for row in await ledger.pending_refunds(10)] == ["middle", "early", "late"]
-    assert [row.order_id for row in await ledger.pending_refunds(1)] == ["middle"]
-    await ledger.finish_refund("middle", status="done", code=None, now_ms=20)
-    await ledger.finish_refund("early", status="refused", code="NO", now_ms=20)
-    assert [row.order_id for row in await ledger.pending_refunds(10)] == ["late"]
+    records = {
+        order_id: await begun(ledger, order_id=order_id, key=order_id, now_ms=10 - number * 2)
+        for number, order_id in enumerate(("late", "early", "middle"))
+    }
+    found = await ledger.unfinished_refunds(10)
+    assert [row.order_id for row in found] == ["middle", "early", "late"]
+    assert [row.order_id for row in await ledger.unfinished_refunds(1)] == ["middle"]
+    await ledger.finish_refund(records["middle"], status="done", code=None, now_ms=20)
+    await ledger.finish_refund(records["early"], status="refused", code="NO", now_ms=20)
+    assert [row.order_id for row in await ledger.unfinished_refunds(10)] == ["late"]
 
 
 async def test_a_refund_that_is_done_stays_done(ledger: Ledger) -> None:
-    await begun(ledger)
-    await ledger.finish_refund("o", status="done", code=None, now_ms=5)
-    await ledger.finish_refund("o", status="refused", code="NO", now_ms=6)
+    first = await begun(ledger)
+    await ledger.finish_refund(first, status="done", code=None, now_ms=5)
+    await ledger.finish_refund(first, status="refused", code="NO", now_ms=6)
     record = await begun(ledger, key="another")
     assert (record.status, record.code, record.updated_at_ms) == ("done", None, 5)
 
 
 async def test_a_refused_refund_can_be_begun_anew(ledger: Ledger) -> None:
-    await begun(ledger)
-    await ledger.finish_refund("o", status="refused", code="NO", now_ms=5)
+    first = await begun(ledger)
+    await ledger.finish_refund(first, status="refused", code="NO", now_ms=5)
     assert (await begun(ledger)).status == "refused"
     account = '{"bank":"88"}'
     again = await begun(ledger, key="anew", account_json=account, digest="anew", now_ms=6)
     assert (again.status, again.account_json, again.code) == ("pending", account, None)
-    assert await ledger.pending_refunds(10) == [again]
-    await ledger.finish_refund("o", status="done", code=None, now_ms=7)
+    assert await ledger.unfinished_refunds(10) == [again]
+    # A process that stood still with the first one's answer.
+    await ledger.finish_refund(first, status="refused", code="NO", now_ms=6)
+    assert await ledger.unfinished_refunds(10) == [again]
+    await ledger.finish_refund(again, status="done", code=None, now_ms=7)
     assert (await begun(ledger, key="anew", digest="anew")).status == "done"
 
 
 @pytest.mark.parametrize("status", ["paid", ""])
 async def test_a_refund_cannot_end_in_any_other_way(ledger: Ledger, status: str) -> None:
-    await begun(ledger)
+    record = await begun(ledger)
     with pytest.raises(Exception, match="ck_refunds_status"):
-        await ledger.finish_refund("o", status=status, code=None, now_ms=5)
+        await ledger.finish_refund(record, status=status, code=None, now_ms=5)

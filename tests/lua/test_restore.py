@@ -30,12 +30,30 @@ async def test_what_a_rebuild_restores_stands_and_a_repeat_changes_nothing(
         writes.hset(names.order("o"), {"status": "HELD", "amount": 9_999_999_999_999, "fence": 3})
         writes.hdel(names.order("o"), "fence")
         writes.zadd(names.deadlines, "o", 1_790_000_000_123)
+        writes.zadd(names.deposits, "old", 1)
+        writes.unlink(names.deposits)
         for _ in range(2):
             assert await restore(here, sale_id, writes, epoch=epoch) == [RestoreWord.DONE]
         command = here.service.connections.command
         assert await command("HGET", names.order("o"), "amount") == "9999999999999"
         assert await command("HEXISTS", names.order("o"), "fence") == 0
         assert await command("ZSCORE", names.deadlines, "o") == "1790000000123"
+        assert await command("EXISTS", names.deposits) == 0
+
+
+async def test_a_sale_that_is_away_belongs_to_who_found_it_away(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with bench(tmp_path, valkey_url) as here:
+        sale_id = await here.sale()
+        await here.lose(sale_id)
+        sale = here.service.keys.of(sale_id).sale
+        first, second = Writes(), Writes()
+        first.hset(sale, {"epoch": "first"})
+        second.hset(sale, {"epoch": "second"})
+        assert await restore(here, sale_id, first, epoch="") == [RestoreWord.DONE]
+        assert await restore(here, sale_id, second, epoch="") == [RestoreWord.RECOVERING]
+        assert await here.service.connections.command("HGET", sale, "epoch") == "first"
 
 
 async def test_another_rebuild_and_a_late_call_write_nothing(

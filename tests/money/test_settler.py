@@ -77,3 +77,50 @@ async def test_a_damaged_refund_does_not_keep_the_others_from_going_on(
         with pytest.raises(KeyError, match="fence"):
             await settler_of(service).refunds()
         assert await stands(service, other) is Status.REFUNDED
+
+
+async def test_who_waits_for_a_rebuild_is_not_asked_about_without_a_pause(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service, sale_id = bench.service, await bench.sale()
+        order = await bench.hold(sale_id, "ann")
+        await bench.claim(order, sandbox.put_payment(order.order_id, order.amount))
+        confirming = service.keys.of(sale_id).confirming
+        await service.connections.command("ZADD", confirming, 1, order.order_id, 2, "gone")
+        await service.connections.command("XTRIM", service.keys.of(sale_id).outbox, "MAXLEN", 0)
+        settler = settler_of(service)
+        assert await settler.run_once(sale_id) == 2
+        assert await settler.run_once(sale_id) == 0
+        assert await stands(service, order) is Status.CONFIRMING
+
+
+async def test_a_refund_whose_event_was_lost_is_gone_through_again(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    """The money is back and SQL says so, but the order was rebuilt as it was before: sold."""
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service, sale_id = bench.service, await bench.sale()
+        order = await sold(bench, sandbox, sale_id, "ann")
+        await bench.flush(sale_id)
+        wish = RefundWish(
+            order_id=order.order_id,
+            reason="a test",
+            restock=True,
+            account=None,
+            idempotency_key=secrets.token_hex(8),
+            operator="op",
+        )
+        assert await service.refund(wish)
+        await bench.lose(sale_id)
+        await service.rebuild(sale_id, operator="op")
+        service.catalog.forget(sale_id)
+        assert await stands(service, order) is Status.CONFIRMED
+        await settler_of(service).refunds()
+        assert await stands(service, order) is Status.REFUNDED
+        assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
+        await bench.flush(sale_id)
+        assert await bench.audited(sale_id) == ()
+        # Nothing is left of it, and an operator who asks again is told the same.
+        assert await service.ledger.unfinished_refunds(10) == []
+        assert await service.refund(wish)

@@ -319,7 +319,8 @@ class Wave:
         )
         for _ in range(REFUND_ROUNDS_MAX):
             await settler.refunds()
-            if not await world.second.ledger.pending_refunds(1):
+            found = await world.second.ledger.unfinished_refunds(1_000)
+            if not any(record.status == "pending" for record in found):
                 break
             await world.clock.turn(STEP_MOST)
 

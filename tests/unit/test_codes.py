@@ -92,6 +92,9 @@ CASES = cases()
 LISTED = frozenset(code for table in TABLES.values() for code in table)
 
 codes = st.from_regex(r"[A-Z][A-Z0-9_]{0,40}", fullmatch=True)
+#: Refused before the PG looks at the idempotency key.
+AT_THE_ENTRANCE = {"UNAUTHORIZED_KEY", "INCORRECT_BASIC_AUTH_FORMAT", "INVALID_IDEMPOTENCY_KEY"}
+
 statuses = st.integers(100, 599)
 operations = st.sampled_from(Operation)
 
@@ -99,7 +102,7 @@ operations = st.sampled_from(Operation)
 def expected(verdict: Verdict, status: int, code: str) -> Answer:
     return {
         Verdict.DECLINED: Declined(code, "why"),
-        Verdict.OURS: Misconfigured(code, "why"),
+        Verdict.OURS: Misconfigured(code, "why", bound_to_key=code not in AT_THE_ENTRANCE),
         Verdict.RETRY: TryAgain(code),
         Verdict.MISSING: PaymentMissing(code),
         Verdict.UNKNOWN: Unknown(f"{status} {code}", bound_to_key=status < 500),
