@@ -157,10 +157,8 @@ class Rebuild:
             given_back, undecided = await self._orphans.of(sale_id)
             ahead = found.seq - head.seq if found else 0
             if ahead > 0 and not given_back and not undecided:
-                raise NotLost(
-                    f"{sale_id}: Redis is ahead of SQL by {ahead} events and has"
-                    " lost nothing; the flusher brings them to SQL"
-                )
+                why = f"Redis is ahead of SQL by {ahead} events and has lost nothing"
+                raise NotLost(f"{sale_id}: {why}; the flusher brings them to SQL")
             return RebuildReport(
                 sale_id=sale_id, rebuilt=False, given_back=given_back, undecided=undecided
             )
@@ -168,6 +166,7 @@ class Rebuild:
         await self._ledger.set_epoch(sale_id, epoch, instead_of=head.epoch)
         plan, restored = await self._restore_all(sale_id, epoch, operator, tell or _tell_nobody)
         claimed, unplaced = await self._claim_unmet(plan)
+        await self._ledger.reopen_refunds(sale_id)
         await self._restorer.hand_over(sale_id, epoch=plan.ours, to_epoch=plan.epoch)
         log.warning("sale_rebuilt", sale_id=sale_id, seq=plan.head.seq, orders=restored)
         given_back, undecided = await self._orphans.look_after(unplaced)

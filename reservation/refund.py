@@ -124,14 +124,10 @@ class Refund:
         return payment.method if payment else None
 
     async def go_on(self, record: RefundRecord) -> bool:
-        """Take a refund on from wherever it stopped; whether it is through.
-
-        One that is done is gone on with where its order is sold again: Redis was lost before SQL
-        had the event, and was rebuilt from what SQL has.
-        """
-        order = await self._look.find(record.order_id)
-        if record.status == "done" and (order is None or order.status is Status.REFUNDED):
+        """Take a refund on from wherever it stopped; whether it is through."""
+        if record.status == "done":
             return True
+        order = await self._look.find(record.order_id)
         if order is None or order.payment_key is None:
             alarm("refund_without_order", order_id=record.order_id)
             return False

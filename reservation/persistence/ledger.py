@@ -283,9 +283,13 @@ class Ledger:
         )
         return await refunds.begin_refund(self._database, wish, now_ms=now_ms)
 
-    async def unfinished_refunds(self, limit: int) -> list[RefundRecord]:
-        """Refunds that nobody has finished, oldest first; those of orders that are sold again."""
-        return await refunds.unfinished_refunds(self._database, limit)
+    async def pending_refunds(self, limit: int) -> list[RefundRecord]:
+        """Refunds that nobody has finished, oldest first."""
+        return await refunds.pending_refunds(self._database, limit)
+
+    async def reopen_refunds(self, sale_id: str) -> None:
+        """Make refunds pending again whose order a rebuild has sold again."""
+        await refunds.reopen_refunds(self._database, sale_id)
 
     async def finish_refund(
         self, record: RefundRecord, *, status: str, code: str | None, now_ms: int

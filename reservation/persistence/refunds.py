@@ -1,7 +1,8 @@
 """Refunds: one an order, begun before the PG is asked, gone on with until it is through.
 
-A refund is `pending` until it is `done`, which it stays, or `refused` by the PG. A refused one is
-pending again when an operator begins it anew, with another account for example.
+A refund is `pending` until it is `done`, or `refused` by the PG. A refused one is pending again
+when an operator begins it anew, with another account for example; one that is done, when its order
+is sold again after a rebuild.
 """
 
 from typing import Any
@@ -21,8 +22,9 @@ __all__ = [
     "RefundWish",
     "begin_refund",
     "finish_refund",
+    "pending_refunds",
     "refund_of",
-    "unfinished_refunds",
+    "reopen_refunds",
 ]
 
 
@@ -92,25 +94,32 @@ async def begin_refund(
         return RefundRecord(**values)
 
 
-async def unfinished_refunds(database: Database, limit: int) -> list[RefundRecord]:
-    """Refunds that nobody has finished, oldest first.
-
-    A refund that is done is among them while its order is sold: either its last event is under way
-    to SQL, or Redis was lost before it came and what was rebuilt is sold again.
-    """
-    sold_again = (
-        select(orders.c.order_id)
-        .where(orders.c.order_id == refunds.c.order_id, orders.c.status == Status.CONFIRMED.value)
-        .exists()
-    )
+async def pending_refunds(database: Database, limit: int) -> list[RefundRecord]:
+    """Refunds that nobody has finished, oldest first."""
     async with database.read() as connection:
         found = await connection.execute(
             select(*_COLUMNS)
-            .where((refunds.c.status == "pending") | ((refunds.c.status == "done") & sold_again))
+            .where(refunds.c.status == "pending")
             .order_by(refunds.c.created_at_ms, refunds.c.order_id)
             .limit(limit)
         )
         return [RefundRecord(**row) for row in found.mappings()]
+
+
+async def reopen_refunds(database: Database, sale_id: str) -> None:
+    """Make those pending again that are done while their order is sold.
+
+    Only after a rebuild from SQL: Redis was lost before SQL had the order's last event.
+    """
+    sold = select(orders.c.order_id).where(
+        orders.c.sale_id == sale_id, orders.c.status == Status.CONFIRMED.value
+    )
+    async with database.write() as connection:
+        await connection.execute(
+            update(refunds)
+            .where(refunds.c.status == "done", refunds.c.order_id.in_(sold))
+            .values(status="pending")
+        )
 
 
 async def finish_refund(

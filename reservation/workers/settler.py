@@ -120,7 +120,7 @@ class Settler:
         Raises:
             Exception: what is wrong with the first of those that are damaged, after all the others.
         """
-        found = await self._ledger.unfinished_refunds(REFUNDS_MAX + len(self._refunds))
+        found = await self._ledger.pending_refunds(REFUNDS_MAX + len(self._refunds))
         records = {record.order_id: record for record in found}
         through, broken = 0, list[Exception]()
         for order_id in self._refunds.take(list(records), REFUNDS_MAX):

@@ -225,12 +225,12 @@ async def test_pending_refunds_are_found_oldest_first_until_they_are_done(ledger
         order_id: await begun(ledger, order_id=order_id, key=order_id, now_ms=10 - number * 2)
         for number, order_id in enumerate(("late", "early", "middle"))
     }
-    found = await ledger.unfinished_refunds(10)
+    found = await ledger.pending_refunds(10)
     assert [row.order_id for row in found] == ["middle", "early", "late"]
-    assert [row.order_id for row in await ledger.unfinished_refunds(1)] == ["middle"]
+    assert [row.order_id for row in await ledger.pending_refunds(1)] == ["middle"]
     await ledger.finish_refund(records["middle"], status="done", code=None, now_ms=20)
     await ledger.finish_refund(records["early"], status="refused", code="NO", now_ms=20)
-    assert [row.order_id for row in await ledger.unfinished_refunds(10)] == ["late"]
+    assert [row.order_id for row in await ledger.pending_refunds(10)] == ["late"]
 
 
 async def test_a_refund_that_is_done_stays_done(ledger: Ledger) -> None:
@@ -248,10 +248,10 @@ async def test_a_refused_refund_can_be_begun_anew(ledger: Ledger) -> None:
     account = '{"bank":"88"}'
     again = await begun(ledger, key="anew", account_json=account, digest="anew", now_ms=6)
     assert (again.status, again.account_json, again.code) == ("pending", account, None)
-    assert await ledger.unfinished_refunds(10) == [again]
+    assert await ledger.pending_refunds(10) == [again]
     # A process that stood still with the first one's answer.
     await ledger.finish_refund(first, status="refused", code="NO", now_ms=6)
-    assert await ledger.unfinished_refunds(10) == [again]
+    assert await ledger.pending_refunds(10) == [again]
     await ledger.finish_refund(again, status="done", code=None, now_ms=7)
     assert (await begun(ledger, key="anew", digest="anew")).status == "done"
 

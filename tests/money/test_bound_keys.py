@@ -105,7 +105,7 @@ async def test_a_refund_that_the_pg_broke_off_goes_on_under_the_next_key(
             too_much = order.amount + 1
             cancel(sandbox, payment_key, cancel_key(payment_key, attempt), cancelAmount=too_much)
         assert not await bench.service.refund(wish(order))
-        [record] = await bench.service.ledger.unfinished_refunds(10)
+        [record] = await bench.service.ledger.pending_refunds(10)
         assert not await bench.service.refund.go_on(record)
         assert await bench.service.refund.go_on(record)
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount

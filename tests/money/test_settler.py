@@ -122,5 +122,5 @@ async def test_a_refund_whose_event_was_lost_is_gone_through_again(
         await bench.flush(sale_id)
         assert await bench.audited(sale_id) == ()
         # Nothing is left of it, and an operator who asks again is told the same.
-        assert await service.ledger.unfinished_refunds(10) == []
+        assert await service.ledger.pending_refunds(10) == []
         assert await service.refund(wish)

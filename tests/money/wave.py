@@ -319,8 +319,7 @@ class Wave:
         )
         for _ in range(REFUND_ROUNDS_MAX):
             await settler.refunds()
-            found = await world.second.ledger.unfinished_refunds(1_000)
-            if not any(record.status == "pending" for record in found):
+            if not await world.second.ledger.pending_refunds(1):
                 break
             await world.clock.turn(STEP_MOST)
 

@@ -87,7 +87,7 @@ class Operator(Client):
             return False
         held = sum(held for _, _, held, _ in counters.stocks.values())
         flushed, _ = await service.ledger.cursor(sale_id)
-        pending = await service.ledger.unfinished_refunds(1)
+        pending = await service.ledger.pending_refunds(1)
         undecided = await service.store.undecided(sale_id)
         deadlines = await service.store.first_deadlines(sale_id, 1)
         return not (held or pending or undecided or deadlines or flushed < counters.seq)
