@@ -1,6 +1,7 @@
 """A service in the test's own loop beside a sandbox PG of its own, with short times."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -10,11 +11,13 @@ from reservation.bootstrap import Service, opened
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.limits import PaymentLimits
+from reservation.payments.gateway import RefundAccount
+from reservation.refund import RefundWish
 from reservation.settings import Settings
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import RunningSandbox, running_sandbox
 
-__all__ = ["comes_to", "shop", "stands"]
+__all__ = ["comes_to", "refund_wish", "shop", "stands"]
 
 #: Far above what a busy machine needs.
 PATIENCE_SECONDS = 20.0
@@ -56,3 +59,15 @@ async def comes_to(service: Service, order: Reservation, status: Status) -> None
     while (found := await stands(service, order)) is not status:
         assert time.monotonic() < give_up_at, found
         await asyncio.sleep(0.02)
+
+
+def refund_wish(order: Reservation, account: RefundAccount | None = None) -> RefundWish:
+    """An operator wants the money back to the buyer, and the pieces back on sale."""
+    return RefundWish(
+        order_id=order.order_id,
+        reason="a test",
+        restock=True,
+        account=account,
+        idempotency_key=secrets.token_hex(8),
+        operator="op",
+    )

@@ -1,6 +1,5 @@
 """A clean 4xx stays bound to its idempotency key: what is asked again after it has another key."""
 
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +10,12 @@ from reservation.domain.errors import NotRefundable
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.payments.gateway import RefundAccount
-from reservation.refund import RefundWish
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import RunningSandbox
-from tests.money.shop import comes_to, shop, stands
+from tests.money.shop import comes_to, refund_wish, shop, stands
 
 RIGHT = RefundAccount(bank="20", account_number="1002345678", holder_name="Kim")
 WRONG = RefundAccount(bank="20", account_number="not a number", holder_name="Kim")
-
-
-def wish(order: Reservation, account: RefundAccount | None = None) -> RefundWish:
-    return RefundWish(
-        order_id=order.order_id,
-        reason="a test",
-        restock=True,
-        account=account,
-        idempotency_key=secrets.token_hex(8),
-        operator="op",
-    )
 
 
 async def paid_by_account(bench: Bench, sandbox: RunningSandbox) -> tuple[Reservation, str]:
@@ -67,8 +54,8 @@ async def test_a_refund_to_a_wrong_account_is_begun_anew_with_the_right_one(
         await bench.service.webhook(order.order_id, payment_key)
         assert await stands(bench.service, order) is Status.CONFIRMED
         with pytest.raises(NotRefundable):
-            await bench.service.refund(wish(order, WRONG))
-        assert await bench.service.refund(wish(order, RIGHT))
+            await bench.service.refund(refund_wish(order, WRONG))
+        assert await bench.service.refund(refund_wish(order, RIGHT))
         assert await stands(bench.service, order) is Status.REFUNDED
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
 
@@ -83,7 +70,7 @@ async def test_an_account_that_was_paid_while_it_was_closed_can_be_refunded(
         assert await bench.service.settle.deposit(order.order_id) is None
         sandbox.deposit(payment_key)
         assert await bench.service.settle.deposit(order.order_id) is Status.CONFIRMED
-        assert await bench.service.refund(wish(order, RIGHT))
+        assert await bench.service.refund(refund_wish(order, RIGHT))
         assert await stands(bench.service, order) is Status.REFUNDED
 
 
@@ -92,7 +79,7 @@ async def test_an_account_for_what_was_paid_by_card_does_not_hinder_the_refund(
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order, _ = await sold(bench, sandbox)
-        assert await bench.service.refund(wish(order, RIGHT))
+        assert await bench.service.refund(refund_wish(order, RIGHT))
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
 
 
@@ -104,7 +91,7 @@ async def test_a_refund_that_the_pg_broke_off_goes_on_under_the_next_key(
         for attempt in range(2):
             too_much = order.amount + 1
             cancel(sandbox, payment_key, cancel_key(payment_key, attempt), cancelAmount=too_much)
-        assert not await bench.service.refund(wish(order))
+        assert not await bench.service.refund(refund_wish(order))
         [record] = await bench.service.ledger.pending_refunds(10)
         assert not await bench.service.refund.go_on(record)
         assert await bench.service.refund.go_on(record)

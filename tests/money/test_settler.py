@@ -1,6 +1,5 @@
 """What the settler does where one order is damaged: nobody else's money waits for its repair."""
 
-import secrets
 from pathlib import Path
 
 import pytest
@@ -8,11 +7,10 @@ import pytest
 from reservation.bootstrap import Service
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
-from reservation.refund import RefundWish
 from reservation.workers.settler import Settler
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import RunningSandbox
-from tests.money.shop import comes_to, shop, stands
+from tests.money.shop import comes_to, refund_wish, shop, stands
 
 
 def settler_of(service: Service) -> Settler:
@@ -64,14 +62,7 @@ async def test_a_damaged_refund_does_not_keep_the_others_from_going_on(
             sandbox.order_fault(
                 "error_before_commit", orderId=order.order_id, operations=["cancel"], times=1
             )
-            wish = RefundWish(
-                order_id=order.order_id,
-                reason="a test",
-                restock=True,
-                account=None,
-                idempotency_key=secrets.token_hex(8),
-                operator="op",
-            )
+            wish = refund_wish(order)
             assert not await service.refund(wish)
         await damage(service, damaged, "fence")
         with pytest.raises(KeyError, match="fence"):
@@ -103,14 +94,7 @@ async def test_a_refund_whose_event_was_lost_is_gone_through_again(
         service, sale_id = bench.service, await bench.sale()
         order = await sold(bench, sandbox, sale_id, "ann")
         await bench.flush(sale_id)
-        wish = RefundWish(
-            order_id=order.order_id,
-            reason="a test",
-            restock=True,
-            account=None,
-            idempotency_key=secrets.token_hex(8),
-            operator="op",
-        )
+        wish = refund_wish(order)
         assert await service.refund(wish)
         await bench.lose(sale_id)
         await service.rebuild(sale_id, operator="op")
