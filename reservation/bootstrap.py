@@ -135,7 +135,7 @@ async def opened(
             confirm=confirm,
             release=Release(catalog, store, clock=clock),
             look=look,
-            sales=Sales(catalog, sale_store, ledger, clock=clock),
+            sales=Sales(catalog, sale_store, ledger, gateway.limits, clock=clock),
             settle=settle,
             refund=Refund(catalog, store, ledger, gateway, conclude, look, clock=clock),
             webhook=Webhook(catalog, store, ledger, gateway, conclude, settle, clock=clock),

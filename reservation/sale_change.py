@@ -7,6 +7,7 @@ import msgspec
 from reservation.domain.errors import InvalidSale
 from reservation.domain.sale import AMOUNT_MAX, TOTAL_MAX, Item
 from reservation.domain.states import HoldPolicy
+from reservation.payments.gateway import GatewayLimits
 
 __all__ = [
     "SaleChange",
@@ -38,8 +39,16 @@ class SaleChange(msgspec.Struct, frozen=True, kw_only=True):
     require_admission: bool
     items: tuple[Item, ...]
 
-    def check(self) -> None:
-        """Raises `InvalidSale`, naming the first thing that is wrong."""
+    def check(self, payments: GatewayLimits) -> None:
+        """Raises `InvalidSale`, naming the first thing that is wrong.
+
+        Args:
+            payments: the payments that the sale's gateway takes.
+        """
+        least = payments.minimum_amounts.get(self.currency)
+        if least is None:
+            taken = ", ".join(sorted(payments.minimum_amounts))
+            raise InvalidSale(f"The payment gateway takes no {self.currency}, only {taken}.")
         if self.closes_at_ms <= self.opens_at_ms:
             raise InvalidSale("closesAt must be later than opensAt.")
         if not HOLD_SECONDS_LEAST <= self.hold_seconds <= HOLD_SECONDS_MOST:
@@ -53,8 +62,12 @@ class SaleChange(msgspec.Struct, frozen=True, kw_only=True):
         for item in self.items:
             if not 0 <= item.total <= TOTAL_MAX:
                 raise InvalidSale(f"total must be from 0 to {TOTAL_MAX}.", sku=item.sku)
-            if not 1 <= item.price <= AMOUNT_MAX:
-                raise InvalidSale(f"price must be from 1 to {AMOUNT_MAX}.", sku=item.sku)
+            if not least <= item.price <= AMOUNT_MAX:
+                raise InvalidSale(
+                    f"price must be from {least} to {AMOUNT_MAX}: the payment gateway takes"
+                    f" payments of {least} {self.currency} or more.",
+                    sku=item.sku,
+                )
             if not 1 <= item.limit_per_buyer <= TOTAL_MAX:
                 raise InvalidSale(f"limitPerBuyer must be from 1 to {TOTAL_MAX}.", sku=item.sku)
 

@@ -15,6 +15,7 @@ from reservation.domain.errors import (
 )
 from reservation.domain.sale import Sale
 from reservation.domain.states import SaleStatus
+from reservation.payments.gateway import GatewayLimits
 from reservation.persistence.ledger import Ledger
 from reservation.redis.sales import SaleStore
 from reservation.sale_change import (
@@ -35,7 +36,16 @@ CREATION_SECONDS_MAX: Final = 10
 class Sales:
     """Creates and changes sales; each change is an event with who did it and why."""
 
-    def __init__(self, catalog: Catalog, store: SaleStore, ledger: Ledger, *, clock: Clock) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: SaleStore,
+        ledger: Ledger,
+        payments: GatewayLimits,
+        *,
+        clock: Clock,
+    ) -> None:
+        self._payments = payments
         self._catalog = catalog
         self._store = store
         self._ledger = ledger
@@ -57,7 +67,7 @@ class Sales:
         Raises:
             InvalidSale, TotalTooLow, PreconditionRequired, PreconditionFailed, SaleRecovering.
         """
-        change.check()
+        change.check(self._payments)
         try:
             known = await self._standing(sale_id)
         except SaleRecovering:

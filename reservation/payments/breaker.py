@@ -13,6 +13,7 @@ from purgatory.domain.model import OpenedState
 
 from reservation.payments.gateway import (
     Answer,
+    GatewayLimits,
     PaymentGateway,
     RefundAccount,
     TryAgain,
@@ -46,6 +47,10 @@ class GuardedGateway(PaymentGateway):
         self._breakers = AsyncCircuitBreakerFactory(
             default_threshold=FAILURES_MAX, default_ttl=OPEN_SECONDS
         )
+
+    @property
+    def limits(self) -> GatewayLimits:
+        return self._gateway.limits
 
     async def confirm(
         self, *, payment_key: str, order_id: str, amount: int, idempotency_key: str

@@ -10,6 +10,7 @@ Answers are values. Each one says what is known about the money, and so what its
     Unknown        nothing can be said about the money: ask the PG before deciding anything
 """
 
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
@@ -20,6 +21,7 @@ __all__ = [
     "Answer",
     "Answered",
     "Declined",
+    "GatewayLimits",
     "Misconfigured",
     "Payment",
     "PaymentGateway",
@@ -70,6 +72,13 @@ class RefundAccount(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     bank: str
     account_number: str
     holder_name: str
+
+
+class GatewayLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """The payments that a gateway takes."""
+
+    #: Currency -> its smallest payment in minor units. Another currency is not taken.
+    minimum_amounts: Mapping[str, int]
 
 
 class Answered(msgspec.Struct, frozen=True, tag=True):
@@ -124,6 +133,11 @@ class PaymentGateway(Protocol):
     None of the calls retries by itself or raises for anything that the network or the PG does;
     cancellation passes through. Calls take at most the client's own time limit.
     """
+
+    @property
+    def limits(self) -> GatewayLimits:
+        """The payments that this gateway takes."""
+        ...
 
     async def confirm(
         self, *, payment_key: str, order_id: str, amount: int, idempotency_key: str

@@ -17,6 +17,7 @@ from reservation.payments.codes import Operation, answer_of_refusal
 from reservation.payments.gateway import (
     Answer,
     Answered,
+    GatewayLimits,
     Payment,
     PaymentGateway,
     RefundAccount,
@@ -57,6 +58,10 @@ _SECRET_KEY = re.compile(r"[!-9;-~]{1,200}")
 #: Of the PG's trace id, which goes into our log and is not ours to trust.
 _TRACE_CHARS = 100
 
+#: The PG takes won. Its amounts of another currency are decimals of the major unit (19.5 dollars),
+#: which nothing here converts. A card pays 100 won or more.
+_TAKES = GatewayLimits(minimum_amounts={"KRW": 100})
+
 #: Of a message that goes into an answer; the PG's own limit is 510.
 _MESSAGE_CHARS = 510
 _CODE = re.compile(r"[A-Za-z0-9_.-]{1,100}")
@@ -90,7 +95,7 @@ class TossGateway(PaymentGateway):
     def __init__(self, *, base_url: str, secret_key: str, limits: TossLimits | None = None) -> None:
         if _SECRET_KEY.fullmatch(secret_key) is None:
             raise ValueError("the PG's secret key holds a character that no key has")
-        self._limits = limits or TossLimits()
+        self._times = limits or TossLimits()
         self._base_url = base_url.rstrip("/")
         self._headers = {
             # The colon ends the user name; the password is empty.
@@ -101,12 +106,16 @@ class TossGateway(PaymentGateway):
             "user-agent": "stock-reservation",
         }
         self._trust = httpx.create_ssl_context(trust_env=False)
-        wait = self._limits.connect_seconds
+        wait = self._times.connect_seconds
         self._confirms = Lanes(self._client, most=CONFIRMS_MAX, wait_seconds=wait)
         self._others = Lanes(self._client, most=LOOK_UPS_MAX, wait_seconds=wait)
 
     def __repr__(self) -> str:
         return f"TossGateway({self._base_url})"
+
+    @property
+    def limits(self) -> GatewayLimits:
+        return _TAKES
 
     async def confirm(
         self, *, payment_key: str, order_id: str, amount: int, idempotency_key: str
@@ -115,7 +124,7 @@ class TossGateway(PaymentGateway):
         _check(_ORDER_ID, order_id, "order id")
         body = {"paymentKey": payment_key, "orderId": order_id, "amount": amount}
         request = self._post("/v1/payments/confirm", body, idempotency_key)
-        limit_seconds = self._limits.confirm_seconds
+        limit_seconds = self._times.confirm_seconds
         return await self._ask(Operation.CONFIRM, self._confirms, request, limit_seconds)
 
     async def look_up(self, payment_key: str) -> Answer:
@@ -140,7 +149,7 @@ class TossGateway(PaymentGateway):
             body["refundReceiveAccount"] = refund_account
         path = f"/v1/payments/{quote(payment_key, safe='')}/cancel"
         request = self._post(path, body, idempotency_key)
-        limit_seconds = self._limits.cancel_seconds
+        limit_seconds = self._times.cancel_seconds
         return await self._ask(Operation.CANCEL, self._others, request, limit_seconds)
 
     async def aclose(self) -> None:
@@ -162,14 +171,14 @@ class TossGateway(PaymentGateway):
 
     async def _get(self, path: str) -> Answer:
         request = self._request("GET", path, self._headers)
-        limit_seconds = self._limits.look_up_seconds
+        limit_seconds = self._times.look_up_seconds
         return await self._ask(Operation.LOOK_UP, self._others, request, limit_seconds)
 
     def _request(
         self, method: str, path: str, headers: dict[str, str], content: bytes | None = None
     ) -> httpx.Request:
         # The deadline of a call is set around it: httpx's own limits are per read and per write.
-        wait = self._limits.connect_seconds
+        wait = self._times.connect_seconds
         timeout = httpx.Timeout(None, connect=wait, pool=wait)
         return httpx.Request(
             method,

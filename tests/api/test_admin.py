@@ -132,14 +132,14 @@ def test_a_sale_of_two_hundred_items_with_long_names_can_be_put(served: Served) 
 def test_an_update_with_the_etag_that_was_read_changes_the_sale(served: Served) -> None:
     sale_id = served.sale()
     before = shown(served, sale_id).headers["etag"]
-    answer = change(served, sale_id, name="Other", items=[item("a", price=5, total=7), item("b")])
+    answer = change(served, sale_id, name="Other", items=[item("a", price=500, total=7), item("b")])
     assert answer.status_code == 200, answer.text
     assert answer.headers["etag"] != before
     sale = shown(served, sale_id)
     assert sale.headers["etag"] == answer.headers["etag"]
     assert sale.json()["name"] == "Other"
     assert [(one["sku"], one["price"], one["total"]) for one in sale.json()["items"]] == [
-        ("a", 5, 7),
+        ("a", 500, 7),
         ("b", 1000, 100),
     ]
     assert served.audit(sale_id)["ok"]
@@ -184,6 +184,34 @@ def test_a_sale_that_is_not_there_has_no_etag_to_match(served: Served) -> None:
 def test_currency_and_hold_policy_stay(served: Served, changes: dict[str, str]) -> None:
     sale_id = served.sale()
     refused(change(served, sale_id, **changes), 400, "invalid_sale")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"currency": "USD"},
+        {"currency": "JPY"},
+        {"items": [item("a"), item("b", price=99)]},
+        {"items": [item("a", price=1)]},
+    ],
+    ids=str,
+)
+def test_a_sale_that_the_payment_gateway_cannot_take_is_refused(
+    served: Served, changes: dict[str, Any]
+) -> None:
+    """The PG takes won, 100 or more; it would refuse each buyer of another sale at the confirm."""
+    sale_id = fresh()
+    problem = refused(put(served, sale_id, sale_document(**changes)), 400, "invalid_sale")
+    assert "payment gateway" in problem["detail"]
+    refused(served.http.get(f"/v1/sales/{sale_id}"), 404, "sale_not_found")
+
+
+def test_a_price_may_be_as_low_as_the_payment_gateway_takes(served: Served) -> None:
+    sale_id = served.sale(items=[item("a", price=100)])
+    order = served.hold(sale_id, served.buyer(), amount=100)
+    assert served.come_back(order, served.pay(order)).json()["status"] == "CONFIRMED"
+    problem = refused(change(served, sale_id, items=[item("a", price=99)]), 400, "invalid_sale")
+    assert problem["sku"] == "a"
 
 
 def test_a_total_below_what_is_held_and_sold_is_refused(served: Served) -> None:

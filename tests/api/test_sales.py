@@ -63,7 +63,7 @@ def test_each_sale_is_listed_once(served: Served) -> None:
 
 
 def test_a_sale_is_shown_with_its_stock(served: Served) -> None:
-    sale_id = served.sale(name="Mugs", items=[item("a", total=5), item("b.c-d_1", price=7)])
+    sale_id = served.sale(name="Mugs", items=[item("a", total=5), item("b.c-d_1", price=700)])
     served.hold(sale_id, served.buyer())
     answer = served.http.get(f"/v1/sales/{sale_id}")
     assert answer.status_code == 200
@@ -75,7 +75,7 @@ def test_a_sale_is_shown_with_its_stock(served: Served) -> None:
     assert all(one.keys() >= ITEM_MEMBERS for one in sale["items"])
     first, second = sale["items"]
     assert (first["sku"], first["total"], first["available"]) == ("a", 5, 4)
-    assert (second["sku"], second["price"], second["limitPerBuyer"]) == ("b.c-d_1", 7, 10)
+    assert (second["sku"], second["price"], second["limitPerBuyer"]) == ("b.c-d_1", 700, 10)
 
 
 def test_times_are_in_utc_with_milliseconds(served: Served) -> None:
