@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -11,7 +12,7 @@ from typing import Final
 from rich.console import Console
 
 from api import logs
-from benchmarks import behind, compare, edges, growth, memory, overload, script, verifying
+from benchmarks import behind, between, compare, edges, growth, memory, overload, script, verifying
 from benchmarks.contenders import BUYERS_SECRET, CONTENDERS
 from benchmarks.load import CONNECTIONS, WrkMissing
 from benchmarks.report import keep, results_of, show
@@ -35,6 +36,8 @@ PARTS: Final[dict[str, Part]] = {
 #: and a round of `overload` sends a million.
 _BUYERS: Final = 1_500_000
 _BUYERS_QUICK: Final = 60_000
+#: `between COMMIT`.
+_BETWEEN_WORDS: Final = 2
 #: A table's width where nobody sees a terminal.
 _COLUMNS: Final = 110
 
@@ -42,7 +45,8 @@ _COLUMNS: Final = 110
 def main() -> int:
     """Measure; 1 where something broke, never for a goal that is not reached."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all of them")
+    parts = f"{', '.join(PARTS)}; all of them; or `between COMMIT`: CPU time since that commit"
+    parser.add_argument("parts", nargs="*", metavar="PART", help=parts)
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes")
     names = [one.name for one in CONTENDERS]
     parser.add_argument("--contenders", nargs="+", choices=names, help="only these; all of them")
@@ -51,8 +55,7 @@ def main() -> int:
     parser.add_argument("--home", type=Path, default=Path("var/benchmarks"), help="for its files")
     parser.add_argument("--save", type=Path, help="where the JSON and the picture go; in --home")
     wish = parser.parse_args()
-    if unknown := set(wish.parts) - set(PARTS):
-        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    parts = _parts(wish.parts, parser)
     # What the service's own modules log belongs into none of the tables.
     logs.configure(production=False)
     console = Console(width=None if sys.stdout.isatty() else _COLUMNS, highlight=False)
@@ -72,18 +75,29 @@ def main() -> int:
     # Whoever ends the benchmark ends its servers: they are in process groups of their own.
     signal.signal(signal.SIGTERM, _end)
     try:
-        _measure(run, wish.parts or list(PARTS), console, wish.save or home)
+        _measure(run, parts, console, wish.save or home)
     except WrkMissing as missing:
         print(f"benchmarks: {missing}", file=sys.stderr)
         return 1
     return 0
 
 
-def _measure(run: Run, parts: list[str], console: Console, folder: Path) -> None:
+def _parts(names: list[str], parser: argparse.ArgumentParser) -> dict[str, Part]:
+    """The parts that the command line asks for."""
+    if names[:1] == ["between"]:
+        if len(names) != _BETWEEN_WORDS:
+            parser.error("`between` takes one commit, and no other part beside it")
+        return {"between": partial(between.measure, commit=names[1])}
+    if unknown := set(names) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    return {name: PARTS[name] for name in names or PARTS}
+
+
+def _measure(run: Run, parts: dict[str, Part], console: Console, folder: Path) -> None:
     load = os.getloadavg()[0]
     sections: dict[str, Section] = {}
-    for name in parts:
-        sections[name] = PARTS[name](run)
+    for name, part in parts.items():
+        sections[name] = part(run)
         # After each part: a long run that is interrupted has not been for nothing.
         keep(results_of(sections, quick=run.quick, load=load), folder)
     show(results_of(sections, quick=run.quick, load=load), console)

@@ -266,14 +266,27 @@ def running(contender: Contender, home: Path, *, stock: int) -> Generator[Runnin
 
 @contextmanager
 def served(
-    command: list[str], environ: dict[str, str], home: Path, port: int
+    command: list[str],
+    environ: dict[str, str],
+    home: Path,
+    port: int,
+    *,
+    folder: Path = _HERE.parent,
 ) -> Generator[subprocess.Popen[bytes]]:
-    """A server's process once it answers on the port; ended by its own handle."""
+    """A server's process once it answers on the port; ended by its own handle.
+
+    Args:
+        command: starts it.
+        environ: its settings, beside the environment without any of the service's.
+        home: where its log goes.
+        port: where it answers.
+        folder: its working directory.
+    """
     kept = {name: v for name, v in os.environ.items() if not name.startswith("RESERVATION_")}
     with (home / "server.log").open("wb") as log:
         process = subprocess.Popen(
             command,
-            cwd=_HERE.parent,
+            cwd=folder,
             env=kept | environ,
             stdin=subprocess.DEVNULL,
             stdout=log,

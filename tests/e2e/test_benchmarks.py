@@ -70,3 +70,29 @@ def test_every_other_part_measured_something(results: dict[str, Any]) -> None:
     for overload in data["overload"]:
         assert overload["surge"]["sold_per_second"] > 0
         assert overload["surge"]["confirmed"] > 0
+
+
+@pytest.mark.timeout(330)
+def test_head_and_itself_are_compared_pair_by_pair(tmp_path: Path) -> None:
+    needs("wrk", "git")
+    command = [sys.executable, "-m", "benchmarks", "between", "HEAD", "--quick"]
+    ended = subprocess.run(
+        [*command, "--home", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    data = json.loads((tmp_path / "results.json").read_text())["sections"]["between"]["data"]
+    assert data["before"] == data["after"]
+    assert len(data["pairs"]) == 2
+    for pair in data["pairs"]:
+        for side in pair.values():
+            assert side["holds"] > 0
+            assert side["hold"]["api"] > 0
+            assert side["paid_order"]["api"] > 0
+    ratio = data["ratios"]["hold, API + worker + Redis"]
+    assert ratio["low"] <= ratio["median"] <= ratio["high"]
+    assert not (tmp_path / "between" / "before").exists()
