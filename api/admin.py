@@ -49,6 +49,7 @@ from reservation.domain.errors import (
     Unavailable,
 )
 from reservation.domain.ids import BUYER_ID, SALE_ID, sale_of
+from reservation.domain.payment import Reason
 from reservation.domain.sale import Sale
 from reservation.domain.states import SaleStatus, Status
 from reservation.look import as_reservation
@@ -367,6 +368,8 @@ async def _order_with_history(request: Request[Any, Any, Any], order_id: str) ->
 
 def _entry(row: HistoryRow) -> HistoryEntry:
     facts: dict[str, Any] = msgspec.json.decode(row.facts)
+    if row.kind == "event" and (reason := Reason.read(row.what, facts)):
+        facts |= {**reason.members(), "explanation": reason.sentence()}
     return HistoryEntry(
         at=as_wire(row.at_ms), kind=row.kind, what=row.what, facts=_without_keys(facts)
     )

@@ -30,6 +30,7 @@ from reservation.domain.errors import (
     Unavailable,
 )
 from reservation.domain.ids import PAYMENT_KEY
+from reservation.domain.payment import Cause, Reason
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.domain.tokens import Claims, Purpose
@@ -177,8 +178,8 @@ class PaymentController(Controller):
             if order_id is not None and order_id != claims.order_id:
                 raise InvalidToken
             order = await _order_of(api, claims)
-            cause = f"payment page: {_printable(code)}"
-            found = await api.service.release.if_held(order, cause=cause)
+            reason = Reason(Cause.PAYMENT_PAGE, _printable(code))
+            found = await api.service.release.if_held(order, reason=reason)
         except (ReservationError, StoreUnavailable, StoreUncertain) as error:
             return _refuse(request, error, claims, order)
         return _back(request, api, found)

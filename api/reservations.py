@@ -35,6 +35,7 @@ from reservation.domain.errors import (
     Unavailable,
 )
 from reservation.domain.ids import IDEMPOTENCY_KEY, SALE_ID
+from reservation.domain.payment import Cause, Reason
 from reservation.domain.reservation import Reservation, Wish
 from reservation.domain.tokens import Purpose
 from reservation.prepare import Prepared, wish_of
@@ -233,7 +234,7 @@ class ReservationController(Controller):
         api = api_of(request)
         token = reservation_token or await _token_in_body(request)
         order, _ = await _find(request, order_id, token, Purpose.RESERVATION)
-        released = await api.service.release(order, cause="buyer")
+        released = await api.service.release(order, reason=Reason(Cause.BUYER))
         return Response(api.shown(released), headers=PRIVATE)
 
 

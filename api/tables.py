@@ -89,7 +89,8 @@ def show_refund(order: dict[str, Any]) -> None:
 
 
 def _compact(facts: dict[str, Any]) -> str:
-    return " ".join(f"{name}={value}" for name, value in facts.items())
+    members = [f"{name}={value}" for name, value in facts.items() if name != "explanation"]
+    return " ".join([*filter(None, [facts.get("explanation")]), *members])
 
 
 def _yes_or_no(value: Any) -> Any:

@@ -10,6 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.catalog import Known
 from reservation.domain.clock import Clock, as_ms
+from reservation.domain.payment import Cause, Outcome, PaymentOutcome, Reason
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.failpoints import reach
@@ -36,7 +37,7 @@ from reservation.payments.gateway import (
     TryAgain,
 )
 from reservation.persistence.ledger import Ledger
-from reservation.redis.store import Outcome, Store
+from reservation.redis.store import Store
 
 __all__ = ["AnswerKind", "Case", "Conclude", "cancel_key", "confirm_key"]
 
@@ -46,7 +47,9 @@ log = structlog.get_logger(__name__)
 STEPS_MAX: Final = 4
 
 #: Outcomes after which the units are the buyer's.
-_SELLS: Final = ("confirmed", "awaiting_deposit")
+_SELLS: Final = (PaymentOutcome.CONFIRMED, PaymentOutcome.AWAITING_DEPOSIT)
+
+_MADE_UP: Final = Outcome(name=PaymentOutcome.VOIDED, reason=Reason(Cause.PAYMENT_NOT_FOUND))
 
 #: Between these a deposit, or the bank that takes it back, moves an order without a claim.
 _BY_ACCOUNT: Final = (Status.AWAITING_DEPOSIT, Status.CONFIRMED)
@@ -129,7 +132,7 @@ class Conclude:
                 case LookUp(missing):
                     answer, asked = await self._gateway.look_up(case.payment_key), Asked.LOOK_UP
                     if missing and first and await self._made_up(case, answer):
-                        return await self.finish(case, _made_up_outcome(), answer)
+                        return await self.finish(case, _MADE_UP, answer)
                 case Unapproved():
                     return None
                 case Undecided(name):
@@ -322,14 +325,6 @@ class Conclude:
             log.warning("payment_not_kept", order_id=payment.order_id, reason=type(error).__name__)
             return False
         return True
-
-
-def _made_up_outcome() -> Outcome:
-    return Outcome(
-        name="voided",
-        attempt="void:NOT_FOUND_PAYMENT",
-        members={"cause": "the PG knows no such payment"},
-    )
 
 
 def _is_given_back(payment: Payment) -> bool:

@@ -30,6 +30,14 @@ from reservation.domain.errors import (
     ReservationExpired,
     Unavailable,
 )
+from reservation.domain.payment import (
+    Attempt,
+    Cause,
+    Outcome,
+    PaymentOutcome,
+    Present,
+    Reason,
+)
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.failpoints import reach
@@ -38,7 +46,7 @@ from reservation.limits import DEFAULT_LIMITS, PaymentLimits
 from reservation.payments.gateway import PaymentGateway
 from reservation.persistence.intents import IntentOutcome
 from reservation.persistence.ledger import Ledger
-from reservation.redis.store import Outcome, Present, Store
+from reservation.redis.store import Store
 
 __all__ = ["Confirm"]
 
@@ -191,7 +199,7 @@ class Confirm:
         except (SQLAlchemyError, OSError) as error:
             log.warning("intent_not_written", order_id=case.order.order_id, reason=str(error))
             # Whether the row is there or not: void it in Redis, and no call leaves under it.
-            await self._void(case, attempt="", cause="the intent could not be written")
+            await self._void(case, Cause.INTENT_NOT_WRITTEN)
             raise Unavailable(
                 "The payment could not be begun; nothing was charged. Load this page again.",
                 retryAfter=1,
@@ -202,9 +210,7 @@ class Confirm:
             case IntentOutcome.VOIDED:
                 return False
             case IntentOutcome.KEY_OF_ANOTHER_ORDER:
-                await self._void(
-                    case, attempt="void:KEY_OF_ANOTHER_ORDER", cause="key of another order"
-                )
+                await self._void(case, Cause.KEY_OF_ANOTHER_ORDER)
                 raise InvalidToken("This payment belongs to another order.")
 
     async def _which_confirm(self, case: Case) -> Asked:
@@ -224,29 +230,30 @@ class Confirm:
         )
         return Asked.LATER_CONFIRM if earlier else Asked.FIRST_CONFIRM
 
-    async def _void(self, case: Case, *, attempt: str, cause: str) -> None:
+    async def _void(self, case: Case, cause: Cause) -> None:
         await self._store.finish(
             case.order,
             epoch=case.known.epoch,
             fence=case.fence,
-            outcome=Outcome(name="voided", attempt=attempt, members={"cause": cause}),
+            outcome=Outcome(name=PaymentOutcome.VOIDED, reason=Reason(cause)),
         )
 
 
 def _answer(order: Reservation, payment_key: str) -> Reservation:
     """The order as the answer to this attempt; a refusal where the attempt was refused."""
-    outcome, _, code = order.attempts.get(payment_key, "").partition(":")
-    match outcome:
-        case "declined":
+    attempt = Attempt.read(order.attempts.get(payment_key, ""))
+    code = attempt.reason.code if attempt.reason else ""
+    match attempt.outcome:
+        case PaymentOutcome.DECLINED:
             raise PaymentDeclined(providerCode=code)
-        case "void" if code == "KEY_OF_ANOTHER_ORDER":
+        case PaymentOutcome.VOIDED if attempt.cause == Cause.KEY_OF_ANOTHER_ORDER:
             raise InvalidToken("This payment belongs to another order.")
-        case "void":
+        case PaymentOutcome.VOIDED:
             raise PaymentDeclined(
                 "The payment provider knows no such payment; nothing was charged.",
                 providerCode=code,
             )
-        case "expired":
+        case PaymentOutcome.EXPIRED:
             raise ReservationExpired
         case _:
             pass

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from reservation.domain.clock import as_ms
+from reservation.domain.payment import Cause, Outcome, PaymentOutcome, Reason
 from reservation.domain.reservation import Reservation
 from reservation.payments.gateway import (
     Answer,
@@ -27,7 +28,6 @@ from reservation.payments.gateway import (
     TryAgain,
     Unknown,
 )
-from reservation.redis.store import Outcome
 
 __all__ = [
     "Asked",
@@ -42,8 +42,7 @@ __all__ = [
     "payment_facts",
 ]
 
-#: What a buyer is told who chose a virtual account in a sale that takes none.
-VIRTUAL_ACCOUNT_REFUSED = "VIRTUAL_ACCOUNT_NOT_ACCEPTED"
+#: The provider's code where its ten minutes between authentication and confirm had passed.
 SESSION_GONE = "NOT_FOUND_PAYMENT_SESSION"
 
 
@@ -108,13 +107,16 @@ def judge(
                 payment, order, payment_key, asked, virtual_accounts=virtual_accounts
             )
         case Declined(code):
-            return Finish(_declined(code)) if asked is Asked.FIRST_CONFIRM else LookUp()
+            return (
+                Finish(_declined(Cause.PROVIDER_DECLINED, code))
+                if asked is Asked.FIRST_CONFIRM
+                else LookUp()
+            )
         case PaymentMissing(code):
             if asked is Asked.LOOK_UP:
                 return Unapproved(missing=True)
             if asked is Asked.FIRST_CONFIRM and code == SESSION_GONE:
-                # The PG's ten minutes between authentication and confirm had passed.
-                return Finish(_expired(code))
+                return Finish(_expired(Cause.SESSION_EXPIRED, code))
             return LookUp(missing=True)
         case Misconfigured():
             return Undecided(alarm="gateway_misconfigured")
@@ -144,17 +146,17 @@ def _judge_payment(
         case PaymentStatus.DONE:
             if ours:
                 return Finish(_confirmed(payment))
-            return CancelFirst(_refunded("amount_mismatch"), reason="amount mismatch")
+            return CancelFirst(_refunded(Cause.AMOUNT_MISMATCH), reason="amount mismatch")
         case PaymentStatus.WAITING_FOR_DEPOSIT:
             if ours and virtual_accounts and payment.due_at is not None:
                 return Finish(_awaiting_deposit(payment))
             if asked is not Asked.LOOK_UP:
                 return LookUp()
-            return CancelFirst(_declined(VIRTUAL_ACCOUNT_REFUSED), reason="no virtual accounts")
+            return CancelFirst(_declined(Cause.ACCOUNT_NOT_ACCEPTED), reason="no virtual accounts")
         case PaymentStatus.ABORTED:
-            return Finish(_declined(payment.failure_code or "ABORTED"))
+            return Finish(_declined(Cause.PAYMENT_ABORTED, payment.failure_code or ""))
         case PaymentStatus.EXPIRED:
-            return Finish(_expired("EXPIRED"))
+            return Finish(_expired(Cause.PAYMENT_EXPIRED))
         case PaymentStatus.CANCELED:
             return Finish(given_back(payment))
         case PaymentStatus.PARTIAL_CANCELED if payment.balance_amount == 0:
@@ -177,37 +179,32 @@ def payment_facts(payment: Payment) -> dict[str, Any]:
 
 
 def _confirmed(payment: Payment) -> Outcome:
-    return Outcome(
-        name="confirmed", attempt="confirmed", members={"payment": payment_facts(payment)}
-    )
+    return Outcome(name=PaymentOutcome.CONFIRMED, members={"payment": payment_facts(payment)})
 
 
 def _awaiting_deposit(payment: Payment) -> Outcome:
     due_ms = as_ms(payment.due_at) if payment.due_at else 0
     return Outcome(
-        name="awaiting_deposit",
-        attempt="awaiting_deposit",
+        name=PaymentOutcome.AWAITING_DEPOSIT,
         due_ms=due_ms,
         members={"dueAt": due_ms, "payment": payment_facts(payment)},
     )
 
 
-def _declined(code: str) -> Outcome:
-    return Outcome(name="declined", attempt=f"declined:{code}", members={"cause": code})
+def _declined(cause: Cause, code: str = "") -> Outcome:
+    return Outcome(name=PaymentOutcome.DECLINED, reason=Reason(cause, code))
 
 
-def _expired(code: str) -> Outcome:
-    return Outcome(name="expired", attempt=f"expired:{code}", members={"cause": code})
+def _expired(cause: Cause, code: str = "") -> Outcome:
+    return Outcome(name=PaymentOutcome.EXPIRED, reason=Reason(cause, code))
 
 
-def _refunded(cause: str) -> Outcome:
-    return Outcome(
-        name="refunded", attempt=f"refunded:{cause}", members={"cause": cause, "restock": True}
-    )
+def _refunded(cause: Cause) -> Outcome:
+    return Outcome(name=PaymentOutcome.REFUNDED, reason=Reason(cause), members={"restock": True})
 
 
 def given_back(payment: Payment) -> Outcome:
     """Cancelled at the PG: money that came and went is a refund, an unpaid account is not."""
     if payment.approved_at is not None:
-        return _refunded("cancelled at the PG")
-    return _declined("CANCELED")
+        return _refunded(Cause.CANCELLED_AT_PROVIDER)
+    return _declined(Cause.PAYMENT_CANCELLED)

@@ -28,6 +28,7 @@ from reservation.domain.errors import (
     SoldOut,
 )
 from reservation.domain.events import EventName
+from reservation.domain.payment import Claimed
 from reservation.domain.sale import Item
 from reservation.domain.states import ENDED, LIVE, Status
 from reservation.look import as_reservation
@@ -39,7 +40,7 @@ from reservation.persistence.sales import EPOCH_BYTES, SaleRow
 from reservation.recovery import compare
 from reservation.redis.keys import Keys
 from reservation.redis.restore import Restorer, Writes
-from reservation.redis.store import Claimed, Store
+from reservation.redis.store import Store
 from reservation.restored import (
     ENDED_KEPT_MS,
     has_story,

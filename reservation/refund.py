@@ -22,6 +22,7 @@ from reservation.domain.errors import (
     RefundAccountRequired,
     ReservationNotFound,
 )
+from reservation.domain.payment import Cause, Reason
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.failpoints import reach
@@ -139,7 +140,7 @@ class Refund:
             order,
             epoch=known.epoch,
             restock=record.restock,
-            cause=f"{record.operator}: {record.reason}",
+            reason=Reason(Cause.OPERATOR, operator=record.operator, note=record.reason),
         )
         if status is not Status.REFUNDED:
             alarm("refund_of_unsold_order", order_id=order.order_id, status=status.value)

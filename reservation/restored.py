@@ -1,11 +1,12 @@
 """The hashes in Redis, made again from what SQL has of them: pure, no I/O."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from reservation.domain.events import Event, EventName
+from reservation.domain.payment import FORGOTTEN, Attempt, Reason
 from reservation.domain.states import Status
 from reservation.persistence.orders import OrderRow
 from reservation.persistence.recovery import ItemRow
@@ -19,27 +20,19 @@ __all__ = [
     "order_fields",
     "restock_fields",
     "sale_fields",
+    "with_codes",
 ]
 
 #: How long after the sale's end its ended orders are still answered from Redis.
 ENDED_KEPT_MS: Final = 24 * 3600 * 1000
-#: How an attempt is remembered where that is not the event's own cause.
-_CODES: Final = {
-    "key of another order": "KEY_OF_ANOTHER_ORDER",
-    "the PG knows no such payment": "NOT_FOUND_PAYMENT",
-    "the PG never approved the payment": "never approved",
-    "no deposit came": "deposit",
-    "money came after the end": "too late",
-}
-#: The attempt that this voided was never made: the same key may be claimed again.
-_FORGOTTEN: Final = "the intent could not be written"
+_ATTEMPT: Final = "attempt:"
+_EVENT: Final = msgspec.json.Decoder(dict[str, Any])
 
 
 class _Data(msgspec.Struct, rename="camel"):
     origin: Status = msgspec.field(name="from")
     fence: int | None = None
     payment_key: str = ""
-    cause: str = ""
     due_at: int | None = None
 
 
@@ -71,19 +64,13 @@ class _Payments:
         key = self.fields.get("payment_key")
         if key is None:
             return
-        if event.event == EventName.VOIDED and data.cause == _FORGOTTEN:
-            self.fields.pop(f"attempt:{key}", None)
+        reason = Reason.read(event.event, _EVENT.decode(event.data))
+        if reason is not None and reason.cause in FORGOTTEN:
+            self.fields.pop(_ATTEMPT + key, None)
             del self.fields["payment_key"]
             self.attempts -= 1
         else:
-            self.fields[f"attempt:{key}"] = _outcome(event, data.cause)
-
-
-def _outcome(event: Event, cause: str) -> str:
-    word = "void" if event.event == EventName.VOIDED else event.event
-    if word in (EventName.CONFIRMED, EventName.AWAITING_DEPOSIT):
-        return word
-    return f"{word}:{_CODES.get(cause, cause)}"
+            self.fields[_ATTEMPT + key] = Attempt(event.event, reason).text()
 
 
 class _Restock(msgspec.Struct):
@@ -127,6 +114,14 @@ def restock_fields(restocks: Sequence[str]) -> Mapping[str, str]:
     """
     done = [msgspec.json.decode(data, type=_Restock) for data in restocks]
     return {one.operation: restock_digest_of(one.sku, one.delta, one.reason) for one in done}
+
+
+def with_codes(fields: Mapping[str, str]) -> dict[str, str]:
+    """An order's fields with the attempts of earlier versions as this version writes them."""
+    return {
+        name: Attempt.read(text).text() if name.startswith(_ATTEMPT) else text
+        for name, text in fields.items()
+    }
 
 
 def has_story(row: OrderRow) -> bool:

@@ -16,6 +16,13 @@ from reservation import tracing
 from reservation.catalog import Catalog
 from reservation.conclude import AnswerKind, Case, Conclude, confirm_key
 from reservation.domain.clock import Clock
+from reservation.domain.payment import (
+    Cause,
+    LeaseElsewhere,
+    Outcome,
+    PaymentOutcome,
+    Reason,
+)
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.failpoints import reach
@@ -31,7 +38,7 @@ from reservation.payments.gateway import (
 )
 from reservation.persistence.intents import IntentOutcome
 from reservation.persistence.ledger import Ledger
-from reservation.redis.store import LeaseElsewhere, Outcome, Store
+from reservation.redis.store import Store
 
 __all__ = ["Settle"]
 
@@ -172,11 +179,7 @@ class Settle:
         except (SQLAlchemyError, OSError) as error:
             log.warning("settle_without_sql", order_id=case.order.order_id, reason=str(error))
             return None
-        outcome = Outcome(
-            name="expired",
-            attempt="expired:never approved",
-            members={"cause": "the PG never approved the payment"},
-        )
+        outcome = Outcome(name=PaymentOutcome.EXPIRED, reason=Reason(Cause.NEVER_APPROVED))
         return await self._conclude.finish(case, outcome, None)
 
     async def _come_back_later(self, case: Case) -> None:
@@ -203,9 +206,7 @@ class Settle:
         )
         if not waiting:
             return await self._conclude(case, answer, Asked.LOOK_UP)
-        outcome = Outcome(
-            name="expired", attempt="expired:deposit", members={"cause": "no deposit came"}
-        )
+        outcome = Outcome(name=PaymentOutcome.EXPIRED, reason=Reason(Cause.NO_DEPOSIT))
         return await self._conclude.cancel(case, outcome, "no deposit came in time")
 
 

@@ -11,6 +11,7 @@ from reservation.conclude import Case, Conclude
 from reservation.domain.clock import Clock
 from reservation.domain.errors import Unavailable
 from reservation.domain.ids import sale_of
+from reservation.domain.payment import Cause, Outcome, PaymentOutcome, Reason
 from reservation.domain.rate import Limiter, Rate
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
@@ -24,7 +25,7 @@ from reservation.payments.gateway import (
     PaymentStatus,
 )
 from reservation.persistence.ledger import Ledger
-from reservation.redis.store import Outcome, Store
+from reservation.redis.store import Store
 from reservation.settle import Settle
 
 __all__ = ["Webhook"]
@@ -165,9 +166,9 @@ class Webhook:
     async def _ended(self, case: Case, payment: Payment, answer: Answered) -> None:
         """Money that came after the end goes back, however often that has to be tried."""
         outcome = Outcome(
-            name="refunded",
-            attempt="refunded:too late",
-            members={"cause": "money came after the end", "restock": True},
+            name=PaymentOutcome.REFUNDED,
+            reason=Reason(Cause.PAID_AFTER_END),
+            members={"restock": True},
         )
         if payment.status == PaymentStatus.DONE:
             if await self._conclude.cancel(case, outcome, "money came after the end") is None:

@@ -150,11 +150,13 @@ async function showOrder(orderId) {
   $("order").focus();
 }
 
-function historyLine({ at, kind, what, facts }) {
+function historyLine({ at, kind, what, facts: { explanation = "", ...facts } }) {
   const line = document.createElement("li");
-  const told = Object.entries(facts).filter(([, value]) => value !== "");
-  const said = told.map(([name, value]) => `${name} ${JSON.stringify(value)}`).join(" · ");
-  line.append(element("strong", `${exact(at)} ${kind}: ${what}`), element("div", said, { className: "quiet" }));
+  const filled = Object.entries(facts).filter(([, value]) => value !== "");
+  const said = filled.map(([name, value]) => `${name} ${JSON.stringify(value)}`).join(" · ");
+  line.append(element("strong", `${exact(at)} ${kind}: ${what}`));
+  if (explanation) line.append(element("div", explanation));
+  line.append(element("div", said, { className: "quiet" }));
   return line;
 }
 

@@ -27,6 +27,7 @@ from reservation.restored import (
     order_fields,
     restock_fields,
     sale_fields,
+    with_codes,
 )
 from reservation.sale_change import change_of
 
@@ -218,7 +219,8 @@ def _told_of(row: OrderRow, story: Sequence[Event], record: OrderRecord, *, now_
     what = f"order {row.order_id} (event {row.seq})"
     if not record.fields:
         return f"{what} is {row.status} in SQL and not in Redis"
-    different = _difference(what, order_fields(row, story), record.fields, but=_ONLY_IN_REDIS)
+    fields = with_codes(record.fields)
+    different = _difference(what, order_fields(row, story), fields, but=_ONLY_IN_REDIS)
     if different:
         return different
     # Whether it is in its set at all is what `orders.py` looks at.

@@ -1,7 +1,7 @@
 """Runs the mutating scripts until they answer, and turns their common refusals into errors."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -44,7 +44,7 @@ class Calls:
                 return reply
 
 
-def members_json(members: dict[str, Any]) -> str:
+def members_json(members: Mapping[str, Any]) -> str:
     """Members to append to an event's JSON object: each with its leading comma."""
     return "".join(
         f",{json.dumps(name)}:{msgspec.json.encode(value).decode()}"

@@ -20,6 +20,14 @@ from reservation.domain.errors import (
     SoldOut,
 )
 from reservation.domain.ids import sale_of
+from reservation.domain.payment import (
+    Claimed,
+    Finished,
+    LeaseElsewhere,
+    Outcome,
+    Present,
+    Reason,
+)
 from reservation.domain.reservation import PAYMENT_ATTEMPTS_MAX, Line, Reservation
 from reservation.domain.states import Status
 from reservation.redis.calls import Calls, members_json
@@ -30,11 +38,6 @@ from reservation.redis.records import as_items, as_mapping, as_reservation
 from reservation.redis.replies import UnexpectedReply, good, told
 
 __all__ = [
-    "Claimed",
-    "Finished",
-    "LeaseElsewhere",
-    "Outcome",
-    "Present",
     "Store",
     "limit_exceeded",
     "sold_out",
@@ -49,44 +52,6 @@ DUE_ROUNDS_MAX: Final = 50
 
 #: Who holds, and what.
 _Held = tuple[str, tuple[Line, ...]]
-
-
-class Claimed(msgspec.Struct, frozen=True):
-    """This caller may ask the PG for the money under this fence, until the lease ends."""
-
-    fence: int
-    lease_until_ms: int
-
-
-class Present(msgspec.Struct, frozen=True):
-    """Nothing to claim: where the order stands, and how this payment key's attempt ended."""
-
-    status: Status
-    #: Empty where this key has no outcome of its own.
-    outcome: str
-
-
-class LeaseElsewhere(msgspec.Struct, frozen=True):
-    """Another process has this payment, or it is not CONFIRMING any more."""
-
-
-class Finished(msgspec.Struct, frozen=True):
-    """Where the order stands; `applied` is false where its fence, status or seq forbade it."""
-
-    status: Status
-    applied: bool
-
-
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """How a payment ended, as `finish.lua` takes it."""
-
-    #: One of the script's: confirmed, awaiting_deposit, declined, voided, expired, refunded.
-    name: str
-    #: What the payment key is remembered by; empty lets the same key be claimed again.
-    attempt: str
-    due_ms: int = 0
-    #: More members of the event.
-    members: dict[str, Any] = {}
 
 
 def sold_out(facts: Sequence[str]) -> SoldOut:
@@ -288,20 +253,20 @@ class Store:
                 outcome.name,
                 outcome.attempt,
                 outcome.due_ms,
-                members_json(outcome.members),
+                members_json(outcome.event_members),
                 order.seq,
             ],
         )
         return Finished(Status(reply[1]), applied=reply[0] == FinishWord.DONE)
 
-    async def release(self, order: Reservation, *, epoch: str, cause: str) -> Status:
+    async def release(self, order: Reservation, *, epoch: str, reason: Reason) -> Status:
         """Give a hold back (release.lua); the status that stands afterwards."""
         keys = self._keys.of(order.sale_id)
         reply = await self._calls.run(
             "release",
             epoch=epoch,
             keys=[keys.sale, keys.deadlines, keys.outbox, *_order_keys(keys, order)],
-            args=[order.order_id, msgspec.json.encode(cause).decode()],
+            args=[order.order_id, members_json(reason.members())],
         )
         return Status(reply[1]) if len(reply) > 1 else Status.RELEASED
 
@@ -359,14 +324,16 @@ class Store:
         )
         return dict(zip(found, map(told, answers), strict=True))
 
-    async def refund(self, order: Reservation, *, epoch: str, restock: bool, cause: str) -> Status:
+    async def refund(
+        self, order: Reservation, *, epoch: str, restock: bool, reason: Reason
+    ) -> Status:
         """Take a sold order to REFUNDED (refund.lua); the status that stands afterwards."""
         keys = self._keys.of(order.sale_id)
         reply = await self._calls.run(
             "refund",
             epoch=epoch,
             keys=[keys.sale, keys.outbox, *_order_keys(keys, order)],
-            args=[order.order_id, int(restock), msgspec.json.encode(cause).decode()],
+            args=[order.order_id, int(restock), members_json(reason.members())],
         )
         return Status(reply[1]) if len(reply) > 1 else Status.REFUNDED
 

@@ -13,7 +13,7 @@ Args
   ARGV[2]   epoch      text  the epoch of the sale that the caller knows
   ARGV[3]   order_id   text
   ARGV[4]   restock    int   1: the units are for sale again; 0: they leave the sale
-  ARGV[5]   cause      text  JSON string: who asked for it and why
+  ARGV[5]   members    text  the event's other members: JSON text with a leading comma, or ""
 Returns  the first that applies
   too_late    the server's clock is past not_after
   recovering  the sale is not the one the caller knows
@@ -31,7 +31,7 @@ Cost     O(lines), at most 20
 local sale, outbox, order, buyer = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local FIRST_STOCK_KEY = 5
 local not_after, epoch, order_id = tonumber(ARGV[1]), ARGV[2], ARGV[3]
-local restock, cause = ARGV[4] == "1", ARGV[5]
+local restock, members = ARGV[4] == "1", ARGV[5]
 
 local now_ms = server_ms()
 if now_ms > not_after then return {"too_late"} end
@@ -50,8 +50,8 @@ local wrong = check_lines("refund", lines, buyer, "sold", "available")
 if wrong then return wrong end
 
 local seq = append_event(head, "refunded", order_id, now_ms, string.format(
-    '{"from":"%s","to":"REFUNDED","fence":%s,"restock":%s,"cause":%s}',
-    status, found[3], restock and "true" or "false", cause))
+    '{"from":"%s","to":"REFUNDED","fence":%s,"restock":%s%s}',
+    status, found[3], restock and "true" or "false", members))
 close_head(head)
 redis.call("HSET", order, "status", "REFUNDED", "updated_at", int(now_ms), "seq", seq)
 move_lines(lines, buyer, "sold", "available")

@@ -13,7 +13,7 @@ Args
   ARGV[1]   not_after  int   Unix ms, server's clock; later than this nothing is done
   ARGV[2]   epoch      text  the epoch of the sale that the caller knows
   ARGV[3]   order_id   text
-  ARGV[4]   cause      text  JSON string: who gave it back and why
+  ARGV[4]   members    text  the event's other members: JSON text with a leading comma, or ""
 Returns  the first that applies
   too_late    the server's clock is past not_after
   recovering  the sale is not the one the caller knows
@@ -30,7 +30,7 @@ Cost     O(lines), at most 20
 
 local sale, deadlines, outbox, order, buyer = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local FIRST_STOCK_KEY = 6
-local not_after, epoch, order_id, cause = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
+local not_after, epoch, order_id, members = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
 
 local now_ms = server_ms()
 if now_ms > not_after then return {"too_late"} end
@@ -48,7 +48,7 @@ if wrong then return wrong end
 redis.call("ZCARD", deadlines)
 
 local seq = append_event(head, "released", order_id, now_ms, string.format(
-    '{"from":"%s","to":"RELEASED","cause":%s}', status, cause))
+    '{"from":"%s","to":"RELEASED"%s}', status, members))
 close_head(head)
 redis.call("HSET", order, "status", "RELEASED", "updated_at", int(now_ms), "seq", seq)
 redis.call("ZREM", deadlines, order_id)

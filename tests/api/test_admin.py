@@ -691,7 +691,14 @@ def test_who_did_it_is_kept_with_every_change(served: Served) -> None:
     assert answer.status_code == 200
     told = in_sql(served, order, "REFUNDED")
     last = [entry for entry in told["history"] if entry["what"] == "refunded"][-1]
-    assert last["facts"]["cause"] == "Kim, night shift: damaged parcel"
+    assert last["facts"]["cause"] == "operator"
+    assert (last["facts"]["operator"], last["facts"]["note"]) == (
+        "Kim, night shift",
+        "damaged parcel",
+    )
+    assert last["facts"]["explanation"] == (
+        "An operator requested it (Kim, night shift: damaged parcel)."
+    )
 
 
 @pytest.mark.parametrize("name", ["x" * 101, "tab\there"])

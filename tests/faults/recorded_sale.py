@@ -15,6 +15,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from reservation.domain.events import GENESIS, chain_of
+from reservation.domain.payment import Cause, Reason
 from reservation.domain.sale import Item
 from reservation.domain.states import HOLDING, Status
 from reservation.redis.embedded import EmbeddedServer
@@ -114,7 +115,7 @@ async def record(folder: Path, draw: random.Random) -> RecordedSale:
                         await made.finish(order, claimed.fence)
                         await note()
                     case "leaves":
-                        await made.service.release(order, cause="left")
+                        await made.service.release(order, reason=Reason(Cause.BUYER))
                         await note()
                     case "comes back":
                         await made.claim(order)

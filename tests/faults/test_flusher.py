@@ -17,9 +17,9 @@ import msgspec
 import pytest
 
 from reservation.domain.events import GENESIS, chain_of
+from reservation.domain.payment import Cause, Outcome, PaymentOutcome, Reason
 from reservation.domain.reservation import Reservation
 from reservation.domain.sale import Item
-from reservation.redis.store import Outcome
 from tests.fixtures.databases import PostgresServer, running_postgres
 from tests.fixtures.in_process import Bench, bench
 
@@ -39,7 +39,7 @@ LOOK_AROUND_SECONDS = 0.02
 #: Orders that are compared with SQL's; their events all are.
 ORDERS_COMPARED = 1_000
 ITEMS = (Item(sku="a", name="A", price=1000, total=1_000_000, limit_per_buyer=10),)
-DECLINED = Outcome(name="declined", attempt="declined:X", members={"cause": "X"})
+DECLINED = Outcome(name=PaymentOutcome.DECLINED, reason=Reason(Cause.PROVIDER_DECLINED, "X"))
 
 
 class Shop:
@@ -59,7 +59,7 @@ class Shop:
     async def _go_on(self, order: Reservation) -> None:
         match self.chance.randrange(3):
             case 0:
-                await self.bench.service.release(order, cause="buyer")
+                await self.bench.service.release(order, reason=Reason(Cause.BUYER))
             case 1:
                 claimed = await self.bench.claim(order)
                 await self.bench.finish(order, claimed.fence, DECLINED)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from reservation.domain.payment import Cause, Reason
 from reservation.redis.inspection import Inspection
 from tests.fixtures.in_process import Bench, bench
 
@@ -68,7 +69,7 @@ async def test_an_order_in_the_wrong_set_is_named(here: Bench, name: str) -> Non
     sale_id = await here.sale()
     order = await here.hold(sale_id)
     epoch = (await here.service.catalog.fresh(sale_id)).epoch
-    await here.service.store.release(order, epoch=epoch, cause="test")
+    await here.service.store.release(order, epoch=epoch, reason=Reason(Cause.BUYER))
     key = getattr(here.service.keys.of(sale_id), name)
     await here.service.connections.command("ZADD", key, 1, order.order_id)
     (problem,) = await here.audited(sale_id)

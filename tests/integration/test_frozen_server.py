@@ -14,6 +14,7 @@ import pytest
 
 from reservation.domain.errors import ReservationError, Unavailable
 from reservation.domain.ids import OrderIds
+from reservation.domain.payment import Claimed
 from reservation.domain.reservation import Basket, Reservation
 from reservation.domain.states import Status
 from reservation.redis import connection
@@ -21,7 +22,7 @@ from reservation.redis.batch import PrepareQueue, Replayed
 from reservation.redis.connection import Connections
 from reservation.redis.embedded import EmbeddedServer
 from reservation.redis.keys import Keys
-from reservation.redis.store import Claimed, Store
+from reservation.redis.store import Store
 from tests.fixtures.lua_sale import EPOCH, NOW, LuaSale, plain_wish
 from tests.fixtures.valkey import MakeServer
 

@@ -9,13 +9,13 @@ import msgspec
 import pytest
 
 from reservation.domain.errors import HoldLost, SaleNotFound, SaleRecovering
+from reservation.domain.payment import Cause, Outcome, PaymentOutcome, Present, Reason
 from reservation.domain.reservation import Reservation
 from reservation.domain.sale import Item
 from reservation.domain.states import HoldPolicy, Status
 from reservation.domain.tokens import Claims
 from reservation.persistence import recovery
 from reservation.rebuild import NotLost, RebuildReport
-from reservation.redis.store import Outcome, Present
 from tests.fixtures.in_process import Bench, bench
 
 
@@ -41,8 +41,7 @@ async def test_every_state_comes_back_with_its_sets(here: Bench) -> None:
     await here.finish(sold, (await here.claim(sold, "key-s")).fence)
     waiting = await here.hold(sale_id, "dan")
     account = Outcome(
-        name="awaiting_deposit",
-        attempt="awaiting_deposit",
+        name=PaymentOutcome.AWAITING_DEPOSIT,
         due_ms=waiting.expires_at_ms + 5,
         members={"dueAt": waiting.expires_at_ms + 5},
     )
@@ -77,7 +76,9 @@ async def test_every_state_comes_back_with_its_sets(here: Bench) -> None:
 async def test_an_attempt_keeps_its_outcome(here: Bench) -> None:
     sale_id = await here.sale()
     order = await here.hold(sale_id)
-    declined = Outcome(name="declined", attempt="declined:NO_MONEY", members={"cause": "NO_MONEY"})
+    declined = Outcome(
+        name=PaymentOutcome.DECLINED, reason=Reason(Cause.PROVIDER_DECLINED, "NO_MONEY")
+    )
     await here.finish(order, (await here.claim(order, "key-1")).fence, declined)
     await here.flush(sale_id)
     await here.lose(sale_id)
@@ -85,7 +86,7 @@ async def test_an_attempt_keeps_its_outcome(here: Bench) -> None:
     again = await here.service.store.claim(
         order, epoch=report.epoch, payment_key="key-1", lease_ms=60_000
     )
-    assert again == Present(Status.RELEASED, "declined:NO_MONEY")
+    assert again == Present(Status.RELEASED, "declined:provider_declined:NO_MONEY")
 
 
 async def test_a_hold_past_its_deadline_is_due_at_once(here: Bench) -> None:
@@ -200,7 +201,7 @@ async def test_whoever_writes_under_the_old_epoch_is_refused(here: Bench) -> Non
     await here.lose(sale_id)
     await here.service.rebuild(sale_id, operator="op")
     with pytest.raises(SaleRecovering):
-        await here.service.store.release(order, epoch=old, cause="late")
+        await here.service.store.release(order, epoch=old, reason=Reason(Cause.BUYER))
     assert await status_of(here, order.order_id) is Status.HELD
 
 
@@ -242,7 +243,7 @@ async def test_an_ended_order_whose_lost_claim_finds_no_stock_is_as_sql_has_it(h
     )
     order = await here.hold(sale_id)
     epoch = (await here.service.catalog.get(sale_id)).epoch
-    await here.service.store.release(order, epoch=epoch, cause="left")
+    await here.service.store.release(order, epoch=epoch, reason=Reason(Cause.BUYER))
     await here.hold(sale_id, "ben")
     await here.flush(sale_id)
     await intend(here, order, 3)
@@ -339,7 +340,7 @@ async def test_a_payment_that_sql_knows_another_one_of_is_asked_about(here: Benc
     order = await here.hold(sale_id)
     claimed = await here.claim(order, "key-0")
     await here.flush(sale_id)
-    declined = Outcome(name="declined", attempt="declined:NO", members={"cause": "NO"})
+    declined = Outcome(name=PaymentOutcome.DECLINED, reason=Reason(Cause.PROVIDER_DECLINED, "NO"))
     await here.finish(order, claimed.fence, declined)
     await intend(here, order, (await here.claim(order, "key-1")).fence)
     await here.lose(sale_id)
@@ -355,7 +356,7 @@ async def test_what_a_rebuild_could_not_place_is_looked_at_again(here: Bench) ->
     )
     order = await here.hold(sale_id)
     epoch = (await here.service.catalog.get(sale_id)).epoch
-    await here.service.store.release(order, epoch=epoch, cause="left")
+    await here.service.store.release(order, epoch=epoch, reason=Reason(Cause.BUYER))
     await here.flush(sale_id)
     await intend(here, order, 3)
     await here.hold(sale_id, "ben")

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from reservation.domain.errors import SaleRecovering
+from reservation.domain.payment import Cause, Reason
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.redis.keys import SaleKeys
@@ -45,7 +46,7 @@ async def busy(here: Bench) -> tuple[str, Reservation]:
     order = await here.hold(sale_id, "ann")
     await here.flush(sale_id)
     await here.claim(await here.hold(sale_id, "cat"))
-    await here.service.release(await here.hold(sale_id, "dan"), cause="left")
+    await here.service.release(await here.hold(sale_id, "dan"), reason=Reason(Cause.BUYER))
     return sale_id, order
 
 

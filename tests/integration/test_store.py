@@ -25,6 +25,15 @@ from reservation.domain.errors import (
     TotalTooLow,
     Unavailable,
 )
+from reservation.domain.payment import (
+    Cause,
+    Claimed,
+    LeaseElsewhere,
+    Outcome,
+    PaymentOutcome,
+    Present,
+    Reason,
+)
 from reservation.domain.reservation import PAYMENT_ATTEMPTS_MAX, Reservation
 from reservation.domain.sale import Item
 from reservation.domain.states import SaleStatus, Status
@@ -33,17 +42,12 @@ from reservation.redis.connection import Connections
 from reservation.redis.keys import Keys
 from reservation.redis.replies import UnexpectedReply
 from reservation.redis.sales import SaleStore
-from reservation.redis.store import (
-    Claimed,
-    LeaseElsewhere,
-    Outcome,
-    Present,
-    Store,
-)
+from reservation.redis.store import Store
 from tests.fixtures.lua_sale import EPOCH, NOW, LuaSale
 
-CONFIRMED = Outcome(name="confirmed", attempt="confirmed")
-DECLINED = Outcome(name="declined", attempt="declined:X", members={"cause": "X"})
+BUYER = Reason(Cause.BUYER)
+CONFIRMED = Outcome(name=PaymentOutcome.CONFIRMED)
+DECLINED = Outcome(name=PaymentOutcome.DECLINED, reason=Reason(Cause.PROVIDER_DECLINED, "X"))
 
 
 class Bench:
@@ -104,7 +108,7 @@ async def test_an_attempt_that_ended_is_told_to_whoever_repeats_it(bench: Bench)
     claimed = await bench.claimed(order)
     assert await bench.claim(order) == Present(Status.CONFIRMING, "")
     await bench.store.finish(order, epoch=EPOCH, fence=claimed.fence, outcome=DECLINED)
-    assert await bench.claim(order) == Present(Status.RELEASED, "declined:X")
+    assert await bench.claim(order) == Present(Status.RELEASED, "declined:provider_declined:X")
     assert (await bench.claimed(order, "second card")).fence == 2
 
 
@@ -119,7 +123,7 @@ async def test_attempts_are_counted_and_come_to_an_end(bench: Bench) -> None:
 
 async def test_a_made_up_payment_that_was_voided_costs_no_attempt(bench: Bench) -> None:
     order = await bench.held()
-    forgotten = Outcome(name="voided", attempt="")
+    forgotten = Outcome(name=PaymentOutcome.VOIDED, reason=Reason(Cause.INTENT_NOT_WRITTEN))
     for _ in range(PAYMENT_ATTEMPTS_MAX + 1):
         claimed = await bench.claimed(order)
         finished = await bench.store.finish(
@@ -130,12 +134,12 @@ async def test_a_made_up_payment_that_was_voided_costs_no_attempt(bench: Bench) 
 
 async def test_a_hold_that_is_gone_is_refused_by_its_own_name(bench: Bench) -> None:
     late = await bench.held("late", lines={"b": 5})
-    await bench.store.release(late, epoch=EPOCH, cause="left")
+    await bench.store.release(late, epoch=EPOCH, reason=BUYER)
     await bench.held("quick", lines={"b": 1})
     with pytest.raises(ReservationExpired):
         await bench.claim(late)
     greedy = await bench.held("greedy", lines={"a": 2})
-    await bench.store.release(greedy, epoch=EPOCH, cause="left")
+    await bench.store.release(greedy, epoch=EPOCH, reason=BUYER)
     await bench.held("greedy", lines={"a": 2})
     with pytest.raises(BuyerLimitExceeded) as refused:
         await bench.claim(greedy)
@@ -157,7 +161,7 @@ async def test_where_stock_is_taken_at_the_claim_it_may_be_sold_out(valkey_url: 
 
 async def test_a_claim_gives_back_what_ran_out_before_it_is_refused(bench: Bench) -> None:
     late = await bench.held("late", lines={"b": 5})
-    await bench.store.release(late, epoch=EPOCH, cause="left")
+    await bench.store.release(late, epoch=EPOCH, reason=BUYER)
     old = [await bench.sale.hold(f"old-{n}", lines={"b": 1}) for n in range(5)]
     await bench.sale.run_out(*old)
     await bench.claimed(late)
@@ -172,8 +176,8 @@ async def test_an_order_that_redis_lost_is_told_as_lost(bench: Bench) -> None:
     for change in (
         bench.claim(lost),
         bench.store.finish(lost, epoch=EPOCH, fence=1, outcome=CONFIRMED),
-        bench.store.release(lost, epoch=EPOCH, cause="left"),
-        bench.store.refund(lost, epoch=EPOCH, restock=True, cause="asked"),
+        bench.store.release(lost, epoch=EPOCH, reason=BUYER),
+        bench.store.refund(lost, epoch=EPOCH, restock=True, reason=Reason(Cause.OPERATOR)),
         bench.store.take_over(lost, epoch=EPOCH, lease_ms=1),
     ):
         with pytest.raises(HoldLost):
@@ -184,7 +188,7 @@ async def test_another_epoch_is_told_as_a_sale_that_is_being_restored(bench: Ben
     order = await bench.held()
     for change in (
         bench.store.claim(order, epoch="other", payment_key="pk", lease_ms=1),
-        bench.store.release(order, epoch="other", cause="left"),
+        bench.store.release(order, epoch="other", reason=BUYER),
         bench.store.expire(bench.sale.id, [order.order_id], epoch="other"),
         bench.sales.switch(
             bench.sale.id, epoch="other", status=SaleStatus.PAUSED, operator="o", reason="r"
@@ -201,7 +205,7 @@ async def test_calls_that_come_too_late_each_time_changed_nothing(
     order = await bench.held()
     monkeypatch.setattr(connection, "NOT_AFTER_MS", -60_000)
     with pytest.raises(Unavailable):
-        await bench.store.release(order, epoch=EPOCH, cause="left")
+        await bench.store.release(order, epoch=EPOCH, reason=BUYER)
     with pytest.raises(Unavailable):
         await bench.claim(order)
     assert await bench.read({"order": order.order_id}) == order
@@ -249,7 +253,7 @@ async def test_an_awaited_deposit_is_found_once_its_account_has_lapsed(bench: Be
     over, open_ = await bench.held("over"), await bench.held("open")
     for order, due_ms in ((over, NOW.now_ms() - 1), (open_, NOW.now_ms() + 60_000)):
         claimed = await bench.claimed(order, f"pk-{order.buyer_id}")
-        outcome = Outcome(name="awaiting_deposit", attempt="awaiting_deposit", due_ms=due_ms)
+        outcome = Outcome(name=PaymentOutcome.AWAITING_DEPOSIT, due_ms=due_ms)
         await bench.store.finish(order, epoch=EPOCH, fence=claimed.fence, outcome=outcome)
     assert await bench.store.deposits_over(bench.sale.id, 10) == [over.order_id]
     waiting = await bench.read({"order": over.order_id})
@@ -299,7 +303,7 @@ async def test_a_late_claim_goes_on_where_others_gave_the_holds_back(
 ) -> None:
     """Its own call gave back none: the reaper was faster, or the reply was lost."""
     order = await bench.held(lines={"b": 5})
-    await bench.store.release(order, epoch=EPOCH, cause="left")
+    await bench.store.release(order, epoch=EPOCH, reason=BUYER)
     other = await bench.sale.hold("other", lines={"b": 5})
     await bench.sale.run_out(other)
     expire = bench.store.expire
@@ -315,12 +319,13 @@ async def test_a_late_claim_goes_on_where_others_gave_the_holds_back(
 
 async def test_a_release_and_a_refund_tell_what_stands_afterwards(bench: Bench) -> None:
     order = await bench.held()
-    assert await bench.store.release(order, epoch=EPOCH, cause="left") is Status.RELEASED
-    assert await bench.store.release(order, epoch=EPOCH, cause="left") is Status.RELEASED
-    refund = {"epoch": EPOCH, "restock": True, "cause": 'a "quoted" reason'}
+    assert await bench.store.release(order, epoch=EPOCH, reason=BUYER) is Status.RELEASED
+    assert await bench.store.release(order, epoch=EPOCH, reason=BUYER) is Status.RELEASED
+    asked = Reason(Cause.OPERATOR, note='a "quoted" reason')
+    refund = {"epoch": EPOCH, "restock": True, "reason": asked}
     assert await bench.store.refund(order, **refund) is Status.RELEASED
     sold = await bench.read(await bench.sale.sold("other"))
-    assert await bench.store.release(sold, epoch=EPOCH, cause="left") is Status.CONFIRMED
+    assert await bench.store.release(sold, epoch=EPOCH, reason=BUYER) is Status.CONFIRMED
     assert await bench.store.refund(sold, **refund) is Status.REFUNDED
     assert await bench.store.refund(sold, **refund) is Status.REFUNDED
 
@@ -340,7 +345,7 @@ async def test_a_buyer_s_reservations_are_listed_newest_first(bench: Bench) -> N
 async def test_scripts_that_the_server_forgot_are_loaded_again(bench: Bench) -> None:
     order = await bench.held()
     await bench.connections.command("SCRIPT", "FLUSH")
-    assert await bench.store.release(order, epoch=EPOCH, cause="left") is Status.RELEASED
+    assert await bench.store.release(order, epoch=EPOCH, reason=BUYER) is Status.RELEASED
 
 
 async def test_a_sale_and_its_counters_are_read_as_they_stand(bench: Bench) -> None:

@@ -17,7 +17,7 @@ from reservation.settings import Settings
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import RunningSandbox, running_sandbox
 
-__all__ = ["comes_to", "refund_wish", "shop", "stands"]
+__all__ = ["LIMITS", "comes_to", "refund_wish", "shop", "stands"]
 
 #: Far above what a busy machine needs.
 PATIENCE_SECONDS = 20.0
@@ -36,14 +36,16 @@ LIMITS = PaymentLimits(
 
 
 @asynccontextmanager
-async def shop(folder: Path, redis_url: str) -> AsyncGenerator[tuple[Bench, RunningSandbox]]:
+async def shop(
+    folder: Path, redis_url: str, limits: PaymentLimits = LIMITS
+) -> AsyncGenerator[tuple[Bench, RunningSandbox]]:
     with running_sandbox(folder) as sandbox:
         environ = {
             "RESERVATION_DATA_DIR": str(folder),
             "RESERVATION_REDIS_URL": redis_url,
             "RESERVATION_TOSS_API_URL": sandbox.url,
         }
-        async with opened(Settings.load(environ, None), limits=LIMITS) as service:
+        async with opened(Settings.load(environ, None), limits=limits) as service:
             yield Bench(service), sandbox
 
 

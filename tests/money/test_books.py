@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from reservation import conclude
+from reservation.domain.payment import Cause, Outcome, PaymentOutcome, Reason
 from reservation.judge import Finish, Verdict, judge
 from reservation.payments.gateway import Unknown
 from reservation.payments.sandbox.faults import Fault
-from reservation.redis.store import Outcome
 from tests.money.books import Report, check
 from tests.money.plan import NONE, Cell, Entry, Plan
 from tests.money.wave import Wave
@@ -55,7 +55,8 @@ async def test_a_silence_taken_for_a_refusal_is_told_of(
 def hasty(answer: object, **case: object) -> Verdict:
     decide: Callable[..., Verdict] = judge
     if isinstance(answer, Unknown):
-        return Finish(Outcome(name="declined", attempt="declined:X"))
+        reason = Reason(Cause.PROVIDER_DECLINED, "X")
+        return Finish(Outcome(name=PaymentOutcome.DECLINED, reason=reason))
     return decide(answer, **case)
 
 

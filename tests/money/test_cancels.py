@@ -13,6 +13,7 @@ import pytest
 
 from reservation.bootstrap import Service
 from reservation.domain.errors import Unavailable
+from reservation.domain.payment import Cause, Reason
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from tests.fixtures.in_process import Bench
@@ -92,7 +93,7 @@ async def test_who_comes_back_while_late_money_is_given_back_is_not_sold_it(
         service = bench.service
         order = await bench.hold(await bench.sale())
         payment_key = sandbox.put_payment(order.order_id, order.amount)
-        await service.release(order, cause="left")
+        await service.release(order, reason=Reason(Cause.BUYER))
         assert sandbox.confirm(payment_key, order.order_id, order.amount).is_success
         sandbox.order_fault("hang", operations=["cancel"], seconds=600, times=1)
         # Not given back yet: the PG is to tell again.
