@@ -14,6 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from api.observe import request_id_of
 from reservation.domain import errors
+from reservation.domain.alarms import Alarm
 from reservation.domain.errors import BrokenInvariant, MalformedRequest, ReservationError
 from reservation.metrics import alarm
 from reservation.redis.replies import StoreUnavailable, StoreUncertain
@@ -226,7 +227,7 @@ def _bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
 
 def _told_bug(error: Exception, path: str) -> None:
     if isinstance(error, BrokenInvariant):
-        alarm("broken_invariant", reason=str(error))
+        alarm(Alarm.BROKEN_INVARIANT, reason=str(error))
     log.error("unhandled_error", path=path, exc_info=error)
 
 

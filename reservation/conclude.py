@@ -9,6 +9,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.catalog import Known
+from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock, as_ms
 from reservation.domain.payment import Cause, Outcome, PaymentOutcome, Reason
 from reservation.domain.reservation import Reservation
@@ -194,7 +195,7 @@ class Conclude:
         answer = await self._cancel_at_pg(case, reason)
         if isinstance(answer, Answered) and _is_given_back(answer.payment):
             return await self.finish(case, outcome, answer)
-        alarm("automatic_cancel_failed", order_id=order.order_id, reason=reason)
+        alarm(Alarm.AUTOMATIC_CANCEL_FAILED, order_id=order.order_id, reason=reason)
         return None
 
     async def bar(self, order_id: str, sale_id: str, fence: int, payment_key: str) -> bool:

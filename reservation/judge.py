@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from reservation.domain.alarms import Alarm
 from reservation.domain.clock import as_ms
 from reservation.domain.payment import Cause, Outcome, PaymentOutcome, Reason
 from reservation.domain.reservation import Reservation
@@ -86,7 +87,7 @@ class Unapproved(msgspec.Struct, frozen=True):
 class Undecided(msgspec.Struct, frozen=True):
     """Nothing may be decided now; `alarm` names what an operator must look at, if anything."""
 
-    alarm: str | None = None
+    alarm: Alarm | None = None
 
 
 Verdict = Finish | CancelFirst | LookUp | Unapproved | Undecided
@@ -119,7 +120,7 @@ def judge(
                 return Finish(_expired(Cause.SESSION_EXPIRED, code))
             return LookUp(missing=True)
         case Misconfigured():
-            return Undecided(alarm="gateway_misconfigured")
+            return Undecided(alarm=Alarm.GATEWAY_MISCONFIGURED)
         case TryAgain() | Unknown():
             return Undecided()
 
@@ -134,7 +135,7 @@ def _judge_payment(
 ) -> Verdict:
     if payment.payment_key != payment_key or payment.order_id != order.order_id:
         # Another order's answer: it says nothing about this one's money.
-        return Undecided(alarm="answer_for_another_order")
+        return Undecided(alarm=Alarm.ANSWER_FOR_ANOTHER_ORDER)
     if asked is Asked.LATER_CONFIRM:
         # The PG repeats what it answered to this idempotency key before, whatever has become of the
         # payment since: it may have been given back. Only a look-up tells how it stands.
@@ -164,7 +165,7 @@ def _judge_payment(
         case PaymentStatus.READY | PaymentStatus.IN_PROGRESS:
             return Unapproved(missing=False) if asked is Asked.LOOK_UP else LookUp()
         case _:
-            return Undecided(alarm="unexpected_payment_status")
+            return Undecided(alarm=Alarm.UNEXPECTED_PAYMENT_STATUS)
 
 
 def payment_facts(payment: Payment) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """What the service counts, in the field's names and units; the API serves it on /metrics."""
 
 import os
+import platform
+import time
 from bisect import bisect_left
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -18,13 +20,22 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from reservation import __version__
+from reservation.domain.alarms import Alarm
+from reservation.domain.payment import PaymentOutcome
+
 __all__ = [
     "ALARMS",
+    "ALARM_RAISED",
+    "BUILD_INFO",
     "HTTP_SECONDS",
     "OUTBOX_AGE",
     "OUTBOX_BACKLOG",
+    "PREPARE_CLOSED",
     "REAPED",
     "SETTLED",
+    "WEBHOOKS",
+    "WORKER_BEAT",
     "Durations",
     "alarm",
     "registry",
@@ -58,8 +69,38 @@ class Durations(Histogram):
             mine._buckets[place].inc(count)  # noqa: SLF001
 
 
-ALARMS: Final = Counter(
-    "reservation_alarms_total", "What an operator must look at, by name.", ["alarm"]
+ALARMS: Final = Counter("reservation_alarms_total", "Alarms for an operator, by name.", ["alarm"])
+#: What the alert rules read. A counter would hide alarms from them: one that was raised before the
+#: first scrape, and one that a restart counts up to the same number again.
+ALARM_RAISED: Final = Gauge(
+    "reservation_alarm_raised_timestamp_seconds",
+    "When each alarm was raised last; 0 where it was not.",
+    ["alarm"],
+    multiprocess_mode="max",
+)
+for _alarm in Alarm:
+    ALARMS.labels(_alarm)
+    ALARM_RAISED.labels(_alarm)
+BUILD_INFO: Final = Gauge(
+    "reservation_build_info",
+    "1, with the version of the service and of Python.",
+    ["version", "python"],
+    multiprocess_mode="livemax",
+)
+BUILD_INFO.labels(__version__, platform.python_version()).set(1)
+PREPARE_CLOSED: Final = Gauge(
+    "reservation_prepare_closed",
+    "1 while new holds are refused for this reason, in the whole service or in one sale.",
+    ["reason"],
+    multiprocess_mode="livemax",
+)
+WORKER_BEAT: Final = Gauge(
+    "reservation_worker_beat_timestamp_seconds",
+    "When a worker was last seen at work; 0 where none was.",
+    multiprocess_mode="max",
+)
+WEBHOOKS: Final = Counter(
+    "reservation_webhooks_total", "Webhooks of the payment gateway about orders of ours."
 )
 PAYMENTS: Final = Counter(
     "reservation_payment_outcomes_total", "How payment attempts ended.", ["outcome"]
@@ -68,6 +109,8 @@ REAPED: Final = Counter("reservation_expired_total", "Holds that ran out and wer
 SETTLED: Final = Counter(
     "reservation_settled_total", "Unknown payments that the settler looked at.", ["outcome"]
 )
+for _outcome in PaymentOutcome:
+    PAYMENTS.labels(_outcome)
 FLUSHED: Final = Counter("reservation_flushed_events_total", "Events written to SQL.")
 OUTBOX_BACKLOG: Final = Gauge(
     "reservation_outbox_backlog_events",
@@ -119,7 +162,8 @@ def served(host: str, port: int) -> Generator[None]:
         thread.join()
 
 
-def alarm(name: str, **facts: str | int | None) -> None:
-    """Tell an operator: a counter for the alert rule and a log line with the ids."""
+def alarm(name: Alarm, **facts: str | int | None) -> None:
+    """Tell an operator: the metrics behind the alert rule, and a log line with the ids."""
     ALARMS.labels(name).inc()
-    log.error("alarm", alarm=name, **facts)
+    ALARM_RAISED.labels(name).set(time.time())
+    log.error("alarm", alarm=name.value, **facts)

@@ -7,6 +7,7 @@ an order is a payment that nobody can serve: its money goes back.
 from typing import Final
 
 from reservation.conclude import AnswerKind, Conclude
+from reservation.domain.alarms import Alarm
 from reservation.domain.ids import sale_of
 from reservation.domain.states import ENDED
 from reservation.metrics import alarm
@@ -69,7 +70,7 @@ class Orphans:
                     given_back.append(intent.order_id)
                 case None:
                     undecided.append(intent.order_id)
-                    alarm("payment_without_order", order_id=intent.order_id)
+                    alarm(Alarm.PAYMENT_WITHOUT_ORDER, order_id=intent.order_id)
                 case False:
                     pass
         return tuple(given_back), tuple(undecided)

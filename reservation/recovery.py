@@ -14,8 +14,9 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.catalog import Catalog
+from reservation.domain.alarms import Alarm
 from reservation.domain.errors import Unavailable
-from reservation.metrics import alarm
+from reservation.metrics import PREPARE_CLOSED, alarm
 from reservation.persistence.ledger import Ledger
 from reservation.persistence.recovery import SaleHead
 from reservation.redis.connection import Connections
@@ -89,6 +90,8 @@ class Watch:
         self._preflight = preflight
         self._preflight_sales = preflight_sales
         self._new_and_missing: set[str] = set()
+        #: Every reason that the metric has named so far.
+        self._named: set[str] = set()
         #: What is missing in Redis, by name.
         self.missing: tuple[str, ...] = ()
         #: What is missing of single sales, by name.
@@ -123,7 +126,7 @@ class Watch:
             try:
                 await self.look()
             except Exception as error:  # loop top: who stops looking would sell from anything
-                alarm("worker_bug", loop="watch", reason=type(error).__name__)
+                alarm(Alarm.WORKER_BUG, loop="watch", reason=type(error).__name__)
                 log.exception("look_broke")
             pause = LOOK_SECONDS if self._connections.vouched else HURRY_SECONDS
             try:
@@ -144,13 +147,27 @@ class Watch:
                 self._take_of_sales(await self._preflight_sales(self._catalog.closed))
         except (StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError, TimeoutError) as error:
             log.info("not_compared", reason=str(error) or type(error).__name__)
+            away = "sql" if isinstance(error, SQLAlchemyError | OSError) else "redis"
+            self._show_closed(*(() if self._connections.vouched else (away,)))
             return
         if run_id is not None:
             self._connections.vouch_for(run_id)
+        self._show_closed()
+
+    def _show_closed(self, *more: str) -> None:
+        """Export why new holds are refused, in this process."""
+        reasons = {*self.missing, *more}
+        for rows in self.missing_of.values():
+            reasons.update(rows)
+        if self.gaps:
+            reasons.add("sale-recovering")
+        self._named |= reasons
+        for reason in self._named:
+            PREPARE_CLOSED.labels(reason).set(reason in reasons)
 
     def _take(self, missing: tuple[str, ...]) -> None:
         if missing and missing != self.missing:
-            alarm("preflight", missing=", ".join(missing))
+            alarm(Alarm.PREFLIGHT, missing=", ".join(missing))
         if self.missing and not missing:
             log.info("preflight_holds")
         self.missing = missing
@@ -158,7 +175,7 @@ class Watch:
     def _take_of_sales(self, missing_of: Mapping[str, Sequence[str]]) -> None:
         for sale_id, missing in missing_of.items():
             if missing != self.missing_of.get(sale_id):
-                alarm("preflight_of_sale", sale_id=sale_id, missing=", ".join(missing))
+                alarm(Alarm.PREFLIGHT_OF_SALE, sale_id=sale_id, missing=", ".join(missing))
         for sale_id in self.missing_of.keys() - missing_of.keys():
             log.info("preflight_of_sale_holds", sale_id=sale_id)
         self.missing_of = missing_of
@@ -172,7 +189,7 @@ class Watch:
             lost = await self._lost(set(lost), run_ids)
         for sale_id, gap in lost.items():
             if self._catalog.close(sale_id, gap):
-                alarm("sale_recovering", sale_id=sale_id, gap=gap)
+                alarm(Alarm.SALE_RECOVERING, sale_id=sale_id, gap=gap)
         for sale_id in set(self._catalog.closed) - set(lost):
             log.info("sale_recovered", sale_id=sale_id)
             self._catalog.reopen(sale_id)

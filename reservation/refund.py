@@ -15,6 +15,7 @@ import structlog
 
 from reservation.catalog import Catalog
 from reservation.conclude import AnswerKind, Conclude
+from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock
 from reservation.domain.errors import (
     IdempotencyKeyReused,
@@ -130,7 +131,7 @@ class Refund:
             return True
         order = await self._look.find(record.order_id)
         if order is None or order.payment_key is None:
-            alarm("refund_without_order", order_id=record.order_id)
+            alarm(Alarm.REFUND_WITHOUT_ORDER, order_id=record.order_id)
             return False
         if order.status is Status.CONFIRMED and not await self._money_back(order, record):
             return False
@@ -143,7 +144,7 @@ class Refund:
             reason=Reason(Cause.OPERATOR, operator=record.operator, note=record.reason),
         )
         if status is not Status.REFUNDED:
-            alarm("refund_of_unsold_order", order_id=order.order_id, status=status.value)
+            alarm(Alarm.REFUND_OF_UNSOLD_ORDER, order_id=order.order_id, status=status.value)
             return False
         reach("refund:after_finish", record.order_id)
         await self._ledger.finish_refund(
@@ -161,7 +162,7 @@ class Refund:
             after_refusals=True,
         )
         if isinstance(answer, Declined):
-            alarm("refund_refused", order_id=order.order_id, code=answer.code)
+            alarm(Alarm.REFUND_REFUSED, order_id=order.order_id, code=answer.code)
             await self._ledger.finish_refund(
                 record, status="refused", code=answer.code, now_ms=self._clock.now_ms()
             )

@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from reservation import tracing
 from reservation.catalog import Catalog
 from reservation.conclude import AnswerKind, Case, Conclude, confirm_key
+from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock
 from reservation.domain.payment import (
     Cause,
@@ -185,7 +186,9 @@ class Settle:
     async def _come_back_later(self, case: Case) -> None:
         age_ms = self._age_ms(case.order)
         if age_ms >= self._limits.alarm_seconds * 1000:
-            alarm("payment_undecided", order_id=case.order.order_id, minutes=age_ms // _MINUTE_MS)
+            alarm(
+                Alarm.PAYMENT_UNDECIDED, order_id=case.order.order_id, minutes=age_ms // _MINUTE_MS
+            )
         least, most = self._limits.pause_least_seconds, self._limits.pause_most_seconds
         pause_ms = round(min(most * 1000, max(least * 1000, age_ms / PAUSE_SHARE)))
         await self._store.move_lease(

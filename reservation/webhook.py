@@ -8,6 +8,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.catalog import Catalog
 from reservation.conclude import Case, Conclude
+from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock
 from reservation.domain.errors import Unavailable
 from reservation.domain.ids import sale_of
@@ -16,7 +17,7 @@ from reservation.domain.rate import Limiter, Rate
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.judge import Asked
-from reservation.metrics import alarm
+from reservation.metrics import WEBHOOKS, alarm
 from reservation.payments.gateway import (
     Answered,
     Payment,
@@ -85,6 +86,7 @@ class Webhook:
         if order is None:
             await self._refuse_while_lost(order_id)
             return
+        WEBHOOKS.inc()
         key = payment_key or order.payment_key
         if key is None:
             return
@@ -148,7 +150,7 @@ class Webhook:
             case Status.CONFIRMED | Status.AWAITING_DEPOSIT:
                 # A second payment of a paid order: nobody confirmed it here.
                 if payment.status == PaymentStatus.DONE:
-                    alarm("second_payment", order_id=order.order_id)
+                    alarm(Alarm.SECOND_PAYMENT, order_id=order.order_id)
             case Status.RELEASED | Status.EXPIRED:
                 await self._ended(case, payment, answer)
             case _:
@@ -186,6 +188,6 @@ class Webhook:
                 # By someone else, or by a refund of ours on its way, which finishes by itself.
                 refund = await self._ledger.refund_of(case.order.order_id)
                 if refund is None or refund.status == "refused":
-                    alarm("cancelled_at_the_pg", order_id=case.order.order_id)
+                    alarm(Alarm.CANCELLED_AT_THE_PG, order_id=case.order.order_id)
             case _:
                 pass

@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 import msgspec
 import structlog
 
+from reservation.domain.alarms import Alarm
 from reservation.domain.events import Event
 from reservation.persistence.events import ApplyKind, ApplyOutcome
 from reservation.persistence.ledger import Ledger
@@ -37,6 +38,14 @@ LOOK_SECONDS: Final = 1.0
 #: Rounds that find the pending entries with a gap before an alarm: another flusher may have
 #: committed what is missing between our look at SQL and our look at Redis.
 GAP_ROUNDS_MAX: Final = 3
+#: What an outcome that stops a sale is called where an operator sees it.
+ALARMS: Final = {
+    ApplyKind.GAP: Alarm.FLUSH_GAP,
+    ApplyKind.CONFLICT: Alarm.FLUSH_CONFLICT,
+    ApplyKind.BROKEN_CHAIN: Alarm.FLUSH_BROKEN_CHAIN,
+    ApplyKind.POISON: Alarm.FLUSH_POISON,
+    ApplyKind.UNKNOWN_SALE: Alarm.FLUSH_UNKNOWN_SALE,
+}
 #: How long a sale that was stopped is left alone. A rebuild makes it right; until then each look
 #: raises the alarm again, so that nobody forgets it.
 STOPPED_SECONDS: Final = 30.0
@@ -201,7 +210,7 @@ class Flusher:
         sale.stopped_at = self._now()
         sale.joined, sale.behind = False, True
         self._on_alarm(
-            f"flush_{outcome.kind.name.lower()}",
+            ALARMS[outcome.kind],
             sale_id=sale_id,
             seq=outcome.seq,
             reason=outcome.reason,

@@ -11,8 +11,9 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.bootstrap import Service, opened
+from reservation.domain.alarms import Alarm
 from reservation.domain.errors import ReservationError
-from reservation.metrics import FLUSHED, OUTBOX_AGE, OUTBOX_BACKLOG, alarm, served
+from reservation.metrics import FLUSHED, OUTBOX_AGE, OUTBOX_BACKLOG, WORKER_BEAT, alarm, served
 from reservation.redis.heartbeat import Heartbeat
 from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.settings import Settings
@@ -93,10 +94,12 @@ class Worker:
                 forever("clock", self._measure_clock, CLOCK_SECONDS),
             )
             group.create_task(forever("refunds", self._settler.refunds, REFUND_SECONDS))
-            group.create_task(
-                forever("heartbeat", self._heartbeat.beat, self._heartbeat.every_seconds)
-            )
+            group.create_task(forever("heartbeat", self._beat, self._heartbeat.every_seconds))
             group.create_task(forever("sales", lambda: self._take_up(group), SALES_SECONDS))
+
+    async def _beat(self) -> int:
+        WORKER_BEAT.set_to_current_time()
+        return await self._heartbeat.beat()
 
     async def _measure_clock(self) -> int:
         await self._service.preflight.look_at_clocks()
@@ -167,7 +170,7 @@ async def forever(
         except Exception as error:  # the loop's top: a bug in one round must not end the others
             failures += 1
             did = 0
-            alarm("worker_bug", loop=name, reason=type(error).__name__, **facts)
+            alarm(Alarm.WORKER_BUG, loop=name, reason=type(error).__name__, **facts)
             log.exception("round_broke", loop=name, **facts)
         _stop_if_told()
         if failures:

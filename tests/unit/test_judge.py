@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reservation.domain.alarms import Alarm
 from reservation.domain.reservation import Line, Reservation
 from reservation.domain.states import Status
 from reservation.judge import (
@@ -116,7 +117,7 @@ def test_a_payment_that_the_pg_does_not_know_is_looked_up() -> None:
 @given(asked_any)
 def test_our_own_fault_raises_the_alarm_and_keeps_the_hold(asked: Asked) -> None:
     found = verdict(Misconfigured("INVALID_API_KEY", ""), asked)
-    assert found == Undecided(alarm="gateway_misconfigured")
+    assert found == Undecided(alarm=Alarm.GATEWAY_MISCONFIGURED)
 
 
 @given(st.sampled_from([TryAgain("x"), Unknown("x"), Unknown("x", bound_to_key=True)]), asked_any)
@@ -144,7 +145,7 @@ def test_an_answer_that_is_not_ours_in_every_member_sells_nothing(
     found = verdict(Answered(payment(status, **change)), asked, accounts=accounts)
     assert name_of(found) not in ("confirmed", "awaiting_deposit")
     if "order_id" in change or "payment_key" in change:
-        assert found == Undecided(alarm="answer_for_another_order")
+        assert found == Undecided(alarm=Alarm.ANSWER_FOR_ANOTHER_ORDER)
 
 
 @given(st.sampled_from([{"total_amount": 999}, {"currency": "USD"}]))

@@ -1,0 +1,54 @@
+"""The alarms: every event that needs an operator, by the name in metrics, log and runbook."""
+
+from enum import StrEnum
+from typing import Final
+
+__all__ = ["TICKETS", "Alarm"]
+
+
+class Alarm(StrEnum):
+    """One alarm; docs/operations.md has a row for each.
+
+    `reservation.metrics.alarm` takes these alone: a series that first appears at its first count
+    is invisible to `increase()`, so each process exports every name from its start on.
+    """
+
+    # Payments.
+    GATEWAY_MISCONFIGURED = "gateway_misconfigured"
+    ANSWER_FOR_ANOTHER_ORDER = "answer_for_another_order"
+    UNEXPECTED_PAYMENT_STATUS = "unexpected_payment_status"
+    PAYMENT_UNDECIDED = "payment_undecided"
+    AUTOMATIC_CANCEL_FAILED = "automatic_cancel_failed"
+    CANCELLED_AT_THE_PG = "cancelled_at_the_pg"
+    SECOND_PAYMENT = "second_payment"
+    PAYMENT_WITHOUT_ORDER = "payment_without_order"
+    # Refunds.
+    REFUND_REFUSED = "refund_refused"
+    REFUND_WITHOUT_ORDER = "refund_without_order"
+    REFUND_OF_UNSOLD_ORDER = "refund_of_unsold_order"
+    # Redis.
+    PREFLIGHT = "preflight"
+    PREFLIGHT_OF_SALE = "preflight_of_sale"
+    SALE_RECOVERING = "sale_recovering"
+    # The flusher.
+    FLUSH_GAP = "flush_gap"
+    FLUSH_BROKEN_CHAIN = "flush_broken_chain"
+    FLUSH_CONFLICT = "flush_conflict"
+    FLUSH_POISON = "flush_poison"
+    FLUSH_UNKNOWN_SALE = "flush_unknown_sale"
+    # The program itself.
+    WORKER_BUG = "worker_bug"
+    BROKEN_INVARIANT = "broken_invariant"
+
+
+#: Alarms that can wait for the morning: the money is safe where it is, and no buyer is refused.
+#: deploy/alerts.yml opens a ticket for these and pages for all others.
+TICKETS: Final = frozenset(
+    {
+        Alarm.CANCELLED_AT_THE_PG,
+        Alarm.SECOND_PAYMENT,
+        Alarm.REFUND_REFUSED,
+        Alarm.REFUND_WITHOUT_ORDER,
+        Alarm.REFUND_OF_UNSOLD_ORDER,
+    }
+)
