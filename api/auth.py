@@ -55,6 +55,11 @@ _JWKS_BYTES_MAX: Final = 256 * 1024
 _JWKS_ALGORITHMS: Final = ("RS256", "RS384", "RS512", "ES256", "ES384", "EdDSA")
 
 
+#: A provider gives one customer at least a /64, who may use every address in it.
+_IPV6_BITS_COUNTED: Final = 64
+_WITH_PORT = re.compile(r"(\[(?P<bracketed>[^\]]*)\]|(?P<v4>[0-9.]+))(:[0-9]{1,5})?")
+
+
 def bearer_of(connection: Connection) -> str | None:
     """The bearer token of a request, if it carries one."""
     return bearer_in(connection.headers.get("authorization", ""))
@@ -254,18 +259,40 @@ class Peers:
         self._proxies = [ipaddress.ip_network(text) for text in settings.trusted_proxies]
 
     def address(self, connection: Connection) -> str:
-        """The rightmost address that no proxy of ours put there."""
-        peer = connection.client.host if connection.client else ""
+        """The rightmost address that no proxy of ours put there, as callers are counted.
+
+        IPv4 counts as it is, IPv6 by its /64. A hop that is no address counts for the proxy that
+        sent it, so that no caller chooses its own key in a limiter.
+        """
+        peer = _address(connection.client.host) if connection.client else None
         # A proxy may add a line of its own below the one that came: all of them are one list.
         forwarded = ",".join(connection.headers.getall("x-forwarded-for", []))
         hops = [hop.strip() for hop in forwarded.split(",") if hop.strip()]
-        while hops and self._trusted(peer):
-            peer = hops.pop()
-        return peer
+        while hops and peer is not None and any(peer in network for network in self._proxies):
+            hop = _address(hops.pop())
+            if hop is None:
+                break
+            peer = hop
+        return "" if peer is None else _counted_as(peer)
 
-    def _trusted(self, address: str) -> bool:
-        try:
-            parsed = ipaddress.ip_address(address)
-        except ValueError:
-            return False
-        return any(parsed in network for network in self._proxies)
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An address, with or without a port, brackets or a zone; None for any other text.
+
+    Azure's gateway adds the port to IPv4 addresses, others write IPv6 as `[2001:db8::1]:443`.
+    """
+    match = _WITH_PORT.fullmatch(text)
+    try:
+        found = ipaddress.ip_address(match["bracketed"] or match["v4"] if match else text)
+    except ValueError:
+        return None
+    if isinstance(found, ipaddress.IPv6Address):
+        # A dual-stack socket or proxy shows IPv4 callers so.
+        return found.ipv4_mapped or ipaddress.IPv6Address(int(found))
+    return found
+
+
+def _counted_as(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    return str(ipaddress.IPv6Network((int(address), _IPV6_BITS_COUNTED), strict=False))

@@ -4,7 +4,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
@@ -31,6 +31,21 @@ _KEY_PREFIX = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _HOST_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9-]+)*")
 _CREDENTIAL = re.compile(r"[!-~]{1,512}")
 
+#: The bits in front of the IPv4 address in an IPv4-mapped one.
+_MAPPED_BITS: Final = 96
+
+#: The file system's root, from which the quota of CPUs is read.
+ROOT: Final = Path("/")
+_GROUPS: Final = "sys/fs/cgroup"
+
+#: Variables that Kubernetes sets in each pod for a Service whose name begins like our prefix: names
+#: that no setting has, and `..._PORT`, which a setting may have too, with an address.
+_SERVICE_LINK = re.compile(
+    PREFIX + r"([A-Z0-9_]+_)?"
+    r"(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*")
+
 #: Reads one field's value from what was given, by field name; absent means its default.
 Reader = Callable[[str, Mapping[str, str]], Any]
 
@@ -47,6 +62,13 @@ def variable_of(name: str) -> str:
 def refusal(name: str, allowed: str) -> SettingsError:
     """The sentence for a field whose value cannot be used."""
     return SettingsError(f"{variable_of(name)} must be {allowed}")
+
+
+def is_service_link(variable: str, value: str) -> bool:
+    """Whether Kubernetes set this variable for a Service: it is no setting of ours."""
+    if _SERVICE_LINK.fullmatch(variable) is not None:
+        return True
+    return variable.endswith("_PORT") and _SERVICE_ADDRESS.fullmatch(value) is not None
 
 
 def read_dotenv(path: Path) -> dict[str, str]:
@@ -141,9 +163,54 @@ def whole_number(least: int, most: int, default: Callable[[], int]) -> Reader:
 
 
 def cores() -> int:
-    """The cores that this process may use: fewer than the machine's in a container's cpuset."""
+    """The CPUs that this process may use: fewer than the machine's by a cpuset or a quota."""
     allowed = getattr(os, "sched_getaffinity", None)
-    return min(len(allowed(0)) if allowed else os.cpu_count() or 1, WORKERS_MAX)
+    count = len(allowed(0)) if allowed else os.cpu_count() or 1
+    return min(count, quota_of_cpus(ROOT) or count, WORKERS_MAX)
+
+
+def quota_of_cpus(root: Path) -> int | None:
+    """The whole CPUs of the control group's quota, at least one; None without a quota.
+
+    Of one CPU and a half, half is left to the worker and the stores beside it. Each group above
+    ours bounds it too.
+    """
+    quotas = [quota for path in _cpu_groups(root) if (quota := _quota(path)) is not None]
+    return max(1, int(min(quotas))) if quotas else None
+
+
+def _cpu_groups(root: Path) -> list[Path]:
+    """The folders of our control group and of those above it, in either version."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    found: list[Path] = []
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        group = PurePosixPath(path.lstrip("/"))
+        mounted = root / _GROUPS / controllers
+        # A container of version 1 shows the host's path; its own group is then the mounted root.
+        found += [mounted / part for part in (group, *group.parents)]
+    return found
+
+
+def _quota(group: Path) -> float | None:
+    """CPUs by the quota of this group alone."""
+    for name in ("cpu.max", "cpu.cfs_quota_us"):
+        try:
+            text = (group / name).read_text(encoding="utf-8")
+            if name == "cpu.cfs_quota_us":
+                text += (group / "cpu.cfs_period_us").read_text(encoding="utf-8")
+            quota, period = map(int, text.split())
+        except (OSError, ValueError):
+            # No such file, or `max`: no quota.
+            continue
+        return quota / period if quota > 0 and period > 0 else None
+    return None
 
 
 def one_of(*allowed: str) -> Reader:
@@ -202,9 +269,19 @@ def _is_ip_address(value: str) -> bool:
 def networks(name: str, given: Mapping[str, str]) -> tuple[str, ...]:
     """Networks, comma-separated; an address is a network of one."""
     try:
-        return tuple(str(ipaddress.ip_network(part, strict=False)) for part in _parts(name, given))
+        return tuple(str(_network(part)) for part in _parts(name, given))
     except ValueError as error:
         raise refusal(name, "IP addresses or networks such as 10.0.0.0/8") from error
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """A network; one of IPv4-mapped addresses is the network of IPv4 that it stands for."""
+    network = ipaddress.ip_network(text, strict=False)
+    if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= _MAPPED_BITS:
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None:
+            return ipaddress.ip_network((mapped, network.prefixlen - _MAPPED_BITS))
+    return network
 
 
 def _split(value: str) -> SplitResult | None:

@@ -63,7 +63,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     database_url: Annotated[str, _says("`postgresql://`.", "SQLite in the data directory")]
     host: Annotated[str, _says("The address to listen on.", "`127.0.0.1`")]
     port: Annotated[int, _says("The port to listen on; 0 lets the system choose.", "`8000`")]
-    workers: Annotated[int, _says("API processes.", "one per core")]
+    workers: Annotated[int, _says("API processes.", "one per CPU that the process may use")]
     public_url: Annotated[
         str, _says("The base of successUrl and failUrl, as buyers reach it.", "`http://HOST:PORT`")
     ]
@@ -222,7 +222,11 @@ def _given(
 ) -> dict[str, str]:
     """The settings that were set, by field name."""
     merged = environment.read_dotenv(Path(dotenv_path)) if dotenv_path is not None else {}
-    merged.update(environ)
+    merged.update(
+        (variable, value)
+        for variable, value in environ.items()
+        if not environment.is_service_link(variable, value)
+    )
     given: dict[str, str] = {}
     for variable, value in merged.items():
         if not variable.startswith(PREFIX) or variable.startswith(_INTERNAL_PREFIX):
