@@ -18,6 +18,7 @@ from api.admin import AdminController
 from api.auth import Buyers, Guests, Operators, Peers
 from api.body import StrictRequest
 from api.context import Api
+from api.draining import Draining
 from api.health import GuestController, HealthController
 from api.observe import Observe
 from api.pages import PageController, static_routers
@@ -93,8 +94,9 @@ def create_app(settings: Settings) -> Litestar:
         openapi_config=_openapi(),
         logging_config=None,
     )
+    app.state.draining = draining = Draining()
     # Around everything: a refusal of the framework, such as an unknown path, is observed too.
-    app.asgi_handler = Observe(app.asgi_handler)
+    app.asgi_handler = Observe(app.asgi_handler, draining)
     return app
 
 

@@ -43,6 +43,8 @@ class HealthController(Controller):
         found, sql = await asyncio.gather(_redis(service), _sql(service))
         gaps = dict(service.watch.gaps)
         missing = [*found.missing, *sql]
+        if request.app.state.draining.active:
+            missing.append("draining")
         missing += [
             f"{name}:{sale_id}"
             for sale_id, names in sorted(service.watch.missing_of.items())

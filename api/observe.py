@@ -10,6 +10,7 @@ import structlog
 from litestar import Request
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.draining import Draining
 from reservation import tracing
 from reservation.domain import base64url
 from reservation.metrics import HTTP_SECONDS, Durations
@@ -146,8 +147,9 @@ def _tell(operation: str, status: int, seconds: float, request_id: str) -> None:
 class Observe:
     """ASGI middleware, outermost: refusals of the framework pass through it too."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, draining: Draining) -> None:
         self._app = app
+        self._draining = draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -166,6 +168,8 @@ class Observe:
                 status = message["status"]
                 headers = list(message.get("headers", []))
                 headers.append((b"x-request-id", its_id.encode()))
+                if self._draining.active:
+                    headers.append((b"connection", b"close"))
                 message["headers"] = headers
             await send(message)
 

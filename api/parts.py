@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
+import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -22,6 +25,7 @@ __all__ = [
     "AlreadyRunning",
     "CannotServe",
     "ChildProcess",
+    "Listener",
     "Part",
     "address_of",
     "alone_in",
@@ -47,6 +51,30 @@ class CannotServe(Exception):
     """The service cannot start: one sentence that says why."""
 
 
+#: Before a listening socket closes: the round trip of clients whose handshake has begun, and how
+#: long its queue may take to be accepted by processes that are busy.
+_HANDSHAKE_SECONDS: Final = 0.1
+_ACCEPT_LOOKS_MAX: Final = 100
+_ACCEPT_LOOK_SECONDS: Final = 0.01
+
+#: From <asm-generic/socket.h>; Python has no name for it.
+_SO_ATTACH_FILTER: Final = 26
+#: A socket filter that drops the first segment of a new connection and passes all else:
+#: ldb [13]; and #(SYN|ACK); jeq #SYN; ret #0; ret #-1 (tcp(7), struct sock_filter).
+_DROP_NEW: Final = b"".join(
+    struct.pack("=HBBI", *instruction)
+    for instruction in (
+        (0x30, 0, 0, 13),
+        (0x54, 0, 0, 0x12),
+        (0x15, 0, 1, 0x02),
+        (0x06, 0, 0, 0),
+        (0x06, 0, 0, 0xFFFFFFFF),
+    )
+)
+#: `tcpi_unacked` in struct tcp_info, which is the accept queue's length of a listening socket.
+_QUEUE_IN_TCP_INFO: Final = slice(24, 28)
+
+
 class Part(Protocol):
     """Something that is kept running: a Python process of ours, or the embedded server."""
 
@@ -58,6 +86,57 @@ class Part(Protocol):
 
     @property
     def pid(self) -> int | None: ...
+
+
+class Listener:
+    """A listening socket that several processes accept from, and that outlives each of them."""
+
+    def __init__(self, listening: socket.socket) -> None:
+        self.socket = listening
+        self._linux = sys.platform == "linux"
+
+    async def close(self) -> None:
+        """Refuse new connections in every process at once; earlier ones are accepted first.
+
+        A socket that closes resets the connections in its queue and those whose handshake is under
+        way. So the first segment of a new connection is dropped for a moment: its client sends it
+        again a second later and is refused. Meanwhile the processes, which still serve, empty the
+        queue.
+
+            client    SYN ->                 ACK, request ->              SYN ->     SYN ->
+            listener         <- SYN ACK              accepted, answered   dropped    <- RST
+        """
+        if self.socket.fileno() < 0:
+            return
+        self._drop_new()
+        await asyncio.sleep(_HANDSHAKE_SECONDS)
+        for _ in range(_ACCEPT_LOOKS_MAX):
+            if not self._queued():
+                break
+            await asyncio.sleep(_ACCEPT_LOOK_SECONDS)
+        # Closing alone would leave the socket to the processes that inherited it; where a system
+        # cannot shut a listening socket down, theirs close right after.
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+
+    def _drop_new(self) -> None:
+        if not self._linux:
+            return
+        program = ctypes.create_string_buffer(_DROP_NEW, len(_DROP_NEW))
+        filtering = struct.pack("HP", len(_DROP_NEW) // 8, ctypes.addressof(program))
+        try:
+            self.socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filtering)
+        except OSError as error:
+            # Some sandboxes have no filters: the queue is still accepted before the end.
+            log.info("socket_filter_refused", reason=os.strerror(error.errno or 0))
+
+    def _queued(self) -> int:
+        """How many connections wait to be accepted."""
+        if not self._linux:
+            return 0
+        info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _QUEUE_IN_TCP_INFO.stop)
+        return int.from_bytes(info[_QUEUE_IN_TCP_INFO], sys.byteorder)
 
 
 class ChildProcess:
@@ -101,6 +180,12 @@ class ChildProcess:
         if self._process is None:
             raise CannotServe("a process was waited for before it was started")
         return await self._process.wait()
+
+    async def drain(self) -> None:
+        """Make it not ready; it serves on, and closes each connection with its answer."""
+        async with self._changing:
+            if self._process is not None and self._process.returncode is None:
+                self._process.send_signal(signal.SIGUSR1)
 
     async def stop(self, grace_seconds: float) -> None:
         async with self._changing:

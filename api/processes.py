@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from api.draining import Draining
 from reservation import tracing
 from reservation.settings import Settings, SettingsError
 
@@ -141,15 +142,20 @@ def run_http(application: Any, listening: socket.socket) -> None:
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
 
+    state = getattr(application, "state", None)
+    draining: Draining = getattr(state, "draining", None) or Draining()
+
     class Server(uvicorn.Server):
         """Ends open streams first: uvicorn waits for them, and they never end by themselves."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, draining.begin)
             await super().startup(sockets)
             _spare_what_stays()
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            stop_streams = getattr(getattr(application, "state", None), "stop_streams", None)
+            draining.begin()
+            stop_streams = getattr(state, "stop_streams", None)
             if stop_streams is not None:
                 stop_streams()
             await super().shutdown(sockets)

@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any, Final
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 if TYPE_CHECKING:
+    from api.draining import Draining
     from api.prepare_path import PreparePath
 
 __all__ = ["HEAD_ENDS", "ShortWayProtocol"]
 
 #: A body above this is not gathered here: the framework refuses it, or takes it piece by piece.
 GATHERED_BYTES_MAX: Final = 4 * 1024
+#: When the server ends: how long a connection that was made or used last may still send a request
+#: that was under way. It is answered, and closed with the answer.
+LINGER_SECONDS: Final = 1.0
 #: The end of the last header line, and the empty one.
 HEAD_ENDS: Final = b"\r\n\r\n"
 
@@ -91,6 +95,7 @@ class ShortWayProtocol(HttpToolsProtocol):
     parser: Any
     cycle: Any
     _path: "PreparePath | None" = None
+    _draining: "Draining | None" = None
     _gathering: _Gathered | None = None
     #: When the connection fell idle, by the loop's clock; None while a request is under way.
     _idle_since: float | None = None
@@ -98,13 +103,31 @@ class ShortWayProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         # Connections come only after the application has started.
-        self._path = getattr(getattr(self.config.app, "state", None), "prepare_path", None)
+        state = getattr(self.config.app, "state", None)
+        self._path = getattr(state, "prepare_path", None)
+        self._draining = getattr(state, "draining", None)
+        self._idle_since = self.loop.time()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None
+
+    def shutdown(self) -> None:
+        """End with the answer that is under way; an idle connection once no request can be."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            super().shutdown()
+            return
+        idle = 0.0 if self._idle_since is None else self.loop.time() - self._idle_since
+        if idle >= LINGER_SECONDS:
+            self.transport.close()
+        else:
+            self.loop.call_later(LINGER_SECONDS - idle, self._close_idle)
+
+    def _close_idle(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
 
     # uvicorn sets a timer at each answer and takes it back at each request. Here one timer stays
     # for as long as the connection does, and looks at its end how long nothing has come.
@@ -204,6 +227,7 @@ class ShortWayProtocol(HttpToolsProtocol):
             message: the answer's header lines, the empty line and the body.
             keep_alive: whether the connection stays.
         """
+        keep_alive = keep_alive and not (self._draining is not None and self._draining.active)
         if not keep_alive:
             lines, empty, content = message.partition(HEAD_ENDS)
             message = b"".join((lines, b"\r\nconnection: close", empty, content))

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from api.parts import (
     AlreadyRunning,
     CannotServe,
     ChildProcess,
+    Listener,
     Part,
     address_of,
     alone_in,
@@ -40,9 +40,9 @@ _PAUSE_SECONDS_MAX: Final = 5.0
 #: A process that ran this long had started well: its next death is a new misfortune.
 _RAN_WELL_SECONDS: Final = 10.0
 
-#: When each part must be gone, counted from the signal; SIGKILL then. All of it is over within the
-#: 10 s that container runtimes wait. The API first, so that nothing new comes in; Valkey last, so
-#: that what the others finish is still kept.
+#: When each part must be gone, counted from the end of the drain; SIGKILL then. Without a drain all
+#: of it is over within the 10 s that container runtimes wait. The API first, so that nothing new
+#: comes in; Valkey last, so that what the others finish is still kept.
 _GONE_AFTER_SECONDS: Final = {"api": 4.5, "worker": 7.0, "sandbox": 8.0, "valkey": 9.5}
 
 #: How often a Redis is looked for that did not answer at the start.
@@ -74,9 +74,10 @@ class Supervisor:
         self._demo_sale = demo_sale
         self._metrics = settings.data_dir / f"metrics{f'-{role}' if role else ''}"
         self._parts: dict[str, list[Part]] = {kind: [] for kind in _GONE_AFTER_SECONDS}
+        self._listeners: dict[str, Listener] = {}
         self._valkey: EmbeddedServer | None = None
+        self._hurried = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._stopped_at = 0.0
         self._status = 0
 
     async def run(self) -> int:
@@ -95,10 +96,12 @@ class Supervisor:
         return self._status
 
     def _stop(self, status: int) -> None:
-        if not self._stopping.is_set():
-            self._status = status
-            self._stopped_at = time.monotonic()
-            self._stopping.set()
+        if self._stopping.is_set():
+            # A second signal: the drain is cut short.
+            self._hurried.set()
+            return
+        self._status = status
+        self._stopping.set()
 
     async def _start(self, tasks: asyncio.TaskGroup) -> None:
         try:
@@ -119,9 +122,9 @@ class Supervisor:
     async def _start_parts(self, tasks: asyncio.TaskGroup) -> None:
         self._empty_metrics()
         self._environ["RESERVATION_DATA_DIR"] = str(self._settings.data_dir)
-        api_socket = None
         if "api" in self._roles:
             api_socket = await listen(self._settings.host, self._settings.port)
+            self._listeners["api"] = Listener(api_socket)
             self._learn(RESERVATION_PORT=str(api_socket.getsockname()[1]))
         if self._alone and not self._settings.redis_url:
             self._valkey = EmbeddedServer(self._settings.data_dir, take_over=True)
@@ -132,11 +135,12 @@ class Supervisor:
         if not await self._is_redis_answered():
             tasks.create_task(self._wait_for_redis())
         if self._alone and not self._settings.toss_api_url:
-            self._add(tasks, "sandbox", await self._listen_for_sandbox())
+            await self._listen_for_sandbox()
+            self._add(tasks, "sandbox")
         for role in self._roles:
             count = self._settings.workers if role == "api" else 1
             for _ in range(count):
-                self._add(tasks, role, api_socket if role == "api" else None)
+                self._add(tasks, role)
 
     async def _is_redis_answered(self) -> bool:
         """Whether Redis could be looked at; refuses one that must not be sold from."""
@@ -166,10 +170,11 @@ class Supervisor:
         self._metrics.mkdir(mode=0o700, parents=True)
         self._environ["PROMETHEUS_MULTIPROC_DIR"] = str(self._metrics)
 
-    async def _listen_for_sandbox(self) -> socket.socket:
+    async def _listen_for_sandbox(self) -> None:
         """Bind the sandbox's port here, so that it keeps its address when it is started again."""
         host = self._settings.host
         listening = await listen(host, 0)
+        self._listeners["sandbox"] = Listener(listening)
         port = listening.getsockname()[1]
         shown = urlsplit(self._settings.public_url).hostname or host
         checkout = self._settings.toss_checkout_url or f"{address_of(shown, port)}/checkout"
@@ -177,11 +182,14 @@ class Supervisor:
             RESERVATION_TOSS_API_URL=address_of(local(host), port),
             RESERVATION_TOSS_CHECKOUT_URL=checkout,
         )
-        return listening
 
-    def _add(self, tasks: asyncio.TaskGroup, role: str, listening: socket.socket | None) -> None:
+    def _add(self, tasks: asyncio.TaskGroup, role: str) -> None:
+        listener = self._listeners.get(role)
         child = ChildProcess(
-            role, entry=self._entries[role], environ=self._environ, listening=listening
+            role,
+            entry=self._entries[role],
+            environ=self._environ,
+            listening=listener.socket if listener else None,
         )
         self._parts[role].append(child)
         tasks.create_task(self._keep(role, child))
@@ -220,10 +228,27 @@ class Supervisor:
         forget(pid, str(self._metrics))
 
     async def _stop_parts(self) -> None:
-        self._stop(1)  # Where no signal came, something here broke.
+        if not self._stopping.is_set():
+            self._stop(1)  # Where no signal came, something here broke.
+        await self._drain()
+        stopped_at = time.monotonic()
         for kind, gone_after_seconds in _GONE_AFTER_SECONDS.items():
-            left = self._stopped_at + gone_after_seconds - time.monotonic()
+            if kind in self._listeners:
+                # The port closes before the processes behind it end.
+                await self._listeners[kind].close()
+            left = stopped_at + gone_after_seconds - time.monotonic()
             await asyncio.gather(*(part.stop(left) for part in self._parts[kind]))
+
+    async def _drain(self) -> None:
+        """Serve on, not ready, until the load balancers have noticed."""
+        seconds = self._settings.drain_seconds
+        children = [part for part in self._parts["api"] if isinstance(part, ChildProcess)]
+        if self._status or not seconds or not children:
+            return
+        log.info("draining", seconds=seconds)
+        await asyncio.gather(*(child.drain() for child in children))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._hurried.wait(), seconds)
 
     async def _announce(self) -> None:
         """Once the API says that it is ready: the demo sale, and where everything is."""

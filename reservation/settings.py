@@ -37,6 +37,9 @@ _TOSS_KEY = re.compile(r"(test|live)_(g?)([cs])k_.+")
 #: Shortest secret in production: 256 bits where it is random, as HMAC-SHA256 wants (RFC 2104, 3).
 _SECRET_BYTES_MIN: Final = 32
 
+#: Longest drain: load balancers notice within some probes, and orchestrators kill after minutes.
+_DRAIN_SECONDS_MAX: Final = 300
+
 #: Set by the supervisor for its children; no field carries them.
 _INTERNAL_PREFIX: Final = "RESERVATION_INTERNAL_"
 
@@ -64,6 +67,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     host: Annotated[str, _says("The address to listen on.", "`127.0.0.1`")]
     port: Annotated[int, _says("The port to listen on; 0 lets the system choose.", "`8000`")]
     workers: Annotated[int, _says("API processes.", "one per CPU that the process may use")]
+    drain_seconds: Annotated[
+        int,
+        _says(
+            "How long it serves on, not ready, after SIGTERM, before its port closes.",
+            "`0`; `5` in production",
+        ),
+    ]
     public_url: Annotated[
         str, _says("The base of successUrl and failUrl, as buyers reach it.", "`http://HOST:PORT`")
     ]
@@ -252,6 +262,11 @@ def _public_url(name: str, given: Mapping[str, str]) -> str:
     return environment.web_address(name, given) or default
 
 
+def _drain_seconds(name: str, given: Mapping[str, str]) -> int:
+    default = 5 if given.get("env") == "production" else 0
+    return environment.whole_number(0, _DRAIN_SECONDS_MAX, lambda: default)(name, given)
+
+
 #: How each field is read; in the order in which the first bad one is told.
 _READERS: Final[dict[str, environment.Reader]] = {
     "env": environment.one_of("development", "production"),
@@ -261,6 +276,7 @@ _READERS: Final[dict[str, environment.Reader]] = {
     "host": environment.host,
     "port": environment.whole_number(0, 65_535, lambda: 8000),
     "workers": environment.whole_number(1, environment.WORKERS_MAX, environment.cores),
+    "drain_seconds": _drain_seconds,
     "public_url": _public_url,
     "toss_api_url": environment.web_address,
     "toss_secret_key": environment.text_or(SANDBOX_SECRET_KEY),

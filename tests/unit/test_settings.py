@@ -50,6 +50,14 @@ def production(**changes: str) -> Settings:
     return Settings.load(environ, dotenv_path=None)
 
 
+def test_production_drains_before_it_stops(load: Any) -> None:
+    assert load().drain_seconds == 0
+    assert production().drain_seconds == 5
+    assert production(DRAIN_SECONDS="0").drain_seconds == 0
+    with pytest.raises(SettingsError, match="RESERVATION_DRAIN_SECONDS must be a whole number"):
+        load(DRAIN_SECONDS="301")
+
+
 def test_nothing_given_means_the_defaults_of_the_contract(load: Any) -> None:
     settings = load()
     assert (settings.host, settings.port, settings.workers >= 1) == ("127.0.0.1", 8000, True)
