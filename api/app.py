@@ -102,13 +102,13 @@ def create_app(settings: Settings) -> Litestar:
 
 def context_of(settings: Settings, service: Service) -> Api:
     """What the endpoints share, around a connected service."""
-    buyers = Buyers(settings)
+    buyers, peers = Buyers(settings), Peers(settings)
     return Api(
         service=service,
         buyers=buyers,
         guests=Guests(settings),
-        operators=Operators(settings, buyers),
-        peers=Peers(settings),
+        operators=Operators(settings, buyers, peers),
+        peers=peers,
         prepares=Limiter(settings.prepare_rate) if settings.prepare_rate else None,
     )
 

@@ -1,6 +1,5 @@
 """Who is calling: buyers by JWT, operators by key, and the address behind trusted proxies."""
 
-import asyncio
 import hmac
 import ipaddress
 import math
@@ -9,18 +8,17 @@ import secrets
 import time
 from typing import Any, Final
 
-import httpx
 import jwt
-import msgspec
 import structlog
-from jwt.types import Options
 from litestar.connection import ASGIConnection
 
+from api.jwks import ALGORITHMS, PublishedKeys
+from api.jwt_claims import GUEST_AUDIENCE, ClaimRules
 from api.remembered import Remembered
 from api.shared_secret import SharedSecret
 from reservation.domain.errors import Forbidden, MalformedRequest, RateLimited, Unauthenticated
 from reservation.domain.ids import BUYER_ID
-from reservation.domain.rate import Limiter
+from reservation.domain.rate import Limiter, Rate
 from reservation.settings import Settings
 
 __all__ = [
@@ -43,16 +41,12 @@ _BUYER_ID = re.compile(BUYER_ID)
 _OPERATOR = re.compile(r"[ -~]{1,100}")
 #: Longer than any sensible JWT; not worth a signature check.
 _JWT_CHARS_MAX: Final = 4_096
+#: Wrong operator's keys from one address before it is answered 429, and log lines about them.
+_FAILED_SIGN_INS: Final = Rate(300, 60)
+_SIGN_IN_LINES: Final = Rate(5, 1)
 _GUEST_SECONDS: Final = 30 * 24 * 3600
-_GUEST_AUDIENCE: Final = "reservation-guest"
 #: 80 bits: of a thousand million guests no two have the same but by a chance of one in a million.
 _GUEST_ID_BYTES: Final = 10
-#: How long the shop's published keys are believed, and how soon an unknown key may ask again.
-_JWKS_SECONDS: Final = 600.0
-_JWKS_RETRY_SECONDS: Final = 10.0
-_JWKS_BYTES_MAX: Final = 256 * 1024
-#: Asymmetric only: a published key must never verify a token that was "signed" with it as a secret.
-_JWKS_ALGORITHMS: Final = ("RS256", "RS384", "RS512", "ES256", "ES384", "EdDSA")
 
 
 #: A provider gives one customer at least a /64, who may use every address in it.
@@ -76,12 +70,12 @@ class Buyers:
     """Verifies buyers' tokens and remembers the good ones until they end."""
 
     def __init__(self, settings: Settings) -> None:
-        self._guests = settings.auth == "guest"
-        self._jwks = _PublishedKeys(settings.jwks_url) if settings.jwks_url else None
-        self._asks_for_keys = self._jwks is not None and not self._guests
-        self._options: Options = {"require": ["sub", "exp"], "verify_aud": self._guests}
-        audience = _GUEST_AUDIENCE if self._guests else None
-        self._secret = SharedSecret(settings.jwt_secret, audience=audience, options=self._options)
+        rules = ClaimRules.of(settings)
+        by_keys = settings.jwks_url and settings.auth != "guest"
+        self._rules = rules
+        self._keys = PublishedKeys(settings.jwks_url) if by_keys else None
+        self._keys_generation = 0
+        self._secret = SharedSecret(settings.jwt_secret, rules)
         self._remembered = Remembered()
 
     async def buyer(self, connection: Connection) -> str:
@@ -89,11 +83,14 @@ class Buyers:
 
         Raises:
             Unauthenticated: no token, or none of ours.
+            Unavailable: the shop's keys cannot be fetched.
         """
         token = bearer_of(connection)
         if token is None:
             raise Unauthenticated
-        return self._remembered.buyer(token) or await self._verified(token)
+        if self._keys is None:
+            return self._remembered.buyer(token) or self._verified_by_secret(token)
+        return self._known(token, self._keys) or await self._verified_by_key(token, self._keys)
 
     def at_once(self, token: str) -> str | None:
         """The buyer of a good token, or None where that cannot be told without waiting.
@@ -101,21 +98,27 @@ class Buyers:
         Raises:
             Unauthenticated: the token is none of ours.
         """
-        buyer_id = self._remembered.buyer(token)
-        if buyer_id is None and not self._asks_for_keys:
-            return self._verified_by_secret(token)
-        return buyer_id
+        if self._keys is not None:
+            return self._known(token, self._keys)
+        return self._remembered.buyer(token) or self._verified_by_secret(token)
 
-    async def _verified(self, token: str) -> str:
-        if self._jwks is None or self._guests:
-            return self._verified_by_secret(token)
+    def _known(self, token: str, keys: PublishedKeys) -> str | None:
+        """The buyer of a token that was verified by keys that are still fresh."""
+        if not keys.fresh:
+            return None
+        if keys.generation != self._keys_generation:
+            self._keys_generation = keys.generation
+            self._remembered.forget()
+        return self._remembered.buyer(token)
+
+    async def _verified_by_key(self, token: str, keys: PublishedKeys) -> str:
         _refuse_long(token)
         try:
-            key = await self._jwks.key_for(token)
-            claims = jwt.decode(token, key, algorithms=[*_JWKS_ALGORITHMS], options=self._options)
+            key = await keys.key_for(token)
+            claims = self._rules.decode(token, key, [*ALGORITHMS])
         except (jwt.PyJWTError, ValueError) as error:
             raise Unauthenticated from error
-        return self._keep(token, claims.get("sub"), float(claims["exp"]))
+        return self._keep(token, claims["sub"], float(claims["exp"]))
 
     def _verified_by_secret(self, token: str) -> str:
         _refuse_long(token)
@@ -128,7 +131,10 @@ class Buyers:
     def _keep(self, token: str, subject: Any, ends_at: float) -> str:
         """Remember whose a good token is until it ends."""
         if not isinstance(subject, str) or _BUYER_ID.fullmatch(subject) is None:
-            raise Unauthenticated("The token's subject is not a buyer's id.")
+            raise Unauthenticated(
+                "The token's sub must be a string of 1 to 128 printable ASCII characters"
+                " without spaces and braces."
+            )
         self._remembered.keep(token, subject, ends_at)
         return subject
 
@@ -136,48 +142,6 @@ class Buyers:
 def _refuse_long(token: str) -> None:
     if len(token) > _JWT_CHARS_MAX:
         raise Unauthenticated
-
-
-class _PublishedKeys:
-    """The shop's public keys, fetched at most every ten seconds."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._keys: dict[str, jwt.PyJWK] = {}
-        self._fetched_at = float("-inf")
-        self._lock = asyncio.Lock()
-
-    async def key_for(self, token: str) -> jwt.PyJWK:
-        key_id = str(jwt.get_unverified_header(token).get("kid", ""))
-        if self._must_fetch(key_id):
-            # Whoever comes while the keys are under way waits for them, and looks again then.
-            async with self._lock:
-                if self._must_fetch(key_id):
-                    await self._fetch()
-        key = self._keys.get(key_id)
-        if key is None:
-            raise Unauthenticated("The token is signed with a key that the shop does not publish.")
-        return key
-
-    def _must_fetch(self, key_id: str) -> bool:
-        age = time.monotonic() - self._fetched_at
-        return age > (_JWKS_SECONDS if key_id in self._keys else _JWKS_RETRY_SECONDS)
-
-    async def _fetch(self) -> None:
-        try:
-            async with httpx.AsyncClient(timeout=5.0, trust_env=False) as client:
-                answer = await client.get(self._url)
-            answer.raise_for_status()
-            if len(answer.content) > _JWKS_BYTES_MAX:
-                raise ValueError("too large")
-            found = jwt.PyJWKSet.from_dict(msgspec.json.decode(answer.content))
-        except (httpx.HTTPError, jwt.PyJWTError, msgspec.MsgspecError, ValueError) as error:
-            # The keys at hand stay good; an unknown one is refused.
-            log.warning("jwks_not_fetched", reason=type(error).__name__)
-            return
-        finally:
-            self._fetched_at = time.monotonic()
-        self._keys = {key.key_id: key for key in found.keys if key.key_id}
 
 
 def new_guest_id() -> str:
@@ -209,7 +173,7 @@ class Guests:
             "sub": buyer_id,
             "iat": now,
             "exp": now + _GUEST_SECONDS,
-            "aud": _GUEST_AUDIENCE,
+            "aud": GUEST_AUDIENCE,
         }
         return buyer_id, jwt.encode(claims, self._secret, algorithm="HS256")
 
@@ -217,26 +181,42 @@ class Guests:
 class Operators:
     """Knows operators by the admin key, and who of them it is by `X-Operator`."""
 
-    def __init__(self, settings: Settings, buyers: Buyers) -> None:
+    def __init__(self, settings: Settings, buyers: Buyers, peers: "Peers") -> None:
         self._key = settings.admin_api_key.encode()
         self._name_required = settings.production
         self._buyers = buyers
+        self._peers = peers
+        self._failures = Limiter(_FAILED_SIGN_INS)
+        self._lines = Limiter(_SIGN_IN_LINES)
 
     async def check(self, connection: Connection) -> None:
         """Let operators pass.
 
+        The right key passes from any address, also from one that has sent many wrong ones.
+
         Raises:
             Unauthenticated: no key, or a wrong one.
+            RateLimited: too many wrong ones from this address.
             Forbidden: a buyer's token.
         """
-        given = (bearer_of(connection) or "").encode()
-        if hmac.compare_digest(given, self._key):
+        given = bearer_of(connection) or ""
+        if hmac.compare_digest(given.encode(), self._key):
             return
         try:
             await self._buyers.buyer(connection)
         except Unauthenticated:
+            if given:
+                self._count_failure(connection)
             raise Unauthenticated("The operator's key is needed.") from None
         raise Forbidden("A buyer's token does not open the operator's endpoints.")
+
+    def _count_failure(self, connection: Connection) -> None:
+        address, now = self._peers.address(connection), time.monotonic()
+        wait = self._failures.wait(address, now)
+        if not self._lines.wait("", now):
+            log.warning("operator_sign_in_failed", address=address, blocked=bool(wait))
+        if wait:
+            raise RateLimited(retryAfter=max(1, math.ceil(wait))) from None
 
     def name(self, connection: Connection) -> str:
         """Who does it, kept with every change.

@@ -30,9 +30,13 @@ class Remembered:
         """Whose token it is; None where that must be verified."""
         buyer_id = self._young.get(token) or self._old.get(token)
         if buyer_id is not None and time.time() >= self._good_until:
-            self._young, self._old, self._good_until = {}, {}, float("inf")
+            self.forget()
             return None
         return buyer_id
+
+    def forget(self) -> None:
+        """Let go of all tokens: a key that signed some of them is no longer good."""
+        self._young, self._old, self._good_until = {}, {}, float("inf")
 
     def keep(self, token: str, buyer_id: str, ends_at: float) -> None:
         """Remember a token that was verified, and ends at this Unix time."""

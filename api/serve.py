@@ -337,6 +337,8 @@ def serve(
         _refuse_embedded(settings)
         require_given_secrets(environ)
     logs.configure(production=settings.production)
+    for warning in settings.warnings:
+        log.warning("setting_risky", reason=warning)
     with alone_in(settings.data_dir, f"lock{f'-{role}' if role else ''}"):
         supervisor = Supervisor(
             settings, environ=environ, role=role, entries=entries, demo_sale=demo_sale

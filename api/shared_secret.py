@@ -9,10 +9,9 @@ import hmac
 import time
 from typing import Any, Final
 
-import jwt
 import msgspec
-from jwt.types import Options
 
+from api.jwt_claims import LEEWAY_SECONDS, ClaimRules
 from reservation.domain import base64url
 from reservation.domain.macs import Mac
 
@@ -23,14 +22,13 @@ _HEADERS_MAX: Final = 16
 
 
 class _Claims(msgspec.Struct):
-    """Claims as they ordinarily are; others are PyJWT's to judge."""
+    """The claims that are judged, in their ordinary types; PyJWT judges others."""
 
     sub: str
     exp: int
     aud: str | None = None
-    iat: int | None = None
+    iss: str | None = None
     nbf: int | None = None
-    jti: str | None = None
 
 
 class SharedSecret:
@@ -38,23 +36,21 @@ class SharedSecret:
 
     Args:
         secret: what they are signed with.
-        audience: whom they must be for; None where that is not looked at.
-        options: what PyJWT must require.
+        rules: what their claims must meet.
     """
 
-    def __init__(self, secret: str, *, audience: str | None, options: Options) -> None:
+    def __init__(self, secret: str, rules: ClaimRules) -> None:
         self._secret = secret
         self._mac = Mac(secret.encode())
-        self._audience = audience
-        self._options = options
+        self._rules = rules
         self._headers: set[bytes] = set()
         self._decoder = msgspec.json.Decoder(_Claims)
 
     def verified(self, token: str) -> tuple[Any, float]:
-        """Whose a good token is, as it says, and when it ends, in Unix seconds.
+        """Subject and end, in Unix seconds, of a token that is valid.
 
         Raises:
-            jwt.PyJWTError: it is not good.
+            jwt.PyJWTError: it is not valid.
             ValueError: it is no token.
         """
         signed, _, signature = token.encode().rpartition(b".")
@@ -65,16 +61,10 @@ class SharedSecret:
             plain = self._plain(payload)
             if plain is not None:
                 return plain.sub, plain.exp
-        claims = jwt.decode(
-            token,
-            self._secret,
-            algorithms=["HS256"],
-            audience=self._audience,
-            options=self._options,
-        )
+        claims = self._rules.decode(token, self._secret, ["HS256"])
         if len(self._headers) < _HEADERS_MAX:
             self._headers.add(header)
-        return claims.get("sub"), float(claims["exp"])
+        return claims["sub"], float(claims["exp"])
 
     def _plain(self, payload: bytes) -> _Claims | None:
         """The claims of a token that leaves nothing to judge, or None."""
@@ -82,7 +72,11 @@ class SharedSecret:
             claims = self._decoder.decode(base64url.decode(payload))
         except (ValueError, msgspec.MsgspecError):
             return None
-        now = int(time.time())
-        begun = (claims.nbf or 0) <= now and (claims.iat or 0) <= now
-        for_us = self._audience is None or claims.aud == self._audience
-        return claims if begun and for_us and claims.exp > now else None
+        rules, now = self._rules, int(time.time())
+        valid = (
+            (claims.nbf or 0) <= now + LEEWAY_SECONDS
+            and claims.exp > now - LEEWAY_SECONDS
+            and rules.allows_audience(claims.aud)
+            and rules.issuer in (None, claims.iss)
+        )
+        return claims if valid else None

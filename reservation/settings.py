@@ -119,6 +119,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     jwks_url: Annotated[
         str, _says("The shop's public keys, where its tokens are not signed by a secret.", "empty")
     ]
+    jwt_audience: Annotated[
+        str, _says("The `aud` that the shop's tokens must name.", "empty: any but a guest's")
+    ]
+    jwt_issuer: Annotated[str, _says("The `iss` that the shop's tokens must name.", "empty: any")]
     toss_checkout_url: Annotated[
         str, _says("The PG page's address for `payment.checkoutUrl`.", "empty; the sandbox sets it")
     ]
@@ -149,6 +153,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def production(self) -> bool:
         """Whether the strict rules hold."""
         return self.env == "production"
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed and seldom meant, in sentences for the log at start."""
+        if not self.production or self.auth != "jwt":
+            return ()
+        return tuple(
+            f"{variable_of(name)} is empty: every token that the shop's issuer signs is a buyer's,"
+            " whatever it was made for"
+            for name in ("jwt_audience", "jwt_issuer")
+            if not getattr(self, name)
+        )
 
     def __repr__(self) -> str:
         # A struct's own would put every secret into a log line or a traceback.
@@ -290,6 +306,8 @@ _READERS: Final[dict[str, environment.Reader]] = {
     "auth": environment.one_of("guest", "jwt"),
     "jwt_secret": environment.text,
     "jwks_url": environment.web_address,
+    "jwt_audience": environment.text,
+    "jwt_issuer": environment.text,
     "toss_checkout_url": environment.web_address,
     "guest_rate": environment.rate(Rate(60, 60)),
     "trusted_proxies": environment.networks,

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 from litestar.testing import RequestFactory
 
-from api.auth import Buyers, Operators
-from reservation.domain.errors import MalformedRequest
+from api.auth import Buyers, Connection, Operators, Peers
+from reservation.domain.errors import MalformedRequest, RateLimited, Unauthenticated
 from reservation.settings import Settings
 from tests.fixtures.service import Served, refused, running_service
 
@@ -195,7 +195,37 @@ def test_no_guests_are_made_where_buyers_sign_in_at_the_shop(by_secret: Served) 
 @pytest.mark.parametrize("name", ["", "x" * 101, "new\nline"])
 def test_in_production_an_operator_says_who_it_is(served: Served, name: str) -> None:
     production: Settings = msgspec.structs.replace(served.settings, env="production")
-    operators = Operators(production, Buyers(production))
+    operators = Operators(production, Buyers(production), Peers(production))
     with pytest.raises(MalformedRequest):
         operators.name(RequestFactory().get("/", headers={"X-Operator": name}))
     assert operators.name(RequestFactory().get("/", headers={"X-Operator": "Kim"})) == "Kim"
+
+
+async def test_wrong_operators_keys_are_logged_and_slowed_per_address(
+    served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = served.settings
+    operators = Operators(settings, Buyers(settings), Peers(settings))
+
+    def request(key: str, address: str) -> Connection:
+        found = RequestFactory().get("/", headers=bearer(key))
+        found.scope["client"] = (address, 4000)
+        return found
+
+    refusals: list[str] = []
+    for number in range(2_000):
+        with pytest.raises((Unauthenticated, RateLimited)) as refusal:
+            await operators.check(request(f"guess-{number}", "203.0.113.8"))
+        refusals.append(refusal.value.code)
+        if refusals[-1] == "rate_limited":
+            break
+    assert refusals[-1] == "rate_limited"
+    assert len(refusals) > 300
+    # The right key passes from there all the same, and others are not slowed.
+    await operators.check(request(settings.admin_api_key, "203.0.113.8"))
+    with pytest.raises(Unauthenticated):
+        await operators.check(request("guess", "203.0.113.9"))
+    lines = capsys.readouterr().out
+    assert "operator_sign_in_failed" in lines
+    assert "203.0.113.8" in lines
+    assert "guess-" not in lines

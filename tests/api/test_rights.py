@@ -129,7 +129,7 @@ BAD_BUYERS: dict[str, Callable[[Stage], dict[str, str]]] = {
     "algorithm none": lambda stage: bearer(unsigned(stage.jwt())),
     "signed by somebody's private key": lambda stage: bearer(stage.jwt_by_private_key()),
     "another algorithm": lambda stage: bearer(stage.jwt(algorithm="HS512")),
-    "an ended token": lambda stage: bearer(stage.jwt(exp=int(time.time()) - 1)),
+    "an ended token": lambda stage: bearer(stage.jwt(exp=int(time.time()) - 60)),
     "a token without end": lambda stage: bearer(stage.jwt(exp=None)),
     "a token for another audience": lambda stage: bearer(stage.jwt(aud="somebody")),
     "a token without an audience": lambda stage: bearer(stage.jwt(aud=None)),

@@ -284,6 +284,18 @@ def test_production_with_the_shops_public_keys_needs_no_shared_secret() -> None:
     assert Settings.load(environ, dotenv_path=None).jwt_secret == ""
 
 
+def test_production_warns_where_any_audience_or_issuer_is_taken() -> None:
+    shop = PRODUCTION | {"RESERVATION_AUTH": "jwt"}
+    warnings = Settings.load(shop, dotenv_path=None).warnings
+    assert [line.partition(" ")[0] for line in warnings] == [
+        "RESERVATION_JWT_AUDIENCE",
+        "RESERVATION_JWT_ISSUER",
+    ]
+    strict = shop | {"RESERVATION_JWT_AUDIENCE": "shop", "RESERVATION_JWT_ISSUER": "https://id"}
+    assert Settings.load(strict, dotenv_path=None).warnings == ()
+    assert Settings.load(PRODUCTION, dotenv_path=None).warnings == ()
+
+
 def test_the_sandboxs_key_is_never_sent_to_the_real_pg(load: Any) -> None:
     with pytest.raises(SettingsError, match="RESERVATION_TOSS_SECRET_KEY"):
         load(TOSS_API_URL="https://api.tosspayments.com")

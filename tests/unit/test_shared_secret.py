@@ -10,20 +10,20 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jwt.types import Options
 
+from api.jwt_claims import ClaimRules
 from api.shared_secret import SharedSecret
 from reservation.domain.macs import Mac
 
 SECRET = "a secret that is long enough, even for the longest of its hashes: " + "x" * 8
-REQUIRED: Options = {"require": ["sub", "exp"], "verify_aud": True}
+RULES = ClaimRules(audience="shop", issuer=None)
 NOW = int(time.time())
 GOOD: dict[str, Any] = {"sub": "ann", "exp": NOW + 1000, "aud": "shop"}
 
 
 def verifier() -> SharedSecret:
     """One that knows the usual header already, so that its quick way is open."""
-    secret = SharedSecret(SECRET, audience="shop", options=REQUIRED)
+    secret = SharedSecret(SECRET, RULES)
     secret.verified(jwt.encode(GOOD, SECRET, algorithm="HS256"))
     return secret
 
@@ -36,7 +36,7 @@ def outcome(verified: Any, token: str) -> Any:
 
 
 def slowly(token: str) -> Any:
-    claims = jwt.decode(token, SECRET, algorithms=["HS256"], audience="shop", options=REQUIRED)
+    claims = RULES.decode(token, SECRET, ["HS256"])
     return claims["sub"], float(claims["exp"])
 
 
@@ -45,6 +45,7 @@ def slowly(token: str) -> Any:
     [
         {},
         {"exp": NOW - 10},
+        {"exp": NOW - 500},
         {"exp": NOW + 0.5},
         {"exp": str(NOW + 1000)},
         {"exp": None},
@@ -52,6 +53,8 @@ def slowly(token: str) -> Any:
         {"exp": "soon"},
         {"nbf": NOW + 500},
         {"nbf": NOW - 500},
+        {"nbf": NOW + 10},
+        {"iss": "https://shop.example"},
         {"iat": NOW + 500},
         {"iat": "now"},
         {"aud": "another"},
