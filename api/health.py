@@ -7,6 +7,7 @@ from litestar import Controller, Request, Response, get, post
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy.exc import SQLAlchemyError
 
+from api import open_files
 from api.context import api_of
 from api.problems import answers, documented
 from api.schemas import GuestAnswer, HealthAnswer
@@ -55,7 +56,7 @@ class HealthController(Controller):
             status="unavailable" if missing else "ok",
             missing=missing,
             recovering=gaps,
-            warnings=found.warnings,
+            warnings=[*found.warnings, *open_files.warnings()],
             trusted=found.trusted,
         )
         if missing:

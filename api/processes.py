@@ -207,9 +207,11 @@ def sandbox(settings: Settings) -> "Litestar":
 
 def sandbox_alone(settings: Settings, *, host: str, port: int) -> int:
     """Run the sandbox in this process, in the foreground, until SIGTERM."""
+    from api import open_files  # noqa: PLC0415 - only the sandbox alone raises its own limit
     from api.parts import address_of, listen, local  # noqa: PLC0415 - parts needs this module
 
     _configure_logs(settings)
+    open_files.raise_limit()
     listening = asyncio.run(listen(host, port))
     address = address_of(local(host), listening.getsockname()[1])
     sys.stdout.write(

@@ -11,6 +11,7 @@ from litestar import Controller, Request, Response, get
 from litestar.params import FromPath
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 
+from api import open_files
 from api.auth import bearer_of
 from api.context import Api, api_of
 from api.problems import documented
@@ -51,7 +52,8 @@ class StockFeed:
 
     async def watch(self, sale_id: str) -> AsyncGenerator[ServerSentEventMessage]:
         """Events of a sale: every item at once, then each item as it changes."""
-        if self._count >= STREAMS_MAX:
+        # Half of the open files stay for requests and for the stores.
+        if self._count >= min(STREAMS_MAX, open_files.limit() // 2):
             raise Unavailable("Too many open streams here.", retryAfter=5)
         sale = (await self._api.service.catalog.fresh(sale_id)).sale
         queue: asyncio.Queue[Sale | None] = asyncio.Queue(QUEUE_MAX)

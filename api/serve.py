@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from api import logs
+from api import logs, open_files
 from api.parts import (
     AlreadyRunning,
     CannotServe,
@@ -339,6 +339,7 @@ def serve(
     logs.configure(production=settings.production)
     for warning in settings.warnings:
         log.warning("setting_risky", reason=warning)
+    open_files.raise_limit()
     with alone_in(settings.data_dir, f"lock{f'-{role}' if role else ''}"):
         supervisor = Supervisor(
             settings, environ=environ, role=role, entries=entries, demo_sale=demo_sale
