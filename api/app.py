@@ -19,6 +19,7 @@ from api.auth import Buyers, Guests, Operators, Peers
 from api.body import StrictRequest
 from api.context import Api
 from api.draining import Draining
+from api.exposition import Exposition
 from api.health import GuestController, HealthController
 from api.observe import Observe
 from api.pages import PageController, static_routers
@@ -95,6 +96,7 @@ def create_app(settings: Settings) -> Litestar:
         logging_config=None,
     )
     app.state.draining = draining = Draining()
+    app.state.exposition = Exposition()
     # Around everything: a refusal of the framework, such as an unknown path, is observed too.
     app.asgi_handler = Observe(app.asgi_handler, draining)
     return app

@@ -4,16 +4,23 @@ import asyncio
 from typing import Any, Final
 
 from litestar import Controller, Request, Response, get, post
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from litestar.handlers.base import BaseRouteHandler
+from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy.exc import SQLAlchemyError
 
 from api import open_files
-from api.context import api_of
+from api.auth import Connection
+from api.context import api_of, requires_operator
+from api.exposition import Exposition
 from api.problems import answers, documented
 from api.schemas import GuestAnswer, HealthAnswer
 from reservation.bootstrap import Service
-from reservation.domain.errors import RateLimited, ReservationNotFound
-from reservation.metrics import registry
+from reservation.domain.errors import (
+    Forbidden,
+    RateLimited,
+    ReservationNotFound,
+    Unauthenticated,
+)
 from reservation.preflight import Findings
 from reservation.redis.replies import StoreUnavailable, StoreUncertain
 
@@ -21,6 +28,14 @@ __all__ = ["GuestController", "HealthController"]
 
 #: A probe that waits longer than this counts as failed anyway.
 CHECK_SECONDS: Final = 2.0
+
+
+async def requires_operator_in_production(
+    connection: Connection, handler: BaseRouteHandler
+) -> None:
+    """Guard: in development anyone may look, elsewhere the operator's key or 401 and 403."""
+    if api_of(connection).service.settings.production:
+        await requires_operator(connection, handler)
 
 
 class HealthController(Controller):
@@ -63,10 +78,23 @@ class HealthController(Controller):
             return Response(answer, status_code=503, headers={"Retry-After": "1"})
         return Response(answer)
 
-    @get("/metrics", operation_id="metrics", media_type="text/plain")
-    async def metrics(self) -> Response[bytes]:
-        """Prometheus' text format, summed over the processes of this host."""
-        return Response(generate_latest(registry()), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    @get(
+        "/metrics",
+        operation_id="metrics",
+        media_type="text/plain",
+        guards=[requires_operator_in_production],
+        responses=documented(Unauthenticated, Forbidden),
+    )
+    async def metrics(self, request: Request[Any, Any, Any]) -> Response[bytes]:
+        """Prometheus' text format, summed over the processes of this host.
+
+        In production with the operator's key.
+        """
+        exposition: Exposition = request.app.state.exposition
+        return Response(
+            await exposition.text(),
+            headers={"Content-Type": CONTENT_TYPE_LATEST, "Cache-Control": "no-store"},
+        )
 
 
 class GuestController(Controller):

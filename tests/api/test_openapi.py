@@ -115,7 +115,7 @@ CONTRACT: dict[tuple[str, str], tuple[set[int], set[str]]] = {
     ),
     ("GET", "/health/live"): ({200}, set()),
     ("GET", "/health/ready"): ({200, 503}, set()),
-    ("GET", "/metrics"): ({200}, set()),
+    ("GET", "/metrics"): ({200}, {"unauthenticated", "forbidden"}),
 }
 
 #: Which credential opens what: the names of the document's security schemes.

@@ -1,0 +1,74 @@
+"""Prometheus' text: made beside the event loop, once for all who ask within a second."""
+
+import asyncio
+import threading
+
+import pytest
+
+from api.exposition import KEPT_SECONDS, Exposition
+
+WAIT_SECONDS = 10.0
+
+
+class Maker:
+    """Makes a text only once the event loop has gone on."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.made = 0
+        self.now = 0.0
+
+    def __call__(self) -> bytes:
+        assert self.go_on.wait(WAIT_SECONDS)
+        self.made += 1
+        return b"%d" % self.made
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+async def test_the_event_loop_goes_on_while_the_text_is_made() -> None:
+    maker = Maker()
+    exposition = Exposition(maker, monotonic=maker.monotonic)
+    asking = [asyncio.create_task(exposition.text()) for _ in range(16)]
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_soon(maker.go_on.set)
+    assert await asyncio.wait_for(asyncio.gather(*asking), WAIT_SECONDS) == [b"1"] * 16
+
+
+async def test_the_text_is_kept_for_a_second() -> None:
+    maker = Maker()
+    maker.go_on.set()
+    exposition = Exposition(maker, monotonic=maker.monotonic)
+    assert await exposition.text() == b"1"
+    maker.now += KEPT_SECONDS * 0.9
+    assert await exposition.text() == b"1"
+    maker.now += KEPT_SECONDS * 0.2
+    assert await exposition.text() == b"2"
+
+
+async def test_a_caller_that_leaves_does_not_end_it_for_the_others() -> None:
+    maker = Maker()
+    exposition = Exposition(maker, monotonic=maker.monotonic)
+    first, second = (asyncio.create_task(exposition.text()) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    maker.go_on.set()
+    assert await asyncio.wait_for(second, WAIT_SECONDS) == b"1"
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+
+async def test_a_text_that_could_not_be_made_is_tried_again() -> None:
+    texts: list[bytes] = []
+
+    def make() -> bytes:
+        texts.append(b"x")
+        if len(texts) == 1:
+            raise OSError("a file is gone")
+        return b"text"
+
+    exposition = Exposition(make)
+    with pytest.raises(OSError, match="gone"):
+        await exposition.text()
+    assert await exposition.text() == b"text"
