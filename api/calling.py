@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -15,6 +16,9 @@ from api.failures import BAD_SETTING, REFUSED, UNREACHABLE, Failure
 from reservation.settings import ClientSettings, SettingsError
 
 __all__ = ["ask", "calls_service", "changes_service", "show_answer", "working"]
+
+#: Sent in a header, so ASCII alone.
+_OPERATOR = re.compile(r"[ -~]{1,100}")
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -32,13 +36,29 @@ def changes_service(command: _Command) -> _Command:
     return calls_service(operator(command))
 
 
+def operator_name(given: str | None) -> str:
+    """The name that is kept with a change: the one given, or the login name.
+
+    A user id without a name, or a login name that a header cannot carry, becomes `uid-N`.
+    """
+    if given is not None:
+        if _OPERATOR.fullmatch(given) is None:
+            raise click.UsageError("--operator must be 1-100 printable ASCII characters")
+        return given
+    try:
+        login = getpass.getuser()
+    except (KeyError, OSError):
+        login = ""
+    return login if _OPERATOR.fullmatch(login) else f"uid-{os.getuid()}"
+
+
 def ask(
     call: Callable[[OperatorClient], bytes], *, url: str | None, operator: str | None = None
 ) -> bytes:
     """What the service answers to one call."""
     try:
         settings = ClientSettings.load(os.environ)
-        name = operator or getpass.getuser()
+        name = operator_name(operator)
         address = url or settings.public_url
         with OperatorClient(address, settings.admin_api_key, operator=name) as client:
             return call(client)

@@ -7,6 +7,8 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from reservation.client.proxies import uses_proxies
+
 __all__ = ["OperatorClient", "ServiceRefused", "ServiceUnreachable", "path_of"]
 
 #: How long an answer may take; an audit of a large sale reads every reservation of it.
@@ -41,18 +43,27 @@ def path_of(*segments: str) -> str:
 
 
 class OperatorClient:
-    """One connection to a service, with the operator's key and name."""
+    """One connection to a service, with the operator's key and name.
+
+    Raises:
+        ServiceUnreachable: the address, or a proxy that the environment names, cannot be used.
+    """
 
     def __init__(self, url: str, admin_api_key: str, *, operator: str) -> None:
         headers = {"Accept": "application/json", "X-Operator": operator}
         if admin_api_key:
             headers["Authorization"] = f"Bearer {admin_api_key}"
         self._url = url
-        self._client = httpx.Client(
-            base_url=url,
-            headers=headers,
-            timeout=httpx.Timeout(_ANSWER_SECONDS_MAX, connect=_CONNECT_SECONDS_MAX),
-        )
+        try:
+            self._client = httpx.Client(
+                base_url=url,
+                headers=headers,
+                timeout=httpx.Timeout(_ANSWER_SECONDS_MAX, connect=_CONNECT_SECONDS_MAX),
+                trust_env=uses_proxies(url),
+            )
+        except (ValueError, ImportError, httpx.InvalidURL) as error:
+            # httpx builds its proxies here, and does not take every form of them.
+            raise ServiceUnreachable(f"{url} cannot be asked: {_why(error)}") from error
 
     def __enter__(self) -> Self:
         return self

@@ -1,7 +1,6 @@
 """`reservation rebuild`: Redis from SQL, beside a running service or without one."""
 
 import contextlib
-import getpass
 from collections.abc import Callable, Generator
 
 import click
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich_click import RichCommand
 
+from api.calling import operator_name
 from api.failures import REFUSED, Failure
 from api.on_the_spot import on_the_spot
 from reservation.bootstrap import Service
@@ -37,7 +37,7 @@ def rebuild(sale_id: str | None, operator: str | None, *, force: bool, as_json: 
             lambda service: _rebuild_all(
                 service,
                 sale_id,
-                operator=operator or getpass.getuser(),
+                operator=operator_name(operator),
                 force=force,
                 as_json=as_json,
             )

@@ -1,6 +1,5 @@
 """Commands that talk to a running service over HTTP, as its operator: `sale` and `audit`."""
 
-import getpass
 import uuid
 from typing import IO, Any, Final
 
@@ -9,7 +8,14 @@ import msgspec
 from rich_click import RichCommand, RichGroup
 
 from api import tables
-from api.calling import ask, calls_service, changes_service, show_answer, working
+from api.calling import (
+    ask,
+    calls_service,
+    changes_service,
+    operator_name,
+    show_answer,
+    working,
+)
 from api.client import OperatorClient, ServiceUnreachable, path_of
 from api.failures import REFUSED
 
@@ -33,7 +39,7 @@ def audit(sale_id: str, url: str | None, *, to_repair: bool, yes: bool, as_json:
     if to_repair:
         from api.repair_command import repair  # noqa: PLC0415 - seldom wanted, and slow to load
 
-        return repair(sale_id, operator=getpass.getuser(), yes=yes, as_json=as_json)
+        return repair(sale_id, operator=operator_name(None), yes=yes, as_json=as_json)
     if yes:
         raise click.UsageError("--yes goes with --repair")
     path = path_of("v1", "admin", "sales", sale_id, "audit")
@@ -61,7 +67,10 @@ def create_sale(
     sale is there already.
     """
     try:
-        wanted = msgspec.json.decode(file.read(), type=dict[str, Any])
+        # Editors on Windows begin a file with a byte order mark.
+        wanted = msgspec.json.decode(file.read().decode("utf-8-sig"), type=dict[str, Any])
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{file.name} is not UTF-8; save it as UTF-8") from error
     except msgspec.MsgspecError as error:
         raise click.UsageError(f"{file.name} is not a JSON object: {error}") from error
     named = wanted.pop("saleId", None)

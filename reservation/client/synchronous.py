@@ -11,6 +11,7 @@ from reservation.client import calls
 from reservation.client.answers import Guest, Reservation, Sale
 from reservation.client.calls import A, Call
 from reservation.client.errors import ClientError, NoAnswer
+from reservation.client.proxies import uses_proxies
 from reservation.client.retries import Retries
 
 __all__ = ["Client"]
@@ -44,6 +45,7 @@ class Client:
             transport=transport,
             headers={"Accept": "application/json"},
             timeout=SECONDS_MAX,
+            trust_env=uses_proxies(url),
         )
 
     def __enter__(self) -> Self:

@@ -17,6 +17,7 @@ import pytest
 from api import cli
 from api.client import ServiceRefused
 from api.demo_sale import open_demo_sale
+from reservation.client import Client, NoAnswer
 
 SALE = {
     "saleId": "s-1",
@@ -235,6 +236,77 @@ def test_a_file_that_is_no_sale_is_wrong_usage(run: Any, tmp_path: Path, content
     (tmp_path / "sale.json").write_text(content)
     status, _, err = run("sale", "create", "sale.json")
     assert (status, err.count("\n")) == (2, 1)
+
+
+def test_a_file_with_a_byte_order_mark_is_read(run: Any, service: Stub, tmp_path: Path) -> None:
+    service.give("PUT /v1/admin/sales/s-1", SALE, status=201)
+    document = json.dumps({"saleId": "s-1", "name": "머그"}, ensure_ascii=False)
+    (tmp_path / "sale.json").write_bytes(document.encode("utf-8-sig"))
+    assert run("sale", "create", "sale.json", "--url", service.url)[0] == 0
+    assert json.loads(service.asked[0]["body"]) == {"name": "머그"}
+
+
+def test_a_file_in_another_encoding_is_wrong_usage(run: Any, tmp_path: Path) -> None:
+    document = json.dumps({"saleId": "s-1", "name": "머그"}, ensure_ascii=False)
+    (tmp_path / "sale.json").write_bytes(document.encode("cp949"))
+    status, _, err = run("sale", "create", "sale.json")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "is not UTF-8" in err
+
+
+@pytest.mark.parametrize(
+    "proxy", ["socks://127.0.0.1:1/", "socks5://127.0.0.1:1/", "http://127.0.0.1:1"]
+)
+def test_a_service_on_loopback_is_asked_without_the_environments_proxy(
+    run: Any, service: Stub, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    for name in ("ALL_PROXY", "all_proxy", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, proxy)
+    service.give("GET /v1/sales", {"sales": [SALE]})
+    assert run("sale", "list", "--url", service.url)[0] == 0
+    # The client reads it, and finds it shorter than a sale of the service.
+    with pytest.raises(NoAnswer, match="not an answer of this service"):
+        Client(service.url).sales()
+
+
+@pytest.mark.parametrize("proxy", ["socks://127.0.0.1:1/", "socks5://127.0.0.1:1/", "nonsense"])
+def test_a_proxy_that_cannot_be_used_is_one_line(
+    run: Any, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    status, out, err = run("sale", "list", "--url", "http://shop.invalid:8000")
+    assert (status, out, err.count("\n")) == (69, "", 1)
+
+
+def test_a_user_id_without_a_name_is_the_operator(
+    run: Any, service: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown_user)
+    service.give("GET /v1/sales", {"sales": [SALE]})
+    assert run("sale", "list", "--url", service.url)[0] == 0
+    assert service.asked[0]["headers"]["X-Operator"] == f"uid-{os.getuid()}"
+
+
+def unknown_user(uid: int) -> Any:
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+
+def test_a_login_name_that_no_header_can_carry_is_the_user_id(
+    run: Any, service: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", "홍길동")
+    service.give("GET /v1/sales", {"sales": [SALE]})
+    assert run("sale", "list", "--url", service.url)[0] == 0
+    assert service.asked[0]["headers"]["X-Operator"] == f"uid-{os.getuid()}"
+
+
+@pytest.mark.parametrize("name", ["홍길동", "", "a\nb"])
+def test_an_operators_name_that_no_header_can_carry_is_wrong_usage(run: Any, name: str) -> None:
+    status, out, err = run("sale", "pause", "s-1", "--reason", "x", "--operator", name)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "--operator must be" in err
 
 
 def test_restock_takes_a_negative_number_and_sends_a_key(run: Any, service: Stub) -> None:
