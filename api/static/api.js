@@ -1,6 +1,7 @@
 // The service's calls: who the buyer is, what is refused, and what may be asked again.
 
 import { browser } from "./remember.js";
+import { timeout } from "./timeout.js";
 
 /** How long an answer may take before the network counts as gone. */
 const PATIENCE_MS = 15_000;
@@ -29,7 +30,7 @@ async function call(path, { method = "GET", body, headers = {}, patienceMs = PAT
     method,
     headers: { Accept: "application/json", ...headers },
     cache: "no-store",
-    signal: AbortSignal.timeout(patienceMs),
+    signal: timeout(patienceMs),
   };
   if (body !== undefined) {
     request.body = JSON.stringify(body);

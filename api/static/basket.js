@@ -31,7 +31,8 @@ export class Basket {
   /** Draws the sale's items; what the buyer chose before, here or before a reload, stays. */
   show(sale) {
     this.#sale = sale;
-    const chosen = tab.get(place(sale.saleId)) ?? this.#firstWish(sale);
+    // A SKU may be named like a member of every object, such as `constructor`.
+    const chosen = new Map(Object.entries(tab.get(place(sale.saleId)) ?? this.#firstWish(sale)));
     const skus = new Set(sale.items.map((item) => item.sku));
     for (const [sku, row] of this.#rows) {
       if (skus.has(sku)) continue;
@@ -41,7 +42,7 @@ export class Basket {
     for (const item of sale.items) {
       const row = this.#rows.get(item.sku) ?? this.#newRow(item);
       row.item = item;
-      row.quantity = Math.min(chosen[item.sku] ?? 0, item.limitPerBuyer);
+      row.quantity = Math.min(chosen.get(item.sku) ?? 0, item.limitPerBuyer);
       this.#list.append(row.element);
       this.#draw(row);
     }

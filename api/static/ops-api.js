@@ -1,5 +1,7 @@
 // The operator's calls, with the key and the name that this tab remembers.
 
+import { timeout } from "./timeout.js";
+
 /** How long an answer may take; an audit reads every order of the sale. */
 const PATIENCE_MS = 60_000;
 const KEPT = "reservation.operator";
@@ -29,7 +31,7 @@ async function call(path, { method = "GET", body, key, text = false } = {}) {
     response = await fetch(path, {
       method,
       cache: "no-store",
-      signal: AbortSignal.timeout(PATIENCE_MS),
+      signal: timeout(PATIENCE_MS),
       body: body && JSON.stringify(body),
       headers: {
         Authorization: `Bearer ${secret}`,

@@ -3,7 +3,7 @@
 /** The bucket's bound below which this share of the observations lies; null without any. */
 function quantile(buckets, share) {
   const sorted = [...buckets].sort(([one], [other]) => one - other);
-  const all = sorted.at(-1)?.[1] ?? 0;
+  const all = sorted[sorted.length - 1]?.[1] ?? 0;
   if (!all) return null;
   return sorted.find(([, count]) => count >= share * all)[0];
 }

@@ -10,6 +10,14 @@ const part = encodeURIComponent;
 // No randomUUID on plain http.
 const newKey = () => crypto.randomUUID?.() ?? crypto.getRandomValues(new Uint32Array(4)).join("-");
 
+// No AbortSignal.timeout before Safari 16 and Chrome 103.
+const timeout = (ms) => {
+  if (AbortSignal.timeout) return AbortSignal.timeout(ms);
+  const controller = new AbortController();
+  setTimeout(() => controller.abort(), ms);
+  return controller.signal;
+};
+
 /** A no of the service, or "network". */
 export class Refusal extends Error {
   constructor(code, status = 0, facts = {}) {
@@ -33,7 +41,7 @@ export function connect({ url = "", token = null, attempts = 5 } = {}) {
         method,
         body: body && JSON.stringify(body),
         cache: "no-store",
-        signal: AbortSignal.timeout(PATIENCE_MS + patience),
+        signal: timeout(PATIENCE_MS + patience),
         headers: {
           Accept: "application/json",
           ...(body && { "Content-Type": "application/json" }),

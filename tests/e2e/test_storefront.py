@@ -686,3 +686,45 @@ def test_pages_carry_no_script_or_style_of_their_own() -> None:
         text = page.read_text()
         assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\sstyle=|\son\w+=", text), page.name
         assert not re.search(r"""(src|href)=["'](https?:)?//""", text), page.name
+
+
+WITHOUT_TIMEOUT = "delete AbortSignal.timeout; delete crypto.randomUUID;"
+
+
+def test_a_browser_without_abort_timeouts_buys_and_shows_the_result(
+    served: Served, visit: Visiting
+) -> None:
+    """Safari 15 and Chrome before 103."""
+    sale_id = served.sale(items=ITEMS)
+    visitor = visit()
+    visitor.context.add_init_script(WITHOUT_TIMEOUT)
+    page = visitor.open(f"/sales/{sale_id}")
+    assert page.evaluate("AbortSignal.timeout") is None
+    hold(page)
+    pay(page)
+    assert "was charged, once." in result(page, "confirmed")
+
+
+@pytest.mark.parametrize("sku", ["constructor", "toString", "__proto__", "hasOwnProperty"])
+def test_an_item_named_like_a_member_of_every_object_is_bought(
+    served: Served, visit: Visiting, sku: str
+) -> None:
+    sale_id = served.sale(items=[item(sku, total=5), item("mug", total=5)])
+    page = visit().open(f"/sales/{sale_id}")
+    choose(page, sku, 2)
+    page.reload()
+    page.locator("#buy").click()
+    expect(page.locator("#hold-lines li")).to_have_count(1)
+    assert served.stock(sale_id, sku) == (3, 2, 0)
+
+
+@pytest.mark.parametrize("path", ["/", "/sales/{}", "/result?orderId=x&outcome=confirmed"])
+@pytest.mark.parametrize("script", ["text.js", "api.js"])
+def test_a_script_that_does_not_load_is_told_on_the_page(
+    served: Served, visit: Visiting, path: str, script: str
+) -> None:
+    sale_id = served.sale(items=ITEMS)
+    visitor = visit()
+    visitor.context.route(f"**/static/{script}", lambda route: route.abort())
+    page = visitor.open(path.format(sale_id))
+    expect(page.get_by_role("alert")).to_contain_text("did not load completely")
