@@ -363,6 +363,12 @@ def test_the_fail_page_needs_no_order_id(served: Served) -> None:
     assert served.look(order)["status"] == "RELEASED"
 
 
+def test_an_empty_order_id_at_the_fail_page_is_a_missing_one(served: Served) -> None:
+    order = served.hold(served.sale(), served.buyer())
+    assert failed(served, order, code="PAY_PROCESS_CANCELED", orderId="").status_code == 200
+    assert served.look(order)["status"] == "RELEASED"
+
+
 def test_the_fail_page_leaves_what_is_paid(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())

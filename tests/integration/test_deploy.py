@@ -13,6 +13,7 @@ from reservation.redis.server_files import configuration_of, find_binary
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "deploy" / "valkey.conf"
+COMPOSE = ROOT / "compose.yaml"
 
 #: A start takes a tenth of a second; a busy machine gets a hundred times that.
 START_SECONDS_MAX = 10.0
@@ -41,13 +42,27 @@ def settings_of(text: str) -> dict[str, str]:
     return {line.split(maxsplit=1)[0]: line.split(maxsplit=1)[1] for line in lines}
 
 
+def arguments_in_compose() -> list[str]:
+    """What compose.yaml adds to the configuration."""
+    lines = COMPOSE.read_text().splitlines()
+    [line] = [line for line in lines if "command: [valkey-server" in line]
+    words = [word.strip().strip('"') for word in line.split("[")[1].rstrip("]").split(",")]
+    return words[2:]
+
+
+@pytest.fixture(params=[False, True], ids=["alone", "in compose"])
+def in_compose(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator["redis.Redis"]:
+def server(tmp_path: Path, in_compose: bool) -> Iterator["redis.Redis"]:
+    more = arguments_in_compose() if in_compose else []
     # A socket's path is short: the test's own folder may be too deep for it.
     with tempfile.TemporaryDirectory(prefix="rsv-") as folder:
         socket = f"{folder}/valkey.sock"
         process = subprocess.Popen(
-            [find_binary(), CONFIG, "--port", "0", "--unixsocket", socket],
+            [find_binary(), CONFIG, *more, "--port", "0", "--unixsocket", socket],
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -97,3 +112,13 @@ def test_the_shipped_configuration_is_the_embedded_servers() -> None:
         shipped.pop(name, None)
         own.pop(name, None)
     assert shipped == own
+
+
+def test_only_compose_opens_the_server_to_its_network(
+    server: "redis.Redis", in_compose: bool
+) -> None:
+    """A copy of the file that is started without users must not be an open server."""
+    found = server.config_get("bind", "protected-mode")
+    opened = {"bind": "* -::*", "protected-mode": "no"}
+    alone = {"bind": "127.0.0.1 -::1", "protected-mode": "yes"}
+    assert found == (opened if in_compose else alone)
