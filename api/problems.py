@@ -63,6 +63,7 @@ STATUSES: Mapping[str, int] = {
     "refund_account_required": 422,
     "precondition_required": 428,
     "rate_limited": 429,
+    "too_many_orders": 429,
     "sale_paused": 503,
     "sale_recovering": 503,
     "unavailable": 503,

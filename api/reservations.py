@@ -31,6 +31,7 @@ from reservation.domain.errors import (
     SaleRecovering,
     SkuNotFound,
     SoldOut,
+    TooManyOrders,
     Unauthenticated,
     Unavailable,
 )
@@ -129,6 +130,7 @@ class ReservationController(Controller):
             SaleClosed,
             IdempotencyKeyReused,
             RateLimited,
+            TooManyOrders,
             SalePaused,
             SaleRecovering,
             Unavailable,

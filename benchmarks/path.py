@@ -89,7 +89,7 @@ def _stand_in(service: Service) -> None:
 
     async def call(script: Any, keys: Sequence[str], args: Sequence[Any], **_: bool) -> Any:
         cast("Any", hiredis).pack_command(("EVALSHA", script.sha, len(keys), *keys, *args))
-        count = int(args[7])
+        count = int(args[10])
         reader.feed(b"*%d\r\n%b" % (count + 1, _HELD) + b":17\r\n" * count)
         await asyncio.sleep(0)
         return reader.gets()

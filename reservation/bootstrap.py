@@ -14,6 +14,7 @@ from reservation.conclude import Conclude
 from reservation.confirm import Confirm
 from reservation.domain.clock import Clock, SystemClock
 from reservation.domain.ids import OrderIds
+from reservation.domain.rate import BuyerLimits
 from reservation.domain.tokens import Signer
 from reservation.limits import DEFAULT_LIMITS, PaymentLimits
 from reservation.look import Look
@@ -102,7 +103,7 @@ async def opened(
         outbox = RedisOutbox(connections, keys)
         catalog = Catalog(sale_store, ledger, clock=clock)
         queue = PrepareQueue(
-            connections, keys, expire=store.expire, clock=clock, rate=settings.prepare_rate
+            connections, keys, expire=store.expire, clock=clock, limits=_buyer_limits(settings)
         )
         stack.push_async_callback(queue.aclose)
         order_ids = OrderIds(settings.order_id_key.encode())
@@ -156,6 +157,14 @@ def _audit(
         OrderAudit(inspection, ledger),
         RecordAudit(inspection, ledger, outbox, clock=clock),
         clock=clock,
+    )
+
+
+def _buyer_limits(settings: Settings) -> BuyerLimits:
+    return BuyerLimits(
+        burst=settings.prepare_rate,
+        sustained=settings.prepare_sustained,
+        unpaid_orders=settings.unpaid_orders,
     )
 
 

@@ -39,6 +39,8 @@ _SECRET_BYTES_MIN: Final = 32
 
 #: Longest drain: load balancers notice within some probes, and orchestrators kill after minutes.
 _DRAIN_SECONDS_MAX: Final = 300
+#: Above it a limit on unpaid orders protects nothing.
+UNPAID_ORDERS_MAX: Final = 1_000_000
 
 #: Set by the supervisor for its children; no field carries them.
 _INTERNAL_PREFIX: Final = "RESERVATION_INTERNAL_"
@@ -107,7 +109,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         tuple[str, ...], _says("The storefronts' origins, comma-separated.", "empty")
     ]
     prepare_rate: Annotated[
-        Rate | None, _says("Prepares per buyer, such as `20/s`; `0` is off.", "`20/s`")
+        Rate | None,
+        _says(
+            "The burst of a buyer's prepares, such as `20/s`; `0` turns the sustained rate off as"
+            " well.",
+            "`20/s`",
+        ),
+    ]
+    prepare_sustained: Annotated[
+        Rate | None,
+        _says(
+            "The sustained rate of a buyer's prepares in one sale, such as `20/min`; `0` is off.",
+            "`20/min`",
+        ),
+    ]
+    unpaid_orders: Annotated[
+        int,
+        _says(
+            "Orders of one buyer in one sale that may end unpaid; then 429 `too_many_orders`."
+            " `0` is off.",
+            "`20`",
+        ),
     ]
     auth: Annotated[
         str,
@@ -303,6 +325,8 @@ _READERS: Final[dict[str, environment.Reader]] = {
     "storefront_url": environment.web_address,
     "cors_origins": environment.origins,
     "prepare_rate": environment.rate(Rate(20, 1)),
+    "prepare_sustained": environment.rate(Rate(20, 60)),
+    "unpaid_orders": environment.whole_number(0, UNPAID_ORDERS_MAX, lambda: 20),
     "auth": environment.one_of("guest", "jwt"),
     "jwt_secret": environment.text,
     "jwks_url": environment.web_address,

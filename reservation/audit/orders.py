@@ -8,7 +8,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
-from reservation.domain.states import HOLDING, LIVE, Status
+from reservation.domain.reservation import PAID_ORDERS
+from reservation.domain.states import HOLDING, LIVE, PAID, Status
 from reservation.persistence.ledger import Ledger
 from reservation.redis.inspection import BuyerState, Inspection, OrderState
 
@@ -122,6 +123,9 @@ def _counts(buyer_id: str, state: BuyerState) -> list[str]:
     expected: dict[str, int] = {}
     last: dict[str, tuple[int, str]] = {}
     for order in state.orders:
+        if order.status in PAID:
+            expected[PAID_ORDERS] = expected.get(PAID_ORDERS, 0) + 1
+            last[PAID_ORDERS] = max(last.get(PAID_ORDERS, (0, "")), (order.seq, order.order_id))
         for line in order.lines:
             if order.status in HOLDING or order.status is Status.CONFIRMED:
                 expected[line.sku] = expected.get(line.sku, 0) + line.quantity

@@ -6,7 +6,7 @@
      +- SaleNotOpen  SaleClosed  SalePaused  SaleRecovering
      +- SoldOut  BuyerLimitExceeded  AmountMismatch  IdempotencyKeyReused
      +- ReservationExpired  HoldLost  PaymentInProgress  AlreadyConfirmed  PaymentDeclined
-     +- RateLimited  Unavailable  OutcomeUnknown
+     +- RateLimited  TooManyOrders  Unavailable  OutcomeUnknown
      +- InvalidSale  TotalTooLow  InsufficientAvailable  NotRefundable  RefundAccountRequired
      +- PreconditionRequired  PreconditionFailed
 
@@ -47,6 +47,7 @@ __all__ = [
     "SaleRecovering",
     "SkuNotFound",
     "SoldOut",
+    "TooManyOrders",
     "TotalTooLow",
     "Unauthenticated",
     "Unavailable",
@@ -185,6 +186,11 @@ class PaymentDeclined(ReservationError):
 class RateLimited(ReservationError):
     code = "rate_limited"
     sentence = "Too many requests; slow down."
+
+
+class TooManyOrders(ReservationError):
+    code = "too_many_orders"
+    sentence = "Too many orders of this buyer in this sale ended unpaid; nothing was charged."
 
 
 class Unavailable(ReservationError):

@@ -4,7 +4,7 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["Limiter", "Rate"]
+__all__ = ["BuyerLimits", "Limiter", "Rate"]
 
 #: Callers that one generation of a limiter remembers; it has two.
 CALLERS_MAX: Final = 100_000
@@ -20,6 +20,29 @@ class Rate(msgspec.Struct, frozen=True):
     def interval_ms(self) -> float:
         """Milliseconds between two at the steady rate."""
         return self.per_seconds * 1000 / self.count
+
+
+class BuyerLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one buyer may take in one sale; prepare.lua counts it."""
+
+    #: Holds at once.
+    burst: Rate | None = None
+    #: Holds over time; counts only where there is a burst as well.
+    sustained: Rate | None = None
+    #: Orders that may end unpaid; 0 is no limit.
+    unpaid_orders: int = 0
+
+    def args(self) -> tuple[float, int, int, int, int]:
+        """The script's arguments; a limit that is off is 0.
+
+        Returns:
+            Interval and count of the burst, count and period of the sustained rate, unpaid orders.
+        """
+        interval_ms, burst = (self.burst.interval_ms, self.burst.count) if self.burst else (0, 0)
+        count, period_ms = 0, 0
+        if self.burst and self.sustained:
+            count, period_ms = self.sustained.count, self.sustained.per_seconds * 1000
+        return interval_ms, burst, count, period_ms, self.unpaid_orders
 
 
 class Limiter:

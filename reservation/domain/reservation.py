@@ -10,6 +10,7 @@ from reservation.domain import base64url
 from reservation.domain.states import Status
 
 __all__ = [
+    "PAID_ORDERS",
     "PAYMENT_ATTEMPTS_MAX",
     "Basket",
     "Line",
@@ -21,6 +22,8 @@ __all__ = [
 
 #: Payment attempts that one order may make: a buyer tries a few cards, a script tries a thousand.
 PAYMENT_ATTEMPTS_MAX: Final = 5
+#: Where a buyer's units are counted by SKU, this counts the buyer's paid orders (lib/paid.lua).
+PAID_ORDERS: Final = ":paid"
 #: 72 bits, for whoever finds two bodies with one digest has fooled nobody but himself.
 _DIGEST_BYTES: Final = 9
 

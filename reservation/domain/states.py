@@ -5,7 +5,17 @@ Letters name the edges in docs/architecture.md; the Lua scripts are the only cod
 
 from enum import StrEnum
 
-__all__ = ["ENDED", "HOLDING", "LIVE", "TRANSITIONS", "HoldPolicy", "SaleStatus", "Status"]
+__all__ = [
+    "ENDED",
+    "HOLDING",
+    "LIVE",
+    "PAID",
+    "TRANSITIONS",
+    "UNPAID",
+    "HoldPolicy",
+    "SaleStatus",
+    "Status",
+]
 
 
 class Status(StrEnum):
@@ -56,6 +66,12 @@ ENDED = frozenset({Status.RELEASED, Status.EXPIRED, Status.REFUNDED})
 
 #: States that count as "the buyer has something going on".
 LIVE = frozenset({Status.PREPARED, Status.HELD, Status.CONFIRMING, Status.AWAITING_DEPOSIT})
+
+#: States of a paid order, whatever became of the money.
+PAID = frozenset({Status.CONFIRMED, Status.REFUNDED})
+
+#: States of an order that keeps nothing from others and was not paid: a buyer may leave so many.
+UNPAID = frozenset({Status.PREPARED, Status.RELEASED, Status.EXPIRED})
 
 #: Every edge that a reservation may take. RELEASED and EXPIRED lead on only through a buyer who
 #: came back from the PG after all (the same basket is taken again in the same step) or through

@@ -100,6 +100,10 @@ def _prepare_refusal(shop: Shop, operation: Operation, answered_ms: int) -> str:
             return _not_at_limit(shop, operation.buyer, operation)
         case "amount_mismatch":
             return _right_amount(shop, operation)
+        case "too_many_orders":
+            unpaid = shop.unpaid(operation.buyer)
+            few = f"{unpaid} orders ended unpaid, not {operation.limit}"
+            return "" if unpaid >= operation.limit > 0 else few
         case "sku_not_found":
             known = all(sku in shop.items for sku, _ in operation.lines)
             return "every item is on sale" if known else ""

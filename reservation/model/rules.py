@@ -48,13 +48,20 @@ class Rules:
         items: its items, which this changes.
         attempts_max: payments that an order may try.
         total_max: units that an item may have.
+        unpaid_max: orders of one buyer that may end unpaid; 0 is no limit.
     """
 
     def __init__(
-        self, policy: str, items: dict[str, Item], *, attempts_max: int, total_max: int
+        self,
+        policy: str,
+        items: dict[str, Item],
+        *,
+        attempts_max: int,
+        total_max: int,
+        unpaid_max: int = 0,
     ) -> None:
         self.policy, self.items = policy, items
-        self.attempts_max, self.total_max = attempts_max, total_max
+        self.attempts_max, self.total_max, self.unpaid_max = attempts_max, total_max, unpaid_max
         self.orders: dict[str, Case] = {}
         self.operations: dict[str, str] = {}
         self.status, self.version, self.seq = "open", 1, 1
@@ -71,6 +78,20 @@ class Rules:
             order.lines.get(sku, 0)
             for order in self.orders.values()
             if order.buyer == buyer and counter_of(order.status) != "available"
+        )
+
+    def paid(self, buyer: str) -> int:
+        """How many of the buyer's orders are paid, refunded ones included."""
+        return sum(
+            order.buyer == buyer and order.status in ("CONFIRMED", "REFUNDED")
+            for order in self.orders.values()
+        )
+
+    def unpaid(self, buyer: str) -> int:
+        """How many of the buyer's orders hold nothing and were not paid."""
+        return sum(
+            order.buyer == buyer and order.status in ("PREPARED", "RELEASED", "EXPIRED")
+            for order in self.orders.values()
         )
 
     def move(self, order: Case, to: str) -> None:
@@ -109,6 +130,8 @@ class Rules:
         lines: dict[str, int] = basket["lines"]
         if standing and standing.digest == basket["digest"]:
             return ["replayed"]
+        if 0 < self.unpaid_max <= self.unpaid(basket["buyer"]):
+            return ["too_many_orders", str(self.unpaid_max)]
         unknown = [sku for sku in lines if sku not in self.items]
         if unknown:
             return ["sku_not_found", unknown[0]]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from reservation.domain.events import GENESIS, EventName, chain_of
-from reservation.domain.states import HoldPolicy, SaleStatus
+from reservation.domain.states import UNPAID, HoldPolicy, SaleStatus
 from reservation.model import facts as facts_of
 from reservation.model.facts import (
     AVAILABLE,
@@ -92,6 +92,8 @@ class Shop:
         self.orders: dict[str, Order] = {}
         #: Units that count against a buyer's limit, by SKU and buyer.
         self.taken: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        #: Orders that hold nothing and were not paid, by buyer.
+        self._unpaid: defaultdict[str, int] = defaultdict(int)
         self.status = SaleStatus.OPEN.value
         self.policy = HoldPolicy.PREPARE
         self.opens_at = self.closes_at = 0
@@ -106,6 +108,10 @@ class Shop:
             EventName.RESTOCKED: self._restock,
             EventName.REBUILT: self._rebuilt,
         }
+
+    def unpaid(self, buyer: str) -> int:
+        """How many orders of this buyer hold nothing and were not paid."""
+        return self._unpaid.get(buyer, 0)
 
     def follow(
         self, seq: int, event: str, order_id: str, at_ms: int, data: str, chain: str
@@ -153,6 +159,7 @@ class Shop:
         order = self.orders[order_id] = Order(
             facts.to, facts.buyer, lines, facts.amount, facts.expires_at
         )
+        self._unpaid[facts.buyer] += facts.to in UNPAID
         amount, fault = 0, None
         for sku, quantity, price in lines:
             item = self.items.get(sku)
@@ -211,6 +218,7 @@ class Shop:
             fault = Violation(Broken.FENCE, f"{event}: {order_id}, fence {fence}, {due} is due")
         elif edge.timed and self._deadlines:
             fault = self._time_fault(event, order_id, order, at_ms)
+        self._unpaid[order.buyer] += (to in UNPAID) - (order.status in UNPAID)
         order.status = to
         if fence is not None:
             order.fence = fence

@@ -8,7 +8,8 @@ import msgspec
 from sqlalchemy import Row, Select, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from reservation.domain.states import HOLDING, Status
+from reservation.domain.reservation import PAID_ORDERS
+from reservation.domain.states import HOLDING, PAID, Status
 from reservation.persistence.bulk import among
 from reservation.persistence.database import Database
 from reservation.persistence.tables import order_lines, orders
@@ -155,7 +156,10 @@ async def live_orders(
 
 
 async def buyer_counts(database: Database, sale_id: str) -> dict[str, dict[str, int]]:
-    """Buyer -> item -> units that count against the buyer's limit: held or bought."""
+    """Buyer -> item -> units that count against the buyer's limit: held or bought.
+
+    A buyer with paid orders has their number among the items (`PAID_ORDERS`), as in Redis.
+    """
     counting = sorted({*HOLDING, Status.CONFIRMED})
     async with database.read() as connection:
         found = await connection.execute(
@@ -167,6 +171,13 @@ async def buyer_counts(database: Database, sale_id: str) -> dict[str, dict[str, 
         counts: dict[str, dict[str, int]] = {}
         for buyer_id, sku, quantity in found:
             counts.setdefault(buyer_id, {})[sku] = int(quantity)
+        paid = await connection.execute(
+            select(orders.c.buyer_id, func.count())
+            .where(orders.c.sale_id == sale_id, orders.c.status.in_(sorted(PAID)))
+            .group_by(orders.c.buyer_id)
+        )
+        for buyer_id, count in paid:
+            counts.setdefault(buyer_id, {})[PAID_ORDERS] = int(count)
         return counts
 
 

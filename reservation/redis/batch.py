@@ -18,7 +18,7 @@ import structlog
 from reservation import tracing
 from reservation.domain.clock import Clock
 from reservation.domain.errors import OutcomeUnknown, ReservationError, Unavailable
-from reservation.domain.rate import Rate
+from reservation.domain.rate import BuyerLimits
 from reservation.domain.reservation import Basket, Reservation, Wish
 from reservation.redis.connection import Connections
 from reservation.redis.decisions import (
@@ -122,14 +122,14 @@ class PrepareQueue:
         *,
         expire: Expire,
         clock: Clock,
-        rate: Rate | None,
+        limits: BuyerLimits,
     ) -> None:
         self._connections = connections
         self._keys = keys
         self._expire = expire
         self._clock = clock
         self._monotonic = clock.monotonic
-        self._rate = (rate.interval_ms, rate.count) if rate else (0, 0)
+        self._limits = limits.args()
         self._lanes: dict[tuple[str, str], _Lane] = {}
         #: What goes on beside the lanes: look-ups of lost replies, answers that are being written.
         self._beside: set[asyncio.Task[None]] = set()
@@ -278,14 +278,13 @@ class PrepareQueue:
                 " ".join(lines),
             )
         numbers = {wish: str(number) for number, wish in enumerate(wishes, 1)}
-        keys = [names.sale, names.deadlines, names.outbox, *map(names.stock, indices)]
+        keys = [*names.of_prepare, *map(names.stock, indices)]
         asked: list[str] = []
         for waiting in batch:
             basket = waiting.basket
             keys += names.of_basket(basket.order_id, basket.buyer_id)
             asked.append(numbers[basket.wish])
-        interval_ms, burst = self._rate
-        head = (not_after_ms, epoch, self._clock.now_ms(), interval_ms, burst)
+        head = (not_after_ms, epoch, self._clock.now_ms(), *self._limits)
         counts = (len(indices), len(wishes), len(batch))
         return keys, [*map(str, head), *counts, " ".join(asked), *indices, *asked_for]
 

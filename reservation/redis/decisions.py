@@ -19,6 +19,7 @@ from reservation.domain.errors import (
     SaleRecovering,
     SkuNotFound,
     SoldOut,
+    TooManyOrders,
     Unavailable,
 )
 from reservation.domain.reservation import Basket, Line, Reservation, Wish
@@ -154,6 +155,8 @@ def _refusal(word: PrepareWord, facts: Sequence[str]) -> ReservationError:
             return IdempotencyKeyReused()
         case PrepareWord.NOT_ADMITTED:
             return InvalidAdmission()
+        case PrepareWord.TOO_MANY_ORDERS:
+            return TooManyOrders(limit=int(facts[0]))
         case PrepareWord.RATE_LIMITED:
             return RateLimited(retryAfter=max(1, -(-int(facts[0]) // 1000)))
         case PrepareWord.CLOSED:

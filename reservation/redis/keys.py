@@ -12,6 +12,7 @@ class SaleKeys:
         "confirming",
         "deadlines",
         "deposits",
+        "of_prepare",
         "operations",
         "outbox",
         "sale",
@@ -27,6 +28,14 @@ class SaleKeys:
         self.deposits = self._tag + "deposits"
         self.operations = self._tag + "operations"
         self.outbox = self._tag + "outbox"
+        #: Those that prepare.lua takes first, in its order.
+        self.of_prepare = (
+            self.sale,
+            self.deadlines,
+            self.outbox,
+            self.confirming,
+            self.deposits,
+        )
 
     def stock(self, sku: str) -> str:
         return f"{self._tag}stock:{sku}"

@@ -23,6 +23,7 @@ class PrepareWord(StrEnum):
     TOO_LATE = "too_late"
     RECOVERING = "recovering"
     REPLAYED = "replayed"
+    TOO_MANY_ORDERS = "too_many_orders"
     RATE_LIMITED = "rate_limited"
     SKU_NOT_FOUND = "sku_not_found"
     KEY_REUSED = "key_reused"

@@ -9,7 +9,7 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[4]   deposits    zset    rsv:{S}:deposits        order id -> due date of the account, Unix ms
   KEYS[5]   outbox      stream  rsv:{S}:outbox          one entry per change
   KEYS[6]   order       hash    rsv:{S}:order:ID        the reservation
-  KEYS[7]   buyer       hash    rsv:{S}:buyer:BUYER     sku -> units held or bought
+  KEYS[7]   buyer       hash    rsv:{S}:buyer:BUYER     sku -> units held or bought; :paid -> orders
   KEYS[8+]  stock       hash    rsv:{S}:stock:SKU       one per line, in the order of the lines
 Args
   ARGV[1]   not_after   int   Unix ms, server's clock; later than this nothing is done
@@ -41,6 +41,7 @@ Cost     O(lines), at most 20
 --@include lib/count.lua
 --@include lib/payments.lua
 --@include lib/lines.lua
+--@include lib/paid.lua
 
 local sale, deadlines, confirming, deposits, outbox = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local order, buyer = KEYS[6], KEYS[7]
@@ -93,6 +94,10 @@ if not lines then return bug end
 local moves = COUNTER[status] ~= COUNTER[to]
 local wrong = moves and check_lines("finish", lines, buyer, COUNTER[status], COUNTER[to])
 if wrong then return wrong end
+local paid = paid_step(status, to)
+if paid ~= 0 and not count_of(redis.call("HGET", buyer, PAID_ORDERS) or "0") then
+    return redis.error_reply("BUG finish: what the buyer has paid for is no count")
+end
 redis.call("ZCARD", deadlines)
 redis.call("ZCARD", confirming)
 redis.call("ZCARD", deposits)
@@ -117,4 +122,5 @@ elseif to == "HELD" or to == "PREPARED" then
     redis.call("ZADD", deadlines, found[5], order_id)
 end
 move_lines(lines, buyer, COUNTER[status], COUNTER[to])
+if paid ~= 0 then redis.call("HINCRBY", buyer, PAID_ORDERS, paid) end
 return {"done", to}

@@ -6,7 +6,9 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[1]   sale       hash    rsv:{S}:sale           settings, epoch, last seq and chain
   KEYS[2]   deadlines  zset    rsv:{S}:deadlines      order id -> deadline, Unix ms
   KEYS[3]   outbox     stream  rsv:{S}:outbox         one entry per change
-  KEYS[4+]  stock      hash    rsv:{S}:stock:SKU      one per SKU that occurs in the batch, then of
+  KEYS[4]   confirming zset    rsv:{S}:confirming     order id -> end of the lease, Unix ms
+  KEYS[5]   deposits   zset    rsv:{S}:deposits       order id -> due date of the account, Unix ms
+  KEYS[6+]  stock      hash    rsv:{S}:stock:SKU      one per SKU that occurs in the batch, then of
                                                       each basket, in order, four keys: its order,
                                                       buyer, buyer-orders and rate; the ids of its
                                                       order and its buyer are what these end with
@@ -16,12 +18,16 @@ Args
   ARGV[3]   caller_ms   int    Unix ms, caller's clock; a deadline counts when both clocks say so
   ARGV[4]   interval    num    ms between two holds of one buyer at the steady rate; 0 = no limit
   ARGV[5]   burst       int    holds that a buyer may take at once
-  ARGV[6]   skus        int    how many stock keys
-  ARGV[7]   wishes      int    how many wishes: most baskets of a sale are alike, so what is asked
+  ARGV[6]   sustained   int    holds that a buyer may take in a period; 0 = no limit
+  ARGV[7]   period      num    ms, the period of `sustained`
+  ARGV[8]   unpaid_max  int    orders of a buyer that may end unpaid, PREPARED ones included, for
+                               they hold nothing either; 0 = no limit
+  ARGV[9]   skus        int    how many stock keys
+  ARGV[10]  wishes      int    how many wishes: most baskets of a sale are alike, so what is asked
                                for stands here once for all baskets that ask for it
-  ARGV[8]   baskets     int    how many baskets
-  ARGV[9]   asked       text   the number of each basket's wish, in order: "1 1 2 1 ..."
-  ARGV[10+] sku         text   one per stock key, then of each wish six values: digest of the body,
+  ARGV[11]  baskets     int    how many baskets
+  ARGV[12]  asked       text   the number of each basket's wish, in order: "1 1 2 1 ..."
+  ARGV[13+] sku         text   one per stock key, then of each wish six values: digest of the body,
                                order name, the same as JSON text, amount, admitted (1 or 0), and
                                its lines "index quantity index quantity ..."
 Returns  {what all have in common}, and one reply per basket, in order; of each, the first that
@@ -29,6 +35,7 @@ Returns  {what all have in common}, and one reply per basket, in order; of each,
   too_late        of all: the server's clock is past not_after
   recovering      of all: the sale is not the one the caller knows; nothing is sold before a rebuild
   replayed        this order stands, made from the same body
+  too_many_orders {unpaid_max} that many orders of the buyer hold nothing and are unpaid
   rate_limited    {ms until one more is allowed}
   sku_not_found   {sku}
   key_reused      this order stands, made from another body
@@ -53,14 +60,19 @@ Cost     O(lines), at most 20 a basket and as many baskets as the caller batches
 --@include lib/head.lua
 --@include lib/due.lua
 --@include lib/count.lua
+--@include lib/paid.lua
 
-local sale, deadlines, outbox = KEYS[1], KEYS[2], KEYS[3]
+local sale, deadlines, outbox, confirming, deposits = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local not_after, epoch, caller_ms = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local interval, burst = tonumber(ARGV[4]), tonumber(ARGV[5])
-local sku_count, wish_count, basket_count = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local asked = ARGV[9]
-local FIRST_STOCK_KEY, FIRST_SKU = 4, 10
+local sustained, period, unpaid_max = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local sku_count, wish_count, basket_count =
+    tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
+local asked = ARGV[12]
+local FIRST_STOCK_KEY, FIRST_SKU = 6, 13
 local KEYS_PER_BASKET, ARGS_PER_WISH = 4, 6
+-- Lua's stack carries several thousand arguments of one call.
+local ORDERS_AT_ONCE = 1000
 -- Where the ids begin in the keys of a basket: all keys of a sale begin alike.
 local TAG = #sale - #"sale"
 local ORDER_ID_AT, BUYER_ID_AT = TAG + #"order:" + 1, TAG + #"buyer:" + 1
@@ -149,10 +161,53 @@ local function arrival_of(basket)
     return math.max(math.min(tonumber(first), now_ms) + interval, now_ms)
 end
 
+-- How many of the buyer's orders keep units from others: the buyer's limits bound them.
+local function holding_count(basket)
+    write_deadlines()
+    local sets = holds and {deadlines, confirming, deposits} or {confirming, deposits}
+    local count = 0
+    for first = 0, basket.orders - 1, ORDERS_AT_ONCE do
+        local last = first + ORDERS_AT_ONCE - 1
+        local ids = redis.call("ZRANGE", basket.buyer_orders, first, last)
+        for _, set in ipairs(sets) do
+            for _, score in ipairs(redis.call("ZMSCORE", set, unpack(ids))) do
+                if score then count = count + 1 end
+            end
+        end
+    end
+    return count
+end
+
+-- What a buyer left unpaid are all orders of the buyer but the paid ones (lib/paid.lua) and those
+-- that hold. How many there are in all is at hand, so others cost no read, and nothing is written.
+local function unpaid_refusal(basket)
+    if unpaid_max == 0 or basket.orders < unpaid_max then return nil end
+    local paid = count_of(redis.call("HGET", basket.buyer, PAID_ORDERS) or "0")
+    if not paid then
+        return redis.error_reply("BUG prepare: what the buyer has paid for is no count")
+    end
+    local unpaid = basket.orders - paid
+    if unpaid < unpaid_max or unpaid - holding_count(basket) < unpaid_max then return nil end
+    return {"too_many_orders", int(unpaid_max)}
+end
+
+-- The sustained rate is a window that slides over the buyer's list of orders, which a rebuild
+-- restores. An order from the future (the clock went back) counts as one of now.
+local function sustained_wait(basket)
+    if sustained == 0 or basket.orders < sustained then return 0 end
+    local position = sustained - 1
+    local found = redis.call("ZREVRANGE", basket.buyer_orders, position, position, "WITHSCORES")
+    return math.min(tonumber(found[2]), now_ms) + period - now_ms
+end
+
 local function rate_refusal(basket)
     -- Reading the count proves the key's kind before the first write.
     basket.orders = redis.call("ZCARD", basket.buyer_orders)
+    local refusal = unpaid_refusal(basket)
+    if refusal then return refusal end
     if interval == 0 then return nil end
+    local lasting = sustained_wait(basket)
+    if lasting > 0 then return {"rate_limited", int(math.ceil(lasting))} end
     local arrival = arrival_of(basket)
     local wait = arrival - now_ms - (burst - 1) * interval
     if wait > 0 then return {"rate_limited", int(math.ceil(wait))} end

@@ -37,6 +37,7 @@ CONTRACT: dict[tuple[str, str], tuple[set[int], set[str]]] = {
             "sale_closed",
             "idempotency_key_reused",
             "rate_limited",
+            "too_many_orders",
             "unavailable",
             "outcome_unknown",
         },

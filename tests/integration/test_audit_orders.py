@@ -41,6 +41,16 @@ async def test_a_buyers_count_that_is_not_their_orders_is_named(here: Bench) -> 
     assert "a: buyer eve has 1 by the limit's count and no order" in problems
 
 
+async def test_a_count_of_paid_orders_that_is_wrong_is_named(here: Bench) -> None:
+    sale_id = await here.sale()
+    sold = await here.hold(sale_id, "cat")
+    await here.finish(sold, (await here.claim(sold)).fence)
+    names = here.service.keys.of(sale_id)
+    await here.service.connections.command("HSET", names.buyer("cat"), ":paid", 0)
+    [problem] = await here.audited(sale_id)
+    assert problem.startswith(":paid: buyer cat has 0 by the limit's count and 1 by their orders")
+
+
 async def test_buyers_that_sql_does_not_have_yet_are_looked_at_together(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

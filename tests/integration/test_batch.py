@@ -18,6 +18,7 @@ from reservation.domain.errors import (
     Unavailable,
 )
 from reservation.domain.ids import OrderIds
+from reservation.domain.rate import BuyerLimits
 from reservation.domain.reservation import Basket, Reservation
 from reservation.redis import batch, connection
 from reservation.redis.batch import PrepareQueue, Replayed
@@ -38,7 +39,7 @@ class Bench:
         self.sale, self.proxy, self.connections = sale, proxy, connections
         self.store = Store(connections, Keys(), clock=NOW)
         self.queue = PrepareQueue(
-            connections, Keys(), expire=self.store.expire, clock=NOW, rate=None
+            connections, Keys(), expire=self.store.expire, clock=NOW, limits=BuyerLimits()
         )
 
     def basket(self, buyer: str, sku: str = "a", quantity: int = 1) -> Basket:
@@ -78,7 +79,7 @@ class Gate:
 
     async def __call__(self, script: Any, keys: Any, args: Any, **how: Any) -> Any:
         if script.name == "prepare":
-            self.sizes.append(int(args[7]))
+            self.sizes.append(int(args[10]))
             await self.open.wait()
         return await self._call(script, keys, args, **how)
 
@@ -175,7 +176,9 @@ async def test_a_basket_that_waits_for_expired_holds_goes_before_what_came_meanw
         await asyncio.sleep(0)
         return await bench.store.expire(sale_id, order_ids, epoch=epoch)
 
-    bench.queue = PrepareQueue(bench.connections, Keys(), expire=expire, clock=NOW, rate=None)
+    bench.queue = PrepareQueue(
+        bench.connections, Keys(), expire=expire, clock=NOW, limits=BuyerLimits()
+    )
     assert isinstance(await bench.prepare("first", "b", 5), Reservation)
     [found] = await asyncio.gather(*newer)
     assert isinstance(found, SoldOut)
@@ -196,7 +199,9 @@ async def test_holds_that_cannot_be_given_back_do_not_keep_the_queue_for_ever(
             raise failure
         return 0
 
-    bench.queue = PrepareQueue(bench.connections, Keys(), expire=expire, clock=NOW, rate=None)
+    bench.queue = PrepareQueue(
+        bench.connections, Keys(), expire=expire, clock=NOW, limits=BuyerLimits()
+    )
     found = await asyncio.gather(bench.prepare("first", "b"), bench.prepare("second", "a"))
     assert [type(one) for one in found] == [Unavailable, Unavailable]
     assert asked == batch.FRUITLESS_ROUNDS_MAX + 1
@@ -329,7 +334,7 @@ async def test_a_server_that_nobody_vouched_for_is_not_sold_from(bench: Bench) -
 
 async def test_a_server_that_is_not_there_is_certain_at_once(bench: Bench, tmp_path: Path) -> None:
     away = Connections(f"unix://{tmp_path / 'nobody.sock'}", clock=NOW)
-    queue = PrepareQueue(away, Keys(), expire=bench.store.expire, clock=NOW, rate=None)
+    queue = PrepareQueue(away, Keys(), expire=bench.store.expire, clock=NOW, limits=BuyerLimits())
     with pytest.raises(Unavailable):
         await queue.prepare(bench.basket("one"), epoch=EPOCH)
 
@@ -367,7 +372,7 @@ async def test_of_many_that_come_at_once_those_are_turned_away_who_would_wait_to
     monkeypatch.setattr(batch, "BASKETS_MAX", 2)
     clock = TurnedClock()
     bench.queue = PrepareQueue(
-        bench.connections, Keys(), expire=bench.store.expire, clock=clock, rate=None
+        bench.connections, Keys(), expire=bench.store.expire, clock=clock, limits=BuyerLimits()
     )
     gate = Gate(bench, monkeypatch)
     slow = [asyncio.create_task(bench.prepare(f"slow-{number}")) for number in range(3)]

@@ -15,6 +15,7 @@ import pytest
 from reservation.domain.errors import ReservationError, Unavailable
 from reservation.domain.ids import OrderIds
 from reservation.domain.payment import Claimed
+from reservation.domain.rate import BuyerLimits
 from reservation.domain.reservation import Basket, Reservation
 from reservation.domain.states import Status
 from reservation.redis import connection
@@ -41,7 +42,7 @@ class Bench:
         self.sale = LuaSale(connections)
         self.store = Store(connections, Keys(), clock=NOW)
         self.queue = PrepareQueue(
-            connections, Keys(), expire=self.store.expire, clock=NOW, rate=None
+            connections, Keys(), expire=self.store.expire, clock=NOW, limits=BuyerLimits()
         )
 
     async def prepare(self, buyer: str) -> Reservation | Replayed | ReservationError:

@@ -8,7 +8,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from reservation.domain.errors import HoldLost, SaleNotFound, SaleRecovering
+from reservation.domain.errors import (
+    HoldLost,
+    RateLimited,
+    SaleNotFound,
+    SaleRecovering,
+    TooManyOrders,
+)
 from reservation.domain.payment import Cause, Outcome, PaymentOutcome, Present, Reason
 from reservation.domain.reservation import Reservation
 from reservation.domain.sale import Item
@@ -362,3 +368,26 @@ async def test_what_a_rebuild_could_not_place_is_looked_at_again(here: Bench) ->
     await here.hold(sale_id, "ben")
     again = await here.service.rebuild(sale_id, operator="op")
     assert (again.rebuilt, again.undecided) == (False, (order.order_id,))
+
+
+async def test_the_limits_of_a_buyer_survive_a_rebuild(here: Bench) -> None:
+    """The default limit of 20 unpaid orders counts those of before, and not the paid ones."""
+    sale_id = await here.sale()
+    sold = await here.hold(sale_id)
+    await here.finish(sold, (await here.claim(sold)).fence)
+    for _ in range(19):
+        await here.service.release(await here.hold(sale_id), cause="buyer")
+    await here.flush(sale_id)
+    await here.lose(sale_id)
+    await here.service.rebuild(sale_id, operator="op")
+    assert await here.audited(sale_id) == ()
+    # The 21st order within a minute: the sustained rate binds first, then the unpaid ones.
+    with pytest.raises(RateLimited):
+        await here.hold(sale_id)
+    names, command = here.service.keys.of(sale_id), here.service.connections.command
+    for order_id in await command("ZRANGE", names.buyer_orders("ann"), 0, -1):
+        await command("ZINCRBY", names.buyer_orders("ann"), -60_000, order_id)
+    await here.service.release(await here.hold(sale_id), cause="buyer")
+    with pytest.raises(TooManyOrders) as refused:
+        await here.hold(sale_id)
+    assert refused.value.facts == {"limit": 20}

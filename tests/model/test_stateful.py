@@ -33,6 +33,8 @@ from tests.fixtures.lua_sale import NOW, LuaSale
 EXAMPLES, STEPS = 40, 30
 #: The attempts that an order may make here: few, so that they come to an end.
 ATTEMPTS_MAX = 3
+#: Unpaid orders that a buyer may have here: enough to go on buying, few enough to be reached.
+UNPAID_MAX = 8
 #: The largest total of an item, as the fixture's restock gives it.
 TOTAL_MAX = 1000
 BUYERS = ("ann", "bob", "eve")
@@ -136,7 +138,11 @@ class Sale(RuleBasedStateMachine):
 
     def ask(self, baskets: list[dict[str, Any]], *, behind: bool) -> None:
         expected = self.shop.prepare(baskets, behind=behind)
-        found = self.run(self.sale.prepare(*baskets, caller_ms=self.caller_ms(behind)))
+        found = self.run(
+            self.sale.prepare(
+                *baskets, caller_ms=self.caller_ms(behind), unpaid_max=self.shop.unpaid_max
+            )
+        )
         for want, (word, *facts) in zip(expected, found, strict=True):
             match word:
                 case "held" | "prepared":
@@ -310,6 +316,7 @@ class Sale(RuleBasedStateMachine):
             counts = {sku: shop.bought(buyer, sku) for sku in shop.items}
             bought = {sku: str(count) for sku, count in counts.items() if count}
             assert await self.sale.bought(buyer) == bought
+            assert await self.sale.paid(buyer) == shop.paid(buyer)
         entries = await self.connections.command("XRANGE", names.outbox, "-", "+")
         assert len(entries) == shop.seq
         self.follow([as_event(self.sale.id, entry_id, flat) for entry_id, flat in entries])
@@ -332,12 +339,16 @@ class Sale(RuleBasedStateMachine):
         standing = {order_id: order.status for order_id, order in folded.orders.items()}
         assert standing == {order.id: order.status for order in shop.orders.values()}
         assert folded.status == shop.status
+        for buyer in BUYERS:
+            assert folded.unpaid(buyer) == shop.unpaid(buyer)
         for sku, buyers in folded.taken.items():
             assert buyers == {buyer: shop.bought(buyer, sku) for buyer in buyers}
 
 
 def rules_of(policy: str, items: dict[str, Item]) -> Rules:
-    return Rules(policy, items, attempts_max=ATTEMPTS_MAX, total_max=TOTAL_MAX)
+    return Rules(
+        policy, items, attempts_max=ATTEMPTS_MAX, total_max=TOTAL_MAX, unpaid_max=UNPAID_MAX
+    )
 
 
 def test_random_histories_are_what_the_rules_say(valkey_url: str) -> None:
