@@ -376,7 +376,7 @@ async def test_the_limits_of_a_buyer_survive_a_rebuild(here: Bench) -> None:
     sold = await here.hold(sale_id)
     await here.finish(sold, (await here.claim(sold)).fence)
     for _ in range(19):
-        await here.service.release(await here.hold(sale_id), cause="buyer")
+        await here.service.release(await here.hold(sale_id), reason=Reason(Cause.BUYER))
     await here.flush(sale_id)
     await here.lose(sale_id)
     await here.service.rebuild(sale_id, operator="op")
@@ -387,7 +387,7 @@ async def test_the_limits_of_a_buyer_survive_a_rebuild(here: Bench) -> None:
     names, command = here.service.keys.of(sale_id), here.service.connections.command
     for order_id in await command("ZRANGE", names.buyer_orders("ann"), 0, -1):
         await command("ZINCRBY", names.buyer_orders("ann"), -60_000, order_id)
-    await here.service.release(await here.hold(sale_id), cause="buyer")
+    await here.service.release(await here.hold(sale_id), reason=Reason(Cause.BUYER))
     with pytest.raises(TooManyOrders) as refused:
         await here.hold(sale_id)
     assert refused.value.facts == {"limit": 20}
