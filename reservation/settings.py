@@ -2,17 +2,21 @@
 
 import difflib
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
 
 from reservation import environment
 from reservation.environment import PREFIX, Rate, SettingsError, refusal, variable_of
+from reservation.gateway_keys import (
+    SANDBOX_CLIENT_KEY,
+    SANDBOX_SECRET_KEY,
+    check_toss_keys,
+    is_toss,
+)
 from reservation.secrets import SecretsError, load_or_create, load_secrets
 
 __all__ = [
@@ -26,21 +30,13 @@ __all__ = [
     "require_given_secrets",
 ]
 
-#: The pair of keys that the built-in sandbox takes. Public, so production refuses them.
-SANDBOX_CLIENT_KEY: Final = "test_gck_sandbox"
-SANDBOX_SECRET_KEY: Final = "test_gsk_sandbox"  # noqa: S105 - it opens nothing but the sandbox
-
-#: The PG's own domain: the only place that a live key is sent to.
-_TOSS_DOMAIN: Final = "tosspayments.com"
-_TOSS_KEY = re.compile(r"(test|live)_(g?)([cs])k_.+")
-
 #: Shortest secret in production: 256 bits where it is random, as HMAC-SHA256 wants (RFC 2104, 3).
 _SECRET_BYTES_MIN: Final = 32
 
 #: Longest drain: load balancers notice within some probes, and orchestrators kill after minutes.
 _DRAIN_SECONDS_MAX: Final = 300
 #: Above it a limit on unpaid orders protects nothing.
-UNPAID_ORDERS_MAX: Final = 1_000_000
+_UNPAID_ORDERS_MAX: Final = 1_000_000
 
 #: Set by the supervisor for its children; no field carries them.
 _INTERNAL_PREFIX: Final = "RESERVATION_INTERNAL_"
@@ -220,7 +216,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 raise SettingsError(str(error)) from error
             values.update({name: getattr(made, name) for name in missing})
         settings = cls(**values)
-        _check_toss_keys(settings)
+        check_toss_keys(
+            secret_key=settings.toss_secret_key,
+            client_key=settings.toss_client_key,
+            api_url=settings.toss_api_url,
+            production=settings.production,
+        )
         if settings.production:
             _refuse_unsafe(settings)
         return settings
@@ -326,7 +327,7 @@ _READERS: Final[dict[str, environment.Reader]] = {
     "cors_origins": environment.origins,
     "prepare_rate": environment.rate(Rate(20, 1)),
     "prepare_sustained": environment.rate(Rate(20, 60)),
-    "unpaid_orders": environment.whole_number(0, UNPAID_ORDERS_MAX, lambda: 20),
+    "unpaid_orders": environment.whole_number(0, _UNPAID_ORDERS_MAX, lambda: 20),
     "auth": environment.one_of("guest", "jwt"),
     "jwt_secret": environment.text,
     "jwks_url": environment.web_address,
@@ -366,35 +367,12 @@ def _refuse_missing(given: Mapping[str, str], required: list[str], where: str) -
         raise SettingsError(f"{', '.join(missing)} must be given {where}")
 
 
-def _check_toss_keys(settings: Settings) -> None:
-    """Keys that are no pair are refused by the PG only at the first payment: say it now."""
-    secret = _TOSS_KEY.fullmatch(settings.toss_secret_key)
-    client = _TOSS_KEY.fullmatch(settings.toss_client_key)
-    if secret is not None and secret[1] == "live" and not settings.production:
-        raise refusal("toss_secret_key", "a test_ key unless RESERVATION_ENV=production")
-    if not (settings.production or _is_toss(settings.toss_api_url)):
-        return  # The sandbox takes any pair.
-    if settings.toss_secret_key == SANDBOX_SECRET_KEY:
-        raise refusal("toss_secret_key", "a key of your own where the PG is the real one")
-    if secret is None or secret[3] != "s":
-        raise refusal("toss_secret_key", "a secret key: test_sk_, test_gsk_, live_sk_, live_gsk_")
-    if client is None or client[3] != "c":
-        raise refusal("toss_client_key", "a client key: test_ck_, test_gck_, live_ck_, live_gck_")
-    if (secret[1], secret[2]) != (client[1], client[2]):
-        raise refusal("toss_client_key", f"the pair of {variable_of('toss_secret_key')}")
-
-
-def _is_toss(address: str) -> bool:
-    host = urlsplit(address).hostname or ""
-    return host == _TOSS_DOMAIN or host.endswith("." + _TOSS_DOMAIN)
-
-
 def _refuse_unsafe(settings: Settings) -> None:
     for name in ("public_url", "toss_api_url", "storefront_url", "jwks_url", "toss_checkout_url"):
         address: str = getattr(settings, name)
         if address and not address.startswith("https://"):
             raise refusal(name, "an https:// address in production")
-    if not _is_toss(settings.toss_api_url):
+    if not is_toss(settings.toss_api_url):
         raise refusal("toss_api_url", "https://api.tosspayments.com in production")
     for name in ("toss_secret_key", "toss_client_key"):
         if not getattr(settings, name).startswith("live_"):
