@@ -8,6 +8,7 @@ from litestar import Controller, Request, Response, get, post, put
 from litestar.handlers.base import BaseRouteHandler
 from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody, QueryParameter
 
+from api.account_schemas import VirtualAccountAnswer
 from api.auth import Connection
 from api.context import api_of, requires_operator
 from api.problems import answers, documented
@@ -19,10 +20,7 @@ from api.schemas import (
     OrderAnswer,
     OrderHistoryAnswer,
     OrdersAnswer,
-    PendingRefundAnswer,
     ReasonRequest,
-    RefundRequest,
-    ReservationAnswer,
     RestockRequest,
     SaleAnswer,
     SaleRequest,
@@ -35,10 +33,8 @@ from reservation.domain.errors import (
     InsufficientAvailable,
     InvalidSale,
     MalformedRequest,
-    NotRefundable,
     PreconditionFailed,
     PreconditionRequired,
-    RefundAccountRequired,
     ReservationNotFound,
     SaleClosed,
     SaleNotFound,
@@ -53,10 +49,9 @@ from reservation.domain.payment import Reason
 from reservation.domain.sale import Sale
 from reservation.domain.states import SaleStatus, Status
 from reservation.look import as_reservation
-from reservation.payments.gateway import RefundAccount
 from reservation.persistence.orders import OrderRow
 from reservation.persistence.stories import HistoryRow
-from reservation.refund import RefundWish
+from reservation.refund import facts_of
 
 __all__ = ["AdminController"]
 
@@ -253,53 +248,6 @@ class AdminController(Controller):
         """One order with everything that happened to it."""
         return await _order_with_history(request, order_id)
 
-    @post(
-        "/orders/{order_id:str}/refund",
-        operation_id="refundOrder",
-        status_code=200,
-        responses={
-            202: answers(PendingRefundAnswer, "`refund_pending`: begun, and going on by itself."),
-            **documented(
-                *_COMMON,
-                ReservationNotFound,
-                NotRefundable,
-                RefundAccountRequired,
-                IdempotencyKeyReused,
-                SaleRecovering,
-            ),
-        },
-    )
-    async def refund(
-        self,
-        request: Request[Any, Any, Any],
-        order_id: FromPath[str],
-        data: JSONBody[RefundRequest],
-        idempotency_key: IdempotencyKey,
-    ) -> Response[ReservationAnswer]:
-        """Cancel the payment in full, then give the stock back (or keep it out of the sale)."""
-        api = api_of(request)
-        account = data.refund_receive_account
-        through = await api.service.refund(
-            RefundWish(
-                order_id=order_id,
-                reason=data.reason,
-                restock=data.restock,
-                account=msgspec.convert(account, RefundAccount, from_attributes=True)
-                if account
-                else None,
-                idempotency_key=idempotency_key,
-                operator=api.operators.name(request),
-            )
-        )
-        order = await api.service.look.find(order_id)
-        if order is None:
-            raise ReservationNotFound
-        answer = api.shown(order)
-        if through:
-            return Response(answer, status_code=200)
-        pending = PendingRefundAnswer(**msgspec.structs.asdict(answer), code="refund_pending")
-        return Response(pending, status_code=202)
-
 
 async def _switch(
     request: Request[Any, Any, Any], sale_id: str, status: SaleStatus, reason: str
@@ -362,7 +310,15 @@ async def _order_with_history(request: Request[Any, Any, Any], order_id: str) ->
     history = [_entry(entry) for entry in await ledger.history(order_id)]
     # Redis is ahead of SQL: what comes next depends on where the order is now.
     now = await service.look.find(order_id) or as_reservation(row)
-    members = {**_order_members(row), "next": await service.why.next_step(now)}
+    account = await service.look.deposit_account(now)
+    payment, refund = await ledger.payment_of(order_id), await ledger.refund_of(order_id)
+    members = {
+        **_order_members(row),
+        "next": await service.why.next_step(now),
+        "paymentMethod": payment.method if payment else None,
+        "virtualAccount": VirtualAccountAnswer.of(account) if account else None,
+        "refund": facts_of(refund) if refund else None,
+    }
     return msgspec.convert({**members, "history": history}, OrderHistoryAnswer)
 
 

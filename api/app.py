@@ -26,6 +26,7 @@ from api.pages import PageController, static_routers
 from api.payments import PaymentController
 from api.prepare_path import PreparePath
 from api.problems import EXCEPTION_HANDLERS
+from api.refunds import RefundController
 from api.reservations import ReservationController
 from api.sales import SaleController, StockFeed
 from reservation import __version__
@@ -82,6 +83,7 @@ def create_app(settings: Settings) -> Litestar:
             SaleController,
             PaymentController,
             AdminController,
+            RefundController,
             HealthController,
             GuestController,
             PageController,

@@ -92,14 +92,23 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def shown(self, order: Reservation) -> ReservationAnswer:
-        """The reservation as anyone who may read it sees it."""
+        """The reservation without what is its buyer's alone."""
         return ReservationAnswer.of(order, now_ms=self.service.clock.now_ms())
+
+    async def shown_to_holder(self, order: Reservation) -> ReservationAnswer:
+        """The reservation for the holder of one of its tokens, which its buyer alone was given.
+
+        A card company's app may return into a browser that knows no buyer: the account to pay in
+        to has to show there as well.
+        """
+        account = await self.service.look.deposit_account(order)
+        return ReservationAnswer.of(order, now_ms=self.service.clock.now_ms(), account=account)
 
     async def shown_to_buyer(self, order: Reservation) -> ReservationAnswer:
         """The reservation as its own buyer sees it: with what is needed to go on paying."""
         now_ms = self.service.clock.now_ms()
         if order.shown_status(now_ms) not in _UNPAID:
-            return self.shown(order)
+            return await self.shown_to_holder(order)
         try:
             known = await self.service.catalog.get(order.sale_id)
         except SaleRecovering:

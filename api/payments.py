@@ -150,7 +150,7 @@ class PaymentController(Controller):
             )
         except (ReservationError, StoreUnavailable, StoreUncertain) as error:
             return _refuse(request, error, claims, order)
-        return _back(request, api, found)
+        return await _back(request, api, found)
 
     @get(
         "/fail",
@@ -183,7 +183,7 @@ class PaymentController(Controller):
             found = await api.service.release.if_held(order, reason=reason)
         except (ReservationError, StoreUnavailable, StoreUncertain) as error:
             return _refuse(request, error, claims, order)
-        return _back(request, api, found)
+        return await _back(request, api, found)
 
     @post(
         "/webhooks",
@@ -240,13 +240,13 @@ def _wants_html(request: Request[Any, Any, Any]) -> bool:
     return "text/html" in request.headers.get("accept", "")
 
 
-def _back(request: Request[Any, Any, Any], api: Api, order: Reservation) -> Response[Any]:
+async def _back(request: Request[Any, Any, Any], api: Api, order: Reservation) -> Response[Any]:
     """Where the order stands: a document, or the way to the storefront's result page."""
     if _wants_html(request):
         status = order.shown_status(api.service.clock.now_ms())
         return _redirect(api, order.order_id, order, _OUTCOMES[status])
     accepted = order.status is Status.CONFIRMING
-    answer: ReservationAnswer = api.shown(order)
+    answer = await api.shown_to_holder(order)
     return Response(
         answer,
         status_code=HTTPStatus.ACCEPTED if accepted else HTTPStatus.OK,

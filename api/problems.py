@@ -57,6 +57,7 @@ STATUSES: Mapping[str, int] = {
     "total_too_low": 409,
     "insufficient_available": 409,
     "not_refundable": 409,
+    "refund_pending": 409,
     "sale_closed": 410,
     "precondition_failed": 412,
     "idempotency_key_reused": 422,

@@ -205,7 +205,7 @@ class ReservationController(Controller):
         )
         if wait:
             order = await api.service.look.next_change(order, float(wait))
-        answer = await api.shown_to_buyer(order) if own else api.shown(order)
+        answer = await (api.shown_to_buyer if own else api.shown_to_holder)(order)
         return Response(answer, headers=PRIVATE)
 
     @post(

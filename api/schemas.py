@@ -6,23 +6,24 @@ from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta
 
+from api.account_schemas import RefundAnswer, VirtualAccountAnswer
+from api.wire import WORDS, Received, Wire
 from reservation.audit import AuditReport
 from reservation.domain.clock import as_ms, as_wire
 from reservation.domain.ids import SKU
 from reservation.domain.reservation import Line, Reservation
 from reservation.domain.sale import AMOUNT_MAX, TOTAL_MAX, Item, Sale
 from reservation.domain.states import HoldPolicy, Status
+from reservation.look import DepositAccount
 from reservation.sale_change import SaleChange
 
 __all__ = [
     "AuditAnswer",
     "GuestAnswer",
-    "PendingRefundAnswer",
     "PrepareRequest",
     "ReasonRequest",
-    "RefundRequest",
     "ReservationAnswer",
     "ReservationsAnswer",
     "RestockRequest",
@@ -31,22 +32,12 @@ __all__ = [
     "SalesAnswer",
 ]
 
-#: Of names and reasons: PostgreSQL's text has no NUL, and an order reads the same everywhere.
-_WORDS = r"^[^\x00]*$"
 #: Lines of one basket: what a person buys at once, and what keeps one script short.
 LINES_MAX = 20
 #: Units of one line: above any buyer's limit that makes sense.
 QUANTITY_MAX = 10_000
 #: Lines of orders that are kept as they are sent.
 _LINES_KEPT_MAX = 1_024
-
-
-class Wire(Struct, frozen=True, kw_only=True, rename="camel"):
-    """Base of everything that we send."""
-
-
-class Received(Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
-    """Base of everything that we take: a field that we do not know is refused."""
 
 
 class PrepareLine(Received, frozen=True, kw_only=True):
@@ -63,7 +54,7 @@ class PrepareRequest(Received, frozen=True, kw_only=True):
     amount: Annotated[
         int, Meta(ge=1, le=AMOUNT_MAX, description="sum of price x quantity, minor units")
     ]
-    order_name: Annotated[str, Meta(min_length=1, max_length=100, pattern=_WORDS)] | None = None
+    order_name: Annotated[str, Meta(min_length=1, max_length=100, pattern=WORDS)] | None = None
 
 
 class LineAnswer(Wire, frozen=True, kw_only=True):
@@ -103,6 +94,8 @@ class ReservationAnswer(Wire, frozen=True, kw_only=True, omit_defaults=True):
     token: str | None = None
     #: Only for its buyer, while the payment has not begun.
     payment: PaymentAnswer | None = None
+    #: While AWAITING_DEPOSIT.
+    virtual_account: VirtualAccountAnswer | None = None
 
     @classmethod
     def of(
@@ -112,6 +105,7 @@ class ReservationAnswer(Wire, frozen=True, kw_only=True, omit_defaults=True):
         now_ms: int,
         token: str | None = None,
         payment: PaymentAnswer | None = None,
+        account: DepositAccount | None = None,
     ) -> "ReservationAnswer":
         """The reservation on the wire."""
         return cls(
@@ -127,6 +121,7 @@ class ReservationAnswer(Wire, frozen=True, kw_only=True, omit_defaults=True):
             expires_at=as_wire(order.expires_at_ms),
             token=token,
             payment=payment,
+            virtual_account=VirtualAccountAnswer.of(account) if account else None,
         )
 
 
@@ -134,13 +129,6 @@ class ReservationAnswer(Wire, frozen=True, kw_only=True, omit_defaults=True):
 def _line_answers(lines: tuple[Line, ...]) -> list[LineAnswer]:
     """The lines on the wire; most orders of a sale have the same."""
     return [LineAnswer(sku=line.sku, quantity=line.quantity, price=line.price) for line in lines]
-
-
-class PendingRefundAnswer(ReservationAnswer, frozen=True, kw_only=True):
-    """The reservation whose refund is begun and goes on by itself."""
-
-    #: Always `refund_pending`.
-    code: str
 
 
 class ReservationsAnswer(Wire, frozen=True, kw_only=True):
@@ -230,7 +218,7 @@ class ItemRequest(Received, frozen=True, kw_only=True):
     """An item as an operator puts it on sale."""
 
     sku: Annotated[str, Meta(pattern=SKU)]
-    name: Annotated[str, Meta(min_length=1, max_length=200, pattern=_WORDS)]
+    name: Annotated[str, Meta(min_length=1, max_length=200, pattern=WORDS)]
     price: Annotated[int, Meta(ge=1, le=AMOUNT_MAX, description="minor units")]
     total: Annotated[int, Meta(ge=0, le=TOTAL_MAX)]
     limit_per_buyer: Annotated[int, Meta(ge=1, le=TOTAL_MAX)]
@@ -239,7 +227,7 @@ class ItemRequest(Received, frozen=True, kw_only=True):
 class SaleRequest(Received, frozen=True, kw_only=True):
     """A sale as an operator wants it."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=200, pattern=_WORDS)]
+    name: Annotated[str, Meta(min_length=1, max_length=200, pattern=WORDS)]
     items: list[ItemRequest]
     opens_at: datetime
     closes_at: datetime
@@ -282,29 +270,13 @@ class RestockRequest(Received, frozen=True, kw_only=True):
 
     sku: Annotated[str, Meta(pattern=SKU)]
     delta: Annotated[int, Meta(ge=-TOTAL_MAX, le=TOTAL_MAX)]
-    reason: Annotated[str, Meta(min_length=1, max_length=200, pattern=_WORDS)]
+    reason: Annotated[str, Meta(min_length=1, max_length=200, pattern=WORDS)]
 
 
 class ReasonRequest(Received, frozen=True, kw_only=True):
     """Why an operator does it."""
 
-    reason: Annotated[str, Meta(min_length=1, max_length=200, pattern=_WORDS)]
-
-
-class RefundAccountRequest(Received, frozen=True, kw_only=True):
-    """Where a deposit goes back to."""
-
-    bank: Annotated[str, Meta(min_length=1, max_length=20, pattern=_WORDS)]
-    account_number: Annotated[str, Meta(pattern="^[0-9]{1,20}$")]
-    holder_name: Annotated[str, Meta(min_length=1, max_length=60, pattern=_WORDS)]
-
-
-class RefundRequest(Received, frozen=True, kw_only=True):
-    """A refund in full."""
-
-    reason: Annotated[str, Meta(min_length=1, max_length=200, pattern=_WORDS)]
-    restock: bool
-    refund_receive_account: RefundAccountRequest | None = None
+    reason: Annotated[str, Meta(min_length=1, max_length=200, pattern=WORDS)]
 
 
 class OrderAnswer(Wire, frozen=True, kw_only=True):
@@ -343,6 +315,11 @@ class OrderHistoryAnswer(OrderAnswer, frozen=True, kw_only=True):
     """An order with everything that happened to it, in order of time, and what happens next."""
 
     next: str
+    #: The payment provider's word; null until it has told.
+    payment_method: str | None = None
+    #: While AWAITING_DEPOSIT.
+    virtual_account: VirtualAccountAnswer | None = None
+    refund: RefundAnswer | None = None
     history: list[HistoryEntry]
 
 

@@ -1,6 +1,6 @@
 """The wire's form of where an item's units are."""
 
-from api.schemas import Wire
+from api.wire import Wire
 from reservation.domain.clock import as_wire
 from reservation.why import SkuWhy, Waiting
 

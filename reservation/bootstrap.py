@@ -100,23 +100,23 @@ async def opened(
         stack.push_async_callback(gateway.aclose)
         keys = Keys(settings.key_prefix)
         store, sale_store = Store(connections, keys, clock=clock), SaleStore(connections, keys)
-        outbox = RedisOutbox(connections, keys)
+        outbox, restorer = RedisOutbox(connections, keys), Restorer(connections, keys)
         catalog = Catalog(sale_store, ledger, clock=clock)
         queue = PrepareQueue(
             connections, keys, expire=store.expire, clock=clock, limits=_buyer_limits(settings)
         )
         stack.push_async_callback(queue.aclose)
-        order_ids = OrderIds(settings.order_id_key.encode())
+        order_ids, look = OrderIds(settings.order_id_key.encode()), Look(store, ledger, clock=clock)
         conclude = Conclude(store, ledger, gateway, clock=clock)
         settle = Settle(catalog, store, ledger, gateway, conclude, clock=clock, limits=limits)
         confirm = Confirm(catalog, store, ledger, gateway, conclude, clock=clock, limits=limits)
         stack.push_async_callback(confirm.aclose)
-        restorer = Restorer(connections, keys)
         preflight = Preflight(connections, keys, settings, clock=clock)
         of_sales = SalePreflight(connections, keys, sale_store, ledger)
         watch = Watch(connections, restorer, ledger, catalog, preflight.missing, of_sales)
         orphans = Orphans(store, ledger, gateway, conclude)
-        look = Look(store, ledger, clock=clock)
+        refund = Refund(catalog, store, ledger, gateway, conclude, look, clock=clock, limits=limits)
+        stack.push_async_callback(refund.aclose)
         audit = _audit(Inspection(connections, keys, store), sale_store, ledger, outbox, clock)
         rebuild = Rebuild(restorer, keys, store, ledger, orphans, clock=clock)
         yield Service(
@@ -138,7 +138,7 @@ async def opened(
             look=look,
             sales=Sales(catalog, sale_store, ledger, gateway.limits, clock=clock),
             settle=settle,
-            refund=Refund(catalog, store, ledger, gateway, conclude, look, clock=clock),
+            refund=refund,
             webhook=Webhook(catalog, store, ledger, gateway, conclude, settle, clock=clock),
             audit=audit,
             watch=watch,

@@ -38,6 +38,7 @@ from reservation.payments.gateway import (
     TryAgain,
 )
 from reservation.persistence.ledger import Ledger
+from reservation.persistence.payments import PaymentRow
 from reservation.redis.store import Store
 
 __all__ = ["AnswerKind", "Case", "Conclude", "cancel_key", "confirm_key"]
@@ -309,19 +310,7 @@ class Conclude:
     async def keep_payment(self, payment: Payment) -> bool:
         """Keep the payment as the PG shows it, its webhook secret included; whether SQL did."""
         try:
-            await self._ledger.put_payment(
-                payment_key=payment.payment_key,
-                order_id=payment.order_id,
-                status=payment.status,
-                total_amount=payment.total_amount,
-                balance_amount=payment.balance_amount,
-                currency=payment.currency,
-                method=payment.method,
-                approved_at_ms=as_ms(payment.approved_at) if payment.approved_at else None,
-                secret=payment.secret,
-                due_at_ms=as_ms(payment.due_at) if payment.due_at else None,
-                now_ms=self._clock.now_ms(),
-            )
+            await self._ledger.put_payment(_row_of(payment, self._clock.now_ms()))
         except (SQLAlchemyError, OSError) as error:
             log.warning("payment_not_kept", order_id=payment.order_id, reason=type(error).__name__)
             return False
@@ -331,6 +320,26 @@ class Conclude:
 def _is_given_back(payment: Payment) -> bool:
     ended = (PaymentStatus.CANCELED, PaymentStatus.PARTIAL_CANCELED)
     return payment.status in ended and (payment.balance_amount == 0 or payment.approved_at is None)
+
+
+def _row_of(payment: Payment, now_ms: int) -> PaymentRow:
+    account = payment.virtual_account
+    return PaymentRow(
+        payment_key=payment.payment_key,
+        order_id=payment.order_id,
+        status=payment.status,
+        total_amount=payment.total_amount,
+        balance_amount=payment.balance_amount,
+        currency=payment.currency,
+        method=payment.method,
+        approved_at_ms=as_ms(payment.approved_at) if payment.approved_at else None,
+        secret=payment.secret,
+        due_at_ms=as_ms(payment.due_at) if payment.due_at else None,
+        account_bank=account.bank if account else None,
+        account_number=account.account_number if account else None,
+        account_holder=account.holder_name if account else None,
+        updated_at_ms=now_ms,
+    )
 
 
 def _without_secret(answer: Answer) -> Answer:

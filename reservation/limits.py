@@ -20,6 +20,8 @@ class PaymentLimits(msgspec.Struct, frozen=True, kw_only=True):
     lease_left_seconds: float = 5.0
     #: How long the buyer's request waits; the confirm goes on without it.
     answer_seconds: float = 10.0
+    #: How long an operator's request for a refund waits; the refund goes on without it.
+    refund_answer_seconds: float = 10.0
     #: When the settler may look at a payment that its own process could not decide.
     hand_over_seconds: float = 1.0
     #: The PG lets a payment be confirmed for 10 minutes after its authentication, which is older

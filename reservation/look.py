@@ -3,6 +3,8 @@
 import asyncio
 from typing import Final
 
+import msgspec
+import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.domain.clock import Clock
@@ -11,17 +13,29 @@ from reservation.domain.ids import sale_of
 from reservation.domain.reservation import Line, Reservation
 from reservation.domain.states import Status
 from reservation.domain.tokens import Claims
+from reservation.payments.banks import Bank, bank_of
 from reservation.persistence.ledger import Ledger
 from reservation.persistence.orders import OrderRow
 from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.redis.store import Store
 
-__all__ = ["Look"]
+__all__ = ["DepositAccount", "Look"]
+
+log = structlog.get_logger(__name__)
 
 #: A buyer's orders in one sale that are listed; a limit per buyer keeps real lists far shorter.
 ORDERS_LISTED_MAX: Final = 100
 #: How often a waiting reader looks for the next change.
 LOOK_SECONDS: Final = 0.2
+
+
+class DepositAccount(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the buyer of an AWAITING_DEPOSIT order pays in, and until when."""
+
+    bank: Bank
+    account_number: str
+    holder_name: str
+    due_at_ms: int
 
 
 class Look:
@@ -78,6 +92,27 @@ class Look:
         if found is None:
             raise HoldLost
         return found
+
+    async def deposit_account(self, order: Reservation) -> DepositAccount | None:
+        """The account that the order's buyer pays in to; None unless it is AWAITING_DEPOSIT.
+
+        Only for the buyer and for operators. The order can be read without it while SQL is away.
+        """
+        if order.status is not Status.AWAITING_DEPOSIT or order.payment_key is None:
+            return None
+        try:
+            payment = await self._ledger.payment_by_key(order.payment_key)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("account_not_read", order_id=order.order_id, reason=type(error).__name__)
+            return None
+        if payment is None or payment.order_id != order.order_id or not payment.account_number:
+            return None
+        return DepositAccount(
+            bank=bank_of(payment.account_bank or ""),
+            account_number=payment.account_number,
+            holder_name=payment.account_holder or "",
+            due_at_ms=payment.due_at_ms or order.expires_at_ms,
+        )
 
     async def all_of_buyer(self, sale_id: str, buyer_id: str) -> list[Reservation]:
         """The buyer's reservations in this sale, newest first."""

@@ -31,6 +31,8 @@ __all__ = [
     "HTTP_SECONDS",
     "OUTBOX_AGE",
     "OUTBOX_BACKLOG",
+    "PENDING_REFUNDS",
+    "PENDING_REFUNDS_AGE",
     "PREPARE_CLOSED",
     "REAPED",
     "SETTLED",
@@ -128,6 +130,16 @@ UNDECIDED: Final = Gauge(
     "reservation_undecided_payments",
     "Orders in CONFIRMING.",
     ["sale"],
+    multiprocess_mode="mostrecent",
+)
+PENDING_REFUNDS: Final = Gauge(
+    "reservation_pending_refunds",
+    "Refunds that were begun and are not through.",
+    multiprocess_mode="mostrecent",
+)
+PENDING_REFUNDS_AGE: Final = Gauge(
+    "reservation_pending_refunds_oldest_seconds",
+    "Age of the oldest refund that is not through.",
     multiprocess_mode="mostrecent",
 )
 HTTP_SECONDS: Final = Durations(

@@ -4,10 +4,17 @@
     cancel   at the PG, under one idempotency key per payment, so that it happens once
     finish   CONFIRMED -> REFUNDED in Redis, then the row is done
 
-A row that is not done is taken up again by the settler.
+A row that is not done is taken up again by the worker. One process at a time goes on with it: the
+one that has its lease in SQL.
+
+An operator may correct a pending refund. The new wish takes its place only while no cancel of the
+old one may still be carried out and the PG shows that all of the money is there; else it is refused
+with the wish that stands.
 """
 
+import asyncio
 import hashlib
+import re
 from typing import Final
 
 import msgspec
@@ -16,36 +23,52 @@ import structlog
 from reservation.catalog import Catalog
 from reservation.conclude import AnswerKind, Conclude
 from reservation.domain.alarms import Alarm
-from reservation.domain.clock import Clock
+from reservation.domain.clock import Clock, as_wire
 from reservation.domain.errors import (
     IdempotencyKeyReused,
     NotRefundable,
     RefundAccountRequired,
+    RefundPending,
+    ReservationError,
     ReservationNotFound,
 )
 from reservation.domain.payment import Cause, Reason
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.failpoints import reach
+from reservation.limits import DEFAULT_LIMITS, PaymentLimits
 from reservation.look import Look
 from reservation.metrics import alarm
 from reservation.payments.gateway import (
+    Answer,
     Answered,
     Declined,
+    Misconfigured,
+    Payment,
     PaymentGateway,
+    PaymentMissing,
     PaymentStatus,
     RefundAccount,
+    TryAgain,
+    Unknown,
 )
 from reservation.persistence.ledger import Ledger
-from reservation.persistence.refunds import RefundRecord, RefundReused
+from reservation.persistence.refunds import OtherRefund, RefundRecord, RefundReused
+from reservation.persistence.refunds import RefundWish as WrittenWish
+from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.redis.store import Store
 
-__all__ = ["Refund", "RefundWish"]
+__all__ = ["VIRTUAL_ACCOUNT", "Refund", "RefundWish", "facts_of"]
 
 log = structlog.get_logger(__name__)
 
 #: The PG's word for a virtual account, whose deposits go back to an account only.
 VIRTUAL_ACCOUNT: Final = "가상계좌"
+
+#: The PG works on an earlier call under the same idempotency key.
+_STILL_RUNNING: Final = "IDEMPOTENT_REQUEST_PROCESSING"
+#: The PG's own failure, told by itself: that call has ended. A 502 or 504 may be a proxy's.
+_FAILED: Final = re.compile(r"500 [A-Z][A-Z0-9_]*")
 
 
 class RefundWish(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +86,29 @@ class RefundWish(msgspec.Struct, frozen=True, kw_only=True):
         body = msgspec.json.encode([self.order_id, self.reason, self.restock, self.account])
         return hashlib.sha256(body).hexdigest()[:32]
 
+    def written(self) -> WrittenWish:
+        """The wish as SQL keeps it."""
+        return WrittenWish(
+            order_id=self.order_id,
+            idempotency_key=self.idempotency_key,
+            digest=self.digest(),
+            reason=self.reason,
+            restock=self.restock,
+            operator=self.operator,
+            account_json=msgspec.json.encode(self.account).decode() if self.account else None,
+        )
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    """What came of asking the PG for a refund."""
+
+    #: All of the money is back.
+    back: bool
+    #: The PG's last word where it is not.
+    code: str | None = None
+    #: A cancel may still be carried out.
+    unanswered: bool = False
+
 
 class Refund:
     """Refunds sold orders in full."""
@@ -77,6 +123,7 @@ class Refund:
         look: Look,
         *,
         clock: Clock,
+        limits: PaymentLimits = DEFAULT_LIMITS,
     ) -> None:
         self._catalog = catalog
         self._store = store
@@ -85,12 +132,16 @@ class Refund:
         self._conclude = conclude
         self._look = look
         self._clock = clock
+        self._limits = limits
+        self._under_way: set[asyncio.Task[bool]] = set()
 
     async def __call__(self, wish: RefundWish) -> bool:
         """Begin the refund and try to finish it; whether it is through.
 
         Raises:
-            ReservationNotFound, NotRefundable: nothing was sold under this order.
+            ReservationNotFound, NotRefundable: nothing was sold under this order, it is refunded
+                by another wish already, or the PG refuses.
+            RefundPending: another wish is pending and may be carried out at any time.
             RefundAccountRequired: a deposit, and no account to send it back to.
             IdempotencyKeyReused: this key asked for something else.
         """
@@ -101,20 +152,37 @@ class Refund:
             raise NotRefundable(reservationStatus=order.status.value)
         if order.status is Status.CONFIRMED and wish.account is None:
             await self._need_no_account(order)
-        record = await self._ledger.begin_refund(
-            order_id=wish.order_id,
-            idempotency_key=wish.idempotency_key,
-            reason=wish.reason,
-            restock=wish.restock,
-            operator=wish.operator,
-            account_json=msgspec.json.encode(wish.account).decode() if wish.account else None,
-            digest=wish.digest(),
-            now_ms=self._clock.now_ms(),
-        )
+        now_ms = self._clock.now_ms()
+        begun = await self._ledger.begin_refund(wish.written(), now_ms=now_ms)
         reach("refund:after_begin", wish.order_id)
-        if isinstance(record, RefundReused):
+        if isinstance(begun, OtherRefund):
+            begun = await self._correct(order, begun.standing, wish)
+        if isinstance(begun, RefundReused):
             raise IdempotencyKeyReused
-        return await self.go_on(record)
+        if begun.status == "refused":
+            raise _refused(begun.code or "")
+        return await self._answer_in_time(begun)
+
+    async def _answer_in_time(self, record: RefundRecord) -> bool:
+        """Go on with it; false after a while in which it is not through, and it goes on."""
+        task = asyncio.create_task(self.go_on(record))
+        self._under_way.add(task)
+        task.add_done_callback(lambda done: self._done(record, done))
+        await asyncio.wait({task}, timeout=self._limits.refund_answer_seconds)
+        return task.result() if task.done() else False
+
+    def _done(self, record: RefundRecord, task: asyncio.Task[bool]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            # The request raises it as well, unless its time was over.
+            log.info("refund_waits", order_id=record.order_id, reason=type(error).__name__)
+
+    async def aclose(self) -> None:
+        """End what is under way: a worker goes on with it once its lease is over."""
+        tasks = list(self._under_way)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _need_no_account(self, order: Reservation) -> None:
         if await self._method_of(order) == VIRTUAL_ACCOUNT:
@@ -125,6 +193,44 @@ class Refund:
         payment = await self._ledger.payment_of(order.order_id)
         return payment.method if payment else None
 
+    async def _correct(
+        self, order: Reservation, standing: RefundRecord, wish: RefundWish
+    ) -> RefundRecord | RefundReused:
+        """Let the wish take the place of another one, if nothing of that one can happen any more.
+
+        Raises:
+            RefundPending, NotRefundable: the other one stands.
+        """
+        if standing.status == "done":
+            raise NotRefundable(
+                "The order was refunded by another wish.", refund=facts_of(standing)
+            )
+        held = await self._lease(standing, asks=False)
+        if held is None:
+            raise RefundPending(refund=facts_of(standing))
+        replaced = None
+        if not held.unanswered and await self._is_untouched(order):
+            now_ms = self._clock.now_ms()
+            replaced = await self._ledger.replace_refund(held, wish.written(), now_ms=now_ms)
+        if isinstance(replaced, RefundRecord):
+            log.info("refund_corrected", order_id=order.order_id, operator=wish.operator)
+            return replaced
+        await self._leave(held, code=held.code, unanswered=held.unanswered)
+        if replaced is None:
+            raise RefundPending(refund=facts_of(held))
+        return replaced
+
+    async def _is_untouched(self, order: Reservation) -> bool:
+        """Whether the PG shows that all of the order's money is still there."""
+        payment_key = order.payment_key or ""
+        answer = await self._gateway.look_up(payment_key)
+        await self._conclude.remember(order.order_id, payment_key, AnswerKind.LOOK_UP, answer)
+        if not isinstance(answer, Answered) or answer.payment.order_id != order.order_id:
+            return False
+        payment = answer.payment
+        whole = payment.balance_amount == payment.total_amount
+        return payment.status == PaymentStatus.DONE and whole
+
     async def go_on(self, record: RefundRecord) -> bool:
         """Take a refund on from wherever it stopped; whether it is through."""
         if record.status == "done":
@@ -133,53 +239,90 @@ class Refund:
         if order is None or order.payment_key is None:
             alarm(Alarm.REFUND_WITHOUT_ORDER, order_id=record.order_id)
             return False
-        if order.status is Status.CONFIRMED and not await self._money_back(order, record):
+        sold = order.status is Status.CONFIRMED
+        began = self._clock.monotonic()
+        held = await self._lease(record, asks=sold)
+        if held is None:
             return False
+        if sold:
+            asked = await self._money_back(order, held, began)
+            if not asked.back:
+                await self._leave(held, code=asked.code, unanswered=asked.unanswered)
+                return False
         reach("refund:after_cancel", record.order_id)
-        known = await self._catalog.get(order.sale_id)
-        status = await self._store.refund(
-            order,
-            epoch=known.epoch,
-            restock=record.restock,
-            reason=Reason(Cause.OPERATOR, operator=record.operator, note=record.reason),
-        )
+        try:
+            known = await self._catalog.get(order.sale_id)
+            status = await self._store.refund(
+                order,
+                epoch=known.epoch,
+                restock=held.restock,
+                reason=Reason(Cause.OPERATOR, operator=held.operator, note=held.reason),
+            )
+        except (ReservationError, StoreUnavailable, StoreUncertain):
+            # The money is back: only the stock waits, for Redis or for a rebuild.
+            await self._leave(held, code=None, unanswered=False)
+            raise
         if status is not Status.REFUNDED:
             alarm(Alarm.REFUND_OF_UNSOLD_ORDER, order_id=order.order_id, status=status.value)
+            await self._leave(held, code=status.value, unanswered=held.unanswered)
             return False
         reach("refund:after_finish", record.order_id)
-        await self._ledger.finish_refund(
-            record, status="done", code=None, now_ms=self._clock.now_ms()
-        )
+        await self._ledger.finish_refund(held, status="done", code=None, now_ms=self._now_ms())
         return True
 
-    async def _money_back(self, order: Reservation, record: RefundRecord) -> bool:
+    def _now_ms(self) -> int:
+        return self._clock.now_ms()
+
+    async def _lease(self, record: RefundRecord, *, asks: bool) -> RefundRecord | None:
+        now_ms = self._clock.now_ms()
+        return await self._ledger.lease_refund(
+            record, asks=asks, now_ms=now_ms, until_ms=now_ms + self._limits.lease_ms
+        )
+
+    async def _leave(self, held: RefundRecord, *, code: str | None, unanswered: bool) -> None:
+        await self._ledger.leave_refund(
+            held, code=code, unanswered=unanswered, now_ms=self._now_ms()
+        )
+
+    async def _money_back(self, order: Reservation, held: RefundRecord, began: float) -> _Asked:
         payment_key = order.payment_key or ""
+        account = await self._account_of(order, held)
+        lease_left = self._limits.lease_ms / 1000 - (self._clock.monotonic() - began)
+        if lease_left < self._limits.confirm_seconds + self._limits.lease_left_seconds:
+            # Frozen on the way: another process may have the refund, and another wish for it.
+            log.warning("lease_too_short", order_id=order.order_id)
+            return _Asked(back=False, code=held.code, unanswered=held.unanswered)
         answer = await self._conclude.cancel_at_pg(
-            order.order_id,
-            payment_key,
-            record.reason,
-            account=await self._account_of(order, record),
-            after_refusals=True,
+            order.order_id, payment_key, held.reason, account=account, after_refusals=True
         )
         if isinstance(answer, Declined):
             alarm(Alarm.REFUND_REFUSED, order_id=order.order_id, code=answer.code)
             await self._ledger.finish_refund(
-                record, status="refused", code=answer.code, now_ms=self._clock.now_ms()
+                held, status="refused", code=answer.code, now_ms=self._now_ms()
             )
-            raise NotRefundable(
-                "The payment provider refuses the refund.", providerCode=answer.code
-            )
-        if not isinstance(answer, Answered):
+            raise _refused(answer.code)
+        unanswered = _may_still_come(answer, before=held.unanswered)
+        self._warn(order, answer)
+        shown = answer
+        if not isinstance(shown, Answered):
             # A cancel of ours may have gone through: only a look at the payment tells.
-            answer = await self._gateway.look_up(payment_key)
-            await self._conclude.remember(order.order_id, payment_key, AnswerKind.LOOK_UP, answer)
-        if not isinstance(answer, Answered) or answer.payment.order_id != order.order_id:
-            return False
-        await self._conclude.keep_payment(answer.payment)
-        return (
-            answer.payment.status in (PaymentStatus.CANCELED, PaymentStatus.PARTIAL_CANCELED)
-            and answer.payment.balance_amount == 0
-        )
+            shown = await self._gateway.look_up(payment_key)
+            await self._conclude.remember(order.order_id, payment_key, AnswerKind.LOOK_UP, shown)
+            self._warn(order, shown)
+        if not isinstance(shown, Answered) or shown.payment.order_id != order.order_id:
+            return _Asked(back=False, code=_word(answer), unanswered=unanswered)
+        await self._conclude.keep_payment(shown.payment)
+        return _Asked(_is_back(shown.payment), code=_word(answer), unanswered=unanswered)
+
+    def _warn(self, order: Reservation, answer: Answer) -> None:
+        """Raise the alarm on an answer that does not change by itself."""
+        match answer:
+            case Misconfigured(code):
+                alarm(Alarm.GATEWAY_MISCONFIGURED, order_id=order.order_id, code=code)
+            case PaymentMissing(code):
+                alarm(Alarm.REFUND_PAYMENT_MISSING, order_id=order.order_id, code=code)
+            case _:
+                pass
 
     async def _account_of(self, order: Reservation, record: RefundRecord) -> RefundAccount | None:
         """Where a deposit goes back to; the PG refuses an account for what was paid otherwise."""
@@ -189,3 +332,56 @@ class Refund:
         ):
             return None
         return msgspec.json.decode(record.account_json, type=RefundAccount)
+
+
+def facts_of(record: RefundRecord) -> dict[str, object]:
+    """A refund as operators are shown it, in the wire's camelCase."""
+    account = msgspec.json.decode(record.account_json) if record.account_json else None
+    return {
+        "orderId": record.order_id,
+        "status": record.status,
+        "reason": record.reason,
+        "restock": record.restock,
+        "operator": record.operator,
+        "refundReceiveAccount": account,
+        "providerCode": record.code,
+        "createdAt": as_wire(record.created_at_ms),
+        "updatedAt": as_wire(record.updated_at_ms),
+    }
+
+
+def _refused(code: str) -> NotRefundable:
+    return NotRefundable("The payment provider refuses the refund.", providerCode=code)
+
+
+def _is_back(payment: Payment) -> bool:
+    ended = (PaymentStatus.CANCELED, PaymentStatus.PARTIAL_CANCELED)
+    return payment.status in ended and payment.balance_amount == 0
+
+
+def _may_still_come(answer: Answer, *, before: bool) -> bool:
+    """Whether a cancel of ours may still be carried out, after this answer to the last one.
+
+    The PG works on one call of a key at a time: an answer of its own says that every earlier one
+    has ended too. What it turns away at its entrance says nothing of an earlier call.
+    """
+    match answer:
+        case Answered() | Declined() | PaymentMissing():
+            return False
+        case TryAgain(code):
+            return before or code == _STILL_RUNNING
+        case Misconfigured(bound_to_key=bound):
+            return before and not bound
+        case Unknown(reason, bound_to_key=bound):
+            return not (bound or _FAILED.fullmatch(reason))
+
+
+def _word(answer: Answer) -> str | None:
+    """The answer in a word, for whoever waits for the refund."""
+    match answer:
+        case Answered(payment):
+            return payment.status
+        case Unknown(reason):
+            return reason
+        case _:
+            return answer.code

@@ -117,7 +117,7 @@ class Why:
                     " stock back."
                 )
             case Status.CONFIRMED:
-                return "CONFIRMED: sold; only a refund changes it."
+                return await self._sold(order)
             case Status.RELEASED | Status.EXPIRED:
                 return (
                     f"{order.status.value}: the stock is back; only its buyer coming back from the"
@@ -125,6 +125,22 @@ class Why:
                 )
             case Status.REFUNDED:
                 return "REFUNDED: the money went back; this is its end."
+
+    async def _sold(self, order: Reservation) -> str:
+        refund = await self._ledger.refund_of(order.order_id)
+        if refund is None or refund.status == "done":
+            return "CONFIRMED: sold; only a refund changes it."
+        if refund.status == "refused":
+            return (
+                f"CONFIRMED: the PG refused its refund with {refund.code}; the order stays sold"
+                " until a refund is begun anew."
+            )
+        answered = f", and the PG answered {refund.code} last" if refund.code else ""
+        return (
+            f"CONFIRMED: a refund by {refund.operator} is pending since"
+            f" {as_wire(refund.created_at_ms)}{answered}; the worker asks the PG again by itself,"
+            " every 30 s or sooner."
+        )
 
     async def _waits_for_its_buyer(self, order: Reservation) -> str:
         at = as_wire(order.expires_at_ms)

@@ -23,7 +23,9 @@ class Alarm(StrEnum):
     SECOND_PAYMENT = "second_payment"
     PAYMENT_WITHOUT_ORDER = "payment_without_order"
     # Refunds.
+    REFUND_PENDING = "refund_pending"
     REFUND_REFUSED = "refund_refused"
+    REFUND_PAYMENT_MISSING = "refund_payment_missing"
     REFUND_WITHOUT_ORDER = "refund_without_order"
     REFUND_OF_UNSOLD_ORDER = "refund_of_unsold_order"
     # Redis.
@@ -47,6 +49,7 @@ TICKETS: Final = frozenset(
     {
         Alarm.CANCELLED_AT_THE_PG,
         Alarm.SECOND_PAYMENT,
+        Alarm.REFUND_PENDING,
         Alarm.REFUND_REFUSED,
         Alarm.REFUND_WITHOUT_ORDER,
         Alarm.REFUND_OF_UNSOLD_ORDER,

@@ -7,13 +7,15 @@
      +- SoldOut  BuyerLimitExceeded  AmountMismatch  IdempotencyKeyReused
      +- ReservationExpired  HoldLost  PaymentInProgress  AlreadyConfirmed  PaymentDeclined
      +- RateLimited  TooManyOrders  Unavailable  OutcomeUnknown
-     +- InvalidSale  TotalTooLow  InsufficientAvailable  NotRefundable  RefundAccountRequired
+     +- InvalidSale  TotalTooLow  InsufficientAvailable  NotRefundable  RefundPending
+     +- RefundAccountRequired
      +- PreconditionRequired  PreconditionFailed
 
 A broken invariant is no refusal: it raises `BrokenInvariant`, which nobody catches to go on.
 The HTTP status of each code is in `api.problems`, and nowhere else.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "PreconditionRequired",
     "RateLimited",
     "RefundAccountRequired",
+    "RefundPending",
     "ReservationError",
     "ReservationExpired",
     "ReservationNotFound",
@@ -54,7 +57,7 @@ __all__ = [
 ]
 
 #: What a refusal may tell beside its sentence; values are what JSON can carry.
-Fact = str | int | None | dict[str, int] | list[str]
+Fact = str | int | None | Mapping[str, object] | list[str]
 
 
 class BrokenInvariant(Exception):
@@ -221,6 +224,11 @@ class InsufficientAvailable(ReservationError):
 class NotRefundable(ReservationError):
     code = "not_refundable"
     sentence = "Only a confirmed order can be refunded."
+
+
+class RefundPending(ReservationError):
+    code = "refund_pending"
+    sentence = "Another refund of this order is pending; `refund` shows it. Nothing was changed."
 
 
 class RefundAccountRequired(ReservationError):

@@ -30,6 +30,7 @@ __all__ = [
     "RefundAccount",
     "TryAgain",
     "Unknown",
+    "VirtualAccount",
 ]
 
 
@@ -46,6 +47,20 @@ class PaymentStatus(StrEnum):
     EXPIRED = "EXPIRED"
 
 
+class VirtualAccount(msgspec.Struct, frozen=True, kw_only=True):
+    """The account that the PG opened for one payment: its buyer pays in there.
+
+    It belongs to the buyer and the operators. It is no secret of the service, and still has no
+    place in a log.
+    """
+
+    #: The PG's code of the bank.
+    bank: str
+    account_number: str
+    #: Whose name the account carries.
+    holder_name: str
+
+
 class Payment(msgspec.Struct, frozen=True, kw_only=True):
     """A payment as the PG shows it. Amounts are integers in the currency's minor unit."""
 
@@ -59,6 +74,7 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
     currency: str
     method: str | None = None
     approved_at: datetime | None = None
+    virtual_account: VirtualAccount | None = None
     #: Of a virtual account: when an unpaid one lapses.
     due_at: datetime | None = None
     #: Compared with the secret of a deposit webhook.

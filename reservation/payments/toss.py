@@ -13,6 +13,7 @@ import structlog
 
 from reservation import tracing
 from reservation.domain.ids import PAYMENT_KEY
+from reservation.payments.banks import bank_code
 from reservation.payments.codes import Operation, answer_of_refusal
 from reservation.payments.gateway import (
     Answer,
@@ -23,6 +24,7 @@ from reservation.payments.gateway import (
     RefundAccount,
     TryAgain,
     Unknown,
+    VirtualAccount,
 )
 from reservation.payments.lanes import Lanes
 
@@ -64,6 +66,8 @@ _TAKES = GatewayLimits(minimum_amounts={"KRW": 100})
 
 #: Of a message that goes into an answer; the PG's own limit is 510.
 _MESSAGE_CHARS = 510
+#: Of an account's bank, number and holder; the PG's own limits are 20, 20 and 100.
+_SHOWN_CHARS = 100
 _CODE = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 
 
@@ -236,6 +240,12 @@ class TossGateway(PaymentGateway):
 
 class _VirtualAccount(msgspec.Struct, frozen=True, rename="camel"):
     due_date: str | None = None
+    # Shown and no more, so that an odd one must not make the payment unreadable.
+    account_number: object = None
+    bank_code: object = None
+    #: Instead of the code, in versions of the API before 2022-11-16.
+    bank: object = None
+    customer_name: object = None
 
 
 class _Failure(msgspec.Struct, frozen=True):
@@ -320,10 +330,28 @@ def _payment_of(content: bytes) -> Payment | None:
         currency=wire.currency,
         method=wire.method,
         approved_at=parse_time(wire.approved_at),
+        virtual_account=None if account is None else _account_of(account),
         due_at=None if account is None else parse_time(account.due_date),
         secret=wire.secret,
         failure_code=None if wire.failure is None else wire.failure.code,
     )
+
+
+def _account_of(wire: _VirtualAccount) -> VirtualAccount | None:
+    """The account as its buyer needs it; None without a number to pay in to."""
+    number, bank = _shown(wire.account_number), _shown(wire.bank_code) or _shown(wire.bank)
+    if not number or not bank:
+        return None
+    return VirtualAccount(
+        bank=bank_code(bank), account_number=number, holder_name=_shown(wire.customer_name)
+    )
+
+
+def _shown(value: object) -> str:
+    """A text of the PG's that people are to read; empty where it is none."""
+    if not isinstance(value, str) or not value.isprintable():
+        return ""
+    return value[:_SHOWN_CHARS]
 
 
 def _whole(number: float) -> int | None:

@@ -36,7 +36,13 @@ from reservation.persistence.orders import (
 )
 from reservation.persistence.payments import AnswerRow, PaymentRow, PaymentWriter
 from reservation.persistence.recovery import ItemRow, SaleHead, UnmetIntent, UnpaidRow
-from reservation.persistence.refunds import RefundRecord, RefundReused, RefundWish
+from reservation.persistence.refunds import (
+    Backlog,
+    OtherRefund,
+    RefundRecord,
+    RefundReused,
+    RefundWish,
+)
 from reservation.persistence.sales import SaleRow
 from reservation.persistence.stories import SaleFold
 
@@ -219,37 +225,9 @@ class Ledger:
             self._database, order_id, payment_key, refusals=refusals
         )
 
-    async def put_payment(
-        self,
-        *,
-        payment_key: str,
-        order_id: str,
-        status: str,
-        total_amount: int,
-        balance_amount: int,
-        currency: str,
-        method: str | None,
-        approved_at_ms: int | None,
-        secret: str | None,
-        due_at_ms: int | None,
-        now_ms: int,
-    ) -> None:
+    async def put_payment(self, payment: PaymentRow) -> None:
         """Keep a payment as the PG shows it now."""
-        await self._payments.write(
-            PaymentRow(
-                payment_key=payment_key,
-                order_id=order_id,
-                status=status,
-                total_amount=total_amount,
-                balance_amount=balance_amount,
-                currency=currency,
-                method=method,
-                approved_at_ms=approved_at_ms,
-                secret=secret,
-                due_at_ms=due_at_ms,
-                updated_at_ms=now_ms,
-            ),
-        )
+        await self._payments.write(payment)
 
     async def payment_of(self, order_id: str) -> PaymentRow | None:
         """The order's payment: the approved one, else the latest."""
@@ -260,28 +238,46 @@ class Ledger:
         return await payments.payment_by_key(self._database, payment_key)
 
     async def begin_refund(
-        self,
-        *,
-        order_id: str,
-        idempotency_key: str,
-        reason: str,
-        restock: bool,
-        operator: str,
-        account_json: str | None,
-        digest: str,
-        now_ms: int,
-    ) -> RefundRecord | RefundReused:
+        self, wish: RefundWish, *, now_ms: int
+    ) -> RefundRecord | RefundReused | OtherRefund:
         """Write a refund down before the PG is asked; a repeat gets the one that stands."""
-        wish = RefundWish(
-            order_id=order_id,
-            idempotency_key=idempotency_key,
-            digest=digest,
-            reason=reason,
-            restock=restock,
-            operator=operator,
-            account_json=account_json,
-        )
         return await refunds.begin_refund(self._database, wish, now_ms=now_ms)
+
+    async def lease_refund(
+        self, record: RefundRecord, *, asks: bool, now_ms: int, until_ms: int
+    ) -> RefundRecord | None:
+        """Take the right to ask the PG for a refund; None where another has it."""
+        return await refunds.lease_refund(
+            self._database, record, asks=asks, now_ms=now_ms, until_ms=until_ms
+        )
+
+    async def leave_refund(
+        self, held: RefundRecord, *, code: str | None, unanswered: bool, now_ms: int
+    ) -> None:
+        """Give the lease on a refund back, with the PG's last word."""
+        await refunds.leave_refund(
+            self._database, held, code=code, unanswered=unanswered, now_ms=now_ms
+        )
+
+    async def replace_refund(
+        self, held: RefundRecord, wish: RefundWish, *, now_ms: int
+    ) -> RefundRecord | RefundReused | None:
+        """Let another wish take the place of a pending one, and end the lease on it."""
+        return await refunds.replace_refund(self._database, held, wish, now_ms=now_ms)
+
+    async def refund_backlog(self) -> Backlog:
+        """How many refunds are pending, and since when."""
+        return await refunds.backlog(self._database)
+
+    async def refunds(
+        self, *, status: str | None = None, cursor: str | None = None, limit: int = PAGE_MAX
+    ) -> tuple[list[RefundRecord], str | None]:
+        """A page of refunds and the cursor of the next: pending ones oldest first, others newest.
+
+        Raises:
+            ValueError: the cursor is none of ours.
+        """
+        return await refunds.list_refunds(self._database, status=status, cursor=cursor, limit=limit)
 
     async def pending_refunds(self, limit: int) -> list[RefundRecord]:
         """Refunds that nobody has finished, oldest first."""

@@ -22,10 +22,12 @@ __all__ = [
     "LineRow",
     "OrderRow",
     "buyer_counts",
+    "cursor_of",
     "holders",
     "list_orders",
     "live_orders",
     "order",
+    "place_of",
 ]
 
 #: Orders of one page.
@@ -124,12 +126,12 @@ async def list_orders(
         if value is not None:
             wanted = wanted.where(column == value)
     if cursor is not None:
-        created_at_ms, order_id = _place(cursor)
-        wanted = wanted.where(tuple_(*place) < tuple_(created_at_ms, order_id))
+        wanted = wanted.where(tuple_(*place) < tuple_(*place_of(cursor)))
     async with database.read() as connection:
         found = (await connection.execute(wanted)).all()
         rows = await _with_lines(connection, found[:limit])
-    return rows, _cursor(rows[-1]) if len(found) > limit else None
+    more = len(found) > limit
+    return rows, cursor_of(rows[-1].created_at_ms, rows[-1].order_id) if more else None
 
 
 async def live_orders(
@@ -229,10 +231,15 @@ async def _with_lines(connection: AsyncConnection, found: Collection[Row[Any]]) 
     return [OrderRow(*row, lines=tuple(lines.get(row.order_id, ()))) for row in found]
 
 
-def _cursor(row: OrderRow) -> str:
-    return urlsafe_b64encode(msgspec.json.encode([row.created_at_ms, row.order_id])).decode()
+def cursor_of(created_at_ms: int, order_id: str) -> str:
+    """Where a page ends, as the next one is asked for."""
+    return urlsafe_b64encode(msgspec.json.encode([created_at_ms, order_id])).decode()
 
 
-def _place(cursor: str) -> tuple[int, str]:
-    # A wrong alphabet and wrong JSON are both a ValueError.
+def place_of(cursor: str) -> tuple[int, str]:
+    """Where the page before ended: time and order id.
+
+    Raises:
+        ValueError: a wrong alphabet, or wrong JSON.
+    """
     return msgspec.json.decode(urlsafe_b64decode(cursor), type=tuple[int, str])

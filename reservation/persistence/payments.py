@@ -44,6 +44,10 @@ class PaymentRow(msgspec.Struct, frozen=True, kw_only=True):
     #: Of a virtual account: what a deposit's webhook must carry.
     secret: str | None = None
     due_at_ms: int | None = None
+    #: Of a virtual account: where its buyer pays in.
+    account_bank: str | None = None
+    account_number: str | None = None
+    account_holder: str | None = None
     updated_at_ms: int
 
 
@@ -71,7 +75,7 @@ class PaymentWriter:
         """Append an answer, or keep a payment as the PG shows it now.
 
         A payment that is older than the one that stands changes nothing. What only some answers
-        carry (method, approval, secret, due date) stays where it is absent.
+        carry (method, approval, secret, due date, virtual account) stays where it is absent.
 
         Raises:
             SQLAlchemyError, OSError: it is not known to be written.
@@ -99,7 +103,15 @@ class PaymentWriter:
 def _kept(connection: AsyncConnection) -> Insert:
     statement = insert_into(connection, payments)
     new = statement.excluded
-    kept = ("method", "approved_at_ms", "secret", "due_at_ms")
+    kept = (
+        "method",
+        "approved_at_ms",
+        "secret",
+        "due_at_ms",
+        "account_bank",
+        "account_number",
+        "account_holder",
+    )
     changed = ("status", "total_amount", "balance_amount", "currency", "updated_at_ms")
     return statement.on_conflict_do_update(
         index_elements=[payments.c.payment_key],

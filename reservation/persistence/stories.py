@@ -12,7 +12,7 @@ from reservation.persistence.bulk import among
 from reservation.persistence.database import Database
 from reservation.persistence.intents import IntentRow
 from reservation.persistence.orders import HistoryRow
-from reservation.persistence.refunds import RefundRecord
+from reservation.persistence.refunds import EarlierWish, RefundRecord, RefundWish
 from reservation.persistence.tables import (
     cursors,
     events,
@@ -200,22 +200,35 @@ def _of_intent(row: IntentRow) -> HistoryRow:
 
 
 def _of_refund(record: RefundRecord) -> list[HistoryRow]:
-    asked = {
-        "operator": record.operator,
-        "reason": record.reason,
-        "restock": record.restock,
-        "account": record.account_json is not None,
-    }
-    begun = HistoryRow(at_ms=record.created_at_ms, kind="refund", what="begun", facts=_facts(asked))
+    wishes: list[HistoryRow] = []
+    for wish in record.earlier():
+        ended = {"status": wish.status} | ({"code": wish.code} if wish.code else {})
+        wishes += [
+            _begun(wish, wish.created_at_ms),
+            HistoryRow(
+                at_ms=wish.replaced_at_ms, kind="refund", what="replaced", facts=_facts(ended)
+            ),
+        ]
+    wishes.append(_begun(record, record.created_at_ms))
     if record.status == "pending":
-        return [begun]
+        return wishes
     ended = HistoryRow(
         at_ms=record.updated_at_ms,
         kind="refund",
         what=record.status,
         facts=_facts({"code": record.code} if record.code else {}),
     )
-    return [begun, ended]
+    return [*wishes, ended]
+
+
+def _begun(wish: RefundWish | EarlierWish, at_ms: int) -> HistoryRow:
+    asked = {
+        "operator": wish.operator,
+        "reason": wish.reason,
+        "restock": wish.restock,
+        "account": wish.account_json is not None,
+    }
+    return HistoryRow(at_ms=at_ms, kind="refund", what="begun", facts=_facts(asked))
 
 
 def _facts(facts: dict[str, Any]) -> str:

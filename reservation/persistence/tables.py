@@ -27,6 +27,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 
@@ -299,6 +300,10 @@ payments = Table(
     Column("secret", Text),
     Column("due_at_ms", BigInteger),
     Column("updated_at_ms", BigInteger, nullable=False),
+    # Of a virtual account: where its buyer pays in.
+    Column("account_bank", Text),
+    Column("account_number", Text),
+    Column("account_holder", Text),
     PrimaryKeyConstraint("payment_key", name="pk_payments"),
     CheckConstraint("total_amount >= 0 AND balance_amount >= 0", name="ck_payments_amounts"),
     Index("ix_payments_of_order", "order_id"),
@@ -318,6 +323,12 @@ refunds = Table(
     Column("code", Text),
     Column("created_at_ms", BigInteger, nullable=False),
     Column("updated_at_ms", BigInteger, nullable=False),
+    # One process at a time asks the PG: until when this one may.
+    Column("lease_until_ms", BigInteger, nullable=False, server_default="0"),
+    # Whether a cancel left that may still be carried out: then the wish may not change.
+    Column("unanswered", Boolean, nullable=False, server_default=false()),
+    # The wishes that this one replaced, JSON.
+    Column("earlier_json", Text, nullable=False, server_default="[]"),
     PrimaryKeyConstraint("order_id", name="pk_refunds"),
     UniqueConstraint("idempotency_key", name="uq_refunds_idempotency_key"),
     CheckConstraint("status IN ('pending', 'done', 'refused')", name="ck_refunds_status"),

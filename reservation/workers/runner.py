@@ -19,6 +19,7 @@ from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.settings import Settings
 from reservation.workers.flusher import Flusher
 from reservation.workers.reaper import Reaper
+from reservation.workers.refunder import Refunder
 from reservation.workers.settler import Settler
 
 __all__ = ["run"]
@@ -43,7 +44,7 @@ PASSING: Final = (ReservationError, StoreUnavailable, StoreUncertain, SQLAlchemy
 
 
 async def run(settings: Settings) -> None:
-    """Run reaper, settler and flusher until SIGTERM."""
+    """Run reaper, settler, refunder and flusher until SIGTERM."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -70,9 +71,8 @@ class Worker:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._reaper = Reaper(service.catalog, service.store)
-        self._settler = Settler(
-            service.store, service.ledger, service.settle, service.refund, clock=service.clock
-        )
+        self._settler = Settler(service.store, service.settle, clock=service.clock)
+        self._refunder = Refunder(service.ledger, service.refund, clock=service.clock)
         self._flusher = Flusher(
             service.outbox, service.ledger, on_alarm=alarm, on_flushed=FLUSHED.inc
         )
@@ -89,11 +89,17 @@ class Worker:
 
     async def run(self) -> None:
         """All loops, until cancelled."""
+        try:
+            await self._run()
+        finally:
+            await self._refunder.aclose()
+
+    async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(
                 forever("clock", self._measure_clock, CLOCK_SECONDS),
             )
-            group.create_task(forever("refunds", self._settler.refunds, REFUND_SECONDS))
+            group.create_task(forever("refunds", self._refunder.run_once, REFUND_SECONDS))
             group.create_task(forever("heartbeat", self._beat, self._heartbeat.every_seconds))
             group.create_task(forever("sales", lambda: self._take_up(group), SALES_SECONDS))
 

@@ -199,6 +199,21 @@ def refund_account_required(served: Served) -> httpx.Response:
     return posted(served, path, body, **{"Idempotency-Key": secrets.token_hex(8)})
 
 
+def refund_pending(served: Served) -> httpx.Response:
+    order = served.hold(served.sale(), served.buyer())
+    served.come_back(order, served.pay(order))
+    served.order_fault(order, "refuse", operations=["cancel", "look_up"], times=1000)
+    path = f"/v1/admin/orders/{order['orderId']}/refund"
+    try:
+        for restock in (True, False):
+            body = {"reason": "x", "restock": restock}
+            key = {"Idempotency-Key": secrets.token_hex(8)}
+            answer = posted(served, path, body, **key)
+    finally:
+        served.clear_faults(order)
+    return answer
+
+
 def precondition_required(served: Served) -> httpx.Response:
     sale_id = served.sale()
     document = {**served.document(sale_id), "name": "Other"}
@@ -261,6 +276,7 @@ SCENES: dict[str, Callable[[Served], httpx.Response]] = {
         precondition_failed,
         idempotency_key_reused,
         refund_account_required,
+        refund_pending,
         precondition_required,
         rate_limited,
         too_many_orders,

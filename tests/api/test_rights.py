@@ -361,6 +361,7 @@ def operators_calls(stage: Stage) -> dict[str, Call]:
         "close": posting(f"{sale}/close", reason),
         "audit": getting(f"{sale}/audit"),
         "orders": getting("/v1/admin/orders"),
+        "refunds": getting("/v1/admin/refunds"),
         "order": getting(order),
         "refund": posting(f"{order}/refund", refund),
     }
@@ -378,6 +379,7 @@ OPERATORS_CALLS = (
     "orders",
     "order",
     "refund",
+    "refunds",
 )
 #: Bearers that are neither an operator's nor a buyer's.
 NOBODIES: dict[str, Callable[[Stage], dict[str, str]]] = {

@@ -40,6 +40,7 @@ NOT_FOR_BUYERS = {
     "insufficient_available",
     "not_refundable",
     "refund_account_required",
+    "refund_pending",
     "precondition_required",
     "precondition_failed",
 }

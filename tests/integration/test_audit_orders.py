@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from reservation.domain.payment import Cause, Reason
+from reservation.persistence.payments import PaymentRow
 from reservation.redis.inspection import Inspection
 from tests.fixtures.in_process import Bench, bench
 
@@ -113,17 +114,15 @@ async def test_a_sale_without_the_pgs_word_is_named(here: Bench) -> None:
     await here.finish(order, claimed.fence)
     await here.flush(sale_id)
     await here.service.ledger.put_payment(
-        payment_key=f"key-{sale_id}",
-        order_id=order.order_id,
-        status="CANCELED",
-        total_amount=1000,
-        balance_amount=0,
-        currency="KRW",
-        method=None,
-        approved_at_ms=None,
-        secret=None,
-        due_at_ms=None,
-        now_ms=2,
+        PaymentRow(
+            payment_key=f"key-{sale_id}",
+            order_id=order.order_id,
+            status="CANCELED",
+            total_amount=1000,
+            balance_amount=0,
+            currency="KRW",
+            updated_at_ms=2,
+        )
     )
     assert await here.audited(sale_id) == (
         f"order {order.order_id} (event 4) is CONFIRMED, and the PG's payment is CANCELED",

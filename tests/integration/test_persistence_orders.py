@@ -8,7 +8,7 @@ from reservation.domain.events import Event
 from reservation.domain.states import Status
 from reservation.persistence.ledger import Ledger
 from reservation.persistence.orders import LineRow
-from reservation.persistence.refunds import RefundRecord
+from reservation.persistence.refunds import RefundRecord, RefundWish
 from tests.fixtures.outbox import START_MS, Tape
 
 
@@ -122,7 +122,7 @@ async def test_the_history_tells_everything_in_time_order(ledger: Ledger) -> Non
     tape.confirm("o")
     tape.sell("another", a=1)
     await ledger.apply("s", tape.events)
-    refund = await ledger.begin_refund(
+    wish = RefundWish(
         order_id="o",
         idempotency_key="r",
         reason="broken",
@@ -130,8 +130,8 @@ async def test_the_history_tells_everything_in_time_order(ledger: Ledger) -> Non
         operator="op",
         account_json='{"accountNumber":"110"}',
         digest="d",
-        now_ms=START_MS + 5,
     )
+    refund = await ledger.begin_refund(wish, now_ms=START_MS + 5)
     assert isinstance(refund, RefundRecord)
     await ledger.finish_refund(refund, status="done", code=None, now_ms=START_MS + 6)
 

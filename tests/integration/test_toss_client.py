@@ -27,6 +27,7 @@ from reservation.payments.gateway import (
     RefundAccount,
     TryAgain,
     Unknown,
+    VirtualAccount,
 )
 from reservation.payments.toss import TossGateway, TossLimits, parse_time
 from tests.fixtures.sandbox import RunningSandbox, running_sandbox
@@ -471,8 +472,16 @@ PAYMENT = {
         {"newField": {"deep": [1, 2, {"x": None}]}, "easyPay": {"provider": "토스페이"}},
         {"totalAmount": float(AMOUNT), "method": None, "virtualAccount": None, "failure": None},
         {"approvedAt": "some day", "virtualAccount": {"dueDate": 5 * "9"}},
+        {"virtualAccount": {"accountNumber": 110, "bankCode": {"x": 1}, "customerName": []}},
+        {"virtualAccount": {"accountNumber": "1\x1b[31m", "bankCode": "20"}},
     ],
-    ids=["fields nobody knows", "a whole number with a point", "times that are none"],
+    ids=[
+        "fields nobody knows",
+        "a whole number with a point",
+        "times that are none",
+        "an account of other types",
+        "an account that no page should print",
+    ],
 )
 async def test_what_can_be_passed_over_is_passed_over(more: dict[str, object]) -> None:
     async with answering(http(200, json.dumps(PAYMENT | more))) as (url, _), gateway_of(url) as pg:
@@ -480,6 +489,37 @@ async def test_what_can_be_passed_over_is_passed_over(more: dict[str, object]) -
     assert isinstance(answer, Answered)
     assert answer.payment.total_amount == AMOUNT
     assert answer.payment.approved_at is None
+    assert answer.payment.virtual_account is None
+
+
+@pytest.mark.parametrize(
+    ("account", "read"),
+    [
+        (
+            {"accountNumber": "X65", "bankCode": "20", "customerName": "박토스"},
+            VirtualAccount(bank="20", account_number="X65", holder_name="박토스"),
+        ),
+        # As versions of the API before 2022-11-16 write it.
+        (
+            {"accountNumber": "X65", "bank": "우리"},
+            VirtualAccount(bank="20", account_number="X65", holder_name=""),
+        ),
+        (
+            {"accountNumber": 300 * "1", "bankCode": "S9"},
+            VirtualAccount(bank="S9", account_number=100 * "1", holder_name=""),
+        ),
+        ({"accountNumber": "X65"}, None),
+        ({"bankCode": "20"}, None),
+    ],
+)
+async def test_a_virtual_account_is_read_as_its_buyer_needs_it(
+    account: dict[str, object], read: VirtualAccount | None
+) -> None:
+    body = json.dumps(PAYMENT | {"virtualAccount": account})
+    async with answering(http(200, body)) as (url, _), gateway_of(url) as pg:
+        answer = await pg.look_up("tboxany")
+    assert isinstance(answer, Answered)
+    assert answer.payment.virtual_account == read
 
 
 def http(status: int, body: str | bytes, *headers: str) -> bytes:

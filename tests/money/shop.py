@@ -17,7 +17,7 @@ from reservation.settings import Settings
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import RunningSandbox, running_sandbox
 
-__all__ = ["LIMITS", "comes_to", "refund_wish", "shop", "stands"]
+__all__ = ["LIMITS", "comes_to", "damage", "refund_wish", "shop", "sold", "stands"]
 
 #: Far above what a busy machine needs.
 PATIENCE_SECONDS = 20.0
@@ -73,3 +73,17 @@ def refund_wish(order: Reservation, account: RefundAccount | None = None) -> Ref
         idempotency_key=secrets.token_hex(8),
         operator="op",
     )
+
+
+async def damage(service: Service, order: Reservation, lost: str) -> None:
+    """A field is gone, as no script of ours leaves it."""
+    key = service.keys.of(order.sale_id).order(order.order_id)
+    assert await service.connections.command("HDEL", key, lost) == 1
+
+
+async def sold(bench: Bench, sandbox: RunningSandbox, sale_id: str, buyer: str) -> Reservation:
+    order = await bench.hold(sale_id, buyer)
+    payment_key = sandbox.put_payment(order.order_id, order.amount)
+    await bench.service.confirm(order, payment_key=payment_key, may_claim=True)
+    await comes_to(bench.service, order, Status.CONFIRMED)
+    return order

@@ -253,7 +253,7 @@ async def test_an_account_that_is_due_and_cannot_be_decided_is_looked_at_with_gr
 ) -> None:
     """It stays due: without a pause the PG would be asked as fast as it answers."""
     service, clock = account.service, SetClock()
-    settler = Settler(service.store, service.ledger, service.settle, service.refund, clock=clock)
+    settler = Settler(service.store, service.settle, clock=clock)
     await account.is_due()
     account.lies("error_before_commit", times=None)
     looked_at = []

@@ -11,7 +11,7 @@ from reservation.payments.sandbox.faults import Fault
 from reservation.prepare import wish_of
 from reservation.refund import RefundWish
 from reservation.workers.reaper import Reaper
-from reservation.workers.settler import Settler
+from reservation.workers.refunder import Refunder
 from tests.money.plan import NONE, Entry, Kind, Plan
 from tests.money.world import AtOnce, Story, World, deaths_of
 
@@ -314,11 +314,9 @@ class Wave:
                 await world.told("/_faults", fault | {"times": 1, "operations": ["cancel"]})
         await _at_once(self._refund(story) for story in chosen)
         second = world.second
-        settler = Settler(
-            second.store, second.ledger, second.settle, second.refund, clock=world.clock
-        )
+        refunder = Refunder(second.ledger, second.refund, clock=world.clock)
         for _ in range(REFUND_ROUNDS_MAX):
-            await settler.refunds()
+            await refunder.run_once()
             if not await world.second.ledger.pending_refunds(1):
                 break
             await world.clock.turn(STEP_MOST)

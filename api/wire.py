@@ -1,0 +1,18 @@
+"""The bases of everything that travels over the wire, and the texts that it may carry."""
+
+from typing import Final
+
+from msgspec import Struct
+
+__all__ = ["WORDS", "Received", "Wire"]
+
+#: Of names and reasons: PostgreSQL's text has no NUL, and an order reads the same everywhere.
+WORDS: Final = r"^[^\x00]*$"
+
+
+class Wire(Struct, frozen=True, kw_only=True, rename="camel"):
+    """Base of everything that we send."""
+
+
+class Received(Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """Base of everything that we take: a field that we do not know is refused."""

@@ -1,0 +1,52 @@
+"""The pauses between two looks at what is due and could not be decided."""
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from reservation.domain.clock import Clock
+
+__all__ = ["Pauses"]
+
+
+class _PutOff(NamedTuple):
+    """What is due and was looked at: when to look again, by a monotonic clock."""
+
+    until: float
+    pause: float
+
+
+class Pauses:
+    """Puts off what was looked at and stays due, for longer every time.
+
+    Without a pause the PG, Redis and SQL would be asked as fast as they answer.
+    """
+
+    def __init__(self, clock: Clock, least: float, most: float) -> None:
+        self._clock = clock
+        self._least = least
+        self._most = most
+        self._put_off: dict[str, _PutOff] = {}
+
+    def __len__(self) -> int:
+        return len(self._put_off)
+
+    def take(self, due: Sequence[str], most: int, *, busy: Collection[str] = ()) -> list[str]:
+        """Those to look at now, put off at once; what is not due any more is forgotten.
+
+        What is `busy` is being looked at still: it is not taken, and its pause goes on.
+        """
+        known, now = self._put_off, self._clock.monotonic()
+        taken: list[str] = []
+        self._put_off = put_off = {}
+        for name in due:
+            before = known.get(name)
+            if before is not None and (name in busy or now < before.until):
+                put_off[name] = before
+            elif len(taken) < most:
+                taken.append(name)
+                put_off[name] = self._later(before, now)
+        return taken
+
+    def _later(self, before: _PutOff | None, now: float) -> _PutOff:
+        pause = min(self._most, 2 * before.pause) if before else self._least
+        return _PutOff(now + pause, pause)

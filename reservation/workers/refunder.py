@@ -1,0 +1,123 @@
+"""The refunder: goes on with refunds that were begun and are not through, side by side."""
+
+import asyncio
+from typing import Final
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from reservation.domain.alarms import Alarm
+from reservation.domain.clock import Clock
+from reservation.domain.errors import ReservationError
+from reservation.limits import DEFAULT_LIMITS, PaymentLimits
+from reservation.metrics import PENDING_REFUNDS, PENDING_REFUNDS_AGE, alarm
+from reservation.persistence.ledger import Ledger
+from reservation.persistence.refunds import RefundRecord
+from reservation.redis.replies import StoreUnavailable, StoreUncertain
+from reservation.refund import Refund
+from reservation.workers.pauses import Pauses
+
+__all__ = ["Refunder"]
+
+log = structlog.get_logger(__name__)
+
+#: Refunds under way at once. A quarter of the gateway's connections for look-ups and cancels, which
+#: payments that are not decided need as well.
+AT_ONCE: Final = 16
+#: Refunds that one round names in an alarm, the oldest: the gauge counts the rest.
+WARNED_MAX: Final = 20
+#: How long a round waits for those that it began. A cancel that hangs is waited for by no other.
+ROUND_SECONDS: Final = 1.0
+_MINUTE_MS: Final = 60_000
+
+
+class Refunder:
+    """Goes on with pending refunds, each in a task of its own."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        refund: Refund,
+        *,
+        clock: Clock,
+        limits: PaymentLimits = DEFAULT_LIMITS,
+    ) -> None:
+        self._ledger = ledger
+        self._refund = refund
+        self._clock = clock
+        self._alarm_ms = round(limits.alarm_seconds * 1000)
+        self._pauses = Pauses(clock, limits.pause_least_seconds, limits.pause_most_seconds)
+        self._running: dict[str, asyncio.Task[bool]] = {}
+        #: Order -> until when its next alarm waits, by a monotonic clock.
+        self._quiet: dict[str, float] = {}
+
+    async def run_once(self) -> int:
+        """Begin with those that are due, as places are free; how many got through meanwhile.
+
+        Raises:
+            Exception: what is wrong with the first of those that are damaged, after all the others.
+        """
+        await self._measure()
+        free = AT_ONCE - len(self._running)
+        if free:
+            found = await self._ledger.pending_refunds(AT_ONCE + len(self._pauses))
+            records = {record.order_id: record for record in found}
+            self._warn(found)
+            for order_id in self._pauses.take(list(records), free, busy=self._running):
+                self._running[order_id] = asyncio.create_task(self._go_on(records[order_id]))
+        if self._running:
+            await asyncio.wait(self._running.values(), timeout=ROUND_SECONDS)
+        return self._ended()
+
+    async def aclose(self) -> None:
+        """End what is under way: the next worker goes on with it."""
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _measure(self) -> None:
+        backlog = await self._ledger.refund_backlog()
+        age_ms = self._clock.now_ms() - backlog.oldest_at_ms if backlog.oldest_at_ms else 0
+        PENDING_REFUNDS.set(backlog.count)
+        PENDING_REFUNDS_AGE.set(max(0, age_ms) / 1000)
+
+    def _warn(self, found: list[RefundRecord]) -> None:
+        """Raise the alarm for each that waits for long, once a minute."""
+        now_ms, now = self._clock.now_ms(), self._clock.monotonic()
+        quiet = {order_id: until for order_id, until in self._quiet.items() if until > now}
+        for record in found[:WARNED_MAX]:
+            age_ms = now_ms - record.created_at_ms
+            if age_ms >= self._alarm_ms and record.order_id not in quiet:
+                quiet[record.order_id] = now + _MINUTE_MS / 1000
+                alarm(
+                    Alarm.REFUND_PENDING,
+                    order_id=record.order_id,
+                    minutes=age_ms // _MINUTE_MS,
+                    code=record.code,
+                )
+        self._quiet = quiet
+
+    def _ended(self) -> int:
+        done = [order_id for order_id, task in self._running.items() if task.done()]
+        tasks = [self._running.pop(order_id) for order_id in done]
+        errors = [error for task in tasks if (error := task.exception())]
+        if errors:
+            raise errors[0]
+        return sum(task.result() for task in tasks)
+
+    async def _go_on(self, record: RefundRecord) -> bool:
+        try:
+            return await self._refund.go_on(record)
+        except (
+            ReservationError,
+            StoreUnavailable,
+            StoreUncertain,
+            SQLAlchemyError,
+            OSError,
+        ) as error:
+            log.warning("refund_waits", order_id=record.order_id, reason=str(error))
+            return False
+        except Exception:
+            log.exception("refund_broke", order_id=record.order_id)
+            raise
