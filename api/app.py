@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 import structlog
-from litestar import Litestar
+from litestar import Litestar, Router
 from litestar.config.cors import CORSConfig
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
@@ -18,11 +18,13 @@ from api.admin import AdminController
 from api.auth import Buyers, Guests, Operators, Peers
 from api.body import StrictRequest
 from api.context import Api
+from api.cut_short import AnswerCutShort
 from api.draining import Draining
 from api.exposition import Exposition
+from api.head import AnswerHead
 from api.health import GuestController, HealthController
 from api.observe import Observe
-from api.pages import PageController, static_routers
+from api.pages import PageController, is_the_document, static_routers
 from api.payments import PaymentController
 from api.prepare_path import PreparePath
 from api.problems import EXCEPTION_HANDLERS
@@ -100,7 +102,8 @@ def create_app(settings: Settings) -> Litestar:
     app.state.draining = draining = Draining()
     app.state.exposition = Exposition()
     # Around everything: a refusal of the framework, such as an unknown path, is observed too.
-    app.asgi_handler = Observe(app.asgi_handler, draining)
+    answering = AnswerCutShort(AnswerHead(app.asgi_handler), draining)
+    app.asgi_handler = Observe(answering, draining, cors=cors is not None)
     return app
 
 
@@ -153,7 +156,9 @@ def _openapi() -> OpenAPIConfig:
         title="Stock reservation",
         version=__version__,
         description="Holds stock for flash sales while buyers pay. Refusals follow RFC 9457.",
-        path="/schema",
+        openapi_router=Router(
+            "/schema", route_handlers=[], guards=[is_the_document], include_in_schema=False
+        ),
         # What an operation does stands once, at its handler.
         use_handler_docstrings=True,
         render_plugins=[JsonRenderPlugin()],

@@ -15,18 +15,23 @@ from reservation import tracing
 from reservation.domain import base64url
 from reservation.metrics import HTTP_SECONDS, Durations
 
-__all__ = ["Observe", "record", "request_id", "request_id_of"]
+__all__ = ["STATE_KEY", "Observe", "record", "request_id", "request_id_of"]
 
 log = structlog.get_logger(__name__)
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{8,64}")
-_STATE_KEY: Final = "request_id"
+#: Where a request's id is in the scope's state.
+STATE_KEY: Final = "request_id"
 #: Ids that are drawn at a time: 3 kB of randomness.
 _IDS_AT_ONCE: Final = 256
 #: A request that takes longer gets a line of its own, unless it waits by design.
 SLOW_SECONDS: Final = 1.0
 _WAITS: Final = frozenset({"watchStock", "getReservation", "paymentSucceeded"})
 SERVER_ERROR: Final = 500
+#: Readiness says by 503 that something is missing, to probes that ask every second: no failure.
+_PROBE: Final = "ready"
+#: Buyers' ids, amounts and states: no cache may keep them.
+_NOT_KEPT: Final = ("/v1/admin", "/health/")
 #: Lines a second about requests that failed or were slow: in a crowd that is turned away, lines
 #: cost more than answers. The next line counts what is left out; the metrics have all of it.
 LINES_A_SECOND_MAX: Final = 50
@@ -34,7 +39,7 @@ LINES_A_SECOND_MAX: Final = 50
 
 def request_id_of(request: Request[Any, Any, Any]) -> str:
     """The id under which this request is logged; the buyer gets it in every refusal."""
-    return cast("dict[str, Any]", request.scope)["state"].get(_STATE_KEY, "")
+    return cast("dict[str, Any]", request.scope)["state"].get(STATE_KEY, "")
 
 
 class _Ids:
@@ -101,7 +106,7 @@ def record(operation: str, status: int, seconds: float, request_id: str) -> None
     """Count an answer, and tell of it where it was slow or failed."""
     _answered.add(operation, status, seconds)
     slow = seconds > SLOW_SECONDS and operation not in _WAITS
-    if status >= SERVER_ERROR or slow:
+    if (status >= SERVER_ERROR and operation != _PROBE) or slow:
         _tell(operation, status, seconds, request_id)
 
 
@@ -134,7 +139,8 @@ def _tell(operation: str, status: int, seconds: float, request_id: str) -> None:
     if left_out is None:
         return
     more = {"left_out": left_out} if left_out else {}
-    log.info(
+    tell = log.warning if status >= SERVER_ERROR else log.info
+    tell(
         "request",
         operation=operation,
         status=status,
@@ -147,9 +153,10 @@ def _tell(operation: str, status: int, seconds: float, request_id: str) -> None:
 class Observe:
     """ASGI middleware, outermost: refusals of the framework pass through it too."""
 
-    def __init__(self, app: ASGIApp, draining: Draining) -> None:
+    def __init__(self, app: ASGIApp, draining: Draining, *, cors: bool = False) -> None:
         self._app = app
         self._draining = draining
+        self._cors = cors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -157,7 +164,7 @@ class Observe:
             return
         its_id = request_id(dict(scope["headers"]).get(b"x-request-id", b""))
         state: dict[str, Any] = scope.setdefault("state", {})  # pyright: ignore[reportUnknownVariableType]
-        state[_STATE_KEY] = its_id
+        state[STATE_KEY] = its_id
         began = time.perf_counter()
         span = None if tracing.tracer is None else tracing.tracer.request(its_id)
         status = SERVER_ERROR
@@ -168,8 +175,7 @@ class Observe:
                 status = message["status"]
                 headers = list(message.get("headers", []))
                 headers.append((b"x-request-id", its_id.encode()))
-                if self._draining.active:
-                    headers.append((b"connection", b"close"))
+                self._complete(headers, scope["path"])
                 message["headers"] = headers
             await send(message)
 
@@ -186,3 +192,14 @@ class Observe:
             record(operation, status, time.perf_counter() - began, its_id)
             if span is not None and tracing.tracer is not None:
                 tracing.tracer.answered(span, operation, status)
+
+    def _complete(self, headers: list[tuple[bytes, bytes]], path: str) -> None:
+        """Add the headers that each answer of this kind has, refusals of the framework included."""
+        names = {name.lower() for name, _ in headers}
+        if self._cors and b"vary" not in names:
+            # An answer without an origin must not be kept for one that has one.
+            headers.append((b"vary", b"Origin"))
+        if path.startswith(_NOT_KEPT) and b"cache-control" not in names:
+            headers.append((b"cache-control", b"no-store"))
+        if self._draining.active:
+            headers.append((b"connection", b"close"))

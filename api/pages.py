@@ -14,10 +14,19 @@ from litestar.response import File
 from litestar.static_files import (
     create_static_files_router,  # pyright: ignore[reportUnknownVariableType] - its own hooks are
 )
+from litestar.utils import normalize_path
 
 from api.context import api_of
 
-__all__ = ["SDK_HEADERS", "PageController", "please_wait", "static_routers"]
+__all__ = [
+    "PLEASE_WAIT",
+    "PLEASE_WAIT_HEADERS",
+    "SDK_HEADERS",
+    "PageController",
+    "is_the_document",
+    "please_wait",
+    "static_routers",
+]
 
 STATIC: Final = Path(__file__).resolve().parent / "static"
 #: Everything comes from here; scripts are never inline. `img-src data:` is for one-pixel icons.
@@ -28,7 +37,6 @@ _CSP: Final = (
 _HEADERS: Final = {
     "Content-Security-Policy": _CSP,
     "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Opener-Policy": "same-origin-allow-popups",
     "Cache-Control": "no-cache",
 }
@@ -99,8 +107,18 @@ class PageController(Controller):
 
 
 def can_be_a_file(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
-    """Guard: the file system raises on a zero byte, and the framework lets that through."""
-    if "\0" in connection.scope["path"]:
+    """Guard: no path with a zero byte, on which the file system raises, and no page.
+
+    Pages have routes of their own, with the headers that keep other sites from framing them.
+    """
+    path = connection.scope["path"]
+    if "\0" in path or path.lower().rstrip("/").endswith(".html"):
+        raise NotFoundException
+
+
+def is_the_document(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    """Guard: below /schema there is the document alone; the framework has a page for all else."""
+    if normalize_path(connection.scope["path"]) not in ("/schema", "/schema/openapi.json"):
         raise NotFoundException
 
 
@@ -128,24 +146,27 @@ def static_routers() -> list[Any]:
     ]
 
 
-def please_wait() -> Response[str]:
-    """For a browser that cannot be told yet where its payment stands: it asks again by itself.
+#: For a browser while the state of its payment is unknown: it asks again by itself. The page says
+#: nothing of the money, for it may be taken already where the page is loaded again.
+PLEASE_WAIT: Final = (
+    '<!doctype html><html lang="en"><meta charset="utf-8">'
+    f'<meta http-equiv="refresh" content="{WAIT_SECONDS}">'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    "<title>One moment</title><h1>One moment</h1>"
+    "<p>We are looking after your payment. This page tries again by itself, and nobody is "
+    "charged twice.</p>"
+    "<p>잠시만 기다려 주세요. 결제를 확인하고 있습니다. 자동으로 다시 시도하며 "
+    "이중으로 결제되지 않습니다.</p></html>"
+).encode()
+PLEASE_WAIT_HEADERS: Final = {
+    **_HEADERS,
+    "Cache-Control": "no-store",
+    "Retry-After": str(WAIT_SECONDS),
+}
 
-    Nothing is said of the money. It may be taken already, where the page is loaded again.
-    """
-    text = (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        f'<meta http-equiv="refresh" content="{WAIT_SECONDS}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        "<title>One moment</title><h1>One moment</h1>"
-        "<p>We are looking after your payment. This page tries again by itself, and nobody is "
-        "charged twice.</p>"
-        "<p>잠시만 기다려 주세요. 결제를 확인하고 있습니다. 자동으로 다시 시도하며 "
-        "이중으로 결제되지 않습니다.</p></html>"
-    )
+
+def please_wait() -> Response[bytes]:
+    """The page that waits."""
     return Response(
-        text,
-        status_code=503,
-        media_type=MediaType.HTML,
-        headers={**_HEADERS, "Cache-Control": "no-store", "Retry-After": str(WAIT_SECONDS)},
+        PLEASE_WAIT, status_code=503, media_type=MediaType.HTML, headers=PLEASE_WAIT_HEADERS
     )

@@ -12,6 +12,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from api.head import allowed
 from api.observe import request_id_of
 from reservation.domain import errors
 from reservation.domain.alarms import Alarm
@@ -185,7 +186,10 @@ def _http_error(request: Request[Any, Any, Any], error: HTTPException) -> Respon
     code = _FRAMEWORK_CODES.get(status, "malformed_request")
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return _bug(request, error)
-    return problem_of(code, _sentence(error), status=status, instance=request_id_of(request))
+    answer = problem_of(code, _sentence(error), status=status, instance=request_id_of(request))
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        answer.headers["Allow"] = allowed(request.app, request.scope["path"])
+    return answer
 
 
 def _sentence(error: HTTPException) -> str:

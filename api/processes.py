@@ -54,6 +54,11 @@ BACKLOG: Final = 4096
 #: that wait are many objects and no cycles, and 700, the default, is two dozen of them.
 COLLECT_AFTER_OBJECTS: Final = 20_000
 
+#: A browser takes an answer for its declared type alone, scripts and JSON too.
+_NO_SNIFFING: Final = ("X-Content-Type-Options", "nosniff")
+#: For a year browsers come back over TLS alone (RFC 6797); its proxy is in front of us.
+_TLS_ALONE: Final = ("Strict-Transport-Security", "max-age=31536000")
+
 #: From <sys/prctl.h>.
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -79,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
             tracing.start(given.role)
         if given.role == "worker":
             return _run_worker(entry, settings)
-        run_http(entry(settings), socket.socket(fileno=given.fd))
+        run_http(entry(settings), socket.socket(fileno=given.fd), headers=_headers(settings))
     except SettingsError as error:
         sys.stderr.write(f"reservation: {error}\n")
         return BAD_SETTING
@@ -121,8 +126,23 @@ def _resolve(entry: str) -> Callable[[Settings], Any]:
     return getattr(import_module(module), name)
 
 
-def run_http(application: Any, listening: socket.socket) -> None:
-    """Serve an ASGI application on a socket that already listens, until SIGTERM."""
+def _headers(settings: Settings) -> list[tuple[str, str]]:
+    """Headers of every answer, those of the HTTP server itself included."""
+    if settings.public_url.startswith("https://"):
+        return [_NO_SNIFFING, _TLS_ALONE]
+    return [_NO_SNIFFING]
+
+
+def run_http(
+    application: Any, listening: socket.socket, *, headers: list[tuple[str, str]] | None = None
+) -> None:
+    """Serve an ASGI application on a socket that already listens, until SIGTERM.
+
+    Args:
+        application: the ASGI application.
+        listening: bound and listening already.
+        headers: added to every answer.
+    """
     import uvicorn  # noqa: PLC0415 - not needed by the worker
 
     from api.protocol import ShortWayProtocol  # noqa: PLC0415 - likewise
@@ -136,6 +156,7 @@ def run_http(application: Any, listening: socket.socket) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        headers=headers or [],
         # Addresses out of headers are believed in one place only, by RESERVATION_TRUSTED_PROXIES.
         proxy_headers=False,
         backlog=BACKLOG,
@@ -218,7 +239,7 @@ def sandbox_alone(settings: Settings, *, host: str, port: int) -> int:
         f"RESERVATION_TOSS_API_URL={address}\nRESERVATION_TOSS_CHECKOUT_URL={address}/checkout\n"
     )
     sys.stdout.flush()
-    run_http(sandbox(settings), listening)
+    run_http(sandbox(settings), listening, headers=[_NO_SNIFFING])
     return 0
 
 

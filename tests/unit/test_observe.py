@@ -28,6 +28,15 @@ async def test_what_fails_or_is_slow_gets_a_line(lines: LogCapture) -> None:
     assert [line["request_id"] for line in lines.entries] == ["failed", "slow"]
 
 
+async def test_a_failure_is_a_warning_and_a_probe_of_readiness_is_none(lines: LogCapture) -> None:
+    observe.record("prepareReservation", 503, 0.004, "failed")
+    observe.record("ready", 503, 0.004, "not ready yet")
+    observe.record("prepareReservation", 201, 1.5, "slow")
+    observe.record("ready", 200, 1.5, "slow probe")
+    told = [(line["request_id"], line["log_level"]) for line in lines.entries]
+    assert told == [("failed", "warning"), ("slow", "info"), ("slow probe", "info")]
+
+
 async def test_a_crowd_that_is_turned_away_is_counted_in_the_next_line(
     lines: LogCapture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
