@@ -134,6 +134,10 @@ class Supervisor:
             tasks.create_task(self._keep("valkey", self._valkey, started=True))
         if not await self._is_redis_answered():
             tasks.create_task(self._wait_for_redis())
+        if self._settings.database_url:
+            from reservation.preflight.start import refuse_unfit_sql  # noqa: PLC0415 - it imports much
+
+            await refuse_unfit_sql(self._settings)
         if self._alone and not self._settings.toss_api_url:
             await self._listen_for_sandbox()
             self._add(tasks, "sandbox")

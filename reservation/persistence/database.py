@@ -12,13 +12,15 @@ import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple
 
-import asyncpg  # pyright: ignore[reportMissingTypeStubs]
 from sqlalchemy import Connection, event, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from reservation.persistence import postgresql
+from reservation.persistence.unfit import LedgerUnfit
 
 __all__ = ["SCHEMA_VERSION", "Database", "LedgerUnfit"]
 
@@ -37,76 +39,100 @@ BUSY_SECONDS: Final = 15.0
 #: often, down to ten times a second, and a flusher under load leaves the place free for a few
 #: milliseconds at a time: in one long wait a payment missed that for seconds.
 WRITE_LOOK_SECONDS: Final = 0.01
-#: How long PostgreSQL may take to let us in, and to answer one statement.
-CONNECT_SECONDS: Final = 5.0
-COMMAND_SECONDS: Final = 15.0
-#: How long PostgreSQL keeps the locks of a transaction that says nothing more: a machine that lost
-#: its power or its network would else hold up a sale's flusher for two hours, which is how long TCP
-#: takes to notice.
-IDLE_SECONDS: Final = 20
-#: How long a caller waits for one of the pooled connections.
-POOL_SECONDS: Final = 5.0
-#: Connections of one process: intents share one, the rest are reads and the workers' batches.
-POOL_SIZE: Final = 5
-POOL_MORE: Final = 5
 #: How long a start waits for another process's migration.
 MIGRATE_SECONDS: Final = 60
 #: The migration's name among PostgreSQL's advisory locks: any number that nobody else uses.
 MIGRATE_LOCK: Final = 7_305_808_869_229_538_675
 
 
-class LedgerUnfit(OSError):
-    """The database answers, and must not be used: one sentence says why."""
+class Engines(NamedTuple):
+    """One for reads and one for transactions that write; PostgreSQL has one for both."""
+
+    reading: AsyncEngine
+    writing: AsyncEngine
 
 
 class Database:
-    """Connections to one database; made by `open`."""
+    """Connections to one database.
 
-    def __init__(self, engine: AsyncEngine, writing_engine: AsyncEngine) -> None:
-        self._engine = engine
-        self._writing_engine = writing_engine
-        self.is_sqlite = engine.dialect.name == "sqlite"
+    It connects, and brings the tables up to date, at its first use; where that fails, the use fails
+    and the next one tries again. So a process may start before its database does.
+
+    Args:
+        url: `sqlite:///PATH`, or `postgresql://...` in any form that libpq reads, with
+            `?host=/DIRECTORY` for a unix socket.
+
+    Raises:
+        ValueError: the URL is of neither kind.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.is_sqlite = _is_sqlite(url)
+        self._engines: Engines | None = None
+        self._opening: asyncio.Task[Engines] | None = None
         # SQLite has one writer at a time. Inside of a process they queue here, in order, instead of
         # in SQLite's waiting, which sleeps and forgets who came first.
         self._turn = asyncio.Lock()
 
     @classmethod
     async def open(cls, url: str) -> "Database":
-        """Connect, and bring the tables up to date.
-
-        Any number of processes may do this at once: one migrates, the others wait for it.
-
-        Args:
-            url: `sqlite:///PATH`, or `postgresql://...` in any form that libpq reads, with
-                `?host=/DIRECTORY` for a unix socket.
+        """Connect at once.
 
         Raises:
             ValueError: the URL is of neither kind.
-            LedgerUnfit: the tables are not there and cannot be made.
+            LedgerUnfit: the database must not be used, or its tables cannot be made.
+            SQLAlchemyError, OSError: it does not answer.
         """
-        database = cls(*_make_engines(url))
-        try:
-            await database._migrate()
-        except BaseException:
-            await database.aclose()
-            raise
+        database = cls(url)
+        await database.connect()
         return database
+
+    async def connect(self) -> Engines:
+        """Connect and migrate, unless that is done; raises what `open` does.
+
+        Any number of processes may do this at once: one migrates, the others wait for it.
+        """
+        if self._engines is not None:
+            return self._engines
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._connect())
+            self._opening.add_done_callback(self._connected)
+        # A caller that gives up must not end a migration under way.
+        return await asyncio.shield(self._opening)
+
+    async def _connect(self) -> Engines:
+        engines = await _make_engines(self._url)
+        try:
+            await self._migrate(engines)
+        except BaseException:
+            await _dispose(engines)
+            raise
+        return engines
+
+    def _connected(self, task: asyncio.Task[Engines]) -> None:
+        self._opening = None
+        if not task.cancelled() and task.exception() is None:
+            self._engines = task.result()
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self._engine.dispose()
-        await self._writing_engine.dispose()
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait({self._opening})
+        if self._engines is not None:
+            await _dispose(self._engines)
 
     @asynccontextmanager
     async def read(self) -> AsyncGenerator[AsyncConnection]:
         """A connection for reads, each of which sees what is committed by then."""
-        async with self._engine.connect() as connection:
+        async with (await self.connect()).reading.connect() as connection:
             yield connection
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncGenerator[AsyncConnection]:
         """A connection whose reads all see the same moment."""
-        async with self._engine.connect() as connection:
+        async with (await self.connect()).reading.connect() as connection:
             # SQLite's transactions are snapshots from their first read on.
             if not self.is_sqlite:
                 await connection.execute(
@@ -117,19 +143,26 @@ class Database:
     @asynccontextmanager
     async def write(self) -> AsyncGenerator[AsyncConnection]:
         """One transaction: committed when the block ends, rolled back when it raises."""
+        engines = await self.connect()
+        async with self._write(engines) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _write(self, engines: Engines) -> AsyncGenerator[AsyncConnection]:
         if not self.is_sqlite:
-            async with self._writing_engine.begin() as connection:
+            async with engines.writing.begin() as connection:
                 yield connection
             return
         async with self._turn, AsyncExitStack() as stack:
-            yield await self._begun(stack)
+            yield await self._begun(engines, stack)
 
-    async def _begun(self, stack: AsyncExitStack) -> AsyncConnection:
+    @staticmethod
+    async def _begun(engines: Engines, stack: AsyncExitStack) -> AsyncConnection:
         """SQLite's one writer's place, once no other process has it."""
         give_up_at = asyncio.get_running_loop().time() + BUSY_SECONDS
         while True:
             try:
-                return await stack.enter_async_context(self._writing_engine.begin())
+                return await stack.enter_async_context(engines.writing.begin())
             except OperationalError as error:
                 if not _is_busy(error) or asyncio.get_running_loop().time() > give_up_at:
                     raise
@@ -149,6 +182,8 @@ class Database:
         """
         async with self.write() as connection:
             if not self.is_sqlite:
+                encoding = await connection.execute(text("SHOW server_encoding"))
+                postgresql.refuse_encoding(encoding.scalar_one())
                 answer = await connection.execute(text("SHOW synchronous_commit"))
                 if answer.scalar_one() == "off":
                     raise LedgerUnfit(
@@ -167,12 +202,13 @@ class Database:
                 f"the schema is at {applied!r}, this version needs {SCHEMA_VERSION!r}"
             )
 
-    async def _migrate(self) -> None:
+    async def _migrate(self, engines: Engines) -> None:
         if self.is_sqlite:
-            await self._use_wal()
-        if await self.schema_version() >= SCHEMA_VERSION:
-            return
-        async with self.write() as connection:
+            await _use_wal(engines)
+        async with engines.reading.connect() as connection:
+            if await connection.run_sync(_applied) >= SCHEMA_VERSION:
+                return
+        async with self._write(engines) as connection:
             if not self.is_sqlite:
                 await connection.execute(text(f"SET LOCAL lock_timeout = '{MIGRATE_SECONDS}s'"))
                 await connection.execute(
@@ -180,25 +216,31 @@ class Database:
                 )
             await connection.run_sync(_upgrade)
 
-    async def _use_wal(self) -> None:
-        """Switch the file to a write-ahead log, for good; a file that has one is left alone."""
-        deadline = asyncio.get_running_loop().time() + BUSY_SECONDS
-        while True:
-            try:
-                async with self._engine.connect() as connection:
-                    raw = await connection.get_raw_connection()
-                    cursor = await raw.driver_connection.execute("PRAGMA journal_mode = WAL")  # pyright: ignore[reportOptionalMemberAccess]
-                    row = await cursor.fetchone()
-                    await cursor.close()
-            except sqlite3.OperationalError:
-                # This one change does not wait for a process that is at it as well.
-                if asyncio.get_running_loop().time() > deadline:
-                    raise
-                await asyncio.sleep(0.05)
-                continue
-            if row[0] != "wal":
-                raise LedgerUnfit(f"SQLite cannot keep a write-ahead log here (it says {row[0]})")
-            return
+
+async def _dispose(engines: Engines) -> None:
+    await engines.reading.dispose()
+    await engines.writing.dispose()
+
+
+async def _use_wal(engines: Engines) -> None:
+    """Switch the file to a write-ahead log, for good; a file that has one is left alone."""
+    deadline = asyncio.get_running_loop().time() + BUSY_SECONDS
+    while True:
+        try:
+            async with engines.reading.connect() as connection:
+                raw = await connection.get_raw_connection()
+                cursor = await raw.driver_connection.execute("PRAGMA journal_mode = WAL")  # pyright: ignore[reportOptionalMemberAccess]
+                row = await cursor.fetchone()
+                await cursor.close()
+        except sqlite3.OperationalError:
+            # This one change does not wait for a process that is at it as well.
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+            await asyncio.sleep(0.05)
+            continue
+        if row[0] != "wal":
+            raise LedgerUnfit(f"SQLite cannot keep a write-ahead log here (it says {row[0]})")
+        return
 
 
 def _applied(connection: Connection) -> str:
@@ -227,28 +269,34 @@ def _is_busy(error: OperationalError) -> bool:
     return code & 0xFF == sqlite3.SQLITE_BUSY
 
 
-def _make_engines(url: str) -> tuple[AsyncEngine, AsyncEngine]:
-    """One for reads and one for transactions that write; PostgreSQL has one for both."""
+def _is_sqlite(url: str) -> bool:
     try:
         kind = make_url(url)
     except ArgumentError as error:
         raise ValueError("the database's URL is not one") from error
     match kind.drivername:
         case "sqlite":
-            return _make_sqlite(kind, writes=False), _make_sqlite(kind, writes=True)
+            if not kind.database or kind.database == ":memory:":
+                raise ValueError("SQLite needs a file: several processes use it")
+            return True
         case "postgresql" | "postgres":
-            engine = _make_postgresql(url)
-            return engine, engine
+            return False
         case _:
             raise ValueError("the database's URL begins with sqlite:/// or postgresql://")
 
 
+async def _make_engines(url: str) -> Engines:
+    if not _is_sqlite(url):
+        engine = postgresql.make_engine(url, await postgresql.look(url))
+        return Engines(engine, engine)
+    kind = make_url(url)
+    return Engines(_make_sqlite(kind, writes=False), _make_sqlite(kind, writes=True))
+
+
 def _make_sqlite(url: URL, *, writes: bool) -> AsyncEngine:
-    if not url.database or url.database == ":memory:":
-        raise ValueError("SQLite needs a file: several processes use it")
     # The file has buyers and the secrets of payments in it; what SQLite puts beside it gets its
     # mode from it.
-    os.close(os.open(url.database, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    os.close(os.open(url.database or "", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     engine = create_async_engine(
         url.set(drivername="sqlite+aiosqlite"),
         connect_args={
@@ -256,9 +304,9 @@ def _make_sqlite(url: URL, *, writes: bool) -> AsyncEngine:
             "isolation_level": None,
         },
         # Transactions that write come one at a time.
-        pool_size=1 if writes else POOL_SIZE,
-        max_overflow=0 if writes else POOL_MORE,
-        pool_timeout=POOL_SECONDS,
+        pool_size=1 if writes else postgresql.POOL_SIZE,
+        max_overflow=0 if writes else postgresql.POOL_MORE,
+        pool_timeout=postgresql.POOL_SECONDS,
     )
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_write if writes else _begin_read)
@@ -286,30 +334,3 @@ def _begin_write(connection: Connection) -> None:
     # It takes the place at once: a transaction that reads first and writes later is refused
     # without any waiting where another was faster.
     connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def _make_postgresql(url: str) -> AsyncEngine:
-    async def connect() -> Any:
-        # The driver reads the URL itself, so everything that libpq knows may stand in it.
-        try:
-            made = await cast("Any", asyncpg).connect(
-                url,
-                timeout=CONNECT_SECONDS,
-                command_timeout=COMMAND_SECONDS,
-                server_settings={"application_name": "reservation"},
-            )
-            # Not among the settings above: a pooler in between lets only few of those pass.
-            await made.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
-            return made
-        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise ConnectionError(f"PostgreSQL does not let us in: {error}") from error
-
-    return create_async_engine(
-        "postgresql+asyncpg://",
-        async_creator=connect,
-        pool_size=POOL_SIZE,
-        max_overflow=POOL_MORE,
-        pool_timeout=POOL_SECONDS,
-        # After a restart of the server an old connection is found dead here, not by a buyer.
-        pool_pre_ping=True,
-    )

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 from sqlalchemy import Row, select, update
-from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reservation.domain.events import Event, chain_of
@@ -20,6 +20,7 @@ from reservation.domain.states import Status
 from reservation.persistence import tables
 from reservation.persistence.bulk import among, insert_new, upsert
 from reservation.persistence.database import Database
+from reservation.persistence.faults import is_of_the_row
 from reservation.persistence.fold import Fold, ItemState, OrderState, Poison, SaleState
 
 __all__ = ["EVENTS_MAX", "ApplyKind", "ApplyOutcome", "apply", "events_after"]
@@ -81,15 +82,17 @@ async def apply(database: Database, sale_id: str, events: Sequence[Event]) -> Ap
     try:
         async with database.write() as connection:
             return await _apply(connection, sale_id, events)
-    except (IntegrityError, DataError) as error:
-        # Something that the fold let pass and a constraint did not: halve until one event is left.
+    except DBAPIError as error:
+        if not is_of_the_row(error):
+            raise
+        # Something that the fold let pass and SQL did not: halve until one event is left.
         if len(events) == 1:
             flushed_seq = events[0].seq - 1
             return ApplyOutcome(
                 kind=ApplyKind.POISON,
                 flushed_seq=flushed_seq,
                 seq=events[0].seq,
-                reason=f"a constraint refuses it: {error.orig}",
+                reason=f"SQL refuses it: {error.orig}",
             )
     middle = len(events) // 2
     first = await apply(database, sale_id, events[:middle])

@@ -8,7 +8,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar
 
-from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.exc import DBAPIError
+
+from reservation.persistence.faults import is_of_the_row
 
 __all__ = ["BATCH_MAX", "Group"]
 
@@ -69,14 +71,12 @@ class Group(Generic[Item, Outcome]):
     async def _write(self, batch: Sequence[tuple[Item, asyncio.Future[Outcome]]]) -> None:
         try:
             outcomes = await self._commit([item for item, _ in batch])
-        except (IntegrityError, DataError) as error:
-            if len(batch) == 1:
-                _tell(batch[0][1], error)
-                return
-            # One row that cannot stand must not take the others with it.
-            for single in batch:
-                await self._write([single])
         except Exception as error:  # noqa: BLE001 - loop top: every caller that waits gets it
+            if len(batch) > 1 and isinstance(error, DBAPIError) and is_of_the_row(error):
+                # One row that cannot stand must not take the others with it.
+                for single in batch:
+                    await self._write([single])
+                return
             for _, future in batch:
                 _tell(future, error)
         except asyncio.CancelledError:

@@ -70,6 +70,10 @@ class Ledger:
         """
         return cls(await Database.open(url))
 
+    async def connect(self) -> None:
+        """Connect and bring the tables up to date, as each use does by itself."""
+        await self._database.connect()
+
     async def aclose(self) -> None:
         """Finish what is being written, and close the connections."""
         await self._intents.aclose()

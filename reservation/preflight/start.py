@@ -1,4 +1,4 @@
-"""Whether the service may start at all: in production, the rows that stop it must hold."""
+"""Refuses to start with a Redis or a database that must not be used."""
 
 import asyncio
 from typing import Final
@@ -6,13 +6,15 @@ from typing import Final
 import structlog
 
 from reservation.domain.clock import SystemClock
+from reservation.persistence import postgresql
+from reservation.persistence.unfit import LedgerUnfit
 from reservation.preflight import Preflight
 from reservation.redis.connection import Connections
 from reservation.redis.keys import Keys
 from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.settings import Settings, SettingsError
 
-__all__ = ["is_answered"]
+__all__ = ["is_answered", "refuse_unfit_sql"]
 
 log = structlog.get_logger(__name__)
 
@@ -43,3 +45,19 @@ async def is_answered(settings: Settings) -> bool:
     if found.stops:
         raise SettingsError("\n".join(found.stops))
     return "redis-loading" not in found.missing
+
+
+async def refuse_unfit_sql(settings: Settings) -> None:
+    """Refuse a PostgreSQL that must not be used; one that does not answer is waited for.
+
+    Raises:
+        SettingsError: naming what is wrong with it.
+    """
+    if not settings.database_url.startswith("postgres"):
+        return
+    try:
+        await postgresql.look(settings.database_url)
+    except LedgerUnfit as error:
+        raise SettingsError(f"RESERVATION_DATABASE_URL: {error}") from error
+    except OSError as error:
+        log.warning("sql_does_not_answer_yet", reason=str(error) or type(error).__name__)

@@ -172,7 +172,7 @@ async def test_closing_waits_for_what_is_being_written(database_url: str) -> Non
 async def somebody_who_locks(database_url: str) -> AsyncIterator[None]:
     """Another process in the middle of a transaction that does not end."""
     other = await database_module.Database.open(database_url)
-    async with other._writing_engine.connect() as connection:
+    async with (await other.connect()).writing.connect() as connection:
         if not other.is_sqlite:
             await connection.exec_driver_sql("LOCK TABLE payment_attempts")
         else:

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from reservation.persistence import database as database_module
+from reservation.persistence import postgresql
 from reservation.persistence.database import SCHEMA_VERSION, Database, LedgerUnfit
 from reservation.persistence.ledger import Ledger
 from reservation.persistence.tables import metadata
@@ -205,7 +206,7 @@ async def test_a_postgres_does_not_wait_long_for_one_who_says_nothing_more(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine that lost its power in a transaction holds locks that others wait for."""
-    monkeypatch.setattr(database_module, "IDLE_SECONDS", 1)
+    monkeypatch.setattr(postgresql, "IDLE_SECONDS", 1)
     gone, other = await Database.open(postgres_url), await Database.open(postgres_url)
     try:
         await run(postgres_url, SALE)
