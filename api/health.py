@@ -21,6 +21,7 @@ from reservation.domain.errors import (
     ReservationNotFound,
     Unauthenticated,
 )
+from reservation.persistence.unfit import LedgerUnfit
 from reservation.preflight import Findings
 from reservation.redis.replies import StoreUnavailable, StoreUncertain
 
@@ -59,6 +60,10 @@ class HealthController(Controller):
         found, sql = await asyncio.gather(_redis(service), _sql(service))
         gaps = dict(service.watch.gaps)
         missing = [*found.missing, *sql]
+        # It answers again, and what waits for it goes on with the watch's next look.
+        away = service.watch.away
+        if away and not any(name.startswith(away) for name in missing):
+            missing.append(away)
         if request.app.state.draining.active:
             missing.append("draining")
         missing += [
@@ -134,6 +139,8 @@ async def _sql(service: Service) -> list[str]:
     try:
         async with asyncio.timeout(CHECK_SECONDS):
             await service.ledger.check()
+    except LedgerUnfit as error:
+        return [error.row]
     except (SQLAlchemyError, OSError, TimeoutError):
         return ["sql"]
     return []

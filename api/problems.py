@@ -1,5 +1,6 @@
 """Refusals on the wire: RFC 9457 documents, and the one table of HTTP statuses."""
 
+import time
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, cast
@@ -17,7 +18,9 @@ from api.observe import request_id_of
 from reservation.domain import errors
 from reservation.domain.alarms import Alarm
 from reservation.domain.errors import BrokenInvariant, MalformedRequest, ReservationError
+from reservation.domain.rate import Limiter, Rate
 from reservation.metrics import alarm
+from reservation.persistence.unfit import LedgerUnfit
 from reservation.redis.replies import StoreUnavailable, StoreUncertain
 
 __all__ = [
@@ -35,6 +38,11 @@ log = structlog.get_logger(__name__)
 
 PROBLEM_JSON = "application/problem+json"
 BUG_SENTENCE = "Something went wrong on our side; the request id finds it in our logs."
+
+#: Lines about a store that is away: each request meets the same.
+LINES = Rate(count=10, per_seconds=10)
+
+_lines = Limiter(LINES)
 
 #: The status of every code.
 STATUSES: Mapping[str, int] = {
@@ -205,14 +213,16 @@ def _sentence(error: HTTPException) -> str:
 
 def _store_down(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """Redis cannot be asked. Prepare tells the two kinds apart itself and never gets here."""
-    log.warning("store_down", reason=str(error), path=request.url.path)
+    if not _lines.wait("store_down", time.monotonic()):
+        log.warning("store_down", reason=str(error), path=request.url.path)
     return _try_again(request)
 
 
 def _sql_down(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """SQL cannot be asked; what was begun is gone on with, or may be sent again."""
     # Its text has the statement's values in it.
-    log.warning("sql_down", reason=type(error).__name__, path=request.url.path)
+    if not _lines.wait("sql_down", time.monotonic()):
+        log.warning("sql_down", reason=type(error).__name__, path=request.url.path)
     return _try_again(request)
 
 
@@ -243,6 +253,9 @@ EXCEPTION_HANDLERS: Any = {
     StoreUnavailable: _store_down,
     StoreUncertain: _store_down,
     # What a server or a file that is away, full or locked ends in; other errors of SQL are bugs.
+    ConnectionError: _sql_down,
+    LedgerUnfit: _sql_down,
+    TimeoutError: _sql_down,
     OperationalError: _sql_down,
     InterfaceError: _sql_down,
     PoolTimeout: _sql_down,

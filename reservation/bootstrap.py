@@ -4,6 +4,8 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import msgspec
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.audit import Audit
 from reservation.audit.counters import CounterAudit
@@ -22,6 +24,8 @@ from reservation.orphans import Orphans
 from reservation.payments.breaker import GuardedGateway
 from reservation.payments.gateway import PaymentGateway
 from reservation.payments.toss import TossGateway, TossLimits
+from reservation.persistence.database import Database
+from reservation.persistence.faults import reason_of
 from reservation.persistence.ledger import Ledger
 from reservation.preflight import Preflight
 from reservation.preflight.outboxes import SalePreflight
@@ -36,6 +40,7 @@ from reservation.redis.outbox import RedisOutbox
 from reservation.redis.restore import Restorer
 from reservation.redis.sales import SaleStore
 from reservation.redis.store import Store
+from reservation.redis.vouches import Vouches
 from reservation.refund import Refund
 from reservation.release import Release
 from reservation.repair import Repair
@@ -46,6 +51,8 @@ from reservation.webhook import Webhook
 from reservation.why import Why
 
 __all__ = ["Service", "opened"]
+
+log = structlog.get_logger(__name__)
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,30 +88,36 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
 
 @asynccontextmanager
 async def opened(
-    settings: Settings, *, clock: Clock | None = None, limits: PaymentLimits = DEFAULT_LIMITS
+    settings: Settings,
+    *,
+    clock: Clock | None = None,
+    limits: PaymentLimits = DEFAULT_LIMITS,
+    sql_may_be_away: bool = False,
 ) -> AsyncGenerator[Service]:
     """The service, connected to what the settings name.
 
     Tests bring a clock that they set, and shorter limits.
 
-    Redis need not answer yet: each call says so itself. SQL must, for its schema is brought up to
-    date here.
+    Redis need not answer yet: each call says so itself.
+
+    Args:
+        sql_may_be_away: likewise of SQL; each use of it connects and migrates until one succeeds.
+
+    Raises:
+        SQLAlchemyError, OSError: SQL does not answer, and must.
     """
     clock = clock or SystemClock()
     async with AsyncExitStack() as stack:
         connections = Connections(settings.redis_url, clock=clock)
         stack.push_async_callback(connections.aclose)
-        ledger = await Ledger.open(settings.database_url or sqlite_url(settings))
-        stack.push_async_callback(ledger.aclose)
+        ledger = await _ledger(settings, stack, may_be_away=sql_may_be_away)
         gateway = _gateway(settings, limits)
         stack.push_async_callback(gateway.aclose)
         keys = Keys(settings.key_prefix)
         store, sale_store = Store(connections, keys, clock=clock), SaleStore(connections, keys)
         outbox, restorer = RedisOutbox(connections, keys), Restorer(connections, keys)
         catalog = Catalog(sale_store, ledger, clock=clock)
-        queue = PrepareQueue(
-            connections, keys, expire=store.expire, clock=clock, limits=_buyer_limits(settings)
-        )
+        queue = _queue(settings, connections, keys, store, clock)
         stack.push_async_callback(queue.aclose)
         order_ids, look = OrderIds(settings.order_id_key.encode()), Look(store, ledger, clock=clock)
         conclude = Conclude(store, ledger, gateway, clock=clock)
@@ -112,8 +125,7 @@ async def opened(
         confirm = Confirm(catalog, store, ledger, gateway, conclude, clock=clock, limits=limits)
         stack.push_async_callback(confirm.aclose)
         preflight = Preflight(connections, keys, settings, clock=clock)
-        of_sales = SalePreflight(connections, keys, sale_store, ledger)
-        watch = Watch(connections, restorer, ledger, catalog, preflight.missing, of_sales)
+        watch = _watch(connections, keys, restorer, ledger, catalog, preflight, sale_store)
         orphans = Orphans(store, ledger, gateway, conclude)
         refund = Refund(catalog, store, ledger, gateway, conclude, look, clock=clock, limits=limits)
         stack.push_async_callback(refund.aclose)
@@ -147,6 +159,40 @@ async def opened(
             rebuild=rebuild,
             repair=Repair(audit, rebuild, restorer, ledger),
         )
+
+
+async def _ledger(settings: Settings, stack: AsyncExitStack, *, may_be_away: bool) -> Ledger:
+    ledger = Ledger(Database(settings.database_url or sqlite_url(settings)))
+    stack.push_async_callback(ledger.aclose)
+    try:
+        await ledger.connect()
+    except (SQLAlchemyError, OSError) as error:
+        if not may_be_away:
+            raise
+        log.warning("started_without_sql", reason=reason_of(error))
+    return ledger
+
+
+def _queue(
+    settings: Settings, connections: Connections, keys: Keys, store: Store, clock: Clock
+) -> PrepareQueue:
+    return PrepareQueue(
+        connections, keys, expire=store.expire, clock=clock, limits=_buyer_limits(settings)
+    )
+
+
+def _watch(
+    connections: Connections,
+    keys: Keys,
+    restorer: Restorer,
+    ledger: Ledger,
+    catalog: Catalog,
+    preflight: Preflight,
+    sales: SaleStore,
+) -> Watch:
+    of_sales = SalePreflight(connections, keys, sales, ledger)
+    vouches = Vouches(connections, keys)
+    return Watch(connections, restorer, ledger, catalog, vouches, preflight.missing, of_sales)
 
 
 def _audit(

@@ -5,6 +5,7 @@ Redis does not, or knows in another epoch, was lost: it is `recovering` until it
 """
 
 import asyncio
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -48,6 +49,8 @@ class Catalog:
         self._epochs: dict[str, str] = {}
         self._asking: asyncio.Task[None] | None = None
         self._refreshing: dict[str, asyncio.Task[Known]] = {}
+        #: While SQL is away: the epochs to go by, of the sales that were compared with it.
+        self._instead: Mapping[str, str] | None = None
         #: Sales that Redis lost or has in an older state than SQL, and what is missing.
         self.closed: dict[str, str] = {}
 
@@ -57,6 +60,15 @@ class Catalog:
         self.closed[sale_id] = gap
         self.forget(sale_id)
         return was_open
+
+    def go_by(self, epochs: Mapping[str, str] | None) -> None:
+        """Take these for what SQL would answer, or ask SQL again.
+
+        Args:
+            epochs: of the sales that were compared with SQL in this life of the server; None once
+                SQL answers.
+        """
+        self._instead = epochs
 
     def reopen(self, sale_id: str) -> None:
         """Redis has the sale again as SQL knows it."""
@@ -132,6 +144,11 @@ class Catalog:
         return known
 
     async def _epoch(self, sale_id: str) -> str | None:
+        if self._instead is not None and sale_id not in self._epochs:
+            epoch = self._instead.get(sale_id)
+            if epoch is None:
+                raise Unavailable(retryAfter=1)
+            return epoch
         # A query that was under way when we came may have missed a sale that was made since, so
         # an id that it does not bring is asked for once more. Made-up ids never become more than
         # one query at a time.

@@ -17,11 +17,13 @@ from reservation.catalog import Catalog
 from reservation.domain.alarms import Alarm
 from reservation.domain.errors import Unavailable
 from reservation.metrics import PREPARE_CLOSED, alarm
+from reservation.persistence.faults import reason_of
 from reservation.persistence.ledger import Ledger
 from reservation.persistence.recovery import SaleHead
 from reservation.redis.connection import Connections
 from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.redis.restore import Found, Restorer
+from reservation.redis.vouches import Vouches
 
 __all__ = ["Watch", "compare"]
 
@@ -31,6 +33,8 @@ log = structlog.get_logger(__name__)
 LOOK_SECONDS: Final = 3.0
 #: Between two looks while no server is vouched for, and buyers wait.
 HURRY_SECONDS: Final = 0.3
+#: Between two looks while SQL is away, so that what waits for it goes on at once.
+AWAY_SECONDS: Final = 1.0
 #: How long one look may take: then Redis or SQL is as good as gone.
 ANSWER_SECONDS_MAX: Final = 2.5
 #: Sales of one round trip.
@@ -70,6 +74,7 @@ class Watch:
         restorer: reads the heads of sales.
         ledger: SQL.
         catalog: told which sales are closed.
+        vouches: what other processes have compared, for when SQL is away.
         preflight: names what is missing in Redis before holds may be promised.
         preflight_sales: likewise of single sales, but for those that it is given.
     """
@@ -80,6 +85,7 @@ class Watch:
         restorer: Restorer,
         ledger: Ledger,
         catalog: Catalog,
+        vouches: Vouches,
         preflight: Callable[[], Awaitable[Sequence[str]]],
         preflight_sales: Callable[[Collection[str]], Awaitable[Mapping[str, Sequence[str]]]],
     ) -> None:
@@ -87,9 +93,15 @@ class Watch:
         self._restorer = restorer
         self._ledger = ledger
         self._catalog = catalog
+        self._vouches = vouches
         self._preflight = preflight
         self._preflight_sales = preflight_sales
         self._new_and_missing: set[str] = set()
+        #: The life of the server that is vouched for here, and the epochs of SQL's last answer.
+        self._vouched: str | None = None
+        self._epochs: dict[str, str] = {}
+        #: What did not answer the last look, by its name in readiness; empty where all did.
+        self.away = ""
         #: Every reason that the metric has named so far.
         self._named: set[str] = set()
         #: What is missing in Redis, by name.
@@ -128,7 +140,9 @@ class Watch:
             except Exception as error:  # loop top: who stops looking would sell from anything
                 alarm(Alarm.WORKER_BUG, loop="watch", reason=type(error).__name__)
                 log.exception("look_broke")
-            pause = LOOK_SECONDS if self._connections.vouched else HURRY_SECONDS
+            pause = AWAY_SECONDS if self.away else LOOK_SECONDS
+            if not self._connections.vouched:
+                pause = HURRY_SECONDS
             try:
                 async with asyncio.timeout(pause):
                     await self._connections.doubted.wait()
@@ -138,21 +152,81 @@ class Watch:
             await asyncio.sleep(AGAIN_SECONDS)
 
     async def look(self) -> None:
-        """One look at everything; without effect where Redis or SQL does not answer."""
+        """One look at everything; without effect where Redis does not answer."""
         self._connections.doubted.clear()
         try:
             async with asyncio.timeout(ANSWER_SECONDS_MAX):
                 self._take(tuple(await self._preflight()))
+        except (StoreUnavailable, StoreUncertain, TimeoutError) as error:
+            self._away("redis", error)
+            return
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS_MAX):
                 run_id = await self._compare_all()
                 self._take_of_sales(await self._preflight_sales(self._catalog.closed))
-        except (StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError, TimeoutError) as error:
-            log.info("not_compared", reason=str(error) or type(error).__name__)
-            away = "sql" if isinstance(error, SQLAlchemyError | OSError) else "redis"
-            self._show_closed(*(() if self._connections.vouched else (away,)))
+        except (StoreUnavailable, StoreUncertain) as error:
+            self._away("redis", error)
+            return
+        except (SQLAlchemyError, OSError) as error:
+            await self._do_without_sql(error)
             return
         if run_id is not None:
-            self._connections.vouch_for(run_id)
+            self._catalog.go_by(None)
+            self._vouch_for(run_id)
+            await self._keep_vouch(run_id)
+        self._log_if_back()
         self._show_closed()
+
+    async def _do_without_sql(self, error: Exception) -> None:
+        """Go on with the sales that were compared in this life of the server, here or elsewhere."""
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS_MAX):
+                run_id, epochs = await self._vouches.read()
+        except (StoreUnavailable, StoreUncertain, TimeoutError) as away:
+            self._away("redis", away)
+            return
+        if epochs is not None:
+            self._vouch_for(run_id)
+        elif run_id != self._vouched:
+            # Nobody has compared this life with SQL: what it has may be old.
+            self._catalog.go_by({})
+            self._away("sql", error)
+            return
+        self._catalog.go_by(self._epochs if epochs is None else epochs)
+        self._log_away("sql", error)
+        self._show_closed()
+
+    def _vouch_for(self, run_id: str) -> None:
+        self._vouched = run_id
+        self._connections.vouch_for(run_id)
+
+    async def _keep_vouch(self, run_id: str) -> None:
+        """Let a process that starts while SQL is away sell what was compared just now."""
+        whole = {
+            sale_id: epoch
+            for sale_id, epoch in self._epochs.items()
+            if sale_id not in self._catalog.closed and not self.missing_of.get(sale_id)
+        }
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS_MAX):
+                await self._vouches.keep(run_id, whole)
+        except (StoreUnavailable, StoreUncertain, TimeoutError) as error:
+            log.debug("vouch_not_kept", reason=reason_of(error))
+
+    def _away(self, which: str, error: Exception) -> None:
+        """Nothing was compared, so what is not vouched for stays closed."""
+        self._log_away(which, error)
+        self._show_closed(which)
+
+    def _log_away(self, which: str, error: Exception) -> None:
+        if which != self.away:
+            log.warning("not_compared", away=which, reason=reason_of(error))
+        self.away = which
+
+    def _log_if_back(self) -> None:
+        if self.away:
+            log.info("compared_again", was_away=self.away)
+        self.away = ""
 
     def _show_closed(self, *more: str) -> None:
         """Export why new holds are refused, in this process."""
@@ -197,6 +271,7 @@ class Watch:
 
     async def _lost(self, among: set[str] | None, run_ids: set[str]) -> dict[str, str]:
         heads = await self._ledger.heads()
+        self._epochs = {sale_id: head.epoch for sale_id, head in heads.items()}
         sale_ids = [sale_id for sale_id in heads if among is None or sale_id in among]
         lost: dict[str, str] = {}
         missing: set[str] = set()

@@ -72,6 +72,8 @@ class Keys:
         self._sales: dict[str, SaleKeys] = {}
         #: The ids of all sales.
         self.sales = f"{prefix}:sales"
+        #: Which of them were compared with SQL in this life of the server.
+        self.vouched = f"{prefix}:vouched"
 
     def of(self, sale_id: str) -> SaleKeys:
         """The keys of this sale; the caller has checked the id (`domain.ids.SALE_ID`)."""

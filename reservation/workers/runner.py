@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -13,7 +14,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from reservation.bootstrap import Service, opened
 from reservation.domain.alarms import Alarm
 from reservation.domain.errors import ReservationError
+from reservation.domain.rate import Limiter, Rate
 from reservation.metrics import FLUSHED, OUTBOX_AGE, OUTBOX_BACKLOG, WORKER_BEAT, alarm, served
+from reservation.persistence.faults import reason_of
 from reservation.redis.heartbeat import Heartbeat
 from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.settings import Settings
@@ -41,6 +44,10 @@ ROUNDS_AT_ONCE: Final = 64
 BACK_OFF_SECONDS_MAX: Final = 5.0
 #: Failures that the next round may not meet: the network, a server that restarts, a lost lease.
 PASSING: Final = (ReservationError, StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError)
+#: Lines about those, of each kind of loop and failure.
+LINES: Final = Rate(count=3, per_seconds=60)
+
+_lines = Limiter(LINES)
 
 
 async def run(settings: Settings) -> None:
@@ -54,7 +61,7 @@ async def run(settings: Settings) -> None:
 
 
 async def _run_until(stopped: asyncio.Event, settings: Settings) -> None:
-    async with opened(settings) as service:
+    async with opened(settings, sql_may_be_away=True) as service:
         work = asyncio.create_task(Worker(service).run())
         waiting = asyncio.create_task(stopped.wait())
         await asyncio.wait({work, waiting}, return_when=asyncio.FIRST_COMPLETED)
@@ -172,7 +179,9 @@ async def forever(
         except PASSING as error:
             failures += 1
             did = 0
-            log.warning("round_failed", loop=name, reason=str(error), **facts)
+            # While a server is away the rounds of all sales fail alike.
+            if not _lines.wait(f"{name} {type(error).__name__}", time.monotonic()):
+                log.warning("round_failed", loop=name, reason=reason_of(error), **facts)
         except Exception as error:  # the loop's top: a bug in one round must not end the others
             failures += 1
             did = 0

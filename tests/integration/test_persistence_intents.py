@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from reservation.domain.errors import BrokenInvariant
 from reservation.persistence import database as database_module
-from reservation.persistence import group
+from reservation.persistence import group, postgresql
 from reservation.persistence.group import BATCH_MAX
 from reservation.persistence.intents import IntentOutcome, VoidOutcome
 from reservation.persistence.ledger import Ledger
@@ -185,7 +185,7 @@ async def somebody_who_locks(database_url: str) -> AsyncIterator[None]:
 async def test_a_database_that_does_not_answer_in_time_is_an_error_and_recovers(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_module, "COMMAND_SECONDS", 0.3)
+    monkeypatch.setattr(postgresql, "COMMAND_SECONDS", 0.3)
     monkeypatch.setattr(database_module, "BUSY_SECONDS", 0.3)
     ledger = await Ledger.open(database_url)
     async with somebody_who_locks(database_url):
