@@ -13,6 +13,7 @@ files["scripts/lua"] = {
         "open_head", "append_event", "close_head",
         "COUNTER", "take_lines", "check_lines", "move_lines",
         "due_orders", "payment_count", "PAID_ORDERS", "paid_step",
+        "next_version", "write_version",
     },
 }
 files["scripts/lua/lib"] = {ignore = {"211"}}

@@ -56,7 +56,7 @@ from reservation.refund import facts_of
 __all__ = ["AdminController"]
 
 _SALE_ID = re.compile(SALE_ID)
-_ETAG = re.compile(r'(?:W/)?"v([1-9][0-9]{0,14})"')
+_ETAG = re.compile(r'(?:W/)?"(v[1-9][0-9]{0,14}\.[0-9A-Za-z-]{1,32})"')
 #: A sale's 200 items with names of 200 characters, each of up to four bytes.
 SALE_BYTES_MAX = 256 * 1024
 _COMMON = (MalformedRequest, Unauthenticated, Forbidden, Unavailable)
@@ -106,7 +106,7 @@ class AdminController(Controller):
         sale, created = await api.service.sales.put(
             sale_id,
             data.change(),
-            if_match=_version(if_match),
+            if_match=_etag(if_match),
             operator=api.operators.name(request),
         )
         return _sale(request, sale, status_code=201 if created else 200)
@@ -259,13 +259,13 @@ async def _switch(
     return _sale(request, sale)
 
 
-def _version(if_match: str | None) -> int | None:
+def _etag(if_match: str | None) -> str | None:
     if if_match is None:
         return None
     found = _ETAG.fullmatch(if_match.strip())
     if found is None:
         raise PreconditionFailed("If-Match is not an ETag of this sale.")
-    return int(found[1])
+    return found[1]
 
 
 def _sale(
@@ -275,7 +275,7 @@ def _sale(
     return Response(
         SaleAnswer.of(sale, now_ms=now_ms),
         status_code=status_code,
-        headers={"ETag": f'"v{sale.version}"', "Cache-Control": "no-store"},
+        headers={"ETag": f'"{sale.etag}"', "Cache-Control": "no-store"},
     )
 
 

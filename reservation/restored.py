@@ -73,6 +73,10 @@ class _Payments:
             self.fields[_ATTEMPT + key] = Attempt(event.event, reason).text()
 
 
+class _Put(msgspec.Struct):
+    version: int
+
+
 class _Restock(msgspec.Struct):
     sku: str
     delta: int
@@ -92,9 +96,12 @@ def sale_fields(
         skus: what is on sale now; named in the order of the settings.
     """
     listed = [item.sku for item in change.items if item.sku in skus]
+    version = row.version or 1
+    # What moved a total since the last PUT also took its digest (lib/version.lua).
+    put_version = msgspec.json.decode(row.settings, type=_Put).version if row.settings else 1
     return settings_of(change) | {
-        "version": str(row.version or 1),
-        "digest": digest_of(change, operator),
+        "version": str(version),
+        "digest": digest_of(change, operator) if version == put_version else "",
         "skus": msgspec.json.encode(listed).decode(),
         "status": row.switched,
         "created_at": str(row.created_at_ms),

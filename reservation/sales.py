@@ -13,7 +13,7 @@ from reservation.domain.errors import (
     SaleNotFound,
     SaleRecovering,
 )
-from reservation.domain.sale import Sale
+from reservation.domain.sale import ETAG_EPOCH_CHARS, Sale
 from reservation.domain.states import SaleStatus
 from reservation.payments.gateway import GatewayLimits
 from reservation.persistence.ledger import Ledger
@@ -57,12 +57,12 @@ class Sales:
         return [sale for sale in found if sale is not None]
 
     async def put(
-        self, sale_id: str, change: SaleChange, *, if_match: int | None, operator: str
+        self, sale_id: str, change: SaleChange, *, if_match: str | None, operator: str
     ) -> tuple[Sale, bool]:
         """Create or update a sale; the sale, and whether it is new.
 
         Args:
-            if_match: the version that the operator read; needed to update, absent to create.
+            if_match: the `Sale.etag` that the operator read; needed to update, absent to create.
 
         Raises:
             InvalidSale, TotalTooLow, PreconditionRequired, PreconditionFailed, SaleRecovering.
@@ -130,15 +130,19 @@ class Sales:
         )
 
     async def _update(
-        self, sale_id: str, known: Known, change: SaleChange, if_match: int, operator: str
+        self, sale_id: str, known: Known, change: SaleChange, if_match: str, operator: str
     ) -> None:
+        version, _, epoch = if_match.removeprefix("v").partition(".")
+        # Versions are counted anew where a rebuild did not get all of them.
+        if epoch != known.epoch[:ETAG_EPOCH_CHARS] or not version.isdecimal():
+            raise PreconditionFailed
         wanted = {item.sku for item in change.items}
         leaving = [item.sku for item in known.sale.items if item.sku not in wanted]
         await self._put(
             sale_id,
             change,
             epoch=known.epoch,
-            version=if_match,
+            version=int(version),
             leaving=leaving,
             operator=operator,
         )

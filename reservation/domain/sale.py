@@ -11,6 +11,9 @@ AMOUNT_MAX = 9_999_999_999_999
 #: The largest total of one item: a thousand million pieces is no flash sale any more.
 TOTAL_MAX = 1_000_000_000
 
+#: Of the epoch, in a sale's ETag: after a loss other changes get the same versions again.
+ETAG_EPOCH_CHARS = 8
+
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
     """One thing on sale, with its counters: total = available + held + sold."""
@@ -39,11 +42,16 @@ class Sale(msgspec.Struct, frozen=True, kw_only=True):
     require_admission: bool
     #: What an operator switched it to: open, paused or closed.
     switched: SaleStatus
-    #: Rises with each change of the settings; the ETag.
+    #: Rises with each change of what a PUT can change: settings and totals.
     version: int
     epoch: str
     seq: int
     items: tuple[Item, ...]
+
+    @property
+    def etag(self) -> str:
+        """What an update must name: the version, and the epoch that it is counted in."""
+        return f"v{self.version}.{self.epoch[:ETAG_EPOCH_CHARS]}"
 
     def status(self, now_ms: int) -> SaleStatus:
         """What a shopper is told; `now_ms` by the server's clock."""

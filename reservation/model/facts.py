@@ -123,6 +123,8 @@ class Moved(msgspec.Struct, rename="camel", gc=False):
     fence: int | None = None
     payment_key: str = ""
     restock: bool = True
+    #: The sale's, where this moved a total; 0 where the event does not say it.
+    version: int = 0
 
 
 class ItemRow(msgspec.Struct):
@@ -141,6 +143,7 @@ class SalePut(msgspec.Struct, rename="camel"):
     opens_at: int
     closes_at: int
     hold_policy: HoldPolicy
+    version: int = 0
 
 
 class Switched(msgspec.Struct):
@@ -155,6 +158,7 @@ class Restocked(msgspec.Struct):
     sku: str
     delta: int
     total: int
+    version: int = 0
 
 
 PREPARED: Final = msgspec.json.Decoder(Prepared)

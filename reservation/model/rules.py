@@ -248,6 +248,7 @@ class Rules:
             for sku, quantity in order.lines.items():
                 self.items[sku].available -= quantity
                 self.items[sku].total -= quantity
+            self.version += 1
         return ["refunded"]
 
     def restock(self, sku: str, delta: int, operation: str, digest: str) -> list[Any]:
@@ -264,6 +265,7 @@ class Rules:
             return ["too_many", str(item.total)]
         item.available, item.total = item.available + delta, item.total + delta
         self.operations[operation] = digest
+        self.version += 1
         self.seq += 1
         return ["done"]
 

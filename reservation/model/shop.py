@@ -97,7 +97,7 @@ class Shop:
         self.status = SaleStatus.OPEN.value
         self.policy = HoldPolicy.PREPARE
         self.opens_at = self.closes_at = 0
-        self.seq = 0
+        self.version = self.seq = 0
         self.chain = GENESIS
         #: Each basket once: most buyers want what others want, and there are millions of them.
         self._baskets: dict[Basket, Basket] = {}
@@ -232,6 +232,8 @@ class Shop:
         if edge.origin != edge.target:
             moved = self._move_units(order_id, order, edge, facts)
             fault = fault or moved
+        if not facts.restock:
+            fault = fault or self._version_fault(facts.version)
         if fault:
             raise fault
         return order
@@ -272,7 +274,7 @@ class Shop:
         self.opens_at, self.closes_at = facts.opens_at, facts.closes_at
         self.policy = facts.hold_policy
         before, self.items = self.items, {}
-        fault = None
+        fault = self._version_fault(facts.version)
         for row in facts.items:
             item = self.items[row.sku] = Item(row.total, row.price, row.limit)
             standing = before.pop(row.sku, None)
@@ -287,6 +289,13 @@ class Shop:
         if fault:
             raise fault
 
+    def _version_fault(self, version: int) -> Violation | None:
+        """A change of the settings or of a total must raise the version by one."""
+        due, self.version = self.version + 1, version
+        if not version or version == due:
+            return None
+        return Violation(Broken.COUNTERS, f"the sale's version is {version}, {due} is due")
+
     def _switch(self, data: str) -> None:
         self.status = facts_of.SWITCHED.decode(data).status.value
 
@@ -297,6 +306,9 @@ class Shop:
             raise Violation(Broken.UNKNOWN_ITEM, f"restocked: {facts.sku} is not on sale")
         item.available += facts.delta
         item.total += facts.delta
+        fault = self._version_fault(facts.version)
+        if fault:
+            raise fault
         if item.oversold:
             raise Violation(Broken.OVERSOLD, f"{facts.sku} after a withdrawal: {item.row}")
         if item.total != facts.total:

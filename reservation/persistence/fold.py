@@ -93,6 +93,7 @@ class _Moved(msgspec.Struct, rename="camel"):
     lease_until: _Count | None = None
     due_at: _Count | None = None
     restock: bool = True
+    version: _Count | None = None
 
 
 class _Item(msgspec.Struct):
@@ -118,6 +119,7 @@ class _Restocked(msgspec.Struct):
     sku: str
     delta: _Delta
     total: _Count
+    version: _Count | None = None
 
 
 _PREPARED = msgspec.json.Decoder(_Prepared)
@@ -253,6 +255,7 @@ class Fold:
         self._move_units(
             event.seq, order.lines, _COUNTER[data.origin], _COUNTER[data.to], restock=data.restock
         )
+        self._move_version(data.version)
         order.status = data.to
         order.updated_at_ms, order.seq = event.at_ms, event.seq
         order.fence = order.fence if data.fence is None else data.fence
@@ -298,6 +301,12 @@ class Fold:
         if item.available + data.delta < 0:
             raise Poison(f"more units of {data.sku} leave than are available")
         self._add_units(event.seq, item, data.delta)
+        self._move_version(data.version)
+
+    def _move_version(self, version: int | None) -> None:
+        """A total was changed by something else than a PUT."""
+        if version is not None:
+            self.sale.version, self.sale_changed = version, True
 
     def _add_units(self, seq: int, item: ItemState, delta: int) -> None:
         item.total += delta

@@ -20,13 +20,15 @@ Returns  the first that applies
   not_found   no such reservation
   refunded    done, now or by an earlier call
   present     {status} nothing was sold under this order
-Keeps    total = available + held + sold, each >= 0; one outbox entry when it writes, else none
+Keeps    total = available + held + sold, each >= 0; the version moves with the total; one outbox
+         entry when it writes, else none
 Cost     O(lines), at most 20
 ]]
 --@include lib/now.lua
 --@include lib/head.lua
 --@include lib/count.lua
 --@include lib/lines.lua
+--@include lib/version.lua
 
 local sale, outbox, order, buyer = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local FIRST_STOCK_KEY = 5
@@ -48,11 +50,14 @@ if not lines then return bug end
 local wrong = check_lines("refund", lines, buyer, "sold", "available")
     or not restock and check_lines("refund", lines, buyer, "sold", "total")
 if wrong then return wrong end
+local version = not restock and next_version(sale)
+if version == nil then return redis.error_reply("BUG refund: the sale has no version") end
 
 local seq = append_event(head, "refunded", order_id, now_ms, string.format(
-    '{"from":"%s","to":"REFUNDED","fence":%s,"restock":%s%s}',
-    status, found[3], restock and "true" or "false", members))
+    '{"from":"%s","to":"REFUNDED","fence":%s,"restock":%s%s%s}', status, found[3],
+    restock and "true" or "false", version and ',"version":' .. int(version) or "", members))
 close_head(head)
+if version then write_version(sale, version) end
 redis.call("HSET", order, "status", "REFUNDED", "updated_at", int(now_ms), "seq", seq)
 move_lines(lines, buyer, "sold", "available")
 if not restock then

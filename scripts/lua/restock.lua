@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 --[[
 restock.lua: add units of one item to a sale, or withdraw units that nobody holds.
 
@@ -24,11 +24,13 @@ Returns  the first that applies
   sku_not_found no such item
   insufficient  {available} not that many are free to withdraw
   too_many      {total} the item may not have that many
-Keeps    total = available + held + sold, each >= 0; one outbox entry when it writes, else none
+Keeps    total = available + held + sold, each >= 0; the version moves with the total; one outbox
+         entry when it writes, else none
 Cost     O(1)
 ]]
 --@include lib/now.lua
 --@include lib/head.lua
+--@include lib/version.lua
 
 local sale, outbox, operations, stock = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local not_after, epoch, operation, digest = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
@@ -47,10 +49,13 @@ if not found[1] then return {"sku_not_found"} end
 local total, available = tonumber(found[1]) + delta, tonumber(found[2]) + delta
 if available < 0 then return {"insufficient", found[2]} end
 if total > total_max then return {"too_many", found[1]} end
+local version = next_version(sale)
+if not version then return redis.error_reply("BUG restock: the sale has no version") end
 
 append_event(head, "restocked", "", now_ms, string.format(
-    '{"sku":"%s","delta":%.0f,"total":%.0f%s}', sku, delta, total, members))
+    '{"sku":"%s","delta":%.0f,"total":%.0f,"version":%.0f%s}', sku, delta, total, version, members))
 close_head(head)
+write_version(sale, version)
 redis.call("HSET", stock, "total", int(total), "available", int(available))
 redis.call("HSET", operations, operation, digest)
 return {"done"}

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 --[[
 switch.lua: an operator pauses, resumes or closes a sale.
 

@@ -150,7 +150,7 @@ def total_too_low(served: Served) -> httpx.Response:
     return served.http.put(
         f"/v1/admin/sales/{sale_id}",
         json={**served.document(sale_id), "items": [item("a", total=0)]},
-        headers={**served.admin, "If-Match": '"v1"'},
+        headers={**served.admin, "If-Match": served.etag(sale_id)},
     )
 
 
@@ -590,6 +590,28 @@ def wait_until_ready(served: Served) -> None:
     eventually(
         lambda: served.http.get("/health/ready"), lambda answer: answer.is_success, within=30
     )
+
+
+def test_an_operator_stops_a_sale_and_withdraws_pieces_while_redis_has_no_memory(
+    fragile: Served,
+) -> None:
+    sale_id = fragile.sale()
+    with fragile.redis() as client:
+        allowed = client.config_get("maxmemory")["maxmemory"] or "0"
+        client.config_set("maxmemory", "1mb")
+        try:
+            for what, status in (("pause", "paused"), ("close", "closed")):
+                path = f"/v1/admin/sales/{sale_id}/{what}"
+                answer = posted(fragile, path, {"reason": "x"})
+                assert (answer.status_code, answer.json()["status"]) == (200, status)
+            body = {"sku": "a", "delta": -60, "reason": "broken"}
+            path = f"/v1/admin/sales/{sale_id}/stock"
+            answer = posted(fragile, path, body, **{"Idempotency-Key": "k"})
+            assert answer.status_code == 200, answer.text
+        finally:
+            client.config_set("maxmemory", allowed)
+    assert fragile.stock(sale_id) == (40, 0, 0)
+    wait_until_ready(fragile)
 
 
 def test_a_store_that_cannot_be_reached_takes_nothing_for_certain(fragile: Served) -> None:

@@ -272,7 +272,23 @@ async def test_a_restock_is_not_done_twice_after_a_rebuild(here: Bench) -> None:
     here.service.catalog.forget(sale_id)
     sale = await here.service.sales.restock(sale_id, idempotency_key="k", **more)
     assert sale.items[0].total == 105
-    assert msgspec.structs.asdict(sale)["version"] == 1
+    assert msgspec.structs.asdict(sale)["version"] == 2
+
+
+async def test_the_version_survives_a_rebuild_and_counts_in_another_epoch(here: Bench) -> None:
+    sale_id = await here.sale()
+    more = {"sku": "a", "delta": 5, "reason": "found some", "operator": "op"}
+    before = await here.service.sales.restock(sale_id, idempotency_key="k", **more)
+    await here.flush(sale_id)
+    assert await here.audited(sale_id) == ()
+    await here.lose(sale_id)
+    await here.service.rebuild(sale_id, operator="op")
+    here.service.catalog.forget(sale_id)
+    after = (await here.service.catalog.fresh(sale_id)).sale
+    assert (before.version, after.version) == (2, 2)
+    assert before.etag != after.etag
+    await here.flush(sale_id)
+    assert await here.audited(sale_id) == ()
 
 
 async def test_a_rebuild_that_stood_still_takes_nothing_from_the_one_that_came_after(

@@ -103,7 +103,7 @@ Call = Callable[[Scene], Awaitable[Any]]
 
 
 def put(scene: Scene) -> Awaitable[Any]:
-    return scene.sale.put(version=1, digest="d2", name="New", items=[ROW_A, ROW_B])
+    return scene.sale.put(version=2, digest="d2", name="New", items=[ROW_A, ROW_B])
 
 
 #: An ordinary call of each script, which succeeds in the scene as it is.

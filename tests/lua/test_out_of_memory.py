@@ -1,4 +1,4 @@
-"""A server without memory takes no new holds, but gives back, confirms and refunds."""
+"""A server without memory takes no new holds; everything that ends one or stops a sale goes on."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from tests.fixtures.valkey import SERVERS, MakeServer, binary_of
 
 
 @pytest.mark.parametrize("name", SERVERS)
-async def test_only_prepare_is_refused_and_before_it_writes(
+async def test_new_holds_and_sales_are_refused_before_they_write_and_the_rest_goes_on(
     make_server: MakeServer, name: str
 ) -> None:
     """`#!lua` without allow-oom is refused before its first command, so nothing is half-done."""
@@ -26,11 +26,16 @@ async def test_only_prepare_is_refused_and_before_it_writes(
     before = await sale.dump()
     with pytest.raises(StoreUnavailable):
         await sale.prepare(sale.basket("new"))
+    with pytest.raises(StoreUnavailable):
+        await sale.put(version=1)
     assert await sale.dump() == before
     assert (await sale.claim(paying))[0] == "claimed"
     assert await sale.finish(paying, 1, "confirmed") == ["done", "CONFIRMED"]
     assert await sale.release(held) == ["released"]
     assert await sale.expire(due) == ["expired"]
     assert await sale.refund(sold) == ["refunded"]
+    assert await sale.restock(delta=-3) == ["done"]
+    for status in ("paused", "open", "closed"):
+        assert await sale.switch(status) == ["done"]
     await sale.check()
     await connections.aclose()

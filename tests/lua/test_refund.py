@@ -1,5 +1,7 @@
 """refund.lua: each word; stock back, or out of the sale."""
 
+import pytest
+
 from tests.fixtures.lua_sale import LuaSale
 
 
@@ -34,3 +36,12 @@ async def test_a_refund_of_nothing_a_late_one_and_one_of_another_epoch(sale: Lua
     assert await sale.refund(basket, late=1) == ["too_late"]
     assert await sale.refund(basket, epoch="other") == ["recovering"]
     assert await sale.dump() == before
+
+
+@pytest.mark.parametrize(("restock", "reply"), [(1, ["done", "2"]), (0, ["changed", "2"])])
+async def test_the_version_moves_where_the_total_does(
+    sale: LuaSale, restock: int, reply: list[str]
+) -> None:
+    sold = await sale.sold()
+    assert await sale.refund(sold, restock=restock) == ["refunded"]
+    assert await sale.put(version=1) == reply

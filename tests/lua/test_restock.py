@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from reservation.redis.records import as_mapping
 from tests.fixtures.lua_sale import LuaSale
 
@@ -50,9 +52,42 @@ async def test_the_event_names_the_item_and_what_it_has_now(sale: LuaSale) -> No
     )
     fields = as_mapping(flat)
     assert fields["event"] == "restocked"
-    assert json.loads(fields["data"]) == {"sku": "b", "delta": 2, "total": 7}
+    assert json.loads(fields["data"]) == {"sku": "b", "delta": 2, "total": 7, "version": 2}
 
 
 async def test_too_many_tells_the_total_and_not_what_is_left(sale: LuaSale) -> None:
     await sale.hold(lines={"a": 3})
     assert await sale.restock(delta=991) == ["too_many", "10"]
+
+
+async def test_a_put_of_before_a_restock_is_refused(sale: LuaSale) -> None:
+    assert await sale.restock(delta=50) == ["done"]
+    assert await sale.put(version=1) == ["changed", "2"]
+    assert await sale.stock("a") == (60, 60, 0, 0)
+
+
+async def test_a_restock_keeps_the_put_before_it_from_being_repeated(sale: LuaSale) -> None:
+    assert await sale.put(version=1, digest="same") == ["done", "2"]
+    assert await sale.put(version=1, digest="same") == ["done", "2"]
+    await sale.restock(delta=5)
+    assert await sale.put(version=2, digest="same") == ["changed", "3"]
+    assert await sale.put(version=1, digest="same") == ["changed", "3"]
+
+
+async def test_a_creation_is_not_repeated_after_a_restock(sale: LuaSale) -> None:
+    await sale.restock(delta=5)
+    assert await sale.put() == ["exists", "2"]
+
+
+async def test_a_sale_without_a_version_is_a_bug_before_anything_is_written(
+    bare_sale: LuaSale,
+) -> None:
+    await bare_sale.put()
+    sold = await bare_sale.sold()
+    await bare_sale.connections.command("HDEL", bare_sale.keys.sale, "version")
+    before = await bare_sale.dump()
+    with pytest.raises(Exception, match="BUG restock"):
+        await bare_sale.restock()
+    with pytest.raises(Exception, match="BUG refund"):
+        await bare_sale.refund(sold, restock=0)
+    assert await bare_sale.dump() == before

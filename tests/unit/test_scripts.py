@@ -12,7 +12,16 @@ from reservation.redis.scripts import load, script_folder
 NAMES = sorted(path.stem for path in script_folder().glob("*.lua"))
 
 #: What goes on without memory: giving back, and what follows money that may have moved.
-GOES_ON_WITHOUT_MEMORY = {"claim", "expire", "finish", "lease", "refund", "release"}
+GOES_ON_WITHOUT_MEMORY = {
+    "claim",
+    "expire",
+    "finish",
+    "lease",
+    "refund",
+    "release",
+    "restock",
+    "switch",
+}
 
 
 @pytest.fixture(params=NAMES)
