@@ -115,7 +115,7 @@ async def opened(
         stack.push_async_callback(gateway.aclose)
         keys = Keys(settings.key_prefix)
         store, sale_store = Store(connections, keys, clock=clock), SaleStore(connections, keys)
-        outbox, restorer = RedisOutbox(connections, keys), Restorer(connections, keys)
+        outbox, restorer = RedisOutbox(connections, keys), Restorer(connections.unguarded(), keys)
         catalog = Catalog(sale_store, ledger, clock=clock)
         queue = _queue(settings, connections, keys, store, clock)
         stack.push_async_callback(queue.aclose)
@@ -124,8 +124,8 @@ async def opened(
         settle = Settle(catalog, store, ledger, gateway, conclude, clock=clock, limits=limits)
         confirm = Confirm(catalog, store, ledger, gateway, conclude, clock=clock, limits=limits)
         stack.push_async_callback(confirm.aclose)
-        preflight = Preflight(connections, keys, settings, clock=clock)
-        watch = _watch(connections, keys, restorer, ledger, catalog, preflight, sale_store)
+        preflight = Preflight(connections.unguarded(), keys, settings, clock=clock)
+        watch = _watch(connections, keys, restorer, ledger, catalog, preflight)
         orphans = Orphans(store, ledger, gateway, conclude)
         refund = Refund(catalog, store, ledger, gateway, conclude, look, clock=clock, limits=limits)
         stack.push_async_callback(refund.aclose)
@@ -188,10 +188,11 @@ def _watch(
     ledger: Ledger,
     catalog: Catalog,
     preflight: Preflight,
-    sales: SaleStore,
 ) -> Watch:
-    of_sales = SalePreflight(connections, keys, sales, ledger)
-    vouches = Vouches(connections, keys)
+    # Both reach a server before it is vouched for.
+    unguarded = connections.unguarded()
+    of_sales = SalePreflight(unguarded, keys, SaleStore(unguarded, keys), ledger)
+    vouches = Vouches(unguarded, keys)
     return Watch(connections, restorer, ledger, catalog, vouches, preflight.missing, of_sales)
 
 

@@ -35,7 +35,8 @@ LOOK_SECONDS: Final = 3.0
 HURRY_SECONDS: Final = 0.3
 #: Between two looks while SQL is away, so that what waits for it goes on at once.
 AWAY_SECONDS: Final = 1.0
-#: How long one look may take: then Redis or SQL is as good as gone.
+#: How long SQL may take for one answer; each of Redis' has its own bound. The whole look has none:
+#: it would fail for good where there are too many sales for it.
 ANSWER_SECONDS_MAX: Final = 2.5
 #: Sales of one round trip.
 SALES_AT_ONCE: Final = 200
@@ -155,15 +156,13 @@ class Watch:
         """One look at everything; without effect where Redis does not answer."""
         self._connections.doubted.clear()
         try:
-            async with asyncio.timeout(ANSWER_SECONDS_MAX):
-                self._take(tuple(await self._preflight()))
-        except (StoreUnavailable, StoreUncertain, TimeoutError) as error:
+            self._take(tuple(await self._preflight()))
+        except (StoreUnavailable, StoreUncertain) as error:
             self._away("redis", error)
             return
         try:
-            async with asyncio.timeout(ANSWER_SECONDS_MAX):
-                run_id = await self._compare_all()
-                self._take_of_sales(await self._preflight_sales(self._catalog.closed))
+            run_id = await self._compare_all()
+            self._take_of_sales(await self._preflight_sales(self._catalog.closed))
         except (StoreUnavailable, StoreUncertain) as error:
             self._away("redis", error)
             return
@@ -180,9 +179,8 @@ class Watch:
     async def _do_without_sql(self, error: Exception) -> None:
         """Go on with the sales that were compared in this life of the server, here or elsewhere."""
         try:
-            async with asyncio.timeout(ANSWER_SECONDS_MAX):
-                run_id, epochs = await self._vouches.read()
-        except (StoreUnavailable, StoreUncertain, TimeoutError) as away:
+            run_id, epochs = await self._vouches.read()
+        except (StoreUnavailable, StoreUncertain) as away:
             self._away("redis", away)
             return
         if epochs is not None:
@@ -208,9 +206,8 @@ class Watch:
             if sale_id not in self._catalog.closed and not self.missing_of.get(sale_id)
         }
         try:
-            async with asyncio.timeout(ANSWER_SECONDS_MAX):
-                await self._vouches.keep(run_id, whole)
-        except (StoreUnavailable, StoreUncertain, TimeoutError) as error:
+            await self._vouches.keep(run_id, whole)
+        except (StoreUnavailable, StoreUncertain) as error:
             log.debug("vouch_not_kept", reason=reason_of(error))
 
     def _away(self, which: str, error: Exception) -> None:
@@ -270,7 +267,8 @@ class Watch:
         return run_ids.pop() if len(run_ids) == 1 else None
 
     async def _lost(self, among: set[str] | None, run_ids: set[str]) -> dict[str, str]:
-        heads = await self._ledger.heads()
+        async with asyncio.timeout(ANSWER_SECONDS_MAX):
+            heads = await self._ledger.heads()
         self._epochs = {sale_id: head.epoch for sale_id, head in heads.items()}
         sale_ids = [sale_id for sale_id in heads if among is None or sale_id in among]
         lost: dict[str, str] = {}

@@ -1,5 +1,6 @@
 """What must be true of each sale in Redis before more of it is held: its outbox, its counters."""
 
+import asyncio
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
@@ -22,6 +23,8 @@ SALE_ROWS: Final = {
     "sale-outbox": "events would not reach SQL: cut off, or passed over by their reader",
     "sale-counters": "an item's counters do not add up: a hand in the data",
 }
+#: How long SQL may take for one answer.
+ANSWER_SECONDS_MAX: Final = 2.5
 #: Sales of one round trip.
 SALES_AT_ONCE: Final = 200
 #: Sales whose counters are added up in one look; the next look goes on with the next ones. Two
@@ -57,13 +60,15 @@ class SalePreflight:
 
         Raises:
             StoreUnavailable, StoreUncertain: the server does not answer.
+            TimeoutError: SQL does not answer.
         """
         sale_ids = [sale_id for sale_id in await self._sales.ids() if sale_id not in but_for]
         found: dict[str, _Outbox] = {}
         for start in range(0, len(sale_ids), SALES_AT_ONCE):
             found |= await self._look(sale_ids[start : start + SALES_AT_ONCE])
         # SQL after Redis: what was acknowledged there is written here.
-        heads = await self._ledger.heads()
+        async with asyncio.timeout(ANSWER_SECONDS_MAX):
+            heads = await self._ledger.heads()
         rows: dict[str, tuple[str, ...]] = {
             sale_id: ("sale-outbox",)
             for sale_id, outbox in found.items()

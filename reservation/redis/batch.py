@@ -242,11 +242,11 @@ class PrepareQueue:
 
     async def _call(self, batch: list[_Waiting], keys: list[str], args: list[str | int]) -> Any:
         if tracing.tracer is None:
-            return await self._connections.call(load("prepare"), keys, args, guarded=True)
+            return await self._connections.call(load("prepare"), keys, args)
         # The lane outlives its requests: whose trace this belongs to is told by the baskets.
         callers = [waiting.trace for waiting in batch]
         with tracing.tracer.batch("prepare batch", callers, baskets=len(batch)):
-            return await self._connections.call(load("prepare"), keys, args, guarded=True)
+            return await self._connections.call(load("prepare"), keys, args)
 
     def _go_on_beside(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -7,33 +7,32 @@ itself (`Connections.call_again`). See docs/adr/0002-no-client-retries.md.
 
 import asyncio
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any, Final, cast
 
 import hiredis
 import msgspec
 import structlog
-from redis.asyncio import ConnectionPool
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import (
     ConnectionError as RedisConnectionError,
 )
-from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 
 from reservation import tracing
 from reservation.domain.clock import Clock
+from reservation.redis.pool import WAIT_SECONDS_MAX, Pool
 from reservation.redis.replies import (
     StoreUnavailable,
     StoreUncertain,
     good,
+    is_replica,
     run_id_of,
     told,
 )
 from reservation.redis.scripts import Script
-from reservation.redis.wire import Wire
 
 __all__ = ["ClockReading", "Connections"]
 
@@ -43,13 +42,10 @@ log = structlog.get_logger(__name__)
 _pack = cast("Callable[[tuple[str | int | bytes, ...]], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType] - its stub wants a tuple of one
 
 #: A script that reaches the server later than this does nothing, so a caller that waited this long
-#: knows. Far above a slow script (20 ms) and far below what a buyer waits.
-NOT_AFTER_MS: Final = 2_000
+#: knows.
+NOT_AFTER_MS: Final = int(WAIT_SECONDS_MAX * 1000)
 #: Longer than NOT_AFTER_MS: a reply that comes later than this tells nothing new.
 SOCKET_TIMEOUT_SECONDS: Final = 3.0
-CONNECT_TIMEOUT_SECONDS: Final = 2.0
-#: Above the calls that one process has under way: a smaller pool makes single callers starve.
-CONNECTIONS_MAX: Final = 256
 #: Repeats of an idempotent call: with the pauses between them they span a restart of the server.
 ATTEMPTS_MAX: Final = 5
 ATTEMPT_PAUSES_SECONDS: Final = (0.05, 0.2, 0.6, 1.5)
@@ -73,74 +69,76 @@ class ClockReading(msgspec.Struct, frozen=True, kw_only=True):
         return self.server_ms - self.our_ms + int((self.received - self.sent) * 500)
 
 
+class _Guard:
+    """Which life of which server one process may use."""
+
+    def __init__(self) -> None:
+        self.active = False
+        self.life: str | None = None
+        #: Set when another one was met; whoever compares it with SQL clears it.
+        self.doubted = asyncio.Event()
+        self.known = asyncio.Event()
+
+    def doubt(self) -> None:
+        self.known.clear()
+        self.doubted.set()
+
+
 class Connections:
-    """A pool of connections to one server, and the difference between its clock and ours."""
+    """Commands to one server, its guard, and the difference between its clock and ours."""
 
     def __init__(self, url: str, *, clock: Clock) -> None:
-        #: Reads the URL and makes connections; it keeps none.
-        self._maker = ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
-            url,
-            protocol=2,
-            decode_responses=True,
-            # What a disk has spoilt must be named, not break whoever reads it.
-            encoding_errors="backslashreplace",
-            # Ours is around the whole greeting, and around each exchange.
-            socket_timeout=None,
-            socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-            retry_on_error=[],
-            redis_connect_func=self._greet,
-            **({} if url.startswith("unix:") else {"socket_keepalive": True}),
-        )
-        # Whatever the URL says: with RESP3 a server may say something unasked.
-        self._maker.connection_kwargs["protocol"] = 2
-        #: All that are open, and those of them that nobody uses now; the last used goes first.
-        self._wires: set[Wire] = set()
-        self._idle: list[Wire] = []
-        #: How many are being opened.
-        self._opening = 0
-        self._closed = False
         self._clock = clock
-        #: Server's clock minus ours, in ms.
-        self.offset_ms = 0
-        self._guarded = False
-        self._vouched: str | None = None
-        #: Set when a guarded call met a server that nobody has vouched for.
-        self.doubted = asyncio.Event()
+        self._guard = _Guard()
+        self._pool = Pool(url, on_another_life=self._guard.doubt)
+        self._exempt = False
+        #: In one object, for a view shares it.
+        self._offset_ms = [0]
+        #: Set when a call met a server that is not vouched for.
+        self.doubted = self._guard.doubted
 
     async def aclose(self) -> None:
-        """End every connection. What is under way is left open; what comes later is refused."""
-        self._closed = True
-        for wire in list(self._wires):
-            await self._let_go(wire)
-        self._idle.clear()
+        """Close every connection. Calls under way end uncertain; later ones are refused."""
+        await self._pool.aclose()
 
     def guard(self) -> None:
-        """From now on guarded calls go only to a server that is vouched for."""
-        self._guarded = True
+        """From now on calls go only to a server that is vouched for."""
+        self._guard.active = True
+
+    def unguarded(self) -> "Connections":
+        """The same connections, for the calls that a server needs before it is vouched for.
+
+        These compare it with SQL, judge its settings and clock, and rebuild or repair it.
+        """
+        view = copy(self)
+        view._exempt = True  # noqa: SLF001 - of its own class
+        return view
 
     @property
     def vouched(self) -> bool:
         """Whether the server that was met last is vouched for."""
-        return self._vouched is not None and not self.doubted.is_set()
+        return self._guard.life is not None and not self.doubted.is_set()
 
-    def vouch_for(self, run_id: str) -> None:
-        """Let guarded calls go to this life of the server: what it has was compared with SQL."""
-        self._vouched = run_id
+    async def until_vouched(self) -> None:
+        """Wait until calls can reach a server; at once where the guard is off."""
+        if self._guard.active:
+            await self._guard.known.wait()
 
-    async def _greet(self, connection: Any) -> None:
-        """Learn which server a new connection leads to; each life of one has its own run id."""
-        await connection.on_connect()
-        try:
-            await connection.send_command("INFO", "server")
-            connection.run_id = run_id_of(await connection.read_response())
-        except NoPermissionError:
-            connection.run_id = ""
+    def vouch_for(self, life: str) -> None:
+        """Let calls reach this life of the server: its sales were compared with SQL."""
+        was, self._guard.life = self._guard.life, life
+        if was not in (None, life):
+            self._pool.renew("another server is vouched for")
+        self._guard.known.set()
 
-    def _refuse_stranger(self, wire: Wire) -> None:
-        if self._guarded and wire.run_id != self._vouched:
-            self.doubted.set()
-            raise StoreUnavailable("this server's sales were not compared with SQL yet")
+    def _refuse_stranger(self) -> None:
+        self._guard.doubt()
+        raise StoreUnavailable("this server's sales were not compared with SQL yet")
+
+    @property
+    def offset_ms(self) -> int:
+        """Server's clock minus ours, in ms."""
+        return self._offset_ms[0]
 
     def server_now_ms(self) -> int:
         """The server's clock as far as we know it."""
@@ -153,12 +151,12 @@ class Connections:
     @property
     def client_retries(self) -> int:
         """How often the client library would send a command again by itself: never."""
-        return cast("Retry", self._maker.connection_kwargs["retry"]).get_retries()
+        return self._pool.client_retries
 
     async def read_clock(self) -> ClockReading:
         """Ask the server for its time; keeps the offset."""
         sent = self._clock.monotonic()
-        info, time = await self.pipeline([("INFO", "server"), ("TIME",)])
+        info, time = await self.pipeline([("INFO", "server", "replication"), ("TIME",)])
         received, our_ms = self._clock.monotonic(), self._clock.now_ms()
         seconds, micros = good(time)
         reading = ClockReading(
@@ -169,30 +167,36 @@ class Connections:
             # A server may refuse INFO; its clock it tells.
             run_id=run_id_of(info) if isinstance(info, str) else "",
         )
-        self.offset_ms = reading.offset_ms
+        self._offset_ms[0] = reading.offset_ms
+        if isinstance(info, str):
+            self.note_role(info)
         return reading
+
+    def note_role(self, info: str) -> bool:
+        """Leave a server that follows another one; whether it does, by its INFO replication."""
+        replica = is_replica(info)
+        if replica:
+            self._pool.renew("the server is a replica")
+        return replica
 
     async def measure_offset(self) -> int:
         """Keeps and returns the server's clock minus ours, in ms."""
         return (await self.read_clock()).offset_ms
 
-    async def command(self, *parts: str | int | bytes, guarded: bool = False) -> Any:
+    async def command(self, *parts: str | int | bytes) -> Any:
         """Send one command and return its reply, as text.
 
         Args:
             parts: the command and its arguments.
-            guarded: only to a server that is vouched for.
 
         Raises:
             StoreUnavailable: it was not sent, or the server refused it.
             StoreUncertain: it was sent and the reply was lost.
         """
-        replies = await self.pipeline([parts], guarded=guarded)
+        replies = await self.pipeline([parts])
         return good(replies[0])
 
-    async def pipeline(
-        self, commands: Sequence[Sequence[str | int | bytes]], *, guarded: bool = False
-    ) -> list[Any]:
+    async def pipeline(self, commands: Sequence[Sequence[str | int | bytes]]) -> list[Any]:
         """Send commands in one write; an error reply stands in the list as an exception.
 
         Raises:
@@ -201,88 +205,32 @@ class Connections:
         """
         if not commands:
             return []
-        wire = await self._take()
+        wire = await self._pool.take()
         clean = False
         try:
-            if guarded:
-                self._refuse_stranger(wire)
+            if self._guard.active and wire.life != self._guard.life and not self._exempt:
+                clean = True
+                self._refuse_stranger()
             packed = b"".join([_pack(tuple(command)) for command in commands])
             answers = await wire.exchange(packed, len(commands), seconds=SOCKET_TIMEOUT_SECONDS)
             replies = [told(answer) for answer in answers]
             clean = True
             return replies
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+            # The others probably lead to the same host that is gone.
+            self._pool.renew(type(error).__name__, met_on=wire)
             raise StoreUncertain(type(error).__name__) from error
         finally:
-            # Waits for nothing, so no cancellation can come in between; a shield would hold up the
-            # answer for three turns of the loop.
-            await self._give_back(wire, clean=clean)
+            # Waits for nothing, so no cancellation can come in between.
+            self._pool.give_back(wire, clean=clean)
 
-    async def _take(self) -> Wire:
-        while self._idle:
-            wire = self._idle.pop()
-            if wire.usable:
-                return wire
-            await self._let_go(wire)
-        if self._closed:
-            raise StoreUnavailable("no connection: this service is ending")
-        if len(self._wires) + self._opening >= CONNECTIONS_MAX:
-            raise StoreUnavailable("no connection: too many calls are under way")
-        self._opening += 1
-        try:
-            # The whole way to a connection: redis-py's own bound is for each of its steps.
-            async with asyncio.timeout(SOCKET_TIMEOUT_SECONDS):
-                wire = await self._open()
-        except ResponseError as error:
-            raise StoreUnavailable(str(error)) from error
-        except (RedisError, OSError) as error:
-            raise StoreUnavailable(f"no connection: {type(error).__name__}") from error
-        finally:
-            self._opening -= 1
-        self._wires.add(wire)
-        return wire
-
-    async def _open(self) -> Wire:
-        connection = self._maker.make_connection()
-        try:
-            await connection.connect()
-            if await connection.can_read():
-                raise RedisConnectionError("the server said more than was asked")
-            wire = Wire(connection)
-            if self._closed or not wire.usable:
-                raise RedisConnectionError("it ended while it was greeted")
-            return wire
-        except BaseException:
-            # Half-way: its greeting may still be answered.
-            await connection.disconnect(nowait=True)
-            raise
-
-    async def _give_back(self, wire: Wire, *, clean: bool) -> None:
-        if clean and wire.usable and not self._closed:
-            self._idle.append(wire)
-        else:
-            # Its replies were not all read: the next caller would get them.
-            await self._let_go(wire)
-
-    async def _let_go(self, wire: Wire) -> None:
-        self._wires.discard(wire)
-        await wire.close()
-
-    async def call(
-        self,
-        script: Script,
-        keys: Sequence[str],
-        args: Sequence[str | int],
-        *,
-        guarded: bool = False,
-    ) -> Any:
+    async def call(self, script: Script, keys: Sequence[str], args: Sequence[str | int]) -> Any:
         """Run a script once.
 
         Args:
             script: what to run.
             keys: its keys.
             args: its arguments.
-            guarded: only on a server that is vouched for (`guard`).
 
         Raises:
             StoreUnavailable: it did not run.
@@ -290,21 +238,19 @@ class Connections:
             BrokenInvariant: the script found its data impossible and changed nothing.
         """
         if tracing.tracer is None:
-            return await self._call(script, keys, args, guarded=guarded)
+            return await self._call(script, keys, args)
         with tracing.tracer.step(f"redis {script.name}", script=script.name):
-            return await self._call(script, keys, args, guarded=guarded)
+            return await self._call(script, keys, args)
 
-    async def _call(
-        self, script: Script, keys: Sequence[str], args: Sequence[str | int], *, guarded: bool
-    ) -> Any:
+    async def _call(self, script: Script, keys: Sequence[str], args: Sequence[str | int]) -> Any:
         command = ("EVALSHA", script.sha, len(keys), *keys, *args)
         try:
-            return await self.command(*command, guarded=guarded)
+            return await self.command(*command)
         except NoScriptError:
             # The server was restarted or flushed its scripts: nothing ran, so load and send again.
             await self.command("SCRIPT", "LOAD", script.source)
         try:
-            return await self.command(*command, guarded=guarded)
+            return await self.command(*command)
         except RedisError as error:
             raise StoreUnavailable(str(error)) from error
 

@@ -22,6 +22,8 @@ __all__ = [
     "StoreUncertain",
     "UnexpectedReply",
     "good",
+    "is_replica",
+    "life_of",
     "run_id_of",
     "told",
 ]
@@ -80,8 +82,26 @@ def told(answer: Any) -> Any:
 
 def run_id_of(info: str) -> str:
     """The run id in INFO's answer; empty where the server does not tell."""
+    return _member(info, "run_id")
+
+
+def life_of(info: str) -> str:
+    """Which life of which server gave this INFO (sections server and replication).
+
+    A start gives a server another run id, a promotion gives its data another replication id: a
+    server that was demoted and promoted again under one run id may have lost changes.
+    """
+    return f"{run_id_of(info)}/{_member(info, 'master_replid')}"
+
+
+def is_replica(info: str) -> bool:
+    """Whether the server of this INFO (section replication) follows another one."""
+    return _member(info, "role") in ("slave", "replica")
+
+
+def _member(info: str, name: str) -> str:
     for line in info.splitlines():
-        if line.startswith("run_id:"):
+        if line.startswith(f"{name}:"):
             return line.partition(":")[2].strip()
     return ""
 

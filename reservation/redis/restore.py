@@ -11,7 +11,7 @@ from reservation.redis.connection import Connections
 from reservation.redis.keys import Keys
 from reservation.redis.outbox import RedisOutbox
 from reservation.redis.records import as_mapping
-from reservation.redis.replies import NotPermitted, good, run_id_of
+from reservation.redis.replies import NotPermitted, StoreUnavailable, good, life_of
 
 __all__ = ["Found", "Restorer", "Writes"]
 
@@ -87,25 +87,30 @@ class Restorer:
         return found[sale_id]
 
     async def look_at(self, seqs: Mapping[str, int]) -> tuple[str, dict[str, Found | None]]:
-        """The heads of several sales, and the run id of the one server that all of them are from.
+        """The heads of several sales, and which life of which server all of them are from.
 
         Args:
             seqs: sale id -> the event at which its outbox is looked at.
+
+        Raises:
+            StoreUnavailable: the server is a replica, whose sales are another server's.
         """
-        commands: list[tuple[str | int, ...]] = [("INFO", "server")]
+        commands: list[tuple[str | int, ...]] = [("INFO", "server", "replication")]
         for sale_id, seq in seqs.items():
             names = self._keys.of(sale_id)
             commands.append(("HMGET", names.sale, "epoch", "seq", "chain"))
             commands.append(("XRANGE", names.outbox, f"{seq}-0", f"{seq}-0"))
         info, *replies = await self._connections.pipeline(commands)
         # A server may refuse INFO to us; preflight says so, and an operator may vouch for it.
-        run_id = "" if isinstance(info, NotPermitted) else run_id_of(good(info))
+        shown = "" if isinstance(info, NotPermitted) else good(info)
+        if self._connections.note_role(shown):
+            raise StoreUnavailable("the server is a replica")
         found: dict[str, Found | None] = {}
         for position, sale_id in enumerate(seqs):
             head = good(replies[2 * position])
             entries = good(replies[2 * position + 1])
             found[sale_id] = _found(head, entries)
-        return run_id, found
+        return life_of(shown) if shown else "", found
 
     async def epoch(self, sale_id: str) -> str:
         """The epoch that the sale stands under in Redis; empty where it has none."""

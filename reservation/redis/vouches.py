@@ -5,12 +5,13 @@ server's life, so after a restart, a failover or a restored file it counts for n
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
 from reservation.redis.connection import Connections
 from reservation.redis.keys import Keys
-from reservation.redis.replies import good, run_id_of
+from reservation.redis.replies import NotPermitted, StoreUnavailable, good, life_of
 
 __all__ = ["Vouches"]
 
@@ -18,7 +19,7 @@ __all__ = ["Vouches"]
 class _Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """As JSON under `rsv:vouched`."""
 
-    #: The server's run id and the id of its replication history.
+    #: As `replies.life_of` names it.
     life: str
     #: Sale id -> the epoch that SQL vouched for.
     epochs: dict[str, str]
@@ -32,52 +33,41 @@ class Vouches:
         self._key = keys.vouched
         self._kept: _Record | None = None
 
-    async def keep(self, run_id: str, epochs: Mapping[str, str]) -> None:
+    async def keep(self, life: str, epochs: Mapping[str, str]) -> None:
         """Record what was compared in this life, where that is not what was recorded last.
 
         Raises:
             StoreUnavailable, StoreUncertain: it may not be kept.
         """
-        found, life, _ = await self._life()
+        found, _ = await self._look(("PING",))
         record = _Record(life, dict(epochs))
-        if found != run_id or not life or record == self._kept:
+        if found != life or not life or record == self._kept:
             return
         # Where the server has changed since, it names another life and counts for nothing.
         await self._connections.command("SET", self._key, msgspec.json.encode(record).decode())
         self._kept = record
 
     async def read(self) -> tuple[str, dict[str, str] | None]:
-        """The server's run id, and the sales that were compared in this life of it.
+        """The server's life, and the sales that were compared in it.
 
         None where none were, or where the server does not tell which life this is.
 
         Raises:
-            StoreUnavailable, StoreUncertain: the server does not answer.
+            StoreUnavailable, StoreUncertain: the server does not answer, or is a replica.
         """
-        run_id, life, text = await self._life(("GET", self._key))
+        life, text = await self._look(("GET", self._key))
         if not life or text is None:
-            return run_id, None
+            return life, None
         try:
             record = msgspec.json.decode(text, type=_Record)
         except (msgspec.DecodeError, UnicodeEncodeError):
-            return run_id, None  # A hand in the data: as good as none.
-        return run_id, record.epochs if record.life == life else None
+            return life, None  # A hand in the data: as good as none.
+        return life, record.epochs if record.life == life else None
 
-    async def _life(self, *more: tuple[str, ...]) -> tuple[str, str, str | None]:
-        """The run id, the life's name, and one more reply; both empty where they are hidden."""
-        replies = await self._connections.pipeline(
-            [("INFO", "server"), ("INFO", "replication"), *more]
-        )
-        # A replica that was promoted, or a master that went through a failover and came back, has
-        # another history although its process is the same.
-        server, replication = (reply if isinstance(reply, str) else "" for reply in replies[:2])
-        run_id, history = run_id_of(server), _field(replication, "master_replid")
-        life = f"{run_id} {history}" if run_id and history else ""
-        return run_id, life, good(replies[2]) if more else None
-
-
-def _field(info: str, name: str) -> str:
-    for line in info.splitlines():
-        if line.startswith(f"{name}:"):
-            return line.partition(":")[2].strip()
-    return ""
+    async def _look(self, command: tuple[str, ...]) -> tuple[str, Any]:
+        """The server's life, empty where it is hidden, and the reply to one more command."""
+        info, reply = await self._connections.pipeline([("INFO", "server", "replication"), command])
+        shown = "" if isinstance(info, NotPermitted) else good(info)
+        if self._connections.note_role(shown):
+            raise StoreUnavailable("the server is a replica")
+        return life_of(shown) if shown else "", good(reply)

@@ -10,12 +10,15 @@ from math import inf
 from typing import Any, Final
 
 import hiredis
+from redis.exceptions import BusyLoadingError, MasterDownError, ReadOnlyError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 __all__ = ["Wire"]
 
 _CLOSED: Final = "the server closed the connection"
+#: Refusals by which a server says that it is not, or not yet, the one to ask.
+_NOT_THE_MASTER: Final = (ReadOnlyError, MasterDownError, BusyLoadingError)
 
 
 class Wire(asyncio.Protocol):
@@ -28,14 +31,19 @@ class Wire(asyncio.Protocol):
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        #: Which life of which server it leads to (`Connections._greet`).
-        self.run_id: str = connection.run_id
+        #: Which life of which server it leads to (`replies.life_of`).
+        self.life: str = connection.life
+        #: The refusal of a server that is not the master, until the pool has seen it.
+        self.refused = ""
+        #: The pool's: which generation it belongs to, and since which tick it is idle.
+        self.generation = 0
+        self.idle_since = 0
         self._loop = asyncio.get_running_loop()
         self._reader: Any = hiredis.Reader(
             encoding="utf-8",
             # What a disk has spoilt must be named, not break whoever reads it.
             errors="backslashreplace",
-            replyError=connection._parser.parse_error,  # noqa: SLF001 - its table of errors
+            replyError=self._error_of,
         )
         self._waiting: asyncio.Future[list[Any]] | None = None
         self._wanted = 0
@@ -79,11 +87,13 @@ class Wire(asyncio.Protocol):
         self._transport.write(packed)
         return waiting
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """End it, without waiting for anything: what is not sent yet will not be."""
         self._give_up(RedisConnectionError(_CLOSED))
         self._transport.abort()
-        await self._connection.disconnect(nowait=True)
+        # As its `disconnect` does where no task runs: a timer closes connections too.
+        self._connection._parser.on_disconnect()  # noqa: SLF001
+        self._connection._close()  # noqa: SLF001
 
     def data_received(self, data: bytes) -> None:
         waiting = self._waiting
@@ -114,6 +124,13 @@ class Wire(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._give_up(RedisConnectionError(_CLOSED))
         self._stream.connection_lost(exc)
+
+    def _error_of(self, text: str) -> Exception:
+        """As redis-py reads an error reply."""
+        error: Exception = self._connection._parser.parse_error(text)  # noqa: SLF001 - its table
+        if isinstance(error, _NOT_THE_MASTER):
+            self.refused = type(error).__name__
+        return error
 
     def _look_later(self) -> None:
         if self._timer is not None:

@@ -95,7 +95,8 @@ class Worker:
         }
 
     async def run(self) -> None:
-        """All loops, until cancelled."""
+        """All loops, until cancelled; those that change sales wait for a vouched server."""
+        self._service.connections.guard()
         try:
             await self._run()
         finally:
@@ -103,12 +104,24 @@ class Worker:
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._service.watch.run())
             group.create_task(
                 forever("clock", self._measure_clock, CLOCK_SECONDS),
             )
-            group.create_task(forever("refunds", self._refunder.run_once, REFUND_SECONDS))
             group.create_task(forever("heartbeat", self._beat, self._heartbeat.every_seconds))
-            group.create_task(forever("sales", lambda: self._take_up(group), SALES_SECONDS))
+            self._begin(group, "refunds", self._refunder.run_once, REFUND_SECONDS)
+            self._begin(group, "sales", lambda: self._take_up(group), SALES_SECONDS)
+
+    def _begin(
+        self,
+        group: asyncio.TaskGroup,
+        name: str,
+        once: Callable[[], Awaitable[int]],
+        pause: float,
+        **facts: str,
+    ) -> None:
+        ready = self._service.connections.until_vouched
+        group.create_task(forever(name, once, pause, ready=ready, **facts))
 
     async def _beat(self) -> int:
         WORKER_BEAT.set_to_current_time()
@@ -135,7 +148,7 @@ class Worker:
                 ("flusher", self._flush, FLUSH_SECONDS),
             ):
                 round_of_sale = _for_sale(once, sale_id, self._places[name])
-                group.create_task(forever(name, round_of_sale, pause, sale_id=sale_id))
+                self._begin(group, name, round_of_sale, pause, sale_id=sale_id)
         return 0
 
     async def _flush(self, sale_id: str) -> int:
@@ -168,11 +181,26 @@ def _for_sale(
 
 
 async def forever(
-    name: str, once: Callable[[], Awaitable[int]], pause: float, **facts: str
+    name: str,
+    once: Callable[[], Awaitable[int]],
+    pause: float,
+    *,
+    ready: Callable[[], Awaitable[None]] | None = None,
+    **facts: str,
 ) -> None:
-    """Repeat a round: at once while there is work, after a pause where there was none."""
+    """Repeat a round: at once while there is work, after a pause where there was none.
+
+    Args:
+        name: of the loop, for the log.
+        once: one round; how much it did.
+        pause: in seconds.
+        ready: waited for before each round.
+        facts: for the log.
+    """
     failures = 0
     while True:
+        if ready is not None:
+            await ready()
         try:
             did = await once()
             failures = 0

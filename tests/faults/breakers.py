@@ -130,7 +130,7 @@ BREAKERS = (
     Breaker(
         name="a server that nobody vouched for is sold from",
         file="reservation/redis/connection.py",
-        old="if self._guarded and wire.run_id != self._vouched:",
+        old="if self._guard.active and wire.life != self._guard.life and not self._exempt:",
         new="if False:",
         test="tests/integration/test_recovery.py::"
         "test_a_server_that_nobody_vouched_for_is_sold_nothing_from",

@@ -2,11 +2,10 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cryptography import x509
@@ -14,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from reservation.redis import connection
+from reservation.redis import connection, pool
 from reservation.redis.connection import Connections
 from reservation.redis.replies import StoreUnavailable, StoreUncertain, UnexpectedReply
 from tests.fixtures.lua_sale import NOW
@@ -31,23 +30,6 @@ async def connections(valkey_url: str) -> AsyncIterator[Connections]:
     made = Connections(valkey_url, clock=NOW)
     yield made
     await made.aclose()
-
-
-def suspends(work: Coroutine[Any, Any, Any]) -> bool:
-    """Whether it gives way before it is done."""
-    try:
-        work.send(None)
-    except StopIteration:
-        return False
-    work.close()
-    return True
-
-
-async def test_a_connection_goes_back_without_giving_way(connections: Connections) -> None:
-    # Where it gave way, a cancellation could come in between and a connection would be lost.
-    for clean in (True, False):
-        taken = await connections._take()
-        assert not suspends(connections._give_back(taken, clean=clean))
 
 
 async def test_a_call_that_is_cancelled_leaves_its_reply_to_nobody(
@@ -94,31 +76,31 @@ async def killed(connections: Connections) -> None:
 async def test_a_connection_that_ended_while_nobody_used_it_is_not_used_again(
     connections: Connections,
 ) -> None:
-    first, second = await connections._take(), await connections._take()
+    first, second = await connections._pool.take(), await connections._pool.take()
     for taken in (first, second):
-        await connections._give_back(taken, clean=True)
+        connections._pool.give_back(taken, clean=True)
     await killed(connections)
     await asyncio.sleep(0.05)
     assert await connections.command("ECHO", "mine") == "mine"
-    assert connections._wires == set(connections._idle)
-    assert {first, second}.isdisjoint(connections._wires)
+    assert connections._pool._wires == set(connections._pool._idle)
+    assert {first, second}.isdisjoint(connections._pool._wires)
 
 
 async def test_a_connection_that_is_about_to_end_is_not_used_again(
     connections: Connections,
 ) -> None:
-    taken = await connections._take()
+    taken = await connections._pool.take()
     # The end of the stream, and not yet the end of the connection.
     taken.eof_received()
     assert not taken.usable
-    await connections._give_back(taken, clean=True)
+    connections._pool.give_back(taken, clean=True)
     assert await connections.command("ECHO", "mine") == "mine"
-    assert taken not in connections._wires
+    assert taken not in connections._pool._wires
     # Likewise where the transport knows and nobody was told.
-    taken = await connections._take()
+    taken = await connections._pool.take()
     taken._transport.abort()
     assert not taken.usable
-    await connections._give_back(taken, clean=True)
+    connections._pool.give_back(taken, clean=True)
     assert await connections.command("ECHO", "mine") == "mine"
 
 
@@ -135,29 +117,29 @@ async def test_a_connection_that_ends_under_a_call_leaves_its_outcome_open(
 
 
 async def test_what_comes_unasked_is_nobodys_reply(connections: Connections) -> None:
-    taken = await connections._take()
+    taken = await connections._pool.take()
     # Two replies, of which the first is waited for.
     assert await taken.exchange(b"ECHO mine\r\nECHO nobodys\r\n", 1, seconds=1) == ["mine"]
-    await connections._give_back(taken, clean=True)
+    connections._pool.give_back(taken, clean=True)
     await asyncio.sleep(0.05)
     assert await connections.command("ECHO", "mine too") == "mine too"
-    assert taken not in connections._wires
+    assert taken not in connections._pool._wires
     # One, while nobody waits.
-    taken = connections._idle[0]
+    taken = connections._pool._idle[0]
     taken._transport.write(b"ECHO nobodys\r\n")
     await asyncio.sleep(0.05)
     assert await connections.command("ECHO", "mine again") == "mine again"
-    assert taken not in connections._wires
+    assert taken not in connections._pool._wires
 
 
 async def test_a_wire_has_one_exchange_at_a_time(connections: Connections) -> None:
-    taken = await connections._take()
+    taken = await connections._pool.take()
     waiting = taken.exchange(b"PING\r\n", 1, seconds=1)
     assert not taken.usable
     with pytest.raises(RuntimeError):
         taken.exchange(b"PING\r\n", 1, seconds=1)
     assert await waiting == ["PONG"]
-    await connections._give_back(taken, clean=True)
+    connections._pool.give_back(taken, clean=True)
 
 
 async def test_an_error_reply_stands_among_the_others(connections: Connections) -> None:
@@ -170,24 +152,85 @@ async def test_an_error_reply_stands_among_the_others(connections: Connections) 
     assert await connections.pipeline([]) == []
 
 
-async def test_more_calls_at_once_than_connections_are_refused_unsent(
+async def test_more_calls_at_once_than_connections_wait_in_order(
     connections: Connections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "CONNECTIONS_MAX", 2)
-    waiting = [
-        asyncio.create_task(connections.command("BLPOP", "nothing-comes", "0.4")) for _ in range(2)
-    ]
-    # While they are opened, and while they are in use.
-    for pause in (0.0, 0.1):
-        await asyncio.sleep(pause)
-        with pytest.raises(StoreUnavailable):
-            await connections.command("PING")
-    await asyncio.gather(*waiting)
-    # One that ends makes room for another.
-    await connections._give_back(await connections._take(), clean=False)
-    taken = [await connections._take(), await connections._take()]
-    for each in taken:
-        await connections._give_back(each, clean=True)
+    monkeypatch.setattr(pool, "CONNECTIONS_MAX", 1)
+    done: list[str] = []
+
+    async def call(name: str) -> None:
+        assert await connections.command("ECHO", name) == name
+        done.append(name)
+
+    busy = asyncio.create_task(connections.command("BLPOP", "nothing-comes", "0.4"))
+    await asyncio.sleep(0.1)
+    names = [f"call {number}" for number in range(50)]
+    await asyncio.gather(busy, *map(call, names))
+    assert done == names
+    assert len(connections._pool._wires) == 1
+
+
+async def test_a_call_that_no_connection_became_free_for_was_not_sent(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "CONNECTIONS_MAX", 1)
+    monkeypatch.setattr(pool, "WAIT_SECONDS_MAX", 0.1)
+    busy = asyncio.create_task(connections.command("BLPOP", "nothing-comes", "0.5"))
+    await asyncio.sleep(0.05)
+    with pytest.raises(StoreUnavailable, match="became free"):
+        await connections.command("PING")
+    await busy
+    assert await connections.command("ECHO", "mine") == "mine"
+
+
+async def test_more_calls_than_may_wait_are_refused_unsent(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "WAITING_MAX", 2)
+    found = await asyncio.gather(
+        *(connections.command("ECHO", str(number)) for number in range(5)), return_exceptions=True
+    )
+    assert found[:2] == ["0", "1"]
+    assert all(isinstance(one, StoreUnavailable) for one in found[2:])
+
+
+async def test_a_caller_that_is_cancelled_while_it_waits_costs_no_connection(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "CONNECTIONS_MAX", 1)
+    only = await connections._pool.take()
+    waiting = [asyncio.create_task(connections.command("PING")) for _ in range(3)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    # The second one has been handed the connection, and has not run since.
+    connections._pool.give_back(only, clean=True)
+    waiting[1].cancel()
+    found = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(one) for one in found[:2]] == [asyncio.CancelledError] * 2
+    assert found[2] == "PONG"
+    assert connections._pool._wires == {only} == set(connections._pool._idle)
+
+
+async def test_a_thousand_calls_at_once_are_all_answered(connections: Connections) -> None:
+    found = await asyncio.gather(
+        *(connections.command("ECHO", str(number)) for number in range(1_000))
+    )
+    assert found == [str(number) for number in range(1_000)]
+    assert len(connections._pool._wires) <= pool.CONNECTIONS_MAX
+
+
+async def test_callers_who_wait_for_a_server_that_is_not_there_are_refused_at_once(
+    tmp_path: Path,
+) -> None:
+    away = Connections(f"unix://{tmp_path / 'none.sock'}", clock=NOW)
+    async with asyncio.timeout(10):
+        found = await asyncio.gather(
+            *(away.command("PING") for _ in range(500)), return_exceptions=True
+        )
+    # Not because their time was over.
+    assert {type(one) for one in found} == {StoreUnavailable}
+    assert all("none.sock" in str(one) for one in found)
+    await away.aclose()
 
 
 async def test_a_service_that_has_ended_opens_no_connection(connections: Connections) -> None:
@@ -201,7 +244,7 @@ async def test_a_service_that_has_ended_opens_no_connection(connections: Connect
                 await call
     with pytest.raises(StoreUnavailable):
         await connections.command("PING")
-    assert not connections._wires
+    assert not connections._pool._wires
 
 
 async def test_the_address_does_not_choose_the_protocol(valkey_url: str) -> None:
@@ -243,7 +286,7 @@ async def test_what_is_no_reply_ends_the_connection(tmp_path: Path) -> None:
         with pytest.raises(StoreUncertain) as told:
             await connections.command("PING")
         assert "not a reply" in str(told.value.__cause__)
-        assert not connections._wires
+        assert not connections._pool._wires
 
 
 async def test_a_greeting_that_cannot_be_read_is_no_connection(tmp_path: Path) -> None:
@@ -263,7 +306,7 @@ async def test_a_server_that_says_more_than_was_asked_is_not_talked_to(tmp_path:
     async with connected_to(more, tmp_path) as connections:
         with pytest.raises(StoreUnavailable):
             await connections.command("PING")
-        assert not connections._wires
+        assert not connections._pool._wires
 
 
 async def mute_server(kind: str, folder: Path, mute: Answering) -> tuple[asyncio.Server, str]:
@@ -278,7 +321,7 @@ async def mute_server(kind: str, folder: Path, mute: Answering) -> tuple[asyncio
 async def test_a_server_that_never_greets_is_not_waited_for(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "SOCKET_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(pool, "OPEN_SECONDS_MAX", 0.2)
     over = asyncio.Event()
 
     async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -322,11 +365,11 @@ async def test_calls_go_over_tls(valkey_url: str, tmp_path: Path) -> None:
     long = "x" * 1_000_000
     assert await connections.command("ECHO", long) == long
     assert await connections.command("ECHO", "mine") == "mine"
-    [wire] = connections._wires
+    [wire] = connections._pool._wires
     await killed(connections)
     await asyncio.sleep(0.05)
     assert await connections.command("ECHO", "mine still") == "mine still"
-    assert wire not in connections._wires
+    assert wire not in connections._pool._wires
     await connections.aclose()
     await asyncio.gather(*under_way)
     server.close()

@@ -152,8 +152,8 @@ async def test_a_server_that_nobody_vouched_for_is_sold_nothing_from(
     server = make_server()
     await server.start()
     async with bench(tmp_path / "sql", server.url) as here:
-        here.service.connections.guard()
         sale_id = await here.sale()
+        here.service.connections.guard()
         with pytest.raises(Unavailable):
             await here.hold(sale_id)
         await here.service.watch.look()
@@ -175,8 +175,8 @@ async def test_the_watch_vouches_by_itself_soon_after_a_restart(
     server = make_server()
     await server.start()
     async with bench(tmp_path / "sql", server.url) as here:
-        here.service.connections.guard()
         sale_id = await here.sale()
+        here.service.connections.guard()
         watching = asyncio.create_task(here.service.watch.run())
         try:
             await eventually_holds(here, sale_id)

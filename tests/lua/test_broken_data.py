@@ -87,7 +87,7 @@ class Scene:
             handed.extend(keys)
             return await run(script, keys, args)
 
-        self.sale.connections.call = note  # type: ignore[method-assign]
+        self.sale.connections.call = note
         try:
             await call(self)
         finally:

@@ -127,7 +127,9 @@ class SimulatedWire:
 
     def __init__(self, connection: "_Connection") -> None:
         self._connection = connection
-        self.run_id = connection.run_id
+        self.life = connection.life
+        self.refused = ""
+        self.generation = self.idle_since = 0
 
     @property
     def usable(self) -> bool:
@@ -146,8 +148,8 @@ class SimulatedWire:
         except TimeoutError as error:
             raise RedisTimeoutError("the reply took too long") from error
 
-    async def close(self) -> None:
-        await self._connection.disconnect()
+    def close(self) -> None:
+        self._connection.break_off()
 
 
 class _Connection:
@@ -164,7 +166,7 @@ class _Connection:
         self._life = side.life
         self._broken = False
         self._replies: deque[asyncio.Future[Any]] = deque()
-        self.run_id = ""
+        self.life = ""
 
     @property
     def usable(self) -> bool:
@@ -236,6 +238,9 @@ class _Connection:
         return await self._replies.popleft()
 
     async def disconnect(self, *, nowait: bool = False) -> None:
+        self.break_off()
+
+    def break_off(self) -> None:
         self._broken = True
 
     def _check_alive(self) -> None:

@@ -26,7 +26,7 @@ from api.app import create_app
 from reservation.model.judgement import Judgement
 from reservation.payments.sandbox import SandboxConfig, create_sandbox
 from reservation.persistence.database import Database
-from reservation.redis import connection as redis_connection
+from reservation.redis import pool as redis_pool
 from reservation.redis.embedded import EmbeddedServer
 from reservation.settings import Settings
 from reservation.workers import runner
@@ -239,8 +239,8 @@ class _Run:
             processors=[self._hear], wrapper_class=structlog.make_filtering_bound_logger(0)
         )
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(redis_connection, "ConnectionPool", SimulatedPool)
-            patch.setattr(redis_connection, "Wire", SimulatedWire)
+            patch.setattr(redis_pool, "ConnectionPool", SimulatedPool)
+            patch.setattr(redis_pool, "Wire", SimulatedWire)
             patch.setattr(aiosqlite.core, "SimpleQueue", InlineQueue)
             patch.setattr(aiosqlite.core, "Thread", NoThread)
             patch.setattr(httpx, "AsyncClient", SimulatedClient)

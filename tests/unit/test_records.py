@@ -31,10 +31,7 @@ async def fake() -> AsyncIterator[FakeAsyncRedis]:
 def connections(fake: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> Connections:
     """Our connections, to that server."""
 
-    async def pipeline(
-        commands: Sequence[Sequence[str | int | bytes]], *, guarded: bool = False
-    ) -> list[Any]:
-        del guarded
+    async def pipeline(commands: Sequence[Sequence[str | int | bytes]]) -> list[Any]:
         connection = await fake.connection_pool.get_connection()
         try:
             await connection.send_packed_command(connection.pack_commands(commands))
