@@ -27,6 +27,7 @@ _COMMANDS: Final = {
     "history": ("api.history_command:history", "Write down the past of a sale."),
     "rebuild": ("api.rebuild_command:rebuild", "Restore sales in Redis from SQL."),
     "refund": ("api.order_commands:refund", "Give an order's money back."),
+    "refunds": ("api.order_commands:refunds", "List refunds, with the PG's last word on each."),
     "sale": ("api.sale_commands:sale", "Create, look at, restock, pause and close sales."),
     "sandbox": ("api.run_commands:sandbox", "Run the stand-in for the payment gateway, alone."),
     "serve": ("api.run_commands:serve", "Run the service."),

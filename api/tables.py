@@ -12,6 +12,7 @@ __all__ = [
     "show_item",
     "show_order",
     "show_refund",
+    "show_refunds",
     "show_sale",
     "show_sales",
 ]
@@ -58,6 +59,15 @@ def show_order(order: dict[str, Any]) -> None:
     console.print(
         escape(f"{items} for {order['amount']} {order['currency']}, buyer {order['buyerId']}")
     )
+    if account := order.get("virtualAccount"):
+        where = f"{account['bankEnglish']} ({account['bank']}) {account['accountNumber']}"
+        console.print(
+            escape(
+                f"waits for a deposit to {where}, {account['holderName']}, by {account['dueAt']}"
+            )
+        )
+    if (refund := order.get("refund")) and refund["status"] != "done":
+        console.print(escape(_refund_words(refund)))
     rows = [
         [entry["at"], entry["kind"], entry["what"], _compact(entry["facts"])]
         for entry in order["history"]
@@ -84,8 +94,27 @@ def show_item(item: dict[str, Any]) -> None:
 def show_refund(order: dict[str, Any]) -> None:
     """How a refund left the order."""
     pending = order.get("code") == "refund_pending"
-    told = "the PG has not answered yet; the service goes on" if pending else order["status"]
+    word = order.get("providerCode")
+    answered = f"the PG answered {word}" if word else "the PG has not answered yet"
+    told = f"{answered}; the service goes on" if pending else order["status"]
     _console().print(escape(f"{order['orderId']}: {told}"))
+
+
+def show_refunds(answer: dict[str, Any]) -> None:
+    """One line a refund; where there are more, the cursor of the next page."""
+    names = ("orderId", "status", "createdAt", "operator", "reason", "restock", "providerCode")
+    rows = [[_yes_or_no(one[name] or "") for name in names] for one in answer["refunds"]]
+    _print_table(names, rows)
+    if answer["nextCursor"]:
+        _console().print(escape(f"more: --cursor {answer['nextCursor']}"))
+
+
+def _refund_words(refund: dict[str, Any]) -> str:
+    to = refund["refundReceiveAccount"]
+    account = f" to {to['bank']} {to['accountNumber']} {to['holderName']}" if to else ""
+    pieces = "back on sale" if refund["restock"] else "kept out of the sale"
+    words = f"refund {refund['status']}{account}, pieces {pieces}, by {refund['operator']}"
+    return words + (f": {refund['providerCode']}" if refund["providerCode"] else "")
 
 
 def _compact(facts: dict[str, Any]) -> str:
