@@ -3,7 +3,7 @@
 import { release, Refusal } from "./api.js";
 import { clockAtLeast, serverNow } from "./clock.js";
 import { dropToken, keepToken, paymentBegins } from "./leave.js";
-import { dropWidgets, pay } from "./pay.js";
+import { asksHow, dropWidgets, pay } from "./pay.js";
 import { money, remaining, t } from "./text.js";
 
 const $ = (id) => document.getElementById(id);
@@ -19,7 +19,7 @@ export class Hold {
   #askAt = 0;
   #page;
 
-  /** @param page the page's words: say, notice(sentence), nameOf(sku), ended(sentence, reservation) */
+  /** @param page the page's words: say, notice(sentence), nameOf(sku), takesAccounts(), ended(sentence, reservation) */
   constructor(page) {
     this.#page = page;
     $("pay").addEventListener("click", () => this.#pay());
@@ -48,6 +48,7 @@ export class Hold {
     $("hold-note").textContent = t(held ? "holdStays" : "policySuccess");
     $("hold-lines").replaceChildren(...items.map((item) => this.#line(item, currency)));
     $("pay").textContent = t("pay", { amount: money(amount, currency) });
+    $("pay-how").hidden = !this.#page.takesAccounts() || !asksHow(reservation);
     this.#enable(true);
     this.tick();
   }
@@ -91,7 +92,13 @@ export class Hold {
     }
   }
 
+  get #method() {
+    if ($("pay-how").hidden) return "CARD";
+    return $("pay-how").querySelector(":checked").value;
+  }
+
   #enable(possible) {
+    $("pay-how").disabled = !possible;
     $("pay").disabled = !possible;
     $("give-back").disabled = !possible;
   }
@@ -102,7 +109,7 @@ export class Hold {
     this.#enable(false);
     $("pay").textContent = t("paying");
     try {
-      await pay(reservation);
+      await pay(reservation, this.#method);
       // A widget key's first press only draws the ways to pay; the second one leaves the page.
       if (!reservation.payment.checkoutUrl) this.show(reservation);
     } catch (error) {

@@ -3,12 +3,14 @@
 import { newKey } from "./key.js";
 
 const $ = (id) => document.getElementById(id);
+/** The members of an account, as the service calls them. */
+const ACCOUNT = ["bank", "accountNumber", "holderName"];
 
 /**
  * What the operator wants, or null. One question has one `key`, so that a repeat of the call that
  * follows does it once.
  */
-export function ask({ title, what = "", skus = null, delta = false, restock = false }) {
+export function ask({ title, what = "", skus = null, delta = false, restock = false, account = false }) {
   const form = $("ask-form");
   form.reset();
   $("ask-title").textContent = title;
@@ -18,6 +20,8 @@ export function ask({ title, what = "", skus = null, delta = false, restock = fa
   $("ask-delta").hidden = !delta;
   form.elements.delta.required = delta;
   $("ask-restock").hidden = !restock;
+  $("ask-account").hidden = !account;
+  for (const name of ACCOUNT) form.elements[name].required = account;
   form.elements.sku.replaceChildren(...(skus ?? []).map(({ sku, name }) => new Option(`${name} (${sku})`, sku)));
   const dialog = $("ask");
   dialog.returnValue = "";
@@ -32,6 +36,7 @@ export function ask({ title, what = "", skus = null, delta = false, restock = fa
           sku: sku.value,
           delta: Number(pieces.value),
           restock: back.checked,
+          account: account && Object.fromEntries(ACCOUNT.map((name) => [name, form.elements[name].value.trim()])),
           reason: reason.value.trim(),
           key: newKey(),
         });

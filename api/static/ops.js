@@ -9,6 +9,9 @@ import { moment, money } from "./text.js";
 const LOOK_MS = 2_000;
 const STATES = ["PREPARED", "HELD", "CONFIRMING", "AWAITING_DEPOSIT", "CONFIRMED", "RELEASED", "EXPIRED", "REFUNDED"];
 
+/** The PG's word for a payment whose deposit goes back to an account that is named. */
+const VIRTUAL_ACCOUNT = "가상계좌";
+
 const $ = (id) => document.getElementById(id);
 const stock = new StockBoard($("stock"));
 let figures = new Figures();
@@ -144,10 +147,30 @@ async function showOrder(orderId) {
   const key = order.paymentKeyLast4 ? `, payment …${order.paymentKeyLast4}` : "";
   $("order-now").textContent = `${order.status}, ${money(order.amount, order.currency)}, buyer ${order.buyerId}${key}`;
   $("order-next").textContent = order.next;
+  drawAccount();
   $("refund").hidden = order.status !== "CONFIRMED";
   $("history").replaceChildren(...order.history.map(historyLine));
   $("order").hidden = false;
   $("order").focus();
+}
+
+/** Where a deposit is awaited, and where a refund that is not through sends it back to. */
+function drawAccount() {
+  const { virtualAccount: account, refund } = order;
+  $("order-account").hidden = !account;
+  $("order-account").textContent = account
+    ? `Waits for a deposit to ${account.bankEnglish} (${account.bank}) ${account.accountNumber}, ${account.holderName}, until ${exact(account.dueAt)}`
+    : "";
+  const open = refund && refund.status !== "done";
+  $("order-refund").hidden = !open;
+  $("order-refund").textContent = open ? refundWords(refund) : "";
+}
+
+function refundWords({ status, operator, reason, restock, refundReceiveAccount: to, providerCode }) {
+  const back = to ? `, to bank ${to.bank}, account ${to.accountNumber}, ${to.holderName}` : "";
+  const pieces = restock ? "pieces back on sale" : "pieces kept out of the sale";
+  const said = providerCode ? `; the PG answered ${providerCode}` : "";
+  return `Refund ${status}: ${operator}, ${reason}, ${pieces}${back}${said}`;
 }
 
 function historyLine({ at, kind, what, facts: { explanation = "", ...facts } }) {
@@ -209,16 +232,32 @@ async function restock() {
 }
 
 async function refund() {
-  const { orderId, amount, currency } = order;
-  const answer = await ask({ title: `Refund ${money(amount, currency)}?`, what: `Order ${orderId}, in full.`, restock: true });
+  const { orderId, amount, currency, paymentMethod } = order;
+  const answer = await ask({
+    title: `Refund ${money(amount, currency)}?`,
+    what: `Order ${orderId}, in full.`,
+    restock: true,
+    account: paymentMethod === VIRTUAL_ACCOUNT,
+  });
   if (!answer) return;
-  const { reason, restock: back, key } = answer;
-  await doing(async () => {
-    const after = await api.refund(orderId, { reason, restock: back }, key);
-    await Promise.all([showOrder(orderId), showOrders(), look()]);
-    $("order-now").textContent = `${after.status}${after.code ? ` (${after.code}: it goes on by itself)` : ""}`;
-    $("refund").hidden = true;
-  }, "The refund is taken up.");
+  const { reason, restock: back, account, key } = answer;
+  const wish = { reason, restock: back, ...(account && { refundReceiveAccount: account }) };
+  await doing(() => sendRefund(orderId, wish, key), "The refund is taken up.");
+}
+
+async function sendRefund(orderId, wish, key) {
+  let after;
+  try {
+    after = await api.refund(orderId, wish, key);
+  } catch (error) {
+    // Another wish may be pending or done: the order shows it below the refusal.
+    if (error.status === 409) await showOrder(orderId);
+    throw error;
+  }
+  await Promise.all([showOrder(orderId), showOrders(), look()]);
+  $("order-now").textContent = `${after.status}${after.code ? ` (${after.code}: it goes on by itself)` : ""}`;
+  // One that is pending may be corrected; SQL may not know yet that one is through.
+  $("refund").hidden = !after.code;
 }
 
 async function signIn() {

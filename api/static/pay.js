@@ -2,6 +2,9 @@
 
 const SDK = "https://js.tosspayments.com/v2/standard";
 
+/** A deposit may come this long after the order; its pieces are held meanwhile. */
+const DEPOSIT_HOURS = 24;
+
 /** Client keys of the product whose payment methods are drawn into our page. */
 const WIDGET_KEY = /^(test|live)_gck_/;
 
@@ -50,7 +53,14 @@ async function drawWidgets(toss, { orderId, amount, currency, payment }) {
   drawn = { orderId, widgets, parts };
 }
 
-async function payBySdk(reservation) {
+/**
+ * Whether our page asks how to pay, because nobody else does: the PG's own page and its widgets
+ * have a list of methods, while a key of the single API opens one method's window.
+ */
+export const asksHow = ({ payment: { checkoutUrl, clientKey } }) =>
+  !checkoutUrl && !WIDGET_KEY.test(clientKey);
+
+async function payBySdk(reservation, method) {
   const { orderId, orderName, amount, currency, payment } = reservation;
   if (!window.TossPayments) await loadScript(SDK);
   const toss = window.TossPayments(payment.clientKey);
@@ -67,11 +77,16 @@ async function payBySdk(reservation) {
     return await drawn.widgets.requestPayment(asked);
   }
   const payments = toss.payment({ customerKey: payment.customerKey });
-  await payments.requestPayment({ ...asked, method: "CARD", amount: { currency, value: amount } });
+  await payments.requestPayment({
+    ...asked,
+    method,
+    amount: { currency, value: amount },
+    ...(method === "VIRTUAL_ACCOUNT" && { virtualAccount: { validHours: DEPOSIT_HOURS } }),
+  });
 }
 
 /** Leads the buyer to the payment; rejects where the page could not be opened: no money moved. */
-export async function pay(reservation) {
+export async function pay(reservation, method) {
   if (reservation.payment.checkoutUrl) location.assign(checkoutAddress(reservation));
-  else await payBySdk(reservation);
+  else await payBySdk(reservation, method);
 }

@@ -2,7 +2,7 @@
 
 import { getReservation, Refusal } from "./api.js";
 import { forgetBasket } from "./basket.js";
-import { moment, money, t, translatePage } from "./text.js";
+import { language, moment, money, t, translatePage } from "./text.js";
 
 /** A payment is decided within 13 minutes; each look waits up to 25 s for it. */
 const LOOKS_MAX = 36;
@@ -55,7 +55,12 @@ function kindOf({ status }) {
   return reasons.includes(outcome) ? outcome : reasons[0];
 }
 
-function show(kind, reservation = null, sentence = `result.${kind}.money`) {
+/** The account to pay in to is the buyer's alone; SQL, which keeps it, may be away for a moment. */
+const hidesAccount = ({ status, virtualAccount }) => status === "AWAITING_DEPOSIT" && !virtualAccount;
+
+function show(kind, reservation = null) {
+  const hidden = reservation && hidesAccount(reservation);
+  const sentence = hidden ? "result.awaiting_deposit.hidden" : `result.${kind}.money`;
   const title = t(`result.${kind}`);
   const values = reservation && {
     amount: money(reservation.amount, reservation.currency),
@@ -67,8 +72,27 @@ function show(kind, reservation = null, sentence = `result.${kind}.money`) {
   $("what").textContent = title;
   $("money").textContent = t(sentence, values ?? {});
   document.title = title;
+  showAccount(reservation?.virtualAccount);
   if (reservation) showFacts(kind, reservation);
   if (kind === "confirmed") forgetBasket(reservation.saleId);
+}
+
+function showAccount(account) {
+  // There is no clipboard on plain http.
+  $("account-copy").hidden = !account || !navigator.clipboard;
+  $("account").hidden = !account;
+  if (!account) return;
+  const { bank, bankEnglish, accountNumber, holderName, dueAt } = account;
+  const names = language === "ko" || bank === bankEnglish ? bank : `${bankEnglish} (${bank})`;
+  $("account-bank").textContent = names;
+  $("account-number").textContent = accountNumber;
+  $("account-holder").textContent = holderName;
+  $("account-due").textContent = moment(dueAt);
+}
+
+async function copyAccount() {
+  await navigator.clipboard.writeText($("account-number").textContent);
+  $("account-copy").textContent = t("copied");
 }
 
 function showFacts(kind, { saleId, orderId: id, orderName, amount, currency }) {
@@ -111,7 +135,8 @@ async function follow() {
     try {
       const reservation = await look(looks > 0);
       show(kindOf(reservation), reservation);
-      if (reservation.status !== "CONFIRMING") return;
+      if (hidesAccount(reservation)) await pause(PAUSE_MS);
+      else if (reservation.status !== "CONFIRMING") return;
     } catch (refusal) {
       if (!(refusal instanceof Refusal)) throw refusal;
       showUnread(refusal);
@@ -124,4 +149,9 @@ async function follow() {
 
 translatePage(t("resultTitle"));
 follow();
+$("account-copy").addEventListener("click", copyAccount);
 addEventListener("pageshow", (event) => event.persisted && follow());
+// Back from the bank's app: the deposit may have come.
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden && $("result").dataset.kind === "awaiting_deposit") follow();
+});

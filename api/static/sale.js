@@ -36,6 +36,7 @@ const basket = new Basket({
 const hold = new Hold({
   say,
   nameOf: (sku) => basket.nameOf(sku),
+  takesAccounts: () => sale?.virtualAccounts ?? false,
   notice,
   refused,
   over: () => refreshReservations({ after: t("holdOver") }),

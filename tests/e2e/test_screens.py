@@ -188,6 +188,43 @@ def test_a_piece_that_went_to_who_paid_first(served: Served, visit: Visiting, sh
     shoot(page, "result-sold-out")
 
 
+@pytest.mark.parametrize(
+    ("locale", "items", "name"),
+    [("en-US", ITEMS, "result-deposit"), ("ko-KR", KOREAN, "result-deposit-korean")],
+)
+def test_a_virtual_account(
+    served: Served,
+    visit: Visiting,
+    shoot: Shoot,
+    locale: str,
+    items: list[dict[str, object]],
+    name: str,
+) -> None:
+    sale_id = served.sale(name="Autumn sale", items=items, virtualAccounts=True)
+    page = visit(locale=locale).open(f"/sales/{sale_id}")
+    hold(page)
+    pay(page, "virtual_account")
+    result(page, "awaiting_deposit")
+    shoot(page, name)
+
+
+def test_a_deposit_that_goes_back(served: Served, visit: Visiting, shoot: Shoot) -> None:
+    sale_id = served.sale(name="Autumn sale", items=ITEMS, virtualAccounts=True)
+    order = served.hold(sale_id, served.buyer(), items=[("mug", 1)], amount=12_000)
+    payment_key = served.pay(order, method="virtual_account")
+    served.come_back(order, payment_key)
+    served.sandbox(order, "/_deposits", {"paymentKey": payment_key})
+    eventually(lambda: served.look(order)["status"], lambda seen: seen == "CONFIRMED")
+    assert served.audit(sale_id)["ok"]
+    page = visit(viewport=DESKTOP).open(f"/ops?sale={sale_id}")
+    page.locator("#key").fill(served.settings.admin_api_key)
+    page.locator("#name").fill("kim")
+    page.locator("#sign-in button").click()
+    page.locator("#orders button").first.click()
+    page.locator("#refund").click()
+    shoot(page.locator("#ask"), "ops-refund")
+
+
 def test_a_phone_in_korea(served: Served, visit: Visiting, shoot: Shoot) -> None:
     sale_id = served.sale(name="가을 세일", items=KOREAN)
     page = visit(locale="ko-KR").open(f"/sales/{sale_id}")

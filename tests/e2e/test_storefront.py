@@ -547,6 +547,50 @@ def test_the_pgs_own_script_opens_the_payment_where_the_shop_has_keys(
     assert asked["failUrl"].startswith(f"{served.url}/v1/payments/toss/fail?token=")
 
 
+#: The PG's script for a key of the single API: it keeps what it was asked for.
+KEEPS_THE_WISH = """window.TossPayments = (clientKey) => ({
+    payment: (buyer) => ({
+        requestPayment: async (wish) => { window.asked = {clientKey, ...buyer, ...wish}; },
+    }),
+});"""
+
+
+def test_a_key_of_the_single_api_reaches_virtual_accounts_where_the_sale_takes_them(
+    served: Served, visit: Visiting
+) -> None:
+    sale_id = served.sale(items=ITEMS, virtualAccounts=True)
+    visitor = visit()
+    page = visitor.page
+    with_sdk(page, sale_id, "test_ck_1", KEEPS_THE_WISH)
+    visitor.open(f"/sales/{sale_id}")
+    hold(page)
+    expect(page.get_by_label("Card")).to_be_checked()
+    page.get_by_label("Bank transfer").check()
+    page.locator("#pay").click()
+    page.wait_for_function("window.asked")
+    asked = page.evaluate("window.asked")
+    assert (asked["method"], asked["virtualAccount"]) == ("VIRTUAL_ACCOUNT", {"validHours": 24})
+    assert asked["amount"] == {"currency": "KRW", "value": 12_000}
+    # A reload shows the hold before it shows the sale.
+    visitor.open(f"/sales/{sale_id}")
+    expect(page.get_by_label("Bank transfer")).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    ("key", "accounts"), [("test_ck_1", False), ("test_gck_1", True)], ids=["card sale", "widgets"]
+)
+def test_the_page_does_not_ask_how_to_pay_where_nothing_is_to_choose(
+    served: Served, visit: Visiting, key: str, accounts: bool
+) -> None:
+    sale_id = served.sale(items=ITEMS, virtualAccounts=accounts)
+    visitor = visit()
+    with_sdk(visitor.page, sale_id, key, KEEPS_THE_WISH)
+    visitor.open(f"/sales/{sale_id}")
+    hold(visitor.page)
+    expect(visitor.page.locator("#pay")).to_be_visible()
+    expect(visitor.page.locator("#pay-how")).to_be_hidden()
+
+
 @pytest.mark.slow
 def test_the_pgs_widgets_are_drawn_anew_for_the_next_order(served: Served, visit: Visiting) -> None:
     """The PG refuses to draw where something of its own still stands."""
