@@ -10,8 +10,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
+import msgspec
+
+from api.auth import Guests
 from api.failures import BAD_SETTING, UNREACHABLE, Failure
 from api.own_service import answers, own_service
+from loadtests.desk import CannotBegin, Desk, address_of
 from loadtests.own import OWN_SERVICE
 from reservation.settings import Settings, SettingsError
 
@@ -34,7 +38,11 @@ def main() -> int:
         add_help=False,
     )
     parser.add_argument("--own", action="store_true", help="Start a service for this run alone.")
-    parser.add_argument("--url", help="A running service; else the one at RESERVATION_PUBLIC_URL.")
+    parser.add_argument(
+        "--url",
+        help="A running service, with its own RESERVATION_ADMIN_API_KEY and RESERVATION_JWT_SECRET"
+        " in the environment; else the one at RESERVATION_PUBLIC_URL.",
+    )
     parser.add_argument("-h", "--help", action="store_true", help="These options, then Locust's.")
     wish, others = parser.parse_known_args()
     if wish.help:
@@ -52,7 +60,10 @@ def main() -> int:
 
 def _run(*, own: bool, url: str | None, arguments: list[str]) -> int:
     settings = Settings.load(os.environ)
-    address = url or settings.public_url
+    try:
+        address = address_of(url or settings.public_url)
+    except CannotBegin as error:
+        raise Failure(error, BAD_SETTING) from error
     environ = dict(os.environ)
     with ExitStack() as stack:
         if own or (url is None and not answers(address)):
@@ -67,7 +78,18 @@ def _run(*, own: bool, url: str | None, arguments: list[str]) -> int:
             arguments = ["--record", *arguments]
         elif not answers(address):
             raise Failure(f"no service answers at {address}", UNREACHABLE)
+        elif "--worker" not in arguments:
+            _check(address, settings)
         return _locust(address, environ, arguments)
+
+
+def _check(address: str, settings: Settings) -> None:
+    """Refuse at once what every request of the run would be refused for."""
+    guests = Guests(msgspec.structs.replace(settings, guest_rate=None))
+    try:
+        Desk(address, settings.admin_api_key).check(guests.new("")[1])
+    except CannotBegin as error:
+        raise Failure(error, BAD_SETTING) from error
 
 
 def _locust(address: str, environ: dict[str, str], arguments: list[str]) -> int:

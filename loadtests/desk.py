@@ -4,13 +4,14 @@ import secrets
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import httpx
 
 from loadtests.answers import Answers
 from reservation.books import Books, books_of
 
-__all__ = ["Desk"]
+__all__ = ["CannotBegin", "Desk", "address_of"]
 
 HTTP_SECONDS: Final = 30.0
 #: Tries of a request while a service under load does not answer, and the pause between them.
@@ -24,20 +25,72 @@ LOOK_SECONDS: Final = 0.5
 PAGE: Final = 100
 PAGES_MAX: Final = 100_000
 PRICE: Final = 19_000
+#: A sale that no service has: what is asked about it is who asks.
+NO_SALE: Final = "load-nobody"
+
+
+class CannotBegin(Exception):
+    """No run can be made against this service: one sentence says why."""
+
+
+def address_of(url: str) -> str:
+    """The service's address without a slash at its end.
+
+    Raises:
+        CannotBegin: it is none.
+    """
+    try:
+        parts = urlsplit(url)
+        named = parts.scheme in {"http", "https"} and bool(parts.hostname)
+        if named and not (parts.path.strip("/") or parts.query or parts.fragment):
+            # Reading the port checks it.
+            _ = parts.port
+            return f"{parts.scheme}://{parts.netloc}"
+    except ValueError:
+        pass
+    raise CannotBegin(f"{url!r} is no address of a service: http://HOST:PORT is one")
 
 
 class Desk:
     """Talks to one service, and to the sandbox beside it."""
 
     def __init__(self, service_url: str, admin_key: str) -> None:
+        self._url = address_of(service_url)
         self._http = httpx.Client(
-            base_url=service_url,
+            base_url=self._url,
             timeout=HTTP_SECONDS,
             headers={"Authorization": f"Bearer {admin_key}", "X-Operator": "loadtest"},
             trust_env=False,
         )
         # Another client: the operator's key is nothing for the PG.
         self._pg = httpx.Client(timeout=HTTP_SECONDS, trust_env=False)
+
+    def check(self, buyer_token: str) -> None:
+        """See that the service knows us as its operator and our buyers as its buyers.
+
+        Raises:
+            CannotBegin: it does not; without buyers and books a run proves nothing.
+        """
+        buyer = {"Authorization": f"Bearer {buyer_token}"}
+        for path, headers, setting in (
+            ("/v1/admin/orders?limit=1", {}, "RESERVATION_ADMIN_API_KEY"),
+            (
+                f"/v1/sales/{NO_SALE}/reservations",
+                buyer,
+                "RESERVATION_AUTH=guest and RESERVATION_JWT_SECRET",
+            ),
+        ):
+            try:
+                status = self._http.get(path, headers=headers).status_code
+            except httpx.HTTPError as error:
+                raise CannotBegin(
+                    f"no service answers at {self._url}: {type(error).__name__}"
+                ) from error
+            if status in {401, 403}:
+                raise CannotBegin(
+                    f"{self._url} answers {status} to GET {path}: the load test needs the"
+                    f" service's own {setting} in its environment"
+                )
 
     def open_sale(self, *, items: int, stock: int, hold_seconds: int) -> str:
         """A sale for this run alone; its id."""

@@ -20,17 +20,19 @@ from locust.runners import STATE_INIT, MasterRunner, WorkerRunner
 
 from api.auth import Guests
 from loadtests.answers import Answers
-from loadtests.desk import Desk
+from loadtests.desk import CannotBegin, Desk, address_of
 from loadtests.mix import MIX, mix_of
 from loadtests.own import OWN_SERVICE
 from loadtests.recorder import Recorder
-from loadtests.run import Run
+from loadtests.run import NotBegun, Run
 from loadtests.shapes import SCENARIOS, target_at
 from loadtests.tab import add_stock_tab
 from loadtests.users import KINDS, Buyer, Plan
 from reservation.settings import Settings
 
 __all__ = ["Buyer", "SaleShape"]
+
+log = logging.getLogger("loadtests")
 
 #: How often a worker tells the master what its buyers were told.
 REPORT_SECONDS: Final = 1.0
@@ -45,21 +47,27 @@ class Session:
         self.settings = Settings.load(os.environ, None if OWN_SERVICE in os.environ else ".env")
         #: What this process's own buyers are told.
         self.answers = Answers()
-        self.runs: list[Run] = []
-        #: A run that could not even begin.
-        self.failed = False
+        self.runs: list[Run | NotBegun] = []
 
     @property
-    def current(self) -> Run | None:
+    def current(self) -> Run | NotBegun | None:
         """The run that is going on, or the last one."""
         return self.runs[-1] if self.runs else None
+
+    @property
+    def begun(self) -> Run | None:
+        """Likewise, where it could begin."""
+        return self.current if isinstance(self.current, Run) else None
 
     def open(self, environment: Environment) -> bool:
         """Open a sale and begin a run; False, and said, where that cannot be."""
         options = _options(environment)
         try:
             mix_of(options.mix, KINDS)
-            desk = Desk(environment.host or "", self.settings.admin_api_key)
+            # Locust's form takes what is typed.
+            environment.host = address_of(environment.host or "")
+            desk = Desk(environment.host, self.settings.admin_api_key)
+            desk.check(Buyer.guests.new("")[1])
             options.running_sale = options.sale or desk.open_sale(
                 items=1 if options.scenario == "stampede" else options.items,
                 stock=1 if options.scenario == "sold-out" else options.stock,
@@ -68,9 +76,11 @@ class Session:
             recorder = (
                 Recorder(self.settings, desk, options.running_sale) if options.record else None
             )
-        except (ValueError, httpx.HTTPError, redis.RedisError) as error:
-            self.failed = True
-            print(f"no run: {error}")
+        except (CannotBegin, ValueError, httpx.HTTPError, redis.RedisError) as error:
+            reason = f"no run: {_sentence(error)}"
+            self.runs.append(NotBegun(scenario=options.scenario, reason=reason))
+            # Locust shows its log in the terminal and in the tab LOGS.
+            log.error(reason)  # noqa: TRY400 - a sentence, and no traceback
             return False
         run = Run(
             environment,
@@ -88,7 +98,7 @@ class Session:
     def exit_status(self) -> int:
         """0 only where there was a verdict, and every one is clean."""
         clean = [run.verdict is not None and run.verdict.ok for run in self.runs]
-        return 0 if clean and all(clean) and not self.failed else 1
+        return 0 if clean and all(clean) else 1
 
 
 session = Session()
@@ -115,10 +125,10 @@ class SaleShape(LoadTestShape):
             peak=max(1, int(options.num_users or 1)),
             run_seconds=float(options.run_time) if options.run_time else None,
         )
-        if target is None and session.current is not None:
+        if target is None and session.begun is not None:
             # A master that quits at once would not hear its workers' last reports.
             runner.stop()
-            session.current.wait()
+            session.begun.wait()
         return target
 
 
@@ -199,14 +209,14 @@ def close(environment: Environment, **_: Any) -> None:
     runner = environment.runner
     if isinstance(runner, WorkerRunner):
         _report(runner, last=True)
-    elif session.current is not None:
-        gevent.spawn(session.current.finish)
+    elif session.begun is not None:
+        gevent.spawn(session.begun.finish)
 
 
 @events.worker_report.add_listener
 def count(client_id: str, **_: Any) -> None:
     """Statistics of a worker; its last are those after its buyers have gone."""
-    run = session.current
+    run = session.begun
     if run is not None and client_id in run.silent:
         run.counted.add(client_id)
 
@@ -220,11 +230,20 @@ def leave_with_a_verdict(environment: Environment, **_: Any) -> None:
         return
     if runner is not None:
         runner.stop()
-    if session.current is not None:
-        session.current.wait()
-    else:
+    if session.begun is not None:
+        session.begun.wait()
+    elif session.current is None:
         print("no run, no verdict: nothing was proved")
     environment.process_exit_code = session.exit_status()
+
+
+def _sentence(error: Exception) -> str:
+    """The library's own has an address of its documentation behind it."""
+    if isinstance(error, httpx.HTTPStatusError):
+        answer = error.response
+        asked = f"{error.request.method} {error.request.url.path}"
+        return f"{asked} was answered {answer.status_code}: {answer.text[:200]}"
+    return str(error) or type(error).__name__
 
 
 def _options(environment: Environment) -> Namespace:
@@ -245,7 +264,7 @@ def _report(runner: WorkerRunner, *, last: bool) -> None:
 
 def _hear(environment: Environment, msg: Any, **_: Any) -> None:
     del environment
-    run = session.current
+    run = session.begun
     if run is not None:
         if run.answers.merge(msg.data["report"]):
             run.heard.add(msg.node_id)

@@ -24,7 +24,7 @@ from loadtests.verdict import RequestLine, Sample, Verdict, judge, problems_of_s
 from reservation.books import Books
 from reservation.model.judgement import Judgement
 
-__all__ = ["Board", "Run"]
+__all__ = ["Board", "NotBegun", "Run"]
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +40,7 @@ REPORTS_SECONDS: Final = 15.0
 class Board(msgspec.Struct, kw_only=True, rename="camel"):
     """What the tab shows: the stock over time, the counts so far, and at the end the verdict."""
 
-    state: Literal["idle", "running", "settling", "done", "broken"] = "idle"
+    state: Literal["idle", "running", "settling", "done", "broken", "not begun"] = "idle"
     sale_id: str = ""
     scenario: str = ""
     seconds: float = 0.0
@@ -52,6 +52,22 @@ class Board(msgspec.Struct, kw_only=True, rename="camel"):
     orders: int = 0
     samples: list[Sample] = []
     verdict: Verdict | None = None
+
+
+class NotBegun(msgspec.Struct, frozen=True, kw_only=True):
+    """A run that could not begin; it has no verdict, and takes the place of the run before it."""
+
+    scenario: str
+    reason: str
+    verdict: None = None
+
+    def board(self) -> Board:
+        """What the tab shows."""
+        return Board(state="not begun", scenario=self.scenario, problems=[self.reason])
+
+    def latest(self) -> list[Sample]:
+        """No counters: there is no sale."""
+        return []
 
 
 class Run:
@@ -92,7 +108,9 @@ class Run:
         self._recording = gevent.spawn(recorder.watch) if recorder else None
 
     def finish(self) -> None:
-        """The buyers have gone: wait until all is settled, judge, write it down."""
+        """The buyers have gone: wait until all is settled, judge, write it down; once."""
+        if self._state != "running":
+            return
         self._state = "settling"
         self._seconds = time.monotonic() - self._started
         try:

@@ -10,7 +10,7 @@ import msgspec
 from flask import Blueprint, Response, request
 from locust.web import WebUI
 
-from loadtests.run import Board, Run
+from loadtests.run import Board, NotBegun, Run
 from loadtests.verdict import WEB
 
 __all__ = ["add_stock_tab"]
@@ -19,7 +19,9 @@ _COLUMNS: Final = ("sku", "total", "available", "held", "sold", "oversold")
 _TYPES: Final = {"board.js": "text/javascript", "board.css": "text/css"}
 
 
-def add_stock_tab(web_ui: WebUI, base_path: str, current: Callable[[], Run | None]) -> None:
+def add_stock_tab(
+    web_ui: WebUI, base_path: str, current: Callable[[], Run | NotBegun | None]
+) -> None:
     """Add the tab; the runs come and go behind `current`.
 
     Locust draws the tab and its table. The chart needs a script of our own, which is added to
@@ -77,7 +79,7 @@ def _add_script(response: Response) -> None:
     response.set_data(page.replace("</body>", added))
 
 
-def _add_rows(response: Response, run: Run | None) -> None:
+def _add_rows(response: Response, run: Run | NotBegun | None) -> None:
     report: dict[str, Any] = msgspec.json.decode(response.get_data())
     rows = [
         {

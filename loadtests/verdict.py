@@ -29,6 +29,7 @@ ALLOWED: Final = {
     "reservation_expired": {"RELEASED", "EXPIRED"},
     "sale_closed": {"RELEASED", "EXPIRED"},
 }
+_COUNTS: Final = ("requests", "failures")
 _DECIDED: Final = {"CONFIRMED", "RELEASED", "EXPIRED"}
 
 
@@ -117,8 +118,7 @@ def judge(
         problems.append(f"{held} still held and {lag} events behind after the wait")
     if exceptions:
         problems.append(f"{exceptions} buyers died of an exception: see Locust's own page of them")
-    if not requests:
-        problems.append("no request was made: nothing was proved")
+    problems += _proved_nothing(requests, statistics, answers)
     if len(problems) > PROBLEMS_MAX:
         more = len(problems) - PROBLEMS_MAX
         problems = [*problems[:PROBLEMS_MAX], f"and {more} more of them"]
@@ -141,6 +141,25 @@ def judge(
         samples=samples,
         **facts,
     )
+
+
+def _proved_nothing(requests: int, statistics: list[RequestLine], answers: Answers) -> list[str]:
+    """A run is clean for what it did: without an order there is nothing that could be wrong."""
+    if not requests:
+        return ["no request was made: nothing was proved"]
+    found: list[str] = []
+    # Sold out and its like have lines of their own, "prepare: sold out", and are no failures.
+    prepares = [line for line in statistics if line.name.partition(":")[0] == "prepare"]
+    made, failed = (sum(getattr(line, name) for line in prepares) for name in _COUNTS)
+    if made and made == failed:
+        found.append(f"all {made} prepares failed, and none by a refusal of the sale")
+    if not answers.orders:
+        ends = ", ".join(f"{count} x {end}" for end, count in answers.lives.most_common(3))
+        found.append(
+            "no buyer was told of an order, so no answer was checked: nothing was proved"
+            + (f" ({ends})" if ends else "")
+        )
+    return found
 
 
 def _violations(judgement: Judgement) -> list[str]:

@@ -13,6 +13,7 @@
     running: "running: nothing wrong so far",
     settling: "settling: the last holds end, SQL catches up",
     broken: "no verdict: the books could not be read",
+    "not begun": "this run could not begin",
   };
 
   const element = (name, properties = {}, ...children) => {
@@ -85,8 +86,9 @@
         : `not clean: ${verdict.problems.length} problems`;
       return element("p", { className: `word ${verdict.ok ? "clean" : "wrong"}`, textContent: text });
     }
+    const begun = state !== "not begun";
     const wrong = problems.length > 0 || state === "broken";
-    const text = problems.length > 0 ? `${problems.length} problems so far` : STATES[state];
+    const text = problems.length > 0 && begun ? `${problems.length} problems so far` : STATES[state];
     return element("p", { className: `word ${wrong ? "wrong" : ""}`, textContent: text });
   };
 
@@ -120,7 +122,7 @@
     }
     if (verdict) {
       parts.push(...full(verdict));
-    } else if (board.state !== "idle") {
+    } else if (board.state !== "idle" && board.state !== "not begun") {
       parts.push(facts([
         ["sale", board.saleId], ["scenario", board.scenario], ["seconds", board.seconds],
         ["requests", board.requests], ["failures", board.failures], ["orders told of", board.orders],

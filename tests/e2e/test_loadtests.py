@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,9 +36,10 @@ def command(served: Served, folder: Path, *arguments: str) -> tuple[list[str], d
     return [*words, "--report-dir", str(folder), *arguments], environ
 
 
-def run(served: Served, folder: Path, *arguments: str) -> tuple[int, str]:
+def run(served: Served, folder: Path, *arguments: str, **given: str) -> tuple[int, str]:
     """A run without the web UI: its exit status, and all that it printed."""
     words, environ = command(served, folder, "--headless", "--run-time", "5s", *arguments)
+    environ |= given
     with started(words, environ, folder / "locust.log") as process:
         status = process.wait(RUN_SECONDS)
     return status, (folder / "locust.log").read_text()
@@ -126,6 +128,35 @@ def test_a_mix_that_nobody_knows_fails_without_a_run(served: Served, tmp_path: P
     assert not (tmp_path / "verdict.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"RESERVATION_ADMIN_API_KEY": "w" * 32}, "own RESERVATION_ADMIN_API_KEY"),
+        ({"RESERVATION_JWT_SECRET": "w" * 32}, "RESERVATION_AUTH=guest and RESERVATION_JWT_SECRET"),
+    ],
+    ids=["the operator's key", "the buyers' secret"],
+)
+def test_a_setting_that_is_not_the_services_is_named_at_once(
+    served: Served, tmp_path: Path, given: dict[str, str], told: str
+) -> None:
+    status, printed = run(served, tmp_path, **given)
+    assert status == 78
+    assert [line for line in printed.splitlines() if line.startswith("loadtests: ")] == [
+        printed.strip()
+    ]
+    assert told in printed
+    assert not (tmp_path / "verdict.json").exists()
+
+
+@pytest.mark.slow
+def test_an_address_with_a_slash_at_its_end_is_the_same_service(
+    served: Served, tmp_path: Path
+) -> None:
+    status, told = run(served, tmp_path, "--url", f"{served.url}/")
+    assert status == 0, told
+    assert "Traceback" not in told
+
+
 @contextmanager
 def web_ui(served: Served, folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Locust's web UI with a run that starts by itself; its address and its process."""
@@ -160,3 +191,39 @@ def test_the_stock_tab_shows_the_run_and_then_the_verdict(served: Served, tmp_pa
         assert done["verdict"]["problems"] == []
         process.terminate()
         assert process.wait(30) == 0
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_begin_shows_its_own_reason_and_not_the_verdict_before(
+    served: Served, tmp_path: Path
+) -> None:
+    with web_ui(served, tmp_path) as (address, process):
+
+        def board() -> dict[str, Any]:
+            try:
+                return httpx.get(f"{address}/stock/board.json", trust_env=False).json()
+            except httpx.TransportError:
+                return {}
+
+        done = eventually(board, lambda found: found.get("state") == "done", within=60)
+        assert done["verdict"]["ok"]
+        # The chart ends with the verdict.
+        time.sleep(2)
+        assert board()["samples"] == done["samples"]
+        for form, told in (
+            ({"host": "http://127.0.0.1:1"}, "no service answers at http://127.0.0.1:1"),
+            ({"host": served.url, "mix": "steal=1"}, "no buyer is called 'steal'"),
+        ):
+            start = {"user_count": "3", "spawn_rate": "3", **form}
+            httpx.post(f"{address}/swarm", data=start, trust_env=False).raise_for_status()
+            found = eventually(board, lambda now: now.get("state") == "not begun", within=30)
+            assert found["verdict"] is None
+            assert found["samples"] == []
+            assert told in found["problems"][0]
+            logs = httpx.get(f"{address}/logs", trust_env=False).text
+            assert told in logs
+        process.terminate()
+        assert process.wait(30) == 1
+    printed = (tmp_path / "locust.log").read_text()
+    assert printed.count("clean: ") == 1
+    assert "developer.mozilla.org" not in printed

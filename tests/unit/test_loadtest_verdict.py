@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from loadtests.answers import WRONG_MAX, Answers, ends_of
+from loadtests.desk import CannotBegin, address_of
 from loadtests.shapes import DEFAULT_SECONDS, SCENARIOS, target_at
 from loadtests.verdict import RequestLine, Sample, Verdict, judge, problems_of_sample, write
 from reservation.books import Books, books_of
@@ -80,6 +81,50 @@ def test_a_run_without_a_request_has_proved_nothing() -> None:
     found = verdict(statistics=[])
     assert not found.ok
     assert found.problems == ["no request was made: nothing was proved"]
+
+
+def prepares(requests: int, failures: int, name: str = "prepare") -> RequestLine:
+    return msgspec.structs.replace(LINE, name=name, requests=requests, failures=failures)
+
+
+def test_a_run_in_which_no_buyer_got_an_order_has_proved_nothing() -> None:
+    answers = Answers()
+    answers.lives["pay: unauthenticated"] += 30
+    answers.lives["leave: unauthenticated"] += 6
+    found = verdict(answers=answers, statistics=[LINE, prepares(36, 36)])
+    assert found.problems[0] == "all 36 prepares failed, and none by a refusal of the sale"
+    assert found.problems[1] == (
+        "no buyer was told of an order, so no answer was checked: nothing was proved"
+        " (30 x pay: unauthenticated, 6 x leave: unauthenticated)"
+    )
+
+
+def test_prepares_of_which_some_succeed_or_are_refused_by_the_sale_are_no_problem() -> None:
+    for lines in (
+        [prepares(36, 35)],
+        [prepares(30, 30), prepares(6, 0, "prepare: sold out")],
+    ):
+        assert verdict(statistics=[LINE, *lines]).ok
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("http://127.0.0.1:8000/", "http://127.0.0.1:8000"),
+        ("https://shop.example", "https://shop.example"),
+        ("http://[::1]:8000//", "http://[::1]:8000"),
+    ],
+)
+def test_an_address_loses_the_slash_at_its_end(url: str, address: str) -> None:
+    assert address_of(url) == address
+
+
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8000", "http://", "http://h:x", "ftp://h", "http://h/v1", "http://h?x=1", ""]
+)
+def test_what_is_no_address_of_a_service_is_refused_by_its_name(url: str) -> None:
+    with pytest.raises(CannotBegin, match="no address of a service"):
+        address_of(url)
 
 
 @pytest.mark.parametrize(
