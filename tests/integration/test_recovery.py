@@ -11,6 +11,7 @@ import pytest
 from reservation.domain.errors import SaleRecovering, Unavailable
 from reservation.domain.sale import Item
 from reservation.domain.states import HoldPolicy
+from reservation.metrics import PREPARE_CLOSED
 from reservation.persistence.recovery import SaleHead
 from reservation.recovery import compare
 from reservation.redis.restore import Found
@@ -55,6 +56,7 @@ async def test_a_sale_that_went_back_in_time_is_closed_and_reopened(here: Bench)
     watch = here.service.watch
     await watch.look()
     assert list(watch.gaps) == [sale_id]
+    assert closed_for("sale-recovering") == 1
     assert "1 events are lost" in watch.gaps[sale_id]
     with pytest.raises(SaleRecovering):
         await here.hold(sale_id)
@@ -62,6 +64,7 @@ async def test_a_sale_that_went_back_in_time_is_closed_and_reopened(here: Bench)
     await here.service.rebuild(sale_id, operator="op")
     await watch.look()
     assert watch.gaps == {}
+    assert closed_for("sale-recovering") == 0
     await here.hold(sale_id)
 
 
@@ -200,12 +203,34 @@ async def test_what_preflight_misses_closes_prepare_and_nothing_else(
         with pytest.raises(Unavailable, match="redis-fsync-policy") as refusal:
             await here.hold(sale_id)
         assert refusal.value.facts["missing"] == ["redis-fsync-policy"]
+        assert closed_for("redis-fsync-policy") == 1
         assert refusal.value.facts["retryAfter"]
         claimed = await here.claim(order)
         await here.finish(order, claimed.fence)
         await here.service.connections.command("CONFIG", "SET", "appendfsync", "always")
         await here.service.watch.look()
+        assert closed_for("redis-fsync-policy") == 0
         await here.hold(sale_id)
+
+
+async def test_a_server_that_does_not_answer_closes_prepare_by_name(
+    tmp_path: Path, make_server: MakeServer
+) -> None:
+    server = make_server()
+    await server.start()
+    async with bench(tmp_path / "sql", server.url) as here:
+        await here.service.watch.look()
+        assert closed_for("redis") == 0
+        await server.stop()
+        await here.service.watch.look()
+        assert closed_for("redis") == 1
+        await server.start()
+        await here.service.watch.look()
+        assert closed_for("redis") == 0
+
+
+def closed_for(reason: str) -> float:
+    return PREPARE_CLOSED.labels(reason)._value.get()
 
 
 async def eventually_holds(here: Bench, sale_id: str) -> None:
