@@ -11,6 +11,7 @@ from litestar import Request
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.draining import Draining
+from api.line_limit import LineLimit
 from reservation import tracing
 from reservation.domain import base64url
 from reservation.metrics import HTTP_SECONDS, Durations
@@ -110,28 +111,7 @@ def record(operation: str, status: int, seconds: float, request_id: str) -> None
         _tell(operation, status, seconds, request_id)
 
 
-class _Lines:
-    """How many lines this second has had, and how many were left out since the last."""
-
-    def __init__(self) -> None:
-        self._second = 0.0
-        self._told = 0
-        self._left_out = 0
-
-    def leave_out(self) -> int | None:
-        """How many were left out before this one; None where this one is too."""
-        now = time.monotonic()
-        if now - self._second >= 1:
-            self._second, self._told = now, 0
-        self._told += 1
-        if self._told > LINES_A_SECOND_MAX:
-            self._left_out += 1
-            return None
-        left_out, self._left_out = self._left_out, 0
-        return left_out
-
-
-_lines = _Lines()
+_lines = LineLimit(LINES_A_SECOND_MAX)
 
 
 def _tell(operation: str, status: int, seconds: float, request_id: str) -> None:

@@ -7,6 +7,7 @@ import structlog
 from structlog.testing import LogCapture
 
 from api import observe
+from api.line_limit import LineLimit
 from reservation.metrics import HTTP_SECONDS
 
 
@@ -16,7 +17,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> LogCapture:
     captured = LogCapture()
     log = structlog.wrap_logger(None, processors=[captured])
     monkeypatch.setattr(observe, "log", log)
-    monkeypatch.setattr(observe, "_lines", observe._Lines())
+    monkeypatch.setattr(observe, "_lines", LineLimit(observe.LINES_A_SECOND_MAX))
     return captured
 
 
@@ -40,9 +41,8 @@ async def test_a_failure_is_a_warning_and_a_probe_of_readiness_is_none(lines: Lo
 async def test_a_crowd_that_is_turned_away_is_counted_in_the_next_line(
     lines: LogCapture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(observe, "LINES_A_SECOND_MAX", 2)
     seconds = [100.0]
-    monkeypatch.setattr(observe.time, "monotonic", lambda: seconds[0])
+    monkeypatch.setattr(observe, "_lines", LineLimit(2, clock=lambda: seconds[0]))
     for number in range(10):
         observe.record("prepareReservation", 503, 0.001, f"r{number}")
     seconds[0] += 1
