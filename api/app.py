@@ -58,7 +58,7 @@ def create_app(settings: Settings) -> Litestar:
     async def lifespan(app: Litestar) -> AsyncGenerator[None]:
         async with opened(settings, sql_may_be_away=True) as service:
             app.state.api = api = context_of(settings, service)
-            app.state.prepare_path = PreparePath(api, cors)
+            app.state.prepare_path = PreparePath(api, cors) if settings.fast_path else None
             app.state.stock_feed = feed = StockFeed(api)
 
             def stop_streams() -> None:

@@ -10,6 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from api import open_files
 from api.auth import Connection
+from api.connections import connections
 from api.context import api_of, requires_operator
 from api.exposition import Exposition
 from api.problems import answers, documented
@@ -76,7 +77,7 @@ class HealthController(Controller):
             status="unavailable" if missing else "ok",
             missing=missing,
             recovering=gaps,
-            warnings=[*found.warnings, *open_files.warnings()],
+            warnings=[*found.warnings, *open_files.warnings(), *connections.warnings()],
             trusted=found.trusted,
         )
         if missing:

@@ -18,10 +18,10 @@ from litestar.config.cors import CORSConfig
 from api.answers_alike import ANY_RESERVATION, AnswerForm, AnswersAlike
 from api.auth import bearer_in
 from api.context import Api
+from api.http_head import HEAD_ENDS, Head
 from api.observe import record, request_id
 from api.problems import PROBLEM_JSON, refusal_at_prepare
 from api.processor import Processor
-from api.protocol import HEAD_ENDS
 from api.reservations import PRIVATE, answer_of, is_admitted, wish_in
 from api.schemas import PrepareRequest
 from api.turned_away import Newcomer, TurnedAway
@@ -48,8 +48,6 @@ class Asked(Newcomer, Protocol):
         """Answer it in this turn of the loop."""
         ...
 
-
-Headers = list[tuple[bytes, bytes]]
 
 _PREFIX: Final = b"/v1/sales/"
 _SUFFIX: Final = b"/reservations"
@@ -121,20 +119,19 @@ class PreparePath:
         """Whether this is a prepare at all, as far as the request line tells."""
         return method == b"POST" and url.startswith(_PREFIX) and url.endswith(_SUFFIX)
 
-    def take(self, url: bytes, headers: Headers, body: bytes, asked: Asked) -> bool:
+    def take(self, head: Head, body: bytes, asked: Asked) -> bool:
         """Answer a complete request, now or later; False where the route must do it.
 
         Args:
-            url: as `may_take` liked it.
-            headers: names in lower case.
+            head: of a request that `may_take` liked.
             body: the whole of it.
             asked: answered once, if this returns True.
         """
         began = time.perf_counter()
-        fields = dict(headers)
-        known = self._at_hand(url[len(_PREFIX) : -len(_SUFFIX)].decode())
+        fields = head.fields
+        known = self._at_hand(head.target[len(_PREFIX) : -len(_SUFFIX)].decode())
         cors = self._cors_of(fields) if b"origin" in fields else b""
-        if known is None or cors is None or len(fields) != len(headers):
+        if known is None or cors is None or len(fields) != len(head.headers):
             return False
         its_id = request_id(fields.get(b"x-request-id", b""))
         turned_away = self._turned_away(known)

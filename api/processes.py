@@ -84,7 +84,12 @@ def main(arguments: list[str] | None = None) -> int:
             tracing.start(given.role)
         if given.role == "worker":
             return _run_worker(entry, settings)
-        run_http(entry(settings), socket.socket(fileno=given.fd), headers=_headers(settings))
+        run_http(
+            entry(settings),
+            socket.socket(fileno=given.fd),
+            keep_alive_seconds=settings.keep_alive_seconds,
+            headers=_headers(settings),
+        )
     except SettingsError as error:
         sys.stderr.write(f"reservation: {error}\n")
         return BAD_SETTING
@@ -134,23 +139,28 @@ def _headers(settings: Settings) -> list[tuple[str, str]]:
 
 
 def run_http(
-    application: Any, listening: socket.socket, *, headers: list[tuple[str, str]] | None = None
+    application: Any,
+    listening: socket.socket,
+    *,
+    keep_alive_seconds: int,
+    headers: list[tuple[str, str]] | None = None,
 ) -> None:
     """Serve an ASGI application on a socket that already listens, until SIGTERM.
 
     Args:
         application: the ASGI application.
         listening: bound and listening already.
+        keep_alive_seconds: how long a connection may be idle.
         headers: added to every answer.
     """
     import uvicorn  # noqa: PLC0415 - not needed by the worker
 
-    from api.protocol import ShortWayProtocol  # noqa: PLC0415 - likewise
+    from api.protocol import HttpProtocol  # noqa: PLC0415 - likewise
 
     config = uvicorn.Config(
         application,
         loop="uvloop",
-        http=ShortWayProtocol,
+        http=HttpProtocol,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -160,6 +170,7 @@ def run_http(
         # Addresses out of headers are believed in one place only, by RESERVATION_TRUSTED_PROXIES.
         proxy_headers=False,
         backlog=BACKLOG,
+        timeout_keep_alive=keep_alive_seconds,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
 
@@ -239,7 +250,12 @@ def sandbox_alone(settings: Settings, *, host: str, port: int) -> int:
         f"RESERVATION_TOSS_API_URL={address}\nRESERVATION_TOSS_CHECKOUT_URL={address}/checkout\n"
     )
     sys.stdout.flush()
-    run_http(sandbox(settings), listening, headers=[_NO_SNIFFING])
+    run_http(
+        sandbox(settings),
+        listening,
+        keep_alive_seconds=settings.keep_alive_seconds,
+        headers=[_NO_SNIFFING],
+    )
     return 0
 
 

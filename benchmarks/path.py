@@ -24,7 +24,7 @@ from uvicorn.server import ServerState
 
 from api.app import context_of
 from api.prepare_path import PreparePath
-from api.protocol import ShortWayProtocol
+from api.protocol import HttpProtocol
 from benchmarks.contenders import BUYERS_SECRET
 from benchmarks.sale import token_of
 from benchmarks.steps import HELD, SALE, request_of
@@ -62,6 +62,12 @@ class Transport:
 
     def is_closing(self) -> bool:
         return False
+
+    def pause_reading(self) -> None:
+        return None
+
+    def resume_reading(self) -> None:
+        return None
 
     def get_extra_info(self, *_: object) -> None:
         return None
@@ -106,30 +112,22 @@ def _reply(facts: Sequence[str]) -> bytes:
 _HELD: Final = _reply(("held", *HELD))
 
 
-def _protocols(path: PreparePath) -> list[tuple[ShortWayProtocol, Transport]]:
+def _protocols(path: PreparePath) -> list[tuple[HttpProtocol, Transport]]:
     application = Application()
     application.state = application
     application.prepare_path = path
-    config = uvicorn.Config(application, http=ShortWayProtocol, ws="none", log_config=None)
+    config = uvicorn.Config(application, http=HttpProtocol, ws="none", log_config=None)
     config.load()
     config.loaded_app = cast("Any", application)
-    state, made = ServerState(), list[tuple[ShortWayProtocol, Transport]]()
+    state, made = ServerState(), list[tuple[HttpProtocol, Transport]]()
     for _ in range(BATCH):
-        protocol, transport = ShortWayProtocol(config, state, {}), Transport()
+        protocol, transport = HttpProtocol(config, state, {}), Transport()
         protocol.connection_made(cast("Any", transport))
-        protocol.flow = cast("Any", _Flow())
         made.append((protocol, transport))
     return made
 
 
-class _Flow:
-    write_paused = False
-
-    def resume_reading(self) -> None:
-        return None
-
-
-async def _round(protocols: list[tuple[ShortWayProtocol, Transport]], number: int) -> float:
+async def _round(protocols: list[tuple[HttpProtocol, Transport]], number: int) -> float:
     """New buyers, each with a token that was not seen before."""
     buyers = [f"buyer-{number * BATCHES * BATCH + each:08d}" for each in range(BATCHES * BATCH)]
     requests = [request_of(token_of(buyer, secret=BUYERS_SECRET)) for buyer in buyers]

@@ -225,6 +225,18 @@ def one_of(*allowed: str) -> Reader:
     return read
 
 
+def switch(*, default: bool) -> Reader:
+    """`on` or `off`."""
+
+    def read(name: str, given: Mapping[str, str]) -> bool:
+        value = given.get(name, "on" if default else "off")
+        if value not in ("on", "off"):
+            raise refusal(name, "on or off")
+        return value == "on"
+
+    return read
+
+
 def key_prefix(name: str, given: Mapping[str, str]) -> str:
     """What stands before the hash tag of every key, so without braces and colons."""
     value = given.get(name, "rsv")

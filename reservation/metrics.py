@@ -28,6 +28,7 @@ __all__ = [
     "ALARMS",
     "ALARM_RAISED",
     "BUILD_INFO",
+    "HTTP_REFUSALS",
     "HTTP_SECONDS",
     "OUTBOX_AGE",
     "OUTBOX_BACKLOG",
@@ -147,6 +148,12 @@ HTTP_SECONDS: Final = Durations(
     "Time to answer a request.",
     ["operation", "status"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+
+HTTP_REFUSALS: Final = Counter(
+    "reservation_http_refusals_total",
+    "Requests and connections that the server refused before the application had them.",
+    ["code"],
 )
 
 

@@ -165,6 +165,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ]
     key_prefix: Annotated[str, _says("What every key in Redis begins with.", "`rsv`")]
+    keep_alive_seconds: Annotated[
+        int,
+        _says("Idle time of a client's connection; longer than a load balancer keeps it.", "`75`"),
+    ]
+    fast_path: Annotated[
+        bool, _says("`off` sends every prepare through the framework's route.", "`on`")
+    ]
     env: Annotated[str, _says("`development` or `production`.", "`development`")]
 
     @property
@@ -339,6 +346,8 @@ _READERS: Final[dict[str, environment.Reader]] = {
     "metrics_port": environment.whole_number(0, 65_535, lambda: 0),
     "redis_trust": environment.words,
     "key_prefix": environment.key_prefix,
+    "keep_alive_seconds": environment.whole_number(1, 3_600, lambda: 75),
+    "fast_path": environment.switch(default=True),
 }
 
 #: Secrets that are made at first start where they may be.

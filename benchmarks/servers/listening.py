@@ -15,4 +15,4 @@ def serve(application: Any) -> None:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(("127.0.0.1", int(os.environ["BENCH_PORT"])))
         listening.listen(BACKLOG)
-        run_http(application, listening)
+        run_http(application, listening, keep_alive_seconds=75)

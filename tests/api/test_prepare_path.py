@@ -16,7 +16,7 @@ import uvicorn
 from api import turned_away
 from api.app import create_app
 from api.auth import Guests
-from api.protocol import ShortWayProtocol
+from api.protocol import HttpProtocol
 from reservation.domain.errors import RateLimited, SoldOut
 from reservation.redis import batch
 from reservation.settings import Settings
@@ -123,7 +123,7 @@ async def ways(tmp_path: Path, valkey_url: str) -> AsyncIterator[Ways]:
         None,
     )
     app = create_app(settings)
-    config = uvicorn.Config(app, http=ShortWayProtocol, ws="none", lifespan="on", log_config=None)
+    config = uvicorn.Config(app, http=HttpProtocol, ws="none", lifespan="on", log_config=None)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     try:
