@@ -35,6 +35,7 @@ __all__ = [
 log = structlog.get_logger(__name__)
 
 Connection = ASGIConnection[Any, Any, Any, Any]
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _BEARER: Final = "bearer "
 _BUYER_ID = re.compile(BUYER_ID)
@@ -239,11 +240,21 @@ class Peers:
         self._proxies = [ipaddress.ip_network(text) for text in settings.trusted_proxies]
 
     def address(self, connection: Connection) -> str:
-        """The rightmost address that no proxy of ours put there, as callers are counted.
+        """The caller's address as callers are counted; empty where there is none.
 
         IPv4 counts as it is, IPv6 by its /64. A hop that is no address counts for the proxy that
         sent it, so that no caller chooses its own key in a limiter.
         """
+        peer = self._peer(connection)
+        return "" if peer is None else _counted_as(peer)
+
+    def remote(self, connection: Connection) -> str:
+        """The same; empty for this machine's own: proxies, and people who try the service."""
+        peer = self._peer(connection)
+        return "" if peer is None or peer.is_loopback else _counted_as(peer)
+
+    def _peer(self, connection: Connection) -> _Address | None:
+        """The rightmost address that no proxy of ours put there."""
         peer = _address(connection.client.host) if connection.client else None
         # A proxy may add a line of its own below the one that came: all of them are one list.
         forwarded = ",".join(connection.headers.getall("x-forwarded-for", []))
@@ -253,10 +264,10 @@ class Peers:
             if hop is None:
                 break
             peer = hop
-        return "" if peer is None else _counted_as(peer)
+        return peer
 
 
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def _address(text: str) -> _Address | None:
     """An address, with or without a port, brackets or a zone; None for any other text.
 
     Azure's gateway adds the port to IPv4 addresses, others write IPv6 as `[2001:db8::1]:443`.
@@ -272,7 +283,7 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     return found
 
 
-def _counted_as(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+def _counted_as(address: _Address) -> str:
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)
     return str(ipaddress.IPv6Network((int(address), _IPV6_BITS_COUNTED), strict=False))

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +19,7 @@ from api.reservations import sale_exists
 from api.schemas import SaleAnswer, SalesAnswer
 from reservation.domain.errors import (
     MalformedRequest,
+    RateLimited,
     SaleNotFound,
     SaleRecovering,
     Unauthenticated,
@@ -39,6 +40,10 @@ HEARTBEAT_SECONDS: Final = 15.0
 QUEUE_MAX: Final = 1
 #: Streams that one process serves: each costs a socket and a little memory.
 STREAMS_MAX: Final = 20_000
+#: Streams that one process serves to one address (IPv6: to one /64). A hidden tab has none.
+STREAMS_PER_ADDRESS_MAX: Final = 4
+#: When a page asks again that was refused one.
+STREAM_RETRY_SECONDS: Final = 5
 
 
 class StockFeed:
@@ -49,17 +54,50 @@ class StockFeed:
         self._watchers: dict[str, set[asyncio.Queue[Sale | None]]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._count = 0
+        self._of_address: dict[str, int] = {}
 
-    async def watch(self, sale_id: str) -> AsyncGenerator[ServerSentEventMessage]:
-        """Events of a sale: every item at once, then each item as it changes."""
+    def check(self, address: str) -> None:
+        """Let one more stream begin.
+
+        Args:
+            address: of the caller, as callers are counted; the empty one is not.
+
+        Raises:
+            RateLimited: too many to this address.
+            Unavailable: too many in this process.
+        """
+        if address and self._of_address.get(address, 0) >= STREAMS_PER_ADDRESS_MAX:
+            raise RateLimited(
+                "Too many open streams to this address.", retryAfter=STREAM_RETRY_SECONDS
+            )
         # Half of the open files stay for requests and for the stores.
         if self._count >= min(STREAMS_MAX, open_files.limit() // 2):
-            raise Unavailable("Too many open streams here.", retryAfter=5)
+            raise Unavailable("Too many open streams here.", retryAfter=STREAM_RETRY_SECONDS)
+
+    async def watch(self, sale_id: str, address: str) -> AsyncGenerator[ServerSentEventMessage]:
+        """Events of a sale: every item at once, then each item as it changes."""
+        try:
+            # Of many that were let in at the same moment, too many may get here.
+            self.check(address)
+        except (RateLimited, Unavailable):
+            return
+        self._count += 1
+        self._of_address[address] = self._of_address.get(address, 0) + 1
+        try:
+            async with aclosing(self._events(sale_id)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._count -= 1
+            left = self._of_address.pop(address) - 1
+            if left:
+                self._of_address[address] = left
+
+    async def _events(self, sale_id: str) -> AsyncGenerator[ServerSentEventMessage]:
         sale = (await self._api.service.catalog.fresh(sale_id)).sale
         queue: asyncio.Queue[Sale | None] = asyncio.Queue(QUEUE_MAX)
         watchers = self._watchers.setdefault(sale_id, set())
         watchers.add(queue)
-        self._count += 1
         if sale_id not in self._tasks:
             self._tasks[sale_id] = asyncio.create_task(self._read(sale_id))
         try:
@@ -81,7 +119,6 @@ class StockFeed:
                     return
                 sale = newer
         finally:
-            self._count -= 1
             watchers.discard(queue)
             if not watchers and (task := self._tasks.pop(sale_id, None)):
                 task.cancel()
@@ -170,7 +207,9 @@ class SaleController(Controller):
         "/{sale_id:str}/events",
         operation_id="watchStock",
         guards=[sale_exists],
-        responses=documented(MalformedRequest, SaleNotFound, SaleRecovering, Unavailable),
+        responses=documented(
+            MalformedRequest, SaleNotFound, RateLimited, SaleRecovering, Unavailable
+        ),
         media_type="text/event-stream",
     )
     async def events(
@@ -178,4 +217,6 @@ class SaleController(Controller):
     ) -> ServerSentEvent:
         """The live stock as server-sent events."""
         feed: StockFeed = request.app.state.stock_feed
-        return ServerSentEvent(feed.watch(sale_id))
+        address = api_of(request).peers.remote(request)
+        feed.check(address)
+        return ServerSentEvent(feed.watch(sale_id, address))

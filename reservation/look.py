@@ -1,6 +1,5 @@
 """Look reservations up: in Redis while they are there, in SQL afterwards."""
 
-import asyncio
 from typing import Final
 
 import msgspec
@@ -18,6 +17,7 @@ from reservation.persistence.ledger import Ledger
 from reservation.persistence.orders import OrderRow
 from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.redis.store import Store
+from reservation.waits import Waits
 
 __all__ = ["DepositAccount", "Look"]
 
@@ -25,8 +25,6 @@ log = structlog.get_logger(__name__)
 
 #: A buyer's orders in one sale that are listed; a limit per buyer keeps real lists far shorter.
 ORDERS_LISTED_MAX: Final = 100
-#: How often a waiting reader looks for the next change.
-LOOK_SECONDS: Final = 0.2
 
 
 class DepositAccount(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,12 +42,11 @@ class Look:
     def __init__(self, store: Store, ledger: Ledger, *, clock: Clock) -> None:
         self._store = store
         self._ledger = ledger
-        self._clock = clock
-        self._stopped = False
+        self._waits = Waits(store.read, clock=clock)
 
     def stop_waiting(self) -> None:
-        """Answer whoever waits for a change now, and nobody waits any more: the service ends."""
-        self._stopped = True
+        """Answer each request that waits now, and let none wait any more: the service ends."""
+        self._waits.stop()
 
     async def find(self, order_id: str) -> Reservation | None:
         """The reservation, wherever it is kept; None where there is none.
@@ -126,19 +123,10 @@ class Look:
 
         A hold that passes its deadline counts as changed even before it is reaped.
         """
-        shown = order.shown_status(self._clock.now_ms())
-        give_up_at = self._clock.monotonic() + seconds
-        while self._clock.monotonic() < give_up_at and not self._stopped:
-            await asyncio.sleep(LOOK_SECONDS)
-            try:
-                found = await self._store.read(order.order_id)
-            except (StoreUnavailable, StoreUncertain) as error:
-                raise Unavailable(retryAfter=1) from error
-            if found is None:
-                return order
-            if found.seq != order.seq or found.shown_status(self._clock.now_ms()) != shown:
-                return found
-        return order
+        try:
+            return await self._waits.next_change(order, seconds)
+        except (StoreUnavailable, StoreUncertain) as error:
+            raise Unavailable(retryAfter=1) from error
 
 
 def as_reservation(row: OrderRow) -> Reservation:

@@ -19,7 +19,10 @@ CONTRACT: dict[tuple[str, str], tuple[set[int], set[str]]] = {
     ("POST", "/v1/guests"): ({201}, {"rate_limited"}),
     ("GET", "/v1/sales"): ({200}, {"unavailable"}),
     ("GET", "/v1/sales/{sale_id}"): ({200}, {"sale_not_found", "sale_recovering"}),
-    ("GET", "/v1/sales/{sale_id}/events"): ({200}, {"sale_not_found", "sale_recovering"}),
+    ("GET", "/v1/sales/{sale_id}/events"): (
+        {200},
+        {"sale_not_found", "rate_limited", "sale_recovering"},
+    ),
     PREPARE: (
         {201},
         {

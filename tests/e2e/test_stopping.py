@@ -93,7 +93,8 @@ def test_after_sigterm_a_connection_is_served_or_refused(tmp_path: Path, drain: 
             socket.create_connection(("127.0.0.1", port)) as kept,
             visitors.coming(),
         ):
-            next(page.iter_raw())
+            events = page.iter_raw()
+            next(events)
             kept.sendall(request("/health/live"))
             assert "connection: close" not in answer_of(kept)
             signalled_at = time.monotonic()

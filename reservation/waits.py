@@ -1,0 +1,119 @@
+"""Waits for a reservation's next change: one look per order serves every request that waits."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from reservation.domain.clock import Clock
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+
+__all__ = ["LOOK_SECONDS", "WAITS_PER_BUYER_MAX", "Waits"]
+
+#: How often a watched order is read.
+LOOK_SECONDS: Final = 0.2
+#: Requests of one buyer that wait at the same time: two devices with two tabs each.
+WAITS_PER_BUYER_MAX: Final = 4
+
+Read = Callable[[str], Awaitable[Reservation | None]]
+
+
+class _Watched:
+    """One order, and the requests that wait for it, each with the state that it knows."""
+
+    def __init__(self) -> None:
+        self.known: dict[asyncio.Future[Reservation | None], tuple[int, Status]] = {}
+        self.task: asyncio.Task[None] | None = None
+
+
+class Waits:
+    """The requests of one process that wait.
+
+    Args:
+        read: the order as it is in Redis; None where it is gone.
+        clock: by which a hold is shown as expired.
+        of_buyer_max: more waits of one buyer end the oldest: its client may have left long ago.
+    """
+
+    def __init__(
+        self, read: Read, *, clock: Clock, of_buyer_max: int = WAITS_PER_BUYER_MAX
+    ) -> None:
+        self._read = read
+        self._clock = clock
+        self._of_buyer_max = of_buyer_max
+        self._watched: dict[str, _Watched] = {}
+        #: In the order in which they came.
+        self._of_buyer: dict[str, list[asyncio.Future[Reservation | None]]] = {}
+        self._stopped = False
+
+    def stop(self) -> None:
+        """End every wait, and let none begin: the service ends."""
+        self._stopped = True
+        for waits in self._of_buyer.values():
+            for wait in waits:
+                _end(wait, None)
+
+    async def next_change(self, order: Reservation, seconds: float) -> Reservation:
+        """The reservation at its next change, or as it is after that many seconds.
+
+        A hold that passes its deadline counts as changed even before it is reaped.
+
+        Raises:
+            StoreUnavailable, StoreUncertain: the order could not be read.
+        """
+        if self._stopped:
+            return order
+        wait: asyncio.Future[Reservation | None] = asyncio.get_running_loop().create_future()
+        self._begin(order, wait)
+        try:
+            async with asyncio.timeout(seconds):
+                found = await wait
+        except TimeoutError:
+            return order
+        finally:
+            self._leave(order, wait)
+        return found or order
+
+    def _begin(self, order: Reservation, wait: asyncio.Future[Reservation | None]) -> None:
+        waits = self._of_buyer.setdefault(order.buyer_id, [])
+        if len(waits) >= self._of_buyer_max:
+            _end(waits.pop(0), None)
+        waits.append(wait)
+        watched = self._watched.setdefault(order.order_id, _Watched())
+        watched.known[wait] = (order.seq, order.shown_status(self._clock.now_ms()))
+        if watched.task is None:
+            watched.task = asyncio.create_task(self._watch(order.order_id, watched))
+
+    def _leave(self, order: Reservation, wait: asyncio.Future[Reservation | None]) -> None:
+        waits = self._of_buyer.get(order.buyer_id, [])
+        if wait in waits:
+            waits.remove(wait)
+        if not waits:
+            self._of_buyer.pop(order.buyer_id, None)
+        watched = self._watched[order.order_id]
+        del watched.known[wait]
+        if not watched.known:
+            del self._watched[order.order_id]
+            if watched.task is not None:
+                watched.task.cancel()
+
+    async def _watch(self, order_id: str, watched: _Watched) -> None:
+        """Read the order until no request waits for it, which cancels this."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                found = await self._read(order_id)
+            except Exception as error:  # noqa: BLE001 # loop top: each request raises it
+                for wait in watched.known:
+                    if not wait.done():
+                        wait.set_exception(error)
+                continue
+            now_ms = self._clock.now_ms()
+            for wait, known in watched.known.items():
+                if found is None or (found.seq, found.shown_status(now_ms)) != known:
+                    _end(wait, found)
+
+
+def _end(wait: asyncio.Future[Reservation | None], found: Reservation | None) -> None:
+    if not wait.done():
+        wait.set_result(found)
