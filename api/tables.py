@@ -95,7 +95,7 @@ def show_refund(order: dict[str, Any]) -> None:
     """How a refund left the order."""
     pending = order.get("code") == "refund_pending"
     word = order.get("providerCode")
-    answered = f"the PG answered {word}" if word else "the PG has not answered yet"
+    answered = f"asking the PG ended in {word}" if word else "the PG has not answered yet"
     told = f"{answered}; the service goes on" if pending else order["status"]
     _console().print(escape(f"{order['orderId']}: {told}"))
 

@@ -135,7 +135,7 @@ class Why:
                 f"CONFIRMED: the PG refused its refund with {refund.code}; the order stays sold"
                 " until a refund is begun anew."
             )
-        answered = f", and the PG answered {refund.code} last" if refund.code else ""
+        answered = f"; asking the PG ended in {refund.code} last" if refund.code else ""
         return (
             f"CONFIRMED: a refund by {refund.operator} is pending since"
             f" {as_wire(refund.created_at_ms)}{answered}; the worker asks the PG again by itself,"

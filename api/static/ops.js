@@ -169,7 +169,7 @@ function drawAccount() {
 function refundWords({ status, operator, reason, restock, refundReceiveAccount: to, providerCode }) {
   const back = to ? `, to bank ${to.bank}, account ${to.accountNumber}, ${to.holderName}` : "";
   const pieces = restock ? "pieces back on sale" : "pieces kept out of the sale";
-  const said = providerCode ? `; the PG answered ${providerCode}` : "";
+  const said = providerCode ? `; asking the PG ended in ${providerCode}` : "";
   return `Refund ${status}: ${operator}, ${reason}, ${pieces}${back}${said}`;
 }
 

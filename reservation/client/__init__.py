@@ -13,7 +13,14 @@ Every call may be repeated without harm, so both repeat what was lost or put off
 prepare carries an Idempotency-Key, and the same key and body always name the same order.
 """
 
-from reservation.client.answers import Item, Line, Payment, Reservation, Sale
+from reservation.client.answers import (
+    Item,
+    Line,
+    Payment,
+    Reservation,
+    Sale,
+    VirtualAccount,
+)
 from reservation.client.asynchronous import AsyncClient
 from reservation.client.errors import (
     BuyerLimitExceeded,
@@ -39,4 +46,5 @@ __all__ = [
     "Retries",
     "Sale",
     "SoldOut",
+    "VirtualAccount",
 ]

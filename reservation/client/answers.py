@@ -5,7 +5,17 @@ from datetime import datetime
 
 import msgspec
 
-__all__ = ["Guest", "Item", "Line", "Payment", "Reservation", "Reservations", "Sale", "Sales"]
+__all__ = [
+    "Guest",
+    "Item",
+    "Line",
+    "Payment",
+    "Reservation",
+    "Reservations",
+    "Sale",
+    "Sales",
+    "VirtualAccount",
+]
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -31,11 +41,23 @@ class Payment(Answer, frozen=True, kw_only=True):
     checkout_url: str | None = None
 
 
+class VirtualAccount(Answer, frozen=True, kw_only=True):
+    """Where the buyer pays in: a transfer of the whole amount until `due_at` sells the order."""
+
+    #: The bank's name in Korean, and in English.
+    bank: str
+    bank_english: str
+    account_number: str
+    holder_name: str
+    due_at: datetime
+
+
 class Reservation(Answer, frozen=True, kw_only=True):
     """One buyer's basket in one sale; `order_id` is also the payment's.
 
     `amount` and prices are in the currency's minor unit (KRW: won). `token` and `payment` are there
-    only while the reservation is HELD or PREPARED, and only for the buyer who made it.
+    only while the reservation is HELD or PREPARED, and only for the buyer who made it;
+    `virtual_account` is there while it is AWAITING_DEPOSIT.
     """
 
     order_id: str
@@ -50,6 +72,7 @@ class Reservation(Answer, frozen=True, kw_only=True):
     expires_at: datetime
     token: str | None = None
     payment: Payment | None = None
+    virtual_account: VirtualAccount | None = None
 
 
 class Reservations(Answer, frozen=True, kw_only=True):

@@ -22,6 +22,7 @@ SCHEMAS = {
     answers.Item: "ItemAnswer",
     answers.Line: "LineAnswer",
     answers.Payment: "PaymentAnswer",
+    answers.VirtualAccount: "VirtualAccountAnswer",
     answers.Reservation: "ReservationAnswer",
     answers.Reservations: "ReservationsAnswer",
     answers.Sale: "SaleAnswer",

@@ -71,7 +71,7 @@ def test_pending_refunds_are_listed_with_the_pgs_last_word(served: Served) -> No
     served.come_back(order, served.pay(order))
     served.order_fault(order, "error_before_commit", operations=["cancel"], times=1000)
     told = run(served, "refund", order["orderId"], "--reason", "a test")
-    assert "the PG answered 500" in told
+    assert "asking the PG ended in 500" in told
     listed = run(served, "refunds")
     assert order["orderId"] in listed
     assert "500" in listed
