@@ -316,6 +316,7 @@ async def _order_with_history(request: Request[Any, Any, Any], order_id: str) ->
         **_order_members(row),
         "next": await service.why.next_step(now),
         "paymentMethod": payment.method if payment else None,
+        "accountRefundStatus": payment.account_refund if payment else None,
         "virtualAccount": VirtualAccountAnswer.of(account) if account else None,
         "refund": facts_of(refund) if refund else None,
     }

@@ -317,6 +317,8 @@ class OrderHistoryAnswer(OrderAnswer, frozen=True, kw_only=True):
     next: str
     #: The payment provider's word; null until it has told.
     payment_method: str | None = None
+    #: Of a refund to an account: how the bank's transfer stands, in the payment provider's word.
+    account_refund_status: str | None = None
     #: While AWAITING_DEPOSIT.
     virtual_account: VirtualAccountAnswer | None = None
     refund: RefundAnswer | None = None

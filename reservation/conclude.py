@@ -338,6 +338,7 @@ def _row_of(payment: Payment, now_ms: int) -> PaymentRow:
         account_bank=account.bank if account else None,
         account_number=account.account_number if account else None,
         account_holder=account.holder_name if account else None,
+        account_refund=account.refund_status if account else None,
         updated_at_ms=now_ms,
     )
 

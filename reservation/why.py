@@ -124,7 +124,7 @@ class Why:
                     " PG could take the same basket again, while the sale is open."
                 )
             case Status.REFUNDED:
-                return "REFUNDED: the money went back; this is its end."
+                return await self._refunded(order)
 
     async def _sold(self, order: Reservation) -> str:
         refund = await self._ledger.refund_of(order.order_id)
@@ -141,6 +141,22 @@ class Why:
             f" {as_wire(refund.created_at_ms)}{answered}; the worker asks the PG again by itself,"
             " every 30 s or sooner."
         )
+
+    async def _refunded(self, order: Reservation) -> str:
+        payment = await self._ledger.payment_by_key(order.payment_key or "")
+        match payment.account_refund if payment else None:
+            case "FAILED" | "PARTIAL_FAILED" as failed:
+                return (
+                    f"REFUNDED: the PG cancelled the payment, and the bank's transfer is {failed}:"
+                    " the buyer has no money yet. Correct the account in the PG's console."
+                )
+            case "PENDING":
+                return (
+                    "REFUNDED: the PG cancelled the payment; the bank's transfer to the buyer's"
+                    " account takes up to two days."
+                )
+            case _:
+                return "REFUNDED: the money went back; this is its end."
 
     async def _waits_for_its_buyer(self, order: Reservation) -> str:
         at = as_wire(order.expires_at_ms)

@@ -59,6 +59,8 @@ class VirtualAccount(msgspec.Struct, frozen=True, kw_only=True):
     account_number: str
     #: Whose name the account carries.
     holder_name: str
+    #: The PG's word for how the bank's transfer of a refund stands: it comes days after the cancel.
+    refund_status: str | None = None
 
 
 class Payment(msgspec.Struct, frozen=True, kw_only=True):

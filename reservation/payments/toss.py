@@ -246,6 +246,7 @@ class _VirtualAccount(msgspec.Struct, frozen=True, rename="camel"):
     #: Instead of the code, in versions of the API before 2022-11-16.
     bank: object = None
     customer_name: object = None
+    refund_status: object = None
 
 
 class _Failure(msgspec.Struct, frozen=True):
@@ -343,7 +344,10 @@ def _account_of(wire: _VirtualAccount) -> VirtualAccount | None:
     if not number or not bank:
         return None
     return VirtualAccount(
-        bank=bank_code(bank), account_number=number, holder_name=_shown(wire.customer_name)
+        bank=bank_code(bank),
+        account_number=number,
+        holder_name=_shown(wire.customer_name),
+        refund_status=_shown(wire.refund_status) or None,
     )
 
 

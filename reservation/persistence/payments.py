@@ -48,6 +48,8 @@ class PaymentRow(msgspec.Struct, frozen=True, kw_only=True):
     account_bank: str | None = None
     account_number: str | None = None
     account_holder: str | None = None
+    #: Of its refund: how the bank's transfer stands, in the PG's word.
+    account_refund: str | None = None
     updated_at_ms: int
 
 
@@ -111,6 +113,7 @@ def _kept(connection: AsyncConnection) -> Insert:
         "account_bank",
         "account_number",
         "account_holder",
+        "account_refund",
     )
     changed = ("status", "total_amount", "balance_amount", "currency", "updated_at_ms")
     return statement.on_conflict_do_update(

@@ -304,6 +304,8 @@ payments = Table(
     Column("account_bank", Text),
     Column("account_number", Text),
     Column("account_holder", Text),
+    # Of its refund: how the bank's transfer stands, in the PG's word.
+    Column("account_refund", Text),
     PrimaryKeyConstraint("payment_key", name="pk_payments"),
     CheckConstraint("total_amount >= 0 AND balance_amount >= 0", name="ck_payments_amounts"),
     Index("ix_payments_of_order", "order_id"),

@@ -104,7 +104,7 @@ async def test_a_migration_is_taken_back_whole(database_url: str) -> None:
         "INSERT INTO stock_movements VALUES ('s', 1, 'a', -1, 1, 1, 0)",
         "INSERT INTO payment_intents VALUES ('o', 1, 's', 'intent', 'k', 1, 'KRW', 'i', 1)",
         "INSERT INTO payment_intents VALUES ('o', 1, 's', 'void', 'k', NULL, NULL, NULL, 1)",
-        "INSERT INTO payments VALUES ('k','o','DONE',-1,0,'KRW',NULL,NULL,NULL,NULL,1,'','','')",
+        "INSERT INTO payments VALUES ('k','o','DONE',-1,0,'KRW',NULL,NULL,NULL,NULL,1,'','','','')",
         "INSERT INTO refunds VALUES ('o','i','d','r',TRUE,'x',NULL,'paid',NULL,1,1,0,FALSE,'[]')",
         EVENT.format(seq=0, event="expired"),
         EVENT.format(seq=1, event="vanished"),

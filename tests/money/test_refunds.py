@@ -17,7 +17,7 @@ from reservation.domain.clock import SystemClock
 from reservation.domain.errors import NotRefundable, RefundPending
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
-from reservation.payments.gateway import Answer, RefundAccount
+from reservation.payments.gateway import Answer, Answered, RefundAccount
 from reservation.settings import Settings
 from reservation.workers import refunder as refunder_module
 from reservation.workers.refunder import Refunder
@@ -271,6 +271,26 @@ async def test_so_many_refunds_are_under_way_at_once_and_no_more(
         monkeypatch.setattr(service.refund, "go_on", counted)
         await until_refunded(service, refunder_of(service), *orders)
         assert most == 2
+
+
+async def test_a_transfer_that_the_bank_fails_after_the_refund_is_shown(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    """The cancel is done at once, and the bank pays two days later."""
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service = bench.service
+        order = await paid_by_account(bench, sandbox)
+        assert await service.refund(refund_wish(order, RIGHT))
+        refunded = await service.store.read(order.order_id)
+        assert refunded is not None
+        assert refunded.payment_key is not None
+        assert "takes up to two days" in await service.why.next_step(refunded)
+        for ended, told in (("FAILED", "the bank's transfer is FAILED"), ("COMPLETED", "its end")):
+            sandbox.call("/_deposits", {"paymentKey": refunded.payment_key, "refund": ended})
+            answer = await service.gateway.look_up(refunded.payment_key)
+            assert isinstance(answer, Answered)
+            await service.refund._conclude.keep_payment(answer.payment)
+            assert told in await service.why.next_step(refunded)
 
 
 class SetClock(SystemClock):

@@ -1,6 +1,6 @@
 """What tests and operators do with a sandbox, beside what the PG's clients do."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from litestar import delete, get, post
@@ -9,7 +9,6 @@ from msgspec import Meta
 
 from reservation.domain.clock import as_wire
 from reservation.payments.sandbox.faults import FaultRequest
-from reservation.payments.sandbox.ledger import Outcome
 from reservation.payments.sandbox.records import Entry, Method, PaymentRecord
 from reservation.payments.sandbox.refusals import Refusal
 from reservation.payments.sandbox.requests import AnyRequest, read_body
@@ -38,10 +37,12 @@ class PaymentOrder(
 class DepositOrder(
     msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
 ):
-    """Somebody pays into a virtual account, or the bank takes that back."""
+    """Somebody pays into a virtual account, the bank takes that back, or ends a refund of it."""
 
     payment_key: str
     reverse: bool = False
+    #: How the bank's transfer of a refund ended.
+    refund: Literal["COMPLETED", "FAILED"] | None = None
 
 
 class ClockOrder(
@@ -89,8 +90,11 @@ def _money_routes(sandbox: Sandbox) -> list[HTTPRouteHandler]:
     async def deposit(request: AnyRequest) -> View:
         data = await read_body(request, _decode_deposit)
         ledger = sandbox.ledger
-        act = ledger.reverse_deposit if data.reverse else ledger.deposit
-        outcome: Outcome = act(data.payment_key)
+        if data.refund is not None:
+            outcome = ledger.end_refund(data.payment_key, data.refund)
+        else:
+            act = ledger.reverse_deposit if data.reverse else ledger.deposit
+            outcome = act(data.payment_key)
         ledger.commit(outcome)
         return {"paymentKey": data.payment_key, "status": outcome.payment.status}
 

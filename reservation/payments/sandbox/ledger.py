@@ -261,10 +261,15 @@ class Ledger:
             approved_at_ms=None,
             last_transaction_key=_transaction_key(),
         )
-        now_ms = self._clock.now_ms()
-        return Outcome(
-            payment=after, entry=self._entry(after, "deposit_reversed", after.total_amount, now_ms)
-        )
+        entry = self._entry(after, "deposit_reversed", after.total_amount, self._clock.now_ms())
+        return Outcome(payment=after, entry=entry)
+
+    def end_refund(self, payment_key: str, status: str) -> Outcome:
+        """The bank's transfer of a refund to an account ends; the cancel stays as it is."""
+        record = self.payment(payment_key)
+        if record.due_at_ms is None or not (record.cancels and record.approved_at_ms):
+            raise Refusal("INVALID_REQUEST", "not a deposit that was given back")
+        return Outcome(payment=msgspec.structs.replace(record, account_refund=status))
 
     def commit(self, outcome: Outcome | None = None, *, replay: Replay | None = None) -> None:
         """Write an outcome, and the answer under its idempotency key, as one change."""

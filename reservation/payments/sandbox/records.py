@@ -58,6 +58,7 @@ class PaymentRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     approved_at_ms: int | None = None
     #: Of a virtual account.
     due_at_ms: int | None = None
+    account_refund: str | None = None
     last_transaction_key: str | None = None
     cancels: tuple[Cancellation, ...] = ()
 

@@ -124,7 +124,7 @@ def _virtual_account(record: PaymentRecord, *, now_ms: int) -> dict[str, object]
         # The PG says nothing when the due date passes: this is the only place where it shows.
         "expired": record.status == "WAITING_FOR_DEPOSIT" and now_ms >= record.due_at_ms,
         "settlementStatus": "INCOMPLETED",
-        "refundStatus": "PENDING" if refunded else "NONE",
+        "refundStatus": record.account_refund or ("PENDING" if refunded else "NONE"),
         "refundReceiveAccount": None,
     }
 
