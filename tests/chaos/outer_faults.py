@@ -110,7 +110,7 @@ async def pause_sale(stage: Stage, chance: random.Random) -> str:
 async def refund(stage: Stage, chance: random.Random) -> str:
     """Some of what is sold is refunded, with the stock given back or not."""
     try:
-        query = {"saleId": stage.sale_id, "state": "CONFIRMED", "limit": "20"}
+        query = {"saleId": stage.sale_id, "status": "CONFIRMED", "limit": "20"}
         found = await stage.operate("GET", "/v1/admin/orders", params=query)
     except httpx.HTTPError:
         return ""

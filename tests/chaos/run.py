@@ -218,6 +218,15 @@ def _count(report: Report, summary: Summary) -> None:
 async def _settled(stage: Stage, sales: list[Sale], seconds: float) -> dict[str, dict[str, Any]]:
     """Each sale's audit once nothing is held and SQL has it all, or the last before the limit."""
     give_up_at = time.monotonic() + seconds
+    while time.monotonic() < give_up_at:
+        # The money of a refund whose process died is back before its order says so.
+        with suppress(httpx.HTTPError):
+            pending = await stage.operate(
+                "GET", "/v1/admin/refunds", params={"status": "pending", "limit": "1"}
+            )
+            if pending.is_success and not pending.json()["refunds"]:
+                break
+        await asyncio.sleep(0.5)
     audits: dict[str, dict[str, Any]] = {}
     for sale in sales:
         while True:
