@@ -67,6 +67,7 @@ def test_the_line_works(desk: tuple[Place, Served], line: str) -> None:
         f'redis-cli() {{ command redis-cli -s "{socket}" "$@"; }}',
         RESERVATION_PORT=str(served.settings.port),
         RESERVATION_DATA_DIR=str(served.settings.data_dir),
+        RESERVATION_ADMIN_API_KEY=served.settings.admin_api_key,
     )
     assert not REFUSED.search(printed), printed
     assert served.audit(sale_id)["ok"]
