@@ -1,12 +1,15 @@
 """While SQL is away: what was compared with it in this life of Redis is sold on, the rest waits."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
+from reservation import recovery
 from reservation.bootstrap import opened
 from reservation.domain.errors import ReservationError, SaleNotFound, Unavailable
 from reservation.metrics import PREPARE_CLOSED
@@ -31,6 +34,19 @@ class Sql:
         self._server = server
         self.url = server.make_database()
         self.start, self.stop = server.start, server.stop
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """All of its processes stand still."""
+        main = psutil.Process(self._server.pid)
+        processes = [*main.children(), main]
+        for one in processes:
+            one.suspend()
+        try:
+            yield
+        finally:
+            for one in processes:
+                one.resume()
 
 
 @pytest.fixture
@@ -150,6 +166,25 @@ async def test_a_record_that_nobody_wrote_in_this_life_counts_for_nothing(
         # Who compared it himself needs no record.
         await before.service.watch.look()
         await before.hold(sale_id)
+
+
+async def test_a_database_that_hangs_is_away_and_holds_go_on(
+    tmp_path: Path, redis: EmbeddedServer, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps its connections and answers nothing: nobody may wait for it for long."""
+    monkeypatch.setattr(recovery, "ANSWER_SECONDS_MAX", 0.5)
+    async with process(tmp_path, redis, sql) as here:
+        sale_id = await here.sale()
+        await here.service.watch.look()
+        with sql.frozen():
+            began = time.monotonic()
+            await here.service.watch.look()
+            # Not the 15 s that a statement may take.
+            assert time.monotonic() - began < 10
+            assert here.service.watch.away == "sql"
+            await here.hold(sale_id)
+        await here.service.watch.look()
+        assert here.service.watch.away == ""
 
 
 async def test_a_database_that_comes_back_is_migrated_then(
