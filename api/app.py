@@ -124,12 +124,17 @@ async def _measure_clock(service: Service) -> None:
     """Keep the offset to Redis' clock fresh, and show in Redis that this process runs."""
     name = f"{socket.gethostname()}-{os.getpid()}"
     heartbeat = Heartbeat(service.connections, service.keys, name=name, role="api")
+    logged = ""
     while True:
+        reason = ""
         try:
-            await service.connections.measure_offset()
+            await service.connections.unguarded().measure_offset()
             await heartbeat.beat()
         except (StoreUnavailable, StoreUncertain) as error:
-            log.info("clock_not_measured", reason=str(error))
+            reason = str(error)
+            if reason != logged:
+                log.info("clock_not_measured", reason=reason)
+        logged = reason
         await asyncio.sleep(CLOCK_SECONDS)
 
 
