@@ -3,12 +3,12 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 import structlog
 from litestar import Controller, Request, Response, get
-from litestar.params import FromPath
+from litestar.params import FromPath, QueryParameter
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 
 from api import open_files
@@ -27,6 +27,7 @@ from reservation.domain.errors import (
 )
 from reservation.domain.sale import Sale
 from reservation.redis.replies import StoreUnavailable, StoreUncertain
+from reservation.sale_list import PAGE_MAX
 
 __all__ = ["SaleController", "StockFeed"]
 
@@ -166,13 +167,27 @@ class SaleController(Controller):
     path = "/v1/sales"
     tags = ("Sales",)
 
-    @get("/", operation_id="listSales", responses=documented(Unavailable))
-    async def list_all(self, request: Request[Any, Any, Any]) -> SalesAnswer:
-        """Every sale, with its stock."""
+    @get("/", operation_id="listSales", responses=documented(MalformedRequest, Unavailable))
+    async def list_all(
+        self,
+        request: Request[Any, Any, Any],
+        cursor: Annotated[
+            str | None,
+            QueryParameter(max_length=256, description="`nextCursor` of the last page."),
+        ] = None,
+        limit: Annotated[int, QueryParameter(ge=1, le=PAGE_MAX)] = PAGE_MAX,
+    ) -> SalesAnswer:
+        """A page of sales with their stock: live ones first, then coming ones, then past ones.
+
+        At most a second old.
+        """
         service = api_of(request).service
         now_ms = service.connections.server_now_ms()
-        sales = await service.sales.all()
-        return SalesAnswer(sales=[SaleAnswer.of(sale, now_ms=now_ms) for sale in sales])
+        page = await service.sales.page(cursor, limit, now_ms=now_ms)
+        return SalesAnswer(
+            sales=[SaleAnswer.of(sale, now_ms=now_ms) for sale in page.sales],
+            next_cursor=page.next_cursor,
+        )
 
     @get(
         "/{sale_id:str}",

@@ -202,9 +202,11 @@ def _item(item: Item) -> ItemAnswer:
 
 
 class SalesAnswer(Wire, frozen=True, kw_only=True):
-    """Every sale."""
+    """A page of sales: live ones first, then those to come, then those that are over."""
 
     sales: list[SaleAnswer]
+    #: Of the next page; null at the end.
+    next_cursor: str | None
 
 
 class GuestAnswer(Wire, frozen=True, kw_only=True):

@@ -119,13 +119,13 @@ async def opened(
         catalog = Catalog(sale_store, ledger, clock=clock)
         queue = _queue(settings, connections, keys, store, clock)
         stack.push_async_callback(queue.aclose)
-        order_ids, look = OrderIds(settings.order_id_key.encode()), Look(store, ledger, clock=clock)
+        order_ids = OrderIds(settings.order_id_key.encode())
+        look = Look(catalog, store, ledger, clock=clock)
         conclude = Conclude(store, ledger, gateway, clock=clock)
         settle = Settle(catalog, store, ledger, gateway, conclude, clock=clock, limits=limits)
         confirm = Confirm(catalog, store, ledger, gateway, conclude, clock=clock, limits=limits)
         stack.push_async_callback(confirm.aclose)
-        preflight = Preflight(connections.unguarded(), keys, settings, clock=clock)
-        watch = _watch(connections, keys, restorer, ledger, catalog, preflight)
+        preflight, watch = _watch(settings, connections, keys, restorer, ledger, catalog, clock)
         orphans = Orphans(store, ledger, gateway, conclude)
         refund = Refund(catalog, store, ledger, gateway, conclude, look, clock=clock, limits=limits)
         stack.push_async_callback(refund.aclose)
@@ -182,18 +182,22 @@ def _queue(
 
 
 def _watch(
+    settings: Settings,
     connections: Connections,
     keys: Keys,
     restorer: Restorer,
     ledger: Ledger,
     catalog: Catalog,
-    preflight: Preflight,
-) -> Watch:
-    # Both reach a server before it is vouched for.
+    clock: Clock,
+) -> tuple[Preflight, Watch]:
+    # All three reach a server before it is vouched for.
     unguarded = connections.unguarded()
+    preflight = Preflight(unguarded, keys, settings, clock=clock)
     of_sales = SalePreflight(unguarded, keys, SaleStore(unguarded, keys), ledger)
     vouches = Vouches(unguarded, keys)
-    return Watch(connections, restorer, ledger, catalog, vouches, preflight.missing, of_sales)
+    missing = preflight.missing
+    watch = Watch(connections, restorer, ledger, catalog, vouches, missing, of_sales)
+    return preflight, watch
 
 
 def _audit(

@@ -46,8 +46,13 @@ class Catalog:
         self._ledger = ledger
         self._clock = clock
         self._known: dict[str, Known] = {}
+        #: Of every sale, as SQL had it when it was last asked.
         self._epochs: dict[str, str] = {}
-        self._asking: asyncio.Task[None] | None = None
+        #: Sales whose epoch SQL has to be asked for again.
+        self._forgotten: set[str] = set()
+        #: Whether SQL was asked for all sales since the start.
+        self._complete = False
+        self._completing: asyncio.Task[None] | None = None
         self._refreshing: dict[str, asyncio.Task[Known]] = {}
         #: While SQL is away: the epochs to go by, of the sales that were compared with it.
         self._instead: Mapping[str, str] | None = None
@@ -102,15 +107,46 @@ class Catalog:
         return known
 
     async def fresh(self, sale_id: str) -> Known:
-        """The sale as it stands now; raises what `get` does."""
+        """The sale as it stands now, after everything that was done before this call.
+
+        Raises what `get` does.
+        """
         if sale_id in self.closed:
             raise SaleRecovering(retryAfter=RECOVERING_SECONDS)
+        running = self._refreshing.get(sale_id)
+        if running is not None:
+            # It may have read before we came. Every caller since then shares the next one.
+            await asyncio.wait({running})
         return await self._refresh(sale_id)
+
+    async def knows(self, sale_id: str) -> bool:
+        """Whether there is such a sale, in whatever state.
+
+        Raises:
+            Unavailable: neither Redis nor SQL can be asked.
+        """
+        if sale_id in self._known or sale_id in self.closed:
+            return True
+        return await self._epoch(sale_id) is not None
 
     def forget(self, sale_id: str) -> None:
         """Ask SQL and Redis again next time: a script found the epoch to be another."""
         self._known.pop(sale_id, None)
-        self._epochs.pop(sale_id, None)
+        if self._epochs.pop(sale_id, None) is not None:
+            self._forgotten.add(sale_id)
+
+    def learn(self, sale_id: str, epoch: str) -> None:
+        """Take the epoch that SQL has just been given, or has just answered."""
+        self._known.pop(sale_id, None)
+        self._forgotten.discard(sale_id)
+        self._epochs[sale_id] = epoch
+
+    def learn_all(self, epochs: Mapping[str, str]) -> None:
+        """Take in which sales SQL has; what is known of one is newer and stays."""
+        for sale_id, epoch in epochs.items():
+            if sale_id not in self._forgotten:
+                self._epochs.setdefault(sale_id, epoch)
+        self._complete = True
 
     async def _refresh(self, sale_id: str) -> Known:
         return await asyncio.shield(self._start_refresh(sale_id))
@@ -144,30 +180,41 @@ class Catalog:
         return known
 
     async def _epoch(self, sale_id: str) -> str | None:
-        if self._instead is not None and sale_id not in self._epochs:
+        epoch = self._epochs.get(sale_id)
+        if epoch is None and self._instead is not None:
             epoch = self._instead.get(sale_id)
             if epoch is None:
                 raise Unavailable(retryAfter=1)
+        if epoch is None and not self._complete:
+            await self._load_epochs()
+            epoch = self._epochs.get(sale_id)
+        if epoch is not None:
             return epoch
-        # A query that was under way when we came may have missed a sale that was made since, so
-        # an id that it does not bring is asked for once more. Made-up ids never become more than
-        # one query at a time.
-        for _ in range(2 if self._asking else 1):
-            if sale_id not in self._epochs:
-                await self._ask_sql()
-        return self._epochs.get(sale_id)
-
-    async def _ask_sql(self) -> None:
-        if self._asking is None:
-            self._asking = asyncio.create_task(self._load_epochs())
-        asking = self._asking
+        # SQL is asked for one sale at a time, and never for an id that is made up: a sale that was
+        # made since SQL was asked for all of them stands in Redis.
         try:
-            await asyncio.shield(asking)
-        except (SQLAlchemyError, OSError) as error:
+            if sale_id not in self._forgotten and not await self._sales.stands(sale_id):
+                return None
+            epoch = await self._ledger.epoch_of(sale_id)
+        except (StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError) as error:
             raise Unavailable(retryAfter=1) from error
-        finally:
-            if asking.done():
-                self._asking = None
+        if epoch is not None:
+            self.learn(sale_id, epoch)
+        return epoch
 
     async def _load_epochs(self) -> None:
-        self._epochs = await self._ledger.known_sales()
+        if self._completing is None:
+            self._completing = asyncio.create_task(self._ask_for_all())
+            self._completing.add_done_callback(self._asked)
+        try:
+            await asyncio.shield(self._completing)
+        except (SQLAlchemyError, OSError) as error:
+            raise Unavailable(retryAfter=1) from error
+
+    async def _ask_for_all(self) -> None:
+        self.learn_all(await self._ledger.known_sales())
+
+    def _asked(self, task: asyncio.Task[None]) -> None:
+        self._completing = None
+        if not task.cancelled() and (error := task.exception()):
+            log.debug("epochs_not_loaded", reason=str(error))

@@ -6,6 +6,7 @@ import msgspec
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from reservation.catalog import Catalog
 from reservation.domain.clock import Clock
 from reservation.domain.errors import HoldLost, ReservationNotFound, Unavailable
 from reservation.domain.ids import sale_of
@@ -39,7 +40,8 @@ class DepositAccount(msgspec.Struct, frozen=True, kw_only=True):
 class Look:
     """Reads reservations for their owners."""
 
-    def __init__(self, store: Store, ledger: Ledger, *, clock: Clock) -> None:
+    def __init__(self, catalog: Catalog, store: Store, ledger: Ledger, *, clock: Clock) -> None:
+        self._catalog = catalog
         self._store = store
         self._ledger = ledger
         self._waits = Waits(store.read, clock=clock)
@@ -54,7 +56,8 @@ class Look:
         Raises:
             Unavailable: Redis does not have it and SQL cannot be asked, or the other way round.
         """
-        if sale_of(order_id) is None:
+        sale_id = sale_of(order_id)
+        if sale_id is None or not await self._catalog.knows(sale_id):
             return None
         try:
             found = await self._store.read(order_id)

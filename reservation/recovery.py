@@ -270,6 +270,7 @@ class Watch:
         async with asyncio.timeout(ANSWER_SECONDS_MAX):
             heads = await self._ledger.heads()
         self._epochs = {sale_id: head.epoch for sale_id, head in heads.items()}
+        self._catalog.learn_all(self._epochs)
         sale_ids = [sale_id for sale_id in heads if among is None or sale_id in among]
         lost: dict[str, str] = {}
         missing: set[str] = set()

@@ -1,5 +1,6 @@
 """The operator's changes of a sale: create, update, restock, pause, resume, close."""
 
+import asyncio
 import hashlib
 from typing import Final
 
@@ -25,12 +26,16 @@ from reservation.sale_change import (
     restock_digest_of,
     settings_of,
 )
+from reservation.sale_list import SaleList, SalePage
 
 __all__ = ["Sales"]
 
 #: A creation that began longer ago has come to Redis or never will: its call is refused there
 #: after five seconds.
 CREATION_SECONDS_MAX: Final = 10
+#: How often a creation that another process has begun is looked for, and between two looks.
+CREATION_LOOKS_MAX: Final = 10
+CREATION_LOOK_SECONDS: Final = 0.05
 
 
 class Sales:
@@ -49,12 +54,12 @@ class Sales:
         self._catalog = catalog
         self._store = store
         self._ledger = ledger
+        self._list = SaleList(store, clock=clock)
         self._clock = clock
 
-    async def all(self) -> list[Sale]:
-        """Every sale, by id."""
-        found = [await self._store.read(sale_id) for sale_id in await self._store.ids()]
-        return [sale for sale in found if sale is not None]
+    async def page(self, cursor: str | None, limit: int, *, now_ms: int) -> SalePage:
+        """A page of the list of sales (`SaleList.page`)."""
+        return await self._list.page(cursor, limit, now_ms=now_ms)
 
     async def put(
         self, sale_id: str, change: SaleChange, *, if_match: str | None, operator: str
@@ -70,19 +75,26 @@ class Sales:
         change.check(self._payments)
         try:
             known = await self._standing(sale_id)
+            if known is None:
+                if if_match is not None:
+                    raise PreconditionFailed
+                await self._create(sale_id, change, operator)
         except SaleRecovering:
             if if_match is not None or not await self._create_again(sale_id, change, operator):
                 raise
-            return (await self._catalog.fresh(sale_id)).sale, True
+            return await self._changed(sale_id), True
         if known is None:
-            if if_match is not None:
-                raise PreconditionFailed
-            await self._create(sale_id, change, operator)
-        elif if_match is None:
+            return await self._changed(sale_id), True
+        if if_match is None:
             await self._repeat_of_create(sale_id, known, change, operator)
         else:
             await self._update(sale_id, known, change, if_match, operator)
-        return (await self._catalog.fresh(sale_id)).sale, known is None
+        return await self._changed(sale_id), False
+
+    async def _changed(self, sale_id: str) -> Sale:
+        """The sale after a change: read anew, here and for the list."""
+        self._list.expire()
+        return (await self._catalog.fresh(sale_id)).sale
 
     async def _standing(self, sale_id: str) -> Known | None:
         try:
@@ -92,14 +104,28 @@ class Sales:
 
     async def _create(self, sale_id: str, change: SaleChange, operator: str) -> None:
         # SQL first: from then on a sale that Redis has lost is noticed, never made anew.
-        epoch, _ = await self._ledger.register_sale(
+        epoch, made = await self._ledger.register_sale(
             sale_id,
             msgspec.json.encode(change).decode(),
             self._clock.now_ms(),
         )
-        self._catalog.forget(sale_id)
+        self._catalog.learn(sale_id, epoch)
+        if not made:
+            await self._wait_for_creation(sale_id)
         await self._store.announce(sale_id)
         await self._put(sale_id, change, epoch=epoch, version=0, leaving=[], operator=operator)
+
+    async def _wait_for_creation(self, sale_id: str) -> None:
+        """Wait for another process' creation of the same sale.
+
+        Raises:
+            SaleRecovering: it does not reach Redis, or was lost there.
+        """
+        for _ in range(CREATION_LOOKS_MAX):
+            if await self._store.stands(sale_id):
+                return
+            await asyncio.sleep(CREATION_LOOK_SECONDS)
+        raise SaleRecovering(retryAfter=CREATION_SECONDS_MAX)
 
     async def _create_again(self, sale_id: str, change: SaleChange, operator: str) -> bool:
         """Finish a creation that reached SQL and never Redis; whether this was one.
@@ -113,7 +139,7 @@ class Sales:
         epoch = await self._ledger.renew_unbegun_sale(sale_id, document, made_before_ms)
         if epoch is None:
             return False
-        self._catalog.forget(sale_id)
+        self._catalog.learn(sale_id, epoch)
         await self._store.announce(sale_id)
         await self._put(sale_id, change, epoch=epoch, version=0, leaving=[], operator=operator)
         self._catalog.reopen(sale_id)
@@ -191,7 +217,7 @@ class Sales:
             delta=delta,
             members={"operator": operator, "reason": reason, "operation": operation},
         )
-        return (await self._catalog.fresh(sale_id)).sale
+        return await self._changed(sale_id)
 
     async def switch(self, sale_id: str, status: SaleStatus, *, reason: str, operator: str) -> Sale:
         """Pause, resume or close a sale."""
@@ -199,4 +225,4 @@ class Sales:
         await self._store.switch(
             sale_id, epoch=known.epoch, status=status, operator=operator, reason=reason
         )
-        return (await self._catalog.fresh(sale_id)).sale
+        return await self._changed(sale_id)

@@ -92,8 +92,16 @@ async function asBuyer(path, options = {}) {
 
 const part = encodeURIComponent;
 
+/** The sales that are live or to come, and the last that are over: a page may hold a hundred. */
 export async function listSales() {
-  return (await call("/v1/sales")).answer.sales;
+  const sales = [];
+  for (let cursor = ""; cursor !== null; ) {
+    const { answer } = await call(`/v1/sales${cursor && `?cursor=${part(cursor)}`}`);
+    sales.push(...answer.sales);
+    const over = answer.sales.at(-1)?.status === "closed";
+    cursor = (!over && answer.nextCursor) || null;
+  }
+  return sales;
 }
 
 /** The sale, as this buyer sees it: its admission is made out to the buyer. */

@@ -53,7 +53,16 @@ async function call(path, { method = "GET", body, key, text = false } = {}) {
 
 const sale = (saleId, ...more) => ["/v1/admin/sales", part(saleId), ...more].join("/");
 
-export const listSales = async () => (await call("/v1/sales")).sales;
+/** Every sale: live ones first, then those to come, then those that are over. */
+export async function listSales() {
+  const sales = [];
+  for (let cursor = ""; cursor !== null; ) {
+    const page = await call(`/v1/sales${cursor && `?cursor=${part(cursor)}`}`);
+    sales.push(...page.sales);
+    cursor = page.nextCursor ?? null;
+  }
+  return sales;
+}
 export const getSale = (saleId) => call(sale(saleId));
 /** `verb`: pause, resume or close. */
 export const turn = (saleId, verb, reason) =>

@@ -123,9 +123,11 @@ class Sale(Answer, frozen=True, kw_only=True):
 
 
 class Sales(Answer, frozen=True, kw_only=True):
-    """Every sale."""
+    """A page of the list of sales."""
 
     sales: tuple[Sale, ...]
+    #: Of the next page; None at the end.
+    next_cursor: str | None = None
 
 
 class Guest(Answer, frozen=True, kw_only=True):

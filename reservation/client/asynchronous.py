@@ -70,8 +70,13 @@ class AsyncClient:
         return guest
 
     async def sales(self) -> tuple[Sale, ...]:
-        """Every sale."""
-        return (await self._answer(calls.sales())).sales
+        """Every sale: live ones first, then those to come, then those that are over."""
+        page = await self._answer(calls.sales(None))
+        found = page.sales
+        while page.next_cursor is not None and page.sales:
+            page = await self._answer(calls.sales(page.next_cursor))
+            found += page.sales
+        return found
 
     async def sale(self, sale_id: str) -> Sale:
         """One sale with its stock."""

@@ -56,8 +56,10 @@ def guest() -> Call[Guest]:
     return Call(method="POST", path="/v1/guests", answers=Guest, as_buyer=False)
 
 
-def sales() -> Call[Sales]:
-    return Call(method="GET", path="/v1/sales", answers=Sales)
+def sales(cursor: str | None) -> Call[Sales]:
+    """A page of the list: the first one, or the one that a cursor leads to."""
+    path = "/v1/sales" if cursor is None else f"/v1/sales?cursor={quote(cursor, safe='')}"
+    return Call(method="GET", path=path, answers=Sales)
 
 
 def sale(sale_id: str) -> Call[Sale]:

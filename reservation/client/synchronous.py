@@ -70,8 +70,13 @@ class Client:
         return guest
 
     def sales(self) -> tuple[Sale, ...]:
-        """Every sale."""
-        return (self._answer(calls.sales())).sales
+        """Every sale: live ones first, then those to come, then those that are over."""
+        page = self._answer(calls.sales(None))
+        found = page.sales
+        while page.next_cursor is not None and page.sales:
+            page = self._answer(calls.sales(page.next_cursor))
+            found += page.sales
+        return found
 
     def sale(self, sale_id: str) -> Sale:
         """One sale with its stock."""

@@ -32,6 +32,9 @@ class Alarm(StrEnum):
     PREFLIGHT = "preflight"
     PREFLIGHT_OF_SALE = "preflight_of_sale"
     SALE_RECOVERING = "sale_recovering"
+    SALE_UNREADABLE = "sale_unreadable"
+    # The worker's clock and Redis' differ, or one of them has jumped: nothing expires.
+    WORKER_CLOCK = "worker_clock"
     # The flusher.
     FLUSH_GAP = "flush_gap"
     FLUSH_BROKEN_CHAIN = "flush_broken_chain"

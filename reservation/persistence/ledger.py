@@ -92,6 +92,10 @@ class Ledger:
         """Every sale and its epoch."""
         return await sales.known_sales(self._database)
 
+    async def epoch_of(self, sale_id: str) -> str | None:
+        """The sale's epoch, or None where SQL does not know it."""
+        return await sales.epoch_of(self._database, sale_id)
+
     async def register_sale(self, sale_id: str, document: str, now_ms: int) -> tuple[str, bool]:
         """Make a sale known before Redis has it; its epoch, and whether this call made it."""
         return await sales.register_sale(self._database, sale_id, document, now_ms)

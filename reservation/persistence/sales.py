@@ -14,6 +14,7 @@ from reservation.persistence.tables import cursors, payment_intents, sales
 __all__ = [
     "SaleRow",
     "cursor_of",
+    "epoch_of",
     "known_sales",
     "register_sale",
     "renew_unbegun_sale",
@@ -46,6 +47,14 @@ async def known_sales(database: Database) -> dict[str, str]:
     async with database.read() as connection:
         found = await connection.execute(select(sales.c.sale_id, sales.c.epoch))
         return {row.sale_id: row.epoch for row in found}
+
+
+async def epoch_of(database: Database, sale_id: str) -> str | None:
+    """The sale's epoch, or None where SQL does not know it."""
+    async with database.read() as connection:
+        found = await connection.execute(select(sales.c.epoch).where(sales.c.sale_id == sale_id))
+        epoch: str | None = found.scalar_one_or_none()
+    return epoch
 
 
 async def register_sale(

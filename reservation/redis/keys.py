@@ -1,6 +1,12 @@
 """Every key name in Redis: all of a sale's share its hash tag, so a script touches one slot."""
 
+from functools import lru_cache, partial
+from typing import Final
+
 __all__ = ["Keys", "SaleKeys"]
+
+#: Sales whose names are kept, at most 1 kB each: ids may be made up, so there must be a bound.
+SALES_KEPT_MAX: Final = 4_096
 
 
 class SaleKeys:
@@ -69,18 +75,12 @@ class Keys:
 
     def __init__(self, prefix: str = "rsv") -> None:
         self._prefix = prefix
-        self._sales: dict[str, SaleKeys] = {}
+        #: The keys of a sale; the caller has checked the id (`domain.ids.SALE_ID`).
+        self.of = lru_cache(SALES_KEPT_MAX)(partial(SaleKeys, prefix))
         #: The ids of all sales.
         self.sales = f"{prefix}:sales"
         #: Which of them were compared with SQL in this life of the server.
         self.vouched = f"{prefix}:vouched"
-
-    def of(self, sale_id: str) -> SaleKeys:
-        """The keys of this sale; the caller has checked the id (`domain.ids.SALE_ID`)."""
-        keys = self._sales.get(sale_id)
-        if keys is None:
-            keys = self._sales[sale_id] = SaleKeys(self._prefix, sale_id)
-        return keys
 
     def process(self, name: str) -> str:
         """A running process's heartbeat; `name` is HOST-PID."""

@@ -1,7 +1,7 @@
 """The sales in Redis: settings, counters, and the operator's changes to them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import msgspec
 
@@ -23,13 +23,18 @@ from reservation.redis.connection import Connections
 from reservation.redis.keys import Keys
 from reservation.redis.outcomes import AuditWord, PutSaleWord, RestockWord, SwitchWord
 from reservation.redis.records import as_mapping, as_sale
-from reservation.redis.replies import good
+from reservation.redis.replies import UnexpectedReply, good
 from reservation.redis.scripts import load
 
 __all__ = ["Counters", "SaleStore"]
 
+#: How a sale's hashes break what reads them: another type, a field that is gone or no number.
+_DAMAGED: Final = (UnexpectedReply, msgspec.DecodeError, KeyError, ValueError, IndexError)
+
 #: Reads of a sale whose items change meanwhile: an operator does not change them faster than that.
 READ_ROUNDS_MAX: Final = 5
+#: Sales of one round trip: about a millisecond of the server's single thread.
+SALES_AT_ONCE: Final = 200
 
 
 class Counters(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +63,72 @@ class SaleStore:
     async def ids(self) -> list[str]:
         """The ids of all sales, sorted."""
         return sorted(await self._connections.command("SMEMBERS", self._keys.sales))
+
+    async def stands(self, sale_id: str) -> bool:
+        """Whether Redis has a sale of this id."""
+        try:
+            epoch = await self._connections.command("HGET", self._keys.of(sale_id).sale, "epoch")
+        except UnexpectedReply:
+            return True  # Damaged, and there.
+        return epoch is not None
+
+    async def heads(self) -> dict[str, tuple[str, int]]:
+        """Epoch and seq of every sale; ("", -1) where its hash is damaged."""
+        sale_ids, heads = await self.ids(), dict[str, tuple[str, int]]()
+        for start in range(0, len(sale_ids), SALES_AT_ONCE):
+            some = sale_ids[start : start + SALES_AT_ONCE]
+            replies = await self._connections.pipeline(
+                [("HMGET", self._keys.of(sale_id).sale, "epoch", "seq") for sale_id in some]
+            )
+            for sale_id, reply in zip(some, replies, strict=True):
+                if isinstance(reply, UnexpectedReply):
+                    heads[sale_id] = "", -1
+                    continue
+                epoch, seq = good(reply)
+                # One that was announced has no hash yet.
+                if epoch is not None:
+                    heads[sale_id] = epoch, int(seq) if seq and seq.isdecimal() else -1
+        return heads
+
+    async def read_many(self, sale_ids: Sequence[str]) -> dict[str, Sale | Exception | None]:
+        """These sales with their counters; an exception for a damaged one, None for a gone one."""
+        found: dict[str, Sale | Exception | None] = {}
+        for start in range(0, len(sale_ids), SALES_AT_ONCE):
+            some = sale_ids[start : start + SALES_AT_ONCE]
+            replies = await self._connections.pipeline(
+                [("HGETALL", self._keys.of(sale_id).sale) for sale_id in some]
+            )
+            fields: dict[str, dict[str, str]] = {}
+            skus: dict[str, list[str]] = {}
+            for sale_id, reply in zip(some, replies, strict=True):
+                try:
+                    fields[sale_id] = as_mapping(good(reply))
+                    skus[sale_id] = _skus_of(fields[sale_id])
+                except _DAMAGED as error:
+                    found[sale_id] = error
+            stocks = await self._stocks(skus)
+            for sale_id in skus:
+                try:
+                    found[sale_id] = _joined(sale_id, fields[sale_id], stocks[sale_id])
+                except _DAMAGED as error:
+                    found[sale_id] = error
+        return found
+
+    async def _stocks(self, skus: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
+        """The reply for each item of these sales."""
+        wanted = [(sale_id, sku) for sale_id, names in skus.items() for sku in names]
+        replies: list[Any] = []
+        for start in range(0, len(wanted), SALES_AT_ONCE):
+            replies += await self._connections.pipeline(
+                [
+                    ("HGETALL", self._keys.of(sale_id).stock(sku))
+                    for sale_id, sku in wanted[start : start + SALES_AT_ONCE]
+                ]
+            )
+        stocks: dict[str, dict[str, Any]] = {sale_id: {} for sale_id in skus}
+        for (sale_id, sku), reply in zip(wanted, replies, strict=True):
+            stocks[sale_id][sku] = reply
+        return stocks
 
     async def read(self, sale_id: str) -> Sale | None:
         """The sale with its counters, or None where Redis has none.
@@ -216,6 +287,16 @@ class SaleStore:
         )
         if reply[0] == SwitchWord.CLOSED:
             raise SaleClosed("A closed sale stays closed.")
+
+
+def _skus_of(fields: Mapping[str, str]) -> list[str]:
+    return msgspec.json.decode(fields["skus"], type=list[str]) if fields else []
+
+
+def _joined(sale_id: str, fields: Mapping[str, str], replies: Mapping[str, Any]) -> Sale | None:
+    stocks = {sku: as_mapping(good(reply)) for sku, reply in replies.items()}
+    # An empty one left the sale between the two reads.
+    return as_sale(sale_id, fields, stocks) if fields and all(stocks.values()) else None
 
 
 def _put_refusal(word: PutSaleWord, facts: Sequence[str]) -> NoReturn:

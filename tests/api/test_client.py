@@ -168,6 +168,25 @@ def test_pauses_grow_up_to_their_bound_and_heed_the_service() -> None:
     assert 3 <= asked <= 4
 
 
+async def test_the_sales_of_all_pages_are_one_answer(served: Served) -> None:
+    body = served.http.get("/v1/sales").json()["sales"][:1] or [
+        served.http.get(f"/v1/sales/{served.sale()}").json()
+    ]
+    pages = {
+        "": {"sales": body, "nextCursor": "a/b"},
+        "a/b": {"sales": body, "nextCursor": None},
+    }
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=pages[request.url.params.get("cursor", "")])
+
+    transport = httpx.MockTransport(answer)
+    with Client("http://shop", transport=transport) as stock:
+        assert len(stock.sales()) == 2
+    async with AsyncClient("http://shop", transport=transport) as stock:
+        assert len(await stock.sales()) == 2
+
+
 @pytest.mark.parametrize("page", ["<html>a proxy</html>", '{"sales": 7}', "[]"])
 def test_an_answer_of_somebody_else_is_no_answer(page: str) -> None:
     once = Retries(attempts=1)

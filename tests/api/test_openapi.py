@@ -17,7 +17,7 @@ OPERATOR = {"unauthenticated", "forbidden", "unavailable"}
 #: Every operation of the contract: the statuses of its answers, and the codes of its refusals.
 CONTRACT: dict[tuple[str, str], tuple[set[int], set[str]]] = {
     ("POST", "/v1/guests"): ({201}, {"rate_limited"}),
-    ("GET", "/v1/sales"): ({200}, {"unavailable"}),
+    ("GET", "/v1/sales"): ({200}, {"malformed_request", "unavailable"}),
     ("GET", "/v1/sales/{sale_id}"): ({200}, {"sale_not_found", "sale_recovering"}),
     ("GET", "/v1/sales/{sale_id}/events"): (
         {200},
@@ -250,7 +250,7 @@ def test_prepares_idempotency_key_is_documented_as_required(document: dict[str, 
             "200",
             "saleId name currency status opensAt closesAt holdSeconds holdPolicy serverTime items",
         ),
-        (("GET", "/v1/sales"), "200", "sales"),
+        (("GET", "/v1/sales"), "200", "sales nextCursor"),
         (("GET", "/v1/sales/{sale_id}/reservations"), "200", "reservations"),
         (("POST", "/v1/guests"), "201", "buyerId token"),
         (

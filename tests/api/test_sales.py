@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.fixtures.service import Served, item, refused
+from tests.fixtures.service import Served, eventually, item, refused
 
 MEMBERS = {
     "saleId",
@@ -52,14 +52,39 @@ def events_of(answer: httpx.Response) -> Iterator[dict[str, Any]]:
             event[name] = value.removeprefix(" ")
 
 
-def test_each_sale_is_listed_once(served: Served) -> None:
-    made = {served.sale(), served.sale()}
-    answer = served.http.get("/v1/sales")
-    assert answer.status_code == 200
-    listed = [sale["saleId"] for sale in answer.json()["sales"]]
-    assert made <= set(listed)
-    assert len(listed) == len(set(listed))
-    assert all(sale.keys() >= MEMBERS for sale in answer.json()["sales"])
+def listed(served: Served, limit: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    wanted: dict[str, Any] = {"limit": limit}
+    while True:
+        answer = served.http.get("/v1/sales", params=wanted)
+        assert answer.status_code == 200
+        page = answer.json()
+        assert len(page["sales"]) <= limit
+        found += page["sales"]
+        if page["nextCursor"] is None:
+            return found
+        wanted["cursor"] = page["nextCursor"]
+
+
+@pytest.mark.parametrize("limit", [3, 100])
+def test_each_sale_is_listed_once(served: Served, limit: int) -> None:
+    made = {served.sale() for _ in range(7)}
+
+    def has_all(found: list[dict[str, Any]]) -> bool:
+        return made <= {sale["saleId"] for sale in found}
+
+    # Another process may have made them: a list is at most a second old.
+    found = eventually(lambda: listed(served, limit), has_all)
+    assert len(found) == len({sale["saleId"] for sale in found})
+    assert all(sale.keys() >= MEMBERS for sale in found)
+    ranks = [{"scheduled": 1, "closed": 2}.get(sale["status"], 0) for sale in found]
+    assert ranks == sorted(ranks), "live ones first, then those to come, then those that are over"
+
+
+@pytest.mark.parametrize("query", ["cursor=made-up", "cursor=", "limit=0", "limit=101", "limit=x"])
+def test_a_page_that_nobody_gave_out_is_refused(served: Served, query: str) -> None:
+    answer = served.http.get(f"/v1/sales?{query}")
+    assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request")
 
 
 def test_a_sale_is_shown_with_its_stock(served: Served) -> None:

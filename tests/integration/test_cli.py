@@ -207,6 +207,17 @@ def test_the_service_is_the_one_of_the_settings(
     assert "\x1b" not in out
 
 
+def test_the_list_goes_on_over_all_pages(run: Any, service: Stub) -> None:
+    second = SALE | {"saleId": "s-2"}
+    service.give("GET /v1/sales", {"sales": [SALE], "nextCursor": "a/b"})
+    service.give("GET /v1/sales?cursor=a%2Fb", {"sales": [second], "nextCursor": None})
+    status, out, err = run("sale", "list", "--url", service.url)
+    assert (status, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["s-1", "s-2"]
+    _, out, _ = run("sale", "list", "--json", "--url", service.url)
+    assert json.loads(out) == {"sales": [SALE, second], "nextCursor": None}
+
+
 def test_show_prints_the_counters(run: Any, service: Stub) -> None:
     service.give("GET /v1/admin/sales/s-1", SALE)
     status, out, _ = run("sale", "show", "s-1", "--url", service.url)
