@@ -39,6 +39,7 @@ __all__ = [
     "SETTLED",
     "WEBHOOKS",
     "WORKER_BEAT",
+    "WORKER_CLOCK_OFFSET",
     "Durations",
     "alarm",
     "registry",
@@ -101,6 +102,11 @@ WORKER_BEAT: Final = Gauge(
     "reservation_worker_beat_timestamp_seconds",
     "When a worker was last seen at work; 0 where none was.",
     multiprocess_mode="max",
+)
+WORKER_CLOCK_OFFSET: Final = Gauge(
+    "reservation_worker_clock_offset_seconds",
+    "Redis' clock minus the worker's; beyond 2 s the worker expires nothing.",
+    multiprocess_mode="mostrecent",
 )
 WEBHOOKS: Final = Counter(
     "reservation_webhooks_total", "Webhooks of the payment gateway about orders of ours."

@@ -15,7 +15,15 @@ from reservation.bootstrap import Service, opened
 from reservation.domain.alarms import Alarm
 from reservation.domain.errors import ReservationError
 from reservation.domain.rate import Limiter, Rate
-from reservation.metrics import FLUSHED, OUTBOX_AGE, OUTBOX_BACKLOG, WORKER_BEAT, alarm, served
+from reservation.metrics import (
+    FLUSHED,
+    OUTBOX_AGE,
+    OUTBOX_BACKLOG,
+    WORKER_BEAT,
+    WORKER_CLOCK_OFFSET,
+    alarm,
+    served,
+)
 from reservation.persistence.faults import reason_of
 from reservation.redis.heartbeat import Heartbeat
 from reservation.redis.replies import StoreUnavailable, StoreUncertain
@@ -90,6 +98,7 @@ class Worker:
             role="worker",
         )
         self._sales: set[str] = set()
+        self._expires = True
         self._places = {
             name: asyncio.Semaphore(ROUNDS_AT_ONCE) for name in ("reaper", "settler", "flusher")
         }
@@ -108,7 +117,8 @@ class Worker:
             group.create_task(
                 forever("clock", self._measure_clock, CLOCK_SECONDS),
             )
-            group.create_task(forever("heartbeat", self._beat, self._heartbeat.every_seconds))
+            group.create_task(forever("beat", self._beat, self._heartbeat.every_seconds))
+            self._begin(group, "heartbeat", self._heartbeat.beat, self._heartbeat.every_seconds)
             self._begin(group, "refunds", self._refunder.run_once, REFUND_SECONDS)
             self._begin(group, "sales", lambda: self._take_up(group), SALES_SECONDS)
 
@@ -125,10 +135,18 @@ class Worker:
 
     async def _beat(self) -> int:
         WORKER_BEAT.set_to_current_time()
-        return await self._heartbeat.beat()
+        return 0
 
     async def _measure_clock(self) -> int:
         await self._service.preflight.look_at_clocks()
+        clocks = self._service.preflight.clocks
+        WORKER_CLOCK_OFFSET.set(clocks.offset_ms / 1000)
+        if clocks.may_expire != self._expires:
+            self._expires = clocks.may_expire
+            if self._expires:
+                log.info("worker_clock_holds")
+            else:
+                alarm(Alarm.WORKER_CLOCK, offset_ms=clocks.offset_ms, jumped=int(clocks.jumped))
         return 0
 
     async def _reap(self, sale_id: str) -> int:
