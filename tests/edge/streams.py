@@ -21,7 +21,7 @@ PATHS = (
     ("POST", "/v1/sales/nothing/reservations", 401),
     ("PUT", "/v1/admin/sales/nothing", 401),
     ("DELETE", "/v1/sales", 405),
-    ("GET", "http://elsewhere/health/live", 200),
+    ("GET", "http://edge/health/live", 200),
 )
 OFFERS: tuple[tuple[str, ...], ...] = (
     ("Connection: Upgrade", "Upgrade: websocket"),
@@ -87,7 +87,11 @@ def draw(seed: int) -> Stream:
         answers.append((its_id, status))
     if refused:
         parts.append(_bad(choice, f"own-{seed:06d}-x"))
-        parts.append(_smuggled(choice))
+        # On its way already. A proxy that forgives more than the service may answer it.
+        parts.append(
+            f"GET /v1/nothing HTTP/1.1\r\nHost: edge\r\nX-Request-Id: own-{seed:06d}-y".encode()
+        )
+        parts.append(b"\r\n\r\n")
     return Stream(b"".join(parts), answers, refused)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["Answer", "Wire", "request", "wired"]
+__all__ = ["ANSWER_SECONDS", "Answer", "Wire", "request", "wired"]
 
 #: Far above what a busy machine needs for one answer.
 ANSWER_SECONDS = 20.0
