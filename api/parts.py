@@ -31,6 +31,7 @@ __all__ = [
     "alone_in",
     "listen",
     "local",
+    "loopback",
 ]
 
 log = structlog.get_logger(__name__)
@@ -252,6 +253,11 @@ def _reason(error: OSError) -> str:
 
 def address_of(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def loopback(host: str) -> str:
+    """The loopback address of the same family as `host`."""
+    return "::1" if ":" in host else "127.0.0.1"
 
 
 def local(host: str) -> str:

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Final, cast
-from urllib.parse import urlsplit
 
 import structlog
 
@@ -23,6 +22,7 @@ from api.parts import (
     alone_in,
     listen,
     local,
+    loopback,
 )
 from api.processes import BAD_SETTING, ENTRIES
 from reservation.redis.embedded import EmbeddedServer, EmbeddedServerError
@@ -176,14 +176,15 @@ class Supervisor:
 
     async def _listen_for_sandbox(self) -> None:
         """Bind the sandbox's port here, so that it keeps its address when it is started again."""
-        host = self._settings.host
+        # It takes payments without money and has no password: this machine alone may reach it.
+        host = loopback(self._settings.host)
         listening = await listen(host, 0)
         self._listeners["sandbox"] = Listener(listening)
         port = listening.getsockname()[1]
-        shown = urlsplit(self._settings.public_url).hostname or host
-        checkout = self._settings.toss_checkout_url or f"{address_of(shown, port)}/checkout"
+        address = address_of(host, port)
+        checkout = self._settings.toss_checkout_url or f"{address}/checkout"
         self._learn(
-            RESERVATION_TOSS_API_URL=address_of(local(host), port),
+            RESERVATION_TOSS_API_URL=address,
             RESERVATION_TOSS_CHECKOUT_URL=checkout,
         )
 

@@ -1,6 +1,7 @@
 """The supervisor: what dies comes back at the same place, and nothing is ever left behind."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -202,6 +203,22 @@ def test_what_is_killed_comes_back_at_the_same_place(make_service: Any) -> None:
     until(lambda: redis.get("kept") == "1", "Valkey with its data, at the same socket")
     assert service.role("valkey") != [valkey]
     assert service.ask("/health/ready")["redis_url"] == first["redis_url"]
+
+
+def test_the_sandbox_is_reached_from_this_machine_alone(tmp_path: Path) -> None:
+    """It takes payments without money and has no password, also where the API is on a network."""
+    service = Service(tmp_path, worker="worker", bind_seconds=3.0, stop_share=1.0)
+    service.given = {"RESERVATION_HOST": "127.0.0.2"}
+    service.start()
+    try:
+        found = re.search(r"the sandbox, http://127\.0\.0\.1:(\d+)$", service.until_ready(), re.M)
+        assert found is not None
+        port = int(found[1])
+        socket.create_connection(("127.0.0.1", port)).close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", port))
+    finally:
+        service.end()
 
 
 @pytest.mark.slow
