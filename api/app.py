@@ -64,6 +64,7 @@ def create_app(settings: Settings) -> Litestar:
             def stop_streams() -> None:
                 feed.stop()
                 service.look.stop_waiting()
+                service.confirm.stop_waiting()
 
             app.state.stop_streams = stop_streams
             service.connections.guard()

@@ -46,6 +46,7 @@ from reservation.limits import DEFAULT_LIMITS, PaymentLimits
 from reservation.payments.gateway import PaymentGateway
 from reservation.persistence.intents import IntentOutcome
 from reservation.persistence.ledger import Ledger
+from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.redis.store import Store
 
 __all__ = ["Confirm"]
@@ -56,6 +57,11 @@ log = structlog.get_logger(__name__)
 LOOK_SECONDS: Final = 0.1
 #: At shutdown: what is not through by then is the settler's.
 SHUTDOWN_SECONDS: Final = 2.0
+#: At shutdown: how long the buyers' requests still wait, within the server's grace of 3 s. Most
+#: confirms take less than a second.
+LAST_ANSWER_SECONDS: Final = 1.5
+#: At shutdown: how long the lease of a confirm that is cut short may take to be moved.
+MOVE_SECONDS_MAX: Final = 0.5
 
 
 class Confirm:
@@ -80,6 +86,8 @@ class Confirm:
         self._conclude = conclude
         self._clock = clock
         self._under_way: dict[tuple[str, str], asyncio.Task[None]] = {}
+        #: Done once no request waits any more, since the service ends.
+        self._ending: asyncio.Future[None] | None = None
 
     async def __call__(
         self, order: Reservation, *, payment_key: str, may_claim: bool
@@ -112,10 +120,27 @@ class Confirm:
             self._under_way[key] = task
             task.add_done_callback(lambda done: self._done(key, done))
         give_up_at = self._clock.monotonic() + self._limits.answer_seconds
-        await asyncio.wait({task}, timeout=self._limits.answer_seconds)
+        ending = self._end()
+        await asyncio.wait(
+            {task, ending},
+            timeout=self._limits.answer_seconds,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
         if task.done():
             task.result()
         return await self._outcome(order, payment_key, give_up_at)
+
+    def stop_waiting(self) -> None:
+        """Answer soon each request that waits, as after ten seconds: the service ends."""
+        ending = self._end()
+        asyncio.get_running_loop().call_later(
+            LAST_ANSWER_SECONDS, lambda: ending.done() or ending.set_result(None)
+        )
+
+    def _end(self) -> asyncio.Future[None]:
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().create_future()
+        return self._ending
 
     async def aclose(self) -> None:
         """Give what is under way a moment; the settler takes the rest."""
@@ -140,7 +165,8 @@ class Confirm:
         while True:
             found = await self._store.read(order.order_id) or order
             undecided = found.status is Status.CONFIRMING and payment_key not in found.attempts
-            if not undecided or self._clock.monotonic() >= give_up_at:
+            over = self._clock.monotonic() >= give_up_at or self._end().done()
+            if not undecided or over:
                 return _answer(found, payment_key)
             if (order.order_id, payment_key) not in self._under_way and (
                 found.payment_key != payment_key
@@ -158,6 +184,30 @@ class Confirm:
         if isinstance(claimed, Present):
             return
         case = Case(order, known, claimed.fence, payment_key)
+        try:
+            await self._ask(case, lease_ends_at)
+        except asyncio.CancelledError:
+            # This process ends; the settler need not wait for a lease that has no use.
+            await self._give_up_lease(case)
+            raise
+
+    async def _give_up_lease(self, case: Case) -> None:
+        try:
+            async with asyncio.timeout(MOVE_SECONDS_MAX):
+                await self._move_lease(case, self._limits.cut_short_seconds)
+        except (StoreUnavailable, StoreUncertain, TimeoutError) as error:
+            log.warning(
+                "lease_not_moved", order_id=case.order.order_id, reason=type(error).__name__
+            )
+
+    async def _move_lease(self, case: Case, seconds: float) -> None:
+        await self._store.move_lease(
+            case.order, epoch=case.known.epoch, fence=case.fence, lease_ms=round(seconds * 1000)
+        )
+
+    async def _ask(self, case: Case, lease_ends_at: float) -> None:
+        """Write the intent, ask the PG for the money and write down how it ended."""
+        order = case.order
         if not await self._write_intent(case):
             return
         reach("confirm:after_intent", order.order_id)
@@ -165,23 +215,18 @@ class Confirm:
         least = self._limits.confirm_seconds + self._limits.lease_left_seconds
         if lease_ends_at - self._clock.monotonic() < least:
             # Frozen on the way: the settler may have the payment by now.
-            log.warning("lease_too_short", order_id=order.order_id, fence=claimed.fence)
+            log.warning("lease_too_short", order_id=order.order_id, fence=case.fence)
             return
         reach("confirm:before_call", order.order_id)
         answer = await self._gateway.confirm(
-            payment_key=payment_key,
+            payment_key=case.payment_key,
             order_id=order.order_id,
             amount=order.amount,
-            idempotency_key=confirm_key(payment_key, 0),
+            idempotency_key=confirm_key(case.payment_key, 0),
         )
         reach("confirm:after_call", order.order_id)
         if await self._conclude(case, answer, asked) is None:
-            await self._store.move_lease(
-                order,
-                epoch=known.epoch,
-                fence=claimed.fence,
-                lease_ms=round(self._limits.hand_over_seconds * 1000),
-            )
+            await self._move_lease(case, self._limits.hand_over_seconds)
 
     async def _write_intent(self, case: Case) -> bool:
         """Commit the intent to SQL; true where the money may be asked for."""

@@ -24,6 +24,8 @@ class PaymentLimits(msgspec.Struct, frozen=True, kw_only=True):
     refund_answer_seconds: float = 10.0
     #: When the settler may look at a payment that its own process could not decide.
     hand_over_seconds: float = 1.0
+    #: The same where its process ends in the middle of the call, which may still reach the PG.
+    cut_short_seconds: float = 5.0
     #: The PG lets a payment be confirmed for 10 minutes after its authentication, which is older
     #: than the buyer's return; a minute is left for the call itself.
     confirm_again_seconds: float = 9 * 60.0

@@ -138,7 +138,8 @@ async function follow() {
       show(kindOf(reservation), reservation);
       if (!hidesAccount(reservation) && reservation.status !== "CONFIRMING") return;
       // Of a buyer with many tabs some waits are answered at once.
-      if (performance.now() - asked < PAUSE_MS) await pause(PAUSE_MS);
+      const atOnce = looks > 0 && performance.now() - asked < PAUSE_MS;
+      if (atOnce || hidesAccount(reservation)) await pause(PAUSE_MS);
     } catch (refusal) {
       if (!(refusal instanceof Refusal)) throw refusal;
       showUnread(refusal);

@@ -7,13 +7,15 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from api.parts import Listener, listen
-from tests.fixtures.service import STOP_SECONDS, Served, running_service
+from tests.fixtures.service import STOP_SECONDS, Served, eventually, running_service
 
 pytestmark = pytest.mark.e2e
 
@@ -143,6 +145,45 @@ def test_a_second_signal_cuts_the_drain_short(tmp_path: Path) -> None:
             time.sleep(BETWEEN_SECONDS)
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(STOP_SECONDS) == 0
+
+
+@pytest.mark.slow
+def test_a_payment_that_a_stop_interrupts_is_answered_202_and_settled_soon(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        service = stack.enter_context(running_service(tmp_path / "var", RESERVATION_WORKERS="1"))
+        pool = stack.enter_context(ThreadPoolExecutor(2))
+        sale_id = service.sale()
+        orders = [service.hold(sale_id, service.buyer()) for _ in range(2)]
+        for order in orders:
+            service.order_fault(order, "hang", seconds=30)
+        urls = [service.success_url(order, service.pay(order)) for order in orders]
+        accepted = ("application/json", "text/html")
+        answers = [
+            pool.submit(httpx.get, url, headers={"Accept": kind}, timeout=30, trust_env=False)
+            for url, kind in zip(urls, accepted, strict=True)
+        ]
+        for order in orders:
+            eventually(
+                lambda order=order: service.look(order)["status"], lambda s: s == "CONFIRMING"
+            )
+        service.process.send_signal(signal.SIGTERM)
+        as_json, in_browser = (answer.result(30) for answer in answers)
+        assert as_json.status_code == 202, as_json.text
+        assert as_json.json()["status"] == "CONFIRMING"
+        assert in_browser.status_code == 303
+        assert "outcome=settling" in in_browser.headers["location"]
+        assert service.process.wait(STOP_SECONDS) == 0
+    began = time.monotonic()
+    with running_service(tmp_path / "var", RESERVATION_WORKERS="1") as service:
+        for order in orders:
+            # The lease of the process that is gone would end after 75 s.
+            eventually(
+                lambda order=order: service.look(order)["status"],
+                lambda status: status == "CONFIRMED",
+                within=50,
+            )
+        assert time.monotonic() - began < 60
+        assert service.audit(sale_id)["ok"]
 
 
 async def test_a_listener_that_closes_resets_no_connection_in_its_queue() -> None:
