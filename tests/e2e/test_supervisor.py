@@ -211,7 +211,9 @@ def test_the_sandbox_is_reached_from_this_machine_alone(tmp_path: Path) -> None:
     service.given = {"RESERVATION_HOST": "127.0.0.2"}
     service.start()
     try:
-        found = re.search(r"the sandbox, http://127\.0\.0\.1:(\d+)$", service.until_ready(), re.M)
+        found = re.search(
+            r"the sandbox, http://127\.0\.0\.1:(\d+)$", service.until_ready(), re.MULTILINE
+        )
         assert found is not None
         port = int(found[1])
         socket.create_connection(("127.0.0.1", port)).close()
