@@ -6,7 +6,9 @@ they are idle, and the address is resolved anew for the next ones.
 """
 
 import asyncio
+import os
 import socket
+import ssl
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, cast
@@ -17,6 +19,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from reservation.redis.replies import StoreUnavailable, life_of
 from reservation.redis.wire import Wire
@@ -251,7 +254,7 @@ class Pool:
             async with asyncio.timeout(OPEN_SECONDS_MAX):
                 wire = await self._connect()
         except (RedisError, OSError) as error:
-            raise StoreUnavailable(_cause_of(error)) from error
+            raise StoreUnavailable(f"{self._address()}: {_cause_of(error)}") from error
         self._wires.add(wire)
         if wire.life != self._life:
             was, self._life = self._life, wire.life
@@ -262,6 +265,10 @@ class Pool:
                 self._on_another_life()
         wire.generation = generation
         self.give_back(wire, clean=True)
+
+    def _address(self) -> str:
+        kwargs = self._maker.connection_kwargs
+        return kwargs.get("path") or f"{kwargs.get('host')}:{kwargs.get('port')}"
 
     async def _connect(self) -> Wire:
         connection = self._maker.make_connection()
@@ -321,4 +328,10 @@ def _cause_of(error: RedisError | OSError) -> str:
     """The server's own refusal, or the failure of the way to it."""
     if isinstance(error, ResponseError):
         return str(error)
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if isinstance(error, TimeoutError | RedisTimeoutError):
+        return f"no answer within {OPEN_SECONDS_MAX:g} s"
+    # The library's own text of a refused connection is an errno in a tuple.
+    inner = error.__cause__ or error.__context__ or error
+    if isinstance(inner, OSError) and not isinstance(inner, ssl.SSLError) and inner.errno:
+        return inner.strerror if inner.errno < 0 and inner.strerror else os.strerror(inner.errno)
+    return str(inner) or type(inner).__name__
