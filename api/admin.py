@@ -12,6 +12,7 @@ from api.account_schemas import VirtualAccountAnswer
 from api.auth import Connection
 from api.context import api_of, requires_operator
 from api.problems import answers, documented
+from api.query import knows_query
 from api.reservations import IdempotencyKey
 from api.schemas import (
     AuditAnswer,
@@ -74,7 +75,7 @@ class AdminController(Controller):
 
     path = "/v1/admin"
     tags = ("Operators",)
-    guards = [requires_operator, valid_sale_id]
+    guards = [requires_operator, valid_sale_id, knows_query]
     security = [{"operatorKey": []}]
 
     @put(

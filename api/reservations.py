@@ -10,6 +10,7 @@ from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 from api.auth import Connection, bearer_of
 from api.context import Api, api_of, buyer_of, limits_buyer, requires_buyer
 from api.problems import documented
+from api.query import knows_query
 from api.schemas import PrepareRequest, ReservationAnswer, ReservationsAnswer
 from reservation.catalog import Known
 from reservation.domain.errors import (
@@ -159,7 +160,7 @@ class ReservationController(Controller):
     @get(
         "/sales/{sale_id:str}/reservations",
         operation_id="listReservations",
-        guards=[requires_buyer, sale_exists],
+        guards=[requires_buyer, sale_exists, knows_query],
         security=BUYER,
         responses=documented(
             MalformedRequest, Unauthenticated, SaleNotFound, SaleRecovering, Unavailable

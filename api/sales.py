@@ -15,6 +15,7 @@ from api import open_files
 from api.auth import bearer_of
 from api.context import Api, api_of
 from api.problems import documented
+from api.query import knows_query
 from api.reservations import sale_exists
 from api.schemas import SaleAnswer, SalesAnswer
 from reservation.domain.errors import (
@@ -167,7 +168,12 @@ class SaleController(Controller):
     path = "/v1/sales"
     tags = ("Sales",)
 
-    @get("/", operation_id="listSales", responses=documented(MalformedRequest, Unavailable))
+    @get(
+        "/",
+        operation_id="listSales",
+        guards=[knows_query],
+        responses=documented(MalformedRequest, Unavailable),
+    )
     async def list_all(
         self,
         request: Request[Any, Any, Any],

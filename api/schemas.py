@@ -1,7 +1,7 @@
 """What travels over the wire: camelCase structs whose limits are in their types."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ from api.account_schemas import RefundAnswer, VirtualAccountAnswer
 from api.wire import WORDS, Received, Wire
 from reservation.audit import AuditReport
 from reservation.domain.clock import as_ms, as_wire
+from reservation.domain.errors import InvalidSale
 from reservation.domain.ids import SKU
 from reservation.domain.reservation import Line, Reservation
 from reservation.domain.sale import AMOUNT_MAX, TOTAL_MAX, Item, Sale
@@ -240,12 +241,16 @@ class SaleRequest(Received, frozen=True, kw_only=True):
     require_admission: bool = False
 
     def change(self) -> SaleChange:
-        """The same in the domain's words; a time without an offset is read as UTC."""
+        """The same in the domain's words.
+
+        Raises:
+            InvalidSale: a time has no offset: no reading of it is the operator's for certain.
+        """
         return SaleChange(
             name=self.name,
             currency=self.currency,
-            opens_at_ms=as_ms(_aware(self.opens_at)),
-            closes_at_ms=as_ms(_aware(self.closes_at)),
+            opens_at_ms=_instant("opensAt", self.opens_at),
+            closes_at_ms=_instant("closesAt", self.closes_at),
             hold_seconds=self.hold_seconds,
             hold_policy=self.hold_policy,
             virtual_accounts=self.virtual_accounts,
@@ -263,8 +268,10 @@ class SaleRequest(Received, frozen=True, kw_only=True):
         )
 
 
-def _aware(at: datetime) -> datetime:
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
+def _instant(name: str, at: datetime) -> int:
+    if at.tzinfo is None:
+        raise InvalidSale(f"{name} needs an offset, such as +09:00 or Z.")
+    return as_ms(at)
 
 
 class RestockRequest(Received, frozen=True, kw_only=True):

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
+from rich import markup
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+
+from reservation.domain.text import printable
 
 __all__ = [
     "show_audit",
@@ -115,6 +117,11 @@ def _refund_words(refund: dict[str, Any]) -> str:
     pieces = "back on sale" if refund["restock"] else "kept out of the sale"
     words = f"refund {refund['status']}{account}, pieces {pieces}, by {refund['operator']}"
     return words + (f": {refund['providerCode']}" if refund["providerCode"] else "")
+
+
+def escape(text: str) -> str:
+    """Text as it may stand on a terminal: neither controls nor markup come from a buyer's name."""
+    return markup.escape(printable(text))
 
 
 def _compact(facts: dict[str, Any]) -> str:

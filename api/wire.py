@@ -4,10 +4,12 @@ from typing import Final
 
 from msgspec import Struct
 
+from reservation.domain.text import TEXT
+
 __all__ = ["WORDS", "Received", "Wire"]
 
-#: Of names and reasons: PostgreSQL's text has no NUL, and an order reads the same everywhere.
-WORDS: Final = r"^[^\x00]*$"
+#: Of names and reasons.
+WORDS: Final = TEXT
 
 
 class Wire(Struct, frozen=True, kw_only=True, rename="camel"):

@@ -1,9 +1,11 @@
 """What an operator wants a sale to be, checked, and the forms in which that is kept."""
 
 import hashlib
+from datetime import UTC, datetime
 
 import msgspec
 
+from reservation.domain.clock import as_ms
 from reservation.domain.errors import InvalidSale
 from reservation.domain.sale import AMOUNT_MAX, TOTAL_MAX, Item
 from reservation.domain.states import HoldPolicy
@@ -24,6 +26,10 @@ ITEMS_MAX = 200
 #: use for: the PG's own page lives 30 minutes and its authentication 10.
 HOLD_SECONDS_LEAST = 1
 HOLD_SECONDS_MOST = 24 * 3600
+#: When a sale may be: what lies outside is a default or a typo, and close to the calendar's ends an
+#: instant has no date in every zone.
+TIME_LEAST_MS = as_ms(datetime(2000, 1, 1, tzinfo=UTC))
+TIME_END_MS = as_ms(datetime(2201, 1, 1, tzinfo=UTC))
 
 
 class SaleChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +55,9 @@ class SaleChange(msgspec.Struct, frozen=True, kw_only=True):
         if least is None:
             taken = ", ".join(sorted(payments.minimum_amounts))
             raise InvalidSale(f"The payment gateway takes no {self.currency}, only {taken}.")
+        for name, at_ms in (("opensAt", self.opens_at_ms), ("closesAt", self.closes_at_ms)):
+            if not TIME_LEAST_MS <= at_ms < TIME_END_MS:
+                raise InvalidSale(f"{name} must lie in the years 2000 to 2200.")
         if self.closes_at_ms <= self.opens_at_ms:
             raise InvalidSale("closesAt must be later than opensAt.")
         if not HOLD_SECONDS_LEAST <= self.hold_seconds <= HOLD_SECONDS_MOST:

@@ -12,6 +12,11 @@ __all__ = ["Clock", "SystemClock", "as_datetime", "as_ms", "as_wire"]
 _INSTANTS_MAX = 256
 
 
+#: The first and the last millisecond that a datetime in UTC can be.
+_FIRST_MS = -62_135_596_800_000
+_LAST_MS = 253_402_300_799_000
+
+
 class Clock(Protocol):
     """Wall clock for what is shown or compared with Redis, monotonic for what is waited for."""
 
@@ -35,8 +40,8 @@ class SystemClock:
 
 
 def as_datetime(ms: int) -> datetime:
-    """Unix milliseconds as an aware datetime in UTC."""
-    return datetime.fromtimestamp(ms / 1000, tz=UTC)
+    """Unix milliseconds as an aware datetime in UTC; beyond the calendar, the calendar's end."""
+    return datetime.fromtimestamp(min(max(ms, _FIRST_MS), _LAST_MS) / 1000, tz=UTC)
 
 
 def as_ms(at: datetime) -> int:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -25,6 +26,16 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
 
 
+async def sent(http: httpx.AsyncClient, path: str, **request: Any) -> httpx.Response:
+    """The answer; sent again where an idle connection was closed under the request."""
+    for _ in range(5):
+        try:
+            return await http.post(path, **request)
+        except httpx.TransportError:
+            continue
+    raise AssertionError(f"no answer from {path}")
+
+
 async def loop(
     http: httpx.AsyncClient, served: Served, sale_id: str, pause: float, is_over: IsOver
 ) -> Counter[str]:
@@ -33,7 +44,8 @@ async def loop(
     number, buyer = 0, served.buyer()
     while not is_over(told):
         number += 1
-        answer = await http.post(
+        answer = await sent(
+            http,
             f"/v1/sales/{sale_id}/reservations",
             json={"items": [{"sku": "a", "quantity": 1}], "amount": 1000},
             headers={**buyer, "Idempotency-Key": str(number)},
@@ -42,7 +54,7 @@ async def loop(
         told[body.get("code", "held")] += 1
         if answer.status_code == 201:
             path = f"/v1/reservations/{body['orderId']}/release"
-            released = await http.post(path, headers=buyer)
+            released = await sent(http, path, headers=buyer)
             assert released.status_code == 200, released.text
         await asyncio.sleep(pause)
     return told

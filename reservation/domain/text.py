@@ -1,0 +1,28 @@
+"""Text that people wrote: which characters it may have, and how a terminal shows any text."""
+
+import unicodedata
+from typing import Final
+
+__all__ = ["TEXT", "printable"]
+
+#: Names, titles and reasons: no C0 or C1 control (a NUL is no text for PostgreSQL, an escape drives
+#: a terminal), no line or paragraph separator, and none that turns the direction of writing.
+#: Python's `$` also matches before a last newline: hence `(?!\n)`.
+TEXT: Final = r"^[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]*$(?!\n)"
+#: Zero width joiner and non-joiner: emoji and several scripts are written with them.
+_JOINERS: Final = frozenset("\u200c\u200d")
+#: Controls, formats, surrogates, private and unassigned characters, and separators of lines.
+_UNPRINTABLE: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def printable(text: str) -> str:
+    """The text with an escape in the place of each character that no terminal prints."""
+    if text.isprintable():
+        return text
+    return "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    if character in _JOINERS or unicodedata.category(character) not in _UNPRINTABLE:
+        return character
+    return character.encode("unicode_escape").decode("ascii")
