@@ -24,7 +24,6 @@ from reservation.domain.reservation import (
     merge_lines,
 )
 from reservation.domain.sale import Sale
-from reservation.domain.states import LIVE
 from reservation.recovery import Watch
 from reservation.redis.batch import Decision, Made, PrepareQueue, Replayed, too_many
 from reservation.redis.replies import StoreUnavailable, StoreUncertain
@@ -180,13 +179,12 @@ class Prepare:
 
     async def _live_orders(self, basket: Basket) -> list[str]:
         try:
-            orders = await self._store.orders_of_buyer(
+            return await self._store.live_orders_of_buyer(
                 basket.sale_id, basket.buyer_id, ORDERS_SHOWN_MAX
             )
         except (StoreUnavailable, StoreUncertain):
             # The refusal stands without them.
             return []
-        return [order.order_id for order in orders if order.status in LIVE]
 
 
 def wish_of(

@@ -72,6 +72,28 @@ class Rules:
         found = [one.id for one in self.orders.values() if one.past and one.status in waiting]
         return [] if behind else found
 
+    def helpful(
+        self, buyer: str, lines: dict[str, int], refusal: list[Any], *, behind: bool, claims: bool
+    ) -> list[str]:
+        """The holds that ran out and whose end may lift this refusal.
+
+        Args:
+            buyer: who is refused.
+            lines: what for.
+            refusal: for what reason.
+            behind: as everywhere here.
+            claims: at a claim the buyer's own orders are not told from others'.
+        """
+        due = self.due(behind=behind) if self.policy == "prepare" else []
+        if refusal[0] == "limit_exceeded":
+            sku = refusal[1]
+            if lines[sku] > self.items[sku].limit:
+                return []
+            return due if claims else [one for one in due if self.orders[one].buyer == buyer]
+        items = self.items
+        gone = any(items[sku].available + items[sku].held < n for sku, n in lines.items())
+        return [] if gone else due
+
     def bought(self, buyer: str, sku: str) -> int:
         """What counts against the buyer's limit: whatever is held or sold under their orders."""
         return sum(
@@ -144,7 +166,7 @@ class Rules:
             return ["amount_mismatch", str(amount)]
         refusal = self.shortage(basket["buyer"], lines)
         if refusal:
-            due = self.due(behind=behind) if self.policy == "prepare" else []
+            due = self.helpful(basket["buyer"], lines, refusal, behind=behind, claims=False)
             return ["due", sorted(due)] if due else refusal
         order = self.orders[basket["order"]] = Case(basket, "PREPARED")
         if self.policy == "prepare":
@@ -175,7 +197,7 @@ class Rules:
         if order.status != "HELD":
             refusal = self.shortage(order.buyer, order.lines)
             if refusal:
-                due = self.due(behind=behind) if self.policy == "prepare" else []
+                due = self.helpful(order.buyer, order.lines, refusal, behind=behind, claims=True)
                 if due:
                     return ["due", sorted(due)]
                 return ["expired"] if ended and refusal[0] == "sold_out" else refusal

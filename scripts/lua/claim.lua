@@ -84,11 +84,14 @@ if not lines then return bug end
 local ended = status == "RELEASED" or status == "EXPIRED"
 local takes = COUNTER[status] == "available"
 
+-- Whether no deadline can lift the refusal.
+local for_good = false
 local function limit_refusal()
     for _, line in ipairs(lines) do
         local taken = tonumber(redis.call("HGET", buyer, line.sku)) or 0
         local limit = tonumber(redis.call("HGET", line.key, "limit"))
         if taken + line.quantity > limit then
+            for_good = line.quantity > limit
             return {"limit_exceeded", line.sku, int(limit), int(taken)}
         end
     end
@@ -97,8 +100,11 @@ end
 local function stock_refusal()
     local short, reply = false, {"sold_out", ""}
     for _, line in ipairs(lines) do
-        local available = tonumber(redis.call("HGET", line.key, "available"))
+        local counters = redis.call("HMGET", line.key, "available", "held")
+        local available, held = tonumber(counters[1]), tonumber(counters[2])
         short = short or available < line.quantity
+        -- What is sold comes back with no deadline.
+        for_good = for_good or available + held < line.quantity
         reply[#reply + 1] = line.sku
         reply[#reply + 1] = int(available)
     end
@@ -118,8 +124,9 @@ if takes then
     end
     local refusal = limit_refusal() or stock_refusal()
     if refusal then
-        local due = due_orders(deadlines, math.min(now_ms, caller_ms))
-        if #due > 0 and head.hold_policy == "prepare" then return {"due", unpack(due)} end
+        local may_help = head.hold_policy == "prepare" and not for_good
+        local due = may_help and due_orders(deadlines, math.min(now_ms, caller_ms)) or {}
+        if #due > 0 then return {"due", unpack(due)} end
         return refusal
     end
 end

@@ -44,7 +44,8 @@ Returns  {what all have in common}, and one reply per basket, in order; of each,
   not_open        {opens_at}
   paused          an operator stopped the sale
   amount_mismatch {amount of the basket at today's prices}
-  due             {order ids} holds that ran out stand in the way: expire them, then ask again
+  due             {order ids} holds that ran out and may make room for this basket: expire them,
+                  then ask again
   again           a basket before this one met `due`: ask again after it
   limit_exceeded  {sku, limit, taken}
   sold_out        {next deadline or "", then sku, available of each line}; the next who are told the
@@ -94,10 +95,10 @@ for index = 1, sku_count do
     local key, sku = KEYS[FIRST_STOCK_KEY + index - 1], ARGV[FIRST_SKU + index - 1]
     local found = redis.call("HMGET", key, "available", "held", "price", "limit")
     local stock = {
-        key = key, sku = sku, available = count_of(found[1]),
+        key = key, sku = sku, available = count_of(found[1]), held = count_of(found[2]),
         price = count_of(found[3]), limit = count_of(found[4]), taken = 0,
     }
-    local whole = stock.available and count_of(found[2]) and stock.price and stock.limit
+    local whole = stock.available and stock.held and stock.price and stock.limit
     if not whole and (found[1] or found[2] or found[3] or found[4]) then
         return redis.error_reply("BUG prepare: a number of " .. sku .. " is no count")
     end
@@ -137,6 +138,21 @@ local function holds_ran_out()
     if not holds then return false end
     due = due or due_orders(deadlines, expiry_ms)
     return #due > 0
+end
+
+-- The buyer's own holds that ran out: no others can make room under the buyer's limits.
+local function own_due(basket)
+    local own = {}
+    if not holds_ran_out() then return own end
+    for first = 0, basket.orders - 1, ORDERS_AT_ONCE do
+        local last = first + ORDERS_AT_ONCE - 1
+        local ids = redis.call("ZREVRANGE", basket.buyer_orders, first, last)
+        for i, deadline in ipairs(redis.call("ZMSCORE", deadlines, unpack(ids))) do
+            if deadline and tonumber(deadline) <= expiry_ms then own[#own + 1] = ids[i] end
+            if #own == DUE_MAX then return own end
+        end
+    end
+    return own
 end
 
 local function basket_at(position, wish)
@@ -260,6 +276,8 @@ local function limit_refusal(basket, wish)
                 "BUG prepare: what the buyer has of " .. line.stock.sku .. " is no count")
         end
         if has + line.quantity > line.stock.limit then
+            local own = line.quantity <= line.stock.limit and own_due(basket) or {}
+            if #own > 0 then return {"due", unpack(own)} end
             return {"limit_exceeded", line.stock.sku, int(line.stock.limit), int(has)}
         end
     end
@@ -269,11 +287,17 @@ end
 local sold_out_count = 0
 local function stock_refusal(wish)
     if wish.sold_out_at == head.seq then return -wish.sold_out_number end
-    local short = false
-    for _, line in ipairs(wish.lines) do short = short or line.stock.available < line.quantity end
+    local short, for_good = false, false
+    for _, line in ipairs(wish.lines) do
+        local stock = line.stock
+        short = short or stock.available < line.quantity
+        -- What is sold comes back with no deadline.
+        for_good = for_good or stock.available + stock.held < line.quantity
+    end
     if not short then return nil end
     local next_deadline = ""
-    if holds then
+    if not for_good and holds_ran_out() then return {"due", unpack(due)} end
+    if not for_good and holds then
         write_deadlines()
         next_deadline = redis.call("ZRANGE", deadlines, 0, 0, "WITHSCORES")[2] or ""
     end
@@ -304,6 +328,7 @@ local function write(basket, wish)
     for _, line in ipairs(holds and wish.lines or {}) do
         local stock = line.stock
         stock.available = stock.available - line.quantity
+        stock.held = stock.held + line.quantity
         stock.taken = stock.taken + line.quantity
         redis.call("HINCRBY", basket.buyer, stock.sku, int(line.quantity))
     end
@@ -326,12 +351,8 @@ local function decide(basket)
     refusal = window_refusal(wish)
     if refusal then return refusal end
     if wish.price ~= wish.amount then return {"amount_mismatch", int(wish.price)} end
-    refusal = limit_refusal(basket, wish)
-    if refusal and refusal.err then return refusal end
-    refusal = refusal or stock_refusal(wish)
-    -- A hold that ran out hides neither stock nor a buyer's own limit.
-    if refusal and holds_ran_out() then return {"due", unpack(due)} end
-    return refusal or write(basket, wish)
+    -- A hold that ran out hides neither stock nor a buyer's own limit: where it may, it is `due`.
+    return limit_refusal(basket, wish) or stock_refusal(wish) or write(basket, wish)
 end
 
 local wishes, common = {}, {word, expires_at, at}

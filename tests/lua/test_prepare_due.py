@@ -1,0 +1,65 @@
+"""prepare.lua: holds that ran out stop a refusal only where their end may lift it."""
+
+from tests.fixtures.lua_sale import LuaSale
+
+
+async def overdue(sale: LuaSale, count: int = 3, **lines: int) -> list[dict[str, object]]:
+    """Holds of other buyers whose deadline has passed and that nobody reaps."""
+    baskets = [await sale.hold(f"old-{number}", lines=lines) for number in range(count)]
+    await sale.run_out(*baskets)
+    return baskets
+
+
+async def test_more_than_the_limit_alone_is_refused_at_once(sale: LuaSale) -> None:
+    await overdue(sale, a=1)
+    own = await sale.hold("ann")
+    await sale.run_out(own)
+    reply = await sale.prepare(sale.basket("ann", lines={"a": 4}))
+    assert reply == [["limit_exceeded", "a", "3", "1"]]
+
+
+async def test_a_buyer_without_an_overdue_hold_is_refused_at_once(sale: LuaSale) -> None:
+    await overdue(sale, a=1)
+    await sale.hold("ann", lines={"a": 3})
+    assert await sale.prepare(sale.basket("ann")) == [["limit_exceeded", "a", "3", "3"]]
+
+
+async def test_a_buyers_own_overdue_holds_are_named_and_no_others(sale: LuaSale) -> None:
+    await overdue(sale, a=1)
+    own = await sale.hold("ann", lines={"a": 3})
+    other_item = await sale.hold("ann", lines={"b": 1})
+    await sale.run_out(own)
+    [[word, *order_ids]] = await sale.prepare(sale.basket("ann"))
+    assert (word, order_ids) == ("due", [own["order"]])
+    assert await sale.expire(own) == ["expired"]
+    assert (await sale.prepare(sale.basket("ann")))[0][0] == "held"
+    assert (await sale.order(other_item))["status"] == "HELD"
+
+
+async def test_what_is_sold_for_good_is_refused_at_once(sale: LuaSale) -> None:
+    await overdue(sale, a=1)
+    await sale.sold("buyer-1", lines={"b": 5})
+    wish = sale.basket("ann", lines={"a": 1, "b": 1})
+    assert await sale.prepare(wish) == [["sold_out", "", "a", "7", "b", "0"]]
+
+
+async def test_pieces_held_in_the_same_batch_count_as_held(sale: LuaSale) -> None:
+    await overdue(sale, a=1)
+    taken, late = sale.basket("bob", lines={"b": 5}), sale.basket("ann", lines={"b": 1})
+    replies = await sale.prepare(taken, late)
+    assert [reply[0] for reply in replies] == ["held", "due"]
+
+
+async def test_an_item_sold_for_good_names_no_deadline_of_another_item(sale: LuaSale) -> None:
+    held = await sale.hold("bob", lines={"a": 1})
+    await sale.sold("buyer-1", lines={"b": 5})
+    assert await sale.prepare(sale.basket("ann", lines={"b": 1})) == [["sold_out", "", "b", "0"]]
+    assert (await sale.order(held))["status"] == "HELD"
+
+
+async def test_one_buyer_over_the_limit_does_not_hold_up_the_batch(sale: LuaSale) -> None:
+    await overdue(sale, count=5, a=1)
+    await sale.hold("ann", lines={"a": 3})
+    greedy, bob = sale.basket("ann"), sale.basket("bob")
+    replies = await sale.prepare(greedy, bob)
+    assert [reply[0] for reply in replies] == ["limit_exceeded", "held"]
