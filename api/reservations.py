@@ -75,11 +75,7 @@ async def sale_exists(connection: Connection, _: BaseRouteHandler) -> None:
 def is_admitted(api: Api, known: Known, buyer_id: str, admission: str | None) -> bool:
     """Whether the caller shows a good admission; the script knows whether the sale asks for one."""
     return admission is not None and api.service.signer.admits(
-        admission,
-        sale_id=known.sale.sale_id,
-        prices=known.sale.prices(),
-        buyer_id=buyer_id,
-        now_ms=api.service.clock.now_ms(),
+        admission, known.sale.page, buyer_id, now_ms=api.service.clock.now_ms()
     )
 
 

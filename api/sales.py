@@ -207,18 +207,16 @@ class SaleController(Controller):
         """One sale with its stock now, the server's clock, and the admission to it."""
         api = api_of(request)
         sale = (await api.service.catalog.fresh(sale_id)).sale
-        buyer_id = ""
-        if bearer_of(request) is not None:
-            # A stale token on a public page is no reason to hide the page.
-            with suppress(Unauthenticated):
-                buyer_id = await api.buyers.buyer(request)
-        admission = api.service.signer.admission(
-            sale_id=sale_id,
-            prices=sale.prices(),
-            buyer_id=buyer_id,
-            now_ms=api.service.clock.now_ms(),
-        )
         now_ms = api.service.connections.server_now_ms()
+        admission = None
+        # Anonymous answers are alike, and one of before the opening admits nobody.
+        if bearer_of(request) is not None and now_ms >= sale.opens_at_ms:
+            # A token that is not good is no reason to hide a public page.
+            with suppress(Unauthenticated, Unavailable):
+                buyer_id = await api.buyers.buyer(request)
+                admission = api.service.signer.admission(
+                    sale.page, buyer_id, now_ms=api.service.clock.now_ms()
+                )
         return Response(
             SaleAnswer.of(sale, now_ms=now_ms, admission=admission),
             headers={"Cache-Control": "no-store"},

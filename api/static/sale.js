@@ -148,8 +148,8 @@ async function reading(read) {
   }
 }
 
-async function readSale() {
-  const { sale: read, tookMs } = await getSale(saleId);
+async function readSale({ admission = false } = {}) {
+  const { sale: read, tookMs } = await getSale(saleId, { admission });
   sale = read;
   readAt = performance.now();
   setClock(sale.serverTime, tookMs);
@@ -161,7 +161,7 @@ async function readSale() {
   $("head").hidden = false;
 }
 
-const refreshSale = () => reading(readSale);
+const refreshSale = () => reading(() => readSale());
 
 /** What was read before a hold came or went tells nothing of it. */
 async function listWhileUnchanged() {
@@ -201,7 +201,9 @@ function endOf(reservations, { orderId }) {
 
 const asking = {
   async admission(fresh) {
-    if (fresh || performance.now() - readAt > ADMISSION_MS) await readSale();
+    if (!sale.requireAdmission) return undefined;
+    const stale = !sale.admission || performance.now() - readAt > ADMISSION_MS;
+    if (fresh || stale) await readSale({ admission: true });
     return sale.admission;
   },
   onRepeat: () => notice(t("stillTrying")),

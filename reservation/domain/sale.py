@@ -3,6 +3,7 @@
 import msgspec
 
 from reservation.domain.states import HoldPolicy, SaleStatus
+from reservation.domain.tokens import Page
 
 __all__ = ["AMOUNT_MAX", "TOTAL_MAX", "Item", "Sale"]
 
@@ -72,6 +73,8 @@ class Sale(msgspec.Struct, frozen=True, kw_only=True):
                 return item
         return None
 
-    def prices(self) -> str:
+    @property
+    def page(self) -> Page:
         """What an admission covers: every price of the page that handed it out."""
-        return ",".join(f"{item.sku}={item.price}" for item in self.items)
+        prices = ",".join(f"{item.sku}={item.price}" for item in self.items)
+        return Page(self.sale_id, prices, self.opens_at_ms)

@@ -6,7 +6,7 @@
 
 A token is `v1.KEYID.PAYLOAD.MAC`: the payload is a JSON array in base64url, the MAC covers
 everything before it, with a key of its own for each purpose. The sale's admission is an HMAC of
-the same keys over what its page showed.
+the same keys over what its page showed, and to whom.
 """
 
 import hmac
@@ -21,7 +21,7 @@ from reservation.domain import base64url
 from reservation.domain.errors import InvalidToken
 from reservation.domain.macs import Mac
 
-__all__ = ["Claims", "Purpose", "Signer"]
+__all__ = ["Claims", "Page", "Purpose", "Signer"]
 
 _VERSION: Final = "v1"
 #: Longer than any token we make (a payload is under 300 bytes): not worth decoding.
@@ -70,6 +70,15 @@ class Claims(msgspec.Struct, frozen=True, array_like=True):
     def may_claim(self, now_ms: int) -> bool:
         """Whether a return token may still begin a payment attempt."""
         return now_ms <= self.expires_at_ms - TOKEN_LIFE_MS + RETURN_CLAIM_MS
+
+
+class Page(msgspec.Struct, frozen=True):
+    """What an admission to a sale is for: the sale's page as it was shown."""
+
+    sale_id: str
+    #: Every item with its price.
+    prices: str
+    opens_at_ms: int
 
 
 class Signer:
@@ -126,16 +135,17 @@ class Signer:
             raise InvalidToken
         return claims
 
-    def admission(self, *, sale_id: str, prices: str, buyer_id: str, now_ms: int) -> str:
-        """What the sale's page hands out: good for ten minutes, and for this buyer where known."""
+    def admission(self, page: "Page", buyer_id: str, *, now_ms: int) -> str:
+        """What the page of an open sale hands out to this buyer: good for ten minutes."""
         minute = now_ms // _MINUTE_MS
-        mac = self._admission_mac(self._key_ids[0], sale_id, prices, buyer_id, minute)
+        mac = self._admission_mac(self._key_ids[0], page, buyer_id, minute)
         return f"{self._key_ids[0]}.{minute}.{base64url.encode(mac)}"
 
-    def admits(
-        self, admission: str, *, sale_id: str, prices: str, buyer_id: str, now_ms: int
-    ) -> bool:
-        """Whether this admission was handed out for this sale, lately, to this buyer or anyone."""
+    def admits(self, admission: str, page: "Page", buyer_id: str, *, now_ms: int) -> bool:
+        """Whether this admission was handed out by this page, lately, to this buyer.
+
+        One from before the opening admits nobody: it would be collected in peace the day before.
+        """
         key_id, _, rest = admission.partition(".")
         minute_text, _, mac_text = rest.partition(".")
         mac = _decode(mac_text) if len(admission) <= _TOKEN_CHARS_MAX else None
@@ -143,18 +153,14 @@ class Signer:
             return False
         minute = int(minute_text) if len(minute_text) < 12 else 0
         age = now_ms // _MINUTE_MS - minute
-        if not -1 <= age <= ADMISSION_MINUTES:
+        if not -1 <= age <= ADMISSION_MINUTES or minute < page.opens_at_ms // _MINUTE_MS:
             return False
-        fitting = [
-            hmac.compare_digest(self._admission_mac(key_id, sale_id, prices, who, minute), mac)
-            for who in (buyer_id, "")
-        ]
-        return any(fitting)
+        return hmac.compare_digest(self._admission_mac(key_id, page, buyer_id, minute), mac)
 
-    def _admission_mac(
-        self, key_id: str, sale_id: str, prices: str, buyer_id: str, minute: int
-    ) -> bytes:
-        message = msgspec.json.encode([sale_id, prices, buyer_id, minute])
+    def _admission_mac(self, key_id: str, page: "Page", buyer_id: str, minute: int) -> bytes:
+        message = msgspec.json.encode(
+            [page.sale_id, page.prices, page.opens_at_ms, buyer_id, minute]
+        )
         return self._macs[key_id, "admission"].digest(message)
 
 

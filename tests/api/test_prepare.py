@@ -1,7 +1,7 @@
 """Prepare over HTTP: what a hold looks like, and that the same key is the same reservation."""
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -237,17 +237,48 @@ def test_a_sale_that_takes_stock_at_success_prepares_without_a_hold(served: Serv
 
 def test_a_sale_with_admission_takes_who_comes_from_its_page(served: Served) -> None:
     sale_id, buyer = served.sale(requireAdmission=True), served.buyer()
-    anyone = served.http.get(f"/v1/sales/{sale_id}").json()["admission"]
-    own = served.http.get(f"/v1/sales/{sale_id}", headers=buyer).json()["admission"]
-    for admission in (anyone, own):
-        served.hold(sale_id, {**buyer, "X-Sale-Admission": admission})
+    admission = served.http.get(f"/v1/sales/{sale_id}", headers=buyer).json()["admission"]
+    served.hold(sale_id, {**buyer, "X-Sale-Admission": admission})
+
+
+def test_an_anonymous_page_and_one_of_before_the_opening_admit_nobody(served: Served) -> None:
+    """One anonymous look must not admit a crowd, nor be collected the day before."""
+    sale_id, buyer = served.sale(requireAdmission=True), served.buyer()
+    stale = {"Authorization": "Bearer not-a-token"}
+    for headers in ({}, stale):
+        answer = served.http.get(f"/v1/sales/{sale_id}", headers=headers)
+        assert answer.status_code == 200
+        assert "admission" not in answer.json()
+    opens_at = datetime.now(UTC) + timedelta(hours=1)
+    early = served.sale(requireAdmission=True, opensAt=opens_at.isoformat())
+    assert "admission" not in served.http.get(f"/v1/sales/{early}", headers=buyer).json()
+
+
+def test_an_admission_ends_where_the_opening_is_moved(served: Served) -> None:
+    sale_id, buyer = served.sale(requireAdmission=True), served.buyer()
+    path = f"/v1/sales/{sale_id}"
+    admission = served.http.get(path, headers=buyer).json()["admission"]
+    opens_at = datetime.now(UTC) - timedelta(seconds=1)
+    changed = {**served.document(sale_id), "opensAt": opens_at.isoformat()}
+    answer = served.http.put(
+        f"/v1/admin/sales/{sale_id}",
+        json=changed,
+        headers={**served.admin, "If-Match": served.etag(sale_id)},
+    )
+    assert answer.status_code == 200, answer.text
+    eventually(
+        lambda: served.prepare(sale_id, {**buyer, "X-Sale-Admission": admission}),
+        lambda found: found.status_code == 403,
+    )
+    admission = served.http.get(path, headers=buyer).json()["admission"]
+    served.hold(sale_id, {**buyer, "X-Sale-Admission": admission})
 
 
 def test_an_admission_of_another_buyer_or_sale_is_none(served: Served) -> None:
     sale_id, other = served.sale(requireAdmission=True), served.sale(requireAdmission=True)
     theirs = served.http.get(f"/v1/sales/{sale_id}", headers=served.buyer()).json()["admission"]
-    elsewhere = served.http.get(f"/v1/sales/{other}").json()["admission"]
     buyer = served.buyer()
+    elsewhere = served.http.get(f"/v1/sales/{other}", headers=buyer).json()["admission"]
     for admission in (theirs, elsewhere, "made.up", ""):
         answer = served.prepare(sale_id, {**buyer, "X-Sale-Admission": admission})
         refused(answer, 403, "invalid_admission")

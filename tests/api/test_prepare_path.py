@@ -358,11 +358,13 @@ async def test_a_good_admission_is_no_reason_to_read_a_body_twice(ways: Ways) ->
     service = path._api.service
     body = msgspec.json.encode(basket(("a", 1), amount=1000)["body"])
     now_ms = service.clock.now_ms()
-    shown = service.signer.admission(
-        sale_id=sale_id, prices=known.sale.prices(), buyer_id="", now_ms=now_ms
-    ).encode()
-    admitted = path._wish(known, "ann", body, shown)
-    assert (admitted.admitted, path._wish(known, "bob", body, shown)) == (True, admitted)
+    shown = {
+        buyer_id: service.signer.admission(known.sale.page, buyer_id, now_ms=now_ms).encode()
+        for buyer_id in ("ann", "bob")
+    }
+    admitted = path._wish(known, "ann", body, shown["ann"])
+    assert (admitted.admitted, path._wish(known, "bob", body, shown["bob"])) == (True, admitted)
+    assert path._wish(known, "eve", body, shown["ann"]).admitted is False
     assert path._wish(known, "eve", body, b"made.up.one").admitted is False
 
 

@@ -11,6 +11,7 @@ from reservation.domain.tokens import (
     RETURN_CLAIM_MS,
     TOKEN_LIFE_MS,
     Claims,
+    Page,
     Purpose,
     Signer,
 )
@@ -93,28 +94,33 @@ def test_a_return_token_claims_for_less_long_than_it_reads() -> None:
 
 
 def test_an_admission_is_for_its_sale_prices_buyer_and_minutes() -> None:
-    signer = Signer([NEW])
-    page = {"sale_id": "s", "prices": "a=1"}
-    admission = signer.admission(**page, buyer_id="b", now_ms=NOW_MS)
-    assert signer.admits(admission, **page, buyer_id="b", now_ms=NOW_MS)
-    assert signer.admits(
-        signer.admission(**page, buyer_id="", now_ms=NOW_MS), **page, buyer_id="b", now_ms=NOW_MS
-    )
+    signer, page = Signer([NEW]), Page("s", "a=1", NOW_MS)
+    admission = signer.admission(page, "b", now_ms=NOW_MS)
+    assert signer.admits(admission, page, "b", now_ms=NOW_MS)
     late_ms = NOW_MS + (ADMISSION_MINUTES + 1) * 60_000
-    for wrong in (
-        {"sale_id": "t", "prices": "a=1", "buyer_id": "b", "now_ms": NOW_MS},
-        {"sale_id": "s", "prices": "a=2", "buyer_id": "b", "now_ms": NOW_MS},
-        {"sale_id": "s", "prices": "a=1", "buyer_id": "c", "now_ms": NOW_MS},
-        {"sale_id": "s", "prices": "a=1", "buyer_id": "b", "now_ms": late_ms},
+    for other, buyer_id, now_ms in (
+        (Page("t", "a=1", NOW_MS), "b", NOW_MS),
+        (Page("s", "a=2", NOW_MS), "b", NOW_MS),
+        (Page("s", "a=1", NOW_MS - 1), "b", NOW_MS),
+        (page, "c", NOW_MS),
+        (page, "", NOW_MS),
+        (page, "b", late_ms),
     ):
-        assert not signer.admits(admission, **wrong)
-    assert not Signer([OLD]).admits(admission, **page, buyer_id="b", now_ms=NOW_MS)
+        assert not signer.admits(admission, other, buyer_id, now_ms=now_ms)
+    assert not Signer([OLD]).admits(admission, page, "b", now_ms=NOW_MS)
+
+
+def test_an_admission_of_nobody_or_of_before_the_opening_admits_nobody() -> None:
+    signer, page = Signer([NEW]), Page("s", "a=1", NOW_MS)
+    anonymous = signer.admission(page, "", now_ms=NOW_MS)
+    assert not signer.admits(anonymous, page, "b", now_ms=NOW_MS)
+    early = signer.admission(page, "b", now_ms=NOW_MS - 60_000)
+    assert not signer.admits(early, page, "b", now_ms=NOW_MS)
 
 
 @given(st.text(max_size=80))
 def test_anything_else_admits_nobody(text: str) -> None:
-    page = {"sale_id": "s", "prices": "a=1"}
-    assert not Signer([NEW]).admits(text, **page, buyer_id="b", now_ms=NOW_MS)
+    assert not Signer([NEW]).admits(text, Page("s", "a=1", 0), "b", now_ms=NOW_MS)
 
 
 @given(
