@@ -118,6 +118,7 @@ def context_of(settings: Settings, service: Service) -> Api:
         operators=Operators(settings, buyers, peers),
         peers=peers,
         prepares=Limiter(settings.prepare_rate) if settings.prepare_rate else None,
+        replays=Limiter(settings.prepare_rate) if settings.prepare_rate else None,
     )
 
 

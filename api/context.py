@@ -1,6 +1,5 @@
 """What the endpoints share: the connected service and the ways to know a caller."""
 
-import math
 from typing import Any
 
 import msgspec
@@ -14,7 +13,6 @@ from api.schemas import PaymentAnswer, ReservationAnswer
 from reservation.bootstrap import Service
 from reservation.domain.errors import (
     InvalidToken,
-    RateLimited,
     ReservationNotFound,
     SaleRecovering,
     Unauthenticated,
@@ -25,7 +23,7 @@ from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.domain.tokens import READ_LIFE_MS, TOKEN_LIFE_MS, Claims, Purpose
 
-__all__ = ["Api", "api_of", "buyer_of", "limits_buyer", "requires_buyer", "requires_operator"]
+__all__ = ["Api", "api_of", "buyer_of", "requires_buyer", "requires_operator"]
 
 _BUYER = "buyer_id"
 #: While the payment has not begun.
@@ -42,6 +40,8 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
     peers: Peers
     #: In front of the queue; the script counts the holds that are taken.
     prepares: Limiter | None
+    #: Calls beyond it that may be repeats of a key that holds: so many are looked up.
+    replays: Limiter | None
 
     def token(
         self, order: Reservation, purpose: Purpose, *, epoch: str, customer_key: str = ""
@@ -145,19 +145,6 @@ def api_of(connection: Connection | Request[Any, Any, State]) -> Api:
 async def requires_buyer(connection: Connection, _: BaseRouteHandler) -> None:
     """Guard: a buyer's own token, or 401."""
     connection.state[_BUYER] = await api_of(connection).buyers.buyer(connection)
-
-
-async def limits_buyer(connection: Connection, _: BaseRouteHandler) -> None:
-    """Guard: not faster than the prepare rate, or 429.
-
-    A coroutine that awaits nothing: a plain function would go through a thread.
-    """
-    api = api_of(connection)
-    if api.prepares is None:
-        return
-    wait = api.prepares.wait(connection.state[_BUYER], api.service.clock.monotonic())
-    if wait:
-        raise RateLimited(retryAfter=max(1, math.ceil(wait)))
 
 
 async def requires_operator(

@@ -153,7 +153,10 @@ class PreparePath:
             SkuNotFound,
         ):
             return False
-        _Taken(self, began, its_id, cors, asked, known).begin(buyer_id, key, wish)
+        refusal = self.too_fast(buyer_id)
+        if refusal is not None and self.may_be_replay(buyer_id):
+            return False
+        _Taken(self, began, its_id, cors, asked, known).begin(buyer_id, key, wish, refusal)
         return True
 
     def _turn_away(
@@ -195,17 +198,15 @@ class PreparePath:
             found = self._cors_lines[origin] = _cors_lines(self._cors, origin)
         return found
 
-    def refuse_fast(self, buyer_id: str) -> None:
-        """Count one call of this buyer.
+    def too_fast(self, buyer_id: str) -> RateLimited | None:
+        """Count one call of this buyer; the refusal where it is faster than the prepare rate."""
+        wait = 0.0 if self._prepares is None else self._prepares.wait(buyer_id, self._monotonic())
+        return RateLimited(retryAfter=max(1, math.ceil(wait))) if wait else None
 
-        Raises:
-            RateLimited: faster than the prepare rate.
-        """
-        if self._prepares is None:
-            return
-        wait = self._prepares.wait(buyer_id, self._monotonic())
-        if wait:
-            raise RateLimited(retryAfter=max(1, math.ceil(wait)))
+    def may_be_replay(self, buyer_id: str) -> bool:
+        """Whether the route may look up if a call that is too fast repeats a key that holds."""
+        replays = self._api.replays
+        return replays is not None and replays.is_free(buyer_id, self._monotonic())
 
     def begin(self, known: Known, buyer_id: str, key: str, wish: Wish, done: Done) -> None:
         """Hand the wish to the queue; raises what can be refused without Redis."""
@@ -286,16 +287,18 @@ class _Taken:
         self._known = known
         self._span = None if tracing.tracer is None else tracing.tracer.request(its_id)
 
-    def begin(self, buyer_id: str, key: str, wish: Wish) -> None:
+    def begin(self, buyer_id: str, key: str, wish: Wish, refusal: ReservationError | None) -> None:
+        if refusal is not None:
+            self._done(refusal)
+            return
         try:
-            self._path.refuse_fast(buyer_id)
             if self._span is None or tracing.tracer is None:
                 self._path.begin(self._known, buyer_id, key, wish, self._done)
             else:
                 with tracing.tracer.inside(self._span):
                     self._path.begin(self._known, buyer_id, key, wish, self._done)
-        except ReservationError as refusal:
-            self._done(refusal)
+        except ReservationError as error:
+            self._done(error)
 
     def _done(self, outcome: Made | Prepared | Exception) -> None:
         status, message = self._shown(outcome)

@@ -1,14 +1,16 @@
 """The buyer's reservations: prepare, look, wait, release."""
 
+import math
 import re
 from typing import Annotated, Any, Final
 
+import msgspec
 from litestar import Controller, Request, Response, get, post
 from litestar.handlers.base import BaseRouteHandler
 from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 
 from api.auth import Connection, bearer_of
-from api.context import Api, api_of, buyer_of, limits_buyer, requires_buyer
+from api.context import Api, api_of, buyer_of, requires_buyer
 from api.problems import documented
 from api.query import knows_query
 from api.schemas import PrepareRequest, ReservationAnswer, ReservationsAnswer
@@ -38,13 +40,14 @@ from reservation.domain.errors import (
 )
 from reservation.domain.ids import IDEMPOTENCY_KEY, SALE_ID
 from reservation.domain.payment import Cause, Reason
-from reservation.domain.reservation import Reservation, Wish
+from reservation.domain.reservation import Reservation, Wish, digest_of, merge_lines
 from reservation.domain.tokens import Purpose
 from reservation.prepare import Prepared, wish_of
 
 __all__ = ["PRIVATE", "ReservationController", "answer_of", "is_admitted", "wish_in"]
 
 _SALE_ID = re.compile(SALE_ID)
+_IDEMPOTENCY_KEY = re.compile(IDEMPOTENCY_KEY)
 #: The longest wait for a change: under the 30 s at which common proxies give up.
 WAIT_SECONDS_MAX: Final = 25
 #: Nothing of a buyer's belongs into a cache, nor its address into a Referer.
@@ -70,6 +73,38 @@ async def sale_exists(connection: Connection, _: BaseRouteHandler) -> None:
     if _SALE_ID.fullmatch(sale_id) is None:
         raise SaleNotFound
     await api_of(connection).service.catalog.get(sale_id)
+
+
+async def limits_buyer(connection: Connection, _: BaseRouteHandler) -> None:
+    """Guard: not faster than the prepare rate, or 429; a repeat of a key that holds goes on.
+
+    A coroutine also where it awaits nothing: a plain function would go through a thread.
+    """
+    api = api_of(connection)
+    if api.prepares is None or api.replays is None:
+        return
+    buyer_id, now = buyer_of(connection), api.service.clock.monotonic()
+    wait = api.prepares.wait(buyer_id, now)
+    if not wait:
+        return
+    if api.replays.wait(buyer_id, now) or not await _is_replay(api, connection, buyer_id):
+        raise RateLimited(retryAfter=max(1, math.ceil(wait)))
+
+
+async def _is_replay(api: Api, connection: Connection, buyer_id: str) -> bool:
+    """Whether the request repeats a key and the body that it was used with."""
+    sale_id, key = connection.path_params["sale_id"], connection.headers.get("idempotency-key", "")
+    if not isinstance(connection, Request) or _SALE_ID.fullmatch(sale_id) is None:
+        return False
+    if _IDEMPOTENCY_KEY.fullmatch(key) is None:
+        return False
+    try:
+        data = msgspec.json.decode(await connection.body(), type=PrepareRequest)
+    except (UnicodeDecodeError, msgspec.MsgspecError):
+        return False
+    lines = merge_lines((line.sku, line.quantity) for line in data.items)
+    digest = digest_of(lines, data.amount, data.order_name)
+    return await api.service.prepare.is_replay(sale_id, buyer_id, key, digest)
 
 
 def is_admitted(api: Api, known: Known, buyer_id: str, admission: str | None) -> bool:

@@ -122,6 +122,18 @@ class Prepare:
         """The refusal of every newcomer of this sale, while too many wait already."""
         return TOO_MANY if self._queue.is_full(known.sale.sale_id, known.epoch) else None
 
+    async def is_replay(
+        self, sale_id: str, buyer_id: str, idempotency_key: str, digest: str
+    ) -> bool:
+        """Whether this key has made an order from this body; False also where Redis is away."""
+        order_id = self._order_ids.order_id(
+            sale_id=sale_id, buyer_id=buyer_id, idempotency_key=idempotency_key
+        )
+        try:
+            return await self._store.digest(order_id) == digest
+        except (StoreUnavailable, StoreUncertain):
+            return False
+
     def basket(self, known: Known, buyer_id: str, idempotency_key: str, wish: Wish) -> Basket:
         """The wish as the queue takes it."""
         sale_id = known.sale.sale_id

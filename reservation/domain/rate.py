@@ -59,6 +59,11 @@ class Limiter:
         self._earlier: dict[str, float] = {}
         self._turns_at = 0.0
 
+    def is_free(self, caller: str, now: float) -> bool:
+        """Whether one more call may go on; counts nothing."""
+        arrival = self._arrivals.get(caller) or self._earlier.get(caller, now)
+        return arrival - now <= self._ahead
+
     def wait(self, caller: str, now: float) -> float:
         """Counts one call; 0 where it may go on, else the seconds until one more may."""
         # Too many at once is an attack with many names: start over rather than grow.

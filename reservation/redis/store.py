@@ -82,6 +82,11 @@ class Store:
         found = await self.read_many([order_id])
         return found[0]
 
+    async def digest(self, order_id: str) -> str | None:
+        """The digest of the body that made this order, or None where Redis has none."""
+        key = self._keys.of(sale_of(order_id) or "").order(order_id)
+        return await self._connections.command("HGET", key, "digest")
+
     async def read_many(self, order_ids: Sequence[str]) -> list[Reservation | None]:
         """The reservations of these ids, in order, each None where Redis has none.
 

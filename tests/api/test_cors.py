@@ -138,6 +138,27 @@ def test_a_flood_is_refused_before_anybody_looks_at_it(shop: Served) -> None:
     refused(answer, 429, "rate_limited")
 
 
+def test_a_repeat_of_a_key_that_holds_comes_before_the_rate(shop: Served) -> None:
+    """A client whose answer was lost asks again at once, and must hear of its hold."""
+    sale_id, buyer = shop.sale(), shop.buyer()
+    first = shop.hold(sale_id, buyer, key="first")
+    shop.hold(sale_id, buyer, key="second")
+    refused(shop.prepare(sale_id, buyer, key="third"), 429, "rate_limited")
+    again = shop.prepare(sale_id, buyer, key="first")
+    assert (again.status_code, again.headers["idempotent-replayed"]) == (201, "true")
+    assert again.json()["orderId"] == first["orderId"]
+    # As many look-ups as the rate has calls: a flood of repeats is a flood.
+    refused(shop.prepare(sale_id, buyer, key="first"), 429, "rate_limited")
+
+
+def test_another_body_under_a_key_that_holds_is_no_repeat(shop: Served) -> None:
+    sale_id, buyer = shop.sale(), shop.buyer()
+    for key in ("first", "second"):
+        shop.hold(sale_id, buyer, key=key)
+    other = shop.prepare(sale_id, buyer, key="first", items=[("a", 2)], amount=2000)
+    refused(other, 429, "rate_limited")
+
+
 def test_guests_are_counted_by_their_address(shop: Served) -> None:
     answers = [
         shop.http.post("/v1/guests", headers={"X-Forwarded-For": f"203.0.113.{number}"})

@@ -38,7 +38,7 @@ def api_with(**settings: Any) -> Api:
         ),
     )
     others: Any = {"buyers": None, "guests": None, "operators": None, "peers": None}
-    return Api(service=service, prepares=None, **others)  # type: ignore[arg-type]
+    return Api(service=service, prepares=None, replays=None, **others)  # type: ignore[arg-type]
 
 
 def alike(**changes: Any) -> Reservation:

@@ -37,6 +37,16 @@ def test_whoever_waits_as_long_as_told_may_go_on() -> None:
             assert limiter.wait("a", now) == 0.0
 
 
+def test_a_look_at_a_bucket_counts_nothing() -> None:
+    limiter = Limiter(Rate(2, 2))
+    assert all(limiter.is_free("a", 0.0) for _ in range(5))
+    assert limiter.wait("a", 0.0) == 0.0
+    assert limiter.is_free("a", 0.0)
+    assert limiter.wait("a", 0.0) == 0.0
+    assert not limiter.is_free("a", 0.5)
+    assert limiter.is_free("a", 1.0)
+
+
 def test_each_caller_has_a_bucket_of_its_own() -> None:
     limiter = Limiter(Rate(1, 60))
     assert limiter.wait("a", 0.0) == 0.0
