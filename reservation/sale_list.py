@@ -9,7 +9,7 @@ import structlog
 
 from reservation.domain import base64url
 from reservation.domain.alarms import Alarm
-from reservation.domain.clock import Clock, as_wire
+from reservation.domain.clock import FIRST_MS, LAST_MS, Clock
 from reservation.domain.errors import MalformedRequest, Unavailable
 from reservation.domain.sale import Sale
 from reservation.domain.states import SaleStatus
@@ -177,11 +177,9 @@ def _unfit(sale: Sale | None) -> str:
     """Why a sale cannot be shown; empty where it can, or is gone."""
     if sale is None:
         return ""
-    try:
-        for at_ms in (sale.opens_at_ms, sale.closes_at_ms):
-            as_wire(at_ms)
-    except (ValueError, OverflowError, OSError) as error:
-        return str(error)
+    for at_ms in (sale.opens_at_ms, sale.closes_at_ms):
+        if not FIRST_MS <= at_ms <= LAST_MS:
+            return f"{at_ms} ms is beyond the calendar"
     return ""
 
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Protocol
 
-__all__ = ["Clock", "SystemClock", "as_datetime", "as_ms", "as_wire"]
+__all__ = ["FIRST_MS", "LAST_MS", "Clock", "SystemClock", "as_datetime", "as_ms", "as_wire"]
 
 
 #: Instants whose text is kept: those of a batch are alike, for its script reads the clock once.
@@ -13,8 +13,8 @@ _INSTANTS_MAX = 256
 
 
 #: The first and the last millisecond that a datetime in UTC can be.
-_FIRST_MS = -62_135_596_800_000
-_LAST_MS = 253_402_300_799_000
+FIRST_MS = -62_135_596_800_000
+LAST_MS = 253_402_300_799_000
 
 
 class Clock(Protocol):
@@ -41,7 +41,7 @@ class SystemClock:
 
 def as_datetime(ms: int) -> datetime:
     """Unix milliseconds as an aware datetime in UTC; beyond the calendar, the calendar's end."""
-    return datetime.fromtimestamp(min(max(ms, _FIRST_MS), _LAST_MS) / 1000, tz=UTC)
+    return datetime.fromtimestamp(min(max(ms, FIRST_MS), LAST_MS) / 1000, tz=UTC)
 
 
 def as_ms(at: datetime) -> int:

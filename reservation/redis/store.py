@@ -30,6 +30,7 @@ from reservation.domain.payment import (
 )
 from reservation.domain.reservation import PAYMENT_ATTEMPTS_MAX, Line, Reservation
 from reservation.domain.states import Status
+from reservation.redis.buyer_orders import live_orders
 from reservation.redis.calls import Calls, members_json
 from reservation.redis.connection import Connections
 from reservation.redis.keys import Keys, SaleKeys
@@ -47,9 +48,6 @@ log = structlog.get_logger(__name__)
 
 #: Orders that one expire call takes: 4 ms of the server's single thread.
 EXPIRE_BATCH: Final = 200
-#: Orders of one buyer that are looked through for those that are live, and how many at a time.
-BUYER_ORDERS_MAX: Final = 100_000
-ORDERS_AT_ONCE: Final = 1_000
 #: Rounds of "expire what is due, then ask again" that one claim may cost.
 DUE_ROUNDS_MAX: Final = 50
 
@@ -129,27 +127,7 @@ class Store:
         However many ended ones lie between: a forgotten hold is found behind all of them.
         """
         names = self._keys.of(sale_id)
-        sets = (names.deadlines, names.confirming, names.deposits)
-        live: list[str] = []
-        for first in range(0, BUYER_ORDERS_MAX, ORDERS_AT_ONCE):
-            last = first + ORDERS_AT_ONCE - 1
-            order_ids = await self._connections.command(
-                "ZREVRANGE", names.buyer_orders(buyer_id), first, last
-            )
-            if not order_ids:
-                break
-            scores = await self._connections.pipeline(
-                [("ZMSCORE", key, *order_ids) for key in sets]
-            )
-            found = zip(*map(good, scores), strict=True)
-            live += [
-                order_id
-                for order_id, places in zip(order_ids, found, strict=True)
-                if any(score is not None for score in places)
-            ]
-            if len(live) >= limit or len(order_ids) < ORDERS_AT_ONCE:
-                break
-        return live[:limit]
+        return await live_orders(self._connections, names, buyer_id, limit)
 
     async def due(self, sale_id: str, limit: int) -> list[str]:
         """Orders whose deadline has passed by both clocks, oldest first."""

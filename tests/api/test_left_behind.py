@@ -72,7 +72,9 @@ async def run_loops(served: Served, guests: int, pause: float, is_over: IsOver) 
             *(loop(http, served, sale_id, pause, is_over) for _ in range(guests))
         )
     held = [told["held"] for told in found]
-    assert {name for told in found for name in told} <= {"held", "rate_limited", "too_many_orders"}
+    # A busy machine says "not now" to some; nothing was taken then.
+    expected = {"held", "rate_limited", "too_many_orders", "unavailable"}
+    assert {name for told in found for name in told} <= expected
     assert set(held) == {UNPAID_MAX}
     assert all(told["too_many_orders"] for told in found)
     with served.redis() as client:
