@@ -229,7 +229,7 @@ class AsgiExchange:
     async def _send(self, message: dict[str, Any]) -> None:
         if self._connection.write_paused and not self._gone.is_set():
             await self._connection.drained()
-        if self._gone.is_set():
+        if self._gone.is_set() and not self._complete:
             return
         match message["type"], self.started, self._complete:
             case "http.response.start", False, False:
@@ -283,6 +283,8 @@ class AsgiExchange:
             self._connection.write(body)
         if not more:
             self._complete = True
+            # For an application that still listens: a stream that HEAD has ended.
+            self._gone.set()
             self._connection.answered(keep_alive=self._keep_alive)
 
     def _fail(
