@@ -10,7 +10,7 @@ read_globals = {"redis", "cjson", "cmsgpack", "bit", "KEYS", "ARGV"}
 files["scripts/lua"] = {
     read_globals = {
         "server_ms", "int", "count_of",
-        "open_head", "append_event", "close_head",
+        "open_head", "went_back", "append_event", "close_head",
         "COUNTER", "take_lines", "check_lines", "move_lines",
         "DUE_MAX", "due_orders", "payment_count", "PAID_ORDERS", "paid_step",
         "next_version", "write_version",

@@ -11,17 +11,27 @@ import msgspec
 
 from benchmarks.sale import PRICE, SALE_ID, SKU
 from reservation.redis.keys import Keys, SaleKeys
+from reservation.redis.marks import NO_MARK
 
 __all__ = ["BURST", "INTERVAL_MS", "Basket", "Held", "basket_of", "call_of", "held_of"]
 
 #: The service's default rate of a buyer, `20/s`: the script keeps it for every contender.
 INTERVAL_MS: Final = 50
 BURST: Final = 20
+#: No lasting rate and no limit of unpaid orders: each buyer of a benchmark holds many times.
+NO_LIMITS: Final = (0, 0, 0)
 #: As the service's: a call that reaches the script later does nothing.
 NOT_AFTER_MS: Final = 2_000
 
 _KEYS: Final[SaleKeys] = Keys().of(SALE_ID)
-_HEAD_KEYS: Final = [_KEYS.sale, _KEYS.deadlines, _KEYS.outbox, _KEYS.stock(SKU)]
+_HEAD_KEYS: Final = [
+    _KEYS.sale,
+    _KEYS.deadlines,
+    _KEYS.outbox,
+    _KEYS.confirming,
+    _KEYS.deposits,
+    _KEYS.stock(SKU),
+]
 
 
 class Basket(msgspec.Struct, frozen=True):
@@ -70,8 +80,8 @@ def call_of(
         keys += _KEYS.of_basket(basket.order_id, basket.buyer)
     asked = " ".join([str(wishes.index(basket.wish) + 1) for basket in baskets])
     args: list[str | int] = [
-        now_ms + not_after_ms, epoch, now_ms, INTERVAL_MS, BURST, 1, len(wishes), len(baskets),
-        asked, SKU,
+        now_ms + not_after_ms, epoch, *NO_MARK, now_ms, INTERVAL_MS, BURST, *NO_LIMITS,
+        1, len(wishes), len(baskets), asked, SKU,
     ]  # fmt: skip
     for digest, amount, quantity in wishes:
         args += (digest, "Hoodie", '"Hoodie"', amount, 0, f"1 {quantity}")
@@ -83,4 +93,4 @@ def held_of(reply: list[Any]) -> Held | str:
     (word, *facts), *replies = reply
     if replies and not isinstance(replies[0], int):
         return str(replies[0][0])
-    return Held(int(facts[0]), int(facts[1]), facts[2]) if replies else str(word)
+    return Held(int(facts[0]), int(facts[1]), facts[3]) if replies else str(word)

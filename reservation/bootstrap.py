@@ -20,6 +20,7 @@ from reservation.domain.rate import BuyerLimits
 from reservation.domain.tokens import Signer
 from reservation.limits import DEFAULT_LIMITS, PaymentLimits
 from reservation.look import Look
+from reservation.losses import Losses
 from reservation.orphans import Orphans
 from reservation.payments.breaker import GuardedGateway
 from reservation.payments.gateway import PaymentGateway
@@ -31,6 +32,7 @@ from reservation.preflight import Preflight
 from reservation.preflight.outboxes import SalePreflight
 from reservation.prepare import Prepare
 from reservation.rebuild import Rebuild
+from reservation.reclaim import Reclaim
 from reservation.recovery import Watch
 from reservation.redis.batch import PrepareQueue
 from reservation.redis.connection import Connections
@@ -79,7 +81,9 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     refund: Refund
     webhook: Webhook
     audit: Audit
+    losses: Losses
     watch: Watch
+    orphans: Orphans
     preflight: Preflight
     rebuild: Rebuild
     repair: Repair
@@ -113,52 +117,69 @@ async def opened(
         ledger = await _ledger(settings, stack, may_be_away=sql_may_be_away)
         gateway = _gateway(settings, limits)
         stack.push_async_callback(gateway.aclose)
-        keys = Keys(settings.key_prefix)
-        store, sale_store = Store(connections, keys, clock=clock), SaleStore(connections, keys)
-        outbox, restorer = RedisOutbox(connections, keys), Restorer(connections.unguarded(), keys)
-        catalog = Catalog(sale_store, ledger, clock=clock)
-        queue = _queue(settings, connections, keys, store, clock)
-        stack.push_async_callback(queue.aclose)
-        order_ids = OrderIds(settings.order_id_key.encode())
-        look = Look(catalog, store, ledger, clock=clock)
-        conclude = Conclude(store, ledger, gateway, clock=clock)
-        settle = Settle(catalog, store, ledger, gateway, conclude, clock=clock, limits=limits)
-        confirm = Confirm(catalog, store, ledger, gateway, conclude, clock=clock, limits=limits)
-        stack.push_async_callback(confirm.aclose)
-        preflight, watch = _watch(settings, connections, keys, restorer, ledger, catalog, clock)
-        orphans = Orphans(store, ledger, gateway, conclude)
-        refund = Refund(catalog, store, ledger, gateway, conclude, look, clock=clock, limits=limits)
-        stack.push_async_callback(refund.aclose)
-        audit = _audit(Inspection(connections, keys, store), sale_store, ledger, outbox, clock)
-        rebuild = Rebuild(restorer, keys, store, ledger, orphans, clock=clock)
-        yield Service(
-            settings=settings,
-            clock=clock,
-            connections=connections,
-            keys=keys,
-            store=store,
-            sale_store=sale_store,
-            outbox=outbox,
-            ledger=ledger,
-            gateway=gateway,
-            catalog=catalog,
-            order_ids=order_ids,
-            signer=Signer(settings.signing_keys),
-            prepare=Prepare(catalog, queue, store, order_ids, watch),
-            confirm=confirm,
-            release=Release(catalog, store, clock=clock),
-            look=look,
-            sales=Sales(catalog, sale_store, ledger, gateway.limits, clock=clock),
-            settle=settle,
-            refund=refund,
-            webhook=Webhook(catalog, store, ledger, gateway, conclude, settle, clock=clock),
-            audit=audit,
-            watch=watch,
-            preflight=preflight,
-            why=Why(sale_store, store, ledger, clock=clock, limits=limits),
-            rebuild=rebuild,
-            repair=Repair(audit, rebuild, restorer, ledger),
-        )
+        yield _assembled(stack, settings, connections, ledger, gateway, clock, limits)
+
+
+def _assembled(
+    stack: AsyncExitStack,
+    settings: Settings,
+    connections: Connections,
+    ledger: Ledger,
+    gateway: PaymentGateway,
+    clock: Clock,
+    limits: PaymentLimits,
+) -> Service:
+    """The verbs, around what is connected; what must end before it is put on the stack."""
+    keys = Keys(settings.key_prefix)
+    store, sale_store = Store(connections, keys, clock=clock), SaleStore(connections, keys)
+    outbox, restorer = RedisOutbox(connections, keys), Restorer(connections.unguarded(), keys)
+    catalog = Catalog(sale_store, ledger, clock=clock)
+    queue = _queue(settings, connections, keys, store, clock)
+    stack.push_async_callback(queue.aclose)
+    order_ids = OrderIds(settings.order_id_key.encode())
+    losses = _losses(connections, keys, restorer, ledger, catalog, clock)
+    stack.push_async_callback(losses.leave)
+    conclude = Conclude(store, ledger, gateway, losses, clock=clock)
+    settle = Settle(catalog, store, ledger, gateway, conclude, clock=clock, limits=limits)
+    confirm = Confirm(catalog, store, ledger, gateway, conclude, losses, clock=clock, limits=limits)
+    stack.push_async_callback(confirm.aclose)
+    preflight, watch = _watch(settings, connections, keys, losses, ledger, catalog, clock)
+    orphans = Orphans(store, ledger, gateway, conclude, losses, clock=clock, limits=limits)
+    look = Look(catalog, store, ledger, losses, clock=clock)
+    refund = Refund(catalog, store, ledger, gateway, conclude, look, clock=clock, limits=limits)
+    stack.push_async_callback(refund.aclose)
+    audit = _audit(Inspection(connections, keys, store), sale_store, ledger, outbox, clock)
+    rebuild = _rebuild(keys, store, restorer, outbox, ledger, losses, orphans, clock)
+    return Service(
+        settings=settings,
+        clock=clock,
+        connections=connections,
+        keys=keys,
+        store=store,
+        sale_store=sale_store,
+        outbox=outbox,
+        ledger=ledger,
+        gateway=gateway,
+        catalog=catalog,
+        order_ids=order_ids,
+        signer=Signer(settings.signing_keys),
+        prepare=Prepare(catalog, queue, store, order_ids, watch),
+        confirm=confirm,
+        release=Release(catalog, store, clock=clock),
+        look=look,
+        sales=Sales(catalog, sale_store, ledger, gateway.limits, clock=clock),
+        settle=settle,
+        refund=refund,
+        webhook=Webhook(catalog, store, ledger, gateway, conclude, settle, clock=clock),
+        audit=audit,
+        losses=losses,
+        watch=watch,
+        orphans=orphans,
+        preflight=preflight,
+        why=Why(sale_store, store, ledger, clock=clock, limits=limits),
+        rebuild=rebuild,
+        repair=Repair(audit, rebuild, restorer, ledger),
+    )
 
 
 async def _ledger(settings: Settings, stack: AsyncExitStack, *, may_be_away: bool) -> Ledger:
@@ -185,7 +206,7 @@ def _watch(
     settings: Settings,
     connections: Connections,
     keys: Keys,
-    restorer: Restorer,
+    losses: Losses,
     ledger: Ledger,
     catalog: Catalog,
     clock: Clock,
@@ -196,8 +217,35 @@ def _watch(
     of_sales = SalePreflight(unguarded, keys, SaleStore(unguarded, keys), ledger)
     vouches = Vouches(unguarded, keys)
     missing = preflight.missing
-    watch = Watch(connections, restorer, ledger, catalog, vouches, missing, of_sales)
+    watch = Watch(connections, losses, catalog, vouches, missing, of_sales)
     return preflight, watch
+
+
+def _losses(
+    connections: Connections,
+    keys: Keys,
+    restorer: Restorer,
+    ledger: Ledger,
+    catalog: Catalog,
+    clock: Clock,
+) -> Losses:
+    # Orders are compared before their server is vouched for.
+    store = Store(connections.unguarded(), keys, clock=clock)
+    return Losses(connections, restorer, store, ledger, catalog, clock=clock)
+
+
+def _rebuild(
+    keys: Keys,
+    store: Store,
+    restorer: Restorer,
+    outbox: RedisOutbox,
+    ledger: Ledger,
+    losses: Losses,
+    orphans: Orphans,
+    clock: Clock,
+) -> Rebuild:
+    reclaim = Reclaim(restorer, store, ledger)
+    return Rebuild(restorer, keys, outbox, ledger, losses, reclaim, orphans, clock=clock)
 
 
 def _audit(

@@ -11,7 +11,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from reservation.catalog import Known
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock, as_ms
-from reservation.domain.payment import Cause, Outcome, PaymentOutcome, Reason
+from reservation.domain.errors import HoldLost
+from reservation.domain.payment import Cause, ClaimLost, Outcome, PaymentOutcome, Reason
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.failpoints import reach
@@ -25,6 +26,7 @@ from reservation.judge import (
     given_back,
     judge,
 )
+from reservation.losses import Losses
 from reservation.metrics import PAYMENTS, alarm
 from reservation.payments.gateway import (
     Answer,
@@ -73,6 +75,8 @@ class Case(msgspec.Struct, frozen=True):
     known: Known
     fence: int
     payment_key: str
+    #: The claim or take-over that got the fence; empty where the fence was only read.
+    claim_id: str = ""
 
 
 def confirm_key(payment_key: str, bound_answers: int) -> str:
@@ -101,8 +105,15 @@ class Conclude:
     """Takes an answer of the PG to its end."""
 
     def __init__(
-        self, store: Store, ledger: Ledger, gateway: PaymentGateway, *, clock: Clock
+        self,
+        store: Store,
+        ledger: Ledger,
+        gateway: PaymentGateway,
+        losses: Losses,
+        *,
+        clock: Clock,
     ) -> None:
+        self._losses = losses
         self._store = store
         self._ledger = ledger
         self._gateway = gateway
@@ -159,16 +170,27 @@ class Conclude:
         Returns:
             Where the order stands now; None where another fence has it, where a deposit changed it
             since it was read, so that it must be looked at anew, or where SQL did not take the
-            payment that it is sold for: the settler sells it as soon as SQL does.
+            payment that it is sold for: the settler sells it as soon as SQL does. None as well
+            where Redis has lost the claim: the payment is claimed again by its intent.
         """
         if isinstance(answer, Answered):
             kept = await self.keep_payment(answer.payment)
             if outcome.name in _SELLS and not kept:
                 return None
         reach("conclude:before_finish", case.order.order_id)
-        finished = await self._store.finish(
-            case.order, epoch=case.known.epoch, fence=case.fence, outcome=outcome
-        )
+        try:
+            finished = await self._store.finish(
+                case.order,
+                epoch=case.known.epoch,
+                fence=case.fence,
+                outcome=outcome,
+                payment_key=case.payment_key,
+                claim_id=case.claim_id,
+            )
+        except (ClaimLost, HoldLost) as lost:
+            reason = f"order {case.order.order_id} lacks the claim of its payment: {lost}"
+            self._losses.report(case.order.sale_id, case.known.epoch, reason)
+            return None
         reach("conclude:after_finish", case.order.order_id)
         if not finished.applied:
             log.info("finish_stale", order_id=case.order.order_id, fence=case.fence)

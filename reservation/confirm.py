@@ -17,6 +17,7 @@ A process may die between any two of these; the settler goes on from where it st
 import asyncio
 from typing import Final
 
+import msgspec
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -27,7 +28,9 @@ from reservation.domain.clock import Clock
 from reservation.domain.errors import (
     InvalidToken,
     PaymentDeclined,
+    ReservationError,
     ReservationExpired,
+    SaleRecovering,
     Unavailable,
 )
 from reservation.domain.payment import (
@@ -43,7 +46,8 @@ from reservation.domain.states import Status
 from reservation.failpoints import reach
 from reservation.judge import Asked
 from reservation.limits import DEFAULT_LIMITS, PaymentLimits
-from reservation.payments.gateway import PaymentGateway
+from reservation.losses import Losses
+from reservation.payments.gateway import Answer, PaymentGateway
 from reservation.persistence.intents import IntentOutcome
 from reservation.persistence.ledger import Ledger
 from reservation.redis.replies import StoreUnavailable, StoreUncertain
@@ -53,6 +57,10 @@ __all__ = ["Confirm"]
 
 log = structlog.get_logger(__name__)
 
+#: An attempt that left no trace in an order in one of these was begun and given up, or was lost.
+_NOT_BEGUN: Final = (Status.HELD, Status.PREPARED, Status.EXPIRED, Status.RELEASED)
+#: A confirm of this payment may have left before, and SQL alone would know.
+_NOT_KNOWN: Final = "Where the payment stands cannot be told now. Load this page again."
 #: How often a repeat of the success URL looks whether the first one is through.
 LOOK_SECONDS: Final = 0.1
 #: At shutdown: what is not through by then is the settler's.
@@ -74,6 +82,7 @@ class Confirm:
         ledger: Ledger,
         gateway: PaymentGateway,
         conclude: Conclude,
+        losses: Losses,
         *,
         clock: Clock,
         limits: PaymentLimits = DEFAULT_LIMITS,
@@ -84,6 +93,7 @@ class Confirm:
         self._ledger = ledger
         self._gateway = gateway
         self._conclude = conclude
+        self._losses = losses
         self._clock = clock
         self._under_way: dict[tuple[str, str], asyncio.Task[None]] = {}
         #: Done once no request waits any more, since the service ends.
@@ -104,13 +114,16 @@ class Confirm:
             InvalidToken: the payment belongs to another order.
             Unavailable: nothing was asked for; the same URL may be loaded again.
         """
-        known = await self._catalog.get(order.sale_id)
+        try:
+            known = await self._catalog.get(order.sale_id)
+        except SaleRecovering as refusal:
+            return await self._unless_settling(order, refusal)
         if payment_key in order.attempts:
             return _answer(order, payment_key)
         if not may_claim:
             if order.payment_key != payment_key:
                 raise InvalidToken
-            return _answer(order, payment_key)
+            return await self._known_or_settling(order, payment_key)
         if tracing.tracer is not None:
             tracing.tracer.note(order=order.order_id)
         key = (order.order_id, payment_key)
@@ -126,9 +139,41 @@ class Confirm:
             timeout=self._limits.answer_seconds,
             return_when=asyncio.FIRST_COMPLETED,
         )
-        if task.done():
-            task.result()
-        return await self._outcome(order, payment_key, give_up_at)
+        try:
+            if task.done():
+                task.result()
+            found = await self._outcome(order, payment_key, give_up_at)
+        except InvalidToken:
+            raise
+        except (ReservationError, StoreUnavailable, StoreUncertain) as refusal:
+            return await self._unless_settling(order, refusal)
+        return await self._known_or_settling(found, payment_key)
+
+    async def _known_or_settling(self, order: Reservation, payment_key: str) -> Reservation:
+        """The order as the answer to this attempt, where Redis knows how the attempt stands."""
+        known = payment_key in order.attempts or order.status not in _NOT_BEGUN
+        if known:
+            return _answer(order, payment_key)
+        if (order.order_id, payment_key) in self._under_way:
+            # Not claimed yet, after all this time: it goes on, whatever becomes of it.
+            return msgspec.structs.replace(order, status=Status.CONFIRMING)
+        refusal = Unavailable("The payment could not be begun. Load this page again.", retryAfter=1)
+        return await self._unless_settling(order, refusal)
+
+    async def _unless_settling(self, order: Reservation, refusal: Exception) -> Reservation:
+        """The order as one whose payment is being settled, where a confirm may have left.
+
+        Raises:
+            The refusal: SQL has no intent of this order without an end, so no money was asked for.
+            Unavailable: SQL cannot tell.
+        """
+        try:
+            settling = await self._losses.settling(order)
+        except (SQLAlchemyError, OSError) as error:
+            raise Unavailable(_NOT_KNOWN, retryAfter=1) from error
+        if settling is None:
+            raise refusal
+        return settling
 
     def stop_waiting(self) -> None:
         """Answer soon each request that waits, as after ten seconds: the service ends."""
@@ -161,29 +206,33 @@ class Confirm:
     async def _outcome(
         self, order: Reservation, payment_key: str, give_up_at: float
     ) -> Reservation:
-        """Where the attempt stands; waits for another process that has it under way."""
+        """The order once the attempt is decided; waits for another process that has it."""
         while True:
             found = await self._store.read(order.order_id) or order
             undecided = found.status is Status.CONFIRMING and payment_key not in found.attempts
             over = self._clock.monotonic() >= give_up_at or self._end().done()
             if not undecided or over:
-                return _answer(found, payment_key)
+                return found
             if (order.order_id, payment_key) not in self._under_way and (
                 found.payment_key != payment_key
             ):
-                return _answer(found, payment_key)
+                return found
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _pay(self, order: Reservation, known: Known, payment_key: str) -> None:
         lease_ends_at = self._clock.monotonic() + self._limits.lease_ms / 1000
         reach("confirm:before_claim", order.order_id)
         claimed = await self._store.claim(
-            order, epoch=known.epoch, payment_key=payment_key, lease_ms=self._limits.lease_ms
+            order,
+            epoch=known.epoch,
+            payment_key=payment_key,
+            lease_ms=self._limits.lease_ms,
+            known_fence=await self._known_fence(order.order_id),
         )
         reach("confirm:after_claim", order.order_id)
         if isinstance(claimed, Present):
             return
-        case = Case(order, known, claimed.fence, payment_key)
+        case = Case(order, known, claimed.fence, payment_key, claimed.claim_id)
         try:
             await self._ask(case, lease_ends_at)
         except asyncio.CancelledError:
@@ -195,7 +244,7 @@ class Confirm:
         try:
             async with asyncio.timeout(MOVE_SECONDS_MAX):
                 await self._move_lease(case, self._limits.cut_short_seconds)
-        except (StoreUnavailable, StoreUncertain, TimeoutError) as error:
+        except (ReservationError, StoreUnavailable, StoreUncertain, TimeoutError) as error:
             log.warning(
                 "lease_not_moved", order_id=case.order.order_id, reason=type(error).__name__
             )
@@ -208,10 +257,11 @@ class Confirm:
     async def _ask(self, case: Case, lease_ends_at: float) -> None:
         """Write the intent, ask the PG for the money and write down how it ended."""
         order = case.order
-        if not await self._write_intent(case):
+        written = await self._write_intent(case)
+        if written is None:
             return
         reach("confirm:after_intent", order.order_id)
-        asked = await self._which_confirm(case)
+        asked = await self._which_confirm(case, written)
         least = self._limits.confirm_seconds + self._limits.lease_left_seconds
         if lease_ends_at - self._clock.monotonic() < least:
             # Frozen on the way: the settler may have the payment by now.
@@ -225,11 +275,32 @@ class Confirm:
             idempotency_key=confirm_key(case.payment_key, 0),
         )
         reach("confirm:after_call", order.order_id)
-        if await self._conclude(case, answer, asked) is None:
-            await self._move_lease(case, self._limits.hand_over_seconds)
+        await self._carry_out(case, answer, asked)
 
-    async def _write_intent(self, case: Case) -> bool:
-        """Commit the intent to SQL; true where the money may be asked for."""
+    async def _carry_out(self, case: Case, answer: Answer, asked: Asked) -> None:
+        """Carry out the answer, or leave the payment to the settler.
+
+        The money may have moved: what Redis refuses from here on is no answer to the buyer.
+        """
+        try:
+            if await self._conclude(case, answer, asked) is None:
+                await self._move_lease(case, self._limits.hand_over_seconds)
+        except (ReservationError, StoreUnavailable, StoreUncertain) as error:
+            log.warning(
+                "confirm_left_to_the_settler",
+                order_id=case.order.order_id,
+                reason=str(error) or type(error).__name__,
+            )
+
+    async def _known_fence(self, order_id: str) -> int:
+        try:
+            return await self._ledger.known_fence(order_id)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("fence_not_read", order_id=order_id, reason=str(error))
+            raise Unavailable(_NOT_KNOWN, retryAfter=1) from error
+
+    async def _write_intent(self, case: Case) -> IntentOutcome | None:
+        """Commit the intent to SQL; None where no money may be asked for."""
         try:
             outcome = await self._ledger.write_intent(
                 order_id=case.order.order_id,
@@ -240,26 +311,33 @@ class Confirm:
                 currency=case.order.currency,
                 idempotency_key=confirm_key(case.payment_key, 0),
                 now_ms=self._clock.now_ms(),
+                epoch=case.known.epoch,
+                reservation=msgspec.json.encode(case.order).decode(),
             )
         except (SQLAlchemyError, OSError) as error:
             log.warning("intent_not_written", order_id=case.order.order_id, reason=str(error))
             # Whether the row is there or not: void it in Redis, and no call leaves under it.
             await self._void(case, Cause.INTENT_NOT_WRITTEN)
             raise Unavailable(
-                "The payment could not be begun; nothing was charged. Load this page again.",
-                retryAfter=1,
+                "The payment could not be begun. Load this page again.", retryAfter=1
             ) from error
         match outcome:
             case IntentOutcome.WRITTEN | IntentOutcome.ALREADY_WRITTEN:
-                return True
+                return outcome
             case IntentOutcome.VOIDED:
-                return False
+                return None
+            case IntentOutcome.FENCE_OF_ANOTHER_KEY:
+                reason = f"order {case.order.order_id} lost the claim of fence {case.fence}"
+                self._losses.report(case.order.sale_id, case.known.epoch, reason)
+                return None
             case IntentOutcome.KEY_OF_ANOTHER_ORDER:
                 await self._void(case, Cause.KEY_OF_ANOTHER_ORDER)
                 raise InvalidToken("This payment belongs to another order.")
 
-    async def _which_confirm(self, case: Case) -> Asked:
+    async def _which_confirm(self, case: Case, written: IntentOutcome) -> Asked:
         """Whether any confirm of this key may have left before: each one has its intent."""
+        if written is IntentOutcome.ALREADY_WRITTEN:
+            return Asked.LATER_CONFIRM
         if case.fence == 1:
             return Asked.FIRST_CONFIRM
         try:
@@ -281,6 +359,8 @@ class Confirm:
             epoch=case.known.epoch,
             fence=case.fence,
             outcome=Outcome(name=PaymentOutcome.VOIDED, reason=Reason(cause)),
+            payment_key=case.payment_key,
+            claim_id=case.claim_id,
         )
 
 
@@ -294,18 +374,9 @@ def _answer(order: Reservation, payment_key: str) -> Reservation:
         case PaymentOutcome.VOIDED if attempt.cause == Cause.KEY_OF_ANOTHER_ORDER:
             raise InvalidToken("This payment belongs to another order.")
         case PaymentOutcome.VOIDED:
-            raise PaymentDeclined(
-                "The payment provider knows no such payment; nothing was charged.",
-                providerCode=code,
-            )
+            raise PaymentDeclined("The payment provider knows no such payment.", providerCode=code)
         case PaymentOutcome.EXPIRED:
             raise ReservationExpired
         case _:
             pass
-    if order.status in (Status.HELD, Status.PREPARED, Status.EXPIRED, Status.RELEASED):
-        # The attempt was begun and given up without asking for money.
-        raise Unavailable(
-            "The payment could not be begun; nothing was charged. Load this page again.",
-            retryAfter=1,
-        )
     return order

@@ -13,6 +13,7 @@ from reservation.domain.ids import sale_of
 from reservation.domain.reservation import Line, Reservation
 from reservation.domain.states import Status
 from reservation.domain.tokens import Claims
+from reservation.losses import Losses
 from reservation.payments.banks import Bank, bank_of
 from reservation.persistence.ledger import Ledger
 from reservation.persistence.orders import OrderRow
@@ -28,6 +29,10 @@ log = structlog.get_logger(__name__)
 ORDERS_LISTED_MAX: Final = 100
 
 
+#: An order in one of these has no payment, as far as Redis knows.
+_WITHOUT_PAYMENT: Final = (Status.HELD, Status.PREPARED, Status.RELEASED, Status.EXPIRED)
+
+
 class DepositAccount(msgspec.Struct, frozen=True, kw_only=True):
     """Where the buyer of an AWAITING_DEPOSIT order pays in, and until when."""
 
@@ -40,10 +45,13 @@ class DepositAccount(msgspec.Struct, frozen=True, kw_only=True):
 class Look:
     """Reads reservations for their owners."""
 
-    def __init__(self, catalog: Catalog, store: Store, ledger: Ledger, *, clock: Clock) -> None:
+    def __init__(
+        self, catalog: Catalog, store: Store, ledger: Ledger, losses: Losses, *, clock: Clock
+    ) -> None:
         self._catalog = catalog
         self._store = store
         self._ledger = ledger
+        self._losses = losses
         self._waits = Waits(store.read, clock=clock)
 
     def stop_waiting(self) -> None:
@@ -61,15 +69,24 @@ class Look:
             return None
         try:
             found = await self._store.read(order_id)
-        except (StoreUnavailable, StoreUncertain) as error:
+            if found is None:
+                row = await self._ledger.order(order_id)
+                found = as_reservation(row) if row else None
+            if sale_id in self._catalog.closed:
+                return await self._in_a_closed_sale(order_id, found)
+        except (StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError) as error:
             raise Unavailable(retryAfter=1) from error
-        if found is not None:
-            return found
-        try:
-            row = await self._ledger.order(order_id)
-        except (SQLAlchemyError, OSError) as error:
-            raise Unavailable(retryAfter=1) from error
-        return as_reservation(row) if row else None
+        return found
+
+    async def _in_a_closed_sale(
+        self, order_id: str, found: Reservation | None
+    ) -> Reservation | None:
+        """An order that Redis may have lost the payment of, or all of."""
+        if found is None:
+            return await self._losses.settling_of(order_id)
+        if found.status in _WITHOUT_PAYMENT:
+            return await self._losses.settling(found) or found
+        return found
 
     async def of_buyer(self, order_id: str, buyer_id: str) -> Reservation:
         """The buyer's own reservation.
@@ -88,10 +105,18 @@ class Look:
         Raises:
             HoldLost: we gave the token out, and the order is gone.
         """
+        self._losses.saw(claims)
         found = await self.find(claims.order_id)
-        if found is None:
+        if found is not None:
+            return found
+        try:
+            await self._losses.missing(claims)
+            settling = await self._losses.settling_of(claims.order_id)
+        except (SQLAlchemyError, OSError) as error:
+            raise Unavailable(retryAfter=1) from error
+        if settling is None:
             raise HoldLost
-        return found
+        return settling
 
     async def deposit_account(self, order: Reservation) -> DepositAccount | None:
         """The account that the order's buyer pays in to; None unless it is AWAITING_DEPOSIT.
@@ -151,4 +176,5 @@ def as_reservation(row: OrderRow) -> Reservation:
         seq=row.seq,
         fence=row.fence,
         payment_key=row.payment_key,
+        digest=row.digest,
     )

@@ -1,15 +1,22 @@
-"""Payments without an order: asked for in the last moments before Redis lost the order itself.
+"""Payments that no order has: asked for under a claim that Redis lost.
 
-The intent is in SQL before the PG is asked, the order only once it is flushed. What is left of such
-an order is a payment that nobody can serve: its money goes back.
+The intent is in SQL before the PG is asked. What a rebuild cannot give its order again, because the
+stock is gone or the order has another payment by now, is a payment that cannot be served: the PG is
+asked until it tells, and the money goes back.
 """
 
 from typing import Final
 
+import msgspec
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
 from reservation.conclude import AnswerKind, Conclude
 from reservation.domain.alarms import Alarm
-from reservation.domain.ids import sale_of
-from reservation.domain.states import ENDED
+from reservation.domain.clock import Clock
+from reservation.domain.states import Status
+from reservation.limits import DEFAULT_LIMITS, PaymentLimits
+from reservation.losses import Losses, is_under_way
 from reservation.metrics import alarm
 from reservation.payments.gateway import Answered, PaymentGateway, PaymentStatus
 from reservation.persistence.ledger import Ledger
@@ -18,45 +25,86 @@ from reservation.redis.store import Store
 
 __all__ = ["Orphans"]
 
+log = structlog.get_logger(__name__)
+
 #: A payment that will not take money any more, or has given it back.
 _OVER: Final = (PaymentStatus.CANCELED, PaymentStatus.ABORTED, PaymentStatus.EXPIRED)
+#: One that was authenticated and never confirmed: it ends by itself once its window has closed.
+_UNAPPROVED: Final = (PaymentStatus.READY, PaymentStatus.IN_PROGRESS)
+#: An order in one of these has the payment that it was sold for.
+_SOLD: Final = (Status.AWAITING_DEPOSIT, Status.CONFIRMED, Status.REFUNDED)
+
+#: How old an intent without an end is before the settler looks for its order.
+UNMET_SECONDS: Final = 10.0
 
 
-#: Orders read at once.
-PAGE: Final = 500
+class _Look(msgspec.Struct, frozen=True):
+    """When to ask about a payment again, by a monotonic clock."""
+
+    at: float
+    pause: float
 
 
 class Orphans:
-    """Finds them and gives their money back."""
+    """Finds such payments and gives their money back."""
 
     def __init__(
-        self, store: Store, ledger: Ledger, gateway: PaymentGateway, conclude: Conclude
+        self,
+        store: Store,
+        ledger: Ledger,
+        gateway: PaymentGateway,
+        conclude: Conclude,
+        losses: Losses,
+        *,
+        clock: Clock,
+        limits: PaymentLimits = DEFAULT_LIMITS,
     ) -> None:
         self._store = store
         self._ledger = ledger
         self._gateway = gateway
         self._conclude = conclude
+        self._losses = losses
+        self._clock = clock
+        self._limits = limits
+        self._looks: dict[tuple[str, str], _Look] = {}
+
+    async def run_once(self) -> int:
+        """One round over all sales; how many payments were asked about.
+
+        An intent that Redis must have the claim of and has not is a loss, and closes its sale.
+        """
+        before_ms = self._clock.now_ms() - round(UNMET_SECONDS * 1000)
+        intents = await self._ledger.unmet_intents(before_ms=before_ms)
+        epochs = await self._ledger.known_sales() if intents else {}
+        due: list[UnmetIntent] = []
+        looks: dict[tuple[str, str], _Look] = {}
+        now = self._clock.monotonic()
+        for intent, order in await self._losses.with_orders(intents, self._store):
+            epoch = epochs.get(intent.sale_id, "")
+            if self._losses.report_unmet(intent, order, epoch) or is_under_way(intent, order):
+                continue
+            name = (intent.order_id, intent.payment_key)
+            look = self._looks.get(name)
+            if look is None or look.at <= now:
+                due.append(intent)
+                look = self._later(look, now)
+            looks[name] = look
+        self._looks = looks
+        await self.look_after(due)
+        return len(due)
+
+    def _later(self, before: _Look | None, now: float) -> _Look:
+        least, most = self._limits.pause_least_seconds, self._limits.pause_most_seconds
+        pause = min(most, 2 * before.pause) if before else least
+        return _Look(now + pause, pause)
 
     async def of(self, sale_id: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Look after the sale's payments whose order neither SQL nor Redis has."""
-        return await self.look_after(await self._without_order(sale_id))
-
-    async def _without_order(self, sale_id: str) -> list[UnmetIntent]:
-        """Intents that no order will follow: it is gone, or has ended and the claim is not in it.
-
-        A claim is in Redis before its intent is in SQL, so a fence below it means a lost claim.
-        """
-        unmet = await self._ledger.unmet_intents(sale_id)
-        without: list[UnmetIntent] = []
-        for start in range(0, len(unmet), PAGE):
-            page = unmet[start : start + PAGE]
-            found = await self._store.read_many([intent.order_id for intent in page])
-            without += [
-                intent
-                for intent, order in zip(page, found, strict=True)
-                if order is None or (order.status in ENDED and order.fence < intent.fence)
-            ]
-        return without
+        """Ask about the sale's payments that no order has; what `look_after` returns."""
+        intents = await self._ledger.unmet_intents(sale_id)
+        found = await self._losses.with_orders(intents, self._store)
+        return await self.look_after(
+            [intent for intent, order in found if not is_under_way(intent, order)]
+        )
 
     async def look_after(
         self, intents: list[UnmetIntent]
@@ -65,7 +113,12 @@ class Orphans:
         given_back: list[str] = []
         undecided: list[str] = []
         for intent in intents:
-            match await self._give_back(intent):
+            try:
+                decided = await self._give_back(intent)
+            except (SQLAlchemyError, OSError) as error:
+                log.warning("orphan_waits", order_id=intent.order_id, reason=str(error))
+                decided = None
+            match decided:
                 case True:
                     given_back.append(intent.order_id)
                 case None:
@@ -77,7 +130,17 @@ class Orphans:
 
     async def _give_back(self, intent: UnmetIntent) -> bool | None:
         """Whether money was given back; None where the PG cannot tell yet."""
+        decided = await self._decide(intent)
+        if decided is not None:
+            now_ms = self._clock.now_ms()
+            await self._ledger.end_intents(intent.order_id, intent.payment_key, now_ms)
+        return decided
+
+    async def _decide(self, intent: UnmetIntent) -> bool | None:
         order_id, payment_key = intent.order_id, intent.payment_key
+        row = await self._ledger.order(order_id)
+        if row is not None and row.payment_key == payment_key and row.status in _SOLD:
+            return False
         kept = await self._ledger.payment_by_key(payment_key)
         if kept is not None and kept.status in _OVER:
             return False
@@ -88,11 +151,14 @@ class Orphans:
         if answer.payment.status in _OVER:
             await self._conclude.keep_payment(answer.payment)
             return False
+        if answer.payment.status in _UNAPPROVED:
+            age_ms = self._clock.now_ms() - intent.created_at_ms
+            closed = age_ms >= self._limits.window_closed_seconds * 1000
+            return False if closed and await self._bar(intent) else None
         if answer.payment.status != PaymentStatus.DONE:
             return None
         # The buyer's own key makes the same order again: it must not be sold for this payment.
-        sale_id = sale_of(order_id) or ""
-        if not await self._conclude.bar(order_id, sale_id, intent.fence, payment_key):
+        if not await self._bar(intent):
             return None
         cancelled = await self._conclude.cancel_at_pg(
             order_id, payment_key, "the reservation was lost"
@@ -101,3 +167,8 @@ class Orphans:
             await self._conclude.keep_payment(cancelled.payment)
             return True
         return None
+
+    async def _bar(self, intent: UnmetIntent) -> bool:
+        return await self._conclude.bar(
+            intent.order_id, intent.sale_id, intent.fence, intent.payment_key
+        )

@@ -1,10 +1,12 @@
 """Rebuild: a sale that Redis lost, or has in an older state than SQL, is restored from SQL.
 
     new epoch in SQL        whoever writes under the old one is refused from now on
+    save what survived      events that Redis still has and SQL lacks, as far as they follow
     fence off               Redis has the sale's settings, under an epoch that only we know
     clear, restore          items, orders, deadlines, payments under way, buyers
     begin the outbox        `rebuilt`, right behind the last event that SQL has
-    claim                   payments that were asked for under a claim that SQL never got
+    claim                   payments that were asked for and whose end SQL does not know; an order
+                            that SQL does not have either is made again from its intent
     hand over               the new epoch in Redis: the sale sells again
 
 It may die anywhere and be run again: until the last step the sale is `recovering` for everybody.
@@ -20,27 +22,23 @@ import structlog
 
 from reservation.domain.clock import Clock
 from reservation.domain.errors import (
-    BuyerLimitExceeded,
-    HoldLost,
-    ReservationExpired,
     SaleNotFound,
     SaleRecovering,
-    SoldOut,
 )
 from reservation.domain.events import EventName
-from reservation.domain.payment import Claimed
 from reservation.domain.sale import Item
 from reservation.domain.states import ENDED, LIVE, Status
-from reservation.look import as_reservation
+from reservation.losses import Losses
 from reservation.orphans import Orphans
+from reservation.persistence.events import ApplyKind
 from reservation.persistence.ledger import Ledger
 from reservation.persistence.orders import OrderRow
-from reservation.persistence.recovery import ItemRow, SaleHead, UnmetIntent
+from reservation.persistence.recovery import ItemRow, SaleHead
 from reservation.persistence.sales import EPOCH_BYTES, SaleRow
-from reservation.recovery import compare
+from reservation.reclaim import Reclaim
 from reservation.redis.keys import Keys
+from reservation.redis.outbox import RedisOutbox
 from reservation.redis.restore import Restorer, Writes
-from reservation.redis.store import Store
 from reservation.restored import (
     ENDED_KEPT_MS,
     has_story,
@@ -63,6 +61,8 @@ log = structlog.get_logger(__name__)
 PAGE_ORDERS: Final = 2_000
 #: Fresh starts where a flusher still wrote to SQL what it had read before the loss: one batch.
 ROUNDS_MAX: Final = 5
+#: Events of one batch that are saved from Redis: as many as the flusher takes.
+SURVIVORS_AT_ONCE: Final = 1_000
 #: What no epoch in SQL looks like.
 _OURS: Final = "restoring:"
 
@@ -114,16 +114,20 @@ class Rebuild:
         self,
         restorer: Restorer,
         keys: Keys,
-        store: Store,
+        outbox: RedisOutbox,
         ledger: Ledger,
+        losses: Losses,
+        reclaim: Reclaim,
         orphans: Orphans,
         *,
         clock: Clock,
     ) -> None:
         self._restorer = restorer
         self._keys = keys
-        self._store = store
+        self._outbox = outbox
         self._ledger = ledger
+        self._losses = losses
+        self._reclaim = reclaim
         self._orphans = orphans
         self._clock = clock
 
@@ -151,8 +155,7 @@ class Rebuild:
         head = (await self._ledger.heads()).get(sale_id)
         if head is None:
             raise SaleNotFound
-        found = await self._restorer.look(sale_id, head.seq)
-        why = compare(head, found)
+        why, found = await self._losses.gap_of(sale_id, head)
         if why is None and not force:
             # Also where Redis is ahead: what a rebuild could not place waits for a second look.
             given_back, undecided = await self._orphans.of(sale_id)
@@ -165,8 +168,10 @@ class Rebuild:
             )
         epoch = secrets.token_hex(EPOCH_BYTES)
         await self._ledger.set_epoch(sale_id, epoch, instead_of=head.epoch)
+        if not force and found is not None and found.epoch == head.epoch:
+            await self._save_survivors(sale_id, head.seq)
         plan, restored = await self._restore_all(sale_id, epoch, operator, tell or _tell_nobody)
-        claimed, unplaced = await self._claim_unmet(plan)
+        claimed, unplaced = await self._reclaim(sale_id, plan.ours)
         await self._ledger.reopen_refunds(sale_id)
         await self._restorer.hand_over(sale_id, epoch=plan.ours, to_epoch=plan.epoch)
         log.warning("sale_rebuilt", sale_id=sale_id, seq=plan.head.seq, orders=restored)
@@ -182,6 +187,18 @@ class Rebuild:
             given_back=given_back,
             undecided=undecided,
         )
+
+    async def _save_survivors(self, sale_id: str, after_seq: int) -> None:
+        """Bring to SQL what Redis has beyond it: holds and payments that were not lost.
+
+        What does not follow from SQL's last event stays out, as it would with the flusher.
+        """
+        while events := await self._outbox.after(sale_id, after_seq, SURVIVORS_AT_ONCE):
+            outcome = await self._ledger.apply(sale_id, events)
+            log.info("survivors_saved", sale_id=sale_id, count=outcome.written, kind=outcome.kind)
+            if outcome.kind is not ApplyKind.APPLIED:
+                return
+            after_seq = events[-1].seq
 
     async def _restore_all(
         self, sale_id: str, epoch: str, operator: str, tell: Callable[[int, int], None]
@@ -258,7 +275,6 @@ class Rebuild:
         if self._clock.now_ms() < plan.change.closes_at_ms + ENDED_KEPT_MS:
             statuses |= ENDED
         total = await self._ledger.count_orders(plan.sale_id, statuses)
-        unmet = {intent.order_id: intent for intent in await self._unmet(plan.sale_id)}
         done, after = 0, ""
         tell(done, total)
         while rows := await self._ledger.live_orders(
@@ -268,14 +284,7 @@ class Rebuild:
             stories = await self._ledger.payment_events(paid)
             writes = Writes()
             for row in rows:
-                fields = order_fields(row, stories.get(row.order_id, ()))
-                intent = unmet.get(row.order_id)
-                if intent is not None:
-                    # The claim that SQL never got is made again, under the fence of its intent.
-                    confirming = row.status == Status.CONFIRMING
-                    if fence := intent.fence - (0 if confirming else 1):
-                        fields["fence"] = str(fence)
-                self._add_order(writes, row, fields)
+                self._add_order(writes, row, order_fields(row, stories.get(row.order_id, ())))
                 writes = await self._sent_when_full(plan, writes)
             await self._restorer.write(plan.sale_id, writes, epoch=plan.ours)
             done, after = done + len(rows), rows[-1].order_id
@@ -326,54 +335,6 @@ class Rebuild:
             event=event.value,
             data=data,
         )
-
-    async def _unmet(self, sale_id: str) -> list[UnmetIntent]:
-        return [intent for intent in await self._ledger.unmet_intents(sale_id) if intent.known]
-
-    async def _claim_unmet(self, plan: _Plan) -> tuple[list[str], list[UnmetIntent]]:
-        """Take orders whose payment was asked for back to CONFIRMING, for the settler to decide.
-
-        Returns:
-            Those that were, and the intents that nobody would ask about: there is no stock or no
-            order any more, or the order is known with another payment.
-        """
-        claimed: list[str] = []
-        unplaced: list[UnmetIntent] = []
-        for intent in await self._ledger.unmet_intents(plan.sale_id):
-            row = await self._ledger.order(intent.order_id)
-            if row is None:
-                unplaced.append(intent)
-                continue
-            if row.status not in (Status.HELD, Status.PREPARED, Status.RELEASED, Status.EXPIRED):
-                if row.payment_key != intent.payment_key:
-                    # SQL has an earlier attempt than this one. The settler asks about that one
-                    # alone.
-                    unplaced.append(intent)
-                continue
-            try:
-                outcome = await self._store.claim(
-                    as_reservation(row),
-                    epoch=plan.ours,
-                    payment_key=intent.payment_key,
-                    lease_ms=0,
-                )
-            except (ReservationExpired, SoldOut, BuyerLimitExceeded, HoldLost):
-                unplaced.append(intent)
-                if row.status in ENDED:
-                    await self._lower_fence(plan, row)
-            else:
-                if isinstance(outcome, Claimed):
-                    claimed.append(intent.order_id)
-        return claimed, unplaced
-
-    async def _lower_fence(self, plan: _Plan, row: OrderRow) -> None:
-        """No claim follows the fence that was raised for one: the order is again as SQL has it."""
-        writes, key = Writes(), self._keys.of(row.sale_id).order(row.order_id)
-        if row.fence:
-            writes.hset(key, {"fence": row.fence})
-        else:
-            writes.hdel(key, "fence")
-        await self._restorer.write(plan.sale_id, writes, epoch=plan.ours)
 
 
 def _tell_nobody(_done: int, _total: int) -> None:

@@ -16,16 +16,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from reservation.catalog import Catalog
 from reservation.domain.alarms import Alarm
 from reservation.domain.errors import Unavailable
+from reservation.losses import Losses
 from reservation.metrics import PREPARE_CLOSED, alarm
 from reservation.persistence.faults import reason_of
-from reservation.persistence.ledger import Ledger
-from reservation.persistence.recovery import SaleHead
 from reservation.redis.connection import Connections
 from reservation.redis.replies import StoreUnavailable, StoreUncertain
-from reservation.redis.restore import Found, Restorer
 from reservation.redis.vouches import Vouches
 
-__all__ = ["Watch", "compare"]
+__all__ = ["Watch"]
 
 log = structlog.get_logger(__name__)
 
@@ -38,8 +36,11 @@ AWAY_SECONDS: Final = 1.0
 #: How long SQL may take for one answer; each of Redis' has its own bound. The whole look has none:
 #: it would fail for good where there are too many sales for it.
 ANSWER_SECONDS_MAX: Final = 2.5
-#: Sales of one round trip.
-SALES_AT_ONCE: Final = 200
+#: Between two writes of what this process has seen.
+MARK_SECONDS: Final = 1.0
+#: How long it may take to follow the server to another life of it: every payment that is under way
+#: is compared.
+FOLLOW_SECONDS_MAX: Final = 30.0
 #: SQL is read before Redis, and a rebuild may finish in between: what looks lost is looked at
 #: again after this long.
 AGAIN_SECONDS: Final = 0.05
@@ -47,33 +48,12 @@ AGAIN_SECONDS: Final = 0.05
 RETRY_AFTER_SECONDS: Final = 5
 
 
-def compare(head: SaleHead, found: Found | None) -> str | None:
-    """What is wrong with Redis' state of a sale, read after SQL's; None where nothing is.
-
-    Redis ahead of SQL is as it should be: the flusher follows.
-    """
-    if found is None:
-        return f"Redis has no such sale, SQL has {head.seq} events of it"
-    if found.epoch != head.epoch:
-        return f"Redis has another epoch of it; SQL ends at event {head.seq}"
-    if found.seq < head.seq:
-        return (
-            f"Redis ends at event {found.seq}, SQL at {head.seq}:"
-            f" {head.seq - found.seq} events are lost"
-        )
-    there = found.chain if found.seq == head.seq else found.chain_there
-    if there is not None and head.seq and there != head.chain:
-        return f"event {head.seq} is another one in Redis than in SQL"
-    return None
-
-
 class Watch:
     """One process's eye on Redis: what it must be, and what it must still have.
 
     Args:
         connections: where prepares go, once their server is vouched for.
-        restorer: reads the heads of sales.
-        ledger: SQL.
+        losses: finds what Redis lost.
         catalog: told which sales are closed.
         vouches: what other processes have compared, for when SQL is away.
         preflight: names what is missing in Redis before holds may be promised.
@@ -83,21 +63,18 @@ class Watch:
     def __init__(
         self,
         connections: Connections,
-        restorer: Restorer,
-        ledger: Ledger,
+        losses: Losses,
         catalog: Catalog,
         vouches: Vouches,
         preflight: Callable[[], Awaitable[Sequence[str]]],
         preflight_sales: Callable[[Collection[str]], Awaitable[Mapping[str, Sequence[str]]]],
     ) -> None:
         self._connections = connections
-        self._restorer = restorer
-        self._ledger = ledger
+        self._losses = losses
         self._catalog = catalog
         self._vouches = vouches
         self._preflight = preflight
         self._preflight_sales = preflight_sales
-        self._new_and_missing: set[str] = set()
         #: The life of the server that is vouched for here, and the epochs of SQL's last answer.
         self._vouched: str | None = None
         self._epochs: dict[str, str] = {}
@@ -134,7 +111,12 @@ class Watch:
         self._connections.doubted.set()
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Look, and write down what was seen, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._look_forever())
+            group.create_task(self._keep_marks())
+
+    async def _look_forever(self) -> None:
         while True:
             try:
                 await self.look()
@@ -152,17 +134,32 @@ class Watch:
             # Thousands of doubts at once are one look.
             await asyncio.sleep(AGAIN_SECONDS)
 
+    async def _keep_marks(self) -> None:
+        while True:
+            await asyncio.sleep(MARK_SECONDS)
+            try:
+                await self._losses.write(self._vouched or "")
+            except (SQLAlchemyError, OSError) as error:
+                # The look names what is away, once.
+                log.debug("marks_not_written", reason=reason_of(error))
+
     async def look(self) -> None:
         """One look at everything; without effect where Redis does not answer."""
         self._connections.doubted.clear()
+        self._losses.begin_look()
         try:
             self._take(tuple(await self._preflight()))
         except (StoreUnavailable, StoreUncertain) as error:
             self._away("redis", error)
             return
         try:
+            async with asyncio.timeout(ANSWER_SECONDS_MAX):
+                await self._losses.write(self._vouched or "")
             run_id = await self._compare_all()
             self._take_of_sales(await self._preflight_sales(self._catalog.closed))
+            if run_id is not None and run_id != self._vouched:
+                async with asyncio.timeout(FOLLOW_SECONDS_MAX):
+                    run_id = run_id if await self._may_follow(run_id) else None
         except (StoreUnavailable, StoreUncertain) as error:
             self._away("redis", error)
             return
@@ -236,6 +233,27 @@ class Watch:
         for reason in self._named:
             PREPARE_CLOSED.labels(reason).set(reason in reasons)
 
+    async def _may_follow(self, run_id: str) -> bool:
+        """Whether another life of the server may be written to.
+
+            old life:  A, B write ----x
+            new life:                    A compares, writes?   B has seen more than A
+
+        So nobody writes before the marks of all are in SQL and were compared with what survived.
+        """
+        self._vouched = None
+        self._connections.distrust()
+        await self._losses.write("")
+        others = await self._losses.writing_elsewhere(run_id)
+        if others:
+            log.info("waits_for_marks", processes=others[:5], count=len(others))
+            return False
+        await self._losses.find_unmet()
+        if await self._compare_all() != run_id:
+            return False
+        await self._losses.write(run_id)
+        return True
+
     def _take(self, missing: tuple[str, ...]) -> None:
         if missing and missing != self.missing:
             alarm(Alarm.PREFLIGHT, missing=", ".join(missing))
@@ -253,43 +271,20 @@ class Watch:
 
     async def _compare_all(self) -> str | None:
         """Close what is lost and open what is not; the server, where one and the same answered."""
-        run_ids: set[str] = set()
-        lost = await self._lost(None, run_ids)
+        # What was reported since the last look is read with the rest.
+        lost, run_ids = await self._losses.gaps()
         if lost:
             await asyncio.sleep(AGAIN_SECONDS)
-            lost = await self._lost(set(lost), run_ids)
+            lost, more = await self._losses.gaps(set(lost))
+            run_ids |= more
+        self._epochs = self._losses.epochs
+        self._catalog.learn_all(self._epochs)
         for sale_id, gap in lost.items():
             if self._catalog.close(sale_id, gap):
                 alarm(Alarm.SALE_RECOVERING, sale_id=sale_id, gap=gap)
         for sale_id in set(self._catalog.closed) - set(lost):
+            if self._losses.is_reported(sale_id):
+                continue
             log.info("sale_recovered", sale_id=sale_id)
             self._catalog.reopen(sale_id)
         return run_ids.pop() if len(run_ids) == 1 else None
-
-    async def _lost(self, among: set[str] | None, run_ids: set[str]) -> dict[str, str]:
-        async with asyncio.timeout(ANSWER_SECONDS_MAX):
-            heads = await self._ledger.heads()
-        self._epochs = {sale_id: head.epoch for sale_id, head in heads.items()}
-        self._catalog.learn_all(self._epochs)
-        sale_ids = [sale_id for sale_id in heads if among is None or sale_id in among]
-        lost: dict[str, str] = {}
-        missing: set[str] = set()
-        for start in range(0, max(1, len(sale_ids)), SALES_AT_ONCE):
-            some = sale_ids[start : start + SALES_AT_ONCE]
-            run_id, found = await self._restorer.look_at(
-                {sale_id: heads[sale_id].seq for sale_id in some}
-            )
-            run_ids.add(run_id)
-            for sale_id in some:
-                gap = compare(heads[sale_id], found[sale_id])
-                if gap is None:
-                    continue
-                if found[sale_id] is None and heads[sale_id].seq == 0:
-                    missing.add(sale_id)
-                    # Being made right now, unless the last look found it so too.
-                    if sale_id not in self._new_and_missing:
-                        continue
-                lost[sale_id] = gap
-        if among is None:
-            self._new_and_missing = missing
-        return lost

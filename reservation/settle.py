@@ -9,6 +9,7 @@ Money is a fact at the PG, so the PG is asked, with a growing pause, until it kn
 
 from typing import Final
 
+import msgspec
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -85,12 +86,15 @@ class Settle:
             return None
         known = await self._catalog.get(order.sale_id)
         claimed = await self._store.take_over(
-            order, epoch=known.epoch, lease_ms=self._limits.lease_ms
+            order,
+            epoch=known.epoch,
+            lease_ms=self._limits.lease_ms,
+            known_fence=await self._ledger.known_fence(order_id),
         )
         reach("settle:after_take_over", order_id)
         if isinstance(claimed, LeaseElsewhere):
             return None
-        case = Case(order, known, claimed.fence, order.payment_key)
+        case = Case(order, known, claimed.fence, order.payment_key, claimed.claim_id)
         status = await self._decide(case)
         SETTLED.labels(status.value if status else "undecided").inc()
         if status is None:
@@ -148,6 +152,8 @@ class Settle:
                 currency=case.order.currency,
                 idempotency_key=key,
                 now_ms=self._clock.now_ms(),
+                epoch=case.known.epoch,
+                reservation=msgspec.json.encode(case.order).decode(),
             )
         except (SQLAlchemyError, OSError) as error:
             log.warning("settle_without_sql", order_id=case.order.order_id, reason=str(error))

@@ -8,8 +8,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
-from reservation.domain.reservation import PAID_ORDERS
+from reservation.domain.reservation import PAID_ORDERS, Reservation
 from reservation.domain.states import HOLDING, LIVE, PAID, Status
+from reservation.losses import is_under_way
 from reservation.persistence.ledger import Ledger
 from reservation.redis.inspection import BuyerState, Inspection, OrderState
 
@@ -32,6 +33,15 @@ SET_OF: Final = {
 }
 
 
+#: An order in one of these has what its payment was made for, or the payment is being decided.
+_SERVED: Final = (
+    Status.CONFIRMING,
+    Status.AWAITING_DEPOSIT,
+    Status.CONFIRMED,
+    Status.REFUNDED,
+)
+
+
 class OrderAudit:
     """Checks what the counters alone do not show."""
 
@@ -48,7 +58,39 @@ class OrderAudit:
             f"{row.payment or 'not in SQL'}"
             for row in await self._ledger.confirmed_unpaid(sale_id, PROBLEMS_MAX)
         ]
-        return (*buyers, *sets, *payments)
+        return (*buyers, *sets, *payments, *await self._unserved(sale_id))
+
+    async def _unserved(self, sale_id: str) -> list[str]:
+        """Payments that no order has: intents without an end, and money without a sale."""
+        before: list[str] = []
+        told: list[str] = []
+        for _ in range(LOOKS):
+            before, told = told, await self._unserved_now(sale_id)
+            # A payment that is being finished is in SQL a moment before its order.
+            if not told or told == before:
+                return told
+            await asyncio.sleep(LOOK_SECONDS)
+        return [sentence for sentence in told if sentence in before]
+
+    async def _unserved_now(self, sale_id: str) -> list[str]:
+        intents = await self._ledger.unmet_intents(sale_id)
+        found = await self._inspection.reservations([intent.order_id for intent in intents])
+        unmet = [
+            f"order {intent.order_id} has an intent to take its money under fence {intent.fence},"
+            f" and {_standing(found.get(intent.order_id))}"
+            for intent in intents
+            if not is_under_way(intent, found.get(intent.order_id))
+        ]
+        unsold = await self._ledger.paid_unsold(sale_id, PROBLEMS_MAX)
+        found = await self._inspection.reservations([row.order_id for row in unsold])
+        money = [
+            f"order {row.order_id} is paid for at the PG, and {_standing(order)}"
+            for row in unsold
+            if (order := found.get(row.order_id)) is None
+            or order.payment_key != row.payment_key
+            or order.status not in _SERVED
+        ]
+        return [*unmet[:PROBLEMS_MAX], *money]
 
     async def _buyers(self, sale_id: str) -> list[str]:
         problems: list[str] = []
@@ -116,6 +158,10 @@ class OrderAudit:
             before, order_ids = wrong, list(wrong)
             await asyncio.sleep(LOOK_SECONDS)
         return [_sentence(order_id, state) for order_id, state in before.items()]
+
+
+def _standing(order: Reservation | None) -> str:
+    return f"it is {order.status.value} in Redis" if order else "Redis does not have it"
 
 
 def _counts(buyer_id: str, state: BuyerState) -> list[str]:

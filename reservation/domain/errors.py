@@ -98,7 +98,7 @@ class Forbidden(ReservationError):
 
 class InvalidToken(ReservationError):
     code = "invalid_token"
-    sentence = "The token is not this reservation's or is no longer valid; nothing was charged."
+    sentence = "The token is not this reservation's or is no longer valid."
 
 
 class InvalidAdmission(ReservationError):
@@ -143,7 +143,7 @@ class SaleRecovering(ReservationError):
 
 class SoldOut(ReservationError):
     code = "sold_out"
-    sentence = "Not enough pieces are left; nothing was charged."
+    sentence = "Not enough pieces are left."
 
 
 class BuyerLimitExceeded(ReservationError):
@@ -153,7 +153,7 @@ class BuyerLimitExceeded(ReservationError):
 
 class AmountMismatch(ReservationError):
     code = "amount_mismatch"
-    sentence = "The amount is not the price of these items; nothing was charged."
+    sentence = "The amount is not the price of these items."
 
 
 class IdempotencyKeyReused(ReservationError):
@@ -163,12 +163,12 @@ class IdempotencyKeyReused(ReservationError):
 
 class ReservationExpired(ReservationError):
     code = "reservation_expired"
-    sentence = "The hold ran out and the pieces are gone; nothing was charged."
+    sentence = "The hold ran out and the pieces are gone."
 
 
 class HoldLost(ReservationError):
     code = "hold_lost"
-    sentence = "The hold was lost in a failure of the store; nothing was charged."
+    sentence = "The hold was lost in a failure of the store."
 
 
 class PaymentInProgress(ReservationError):
@@ -183,7 +183,7 @@ class AlreadyConfirmed(ReservationError):
 
 class PaymentDeclined(ReservationError):
     code = "payment_declined"
-    sentence = "The payment was declined; nothing was charged and the pieces were given back."
+    sentence = "The payment was declined, and the pieces were given back."
 
 
 class RateLimited(ReservationError):

@@ -19,6 +19,7 @@ __all__ = [
     "SENTENCES",
     "Attempt",
     "Cause",
+    "ClaimLost",
     "Claimed",
     "Finished",
     "LeaseElsewhere",
@@ -264,6 +265,12 @@ class Claimed(msgspec.Struct, frozen=True):
 
     fence: int
     lease_until_ms: int
+    #: Names the call that got the fence; empty of one that only read it.
+    claim_id: str = ""
+
+
+class ClaimLost(Exception):
+    """Redis lacks a claim for which it answered: it has lost events."""
 
 
 class Present(msgspec.Struct, frozen=True):

@@ -86,6 +86,8 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     payment_key: str | None = None
     #: When the buyer came back from the PG with that key.
     claimed_at_ms: int | None = None
+    #: Tells its body from another one under the same key; empty where it was not read.
+    digest: str = ""
     #: Payment key -> how its attempt ended, e.g. `declined:REJECT_CARD_COMPANY`.
     attempts: dict[str, str] = {}
 

@@ -11,7 +11,7 @@ from enum import Enum, auto
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Row, select, update
+from sqlalchemy import Row, bindparam, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -29,6 +29,19 @@ _ITEM_COLUMNS: Final = [tables.items.c[name] for name in ItemState.__struct_fiel
 
 #: Events in one call: about 10 MB of rows and half a second, so a lock is never held for longer.
 EVENTS_MAX: Final = 5_000
+
+
+_INTENTS: Final = tables.payment_intents
+_END_INTENTS: Final = (
+    update(_INTENTS)
+    .where(
+        _INTENTS.c.order_id == bindparam("ended_order"),
+        _INTENTS.c.payment_key == bindparam("ended_key"),
+        _INTENTS.c.fence <= bindparam("ended_fence"),
+        _INTENTS.c.ended_at_ms.is_(None),
+    )
+    .values(ended_at_ms=bindparam("at_ms"))
+)
 
 
 class ApplyKind(Enum):
@@ -284,6 +297,9 @@ async def _write(
             for event in events
         ],
     )
+    if fold.ended_attempts:
+        # In this very transaction: what counts as ended is known from SQL alone.
+        await connection.execute(_END_INTENTS, _ended(fold, events[-1].at_ms))
     if fold.sale_changed:
         await connection.execute(
             update(tables.sales)
@@ -295,6 +311,13 @@ async def _write(
         .where(tables.cursors.c.sale_id == sale_id)
         .values(flushed_seq=events[-1].seq, flushed_chain=events[-1].chain)
     )
+
+
+def _ended(fold: Fold, at_ms: int) -> list[dict[str, str | int]]:
+    return [
+        {"ended_order": order_id, "ended_key": key, "ended_fence": fence, "at_ms": at_ms}
+        for order_id, key, fence in sorted(fold.ended_attempts)
+    ]
 
 
 async def events_after(

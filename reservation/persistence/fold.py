@@ -171,6 +171,8 @@ class Fold:
         self.new_orders: list[str] = []
         #: Rows of `stock_movements`.
         self.movements: list[tuple[str, int, str, int, int, int, int]] = []
+        #: Order, payment key and fence of the attempts that ended.
+        self.ended_attempts: list[tuple[str, str, int]] = []
         self._sale_id = sale_id
 
     def add(self, event: Event) -> None:
@@ -261,6 +263,8 @@ class Fold:
         order.fence = order.fence if data.fence is None else data.fence
         if event.event == EventName.CLAIMED:
             order.payment_key, order.claimed_at_ms = payment_key, event.at_ms
+        if data.origin is Status.CONFIRMING and data.to is not Status.CONFIRMING and payment_key:
+            self.ended_attempts.append((order.order_id, payment_key, order.fence))
         order.lease_until_ms = data.lease_until if data.to is Status.CONFIRMING else None
         order.due_at_ms = data.due_at if data.to is Status.AWAITING_DEPOSIT else None
         self.changed_orders[event.order_id] = None

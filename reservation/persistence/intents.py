@@ -22,14 +22,14 @@ from enum import Enum, auto
 from typing import Any
 
 import msgspec
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reservation.domain.errors import BrokenInvariant
 from reservation.persistence.bulk import among, insert_into, insert_new
 from reservation.persistence.database import Database
 from reservation.persistence.group import Group
-from reservation.persistence.tables import payment_attempts, payment_intents
+from reservation.persistence.tables import orders, payment_attempts, payment_intents
 
 __all__ = [
     "Intent",
@@ -38,9 +38,11 @@ __all__ = [
     "IntentWriter",
     "VoidOutcome",
     "attempt_owner",
+    "end_intents",
     "intend_cancel",
     "intents_of",
     "is_cancel_intended",
+    "known_fence",
     "void_intent",
 ]
 
@@ -56,6 +58,8 @@ class IntentOutcome(Enum):
     ALREADY_WRITTEN = auto()
     #: Somebody gave up on this attempt, or cancels the payment: nobody may be asked for its money.
     VOIDED = auto()
+    #: Another payment of this order was asked for under the same fence: Redis lost that claim.
+    FENCE_OF_ANOTHER_KEY = auto()
 
 
 class VoidOutcome(Enum):
@@ -78,6 +82,10 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     currency: str
     idempotency_key: str
     now_ms: int
+    #: In which Redis has the claim.
+    epoch: str | None = None
+    #: The order, JSON.
+    reservation: str | None = None
 
 
 class IntentRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -195,6 +203,9 @@ async def _insert(connection: AsyncConnection, intents: Sequence[Intent]) -> set
             "currency": intent.currency,
             "idempotency_key": intent.idempotency_key,
             "created_at_ms": intent.now_ms,
+            "epoch": intent.epoch,
+            "reservation": intent.reservation,
+            "ended_at_ms": None,
         }
         for intent in reversed(intents)
     }
@@ -223,6 +234,9 @@ def _repeat(intent: Intent, row: IntentRow) -> IntentOutcome | Exception:
     ours = (intent.payment_key, intent.amount, intent.currency, intent.idempotency_key)
     if ours == (row.payment_key, row.amount, row.currency, row.idempotency_key):
         return IntentOutcome.ALREADY_WRITTEN
+    if intent.payment_key != row.payment_key:
+        # Redis lost a claim and gave its fence again: that payment was there first.
+        return IntentOutcome.FENCE_OF_ANOTHER_KEY
     return BrokenInvariant(f"{intent.order_id} has another intent under fence {intent.fence}")
 
 
@@ -231,7 +245,7 @@ async def void_intent(
 ) -> VoidOutcome:
     """Give up on an attempt, unless its intent stands."""
     async with database.write() as connection:
-        row = (order_id, fence, sale_id, "void", None, None, None, None, now_ms)
+        row = (order_id, fence, sale_id, "void", None, None, None, None, now_ms, None, None, None)
         await insert_new(connection, payment_intents, [row])
         found = await connection.execute(
             select(payment_intents.c.kind).where(
@@ -303,6 +317,33 @@ async def intents_of(database: Database, order_id: str) -> list[IntentRow]:
             .order_by(payment_intents.c.fence)
         )
         return [IntentRow(**row) for row in found.mappings()]
+
+
+async def known_fence(database: Database, order_id: str) -> int:
+    """The highest fence that SQL has for an order, in its row or in an intent; 0 for none."""
+    of_intents = select(func.max(payment_intents.c.fence)).where(
+        payment_intents.c.order_id == order_id
+    )
+    of_order = select(orders.c.fence).where(orders.c.order_id == order_id)
+    async with database.read() as connection:
+        found = await connection.execute(
+            select(of_intents.scalar_subquery(), of_order.scalar_subquery())
+        )
+        return max((fence for fence in found.one() if fence is not None), default=0)
+
+
+async def end_intents(database: Database, order_id: str, payment_key: str, now_ms: int) -> None:
+    """Keep that a payment is decided although no event of its order says so."""
+    async with database.write() as connection:
+        await connection.execute(
+            update(payment_intents)
+            .where(
+                payment_intents.c.order_id == order_id,
+                payment_intents.c.payment_key == payment_key,
+                payment_intents.c.ended_at_ms.is_(None),
+            )
+            .values(ended_at_ms=now_ms)
+        )
 
 
 async def attempt_owner(database: Database, payment_key: str) -> str | None:

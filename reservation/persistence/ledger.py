@@ -27,6 +27,7 @@ from reservation.persistence.intents import (
     IntentWriter,
     VoidOutcome,
 )
+from reservation.persistence.losses import LossLedger
 from reservation.persistence.orders import (
     PAGE_MAX,
     REBUILD_PAGE_MAX,
@@ -35,7 +36,7 @@ from reservation.persistence.orders import (
     OrderRow,
 )
 from reservation.persistence.payments import AnswerRow, PaymentRow, PaymentWriter
-from reservation.persistence.recovery import ItemRow, SaleHead, UnmetIntent, UnpaidRow
+from reservation.persistence.recovery import ItemRow, SaleHead, UnmetIntent, UnpaidRow, UnsoldRow
 from reservation.persistence.refunds import (
     Backlog,
     OtherRefund,
@@ -58,6 +59,8 @@ class Ledger:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        #: What processes have seen of Redis, and what it lost.
+        self.losses = LossLedger(database)
         self._intents = IntentWriter(database)
         self._payments = PaymentWriter(database)
 
@@ -142,9 +145,29 @@ class Ledger:
         """The data of every restock of the sale, JSON."""
         return await recovery.restocks(self._database, sale_id)
 
-    async def unmet_intents(self, sale_id: str) -> Sequence[UnmetIntent]:
-        """Payments that may have been asked for under a claim that SQL never got."""
-        return await recovery.unmet_intents(self._database, sale_id)
+    async def unmet_intents(
+        self,
+        sale_id: str | None = None,
+        *,
+        order_id: str | None = None,
+        before_ms: int | None = None,
+    ) -> list[UnmetIntent]:
+        """Payments that may have been asked for and whose end SQL does not know."""
+        return await recovery.unmet_intents(
+            self._database, sale_id, order_id=order_id, before_ms=before_ms
+        )
+
+    async def end_intents(self, order_id: str, payment_key: str, now_ms: int) -> None:
+        """Keep that a payment is decided although no event of its order says so."""
+        await intents.end_intents(self._database, order_id, payment_key, now_ms)
+
+    async def known_fence(self, order_id: str) -> int:
+        """The highest fence that SQL has for the order: the next claim takes a higher one."""
+        return await intents.known_fence(self._database, order_id)
+
+    async def paid_unsold(self, sale_id: str, limit: int) -> list[UnsoldRow]:
+        """Payments that are DONE and whose order is neither sold nor refunded."""
+        return await recovery.paid_unsold(self._database, sale_id, limit)
 
     async def write_intent(
         self,
@@ -157,6 +180,8 @@ class Ledger:
         currency: str,
         idempotency_key: str,
         now_ms: int,
+        epoch: str | None = None,
+        reservation: str | None = None,
     ) -> IntentOutcome:
         """Commit an intent before the PG is asked; only then may the call leave.
 
@@ -173,6 +198,8 @@ class Ledger:
                 currency=currency,
                 idempotency_key=idempotency_key,
                 now_ms=now_ms,
+                epoch=epoch,
+                reservation=reservation,
             )
         )
 

@@ -1,6 +1,6 @@
 """What a rebuild reads: how far SQL is, the items, and what the events say of payments."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Final
 
 import msgspec
@@ -15,6 +15,7 @@ from reservation.persistence.tables import (
     events,
     items,
     orders,
+    payment_attempts,
     payment_intents,
     payments,
     refunds,
@@ -26,16 +27,18 @@ __all__ = [
     "SaleHead",
     "UnmetIntent",
     "UnpaidRow",
+    "UnsoldRow",
     "confirmed_unpaid",
     "count_orders",
     "heads",
     "listed_items",
+    "paid_unsold",
     "payment_events",
     "restocks",
     "unmet_intents",
 ]
 
-#: Orders of one page. Where the flusher has stood still, unmet intents are as many as payments.
+#: Rows of one page. Where the flusher has stood still, unmet intents are as many as payments.
 UNMET_PAGE: Final = 5_000
 
 
@@ -61,14 +64,18 @@ class ItemRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnmetIntent(msgspec.Struct, frozen=True, kw_only=True):
-    """A payment that may have been asked for under a claim that SQL never got."""
+    """A payment that may have been asked for, and of which SQL knows no end."""
 
     order_id: str
+    sale_id: str
     fence: int
     payment_key: str
     amount: int
-    #: Whether SQL has the order itself.
-    known: bool
+    created_at_ms: int
+    #: In which Redis had the claim; None of an intent older than this is kept.
+    epoch: str | None
+    #: The order, JSON; None likewise.
+    reservation: str | None
 
 
 class UnpaidRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +85,15 @@ class UnpaidRow(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
     #: The PG's word; None where SQL has no answer of it.
     payment: str | None
+
+
+class UnsoldRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A payment that is DONE without a sale."""
+
+    order_id: str
+    payment_key: str
+    #: The order's, as SQL has it; None where SQL has no such order.
+    status: str | None
 
 
 _ITEM_COLUMNS = [items.c[name] for name in ItemRow.__struct_fields__]
@@ -158,44 +174,61 @@ async def restocks(database: Database, sale_id: str) -> list[str]:
         return list(found.scalars())
 
 
-async def unmet_intents(database: Database, sale_id: str) -> Sequence[UnmetIntent]:
-    """Intents under a fence that the order in SQL has not reached; the latest of each order."""
-    latest: dict[str, UnmetIntent] = {}
+async def unmet_intents(
+    database: Database,
+    sale_id: str | None = None,
+    *,
+    order_id: str | None = None,
+    before_ms: int | None = None,
+) -> list[UnmetIntent]:
+    """Intents without an end, one for each order and payment key, the latest claim first.
+
+    Args:
+        database: where to look.
+        sale_id: of this sale alone.
+        order_id: of this order alone.
+        before_ms: only those that are as old.
+    """
+    latest: dict[tuple[str, str], UnmetIntent] = {}
     after = ("", 0)
     while True:
-        page = await _unmet_after(database, sale_id, *after)
-        # In the order of the fences: of an order that two pages share the later one stays.
-        latest |= {intent.order_id: intent for intent in page}
+        page = await _unmet_after(database, sale_id, order_id, before_ms, after)
+        # In the order of the fences: of a payment that was asked for again the last one stays.
+        latest |= {(intent.order_id, intent.payment_key): intent for intent in page}
         if len(page) < UNMET_PAGE:
-            return list(latest.values())
+            return sorted(latest.values(), key=lambda intent: (intent.order_id, -intent.fence))
         after = (page[-1].order_id, page[-1].fence)
 
 
 async def _unmet_after(
-    database: Database, sale_id: str, order_id: str, fence: int
+    database: Database,
+    sale_id: str | None,
+    order_id: str | None,
+    before_ms: int | None,
+    after: tuple[str, int],
 ) -> list[UnmetIntent]:
     intents = payment_intents
-    async with database.read() as connection:
-        found = await connection.execute(
-            select(
-                intents.c.order_id,
-                intents.c.fence,
-                intents.c.payment_key,
-                intents.c.amount,
-                orders.c.order_id.is_not(None).label("known"),
-            )
-            .join(orders, orders.c.order_id == intents.c.order_id, isouter=True)
-            .where(
-                and_(intents.c.sale_id == sale_id, intents.c.kind == "intent"),
-                or_(orders.c.order_id.is_(None), orders.c.fence < intents.c.fence),
-                or_(
-                    intents.c.order_id > order_id,
-                    and_(intents.c.order_id == order_id, intents.c.fence > fence),
-                ),
-            )
-            .order_by(intents.c.order_id, intents.c.fence)
-            .limit(UNMET_PAGE)
+    wanted = (
+        select(*(intents.c[name] for name in UnmetIntent.__struct_fields__))
+        .where(
+            intents.c.kind == "intent",
+            intents.c.ended_at_ms.is_(None),
+            or_(
+                intents.c.order_id > after[0],
+                and_(intents.c.order_id == after[0], intents.c.fence > after[1]),
+            ),
         )
+        .order_by(intents.c.order_id, intents.c.fence)
+        .limit(UNMET_PAGE)
+    )
+    if sale_id is not None:
+        wanted = wanted.where(intents.c.sale_id == sale_id)
+    if order_id is not None:
+        wanted = wanted.where(intents.c.order_id == order_id)
+    if before_ms is not None:
+        wanted = wanted.where(intents.c.created_at_ms < before_ms)
+    async with database.read() as connection:
+        found = await connection.execute(wanted)
         return [UnmetIntent(**row) for row in found.mappings()]
 
 
@@ -222,3 +255,24 @@ async def confirmed_unpaid(database: Database, sale_id: str, limit: int) -> list
             .limit(limit)
         )
         return [UnpaidRow(**row) for row in found.mappings()]
+
+
+async def paid_unsold(database: Database, sale_id: str, limit: int) -> list[UnsoldRow]:
+    """Payments of the sale that are DONE, and whose order SQL has as neither sold nor refunded."""
+    attempts = payment_attempts
+    async with database.read() as connection:
+        found = await connection.execute(
+            select(payments.c.order_id, payments.c.payment_key, orders.c.status)
+            .join(attempts, attempts.c.payment_key == payments.c.payment_key)
+            .join(orders, orders.c.order_id == payments.c.order_id, isouter=True)
+            .where(
+                attempts.c.sale_id == sale_id,
+                payments.c.status == "DONE",
+                orders.c.status.is_(None)
+                | orders.c.status.not_in([Status.CONFIRMED.value, Status.REFUNDED.value])
+                | (orders.c.payment_key != payments.c.payment_key),
+            )
+            .order_by(payments.c.order_id)
+            .limit(limit)
+        )
+        return [UnsoldRow(**row) for row in found.mappings()]

@@ -10,6 +10,7 @@ order. The wire converts them. Amounts are integers in the currency's minor unit
     sales 1--n stock_movements          which counters an event moved, by how much
     payment_attempts 1--n payment_intents   written before the PG is asked for money
     payment_answers, payments, refunds      what the PG said, and what was given back
+    marks, processes, losses            what was seen of Redis, and what it lost
 """
 
 from collections.abc import Iterable
@@ -38,6 +39,8 @@ __all__ = [
     "cursors",
     "events",
     "items",
+    "losses",
+    "marks",
     "metadata",
     "order_lines",
     "orders",
@@ -46,6 +49,7 @@ __all__ = [
     "payment_intents",
     "payments",
     "probes",
+    "processes",
     "refunds",
     "sales",
     "stock_movements",
@@ -251,6 +255,12 @@ payment_intents = Table(
     Column("currency", Text),
     Column("idempotency_key", Text),
     Column("created_at_ms", BigInteger, nullable=False),
+    # In which Redis must have the claim that the intent follows.
+    Column("epoch", Text),
+    # The order as JSON, so that one which Redis lost and SQL never got can be made again.
+    Column("reservation", Text),
+    # When SQL learned how the attempt ended; NULL while money may move and no order shows it.
+    Column("ended_at_ms", BigInteger),
     # Whoever is first, the caller of the PG or the one who gives up on it, bars the other.
     PrimaryKeyConstraint("order_id", "fence", name="pk_payment_intents"),
     ForeignKeyConstraint(
@@ -265,6 +275,12 @@ payment_intents = Table(
         " OR (kind = 'intent' AND payment_key IS NOT NULL AND amount IS NOT NULL AND amount >= 0"
         " AND currency IS NOT NULL AND idempotency_key IS NOT NULL)",
         name="ck_payment_intents_kind",
+    ),
+    _only_where(
+        "ix_payment_intents_open",
+        "sale_id",
+        "order_id",
+        condition="kind = 'intent' AND ended_at_ms IS NULL",
     ),
 )
 
@@ -335,6 +351,41 @@ refunds = Table(
     UniqueConstraint("idempotency_key", name="uq_refunds_idempotency_key"),
     CheckConstraint("status IN ('pending', 'done', 'refused')", name="ck_refunds_status"),
     _only_where("ix_refunds_pending", "created_at_ms", condition="status = 'pending'"),
+)
+
+# No foreign keys: what was seen of a sale outlives whatever becomes of it.
+marks = Table(
+    "marks",
+    metadata,
+    Column("process", Id, nullable=False),
+    Column("sale_id", Id, nullable=False),
+    Column("epoch", Text, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    # Empty where only the number is known.
+    Column("chain", Text, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("process", "sale_id", name="pk_marks"),
+    Index("ix_marks_of_sale", "sale_id"),
+)
+
+processes = Table(
+    "processes",
+    metadata,
+    Column("process", Id, nullable=False),
+    # Of the server that it writes to; empty while it writes to none.
+    Column("run_id", Text, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("process", name="pk_processes"),
+)
+
+losses = Table(
+    "losses",
+    metadata,
+    Column("sale_id", Id, nullable=False),
+    Column("epoch", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("sale_id", "epoch", name="pk_losses"),
 )
 
 # One row that the check of readiness writes: a full disk is seen before a buyer meets it.

@@ -125,6 +125,7 @@ class PrepareQueue:
         limits: BuyerLimits,
     ) -> None:
         self._connections = connections
+        self._marks = connections.marks
         self._keys = keys
         self._expire = expire
         self._clock = clock
@@ -221,6 +222,7 @@ class PrepareQueue:
             lane.call_seconds = self._monotonic() - sent_at
             # What cannot be read is a bug; whoever waits for it is answered all the same.
             common = Common(sale_id, PrepareWord(word), facts, wishes)
+            self._marks.learn_head(sale_id, epoch, common.mark)
             decided = list(zip(batch, replies, strict=common.refusal is None))
         except StoreUnavailable as error:
             log.warning("prepare_unavailable", sale_id=sale_id, reason=str(error))
@@ -235,6 +237,8 @@ class PrepareQueue:
             if common.refusal is None:
                 await self._answer(sale_id, epoch, lane, common, decided)
                 return
+            if word == PrepareWord.WENT_BACK:
+                self._marks.went_back(sale_id, epoch)
             if word == PrepareWord.TOO_LATE:
                 # The buyers are told "not now", and this tells why.
                 log.warning("prepare_too_late", sale_id=sale_id, seconds=lane.call_seconds)
@@ -272,7 +276,7 @@ class PrepareQueue:
             asked_for += (
                 wish.digest,
                 wish.order_name,
-                _json(wish.order_name),
+                msgspec.json.encode(wish.order_name).decode(),
                 wish.amount,
                 int(wish.admitted),
                 " ".join(lines),
@@ -284,7 +288,8 @@ class PrepareQueue:
             basket = waiting.basket
             keys += names.of_basket(basket.order_id, basket.buyer_id)
             asked.append(numbers[basket.wish])
-        head = (not_after_ms, epoch, self._clock.now_ms(), *self._limits)
+        mark = self._marks.of(sale_id, epoch)
+        head = (not_after_ms, epoch, *mark, self._clock.now_ms(), *self._limits)
         counts = (len(indices), len(wishes), len(batch))
         return keys, [*map(str, head), *counts, " ".join(asked), *indices, *asked_for]
 
@@ -391,7 +396,3 @@ def too_many() -> Unavailable:
 def _refuse(batch: list[_Waiting], refusal: ReservationError) -> None:
     for waiting in batch:
         waiting.decide(refusal)
-
-
-def _json(text: str) -> str:
-    return msgspec.json.encode(text).decode()

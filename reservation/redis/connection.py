@@ -23,6 +23,7 @@ from redis.exceptions import (
 
 from reservation import tracing
 from reservation.domain.clock import Clock
+from reservation.redis.marks import Marks
 from reservation.redis.pool import WAIT_SECONDS_MAX, Pool
 from reservation.redis.replies import (
     StoreUnavailable,
@@ -96,6 +97,8 @@ class Connections:
         self._offset_ms = [0]
         #: Set when a call met a server that is not vouched for.
         self.doubted = self._guard.doubted
+        #: What this process has seen of each sale.
+        self.marks = Marks()
 
     async def aclose(self) -> None:
         """Close every connection. Calls under way end uncertain; later ones are refused."""
@@ -123,6 +126,11 @@ class Connections:
         """Wait until calls can reach a server; at once where the guard is off."""
         if self._guard.active:
             await self._guard.known.wait()
+
+    def distrust(self) -> None:
+        """Let calls reach no server until one is vouched for again."""
+        self._guard.life = None
+        self._guard.known.clear()
 
     def vouch_for(self, life: str) -> None:
         """Let calls reach this life of the server: its sales were compared with SQL."""

@@ -26,7 +26,7 @@ from reservation.domain.reservation import Basket, Line, Reservation, Wish
 from reservation.domain.states import Status
 from reservation.redis.outcomes import PrepareWord
 from reservation.redis.records import as_items, as_mapping
-from reservation.redis.store import limit_exceeded, sold_out
+from reservation.redis.refusals import limit_exceeded, sold_out
 
 __all__ = ["RETRY_AFTER_SECONDS", "Alike", "Common", "Decision", "Made", "Replayed", "looked_up"]
 
@@ -70,7 +70,7 @@ class Common:
     """What prepare.lua says of a whole batch, and what its baskets' replies mean in that light."""
 
     def __init__(
-        self, sale_id: str, word: PrepareWord, facts: Sequence[str], wishes: Sequence[Wish]
+        self, sale_id: str, word: PrepareWord, facts: Sequence[Any], wishes: Sequence[Wish]
     ) -> None:
         self._alike: dict[Wish, Alike] = {}
         self._refusals: dict[tuple[str, ...], ReservationError] = {}
@@ -78,10 +78,12 @@ class Common:
         self._sold_out: list[ReservationError] = []
         #: Why nobody got anything, whoever asked; None where each basket has a reply of its own.
         self.refusal: ReservationError | None = None
+        #: The number and the chain value of the sale's last event; empty where nothing was written.
+        self.mark: Sequence[str] = ()
         if word is not PrepareWord.HELD and word is not PrepareWord.PREPARED:
             self.refusal = _refusal(word, facts)
             return
-        expires_at, created_at, *items = facts
+        expires_at, created_at, self.mark, *items = facts
         status = Status.HELD if word is PrepareWord.HELD else Status.PREPARED
         for wish, text in zip(wishes, items, strict=True):
             # Of an item that the sale does not have no basket is held.
@@ -137,6 +139,7 @@ def _alike(
             updated_at_ms=created_at_ms,
             expires_at_ms=expires_at_ms,
             seq=0,
+            digest=wish.digest,
         )
     )
 
@@ -165,7 +168,7 @@ def _refusal(word: PrepareWord, facts: Sequence[str]) -> ReservationError:
             return SaleNotOpen(opensAt=as_wire(int(facts[0])))
         case PrepareWord.PAUSED:
             return SalePaused(retryAfter=RETRY_AFTER_SECONDS)
-        case PrepareWord.RECOVERING:
+        case PrepareWord.RECOVERING | PrepareWord.WENT_BACK:
             return SaleRecovering(retryAfter=RETRY_AFTER_SECONDS)
         case PrepareWord.TOO_LATE:
             return Unavailable(retryAfter=RETRY_AFTER_SECONDS)

@@ -108,7 +108,7 @@ class Inspection:
                 ]
             )
             order_ids |= zip(some, map(good, replies), strict=True)
-        orders = await self._reservations([one for ids in order_ids.values() for one in ids])
+        orders = await self.reservations([one for ids in order_ids.values() for one in ids])
         return {
             buyer_id: BuyerState(
                 counted=counts[buyer_id],
@@ -117,7 +117,8 @@ class Inspection:
             for buyer_id in buyer_ids
         }
 
-    async def _reservations(self, order_ids: Sequence[str]) -> dict[str, Reservation]:
+    async def reservations(self, order_ids: Sequence[str]) -> dict[str, Reservation]:
+        """Those of these orders that Redis has."""
         found: dict[str, Reservation] = {}
         for start in range(0, len(order_ids), KEYS_AT_ONCE):
             for order in await self._store.read_many(order_ids[start : start + KEYS_AT_ONCE]):

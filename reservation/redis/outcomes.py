@@ -12,6 +12,7 @@ __all__ = [
     "PutSaleWord",
     "RefundWord",
     "ReleaseWord",
+    "RemakeWord",
     "ReopenWord",
     "RestockWord",
     "RestoreWord",
@@ -22,6 +23,7 @@ __all__ = [
 class PrepareWord(StrEnum):
     TOO_LATE = "too_late"
     RECOVERING = "recovering"
+    WENT_BACK = "went_back"
     REPLAYED = "replayed"
     TOO_MANY_ORDERS = "too_many_orders"
     RATE_LIMITED = "rate_limited"
@@ -43,6 +45,7 @@ class PrepareWord(StrEnum):
 class ClaimWord(StrEnum):
     TOO_LATE = "too_late"
     RECOVERING = "recovering"
+    WENT_BACK = "went_back"
     NOT_FOUND = "not_found"
     CLAIMED = "claimed"
     PRESENT = "present"
@@ -56,6 +59,7 @@ class ClaimWord(StrEnum):
 class LeaseWord(StrEnum):
     TOO_LATE = "too_late"
     RECOVERING = "recovering"
+    WENT_BACK = "went_back"
     NOT_FOUND = "not_found"
     TAKEN = "taken"
     STALE = "stale"
@@ -66,14 +70,17 @@ class LeaseWord(StrEnum):
 class FinishWord(StrEnum):
     TOO_LATE = "too_late"
     RECOVERING = "recovering"
+    WENT_BACK = "went_back"
     NOT_FOUND = "not_found"
     DONE = "done"
+    LOST = "lost"
     STALE = "stale"
 
 
 class ReleaseWord(StrEnum):
     TOO_LATE = "too_late"
     RECOVERING = "recovering"
+    WENT_BACK = "went_back"
     NOT_FOUND = "not_found"
     RELEASED = "released"
     PRESENT = "present"
@@ -82,6 +89,7 @@ class ReleaseWord(StrEnum):
 class ExpireWord(StrEnum):
     TOO_LATE = "too_late"
     RECOVERING = "recovering"
+    WENT_BACK = "went_back"
     SETTLED = "settled"
     NOT_DUE = "not_due"
     EXPIRED = "expired"
@@ -90,6 +98,7 @@ class ExpireWord(StrEnum):
 class RefundWord(StrEnum):
     TOO_LATE = "too_late"
     RECOVERING = "recovering"
+    WENT_BACK = "went_back"
     NOT_FOUND = "not_found"
     REFUNDED = "refunded"
     PRESENT = "present"
@@ -99,6 +108,7 @@ class PutSaleWord(StrEnum):
     TOO_LATE = "too_late"
     EXISTS = "exists"
     RECOVERING = "recovering"
+    WENT_BACK = "went_back"
     DONE = "done"
     CHANGED = "changed"
     FIXED = "fixed"
@@ -109,6 +119,7 @@ class PutSaleWord(StrEnum):
 class RestockWord(StrEnum):
     TOO_LATE = "too_late"
     RECOVERING = "recovering"
+    WENT_BACK = "went_back"
     DONE = "done"
     KEY_REUSED = "key_reused"
     SKU_NOT_FOUND = "sku_not_found"
@@ -119,6 +130,7 @@ class RestockWord(StrEnum):
 class SwitchWord(StrEnum):
     TOO_LATE = "too_late"
     RECOVERING = "recovering"
+    WENT_BACK = "went_back"
     DONE = "done"
     CLOSED = "closed"
 
@@ -127,6 +139,15 @@ class RestoreWord(StrEnum):
     TOO_LATE = "too_late"
     RECOVERING = "recovering"
     DONE = "done"
+
+
+class RemakeWord(StrEnum):
+    TOO_LATE = "too_late"
+    RECOVERING = "recovering"
+    DONE = "done"
+    ITEM_GONE = "item_gone"
+    LIMIT_EXCEEDED = "limit_exceeded"
+    SOLD_OUT = "sold_out"
 
 
 class ReopenWord(StrEnum):

@@ -66,6 +66,7 @@ def as_reservation(
         fence=int(fields["fence"] if claimed_at else fields.get("fence", "0")),
         payment_key=fields.get("payment_key"),
         claimed_at_ms=int(claimed_at) if claimed_at else None,
+        digest=fields.get("digest", ""),
         attempts={
             name.removeprefix(_ATTEMPT): outcome
             for name, outcome in fields.items()

@@ -1,15 +1,17 @@
 """Writes a sale into Redis from outside, behind an epoch that nobody else is ever given."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from reservation.domain.errors import SaleRecovering
+from reservation.domain.reservation import Reservation
 from reservation.redis.calls import Calls
 from reservation.redis.connection import Connections
 from reservation.redis.keys import Keys
 from reservation.redis.outbox import RedisOutbox
+from reservation.redis.outcomes import RemakeWord
 from reservation.redis.records import as_mapping
 from reservation.redis.replies import NotPermitted, StoreUnavailable, good, life_of
 
@@ -22,13 +24,17 @@ SCAN_COUNT: Final = 1_000
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """The head of a sale as Redis has it, and what the outbox says at one of its events."""
+    """The head of a sale as Redis has it, and what the outbox says at some of its events."""
 
     epoch: str
     seq: int
     chain: str
-    #: The chain value of the event that was asked for; None where the outbox does not have it.
-    chain_there: str | None
+    #: The chain values of those events that were asked for and that the outbox has, by number.
+    chains: Mapping[int, str] = {}
+
+    def chain_at(self, seq: int) -> str | None:
+        """The chain value of this event; None where the outbox does not have it."""
+        return self.chains.get(seq)
 
 
 class Writes:
@@ -83,33 +89,35 @@ class Restorer:
 
     async def look(self, sale_id: str, seq: int) -> Found | None:
         """The sale's head, and its outbox at one event; None where Redis has no such sale."""
-        _, found = await self.look_at({sale_id: seq})
+        _, found = await self.look_at({sale_id: (seq,)})
         return found[sale_id]
 
-    async def look_at(self, seqs: Mapping[str, int]) -> tuple[str, dict[str, Found | None]]:
+    async def look_at(
+        self, seqs: Mapping[str, Collection[int]]
+    ) -> tuple[str, dict[str, Found | None]]:
         """The heads of several sales, and which life of which server all of them are from.
 
         Args:
-            seqs: sale id -> the event at which its outbox is looked at.
+            seqs: sale id -> the events at which its outbox is read.
 
         Raises:
             StoreUnavailable: the server is a replica, whose sales are another server's.
         """
         commands: list[tuple[str | int, ...]] = [("INFO", "server", "replication")]
-        for sale_id, seq in seqs.items():
+        for sale_id, wanted in seqs.items():
             names = self._keys.of(sale_id)
             commands.append(("HMGET", names.sale, "epoch", "seq", "chain"))
-            commands.append(("XRANGE", names.outbox, f"{seq}-0", f"{seq}-0"))
-        info, *replies = await self._connections.pipeline(commands)
+            commands += [("XRANGE", names.outbox, f"{seq}-0", f"{seq}-0") for seq in wanted]
+        info, *answers = await self._connections.pipeline(commands)
+        replies = iter(answers)
         # A server may refuse INFO to us; preflight says so, and an operator may vouch for it.
         shown = "" if isinstance(info, NotPermitted) else good(info)
         if self._connections.note_role(shown):
             raise StoreUnavailable("the server is a replica")
         found: dict[str, Found | None] = {}
-        for position, sale_id in enumerate(seqs):
-            head = good(replies[2 * position])
-            entries = good(replies[2 * position + 1])
-            found[sale_id] = _found(head, entries)
+        for sale_id, wanted in seqs.items():
+            head = good(next(replies))
+            found[sale_id] = _found(head, [good(next(replies)) for _ in wanted])
         return life_of(shown) if shown else "", found
 
     async def epoch(self, sale_id: str) -> str:
@@ -170,7 +178,7 @@ class Restorer:
             SaleRecovering: another rebuild of this sale has begun.
         """
         if writes.writes:
-            await self._calls.run(
+            await self._calls.run_unmarked(
                 "restore",
                 epoch=epoch,
                 keys=[self._keys.of(sale_id).sale, *writes.keys],
@@ -182,10 +190,42 @@ class Restorer:
     ) -> None:
         """Append the first event behind what SQL has (reopen.lua), and make its reader's group."""
         names = self._keys.of(sale_id)
-        await self._calls.run(
+        await self._calls.run_unmarked(
             "reopen", epoch=epoch, keys=[names.sale, names.outbox], args=[event, data]
         )
         await self._outbox.ensure_group(sale_id, after_seq)
+
+    async def remake(self, order: Reservation, *, epoch: str) -> bool:
+        """Take the hold of a lost order again (remake.lua); whether it stands now.
+
+        Raises:
+            SaleRecovering: another rebuild of this sale has begun.
+        """
+        names = self._keys.of(order.sale_id)
+        items = [[line.sku, line.quantity, line.price] for line in order.lines]
+        reply = await self._calls.run_unmarked(
+            "remake",
+            epoch=epoch,
+            keys=[
+                names.sale,
+                names.deadlines,
+                names.outbox,
+                names.order(order.order_id),
+                names.buyer(order.buyer_id),
+                names.buyer_orders(order.buyer_id),
+                *(names.stock(line.sku) for line in order.lines),
+            ],
+            args=[
+                order.order_id,
+                order.buyer_id,
+                msgspec.json.encode(items).decode(),
+                order.amount,
+                order.order_name,
+                msgspec.json.encode(order.order_name).decode(),
+                order.digest,
+            ],
+        )
+        return RemakeWord(reply[0]) is RemakeWord.DONE
 
     async def hand_over(self, sale_id: str, *, epoch: str, to_epoch: str) -> None:
         """Let everybody in again, under the epoch that SQL vouches for."""
@@ -194,9 +234,10 @@ class Restorer:
         await self.write(sale_id, writes, epoch=epoch)
 
 
-def _found(head: Sequence[str | None], entries: Sequence[Any]) -> Found | None:
+def _found(head: Sequence[str | None], answers: Sequence[Sequence[Any]]) -> Found | None:
     epoch, seq, chain = head
     if seq is None or chain is None:
         return None
-    there = as_mapping(entries[0][1])["chain"] if entries else None
-    return Found(epoch=epoch or "", seq=int(seq), chain=chain, chain_there=there)
+    entries = [entry for answer in answers for entry in answer]
+    chains = {int(name.partition("-")[0]): as_mapping(flat)["chain"] for name, flat in entries}
+    return Found(epoch=epoch or "", seq=int(seq), chain=chain, chains=chains)

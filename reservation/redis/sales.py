@@ -215,6 +215,7 @@ class SaleStore:
         ]
         reply = await self._calls.run(
             "put_sale",
+            sale_id,
             epoch=epoch,
             keys=[keys.sale, keys.outbox, *(keys.stock(sku) for sku in [*skus, *leaving])],
             args=[
@@ -250,6 +251,7 @@ class SaleStore:
         keys = self._keys.of(sale_id)
         reply = await self._calls.run(
             "restock",
+            sale_id,
             epoch=epoch,
             keys=[keys.sale, keys.outbox, keys.operations, keys.stock(sku)],
             args=[operation, digest, sku, delta, TOTAL_MAX, members_json(members)],
@@ -265,7 +267,7 @@ class SaleStore:
                 raise InsufficientAvailable(available={sku: int(reply[1])})
             case RestockWord.TOO_MANY:
                 raise InvalidSale(f"An item may have at most {TOTAL_MAX} units.", sku=sku)
-            case RestockWord.TOO_LATE | RestockWord.RECOVERING:
+            case RestockWord.TOO_LATE | RestockWord.RECOVERING | RestockWord.WENT_BACK:
                 raise AssertionError(reply)
 
     async def switch(
@@ -281,6 +283,7 @@ class SaleStore:
         data = {"status": status.value, "operator": operator, "reason": reason}
         reply = await self._calls.run(
             "switch",
+            sale_id,
             epoch=epoch,
             keys=[keys.sale, keys.outbox],
             args=[status.value, msgspec.json.encode(data).decode()],
@@ -313,7 +316,7 @@ def _put_refusal(word: PutSaleWord, facts: Sequence[str]) -> NoReturn:
             raise InvalidSale("An item with held or sold units cannot leave.", sku=facts[0])
         case PutSaleWord.RECOVERING:
             raise SaleRecovering
-        case PutSaleWord.TOO_LATE | PutSaleWord.DONE:
+        case PutSaleWord.TOO_LATE | PutSaleWord.WENT_BACK | PutSaleWord.DONE:
             raise AssertionError(word)
 
 

@@ -7,63 +7,40 @@ by itself when a reply is lost; prepare's repeats belong to the queue in front o
 
 import secrets
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
-import structlog
 
-from reservation.domain.clock import Clock, as_wire
-from reservation.domain.errors import (
-    BuyerLimitExceeded,
-    ReservationExpired,
-    SaleRecovering,
-    SoldOut,
-)
+from reservation.domain.clock import Clock
+from reservation.domain.errors import ReservationExpired, SaleRecovering
 from reservation.domain.ids import sale_of
 from reservation.domain.payment import (
     Claimed,
+    ClaimLost,
     Finished,
     LeaseElsewhere,
     Outcome,
     Present,
     Reason,
 )
-from reservation.domain.reservation import PAYMENT_ATTEMPTS_MAX, Line, Reservation
+from reservation.domain.reservation import PAYMENT_ATTEMPTS_MAX, Reservation
 from reservation.domain.states import Status
 from reservation.redis.buyer_orders import live_orders
 from reservation.redis.calls import Calls, members_json
 from reservation.redis.connection import Connections
+from reservation.redis.expiry import Expiry
 from reservation.redis.keys import Keys, SaleKeys
-from reservation.redis.outcomes import ClaimWord, ExpireWord, FinishWord, LeaseWord
-from reservation.redis.records import as_items, as_mapping, as_reservation
-from reservation.redis.replies import UnexpectedReply, good, told
+from reservation.redis.outcomes import ClaimWord, FinishWord, LeaseWord
+from reservation.redis.records import as_mapping, as_reservation
+from reservation.redis.refusals import limit_exceeded, sold_out
+from reservation.redis.replies import good
 
 __all__ = [
     "Store",
-    "limit_exceeded",
-    "sold_out",
 ]
 
-log = structlog.get_logger(__name__)
-
-#: Orders that one expire call takes: 4 ms of the server's single thread.
-EXPIRE_BATCH: Final = 200
 #: Rounds of "expire what is due, then ask again" that one claim may cost.
 DUE_ROUNDS_MAX: Final = 50
-
-#: Who holds, and what.
-_Held = tuple[str, tuple[Line, ...]]
-
-
-def sold_out(facts: Sequence[str]) -> SoldOut:
-    """The refusal from a script's `{next deadline or "", sku, available, ...}`."""
-    available = {facts[i]: int(facts[i + 1]) for i in range(1, len(facts), 2)}
-    return SoldOut(available=available, nextDeadline=as_wire(int(facts[0])) if facts[0] else None)
-
-
-def limit_exceeded(facts: Sequence[str]) -> BuyerLimitExceeded:
-    """The refusal from a script's `{sku, limit, taken}`."""
-    return BuyerLimitExceeded(sku=facts[0], limit=int(facts[1]), taken=int(facts[2]))
 
 
 class Store:
@@ -72,6 +49,7 @@ class Store:
     def __init__(self, connections: Connections, keys: Keys, *, clock: Clock) -> None:
         self._connections = connections
         self._calls = Calls(connections)
+        self._expiry = Expiry(connections, self._calls, keys, clock=clock)
         self._keys = keys
         self._clock = clock
 
@@ -172,9 +150,22 @@ class Store:
         return int(await self._connections.command("ZCARD", self._keys.of(sale_id).confirming))
 
     async def claim(
-        self, order: Reservation, *, epoch: str, payment_key: str, lease_ms: int
+        self,
+        order: Reservation,
+        *,
+        epoch: str,
+        payment_key: str,
+        lease_ms: int,
+        known_fence: int = 0,
     ) -> Claimed | Present:
         """Take a reservation to CONFIRMING for one payment attempt (claim.lua).
+
+        Args:
+            order: which one.
+            epoch: of its sale.
+            payment_key: of the attempt.
+            lease_ms: how long this caller alone may ask for the money.
+            known_fence: the highest that SQL has for the order; no fence is given twice.
 
         Raises:
             SoldOut, BuyerLimitExceeded, ReservationExpired: no money may be asked for.
@@ -186,6 +177,7 @@ class Store:
         for _ in range(DUE_ROUNDS_MAX):
             reply = await self._calls.run(
                 "claim",
+                order.sale_id,
                 epoch=epoch,
                 keys=[
                     keys.sale,
@@ -201,21 +193,33 @@ class Store:
                     claim_id,
                     lease_ms,
                     PAYMENT_ATTEMPTS_MAX,
+                    known_fence,
                 ],
             )
             if reply[0] != ClaimWord.DUE:
-                return _claim_answer(ClaimWord(reply[0]), reply[1:])
+                return _claim_answer(ClaimWord(reply[0]), reply[1:], claim_id)
             # None of ours is no end: others may have expired the same ones, or a reply was lost.
             await self.expire(order.sale_id, reply[1:], epoch=epoch)
         raise ReservationExpired
 
     async def take_over(
-        self, order: Reservation, *, epoch: str, lease_ms: int
+        self, order: Reservation, *, epoch: str, lease_ms: int, known_fence: int = 0
     ) -> Claimed | LeaseElsewhere:
-        """Take a payment whose lease is over, under a new fence (lease.lua, `take`)."""
-        reply = await self._lease(order, epoch=epoch, lease_ms=lease_ms, mode="take")
+        """Take a payment whose lease is over, under a new fence (lease.lua, `take`).
+
+        `known_fence` is the highest that SQL has for the order.
+        """
+        claim_id = secrets.token_hex(8)
+        reply = await self._lease(
+            order,
+            epoch=epoch,
+            lease_ms=lease_ms,
+            mode="take",
+            claim_id=claim_id,
+            known_fence=known_fence,
+        )
         if reply[0] == LeaseWord.TAKEN:
-            return Claimed(int(reply[1]), int(reply[2]))
+            return Claimed(int(reply[1]), int(reply[2]), claim_id)
         return LeaseElsewhere()
 
     async def move_lease(
@@ -226,18 +230,33 @@ class Store:
         await self._lease(mine, epoch=epoch, lease_ms=lease_ms, mode="move")
 
     async def _lease(
-        self, order: Reservation, *, epoch: str, lease_ms: int, mode: str
+        self,
+        order: Reservation,
+        *,
+        epoch: str,
+        lease_ms: int,
+        mode: str,
+        claim_id: str = "",
+        known_fence: int = 0,
     ) -> list[str]:
         keys = self._keys.of(order.sale_id)
         return await self._calls.run(
             "lease",
+            order.sale_id,
             epoch=epoch,
             keys=[keys.sale, keys.confirming, keys.outbox, keys.order(order.order_id)],
-            args=[order.order_id, order.fence, lease_ms, mode, secrets.token_hex(8)],
+            args=[order.order_id, order.fence, lease_ms, mode, claim_id, known_fence],
         )
 
     async def finish(
-        self, order: Reservation, *, epoch: str, fence: int, outcome: Outcome
+        self,
+        order: Reservation,
+        *,
+        epoch: str,
+        fence: int,
+        outcome: Outcome,
+        payment_key: str = "",
+        claim_id: str = "",
     ) -> Finished:
         """Write down how a payment ended, under the fence that asked for it (finish.lua).
 
@@ -247,10 +266,17 @@ class Store:
             epoch: of its sale.
             fence: that of the claim, which may be later than the order's own.
             outcome: what the PG's answer makes of it.
+            payment_key: which payment the PG was asked about.
+            claim_id: the claim that got the fence; empty where the caller read the fence.
+
+        Raises:
+            ClaimLost: Redis has not seen this claim: it has lost events.
+            and what `Calls.run` raises.
         """
         keys = self._keys.of(order.sale_id)
         reply = await self._calls.run(
             "finish",
+            order.sale_id,
             epoch=epoch,
             keys=[
                 keys.sale,
@@ -269,8 +295,12 @@ class Store:
                 outcome.due_ms,
                 members_json(outcome.event_members),
                 order.seq,
+                payment_key,
+                claim_id,
             ],
         )
+        if reply[0] == FinishWord.LOST:
+            raise ClaimLost(f"fence {fence}, Redis has {reply[1]} under fence {reply[2]}")
         return Finished(Status(reply[1]), applied=reply[0] == FinishWord.DONE)
 
     async def release(self, order: Reservation, *, epoch: str, reason: Reason) -> Status:
@@ -278,6 +308,7 @@ class Store:
         keys = self._keys.of(order.sale_id)
         reply = await self._calls.run(
             "release",
+            order.sale_id,
             epoch=epoch,
             keys=[keys.sale, keys.deadlines, keys.outbox, *_order_keys(keys, order)],
             args=[order.order_id, members_json(reason.members())],
@@ -285,58 +316,8 @@ class Store:
         return Status(reply[1]) if len(reply) > 1 else Status.RELEASED
 
     async def expire(self, sale_id: str, order_ids: Sequence[str], *, epoch: str) -> int:
-        """Expire those of the orders that are due (expire.lua); how many were.
-
-        Raises:
-            UnexpectedReply, DecodeError: what is wrong with the first that is damaged, where none
-                was given back: as long as others are, the log alone tells of it.
-        """
-        keys = self._keys.of(sale_id)
-        found = await self._buyers_and_lines(keys, order_ids[:EXPIRE_BATCH])
-        whole = {one: what for one, what in found.items() if not isinstance(what, Exception)}
-        answers = await self._expire(keys, whole, epoch) if whole else {}
-        told_of = found | answers
-        wrong = [(one, what) for one, what in told_of.items() if isinstance(what, Exception)]
-        expired = list(answers.values()).count(ExpireWord.EXPIRED)
-        if wrong:
-            order_id, error = wrong[0]
-            log.error("holds_damaged", count=len(wrong), order_id=order_id, reason=str(error))
-            if not expired:
-                raise error
-        return expired
-
-    async def _buyers_and_lines(
-        self, keys: SaleKeys, order_ids: Sequence[str]
-    ) -> dict[str, _Held | Exception]:
-        """Of each order that is there; an exception where it cannot be read."""
-        replies = await self._connections.pipeline(
-            [("HMGET", keys.order(order_id), "buyer", "items") for order_id in order_ids]
-        )
-        found: dict[str, _Held | Exception] = {}
-        for order_id, reply in zip(order_ids, replies, strict=True):
-            try:
-                buyer_id, items = good(reply)
-                if buyer_id is not None and items is not None:
-                    found[order_id] = buyer_id, as_items(items)
-            except (UnexpectedReply, msgspec.DecodeError) as error:
-                found[order_id] = error
-        return found
-
-    async def _expire(self, keys: SaleKeys, found: dict[str, _Held], epoch: str) -> dict[str, Any]:
-        """The script's answer to each: one of its words, or an exception."""
-        order_keys: list[str] = []
-        pairs: list[str | int] = []
-        for order_id, (buyer_id, lines) in found.items():
-            order_keys += (keys.order(order_id), keys.buyer(buyer_id))
-            order_keys += [keys.stock(line.sku) for line in lines]
-            pairs += (order_id, len(lines))
-        answers = await self._calls.run(
-            "expire",
-            epoch=epoch,
-            keys=[keys.sale, keys.deadlines, keys.outbox, *order_keys],
-            args=[self._clock.now_ms(), *pairs],
-        )
-        return dict(zip(found, map(told, answers), strict=True))
+        """Expire those of the orders that are due; how many were (see `Expiry`)."""
+        return await self._expiry(sale_id, order_ids, epoch=epoch)
 
     async def refund(
         self, order: Reservation, *, epoch: str, restock: bool, reason: Reason
@@ -345,6 +326,7 @@ class Store:
         keys = self._keys.of(order.sale_id)
         reply = await self._calls.run(
             "refund",
+            order.sale_id,
             epoch=epoch,
             keys=[keys.sale, keys.outbox, *_order_keys(keys, order)],
             args=[order.order_id, int(restock), members_json(reason.members())],
@@ -360,21 +342,27 @@ def _order_keys(keys: SaleKeys, order: Reservation) -> list[str]:
     ]
 
 
-def _claim_answer(word: ClaimWord, facts: Sequence[str]) -> Claimed | Present:
+def _claim_answer(word: ClaimWord, facts: Sequence[str], claim_id: str) -> Claimed | Present:
     match word:
         case ClaimWord.CLAIMED:
-            return Claimed(int(facts[0]), int(float(facts[1])))
+            return Claimed(int(facts[0]), int(float(facts[1])), claim_id)
         case ClaimWord.PRESENT:
             return Present(Status(facts[0]), facts[1])
         case ClaimWord.EXPIRED:
             raise ReservationExpired
         case ClaimWord.ATTEMPTS_EXHAUSTED:
             raise ReservationExpired(
-                "This order has used up its payment attempts; nothing was charged. Start a new one."
+                "This order has used up its payment attempts. Start a new one."
             )
         case ClaimWord.LIMIT_EXCEEDED:
             raise limit_exceeded(facts)
         case ClaimWord.SOLD_OUT:
             raise sold_out(facts)
-        case ClaimWord.TOO_LATE | ClaimWord.RECOVERING | ClaimWord.NOT_FOUND | ClaimWord.DUE:
+        case (
+            ClaimWord.TOO_LATE
+            | ClaimWord.RECOVERING
+            | ClaimWord.WENT_BACK
+            | ClaimWord.NOT_FOUND
+            | ClaimWord.DUE
+        ):
             raise AssertionError(word)

@@ -9,7 +9,8 @@ from typing import Final
 
 from reservation.catalog import Catalog
 from reservation.metrics import REAPED
-from reservation.redis.store import EXPIRE_BATCH, Store
+from reservation.redis.expiry import EXPIRE_BATCH
+from reservation.redis.store import Store
 
 __all__ = ["Reaper"]
 

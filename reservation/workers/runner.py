@@ -44,6 +44,7 @@ REAP_SECONDS: Final = 0.5
 SETTLE_SECONDS: Final = 0.5
 FLUSH_SECONDS: Final = 0.1
 REFUND_SECONDS: Final = 2.0
+ORPHAN_SECONDS: Final = 2.0
 CLOCK_SECONDS: Final = 5.0
 #: Rounds of one kind at once. Three kinds stay below the pool's connections however many sales
 #: there are, and a kind that waits for the PG or for SQL keeps none from the others.
@@ -119,6 +120,7 @@ class Worker:
             )
             group.create_task(forever("beat", self._beat, self._heartbeat.every_seconds))
             self._begin(group, "heartbeat", self._heartbeat.beat, self._heartbeat.every_seconds)
+            self._begin(group, "orphans", self._service.orphans.run_once, ORPHAN_SECONDS)
             self._begin(group, "refunds", self._refunder.run_once, REFUND_SECONDS)
             self._begin(group, "sales", lambda: self._take_up(group), SALES_SECONDS)
 

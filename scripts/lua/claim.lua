@@ -13,15 +13,20 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
 Args
   ARGV[1]   not_after     int   Unix ms, server's clock; later than this nothing is done
   ARGV[2]   epoch         text  the epoch of the sale that the caller knows
-  ARGV[3]   caller_ms     int   Unix ms, caller's clock
-  ARGV[4]   order_id      text
-  ARGV[5]   payment_key   text  the PG's id of this attempt
-  ARGV[6]   claim_id      text  the caller's name for this call: repeated, it gets the same answer
-  ARGV[7]   lease_ms      int   how long this caller alone may ask for the money
-  ARGV[8]   attempts_max  int   payment attempts that an order may make
+  ARGV[3]   mark_seq      int   the last event of the sale that the caller has seen, 0 for none
+  ARGV[4]   mark_chain    text  its chain value, "" where only its number is known
+  ARGV[5]   caller_ms     int   Unix ms, caller's clock
+  ARGV[6]   order_id      text
+  ARGV[7]   payment_key   text  the PG's id of this attempt
+  ARGV[8]   claim_id      text  the caller's name for this call: repeated, it gets the same answer
+  ARGV[9]   lease_ms      int   how long this caller alone may ask for the money
+  ARGV[10]  attempts_max  int   payment attempts that an order may make
+  ARGV[11]  known_fence   int   the highest fence that SQL has for the order: an intent may stand
+                                under it although this server has lost the claim
 Returns  the first that applies
   too_late           the server's clock is past not_after
   recovering         the sale is not the one the caller knows
+  went_back          this server has lost events that the caller has seen
   not_found          no such reservation
   claimed            {fence, lease end} the caller may ask the PG for the money, under this fence
   present            {status, outcome} nothing to claim: the payment key's own outcome, or
@@ -52,14 +57,17 @@ Cost     O(lines), at most 20
 local sale, deadlines, confirming, outbox = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local order, buyer = KEYS[5], KEYS[6]
 local FIRST_STOCK_KEY = 7
-local not_after, epoch, caller_ms = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
-local order_id, payment_key, claim_id = ARGV[4], ARGV[5], ARGV[6]
-local lease_ms, attempts_max = tonumber(ARGV[7]), tonumber(ARGV[8])
+local mark_seq, mark_chain = tonumber(ARGV[3]), ARGV[4]
+local not_after, epoch, caller_ms = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[5])
+local order_id, payment_key, claim_id = ARGV[6], ARGV[7], ARGV[8]
+local lease_ms, attempts_max = tonumber(ARGV[9]), tonumber(ARGV[10])
+local known_fence = tonumber(ARGV[11])
 
 local now_ms = server_ms()
 if now_ms > not_after then return {"too_late"} end
 local head = open_head(sale, outbox, epoch)
 if not head then return {"recovering"} end
+if went_back(head, mark_seq, mark_chain) then return {"went_back"} end
 
 local found = redis.call(
     "HMGET", order, "status", "items", "fence", "attempts", "payment_key", "claim_id",
@@ -135,12 +143,12 @@ if wrong then return wrong end
 redis.call("ZCARD", deadlines)
 redis.call("ZCARD", confirming)
 
-fence = fence + 1
+fence = math.max(fence, known_fence) + 1
 local lease_until = int(now_ms + lease_ms)
 local seq = append_event(head, "claimed", order_id, now_ms, string.format(
     '{"from":"%s","to":"CONFIRMING","fence":%.0f,"paymentKey":"%s","leaseUntil":%s}',
     status, fence, payment_key, lease_until))
-close_head(head)
+local mark = close_head(head)
 redis.call(
     "HSET", order, "status", "CONFIRMING", "fence", int(fence), "payment_key", payment_key,
     "claim_id", claim_id, "claimed_at", int(now_ms), "attempts", int(attempts + 1),
@@ -148,4 +156,4 @@ redis.call(
 redis.call("ZREM", deadlines, order_id)
 redis.call("ZADD", confirming, lease_until, order_id)
 move_lines(lines, buyer, COUNTER[status], "held")
-return {"claimed", int(fence), lease_until}
+return {"claimed", int(fence), lease_until, mark}

@@ -11,12 +11,16 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
 Args
   ARGV[1]   not_after  int   Unix ms, server's clock; later than this nothing is done
   ARGV[2]   epoch      text  the epoch of the sale that the caller knows
-  ARGV[3]   caller_ms  int   Unix ms, caller's clock; a deadline counts when both clocks say so
-  ARGV[4+]  order_id   text  of each order two values: its id and how many lines it has
+  ARGV[3]   mark_seq   int   the last event of the sale that the caller has seen, 0 for none
+  ARGV[4]   mark_chain text  its chain value, "" where only its number is known
+  ARGV[5]   caller_ms  int   Unix ms, caller's clock; a deadline counts when both clocks say so
+  ARGV[6+]  order_id   text  of each order two values: its id and how many lines it has
 Returns  one word per order, in order, an error for one that is damaged: it is left as it is, and
-         the others end; of each, the first that applies
+         the others end; behind them the caller's next mark where one ended; of each, the first
+         that applies
   too_late    the server's clock is past not_after
   recovering  the sale is not the one the caller knows
+  went_back   this server has lost events that the caller has seen
   settled     it has no deadline any more: paid, being paid, or ended; a repeat lands here
   not_due     its deadline has not passed on both clocks
   expired     the hold is back in available
@@ -29,8 +33,9 @@ Cost     O(orders x lines); the caller sends at most 200 orders (4 ms for one-li
 --@include lib/lines.lua
 
 local sale, deadlines, outbox = KEYS[1], KEYS[2], KEYS[3]
-local not_after, epoch, caller_ms = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
-local FIRST_ORDER_KEY, FIRST_ORDER_ARG = 4, 4
+local mark_seq, mark_chain = tonumber(ARGV[3]), ARGV[4]
+local not_after, epoch, caller_ms = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[5])
+local FIRST_ORDER_KEY, FIRST_ORDER_ARG = 4, 6
 
 local now_ms = server_ms()
 local expiry_ms = math.min(now_ms, caller_ms)
@@ -45,6 +50,7 @@ end
 if now_ms > not_after then return all_answer("too_late") end
 local head = open_head(sale, outbox, epoch)
 if not head then return all_answer("recovering") end
+if went_back(head, mark_seq, mark_chain) then return all_answer("went_back") end
 
 -- Stock is read once a batch, followed here, and written once at the end.
 local stocks, touched = {}, {}
@@ -139,7 +145,7 @@ end
 -- those before it have ended.
 local function write_batch()
     if #ended == 0 then return end
-    close_head(head)
+    replies[order_count + 1] = close_head(head)
     redis.call("ZREM", deadlines, unpack(ended))
     for _, stock in ipairs(touched) do
         if stock.back > 0 then

@@ -14,24 +14,32 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
 Args
   ARGV[1]   not_after   int   Unix ms, server's clock; later than this nothing is done
   ARGV[2]   epoch       text  the epoch of the sale that the caller knows
-  ARGV[3]   caller_ms   int   Unix ms, caller's clock
-  ARGV[4]   order_id    text
-  ARGV[5]   fence       int   the fence under which the caller asked the PG
-  ARGV[6]   outcome     text  confirmed, awaiting_deposit, declined, voided, expired or refunded
-  ARGV[7]   attempt     text  what this payment key's attempt is remembered by; "" forgets it, so
+  ARGV[3]   mark_seq    int   the last event of the sale that the caller has seen, 0 for none
+  ARGV[4]   mark_chain  text  its chain value, "" where only its number is known
+  ARGV[5]   caller_ms   int   Unix ms, caller's clock
+  ARGV[6]   order_id    text
+  ARGV[7]   fence       int   the fence under which the caller asked the PG
+  ARGV[8]   outcome     text  confirmed, awaiting_deposit, declined, voided, expired or refunded
+  ARGV[9]   attempt     text  what this payment key's attempt is remembered by; "" forgets it, so
                               that the same key may be claimed again (no money was asked for)
-  ARGV[8]   due_ms      int   Unix ms; the account's due date with awaiting_deposit, else 0
-  ARGV[9]   members     text  the event's other members: JSON text with a leading comma, or ""
-  ARGV[10]  seen        int   the order's seq as the caller read it before it asked the PG. While it
+  ARGV[10]  due_ms      int   Unix ms; the account's due date with awaiting_deposit, else 0
+  ARGV[11]  members     text  the event's other members: JSON text with a leading comma, or ""
+  ARGV[12]  seen        int   the order's seq as the caller read it before it asked the PG. While it
                               is CONFIRMING its fence tells who may finish it, and this counts for
                               nothing; later all have the same fence, and whoever asked before the
                               order's last change must not undo it
+  ARGV[13]  asked_key   text  the payment key that the caller asked the PG about
+  ARGV[14]  claim_id    text  the claim or take-over by which the caller got its fence; "" where
+                              it read the fence, and did not get one
 Returns  the first that applies
   too_late    the server's clock is past not_after
   recovering  the sale is not the one the caller knows
+  went_back   this server has lost events that the caller has seen
   not_found   no such reservation
   done        {status} as asked, now or by an earlier call of the same kind
-  stale       {status, fence} another fence, a status that this outcome cannot follow, or an order
+  lost        {status, fence} this server has not seen the caller's claim: the fence that stands is
+              lower, or stands for another claim or payment key. It has lost events
+  stale       {status, fence} a later fence, a status that this outcome cannot follow, or an order
               that has changed since the caller read it
 Keeps    total = available + held + sold, each >= 0; one outbox entry when it writes, else none
 Cost     O(lines), at most 20
@@ -46,9 +54,11 @@ Cost     O(lines), at most 20
 local sale, deadlines, confirming, deposits, outbox = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local order, buyer = KEYS[6], KEYS[7]
 local FIRST_STOCK_KEY = 8
-local not_after, epoch, caller_ms = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
-local order_id, fence, outcome, attempt = ARGV[4], tonumber(ARGV[5]), ARGV[6], ARGV[7]
-local due_ms, members, seen = tonumber(ARGV[8]), ARGV[9], tonumber(ARGV[10])
+local mark_seq, mark_chain = tonumber(ARGV[3]), ARGV[4]
+local not_after, epoch, caller_ms = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[5])
+local order_id, fence, outcome, attempt = ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9]
+local due_ms, members, seen = tonumber(ARGV[10]), ARGV[11], tonumber(ARGV[12])
+local asked_key, claim_id = ARGV[13], ARGV[14]
 
 -- Where each outcome leads from each status. `voided` goes back to where the claim began, or to
 -- EXPIRED when that deadline has passed.
@@ -65,10 +75,11 @@ local now_ms = server_ms()
 if now_ms > not_after then return {"too_late"} end
 local head = open_head(sale, outbox, epoch)
 if not head then return {"recovering"} end
+if went_back(head, mark_seq, mark_chain) then return {"went_back"} end
 
 local found = redis.call(
     "HMGET", order, "status", "items", "fence", "payment_key", "expires_at", "finished", "attempts",
-    "claimed_at", "seq")
+    "claimed_at", "seq", "claim_id")
 local status, payment_key = found[1], found[4]
 local standing, attempts = payment_count(found[3], found[8]), payment_count(found[7], found[8])
 if not status then return {"not_found"} end
@@ -78,6 +89,11 @@ end
 -- What this fence has already written is answered again, so a lost reply costs nothing.
 local this_finish = outcome .. ":" .. int(fence)
 if found[6] == this_finish and not EDGES[outcome][status] then return {"done", status} end
+-- Its own claim each caller has been answered, and no fence is given twice.
+local not_its_claim = claim_id ~= "" and (payment_key ~= asked_key or found[10] ~= claim_id)
+if standing < fence or standing == fence and not_its_claim then
+    return {"lost", status, int(standing)}
+end
 local to = EDGES[outcome][status]
 local unseen = status ~= "CONFIRMING" and tonumber(found[9]) ~= seen
 if standing ~= fence or not to or unseen then return {"stale", status, int(standing)} end
@@ -104,7 +120,7 @@ redis.call("ZCARD", deposits)
 
 local seq = append_event(head, outcome, order_id, now_ms, string.format(
     '{"from":"%s","to":"%s","fence":%.0f%s}', status, to, fence, members))
-close_head(head)
+local mark = close_head(head)
 redis.call(
     "HSET", order, "status", to, "finished", this_finish, "updated_at", int(now_ms), "seq", seq)
 if payment_key and attempt ~= "" then
@@ -123,4 +139,4 @@ elseif to == "HELD" or to == "PREPARED" then
 end
 move_lines(lines, buyer, COUNTER[status], COUNTER[to])
 if paid ~= 0 then redis.call("HINCRBY", buyer, PAID_ORDERS, paid) end
-return {"done", to}
+return {"done", to, mark}

@@ -10,14 +10,18 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
 Args
   ARGV[1]   not_after   int   Unix ms, server's clock; later than this nothing is done
   ARGV[2]   epoch       text  the epoch of the sale that the caller knows
-  ARGV[3]   order_id    text
-  ARGV[4]   fence       int   the fence that the caller saw
-  ARGV[5]   lease_ms    int   the lease from now on
-  ARGV[6]   mode        text  take: only after the lease's end, with a new fence; move: one's own
-  ARGV[7]   claim_id    text  the caller's name for this take-over: repeated, the same answer
+  ARGV[3]   mark_seq    int   the last event of the sale that the caller has seen, 0 for none
+  ARGV[4]   mark_chain  text  its chain value, "" where only its number is known
+  ARGV[5]   order_id    text
+  ARGV[6]   fence       int   the fence that the caller saw
+  ARGV[7]   lease_ms    int   the lease from now on
+  ARGV[8]   mode        text  take: only after the lease's end, with a new fence; move: one's own
+  ARGV[9]   claim_id    text  the caller's name for this take-over: repeated, the same answer
+  ARGV[10]  known_fence int   the highest fence that SQL has for the order
 Returns  the first that applies
   too_late    the server's clock is past not_after
   recovering  the sale is not the one the caller knows
+  went_back   this server has lost events that the caller has seen
   not_found   no such reservation
   taken       {fence, lease end} the caller has the payment now; every older fence is refused
   stale       {status, fence} not CONFIRMING any more, or another fence has it
@@ -32,20 +36,23 @@ Cost     O(1)
 --@include lib/payments.lua
 
 local sale, confirming, outbox, order = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local not_after, epoch, order_id = tonumber(ARGV[1]), ARGV[2], ARGV[3]
-local fence, lease_ms, mode, claim_id = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6], ARGV[7]
+local mark_seq, mark_chain = tonumber(ARGV[3]), ARGV[4]
+local not_after, epoch, order_id = tonumber(ARGV[1]), ARGV[2], ARGV[5]
+local fence, lease_ms, mode, claim_id = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8], ARGV[9]
+local known_fence = tonumber(ARGV[10])
 
 local now_ms = server_ms()
 if now_ms > not_after then return {"too_late"} end
 local head = open_head(sale, outbox, epoch)
 if not head then return {"recovering"} end
+if went_back(head, mark_seq, mark_chain) then return {"went_back"} end
 
 local found = redis.call("HMGET", order, "status", "fence", "claim_id", "claimed_at")
 local status, standing = found[1], payment_count(found[2], found[4])
 if not status then return {"not_found"} end
 if not standing then return redis.error_reply("BUG lease: a claimed order has no fence") end
 local lease_end = tonumber(redis.call("ZSCORE", confirming, order_id))
-if status == "CONFIRMING" and found[3] == claim_id and standing == fence + 1 then
+if status == "CONFIRMING" and found[3] == claim_id and standing > fence then
     return {"taken", int(standing), int(lease_end)}
 end
 if status ~= "CONFIRMING" or standing ~= fence then return {"stale", status, int(standing)} end
@@ -57,12 +64,12 @@ if mode == "move" then
 end
 if lease_end and lease_end > now_ms then return {"leased", int(lease_end)} end
 
-fence = fence + 1
+fence = math.max(fence, known_fence) + 1
 local seq = append_event(head, "taken_over", order_id, now_ms, string.format(
     '{"from":"CONFIRMING","to":"CONFIRMING","fence":%.0f,"leaseUntil":%s}', fence, lease_until))
-close_head(head)
+local mark = close_head(head)
 redis.call(
     "HSET", order, "fence", int(fence), "claim_id", claim_id, "updated_at", int(now_ms),
     "seq", seq)
 redis.call("ZADD", confirming, lease_until, order_id)
-return {"taken", int(fence), lease_until}
+return {"taken", int(fence), lease_until, mark}

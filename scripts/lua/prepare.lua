@@ -15,25 +15,28 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
 Args
   ARGV[1]   not_after   int    Unix ms, server's clock; later than this nothing is done
   ARGV[2]   epoch       text   the epoch of the sale that the caller knows
-  ARGV[3]   caller_ms   int    Unix ms, caller's clock; a deadline counts when both clocks say so
-  ARGV[4]   interval    num    ms between two holds of one buyer at the steady rate; 0 = no limit
-  ARGV[5]   burst       int    holds that a buyer may take at once
-  ARGV[6]   sustained   int    holds that a buyer may take in a period; 0 = no limit
-  ARGV[7]   period      num    ms, the period of `sustained`
-  ARGV[8]   unpaid_max  int    orders of a buyer that may end unpaid, PREPARED ones included, for
+  ARGV[3]   mark_seq    int    the last event of the sale that the caller has seen, 0 for none
+  ARGV[4]   mark_chain  text   its chain value, "" where only its number is known
+  ARGV[5]   caller_ms   int    Unix ms, caller's clock; a deadline counts when both clocks say so
+  ARGV[6]   interval    num    ms between two holds of one buyer at the steady rate; 0 = no limit
+  ARGV[7]   burst       int    holds that a buyer may take at once
+  ARGV[8]   sustained   int    holds that a buyer may take in a period; 0 = no limit
+  ARGV[9]   period      num    ms, the period of `sustained`
+  ARGV[10]  unpaid_max  int    orders of a buyer that may end unpaid, PREPARED ones included, for
                                they hold nothing either; 0 = no limit
-  ARGV[9]   skus        int    how many stock keys
-  ARGV[10]  wishes      int    how many wishes: most baskets of a sale are alike, so what is asked
+  ARGV[11]  skus        int    how many stock keys
+  ARGV[12]  wishes      int    how many wishes: most baskets of a sale are alike, so what is asked
                                for stands here once for all baskets that ask for it
-  ARGV[11]  baskets     int    how many baskets
-  ARGV[12]  asked       text   the number of each basket's wish, in order: "1 1 2 1 ..."
-  ARGV[13+] sku         text   one per stock key, then of each wish six values: digest of the body,
+  ARGV[13]  baskets     int    how many baskets
+  ARGV[14]  asked       text   the number of each basket's wish, in order: "1 1 2 1 ..."
+  ARGV[15+] sku         text   one per stock key, then of each wish six values: digest of the body,
                                order name, the same as JSON text, amount, admitted (1 or 0), and
                                its lines "index quantity index quantity ..."
 Returns  {what all have in common}, and one reply per basket, in order; of each, the first that
          applies. A word of all is alone in its array, and no basket has a reply then.
   too_late        of all: the server's clock is past not_after
   recovering      of all: the sale is not the one the caller knows; nothing is sold before a rebuild
+  went_back       of all: this server has lost events that the caller has seen
   replayed        this order stands, made from the same body
   too_many_orders {unpaid_max} that many orders of the buyer hold nothing and are unpaid
   rate_limited    {ms until one more is allowed}
@@ -50,7 +53,8 @@ Returns  {what all have in common}, and one reply per basket, in order; of each,
   limit_exceeded  {sku, limit, taken}
   sold_out        {next deadline or "", then sku, available of each line}; the next who are told the
                   same have -n as their reply: as the n-th sold_out of this reply
-  held            of all: {expires_at, created_at, items of each wish}; a basket whose reply is a
+  held            of all: {expires_at, created_at, the caller's next mark or {} where nothing is
+                  written, items of each wish}; a basket whose reply is a
                   positive number has its stock held until expires_at, and it is its event's
   prepared        likewise, and nothing is held: the sale takes stock later
 Keeps    total = available + held + sold, each >= 0; one outbox entry for each basket that is held
@@ -64,13 +68,14 @@ Cost     O(lines), at most 20 a basket and as many baskets as the caller batches
 --@include lib/paid.lua
 
 local sale, deadlines, outbox, confirming, deposits = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local not_after, epoch, caller_ms = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
-local interval, burst = tonumber(ARGV[4]), tonumber(ARGV[5])
-local sustained, period, unpaid_max = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local mark_seq, mark_chain = tonumber(ARGV[3]), ARGV[4]
+local not_after, epoch, caller_ms = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[5])
+local interval, burst = tonumber(ARGV[6]), tonumber(ARGV[7])
+local sustained, period, unpaid_max = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local sku_count, wish_count, basket_count =
-    tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
-local asked = ARGV[12]
-local FIRST_STOCK_KEY, FIRST_SKU = 6, 13
+    tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
+local asked = ARGV[14]
+local FIRST_STOCK_KEY, FIRST_SKU = 6, 15
 local KEYS_PER_BASKET, ARGS_PER_WISH = 4, 6
 -- Lua's stack carries several thousand arguments of one call.
 local ORDERS_AT_ONCE = 1000
@@ -84,6 +89,7 @@ local expiry_ms = math.min(now_ms, caller_ms)
 if now_ms > not_after then return {{"too_late"}} end
 local head = open_head(sale, outbox, epoch)
 if not head then return {{"recovering"}} end
+if went_back(head, mark_seq, mark_chain) then return {{"went_back"}} end
 if not head.currency or not head.hold_seconds then
     return redis.error_reply("BUG prepare: the sale has no currency or no time to hold")
 end
@@ -118,12 +124,15 @@ local function write_deadlines()
     new_deadlines = {}
 end
 
+-- What the replies have in common.
+local common = {word, expires_at, at, {}}
+
 -- What the batch moved, written once for all of it. It also follows an error at a later basket:
 -- what was decided before that stands.
 local first_seq = head.seq
 local function write_batch()
     if head.seq == first_seq then return end
-    close_head(head)
+    common[4] = close_head(head)
     write_deadlines()
     for _, stock in ipairs(stocks) do
         if stock and stock.taken > 0 then
@@ -355,7 +364,7 @@ local function decide(basket)
     return limit_refusal(basket, wish) or stock_refusal(wish) or write(basket, wish)
 end
 
-local wishes, common = {}, {word, expires_at, at}
+local wishes = {}
 for number = 1, wish_count do
     wishes[number] = wish_at(number)
     common[#common + 1] = wishes[number].items

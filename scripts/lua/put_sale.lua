@@ -9,17 +9,20 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
 Args
   ARGV[1]   not_after    int   Unix ms, server's clock; later than this nothing is done
   ARGV[2]   epoch        text  of the sale that the caller knows; what a new sale begins with
-  ARGV[3]   version      int   the version that the caller read; 0 creates
-  ARGV[4]   digest       text  of the whole change: repeated, it gets the same answer
-  ARGV[5]   skus         text  JSON array of the item ids, in the order of the items
-  ARGV[6]   data         text  the event's data, JSON
-  ARGV[7]   settings     int   how many settings follow
-  ARGV[8]   items        int   how many items follow the settings
-  ARGV[9+]  field        text  each setting: field, value; each item: sku, name, price, total, limit
+  ARGV[3]   mark_seq     int   the last event of the sale that the caller has seen, 0 for none
+  ARGV[4]   mark_chain   text  its chain value, "" where only its number is known
+  ARGV[5]   version      int   the version that the caller read; 0 creates
+  ARGV[6]   digest       text  of the whole change: repeated, it gets the same answer
+  ARGV[7]   skus         text  JSON array of the item ids, in the order of the items
+  ARGV[8]   data         text  the event's data, JSON
+  ARGV[9]   settings     int   how many settings follow
+  ARGV[10]  items        int   how many items follow the settings
+  ARGV[11+] field        text  each setting: field, value; each item: sku, name, price, total, limit
 Returns  the first that applies
   too_late    the server's clock is past not_after
   exists      {version} there is a sale already, and version 0 only creates
   recovering  the sale is not the one the caller knows, or keys of a lost one are in the way
+  went_back   this server has lost events that the caller has seen
   done        {version} as asked, now or by an earlier call
   changed     {version} somebody changed it since it was read
   fixed       {field} currency and hold policy stay as they are
@@ -32,10 +35,11 @@ Cost     O(items)
 --@include lib/head.lua
 
 local sale, outbox = KEYS[1], KEYS[2]
-local FIRST_STOCK_KEY, FIRST_FIELD = 3, 9
-local not_after, epoch, version, digest = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4]
-local skus, data = ARGV[5], ARGV[6]
-local setting_count, item_count = tonumber(ARGV[7]), tonumber(ARGV[8])
+local FIRST_STOCK_KEY, FIRST_FIELD = 3, 11
+local mark_seq, mark_chain = tonumber(ARGV[3]), ARGV[4]
+local not_after, epoch, version, digest = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[5]), ARGV[6]
+local skus, data = ARGV[7], ARGV[8]
+local setting_count, item_count = tonumber(ARGV[9]), tonumber(ARGV[10])
 local FIRST_ITEM = FIRST_FIELD + setting_count * 2
 
 local now_ms = server_ms()
@@ -65,6 +69,7 @@ if version == 0 then
 else
     head = open_head(sale, outbox, epoch)
     if not head then return {"recovering"} end
+    if went_back(head, mark_seq, mark_chain) then return {"went_back"} end
     if standing[1] == int(version + 1) and standing[2] == digest then
         return {"done", standing[1]}
     end
@@ -106,7 +111,7 @@ for i = FIRST_FIELD, FIRST_ITEM - 1 do fields[#fields + 1] = ARGV[i] end
 redis.call(unpack(fields))
 redis.call("HSETNX", sale, "status", "open")
 redis.call("HSETNX", sale, "created_at", int(now_ms))
-close_head(head)
+local mark = close_head(head)
 for _, item in ipairs(items) do
     redis.call(
         "HSET", item.key, "total", int(item.total),
@@ -115,4 +120,4 @@ for _, item in ipairs(items) do
         "price", item.price, "limit", item.limit, "name", item.name)
 end
 for _, key in ipairs(leaving) do redis.call("DEL", key) end
-return {"done", int(version + 1)}
+return {"done", int(version + 1), mark}

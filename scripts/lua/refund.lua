@@ -11,12 +11,15 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
 Args
   ARGV[1]   not_after  int   Unix ms, server's clock; later than this nothing is done
   ARGV[2]   epoch      text  the epoch of the sale that the caller knows
-  ARGV[3]   order_id   text
-  ARGV[4]   restock    int   1: the units are for sale again; 0: they leave the sale
-  ARGV[5]   members    text  the event's other members: JSON text with a leading comma, or ""
+  ARGV[3]   mark_seq   int   the last event of the sale that the caller has seen, 0 for none
+  ARGV[4]   mark_chain text  its chain value, "" where only its number is known
+  ARGV[5]   order_id   text
+  ARGV[6]   restock    int   1: the units are for sale again; 0: they leave the sale
+  ARGV[7]   members    text  the event's other members: JSON text with a leading comma, or ""
 Returns  the first that applies
   too_late    the server's clock is past not_after
   recovering  the sale is not the one the caller knows
+  went_back   this server has lost events that the caller has seen
   not_found   no such reservation
   refunded    done, now or by an earlier call
   present     {status} nothing was sold under this order
@@ -32,13 +35,15 @@ Cost     O(lines), at most 20
 
 local sale, outbox, order, buyer = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local FIRST_STOCK_KEY = 5
-local not_after, epoch, order_id = tonumber(ARGV[1]), ARGV[2], ARGV[3]
-local restock, members = ARGV[4] == "1", ARGV[5]
+local mark_seq, mark_chain = tonumber(ARGV[3]), ARGV[4]
+local not_after, epoch, order_id = tonumber(ARGV[1]), ARGV[2], ARGV[5]
+local restock, members = ARGV[6] == "1", ARGV[7]
 
 local now_ms = server_ms()
 if now_ms > not_after then return {"too_late"} end
 local head = open_head(sale, outbox, epoch)
 if not head then return {"recovering"} end
+if went_back(head, mark_seq, mark_chain) then return {"went_back"} end
 
 local found = redis.call("HMGET", order, "status", "items", "fence")
 local status = found[1]
@@ -56,7 +61,7 @@ if version == nil then return redis.error_reply("BUG refund: the sale has no ver
 local seq = append_event(head, "refunded", order_id, now_ms, string.format(
     '{"from":"%s","to":"REFUNDED","fence":%s,"restock":%s%s%s}', status, found[3],
     restock and "true" or "false", version and ',"version":' .. int(version) or "", members))
-close_head(head)
+local mark = close_head(head)
 if version then write_version(sale, version) end
 redis.call("HSET", order, "status", "REFUNDED", "updated_at", int(now_ms), "seq", seq)
 move_lines(lines, buyer, "sold", "available")
@@ -66,4 +71,4 @@ if not restock then
         redis.call("HINCRBY", line.key, "total", -line.quantity)
     end
 end
-return {"refunded"}
+return {"refunded", mark}

@@ -12,11 +12,14 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
 Args
   ARGV[1]   not_after  int   Unix ms, server's clock; later than this nothing is done
   ARGV[2]   epoch      text  the epoch of the sale that the caller knows
-  ARGV[3]   order_id   text
-  ARGV[4]   members    text  the event's other members: JSON text with a leading comma, or ""
+  ARGV[3]   mark_seq   int   the last event of the sale that the caller has seen, 0 for none
+  ARGV[4]   mark_chain text  its chain value, "" where only its number is known
+  ARGV[5]   order_id   text
+  ARGV[6]   members    text  the event's other members: JSON text with a leading comma, or ""
 Returns  the first that applies
   too_late    the server's clock is past not_after
   recovering  the sale is not the one the caller knows
+  went_back   this server has lost events that the caller has seen
   not_found   no such reservation
   released    the hold is back in available
   present     {status} nothing to give back: ended already, money under way, or paid
@@ -30,12 +33,14 @@ Cost     O(lines), at most 20
 
 local sale, deadlines, outbox, order, buyer = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local FIRST_STOCK_KEY = 6
-local not_after, epoch, order_id, members = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
+local mark_seq, mark_chain = tonumber(ARGV[3]), ARGV[4]
+local not_after, epoch, order_id, members = tonumber(ARGV[1]), ARGV[2], ARGV[5], ARGV[6]
 
 local now_ms = server_ms()
 if now_ms > not_after then return {"too_late"} end
 local head = open_head(sale, outbox, epoch)
 if not head then return {"recovering"} end
+if went_back(head, mark_seq, mark_chain) then return {"went_back"} end
 
 local found = redis.call("HMGET", order, "status", "items")
 local status = found[1]
@@ -49,8 +54,8 @@ redis.call("ZCARD", deadlines)
 
 local seq = append_event(head, "released", order_id, now_ms, string.format(
     '{"from":"%s","to":"RELEASED"%s}', status, members))
-close_head(head)
+local mark = close_head(head)
 redis.call("HSET", order, "status", "RELEASED", "updated_at", int(now_ms), "seq", seq)
 redis.call("ZREM", deadlines, order_id)
 move_lines(lines, buyer, COUNTER[status], "available")
-return {"released"}
+return {"released", mark}

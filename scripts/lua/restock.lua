@@ -10,15 +10,18 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
 Args
   ARGV[1]   not_after   int   Unix ms, server's clock; later than this nothing is done
   ARGV[2]   epoch       text  the epoch of the sale that the caller knows
-  ARGV[3]   operation   text  the caller's name for this change, from its idempotency key
-  ARGV[4]   digest      text  of what it asks for
-  ARGV[5]   sku         text
-  ARGV[6]   delta       int   units to add; negative withdraws
-  ARGV[7]   total_max   int   the largest total that an item may have
-  ARGV[8]   members     text  the event's other members: JSON text with a leading comma
+  ARGV[3]   mark_seq    int   the last event of the sale that the caller has seen, 0 for none
+  ARGV[4]   mark_chain  text  its chain value, "" where only its number is known
+  ARGV[5]   operation   text  the caller's name for this change, from its idempotency key
+  ARGV[6]   digest      text  of what it asks for
+  ARGV[7]   sku         text
+  ARGV[8]   delta       int   units to add; negative withdraws
+  ARGV[9]   total_max   int   the largest total that an item may have
+  ARGV[10]  members     text  the event's other members: JSON text with a leading comma
 Returns  the first that applies
   too_late      the server's clock is past not_after
   recovering    the sale is not the one the caller knows
+  went_back     this server has lost events that the caller has seen
   done          as asked, now or by an earlier call
   key_reused    this operation asked for something else
   sku_not_found no such item
@@ -33,13 +36,15 @@ Cost     O(1)
 --@include lib/version.lua
 
 local sale, outbox, operations, stock = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local not_after, epoch, operation, digest = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
-local sku, delta, total_max, members = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
+local mark_seq, mark_chain = tonumber(ARGV[3]), ARGV[4]
+local not_after, epoch, operation, digest = tonumber(ARGV[1]), ARGV[2], ARGV[5], ARGV[6]
+local sku, delta, total_max, members = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10]
 
 local now_ms = server_ms()
 if now_ms > not_after then return {"too_late"} end
 local head = open_head(sale, outbox, epoch)
 if not head then return {"recovering"} end
+if went_back(head, mark_seq, mark_chain) then return {"went_back"} end
 
 local standing = redis.call("HGET", operations, operation)
 if standing == digest then return {"done"} end
@@ -54,8 +59,8 @@ if not version then return redis.error_reply("BUG restock: the sale has no versi
 
 append_event(head, "restocked", "", now_ms, string.format(
     '{"sku":"%s","delta":%.0f,"total":%.0f,"version":%.0f%s}', sku, delta, total, version, members))
-close_head(head)
+local mark = close_head(head)
 write_version(sale, version)
 redis.call("HSET", stock, "total", int(total), "available", int(available))
 redis.call("HSET", operations, operation, digest)
-return {"done"}
+return {"done", mark}

@@ -8,11 +8,14 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
 Args
   ARGV[1]   not_after  int   Unix ms, server's clock; later than this nothing is done
   ARGV[2]   epoch      text  the epoch of the sale that the caller knows
-  ARGV[3]   status     text  open, paused or closed
-  ARGV[4]   data       text  the event's data, JSON
+  ARGV[3]   mark_seq   int   the last event of the sale that the caller has seen, 0 for none
+  ARGV[4]   mark_chain text  its chain value, "" where only its number is known
+  ARGV[5]   status     text  open, paused or closed
+  ARGV[6]   data       text  the event's data, JSON
 Returns  the first that applies
   too_late    the server's clock is past not_after
   recovering  the sale is not the one the caller knows
+  went_back   this server has lost events that the caller has seen
   done        as asked, now or already
   closed      a closed sale stays closed
 Keeps    the counters untouched; one outbox entry when it writes, else none
@@ -22,16 +25,18 @@ Cost     O(1)
 --@include lib/head.lua
 
 local sale, outbox = KEYS[1], KEYS[2]
-local not_after, epoch, status, data = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
+local mark_seq, mark_chain = tonumber(ARGV[3]), ARGV[4]
+local not_after, epoch, status, data = tonumber(ARGV[1]), ARGV[2], ARGV[5], ARGV[6]
 
 local now_ms = server_ms()
 if now_ms > not_after then return {"too_late"} end
 local head = open_head(sale, outbox, epoch)
 if not head then return {"recovering"} end
+if went_back(head, mark_seq, mark_chain) then return {"went_back"} end
 if head.status == status then return {"done"} end
 if head.status == "closed" then return {"closed"} end
 
 append_event(head, "sale_switched", "", now_ms, data)
-close_head(head)
+local mark = close_head(head)
 redis.call("HSET", sale, "status", status)
-return {"done"}
+return {"done", mark}

@@ -104,7 +104,7 @@ def test_a_kept_page_does_not_show_a_hold_that_has_ended_meanwhile(
     release(served, sale_id, page)
     back(page)
     expect(page.locator("#hold")).to_be_hidden()
-    expect(page.locator("#notice")).to_contain_text("Nothing was charged")
+    expect(page.locator("#notice")).to_contain_text("This hold has ended")
     # Leaving by a link of the shop sent nothing: what ended the hold was the other device.
     assert visitor.asked("/release") == []
 
@@ -147,7 +147,7 @@ def test_a_look_into_another_app_gives_nothing_back_and_is_caught_up_with(
     page.evaluate("delete document.hidden")
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     expect(page.locator("#hold")).to_be_hidden()
-    expect(page.locator("#notice")).to_contain_text("Nothing was charged")
+    expect(page.locator("#notice")).to_contain_text("This hold has ended")
     assert visitor.asked("/release") == []
 
 

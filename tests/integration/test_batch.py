@@ -79,7 +79,7 @@ class Gate:
 
     async def __call__(self, script: Any, keys: Any, args: Any, **how: Any) -> Any:
         if script.name == "prepare":
-            self.sizes.append(int(args[10]))
+            self.sizes.append(int(args[12]))
             await self.open.wait()
         return await self._call(script, keys, args, **how)
 
@@ -449,10 +449,10 @@ async def test_a_claim_whose_reply_is_lost_is_asked_again_and_happens_once(bench
     "reply",
     [
         [["no word"]],
-        [["held", "1", "1", "no items"], 2],
-        [["held", "1", "1", '[["a",1,1000]]']],
-        [["held", "1", "1", '[["a",1,1000]]'], ["no word"]],
-        [["held", "1", "1", '[["a",1,1000]]'], -1],
+        [["held", "1", "1", [], "no items"], 2],
+        [["held", "1", "1", [], '[["a",1,1000]]']],
+        [["held", "1", "1", [], '[["a",1,1000]]'], ["no word"]],
+        [["held", "1", "1", [], '[["a",1,1000]]'], -1],
     ],
     ids=[
         "an unknown word",
@@ -482,7 +482,7 @@ async def test_who_waits_behind_a_reply_that_cannot_be_read_is_answered(
 ) -> None:
     async def broken(*_: Any, **__: Any) -> Any:
         items = '[["a",1,1000]]'
-        return [["held", "1", "1", items, items], ["no word"], 7]
+        return [["held", "1", "1", [], items, items], ["no word"], 7]
 
     monkeypatch.setattr(bench.connections, "call", broken)
     async with asyncio.timeout(5):

@@ -27,7 +27,9 @@ async def test_nothing_is_sold_whose_payment_sql_did_not_take(
     order = await made.hold(sale_id)
     claimed = await made.claim(order, payment_key="key-of-a-payment")
     case = Case(order, await service.catalog.get(sale_id), claimed.fence, "key-of-a-payment")
-    conclude = Conclude(service.store, service.ledger, service.gateway, clock=service.clock)
+    conclude = Conclude(
+        service.store, service.ledger, service.gateway, service.losses, clock=service.clock
+    )
     answer = Answered(
         Payment(
             payment_key="key-of-a-payment",

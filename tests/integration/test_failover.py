@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from reservation import recovery
+from reservation import losses, recovery
 from reservation.catalog import Known
 from reservation.domain.errors import ReservationError
 from reservation.domain.payment import Cause, Reason
@@ -156,7 +156,8 @@ async def test_a_look_at_many_sales_may_take_longer_than_one_answer(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recovery, "ANSWER_SECONDS_MAX", 0.3)
-    monkeypatch.setattr(recovery, "SALES_AT_ONCE", 1)
+    monkeypatch.setattr(losses, "SQL_SECONDS_MAX", 0.3)
+    monkeypatch.setattr(losses, "SALES_AT_ONCE", 1)
     async with moving_address(valkey_url) as address, bench(tmp_path, address.url) as here:
         for _ in range(20):
             await here.sale()

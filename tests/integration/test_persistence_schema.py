@@ -27,6 +27,7 @@ ORDER = (
     " created_at_ms, updated_at_ms, expires_at_ms, seq, fence)"
     " VALUES ('o', 's', 'b', 'HELD', 1, 'KRW', 'n', 'd', 1, 1, 1, 1, 0)"
 )
+INTENT = "INSERT INTO payment_intents VALUES ('o', 1, 's', {}, 1, NULL, NULL, NULL)"
 EVENT = "INSERT INTO events VALUES ('s', {seq}, '{event}', 'o', 1, '{{}}', '" + "0" * 40 + "')"
 
 
@@ -102,8 +103,8 @@ async def test_a_migration_is_taken_back_whole(database_url: str) -> None:
         "INSERT INTO items VALUES ('s', 'a', 'A', -1, 1, 5, 5, 0, 0, TRUE)",
         "INSERT INTO order_lines VALUES ('o', 0, 'a', 1, 1)",
         "INSERT INTO stock_movements VALUES ('s', 1, 'a', -1, 1, 1, 0)",
-        "INSERT INTO payment_intents VALUES ('o', 1, 's', 'intent', 'k', 1, 'KRW', 'i', 1)",
-        "INSERT INTO payment_intents VALUES ('o', 1, 's', 'void', 'k', NULL, NULL, NULL, 1)",
+        INTENT.format("'intent', 'k', 1, 'KRW', 'i'"),
+        INTENT.format("'void', 'k', NULL, NULL, NULL"),
         "INSERT INTO payments VALUES ('k','o','DONE',-1,0,'KRW',NULL,NULL,NULL,NULL,1,'','','','')",
         "INSERT INTO refunds VALUES ('o','i','d','r',TRUE,'x',NULL,'paid',NULL,1,1,0,FALSE,'[]')",
         EVENT.format(seq=0, event="expired"),

@@ -236,7 +236,8 @@ async def test_a_payment_whose_claim_sql_never_got_is_claimed_again(here: Bench)
     assert report.claimed == (order.order_id,)
     found = await here.service.store.read(order.order_id)
     assert found is not None
-    assert (found.status, found.fence, found.payment_key) == (Status.CONFIRMING, 1, "key-1")
+    # Above the fence of the lost claim: whoever still has that one is told that it is late.
+    assert (found.status, found.fence, found.payment_key) == (Status.CONFIRMING, 2, "key-1")
     assert await here.service.store.due(sale_id, 10) == []
     await here.flush(sale_id)
     assert await here.audited(sale_id) == ()
@@ -257,8 +258,14 @@ async def test_an_ended_order_whose_lost_claim_finds_no_stock_is_as_sql_has_it(h
     report = await here.service.rebuild(sale_id, operator="op")
     assert report.rebuilt
     assert report.claimed == ()
+    assert report.undecided == (order.order_id,)
     assert await status_of(here, order.order_id) is Status.RELEASED
     await here.flush(sale_id)
+    # Until the PG tells, it is named, and so is nothing else.
+    (problem,) = await here.audited(sale_id)
+    assert order.order_id in problem
+    assert "intent" in problem
+    await here.service.ledger.end_intents(order.order_id, "key-1", 1)
     assert await here.audited(sale_id) == ()
 
 

@@ -11,9 +11,9 @@ import pytest
 from reservation.domain.errors import SaleRecovering, Unavailable
 from reservation.domain.sale import Item
 from reservation.domain.states import HoldPolicy
+from reservation.losses import compare
 from reservation.metrics import PREPARE_CLOSED
 from reservation.persistence.recovery import SaleHead
-from reservation.recovery import compare
 from reservation.redis.restore import Found
 from reservation.sale_change import SaleChange
 from tests.fixtures.in_process import Bench, bench
@@ -31,14 +31,14 @@ async def here(tmp_path: Path, valkey_url: str) -> AsyncIterator[Bench]:
 @pytest.mark.parametrize(
     ("found", "gap"),
     [
-        (Found(epoch="e", seq=5, chain="c5", chain_there="c5"), None),
-        (Found(epoch="e", seq=9, chain="c9", chain_there="c5"), None),
-        (Found(epoch="e", seq=9, chain="c9", chain_there=None), None),
+        (Found(epoch="e", seq=5, chain="c5", chains={5: "c5"}), None),
+        (Found(epoch="e", seq=9, chain="c9", chains={5: "c5"}), None),
+        (Found(epoch="e", seq=9, chain="c9", chains={}), None),
         (None, "no such sale"),
-        (Found(epoch="d", seq=5, chain="c5", chain_there="c5"), "another epoch"),
-        (Found(epoch="e", seq=3, chain="c3", chain_there=None), "2 events are lost"),
-        (Found(epoch="e", seq=5, chain="x", chain_there="x"), "event 5 is another one"),
-        (Found(epoch="e", seq=9, chain="c9", chain_there="x"), "event 5 is another one"),
+        (Found(epoch="d", seq=5, chain="c5", chains={5: "c5"}), "another epoch"),
+        (Found(epoch="e", seq=3, chain="c3", chains={}), "2 events are lost"),
+        (Found(epoch="e", seq=5, chain="x", chains={5: "x"}), "event 5 is another one"),
+        (Found(epoch="e", seq=9, chain="c9", chains={5: "x"}), "event 5 is another one"),
     ],
 )
 def test_only_what_sql_has_and_redis_lacks_is_a_loss(found: Found | None, gap: str | None) -> None:

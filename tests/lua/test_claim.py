@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.fixtures.lua_sale import NOW, LuaSale
+from tests.fixtures.lua_sale import LOST, NOW, LuaSale
 
 
 async def test_a_claim_lifts_the_deadline_and_gives_out_a_fence(sale: LuaSale) -> None:
@@ -175,3 +175,26 @@ async def test_what_a_buyer_takes_again_comes_on_top_of_what_they_have(sale: Lua
     await sale.hold("ann")
     assert (await sale.claim(given_back))[0] == "claimed"
     assert await sale.bought("ann") == {"a": "3"}
+
+
+@pytest.mark.parametrize("what", LOST)
+async def test_a_server_that_lost_what_its_caller_has_seen_changes_nothing(
+    sale: LuaSale, what: str
+) -> None:
+    basket = await sale.hold()
+    before = await sale.dump()
+    assert await sale.claim(basket, mark=sale.lost(what)) == ["went_back"]
+    assert await sale.dump() == before
+    assert (await sale.claim(basket, mark=sale.mark))[0] == "claimed"
+
+
+async def test_a_claim_takes_the_next_fence_above_what_sql_knows(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    assert (await sale.claim(basket, known_fence=4))[:2] == ["claimed", "5"]
+
+
+async def test_a_claim_takes_the_next_fence_above_its_own(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    await sale.claim(basket)
+    await sale.finish(basket, 1, "declined")
+    assert (await sale.claim(basket, "pk-2", known_fence=1))[:2] == ["claimed", "2"]

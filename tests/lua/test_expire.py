@@ -3,7 +3,7 @@
 import pytest
 from redis.exceptions import ResponseError
 
-from tests.fixtures.lua_sale import NOW, LuaSale
+from tests.fixtures.lua_sale import LOST, NOW, LuaSale
 
 
 async def test_holds_that_ran_out_are_given_back_once(sale: LuaSale) -> None:
@@ -127,3 +127,15 @@ async def test_an_order_that_holds_nothing_gives_nothing_back(bare_sale: LuaSale
     assert await bare_sale.stock("a") == (10, 9, 1, 0)
     assert await bare_sale.bought("ann") == {"a": "1"}
     await bare_sale.check()
+
+
+@pytest.mark.parametrize("what", LOST)
+async def test_a_server_that_lost_what_its_caller_has_seen_changes_nothing(
+    sale: LuaSale, what: str
+) -> None:
+    basket = await sale.hold()
+    await sale.run_out(basket)
+    before = await sale.dump()
+    assert await sale.expire(basket, basket, mark=sale.lost(what)) == ["went_back"] * 2
+    assert await sale.dump() == before
+    assert await sale.expire(basket, mark=sale.mark) == ["expired"]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from reservation.domain.states import TRANSITIONS, Status
-from tests.fixtures.lua_sale import NOW, LuaSale
+from tests.fixtures.lua_sale import LOST, NOW, LuaSale
 
 OUTCOMES = ("confirmed", "awaiting_deposit", "declined", "voided", "expired", "refunded")
 STATUSES = ("CONFIRMING", "AWAITING_DEPOSIT", "CONFIRMED", "RELEASED", "EXPIRED", "REFUNDED")
@@ -123,10 +123,10 @@ async def test_the_last_word_about_a_payment_is_kept(sale: LuaSale) -> None:
     assert await sale.claim(basket, "pk") == ["present", "CONFIRMED", "confirmed"]
 
 
-async def test_another_fence_is_stale(sale: LuaSale) -> None:
+async def test_a_fence_above_the_one_that_stands_finds_a_loss(sale: LuaSale) -> None:
     basket = await brought_to(sale, "CONFIRMING")
     before = await sale.dump()
-    assert await sale.finish(basket, 2, "confirmed") == ["stale", "CONFIRMING", "1"]
+    assert await sale.finish(basket, 2, "confirmed") == ["lost", "CONFIRMING", "1"]
     assert await sale.dump() == before
 
 
@@ -195,7 +195,7 @@ async def test_an_order_that_was_never_claimed_is_finished_under_fence_0_alone(
 ) -> None:
     basket = await sale.hold()
     await sale.release(basket)
-    assert await sale.finish(basket, 1, "refunded") == ["stale", "RELEASED", "0"]
+    assert await sale.finish(basket, 1, "refunded") == ["lost", "RELEASED", "0"]
     assert await sale.finish(basket, 0, "refunded") == ["done", "REFUNDED"]
     assert not {"fence", "attempts"} & (await sale.order(basket)).keys()
 
@@ -209,3 +209,47 @@ async def test_a_count_that_is_lost_is_a_bug_and_no_zero(sale: LuaSale, lost: st
         with pytest.raises(Exception, match="BUG finish"):
             await sale.finish(basket, fence, "confirmed")
     assert await sale.dump() == before
+
+
+@pytest.mark.parametrize("what", LOST)
+async def test_a_server_that_lost_what_its_caller_has_seen_changes_nothing(
+    sale: LuaSale, what: str
+) -> None:
+    basket = await sale.hold()
+    await sale.claim(basket)
+    before = await sale.dump()
+    assert await sale.finish(basket, 1, "confirmed", mark=sale.lost(what)) == ["went_back"]
+    assert await sale.dump() == before
+    assert await sale.finish(basket, 1, "confirmed", mark=sale.mark) == ["done", "CONFIRMED"]
+
+
+async def test_a_finish_under_a_fence_that_nobody_got_here_finds_a_loss(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    before = await sale.dump()
+    assert await sale.finish(basket, 1, "confirmed") == ["lost", "HELD", "0"]
+    assert await sale.dump() == before
+
+
+@pytest.mark.parametrize(
+    ("asked_key", "claim_id"), [("pk", "another"), ("another", "mine"), ("another", "another")]
+)
+async def test_a_finish_of_another_claim_under_the_same_fence_finds_a_loss(
+    sale: LuaSale, asked_key: str, claim_id: str
+) -> None:
+    basket = await sale.hold()
+    await sale.claim(basket, "pk", claim_id="mine")
+    before = await sale.dump()
+    told = await sale.finish(basket, 1, "confirmed", asked_key=asked_key, claim_id=claim_id)
+    assert told == ["lost", "CONFIRMING", "1"]
+    assert await sale.dump() == before
+    own = await sale.finish(basket, 1, "confirmed", asked_key="pk", claim_id="mine")
+    assert own == ["done", "CONFIRMED"]
+
+
+async def test_a_finish_whose_claim_was_taken_over_is_late_and_no_loss(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    await sale.claim(basket, "pk", claim_id="mine")
+    await sale.connections.command("ZADD", sale.keys.confirming, "1", basket["order"])
+    await sale.lease(basket, 1, claim_id="settler")
+    told = await sale.finish(basket, 1, "confirmed", asked_key="pk", claim_id="mine")
+    assert told == ["stale", "CONFIRMING", "2"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.fixtures.lua_sale import NOW, LuaSale
+from tests.fixtures.lua_sale import LOST, NOW, LuaSale
 
 
 async def over(sale: LuaSale, basket: dict[str, Any]) -> None:
@@ -105,3 +105,25 @@ async def test_a_lost_fence_is_a_bug_and_no_zero(sale: LuaSale) -> None:
     with pytest.raises(Exception, match="BUG lease"):
         await sale.lease(basket, 0)
     assert await sale.dump() == before
+
+
+@pytest.mark.parametrize("what", LOST)
+async def test_a_server_that_lost_what_its_caller_has_seen_changes_nothing(
+    sale: LuaSale, what: str
+) -> None:
+    basket = await sale.hold()
+    await sale.claim(basket)
+    await over(sale, basket)
+    before = await sale.dump()
+    assert await sale.lease(basket, 1, mark=sale.lost(what)) == ["went_back"]
+    assert await sale.dump() == before
+    assert (await sale.lease(basket, 1, mark=sale.mark))[0] == "taken"
+
+
+async def test_a_take_over_takes_the_next_fence_above_what_sql_knows(sale: LuaSale) -> None:
+    basket = await sale.hold()
+    await sale.claim(basket)
+    await over(sale, basket)
+    first = await sale.lease(basket, 1, claim_id="me", known_fence=6)
+    assert first[:2] == ["taken", "7"]
+    assert await sale.lease(basket, 1, claim_id="me", known_fence=6) == first

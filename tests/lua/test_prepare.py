@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.fixtures.lua_sale import NOW, LuaSale
+from tests.fixtures.lua_sale import LOST, NOW, LuaSale
 
 
 async def test_a_basket_is_held_until_its_deadline(sale: LuaSale) -> None:
@@ -330,3 +330,13 @@ async def test_what_holds_nothing_is_not_named_when_it_ran_out(bare_sale: LuaSal
     assert (await bare_sale.claim(taken))[0] == "claimed"
     [reply] = await bare_sale.prepare(bare_sale.basket("late", lines={"b": 1}))
     assert reply == ["sold_out", "", "b", "0"]
+
+
+@pytest.mark.parametrize("what", LOST)
+async def test_a_server_that_lost_what_its_caller_has_seen_changes_nothing(
+    sale: LuaSale, what: str
+) -> None:
+    before = await sale.dump()
+    assert await sale.prepare(sale.basket(), mark=sale.lost(what)) == [["went_back"]]
+    assert await sale.dump() == before
+    assert (await sale.prepare(sale.basket(), mark=sale.mark))[0][0] == "held"

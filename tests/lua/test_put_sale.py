@@ -1,7 +1,9 @@
 """put_sale.lua: each word; what may change and what stays."""
 
+import pytest
+
 from reservation.redis.records import as_mapping
-from tests.fixtures.lua_sale import LuaSale
+from tests.fixtures.lua_sale import LOST, LuaSale
 
 A, B = ("a", "A", 1000, 10, 3), ("b", "B", 500, 5, 5)
 
@@ -111,3 +113,13 @@ async def test_an_item_that_the_caller_does_not_know_of_does_not_leave(sale: Lua
     wrong = {"items": [A], "leaving": ["z"]}
     assert await sale.put(version=1, digest="x", **wrong) == ["changed", "1"]
     assert await sale.dump() == before
+
+
+@pytest.mark.parametrize("what", LOST)
+async def test_a_server_that_lost_what_its_caller_has_seen_changes_nothing(
+    sale: LuaSale, what: str
+) -> None:
+    before = await sale.dump()
+    assert await sale.put(version=1, digest="e", mark=sale.lost(what)) == ["went_back"]
+    assert await sale.dump() == before
+    assert await sale.put(version=1, digest="e", mark=sale.mark) == ["done", "2"]

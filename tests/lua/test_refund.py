@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.fixtures.lua_sale import LuaSale
+from tests.fixtures.lua_sale import LOST, LuaSale
 
 
 async def test_a_refund_puts_the_units_on_sale_again_once(sale: LuaSale) -> None:
@@ -45,3 +45,14 @@ async def test_the_version_moves_where_the_total_does(
     sold = await sale.sold()
     assert await sale.refund(sold, restock=restock) == ["refunded"]
     assert await sale.put(version=1) == reply
+
+
+@pytest.mark.parametrize("what", LOST)
+async def test_a_server_that_lost_what_its_caller_has_seen_changes_nothing(
+    sale: LuaSale, what: str
+) -> None:
+    basket = await sale.sold()
+    before = await sale.dump()
+    assert await sale.refund(basket, mark=sale.lost(what)) == ["went_back"]
+    assert await sale.dump() == before
+    assert await sale.refund(basket, mark=sale.mark) == ["refunded"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.fixtures.lua_sale import LuaSale
+from tests.fixtures.lua_sale import LOST, LuaSale
 
 
 async def test_a_release_gives_stock_and_limit_back_once(sale: LuaSale) -> None:
@@ -72,3 +72,14 @@ async def test_less_is_held_than_the_order_has_and_nothing_changes(
         await sale.release(basket)
     assert await sale.dump() == before
     await sale.connections.command("HSET", sale.keys.stock("a"), "held", "2")
+
+
+@pytest.mark.parametrize("what", LOST)
+async def test_a_server_that_lost_what_its_caller_has_seen_changes_nothing(
+    sale: LuaSale, what: str
+) -> None:
+    basket = await sale.hold()
+    before = await sale.dump()
+    assert await sale.release(basket, mark=sale.lost(what)) == ["went_back"]
+    assert await sale.dump() == before
+    assert await sale.release(basket, mark=sale.mark) == ["released"]

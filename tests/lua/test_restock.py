@@ -5,7 +5,7 @@ import json
 import pytest
 
 from reservation.redis.records import as_mapping
-from tests.fixtures.lua_sale import LuaSale
+from tests.fixtures.lua_sale import LOST, LuaSale
 
 
 async def test_units_are_added_and_withdrawn_once_per_operation(sale: LuaSale) -> None:
@@ -91,3 +91,13 @@ async def test_a_sale_without_a_version_is_a_bug_before_anything_is_written(
     with pytest.raises(Exception, match="BUG refund"):
         await bare_sale.refund(sold, restock=0)
     assert await bare_sale.dump() == before
+
+
+@pytest.mark.parametrize("what", LOST)
+async def test_a_server_that_lost_what_its_caller_has_seen_changes_nothing(
+    sale: LuaSale, what: str
+) -> None:
+    before = await sale.dump()
+    assert await sale.restock(mark=sale.lost(what)) == ["went_back"]
+    assert await sale.dump() == before
+    assert await sale.restock(mark=sale.mark) == ["done"]

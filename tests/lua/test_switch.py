@@ -1,6 +1,8 @@
 """switch.lua: each word."""
 
-from tests.fixtures.lua_sale import LuaSale
+import pytest
+
+from tests.fixtures.lua_sale import LOST, LuaSale
 
 
 async def test_a_sale_is_paused_and_resumed(sale: LuaSale) -> None:
@@ -26,3 +28,13 @@ async def test_another_epoch_and_a_late_call_change_nothing(sale: LuaSale) -> No
     assert await sale.switch("paused", epoch="other") == ["recovering"]
     assert await sale.switch("paused", late=1) == ["too_late"]
     assert await sale.dump() == before
+
+
+@pytest.mark.parametrize("what", LOST)
+async def test_a_server_that_lost_what_its_caller_has_seen_changes_nothing(
+    sale: LuaSale, what: str
+) -> None:
+    before = await sale.dump()
+    assert await sale.switch("paused", mark=sale.lost(what)) == ["went_back"]
+    assert await sale.dump() == before
+    assert await sale.switch("paused", mark=sale.mark) == ["done"]

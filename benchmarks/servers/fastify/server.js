@@ -74,10 +74,12 @@ async function prepare(request, reply) {
   const now = Date.now();
   const replies = await redis.evalsha(
     sha,
-    8,
+    10,
     `${TAG}sale`,
     `${TAG}deadlines`,
     `${TAG}outbox`,
+    `${TAG}confirming`,
+    `${TAG}deposits`,
     `${TAG}stock:${sku}`,
     `${TAG}order:${orderId}`,
     `${TAG}buyer:${buyer}`,
@@ -85,9 +87,14 @@ async function prepare(request, reply) {
     `${TAG}rate:${buyer}`,
     now + NOT_AFTER_MS,
     BENCH_EPOCH,
+    0,
+    "",
     now,
     INTERVAL_MS,
     BURST,
+    0,
+    0,
+    0,
     1,
     1,
     1,
@@ -100,7 +107,7 @@ async function prepare(request, reply) {
     0,
     `1 ${quantity}`,
   );
-  const [[word, expiresAt, createdAt, lines], seq] = replies;
+  const [[word, expiresAt, createdAt, , lines], seq] = replies;
   if (typeof seq !== "number") return reply.code(409).send({ code: seq ? seq[0] : word });
   reply.code(201);
   return {

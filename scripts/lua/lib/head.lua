@@ -16,6 +16,14 @@ local function open_head(sale, outbox, epoch)
     }
 end
 
+-- Whether this server has lost events that the caller has seen: its sale ends before the caller's
+-- mark, or with another event under the same number. Then nothing may be changed either: what is
+-- written here would stand under numbers that others know with another content.
+local function went_back(head, mark_seq, mark_chain)
+    if head.seq ~= mark_seq then return head.seq < mark_seq end
+    return mark_chain ~= "" and mark_chain ~= head.chain
+end
+
 -- Appends one event. It is each step's first write: the entry's id is the event's number, and
 -- open_head has seen that the stream ends right before it, so it cannot be refused half-way.
 local function append_event(head, event, order_id, at_ms, data)
@@ -29,6 +37,8 @@ local function append_event(head, event, order_id, at_ms, data)
     return seq
 end
 
+-- Writes the head down, and returns the caller's next mark.
 local function close_head(head)
     redis.call("HSET", head.sale, "seq", int(head.seq), "chain", head.chain)
+    return {int(head.seq), head.chain}
 end

@@ -1,0 +1,72 @@
+"""High-water marks: the last event of each sale that this process has seen.
+
+A server that ends before a mark, or has another event under its number, has lost changes: a replica
+that was promoted too early, a file that lost its end, a restored snapshot. Every script is given
+the mark and then writes nothing (`went_back`).
+"""
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+__all__ = ["NO_MARK", "Mark", "Marks"]
+
+#: What a script gets where this process has seen nothing of the sale.
+NO_MARK: tuple[int, str] = (0, "")
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """An event that Redis has answered for."""
+
+    epoch: str
+    seq: int
+    #: Empty where only the number is known: a token carries no chain value.
+    chain: str
+
+
+class Marks:
+    """The marks of one process, kept from replies and tokens."""
+
+    def __init__(self) -> None:
+        self._marks: dict[str, Mark] = {}
+        self._unwritten: set[str] = set()
+        self._on_went_back: Callable[[str, str], None] | None = None
+
+    def listen(self, on_went_back: Callable[[str, str], None]) -> None:
+        """Call this, with the sale and the epoch, where a script found the server behind."""
+        self._on_went_back = on_went_back
+
+    def went_back(self, sale_id: str, epoch: str) -> None:
+        """A script found the server behind the mark that it was given."""
+        if self._on_went_back is not None:
+            self._on_went_back(sale_id, epoch)
+
+    def of(self, sale_id: str, epoch: str) -> tuple[int, str]:
+        """The number and the chain value that a script of this sale is given."""
+        mark = self._marks.get(sale_id)
+        return (mark.seq, mark.chain) if mark is not None and mark.epoch == epoch else NO_MARK
+
+    def learn(self, sale_id: str, epoch: str, seq: int, chain: str) -> None:
+        """Keep an event that Redis answered for, unless a later one of its epoch is known."""
+        mark = self._marks.get(sale_id)
+        if mark is not None and mark.epoch == epoch:
+            known_better = seq < mark.seq or (seq == mark.seq and bool(mark.chain))
+            if known_better:
+                return
+        self._marks[sale_id] = Mark(epoch, seq, chain)
+        self._unwritten.add(sale_id)
+
+    def learn_head(self, sale_id: str, epoch: str, head: Sequence[str]) -> None:
+        """Keep what a script's reply ends with; empty where it wrote nothing."""
+        if head:
+            self.learn(sale_id, epoch, int(head[0]), head[1])
+
+    def take_unwritten(self) -> dict[str, Mark]:
+        """The marks that changed since the last call, by sale."""
+        taken = {sale_id: self._marks[sale_id] for sale_id in self._unwritten}
+        self._unwritten.clear()
+        return taken
+
+    def keep_unwritten(self, sale_ids: dict[str, Mark]) -> None:
+        """These could not be written: return them with the next ones."""
+        self._unwritten.update(sale_ids)

@@ -1,0 +1,87 @@
+#!lua
+--[[
+remake.lua: take the hold again of an order that Redis lost and SQL never got.
+
+Keys     all carry the sale's hash tag, so the script stays in one slot
+  KEYS[1]   sale          hash    rsv:{S}:sale               settings, epoch, last seq and chain
+  KEYS[2]   deadlines     zset    rsv:{S}:deadlines          order id -> deadline, Unix ms
+  KEYS[3]   outbox        stream  rsv:{S}:outbox             one entry per change
+  KEYS[4]   order         hash    rsv:{S}:order:ID           the reservation to be
+  KEYS[5]   buyer         hash    rsv:{S}:buyer:BUYER        sku -> units held or bought
+  KEYS[6]   buyer_orders  zset    rsv:{S}:buyer-orders:BUYER  the buyer's orders by time
+  KEYS[7+]  stock         hash    rsv:{S}:stock:SKU          one per line, in the order of the lines
+Args
+  ARGV[1]   not_after   int   Unix ms, server's clock; later than this nothing is done
+  ARGV[2]   epoch       text  the rebuild's own; another one means that another rebuild has begun
+  ARGV[3]   order_id    text
+  ARGV[4]   buyer_id    text
+  ARGV[5]   items       text  JSON array of [sku, quantity, price], at the prices of the lost order
+  ARGV[6]   amount      int   minor units
+  ARGV[7]   name        text  what the PG's page showed
+  ARGV[8]   name_json   text  the same as JSON text
+  ARGV[9]   digest      text  of the body that the buyer sent
+Returns  the first that applies
+  too_late        the server's clock is past not_after
+  recovering      the sale is not this rebuild's
+  done            the order stands, made now or before
+  item_gone       {sku} an item has left the sale
+  limit_exceeded  {sku, limit, taken}
+  sold_out        {"", then sku, available of each line}
+Keeps    total = available + held + sold, each >= 0; one outbox entry when it writes, else none
+Cost     O(lines), at most 20
+]]
+--@include lib/now.lua
+--@include lib/head.lua
+--@include lib/count.lua
+--@include lib/lines.lua
+
+-- The sale's window, its prices and the buyer's rate do not count: the buyer held this before it
+-- was lost, and has authenticated a payment for it. Stock and limit count as for any other.
+local sale, deadlines, outbox = KEYS[1], KEYS[2], KEYS[3]
+local order, buyer, buyer_orders = KEYS[4], KEYS[5], KEYS[6]
+local FIRST_STOCK_KEY = 7
+local not_after, epoch, order_id, buyer_id = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
+local items, amount, name, name_json, digest = ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
+
+local now_ms = server_ms()
+if now_ms > not_after then return {"too_late"} end
+local head = open_head(sale, outbox, epoch)
+if not head then return {"recovering"} end
+if redis.call("EXISTS", order) == 1 then return {"done"} end
+
+local lines, bug = take_lines("remake", items, FIRST_STOCK_KEY, KEYS)
+if not lines then return bug end
+local holds, short, sold_out = head.hold_policy == "prepare", false, {"sold_out", ""}
+for _, line in ipairs(lines) do
+    local found = redis.call("HMGET", line.key, "available", "limit")
+    if not found[1] then return {"item_gone", line.sku} end
+    local available, limit = tonumber(found[1]), tonumber(found[2])
+    local taken = tonumber(redis.call("HGET", buyer, line.sku)) or 0
+    if taken + line.quantity > limit then
+        return {"limit_exceeded", line.sku, int(limit), int(taken)}
+    end
+    short = short or available < line.quantity
+    sold_out[#sold_out + 1] = line.sku
+    sold_out[#sold_out + 1] = int(available)
+end
+if short then return sold_out end
+local status = holds and "HELD" or "PREPARED"
+local wrong = check_lines("remake", lines, buyer, "available", COUNTER[status])
+if wrong then return wrong end
+redis.call("ZCARD", deadlines)
+redis.call("ZCARD", buyer_orders)
+
+local expires_at = int(now_ms + head.hold_seconds * 1000)
+local seq = append_event(head, "prepared", order_id, now_ms, string.format(
+    '{"from":"","to":"%s","items":%s,"amount":%s,"digest":"%s","expiresAt":%s,'
+    .. '"buyer":%q,"name":%s}',
+    status, items, amount, digest, expires_at, buyer_id, name_json))
+close_head(head)
+redis.call(
+    "HSET", order, "status", status, "buyer", buyer_id, "items", items, "amount", amount,
+    "name", name, "digest", digest, "hold", int(head.hold_seconds), "expires_at", expires_at,
+    "seq", seq)
+redis.call("ZADD", buyer_orders, int(now_ms), order_id)
+redis.call("ZADD", deadlines, expires_at, order_id)
+move_lines(lines, buyer, "available", COUNTER[status])
+return {"done"}

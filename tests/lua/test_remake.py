@@ -1,0 +1,78 @@
+"""remake.lua: each word; a lost order is held again, with its stock, or not at all."""
+
+import json
+from typing import Any
+
+from reservation.redis.scripts import load
+from tests.fixtures.lua_sale import EPOCH, LuaSale
+
+
+async def remake(
+    sale: LuaSale, basket: dict[str, Any], *, epoch: str = EPOCH, late: int = 0
+) -> Any:
+    prices = {"a": 1100, "b": 500}
+    items = [[sku, count, prices[sku]] for sku, count in basket["lines"].items()]
+    amount = sum(count * price for _, count, price in items)
+    names = sale.keys
+    order, buyer, *stock = sale.order_keys(basket)
+    keys = [names.sale, names.deadlines, names.outbox, order, buyer]
+    name = 'n"1'
+    return await sale.connections.call(
+        load("remake"),
+        [*keys, names.buyer_orders(basket["buyer"]), *stock],
+        [
+            sale.connections.server_now_ms() + 5_000 - late * 10_000,
+            epoch,
+            basket["order"],
+            basket["buyer"],
+            json.dumps(items),
+            amount,
+            name,
+            json.dumps(name),
+            basket["digest"],
+        ],
+    )
+
+
+async def test_a_lost_order_is_held_again_at_its_own_prices_whatever_the_sale_is(
+    sale: LuaSale,
+) -> None:
+    basket = sale.basket(lines={"a": 2, "b": 1})
+    await sale.switch("closed")
+    assert await remake(sale, basket) == ["done"]
+    order = await sale.order(basket)
+    assert (order["status"], order["amount"], order["name"]) == ("HELD", "2700", 'n"1')
+    assert (await sale.stock("a"), await sale.stock("b")) == ((10, 8, 2, 0), (5, 4, 1, 0))
+    assert await sale.bought() == {"a": "2", "b": "1"}
+    before = await sale.dump()
+    assert await remake(sale, basket) == ["done"]
+    assert await sale.dump() == before
+    assert (await sale.claim(basket))[0] == "claimed"
+
+
+async def test_a_lost_order_of_a_sale_that_takes_stock_later_holds_nothing(
+    bare_sale: LuaSale,
+) -> None:
+    await bare_sale.put(hold_policy="success")
+    basket = bare_sale.basket()
+    assert await remake(bare_sale, basket) == ["done"]
+    assert (await bare_sale.order(basket))["status"] == "PREPARED"
+    assert await bare_sale.stock() == (10, 10, 0, 0)
+    await bare_sale.check()
+
+
+async def test_what_is_gone_is_not_held_again(sale: LuaSale) -> None:
+    await sale.hold("other", lines={"b": 5})
+    mine = sale.basket("mine", lines={"a": 1, "b": 1})
+    before = await sale.dump()
+    assert await remake(sale, mine) == ["sold_out", "", "a", "10", "b", "0"]
+    assert await remake(sale, sale.basket(lines={"a": 4})) == ["limit_exceeded", "a", "3", "0"]
+    assert await remake(sale, mine, epoch="other") == ["recovering"]
+    assert await remake(sale, mine, late=1) == ["too_late"]
+    assert await sale.dump() == before
+
+
+async def test_an_item_that_left_the_sale_is_not_held_again(sale: LuaSale) -> None:
+    await sale.put(version=1, digest="e", items=[("a", "A", 1000, 10, 3)], leaving=["b"])
+    basket = sale.basket(lines={"b": 1})
+    assert await remake(sale, basket) == ["item_gone", "b"]
