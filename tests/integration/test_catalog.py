@@ -1,6 +1,7 @@
 """Known sales and unknown ones, read once for all who ask, and the list of them in pages."""
 
 import asyncio
+import itertools
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -111,8 +112,18 @@ async def test_a_sale_that_redis_has_lost_is_recovering_and_never_unknown(here: 
             await here.service.catalog.fresh(sale_id)
 
 
-async def test_creations_at_once_are_all_answered_with_their_sale(here: Bench) -> None:
-    """Queries for one sale must not undo what another brought."""
+async def test_creations_at_once_are_all_answered_with_their_sale(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers of SQL may come late and out of order; none may undo what a newer one brought."""
+    known_sales, calls = here.service.ledger.known_sales, itertools.count()
+
+    async def late() -> dict[str, str]:
+        found = await known_sales()
+        await asyncio.sleep(next(calls) % 3 * 0.01)
+        return found
+
+    monkeypatch.setattr(here.service.ledger, "known_sales", late)
 
     async def create(number: int) -> bool:
         wanted = change(name=f"Sale {number}", now_ms=here.service.clock.now_ms())
@@ -147,10 +158,20 @@ async def test_the_same_creation_twice_at_once_is_one_sale(here: Bench) -> None:
     assert {sale.version for sale, _ in found} == {1}
 
 
-async def test_an_answer_to_an_operator_shows_the_change(here: Bench) -> None:
+async def test_an_answer_to_an_operator_shows_the_change(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While others read the sale all the time, and their reading may have begun before."""
     service = here.service
     sale_id = await here.sale()
+    read = service.sale_store.read
+
+    async def read_and_tell_late(sale_id: str) -> Sale | None:
+        sale = await read(sale_id)
+        await asyncio.sleep(0.01)
+        return sale
+
+    monkeypatch.setattr(service.sale_store, "read", read_and_tell_late)
     over = asyncio.Event()
 
     async def poll() -> None:
@@ -160,6 +181,8 @@ async def test_an_answer_to_an_operator_shows_the_change(here: Bench) -> None:
     polling = [asyncio.create_task(poll()) for _ in range(20)]
     for number in range(30):
         wanted = SaleStatus.PAUSED if number % 2 == 0 else SaleStatus.OPEN
+        # In the midst of a reading.
+        await asyncio.sleep(0.005)
         sale = await service.sales.switch(sale_id, wanted, reason="test", operator="op")
         assert sale.switched is wanted
         sale = await service.sales.restock(
