@@ -74,6 +74,23 @@ _names: dict[bytes, bytes] = {
     for name in _COMMON_NAMES
     for spelling in (name.encode(), name.lower().encode())
 }
+#: Header lines that were read before, and what they say: those that many requests have alike.
+_lines: dict[bytes, tuple[bytes, bytes]] = {}
+_ALIKE: Final = frozenset(
+    (
+        b"accept",
+        b"accept-encoding",
+        b"accept-language",
+        b"connection",
+        b"content-length",
+        b"content-type",
+        b"host",
+        b"origin",
+        b"user-agent",
+        b"x-forwarded-proto",
+    )
+)
+_ALIKE_BYTES_MAX: Final = 256
 #: Checked values of Host.
 _hosts: set[bytes | None] = set()
 _CACHED_MAX: Final = 1_000
@@ -156,8 +173,13 @@ def read_head(head: bytes) -> Head:
     headers: list[tuple[bytes, bytes]] = []
     try:
         for line in lines:
-            name, value = line.split(b":", 1)
-            headers.append((_names[name], value.strip()))
+            header = _lines.get(line)
+            if header is None:
+                name, value = line.split(b":", 1)
+                header = _names[name], value.strip()
+                if header[0] in _ALIKE:
+                    _remember(line, header)
+            headers.append(header)
     except (KeyError, ValueError):
         headers = [_header(line) for line in lines]
     fields = dict(headers)
@@ -218,6 +240,13 @@ def _origin_form(target: bytes, method: bytes) -> bytes:
         _refuse("The target is neither a path nor an http URI.")
     # A fragment is no part of a request. Proxies cut it off too.
     return target.partition(b"#")[0]
+
+
+def _remember(line: bytes, header: tuple[bytes, bytes]) -> None:
+    if len(_lines) >= _CACHED_MAX:
+        _lines.clear()
+    if len(line) <= _ALIKE_BYTES_MAX:
+        _lines[line] = header
 
 
 def _header(line: bytes) -> tuple[bytes, bytes]:

@@ -53,7 +53,11 @@ class RequestReader:
             if end < 0 or data[:2] == b"\r\n":
                 return self._search_on(data)
             head = read_head(data[:end])
-            data = data[end + len(HEAD_ENDS) :]
+            end += 4
+            if head.length == len(data) - end:
+                # As most are: complete, and alone.
+                return head, data[end:], b""
+            data = data[end:]
             if head.length == CHUNKED:
                 self.head, self._chunks = head, ChunkedBody()
         if self._chunks is not None:

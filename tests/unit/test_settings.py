@@ -184,6 +184,14 @@ def test_a_good_value_is_taken(load: Any, name: str, value: str) -> None:
     assert str(getattr(load(**{name: value}), name.lower())) == value
 
 
+def test_a_connection_is_kept_longer_than_load_balancers_keep_it(load: Any) -> None:
+    assert (load().keep_alive_seconds, load().fast_path) == (75, True)
+    assert load(FAST_PATH="off").fast_path is False
+    for name, value in (("FAST_PATH", "yes"), ("KEEP_ALIVE_SECONDS", "0")):
+        with pytest.raises(SettingsError, match=f"RESERVATION_{name}"):
+            load(**{name: value})
+
+
 def test_a_misspelt_name_is_refused_with_the_one_that_was_meant(load: Any) -> None:
     with pytest.raises(SettingsError, match="did you mean RESERVATION_WORKERS"):
         load(WORKRES="2")
