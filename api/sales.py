@@ -42,8 +42,9 @@ HEARTBEAT_SECONDS: Final = 15.0
 QUEUE_MAX: Final = 1
 #: Streams that one process serves: each costs a socket and a little memory.
 STREAMS_MAX: Final = 20_000
-#: Streams that one process serves to one address (IPv6: to one /64). A hidden tab has none.
-STREAMS_PER_ADDRESS_MAX: Final = 4
+#: Streams that one process serves to one address (IPv6: to one /64). A hidden tab has none. A
+#: carrier puts many buyers behind one address, and 500 streams were measured to slow prepare down.
+STREAMS_PER_ADDRESS_MAX: Final = 64
 #: When a page asks again that was refused one.
 STREAM_RETRY_SECONDS: Final = 5
 
