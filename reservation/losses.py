@@ -82,6 +82,8 @@ def compare(head: SaleHead, found: Found | None, marks: Collection[MarkRow] = ()
                 f"Redis ends at event {found.seq}, and answered for event {mark.seq} before:"
                 f" {mark.seq - found.seq} events are lost"
             )
+        if mark.differs:
+            return f"event {mark.seq} is another one in SQL than Redis answered for before"
         there = found.chain if found.seq == mark.seq else found.chain_at(mark.seq)
         # An event that has left the outbox is in SQL, which says at the next look which one.
         if mark.chain and there is not None and there != mark.chain:

@@ -25,6 +25,8 @@ class MarkRow(msgspec.Struct, frozen=True, kw_only=True):
     epoch: str
     seq: int
     chain: str
+    #: Whether SQL has another event under this number.
+    differs: bool = False
 
 
 class LossLedger:
@@ -59,11 +61,17 @@ class LossLedger:
             return {row.process: row.run_id for row in found}
 
     async def unproven(self) -> dict[str, list[MarkRow]]:
-        """The marks of each sale's present epoch that SQL has no such event for."""
+        """The marks of each sale's present epoch that SQL does not have the very event of."""
         this_event = and_(events.c.sale_id == marks.c.sale_id, events.c.seq == marks.c.seq)
         this_epoch = and_(sales.c.sale_id == marks.c.sale_id, sales.c.epoch == marks.c.epoch)
         wanted = (
-            select(marks.c.sale_id, marks.c.epoch, marks.c.seq, marks.c.chain)
+            select(
+                marks.c.sale_id,
+                marks.c.epoch,
+                marks.c.seq,
+                marks.c.chain,
+                events.c.chain.is_not(None).label("differs"),
+            )
             .join(sales, this_epoch)
             .join(events, this_event, isouter=True)
             .where(
@@ -75,7 +83,9 @@ class LossLedger:
         found: dict[str, list[MarkRow]] = {}
         async with self._database.read() as connection:
             for row in await connection.execute(wanted):
-                mark = MarkRow(epoch=row.epoch, seq=row.seq, chain=row.chain)
+                mark = MarkRow(
+                    epoch=row.epoch, seq=row.seq, chain=row.chain, differs=bool(row.differs)
+                )
                 found.setdefault(row.sale_id, []).append(mark)
         return found
 
