@@ -59,7 +59,6 @@ class Ledger:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        #: What processes have seen of Redis, and what it lost.
         self.losses = LossLedger(database)
         self._intents = IntentWriter(database)
         self._payments = PaymentWriter(database)
