@@ -192,6 +192,8 @@ class Watch:
         self._show_closed()
 
     def _vouch_for(self, run_id: str) -> None:
+        if run_id != self._vouched:
+            log.info("server_vouched", life=run_id)
         self._vouched = run_id
         self._connections.vouch_for(run_id)
 

@@ -35,6 +35,8 @@ START_SECONDS = 60.0
 SETTLE_SECONDS = 60.0
 #: Two processes answer, whichever is free: so many answers are of both.
 ANSWERS_OF_EACH = 4
+#: A page that asks its buyer to wait loads itself again.
+RELOAD_SECONDS = 0.2
 #: What no answer after a confirm may claim.
 UNTRUE = re.compile(r"(nothing|no money|not) (was |is )?(charged|taken)", re.IGNORECASE)
 
@@ -142,11 +144,17 @@ class Buyer:
         self._thread.start()
 
     def _come_back(self) -> None:
+        """Load the address, again where the page says so, until there is an answer."""
+        give_up_at = time.monotonic() + SETTLE_SECONDS
         with httpx.Client(timeout=60, trust_env=False) as client:
-            self.answers.append(client.get(self._url, headers={"Accept": self._accept}))
+            while not self.answers or (
+                self.answers[-1].status_code == 503 and time.monotonic() < give_up_at
+            ):
+                self.answers.append(client.get(self._url, headers={"Accept": self._accept}))
+                time.sleep(RELOAD_SECONDS)
 
     def wait(self) -> None:
-        self._thread.join(60)
+        self._thread.join(2 * SETTLE_SECONDS)
         assert not self._thread.is_alive()
 
 
@@ -173,6 +181,7 @@ def drill(shop: Shop, draw: random.Random, *, flusher: bool) -> str:
         key = f"rsv:{{{sale_id}}}:order:{order['orderId']}"
         lost = client.hget(key, "status") != "CONFIRMING"
     back.wait()
+    assert back.answers[-1].status_code != 503 or lost, back.answers[-1].text
     for answer in back.answers:
         assert answer.status_code in (200, 202, 303, 503), answer.text
         assert not UNTRUE.search(answer.text), answer.text
