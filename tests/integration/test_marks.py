@@ -14,6 +14,7 @@ from reservation.persistence.recovery import SaleHead
 from reservation.redis.marks import NO_MARK, Marks
 from reservation.redis.restore import Found
 from tests.fixtures.in_process import Bench, bench
+from tests.fixtures.valkey import MakeServer
 
 HEAD = SaleHead(epoch="e", seq=5, chain="c5")
 AHEAD = Found(epoch="e", seq=9, chain="c9", chains={5: "c5", 8: "c8"})
@@ -194,3 +195,33 @@ async def test_events_that_survived_beyond_sql_are_saved_by_a_rebuild(here: Benc
     assert sale_id in here.service.watch.gaps
     await here.service.rebuild(sale_id, operator="op")
     assert await here.service.store.read(kept.order_id) is not None
+
+
+@pytest.mark.parametrize("how", ["its file lost its end", "an older copy was put in its place"])
+async def test_a_restart_from_an_older_file_is_noticed_though_sql_has_none_of_it(
+    tmp_path: Path, make_server: MakeServer, how: str
+) -> None:
+    server = make_server("redis")
+    await server.start()
+    async with bench(tmp_path, server.url) as here:
+        here.service.connections.guard()
+        await here.service.watch.look()
+        sale_id = await here.sale()
+        await here.hold(sale_id)
+        file = next((tmp_path / "redis" / "valkey" / "appendonlydir").glob("*.incr.aof"))
+        older = file.read_bytes()
+        await here.hold(sale_id)
+        await server.stop(grace_seconds=0)
+        if how == "its file lost its end":
+            # Valkey drops a command that is not whole, and starts (`aof-load-truncated`).
+            file.write_bytes(file.read_bytes()[:-1])
+        else:
+            file.write_bytes(older)
+        await server.start()
+        await here.service.watch.look()
+        assert "answered for event 3 before" in here.service.watch.gaps[sale_id]
+        with pytest.raises(SaleRecovering):
+            await here.hold(sale_id)
+        await here.service.rebuild(sale_id, operator="op")
+        await here.service.watch.look()
+        await here.hold(sale_id)
