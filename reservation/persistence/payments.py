@@ -24,7 +24,7 @@ __all__ = [
 
 #: How an answer that stays bound to its idempotency key is written in `payment_answers.answer`.
 _BOUND: Final = '"bound_to_key":true'
-#: Of a cancel: what else the PG keeps with the key, and its refusals for good.
+#: The other clean 4xx, which the PG keeps with the key as well.
 _MISSING: Final = '"type":"PaymentMissing"'
 _REFUSED: Final = '"type":"Declined"'
 
@@ -135,7 +135,12 @@ async def bound_answers(database: Database, order_id: str, payment_key: str) -> 
                 payment_answers.c.order_id == order_id,
                 payment_answers.c.payment_key == payment_key,
                 payment_answers.c.kind == "confirm",
-                payment_answers.c.answer.contains(_BOUND, autoescape=True),
+                or_(
+                    *(
+                        payment_answers.c.answer.contains(one, autoescape=True)
+                        for one in (_BOUND, _MISSING, _REFUSED)
+                    )
+                ),
             )
         )
         return found.scalar_one()

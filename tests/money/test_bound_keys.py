@@ -127,3 +127,37 @@ async def test_a_confirm_that_was_refused_for_our_own_fault_is_asked_again(
         assert await stands(bench.service, order) is Status.CONFIRMING
         assert await bench.service.settle(order.order_id) is Status.CONFIRMED
         assert sandbox.ledger(order.order_id)["charged"] == order.amount
+
+
+@pytest.mark.parametrize("code", ["NOT_FOUND_PAYMENT", "REJECT_CARD_COMPANY"])
+async def test_a_refusal_that_stays_with_its_key_is_followed_by_the_next_key(
+    tmp_path: Path, valkey_url: str, code: str
+) -> None:
+    """A passing refusal of the first confirm, while the payment waits for its confirm."""
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        order = await bench.hold(await bench.sale())
+        payment_key = sandbox.put_payment(order.order_id, order.amount)
+        # The PG answers by the idempotency key alone, whatever the body says.
+        refused = {
+            "NOT_FOUND_PAYMENT": "tviva-made-up-0123456789",
+            "REJECT_CARD_COMPANY": sandbox.put_payment("another-order", 1000, decline=code),
+        }[code]
+        key = confirm_key(payment_key, 0)
+        assert sandbox.confirm(refused, "another-order", 1000, key=key).json()["code"] == code
+        await bench.claim(order, payment_key)
+        confirming = bench.service.keys.of(order.sale_id).confirming
+        await bench.service.connections.command("ZADD", confirming, 1, order.order_id)
+        # As the settler meets it after a confirm whose answer was lost.
+        await bench.service.ledger.write_intent(
+            order_id=order.order_id,
+            sale_id=order.sale_id,
+            fence=1,
+            payment_key=payment_key,
+            amount=order.amount,
+            currency=order.currency,
+            idempotency_key=key,
+            now_ms=bench.service.clock.now_ms(),
+        )
+        assert await bench.service.settle(order.order_id) is None
+        assert await bench.service.settle(order.order_id) is Status.CONFIRMED
+        assert sandbox.ledger(order.order_id)["charged"] == order.amount
