@@ -22,6 +22,7 @@ from reservation.domain.errors import (
     InvalidToken,
     MalformedRequest,
     PaymentDeclined,
+    RateLimited,
     ReservationError,
     ReservationExpired,
     ReservationNotFound,
@@ -107,6 +108,7 @@ class PaymentController(Controller):
             303: answers(None, "For a browser: to the storefront's result page."),
             **documented(
                 PaymentDeclined,
+                RateLimited,
                 InvalidToken,
                 ReservationNotFound,
                 SoldOut,

@@ -1,7 +1,8 @@
 """Settings -> connected objects, opened in order and closed in reverse."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -18,6 +19,7 @@ from reservation.domain.clock import Clock, SystemClock
 from reservation.domain.ids import OrderIds
 from reservation.domain.rate import BuyerLimits
 from reservation.domain.tokens import Signer
+from reservation.gateway_health import GatewayHealth
 from reservation.limits import DEFAULT_LIMITS, PaymentLimits
 from reservation.look import Look
 from reservation.losses import Losses
@@ -69,6 +71,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     outbox: RedisOutbox
     ledger: Ledger
     gateway: PaymentGateway
+    health: GatewayHealth
     catalog: Catalog
     order_ids: OrderIds
     signer: Signer
@@ -139,11 +142,9 @@ def _assembled(
     order_ids = OrderIds(settings.order_id_key.encode())
     losses = _losses(connections, keys, restorer, ledger, catalog, clock)
     stack.push_async_callback(losses.leave)
-    conclude = Conclude(store, ledger, gateway, losses, clock=clock)
-    settle = Settle(catalog, store, ledger, gateway, conclude, clock=clock, limits=limits)
-    confirm = Confirm(catalog, store, ledger, gateway, conclude, losses, clock=clock, limits=limits)
-    stack.push_async_callback(confirm.aclose)
-    preflight, watch = _watch(settings, connections, keys, losses, ledger, catalog, clock)
+    payments = _payments(stack, catalog, store, ledger, gateway, losses, clock, limits)
+    conclude, health = payments.conclude, payments.health
+    preflight, watch = _watch(settings, connections, keys, losses, ledger, catalog, health, clock)
     orphans = Orphans(store, ledger, gateway, conclude, losses, clock=clock, limits=limits)
     look = Look(catalog, store, ledger, losses, clock=clock)
     refund = Refund(catalog, store, ledger, gateway, conclude, look, clock=clock, limits=limits)
@@ -160,17 +161,18 @@ def _assembled(
         outbox=outbox,
         ledger=ledger,
         gateway=gateway,
+        health=health,
         catalog=catalog,
         order_ids=order_ids,
         signer=Signer(settings.signing_keys),
         prepare=Prepare(catalog, queue, store, order_ids, watch),
-        confirm=confirm,
+        confirm=payments.confirm,
         release=Release(catalog, store, clock=clock),
         look=look,
         sales=Sales(catalog, sale_store, ledger, gateway.limits, clock=clock),
-        settle=settle,
+        settle=payments.settle,
         refund=refund,
-        webhook=Webhook(catalog, store, ledger, gateway, conclude, settle, clock=clock),
+        webhook=payments.webhook,
         audit=audit,
         losses=losses,
         watch=watch,
@@ -180,6 +182,35 @@ def _assembled(
         rebuild=rebuild,
         repair=Repair(audit, rebuild, restorer, ledger),
     )
+
+
+class _Payments(NamedTuple):
+    health: GatewayHealth
+    conclude: Conclude
+    settle: Settle
+    confirm: Confirm
+    webhook: Webhook
+
+
+def _payments(
+    stack: AsyncExitStack,
+    catalog: Catalog,
+    store: Store,
+    ledger: Ledger,
+    gateway: PaymentGateway,
+    losses: Losses,
+    clock: Clock,
+    limits: PaymentLimits,
+) -> _Payments:
+    """What takes a payment to its end; closed with the stack."""
+    health = GatewayHealth(gateway, ledger, clock=clock)
+    stack.push_async_callback(health.aclose)
+    conclude = Conclude(store, ledger, gateway, losses, health, clock=clock)
+    settle = Settle(catalog, store, ledger, gateway, conclude, health, clock=clock, limits=limits)
+    confirm = Confirm(catalog, store, ledger, gateway, conclude, losses, clock=clock, limits=limits)
+    stack.push_async_callback(confirm.aclose)
+    webhook = Webhook(catalog, store, ledger, gateway, conclude, settle, clock=clock)
+    return _Payments(health, conclude, settle, confirm, webhook)
 
 
 async def _ledger(settings: Settings, stack: AsyncExitStack, *, may_be_away: bool) -> Ledger:
@@ -209,6 +240,7 @@ def _watch(
     losses: Losses,
     ledger: Ledger,
     catalog: Catalog,
+    health: GatewayHealth,
     clock: Clock,
 ) -> tuple[Preflight, Watch]:
     # All three reach a server before it is vouched for.
@@ -216,7 +248,7 @@ def _watch(
     preflight = Preflight(unguarded, keys, settings, clock=clock)
     of_sales = SalePreflight(unguarded, keys, SaleStore(unguarded, keys), ledger)
     vouches = Vouches(unguarded, keys)
-    missing = preflight.missing
+    missing = _missing(preflight, health)
     watch = Watch(connections, losses, catalog, vouches, missing, of_sales)
     return preflight, watch
 
@@ -246,6 +278,17 @@ def _rebuild(
 ) -> Rebuild:
     reclaim = Reclaim(restorer, store, ledger)
     return Rebuild(restorer, keys, outbox, ledger, losses, reclaim, orphans, clock=clock)
+
+
+def _missing(
+    preflight: Preflight, health: GatewayHealth
+) -> Callable[[], Awaitable[tuple[str, ...]]]:
+    """What prepare lacks, by name: of Redis, and of the gateway."""
+
+    async def missing() -> tuple[str, ...]:
+        return (*await preflight.missing(), *health.missing())
+
+    return missing
 
 
 def _audit(

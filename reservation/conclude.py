@@ -16,6 +16,7 @@ from reservation.domain.payment import Cause, ClaimLost, Outcome, PaymentOutcome
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.failpoints import reach
+from reservation.gateway_health import GatewayHealth
 from reservation.judge import (
     Asked,
     CancelFirst,
@@ -32,6 +33,8 @@ from reservation.payments.gateway import (
     Answer,
     Answered,
     Declined,
+    Misconfigured,
+    OrderIdUsed,
     Payment,
     PaymentGateway,
     PaymentMissing,
@@ -110,6 +113,7 @@ class Conclude:
         ledger: Ledger,
         gateway: PaymentGateway,
         losses: Losses,
+        health: GatewayHealth,
         *,
         clock: Clock,
     ) -> None:
@@ -117,6 +121,7 @@ class Conclude:
         self._store = store
         self._ledger = ledger
         self._gateway = gateway
+        self._health = health
         self._clock = clock
 
     async def __call__(self, case: Case, answer: Answer, asked: Asked) -> Status | None:
@@ -126,6 +131,7 @@ class Conclude:
             Where the order stands now; None while the payment is undecided.
         """
         first = asked is Asked.FIRST_CONFIRM
+        refused: Answer | None = None
         for _ in range(STEPS_MAX):
             kind = AnswerKind.LOOK_UP if asked is Asked.LOOK_UP else AnswerKind.CONFIRM
             await self.remember(case.order.order_id, case.payment_key, kind, answer)
@@ -135,6 +141,7 @@ class Conclude:
                 payment_key=case.payment_key,
                 asked=asked,
                 virtual_accounts=case.known.sale.virtual_accounts,
+                refused=refused,
             ):
                 case Finish(outcome) if asked is Asked.LOOK_UP and outcome.name in _SELLS:
                     return await self._sell(case, outcome, answer)
@@ -143,7 +150,12 @@ class Conclude:
                 case CancelFirst(outcome, reason):
                     return await self.cancel(case, outcome, reason)
                 case LookUp(missing):
+                    # A later confirm may meet the first one's success under the same order id.
+                    if first or not isinstance(answer, OrderIdUsed):
+                        refused = answer
                     answer, asked = await self._gateway.look_up(case.payment_key), Asked.LOOK_UP
+                    if _is_key_refused(refused) and _is_key_refused(answer):
+                        self._health.refuse()
                     if missing and first and await self._made_up(case, answer):
                         return await self.finish(case, _MADE_UP, answer)
                 case Unapproved():
@@ -162,7 +174,7 @@ class Conclude:
         await self.remember(
             case.order.order_id, case.payment_key, AnswerKind.LOOK_UP_ORDER, by_order
         )
-        return isinstance(by_order, PaymentMissing)
+        return isinstance(by_order, PaymentMissing) and await self._health.sees_ours()
 
     async def finish(self, case: Case, outcome: Outcome, answer: Answer | None) -> Status | None:
         """Write the outcome down under the case's fence.
@@ -316,6 +328,8 @@ class Conclude:
 
         `attempt` numbers the idempotency keys of its question, from 0 on.
         """
+        if isinstance(answer, Answered) and answer.payment.order_id == order_id:
+            self._health.saw_ours()
         told = msgspec.to_builtins(_without_secret(answer))
         text = msgspec.json.encode(told | {"attempt": attempt} if attempt else told).decode()
         try:
@@ -363,6 +377,10 @@ def _row_of(payment: Payment, now_ms: int) -> PaymentRow:
         account_refund=account.refund_status if account else None,
         updated_at_ms=now_ms,
     )
+
+
+def _is_key_refused(answer: Answer | None) -> bool:
+    return isinstance(answer, Misconfigured) and answer.key_refused
 
 
 def _without_secret(answer: Answer) -> Answer:

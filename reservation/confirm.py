@@ -15,6 +15,7 @@ A process may die between any two of these; the settler goes on from where it st
 """
 
 import asyncio
+import math
 from typing import Final
 
 import msgspec
@@ -22,14 +23,14 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from reservation import tracing
+from reservation.attempt_answer import attempt_answer
 from reservation.catalog import Catalog, Known
 from reservation.conclude import Case, Conclude, confirm_key
 from reservation.domain.clock import Clock
 from reservation.domain.errors import (
     InvalidToken,
-    PaymentDeclined,
+    RateLimited,
     ReservationError,
-    ReservationExpired,
     SaleRecovering,
     Unavailable,
 )
@@ -41,6 +42,7 @@ from reservation.domain.payment import (
     Present,
     Reason,
 )
+from reservation.domain.rate import Limiter, Rate
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.failpoints import reach
@@ -70,6 +72,9 @@ SHUTDOWN_SECONDS: Final = 2.0
 LAST_ANSWER_SECONDS: Final = 1.5
 #: At shutdown: how long the lease of a confirm that is cut short may take to be moved.
 MOVE_SECONDS_MAX: Final = 0.5
+#: Attempts of one buyer, in one process, with payments that can never be the order's: made-up keys,
+#: another order's, another amount. Each costs the PG three calls and SQL five rows.
+VOIDS_PER_BUYER: Final = Rate(count=10, per_seconds=3600)
 
 
 class Confirm:
@@ -95,6 +100,7 @@ class Confirm:
         self._conclude = conclude
         self._losses = losses
         self._clock = clock
+        self._voids = Limiter(VOIDS_PER_BUYER)
         self._under_way: dict[tuple[str, str], asyncio.Task[None]] = {}
         #: Done once no request waits any more, since the service ends.
         self._ending: asyncio.Future[None] | None = None
@@ -119,13 +125,19 @@ class Confirm:
         except SaleRecovering as refusal:
             return await self._unless_settling(order, refusal)
         if payment_key in order.attempts:
-            return _answer(order, payment_key)
+            return attempt_answer(order, payment_key)
         if not may_claim:
             if order.payment_key != payment_key:
                 raise InvalidToken
             return await self._known_or_settling(order, payment_key)
         if tracing.tracer is not None:
             tracing.tracer.note(order=order.order_id)
+        wait = self._voids.peek(order.buyer_id, self._clock.monotonic())
+        if wait:
+            raise RateLimited(
+                "Too many payments of this buyer could not be used.",
+                retryAfter=math.ceil(wait),
+            )
         key = (order.order_id, payment_key)
         task = self._under_way.get(key)
         if task is None:
@@ -153,7 +165,7 @@ class Confirm:
         """The order as the answer to this attempt, where Redis knows how the attempt stands."""
         known = payment_key in order.attempts or order.status not in _NOT_BEGUN
         if known:
-            return _answer(order, payment_key)
+            return attempt_answer(order, payment_key)
         if (order.order_id, payment_key) in self._under_way:
             # Not claimed yet, after all this time: it goes on, whatever becomes of it.
             return msgspec.structs.replace(order, status=Status.CONFIRMING)
@@ -283,7 +295,10 @@ class Confirm:
         The money may have moved: what Redis refuses from here on is no answer to the buyer.
         """
         try:
-            if await self._conclude(case, answer, asked) is None:
+            status = await self._conclude(case, answer, asked)
+            if status in (Status.HELD, Status.PREPARED, Status.EXPIRED):
+                await self._count_void(case)
+            if status is None:
                 await self._move_lease(case, self._limits.hand_over_seconds)
         except (ReservationError, StoreUnavailable, StoreUncertain) as error:
             log.warning(
@@ -291,6 +306,13 @@ class Confirm:
                 order_id=case.order.order_id,
                 reason=str(error) or type(error).__name__,
             )
+
+    async def _count_void(self, case: Case) -> None:
+        """Count an attempt whose payment could never be the order's against its buyer."""
+        found = await self._store.read(case.order.order_id)
+        text = found.attempts.get(case.payment_key, "") if found else ""
+        if Attempt.read(text).outcome == PaymentOutcome.VOIDED:
+            self._voids.wait(case.order.buyer_id, self._clock.monotonic())
 
     async def _known_fence(self, order_id: str) -> int:
         try:
@@ -332,6 +354,7 @@ class Confirm:
                 return None
             case IntentOutcome.KEY_OF_ANOTHER_ORDER:
                 await self._void(case, Cause.KEY_OF_ANOTHER_ORDER)
+                self._voids.wait(case.order.buyer_id, self._clock.monotonic())
                 raise InvalidToken("This payment belongs to another order.")
 
     async def _which_confirm(self, case: Case, written: IntentOutcome) -> Asked:
@@ -362,21 +385,3 @@ class Confirm:
             payment_key=case.payment_key,
             claim_id=case.claim_id,
         )
-
-
-def _answer(order: Reservation, payment_key: str) -> Reservation:
-    """The order as the answer to this attempt; a refusal where the attempt was refused."""
-    attempt = Attempt.read(order.attempts.get(payment_key, ""))
-    code = attempt.reason.code if attempt.reason else ""
-    match attempt.outcome:
-        case PaymentOutcome.DECLINED:
-            raise PaymentDeclined(providerCode=code)
-        case PaymentOutcome.VOIDED if attempt.cause == Cause.KEY_OF_ANOTHER_ORDER:
-            raise InvalidToken("This payment belongs to another order.")
-        case PaymentOutcome.VOIDED:
-            raise PaymentDeclined("The payment provider knows no such payment.", providerCode=code)
-        case PaymentOutcome.EXPIRED:
-            raise ReservationExpired
-        case _:
-            pass
-    return order

@@ -7,10 +7,12 @@ The rules that money hangs on:
   later one may describe the second call, so the PG is asked first.
 - What is not known to be a refusal is unknown, and the stock stays where it is.
 - We cancel at the PG only on what a look-up by that very key shows for this very order.
+- A confirm that the PG refuses as our mistake is a mistake of the buyer where a look-up shows a
+  payment that can never be this order's: another order's, or an unpaid one of another amount.
 """
 
 from enum import Enum, auto
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -23,6 +25,7 @@ from reservation.payments.gateway import (
     Answered,
     Declined,
     Misconfigured,
+    OrderIdUsed,
     Payment,
     PaymentMissing,
     PaymentStatus,
@@ -71,6 +74,17 @@ class CancelFirst(msgspec.Struct, frozen=True):
     reason: str
 
 
+#: No money has moved, and at another amount than ours none ever can for this order.
+_UNPAID: Final = frozenset(
+    {
+        PaymentStatus.READY,
+        PaymentStatus.IN_PROGRESS,
+        PaymentStatus.ABORTED,
+        PaymentStatus.EXPIRED,
+    }
+)
+
+
 class LookUp(msgspec.Struct, frozen=True):
     """Ask the PG for the payment before deciding anything."""
 
@@ -100,8 +114,22 @@ def judge(
     payment_key: str,
     asked: Asked,
     virtual_accounts: bool,
+    refused: Answer | None = None,
 ) -> Verdict:
-    """What this answer obliges us to do with this order."""
+    """What this answer obliges us to do with this order.
+
+    Args:
+        answer: the PG's.
+        order: as it was read before the PG was asked.
+        payment_key: which payment was asked about.
+        asked: the question.
+        virtual_accounts: whether the sale takes them.
+        refused: the refusal of the confirm that a look-up follows, where there was one.
+    """
+    if refused is not None and asked is Asked.LOOK_UP and isinstance(answer, Answered):
+        verdict = _after_refusal(refused, answer.payment, order, payment_key)
+        if verdict is not None:
+            return verdict
     match answer:
         case Answered(payment):
             return _judge_payment(
@@ -119,10 +147,40 @@ def judge(
             if asked is Asked.FIRST_CONFIRM and code == SESSION_GONE:
                 return Finish(_expired(Cause.SESSION_EXPIRED, code))
             return LookUp(missing=True)
+        case OrderIdUsed():
+            return LookUp()
         case Misconfigured():
+            if asked is not Asked.LOOK_UP:
+                return LookUp()
             return Undecided(alarm=Alarm.GATEWAY_MISCONFIGURED)
         case TryAgain() | Unknown():
             return Undecided()
+
+
+def _after_refusal(
+    refused: Answer, payment: Payment, order: Reservation, payment_key: str
+) -> Verdict | None:
+    """What a refused confirm and the look-up after it say together; None: the look-up decides."""
+    if payment.payment_key != payment_key:
+        return None
+    match refused:
+        case Misconfigured(bound_to_key=True) if payment.order_id != order.order_id:
+            return Finish(_voided(Cause.PAYMENT_OF_ANOTHER_ORDER))
+        case Misconfigured(bound_to_key=True) if (
+            not _is_priced(payment, order) and payment.status in _UNPAID
+        ):
+            return Finish(_voided(Cause.AMOUNT_MISMATCH))
+        case OrderIdUsed(code) if payment.status in _UNPAID and payment.order_id == order.order_id:
+            return Finish(_declined(Cause.ORDER_ID_USED, code))
+        case Misconfigured() if payment.status in (PaymentStatus.READY, PaymentStatus.IN_PROGRESS):
+            return Undecided(alarm=Alarm.GATEWAY_MISCONFIGURED)
+        case _:
+            return None
+
+
+def _is_priced(payment: Payment, order: Reservation) -> bool:
+    """Whether amount and currency are the order's."""
+    return payment.total_amount == order.amount and payment.currency == order.currency
 
 
 def _judge_payment(
@@ -140,7 +198,7 @@ def _judge_payment(
         # The PG repeats what it answered to this idempotency key before, whatever has become of the
         # payment since: it may have been given back. Only a look-up tells how it stands.
         return LookUp()
-    ours = payment.total_amount == order.amount and payment.currency == order.currency
+    ours = _is_priced(payment, order)
     if not ours and asked is not Asked.LOOK_UP:
         return LookUp()
     match payment.status:
@@ -198,6 +256,10 @@ def _declined(cause: Cause, code: str = "") -> Outcome:
 
 def _expired(cause: Cause, code: str = "") -> Outcome:
     return Outcome(name=PaymentOutcome.EXPIRED, reason=Reason(cause, code))
+
+
+def _voided(cause: Cause) -> Outcome:
+    return Outcome(name=PaymentOutcome.VOIDED, reason=Reason(cause))
 
 
 def _refunded(cause: Cause) -> Outcome:

@@ -32,6 +32,8 @@ class PaymentLimits(msgspec.Struct, frozen=True, kw_only=True):
     #: Those 10 minutes and 2 more for a confirm that is already running: after this, and a look-up
     #: that shows no money, nobody can take it any more.
     window_closed_seconds: float = 12 * 60.0
+    #: How far apart two look-ups must be, with nothing but 404 between them, to believe in it.
+    missing_apart_seconds: float = 2 * 60.0
     #: Undecided for longer than this is a person's business.
     alarm_seconds: float = 15 * 60.0
     #: The settler's pause before its next look grows with the payment's age, between these two.

@@ -23,6 +23,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from reservation import __version__
 from reservation.domain.alarms import Alarm
 from reservation.domain.payment import PaymentOutcome
+from reservation.domain.rate import Limiter, Rate
 
 __all__ = [
     "ALARMS",
@@ -187,8 +188,17 @@ def served(host: str, port: int) -> Generator[None]:
         thread.join()
 
 
+_repeated: Final = Limiter(Rate(count=1, per_seconds=60))
+
+
 def alarm(name: Alarm, **facts: str | int | None) -> None:
-    """Tell an operator: the metrics behind the alert rule, and a log line with the ids."""
+    """Tell an operator: the metrics behind the alert rule, and a log line with the ids.
+
+    Of one order each name counts once a minute: the settler looks at it far more often than that.
+    """
+    order_id = facts.get("order_id")
+    if order_id is not None and _repeated.wait(f"{name.value} {order_id}", time.monotonic()):
+        return
     ALARMS.labels(name).inc()
     ALARM_RAISED.labels(name).set(time.time())
     log.error("alarm", alarm=name.value, **facts)

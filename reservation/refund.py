@@ -44,6 +44,7 @@ from reservation.payments.gateway import (
     Answered,
     Declined,
     Misconfigured,
+    OrderIdUsed,
     Payment,
     PaymentGateway,
     PaymentMissing,
@@ -366,7 +367,7 @@ def _may_still_come(answer: Answer, *, before: bool) -> bool:
     has ended too. What it turns away at its entrance says nothing of an earlier call.
     """
     match answer:
-        case Answered() | Declined() | PaymentMissing():
+        case Answered() | Declined() | PaymentMissing() | OrderIdUsed():
             return False
         case TryAgain(code):
             return before or code == _STILL_RUNNING

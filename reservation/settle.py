@@ -7,6 +7,8 @@ Money is a fact at the PG, so the PG is asked, with a growing pause, until it kn
     not approved for a long time        wait until the PG's own window has closed, then give back
 """
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
@@ -28,7 +30,8 @@ from reservation.domain.payment import (
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.failpoints import reach
-from reservation.judge import Asked, Unapproved, judge
+from reservation.gateway_health import GatewayHealth
+from reservation.judge import Asked, CancelFirst, Unapproved, judge
 from reservation.limits import DEFAULT_LIMITS, PaymentLimits
 from reservation.metrics import SETTLED, alarm
 from reservation.payments.gateway import (
@@ -49,6 +52,21 @@ log = structlog.get_logger(__name__)
 _MINUTE_MS: Final = 60_000
 #: The next look at an undecided payment comes after this share of its age.
 PAUSE_SHARE: Final = 4
+#: Look-ups under way at once, for at most 10 s each: half of the gateway client's connections.
+LOOKS_AT_ONCE: Final = 32
+#: Second confirms and cancels under way at once. Each may hang for a minute with one card company;
+#: the payments of others must not wait for them, so they have places of their own.
+SLOW_AT_ONCE: Final = 128
+#: Without money now, and without a confirm of ours that could bring it.
+_WITHOUT_MONEY: Final = frozenset(
+    {
+        PaymentStatus.READY,
+        PaymentStatus.IN_PROGRESS,
+        PaymentStatus.EXPIRED,
+        PaymentStatus.ABORTED,
+        PaymentStatus.CANCELED,
+    }
+)
 
 
 class Settle:
@@ -61,6 +79,7 @@ class Settle:
         ledger: Ledger,
         gateway: PaymentGateway,
         conclude: Conclude,
+        health: GatewayHealth,
         *,
         clock: Clock,
         limits: PaymentLimits = DEFAULT_LIMITS,
@@ -71,7 +90,10 @@ class Settle:
         self._ledger = ledger
         self._gateway = gateway
         self._conclude = conclude
+        self._health = health
         self._clock = clock
+        self._looks = asyncio.Semaphore(LOOKS_AT_ONCE)
+        self._slow = asyncio.Semaphore(SLOW_AT_ONCE)
 
     async def __call__(self, order_id: str) -> Status | None:
         """Look at one CONFIRMING order whose lease is over; None while it is undecided."""
@@ -81,6 +103,19 @@ class Settle:
             return await self._settle(order_id)
 
     async def _settle(self, order_id: str) -> Status | None:
+        async with self._looks:
+            taken = await self._take_over(order_id)
+        if taken is None:
+            return None
+        case, answer = taken
+        status = await self._decide(case, answer)
+        SETTLED.labels(status.value if status else "undecided").inc()
+        if status is None:
+            await self._come_back_later(case)
+        return status
+
+    async def _take_over(self, order_id: str) -> tuple[Case, Answer] | None:
+        """Take a payment whose lease is over, and look it up; None where it is not to be had."""
         order = await self._store.read(order_id)
         if order is None or order.status is not Status.CONFIRMING or not order.payment_key:
             return None
@@ -95,15 +130,11 @@ class Settle:
         if isinstance(claimed, LeaseElsewhere):
             return None
         case = Case(order, known, claimed.fence, order.payment_key, claimed.claim_id)
-        status = await self._decide(case)
-        SETTLED.labels(status.value if status else "undecided").inc()
-        if status is None:
-            await self._come_back_later(case)
-        return status
-
-    async def _decide(self, case: Case) -> Status | None:
         answer = await self._gateway.look_up(case.payment_key)
-        reach("settle:after_look_up", case.order.order_id)
+        reach("settle:after_look_up", order_id)
+        return case, answer
+
+    async def _decide(self, case: Case, answer: Answer) -> Status | None:
         verdict = judge(
             answer,
             order=case.order,
@@ -112,27 +143,74 @@ class Settle:
             virtual_accounts=case.known.sale.virtual_accounts,
         )
         age_ms = self._age_ms(case.order)
+        may_confirm = age_ms < self._limits.confirm_again_seconds * 1000
         closed = age_ms >= self._limits.window_closed_seconds * 1000
-        if closed and _of_another_order(answer, case) and await self._no_payment_of(case):
+        foreign = _of_another_order(answer, case)
+        if foreign and closed and await self._no_payment_of(case):
             return await self._give_back(case)
-        if not isinstance(verdict, Unapproved):
-            return await self._conclude(case, answer, Asked.LOOK_UP)
+        if not isinstance(verdict, Unapproved) and not (foreign and may_confirm):
+            return await self._slowly(
+                lambda: self._conclude(case, answer, Asked.LOOK_UP),
+                at_once=not isinstance(verdict, CancelFirst),
+            )
         await self._conclude.remember(
             case.order.order_id, case.payment_key, AnswerKind.LOOK_UP, answer
         )
-        if age_ms < self._limits.confirm_again_seconds * 1000:
-            return await self._confirm_again(case, unapproved=not verdict.missing)
-        if closed and verdict.missing:
+        if may_confirm:
+            # Of another order's payment the PG says so itself: its refusal voids the attempt.
+            unapproved = isinstance(verdict, Unapproved) and not verdict.missing
+            return await self._slowly(lambda: self._confirm_again(case, unapproved=unapproved))
+        if closed and isinstance(verdict, Unapproved) and await self._is_gone(case, verdict):
             return await self._give_back(case)
         return None
 
+    async def _slowly(
+        self, step: Callable[[], Awaitable[Status | None]], *, at_once: bool = False
+    ) -> Status | None:
+        """A step that may hang at the PG for a minute; None where too many do: it comes later."""
+        if at_once:
+            return await step()
+        if self._slow.locked():
+            return None
+        async with self._slow:
+            return await step()
+
+    async def _is_gone(self, case: Case, verdict: Unapproved) -> bool:
+        """Whether 404s prove that no money can come.
+
+        They must be some time apart with nothing else between them, by key and by order, and from
+        a PG that shows our other payments to this key.
+        """
+        if not verdict.missing:
+            return False
+        try:
+            since_ms = await self._ledger.missing_since(case.order.order_id, case.payment_key)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("settle_without_sql", order_id=case.order.order_id, reason=str(error))
+            return False
+        apart_ms = self._limits.missing_apart_seconds * 1000
+        if since_ms is None or self._clock.now_ms() - since_ms < apart_ms:
+            return False
+        return await self._no_payment_of(case)
+
     async def _no_payment_of(self, case: Case) -> bool:
-        """Whether the PG knows of no payment of this order at all."""
+        """Whether the PG shows no payment of this order that has or may get money."""
         answer = await self._gateway.look_up_order(case.order.order_id)
         await self._conclude.remember(
             case.order.order_id, case.payment_key, AnswerKind.LOOK_UP_ORDER, answer
         )
-        return isinstance(answer, PaymentMissing)
+        match answer:
+            case PaymentMissing():
+                return await self._health.sees_ours()
+            case Answered(payment):
+                # Another window that the buyer opened for the order: no confirm of it ever left.
+                return (
+                    payment.order_id == case.order.order_id
+                    and payment.payment_key != case.payment_key
+                    and payment.status in _WITHOUT_MONEY
+                )
+            case _:
+                return False
 
     def _age_ms(self, order: Reservation) -> int:
         return self._clock.now_ms() - (order.claimed_at_ms or order.updated_at_ms)
@@ -208,7 +286,8 @@ class Settle:
             return None
         known = await self._catalog.get(order.sale_id)
         case = Case(order, known, order.fence, order.payment_key)
-        answer = await self._gateway.look_up(order.payment_key)
+        async with self._looks:
+            answer = await self._gateway.look_up(order.payment_key)
         waiting = (
             isinstance(answer, Answered)
             and answer.payment.status == PaymentStatus.WAITING_FOR_DEPOSIT
@@ -216,7 +295,9 @@ class Settle:
         if not waiting:
             return await self._conclude(case, answer, Asked.LOOK_UP)
         outcome = Outcome(name=PaymentOutcome.EXPIRED, reason=Reason(Cause.NO_DEPOSIT))
-        return await self._conclude.cancel(case, outcome, "no deposit came in time")
+        return await self._slowly(
+            lambda: self._conclude.cancel(case, outcome, "no deposit came in time")
+        )
 
 
 def _of_another_order(answer: Answer, case: Case) -> bool:

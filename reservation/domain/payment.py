@@ -78,6 +78,10 @@ class Cause(StrEnum):
     CANCELLED_AT_PROVIDER = "cancelled_at_provider"
     #: Money arrived after the reservation had ended.
     PAID_AFTER_END = "paid_after_end"
+    #: The payment key is another order's at the provider: it can never pay for this one.
+    PAYMENT_OF_ANOTHER_ORDER = "payment_of_another_order"
+    #: The provider has another payment of this order id and takes no second one.
+    ORDER_ID_USED = "order_id_used"
     #: An operator asked for it.
     OPERATOR = "operator"
 
@@ -102,6 +106,8 @@ SENTENCES: Final[Mapping[str, str]] = MappingProxyType(
         Cause.AMOUNT_MISMATCH: "The payment's amount or currency is not the order's.",
         Cause.CANCELLED_AT_PROVIDER: "The payment was cancelled at the payment provider.",
         Cause.PAID_AFTER_END: "Money arrived after the reservation had ended.",
+        Cause.PAYMENT_OF_ANOTHER_ORDER: "The payment is another order's at the payment provider.",
+        Cause.ORDER_ID_USED: "The payment provider takes no second payment of this order id.",
         Cause.OPERATOR: "An operator requested it.",
     }
 )

@@ -59,10 +59,16 @@ class Limiter:
         self._earlier: dict[str, float] = {}
         self._turns_at = 0.0
 
+    def peek(self, caller: str, now: float) -> float:
+        """Counts nothing; 0 where one more call may come, else the seconds until it may."""
+        arrival = self._arrivals.get(caller)
+        if arrival is None:
+            arrival = self._earlier.get(caller, now)
+        return max(0.0, arrival - now - self._ahead)
+
     def is_free(self, caller: str, now: float) -> bool:
         """Whether one more call may go on; counts nothing."""
-        arrival = self._arrivals.get(caller) or self._earlier.get(caller, now)
-        return arrival - now <= self._ahead
+        return not self.peek(caller, now)
 
     def wait(self, caller: str, now: float) -> float:
         """Counts one call; 0 where it may go on, else the seconds until one more may."""

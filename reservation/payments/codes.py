@@ -16,12 +16,13 @@ from reservation.payments.gateway import (
     Answer,
     Declined,
     Misconfigured,
+    OrderIdUsed,
     PaymentMissing,
     TryAgain,
     Unknown,
 )
 
-__all__ = ["TABLES", "Operation", "Verdict", "answer_of_refusal", "verdict_of"]
+__all__ = ["KEY_REFUSED", "TABLES", "Operation", "Verdict", "answer_of_refusal", "verdict_of"]
 
 
 class Operation(StrEnum):
@@ -39,6 +40,8 @@ class Verdict(StrEnum):
     DECLINED = "declined"
     #: Our key, our request or our contract: an operator must act.
     OURS = "ours"
+    #: The order id has a payment already: perhaps this one, seen through a second call.
+    USED = "used"
     #: The same call is still running, or was put off before it began.
     RETRY = "retry"
     #: The PG does not know the payment, or no longer lets it be confirmed.
@@ -55,6 +58,9 @@ _ENTRANCE = {
     "INVALID_IDEMPOTENCY_KEY": Verdict.OURS,
     "IDEMPOTENT_REQUEST_PROCESSING": Verdict.RETRY,
 }
+
+#: The PG refuses our API key, whatever is asked.
+KEY_REFUSED = frozenset({"UNAUTHORIZED_KEY", "INCORRECT_BASIC_AUTH_FORMAT", "INVALID_API_KEY"})
 
 _CONFIRM = _ENTRANCE | {
     # The card or the account.
@@ -104,7 +110,7 @@ _CONFIRM = _ENTRANCE | {
     "NOT_FOUND_PAYMENT_SESSION": Verdict.MISSING,
     # Usually our own earlier success, seen through a second call.
     "ALREADY_PROCESSED_PAYMENT": Verdict.UNKNOWN,
-    "DUPLICATED_ORDER_ID": Verdict.UNKNOWN,
+    "DUPLICATED_ORDER_ID": Verdict.USED,
     # The PG or the card company broke off half-way.
     "PROVIDER_ERROR": Verdict.UNKNOWN,
     "CARD_PROCESSING_ERROR": Verdict.UNKNOWN,
@@ -191,7 +197,9 @@ def answer_of_refusal(operation: Operation, *, status: int, code: str, message: 
         case Verdict.DECLINED:
             return Declined(code, message)
         case Verdict.OURS:
-            return Misconfigured(code, message, bound_to_key=bound)
+            return Misconfigured(code, message, key_refused=code in KEY_REFUSED, bound_to_key=bound)
+        case Verdict.USED:
+            return OrderIdUsed(code)
         case Verdict.RETRY:
             return TryAgain(code)
         case Verdict.MISSING:

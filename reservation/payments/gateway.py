@@ -5,6 +5,7 @@ Answers are values. Each one says what is known about the money, and so what its
     Answered       the PG showed the payment itself; `payment.status` says where it stands
     Declined       a refusal from the allow-list: this call moved no money
     PaymentMissing the PG does not know this payment (or no longer lets it be confirmed)
+    OrderIdUsed    the PG has another payment of this order id: this call moved no money
     Misconfigured  our key, our request or our contract with the PG is wrong: an operator must act
     TryAgain       nothing was done by this call; the same call may be sent again
     Unknown        nothing can be said about the money: ask the PG before deciding anything
@@ -23,6 +24,7 @@ __all__ = [
     "Declined",
     "GatewayLimits",
     "Misconfigured",
+    "OrderIdUsed",
     "Payment",
     "PaymentGateway",
     "PaymentMissing",
@@ -118,11 +120,21 @@ class PaymentMissing(msgspec.Struct, frozen=True, tag=True):
     code: str
 
 
+class OrderIdUsed(msgspec.Struct, frozen=True, tag=True):
+    """A clean refusal: the order id has a payment already, this one's own success included."""
+
+    code: str
+    #: As in `Unknown`: always a clean 4xx.
+    bound_to_key: bool = True
+
+
 class Misconfigured(msgspec.Struct, frozen=True, tag=True):
-    """Our fault: keep the hold, raise the alarm."""
+    """The PG blames our request: keep the hold until a look-up shows whose fault it is."""
 
     code: str
     message: str
+    #: Whether the PG refused our API key itself, before it read the request.
+    key_refused: bool = False
     #: As in `Unknown`: once our fault is mended, another try needs another key.
     bound_to_key: bool = False
 
@@ -142,7 +154,7 @@ class Unknown(msgspec.Struct, frozen=True, tag=True):
     bound_to_key: bool = False
 
 
-Answer = Answered | Declined | PaymentMissing | Misconfigured | TryAgain | Unknown
+Answer = Answered | Declined | PaymentMissing | OrderIdUsed | Misconfigured | TryAgain | Unknown
 
 
 class PaymentGateway(Protocol):

@@ -263,6 +263,14 @@ class Ledger:
         """Keep a payment as the PG shows it now."""
         await self._payments.write(payment)
 
+    async def newest_done_payment(self) -> str | None:
+        """The key of the payment approved last of those that the PG showed as DONE."""
+        return await payments.newest_done_payment(self._database)
+
+    async def missing_since(self, order_id: str, payment_key: str) -> int | None:
+        """Since when each look-up of this payment was answered 404; None where the last was not."""
+        return await payments.missing_since(self._database, order_id, payment_key)
+
     async def payment_of(self, order_id: str) -> PaymentRow | None:
         """The order's payment: the approved one, else the latest."""
         return await payments.payment_of(self._database, order_id)

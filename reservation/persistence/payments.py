@@ -18,10 +18,14 @@ __all__ = [
     "PaymentWriter",
     "bound_answers",
     "bound_cancels",
+    "missing_since",
+    "newest_done_payment",
     "payment_by_key",
     "payment_of",
 ]
 
+#: Look-ups of one payment that are read: those of an hour at the settler's longest pause.
+LOOK_UPS_MAX: Final = 200
 #: How an answer that stays bound to its idempotency key is written in `payment_answers.answer`.
 _BOUND: Final = '"bound_to_key":true'
 #: The other clean 4xx, which the PG keeps with the key as well.
@@ -180,6 +184,39 @@ async def payment_of(database: Database, order_id: str) -> PaymentRow | None:
         )
         row = found.mappings().one_or_none()
     return PaymentRow(**row) if row else None
+
+
+async def newest_done_payment(database: Database) -> str | None:
+    """The key of the payment that was approved last of those that are DONE, or None."""
+    async with database.read() as connection:
+        found = await connection.execute(
+            select(payments.c.payment_key)
+            .where(payments.c.status == "DONE")
+            .order_by(payments.c.approved_at_ms.desc().nulls_last())
+            .limit(1)
+        )
+        return found.scalar_one_or_none()
+
+
+async def missing_since(database: Database, order_id: str, payment_key: str) -> int | None:
+    """Since when each look-up of this payment was answered 404; None where the last was not."""
+    async with database.read() as connection:
+        found = await connection.execute(
+            select(payment_answers.c.created_at_ms, payment_answers.c.answer)
+            .where(
+                payment_answers.c.order_id == order_id,
+                payment_answers.c.payment_key == payment_key,
+                payment_answers.c.kind == "look_up",
+            )
+            .order_by(payment_answers.c.answer_id.desc())
+            .limit(LOOK_UPS_MAX)
+        )
+        since: int | None = None
+        for at_ms, answer in found:
+            if _MISSING not in answer:
+                break
+            since = at_ms
+        return since
 
 
 async def payment_by_key(database: Database, payment_key: str) -> PaymentRow | None:

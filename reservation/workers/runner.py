@@ -110,6 +110,7 @@ class Worker:
         try:
             await self._run()
         finally:
+            await self._settler.aclose()
             await self._refunder.aclose()
 
     async def _run(self) -> None:
@@ -164,7 +165,7 @@ class Worker:
             self._sales.add(sale_id)
             for name, once, pause in (
                 ("reaper", self._reap, REAP_SECONDS),
-                ("settler", self._settler.run_once, SETTLE_SECONDS),
+                ("settler", self._settler.tick, SETTLE_SECONDS),
                 ("flusher", self._flush, FLUSH_SECONDS),
             ):
                 round_of_sale = _for_sale(once, sale_id, self._places[name])

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from typing import Any, Final
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -21,12 +21,54 @@ __all__ = ["Settler"]
 
 log = structlog.get_logger(__name__)
 
-#: Orders looked at in one round, and at once: the gateway's client has 64 connections for this.
-ROUND_MAX: Final = 200
-AT_ONCE: Final = 32
+#: Orders of one sale, of payments and of deposits each, that are taken up at once. How many of them
+#: are asked about at once is for `Settle` to bound.
+RUNNING_MAX: Final = 200
 #: A payment whose lease is over and that could not be looked at waits no longer than this: its
 #: buyer waits as well.
 PAYMENT_PAUSE_MAX: Final = 5.0
+
+
+class _Running:
+    """Orders under way, each in a task of its own."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._broken: list[BaseException] = []
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    @property
+    def order_ids(self) -> Collection[str]:
+        """Those under way now."""
+        return self._tasks.keys()
+
+    def start(self, order_id: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks[order_id] = task
+        task.add_done_callback(lambda done: self._end(order_id, done))
+
+    def _end(self, order_id: str, task: asyncio.Task[None]) -> None:
+        del self._tasks[order_id]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._broken.append(error)
+
+    def broken(self) -> list[BaseException]:
+        """What the tasks that ended since the last call raised."""
+        broken, self._broken = self._broken, []
+        return broken
+
+    async def ended(self) -> None:
+        """Wait for all that are under way now."""
+        if self._tasks:
+            await asyncio.wait(list(self._tasks.values()))
+
+    async def cancel(self) -> None:
+        """Cancel all, and wait for their end."""
+        for task in self._tasks.values():
+            task.cancel()
+        await self.ended()
 
 
 class Settler:
@@ -42,55 +84,68 @@ class Settler:
     ) -> None:
         self._store = store
         self._settle = settle
-        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._payments_running = defaultdict[str, _Running](_Running)
+        self._accounts_running = defaultdict[str, _Running](_Running)
         least, most = limits.pause_least_seconds, limits.pause_most_seconds
         self._payments = defaultdict[str, Pauses](lambda: Pauses(clock, least, PAYMENT_PAUSE_MAX))
         self._accounts = defaultdict[str, Pauses](lambda: Pauses(clock, least, most))
 
+    async def tick(self, sale_id: str) -> int:
+        """Take up what is due and not under way; how many orders were taken up.
+
+        Nothing waits here for those under way: one payment that hangs at the PG delays no other.
+
+        Raises:
+            Exception: what is wrong with the first damaged order that ended since the last tick.
+        """
+        payments, accounts = self._payments_running[sale_id], self._accounts_running[sale_id]
+        taken = 0
+        for running, over, pauses, settle in (
+            (payments, self._store.leases_over, self._payments[sale_id], self._settle),
+            (accounts, self._store.deposits_over, self._accounts[sale_id], self._settle.deposit),
+        ):
+            room = RUNNING_MAX - len(running)
+            due = await over(sale_id, RUNNING_MAX + len(pauses) + len(running))
+            for order_id in pauses.take(due, room, busy=running.order_ids):
+                running.start(order_id, self._one(settle, order_id))
+                taken += 1
+        UNDECIDED.labels(sale_id).set(await self._store.undecided(sale_id))
+        _raise_first([*payments.broken(), *accounts.broken()])
+        return taken
+
     async def run_once(self, sale_id: str) -> int:
-        """One round for one sale; how many orders were looked at.
+        """One tick, and everything that it took up to its end.
 
         Raises:
             Exception: what is wrong with the first of those that are damaged, after all the others.
         """
-        payments = await _due(self._store.leases_over, sale_id, self._payments[sale_id])
-        deposits = await _due(self._store.deposits_over, sale_id, self._accounts[sale_id])
-        UNDECIDED.labels(sale_id).set(await self._store.undecided(sale_id))
-        # One that is damaged must not end what goes on at the PG for the others.
-        ends = await asyncio.gather(
-            *(self._one(self._settle, order_id) for order_id in payments),
-            *(self._one(self._settle.deposit, order_id) for order_id in deposits),
-            return_exceptions=True,
-        )
-        _raise_first([end for end in ends if isinstance(end, BaseException)])
-        return len(payments) + len(deposits)
+        taken = await self.tick(sale_id)
+        running = (self._payments_running[sale_id], self._accounts_running[sale_id])
+        for one in running:
+            await one.ended()
+        _raise_first([error for one in running for error in one.broken()])
+        return taken
+
+    async def aclose(self) -> None:
+        """Give up what is under way: another process takes it over when its lease ends."""
+        for running in (*self._payments_running.values(), *self._accounts_running.values()):
+            await running.cancel()
 
     async def _one(self, settle: Callable[[str], Awaitable[object]], order_id: str) -> None:
         """One order; what keeps it from being settled now is waited out."""
-        async with self._slots:
-            try:
-                await settle(order_id)
-            except (
-                ReservationError,
-                StoreUnavailable,
-                StoreUncertain,
-                SQLAlchemyError,
-                OSError,
-            ) as error:
-                log.warning("settle_waits", order_id=order_id, reason=str(error))
-            except Exception:
-                log.exception("settle_broke", order_id=order_id)
-                raise
-
-
-async def _due(
-    over: Callable[[str, int], Awaitable[list[str]]], sale_id: str, pauses: Pauses
-) -> list[str]:
-    """Orders to look at now: one that was decided, or whose lease was moved, is not due any more.
-
-    One that could not be stays due: its sale waits for a rebuild, or it is damaged.
-    """
-    return pauses.take(await over(sale_id, ROUND_MAX + len(pauses)), ROUND_MAX)
+        try:
+            await settle(order_id)
+        except (
+            ReservationError,
+            StoreUnavailable,
+            StoreUncertain,
+            SQLAlchemyError,
+            OSError,
+        ) as error:
+            log.warning("settle_waits", order_id=order_id, reason=str(error))
+        except Exception:
+            log.exception("settle_broke", order_id=order_id)
+            raise
 
 
 def _raise_first(errors: Sequence[BaseException]) -> None:

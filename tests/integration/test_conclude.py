@@ -9,6 +9,7 @@ from sqlalchemy.exc import OperationalError
 
 from reservation.conclude import Case, Conclude
 from reservation.domain.states import Status
+from reservation.gateway_health import GatewayHealth
 from reservation.payments.gateway import Answered, Payment
 from tests.fixtures.in_process import CONFIRMED, Bench, bench
 
@@ -27,8 +28,9 @@ async def test_nothing_is_sold_whose_payment_sql_did_not_take(
     order = await made.hold(sale_id)
     claimed = await made.claim(order, payment_key="key-of-a-payment")
     case = Case(order, await service.catalog.get(sale_id), claimed.fence, "key-of-a-payment")
+    health = GatewayHealth(service.gateway, service.ledger, clock=service.clock)
     conclude = Conclude(
-        service.store, service.ledger, service.gateway, service.losses, clock=service.clock
+        service.store, service.ledger, service.gateway, service.losses, health, clock=service.clock
     )
     answer = Answered(
         Payment(
@@ -41,7 +43,7 @@ async def test_nothing_is_sold_whose_payment_sql_did_not_take(
         )
     )
 
-    async def away(**_: Any) -> None:
+    async def away(_: Any) -> None:
         raise OperationalError("INSERT", {}, OSError("SQL is away"))
 
     with monkeypatch.context() as patch:

@@ -19,7 +19,9 @@ from tests.fixtures.sandbox import RunningSandbox
 from tests.money.shop import LIMITS, comes_to, refund_wish, shop
 
 #: Nothing is asked for twice, and the provider's window counts as closed at once.
-AT_ONCE = msgspec.structs.replace(LIMITS, confirm_again_seconds=0.0, window_closed_seconds=0.0)
+AT_ONCE = msgspec.structs.replace(
+    LIMITS, confirm_again_seconds=0.0, window_closed_seconds=0.0, missing_apart_seconds=0.0
+)
 #: The provider's window of authentication.
 WINDOW_SECONDS = 11 * 60
 
@@ -206,6 +208,21 @@ async def paid_after_end(scene: Scene) -> Reservation:
     return order
 
 
+async def payment_of_another_order(scene: Scene) -> Reservation:
+    other = await scene.hold("ben")
+    payment_key = scene.sandbox.put_payment(other.order_id, other.amount)
+    order = await scene.hold()
+    await scene.pay(order, payment_key)
+    return order
+
+
+async def order_id_used(scene: Scene) -> Reservation:
+    order = await account_not_accepted(scene)
+    await comes_to(scene.service, order, Status.RELEASED)
+    await scene.paid(order)
+    return order
+
+
 async def operator(scene: Scene) -> Reservation:
     order = await scene.hold()
     await scene.paid(order)
@@ -233,6 +250,8 @@ ORIGINS: dict[Cause, tuple[Callable[[Scene], Awaitable[Reservation]], Status]] =
     Cause.AMOUNT_MISMATCH: (amount_mismatch, Status.REFUNDED),
     Cause.CANCELLED_AT_PROVIDER: (cancelled_at_provider, Status.REFUNDED),
     Cause.PAID_AFTER_END: (paid_after_end, Status.REFUNDED),
+    Cause.PAYMENT_OF_ANOTHER_ORDER: (payment_of_another_order, Status.HELD),
+    Cause.ORDER_ID_USED: (order_id_used, Status.RELEASED),
     Cause.OPERATOR: (operator, Status.REFUNDED),
 }
 

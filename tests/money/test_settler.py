@@ -1,13 +1,18 @@
 """What the settler does where one order is damaged: nobody else's money waits for its repair."""
 
+import asyncio
+import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from reservation.bootstrap import Service
+from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
+from reservation.settle import LOOKS_AT_ONCE
 from reservation.workers.settler import Settler
-from tests.money.shop import damage, shop, stands
+from tests.money.shop import LIMITS, PATIENCE_SECONDS, comes_to, damage, shop, stands
 
 
 def settler_of(service: Service) -> Settler:
@@ -47,3 +52,38 @@ async def test_who_waits_for_a_rebuild_is_not_asked_about_without_a_pause(
         assert await settler.run_once(sale_id) == 2
         assert await settler.run_once(sale_id) == 0
         assert await stands(service, order) is Status.CONFIRMING
+
+
+async def test_a_confirm_that_hangs_delays_no_other_payment(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    """More of them hang than there are places for look-ups."""
+    patient = msgspec.structs.replace(LIMITS, confirm_seconds=60.0, look_up_seconds=10.0)
+    async with shop(tmp_path, valkey_url, limits=patient) as (bench, sandbox):
+        service, sale_id = bench.service, await bench.sale()
+        confirming = service.keys.of(sale_id).confirming
+        settler = settler_of(service)
+        silent: list[Reservation] = []
+        for number in range(LOOKS_AT_ONCE + 8):
+            order = await bench.hold(sale_id, f"silent-{number}")
+            await bench.claim(order, sandbox.put_payment(order.order_id, order.amount))
+            await service.connections.command("ZADD", confirming, 1, order.order_id)
+            sandbox.order_fault("hang", orderId=order.order_id, seconds=60)
+            silent.append(order)
+        try:
+            await settler.tick(sale_id)
+            give_up_at = time.monotonic() + PATIENCE_SECONDS
+            while sum(rule["applied"] for rule in sandbox.faults()) < len(silent):
+                assert time.monotonic() < give_up_at
+                await asyncio.sleep(0.1)
+            other = await bench.hold(sale_id, "ann")
+            payment_key = sandbox.put_payment(other.order_id, other.amount)
+            await bench.claim(other, payment_key)
+            assert sandbox.confirm(payment_key, other.order_id, other.amount).status_code == 200
+            await service.connections.command("ZADD", confirming, 1, other.order_id)
+            await settler.tick(sale_id)
+            await comes_to(service, other, Status.CONFIRMED)
+            assert await stands(service, silent[0]) is Status.CONFIRMING
+        finally:
+            await settler.aclose()
+            sandbox.clear_faults()

@@ -14,10 +14,12 @@ from reservation.payments.codes import (
     answer_of_refusal,
     verdict_of,
 )
+from reservation.payments.declines import SENTENCES, decline_sentence
 from reservation.payments.gateway import (
     Answer,
     Declined,
     Misconfigured,
+    OrderIdUsed,
     PaymentMissing,
     TryAgain,
     Unknown,
@@ -47,7 +49,8 @@ confirm 401 ours UNAUTHORIZED_KEY
 confirm 403 ours FORBIDDEN_REQUEST INCORRECT_BASIC_AUTH_FORMAT
 confirm 404 missing NOT_FOUND_PAYMENT NOT_FOUND_PAYMENT_SESSION
 confirm 409 retry IDEMPOTENT_REQUEST_PROCESSING
-confirm 400 unknown ALREADY_PROCESSED_PAYMENT DUPLICATED_ORDER_ID PROVIDER_ERROR
+confirm 400 used DUPLICATED_ORDER_ID
+confirm 400 unknown ALREADY_PROCESSED_PAYMENT PROVIDER_ERROR
 confirm 400 unknown CARD_PROCESSING_ERROR
 confirm 500 unknown FAILED_PAYMENT_INTERNAL_SYSTEM_PROCESSING FAILED_INTERNAL_SYSTEM_PROCESSING
 confirm 500 unknown UNKNOWN_PAYMENT_ERROR COMMON_ERROR
@@ -95,6 +98,9 @@ codes = st.from_regex(r"[A-Z][A-Z0-9_]{0,40}", fullmatch=True)
 #: Refused before the PG looks at the idempotency key.
 AT_THE_ENTRANCE = {"UNAUTHORIZED_KEY", "INCORRECT_BASIC_AUTH_FORMAT", "INVALID_IDEMPOTENCY_KEY"}
 
+#: It is the API key that the PG refuses, whatever was asked.
+KEY_REFUSED = {"UNAUTHORIZED_KEY", "INCORRECT_BASIC_AUTH_FORMAT", "INVALID_API_KEY"}
+
 statuses = st.integers(100, 599)
 operations = st.sampled_from(Operation)
 
@@ -102,7 +108,13 @@ operations = st.sampled_from(Operation)
 def expected(verdict: Verdict, status: int, code: str) -> Answer:
     return {
         Verdict.DECLINED: Declined(code, "why"),
-        Verdict.OURS: Misconfigured(code, "why", bound_to_key=code not in AT_THE_ENTRANCE),
+        Verdict.OURS: Misconfigured(
+            code,
+            "why",
+            key_refused=code in KEY_REFUSED,
+            bound_to_key=code not in AT_THE_ENTRANCE,
+        ),
+        Verdict.USED: OrderIdUsed(code),
         Verdict.RETRY: TryAgain(code),
         Verdict.MISSING: PaymentMissing(code),
         Verdict.UNKNOWN: Unknown(f"{status} {code}", bound_to_key=status < 500),
@@ -183,3 +195,10 @@ def test_the_same_word_may_mean_different_things(
     assert TABLES[CONFIRM][code] is confirmed
     assert TABLES[CANCEL][code] is cancelled
     assert code not in TABLES[LOOK_UP]
+
+
+def test_each_decline_has_a_sentence_for_its_buyer() -> None:
+    declined = {code for code, verdict in TABLES[CONFIRM].items() if verdict is Verdict.DECLINED}
+    assert declined <= SENTENCES.keys()
+    assert decline_sentence("A_CODE_OF_NEXT_YEAR")
+    assert not any("charged" in sentence for sentence in SENTENCES.values())

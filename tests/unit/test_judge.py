@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reservation.domain.alarms import Alarm
+from reservation.domain.payment import Cause
 from reservation.domain.reservation import Line, Reservation
 from reservation.domain.states import Status
 from reservation.judge import (
@@ -24,6 +25,7 @@ from reservation.payments.gateway import (
     Answered,
     Declined,
     Misconfigured,
+    OrderIdUsed,
     Payment,
     PaymentMissing,
     PaymentStatus,
@@ -66,6 +68,23 @@ def verdict(
     answer: Answer, asked: Asked = Asked.FIRST_CONFIRM, *, accounts: bool = False
 ) -> Verdict:
     return judge(answer, order=ORDER, payment_key="pk", asked=asked, virtual_accounts=accounts)
+
+
+def after_refusal(refused: Answer, shown: Answer) -> Verdict:
+    return judge(
+        shown,
+        order=ORDER,
+        payment_key="pk",
+        asked=Asked.LOOK_UP,
+        virtual_accounts=True,
+        refused=refused,
+    )
+
+
+def cause_of(found: Verdict) -> str:
+    assert isinstance(found, Finish), found
+    assert found.outcome.reason is not None
+    return found.outcome.reason.cause
 
 
 def name_of(found: Verdict) -> str:
@@ -117,7 +136,8 @@ def test_a_payment_that_the_pg_does_not_know_is_looked_up() -> None:
 @given(asked_any)
 def test_our_own_fault_raises_the_alarm_and_keeps_the_hold(asked: Asked) -> None:
     found = verdict(Misconfigured("INVALID_API_KEY", ""), asked)
-    assert found == Undecided(alarm=Alarm.GATEWAY_MISCONFIGURED)
+    looked_up = Undecided(alarm=Alarm.GATEWAY_MISCONFIGURED)
+    assert found == (looked_up if asked is Asked.LOOK_UP else LookUp())
 
 
 @given(st.sampled_from([TryAgain("x"), Unknown("x"), Unknown("x", bound_to_key=True)]), asked_any)
@@ -160,3 +180,58 @@ def test_money_of_another_amount_is_cancelled_on_a_look_up_only(change: dict[str
 @given(statuses)
 def test_an_answer_to_a_later_confirm_may_be_an_old_one_and_is_looked_up(status: str) -> None:
     assert verdict(Answered(payment(status)), Asked.LATER_CONFIRM) == LookUp()
+
+
+REFUSED = Misconfigured("INVALID_REQUEST", "", bound_to_key=True)
+UNPAID = ("READY", "IN_PROGRESS", "ABORTED", "EXPIRED")
+
+
+@pytest.mark.parametrize("status", UNPAID)
+@pytest.mark.parametrize("change", [{"total_amount": 100}, {"currency": "USD"}])
+def test_an_unpaid_payment_of_another_amount_voids_a_refused_attempt(
+    status: str, change: dict[str, object]
+) -> None:
+    found = after_refusal(REFUSED, Answered(payment(status, **change)))
+    assert (name_of(found), cause_of(found)) == ("voided", Cause.AMOUNT_MISMATCH)
+
+
+@given(statuses)
+def test_a_payment_of_another_order_voids_a_refused_attempt(status: str) -> None:
+    found = after_refusal(REFUSED, Answered(payment(status, order_id="s-" + "B" * 24)))
+    assert (name_of(found), cause_of(found)) == ("voided", Cause.PAYMENT_OF_ANOTHER_ORDER)
+
+
+@given(statuses, st.sampled_from([{"order_id": "s-" + "B" * 24}, {"total_amount": 100}]))
+def test_a_refusal_of_the_api_key_voids_nothing(status: str, change: dict[str, object]) -> None:
+    refused = Misconfigured("UNAUTHORIZED_KEY", "", key_refused=True)
+    assert name_of(after_refusal(refused, Answered(payment(status, **change)))) != "voided"
+
+
+def test_money_of_another_amount_is_cancelled_after_a_refusal_too() -> None:
+    found = after_refusal(REFUSED, Answered(payment("DONE", total_amount=100)))
+    assert isinstance(found, CancelFirst)
+
+
+@pytest.mark.parametrize("status", ["READY", "IN_PROGRESS"])
+def test_a_refusal_of_a_payment_that_is_right_is_an_operators_business(status: str) -> None:
+    found = after_refusal(REFUSED, Answered(payment(status)))
+    assert found == Undecided(alarm=Alarm.GATEWAY_MISCONFIGURED)
+
+
+@pytest.mark.parametrize("status", UNPAID)
+def test_an_order_id_that_is_used_declines_an_unpaid_payment(status: str) -> None:
+    found = after_refusal(OrderIdUsed("DUPLICATED_ORDER_ID"), Answered(payment(status)))
+    assert (name_of(found), cause_of(found)) == ("declined", Cause.ORDER_ID_USED)
+
+
+def test_an_order_id_that_this_very_payment_used_is_sold() -> None:
+    found = after_refusal(OrderIdUsed("DUPLICATED_ORDER_ID"), Answered(payment("DONE")))
+    assert name_of(found) == "confirmed"
+
+
+@given(statuses)
+def test_what_follows_no_refusal_of_ours_is_judged_as_any_look_up(status: str) -> None:
+    shown = Answered(payment(status))
+    asked = verdict(shown, Asked.LOOK_UP, accounts=True)
+    for other in (Declined("X", ""), PaymentMissing("X"), Unknown("x"), TryAgain("x")):
+        assert after_refusal(other, shown) == asked

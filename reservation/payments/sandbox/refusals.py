@@ -46,6 +46,7 @@ _STATUS: Final = {
 _MESSAGES: Final = {
     "ALREADY_CANCELED_PAYMENT": "이미 취소된 결제 입니다.",
     "ALREADY_PROCESSED_PAYMENT": "이미 처리된 결제 입니다.",
+    "DUPLICATED_ORDER_ID": "이미 승인 및 취소가 진행된 중복된 주문번호 입니다.",
     "EXPIRED_PAYMENT": "결제 시간이 만료되었습니다.",
     "FORBIDDEN_REQUEST": "허용되지 않은 요청입니다.",
     "IDEMPOTENT_REQUEST_PROCESSING": "이전 멱등 요청이 처리중입니다.",
