@@ -82,6 +82,9 @@ class _Ids(msgspec.Struct):
         name="paymentKey", default=None
     )
 
+    #: A hint and no more, so that an odd one must not make the webhook unreadable.
+    status: object = None
+
 
 class _Notice(_Ids):
     """A webhook: its ids stand in `data`, or, for a deposit, beside the rest."""
@@ -207,7 +210,10 @@ class PaymentController(Controller):
         ids = notice.data or notice
         if ids.order_id is not None:
             await api_of(request).service.webhook(
-                ids.order_id, ids.payment_key, secret=notice.secret
+                ids.order_id,
+                ids.payment_key,
+                secret=notice.secret,
+                status=ids.status if isinstance(ids.status, str) else None,
             )
         return Response(None, status_code=200)
 

@@ -19,6 +19,7 @@ from reservation.domain.clock import Clock, SystemClock
 from reservation.domain.ids import OrderIds
 from reservation.domain.rate import BuyerLimits
 from reservation.domain.tokens import Signer
+from reservation.follow_up import FollowUp
 from reservation.gateway_health import GatewayHealth
 from reservation.limits import DEFAULT_LIMITS, PaymentLimits
 from reservation.look import Look
@@ -209,7 +210,9 @@ def _payments(
     settle = Settle(catalog, store, ledger, gateway, conclude, health, clock=clock, limits=limits)
     confirm = Confirm(catalog, store, ledger, gateway, conclude, losses, clock=clock, limits=limits)
     stack.push_async_callback(confirm.aclose)
-    webhook = Webhook(catalog, store, ledger, gateway, conclude, settle, clock=clock)
+    follow_up = FollowUp(catalog, ledger, conclude)
+    webhook = Webhook(store, ledger, gateway, follow_up, settle, clock=clock)
+    stack.push_async_callback(webhook.aclose)
     return _Payments(health, conclude, settle, confirm, webhook)
 
 

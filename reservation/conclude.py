@@ -140,7 +140,9 @@ class Conclude:
                 order=case.order,
                 payment_key=case.payment_key,
                 asked=asked,
-                virtual_accounts=case.known.sale.virtual_accounts,
+                # A deposit that the bank took back is awaited again, whatever the sale takes now.
+                virtual_accounts=case.known.sale.virtual_accounts
+                or case.order.status in _BY_ACCOUNT,
                 refused=refused,
             ):
                 case Finish(outcome) if asked is Asked.LOOK_UP and outcome.name in _SELLS:

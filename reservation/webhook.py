@@ -1,31 +1,31 @@
-"""What the PG's webhooks lead to: nothing in them is believed but the ids, and the PG is asked."""
+"""What the PG's webhooks lead to: nothing in them is believed but the ids, and the PG is asked.
 
+Anybody can post a webhook, so look-ups are counted apart: for the payment that a paid order has,
+for attempts that the order or SQL knows, and for any other key. No confirm of ours leaves without
+its attempt, so the last kind is nearly always forged, and gets the least. Over a limit a webhook is
+remembered, looked at as soon as the limit allows, and answered 503, so that the PG repeats what a
+process that ends now would forget.
+"""
+
+import asyncio
 import hmac
 from typing import Final
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from reservation.catalog import Catalog
-from reservation.conclude import Case, Conclude
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock
-from reservation.domain.errors import Unavailable
+from reservation.domain.errors import ReservationError, Unavailable
 from reservation.domain.ids import sale_of
-from reservation.domain.payment import Cause, Outcome, PaymentOutcome, Reason
 from reservation.domain.rate import Limiter, Rate
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
-from reservation.judge import Asked
+from reservation.follow_up import FollowUp
 from reservation.metrics import WEBHOOKS, alarm
-from reservation.payments.gateway import (
-    Answered,
-    Payment,
-    PaymentGateway,
-    PaymentMissing,
-    PaymentStatus,
-)
+from reservation.payments.gateway import Answered, PaymentGateway, PaymentMissing, PaymentStatus
 from reservation.persistence.ledger import Ledger
+from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.redis.store import Store
 from reservation.settle import Settle
 
@@ -33,49 +33,75 @@ __all__ = ["Webhook"]
 
 log = structlog.get_logger(__name__)
 
-#: Look-ups that webhooks may cause: for one order, and in one process. A storm of forged ones must
-#: not turn us into a hammer on the PG. What is skipped, the PG tells again.
+#: Look-ups that webhooks may cause: of each kind for one order, and in one process. No kind uses up
+#: what another one needs.
 LOOK_UPS_PER_ORDER: Final = Rate(count=5, per_seconds=60)
-LOOK_UPS_ALL: Final = Rate(count=50, per_seconds=1)
-#: Orders that Redis does not have and SQL is asked for. A count of their own: names that somebody
-#: made up must not use up what orders that are there need.
-LOST_ALL: Final = Rate(count=20, per_seconds=1)
+LOOK_UPS_PAID: Final = Rate(count=50, per_seconds=1)
+LOOK_UPS_TRIED: Final = Rate(count=10, per_seconds=1)
+LOOK_UPS_UNKNOWN: Final = Rate(count=2, per_seconds=1)
+#: Questions to SQL whether it knows an order, or a payment key, that Redis does not.
+SQL_ALL: Final = Rate(count=50, per_seconds=1)
+#: Webhooks of each kind remembered in one process.
+PENDING_MAX: Final = 10_000
+#: Between two passes over those, and look-ups of one pass.
+PASS_SECONDS: Final = 0.5
+PASS_MAX: Final = 16
+#: Orders whose payment is theirs, as the PG showed it.
+_PAID: Final = (Status.CONFIRMED, Status.AWAITING_DEPOSIT, Status.REFUNDED)
+#: What the next pass may not meet.
+_PASSING: Final = (ReservationError, StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError)
+
+
+class _Budget:
+    """Look-ups of one kind, and those that wait for one."""
+
+    def __init__(self, rate: Rate) -> None:
+        self.all = Limiter(rate)
+        self.per_order = Limiter(LOOK_UPS_PER_ORDER)
+        #: (order id, payment key), oldest first.
+        self.pending: dict[tuple[str, str], None] = {}
 
 
 class Webhook:
-    """Brings an order in line with what the PG shows of its payment."""
+    """Looks at the payments that webhooks name."""
 
     def __init__(
         self,
-        catalog: Catalog,
         store: Store,
         ledger: Ledger,
         gateway: PaymentGateway,
-        conclude: Conclude,
+        follow_up: FollowUp,
         settle: Settle,
         *,
         clock: Clock,
     ) -> None:
-        self._catalog = catalog
         self._store = store
         self._ledger = ledger
         self._gateway = gateway
-        self._conclude = conclude
+        self._follow_up = follow_up
         self._settle = settle
         self._clock = clock
-        self._per_order = Limiter(LOOK_UPS_PER_ORDER)
-        self._all = Limiter(LOOK_UPS_ALL)
-        self._lost = Limiter(LOST_ALL)
+        self._paid, self._tried = _Budget(LOOK_UPS_PAID), _Budget(LOOK_UPS_TRIED)
+        self._unknown = _Budget(LOOK_UPS_UNKNOWN)
+        self._sql = Limiter(SQL_ALL)
+        self._passes: asyncio.Task[None] | None = None
 
     async def __call__(
-        self, order_id: str, payment_key: str | None, *, secret: str | None = None
+        self,
+        order_id: str,
+        payment_key: str | None,
+        *,
+        secret: str | None = None,
+        status: str | None = None,
     ) -> None:
-        """Look at one order that a webhook names; harmless however often and late it comes.
+        """Look at one payment that a webhook names; harmless however often and late it comes.
 
         Args:
             order_id: as the body names it.
             payment_key: likewise; a deposit's webhook has none.
             secret: of a deposit's webhook: only the PG knows it beside us.
+            status: as the body says. It decides one thing only: DONE is no news of a payment that
+                the order is sold with.
 
         Raises:
             Unavailable: it could not be acted on now; the PG sends what is not answered 200 again.
@@ -84,50 +110,136 @@ class Webhook:
             return
         order = await self._store.read(order_id)
         if order is None:
-            await self._refuse_while_lost(order_id)
+            await self._refuse_while_lost(order_id, payment_key)
             return
         WEBHOOKS.inc()
+        if order.status is Status.CONFIRMING:
+            # The holder of the lease decides; without one this does it a little sooner.
+            await self._settle(order_id)
+            return
         key = payment_key or order.payment_key
         if key is None:
             return
-        if order.status is Status.CONFIRMING:
-            # Whoever has the lease decides; where nobody has, this does it a little sooner.
-            await self._settle(order_id)
-            return
-        now = self._clock.monotonic()
-        if self._per_order.wait(order_id, now) or self._all.wait("", now):
-            log.info("webhook_look_up_skipped", order_id=order_id)
-            if order.status is Status.CONFIRMED and secret is None:
-                # Nearly all are of this kind, and tell what the confirm has told before.
-                return
-            raise Unavailable("Too many at once; send this again.")
         if secret is not None and not await self._is_secret_of(order_id, secret):
             log.warning("webhook_forged", order_id=order_id)
             return
-        answer = await self._gateway.look_up(key)
-        if isinstance(answer, Answered) and answer.payment.payment_key == key:
-            if answer.payment.order_id == order_id:
-                await self._bring_in_line(order, answer)
+        is_its_own = key == order.payment_key
+        if is_its_own and order.status is Status.CONFIRMED and status == PaymentStatus.DONE:
+            return
+        budget = await self._budget_of(order, key)
+        if budget is self._unknown and order.status in (Status.HELD, Status.PREPARED):
+            # Its buyer comes back with this key, or the hold ends and the PG's next webhook counts.
+            return
+        if not self._may_look(order_id, budget):
+            self._remember(order_id, key, budget)
+            raise Unavailable("Too many at once; send this again.")
+        await self._look(order, key)
+
+    async def aclose(self) -> None:
+        """Forget what waits: each was answered 503, so the PG sends it again."""
+        if self._passes is not None:
+            self._passes.cancel()
+            await asyncio.gather(self._passes, return_exceptions=True)
+
+    async def _budget_of(self, order: Reservation, payment_key: str) -> _Budget:
+        if payment_key == order.payment_key:
+            return self._paid if order.status in _PAID else self._tried
+        if payment_key in order.attempts:
+            return self._tried
+        if self._sql.wait("", self._clock.monotonic()):
+            return self._unknown
+        owner = await self._owner_of(payment_key)
+        return self._tried if owner == order.order_id else self._unknown
+
+    async def _owner_of(self, payment_key: str) -> str | None:
+        try:
+            return await self._ledger.attempt_owner(payment_key)
+        except (SQLAlchemyError, OSError) as error:
+            raise Unavailable("The payment could not be looked up; send this again.") from error
+
+    def _count_sql(self) -> None:
+        if self._sql.wait("", self._clock.monotonic()):
+            raise Unavailable("Too many at once; send this again.")
+
+    def _may_look(self, order_id: str, budget: _Budget) -> bool:
+        """Whether the limits allow one more look-up; counts it if so."""
+        now = self._clock.monotonic()
+        if budget.per_order.peek(order_id, now) or budget.all.peek("", now):
+            return False
+        budget.per_order.wait(order_id, now)
+        budget.all.wait("", now)
+        return True
+
+    def _remember(self, order_id: str, payment_key: str, budget: _Budget) -> None:
+        if len(budget.pending) < PENDING_MAX:
+            budget.pending[order_id, payment_key] = None
+        if self._passes is None or self._passes.done():
+            self._passes = asyncio.create_task(self._look_at_pending())
+
+    async def _look_at_pending(self) -> None:
+        budgets = (self._paid, self._tried, self._unknown)
+        while any(budget.pending for budget in budgets):
+            await asyncio.sleep(PASS_SECONDS)
+            for budget in budgets:
+                taken = [one for one in budget.pending if self._may_look(one[0], budget)]
+                for start in range(0, len(taken), PASS_MAX):
+                    some = taken[start : start + PASS_MAX]
+                    await asyncio.gather(*(self._look_later(*one, budget) for one in some))
+
+    async def _look_later(self, order_id: str, payment_key: str, budget: _Budget) -> None:
+        # Before the look-up: what is told from now on needs another one.
+        budget.pending.pop((order_id, payment_key), None)
+        try:
+            order = await self._store.read(order_id)
+            if order is not None and order.status is not Status.CONFIRMING:
+                await self._look(order, payment_key)
+        except _PASSING as error:
+            log.info("webhook_waits", order_id=order_id, reason=str(error))
+            budget.pending[order_id, payment_key] = None
+        except Exception as error:  # loop top: one damaged order must not end the others' look-ups
+            alarm(Alarm.WORKER_BUG, loop="webhooks", reason=type(error).__name__)
+            log.exception("webhook_broke", order_id=order_id)
+
+    async def _look(self, order: Reservation, payment_key: str) -> None:
+        """Ask the PG, and bring the order in line with what it shows.
+
+        Raises:
+            Unavailable: it must be looked at again.
+        """
+        answer = await self._gateway.look_up(payment_key)
+        if isinstance(answer, Answered) and answer.payment.payment_key == payment_key:
+            if answer.payment.order_id == order.order_id:
+                await self._follow(order, answer)
                 return
         elif not isinstance(answer, PaymentMissing):
-            # Nobody else looks at an order that has ended, so the PG has to tell again.
             raise Unavailable("The payment could not be looked up; send this again.")
-        if key == order.payment_key:
-            # With a key that is not ours a webhook is forged; with our own the PG is mistaken.
-            raise Unavailable("The payment is not the one it was; send this again.")
+        if payment_key == order.payment_key:
+            # The order's own payment: the PG is mistaken.
+            raise Unavailable("The payment does not match the stored one; send this again.")
 
-    async def _refuse_while_lost(self, order_id: str) -> None:
-        """Have the PG tell again what a Redis that lost the order cannot be told now."""
-        if self._lost.wait("", self._clock.monotonic()):
-            raise Unavailable("Too many at once; send this again.")
+    async def _follow(self, order: Reservation, answer: Answered) -> None:
         try:
-            lost = await self._ledger.order(order_id)
+            settled = await self._follow_up(order, answer)
+        except (SQLAlchemyError, OSError) as error:
+            raise Unavailable("The payment could not be kept; send this again.") from error
+        if not settled:
+            raise Unavailable("The payment is not settled yet; send this again.")
+
+    async def _refuse_while_lost(self, order_id: str, payment_key: str | None) -> None:
+        """Have the PG repeat a webhook of an order that Redis lost and SQL still knows of."""
+        self._count_sql()
+        try:
+            lost = await self._ledger.order(order_id) is not None
         except (SQLAlchemyError, OSError) as error:
             raise Unavailable("The order could not be looked up; send this again.") from error
-        if lost is not None:
+        if not lost and payment_key is not None:
+            # The order left no event, but its payment was asked for.
+            lost = await self._owner_of(payment_key) == order_id
+        if lost:
             raise Unavailable("The order is being restored; send this again.")
 
     async def _is_secret_of(self, order_id: str, secret: str) -> bool:
+        self._count_sql()
         try:
             payment = await self._ledger.payment_of(order_id)
         except (SQLAlchemyError, OSError) as error:
@@ -136,58 +248,3 @@ class Webhook:
             # Never shown to us: the look-up alone decides, as for every other webhook.
             return True
         return hmac.compare_digest(payment.secret.encode(), secret.encode())
-
-    async def _bring_in_line(self, order: Reservation, answer: Answered) -> None:
-        payment = answer.payment
-        known = await self._catalog.get(order.sale_id)
-        case = Case(order, known, order.fence, payment.payment_key)
-        ours = payment.payment_key == order.payment_key
-        match order.status:
-            case Status.AWAITING_DEPOSIT if ours:
-                await self._decide(case, answer)
-            case Status.CONFIRMED if ours:
-                await self._confirmed(case, payment, answer)
-            case Status.CONFIRMED | Status.AWAITING_DEPOSIT:
-                # A second payment of a paid order: nobody confirmed it here.
-                if payment.status == PaymentStatus.DONE:
-                    alarm(Alarm.SECOND_PAYMENT, order_id=order.order_id)
-            case Status.RELEASED | Status.EXPIRED:
-                await self._ended(case, payment, answer)
-            case _:
-                pass
-
-    async def _decide(self, case: Case, answer: Answered) -> None:
-        """Whoever paid into an account would wait for its due date otherwise, which is days away.
-
-        Raises:
-            Unavailable: it is still open: SQL did not take it, or the PG contradicts itself.
-        """
-        if await self._conclude(case, answer, Asked.LOOK_UP) is None:
-            raise Unavailable("The payment is not decided yet; send this again.")
-
-    async def _ended(self, case: Case, payment: Payment, answer: Answered) -> None:
-        """Money that came after the end goes back, however often that has to be tried."""
-        outcome = Outcome(
-            name=PaymentOutcome.REFUNDED,
-            reason=Reason(Cause.PAID_AFTER_END),
-            members={"restock": True},
-        )
-        if payment.status == PaymentStatus.DONE:
-            if await self._conclude.cancel(case, outcome, "money came after the end") is None:
-                raise Unavailable("The payment is not given back yet; send this again.")
-        elif payment.status == PaymentStatus.CANCELED and payment.approved_at is not None:
-            # A cancel of ours whose answer was lost.
-            await self._conclude.finish(case, outcome, answer)
-
-    async def _confirmed(self, case: Case, payment: Payment, answer: Answered) -> None:
-        match payment.status:
-            case PaymentStatus.WAITING_FOR_DEPOSIT:
-                # The bank took a deposit back after an error of its own.
-                await self._decide(case, answer)
-            case PaymentStatus.CANCELED:
-                # By someone else, or by a refund of ours on its way, which finishes by itself.
-                refund = await self._ledger.refund_of(case.order.order_id)
-                if refund is None or refund.status == "refused":
-                    alarm(Alarm.CANCELLED_AT_THE_PG, order_id=case.order.order_id)
-            case _:
-                pass

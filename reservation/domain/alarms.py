@@ -20,6 +20,9 @@ class Alarm(StrEnum):
     PAYMENT_UNDECIDED = "payment_undecided"
     AUTOMATIC_CANCEL_FAILED = "automatic_cancel_failed"
     CANCELLED_AT_THE_PG = "cancelled_at_the_pg"
+    PARTLY_CANCELLED_AT_THE_PG = "partly_cancelled_at_the_pg"
+    DEPOSIT_REVERSED = "deposit_reversed"
+    BANK_REFUND_FAILED = "bank_refund_failed"
     SECOND_PAYMENT = "second_payment"
     PAYMENT_WITHOUT_ORDER = "payment_without_order"
     # Refunds.
@@ -51,6 +54,9 @@ class Alarm(StrEnum):
 TICKETS: Final = frozenset(
     {
         Alarm.CANCELLED_AT_THE_PG,
+        Alarm.PARTLY_CANCELLED_AT_THE_PG,
+        Alarm.DEPOSIT_REVERSED,
+        Alarm.BANK_REFUND_FAILED,
         Alarm.SECOND_PAYMENT,
         Alarm.REFUND_PENDING,
         Alarm.REFUND_REFUSED,
