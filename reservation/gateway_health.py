@@ -98,7 +98,7 @@ class GatewayHealth:
 
     async def _look_at_canary(self) -> bool:
         try:
-            payment_key = await self._ledger.newest_done_payment()
+            payment_key = await self._ledger.evidence.newest_done_payment()
         except (SQLAlchemyError, OSError) as error:
             log.warning("canary_not_read", reason=type(error).__name__)
             return False

@@ -184,7 +184,9 @@ class Settle:
         if not verdict.missing:
             return False
         try:
-            since_ms = await self._ledger.missing_since(case.order.order_id, case.payment_key)
+            since_ms = await self._ledger.evidence.missing_since(
+                case.order.order_id, case.payment_key
+            )
         except (SQLAlchemyError, OSError) as error:
             log.warning("settle_without_sql", order_id=case.order.order_id, reason=str(error))
             return False
@@ -218,7 +220,7 @@ class Settle:
     async def _confirm_again(self, case: Case, *, unapproved: bool) -> Status | None:
         try:
             intents = await self._ledger.intents_of(case.order.order_id)
-            bound = await self._ledger.bound_answers(case.order.order_id, case.payment_key)
+            bound = await self._ledger.evidence.bound_answers(case.order.order_id, case.payment_key)
             # Another idempotency key only where the PG itself shows that no money moved.
             key = confirm_key(case.payment_key, bound if unapproved else 0)
             outcome = await self._ledger.write_intent(

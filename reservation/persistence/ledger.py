@@ -35,7 +35,7 @@ from reservation.persistence.orders import (
     HolderRow,
     OrderRow,
 )
-from reservation.persistence.payments import AnswerRow, PaymentRow, PaymentWriter
+from reservation.persistence.payments import AnswerRow, PaymentEvidence, PaymentRow, PaymentWriter
 from reservation.persistence.recovery import ItemRow, SaleHead, UnmetIntent, UnpaidRow, UnsoldRow
 from reservation.persistence.refunds import (
     Backlog,
@@ -62,6 +62,7 @@ class Ledger:
         self.losses = LossLedger(database)
         self._intents = IntentWriter(database)
         self._payments = PaymentWriter(database)
+        self.evidence = PaymentEvidence(database)
 
     @classmethod
     async def open(cls, url: str) -> "Ledger":
@@ -249,10 +250,6 @@ class Ledger:
             )
         )
 
-    async def bound_answers(self, order_id: str, payment_key: str) -> int:
-        """How many answers to confirms of this payment are bound to their idempotency key."""
-        return await payments.bound_answers(self._database, order_id, payment_key)
-
     async def bound_cancels(self, order_id: str, payment_key: str, *, refusals: bool) -> int:
         """Keys under which a cancel of this payment is answered for good, see `payments`."""
         return await payments.bound_cancels(
@@ -262,14 +259,6 @@ class Ledger:
     async def put_payment(self, payment: PaymentRow) -> None:
         """Keep a payment as the PG shows it now."""
         await self._payments.write(payment)
-
-    async def newest_done_payment(self) -> str | None:
-        """The key of the payment approved last of those that the PG showed as DONE."""
-        return await payments.newest_done_payment(self._database)
-
-    async def missing_since(self, order_id: str, payment_key: str) -> int | None:
-        """Since when each look-up of this payment was answered 404; None where the last was not."""
-        return await payments.missing_since(self._database, order_id, payment_key)
 
     async def payment_of(self, order_id: str) -> PaymentRow | None:
         """The order's payment: the approved one, else the latest."""

@@ -14,12 +14,10 @@ from reservation.persistence.tables import payment_answers, payments
 
 __all__ = [
     "AnswerRow",
+    "PaymentEvidence",
     "PaymentRow",
     "PaymentWriter",
-    "bound_answers",
     "bound_cancels",
-    "missing_since",
-    "newest_done_payment",
     "payment_by_key",
     "payment_of",
 ]
@@ -129,25 +127,62 @@ def _kept(connection: AsyncConnection) -> Insert:
     )
 
 
-async def bound_answers(database: Database, order_id: str, payment_key: str) -> int:
-    """How many answers to confirms of this payment stay bound to the key that they came under."""
-    async with database.read() as connection:
-        found = await connection.execute(
-            select(func.count())
-            .select_from(payment_answers)
-            .where(
-                payment_answers.c.order_id == order_id,
-                payment_answers.c.payment_key == payment_key,
-                payment_answers.c.kind == "confirm",
-                or_(
-                    *(
-                        payment_answers.c.answer.contains(one, autoescape=True)
-                        for one in (_BOUND, _MISSING, _REFUSED)
-                    )
-                ),
+class PaymentEvidence:
+    """What the PG's answers so far say about the next question and its answer."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def bound_answers(self, order_id: str, payment_key: str) -> int:
+        """How many answers to confirms of this payment stay bound to their idempotency key."""
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(func.count())
+                .select_from(payment_answers)
+                .where(
+                    payment_answers.c.order_id == order_id,
+                    payment_answers.c.payment_key == payment_key,
+                    payment_answers.c.kind == "confirm",
+                    or_(
+                        *(
+                            payment_answers.c.answer.contains(one, autoescape=True)
+                            for one in (_BOUND, _MISSING, _REFUSED)
+                        )
+                    ),
+                )
             )
-        )
-        return found.scalar_one()
+            return found.scalar_one()
+
+    async def newest_done_payment(self) -> str | None:
+        """The key of the payment that was approved last of those that are DONE, or None."""
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(payments.c.payment_key)
+                .where(payments.c.status == "DONE")
+                .order_by(payments.c.approved_at_ms.desc().nulls_last())
+                .limit(1)
+            )
+            return found.scalar_one_or_none()
+
+    async def missing_since(self, order_id: str, payment_key: str) -> int | None:
+        """Since when each look-up of this payment was answered 404; None where the last was not."""
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(payment_answers.c.created_at_ms, payment_answers.c.answer)
+                .where(
+                    payment_answers.c.order_id == order_id,
+                    payment_answers.c.payment_key == payment_key,
+                    payment_answers.c.kind == "look_up",
+                )
+                .order_by(payment_answers.c.answer_id.desc())
+                .limit(LOOK_UPS_MAX)
+            )
+            since: int | None = None
+            for at_ms, answer in found:
+                if _MISSING not in answer:
+                    break
+                since = at_ms
+            return since
 
 
 async def bound_cancels(
@@ -184,39 +219,6 @@ async def payment_of(database: Database, order_id: str) -> PaymentRow | None:
         )
         row = found.mappings().one_or_none()
     return PaymentRow(**row) if row else None
-
-
-async def newest_done_payment(database: Database) -> str | None:
-    """The key of the payment that was approved last of those that are DONE, or None."""
-    async with database.read() as connection:
-        found = await connection.execute(
-            select(payments.c.payment_key)
-            .where(payments.c.status == "DONE")
-            .order_by(payments.c.approved_at_ms.desc().nulls_last())
-            .limit(1)
-        )
-        return found.scalar_one_or_none()
-
-
-async def missing_since(database: Database, order_id: str, payment_key: str) -> int | None:
-    """Since when each look-up of this payment was answered 404; None where the last was not."""
-    async with database.read() as connection:
-        found = await connection.execute(
-            select(payment_answers.c.created_at_ms, payment_answers.c.answer)
-            .where(
-                payment_answers.c.order_id == order_id,
-                payment_answers.c.payment_key == payment_key,
-                payment_answers.c.kind == "look_up",
-            )
-            .order_by(payment_answers.c.answer_id.desc())
-            .limit(LOOK_UPS_MAX)
-        )
-        since: int | None = None
-        for at_ms, answer in found:
-            if _MISSING not in answer:
-                break
-            since = at_ms
-        return since
 
 
 async def payment_by_key(database: Database, payment_key: str) -> PaymentRow | None:

@@ -98,6 +98,11 @@ class Settler:
         Raises:
             Exception: what is wrong with the first damaged order that ended since the last tick.
         """
+        taken = await self._take_up(sale_id)
+        _raise_first(self._broken(sale_id))
+        return taken
+
+    async def _take_up(self, sale_id: str) -> int:
         payments, accounts = self._payments_running[sale_id], self._accounts_running[sale_id]
         taken = 0
         for running, over, pauses, settle in (
@@ -110,8 +115,11 @@ class Settler:
                 running.start(order_id, self._one(settle, order_id))
                 taken += 1
         UNDECIDED.labels(sale_id).set(await self._store.undecided(sale_id))
-        _raise_first([*payments.broken(), *accounts.broken()])
         return taken
+
+    def _broken(self, sale_id: str) -> list[BaseException]:
+        payments, accounts = self._payments_running[sale_id], self._accounts_running[sale_id]
+        return [*payments.broken(), *accounts.broken()]
 
     async def run_once(self, sale_id: str) -> int:
         """One tick, and everything that it took up to its end.
@@ -119,11 +127,10 @@ class Settler:
         Raises:
             Exception: what is wrong with the first of those that are damaged, after all the others.
         """
-        taken = await self.tick(sale_id)
-        running = (self._payments_running[sale_id], self._accounts_running[sale_id])
-        for one in running:
-            await one.ended()
-        _raise_first([error for one in running for error in one.broken()])
+        taken = await self._take_up(sale_id)
+        for running in (self._payments_running[sale_id], self._accounts_running[sale_id]):
+            await running.ended()
+        _raise_first(self._broken(sale_id))
         return taken
 
     async def aclose(self) -> None:

@@ -163,9 +163,9 @@ async def test_answers_that_stay_bound_to_their_key_are_counted(ledger: Ledger) 
         await ledger.record_answer(
             order_id="o", payment_key=payment_key, kind=kind, answer=answer, now_ms=1
         )
-    assert await ledger.bound_answers("o", "k") == 2
-    assert await ledger.bound_answers("o", "other") == 1
-    assert await ledger.bound_answers("p", "k") == 0
+    assert await ledger.evidence.bound_answers("o", "k") == 2
+    assert await ledger.evidence.bound_answers("o", "other") == 1
+    assert await ledger.evidence.bound_answers("p", "k") == 0
 
 
 async def test_keys_of_cancels_count_once_however_often_they_were_answered(ledger: Ledger) -> None:

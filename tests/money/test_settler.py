@@ -85,5 +85,6 @@ async def test_a_confirm_that_hangs_delays_no_other_payment(
             await comes_to(service, other, Status.CONFIRMED)
             assert await stands(service, silent[0]) is Status.CONFIRMING
         finally:
-            await settler.aclose()
             sandbox.clear_faults()
+            await settler.run_once(sale_id)
+            await settler.aclose()

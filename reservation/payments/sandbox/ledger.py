@@ -26,15 +26,11 @@ __all__ = ["CancelRequest", "Ledger", "Outcome"]
 
 #: Payments, and first answers, in memory at about 2 kB each: far above any load test.
 RECORDS_MAX = 1_000_000
-
 #: How long a virtual account waits for its deposit.
 DEPOSIT_MS = 24 * 60 * 60 * 1000
 
 #: How long a first answer is kept.
 REPLAY_MS = 15 * 24 * 60 * 60 * 1000
-
-#: An order id with such a payment takes no other one.
-_CANCELLED = frozenset({"CANCELED", "PARTIAL_CANCELED"})
 
 _ORDER_ID = re.compile(r"[A-Za-z0-9_-]{6,64}")
 _AMOUNT_MAX = 9_999_999_999_999
@@ -203,7 +199,7 @@ class Ledger:
             raise Refusal("ALREADY_PROCESSED_PAYMENT")
         if record.total_amount != amount:
             raise Refusal("INVALID_REQUEST", "결제 금액이 요청한 금액과 다릅니다.")
-        if any(other.status in _CANCELLED for other in self.payments(order_id)):
+        if any(other.cancels for other in self.payments(order_id)):
             raise Refusal("DUPLICATED_ORDER_ID")
         if record.decline is not None:
             aborted = msgspec.structs.replace(record, status="ABORTED", failure=record.decline)
