@@ -95,7 +95,7 @@ def _stand_in(service: Service) -> None:
 
     async def call(script: Any, keys: Sequence[str], args: Sequence[Any], **_: bool) -> Any:
         cast("Any", hiredis).pack_command(("EVALSHA", script.sha, len(keys), *keys, *args))
-        count = int(args[10])
+        count = int(args[12])
         reader.feed(b"*%d\r\n%b" % (count + 1, _HELD) + b":17\r\n" * count)
         await asyncio.sleep(0)
         return reader.gets()
@@ -104,8 +104,11 @@ def _stand_in(service: Service) -> None:
     service.catalog.at_hand = lambda sale_id: known  # noqa: ARG005 - as the catalog calls it
 
 
-def _reply(facts: Sequence[str]) -> bytes:
-    parts = [b"$%d\r\n%b\r\n" % (len(fact), fact.encode()) for fact in facts]
+def _reply(facts: Sequence[str | list[str]]) -> bytes:
+    parts = [
+        b"$%d\r\n%b\r\n" % (len(fact), fact.encode()) if isinstance(fact, str) else _reply(fact)
+        for fact in facts
+    ]
     return b"*%d\r\n" % len(parts) + b"".join(parts)
 
 

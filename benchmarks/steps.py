@@ -65,7 +65,7 @@ SALE = Sale(
     ),
 )
 #: What prepare.lua says of a batch: until when, since when, and the items of its one wish.
-HELD = (str(NOW_MS + 600_000), str(NOW_MS), '[["shoe-42",1,129000]]')
+HELD = (str(NOW_MS + 600_000), str(NOW_MS), ["17", "0" * 32], '[["shoe-42",1,129000]]')
 SEQ: Final = 17
 
 
