@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.e2e]
 
 Visiting = Callable[..., Visit]
 
-BYTES_MAX = 5_000
+BYTES_MAX = 5_500
 CONNECT = """async (wish) => {
     window.shop ??= (await import('/static/reservation.js')).connect(wish ?? {});
     window.buyer ??= await shop.guest();

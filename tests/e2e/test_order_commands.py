@@ -44,6 +44,11 @@ def awaiting(served: Served) -> tuple[dict[str, Any], str]:
 def test_a_deposit_is_refunded_from_the_command_line(served: Served) -> None:
     order, payment_key = awaiting(served)
     order_id, reason = order["orderId"], ("--reason", "a test")
+    # SQL gets the order a moment later.
+    eventually(
+        lambda: served.http.get(f"/v1/admin/orders/{order_id}", headers=served.admin).status_code,
+        lambda status: status == 200,
+    )
     shown = eventually(
         lambda: run(served, "why", order_id), lambda told: "AWAITING_DEPOSIT:" in told
     )
