@@ -96,6 +96,40 @@ BREAKERS = (
         says="stale",
     ),
     Breaker(
+        name="a server that went back in time is sold from",
+        file="scripts/lua/lib/head.lua",
+        old="if head.seq ~= mark_seq then return head.seq < mark_seq end",
+        new="do return false end",
+        test="tests/lua/test_prepare.py::"
+        "test_a_server_that_lost_what_its_caller_has_seen_changes_nothing",
+        says="went_back",
+    ),
+    Breaker(
+        name="a fence is given twice",
+        file="scripts/lua/claim.lua",
+        old="math.max(fence, known_fence) + 1",
+        new="fence + 1",
+        test="tests/lua/test_claim.py::test_a_claim_takes_the_next_fence_above_what_sql_knows",
+        says="assert",
+    ),
+    Breaker(
+        name="a lost claim passes for a late one",
+        file="scripts/lua/finish.lua",
+        old="if standing < fence or standing == fence and not_its_claim then",
+        new="if false then",
+        test="tests/lua/test_finish.py::"
+        "test_a_finish_under_a_fence_that_nobody_got_here_finds_a_loss",
+        says="lost",
+    ),
+    Breaker(
+        name="what a process has seen is not compared",
+        file="reservation/losses.py",
+        old="if found.seq < mark.seq:",
+        new="if False:",
+        test="tests/integration/test_marks.py::test_what_no_process_is_left_to_tell_is_told_by_sql",
+        says="KeyError",
+    ),
+    Breaker(
         name="what changed since may be undone",
         file="scripts/lua/finish.lua",
         old="if standing ~= fence or not to or unseen then",

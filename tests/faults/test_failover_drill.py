@@ -146,12 +146,15 @@ class Buyer:
     def _come_back(self) -> None:
         """Load the address, again where the page says so, until there is an answer."""
         give_up_at = time.monotonic() + SETTLE_SECONDS
-        with httpx.Client(timeout=60, trust_env=False) as client:
-            while not self.answers or (
-                self.answers[-1].status_code == 503 and time.monotonic() < give_up_at
-            ):
-                self.answers.append(client.get(self._url, headers={"Accept": self._accept}))
-                time.sleep(RELOAD_SECONDS)
+        while not self.answers or (
+            self.answers[-1].status_code == 503 and time.monotonic() < give_up_at
+        ):
+            # A connection of its own each time: any process of the API may get it.
+            answer = httpx.get(
+                self._url, headers={"Accept": self._accept}, timeout=60, trust_env=False
+            )
+            self.answers.append(answer)
+            time.sleep(RELOAD_SECONDS)
 
     def wait(self) -> None:
         self._thread.join(2 * SETTLE_SECONDS)
@@ -174,7 +177,9 @@ def drill(shop: Shop, draw: random.Random, *, flusher: bool) -> str:
     time.sleep(draw.choice([0.0, 0.5, LAG_SECONDS_MAX]))
     back = Buyer(shop, order, payment_key, draw.choice(["application/json", "text/html"]))
     eventually(
-        lambda: shop.sandbox.ledger(order["orderId"])["charged"], lambda charged: charged > 0
+        lambda: (shop.sandbox.ledger(order["orderId"])["charged"], back.answers),
+        lambda found: found[0] > 0,
+        within=SETTLE_SECONDS,
     )
     servers.fail_over()
     with client_of(servers.master) as client:
@@ -260,7 +265,12 @@ def test_a_failover_right_after_a_claim_costs_nobody_money(tmp_path: Path, times
     sys.stdout.write(f"DRILL_SEED={seed}\n")
     with shop(tmp_path) as made:
         for number in range(times):
-            end = drill(made, draw, flusher=number % 2 == 0)
+            try:
+                end = drill(made, draw, flusher=number % 2 == 0)
+            except BaseException:
+                sys.stdout.write(f"failover {number + 1} of {times}, after {dict(ends)}\n")
+                sys.stdout.write("".join(made.served.log.read_text().splitlines(True)[-60:]))
+                raise
             ends[f"{end}, flusher {'running' if number % 2 == 0 else 'stopped'}"] += 1
     sys.stdout.write(f"{times} failovers: {dict(ends)}\n")
     assert any(end.startswith("lost") for end in ends), "no failover lost anything"
