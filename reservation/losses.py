@@ -34,6 +34,7 @@ from reservation.persistence.ledger import Ledger
 from reservation.persistence.losses import MarkRow
 from reservation.persistence.recovery import SaleHead, UnmetIntent
 from reservation.redis.connection import Connections
+from reservation.redis.marks import Mark
 from reservation.redis.restore import Found, Restorer
 from reservation.redis.store import Store
 
@@ -150,6 +151,8 @@ class Losses:
         #: Sales that Redis never had, as far as SQL knows, and the look that missed them first.
         self._missing_since: dict[str, int] = {}
         self._looks = 0
+        self._writing: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
         #: When the last sign of life was written, and to which server this process wrote then.
         self._beat: tuple[float, str | None] = (-BEAT_SECONDS, None)
         self._tidied_at = clock.monotonic()
@@ -207,25 +210,45 @@ class Losses:
     async def write(self, run_id: str) -> None:
         """Bring to SQL what this process has seen and reported, and to which server it writes.
 
+        A caller that is cancelled leaves the transaction to its end: SQLite's one writer's place
+        would else be kept by a connection that no caller ends.
+
         Args:
             run_id: of the server; empty while this process writes to none.
         """
-        seen = self._marks.take_unwritten()
-        now, (beat_at, beat_run_id) = self._clock.monotonic(), self._beat
-        fresh = beat_run_id == run_id and now - beat_at < BEAT_SECONDS
-        if fresh and not seen and not self._unwritten:
-            return
+        task = asyncio.create_task(self._write(run_id))
+        self._writing.add(task)
+        task.add_done_callback(self._written)
+        await asyncio.shield(task)
+
+    def _written(self, task: asyncio.Task[None]) -> None:
+        self._writing.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            # Its caller raises it as well, unless that was cancelled.
+            log.debug("marks_not_written", reason=str(error) or type(error).__name__)
+
+    async def _write(self, run_id: str) -> None:
+        # One after the other: an older mark must not overwrite a newer one.
+        async with self._turn:
+            now, (beat_at, beat_run_id) = self._clock.monotonic(), self._beat
+            seen = self._marks.take_unwritten()
+            fresh = beat_run_id == run_id and now - beat_at < BEAT_SECONDS
+            if fresh and not seen and not self._unwritten:
+                return
+            try:
+                await self._write_down(run_id, seen)
+            except BaseException:
+                self._marks.keep_unwritten(seen)
+                raise
+            self._beat = (now, run_id)
+
+    async def _write_down(self, run_id: str, seen: Mapping[str, Mark]) -> None:
         rows = {
             sale_id: MarkRow(epoch=mark.epoch, seq=mark.seq, chain=mark.chain)
             for sale_id, mark in seen.items()
         }
-        now_ms = self._clock.now_ms()
-        try:
-            await self._ledger.losses.write(self._process, run_id=run_id, seen=rows, now_ms=now_ms)
-        except BaseException:
-            self._marks.keep_unwritten(seen)
-            raise
-        self._beat = (now, run_id)
+        now, now_ms = self._clock.monotonic(), self._clock.now_ms()
+        await self._ledger.losses.write(self._process, run_id=run_id, seen=rows, now_ms=now_ms)
         for (sale_id, epoch), reason in list(self._unwritten.items()):
             await self._ledger.losses.report(sale_id, epoch, reason, now_ms)
             del self._unwritten[sale_id, epoch]
@@ -235,6 +258,7 @@ class Losses:
 
     async def leave(self) -> None:
         """This process ends: it writes to no server any more, and others need not wait for it."""
+        await asyncio.gather(*self._writing, return_exceptions=True)
         if self._beat[1] is None:
             return
         try:

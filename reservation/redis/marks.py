@@ -5,7 +5,7 @@ that was promoted too early, a file that lost its end, a restored snapshot. Ever
 the mark and then writes nothing (`went_back`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -67,6 +67,6 @@ class Marks:
         self._unwritten.clear()
         return taken
 
-    def keep_unwritten(self, sale_ids: dict[str, Mark]) -> None:
+    def keep_unwritten(self, sale_ids: Mapping[str, Mark]) -> None:
         """These could not be written: return them with the next ones."""
         self._unwritten.update(sale_ids)
