@@ -142,6 +142,9 @@ class Watch:
             except (SQLAlchemyError, OSError) as error:
                 # The look names what is away, once.
                 log.debug("marks_not_written", reason=reason_of(error))
+            except Exception as error:  # loop top: with this loop the looks beside it would end
+                alarm(Alarm.WORKER_BUG, loop="marks", reason=type(error).__name__)
+                log.exception("marks_broke")
 
     async def look(self) -> None:
         """One look at everything; without effect where Redis does not answer."""

@@ -173,6 +173,56 @@ async def test_a_report_is_kept_until_sql_takes_it(
     assert await here.service.ledger.losses.reported() == {sale_id: "a test"}
 
 
+async def test_a_report_is_written_once_though_a_look_and_the_keeper_write_at_once(
+    here: Bench,
+) -> None:
+    sale_id = await here.sale()
+    epoch = (await here.service.catalog.get(sale_id)).epoch
+    here.service.losses.report(sale_id, epoch, "a test")
+    await asyncio.gather(*(here.service.losses.write(run_id) for run_id in ("", "", "a life")))
+    assert await here.service.ledger.losses.reported() == {sale_id: "a test"}
+    assert not here.service.losses.is_reported(sale_id)
+
+
+async def test_a_look_that_gives_up_leaves_the_write_to_its_end(here: Bench) -> None:
+    sale_id = await here.sale()
+    await here.hold(sale_id)
+    writing = asyncio.create_task(here.service.losses.write("a life"))
+    await asyncio.sleep(0)
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    # The place of SQLite's one writer is free again, and the mark is there.
+    await here.service.losses.write("")
+    assert [row.seq for row in (await here.service.ledger.losses.unproven())[sale_id]] == [2]
+
+
+async def test_the_looks_go_on_though_marks_cannot_be_written(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reservation.recovery.MARK_SECONDS", 0.01)
+    monkeypatch.setattr("reservation.recovery.LOOK_SECONDS", 0.01)
+    here.service.connections.guard()
+    await here.service.watch.look()
+    broken = 0
+
+    async def broke(_run_id: str) -> None:
+        nonlocal broken
+        broken += 1
+        raise KeyError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(here.service.losses, "write", broke)
+        watching = asyncio.create_task(here.service.watch.run())
+        async with asyncio.timeout(10):
+            while broken < 4:  # noqa: ASYNC110 - both loops meet it, and go on
+                await asyncio.sleep(0.01)
+        assert not watching.done()
+        watching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await watching
+
+
 async def test_marks_that_sql_has_the_event_of_are_removed(here: Bench) -> None:
     losses = here.service.ledger.losses
     sale_id = await here.sale()
