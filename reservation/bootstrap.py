@@ -35,6 +35,7 @@ from reservation.preflight import Preflight
 from reservation.preflight.outboxes import SalePreflight
 from reservation.prepare import Prepare
 from reservation.rebuild import Rebuild
+from reservation.recheck import Recheck
 from reservation.reclaim import Reclaim
 from reservation.recovery import Watch
 from reservation.redis.batch import PrepareQueue
@@ -84,6 +85,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     settle: Settle
     refund: Refund
     webhook: Webhook
+    recheck: Recheck
     audit: Audit
     losses: Losses
     watch: Watch
@@ -174,6 +176,7 @@ def _assembled(
         settle=payments.settle,
         refund=refund,
         webhook=payments.webhook,
+        recheck=payments.recheck,
         audit=audit,
         losses=losses,
         watch=watch,
@@ -191,6 +194,7 @@ class _Payments(NamedTuple):
     settle: Settle
     confirm: Confirm
     webhook: Webhook
+    recheck: Recheck
 
 
 def _payments(
@@ -206,14 +210,15 @@ def _payments(
     """What takes a payment to its end; closed with the stack."""
     health = GatewayHealth(gateway, ledger, clock=clock)
     stack.push_async_callback(health.aclose)
-    conclude = Conclude(store, ledger, gateway, losses, health, clock=clock)
+    conclude = Conclude(store, ledger, gateway, losses, health, clock=clock, limits=limits)
     settle = Settle(catalog, store, ledger, gateway, conclude, health, clock=clock, limits=limits)
     confirm = Confirm(catalog, store, ledger, gateway, conclude, losses, clock=clock, limits=limits)
     stack.push_async_callback(confirm.aclose)
     follow_up = FollowUp(catalog, ledger, conclude)
     webhook = Webhook(store, ledger, gateway, follow_up, settle, clock=clock)
     stack.push_async_callback(webhook.aclose)
-    return _Payments(health, conclude, settle, confirm, webhook)
+    recheck = Recheck(store, ledger, gateway, follow_up, clock=clock, limits=limits)
+    return _Payments(health, conclude, settle, confirm, webhook, recheck)
 
 
 async def _ledger(settings: Settings, stack: AsyncExitStack, *, may_be_away: bool) -> Ledger:

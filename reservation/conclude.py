@@ -1,6 +1,5 @@
 """Carries out what the PG's answers oblige us to do, until the payment is decided or must wait."""
 
-import hashlib
 from enum import StrEnum
 from typing import Final
 
@@ -27,6 +26,7 @@ from reservation.judge import (
     given_back,
     judge,
 )
+from reservation.limits import DEFAULT_LIMITS, PaymentLimits
 from reservation.losses import Losses
 from reservation.metrics import PAYMENTS, alarm
 from reservation.payments.gateway import (
@@ -42,11 +42,12 @@ from reservation.payments.gateway import (
     RefundAccount,
     TryAgain,
 )
+from reservation.payments.idempotency_keys import cancel_key
 from reservation.persistence.ledger import Ledger
 from reservation.persistence.payments import PaymentRow
 from reservation.redis.store import Store
 
-__all__ = ["AnswerKind", "Case", "Conclude", "cancel_key", "confirm_key"]
+__all__ = ["AnswerKind", "Case", "Conclude"]
 
 log = structlog.get_logger(__name__)
 
@@ -82,28 +83,6 @@ class Case(msgspec.Struct, frozen=True):
     claim_id: str = ""
 
 
-def confirm_key(payment_key: str, bound_answers: int) -> str:
-    """The PG's idempotency key of this attempt's confirm.
-
-    A clean 4xx stays bound to its key for 15 days; only after one of those, and a look-up that
-    shows the payment unapproved, another key is used.
-    """
-    return f"confirm-{_digest(payment_key)}-{bound_answers}"
-
-
-def cancel_key(payment_key: str, attempt: int) -> str:
-    """The PG's idempotency key of this payment's full cancel.
-
-    The same one for as long as an answer may have been lost; the next one where the PG has answered
-    with a clean 4xx, which stays bound to the key that it came under.
-    """
-    return f"cancel-{_digest(payment_key)}" + (f"-{attempt}" if attempt else "")
-
-
-def _digest(payment_key: str) -> str:
-    return hashlib.sha256(payment_key.encode()).hexdigest()[:40]
-
-
 class Conclude:
     """Takes an answer of the PG to its end."""
 
@@ -116,7 +95,9 @@ class Conclude:
         health: GatewayHealth,
         *,
         clock: Clock,
+        limits: PaymentLimits = DEFAULT_LIMITS,
     ) -> None:
+        self._limits = limits
         self._losses = losses
         self._store = store
         self._ledger = ledger
@@ -191,6 +172,10 @@ class Conclude:
             kept = await self.keep_payment(answer.payment)
             if outcome.name in _SELLS and not kept:
                 return None
+        if outcome.is_unproven:
+            await self.look_again(case, self._limits.recheck_seconds)
+        elif outcome.name is PaymentOutcome.AWAITING_DEPOSIT:
+            await self.look_again(case, self._limits.deposit_look_seconds)
         reach("conclude:before_finish", case.order.order_id)
         try:
             finished = await self._store.finish(
@@ -219,6 +204,14 @@ class Conclude:
             status=finished.status.value,
         )
         return finished.status
+
+    async def look_again(self, case: Case, seconds: float) -> None:
+        """Have the payment looked at once more, though no webhook comes; goes on without SQL."""
+        due_at_ms = self._clock.now_ms() + round(seconds * 1000)
+        try:
+            await self._ledger.checks.schedule(case.payment_key, case.order.order_id, due_at_ms)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("recheck_not_kept", order_id=case.order.order_id, reason=str(error))
 
     async def cancel(self, case: Case, outcome: Outcome, reason: str) -> Status | None:
         """Give the money back at the PG, and write the outcome down once the PG shows it.

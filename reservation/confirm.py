@@ -25,7 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from reservation import tracing
 from reservation.attempt_answer import attempt_answer
 from reservation.catalog import Catalog, Known
-from reservation.conclude import Case, Conclude, confirm_key
+from reservation.conclude import Case, Conclude
 from reservation.domain.clock import Clock
 from reservation.domain.errors import (
     InvalidToken,
@@ -50,6 +50,7 @@ from reservation.judge import Asked
 from reservation.limits import DEFAULT_LIMITS, PaymentLimits
 from reservation.losses import Losses
 from reservation.payments.gateway import Answer, PaymentGateway
+from reservation.payments.idempotency_keys import confirm_key
 from reservation.persistence.intents import IntentOutcome
 from reservation.persistence.ledger import Ledger
 from reservation.redis.replies import StoreUnavailable, StoreUncertain

@@ -23,6 +23,8 @@ from reservation.persistence.ledger import Ledger
 
 __all__ = ["FollowUp"]
 
+#: When a payment that could not be given back is looked at again.
+RETRY_SECONDS = 60.0
 #: Money that is there, or an account that may still be paid into.
 _OPEN = (PaymentStatus.DONE, PaymentStatus.PARTIAL_CANCELED, PaymentStatus.WAITING_FOR_DEPOSIT)
 _CANCELLED = (PaymentStatus.CANCELED, PaymentStatus.PARTIAL_CANCELED)
@@ -69,8 +71,14 @@ class FollowUp:
                 case _:
                     pass
         if order.status in (Status.RELEASED, Status.EXPIRED):
-            return kept and await self._of_ended(case, answer)
-        return kept and await self._of_further(case, payment)
+            settled = kept and await self._of_ended(case, answer)
+        else:
+            settled = kept and await self._of_further(case, payment)
+        if settled:
+            return True
+        # The PG's webhook comes again for days only, and to a service that is up.
+        await self._conclude.look_again(case, RETRY_SECONDS)
+        return False
 
     async def _keep_news(self, order: Reservation, answer: Answered) -> bool:
         """Keep the payment and the answer where they differ from what SQL has; whether it has."""

@@ -34,6 +34,10 @@ class PaymentLimits(msgspec.Struct, frozen=True, kw_only=True):
     window_closed_seconds: float = 12 * 60.0
     #: How far apart two look-ups must be, with nothing but 404 between them, to believe in it.
     missing_apart_seconds: float = 2 * 60.0
+    #: When an attempt that ended without a proof of the PG is looked at once more.
+    recheck_seconds: float = 15 * 60.0
+    #: Between two looks at an open virtual account, in its first hour; six times that later.
+    deposit_look_seconds: float = 10 * 60.0
     #: Undecided for longer than this is a person's business.
     alarm_seconds: float = 15 * 60.0
     #: The settler's pause before its next look grows with the payment's age, between these two.

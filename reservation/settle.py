@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from reservation import tracing
 from reservation.catalog import Catalog
-from reservation.conclude import AnswerKind, Case, Conclude, confirm_key
+from reservation.conclude import AnswerKind, Case, Conclude
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock
 from reservation.domain.payment import (
@@ -41,6 +41,7 @@ from reservation.payments.gateway import (
     PaymentMissing,
     PaymentStatus,
 )
+from reservation.payments.idempotency_keys import confirm_key
 from reservation.persistence.intents import IntentOutcome
 from reservation.persistence.ledger import Ledger
 from reservation.redis.store import Store

@@ -17,6 +17,7 @@ from reservation.domain.states import Status
 __all__ = [
     "FORGOTTEN",
     "SENTENCES",
+    "UNPROVEN",
     "Attempt",
     "Cause",
     "ClaimLost",
@@ -243,6 +244,20 @@ class Attempt(msgspec.Struct, frozen=True):
         return cls(outcome, _read_alias(outcome, rest) or Reason(cause, provider_code))
 
 
+#: Ends that rest on a refusal or on silence: the PG may still show money later.
+UNPROVEN: Final = frozenset(
+    {
+        Cause.PROVIDER_DECLINED,
+        Cause.PAYMENT_ABORTED,
+        Cause.SESSION_EXPIRED,
+        Cause.PAYMENT_NOT_FOUND,
+        Cause.NEVER_APPROVED,
+        Cause.AMOUNT_MISMATCH,
+        Cause.ORDER_ID_USED,
+    }
+)
+
+
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """How a payment ended, as `finish.lua` takes it."""
 
@@ -259,6 +274,12 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         if self.reason is not None and self.reason.cause in FORGOTTEN:
             return ""
         return Attempt(self.name, self.reason).text()
+
+    @property
+    def is_unproven(self) -> bool:
+        """Whether the PG may show money for this payment after all."""
+        ended = self.reason is not None and self.name is not PaymentOutcome.REFUNDED
+        return ended and self.reason is not None and self.reason.cause in UNPROVEN
 
     @property
     def event_members(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from reservation.persistence.unfit import LedgerUnfit
 __all__ = ["SCHEMA_VERSION", "Database", "LedgerUnfit"]
 
 #: The newest migration; a test compares it with the folder.
-SCHEMA_VERSION: Final = "0005"
+SCHEMA_VERSION: Final = "0006"
 #: Pages of SQLite that a connection keeps in memory.
 SQLITE_CACHE_KIB: Final = 64 * 1024
 #: Pages in the write-ahead log at which they are brought into the file: 32 MB, so that a page that

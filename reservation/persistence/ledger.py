@@ -35,6 +35,7 @@ from reservation.persistence.orders import (
     HolderRow,
     OrderRow,
 )
+from reservation.persistence.payment_checks import PaymentChecks
 from reservation.persistence.payments import AnswerRow, PaymentEvidence, PaymentRow, PaymentWriter
 from reservation.persistence.recovery import ItemRow, SaleHead, UnmetIntent, UnpaidRow, UnsoldRow
 from reservation.persistence.refunds import (
@@ -63,6 +64,7 @@ class Ledger:
         self._intents = IntentWriter(database)
         self._payments = PaymentWriter(database)
         self.evidence = PaymentEvidence(database)
+        self.checks = PaymentChecks(database)
 
     @classmethod
     async def open(cls, url: str) -> "Ledger":

@@ -44,6 +44,7 @@ REAP_SECONDS: Final = 0.5
 SETTLE_SECONDS: Final = 0.5
 FLUSH_SECONDS: Final = 0.1
 REFUND_SECONDS: Final = 2.0
+RECHECK_SECONDS: Final = 5.0
 ORPHAN_SECONDS: Final = 2.0
 CLOCK_SECONDS: Final = 5.0
 #: Rounds of one kind at once. Three kinds stay below the pool's connections however many sales
@@ -122,6 +123,7 @@ class Worker:
             group.create_task(forever("beat", self._beat, self._heartbeat.every_seconds))
             self._begin(group, "heartbeat", self._heartbeat.beat, self._heartbeat.every_seconds)
             self._begin(group, "orphans", self._service.orphans.run_once, ORPHAN_SECONDS)
+            self._begin(group, "rechecks", self._service.recheck.run_once, RECHECK_SECONDS)
             self._begin(group, "refunds", self._refunder.run_once, REFUND_SECONDS)
             self._begin(group, "sales", lambda: self._take_up(group), SALES_SECONDS)
 

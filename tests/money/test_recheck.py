@@ -1,0 +1,118 @@
+"""Without a single webhook: payments that changed after their order was decided are found."""
+
+import secrets
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from tests.fixtures.in_process import Bench
+from tests.fixtures.sandbox import RunningSandbox
+from tests.money.shop import LIMITS, comes_to, shop, stands
+from tests.money.test_follow_up import declined
+
+#: What is put on the list is due at once.
+AT_ONCE = msgspec.structs.replace(LIMITS, recheck_seconds=0.0, deposit_look_seconds=0.0)
+
+
+async def is_due(bench: Bench) -> None:
+    """Time passes: everything on the list is due."""
+    for check in await bench.service.ledger.checks.due(10**15, 100):
+        await bench.service.ledger.checks.put_off(check.payment_key, 1, check.looks)
+
+
+async def account(bench: Bench, sandbox: RunningSandbox) -> tuple[Reservation, str]:
+    order = await bench.hold(await bench.sale(virtual_accounts=True), secrets.token_hex(4))
+    payment_key = sandbox.put_payment(order.order_id, order.amount, method="virtual_account")
+    await bench.service.confirm(order, payment_key=payment_key, may_claim=True)
+    await comes_to(bench.service, order, Status.AWAITING_DEPOSIT)
+    return order, payment_key
+
+
+async def test_a_deposit_is_found_without_its_webhook(tmp_path: Path, valkey_url: str) -> None:
+    async with shop(tmp_path, valkey_url, limits=AT_ONCE) as (bench, sandbox):
+        order, payment_key = await account(bench, sandbox)
+        assert await bench.service.recheck.run_once() == 1
+        assert await stands(bench.service, order) is Status.AWAITING_DEPOSIT
+        sandbox.deposit(payment_key)
+        await is_due(bench)
+        assert await bench.service.recheck.run_once() == 1
+        assert await stands(bench.service, order) is Status.CONFIRMED
+        await is_due(bench)
+        await bench.service.recheck.run_once()
+        assert await bench.service.ledger.checks.due(10**15, 10) == []
+
+
+async def test_a_decline_that_was_approved_after_all_is_given_back_without_a_webhook(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    """The PG answered the confirm with a refusal, and shows the payment as DONE."""
+    async with shop(tmp_path, valkey_url, limits=AT_ONCE) as (bench, sandbox):
+        service, sale_id = bench.service, await bench.sale()
+        order = await bench.hold(sale_id, "ann")
+        payment_key = sandbox.put_payment(order.order_id, order.amount, decline="FDS_ERROR")
+        with pytest.raises(Exception, match="fraud"):
+            await service.confirm(order, payment_key=payment_key, may_claim=True)
+        assert await stands(service, order) is Status.RELEASED
+        [check] = await service.ledger.checks.due(10**15, 10)
+        assert (check.payment_key, check.order_id) == (payment_key, order.order_id)
+        # Looked at twice, and a second time a day later; then it is off the list.
+        for looks in (1, 2):
+            await is_due(bench)
+            assert await service.recheck.run_once() == 1, looks
+        assert await service.ledger.checks.due(10**15, 10) == []
+
+        late, late_key = await declined(bench, sandbox, sale_id)
+        assert sandbox.confirm(late_key, late.order_id, late.amount).status_code == 200
+        await service.ledger.checks.schedule(late_key, late.order_id, 1)
+        assert await service.recheck.run_once() == 1
+        assert await stands(service, late) is Status.REFUNDED
+        assert sandbox.ledger(late.order_id)["cancelled"] == late.amount
+
+
+async def test_a_cancel_that_failed_is_asked_for_again_without_a_webhook(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url, limits=AT_ONCE) as (bench, sandbox):
+        service, sale_id = bench.service, await bench.sale()
+        late, late_key = await declined(bench, sandbox, sale_id)
+        assert sandbox.confirm(late_key, late.order_id, late.amount).status_code == 200
+        sandbox.order_fault("error_before_commit", orderId=late.order_id, operations=["cancel"])
+        with pytest.raises(Exception, match="not settled"):
+            await service.webhook(late.order_id, late_key, status="DONE")
+        await is_due(bench)
+        assert await service.recheck.run_once() == 1
+        assert await stands(service, late) is Status.RELEASED
+        sandbox.clear_faults()
+        await is_due(bench)
+        assert await service.recheck.run_once() == 1
+        assert await stands(service, late) is Status.REFUNDED
+
+
+async def test_a_look_up_that_fails_is_no_look(tmp_path: Path, valkey_url: str) -> None:
+    async with shop(tmp_path, valkey_url, limits=AT_ONCE) as (bench, sandbox):
+        service = bench.service
+        late, late_key = await declined(bench, sandbox, await bench.sale())
+        await service.ledger.checks.schedule(late_key, late.order_id, 1)
+        sandbox.order_fault("error_before_commit", orderId=late.order_id, operations=["look_up"])
+        for _ in range(3):
+            assert await service.recheck.run_once() == 1
+            await is_due(bench)
+        sandbox.clear_faults()
+        assert sandbox.confirm(late_key, late.order_id, late.amount).status_code == 200
+        await service.recheck.run_once()
+        assert await stands(service, late) is Status.REFUNDED
+
+
+async def test_two_workers_do_not_look_at_one_payment_at_once(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url, limits=AT_ONCE) as (bench, sandbox):
+        late, late_key = await declined(bench, sandbox, await bench.sale())
+        checks = bench.service.ledger.checks
+        await checks.schedule(late_key, late.order_id, 1)
+        [check] = await checks.due(10**15, 10)
+        assert await checks.take(check, 10**15)
+        assert not await checks.take(check, 10**15)
