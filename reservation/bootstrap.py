@@ -216,7 +216,6 @@ def _payments(
     stack.push_async_callback(confirm.aclose)
     follow_up = FollowUp(catalog, ledger, conclude)
     webhook = Webhook(store, ledger, gateway, follow_up, settle, clock=clock)
-    stack.push_async_callback(webhook.aclose)
     recheck = Recheck(store, ledger, gateway, follow_up, clock=clock, limits=limits)
     return _Payments(health, conclude, settle, confirm, webhook, recheck)
 

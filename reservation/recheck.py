@@ -1,8 +1,9 @@
 """Looks once more, later, at payments whose webhook may never come.
 
-ended attempt     a refused or lost confirm: after 15 minutes, and a day later
-virtual account   every ten minutes at first, then hourly, until it is paid or lapses
-failed cancel     after a minute, then less often, until the PG shows the money given back
+- An ended attempt, by a refusal or by silence: after 15 minutes, and a day later.
+- An open virtual account: every ten minutes at first, then hourly, until it is paid or lapses.
+- A payment whose webhook came over a limit: a moment later.
+- A failed cancel: after a minute, then less often, until the PG shows the money given back.
 """
 
 from typing import Final
@@ -87,8 +88,6 @@ class Recheck:
             return 60 * _MINUTE_MS if check.looks < MISSING_LOOKS_MAX else None
         if order.status is Status.CONFIRMING:
             return 15 * _MINUTE_MS
-        if order.status is Status.CONFIRMED and order.payment_key == check.payment_key:
-            return None
         answer = await self._gateway.look_up(check.payment_key)
         if not isinstance(answer, Answered | PaymentMissing):
             return 5 * _MINUTE_MS
@@ -99,4 +98,6 @@ class Recheck:
         if order.status is Status.AWAITING_DEPOSIT and order.payment_key == check.payment_key:
             share = 1 if check.looks < FIRST_LOOKS else FIRST_LOOKS
             return round(self._limits.deposit_look_seconds * 1000) * share
+        if order.status is Status.CONFIRMED and order.payment_key == check.payment_key:
+            return None
         return 24 * 60 * _MINUTE_MS if check.looks == 0 else None

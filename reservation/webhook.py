@@ -2,30 +2,27 @@
 
 Anybody can post a webhook, so look-ups are counted apart: for the payment that a paid order has,
 for attempts that the order or SQL knows, and for any other key. No confirm of ours leaves without
-its attempt, so the last kind is nearly always forged, and gets the least. Over a limit a webhook is
-remembered, looked at as soon as the limit allows, and answered 503, so that the PG repeats what a
-process that ends now would forget.
+its attempt, so the last kind is nearly always forged, and gets the least. Over a limit a payment
+that was tried is put on the list in SQL that the worker looks at (`reservation.recheck`); any other
+is answered 503, so that the PG sends it again.
 """
 
-import asyncio
 import hmac
 from typing import Final
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock
-from reservation.domain.errors import ReservationError, Unavailable
+from reservation.domain.errors import Unavailable
 from reservation.domain.ids import sale_of
 from reservation.domain.rate import Limiter, Rate
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.follow_up import FollowUp
-from reservation.metrics import WEBHOOKS, alarm
+from reservation.metrics import WEBHOOKS
 from reservation.payments.gateway import Answered, PaymentGateway, PaymentMissing, PaymentStatus
 from reservation.persistence.ledger import Ledger
-from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.redis.store import Store
 from reservation.settle import Settle
 
@@ -41,25 +38,22 @@ LOOK_UPS_TRIED: Final = Rate(count=10, per_seconds=1)
 LOOK_UPS_UNKNOWN: Final = Rate(count=2, per_seconds=1)
 #: Questions to SQL whether it knows an order, or a payment key, that Redis does not.
 SQL_ALL: Final = Rate(count=50, per_seconds=1)
-#: Webhooks of each kind remembered in one process.
-PENDING_MAX: Final = 10_000
-#: Between two passes over those, and look-ups of one pass.
-PASS_SECONDS: Final = 0.5
-PASS_MAX: Final = 16
+#: When the worker looks at a payment whose webhook came over a limit.
+LATER_MS: Final = 15_000
+#: How far the clocks of processes may be apart, as `preflight` allows.
+CLOCKS_MS: Final = 2_000
+#: Payments whose place on the list one process remembers.
+SCHEDULED_MAX: Final = 10_000
 #: Orders whose payment is theirs, as the PG showed it.
 _PAID: Final = (Status.CONFIRMED, Status.AWAITING_DEPOSIT, Status.REFUNDED)
-#: What the next pass may not meet.
-_PASSING: Final = (ReservationError, StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError)
 
 
 class _Budget:
-    """Look-ups of one kind, and those that wait for one."""
+    """Look-ups of one kind."""
 
     def __init__(self, rate: Rate) -> None:
         self.all = Limiter(rate)
         self.per_order = Limiter(LOOK_UPS_PER_ORDER)
-        #: (order id, payment key), oldest first.
-        self.pending: dict[tuple[str, str], None] = {}
 
 
 class Webhook:
@@ -84,7 +78,9 @@ class Webhook:
         self._paid, self._tried = _Budget(LOOK_UPS_PAID), _Budget(LOOK_UPS_TRIED)
         self._unknown = _Budget(LOOK_UPS_UNKNOWN)
         self._sql = Limiter(SQL_ALL)
-        self._passes: asyncio.Task[None] | None = None
+        self._later = Limiter(SQL_ALL)
+        #: Payment key -> when the list has it due.
+        self._scheduled: dict[str, int] = {}
 
     async def __call__(
         self,
@@ -131,15 +127,9 @@ class Webhook:
             # Its buyer comes back with this key, or the hold ends and the PG's next webhook counts.
             return
         if not self._may_look(order_id, budget):
-            self._remember(order_id, key, budget)
-            raise Unavailable("Too many at once; send this again.")
+            await self._look_later(order_id, key, budget)
+            return
         await self._look(order, key)
-
-    async def aclose(self) -> None:
-        """Forget what waits: each was answered 503, so the PG sends it again."""
-        if self._passes is not None:
-            self._passes.cancel()
-            await asyncio.gather(self._passes, return_exceptions=True)
 
     async def _budget_of(self, order: Reservation, payment_key: str) -> _Budget:
         if payment_key == order.payment_key:
@@ -170,35 +160,27 @@ class Webhook:
         budget.all.wait("", now)
         return True
 
-    def _remember(self, order_id: str, payment_key: str, budget: _Budget) -> None:
-        if len(budget.pending) < PENDING_MAX:
-            budget.pending[order_id, payment_key] = None
-        if self._passes is None or self._passes.done():
-            self._passes = asyncio.create_task(self._look_at_pending())
-
-    async def _look_at_pending(self) -> None:
-        budgets = (self._paid, self._tried, self._unknown)
-        while any(budget.pending for budget in budgets):
-            await asyncio.sleep(PASS_SECONDS)
-            for budget in budgets:
-                taken = [one for one in budget.pending if self._may_look(one[0], budget)]
-                for start in range(0, len(taken), PASS_MAX):
-                    some = taken[start : start + PASS_MAX]
-                    await asyncio.gather(*(self._look_later(*one, budget) for one in some))
-
     async def _look_later(self, order_id: str, payment_key: str, budget: _Budget) -> None:
-        # Before the look-up: what is told from now on needs another one.
-        budget.pending.pop((order_id, payment_key), None)
+        """Put the payment on the list that the worker looks at: no more than a row per payment.
+
+        Raises:
+            Unavailable: the key is none that was tried, or SQL has enough to do.
+        """
+        now_ms = self._clock.now_ms()
+        if now_ms < self._scheduled.get(payment_key, 0) - CLOCKS_MS:
+            # The look that is to come is for this one as well.
+            return
+        if budget is self._unknown or self._later.wait("", self._clock.monotonic()):
+            raise Unavailable("Too many at once; send this again.")
+        if len(self._scheduled) >= SCHEDULED_MAX:
+            self._scheduled.clear()
         try:
-            order = await self._store.read(order_id)
-            if order is not None and order.status is not Status.CONFIRMING:
-                await self._look(order, payment_key)
-        except _PASSING as error:
-            log.info("webhook_waits", order_id=order_id, reason=str(error))
-            budget.pending[order_id, payment_key] = None
-        except Exception as error:  # loop top: one damaged order must not end the others' look-ups
-            alarm(Alarm.WORKER_BUG, loop="webhooks", reason=type(error).__name__)
-            log.exception("webhook_broke", order_id=order_id)
+            self._scheduled[payment_key] = await self._ledger.checks.schedule(
+                payment_key, order_id, now_ms + LATER_MS
+            )
+        except (SQLAlchemyError, OSError) as error:
+            raise Unavailable("Too many at once; send this again.") from error
+        log.info("webhook_looked_at_later", order_id=order_id)
 
     async def _look(self, order: Reservation, payment_key: str) -> None:
         """Ask the PG, and bring the order in line with what it shows.

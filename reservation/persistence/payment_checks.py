@@ -50,8 +50,8 @@ class PaymentChecks:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def schedule(self, payment_key: str, order_id: str, due_at_ms: int) -> None:
-        """Put a payment on the list; one that is there becomes due no later than this."""
+    async def schedule(self, payment_key: str, order_id: str, due_at_ms: int) -> int:
+        """Put a payment on the list, due no later than this; when it is due there."""
         row = {"payment_key": payment_key, "order_id": order_id, "due_at_ms": due_at_ms, "looks": 0}
         async with self._database.write() as connection:
             statement = insert_into(connection, payment_checks)
@@ -64,6 +64,12 @@ class PaymentChecks:
                 ),
                 row,
             )
+            found = await connection.execute(
+                select(payment_checks.c.due_at_ms).where(
+                    payment_checks.c.payment_key == payment_key
+                )
+            )
+            return found.scalar_one()
 
     async def due(self, now_ms: int, limit: int) -> list[PaymentCheck]:
         """Payments that are due, the longest first."""
