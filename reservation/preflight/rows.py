@@ -333,7 +333,8 @@ ROWS: Final = (
     Row(
         name="redis-replicas-unbound",
         severity=Severity.WARN,
-        means="there are replicas and writes wait for none: a failover loses what was promised",
+        means="there are replicas, and nothing bounds how far behind they may be: a failover loses "
+        "that much",
         holds=_replicas_are_bound,
     ),
     Row(
