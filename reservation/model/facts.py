@@ -73,7 +73,7 @@ class Edge(msgspec.Struct, frozen=True):
     #: The counters that its units leave and enter.
     origin: str
     target: str
-    #: By how much the order's fence goes up.
+    #: Whether the order's fence goes up: by 1, or by more over claims that Redis lost.
     step: int
     #: Whether it is for the clock to allow it.
     timed: bool
@@ -113,6 +113,8 @@ class Prepared(msgspec.Struct, rename="camel", gc=False):
     expires_at: int
     origin: str = msgspec.field(name="from", default="")
     digest: str = ""
+    #: Made again by a rebuild from its intent, at the prices and in the time of the lost one.
+    remade: bool = False
 
 
 class Moved(msgspec.Struct, rename="camel", gc=False):

@@ -74,7 +74,7 @@ redis.call("ZCARD", buyer_orders)
 local expires_at = int(now_ms + head.hold_seconds * 1000)
 local seq = append_event(head, "prepared", order_id, now_ms, string.format(
     '{"from":"","to":"%s","items":%s,"amount":%s,"digest":"%s","expiresAt":%s,'
-    .. '"buyer":%q,"name":%s}',
+    .. '"buyer":%q,"name":%s,"remade":true}',
     status, items, amount, digest, expires_at, buyer_id, name_json))
 close_head(head)
 redis.call(

@@ -24,6 +24,8 @@ from reservation.domain.reservation import Reservation
 from reservation.domain.sale import Item
 from reservation.domain.states import Status
 from reservation.domain.tokens import Claims, Purpose
+from reservation.history import recorded
+from reservation.verify import verify
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import RunningSandbox
 from tests.money.shop import LIMITS, PATIENCE_SECONDS, shop, stands
@@ -145,6 +147,22 @@ async def settled(bench: Bench, order: Reservation) -> Status | None:
     return status
 
 
+async def judged(bench: Bench, sale_id: str, file: Path) -> None:
+    """The sale's history obeys the contract, what a rebuild made again as well."""
+    service = bench.service
+    records = recorded(
+        sale_id,
+        sales=service.sale_store,
+        ledger=service.ledger,
+        outbox=service.outbox,
+        clock=service.clock,
+    )
+    with file.open("wb") as out:
+        async for record in records:
+            out.write(msgspec.json.encode(record) + b"\n")
+    assert verify(file).violations == []
+
+
 @pytest.mark.parametrize("flushed", FLUSHED)
 async def test_a_lost_claim_closes_the_sale_and_the_payment_is_claimed_again(
     tmp_path: Path, valkey_url: str, flushed: str
@@ -169,6 +187,7 @@ async def test_a_lost_claim_closes_the_sale_and_the_payment_is_claimed_again(
         assert (ledger["charged"], ledger["cancelled"]) == (order.amount, 0)
         await bench.flush(order.sale_id)
         assert await bench.audited(order.sale_id) == ()
+        await judged(bench, order.sale_id, tmp_path / "history")
 
 
 async def test_an_order_that_sql_never_got_is_made_again_from_its_intent(
@@ -186,6 +205,8 @@ async def test_an_order_that_sql_never_got_is_made_again_from_its_intent(
         found = await bench.service.store.read(order.order_id)
         assert found is not None
         assert (found.buyer_id, found.lines, found.amount) == ("ann", order.lines, order.amount)
+        await bench.flush(order.sale_id)
+        await judged(bench, order.sale_id, tmp_path / "history")
         # The buyer's key finds it again.
         assert (await bench.hold(order.sale_id, key="the buyer's")).order_id == order.order_id
         await bench.flush(order.sale_id)
