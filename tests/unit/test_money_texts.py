@@ -35,7 +35,7 @@ CLAIMS = re.compile(
 SHOWN = re.compile(
     r'"?(order\.\w+|result\.(?!invalid|unreadable|offline|awaiting_deposit|settling)[\w.]+'
     r"|error\.(?:sale_recovering|reservation_expired|hold_lost|payment_declined)"
-    r'|released|endedElsewhere|stillTrying)"?: "([^"]*)"'
+    r'|released|endedElsewhere)"?: "([^"]*)"'
 )
 
 
