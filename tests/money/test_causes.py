@@ -20,7 +20,12 @@ from tests.money.shop import LIMITS, comes_to, refund_wish, shop
 
 #: Nothing is asked for twice, and the provider's window counts as closed at once.
 AT_ONCE = msgspec.structs.replace(
-    LIMITS, confirm_again_seconds=0.0, window_closed_seconds=0.0, missing_apart_seconds=0.0
+    LIMITS,
+    confirm_seconds=10.0,
+    look_up_seconds=10.0,
+    confirm_again_seconds=0.0,
+    window_closed_seconds=0.0,
+    missing_apart_seconds=0.0,
 )
 #: The provider's window of authentication.
 WINDOW_SECONDS = 11 * 60
