@@ -239,7 +239,7 @@ class EmbeddedServer:
         while True:
             answer = await _ping(self.socket_path)
             now = time.monotonic()
-            if answer.startswith(b"+PONG"):
+            if answer.startswith(b"+PONG") and self._is_ours():
                 return
             if self.returncode == launcher.BUSY:
                 raise self._in_use()
@@ -254,6 +254,21 @@ class EmbeddedServer:
                     f"the embedded server does not answer: {self._complaint()}"
                 )
             await asyncio.sleep(_LOOK_SECONDS)
+
+    def _is_ours(self) -> bool:
+        """Whether the server that holds the lock is the one that was launched here.
+
+        Of two that start at once, the loser reaches the winner's server at the same socket before
+        its own launcher has ended.
+        """
+        holder = self.pid
+        if holder is None or self._process is None:
+            return False
+        try:
+            # The launcher leads a process group, and the server stays in it.
+            return os.getpgid(holder) == self._process.pid
+        except ProcessLookupError:
+            return False
 
     def _complaint(self) -> str:
         """The last thing that the server wrote in this start, and where the rest is."""

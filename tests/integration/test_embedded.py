@@ -271,6 +271,22 @@ async def test_two_that_start_at_once_do_not_both_run(
     assert [type(outcome) for outcome in outcomes if outcome] == [DataDirectoryInUse]
 
 
+async def test_the_loser_of_two_starts_does_not_take_the_winners_server_for_its_own(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    winner, loser = make_server(), make_server()
+    await winner.start()
+
+    async def nothing_seen(self: EmbeddedServer) -> None:
+        """The winner took the lock right after this look."""
+        del self
+
+    monkeypatch.setattr(EmbeddedServer, "_wait_for_previous", nothing_seen)
+    with pytest.raises(DataDirectoryInUse):
+        await loser.start()
+    assert winner.returncode is None
+
+
 OWNER = """
 import asyncio, sys
 from pathlib import Path
