@@ -225,8 +225,10 @@ async def test_a_server_that_does_not_answer_closes_prepare_by_name(
         await here.service.watch.look()
         assert closed_for("redis") == 1
         await server.start()
-        await here.service.watch.look()
-        assert closed_for("redis") == 0
+        # A look may still meet a connection that the stop has ended.
+        async with asyncio.timeout(10):
+            while closed_for("redis") != 0:
+                await here.service.watch.look()
 
 
 def closed_for(reason: str) -> float:
