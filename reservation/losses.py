@@ -12,7 +12,6 @@ The sale is closed then (`sale_recovering`) until a rebuild begins another epoch
 """
 
 import asyncio
-import os
 import secrets
 import socket
 from collections.abc import Collection, Mapping, Sequence
@@ -143,7 +142,8 @@ class Losses:
         self._catalog = catalog
         self._marks = connections.marks
         self._clock = clock
-        self._process = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        #: Two processes of one machine, and two lives of one process id, have different names.
+        self._process = f"{socket.gethostname()}-{secrets.token_hex(6)}"
         #: The epochs of SQL's last answer.
         self.epochs: dict[str, str] = {}
         #: Reports that are not in SQL yet.

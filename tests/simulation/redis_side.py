@@ -27,6 +27,7 @@ from tests.simulation.weather import Fate, Link
 __all__ = ["RedisSide", "SimulatedPool", "SimulatedWire"]
 
 _RUN_ID = re.compile(r"run_id:\w+")
+_REPLICATION_ID = re.compile(r"master_replid:\w+")
 #: Told in the trace without what only this process of the machine has.
 _OF_THE_MACHINE = (b":proc:",)
 
@@ -79,6 +80,7 @@ class RedisSide:
                 replies[at] = [str(now // 1_000_000), str(now % 1_000_000)]
             elif command[0] == b"INFO" and isinstance(replies[at], str):
                 replies[at] = _RUN_ID.sub(f"run_id:life{self.life}", replies[at])
+                replies[at] = _REPLICATION_ID.sub("master_replid:history", replies[at])
             elif command[0] == b"SMEMBERS":
                 replies[at] = sorted(replies[at])
             elif command[0] == b"SCAN":

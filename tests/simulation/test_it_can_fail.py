@@ -31,7 +31,7 @@ def _wrong(here: Ground) -> str:
 
 
 def test_stock_that_nobody_counts_is_noticed() -> None:
-    old = "short = short or line.stock.available < line.quantity"
+    old = "short = short or stock.available < line.quantity"
     with ground({"prepare.lua": (old, "short = false")}) as here:
         assert "a counter is below nothing" in _wrong(here)
 
