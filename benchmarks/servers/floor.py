@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from api.http_head import Head
 from api.prepare_path import Asked
 from api.schemas import LineAnswer, PaymentAnswer, PrepareRequest, ReservationAnswer
 from benchmarks.servers.listening import serve
@@ -19,7 +20,6 @@ from reservation.domain.states import Status
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
 
 #: Those of a hold's answer.
 _HEADERS = [
@@ -67,9 +67,9 @@ class Floor:
         return method == b"POST"
 
     @staticmethod
-    def take(url: bytes, headers: Headers, body: bytes, asked: Asked) -> bool:
+    def take(head: Head, body: bytes, asked: Asked) -> bool:
         """Answer at once."""
-        del url, headers
+        del head
         content = answer_to(body)
         asked.answer(201, b"%bcontent-length: %d\r\n\r\n%b" % (_LINES, len(content), content))
         return True
