@@ -134,9 +134,8 @@ class Connections:
 
     def vouch_for(self, life: str) -> None:
         """Let calls reach this life of the server: its sales were compared with SQL."""
-        was, self._guard.life = self._guard.life, life
-        if was not in (None, life):
-            self._pool.renew("another server is vouched for")
+        self._guard.life = life
+        self._pool.follow(life)
         self._guard.known.set()
 
     def _refuse_stranger(self) -> None:

@@ -179,6 +179,18 @@ class Pool:
         log.info("connections_renewed", reason=reason, idle=len(self._idle))
         self._next_generation()
 
+    def follow(self, life: str) -> None:
+        """Keep no connection that was greeted in another life of the server.
+
+        A server may begin another life under open connections: its replication id changes when
+        its first replica attaches, an hour after its last one left, or with a demotion.
+        """
+        if self._closed or all(wire.life == life for wire in self._wires):
+            return
+        log.info("connections_renewed", reason="another life is vouched for", idle=len(self._idle))
+        self._life = life
+        self._next_generation()
+
     def _next_generation(self) -> None:
         self._generation += 1
         idle, self._idle = self._idle, []

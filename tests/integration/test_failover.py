@@ -188,6 +188,26 @@ async def test_a_master_that_was_demoted_in_between_is_compared_again(
         await here.hold(sale_id)
 
 
+async def test_a_life_that_begins_under_open_connections_is_followed(
+    tmp_path: Path, servers: tuple[EmbeddedServer, EmbeddedServer]
+) -> None:
+    """The replication id changes while every connection stays open and serves."""
+    first, second = servers
+    async with moving_address(first.url) as address, bench(tmp_path, address.url) as here:
+        here.service.connections.guard()
+        await here.service.watch.look()
+        sale_id = await here.sale()
+        await asyncio.gather(*(here.hold(sale_id, f"before-{number}") for number in range(8)))
+        await promote(second)
+        await follow(first, second)
+        await promote(first)
+        # The looks that the service makes by itself; nothing else closes a connection.
+        await here.service.watch.look()
+        await here.service.watch.look()
+        for number in range(20):
+            await here.hold(sale_id, f"after-{number}")
+
+
 async def test_a_replica_is_never_vouched_for(
     tmp_path: Path, servers: tuple[EmbeddedServer, EmbeddedServer]
 ) -> None:
@@ -366,7 +386,9 @@ async def test_no_call_of_any_kind_reaches_a_server_that_is_not_vouched_for(
                 assert await is_refused(call), name
             asked = set(await client.info("commandstats"))
             assert await client.xlen(service.keys.of(sale_id).outbox) == before
-        assert asked <= {"cmdstat_config|resetstat", "cmdstat_info"}
+        # A connection may be opened, and greeted; nothing else.
+        greeting = {"cmdstat_client|setinfo", "cmdstat_info"}
+        assert asked <= {"cmdstat_config|resetstat", *greeting}
         # A look at the server reaches it, and lets the others.
         await service.watch.look()
         assert (await service.store.read(order.order_id)) is not None
