@@ -154,8 +154,8 @@ class Observe:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = list(message.get("headers", []))
-                headers.append((b"x-request-id", its_id.encode()))
                 self._complete(headers, scope["path"])
+                headers.append((b"x-request-id", its_id.encode()))
                 message["headers"] = headers
             await send(message)
 

@@ -104,6 +104,8 @@ class PreparePath:
         self._answer = msgspec.json.Encoder()
         self._cors = cors
         self._cors_lines: dict[bytes, bytes] = {}
+        #: Of an answer to no other origin: a cache must keep those apart.
+        self._no_origin = b"vary: Origin\r\n" if cors else b""
         #: By sale, its epoch, the version of its settings, whether admitted, and body.
         self._wishes: dict[tuple[str, str, int, bool, bytes], Wish] = {}
         #: By what makes a form; None where there was one answer only so far.
@@ -130,7 +132,7 @@ class PreparePath:
         began = time.perf_counter()
         fields = head.fields
         known = self._at_hand(head.target[len(_PREFIX) : -len(_SUFFIX)].decode())
-        cors = self._cors_of(fields) if b"origin" in fields else b""
+        cors = self._cors_of(fields) if b"origin" in fields else self._no_origin
         if known is None or cors is None or len(fields) != len(head.headers):
             return False
         its_id = request_id(fields.get(b"x-request-id", b""))

@@ -181,7 +181,8 @@ CASES: dict[str, tuple[list[Prepare], dict[str, Any], int]] = {
     "a wrong amount": ([basket(("a", 1), amount=999)], {}, 1),
     "an unknown item": ([basket(("zzz", 1), amount=999)], {}, 0),
     "an unknown item behind a known one": ([basket(("a", 1), ("z", 1), amount=9)], {}, 1),
-    "too fast": ([{"key": str(number)} for number in range(5)], {}, 5),
+    # Above the rate a repeat is looked for first, which is the route's.
+    "too fast": ([{"key": str(number)} for number in range(5)], {}, 4),
     "nothing is held": ([{}, {}], {"holdPolicy": "success"}, 2),
     "not open": ([{}], {"opensAt": "2190-01-01T00:00:00Z", "closesAt": "2190-01-02T00:00:00Z"}, 1),
     "over": ([{}], {"opensAt": "2020-01-01T00:00:00Z", "closesAt": "2020-01-02T00:00:00Z"}, 1),
@@ -197,7 +198,7 @@ CASES: dict[str, tuple[list[Prepare], dict[str, Any], int]] = {
     "a refusal to the shop's browser": (
         [{"key": str(n), "more": [("Origin", SHOP)]} for n in range(5)],
         {},
-        5,
+        4,
     ),
     "another page's browser": ([{"more": [("Origin", "https://evil.example")]}], {}, 0),
     "the last request": ([{"more": [("Connection", "close")]}], {}, 1),
