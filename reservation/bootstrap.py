@@ -182,7 +182,7 @@ def _assembled(
         watch=watch,
         orphans=orphans,
         preflight=preflight,
-        why=Why(sale_store, store, ledger, clock=clock, limits=limits),
+        why=Why(sale_store, store, ledger, look, clock=clock, limits=limits),
         rebuild=rebuild,
         repair=Repair(audit, rebuild, restorer, ledger),
     )
@@ -215,7 +215,7 @@ def _payments(
     confirm = Confirm(catalog, store, ledger, gateway, conclude, losses, clock=clock, limits=limits)
     stack.push_async_callback(confirm.aclose)
     follow_up = FollowUp(catalog, ledger, conclude)
-    webhook = Webhook(store, ledger, gateway, follow_up, settle, clock=clock)
+    webhook = Webhook(catalog, store, ledger, gateway, follow_up, settle, clock=clock)
     recheck = Recheck(store, ledger, gateway, follow_up, clock=clock, limits=limits)
     return _Payments(health, conclude, settle, confirm, webhook, recheck)
 

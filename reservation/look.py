@@ -1,5 +1,9 @@
-"""Look reservations up: in Redis while they are there, in SQL afterwards."""
+"""Look reservations up: in Redis while they are there, in SQL afterwards.
 
+While a sale is closed Redis may have its orders in an older state than SQL, and both are read.
+"""
+
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -21,7 +25,7 @@ from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.redis.store import Store
 from reservation.waits import Waits
 
-__all__ = ["DepositAccount", "Look"]
+__all__ = ["DepositAccount", "Look", "later_of"]
 
 log = structlog.get_logger(__name__)
 
@@ -29,7 +33,7 @@ log = structlog.get_logger(__name__)
 ORDERS_LISTED_MAX: Final = 100
 
 
-#: An order in one of these has no payment, as far as Redis knows.
+#: An order in one of these has no payment, as far as its state tells.
 _WITHOUT_PAYMENT: Final = (Status.HELD, Status.PREPARED, Status.RELEASED, Status.EXPIRED)
 
 
@@ -52,7 +56,7 @@ class Look:
         self._store = store
         self._ledger = ledger
         self._losses = losses
-        self._waits = Waits(store.read, clock=clock)
+        self._waits = Waits(store.read, is_still=self._is_closed, clock=clock)
 
     def stop_waiting(self) -> None:
         """Answer each request that waits now, and let none wait any more: the service ends."""
@@ -69,24 +73,39 @@ class Look:
             return None
         try:
             found = await self._store.read(order_id)
-            if found is None:
-                row = await self._ledger.order(order_id)
-                found = as_reservation(row) if row else None
-            if sale_id in self._catalog.closed:
-                return await self._in_a_closed_sale(order_id, found)
+            closed = sale_id in self._catalog.closed
+            row = await self._ledger.order(order_id) if closed or found is None else None
+            if closed:
+                return await self._in_a_closed_sale(order_id, found, row)
         except (StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError) as error:
             raise Unavailable(retryAfter=1) from error
-        return found
+        return as_reservation(row) if row else found
+
+    def _is_closed(self, order_id: str) -> bool:
+        return sale_of(order_id) in self._catalog.closed
 
     async def _in_a_closed_sale(
-        self, order_id: str, found: Reservation | None
+        self, order_id: str, found: Reservation | None, row: OrderRow | None
     ) -> Reservation | None:
-        """An order that Redis may have lost the payment of, or all of."""
+        """An order that Redis may have in an older state than SQL, or not at all."""
+        if row is not None:
+            found = later_of(found, as_reservation(row))
         if found is None:
             return await self._losses.settling_of(order_id)
         if found.status in _WITHOUT_PAYMENT:
             return await self._losses.settling(found) or found
         return found
+
+    async def now(self, order: Reservation) -> Reservation:
+        """An order that was read from Redis, in the later state that SQL may have of it.
+
+        Raises:
+            SQLAlchemyError, OSError: its sale is closed, and SQL cannot be asked.
+        """
+        if not self._is_closed(order.order_id):
+            return order
+        row = await self._ledger.order(order.order_id)
+        return await self._in_a_closed_sale(order.order_id, order, row) or order
 
     async def of_buyer(self, order_id: str, buyer_id: str) -> Reservation:
         """The buyer's own reservation.
@@ -142,9 +161,32 @@ class Look:
     async def all_of_buyer(self, sale_id: str, buyer_id: str) -> list[Reservation]:
         """The buyer's reservations in this sale, newest first."""
         try:
-            return await self._store.orders_of_buyer(sale_id, buyer_id, ORDERS_LISTED_MAX)
-        except (StoreUnavailable, StoreUncertain) as error:
+            found = await self._store.orders_of_buyer(sale_id, buyer_id, ORDERS_LISTED_MAX)
+            if sale_id not in self._catalog.closed:
+                return found
+            return await self._all_in_a_closed_sale(sale_id, buyer_id, found)
+        except (StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError) as error:
             raise Unavailable(retryAfter=1) from error
+
+    async def _all_in_a_closed_sale(
+        self, sale_id: str, buyer_id: str, found: Sequence[Reservation]
+    ) -> list[Reservation]:
+        rows, _ = await self._ledger.orders(
+            sale_id=sale_id, buyer_id=buyer_id, limit=ORDERS_LISTED_MAX
+        )
+        in_redis = {order.order_id: order for order in found}
+        in_sql = {row.order_id: row for row in rows}
+        listed = [
+            order
+            for order_id in in_redis | in_sql
+            if (
+                order := await self._in_a_closed_sale(
+                    order_id, in_redis.get(order_id), in_sql.get(order_id)
+                )
+            )
+        ]
+        listed.sort(key=lambda order: (order.created_at_ms, order.order_id), reverse=True)
+        return listed[:ORDERS_LISTED_MAX]
 
     async def next_change(self, order: Reservation, seconds: float) -> Reservation:
         """The reservation at its next change, or as it is after that many seconds.
@@ -155,6 +197,25 @@ class Look:
             return await self._waits.next_change(order, seconds)
         except (StoreUnavailable, StoreUncertain) as error:
             raise Unavailable(retryAfter=1) from error
+
+
+def later_of(found: Reservation | None, kept: Reservation) -> Reservation:
+    """The later state of one order in Redis and in SQL.
+
+    The events of a sale are numbered on through each rebuild, so the higher number is the later
+    one. A server that went back may have given the numbers behind SQL's last to other events:
+
+        SQL     5 claimed   6 confirmed
+        Redis   5 ...       6 ...         7 released
+
+    No event takes a payment from its order. An order in Redis without the payment that SQL has is
+    not the later one, whatever its number.
+    """
+    if found is None or kept.seq > found.seq:
+        return kept
+    paid = kept.payment_key is not None and kept.status not in _WITHOUT_PAYMENT
+    has_payment = kept.payment_key in (found.payment_key, *found.attempts)
+    return kept if paid and not has_payment else found
 
 
 def as_reservation(row: OrderRow) -> Reservation:

@@ -16,6 +16,7 @@ LOOK_SECONDS: Final = 0.2
 WAITS_PER_BUYER_MAX: Final = 4
 
 Read = Callable[[str], Awaitable[Reservation | None]]
+IsStill = Callable[[str], bool]
 
 
 class _Watched:
@@ -32,13 +33,20 @@ class Waits:
     Args:
         read: the order as it is in Redis; None where it is gone.
         clock: by which a hold is shown as expired.
+        is_still: whether the order cannot change now, and Redis may have an older state of it.
         of_buyer_max: more waits of one buyer end the oldest: its client may have left long ago.
     """
 
     def __init__(
-        self, read: Read, *, clock: Clock, of_buyer_max: int = WAITS_PER_BUYER_MAX
+        self,
+        read: Read,
+        *,
+        clock: Clock,
+        is_still: IsStill = lambda _: False,
+        of_buyer_max: int = WAITS_PER_BUYER_MAX,
     ) -> None:
         self._read = read
+        self._is_still = is_still
         self._clock = clock
         self._of_buyer_max = of_buyer_max
         self._watched: dict[str, _Watched] = {}
@@ -107,6 +115,9 @@ class Waits:
                 for wait in watched.known:
                     if not wait.done():
                         wait.set_exception(error)
+                continue
+            # Asked after the read: a sale that closes meanwhile counts as closed before it.
+            if self._is_still(order_id):
                 continue
             now_ms = self._clock.now_ms()
             for wait, known in watched.known.items():

@@ -13,6 +13,7 @@ from typing import Final
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from reservation.catalog import Catalog
 from reservation.domain.clock import Clock
 from reservation.domain.errors import Unavailable
 from reservation.domain.ids import sale_of
@@ -44,6 +45,7 @@ LATER_MS: Final = 15_000
 CLOCKS_MS: Final = 2_000
 #: Payments whose place on the list one process remembers.
 SCHEDULED_MAX: Final = 10_000
+_RESTORED_SOON: Final = "The order is being restored; send this again."
 #: Orders whose payment is theirs, as the PG showed it.
 _PAID: Final = (Status.CONFIRMED, Status.AWAITING_DEPOSIT, Status.REFUNDED)
 
@@ -61,6 +63,7 @@ class Webhook:
 
     def __init__(
         self,
+        catalog: Catalog,
         store: Store,
         ledger: Ledger,
         gateway: PaymentGateway,
@@ -69,6 +72,7 @@ class Webhook:
         *,
         clock: Clock,
     ) -> None:
+        self._catalog = catalog
         self._store = store
         self._ledger = ledger
         self._gateway = gateway
@@ -109,6 +113,9 @@ class Webhook:
             await self._refuse_while_lost(order_id, payment_key)
             return
         WEBHOOKS.inc()
+        if order.sale_id in self._catalog.closed:
+            # Redis may have an older state of it, in which the webhook says nothing new.
+            raise Unavailable(_RESTORED_SOON)
         if order.status is Status.CONFIRMING:
             # The holder of the lease decides; without one this does it a little sooner.
             await self._settle(order_id)
@@ -218,7 +225,7 @@ class Webhook:
             # The order left no event, but its payment was asked for.
             lost = await self._owner_of(payment_key) == order_id
         if lost:
-            raise Unavailable("The order is being restored; send this again.")
+            raise Unavailable(_RESTORED_SOON)
 
     async def _is_secret_of(self, order_id: str, secret: str) -> bool:
         self._count_sql()

@@ -10,6 +10,7 @@ from reservation.domain.reservation import Reservation
 from reservation.domain.sale import Item
 from reservation.domain.states import HoldPolicy, Status
 from reservation.limits import DEFAULT_LIMITS, PaymentLimits
+from reservation.look import Look
 from reservation.persistence.ledger import Ledger
 from reservation.persistence.orders import HolderRow
 from reservation.redis.sales import SaleStore
@@ -53,6 +54,7 @@ class Why:
         sales: SaleStore,
         store: Store,
         ledger: Ledger,
+        look: Look,
         *,
         clock: Clock,
         limits: PaymentLimits = DEFAULT_LIMITS,
@@ -60,6 +62,7 @@ class Why:
         self._sales = sales
         self._store = store
         self._ledger = ledger
+        self._look = look
         self._clock = clock
         self._limits = limits
 
@@ -86,6 +89,7 @@ class Why:
         )
 
     async def _of_item(self, until: dict[str, int], sku: str) -> tuple[Waiting, ...]:
+        """Those of the orders that have the item, but for any that SQL has in a later state."""
         orders = await self._store.read_many(list(until))
         found = [
             Waiting(
@@ -99,7 +103,7 @@ class Why:
             for order in orders
             if order is not None
             for line in order.lines
-            if line.sku == sku
+            if line.sku == sku and (await self._look.now(order)).status is order.status
         ]
         return tuple(found[:TOLD_MAX])
 
