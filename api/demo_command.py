@@ -14,7 +14,7 @@ from rich_click import RichCommand
 
 from api.auth import Guests
 from api.failures import BAD_SETTING, REFUSED, UNREACHABLE, Failure
-from api.own_service import answers, own_service
+from api.own_service import OwnServiceFailed, answers, own_service
 from reservation.demo import Demo, DemoPlan, Verdict
 from reservation.settings import Settings, SettingsError
 
@@ -76,6 +76,8 @@ def demo(
             verdict = _run(plan, settings, address)
     except SettingsError as error:
         raise Failure(error, BAD_SETTING) from error
+    except OwnServiceFailed as error:
+        raise Failure(error, UNREACHABLE) from error
     except (httpx.HTTPError, TimeoutError) as error:
         raise Failure(f"the service cannot be used: {error}", UNREACHABLE) from error
     if as_json:

@@ -21,6 +21,7 @@ __all__ = [
     "Answering",
     "AsgiExchange",
     "DirectExchange",
+    "DirectHandler",
     "asgi_scope",
     "head_of",
     "problem_message",
@@ -65,6 +66,18 @@ class Answering(Protocol):
 
     def break_off(self) -> None:
         """Close in the middle of an answer, so that the client sees that it is not whole."""
+        ...
+
+
+class DirectHandler(Protocol):
+    """Answers some requests without ASGI; the application's is `app.state.prepare_path`."""
+
+    def may_take(self, method: bytes, url: bytes) -> bool:
+        """Whether the request line is one that `take` may answer."""
+        ...
+
+    def take(self, head: Head, body: bytes, asked: "DirectExchange") -> bool:
+        """Answer a complete request, now or later; False leaves it to the application."""
         ...
 
 

@@ -13,15 +13,18 @@ from typing import Final
 
 import httpx
 
-from api.failures import UNREACHABLE, Failure
 from reservation.settings import Settings
 
-__all__ = ["answers", "own_service"]
+__all__ = ["OwnServiceFailed", "answers", "own_service"]
 
 #: Started, and migrated, on a busy machine.
 START_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 15.0
 LOOK_SECONDS: Final = 0.2
+
+
+class OwnServiceFailed(Exception):
+    """The service ended, or was not ready in time."""
 
 
 def answers(address: str) -> bool:
@@ -37,7 +40,10 @@ def own_service(name: str) -> Generator[tuple[Settings, str]]:
     """A service with a data directory of its own, and its address.
 
     Args:
-        name: of the command, for the folder and for what is told when it does not start.
+        name: of the command, for the folder and for the error.
+
+    Raises:
+        OwnServiceFailed: it did not start.
     """
     with tempfile.TemporaryDirectory(prefix=f"reservation-{name}-") as folder:
         environ = {
@@ -84,4 +90,4 @@ def _wait_until_ready(
                 return
         time.sleep(LOOK_SECONDS)
     tail = log.read_text(errors="replace").splitlines()[-1:] or ["it says nothing"]
-    raise Failure(f"the {name}'s own service did not start: {tail[0]}", UNREACHABLE)
+    raise OwnServiceFailed(f"the {name}'s own service did not start: {tail[0]}")

@@ -1,15 +1,15 @@
 """The HTTP/1.1 protocol of the server: one connection, one request at a time.
 
 Its input is cut into requests here, before anything else sees them. A request reaches the
-application, or the direct path of a prepare (`PreparePath`), only when its head was read by the
-rules of RFC 9112 and its body is complete. The next request on the connection is read once the
+application, or the application's direct handler, only when its head was read by the rules of RFC
+9112 and its body is complete. The next request on the connection is read once the
 answer to this one is written. So a body belongs to its request, answers have the order of their
 requests, and all that a connection holds is bounded.
 """
 
 import asyncio
 import contextvars
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 
 import structlog
 from uvicorn.config import Config
@@ -21,6 +21,7 @@ from api.draining import Draining
 from api.http_exchange import (
     AsgiExchange,
     DirectExchange,
+    DirectHandler,
     asgi_scope,
     head_of,
     problem_message,
@@ -31,9 +32,6 @@ from api.http_request import RequestReader
 from api.line_limit import LineLimit
 from api.observe import request_id
 from reservation.metrics import HTTP_REFUSALS
-
-if TYPE_CHECKING:
-    from api.prepare_path import PreparePath
 
 __all__ = ["HttpProtocol"]
 
@@ -85,7 +83,7 @@ class HttpProtocol(asyncio.Protocol):
         self._open: set[Any] = server_state.connections
         self._app_state = app_state
         self._keep_alive_seconds = float(config.timeout_keep_alive)
-        self._path: PreparePath | None = None
+        self._path: DirectHandler | None = None
         self._draining = Draining()
 
         #: Received, and not yet part of an exchange.

@@ -14,7 +14,7 @@ import msgspec
 
 from api.auth import Guests
 from api.failures import BAD_SETTING, UNREACHABLE, Failure
-from api.own_service import answers, own_service
+from api.own_service import OwnServiceFailed, answers, own_service
 from loadtests.desk import CannotBegin, Desk, address_of
 from loadtests.own import OWN_SERVICE
 from reservation.settings import Settings, SettingsError
@@ -53,6 +53,9 @@ def main() -> int:
     except SettingsError as error:
         print(f"loadtests: {error}", file=sys.stderr)
         return BAD_SETTING
+    except OwnServiceFailed as error:
+        print(f"loadtests: {error}", file=sys.stderr)
+        return UNREACHABLE
     except Failure as failure:
         print(f"loadtests: {failure}", file=sys.stderr)
         return failure.status
