@@ -90,7 +90,9 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
             Status.REFUNDED,
         }
     ),
-    Status.AWAITING_DEPOSIT: frozenset({Status.CONFIRMED, Status.RELEASED, Status.EXPIRED}),
+    Status.AWAITING_DEPOSIT: frozenset(
+        {Status.CONFIRMED, Status.RELEASED, Status.EXPIRED, Status.REFUNDED}
+    ),
     Status.CONFIRMED: frozenset({Status.REFUNDED, Status.AWAITING_DEPOSIT}),
     Status.RELEASED: frozenset({Status.CONFIRMING, Status.REFUNDED}),
     Status.EXPIRED: frozenset({Status.CONFIRMING, Status.REFUNDED}),

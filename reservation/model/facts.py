@@ -63,7 +63,9 @@ _WAYS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "voided": {"CONFIRMING": ("HELD", "PREPARED", "EXPIRED")},
     "released": dict.fromkeys(("HELD", "PREPARED"), ("RELEASED",)),
     "expired": dict.fromkeys(("HELD", "PREPARED", "AWAITING_DEPOSIT", "CONFIRMING"), ("EXPIRED",)),
-    "refunded": dict.fromkeys(("CONFIRMING", "RELEASED", "EXPIRED", "CONFIRMED"), ("REFUNDED",)),
+    "refunded": dict.fromkeys(
+        ("CONFIRMING", "AWAITING_DEPOSIT", "RELEASED", "EXPIRED", "CONFIRMED"), ("REFUNDED",)
+    ),
 }
 
 

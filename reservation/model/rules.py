@@ -20,7 +20,9 @@ OUTCOMES: Final[dict[str, dict[str, str]]] = {
     "declined": {"CONFIRMING": "RELEASED", "AWAITING_DEPOSIT": "RELEASED"},
     "voided": {"CONFIRMING": "HELD"},
     "expired": {"AWAITING_DEPOSIT": "EXPIRED", "CONFIRMING": "EXPIRED"},
-    "refunded": {"CONFIRMING": "REFUNDED", "RELEASED": "REFUNDED", "EXPIRED": "REFUNDED"},
+    "refunded": dict.fromkeys(
+        ("CONFIRMING", "AWAITING_DEPOSIT", "RELEASED", "EXPIRED"), "REFUNDED"
+    ),
 }
 
 

@@ -68,7 +68,9 @@ local EDGES = {
     declined = {CONFIRMING = "RELEASED", AWAITING_DEPOSIT = "RELEASED"},
     voided = {CONFIRMING = "HELD"},
     expired = {AWAITING_DEPOSIT = "EXPIRED", CONFIRMING = "EXPIRED"},
-    refunded = {CONFIRMING = "REFUNDED", RELEASED = "REFUNDED", EXPIRED = "REFUNDED"},
+    refunded = {
+        CONFIRMING = "REFUNDED", RELEASED = "REFUNDED", EXPIRED = "REFUNDED",
+        AWAITING_DEPOSIT = "REFUNDED"},
 }
 
 local now_ms = server_ms()

@@ -115,6 +115,35 @@ async def test_an_awaited_deposit_is_held_until_its_due_date(sale: LuaSale) -> N
     assert await sale.stock("a") == (10, 8, 2, 0)
 
 
+async def test_a_deposit_that_came_and_went_gives_its_units_back_as_refunded(
+    sale: LuaSale,
+) -> None:
+    basket = await brought_to(sale, "AWAITING_DEPOSIT")
+    seq = int((await sale.order(basket))["seq"])
+    refunded = await sale.finish(basket, 1, "refunded", attempt="refunded:cancelled_at_provider")
+    assert refunded == ["done", "REFUNDED"]
+    assert await sale.stock("a") == (10, 10, 0, 0)
+    assert (await sale.bought(), await sale.paid()) == ({}, 1)
+    assert await sale.connections.command("ZCARD", sale.keys.deposits) == 0
+    assert int((await sale.order(basket))["seq"]) == seq + 1
+    before = await sale.dump()
+    assert await sale.finish(basket, 1, "refunded", seen=seq) == refunded
+    assert await sale.dump() == before
+    await sale.check()
+
+
+async def test_a_refund_that_an_older_look_asks_for_does_not_end_a_paid_account(
+    sale: LuaSale,
+) -> None:
+    basket = await brought_to(sale, "AWAITING_DEPOSIT")
+    seen = (await sale.order(basket))["seq"]
+    await sale.finish(basket, 1, "confirmed")
+    assert await sale.finish(basket, 1, "refunded", seen=seen) == ["stale", "CONFIRMED", "1"]
+    await sale.finish(basket, 1, "awaiting_deposit", due_ms=1)
+    late = await sale.finish(basket, 1, "refunded", seen=seen)
+    assert late == ["stale", "AWAITING_DEPOSIT", "1"]
+
+
 async def test_the_last_word_about_a_payment_is_kept(sale: LuaSale) -> None:
     basket = await sale.hold()
     claimed = await sale.claim(basket, "pk")

@@ -8,17 +8,25 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from reservation import metrics
+from reservation.domain.alarms import Alarm
 from reservation.domain.clock import SystemClock
 from reservation.domain.errors import Unavailable
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.payments.gateway import Answer, Misconfigured, PaymentMissing
 from reservation.payments.sandbox.faults import Fault
+from reservation.redis.records import as_mapping
 from reservation.webhook import SQL_ALL
 from reservation.workers.settler import Settler
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import RunningSandbox
-from tests.money.shop import comes_to, shop, stands
+from tests.money.shop import comes_to, refund_wish, shop, stands
+
+
+def alarms(name: Alarm) -> float:
+    """How often an alarm was raised in this process."""
+    return metrics.ALARMS.labels(name)._value.get()
 
 
 class Account:
@@ -57,6 +65,44 @@ class Account:
         """A week later."""
         key = self.service.keys.of(self.order.sale_id).deposits
         await self.service.connections.command("ZADD", key, 1, self.order.order_id)
+
+    def cancelled_at_the_console(self) -> None:
+        """The shop gives the deposit back in the PG's own console."""
+        account = {"bank": "20", "accountNumber": "2222222222", "holderName": "Kim"}
+        assert self.sandbox.cancel(self.payment_key, refundReceiveAccount=account).is_success
+
+    async def is_refunded(self) -> None:
+        """Its units are back, its buyer counts one paid order, and a rebuild finds the same."""
+        service, sale_id = self.service, self.order.sale_id
+        assert await self.stands() is Status.REFUNDED
+        await self._bench.flush(sale_id)
+        events = [row.what for row in await service.ledger.history(self.order.order_id)]
+        assert events.count("refunded") == 1
+        assert await self._bench.audited(sale_id) == ()
+        before = await self._hashes()
+        await self._bench.lose(sale_id)
+        await service.rebuild(sale_id, operator="op")
+        assert await self._hashes() == before
+        assert service.keys.of(sale_id).deposits not in await self._bench.keys(sale_id)
+        assert await self.stands() is Status.REFUNDED
+        await self._bench.flush(sale_id)
+        assert await self._bench.audited(sale_id) == ()
+        sale = await service.sale_store.read(sale_id)
+        assert sale is not None
+        assert (sale.items[0].total, sale.items[0].available) == (100, 100)
+        ledger = self.sandbox.ledger(self.order.order_id)
+        assert ledger["charged"] == ledger["cancelled"]
+
+    async def _hashes(self) -> list[dict[str, str]]:
+        """What Redis has of its piece, its buyer and itself."""
+        names = self.service.keys.of(self.order.sale_id)
+        keys = names.stock("a"), names.buyer(self.order.buyer_id), names.order(self.order.order_id)
+        command = self.service.connections.command
+        found = [as_mapping(await command("HGETALL", key)) for key in keys]
+        for fields in found:
+            # No claim that is over needs its name again.
+            fields.pop("claim_id", None)
+        return found
 
     def lies(self, fault: str, **more: Any) -> None:
         """What goes wrong with look-ups of it: with the next one, where nothing else is said."""
@@ -158,6 +204,35 @@ async def test_a_deposit_that_the_bank_takes_back_while_sql_is_away_is_told_agai
     assert await account.stands() is Status.AWAITING_DEPOSIT
 
 
+@pytest.mark.parametrize("found_by", ["a webhook", "the settler"])
+async def test_a_deposit_that_came_and_went_unseen_gives_the_units_back(
+    account: Account, found_by: str
+) -> None:
+    """The webhook of the deposit was lost, and somebody cancelled the payment at the console."""
+    account.sandbox.deposit(account.payment_key)
+    account.cancelled_at_the_console()
+    if found_by == "a webhook":
+        assert await account.told()
+    else:
+        assert await account.service.settle.deposit(account.order.order_id) is Status.REFUNDED
+    await account.is_refunded()
+
+
+async def test_a_deposit_of_another_amount_is_refunded_once_the_money_is_back(
+    account: Account,
+) -> None:
+    """The PG gives no deposit back without an account to send it to: that is for an operator."""
+    account.sandbox.deposit(account.payment_key)
+    account.lies("other_amount", times=None)
+    before = alarms(Alarm.AUTOMATIC_CANCEL_FAILED)
+    assert not await account.told()
+    assert alarms(Alarm.AUTOMATIC_CANCEL_FAILED) == before + 1
+    assert await account.stands() is Status.AWAITING_DEPOSIT
+    account.cancelled_at_the_console()
+    assert await account.told()
+    await account.is_refunded()
+
+
 @pytest.fixture
 def overtaken_by(
     account: Account, monkeypatch: pytest.MonkeyPatch
@@ -206,6 +281,33 @@ async def test_a_look_that_the_bank_overtook_does_not_sell_what_is_not_paid(
     assert await account.stands() is Status.AWAITING_DEPOSIT
     assert await account.told()
     assert await account.stands() is Status.AWAITING_DEPOSIT
+
+
+async def test_a_refund_that_crosses_a_reversal_gives_the_units_back(
+    account: Account, overtaken_by: Callable[[Callable[[], Awaitable[None]]], None]
+) -> None:
+    """The bank takes the deposit back for a moment, and that look ends after the PG's cancel."""
+    service, sandbox = account.service, account.sandbox
+    sandbox.deposit(account.payment_key)
+    assert await account.told()
+    sandbox.deposit(account.payment_key, reverse=True)
+
+    async def is_paid_again_and_cancelled() -> None:
+        await service.ledger.begin_refund(
+            refund_wish(account.order).written(), now_ms=service.clock.now_ms()
+        )
+        sandbox.deposit(account.payment_key)
+        account.cancelled_at_the_console()
+
+    overtaken_by(is_paid_again_and_cancelled)
+    assert await account.told()
+    assert await account.stands() is Status.AWAITING_DEPOSIT
+    assert await account.told()
+    assert await account.stands() is Status.REFUNDED
+    (pending,) = await service.ledger.pending_refunds(2)
+    assert await service.refund.go_on(pending)
+    assert await service.ledger.pending_refunds(2) == []
+    await account.is_refunded()
 
 
 async def test_a_deposit_whose_order_redis_has_lost_is_told_again(account: Account) -> None:

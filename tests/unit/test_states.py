@@ -82,6 +82,7 @@ def test_lua_walks_no_edge_that_the_table_lacks_and_leaves_none_of_a_payment_out
     # Where `voided` leads depends on the policy and on the deadline.
     walked[Status.CONFIRMING] |= {Status.PREPARED, Status.EXPIRED}
     assert walked[Status.CONFIRMING] == TRANSITIONS[Status.CONFIRMING]
+    assert walked[Status.AWAITING_DEPOSIT] == TRANSITIONS[Status.AWAITING_DEPOSIT]
     assert walked[Status.CONFIRMED] | {Status.REFUNDED} == TRANSITIONS[Status.CONFIRMED]
 
 
