@@ -43,12 +43,16 @@ class FollowUp:
         self._ledger = ledger
         self._conclude = conclude
 
-    async def __call__(self, order: Reservation, answer: Answered) -> bool:
+    async def __call__(
+        self, order: Reservation, answer: Answered, *, is_listed: bool = False
+    ) -> bool:
         """Carry out what the payment obliges us to; false where it must be looked at again.
 
         Args:
             order: as it was read before the PG was asked; not CONFIRMING.
             answer: what a look-up shows of a payment whose order id is this order's.
+            is_listed: whether the caller works the list of payments to look at, and puts this one
+                off by itself.
 
         Raises:
             SQLAlchemyError, OSError: SQL is away; it must be looked at again.
@@ -74,8 +78,8 @@ class FollowUp:
             settled = kept and await self._of_ended(case, answer)
         else:
             settled = kept and await self._of_further(case, payment)
-        if settled:
-            return True
+        if settled or is_listed:
+            return settled
         # The PG's webhook comes again for days only, and to a service that is up.
         await self._conclude.look_again(case, RETRY_SECONDS)
         return False

@@ -65,8 +65,9 @@ class Recheck:
             SQLAlchemyError: SQL is away.
         """
         now_ms, looked = self._clock.now_ms(), 0
-        for check in await self._ledger.checks.due(now_ms, ROUND_MAX):
-            if not await self._ledger.checks.take(check, self._clock.now_ms() + TAKEN_MS):
+        for due in await self._ledger.checks.due(now_ms, ROUND_MAX):
+            check = await self._ledger.checks.take(due, self._clock.now_ms() + TAKEN_MS)
+            if check is None:
                 continue
             looked += 1
             try:
@@ -75,10 +76,10 @@ class Recheck:
                 log.info("recheck_waits", order_id=check.order_id, reason=str(error))
                 continue
             if pause_ms is None:
-                await self._ledger.checks.drop(check.payment_key)
+                await self._ledger.checks.drop(check)
             else:
                 due_at_ms = self._clock.now_ms() + pause_ms
-                await self._ledger.checks.put_off(check.payment_key, due_at_ms, check.looks + 1)
+                await self._ledger.checks.put_off(check, due_at_ms, check.looks + 1)
         return looked
 
     async def _look(self, check: PaymentCheck) -> int | None:
@@ -92,7 +93,7 @@ class Recheck:
         if not isinstance(answer, Answered | PaymentMissing):
             return 5 * _MINUTE_MS
         if isinstance(answer, Answered) and answer.payment.order_id == check.order_id:
-            if not await self._follow_up(order, answer):
+            if not await self._follow_up(order, answer, is_listed=True):
                 return min(60, 2**check.looks) * _MINUTE_MS
             order = await self._store.read(check.order_id) or order
         if order.status is Status.AWAITING_DEPOSIT and order.payment_key == check.payment_key:

@@ -8,6 +8,7 @@ import msgspec
 from sqlalchemy import (
     BigInteger,
     Column,
+    ColumnElement,
     Index,
     PrimaryKeyConstraint,
     Table,
@@ -82,31 +83,31 @@ class PaymentChecks:
             )
             return [PaymentCheck(**row) for row in found.mappings()]
 
-    async def take(self, check: PaymentCheck, until_ms: int) -> bool:
-        """Keep a due payment from other workers until then; false where one of them has it."""
+    async def take(self, check: PaymentCheck, until_ms: int) -> PaymentCheck | None:
+        """Keep a due payment from other workers until then; None where one of them has it."""
         async with self._database.write() as connection:
             taken = await connection.execute(
-                update(payment_checks)
-                .where(
-                    payment_checks.c.payment_key == check.payment_key,
-                    payment_checks.c.due_at_ms == check.due_at_ms,
-                )
-                .values(due_at_ms=until_ms)
+                update(payment_checks).where(_is_unchanged(check)).values(due_at_ms=until_ms)
             )
-        return taken.rowcount == 1
+        return msgspec.structs.replace(check, due_at_ms=until_ms) if taken.rowcount else None
 
-    async def put_off(self, payment_key: str, due_at_ms: int, looks: int) -> None:
-        """Look at it again then."""
+    async def put_off(self, check: PaymentCheck, due_at_ms: int, looks: int) -> None:
+        """Look at it again then, unless an earlier look was asked for since it was read."""
         async with self._database.write() as connection:
             await connection.execute(
                 update(payment_checks)
-                .where(payment_checks.c.payment_key == payment_key)
+                .where(_is_unchanged(check))
                 .values(due_at_ms=due_at_ms, looks=looks)
             )
 
-    async def drop(self, payment_key: str) -> None:
-        """Nothing more is to be found out about it."""
+    async def drop(self, check: PaymentCheck) -> None:
+        """Nothing more is to be found out about it, unless another look was asked for since."""
         async with self._database.write() as connection:
-            await connection.execute(
-                delete(payment_checks).where(payment_checks.c.payment_key == payment_key)
-            )
+            await connection.execute(delete(payment_checks).where(_is_unchanged(check)))
+
+
+def _is_unchanged(check: PaymentCheck) -> ColumnElement[bool]:
+    """A webhook may ask for another look while one is under way, which may not see its news."""
+    return (payment_checks.c.payment_key == check.payment_key) & (
+        payment_checks.c.due_at_ms == check.due_at_ms
+    )

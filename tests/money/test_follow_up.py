@@ -170,7 +170,7 @@ async def test_a_cancel_behind_a_storm_is_looked_at_later(tmp_path: Path, valkey
             await service.webhook(order.order_id, payment_key, status="CANCELED")
         assert raised(Alarm.CANCELLED_AT_THE_PG) == before
         # Also where this process ends now: SQL has it.
-        await service.ledger.checks.put_off(payment_key, 1, 0)
+        await service.ledger.checks.schedule(payment_key, order.order_id, 1)
         assert await service.recheck.run_once() == 1
         assert raised(Alarm.CANCELLED_AT_THE_PG) == before + 1
         assert await service.ledger.checks.due(10**15, 10) == []

@@ -1,17 +1,22 @@
 """Without a single webhook: payments that changed after their order was decided are found."""
 
 import secrets
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from reservation.domain.alarms import Alarm
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
+from reservation.payments.gateway import Answer
+from reservation.webhook import LOOK_UPS_PER_ORDER
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import RunningSandbox
 from tests.money.shop import LIMITS, comes_to, shop, stands
-from tests.money.test_follow_up import declined
+from tests.money.test_follow_up import declined, raised, sold
 
 #: What is put on the list is due at once.
 AT_ONCE = msgspec.structs.replace(LIMITS, recheck_seconds=0.0, deposit_look_seconds=0.0)
@@ -20,7 +25,7 @@ AT_ONCE = msgspec.structs.replace(LIMITS, recheck_seconds=0.0, deposit_look_seco
 async def is_due(bench: Bench) -> None:
     """Time passes: everything on the list is due."""
     for check in await bench.service.ledger.checks.due(10**15, 100):
-        await bench.service.ledger.checks.put_off(check.payment_key, 1, check.looks)
+        await bench.service.ledger.checks.put_off(check, 1, check.looks)
 
 
 async def account(bench: Bench, sandbox: RunningSandbox) -> tuple[Reservation, str]:
@@ -115,4 +120,75 @@ async def test_two_workers_do_not_look_at_one_payment_at_once(
         await checks.schedule(late_key, late.order_id, 1)
         [check] = await checks.due(10**15, 10)
         assert await checks.take(check, 10**15)
-        assert not await checks.take(check, 10**15)
+        assert await checks.take(check, 10**15) is None
+
+
+@contextmanager
+def after_each_look_up(bench: Bench, action: Callable[[], Awaitable[object]]) -> Generator[None]:
+    """Let something happen between the PG's answer and what is made of it."""
+    look_up = bench.service.gateway.look_up
+
+    async def answered(payment_key: str) -> Answer:
+        answer = await look_up(payment_key)
+        await action()
+        return answer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench.service.gateway, "look_up", answered)
+        yield
+
+
+async def test_a_webhook_that_comes_during_a_look_has_a_look_of_its_own(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    """It is over a limit and answered 200: the list alone has it."""
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service = bench.service
+        order, payment_key = await sold(bench, sandbox, await bench.sale())
+        for _ in range(LOOK_UPS_PER_ORDER.count):
+            await service.webhook(order.order_id, payment_key, status="CANCELED")
+        await service.ledger.checks.schedule(payment_key, order.order_id, 1)
+
+        async def cancelled_meanwhile() -> None:
+            assert sandbox.cancel(payment_key).status_code == 200
+            await service.webhook(order.order_id, payment_key, status="CANCELED")
+
+        before = raised(Alarm.CANCELLED_AT_THE_PG)
+        with after_each_look_up(bench, cancelled_meanwhile):
+            assert await service.recheck.run_once() == 1
+        assert raised(Alarm.CANCELLED_AT_THE_PG) == before
+        await is_due(bench)
+        assert await service.recheck.run_once() == 1
+        assert raised(Alarm.CANCELLED_AT_THE_PG) == before + 1
+
+
+async def test_a_look_that_is_put_off_leaves_an_earlier_one(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        checks = bench.service.ledger.checks
+        late, late_key = await declined(bench, sandbox, await bench.sale())
+        await checks.schedule(late_key, late.order_id, 1)
+        soon_ms = bench.service.clock.now_ms() + 15_000
+        with after_each_look_up(bench, lambda: checks.schedule(late_key, late.order_id, soon_ms)):
+            assert await bench.service.recheck.run_once() == 1
+        [check] = await checks.due(10**15, 10)
+        assert check.due_at_ms == soon_ms
+
+
+async def test_a_cancel_that_fails_again_is_asked_for_less_often(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service = bench.service
+        late, late_key = await declined(bench, sandbox, await bench.sale())
+        assert sandbox.confirm(late_key, late.order_id, late.amount).status_code == 200
+        sandbox.order_fault("refuse", orderId=late.order_id, operations=["cancel"])
+        await service.ledger.checks.schedule(late_key, late.order_id, 1)
+        for looks in (1, 2, 3, 4):
+            now_ms = service.clock.now_ms()
+            await is_due(bench)
+            assert await service.recheck.run_once() == 1
+            [check] = await service.ledger.checks.due(10**15, 10)
+            assert check.looks == looks
+            assert check.due_at_ms >= now_ms + 2 ** (looks - 1) * 60_000
