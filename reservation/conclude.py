@@ -1,5 +1,6 @@
 """Carries out what the PG's answers oblige us to do, until the payment is decided or must wait."""
 
+import math
 from enum import StrEnum
 from typing import Final
 
@@ -81,6 +82,8 @@ class Case(msgspec.Struct, frozen=True):
     payment_key: str
     #: The claim or take-over that got the fence; empty where the fence was only read.
     claim_id: str = ""
+    #: By the monotonic clock, reckoned from before the claim; without one nothing is asked for.
+    lease_ends_at: float = -math.inf
 
 
 class Conclude:
@@ -104,6 +107,17 @@ class Conclude:
         self._gateway = gateway
         self._health = health
         self._clock = clock
+
+    def may_ask(self, case: Case) -> bool:
+        """Whether the lease outlives a confirm that leaves now.
+
+        A process that froze on the way may find its payment taken over, and even given back.
+        """
+        least = self._limits.confirm_seconds + self._limits.lease_left_seconds
+        if case.lease_ends_at - self._clock.monotonic() >= least:
+            return True
+        log.warning("lease_too_short", order_id=case.order.order_id, fence=case.fence)
+        return False
 
     async def __call__(self, case: Case, answer: Answer, asked: Asked) -> Status | None:
         """Decide the payment, asking the PG on where the answer says so.

@@ -133,15 +133,11 @@ class Confirm:
             return await self._known_or_settling(order, payment_key)
         if tracing.tracer is not None:
             tracing.tracer.note(order=order.order_id)
-        wait = self._voids.peek(order.buyer_id, self._clock.monotonic())
-        if wait:
-            raise RateLimited(
-                "Too many payments of this buyer could not be used.",
-                retryAfter=math.ceil(wait),
-            )
         key = (order.order_id, payment_key)
         task = self._under_way.get(key)
         if task is None:
+            if order.status in _NOT_BEGUN:
+                self._limit_voids(order.buyer_id)
             task = asyncio.create_task(self._pay(order, known, payment_key))
             self._under_way[key] = task
             task.add_done_callback(lambda done: self._done(key, done))
@@ -161,6 +157,18 @@ class Confirm:
         except (ReservationError, StoreUnavailable, StoreUncertain) as refusal:
             return await self._unless_settling(order, refusal)
         return await self._known_or_settling(found, payment_key)
+
+    def _limit_voids(self, buyer_id: str) -> None:
+        """Refuse a new attempt of a buyer whose last ones could not be used.
+
+        Raises:
+            RateLimited: it costs the PG three calls, and those were too many already.
+        """
+        wait = self._voids.peek(buyer_id, self._clock.monotonic())
+        if wait:
+            raise RateLimited(
+                "Too many payments of this buyer could not be used.", retryAfter=math.ceil(wait)
+            )
 
     async def _known_or_settling(self, order: Reservation, payment_key: str) -> Reservation:
         """The order as the answer to this attempt, where Redis knows how the attempt stands."""
@@ -245,9 +253,9 @@ class Confirm:
         reach("confirm:after_claim", order.order_id)
         if isinstance(claimed, Present):
             return
-        case = Case(order, known, claimed.fence, payment_key, claimed.claim_id)
+        case = Case(order, known, claimed.fence, payment_key, claimed.claim_id, lease_ends_at)
         try:
-            await self._ask(case, lease_ends_at)
+            await self._ask(case)
         except asyncio.CancelledError:
             # This process ends; the settler need not wait for a lease that has no use.
             await self._give_up_lease(case)
@@ -267,7 +275,7 @@ class Confirm:
             case.order, epoch=case.known.epoch, fence=case.fence, lease_ms=round(seconds * 1000)
         )
 
-    async def _ask(self, case: Case, lease_ends_at: float) -> None:
+    async def _ask(self, case: Case) -> None:
         """Write the intent, ask the PG for the money and write down how it ended."""
         order = case.order
         written = await self._write_intent(case)
@@ -275,10 +283,7 @@ class Confirm:
             return
         reach("confirm:after_intent", order.order_id)
         asked = await self._which_confirm(case, written)
-        least = self._limits.confirm_seconds + self._limits.lease_left_seconds
-        if lease_ends_at - self._clock.monotonic() < least:
-            # Frozen on the way: the settler may have the payment by now.
-            log.warning("lease_too_short", order_id=order.order_id, fence=case.fence)
+        if not self._conclude.may_ask(case):
             return
         reach("confirm:before_call", order.order_id)
         answer = await self._gateway.confirm(

@@ -42,7 +42,7 @@ from reservation.payments.gateway import (
     PaymentStatus,
 )
 from reservation.payments.idempotency_keys import confirm_key
-from reservation.persistence.intents import IntentOutcome
+from reservation.persistence.intents import IntentOutcome, VoidOutcome
 from reservation.persistence.ledger import Ledger
 from reservation.redis.store import Store
 
@@ -121,6 +121,7 @@ class Settle:
         if order is None or order.status is not Status.CONFIRMING or not order.payment_key:
             return None
         known = await self._catalog.get(order.sale_id)
+        lease_ends_at = self._clock.monotonic() + self._limits.lease_ms / 1000
         claimed = await self._store.take_over(
             order,
             epoch=known.epoch,
@@ -130,7 +131,7 @@ class Settle:
         reach("settle:after_take_over", order_id)
         if isinstance(claimed, LeaseElsewhere):
             return None
-        case = Case(order, known, claimed.fence, order.payment_key, claimed.claim_id)
+        case = Case(order, known, claimed.fence, order.payment_key, claimed.claim_id, lease_ends_at)
         answer = await self._gateway.look_up(case.payment_key)
         reach("settle:after_look_up", order_id)
         return case, answer
@@ -245,6 +246,8 @@ class Settle:
         earlier = any(
             intent.kind == "intent" and intent.payment_key == case.payment_key for intent in intents
         )
+        if not self._conclude.may_ask(case):
+            return None
         answer = await self._gateway.confirm(
             payment_key=case.payment_key,
             order_id=case.order.order_id,
@@ -257,18 +260,33 @@ class Settle:
     async def _give_back(self, case: Case) -> Status | None:
         """No money can come any more: bar every process that may still wake up, then expire."""
         try:
-            for fence in range(1, case.fence + 1):
-                await self._ledger.void_intent(
-                    order_id=case.order.order_id,
-                    sale_id=case.order.sale_id,
-                    fence=fence,
-                    now_ms=self._clock.now_ms(),
-                )
+            barred = await self._bar_all(case)
         except (SQLAlchemyError, OSError) as error:
             log.warning("settle_without_sql", order_id=case.order.order_id, reason=str(error))
             return None
+        if not barred:
+            return None
         outcome = Outcome(name=PaymentOutcome.EXPIRED, reason=Reason(Cause.NEVER_APPROVED))
         return await self._conclude.finish(case, outcome, None)
+
+    async def _bar_all(self, case: Case) -> bool:
+        """Void every fence up to the case's own; false where a confirm may be under way.
+
+        An intent that stands is one whose confirm may have left, perhaps since the PG was looked
+        at. That call is over one lease after its intent.
+        """
+        order_id, now_ms = case.order.order_id, self._clock.now_ms()
+        outcomes = [
+            await self._ledger.void_intent(
+                order_id=order_id, sale_id=case.order.sale_id, fence=fence, now_ms=now_ms
+            )
+            for fence in range(1, case.fence + 1)
+        ]
+        if VoidOutcome.INTENT_STANDS not in outcomes:
+            return True
+        over_ms = now_ms - self._limits.lease_ms
+        intents = await self._ledger.intents_of(order_id)
+        return all(intent.kind != "intent" or intent.created_at_ms <= over_ms for intent in intents)
 
     async def _come_back_later(self, case: Case) -> None:
         age_ms = self._age_ms(case.order)
