@@ -31,6 +31,9 @@ UNFINISHED = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X|HA" + r"CK)\b")
 #: Says on the line of an `except Exception` why everything is caught there.
 LOOP_TOP = re.compile(r"# .*\bloop('s)? top\b")
 
+#: What pytest skips by, in a test or at its top.
+SKIP = re.compile(r"pytest\.(skip|importorskip)\(|\bmark\.skip(if)?\b")
+
 BANNER = re.compile(r"^\s*(#|--)\s*([-=*#~_])\2{3,}", re.MULTILINE)
 
 #: Made by tools, or by the service itself; never committed.
@@ -192,6 +195,18 @@ def test_each_test_file_is_one_that_make_test_runs() -> None:
         and not any(path == place or place in path.parents for place in places)
     ]
     assert named(strays) == []
+
+
+def test_each_skip_is_a_failure_in_ci() -> None:
+    """`missing` of tests/fixtures/programs.py is the only way to skip: it fails under CI."""
+    skipping = [
+        f"{path.relative_to(ROOT)}:{text.count(chr(10), 0, found.start()) + 1}"
+        for path in MODULES
+        if path.name != "programs.py"
+        for text in [path.read_text()]
+        for found in SKIP.finditer(text)
+    ]
+    assert skipping == []
 
 
 class Slot(msgspec.Struct, frozen=True):

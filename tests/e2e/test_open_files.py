@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.fixtures.programs import missing
 from tests.fixtures.service import running_service
 
 pytestmark = pytest.mark.e2e
@@ -33,7 +34,7 @@ def soft_limit(files: int) -> Iterator[None]:
 def test_connections_beyond_the_soft_limit_leave_the_others_served(tmp_path: Path) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 2 * CONNECTIONS:
-        pytest.skip(f"the hard limit of open files is {hard}")
+        missing(f"the hard limit of open files is {hard}")
     with ExitStack() as stack:
         with soft_limit(SOFT):
             service = stack.enter_context(

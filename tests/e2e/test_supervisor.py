@@ -21,6 +21,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from api import serve
 from api.parts import alone_in
 from reservation.settings import Settings, SettingsError
+from tests.fixtures.programs import missing
 from tests.fixtures.valkey import running
 
 pytestmark = pytest.mark.e2e
@@ -309,7 +310,7 @@ def test_a_process_that_breaks_says_why_without_secrets_and_is_tried_again(
 def test_a_log_that_cannot_be_written_ends_nobody(tmp_path: Path) -> None:
     full = Path("/dev/full")
     if not full.exists():
-        pytest.skip("no /dev/full here")
+        missing("no /dev/full here")
     service = Service(tmp_path, worker="broken_worker", bind_seconds=3.0, stop_share=1.0)
     service.stderr = full
     service.start()

@@ -1,6 +1,5 @@
 """A body belongs to its request, and each request gets one answer."""
 
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -121,36 +120,31 @@ def test_curl_can_offer_http2(edge: Served, tmp_path: Path) -> None:
     assert done.stdout == b"201"
 
 
-JAVA = """
-import java.net.URI;
-import java.net.http.*;
+#: What the HTTP client of Java 17 sends: the head and the body in a segment each.
+JAVA = """\
+POST {path} HTTP/1.1
+Connection: Upgrade, HTTP2-Settings
+Content-Length: {length}
+Host: 127.0.0.1
+HTTP2-Settings: AAEAAEAAAAIAAAAAAAMAAAAAAAQBAAAAAAUAAEAAAAYABgAA
+Upgrade: h2c
+User-Agent: Java-http-client/17.0.15
+Authorization: {token}
+Content-Type: application/json
+Idempotency-Key: one
 
-public class Prepare {
-  public static void main(String[] given) throws Exception {
-    var request = HttpRequest.newBuilder(URI.create(given[0]))
-        .header("Authorization", given[1]).header("Idempotency-Key", "one")
-        .header("Content-Type", "application/json")
-        .POST(HttpRequest.BodyPublishers.ofString(given[2])).build();
-    var answer = HttpClient.newHttpClient().send(request, HttpResponse.BodyHandlers.ofString());
-    System.out.print(answer.statusCode());
-  }
-}
 """
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("java") is None, reason="java is not installed")
-def test_the_http_client_of_java_can_prepare(edge: Served, tmp_path: Path) -> None:
-    sale_id, source = edge.sale(), tmp_path / "Prepare.java"
-    source.write_text(JAVA)
-    url = f"{edge.url}/v1/sales/{sale_id}/reservations"
-    done = subprocess.run(
-        ["java", source, url, edge.buyer()["Authorization"], WISH.decode()],
-        capture_output=True,
-        check=True,
-        timeout=55,
-    )
-    assert done.stdout == b"201"
+def test_the_http_client_of_java_can_prepare(edge: Served) -> None:
+    path = f"/v1/sales/{edge.sale()}/reservations"
+    token = edge.buyer()["Authorization"]
+    head = JAVA.format(path=path, length=len(WISH), token=token).replace("\n", "\r\n")
+    with wired(edge.url) as wire:
+        wire.send(head.encode())
+        time.sleep(0.02)
+        wire.send(WISH)
+        assert wire.answer().status == 201
 
 
 def test_an_expectation_is_answered_before_the_body_comes(edge: Served) -> None:

@@ -23,6 +23,7 @@ from reservation.redis.embedded import (
     EmbeddedServerError,
     find_binary,
 )
+from tests.fixtures.programs import missing
 from tests.fixtures.valkey import SERVERS, MakeServer, binary_of
 
 #: How long a test waits for what must happen in milliseconds.
@@ -304,7 +305,7 @@ sys.stdin.read()
 @pytest.mark.parametrize("mode", ["become", "guard"])
 async def test_it_dies_with_its_owner(make_server: MakeServer, tmp_path: Path, mode: str) -> None:
     if mode == "become" and sys.platform != "linux":
-        pytest.skip("only Linux ties a process to its parent")
+        missing("only Linux ties a process to its parent")
     owner = await asyncio.create_subprocess_exec(
         *[sys.executable, "-c", OWNER, str(tmp_path / "data"), mode],
         stdin=subprocess.PIPE,

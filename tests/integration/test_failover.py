@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.workers.runner import Worker
 from tests.fixtures.in_process import CONFIRMED, Bench, bench
 from tests.fixtures.lua_sale import NOW
+from tests.fixtures.programs import missing
 from tests.fixtures.proxy import MovingAddress, moving_address
 from tests.fixtures.valkey import MakeServer
 
@@ -286,10 +288,11 @@ async def test_idle_connections_are_closed_after_a_minute(
 
 
 @pytest.mark.both_loops
-@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux's own option")
 async def test_the_kernel_gives_up_bytes_that_a_vanished_host_does_not_acknowledge(
     valkey_url: str,
 ) -> None:
+    if sys.platform != "linux":
+        missing("only Linux has TCP_USER_TIMEOUT")
     async with moving_address(valkey_url) as address:
         connections = Connections(address.url, clock=NOW)
         wire = await connections._pool.take()
