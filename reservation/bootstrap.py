@@ -148,7 +148,7 @@ def _assembled(
     payments = _payments(stack, catalog, store, ledger, gateway, losses, clock, limits)
     conclude, health = payments.conclude, payments.health
     preflight, watch = _watch(settings, connections, keys, losses, ledger, catalog, health, clock)
-    orphans = Orphans(store, ledger, gateway, conclude, losses, clock=clock, limits=limits)
+    orphans = Orphans(store, ledger, gateway, conclude, losses, health, clock=clock, limits=limits)
     look = Look(catalog, store, ledger, losses, clock=clock)
     refund = Refund(catalog, store, ledger, gateway, conclude, look, clock=clock, limits=limits)
     stack.push_async_callback(refund.aclose)

@@ -48,7 +48,7 @@ from reservation.persistence.ledger import Ledger
 from reservation.persistence.payments import PaymentRow
 from reservation.redis.store import Store
 
-__all__ = ["AnswerKind", "Case", "Conclude"]
+__all__ = ["AnswerKind", "Case", "Conclude", "is_given_back"]
 
 log = structlog.get_logger(__name__)
 
@@ -237,7 +237,7 @@ class Conclude:
         if not await self.bar(order.order_id, order.sale_id, case.fence, case.payment_key):
             return None
         answer = await self._cancel_at_pg(case, reason)
-        if isinstance(answer, Answered) and _is_given_back(answer.payment):
+        if isinstance(answer, Answered) and is_given_back(answer.payment):
             return await self.finish(case, outcome, answer)
         alarm(Alarm.AUTOMATIC_CANCEL_FAILED, order_id=order.order_id, reason=reason)
         return None
@@ -277,7 +277,7 @@ class Conclude:
         if not cancelling:
             return await self.finish(case, outcome, answer)
         again = await self._cancel_at_pg(case, "cancelled before")
-        if isinstance(again, Answered) and _is_given_back(again.payment):
+        if isinstance(again, Answered) and is_given_back(again.payment):
             return await self.finish(case, given_back(again.payment), again)
         if isinstance(again, Declined):
             # The PG's last word: under this key it stays so, and under each before it another
@@ -362,7 +362,8 @@ class Conclude:
         return True
 
 
-def _is_given_back(payment: Payment) -> bool:
+def is_given_back(payment: Payment) -> bool:
+    """Whether a cancel has left nothing of it: all of its money is back, or none ever came."""
     ended = (PaymentStatus.CANCELED, PaymentStatus.PARTIAL_CANCELED)
     return payment.status in ended and (payment.balance_amount == 0 or payment.approved_at is None)
 

@@ -11,14 +11,22 @@ import msgspec
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from reservation.conclude import AnswerKind, Conclude
+from reservation.absence import Absence
+from reservation.conclude import AnswerKind, Conclude, is_given_back
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock
 from reservation.domain.states import Status
+from reservation.gateway_health import GatewayHealth
 from reservation.limits import DEFAULT_LIMITS, PaymentLimits
 from reservation.losses import Losses, is_under_way
 from reservation.metrics import alarm
-from reservation.payments.gateway import Answered, PaymentGateway, PaymentStatus
+from reservation.payments.gateway import (
+    Answered,
+    Payment,
+    PaymentGateway,
+    PaymentMissing,
+    PaymentStatus,
+)
 from reservation.persistence.ledger import Ledger
 from reservation.persistence.recovery import UnmetIntent
 from reservation.redis.store import Store
@@ -29,6 +37,12 @@ log = structlog.get_logger(__name__)
 
 #: A payment that will not take money any more, or has given it back.
 _OVER: Final = (PaymentStatus.CANCELED, PaymentStatus.ABORTED, PaymentStatus.EXPIRED)
+#: Money that is there, or an account that may still be paid into.
+_OPEN: Final = (
+    PaymentStatus.DONE,
+    PaymentStatus.PARTIAL_CANCELED,
+    PaymentStatus.WAITING_FOR_DEPOSIT,
+)
 #: One that was authenticated and never confirmed: it ends by itself once its window has closed.
 _UNAPPROVED: Final = (PaymentStatus.READY, PaymentStatus.IN_PROGRESS)
 #: An order in one of these has the payment that it was sold for.
@@ -39,7 +53,7 @@ UNMET_SECONDS: Final = 10.0
 
 
 class _Look(msgspec.Struct, frozen=True):
-    """When to ask about a payment again, by a monotonic clock."""
+    """When to look again, by a monotonic clock."""
 
     at: float
     pause: float
@@ -55,6 +69,7 @@ class Orphans:
         gateway: PaymentGateway,
         conclude: Conclude,
         losses: Losses,
+        health: GatewayHealth,
         *,
         clock: Clock,
         limits: PaymentLimits = DEFAULT_LIMITS,
@@ -66,19 +81,25 @@ class Orphans:
         self._losses = losses
         self._clock = clock
         self._limits = limits
+        self._absence = Absence(ledger, gateway, conclude, health, clock=clock, limits=limits)
         self._looks: dict[tuple[str, str], _Look] = {}
+        #: When to read all intents without an end again. Nearly all of them are met, and where the
+        #: flusher stands still each payment has one; between, only those are read that are new.
+        self._whole: _Look | None = None
+        self._read_until_ms = 0
 
     async def run_once(self) -> int:
         """One round over all sales; how many payments were asked about.
 
         An intent that Redis must have the claim of and has not is a loss, and closes its sale.
         """
-        before_ms = self._clock.now_ms() - round(UNMET_SECONDS * 1000)
-        intents = await self._ledger.unmet_intents(before_ms=before_ms)
+        now, before_ms = self._clock.monotonic(), self._clock.now_ms() - round(UNMET_SECONDS * 1000)
+        whole = self._whole is None or self._whole.at <= now
+        since_ms = None if whole else self._read_until_ms
+        intents = await self._ledger.unmet_intents(since_ms=since_ms, before_ms=before_ms)
         epochs = await self._ledger.known_sales() if intents else {}
         due: list[UnmetIntent] = []
-        looks: dict[tuple[str, str], _Look] = {}
-        now = self._clock.monotonic()
+        looks: dict[tuple[str, str], _Look] = {} if whole else self._looks.copy()
         for intent, order in await self._losses.with_orders(intents, self._store):
             epoch = epochs.get(intent.sale_id, "")
             if self._losses.report_unmet(intent, order, epoch) or is_under_way(intent, order):
@@ -89,7 +110,9 @@ class Orphans:
                 due.append(intent)
                 look = self._later(look, now)
             looks[name] = look
-        self._looks = looks
+        self._looks, self._read_until_ms = looks, before_ms
+        if whole or due:
+            self._whole = self._later(None if due else self._whole, now)
         await self.look_after(due)
         return len(due)
 
@@ -146,27 +169,47 @@ class Orphans:
             return False
         answer = await self._gateway.look_up(payment_key)
         await self._conclude.remember(order_id, payment_key, AnswerKind.LOOK_UP, answer)
-        if not isinstance(answer, Answered) or answer.payment.order_id != order_id:
-            return None
-        if answer.payment.status in _OVER:
-            await self._conclude.keep_payment(answer.payment)
+        match answer:
+            case Answered(payment) if payment.order_id == order_id:
+                return await self._end(intent, payment)
+            case Answered():
+                # Another order's: no confirm of ours can ever have got its money.
+                closed = self._is_closed(intent)
+                gone = closed and await self._absence.shows_no_money(
+                    order_id, payment_key, may_be_paid_otherwise=True
+                )
+            case PaymentMissing():
+                closed = self._is_closed(intent)
+                gone = closed and await self._absence.is_proven(
+                    order_id, payment_key, may_be_paid_otherwise=True
+                )
+            case _:
+                return None
+        return False if gone and await self._bar(intent) else None
+
+    async def _end(self, intent: UnmetIntent, payment: Payment) -> bool | None:
+        """Take a payment that the PG shows to its end, if it can have one now."""
+        if payment.status in _OVER or is_given_back(payment):
+            await self._conclude.keep_payment(payment)
             return False
-        if answer.payment.status in _UNAPPROVED:
-            age_ms = self._clock.now_ms() - intent.created_at_ms
-            closed = age_ms >= self._limits.window_closed_seconds * 1000
-            return False if closed and await self._bar(intent) else None
-        if answer.payment.status != PaymentStatus.DONE:
-            return None
+        if payment.status in _UNAPPROVED:
+            return False if self._is_closed(intent) and await self._bar(intent) else None
         # The buyer's own key makes the same order again: it must not be sold for this payment.
-        if not await self._bar(intent):
+        if payment.status not in _OPEN or not await self._bar(intent):
             return None
+        # An account that nobody has paid into yet is closed too: a deposit would have no order.
         cancelled = await self._conclude.cancel_at_pg(
-            order_id, payment_key, "the reservation was lost"
+            intent.order_id, intent.payment_key, "the reservation was lost"
         )
-        if isinstance(cancelled, Answered) and cancelled.payment.balance_amount == 0:
+        if isinstance(cancelled, Answered) and is_given_back(cancelled.payment):
             await self._conclude.keep_payment(cancelled.payment)
-            return True
+            return cancelled.payment.approved_at is not None
         return None
+
+    def _is_closed(self, intent: UnmetIntent) -> bool:
+        """Whether the PG would take no confirm of it any more."""
+        age_ms = self._clock.now_ms() - intent.created_at_ms
+        return age_ms >= self._limits.window_closed_seconds * 1000
 
     async def _bar(self, intent: UnmetIntent) -> bool:
         return await self._conclude.bar(

@@ -16,6 +16,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from reservation import tracing
+from reservation.absence import Absence
 from reservation.catalog import Catalog
 from reservation.conclude import AnswerKind, Case, Conclude
 from reservation.domain.alarms import Alarm
@@ -38,7 +39,6 @@ from reservation.payments.gateway import (
     Answer,
     Answered,
     PaymentGateway,
-    PaymentMissing,
     PaymentStatus,
 )
 from reservation.payments.idempotency_keys import confirm_key
@@ -58,16 +58,6 @@ LOOKS_AT_ONCE: Final = 32
 #: Second confirms and cancels under way at once. Each may hang for a minute with one card company;
 #: the payments of others must not wait for them, so they have places of their own.
 SLOW_AT_ONCE: Final = 128
-#: Without money now, and without a confirm of ours that could bring it.
-_WITHOUT_MONEY: Final = frozenset(
-    {
-        PaymentStatus.READY,
-        PaymentStatus.IN_PROGRESS,
-        PaymentStatus.EXPIRED,
-        PaymentStatus.ABORTED,
-        PaymentStatus.CANCELED,
-    }
-)
 
 
 class Settle:
@@ -91,7 +81,7 @@ class Settle:
         self._ledger = ledger
         self._gateway = gateway
         self._conclude = conclude
-        self._health = health
+        self._absence = Absence(ledger, gateway, conclude, health, clock=clock, limits=limits)
         self._clock = clock
         self._looks = asyncio.Semaphore(LOOKS_AT_ONCE)
         self._slow = asyncio.Semaphore(SLOW_AT_ONCE)
@@ -148,7 +138,11 @@ class Settle:
         may_confirm = age_ms < self._limits.confirm_again_seconds * 1000
         closed = age_ms >= self._limits.window_closed_seconds * 1000
         foreign = _of_another_order(answer, case)
-        if foreign and closed and await self._no_payment_of(case):
+        if (
+            foreign
+            and closed
+            and await self._absence.shows_no_money(case.order.order_id, case.payment_key)
+        ):
             return await self._give_back(case)
         if not isinstance(verdict, Unapproved) and not (foreign and may_confirm):
             return await self._slowly(
@@ -162,7 +156,12 @@ class Settle:
             # Of another order's payment the PG says so itself: its refusal voids the attempt.
             unapproved = isinstance(verdict, Unapproved) and not verdict.missing
             return await self._slowly(lambda: self._confirm_again(case, unapproved=unapproved))
-        if closed and isinstance(verdict, Unapproved) and await self._is_gone(case, verdict):
+        missing = isinstance(verdict, Unapproved) and verdict.missing
+        if (
+            closed
+            and missing
+            and await self._absence.is_proven(case.order.order_id, case.payment_key)
+        ):
             return await self._give_back(case)
         return None
 
@@ -176,45 +175,6 @@ class Settle:
             return None
         async with self._slow:
             return await step()
-
-    async def _is_gone(self, case: Case, verdict: Unapproved) -> bool:
-        """Whether 404s prove that no money can come.
-
-        They must be some time apart with nothing else between them, by key and by order, and from
-        a PG that shows our other payments to this key.
-        """
-        if not verdict.missing:
-            return False
-        try:
-            since_ms = await self._ledger.evidence.missing_since(
-                case.order.order_id, case.payment_key
-            )
-        except (SQLAlchemyError, OSError) as error:
-            log.warning("settle_without_sql", order_id=case.order.order_id, reason=str(error))
-            return False
-        apart_ms = self._limits.missing_apart_seconds * 1000
-        if since_ms is None or self._clock.now_ms() - since_ms < apart_ms:
-            return False
-        return await self._no_payment_of(case)
-
-    async def _no_payment_of(self, case: Case) -> bool:
-        """Whether the PG shows no payment of this order that has or may get money."""
-        answer = await self._gateway.look_up_order(case.order.order_id)
-        await self._conclude.remember(
-            case.order.order_id, case.payment_key, AnswerKind.LOOK_UP_ORDER, answer
-        )
-        match answer:
-            case PaymentMissing():
-                return await self._health.sees_ours()
-            case Answered(payment):
-                # Another window that the buyer opened for the order: no confirm of it ever left.
-                return (
-                    payment.order_id == case.order.order_id
-                    and payment.payment_key != case.payment_key
-                    and payment.status in _WITHOUT_MONEY
-                )
-            case _:
-                return False
 
     def _age_ms(self, order: Reservation) -> int:
         return self._clock.now_ms() - (order.claimed_at_ms or order.updated_at_ms)

@@ -152,11 +152,12 @@ class Ledger:
         sale_id: str | None = None,
         *,
         order_id: str | None = None,
+        since_ms: int | None = None,
         before_ms: int | None = None,
     ) -> list[UnmetIntent]:
         """Payments that may have been asked for and whose end SQL does not know."""
         return await recovery.unmet_intents(
-            self._database, sale_id, order_id=order_id, before_ms=before_ms
+            self._database, sale_id, order_id=order_id, since_ms=since_ms, before_ms=before_ms
         )
 
     async def end_intents(self, order_id: str, payment_key: str, now_ms: int) -> None:

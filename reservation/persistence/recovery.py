@@ -1,10 +1,10 @@
 """What a rebuild reads: how far SQL is, the items, and what the events say of payments."""
 
 from collections.abc import Collection
-from typing import Final
+from typing import Any, Final
 
 import msgspec
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import Select, and_, func, or_, select
 
 from reservation.domain.events import Event, EventName
 from reservation.domain.states import Status
@@ -179,6 +179,7 @@ async def unmet_intents(
     sale_id: str | None = None,
     *,
     order_id: str | None = None,
+    since_ms: int | None = None,
     before_ms: int | None = None,
 ) -> list[UnmetIntent]:
     """Intents without an end, one for each order and payment key, the latest claim first.
@@ -187,12 +188,18 @@ async def unmet_intents(
         database: where to look.
         sale_id: of this sale alone.
         order_id: of this order alone.
+        since_ms: only those that are no older.
         before_ms: only those that are as old.
     """
+    wanted = _unmet(sale_id, order_id)
+    if since_ms is not None:
+        wanted = wanted.where(payment_intents.c.created_at_ms >= since_ms)
+    if before_ms is not None:
+        wanted = wanted.where(payment_intents.c.created_at_ms < before_ms)
     latest: dict[tuple[str, str], UnmetIntent] = {}
     after = ("", 0)
     while True:
-        page = await _unmet_after(database, sale_id, order_id, before_ms, after)
+        page = await _page_after(database, wanted, after)
         # In the order of the fences: of a payment that was asked for again the last one stays.
         latest |= {(intent.order_id, intent.payment_key): intent for intent in page}
         if len(page) < UNMET_PAGE:
@@ -200,35 +207,34 @@ async def unmet_intents(
         after = (page[-1].order_id, page[-1].fence)
 
 
-async def _unmet_after(
-    database: Database,
-    sale_id: str | None,
-    order_id: str | None,
-    before_ms: int | None,
-    after: tuple[str, int],
-) -> list[UnmetIntent]:
+def _unmet(sale_id: str | None, order_id: str | None) -> Select[Any]:
     intents = payment_intents
-    wanted = (
-        select(*(intents.c[name] for name in UnmetIntent.__struct_fields__))
-        .where(
-            intents.c.kind == "intent",
-            intents.c.ended_at_ms.is_(None),
-            or_(
-                intents.c.order_id > after[0],
-                and_(intents.c.order_id == after[0], intents.c.fence > after[1]),
-            ),
-        )
-        .order_by(intents.c.order_id, intents.c.fence)
-        .limit(UNMET_PAGE)
+    wanted = select(*(intents.c[name] for name in UnmetIntent.__struct_fields__)).where(
+        intents.c.kind == "intent", intents.c.ended_at_ms.is_(None)
     )
     if sale_id is not None:
         wanted = wanted.where(intents.c.sale_id == sale_id)
     if order_id is not None:
         wanted = wanted.where(intents.c.order_id == order_id)
-    if before_ms is not None:
-        wanted = wanted.where(intents.c.created_at_ms < before_ms)
+    return wanted
+
+
+async def _page_after(
+    database: Database, wanted: Select[Any], after: tuple[str, int]
+) -> list[UnmetIntent]:
+    intents = payment_intents
+    page = (
+        wanted.where(
+            or_(
+                intents.c.order_id > after[0],
+                and_(intents.c.order_id == after[0], intents.c.fence > after[1]),
+            )
+        )
+        .order_by(intents.c.order_id, intents.c.fence)
+        .limit(UNMET_PAGE)
+    )
     async with database.read() as connection:
-        found = await connection.execute(wanted)
+        found = await connection.execute(page)
         return [UnmetIntent(**row) for row in found.mappings()]
 
 

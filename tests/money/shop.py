@@ -7,7 +7,9 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from reservation import metrics
 from reservation.bootstrap import Service, opened
+from reservation.domain.alarms import Alarm
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.limits import PaymentLimits
@@ -17,7 +19,7 @@ from reservation.settings import Settings
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import RunningSandbox, running_sandbox
 
-__all__ = ["LIMITS", "comes_to", "damage", "refund_wish", "shop", "sold", "stands"]
+__all__ = ["LIMITS", "comes_to", "damage", "raised", "refund_wish", "shop", "sold", "stands"]
 
 #: Far above what a busy machine needs.
 PATIENCE_SECONDS = 20.0
@@ -61,6 +63,11 @@ async def comes_to(service: Service, order: Reservation, status: Status) -> None
     while (found := await stands(service, order)) is not status:
         assert time.monotonic() < give_up_at, found
         await asyncio.sleep(0.02)
+
+
+def raised(name: Alarm) -> float:
+    """How often an alarm was raised in this process."""
+    return metrics.ALARMS.labels(name)._value.get()
 
 
 def refund_wish(order: Reservation, account: RefundAccount | None = None) -> RefundWish:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from reservation import metrics
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import SystemClock
 from reservation.domain.errors import Unavailable
@@ -21,12 +20,7 @@ from reservation.webhook import SQL_ALL
 from reservation.workers.settler import Settler
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import RunningSandbox
-from tests.money.shop import comes_to, refund_wish, shop, stands
-
-
-def alarms(name: Alarm) -> float:
-    """How often an alarm was raised in this process."""
-    return metrics.ALARMS.labels(name)._value.get()
+from tests.money.shop import comes_to, raised, refund_wish, shop, stands
 
 
 class Account:
@@ -224,9 +218,9 @@ async def test_a_deposit_of_another_amount_is_refunded_once_the_money_is_back(
     """The PG gives no deposit back without an account to send it to: that is for an operator."""
     account.sandbox.deposit(account.payment_key)
     account.lies("other_amount", times=None)
-    before = alarms(Alarm.AUTOMATIC_CANCEL_FAILED)
+    before = raised(Alarm.AUTOMATIC_CANCEL_FAILED)
     assert not await account.told()
-    assert alarms(Alarm.AUTOMATIC_CANCEL_FAILED) == before + 1
+    assert raised(Alarm.AUTOMATIC_CANCEL_FAILED) == before + 1
     assert await account.stands() is Status.AWAITING_DEPOSIT
     account.cancelled_at_the_console()
     assert await account.told()

@@ -23,7 +23,16 @@ from reservation.workers import refunder as refunder_module
 from reservation.workers.refunder import Refunder
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import RunningSandbox, running_sandbox
-from tests.money.shop import LIMITS, comes_to, damage, refund_wish, shop, sold, stands
+from tests.money.shop import (
+    LIMITS,
+    comes_to,
+    damage,
+    raised,
+    refund_wish,
+    shop,
+    sold,
+    stands,
+)
 
 TYPO = RefundAccount(bank="20", account_number="1111111111", holder_name="TYPO")
 RIGHT = RefundAccount(bank="20", account_number="2222222222", holder_name="Kim")
@@ -42,11 +51,6 @@ async def until_refunded(service: Service, refunder: Refunder, *orders: Reservat
         assert time.monotonic() < give_up_at
         await refunder.run_once()
         await asyncio.sleep(0.01)
-
-
-def raised(name: Alarm) -> float:
-    """How often an alarm was raised in this process."""
-    return metrics.ALARMS.labels(name)._value.get()
 
 
 def gauge(one: Any) -> float:
