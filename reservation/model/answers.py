@@ -34,6 +34,8 @@ _SAYS_NOTHING: Final = frozenset(
     }
 )
 _DECLINED: Final = frozenset({"declined", "voided"})
+#: No payment of an order in one of these is under way, and the next one may begin.
+_NOT_BEGUN: Final = frozenset({"HELD", "PREPARED", "RELEASED", "EXPIRED"})
 
 
 def says_nothing(operation: Operation) -> bool:
@@ -77,8 +79,23 @@ def objection(shop: Shop, operation: Operation, answered_ms: int) -> str:
     if order is None:
         return f"there is no {operation.order}"
     if not operation.code:
+        if _is_accepted(order, operation):
+            return ""
         return standing(order, operation.told, answered_ms)
     return _order_refusal(shop, order, operation, answered_ms)
+
+
+def _is_accepted(order: Order, operation: Operation) -> bool:
+    """Whether a success was accepted before its claim was through.
+
+    After ten seconds the answer is 202: the payment goes on, its outcome is unknown. That is no
+    word about the order's state, and Redis may be too slow for the claim until then. A payment
+    that has an end was claimed, so its 202 would be a lie.
+    """
+    accepted = operation.operation == "success" and operation.status == 202
+    key = operation.payment_key
+    may_begin = order.status in _NOT_BEGUN and key != "" and key not in (order.ends or {})
+    return accepted and operation.told == "CONFIRMING" and may_begin
 
 
 def standing(order: Order, told: str, answered_ms: int) -> str:

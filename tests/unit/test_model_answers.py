@@ -1,0 +1,76 @@
+"""Which answers the judge takes for possible while a payment is on its way to its claim."""
+
+import pytest
+
+from reservation.model.answers import objection
+from reservation.model.history import Operation
+from reservation.model.shop import Order, Shop
+
+KEY, OTHER = "key", "another key"
+NOT_BEGUN = ("HELD", "PREPARED", "RELEASED", "EXPIRED")
+ENDED = ("CONFIRMED", "AWAITING_DEPOSIT", "REFUNDED")
+#: Long before every deadline here.
+NOW_MS = 1_000
+
+
+def shop(status: str, ends: dict[str, str] | None = None) -> Shop:
+    found = Shop()
+    found.orders["o"] = Order(
+        status=status, buyer="b", lines=(), amount=1000, expires_at=10**9, ends=ends
+    )
+    return found
+
+
+def answer(**changes: object) -> Operation:
+    made = {
+        "operation": "success",
+        "status": 202,
+        "told": "CONFIRMING",
+        "order": "o",
+        "payment_key": KEY,
+        **changes,
+    }
+    return Operation(sale="s", client="c", invoked_ns=0, answered_ns=1, **made)
+
+
+def why_not(found: Shop, operation: Operation) -> str:
+    return objection(found, operation, NOW_MS)
+
+
+@pytest.mark.parametrize("status", ["CONFIRMING", *NOT_BEGUN])
+def test_a_success_may_be_accepted_before_its_claim_is_through(status: str) -> None:
+    assert why_not(shop(status), answer()) == ""
+    assert why_not(shop(status, {OTHER: "declined"}), answer()) == ""
+
+
+@pytest.mark.parametrize("status", ENDED)
+def test_a_success_is_not_accepted_where_the_order_has_its_payment(status: str) -> None:
+    assert why_not(shop(status), answer()) == f"told CONFIRMING, it is {status}"
+
+
+@pytest.mark.parametrize("status", NOT_BEGUN)
+def test_a_success_is_not_accepted_after_its_payment_has_ended(status: str) -> None:
+    found = shop(status, {KEY: "declined"})
+    assert why_not(found, answer()) == f"told CONFIRMING, it is {status}"
+
+
+@pytest.mark.parametrize("status", NOT_BEGUN)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"operation": "read", "status": 200},
+        {"operation": "read"},
+        {"operation": "fail"},
+        {"operation": "release"},
+        {"operation": "refund"},
+        # Not accepted but done, as another state, or of no payment at all.
+        {"status": 200},
+        {"told": "CONFIRMED"},
+        {"payment_key": ""},
+    ],
+)
+def test_every_other_answer_tells_the_state_of_its_order(
+    status: str, changes: dict[str, object]
+) -> None:
+    wrong = answer(**changes)
+    assert why_not(shop(status), wrong) == f"told {wrong.told}, it is {status}"
