@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from reservation.settings import Settings
+from tests.edge.proxies import nginx_of_the_page
 from tests.fixtures.databases import running_postgres
-from tests.fixtures.programs import find
 from tests.fixtures.service import (
     START_SECONDS,
     STOP_SECONDS,
@@ -32,37 +32,13 @@ RESTARTS = 3
 DRAIN_SECONDS = 1
 SECRET = "s" * 32
 
-NGINX = """
-daemon off;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log;
-worker_processes 1;
-events {{ worker_connections 512; }}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
-  upstream service {{ {servers} keepalive 32; }}
-  server {{
-    listen 127.0.0.1:{port};
-    location / {{
-      proxy_pass http://service;
-      proxy_http_version 1.1;
-      proxy_set_header Connection "";
-    }}
-  }}
-}}
-"""
-
 
 @contextmanager
 def nginx(folder: Path, backends: list[int]) -> Iterator[str]:
-    """Nginx in front of these ports, as its own documentation keeps connections; its address."""
+    """Nginx in front of these ports, by the lines of the page of going live; its address."""
     port = free_port()
-    servers = " ".join(f"server 127.0.0.1:{backend} max_fails=0;" for backend in backends)
-    config = folder / "nginx.conf"
-    config.write_text(NGINX.format(folder=folder, servers=servers, port=port))
-    process = subprocess.Popen([find("nginx"), "-e", folder / "start.log", "-c", config])
+    addresses = [f"127.0.0.1:{backend}" for backend in backends]
+    process = subprocess.Popen(nginx_of_the_page(folder, addresses, port))
     address = f"http://127.0.0.1:{port}"
 
     def answers() -> bool:
@@ -179,7 +155,9 @@ def test_rolling_restarts_behind_nginx_lose_no_request(tmp_path: Path) -> None:
             instance.start()
         address = stack.enter_context(nginx(tmp_path, [each.port for each in instances]))
         settings = Settings.load({**given, "RESERVATION_DATA_DIR": str(tmp_path)}, None)
-        served = Served(settings, None, tmp_path / "api0" / "log", address)  # type: ignore[arg-type]
+        # The proxy closes the operators' paths.
+        direct = f"http://127.0.0.1:{instances[1].port}"
+        served = Served(settings, None, tmp_path / "api1" / "log", direct)  # type: ignore[arg-type]
         stack.callback(served.http.close)
         sale_id = served.sale(items=[item("a", total=1_000_000)])
         crowd = Crowd(address, served, sale_id)

@@ -1,9 +1,10 @@
 """Proxies as people put them in front of the service: nginx, HAProxy and Caddy."""
 
 import os
+import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +13,11 @@ import httpx
 from tests.fixtures.programs import find
 from tests.fixtures.service import free_port
 
-__all__ = ["PROXIES", "proxied"]
+__all__ = ["OF_THE_PAGE", "PROXIES", "nginx_of_the_page", "proxied"]
+
+PAGE = Path(__file__).resolve().parents[2] / "docs/how-to/going-live.md"
+#: The proxy whose lines operators copy. It keeps the operators' paths from the world.
+OF_THE_PAGE = "nginx of the page"
 
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
@@ -28,6 +33,10 @@ http {{
   access_log off;
   client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
   fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+{servers}
+}}
+"""
+_NGINX_SERVER = """
   map $http_upgrade $connection_upgrade {{ default upgrade; '' ''; }}
   upstream service {{ server {backend}; keepalive 8; }}
   server {{
@@ -37,8 +46,10 @@ http {{
 {lines}
     }}
   }}
-}}
 """
+#: How the page of going live writes what is different here: its two servers, and its port.
+_PAGE_SERVERS = "".join(f"  server 10.0.0.{n}:8000 max_fails=0;\n" for n in (11, 12))
+_PAGE_LISTEN = "listen 443 ssl;"
 _WEBSOCKET_LINES = """
       proxy_http_version 1.1;
       proxy_set_header Upgrade $http_upgrade;
@@ -74,13 +85,29 @@ http://:{port} {{
 
 
 def _nginx(folder: Path, backend: str, port: int, lines: str) -> list[str]:
+    return _nginx_with(folder, _NGINX_SERVER.format(backend=backend, port=port, lines=lines))
+
+
+def _nginx_with(folder: Path, servers: str) -> list[str]:
     config = folder / "nginx.conf"
     # Its workers write large bodies into the folder, which is the test's own.
     user = "user root;" if os.geteuid() == 0 else ""
-    config.write_text(
-        _NGINX.format(user=user, folder=folder, backend=backend, port=port, lines=lines)
-    )
+    config.write_text(_NGINX.format(user=user, folder=folder, servers=servers))
     return [str(find("nginx")), "-e", f"{folder}/start.err", "-c", str(config)]
+
+
+def nginx_of_the_page(folder: Path, backends: Sequence[str], port: int) -> list[str]:
+    """Nginx by the block of docs/how-to/going-live.md, without TLS and at these addresses."""
+    (block,) = re.findall(r"^```nginx\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    servers = "".join(f"  server {backend} max_fails=0;\n" for backend in backends)
+    for theirs, ours in ((_PAGE_SERVERS, servers), (_PAGE_LISTEN, f"listen 127.0.0.1:{port};")):
+        assert block.count(theirs) == 1, theirs
+        block = block.replace(theirs, ours)
+    return _nginx_with(folder, block)
+
+
+def _nginx_of_the_page(folder: Path, backend: str, port: int) -> list[str]:
+    return nginx_of_the_page(folder, [backend], port)
 
 
 def _nginx_plain(folder: Path, backend: str, port: int) -> list[str]:
@@ -112,6 +139,7 @@ PROXIES: dict[str, Callable[[Path, str, int], list[str]]] = {
     "nginx with websocket lines": _nginx_websocket,
     "nginx with websocket lines, unbuffered": _nginx_unbuffered,
     "nginx as it comes": _nginx_plain,
+    OF_THE_PAGE: _nginx_of_the_page,
     "HAProxy": _haproxy,
     "Caddy": _caddy,
 }

@@ -70,6 +70,8 @@ class Stream(msgspec.Struct, frozen=True):
     answers: list[tuple[str, int]]
     #: Whether one refusal follows them, and the connection ends there.
     refused: bool
+    #: Ids of the requests for a path of the operators.
+    inward: frozenset[str]
 
 
 def draw(seed: int) -> Stream:
@@ -77,6 +79,7 @@ def draw(seed: int) -> Stream:
     choice = random.Random(seed)
     answers: list[tuple[str, int]] = []
     parts: list[bytes] = []
+    inward: set[str] = set()
     count = choice.randint(1, 5)
     refused = choice.random() < 0.3
     for number in range(count):
@@ -85,6 +88,8 @@ def draw(seed: int) -> Stream:
         data, status = _good(choice, its_id, last=last)
         parts.append(data)
         answers.append((its_id, status))
+        if data.startswith(b"PUT /v1/admin"):
+            inward.add(its_id)
     if refused:
         parts.append(_bad(choice, f"own-{seed:06d}-x"))
         # On its way already. A proxy that forgives more than the service may answer it.
@@ -92,7 +97,7 @@ def draw(seed: int) -> Stream:
             f"GET /v1/nothing HTTP/1.1\r\nHost: edge\r\nX-Request-Id: own-{seed:06d}-y".encode()
         )
         parts.append(b"\r\n\r\n")
-    return Stream(b"".join(parts), answers, refused)
+    return Stream(b"".join(parts), answers, refused, frozenset(inward))
 
 
 def segments(data: bytes, seed: int) -> Iterator[bytes]:
