@@ -48,8 +48,6 @@ class Refunder:
         self._alarm_ms = round(limits.alarm_seconds * 1000)
         self._pauses = Pauses(clock, limits.pause_least_seconds, limits.pause_most_seconds)
         self._running: dict[str, asyncio.Task[bool]] = {}
-        #: Order -> until when its next alarm waits, by a monotonic clock.
-        self._quiet: dict[str, float] = {}
 
     async def run_once(self) -> int:
         """Begin with those that are due, as places are free; how many got through meanwhile.
@@ -83,20 +81,17 @@ class Refunder:
         PENDING_REFUNDS_AGE.set(max(0, age_ms) / 1000)
 
     def _warn(self, found: list[RefundRecord]) -> None:
-        """Raise the alarm for each that waits for long, once a minute."""
-        now_ms, now = self._clock.now_ms(), self._clock.monotonic()
-        quiet = {order_id: until for order_id, until in self._quiet.items() if until > now}
+        """Raise the alarm for each that waits for long."""
+        now_ms = self._clock.now_ms()
         for record in found[:WARNED_MAX]:
             age_ms = now_ms - record.created_at_ms
-            if age_ms >= self._alarm_ms and record.order_id not in quiet:
-                quiet[record.order_id] = now + _MINUTE_MS / 1000
+            if age_ms >= self._alarm_ms:
                 alarm(
                     Alarm.REFUND_PENDING,
                     order_id=record.order_id,
                     minutes=age_ms // _MINUTE_MS,
                     code=record.code,
                 )
-        self._quiet = quiet
 
     def _ended(self) -> int:
         done = [order_id for order_id, task in self._running.items() if task.done()]
