@@ -146,12 +146,8 @@ def _assembled(
     losses = _losses(connections, keys, restorer, ledger, catalog, clock)
     stack.push_async_callback(losses.leave)
     payments = _payments(stack, catalog, store, ledger, gateway, losses, clock, limits)
-    conclude, health = payments.conclude, payments.health
+    health, orphans = payments.health, payments.orphans
     preflight, watch = _watch(settings, connections, keys, losses, ledger, catalog, health, clock)
-    orphans = Orphans(store, ledger, gateway, conclude, losses, health, clock=clock, limits=limits)
-    look = Look(catalog, store, ledger, losses, clock=clock)
-    refund = Refund(catalog, store, ledger, gateway, conclude, look, clock=clock, limits=limits)
-    stack.push_async_callback(refund.aclose)
     audit = _audit(Inspection(connections, keys, store), sale_store, ledger, outbox, clock)
     rebuild = _rebuild(keys, store, restorer, outbox, ledger, losses, orphans, clock)
     return Service(
@@ -171,10 +167,10 @@ def _assembled(
         prepare=Prepare(catalog, queue, store, order_ids, watch),
         confirm=payments.confirm,
         release=Release(catalog, store, clock=clock),
-        look=look,
+        look=payments.look,
         sales=Sales(catalog, sale_store, ledger, gateway.limits, clock=clock),
         settle=payments.settle,
-        refund=refund,
+        refund=payments.refund,
         webhook=payments.webhook,
         recheck=payments.recheck,
         audit=audit,
@@ -182,7 +178,7 @@ def _assembled(
         watch=watch,
         orphans=orphans,
         preflight=preflight,
-        why=Why(sale_store, store, ledger, look, clock=clock, limits=limits),
+        why=Why(sale_store, store, ledger, payments.look, clock=clock, limits=limits),
         rebuild=rebuild,
         repair=Repair(audit, rebuild, restorer, ledger),
     )
@@ -190,11 +186,13 @@ def _assembled(
 
 class _Payments(NamedTuple):
     health: GatewayHealth
-    conclude: Conclude
     settle: Settle
     confirm: Confirm
     webhook: Webhook
     recheck: Recheck
+    orphans: Orphans
+    look: Look
+    refund: Refund
 
 
 def _payments(
@@ -217,7 +215,13 @@ def _payments(
     follow_up = FollowUp(catalog, ledger, conclude)
     webhook = Webhook(catalog, store, ledger, gateway, follow_up, settle, clock=clock)
     recheck = Recheck(store, ledger, gateway, follow_up, clock=clock, limits=limits)
-    return _Payments(health, conclude, settle, confirm, webhook, recheck)
+    orphans = Orphans(store, ledger, gateway, conclude, losses, health, clock=clock, limits=limits)
+    look = Look(catalog, store, ledger, losses, clock=clock)
+    refund = Refund(
+        catalog, store, ledger, gateway, conclude, look, follow_up, clock=clock, limits=limits
+    )
+    stack.push_async_callback(refund.aclose)
+    return _Payments(health, settle, confirm, webhook, recheck, orphans, look, refund)
 
 
 async def _ledger(settings: Settings, stack: AsyncExitStack, *, may_be_away: bool) -> Ledger:

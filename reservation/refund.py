@@ -14,7 +14,6 @@ with the wish that stands.
 
 import asyncio
 import hashlib
-import re
 from typing import Final
 
 import msgspec
@@ -36,6 +35,7 @@ from reservation.domain.payment import Cause, Reason
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.failpoints import reach
+from reservation.follow_up import FollowUp
 from reservation.limits import DEFAULT_LIMITS, PaymentLimits
 from reservation.look import Look
 from reservation.metrics import alarm
@@ -44,32 +44,29 @@ from reservation.payments.gateway import (
     Answered,
     Declined,
     Misconfigured,
-    OrderIdUsed,
     Payment,
     PaymentGateway,
     PaymentMissing,
     PaymentStatus,
     RefundAccount,
-    TryAgain,
-    Unknown,
 )
 from reservation.persistence.ledger import Ledger
 from reservation.persistence.refunds import OtherRefund, RefundRecord, RefundReused
 from reservation.persistence.refunds import RefundWish as WrittenWish
 from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.redis.store import Store
+from reservation.refund_answers import has_no_money, is_back, may_still_come, word_of
 
-__all__ = ["VIRTUAL_ACCOUNT", "Refund", "RefundWish", "facts_of"]
+__all__ = ["ORDER_NOT_PAID", "VIRTUAL_ACCOUNT", "Refund", "RefundWish", "facts_of"]
 
 log = structlog.get_logger(__name__)
 
 #: The PG's word for a virtual account, whose deposits go back to an account only.
 VIRTUAL_ACCOUNT: Final = "가상계좌"
 
-#: The PG works on an earlier call under the same idempotency key.
-_STILL_RUNNING: Final = "IDEMPOTENT_REQUEST_PROCESSING"
-#: The PG's own failure, told by itself: that call has ended. A 502 or 504 may be a proxy's.
-_FAILED: Final = re.compile(r"500 [A-Z][A-Z0-9_]*")
+
+#: The code of a refund that has ended since its order did, without any money to give back.
+ORDER_NOT_PAID: Final = "ORDER_NOT_PAID"
 
 
 class RefundWish(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,6 +119,7 @@ class Refund:
         gateway: PaymentGateway,
         conclude: Conclude,
         look: Look,
+        follow_up: FollowUp,
         *,
         clock: Clock,
         limits: PaymentLimits = DEFAULT_LIMITS,
@@ -132,6 +130,7 @@ class Refund:
         self._gateway = gateway
         self._conclude = conclude
         self._look = look
+        self._follow_up = follow_up
         self._clock = clock
         self._limits = limits
         self._under_way: set[asyncio.Task[bool]] = set()
@@ -245,6 +244,8 @@ class Refund:
         held = await self._lease(record, asks=sold)
         if held is None:
             return False
+        if order.status not in (Status.CONFIRMED, Status.REFUNDED):
+            return await self._wait_for(order, held)
         if sold:
             asked = await self._money_back(order, held, began)
             if not asked.back:
@@ -270,6 +271,33 @@ class Refund:
         reach("refund:after_finish", record.order_id)
         await self._ledger.finish_refund(held, status="done", code=None, now_ms=self._now_ms())
         return True
+
+    async def _wait_for(self, order: Reservation, held: RefundRecord) -> bool:
+        """An order that is not sold: the bank took its deposit back, or Redis went back in time.
+
+        The refund goes on where the order is sold again or refunded. It ends where the order has
+        ended and the PG shows no money that could go back.
+        """
+        order_id, payment_key = order.order_id, order.payment_key or ""
+        alarm(Alarm.REFUND_OF_UNSOLD_ORDER, order_id=order_id, status=order.status.value)
+        answer = await self._gateway.look_up(payment_key)
+        await self._conclude.remember(order_id, payment_key, AnswerKind.LOOK_UP, answer)
+        self._warn(order, answer)
+        ended = order.status in (Status.RELEASED, Status.EXPIRED)
+        match answer:
+            case Answered(payment) if payment.order_id == order_id:
+                if ended and has_no_money(payment):
+                    await self._ledger.finish_refund(
+                        held, status="refused", code=ORDER_NOT_PAID, now_ms=self._now_ms()
+                    )
+                    return False
+                moved = ended or _has_moved(order, payment)
+            case _:
+                moved = False
+        await self._leave(held, code=order.status.value, unanswered=held.unanswered)
+        if moved and isinstance(answer, Answered):
+            await self._follow_up(order, answer)
+        return False
 
     def _now_ms(self) -> int:
         return self._clock.now_ms()
@@ -302,7 +330,7 @@ class Refund:
                 held, status="refused", code=answer.code, now_ms=self._now_ms()
             )
             raise _refused(answer.code)
-        unanswered = _may_still_come(answer, before=held.unanswered)
+        unanswered = may_still_come(answer, before=held.unanswered)
         self._warn(order, answer)
         shown = answer
         if not isinstance(shown, Answered):
@@ -311,9 +339,9 @@ class Refund:
             await self._conclude.remember(order.order_id, payment_key, AnswerKind.LOOK_UP, shown)
             self._warn(order, shown)
         if not isinstance(shown, Answered) or shown.payment.order_id != order.order_id:
-            return _Asked(back=False, code=_word(answer), unanswered=unanswered)
+            return _Asked(back=False, code=word_of(answer), unanswered=unanswered)
         await self._conclude.keep_payment(shown.payment)
-        return _Asked(_is_back(shown.payment), code=_word(answer), unanswered=unanswered)
+        return _Asked(is_back(shown.payment), code=word_of(answer), unanswered=unanswered)
 
     def _warn(self, order: Reservation, answer: Answer) -> None:
         """Raise the alarm on an answer that does not change by itself."""
@@ -351,38 +379,11 @@ def facts_of(record: RefundRecord) -> dict[str, object]:
     }
 
 
+def _has_moved(order: Reservation, payment: Payment) -> bool:
+    """Whether the account that an order awaits its deposit on awaits none."""
+    awaits = order.status is Status.AWAITING_DEPOSIT
+    return awaits and payment.status != PaymentStatus.WAITING_FOR_DEPOSIT
+
+
 def _refused(code: str) -> NotRefundable:
     return NotRefundable("The payment provider refuses the refund.", providerCode=code)
-
-
-def _is_back(payment: Payment) -> bool:
-    ended = (PaymentStatus.CANCELED, PaymentStatus.PARTIAL_CANCELED)
-    return payment.status in ended and payment.balance_amount == 0
-
-
-def _may_still_come(answer: Answer, *, before: bool) -> bool:
-    """Whether a cancel of ours may still be carried out, after this answer to the last one.
-
-    The PG works on one call of a key at a time: an answer of its own says that every earlier one
-    has ended too. What it turns away at its entrance says nothing of an earlier call.
-    """
-    match answer:
-        case Answered() | Declined() | PaymentMissing() | OrderIdUsed():
-            return False
-        case TryAgain(code):
-            return before or code == _STILL_RUNNING
-        case Misconfigured(bound_to_key=bound):
-            return before and not bound
-        case Unknown(reason, bound_to_key=bound):
-            return not (bound or _FAILED.fullmatch(reason))
-
-
-def _word(answer: Answer) -> str | None:
-    """The answer in a word, for whoever waits for the refund."""
-    match answer:
-        case Answered(payment):
-            return payment.status
-        case Unknown(reason):
-            return reason
-        case _:
-            return answer.code

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from reservation import metrics
 from reservation.bootstrap import Service, opened
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import SystemClock
-from reservation.domain.errors import NotRefundable, RefundPending
+from reservation.domain.errors import NotRefundable, RefundPending, ReservationError
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.payments.gateway import Answer, Answered, RefundAccount
@@ -453,3 +453,99 @@ async def test_a_refund_whose_event_was_lost_is_gone_through_again(
         # Nothing is left of it, and an operator who asks again is told the same.
         assert await service.ledger.pending_refunds(10) == []
         assert await service.refund(wish)
+
+
+async def test_a_cancel_that_may_still_come_is_remembered_where_redis_went_back(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    """What Redis lost is the sale itself: nothing of it says how the cancel ended."""
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service, sale_id = bench.service, await bench.sale()
+        order = await bench.hold(sale_id)
+        await bench.flush(sale_id)
+        payment_key = sandbox.put_payment(order.order_id, order.amount)
+        await bench.claim(order, payment_key)
+        memory = await bench.remembered(sale_id)
+        assert sandbox.confirm(payment_key, order.order_id, order.amount).is_success
+        await bench.finish(order, 1)
+        of_it = {"orderId": order.order_id, "operations": ["cancel"], "times": 1}
+        sandbox.order_fault("hang", seconds=600, **of_it)
+        assert not await service.refund(refund_wish(order))
+        (pending,) = await service.ledger.pending_refunds(2)
+        assert pending.unanswered
+        await bench.put_back(sale_id, memory)
+        await gone_on(service, order)
+        (pending,) = await service.ledger.pending_refunds(2)
+        assert pending.unanswered
+
+
+async def gone_on(service: Service, order: Reservation) -> None:
+    """One more try of the worker."""
+    record = await service.ledger.refund_of(order.order_id)
+    assert record is not None
+    with suppress(ReservationError):
+        await service.refund.go_on(record)
+
+
+async def test_a_refund_of_an_order_that_ended_unpaid_ends_by_name(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    """The bank took the deposit back before the PG would cancel, and nobody paid in again."""
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service = bench.service
+        order = await paid_by_account(bench, sandbox)
+        sold_order = await service.store.read(order.order_id)
+        assert sold_order is not None
+        assert sold_order.payment_key is not None
+        sandbox.order_fault("error_before_commit", orderId=order.order_id, operations=["cancel"])
+        assert not await service.refund(refund_wish(order, RIGHT))
+        sandbox.clear_faults()
+        sandbox.deposit(sold_order.payment_key, reverse=True)
+        await service.webhook(order.order_id, sold_order.payment_key)
+        refunder = refunder_of(service)
+        await refunder.run_once()
+        # It may be paid in again.
+        assert len(await service.ledger.pending_refunds(2)) == 1
+        assert await service.settle.deposit(order.order_id) is Status.EXPIRED
+        before = raised(Alarm.REFUND_PENDING)
+        give_up_at = time.monotonic() + PATIENCE_SECONDS
+        while await service.ledger.pending_refunds(2):
+            assert time.monotonic() < give_up_at
+            await refunder.run_once()
+        ended = await service.ledger.refund_of(order.order_id)
+        assert ended is not None
+        assert (ended.status, ended.code) == ("refused", "ORDER_NOT_PAID")
+        assert raised(Alarm.REFUND_PENDING) == before
+        await bench.flush(order.sale_id)
+        history = await service.ledger.history(order.order_id)
+        assert [row.what for row in history if row.kind == "refund"] == ["begun", "refused"]
+
+
+async def test_a_pending_refund_finds_that_the_deposit_has_gone_back(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    """The order awaits its deposit again, and the PG shows the cancel: nothing else looks soon."""
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service = bench.service
+        order = await paid_by_account(bench, sandbox)
+        sold_order = await service.store.read(order.order_id)
+        assert sold_order is not None
+        payment_key = sold_order.payment_key or ""
+        await begun(service, order)
+        sandbox.deposit(payment_key, reverse=True)
+        await service.webhook(order.order_id, payment_key)
+        assert await stands(service, order) is Status.AWAITING_DEPOSIT
+        sandbox.deposit(payment_key)
+        account = {"bank": "20", "accountNumber": "2222222222", "holderName": "Kim"}
+        assert sandbox.cancel(payment_key, refundReceiveAccount=account).is_success
+        refunder = refunder_of(service)
+        await until_refunded(service, refunder, order)
+        give_up_at = time.monotonic() + PATIENCE_SECONDS
+        while await service.ledger.pending_refunds(2):
+            assert time.monotonic() < give_up_at
+            await refunder.run_once()
+        done = await service.ledger.refund_of(order.order_id)
+        assert done is not None
+        assert done.status == "done"
+        await bench.flush(order.sale_id)
+        assert await bench.audited(order.sale_id) == ()
