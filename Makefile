@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
+SBOM := var/sbom.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test screens soak chaos check format lint-lua lock loadtest loadtest-headless bench
+.PHONY: help setup run test screens soak chaos check format lint-lua lock sbom audit-dependencies loadtest loadtest-headless bench
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -70,6 +71,18 @@ bench: setup $(BENCH_STAMP)  ## speed and memory, beside the same sale written o
 $(BENCH_STAMP): requirements/bench.txt $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/bench.txt
 	touch $@
+
+# The warning is about dependencies among the packages, which a lock file does not have.
+sbom: setup  ## list the packages that the service runs with in var/sbom.json, as CycloneDX
+	mkdir -p $(dir $(SBOM))
+	$(BIN)/python -W ignore::UserWarning -m cyclonedx_py requirements requirements/run.txt \
+	  --pyproject pyproject.toml --output-reproducible -o $(SBOM)
+
+# Needs the network, and its answer changes without a change here: so it is no part of `.ci/run`. A
+# package that cannot be looked up fails it as well.
+audit-dependencies: setup  ## look up known vulnerabilities of what is locked (asks OSV)
+	$(BIN)/pip-audit --strict --disable-pip --vulnerability-service osv \
+	  $(foreach lock,run traces dev bench,-r requirements/$(lock).txt)
 
 lock: pyproject.toml  ## resolve the dependencies again (needs uv)
 	uv pip compile pyproject.toml --extra build --extra dev --extra load --extra traces --universal --python-version 3.11 \
