@@ -266,9 +266,15 @@ class Settle:
         if order is None or order.status is not Status.AWAITING_DEPOSIT or not order.payment_key:
             return None
         known = await self._catalog.get(order.sale_id)
-        case = Case(order, known, order.fence, order.payment_key)
+        status = await self._end_account(Case(order, known, order.fence, order.payment_key))
+        overdue_ms = self._clock.now_ms() - order.expires_at_ms
+        if status is None and overdue_ms >= self._limits.alarm_seconds * 1000:
+            alarm(Alarm.PAYMENT_UNDECIDED, order_id=order_id, minutes=overdue_ms // _MINUTE_MS)
+        return status
+
+    async def _end_account(self, case: Case) -> Status | None:
         async with self._looks:
-            answer = await self._gateway.look_up(order.payment_key)
+            answer = await self._gateway.look_up(case.payment_key)
         waiting = (
             isinstance(answer, Answered)
             and answer.payment.status == PaymentStatus.WAITING_FOR_DEPOSIT

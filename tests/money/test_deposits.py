@@ -57,8 +57,9 @@ class Account:
 
     async def is_due(self) -> None:
         """A week later."""
-        key = self.service.keys.of(self.order.sale_id).deposits
-        await self.service.connections.command("ZADD", key, 1, self.order.order_id)
+        names, command = self.service.keys.of(self.order.sale_id), self.service.connections.command
+        await command("ZADD", names.deposits, 1, self.order.order_id)
+        await command("HSET", names.order(self.order.order_id), "due_at", 1)
 
     def cancelled_at_the_console(self) -> None:
         """The shop gives the deposit back in the PG's own console."""
@@ -368,6 +369,19 @@ async def test_an_account_that_is_due_and_cannot_be_decided_is_looked_at_with_gr
     assert await settler.run_once(account.order.sale_id) == 1
     assert await account.stands() is Status.EXPIRED
     assert await settler.run_once(account.order.sale_id) == 0
+
+
+async def test_an_account_that_stays_undecided_after_its_due_date_raises_an_alarm(
+    account: Account,
+) -> None:
+    """Its pieces stay held, and nothing else says so."""
+    account.lies("error_before_commit", times=None)
+    before, deposit = raised(Alarm.PAYMENT_UNDECIDED), account.service.settle.deposit
+    assert await deposit(account.order.order_id) is None
+    assert raised(Alarm.PAYMENT_UNDECIDED) == before
+    await account.is_due()
+    assert await deposit(account.order.order_id) is None
+    assert raised(Alarm.PAYMENT_UNDECIDED) == before + 1
 
 
 async def _away(*_: Any, **__: Any) -> None:
