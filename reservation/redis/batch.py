@@ -16,10 +16,12 @@ import msgspec
 import structlog
 
 from reservation import tracing
+from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock
 from reservation.domain.errors import OutcomeUnknown, ReservationError, Unavailable
 from reservation.domain.rate import BuyerLimits
-from reservation.domain.reservation import Basket, Reservation, Wish
+from reservation.domain.reservation import Basket, Reservation
+from reservation.metrics import alarm
 from reservation.redis.connection import Connections
 from reservation.redis.decisions import (
     RETRY_AFTER_SECONDS,
@@ -28,10 +30,12 @@ from reservation.redis.decisions import (
     Decision,
     Made,
     Replayed,
+    Reply,
     looked_up,
 )
 from reservation.redis.keys import Keys
 from reservation.redis.outcomes import PrepareWord
+from reservation.redis.prepare_call import encode
 from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.redis.scripts import load
 
@@ -214,8 +218,11 @@ class PrepareQueue:
 
     async def _decide(self, sale_id: str, epoch: str, lane: _Lane, batch: list[_Waiting]) -> None:
         not_after_ms = self._connections.not_after_ms()
-        wishes = list(dict.fromkeys([waiting.basket.wish for waiting in batch]))
-        keys, args = self._encode(sale_id, epoch, not_after_ms, batch, wishes)
+        baskets = [waiting.basket for waiting in batch]
+        wishes = list(dict.fromkeys([basket.wish for basket in baskets]))
+        mark = self._marks.of(sale_id, epoch)
+        head = (not_after_ms, epoch, *mark, self._clock.now_ms(), *self._limits)
+        keys, args = encode(self._keys.of(sale_id), head, baskets, wishes)
         sent_at = self._monotonic()
         try:
             (word, *facts), *replies = await self._call(batch, keys, args)
@@ -257,54 +264,18 @@ class PrepareQueue:
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
 
-    def _encode(
-        self,
-        sale_id: str,
-        epoch: str,
-        not_after_ms: int,
-        batch: list[_Waiting],
-        wishes: list[Wish],
-    ) -> tuple[list[str], list[str | int]]:
-        names = self._keys.of(sale_id)
-        indices: dict[str, int] = {}
-        asked_for: list[str | int] = []
-        for wish in wishes:
-            lines = [
-                f"{indices.setdefault(line.sku, len(indices) + 1)} {line.quantity}"
-                for line in wish.lines
-            ]
-            asked_for += (
-                wish.digest,
-                wish.order_name,
-                msgspec.json.encode(wish.order_name).decode(),
-                wish.amount,
-                int(wish.admitted),
-                " ".join(lines),
-            )
-        numbers = {wish: str(number) for number, wish in enumerate(wishes, 1)}
-        keys = [*names.of_prepare, *map(names.stock, indices)]
-        asked: list[str] = []
-        for waiting in batch:
-            basket = waiting.basket
-            keys += names.of_basket(basket.order_id, basket.buyer_id)
-            asked.append(numbers[basket.wish])
-        mark = self._marks.of(sale_id, epoch)
-        head = (not_after_ms, epoch, *mark, self._clock.now_ms(), *self._limits)
-        counts = (len(indices), len(wishes), len(batch))
-        return keys, [*map(str, head), *counts, " ".join(asked), *indices, *asked_for]
-
     async def _answer(
         self,
         sale_id: str,
         epoch: str,
         lane: _Lane,
         common: Common,
-        replies: list[tuple[_Waiting, int | list[str]]],
+        replies: list[tuple[_Waiting, Reply]],
     ) -> None:
         # The script decides nothing any more behind a basket that met holds that ran out.
         count, due = len(replies), list[str]()
         for place, (_, reply) in enumerate(replies):
-            if not isinstance(reply, int) and reply[0] == PrepareWord.DUE:
+            if isinstance(reply, list) and reply[0] == PrepareWord.DUE:
                 count, due = place, reply[1:]
                 break
         decided, behind = replies[:count], [waiting for waiting, _ in replies[count:]]
@@ -336,7 +307,7 @@ class PrepareQueue:
     async def _tell(
         self,
         common: Common,
-        decided: Sequence[tuple[_Waiting, int | list[str]]],
+        decided: Sequence[tuple[_Waiting, Reply]],
         *,
         pause_after: int,
     ) -> None:
@@ -349,9 +320,10 @@ class PrepareQueue:
             for waiting, reply in some:
                 try:
                     outcome = common.decision_of(waiting.basket, reply)
-                except Exception:  # loop top: others wait behind a reply that is a bug
+                except Exception as error:  # loop top: others wait behind a reply that is a bug
                     # What it took only its key can tell.
                     log.exception("prepare_reply_unreadable", reply=reply)
+                    alarm(Alarm.BROKEN_INVARIANT, reason=str(error))
                     outcome = OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS)
                 waiting.decide(outcome)
             self._answer_seconds = (self._monotonic() - began) / len(some)

@@ -27,8 +27,18 @@ from reservation.domain.states import Status
 from reservation.redis.outcomes import PrepareWord
 from reservation.redis.records import as_items, as_mapping
 from reservation.redis.refusals import limit_exceeded, sold_out
+from reservation.redis.replies import UnexpectedReply
 
-__all__ = ["RETRY_AFTER_SECONDS", "Alike", "Common", "Decision", "Made", "Replayed", "looked_up"]
+__all__ = [
+    "RETRY_AFTER_SECONDS",
+    "Alike",
+    "Common",
+    "Decision",
+    "Made",
+    "Replayed",
+    "Reply",
+    "looked_up",
+]
 
 #: What a refused caller is told to wait, in seconds.
 RETRY_AFTER_SECONDS: Final = 1
@@ -65,6 +75,9 @@ class Made(msgspec.Struct, frozen=True):
 
 Decision = Made | Replayed
 
+#: What prepare.lua says of one basket: its event's number, a refusal told before, a word, an error.
+Reply = int | list[str] | Exception
+
 
 class Common:
     """What prepare.lua says of a whole batch, and what its baskets' replies mean in that light."""
@@ -92,14 +105,18 @@ class Common:
                     sale_id, status, wish, as_items(text), int(expires_at), int(created_at)
                 )
 
-    def decision_of(
-        self, basket: Basket, reply: int | Sequence[str]
-    ) -> Decision | ReservationError:
-        """What a basket's own reply says; the replies are asked about in their order."""
+    def decision_of(self, basket: Basket, reply: Reply) -> Decision | ReservationError:
+        """What a basket's own reply says; the replies are asked about in their order.
+
+        Raises:
+            UnexpectedReply: the basket's data is damaged, and the script left it as it is.
+        """
         if isinstance(reply, int):
             if reply < 0:
                 return self._sold_out[-reply - 1]
             return Made(self._alike[basket.wish], basket, reply)
+        if isinstance(reply, Exception):
+            raise UnexpectedReply(str(reply)) from reply
         told = tuple(reply)
         # Most that are refused in one call are refused alike: one refusal is told to all of them.
         refusal = self._refusals.get(told)

@@ -113,9 +113,8 @@ local moves = COUNTER[status] ~= COUNTER[to]
 local wrong = moves and check_lines("finish", lines, buyer, COUNTER[status], COUNTER[to])
 if wrong then return wrong end
 local paid = paid_step(status, to)
-if paid ~= 0 and not count_of(redis.call("HGET", buyer, PAID_ORDERS) or "0") then
-    return redis.error_reply("BUG finish: what the buyer has paid for is no count")
-end
+wrong = check_paid("finish", buyer, paid)
+if wrong then return wrong end
 redis.call("ZCARD", deadlines)
 redis.call("ZCARD", confirming)
 redis.call("ZCARD", deposits)

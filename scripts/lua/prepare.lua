@@ -32,7 +32,8 @@ Args
   ARGV[15+] sku         text   one per stock key, then of each wish six values: digest of the body,
                                order name, the same as JSON text, amount, admitted (1 or 0), and
                                its lines "index quantity index quantity ..."
-Returns  {what all have in common}, and one reply per basket, in order; of each, the first that
+Returns  {what all have in common}, and one reply per basket, in order, an error for one whose data
+         is damaged: nothing of it is written, and the others are decided; of each, the first that
          applies. A word of all is alone in its array, and no basket has a reply then.
   too_late        of all: the server's clock is past not_after
   recovering      of all: the sale is not the one the caller knows; nothing is sold before a rebuild
@@ -99,16 +100,16 @@ end
 local stocks = {}
 for index = 1, sku_count do
     local key, sku = KEYS[FIRST_STOCK_KEY + index - 1], ARGV[FIRST_SKU + index - 1]
-    local found = redis.call("HMGET", key, "available", "held", "price", "limit")
+    local found = redis.pcall("HMGET", key, "available", "held", "price", "limit")
     local stock = {
         key = key, sku = sku, available = count_of(found[1]), held = count_of(found[2]),
         price = count_of(found[3]), limit = count_of(found[4]), taken = 0,
     }
     local whole = stock.available and stock.held and stock.price and stock.limit
-    if not whole and (found[1] or found[2] or found[3] or found[4]) then
-        return redis.error_reply("BUG prepare: a number of " .. sku .. " is no count")
+    if not whole and (found.err or found[1] or found[2] or found[3] or found[4]) then
+        stock.bug = redis.error_reply("BUG prepare: a number of " .. sku .. " is no count")
     end
-    stocks[index] = whole and stock or false
+    stocks[index] = (whole or stock.bug) and stock or false
 end
 
 local at, hold_seconds = int(now_ms), int(head.hold_seconds)
@@ -253,6 +254,10 @@ local function wish_at(number)
             wish.unknown = ARGV[FIRST_SKU + tonumber(index) - 1]
             return wish
         end
+        if stock.bug then
+            wish.bug = stock.bug
+            return wish
+        end
         local count = #wish.lines + 1
         wish.lines[count] = {stock = stock, quantity = tonumber(quantity)}
         wish.skus[count] = stock.sku
@@ -308,7 +313,8 @@ local function stock_refusal(wish)
     if not for_good and holds_ran_out() then return {"due", unpack(due)} end
     if not for_good and holds then
         write_deadlines()
-        next_deadline = redis.call("ZRANGE", deadlines, 0, 0, "WITHSCORES")[2] or ""
+        local first = redis.call("ZRANGE", deadlines, 0, 0, "WITHSCORES")[2]
+        next_deadline = count_of(first) and first or ""
     end
     local reply = {"sold_out", next_deadline}
     for _, line in ipairs(wish.lines) do
@@ -349,19 +355,31 @@ local function write(basket, wish)
     return head.seq
 end
 
-local function decide(basket)
+-- Reads and checks one basket: the refusal or the bug that answers it; nil where it can be taken.
+local function look_at(basket)
     local wish = basket.wish
     local standing = redis.call("HGET", basket.order, "digest")
     if standing == wish.digest then return {"replayed"} end
     local refusal = rate_refusal(basket)
     if refusal then return refusal end
     if wish.unknown then return {"sku_not_found", wish.unknown} end
+    if wish.bug then return wish.bug end
     if standing then return {"key_reused"} end
     refusal = window_refusal(wish)
     if refusal then return refusal end
     if wish.price ~= wish.amount then return {"amount_mismatch", int(wish.price)} end
     -- A hold that ran out hides neither stock nor a buyer's own limit: where it may, it is `due`.
-    return limit_refusal(basket, wish) or stock_refusal(wish) or write(basket, wish)
+    return limit_refusal(basket, wish) or stock_refusal(wish)
+end
+
+-- A key of the wrong kind ends what reads it: that is this basket's own answer, for nothing of it
+-- was written yet.
+local function decide(basket)
+    local whole, refusal = pcall(look_at, basket)
+    if not whole and type(refusal) ~= "table" then
+        refusal = redis.error_reply("BUG prepare: " .. refusal)
+    end
+    return refusal or write(basket, basket.wish)
 end
 
 local wishes = {}
@@ -376,10 +394,7 @@ local function decide_all()
     for position = 1, basket_count do
         local wish = wishes[tonumber(number_of_next())]
         local reply = behind_due and {"again"} or decide(basket_at(position, wish))
-        if type(reply) == "table" then
-            if reply.err then return reply end
-            behind_due = behind_due or reply[1] == "due"
-        end
+        behind_due = behind_due or type(reply) == "table" and reply[1] == "due"
         replies[position + 1] = reply
     end
     return replies

@@ -237,15 +237,26 @@ async def test_two_sales_do_not_wait_for_each_other(
         await other
 
 
-async def test_a_broken_key_is_answered_as_unknown_and_the_queue_goes_on(bench: Bench) -> None:
+async def test_a_damaged_buyer_is_answered_as_unknown_and_the_others_are_served(
+    bench: Bench,
+) -> None:
     command = bench.sale.connections.command
-    await command("SET", bench.sale.keys.buyer("broken"), "not a hash")
-    found = await asyncio.gather(*(bench.prepare(name) for name in ("good", "broken", "behind")))
-    assert [type(one).__name__ for one in found] == ["OutcomeUnknown"] * 3
-    await command("DEL", bench.sale.keys.buyer("broken"))
-    again = await asyncio.gather(*(bench.prepare(name) for name in ("good", "broken", "behind")))
-    assert [type(one).__name__ for one in again] == ["Replayed", "Reservation", "Reservation"]
-    assert await bench.sale.stock("a") == (10, 7, 3, 0)
+    key = bench.sale.keys.buyer("broken")
+    for damage in (("SET", key, "not a hash"), ("HSET", key, "a", "no count")):
+        await command("DEL", key)
+        await command(*damage)
+        with structlog.testing.capture_logs() as lines:
+            found = await asyncio.gather(
+                *(bench.prepare(f"{name} {damage[0]}") for name in ("good", "behind")),
+                bench.prepare("broken"),
+                bench.prepare(f"last {damage[0]}"),
+            )
+        names = [type(one).__name__ for one in found]
+        assert names == ["Reservation", "Reservation", "OutcomeUnknown", "Reservation"]
+        assert [line["alarm"] for line in lines if "alarm" in line] == ["broken_invariant"]
+    await command("DEL", key)
+    assert isinstance(await bench.prepare("broken"), Reservation)
+    assert await bench.sale.stock("a") == (10, 3, 7, 0)
 
 
 async def test_holds_that_ran_out_are_given_back_before_anyone_newer_is_served(

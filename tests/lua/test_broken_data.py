@@ -213,6 +213,60 @@ async def refusal_of(scene: Scene, call: Call) -> str:
     return "recovering" if "recovering" in (answer, answer[0]) else ""
 
 
+#: What can be wrong with one buyer, or with one item that only this buyer asks for.
+DAMAGE = {
+    "count": ("HSET", "buyer", "b", "x"),
+    "paid": ("HSET", "buyer", ":paid", "x"),
+    "buyer": ("SET", "buyer", "x"),
+    "list": ("SET", "buyer_orders", "x"),
+    "rate": ("RPUSH", "rate", "x"),
+    "order": ("SET", "order", "x"),
+    "stock": ("HSET", "stock", "available", "-1"),
+    "price": ("HDEL", "stock", "price"),
+    "item": ("SET", "stock", "x"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+async def test_what_is_wrong_with_one_basket_is_its_own_answer_in_a_batch(
+    sale: LuaSale, damage: tuple[str, ...]
+) -> None:
+    """Those before it and behind it are held or refused as if it were not there."""
+    for _ in range(2):
+        await sale.hold("damaged")
+    first, damaged, greedy, last = (
+        sale.basket("first", lines={"a": 2}),
+        sale.basket("damaged", lines={"b": 1}),
+        sale.basket("greedy", lines={"a": 4}),
+        sale.basket("last", lines={"a": 1}),
+    )
+    keys = dict(
+        zip(
+            ("order", "buyer", "buyer_orders", "rate"),
+            sale.keys.of_basket(damaged["order"], "damaged"),
+            strict=True,
+        ),
+        stock=sale.keys.stock("b"),
+    )
+    command, key, *edit = damage
+    await sale.connections.command("COPY", keys[key], f"aside:{keys[key]}")
+    if command in ("SET", "RPUSH"):
+        await sale.connections.command("DEL", keys[key])
+    await sale.connections.command(command, keys[key], *edit)
+    replies = await sale.prepare(
+        first, damaged, greedy, last, rate=(50, 20), sustained=(20, 60_000), unpaid_max=1
+    )
+    assert [reply[0] for reply in (replies[0], *replies[2:])] == ["held", "limit_exceeded", "held"]
+    assert isinstance(replies[1], ResponseError)
+    assert await sale.stock("a") == (10, 5, 5, 0)
+    if key != "order":
+        assert await sale.order(damaged) == {}
+    # So that the sale can be checked.
+    await sale.connections.command("DEL", keys[key])
+    if await sale.connections.command("EXISTS", f"aside:{keys[key]}"):
+        await sale.connections.command("RENAME", f"aside:{keys[key]}", keys[key])
+
+
 @pytest.mark.parametrize("damage", ["gone", "tail cut", "tail forged", "emptied", "another epoch"])
 async def test_a_sale_that_lost_its_outbox_or_its_epoch_is_left_alone(
     scene: Scene, call: Call, damage: str

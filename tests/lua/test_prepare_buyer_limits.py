@@ -158,13 +158,32 @@ async def test_a_paid_count_that_is_no_count_is_a_bug(bare_sale: LuaSale) -> Non
     await bare_sale.put()
     basket = await bare_sale.hold("ann")
     await bare_sale.connections.command("HSET", bare_sale.keys.buyer("ann"), ":paid", "many")
-    with pytest.raises(Exception, match="BUG prepare"):
-        await bare_sale.prepare(bare_sale.basket("ann"), unpaid_max=1)
+    [bug] = await bare_sale.prepare(bare_sale.basket("ann"), unpaid_max=1)
+    assert "BUG prepare: what the buyer has paid for is no count" in str(bug)
     claimed = await bare_sale.claim(basket)
     before = await bare_sale.dump()
     with pytest.raises(Exception, match="BUG finish"):
         await bare_sale.finish(basket, claimed[1], "confirmed")
     assert await bare_sale.dump() == before
+
+
+async def test_the_paid_count_never_falls_below_zero(bare_sale: LuaSale) -> None:
+    """A bank that takes a deposit back makes a paid order an unpaid one again."""
+    await bare_sale.put()
+    basket = await bare_sale.hold("ann")
+    fence = (await bare_sale.claim(basket))[1]
+    await bare_sale.finish(basket, fence, "confirmed")
+    buyer = bare_sale.keys.buyer("ann")
+    for damage in (("HDEL", buyer, ":paid"), ("HSET", buyer, ":paid", "0")):
+        await bare_sale.connections.command(*damage)
+        before = await bare_sale.dump()
+        with pytest.raises(Exception, match="BUG finish: what the buyer has paid for"):
+            await bare_sale.finish(basket, fence, "awaiting_deposit", due_ms=1)
+        assert await bare_sale.dump() == before
+    await bare_sale.connections.command("HSET", buyer, ":paid", "1")
+    reply = await bare_sale.finish(basket, fence, "awaiting_deposit", due_ms=1)
+    assert reply == ["done", "AWAITING_DEPOSIT"]
+    assert await bare_sale.paid("ann") == 0
 
 
 async def test_a_crowd_that_finds_nothing_left_leaves_nothing_behind(sale: LuaSale) -> None:

@@ -7,3 +7,13 @@ local IS_PAID = {CONFIRMED = true, REFUNDED = true}
 local function paid_step(from, to)
     return (IS_PAID[to] and 1 or 0) - (IS_PAID[from] and 1 or 0)
 end
+
+-- What is wrong with moving a buyer's count by such a step, as an error reply; nil if nothing is.
+local function check_paid(script, buyer, step)
+    if step == 0 then return nil end
+    local paid = count_of(redis.call("HGET", buyer, PAID_ORDERS) or "0")
+    if not paid or paid + step < 0 then
+        return redis.error_reply(
+            "BUG " .. script .. ": what the buyer has paid for is no count, or less than the order")
+    end
+end
