@@ -2,17 +2,20 @@
 
 A lone prepare is sent at once; under load the batches grow by themselves up to BASKETS_MAX. Order
 is kept: baskets are decided in the order in which they arrived, and a basket that must wait for
-expired holds to be given back goes before anything newer.
+expired holds to be given back goes before anything newer, for one round. Where that was not enough
+it waits beside the others, for a few rounds, and they go on:
+
+    call:   A is due, B behind it waits          round: up to 200 holds end
+    call:   A is due again, B is decided         beside: rounds for A, which goes behind all others
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from contextvars import Context
 from copy import copy
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-import msgspec
 import structlog
 
 from reservation import tracing
@@ -35,6 +38,7 @@ from reservation.redis.decisions import (
 )
 from reservation.redis.keys import Keys
 from reservation.redis.outcomes import PrepareWord
+from reservation.redis.overdue import ROUNDS_MAX, Done, Due, Expire, Overdue, Waiting, refuse
 from reservation.redis.prepare_call import encode
 from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.redis.scripts import load
@@ -62,41 +66,28 @@ ANSWERS_AT_ONCE: Final = 32
 #: that is slow, and a fuller batch gains more. Making an answer is a sixth of what a hold costs
 #: here; the rest is its socket and the next request. So the bound is twice the whole.
 CALL_TO_ANSWERS_MAX: Final = 12.0
-#: Rounds of "expire what is due, then ask again" without a single hold given back.
-FRUITLESS_ROUNDS_MAX: Final = 20
 #: How long past `not_after` a lost reply is looked into before the outcome counts as unknown.
 LOOK_UP_SECONDS: Final = 5.0
 LOOK_UP_PAUSE_SECONDS: Final = 0.2
 
 
-class Expire(Protocol):
-    """Expires those of the orders that are due and says how many were (`Store.expire`)."""
-
-    async def __call__(self, sale_id: str, order_ids: Sequence[str], *, epoch: str) -> int: ...
-
-
-#: Told once how a basket was decided; it must not raise, for others wait behind it.
-Done = Callable[[Decision | ReservationError], None]
-
-
-class _Waiting(msgspec.Struct):
-    basket: Basket
-    #: On the monotonic clock.
-    came_at: float
-    decide: Done
-    #: Whose trace it belongs to, where there are traces.
-    trace: Any
+#: Of a basket that is asked about again.
+_LATER: Final = (PrepareWord.DUE, PrepareWord.AGAIN)
 
 
 class _Lane:
     """The baskets of one sale under one epoch, in order of arrival."""
 
-    __slots__ = ("batch_seconds", "call_seconds", "fruitless", "task", "waiting")
+    __slots__ = ("batch_seconds", "call_seconds", "due", "in_turn", "rounds", "task", "waiting")
 
     def __init__(self) -> None:
-        self.waiting: deque[_Waiting] = deque()
+        self.waiting: deque[Waiting] = deque()
         self.task: asyncio.Task[None] | None = None
-        self.fruitless = 0
+        #: Whether those behind a basket that is due wait for a round with it.
+        self.in_turn = True
+        #: Those who wait beside the others for the next round, and the task that makes the rounds.
+        self.due: list[Due] = []
+        self.rounds: asyncio.Task[None] | None = None
         #: How long the last call took.
         self.call_seconds = 0.0
         #: How long a full batch takes from one call to the next, as lately seen.
@@ -131,7 +122,7 @@ class PrepareQueue:
         self._connections = connections
         self._marks = connections.marks
         self._keys = keys
-        self._expire = expire
+        self._overdue = Overdue(expire)
         self._clock = clock
         self._monotonic = clock.monotonic
         self._limits = limits.args()
@@ -178,13 +169,10 @@ class PrepareQueue:
         if lane is None:
             lane = self._lanes[basket.sale_id, epoch] = _Lane()
         trace = None if tracing.tracer is None else tracing.tracer.here()
-        lane.waiting.append(_Waiting(basket, now, done, trace))
+        lane.waiting.append(Waiting(basket, now, done, trace))
         self._waiting += 1
         if lane.task is None:
-            # It goes on after this request: a trace of its own, where there are traces.
-            context = None if tracing.tracer is None else Context()
-            work = self._drain(basket.sale_id, epoch, lane)
-            lane.task = asyncio.create_task(work, context=context)
+            lane.task = _own_task(self._drain(basket.sale_id, epoch, lane))
 
     def is_full(self, sale_id: str, epoch: str) -> bool:
         """Whether a newcomer of this sale is turned away: too many wait, or they wait too long."""
@@ -195,9 +183,11 @@ class PrepareQueue:
 
     async def aclose(self) -> None:
         """Wait for what is under way."""
-        tasks = [lane.task for lane in self._lanes.values() if lane.task]
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*self._beside, return_exceptions=True)
+        while tasks := [
+            *(task for lane in self._lanes.values() for task in (lane.task, lane.rounds) if task),
+            *self._beside,
+        ]:
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _drain(self, sale_id: str, epoch: str, lane: _Lane) -> None:
         try:
@@ -216,13 +206,16 @@ class PrepareQueue:
                 self._waiting -= 1
                 lane.waiting.popleft().decide(OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS))
 
-    async def _decide(self, sale_id: str, epoch: str, lane: _Lane, batch: list[_Waiting]) -> None:
+    async def _decide(self, sale_id: str, epoch: str, lane: _Lane, batch: list[Waiting]) -> None:
         not_after_ms = self._connections.not_after_ms()
         baskets = [waiting.basket for waiting in batch]
         wishes = list(dict.fromkeys([basket.wish for basket in baskets]))
         mark = self._marks.of(sale_id, epoch)
         head = (not_after_ms, epoch, *mark, self._clock.now_ms(), *self._limits)
-        keys, args = encode(self._keys.of(sale_id), head, baskets, wishes)
+        lane.in_turn = lane.rounds is None and not any(waiting.stood for waiting in batch)
+        waited = [place for place, one in enumerate(batch, 1) if one.rounds >= ROUNDS_MAX]
+        names = self._keys.of(sale_id)
+        keys, args = encode(names, head, baskets, wishes, in_turn=lane.in_turn, waited=waited)
         sent_at = self._monotonic()
         try:
             (word, *facts), *replies = await self._call(batch, keys, args)
@@ -233,12 +226,12 @@ class PrepareQueue:
             decided = list(zip(batch, replies, strict=common.refusal is None))
         except StoreUnavailable as error:
             log.warning("prepare_unavailable", sale_id=sale_id, reason=str(error))
-            _refuse(batch, Unavailable(retryAfter=RETRY_AFTER_SECONDS))
+            refuse(batch, Unavailable(retryAfter=RETRY_AFTER_SECONDS))
         except StoreUncertain as error:
             log.warning("prepare_uncertain", sale_id=sale_id, reason=str(error), count=len(batch))
             self._go_on_beside(self._look_up(sale_id, not_after_ms, batch))
         except Exception:
-            _refuse(batch, OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS))
+            refuse(batch, OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS))
             raise
         else:
             if common.refusal is None:
@@ -249,9 +242,9 @@ class PrepareQueue:
             if word == PrepareWord.TOO_LATE:
                 # The buyers are told "not now", and this tells why.
                 log.warning("prepare_too_late", sale_id=sale_id, seconds=lane.call_seconds)
-            _refuse(batch, common.refusal)
+            refuse(batch, common.refusal)
 
-    async def _call(self, batch: list[_Waiting], keys: list[str], args: list[str | int]) -> Any:
+    async def _call(self, batch: list[Waiting], keys: list[str], args: list[str | int]) -> Any:
         if tracing.tracer is None:
             return await self._connections.call(load("prepare"), keys, args)
         # The lane outlives its requests: whose trace this belongs to is told by the baskets.
@@ -270,44 +263,69 @@ class PrepareQueue:
         epoch: str,
         lane: _Lane,
         common: Common,
-        replies: list[tuple[_Waiting, Reply]],
+        replies: list[tuple[Waiting, Reply]],
     ) -> None:
-        # The script decides nothing any more behind a basket that met holds that ran out.
-        count, due = len(replies), list[str]()
-        for place, (_, reply) in enumerate(replies):
-            if isinstance(reply, list) and reply[0] == PrepareWord.DUE:
-                count, due = place, reply[1:]
-                break
-        decided, behind = replies[:count], [waiting for waiting, _ in replies[count:]]
+        later, decided = _parted(replies)
+        count = len(decided)
         quick = lane.call_seconds < CALL_TO_ANSWERS_MAX * self._answer_seconds * count
         more = lane.waiting or count > ANSWERS_AT_ONCE
         # A call that holds nothing is back before its answers are told.
         held = any(isinstance(reply, int) and reply > 0 for _, reply in decided)
-        if quick and more and held and not behind:
+        if quick and more and held and not later:
             self._go_on_beside(self._tell(common, decided, pause_after=ANSWERS_AT_ONCE))
         else:
             await self._tell(common, decided, pause_after=len(replies))
-        if not behind:
+        if later:
+            await self._wait(sale_id, epoch, lane, later)
+
+    async def _wait(
+        self, sale_id: str, epoch: str, lane: _Lane, later: list[tuple[Waiting, list[str]]]
+    ) -> None:
+        """Let holds that ran out be given back, here for one round or else beside the lane."""
+        due = [(waiting, reply[1:]) for waiting, reply in later if reply[0] == PrepareWord.DUE]
+        behind = [waiting for waiting, reply in later if reply[0] == PrepareWord.AGAIN]
+        self._waiting += len(later)
+        if lane.in_turn:
+            gave_back = await self._overdue.give_back(sale_id, epoch, due)
+            again = [] if gave_back is None else self._overdue.after_round(due, gave_back)
+            self._waiting -= len(due) - len(again)
+            for waiting in behind:
+                waiting.stood = True
+            lane.waiting.extendleft(reversed([*again, *behind]))
             return
+        lane.due += due
+        if lane.rounds is None:
+            lane.rounds = _own_task(self._make_rounds(sale_id, epoch, lane))
+
+    async def _make_rounds(self, sale_id: str, epoch: str, lane: _Lane) -> None:
         try:
-            gave_back = await self._try_expire(sale_id, due, epoch)
-        except Exception:  # loop top: a hold that is damaged keeps only who needs its pieces
-            log.exception("expire_before_prepare_broke", sale_id=sale_id)
-            _refuse(behind[:1], Unavailable(retryAfter=RETRY_AFTER_SECONDS))
-            del behind[0]
-        else:
-            lane.fruitless = 0 if gave_back else lane.fruitless + 1
-        if lane.fruitless > FRUITLESS_ROUNDS_MAX:
-            lane.fruitless = 0
-            _refuse(behind, Unavailable(retryAfter=RETRY_AFTER_SECONDS))
-            return
-        lane.waiting.extendleft(reversed(behind))
-        self._waiting += len(behind)
+            while lane.due:
+                due, lane.due = lane.due, []
+                gave_back = await self._overdue.give_back(sale_id, epoch, due)
+                if gave_back is None:
+                    self._waiting -= len(due)
+                    continue
+                # Those who came meanwhile were named holds that have ended by now.
+                due, lane.due = [*due, *lane.due], []
+                again = self._overdue.after_round(due, gave_back)
+                self._waiting -= len(due) - len(again)
+                for waiting in again:
+                    # It is no sign of how long the line is.
+                    waiting.came_at = self._monotonic()
+                lane.waiting += again
+                if lane.waiting and lane.task is None:
+                    lane.task = _own_task(self._drain(sale_id, epoch, lane))
+        finally:
+            lane.rounds = None
+            # Only a bug gets here with baskets left.
+            left, lane.due = lane.due, []
+            self._waiting -= len(left)
+            refuse([one for one, _ in left], OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS))
 
     async def _tell(
         self,
         common: Common,
-        decided: Sequence[tuple[_Waiting, Reply]],
+        decided: Sequence[tuple[Waiting, Reply]],
         *,
         pause_after: int,
     ) -> None:
@@ -328,14 +346,7 @@ class PrepareQueue:
                 waiting.decide(outcome)
             self._answer_seconds = (self._monotonic() - began) / len(some)
 
-    async def _try_expire(self, sale_id: str, due: Sequence[str], epoch: str) -> int:
-        try:
-            return await self._expire(sale_id, due, epoch=epoch)
-        except (StoreUnavailable, StoreUncertain, ReservationError) as error:
-            log.warning("expire_before_prepare_failed", sale_id=sale_id, reason=str(error))
-            return 0
-
-    async def _look_up(self, sale_id: str, not_after_ms: int, batch: list[_Waiting]) -> None:
+    async def _look_up(self, sale_id: str, not_after_ms: int, batch: list[Waiting]) -> None:
         """Find out what a call did whose reply was lost.
 
         Once the server's clock is past `not_after` the script can do nothing any more, so an
@@ -357,14 +368,29 @@ class PrepareQueue:
                 for waiting, flat in zip(batch, found, strict=True):
                     waiting.decide(looked_up(waiting.basket.wish.digest, flat))
                 return
-        _refuse(batch, OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS))
+        refuse(batch, OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS))
+
+
+def _parted(
+    replies: list[tuple[Waiting, Reply]],
+) -> tuple[list[tuple[Waiting, list[str]]], list[tuple[Waiting, Reply]]]:
+    """Those who are asked about again, and those who are decided."""
+    later: list[tuple[Waiting, list[str]]] = []
+    decided: list[tuple[Waiting, Reply]] = []
+    for waiting, reply in replies:
+        if isinstance(reply, list) and reply[0] in _LATER:
+            later.append((waiting, reply))
+        else:
+            decided.append((waiting, reply))
+    return later, decided
+
+
+def _own_task(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """It goes on after this request: a trace of its own, where there are traces."""
+    context = None if tracing.tracer is None else Context()
+    return asyncio.create_task(work, context=context)
 
 
 def too_many() -> Unavailable:
     """What a newcomer is told while the queue is full."""
     return Unavailable("Too many buyers at once.", retryAfter=RETRY_AFTER_SECONDS)
-
-
-def _refuse(batch: list[_Waiting], refusal: ReservationError) -> None:
-    for waiting in batch:
-        waiting.decide(refusal)

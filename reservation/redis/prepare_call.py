@@ -15,6 +15,9 @@ def encode(
     head: Sequence[str | int | float],
     baskets: Sequence[Basket],
     wishes: Sequence[Wish],
+    *,
+    in_turn: bool,
+    waited: Sequence[int],
 ) -> tuple[list[str], list[str | int]]:
     """The keys and the arguments of the call.
 
@@ -23,6 +26,8 @@ def encode(
         head: the first arguments, up to the buyers' limits.
         baskets: all of one sale, in the order in which they are decided.
         wishes: what they ask for, each once.
+        in_turn: whether those behind a basket that meets holds which ran out wait with it.
+        waited: the places, from 1 on, of the baskets that such holds keep waiting no more.
     """
     indices: dict[str, int] = {}
     asked_for: list[str | int] = []
@@ -46,4 +51,5 @@ def encode(
         keys += names.of_basket(basket.order_id, basket.buyer_id)
         asked.append(numbers[basket.wish])
     counts = (len(indices), len(wishes), len(baskets))
-    return keys, [*map(str, head), *counts, " ".join(asked), *indices, *asked_for]
+    turns = (int(in_turn), " ".join(map(str, waited)))
+    return keys, [*map(str, head), *counts, " ".join(asked), *turns, *indices, *asked_for]

@@ -29,7 +29,10 @@ Args
                                for stands here once for all baskets that ask for it
   ARGV[13]  baskets     int    how many baskets
   ARGV[14]  asked       text   the number of each basket's wish, in order: "1 1 2 1 ..."
-  ARGV[15+] sku         text   one per stock key, then of each wish six values: digest of the body,
+  ARGV[15]  in_turn     int    1: no basket behind one that meets `due` is decided; 0: all are
+  ARGV[16]  waited      text   the places of the baskets that have waited for rounds enough, "3 7
+                               ..."; holds that ran out make none of these `due` any more
+  ARGV[17+] sku         text   one per stock key, then of each wish six values: digest of the body,
                                order name, the same as JSON text, amount, admitted (1 or 0), and
                                its lines "index quantity index quantity ..."
 Returns  {what all have in common}, and one reply per basket, in order, an error for one whose data
@@ -49,8 +52,8 @@ Returns  {what all have in common}, and one reply per basket, in order, an error
   paused          an operator stopped the sale
   amount_mismatch {amount of the basket at today's prices}
   due             {order ids} holds that ran out and may make room for this basket: expire them,
-                  then ask again
-  again           a basket before this one met `due`: ask again after it
+                  then ask again; no ids: those that were named before in this reply
+  again           a basket before this one met `due`, and turns are kept: ask again after it
   limit_exceeded  {sku, limit, taken}
   sold_out        {next deadline or "", then sku, available of each line}; the next who are told the
                   same have -n as their reply: as the n-th sold_out of this reply
@@ -75,8 +78,8 @@ local interval, burst = tonumber(ARGV[6]), tonumber(ARGV[7])
 local sustained, period, unpaid_max = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local sku_count, wish_count, basket_count =
     tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
-local asked = ARGV[14]
-local FIRST_STOCK_KEY, FIRST_SKU = 6, 15
+local asked, in_turn, waited = ARGV[14], ARGV[15] == "1", ARGV[16]
+local FIRST_STOCK_KEY, FIRST_SKU = 6, 17
 local KEYS_PER_BASKET, ARGS_PER_WISH = 4, 6
 -- Lua's stack carries several thousand arguments of one call.
 local ORDERS_AT_ONCE = 1000
@@ -150,6 +153,14 @@ local function holds_ran_out()
     return #due > 0
 end
 
+-- They are the same for all baskets of a call, so their ids are told once.
+local due_named = false
+local function name_due()
+    if due_named then return {"due"} end
+    due_named = true
+    return {"due", unpack(due)}
+end
+
 -- The buyer's own holds that ran out: no others can make room under the buyer's limits.
 local function own_due(basket)
     local own = {}
@@ -165,13 +176,16 @@ local function own_due(basket)
     return own
 end
 
+local has_waited = {}
+for position in string.gmatch(waited, "%d+") do has_waited[tonumber(position)] = true end
+
 local function basket_at(position, wish)
     local key = FIRST_STOCK_KEY + sku_count + (position - 1) * KEYS_PER_BASKET
     local order, buyer = KEYS[key], KEYS[key + 1]
     return {
         order = order, buyer = buyer, buyer_orders = KEYS[key + 2], rate = KEYS[key + 3],
         order_id = string.sub(order, ORDER_ID_AT), buyer_id = string.sub(buyer, BUYER_ID_AT),
-        wish = wish,
+        wish = wish, waited = has_waited[position],
     }
 end
 
@@ -290,7 +304,8 @@ local function limit_refusal(basket, wish)
                 "BUG prepare: what the buyer has of " .. line.stock.sku .. " is no count")
         end
         if has + line.quantity > line.stock.limit then
-            local own = line.quantity <= line.stock.limit and own_due(basket) or {}
+            local may_help = line.quantity <= line.stock.limit and not basket.waited
+            local own = may_help and own_due(basket) or {}
             if #own > 0 then return {"due", unpack(own)} end
             return {"limit_exceeded", line.stock.sku, int(line.stock.limit), int(has)}
         end
@@ -299,7 +314,7 @@ end
 
 -- A crowd that comes too late asks for the same, and nothing moves meanwhile: it is said once.
 local sold_out_count = 0
-local function stock_refusal(wish)
+local function stock_refusal(basket, wish)
     if wish.sold_out_at == head.seq then return -wish.sold_out_number end
     local short, for_good = false, false
     for _, line in ipairs(wish.lines) do
@@ -310,7 +325,8 @@ local function stock_refusal(wish)
     end
     if not short then return nil end
     local next_deadline = ""
-    if not for_good and holds_ran_out() then return {"due", unpack(due)} end
+    local overdue = not for_good and holds_ran_out()
+    if overdue and not basket.waited then return name_due() end
     if not for_good and holds then
         write_deadlines()
         local first = redis.call("ZRANGE", deadlines, 0, 0, "WITHSCORES")[2]
@@ -322,7 +338,8 @@ local function stock_refusal(wish)
         reply[#reply + 1] = int(line.stock.available)
     end
     sold_out_count = sold_out_count + 1
-    wish.sold_out_at, wish.sold_out_number = head.seq, sold_out_count
+    -- Those who have not waited yet are `due`.
+    if not overdue then wish.sold_out_at, wish.sold_out_number = head.seq, sold_out_count end
     return reply
 end
 
@@ -369,7 +386,7 @@ local function look_at(basket)
     if refusal then return refusal end
     if wish.price ~= wish.amount then return {"amount_mismatch", int(wish.price)} end
     -- A hold that ran out hides neither stock nor a buyer's own limit: where it may, it is `due`.
-    return limit_refusal(basket, wish) or stock_refusal(wish)
+    return limit_refusal(basket, wish) or stock_refusal(basket, wish)
 end
 
 -- A key of the wrong kind ends what reads it: that is this basket's own answer, for nothing of it
@@ -394,7 +411,7 @@ local function decide_all()
     for position = 1, basket_count do
         local wish = wishes[tonumber(number_of_next())]
         local reply = behind_due and {"again"} or decide(basket_at(position, wish))
-        behind_due = behind_due or type(reply) == "table" and reply[1] == "due"
+        behind_due = behind_due or in_turn and type(reply) == "table" and reply[1] == "due"
         replies[position + 1] = reply
     end
     return replies

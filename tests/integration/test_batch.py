@@ -20,7 +20,7 @@ from reservation.domain.errors import (
 from reservation.domain.ids import OrderIds
 from reservation.domain.rate import BuyerLimits
 from reservation.domain.reservation import Basket, Reservation
-from reservation.redis import batch, connection
+from reservation.redis import batch, connection, overdue
 from reservation.redis.batch import PrepareQueue, Replayed
 from reservation.redis.connection import Connections
 from reservation.redis.keys import Keys
@@ -203,8 +203,8 @@ async def test_holds_that_cannot_be_given_back_do_not_keep_the_queue_for_ever(
         bench.connections, Keys(), expire=expire, clock=NOW, limits=BuyerLimits()
     )
     found = await asyncio.gather(bench.prepare("first", "b"), bench.prepare("second", "a"))
-    assert [type(one) for one in found] == [Unavailable, Unavailable]
-    assert asked == batch.FRUITLESS_ROUNDS_MAX + 1
+    assert [type(one) for one in found] == [Unavailable, Reservation]
+    assert asked == overdue.ROUNDS_MAX
     assert isinstance(await bench.prepare("third", "a"), Reservation)
 
 
@@ -219,6 +219,85 @@ async def test_a_damaged_hold_keeps_only_who_needs_its_pieces(bench: Bench) -> N
             bench.prepare("first", "b"), bench.prepare("second", "b"), bench.prepare("third", "a")
         )
     assert [type(one) for one in found] == [Unavailable, Unavailable, Reservation]
+
+
+class Rounds:
+    """Gives back holds that ran out, and counts how often it was asked to."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.count = 0
+        # The proxy passes on no message of more than 64 KB.
+        direct = bench.sale.connections
+        self._expire = Store(direct, Keys(), clock=NOW).expire
+        bench.queue = PrepareQueue(direct, Keys(), expire=self, clock=NOW, limits=BuyerLimits())
+
+    async def __call__(self, sale_id: str, order_ids: Any, *, epoch: str) -> int:
+        self.count += 1
+        return await self._expire(sale_id, order_ids, epoch=epoch)
+
+
+async def leave_overdue(sale: LuaSale, count: int) -> None:
+    """No worker lives, and so many holds of `a` have run out; those of `b` have not."""
+    await sale.put(
+        version=1, digest="d2", items=[("a", "A", 1000, 2 * count, 3), ("b", "B", 500, 5, 5)]
+    )
+    old = [sale.basket(f"old-{number}") for number in range(count)]
+    for start in range(0, count, 100):
+        await sale.prepare(*old[start : start + 100])
+    past = str(NOW.now_ms() - 10_000)
+    edits = [("ZADD", sale.keys.deadlines, past, one["order"]) for one in old]
+    edits += [("HSET", sale.keys.order(one["order"]), "expires_at", past) for one in old]
+    await sale.connections.pipeline(edits)
+    await sale.hold("has-b", lines={"b": 5})
+
+
+async def test_who_waits_for_holds_of_another_item_keeps_nobody_for_more_than_a_round(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await leave_overdue(bench.sale, 200 * (overdue.ROUNDS_MAX + 2))
+    Rounds(bench)
+    asks = Counter[str]()
+    call = bench.sale.connections.call
+
+    async def note(script: Any, keys: Any, args: Any) -> Any:
+        if script.name == "prepare":
+            asks.update(keys)
+        return await call(script, keys, args)
+
+    monkeypatch.setattr(bench.sale.connections, "call", note)
+    #: Of each who is answered: the kind of the answer, and how many calls asked for it.
+    served: list[tuple[str, int]] = []
+    turned_away: list[tuple[str, int]] = []
+
+    def ask(buyer: str, sku: str, told: list[tuple[str, int]]) -> None:
+        basket = bench.basket(buyer, sku)
+        order = bench.sale.keys.order(basket.order_id)
+        bench.queue.submit(
+            basket,
+            epoch=EPOCH,
+            done=lambda found: told.append((type(found).__name__, asks[order])),
+        )
+
+    for wave in range(10):
+        # Each begins with buyers who must wait.
+        for number in range(3):
+            ask(f"waits-{wave}-{number}", "b", turned_away)
+        for number in range(30):
+            ask(f"other-{wave}-{number}", "a", served)
+        await until(lambda: len(served) % 30 == 0 and len(served) > 30 * wave)  # noqa: B023 - awaited here
+    await until(lambda: len(turned_away) == 30)
+    assert {kind for kind, _ in served} == {"Made"}
+    assert max(count for _, count in served) <= 2, "once more behind one round"
+    assert {kind for kind, _ in turned_away} == {"SoldOut"}
+    assert max(count for _, count in turned_away) <= overdue.ROUNDS_MAX + 2
+
+
+async def test_a_basket_waits_for_so_many_rounds_and_is_refused_then(bench: Bench) -> None:
+    await leave_overdue(bench.sale, 200 * (overdue.ROUNDS_MAX + 2))
+    rounds = Rounds(bench)
+    assert isinstance(await bench.prepare("late", "b"), SoldOut)
+    assert rounds.count == overdue.ROUNDS_MAX
+    assert await bench.sale.connections.command("ZCARD", bench.sale.keys.deadlines) == 401
 
 
 async def test_two_sales_do_not_wait_for_each_other(

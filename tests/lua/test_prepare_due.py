@@ -63,3 +63,34 @@ async def test_one_buyer_over_the_limit_does_not_hold_up_the_batch(sale: LuaSale
     greedy, bob = sale.basket("ann"), sale.basket("bob")
     replies = await sale.prepare(greedy, bob)
     assert [reply[0] for reply in replies] == ["limit_exceeded", "held"]
+
+
+async def test_out_of_turn_those_behind_a_basket_that_is_due_are_decided(sale: LuaSale) -> None:
+    old = await overdue(sale, count=2, b=2)
+    wishes = [
+        sale.basket("ann", lines={"b": 2}),
+        sale.basket("bob", lines={"b": 1}),
+        sale.basket("cat", lines={"b": 3}),
+        sale.basket("dan"),
+    ]
+    [first, *others] = await sale.prepare(*wishes, in_turn=0)
+    assert first == ["due", *(basket["order"] for basket in old)]
+    assert [reply[0] for reply in others] == ["held", "due", "held"]
+    assert others[1] == ["due"], "named once in a reply"
+
+
+async def test_a_basket_that_has_waited_is_refused_and_the_next_like_it_is_due(
+    sale: LuaSale,
+) -> None:
+    await overdue(sale, count=5, b=1)
+    wishes = [sale.basket(name, lines={"b": 1}) for name in ("ann", "bob", "cat")]
+    replies = await sale.prepare(*wishes, in_turn=0, waited="1 3")
+    assert [reply[0] for reply in replies] == ["sold_out", "due", "sold_out"]
+    assert replies[0][2:] == ["b", "0"]
+
+
+async def test_a_buyer_who_has_waited_is_told_the_limit(sale: LuaSale) -> None:
+    own = await sale.hold("ann", lines={"a": 3})
+    await sale.run_out(own)
+    reply = await sale.prepare(sale.basket("ann"), waited="1")
+    assert reply == [["limit_exceeded", "a", "3", "3"]]
