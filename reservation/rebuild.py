@@ -27,7 +27,7 @@ from reservation.domain.errors import (
 )
 from reservation.domain.events import EventName
 from reservation.domain.sale import Item
-from reservation.domain.states import ENDED, LIVE, Status
+from reservation.domain.states import ENDED, HOLDING, LIVE, PAID, Status
 from reservation.losses import Losses
 from reservation.orphans import Orphans
 from reservation.persistence.events import ApplyKind
@@ -310,9 +310,17 @@ class Rebuild:
     async def _restore_buyers(self, plan: _Plan) -> None:
         names = self._keys.of(plan.sale_id)
         writes = Writes()
-        for buyer_id, counts in (await self._ledger.buyer_counts(plan.sale_id)).items():
-            writes.hset(names.buyer(buyer_id), counts)
-            writes = await self._sent_when_full(plan, writes)
+        after = ""
+        # A buyer of several pages is written with each, and alike.
+        while rows := await self._ledger.live_orders(
+            plan.sale_id, statuses={*HOLDING, *PAID}, after=after, limit=PAGE_ORDERS
+        ):
+            after = rows[-1].order_id
+            buyer_ids = list(dict.fromkeys(row.buyer_id for row in rows))
+            all_counts = await self._ledger.buyer_counts(plan.sale_id, buyer_ids)
+            for buyer_id, counts in all_counts.items():
+                writes.hset(names.buyer(buyer_id), counts)
+                writes = await self._sent_when_full(plan, writes)
         await self._restorer.write(plan.sale_id, writes, epoch=plan.ours)
 
     async def _sent_when_full(self, plan: _Plan, writes: Writes) -> Writes:

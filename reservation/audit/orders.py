@@ -33,6 +33,8 @@ SET_OF: Final = {
 }
 
 
+#: Orders that their buyer's hash counts.
+_COUNTING: Final = {*HOLDING, *PAID}
 #: An order in one of these has what its payment was made for, or the payment is being decided.
 _SERVED: Final = (
     Status.CONFIRMING,
@@ -94,21 +96,28 @@ class OrderAudit:
 
     async def _buyers(self, sale_id: str) -> list[str]:
         problems: list[str] = []
-        by_sql = await self._ledger.buyer_counts(sale_id)
-        unseen = set(by_sql)
         async for buyer_ids in self._inspection.buyers(sale_id):
+            for start in range(0, len(buyer_ids), PAGE_ORDERS):
+                page = buyer_ids[start : start + PAGE_ORDERS]
+                by_sql = await self._ledger.buyer_counts(sale_id, page)
+                counts = await self._inspection.counts(sale_id, page)
+                # Most have not moved since SQL was read; the others' orders are looked at too.
+                moved = [one for one in page if counts[one] != by_sql.get(one, {})]
+                problems += await self._miscounted(sale_id, moved)
+            if len(problems) >= PROBLEMS_MAX:
+                break
+        after = ""
+        # Buyers without a hash: the scan did not meet them, and their orders count all the same.
+        while len(problems) < PROBLEMS_MAX and (
+            rows := await self._ledger.live_orders(
+                sale_id, statuses=_COUNTING, after=after, limit=PAGE_ORDERS
+            )
+        ):
+            after = rows[-1].order_id
+            buyer_ids = list(dict.fromkeys(row.buyer_id for row in rows))
             counts = await self._inspection.counts(sale_id, buyer_ids)
-            # Most have not moved since SQL was read; the others are looked at with their orders.
-            moved = [one for one in buyer_ids if counts[one] != by_sql.get(one, {})]
-            problems += await self._miscounted(sale_id, moved)
-            unseen.difference_update(buyer_ids)
-            if len(problems) >= PROBLEMS_MAX:
-                break
-        left = sorted(unseen)
-        for start in range(0, len(left), PAGE_ORDERS):
-            if len(problems) >= PROBLEMS_MAX:
-                break
-            problems += await self._miscounted(sale_id, left[start : start + PAGE_ORDERS])
+            without = sorted(one for one, has in counts.items() if not has)
+            problems += await self._miscounted(sale_id, without)
         return sorted(set(problems))[:PROBLEMS_MAX]
 
     async def _miscounted(self, sale_id: str, buyer_ids: Sequence[str]) -> list[str]:

@@ -379,9 +379,9 @@ class Ledger:
             self._database, sale_id, statuses=statuses, after=after, limit=limit
         )
 
-    async def buyer_counts(self, sale_id: str) -> dict[str, dict[str, int]]:
-        """Buyer -> item -> units held or bought, as the buyer's limit counts them."""
-        return await orders.buyer_counts(self._database, sale_id)
+    async def buyer_counts(self, sale_id: str, ids: Collection[str]) -> dict[str, dict[str, int]]:
+        """Of these buyers: item -> units held or bought, as the buyer's limit counts them."""
+        return await orders.buyer_counts(self._database, sale_id, ids)
 
     async def confirmed_unpaid(self, sale_id: str, limit: int) -> list[UnpaidRow]:
         """CONFIRMED orders whose payment the PG does not show as done."""

@@ -1,12 +1,14 @@
 """The audit names the item, the order and the event of whatever a hand in the data broke."""
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from reservation.audit import orders
 from reservation.domain.payment import Cause, Reason
 from reservation.persistence.payments import PaymentRow
 from reservation.redis.inspection import Inspection
@@ -73,6 +75,56 @@ async def test_buyers_that_sql_does_not_have_yet_are_looked_at_together(
     states = await inspection.states(sale_id, buyer_ids)
     assert {state.orders[0].buyer_id for state in states.values()} == set(buyer_ids)
     assert trips == 3
+
+
+class Noted:
+    """Passes calls on, and notes how many rows or records each brings back."""
+
+    def __init__(self, within: Any) -> None:
+        self._within = within
+        self.most = 0
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._within, name)
+
+        async def noted(*args: Any, **how: Any) -> Any:
+            answer = await found(*args, **how)
+            if isinstance(answer, list | dict):
+                self.most = max(self.most, len(answer))
+            return answer
+
+        async def pages(*args: Any, **how: Any) -> AsyncIterator[Any]:
+            async for page in found(*args, **how):
+                self.most = max(self.most, len(page))
+                yield page
+
+        return pages if inspect.isasyncgenfunction(found) else noted
+
+
+async def test_no_read_of_the_audit_brings_back_more_than_a_page_of_buyers(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sale_id = await here.sale()
+    buyer_ids = [f"buyer-{number:02d}" for number in range(40)]
+    for buyer_id in buyer_ids:
+        await here.hold(sale_id, buyer_id)
+    await here.flush(sale_id)
+    names, service = here.service.keys.of(sale_id), here.service
+    await service.connections.command("HSET", names.buyer("buyer-07"), "a", 3)
+    await service.connections.command("DEL", names.buyer("buyer-33"))
+    await service.connections.command("HSET", names.buyer("eve"), "a", 1)
+    monkeypatch.setattr(orders, "PAGE_ORDERS", 7)
+    inspection: Any = Noted(Inspection(service.connections, service.keys, service.store))
+    ledger: Any = Noted(service.ledger)
+    problems = await orders.OrderAudit(inspection, ledger)(sale_id)
+    assert [problem.partition("; ")[0] for problem in problems] == [
+        "a: buyer buyer-07 has 3 by the limit's count and 1 by their orders",
+        "a: buyer buyer-33 has 0 by the limit's count and 1 by their orders",
+        "a: buyer eve has 1 by the limit's count and no order",
+    ]
+    assert ledger.most <= 7
+    # One step of the scan brings all that it passes over.
+    assert inspection.most <= 41
 
 
 @pytest.mark.parametrize("name", ["deadlines", "confirming", "deposits"])

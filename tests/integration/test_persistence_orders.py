@@ -185,7 +185,9 @@ async def test_a_rebuild_gets_the_live_orders_and_what_each_buyer_has(ledger: Le
     sold = await ledger.live_orders("s", statuses={Status.CONFIRMED, Status.EXPIRED})
     assert [row.order_id for row in sold] == ["ended", "sold"]
     counts = {"ann": {"a": 3, "b": 1, ":paid": 1}, "bob": {"b": 1}}
-    assert await ledger.buyer_counts("s") == counts
+    assert await ledger.buyer_counts("s", ["ann", "bob", "none"]) == counts
+    assert await ledger.buyer_counts("s", ["bob"]) == {"bob": {"b": 1}}
+    assert await ledger.buyer_counts("unknown", ["ann"]) == {}
     assert await ledger.live_orders("unknown") == []
 
 
