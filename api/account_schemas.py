@@ -77,7 +77,8 @@ class RefundAnswer(Wire, frozen=True, kw_only=True):
     restock: bool
     operator: str
     refund_receive_account: RefundAccountAnswer | None
-    #: The payment provider's last word while it is pending, or its refusal.
+    #: The payment provider's last word while it is pending, or its refusal; ORDER_NOT_PAID where
+    #: the order ended without any money to give back.
     provider_code: str | None
     created_at: str
     updated_at: str
