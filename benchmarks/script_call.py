@@ -20,6 +20,8 @@ INTERVAL_MS: Final = 50
 BURST: Final = 20
 #: No lasting rate and no limit of unpaid orders: each buyer of a benchmark holds many times.
 NO_LIMITS: Final = (0, 0, 0)
+#: Turns are kept, and nobody has waited for holds that ran out.
+TURNS: Final = (1, "")
 #: As the service's: a call that reaches the script later does nothing.
 NOT_AFTER_MS: Final = 2_000
 
@@ -81,7 +83,7 @@ def call_of(
     asked = " ".join([str(wishes.index(basket.wish) + 1) for basket in baskets])
     args: list[str | int] = [
         now_ms + not_after_ms, epoch, *NO_MARK, now_ms, INTERVAL_MS, BURST, *NO_LIMITS,
-        1, len(wishes), len(baskets), asked, SKU,
+        1, len(wishes), len(baskets), asked, *TURNS, SKU,
     ]  # fmt: skip
     for digest, amount, quantity in wishes:
         args += (digest, "Hoodie", '"Hoodie"', amount, 0, f"1 {quantity}")

@@ -99,6 +99,8 @@ async function prepare(request, reply) {
     1,
     1,
     "1",
+    1,
+    "",
     sku,
     digest,
     "Hoodie",

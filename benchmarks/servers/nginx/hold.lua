@@ -52,16 +52,18 @@ function hold.answer()
     local now = ngx.now() * 1000
     local client = connected()
     local replies, err = client:evalsha(
-        sha, 8, TAG .. "sale", TAG .. "deadlines", TAG .. "outbox", TAG .. "stock:" .. line.sku,
+        sha, 10, TAG .. "sale", TAG .. "deadlines", TAG .. "outbox", TAG .. "confirming",
+        TAG .. "deposits", TAG .. "stock:" .. line.sku,
         TAG .. "order:" .. order, TAG .. "buyer:" .. buyer, TAG .. "buyer-orders:" .. buyer,
-        TAG .. "rate:" .. buyer, now + NOT_AFTER_MS, epoch, now, INTERVAL_MS, BURST, 1, 1, 1, "1", line.sku,
+        TAG .. "rate:" .. buyer, now + NOT_AFTER_MS, epoch, 0, "", now, INTERVAL_MS, BURST, 0, 0, 0,
+        1, 1, 1, "1", 1, "", line.sku,
         string.sub(ngx.md5(body), 1, 12), "Hoodie", '"Hoodie"', data.amount, 0, "1 " .. line.quantity)
     if not replies then
         ngx.log(ngx.ERR, err)
         return refuse(503, "unavailable")
     end
     client:set_keepalive(IDLE_MS, POOL)
-    local word, expires_at, created_at, lines = unpack(replies[1])
+    local word, expires_at, created_at, _, lines = unpack(replies[1])
     local decided = replies[2]
     if type(decided) ~= "number" then return refuse(409, decided and decided[1] or word) end
     local items = cjson.decode(lines)
