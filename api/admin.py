@@ -50,8 +50,7 @@ from reservation.domain.ids import BUYER_ID, SALE_ID, sale_of
 from reservation.domain.payment import Reason
 from reservation.domain.sale import Sale
 from reservation.domain.states import SaleStatus, Status
-from reservation.look import as_reservation
-from reservation.persistence.orders import OrderRow
+from reservation.persistence.orders import OrderRow, as_reservation
 from reservation.persistence.stories import HistoryRow
 from reservation.refund import facts_of
 

@@ -14,13 +14,13 @@ from reservation.catalog import Catalog
 from reservation.domain.clock import Clock
 from reservation.domain.errors import HoldLost, ReservationNotFound, Unavailable
 from reservation.domain.ids import sale_of
-from reservation.domain.reservation import Line, Reservation
+from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.domain.tokens import Claims
 from reservation.losses import Losses
 from reservation.payments.banks import Bank, bank_of
 from reservation.persistence.ledger import Ledger
-from reservation.persistence.orders import OrderRow
+from reservation.persistence.orders import OrderRow, as_reservation
 from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.redis.store import Store
 from reservation.waits import Waits
@@ -216,26 +216,3 @@ def later_of(found: Reservation | None, kept: Reservation) -> Reservation:
     paid = kept.payment_key is not None and kept.status not in _WITHOUT_PAYMENT
     has_payment = kept.payment_key in (found.payment_key, *found.attempts)
     return kept if paid and not has_payment else found
-
-
-def as_reservation(row: OrderRow) -> Reservation:
-    """An order in SQL as the reservation it was."""
-    return Reservation(
-        order_id=row.order_id,
-        sale_id=row.sale_id,
-        buyer_id=row.buyer_id,
-        status=Status(row.status),
-        lines=tuple(
-            Line(sku=line.sku, quantity=line.quantity, price=line.price) for line in row.lines
-        ),
-        amount=row.amount,
-        currency=row.currency,
-        order_name=row.order_name,
-        created_at_ms=row.created_at_ms,
-        updated_at_ms=row.updated_at_ms,
-        expires_at_ms=row.expires_at_ms,
-        seq=row.seq,
-        fence=row.fence,
-        payment_key=row.payment_key,
-        digest=row.digest,
-    )

@@ -6,9 +6,9 @@ import structlog
 from reservation.domain.errors import BuyerLimitExceeded, HoldLost, ReservationExpired, SoldOut
 from reservation.domain.payment import Claimed
 from reservation.domain.reservation import Reservation
-from reservation.look import as_reservation
 from reservation.losses import is_under_way
 from reservation.persistence.ledger import Ledger
+from reservation.persistence.orders import as_reservation
 from reservation.persistence.recovery import UnmetIntent
 from reservation.redis.restore import Restorer
 from reservation.redis.store import Store

@@ -8,7 +8,7 @@ import msgspec
 from sqlalchemy import Row, Select, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from reservation.domain.reservation import PAID_ORDERS
+from reservation.domain.reservation import PAID_ORDERS, Line, Reservation
 from reservation.domain.states import HOLDING, PAID, Status
 from reservation.persistence.bulk import among
 from reservation.persistence.database import Database
@@ -21,6 +21,7 @@ __all__ = [
     "HolderRow",
     "LineRow",
     "OrderRow",
+    "as_reservation",
     "buyer_counts",
     "cursor_of",
     "holders",
@@ -247,3 +248,26 @@ def place_of(cursor: str) -> tuple[int, str]:
         ValueError: a wrong alphabet, or wrong JSON.
     """
     return msgspec.json.decode(urlsafe_b64decode(cursor), type=tuple[int, str])
+
+
+def as_reservation(row: OrderRow) -> Reservation:
+    """An order in SQL as the reservation it was."""
+    return Reservation(
+        order_id=row.order_id,
+        sale_id=row.sale_id,
+        buyer_id=row.buyer_id,
+        status=Status(row.status),
+        lines=tuple(
+            Line(sku=line.sku, quantity=line.quantity, price=line.price) for line in row.lines
+        ),
+        amount=row.amount,
+        currency=row.currency,
+        order_name=row.order_name,
+        created_at_ms=row.created_at_ms,
+        updated_at_ms=row.updated_at_ms,
+        expires_at_ms=row.expires_at_ms,
+        seq=row.seq,
+        fence=row.fence,
+        payment_key=row.payment_key,
+        digest=row.digest,
+    )
