@@ -11,7 +11,7 @@ from typing import Final
 
 from rich.console import Console
 
-from api import logs
+from api.server import log_config as logs
 from benchmarks import behind, between, compare, edges, growth, memory, overload, script, verifying
 from benchmarks.contenders import BUYERS_SECRET, CONTENDERS
 from benchmarks.load import CONNECTIONS, WrkMissing

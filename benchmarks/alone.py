@@ -8,11 +8,11 @@ from pathlib import Path
 
 import msgspec
 
-from api.schemas import SaleRequest
+from api.http.schemas.reservations import SaleRequest
 from benchmarks.sale import SALE_ID, document
+from reservation.adapters.redis.embedded.server import EmbeddedServer
 from reservation.bootstrap import Service, opened
-from reservation.redis.embedded import EmbeddedServer
-from reservation.settings import Settings
+from reservation.config.settings import Settings
 
 __all__ = ["service_alone"]
 

@@ -16,8 +16,8 @@ from benchmarks.alone import service_alone
 from benchmarks.filling import Filling
 from benchmarks.run import Goal, Run, Section
 from benchmarks.sale import SALE_ID
+from reservation.adapters.redis.embedded.server import EmbeddedServer
 from reservation.bootstrap import Service
-from reservation.redis.embedded import EmbeddedServer
 from reservation.workers.flusher import Flusher
 from reservation.workers.reaper import Reaper
 from tests.fixtures.databases import running_postgres
@@ -42,7 +42,7 @@ _START_SECONDS: Final = 60.0
 _FLUSHER: Final = """
 import asyncio, os, sys
 from reservation.bootstrap import opened
-from reservation.settings import Settings
+from reservation.config.settings import Settings
 from reservation.workers.flusher import Flusher
 
 async def main():

@@ -27,8 +27,8 @@ from benchmarks.bystanders import Bystanders, Payment
 from benchmarks.contenders import ADMIN_API_KEY, free_port, own_environ, served
 from benchmarks.load import Load
 from benchmarks.run import Run, Section
-from reservation.redis.embedded import EmbeddedServer
-from reservation.redis.keys import Keys
+from reservation.adapters.redis.embedded.server import EmbeddedServer
+from reservation.adapters.redis.keys import Keys
 
 __all__ = ["PAIRS", "PARTS", "interval_of_median", "measure"]
 

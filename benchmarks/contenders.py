@@ -18,10 +18,10 @@ import psutil
 import redis
 
 from benchmarks import sale
-from reservation.redis.embedded import EmbeddedServer
-from reservation.redis.keys import Keys
-from reservation.redis.scripts import load
-from reservation.settings import Settings
+from reservation.adapters.redis.embedded.server import EmbeddedServer
+from reservation.adapters.redis.keys import Keys
+from reservation.adapters.redis.scripts import load
+from reservation.config.settings import Settings
 
 __all__ = [
     "ADMIN_API_KEY",

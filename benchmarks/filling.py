@@ -12,8 +12,8 @@ import redis
 from benchmarks import rewrites
 from benchmarks.sale import SALE_ID
 from benchmarks.script_call import Basket, basket_of, call_of
-from reservation.redis.keys import Keys
-from reservation.redis.scripts import load
+from reservation.adapters.redis.keys import Keys
+from reservation.adapters.redis.scripts import load
 
 __all__ = ["Filling", "ScriptRate"]
 

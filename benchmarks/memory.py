@@ -6,12 +6,12 @@ from typing import Any, Final
 
 import msgspec
 
-from api.auth import new_guest_id
+from api.http.auth.buyers import new_guest_id
 from benchmarks.alone import service_alone
 from benchmarks.run import Goal, Run, Section
 from benchmarks.sale import PRICE, SALE_ID, SKU
+from reservation.application.reservations.prepare import wish_of
 from reservation.bootstrap import Service
-from reservation.prepare import wish_of
 from reservation.workers.flusher import TRIM_SECONDS, Flusher
 
 __all__ = ["measure"]

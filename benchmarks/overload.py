@@ -28,7 +28,7 @@ from benchmarks.contenders import ADMIN_API_KEY, free_port, own_environ, served
 from benchmarks.load import Load, Measured
 from benchmarks.run import Goal, Run, Section
 from benchmarks.sale import SALE_ID, SKU, put_over_http
-from reservation.redis.keys import Keys
+from reservation.adapters.redis.keys import Keys
 from tests.faults.bad_machine import Machine, ServerOn, build
 
 __all__ = ["measure"]

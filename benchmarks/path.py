@@ -22,15 +22,15 @@ import uvicorn
 import uvloop
 from uvicorn.server import ServerState
 
-from api.app import context_of
-from api.prepare_path import PreparePath
-from api.protocol import HttpProtocol
+from api.http.app import context_of
+from api.http.connection.protocol import HttpProtocol
+from api.http.fastpath.handler import PreparePath
 from benchmarks.contenders import BUYERS_SECRET
 from benchmarks.sale import token_of
 from benchmarks.steps import HELD, SALE, request_of
+from reservation.application.sales.catalog import Known
 from reservation.bootstrap import Service, opened
-from reservation.catalog import Known
-from reservation.settings import Settings
+from reservation.config.settings import Settings
 
 __all__ = ["main"]
 

@@ -11,10 +11,10 @@ from typing import Any, Final
 
 import msgspec
 
-from api.client import OperatorClient, path_of
-from api.schemas import SaleRequest
+from api.http.schemas.reservations import SaleRequest
 from reservation.bootstrap import opened
-from reservation.settings import Settings
+from reservation.client.operator import OperatorClient, path_of
+from reservation.config.settings import Settings
 
 __all__ = [
     "PRICE",

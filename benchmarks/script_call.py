@@ -10,8 +10,8 @@ from typing import Any, Final
 import msgspec
 
 from benchmarks.sale import PRICE, SALE_ID, SKU
-from reservation.redis.keys import Keys, SaleKeys
-from reservation.redis.marks import NO_MARK
+from reservation.adapters.redis.keys import Keys, SaleKeys
+from reservation.adapters.redis.marks import NO_MARK
 
 __all__ = ["BURST", "INTERVAL_MS", "Basket", "Held", "basket_of", "call_of", "held_of"]
 

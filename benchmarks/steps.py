@@ -14,21 +14,21 @@ from typing import Any, Final
 import msgspec
 import uvloop
 
-from api.answers_alike import AnswerForm
-from api.app import context_of
-from api.auth import Guests
-from api.http_head import HEAD_ENDS, read_head
-from api.observe import record, request_id
-from api.reservations import wish_in
-from api.schemas import PrepareRequest
+from api.http.app import context_of
+from api.http.auth.buyers import Guests
+from api.http.connection.head import HEAD_ENDS, read_head
+from api.http.fastpath.response_template import AnswerForm
+from api.http.middleware import record, request_id
+from api.http.routes.reservations import wish_in
+from api.http.schemas.reservations import PrepareRequest
+from reservation.adapters.redis.prepare_replies import Common, Made
+from reservation.adapters.redis.script_results import PrepareWord
+from reservation.application.sales.catalog import Known
 from reservation.bootstrap import opened
-from reservation.catalog import Known
+from reservation.config.settings import Settings
 from reservation.domain.reservation import Basket
 from reservation.domain.sale import Item, Sale
 from reservation.domain.states import HoldPolicy, SaleStatus
-from reservation.redis.decisions import Common, Made
-from reservation.redis.outcomes import PrepareWord
-from reservation.settings import Settings
 
 #: Each step is done so often in a round, and the best of so many rounds counts: what disturbs a
 #: round only ever makes it longer.

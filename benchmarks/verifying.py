@@ -9,7 +9,7 @@ import msgspec
 
 from benchmarks.run import Goal, Run, Section
 from reservation.domain.events import GENESIS, chain_of
-from reservation.model.history import (
+from reservation.verification.model.history_format import (
     VERSION,
     End,
     EventLine,
@@ -18,8 +18,8 @@ from reservation.model.history import (
     Operation,
     Record,
 )
-from reservation.model.judgement import Judgement
-from reservation.verify import verify
+from reservation.verification.model.report import Judgement
+from reservation.verification.verify import verify
 
 __all__ = ["made_up", "measure", "write_history"]
 

@@ -12,12 +12,12 @@ from typing import Final
 
 import msgspec
 
-from api.auth import Guests
-from api.failures import BAD_SETTING, UNREACHABLE, Failure
-from api.own_service import OwnServiceFailed, answers, own_service
+from api.cli.errors import BAD_SETTING, UNREACHABLE, Failure
+from api.http.auth.buyers import Guests
+from api.server.temporary_service import OwnServiceFailed, answers, own_service
 from loadtests.desk import CannotBegin, Desk, address_of
 from loadtests.own import OWN_SERVICE
-from reservation.settings import Settings, SettingsError
+from reservation.config.settings import Settings, SettingsError
 
 __all__ = ["main"]
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from reservation.model.history import Operation
+from reservation.verification.model.history_format import Operation
 
 __all__ = ["Answers", "Told", "ends_of"]
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from loadtests.answers import Answers
-from reservation.books import Books, books_of
+from reservation.verification.balance_check import Books, books_of
 
 __all__ = ["CannotBegin", "Desk", "address_of"]
 

@@ -18,7 +18,7 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.runners import STATE_INIT, MasterRunner, WorkerRunner
 
-from api.auth import Guests
+from api.http.auth.buyers import Guests
 from loadtests.answers import Answers
 from loadtests.desk import CannotBegin, Desk, address_of
 from loadtests.mix import MIX, mix_of
@@ -28,7 +28,7 @@ from loadtests.run import NotBegun, Run
 from loadtests.shapes import SCENARIOS, target_at
 from loadtests.tab import add_stock_tab
 from loadtests.users import KINDS, Buyer, Plan
-from reservation.settings import Settings
+from reservation.config.settings import Settings
 
 __all__ = ["Buyer", "SaleShape"]
 

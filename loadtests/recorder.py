@@ -13,10 +13,10 @@ import structlog
 
 from loadtests.desk import Desk
 from loadtests.recording import Heads, write_history
-from reservation.model.history import Head, Operation
-from reservation.model.judgement import Judgement
-from reservation.settings import Settings
-from reservation.verify import Unreadable, verify
+from reservation.config.settings import Settings
+from reservation.verification.model.history_format import Head, Operation
+from reservation.verification.model.report import Judgement
+from reservation.verification.verify import Unreadable, verify
 
 __all__ = ["NotRecorded", "Recorder"]
 

@@ -10,7 +10,10 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 import redis
 
-from reservation.model.history import (
+from reservation.adapters.redis.embedded.files import socket_path_of
+from reservation.adapters.redis.keys import Keys
+from reservation.config.settings import Settings
+from reservation.verification.model.history_format import (
     DECODER,
     VERSION,
     End,
@@ -20,9 +23,6 @@ from reservation.model.history import (
     Operation,
     Record,
 )
-from reservation.redis.keys import Keys
-from reservation.redis.server_files import socket_path_of
-from reservation.settings import Settings
 
 __all__ = ["Call", "Heads", "operation_of", "write_history"]
 

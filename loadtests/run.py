@@ -21,8 +21,8 @@ from loadtests.answers import Answers
 from loadtests.desk import Desk
 from loadtests.recorder import NotRecorded, Recorder
 from loadtests.verdict import RequestLine, Sample, Verdict, judge, problems_of_sample, write
-from reservation.books import Books
-from reservation.model.judgement import Judgement
+from reservation.verification.balance_check import Books
+from reservation.verification.model.report import Judgement
 
 __all__ = ["Board", "NotBegun", "Run"]
 

@@ -8,8 +8,8 @@ from typing import Any, Final
 import msgspec
 
 from loadtests.answers import Answers, Told
-from reservation.books import Books, Orders, disagreements
-from reservation.model.judgement import Judgement
+from reservation.verification.balance_check import Books, Orders, disagreements
+from reservation.verification.model.report import Judgement
 
 __all__ = ["RequestLine", "Sample", "Verdict", "judge", "page_of", "problems_of_sample", "write"]
 

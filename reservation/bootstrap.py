@@ -8,53 +8,53 @@ import msgspec
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from reservation.audit import Audit
-from reservation.audit.counters import CounterAudit
-from reservation.audit.orders import OrderAudit
-from reservation.audit.records import RecordAudit
-from reservation.catalog import Catalog
-from reservation.conclude import Conclude
-from reservation.confirm import Confirm
+from reservation.adapters.redis.audit_reader import Inspection
+from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.keys import Keys
+from reservation.adapters.redis.outbox import RedisOutbox
+from reservation.adapters.redis.prepare_queue import PrepareQueue
+from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.redis.sale_store import SaleStore
+from reservation.adapters.redis.sale_writer import Restorer
+from reservation.adapters.redis.vouches import Vouches
+from reservation.adapters.sql.engine import Database
+from reservation.adapters.sql.errors import reason_of
+from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.toss.circuit_breaker import GuardedGateway
+from reservation.adapters.toss.client import TossGateway, TossLimits
+from reservation.application.audit.audit import Audit
+from reservation.application.audit.counters import CounterAudit
+from reservation.application.audit.orders import OrderAudit
+from reservation.application.audit.records import RecordAudit
+from reservation.application.payments.confirm import Confirm
+from reservation.application.payments.follow_up import FollowUp
+from reservation.application.payments.gateway_health import GatewayHealth
+from reservation.application.payments.orphaned import Orphans
+from reservation.application.payments.recheck import Recheck
+from reservation.application.payments.refunds import Refund
+from reservation.application.payments.resolve import Conclude
+from reservation.application.payments.settle import Settle
+from reservation.application.payments.webhooks import Webhook
+from reservation.application.readiness.check import Preflight
+from reservation.application.readiness.data_loss import Losses
+from reservation.application.readiness.redis_monitor import Watch
+from reservation.application.readiness.sale_conditions import SalePreflight
+from reservation.application.recovery.rebuild import Rebuild
+from reservation.application.recovery.reclaim import Reclaim
+from reservation.application.recovery.repair import Repair
+from reservation.application.reservations.explain import Why
+from reservation.application.reservations.prepare import Prepare
+from reservation.application.reservations.queries import Look
+from reservation.application.reservations.release import Release
+from reservation.application.sales.catalog import Catalog
+from reservation.application.sales.manage import Sales
+from reservation.config.settings import Settings
 from reservation.domain.clock import Clock, SystemClock
 from reservation.domain.ids import OrderIds
-from reservation.domain.rate import BuyerLimits
+from reservation.domain.payment_gateway import PaymentGateway
+from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentLimits
+from reservation.domain.rate_limit import BuyerLimits
 from reservation.domain.tokens import Signer
-from reservation.follow_up import FollowUp
-from reservation.gateway_health import GatewayHealth
-from reservation.limits import DEFAULT_LIMITS, PaymentLimits
-from reservation.look import Look
-from reservation.losses import Losses
-from reservation.orphans import Orphans
-from reservation.payments.breaker import GuardedGateway
-from reservation.payments.gateway import PaymentGateway
-from reservation.payments.toss import TossGateway, TossLimits
-from reservation.persistence.database import Database
-from reservation.persistence.faults import reason_of
-from reservation.persistence.ledger import Ledger
-from reservation.preflight import Preflight
-from reservation.preflight.outboxes import SalePreflight
-from reservation.prepare import Prepare
-from reservation.rebuild import Rebuild
-from reservation.recheck import Recheck
-from reservation.reclaim import Reclaim
-from reservation.recovery import Watch
-from reservation.redis.batch import PrepareQueue
-from reservation.redis.connection import Connections
-from reservation.redis.inspection import Inspection
-from reservation.redis.keys import Keys
-from reservation.redis.outbox import RedisOutbox
-from reservation.redis.restore import Restorer
-from reservation.redis.sales import SaleStore
-from reservation.redis.store import Store
-from reservation.redis.vouches import Vouches
-from reservation.refund import Refund
-from reservation.release import Release
-from reservation.repair import Repair
-from reservation.sales import Sales
-from reservation.settings import Settings
-from reservation.settle import Settle
-from reservation.webhook import Webhook
-from reservation.why import Why
 
 __all__ = ["Service", "opened"]
 

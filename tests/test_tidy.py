@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from reservation.redis import outcomes
+from reservation.adapters.redis import script_results as outcomes
 
 ROOT = Path(__file__).resolve().parent.parent
 

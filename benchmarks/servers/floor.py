@@ -12,9 +12,14 @@ from typing import Any
 
 import msgspec
 
-from api.http_head import Head
-from api.prepare_path import Asked
-from api.schemas import LineAnswer, PaymentAnswer, PrepareRequest, ReservationAnswer
+from api.http.connection.head import Head
+from api.http.fastpath.handler import Asked
+from api.http.schemas.reservations import (
+    LineAnswer,
+    PaymentAnswer,
+    PrepareRequest,
+    ReservationAnswer,
+)
 from benchmarks.servers.listening import serve
 from reservation.domain.states import Status
 

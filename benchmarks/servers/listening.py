@@ -4,7 +4,7 @@ import os
 import socket
 from typing import Any
 
-from api.processes import BACKLOG, run_http
+from api.server.entrypoints import BACKLOG, run_http
 
 __all__ = ["serve"]
 

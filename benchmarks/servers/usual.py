@@ -10,10 +10,10 @@ from litestar import Litestar, Request, Response, post
 from litestar.params import FromPath
 from redis.asyncio import Redis
 
-from api.schemas import PrepareRequest
+from api.http.schemas.reservations import PrepareRequest
 from benchmarks.script_call import basket_of, call_of, held_of
 from benchmarks.servers.listening import serve
-from reservation.redis.scripts import load
+from reservation.adapters.redis.scripts import load
 
 SECRET = b"order ids of the benchmark"
 CONNECTIONS_MAX = 4_096

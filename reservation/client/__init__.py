@@ -13,15 +13,8 @@ Every call may be repeated without harm, so both repeat what was lost or put off
 prepare carries an Idempotency-Key, and the same key and body always name the same order.
 """
 
-from reservation.client.answers import (
-    Item,
-    Line,
-    Payment,
-    Reservation,
-    Sale,
-    VirtualAccount,
-)
-from reservation.client.asynchronous import AsyncClient
+from reservation.client.async_client import AsyncClient
+from reservation.client.client import Client
 from reservation.client.errors import (
     BuyerLimitExceeded,
     ClientError,
@@ -29,8 +22,8 @@ from reservation.client.errors import (
     Refused,
     SoldOut,
 )
+from reservation.client.models import Item, Line, Payment, Reservation, Sale, VirtualAccount
 from reservation.client.retries import Retries
-from reservation.client.synchronous import Client
 
 __all__ = [
     "AsyncClient",

@@ -8,8 +8,8 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from reservation.client.answers import Answer, Guest, Reservation, Reservations, Sale, Sales
 from reservation.client.errors import NoAnswer, refusal
+from reservation.client.models import Answer, Guest, Reservation, Reservations, Sale, Sales
 
 __all__ = [
     "Call",

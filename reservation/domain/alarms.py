@@ -9,8 +9,8 @@ __all__ = ["TICKETS", "Alarm"]
 class Alarm(StrEnum):
     """One alarm; docs/operations.md has a row for each.
 
-    `reservation.metrics.alarm` takes these alone: a series that first appears at its first count
-    is invisible to `increase()`, so each process exports every name from its start on.
+    `reservation.telemetry.metrics.alarm` takes these alone: a series that first appears at its
+    first count is invisible to `increase()`, so each process exports every name from its start on.
     """
 
     # Payments.

@@ -12,7 +12,7 @@
      +- PreconditionRequired  PreconditionFailed
 
 A broken invariant is no refusal: it raises `BrokenInvariant`, which nobody catches to go on.
-The HTTP status of each code is in `api.problems`, and nowhere else.
+The HTTP status of each code is in `api.http.problem_details`, and nowhere else.
 """
 
 from collections.abc import Mapping

@@ -8,7 +8,7 @@ another buyer's, and the sale (so the Redis slot) can be read off the id.
 import re
 
 from reservation.domain import base64url
-from reservation.domain.macs import Mac
+from reservation.domain.hmac_sha256 import Mac
 
 __all__ = [
     "BUYER_ID",

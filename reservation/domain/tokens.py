@@ -19,7 +19,7 @@ import msgspec
 
 from reservation.domain import base64url
 from reservation.domain.errors import InvalidToken
-from reservation.domain.macs import Mac
+from reservation.domain.hmac_sha256 import Mac
 
 __all__ = ["Claims", "Page", "Purpose", "Signer"]
 

@@ -18,10 +18,10 @@ from typing import Any, Final, Protocol
 import msgspec
 import structlog
 
+from reservation.adapters.sql.event_writer import ApplyKind, ApplyOutcome
+from reservation.adapters.sql.ledger import Ledger
 from reservation.domain.alarms import Alarm
 from reservation.domain.events import Event
-from reservation.persistence.events import ApplyKind, ApplyOutcome
-from reservation.persistence.ledger import Ledger
 
 __all__ = ["FlushCounts", "Flusher", "Outbox"]
 

@@ -7,10 +7,10 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from reservation.catalog import Catalog
-from reservation.metrics import REAPED
-from reservation.redis.expiry import EXPIRE_BATCH
-from reservation.redis.store import Store
+from reservation.adapters.redis.expiry import EXPIRE_BATCH
+from reservation.adapters.redis.reservation_store import Store
+from reservation.application.sales.catalog import Catalog
+from reservation.telemetry.metrics import REAPED
 
 __all__ = ["Reaper"]
 

@@ -6,15 +6,15 @@ from typing import Final
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.refunds import RefundRecord
+from reservation.application.payments.refunds import Refund
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock
 from reservation.domain.errors import ReservationError
-from reservation.limits import DEFAULT_LIMITS, PaymentLimits
-from reservation.metrics import PENDING_REFUNDS, PENDING_REFUNDS_AGE, alarm
-from reservation.persistence.ledger import Ledger
-from reservation.persistence.refunds import RefundRecord
-from reservation.redis.replies import StoreUnavailable, StoreUncertain
-from reservation.refund import Refund
+from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentLimits
+from reservation.telemetry.metrics import PENDING_REFUNDS, PENDING_REFUNDS_AGE, alarm
 from reservation.workers.pauses import Pauses
 
 __all__ = ["Refunder"]

@@ -11,11 +11,15 @@ from typing import Final
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.adapters.redis.heartbeat import Heartbeat
+from reservation.adapters.sql.errors import reason_of
 from reservation.bootstrap import Service, opened
+from reservation.config.settings import Settings
 from reservation.domain.alarms import Alarm
 from reservation.domain.errors import ReservationError
-from reservation.domain.rate import Limiter, Rate
-from reservation.metrics import (
+from reservation.domain.rate_limit import Limiter, Rate
+from reservation.telemetry.metrics import (
     FLUSHED,
     OUTBOX_AGE,
     OUTBOX_BACKLOG,
@@ -24,10 +28,6 @@ from reservation.metrics import (
     alarm,
     served,
 )
-from reservation.persistence.faults import reason_of
-from reservation.redis.heartbeat import Heartbeat
-from reservation.redis.replies import StoreUnavailable, StoreUncertain
-from reservation.settings import Settings
 from reservation.workers.flusher import Flusher
 from reservation.workers.reaper import Reaper
 from reservation.workers.refunder import Refunder

@@ -8,13 +8,13 @@ from typing import Any, Final
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.adapters.redis.reservation_store import Store
+from reservation.application.payments.settle import Settle
 from reservation.domain.clock import Clock
 from reservation.domain.errors import ReservationError
-from reservation.limits import DEFAULT_LIMITS, PaymentLimits
-from reservation.metrics import UNDECIDED
-from reservation.redis.replies import StoreUnavailable, StoreUncertain
-from reservation.redis.store import Store
-from reservation.settle import Settle
+from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentLimits
+from reservation.telemetry.metrics import UNDECIDED
 from reservation.workers.pauses import Pauses
 
 __all__ = ["Settler"]

@@ -11,11 +11,11 @@ import pytest
 import uvicorn
 from litestar import Litestar, get
 
-from api import audits
-from api.audits import audit_answer
-from api.schemas import AuditAnswer
-from reservation.audit import AuditReport
-from reservation.redis.replies import StoreUnavailable
+from api.http.routes import audits
+from api.http.routes.audits import audit_answer
+from api.http.schemas.reservations import AuditAnswer
+from reservation.adapters.redis.errors import StoreUnavailable
+from reservation.application.audit.audit import AuditReport
 
 WHOLE = AuditReport(ok=True, checked_at_ms=1_000, lag=0, skus=(), problems=())
 

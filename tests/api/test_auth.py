@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 from litestar.testing import RequestFactory
 
-from api.auth import Buyers, Connection, Operators, Peers
+from api.http.auth.buyers import Buyers, Connection, Operators, Peers
+from reservation.config.settings import Settings
 from reservation.domain.errors import MalformedRequest, RateLimited, Unauthenticated
-from reservation.settings import Settings
 from tests.fixtures.service import Served, refused, running_service
 
 SECRET = "what-the-shop-and-the-service-share"

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 import reservation.client
-from reservation.client import AsyncClient, Client, NoAnswer, Refused, Retries, SoldOut, answers
+from reservation.client import AsyncClient, Client, NoAnswer, Refused, Retries, SoldOut
+from reservation.client import models as answers
 from tests.fixtures.service import Served, item
 
 pytestmark = pytest.mark.e2e

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from api.problems import STATUSES
+from api.http.problem_details import STATUSES
+from reservation.adapters.redis.embedded.files import lock_holder, socket_path_of
 from reservation.domain.tokens import TOKEN_LIFE_MS, Claims, Purpose
-from reservation.redis.server_files import lock_holder, socket_path_of
 from tests.fixtures.service import (
     Served,
     eventually,

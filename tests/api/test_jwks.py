@@ -15,10 +15,10 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 from litestar.testing import RequestFactory
 
-from api.auth import Buyers, Connection
-from api.jwks import FRESH_SECONDS, RETRY_SECONDS, STALE_SECONDS, PublishedKeys
+from api.http.auth.buyers import Buyers, Connection
+from api.http.auth.jwks import FRESH_SECONDS, RETRY_SECONDS, STALE_SECONDS, PublishedKeys
+from reservation.config.settings import Settings
 from reservation.domain.errors import Unauthenticated, Unavailable
-from reservation.settings import Settings
 
 
 class Clock:
@@ -190,7 +190,7 @@ def request_with(token: str) -> Connection:
 async def test_a_withdrawn_key_ends_the_tokens_that_it_verified(
     served_settings: Settings, provider: Provider, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.auth.PublishedKeys", lambda url: PublishedKeys(url, clock))
+    monkeypatch.setattr("api.http.auth.buyers.PublishedKeys", lambda url: PublishedKeys(url, clock))
     buyers = Buyers(msgspec.structs.replace(served_settings, auth="jwt", jwks_url=provider.url))
     provider.publish("one", "two")
     old, new = provider.token("one"), provider.token("two")
@@ -212,7 +212,7 @@ async def test_a_withdrawn_key_ends_the_tokens_that_it_verified(
 async def test_a_provider_that_is_away_is_not_asked_at_each_request(
     served_settings: Settings, provider: Provider, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.auth.PublishedKeys", lambda url: PublishedKeys(url, clock))
+    monkeypatch.setattr("api.http.auth.buyers.PublishedKeys", lambda url: PublishedKeys(url, clock))
     buyers = Buyers(msgspec.structs.replace(served_settings, auth="jwt", jwks_url=provider.url))
     token = provider.token()
     await buyers.buyer(request_with(token))

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from api.app import create_app
-from api.problems import STATUSES
+from api.http.app import create_app
+from api.http.problem_details import STATUSES
 from tests.fixtures.service import Served
 
 METHODS = {"get", "put", "post", "delete", "patch", "head", "options", "trace"}

@@ -13,13 +13,13 @@ import msgspec
 import pytest
 import uvicorn
 
-from api import turned_away
-from api.app import create_app
-from api.auth import Guests
-from api.protocol import HttpProtocol
+from api.http.app import create_app
+from api.http.auth.buyers import Guests
+from api.http.connection.protocol import HttpProtocol
+from api.http.fastpath import load_shedding as turned_away
+from reservation.adapters.redis import prepare_queue as batch
+from reservation.config.settings import Settings
 from reservation.domain.errors import RateLimited, SoldOut
-from reservation.redis import batch
-from reservation.settings import Settings
 from tests.fixtures.service import item, sale_document
 
 SHOP = "https://shop.example"

@@ -13,8 +13,8 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from reservation import tracing
-from reservation.environment import SettingsError
+from reservation.config.parsing import SettingsError
+from reservation.telemetry import tracing
 from tests.fixtures.service import Served, eventually, running_service
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -178,12 +178,13 @@ def test_what_cannot_be_had_is_refused(more: dict[str, str]) -> None:
 
 def test_nothing_of_it_is_imported_unless_asked_for() -> None:
     script = (
-        "import sys, api.app, api.protocol, reservation.workers.runner\n"
-        "from reservation import tracing\n"
+        "import sys, api.http.app, api.http.connection.protocol, reservation.workers.runner\n"
+        "from reservation.telemetry import tracing\n"
         "tracing.start('api')\n"
         "assert tracing.tracer is None\n"
         # The Redis client imports the API where it is installed; the rest is ours to leave alone.
-        "loud = ('reservation.spans', 'opentelemetry.sdk.trace', 'opentelemetry.exporter')\n"
+        "loud = ('reservation.telemetry.spans', 'opentelemetry.sdk.trace',"
+        " 'opentelemetry.exporter')\n"
         "sys.exit([name for name in sys.modules if name.startswith(loud)] != [])\n"
     )
     done = subprocess.run([sys.executable, "-c", script], env={}, check=False)

@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from api.sales import STREAMS_PER_ADDRESS_MAX
-from reservation.waits import WAITS_PER_BUYER_MAX
+from api.http.routes.sales import STREAMS_PER_ADDRESS_MAX
+from reservation.application.reservations.waits import WAITS_PER_BUYER_MAX
 from tests.fixtures.service import Served, eventually, refused, running_service
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from reservation.payments.sandbox.webhooks import ANSWER_SECONDS, RETRY_MINUTES, STORM_TIMES
+from reservation.sandbox.webhooks import ANSWER_SECONDS, RETRY_MINUTES, STORM_TIMES
 from tests.fixtures.sandbox import running_sandbox
 from tests.fixtures.service import Served, eventually, free_port, running_service
 

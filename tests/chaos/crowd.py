@@ -17,9 +17,9 @@ from urllib.parse import urlencode, urlsplit
 import msgspec
 import uvloop
 
-from api.auth import Guests
+from api.http.auth.buyers import Guests
 from loadtests.recording import Call, operation_of
-from reservation.settings import Settings
+from reservation.config.settings import Settings
 from tests.chaos.wire import Answer, Wire
 
 __all__ = ["Orders", "Summary"]

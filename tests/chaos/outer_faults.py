@@ -9,7 +9,7 @@ from functools import partial
 
 import httpx
 
-from reservation.payments.sandbox.faults import Fault as PgFault
+from reservation.sandbox.faults import Fault as PgFault
 from tests.chaos.fault import Fault
 from tests.chaos.stage import Stage, new_key, signal_all
 

@@ -16,10 +16,10 @@ import msgspec
 import redis
 
 from loadtests.recording import Heads, write_history
-from reservation.books import books_of, disagreements
-from reservation.model.history import DECODER, Head, Operation
-from reservation.model.judgement import Judgement
-from reservation.verify import Unreadable, verify
+from reservation.verification.balance_check import books_of, disagreements
+from reservation.verification.model.history_format import DECODER, Head, Operation
+from reservation.verification.model.report import Judgement
+from reservation.verification.verify import Unreadable, verify
 from tests.chaos.crowd import Orders, Summary
 from tests.chaos.stage import Stage
 from tests.fixtures.service import item, sale_document

@@ -17,8 +17,8 @@ import psutil
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from reservation.redis.embedded import EmbeddedServerError
-from reservation.settings import Settings
+from reservation.adapters.redis.embedded.server import EmbeddedServerError
+from reservation.config.settings import Settings
 from tests.chaos.link import Link
 from tests.faults.bad_machine import Machine, ServerOn, build, last_sync
 from tests.faults.recorded_sale import appended_file
@@ -150,7 +150,7 @@ class Stage:
             return [
                 child
                 for child in psutil.Process(self.served.process.pid).children()
-                if f"api.processes {role}" in " ".join(child.cmdline())
+                if f"api.server.entrypoints {role}" in " ".join(child.cmdline())
             ]
         return []
 

@@ -28,7 +28,7 @@ PATIENCE_SECONDS = 60.0
 EXPORTER = """
 import sys, time
 from reservation.domain.alarms import Alarm
-from reservation import metrics
+from reservation.telemetry import metrics
 with metrics.served("127.0.0.1", int(sys.argv[1])):
     for line in sys.stdin:
         exec(line)

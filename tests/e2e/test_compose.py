@@ -15,8 +15,8 @@ import httpx
 import pytest
 import yaml
 
-from reservation.redis.server_files import find_binary
-from reservation.settings import Settings
+from reservation.adapters.redis.embedded.files import find_binary
+from reservation.config.settings import Settings
 from tests.fixtures.databases import running_postgres
 from tests.fixtures.service import START_SECONDS, STOP_SECONDS, Served, free_port
 

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from playwright.sync_api import Page, Route
 
-from api.pages import STATIC
+from api.http.routes.pages import STATIC
 from tests.fixtures.browser import Visit
 from tests.fixtures.service import Served, eventually, item
 

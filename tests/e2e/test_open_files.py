@@ -46,13 +46,17 @@ def test_connections_beyond_the_soft_limit_leave_the_others_served(tmp_path: Pat
         held = service.prepare(service.sale(), service.buyer())
         assert held.status_code == 201
         children = psutil.Process(service.process.pid).children(recursive=True)
-        api = [child for child in children if "api.processes api" in " ".join(child.cmdline())]
+        api = [
+            child for child in children if "api.server.entrypoints api" in " ".join(child.cmdline())
+        ]
         assert [child.rlimit(psutil.RLIMIT_NOFILE) for child in api] == [(hard, hard)]
 
 
 @pytest.mark.parametrize(("hard", "warnings"), [(1_024, "['file-limit-low']"), (9_000, "[]")])
 def test_a_low_hard_limit_is_a_warning(hard: int, warnings: str) -> None:
-    program = "from api import open_files as o; o.raise_limit(); print(o.limit(), o.warnings())"
+    program = (
+        "from api.http import open_files as o; o.raise_limit(); print(o.limit(), o.warnings())"
+    )
     shown = subprocess.run(
         [
             "sh",

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from reservation.settings import Settings
+from reservation.config.settings import Settings
 from tests.edge.proxies import nginx_of_the_page
 from tests.fixtures.databases import running_postgres
 from tests.fixtures.service import (

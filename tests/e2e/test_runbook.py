@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from reservation.redis.server_files import socket_path_of
+from reservation.adapters.redis.embedded.files import socket_path_of
 from tests.fixtures.pages import ROOT, Place, a_place, blocks_of, typed_in_tables_of
 from tests.fixtures.service import Served, item, running_service
 

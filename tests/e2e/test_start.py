@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from reservation.redis.server_files import find_binary
+from reservation.adapters.redis.embedded.files import find_binary
 from tests.fixtures.service import eventually, free_port
 
 pytestmark = pytest.mark.e2e

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import BrowserContext, Page, Response, Route, Worker, expect
 
-from api.pages import SDK_HEADERS
-from api.problems import STATUSES
+from api.http.problem_details import STATUSES
+from api.http.routes.pages import SDK_HEADERS
 from tests.fixtures.browser import Visit, serious
 from tests.fixtures.service import Served, eventually, item
 from tests.fixtures.storefront import (
@@ -27,7 +27,7 @@ from tests.fixtures.storefront import (
 
 pytestmark = [pytest.mark.browser, pytest.mark.e2e]
 
-STATIC = Path(__file__).parents[2] / "api" / "static"
+STATIC = Path(__file__).parents[2] / "api" / "http" / "static"
 #: What a page may weigh, all its files together.
 PAGE_BYTES_MAX = 150_000
 

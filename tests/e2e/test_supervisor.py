@@ -18,9 +18,9 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from api import serve
-from api.parts import alone_in
-from reservation.settings import Settings, SettingsError
+from api.server import supervisor as serve
+from api.server.child_process import alone_in
+from reservation.config.settings import Settings, SettingsError
 from tests.fixtures.programs import missing
 from tests.fixtures.valkey import running
 
@@ -38,8 +38,8 @@ DRIVER = """
 import os, signal, sys
 # As in a terminal: whoever runs the tests in the background may have it ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from api import parts, serve
-from reservation.settings import Settings
+from api.server import child_process as parts, supervisor as serve
+from reservation.config.settings import Settings
 
 worker, bind_seconds, stop_share = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
 parts._BIND_SECONDS_MAX = bind_seconds
@@ -132,7 +132,7 @@ class Service:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def role(self, role: str) -> list[psutil.Process]:
-        name = "valkey-server" if role == "valkey" else f"api.processes {role}"
+        name = "valkey-server" if role == "valkey" else f"api.server.entrypoints {role}"
         return [child for child in self.family() if name in " ".join(child.cmdline())]
 
     def ended(self) -> int:

@@ -30,7 +30,7 @@ def memory_of(served: Served) -> int:
     for folder in Path("/proc").iterdir():
         with suppress(OSError, ValueError):
             command = (folder / "cmdline").read_bytes().split(b"\0")
-            if b"api.processes" in command and b"api" in command:
+            if b"api.server.entrypoints" in command and b"api" in command:
                 parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
                 if parent == served.process.pid:
                     pages += int((folder / "statm").read_text().split()[1])

@@ -6,7 +6,7 @@ import struct
 import subprocess
 from pathlib import Path
 
-from reservation.redis.embedded import EmbeddedServer
+from reservation.adapters.redis.embedded.server import EmbeddedServer
 
 __all__ = ["Machine", "ServerOn", "build", "last_sync"]
 

@@ -123,7 +123,7 @@ BREAKERS = (
     ),
     Breaker(
         name="what a process has seen is not compared",
-        file="reservation/losses.py",
+        file="reservation/application/readiness/data_loss.py",
         old="if found.seq < mark.seq:",
         new="if False:",
         test="tests/integration/test_marks.py::test_what_no_process_is_left_to_tell_is_told_by_sql",
@@ -164,7 +164,7 @@ BREAKERS = (
     ),
     Breaker(
         name="a server that nobody vouched for is sold from",
-        file="reservation/redis/connection.py",
+        file="reservation/adapters/redis/client.py",
         old="if self._guard.active and wire.life != self._guard.life and not self._exempt:",
         new="if False:",
         test="tests/integration/test_recovery.py::"
@@ -173,7 +173,7 @@ BREAKERS = (
     ),
     Breaker(
         name="a code that nobody listed gives back",
-        file="reservation/payments/codes.py",
+        file="reservation/adapters/toss/error_codes.py",
         old='return Unknown(f"{status} {code}", bound_to_key=bound)',
         new='return Declined(code, "")',
         test="tests/unit/test_codes.py::test_a_code_that_is_not_listed_says_nothing_about_the_money",
@@ -181,7 +181,7 @@ BREAKERS = (
     ),
     Breaker(
         name="a decline gives back whatever it answers",
-        file="reservation/judge.py",
+        file="reservation/domain/payment_rules.py",
         old="if asked is Asked.FIRST_CONFIRM\n                else LookUp()",
         new="if True\n                else LookUp()",
         test="tests/unit/test_judge.py::test_a_decline_gives_back_only_in_answer_to_the_first_confirm",
@@ -189,7 +189,7 @@ BREAKERS = (
     ),
     Breaker(
         name="the PG's amount is believed",
-        file="reservation/judge.py",
+        file="reservation/domain/payment_rules.py",
         old="    ours = _is_priced(payment, order)",
         new="    ours = True",
         test="tests/unit/test_judge.py::test_an_answer_that_is_not_ours_in_every_member_sells_nothing",

@@ -5,7 +5,7 @@ import os
 import sys
 
 from reservation.bootstrap import opened
-from reservation.settings import Settings
+from reservation.config.settings import Settings
 from reservation.workers.flusher import Flusher
 from reservation.workers.runner import forever
 

@@ -20,8 +20,8 @@ import msgspec
 import pytest
 
 # Imported once, before the processes are forked: half of what a run of one file costs.
-from api import app  # noqa: F401
-from reservation.redis import scripts
+from api.http import app  # noqa: F401
+from reservation.adapters.redis import scripts
 from tests.faults.mutants import Mutant, all_mutants
 
 ROOT = Path(__file__).resolve().parents[2]

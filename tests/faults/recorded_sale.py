@@ -14,11 +14,11 @@ from typing import Any, Final
 import msgspec
 from redis.asyncio import Redis
 
+from reservation.adapters.redis.embedded.server import EmbeddedServer
 from reservation.domain.events import GENESIS, chain_of
 from reservation.domain.payment import Cause, Reason
 from reservation.domain.sale import Item
 from reservation.domain.states import HOLDING, Status
-from reservation.redis.embedded import EmbeddedServer
 from tests.fixtures.in_process import Bench, bench
 
 __all__ = ["Answered", "RecordedSale", "contents", "record", "started", "whole"]

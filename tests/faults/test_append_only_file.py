@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from reservation.adapters.redis.embedded.server import EmbeddedServer, EmbeddedServerError
 from reservation.domain.errors import BrokenInvariant, SaleRecovering
-from reservation.redis.embedded import EmbeddedServer, EmbeddedServerError
 from tests.faults.bad_machine import Machine, build, last_sync
 from tests.faults.recorded_sale import (
     RecordedSale,

@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 import pytest
 
-from reservation.settings import Settings
+from reservation.config.settings import Settings
 from tests.fixtures.replication import Pair, client_of, pair
 from tests.fixtures.sandbox import RunningSandbox, running_sandbox
 from tests.fixtures.service import NOT_INHERITED, Served, eventually, free_port, item

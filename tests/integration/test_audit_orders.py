@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from reservation.audit import orders
+from reservation.adapters.redis.audit_reader import Inspection
+from reservation.adapters.sql.payments import PaymentRow
+from reservation.application.audit import orders
 from reservation.domain.payment import Cause, Reason
-from reservation.persistence.payments import PaymentRow
-from reservation.redis.inspection import Inspection
 from tests.fixtures.in_process import Bench, bench
 
 

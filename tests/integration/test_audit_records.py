@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from reservation.adapters.redis.keys import SaleKeys
 from reservation.domain.reservation import Reservation
-from reservation.redis.keys import SaleKeys
 from tests.fixtures.in_process import Bench, bench
 
 Damage = Callable[[SaleKeys, Reservation], tuple[Any, ...]]

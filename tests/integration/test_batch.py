@@ -9,6 +9,14 @@ from typing import Any
 import pytest
 import structlog.testing
 
+from reservation.adapters.redis import client as connection
+from reservation.adapters.redis import overdue
+from reservation.adapters.redis import prepare_queue as batch
+from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.errors import StoreUnavailable
+from reservation.adapters.redis.keys import Keys
+from reservation.adapters.redis.prepare_queue import PrepareQueue, Replayed
+from reservation.adapters.redis.reservation_store import Store
 from reservation.domain.clock import SystemClock
 from reservation.domain.errors import (
     IdempotencyKeyReused,
@@ -18,14 +26,8 @@ from reservation.domain.errors import (
     Unavailable,
 )
 from reservation.domain.ids import OrderIds
-from reservation.domain.rate import BuyerLimits
+from reservation.domain.rate_limit import BuyerLimits
 from reservation.domain.reservation import Basket, Reservation
-from reservation.redis import batch, connection, overdue
-from reservation.redis.batch import PrepareQueue, Replayed
-from reservation.redis.connection import Connections
-from reservation.redis.keys import Keys
-from reservation.redis.replies import StoreUnavailable
-from reservation.redis.store import Store
 from tests.fixtures.lua_sale import EPOCH, NOW, LuaSale, plain_wish
 from tests.fixtures.proxy import LossyProxy, lossy_proxy
 

@@ -11,13 +11,14 @@ import msgspec
 import pytest
 from sqlalchemy import Engine, event
 
+from reservation.adapters.redis import client as connection
+from reservation.adapters.redis import connection_pool as pool
+from reservation.application.sales.listing import SaleList
 from reservation.domain.errors import MalformedRequest, SaleNotFound, SaleRecovering
 from reservation.domain.sale import Item, Sale
+from reservation.domain.sale_settings import SaleChange
 from reservation.domain.states import HoldPolicy, SaleStatus
-from reservation.metrics import ALARMS
-from reservation.redis import connection, pool
-from reservation.sale_change import SaleChange
-from reservation.sale_list import SaleList
+from reservation.telemetry.metrics import ALARMS
 from reservation.workers.runner import Worker
 from tests.fixtures.in_process import Bench, bench
 from tests.fixtures.valkey import MakeServer

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from api import cli
-from api.client import ServiceRefused
-from api.demo_sale import open_demo_sale
+from api.cli import app as cli
+from api.server.demo_sale import open_demo_sale
 from reservation.client import Client, NoAnswer
+from reservation.client.operator import ServiceRefused
 
 SALE = {
     "saleId": "s-1",

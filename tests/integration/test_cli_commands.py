@@ -16,7 +16,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from api import cli
+from api.cli import app as cli
 
 #: Commands that run something, or print a script or a file: there is no answer to show as JSON.
 WITHOUT_ANSWER = {"serve", "sandbox", "completion", "history"}

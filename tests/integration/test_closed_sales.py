@@ -7,13 +7,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from reservation import waits as waits_module
+from reservation.application.reservations import waits as waits_module
+from reservation.application.reservations.queries import later_of
 from reservation.bootstrap import opened
 from reservation.domain.errors import Unavailable
 from reservation.domain.payment import Attempt, Cause, Outcome, PaymentOutcome, Reason
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
-from reservation.look import later_of
 from tests.fixtures.in_process import Bench, bench
 
 DECLINED = Outcome(name=PaymentOutcome.DECLINED, reason=Reason(Cause.PROVIDER_DECLINED, "NO_MONEY"))

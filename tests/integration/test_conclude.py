@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from reservation.conclude import Case, Conclude
+from reservation.application.payments.gateway_health import GatewayHealth
+from reservation.application.payments.resolve import Case, Conclude
+from reservation.domain.payment_gateway import Answered, Payment
 from reservation.domain.states import Status
-from reservation.gateway_health import GatewayHealth
-from reservation.payments.gateway import Answered, Payment
 from tests.fixtures.in_process import CONFIRMED, Bench, bench
 
 

@@ -13,9 +13,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from reservation.redis import connection, pool
-from reservation.redis.connection import Connections
-from reservation.redis.replies import StoreUnavailable, StoreUncertain, UnexpectedReply
+from reservation.adapters.redis import client as connection
+from reservation.adapters.redis import connection_pool as pool
+from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain, UnexpectedReply
 from tests.fixtures.lua_sale import NOW
 
 Answering = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

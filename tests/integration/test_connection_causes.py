@@ -14,10 +14,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from reservation.adapters.redis import connection_pool as pool
+from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.errors import StoreUnavailable
 from reservation.domain.clock import SystemClock
-from reservation.redis import pool
-from reservation.redis.connection import Connections
-from reservation.redis.replies import StoreUnavailable
 from tests.fixtures.service import free_port
 
 

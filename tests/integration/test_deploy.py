@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from reservation.redis.server_files import configuration_of, find_binary
+from reservation.adapters.redis.embedded.files import configuration_of, find_binary
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "deploy" / "valkey.conf"

@@ -16,8 +16,9 @@ import psutil
 import pytest
 from redis.asyncio import Redis
 
-from reservation.redis import embedded, server_files
-from reservation.redis.embedded import (
+from reservation.adapters.redis.embedded import files as server_files
+from reservation.adapters.redis.embedded import server as embedded
+from reservation.adapters.redis.embedded.server import (
     DataDirectoryInUse,
     EmbeddedServer,
     EmbeddedServerError,
@@ -292,7 +293,7 @@ OWNER = """
 import asyncio, sys
 from pathlib import Path
 from threading import Timer
-from reservation.redis import embedded
+from reservation.adapters.redis import embedded
 
 embedded._LAUNCH_MODE = sys.argv[2]
 server = embedded.EmbeddedServer(Path(sys.argv[1]))

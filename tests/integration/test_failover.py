@@ -11,16 +11,18 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from reservation import losses, recovery
-from reservation.catalog import Known
+from reservation.adapters.redis import client as connection
+from reservation.adapters.redis import connection_pool as pool
+from reservation.adapters.redis.audit_reader import Inspection
+from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.embedded.server import EmbeddedServer
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.application.readiness import data_loss as losses
+from reservation.application.readiness import redis_monitor as recovery
+from reservation.application.sales.catalog import Known
 from reservation.domain.errors import ReservationError
 from reservation.domain.payment import Cause, Reason
 from reservation.domain.reservation import Reservation
-from reservation.redis import connection, pool
-from reservation.redis.connection import Connections
-from reservation.redis.embedded import EmbeddedServer
-from reservation.redis.inspection import Inspection
-from reservation.redis.replies import StoreUnavailable, StoreUncertain
 from reservation.workers.runner import Worker
 from tests.fixtures.in_process import CONFIRMED, Bench, bench
 from tests.fixtures.lua_sale import NOW

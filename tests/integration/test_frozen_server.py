@@ -12,18 +12,18 @@ from contextlib import contextmanager
 
 import pytest
 
+from reservation.adapters.redis import client as connection
+from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.embedded.server import EmbeddedServer
+from reservation.adapters.redis.keys import Keys
+from reservation.adapters.redis.prepare_queue import PrepareQueue, Replayed
+from reservation.adapters.redis.reservation_store import Store
 from reservation.domain.errors import ReservationError, Unavailable
 from reservation.domain.ids import OrderIds
 from reservation.domain.payment import Claimed
-from reservation.domain.rate import BuyerLimits
+from reservation.domain.rate_limit import BuyerLimits
 from reservation.domain.reservation import Basket, Reservation
 from reservation.domain.states import Status
-from reservation.redis import connection
-from reservation.redis.batch import PrepareQueue, Replayed
-from reservation.redis.connection import Connections
-from reservation.redis.embedded import EmbeddedServer
-from reservation.redis.keys import Keys
-from reservation.redis.store import Store
 from tests.fixtures.lua_sale import EPOCH, NOW, LuaSale, plain_wish
 from tests.fixtures.valkey import MakeServer
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from reservation.adapters.redis import buyer_orders
 from reservation.domain.errors import BuyerLimitExceeded
 from reservation.domain.payment import Cause, Reason
 from reservation.domain.sale import Item
-from reservation.redis import buyer_orders
 from tests.fixtures.in_process import Bench, bench
 
 

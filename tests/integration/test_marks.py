@@ -7,12 +7,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from reservation.adapters.redis.marks import NO_MARK, Marks
+from reservation.adapters.redis.sale_writer import Found
+from reservation.adapters.sql.losses import MarkRow
+from reservation.adapters.sql.rebuild_queries import SaleHead
+from reservation.application.readiness.data_loss import compare
 from reservation.domain.errors import SaleRecovering
-from reservation.losses import compare
-from reservation.persistence.losses import MarkRow
-from reservation.persistence.recovery import SaleHead
-from reservation.redis.marks import NO_MARK, Marks
-from reservation.redis.restore import Found
 from tests.fixtures.in_process import Bench, bench
 from tests.fixtures.valkey import MakeServer
 
@@ -131,7 +131,7 @@ async def test_a_process_that_ended_or_died_is_not_waited_for(
         async with bench(tmp_path, valkey_url) as other:
             await other.service.losses.write("the life before")
             assert len(await here.service.losses.writing_elsewhere("this life")) == 1
-            monkeypatch.setattr("reservation.losses.LIVE_SECONDS", 0.0)
+            monkeypatch.setattr("reservation.application.readiness.data_loss.LIVE_SECONDS", 0.0)
             await asyncio.sleep(0.005)
             assert await here.service.losses.writing_elsewhere("this life") == []
 
@@ -200,8 +200,8 @@ async def test_a_look_that_gives_up_leaves_the_write_to_its_end(here: Bench) -> 
 async def test_the_looks_go_on_though_marks_cannot_be_written(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reservation.recovery.MARK_SECONDS", 0.01)
-    monkeypatch.setattr("reservation.recovery.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("reservation.application.readiness.redis_monitor.MARK_SECONDS", 0.01)
+    monkeypatch.setattr("reservation.application.readiness.redis_monitor.LOOK_SECONDS", 0.01)
     here.service.connections.guard()
     await here.service.watch.look()
     broken = 0

@@ -8,7 +8,7 @@ from typing import Any
 
 from reservation.domain.alarms import Alarm
 
-BEGIN = "from reservation import metrics; from reservation.domain.alarms import Alarm\n"
+BEGIN = "from reservation.telemetry import metrics; from reservation.domain.alarms import Alarm\n"
 CLOSED = (
     "metrics.alarm(Alarm.PREFLIGHT)\n"
     "metrics.PREPARE_CLOSED.labels('redis-disk').set(1)\n"

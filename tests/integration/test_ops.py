@@ -10,7 +10,7 @@ import pytest
 import redis
 from redis.exceptions import NoPermissionError
 
-from reservation.redis.server_files import find_binary
+from reservation.adapters.redis.embedded.files import find_binary
 from tests.fixtures.in_process import Bench, bench
 from tests.fixtures.service import eventually
 

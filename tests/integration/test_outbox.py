@@ -4,11 +4,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.errors import StoreUnavailable
+from reservation.adapters.redis.keys import Keys
+from reservation.adapters.redis.outbox import GROUP, RedisOutbox
 from reservation.domain.events import GENESIS, Event, chain_of
-from reservation.redis.connection import Connections
-from reservation.redis.keys import Keys
-from reservation.redis.outbox import GROUP, RedisOutbox
-from reservation.redis.replies import StoreUnavailable
 from tests.fixtures.lua_sale import NOW, LuaSale
 
 

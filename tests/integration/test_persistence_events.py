@@ -8,11 +8,11 @@ import msgspec
 import pytest
 from sqlalchemy import select
 
+from reservation.adapters.sql import tables
+from reservation.adapters.sql.event_writer import EVENTS_MAX, ApplyKind
+from reservation.adapters.sql.history import SkuFold
+from reservation.adapters.sql.ledger import Ledger
 from reservation.domain.events import Event
-from reservation.persistence import tables
-from reservation.persistence.events import EVENTS_MAX, ApplyKind
-from reservation.persistence.ledger import Ledger
-from reservation.persistence.stories import SkuFold
 from tests.fixtures.outbox import START_MS, Tape
 
 

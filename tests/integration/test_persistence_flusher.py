@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from reservation.adapters.sql.event_writer import ApplyOutcome
+from reservation.adapters.sql.ledger import Ledger
 from reservation.domain.events import Event
-from reservation.persistence.events import ApplyOutcome
-from reservation.persistence.ledger import Ledger
 from reservation.workers import flusher as flusher_module
 from reservation.workers.flusher import STOPPED_SECONDS, FlushCounts, Flusher
 from tests.fixtures.outbox import MemoryOutbox, Tape

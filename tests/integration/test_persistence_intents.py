@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
+from reservation.adapters.sql import engine as database_module
+from reservation.adapters.sql import group_commit as group
+from reservation.adapters.sql import postgresql
+from reservation.adapters.sql.group_commit import BATCH_MAX
+from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.payment_intents import IntentOutcome, VoidOutcome
 from reservation.domain.errors import BrokenInvariant
-from reservation.persistence import database as database_module
-from reservation.persistence import group, postgresql
-from reservation.persistence.group import BATCH_MAX
-from reservation.persistence.intents import IntentOutcome, VoidOutcome
-from reservation.persistence.ledger import Ledger
 
 
 def intent(order_id: str = "o", fence: int = 1, **changes: Any) -> dict[str, Any]:

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
+from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.orders import LineRow
+from reservation.adapters.sql.refunds import RefundRecord, RefundWish
 from reservation.domain.events import Event
 from reservation.domain.states import Status
-from reservation.persistence.ledger import Ledger
-from reservation.persistence.orders import LineRow
-from reservation.persistence.refunds import RefundRecord, RefundWish
 from tests.fixtures.outbox import START_MS, Tape
 
 

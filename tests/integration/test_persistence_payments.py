@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import IntegrityError
 
+from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.payments import PaymentRow
+from reservation.adapters.sql.refunds import OtherRefund, RefundRecord, RefundReused, RefundWish
 from reservation.domain.errors import SaleRecovering
-from reservation.persistence.ledger import Ledger
-from reservation.persistence.payments import PaymentRow
-from reservation.persistence.refunds import OtherRefund, RefundRecord, RefundReused, RefundWish
 
 
 async def test_a_sale_is_registered_once_and_keeps_its_epoch(ledger: Ledger) -> None:

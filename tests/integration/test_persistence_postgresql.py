@@ -7,8 +7,8 @@ import asyncpg
 import pytest
 from sqlalchemy import text
 
-from reservation.persistence.database import Database, LedgerUnfit
-from reservation.persistence.ledger import Ledger
+from reservation.adapters.sql.engine import Database, LedgerUnfit
+from reservation.adapters.sql.ledger import Ledger
 from tests.fixtures.databases import PostgresServer
 from tests.fixtures.outbox import MemoryOutbox, Tape
 from tests.fixtures.pgbouncer import running_pgbouncer

@@ -12,16 +12,16 @@ import msgspec
 import pytest
 from sqlalchemy.exc import SQLAlchemyError
 
-from reservation.persistence.events import ApplyKind
-from reservation.persistence.intents import IntentOutcome
-from reservation.persistence.ledger import Ledger
+from reservation.adapters.sql.event_writer import ApplyKind
+from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.payment_intents import IntentOutcome
 from tests.fixtures.databases import PostgresServer, running_postgres
 from tests.fixtures.outbox import Tape
 
 #: Writes intents in waves, as an API worker does, and prints how each one ended and the slowest.
 WRITER = """
 import asyncio, collections, json, sys, time
-from reservation.persistence.ledger import Ledger
+from reservation.adapters.sql.ledger import Ledger
 
 async def main(url, name, waves, width):
     ledger = await Ledger.open(url)
@@ -52,7 +52,7 @@ import asyncio, sys
 from pathlib import Path
 import msgspec
 from reservation.domain.events import Event
-from reservation.persistence.ledger import Ledger
+from reservation.adapters.sql.ledger import Ledger
 
 async def main(url, path, size):
     events = msgspec.json.decode(Path(path).read_bytes(), type=list[Event])

@@ -13,11 +13,11 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from reservation.persistence import database as database_module
-from reservation.persistence import postgresql
-from reservation.persistence.database import SCHEMA_VERSION, Database, LedgerUnfit
-from reservation.persistence.ledger import Ledger
-from reservation.persistence.tables import metadata
+from reservation.adapters.sql import engine as database_module
+from reservation.adapters.sql import postgresql
+from reservation.adapters.sql.engine import SCHEMA_VERSION, Database, LedgerUnfit
+from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.tables import metadata
 
 MIGRATIONS = Path(database_module.__file__).parent / "migrations"
 

@@ -8,12 +8,12 @@ import msgspec
 import pytest
 import redis
 
+from reservation.adapters.redis.embedded.server import EmbeddedServer
+from reservation.application.readiness.check import Preflight
+from reservation.application.readiness.clock_skew import Clocks
+from reservation.application.readiness.conditions import Disk
 from reservation.domain.errors import Unavailable
 from reservation.domain.states import SaleStatus
-from reservation.preflight import Preflight
-from reservation.preflight.clocks import Clocks
-from reservation.preflight.rows import Disk
-from reservation.redis.embedded import EmbeddedServer
 from reservation.workers.runner import Worker
 from tests.fixtures.in_process import Bench, bench
 from tests.fixtures.service import Served, eventually, refused

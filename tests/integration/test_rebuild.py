@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from reservation.adapters.sql import rebuild_queries as recovery
+from reservation.application.recovery.rebuild import NotLost, RebuildReport
 from reservation.domain.errors import (
     HoldLost,
     RateLimited,
@@ -20,8 +22,6 @@ from reservation.domain.reservation import Reservation
 from reservation.domain.sale import Item
 from reservation.domain.states import HoldPolicy, Status
 from reservation.domain.tokens import Claims
-from reservation.persistence import recovery
-from reservation.rebuild import NotLost, RebuildReport
 from tests.fixtures.in_process import Bench, bench
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from reservation.adapters.redis.sale_writer import Found
+from reservation.adapters.sql.rebuild_queries import SaleHead
+from reservation.application.readiness.data_loss import compare
 from reservation.domain.errors import SaleRecovering, Unavailable
 from reservation.domain.sale import Item
+from reservation.domain.sale_settings import SaleChange
 from reservation.domain.states import HoldPolicy
-from reservation.losses import compare
-from reservation.metrics import PREPARE_CLOSED
-from reservation.persistence.recovery import SaleHead
-from reservation.redis.restore import Found
-from reservation.sale_change import SaleChange
+from reservation.telemetry.metrics import PREPARE_CLOSED
 from tests.fixtures.in_process import Bench, bench
 from tests.fixtures.valkey import MakeServer
 

@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from reservation.adapters.redis.keys import SaleKeys
+from reservation.application.recovery.repair import NotDrained
 from reservation.domain.errors import SaleRecovering
 from reservation.domain.payment import Cause, Reason
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
-from reservation.redis.keys import SaleKeys
-from reservation.repair import NotDrained
 from tests.fixtures.in_process import Bench, bench
 
 Damage = Callable[[SaleKeys, Reservation], tuple[Any, ...]]

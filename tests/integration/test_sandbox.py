@@ -16,9 +16,9 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from reservation.payments.sandbox.faults import Fault
-from reservation.payments.sandbox.journal import Journal, JournalDamagedError
-from reservation.payments.sandbox.webhooks import RETRY_MINUTES
+from reservation.sandbox.faults import Fault
+from reservation.sandbox.journal import Journal, JournalDamagedError
+from reservation.sandbox.webhooks import RETRY_MINUTES
 from tests.fixtures.sandbox import RunningSandbox, running_sandbox, sandbox_process
 
 AMOUNT = 10_000

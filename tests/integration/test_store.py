@@ -8,6 +8,12 @@ import msgspec
 import pytest
 import structlog
 
+from reservation.adapters.redis import client as connection
+from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.errors import UnexpectedReply
+from reservation.adapters.redis.keys import Keys
+from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.redis.sale_store import SaleStore
 from reservation.domain.errors import (
     BuyerLimitExceeded,
     HoldLost,
@@ -37,12 +43,6 @@ from reservation.domain.payment import (
 from reservation.domain.reservation import PAYMENT_ATTEMPTS_MAX, Reservation
 from reservation.domain.sale import Item
 from reservation.domain.states import SaleStatus, Status
-from reservation.redis import connection
-from reservation.redis.connection import Connections
-from reservation.redis.keys import Keys
-from reservation.redis.replies import UnexpectedReply
-from reservation.redis.sales import SaleStore
-from reservation.redis.store import Store
 from tests.fixtures.lua_sale import EPOCH, NOW, LuaSale
 
 BUYER = Reason(Cause.BUYER)

@@ -16,9 +16,10 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reservation.payments import toss
-from reservation.payments.codes import TABLES, Operation, Verdict
-from reservation.payments.gateway import (
+from reservation.adapters.toss import client as toss
+from reservation.adapters.toss.client import TossGateway, TossLimits, parse_time
+from reservation.adapters.toss.error_codes import TABLES, Operation, Verdict
+from reservation.domain.payment_gateway import (
     Answer,
     Answered,
     Declined,
@@ -29,7 +30,6 @@ from reservation.payments.gateway import (
     Unknown,
     VirtualAccount,
 )
-from reservation.payments.toss import TossGateway, TossLimits, parse_time
 from tests.fixtures.sandbox import RunningSandbox, running_sandbox
 
 AMOUNT = 39_000

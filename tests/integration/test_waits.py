@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from reservation import waits as waits_module
+from reservation.adapters.redis.errors import StoreUnavailable
+from reservation.application.reservations import waits as waits_module
+from reservation.application.reservations.waits import WAITS_PER_BUYER_MAX, Waits
 from reservation.domain.payment import Cause, Reason
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
-from reservation.redis.replies import StoreUnavailable
-from reservation.waits import WAITS_PER_BUYER_MAX, Waits
 from tests.fixtures.in_process import Bench, bench
 
 LONG_SECONDS = 30.0

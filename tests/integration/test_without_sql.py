@@ -9,12 +9,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from reservation import recovery
+from reservation.adapters.redis.embedded.server import EmbeddedServer
+from reservation.application.readiness import redis_monitor as recovery
 from reservation.bootstrap import opened
+from reservation.config.settings import Settings
 from reservation.domain.errors import ReservationError, SaleNotFound, Unavailable
-from reservation.metrics import PREPARE_CLOSED
-from reservation.redis.embedded import EmbeddedServer
-from reservation.settings import Settings
+from reservation.telemetry.metrics import PREPARE_CLOSED
 from tests.fixtures.databases import PostgresServer, running_postgres
 from tests.fixtures.in_process import Bench
 from tests.fixtures.valkey import MakeServer

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from redis.exceptions import ResponseError
 
-from reservation.redis.connection import Connections
-from reservation.redis.replies import UnexpectedReply, good
+from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.errors import UnexpectedReply, good
 from tests.fixtures.lua_sale import EPOCH, NOW, LuaSale
 
 #: Buyers of the scene, each with one order in the state of that name.

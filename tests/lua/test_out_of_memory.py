@@ -2,9 +2,9 @@
 
 import pytest
 
+from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.errors import StoreUnavailable
 from reservation.domain.clock import SystemClock
-from reservation.redis.connection import Connections
-from reservation.redis.replies import StoreUnavailable
 from tests.fixtures.lua_sale import LuaSale
 from tests.fixtures.valkey import SERVERS, MakeServer, binary_of
 

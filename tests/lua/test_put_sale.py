@@ -2,7 +2,7 @@
 
 import pytest
 
-from reservation.redis.records import as_mapping
+from reservation.adapters.redis.mapping import as_mapping
 from tests.fixtures.lua_sale import LOST, LuaSale
 
 A, B = ("a", "A", 1000, 10, 3), ("b", "B", 500, 5, 5)

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from reservation.redis.scripts import load
+from reservation.adapters.redis.scripts import load
 from tests.fixtures.lua_sale import EPOCH, LuaSale
 
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from reservation.redis.outcomes import ReopenWord
-from reservation.redis.scripts import load
+from reservation.adapters.redis.script_results import ReopenWord
+from reservation.adapters.redis.scripts import load
 from tests.fixtures.in_process import Bench, bench
 
 

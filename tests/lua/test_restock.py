@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from reservation.redis.records import as_mapping
+from reservation.adapters.redis.mapping import as_mapping
 from tests.fixtures.lua_sale import LOST, LuaSale
 
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from reservation.redis.outcomes import RestoreWord
-from reservation.redis.restore import Writes
-from reservation.redis.scripts import load
+from reservation.adapters.redis.sale_writer import Writes
+from reservation.adapters.redis.script_results import RestoreWord
+from reservation.adapters.redis.scripts import load
 from tests.fixtures.in_process import Bench, bench
 
 

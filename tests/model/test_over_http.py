@@ -28,11 +28,18 @@ from hypothesis.stateful import (
 
 from loadtests.recording import Call, Heads, operation_of
 from reservation.bootstrap import opened
+from reservation.config.settings import Settings
 from reservation.domain.ids import sale_of
-from reservation.history import recorded
-from reservation.model.history import End, Head, History, MoneyLine, Operation, Record
-from reservation.model.witness import Witness
-from reservation.settings import Settings
+from reservation.verification.export import recorded
+from reservation.verification.model.checker import Witness
+from reservation.verification.model.history_format import (
+    End,
+    Head,
+    History,
+    MoneyLine,
+    Operation,
+    Record,
+)
 from tests.fixtures.service import Served, eventually, item
 
 STEPS = 25

@@ -23,11 +23,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.mapping import as_event, as_mapping
 from reservation.domain.events import Event
-from reservation.model.rules import OUTCOMES, Rules
-from reservation.model.shop import Item, Shop
-from reservation.redis.connection import Connections
-from reservation.redis.records import as_event, as_mapping
+from reservation.verification.model.rules import OUTCOMES, Rules
+from reservation.verification.model.sale_state import Item, Shop
 from tests.fixtures.lua_sale import NOW, LuaSale
 
 EXAMPLES, STEPS = 40, 30

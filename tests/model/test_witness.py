@@ -13,8 +13,8 @@ import pytest
 
 from reservation.domain.events import GENESIS, chain_of
 from reservation.domain.states import TRANSITIONS, Status
-from reservation.model.facts import EDGES
-from reservation.model.history import (
+from reservation.verification.model.event_data import EDGES
+from reservation.verification.model.history_format import (
     DECODER,
     End,
     EventLine,
@@ -25,8 +25,8 @@ from reservation.model.history import (
     Record,
     StockLine,
 )
-from reservation.model.violations import Broken
-from reservation.verify import Unreadable, verify
+from reservation.verification.model.violations import Broken
+from reservation.verification.verify import Unreadable, verify
 from tests.fixtures.recorder import Recorder, recording
 from tests.fixtures.service import Served, item
 

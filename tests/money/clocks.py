@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from reservation.redis import scripts
+from reservation.adapters.redis import scripts
 from tests.fixtures.sandbox import RunningSandbox
 
 __all__ = ["WorldClock", "scripts_by"]

@@ -13,9 +13,9 @@ from typing import Final
 
 from reservation import failpoints
 from reservation.bootstrap import opened
+from reservation.config.settings import Settings
 from reservation.domain.errors import ReservationError
-from reservation.limits import PaymentLimits
-from reservation.settings import Settings
+from reservation.domain.payment_timeouts import PaymentLimits
 
 #: As in production, but for a lease that a test can wait out.
 LIMITS: Final = PaymentLimits(

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from reservation.failpoints import POINTS
-from reservation.payments.sandbox.faults import Fault
+from reservation.sandbox.faults import Fault
 
 __all__ = [
     "CELLS",

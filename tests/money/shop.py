@@ -7,15 +7,15 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from reservation import metrics
+from reservation.application.payments.refunds import RefundWish
 from reservation.bootstrap import Service, opened
+from reservation.config.settings import Settings
 from reservation.domain.alarms import Alarm
+from reservation.domain.payment_gateway import RefundAccount
+from reservation.domain.payment_timeouts import PaymentLimits
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
-from reservation.limits import PaymentLimits
-from reservation.payments.gateway import RefundAccount
-from reservation.refund import RefundWish
-from reservation.settings import Settings
+from reservation.telemetry import metrics
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import RunningSandbox, running_sandbox
 

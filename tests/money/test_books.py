@@ -7,11 +7,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from reservation import conclude
+from reservation.application.payments import resolve as conclude
 from reservation.domain.payment import Cause, Outcome, PaymentOutcome, Reason
-from reservation.judge import Finish, Verdict, judge
-from reservation.payments.gateway import Unknown
-from reservation.payments.sandbox.faults import Fault
+from reservation.domain.payment_gateway import Unknown
+from reservation.domain.payment_rules import Finish, Verdict, judge
+from reservation.sandbox.faults import Fault
 from tests.money.books import Report, check
 from tests.money.plan import NONE, Cell, Entry, Plan
 from tests.money.wave import Wave

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from reservation.domain.errors import NotRefundable
+from reservation.domain.idempotency_keys import cancel_key, confirm_key
+from reservation.domain.payment_gateway import RefundAccount
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
-from reservation.payments.gateway import RefundAccount
-from reservation.payments.idempotency_keys import cancel_key, confirm_key
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import RunningSandbox
 from tests.money.shop import comes_to, refund_wish, shop, stands

@@ -13,7 +13,7 @@ from reservation.domain.errors import ReservationError
 from reservation.domain.payment import SENTENCES, Cause, Reason
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
-from reservation.payments.sandbox.faults import Fault
+from reservation.sandbox.faults import Fault
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import RunningSandbox
 from tests.money.shop import LIMITS, comes_to, refund_wish, shop

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from reservation.redis import scripts
+from reservation.adapters.redis import scripts
 from tests.money.clocks import KEY, scripts_by
 
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from reservation.adapters.toss.error_codes import TABLES, Operation
 from reservation.bootstrap import Service, opened
+from reservation.config.settings import Settings
 from reservation.domain.errors import PaymentDeclined
+from reservation.domain.payment_timeouts import DEFAULT_LIMITS
 from reservation.domain.sale import Item
 from reservation.domain.states import Status
-from reservation.limits import DEFAULT_LIMITS
-from reservation.payments.codes import TABLES, Operation
-from reservation.settings import Settings
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import RunningSandbox, running_sandbox
 

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from reservation.adapters.redis.mapping import as_mapping
+from reservation.application.payments.webhooks import SQL_ALL
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import SystemClock
 from reservation.domain.errors import Unavailable
+from reservation.domain.payment_gateway import Answer, Misconfigured, PaymentMissing
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
-from reservation.payments.gateway import Answer, Misconfigured, PaymentMissing
-from reservation.payments.sandbox.faults import Fault
-from reservation.redis.records import as_mapping
-from reservation.webhook import SQL_ALL
+from reservation.sandbox.faults import Fault
 from reservation.workers.settler import Settler
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import RunningSandbox

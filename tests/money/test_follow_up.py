@@ -9,14 +9,18 @@ from typing import Any
 import msgspec
 import pytest
 
+from reservation.application.payments.webhooks import (
+    LOOK_UPS_PER_ORDER,
+    LOOK_UPS_TRIED,
+    LOOK_UPS_UNKNOWN,
+)
 from reservation.domain.alarms import Alarm
 from reservation.domain.errors import Unavailable
 from reservation.domain.payment import Cause, Outcome, PaymentOutcome, Reason
+from reservation.domain.payment_gateway import Answered, VirtualAccount
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
-from reservation.metrics import ALARMS
-from reservation.payments.gateway import Answered, VirtualAccount
-from reservation.webhook import LOOK_UPS_PER_ORDER, LOOK_UPS_TRIED, LOOK_UPS_UNKNOWN
+from reservation.telemetry.metrics import ALARMS
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import RunningSandbox
 from tests.money.shop import comes_to, refund_wish, shop, stands

@@ -6,12 +6,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from reservation.confirm import VOIDS_PER_BUYER
+from reservation.application.payments.confirm import VOIDS_PER_BUYER
 from reservation.domain.alarms import Alarm
 from reservation.domain.errors import AmountMismatch, InvalidToken, PaymentDeclined, RateLimited
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
-from reservation.metrics import ALARMS
+from reservation.telemetry.metrics import ALARMS
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import RunningSandbox
 from tests.money.shop import LIMITS, comes_to, shop, stands

@@ -18,10 +18,10 @@ import psutil
 import pytest
 
 from reservation.bootstrap import Service, opened
+from reservation.config.settings import Settings
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.failpoints import POINTS
-from reservation.settings import Settings
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import running_sandbox
 from tests.money.freezing_process import LIMITS

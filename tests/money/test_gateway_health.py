@@ -8,13 +8,13 @@ import msgspec
 import pytest
 
 from reservation.bootstrap import Service, opened
+from reservation.config.settings import Settings
 from reservation.domain.alarms import Alarm
 from reservation.domain.errors import PaymentDeclined, Unavailable
+from reservation.domain.payment_timeouts import PaymentLimits
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
-from reservation.limits import PaymentLimits
-from reservation.metrics import ALARMS
-from reservation.settings import Settings
+from reservation.telemetry.metrics import ALARMS
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import RunningSandbox, running_sandbox
 from tests.money.shop import LIMITS, comes_to, shop, stands
@@ -124,7 +124,7 @@ async def test_a_refused_key_closes_prepare_by_name_until_it_is_accepted(
             with pytest.raises(Unavailable) as closed:
                 await bench.hold(sale_id, "ben")
             assert closed.value.facts["missing"] == ["gateway"]
-        monkeypatch.setattr("reservation.gateway_health.PROBE_SECONDS", 0.0)
+        monkeypatch.setattr("reservation.application.payments.gateway_health.PROBE_SECONDS", 0.0)
         service.health.refuse()
         for _ in range(200):
             await service.watch.look()

@@ -12,13 +12,13 @@ import msgspec
 import pytest
 
 from reservation import failpoints
+from reservation.application.payments.confirm import VOIDS_PER_BUYER
 from reservation.bootstrap import Service
-from reservation.confirm import VOIDS_PER_BUYER
 from reservation.domain.clock import SystemClock
 from reservation.domain.errors import RateLimited
+from reservation.domain.payment_gateway import Answer
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
-from reservation.payments.gateway import Answer
 from tests.fixtures.in_process import Bench
 from tests.money.shop import LIMITS, shop, sold, stands
 

@@ -11,13 +11,13 @@ from typing import Any
 import httpx
 import pytest
 
+from reservation.adapters.sql.payment_intents import IntentOutcome
+from reservation.adapters.sql.payments import PaymentRow
+from reservation.application.payments.orphaned import Orphans
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import SystemClock
 from reservation.domain.payment import Cause, Reason
 from reservation.domain.reservation import Reservation
-from reservation.orphans import Orphans
-from reservation.persistence.intents import IntentOutcome
-from reservation.persistence.payments import PaymentRow
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import RunningSandbox
 from tests.money.shop import raised, shop

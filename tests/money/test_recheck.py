@@ -8,11 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from reservation.application.payments.webhooks import LOOK_UPS_PER_ORDER
 from reservation.domain.alarms import Alarm
+from reservation.domain.payment_gateway import Answer
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
-from reservation.payments.gateway import Answer
-from reservation.webhook import LOOK_UPS_PER_ORDER
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import RunningSandbox
 from tests.money.shop import LIMITS, comes_to, shop, stands

@@ -10,15 +10,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from reservation import metrics
 from reservation.bootstrap import Service, opened
+from reservation.config.settings import Settings
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import SystemClock
 from reservation.domain.errors import NotRefundable, RefundPending, ReservationError
+from reservation.domain.payment_gateway import Answer, Answered, RefundAccount
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
-from reservation.payments.gateway import Answer, Answered, RefundAccount
-from reservation.settings import Settings
+from reservation.telemetry import metrics
 from reservation.workers import refunder as refunder_module
 from reservation.workers.refunder import Refunder
 from tests.fixtures.in_process import Bench

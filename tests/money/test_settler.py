@@ -7,10 +7,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from reservation.application.payments.settle import LOOKS_AT_ONCE
 from reservation.bootstrap import Service
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
-from reservation.settle import LOOKS_AT_ONCE
 from reservation.workers.settler import Settler
 from tests.money.shop import LIMITS, PATIENCE_SECONDS, comes_to, damage, shop, stands
 

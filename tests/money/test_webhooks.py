@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from reservation.application.payments.refunds import RefundWish
+from reservation.application.payments.webhooks import LOOK_UPS_PER_ORDER
 from reservation.domain.states import Status
-from reservation.metrics import ALARMS
-from reservation.payments.sandbox.faults import Fault
-from reservation.refund import RefundWish
-from reservation.webhook import LOOK_UPS_PER_ORDER
+from reservation.sandbox.faults import Fault
+from reservation.telemetry.metrics import ALARMS
 from tests.money.plan import NONE, Cell, Entry, Plan
 from tests.money.wave import Wave
 from tests.money.world import Story, World, world

@@ -24,8 +24,8 @@ from reservation.domain.reservation import Reservation
 from reservation.domain.sale import Item
 from reservation.domain.states import Status
 from reservation.domain.tokens import Claims, Purpose
-from reservation.history import recorded
-from reservation.verify import verify
+from reservation.verification.export import recorded
+from reservation.verification.verify import verify
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import RunningSandbox
 from tests.money.shop import LIMITS, PATIENCE_SECONDS, shop, stands
@@ -248,7 +248,7 @@ async def test_money_for_a_piece_that_was_sold_to_another_goes_back(
 async def test_the_settler_gives_back_what_a_rebuild_could_not_ask_about(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reservation.orphans.UNMET_SECONDS", -60.0)
+    monkeypatch.setattr("reservation.application.payments.orphaned.UNMET_SECONDS", -60.0)
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order, _, _ = await paid_and_lost(bench, sandbox, flushed="nothing", order_too=True)
         async with shop_beside(bench) as other:
@@ -267,7 +267,7 @@ async def test_the_settler_finds_a_lost_claim_by_its_intent_alone(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All processes are new, and none has seen what Redis had: only SQL's intent tells."""
-    monkeypatch.setattr("reservation.orphans.UNMET_SECONDS", -60.0)
+    monkeypatch.setattr("reservation.application.payments.orphaned.UNMET_SECONDS", -60.0)
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order, _, _ = await paid_and_lost(bench, sandbox, flushed="the hold")
         async with shop_beside(bench) as other:

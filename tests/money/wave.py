@@ -4,12 +4,12 @@ import random
 import secrets
 from typing import Any, Final
 
+from reservation.application.payments.refunds import RefundWish
+from reservation.application.reservations.prepare import wish_of
 from reservation.domain.sale import Item
 from reservation.domain.states import Status
 from reservation.failpoints import POINTS
-from reservation.payments.sandbox.faults import Fault
-from reservation.prepare import wish_of
-from reservation.refund import RefundWish
+from reservation.sandbox.faults import Fault
 from reservation.workers.reaper import Reaper
 from reservation.workers.refunder import Refunder
 from tests.money.plan import NONE, Entry, Kind, Plan

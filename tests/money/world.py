@@ -20,13 +20,13 @@ from redis.asyncio import Redis
 from sqlalchemy.exc import SQLAlchemyError
 
 from reservation import failpoints
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.adapters.toss import circuit_breaker as breaker
 from reservation.bootstrap import Service, opened
+from reservation.config.settings import Settings
 from reservation.domain.errors import ReservationError
+from reservation.domain.payment_timeouts import PaymentLimits
 from reservation.domain.reservation import Reservation
-from reservation.limits import PaymentLimits
-from reservation.payments import breaker
-from reservation.redis.replies import StoreUnavailable, StoreUncertain
-from reservation.settings import Settings
 from tests.fixtures.in_process import Bench
 from tests.fixtures.sandbox import RunningSandbox, address_of, listening, sandbox_process
 from tests.money.clocks import WorldClock, scripts_by

@@ -9,8 +9,8 @@ import jwt
 import msgspec
 
 from loadtests.recording import Call, operation_of
-from reservation.model.history import Operation
-from reservation.settings import Settings
+from reservation.config.settings import Settings
+from reservation.verification.model.history_format import Operation
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.processes import Process
 from tests.simulation.web import CutOff, Request, Unreachable, Web, json_of

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from reservation import failpoints
-from reservation.payments.sandbox.faults import Fault
+from reservation.sandbox.faults import Fault
 from tests.simulation.clients import PG
 from tests.simulation.loop import CURRENT
 from tests.simulation.operators import Operator

@@ -21,14 +21,14 @@ import structlog
 from litestar.datastructures import State
 from sqlalchemy.exc import SAWarning
 
-from api import observe
-from api.app import create_app
-from reservation.model.judgement import Judgement
-from reservation.payments.sandbox import SandboxConfig, create_sandbox
-from reservation.persistence.database import Database
-from reservation.redis import pool as redis_pool
-from reservation.redis.embedded import EmbeddedServer
-from reservation.settings import Settings
+from api.http import middleware as observe
+from api.http.app import create_app
+from reservation.adapters.redis import connection_pool as redis_pool
+from reservation.adapters.redis.embedded.server import EmbeddedServer
+from reservation.adapters.sql.engine import Database
+from reservation.config.settings import Settings
+from reservation.sandbox import SandboxConfig, create_sandbox
+from reservation.verification.model.report import Judgement
 from reservation.workers import runner
 from tests.money.clocks import scripts_by
 from tests.simulation.buyers import live

@@ -18,7 +18,7 @@ __all__ = ["InlineQueue", "NoThread", "SqlSide"]
 
 #: What goes to the disk, and so takes time and may fail. All else is aiosqlite's own.
 _SLOW = {"execute", "executemany", "commit"}
-#: As `reservation.persistence.database` tells SQLite to wait.
+#: As `reservation.adapters.sql.engine` tells SQLite to wait.
 _BUSY_SECONDS = 15.0
 _BUSY_PAUSE = 0.02
 

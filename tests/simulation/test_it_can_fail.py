@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from reservation.adapters.redis.outbox import RedisOutbox
+from reservation.adapters.toss.client import TossGateway
 from reservation.domain.events import Event
-from reservation.payments.gateway import Answer, Declined, Unknown
-from reservation.payments.sandbox.webhooks import Webhooks
-from reservation.payments.toss import TossGateway
-from reservation.redis.outbox import RedisOutbox
+from reservation.domain.payment_gateway import Answer, Declined, Unknown
+from reservation.sandbox.webhooks import Webhooks
 from tests.simulation.plans import Plan
 from tests.simulation.run import Ground, ground
 

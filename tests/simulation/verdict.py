@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from typing import Any
 
-from reservation.books import books_of, disagreements
 from reservation.bootstrap import Service
-from reservation.history import recorded
-from reservation.model.history import End, History, MoneyLine, Operation
-from reservation.model.judgement import Judgement
-from reservation.model.witness import Witness
+from reservation.verification.balance_check import books_of, disagreements
+from reservation.verification.export import recorded
+from reservation.verification.model.checker import Witness
+from reservation.verification.model.history_format import End, History, MoneyLine, Operation
+from reservation.verification.model.report import Judgement
 
 __all__ = ["problems_of", "witnessed"]
 

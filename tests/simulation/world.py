@@ -8,9 +8,9 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.bootstrap import Service, opened
-from reservation.redis.replies import StoreUnavailable, StoreUncertain
-from reservation.settings import Settings
+from reservation.config.settings import Settings
 from reservation.workers.runner import Worker
 from tests.simulation.loop import NEUTRAL, VirtualLoop
 from tests.simulation.processes import Process

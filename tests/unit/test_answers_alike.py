@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api import answers_alike
-from api.answers_alike import ANY_RESERVATION, AnswerForm
-from api.context import Api
-from api.reservations import answer_of
+from api.http.dependencies import Api
+from api.http.fastpath import response_template as answers_alike
+from api.http.fastpath.response_template import ANY_RESERVATION, AnswerForm
+from api.http.routes.reservations import answer_of
+from reservation.adapters.redis.prepare_replies import Alike, Made
+from reservation.application.reservations.prepare import Prepared
 from reservation.domain.errors import BrokenInvariant
 from reservation.domain.ids import OrderIds
 from reservation.domain.reservation import Basket, Reservation
 from reservation.domain.states import Status
 from reservation.domain.tokens import Signer
-from reservation.prepare import Prepared
-from reservation.redis.decisions import Alike, Made
 from tests.fixtures.lua_sale import plain_wish
 
 NOW_MS = 1_800_000_000_000

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from reservation.payments.banks import BANKS, Bank, bank_code, bank_of
+from reservation.adapters.toss.banks import BANKS, Bank, bank_code, bank_of
 
 
 @pytest.mark.parametrize("code", BANKS)

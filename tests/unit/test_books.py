@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from reservation.books import Books, books_of, disagreements
 from reservation.domain.ids import OrderIds
+from reservation.verification.balance_check import Books, books_of, disagreements
 
 SALE = "sale-1"
 IDS = OrderIds(b"k" * 32)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from reservation.preflight.clocks import DRIFT_MS_MAX, EVEN_SECONDS, Clocks
-from reservation.redis.connection import ClockReading
+from reservation.adapters.redis.client import ClockReading
+from reservation.application.readiness.clock_skew import DRIFT_MS_MAX, EVEN_SECONDS, Clocks
 
 START_MS = 1_000_000
 

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reservation.payments.codes import (
+from reservation.adapters.toss.declines import SENTENCES, decline_sentence
+from reservation.adapters.toss.error_codes import (
     TABLES,
     Operation,
     Verdict,
     answer_of_refusal,
     verdict_of,
 )
-from reservation.payments.declines import SENTENCES, decline_sentence
-from reservation.payments.gateway import (
+from reservation.domain.payment_gateway import (
     Answer,
     Declined,
     Misconfigured,

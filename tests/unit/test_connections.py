@@ -7,8 +7,8 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
-from api import connections as module
-from api.connections import CONNECTIONS_MAX, WARNING_SECONDS, Connections, limit_of
+from api.http.connection import connections as module
+from api.http.connection.connections import CONNECTIONS_MAX, WARNING_SECONDS, Connections, limit_of
 
 
 class Connection:

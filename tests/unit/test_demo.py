@@ -5,7 +5,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from reservation.demo import Demo, DemoPlan
+from reservation.verification.demo import Demo, DemoPlan
 
 ORDER = {
     "orderId": "R0000000000000000000000000",

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from reservation import environment
-from reservation.settings import ClientSettings, Settings, SettingsError
+from reservation.config import parsing as environment
+from reservation.config.settings import ClientSettings, Settings, SettingsError
 
 #: The variables of every pod in a namespace with the Services `reservation`,
 #: `reservation-redis` and `reservation-metrics`.

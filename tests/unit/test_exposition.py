@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from api.exposition import KEPT_SECONDS, Exposition
+from api.http.exposition import KEPT_SECONDS, Exposition
 
 WAIT_SECONDS = 10.0
 

@@ -5,8 +5,15 @@ import random
 import h11
 import pytest
 
-from api.admin import SALE_BYTES_MAX
-from api.http_head import BODY_BYTES_MAX, CHUNKED, HEAD_ENDS, Head, RequestRefused, read_head
+from api.http.connection.head import (
+    BODY_BYTES_MAX,
+    CHUNKED,
+    HEAD_ENDS,
+    Head,
+    RequestRefused,
+    read_head,
+)
+from api.http.routes.admin import SALE_BYTES_MAX
 from tests.edge.streams import draw
 
 CHANGES = (b"", b"\r", b"\n", b"\r\n", b"\0", b":", b" ", b"\t", b"\xff", b",", b"7", b"close")

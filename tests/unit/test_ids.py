@@ -6,6 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from reservation.adapters.redis.keys import Keys
 from reservation.domain.ids import (
     BUYER_ID,
     IDEMPOTENCY_KEY,
@@ -16,7 +17,6 @@ from reservation.domain.ids import (
     OrderIds,
     sale_of,
 )
-from reservation.redis.keys import Keys
 
 #: What the PG takes as an order id.
 PG_ORDER_ID = re.compile(r"[A-Za-z0-9_-]{6,64}")

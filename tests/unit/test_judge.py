@@ -8,19 +8,7 @@ from hypothesis import strategies as st
 
 from reservation.domain.alarms import Alarm
 from reservation.domain.payment import Cause
-from reservation.domain.reservation import Line, Reservation
-from reservation.domain.states import Status
-from reservation.judge import (
-    Asked,
-    CancelFirst,
-    Finish,
-    LookUp,
-    Unapproved,
-    Undecided,
-    Verdict,
-    judge,
-)
-from reservation.payments.gateway import (
+from reservation.domain.payment_gateway import (
     Answer,
     Answered,
     Declined,
@@ -32,6 +20,18 @@ from reservation.payments.gateway import (
     TryAgain,
     Unknown,
 )
+from reservation.domain.payment_rules import (
+    Asked,
+    CancelFirst,
+    Finish,
+    LookUp,
+    Unapproved,
+    Undecided,
+    Verdict,
+    judge,
+)
+from reservation.domain.reservation import Line, Reservation
+from reservation.domain.states import Status
 
 ORDER = Reservation(
     order_id="s-" + "A" * 24,

@@ -7,8 +7,8 @@ from typing import Any
 import jwt
 import pytest
 
-from api.jwt_claims import GUEST_AUDIENCE, LEEWAY_SECONDS, ClaimRules
-from api.shared_secret import SharedSecret
+from api.http.auth.hs256 import SharedSecret
+from api.http.auth.jwt_claims import GUEST_AUDIENCE, LEEWAY_SECONDS, ClaimRules
 
 SECRET = "a secret of more than thirty-two bytes for the tests"
 ANY = ClaimRules(audience=None, issuer=None)

@@ -11,8 +11,8 @@ from loadtests.answers import WRONG_MAX, Answers, ends_of
 from loadtests.desk import CannotBegin, address_of
 from loadtests.shapes import DEFAULT_SECONDS, SCENARIOS, target_at
 from loadtests.verdict import RequestLine, Sample, Verdict, judge, problems_of_sample, write
-from reservation.books import Books, books_of
 from reservation.domain.ids import OrderIds
+from reservation.verification.balance_check import Books, books_of
 
 SALE = "sale-1"
 IDS = OrderIds(b"k" * 32)

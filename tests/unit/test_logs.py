@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from api import logs
+from api.server import log_config as logs
 
 SECRET = "s3cr3t-0123456789abcdef"
 
@@ -145,7 +145,8 @@ def test_values_of_any_kind_can_be_logged(stream: io.StringIO) -> None:
 
 def test_lines_go_to_stderr_and_leave_stdout_to_answers() -> None:
     program = (
-        "import structlog; from api import logs; logs.configure(production=True);"
+        "import structlog; from api.server import log_config;"
+        "log_config.configure(production=True);"
         "structlog.get_logger().info('told')"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from reservation.model.answers import objection
-from reservation.model.history import Operation
-from reservation.model.shop import Order, Shop
+from reservation.verification.model.history_format import Operation
+from reservation.verification.model.response_checks import objection
+from reservation.verification.model.sale_state import Order, Shop
 
 KEY, OTHER = "key", "another key"
 NOT_BEGUN = ("HELD", "PREPARED", "RELEASED", "EXPIRED")

@@ -45,12 +45,19 @@ def test_a_refusal_at_the_success_url_says_nothing_of_money(error: type[Reservat
 
 
 def test_no_text_of_an_order_says_that_it_was_not_charged() -> None:
-    texts = SHOWN.findall((ROOT / "api" / "static" / "text.js").read_text())
+    texts = SHOWN.findall((ROOT / "api" / "http" / "static" / "text.js").read_text())
     assert len(texts) > 50
     assert [text for text in texts if CLAIMS.search(text[1])] == []
 
 
-@pytest.mark.parametrize("name", ["confirm.py", "redis/store.py", "conclude.py"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "application/payments/confirm.py",
+        "adapters/redis/reservation_store.py",
+        "application/payments/resolve.py",
+    ],
+)
 def test_no_sentence_of_a_payment_says_that_nothing_was_charged(name: str) -> None:
     assert not re.search(
         "nothing was charged", (ROOT / "reservation" / name).read_text(), re.IGNORECASE

@@ -6,9 +6,9 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
-from api import observe
-from api.line_limit import LineLimit
-from reservation.metrics import HTTP_SECONDS
+from api.http import middleware as observe
+from api.http.log_rate_limit import LineLimit
+from reservation.telemetry.metrics import HTTP_SECONDS
 
 
 @pytest.fixture

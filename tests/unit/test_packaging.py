@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from reservation.settings import Settings
+from reservation.config.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,7 +46,7 @@ def packed_below(wheel: zipfile.ZipFile, folder: str) -> set[str]:
 def test_the_wheel_carries_each_script_where_the_loader_looks(wheel: zipfile.ZipFile) -> None:
     scripts = files_below(ROOT / "scripts" / "lua")
     assert any(name.startswith("lib/") for name in scripts)
-    assert packed_below(wheel, "reservation/redis/lua/") == scripts
+    assert packed_below(wheel, "reservation/adapters/redis/lua/") == scripts
 
 
 @pytest.mark.parametrize("package", ["api", "reservation"])

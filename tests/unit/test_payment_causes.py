@@ -6,11 +6,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from reservation.adapters.sql.orders import OrderRow
+from reservation.application.audit.expected_records import order_fields
 from reservation.domain import payment
 from reservation.domain.events import Event
 from reservation.domain.payment import SENTENCES, Attempt, Cause, Outcome, PaymentOutcome, Reason
-from reservation.persistence.orders import OrderRow
-from reservation.restored import order_fields
 
 CODES = ("", "REJECT_CARD_COMPANY", "with:colons")
 #: Outcomes that have a cause.

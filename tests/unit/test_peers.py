@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from litestar.connection import ASGIConnection
 
-from api.auth import Peers
-from reservation.settings import Settings
+from api.http.auth.buyers import Peers
+from reservation.config.settings import Settings
 
 PROXIES = "10.0.0.0/8,2001:db8::/32"
 MAPPED = "::ffff:10.0.0.0/104,2001:db8::/32"

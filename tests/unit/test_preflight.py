@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from reservation.preflight.findings import TRUSTABLE, judge, refuse_strange
-from reservation.preflight.outboxes import SALE_ROWS
-from reservation.preflight.rights import EXCESSIVE, NEEDED, dry_runs, refused
-from reservation.preflight.rows import ROWS, Disk, Facts, Severity
-from reservation.settings import SettingsError
+from reservation.application.readiness.conditions import ROWS, Disk, Facts, Severity
+from reservation.application.readiness.evaluation import TRUSTABLE, judge, refuse_strange
+from reservation.application.readiness.permissions import EXCESSIVE, NEEDED, dry_runs, refused
+from reservation.application.readiness.sale_conditions import SALE_ROWS
+from reservation.config.settings import SettingsError
 
 ROOT = Path(__file__).resolve().parents[2]
 MB = 1024 * 1024

@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from structlog.testing import capture_logs
 
-from api.problems import EXCEPTION_HANDLERS
+from api.http.problem_details import EXCEPTION_HANDLERS
 
 _SECRET = "the-payment's-key"
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from api import processor
-from api.processor import LOOK_SECONDS, Processor
+from api.http.fastpath import cpu_pressure as processor
+from api.http.fastpath.cpu_pressure import LOOK_SECONDS, Processor
 
 
 class Machine:

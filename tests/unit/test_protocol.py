@@ -11,10 +11,11 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from api import http_exchange, protocol
-from api.connections import Connections
-from api.http_head import HEAD_BYTES_MAX, HEADERS_MAX
-from api.protocol import (
+from api.http.connection import exchange as http_exchange
+from api.http.connection import protocol
+from api.http.connection.connections import Connections
+from api.http.connection.head import HEAD_BYTES_MAX, HEADERS_MAX
+from api.http.connection.protocol import (
     HALF_CLOSED_SECONDS,
     LAST_REQUEST_SECONDS,
     LINGER_SECONDS,

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reservation.domain import rate
-from reservation.domain.rate import Limiter, Rate
+from reservation.domain import rate_limit as rate
+from reservation.domain.rate_limit import Limiter, Rate
 
 
 def test_a_rate_says_how_far_apart_calls_are_in_the_long_run() -> None:

@@ -7,14 +7,14 @@ import fakeredis
 import pytest
 from fakeredis import FakeAsyncRedis
 
+from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.heartbeat import Heartbeat
+from reservation.adapters.redis.keys import Keys
+from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.redis.sale_store import SaleStore
 from reservation.domain.clock import SystemClock
 from reservation.domain.errors import SaleRecovering
 from reservation.domain.states import HoldPolicy, SaleStatus, Status
-from reservation.redis.connection import Connections
-from reservation.redis.heartbeat import Heartbeat
-from reservation.redis.keys import Keys
-from reservation.redis.sales import SaleStore
-from reservation.redis.store import Store
 
 ORDER_ID = "s-" + "A" * 24
 

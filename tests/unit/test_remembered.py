@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from api import remembered
-from api.remembered import LIFE_SECONDS_MIN, Remembered
+from api.http.auth import token_cache as remembered
+from api.http.auth.token_cache import LIFE_SECONDS_MIN, Remembered
 
 NOW = 1_700_000_000.0
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reservation.application.reservations.prepare import wish_of
 from reservation.domain.reservation import Line, Reservation, Wish, digest_of, merge_lines
 from reservation.domain.sale import Item, Sale
 from reservation.domain.states import HoldPolicy, SaleStatus, Status
-from reservation.prepare import wish_of
 
 wishes = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 50)), max_size=20)
 

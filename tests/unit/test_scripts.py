@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from reservation.redis import scripts
-from reservation.redis.scripts import load, script_folder
+from reservation.adapters.redis import scripts
+from reservation.adapters.redis.scripts import load, script_folder
 
 NAMES = sorted(path.stem for path in script_folder().glob("*.lua"))
 

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from reservation.secrets import SecretsError, load_or_create, load_secrets
-from reservation.settings import (
+from reservation.config.secrets import SecretsError, load_or_create, load_secrets
+from reservation.config.settings import (
     SANDBOX_CLIENT_KEY,
     SANDBOX_SECRET_KEY,
     ClientSettings,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec.inspect
 
-from reservation.settings import PREFIX, Settings
+from reservation.config.settings import PREFIX, Settings
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.jwt_claims import ClaimRules
-from api.shared_secret import SharedSecret
-from reservation.domain.macs import Mac
+from api.http.auth.hs256 import SharedSecret
+from api.http.auth.jwt_claims import ClaimRules
+from reservation.domain.hmac_sha256 import Mac
 
 SECRET = "a secret that is long enough, even for the longest of its hashes: " + "x" * 8
 RULES = ClaimRules(audience="shop", issuer=None)

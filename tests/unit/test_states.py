@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from reservation.adapters.redis.scripts import script_folder
 from reservation.domain.sale import Item, Sale
 from reservation.domain.states import (
     ENDED,
@@ -15,7 +16,6 @@ from reservation.domain.states import (
     SaleStatus,
     Status,
 )
-from reservation.redis.scripts import script_folder
 
 FINISH = (script_folder() / "finish.lua").read_text()
 LINES = (script_folder() / "lib" / "lines.lua").read_text()

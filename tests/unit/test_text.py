@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from api.tables import show_order
+from api.cli.output import show_order
 from reservation.domain.text import TEXT, printable
 
 ORDER: dict[str, Any] = {

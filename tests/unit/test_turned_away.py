@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from api import turned_away
-from api.turned_away import TurnedAway
+from api.http.fastpath import load_shedding as turned_away
+from api.http.fastpath.load_shedding import TurnedAway
 
 #: Longer than any test looks.
 NEVER = 3_600.0

@@ -12,10 +12,10 @@ import pytest
 import yaml
 from prometheus_client import Counter, Gauge, Histogram
 
-from api.app import create_app
-from reservation import metrics
+from api.http.app import create_app
+from reservation.config.settings import Settings
 from reservation.domain.alarms import TICKETS, Alarm
-from reservation.settings import Settings
+from reservation.telemetry import metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = json.loads((ROOT / "deploy/grafana/dashboards/reservation.json").read_text())
@@ -23,7 +23,7 @@ RULES: list[dict[str, Any]] = yaml.safe_load((ROOT / "deploy/alerts.yml").read_t
     "rules"
 ]
 RUNBOOK = (ROOT / "docs" / "operations.md").read_text()
-CONSOLE = (ROOT / "api" / "static" / "ops-figures.js").read_text()
+CONSOLE = (ROOT / "api" / "http" / "static" / "ops-figures.js").read_text()
 #: Every question that something of ours asks Prometheus, or the text itself.
 ASKED = {
     **{f"alert {rule['alert']}": rule["expr"] for rule in RULES},
@@ -134,7 +134,7 @@ def test_each_alarm_pages_or_is_a_ticket_on_purpose() -> None:
 
 def test_every_alarm_and_outcome_is_exported_at_zero_from_the_start() -> None:
     program = (
-        "from prometheus_client import generate_latest; from reservation import metrics;"
+        "from prometheus_client import generate_latest; from reservation.telemetry import metrics;"
         "print(generate_latest(metrics.registry()).decode())"
     )
     exported = subprocess.run(

@@ -1,0 +1,120 @@
+"""The command line, `reservation COMMAND`: its table of commands, and how a failure is told."""
+
+import os
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Final, NoReturn, cast
+
+import click
+from rich_click import RichCommand, RichGroup
+
+from api.cli.errors import REFUSED, Failure
+
+__all__ = ["cli", "main"]
+
+#: What shells give to a command that Ctrl-C ended.
+_INTERRUPTED: Final = 130
+
+#: Where each command is, and its line in the list. None of them is imported to print that list.
+_COMMANDS: Final = {
+    "audit": ("api.cli.sale:audit", "Check a sale's counters, and Redis against SQL."),
+    "completion": ("api.cli.serve:completion", "Print the script that completes commands."),
+    "demo": (
+        "api.cli.demo:demo",
+        "Sell a whole sale before your eyes, then compare the books.",
+    ),
+    "history": ("api.cli.history:history", "Write down the past of a sale."),
+    "rebuild": ("api.cli.rebuild:rebuild", "Restore sales in Redis from SQL."),
+    "refund": ("api.cli.order:refund", "Give an order's money back."),
+    "refunds": ("api.cli.order:refunds", "List refunds, with the PG's last word on each."),
+    "sale": ("api.cli.sale:sale", "Create, look at, restock, pause and close sales."),
+    "sandbox": ("api.cli.serve:sandbox", "Run the stand-in for the payment gateway, alone."),
+    "serve": ("api.cli.serve:serve", "Run the service."),
+    "verify": ("api.cli.verify:verify", "Judge a recorded history."),
+    "why": ("api.cli.order:why", "Explain an order, or where an item's units are."),
+}
+
+
+class _LazyGroup(RichGroup):
+    """Lists commands by their one line; imports the one that is called."""
+
+    def __init__(self, *, lazy: Mapping[str, tuple[str, str]], **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self._lazy = lazy
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return sorted(self._lazy)
+
+    def get_command(
+        self,
+        ctx: click.Context,  # noqa: ARG002 - click's signature
+        cmd_name: str,
+    ) -> click.Command | None:
+        if cmd_name not in self._lazy:
+            return None
+        return RichCommand(name=cmd_name, short_help=self._lazy[cmd_name][1])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, listed, rest = super().resolve_command(ctx, args)
+        if name is None or listed is None:
+            return name, listed, rest
+        module, _, attribute = self._lazy[name][0].partition(":")
+        return name, cast("click.Command", getattr(import_module(module), attribute)), rest
+
+
+def _version(context: click.Context, _parameter: click.Parameter, wanted: object) -> None:
+    if wanted:
+        click.echo(f"reservation {import_module('reservation').__version__}")
+        context.exit()
+
+
+@click.group(
+    cls=_LazyGroup,
+    lazy=_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit status: 0 good, 1 a problem, 2 wrong usage, 69 no answer, 75 already running, "
+    "78 a bad setting.",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_version,
+    help="Show the version and exit.",
+)
+def cli() -> None:
+    """Stock reservation for flash sales.
+
+    Settings come from RESERVATION_... in the environment or in .env.
+    """
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """The console script: every failure is one line on stderr and a status of its own."""
+    try:
+        status: object = cli.main(arguments, prog_name="reservation", standalone_mode=False)
+        sys.stdout.flush()
+    except Failure as error:
+        _fail(str(error), error.status)
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code)
+    except click.Abort:
+        sys.exit(_INTERRUPTED)
+    except BrokenPipeError:
+        # What is still buffered would fail again when the interpreter flushes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(REFUSED)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    click.echo(f"reservation: {' '.join(message.split())}", err=True)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

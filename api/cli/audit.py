@@ -1,0 +1,65 @@
+"""`reservation audit SALE --repair`: what the audit names, put right from the events."""
+
+import click
+import msgspec
+
+from api.cli.errors import REFUSED, Failure
+from api.cli.local import on_the_spot
+from reservation.application.recovery.repair import NotDrained, RepairReport
+from reservation.bootstrap import Service
+from reservation.workers.flusher import Flusher
+
+__all__ = ["repair"]
+
+
+def repair(sale_id: str, *, operator: str, yes: bool, as_json: bool) -> int:
+    """Show what would be repaired; with `yes` do it. Exit status 1 where something is left."""
+    try:
+        return on_the_spot(
+            lambda service: _repair(service, sale_id, operator=operator, yes=yes, as_json=as_json)
+        )
+    except NotDrained as error:
+        raise Failure(error, REFUSED) from error
+
+
+async def _repair(
+    service: Service, sale_id: str, *, operator: str, yes: bool, as_json: bool
+) -> int:
+    flusher = Flusher(
+        service.outbox, service.ledger, on_alarm=_tell_alarm, on_flushed=lambda _: None
+    )
+
+    async def drain(sale: str) -> None:
+        while (await flusher.run_once(sale)).flushed:
+            pass
+
+    report = await service.repair(sale_id, operator=operator, drain=drain if yes else None)
+    if as_json:
+        click.echo(msgspec.json.encode(report))
+    else:
+        _print(report)
+    return REFUSED if report.left else 0
+
+
+def _tell_alarm(name: str, **facts: object) -> None:
+    click.echo(f"alarm: {name} {facts}", err=True)
+
+
+def _print(report: RepairReport) -> None:
+    name = report.sale_id
+    if not report.problems:
+        click.echo(f"{name}: all agrees, nothing to repair")
+        return
+    for problem in report.problems:
+        click.echo(f"problem: {problem}")
+    if not report.repaired:
+        click.echo(
+            f"{name}: a repair holds the sale still for some seconds, brings its events to SQL and"
+            " restores every record from there; nothing was done: add --yes"
+        )
+        return
+    click.echo(f"{name}: restored, {report.orders} orders; open again")
+    for problem in report.left:
+        click.echo(f"left: {problem}")
+    if report.left:
+        click.echo(f"{name}: what is left is no matter of records; see the runbook")

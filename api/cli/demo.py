@@ -1,0 +1,148 @@
+"""The command `demo`: a whole flash sale against a running service, or one of its own."""
+
+import asyncio
+import os
+from collections import Counter
+
+import click
+import httpx
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich_click import RichCommand
+
+from api.cli.errors import BAD_SETTING, REFUSED, UNREACHABLE, Failure
+from api.http.auth.buyers import Guests
+from api.server.temporary_service import OwnServiceFailed, answers, own_service
+from reservation.config.settings import Settings, SettingsError
+from reservation.verification.demo import Demo, DemoPlan, Verdict
+
+__all__ = ["demo"]
+
+
+@click.command(cls=RichCommand)
+@click.option(
+    "--buyers",
+    type=click.IntRange(1, 1_000_000),
+    default=1000,
+    show_default=True,
+    help="How many come.",
+)
+@click.option(
+    "--stock",
+    type=click.IntRange(0, 1_000_000),
+    default=100,
+    show_default=True,
+    help="How many pieces there are.",
+)
+@click.option(
+    "--hold-seconds",
+    type=click.IntRange(1, 3600),
+    default=20,
+    show_default=True,
+    help="How long a hold lasts; the sale takes that long at least.",
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Who leaves, who declines.")
+@click.option("--url", help="A running service; without it, the one at RESERVATION_PUBLIC_URL.")
+@click.option("--own", is_flag=True, help="Start a service for this demo alone.")
+@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
+def demo(
+    *,
+    buyers: int,
+    stock: int,
+    hold_seconds: int,
+    seed: int,
+    url: str | None,
+    own: bool,
+    as_json: bool,
+) -> int:
+    """Sell a whole sale before your eyes, then compare the books.
+
+    Buyers fight for the pieces; some leave, some are declined and try another card, some load the
+    result again and again. The verdict holds audit, orders and the sandbox's money ledger against
+    each other. Exit status 0: all agree; 1: they do not.
+    """
+    plan = DemoPlan(buyers=buyers, stock=stock, hold_seconds=hold_seconds, seed=seed)
+    try:
+        settings = Settings.load(os.environ)
+        address = url or settings.public_url
+        if own or (url is None and not answers(address)):
+            with own_service("demo") as (own_settings, own_address):
+                verdict = _run(plan, own_settings, own_address)
+        elif not answers(address):
+            raise Failure(f"no service answers at {address}", UNREACHABLE)
+        else:
+            verdict = _run(plan, settings, address)
+    except SettingsError as error:
+        raise Failure(error, BAD_SETTING) from error
+    except OwnServiceFailed as error:
+        raise Failure(error, UNREACHABLE) from error
+    except (httpx.HTTPError, TimeoutError) as error:
+        raise Failure(f"the service cannot be used: {error}", UNREACHABLE) from error
+    if as_json:
+        click.echo(msgspec.json.encode(verdict).decode())
+    else:
+        _show(verdict)
+    return 0 if verdict.ok else REFUSED
+
+
+def _run(plan: DemoPlan, settings: Settings, address: str) -> Verdict:
+    # The demo's buyers all come from one address, so they are not asked for at the door.
+    guests = Guests(msgspec.structs.replace(settings, guest_rate=None))
+    outcomes: Counter[str] = Counter()
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[told]}"),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task("buyers", total=plan.buyers, told="")
+
+        def tell(outcome: str, count: int) -> None:
+            outcomes[outcome] += count
+            told = "settling and flushing" if not count else _summary(outcomes)
+            progress.update(task, advance=count, told=told)
+
+        story = Demo(
+            plan,
+            service_url=address,
+            admin_key=settings.admin_api_key,
+            new_token=lambda: guests.new("")[1],
+            progress=tell,
+        )
+        return asyncio.run(story.run())
+
+
+def _summary(outcomes: Counter[str]) -> str:
+    return "  ".join(f"{name} {count}" for name, count in outcomes.most_common(4))
+
+
+def _show(verdict: Verdict) -> None:
+    console = Console()
+    table = Table("what", "how many", title=f"Sale {verdict.sale_id}")
+    table.columns[1].justify = "right"
+    for name, count in (
+        ("buyers", verdict.buyers),
+        ("pieces", verdict.stock),
+        ("sold", verdict.sold),
+        ("charged at the PG", verdict.charged),
+        ("given back at the PG", verdict.cancelled),
+        ("worth of confirmed orders", verdict.confirmed_amount),
+    ):
+        table.add_row(name, f"{count:,}")
+    for outcome, count in verdict.outcomes.items():
+        table.add_row(f"buyers: {outcome}", f"{count:,}")
+    console.print(table)
+    for problem in verdict.problems:
+        console.print(f"[red]problem[/red]: {problem}", highlight=False)
+    if verdict.ok:
+        console.print(
+            f"[green]clean[/green]: {verdict.sold} of {verdict.stock} sold, 0 oversold; "
+            "stock, money and orders agree",
+            highlight=False,
+        )

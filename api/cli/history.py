@@ -1,0 +1,70 @@
+"""`reservation history`: a sale's whole past, a JSON object a line, as `verify` reads it."""
+
+import os
+import stat
+import sys
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+import msgspec
+from rich_click import RichCommand
+
+from api.cli.errors import Failure
+from api.cli.local import on_the_spot
+from reservation.bootstrap import Service
+from reservation.verification.export import recorded
+
+__all__ = ["history"]
+
+
+@click.command(cls=RichCommand)
+@click.argument("sale_id", metavar="SALE")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+    help="A file, which its owner alone may read; by default stdout.",
+)
+def history(sale_id: str, out: Path | None) -> int:
+    """Write down the past of a sale.
+
+    Every event of SALE, its counters and its orders, one JSON object a line: what `reservation
+    verify` judges. It works on the settings of the service, whether that runs or not. It names
+    buyers and payment keys: keep it as safe as the database.
+    """
+    return on_the_spot(lambda service: _write(service, sale_id, out))
+
+
+async def _write(service: Service, sale_id: str, out: Path | None) -> int:
+    encoder = msgspec.json.Encoder()
+    records = recorded(
+        sale_id,
+        sales=service.sale_store,
+        ledger=service.ledger,
+        outbox=service.outbox,
+        clock=service.clock,
+    )
+    file: BinaryIO | None = None
+    with ExitStack() as stack:
+        async for record in records:
+            # Not before: a sale that is not there empties no file.
+            file = file or stack.enter_context(_opened(out))
+            file.write(encoder.encode(record) + b"\n")
+        if file is not None:
+            file.flush()
+    return 0
+
+
+def _opened(out: Path | None) -> AbstractContextManager[BinaryIO]:
+    """The file, emptied, for its owner alone; a pipe or a device stays as it is."""
+    if out is None or str(out) == "-":
+        return nullcontext(sys.stdout.buffer)
+    try:
+        descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            # One that was there already may have been open to others.
+            os.fchmod(descriptor, 0o600)
+    except OSError as error:
+        raise Failure(f"{out}: {error.strerror}") from error
+    return os.fdopen(descriptor, "wb")

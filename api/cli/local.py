@@ -1,0 +1,54 @@
+"""For commands that work on Redis and SQL themselves, whether the service runs or not."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+import msgspec
+from sqlalchemy.exc import SQLAlchemyError
+
+from api.cli.errors import BAD_SETTING, REFUSED, UNREACHABLE, Failure
+from reservation.adapters.redis.embedded.server import EmbeddedServer, EmbeddedServerError
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.bootstrap import Service, opened
+from reservation.config.settings import Settings, SettingsError
+from reservation.domain.errors import ReservationError
+
+__all__ = ["on_the_spot"]
+
+
+def on_the_spot(work: Callable[[Service], Awaitable[int]]) -> int:
+    """Do this with the service that the settings name; what it returns is the exit status."""
+    try:
+        return asyncio.run(_run(Settings.load(os.environ), work))
+    except SettingsError as error:
+        raise Failure(error, BAD_SETTING) from error
+    except ReservationError as error:
+        raise Failure(error, REFUSED) from error
+    except (StoreUnavailable, StoreUncertain, EmbeddedServerError) as error:
+        raise Failure(f"Redis does not answer: {error}", UNREACHABLE) from error
+    except (SQLAlchemyError, OSError) as error:
+        raise Failure(f"SQL does not answer: {type(error).__name__}", UNREACHABLE) from error
+
+
+async def _run(settings: Settings, work: Callable[[Service], Awaitable[int]]) -> int:
+    async with _with_redis(settings) as reachable, opened(reachable) as service:
+        return await work(service)
+
+
+@contextlib.asynccontextmanager
+async def _with_redis(settings: Settings) -> AsyncGenerator[Settings]:
+    """The settings with an address of Redis: the embedded one's, which is started if need be."""
+    if settings.redis_url:
+        yield settings
+        return
+    server = EmbeddedServer(settings.data_dir)
+    if server.pid is not None:
+        yield msgspec.structs.replace(settings, redis_url=server.url)
+        return
+    await server.start()
+    try:
+        yield msgspec.structs.replace(settings, redis_url=server.url)
+    finally:
+        await server.stop()

@@ -1,0 +1,106 @@
+"""`reservation rebuild`: Redis from SQL, beside a running service or without one."""
+
+import contextlib
+from collections.abc import Callable, Generator
+
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich_click import RichCommand
+
+from api.cli.errors import REFUSED, Failure
+from api.cli.local import on_the_spot
+from api.cli.remote import operator_name
+from reservation.application.recovery.rebuild import NotLost, RebuildReport
+from reservation.bootstrap import Service
+
+__all__ = ["rebuild"]
+
+
+@click.command(cls=RichCommand)
+@click.argument("sale_id", metavar="[SALE]", required=False)
+@click.option("--force", is_flag=True, help="Even where Redis is ahead; what SQL lacks is lost.")
+@click.option("--operator", help="Who does it, for the record; by default you.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a sale.")
+def rebuild(sale_id: str | None, operator: str | None, *, force: bool, as_json: bool) -> int:
+    """Restore sales in Redis from SQL.
+
+    SALE, or every sale that Redis has lost. Works on the settings of the service, whether that runs
+    or not. A sale that Redis has as SQL knows it is left alone; one of which Redis has more than
+    SQL is refused (exit status 1).
+    """
+    if force and sale_id is None:
+        raise click.UsageError("--force needs a SALE")
+    try:
+        return on_the_spot(
+            lambda service: _rebuild_all(
+                service,
+                sale_id,
+                operator=operator_name(operator),
+                force=force,
+                as_json=as_json,
+            )
+        )
+    except NotLost as error:
+        raise Failure(error, REFUSED) from error
+
+
+async def _rebuild_all(
+    service: Service, sale_id: str | None, *, operator: str, force: bool, as_json: bool
+) -> int:
+    refused = 0
+    sale_ids = [sale_id] if sale_id is not None else sorted(await service.ledger.heads())
+    for one in sale_ids:
+        try:
+            report = await _rebuild_one(service, one, operator=operator, force=force)
+        except NotLost:
+            # Of all sales only the lost ones are meant; asked for by name it is an error.
+            if sale_id is not None:
+                raise
+            continue
+        _print(report, as_json=as_json)
+        refused += bool(report.undecided)
+    return REFUSED if refused else 0
+
+
+async def _rebuild_one(
+    service: Service, sale_id: str, *, operator: str, force: bool
+) -> RebuildReport:
+    with _progress(sale_id) as tell:
+        return await service.rebuild(sale_id, operator=operator, force=force, tell=tell)
+
+
+@contextlib.contextmanager
+def _progress(sale_id: str) -> Generator[Callable[[int, int], None]]:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(f"{sale_id}: orders", total=None)
+
+        def tell(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield tell
+
+
+def _print(report: RebuildReport, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(msgspec.json.encode(report))
+        return
+    name = report.sale_id
+    if report.rebuilt:
+        click.echo(f"{name}: {report.why}")
+        click.echo(
+            f"{name}: restored {report.orders} orders up to event {report.seq};"
+            f" epoch {report.epoch}; open again"
+        )
+    else:
+        click.echo(f"{name}: Redis has it as SQL knows it, nothing to do")
+    for what, order_ids in (
+        ("was being paid for; the settler asks the PG", report.claimed),
+        ("was paid for and is gone; the money was given back", report.given_back),
+        ("may have been paid for and is gone; run this again in 15 minutes", report.undecided),
+    ):
+        for order_id in order_ids:
+            click.echo(f"{name}: {order_id} {what}")

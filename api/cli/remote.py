@@ -1,0 +1,99 @@
+"""What every command that talks to a running service shares: its options, the call, the answer."""
+
+import getpass
+import os
+import re
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from api.cli.errors import BAD_SETTING, REFUSED, UNREACHABLE, Failure
+from reservation.client.operator import OperatorClient, ServiceRefused, ServiceUnreachable, read
+from reservation.config.settings import ClientSettings, SettingsError
+
+__all__ = ["ask", "calls_service", "changes_service", "show_answer", "working"]
+
+#: Sent in a header, so ASCII alone.
+_OPERATOR = re.compile(r"[ -~]{1,100}")
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def calls_service(command: _Command) -> _Command:
+    """The options of a command that talks to a running service."""
+    as_json = click.option("--json", "as_json", is_flag=True, help="Print the service's answer.")
+    url = click.option("--url", help="The service; by default RESERVATION_PUBLIC_URL.")
+    return as_json(url(command))
+
+
+def changes_service(command: _Command) -> _Command:
+    """Likewise, of one that changes something."""
+    operator = click.option("--operator", help="Who does it, for the record; by default you.")
+    return calls_service(operator(command))
+
+
+def operator_name(given: str | None) -> str:
+    """The name that is kept with a change: the one given, or the login name.
+
+    A user id without a name, or a login name that a header cannot carry, becomes `uid-N`.
+    """
+    if given is not None:
+        if _OPERATOR.fullmatch(given) is None:
+            raise click.UsageError("--operator must be 1-100 printable ASCII characters")
+        return given
+    try:
+        login = getpass.getuser()
+    except (KeyError, OSError):
+        login = ""
+    return login if _OPERATOR.fullmatch(login) else f"uid-{os.getuid()}"
+
+
+def ask(
+    call: Callable[[OperatorClient], bytes], *, url: str | None, operator: str | None = None
+) -> bytes:
+    """What the service answers to one call."""
+    try:
+        settings = ClientSettings.load(os.environ)
+        name = operator_name(operator)
+        address = url or settings.public_url
+        with OperatorClient(address, settings.admin_api_key, operator=name) as client:
+            return call(client)
+    except SettingsError as error:
+        raise Failure(error, BAD_SETTING) from error
+    except ServiceRefused as error:
+        raise Failure(error, REFUSED) from error
+    except ServiceUnreachable as error:
+        raise Failure(error, UNREACHABLE) from error
+
+
+@contextmanager
+def working(what: str) -> Generator[None]:
+    """Show that something long is under way, to whoever watches: how far it is only it knows."""
+    console = Console(stderr=True)
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        progress.add_task(what, total=None)
+        yield
+
+
+def show_answer(answer: bytes, *, as_json: bool, show: Callable[[Any], None]) -> Any:
+    """Print an answer, as it came or for people; gives its members."""
+    try:
+        members = read(answer)
+        if as_json:
+            click.echo(answer)
+        else:
+            show(members)
+    except (ServiceRefused, LookupError, TypeError) as error:
+        raise Failure(f"no reservation service answers like that: {error!r}") from error
+    return members

@@ -1,0 +1,1 @@
+"""HTTP: routes, bodies, errors, authentication and the protocol beneath them."""

@@ -1,0 +1,181 @@
+"""The application: routes, refusals, OpenAPI, and what it opens and closes."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import structlog
+from litestar import Litestar, Router
+from litestar.config.cors import CORSConfig
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+
+from api.http.auth.buyers import Buyers, Guests, Operators, Peers
+from api.http.dependencies import Api
+from api.http.draining import Draining
+from api.http.exposition import Exposition
+from api.http.fastpath.handler import PreparePath
+from api.http.head_requests import AnswerHead
+from api.http.middleware import Observe
+from api.http.problem_details import EXCEPTION_HANDLERS
+from api.http.routes.admin import AdminController
+from api.http.routes.health import GuestController, HealthController
+from api.http.routes.pages import PageController, is_the_document, static_routers
+from api.http.routes.payments import PaymentController
+from api.http.routes.refunds import RefundController
+from api.http.routes.reservations import ReservationController
+from api.http.routes.sales import SaleController, StockFeed
+from api.http.shutdown_responses import AnswerCutShort
+from api.http.strict_json import StrictRequest
+from reservation import __version__
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.adapters.redis.heartbeat import Heartbeat
+from reservation.bootstrap import Service, opened
+from reservation.config.settings import Settings
+from reservation.domain.rate_limit import Limiter
+
+__all__ = ["context_of", "create_app"]
+
+log = structlog.get_logger(__name__)
+
+#: No request that we take is larger: 20 lines and a name are under 3 kB.
+BODY_BYTES_MAX: Final = 16 * 1024
+#: How long a browser may remember what a cross-origin request may carry.
+CORS_SECONDS: Final = 7_200
+#: How often the difference between Redis' clock and ours is measured.
+CLOCK_SECONDS: Final = 5.0
+
+
+def create_app(settings: Settings) -> Litestar:
+    """The ASGI application for these settings; it connects when it is started."""
+    cors = _cors(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: Litestar) -> AsyncGenerator[None]:
+        async with opened(settings, sql_may_be_away=True) as service:
+            app.state.api = api = context_of(settings, service)
+            app.state.prepare_path = PreparePath(api, cors) if settings.fast_path else None
+            app.state.stock_feed = feed = StockFeed(api)
+
+            def stop_streams() -> None:
+                feed.stop()
+                service.look.stop_waiting()
+                service.confirm.stop_waiting()
+
+            app.state.stop_streams = stop_streams
+            service.connections.guard()
+            # Before the first buyer: else the first ones would be told to come back.
+            await service.watch.look()
+            tasks = [
+                asyncio.create_task(_measure_clock(service)),
+                asyncio.create_task(service.watch.run()),
+            ]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+    app = Litestar(
+        route_handlers=[
+            ReservationController,
+            SaleController,
+            PaymentController,
+            AdminController,
+            RefundController,
+            HealthController,
+            GuestController,
+            PageController,
+            *static_routers(),
+        ],
+        lifespan=[lifespan],
+        exception_handlers=EXCEPTION_HANDLERS,
+        request_class=StrictRequest,
+        request_max_body_size=BODY_BYTES_MAX,
+        cors_config=cors,
+        openapi_config=_openapi(),
+        logging_config=None,
+    )
+    app.state.draining = draining = Draining()
+    app.state.exposition = Exposition()
+    # Around everything: a refusal of the framework, such as an unknown path, is observed too.
+    answering = AnswerCutShort(AnswerHead(app.asgi_handler), draining)
+    app.asgi_handler = Observe(answering, draining, cors=cors is not None)
+    return app
+
+
+def context_of(settings: Settings, service: Service) -> Api:
+    """What the endpoints share, around a connected service."""
+    buyers, peers = Buyers(settings), Peers(settings)
+    return Api(
+        service=service,
+        buyers=buyers,
+        guests=Guests(settings),
+        operators=Operators(settings, buyers, peers),
+        peers=peers,
+        prepares=Limiter(settings.prepare_rate) if settings.prepare_rate else None,
+        replays=Limiter(settings.prepare_rate) if settings.prepare_rate else None,
+    )
+
+
+async def _measure_clock(service: Service) -> None:
+    """Keep the offset to Redis' clock fresh, and show in Redis that this process runs."""
+    name = f"{socket.gethostname()}-{os.getpid()}"
+    heartbeat = Heartbeat(service.connections, service.keys, name=name, role="api")
+    logged = ""
+    while True:
+        reason = ""
+        try:
+            await service.connections.unguarded().measure_offset()
+            await heartbeat.beat()
+        except (StoreUnavailable, StoreUncertain) as error:
+            reason = str(error)
+            if reason != logged:
+                log.info("clock_not_measured", reason=reason)
+        logged = reason
+        await asyncio.sleep(CLOCK_SECONDS)
+
+
+def _cors(settings: Settings) -> CORSConfig | None:
+    if not settings.cors_origins:
+        return None
+    return CORSConfig(
+        allow_origins=list(settings.cors_origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=[
+            "Authorization",
+            "Idempotency-Key",
+            "X-Reservation-Token",
+            "X-Sale-Admission",
+            "Content-Type",
+        ],
+        expose_headers=["Idempotent-Replayed", "Retry-After", "X-Request-Id"],
+        max_age=CORS_SECONDS,
+    )
+
+
+def _openapi() -> OpenAPIConfig:
+    return OpenAPIConfig(
+        title="Stock reservation",
+        version=__version__,
+        description="Holds stock for flash sales while buyers pay. Refusals follow RFC 9457.",
+        openapi_router=Router(
+            "/schema", route_handlers=[], guards=[is_the_document], include_in_schema=False
+        ),
+        # What an operation does stands once, at its handler.
+        use_handler_docstrings=True,
+        render_plugins=[JsonRenderPlugin()],
+        components=Components(
+            security_schemes={
+                "buyer": SecurityScheme(type="http", scheme="bearer", bearer_format="JWT"),
+                "reservationToken": SecurityScheme(
+                    type="apiKey", name="X-Reservation-Token", security_scheme_in="header"
+                ),
+                "operatorKey": SecurityScheme(type="http", scheme="bearer"),
+            }
+        ),
+    )

@@ -1,0 +1,124 @@
+"""The open connections of this process, and the bound on how many there may be.
+
+Each connection costs a file descriptor, and a process without free descriptors can neither accept
+a buyer nor reach Redis. So the bound lies below the limit of the system. At the bound, the
+connections that wait for a request give way, those whose time runs out first before the others:
+half-open connections of an attacker are among them, a request that is being answered never is.
+"""
+
+import resource
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import structlog
+
+from api.http import open_files
+from api.http.log_rate_limit import LineLimit
+
+__all__ = ["CONNECTIONS_MAX", "Connection", "Connections", "connections"]
+
+log = structlog.get_logger(__name__)
+
+#: Of one process, however many files it may open: each costs some 10 kB.
+CONNECTIONS_MAX: Final = 20_000
+#: Descriptors for everything else: 256 connections to Redis, SQL, files, the other processes.
+DESCRIPTORS_KEPT: Final = 384
+#: Of requests that clients send ahead of their answers, over all connections.
+UNREAD_BYTES_MAX: Final = 64 * 1024 * 1024
+#: One connection in so many gives way at a time: they are found by a look through all of them.
+GIVE_WAY_SHARE: Final = 50
+#: Readiness warns above this share of the bound, and for a while after it was reached.
+WARNING_SHARE: Final = 0.8
+WARNING_SECONDS: Final = 60.0
+
+
+class Connection(Protocol):
+    """One of them."""
+
+    @property
+    def waits_until(self) -> float | None:
+        """Until when it may wait for its next request; None while one is being answered."""
+        ...
+
+    def give_way(self) -> None:
+        """Close at once."""
+        ...
+
+
+class Connections:
+    """Those that are open, and what they hold."""
+
+    def __init__(
+        self, limit: int | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._open: set[Connection] = set()
+        self._limit = limit
+        self._clock = clock
+        self._full_at: float | None = None
+        self._lines = LineLimit(1, clock)
+        #: Received, and not read because an earlier answer is due.
+        self.unread_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @property
+    def limit(self) -> int:
+        """How many there may be; asked for after the start has raised the system's limit."""
+        if self._limit is None:
+            self._limit = limit_of(open_files.limit())
+        return self._limit
+
+    def admit(self, connection: Connection) -> bool:
+        """Count one more; False where there is no place for it."""
+        if len(self._open) >= self.limit and not self._make_room():
+            return False
+        self._open.add(connection)
+        return True
+
+    def discard(self, connection: Connection) -> None:
+        """It is closed."""
+        self._open.discard(connection)
+
+    def warnings(self) -> list[str]:
+        """For readiness, by name."""
+        full = self._full_at is not None and self._clock() - self._full_at < WARNING_SECONDS
+        if full or len(self._open) > WARNING_SHARE * self.limit:
+            return ["connections-full"]
+        return []
+
+    def _make_room(self) -> bool:
+        self._full_at = self._clock()
+        waiting = [
+            (until, connection)
+            for connection in self._open
+            if (until := connection.waits_until) is not None
+        ]
+        waiting.sort(key=lambda pair: pair[0])
+        giving_way = waiting[: max(1, self.limit // GIVE_WAY_SHARE)]
+        for _, connection in giving_way:
+            # It leaves the count now: its descriptor is closed before the next one is accepted.
+            self._open.discard(connection)
+            connection.give_way()
+        left_out = self._lines.leave_out()
+        if left_out is not None:
+            log.warning(
+                "connections_full",
+                limit=self.limit,
+                closed=len(giving_way),
+                refused=not giving_way,
+                left_out=left_out,
+            )
+        return bool(giving_way)
+
+
+def limit_of(descriptors: int) -> int:
+    """How many connections fit where a process may open so many files."""
+    if descriptors == resource.RLIM_INFINITY:
+        return CONNECTIONS_MAX
+    return min(CONNECTIONS_MAX, max(descriptors - DESCRIPTORS_KEPT, descriptors // 4))
+
+
+#: Of this process.
+connections: Final = Connections()

@@ -1,0 +1,159 @@
+"""What the endpoints share: the connected service and the ways to know a caller."""
+
+from typing import Any
+
+import msgspec
+from litestar import Request
+from litestar.connection import ASGIConnection
+from litestar.datastructures import State
+from litestar.handlers.base import BaseRouteHandler
+
+from api.http.auth.buyers import Buyers, Connection, Guests, Operators, Peers
+from api.http.schemas.reservations import PaymentAnswer, ReservationAnswer
+from reservation.bootstrap import Service
+from reservation.domain.errors import (
+    InvalidToken,
+    ReservationNotFound,
+    SaleRecovering,
+    Unauthenticated,
+)
+from reservation.domain.ids import sale_of
+from reservation.domain.rate_limit import Limiter
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from reservation.domain.tokens import READ_LIFE_MS, TOKEN_LIFE_MS, Claims, Purpose
+
+__all__ = ["Api", "api_of", "buyer_of", "requires_buyer", "requires_operator"]
+
+_BUYER = "buyer_id"
+#: While the payment has not begun.
+_UNPAID = (Status.HELD, Status.PREPARED)
+
+
+class Api(msgspec.Struct, frozen=True, kw_only=True):
+    """One application's context."""
+
+    service: Service
+    buyers: Buyers
+    guests: Guests
+    operators: Operators
+    peers: Peers
+    #: In front of the queue; the script counts the holds that are taken.
+    prepares: Limiter | None
+    #: Calls beyond it that may be repeats of a key that holds: so many are looked up.
+    replays: Limiter | None
+
+    def token(
+        self, order: Reservation, purpose: Purpose, *, epoch: str, customer_key: str = ""
+    ) -> str:
+        """A token of ours for this reservation; the buyer's customer key where it is known."""
+        buyer = customer_key or self.service.order_ids.customer_key(order.buyer_id)
+        return self.service.signer.sign(self.claims(order, purpose, epoch=epoch, buyer=buyer))
+
+    def claims(self, order: Reservation, purpose: Purpose, *, epoch: str, buyer: str) -> Claims:
+        """What a token of this reservation says; `buyer` is the customer key."""
+        if purpose is Purpose.READ:
+            ends_at_ms = self.service.clock.now_ms() + READ_LIFE_MS
+        else:
+            ends_at_ms = order.expires_at_ms + TOKEN_LIFE_MS
+        return Claims(
+            purpose=purpose.value,
+            sale_id=order.sale_id,
+            order_id=order.order_id,
+            buyer=buyer,
+            amount=order.amount,
+            expires_at_ms=ends_at_ms,
+            epoch=epoch,
+            seq=order.seq,
+        )
+
+    def payment(
+        self, order: Reservation, *, epoch: str, now_ms: int | None = None
+    ) -> PaymentAnswer | None:
+        """What opens the PG's page, while the payment has not begun."""
+        now_ms = self.service.clock.now_ms() if now_ms is None else now_ms
+        if order.shown_status(now_ms) not in _UNPAID:
+            return None
+        customer_key = self.service.order_ids.customer_key(order.buyer_id)
+        token = self.token(order, Purpose.RETURN, epoch=epoch, customer_key=customer_key)
+        return self.payment_with(customer_key, token)
+
+    def payment_with(self, customer_key: str, token: str) -> PaymentAnswer:
+        """What opens the PG's page for this customer, who comes back with this token."""
+        settings = self.service.settings
+        base = f"{settings.public_url}/v1/payments/toss"
+        return PaymentAnswer(
+            provider="toss",
+            client_key=settings.toss_client_key,
+            customer_key=customer_key,
+            success_url=f"{base}/success?token={token}",
+            fail_url=f"{base}/fail?token={token}",
+            checkout_url=settings.toss_checkout_url or None,
+        )
+
+    def shown(self, order: Reservation) -> ReservationAnswer:
+        """The reservation without what is its buyer's alone."""
+        return ReservationAnswer.of(order, now_ms=self.service.clock.now_ms())
+
+    async def shown_to_holder(self, order: Reservation) -> ReservationAnswer:
+        """The reservation for the holder of one of its tokens, which its buyer alone was given.
+
+        A card company's app may return into a browser that knows no buyer: the account to pay in
+        to has to show there as well.
+        """
+        account = await self.service.look.deposit_account(order)
+        return ReservationAnswer.of(order, now_ms=self.service.clock.now_ms(), account=account)
+
+    async def shown_to_buyer(self, order: Reservation) -> ReservationAnswer:
+        """The reservation as its own buyer sees it: with what is needed to go on paying."""
+        now_ms = self.service.clock.now_ms()
+        if order.shown_status(now_ms) not in _UNPAID:
+            return await self.shown_to_holder(order)
+        try:
+            known = await self.service.catalog.get(order.sale_id)
+        except SaleRecovering:
+            # SQL still knows the order; nobody can pay for it before the sale is rebuilt.
+            return self.shown(order)
+        payment = self.payment(order, epoch=known.epoch)
+        return ReservationAnswer.of(order, now_ms=now_ms, payment=payment)
+
+    def token_claims(self, token: str, order_id: str, *allowed: Purpose) -> Claims:
+        """What a presented token says, if it may do this to this order.
+
+        Raises:
+            Unauthenticated: it is none of ours, or it has ended.
+            ReservationNotFound: it is ours, for another order or another purpose.
+        """
+        now_ms = self.service.clock.now_ms()
+        for purpose in Purpose:
+            try:
+                claims = self.service.signer.verify(token, purpose, now_ms=now_ms)
+            except InvalidToken:
+                continue
+            names_it = claims.order_id == order_id and claims.sale_id == sale_of(order_id)
+            if purpose not in allowed or not names_it:
+                raise ReservationNotFound
+            return claims
+        raise Unauthenticated("The token is not one of ours or is no longer valid.")
+
+
+def api_of(connection: Connection | Request[Any, Any, State]) -> Api:
+    """The context of the application that this request came to."""
+    return connection.app.state.api
+
+
+async def requires_buyer(connection: Connection, _: BaseRouteHandler) -> None:
+    """Guard: a buyer's own token, or 401."""
+    connection.state[_BUYER] = await api_of(connection).buyers.buyer(connection)
+
+
+async def requires_operator(
+    connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler
+) -> None:
+    """Guard: the operator's key, or 401 and 403."""
+    await api_of(connection).operators.check(connection)
+
+
+def buyer_of(connection: Connection | Request[Any, Any, State]) -> str:
+    """The buyer that `requires_buyer` found."""
+    return connection.state[_BUYER]

@@ -1,0 +1,1 @@
+"""Prepare without the framework in between."""

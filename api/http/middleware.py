@@ -1,0 +1,185 @@
+"""Around every request: its id, its time, and one log line where it was slow or failed."""
+
+import asyncio
+import re
+import secrets
+import time
+from typing import Any, Final, cast
+
+import structlog
+from litestar import Request
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.http.draining import Draining
+from api.http.log_rate_limit import LineLimit
+from reservation.domain import base64url
+from reservation.telemetry import tracing
+from reservation.telemetry.metrics import HTTP_SECONDS, Durations
+
+__all__ = ["STATE_KEY", "Observe", "record", "request_id", "request_id_of"]
+
+log = structlog.get_logger(__name__)
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{8,64}")
+#: Where a request's id is in the scope's state.
+STATE_KEY: Final = "request_id"
+#: Ids that are drawn at a time: 3 kB of randomness.
+_IDS_AT_ONCE: Final = 256
+#: A request that takes longer gets a line of its own, unless it waits by design.
+SLOW_SECONDS: Final = 1.0
+_WAITS: Final = frozenset({"watchStock", "getReservation", "paymentSucceeded"})
+SERVER_ERROR: Final = 500
+#: Readiness says by 503 that something is missing, to probes that ask every second: no failure.
+_PROBE: Final = "ready"
+#: Buyers' ids, amounts and states: no cache may keep them.
+_NOT_KEPT: Final = ("/v1/admin", "/health/")
+#: Lines a second about requests that failed or were slow: in a crowd that is turned away, lines
+#: cost more than answers. The next line counts what is left out; the metrics have all of it.
+LINES_A_SECOND_MAX: Final = 50
+
+
+def request_id_of(request: Request[Any, Any, Any]) -> str:
+    """The id under which this request is logged; the buyer gets it in every refusal."""
+    return cast("dict[str, Any]", request.scope)["state"].get(STATE_KEY, "")
+
+
+class _Ids:
+    """Random names; the system is asked for many at once, for each asking costs as much as one."""
+
+    def __init__(self) -> None:
+        self._left: list[str] = []
+
+    def new(self) -> str:
+        """16 characters that were not given out before."""
+        if not self._left:
+            drawn = base64url.encode(secrets.token_bytes(_IDS_AT_ONCE * 12))
+            self._left = [drawn[start : start + 16] for start in range(0, len(drawn), 16)]
+        return self._left.pop()
+
+
+_ids = _Ids()
+
+
+def request_id(given: bytes) -> str:
+    """The caller's own id where it sent a usable one, else a new one."""
+    return given.decode() if given and _REQUEST_ID.fullmatch(given) else _ids.new()
+
+
+class _Answered:
+    """How long this turn of the loop's answers took; they are counted together at its end.
+
+    A count is written to a file that all processes share, which is dearer than what is counted,
+    and a batch answers dozens at once.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[str, int], list[float]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        #: Of each operation and status: finding one by its labels takes longer than counting.
+        self._histograms: dict[tuple[str, int], Durations] = {}
+
+    def add(self, operation: str, status: int, seconds: float) -> None:
+        """One more."""
+        if self._loop is None or self._loop.is_closed():
+            # Asked for once a turn: before Python 3.12 that is a call to the system.
+            self._loop = asyncio.get_running_loop()
+            self._loop.call_soon(self._count)
+        alike = self._seconds.get((operation, status))
+        if alike is None:
+            self._seconds[operation, status] = [seconds]
+        else:
+            alike.append(seconds)
+
+    def _count(self) -> None:
+        answered, self._seconds, self._loop = self._seconds, {}, None
+        for (operation, status), seconds in answered.items():
+            histogram = self._histograms.get((operation, status))
+            if histogram is None:
+                histogram = HTTP_SECONDS.labels(operation, str(status))
+                self._histograms[operation, status] = histogram
+            histogram.observe_all(seconds)
+
+
+_answered = _Answered()
+
+
+def record(operation: str, status: int, seconds: float, request_id: str) -> None:
+    """Count an answer, and tell of it where it was slow or failed."""
+    _answered.add(operation, status, seconds)
+    slow = seconds > SLOW_SECONDS and operation not in _WAITS
+    if (status >= SERVER_ERROR and operation != _PROBE) or slow:
+        _tell(operation, status, seconds, request_id)
+
+
+_lines = LineLimit(LINES_A_SECOND_MAX)
+
+
+def _tell(operation: str, status: int, seconds: float, request_id: str) -> None:
+    left_out = _lines.leave_out()
+    if left_out is None:
+        return
+    more = {"left_out": left_out} if left_out else {}
+    tell = log.warning if status >= SERVER_ERROR else log.info
+    tell(
+        "request",
+        operation=operation,
+        status=status,
+        seconds=round(seconds, 3),
+        request_id=request_id,
+        **more,
+    )
+
+
+class Observe:
+    """ASGI middleware, outermost: refusals of the framework pass through it too."""
+
+    def __init__(self, app: ASGIApp, draining: Draining, *, cors: bool = False) -> None:
+        self._app = app
+        self._draining = draining
+        self._cors = cors
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        its_id = request_id(dict(scope["headers"]).get(b"x-request-id", b""))
+        state: dict[str, Any] = scope.setdefault("state", {})  # pyright: ignore[reportUnknownVariableType]
+        state[STATE_KEY] = its_id
+        began = time.perf_counter()
+        span = None if tracing.tracer is None else tracing.tracer.request(its_id)
+        status = SERVER_ERROR
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = list(message.get("headers", []))
+                self._complete(headers, scope["path"])
+                headers.append((b"x-request-id", its_id.encode()))
+                message["headers"] = headers
+            await send(message)
+
+        try:
+            if span is None or tracing.tracer is None:
+                await self._app(scope, receive, send_with_id)
+            else:
+                with tracing.tracer.inside(span):
+                    await self._app(scope, receive, send_with_id)
+        finally:
+            handler: object = cast("dict[str, Any]", scope).get("route_handler")
+            operation = getattr(handler, "operation_id", None)
+            operation = operation if isinstance(operation, str) else "other"
+            record(operation, status, time.perf_counter() - began, its_id)
+            if span is not None and tracing.tracer is not None:
+                tracing.tracer.answered(span, operation, status)
+
+    def _complete(self, headers: list[tuple[bytes, bytes]], path: str) -> None:
+        """Add the headers that each answer of this kind has, refusals of the framework included."""
+        names = {name.lower() for name, _ in headers}
+        if self._cors and b"vary" not in names:
+            # An answer without an origin must not be kept for one that has one.
+            headers.append((b"vary", b"Origin"))
+        if path.startswith(_NOT_KEPT) and b"cache-control" not in names:
+            headers.append((b"cache-control", b"no-store"))
+        if self._draining.active:
+            headers.append((b"connection", b"close"))

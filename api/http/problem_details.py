@@ -1,0 +1,296 @@
+"""Refusals on the wire: RFC 9457 documents, and the one table of HTTP statuses."""
+
+import time
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, cast
+
+import msgspec
+import structlog
+from litestar import MediaType, Request, Response
+from litestar.exceptions import HTTPException
+from litestar.openapi.datastructures import ResponseSpec
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from api.http.head_requests import allowed
+from api.http.middleware import request_id_of
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.adapters.sql.unfit import LedgerUnfit
+from reservation.domain import errors
+from reservation.domain.alarms import Alarm
+from reservation.domain.errors import BrokenInvariant, MalformedRequest, ReservationError
+from reservation.domain.rate_limit import Limiter, Rate
+from reservation.telemetry.metrics import alarm
+
+__all__ = [
+    "EXCEPTION_HANDLERS",
+    "PROBLEM_JSON",
+    "STATUSES",
+    "Problem",
+    "answers",
+    "documented",
+    "problem_of",
+    "refusal_at_prepare",
+]
+
+log = structlog.get_logger(__name__)
+
+PROBLEM_JSON = "application/problem+json"
+BUG_SENTENCE = "Something went wrong on our side; the request id finds it in our logs."
+
+#: Lines about a store that is away: each request meets the same.
+LINES = Rate(count=10, per_seconds=10)
+
+_lines = Limiter(LINES)
+
+#: The status of every code.
+STATUSES: Mapping[str, int] = {
+    "malformed_request": 400,
+    "invalid_sale": 400,
+    "unauthenticated": 401,
+    "payment_declined": 402,
+    "forbidden": 403,
+    "invalid_token": 403,
+    "invalid_admission": 403,
+    "sale_not_open": 403,
+    "sale_not_found": 404,
+    "sku_not_found": 404,
+    "reservation_not_found": 404,
+    "sold_out": 409,
+    "buyer_limit_exceeded": 409,
+    "reservation_expired": 409,
+    "hold_lost": 409,
+    "payment_in_progress": 409,
+    "already_confirmed": 409,
+    "total_too_low": 409,
+    "insufficient_available": 409,
+    "not_refundable": 409,
+    "refund_pending": 409,
+    "sale_closed": 410,
+    "precondition_failed": 412,
+    "idempotency_key_reused": 422,
+    "refund_account_required": 422,
+    "precondition_required": 428,
+    "rate_limited": 429,
+    "too_many_orders": 429,
+    "sale_paused": 503,
+    "sale_recovering": 503,
+    "unavailable": 503,
+    "outcome_unknown": 503,
+}
+
+#: The one code whose status depends on the call: prepare's is about the page (409), success's
+#: about the address (400).
+AMOUNT_MISMATCH_AT_PREPARE = 409
+AMOUNT_MISMATCH_AT_SUCCESS = 400
+
+#: What plain HTTP errors of the framework are called.
+_FRAMEWORK_CODES: Mapping[int, str] = {
+    401: "unauthenticated",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    415: "malformed_request",
+}
+
+
+class Problem(msgspec.Struct, kw_only=True):
+    """A problem document; a refusal's own facts stand beside these members."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    instance: str
+
+
+def problem_of(
+    code: str,
+    detail: str,
+    *,
+    status: int,
+    instance: str,
+    facts: Mapping[str, Any] | None = None,
+) -> Response[bytes]:
+    """The answer for a refusal; `retryAfter` among the facts also becomes the header."""
+    content, headers = document_of(code, detail, status=status, instance=instance, facts=facts)
+    return Response(content=content, status_code=status, media_type=PROBLEM_JSON, headers=headers)
+
+
+def document_of(
+    code: str,
+    detail: str,
+    *,
+    status: int,
+    instance: str,
+    facts: Mapping[str, Any] | None = None,
+) -> tuple[bytes, dict[str, str]]:
+    """A refusal's body and its own headers."""
+    document = {
+        "type": f"/docs#code-{code}",
+        "title": code.replace("_", " ").capitalize(),
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "instance": instance,
+        **(facts or {}),
+    }
+    retry_after = (facts or {}).get("retryAfter")
+    headers = {"Cache-Control": "no-store"}
+    if retry_after is not None:
+        headers["Retry-After"] = str(retry_after)
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    return msgspec.json.encode(document), headers
+
+
+def status_of(error: ReservationError, path: str) -> int:
+    """The status of a refusal at this path."""
+    if isinstance(error, errors.AmountMismatch):
+        at_success = path.startswith("/v1/payments/")
+        return AMOUNT_MISMATCH_AT_SUCCESS if at_success else AMOUNT_MISMATCH_AT_PREPARE
+    return STATUSES[error.code]
+
+
+def facts_of(error: ReservationError, status: int) -> dict[str, Any]:
+    """What stands beside the problem's own members."""
+    facts: dict[str, Any] = dict(error.facts)
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        facts.setdefault("retryAfter", 1)
+    return facts
+
+
+def refusal_at_prepare(error: Exception, instance: str) -> tuple[int, bytes, dict[str, str]]:
+    """Status, body and headers of what prepare's own path could not do."""
+    if not isinstance(error, ReservationError):
+        _told_bug(error, "/v1/sales/-/reservations")
+        content, headers = document_of(
+            "internal_error", BUG_SENTENCE, status=500, instance=instance
+        )
+        return 500, content, headers
+    status = status_of(error, "")
+    facts = facts_of(error, status)
+    content, headers = document_of(
+        error.code, error.detail, status=status, instance=instance, facts=facts
+    )
+    return status, content, headers
+
+
+def _refused(request: Request[Any, Any, Any], error: ReservationError) -> Response[bytes]:
+    status = status_of(error, request.url.path)
+    return problem_of(
+        error.code,
+        error.detail,
+        status=status,
+        instance=request_id_of(request),
+        facts=facts_of(error, status),
+    )
+
+
+def _http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
+    status = error.status_code
+    code = _FRAMEWORK_CODES.get(status, "malformed_request")
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return _bug(request, error)
+    answer = problem_of(code, _sentence(error), status=status, instance=request_id_of(request))
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        answer.headers["Allow"] = allowed(request.app, request.scope["path"])
+    return answer
+
+
+def _sentence(error: HTTPException) -> str:
+    """What is wrong with the request; the framework names the field in `extra`."""
+    extra = error.extra
+    first: Any = extra[0] if isinstance(extra, list) and extra else extra
+    if isinstance(first, dict):
+        told = cast("dict[str, Any]", first)
+        field = told.get("key") or told.get("source") or "body"
+        return f"{field}: {told.get('message', MalformedRequest.sentence)}"
+    return error.detail or MalformedRequest.sentence
+
+
+def _store_down(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """Redis cannot be asked. Prepare tells the two kinds apart itself and never gets here."""
+    if not _lines.wait("store_down", time.monotonic()):
+        log.warning("store_down", reason=str(error), path=request.url.path)
+    return _try_again(request)
+
+
+def _sql_down(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """SQL cannot be asked; what was begun is gone on with, or may be sent again."""
+    # Its text has the statement's values in it.
+    if not _lines.wait("sql_down", time.monotonic()):
+        log.warning("sql_down", reason=type(error).__name__, path=request.url.path)
+    return _try_again(request)
+
+
+def _try_again(request: Request[Any, Any, Any]) -> Response[bytes]:
+    return problem_of(
+        "unavailable",
+        "The store does not answer; try again.",
+        status=503,
+        instance=request_id_of(request),
+        facts={"retryAfter": 1},
+    )
+
+
+def _bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    _told_bug(error, request.url.path)
+    return problem_of("internal_error", BUG_SENTENCE, status=500, instance=request_id_of(request))
+
+
+def _told_bug(error: Exception, path: str) -> None:
+    if isinstance(error, BrokenInvariant):
+        alarm(Alarm.BROKEN_INVARIANT, reason=str(error))
+    log.error("unhandled_error", path=path, exc_info=error)
+
+
+EXCEPTION_HANDLERS: Any = {
+    ReservationError: _refused,
+    HTTPException: _http_error,
+    StoreUnavailable: _store_down,
+    StoreUncertain: _store_down,
+    # What a server or a file that is away, full or locked ends in; other errors of SQL are bugs.
+    ConnectionError: _sql_down,
+    LedgerUnfit: _sql_down,
+    TimeoutError: _sql_down,
+    OperationalError: _sql_down,
+    InterfaceError: _sql_down,
+    PoolTimeout: _sql_down,
+    Exception: _bug,
+}
+
+
+def documented(
+    *refusals: type[ReservationError], at_success: bool = False
+) -> dict[int, ResponseSpec]:
+    """The OpenAPI answers of an operation that may refuse like this.
+
+    Args:
+        refusals: in any order; those of one status share an entry.
+        at_success: whether it is the address that the payment page sends the buyer to, where a
+            wrong amount has a status of its own.
+    """
+    by_status: dict[int, list[str]] = {}
+    for refusal in refusals:
+        if refusal is errors.AmountMismatch:
+            status = AMOUNT_MISMATCH_AT_SUCCESS if at_success else AMOUNT_MISMATCH_AT_PREPARE
+        else:
+            status = STATUSES[refusal.code]
+        by_status.setdefault(status, []).append(refusal.code)
+    return {
+        status: ResponseSpec(
+            data_container=Problem,
+            description=" / ".join(f"`{code}`" for code in codes),
+            media_type=MediaType(PROBLEM_JSON) if PROBLEM_JSON in set(MediaType) else PROBLEM_JSON,
+            generate_examples=False,
+        )
+        for status, codes in by_status.items()
+    }
+
+
+def answers(container: Any, description: str) -> ResponseSpec:
+    """One more status under which an operation succeeds."""
+    return ResponseSpec(data_container=container, description=description, generate_examples=False)

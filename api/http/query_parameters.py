@@ -1,0 +1,34 @@
+"""Refuses query parameters that an endpoint does not have: a misspelt filter must not list all."""
+
+from weakref import WeakKeyDictionary
+
+from litestar.handlers import HTTPRouteHandler
+from litestar.handlers.base import BaseRouteHandler
+
+from api.http.auth.buyers import Connection
+from reservation.domain.errors import MalformedRequest
+
+__all__ = ["knows_query"]
+
+_known: WeakKeyDictionary[BaseRouteHandler, frozenset[str]] = WeakKeyDictionary()
+
+
+async def knows_query(connection: Connection, handler: BaseRouteHandler) -> None:
+    """Guard: only parameters that the handler declares, or 400."""
+    given = connection.query_params.keys()
+    if not given:
+        return
+    known = _known.get(handler)
+    if known is None:
+        known = _known[handler] = _parameters_of(handler, connection)
+    unknown = sorted(given - known)
+    if unknown:
+        others = f"; it takes {', '.join(sorted(known))}" if known else ""
+        raise MalformedRequest(f"{unknown[0][:100]!r} is no query parameter here{others}.")
+
+
+def _parameters_of(handler: BaseRouteHandler, connection: Connection) -> frozenset[str]:
+    if not isinstance(handler, HTTPRouteHandler):
+        return frozenset()
+    model = handler.create_kwargs_model(path_parameters=connection.path_params)
+    return frozenset(parameter.field_alias for parameter in model.expected_query_params)

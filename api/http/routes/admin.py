@@ -1,0 +1,353 @@
+"""The operator's endpoints: sales, stock, audit, orders, refunds."""
+
+import re
+from typing import Annotated, Any, cast
+
+import msgspec
+from litestar import Controller, Request, Response, get, post, put
+from litestar.handlers.base import BaseRouteHandler
+from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody, QueryParameter
+
+from api.http.auth.buyers import Connection
+from api.http.dependencies import api_of, requires_operator
+from api.http.problem_details import answers, documented
+from api.http.query_parameters import knows_query
+from api.http.routes.audits import audit_answer
+from api.http.routes.reservations import IdempotencyKey
+from api.http.schemas.accounts import VirtualAccountAnswer
+from api.http.schemas.explanations import SkuWhyAnswer
+from api.http.schemas.reservations import (
+    AuditAnswer,
+    HistoryEntry,
+    LineAnswer,
+    OrderAnswer,
+    OrderHistoryAnswer,
+    OrdersAnswer,
+    ReasonRequest,
+    RestockRequest,
+    SaleAnswer,
+    SaleRequest,
+)
+from reservation.adapters.sql.history import HistoryRow
+from reservation.adapters.sql.orders import OrderRow, as_reservation
+from reservation.application.payments.refunds import facts_of
+from reservation.domain.clock import as_wire
+from reservation.domain.errors import (
+    Forbidden,
+    IdempotencyKeyReused,
+    InsufficientAvailable,
+    InvalidSale,
+    MalformedRequest,
+    PreconditionFailed,
+    PreconditionRequired,
+    ReservationNotFound,
+    SaleClosed,
+    SaleNotFound,
+    SaleRecovering,
+    SkuNotFound,
+    TotalTooLow,
+    Unauthenticated,
+    Unavailable,
+)
+from reservation.domain.ids import BUYER_ID, SALE_ID, sale_of
+from reservation.domain.payment import Reason
+from reservation.domain.sale import Sale
+from reservation.domain.states import SaleStatus, Status
+
+__all__ = ["AdminController"]
+
+_SALE_ID = re.compile(SALE_ID)
+_ETAG = re.compile(r'(?:W/)?"(v[1-9][0-9]{0,14}\.[0-9A-Za-z-]{1,32})"')
+#: A sale's 200 items with names of 200 characters, each of up to four bytes.
+SALE_BYTES_MAX = 256 * 1024
+_COMMON = (MalformedRequest, Unauthenticated, Forbidden, Unavailable)
+
+
+def valid_sale_id(connection: Connection, _: BaseRouteHandler) -> None:
+    """Guard: an id that can be a sale's, before it becomes part of a key."""
+    sale_id = connection.path_params.get("sale_id")
+    if sale_id is not None and _SALE_ID.fullmatch(sale_id) is None:
+        raise SaleNotFound
+
+
+class AdminController(Controller):
+    """For operators."""
+
+    path = "/v1/admin"
+    tags = ("Operators",)
+    guards = [requires_operator, valid_sale_id, knows_query]
+    security = [{"operatorKey": []}]
+
+    @put(
+        "/sales/{sale_id:str}",
+        operation_id="putSale",
+        request_max_body_size=SALE_BYTES_MAX,
+        responses={
+            201: answers(SaleAnswer, "Created."),
+            **documented(
+                *_COMMON,
+                InvalidSale,
+                SaleNotFound,
+                TotalTooLow,
+                PreconditionFailed,
+                PreconditionRequired,
+                SaleRecovering,
+            ),
+        },
+    )
+    async def put_sale(
+        self,
+        request: Request[Any, Any, Any],
+        sale_id: FromPath[str],
+        data: JSONBody[SaleRequest],
+        if_match: Annotated[str | None, HeaderParameter(name="If-Match")] = None,
+    ) -> Response[SaleAnswer]:
+        """Create a sale, or update one that was read (`If-Match` with its `ETag`)."""
+        api = api_of(request)
+        sale, created = await api.service.sales.put(
+            sale_id,
+            data.change(),
+            if_match=_etag(if_match),
+            operator=api.operators.name(request),
+        )
+        return _sale(request, sale, status_code=201 if created else 200)
+
+    @get(
+        "/sales/{sale_id:str}",
+        operation_id="getSaleForOperators",
+        responses=documented(*_COMMON, SaleNotFound, SaleRecovering),
+    )
+    async def get_sale(
+        self, request: Request[Any, Any, Any], sale_id: FromPath[str]
+    ) -> Response[SaleAnswer]:
+        """The sale with its counters and its `ETag`."""
+        known = await api_of(request).service.catalog.fresh(sale_id)
+        return _sale(request, known.sale)
+
+    @post(
+        "/sales/{sale_id:str}/stock",
+        operation_id="restock",
+        status_code=200,
+        responses=documented(
+            *_COMMON,
+            SaleNotFound,
+            SkuNotFound,
+            InsufficientAvailable,
+            InvalidSale,
+            IdempotencyKeyReused,
+            SaleRecovering,
+        ),
+    )
+    async def restock(
+        self,
+        request: Request[Any, Any, Any],
+        sale_id: FromPath[str],
+        data: JSONBody[RestockRequest],
+        idempotency_key: IdempotencyKey,
+    ) -> Response[SaleAnswer]:
+        """Add units of an item, or withdraw units that nobody holds."""
+        api = api_of(request)
+        if data.delta == 0:
+            raise MalformedRequest("delta must not be 0.")
+        sale = await api.service.sales.restock(
+            sale_id,
+            sku=data.sku,
+            delta=data.delta,
+            reason=data.reason,
+            idempotency_key=idempotency_key,
+            operator=api.operators.name(request),
+        )
+        return _sale(request, sale)
+
+    @post(
+        "/sales/{sale_id:str}/pause",
+        operation_id="pauseSale",
+        status_code=200,
+        responses=documented(*_COMMON, SaleNotFound, SaleClosed, SaleRecovering),
+    )
+    async def pause(
+        self, request: Request[Any, Any, Any], sale_id: FromPath[str], data: JSONBody[ReasonRequest]
+    ) -> Response[SaleAnswer]:
+        """Stop prepares; holds and payments go on."""
+        return await _switch(request, sale_id, SaleStatus.PAUSED, data.reason)
+
+    @post(
+        "/sales/{sale_id:str}/resume",
+        operation_id="resumeSale",
+        status_code=200,
+        responses=documented(*_COMMON, SaleNotFound, SaleClosed, SaleRecovering),
+    )
+    async def resume(
+        self, request: Request[Any, Any, Any], sale_id: FromPath[str], data: JSONBody[ReasonRequest]
+    ) -> Response[SaleAnswer]:
+        """Let prepares go on."""
+        return await _switch(request, sale_id, SaleStatus.OPEN, data.reason)
+
+    @post(
+        "/sales/{sale_id:str}/close",
+        operation_id="closeSale",
+        status_code=200,
+        responses=documented(*_COMMON, SaleNotFound, SaleRecovering),
+    )
+    async def close(
+        self, request: Request[Any, Any, Any], sale_id: FromPath[str], data: JSONBody[ReasonRequest]
+    ) -> Response[SaleAnswer]:
+        """End the sale for good; payments that have begun go on."""
+        return await _switch(request, sale_id, SaleStatus.CLOSED, data.reason)
+
+    @get(
+        "/sales/{sale_id:str}/audit",
+        operation_id="auditSale",
+        responses=documented(*_COMMON, SaleNotFound),
+    )
+    async def audit(self, request: Request[Any, Any, Any], sale_id: FromPath[str]) -> AuditAnswer:
+        """The counters against the reservations, Redis against SQL.
+
+        An audit of more than ten seconds sends white space before its report.
+        """
+        service = api_of(request).service
+        return await audit_answer(service.audit(sale_id), now_ms=service.clock.now_ms())
+
+    @get(
+        "/sales/{sale_id:str}/items/{sku:str}/why",
+        operation_id="explainItem",
+        responses=documented(*_COMMON, SaleNotFound, SkuNotFound),
+    )
+    async def why(
+        self, request: Request[Any, Any, Any], sale_id: FromPath[str], sku: FromPath[str]
+    ) -> SkuWhyAnswer:
+        """Who holds an item's units, since when, and what comes back next."""
+        return SkuWhyAnswer.of(await api_of(request).service.why.item(sale_id, sku))
+
+    @get("/orders", operation_id="listOrders", responses=documented(*_COMMON))
+    async def orders(
+        self,
+        request: Request[Any, Any, Any],
+        sale_id: Annotated[str | None, QueryParameter(name="saleId", pattern=SALE_ID)] = None,
+        status: FromQuery[Status | None] = None,
+        buyer_id: Annotated[str | None, QueryParameter(name="buyerId", pattern=BUYER_ID)] = None,
+        cursor: Annotated[str | None, QueryParameter(max_length=256)] = None,
+        limit: Annotated[int, QueryParameter(ge=1, le=100)] = 50,
+    ) -> OrdersAnswer:
+        """Orders from SQL, newest first, a page at a time."""
+        try:
+            rows, next_cursor = await api_of(request).service.ledger.orders(
+                sale_id=sale_id,
+                status=status.value if status else None,
+                buyer_id=buyer_id,
+                cursor=cursor,
+                limit=limit,
+            )
+        except ValueError as error:
+            raise MalformedRequest("cursor is not one that this endpoint gave out.") from error
+        return OrdersAnswer(orders=[_order(row) for row in rows], next_cursor=next_cursor)
+
+    @get(
+        "/orders/{order_id:str}",
+        operation_id="getOrder",
+        responses=documented(*_COMMON, ReservationNotFound),
+    )
+    async def order(
+        self, request: Request[Any, Any, Any], order_id: FromPath[str]
+    ) -> OrderHistoryAnswer:
+        """One order with everything that happened to it."""
+        return await _order_with_history(request, order_id)
+
+
+async def _switch(
+    request: Request[Any, Any, Any], sale_id: str, status: SaleStatus, reason: str
+) -> Response[SaleAnswer]:
+    api = api_of(request)
+    sale = await api.service.sales.switch(
+        sale_id, status, reason=reason, operator=api.operators.name(request)
+    )
+    return _sale(request, sale)
+
+
+def _etag(if_match: str | None) -> str | None:
+    if if_match is None:
+        return None
+    found = _ETAG.fullmatch(if_match.strip())
+    if found is None:
+        raise PreconditionFailed("If-Match is not an ETag of this sale.")
+    return found[1]
+
+
+def _sale(
+    request: Request[Any, Any, Any], sale: Sale, *, status_code: int = 200
+) -> Response[SaleAnswer]:
+    now_ms = api_of(request).service.connections.server_now_ms()
+    return Response(
+        SaleAnswer.of(sale, now_ms=now_ms),
+        status_code=status_code,
+        headers={"ETag": f'"{sale.etag}"', "Cache-Control": "no-store"},
+    )
+
+
+def _order(row: OrderRow) -> OrderAnswer:
+    return msgspec.convert(_order_members(row), OrderAnswer)
+
+
+def _order_members(row: OrderRow) -> dict[str, Any]:
+    return {
+        "orderId": row.order_id,
+        "saleId": row.sale_id,
+        "buyerId": row.buyer_id,
+        "status": row.status,
+        "items": [
+            LineAnswer(sku=line.sku, quantity=line.quantity, price=line.price) for line in row.lines
+        ],
+        "amount": row.amount,
+        "currency": row.currency,
+        "paymentKeyLast4": row.payment_key[-4:] if row.payment_key else None,
+        "createdAt": as_wire(row.created_at_ms),
+        "updatedAt": as_wire(row.updated_at_ms),
+        "seq": row.seq,
+    }
+
+
+async def _order_with_history(request: Request[Any, Any, Any], order_id: str) -> OrderHistoryAnswer:
+    ledger = api_of(request).service.ledger
+    row = await ledger.order(order_id) if sale_of(order_id) else None
+    if row is None:
+        raise ReservationNotFound("SQL has no such order (yet).")
+    service = api_of(request).service
+    history = [_entry(entry) for entry in await ledger.history(order_id)]
+    # Redis is ahead of SQL: what comes next depends on where the order is now.
+    now = await service.look.find(order_id) or as_reservation(row)
+    account = await service.look.deposit_account(now)
+    payment, refund = await ledger.payment_of(order_id), await ledger.refund_of(order_id)
+    members = {
+        **_order_members(row),
+        "next": await service.why.next_step(now),
+        "paymentMethod": payment.method if payment else None,
+        "accountRefundStatus": payment.account_refund if payment else None,
+        "virtualAccount": VirtualAccountAnswer.of(account) if account else None,
+        "refund": facts_of(refund) if refund else None,
+    }
+    return msgspec.convert({**members, "history": history}, OrderHistoryAnswer)
+
+
+def _entry(row: HistoryRow) -> HistoryEntry:
+    facts: dict[str, Any] = msgspec.json.decode(row.facts)
+    if row.kind == "event" and (reason := Reason.read(row.what, facts)):
+        facts |= {**reason.members(), "explanation": reason.sentence()}
+    return HistoryEntry(
+        at=as_wire(row.at_ms), kind=row.kind, what=row.what, facts=_without_keys(facts)
+    )
+
+
+def _without_keys(facts: Any) -> Any:
+    """Payment keys by their last four, secrets not at all, at any depth."""
+    if isinstance(facts, dict):
+        members = cast("dict[str, Any]", facts)
+        return {
+            name: f"...{value[-4:]}"
+            if name in ("paymentKey", "payment_key") and isinstance(value, str)
+            else _without_keys(value)
+            for name, value in members.items()
+            if name != "secret"
+        }
+    if isinstance(facts, list):
+        return [_without_keys(value) for value in cast("list[Any]", facts)]
+    return facts

@@ -1,0 +1,67 @@
+"""The audit's answer over HTTP: a long audit sends white space, so that no proxy gives it up."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any, Final, cast
+
+import msgspec
+import structlog
+from litestar.response import Stream
+
+from api.http.schemas.reservations import AuditAnswer
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.application.audit.audit import AuditReport
+from reservation.domain.clock import as_wire
+from reservation.domain.errors import ReservationError
+
+__all__ = ["audit_answer"]
+
+log = structlog.get_logger(__name__)
+
+#: An audit that takes longer begins its answer; common proxies give a silent one up after 30 s.
+SILENT_SECONDS_MAX: Final = 10.0
+#: JSON allows it in front of a document.
+_WHITE: Final = b"\n"
+
+
+async def audit_answer(audit: Coroutine[Any, Any, AuditReport], *, now_ms: int) -> AuditAnswer:
+    """The report; as a stream where it takes long, with its status 200 sent before its end.
+
+    Args:
+        audit: the work; it is cancelled with the request.
+        now_ms: what a report that broke off says it was checked at.
+
+    Raises:
+        ReservationError: what the audit raises within the first seconds.
+    """
+    work = asyncio.create_task(audit)
+    try:
+        await asyncio.wait({work}, timeout=SILENT_SECONDS_MAX)
+    except asyncio.CancelledError:
+        work.cancel()
+        raise
+    if work.done():
+        return AuditAnswer.of(work.result())
+    # The framework takes a response for what a handler returns.
+    return cast("AuditAnswer", Stream(_stream(work, now_ms), media_type="application/json"))
+
+
+async def _stream(work: asyncio.Task[AuditReport], now_ms: int) -> AsyncGenerator[bytes]:
+    try:
+        while not work.done():
+            yield _WHITE
+            await asyncio.wait({work}, timeout=SILENT_SECONDS_MAX)
+        try:
+            answer = AuditAnswer.of(work.result())
+        except (ReservationError, StoreUnavailable, StoreUncertain, OSError) as error:
+            # The status is sent: only the report can still say it.
+            log.warning("audit_broke_off", reason=str(error))
+            answer = _broken_off(error, now_ms)
+        yield msgspec.json.encode(answer)
+    finally:
+        work.cancel()
+
+
+def _broken_off(error: Exception, now_ms: int) -> AuditAnswer:
+    problem = f"the audit broke off: {error or type(error).__name__}"
+    return AuditAnswer(ok=False, checked_at=as_wire(now_ms), lag=0, skus=[], problems=[problem])

@@ -1,0 +1,148 @@
+"""Whether the process lives, whether the service can work, and what it has counted."""
+
+import asyncio
+from typing import Any, Final
+
+from litestar import Controller, Request, Response, get, post
+from litestar.handlers.base import BaseRouteHandler
+from prometheus_client import CONTENT_TYPE_LATEST
+from sqlalchemy.exc import SQLAlchemyError
+
+from api.http import open_files
+from api.http.auth.buyers import Connection
+from api.http.connection.connections import connections
+from api.http.dependencies import api_of, requires_operator
+from api.http.exposition import Exposition
+from api.http.problem_details import answers, documented
+from api.http.schemas.reservations import GuestAnswer, HealthAnswer
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.adapters.sql.unfit import LedgerUnfit
+from reservation.application.readiness.check import Findings
+from reservation.bootstrap import Service
+from reservation.domain.errors import (
+    Forbidden,
+    RateLimited,
+    ReservationNotFound,
+    Unauthenticated,
+)
+
+__all__ = ["GuestController", "HealthController"]
+
+#: A probe that waits longer than this counts as failed anyway.
+CHECK_SECONDS: Final = 2.0
+
+
+async def requires_operator_in_production(
+    connection: Connection, handler: BaseRouteHandler
+) -> None:
+    """Guard: in development anyone may look, elsewhere the operator's key or 401 and 403."""
+    if api_of(connection).service.settings.production:
+        await requires_operator(connection, handler)
+
+
+class HealthController(Controller):
+    """For load balancers and Prometheus."""
+
+    tags = ("Health",)
+
+    @get("/health/live", operation_id="live")
+    async def live(self) -> HealthAnswer:
+        """The process answers; nothing else is asked."""
+        return HealthAnswer(status="ok")
+
+    @get(
+        "/health/ready",
+        operation_id="ready",
+        responses={503: answers(HealthAnswer, "With what is missing, by name.")},
+    )
+    async def ready(self, request: Request[Any, Any, Any]) -> Response[HealthAnswer]:
+        """200 where holds can be taken and paid for, else 503 with what is missing by name."""
+        service = api_of(request).service
+        found, sql = await asyncio.gather(_redis(service), _sql(service))
+        gaps = dict(service.watch.gaps)
+        missing = [*found.missing, *sql]
+        # It answers again, and what waits for it goes on with the watch's next look.
+        away = service.watch.away
+        if away and not any(name.startswith(away) for name in missing):
+            missing.append(away)
+        if request.app.state.draining.active:
+            missing.append("draining")
+        missing += [
+            f"{name}:{sale_id}"
+            for sale_id, names in sorted(service.watch.missing_of.items())
+            for name in names
+        ]
+        missing += [f"sale-recovering:{sale_id}" for sale_id in sorted(gaps)]
+        answer = HealthAnswer(
+            status="unavailable" if missing else "ok",
+            missing=missing,
+            recovering=gaps,
+            warnings=[*found.warnings, *open_files.warnings(), *connections.warnings()],
+            trusted=found.trusted,
+        )
+        if missing:
+            return Response(answer, status_code=503, headers={"Retry-After": "1"})
+        return Response(answer)
+
+    @get(
+        "/metrics",
+        operation_id="metrics",
+        media_type="text/plain",
+        guards=[requires_operator_in_production],
+        responses=documented(Unauthenticated, Forbidden),
+    )
+    async def metrics(self, request: Request[Any, Any, Any]) -> Response[bytes]:
+        """Prometheus' text format, summed over the processes of this host.
+
+        In production with the operator's key.
+        """
+        exposition: Exposition = request.app.state.exposition
+        return Response(
+            await exposition.text(),
+            headers={"Content-Type": CONTENT_TYPE_LATEST, "Cache-Control": "no-store"},
+        )
+
+
+class GuestController(Controller):
+    """Buyers who need no account."""
+
+    tags = ("Guests",)
+
+    @post(
+        "/v1/guests",
+        operation_id="newGuest",
+        responses=documented(ReservationNotFound, RateLimited),
+    )
+    async def new(self, request: Request[Any, Any, Any]) -> Response[GuestAnswer]:
+        """A new buyer's id and token; only with `RESERVATION_AUTH=guest`."""
+        api = api_of(request)
+        if not api.guests.open:
+            raise ReservationNotFound("Buyers sign in at the shop.")
+        buyer_id, token = api.guests.new(api.peers.address(request))
+        return Response(
+            GuestAnswer(buyer_id=buyer_id, token=token),
+            status_code=201,
+            headers={"Cache-Control": "no-store"},
+        )
+
+
+async def _redis(service: Service) -> Findings:
+    try:
+        async with asyncio.timeout(CHECK_SECONDS):
+            # A look of a moment ago would not tell that the server has gone since. Whether it was
+            # compared with SQL is another row.
+            await service.connections.unguarded().command("PING")
+            return await service.preflight.recent()
+    except (StoreUnavailable, StoreUncertain, TimeoutError):
+        return Findings(missing=("redis",))
+
+
+async def _sql(service: Service) -> list[str]:
+    try:
+        async with asyncio.timeout(CHECK_SECONDS):
+            await service.ledger.check()
+    except LedgerUnfit as error:
+        return [error.row]
+    except (SQLAlchemyError, OSError, TimeoutError):
+        return ["sql"]
+    return []

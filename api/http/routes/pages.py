@@ -1,0 +1,172 @@
+"""The pages that the service itself shows: storefront, API docs, and the one that waits."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+from litestar import Controller, MediaType, Request, Response, get
+from litestar.connection import ASGIConnection
+from litestar.datastructures import CacheControlHeader
+from litestar.exceptions import NotFoundException
+from litestar.handlers.base import BaseRouteHandler
+from litestar.params import FromPath
+from litestar.response import File
+from litestar.static_files import (
+    create_static_files_router,  # pyright: ignore[reportUnknownVariableType] - its own hooks are
+)
+from litestar.utils import normalize_path
+
+from api.http.dependencies import api_of
+
+__all__ = [
+    "PLEASE_WAIT",
+    "PLEASE_WAIT_HEADERS",
+    "SDK_HEADERS",
+    "PageController",
+    "is_the_document",
+    "please_wait",
+    "static_routers",
+]
+
+STATIC: Final = Path(__file__).resolve().parents[1] / "static"
+#: Everything comes from here; scripts are never inline. `img-src data:` is for one-pixel icons.
+_CSP: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_HEADERS: Final = {
+    "Content-Security-Policy": _CSP,
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin-allow-popups",
+    "Cache-Control": "no-cache",
+}
+#: Swagger UI sets styles of its own on elements, and draws its icons from data addresses.
+_DOCS_HEADERS: Final = {
+    **_HEADERS,
+    "Content-Security-Policy": _CSP.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'"),
+}
+#: The sale's page where the PG's own script opens the payment: the script's frames, pictures and
+#: styles come from the PG, and nothing from anywhere else runs.
+SDK_HEADERS: Final = {
+    **_HEADERS,
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self' https://js.tosspayments.com; "
+        "style-src 'self' 'unsafe-inline'; img-src 'self' data: https:; "
+        "connect-src 'self' https://*.tosspayments.com; frame-src https://*.tosspayments.com; "
+        "form-action 'self' https://*.tosspayments.com; base-uri 'none'; frame-ancestors 'none'"
+    ),
+}
+#: Our scripts import each other by names without a version: after an upgrade none may be old.
+_ALWAYS_ASK: Final = CacheControlHeader(no_cache=True)
+#: Swagger UI is large and changes with its package alone.
+_AN_HOUR: Final = CacheControlHeader(max_age=3_600)
+#: How soon the waiting page loads itself again.
+WAIT_SECONDS: Final = 2
+
+
+def _page(name: str, headers: dict[str, str] = _HEADERS) -> File:
+    return File(
+        STATIC / name,
+        media_type=MediaType.HTML,
+        content_disposition_type="inline",
+        headers=headers,
+    )
+
+
+class PageController(Controller):
+    """HTML pages; what they show they fetch from the API."""
+
+    include_in_schema = False
+
+    @get("/")
+    async def sales(self) -> File:
+        """The list of sales."""
+        return _page("index.html")
+
+    @get("/sales/{sale_id:str}")
+    async def sale(self, request: Request[Any, Any, Any], sale_id: FromPath[str]) -> File:
+        """One sale."""
+        del sale_id  # The page reads it from its own address.
+        by_address = bool(api_of(request).service.settings.toss_checkout_url)
+        return _page("sale.html", _HEADERS if by_address else SDK_HEADERS)
+
+    @get("/result")
+    async def result(self) -> File:
+        """Where a buyer lands after the payment page."""
+        return _page("result.html")
+
+    @get("/ops")
+    async def ops(self) -> File:
+        """The operator's console; it asks for the admin key itself."""
+        return _page("ops.html")
+
+    @get("/docs")
+    async def docs(self) -> File:
+        """The OpenAPI document, made readable; works offline."""
+        return _page("docs.html", _DOCS_HEADERS)
+
+
+def can_be_a_file(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    """Guard: no path with a zero byte, on which the file system raises, and no page.
+
+    Pages have routes of their own, with the headers that keep other sites from framing them.
+    """
+    path = connection.scope["path"]
+    if "\0" in path or path.lower().rstrip("/").endswith(".html"):
+        raise NotFoundException
+
+
+def is_the_document(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    """Guard: below /schema there is the document alone; the framework has a page for all else."""
+    if normalize_path(connection.scope["path"]) not in ("/schema", "/schema/openapi.json"):
+        raise NotFoundException
+
+
+def static_routers() -> list[Any]:
+    """Our own static files, and Swagger UI's from its package."""
+    swagger = Path(str(files("swagger_ui_bundle")))
+    found = next(path.parent for path in swagger.rglob("swagger-ui-bundle.js"))
+    return [
+        create_static_files_router(
+            path="/static",
+            directories=[STATIC],
+            include_in_schema=False,
+            name="static",
+            cache_control=_ALWAYS_ASK,
+            guards=[can_be_a_file],
+        ),
+        create_static_files_router(
+            path="/docs-assets",
+            directories=[found],
+            include_in_schema=False,
+            name="docs-assets",
+            cache_control=_AN_HOUR,
+            guards=[can_be_a_file],
+        ),
+    ]
+
+
+#: For a browser while the state of its payment is unknown: it asks again by itself. The page says
+#: nothing of the money, for it may be taken already where the page is loaded again.
+PLEASE_WAIT: Final = (
+    '<!doctype html><html lang="en"><meta charset="utf-8">'
+    f'<meta http-equiv="refresh" content="{WAIT_SECONDS}">'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    "<title>One moment</title><h1>One moment</h1>"
+    "<p>We are looking after your payment. This page tries again by itself, and nobody is "
+    "charged twice.</p>"
+    "<p>잠시만 기다려 주세요. 결제를 확인하고 있습니다. 자동으로 다시 시도하며 "
+    "이중으로 결제되지 않습니다.</p></html>"
+).encode()
+PLEASE_WAIT_HEADERS: Final = {
+    **_HEADERS,
+    "Cache-Control": "no-store",
+    "Retry-After": str(WAIT_SECONDS),
+}
+
+
+def please_wait() -> Response[bytes]:
+    """The page that waits."""
+    return Response(
+        PLEASE_WAIT, status_code=503, media_type=MediaType.HTML, headers=PLEASE_WAIT_HEADERS
+    )

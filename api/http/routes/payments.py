@@ -1,0 +1,303 @@
+"""Where the PG sends the buyer's browser and its webhooks."""
+
+import re
+from http import HTTPStatus
+from typing import Annotated, Any, Final
+from urllib.parse import urlencode
+
+import msgspec
+import structlog
+from litestar import Controller, Request, Response, get, post
+from litestar.params import QueryParameter
+
+from api.http.dependencies import Api, api_of
+from api.http.problem_details import answers, documented
+from api.http.routes.pages import please_wait
+from api.http.routes.reservations import PRIVATE
+from api.http.schemas.reservations import ReservationAnswer
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.domain.errors import (
+    AmountMismatch,
+    BuyerLimitExceeded,
+    HoldLost,
+    InvalidToken,
+    MalformedRequest,
+    PaymentDeclined,
+    RateLimited,
+    ReservationError,
+    ReservationExpired,
+    ReservationNotFound,
+    SaleRecovering,
+    SoldOut,
+    Unavailable,
+)
+from reservation.domain.ids import PAYMENT_KEY
+from reservation.domain.payment import Cause, Reason
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from reservation.domain.tokens import Claims, Purpose
+
+__all__ = ["PaymentController"]
+
+log = structlog.get_logger(__name__)
+
+_PAYMENT_KEY = re.compile(PAYMENT_KEY)
+#: What the storefront's result page is told, by the state in which the buyer came back.
+_OUTCOMES: Final = {
+    Status.CONFIRMED: "confirmed",
+    Status.CONFIRMING: "settling",
+    Status.AWAITING_DEPOSIT: "awaiting_deposit",
+    Status.RELEASED: "declined",
+    Status.EXPIRED: "expired",
+    Status.REFUNDED: "declined",
+    Status.HELD: "declined",
+    Status.PREPARED: "declined",
+}
+_REFUSALS: Final = {
+    PaymentDeclined.code: "declined",
+    ReservationExpired.code: "expired",
+    HoldLost.code: "expired",
+    SoldOut.code: "sold_out",
+    BuyerLimitExceeded.code: "sold_out",
+}
+#: Refusals after which the same address is worth loading again.
+_TRANSIENT: Final = (Unavailable, SaleRecovering, StoreUnavailable, StoreUncertain)
+#: Elsewhere they say that nothing was taken. Here the money may be, when an address is loaded
+#: again.
+_NOT_TOLD: Final = "Where the payment stands cannot be told now; load the same address again."
+#: The PG's own webhooks are under 20 kB, and only three members are read of each.
+WEBHOOK_BYTES_MAX: Final = 64 * 1024
+#: What the PG itself allows.
+_ORDER_ID_CHARS: Final = 64
+_SECRET_CHARS: Final = 50
+
+
+class _Ids(msgspec.Struct):
+    """All that is read of a webhook."""
+
+    order_id: Annotated[str, msgspec.Meta(max_length=_ORDER_ID_CHARS)] | None = msgspec.field(
+        name="orderId", default=None
+    )
+    payment_key: Annotated[str, msgspec.Meta(pattern=PAYMENT_KEY)] | None = msgspec.field(
+        name="paymentKey", default=None
+    )
+
+    #: A hint and no more, so that an odd one must not make the webhook unreadable.
+    status: object = None
+
+
+class _Notice(_Ids):
+    """A webhook: its ids stand in `data`, or, for a deposit, beside the rest."""
+
+    data: _Ids | None = None
+    #: Of a deposit: what the PG showed us, and nobody else, when the account was opened.
+    secret: Annotated[str, msgspec.Meta(max_length=_SECRET_CHARS)] | None = None
+
+
+Query = Annotated[str | None, QueryParameter(description="As the PG's redirect carries it.")]
+
+
+class PaymentController(Controller):
+    """Coming back from the PG."""
+
+    path = "/v1/payments/toss"
+    tags = ("Payments",)
+
+    @get(
+        "/success",
+        operation_id="paymentSucceeded",
+        responses={
+            202: answers(ReservationAnswer, "The outcome is unknown and being settled."),
+            303: answers(None, "For a browser: to the storefront's result page."),
+            **documented(
+                PaymentDeclined,
+                RateLimited,
+                InvalidToken,
+                ReservationNotFound,
+                SoldOut,
+                ReservationExpired,
+                BuyerLimitExceeded,
+                HoldLost,
+                AmountMismatch,
+                MalformedRequest,
+                SaleRecovering,
+                Unavailable,
+                at_success=True,
+            ),
+        },
+    )
+    async def success(
+        self,
+        request: Request[Any, Any, Any],
+        token: Query = None,
+        payment_type: Annotated[str | None, QueryParameter(name="paymentType")] = None,
+        order_id: Annotated[str | None, QueryParameter(name="orderId")] = None,
+        payment_key: Annotated[str | None, QueryParameter(name="paymentKey")] = None,
+        amount: Query = None,
+    ) -> Response[Any]:
+        """Verify, claim the hold, confirm the payment, mark sold. Repeats answer the same."""
+        del payment_type  # The PG sends it with some products and leaves it out with others.
+        api = api_of(request)
+        claims = order = None
+        try:
+            _refuse_prefetch(request)
+            claims = _return_claims(api, token)
+            if order_id is not None and order_id != claims.order_id:
+                raise InvalidToken
+            order = await _order_of(api, claims)
+            if amount != str(order.amount):
+                raise AmountMismatch(expectedAmount=order.amount)
+            if payment_key is None or _PAYMENT_KEY.fullmatch(payment_key) is None:
+                raise InvalidToken("paymentKey is not one of the payment provider's.")
+            now_ms = api.service.clock.now_ms()
+            found = await api.service.confirm(
+                order, payment_key=payment_key, may_claim=claims.may_claim(now_ms)
+            )
+        except (ReservationError, StoreUnavailable, StoreUncertain) as error:
+            return _refuse(request, error, claims, order)
+        return await _back(request, api, found)
+
+    @get(
+        "/fail",
+        operation_id="paymentFailed",
+        responses={
+            303: answers(None, "For a browser: to the storefront's result page."),
+            **documented(MalformedRequest, InvalidToken, HoldLost, SaleRecovering, Unavailable),
+        },
+    )
+    async def fail(
+        self,
+        request: Request[Any, Any, Any],
+        token: Query = None,
+        code: Query = None,
+        message: Query = None,
+        order_id: Annotated[str | None, QueryParameter(name="orderId")] = None,
+    ) -> Response[Any]:
+        """Give the hold back that the token names; what is paid or being paid stays."""
+        del message  # The PG's text for the buyer; its own page has shown it.
+        api = api_of(request)
+        claims = order = None
+        try:
+            _refuse_prefetch(request)
+            claims = _return_claims(api, token)
+            # Some integrations build the address and leave it empty; the token names the order.
+            if order_id and order_id != claims.order_id:
+                raise InvalidToken
+            order = await _order_of(api, claims)
+            reason = Reason(Cause.PAYMENT_PAGE, _printable(code))
+            found = await api.service.release.if_held(order, reason=reason)
+        except (ReservationError, StoreUnavailable, StoreUncertain) as error:
+            return _refuse(request, error, claims, order)
+        return await _back(request, api, found)
+
+    @post(
+        "/webhooks",
+        operation_id="receiveWebhook",
+        status_code=200,
+        request_max_body_size=WEBHOOK_BYTES_MAX,
+        responses={**documented(Unavailable)},
+    )
+    async def webhooks(self, request: Request[Any, Any, Any]) -> Response[None]:
+        """Something may have changed at the PG: it is asked. The body is not believed.
+
+        Where the PG cannot be asked now the answer is 503, so that it sends the webhook again.
+        """
+        try:
+            notice = msgspec.json.decode(await request.body(), type=_Notice)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            log.info("webhook_not_understood")
+            return Response(None, status_code=200)
+        ids = notice.data or notice
+        if ids.order_id is not None:
+            await api_of(request).service.webhook(
+                ids.order_id,
+                ids.payment_key,
+                secret=notice.secret,
+                status=ids.status if isinstance(ids.status, str) else None,
+            )
+        return Response(None, status_code=200)
+
+
+def _refuse_prefetch(request: Request[Any, Any, Any]) -> None:
+    """A browser that loads ahead has no buyer behind it yet."""
+    purpose = request.headers.get("sec-purpose", "") + request.headers.get("purpose", "")
+    if "prefetch" in purpose or "prerender" in purpose:
+        raise Unavailable("This page is not loaded ahead.")
+
+
+def _return_claims(api: Api, token: str | None) -> Claims:
+    if token is None:
+        raise InvalidToken
+    return api.service.signer.verify(token, Purpose.RETURN, now_ms=api.service.clock.now_ms())
+
+
+async def _order_of(api: Api, claims: Claims) -> Reservation:
+    order = await api.service.look.of_token(claims)
+    buyer = api.service.order_ids.customer_key(order.buyer_id)
+    promised = (claims.sale_id, claims.amount, claims.buyer)
+    if promised != (order.sale_id, order.amount, buyer):
+        raise InvalidToken
+    return order
+
+
+def _printable(code: str | None) -> str:
+    return "".join(c for c in (code or "no code") if c.isprintable())[:64]
+
+
+def _wants_html(request: Request[Any, Any, Any]) -> bool:
+    return "text/html" in request.headers.get("accept", "")
+
+
+async def _back(request: Request[Any, Any, Any], api: Api, order: Reservation) -> Response[Any]:
+    """Where the order stands: a document, or the way to the storefront's result page."""
+    if _wants_html(request):
+        status = order.shown_status(api.service.clock.now_ms())
+        return _redirect(api, order.order_id, order, _OUTCOMES[status])
+    accepted = order.status is Status.CONFIRMING
+    answer = await api.shown_to_holder(order)
+    return Response(
+        answer,
+        status_code=HTTPStatus.ACCEPTED if accepted else HTTPStatus.OK,
+        headers=PRIVATE,
+    )
+
+
+def _refuse(
+    request: Request[Any, Any, Any],
+    error: Exception,
+    claims: Claims | None,
+    order: Reservation | None,
+) -> Response[Any]:
+    """A refusal: for a browser the result page, or a page that tries again by itself."""
+    if not _wants_html(request):
+        raise _careful(error)
+    if isinstance(error, _TRANSIENT):
+        return please_wait()
+    code = error.code if isinstance(error, ReservationError) else ""
+    # An order that was lost is named by its token alone.
+    order_id = claims.order_id if claims and (order or isinstance(error, HoldLost)) else ""
+    return _redirect(api_of(request), order_id, order, _REFUSALS.get(code, "invalid"))
+
+
+def _careful(error: Exception) -> Exception:
+    """The same refusal, without a sentence about money that is not known to be true."""
+    match error:
+        case SaleRecovering() | Unavailable() if error.detail == error.sentence:
+            return type(error)(_NOT_TOLD, **error.facts)
+        case StoreUnavailable() | StoreUncertain():
+            return Unavailable(_NOT_TOLD, retryAfter=1)
+        case _:
+            return error
+
+
+def _redirect(api: Api, order_id: str, order: Reservation | None, outcome: str) -> Response[Any]:
+    """To the result page; with what reads the order, where the return token was the order's."""
+    settings = api.service.settings
+    base = settings.storefront_url or settings.public_url
+    query = urlencode({"orderId": order_id, "outcome": outcome})
+    fragment = f"#token={api.token(order, Purpose.READ, epoch='')}" if order else ""
+    return Response(
+        None,
+        status_code=HTTPStatus.SEE_OTHER,
+        headers={**PRIVATE, "Location": f"{base}/result?{query}{fragment}"},
+    )

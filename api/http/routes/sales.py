@@ -1,0 +1,242 @@
+"""The sales as shoppers see them: list, one, and the live stock."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from typing import Annotated, Any, Final
+
+import msgspec
+import structlog
+from litestar import Controller, Request, Response, get
+from litestar.params import FromPath, QueryParameter
+from litestar.response import ServerSentEvent, ServerSentEventMessage
+
+from api.http import open_files
+from api.http.auth.buyers import bearer_of
+from api.http.dependencies import Api, api_of
+from api.http.problem_details import documented
+from api.http.query_parameters import knows_query
+from api.http.routes.reservations import sale_exists
+from api.http.schemas.reservations import SaleAnswer, SalesAnswer
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.application.sales.listing import PAGE_MAX
+from reservation.domain.errors import (
+    MalformedRequest,
+    RateLimited,
+    SaleNotFound,
+    SaleRecovering,
+    Unauthenticated,
+    Unavailable,
+)
+from reservation.domain.sale import Sale
+
+__all__ = ["SaleController", "StockFeed"]
+
+log = structlog.get_logger(__name__)
+
+#: At most ten events a second for each item.
+TICK_SECONDS: Final = 0.1
+#: A comment this often keeps proxies from closing a quiet stream.
+HEARTBEAT_SECONDS: Final = 15.0
+#: Changes that a slow reader may lag behind before it is shown only the newest.
+QUEUE_MAX: Final = 1
+#: Streams that one process serves: each costs a socket and a little memory.
+STREAMS_MAX: Final = 20_000
+#: Streams that one process serves to one address (IPv6: to one /64). A hidden tab has none. A
+#: carrier puts many buyers behind one address, and 500 streams were measured to slow prepare down.
+STREAMS_PER_ADDRESS_MAX: Final = 64
+#: When a page asks again that was refused one.
+STREAM_RETRY_SECONDS: Final = 5
+
+
+class StockFeed:
+    """Reads each watched sale's counters ten times a second, once for all who watch it."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._watchers: dict[str, set[asyncio.Queue[Sale | None]]] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._count = 0
+        self._of_address: dict[str, int] = {}
+
+    def check(self, address: str) -> None:
+        """Let one more stream begin.
+
+        Args:
+            address: of the caller, as callers are counted; the empty one is not.
+
+        Raises:
+            RateLimited: too many to this address.
+            Unavailable: too many in this process.
+        """
+        if address and self._of_address.get(address, 0) >= STREAMS_PER_ADDRESS_MAX:
+            raise RateLimited(
+                "Too many open streams to this address.", retryAfter=STREAM_RETRY_SECONDS
+            )
+        # Half of the open files stay for requests and for the stores.
+        if self._count >= min(STREAMS_MAX, open_files.limit() // 2):
+            raise Unavailable("Too many open streams here.", retryAfter=STREAM_RETRY_SECONDS)
+
+    async def watch(self, sale_id: str, address: str) -> AsyncGenerator[ServerSentEventMessage]:
+        """Events of a sale: every item at once, then each item as it changes."""
+        try:
+            # Of many that were let in at the same moment, too many may get here.
+            self.check(address)
+        except (RateLimited, Unavailable):
+            return
+        self._count += 1
+        self._of_address[address] = self._of_address.get(address, 0) + 1
+        try:
+            async with aclosing(self._events(sale_id)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._count -= 1
+            left = self._of_address.pop(address) - 1
+            if left:
+                self._of_address[address] = left
+
+    async def _events(self, sale_id: str) -> AsyncGenerator[ServerSentEventMessage]:
+        sale = (await self._api.service.catalog.fresh(sale_id)).sale
+        queue: asyncio.Queue[Sale | None] = asyncio.Queue(QUEUE_MAX)
+        watchers = self._watchers.setdefault(sale_id, set())
+        watchers.add(queue)
+        if sale_id not in self._tasks:
+            self._tasks[sale_id] = asyncio.create_task(self._read(sale_id))
+        try:
+            seen: dict[str, tuple[int, int, int]] = {}
+            while True:
+                for item in sale.items:
+                    counters = (item.available, item.held, item.sold)
+                    if seen.get(item.sku) != counters:
+                        seen[item.sku] = counters
+                        yield _stock_event(item.sku, counters, sale.seq)
+                try:
+                    # Not wait_for: before 3.12 it swallows a cancellation that comes with an item.
+                    async with asyncio.timeout(HEARTBEAT_SECONDS):
+                        newer = await queue.get()
+                except TimeoutError:
+                    yield ServerSentEventMessage(comment="still here")
+                    continue
+                if newer is None:
+                    return
+                sale = newer
+        finally:
+            watchers.discard(queue)
+            if not watchers and (task := self._tasks.pop(sale_id, None)):
+                task.cancel()
+
+    async def _read(self, sale_id: str) -> None:
+        seq = -1
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            try:
+                sale = await self._api.service.sale_store.read(sale_id)
+            except (StoreUnavailable, StoreUncertain) as error:
+                log.info("stock_feed_waits", sale_id=sale_id, reason=str(error))
+                continue
+            if sale is None or sale.seq == seq:
+                continue
+            seq = sale.seq
+            for queue in self._watchers.get(sale_id, ()):
+                _put_newest(queue, sale)
+
+    def stop(self) -> None:
+        """End every stream; the browsers come back to whoever serves then."""
+        for watchers in self._watchers.values():
+            for queue in watchers:
+                _put_newest(queue, None)
+
+
+def _put_newest(queue: asyncio.Queue[Sale | None], sale: Sale | None) -> None:
+    """A reader that has not taken the last one yet gets this one instead."""
+    with suppress(asyncio.QueueEmpty):
+        queue.get_nowait()
+    queue.put_nowait(sale)
+
+
+def _stock_event(sku: str, counters: tuple[int, int, int], seq: int) -> ServerSentEventMessage:
+    available, held, sold = counters
+    data = {"sku": sku, "available": available, "held": held, "sold": sold}
+    return ServerSentEventMessage(
+        event="stock", data=msgspec.json.encode(data).decode(), id=str(seq), retry=2000
+    )
+
+
+class SaleController(Controller):
+    """The sales."""
+
+    path = "/v1/sales"
+    tags = ("Sales",)
+
+    @get(
+        "/",
+        operation_id="listSales",
+        guards=[knows_query],
+        responses=documented(MalformedRequest, Unavailable),
+    )
+    async def list_all(
+        self,
+        request: Request[Any, Any, Any],
+        cursor: Annotated[
+            str | None,
+            QueryParameter(max_length=256, description="`nextCursor` of the last page."),
+        ] = None,
+        limit: Annotated[int, QueryParameter(ge=1, le=PAGE_MAX)] = PAGE_MAX,
+    ) -> SalesAnswer:
+        """A page of sales with their stock: live ones first, then coming ones, then past ones.
+
+        At most a second old.
+        """
+        service = api_of(request).service
+        now_ms = service.connections.server_now_ms()
+        page = await service.sales.page(cursor, limit, now_ms=now_ms)
+        return SalesAnswer(
+            sales=[SaleAnswer.of(sale, now_ms=now_ms) for sale in page.sales],
+            next_cursor=page.next_cursor,
+        )
+
+    @get(
+        "/{sale_id:str}",
+        operation_id="getSale",
+        guards=[sale_exists],
+        responses=documented(MalformedRequest, SaleNotFound, SaleRecovering, Unavailable),
+    )
+    async def one(
+        self, request: Request[Any, Any, Any], sale_id: FromPath[str]
+    ) -> Response[SaleAnswer]:
+        """One sale with its stock now, the server's clock, and the admission to it."""
+        api = api_of(request)
+        sale = (await api.service.catalog.fresh(sale_id)).sale
+        now_ms = api.service.connections.server_now_ms()
+        admission = None
+        # Anonymous answers are alike, and one of before the opening admits nobody.
+        if bearer_of(request) is not None and now_ms >= sale.opens_at_ms:
+            # A token that is not good is no reason to hide a public page.
+            with suppress(Unauthenticated, Unavailable):
+                buyer_id = await api.buyers.buyer(request)
+                admission = api.service.signer.admission(
+                    sale.page, buyer_id, now_ms=api.service.clock.now_ms()
+                )
+        return Response(
+            SaleAnswer.of(sale, now_ms=now_ms, admission=admission),
+            headers={"Cache-Control": "no-store"},
+        )
+
+    @get(
+        "/{sale_id:str}/events",
+        operation_id="watchStock",
+        guards=[sale_exists],
+        responses=documented(
+            MalformedRequest, SaleNotFound, RateLimited, SaleRecovering, Unavailable
+        ),
+        media_type="text/event-stream",
+    )
+    async def events(
+        self, request: Request[Any, Any, Any], sale_id: FromPath[str]
+    ) -> ServerSentEvent:
+        """The live stock as server-sent events."""
+        feed: StockFeed = request.app.state.stock_feed
+        address = api_of(request).peers.remote(request)
+        feed.check(address)
+        return ServerSentEvent(feed.watch(sale_id, address))

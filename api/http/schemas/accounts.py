@@ -1,0 +1,89 @@
+"""The wire's form of bank accounts that money comes in to or goes back to, and of refunds."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from api.http.schemas.base import WORDS, Received, Wire
+from reservation.adapters.sql.refunds import RefundRecord
+from reservation.adapters.toss.banks import bank_code
+from reservation.application.payments.refunds import facts_of
+from reservation.application.reservations.queries import DepositAccount
+from reservation.domain.clock import as_wire
+from reservation.domain.payment_gateway import RefundAccount
+
+__all__ = ["RefundAccountRequest", "RefundAnswer", "VirtualAccountAnswer"]
+
+
+class VirtualAccountAnswer(Wire, frozen=True, kw_only=True):
+    """The account that the buyer pays in to."""
+
+    #: The bank's name in Korean, as its app shows it.
+    bank: str
+    #: The bank's name in English.
+    bank_english: str
+    account_number: str
+    holder_name: str
+    due_at: str
+
+    @classmethod
+    def of(cls, account: DepositAccount) -> "VirtualAccountAnswer":
+        """The account on the wire."""
+        return cls(
+            bank=account.bank.korean,
+            bank_english=account.bank.english,
+            account_number=account.account_number,
+            holder_name=account.holder_name,
+            due_at=as_wire(account.due_at_ms),
+        )
+
+
+class RefundAccountRequest(Received, frozen=True, kw_only=True):
+    """Where a deposit goes back to."""
+
+    bank: Annotated[
+        str,
+        Meta(min_length=1, max_length=40, pattern=WORDS, description="the bank's code or name"),
+    ]
+    account_number: Annotated[str, Meta(pattern="^[0-9]{1,20}$")]
+    holder_name: Annotated[str, Meta(min_length=1, max_length=60, pattern=WORDS)]
+
+    def in_the_pgs_words(self) -> RefundAccount:
+        """The account as the payment provider takes it: a bank by its code."""
+        return RefundAccount(
+            bank=bank_code(self.bank),
+            account_number=self.account_number,
+            holder_name=self.holder_name,
+        )
+
+
+class RefundAccountAnswer(Wire, frozen=True, kw_only=True):
+    """Where a deposit goes back to."""
+
+    #: The payment provider's code of the bank.
+    bank: str
+    account_number: str
+    holder_name: str
+
+
+class RefundAnswer(Wire, frozen=True, kw_only=True):
+    """A refund as it stands."""
+
+    order_id: str
+    #: pending, done or refused.
+    status: str
+    reason: str
+    restock: bool
+    operator: str
+    refund_receive_account: RefundAccountAnswer | None
+    #: The payment provider's last word while it is pending, or its refusal; ORDER_NOT_PAID where
+    #: the order ended without any money to give back.
+    provider_code: str | None
+    created_at: str
+    updated_at: str
+
+    @classmethod
+    def of(cls, record: RefundRecord) -> "RefundAnswer":
+        """The refund on the wire."""
+        return msgspec.convert(facts_of(record), cls)

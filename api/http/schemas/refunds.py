@@ -1,0 +1,35 @@
+"""The wire's form of refunds: what an operator asks for, and how each stands."""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from api.http.schemas.accounts import RefundAccountRequest, RefundAnswer
+from api.http.schemas.base import WORDS, Received, Wire
+from api.http.schemas.reservations import ReservationAnswer
+
+__all__ = ["PendingRefundAnswer", "RefundRequest", "RefundsAnswer"]
+
+
+class RefundRequest(Received, frozen=True, kw_only=True):
+    """A refund in full."""
+
+    reason: Annotated[str, Meta(min_length=1, max_length=200, pattern=WORDS)]
+    restock: bool
+    refund_receive_account: RefundAccountRequest | None = None
+
+
+class PendingRefundAnswer(ReservationAnswer, frozen=True, kw_only=True):
+    """The reservation whose refund is begun and goes on by itself."""
+
+    #: Always `refund_pending`.
+    code: str
+    #: The payment provider's last word on it.
+    provider_code: str | None = None
+
+
+class RefundsAnswer(Wire, frozen=True, kw_only=True):
+    """A page of refunds."""
+
+    refunds: list[RefundAnswer]
+    next_cursor: str | None

@@ -1,0 +1,263 @@
+"""What runs in each process that the supervisor starts: the API, the worker, the sandbox.
+
+    python -m api.server.entrypoints ROLE --parent PID [--fd LISTENING_SOCKET] [--entry MODULE:NAME]
+
+Settings come from the environment. `--entry` names what is run instead of the role's own, for
+tests: a function of the settings that makes an ASGI application, or, for the worker, that runs.
+"""
+
+import argparse
+import asyncio
+import ctypes
+import gc
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from api.http.draining import Draining
+from reservation.config.settings import Settings, SettingsError
+from reservation.telemetry import tracing
+
+if TYPE_CHECKING:
+    from litestar import Litestar
+
+__all__ = ["BAD_SETTING", "ENTRIES", "main", "run_http", "sandbox", "sandbox_alone"]
+
+log = structlog.get_logger(__name__)
+
+#: Exit status for a setting that cannot be used (EX_CONFIG): starting again would not help.
+BAD_SETTING: Final = 78
+
+#: What each role runs, unless told otherwise.
+ENTRIES: Final = {
+    "api": "api.http.app:create_app",
+    "worker": "reservation.workers.runner:run",
+    "sandbox": "api.server.entrypoints:sandbox",
+}
+
+#: How long open requests may go on after SIGTERM. An event stream never ends by itself, so without
+#: this bound one open page would hold up every deployment.
+GRACE_SECONDS: Final = 3
+
+#: Connections that wait for accept: a sale's opening second; the kernel's own limit is 4096 too.
+BACKLOG: Final = 4096
+
+#: Objects more than were freed before the collector looks for cycles among the youngest: requests
+#: that wait are many objects and no cycles, and 700, the default, is two dozen of them.
+COLLECT_AFTER_OBJECTS: Final = 20_000
+
+#: A browser takes an answer for its declared type alone, scripts and JSON too.
+_NO_SNIFFING: Final = ("X-Content-Type-Options", "nosniff")
+#: For a year browsers come back over TLS alone (RFC 6797); its proxy is in front of us.
+_TLS_ALONE: Final = ("Strict-Transport-Security", "max-age=31536000")
+
+#: From <sys/prctl.h>.
+_PR_SET_PDEATHSIG: Final = 1
+
+#: How often a process looks for its parent where the kernel does not tell it.
+_PARENT_LOOK_SECONDS: Final = 0.5
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one role until SIGTERM; the exit status is the process's."""
+    parser = argparse.ArgumentParser(prog="python -m api.server.entrypoints")
+    parser.add_argument("role", choices=sorted(ENTRIES))
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--fd", type=int)
+    parser.add_argument("--entry")
+    given = parser.parse_args(arguments)
+    # First of all: whatever the imports below take, nothing outlives the supervisor.
+    die_with(given.parent)
+    try:
+        settings = Settings.load(os.environ)
+        _configure_logs(settings)
+        entry = _resolve(given.entry or ENTRIES[given.role])
+        if given.role != "sandbox":
+            tracing.start(given.role)
+        if given.role == "worker":
+            return _run_worker(entry, settings)
+        run_http(
+            entry(settings),
+            socket.socket(fileno=given.fd),
+            keep_alive_seconds=settings.keep_alive_seconds,
+            headers=_headers(settings),
+        )
+    except SettingsError as error:
+        sys.stderr.write(f"reservation: {error}\n")
+        return BAD_SETTING
+    except Exception:  # loop top: the supervisor starts this process again
+        # The end of this process, told in the form of any other line: a bare traceback would go
+        # past the redaction, and addresses with passwords are in many an error's text.
+        log.exception("process_broke", role=given.role)
+        return 1
+    finally:
+        tracing.stop()
+    return 0
+
+
+def die_with(parent_pid: int) -> None:
+    """End by SIGKILL when the parent does, even by SIGKILL itself."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        watch = threading.Thread(target=_watch, args=(parent_pid,), daemon=True)
+        watch.start()
+    if os.getppid() != parent_pid:  # It was gone before the kernel was asked.
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _watch(parent_pid: int) -> None:
+    while os.getppid() == parent_pid:
+        time.sleep(_PARENT_LOOK_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _configure_logs(settings: Settings) -> None:
+    from api.server import log_config as logs  # noqa: PLC0415 - after die_with: imports take longest
+
+    logs.configure(production=settings.production)
+
+
+def _resolve(entry: str) -> Callable[[Settings], Any]:
+    module, _, name = entry.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _headers(settings: Settings) -> list[tuple[str, str]]:
+    """Headers of every answer, those of the HTTP server itself included."""
+    if settings.public_url.startswith("https://"):
+        return [_NO_SNIFFING, _TLS_ALONE]
+    return [_NO_SNIFFING]
+
+
+def run_http(
+    application: Any,
+    listening: socket.socket,
+    *,
+    keep_alive_seconds: int,
+    headers: list[tuple[str, str]] | None = None,
+) -> None:
+    """Serve an ASGI application on a socket that already listens, until SIGTERM.
+
+    Args:
+        application: the ASGI application.
+        listening: bound and listening already.
+        keep_alive_seconds: how long a connection may be idle.
+        headers: added to every answer.
+    """
+    import uvicorn  # noqa: PLC0415 - not needed by the worker
+
+    from api.http.connection.protocol import HttpProtocol  # noqa: PLC0415 - likewise
+
+    config = uvicorn.Config(
+        application,
+        loop="uvloop",
+        http=HttpProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        headers=headers or [],
+        # Addresses out of headers are believed in one place only, by RESERVATION_TRUSTED_PROXIES.
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=keep_alive_seconds,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+
+    state = getattr(application, "state", None)
+    draining: Draining = getattr(state, "draining", None) or Draining()
+
+    class Server(uvicorn.Server):
+        """Ends open streams first: uvicorn waits for them, and they never end by themselves."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, draining.begin)
+            await super().startup(sockets)
+            _spare_what_stays()
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            draining.begin()
+            stop_streams = getattr(state, "stop_streams", None)
+            if stop_streams is not None:
+                stop_streams()
+            await super().shutdown(sockets)
+
+    Server(config).run(sockets=[listening])
+
+
+def _spare_what_stays() -> None:
+    """Keep the collector off what was made at the start: 150,000 objects that are never freed."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER_OBJECTS, *gc.get_threshold()[1:])
+
+
+def _run_worker(run: Callable[[Settings], Awaitable[None]], settings: Settings) -> int:
+    import uvloop  # noqa: PLC0415 - not needed where uvicorn brings its own
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_until_told(run, settings))
+    return 0
+
+
+async def _until_told(run: Callable[[Settings], Awaitable[None]], settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT, which cancel: what runs then finishes as it sees fit."""
+    running = asyncio.ensure_future(run(settings))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, running.cancel)
+    try:
+        await running
+    except asyncio.CancelledError:
+        if not running.cancelled():
+            raise
+
+
+def sandbox(settings: Settings) -> "Litestar":
+    """The stand-in for the PG, with its journal in the data directory and its webhooks to us."""
+    from reservation.sandbox import SandboxConfig, create_sandbox  # noqa: PLC0415
+
+    return create_sandbox(
+        SandboxConfig(
+            journal_dir=settings.data_dir / "sandbox",
+            secret_key=settings.toss_secret_key,
+            client_key=settings.toss_client_key,
+            webhook_urls=(f"{settings.public_url}/v1/payments/toss/webhooks",),
+        )
+    )
+
+
+def sandbox_alone(settings: Settings, *, host: str, port: int) -> int:
+    """Run the sandbox in this process, in the foreground, until SIGTERM."""
+    from api.http import open_files  # noqa: PLC0415 - only the sandbox alone raises its own limit
+    from api.server.child_process import address_of, listen, local  # noqa: PLC0415 - parts needs this module
+
+    _configure_logs(settings)
+    open_files.raise_limit()
+    listening = asyncio.run(listen(host, port))
+    address = address_of(local(host), listening.getsockname()[1])
+    sys.stdout.write(
+        f"RESERVATION_TOSS_API_URL={address}\nRESERVATION_TOSS_CHECKOUT_URL={address}/checkout\n"
+    )
+    sys.stdout.flush()
+    run_http(
+        sandbox(settings),
+        listening,
+        keep_alive_seconds=settings.keep_alive_seconds,
+        headers=[_NO_SNIFFING],
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

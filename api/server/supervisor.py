@@ -1,0 +1,360 @@
+"""The supervisor: starts what the service consists of, restarts what dies, ends it in order."""
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Final, cast
+
+import structlog
+
+from api.http import open_files
+from api.server import log_config as logs
+from api.server.child_process import (
+    AlreadyRunning,
+    CannotServe,
+    ChildProcess,
+    Listener,
+    Part,
+    address_of,
+    alone_in,
+    listen,
+    local,
+    loopback,
+)
+from api.server.entrypoints import BAD_SETTING, ENTRIES
+from reservation.adapters.redis.embedded.server import EmbeddedServer, EmbeddedServerError
+from reservation.config.settings import Settings, SettingsError, require_given_secrets
+
+__all__ = ["AlreadyRunning", "CannotServe", "serve"]
+
+log = structlog.get_logger(__name__)
+
+#: Pause before a dead process is started again: at once for the first, never long for the last,
+#: since whatever it waits for (a database, a disk) may be back at any moment.
+_PAUSE_SECONDS_MIN: Final = 0.1
+_PAUSE_SECONDS_MAX: Final = 5.0
+
+#: A process that ran this long had started well: its next death is a new misfortune.
+_RAN_WELL_SECONDS: Final = 10.0
+
+#: When each part must be gone, counted from the end of the drain; SIGKILL then. Without a drain all
+#: of it is over within the 10 s that container runtimes wait. The API first, so that nothing new
+#: comes in; Valkey last, so that what the others finish is still kept.
+_GONE_AFTER_SECONDS: Final = {"api": 4.5, "worker": 7.0, "sandbox": 8.0, "valkey": 9.5}
+
+#: How often a Redis is looked for that did not answer at the start.
+_REDIS_LOOK_SECONDS: Final = 1.0
+
+#: How often readiness is asked for, how long an answer may take, and when waiting is worth a line.
+_READY_LOOK_SECONDS: Final = 0.1
+_READY_ANSWER_SECONDS_MAX: Final = 2.0
+_READY_WARNING_SECONDS: Final = 30.0
+
+
+class Supervisor:
+    """Everything of one `reservation serve`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        environ: Mapping[str, str],
+        role: str | None,
+        entries: Mapping[str, str],
+        demo_sale: bool,
+    ) -> None:
+        self._settings = settings
+        self._environ = dict(environ)
+        self._roles = (role,) if role else ("worker", "api")
+        self._alone = role is None
+        self._entries = entries
+        self._demo_sale = demo_sale
+        self._metrics = settings.data_dir / f"metrics{f'-{role}' if role else ''}"
+        self._parts: dict[str, list[Part]] = {kind: [] for kind in _GONE_AFTER_SECONDS}
+        self._listeners: dict[str, Listener] = {}
+        self._valkey: EmbeddedServer | None = None
+        self._hurried = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._status = 0
+
+    async def run(self) -> int:
+        """Serve until a signal; the exit status is the process's."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup wants it to stay so.
+                loop.add_signal_handler(number, self._stop, 0)
+        async with asyncio.TaskGroup() as tasks:
+            starting = tasks.create_task(self._start(tasks))
+            try:
+                await self._stopping.wait()
+            finally:
+                starting.cancel()
+                await self._stop_parts()
+        return self._status
+
+    def _stop(self, status: int) -> None:
+        if self._stopping.is_set():
+            # A second signal: the drain is cut short.
+            self._hurried.set()
+            return
+        self._status = status
+        self._stopping.set()
+
+    async def _start(self, tasks: asyncio.TaskGroup) -> None:
+        try:
+            await self._start_parts(tasks)
+        except (CannotServe, EmbeddedServerError) as error:
+            sys.stderr.write(f"reservation: {error}\n")
+            self._stop(1)
+        except SettingsError as error:
+            self._refuse(error)
+        else:
+            await self._announce()
+
+    def _refuse(self, error: SettingsError) -> None:
+        for line in str(error).splitlines():
+            sys.stderr.write(f"reservation: {line}\n")
+        self._stop(BAD_SETTING)
+
+    async def _start_parts(self, tasks: asyncio.TaskGroup) -> None:
+        self._empty_metrics()
+        self._environ["RESERVATION_DATA_DIR"] = str(self._settings.data_dir)
+        if "api" in self._roles:
+            api_socket = await listen(self._settings.host, self._settings.port)
+            self._listeners["api"] = Listener(api_socket)
+            self._learn(RESERVATION_PORT=str(api_socket.getsockname()[1]))
+        if self._alone and not self._settings.redis_url:
+            self._valkey = EmbeddedServer(self._settings.data_dir, take_over=True)
+            self._parts["valkey"].append(self._valkey)
+            await self._valkey.start()
+            self._learn(RESERVATION_REDIS_URL=self._valkey.url)
+            tasks.create_task(self._keep("valkey", self._valkey, started=True))
+        if not await self._is_redis_answered():
+            tasks.create_task(self._wait_for_redis())
+        if self._settings.database_url:
+            from reservation.application.readiness.startup import refuse_unfit_sql  # noqa: PLC0415 - it imports much
+
+            await refuse_unfit_sql(self._settings)
+        if self._alone and not self._settings.toss_api_url:
+            await self._listen_for_sandbox()
+            self._add(tasks, "sandbox")
+        for role in self._roles:
+            count = self._settings.workers if role == "api" else 1
+            for _ in range(count):
+                self._add(tasks, role)
+
+    async def _is_redis_answered(self) -> bool:
+        """Whether Redis could be looked at; refuses one that must not be sold from."""
+        if not (self._settings.production or self._settings.redis_trust):
+            return True
+        from reservation.application.readiness.startup import is_answered  # noqa: PLC0415 - it imports much
+
+        return await is_answered(self._settings)
+
+    async def _wait_for_redis(self) -> None:
+        """Look again until Redis answers: no hold is taken before that, so nothing is cut off."""
+        try:
+            while not self._stopping.is_set() and not await self._is_redis_answered():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), _REDIS_LOOK_SECONDS)
+        except SettingsError as error:
+            self._refuse(error)
+
+    def _learn(self, **found: str) -> None:
+        """Take an address that is only known now; children get it by their environment."""
+        self._environ |= found
+        self._settings = Settings.load(self._environ)
+
+    def _empty_metrics(self) -> None:
+        # What processes of an earlier run counted would be added to this run's for ever.
+        shutil.rmtree(self._metrics, ignore_errors=True)
+        self._metrics.mkdir(mode=0o700, parents=True)
+        self._environ["PROMETHEUS_MULTIPROC_DIR"] = str(self._metrics)
+
+    async def _listen_for_sandbox(self) -> None:
+        """Bind the sandbox's port here, so that it keeps its address when it is started again."""
+        # It takes payments without money and has no password: this machine alone may reach it.
+        host = loopback(self._settings.host)
+        listening = await listen(host, 0)
+        self._listeners["sandbox"] = Listener(listening)
+        port = listening.getsockname()[1]
+        address = address_of(host, port)
+        checkout = self._settings.toss_checkout_url or f"{address}/checkout"
+        self._learn(
+            RESERVATION_TOSS_API_URL=address,
+            RESERVATION_TOSS_CHECKOUT_URL=checkout,
+        )
+
+    def _add(self, tasks: asyncio.TaskGroup, role: str) -> None:
+        listener = self._listeners.get(role)
+        child = ChildProcess(
+            role,
+            entry=self._entries[role],
+            environ=self._environ,
+            listening=listener.socket if listener else None,
+        )
+        self._parts[role].append(child)
+        tasks.create_task(self._keep(role, child))
+
+    async def _keep(self, role: str, part: Part, *, started: bool = False) -> None:
+        """Start a part again whenever it ends, until all is stopped."""
+        pause = _PAUSE_SECONDS_MIN
+        while not self._stopping.is_set():
+            started_at = time.monotonic()
+            try:
+                if not started:
+                    await part.start()
+                pid = part.pid
+                ended: int | str = await part.wait()
+                if pid is not None:
+                    self._forget_metrics(pid)
+            except EmbeddedServerError as error:
+                ended = str(error)
+            started = False
+            if self._stopping.is_set():
+                return
+            if ended == BAD_SETTING:
+                self._stop(BAD_SETTING)
+                return
+            if time.monotonic() - started_at >= _RAN_WELL_SECONDS:
+                pause = _PAUSE_SECONDS_MIN
+            log.warning("process_ended", role=role, ended=ended, starts_again_in_seconds=pause)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause)
+            pause = min(pause * 2, _PAUSE_SECONDS_MAX)
+
+    def _forget_metrics(self, pid: int) -> None:
+        from prometheus_client import multiprocess  # noqa: PLC0415 - only once something ended
+
+        forget = cast("Callable[[int, str], None]", multiprocess.mark_process_dead)  # pyright: ignore[reportUnknownMemberType] - the library has no types
+        forget(pid, str(self._metrics))
+
+    async def _stop_parts(self) -> None:
+        if not self._stopping.is_set():
+            self._stop(1)  # Where no signal came, something here broke.
+        await self._drain()
+        stopped_at = time.monotonic()
+        for kind, gone_after_seconds in _GONE_AFTER_SECONDS.items():
+            if kind in self._listeners:
+                # The port closes before the processes behind it end.
+                await self._listeners[kind].close()
+            left = stopped_at + gone_after_seconds - time.monotonic()
+            await asyncio.gather(*(part.stop(left) for part in self._parts[kind]))
+
+    async def _drain(self) -> None:
+        """Serve on, not ready, until the load balancers have noticed."""
+        seconds = self._settings.drain_seconds
+        children = [part for part in self._parts["api"] if isinstance(part, ChildProcess)]
+        if self._status or not seconds or not children:
+            return
+        log.info("draining", seconds=seconds)
+        await asyncio.gather(*(child.drain() for child in children))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._hurried.wait(), seconds)
+
+    async def _announce(self) -> None:
+        """Once the API says that it is ready: the demo sale, and where everything is."""
+        if "api" in self._roles:
+            await self._wait_until_ready()
+            if self._demo_sale:
+                await self._open_demo_sale()
+        try:
+            sys.stdout.write("".join(f"{line}\n" for line in self._lines()))
+            sys.stdout.flush()
+        except OSError as error:  # A full disk, or nobody who reads: the service runs all the same.
+            log.warning("not_announced", error=str(error))
+
+    async def _wait_until_ready(self) -> None:
+        import httpx  # noqa: PLC0415 - the processes start meanwhile
+
+        settings = self._settings
+        address = address_of(local(settings.host), settings.port)
+        warn_at = time.monotonic() + _READY_WARNING_SECONDS
+        async with httpx.AsyncClient(trust_env=False, timeout=_READY_ANSWER_SECONDS_MAX) as client:
+            while True:
+                answer = "no answer"
+                with contextlib.suppress(httpx.HTTPError):
+                    response = await client.get(f"{address}/health/ready")
+                    if response.is_success:
+                        return
+                    answer = response.text
+                if time.monotonic() > warn_at:
+                    log.warning("not_ready_yet", answer=answer)
+                    warn_at += _READY_WARNING_SECONDS
+                await asyncio.sleep(_READY_LOOK_SECONDS)
+
+    async def _open_demo_sale(self) -> None:
+        from api.server.demo_sale import open_demo_sale  # noqa: PLC0415
+        from reservation.client.operator import ServiceRefused, ServiceUnreachable  # noqa: PLC0415 - seldom wanted
+
+        settings = self._settings
+        address = address_of(local(settings.host), settings.port)
+        try:
+            await asyncio.to_thread(open_demo_sale, address, settings.admin_api_key)
+        except (ServiceRefused, ServiceUnreachable) as error:
+            sys.stderr.write(f"reservation: no demo sale: {error}\n")
+
+    def _lines(self) -> list[str]:
+        """What whoever started it wants to know, on one screen."""
+        settings = self._settings
+        if "api" not in self._roles:
+            return ["The worker runs; Ctrl-C or SIGTERM stops it."]
+        given = bool(self._environ.get("RESERVATION_ADMIN_API_KEY"))
+        kept = "RESERVATION_ADMIN_API_KEY" if given else f"in {settings.data_dir / 'secrets.json'}"
+        lines = [
+            "Ready.",
+            f"  storefront  {settings.storefront_url or settings.public_url + '/'}",
+            f"  API         {settings.public_url}/docs",
+            f"  admin key   {kept}",
+        ]
+        if self._valkey is not None:
+            lines.append(f"  Redis       redis-cli -s '{self._valkey.socket_path}'")
+        if self._parts["sandbox"]:
+            lines.append(f"  payments    the sandbox, {settings.toss_api_url}")
+        return [*lines, "Ctrl-C or SIGTERM stops all of it."]
+
+
+def serve(
+    settings: Settings,
+    *,
+    environ: Mapping[str, str],
+    role: str | None = None,
+    demo_sale: bool = False,
+    entries: Mapping[str, str] = ENTRIES,
+) -> int:
+    """Run the service in the foreground until SIGTERM, SIGINT or SIGHUP.
+
+    Args:
+        settings: what `environ` was read to.
+        environ: what the processes get, with the addresses that are found out on the way.
+        role: `api` or `worker` runs that alone, beside services that are given; None runs all.
+        demo_sale: open a sale to play with once all is ready.
+        entries: what each role runs (`api.server.entrypoints`).
+
+    Raises:
+        AlreadyRunning: another one works on the same data directory.
+        SettingsError: a role alone needs settings that are not given.
+    """
+    if role is not None:
+        _refuse_embedded(settings)
+        require_given_secrets(environ)
+    logs.configure(production=settings.production)
+    for warning in settings.warnings:
+        log.warning("setting_risky", reason=warning)
+    open_files.raise_limit()
+    with alone_in(settings.data_dir, f"lock{f'-{role}' if role else ''}"):
+        supervisor = Supervisor(
+            settings, environ=environ, role=role, entries=entries, demo_sale=demo_sale
+        )
+        return asyncio.run(supervisor.run())
+
+
+def _refuse_embedded(settings: Settings) -> None:
+    if not settings.redis_url:
+        raise SettingsError("RESERVATION_REDIS_URL must be given with --role")
+    if not settings.toss_api_url:
+        raise SettingsError("RESERVATION_TOSS_API_URL must be given with --role")

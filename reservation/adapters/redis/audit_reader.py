@@ -1,0 +1,228 @@
+"""Reads a whole sale for the audit, a few keys at a time, so that no call holds the server up."""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.errors import good
+from reservation.adapters.redis.keys import Keys
+from reservation.adapters.redis.mapping import as_mapping
+from reservation.adapters.redis.reservation_store import Store
+from reservation.domain.reservation import Reservation
+
+__all__ = ["BuyerState", "Inspection", "OrderRecord", "OrderState", "SaleRecord"]
+
+#: Keys of one round trip: about a millisecond of the server's single thread.
+KEYS_AT_ONCE: Final = 200
+#: Keys that one step of a scan passes over, most of them of other kinds: likewise.
+SCAN_COUNT: Final = 2_000
+#: Orders of one buyer that are added up; a limit per buyer keeps real lists far shorter.
+BUYER_ORDERS_MAX: Final = 1_000
+
+
+class BuyerState(msgspec.Struct, frozen=True, kw_only=True):
+    """What a buyer's hash says, and the buyer's orders."""
+
+    counted: dict[str, int]
+    orders: tuple[Reservation, ...]
+
+
+class OrderState(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an order stands, and in which of the sale's sorted sets it is."""
+
+    #: Empty where Redis does not have it.
+    status: str
+    seq: int
+    sets: frozenset[str]
+
+
+class SaleRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A sale's own hashes, word for word."""
+
+    #: Whether the sale is in the set of all sales.
+    listed: bool
+    sale: dict[str, str]
+    #: By SKU; empty where Redis has no such item.
+    stocks: dict[str, dict[str, str]]
+    operations: dict[str, str]
+
+
+class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """An order's hash, word for word, and its places in sorted sets; None where it has none."""
+
+    fields: dict[str, str]
+    #: In its buyer's list.
+    listed: str | None
+    #: In the set that was asked for.
+    score: str | None
+
+
+class Inspection:
+    """Looks; changes nothing."""
+
+    def __init__(self, connections: Connections, keys: Keys, store: Store) -> None:
+        self._connections = connections
+        self._keys = keys
+        self._store = store
+
+    async def buyers(self, sale_id: str) -> AsyncGenerator[list[str]]:
+        """The ids of all buyers with a hash of their own, a few at a time; some may come twice."""
+        prefix = self._keys.of(sale_id).buyer("")
+        cursor = "0"
+        while True:
+            cursor, keys = await self._connections.command(
+                "SCAN", cursor, "MATCH", f"{prefix}*", "COUNT", SCAN_COUNT
+            )
+            if keys:
+                yield [key.removeprefix(prefix) for key in keys]
+            if cursor == "0":
+                return
+
+    async def counts(self, sale_id: str, buyer_ids: Sequence[str]) -> dict[str, dict[str, int]]:
+        """What each of these buyers' hashes says."""
+        names = self._keys.of(sale_id)
+        counts: dict[str, dict[str, int]] = {}
+        for start in range(0, len(buyer_ids), KEYS_AT_ONCE):
+            some = buyer_ids[start : start + KEYS_AT_ONCE]
+            replies = await self._connections.pipeline(
+                [("HGETALL", names.buyer(buyer_id)) for buyer_id in some]
+            )
+            for buyer_id, reply in zip(some, replies, strict=True):
+                fields = as_mapping(good(reply))
+                counts[buyer_id] = {sku: int(quantity) for sku, quantity in fields.items()}
+        return counts
+
+    async def states(self, sale_id: str, buyer_ids: Sequence[str]) -> dict[str, BuyerState]:
+        """These buyers' hashes and orders; a hash and its orders are an instant apart."""
+        names = self._keys.of(sale_id)
+        counts = await self.counts(sale_id, buyer_ids)
+        order_ids: dict[str, list[str]] = {}
+        for start in range(0, len(buyer_ids), KEYS_AT_ONCE):
+            some = buyer_ids[start : start + KEYS_AT_ONCE]
+            replies = await self._connections.pipeline(
+                [
+                    ("ZREVRANGE", names.buyer_orders(buyer_id), 0, BUYER_ORDERS_MAX - 1)
+                    for buyer_id in some
+                ]
+            )
+            order_ids |= zip(some, map(good, replies), strict=True)
+        orders = await self.reservations([one for ids in order_ids.values() for one in ids])
+        return {
+            buyer_id: BuyerState(
+                counted=counts[buyer_id],
+                orders=tuple(orders[one] for one in order_ids[buyer_id] if one in orders),
+            )
+            for buyer_id in buyer_ids
+        }
+
+    async def reservations(self, order_ids: Sequence[str]) -> dict[str, Reservation]:
+        """Those of these orders that Redis has."""
+        found: dict[str, Reservation] = {}
+        for start in range(0, len(order_ids), KEYS_AT_ONCE):
+            for order in await self._store.read_many(order_ids[start : start + KEYS_AT_ONCE]):
+                if order is not None:
+                    found[order.order_id] = order
+        return found
+
+    async def members(self, sale_id: str) -> AsyncGenerator[list[str]]:
+        """The orders in the sale's sorted sets, a few at a time; some may come twice."""
+        names = self._keys.of(sale_id)
+        for key in (names.deadlines, names.confirming, names.deposits):
+            cursor = "0"
+            while True:
+                cursor, flat = await self._connections.command(
+                    "ZSCAN", key, cursor, "COUNT", KEYS_AT_ONCE
+                )
+                if flat:
+                    yield list(flat[::2])
+                if cursor == "0":
+                    break
+
+    async def orders(self, sale_id: str, order_ids: Sequence[str]) -> dict[str, OrderState]:
+        """Where these orders stand."""
+        states: dict[str, OrderState] = {}
+        for start in range(0, len(order_ids), KEYS_AT_ONCE):
+            states |= await self._orders(sale_id, order_ids[start : start + KEYS_AT_ONCE])
+        return states
+
+    async def _orders(self, sale_id: str, order_ids: Sequence[str]) -> dict[str, OrderState]:
+        names = self._keys.of(sale_id)
+        sets = {
+            "deadlines": names.deadlines,
+            "confirming": names.confirming,
+            "deposits": names.deposits,
+        }
+        commands: list[tuple[str, ...]] = []
+        for order_id in order_ids:
+            commands.append(("HMGET", names.order(order_id), "status", "seq"))
+            commands += [("ZSCORE", key, order_id) for key in sets.values()]
+        replies = await self._connections.pipeline(commands)
+        states: dict[str, OrderState] = {}
+        for position, order_id in enumerate(order_ids):
+            head, *scores = (good(reply) for reply in replies[position * 4 : position * 4 + 4])
+            states[order_id] = OrderState(
+                status=head[0] or "",
+                seq=int(head[1] or 0),
+                sets=frozenset(
+                    name for name, score in zip(sets, scores, strict=True) if score is not None
+                ),
+            )
+        return states
+
+    async def sale(self, sale_id: str, skus: Sequence[str]) -> SaleRecord:
+        """The sale's own hashes, those of these items among them."""
+        names = self._keys.of(sale_id)
+        listed, *hashes = await self._connections.pipeline(
+            [
+                ("SISMEMBER", self._keys.sales, sale_id),
+                ("HGETALL", names.sale),
+                ("HGETALL", names.operations),
+                *(("HGETALL", names.stock(sku)) for sku in skus),
+            ]
+        )
+        sale, operations, *stocks = (as_mapping(good(reply)) for reply in hashes)
+        return SaleRecord(
+            listed=bool(good(listed)),
+            sale=sale,
+            stocks=dict(zip(skus, stocks, strict=True)),
+            operations=operations,
+        )
+
+    async def records(
+        self, sale_id: str, wanted: Mapping[str, tuple[str, str]]
+    ) -> dict[str, OrderRecord]:
+        """These orders as they are; of one order all is of nearly one instant.
+
+        Args:
+            sale_id: whose orders they are.
+            wanted: order id -> its buyer's id, and the set that it belongs in: `deadlines`,
+                `confirming`, `deposits` or "".
+        """
+        records: dict[str, OrderRecord] = {}
+        order_ids = list(wanted)
+        for start in range(0, len(order_ids), KEYS_AT_ONCE):
+            some = order_ids[start : start + KEYS_AT_ONCE]
+            records |= await self._records(sale_id, {key: wanted[key] for key in some})
+        return records
+
+    async def _records(
+        self, sale_id: str, wanted: Mapping[str, tuple[str, str]]
+    ) -> dict[str, OrderRecord]:
+        names = self._keys.of(sale_id)
+        commands: list[tuple[str, ...]] = []
+        for order_id, (buyer_id, place) in wanted.items():
+            commands.append(("HGETALL", names.order(order_id)))
+            commands.append(("ZSCORE", names.buyer_orders(buyer_id), order_id))
+            if place:
+                commands.append(("ZSCORE", getattr(names, place), order_id))
+        replies = iter([good(reply) for reply in await self._connections.pipeline(commands)])
+        return {
+            order_id: OrderRecord(
+                fields=as_mapping(next(replies)),
+                listed=next(replies),
+                score=next(replies) if place else None,
+            )
+            for order_id, (_, place) in wanted.items()
+        }

@@ -1,0 +1,292 @@
+"""Sends commands without ever repeating one, and tells apart what was refused from what is unknown.
+
+redis-py retries ten times by default, on time-outs too, so a script whose reply was lost would run
+again. Here nothing is sent twice by the client; a caller whose script is idempotent repeats it
+itself (`Connections.call_again`). See docs/adr/0002-no-client-retries.md.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from copy import copy
+from typing import Any, Final, cast
+
+import hiredis
+import msgspec
+import structlog
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+)
+from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import (
+    TimeoutError as RedisTimeoutError,
+)
+
+from reservation.adapters.redis.connection_pool import WAIT_SECONDS_MAX, Pool
+from reservation.adapters.redis.errors import (
+    StoreUnavailable,
+    StoreUncertain,
+    good,
+    is_replica,
+    run_id_of,
+    told,
+)
+from reservation.adapters.redis.marks import Marks
+from reservation.adapters.redis.scripts import Script
+from reservation.domain.clock import Clock
+from reservation.telemetry import tracing
+
+__all__ = ["ClockReading", "Connections"]
+
+log = structlog.get_logger(__name__)
+
+#: redis-py's own packing goes through each argument in Python.
+_pack = cast("Callable[[tuple[str | int | bytes, ...]], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType] - its stub wants a tuple of one
+
+#: A script that reaches the server later than this does nothing, so a caller that waited this long
+#: knows.
+NOT_AFTER_MS: Final = int(WAIT_SECONDS_MAX * 1000)
+#: Longer than NOT_AFTER_MS: a reply that comes later than this tells nothing new.
+SOCKET_TIMEOUT_SECONDS: Final = 3.0
+#: Repeats of an idempotent call: with the pauses between them they span a restart of the server.
+ATTEMPTS_MAX: Final = 5
+ATTEMPT_PAUSES_SECONDS: Final = (0.05, 0.2, 0.6, 1.5)
+
+
+class ClockReading(msgspec.Struct, frozen=True, kw_only=True):
+    """Both clocks at one instant, as far as a round trip can tell."""
+
+    #: Our monotonic clock in seconds, around the round trip.
+    sent: float
+    received: float
+    #: Our wall clock when the answer was there, and the server's when it answered.
+    our_ms: int
+    server_ms: int
+    #: Which life of which server.
+    run_id: str
+
+    @property
+    def offset_ms(self) -> int:
+        """The server's clock minus ours, its answer taken as half-way between."""
+        return self.server_ms - self.our_ms + int((self.received - self.sent) * 500)
+
+
+class _Guard:
+    """Which life of which server one process may use."""
+
+    def __init__(self) -> None:
+        self.active = False
+        self.life: str | None = None
+        #: Set when another one was met; whoever compares it with SQL clears it.
+        self.doubted = asyncio.Event()
+        self.known = asyncio.Event()
+
+    def doubt(self) -> None:
+        self.known.clear()
+        self.doubted.set()
+
+
+class Connections:
+    """Commands to one server, its guard, and the difference between its clock and ours."""
+
+    def __init__(self, url: str, *, clock: Clock) -> None:
+        self._clock = clock
+        self._guard = _Guard()
+        self._pool = Pool(url, on_another_life=self._guard.doubt)
+        self._exempt = False
+        #: In one object, for a view shares it.
+        self._offset_ms = [0]
+        #: Set when a call met a server that is not vouched for.
+        self.doubted = self._guard.doubted
+        #: What this process has seen of each sale.
+        self.marks = Marks()
+
+    async def aclose(self) -> None:
+        """Close every connection. Calls under way end uncertain; later ones are refused."""
+        await self._pool.aclose()
+
+    def guard(self) -> None:
+        """From now on calls go only to a server that is vouched for."""
+        self._guard.active = True
+
+    def unguarded(self) -> "Connections":
+        """The same connections, for the calls that a server needs before it is vouched for.
+
+        These compare it with SQL, judge its settings and clock, and rebuild or repair it.
+        """
+        view = copy(self)
+        view._exempt = True  # noqa: SLF001 - of its own class
+        return view
+
+    @property
+    def vouched(self) -> bool:
+        """Whether the server that was met last is vouched for."""
+        return self._guard.life is not None and not self.doubted.is_set()
+
+    async def until_vouched(self) -> None:
+        """Wait until calls can reach a server; at once where the guard is off."""
+        if self._guard.active:
+            await self._guard.known.wait()
+
+    def distrust(self) -> None:
+        """Let calls reach no server until one is vouched for again."""
+        self._guard.life = None
+        self._guard.known.clear()
+
+    def vouch_for(self, life: str) -> None:
+        """Let calls reach this life of the server: its sales were compared with SQL."""
+        self._guard.life = life
+        self._pool.follow(life)
+        self._guard.known.set()
+
+    def _refuse_stranger(self) -> None:
+        self._guard.doubt()
+        raise StoreUnavailable("this server's sales were not compared with SQL yet")
+
+    @property
+    def offset_ms(self) -> int:
+        """Server's clock minus ours, in ms."""
+        return self._offset_ms[0]
+
+    def server_now_ms(self) -> int:
+        """The server's clock as far as we know it."""
+        return self._clock.now_ms() + self.offset_ms
+
+    def not_after_ms(self) -> int:
+        """What a script that is sent now gets as its `not_after`."""
+        return self.server_now_ms() + NOT_AFTER_MS
+
+    @property
+    def client_retries(self) -> int:
+        """How often the client library would send a command again by itself: never."""
+        return self._pool.client_retries
+
+    async def read_clock(self) -> ClockReading:
+        """Ask the server for its time; keeps the offset."""
+        sent = self._clock.monotonic()
+        info, time = await self.pipeline([("INFO", "server", "replication"), ("TIME",)])
+        received, our_ms = self._clock.monotonic(), self._clock.now_ms()
+        seconds, micros = good(time)
+        reading = ClockReading(
+            sent=sent,
+            received=received,
+            our_ms=our_ms,
+            server_ms=int(seconds) * 1000 + int(micros) // 1000,
+            # A server may refuse INFO; its clock it tells.
+            run_id=run_id_of(info) if isinstance(info, str) else "",
+        )
+        self._offset_ms[0] = reading.offset_ms
+        if isinstance(info, str):
+            self.note_role(info)
+        return reading
+
+    def note_role(self, info: str) -> bool:
+        """Leave a server that follows another one; whether it does, by its INFO replication."""
+        replica = is_replica(info)
+        if replica:
+            self._pool.renew("the server is a replica")
+        return replica
+
+    async def measure_offset(self) -> int:
+        """Keeps and returns the server's clock minus ours, in ms."""
+        return (await self.read_clock()).offset_ms
+
+    async def command(self, *parts: str | int | bytes) -> Any:
+        """Send one command and return its reply, as text.
+
+        Args:
+            parts: the command and its arguments.
+
+        Raises:
+            StoreUnavailable: it was not sent, or the server refused it.
+            StoreUncertain: it was sent and the reply was lost.
+        """
+        replies = await self.pipeline([parts])
+        return good(replies[0])
+
+    async def pipeline(self, commands: Sequence[Sequence[str | int | bytes]]) -> list[Any]:
+        """Send commands in one write; an error reply stands in the list as an exception.
+
+        Raises:
+            StoreUnavailable: nothing was sent.
+            StoreUncertain: they were sent and a reply was lost.
+        """
+        if not commands:
+            return []
+        wire = await self._pool.take()
+        clean = False
+        try:
+            if self._guard.active and wire.life != self._guard.life and not self._exempt:
+                clean = True
+                self._refuse_stranger()
+            packed = b"".join([_pack(tuple(command)) for command in commands])
+            answers = await wire.exchange(packed, len(commands), seconds=SOCKET_TIMEOUT_SECONDS)
+            replies = [told(answer) for answer in answers]
+            clean = True
+            return replies
+        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+            # The others probably lead to the same host that is gone.
+            self._pool.renew(type(error).__name__, met_on=wire)
+            raise StoreUncertain(type(error).__name__) from error
+        finally:
+            # Waits for nothing, so no cancellation can come in between.
+            self._pool.give_back(wire, clean=clean)
+
+    async def call(self, script: Script, keys: Sequence[str], args: Sequence[str | int]) -> Any:
+        """Run a script once.
+
+        Args:
+            script: what to run.
+            keys: its keys.
+            args: its arguments.
+
+        Raises:
+            StoreUnavailable: it did not run.
+            StoreUncertain: the reply was lost.
+            BrokenInvariant: the script found its data impossible and changed nothing.
+        """
+        if tracing.tracer is None:
+            return await self._call(script, keys, args)
+        with tracing.tracer.step(f"redis {script.name}", script=script.name):
+            return await self._call(script, keys, args)
+
+    async def _call(self, script: Script, keys: Sequence[str], args: Sequence[str | int]) -> Any:
+        command = ("EVALSHA", script.sha, len(keys), *keys, *args)
+        try:
+            return await self.command(*command)
+        except NoScriptError:
+            # The server was restarted or flushed its scripts: nothing ran, so load and send again.
+            await self.command("SCRIPT", "LOAD", script.source)
+        try:
+            return await self.command(*command)
+        except RedisError as error:
+            raise StoreUnavailable(str(error)) from error
+
+    async def call_again(
+        self, script: Script, keys: Sequence[str], args: Callable[[], Sequence[str | int]]
+    ) -> Any:
+        """Run a script that answers a repeat as it answered the first time, until it answers.
+
+        Args:
+            script: one whose repeats are harmless.
+            keys: its keys.
+            args: makes the arguments, anew for each try because of `not_after`.
+
+        Raises:
+            StoreUnavailable: no try ran.
+            StoreUncertain: a try may have run.
+        """
+        uncertain: StoreUncertain | None = None
+        for attempt in range(ATTEMPTS_MAX):
+            try:
+                return await self.call(script, keys, args())
+            except StoreUncertain as error:
+                uncertain = error
+                failure: Exception = error
+            except StoreUnavailable as error:
+                failure = error
+            if attempt < len(ATTEMPT_PAUSES_SECONDS):
+                log.info("store_call_repeated", script=script.name, reason=str(failure))
+                await asyncio.sleep(ATTEMPT_PAUSES_SECONDS[attempt])
+            else:
+                raise uncertain or failure
+        raise AssertionError("unreachable")

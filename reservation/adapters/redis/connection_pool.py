@@ -1,0 +1,349 @@
+"""A bounded pool of connections to one server, which follows the server's address.
+
+An open connection goes on leading to a server that was demoted, and to a host that vanished. So
+every sign of a failover starts a new generation: connections of the one before are closed when
+they are idle, and the address is resolved anew for the next ones.
+"""
+
+import asyncio
+import os
+import socket
+import ssl
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+import structlog
+from redis.asyncio import ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from reservation.adapters.redis.connection import Wire
+from reservation.adapters.redis.errors import StoreUnavailable, life_of
+
+__all__ = ["WAIT_SECONDS_MAX", "Pool"]
+
+log = structlog.get_logger(__name__)
+
+#: How long a call may wait for a connection. A script that reaches the server later than this does
+#: nothing. Far above a slow script (20 ms) and far below a buyer's patience.
+WAIT_SECONDS_MAX: Final = 2.0
+#: The way to a greeted connection, all steps together.
+OPEN_SECONDS_MAX: Final = 3.0
+CONNECT_TIMEOUT_SECONDS: Final = 2.0
+#: Calls that one process has under way; those beyond it wait for a connection.
+CONNECTIONS_MAX: Final = 256
+#: Opened at the same time: each costs the loop about a millisecond, and a burst of short calls is
+#: served by a few connections before hundreds could be opened.
+OPENING_MAX: Final = 16
+#: Calls that may wait for a connection: as many as prepares in their queue.
+WAITING_MAX: Final = 10_000
+#: Idle connections are closed after this, so that a burst does not leave hundreds of them.
+IDLE_SECONDS: Final = 60.0
+#: How finely the idle time is measured.
+TICKS_OF_IDLE: Final = 4
+#: Between two renewals: signs come in crowds, and an address that still leads to a demoted server
+#: must not make every call open a connection.
+RENEW_SECONDS: Final = 0.5
+
+
+def _tcp_options() -> dict[int, int]:
+    # A host that vanishes sends no reset. Bytes that are not acknowledged within the time after
+    # which a script does nothing any more need not arrive, so the kernel gives the connection up.
+    options = {
+        "TCP_USER_TIMEOUT": int(WAIT_SECONDS_MAX * 1000),
+        "TCP_KEEPIDLE": 15,
+        "TCP_KEEPINTVL": 5,
+    }
+    return {
+        getattr(socket, name): value for name, value in options.items() if hasattr(socket, name)
+    }
+
+
+class Pool:
+    """Connections of one process to one server.
+
+    Args:
+        url: of the server; its name is resolved for each connection.
+        on_another_life: called when a connection reaches another server, or another life of it,
+            than the connection before.
+    """
+
+    def __init__(self, url: str, *, on_another_life: Callable[[], None]) -> None:
+        #: Reads the URL and makes connections; it keeps none.
+        self._maker = ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
+            url,
+            protocol=2,
+            decode_responses=True,
+            # Damaged bytes must be named in an error, not break the reader.
+            encoding_errors="backslashreplace",
+            # Ours is around the whole greeting, and around each exchange.
+            socket_timeout=None,
+            socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+            retry_on_error=[],
+            redis_connect_func=self._greet,
+            **(
+                {}
+                if url.startswith("unix:")
+                else {"socket_keepalive": True, "socket_keepalive_options": _tcp_options()}
+            ),
+        )
+        # Whatever the URL says: with RESP3 a server may push messages.
+        self._maker.connection_kwargs["protocol"] = 2
+        self._on_another_life = on_another_life
+        #: All that are open.
+        self._wires: set[Wire] = set()
+        #: Those of them that are free; the last used goes first, so the bottom is the longest idle.
+        self._idle: list[Wire] = []
+        #: Callers in order of arrival, while none is free.
+        self._waiting: deque[asyncio.Future[Wire]] = deque()
+        self._opening: set[asyncio.Task[None]] = set()
+        self._closed = False
+        #: Rises with each sign of a failover; only connections of the present one are kept.
+        self._generation = 0
+        self._renewed_at = float("-inf")
+        #: Which life of which server the last opened connection reached.
+        self._life: str | None = None
+        self._ticks = 0
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    @property
+    def client_retries(self) -> int:
+        """How often the client library would send a command again by itself: never."""
+        return cast("Retry", self._maker.connection_kwargs["retry"]).get_retries()
+
+    async def aclose(self) -> None:
+        """Close every connection. Calls under way end uncertain; later ones are refused."""
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self._refuse_waiting("the service is ending")
+        opening = list(self._opening)
+        for task in opening:
+            task.cancel()
+        await asyncio.gather(*opening, return_exceptions=True)
+        for wire in list(self._wires):
+            self._drop(wire)
+        self._idle.clear()
+
+    async def take(self) -> Wire:
+        """A free connection; waits for one until a script that is sent now would do nothing.
+
+        Raises:
+            StoreUnavailable: there is none.
+        """
+        while self._idle:
+            wire = self._idle.pop()
+            if wire.usable:
+                return wire
+            self._drop(wire)
+        return await self._wait()
+
+    def give_back(self, wire: Wire, *, clean: bool) -> None:
+        """Let others have the connection.
+
+        Args:
+            wire: what `take` returned.
+            clean: whether all replies were read; the next caller would get the others.
+        """
+        if wire.refused:
+            self.renew(wire.refused, met_on=wire)
+            wire.refused = ""
+        kept = clean and wire.usable and wire.generation == self._generation and not self._closed
+        if not kept:
+            self._drop(wire)
+            self._open_more()
+        elif not self._waiting or not self._hand_over(wire):
+            wire.idle_since = self._ticks
+            self._idle.append(wire)
+            if self._sweeper is None:
+                self._sweep_later()
+
+    def renew(self, reason: str, *, met_on: Wire | None = None) -> None:
+        """Close what is idle and resolve the address anew: the server may be another one now.
+
+        Args:
+            reason: the sign, for the log.
+            met_on: the connection that gave the sign; one of an earlier generation tells nothing.
+        """
+        if self._closed or (met_on is not None and met_on.generation != self._generation):
+            return
+        now = asyncio.get_running_loop().time()
+        if now - self._renewed_at < RENEW_SECONDS:
+            return
+        self._renewed_at = now
+        log.info("connections_renewed", reason=reason, idle=len(self._idle))
+        self._next_generation()
+
+    def follow(self, life: str) -> None:
+        """Keep no connection that was greeted in another life of the server.
+
+        A server may begin another life under open connections: its replication id changes when
+        its first replica attaches, an hour after its last one left, or with a demotion.
+        """
+        if self._closed or all(wire.life == life for wire in self._wires):
+            return
+        log.info("connections_renewed", reason="another life is vouched for", idle=len(self._idle))
+        self._life = life
+        self._next_generation()
+
+    def _next_generation(self) -> None:
+        self._generation += 1
+        idle, self._idle = self._idle, []
+        for wire in idle:
+            self._drop(wire)
+
+    async def _wait(self) -> Wire:
+        if self._closed:
+            raise StoreUnavailable("no connection: the service is ending")
+        if len(self._waiting) >= WAITING_MAX:
+            raise StoreUnavailable("no connection: too many calls wait for one")
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[Wire] = loop.create_future()
+        self._waiting.append(waiter)
+        timer = loop.call_later(WAIT_SECONDS_MAX, _end_waiting, waiter)
+        self._open_more()
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            # It may have been handed a connection in this turn of the loop.
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self.give_back(waiter.result(), clean=True)
+            raise
+        finally:
+            timer.cancel()
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+
+    def _hand_over(self, wire: Wire) -> bool:
+        """Give the connection to the longest waiting caller; whether there was one."""
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(wire)
+                return True
+        return False
+
+    def _refuse_waiting(self, reason: str) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_exception(StoreUnavailable(f"no connection: {reason}"))
+
+    def _open_more(self) -> None:
+        """Open as many connections as callers wait for, within the bounds."""
+        if self._closed or not self._waiting:
+            return
+        opening = len(self._opening)
+        room = min(OPENING_MAX, CONNECTIONS_MAX - len(self._wires)) - opening
+        for _ in range(min(room, len(self._waiting) - opening)):
+            task = asyncio.create_task(self._open())
+            self._opening.add(task)
+            task.add_done_callback(self._opened)
+
+    def _opened(self, task: asyncio.Task[None]) -> None:
+        self._opening.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None:
+            self._open_more()
+            return
+        if not isinstance(error, StoreUnavailable):
+            log.error("connection_not_opened", exc_info=error)
+        if not self._opening and not self._wires:
+            # Nothing is left that could serve the callers who wait.
+            self._refuse_waiting(str(error))
+
+    async def _open(self) -> None:
+        generation = self._generation
+        try:
+            # redis-py's own bound is for each of the steps.
+            async with asyncio.timeout(OPEN_SECONDS_MAX):
+                wire = await self._connect()
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(f"{self._address()}: {_cause_of(error)}") from error
+        self._wires.add(wire)
+        if wire.life != self._life:
+            was, self._life = self._life, wire.life
+            if was is not None:
+                log.info("redis_is_another", life=wire.life)
+                self._next_generation()
+                generation = self._generation
+                self._on_another_life()
+        wire.generation = generation
+        self.give_back(wire, clean=True)
+
+    def _address(self) -> str:
+        kwargs = self._maker.connection_kwargs
+        return kwargs.get("path") or f"{kwargs.get('host')}:{kwargs.get('port')}"
+
+    async def _connect(self) -> Wire:
+        connection = self._maker.make_connection()
+        try:
+            await connection.connect()
+            if await connection.can_read():
+                raise RedisConnectionError("the server said more than was asked")
+            wire = Wire(connection)
+            if self._closed or not wire.usable:
+                raise RedisConnectionError("it ended while it was greeted")
+            return wire
+        except BaseException:
+            # Half-way: its greeting may still be answered.
+            await connection.disconnect(nowait=True)
+            raise
+
+    async def _greet(self, connection: Any) -> None:
+        """Learn which life of which server a new connection leads to."""
+        await connection.on_connect()
+        try:
+            await connection.send_command("INFO", "server", "replication")
+            connection.life = life_of(await connection.read_response())
+        except NoPermissionError:
+            connection.life = ""
+
+    def _drop(self, wire: Wire) -> None:
+        self._wires.discard(wire)
+        wire.close()
+
+    def _sweep_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._sweeper = loop.call_later(IDLE_SECONDS / TICKS_OF_IDLE, self._sweep)
+
+    def _sweep(self) -> None:
+        """Close what was idle for a whole minute."""
+        self._ticks += 1
+        long_idle = 0
+        while (
+            long_idle < len(self._idle)
+            and self._ticks - self._idle[long_idle].idle_since > TICKS_OF_IDLE
+        ):
+            long_idle += 1
+        for wire in self._idle[:long_idle]:
+            self._drop(wire)
+        del self._idle[:long_idle]
+        self._sweeper = None
+        if self._idle:
+            self._sweep_later()
+
+
+def _end_waiting(waiter: asyncio.Future[Wire]) -> None:
+    if not waiter.done():
+        waiter.set_exception(StoreUnavailable("no connection became free in time"))
+
+
+def _cause_of(error: RedisError | OSError) -> str:
+    """The server's own refusal, or the failure of the way to it."""
+    if isinstance(error, ResponseError):
+        return str(error)
+    if isinstance(error, TimeoutError | RedisTimeoutError):
+        return f"no answer within {OPEN_SECONDS_MAX:g} s"
+    # The library's own text of a refused connection is an errno in a tuple.
+    inner = error.__cause__ or error.__context__ or error
+    if isinstance(inner, OSError) and not isinstance(inner, ssl.SSLError) and inner.errno:
+        return inner.strerror if inner.errno < 0 and inner.strerror else os.strerror(inner.errno)
+    return str(inner) or type(inner).__name__

@@ -1,0 +1,312 @@
+"""The Valkey server that is started beside the service where no other one is given."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from reservation.adapters.redis.embedded import launcher
+from reservation.adapters.redis.embedded.files import (
+    EmbeddedServerError,
+    configuration_of,
+    find_binary,
+    lock_holder,
+    own_socket_directory,
+    socket_path_of,
+)
+
+__all__ = ["DataDirectoryInUse", "EmbeddedServer", "EmbeddedServerError", "find_binary"]
+
+#: A server that says nothing for this long is not coming: a start takes 0.1 s.
+_SILENCE_SECONDS_MAX: Final = 30.0
+
+#: Reading the file back. 200,000 orders take a few seconds; ten minutes is a disk that crawls.
+_LOADING_SECONDS_MAX: Final = 600.0
+
+#: What a server that was told to end may take; it has nothing to write that is not on disk already.
+_STOP_SECONDS: Final = 5.0
+
+#: How long a start waits for the last server on the same data to be gone.
+_PREVIOUS_SECONDS_MAX: Final = 10.0
+
+#: How often the waits look. A start takes about five looks.
+_LOOK_SECONDS: Final = 0.02
+
+#: How often `wait` looks: a dead server is noticed within this.
+_WATCH_SECONDS: Final = 0.05
+
+#: The server's log is kept up to here at a start, then begun anew beside one older file.
+_LOG_BYTES_MAX: Final = 1024 * 1024
+
+#: How much of the log is looked through for the line that says why a start failed.
+_LOG_TAIL_BYTES: Final = 4096
+
+#: For a server that is built on glibc's allocator, as the wheel's are; others ignore it. Redis lets
+#: go of all that a script's commands were made of at the script's end: some thousand small pieces.
+#: glibc keeps seven of a size at hand, and sorts the others in again, which took a fourth of
+#: Redis' time: holds that ran out ended at 27,000 a second instead of 36,000.
+_ALLOCATOR: Final = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=8000"}
+
+#: How the launcher ties the server to this process.
+_LAUNCH_MODE = "become" if sys.platform == "linux" else "guard"
+
+
+class DataDirectoryInUse(EmbeddedServerError):
+    """Another server works on the same data; two would destroy it."""
+
+
+class EmbeddedServer:
+    """One Valkey server on one data directory, reached by a unix socket.
+
+    It dies with this process. Call `start` from a thread that lives as long as the server shall:
+    Linux ties a child to the thread that made it. May be started again after it ended; the socket
+    stays the same.
+
+    Args:
+        data_dir: its file, log, lock and, where the path is short enough, socket are in here.
+        binary: the server program; found by `find_binary` where absent.
+        maxmemory_bytes: 60 % of the machine's or the container's memory where absent.
+        debug_commands: allow DEBUG, for tests.
+        take_over: end a server that an earlier process left behind on the same data. Only for a
+            caller that knows itself to be alone, by a lock of its own.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        binary: Path | None = None,
+        maxmemory_bytes: int | None = None,
+        debug_commands: bool = False,
+        take_over: bool = False,
+    ) -> None:
+        self._home = data_dir.absolute()
+        self._binary = binary
+        self._maxmemory_bytes = maxmemory_bytes
+        self._debug_commands = debug_commands
+        self._take_over = take_over
+        self._process: subprocess.Popen[bytes] | None = None
+        self._killed = False
+        self._log_start = 0
+        self.socket_path = socket_path_of(self._home)
+
+    @property
+    def url(self) -> str:
+        """The address that a client takes."""
+        return f"unix://{quote(str(self.socket_path))}"
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the server, or None where none runs."""
+        return lock_holder(self._lock_path)
+
+    @property
+    def returncode(self) -> int | None:
+        """How the server ended, as `subprocess` counts it; None while it runs."""
+        return self._process.poll() if self._process else None
+
+    @property
+    def _lock_path(self) -> Path:
+        return self._home / "valkey.lock"
+
+    @property
+    def _log_path(self) -> Path:
+        return self._home / "valkey.log"
+
+    async def start(self) -> None:
+        """Start the server and wait until it answers with all its data read.
+
+        Raises:
+            DataDirectoryInUse: another server is on the same data and stays.
+            EmbeddedServerError: there is no server program, or it did not come up.
+        """
+        process = self._process
+        if process is not None and process.poll() is None:
+            if not self._killed:
+                return
+            # It is dying, which takes a moment: a server that is about to be gone is none.
+            await _becomes(lambda: process.poll() is not None, within=_PREVIOUS_SECONDS_MAX)
+        binary = self._binary or find_binary()
+        configuration = self._write_files()
+        await self._wait_for_previous()
+        self._process, self._killed = self._launch(binary, configuration), False
+        try:
+            await self._wait_until_ready()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self, grace_seconds: float = _STOP_SECONDS) -> None:
+        """End the server: SIGTERM, and SIGKILL after the grace. Nothing acknowledged is lost."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            return
+        process.terminate()
+        if not await _becomes(lambda: process.poll() is not None, within=grace_seconds):
+            self.kill()
+        # SIGKILL cannot be refused; only a disk that hangs keeps a process longer.
+        await _becomes(lambda: process.poll() is not None, within=_STOP_SECONDS)
+
+    def kill(self) -> None:
+        """SIGKILL at once, as a crash would."""
+        if self._process is not None and self._process.poll() is None:
+            self._killed = True
+            _signal(self.pid or self._process.pid, signal.SIGKILL)
+
+    async def wait(self) -> int:
+        """Wait until the server ends, for as long as it takes, and say how it did."""
+        if self._process is None:
+            raise EmbeddedServerError("the embedded server was never started")
+        # A child's end is no event that every loop and every system offers.
+        while (returncode := self._process.poll()) is None:  # noqa: ASYNC110
+            await asyncio.sleep(_WATCH_SECONDS)
+        return returncode
+
+    def _write_files(self) -> Path:
+        data, configuration = self._home / "valkey", self._home / "valkey.conf"
+        try:
+            self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            data.mkdir(mode=0o700, exist_ok=True)
+            own_socket_directory(self.socket_path, self._home)
+            configuration.write_text(
+                configuration_of(
+                    data=data,
+                    socket_path=self.socket_path,
+                    maxmemory_bytes=self._maxmemory_bytes,
+                    debug_commands=self._debug_commands,
+                )
+            )
+        except OSError as error:
+            raise EmbeddedServerError(
+                f"{self._home} cannot be written: {error.strerror}"
+            ) from error
+        return configuration
+
+    def _launch(self, binary: Path, configuration: Path) -> subprocess.Popen[bytes]:
+        if self._log_path.exists() and self._log_path.stat().st_size > _LOG_BYTES_MAX:
+            self._log_path.replace(self._log_path.with_suffix(".log.1"))
+        with (
+            resources.as_file(
+                resources.files("reservation.adapters.redis.embedded") / "launcher.py"
+            ) as program,
+            self._log_path.open("ab") as log,
+        ):
+            self._log_start = log.tell()
+            return subprocess.Popen(
+                [
+                    sys.executable, "-I", "-S", str(program), _LAUNCH_MODE, str(os.getpid()),
+                    str(self._lock_path), str(binary), str(configuration),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=_ALLOCATOR | os.environ,
+                # Of its own, so that Ctrl-C in a terminal ends what uses it first.
+                process_group=0,
+            )  # fmt: skip
+
+    async def _wait_for_previous(self) -> None:
+        """Two servers on one file would destroy it: wait for the last one, or end it.
+
+        A server whose parent was killed dies within milliseconds, but the next start may be faster.
+        """
+        holder = lock_holder(self._lock_path)
+        if holder is None:
+            return
+        if self._take_over:
+            _signal(holder, signal.SIGTERM)
+        half = _PREVIOUS_SECONDS_MAX / 2
+        if await _becomes(lambda: lock_holder(self._lock_path) is None, within=half):
+            return
+        if self._take_over and lock_holder(self._lock_path) == holder:
+            _signal(holder, signal.SIGKILL)
+        if not await _becomes(lambda: lock_holder(self._lock_path) is None, within=half):
+            raise self._in_use()
+
+    def _in_use(self) -> DataDirectoryInUse:
+        return DataDirectoryInUse(
+            f"another server (process {lock_holder(self._lock_path)}) works on {self._home}"
+        )
+
+    async def _wait_until_ready(self) -> None:
+        started_at = heard_at = time.monotonic()
+        while True:
+            answer = await _ping(self.socket_path)
+            now = time.monotonic()
+            if answer.startswith(b"+PONG") and self._is_ours():
+                return
+            if self.returncode == launcher.BUSY:
+                raise self._in_use()
+            if self.returncode is not None:
+                raise EmbeddedServerError(
+                    f"the embedded server ended at start: {self._complaint()}"
+                )
+            if answer:
+                heard_at = now
+            if now - heard_at > _SILENCE_SECONDS_MAX or now - started_at > _LOADING_SECONDS_MAX:
+                raise EmbeddedServerError(
+                    f"the embedded server does not answer: {self._complaint()}"
+                )
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def _is_ours(self) -> bool:
+        """Whether the server that holds the lock is the one that was launched here.
+
+        Of two that start at once, the loser reaches the winner's server at the same socket before
+        its own launcher has ended.
+        """
+        holder = self.pid
+        if holder is None or self._process is None:
+            return False
+        try:
+            # The launcher leads a process group, and the server stays in it.
+            return os.getpgid(holder) == self._process.pid
+        except ProcessLookupError:
+            return False
+
+    def _complaint(self) -> str:
+        """The last thing that the server wrote in this start, and where the rest is."""
+        with self._log_path.open("rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(self._log_start, size - _LOG_TAIL_BYTES))
+            lines = log.read().decode(errors="replace").split("\n")
+        said = [line.strip() for line in lines if line.strip()]
+        return f"{said[-1] if said else 'it said nothing'} ({self._log_path})"
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    # 0 stands for a holder in another container, which cannot be signalled from here.
+    if pid > 0:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+async def _becomes(condition: Callable[[], bool], *, within: float) -> bool:
+    end = time.monotonic() + within
+    while not condition():
+        if time.monotonic() >= end:
+            return False
+        await asyncio.sleep(_LOOK_SECONDS)
+    return True
+
+
+async def _ping(path: Path) -> bytes:
+    """What the server says to PING; nothing where it does not listen yet."""
+    try:
+        async with asyncio.timeout(_SILENCE_SECONDS_MAX):
+            reader, writer = await asyncio.open_unix_connection(path)
+            try:
+                writer.write(b"PING\r\n")
+                return await reader.readline()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return b""

@@ -1,0 +1,103 @@
+"""The outbox as its reader sees it: a stream with one consumer group, named for where it leads."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.errors import StoreUnavailable, UnexpectedReply
+from reservation.adapters.redis.keys import Keys
+from reservation.adapters.redis.mapping import as_event
+from reservation.domain.events import Event
+
+__all__ = ["GROUP", "RedisOutbox"]
+
+#: The group that flushes to SQL.
+GROUP: Final = "sql"
+#: One name for whoever flushes: a second flusher or a restarted one finds what is pending.
+CONSUMER: Final = "flusher"
+
+
+class RedisOutbox:
+    """Reads events in order, acknowledges them, and trims what SQL has."""
+
+    def __init__(self, connections: Connections, keys: Keys) -> None:
+        self._connections = connections
+        self._keys = keys
+
+    async def ensure_group(self, sale_id: str, after_seq: int) -> None:
+        """Make the consumer group, reading on after this event; one that stands is left alone."""
+        outbox = self._keys.of(sale_id).outbox
+        try:
+            await self._connections.command("XGROUP", "CREATE", outbox, GROUP, f"{after_seq}-0")
+        except UnexpectedReply as error:
+            if "requires the key to exist" in str(error):
+                raise StoreUnavailable("the outbox is gone") from error
+            if "BUSYGROUP" not in str(error):
+                raise
+
+    async def read_new(self, sale_id: str, count: int) -> list[Event]:
+        """Events that nobody has read yet."""
+        return _events(sale_id, await self._read(sale_id, ">", count))
+
+    async def read_pending(self, sale_id: str, count: int) -> list[Event]:
+        """Events that were read and not acknowledged, from the oldest on.
+
+        What another flusher has trimmed meanwhile is only acknowledged: SQL has it. Where one died
+        before it could, such entries would stand before those that nobody has written.
+        """
+        outbox = self._keys.of(sale_id).outbox
+        while True:
+            entries = await self._read(sale_id, "0", count)
+            gone = [entry_id for entry_id, flat in entries if not flat]
+            if gone:
+                await self._connections.command("XACK", outbox, GROUP, *gone)
+            if len(gone) < len(entries) or not entries:
+                return _events(sale_id, entries)
+
+    async def _read(self, sale_id: str, start: str, count: int) -> list[Any]:
+        try:
+            reply: list[Any] | None = await self._connections.command(
+                "XREADGROUP",
+                "GROUP",
+                GROUP,
+                CONSUMER,
+                "COUNT",
+                count,
+                "STREAMS",
+                self._keys.of(sale_id).outbox,
+                start,
+            )
+        except UnexpectedReply as error:
+            # Never "empty": Redis has lost it, and a rebuild makes it anew.
+            if str(error).startswith("NOGROUP"):
+                raise StoreUnavailable("the outbox or its group is gone") from error
+            raise
+        return reply[0][1] if reply else []
+
+    async def ack(self, sale_id: str, seqs: Sequence[int]) -> None:
+        """Acknowledge events that SQL has committed."""
+        if seqs:
+            outbox = self._keys.of(sale_id).outbox
+            await self._connections.command("XACK", outbox, GROUP, *(f"{seq}-0" for seq in seqs))
+
+    async def trim(self, sale_id: str, below_seq: int) -> None:
+        """Drop entries below this event, which stays: the scripts check the last entry."""
+        outbox = self._keys.of(sale_id).outbox
+        await self._connections.command("XTRIM", outbox, "MINID", f"{below_seq}-0")
+
+    async def after(self, sale_id: str, seq: int, count: int) -> list[Event]:
+        """Events after this one, read without the group, for the audit."""
+        outbox = self._keys.of(sale_id).outbox
+        entries = await self._connections.command(
+            "XRANGE", outbox, f"({seq}-0", "+", "COUNT", count
+        )
+        return [as_event(sale_id, entry_id, flat) for entry_id, flat in entries]
+
+    async def backlog(self, sale_id: str) -> int:
+        """Events that are not acknowledged yet; the last one is kept although SQL has it."""
+        outbox = self._keys.of(sale_id).outbox
+        return max(0, int(await self._connections.command("XLEN", outbox)) - 1)
+
+
+def _events(sale_id: str, entries: Sequence[Any]) -> list[Event]:
+    return [as_event(sale_id, entry_id, flat) for entry_id, flat in entries if flat]

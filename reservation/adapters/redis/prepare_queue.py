@@ -1,0 +1,404 @@
+"""Group commit of prepares: what arrives while one call is under way leaves with the next one.
+
+A lone prepare is sent at once; under load the batches grow by themselves up to BASKETS_MAX. Order
+is kept: baskets are decided in the order in which they arrived, and a basket that must wait for
+expired holds to be given back goes before anything newer, for one round. Where that was not enough
+it waits beside the others, for a few rounds, and they go on:
+
+    call:   A is due, B behind it waits          round: up to 200 holds end
+    call:   A is due again, B is decided         beside: rounds for A, which goes behind all others
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from contextvars import Context
+from copy import copy
+from typing import Any, Final
+
+import structlog
+
+from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.adapters.redis.keys import Keys
+from reservation.adapters.redis.overdue import (
+    ROUNDS_MAX,
+    Done,
+    Due,
+    Expire,
+    Overdue,
+    Waiting,
+    refuse,
+)
+from reservation.adapters.redis.prepare_call import encode
+from reservation.adapters.redis.prepare_replies import (
+    RETRY_AFTER_SECONDS,
+    Alike,
+    Common,
+    Decision,
+    Made,
+    Replayed,
+    Reply,
+    looked_up,
+)
+from reservation.adapters.redis.script_results import PrepareWord
+from reservation.adapters.redis.scripts import load
+from reservation.domain.alarms import Alarm
+from reservation.domain.clock import Clock
+from reservation.domain.errors import OutcomeUnknown, ReservationError, Unavailable
+from reservation.domain.rate_limit import BuyerLimits
+from reservation.domain.reservation import Basket, Reservation
+from reservation.telemetry import tracing
+from reservation.telemetry.metrics import alarm
+
+__all__ = ["Alike", "Decision", "Made", "PrepareQueue", "Replayed", "too_many"]
+
+log = structlog.get_logger(__name__)
+
+#: Baskets in one call: 128 one-line baskets take about 3 ms of the server's single thread.
+BASKETS_MAX: Final = 128
+#: Baskets that may wait in one process; beyond it the answer is "not now".
+WAITING_MAX: Final = 10_000
+#: How long the basket that is next may have waited before newcomers are told "not now": a buyer
+#: who is refused at once tries again, one who waits for seconds reloads and comes twice.
+WAITING_SECONDS_MAX: Final = 0.5
+#: Full batches that may always wait: how long one takes is known from the last ones only, and one
+#: that met a slow moment must not turn a short line away.
+BATCHES_WAITING_MIN: Final = 2
+#: How much of what is known of a full batch's time is the last one's.
+LAST_BATCH_SHARE: Final = 0.05
+#: Answers that are written before the loop looks at sockets again: about a millisecond.
+ANSWERS_AT_ONCE: Final = 32
+#: The next call leaves before the answers of the last are made where that call took less than so
+#: many times the making: then Redis works while we do. Where the call took longer it is the disk
+#: that is slow, and a fuller batch gains more. Making an answer is a sixth of what a hold costs
+#: here; the rest is its socket and the next request. So the bound is twice the whole.
+CALL_TO_ANSWERS_MAX: Final = 12.0
+#: How long past `not_after` a lost reply is looked into before the outcome counts as unknown.
+LOOK_UP_SECONDS: Final = 5.0
+LOOK_UP_PAUSE_SECONDS: Final = 0.2
+
+
+#: Of a basket that is asked about again.
+_LATER: Final = (PrepareWord.DUE, PrepareWord.AGAIN)
+
+
+class _Lane:
+    """The baskets of one sale under one epoch, in order of arrival."""
+
+    __slots__ = ("batch_seconds", "call_seconds", "due", "in_turn", "rounds", "task", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: deque[Waiting] = deque()
+        self.task: asyncio.Task[None] | None = None
+        #: Whether those behind a basket that is due wait for a round with it.
+        self.in_turn = True
+        #: Those who wait beside the others for the next round, and the task that makes the rounds.
+        self.due: list[Due] = []
+        self.rounds: asyncio.Task[None] | None = None
+        #: How long the last call took.
+        self.call_seconds = 0.0
+        #: How long a full batch takes from one call to the next, as lately seen.
+        self.batch_seconds = 0.0
+
+    def learn(self, batch_seconds: float) -> None:
+        """A full batch took so long."""
+        if not self.batch_seconds:
+            self.batch_seconds = batch_seconds
+        self.batch_seconds += LAST_BATCH_SHARE * (batch_seconds - self.batch_seconds)
+
+    def is_too_long(self, now: float) -> bool:
+        """Whether a newcomer would wait too long behind those who do: one has, or many came."""
+        if now - self.waiting[0].came_at > WAITING_SECONDS_MAX:
+            return True
+        batches = len(self.waiting) / BASKETS_MAX
+        return batches >= BATCHES_WAITING_MIN and batches * self.batch_seconds > WAITING_SECONDS_MAX
+
+
+class PrepareQueue:
+    """Gathers prepares and sends them in batches, one call at a time for each sale."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        keys: Keys,
+        *,
+        expire: Expire,
+        clock: Clock,
+        limits: BuyerLimits,
+    ) -> None:
+        self._connections = connections
+        self._marks = connections.marks
+        self._keys = keys
+        self._overdue = Overdue(expire)
+        self._clock = clock
+        self._monotonic = clock.monotonic
+        self._limits = limits.args()
+        self._lanes: dict[tuple[str, str], _Lane] = {}
+        #: What goes on beside the lanes: look-ups of lost replies, answers that are being written.
+        self._beside: set[asyncio.Task[None]] = set()
+        self._waiting = 0
+        #: How long one answer takes to write, as lately seen.
+        self._answer_seconds = 0.0
+
+    async def prepare(self, basket: Basket, *, epoch: str) -> Reservation | Replayed:
+        """Decide one basket; see prepare.lua for every refusal.
+
+        Raises:
+            Unavailable: not now, and nothing was taken; that is certain.
+            OutcomeUnknown: the reply was lost and could not be looked up.
+            ReservationError: the basket's own refusal.
+        """
+        if self.is_full(basket.sale_id, epoch):
+            raise too_many()
+        future: asyncio.Future[Reservation | Replayed]
+        future = asyncio.get_running_loop().create_future()
+
+        def decide(outcome: Decision | ReservationError) -> None:
+            # The caller may have gone; the hold stands then, and its key finds it again.
+            if future.done():
+                return
+            if isinstance(outcome, ReservationError):
+                # Others are told the same one, and each raises its own.
+                future.set_exception(copy(outcome))
+            else:
+                future.set_result(outcome.reservation() if isinstance(outcome, Made) else outcome)
+
+        self.submit(basket, epoch=epoch, done=decide)
+        return await future
+
+    def submit(self, basket: Basket, *, epoch: str, done: Done) -> None:
+        """Decide one basket and tell `done`: neither a task nor a future for each.
+
+        The caller has asked in this turn of the loop whether there is room (`is_full`).
+        """
+        now = self._monotonic()
+        lane = self._lanes.get((basket.sale_id, epoch))
+        if lane is None:
+            lane = self._lanes[basket.sale_id, epoch] = _Lane()
+        trace = None if tracing.tracer is None else tracing.tracer.here()
+        lane.waiting.append(Waiting(basket, now, done, trace))
+        self._waiting += 1
+        if lane.task is None:
+            lane.task = _own_task(self._drain(basket.sale_id, epoch, lane))
+
+    def is_full(self, sale_id: str, epoch: str) -> bool:
+        """Whether a newcomer of this sale is turned away: too many wait, or they wait too long."""
+        if self._waiting >= WAITING_MAX:
+            return True
+        lane = self._lanes.get((sale_id, epoch))
+        return lane is not None and bool(lane.waiting) and lane.is_too_long(self._monotonic())
+
+    async def aclose(self) -> None:
+        """Wait for what is under way."""
+        while tasks := [
+            *(task for lane in self._lanes.values() for task in (lane.task, lane.rounds) if task),
+            *self._beside,
+        ]:
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _drain(self, sale_id: str, epoch: str, lane: _Lane) -> None:
+        try:
+            while lane.waiting:
+                count = min(len(lane.waiting), BASKETS_MAX)
+                batch = [lane.waiting.popleft() for _ in range(count)]
+                self._waiting -= count
+                began = self._monotonic()
+                await self._decide(sale_id, epoch, lane, batch)
+                if count == BASKETS_MAX:
+                    lane.learn(self._monotonic() - began)
+        finally:
+            lane.task = None
+            # Only a bug gets here with baskets left: answer them rather than let them hang.
+            while lane.waiting:
+                self._waiting -= 1
+                lane.waiting.popleft().decide(OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS))
+
+    async def _decide(self, sale_id: str, epoch: str, lane: _Lane, batch: list[Waiting]) -> None:
+        not_after_ms = self._connections.not_after_ms()
+        baskets = [waiting.basket for waiting in batch]
+        wishes = list(dict.fromkeys([basket.wish for basket in baskets]))
+        mark = self._marks.of(sale_id, epoch)
+        head = (not_after_ms, epoch, *mark, self._clock.now_ms(), *self._limits)
+        lane.in_turn = lane.rounds is None and not any(waiting.stood for waiting in batch)
+        waited = [place for place, one in enumerate(batch, 1) if one.rounds >= ROUNDS_MAX]
+        names = self._keys.of(sale_id)
+        keys, args = encode(names, head, baskets, wishes, in_turn=lane.in_turn, waited=waited)
+        sent_at = self._monotonic()
+        try:
+            (word, *facts), *replies = await self._call(batch, keys, args)
+            lane.call_seconds = self._monotonic() - sent_at
+            # What cannot be read is a bug; whoever waits for it is answered all the same.
+            common = Common(sale_id, PrepareWord(word), facts, wishes)
+            self._marks.learn_head(sale_id, epoch, common.mark)
+            decided = list(zip(batch, replies, strict=common.refusal is None))
+        except StoreUnavailable as error:
+            log.warning("prepare_unavailable", sale_id=sale_id, reason=str(error))
+            refuse(batch, Unavailable(retryAfter=RETRY_AFTER_SECONDS))
+        except StoreUncertain as error:
+            log.warning("prepare_uncertain", sale_id=sale_id, reason=str(error), count=len(batch))
+            self._go_on_beside(self._look_up(sale_id, not_after_ms, batch))
+        except Exception:
+            refuse(batch, OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS))
+            raise
+        else:
+            if common.refusal is None:
+                await self._answer(sale_id, epoch, lane, common, decided)
+                return
+            if word == PrepareWord.WENT_BACK:
+                self._marks.went_back(sale_id, epoch)
+            if word == PrepareWord.TOO_LATE:
+                # The buyers are told "not now", and this tells why.
+                log.warning("prepare_too_late", sale_id=sale_id, seconds=lane.call_seconds)
+            refuse(batch, common.refusal)
+
+    async def _call(self, batch: list[Waiting], keys: list[str], args: list[str | int]) -> Any:
+        if tracing.tracer is None:
+            return await self._connections.call(load("prepare"), keys, args)
+        # The lane outlives its requests: whose trace this belongs to is told by the baskets.
+        callers = [waiting.trace for waiting in batch]
+        with tracing.tracer.batch("prepare batch", callers, baskets=len(batch)):
+            return await self._connections.call(load("prepare"), keys, args)
+
+    def _go_on_beside(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+
+    async def _answer(
+        self,
+        sale_id: str,
+        epoch: str,
+        lane: _Lane,
+        common: Common,
+        replies: list[tuple[Waiting, Reply]],
+    ) -> None:
+        later, decided = _parted(replies)
+        count = len(decided)
+        quick = lane.call_seconds < CALL_TO_ANSWERS_MAX * self._answer_seconds * count
+        more = lane.waiting or count > ANSWERS_AT_ONCE
+        # A call that holds nothing is back before its answers are told.
+        held = any(isinstance(reply, int) and reply > 0 for _, reply in decided)
+        if quick and more and held and not later:
+            self._go_on_beside(self._tell(common, decided, pause_after=ANSWERS_AT_ONCE))
+        else:
+            await self._tell(common, decided, pause_after=len(replies))
+        if later:
+            await self._wait(sale_id, epoch, lane, later)
+
+    async def _wait(
+        self, sale_id: str, epoch: str, lane: _Lane, later: list[tuple[Waiting, list[str]]]
+    ) -> None:
+        """Let holds that ran out be given back, here for one round or else beside the lane."""
+        due = [(waiting, reply[1:]) for waiting, reply in later if reply[0] == PrepareWord.DUE]
+        behind = [waiting for waiting, reply in later if reply[0] == PrepareWord.AGAIN]
+        self._waiting += len(later)
+        if lane.in_turn:
+            gave_back = await self._overdue.give_back(sale_id, epoch, due)
+            again = [] if gave_back is None else self._overdue.after_round(due, gave_back)
+            self._waiting -= len(due) - len(again)
+            for waiting in behind:
+                waiting.stood = True
+            lane.waiting.extendleft(reversed([*again, *behind]))
+            return
+        lane.due += due
+        if lane.rounds is None:
+            lane.rounds = _own_task(self._make_rounds(sale_id, epoch, lane))
+
+    async def _make_rounds(self, sale_id: str, epoch: str, lane: _Lane) -> None:
+        try:
+            while lane.due:
+                due, lane.due = lane.due, []
+                gave_back = await self._overdue.give_back(sale_id, epoch, due)
+                if gave_back is None:
+                    self._waiting -= len(due)
+                    continue
+                # Those who came meanwhile were named holds that have ended by now.
+                due, lane.due = [*due, *lane.due], []
+                again = self._overdue.after_round(due, gave_back)
+                self._waiting -= len(due) - len(again)
+                for waiting in again:
+                    # It is no sign of how long the line is.
+                    waiting.came_at = self._monotonic()
+                lane.waiting += again
+                if lane.waiting and lane.task is None:
+                    lane.task = _own_task(self._drain(sale_id, epoch, lane))
+        finally:
+            lane.rounds = None
+            # Only a bug gets here with baskets left.
+            left, lane.due = lane.due, []
+            self._waiting -= len(left)
+            refuse([one for one, _ in left], OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS))
+
+    async def _tell(
+        self,
+        common: Common,
+        decided: Sequence[tuple[Waiting, Reply]],
+        *,
+        pause_after: int,
+    ) -> None:
+        """Tell each caller, in order of arrival, and let the loop look at sockets in between."""
+        for start in range(0, len(decided), pause_after):
+            if start:
+                await asyncio.sleep(0)
+            some = decided[start : start + pause_after]
+            began = self._monotonic()
+            for waiting, reply in some:
+                try:
+                    outcome = common.decision_of(waiting.basket, reply)
+                except Exception as error:  # loop top: others wait behind a reply that is a bug
+                    # What it took only its key can tell.
+                    log.exception("prepare_reply_unreadable", reply=reply)
+                    alarm(Alarm.BROKEN_INVARIANT, reason=str(error))
+                    outcome = OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS)
+                waiting.decide(outcome)
+            self._answer_seconds = (self._monotonic() - began) / len(some)
+
+    async def _look_up(self, sale_id: str, not_after_ms: int, batch: list[Waiting]) -> None:
+        """Find out what a call did whose reply was lost.
+
+        Once the server's clock is past `not_after` the script can do nothing any more, so an
+        order that is not there then was not taken, for certain.
+        """
+        names = self._keys.of(sale_id)
+        commands: list[tuple[str, ...]] = [("TIME",)]
+        commands += [("HGETALL", names.order(waiting.basket.order_id)) for waiting in batch]
+        give_up_at = self._monotonic() + LOOK_UP_SECONDS
+        while self._monotonic() < give_up_at:
+            await asyncio.sleep(LOOK_UP_PAUSE_SECONDS)
+            try:
+                time, *found = await self._connections.pipeline(commands)
+            except (StoreUnavailable, StoreUncertain):
+                continue
+            if any(isinstance(reply, Exception) for reply in (time, *found)):
+                continue
+            if int(time[0]) * 1000 + int(time[1]) // 1000 > not_after_ms:
+                for waiting, flat in zip(batch, found, strict=True):
+                    waiting.decide(looked_up(waiting.basket.wish.digest, flat))
+                return
+        refuse(batch, OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS))
+
+
+def _parted(
+    replies: list[tuple[Waiting, Reply]],
+) -> tuple[list[tuple[Waiting, list[str]]], list[tuple[Waiting, Reply]]]:
+    """Those who are asked about again, and those who are decided."""
+    later: list[tuple[Waiting, list[str]]] = []
+    decided: list[tuple[Waiting, Reply]] = []
+    for waiting, reply in replies:
+        if isinstance(reply, list) and reply[0] in _LATER:
+            later.append((waiting, reply))
+        else:
+            decided.append((waiting, reply))
+    return later, decided
+
+
+def _own_task(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """It goes on after this request: a trace of its own, where there are traces."""
+    context = None if tracing.tracer is None else Context()
+    return asyncio.create_task(work, context=context)
+
+
+def too_many() -> Unavailable:
+    """What a newcomer is told while the queue is full."""
+    return Unavailable("Too many buyers at once.", retryAfter=RETRY_AFTER_SECONDS)

@@ -1,0 +1,207 @@
+"""What prepare.lua's words mean: a decision or a refusal for each basket."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from reservation.adapters.redis.errors import UnexpectedReply
+from reservation.adapters.redis.mapping import as_items, as_mapping
+from reservation.adapters.redis.refusals import limit_exceeded, sold_out
+from reservation.adapters.redis.script_results import PrepareWord
+from reservation.domain.clock import as_wire
+from reservation.domain.errors import (
+    AmountMismatch,
+    BuyerLimitExceeded,
+    IdempotencyKeyReused,
+    InvalidAdmission,
+    RateLimited,
+    ReservationError,
+    SaleClosed,
+    SaleNotOpen,
+    SalePaused,
+    SaleRecovering,
+    SkuNotFound,
+    SoldOut,
+    TooManyOrders,
+    Unavailable,
+)
+from reservation.domain.reservation import Basket, Line, Reservation, Wish
+from reservation.domain.states import Status
+
+__all__ = [
+    "RETRY_AFTER_SECONDS",
+    "Alike",
+    "Common",
+    "Decision",
+    "Made",
+    "Replayed",
+    "Reply",
+    "looked_up",
+]
+
+#: What a refused caller is told to wait, in seconds.
+RETRY_AFTER_SECONDS: Final = 1
+
+
+class Replayed(msgspec.Struct, frozen=True):
+    """The order stands already, made from the same body."""
+
+
+class Alike(msgspec.Struct, frozen=True, eq=False):
+    """What reservations share that one call made of one wish; two are never the same."""
+
+    #: Any of them, but for the ids and the number, which are none.
+    reservation: Reservation
+
+
+class Made(msgspec.Struct, frozen=True):
+    """A reservation that this call made."""
+
+    alike: Alike
+    basket: Basket
+    #: The number of its event.
+    seq: int
+
+    def reservation(self) -> Reservation:
+        """The same, as it stands."""
+        return msgspec.structs.replace(
+            self.alike.reservation,
+            order_id=self.basket.order_id,
+            buyer_id=self.basket.buyer_id,
+            seq=self.seq,
+        )
+
+
+Decision = Made | Replayed
+
+#: What prepare.lua says of one basket: its event's number, a refusal told before, a word, an error.
+Reply = int | list[str] | Exception
+
+
+class Common:
+    """What prepare.lua says of a whole batch, and what its baskets' replies mean in that light."""
+
+    def __init__(
+        self, sale_id: str, word: PrepareWord, facts: Sequence[Any], wishes: Sequence[Wish]
+    ) -> None:
+        self._alike: dict[Wish, Alike] = {}
+        self._refusals: dict[tuple[str, ...], ReservationError] = {}
+        #: In the order of the replies.
+        self._sold_out: list[ReservationError] = []
+        #: Why nobody got anything, whoever asked; None where each basket has a reply of its own.
+        self.refusal: ReservationError | None = None
+        #: The number and the chain value of the sale's last event; empty where nothing was written.
+        self.mark: Sequence[str] = ()
+        if word is not PrepareWord.HELD and word is not PrepareWord.PREPARED:
+            self.refusal = _refusal(word, facts)
+            return
+        expires_at, created_at, self.mark, *items = facts
+        status = Status.HELD if word is PrepareWord.HELD else Status.PREPARED
+        for wish, text in zip(wishes, items, strict=True):
+            # Of an item that the sale does not have no basket is held.
+            if text:
+                self._alike[wish] = _alike(
+                    sale_id, status, wish, as_items(text), int(expires_at), int(created_at)
+                )
+
+    def decision_of(self, basket: Basket, reply: Reply) -> Decision | ReservationError:
+        """What a basket's own reply says; the replies are asked about in their order.
+
+        Raises:
+            UnexpectedReply: the basket's data is damaged, and the script left it as it is.
+        """
+        if isinstance(reply, int):
+            if reply < 0:
+                return self._sold_out[-reply - 1]
+            return Made(self._alike[basket.wish], basket, reply)
+        if isinstance(reply, Exception):
+            raise UnexpectedReply(str(reply)) from reply
+        told = tuple(reply)
+        # Most that are refused in one call are refused alike: one refusal is told to all of them.
+        refusal = self._refusals.get(told)
+        if refusal is not None:
+            return refusal
+        word, *facts = told
+        if word == PrepareWord.REPLAYED:
+            return Replayed()
+        refusal = _refusal(PrepareWord(word), facts)
+        if isinstance(refusal, SoldOut):
+            self._sold_out.append(refusal)
+        # This one is told with the buyer's own orders.
+        elif not isinstance(refusal, BuyerLimitExceeded):
+            self._refusals[told] = refusal
+        return refusal
+
+
+def _alike(
+    sale_id: str,
+    status: Status,
+    wish: Wish,
+    lines: tuple[Line, ...],
+    expires_at_ms: int,
+    created_at_ms: int,
+) -> Alike:
+    return Alike(
+        Reservation(
+            order_id="",
+            sale_id=sale_id,
+            buyer_id="",
+            status=status,
+            lines=lines,
+            amount=wish.amount,
+            currency=wish.currency,
+            order_name=wish.order_name,
+            created_at_ms=created_at_ms,
+            updated_at_ms=created_at_ms,
+            expires_at_ms=expires_at_ms,
+            seq=0,
+            digest=wish.digest,
+        )
+    )
+
+
+def _refusal(word: PrepareWord, facts: Sequence[str]) -> ReservationError:
+    match word:
+        case PrepareWord.SOLD_OUT:
+            return sold_out(facts)
+        case PrepareWord.LIMIT_EXCEEDED:
+            return limit_exceeded(facts)
+        case PrepareWord.AMOUNT_MISMATCH:
+            return AmountMismatch(expectedAmount=int(facts[0]))
+        case PrepareWord.SKU_NOT_FOUND:
+            return SkuNotFound(sku=facts[0])
+        case PrepareWord.KEY_REUSED:
+            return IdempotencyKeyReused()
+        case PrepareWord.NOT_ADMITTED:
+            return InvalidAdmission()
+        case PrepareWord.TOO_MANY_ORDERS:
+            return TooManyOrders(limit=int(facts[0]))
+        case PrepareWord.RATE_LIMITED:
+            return RateLimited(retryAfter=max(1, -(-int(facts[0]) // 1000)))
+        case PrepareWord.CLOSED:
+            return SaleClosed()
+        case PrepareWord.NOT_OPEN:
+            return SaleNotOpen(opensAt=as_wire(int(facts[0])))
+        case PrepareWord.PAUSED:
+            return SalePaused(retryAfter=RETRY_AFTER_SECONDS)
+        case PrepareWord.RECOVERING | PrepareWord.WENT_BACK:
+            return SaleRecovering(retryAfter=RETRY_AFTER_SECONDS)
+        case PrepareWord.TOO_LATE:
+            return Unavailable(retryAfter=RETRY_AFTER_SECONDS)
+        case _:
+            raise AssertionError(word)
+
+
+def looked_up(digest: str, flat: Any) -> Replayed | ReservationError:
+    """What an order's hash, or none, says of a basket whose reply was lost.
+
+    Whether the lost call took the hold or an earlier one under the same key, nobody can say any
+    more: so it is told as a replay, in its present state, and never twice as a new order.
+    """
+    fields = as_mapping(flat)
+    if not fields:
+        return Unavailable(retryAfter=RETRY_AFTER_SECONDS)
+    if fields["digest"] != digest:
+        return IdempotencyKeyReused()
+    return Replayed()

@@ -1,0 +1,368 @@
+"""The reservations in Redis: one method per script, and the reads.
+
+Refusals leave as `ReservationError`, expected outcomes as values. Every change here is repeated
+by itself when a reply is lost; prepare's repeats belong to the queue in front of it
+(`reservation.adapters.redis.prepare_queue`).
+"""
+
+import secrets
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from reservation.adapters.redis.buyer_orders import live_orders
+from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.errors import good
+from reservation.adapters.redis.expiry import Expiry
+from reservation.adapters.redis.keys import Keys, SaleKeys
+from reservation.adapters.redis.mapping import as_mapping, as_reservation
+from reservation.adapters.redis.refusals import limit_exceeded, sold_out
+from reservation.adapters.redis.script_results import ClaimWord, FinishWord, LeaseWord
+from reservation.adapters.redis.script_runner import Calls, members_json
+from reservation.domain.clock import Clock
+from reservation.domain.errors import ReservationExpired, SaleRecovering
+from reservation.domain.ids import sale_of
+from reservation.domain.payment import (
+    Claimed,
+    ClaimLost,
+    Finished,
+    LeaseElsewhere,
+    Outcome,
+    Present,
+    Reason,
+)
+from reservation.domain.reservation import PAYMENT_ATTEMPTS_MAX, Reservation
+from reservation.domain.states import Status
+
+__all__ = [
+    "Store",
+]
+
+#: Rounds of "expire what is due, then ask again" that one claim may cost.
+DUE_ROUNDS_MAX: Final = 50
+
+
+class Store:
+    """Reads and changes reservations."""
+
+    def __init__(self, connections: Connections, keys: Keys, *, clock: Clock) -> None:
+        self._connections = connections
+        self._calls = Calls(connections)
+        self._expiry = Expiry(connections, self._calls, keys, clock=clock)
+        self._keys = keys
+        self._clock = clock
+
+    async def read(self, order_id: str) -> Reservation | None:
+        """The reservation of this id, or None where Redis has none."""
+        found = await self.read_many([order_id])
+        return found[0]
+
+    async def digest(self, order_id: str) -> str | None:
+        """The digest of the body that made this order, or None where Redis has none."""
+        key = self._keys.of(sale_of(order_id) or "").order(order_id)
+        return await self._connections.command("HGET", key, "digest")
+
+    async def read_many(self, order_ids: Sequence[str]) -> list[Reservation | None]:
+        """The reservations of these ids, in order, each None where Redis has none.
+
+        Raises:
+            SaleRecovering: Redis has an order, and no longer the sale that says its currency.
+        """
+        if not order_ids:
+            return []
+        of_order = {order_id: sale_of(order_id) or "" for order_id in order_ids}
+        sales = list(dict.fromkeys(of_order.values()))
+        replies = await self._connections.pipeline(
+            [
+                *(("HGET", self._keys.of(sale_id).sale, "currency") for sale_id in sales),
+                *(("HGETALL", self._keys.of(of_order[one]).order(one)) for one in order_ids),
+            ]
+        )
+        currencies = dict(zip(sales, map(good, replies), strict=False))
+        found: list[Reservation | None] = []
+        for order_id, reply in zip(order_ids, replies[len(sales) :], strict=True):
+            sale_id, fields = of_order[order_id], as_mapping(good(reply))
+            if fields and currencies[sale_id] is None:
+                raise SaleRecovering
+            found.append(
+                as_reservation(sale_id, order_id, fields, currency=currencies[sale_id])
+                if fields
+                else None
+            )
+        return found
+
+    async def orders_of_buyer(self, sale_id: str, buyer_id: str, limit: int) -> list[Reservation]:
+        """This buyer's reservations in this sale, newest first, at most `limit`."""
+        order_ids = await self._connections.command(
+            "ZREVRANGE", self._keys.of(sale_id).buyer_orders(buyer_id), 0, limit - 1
+        )
+        return [found for found in await self.read_many(order_ids) if found is not None]
+
+    async def live_orders_of_buyer(self, sale_id: str, buyer_id: str, limit: int) -> list[str]:
+        """The buyer's orders that have something going on, newest first, at most `limit`.
+
+        However many ended ones lie between: a forgotten hold is found behind all of them.
+        """
+        names = self._keys.of(sale_id)
+        return await live_orders(self._connections, names, buyer_id, limit)
+
+    async def due(self, sale_id: str, limit: int) -> list[str]:
+        """Orders whose deadline has passed by both clocks, oldest first."""
+        now_ms = min(self._connections.server_now_ms(), self._clock.now_ms())
+        return await self._until(self._keys.of(sale_id).deadlines, now_ms, limit)
+
+    async def leases_over(self, sale_id: str, limit: int) -> list[str]:
+        """Orders in CONFIRMING whose lease is over, longest over first."""
+        now_ms = self._connections.server_now_ms()
+        return await self._until(self._keys.of(sale_id).confirming, now_ms, limit)
+
+    async def deposits_over(self, sale_id: str, limit: int) -> list[str]:
+        """Orders awaiting a deposit whose account's due date has passed."""
+        now_ms = self._connections.server_now_ms()
+        return await self._until(self._keys.of(sale_id).deposits, now_ms, limit)
+
+    async def _until(self, key: str, score: int, limit: int) -> list[str]:
+        return await self._connections.command(
+            "ZRANGEBYSCORE", key, "-inf", score, "LIMIT", 0, limit
+        )
+
+    async def first_deadlines(self, sale_id: str, limit: int) -> dict[str, int]:
+        """Orders with a deadline, the nearest first, and that deadline."""
+        return await self._first(self._keys.of(sale_id).deadlines, limit)
+
+    async def first_leases(self, sale_id: str, limit: int) -> dict[str, int]:
+        """Orders in CONFIRMING and the end of their lease, the nearest first."""
+        return await self._first(self._keys.of(sale_id).confirming, limit)
+
+    async def _first(self, key: str, limit: int) -> dict[str, int]:
+        flat = await self._connections.command("ZRANGE", key, 0, limit - 1, "WITHSCORES")
+        return {flat[i]: int(float(flat[i + 1])) for i in range(0, len(flat), 2)}
+
+    async def lease_end(self, order: Reservation) -> int | None:
+        """When the lease on an order's confirm ends; None where it is not CONFIRMING."""
+        key = self._keys.of(order.sale_id).confirming
+        score = await self._connections.command("ZSCORE", key, order.order_id)
+        return int(float(score)) if score is not None else None
+
+    async def undecided(self, sale_id: str) -> int:
+        """How many orders are in CONFIRMING."""
+        return int(await self._connections.command("ZCARD", self._keys.of(sale_id).confirming))
+
+    async def claim(
+        self,
+        order: Reservation,
+        *,
+        epoch: str,
+        payment_key: str,
+        lease_ms: int,
+        known_fence: int = 0,
+    ) -> Claimed | Present:
+        """Take a reservation to CONFIRMING for one payment attempt (claim.lua).
+
+        Args:
+            order: which one.
+            epoch: of its sale.
+            payment_key: of the attempt.
+            lease_ms: how long this caller alone may ask for the money.
+            known_fence: the highest that SQL has for the order; no fence is given twice.
+
+        Raises:
+            SoldOut, BuyerLimitExceeded, ReservationExpired: no money may be asked for.
+            HoldLost: Redis does not have the order.
+            and what `Calls.run` raises.
+        """
+        keys = self._keys.of(order.sale_id)
+        claim_id = secrets.token_hex(8)
+        for _ in range(DUE_ROUNDS_MAX):
+            reply = await self._calls.run(
+                "claim",
+                order.sale_id,
+                epoch=epoch,
+                keys=[
+                    keys.sale,
+                    keys.deadlines,
+                    keys.confirming,
+                    keys.outbox,
+                    *_order_keys(keys, order),
+                ],
+                args=[
+                    self._clock.now_ms(),
+                    order.order_id,
+                    payment_key,
+                    claim_id,
+                    lease_ms,
+                    PAYMENT_ATTEMPTS_MAX,
+                    known_fence,
+                ],
+            )
+            if reply[0] != ClaimWord.DUE:
+                return _claim_answer(ClaimWord(reply[0]), reply[1:], claim_id)
+            # None of ours is no end: others may have expired the same ones, or a reply was lost.
+            await self.expire(order.sale_id, reply[1:], epoch=epoch)
+        raise ReservationExpired
+
+    async def take_over(
+        self, order: Reservation, *, epoch: str, lease_ms: int, known_fence: int = 0
+    ) -> Claimed | LeaseElsewhere:
+        """Take a payment whose lease is over, under a new fence (lease.lua, `take`).
+
+        `known_fence` is the highest that SQL has for the order.
+        """
+        claim_id = secrets.token_hex(8)
+        reply = await self._lease(
+            order,
+            epoch=epoch,
+            lease_ms=lease_ms,
+            mode="take",
+            claim_id=claim_id,
+            known_fence=known_fence,
+        )
+        if reply[0] == LeaseWord.TAKEN:
+            return Claimed(int(reply[1]), int(reply[2]), claim_id)
+        return LeaseElsewhere()
+
+    async def move_lease(
+        self, order: Reservation, *, epoch: str, fence: int, lease_ms: int
+    ) -> None:
+        """Let one's own lease end `lease_ms` from now; without effect where it is not one's own."""
+        mine = msgspec.structs.replace(order, fence=fence)
+        await self._lease(mine, epoch=epoch, lease_ms=lease_ms, mode="move")
+
+    async def _lease(
+        self,
+        order: Reservation,
+        *,
+        epoch: str,
+        lease_ms: int,
+        mode: str,
+        claim_id: str = "",
+        known_fence: int = 0,
+    ) -> list[str]:
+        keys = self._keys.of(order.sale_id)
+        return await self._calls.run(
+            "lease",
+            order.sale_id,
+            epoch=epoch,
+            keys=[keys.sale, keys.confirming, keys.outbox, keys.order(order.order_id)],
+            args=[order.order_id, order.fence, lease_ms, mode, claim_id, known_fence],
+        )
+
+    async def finish(
+        self,
+        order: Reservation,
+        *,
+        epoch: str,
+        fence: int,
+        outcome: Outcome,
+        payment_key: str = "",
+        claim_id: str = "",
+    ) -> Finished:
+        """Write down how a payment ended, under the fence that asked for it (finish.lua).
+
+        Args:
+            order: as it was read before the PG was asked: where no lease stands for it, nothing is
+                written over what has changed since.
+            epoch: of its sale.
+            fence: that of the claim, which may be later than the order's own.
+            outcome: what the PG's answer makes of it.
+            payment_key: which payment the PG was asked about.
+            claim_id: the claim that got the fence; empty where the caller read the fence.
+
+        Raises:
+            ClaimLost: Redis has not seen this claim: it has lost events.
+            and what `Calls.run` raises.
+        """
+        keys = self._keys.of(order.sale_id)
+        reply = await self._calls.run(
+            "finish",
+            order.sale_id,
+            epoch=epoch,
+            keys=[
+                keys.sale,
+                keys.deadlines,
+                keys.confirming,
+                keys.deposits,
+                keys.outbox,
+                *_order_keys(keys, order),
+            ],
+            args=[
+                self._clock.now_ms(),
+                order.order_id,
+                fence,
+                outcome.name,
+                outcome.attempt,
+                outcome.due_ms,
+                members_json(outcome.event_members),
+                order.seq,
+                payment_key,
+                claim_id,
+            ],
+        )
+        if reply[0] == FinishWord.LOST:
+            raise ClaimLost(f"fence {fence}, Redis has {reply[1]} under fence {reply[2]}")
+        return Finished(Status(reply[1]), applied=reply[0] == FinishWord.DONE)
+
+    async def release(self, order: Reservation, *, epoch: str, reason: Reason) -> Status:
+        """Give a hold back (release.lua); the status that stands afterwards."""
+        keys = self._keys.of(order.sale_id)
+        reply = await self._calls.run(
+            "release",
+            order.sale_id,
+            epoch=epoch,
+            keys=[keys.sale, keys.deadlines, keys.outbox, *_order_keys(keys, order)],
+            args=[order.order_id, members_json(reason.members())],
+        )
+        return Status(reply[1]) if len(reply) > 1 else Status.RELEASED
+
+    async def expire(self, sale_id: str, order_ids: Sequence[str], *, epoch: str) -> int:
+        """Expire those of the orders that are due; how many were (see `Expiry`)."""
+        return await self._expiry(sale_id, order_ids, epoch=epoch)
+
+    async def refund(
+        self, order: Reservation, *, epoch: str, restock: bool, reason: Reason
+    ) -> Status:
+        """Take a sold order to REFUNDED (refund.lua); the status that stands afterwards."""
+        keys = self._keys.of(order.sale_id)
+        reply = await self._calls.run(
+            "refund",
+            order.sale_id,
+            epoch=epoch,
+            keys=[keys.sale, keys.outbox, *_order_keys(keys, order)],
+            args=[order.order_id, int(restock), members_json(reason.members())],
+        )
+        return Status(reply[1]) if len(reply) > 1 else Status.REFUNDED
+
+
+def _order_keys(keys: SaleKeys, order: Reservation) -> list[str]:
+    return [
+        keys.order(order.order_id),
+        keys.buyer(order.buyer_id),
+        *(keys.stock(line.sku) for line in order.lines),
+    ]
+
+
+def _claim_answer(word: ClaimWord, facts: Sequence[str], claim_id: str) -> Claimed | Present:
+    match word:
+        case ClaimWord.CLAIMED:
+            return Claimed(int(facts[0]), int(float(facts[1])), claim_id)
+        case ClaimWord.PRESENT:
+            return Present(Status(facts[0]), facts[1])
+        case ClaimWord.EXPIRED:
+            raise ReservationExpired
+        case ClaimWord.ATTEMPTS_EXHAUSTED:
+            raise ReservationExpired(
+                "This order has used up its payment attempts. Start a new one."
+            )
+        case ClaimWord.LIMIT_EXCEEDED:
+            raise limit_exceeded(facts)
+        case ClaimWord.SOLD_OUT:
+            raise sold_out(facts)
+        case (
+            ClaimWord.TOO_LATE
+            | ClaimWord.RECOVERING
+            | ClaimWord.WENT_BACK
+            | ClaimWord.NOT_FOUND
+            | ClaimWord.DUE
+        ):
+            raise AssertionError(word)

@@ -1,0 +1,243 @@
+"""Writes a sale into Redis from outside, behind an epoch that nobody else is ever given."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.errors import NotPermitted, StoreUnavailable, good, life_of
+from reservation.adapters.redis.keys import Keys
+from reservation.adapters.redis.mapping import as_mapping
+from reservation.adapters.redis.outbox import RedisOutbox
+from reservation.adapters.redis.script_results import RemakeWord
+from reservation.adapters.redis.script_runner import Calls
+from reservation.domain.errors import SaleRecovering
+from reservation.domain.reservation import Reservation
+
+__all__ = ["Found", "Restorer", "Writes"]
+
+#: Writes of one call: under 10 ms of the server's single thread.
+WRITES_MAX: Final = 600
+#: Keys looked at, and at most removed, in one step.
+SCAN_COUNT: Final = 1_000
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """The head of a sale as Redis has it, and what the outbox says at some of its events."""
+
+    epoch: str
+    seq: int
+    chain: str
+    #: The chain values of those events that were asked for and that the outbox has, by number.
+    chains: Mapping[int, str] = {}
+
+    def chain_at(self, seq: int) -> str | None:
+        """The chain value of this event; None where the outbox does not have it."""
+        return self.chains.get(seq)
+
+
+class Writes:
+    """Writes that one call takes to the server, none of which depends on what is there."""
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+        self.writes: list[list[str | int]] = []
+        self._positions: dict[str, int] = {}
+
+    def hset(self, key: str, fields: Mapping[str, str | int]) -> None:
+        """Set fields of a hash."""
+        flat = [part for pair in fields.items() for part in (pair[0], str(pair[1]))]
+        self.writes.append(["HSET", self._position(key), *flat])
+
+    def hdel(self, key: str, field: str) -> None:
+        """Remove a field of a hash."""
+        self.writes.append(["HDEL", self._position(key), field])
+
+    def unlink(self, key: str) -> None:
+        """Remove a key."""
+        self.writes.append(["UNLINK", self._position(key)])
+
+    def zadd(self, key: str, member: str, score: int) -> None:
+        """Set a member of a sorted set."""
+        self.writes.append(["ZADD", self._position(key), str(score), member])
+
+    def text(self) -> str:
+        """As restore.lua takes them."""
+        return msgspec.json.encode(self.writes).decode()
+
+    @property
+    def full(self) -> bool:
+        return len(self.writes) >= WRITES_MAX
+
+    def _position(self, key: str) -> int:
+        position = self._positions.get(key)
+        if position is None:
+            self.keys.append(key)
+            position = self._positions[key] = len(self.keys)
+        return position
+
+
+class Restorer:
+    """The steps of a rebuild that touch Redis; each may be repeated."""
+
+    def __init__(self, connections: Connections, keys: Keys) -> None:
+        self._connections = connections
+        self._calls = Calls(connections)
+        self._outbox = RedisOutbox(connections, keys)
+        self._keys = keys
+
+    async def look(self, sale_id: str, seq: int) -> Found | None:
+        """The sale's head, and its outbox at one event; None where Redis has no such sale."""
+        _, found = await self.look_at({sale_id: (seq,)})
+        return found[sale_id]
+
+    async def look_at(
+        self, seqs: Mapping[str, Collection[int]]
+    ) -> tuple[str, dict[str, Found | None]]:
+        """The heads of several sales, and which life of which server all of them are from.
+
+        Args:
+            seqs: sale id -> the events at which its outbox is read.
+
+        Raises:
+            StoreUnavailable: the server is a replica, whose sales are another server's.
+        """
+        commands: list[tuple[str | int, ...]] = [("INFO", "server", "replication")]
+        for sale_id, wanted in seqs.items():
+            names = self._keys.of(sale_id)
+            commands.append(("HMGET", names.sale, "epoch", "seq", "chain"))
+            commands += [("XRANGE", names.outbox, f"{seq}-0", f"{seq}-0") for seq in wanted]
+        info, *answers = await self._connections.pipeline(commands)
+        replies = iter(answers)
+        # A server may refuse INFO to us; preflight says so, and an operator may vouch for it.
+        shown = "" if isinstance(info, NotPermitted) else good(info)
+        if self._connections.note_role(shown):
+            raise StoreUnavailable("the server is a replica")
+        found: dict[str, Found | None] = {}
+        for sale_id, wanted in seqs.items():
+            head = good(next(replies))
+            found[sale_id] = _found(head, [good(next(replies)) for _ in wanted])
+        return life_of(shown) if shown else "", found
+
+    async def epoch(self, sale_id: str) -> str:
+        """The epoch that the sale stands under in Redis; empty where it has none."""
+        return await self._connections.command("HGET", self._keys.of(sale_id).sale, "epoch") or ""
+
+    async def fence_off(
+        self, sale_id: str, fields: Mapping[str, str], *, epoch: str, instead_of: str
+    ) -> None:
+        """Put the sale under the rebuild's own epoch: from here on every script refuses it.
+
+        Written whole and at once, so that whoever reads the sale meanwhile finds a sale.
+
+        Args:
+            sale_id: which one.
+            fields: its hash, beside the epoch.
+            epoch: the new one.
+            instead_of: the one that it was found under, before SQL was read: where another rebuild
+                has come in between, what was read is old.
+
+        Raises:
+            SaleRecovering: it stands under another one.
+        """
+        await self._connections.command("SADD", self._keys.sales, sale_id)
+        writes = Writes()
+        writes.hset(self._keys.of(sale_id).sale, {**fields, "epoch": epoch})
+        try:
+            await self.write(sale_id, writes, epoch=instead_of)
+        except SaleRecovering:
+            # The reply to the first try may have been lost.
+            if await self.epoch(sale_id) != epoch:
+                raise
+
+    async def clear(self, sale_id: str, *, epoch: str) -> None:
+        """Remove every key of the sale but its hash, a few at a time.
+
+        Raises:
+            SaleRecovering: another rebuild of this sale has begun; what is there is its own.
+        """
+        names = self._keys.of(sale_id)
+        cursor = "0"
+        while True:
+            cursor, keys = await self._connections.command(
+                "SCAN", cursor, "MATCH", f"{names.all}*", "COUNT", SCAN_COUNT
+            )
+            writes = Writes()
+            for key in keys:
+                if key != names.sale:
+                    writes.unlink(key)
+            await self.write(sale_id, writes, epoch=epoch)
+            if cursor == "0":
+                return
+
+    async def write(self, sale_id: str, writes: Writes, *, epoch: str) -> None:
+        """Send a batch (restore.lua).
+
+        Raises:
+            SaleRecovering: another rebuild of this sale has begun.
+        """
+        if writes.writes:
+            await self._calls.run_unmarked(
+                "restore",
+                epoch=epoch,
+                keys=[self._keys.of(sale_id).sale, *writes.keys],
+                args=[writes.text()],
+            )
+
+    async def begin_outbox(
+        self, sale_id: str, *, epoch: str, after_seq: int, event: str, data: str
+    ) -> None:
+        """Append the first event behind what SQL has (reopen.lua), and make its reader's group."""
+        names = self._keys.of(sale_id)
+        await self._calls.run_unmarked(
+            "reopen", epoch=epoch, keys=[names.sale, names.outbox], args=[event, data]
+        )
+        await self._outbox.ensure_group(sale_id, after_seq)
+
+    async def remake(self, order: Reservation, *, epoch: str) -> bool:
+        """Take the hold of a lost order again (remake.lua); whether it stands now.
+
+        Raises:
+            SaleRecovering: another rebuild of this sale has begun.
+        """
+        names = self._keys.of(order.sale_id)
+        items = [[line.sku, line.quantity, line.price] for line in order.lines]
+        reply = await self._calls.run_unmarked(
+            "remake",
+            epoch=epoch,
+            keys=[
+                names.sale,
+                names.deadlines,
+                names.outbox,
+                names.order(order.order_id),
+                names.buyer(order.buyer_id),
+                names.buyer_orders(order.buyer_id),
+                *(names.stock(line.sku) for line in order.lines),
+            ],
+            args=[
+                order.order_id,
+                order.buyer_id,
+                msgspec.json.encode(items).decode(),
+                order.amount,
+                order.order_name,
+                msgspec.json.encode(order.order_name).decode(),
+                order.digest,
+            ],
+        )
+        return RemakeWord(reply[0]) is RemakeWord.DONE
+
+    async def hand_over(self, sale_id: str, *, epoch: str, to_epoch: str) -> None:
+        """Let everybody in again, under the epoch that SQL vouches for."""
+        writes = Writes()
+        writes.hset(self._keys.of(sale_id).sale, {"epoch": to_epoch})
+        await self.write(sale_id, writes, epoch=epoch)
+
+
+def _found(head: Sequence[str | None], answers: Sequence[Sequence[Any]]) -> Found | None:
+    epoch, seq, chain = head
+    if seq is None or chain is None:
+        return None
+    entries = [entry for answer in answers for entry in answer]
+    chains = {int(name.partition("-")[0]): as_mapping(flat)["chain"] for name, flat in entries}
+    return Found(epoch=epoch or "", seq=int(seq), chain=chain, chains=chains)

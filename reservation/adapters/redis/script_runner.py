@@ -1,0 +1,79 @@
+"""Runs the mutating scripts until they answer, and turns their common refusals into errors."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.scripts import load
+from reservation.domain.errors import HoldLost, SaleRecovering, Unavailable
+
+__all__ = ["Calls", "members_json"]
+
+
+class Calls:
+    """One call per change. Each script answers a repeat as it answered the first time.
+
+    Each reply to a change raises the mark of its sale.
+    """
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+        self._marks = connections.marks
+
+    async def run(
+        self, name: str, sale_id: str, *, epoch: str, keys: Sequence[str], args: Sequence[str | int]
+    ) -> list[str]:
+        """Run a script whose first arguments are `not_after`, the epoch and the mark.
+
+        Raises:
+            SaleRecovering: the sale is not the one we know, or its server lost events of it; it
+                waits for a rebuild.
+            HoldLost: the script found no such reservation.
+            Unavailable: it came too late each time; nothing was changed.
+            StoreUnavailable, StoreUncertain: after several tries.
+        """
+        reply = await self._answer(
+            name, keys, lambda: [epoch, *self._marks.of(sale_id, epoch), *args]
+        )
+        # A script that wrote something ends its reply with the sale's new head.
+        if reply and isinstance(reply[-1], list):
+            self._marks.learn_head(sale_id, epoch, reply.pop())
+        if reply and reply[0] == "went_back":
+            self._marks.went_back(sale_id, epoch)
+            raise SaleRecovering
+        return reply
+
+    async def run_unmarked(
+        self, name: str, *, epoch: str, keys: Sequence[str], args: Sequence[str | int]
+    ) -> list[str]:
+        """Run a script of a rebuild, which takes no mark: it replaces what was lost.
+
+        Raises:
+            What `run` does.
+        """
+        return await self._answer(name, keys, lambda: [epoch, *args])
+
+    async def _answer(self, name: str, keys: Sequence[str], args: Any) -> list[Any]:
+        reply: list[Any] = await self._connections.call_again(
+            load(name), keys, lambda: [self._connections.not_after_ms(), *args()]
+        )
+        match reply[0] if reply else "":
+            case "recovering":
+                raise SaleRecovering
+            case "not_found":
+                raise HoldLost
+            case "too_late":
+                raise Unavailable
+            case _:
+                return reply
+
+
+def members_json(members: Mapping[str, Any]) -> str:
+    """Members to append to an event's JSON object: each with its leading comma."""
+    return "".join(
+        f",{json.dumps(name)}:{msgspec.json.encode(value).decode()}"
+        for name, value in members.items()
+    )

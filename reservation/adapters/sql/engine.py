@@ -1,0 +1,336 @@
+"""One database behind one door: SQLite or PostgreSQL, opened, migrated, read and written.
+
+Both are used through the same statements. What differs is here: how a connection is made, how a
+transaction that writes begins, and how processes that start at once agree on who migrates.
+
+Every transaction that writes is safe to repeat, so a caller that lost a reply sends it again.
+"""
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection, event, inspect, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from reservation.adapters.sql import postgresql
+from reservation.adapters.sql.unfit import LedgerUnfit
+
+__all__ = ["SCHEMA_VERSION", "Database", "LedgerUnfit"]
+
+#: The newest migration; a test compares it with the folder.
+SCHEMA_VERSION: Final = "0006"
+#: Pages of SQLite that a connection keeps in memory.
+SQLITE_CACHE_KIB: Final = 64 * 1024
+#: Pages in the write-ahead log at which they are brought into the file: 32 MB, so that a page that
+#: many batches touch is written there once.
+SQLITE_CHECKPOINT_PAGES: Final = 8_192
+
+#: How long a transaction waits for another process's. The longest of ours, a batch of the flusher
+#: on a slow disk, takes well under a second; the waiting is unfair, so many times that.
+BUSY_SECONDS: Final = 15.0
+#: How long SQLite itself waits for its one writer's place before we ask again. It looks ever less
+#: often, down to ten times a second, and a flusher under load leaves the place free for a few
+#: milliseconds at a time: in one long wait a payment missed that for seconds.
+WRITE_LOOK_SECONDS: Final = 0.01
+#: How long a start waits for another process's migration.
+MIGRATE_SECONDS: Final = 60
+#: The migration's name among PostgreSQL's advisory locks: any number that nobody else uses.
+MIGRATE_LOCK: Final = 7_305_808_869_229_538_675
+
+
+class Engines(NamedTuple):
+    """One for reads and one for transactions that write; PostgreSQL has one for both."""
+
+    reading: AsyncEngine
+    writing: AsyncEngine
+
+
+class Database:
+    """Connections to one database.
+
+    It connects, and brings the tables up to date, at its first use; where that fails, the use fails
+    and the next one tries again. So a process may start before its database does.
+
+    Args:
+        url: `sqlite:///PATH`, or `postgresql://...` in any form that libpq reads, with
+            `?host=/DIRECTORY` for a unix socket.
+
+    Raises:
+        ValueError: the URL is of neither kind.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.is_sqlite = _is_sqlite(url)
+        self._engines: Engines | None = None
+        self._opening: asyncio.Task[Engines] | None = None
+        # SQLite has one writer at a time. Inside of a process they queue here, in order, instead of
+        # in SQLite's waiting, which sleeps and forgets who came first.
+        self._turn = asyncio.Lock()
+
+    @classmethod
+    async def open(cls, url: str) -> "Database":
+        """Connect at once.
+
+        Raises:
+            ValueError: the URL is of neither kind.
+            LedgerUnfit: the database must not be used, or its tables cannot be made.
+            SQLAlchemyError, OSError: it does not answer.
+        """
+        database = cls(url)
+        await database.connect()
+        return database
+
+    async def connect(self) -> Engines:
+        """Connect and migrate, unless that is done; raises what `open` does.
+
+        Any number of processes may do this at once: one migrates, the others wait for it.
+        """
+        if self._engines is not None:
+            return self._engines
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._connect())
+            self._opening.add_done_callback(self._connected)
+        # A caller that gives up must not end a migration under way.
+        return await asyncio.shield(self._opening)
+
+    async def _connect(self) -> Engines:
+        engines = await _make_engines(self._url)
+        try:
+            await self._migrate(engines)
+        except BaseException:
+            await _dispose(engines)
+            raise
+        return engines
+
+    def _connected(self, task: asyncio.Task[Engines]) -> None:
+        self._opening = None
+        if not task.cancelled() and task.exception() is None:
+            self._engines = task.result()
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait({self._opening})
+        if self._engines is not None:
+            await _dispose(self._engines)
+
+    @asynccontextmanager
+    async def read(self) -> AsyncGenerator[AsyncConnection]:
+        """A connection for reads, each of which sees what is committed by then."""
+        async with (await self.connect()).reading.connect() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncGenerator[AsyncConnection]:
+        """A connection whose reads all see the same moment."""
+        async with (await self.connect()).reading.connect() as connection:
+            # SQLite's transactions are snapshots from their first read on.
+            if not self.is_sqlite:
+                await connection.execute(
+                    text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+                )
+            yield connection
+
+    @asynccontextmanager
+    async def write(self) -> AsyncGenerator[AsyncConnection]:
+        """One transaction: committed when the block ends, rolled back when it raises."""
+        engines = await self.connect()
+        async with self._write(engines) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _write(self, engines: Engines) -> AsyncGenerator[AsyncConnection]:
+        if not self.is_sqlite:
+            async with engines.writing.begin() as connection:
+                yield connection
+            return
+        async with self._turn, AsyncExitStack() as stack:
+            yield await self._begun(engines, stack)
+
+    @staticmethod
+    async def _begun(engines: Engines, stack: AsyncExitStack) -> AsyncConnection:
+        """SQLite's one writer's place, once no other process has it."""
+        give_up_at = asyncio.get_running_loop().time() + BUSY_SECONDS
+        while True:
+            try:
+                return await stack.enter_async_context(engines.writing.begin())
+            except OperationalError as error:
+                if not _is_busy(error) or asyncio.get_running_loop().time() > give_up_at:
+                    raise
+            # Outside of SQLite, so that a process that is told to end hears of it.
+            await asyncio.sleep(0)
+
+    async def schema_version(self) -> str:
+        """The newest migration that was applied, or "" where there was none."""
+        async with self.read() as connection:
+            return await connection.run_sync(_applied)
+
+    async def check(self) -> None:
+        """See that what is written now would be kept.
+
+        Raises:
+            SQLAlchemyError, OSError: it would not.
+        """
+        async with self.write() as connection:
+            if not self.is_sqlite:
+                encoding = await connection.execute(text("SHOW server_encoding"))
+                postgresql.refuse_encoding(encoding.scalar_one())
+                answer = await connection.execute(text("SHOW synchronous_commit"))
+                if answer.scalar_one() == "off":
+                    raise LedgerUnfit(
+                        "synchronous_commit is off: an intent could be lost after the money moved"
+                    )
+            await connection.execute(
+                text(
+                    "INSERT INTO probes (name, at_ms) VALUES ('check', 1)"
+                    " ON CONFLICT (name) DO UPDATE SET at_ms = probes.at_ms + 1"
+                )
+            )
+        applied = await self.schema_version()
+        # A newer one is fine: each migration leaves tables that the code before it can use.
+        if applied < SCHEMA_VERSION:
+            raise LedgerUnfit(
+                f"the schema is at {applied!r}, this version needs {SCHEMA_VERSION!r}"
+            )
+
+    async def _migrate(self, engines: Engines) -> None:
+        if self.is_sqlite:
+            await _use_wal(engines)
+        async with engines.reading.connect() as connection:
+            if await connection.run_sync(_applied) >= SCHEMA_VERSION:
+                return
+        async with self._write(engines) as connection:
+            if not self.is_sqlite:
+                await connection.execute(text(f"SET LOCAL lock_timeout = '{MIGRATE_SECONDS}s'"))
+                await connection.execute(
+                    text("SELECT pg_advisory_xact_lock(:name)"), {"name": MIGRATE_LOCK}
+                )
+            await connection.run_sync(_upgrade)
+
+
+async def _dispose(engines: Engines) -> None:
+    await engines.reading.dispose()
+    await engines.writing.dispose()
+
+
+async def _use_wal(engines: Engines) -> None:
+    """Switch the file to a write-ahead log, for good; a file that has one is left alone."""
+    deadline = asyncio.get_running_loop().time() + BUSY_SECONDS
+    while True:
+        try:
+            async with engines.reading.connect() as connection:
+                raw = await connection.get_raw_connection()
+                cursor = await raw.driver_connection.execute("PRAGMA journal_mode = WAL")  # pyright: ignore[reportOptionalMemberAccess]
+                row = await cursor.fetchone()
+                await cursor.close()
+        except sqlite3.OperationalError:
+            # This one change does not wait for a process that is at it as well.
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+            await asyncio.sleep(0.05)
+            continue
+        if row[0] != "wal":
+            raise LedgerUnfit(f"SQLite cannot keep a write-ahead log here (it says {row[0]})")
+        return
+
+
+def _applied(connection: Connection) -> str:
+    with connection.begin():
+        if not inspect(connection).has_table("alembic_version"):
+            return ""
+        found = connection.execute(text("SELECT version_num FROM alembic_version"))
+        return str(found.scalar() or "")
+
+
+def _upgrade(connection: Connection) -> None:
+    # Alembic takes 0.2 s to import, and most starts have nothing to migrate.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _is_busy(error: OperationalError) -> bool:
+    code = getattr(error.orig, "sqlite_errorcode", 0)
+    # The lower byte is the kind, whatever the reason.
+    return code & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def _is_sqlite(url: str) -> bool:
+    try:
+        kind = make_url(url)
+    except ArgumentError as error:
+        raise ValueError("the database's URL is not one") from error
+    match kind.drivername:
+        case "sqlite":
+            if not kind.database or kind.database == ":memory:":
+                raise ValueError("SQLite needs a file: several processes use it")
+            return True
+        case "postgresql" | "postgres":
+            return False
+        case _:
+            raise ValueError("the database's URL begins with sqlite:/// or postgresql://")
+
+
+async def _make_engines(url: str) -> Engines:
+    if not _is_sqlite(url):
+        engine = postgresql.make_engine(url, await postgresql.look(url))
+        return Engines(engine, engine)
+    kind = make_url(url)
+    return Engines(_make_sqlite(kind, writes=False), _make_sqlite(kind, writes=True))
+
+
+def _make_sqlite(url: URL, *, writes: bool) -> AsyncEngine:
+    # The file has buyers and the secrets of payments in it; what SQLite puts beside it gets its
+    # mode from it.
+    os.close(os.open(url.database or "", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    engine = create_async_engine(
+        url.set(drivername="sqlite+aiosqlite"),
+        connect_args={
+            "timeout": WRITE_LOOK_SECONDS if writes else BUSY_SECONDS,
+            "isolation_level": None,
+        },
+        # Transactions that write come one at a time.
+        pool_size=1 if writes else postgresql.POOL_SIZE,
+        max_overflow=0 if writes else postgresql.POOL_MORE,
+        pool_timeout=postgresql.POOL_SECONDS,
+    )
+    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    event.listen(engine.sync_engine, "begin", _begin_write if writes else _begin_read)
+    return engine
+
+
+def _prepare_sqlite(dbapi_connection: Any, _record: object) -> None:
+    cursor = dbapi_connection.cursor()
+    cursor.execute("PRAGMA foreign_keys = ON")
+    # An intent must survive a power cut, and so must a batch before the outbox is trimmed: each
+    # commit is synced. NORMAL would sync only at checkpoints.
+    cursor.execute("PRAGMA synchronous = FULL")
+    # Order ids are random, so each one lands anywhere in its index: with the default 2 MB a large
+    # sale reads and writes the same pages again and again.
+    cursor.execute(f"PRAGMA cache_size = {-SQLITE_CACHE_KIB}")
+    cursor.execute(f"PRAGMA wal_autocheckpoint = {SQLITE_CHECKPOINT_PAGES}")
+    cursor.close()
+
+
+def _begin_read(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN")
+
+
+def _begin_write(connection: Connection) -> None:
+    # It takes the place at once: a transaction that reads first and writes later is refused
+    # without any waiting where another was faster.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

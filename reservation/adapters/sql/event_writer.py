@@ -1,0 +1,336 @@
+"""The flusher's write: a batch of a sale's outbox, each event in effect exactly once.
+
+One transaction holds the sale's cursor, so two flushers take turns. In it the batch is judged
+(is it the next one, is its chain whole, can each event be true), folded to the last state of each
+order, and written in a handful of statements, the cursor among them. What is asked for twice is
+seen and left alone.
+"""
+
+from collections.abc import Sequence
+from enum import Enum, auto
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Row, bindparam, select, update
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from reservation.adapters.sql import tables
+from reservation.adapters.sql.bulk import among, insert_new, upsert
+from reservation.adapters.sql.engine import Database
+from reservation.adapters.sql.errors import is_of_the_row
+from reservation.adapters.sql.projection import Fold, ItemState, OrderState, Poison, SaleState
+from reservation.domain.events import Event, chain_of
+from reservation.domain.states import Status
+
+__all__ = ["EVENTS_MAX", "ApplyKind", "ApplyOutcome", "apply", "events_after"]
+
+_ITEM_COLUMNS: Final = [tables.items.c[name] for name in ItemState.__struct_fields__]
+
+#: Events in one call: about 10 MB of rows and half a second, so a lock is never held for longer.
+EVENTS_MAX: Final = 5_000
+
+
+_INTENTS: Final = tables.payment_intents
+_END_INTENTS: Final = (
+    update(_INTENTS)
+    .where(
+        _INTENTS.c.order_id == bindparam("ended_order"),
+        _INTENTS.c.payment_key == bindparam("ended_key"),
+        _INTENTS.c.fence <= bindparam("ended_fence"),
+        _INTENTS.c.ended_at_ms.is_(None),
+    )
+    .values(ended_at_ms=bindparam("at_ms"))
+)
+
+
+class ApplyKind(Enum):
+    """What became of a batch."""
+
+    #: All of it is in SQL, from this call or an earlier one.
+    APPLIED = auto()
+    #: `seq` is the event that must come first; nothing was written.
+    GAP = auto()
+    #: SQL has another event under `seq`; nothing was written.
+    CONFLICT = auto()
+    #: `seq` does not follow from the event before it; what came before is written.
+    BROKEN_CHAIN = auto()
+    #: `seq` cannot be true; what came before is written.
+    POISON = auto()
+    #: SQL does not know the sale; nothing was written.
+    UNKNOWN_SALE = auto()
+
+
+class ApplyOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a batch, and how far SQL is now."""
+
+    kind: ApplyKind
+    #: Everything up to here is committed.
+    flushed_seq: int
+    #: Events that this call wrote.
+    written: int = 0
+    #: The event that the kind speaks of.
+    seq: int | None = None
+    reason: str = ""
+
+
+class _Verdict(msgspec.Struct):
+    """The part of a batch that may be written, and what is wrong with the rest."""
+
+    fresh: list[Event]
+    kind: ApplyKind = ApplyKind.APPLIED
+    seq: int | None = None
+    reason: str = ""
+
+
+async def apply(database: Database, sale_id: str, events: Sequence[Event]) -> ApplyOutcome:
+    """Write a batch, in the order of its events; safe to repeat in whole or in part.
+
+    Raises:
+        ValueError: more than `EVENTS_MAX` events.
+        SQLAlchemyError, OSError: it is not known to be written; the same batch again tells.
+    """
+    if len(events) > EVENTS_MAX:
+        raise ValueError(f"at most {EVENTS_MAX} events at once")
+    try:
+        async with database.write() as connection:
+            return await _apply(connection, sale_id, events)
+    except DBAPIError as error:
+        if not is_of_the_row(error):
+            raise
+        # Something that the fold let pass and SQL did not: halve until one event is left.
+        if len(events) == 1:
+            flushed_seq = events[0].seq - 1
+            return ApplyOutcome(
+                kind=ApplyKind.POISON,
+                flushed_seq=flushed_seq,
+                seq=events[0].seq,
+                reason=f"SQL refuses it: {error.orig}",
+            )
+    middle = len(events) // 2
+    first = await apply(database, sale_id, events[:middle])
+    if first.kind is not ApplyKind.APPLIED:
+        return first
+    second = await apply(database, sale_id, events[middle:])
+    return msgspec.structs.replace(second, written=first.written + second.written)
+
+
+async def _apply(
+    connection: AsyncConnection, sale_id: str, events: Sequence[Event]
+) -> ApplyOutcome:
+    cursor = await _lock_cursor(connection, sale_id)
+    if cursor is None:
+        return ApplyOutcome(
+            kind=ApplyKind.UNKNOWN_SALE, flushed_seq=0, reason="SQL does not know this sale"
+        )
+    flushed_seq, chain = cursor
+    verdict = _judge(events, flushed_seq, chain, await _chains(connection, sale_id, events, cursor))
+    written = 0
+    if verdict.fresh:
+        fold = await _load(connection, sale_id, verdict.fresh)
+        written = _fold(fold, verdict)
+        if written:
+            await _write(connection, sale_id, fold, verdict.fresh[:written])
+            flushed_seq = verdict.fresh[written - 1].seq
+    return ApplyOutcome(
+        kind=verdict.kind,
+        flushed_seq=flushed_seq,
+        written=written,
+        seq=verdict.seq,
+        reason=verdict.reason,
+    )
+
+
+async def _lock_cursor(connection: AsyncConnection, sale_id: str) -> tuple[int, str] | None:
+    cursors = tables.cursors
+    found = await connection.execute(
+        select(cursors.c.flushed_seq, cursors.c.flushed_chain)
+        .where(cursors.c.sale_id == sale_id)
+        .with_for_update()
+    )
+    row = found.one_or_none()
+    return (row.flushed_seq, row.flushed_chain) if row else None
+
+
+async def _chains(
+    connection: AsyncConnection, sale_id: str, events: Sequence[Event], cursor: tuple[int, str]
+) -> dict[int, str]:
+    """The chain values that SQL has for those events that it has already."""
+    repeated = [event.seq for event in events if event.seq <= cursor[0]]
+    if not repeated:
+        return {}
+    known = tables.events
+    found = await connection.execute(
+        select(known.c.seq, known.c.chain).where(
+            known.c.sale_id == sale_id, known.c.seq.between(min(repeated), max(repeated))
+        )
+    )
+    return {row.seq: row.chain for row in found}
+
+
+def _judge(
+    events: Sequence[Event], flushed_seq: int, chain: str, stored: dict[int, str]
+) -> _Verdict:
+    """Sort out what SQL has, and see that the rest follows on it without a gap or a break."""
+    fresh: list[Event] = []
+    broken: Event | None = None
+    known = dict(stored)
+    for event in events:
+        seq = event.seq
+        if seq <= flushed_seq:
+            if known.get(seq) != event.chain:
+                reason = f"SQL has another event {seq}"
+                return _Verdict([], ApplyKind.CONFLICT, seq, reason)
+            continue
+        if seq != flushed_seq + 1:
+            expected = flushed_seq + 1
+            return _Verdict([], ApplyKind.GAP, expected, f"event {expected} is missing")
+        flushed_seq, known[seq] = seq, event.chain
+        if broken is None and event.chain != _next_chain(chain, event):
+            broken = event
+        chain = event.chain
+        if broken is None:
+            fresh.append(event)
+    if broken is not None:
+        reason = "its chain value does not follow from the event before it and its own content"
+        return _Verdict(fresh, ApplyKind.BROKEN_CHAIN, broken.seq, reason)
+    return _Verdict(fresh)
+
+
+def _next_chain(chain: str, event: Event) -> str:
+    return chain_of(
+        chain,
+        seq=event.seq,
+        event=event.event,
+        order_id=event.order_id,
+        at_ms=event.at_ms,
+        data=event.data,
+    )
+
+
+def _fold(fold: Fold, verdict: _Verdict) -> int:
+    """Take the events in up to the first that cannot be true; how many that are."""
+    for position, event in enumerate(verdict.fresh):
+        try:
+            fold.add(event)
+        except Poison as poison:
+            verdict.kind, verdict.seq = ApplyKind.POISON, event.seq
+            verdict.reason = f"{event.event} of {event.order_id or 'the sale'}: {poison}"
+            return position
+    return len(verdict.fresh)
+
+
+async def _load(connection: AsyncConnection, sale_id: str, events: Sequence[Event]) -> Fold:
+    """The sale as SQL has it, with those orders that the events name."""
+    sale = tables.sales
+    wanted = [sale.c[name] for name in SaleState.__struct_fields__]
+    found = await connection.execute(select(*wanted).where(sale.c.sale_id == sale_id))
+    state = SaleState(**found.mappings().one())
+    found = await connection.execute(
+        select(*_ITEM_COLUMNS).where(tables.items.c.sale_id == sale_id)
+    )
+    items = {row[0]: ItemState(*row) for row in found}
+    return Fold(
+        sale_id,
+        sale=state,
+        items=items,
+        orders=await _load_orders(connection, {event.order_id for event in events} - {""}),
+    )
+
+
+async def _load_orders(connection: AsyncConnection, order_ids: set[str]) -> dict[str, OrderState]:
+    if not order_ids:
+        return {}
+    found = await connection.execute(
+        select(tables.orders).where(among(connection, tables.orders.c.order_id, order_ids))
+    )
+    orders = {row[0]: _order_state(row) for row in found}
+    if not orders:
+        return orders
+    lines = tables.order_lines
+    found = await connection.execute(
+        select(lines.c.order_id, lines.c.sku, lines.c.quantity, lines.c.price)
+        .where(among(connection, lines.c.order_id, orders.keys()))
+        .order_by(lines.c.order_id, lines.c.position)
+    )
+    for order_id, sku, quantity, price in found:
+        orders[order_id].lines += ((sku, quantity, price),)
+    return orders
+
+
+def _order_state(row: Row[Any]) -> OrderState:
+    state = OrderState(*row)
+    state.status = Status(state.status)
+    return state
+
+
+async def _write(
+    connection: AsyncConnection, sale_id: str, fold: Fold, events: Sequence[Event]
+) -> None:
+    changed = [fold.orders[order_id] for order_id in fold.changed_orders]
+    # Without its last field a state is a row, column by column.
+    orders = [msgspec.structs.astuple(order)[:-1] for order in changed]
+    await upsert(connection, tables.orders, orders, newer_by="seq")
+    await insert_new(
+        connection,
+        tables.order_lines,
+        [
+            (order_id, position, sku, quantity, price)
+            for order_id in fold.new_orders
+            for position, (sku, quantity, price) in enumerate(fold.orders[order_id].lines)
+        ],
+    )
+    await upsert(
+        connection,
+        tables.items,
+        [
+            (sale_id, *msgspec.structs.astuple(fold.items[sku]))
+            for sku in sorted(fold.changed_items)
+        ],
+    )
+    await insert_new(connection, tables.stock_movements, fold.movements)
+    await insert_new(
+        connection,
+        tables.events,
+        [
+            (sale_id, event.seq, event.event, event.order_id, event.at_ms, event.data, event.chain)
+            for event in events
+        ],
+    )
+    if fold.ended_attempts:
+        # In this very transaction: what counts as ended is known from SQL alone.
+        await connection.execute(_END_INTENTS, _ended(fold, events[-1].at_ms))
+    if fold.sale_changed:
+        await connection.execute(
+            update(tables.sales)
+            .where(tables.sales.c.sale_id == sale_id)
+            .values(msgspec.structs.asdict(fold.sale))
+        )
+    await connection.execute(
+        update(tables.cursors)
+        .where(tables.cursors.c.sale_id == sale_id)
+        .values(flushed_seq=events[-1].seq, flushed_chain=events[-1].chain)
+    )
+
+
+def _ended(fold: Fold, at_ms: int) -> list[dict[str, str | int]]:
+    return [
+        {"ended_order": order_id, "ended_key": key, "ended_fence": fence, "at_ms": at_ms}
+        for order_id, key, fence in sorted(fold.ended_attempts)
+    ]
+
+
+async def events_after(
+    database: Database, sale_id: str, *, after_seq: int, limit: int
+) -> list[Event]:
+    """The sale's events after this one, in order."""
+    known = tables.events
+    wanted = [known.c[name] for name in Event.__struct_fields__]
+    async with database.read() as connection:
+        found = await connection.execute(
+            select(*wanted)
+            .where(known.c.sale_id == sale_id, known.c.seq > after_seq)
+            .order_by(known.c.seq)
+            .limit(limit)
+        )
+        return [Event(**row) for row in found.mappings()]

@@ -1,0 +1,355 @@
+"""Payment attempts and intents: written and synced before the PG is asked for any money.
+
+Two rows bar what must never happen, whoever comes and however late:
+
+    payment_attempts  one row per payment key    a key belongs to one order, for ever; once it is to
+                                                 be cancelled, no intent of it is written any more
+    payment_intents   one row per order, fence   an intent or a void, whichever is first
+
+A caller of the PG and a settler that gives up on it, the race these rows decide:
+    caller:  INSERT intent -> WRITTEN -> confirm leaves
+    settler:                 INSERT void -> INTENT_STANDS: ask the PG how it ended
+or
+    settler: INSERT void -> VOIDED -> the stock goes back
+    caller:                 INSERT intent -> VOIDED: call nobody
+
+A cancel of ours whose answer is lost may still be carried out, minutes later. So it is written down
+before it leaves, and from then on that payment is cancelled again rather than sold.
+"""
+
+from collections.abc import Sequence
+from enum import Enum, auto
+from typing import Any
+
+import msgspec
+from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from reservation.adapters.sql.bulk import among, insert_into, insert_new
+from reservation.adapters.sql.engine import Database
+from reservation.adapters.sql.group_commit import Group
+from reservation.adapters.sql.tables import orders, payment_attempts, payment_intents
+from reservation.domain.errors import BrokenInvariant
+
+__all__ = [
+    "Intent",
+    "IntentOutcome",
+    "IntentRow",
+    "IntentWriter",
+    "VoidOutcome",
+    "attempt_owner",
+    "end_intents",
+    "intend_cancel",
+    "intents_of",
+    "is_cancel_intended",
+    "known_fence",
+    "void_intent",
+]
+
+
+class IntentOutcome(Enum):
+    """What became of an intent. The first that applies."""
+
+    #: The key was used for another order before: nothing was inserted.
+    KEY_OF_ANOTHER_ORDER = auto()
+    #: Committed now.
+    WRITTEN = auto()
+    #: The same one was committed before: a repeat.
+    ALREADY_WRITTEN = auto()
+    #: Somebody gave up on this attempt, or cancels the payment: nobody may be asked for its money.
+    VOIDED = auto()
+    #: Another payment of this order was asked for under the same fence: Redis lost that claim.
+    FENCE_OF_ANOTHER_KEY = auto()
+
+
+class VoidOutcome(Enum):
+    """What became of a void."""
+
+    #: Nobody can write an intent under this fence any more.
+    VOIDED = auto()
+    #: An intent was there before: a call may have left.
+    INTENT_STANDS = auto()
+
+
+class Intent(msgspec.Struct, frozen=True, kw_only=True):
+    """Who wants to ask the PG for how much, under which names."""
+
+    order_id: str
+    sale_id: str
+    fence: int
+    payment_key: str
+    amount: int
+    currency: str
+    idempotency_key: str
+    now_ms: int
+    #: In which Redis has the claim.
+    epoch: str | None = None
+    #: The order, JSON.
+    reservation: str | None = None
+
+
+class IntentRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One row as it stands; a void has no key, no amount and no idempotency key."""
+
+    order_id: str
+    fence: int
+    kind: str
+    payment_key: str | None
+    amount: int | None
+    currency: str | None
+    idempotency_key: str | None
+    created_at_ms: int
+
+
+_Name = tuple[str, int]
+#: A row of `payment_attempts`, every column in order.
+_Attempt = tuple[str, str, str, int, None]
+
+_COLUMNS = [payment_intents.c[name] for name in IntentRow.__struct_fields__]
+
+
+class IntentWriter:
+    """Commits intents, those of one moment together."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._group = Group[Intent, IntentOutcome](self._commit)
+
+    async def write(self, intent: Intent) -> IntentOutcome:
+        """The outcome, once it is committed and synced.
+
+        Raises:
+            SQLAlchemyError, OSError: it is not known to be written; the same call again tells.
+        """
+        return await self._group.write(intent)
+
+    async def aclose(self) -> None:
+        """Wait for what is being written; nothing new may come."""
+        await self._group.aclose()
+
+    async def _commit(self, intents: Sequence[Intent]) -> list[IntentOutcome | Exception]:
+        async with self._database.write() as connection:
+            keys = await _take_keys(connection, intents)
+            ours = [
+                intent for intent in intents if keys[intent.payment_key] == (intent.order_id, False)
+            ]
+            written = await _insert(connection, ours)
+            standing = await _standing(connection, ours) if len(written) < len(ours) else {}
+        outcomes: list[IntentOutcome | Exception] = []
+        for intent in intents:
+            name = (intent.order_id, intent.fence)
+            owner, to_be_cancelled = keys[intent.payment_key]
+            if owner != intent.order_id:
+                outcomes.append(IntentOutcome.KEY_OF_ANOTHER_ORDER)
+            elif to_be_cancelled:
+                outcomes.append(IntentOutcome.VOIDED)
+            elif name in written:
+                written.remove(name)  # A second one of this batch is a repeat.
+                outcomes.append(IntentOutcome.WRITTEN)
+            else:
+                outcomes.append(_repeat(intent, standing[name]))
+        return outcomes
+
+
+async def _take_keys(
+    connection: AsyncConnection, intents: Sequence[Intent]
+) -> dict[str, tuple[str, bool]]:
+    """Bind each payment key to its order where it is free.
+
+    Returns:
+        Of each key, who owns it, and whether that payment is to be cancelled.
+    """
+    rows = {
+        intent.payment_key: _attempt(
+            intent.payment_key, intent.order_id, intent.sale_id, intent.now_ms
+        )
+        for intent in reversed(intents)
+    }
+    # In one order in all processes, so that two transactions cannot wait for each other.
+    await _insert_attempts(connection, [rows[key] for key in sorted(rows)])
+    found = await connection.execute(
+        select(payment_attempts)
+        .where(among(connection, payment_attempts.c.payment_key, rows.keys()))
+        # Against `intend_cancel`: it waits until these intents can be seen, or they for it.
+        .with_for_update(read=True)
+    )
+    return {row.payment_key: (row.order_id, row.cancel_intended_at_ms is not None) for row in found}
+
+
+async def _insert_attempts(connection: AsyncConnection, rows: Sequence[_Attempt]) -> None:
+    names = [column.name for column in payment_attempts.columns]
+    # One that is there is there by whichever of its unique indexes the database looks at first.
+    statement = insert_into(connection, payment_attempts).on_conflict_do_nothing()
+    if rows:
+        await connection.execute(statement, [dict(zip(names, row, strict=True)) for row in rows])
+
+
+def _attempt(payment_key: str, order_id: str, sale_id: str, now_ms: int) -> _Attempt:
+    return payment_key, order_id, sale_id, now_ms, None
+
+
+async def _insert(connection: AsyncConnection, intents: Sequence[Intent]) -> set[_Name]:
+    """Insert those that are not there; which ones that were."""
+    if not intents:
+        return set()
+    rows: dict[_Name, dict[str, Any]] = {
+        (intent.order_id, intent.fence): {
+            "order_id": intent.order_id,
+            "fence": intent.fence,
+            "sale_id": intent.sale_id,
+            "kind": "intent",
+            "payment_key": intent.payment_key,
+            "amount": intent.amount,
+            "currency": intent.currency,
+            "idempotency_key": intent.idempotency_key,
+            "created_at_ms": intent.now_ms,
+            "epoch": intent.epoch,
+            "reservation": intent.reservation,
+            "ended_at_ms": None,
+        }
+        for intent in reversed(intents)
+    }
+    statement = (
+        insert_into(connection, payment_intents)
+        .on_conflict_do_nothing()
+        .returning(payment_intents.c.order_id, payment_intents.c.fence)
+    )
+    found = await connection.execute(statement, [rows[name] for name in sorted(rows)])
+    return {(row.order_id, row.fence) for row in found}
+
+
+async def _standing(
+    connection: AsyncConnection, intents: Sequence[Intent]
+) -> dict[_Name, IntentRow]:
+    order_ids = {intent.order_id for intent in intents}
+    found = await connection.execute(
+        select(*_COLUMNS).where(among(connection, payment_intents.c.order_id, order_ids))
+    )
+    return {(row["order_id"], row["fence"]): IntentRow(**row) for row in found.mappings()}
+
+
+def _repeat(intent: Intent, row: IntentRow) -> IntentOutcome | Exception:
+    if row.kind == "void":
+        return IntentOutcome.VOIDED
+    ours = (intent.payment_key, intent.amount, intent.currency, intent.idempotency_key)
+    if ours == (row.payment_key, row.amount, row.currency, row.idempotency_key):
+        return IntentOutcome.ALREADY_WRITTEN
+    if intent.payment_key != row.payment_key:
+        # Redis lost a claim and gave its fence again: that payment was there first.
+        return IntentOutcome.FENCE_OF_ANOTHER_KEY
+    return BrokenInvariant(f"{intent.order_id} has another intent under fence {intent.fence}")
+
+
+async def void_intent(
+    database: Database, *, order_id: str, sale_id: str, fence: int, now_ms: int
+) -> VoidOutcome:
+    """Give up on an attempt, unless its intent stands."""
+    async with database.write() as connection:
+        row = (order_id, fence, sale_id, "void", None, None, None, None, now_ms, None, None, None)
+        await insert_new(connection, payment_intents, [row])
+        found = await connection.execute(
+            select(payment_intents.c.kind).where(
+                payment_intents.c.order_id == order_id, payment_intents.c.fence == fence
+            )
+        )
+        kind = found.scalar_one()
+    return VoidOutcome.VOIDED if kind == "void" else VoidOutcome.INTENT_STANDS
+
+
+async def intend_cancel(
+    database: Database, *, order_id: str, sale_id: str, fence: int, payment_key: str, now_ms: int
+) -> bool:
+    """Bar this payment from being sold, for ever, before a cancel of it leaves.
+
+    Args:
+        database: where to.
+        order_id: whose payment it is.
+        sale_id: of which sale.
+        fence: the order's, as the caller knows it.
+        payment_key: the PG's id of the payment.
+        now_ms: when.
+
+    Returns:
+        Whether it is barred now. False where somebody may have asked for this money under a later
+        fence, or where the key is another order's: the caller must cancel nothing.
+    """
+    async with database.write() as connection:
+        row = _attempt(payment_key, order_id, sale_id, now_ms)
+        await _insert_attempts(connection, [row])
+        of_this_key = payment_attempts.c.payment_key == payment_key
+        standing = (
+            await connection.execute(select(payment_attempts).where(of_this_key).with_for_update())
+        ).one()
+        if standing.order_id != order_id:
+            return False
+        if standing.cancel_intended_at_ms is not None:
+            return True
+        later = select(payment_intents.c.fence).where(
+            payment_intents.c.order_id == order_id,
+            payment_intents.c.payment_key == payment_key,
+            payment_intents.c.fence > fence,
+        )
+        if (await connection.execute(later.limit(1))).first() is not None:
+            return False
+        await connection.execute(
+            update(payment_attempts).where(of_this_key).values(cancel_intended_at_ms=now_ms)
+        )
+        return True
+
+
+async def is_cancel_intended(database: Database, payment_key: str) -> bool:
+    """Whether a cancel of this payment may have left."""
+    async with database.read() as connection:
+        found = await connection.execute(
+            select(payment_attempts.c.cancel_intended_at_ms).where(
+                payment_attempts.c.payment_key == payment_key
+            )
+        )
+        return found.scalar_one_or_none() is not None
+
+
+async def intents_of(database: Database, order_id: str) -> list[IntentRow]:
+    """The order's intents and voids, oldest first."""
+    async with database.read() as connection:
+        found = await connection.execute(
+            select(*_COLUMNS)
+            .where(payment_intents.c.order_id == order_id)
+            .order_by(payment_intents.c.fence)
+        )
+        return [IntentRow(**row) for row in found.mappings()]
+
+
+async def known_fence(database: Database, order_id: str) -> int:
+    """The highest fence that SQL has for an order, in its row or in an intent; 0 for none."""
+    of_intents = select(func.max(payment_intents.c.fence)).where(
+        payment_intents.c.order_id == order_id
+    )
+    of_order = select(orders.c.fence).where(orders.c.order_id == order_id)
+    async with database.read() as connection:
+        found = await connection.execute(
+            select(of_intents.scalar_subquery(), of_order.scalar_subquery())
+        )
+        return max((fence for fence in found.one() if fence is not None), default=0)
+
+
+async def end_intents(database: Database, order_id: str, payment_key: str, now_ms: int) -> None:
+    """Keep that a payment is decided although no event of its order says so."""
+    async with database.write() as connection:
+        await connection.execute(
+            update(payment_intents)
+            .where(
+                payment_intents.c.order_id == order_id,
+                payment_intents.c.payment_key == payment_key,
+                payment_intents.c.ended_at_ms.is_(None),
+            )
+            .values(ended_at_ms=now_ms)
+        )
+
+
+async def attempt_owner(database: Database, payment_key: str) -> str | None:
+    """The order that a payment key belongs to, for ever; None where it was never used."""
+    async with database.read() as connection:
+        found = await connection.execute(
+            select(payment_attempts.c.order_id).where(payment_attempts.c.payment_key == payment_key)
+        )
+        return found.scalar_one_or_none()

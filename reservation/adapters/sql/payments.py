@@ -1,0 +1,231 @@
+"""What the PG said: every answer for an order's history, and each payment as it stands."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+from sqlalchemy import Insert, func, or_, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from reservation.adapters.sql.bulk import insert_into
+from reservation.adapters.sql.engine import Database
+from reservation.adapters.sql.group_commit import Group
+from reservation.adapters.sql.tables import payment_answers, payments
+
+__all__ = [
+    "AnswerRow",
+    "PaymentEvidence",
+    "PaymentRow",
+    "PaymentWriter",
+    "bound_cancels",
+    "payment_by_key",
+    "payment_of",
+]
+
+#: Look-ups of one payment that are read: those of an hour at the settler's longest pause.
+LOOK_UPS_MAX: Final = 200
+#: How an answer that stays bound to its idempotency key is written in `payment_answers.answer`.
+_BOUND: Final = '"bound_to_key":true'
+#: The other clean 4xx, which the PG keeps with the key as well.
+_MISSING: Final = '"type":"PaymentMissing"'
+_REFUSED: Final = '"type":"Declined"'
+
+
+class PaymentRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A payment as the PG showed it last."""
+
+    payment_key: str
+    order_id: str
+    #: The PG's word.
+    status: str
+    total_amount: int
+    balance_amount: int
+    currency: str
+    method: str | None = None
+    approved_at_ms: int | None = None
+    #: Of a virtual account: what a deposit's webhook must carry.
+    secret: str | None = None
+    due_at_ms: int | None = None
+    #: Of a virtual account: where its buyer pays in.
+    account_bank: str | None = None
+    account_number: str | None = None
+    account_holder: str | None = None
+    #: Of its refund: how the bank's transfer stands, in the PG's word.
+    account_refund: str | None = None
+    updated_at_ms: int
+
+
+_COLUMNS = [payments.c[name] for name in PaymentRow.__struct_fields__]
+
+
+class AnswerRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What the PG said: JSON text without secrets, as the caller has scrubbed it."""
+
+    order_id: str
+    payment_key: str
+    kind: str
+    answer: str
+    created_at_ms: int
+
+
+class PaymentWriter:
+    """Keeps answers and payments, those of one moment together."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._group = Group[AnswerRow | PaymentRow, None](self._commit)
+
+    async def write(self, row: AnswerRow | PaymentRow) -> None:
+        """Append an answer, or keep a payment as the PG shows it now.
+
+        A payment that is older than the one that stands changes nothing. What only some answers
+        carry (method, approval, secret, due date, virtual account) stays where it is absent.
+
+        Raises:
+            SQLAlchemyError, OSError: it is not known to be written.
+        """
+        await self._group.write(row)
+
+    async def aclose(self) -> None:
+        """Wait for what is being written; nothing new may come."""
+        await self._group.aclose()
+
+    async def _commit(self, rows: Sequence[AnswerRow | PaymentRow]) -> list[None]:
+        answers = [msgspec.structs.asdict(row) for row in rows if isinstance(row, AnswerRow)]
+        shown = [row for row in rows if isinstance(row, PaymentRow)]
+        # In one order in all processes, so that two transactions cannot wait for each other.
+        shown.sort(key=lambda row: row.payment_key)
+        async with self._database.write() as connection:
+            if answers:
+                await connection.execute(payment_answers.insert(), answers)
+            if shown:
+                values = [msgspec.structs.asdict(row) for row in shown]
+                await connection.execute(_kept(connection), values)
+        return [None] * len(rows)
+
+
+def _kept(connection: AsyncConnection) -> Insert:
+    statement = insert_into(connection, payments)
+    new = statement.excluded
+    kept = (
+        "method",
+        "approved_at_ms",
+        "secret",
+        "due_at_ms",
+        "account_bank",
+        "account_number",
+        "account_holder",
+        "account_refund",
+    )
+    changed = ("status", "total_amount", "balance_amount", "currency", "updated_at_ms")
+    return statement.on_conflict_do_update(
+        index_elements=[payments.c.payment_key],
+        set_={name: new[name] for name in changed}
+        | {name: func.coalesce(new[name], payments.c[name]) for name in kept},
+        where=(payments.c.order_id == new.order_id)
+        & (payments.c.updated_at_ms <= new.updated_at_ms),
+    )
+
+
+class PaymentEvidence:
+    """What the PG's answers so far say about the next question and its answer."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def bound_answers(self, order_id: str, payment_key: str) -> int:
+        """How many answers to confirms of this payment stay bound to their idempotency key."""
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(func.count())
+                .select_from(payment_answers)
+                .where(
+                    payment_answers.c.order_id == order_id,
+                    payment_answers.c.payment_key == payment_key,
+                    payment_answers.c.kind == "confirm",
+                    or_(
+                        *(
+                            payment_answers.c.answer.contains(one, autoescape=True)
+                            for one in (_BOUND, _MISSING, _REFUSED)
+                        )
+                    ),
+                )
+            )
+            return found.scalar_one()
+
+    async def newest_done_payment(self) -> str | None:
+        """The key of the payment that was approved last of those that are DONE, or None."""
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(payments.c.payment_key)
+                .where(payments.c.status == "DONE")
+                .order_by(payments.c.approved_at_ms.desc().nulls_last())
+                .limit(1)
+            )
+            return found.scalar_one_or_none()
+
+    async def missing_since(self, order_id: str, payment_key: str) -> int | None:
+        """Since when each look-up of this payment was answered 404; None where the last was not."""
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(payment_answers.c.created_at_ms, payment_answers.c.answer)
+                .where(
+                    payment_answers.c.order_id == order_id,
+                    payment_answers.c.payment_key == payment_key,
+                    payment_answers.c.kind == "look_up",
+                )
+                .order_by(payment_answers.c.answer_id.desc())
+                .limit(LOOK_UPS_MAX)
+            )
+            since: int | None = None
+            for at_ms, answer in found:
+                if _MISSING not in answer:
+                    break
+                since = at_ms
+            return since
+
+
+async def bound_cancels(
+    database: Database, order_id: str, payment_key: str, *, refusals: bool
+) -> int:
+    """Under how many keys a cancel of this payment has got an answer that stays bound to its key.
+
+    An answer names its attempt, so those to one key are alike and count once, however often they
+    were told. Refusals for good are counted where `refusals` says so.
+    """
+    bound = [_BOUND, _MISSING, *([_REFUSED] if refusals else [])]
+    async with database.read() as connection:
+        found = await connection.execute(
+            select(func.count(payment_answers.c.answer.distinct())).where(
+                payment_answers.c.order_id == order_id,
+                payment_answers.c.payment_key == payment_key,
+                payment_answers.c.kind == "cancel",
+                or_(*(payment_answers.c.answer.contains(one, autoescape=True) for one in bound)),
+            )
+        )
+        return found.scalar_one()
+
+
+async def payment_of(database: Database, order_id: str) -> PaymentRow | None:
+    """The order's payment: the one that was approved, else the latest; None without any."""
+    async with database.read() as connection:
+        found = await connection.execute(
+            select(*_COLUMNS)
+            .where(payments.c.order_id == order_id)
+            .order_by(
+                payments.c.approved_at_ms.desc().nulls_last(), payments.c.updated_at_ms.desc()
+            )
+            .limit(1)
+        )
+        row = found.mappings().one_or_none()
+    return PaymentRow(**row) if row else None
+
+
+async def payment_by_key(database: Database, payment_key: str) -> PaymentRow | None:
+    """The payment with this key, or None."""
+    async with database.read() as connection:
+        found = await connection.execute(
+            select(*_COLUMNS).where(payments.c.payment_key == payment_key)
+        )
+        row = found.mappings().one_or_none()
+    return PaymentRow(**row) if row else None

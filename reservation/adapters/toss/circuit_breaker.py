@@ -1,0 +1,108 @@
+"""A circuit breaker before the PG: while it does not answer, it is not asked by everyone at once.
+
+Confirms and look-ups have a breaker each, so that a PG whose confirms hang can still be asked how
+a payment stands. What an open breaker answers is honest: nothing was sent.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+from purgatory import AsyncCircuitBreakerFactory
+from purgatory.domain.model import OpenedState
+
+from reservation.domain.payment_gateway import (
+    Answer,
+    GatewayLimits,
+    PaymentGateway,
+    RefundAccount,
+    TryAgain,
+    Unknown,
+)
+
+__all__ = ["GuardedGateway"]
+
+log = structlog.get_logger(__name__)
+
+#: Unanswered calls in a row after which the PG counts as away. A single slow card company must not
+#: open it, so it is above what a burst of bad luck gives.
+FAILURES_MAX: Final = 20
+#: How long the PG is left alone before one call tries again: short, since buyers wait.
+OPEN_SECONDS: Final = 2.0
+
+
+class _Unanswered(Exception):
+    """Carries an unknown outcome through the breaker, which counts exceptions."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+class GuardedGateway(PaymentGateway):
+    """Another gateway behind breakers."""
+
+    def __init__(self, gateway: PaymentGateway) -> None:
+        self._gateway = gateway
+        self._breakers = AsyncCircuitBreakerFactory(
+            default_threshold=FAILURES_MAX, default_ttl=OPEN_SECONDS
+        )
+
+    @property
+    def limits(self) -> GatewayLimits:
+        return self._gateway.limits
+
+    async def confirm(
+        self, *, payment_key: str, order_id: str, amount: int, idempotency_key: str
+    ) -> Answer:
+        return await self._guard(
+            "confirm",
+            lambda: self._gateway.confirm(
+                payment_key=payment_key,
+                order_id=order_id,
+                amount=amount,
+                idempotency_key=idempotency_key,
+            ),
+        )
+
+    async def look_up(self, payment_key: str) -> Answer:
+        return await self._guard("look_up", lambda: self._gateway.look_up(payment_key))
+
+    async def look_up_order(self, order_id: str) -> Answer:
+        return await self._guard("look_up", lambda: self._gateway.look_up_order(order_id))
+
+    async def cancel(
+        self,
+        *,
+        payment_key: str,
+        reason: str,
+        idempotency_key: str,
+        refund_account: RefundAccount | None = None,
+    ) -> Answer:
+        return await self._guard(
+            "cancel",
+            lambda: self._gateway.cancel(
+                payment_key=payment_key,
+                reason=reason,
+                idempotency_key=idempotency_key,
+                refund_account=refund_account,
+            ),
+        )
+
+    async def aclose(self) -> None:
+        await self._gateway.aclose()
+
+    async def _guard(self, name: str, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+        breaker = await self._breakers.get_breaker(name)
+        try:
+            async with breaker:
+                answer = await ask()
+                # A clean refusal of the PG is an answer; only silence counts.
+                if isinstance(answer, Unknown) and not answer.bound_to_key:
+                    raise _Unanswered(answer)
+                return answer
+        except _Unanswered as unanswered:
+            return unanswered.answer
+        except OpenedState:
+            log.info("gateway_left_alone", call=name)
+            return TryAgain(code="GATEWAY_LEFT_ALONE")

@@ -1,0 +1,395 @@
+"""The client of Toss Payments' core API v1: every way that a call can end becomes an `Answer`."""
+
+import asyncio
+import re
+import time
+from base64 import b64encode
+from datetime import UTC, datetime, timedelta, timezone
+from urllib.parse import quote
+
+import httpx
+import msgspec
+import structlog
+
+from reservation.adapters.toss.banks import bank_code
+from reservation.adapters.toss.connection_pool import Lanes
+from reservation.adapters.toss.error_codes import Operation, answer_of_refusal
+from reservation.domain.ids import PAYMENT_KEY
+from reservation.domain.payment_gateway import (
+    Answer,
+    Answered,
+    GatewayLimits,
+    Payment,
+    PaymentGateway,
+    RefundAccount,
+    TryAgain,
+    Unknown,
+    VirtualAccount,
+)
+from reservation.telemetry import tracing
+
+__all__ = ["TossGateway", "TossLimits", "parse_time"]
+
+log = structlog.get_logger(__name__)
+
+#: The PG's times carry an offset or none; without one they are Korean.
+KST = timezone(timedelta(hours=9))
+
+#: Largest answer that is read. A payment with fifty partial cancels is under 20 kB.
+ANSWER_BYTES_MAX = 64 * 1024
+
+#: Confirms under way at once in one process. Each may hang for the full minute, so this is also how
+#: many buyers a silent PG can keep waiting here; the rest are told to try again.
+CONFIRMS_MAX = 256
+
+#: Look-ups and cancels under way at once. They have connections of their own, for it is while
+#: confirms hang that the settler has to look.
+LOOK_UPS_MAX = 64
+
+#: Idle connections close before common servers (5 s) close them: a request written into a
+#: connection that is being closed is one more Unknown.
+_IDLE_SECONDS = 3.0
+
+#: The PG takes at most that many characters of a reason and of an idempotency key.
+_REASON_CHARS = 200
+_IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,300}")
+_PAYMENT_KEY = re.compile(PAYMENT_KEY)
+_ORDER_ID = re.compile(r"[A-Za-z0-9_-]{6,64}")
+_SECRET_KEY = re.compile(r"[!-9;-~]{1,200}")
+
+#: Of the PG's trace id, which goes into our log and is not ours to trust.
+_TRACE_CHARS = 100
+
+#: The PG takes won. Its amounts of another currency are decimals of the major unit (19.5 dollars),
+#: which nothing here converts. A card pays 100 won or more.
+_TAKES = GatewayLimits(minimum_amounts={"KRW": 100})
+
+#: Of a message that goes into an answer; the PG's own limit is 510.
+_MESSAGE_CHARS = 510
+#: Of an account's bank, number and holder; the PG's own limits are 20, 20 and 100.
+_SHOWN_CHARS = 100
+_CODE = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+
+
+class TossLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a call may take, from its first step to the last byte of the answer."""
+
+    connect_seconds: float = 3.0
+    #: Toss asks for at least a minute where it says anything.
+    confirm_seconds: float = 60.0
+    cancel_seconds: float = 60.0
+    look_up_seconds: float = 10.0
+
+
+class TossGateway(PaymentGateway):
+    """A `PaymentGateway` over HTTP. Build it inside a running event loop and `aclose` it there.
+
+    A call never follows a redirect, never retries, reads no proxy settings from the environment
+    and reads at most `ANSWER_BYTES_MAX` of the answer.
+
+    Args:
+        base_url: `https://api.tosspayments.com`, or a sandbox.
+        secret_key: the PG's secret key, as it was issued.
+        limits: shorter ones for tests.
+
+    Raises:
+        ValueError: the secret key has characters that no key has, such as a byte order mark.
+    """
+
+    def __init__(self, *, base_url: str, secret_key: str, limits: TossLimits | None = None) -> None:
+        if _SECRET_KEY.fullmatch(secret_key) is None:
+            raise ValueError("the PG's secret key holds a character that no key has")
+        self._times = limits or TossLimits()
+        self._base_url = base_url.rstrip("/")
+        self._headers = {
+            # The colon ends the user name; the password is empty.
+            "authorization": "Basic " + b64encode(f"{secret_key}:".encode()).decode(),
+            "accept": "application/json",
+            # What is not compressed cannot unfold into more than was counted.
+            "accept-encoding": "identity",
+            "user-agent": "stock-reservation",
+        }
+        self._trust = httpx.create_ssl_context(trust_env=False)
+        wait = self._times.connect_seconds
+        self._confirms = Lanes(self._client, most=CONFIRMS_MAX, wait_seconds=wait)
+        self._others = Lanes(self._client, most=LOOK_UPS_MAX, wait_seconds=wait)
+
+    def __repr__(self) -> str:
+        return f"TossGateway({self._base_url})"
+
+    @property
+    def limits(self) -> GatewayLimits:
+        return _TAKES
+
+    async def confirm(
+        self, *, payment_key: str, order_id: str, amount: int, idempotency_key: str
+    ) -> Answer:
+        _check(_PAYMENT_KEY, payment_key, "payment key")
+        _check(_ORDER_ID, order_id, "order id")
+        body = {"paymentKey": payment_key, "orderId": order_id, "amount": amount}
+        request = self._post("/v1/payments/confirm", body, idempotency_key)
+        limit_seconds = self._times.confirm_seconds
+        return await self._ask(Operation.CONFIRM, self._confirms, request, limit_seconds)
+
+    async def look_up(self, payment_key: str) -> Answer:
+        _check(_PAYMENT_KEY, payment_key, "payment key")
+        return await self._get(f"/v1/payments/{quote(payment_key, safe='')}")
+
+    async def look_up_order(self, order_id: str) -> Answer:
+        _check(_ORDER_ID, order_id, "order id")
+        return await self._get(f"/v1/payments/orders/{quote(order_id, safe='')}")
+
+    async def cancel(
+        self,
+        *,
+        payment_key: str,
+        reason: str,
+        idempotency_key: str,
+        refund_account: RefundAccount | None = None,
+    ) -> Answer:
+        _check(_PAYMENT_KEY, payment_key, "payment key")
+        body: dict[str, object] = {"cancelReason": reason[:_REASON_CHARS]}
+        if refund_account is not None:
+            body["refundReceiveAccount"] = refund_account
+        path = f"/v1/payments/{quote(payment_key, safe='')}/cancel"
+        request = self._post(path, body, idempotency_key)
+        limit_seconds = self._times.cancel_seconds
+        return await self._ask(Operation.CANCEL, self._others, request, limit_seconds)
+
+    async def aclose(self) -> None:
+        await self._confirms.aclose()
+        await self._others.aclose()
+
+    def _client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            verify=self._trust,
+            limits=httpx.Limits(max_connections=1, keepalive_expiry=_IDLE_SECONDS),
+            follow_redirects=False,
+            trust_env=False,
+        )
+
+    def _post(self, path: str, body: object, idempotency_key: str) -> httpx.Request:
+        _check(_IDEMPOTENCY_KEY, idempotency_key, "idempotency key")
+        more = {"content-type": "application/json", "idempotency-key": idempotency_key}
+        return self._request("POST", path, self._headers | more, _encode(body))
+
+    async def _get(self, path: str) -> Answer:
+        request = self._request("GET", path, self._headers)
+        limit_seconds = self._times.look_up_seconds
+        return await self._ask(Operation.LOOK_UP, self._others, request, limit_seconds)
+
+    def _request(
+        self, method: str, path: str, headers: dict[str, str], content: bytes | None = None
+    ) -> httpx.Request:
+        # The deadline of a call is set around it: httpx's own limits are per read and per write.
+        wait = self._times.connect_seconds
+        timeout = httpx.Timeout(None, connect=wait, pool=wait)
+        return httpx.Request(
+            method,
+            f"{self._base_url}{path}",
+            headers=headers,
+            content=content,
+            extensions={"timeout": timeout.as_dict()},
+        )
+
+    async def _ask(
+        self, operation: Operation, lanes: Lanes, request: httpx.Request, limit_seconds: float
+    ) -> Answer:
+        """Send one request and turn whatever happens into an answer."""
+        if tracing.tracer is None:
+            return await self._send(operation, lanes, request, limit_seconds)
+        with tracing.tracer.step(f"pg {operation.value}", operation=operation.value) as span:
+            answer = await self._send(operation, lanes, request, limit_seconds)
+            if span is not None:
+                span.set_attribute("reservation.answer", type(answer).__name__)
+            return answer
+
+    async def _send(
+        self, operation: Operation, lanes: Lanes, request: httpx.Request, limit_seconds: float
+    ) -> Answer:
+        began = time.monotonic()
+        trace = ""
+        status: int | None = None
+        try:
+            async with asyncio.timeout(limit_seconds), lanes.one() as client:
+                response = await client.send(request, stream=True)
+                try:
+                    status = response.status_code
+                    trace = response.headers.get("x-tosspayments-trace-id", "")[:_TRACE_CHARS]
+                    content = await _read(response)
+                finally:
+                    await response.aclose()
+            answer = _read_answer(operation, status, content)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            # No connection, so not a byte was sent.
+            answer = TryAgain(type(error).__name__)
+        except TimeoutError:
+            answer = Unknown("timeout")
+        except httpx.HTTPError as error:
+            answer = Unknown(type(error).__name__)
+        log.debug(
+            "toss_answered",
+            operation=operation.value,
+            answer=type(answer).__name__,
+            status=status,
+            trace_id=trace,
+            elapsed_ms=round((time.monotonic() - began) * 1000),
+        )
+        return answer
+
+
+class _VirtualAccount(msgspec.Struct, frozen=True, rename="camel"):
+    due_date: str | None = None
+    # Shown and no more, so that an odd one must not make the payment unreadable.
+    account_number: object = None
+    bank_code: object = None
+    #: Instead of the code, in versions of the API before 2022-11-16.
+    bank: object = None
+    customer_name: object = None
+    refund_status: object = None
+
+
+class _Failure(msgspec.Struct, frozen=True):
+    code: str | None = None
+
+
+class _WirePayment(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What is read of a payment; the PG adds fields without notice, so the rest is passed over."""
+
+    payment_key: str
+    order_id: str
+    status: str
+    total_amount: int | float
+    balance_amount: int | float
+    currency: str
+    method: str | None = None
+    approved_at: str | None = None
+    virtual_account: _VirtualAccount | None = None
+    secret: str | None = None
+    failure: _Failure | None = None
+
+
+class _Error(msgspec.Struct, frozen=True):
+    code: str | None = None
+    message: str | None = None
+
+
+class _WireError(msgspec.Struct, frozen=True):
+    """A refusal: `{"code","message"}`, by some accounts inside an `error` object."""
+
+    code: str | None = None
+    message: str | None = None
+    error: _Error | None = None
+
+
+#: What reading can end in: not JSON, JSON of another shape, not UTF-8, or a nest too deep.
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+_encode = msgspec.json.Encoder().encode
+_decode_payment = msgspec.json.Decoder(_WirePayment).decode
+_decode_error = msgspec.json.Decoder(_WireError).decode
+
+
+async def _read(response: httpx.Response) -> bytes | None:
+    """The body, or None where it is larger than any answer of the PG."""
+    content = bytearray()
+    async for chunk in response.aiter_bytes():
+        content += chunk
+        if len(content) > ANSWER_BYTES_MAX:
+            return None
+    return bytes(content)
+
+
+def _read_answer(operation: Operation, status: int, content: bytes | None) -> Answer:
+    if content is None:
+        return Unknown(f"{status} oversized answer")
+    if status == 200:
+        payment = _payment_of(content)
+        return Unknown("200 unreadable answer") if payment is None else Answered(payment)
+    refusal = _refusal_of(content) if 400 <= status < 600 else None
+    if refusal is None:
+        return Unknown(f"{status} unreadable answer")
+    code, message = refusal
+    return answer_of_refusal(operation, status=status, code=code, message=message)
+
+
+def _payment_of(content: bytes) -> Payment | None:
+    try:
+        wire = _decode_payment(content)
+    except _UNREADABLE:
+        return None
+    total, balance = _whole(wire.total_amount), _whole(wire.balance_amount)
+    if total is None or balance is None:
+        return None
+    account = wire.virtual_account
+    return Payment(
+        payment_key=wire.payment_key,
+        order_id=wire.order_id,
+        status=wire.status,
+        total_amount=total,
+        balance_amount=balance,
+        currency=wire.currency,
+        method=wire.method,
+        approved_at=parse_time(wire.approved_at),
+        virtual_account=None if account is None else _account_of(account),
+        due_at=None if account is None else parse_time(account.due_date),
+        secret=wire.secret,
+        failure_code=None if wire.failure is None else wire.failure.code,
+    )
+
+
+def _account_of(wire: _VirtualAccount) -> VirtualAccount | None:
+    """The account as its buyer needs it; None without a number to pay in to."""
+    number, bank = _shown(wire.account_number), _shown(wire.bank_code) or _shown(wire.bank)
+    if not number or not bank:
+        return None
+    return VirtualAccount(
+        bank=bank_code(bank),
+        account_number=number,
+        holder_name=_shown(wire.customer_name),
+        refund_status=_shown(wire.refund_status) or None,
+    )
+
+
+def _shown(value: object) -> str:
+    """A text of the PG's that people are to read; empty where it is none."""
+    if not isinstance(value, str) or not value.isprintable():
+        return ""
+    return value[:_SHOWN_CHARS]
+
+
+def _whole(number: float) -> int | None:
+    """A JSON number that is a whole one, however it was written."""
+    if isinstance(number, int):
+        return number
+    return int(number) if number.is_integer() else None
+
+
+def _refusal_of(content: bytes) -> tuple[str, str] | None:
+    """Code and message of a refusal that can be read as one."""
+    try:
+        wire = _decode_error(content)
+    except _UNREADABLE:
+        return None
+    inner = wire.error or _Error()
+    code = wire.code or inner.code
+    if code is None or _CODE.fullmatch(code) is None:
+        return None
+    return code, (wire.message or inner.message or "")[:_MESSAGE_CHARS]
+
+
+def parse_time(text: str | None) -> datetime | None:
+    """An instant in UTC from any of the PG's ways to write one; None for what is not one."""
+    if not text:
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+        return (at if at.tzinfo else at.replace(tzinfo=KST)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _check(pattern: re.Pattern[str], text: str, name: str) -> None:
+    """Nothing that could change a path or a header leaves here; callers have checked before."""
+    if pattern.fullmatch(text) is None:
+        raise ValueError(f"not a {name} that may be sent to the PG")

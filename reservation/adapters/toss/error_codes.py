@@ -1,0 +1,208 @@
+"""The one table from a PG's code to what it says about the money. What is not listed is Unknown.
+
+Each operation has its own table, for the same word may settle one question and leave another open:
+NOT_AVAILABLE_BANK refuses a confirm for good and only puts a cancel off. The HTTP status never
+decides alone (PROVIDER_ERROR and INVALID_API_KEY are both 400), with two exceptions that both lead
+to Unknown: a 5xx and a 429 say nothing about the money, whatever word they carry.
+
+Sources and the meaning of each class: docs/payments.md, "Codes".
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+
+from reservation.domain.payment_gateway import (
+    Answer,
+    Declined,
+    Misconfigured,
+    OrderIdUsed,
+    PaymentMissing,
+    TryAgain,
+    Unknown,
+)
+
+__all__ = ["KEY_REFUSED", "TABLES", "Operation", "Verdict", "answer_of_refusal", "verdict_of"]
+
+
+class Operation(StrEnum):
+    """What the PG was asked."""
+
+    CONFIRM = "confirm"
+    LOOK_UP = "look_up"
+    CANCEL = "cancel"
+
+
+class Verdict(StrEnum):
+    """What a listed code means."""
+
+    #: Refused for good: this call moved no money.
+    DECLINED = "declined"
+    #: Our key, our request or our contract: an operator must act.
+    OURS = "ours"
+    #: The order id has a payment already: perhaps this one, seen through a second call.
+    USED = "used"
+    #: The same call is still running, or was put off before it began.
+    RETRY = "retry"
+    #: The PG does not know the payment, or no longer lets it be confirmed.
+    MISSING = "missing"
+    #: Listed, and yet it says nothing about the money. As good as not listed; the row is here so
+    #: that a reader sees it was thought of.
+    UNKNOWN = "unknown"
+
+
+#: Of any POST: they come from the PG's entrance, before it looks at the payment.
+_ENTRANCE = {
+    "UNAUTHORIZED_KEY": Verdict.OURS,
+    "INCORRECT_BASIC_AUTH_FORMAT": Verdict.OURS,
+    "INVALID_IDEMPOTENCY_KEY": Verdict.OURS,
+    "IDEMPOTENT_REQUEST_PROCESSING": Verdict.RETRY,
+}
+
+#: The PG refuses our API key, whatever is asked.
+KEY_REFUSED = frozenset({"UNAUTHORIZED_KEY", "INCORRECT_BASIC_AUTH_FORMAT", "INVALID_API_KEY"})
+
+_CONFIRM = _ENTRANCE | {
+    # The card or the account.
+    "INVALID_REJECT_CARD": Verdict.DECLINED,
+    "INVALID_STOPPED_CARD": Verdict.DECLINED,
+    "INVALID_CARD_EXPIRATION": Verdict.DECLINED,
+    "INVALID_CARD_NUMBER": Verdict.DECLINED,
+    "INVALID_CARD_LOST_OR_STOLEN": Verdict.DECLINED,
+    "RESTRICTED_TRANSFER_ACCOUNT": Verdict.DECLINED,
+    "INVALID_ACCOUNT_INFO_RE_REGISTER": Verdict.DECLINED,
+    "NOT_ALLOWED_POINT_USE": Verdict.DECLINED,
+    "INVALID_PASSWORD": Verdict.DECLINED,
+    "REJECT_CARD_COMPANY": Verdict.DECLINED,
+    "REJECT_CARD_PAYMENT": Verdict.DECLINED,
+    "REJECT_ACCOUNT_PAYMENT": Verdict.DECLINED,
+    "REJECT_TOSSPAY_INVALID_ACCOUNT": Verdict.DECLINED,
+    # The buyer's limits.
+    "EXCEED_MAX_AMOUNT": Verdict.DECLINED,
+    "EXCEED_MAX_PAYMENT_AMOUNT": Verdict.DECLINED,
+    "EXCEED_MAX_ONE_DAY_AMOUNT": Verdict.DECLINED,
+    "EXCEED_MAX_AUTH_COUNT": Verdict.DECLINED,
+    "EXCEED_MAX_DAILY_PAYMENT_COUNT": Verdict.DECLINED,
+    "EXCEED_MAX_MONTHLY_PAYMENT_AMOUNT": Verdict.DECLINED,
+    "EXCEED_MAX_ONE_DAY_WITHDRAW_AMOUNT": Verdict.DECLINED,
+    "EXCEED_MAX_ONE_TIME_WITHDRAW_AMOUNT": Verdict.DECLINED,
+    # Instalments.
+    "EXCEED_MAX_CARD_INSTALLMENT_PLAN": Verdict.DECLINED,
+    "INVALID_CARD_INSTALLMENT_PLAN": Verdict.DECLINED,
+    "NOT_SUPPORTED_INSTALLMENT_PLAN_CARD_OR_MERCHANT": Verdict.DECLINED,
+    "NOT_SUPPORTED_MONTHLY_INSTALLMENT_PLAN": Verdict.DECLINED,
+    # The hour, the bank, the fraud screen, the authentication: the buyer starts again.
+    "NOT_AVAILABLE_PAYMENT": Verdict.DECLINED,
+    "NOT_AVAILABLE_BANK": Verdict.DECLINED,
+    "FDS_ERROR": Verdict.DECLINED,
+    "INVALID_AUTHORIZE_AUTH": Verdict.DECLINED,
+    # Our price, our request, our keys, our contract.
+    "BELOW_MINIMUM_AMOUNT": Verdict.OURS,
+    "INVALID_REQUEST": Verdict.OURS,
+    "INVALID_API_KEY": Verdict.OURS,
+    "NOT_FOUND_TERMINAL_ID": Verdict.OURS,
+    "NOT_REGISTERED_BUSINESS": Verdict.OURS,
+    "INVALID_UNREGISTERED_SUBMALL": Verdict.OURS,
+    "UNAPPROVED_ORDER_ID": Verdict.OURS,
+    "FORBIDDEN_REQUEST": Verdict.OURS,
+    # No such payment, or its ten minutes are over.
+    "NOT_FOUND_PAYMENT": Verdict.MISSING,
+    "NOT_FOUND_PAYMENT_SESSION": Verdict.MISSING,
+    # Usually our own earlier success, seen through a second call.
+    "ALREADY_PROCESSED_PAYMENT": Verdict.UNKNOWN,
+    "DUPLICATED_ORDER_ID": Verdict.USED,
+    # The PG or the card company broke off half-way.
+    "PROVIDER_ERROR": Verdict.UNKNOWN,
+    "CARD_PROCESSING_ERROR": Verdict.UNKNOWN,
+    "FAILED_PAYMENT_INTERNAL_SYSTEM_PROCESSING": Verdict.UNKNOWN,
+    "FAILED_INTERNAL_SYSTEM_PROCESSING": Verdict.UNKNOWN,
+    "UNKNOWN_PAYMENT_ERROR": Verdict.UNKNOWN,
+    "COMMON_ERROR": Verdict.UNKNOWN,
+}
+
+_LOOK_UP = {
+    "UNAUTHORIZED_KEY": Verdict.OURS,
+    "INCORRECT_BASIC_AUTH_FORMAT": Verdict.OURS,
+    "FORBIDDEN_CONSECUTIVE_REQUEST": Verdict.RETRY,
+    "NOT_FOUND_PAYMENT": Verdict.MISSING,
+    "NOT_FOUND_PAYMENT_SESSION": Verdict.MISSING,
+    # Rather a wrong address than a missing payment, and a hold must not end on a wrong address.
+    "NOT_FOUND": Verdict.UNKNOWN,
+    "NOT_SUPPORTED_MONTHLY_INSTALLMENT_PLAN_BELOW_AMOUNT": Verdict.UNKNOWN,
+    "FAILED_PAYMENT_INTERNAL_SYSTEM_PROCESSING": Verdict.UNKNOWN,
+}
+
+_CANCEL = _ENTRANCE | {
+    # Where the money should go back to.
+    "INVALID_REFUND_ACCOUNT_INFO": Verdict.DECLINED,
+    "INVALID_REFUND_ACCOUNT_NUMBER": Verdict.DECLINED,
+    "INVALID_BANK": Verdict.DECLINED,
+    "FORBIDDEN_BANK_REFUND_REQUEST": Verdict.DECLINED,
+    # What the payment or the contract does not allow.
+    "EXCEED_CANCEL_AMOUNT_DISCOUNT_AMOUNT": Verdict.DECLINED,
+    "INVALID_REQUEST": Verdict.DECLINED,
+    "REFUND_REJECTED": Verdict.DECLINED,
+    "NOT_CANCELABLE_PAYMENT": Verdict.DECLINED,
+    "NOT_CANCELABLE_PAYMENT_FOR_DORMANT_USER": Verdict.DECLINED,
+    "EXCEED_MAX_REFUND_DUE": Verdict.DECLINED,
+    "EXCEED_CANCEL_LIMIT": Verdict.DECLINED,
+    "NOT_ALLOWED_PARTIAL_REFUND": Verdict.DECLINED,
+    "NOT_ALLOWED_PARTIAL_REFUND_WAITING_DEPOSIT": Verdict.DECLINED,
+    "FORBIDDEN_REQUEST": Verdict.DECLINED,
+    "NOT_FOUND_PAYMENT": Verdict.MISSING,
+    # Probably an earlier cancel of ours: only the balance tells.
+    "ALREADY_CANCELED_PAYMENT": Verdict.UNKNOWN,
+    "ALREADY_REFUND_PAYMENT": Verdict.UNKNOWN,
+    "NOT_CANCELABLE_AMOUNT": Verdict.UNKNOWN,
+    "NOT_MATCHES_REFUNDABLE_AMOUNT": Verdict.UNKNOWN,
+    # Later, after a look at the payment.
+    "PROVIDER_ERROR": Verdict.UNKNOWN,
+    "FORBIDDEN_CONSECUTIVE_REQUEST": Verdict.UNKNOWN,
+    "NOT_AVAILABLE_BANK": Verdict.UNKNOWN,
+    "FAILED_REFUND_PROCESS": Verdict.UNKNOWN,
+    "FAILED_PARTIAL_REFUND": Verdict.UNKNOWN,
+    "FAILED_METHOD_HANDLING_CANCEL": Verdict.UNKNOWN,
+    "FAILED_INTERNAL_SYSTEM_PROCESSING": Verdict.UNKNOWN,
+    "FAILED_PAYMENT_INTERNAL_SYSTEM_PROCESSING": Verdict.UNKNOWN,
+    "COMMON_ERROR": Verdict.UNKNOWN,
+}
+
+TABLES: Mapping[Operation, Mapping[str, Verdict]] = MappingProxyType(
+    {
+        Operation.CONFIRM: MappingProxyType(_CONFIRM),
+        Operation.LOOK_UP: MappingProxyType(_LOOK_UP),
+        Operation.CANCEL: MappingProxyType(_CANCEL),
+    }
+)
+
+
+def verdict_of(operation: Operation, *, status: int, code: str) -> Verdict:
+    """What a refusal with this status and code says, and nothing more than it says."""
+    if status == 429 or not 400 <= status < 500:
+        return Verdict.UNKNOWN
+    verdict = TABLES[operation].get(code, Verdict.UNKNOWN)
+    # An attempt may be voided on "missing", so both the word and the status have to say it.
+    if verdict is Verdict.MISSING and status != 404:
+        return Verdict.UNKNOWN
+    return verdict
+
+
+def answer_of_refusal(operation: Operation, *, status: int, code: str, message: str) -> Answer:
+    """The gateway's answer to a readable refusal of the PG."""
+    # A 4xx is kept with the idempotency key and comes back for it. A 429 and what the entrance
+    # refuses are turned away before the key is looked at, and for a 5xx nobody has seen that it
+    # is kept.
+    bound = 400 <= status < 500 and status != 429 and code not in _ENTRANCE
+    match verdict_of(operation, status=status, code=code):
+        case Verdict.DECLINED:
+            return Declined(code, message)
+        case Verdict.OURS:
+            return Misconfigured(code, message, key_refused=code in KEY_REFUSED, bound_to_key=bound)
+        case Verdict.USED:
+            return OrderIdUsed(code)
+        case Verdict.RETRY:
+            return TryAgain(code)
+        case Verdict.MISSING:
+            return PaymentMissing(code)
+        case Verdict.UNKNOWN:
+            return Unknown(f"{status} {code}", bound_to_key=bound)

@@ -1,0 +1,1 @@
+"""The audit of Redis against SQL and the payment gateway."""

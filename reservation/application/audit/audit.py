@@ -1,0 +1,53 @@
+"""The audit: what must agree in Redis, in SQL and with the PG, and what does not by name."""
+
+from typing import Final
+
+import msgspec
+
+from reservation.application.audit.counters import AuditReport, CounterAudit, SkuAudit
+from reservation.application.audit.orders import OrderAudit
+from reservation.application.audit.records import RecordAudit
+from reservation.domain.clock import Clock
+from reservation.domain.errors import BrokenInvariant
+
+__all__ = ["Audit", "AuditReport", "SkuAudit"]
+
+#: What a hash raises that is not as the scripts wrote it: a hand or a disk was there.
+_UNREADABLE: Final = (BrokenInvariant, KeyError, ValueError, msgspec.MsgspecError)
+
+
+class Audit:
+    """Checks sales: each record, then the counters and the chain, then orders and buyers."""
+
+    def __init__(
+        self, counters: CounterAudit, orders: OrderAudit, records: RecordAudit, *, clock: Clock
+    ) -> None:
+        self._counters = counters
+        self._orders = orders
+        self._records = records
+        self._clock = clock
+
+    async def __call__(self, sale_id: str) -> AuditReport:
+        """Check one sale.
+
+        Raises:
+            SaleNotFound: neither Redis nor SQL knows it.
+            Unavailable: the outbox was trimmed under the audit's feet each time.
+        """
+        spoilt: tuple[str, ...] = ()
+        try:
+            report = await self._counters(sale_id)
+            if not report.skus:
+                return report
+            problems = (*report.problems, *await self._orders(sale_id))
+        except _UNREADABLE as error:
+            # The records tell which key it is; nothing else can be said of the sale.
+            spoilt = (f"what Redis has of the sale cannot be read: {error!r}",)
+            report, problems = self._nothing(), ()
+        problems = (*spoilt, *problems, *await self._records(sale_id))
+        return msgspec.structs.replace(report, ok=not problems, problems=problems)
+
+    def _nothing(self) -> AuditReport:
+        return AuditReport(
+            ok=False, checked_at_ms=self._clock.now_ms(), lag=0, skus=(), problems=()
+        )

@@ -1,0 +1,168 @@
+"""The hashes in Redis, made again from what SQL has of them: pure, no I/O."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from reservation.adapters.sql.orders import OrderRow
+from reservation.adapters.sql.rebuild_queries import ItemRow
+from reservation.adapters.sql.sales import SaleRow
+from reservation.domain.events import Event, EventName
+from reservation.domain.payment import FORGOTTEN, Attempt, Reason
+from reservation.domain.sale_settings import SaleChange, digest_of, restock_digest_of, settings_of
+from reservation.domain.states import Status
+
+__all__ = [
+    "ENDED_KEPT_MS",
+    "has_story",
+    "item_fields",
+    "order_fields",
+    "restock_fields",
+    "sale_fields",
+    "with_codes",
+]
+
+#: How long after the sale's end its ended orders are still answered from Redis.
+ENDED_KEPT_MS: Final = 24 * 3600 * 1000
+_ATTEMPT: Final = "attempt:"
+_EVENT: Final = msgspec.json.Decoder(dict[str, Any])
+
+
+class _Data(msgspec.Struct, rename="camel"):
+    origin: Status = msgspec.field(name="from")
+    fence: int | None = None
+    payment_key: str = ""
+    due_at: int | None = None
+
+
+class _Payments:
+    """What an order's payment events leave in its hash."""
+
+    def __init__(self) -> None:
+        self.fields: dict[str, str] = {}
+        self.claimed = False
+        self.attempts = 0
+
+    def add(self, event: Event) -> None:
+        data = msgspec.json.decode(event.data, type=_Data)
+        if event.event == EventName.CLAIMED:
+            self.claimed = True
+            self.attempts += 1
+            self.fields["payment_key"] = data.payment_key
+            self.fields["claimed_at"] = str(event.at_ms)
+        elif event.event != EventName.TAKEN_OVER and data.fence is not None:
+            self._end(event, data)
+
+    def _end(self, event: Event, data: _Data) -> None:
+        if event.event == EventName.REFUNDED and data.origin is Status.CONFIRMED:
+            # An operator's refund: the attempt stays what it was, a confirmed one.
+            return
+        self.fields["finished"] = f"{event.event}:{data.fence}"
+        if data.due_at is not None:
+            self.fields["due_at"] = str(data.due_at)
+        key = self.fields.get("payment_key")
+        if key is None:
+            return
+        reason = Reason.read(event.event, _EVENT.decode(event.data))
+        if reason is not None and reason.cause in FORGOTTEN:
+            self.fields.pop(_ATTEMPT + key, None)
+            del self.fields["payment_key"]
+            self.attempts -= 1
+        else:
+            self.fields[_ATTEMPT + key] = Attempt(event.event, reason).text()
+
+
+class _Put(msgspec.Struct):
+    version: int
+
+
+class _Restock(msgspec.Struct):
+    sku: str
+    delta: int
+    reason: str
+    operation: str
+
+
+def sale_fields(
+    row: SaleRow, change: SaleChange, operator: str, skus: Collection[str]
+) -> dict[str, str]:
+    """The fields of the sale's hash, but for its epoch and how far its events are.
+
+    Args:
+        row: the sale as its events left it.
+        change: its settings, as an operator last put them.
+        operator: who that was.
+        skus: what is on sale now; named in the order of the settings.
+    """
+    listed = [item.sku for item in change.items if item.sku in skus]
+    version = row.version or 1
+    # What moved a total since the last PUT also took its digest (lib/version.lua).
+    put_version = msgspec.json.decode(row.settings, type=_Put).version if row.settings else 1
+    return settings_of(change) | {
+        "version": str(version),
+        "digest": digest_of(change, operator) if version == put_version else "",
+        "skus": msgspec.json.encode(listed).decode(),
+        "status": row.switched,
+        "created_at": str(row.created_at_ms),
+    }
+
+
+def item_fields(item: ItemRow) -> dict[str, str]:
+    """The fields of an item's hash that no order moves."""
+    return {"name": item.name, "price": str(item.price), "limit": str(item.limit_per_buyer)}
+
+
+def restock_fields(restocks: Sequence[str]) -> Mapping[str, str]:
+    """The hash of operations that must not be done twice.
+
+    Args:
+        restocks: the data of every restock event.
+    """
+    done = [msgspec.json.decode(data, type=_Restock) for data in restocks]
+    return {one.operation: restock_digest_of(one.sku, one.delta, one.reason) for one in done}
+
+
+def with_codes(fields: Mapping[str, str]) -> dict[str, str]:
+    """An order's fields with the attempts of earlier versions as this version writes them."""
+    return {
+        name: Attempt.read(text).text() if name.startswith(_ATTEMPT) else text
+        for name, text in fields.items()
+    }
+
+
+def has_story(row: OrderRow) -> bool:
+    """Whether anything befell its payments: a claim, or money that came without one."""
+    return row.fence > 0 or row.status == Status.REFUNDED
+
+
+def order_fields(row: OrderRow, story: Sequence[Event]) -> dict[str, str]:
+    """The fields of the hash that the scripts read.
+
+    What nothing has befallen yet says neither that it is unchanged nor that it was never claimed.
+
+    Args:
+        row: the order as its last event left it.
+        story: what befell its payments, in order.
+    """
+    payments = _Payments()
+    for event in story:
+        payments.add(event)
+    items = [[line.sku, line.quantity, line.price] for line in row.lines]
+    fields = {
+        "status": row.status,
+        "buyer": row.buyer_id,
+        "items": msgspec.json.encode(items).decode(),
+        "amount": str(row.amount),
+        "name": row.order_name,
+        "digest": row.digest,
+        "hold": str((row.expires_at_ms - row.created_at_ms) // 1000),
+        "expires_at": str(row.expires_at_ms),
+        "seq": str(row.seq),
+        **payments.fields,
+    }
+    if payments.claimed:
+        fields |= {"fence": str(row.fence), "attempts": str(payments.attempts)}
+    if payments.claimed or row.status not in (Status.HELD, Status.PREPARED):
+        fields["updated_at"] = str(row.updated_at_ms)
+    return fields

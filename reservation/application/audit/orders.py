@@ -1,0 +1,214 @@
+"""Buyers' limits against orders, the sorted sets against statuses, CONFIRMED against the PG.
+
+All of it moves while it is read. So what does not agree is read again, and is a problem only if
+it stays so although nothing about it changed.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+from reservation.adapters.redis.audit_reader import BuyerState, Inspection, OrderState
+from reservation.adapters.sql.ledger import Ledger
+from reservation.application.readiness.data_loss import is_under_way
+from reservation.domain.reservation import PAID_ORDERS, Reservation
+from reservation.domain.states import HOLDING, LIVE, PAID, Status
+
+__all__ = ["SET_OF", "OrderAudit"]
+
+#: Problems of one kind that are told; the first ones say where to look.
+PROBLEMS_MAX: Final = 20
+#: Looks at what does not agree, and the pause between them: far longer than a script.
+LOOKS: Final = 3
+LOOK_SECONDS: Final = 0.05
+#: Orders of SQL, or buyers, looked at together.
+PAGE_ORDERS: Final = 1_000
+
+#: The set that an order is in, by its status; none for the others.
+SET_OF: Final = {
+    Status.HELD: "deadlines",
+    Status.PREPARED: "deadlines",
+    Status.CONFIRMING: "confirming",
+    Status.AWAITING_DEPOSIT: "deposits",
+}
+
+
+#: Orders that their buyer's hash counts.
+_COUNTING: Final = {*HOLDING, *PAID}
+#: An order in one of these has what its payment was made for, or the payment is being decided.
+_SERVED: Final = (
+    Status.CONFIRMING,
+    Status.AWAITING_DEPOSIT,
+    Status.CONFIRMED,
+    Status.REFUNDED,
+)
+
+
+class OrderAudit:
+    """Checks what the counters alone do not show."""
+
+    def __init__(self, inspection: Inspection, ledger: Ledger) -> None:
+        self._inspection = inspection
+        self._ledger = ledger
+
+    async def __call__(self, sale_id: str) -> tuple[str, ...]:
+        """What is wrong, each in one sentence with the SKU, the order and its event."""
+        buyers = await self._buyers(sale_id)
+        sets = await self._sets(sale_id)
+        payments = [
+            f"order {row.order_id} (event {row.seq}) is CONFIRMED, and the PG's payment is "
+            f"{row.payment or 'not in SQL'}"
+            for row in await self._ledger.confirmed_unpaid(sale_id, PROBLEMS_MAX)
+        ]
+        return (*buyers, *sets, *payments, *await self._unserved(sale_id))
+
+    async def _unserved(self, sale_id: str) -> list[str]:
+        """Payments that no order has: intents without an end, and money without a sale."""
+        before: list[str] = []
+        told: list[str] = []
+        for _ in range(LOOKS):
+            before, told = told, await self._unserved_now(sale_id)
+            # A payment that is being finished is in SQL a moment before its order.
+            if not told or told == before:
+                return told
+            await asyncio.sleep(LOOK_SECONDS)
+        return [sentence for sentence in told if sentence in before]
+
+    async def _unserved_now(self, sale_id: str) -> list[str]:
+        intents = await self._ledger.unmet_intents(sale_id)
+        found = await self._inspection.reservations([intent.order_id for intent in intents])
+        unmet = [
+            f"order {intent.order_id} has an intent to take its money under fence {intent.fence},"
+            f" and {_standing(found.get(intent.order_id))}"
+            for intent in intents
+            if not is_under_way(intent, found.get(intent.order_id))
+        ]
+        unsold = await self._ledger.paid_unsold(sale_id, PROBLEMS_MAX)
+        found = await self._inspection.reservations([row.order_id for row in unsold])
+        money = [
+            f"order {row.order_id} is paid for at the PG, and {_standing(order)}"
+            for row in unsold
+            if (order := found.get(row.order_id)) is None
+            or order.payment_key != row.payment_key
+            or order.status not in _SERVED
+        ]
+        return [*unmet[:PROBLEMS_MAX], *money]
+
+    async def _buyers(self, sale_id: str) -> list[str]:
+        problems: list[str] = []
+        async for buyer_ids in self._inspection.buyers(sale_id):
+            for start in range(0, len(buyer_ids), PAGE_ORDERS):
+                page = buyer_ids[start : start + PAGE_ORDERS]
+                by_sql = await self._ledger.buyer_counts(sale_id, page)
+                counts = await self._inspection.counts(sale_id, page)
+                # Most have not moved since SQL was read; the others' orders are looked at too.
+                moved = [one for one in page if counts[one] != by_sql.get(one, {})]
+                problems += await self._miscounted(sale_id, moved)
+            if len(problems) >= PROBLEMS_MAX:
+                break
+        after = ""
+        # Buyers without a hash: the scan did not meet them, and their orders count all the same.
+        while len(problems) < PROBLEMS_MAX and (
+            rows := await self._ledger.live_orders(
+                sale_id, statuses=_COUNTING, after=after, limit=PAGE_ORDERS
+            )
+        ):
+            after = rows[-1].order_id
+            buyer_ids = list(dict.fromkeys(row.buyer_id for row in rows))
+            counts = await self._inspection.counts(sale_id, buyer_ids)
+            without = sorted(one for one, has in counts.items() if not has)
+            problems += await self._miscounted(sale_id, without)
+        return sorted(set(problems))[:PROBLEMS_MAX]
+
+    async def _miscounted(self, sale_id: str, buyer_ids: Sequence[str]) -> list[str]:
+        """What is told of these buyers twice in a row, and at the last look."""
+        before: dict[str, list[str]] = {}
+        told: dict[str, list[str]] = {}
+        for _ in range(LOOKS):
+            before = told
+            states = await self._inspection.states(sale_id, buyer_ids)
+            told = {one: wrong for one, state in states.items() if (wrong := _counts(one, state))}
+            if not told:
+                return []
+            buyer_ids = list(told)
+            await asyncio.sleep(LOOK_SECONDS)
+        return [
+            sentence
+            for buyer_id, sentences in told.items()
+            if before.get(buyer_id) == sentences
+            for sentence in sentences
+        ]
+
+    async def _sets(self, sale_id: str) -> list[str]:
+        problems: list[str] = []
+        async for order_ids in self._inspection.members(sale_id):
+            problems += await self._misplaced(sale_id, order_ids)
+            if len(problems) >= PROBLEMS_MAX:
+                return problems[:PROBLEMS_MAX]
+        after = ""
+        while rows := await self._ledger.live_orders(
+            sale_id, statuses=LIVE, after=after, limit=PAGE_ORDERS
+        ):
+            problems += await self._misplaced(sale_id, [row.order_id for row in rows])
+            after = rows[-1].order_id
+            if len(problems) >= PROBLEMS_MAX:
+                break
+        return sorted(set(problems))[:PROBLEMS_MAX]
+
+    async def _misplaced(self, sale_id: str, order_ids: Sequence[str]) -> list[str]:
+        before: dict[str, OrderState] = {}
+        for look in range(LOOKS):
+            states = await self._inspection.orders(sale_id, order_ids)
+            wrong = {order_id: state for order_id, state in states.items() if _is_wrong(state)}
+            if look and before != wrong:
+                wrong = {key: state for key, state in wrong.items() if before.get(key) == state}
+            if not wrong:
+                return []
+            before, order_ids = wrong, list(wrong)
+            await asyncio.sleep(LOOK_SECONDS)
+        return [_sentence(order_id, state) for order_id, state in before.items()]
+
+
+def _standing(order: Reservation | None) -> str:
+    return f"it is {order.status.value} in Redis" if order else "Redis does not have it"
+
+
+def _counts(buyer_id: str, state: BuyerState) -> list[str]:
+    """Where the limit's count of a buyer is not what the buyer's orders add up to."""
+    expected: dict[str, int] = {}
+    last: dict[str, tuple[int, str]] = {}
+    for order in state.orders:
+        if order.status in PAID:
+            expected[PAID_ORDERS] = expected.get(PAID_ORDERS, 0) + 1
+            last[PAID_ORDERS] = max(last.get(PAID_ORDERS, (0, "")), (order.seq, order.order_id))
+        for line in order.lines:
+            if order.status in HOLDING or order.status is Status.CONFIRMED:
+                expected[line.sku] = expected.get(line.sku, 0) + line.quantity
+            last[line.sku] = max(last.get(line.sku, (0, "")), (order.seq, order.order_id))
+    return [
+        f"{sku}: buyer {buyer_id} has {state.counted.get(sku, 0)} by the limit's count and "
+        f"{expected.get(sku, 0)} by their orders; the last is {last[sku][1]} (event "
+        f"{last[sku][0]})"
+        if sku in last
+        else f"{sku}: buyer {buyer_id} has {state.counted[sku]} by the limit's count and no order"
+        for sku in sorted(state.counted.keys() | expected.keys())
+        if state.counted.get(sku, 0) != expected.get(sku, 0)
+    ]
+
+
+def _is_wrong(state: OrderState) -> bool:
+    return not state.status or state.sets != _expected(state)
+
+
+def _expected(state: OrderState) -> frozenset[str]:
+    name = SET_OF.get(Status(state.status))
+    return frozenset({name} if name else ())
+
+
+def _sentence(order_id: str, state: OrderState) -> str:
+    if not state.status:
+        return f"order {order_id} is not in Redis, and SQL or one of the sale's sets has it as live"
+    have = ", ".join(sorted(state.sets)) or "none of the sets"
+    want = ", ".join(sorted(_expected(state))) or "none of the sets"
+    what = f"order {order_id} (event {state.seq}) is {state.status}"
+    return f"{what} and in {have}; it belongs in {want}"

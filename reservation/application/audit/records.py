@@ -1,0 +1,255 @@
+"""Every hash in Redis, word for word, against what SQL would restore in its place.
+
+SQL follows Redis by a moment, and no two reads are of one instant. So what differs is looked at
+again. It is a problem if it stays although both are at the same event of that order, or although
+SQL has every event that Redis had at the first look.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from reservation.adapters.redis.audit_reader import Inspection, OrderRecord
+from reservation.adapters.redis.outbox import RedisOutbox
+from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.orders import OrderRow
+from reservation.application.audit.expected_records import (
+    ENDED_KEPT_MS,
+    has_story,
+    item_fields,
+    order_fields,
+    restock_fields,
+    sale_fields,
+    with_codes,
+)
+from reservation.application.audit.orders import SET_OF
+from reservation.domain.clock import Clock
+from reservation.domain.errors import BrokenInvariant
+from reservation.domain.events import Event
+from reservation.domain.sale_settings import change_of
+from reservation.domain.states import ENDED, LIVE, Status
+
+__all__ = ["RecordAudit"]
+
+#: Problems of one kind that are told; the first ones say where to look.
+PROBLEMS_MAX: Final = 20
+#: Looks at what differs, and the pause between them: SQL is a fraction of a second behind; where
+#: it is further, that is told as the lag.
+LOOKS_MAX: Final = 40
+LOOK_SECONDS: Final = 0.05
+#: Orders of SQL looked at together.
+PAGE_ORDERS: Final = 500
+#: Entries of the outbox that SQL has already, and that are read: all but one leave it soon.
+KEPT_MAX: Final = 2_000
+#: No lease is longer than this; a score far ahead would keep the settler away for ever.
+LEASE_MS_MAX: Final = 3_600_000
+#: What an order's hash has beyond what SQL knows: the name of a call that may be repeated.
+_ONLY_IN_REDIS: Final = frozenset({"claim_id"})
+#: The sale's fields that move with each event, at which the comparison of heads and chains looks;
+#: and when it was made, which SQL writes down an instant before Redis does.
+_NOT_COMPARED: Final = frozenset({"epoch", "seq", "chain", "created_at"})
+#: How far those two instants may be apart: a call to Redis gives up long before.
+CREATED_MS_MAX: Final = 60_000
+
+_Found = Mapping[str, str]
+
+
+class _Look(msgspec.Struct, frozen=True):
+    """What differs, by what it is about, and where both sides were."""
+
+    problems: _Found
+    #: Those of them that an event which SQL lacks may explain.
+    perhaps_late: Collection[str]
+    redis_seq: int
+    flushed_seq: int
+
+
+class RecordAudit:
+    """Compares the records of a sale."""
+
+    def __init__(
+        self, inspection: Inspection, ledger: Ledger, outbox: RedisOutbox, *, clock: Clock
+    ) -> None:
+        self._inspection = inspection
+        self._ledger = ledger
+        self._outbox = outbox
+        self._clock = clock
+
+    async def __call__(self, sale_id: str) -> tuple[str, ...]:
+        """What differs, each in one sentence that names the key."""
+        return (
+            *await _persisting(lambda: self._look_at_sale(sale_id)),
+            *await self._orders(sale_id),
+            *await self._kept_events(sale_id),
+        )
+
+    async def _look_at_sale(self, sale_id: str) -> _Look:
+        # Before the rows, which then have at least as much.
+        flushed = await self._flushed(sale_id)
+        row = await self._ledger.sale(sale_id)
+        items = await self._ledger.listed_items(sale_id)
+        restocks = restock_fields(await self._ledger.restocks(sale_id))
+        found = await self._inspection.sale(sale_id, list(items))
+        problems: dict[str, str] = {}
+        if not found.listed:
+            problems["list"] = "the sale is not in the set of all sales, so no worker looks at it"
+        if row is not None and row.settings is not None:
+            change, operator = change_of(row.settings)
+            expected = sale_fields(row, change, operator, items)
+            problems["sale"] = _difference("the sale", expected, found.sale, but=_NOT_COMPARED)
+            created = found.sale.get("created_at")
+            if abs(_number(created) - row.created_at_ms) > CREATED_MS_MAX:
+                problems["created"] = f"the sale is made at {created}, in SQL {row.created_at_ms}"
+        for sku, item in items.items():
+            there = {name: found.stocks[sku].get(name, "") for name in item_fields(item)}
+            problems[sku] = _difference(f"{sku}", item_fields(item), there)
+        problems["operations"] = _difference("the operations done", restocks, found.operations)
+        return _Look(
+            {about: told for about, told in problems.items() if told},
+            problems.keys(),
+            _number(found.sale.get("seq")),
+            flushed,
+        )
+
+    async def _flushed(self, sale_id: str) -> int:
+        head = (await self._ledger.heads()).get(sale_id)
+        return head.seq if head else 0
+
+    async def _orders(self, sale_id: str) -> list[str]:
+        row = await self._ledger.sale(sale_id)
+        if row is None or row.settings is None:
+            return []
+        change, _ = change_of(row.settings)
+        kept = self._clock.now_ms() < change.closes_at_ms + ENDED_KEPT_MS
+        statuses = {*LIVE, Status.CONFIRMED, *(ENDED if kept else ())}
+        problems: list[str] = []
+        after = ""
+        while rows := await self._ledger.live_orders(
+            sale_id, statuses=statuses, after=after, limit=PAGE_ORDERS
+        ):
+            after = rows[-1].order_id
+            different = (await self._compare(sale_id, rows, 0)).problems
+            if different:
+                problems += await _persisting(
+                    lambda: self._look_at_orders(sale_id, different)  # noqa: B023 - awaited here
+                )
+            if len(problems) >= PROBLEMS_MAX:
+                break
+        return problems[:PROBLEMS_MAX]
+
+    async def _look_at_orders(self, sale_id: str, order_ids: Collection[str]) -> _Look:
+        # Before the rows, which then have at least as much.
+        flushed = await self._flushed(sale_id)
+        rows = [await self._ledger.order(order_id) for order_id in order_ids]
+        return await self._compare(sale_id, [row for row in rows if row is not None], flushed)
+
+    async def _compare(self, sale_id: str, rows: Sequence[OrderRow], flushed: int) -> _Look:
+        stories = await self._ledger.payment_events(
+            [row.order_id for row in rows if has_story(row)]
+        )
+        records = await self._inspection.records(
+            sale_id,
+            {row.order_id: (row.buyer_id, SET_OF.get(Status(row.status), "")) for row in rows},
+        )
+        # After the records: none of them is younger.
+        head = await self._inspection.sale(sale_id, [])
+        now_ms = self._clock.now_ms()
+        problems = {
+            row.order_id: told
+            for row in rows
+            if (
+                told := _told_of(
+                    row, stories.get(row.order_id, ()), records[row.order_id], now_ms=now_ms
+                )
+            )
+        }
+        late = {
+            row.order_id
+            for row in rows
+            if (fields := records[row.order_id].fields) and fields.get("seq") != str(row.seq)
+        }
+        return _Look(problems, late, _number(head.sale.get("seq")), flushed)
+
+    async def _kept_events(self, sale_id: str) -> list[str]:
+        """Entries of the outbox that SQL has too say the same there."""
+        flushed = await self._flushed(sale_id)
+        try:
+            outbox = await self._outbox.after(sale_id, 0, KEPT_MAX)
+        except BrokenInvariant as error:
+            return [str(error)]
+        kept = [event for event in outbox if event.seq <= flushed]
+        if not kept:
+            return []
+        written = await self._ledger.events(sale_id, kept[0].seq - 1, len(kept))
+        in_sql = {event.seq: event for event in written}
+        return [
+            f"event {event.seq} is another one in the outbox than in SQL"
+            for event in kept
+            if in_sql.get(event.seq) != event
+        ][:PROBLEMS_MAX]
+
+
+async def _persisting(look: Callable[[], Awaitable[_Look]]) -> list[str]:
+    """What differs, and goes on to although it can be no matter of the moment."""
+    first = await look()
+    standing = dict(first.problems)
+    certain: dict[str, str] = {}
+    for _ in range(LOOKS_MAX):
+        if not standing:
+            break
+        await asyncio.sleep(LOOK_SECONDS)
+        again = await look()
+        standing = {
+            about: told for about, told in standing.items() if again.problems.get(about) == told
+        }
+        caught_up = again.flushed_seq >= first.redis_seq
+        certain |= {
+            about: told
+            for about, told in standing.items()
+            if caught_up or about not in again.perhaps_late
+        }
+        standing = {about: told for about, told in standing.items() if about not in certain}
+    return list(certain.values())
+
+
+def _told_of(row: OrderRow, story: Sequence[Event], record: OrderRecord, *, now_ms: int) -> str:
+    """How an order in Redis differs from SQL's; empty where it does not."""
+    what = f"order {row.order_id} (event {row.seq})"
+    if not record.fields:
+        return f"{what} is {row.status} in SQL and not in Redis"
+    fields = with_codes(record.fields)
+    different = _difference(what, order_fields(row, story), fields, but=_ONLY_IN_REDIS)
+    if different:
+        return different
+    # Whether it is in its set at all is what `orders.py` looks at.
+    place = SET_OF.get(Status(row.status), "")
+    if place == "confirming":
+        if _number(record.score) > now_ms + LEASE_MS_MAX:
+            return f"{what} has a lease until {record.score}, which is longer than any"
+    elif place:
+        due = row.expires_at_ms if place == "deadlines" else row.due_at_ms or row.expires_at_ms
+        if record.score not in (None, str(due)):
+            return f"{what} is in {place} at {record.score}, and belongs at {due}"
+    if record.listed != str(row.created_at_ms):
+        return f"{what} is in its buyer's list at {record.listed}, not at {row.created_at_ms}"
+    return ""
+
+
+def _difference(
+    what: str, expected: Mapping[str, str], there: Mapping[str, str], *, but: Collection[str] = ()
+) -> str:
+    """In which fields two hashes differ, in one sentence; empty where they do not."""
+    names = sorted((expected.keys() | there.keys()) - set(but))
+    wrong = [
+        f"{name} is {there.get(name, 'absent')!r}, SQL has {expected.get(name, 'none')!r}"
+        for name in names
+        if expected.get(name) != there.get(name)
+    ]
+    return f"{what}: {'; '.join(wrong)}" if wrong else ""
+
+
+def _number(text: str | None) -> int:
+    """A whole number; 0 where what is there is none."""
+    return int(text) if text and text.isascii() and text.isdigit() else 0

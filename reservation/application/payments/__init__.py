@@ -1,0 +1,1 @@
+"""Payments: confirmation, settlement, notifications and refunds."""

@@ -1,0 +1,103 @@
+"""Proves that no money of a payment can come, where the PG does not know it.
+
+A 404 alone proves nothing: a PG that is ill gives it, and a key of another merchant gets it.
+"""
+
+from typing import Final
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from reservation.adapters.sql.ledger import Ledger
+from reservation.application.payments.gateway_health import GatewayHealth
+from reservation.application.payments.resolve import AnswerKind, Conclude
+from reservation.domain.clock import Clock
+from reservation.domain.payment_gateway import (
+    Answered,
+    PaymentGateway,
+    PaymentMissing,
+    PaymentStatus,
+)
+from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentLimits
+
+__all__ = ["Absence"]
+
+log = structlog.get_logger(__name__)
+
+#: Without money now, and without a confirm of ours that could bring it.
+_WITHOUT_MONEY: Final = frozenset(
+    {
+        PaymentStatus.READY,
+        PaymentStatus.IN_PROGRESS,
+        PaymentStatus.EXPIRED,
+        PaymentStatus.ABORTED,
+        PaymentStatus.CANCELED,
+    }
+)
+
+
+class Absence:
+    """Looks for the proof."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        gateway: PaymentGateway,
+        conclude: Conclude,
+        health: GatewayHealth,
+        *,
+        clock: Clock,
+        limits: PaymentLimits = DEFAULT_LIMITS,
+    ) -> None:
+        self._ledger = ledger
+        self._gateway = gateway
+        self._conclude = conclude
+        self._health = health
+        self._clock = clock
+        self._limits = limits
+
+    async def is_proven(
+        self, order_id: str, payment_key: str, *, may_be_paid_otherwise: bool = False
+    ) -> bool:
+        """Whether 404s prove that no money can come; see `shows_no_money`.
+
+        They must be some time apart with nothing else between them, by key and by order, and from
+        a PG that shows our other payments to this key.
+        """
+        try:
+            since_ms = await self._ledger.evidence.missing_since(order_id, payment_key)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("absence_without_sql", order_id=order_id, reason=str(error))
+            return False
+        apart_ms = self._limits.missing_apart_seconds * 1000
+        if since_ms is None or self._clock.now_ms() - since_ms < apart_ms:
+            return False
+        return await self.shows_no_money(
+            order_id, payment_key, may_be_paid_otherwise=may_be_paid_otherwise
+        )
+
+    async def shows_no_money(
+        self, order_id: str, payment_key: str, *, may_be_paid_otherwise: bool = False
+    ) -> bool:
+        """Whether the PG shows no payment of this order that has or may get money.
+
+        Args:
+            order_id: of the order that asked for the payment.
+            payment_key: the PG's id of the payment, which it does not show as this order's.
+            may_be_paid_otherwise: another payment of the order may have money: who asked for that
+                one decides it.
+        """
+        answer = await self._gateway.look_up_order(order_id)
+        await self._conclude.remember(order_id, payment_key, AnswerKind.LOOK_UP_ORDER, answer)
+        match answer:
+            case PaymentMissing():
+                return await self._health.sees_ours()
+            case Answered(payment):
+                # Another window that the buyer opened for the order: no confirm of it ever left.
+                return (
+                    payment.order_id == order_id
+                    and payment.payment_key != payment_key
+                    and (may_be_paid_otherwise or payment.status in _WITHOUT_MONEY)
+                )
+            case _:
+                return False

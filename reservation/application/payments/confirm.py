@@ -1,0 +1,393 @@
+"""The buyer is back from the PG: claim the hold, write the intent, ask for the money, finish.
+
+    prepare --> PG's page --> success URL
+                                |  token and amount are ours?      no: refused, nothing happens
+                                v
+                              claim      CONFIRMING: no deadline can take the hold any more
+                                v
+                              intent     in SQL, committed: from here on a crash leaves a trace
+                                v
+                              confirm    at the PG: the one call that moves money
+                                v
+                              finish     CONFIRMED, AWAITING_DEPOSIT or given back
+
+A process may die between any two of these; the settler goes on from where it stopped.
+"""
+
+import asyncio
+import math
+from typing import Final
+
+import msgspec
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.payment_intents import IntentOutcome
+from reservation.application.payments.attempt_answer import attempt_answer
+from reservation.application.payments.resolve import Case, Conclude
+from reservation.application.readiness.data_loss import Losses
+from reservation.application.sales.catalog import Catalog, Known
+from reservation.domain.clock import Clock
+from reservation.domain.errors import (
+    InvalidToken,
+    RateLimited,
+    ReservationError,
+    SaleRecovering,
+    Unavailable,
+)
+from reservation.domain.idempotency_keys import confirm_key
+from reservation.domain.payment import (
+    Attempt,
+    Cause,
+    Outcome,
+    PaymentOutcome,
+    Present,
+    Reason,
+)
+from reservation.domain.payment_gateway import Answer, PaymentGateway
+from reservation.domain.payment_rules import Asked
+from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentLimits
+from reservation.domain.rate_limit import Limiter, Rate
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from reservation.failpoints import reach
+from reservation.telemetry import tracing
+
+__all__ = ["Confirm"]
+
+log = structlog.get_logger(__name__)
+
+#: An attempt that left no trace in an order in one of these was begun and given up, or was lost.
+_NOT_BEGUN: Final = (Status.HELD, Status.PREPARED, Status.EXPIRED, Status.RELEASED)
+#: A confirm of this payment may have left before, and SQL alone would know.
+_NOT_KNOWN: Final = "Where the payment stands cannot be told now. Load this page again."
+#: How often a repeat of the success URL looks whether the first one is through.
+LOOK_SECONDS: Final = 0.1
+#: At shutdown: what is not through by then is the settler's.
+SHUTDOWN_SECONDS: Final = 2.0
+#: At shutdown: how long the buyers' requests still wait, within the server's grace of 3 s. Most
+#: confirms take less than a second.
+LAST_ANSWER_SECONDS: Final = 1.5
+#: At shutdown: how long the lease of a confirm that is cut short may take to be moved.
+MOVE_SECONDS_MAX: Final = 0.5
+#: Attempts of one buyer, in one process, with payments that can never be the order's: made-up keys,
+#: another order's, another amount. Each costs the PG three calls and SQL five rows.
+VOIDS_PER_BUYER: Final = Rate(count=10, per_seconds=3600)
+
+
+class Confirm:
+    """Confirms payments, each in a task of its own that outlives the buyer's request."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: Store,
+        ledger: Ledger,
+        gateway: PaymentGateway,
+        conclude: Conclude,
+        losses: Losses,
+        *,
+        clock: Clock,
+        limits: PaymentLimits = DEFAULT_LIMITS,
+    ) -> None:
+        self._limits = limits
+        self._catalog = catalog
+        self._store = store
+        self._ledger = ledger
+        self._gateway = gateway
+        self._conclude = conclude
+        self._losses = losses
+        self._clock = clock
+        self._voids = Limiter(VOIDS_PER_BUYER)
+        self._under_way: dict[tuple[str, str], asyncio.Task[None]] = {}
+        #: Done once no request waits any more, since the service ends.
+        self._ending: asyncio.Future[None] | None = None
+
+    async def __call__(
+        self, order: Reservation, *, payment_key: str, may_claim: bool
+    ) -> Reservation:
+        """Take one payment attempt to its outcome, or to CONFIRMING while that is unknown.
+
+        Args:
+            order: the reservation that the return token names, its amount checked by the caller.
+            payment_key: the PG's id of this attempt.
+            may_claim: false where the token is only good to read an earlier attempt's outcome.
+
+        Raises:
+            PaymentDeclined, ReservationExpired, SoldOut, BuyerLimitExceeded: no money was taken.
+            InvalidToken: the payment belongs to another order.
+            Unavailable: nothing was asked for; the same URL may be loaded again.
+        """
+        try:
+            known = await self._catalog.get(order.sale_id)
+        except SaleRecovering as refusal:
+            return await self._unless_settling(order, refusal)
+        if payment_key in order.attempts:
+            return attempt_answer(order, payment_key)
+        if not may_claim:
+            if order.payment_key != payment_key:
+                raise InvalidToken
+            return await self._known_or_settling(order, payment_key)
+        if tracing.tracer is not None:
+            tracing.tracer.note(order=order.order_id)
+        key = (order.order_id, payment_key)
+        task = self._under_way.get(key)
+        if task is None:
+            if order.status in _NOT_BEGUN:
+                self._limit_voids(order.buyer_id)
+            task = asyncio.create_task(self._pay(order, known, payment_key))
+            self._under_way[key] = task
+            task.add_done_callback(lambda done: self._done(key, done))
+        give_up_at = self._clock.monotonic() + self._limits.answer_seconds
+        ending = self._end()
+        await asyncio.wait(
+            {task, ending},
+            timeout=self._limits.answer_seconds,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        try:
+            if task.done():
+                task.result()
+            found = await self._outcome(order, payment_key, give_up_at)
+        except InvalidToken:
+            raise
+        except (ReservationError, StoreUnavailable, StoreUncertain) as refusal:
+            return await self._unless_settling(order, refusal)
+        return await self._known_or_settling(found, payment_key)
+
+    def _limit_voids(self, buyer_id: str) -> None:
+        """Refuse a new attempt of a buyer whose last ones could not be used.
+
+        Raises:
+            RateLimited: it costs the PG three calls, and those were too many already.
+        """
+        wait = self._voids.peek(buyer_id, self._clock.monotonic())
+        if wait:
+            raise RateLimited(
+                "Too many payments of this buyer could not be used.", retryAfter=math.ceil(wait)
+            )
+
+    async def _known_or_settling(self, order: Reservation, payment_key: str) -> Reservation:
+        """The order as the answer to this attempt, where Redis knows how the attempt stands."""
+        known = payment_key in order.attempts or order.status not in _NOT_BEGUN
+        if known:
+            return attempt_answer(order, payment_key)
+        if (order.order_id, payment_key) in self._under_way:
+            # Not claimed yet, after all this time: it goes on, whatever becomes of it.
+            return msgspec.structs.replace(order, status=Status.CONFIRMING)
+        refusal = Unavailable("The payment could not be begun. Load this page again.", retryAfter=1)
+        return await self._unless_settling(order, refusal)
+
+    async def _unless_settling(self, order: Reservation, refusal: Exception) -> Reservation:
+        """The order as one whose payment is being settled, where a confirm may have left.
+
+        Raises:
+            The refusal: SQL has no intent of this order without an end, so no money was asked for.
+            Unavailable: SQL cannot tell.
+        """
+        try:
+            settling = await self._losses.settling(order)
+        except (SQLAlchemyError, OSError) as error:
+            raise Unavailable(_NOT_KNOWN, retryAfter=1) from error
+        if settling is None:
+            raise refusal
+        return settling
+
+    def stop_waiting(self) -> None:
+        """Answer soon each request that waits, as after ten seconds: the service ends."""
+        ending = self._end()
+        asyncio.get_running_loop().call_later(
+            LAST_ANSWER_SECONDS, lambda: ending.done() or ending.set_result(None)
+        )
+
+    def _end(self) -> asyncio.Future[None]:
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().create_future()
+        return self._ending
+
+    async def aclose(self) -> None:
+        """Give what is under way a moment; the settler takes the rest."""
+        tasks = list(self._under_way.values())
+        if not tasks:
+            return
+        _, pending = await asyncio.wait(tasks, timeout=SHUTDOWN_SECONDS)
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+
+    def _done(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
+        self._under_way.pop(key, None)
+        if not task.cancelled() and (error := task.exception()):
+            # Each waiting request raises it as well; with none left it must not pass unseen.
+            log.info("confirm_refused", order_id=key[0], reason=type(error).__name__)
+
+    async def _outcome(
+        self, order: Reservation, payment_key: str, give_up_at: float
+    ) -> Reservation:
+        """The order once the attempt is decided; waits for another process that has it."""
+        while True:
+            found = await self._store.read(order.order_id) or order
+            undecided = found.status is Status.CONFIRMING and payment_key not in found.attempts
+            over = self._clock.monotonic() >= give_up_at or self._end().done()
+            if not undecided or over:
+                return found
+            if (order.order_id, payment_key) not in self._under_way and (
+                found.payment_key != payment_key
+            ):
+                return found
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _pay(self, order: Reservation, known: Known, payment_key: str) -> None:
+        lease_ends_at = self._clock.monotonic() + self._limits.lease_ms / 1000
+        reach("confirm:before_claim", order.order_id)
+        claimed = await self._store.claim(
+            order,
+            epoch=known.epoch,
+            payment_key=payment_key,
+            lease_ms=self._limits.lease_ms,
+            known_fence=await self._known_fence(order.order_id),
+        )
+        reach("confirm:after_claim", order.order_id)
+        if isinstance(claimed, Present):
+            return
+        case = Case(order, known, claimed.fence, payment_key, claimed.claim_id, lease_ends_at)
+        try:
+            await self._ask(case)
+        except asyncio.CancelledError:
+            # This process ends; the settler need not wait for a lease that has no use.
+            await self._give_up_lease(case)
+            raise
+
+    async def _give_up_lease(self, case: Case) -> None:
+        try:
+            async with asyncio.timeout(MOVE_SECONDS_MAX):
+                await self._move_lease(case, self._limits.cut_short_seconds)
+        except (ReservationError, StoreUnavailable, StoreUncertain, TimeoutError) as error:
+            log.warning(
+                "lease_not_moved", order_id=case.order.order_id, reason=type(error).__name__
+            )
+
+    async def _move_lease(self, case: Case, seconds: float) -> None:
+        await self._store.move_lease(
+            case.order, epoch=case.known.epoch, fence=case.fence, lease_ms=round(seconds * 1000)
+        )
+
+    async def _ask(self, case: Case) -> None:
+        """Write the intent, ask the PG for the money and write down how it ended."""
+        order = case.order
+        written = await self._write_intent(case)
+        if written is None:
+            return
+        reach("confirm:after_intent", order.order_id)
+        asked = await self._which_confirm(case, written)
+        if not self._conclude.may_ask(case):
+            return
+        reach("confirm:before_call", order.order_id)
+        answer = await self._gateway.confirm(
+            payment_key=case.payment_key,
+            order_id=order.order_id,
+            amount=order.amount,
+            idempotency_key=confirm_key(case.payment_key, 0),
+        )
+        reach("confirm:after_call", order.order_id)
+        await self._carry_out(case, answer, asked)
+
+    async def _carry_out(self, case: Case, answer: Answer, asked: Asked) -> None:
+        """Carry out the answer, or leave the payment to the settler.
+
+        The money may have moved: what Redis refuses from here on is no answer to the buyer.
+        """
+        try:
+            status = await self._conclude(case, answer, asked)
+            if status in (Status.HELD, Status.PREPARED, Status.EXPIRED):
+                await self._count_void(case)
+            if status is None:
+                await self._move_lease(case, self._limits.hand_over_seconds)
+        except (ReservationError, StoreUnavailable, StoreUncertain) as error:
+            log.warning(
+                "confirm_left_to_the_settler",
+                order_id=case.order.order_id,
+                reason=str(error) or type(error).__name__,
+            )
+
+    async def _count_void(self, case: Case) -> None:
+        """Count an attempt whose payment could never be the order's against its buyer."""
+        found = await self._store.read(case.order.order_id)
+        text = found.attempts.get(case.payment_key, "") if found else ""
+        if Attempt.read(text).outcome == PaymentOutcome.VOIDED:
+            self._voids.wait(case.order.buyer_id, self._clock.monotonic())
+
+    async def _known_fence(self, order_id: str) -> int:
+        try:
+            return await self._ledger.known_fence(order_id)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("fence_not_read", order_id=order_id, reason=str(error))
+            raise Unavailable(_NOT_KNOWN, retryAfter=1) from error
+
+    async def _write_intent(self, case: Case) -> IntentOutcome | None:
+        """Commit the intent to SQL; None where no money may be asked for."""
+        try:
+            outcome = await self._ledger.write_intent(
+                order_id=case.order.order_id,
+                sale_id=case.order.sale_id,
+                fence=case.fence,
+                payment_key=case.payment_key,
+                amount=case.order.amount,
+                currency=case.order.currency,
+                idempotency_key=confirm_key(case.payment_key, 0),
+                now_ms=self._clock.now_ms(),
+                epoch=case.known.epoch,
+                reservation=msgspec.json.encode(case.order).decode(),
+            )
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("intent_not_written", order_id=case.order.order_id, reason=str(error))
+            # Whether the row is there or not: void it in Redis, and no call leaves under it.
+            await self._void(case, Cause.INTENT_NOT_WRITTEN)
+            raise Unavailable(
+                "The payment could not be begun. Load this page again.", retryAfter=1
+            ) from error
+        match outcome:
+            case IntentOutcome.WRITTEN | IntentOutcome.ALREADY_WRITTEN:
+                return outcome
+            case IntentOutcome.VOIDED:
+                return None
+            case IntentOutcome.FENCE_OF_ANOTHER_KEY:
+                reason = f"order {case.order.order_id} lost the claim of fence {case.fence}"
+                self._losses.report(case.order.sale_id, case.known.epoch, reason)
+                return None
+            case IntentOutcome.KEY_OF_ANOTHER_ORDER:
+                await self._void(case, Cause.KEY_OF_ANOTHER_ORDER)
+                self._voids.wait(case.order.buyer_id, self._clock.monotonic())
+                raise InvalidToken("This payment belongs to another order.")
+
+    async def _which_confirm(self, case: Case, written: IntentOutcome) -> Asked:
+        """Whether any confirm of this key may have left before: each one has its intent."""
+        if written is IntentOutcome.ALREADY_WRITTEN:
+            return Asked.LATER_CONFIRM
+        if case.fence == 1:
+            return Asked.FIRST_CONFIRM
+        try:
+            intents = await self._ledger.intents_of(case.order.order_id)
+        except (SQLAlchemyError, OSError) as error:
+            # Not known to be the first is not the first: a decline will be looked up.
+            log.warning("intents_not_read", order_id=case.order.order_id, reason=str(error))
+            return Asked.LATER_CONFIRM
+        earlier = any(
+            intent.payment_key == case.payment_key and intent.fence < case.fence
+            for intent in intents
+            if intent.kind == "intent"
+        )
+        return Asked.LATER_CONFIRM if earlier else Asked.FIRST_CONFIRM
+
+    async def _void(self, case: Case, cause: Cause) -> None:
+        await self._store.finish(
+            case.order,
+            epoch=case.known.epoch,
+            fence=case.fence,
+            outcome=Outcome(name=PaymentOutcome.VOIDED, reason=Reason(cause)),
+            payment_key=case.payment_key,
+            claim_id=case.claim_id,
+        )

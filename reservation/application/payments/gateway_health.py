@@ -1,0 +1,123 @@
+"""Health of the payment gateway's API key: accepted, and the key to our own payments.
+
+Two failures look like an answer about one payment and are about all of them:
+
+- The PG refuses the key (401). Where a confirm and the look-up after it are both refused, prepare
+  closes by the name `gateway`: holds could not be paid for. It opens again when the key is taken.
+- The key is another merchant's: the PG answers 404 for payments that exist. So a 404 counts only
+  while this key can see a payment of ours that SQL has as DONE (the canary).
+"""
+
+import asyncio
+from typing import Final
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from reservation.adapters.sql.ledger import Ledger
+from reservation.domain.alarms import Alarm
+from reservation.domain.clock import Clock
+from reservation.domain.payment_gateway import (
+    Answered,
+    Misconfigured,
+    PaymentGateway,
+    PaymentMissing,
+)
+from reservation.telemetry.metrics import alarm
+
+__all__ = ["GATEWAY", "GatewayHealth"]
+
+log = structlog.get_logger(__name__)
+
+#: The name under which prepare closes.
+GATEWAY: Final = "gateway"
+#: How long one sight of a payment of ours stands for all. Keys change with a restart only.
+SEEN_SECONDS: Final = 60.0
+#: How long the canary is left alone after it was not seen.
+UNSEEN_SECONDS: Final = 30.0
+#: Between two probes of a refused key, by a look-up.
+PROBE_SECONDS: Final = 5.0
+#: A key of the PG's form that no payment has: a 404 for it shows that our API key is accepted.
+_NO_PAYMENT: Final = "reservation-probe-0000000000000000"
+
+
+class GatewayHealth:
+    """One process's view of the gateway's API key."""
+
+    def __init__(self, gateway: PaymentGateway, ledger: Ledger, *, clock: Clock) -> None:
+        self._gateway = gateway
+        self._ledger = ledger
+        self._clock = clock
+        self._seen_until = 0.0
+        self._unseen_until = 0.0
+        self._canary = asyncio.Lock()
+        self._refused = False
+        self._probe_at = 0.0
+        self._probe: asyncio.Task[None] | None = None
+
+    def saw_ours(self) -> None:
+        """The PG showed a payment of ours."""
+        self._seen_until = self._clock.monotonic() + SEEN_SECONDS
+
+    def refuse(self) -> None:
+        """The PG refused our key at a confirm and at the look-up after it."""
+        if not self._refused:
+            log.error("gateway_refuses_key")
+        self._refused = True
+        self._probe_at = self._clock.monotonic() + PROBE_SECONDS
+
+    def missing(self) -> tuple[str, ...]:
+        """`gateway` while the PG refuses our key; also starts the probe that ends this."""
+        if not self._refused:
+            return ()
+        now = self._clock.monotonic()
+        if now >= self._probe_at and (self._probe is None or self._probe.done()):
+            self._probe_at = now + PROBE_SECONDS
+            self._probe = asyncio.create_task(self._probe_key())
+        return (GATEWAY,)
+
+    async def _probe_key(self) -> None:
+        match await self._gateway.look_up(_NO_PAYMENT):
+            case Answered() | PaymentMissing():
+                self._refused = False
+                log.info("gateway_accepts_key")
+            case answer:
+                log.info("gateway_probed", answer=type(answer).__name__)
+
+    async def sees_ours(self) -> bool:
+        """Whether a 404 of the PG may be believed: this key sees a payment that SQL has as DONE.
+
+        True as well where SQL has no such payment, for then there is nothing to compare with.
+        """
+        async with self._canary:
+            now = self._clock.monotonic()
+            if now < self._seen_until:
+                return True
+            if now < self._unseen_until:
+                return False
+            if await self._look_at_canary():
+                self.saw_ours()
+                return True
+            self._unseen_until = now + UNSEEN_SECONDS
+            return False
+
+    async def _look_at_canary(self) -> bool:
+        try:
+            payment_key = await self._ledger.evidence.newest_done_payment()
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("canary_not_read", reason=type(error).__name__)
+            return False
+        if payment_key is None:
+            return True
+        answer = await self._gateway.look_up(payment_key)
+        if isinstance(answer, Answered):
+            return answer.payment.payment_key == payment_key
+        if isinstance(answer, PaymentMissing | Misconfigured):
+            alarm(Alarm.GATEWAY_MISCONFIGURED, canary=payment_key[-4:], code=answer.code)
+        return False
+
+    async def aclose(self) -> None:
+        """End a probe that is under way."""
+        if self._probe is not None:
+            self._probe.cancel()
+            await asyncio.gather(self._probe, return_exceptions=True)

@@ -1,0 +1,217 @@
+"""Payments that no order has: asked for under a claim that Redis lost.
+
+The intent is in SQL before the PG is asked. What a rebuild cannot give its order again, because the
+stock is gone or the order has another payment by now, is a payment that cannot be served: the PG is
+asked until it tells, and the money goes back.
+"""
+
+from typing import Final
+
+import msgspec
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.rebuild_queries import UnmetIntent
+from reservation.application.payments.absence import Absence
+from reservation.application.payments.gateway_health import GatewayHealth
+from reservation.application.payments.resolve import AnswerKind, Conclude, is_given_back
+from reservation.application.readiness.data_loss import Losses, is_under_way
+from reservation.domain.alarms import Alarm
+from reservation.domain.clock import Clock
+from reservation.domain.payment_gateway import (
+    Answered,
+    Payment,
+    PaymentGateway,
+    PaymentMissing,
+    PaymentStatus,
+)
+from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentLimits
+from reservation.domain.states import Status
+from reservation.telemetry.metrics import alarm
+
+__all__ = ["Orphans"]
+
+log = structlog.get_logger(__name__)
+
+#: A payment that will not take money any more, or has given it back.
+_OVER: Final = (PaymentStatus.CANCELED, PaymentStatus.ABORTED, PaymentStatus.EXPIRED)
+#: Money that is there, or an account that may still be paid into.
+_OPEN: Final = (
+    PaymentStatus.DONE,
+    PaymentStatus.PARTIAL_CANCELED,
+    PaymentStatus.WAITING_FOR_DEPOSIT,
+)
+#: One that was authenticated and never confirmed: it ends by itself once its window has closed.
+_UNAPPROVED: Final = (PaymentStatus.READY, PaymentStatus.IN_PROGRESS)
+#: An order in one of these has the payment that it was sold for.
+_SOLD: Final = (Status.AWAITING_DEPOSIT, Status.CONFIRMED, Status.REFUNDED)
+
+#: How old an intent without an end is before the settler looks for its order.
+UNMET_SECONDS: Final = 10.0
+
+
+class _Look(msgspec.Struct, frozen=True):
+    """When to look again, by a monotonic clock."""
+
+    at: float
+    pause: float
+
+
+class Orphans:
+    """Finds such payments and gives their money back."""
+
+    def __init__(
+        self,
+        store: Store,
+        ledger: Ledger,
+        gateway: PaymentGateway,
+        conclude: Conclude,
+        losses: Losses,
+        health: GatewayHealth,
+        *,
+        clock: Clock,
+        limits: PaymentLimits = DEFAULT_LIMITS,
+    ) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._gateway = gateway
+        self._conclude = conclude
+        self._losses = losses
+        self._clock = clock
+        self._limits = limits
+        self._absence = Absence(ledger, gateway, conclude, health, clock=clock, limits=limits)
+        self._looks: dict[tuple[str, str], _Look] = {}
+        #: When to read all intents without an end again. Nearly all of them are met, and where the
+        #: flusher stands still each payment has one; between, only those are read that are new.
+        self._whole: _Look | None = None
+        self._read_until_ms = 0
+
+    async def run_once(self) -> int:
+        """One round over all sales; how many payments were asked about.
+
+        An intent that Redis must have the claim of and has not is a loss, and closes its sale.
+        """
+        now, before_ms = self._clock.monotonic(), self._clock.now_ms() - round(UNMET_SECONDS * 1000)
+        whole = self._whole is None or self._whole.at <= now
+        since_ms = None if whole else self._read_until_ms
+        intents = await self._ledger.unmet_intents(since_ms=since_ms, before_ms=before_ms)
+        epochs = await self._ledger.known_sales() if intents else {}
+        due: list[UnmetIntent] = []
+        looks: dict[tuple[str, str], _Look] = {} if whole else self._looks.copy()
+        for intent, order in await self._losses.with_orders(intents, self._store):
+            epoch = epochs.get(intent.sale_id, "")
+            if self._losses.report_unmet(intent, order, epoch) or is_under_way(intent, order):
+                continue
+            name = (intent.order_id, intent.payment_key)
+            look = self._looks.get(name)
+            if look is None or look.at <= now:
+                due.append(intent)
+                look = self._later(look, now)
+            looks[name] = look
+        self._looks, self._read_until_ms = looks, before_ms
+        if whole or due:
+            self._whole = self._later(None if due else self._whole, now)
+        await self.look_after(due)
+        return len(due)
+
+    def _later(self, before: _Look | None, now: float) -> _Look:
+        least, most = self._limits.pause_least_seconds, self._limits.pause_most_seconds
+        pause = min(most, 2 * before.pause) if before else least
+        return _Look(now + pause, pause)
+
+    async def of(self, sale_id: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Ask about the sale's payments that no order has; what `look_after` returns."""
+        intents = await self._ledger.unmet_intents(sale_id)
+        found = await self._losses.with_orders(intents, self._store)
+        return await self.look_after(
+            [intent for intent, order in found if not is_under_way(intent, order)]
+        )
+
+    async def look_after(
+        self, intents: list[UnmetIntent]
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Give back money that came for what is gone; who got it, and what cannot be told yet."""
+        given_back: list[str] = []
+        undecided: list[str] = []
+        for intent in intents:
+            try:
+                decided = await self._give_back(intent)
+            except (SQLAlchemyError, OSError) as error:
+                log.warning("orphan_waits", order_id=intent.order_id, reason=str(error))
+                decided = None
+            match decided:
+                case True:
+                    given_back.append(intent.order_id)
+                case None:
+                    undecided.append(intent.order_id)
+                    alarm(Alarm.PAYMENT_WITHOUT_ORDER, order_id=intent.order_id)
+                case False:
+                    pass
+        return tuple(given_back), tuple(undecided)
+
+    async def _give_back(self, intent: UnmetIntent) -> bool | None:
+        """Whether money was given back; None where the PG cannot tell yet."""
+        decided = await self._decide(intent)
+        if decided is not None:
+            now_ms = self._clock.now_ms()
+            await self._ledger.end_intents(intent.order_id, intent.payment_key, now_ms)
+        return decided
+
+    async def _decide(self, intent: UnmetIntent) -> bool | None:
+        order_id, payment_key = intent.order_id, intent.payment_key
+        row = await self._ledger.order(order_id)
+        if row is not None and row.payment_key == payment_key and row.status in _SOLD:
+            return False
+        kept = await self._ledger.payment_by_key(payment_key)
+        if kept is not None and kept.status in _OVER:
+            return False
+        answer = await self._gateway.look_up(payment_key)
+        await self._conclude.remember(order_id, payment_key, AnswerKind.LOOK_UP, answer)
+        match answer:
+            case Answered(payment) if payment.order_id == order_id:
+                return await self._end(intent, payment)
+            case Answered():
+                # Another order's: no confirm of ours can ever have got its money.
+                closed = self._is_closed(intent)
+                gone = closed and await self._absence.shows_no_money(
+                    order_id, payment_key, may_be_paid_otherwise=True
+                )
+            case PaymentMissing():
+                closed = self._is_closed(intent)
+                gone = closed and await self._absence.is_proven(
+                    order_id, payment_key, may_be_paid_otherwise=True
+                )
+            case _:
+                return None
+        return False if gone and await self._bar(intent) else None
+
+    async def _end(self, intent: UnmetIntent, payment: Payment) -> bool | None:
+        """Take a payment that the PG shows to its end, if it can have one now."""
+        if payment.status in _OVER or is_given_back(payment):
+            await self._conclude.keep_payment(payment)
+            return False
+        if payment.status in _UNAPPROVED:
+            return False if self._is_closed(intent) and await self._bar(intent) else None
+        # The buyer's own key makes the same order again: it must not be sold for this payment.
+        if payment.status not in _OPEN or not await self._bar(intent):
+            return None
+        # An account that nobody has paid into yet is closed too: a deposit would have no order.
+        cancelled = await self._conclude.cancel_at_pg(
+            intent.order_id, intent.payment_key, "the reservation was lost"
+        )
+        if isinstance(cancelled, Answered) and is_given_back(cancelled.payment):
+            await self._conclude.keep_payment(cancelled.payment)
+            return cancelled.payment.approved_at is not None
+        return None
+
+    def _is_closed(self, intent: UnmetIntent) -> bool:
+        """Whether the PG would take no confirm of it any more."""
+        age_ms = self._clock.now_ms() - intent.created_at_ms
+        return age_ms >= self._limits.window_closed_seconds * 1000
+
+    async def _bar(self, intent: UnmetIntent) -> bool:
+        return await self._conclude.bar(
+            intent.order_id, intent.sale_id, intent.fence, intent.payment_key
+        )

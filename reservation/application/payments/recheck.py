@@ -1,0 +1,104 @@
+"""Looks once more, later, at payments whose webhook may never come.
+
+- An ended attempt, by a refusal or by silence: after 15 minutes, and a day later.
+- An open virtual account: every ten minutes at first, then hourly, until it is paid or lapses.
+- A payment whose webhook came over a limit: a moment later.
+- A failed cancel: after a minute, then less often, until the PG shows the money given back.
+"""
+
+from typing import Final
+
+import structlog
+
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.payment_checks import PaymentCheck
+from reservation.application.payments.follow_up import FollowUp
+from reservation.domain.clock import Clock
+from reservation.domain.errors import ReservationError
+from reservation.domain.payment_gateway import Answered, PaymentGateway, PaymentMissing
+from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentLimits
+from reservation.domain.states import Status
+
+__all__ = ["Recheck"]
+
+log = structlog.get_logger(__name__)
+
+#: Payments of one round: a round comes every few seconds, and the PG's own limits are ours too.
+ROUND_MAX: Final = 20
+_MINUTE_MS: Final = 60_000
+#: One look, its cancel included, is over by then; another worker may take the payment after it.
+TAKEN_MS: Final = 3 * _MINUTE_MS
+#: An open account is looked at that often in its first hour, then once an hour.
+FIRST_LOOKS: Final = 6
+#: An order that Redis does not have is waited for so many hours: a rebuild brings it back.
+MISSING_LOOKS_MAX: Final = 48
+#: What the next look may not meet.
+_PASSING: Final = (ReservationError, StoreUnavailable, StoreUncertain, OSError)
+
+
+class Recheck:
+    """Works the list of payments to look at."""
+
+    def __init__(
+        self,
+        store: Store,
+        ledger: Ledger,
+        gateway: PaymentGateway,
+        follow_up: FollowUp,
+        *,
+        clock: Clock,
+        limits: PaymentLimits = DEFAULT_LIMITS,
+    ) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._gateway = gateway
+        self._follow_up = follow_up
+        self._clock = clock
+        self._limits = limits
+
+    async def run_once(self) -> int:
+        """Look at what is due; how many payments were looked at.
+
+        Raises:
+            SQLAlchemyError: SQL is away.
+        """
+        now_ms, looked = self._clock.now_ms(), 0
+        for due in await self._ledger.checks.due(now_ms, ROUND_MAX):
+            check = await self._ledger.checks.take(due, self._clock.now_ms() + TAKEN_MS)
+            if check is None:
+                continue
+            looked += 1
+            try:
+                pause_ms = await self._look(check)
+            except _PASSING as error:
+                log.info("recheck_waits", order_id=check.order_id, reason=str(error))
+                continue
+            if pause_ms is None:
+                await self._ledger.checks.drop(check)
+            else:
+                due_at_ms = self._clock.now_ms() + pause_ms
+                await self._ledger.checks.put_off(check, due_at_ms, check.looks + 1)
+        return looked
+
+    async def _look(self, check: PaymentCheck) -> int | None:
+        """One look; the pause before the next one in ms, None where there is none."""
+        order = await self._store.read(check.order_id)
+        if order is None:
+            return 60 * _MINUTE_MS if check.looks < MISSING_LOOKS_MAX else None
+        if order.status is Status.CONFIRMING:
+            return 15 * _MINUTE_MS
+        answer = await self._gateway.look_up(check.payment_key)
+        if not isinstance(answer, Answered | PaymentMissing):
+            return 5 * _MINUTE_MS
+        if isinstance(answer, Answered) and answer.payment.order_id == check.order_id:
+            if not await self._follow_up(order, answer, is_listed=True):
+                return min(60, 2**check.looks) * _MINUTE_MS
+            order = await self._store.read(check.order_id) or order
+        if order.status is Status.AWAITING_DEPOSIT and order.payment_key == check.payment_key:
+            share = 1 if check.looks < FIRST_LOOKS else FIRST_LOOKS
+            return round(self._limits.deposit_look_seconds * 1000) * share
+        if order.status is Status.CONFIRMED and order.payment_key == check.payment_key:
+            return None
+        return 24 * 60 * _MINUTE_MS if check.looks == 0 else None

@@ -1,0 +1,65 @@
+"""What the PG's answers say of a refund: pure, no I/O."""
+
+import re
+from typing import Final
+
+from reservation.domain.payment_gateway import (
+    Answer,
+    Answered,
+    Declined,
+    Misconfigured,
+    OrderIdUsed,
+    Payment,
+    PaymentMissing,
+    PaymentStatus,
+    TryAgain,
+    Unknown,
+)
+
+__all__ = ["has_no_money", "is_back", "may_still_come", "word_of"]
+
+#: The PG works on an earlier call under the same idempotency key.
+_STILL_RUNNING: Final = "IDEMPOTENT_REQUEST_PROCESSING"
+#: The PG's own failure, told by itself: that call has ended. A 502 or 504 may be a proxy's.
+_FAILED: Final = re.compile(r"500 [A-Z][A-Z0-9_]*")
+#: A payment in one of these takes no money any more.
+_ENDED: Final = (PaymentStatus.CANCELED, PaymentStatus.ABORTED, PaymentStatus.EXPIRED)
+
+
+def is_back(payment: Payment) -> bool:
+    """Whether all of its money went back."""
+    ended = (PaymentStatus.CANCELED, PaymentStatus.PARTIAL_CANCELED)
+    return payment.status in ended and payment.balance_amount == 0
+
+
+def has_no_money(payment: Payment) -> bool:
+    """Whether it has ended without any, or with a deposit that the bank took back."""
+    return payment.status in _ENDED and payment.approved_at is None
+
+
+def may_still_come(answer: Answer, *, before: bool) -> bool:
+    """Whether a cancel of ours may still be carried out, after this answer to the last one.
+
+    The PG works on one call of a key at a time: an answer of its own says that every earlier one
+    has ended too. What it turns away at its entrance says nothing of an earlier call.
+    """
+    match answer:
+        case Answered() | Declined() | PaymentMissing() | OrderIdUsed():
+            return False
+        case TryAgain(code):
+            return before or code == _STILL_RUNNING
+        case Misconfigured(bound_to_key=bound):
+            return before and not bound
+        case Unknown(reason, bound_to_key=bound):
+            return not (bound or _FAILED.fullmatch(reason))
+
+
+def word_of(answer: Answer) -> str | None:
+    """The answer in a word, for whoever waits for the refund."""
+    match answer:
+        case Answered(payment):
+            return payment.status
+        case Unknown(reason):
+            return reason
+        case _:
+            return answer.code

@@ -1,0 +1,394 @@
+"""Refunds: the money goes back at the PG, then the stock; a crash in between is gone on from.
+
+    begin    a row in SQL: who, why, and whether the units are for sale again
+    cancel   at the PG, under one idempotency key per payment, so that it happens once
+    finish   CONFIRMED -> REFUNDED in Redis, then the row is done
+
+A row that is not done is taken up again by the worker. One process at a time goes on with it: the
+one that has its lease in SQL.
+
+An operator may correct a pending refund. The new wish takes its place only while no cancel of the
+old one may still be carried out and the PG shows that all of the money is there; else it is refused
+with the wish that stands.
+"""
+
+import asyncio
+import hashlib
+from typing import Final
+
+import msgspec
+import structlog
+
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.refunds import OtherRefund, RefundRecord, RefundReused
+from reservation.adapters.sql.refunds import RefundWish as WrittenWish
+from reservation.application.payments.follow_up import FollowUp
+from reservation.application.payments.refund_answers import (
+    has_no_money,
+    is_back,
+    may_still_come,
+    word_of,
+)
+from reservation.application.payments.resolve import AnswerKind, Conclude
+from reservation.application.reservations.queries import Look
+from reservation.application.sales.catalog import Catalog
+from reservation.domain.alarms import Alarm
+from reservation.domain.clock import Clock, as_wire
+from reservation.domain.errors import (
+    IdempotencyKeyReused,
+    NotRefundable,
+    RefundAccountRequired,
+    RefundPending,
+    ReservationError,
+    ReservationNotFound,
+)
+from reservation.domain.payment import Cause, Reason
+from reservation.domain.payment_gateway import (
+    Answer,
+    Answered,
+    Declined,
+    Misconfigured,
+    Payment,
+    PaymentGateway,
+    PaymentMissing,
+    PaymentStatus,
+    RefundAccount,
+)
+from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentLimits
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from reservation.failpoints import reach
+from reservation.telemetry.metrics import alarm
+
+__all__ = ["ORDER_NOT_PAID", "VIRTUAL_ACCOUNT", "Refund", "RefundWish", "facts_of"]
+
+log = structlog.get_logger(__name__)
+
+#: The PG's word for a virtual account, whose deposits go back to an account only.
+VIRTUAL_ACCOUNT: Final = "가상계좌"
+
+
+#: The code of a refund that has ended since its order did, without any money to give back.
+ORDER_NOT_PAID: Final = "ORDER_NOT_PAID"
+
+
+class RefundWish(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator asks for."""
+
+    order_id: str
+    reason: str
+    restock: bool
+    account: RefundAccount | None
+    idempotency_key: str
+    operator: str
+
+    def digest(self) -> str:
+        """Tells this wish from another under the same key."""
+        body = msgspec.json.encode([self.order_id, self.reason, self.restock, self.account])
+        return hashlib.sha256(body).hexdigest()[:32]
+
+    def written(self) -> WrittenWish:
+        """The wish as SQL keeps it."""
+        return WrittenWish(
+            order_id=self.order_id,
+            idempotency_key=self.idempotency_key,
+            digest=self.digest(),
+            reason=self.reason,
+            restock=self.restock,
+            operator=self.operator,
+            account_json=msgspec.json.encode(self.account).decode() if self.account else None,
+        )
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    """What came of asking the PG for a refund."""
+
+    #: All of the money is back.
+    back: bool
+    #: The PG's last word where it is not.
+    code: str | None = None
+    #: A cancel may still be carried out.
+    unanswered: bool = False
+
+
+class Refund:
+    """Refunds sold orders in full."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: Store,
+        ledger: Ledger,
+        gateway: PaymentGateway,
+        conclude: Conclude,
+        look: Look,
+        follow_up: FollowUp,
+        *,
+        clock: Clock,
+        limits: PaymentLimits = DEFAULT_LIMITS,
+    ) -> None:
+        self._catalog = catalog
+        self._store = store
+        self._ledger = ledger
+        self._gateway = gateway
+        self._conclude = conclude
+        self._look = look
+        self._follow_up = follow_up
+        self._clock = clock
+        self._limits = limits
+        self._under_way: set[asyncio.Task[bool]] = set()
+
+    async def __call__(self, wish: RefundWish) -> bool:
+        """Begin the refund and try to finish it; whether it is through.
+
+        Raises:
+            ReservationNotFound, NotRefundable: nothing was sold under this order, it is refunded
+                by another wish already, or the PG refuses.
+            RefundPending: another wish is pending and may be carried out at any time.
+            RefundAccountRequired: a deposit, and no account to send it back to.
+            IdempotencyKeyReused: this key asked for something else.
+        """
+        order = await self._look.find(wish.order_id)
+        if order is None:
+            raise ReservationNotFound
+        if order.status not in (Status.CONFIRMED, Status.REFUNDED):
+            raise NotRefundable(reservationStatus=order.status.value)
+        if order.status is Status.CONFIRMED and wish.account is None:
+            await self._need_no_account(order)
+        now_ms = self._clock.now_ms()
+        begun = await self._ledger.begin_refund(wish.written(), now_ms=now_ms)
+        reach("refund:after_begin", wish.order_id)
+        if isinstance(begun, OtherRefund):
+            begun = await self._correct(order, begun.standing, wish)
+        if isinstance(begun, RefundReused):
+            raise IdempotencyKeyReused
+        if begun.status == "refused":
+            raise _refused(begun.code or "")
+        return await self._answer_in_time(begun)
+
+    async def _answer_in_time(self, record: RefundRecord) -> bool:
+        """Go on with it; false after a while in which it is not through, and it goes on."""
+        task = asyncio.create_task(self.go_on(record))
+        self._under_way.add(task)
+        task.add_done_callback(lambda done: self._done(record, done))
+        await asyncio.wait({task}, timeout=self._limits.refund_answer_seconds)
+        return task.result() if task.done() else False
+
+    def _done(self, record: RefundRecord, task: asyncio.Task[bool]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            # The request raises it as well, unless its time was over.
+            log.info("refund_waits", order_id=record.order_id, reason=type(error).__name__)
+
+    async def aclose(self) -> None:
+        """End what is under way: a worker goes on with it once its lease is over."""
+        tasks = list(self._under_way)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _need_no_account(self, order: Reservation) -> None:
+        if await self._method_of(order) == VIRTUAL_ACCOUNT:
+            raise RefundAccountRequired
+
+    async def _method_of(self, order: Reservation) -> str | None:
+        """How it was paid; None where the PG has not told."""
+        payment = await self._ledger.payment_of(order.order_id)
+        return payment.method if payment else None
+
+    async def _correct(
+        self, order: Reservation, standing: RefundRecord, wish: RefundWish
+    ) -> RefundRecord | RefundReused:
+        """Let the wish take the place of another one, if nothing of that one can happen any more.
+
+        Raises:
+            RefundPending, NotRefundable: the other one stands.
+        """
+        if standing.status == "done":
+            raise NotRefundable(
+                "The order was refunded by another wish.", refund=facts_of(standing)
+            )
+        held = await self._lease(standing, asks=False)
+        if held is None:
+            raise RefundPending(refund=facts_of(standing))
+        replaced = None
+        if not held.unanswered and await self._is_untouched(order):
+            now_ms = self._clock.now_ms()
+            replaced = await self._ledger.replace_refund(held, wish.written(), now_ms=now_ms)
+        if isinstance(replaced, RefundRecord):
+            log.info("refund_corrected", order_id=order.order_id, operator=wish.operator)
+            return replaced
+        await self._leave(held, code=held.code, unanswered=held.unanswered)
+        if replaced is None:
+            raise RefundPending(refund=facts_of(held))
+        return replaced
+
+    async def _is_untouched(self, order: Reservation) -> bool:
+        """Whether the PG shows that all of the order's money is still there."""
+        payment_key = order.payment_key or ""
+        answer = await self._gateway.look_up(payment_key)
+        await self._conclude.remember(order.order_id, payment_key, AnswerKind.LOOK_UP, answer)
+        if not isinstance(answer, Answered) or answer.payment.order_id != order.order_id:
+            return False
+        payment = answer.payment
+        whole = payment.balance_amount == payment.total_amount
+        return payment.status == PaymentStatus.DONE and whole
+
+    async def go_on(self, record: RefundRecord) -> bool:
+        """Take a refund on from wherever it stopped; whether it is through."""
+        if record.status == "done":
+            return True
+        order = await self._look.find(record.order_id)
+        if order is None or order.payment_key is None:
+            alarm(Alarm.REFUND_WITHOUT_ORDER, order_id=record.order_id)
+            return False
+        sold = order.status is Status.CONFIRMED
+        began = self._clock.monotonic()
+        held = await self._lease(record, asks=sold)
+        if held is None:
+            return False
+        if order.status not in (Status.CONFIRMED, Status.REFUNDED):
+            return await self._wait_for(order, held)
+        if sold:
+            asked = await self._money_back(order, held, began)
+            if not asked.back:
+                await self._leave(held, code=asked.code, unanswered=asked.unanswered)
+                return False
+        reach("refund:after_cancel", record.order_id)
+        try:
+            known = await self._catalog.get(order.sale_id)
+            status = await self._store.refund(
+                order,
+                epoch=known.epoch,
+                restock=held.restock,
+                reason=Reason(Cause.OPERATOR, operator=held.operator, note=held.reason),
+            )
+        except (ReservationError, StoreUnavailable, StoreUncertain):
+            # The money is back: only the stock waits, for Redis or for a rebuild.
+            await self._leave(held, code=None, unanswered=False)
+            raise
+        if status is not Status.REFUNDED:
+            alarm(Alarm.REFUND_OF_UNSOLD_ORDER, order_id=order.order_id, status=status.value)
+            await self._leave(held, code=status.value, unanswered=held.unanswered)
+            return False
+        reach("refund:after_finish", record.order_id)
+        await self._ledger.finish_refund(held, status="done", code=None, now_ms=self._now_ms())
+        return True
+
+    async def _wait_for(self, order: Reservation, held: RefundRecord) -> bool:
+        """An order that is not sold: the bank took its deposit back, or Redis went back in time.
+
+        The refund goes on where the order is sold again or refunded. It ends where the order has
+        ended and the PG shows no money that could go back.
+        """
+        order_id, payment_key = order.order_id, order.payment_key or ""
+        alarm(Alarm.REFUND_OF_UNSOLD_ORDER, order_id=order_id, status=order.status.value)
+        answer = await self._gateway.look_up(payment_key)
+        await self._conclude.remember(order_id, payment_key, AnswerKind.LOOK_UP, answer)
+        self._warn(order, answer)
+        ended = order.status in (Status.RELEASED, Status.EXPIRED)
+        match answer:
+            case Answered(payment) if payment.order_id == order_id:
+                if ended and has_no_money(payment):
+                    await self._ledger.finish_refund(
+                        held, status="refused", code=ORDER_NOT_PAID, now_ms=self._now_ms()
+                    )
+                    return False
+                moved = ended or _has_moved(order, payment)
+            case _:
+                moved = False
+        await self._leave(held, code=order.status.value, unanswered=held.unanswered)
+        if moved and isinstance(answer, Answered):
+            await self._follow_up(order, answer)
+        return False
+
+    def _now_ms(self) -> int:
+        return self._clock.now_ms()
+
+    async def _lease(self, record: RefundRecord, *, asks: bool) -> RefundRecord | None:
+        now_ms = self._clock.now_ms()
+        return await self._ledger.lease_refund(
+            record, asks=asks, now_ms=now_ms, until_ms=now_ms + self._limits.lease_ms
+        )
+
+    async def _leave(self, held: RefundRecord, *, code: str | None, unanswered: bool) -> None:
+        await self._ledger.leave_refund(
+            held, code=code, unanswered=unanswered, now_ms=self._now_ms()
+        )
+
+    async def _money_back(self, order: Reservation, held: RefundRecord, began: float) -> _Asked:
+        payment_key = order.payment_key or ""
+        account = await self._account_of(order, held)
+        lease_left = self._limits.lease_ms / 1000 - (self._clock.monotonic() - began)
+        if lease_left < self._limits.confirm_seconds + self._limits.lease_left_seconds:
+            # Frozen on the way: another process may have the refund, and another wish for it.
+            log.warning("lease_too_short", order_id=order.order_id)
+            return _Asked(back=False, code=held.code, unanswered=held.unanswered)
+        answer = await self._conclude.cancel_at_pg(
+            order.order_id, payment_key, held.reason, account=account, after_refusals=True
+        )
+        if isinstance(answer, Declined):
+            alarm(Alarm.REFUND_REFUSED, order_id=order.order_id, code=answer.code)
+            await self._ledger.finish_refund(
+                held, status="refused", code=answer.code, now_ms=self._now_ms()
+            )
+            raise _refused(answer.code)
+        unanswered = may_still_come(answer, before=held.unanswered)
+        self._warn(order, answer)
+        shown = answer
+        if not isinstance(shown, Answered):
+            # A cancel of ours may have gone through: only a look at the payment tells.
+            shown = await self._gateway.look_up(payment_key)
+            await self._conclude.remember(order.order_id, payment_key, AnswerKind.LOOK_UP, shown)
+            self._warn(order, shown)
+        if not isinstance(shown, Answered) or shown.payment.order_id != order.order_id:
+            return _Asked(back=False, code=word_of(answer), unanswered=unanswered)
+        await self._conclude.keep_payment(shown.payment)
+        return _Asked(is_back(shown.payment), code=word_of(answer), unanswered=unanswered)
+
+    def _warn(self, order: Reservation, answer: Answer) -> None:
+        """Raise the alarm on an answer that does not change by itself."""
+        match answer:
+            case Misconfigured(code):
+                alarm(Alarm.GATEWAY_MISCONFIGURED, order_id=order.order_id, code=code)
+            case PaymentMissing(code):
+                alarm(Alarm.REFUND_PAYMENT_MISSING, order_id=order.order_id, code=code)
+            case _:
+                pass
+
+    async def _account_of(self, order: Reservation, record: RefundRecord) -> RefundAccount | None:
+        """Where a deposit goes back to; the PG refuses an account for what was paid otherwise."""
+        if record.account_json is None or await self._method_of(order) not in (
+            VIRTUAL_ACCOUNT,
+            None,
+        ):
+            return None
+        return msgspec.json.decode(record.account_json, type=RefundAccount)
+
+
+def facts_of(record: RefundRecord) -> dict[str, object]:
+    """A refund as operators are shown it, in the wire's camelCase."""
+    account = msgspec.json.decode(record.account_json) if record.account_json else None
+    return {
+        "orderId": record.order_id,
+        "status": record.status,
+        "reason": record.reason,
+        "restock": record.restock,
+        "operator": record.operator,
+        "refundReceiveAccount": account,
+        "providerCode": record.code,
+        "createdAt": as_wire(record.created_at_ms),
+        "updatedAt": as_wire(record.updated_at_ms),
+    }
+
+
+def _has_moved(order: Reservation, payment: Payment) -> bool:
+    """Whether the account that an order awaits its deposit on awaits none."""
+    awaits = order.status is Status.AWAITING_DEPOSIT
+    return awaits and payment.status != PaymentStatus.WAITING_FOR_DEPOSIT
+
+
+def _refused(code: str) -> NotRefundable:
+    return NotRefundable("The payment provider refuses the refund.", providerCode=code)

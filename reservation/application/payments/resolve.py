@@ -1,0 +1,399 @@
+"""Carries out what the PG's answers oblige us to do, until the payment is decided or must wait."""
+
+import math
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.payments import PaymentRow
+from reservation.application.payments.gateway_health import GatewayHealth
+from reservation.application.readiness.data_loss import Losses
+from reservation.application.sales.catalog import Known
+from reservation.domain.alarms import Alarm
+from reservation.domain.clock import Clock, as_ms
+from reservation.domain.errors import HoldLost
+from reservation.domain.idempotency_keys import cancel_key
+from reservation.domain.payment import Cause, ClaimLost, Outcome, PaymentOutcome, Reason
+from reservation.domain.payment_gateway import (
+    Answer,
+    Answered,
+    Declined,
+    Misconfigured,
+    OrderIdUsed,
+    Payment,
+    PaymentGateway,
+    PaymentMissing,
+    PaymentStatus,
+    RefundAccount,
+    TryAgain,
+)
+from reservation.domain.payment_rules import (
+    Asked,
+    CancelFirst,
+    Finish,
+    LookUp,
+    Unapproved,
+    Undecided,
+    given_back,
+    judge,
+)
+from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentLimits
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from reservation.failpoints import reach
+from reservation.telemetry.metrics import PAYMENTS, alarm
+
+__all__ = ["AnswerKind", "Case", "Conclude", "is_given_back"]
+
+log = structlog.get_logger(__name__)
+
+#: A confirm, a look-up that it asks for, and one more after that: no verdict needs a fourth.
+STEPS_MAX: Final = 4
+
+#: Outcomes after which the units are the buyer's.
+_SELLS: Final = (PaymentOutcome.CONFIRMED, PaymentOutcome.AWAITING_DEPOSIT)
+
+_MADE_UP: Final = Outcome(name=PaymentOutcome.VOIDED, reason=Reason(Cause.PAYMENT_NOT_FOUND))
+
+#: Between these a deposit, or the bank that takes it back, moves an order without a claim.
+_BY_ACCOUNT: Final = (Status.AWAITING_DEPOSIT, Status.CONFIRMED)
+
+
+class AnswerKind(StrEnum):
+    """Which question an answer in an order's history belongs to."""
+
+    CONFIRM = "confirm"
+    LOOK_UP = "look_up"
+    LOOK_UP_ORDER = "look_up_order"
+    CANCEL = "cancel"
+
+
+class Case(msgspec.Struct, frozen=True):
+    """One payment attempt of one order, under the fence that may decide it."""
+
+    order: Reservation
+    known: Known
+    fence: int
+    payment_key: str
+    #: The claim or take-over that got the fence; empty where the fence was only read.
+    claim_id: str = ""
+    #: By the monotonic clock, reckoned from before the claim; without one nothing is asked for.
+    lease_ends_at: float = -math.inf
+
+
+class Conclude:
+    """Takes an answer of the PG to its end."""
+
+    def __init__(
+        self,
+        store: Store,
+        ledger: Ledger,
+        gateway: PaymentGateway,
+        losses: Losses,
+        health: GatewayHealth,
+        *,
+        clock: Clock,
+        limits: PaymentLimits = DEFAULT_LIMITS,
+    ) -> None:
+        self._limits = limits
+        self._losses = losses
+        self._store = store
+        self._ledger = ledger
+        self._gateway = gateway
+        self._health = health
+        self._clock = clock
+
+    def may_ask(self, case: Case) -> bool:
+        """Whether the lease outlives a confirm that leaves now.
+
+        A process that froze on the way may find its payment taken over, and even given back.
+        """
+        least = self._limits.confirm_seconds + self._limits.lease_left_seconds
+        if case.lease_ends_at - self._clock.monotonic() >= least:
+            return True
+        log.warning("lease_too_short", order_id=case.order.order_id, fence=case.fence)
+        return False
+
+    async def __call__(self, case: Case, answer: Answer, asked: Asked) -> Status | None:
+        """Decide the payment, asking the PG on where the answer says so.
+
+        Returns:
+            Where the order stands now; None while the payment is undecided.
+        """
+        first = asked is Asked.FIRST_CONFIRM
+        refused: Answer | None = None
+        for _ in range(STEPS_MAX):
+            kind = AnswerKind.LOOK_UP if asked is Asked.LOOK_UP else AnswerKind.CONFIRM
+            await self.remember(case.order.order_id, case.payment_key, kind, answer)
+            match judge(
+                answer,
+                order=case.order,
+                payment_key=case.payment_key,
+                asked=asked,
+                # A deposit that the bank took back is awaited again, whatever the sale takes now.
+                virtual_accounts=case.known.sale.virtual_accounts
+                or case.order.status in _BY_ACCOUNT,
+                refused=refused,
+            ):
+                case Finish(outcome) if asked is Asked.LOOK_UP and outcome.name in _SELLS:
+                    return await self._sell(case, outcome, answer)
+                case Finish(outcome):
+                    return await self.finish(case, outcome, answer)
+                case CancelFirst(outcome, reason):
+                    return await self.cancel(case, outcome, reason)
+                case LookUp(missing):
+                    # A later confirm may meet the first one's success under the same order id.
+                    if first or not isinstance(answer, OrderIdUsed):
+                        refused = answer
+                    answer, asked = await self._gateway.look_up(case.payment_key), Asked.LOOK_UP
+                    if _is_key_refused(refused) and _is_key_refused(answer):
+                        self._health.refuse()
+                    if missing and first and await self._made_up(case, answer):
+                        return await self.finish(case, _MADE_UP, answer)
+                case Unapproved():
+                    return None
+                case Undecided(name):
+                    if name:
+                        alarm(name, order_id=case.order.order_id, fence=case.fence)
+                    return None
+        return None
+
+    async def _made_up(self, case: Case, by_key: Answer) -> bool:
+        """Whether the PG knows neither the payment nor any other of this order."""
+        if not isinstance(by_key, PaymentMissing):
+            return False
+        by_order = await self._gateway.look_up_order(case.order.order_id)
+        await self.remember(
+            case.order.order_id, case.payment_key, AnswerKind.LOOK_UP_ORDER, by_order
+        )
+        return isinstance(by_order, PaymentMissing) and await self._health.sees_ours()
+
+    async def finish(self, case: Case, outcome: Outcome, answer: Answer | None) -> Status | None:
+        """Write the outcome down under the case's fence.
+
+        Returns:
+            Where the order stands now; None where another fence has it, where a deposit changed it
+            since it was read, so that it must be looked at anew, or where SQL did not take the
+            payment that it is sold for: the settler sells it as soon as SQL does. None as well
+            where Redis has lost the claim: the payment is claimed again by its intent.
+        """
+        if isinstance(answer, Answered):
+            kept = await self.keep_payment(answer.payment)
+            if outcome.name in _SELLS and not kept:
+                return None
+        if outcome.is_unproven:
+            await self.look_again(case, self._limits.recheck_seconds)
+        elif outcome.name is PaymentOutcome.AWAITING_DEPOSIT:
+            await self.look_again(case, self._limits.deposit_look_seconds)
+        reach("conclude:before_finish", case.order.order_id)
+        try:
+            finished = await self._store.finish(
+                case.order,
+                epoch=case.known.epoch,
+                fence=case.fence,
+                outcome=outcome,
+                payment_key=case.payment_key,
+                claim_id=case.claim_id,
+            )
+        except (ClaimLost, HoldLost) as lost:
+            reason = f"order {case.order.order_id} lacks the claim of its payment: {lost}"
+            self._losses.report(case.order.sale_id, case.known.epoch, reason)
+            return None
+        reach("conclude:after_finish", case.order.order_id)
+        if not finished.applied:
+            log.info("finish_stale", order_id=case.order.order_id, fence=case.fence)
+            # Whoever was first may have asked the PG before we did: ours may be the newer answer.
+            moved = case.order.status in _BY_ACCOUNT and finished.status in _BY_ACCOUNT
+            return None if moved or finished.status is Status.CONFIRMING else finished.status
+        PAYMENTS.labels(outcome.name).inc()
+        log.info(
+            "payment_finished",
+            order_id=case.order.order_id,
+            outcome=outcome.name,
+            status=finished.status.value,
+        )
+        return finished.status
+
+    async def look_again(self, case: Case, seconds: float) -> None:
+        """Have the payment looked at once more, though no webhook comes; goes on without SQL."""
+        due_at_ms = self._clock.now_ms() + round(seconds * 1000)
+        try:
+            await self._ledger.checks.schedule(case.payment_key, case.order.order_id, due_at_ms)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("recheck_not_kept", order_id=case.order.order_id, reason=str(error))
+
+    async def cancel(self, case: Case, outcome: Outcome, reason: str) -> Status | None:
+        """Give the money back at the PG, and write the outcome down once the PG shows it.
+
+        The payment is barred from being sold first: a cancel whose answer is lost may be carried
+        out at any time from then on.
+        """
+        order = case.order
+        if not await self.bar(order.order_id, order.sale_id, case.fence, case.payment_key):
+            return None
+        answer = await self._cancel_at_pg(case, reason)
+        if isinstance(answer, Answered) and is_given_back(answer.payment):
+            return await self.finish(case, outcome, answer)
+        alarm(Alarm.AUTOMATIC_CANCEL_FAILED, order_id=order.order_id, reason=reason)
+        return None
+
+    async def bar(self, order_id: str, sale_id: str, fence: int, payment_key: str) -> bool:
+        """Bar a payment from being sold, before a cancel of it leaves.
+
+        Returns:
+            False where nothing may be cancelled now: SQL is away, or somebody asks for this very
+            money under a later fence, and will judge it.
+        """
+        try:
+            barred = await self._ledger.intend_cancel(
+                order_id=order_id,
+                sale_id=sale_id,
+                fence=fence,
+                payment_key=payment_key,
+                now_ms=self._clock.now_ms(),
+            )
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("cancel_not_begun", order_id=order_id, reason=str(error))
+            return False
+        if not barred:
+            log.info("cancel_left_to_another", order_id=order_id, fence=fence)
+        return barred
+
+    async def _sell(self, case: Case, outcome: Outcome, answer: Answer) -> Status | None:
+        """Sell what a look-up shows to be paid, unless a cancel of it has ever left.
+
+        An answer to a confirm needs no such question: no intent is written after a cancel is.
+        """
+        try:
+            cancelling = await self._ledger.is_cancel_intended(case.payment_key)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("sale_not_decided", order_id=case.order.order_id, reason=str(error))
+            return None
+        if not cancelling:
+            return await self.finish(case, outcome, answer)
+        again = await self._cancel_at_pg(case, "cancelled before")
+        if isinstance(again, Answered) and is_given_back(again.payment):
+            return await self.finish(case, given_back(again.payment), again)
+        if isinstance(again, Declined):
+            # The PG's last word: under this key it stays so, and under each before it another
+            # refusal does. The money stays, as with an account that was paid while we cancelled it.
+            return await self.finish(case, outcome, answer)
+        return None
+
+    async def _cancel_at_pg(self, case: Case, reason: str) -> Answer:
+        try:
+            return await self.cancel_at_pg(case.order.order_id, case.payment_key, reason)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("cancel_without_sql", order_id=case.order.order_id, reason=str(error))
+            return TryAgain("SQL is away")
+
+    async def cancel_at_pg(
+        self,
+        order_id: str,
+        payment_key: str,
+        reason: str,
+        *,
+        account: RefundAccount | None = None,
+        after_refusals: bool = False,
+    ) -> Answer:
+        """Give all of the money back at the PG, which was seen to have it, and keep the answer.
+
+        Args:
+            order_id: whose payment it is.
+            payment_key: which one.
+            reason: for the PG's records.
+            account: where a deposit goes back to.
+            after_refusals: whether to ask anew what the PG has refused for good, as an operator may
+                with another account. Without it such a refusal is the last word.
+
+        Raises:
+            SQLAlchemyError, OSError: under which key to ask is not known, and nothing was sent.
+        """
+        attempt = await self._ledger.bound_cancels(order_id, payment_key, refusals=after_refusals)
+        answer = await self._gateway.cancel(
+            payment_key=payment_key,
+            reason=reason,
+            idempotency_key=cancel_key(payment_key, attempt),
+            refund_account=account,
+        )
+        await self.remember(order_id, payment_key, AnswerKind.CANCEL, answer, attempt=attempt)
+        return answer
+
+    async def remember(
+        self,
+        order_id: str,
+        payment_key: str,
+        kind: AnswerKind,
+        answer: Answer,
+        *,
+        attempt: int = 0,
+    ) -> None:
+        """Keep an answer for the order's history; the payment goes on without it.
+
+        `attempt` numbers the idempotency keys of its question, from 0 on.
+        """
+        if isinstance(answer, Answered) and answer.payment.order_id == order_id:
+            self._health.saw_ours()
+        told = msgspec.to_builtins(_without_secret(answer))
+        text = msgspec.json.encode(told | {"attempt": attempt} if attempt else told).decode()
+        try:
+            await self._ledger.record_answer(
+                order_id=order_id,
+                payment_key=payment_key,
+                kind=kind.value,
+                answer=text,
+                now_ms=self._clock.now_ms(),
+            )
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("answer_not_kept", order_id=order_id, reason=type(error).__name__)
+
+    async def keep_payment(self, payment: Payment) -> bool:
+        """Keep the payment as the PG shows it, its webhook secret included; whether SQL did."""
+        try:
+            await self._ledger.put_payment(_row_of(payment, self._clock.now_ms()))
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("payment_not_kept", order_id=payment.order_id, reason=type(error).__name__)
+            return False
+        return True
+
+
+def is_given_back(payment: Payment) -> bool:
+    """Whether a cancel has left nothing of it: all of its money is back, or none ever came."""
+    ended = (PaymentStatus.CANCELED, PaymentStatus.PARTIAL_CANCELED)
+    return payment.status in ended and (payment.balance_amount == 0 or payment.approved_at is None)
+
+
+def _row_of(payment: Payment, now_ms: int) -> PaymentRow:
+    account = payment.virtual_account
+    return PaymentRow(
+        payment_key=payment.payment_key,
+        order_id=payment.order_id,
+        status=payment.status,
+        total_amount=payment.total_amount,
+        balance_amount=payment.balance_amount,
+        currency=payment.currency,
+        method=payment.method,
+        approved_at_ms=as_ms(payment.approved_at) if payment.approved_at else None,
+        secret=payment.secret,
+        due_at_ms=as_ms(payment.due_at) if payment.due_at else None,
+        account_bank=account.bank if account else None,
+        account_number=account.account_number if account else None,
+        account_holder=account.holder_name if account else None,
+        account_refund=account.refund_status if account else None,
+        updated_at_ms=now_ms,
+    )
+
+
+def _is_key_refused(answer: Answer | None) -> bool:
+    return isinstance(answer, Misconfigured) and answer.key_refused
+
+
+def _without_secret(answer: Answer) -> Answer:
+    if isinstance(answer, Answered):
+        return Answered(msgspec.structs.replace(answer.payment, secret=None))
+    return answer

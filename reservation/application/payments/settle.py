@@ -1,0 +1,287 @@
+"""Settles what a confirm left undecided, from any state in which a process may have died.
+
+Money is a fact at the PG, so the PG is asked, with a growing pause, until it knows:
+
+    money moved, refused or gone        finish at once
+    not approved, buyer just back       confirm again, under the same idempotency key
+    not approved for a long time        wait until the PG's own window has closed, then give back
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.payment_intents import IntentOutcome, VoidOutcome
+from reservation.application.payments.absence import Absence
+from reservation.application.payments.gateway_health import GatewayHealth
+from reservation.application.payments.resolve import AnswerKind, Case, Conclude
+from reservation.application.sales.catalog import Catalog
+from reservation.domain.alarms import Alarm
+from reservation.domain.clock import Clock
+from reservation.domain.idempotency_keys import confirm_key
+from reservation.domain.payment import (
+    Cause,
+    LeaseElsewhere,
+    Outcome,
+    PaymentOutcome,
+    Reason,
+)
+from reservation.domain.payment_gateway import Answer, Answered, PaymentGateway, PaymentStatus
+from reservation.domain.payment_rules import Asked, CancelFirst, Unapproved, judge
+from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentLimits
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from reservation.failpoints import reach
+from reservation.telemetry import tracing
+from reservation.telemetry.metrics import SETTLED, alarm
+
+__all__ = ["Settle"]
+
+log = structlog.get_logger(__name__)
+
+_MINUTE_MS: Final = 60_000
+#: The next look at an undecided payment comes after this share of its age.
+PAUSE_SHARE: Final = 4
+#: Look-ups under way at once, for at most 10 s each: half of the gateway client's connections.
+LOOKS_AT_ONCE: Final = 32
+#: Second confirms and cancels under way at once. Each may hang for a minute with one card company;
+#: the payments of others must not wait for them, so they have places of their own.
+SLOW_AT_ONCE: Final = 128
+
+
+class Settle:
+    """Takes over payments whose process is gone."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: Store,
+        ledger: Ledger,
+        gateway: PaymentGateway,
+        conclude: Conclude,
+        health: GatewayHealth,
+        *,
+        clock: Clock,
+        limits: PaymentLimits = DEFAULT_LIMITS,
+    ) -> None:
+        self._limits = limits
+        self._catalog = catalog
+        self._store = store
+        self._ledger = ledger
+        self._gateway = gateway
+        self._conclude = conclude
+        self._absence = Absence(ledger, gateway, conclude, health, clock=clock, limits=limits)
+        self._clock = clock
+        self._looks = asyncio.Semaphore(LOOKS_AT_ONCE)
+        self._slow = asyncio.Semaphore(SLOW_AT_ONCE)
+
+    async def __call__(self, order_id: str) -> Status | None:
+        """Look at one CONFIRMING order whose lease is over; None while it is undecided."""
+        if tracing.tracer is None:
+            return await self._settle(order_id)
+        with tracing.tracer.root("settle", order=order_id):
+            return await self._settle(order_id)
+
+    async def _settle(self, order_id: str) -> Status | None:
+        async with self._looks:
+            taken = await self._take_over(order_id)
+        if taken is None:
+            return None
+        case, answer = taken
+        status = await self._decide(case, answer)
+        SETTLED.labels(status.value if status else "undecided").inc()
+        if status is None:
+            await self._come_back_later(case)
+        return status
+
+    async def _take_over(self, order_id: str) -> tuple[Case, Answer] | None:
+        """Take a payment whose lease is over, and look it up; None where it is not to be had."""
+        order = await self._store.read(order_id)
+        if order is None or order.status is not Status.CONFIRMING or not order.payment_key:
+            return None
+        known = await self._catalog.get(order.sale_id)
+        lease_ends_at = self._clock.monotonic() + self._limits.lease_ms / 1000
+        claimed = await self._store.take_over(
+            order,
+            epoch=known.epoch,
+            lease_ms=self._limits.lease_ms,
+            known_fence=await self._ledger.known_fence(order_id),
+        )
+        reach("settle:after_take_over", order_id)
+        if isinstance(claimed, LeaseElsewhere):
+            return None
+        case = Case(order, known, claimed.fence, order.payment_key, claimed.claim_id, lease_ends_at)
+        answer = await self._gateway.look_up(case.payment_key)
+        reach("settle:after_look_up", order_id)
+        return case, answer
+
+    async def _decide(self, case: Case, answer: Answer) -> Status | None:
+        verdict = judge(
+            answer,
+            order=case.order,
+            payment_key=case.payment_key,
+            asked=Asked.LOOK_UP,
+            virtual_accounts=case.known.sale.virtual_accounts,
+        )
+        age_ms = self._age_ms(case.order)
+        may_confirm = age_ms < self._limits.confirm_again_seconds * 1000
+        closed = age_ms >= self._limits.window_closed_seconds * 1000
+        foreign = _of_another_order(answer, case)
+        if (
+            foreign
+            and closed
+            and await self._absence.shows_no_money(case.order.order_id, case.payment_key)
+        ):
+            return await self._give_back(case)
+        if not isinstance(verdict, Unapproved) and not (foreign and may_confirm):
+            return await self._slowly(
+                lambda: self._conclude(case, answer, Asked.LOOK_UP),
+                at_once=not isinstance(verdict, CancelFirst),
+            )
+        await self._conclude.remember(
+            case.order.order_id, case.payment_key, AnswerKind.LOOK_UP, answer
+        )
+        if may_confirm:
+            # Of another order's payment the PG says so itself: its refusal voids the attempt.
+            unapproved = isinstance(verdict, Unapproved) and not verdict.missing
+            return await self._slowly(lambda: self._confirm_again(case, unapproved=unapproved))
+        missing = isinstance(verdict, Unapproved) and verdict.missing
+        if (
+            closed
+            and missing
+            and await self._absence.is_proven(case.order.order_id, case.payment_key)
+        ):
+            return await self._give_back(case)
+        return None
+
+    async def _slowly(
+        self, step: Callable[[], Awaitable[Status | None]], *, at_once: bool = False
+    ) -> Status | None:
+        """A step that may hang at the PG for a minute; None where too many do: it comes later."""
+        if at_once:
+            return await step()
+        if self._slow.locked():
+            return None
+        async with self._slow:
+            return await step()
+
+    def _age_ms(self, order: Reservation) -> int:
+        return self._clock.now_ms() - (order.claimed_at_ms or order.updated_at_ms)
+
+    async def _confirm_again(self, case: Case, *, unapproved: bool) -> Status | None:
+        try:
+            intents = await self._ledger.intents_of(case.order.order_id)
+            bound = await self._ledger.evidence.bound_answers(case.order.order_id, case.payment_key)
+            # Another idempotency key only where the PG itself shows that no money moved.
+            key = confirm_key(case.payment_key, bound if unapproved else 0)
+            outcome = await self._ledger.write_intent(
+                order_id=case.order.order_id,
+                sale_id=case.order.sale_id,
+                fence=case.fence,
+                payment_key=case.payment_key,
+                amount=case.order.amount,
+                currency=case.order.currency,
+                idempotency_key=key,
+                now_ms=self._clock.now_ms(),
+                epoch=case.known.epoch,
+                reservation=msgspec.json.encode(case.order).decode(),
+            )
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("settle_without_sql", order_id=case.order.order_id, reason=str(error))
+            return None
+        if outcome not in (IntentOutcome.WRITTEN, IntentOutcome.ALREADY_WRITTEN):
+            return None
+        reach("settle:after_intent", case.order.order_id)
+        earlier = any(
+            intent.kind == "intent" and intent.payment_key == case.payment_key for intent in intents
+        )
+        if not self._conclude.may_ask(case):
+            return None
+        answer = await self._gateway.confirm(
+            payment_key=case.payment_key,
+            order_id=case.order.order_id,
+            amount=case.order.amount,
+            idempotency_key=key,
+        )
+        asked = Asked.LATER_CONFIRM if earlier else Asked.FIRST_CONFIRM
+        return await self._conclude(case, answer, asked)
+
+    async def _give_back(self, case: Case) -> Status | None:
+        """No money can come any more: bar every process that may still wake up, then expire."""
+        try:
+            barred = await self._bar_all(case)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("settle_without_sql", order_id=case.order.order_id, reason=str(error))
+            return None
+        if not barred:
+            return None
+        outcome = Outcome(name=PaymentOutcome.EXPIRED, reason=Reason(Cause.NEVER_APPROVED))
+        return await self._conclude.finish(case, outcome, None)
+
+    async def _bar_all(self, case: Case) -> bool:
+        """Void every fence up to the case's own; false where a confirm may be under way.
+
+        An intent that stands is one whose confirm may have left, perhaps since the PG was looked
+        at. That call is over one lease after its intent.
+        """
+        order_id, now_ms = case.order.order_id, self._clock.now_ms()
+        outcomes = [
+            await self._ledger.void_intent(
+                order_id=order_id, sale_id=case.order.sale_id, fence=fence, now_ms=now_ms
+            )
+            for fence in range(1, case.fence + 1)
+        ]
+        if VoidOutcome.INTENT_STANDS not in outcomes:
+            return True
+        over_ms = now_ms - self._limits.lease_ms
+        intents = await self._ledger.intents_of(order_id)
+        return all(intent.kind != "intent" or intent.created_at_ms <= over_ms for intent in intents)
+
+    async def _come_back_later(self, case: Case) -> None:
+        age_ms = self._age_ms(case.order)
+        if age_ms >= self._limits.alarm_seconds * 1000:
+            alarm(
+                Alarm.PAYMENT_UNDECIDED, order_id=case.order.order_id, minutes=age_ms // _MINUTE_MS
+            )
+        least, most = self._limits.pause_least_seconds, self._limits.pause_most_seconds
+        pause_ms = round(min(most * 1000, max(least * 1000, age_ms / PAUSE_SHARE)))
+        await self._store.move_lease(
+            case.order, epoch=case.known.epoch, fence=case.fence, lease_ms=pause_ms
+        )
+
+    async def deposit(self, order_id: str) -> Status | None:
+        """End an account that nobody paid into in time; CONFIRMED if somebody did after all."""
+        order = await self._store.read(order_id)
+        if order is None or order.status is not Status.AWAITING_DEPOSIT or not order.payment_key:
+            return None
+        known = await self._catalog.get(order.sale_id)
+        status = await self._end_account(Case(order, known, order.fence, order.payment_key))
+        overdue_ms = self._clock.now_ms() - order.expires_at_ms
+        if status is None and overdue_ms >= self._limits.alarm_seconds * 1000:
+            alarm(Alarm.PAYMENT_UNDECIDED, order_id=order_id, minutes=overdue_ms // _MINUTE_MS)
+        return status
+
+    async def _end_account(self, case: Case) -> Status | None:
+        async with self._looks:
+            answer = await self._gateway.look_up(case.payment_key)
+        waiting = (
+            isinstance(answer, Answered)
+            and answer.payment.status == PaymentStatus.WAITING_FOR_DEPOSIT
+        )
+        if not waiting:
+            return await self._conclude(case, answer, Asked.LOOK_UP)
+        outcome = Outcome(name=PaymentOutcome.EXPIRED, reason=Reason(Cause.NO_DEPOSIT))
+        return await self._slowly(
+            lambda: self._conclude.cancel(case, outcome, "no deposit came in time")
+        )
+
+
+def _of_another_order(answer: Answer, case: Case) -> bool:
+    """A buyer came back with the key of somebody else's payment: it can never pay this order."""
+    return isinstance(answer, Answered) and answer.payment.order_id != case.order.order_id

@@ -1,0 +1,245 @@
+"""What the PG's webhooks lead to: nothing in them is believed but the ids, and the PG is asked.
+
+Anybody can post a webhook, so look-ups are counted apart: for the payment that a paid order has,
+for attempts that the order or SQL knows, and for any other key. No confirm of ours leaves without
+its attempt, so the last kind is nearly always forged, and gets the least. Over a limit a payment
+that was tried is put on the list in SQL that the worker looks at
+(`reservation.application.payments.recheck`); any other is answered 503, so that the PG sends it
+again.
+"""
+
+import hmac
+from typing import Final
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.sql.ledger import Ledger
+from reservation.application.payments.follow_up import FollowUp
+from reservation.application.payments.settle import Settle
+from reservation.application.sales.catalog import Catalog
+from reservation.domain.clock import Clock
+from reservation.domain.errors import Unavailable
+from reservation.domain.ids import sale_of
+from reservation.domain.payment_gateway import (
+    Answered,
+    PaymentGateway,
+    PaymentMissing,
+    PaymentStatus,
+)
+from reservation.domain.rate_limit import Limiter, Rate
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from reservation.telemetry.metrics import WEBHOOKS
+
+__all__ = ["Webhook"]
+
+log = structlog.get_logger(__name__)
+
+#: Look-ups that webhooks may cause: of each kind for one order, and in one process. No kind uses up
+#: what another one needs.
+LOOK_UPS_PER_ORDER: Final = Rate(count=5, per_seconds=60)
+LOOK_UPS_PAID: Final = Rate(count=50, per_seconds=1)
+LOOK_UPS_TRIED: Final = Rate(count=10, per_seconds=1)
+LOOK_UPS_UNKNOWN: Final = Rate(count=2, per_seconds=1)
+#: Questions to SQL whether it knows an order, or a payment key, that Redis does not.
+SQL_ALL: Final = Rate(count=50, per_seconds=1)
+#: When the worker looks at a payment whose webhook came over a limit.
+LATER_MS: Final = 15_000
+#: How far the clocks of processes may be apart, as `preflight` allows.
+CLOCKS_MS: Final = 2_000
+#: Payments whose place on the list one process remembers.
+SCHEDULED_MAX: Final = 10_000
+_RESTORED_SOON: Final = "The order is being restored; send this again."
+#: Orders whose payment is theirs, as the PG showed it.
+_PAID: Final = (Status.CONFIRMED, Status.AWAITING_DEPOSIT, Status.REFUNDED)
+
+
+class _Budget:
+    """Look-ups of one kind."""
+
+    def __init__(self, rate: Rate) -> None:
+        self.all = Limiter(rate)
+        self.per_order = Limiter(LOOK_UPS_PER_ORDER)
+
+
+class Webhook:
+    """Looks at the payments that webhooks name."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: Store,
+        ledger: Ledger,
+        gateway: PaymentGateway,
+        follow_up: FollowUp,
+        settle: Settle,
+        *,
+        clock: Clock,
+    ) -> None:
+        self._catalog = catalog
+        self._store = store
+        self._ledger = ledger
+        self._gateway = gateway
+        self._follow_up = follow_up
+        self._settle = settle
+        self._clock = clock
+        self._paid, self._tried = _Budget(LOOK_UPS_PAID), _Budget(LOOK_UPS_TRIED)
+        self._unknown = _Budget(LOOK_UPS_UNKNOWN)
+        self._sql = Limiter(SQL_ALL)
+        self._later = Limiter(SQL_ALL)
+        #: Payment key -> when the list has it due.
+        self._scheduled: dict[str, int] = {}
+
+    async def __call__(
+        self,
+        order_id: str,
+        payment_key: str | None,
+        *,
+        secret: str | None = None,
+        status: str | None = None,
+    ) -> None:
+        """Look at one payment that a webhook names; harmless however often and late it comes.
+
+        Args:
+            order_id: as the body names it.
+            payment_key: likewise; a deposit's webhook has none.
+            secret: of a deposit's webhook: only the PG knows it beside us.
+            status: as the body says. It decides one thing only: DONE is no news of a payment that
+                the order is sold with.
+
+        Raises:
+            Unavailable: it could not be acted on now; the PG sends what is not answered 200 again.
+        """
+        if sale_of(order_id) is None:
+            return
+        order = await self._store.read(order_id)
+        if order is None:
+            await self._refuse_while_lost(order_id, payment_key)
+            return
+        WEBHOOKS.inc()
+        if order.sale_id in self._catalog.closed:
+            # Redis may have an older state of it, in which the webhook says nothing new.
+            raise Unavailable(_RESTORED_SOON)
+        if order.status is Status.CONFIRMING:
+            # The holder of the lease decides; without one this does it a little sooner.
+            await self._settle(order_id)
+            return
+        key = payment_key or order.payment_key
+        if key is None:
+            return
+        if secret is not None and not await self._is_secret_of(order_id, secret):
+            log.warning("webhook_forged", order_id=order_id)
+            return
+        is_its_own = key == order.payment_key
+        if is_its_own and order.status is Status.CONFIRMED and status == PaymentStatus.DONE:
+            return
+        budget = await self._budget_of(order, key)
+        if budget is self._unknown and order.status in (Status.HELD, Status.PREPARED):
+            # Its buyer comes back with this key, or the hold ends and the PG's next webhook counts.
+            return
+        if not self._may_look(order_id, budget):
+            await self._look_later(order_id, key, budget)
+            return
+        await self._look(order, key)
+
+    async def _budget_of(self, order: Reservation, payment_key: str) -> _Budget:
+        if payment_key == order.payment_key:
+            return self._paid if order.status in _PAID else self._tried
+        if payment_key in order.attempts:
+            return self._tried
+        if self._sql.wait("", self._clock.monotonic()):
+            return self._unknown
+        owner = await self._owner_of(payment_key)
+        return self._tried if owner == order.order_id else self._unknown
+
+    async def _owner_of(self, payment_key: str) -> str | None:
+        try:
+            return await self._ledger.attempt_owner(payment_key)
+        except (SQLAlchemyError, OSError) as error:
+            raise Unavailable("The payment could not be looked up; send this again.") from error
+
+    def _count_sql(self) -> None:
+        if self._sql.wait("", self._clock.monotonic()):
+            raise Unavailable("Too many at once; send this again.")
+
+    def _may_look(self, order_id: str, budget: _Budget) -> bool:
+        """Whether the limits allow one more look-up; counts it if so."""
+        now = self._clock.monotonic()
+        if budget.per_order.peek(order_id, now) or budget.all.peek("", now):
+            return False
+        budget.per_order.wait(order_id, now)
+        budget.all.wait("", now)
+        return True
+
+    async def _look_later(self, order_id: str, payment_key: str, budget: _Budget) -> None:
+        """Put the payment on the list that the worker looks at: no more than a row per payment.
+
+        Raises:
+            Unavailable: the key is none that was tried, or SQL has enough to do.
+        """
+        now_ms = self._clock.now_ms()
+        if now_ms < self._scheduled.get(payment_key, 0) - CLOCKS_MS:
+            # The look that is to come is for this one as well.
+            return
+        if budget is self._unknown or self._later.wait("", self._clock.monotonic()):
+            raise Unavailable("Too many at once; send this again.")
+        if len(self._scheduled) >= SCHEDULED_MAX:
+            self._scheduled.clear()
+        try:
+            self._scheduled[payment_key] = await self._ledger.checks.schedule(
+                payment_key, order_id, now_ms + LATER_MS
+            )
+        except (SQLAlchemyError, OSError) as error:
+            raise Unavailable("Too many at once; send this again.") from error
+        log.info("webhook_looked_at_later", order_id=order_id)
+
+    async def _look(self, order: Reservation, payment_key: str) -> None:
+        """Ask the PG, and bring the order in line with what it shows.
+
+        Raises:
+            Unavailable: it must be looked at again.
+        """
+        answer = await self._gateway.look_up(payment_key)
+        if isinstance(answer, Answered) and answer.payment.payment_key == payment_key:
+            if answer.payment.order_id == order.order_id:
+                await self._follow(order, answer)
+                return
+        elif not isinstance(answer, PaymentMissing):
+            raise Unavailable("The payment could not be looked up; send this again.")
+        if payment_key == order.payment_key:
+            # The order's own payment: the PG is mistaken.
+            raise Unavailable("The payment does not match the stored one; send this again.")
+
+    async def _follow(self, order: Reservation, answer: Answered) -> None:
+        try:
+            settled = await self._follow_up(order, answer)
+        except (SQLAlchemyError, OSError) as error:
+            raise Unavailable("The payment could not be kept; send this again.") from error
+        if not settled:
+            raise Unavailable("The payment is not settled yet; send this again.")
+
+    async def _refuse_while_lost(self, order_id: str, payment_key: str | None) -> None:
+        """Have the PG repeat a webhook of an order that Redis lost and SQL still knows of."""
+        self._count_sql()
+        try:
+            lost = await self._ledger.order(order_id) is not None
+        except (SQLAlchemyError, OSError) as error:
+            raise Unavailable("The order could not be looked up; send this again.") from error
+        if not lost and payment_key is not None:
+            # The order left no event, but its payment was asked for.
+            lost = await self._owner_of(payment_key) == order_id
+        if lost:
+            raise Unavailable(_RESTORED_SOON)
+
+    async def _is_secret_of(self, order_id: str, secret: str) -> bool:
+        self._count_sql()
+        try:
+            payment = await self._ledger.payment_of(order_id)
+        except (SQLAlchemyError, OSError) as error:
+            raise Unavailable("The payment could not be looked up; send this again.") from error
+        if payment is None or payment.secret is None:
+            # Never shown to us: the look-up alone decides, as for every other webhook.
+            return True
+        return hmac.compare_digest(payment.secret.encode(), secret.encode())

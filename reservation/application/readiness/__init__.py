@@ -1,0 +1,1 @@
+"""Readiness: the conditions under which holds are promised."""

@@ -1,0 +1,220 @@
+"""What must be true of Redis and its machine before holds are promised, looked at every 3 s.
+
+    read     one look at the server: INFO, CONFIG, ACL, its clock, the disk
+    judge    each row of the table against what was read (`findings`, `rows`)
+
+A row that does not hold closes prepare and nothing else: what has begun goes on. What a server
+hides is not known, and so does not hold either, unless RESERVATION_REDIS_TRUST names it.
+"""
+
+import asyncio
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from reservation.adapters.redis.client import ClockReading, Connections
+from reservation.adapters.redis.errors import NotPermitted, UnexpectedReply, good
+from reservation.adapters.redis.keys import Keys
+from reservation.adapters.redis.mapping import as_mapping
+from reservation.adapters.redis.scripts import all_scripts
+from reservation.application.readiness.clock_skew import Clocks
+from reservation.application.readiness.conditions import Disk, Facts
+from reservation.application.readiness.evaluation import (
+    STILL_LOADING,
+    Findings,
+    judge,
+    refuse_strange,
+)
+from reservation.application.readiness.permissions import dry_runs, refused
+from reservation.config.settings import Settings
+from reservation.domain.clock import Clock
+
+__all__ = ["Findings", "Preflight", "disk_of"]
+
+#: A probe asks as often as it likes; the server is looked at this often at most for it.
+FRESH_SECONDS: Final = 0.5
+
+_SECTIONS: Final = (
+    "server", "persistence", "memory", "stats", "replication", "cluster",
+)  # fmt: skip
+_SETTINGS: Final = (
+    "appendfsync", "no-appendfsync-on-rewrite", "maxmemory-policy", "min-replicas-to-write",
+    "min-replicas-max-lag", "dir",
+)  # fmt: skip
+#: A name for our key in the dry-runs; it is never written.
+_PROBE: Final = "preflight"
+
+
+def disk_of(folder: Path) -> Disk | None:
+    """The disk of a folder; None where this machine has no such folder that we may look at."""
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError:
+        return None
+    return Disk(total=usage.total, free=usage.free)
+
+
+class Preflight:
+    """One process's look at the server.
+
+    Args:
+        connections: to the server.
+        keys: whose prefix our user is held to.
+        settings: what is trusted, and how strict to be.
+        clock: tells how old a look is.
+        disk: reads a folder's disk.
+
+    Raises:
+        SettingsError: what is trusted is no row, or one that must be seen.
+    """
+
+    def __init__(
+        self,
+        connections: Connections,
+        keys: Keys,
+        settings: Settings,
+        *,
+        clock: Clock,
+        disk: Callable[[Path], Disk | None] = disk_of,
+    ) -> None:
+        refuse_strange(settings.redis_trust)
+        self._connections = connections
+        self._settings = settings
+        self._probe_key = keys.of(_PROBE).sale
+        self._clock = clock
+        self._disk = disk
+        self._looking = asyncio.Lock()
+        self._found: Findings | None = None
+        self._found_at = 0.0
+        self.clocks = Clocks()
+
+    async def __call__(self) -> Findings:
+        """Look once.
+
+        Raises:
+            StoreUnavailable, StoreUncertain: the server does not answer.
+        """
+        async with self._looking:
+            return await self._look()
+
+    async def missing(self) -> tuple[str, ...]:
+        """What closes prepare; raises what a look does."""
+        return (await self()).missing
+
+    async def recent(self) -> Findings:
+        """What a look found a moment ago, or finds now; raises what a look does."""
+        async with self._looking:
+            found = self._found
+            if found is not None and self._clock.monotonic() - self._found_at < FRESH_SECONDS:
+                return found
+            return await self._look()
+
+    async def look_at_clocks(self) -> None:
+        """Only the clocks, for those who expire by them."""
+        self.clocks.observe(await self._connections.read_clock())
+
+    async def _look(self) -> Findings:
+        self._found = None
+        facts = await self._read()
+        found = judge(facts, trusted=self._settings.redis_trust) if facts else STILL_LOADING
+        self._found, self._found_at = found, self._clock.monotonic()
+        return found
+
+    async def _read(self) -> Facts | None:
+        """None where the server still reads its file."""
+        reading = await self._connections.read_clock()
+        self.clocks.observe(reading)
+        *infos, config, user, loaded = await self._connections.pipeline(
+            [
+                *(("INFO", section) for section in _SECTIONS),
+                ("CONFIG", "GET", *_SETTINGS),
+                ("ACL", "WHOAMI"),
+                ("SCRIPT", "EXISTS", *(script.sha for script in all_scripts())),
+            ]
+        )
+        info = _lines(infos)
+        if info.get("loading") == "1":
+            return None
+        shown = _shown(config)
+        settings = as_mapping(shown) if shown is not None else None
+        name = _shown(user)
+        rights = await self._rights(name) if name is not None else None
+        scripts = await self._scripts(_shown(loaded))
+        return self._facts(reading, info, settings, name, rights, scripts=scripts)
+
+    def _facts(
+        self,
+        reading: ClockReading,
+        info: dict[str, str],
+        settings: dict[str, str] | None,
+        user: str | None,
+        rights: tuple[tuple[str, ...], tuple[str, ...]] | None,
+        *,
+        scripts: bool | None,
+    ) -> Facts:
+        return Facts(
+            info=info,
+            config=settings,
+            user=user,
+            lacking=rights[0] if rights else None,
+            excessive=rights[1] if rights else None,
+            scripts=scripts,
+            client_retries=self._connections.client_retries,
+            clock_offset_ms=self.clocks.offset_ms,
+            clock_jumped=self.clocks.jumped,
+            round_trip_ms=(reading.received - reading.sent) * 1000,
+            redis_disk=self._redis_disk(settings),
+            sql_disk=None if self._settings.database_url else self._disk(self._settings.data_dir),
+            production=self._settings.production,
+            unix_socket=self._settings.redis_url.startswith("unix:"),
+        )
+
+    async def _rights(self, user: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+        replies = await self._connections.pipeline(dry_runs(user, self._probe_key))
+        return refused([_shown(reply) for reply in replies])
+
+    async def _scripts(self, loaded: Sequence[int] | None) -> bool | None:
+        """Load what the server does not have; whether it takes them."""
+        if loaded is None:
+            return None
+        scripts = [script for script, there in zip(all_scripts(), loaded, strict=True) if not there]
+        if not scripts:
+            return True
+        replies = await self._connections.pipeline(
+            [("SCRIPT", "LOAD", script.source) for script in scripts]
+        )
+        return [script.sha for script in scripts] == [_shown(reply) for reply in replies]
+
+    def _redis_disk(self, settings: dict[str, str] | None) -> Disk | None:
+        if not settings or not _is_here(self._settings.redis_url):
+            return None
+        return self._disk(Path(settings.get("dir", "")))
+
+
+def _shown(reply: Any) -> Any:
+    """A reply; None where the server keeps it from us.
+
+    Raises:
+        StoreUnavailable: it refuses for a while, which is not the same.
+    """
+    if isinstance(reply, NotPermitted | UnexpectedReply):
+        return None
+    return good(reply)
+
+
+def _lines(infos: Sequence[Any]) -> dict[str, str]:
+    info: dict[str, str] = {}
+    for text in infos:
+        for line in (_shown(text) or "").splitlines():
+            name, colon, value = line.partition(":")
+            if colon:
+                info[name] = value
+    return info
+
+
+def _is_here(url: str) -> bool:
+    """Whether the server's folders are this machine's."""
+    parts = urlsplit(url)
+    return parts.scheme == "unix" or parts.hostname in ("127.0.0.1", "::1", "localhost")

@@ -1,0 +1,371 @@
+"""What Redis has lost: found by comparing it with SQL, and with what every process has seen of it.
+
+A server that fails over to a replica, restarts from a file that lost its end, or is restored from a
+snapshot, has an older state of the right epoch. Each of these shows it:
+
+    a mark      a process has seen a later event, or another one under the same number
+    an intent   SQL has an intent to take money, and its order lacks the claim before it
+    a token     it is ours and of this epoch, and its order is nowhere
+    a finish    the claim that it ends is not there
+
+The sale is closed then (`sale_recovering`) until a rebuild begins another epoch.
+"""
+
+import asyncio
+import secrets
+import socket
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
+
+import msgspec
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.marks import Mark
+from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.redis.sale_writer import Found, Restorer
+from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.losses import MarkRow
+from reservation.adapters.sql.rebuild_queries import SaleHead, UnmetIntent
+from reservation.application.sales.catalog import Catalog
+from reservation.domain.alarms import Alarm
+from reservation.domain.clock import Clock
+from reservation.domain.errors import SaleRecovering
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from reservation.domain.tokens import Claims
+from reservation.telemetry.metrics import alarm
+
+__all__ = ["Losses", "as_settling", "compare", "is_lost", "is_under_way"]
+
+log = structlog.get_logger(__name__)
+
+#: How long SQL may take for what one comparison reads.
+SQL_SECONDS_MAX: Final = 2.5
+#: Sales of one round trip.
+SALES_AT_ONCE: Final = 200
+#: Orders of one round trip.
+ORDERS_AT_ONCE: Final = 500
+#: How old a process's last sign of life in SQL may be. It gives one every two seconds.
+LIVE_SECONDS: Final = 5.0
+BEAT_SECONDS: Final = 2.0
+#: After this long a mark that SQL has the event of, and a process without a sign, are removed.
+TIDY_SECONDS: Final = 60.0
+
+#: While a payment of an order is its own and in one of these, the intent has what it announced.
+_MET: Final = (Status.CONFIRMING, Status.AWAITING_DEPOSIT, Status.CONFIRMED, Status.REFUNDED)
+
+
+def compare(head: SaleHead, found: Found | None, marks: Collection[MarkRow] = ()) -> str | None:
+    """What is wrong with Redis' state of a sale, read after SQL's; None where nothing is.
+
+    Redis ahead of SQL is as it should be: the flusher follows. Redis behind a mark is not.
+    """
+    if found is None:
+        return f"Redis has no such sale, SQL has {head.seq} events of it"
+    if found.epoch != head.epoch:
+        return f"Redis has another epoch of it; SQL ends at event {head.seq}"
+    if found.seq < head.seq:
+        return (
+            f"Redis ends at event {found.seq}, SQL at {head.seq}:"
+            f" {head.seq - found.seq} events are lost"
+        )
+    there = found.chain if found.seq == head.seq else found.chain_at(head.seq)
+    if there is not None and head.seq and there != head.chain:
+        return f"event {head.seq} is another one in Redis than in SQL"
+    for mark in marks:
+        if mark.epoch != head.epoch:
+            continue
+        if found.seq < mark.seq:
+            return (
+                f"Redis ends at event {found.seq}, and answered for event {mark.seq} before:"
+                f" {mark.seq - found.seq} events are lost"
+            )
+        if mark.differs:
+            return f"event {mark.seq} is another one in SQL than Redis answered for before"
+        there = found.chain if found.seq == mark.seq else found.chain_at(mark.seq)
+        # An event that has left the outbox is in SQL, which says at the next look which one.
+        if mark.chain and there is not None and there != mark.chain:
+            return f"event {mark.seq} is another one than Redis answered for before"
+    return None
+
+
+def is_lost(intent: UnmetIntent, order: Reservation | None, epoch: str) -> bool:
+    """Whether Redis, in this epoch, lacks the claim that came before the intent."""
+    return intent.epoch == epoch and (order is None or order.fence < intent.fence)
+
+
+def is_under_way(intent: UnmetIntent, order: Reservation | None) -> bool:
+    """Whether the order has this payment: it is being decided, or its end is on its way to SQL."""
+    if order is None:
+        return False
+    own = order.payment_key == intent.payment_key and order.status in _MET
+    return own or intent.payment_key in order.attempts
+
+
+def as_settling(intent: UnmetIntent, order: Reservation | None) -> Reservation | None:
+    """The order as its buyer is shown it while the payment is undecided; None where nothing is."""
+    if order is None:
+        if intent.reservation is None:
+            return None
+        order = msgspec.json.decode(intent.reservation, type=Reservation)
+    return msgspec.structs.replace(order, status=Status.CONFIRMING, payment_key=intent.payment_key)
+
+
+class Losses:
+    """Finds what Redis lost, closes those sales, and keeps the evidence in SQL.
+
+    Args:
+        connections: the server; it is compared anew after each report.
+        restorer: reads the heads of sales.
+        store: reads orders of a server that is not vouched for yet.
+        ledger: SQL.
+        catalog: closes sales.
+        clock: the time.
+    """
+
+    def __init__(
+        self,
+        connections: Connections,
+        restorer: Restorer,
+        store: Store,
+        ledger: Ledger,
+        catalog: Catalog,
+        *,
+        clock: Clock,
+    ) -> None:
+        self._connections = connections
+        self._restorer = restorer
+        self._store = store
+        self._ledger = ledger
+        self._catalog = catalog
+        self._marks = connections.marks
+        self._clock = clock
+        #: Two processes of one machine, and two lives of one process id, have different names.
+        self._process = f"{socket.gethostname()}-{secrets.token_hex(6)}"
+        #: The epochs of SQL's last answer.
+        self.epochs: dict[str, str] = {}
+        #: Reports that are not in SQL yet.
+        self._unwritten: dict[tuple[str, str], str] = {}
+        #: Sales that Redis never had, as far as SQL knows, and the look that missed them first.
+        self._missing_since: dict[str, int] = {}
+        self._looks = 0
+        self._writing: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
+        #: When the last sign of life was written, and to which server this process wrote then.
+        self._beat: tuple[float, str | None] = (-BEAT_SECONDS, None)
+        self._tidied_at = clock.monotonic()
+        self._marks.listen(self._went_back)
+
+    def report(self, sale_id: str, epoch: str, reason: str) -> None:
+        """Something was lost: close the sale now; SQL tells the other processes."""
+        if self._catalog.close(sale_id, reason):
+            alarm(Alarm.SALE_RECOVERING, sale_id=sale_id, gap=reason)
+        self._unwritten[sale_id, epoch] = reason
+        self._connections.doubted.set()
+
+    def is_reported(self, sale_id: str) -> bool:
+        """Whether a report of this sale is still on its way to SQL."""
+        return any(sale_id == name for name, _ in self._unwritten)
+
+    def _went_back(self, sale_id: str, epoch: str) -> None:
+        seq, _ = self._marks.of(sale_id, epoch)
+        self.report(sale_id, epoch, f"Redis lacks event {seq}, for which it answered before")
+
+    def saw(self, claims: Claims) -> None:
+        """Learn from a token how far its sale was when it was made."""
+        known = self._catalog.at_hand(claims.sale_id)
+        if known is not None and known.epoch == claims.epoch:
+            self._marks.learn(claims.sale_id, claims.epoch, claims.seq, "")
+
+    async def missing(self, claims: Claims) -> None:
+        """A token's order is neither in Redis nor in SQL: a loss, unless an earlier epoch had it.
+
+        Raises:
+            SQLAlchemyError, OSError: which epoch is the present one is not known.
+        """
+        epochs = await self._ledger.known_sales()
+        if epochs.get(claims.sale_id) == claims.epoch:
+            reason = f"order {claims.order_id} of event {claims.seq} is neither in Redis nor in SQL"
+            self.report(claims.sale_id, claims.epoch, reason)
+
+    async def settling(self, order: Reservation) -> Reservation | None:
+        """The order as one whose payment is undecided, where SQL has an intent without an end.
+
+        Raises:
+            SQLAlchemyError, OSError: SQL cannot be asked.
+        """
+        for intent in await self._ledger.unmet_intents(order_id=order.order_id):
+            # What the order remembers has ended, and its end is on its way to SQL.
+            if intent.payment_key not in order.attempts:
+                return as_settling(intent, order)
+        return None
+
+    async def settling_of(self, order_id: str) -> Reservation | None:
+        """An order that neither Redis nor SQL has, as its intent keeps it; None where none does."""
+        intents = await self._ledger.unmet_intents(order_id=order_id)
+        return as_settling(intents[0], None) if intents else None
+
+    async def write(self, run_id: str) -> None:
+        """Bring to SQL what this process has seen and reported, and to which server it writes.
+
+        A caller that is cancelled leaves the transaction to its end: SQLite's one writer's place
+        would else be kept by a connection that no caller ends.
+
+        Args:
+            run_id: of the server; empty while this process writes to none.
+        """
+        task = asyncio.create_task(self._write(run_id))
+        self._writing.add(task)
+        task.add_done_callback(self._written)
+        await asyncio.shield(task)
+
+    def _written(self, task: asyncio.Task[None]) -> None:
+        self._writing.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            # Its caller raises it as well, unless that was cancelled.
+            log.debug("marks_not_written", reason=str(error) or type(error).__name__)
+
+    async def _write(self, run_id: str) -> None:
+        # One after the other: an older mark must not overwrite a newer one.
+        async with self._turn:
+            now, (beat_at, beat_run_id) = self._clock.monotonic(), self._beat
+            seen = self._marks.take_unwritten()
+            fresh = beat_run_id == run_id and now - beat_at < BEAT_SECONDS
+            if fresh and not seen and not self._unwritten:
+                return
+            try:
+                await self._write_down(run_id, seen)
+            except BaseException:
+                self._marks.keep_unwritten(seen)
+                raise
+            self._beat = (now, run_id)
+
+    async def _write_down(self, run_id: str, seen: Mapping[str, Mark]) -> None:
+        rows = {
+            sale_id: MarkRow(epoch=mark.epoch, seq=mark.seq, chain=mark.chain)
+            for sale_id, mark in seen.items()
+        }
+        now, now_ms = self._clock.monotonic(), self._clock.now_ms()
+        await self._ledger.losses.write(self._process, run_id=run_id, seen=rows, now_ms=now_ms)
+        for (sale_id, epoch), reason in list(self._unwritten.items()):
+            await self._ledger.losses.report(sale_id, epoch, reason, now_ms)
+            del self._unwritten[sale_id, epoch]
+        if now - self._tidied_at > TIDY_SECONDS:
+            self._tidied_at = now
+            await self._ledger.losses.tidy(before_ms=now_ms - round(TIDY_SECONDS * 1000))
+
+    async def leave(self) -> None:
+        """This process ends: it writes to no server any more, and others need not wait for it."""
+        await asyncio.gather(*self._writing, return_exceptions=True)
+        if self._beat[1] is None:
+            return
+        try:
+            await self.write("")
+            await self._ledger.losses.leave(self._process)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("marks_not_written", reason=str(error))
+
+    async def writing_elsewhere(self, run_id: str) -> list[str]:
+        """Other live processes that may still write to another server, or another life of it."""
+        since_ms = self._clock.now_ms() - round(LIVE_SECONDS * 1000)
+        writers = await self._ledger.losses.writers(since_ms=since_ms)
+        return [
+            process
+            for process, other in writers.items()
+            if other not in ("", run_id) and process != self._process
+        ]
+
+    def begin_look(self) -> None:
+        """A look at all sales begins; it may compare them more than once."""
+        self._looks += 1
+
+    async def gaps(self, among: Collection[str] | None = None) -> tuple[dict[str, str], set[str]]:
+        """The sales that lost something, and the run ids of the servers that answered.
+
+        Args:
+            among: look at these alone.
+        """
+        async with asyncio.timeout(SQL_SECONDS_MAX):
+            heads = await self._ledger.heads()
+            marks = await self._ledger.losses.unproven()
+            reported = await self._ledger.losses.reported()
+        self.epochs = {sale_id: head.epoch for sale_id, head in heads.items()}
+        sale_ids = [sale_id for sale_id in heads if among is None or sale_id in among]
+        lost: dict[str, str] = {}
+        run_ids: set[str] = set()
+        missing: dict[str, int] = {}
+        for start in range(0, max(1, len(sale_ids)), SALES_AT_ONCE):
+            some = {sale_id: heads[sale_id] for sale_id in sale_ids[start : start + SALES_AT_ONCE]}
+            run_id, found = await self._look_at(some, marks)
+            run_ids.add(run_id)
+            for sale_id, head in some.items():
+                gap = compare(head, found[sale_id], marks.get(sale_id, ()))
+                gap = gap or reported.get(sale_id) or self._unwritten.get((sale_id, head.epoch))
+                if gap is None:
+                    continue
+                if found[sale_id] is None and head.seq == 0:
+                    missing[sale_id] = self._missing_since.get(sale_id, self._looks)
+                    # Being made right now, unless an earlier look found it so too.
+                    if missing[sale_id] == self._looks:
+                        continue
+                lost[sale_id] = gap
+        if among is None:
+            self._missing_since = missing
+        return lost, run_ids
+
+    async def gap_of(self, sale_id: str, head: SaleHead) -> tuple[str | None, Found | None]:
+        """What one sale lost, None where nothing is; and what Redis has of it."""
+        marks = await self._ledger.losses.unproven()
+        reported = await self._ledger.losses.reported()
+        _, found = await self._look_at({sale_id: head}, marks)
+        gap = compare(head, found[sale_id], marks.get(sale_id, ()))
+        return gap or reported.get(sale_id), found[sale_id]
+
+    async def _look_at(
+        self, heads: Mapping[str, SaleHead], marks: Mapping[str, Sequence[MarkRow]]
+    ) -> tuple[str, dict[str, Found | None]]:
+        return await self._restorer.look_at(
+            {
+                sale_id: {head.seq, *(mark.seq for mark in marks.get(sale_id, ()))}
+                for sale_id, head in heads.items()
+            }
+        )
+
+    async def find_unmet(self) -> None:
+        """Report the sales that have an intent in SQL, and in Redis no claim before it."""
+        intents = await self._ledger.unmet_intents()
+        if not intents:
+            return
+        epochs = await self._ledger.known_sales()
+        for intent, order in await self.with_orders(intents, self._store):
+            self.report_unmet(intent, order, epochs.get(intent.sale_id, ""))
+
+    def report_unmet(self, intent: UnmetIntent, order: Reservation | None, epoch: str) -> bool:
+        """Report the sale where Redis lacks the claim of the intent; whether it does."""
+        if not is_lost(intent, order, epoch):
+            return False
+        stands = f"fence {order.fence}" if order is not None else "no such order"
+        self.report(
+            intent.sale_id,
+            epoch,
+            f"order {intent.order_id} has {stands} in Redis, and an intent to take its money"
+            f" under fence {intent.fence}",
+        )
+        return True
+
+    async def with_orders(
+        self, intents: Sequence[UnmetIntent], store: Store
+    ) -> list[tuple[UnmetIntent, Reservation | None]]:
+        """Each intent and its order in Redis; those of a sale that Redis has lost are left out."""
+        found: list[tuple[UnmetIntent, Reservation | None]] = []
+        for start in range(0, len(intents), ORDERS_AT_ONCE):
+            page = intents[start : start + ORDERS_AT_ONCE]
+            try:
+                orders = await store.read_many([intent.order_id for intent in page])
+            except SaleRecovering:
+                # The comparison names it.
+                continue
+            found += zip(page, orders, strict=True)
+        return found

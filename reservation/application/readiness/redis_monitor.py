@@ -1,0 +1,295 @@
+"""Notices a Redis that lost a sale or went back in time, before anything is sold from it.
+
+The scripts see a lost key and another epoch by themselves. What they cannot see is a server that
+came back with an older state of the right epoch: a file that lost its end, a restored backup. So
+prepares go only to a server whose sales were compared with SQL in this very life of it
+(`Connections.guard`), and the comparison is repeated every few seconds.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Final
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.adapters.redis.vouches import Vouches
+from reservation.adapters.sql.errors import reason_of
+from reservation.application.readiness.data_loss import Losses
+from reservation.application.sales.catalog import Catalog
+from reservation.domain.alarms import Alarm
+from reservation.domain.errors import Unavailable
+from reservation.telemetry.metrics import PREPARE_CLOSED, alarm
+
+__all__ = ["Watch"]
+
+log = structlog.get_logger(__name__)
+
+#: Between two looks. With the look itself well under the 6 s in which readiness must tell.
+LOOK_SECONDS: Final = 3.0
+#: Between two looks while no server is vouched for, and buyers wait.
+HURRY_SECONDS: Final = 0.3
+#: Between two looks while SQL is away, so that what waits for it goes on at once.
+AWAY_SECONDS: Final = 1.0
+#: How long SQL may take for one answer; each of Redis' has its own bound. The whole look has none:
+#: it would fail for good where there are too many sales for it.
+ANSWER_SECONDS_MAX: Final = 2.5
+#: Between two writes of what this process has seen.
+MARK_SECONDS: Final = 1.0
+#: How long it may take to follow the server to another life of it: every payment that is under way
+#: is compared.
+FOLLOW_SECONDS_MAX: Final = 30.0
+#: SQL is read before Redis, and a rebuild may finish in between: what looks lost is looked at
+#: again after this long.
+AGAIN_SECONDS: Final = 0.05
+#: What a buyer is told to wait while the server is not as it must be.
+RETRY_AFTER_SECONDS: Final = 5
+
+
+class Watch:
+    """One process's eye on Redis: what it must be, and what it must still have.
+
+    Args:
+        connections: where prepares go, once their server is vouched for.
+        losses: finds what Redis lost.
+        catalog: told which sales are closed.
+        vouches: what other processes have compared, for when SQL is away.
+        preflight: names what is missing in Redis before holds may be promised.
+        preflight_sales: likewise of single sales, but for those that it is given.
+    """
+
+    def __init__(
+        self,
+        connections: Connections,
+        losses: Losses,
+        catalog: Catalog,
+        vouches: Vouches,
+        preflight: Callable[[], Awaitable[Sequence[str]]],
+        preflight_sales: Callable[[Collection[str]], Awaitable[Mapping[str, Sequence[str]]]],
+    ) -> None:
+        self._connections = connections
+        self._losses = losses
+        self._catalog = catalog
+        self._vouches = vouches
+        self._preflight = preflight
+        self._preflight_sales = preflight_sales
+        #: The life of the server that is vouched for here, and the epochs of SQL's last answer.
+        self._vouched: str | None = None
+        self._epochs: dict[str, str] = {}
+        #: What did not answer the last look, by its name in readiness; empty where all did.
+        self.away = ""
+        #: Every reason that the metric has named so far.
+        self._named: set[str] = set()
+        #: What is missing in Redis, by name.
+        self.missing: tuple[str, ...] = ()
+        #: What is missing of single sales, by name.
+        self.missing_of: Mapping[str, Sequence[str]] = {}
+
+    @property
+    def gaps(self) -> Mapping[str, str]:
+        """Each sale that waits for a rebuild, and what it lacks."""
+        return self._catalog.closed
+
+    def check(self, sale_id: str) -> None:
+        """Refuse a prepare while Redis, or this sale in it, is not as it must be.
+
+        Raises:
+            Unavailable: naming what is missing.
+        """
+        missing = self.missing or self.missing_of.get(sale_id)
+        if missing:
+            raise Unavailable(
+                f"No holds are taken now: {', '.join(missing)}.",
+                retryAfter=RETRY_AFTER_SECONDS,
+                missing=list(missing),
+            )
+
+    def wake(self) -> None:
+        """Look at once: somebody met a sale that is not the one we know."""
+        self._connections.doubted.set()
+
+    async def run(self) -> None:
+        """Look, and write down what was seen, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._look_forever())
+            group.create_task(self._keep_marks())
+
+    async def _look_forever(self) -> None:
+        while True:
+            try:
+                await self.look()
+            except Exception as error:  # loop top: who stops looking would sell from anything
+                alarm(Alarm.WORKER_BUG, loop="watch", reason=type(error).__name__)
+                log.exception("look_broke")
+            pause = AWAY_SECONDS if self.away else LOOK_SECONDS
+            if not self._connections.vouched:
+                pause = HURRY_SECONDS
+            try:
+                async with asyncio.timeout(pause):
+                    await self._connections.doubted.wait()
+            except TimeoutError:
+                continue
+            # Thousands of doubts at once are one look.
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    async def _keep_marks(self) -> None:
+        while True:
+            await asyncio.sleep(MARK_SECONDS)
+            try:
+                await self._losses.write(self._vouched or "")
+            except (SQLAlchemyError, OSError) as error:
+                # The look names what is away, once.
+                log.debug("marks_not_written", reason=reason_of(error))
+            except Exception as error:  # loop top: with this loop the looks beside it would end
+                alarm(Alarm.WORKER_BUG, loop="marks", reason=type(error).__name__)
+                log.exception("marks_broke")
+
+    async def look(self) -> None:
+        """One look at everything; without effect where Redis does not answer."""
+        self._connections.doubted.clear()
+        self._losses.begin_look()
+        try:
+            self._take(tuple(await self._preflight()))
+        except (StoreUnavailable, StoreUncertain) as error:
+            self._away("redis", error)
+            return
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS_MAX):
+                await self._losses.write(self._vouched or "")
+            run_id = await self._compare_all()
+            self._take_of_sales(await self._preflight_sales(self._catalog.closed))
+            if run_id is not None and run_id != self._vouched:
+                async with asyncio.timeout(FOLLOW_SECONDS_MAX):
+                    run_id = run_id if await self._may_follow(run_id) else None
+        except (StoreUnavailable, StoreUncertain) as error:
+            self._away("redis", error)
+            return
+        except (SQLAlchemyError, OSError) as error:
+            await self._do_without_sql(error)
+            return
+        if run_id is not None:
+            self._catalog.go_by(None)
+            self._vouch_for(run_id)
+            await self._keep_vouch(run_id)
+        self._log_if_back()
+        self._show_closed()
+
+    async def _do_without_sql(self, error: Exception) -> None:
+        """Go on with the sales that were compared in this life of the server, here or elsewhere."""
+        try:
+            run_id, epochs = await self._vouches.read()
+        except (StoreUnavailable, StoreUncertain) as away:
+            self._away("redis", away)
+            return
+        if epochs is not None:
+            self._vouch_for(run_id)
+        elif run_id != self._vouched:
+            # Nobody has compared this life with SQL: what it has may be old.
+            self._catalog.go_by({})
+            self._away("sql", error)
+            return
+        self._catalog.go_by(self._epochs if epochs is None else epochs)
+        self._log_away("sql", error)
+        self._show_closed()
+
+    def _vouch_for(self, run_id: str) -> None:
+        if run_id != self._vouched:
+            log.info("server_vouched", life=run_id)
+        self._vouched = run_id
+        self._connections.vouch_for(run_id)
+
+    async def _keep_vouch(self, run_id: str) -> None:
+        """Let a process that starts while SQL is away sell what was compared just now."""
+        whole = {
+            sale_id: epoch
+            for sale_id, epoch in self._epochs.items()
+            if sale_id not in self._catalog.closed and not self.missing_of.get(sale_id)
+        }
+        try:
+            await self._vouches.keep(run_id, whole)
+        except (StoreUnavailable, StoreUncertain) as error:
+            log.debug("vouch_not_kept", reason=reason_of(error))
+
+    def _away(self, which: str, error: Exception) -> None:
+        """Nothing was compared, so what is not vouched for stays closed."""
+        self._log_away(which, error)
+        self._show_closed(which)
+
+    def _log_away(self, which: str, error: Exception) -> None:
+        if which != self.away:
+            log.warning("not_compared", away=which, reason=reason_of(error))
+        self.away = which
+
+    def _log_if_back(self) -> None:
+        if self.away:
+            log.info("compared_again", was_away=self.away)
+        self.away = ""
+
+    def _show_closed(self, *more: str) -> None:
+        """Export why new holds are refused, in this process."""
+        reasons = {*self.missing, *more}
+        for rows in self.missing_of.values():
+            reasons.update(rows)
+        if self.gaps:
+            reasons.add("sale-recovering")
+        self._named |= reasons
+        for reason in self._named:
+            PREPARE_CLOSED.labels(reason).set(reason in reasons)
+
+    async def _may_follow(self, run_id: str) -> bool:
+        """Whether another life of the server may be written to.
+
+            old life:  A, B write ----x
+            new life:                    A compares, writes?   B has seen more than A
+
+        So nobody writes before the marks of all are in SQL and were compared with what survived.
+        """
+        self._vouched = None
+        self._connections.distrust()
+        await self._losses.write("")
+        others = await self._losses.writing_elsewhere(run_id)
+        if others:
+            log.info("waits_for_marks", processes=others[:5], count=len(others))
+            return False
+        await self._losses.find_unmet()
+        if await self._compare_all() != run_id:
+            return False
+        await self._losses.write(run_id)
+        return True
+
+    def _take(self, missing: tuple[str, ...]) -> None:
+        if missing and missing != self.missing:
+            alarm(Alarm.PREFLIGHT, missing=", ".join(missing))
+        if self.missing and not missing:
+            log.info("preflight_holds")
+        self.missing = missing
+
+    def _take_of_sales(self, missing_of: Mapping[str, Sequence[str]]) -> None:
+        for sale_id, missing in missing_of.items():
+            if missing != self.missing_of.get(sale_id):
+                alarm(Alarm.PREFLIGHT_OF_SALE, sale_id=sale_id, missing=", ".join(missing))
+        for sale_id in self.missing_of.keys() - missing_of.keys():
+            log.info("preflight_of_sale_holds", sale_id=sale_id)
+        self.missing_of = missing_of
+
+    async def _compare_all(self) -> str | None:
+        """Close what is lost and open what is not; the server, where one and the same answered."""
+        # What was reported since the last look is read with the rest.
+        lost, run_ids = await self._losses.gaps()
+        if lost:
+            await asyncio.sleep(AGAIN_SECONDS)
+            lost, more = await self._losses.gaps(set(lost))
+            run_ids |= more
+        self._epochs = self._losses.epochs
+        self._catalog.learn_all(self._epochs)
+        for sale_id, gap in lost.items():
+            if self._catalog.close(sale_id, gap):
+                alarm(Alarm.SALE_RECOVERING, sale_id=sale_id, gap=gap)
+        for sale_id in set(self._catalog.closed) - set(lost):
+            if self._losses.is_reported(sale_id):
+                continue
+            log.info("sale_recovered", sale_id=sale_id)
+            self._catalog.reopen(sale_id)
+        return run_ids.pop() if len(run_ids) == 1 else None

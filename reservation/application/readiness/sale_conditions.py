@@ -1,0 +1,153 @@
+"""What must be true of each sale in Redis before more of it is held: its outbox, its counters."""
+
+import asyncio
+from collections.abc import Collection, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.errors import UnexpectedReply, good
+from reservation.adapters.redis.keys import Keys
+from reservation.adapters.redis.mapping import as_mapping
+from reservation.adapters.redis.outbox import GROUP
+from reservation.adapters.redis.sale_store import SaleStore
+from reservation.adapters.sql.ledger import Ledger
+from reservation.domain.errors import BrokenInvariant
+from reservation.domain.states import SaleStatus
+
+__all__ = ["SALE_ROWS", "SalePreflight"]
+
+#: The rows, and what it means that one does not hold.
+SALE_ROWS: Final = {
+    "sale-outbox": "events would not reach SQL: cut off, or passed over by their reader",
+    "sale-counters": "an item's counters do not add up: a hand in the data",
+}
+#: How long SQL may take for one answer.
+ANSWER_SECONDS_MAX: Final = 2.5
+#: Sales of one round trip.
+SALES_AT_ONCE: Final = 200
+#: Sales whose counters are added up in one look; the next look goes on with the next ones. Two
+#: round trips each, so that a look stays far below its time.
+COUNTED_AT_ONCE: Final = 20
+
+
+class _Outbox(msgspec.Struct, frozen=True):
+    """A sale's stream: its first entry, and what reads it."""
+
+    first: int | None
+    groups: Sequence[Any]
+
+
+class SalePreflight:
+    """One process's look at the sales."""
+
+    def __init__(
+        self, connections: Connections, keys: Keys, sales: SaleStore, ledger: Ledger
+    ) -> None:
+        self._connections = connections
+        self._keys = keys
+        self._sales = sales
+        self._ledger = ledger
+        self._counted = 0
+        self._miscounted: set[str] = set()
+
+    async def __call__(self, but_for: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
+        """The rows that do not hold, by sale.
+
+        Args:
+            but_for: sales that wait for a rebuild: everything is wrong with them.
+
+        Raises:
+            StoreUnavailable, StoreUncertain: the server does not answer.
+            TimeoutError: SQL does not answer.
+        """
+        sale_ids = [sale_id for sale_id in await self._sales.ids() if sale_id not in but_for]
+        found: dict[str, _Outbox] = {}
+        for start in range(0, len(sale_ids), SALES_AT_ONCE):
+            found |= await self._look(sale_ids[start : start + SALES_AT_ONCE])
+        # SQL after Redis: what was acknowledged there is written here.
+        async with asyncio.timeout(ANSWER_SECONDS_MAX):
+            heads = await self._ledger.heads()
+        rows: dict[str, tuple[str, ...]] = {
+            sale_id: ("sale-outbox",)
+            for sale_id, outbox in found.items()
+            if sale_id in heads and not _flows(outbox, heads[sale_id].seq)
+        }
+        # One that SQL does not know yet is not ours to judge: it is being made.
+        await self._count([sale_id for sale_id in found if sale_id in heads])
+        for sale_id in self._miscounted:
+            rows[sale_id] = (*rows.get(sale_id, ()), "sale-counters")
+        return rows
+
+    async def _look(self, sale_ids: Sequence[str]) -> dict[str, _Outbox]:
+        """The outboxes of those sales that are not over: nothing more is held of the others."""
+        commands: list[tuple[str | int, ...]] = []
+        for sale_id in sale_ids:
+            names = self._keys.of(sale_id)
+            commands.append(("HMGET", names.sale, "status", "closes_at"))
+            commands.append(("XRANGE", names.outbox, "-", "+", "COUNT", 1))
+            commands.append(("XINFO", "GROUPS", names.outbox))
+        replies = [_shown(reply) for reply in await self._connections.pipeline(commands)]
+        now_ms = self._connections.server_now_ms()
+        found: dict[str, _Outbox] = {}
+        for position, sale_id in enumerate(sale_ids):
+            head, entries, groups = replies[3 * position : 3 * position + 3]
+            if not _is_over(head, now_ms):
+                first = _seq(entries[0][0]) if entries else None
+                found[sale_id] = _Outbox(first, groups or ())
+        return found
+
+    async def _count(self, sale_ids: Sequence[str]) -> None:
+        self._miscounted &= set(sale_ids)
+        if self._counted >= len(sale_ids):
+            self._counted = 0
+        some = sale_ids[self._counted : self._counted + COUNTED_AT_ONCE]
+        self._counted += COUNTED_AT_ONCE
+        # Those that did not add up are looked at each time, so that none stays closed for long.
+        for sale_id in {*some, *self._miscounted}:
+            if await self._adds_up(sale_id):
+                self._miscounted.discard(sale_id)
+            else:
+                self._miscounted.add(sale_id)
+
+    async def _adds_up(self, sale_id: str) -> bool:
+        try:
+            counters = await self._sales.counters(sale_id)
+        except (BrokenInvariant, ValueError):
+            return False  # Not even numbers, or no hash.
+        if counters is None:
+            return True  # It left between two looks.
+        return all(
+            total == available + held + sold and min(available, held, sold) >= 0
+            for total, available, held, sold in counters.stocks.values()
+        )
+
+
+def _shown(reply: Any) -> Any:
+    """A reply; None where no such key is there, or something else under its name."""
+    return None if isinstance(reply, UnexpectedReply) else good(reply)
+
+
+def _is_over(head: Sequence[str | None] | None, now_ms: int) -> bool:
+    status, closes_at = head or (None, None)
+    if status == SaleStatus.CLOSED:
+        return True
+    return closes_at is not None and closes_at.isdecimal() and now_ms >= int(closes_at)
+
+
+def _flows(outbox: _Outbox, flushed: int) -> bool:
+    """Whether every event that SQL lacks is still in the stream and will be given to its reader."""
+    if outbox.first is None or outbox.first > flushed + 1:
+        # A sale that is just being made has no event yet.
+        return outbox.first is None and flushed == 0
+    for group in map(as_mapping, outbox.groups):
+        if group["name"] == GROUP:
+            passed = _seq(group["last-delivered-id"]) - int(group["pending"])
+            return passed <= flushed
+    # A new sale's group is made by its first flush.
+    return flushed == 0
+
+
+def _seq(entry_id: str) -> int:
+    return int(entry_id.partition("-")[0])

@@ -1,0 +1,1 @@
+"""Recovery of a sale's state in Redis from SQL."""

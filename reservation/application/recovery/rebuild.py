@@ -1,0 +1,365 @@
+"""Rebuild: a sale that Redis lost, or has in an older state than SQL, is restored from SQL.
+
+    new epoch in SQL        whoever writes under the old one is refused from now on
+    save what survived      events that Redis still has and SQL lacks, as far as they follow
+    fence off               Redis has the sale's settings, under an epoch that only we know
+    clear, restore          items, orders, deadlines, payments under way, buyers
+    begin the outbox        `rebuilt`, right behind the last event that SQL has
+    claim                   payments that were asked for and whose end SQL does not know; an order
+                            that SQL does not have either is made again from its intent
+    hand over               the new epoch in Redis: the sale sells again
+
+It may die anywhere and be run again: until the last step the sale is `recovering` for everybody.
+"""
+
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+import structlog
+
+from reservation.adapters.redis.keys import Keys
+from reservation.adapters.redis.outbox import RedisOutbox
+from reservation.adapters.redis.sale_writer import Restorer, Writes
+from reservation.adapters.sql.event_writer import ApplyKind
+from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.orders import OrderRow
+from reservation.adapters.sql.rebuild_queries import ItemRow, SaleHead
+from reservation.adapters.sql.sales import EPOCH_BYTES, SaleRow
+from reservation.application.audit.expected_records import (
+    ENDED_KEPT_MS,
+    has_story,
+    item_fields,
+    order_fields,
+    restock_fields,
+    sale_fields,
+)
+from reservation.application.payments.orphaned import Orphans
+from reservation.application.readiness.data_loss import Losses
+from reservation.application.recovery.reclaim import Reclaim
+from reservation.domain.clock import Clock
+from reservation.domain.errors import (
+    SaleNotFound,
+    SaleRecovering,
+)
+from reservation.domain.events import EventName
+from reservation.domain.sale import Item
+from reservation.domain.sale_settings import SaleChange, change_of, event_data_of
+from reservation.domain.states import ENDED, HOLDING, LIVE, PAID, Status
+
+__all__ = ["NotLost", "Rebuild", "RebuildReport"]
+
+log = structlog.get_logger(__name__)
+
+#: Orders read from SQL at once: about 3 MB.
+PAGE_ORDERS: Final = 2_000
+#: Fresh starts where a flusher still wrote to SQL what it had read before the loss: one batch.
+ROUNDS_MAX: Final = 5
+#: Events of one batch that are saved from Redis: as many as the flusher takes.
+SURVIVORS_AT_ONCE: Final = 1_000
+#: What no epoch in SQL looks like.
+_OURS: Final = "restoring:"
+
+
+class NotLost(Exception):
+    """Redis has the sale as SQL knows it, and more: a rebuild would lose what SQL lacks."""
+
+
+class RebuildReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What a rebuild did."""
+
+    sale_id: str
+    #: False where Redis already had the sale as SQL has it.
+    rebuilt: bool
+    #: What was wrong.
+    why: str = ""
+    epoch: str = ""
+    #: The last event that SQL had.
+    seq: int = 0
+    orders: int = 0
+    #: Orders whose payment had been asked for under a claim that SQL never got.
+    claimed: tuple[str, ...] = ()
+    #: Payments without an order that were given back at the PG, by order.
+    given_back: tuple[str, ...] = ()
+    #: Those about which the PG could not tell yet: run the rebuild again.
+    undecided: tuple[str, ...] = ()
+
+
+class _Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """One sale as SQL has it, and the epochs of this rebuild."""
+
+    sale_id: str
+    head: SaleHead
+    row: SaleRow
+    change: SaleChange
+    operator: str
+    epoch: str
+    items: dict[str, ItemRow]
+
+    @property
+    def ours(self) -> str:
+        return _OURS + self.epoch
+
+
+class Rebuild:
+    """Restores sales."""
+
+    def __init__(
+        self,
+        restorer: Restorer,
+        keys: Keys,
+        outbox: RedisOutbox,
+        ledger: Ledger,
+        losses: Losses,
+        reclaim: Reclaim,
+        orphans: Orphans,
+        *,
+        clock: Clock,
+    ) -> None:
+        self._restorer = restorer
+        self._keys = keys
+        self._outbox = outbox
+        self._ledger = ledger
+        self._losses = losses
+        self._reclaim = reclaim
+        self._orphans = orphans
+        self._clock = clock
+
+    async def __call__(
+        self,
+        sale_id: str,
+        *,
+        operator: str,
+        force: bool = False,
+        tell: Callable[[int, int], None] | None = None,
+    ) -> RebuildReport:
+        """Restore one sale.
+
+        Args:
+            sale_id: the sale.
+            operator: who asks for it, for the record.
+            force: even where Redis has lost nothing; events that SQL lacks are given up.
+            tell: told how many orders of how many are restored.
+
+        Raises:
+            SaleNotFound: SQL does not know it.
+            NotLost: Redis is ahead of SQL, which is no loss.
+            SaleRecovering: another rebuild of this sale has begun.
+        """
+        head = (await self._ledger.heads()).get(sale_id)
+        if head is None:
+            raise SaleNotFound
+        why, found = await self._losses.gap_of(sale_id, head)
+        if why is None and not force:
+            # Also where Redis is ahead: what a rebuild could not place waits for a second look.
+            given_back, undecided = await self._orphans.of(sale_id)
+            ahead = found.seq - head.seq if found else 0
+            if ahead > 0 and not given_back and not undecided:
+                why = f"Redis is ahead of SQL by {ahead} events and has lost nothing"
+                raise NotLost(f"{sale_id}: {why}; the flusher brings them to SQL")
+            return RebuildReport(
+                sale_id=sale_id, rebuilt=False, given_back=given_back, undecided=undecided
+            )
+        epoch = secrets.token_hex(EPOCH_BYTES)
+        await self._ledger.set_epoch(sale_id, epoch, instead_of=head.epoch)
+        if not force and found is not None and found.epoch == head.epoch:
+            await self._save_survivors(sale_id, head.seq)
+        plan, restored = await self._restore_all(sale_id, epoch, operator, tell or _tell_nobody)
+        claimed, unplaced = await self._reclaim(sale_id, plan.ours)
+        await self._ledger.reopen_refunds(sale_id)
+        await self._restorer.hand_over(sale_id, epoch=plan.ours, to_epoch=plan.epoch)
+        log.warning("sale_rebuilt", sale_id=sale_id, seq=plan.head.seq, orders=restored)
+        given_back, undecided = await self._orphans.look_after(unplaced)
+        return RebuildReport(
+            sale_id=sale_id,
+            rebuilt=True,
+            why=why or "forced",
+            epoch=plan.epoch,
+            seq=plan.head.seq,
+            orders=restored,
+            claimed=tuple(claimed),
+            given_back=given_back,
+            undecided=undecided,
+        )
+
+    async def _save_survivors(self, sale_id: str, after_seq: int) -> None:
+        """Bring to SQL what Redis has beyond it: holds and payments that were not lost.
+
+        What does not follow from SQL's last event stays out, as it would with the flusher.
+        """
+        while events := await self._outbox.after(sale_id, after_seq, SURVIVORS_AT_ONCE):
+            outcome = await self._ledger.apply(sale_id, events)
+            log.info("survivors_saved", sale_id=sale_id, count=outcome.written, kind=outcome.kind)
+            if outcome.kind is not ApplyKind.APPLIED:
+                return
+            after_seq = events[-1].seq
+
+    async def _restore_all(
+        self, sale_id: str, epoch: str, operator: str, tell: Callable[[int, int], None]
+    ) -> tuple[_Plan, int]:
+        """Everything up to the outbox; again where SQL moved on meanwhile."""
+        for _ in range(ROUNDS_MAX):
+            plan = await self._fenced_off(sale_id, epoch)
+            await self._restorer.clear(sale_id, epoch=plan.ours)
+            await self._restore_items(plan)
+            restored = await self._restore_orders(plan, tell)
+            await self._restore_buyers(plan)
+            head = (await self._ledger.heads())[sale_id]
+            if (head.seq, head.chain) == (plan.head.seq, plan.head.chain):
+                await self._begin_outbox(plan, operator)
+                return plan, restored
+        raise NotLost(f"{sale_id}: events still come to SQL; is another Redis in use?")
+
+    async def _fenced_off(self, sale_id: str, epoch: str) -> _Plan:
+        """What is to be restored; from here on nobody else changes the sale in Redis.
+
+        Raises:
+            SaleRecovering: SQL vouches for another rebuild's epoch by now: that one goes on.
+        """
+        for _ in range(ROUNDS_MAX):
+            # Read before SQL is: who comes in between is seen by one of the two.
+            standing = await self._restorer.epoch(sale_id)
+            plan = await self._plan(sale_id, epoch)
+            if plan.head.epoch != epoch:
+                break
+            with suppress(SaleRecovering):
+                await self._restorer.fence_off(
+                    sale_id, _sale_fields(plan), epoch=plan.ours, instead_of=standing
+                )
+                return plan
+        raise SaleRecovering(retryAfter=0)
+
+    async def _plan(self, sale_id: str, epoch: str) -> _Plan:
+        head = (await self._ledger.heads())[sale_id]
+        row = await self._ledger.sale(sale_id)
+        if row is None:
+            raise SaleNotFound
+        if row.settings is None:
+            change, operator = msgspec.json.decode(row.document, type=SaleChange), "rebuild"
+            items = {item.sku: _new_item(item) for item in change.items}
+        else:
+            change, operator = change_of(row.settings)
+            items = await self._ledger.listed_items(sale_id)
+        return _Plan(
+            sale_id=sale_id,
+            head=head,
+            row=row,
+            change=change,
+            operator=operator,
+            epoch=epoch,
+            items=items,
+        )
+
+    async def _restore_items(self, plan: _Plan) -> None:
+        names = self._keys.of(plan.sale_id)
+        writes = Writes()
+        for sku, item in plan.items.items():
+            counters = {
+                name: getattr(item, name) for name in ("total", "available", "held", "sold")
+            }
+            writes.hset(names.stock(sku), counters | item_fields(item))
+        done = restock_fields(await self._ledger.restocks(plan.sale_id))
+        for operation, digest in done.items():
+            writes.hset(names.operations, {operation: digest})
+            writes = await self._sent_when_full(plan, writes)
+        await self._restorer.write(plan.sale_id, writes, epoch=plan.ours)
+
+    async def _restore_orders(self, plan: _Plan, tell: Callable[[int, int], None]) -> int:
+        statuses = set(LIVE) | {Status.CONFIRMED}
+        if self._clock.now_ms() < plan.change.closes_at_ms + ENDED_KEPT_MS:
+            statuses |= ENDED
+        total = await self._ledger.count_orders(plan.sale_id, statuses)
+        done, after = 0, ""
+        tell(done, total)
+        while rows := await self._ledger.live_orders(
+            plan.sale_id, statuses=statuses, after=after, limit=PAGE_ORDERS
+        ):
+            paid = [row.order_id for row in rows if has_story(row)]
+            stories = await self._ledger.payment_events(paid)
+            writes = Writes()
+            for row in rows:
+                self._add_order(writes, row, order_fields(row, stories.get(row.order_id, ())))
+                writes = await self._sent_when_full(plan, writes)
+            await self._restorer.write(plan.sale_id, writes, epoch=plan.ours)
+            done, after = done + len(rows), rows[-1].order_id
+            tell(done, total)
+        return done
+
+    def _add_order(self, writes: Writes, row: OrderRow, fields: dict[str, str]) -> None:
+        names = self._keys.of(row.sale_id)
+        writes.hset(names.order(row.order_id), fields)
+        writes.zadd(names.buyer_orders(row.buyer_id), row.order_id, row.created_at_ms)
+        match Status(row.status):
+            case Status.HELD | Status.PREPARED:
+                writes.zadd(names.deadlines, row.order_id, row.expires_at_ms)
+            case Status.CONFIRMING:
+                # Whoever had the lease writes under the old epoch, and is refused: the settler
+                # asks the PG at once.
+                writes.zadd(names.confirming, row.order_id, row.updated_at_ms)
+            case Status.AWAITING_DEPOSIT:
+                writes.zadd(names.deposits, row.order_id, row.due_at_ms or row.expires_at_ms)
+            case _:
+                pass
+
+    async def _restore_buyers(self, plan: _Plan) -> None:
+        names = self._keys.of(plan.sale_id)
+        writes = Writes()
+        after = ""
+        # A buyer of several pages is written with each, and alike.
+        while rows := await self._ledger.live_orders(
+            plan.sale_id, statuses={*HOLDING, *PAID}, after=after, limit=PAGE_ORDERS
+        ):
+            after = rows[-1].order_id
+            buyer_ids = list(dict.fromkeys(row.buyer_id for row in rows))
+            all_counts = await self._ledger.buyer_counts(plan.sale_id, buyer_ids)
+            for buyer_id, counts in all_counts.items():
+                writes.hset(names.buyer(buyer_id), counts)
+                writes = await self._sent_when_full(plan, writes)
+        await self._restorer.write(plan.sale_id, writes, epoch=plan.ours)
+
+    async def _sent_when_full(self, plan: _Plan, writes: Writes) -> Writes:
+        if not writes.full:
+            return writes
+        await self._restorer.write(plan.sale_id, writes, epoch=plan.ours)
+        return Writes()
+
+    async def _begin_outbox(self, plan: _Plan, operator: str) -> None:
+        if plan.row.settings is None:
+            event = EventName.SALE_PUT
+            data = event_data_of(plan.change, version=1, epoch=plan.epoch, operator=plan.operator)
+        else:
+            event = EventName.REBUILT
+            data = msgspec.json.encode({"epoch": plan.epoch, "operator": operator}).decode()
+        await self._restorer.begin_outbox(
+            plan.sale_id,
+            epoch=plan.ours,
+            after_seq=plan.head.seq,
+            event=event.value,
+            data=data,
+        )
+
+
+def _tell_nobody(_done: int, _total: int) -> None:
+    pass
+
+
+def _new_item(item: Item) -> ItemRow:
+    return ItemRow(
+        sku=item.sku,
+        name=item.name,
+        price=item.price,
+        limit_per_buyer=item.limit_per_buyer,
+        total=item.total,
+        available=item.total,
+        held=0,
+        sold=0,
+    )
+
+
+def _sale_fields(plan: _Plan) -> dict[str, str]:
+    return sale_fields(plan.row, plan.change, plan.operator, plan.items) | {
+        "seq": str(plan.head.seq),
+        "chain": plan.head.chain,
+    }

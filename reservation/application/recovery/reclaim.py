@@ -1,0 +1,77 @@
+"""Payments whose claim was lost, claimed again while their sale is rebuilt."""
+
+import msgspec
+import structlog
+
+from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.redis.sale_writer import Restorer
+from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.orders import as_reservation
+from reservation.adapters.sql.rebuild_queries import UnmetIntent
+from reservation.application.readiness.data_loss import is_under_way
+from reservation.domain.errors import BuyerLimitExceeded, HoldLost, ReservationExpired, SoldOut
+from reservation.domain.payment import Claimed
+from reservation.domain.reservation import Reservation
+
+__all__ = ["Reclaim"]
+
+log = structlog.get_logger(__name__)
+
+
+class Reclaim:
+    """Takes orders whose payment was asked for back to CONFIRMING, behind a rebuild's own epoch."""
+
+    def __init__(self, restorer: Restorer, store: Store, ledger: Ledger) -> None:
+        self._restorer = restorer
+        self._store = store
+        self._ledger = ledger
+
+    async def __call__(self, sale_id: str, epoch: str) -> tuple[list[str], list[UnmetIntent]]:
+        """Take orders whose payment was asked for back to CONFIRMING, for the settler to decide.
+
+        Returns:
+            Those that were, and the intents that cannot be served: there is no stock or no order
+            any more, or the order has another payment.
+        """
+        claimed: list[str] = []
+        unplaced: list[UnmetIntent] = []
+        for intent in await self._ledger.unmet_intents(sale_id):
+            # Read now: of two payments of one order the later one was claimed in the round before.
+            order = await self._order_of(epoch, intent)
+            if is_under_way(intent, order):
+                continue
+            if order is not None and await self._claim(epoch, intent, order):
+                claimed.append(intent.order_id)
+            else:
+                unplaced.append(intent)
+        return claimed, unplaced
+
+    async def _order_of(self, epoch: str, intent: UnmetIntent) -> Reservation | None:
+        """The order of an intent, made again where neither Redis nor SQL has it."""
+        found = await self._store.read(intent.order_id)
+        if found is not None:
+            return found
+        row = await self._ledger.order(intent.order_id)
+        if row is not None:
+            # It has ended long ago and is not kept in Redis any more.
+            return as_reservation(row)
+        if intent.reservation is None:
+            return None
+        order = msgspec.json.decode(intent.reservation, type=Reservation)
+        remade = await self._restorer.remake(order, epoch=epoch)
+        return await self._store.read(intent.order_id) if remade else None
+
+    async def _claim(self, epoch: str, intent: UnmetIntent, order: Reservation) -> bool:
+        try:
+            outcome = await self._store.claim(
+                order,
+                epoch=epoch,
+                payment_key=intent.payment_key,
+                lease_ms=0,
+                known_fence=await self._ledger.known_fence(intent.order_id),
+            )
+        except (ReservationExpired, SoldOut, BuyerLimitExceeded, HoldLost) as refusal:
+            reason = type(refusal).__name__
+            log.info("payment_not_placed", order_id=intent.order_id, reason=reason)
+            return False
+        return isinstance(outcome, Claimed)

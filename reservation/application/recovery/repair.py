@@ -1,0 +1,108 @@
+"""Repair: what the audit names is put right from the events, which are what everybody agreed to.
+
+    hold still    Redis has the sale under an epoch that only we know: no script changes it
+    drain         every event of its outbox goes to SQL, so that nothing is lost by what follows
+    restore       the sale is rebuilt from SQL, every record of it, and sells again
+    audit         what is still wrong is no matter of records: money, or a broken chain
+
+It may die anywhere: then the sale is `recovering` for everybody, and `rebuild` ends it.
+"""
+
+import secrets
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+import structlog
+
+from reservation.adapters.redis.sale_writer import Restorer
+from reservation.adapters.sql.ledger import Ledger
+from reservation.application.audit.audit import Audit
+from reservation.application.recovery.rebuild import Rebuild
+from reservation.domain.errors import SaleNotFound, SaleRecovering
+
+__all__ = ["NotDrained", "Repair", "RepairReport"]
+
+log = structlog.get_logger(__name__)
+
+#: What no epoch in SQL looks like.
+_OURS: Final = "repairing:"
+
+
+class NotDrained(Exception):
+    """SQL does not take an event of the sale: a repair would lose what comes after it."""
+
+
+class RepairReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What a repair found and did."""
+
+    sale_id: str
+    #: What the audit named before.
+    problems: tuple[str, ...]
+    #: Whether anything was done.
+    repaired: bool
+    #: What it names now; the same where nothing was done.
+    left: tuple[str, ...]
+    #: Orders that were restored.
+    orders: int = 0
+
+
+class Repair:
+    """Repairs sales."""
+
+    def __init__(self, audit: Audit, rebuild: Rebuild, restorer: Restorer, ledger: Ledger) -> None:
+        self._audit = audit
+        self._rebuild = rebuild
+        self._restorer = restorer
+        self._ledger = ledger
+
+    async def __call__(
+        self, sale_id: str, *, operator: str, drain: Callable[[str], Awaitable[None]] | None
+    ) -> RepairReport:
+        """Audit a sale, and put it right.
+
+        Args:
+            sale_id: the sale.
+            operator: who asks for it, for the record.
+            drain: brings every event of the sale to SQL; None only tells what is wrong.
+
+        Raises:
+            SaleNotFound: nobody knows it.
+            SaleRecovering: it is lost, not damaged: it waits for a rebuild.
+            NotDrained: SQL does not take all of it. The sale goes on as it was.
+        """
+        problems = (await self._audit(sale_id)).problems
+        if not problems or drain is None:
+            return RepairReport(sale_id=sale_id, problems=problems, repaired=False, left=problems)
+        await self._bring_to_sql(sale_id, drain)
+        rebuilt = await self._rebuild(sale_id, operator=operator, force=True)
+        left = (await self._audit(sale_id)).problems
+        log.warning("sale_repaired", sale_id=sale_id, problems=len(problems), left=len(left))
+        return RepairReport(
+            sale_id=sale_id, problems=problems, repaired=True, left=left, orders=rebuilt.orders
+        )
+
+    async def _bring_to_sql(self, sale_id: str, drain: Callable[[str], Awaitable[None]]) -> None:
+        head = (await self._ledger.heads()).get(sale_id)
+        if head is None:
+            raise SaleNotFound
+        found = await self._restorer.look(sale_id, head.seq)
+        if found is None or found.epoch != head.epoch:
+            raise SaleRecovering(retryAfter=0)
+        ours = _OURS + secrets.token_hex(4)
+        await self._restorer.fence_off(sale_id, {}, epoch=ours, instead_of=head.epoch)
+        try:
+            await drain(sale_id)
+            found = await self._restorer.look(sale_id, head.seq)
+            written = (await self._ledger.heads())[sale_id].seq
+            if found is None or written != found.seq:
+                raise NotDrained(
+                    f"{sale_id}: SQL has event {written} and takes no more; `reservation rebuild "
+                    f"{sale_id} --force` gives up what comes after it"
+                )
+        except BaseException:
+            # Damaged as it was, and open as it was; a rebuild that has begun meanwhile keeps it.
+            with suppress(SaleRecovering):
+                await self._restorer.fence_off(sale_id, {}, epoch=head.epoch, instead_of=ours)
+            raise

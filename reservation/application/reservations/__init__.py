@@ -1,0 +1,1 @@
+"""Reservations: prepare, read, wait and release."""

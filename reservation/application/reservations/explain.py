@@ -1,0 +1,188 @@
+"""Explains: who holds what and since when, and what becomes of an order next."""
+
+from typing import Final
+
+import msgspec
+
+from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.redis.sale_store import SaleStore
+from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.orders import HolderRow
+from reservation.application.reservations.queries import Look
+from reservation.domain.clock import Clock, as_wire
+from reservation.domain.errors import SaleNotFound, SkuNotFound
+from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentLimits
+from reservation.domain.reservation import Reservation
+from reservation.domain.sale import Item
+from reservation.domain.states import HoldPolicy, Status
+
+__all__ = ["SkuWhy", "Waiting", "Why"]
+
+#: Holders and orders of each kind that are told: what fits on a screen.
+TOLD_MAX: Final = 20
+#: Orders looked through for those of one item: one round trip of 200 small hashes.
+LOOKED_THROUGH_MAX: Final = 200
+
+
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """An order that keeps units of an item from others, and until when it does so undisturbed."""
+
+    order_id: str
+    buyer_id: str
+    status: Status
+    quantity: int
+    since_ms: int
+    until_ms: int
+
+
+class SkuWhy(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the units of one item are."""
+
+    sale_id: str
+    item: Item
+    #: From SQL, which may be an instant behind.
+    holders: tuple[HolderRow, ...]
+    next_deadlines: tuple[Waiting, ...]
+    undecided: tuple[Waiting, ...]
+
+
+class Why:
+    """Answers operators."""
+
+    def __init__(
+        self,
+        sales: SaleStore,
+        store: Store,
+        ledger: Ledger,
+        look: Look,
+        *,
+        clock: Clock,
+        limits: PaymentLimits = DEFAULT_LIMITS,
+    ) -> None:
+        self._sales = sales
+        self._store = store
+        self._ledger = ledger
+        self._look = look
+        self._clock = clock
+        self._limits = limits
+
+    async def item(self, sale_id: str, sku: str) -> SkuWhy:
+        """Who holds an item's units, and when they come back or are decided.
+
+        Raises:
+            SaleNotFound, SkuNotFound.
+        """
+        sale = await self._sales.read(sale_id)
+        if sale is None:
+            raise SaleNotFound
+        item = sale.item(sku)
+        if item is None:
+            raise SkuNotFound(sku=sku)
+        deadlines = await self._store.first_deadlines(sale_id, LOOKED_THROUGH_MAX)
+        leases = await self._store.first_leases(sale_id, LOOKED_THROUGH_MAX)
+        return SkuWhy(
+            sale_id=sale_id,
+            item=item,
+            holders=tuple(await self._ledger.holders(sale_id, sku, TOLD_MAX)),
+            next_deadlines=await self._of_item(deadlines, sku),
+            undecided=await self._of_item(leases, sku),
+        )
+
+    async def _of_item(self, until: dict[str, int], sku: str) -> tuple[Waiting, ...]:
+        """Those of the orders that have the item, but for any that SQL has in a later state."""
+        orders = await self._store.read_many(list(until))
+        found = [
+            Waiting(
+                order_id=order.order_id,
+                buyer_id=order.buyer_id,
+                status=order.status,
+                quantity=line.quantity,
+                since_ms=order.claimed_at_ms or order.created_at_ms,
+                until_ms=until[order.order_id],
+            )
+            for order in orders
+            if order is not None
+            for line in order.lines
+            if line.sku == sku and (await self._look.now(order)).status is order.status
+        ]
+        return tuple(found[:TOLD_MAX])
+
+    async def next_step(self, order: Reservation) -> str:
+        """What becomes of an order next, in one sentence."""
+        match order.status:
+            case Status.HELD | Status.PREPARED:
+                return await self._waits_for_its_buyer(order)
+            case Status.CONFIRMING:
+                return await self._confirming(order)
+            case Status.AWAITING_DEPOSIT:
+                return (
+                    "AWAITING_DEPOSIT: becomes CONFIRMED when the deposit comes; the settler"
+                    f" cancels the account after {as_wire(order.expires_at_ms)} and gives the"
+                    " stock back."
+                )
+            case Status.CONFIRMED:
+                return await self._sold(order)
+            case Status.RELEASED | Status.EXPIRED:
+                return (
+                    f"{order.status.value}: the stock is back; only its buyer coming back from the"
+                    " PG could take the same basket again, while the sale is open."
+                )
+            case Status.REFUNDED:
+                return await self._refunded(order)
+
+    async def _sold(self, order: Reservation) -> str:
+        refund = await self._ledger.refund_of(order.order_id)
+        if refund is None or refund.status == "done":
+            return "CONFIRMED: sold; only a refund changes it."
+        if refund.status == "refused":
+            return (
+                f"CONFIRMED: the PG refused its refund with {refund.code}; the order stays sold"
+                " until a refund is begun anew."
+            )
+        answered = f"; asking the PG ended in {refund.code} last" if refund.code else ""
+        return (
+            f"CONFIRMED: a refund by {refund.operator} is pending since"
+            f" {as_wire(refund.created_at_ms)}{answered}; the worker asks the PG again by itself,"
+            " every 30 s or sooner."
+        )
+
+    async def _refunded(self, order: Reservation) -> str:
+        payment = await self._ledger.payment_by_key(order.payment_key or "")
+        match payment.account_refund if payment else None:
+            case "FAILED" | "PARTIAL_FAILED" as failed:
+                return (
+                    f"REFUNDED: the PG cancelled the payment, and the bank's transfer is {failed}:"
+                    " the buyer has no money yet. Correct the account in the PG's console."
+                )
+            case "PENDING":
+                return (
+                    "REFUNDED: the PG cancelled the payment; the bank's transfer to the buyer's"
+                    " account takes up to two days."
+                )
+            case _:
+                return "REFUNDED: the money went back; this is its end."
+
+    async def _waits_for_its_buyer(self, order: Reservation) -> str:
+        at = as_wire(order.expires_at_ms)
+        sale = await self._sales.read(order.sale_id)
+        holds = sale is None or sale.hold_policy is HoldPolicy.PREPARE
+        what = "the stock is held" if holds else "no stock is held"
+        if order.expires_at_ms <= self._clock.now_ms():
+            return (
+                f"{order.status.value}: ran out at {at}; the reaper expires it within a second,"
+                " unless its buyer comes back from the PG first."
+            )
+        return f"{order.status.value}: {what} until {at}, or until its buyer pays or releases it."
+
+    async def _confirming(self, order: Reservation) -> str:
+        lease_end = await self._store.lease_end(order)
+        claimed_at = order.claimed_at_ms or order.updated_at_ms
+        earliest = claimed_at + round(self._limits.window_closed_seconds * 1000)
+        looks = f"at {as_wire(lease_end)}" if lease_end else "never: it is not in `confirming`"
+        if lease_end and lease_end <= self._clock.now_ms():
+            looks = "in its next round"
+        return (
+            f"CONFIRMING under fence {order.fence}: the settler looks again {looks} and asks the"
+            f" PG; given back at the earliest at {as_wire(earliest)}, if the PG shows no money,"
+            " or at once if it declined."
+        )

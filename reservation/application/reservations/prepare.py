@@ -1,0 +1,249 @@
+"""Prepare: a basket becomes a hold, idempotent by the caller's key."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.adapters.redis.prepare_queue import (
+    Decision,
+    Made,
+    PrepareQueue,
+    Replayed,
+    too_many,
+)
+from reservation.adapters.redis.reservation_store import Store
+from reservation.application.readiness.redis_monitor import Watch
+from reservation.application.sales.catalog import Catalog, Known
+from reservation.domain.errors import (
+    BuyerLimitExceeded,
+    OutcomeUnknown,
+    ReservationError,
+    SaleRecovering,
+    SkuNotFound,
+    Unavailable,
+)
+from reservation.domain.ids import OrderIds
+from reservation.domain.reservation import (
+    Basket,
+    Line,
+    Reservation,
+    Wish,
+    digest_of,
+    merge_lines,
+)
+from reservation.domain.sale import Sale
+
+__all__ = ["Done", "Prepare", "Prepared", "wish_of"]
+
+#: Orders that a buyer over the limit is shown.
+ORDERS_SHOWN_MAX = 20
+#: One for all who are turned away: it is told and never raised.
+TOO_MANY = too_many()
+#: The PG's own limit on an order's name.
+ORDER_NAME_CHARS_MAX = 100
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """The reservation, and whether this key had made it before."""
+
+    reservation: Reservation
+    epoch: str
+    replayed: bool
+
+
+#: Told once how a wish ended; anything but a refusal is a bug that its caller logs.
+Done = Callable[[Made | Prepared | Exception], None]
+#: Outcomes that something is fetched for, or that are tried once more.
+_WITH_MORE = (Replayed, BuyerLimitExceeded, SaleRecovering)
+
+
+class Prepare:
+    """Takes holds through the queue that batches them."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        queue: PrepareQueue,
+        store: Store,
+        order_ids: OrderIds,
+        watch: Watch,
+    ) -> None:
+        self._catalog = catalog
+        self._queue = queue
+        self._store = store
+        self._order_ids = order_ids
+        self._watch = watch
+        self._slow: set[asyncio.Task[None]] = set()
+
+    async def __call__(
+        self, known: Known, buyer_id: str, idempotency_key: str, wish: Wish
+    ) -> Prepared:
+        """Hold the wish's stock until the deadline; a repeat of the key gets the same order.
+
+        Args:
+            known: the sale, as the catalog has it.
+            buyer_id: who wishes.
+            idempotency_key: the buyer's name for it.
+            wish: what for (`wish_of`).
+
+        Raises:
+            Every refusal in prepare.lua; `Unavailable` where nothing was taken for certain,
+            `OutcomeUnknown` where that cannot be told.
+        """
+        self._watch.check(known.sale.sale_id)
+        basket = self.basket(known, buyer_id, idempotency_key, wish)
+        try:
+            return await self._prepare(basket, known.epoch)
+        except SaleRecovering:
+            return await self._prepare_again(basket)
+
+    def begin(
+        self, known: Known, buyer_id: str, idempotency_key: str, wish: Wish, done: Done
+    ) -> None:
+        """The same, told to `done` rather than awaited: most wishes need no task of their own.
+
+        The caller has asked in this turn of the loop whether it is `turned_away`. `done` is told
+        once and must not raise. What was made by this very call it is told as `Made`, for the
+        caller to answer many of those alike.
+
+        Raises:
+            Those refusals that need no Redis; `done` is told nothing then.
+        """
+        self._watch.check(known.sale.sale_id)
+        basket = self.basket(known, buyer_id, idempotency_key, wish)
+
+        def decided(outcome: Decision | ReservationError) -> None:
+            if isinstance(outcome, _WITH_MORE):
+                task = asyncio.create_task(self._tell(known.epoch, basket, outcome, done))
+                self._slow.add(task)
+                task.add_done_callback(self._slow.discard)
+            else:
+                done(outcome)
+
+        self._queue.submit(basket, epoch=known.epoch, done=decided)
+
+    def turned_away(self, known: Known) -> Unavailable | None:
+        """The refusal of every newcomer of this sale, while too many wait already."""
+        return TOO_MANY if self._queue.is_full(known.sale.sale_id, known.epoch) else None
+
+    async def is_replay(
+        self, sale_id: str, buyer_id: str, idempotency_key: str, digest: str
+    ) -> bool:
+        """Whether this key has made an order from this body; False also where Redis is away."""
+        order_id = self._order_ids.order_id(
+            sale_id=sale_id, buyer_id=buyer_id, idempotency_key=idempotency_key
+        )
+        try:
+            return await self._store.digest(order_id) == digest
+        except (StoreUnavailable, StoreUncertain):
+            return False
+
+    def basket(self, known: Known, buyer_id: str, idempotency_key: str, wish: Wish) -> Basket:
+        """The wish as the queue takes it."""
+        sale_id = known.sale.sale_id
+        order_id = self._order_ids.order_id(
+            sale_id=sale_id, buyer_id=buyer_id, idempotency_key=idempotency_key
+        )
+        return Basket(sale_id=sale_id, order_id=order_id, buyer_id=buyer_id, wish=wish)
+
+    async def _tell(
+        self, epoch: str, basket: Basket, outcome: Replayed | ReservationError, done: Done
+    ) -> None:
+        try:
+            if isinstance(outcome, SaleRecovering):
+                done(await self._prepare_again(basket))
+            else:
+                done(await self._complete(epoch, basket, outcome))
+        except Exception as error:  # noqa: BLE001 # loop top: the caller logs it
+            done(error)
+
+    async def _prepare_again(self, basket: Basket) -> Prepared:
+        """Rebuilt meanwhile under a new epoch? Then once more; else it is lost."""
+        self._watch.wake()
+        self._catalog.forget(basket.sale_id)
+        known = await self._catalog.get(basket.sale_id)
+        return await self._prepare(basket, known.epoch)
+
+    async def _prepare(self, basket: Basket, epoch: str) -> Prepared:
+        outcome: Reservation | Replayed | ReservationError
+        try:
+            outcome = await self._queue.prepare(basket, epoch=epoch)
+        except BuyerLimitExceeded as refusal:
+            outcome = refusal
+        return await self._complete(epoch, basket, outcome)
+
+    async def _complete(
+        self, epoch: str, basket: Basket, outcome: Reservation | Replayed | ReservationError
+    ) -> Prepared:
+        """Fetch what an outcome lacks: the order that a replay names, a buyer's live orders."""
+        if isinstance(outcome, Reservation):
+            return Prepared(outcome, epoch, replayed=False)
+        if isinstance(outcome, ReservationError):
+            if isinstance(outcome, BuyerLimitExceeded):
+                outcome.facts["orderIds"] = await self._live_orders(basket)
+            raise outcome
+        return Prepared(await self._standing(basket), epoch, replayed=True)
+
+    async def _standing(self, basket: Basket) -> Reservation:
+        try:
+            found = await self._store.read(basket.order_id)
+        except (StoreUnavailable, StoreUncertain) as error:
+            raise OutcomeUnknown(retryAfter=1) from error
+        if found is None:
+            raise OutcomeUnknown(retryAfter=1)
+        return found
+
+    async def _live_orders(self, basket: Basket) -> list[str]:
+        try:
+            return await self._store.live_orders_of_buyer(
+                basket.sale_id, basket.buyer_id, ORDERS_SHOWN_MAX
+            )
+        except (StoreUnavailable, StoreUncertain):
+            # The refusal stands without them.
+            return []
+
+
+def wish_of(
+    sale: Sale,
+    items: Iterable[tuple[str, int]],
+    amount: int,
+    *,
+    order_name: str | None = None,
+    admitted: bool = False,
+) -> Wish:
+    """What a buyer asks of this sale.
+
+    Args:
+        sale: as the catalog has it.
+        items: SKU and quantity; the same SKU may stand twice.
+        amount: what the page showed, minor units.
+        order_name: the caller's own.
+        admitted: whether the caller showed a good admission.
+
+    Raises:
+        SkuNotFound: the sale does not have the first item.
+    """
+    lines = merge_lines(items)
+    return Wish(
+        lines=lines,
+        amount=amount,
+        currency=sale.currency,
+        order_name=default_name(sale, lines) if order_name is None else order_name,
+        admitted=admitted,
+        digest=digest_of(lines, amount, order_name),
+    )
+
+
+def default_name(sale: Sale, lines: Sequence[Line]) -> str:
+    """The first item's name and how many more: what the PG's page shows the buyer.
+
+    Raises:
+        SkuNotFound: the sale does not have the first item.
+    """
+    item = sale.item(lines[0].sku)
+    if item is None:
+        raise SkuNotFound(sku=lines[0].sku)
+    more = f" +{len(lines) - 1}" if len(lines) > 1 else ""
+    return item.name[: ORDER_NAME_CHARS_MAX - len(more)] + more

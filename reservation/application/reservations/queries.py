@@ -1,0 +1,218 @@
+"""Look reservations up: in Redis while they are there, in SQL afterwards.
+
+While a sale is closed Redis may have its orders in an older state than SQL, and both are read.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.orders import OrderRow, as_reservation
+from reservation.adapters.toss.banks import Bank, bank_of
+from reservation.application.readiness.data_loss import Losses
+from reservation.application.reservations.waits import Waits
+from reservation.application.sales.catalog import Catalog
+from reservation.domain.clock import Clock
+from reservation.domain.errors import HoldLost, ReservationNotFound, Unavailable
+from reservation.domain.ids import sale_of
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from reservation.domain.tokens import Claims
+
+__all__ = ["DepositAccount", "Look", "later_of"]
+
+log = structlog.get_logger(__name__)
+
+#: A buyer's orders in one sale that are listed; a limit per buyer keeps real lists far shorter.
+ORDERS_LISTED_MAX: Final = 100
+
+
+#: An order in one of these has no payment, as far as its state tells.
+_WITHOUT_PAYMENT: Final = (Status.HELD, Status.PREPARED, Status.RELEASED, Status.EXPIRED)
+
+
+class DepositAccount(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the buyer of an AWAITING_DEPOSIT order pays in, and until when."""
+
+    bank: Bank
+    account_number: str
+    holder_name: str
+    due_at_ms: int
+
+
+class Look:
+    """Reads reservations for their owners."""
+
+    def __init__(
+        self, catalog: Catalog, store: Store, ledger: Ledger, losses: Losses, *, clock: Clock
+    ) -> None:
+        self._catalog = catalog
+        self._store = store
+        self._ledger = ledger
+        self._losses = losses
+        self._waits = Waits(store.read, is_still=self._is_closed, clock=clock)
+
+    def stop_waiting(self) -> None:
+        """Answer each request that waits now, and let none wait any more: the service ends."""
+        self._waits.stop()
+
+    async def find(self, order_id: str) -> Reservation | None:
+        """The reservation, wherever it is kept; None where there is none.
+
+        Raises:
+            Unavailable: Redis does not have it and SQL cannot be asked, or the other way round.
+        """
+        sale_id = sale_of(order_id)
+        if sale_id is None or not await self._catalog.knows(sale_id):
+            return None
+        try:
+            found = await self._store.read(order_id)
+            closed = sale_id in self._catalog.closed
+            row = await self._ledger.order(order_id) if closed or found is None else None
+            if closed:
+                return await self._in_a_closed_sale(order_id, found, row)
+        except (StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError) as error:
+            raise Unavailable(retryAfter=1) from error
+        return as_reservation(row) if row else found
+
+    def _is_closed(self, order_id: str) -> bool:
+        return sale_of(order_id) in self._catalog.closed
+
+    async def _in_a_closed_sale(
+        self, order_id: str, found: Reservation | None, row: OrderRow | None
+    ) -> Reservation | None:
+        """An order that Redis may have in an older state than SQL, or not at all."""
+        if row is not None:
+            found = later_of(found, as_reservation(row))
+        if found is None:
+            return await self._losses.settling_of(order_id)
+        if found.status in _WITHOUT_PAYMENT:
+            return await self._losses.settling(found) or found
+        return found
+
+    async def now(self, order: Reservation) -> Reservation:
+        """An order that was read from Redis, in the later state that SQL may have of it.
+
+        Raises:
+            SQLAlchemyError, OSError: its sale is closed, and SQL cannot be asked.
+        """
+        if not self._is_closed(order.order_id):
+            return order
+        row = await self._ledger.order(order.order_id)
+        return await self._in_a_closed_sale(order.order_id, order, row) or order
+
+    async def of_buyer(self, order_id: str, buyer_id: str) -> Reservation:
+        """The buyer's own reservation.
+
+        Raises:
+            ReservationNotFound: there is none, or it is somebody else's; which one is not told.
+        """
+        found = await self.find(order_id)
+        if found is None or found.buyer_id != buyer_id:
+            raise ReservationNotFound
+        return found
+
+    async def of_token(self, claims: Claims) -> Reservation:
+        """The reservation that a token of ours names.
+
+        Raises:
+            HoldLost: we gave the token out, and the order is gone.
+        """
+        self._losses.saw(claims)
+        found = await self.find(claims.order_id)
+        if found is not None:
+            return found
+        try:
+            await self._losses.missing(claims)
+            settling = await self._losses.settling_of(claims.order_id)
+        except (SQLAlchemyError, OSError) as error:
+            raise Unavailable(retryAfter=1) from error
+        if settling is None:
+            raise HoldLost
+        return settling
+
+    async def deposit_account(self, order: Reservation) -> DepositAccount | None:
+        """The account that the order's buyer pays in to; None unless it is AWAITING_DEPOSIT.
+
+        Only for the buyer and for operators. The order can be read without it while SQL is away.
+        """
+        if order.status is not Status.AWAITING_DEPOSIT or order.payment_key is None:
+            return None
+        try:
+            payment = await self._ledger.payment_by_key(order.payment_key)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("account_not_read", order_id=order.order_id, reason=type(error).__name__)
+            return None
+        if payment is None or payment.order_id != order.order_id or not payment.account_number:
+            return None
+        return DepositAccount(
+            bank=bank_of(payment.account_bank or ""),
+            account_number=payment.account_number,
+            holder_name=payment.account_holder or "",
+            due_at_ms=payment.due_at_ms or order.expires_at_ms,
+        )
+
+    async def all_of_buyer(self, sale_id: str, buyer_id: str) -> list[Reservation]:
+        """The buyer's reservations in this sale, newest first."""
+        try:
+            found = await self._store.orders_of_buyer(sale_id, buyer_id, ORDERS_LISTED_MAX)
+            if sale_id not in self._catalog.closed:
+                return found
+            return await self._all_in_a_closed_sale(sale_id, buyer_id, found)
+        except (StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError) as error:
+            raise Unavailable(retryAfter=1) from error
+
+    async def _all_in_a_closed_sale(
+        self, sale_id: str, buyer_id: str, found: Sequence[Reservation]
+    ) -> list[Reservation]:
+        rows, _ = await self._ledger.orders(
+            sale_id=sale_id, buyer_id=buyer_id, limit=ORDERS_LISTED_MAX
+        )
+        in_redis = {order.order_id: order for order in found}
+        in_sql = {row.order_id: row for row in rows}
+        listed = [
+            order
+            for order_id in in_redis | in_sql
+            if (
+                order := await self._in_a_closed_sale(
+                    order_id, in_redis.get(order_id), in_sql.get(order_id)
+                )
+            )
+        ]
+        listed.sort(key=lambda order: (order.created_at_ms, order.order_id), reverse=True)
+        return listed[:ORDERS_LISTED_MAX]
+
+    async def next_change(self, order: Reservation, seconds: float) -> Reservation:
+        """The reservation at its next change, or as it is after that many seconds.
+
+        A hold that passes its deadline counts as changed even before it is reaped.
+        """
+        try:
+            return await self._waits.next_change(order, seconds)
+        except (StoreUnavailable, StoreUncertain) as error:
+            raise Unavailable(retryAfter=1) from error
+
+
+def later_of(found: Reservation | None, kept: Reservation) -> Reservation:
+    """The later state of one order in Redis and in SQL.
+
+    The events of a sale are numbered on through each rebuild, so the higher number is the later
+    one. A server that went back may have given the numbers behind SQL's last to other events:
+
+        SQL     5 claimed   6 confirmed
+        Redis   5 ...       6 ...         7 released
+
+    No event takes a payment from its order. An order in Redis without the payment that SQL has is
+    not the later one, whatever its number.
+    """
+    if found is None or kept.seq > found.seq:
+        return kept
+    paid = kept.payment_key is not None and kept.status not in _WITHOUT_PAYMENT
+    has_payment = kept.payment_key in (found.payment_key, *found.attempts)
+    return kept if paid and not has_payment else found

@@ -1,0 +1,43 @@
+"""Give a hold back before any money was asked for."""
+
+from reservation.adapters.redis.reservation_store import Store
+from reservation.application.sales.catalog import Catalog
+from reservation.domain.clock import Clock
+from reservation.domain.errors import AlreadyConfirmed, PaymentInProgress
+from reservation.domain.payment import Reason
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+
+__all__ = ["Release"]
+
+
+class Release:
+    """Releases holds for buyers, and for the PG's fail redirect."""
+
+    def __init__(self, catalog: Catalog, store: Store, *, clock: Clock) -> None:
+        self._catalog = catalog
+        self._store = store
+        self._clock = clock
+
+    async def __call__(self, order: Reservation, *, reason: Reason) -> Reservation:
+        """Give the hold back; one that has ended stays as it is.
+
+        Raises:
+            PaymentInProgress: money may be moving, or a deposit is awaited.
+            AlreadyConfirmed: it is paid for.
+        """
+        found = await self.if_held(order, reason=reason)
+        if found.status in (Status.CONFIRMING, Status.AWAITING_DEPOSIT):
+            raise PaymentInProgress
+        if found.status is Status.CONFIRMED:
+            raise AlreadyConfirmed
+        return found
+
+    async def if_held(self, order: Reservation, *, reason: Reason) -> Reservation:
+        """Give the hold back where there is one, and tell how the order stands in any case."""
+        # One that readers see as EXPIRED stays so: what has ended does not change its name.
+        if order.shown_status(self._clock.now_ms()) not in (Status.HELD, Status.PREPARED):
+            return order
+        known = await self._catalog.get(order.sale_id)
+        await self._store.release(order, epoch=known.epoch, reason=reason)
+        return await self._store.read(order.order_id) or order

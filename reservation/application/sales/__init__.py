@@ -1,0 +1,1 @@
+"""Sales: definition, catalog and explanation."""

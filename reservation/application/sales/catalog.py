@@ -1,0 +1,220 @@
+"""The sales that this process knows: each one's settings, and the epoch that SQL vouches for.
+
+SQL says which sales exist and in which epoch; Redis says how they stand. A sale that SQL knows and
+Redis does not, or knows in another epoch, was lost: it is `recovering` until it is rebuilt.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.adapters.redis.sale_store import SaleStore
+from reservation.adapters.sql.ledger import Ledger
+from reservation.domain.clock import Clock
+from reservation.domain.errors import SaleNotFound, SaleRecovering, Unavailable
+from reservation.domain.sale import Sale
+
+__all__ = ["Catalog", "Known"]
+
+log = structlog.get_logger(__name__)
+
+#: How old a sale's settings may be where only names and defaults are taken from them; what is
+#: decided on (price, window, limits) the scripts read themselves.
+FRESH_SECONDS: Final = 1.0
+#: What a buyer of a sale that waits for its rebuild is told to wait.
+RECOVERING_SECONDS: Final = 5
+
+
+class Known(msgspec.Struct, frozen=True):
+    """A sale and the epoch under which it may be changed."""
+
+    sale: Sale
+    epoch: str
+    fetched_at: float
+
+
+class Catalog:
+    """Sales by id, kept for a second."""
+
+    def __init__(self, sales: SaleStore, ledger: Ledger, *, clock: Clock) -> None:
+        self._sales = sales
+        self._ledger = ledger
+        self._clock = clock
+        self._known: dict[str, Known] = {}
+        #: Of every sale, as SQL had it when it was last asked.
+        self._epochs: dict[str, str] = {}
+        #: Sales whose epoch SQL has to be asked for again.
+        self._forgotten: set[str] = set()
+        #: Whether SQL was asked for all sales since the start.
+        self._complete = False
+        self._completing: asyncio.Task[None] | None = None
+        self._refreshing: dict[str, asyncio.Task[Known]] = {}
+        #: While SQL is away: the epochs to go by, of the sales that were compared with it.
+        self._instead: Mapping[str, str] | None = None
+        #: Sales that Redis lost or has in an older state than SQL, and what is missing.
+        self.closed: dict[str, str] = {}
+
+    def close(self, sale_id: str, gap: str) -> bool:
+        """Let nobody have the sale until it is rebuilt; whether it was open."""
+        was_open = sale_id not in self.closed
+        self.closed[sale_id] = gap
+        self.forget(sale_id)
+        return was_open
+
+    def go_by(self, epochs: Mapping[str, str] | None) -> None:
+        """Take these for what SQL would answer, or ask SQL again.
+
+        Args:
+            epochs: of the sales that were compared with SQL in this life of the server; None once
+                SQL answers.
+        """
+        self._instead = epochs
+
+    def reopen(self, sale_id: str) -> None:
+        """Redis has the sale again as SQL knows it."""
+        if self.closed.pop(sale_id, None) is not None:
+            self.forget(sale_id)
+
+    async def get(self, sale_id: str) -> Known:
+        """The sale, at most about a second old while Redis answers.
+
+        Raises:
+            SaleNotFound: SQL does not know it.
+            SaleRecovering: Redis does not have it as SQL knows it.
+            Unavailable: neither can be asked.
+        """
+        if sale_id in self.closed:
+            raise SaleRecovering(retryAfter=RECOVERING_SECONDS)
+        known = self._known.get(sale_id)
+        if known is None:
+            return await self._refresh(sale_id)
+        if self._clock.monotonic() - known.fetched_at > FRESH_SECONDS:
+            self._start_refresh(sale_id)
+        return known
+
+    def at_hand(self, sale_id: str) -> Known | None:
+        """What `get` answers without waiting, or None where it would wait or refuse."""
+        known = self._known.get(sale_id)
+        if known is None or sale_id in self.closed:
+            return None
+        if self._clock.monotonic() - known.fetched_at > FRESH_SECONDS:
+            self._start_refresh(sale_id)
+        return known
+
+    async def fresh(self, sale_id: str) -> Known:
+        """The sale as it stands now, after everything that was done before this call.
+
+        Raises what `get` does.
+        """
+        if sale_id in self.closed:
+            raise SaleRecovering(retryAfter=RECOVERING_SECONDS)
+        running = self._refreshing.get(sale_id)
+        if running is not None:
+            # It may have read before we came. Every caller since then shares the next one.
+            await asyncio.wait({running})
+        return await self._refresh(sale_id)
+
+    async def knows(self, sale_id: str) -> bool:
+        """Whether there is such a sale, in whatever state.
+
+        Raises:
+            Unavailable: neither Redis nor SQL can be asked.
+        """
+        if sale_id in self._known or sale_id in self.closed:
+            return True
+        return await self._epoch(sale_id) is not None
+
+    def forget(self, sale_id: str) -> None:
+        """Ask SQL and Redis again next time: a script found the epoch to be another."""
+        self._known.pop(sale_id, None)
+        if self._epochs.pop(sale_id, None) is not None:
+            self._forgotten.add(sale_id)
+
+    def learn(self, sale_id: str, epoch: str) -> None:
+        """Take the epoch that SQL has just been given, or has just answered."""
+        self._known.pop(sale_id, None)
+        self._forgotten.discard(sale_id)
+        self._epochs[sale_id] = epoch
+
+    def learn_all(self, epochs: Mapping[str, str]) -> None:
+        """Take in which sales SQL has; what is known of one is newer and stays."""
+        for sale_id, epoch in epochs.items():
+            if sale_id not in self._forgotten:
+                self._epochs.setdefault(sale_id, epoch)
+        self._complete = True
+
+    async def _refresh(self, sale_id: str) -> Known:
+        return await asyncio.shield(self._start_refresh(sale_id))
+
+    def _start_refresh(self, sale_id: str) -> asyncio.Task[Known]:
+        task = self._refreshing.get(sale_id)
+        if task is None:
+            task = asyncio.create_task(self._load(sale_id))
+            self._refreshing[sale_id] = task
+            task.add_done_callback(lambda done: self._refreshed(sale_id, done))
+        return task
+
+    def _refreshed(self, sale_id: str, task: asyncio.Task[Known]) -> None:
+        self._refreshing.pop(sale_id, None)
+        if not task.cancelled() and (error := task.exception()):
+            log.debug("sale_refresh_failed", sale_id=sale_id, reason=str(error))
+
+    async def _load(self, sale_id: str) -> Known:
+        epoch = await self._epoch(sale_id)
+        if epoch is None:
+            raise SaleNotFound
+        try:
+            sale = await self._sales.read(sale_id)
+        except (StoreUnavailable, StoreUncertain) as error:
+            raise Unavailable(retryAfter=1) from error
+        if sale is None or sale.epoch != epoch:
+            self.forget(sale_id)
+            raise SaleRecovering(retryAfter=1)
+        known = Known(sale, epoch, self._clock.monotonic())
+        self._known[sale_id] = known
+        return known
+
+    async def _epoch(self, sale_id: str) -> str | None:
+        epoch = self._epochs.get(sale_id)
+        if epoch is None and self._instead is not None:
+            epoch = self._instead.get(sale_id)
+            if epoch is None:
+                raise Unavailable(retryAfter=1)
+        if epoch is None and not self._complete:
+            await self._load_epochs()
+            epoch = self._epochs.get(sale_id)
+        if epoch is not None:
+            return epoch
+        # SQL is asked for one sale at a time, and never for an id that is made up: a sale that was
+        # made since SQL was asked for all of them stands in Redis.
+        try:
+            if sale_id not in self._forgotten and not await self._sales.stands(sale_id):
+                return None
+            epoch = await self._ledger.epoch_of(sale_id)
+        except (StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError) as error:
+            raise Unavailable(retryAfter=1) from error
+        if epoch is not None:
+            self.learn(sale_id, epoch)
+        return epoch
+
+    async def _load_epochs(self) -> None:
+        if self._completing is None:
+            self._completing = asyncio.create_task(self._ask_for_all())
+            self._completing.add_done_callback(self._asked)
+        try:
+            await asyncio.shield(self._completing)
+        except (SQLAlchemyError, OSError) as error:
+            raise Unavailable(retryAfter=1) from error
+
+    async def _ask_for_all(self) -> None:
+        self.learn_all(await self._ledger.known_sales())
+
+    def _asked(self, task: asyncio.Task[None]) -> None:
+        self._completing = None
+        if not task.cancelled() and (error := task.exception()):
+            log.debug("epochs_not_loaded", reason=str(error))

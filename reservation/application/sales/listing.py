@@ -1,0 +1,197 @@
+"""The list of sales, page by page, from one snapshot that all who ask share."""
+
+import asyncio
+from bisect import bisect_right
+from typing import Final
+
+import msgspec
+import structlog
+
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.adapters.redis.sale_store import SaleStore
+from reservation.domain import base64url
+from reservation.domain.alarms import Alarm
+from reservation.domain.clock import FIRST_MS, LAST_MS, Clock
+from reservation.domain.errors import MalformedRequest, Unavailable
+from reservation.domain.sale import Sale
+from reservation.domain.states import SaleStatus
+from reservation.telemetry.metrics import alarm
+
+__all__ = ["PAGE_MAX", "SaleList", "SalePage"]
+
+log = structlog.get_logger(__name__)
+
+#: Sales of one page.
+PAGE_MAX: Final = 100
+#: How old the snapshot may be.
+FRESH_SECONDS: Final = 1.0
+#: How long a cursor is good: somebody turns the pages.
+CURSOR_MS_MAX: Final = 3_600_000
+#: How far two processes may see Redis' clock apart.
+SKEW_MS_MAX: Final = 5_000
+#: Orders of one snapshot that are kept: the walks that begin within some seconds share one.
+ORDERS_KEPT_MAX: Final = 8
+
+#: Where a sale stands in the list: its group, its key within that, its id.
+_Place = tuple[int, int, str]
+
+
+class SalePage(msgspec.Struct, frozen=True):
+    """Some sales, and the cursor that leads on; None at the end."""
+
+    sales: list[Sale]
+    next_cursor: str | None
+
+
+class _Cursor(msgspec.Struct, frozen=True, array_like=True):
+    """The last place of a page, and the instant by which the whole walk orders."""
+
+    at_ms: int
+    group: int
+    key: int
+    sale_id: str
+
+
+class SaleList:
+    """All sales of Redis, read again at most once a second, whoever asks and how often.
+
+    Of a sale that did not change since the last time only its head is read.
+
+    Args:
+        store: where the sales are.
+        clock: tells how old the snapshot is.
+    """
+
+    def __init__(self, store: SaleStore, *, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._sales: dict[str, Sale] = {}
+        #: Sales that cannot be read, and the reason that was raised last.
+        self._damaged: dict[str, str] = {}
+        self._orders: dict[int, list[tuple[_Place, Sale]]] = {}
+        self._read_at = float("-inf")
+        self._reading: asyncio.Task[None] | None = None
+
+    async def page(self, cursor: str | None, limit: int, *, now_ms: int) -> SalePage:
+        """The next sales: live ones first, then those to come, then those that are over.
+
+        Args:
+            cursor: where the page before ended; None for the first one.
+            limit: how many at most.
+            now_ms: by the server's clock.
+
+        Raises:
+            MalformedRequest: the cursor is none of ours, or an hour old.
+            Unavailable: Redis does not answer.
+        """
+        after = _parsed(cursor, now_ms) if cursor is not None else None
+        await self._refresh()
+        # One instant orders a whole walk: a sale that opens meanwhile is not passed over.
+        at_ms = after.at_ms if after else now_ms - now_ms % 1000
+        order = self._ordered(at_ms)
+        start = 0
+        if after:
+            place = (after.group, after.key, after.sale_id)
+            start = bisect_right(order, place, key=lambda entry: entry[0])
+        some = order[start : start + limit]
+        more = start + limit < len(order)
+        return SalePage(
+            sales=[sale for _, sale in some],
+            next_cursor=_text(_Cursor(at_ms, *some[-1][0])) if more else None,
+        )
+
+    def expire(self) -> None:
+        """Read again for the next caller: a sale was changed here."""
+        self._read_at = float("-inf")
+        # One under way may have read before the change.
+        self._reading = None
+
+    async def _refresh(self) -> None:
+        if self._clock.monotonic() - self._read_at < FRESH_SECONDS:
+            return
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read())
+        try:
+            await asyncio.shield(self._reading)
+        except (StoreUnavailable, StoreUncertain) as error:
+            raise Unavailable(retryAfter=1) from error
+
+    async def _read(self) -> None:
+        this = asyncio.current_task()
+        try:
+            began_at = self._clock.monotonic()
+            heads = await self._store.heads()
+            changed = [
+                sale_id
+                for sale_id, head in heads.items()
+                if (known := self._sales.get(sale_id)) is None or (known.epoch, known.seq) != head
+            ]
+            found = await self._store.read_many(changed)
+        finally:
+            mine = self._reading is this
+            if mine:
+                self._reading = None
+        if not mine:
+            # A later reading has begun, and shows at least as much.
+            return
+        sales = {sale_id: sale for sale_id, sale in self._sales.items() if sale_id in heads}
+        for sale_id, sale in found.items():
+            sales.pop(sale_id, None)
+            reason = str(sale) if isinstance(sale, Exception) else _unfit(sale)
+            if reason:
+                self._name_damaged(sale_id, reason)
+            elif isinstance(sale, Sale):
+                self._damaged.pop(sale_id, None)
+                sales[sale_id] = sale
+        if found or len(sales) != len(self._sales):
+            self._sales, self._orders = sales, {}
+        self._read_at = began_at
+
+    def _name_damaged(self, sale_id: str, reason: str) -> None:
+        if self._damaged.get(sale_id) != reason:
+            self._damaged[sale_id] = reason
+            alarm(Alarm.SALE_UNREADABLE, sale_id=sale_id, reason=reason)
+
+    def _ordered(self, at_ms: int) -> list[tuple[_Place, Sale]]:
+        order = self._orders.get(at_ms)
+        if order is None:
+            order = sorted(
+                ((_place(sale, at_ms), sale) for sale in self._sales.values()),
+                key=lambda entry: entry[0],
+            )
+            if len(self._orders) >= ORDERS_KEPT_MAX:
+                del self._orders[next(iter(self._orders))]
+            self._orders[at_ms] = order
+        return order
+
+
+def _place(sale: Sale, at_ms: int) -> _Place:
+    if sale.switched is SaleStatus.CLOSED or at_ms >= sale.closes_at_ms:
+        return 2, -sale.closes_at_ms, sale.sale_id
+    if at_ms < sale.opens_at_ms:
+        return 1, sale.opens_at_ms, sale.sale_id
+    return 0, sale.closes_at_ms, sale.sale_id
+
+
+def _unfit(sale: Sale | None) -> str:
+    """Why a sale cannot be shown; empty where it can, or is gone."""
+    if sale is None:
+        return ""
+    for at_ms in (sale.opens_at_ms, sale.closes_at_ms):
+        if not FIRST_MS <= at_ms <= LAST_MS:
+            return f"{at_ms} ms is beyond the calendar"
+    return ""
+
+
+def _text(cursor: _Cursor) -> str:
+    return base64url.encode(msgspec.json.encode(cursor))
+
+
+def _parsed(text: str, now_ms: int) -> _Cursor:
+    try:
+        cursor = msgspec.json.decode(base64url.decode(text.encode("ascii")), type=_Cursor)
+    except (ValueError, msgspec.DecodeError) as error:
+        raise MalformedRequest("cursor is not one that this endpoint gave out.") from error
+    if not now_ms - CURSOR_MS_MAX <= cursor.at_ms <= now_ms + SKEW_MS_MAX:
+        raise MalformedRequest("cursor is too old. Begin with the first page again.")
+    return cursor

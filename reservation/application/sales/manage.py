@@ -1,0 +1,228 @@
+"""The operator's changes of a sale: create, update, restock, pause, resume, close."""
+
+import asyncio
+import hashlib
+from typing import Final
+
+import msgspec
+
+from reservation.adapters.redis.sale_store import SaleStore
+from reservation.adapters.sql.ledger import Ledger
+from reservation.application.sales.catalog import Catalog, Known
+from reservation.application.sales.listing import SaleList, SalePage
+from reservation.domain.clock import Clock
+from reservation.domain.errors import (
+    PreconditionFailed,
+    PreconditionRequired,
+    SaleNotFound,
+    SaleRecovering,
+)
+from reservation.domain.payment_gateway import GatewayLimits
+from reservation.domain.sale import ETAG_EPOCH_CHARS, Sale
+from reservation.domain.sale_settings import (
+    SaleChange,
+    digest_of,
+    event_data_of,
+    restock_digest_of,
+    settings_of,
+)
+from reservation.domain.states import SaleStatus
+
+__all__ = ["Sales"]
+
+#: A creation that began longer ago has come to Redis or never will: its call is refused there
+#: after five seconds.
+CREATION_SECONDS_MAX: Final = 10
+#: How often a creation that another process has begun is looked for, and between two looks.
+CREATION_LOOKS_MAX: Final = 10
+CREATION_LOOK_SECONDS: Final = 0.05
+
+
+class Sales:
+    """Creates and changes sales; each change is an event with who did it and why."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: SaleStore,
+        ledger: Ledger,
+        payments: GatewayLimits,
+        *,
+        clock: Clock,
+    ) -> None:
+        self._payments = payments
+        self._catalog = catalog
+        self._store = store
+        self._ledger = ledger
+        self._list = SaleList(store, clock=clock)
+        self._clock = clock
+
+    async def page(self, cursor: str | None, limit: int, *, now_ms: int) -> SalePage:
+        """A page of the list of sales (`SaleList.page`)."""
+        return await self._list.page(cursor, limit, now_ms=now_ms)
+
+    async def put(
+        self, sale_id: str, change: SaleChange, *, if_match: str | None, operator: str
+    ) -> tuple[Sale, bool]:
+        """Create or update a sale; the sale, and whether it is new.
+
+        Args:
+            if_match: the `Sale.etag` that the operator read; needed to update, absent to create.
+
+        Raises:
+            InvalidSale, TotalTooLow, PreconditionRequired, PreconditionFailed, SaleRecovering.
+        """
+        change.check(self._payments)
+        try:
+            known = await self._standing(sale_id)
+            if known is None:
+                if if_match is not None:
+                    raise PreconditionFailed
+                await self._create(sale_id, change, operator)
+        except SaleRecovering:
+            if if_match is not None or not await self._create_again(sale_id, change, operator):
+                raise
+            return await self._changed(sale_id), True
+        if known is None:
+            return await self._changed(sale_id), True
+        if if_match is None:
+            await self._repeat_of_create(sale_id, known, change, operator)
+        else:
+            await self._update(sale_id, known, change, if_match, operator)
+        return await self._changed(sale_id), False
+
+    async def _changed(self, sale_id: str) -> Sale:
+        """The sale after a change: read anew, here and for the list."""
+        self._list.expire()
+        return (await self._catalog.fresh(sale_id)).sale
+
+    async def _standing(self, sale_id: str) -> Known | None:
+        try:
+            return await self._catalog.fresh(sale_id)
+        except SaleNotFound:
+            return None
+
+    async def _create(self, sale_id: str, change: SaleChange, operator: str) -> None:
+        # SQL first: from then on a sale that Redis has lost is noticed, never made anew.
+        epoch, made = await self._ledger.register_sale(
+            sale_id,
+            msgspec.json.encode(change).decode(),
+            self._clock.now_ms(),
+        )
+        self._catalog.learn(sale_id, epoch)
+        if not made:
+            await self._wait_for_creation(sale_id)
+        await self._store.announce(sale_id)
+        await self._put(sale_id, change, epoch=epoch, version=0, leaving=[], operator=operator)
+
+    async def _wait_for_creation(self, sale_id: str) -> None:
+        """Wait for another process' creation of the same sale.
+
+        Raises:
+            SaleRecovering: it does not reach Redis, or was lost there.
+        """
+        for _ in range(CREATION_LOOKS_MAX):
+            if await self._store.stands(sale_id):
+                return
+            await asyncio.sleep(CREATION_LOOK_SECONDS)
+        raise SaleRecovering(retryAfter=CREATION_SECONDS_MAX)
+
+    async def _create_again(self, sale_id: str, change: SaleChange, operator: str) -> bool:
+        """Finish a creation that reached SQL and never Redis; whether this was one.
+
+        It may have reached Redis and been lost with all that was held in its first moments: the
+        new epoch makes the tokens of such a life `hold_lost`. An event or an intent in SQL shows
+        that it began, and then only a rebuild may bring it back.
+        """
+        document = msgspec.json.encode(change).decode()
+        made_before_ms = self._clock.now_ms() - CREATION_SECONDS_MAX * 1000
+        epoch = await self._ledger.renew_unbegun_sale(sale_id, document, made_before_ms)
+        if epoch is None:
+            return False
+        self._catalog.learn(sale_id, epoch)
+        await self._store.announce(sale_id)
+        await self._put(sale_id, change, epoch=epoch, version=0, leaving=[], operator=operator)
+        self._catalog.reopen(sale_id)
+        return True
+
+    async def _repeat_of_create(
+        self, sale_id: str, known: Known, change: SaleChange, operator: str
+    ) -> None:
+        # The very same creation again is a repeat after a lost reply; anything else needs If-Match.
+        if known.sale.version != 1:
+            raise PreconditionRequired
+        await self._put(
+            sale_id, change, epoch=known.epoch, version=0, leaving=[], operator=operator
+        )
+
+    async def _update(
+        self, sale_id: str, known: Known, change: SaleChange, if_match: str, operator: str
+    ) -> None:
+        version, _, epoch = if_match.removeprefix("v").partition(".")
+        # Versions are counted anew where a rebuild did not get all of them.
+        if epoch != known.epoch[:ETAG_EPOCH_CHARS] or not version.isdecimal():
+            raise PreconditionFailed
+        wanted = {item.sku for item in change.items}
+        leaving = [item.sku for item in known.sale.items if item.sku not in wanted]
+        await self._put(
+            sale_id,
+            change,
+            epoch=known.epoch,
+            version=int(version),
+            leaving=leaving,
+            operator=operator,
+        )
+
+    async def _put(
+        self,
+        sale_id: str,
+        change: SaleChange,
+        *,
+        epoch: str,
+        version: int,
+        leaving: list[str],
+        operator: str,
+    ) -> None:
+        await self._store.put(
+            sale_id,
+            epoch=epoch,
+            version=version,
+            digest=digest_of(change, operator),
+            settings=settings_of(change),
+            items=change.items,
+            leaving=leaving,
+            data=event_data_of(change, version=version + 1, epoch=epoch, operator=operator),
+        )
+
+    async def restock(
+        self,
+        sale_id: str,
+        *,
+        sku: str,
+        delta: int,
+        reason: str,
+        idempotency_key: str,
+        operator: str,
+    ) -> Sale:
+        """Add units of an item, or withdraw units that nobody holds; idempotent by key."""
+        known = await self._catalog.get(sale_id)
+        digest = restock_digest_of(sku, delta, reason)
+        operation = hashlib.sha256(idempotency_key.encode()).hexdigest()[:32]
+        await self._store.restock(
+            sale_id,
+            epoch=known.epoch,
+            operation=operation,
+            digest=digest,
+            sku=sku,
+            delta=delta,
+            members={"operator": operator, "reason": reason, "operation": operation},
+        )
+        return await self._changed(sale_id)
+
+    async def switch(self, sale_id: str, status: SaleStatus, *, reason: str, operator: str) -> Sale:
+        """Pause, resume or close a sale."""
+        known = await self._catalog.get(sale_id)
+        await self._store.switch(
+            sale_id, epoch=known.epoch, status=status, operator=operator, reason=reason
+        )
+        return await self._changed(sale_id)

@@ -1,0 +1,158 @@
+"""The client for code that waits for each answer."""
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Final, Self
+
+import httpx
+
+from reservation.client import calls
+from reservation.client.calls import A, Call
+from reservation.client.errors import ClientError, NoAnswer
+from reservation.client.models import Guest, Reservation, Sale
+from reservation.client.proxies import uses_proxies
+from reservation.client.retries import Retries
+
+__all__ = ["Client"]
+
+#: An answer that takes longer is asked for again; prepare itself answers within a few seconds.
+SECONDS_MAX: Final = 10.0
+
+
+class Client:
+    """One buyer's calls, over one pool of connections.
+
+    Args:
+        url: the service's address.
+        token: the buyer's bearer: the shop's own JWT, or a guest's.
+        retries: when and how often a call is repeated.
+        transport: what sends the requests; httpx's own where absent.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        retries: Retries | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._token = token
+        self._retries = retries or Retries()
+        self._http = httpx.Client(
+            base_url=url,
+            transport=transport,
+            headers={"Accept": "application/json"},
+            timeout=SECONDS_MAX,
+            trust_env=uses_proxies(url),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._http.close()
+
+    def become_guest(self) -> Guest:
+        """Be a new buyer, where the service takes guests; later calls are this buyer's."""
+        guest = self._answer(calls.guest())
+        self._token = guest.token
+        return guest
+
+    def sales(self) -> tuple[Sale, ...]:
+        """Every sale: live ones first, then those to come, then those that are over."""
+        page = self._answer(calls.sales(None))
+        found = page.sales
+        while page.next_cursor is not None and page.sales:
+            page = self._answer(calls.sales(page.next_cursor))
+            found += page.sales
+        return found
+
+    def sale(self, sale_id: str) -> Sale:
+        """One sale with its stock."""
+        return self._answer(calls.sale(sale_id))
+
+    def prepare(
+        self,
+        sale_id: str,
+        basket: Mapping[str, int],
+        *,
+        amount: int,
+        order_name: str | None = None,
+        key: str | None = None,
+        admission: str | None = None,
+    ) -> Reservation:
+        """Hold a basket until its deadline.
+
+        Args:
+            sale_id: where.
+            basket: sku -> quantity, at most 20 of them.
+            amount: the total that the buyer was shown, in minor units.
+            order_name: what the payment page calls it, at most 100 characters.
+            key: the name of this one wish. Keep and give your own where the wish must survive this
+                process; otherwise one is drawn.
+            admission: of `Sale.admission`, where the sale asks for it.
+
+        Raises:
+            Refused: and nothing is held, unless `code` is `outcome_unknown`.
+            NoAnswer: whether anything is held shows a call with the same key.
+        """
+        return self._answer(
+            calls.prepare(
+                sale_id,
+                basket,
+                amount=amount,
+                order_name=order_name,
+                key=key,
+                admission=admission,
+            )
+        )
+
+    def reservations(self, sale_id: str) -> tuple[Reservation, ...]:
+        """This buyer's own in one sale, newest first."""
+        return (self._answer(calls.reservations(sale_id))).reservations
+
+    def reservation(self, order_id: str, *, token: str | None = None, wait: int = 0) -> Reservation:
+        """One reservation; with `wait` (at most 25) at its next change or after so many seconds."""
+        return self._answer(calls.reservation(order_id, token=token, wait=wait))
+
+    def release(self, order_id: str, *, token: str | None = None) -> Reservation:
+        """Give a hold back."""
+        return self._answer(calls.release(order_id, token=token))
+
+    def _answer(self, call: Call[A]) -> A:
+        made = 0
+        while True:
+            made += 1
+            try:
+                return calls.read(call, self._send(call))
+            except ClientError as error:
+                pause = self._retries.pause(error, made)
+                if pause is None:
+                    raise
+            time.sleep(pause)
+
+    def _send(self, call: Call[A]) -> httpx.Response:
+        headers = dict(call.headers)
+        if call.as_buyer and self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        try:
+            return self._http.request(
+                call.method,
+                call.path,
+                headers=headers,
+                json=call.body,
+                timeout=SECONDS_MAX + call.patience,
+            )
+        except httpx.TransportError as error:
+            raise NoAnswer(f"{call.method} {call.path}: {error!r}") from error

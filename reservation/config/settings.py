@@ -1,0 +1,393 @@
+"""Environment (and `.env`) -> one frozen struct; refuses what would be unsafe in production."""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+
+from reservation.config import parsing as environment
+from reservation.config.gateway_keys import (
+    SANDBOX_CLIENT_KEY,
+    SANDBOX_SECRET_KEY,
+    check_toss_keys,
+    is_toss,
+)
+from reservation.config.parsing import PREFIX, Rate, SettingsError, refusal, variable_of
+from reservation.config.secrets import SecretsError, load_or_create, load_secrets
+
+__all__ = [
+    "PREFIX",
+    "SANDBOX_CLIENT_KEY",
+    "SANDBOX_SECRET_KEY",
+    "ClientSettings",
+    "Rate",
+    "Settings",
+    "SettingsError",
+    "require_given_secrets",
+]
+
+#: Shortest secret in production: 256 bits where it is random, as HMAC-SHA256 wants (RFC 2104, 3).
+_SECRET_BYTES_MIN: Final = 32
+
+#: Longest drain: load balancers notice within some probes, and orchestrators kill after minutes.
+_DRAIN_SECONDS_MAX: Final = 300
+#: Above it a limit on unpaid orders protects nothing.
+_UNPAID_ORDERS_MAX: Final = 1_000_000
+
+#: Set by the supervisor for its children; no field carries them.
+_INTERNAL_PREFIX: Final = "RESERVATION_INTERNAL_"
+
+
+def _says(description: str, default: str) -> Meta:
+    """The line of a setting in docs/settings.md: what it is, and its default in words."""
+    return Meta(description=description, extra={"default": default})
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Every setting of the service; the name in the environment is the field's, with the prefix.
+
+    An empty address means the one that is built in: embedded Valkey, SQLite in the data
+    directory, the sandbox, the built-in storefront.
+    """
+
+    data_dir: Annotated[
+        Path, _says("Where everything that must outlive the process is kept.", "`var`")
+    ]
+    redis_url: Annotated[
+        str,
+        _says("`redis://`, `rediss://` or `unix://`.", "an embedded Valkey in the data directory"),
+    ]
+    database_url: Annotated[str, _says("`postgresql://`.", "SQLite in the data directory")]
+    host: Annotated[str, _says("The address to listen on.", "`127.0.0.1`")]
+    port: Annotated[int, _says("The port to listen on; 0 lets the system choose.", "`8000`")]
+    workers: Annotated[int, _says("API processes.", "one per CPU that the process may use")]
+    drain_seconds: Annotated[
+        int,
+        _says(
+            "How long it serves on, not ready, after SIGTERM, before its port closes.",
+            "`0`; `5` in production",
+        ),
+    ]
+    public_url: Annotated[
+        str, _says("The base of successUrl and failUrl, as buyers reach it.", "`http://HOST:PORT`")
+    ]
+    toss_api_url: Annotated[
+        str,
+        _says("The PG; the real one is `https://api.tosspayments.com`.", "the sandbox beside us"),
+    ]
+    toss_secret_key: Annotated[str, _says("The PG's secret key. A secret.", "the sandbox's")]
+    toss_client_key: Annotated[str, _says("The PG's client key, for browsers.", "the sandbox's")]
+    admin_api_key: Annotated[
+        str, _says("What operators send as their bearer. A secret.", "made at first start")
+    ]
+    signing_keys: Annotated[
+        tuple[str, ...],
+        _says(
+            "Sign our tokens: comma-separated, the first signs, all verify. A secret.",
+            "made at first start",
+        ),
+    ]
+    order_id_key: Annotated[
+        str,
+        _says(
+            "What order ids and customer keys derive from; it never changes. A secret.",
+            "made at first start",
+        ),
+    ]
+    storefront_url: Annotated[
+        str, _says("Where success and fail send the browser.", "the built-in storefront")
+    ]
+    cors_origins: Annotated[
+        tuple[str, ...], _says("The storefronts' origins, comma-separated.", "empty")
+    ]
+    prepare_rate: Annotated[
+        Rate | None,
+        _says(
+            "The burst of a buyer's prepares, such as `20/s`; `0` turns the sustained rate off as"
+            " well.",
+            "`20/s`",
+        ),
+    ]
+    prepare_sustained: Annotated[
+        Rate | None,
+        _says(
+            "The sustained rate of a buyer's prepares in one sale, such as `20/min`; `0` is off.",
+            "`20/min`",
+        ),
+    ]
+    unpaid_orders: Annotated[
+        int,
+        _says(
+            "Orders of one buyer in one sale that may end unpaid; then 429 `too_many_orders`."
+            " `0` is off.",
+            "`20`",
+        ),
+    ]
+    auth: Annotated[
+        str,
+        _says("`guest` gives out its own buyer tokens, `jwt` verifies the shop's.", "`guest`"),
+    ]
+    jwt_secret: Annotated[
+        str, _says("Signs guests, or verifies the shop's tokens. A secret.", "made at first start")
+    ]
+    jwks_url: Annotated[
+        str, _says("The shop's public keys, where its tokens are not signed by a secret.", "empty")
+    ]
+    jwt_audience: Annotated[
+        str, _says("The `aud` that the shop's tokens must name.", "empty: any but a guest's")
+    ]
+    jwt_issuer: Annotated[str, _says("The `iss` that the shop's tokens must name.", "empty: any")]
+    toss_checkout_url: Annotated[
+        str, _says("The PG page's address for `payment.checkoutUrl`.", "empty; the sandbox sets it")
+    ]
+    guest_rate: Annotated[
+        Rate | None, _says("Guests per address, such as `60/min`; `0` is off.", "`60/min`")
+    ]
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        _says(
+            "Addresses or networks whose forwarding headers are believed, comma-separated.", "empty"
+        ),
+    ]
+    metrics_port: Annotated[
+        int,
+        _says("Where `--role worker` serves its own `/metrics`; 0 is nowhere.", "`0`"),
+    ]
+    redis_trust: Annotated[
+        tuple[str, ...],
+        _says(
+            "Checks of Redis that you vouch for, by name, comma-separated (docs/operations.md).",
+            "empty",
+        ),
+    ]
+    key_prefix: Annotated[str, _says("What every key in Redis begins with.", "`rsv`")]
+    keep_alive_seconds: Annotated[
+        int,
+        _says("Idle time of a client's connection; longer than a load balancer keeps it.", "`75`"),
+    ]
+    fast_path: Annotated[
+        bool, _says("`off` sends every prepare through the framework's route.", "`on`")
+    ]
+    env: Annotated[str, _says("`development` or `production`.", "`development`")]
+
+    @property
+    def production(self) -> bool:
+        """Whether the strict rules hold."""
+        return self.env == "production"
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed and seldom meant, in sentences for the log at start."""
+        if not self.production or self.auth != "jwt":
+            return ()
+        return tuple(
+            f"{variable_of(name)} is empty: every token that the shop's issuer signs is a buyer's,"
+            " whatever it was made for"
+            for name in ("jwt_audience", "jwt_issuer")
+            if not getattr(self, name)
+        )
+
+    def __repr__(self) -> str:
+        # A struct's own would put every secret into a log line or a traceback.
+        return f"Settings(env={self.env!r}, data_dir={str(self.data_dir)!r}, ...)"
+
+    def __rich_repr__(self) -> Any:
+        yield "env", self.env
+        yield "data_dir", str(self.data_dir)
+
+    @classmethod
+    def load(
+        cls, environ: Mapping[str, str], dotenv_path: str | os.PathLike[str] | None = ".env"
+    ) -> "Settings":
+        """Read, check and complete the settings.
+
+        Args:
+            environ: wins over `.env`; a name set to nothing counts as not set.
+            dotenv_path: may be missing; None reads none.
+
+        Raises:
+            SettingsError: the first thing that is wrong.
+        """
+        given = _given(environ, dotenv_path)
+        values = {name: read(name, given) for name, read in _READERS.items()}
+        if values["env"] == "production":
+            _refuse_missing(given, _required_in_production(given), "in production")
+        elif missing := [name for name in _MADE_SECRETS if not values[name]]:
+            try:
+                made = load_or_create(values["data_dir"])
+            except SecretsError as error:
+                raise SettingsError(str(error)) from error
+            values.update({name: getattr(made, name) for name in missing})
+        settings = cls(**values)
+        check_toss_keys(
+            secret_key=settings.toss_secret_key,
+            client_key=settings.toss_client_key,
+            api_url=settings.toss_api_url,
+            production=settings.production,
+        )
+        if settings.production:
+            _refuse_unsafe(settings)
+        return settings
+
+
+class ClientSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a command needs that only talks to a running service."""
+
+    public_url: str
+    #: Empty where none is set or kept.
+    admin_api_key: str
+
+    def __repr__(self) -> str:
+        return f"ClientSettings(public_url={self.public_url!r}, ...)"
+
+    @classmethod
+    def load(
+        cls, environ: Mapping[str, str], dotenv_path: str | os.PathLike[str] | None = ".env"
+    ) -> "ClientSettings":
+        """Read the same names as the service does, make nothing, ask for nothing else."""
+        given = _given(environ, dotenv_path)
+        key = environment.text("admin_api_key", given)
+        if not key:
+            try:
+                kept = load_secrets(environment.directory("data_dir", given))
+            except SecretsError as error:
+                raise SettingsError(str(error)) from error
+            key = kept.admin_api_key if kept else ""
+        return cls(public_url=_public_url("public_url", given), admin_api_key=key)
+
+
+def require_given_secrets(
+    environ: Mapping[str, str], dotenv_path: str | os.PathLike[str] | None = ".env"
+) -> None:
+    """Refuse to go on with made secrets where several machines must agree on them.
+
+    Raises:
+        SettingsError: naming every secret that is not given.
+    """
+    given = _given(environ, dotenv_path)
+    required = [name for name in _required_in_production(given) if name in _MADE_SECRETS]
+    _refuse_missing(given, required, "with --role, for all machines must have the same")
+
+
+def _given(
+    environ: Mapping[str, str], dotenv_path: str | os.PathLike[str] | None
+) -> dict[str, str]:
+    """The settings that were set, by field name."""
+    merged = environment.read_dotenv(Path(dotenv_path)) if dotenv_path is not None else {}
+    merged.update(
+        (variable, value)
+        for variable, value in environ.items()
+        if not environment.is_service_link(variable, value)
+    )
+    given: dict[str, str] = {}
+    for variable, value in merged.items():
+        if not variable.startswith(PREFIX) or variable.startswith(_INTERNAL_PREFIX):
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name not in _READERS or variable != variable.upper():
+            raise SettingsError(_misspelt(variable))
+        if value.strip():
+            given[name] = value.strip()
+    return given
+
+
+def _misspelt(variable: str) -> str:
+    known = [variable_of(name) for name in _READERS]
+    close = difflib.get_close_matches(variable.upper(), known, n=1)
+    hint = f"; did you mean {close[0]}?" if close else "; docs/settings.md lists all of them"
+    return f"{variable} is not a setting{hint}"
+
+
+def _public_url(name: str, given: Mapping[str, str]) -> str:
+    host, port = _READERS["host"]("host", given), _READERS["port"]("port", given)
+    default = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return environment.web_address(name, given) or default
+
+
+def _drain_seconds(name: str, given: Mapping[str, str]) -> int:
+    default = 5 if given.get("env") == "production" else 0
+    return environment.whole_number(0, _DRAIN_SECONDS_MAX, lambda: default)(name, given)
+
+
+#: How each field is read; in the order in which the first bad one is told.
+_READERS: Final[dict[str, environment.Reader]] = {
+    "env": environment.one_of("development", "production"),
+    "data_dir": environment.directory,
+    "redis_url": environment.redis_url,
+    "database_url": environment.database_url,
+    "host": environment.host,
+    "port": environment.whole_number(0, 65_535, lambda: 8000),
+    "workers": environment.whole_number(1, environment.WORKERS_MAX, environment.cores),
+    "drain_seconds": _drain_seconds,
+    "public_url": _public_url,
+    "toss_api_url": environment.web_address,
+    "toss_secret_key": environment.text_or(SANDBOX_SECRET_KEY),
+    "toss_client_key": environment.text_or(SANDBOX_CLIENT_KEY),
+    "admin_api_key": environment.text,
+    "signing_keys": environment.texts,
+    "order_id_key": environment.text,
+    "storefront_url": environment.web_address,
+    "cors_origins": environment.origins,
+    "prepare_rate": environment.rate(Rate(20, 1)),
+    "prepare_sustained": environment.rate(Rate(20, 60)),
+    "unpaid_orders": environment.whole_number(0, _UNPAID_ORDERS_MAX, lambda: 20),
+    "auth": environment.one_of("guest", "jwt"),
+    "jwt_secret": environment.text,
+    "jwks_url": environment.web_address,
+    "jwt_audience": environment.text,
+    "jwt_issuer": environment.text,
+    "toss_checkout_url": environment.web_address,
+    "guest_rate": environment.rate(Rate(60, 60)),
+    "trusted_proxies": environment.networks,
+    "metrics_port": environment.whole_number(0, 65_535, lambda: 0),
+    "redis_trust": environment.words,
+    "key_prefix": environment.key_prefix,
+    "keep_alive_seconds": environment.whole_number(1, 3_600, lambda: 75),
+    "fast_path": environment.switch(default=True),
+}
+
+#: Secrets that are made at first start where they may be.
+_MADE_SECRETS: Final = ("admin_api_key", "signing_keys", "order_id_key", "jwt_secret")
+
+
+def _required_in_production(given: Mapping[str, str]) -> list[str]:
+    required = [
+        "auth",
+        "admin_api_key",
+        "signing_keys",
+        "order_id_key",
+        "jwt_secret",
+        "toss_api_url",
+        "toss_secret_key",
+        "toss_client_key",
+        "public_url",
+    ]
+    if given.get("auth") == "jwt" and "jwks_url" in given:
+        required.remove("jwt_secret")
+    return required
+
+
+def _refuse_missing(given: Mapping[str, str], required: list[str], where: str) -> None:
+    if missing := [variable_of(name) for name in required if name not in given]:
+        raise SettingsError(f"{', '.join(missing)} must be given {where}")
+
+
+def _refuse_unsafe(settings: Settings) -> None:
+    for name in ("public_url", "toss_api_url", "storefront_url", "jwks_url", "toss_checkout_url"):
+        address: str = getattr(settings, name)
+        if address and not address.startswith("https://"):
+            raise refusal(name, "an https:// address in production")
+    if not is_toss(settings.toss_api_url):
+        raise refusal("toss_api_url", "https://api.tosspayments.com in production")
+    for name in ("toss_secret_key", "toss_client_key"):
+        if not getattr(settings, name).startswith("live_"):
+            raise refusal(name, "a live_ key in production")
+    for name in _MADE_SECRETS:
+        value: str | tuple[str, ...] = getattr(settings, name)
+        keys = (value,) if isinstance(value, str) else value
+        if any(len(key.encode()) < _SECRET_BYTES_MIN for key in keys if key):
+            raise refusal(name, f"at least {_SECRET_BYTES_MIN} bytes in production")

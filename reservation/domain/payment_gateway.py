@@ -1,0 +1,215 @@
+"""The payment gateway as this service sees it: three questions and every answer they may get.
+
+Answers are values. Each one says what is known about the money, and so what its reader may do:
+
+    Answered       the PG showed the payment itself; `payment.status` says where it stands
+    Declined       a refusal from the allow-list: this call moved no money
+    PaymentMissing the PG does not know this payment (or no longer lets it be confirmed)
+    OrderIdUsed    the PG has another payment of this order id: this call moved no money
+    Misconfigured  our key, our request or our contract with the PG is wrong: an operator must act
+    TryAgain       nothing was done by this call; the same call may be sent again
+    Unknown        nothing can be said about the money: ask the PG before deciding anything
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+
+__all__ = [
+    "Answer",
+    "Answered",
+    "Declined",
+    "GatewayLimits",
+    "Misconfigured",
+    "OrderIdUsed",
+    "Payment",
+    "PaymentGateway",
+    "PaymentMissing",
+    "PaymentStatus",
+    "RefundAccount",
+    "TryAgain",
+    "Unknown",
+    "VirtualAccount",
+]
+
+
+class PaymentStatus(StrEnum):
+    """The PG's own states of a payment."""
+
+    READY = "READY"
+    IN_PROGRESS = "IN_PROGRESS"
+    WAITING_FOR_DEPOSIT = "WAITING_FOR_DEPOSIT"
+    DONE = "DONE"
+    CANCELED = "CANCELED"
+    PARTIAL_CANCELED = "PARTIAL_CANCELED"
+    ABORTED = "ABORTED"
+    EXPIRED = "EXPIRED"
+
+
+class VirtualAccount(msgspec.Struct, frozen=True, kw_only=True):
+    """The account that the PG opened for one payment: its buyer pays in there.
+
+    It belongs to the buyer and the operators. It is no secret of the service, and still has no
+    place in a log.
+    """
+
+    #: The PG's code of the bank.
+    bank: str
+    account_number: str
+    #: Whose name the account carries.
+    holder_name: str
+    #: The PG's word for how the bank's transfer of a refund stands: it comes days after the cancel.
+    refund_status: str | None = None
+
+
+class Payment(msgspec.Struct, frozen=True, kw_only=True):
+    """A payment as the PG shows it. Amounts are integers in the currency's minor unit."""
+
+    payment_key: str
+    order_id: str
+    #: The PG's word; kept as text because the PG may add one without notice.
+    status: str
+    total_amount: int
+    #: What can still be cancelled; 0 means the money went back in full.
+    balance_amount: int
+    currency: str
+    method: str | None = None
+    approved_at: datetime | None = None
+    virtual_account: VirtualAccount | None = None
+    #: Of a virtual account: when an unpaid one lapses.
+    due_at: datetime | None = None
+    #: Compared with the secret of a deposit webhook.
+    secret: str | None = None
+    failure_code: str | None = None
+
+
+class RefundAccount(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """Where a deposit goes back to."""
+
+    bank: str
+    account_number: str
+    holder_name: str
+
+
+class GatewayLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """The payments that a gateway takes."""
+
+    #: Currency -> its smallest payment in minor units. Another currency is not taken.
+    minimum_amounts: Mapping[str, int]
+
+
+class Answered(msgspec.Struct, frozen=True, tag=True):
+    """The PG showed the payment; the caller still checks order, key, amount and currency."""
+
+    payment: Payment
+
+
+class Declined(msgspec.Struct, frozen=True, tag=True):
+    """A refusal from the allow-list in `reservation.adapters.toss.error_codes`."""
+
+    code: str
+    message: str
+
+
+class PaymentMissing(msgspec.Struct, frozen=True, tag=True):
+    """A clean 404: no proof while a confirm of ours may still be running."""
+
+    code: str
+
+
+class OrderIdUsed(msgspec.Struct, frozen=True, tag=True):
+    """A clean refusal: the order id has a payment already, this one's own success included."""
+
+    code: str
+    #: As in `Unknown`: always a clean 4xx.
+    bound_to_key: bool = True
+
+
+class Misconfigured(msgspec.Struct, frozen=True, tag=True):
+    """The PG blames our request: keep the hold until a look-up shows whose fault it is."""
+
+    code: str
+    message: str
+    #: Whether the PG refused our API key itself, before it read the request.
+    key_refused: bool = False
+    #: As in `Unknown`: once our fault is mended, another try needs another key.
+    bound_to_key: bool = False
+
+
+class TryAgain(msgspec.Struct, frozen=True, tag=True):
+    """Nothing was sent, or the same call is still running: send it again with the same key."""
+
+    code: str
+
+
+class Unknown(msgspec.Struct, frozen=True, tag=True):
+    """A time-out, a broken connection, a 5xx, an unlisted code or an unreadable answer."""
+
+    reason: str
+    #: True where the PG gave a clean 4xx of its own, which stays bound to the idempotency key:
+    #: another try needs another key, after a look at the payment.
+    bound_to_key: bool = False
+
+
+Answer = Answered | Declined | PaymentMissing | OrderIdUsed | Misconfigured | TryAgain | Unknown
+
+
+class PaymentGateway(Protocol):
+    """Two implementations: the Toss client, and a scripted one in the tests.
+
+    None of the calls retries by itself or raises for anything that the network or the PG does;
+    cancellation passes through. Calls take at most the client's own time limit.
+    """
+
+    @property
+    def limits(self) -> GatewayLimits:
+        """The payments that this gateway takes."""
+        ...
+
+    async def confirm(
+        self, *, payment_key: str, order_id: str, amount: int, idempotency_key: str
+    ) -> Answer:
+        """Ask the PG to move the money of one authenticated payment.
+
+        Args:
+            payment_key: the PG's id of this attempt, from the success URL; matches `PAYMENT_KEY`.
+            order_id: the reservation's id.
+            amount: the reservation's own total in minor units, never the URL's figure.
+            idempotency_key: at most 300 characters; the PG ignores the body when it matches, so it
+                belongs to exactly one payment attempt.
+
+        Returns:
+            Any `Answer`. `Answered` carries DONE or WAITING_FOR_DEPOSIT where all is well.
+        """
+        ...
+
+    async def look_up(self, payment_key: str) -> Answer:
+        """The payment with this key: any `Answer` but `Declined`. A failed one proves nothing."""
+        ...
+
+    async def look_up_order(self, order_id: str) -> Answer:
+        """The PG's payment of this order, for where no payment key is known."""
+        ...
+
+    async def cancel(
+        self,
+        *,
+        payment_key: str,
+        reason: str,
+        idempotency_key: str,
+        refund_account: RefundAccount | None = None,
+    ) -> Answer:
+        """Give all of the money back.
+
+        Returns:
+            `Answered` with the payment after the cancel; `Declined` where the PG refuses for good;
+            `Unknown` where only `look_up` can tell (an earlier cancel of ours included).
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        ...

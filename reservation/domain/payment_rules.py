@@ -1,0 +1,273 @@
+"""What an answer of the PG means for an order: pure rules, no I/O.
+
+The rules that money hangs on:
+
+- Nothing is sold unless order, key, amount, currency and status of the PG's answer are ours.
+- A decline gives the stock back only if it answers the first confirm of that payment key; any
+  later one may describe the second call, so the PG is asked first.
+- What is not known to be a refusal is unknown, and the stock stays where it is.
+- We cancel at the PG only on what a look-up by that very key shows for this very order.
+- A confirm that the PG refuses as our mistake is a mistake of the buyer where a look-up shows a
+  payment that can never be this order's: another order's, or an unpaid one of another amount.
+"""
+
+from enum import Enum, auto
+from typing import Any, Final
+
+import msgspec
+
+from reservation.domain.alarms import Alarm
+from reservation.domain.clock import as_ms
+from reservation.domain.payment import Cause, Outcome, PaymentOutcome, Reason
+from reservation.domain.payment_gateway import (
+    Answer,
+    Answered,
+    Declined,
+    Misconfigured,
+    OrderIdUsed,
+    Payment,
+    PaymentMissing,
+    PaymentStatus,
+    TryAgain,
+    Unknown,
+)
+from reservation.domain.reservation import Reservation
+
+__all__ = [
+    "Asked",
+    "CancelFirst",
+    "Finish",
+    "LookUp",
+    "Unapproved",
+    "Undecided",
+    "Verdict",
+    "given_back",
+    "judge",
+    "payment_facts",
+]
+
+#: The provider's code where its ten minutes between authentication and confirm had passed.
+SESSION_GONE = "NOT_FOUND_PAYMENT_SESSION"
+
+
+class Asked(Enum):
+    """Which question the answer answers."""
+
+    #: The first confirm ever sent for this payment key.
+    FIRST_CONFIRM = auto()
+    #: A confirm that follows another one whose reply was lost or unclear.
+    LATER_CONFIRM = auto()
+    #: A look-up by this payment key.
+    LOOK_UP = auto()
+
+
+class Finish(msgspec.Struct, frozen=True):
+    """Decided: write this down."""
+
+    outcome: Outcome
+
+
+class CancelFirst(msgspec.Struct, frozen=True):
+    """The PG must give the money (or the account) back before this may be written down."""
+
+    outcome: Outcome
+    reason: str
+
+
+#: No money has moved, and at another amount than ours none ever can for this order.
+_UNPAID: Final = frozenset(
+    {
+        PaymentStatus.READY,
+        PaymentStatus.IN_PROGRESS,
+        PaymentStatus.ABORTED,
+        PaymentStatus.EXPIRED,
+    }
+)
+
+
+class LookUp(msgspec.Struct, frozen=True):
+    """Ask the PG for the payment before deciding anything."""
+
+    #: Whether the PG said that it knows no such payment.
+    missing: bool = False
+
+
+class Unapproved(msgspec.Struct, frozen=True):
+    """A look-up shows no money: not yet confirmed, or not known."""
+
+    missing: bool
+
+
+class Undecided(msgspec.Struct, frozen=True):
+    """Nothing may be decided now; `alarm` names what an operator must look at, if anything."""
+
+    alarm: Alarm | None = None
+
+
+Verdict = Finish | CancelFirst | LookUp | Unapproved | Undecided
+
+
+def judge(
+    answer: Answer,
+    *,
+    order: Reservation,
+    payment_key: str,
+    asked: Asked,
+    virtual_accounts: bool,
+    refused: Answer | None = None,
+) -> Verdict:
+    """What this answer obliges us to do with this order.
+
+    Args:
+        answer: the PG's.
+        order: as it was read before the PG was asked.
+        payment_key: which payment was asked about.
+        asked: the question.
+        virtual_accounts: whether the sale takes them.
+        refused: the refusal of the confirm that a look-up follows, where there was one.
+    """
+    if refused is not None and asked is Asked.LOOK_UP and isinstance(answer, Answered):
+        verdict = _after_refusal(refused, answer.payment, order, payment_key)
+        if verdict is not None:
+            return verdict
+    match answer:
+        case Answered(payment):
+            return _judge_payment(
+                payment, order, payment_key, asked, virtual_accounts=virtual_accounts
+            )
+        case Declined(code):
+            return (
+                Finish(_declined(Cause.PROVIDER_DECLINED, code))
+                if asked is Asked.FIRST_CONFIRM
+                else LookUp()
+            )
+        case PaymentMissing(code):
+            if asked is Asked.LOOK_UP:
+                return Unapproved(missing=True)
+            if asked is Asked.FIRST_CONFIRM and code == SESSION_GONE:
+                return Finish(_expired(Cause.SESSION_EXPIRED, code))
+            return LookUp(missing=True)
+        case OrderIdUsed():
+            return LookUp()
+        case Misconfigured():
+            if asked is not Asked.LOOK_UP:
+                return LookUp()
+            return Undecided(alarm=Alarm.GATEWAY_MISCONFIGURED)
+        case TryAgain() | Unknown():
+            return Undecided()
+
+
+def _after_refusal(
+    refused: Answer, payment: Payment, order: Reservation, payment_key: str
+) -> Verdict | None:
+    """What a refused confirm and the look-up after it say together; None: the look-up decides."""
+    if payment.payment_key != payment_key:
+        return None
+    match refused:
+        case Misconfigured(bound_to_key=True) if payment.order_id != order.order_id:
+            return Finish(_voided(Cause.PAYMENT_OF_ANOTHER_ORDER))
+        case Misconfigured(bound_to_key=True) if (
+            not _is_priced(payment, order) and payment.status in _UNPAID
+        ):
+            return Finish(_voided(Cause.AMOUNT_MISMATCH))
+        case OrderIdUsed(code) if payment.status in _UNPAID and payment.order_id == order.order_id:
+            return Finish(_declined(Cause.ORDER_ID_USED, code))
+        case Misconfigured() if payment.status in (PaymentStatus.READY, PaymentStatus.IN_PROGRESS):
+            return Undecided(alarm=Alarm.GATEWAY_MISCONFIGURED)
+        case _:
+            return None
+
+
+def _is_priced(payment: Payment, order: Reservation) -> bool:
+    """Whether amount and currency are the order's."""
+    return payment.total_amount == order.amount and payment.currency == order.currency
+
+
+def _judge_payment(
+    payment: Payment,
+    order: Reservation,
+    payment_key: str,
+    asked: Asked,
+    *,
+    virtual_accounts: bool,
+) -> Verdict:
+    if payment.payment_key != payment_key or payment.order_id != order.order_id:
+        # Another order's answer: it says nothing about this one's money.
+        return Undecided(alarm=Alarm.ANSWER_FOR_ANOTHER_ORDER)
+    if asked is Asked.LATER_CONFIRM:
+        # The PG repeats what it answered to this idempotency key before, whatever has become of the
+        # payment since: it may have been given back. Only a look-up tells how it stands.
+        return LookUp()
+    ours = _is_priced(payment, order)
+    if not ours and asked is not Asked.LOOK_UP:
+        return LookUp()
+    match payment.status:
+        case PaymentStatus.DONE:
+            if ours:
+                return Finish(_confirmed(payment))
+            return CancelFirst(_refunded(Cause.AMOUNT_MISMATCH), reason="amount mismatch")
+        case PaymentStatus.WAITING_FOR_DEPOSIT:
+            if ours and virtual_accounts and payment.due_at is not None:
+                return Finish(_awaiting_deposit(payment))
+            if asked is not Asked.LOOK_UP:
+                return LookUp()
+            return CancelFirst(_declined(Cause.ACCOUNT_NOT_ACCEPTED), reason="no virtual accounts")
+        case PaymentStatus.ABORTED:
+            return Finish(_declined(Cause.PAYMENT_ABORTED, payment.failure_code or ""))
+        case PaymentStatus.EXPIRED:
+            return Finish(_expired(Cause.PAYMENT_EXPIRED))
+        case PaymentStatus.CANCELED:
+            return Finish(given_back(payment))
+        case PaymentStatus.PARTIAL_CANCELED if payment.balance_amount == 0:
+            return Finish(given_back(payment))
+        case PaymentStatus.READY | PaymentStatus.IN_PROGRESS:
+            return Unapproved(missing=False) if asked is Asked.LOOK_UP else LookUp()
+        case _:
+            return Undecided(alarm=Alarm.UNEXPECTED_PAYMENT_STATUS)
+
+
+def payment_facts(payment: Payment) -> dict[str, Any]:
+    """What an event keeps of a payment; no secret, no card."""
+    return {
+        "paymentKey": payment.payment_key,
+        "method": payment.method,
+        "approvedAt": payment.approved_at.isoformat() if payment.approved_at else None,
+        "totalAmount": payment.total_amount,
+        "currency": payment.currency,
+    }
+
+
+def _confirmed(payment: Payment) -> Outcome:
+    return Outcome(name=PaymentOutcome.CONFIRMED, members={"payment": payment_facts(payment)})
+
+
+def _awaiting_deposit(payment: Payment) -> Outcome:
+    due_ms = as_ms(payment.due_at) if payment.due_at else 0
+    return Outcome(
+        name=PaymentOutcome.AWAITING_DEPOSIT,
+        due_ms=due_ms,
+        members={"dueAt": due_ms, "payment": payment_facts(payment)},
+    )
+
+
+def _declined(cause: Cause, code: str = "") -> Outcome:
+    return Outcome(name=PaymentOutcome.DECLINED, reason=Reason(cause, code))
+
+
+def _expired(cause: Cause, code: str = "") -> Outcome:
+    return Outcome(name=PaymentOutcome.EXPIRED, reason=Reason(cause, code))
+
+
+def _voided(cause: Cause) -> Outcome:
+    return Outcome(name=PaymentOutcome.VOIDED, reason=Reason(cause))
+
+
+def _refunded(cause: Cause) -> Outcome:
+    return Outcome(name=PaymentOutcome.REFUNDED, reason=Reason(cause), members={"restock": True})
+
+
+def given_back(payment: Payment) -> Outcome:
+    """Cancelled at the PG: money that came and went is a refund, an unpaid account is not."""
+    if payment.approved_at is not None:
+        return _refunded(Cause.CANCELLED_AT_PROVIDER)
+    return _declined(Cause.PAYMENT_CANCELLED)

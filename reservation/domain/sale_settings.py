@@ -1,0 +1,180 @@
+"""What an operator wants a sale to be, checked, and the forms in which that is kept."""
+
+import hashlib
+from datetime import UTC, datetime
+
+import msgspec
+
+from reservation.domain.clock import as_ms
+from reservation.domain.errors import InvalidSale
+from reservation.domain.payment_gateway import GatewayLimits
+from reservation.domain.sale import AMOUNT_MAX, TOTAL_MAX, Item
+from reservation.domain.states import HoldPolicy
+
+__all__ = [
+    "SaleChange",
+    "change_of",
+    "digest_of",
+    "event_data_of",
+    "restock_digest_of",
+    "settings_of",
+]
+
+#: Items in one sale: every one of them is read for each look at the sale.
+ITEMS_MAX = 200
+#: The shortest hold in which a buyer can type a card number, and the longest that a flash sale has
+#: use for: the PG's own page lives 30 minutes and its authentication 10.
+HOLD_SECONDS_LEAST = 1
+HOLD_SECONDS_MOST = 24 * 3600
+#: When a sale may be: what lies outside is a default or a typo, and close to the calendar's ends an
+#: instant has no date in every zone.
+TIME_LEAST_MS = as_ms(datetime(2000, 1, 1, tzinfo=UTC))
+TIME_END_MS = as_ms(datetime(2201, 1, 1, tzinfo=UTC))
+
+
+class SaleChange(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator wants a sale to be."""
+
+    name: str
+    currency: str
+    opens_at_ms: int
+    closes_at_ms: int
+    hold_seconds: int
+    hold_policy: HoldPolicy
+    virtual_accounts: bool
+    require_admission: bool
+    items: tuple[Item, ...]
+
+    def check(self, payments: GatewayLimits) -> None:
+        """Raises `InvalidSale`, naming the first thing that is wrong.
+
+        Args:
+            payments: the payments that the sale's gateway takes.
+        """
+        least = payments.minimum_amounts.get(self.currency)
+        if least is None:
+            taken = ", ".join(sorted(payments.minimum_amounts))
+            raise InvalidSale(f"The payment gateway takes no {self.currency}, only {taken}.")
+        for name, at_ms in (("opensAt", self.opens_at_ms), ("closesAt", self.closes_at_ms)):
+            if not TIME_LEAST_MS <= at_ms < TIME_END_MS:
+                raise InvalidSale(f"{name} must lie in the years 2000 to 2200.")
+        if self.closes_at_ms <= self.opens_at_ms:
+            raise InvalidSale("closesAt must be later than opensAt.")
+        if not HOLD_SECONDS_LEAST <= self.hold_seconds <= HOLD_SECONDS_MOST:
+            raise InvalidSale(
+                f"holdSeconds must be from {HOLD_SECONDS_LEAST} to {HOLD_SECONDS_MOST}."
+            )
+        if not 1 <= len(self.items) <= ITEMS_MAX:
+            raise InvalidSale(f"A sale has from 1 to {ITEMS_MAX} items.")
+        if len({item.sku for item in self.items}) != len(self.items):
+            raise InvalidSale("Two items have the same sku.")
+        for item in self.items:
+            if not 0 <= item.total <= TOTAL_MAX:
+                raise InvalidSale(f"total must be from 0 to {TOTAL_MAX}.", sku=item.sku)
+            if not least <= item.price <= AMOUNT_MAX:
+                raise InvalidSale(
+                    f"price must be from {least} to {AMOUNT_MAX}: the payment gateway takes"
+                    f" payments of {least} {self.currency} or more.",
+                    sku=item.sku,
+                )
+            if not 1 <= item.limit_per_buyer <= TOTAL_MAX:
+                raise InvalidSale(f"limitPerBuyer must be from 1 to {TOTAL_MAX}.", sku=item.sku)
+
+
+class _EventItem(msgspec.Struct):
+    sku: str
+    name: str
+    price: int
+    total: int
+    limit: int
+
+
+class _Event(msgspec.Struct, rename="camel"):
+    name: str
+    currency: str
+    opens_at: int
+    closes_at: int
+    hold_seconds: int
+    hold_policy: HoldPolicy
+    virtual_accounts: bool
+    require_admission: bool
+    items: list[_EventItem]
+    operator: str
+
+
+def change_of(data: str) -> tuple[SaleChange, str]:
+    """What a `sale_put` event was asked for, and by whom: the reverse of `event_data_of`."""
+    event = msgspec.json.decode(data, type=_Event)
+    change = SaleChange(
+        name=event.name,
+        currency=event.currency,
+        opens_at_ms=event.opens_at,
+        closes_at_ms=event.closes_at,
+        hold_seconds=event.hold_seconds,
+        hold_policy=event.hold_policy,
+        virtual_accounts=event.virtual_accounts,
+        require_admission=event.require_admission,
+        items=tuple(
+            Item(
+                sku=item.sku,
+                name=item.name,
+                price=item.price,
+                total=item.total,
+                limit_per_buyer=item.limit,
+            )
+            for item in event.items
+        ),
+    )
+    return change, event.operator
+
+
+def digest_of(change: SaleChange, operator: str) -> str:
+    """Tells a repeat of this change from another one."""
+    return hashlib.sha256(msgspec.json.encode([change, operator])).hexdigest()[:32]
+
+
+def restock_digest_of(sku: str, delta: int, reason: str) -> str:
+    """Tells a repeat of this restock from another one under the same key."""
+    return hashlib.sha256(msgspec.json.encode([sku, delta, reason])).hexdigest()[:32]
+
+
+def settings_of(change: SaleChange) -> dict[str, str]:
+    """The fields of the sale's hash that the change sets."""
+    return {
+        "name": change.name,
+        "currency": change.currency,
+        "opens_at": str(change.opens_at_ms),
+        "closes_at": str(change.closes_at_ms),
+        "hold_seconds": str(change.hold_seconds),
+        "hold_policy": change.hold_policy.value,
+        "virtual_accounts": str(int(change.virtual_accounts)),
+        "require_admission": str(int(change.require_admission)),
+    }
+
+
+def event_data_of(change: SaleChange, *, version: int, epoch: str, operator: str) -> str:
+    """The data of its `sale_put` event."""
+    data = {
+        "version": version,
+        "name": change.name,
+        "currency": change.currency,
+        "opensAt": change.opens_at_ms,
+        "closesAt": change.closes_at_ms,
+        "holdSeconds": change.hold_seconds,
+        "holdPolicy": change.hold_policy.value,
+        "virtualAccounts": change.virtual_accounts,
+        "requireAdmission": change.require_admission,
+        "items": [
+            {
+                "sku": item.sku,
+                "name": item.name,
+                "price": item.price,
+                "total": item.total,
+                "limit": item.limit_per_buyer,
+            }
+            for item in change.items
+        ],
+        "epoch": epoch,
+        "operator": operator,
+    }
+    return msgspec.json.encode(data).decode()

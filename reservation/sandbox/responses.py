@@ -1,0 +1,131 @@
+"""How the PG's answers leave: whole, cut off, in crumbs, or as something else entirely."""
+
+import asyncio
+import secrets
+from collections.abc import Callable
+
+import msgspec
+from litestar.response.base import ASGIResponse
+from litestar.types import Receive, Scope, Send
+
+from reservation.sandbox.faults import Fault, FaultRequest
+from reservation.sandbox.refusals import Refusal
+
+__all__ = ["CutAnswer", "Reply", "refused", "spoiled", "unasked", "whole"]
+
+#: Crumbs of a dripping answer: enough to look like a line that crawls.
+_CRUMBS = 100
+
+#: Far more than any client should be willing to read.
+_OVERSIZED_BYTES = 10 * 1024 * 1024
+
+_PAGE = b"<!doctype html><title>502 Bad Gateway</title><h1>502 Bad Gateway</h1>"
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """A status and a JSON body."""
+
+    status: int
+    body: bytes
+
+
+class CutAnswer(ASGIResponse):
+    """No answer: the connection ends."""
+
+    def __init__(self) -> None:
+        super().__init__(content_length=1)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        # ASGI has no word for this, so the server's own connection is taken where it can be had;
+        # else the caller gets a head whose body never comes, which is as useless to it.
+        transport = getattr(getattr(receive, "__self__", None), "transport", None)
+        abort: Callable[[], None] | None = getattr(transport, "abort", None)
+        if abort is None:
+            await self.start_response(send)
+            return
+        abort()
+        while (await receive())["type"] != "http.disconnect":
+            continue
+
+
+class _DrippingAnswer(ASGIResponse):
+    """A whole answer that takes its time."""
+
+    def __init__(self, reply: Reply, seconds: float) -> None:
+        super().__init__(body=reply.body, status_code=reply.status, headers=_headers())
+        self._seconds = seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        await self.start_response(send)
+        size = max(1, len(self.body) // _CRUMBS)
+        crumbs = [self.body[at : at + size] for at in range(0, len(self.body), size)]
+        for crumb in crumbs:
+            await asyncio.sleep(self._seconds / len(crumbs))
+            await send({"type": "http.response.body", "body": crumb, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def whole(reply: Reply) -> ASGIResponse:
+    """The answer as it should be."""
+    return ASGIResponse(body=reply.body, status_code=reply.status, headers=_headers())
+
+
+def refused(refusal: Refusal) -> Reply:
+    """The PG's way to say no."""
+    body = msgspec.json.encode({"code": refusal.code, "message": refusal.message})
+    return Reply(refusal.status, body)
+
+
+def unasked(fault: Fault) -> ASGIResponse:
+    """The answer to a call that was not done at all."""
+    match fault:
+        case Fault.REFUSE:
+            return CutAnswer()
+        case Fault.IN_PROGRESS:
+            return whole(refused(Refusal("IDEMPOTENT_REQUEST_PROCESSING")))
+        case Fault.RATE_LIMITED:
+            return whole(refused(Refusal("TOO_MANY_REQUESTS")))
+        case Fault.REDIRECT:
+            return ASGIResponse(status_code=302, headers=[("location", "/elsewhere")])
+        case _:
+            return whole(refused(Refusal("FAILED_INTERNAL_SYSTEM_PROCESSING")))
+
+
+def spoiled(reply: Reply, rule: FaultRequest) -> ASGIResponse:
+    """The answer to a call that was done, as its fault leaves it."""
+    match rule.fault:
+        case Fault.COMMIT_THEN_DROP:
+            return CutAnswer()
+        case Fault.ERROR_AFTER_COMMIT:
+            return whole(refused(Refusal("FAILED_INTERNAL_SYSTEM_PROCESSING")))
+        case Fault.GARBAGE:
+            return ASGIResponse(body=_PAGE, media_type="text/html")
+        case Fault.OVERSIZED:
+            return whole(Reply(200, b'{"padding":"' + b"." * _OVERSIZED_BYTES + b'"}'))
+        case Fault.SLOW_DRIP:
+            return _DrippingAnswer(reply, rule.seconds)
+        case _:
+            return whole(_lie(reply, rule.fault))
+
+
+def _lie(reply: Reply, fault: Fault) -> Reply:
+    """The same payment with one thing wrong. A refusal has nothing to lie about."""
+    if reply.status != 200:
+        return reply
+    payment = msgspec.json.decode(reply.body, type=dict[str, object])
+    match fault:
+        case Fault.OTHER_ORDER:
+            payment["orderId"] = "another-order-of-another-buyer"
+        case Fault.OTHER_KEY:
+            payment["paymentKey"] = "tboxanother"
+        case Fault.OTHER_AMOUNT:
+            payment["totalAmount"] = payment["balanceAmount"] = 1
+        case Fault.OTHER_CURRENCY:
+            payment["currency"] = "USD"
+        case _:
+            raise ValueError(f"{fault} is no lie")
+    return Reply(200, msgspec.json.encode(payment))
+
+
+def _headers() -> list[tuple[str, str]]:
+    return [("x-tosspayments-trace-id", secrets.token_hex(16))]

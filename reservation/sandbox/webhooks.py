@@ -1,0 +1,161 @@
+"""Webhooks: what changed, told to every registered address, unsigned, until it is heard."""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+import httpx
+import msgspec
+import structlog
+
+from reservation.domain.clock import Clock, as_datetime
+from reservation.sandbox.payment_format import KST, payment_view, time_text
+from reservation.sandbox.state_records import PaymentRecord
+
+__all__ = ["Webhooks"]
+
+log = structlog.get_logger(__name__)
+
+#: Minutes before each further try, as the PG documents them.
+RETRY_MINUTES = (1, 4, 16, 64, 256, 1024, 4096)
+
+#: The PG waits that long for the 200.
+ANSWER_SECONDS = 10.0
+
+#: Deliveries that are sent or wait for their next try. One more is dropped and counted: its reader
+#: must live with a webhook that never comes anyway.
+PENDING_MAX = 10_000
+
+#: Posts at once.
+POSTS_MAX = 16
+
+#: Times that a storm sends each webhook.
+STORM_TIMES = 20
+
+#: Statuses that are told of.
+_TOLD = frozenset(
+    {"DONE", "ABORTED", "EXPIRED", "CANCELED", "PARTIAL_CANCELED", "WAITING_FOR_DEPOSIT"}
+)
+
+
+class _Delivery(msgspec.Struct, frozen=True):
+    url: str
+    body: bytes
+    transmission_id: str
+
+
+class Webhooks:
+    """The sender. What is undelivered dies with the sandbox: a real webhook may be lost as well."""
+
+    def __init__(self, urls: tuple[str, ...], clock: Clock, *, scale: float) -> None:
+        for url in urls:
+            if httpx.URL(url).scheme not in {"http", "https"}:
+                raise ValueError(f"{url} is no address for webhooks")
+        self._urls = urls
+        self._clock = clock
+        self._scale = scale
+        self._tasks: asyncio.TaskGroup | None = None
+        self._deliveries: set[asyncio.Task[None]] = set()
+        self._client: httpx.AsyncClient | None = None
+        self._posts = asyncio.Semaphore(POSTS_MAX)
+        self._encode = msgspec.json.Encoder().encode
+        self.counts = {"pending": 0, "delivered": 0, "retried": 0, "failed": 0, "dropped": 0}
+
+    @asynccontextmanager
+    async def sending(self) -> AsyncGenerator[None]:
+        """Deliver until the block ends; what is pending then is given up."""
+        client = httpx.AsyncClient(timeout=ANSWER_SECONDS, follow_redirects=False, trust_env=False)
+        async with client:
+            self._client = client
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                try:
+                    yield
+                finally:
+                    self._tasks = None
+                    for delivery in self._deliveries:
+                        delivery.cancel()
+
+    def publish(self, record: PaymentRecord) -> None:
+        """Tell of a payment that changed."""
+        if self._urls and record.status in _TOLD:
+            for body in self._bodies(record):
+                self._deliver(body)
+
+    def storm(self, record: PaymentRecord) -> None:
+        """Tell of a payment twenty times, older states of it between the newest."""
+        old = [
+            msgspec.structs.replace(record, status=status)
+            for status in ("ABORTED", "CANCELED", "EXPIRED")
+        ]
+        bodies = [body for state in (record, *old) for body in self._bodies(state)]
+        storm = [body for body in bodies for _ in range(STORM_TIMES)]
+        random.Random(record.payment_key).shuffle(storm)  # noqa: S311 - an order, not a secret
+        for body in storm:
+            self._deliver(body)
+
+    def _bodies(self, record: PaymentRecord) -> list[bytes]:
+        now_ms = self._clock.now_ms()
+        # Six digits and no zone: what the PG sends, and what its readers trip over.
+        created_at = f"{as_datetime(now_ms).astimezone(KST):%Y-%m-%dT%H:%M:%S.%f}"
+        changed = {
+            "eventType": "PAYMENT_STATUS_CHANGED",
+            "createdAt": created_at,
+            "data": payment_view(record, now_ms=now_ms),
+        }
+        if record.due_at_ms is None:
+            return [self._encode(changed)]
+        deposit = {
+            "createdAt": created_at,
+            "secret": record.secret,
+            "status": record.status,
+            "transactionKey": record.last_transaction_key,
+            "orderId": record.order_id,
+        }
+        return [self._encode(changed), self._encode(deposit)]
+
+    def _deliver(self, body: bytes) -> None:
+        for url in self._urls:
+            if self._tasks is None or self.counts["pending"] >= PENDING_MAX:
+                self.counts["dropped"] += 1
+                continue
+            self.counts["pending"] += 1
+            task = self._tasks.create_task(self._send(_Delivery(url, body, str(uuid4()))))
+            self._deliveries.add(task)
+            task.add_done_callback(self._deliveries.discard)
+
+    async def _send(self, delivery: _Delivery) -> None:
+        """Post until it is heard or the tries are used up."""
+        try:
+            for retried, pause_minutes in enumerate((*RETRY_MINUTES, None)):
+                if await self._post(delivery, retried):
+                    self.counts["delivered"] += 1
+                    return
+                if pause_minutes is not None:
+                    self.counts["retried"] += 1
+                    await asyncio.sleep(pause_minutes * 60 * self._scale)
+            self.counts["failed"] += 1
+            log.warning("webhook_failed", url=delivery.url)
+        finally:
+            self.counts["pending"] -= 1
+
+    async def _post(self, delivery: _Delivery, retried: int) -> bool:
+        if self._client is None:
+            return False
+        headers = {
+            "content-type": "application/json",
+            "tosspayments-webhook-transmission-id": delivery.transmission_id,
+            "tosspayments-webhook-transmission-time": time_text(self._clock.now_ms()) or "",
+            "tosspayments-webhook-transmission-retried-count": str(retried),
+        }
+        try:
+            async with self._posts, asyncio.timeout(ANSWER_SECONDS):
+                response = await self._client.post(
+                    delivery.url, content=delivery.body, headers=headers
+                )
+        except (httpx.HTTPError, TimeoutError) as error:
+            log.debug("webhook_unheard", url=delivery.url, error=type(error).__name__)
+            return False
+        return response.status_code == 200

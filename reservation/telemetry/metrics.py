@@ -1,0 +1,204 @@
+"""What the service counts, in the field's names and units; the API serves it on /metrics."""
+
+import os
+import platform
+import time
+from bisect import bisect_left
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, cast
+
+import structlog
+from prometheus_client import (
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    start_http_server,
+    values,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from reservation import __version__
+from reservation.domain.alarms import Alarm
+from reservation.domain.payment import PaymentOutcome
+from reservation.domain.rate_limit import Limiter, Rate
+
+__all__ = [
+    "ALARMS",
+    "ALARM_RAISED",
+    "BUILD_INFO",
+    "HTTP_REFUSALS",
+    "HTTP_SECONDS",
+    "OUTBOX_AGE",
+    "OUTBOX_BACKLOG",
+    "PENDING_REFUNDS",
+    "PENDING_REFUNDS_AGE",
+    "PREPARE_CLOSED",
+    "REAPED",
+    "SETTLED",
+    "WEBHOOKS",
+    "WORKER_BEAT",
+    "WORKER_CLOCK_OFFSET",
+    "Durations",
+    "alarm",
+    "registry",
+    "served",
+]
+
+log = structlog.get_logger(__name__)
+
+if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+    # Each of our processes begins anew and never forks, so who counts is asked once. By itself the
+    # library asks the system at every count, twice for an answer.
+    _pid = os.getpid()
+    _shared: Any = cast("Any", values)
+    _shared.ValueClass = _shared.MultiProcessValue(process_identifier=lambda: _pid)
+
+
+class Durations(Histogram):
+    """A histogram that counts many at once: as dear as one, for each count is written to a file."""
+
+    def observe_all(self, seconds: Sequence[float]) -> None:
+        """The same as `observe` for each of them."""
+        counts: dict[int, int] = {}
+        for each in seconds:
+            # Bounds are upper ones, and the last is infinite.
+            place = bisect_left(self._upper_bounds, each)
+            counts[place] = counts.get(place, 0) + 1
+        # The library gives its values no types.
+        mine = cast("Any", self)
+        mine._sum.inc(sum(seconds))  # noqa: SLF001 - as `observe` does
+        for place, count in counts.items():
+            mine._buckets[place].inc(count)  # noqa: SLF001
+
+
+ALARMS: Final = Counter("reservation_alarms_total", "Alarms for an operator, by name.", ["alarm"])
+#: What the alert rules read. A counter would hide alarms from them: one that was raised before the
+#: first scrape, and one that a restart counts up to the same number again.
+ALARM_RAISED: Final = Gauge(
+    "reservation_alarm_raised_timestamp_seconds",
+    "When each alarm was raised last; 0 where it was not.",
+    ["alarm"],
+    multiprocess_mode="max",
+)
+for _alarm in Alarm:
+    ALARMS.labels(_alarm)
+    ALARM_RAISED.labels(_alarm)
+BUILD_INFO: Final = Gauge(
+    "reservation_build_info",
+    "1, with the version of the service and of Python.",
+    ["version", "python"],
+    multiprocess_mode="livemax",
+)
+BUILD_INFO.labels(__version__, platform.python_version()).set(1)
+PREPARE_CLOSED: Final = Gauge(
+    "reservation_prepare_closed",
+    "1 while new holds are refused for this reason, in the whole service or in one sale.",
+    ["reason"],
+    multiprocess_mode="livemax",
+)
+WORKER_BEAT: Final = Gauge(
+    "reservation_worker_beat_timestamp_seconds",
+    "When a worker was last seen at work; 0 where none was.",
+    multiprocess_mode="max",
+)
+WORKER_CLOCK_OFFSET: Final = Gauge(
+    "reservation_worker_clock_offset_seconds",
+    "Redis' clock minus the worker's; beyond 2 s the worker expires nothing.",
+    multiprocess_mode="mostrecent",
+)
+WEBHOOKS: Final = Counter(
+    "reservation_webhooks_total", "Webhooks of the payment gateway about orders of ours."
+)
+PAYMENTS: Final = Counter(
+    "reservation_payment_outcomes_total", "How payment attempts ended.", ["outcome"]
+)
+REAPED: Final = Counter("reservation_expired_total", "Holds that ran out and were given back.")
+SETTLED: Final = Counter(
+    "reservation_settled_total", "Unknown payments that the settler looked at.", ["outcome"]
+)
+for _outcome in PaymentOutcome:
+    PAYMENTS.labels(_outcome)
+FLUSHED: Final = Counter("reservation_flushed_events_total", "Events written to SQL.")
+OUTBOX_BACKLOG: Final = Gauge(
+    "reservation_outbox_backlog_events",
+    "Events in Redis that SQL does not have yet.",
+    ["sale"],
+    multiprocess_mode="mostrecent",
+)
+OUTBOX_AGE: Final = Gauge(
+    "reservation_outbox_oldest_seconds",
+    "Age of the oldest event that SQL does not have yet.",
+    ["sale"],
+    multiprocess_mode="mostrecent",
+)
+UNDECIDED: Final = Gauge(
+    "reservation_undecided_payments",
+    "Orders in CONFIRMING.",
+    ["sale"],
+    multiprocess_mode="mostrecent",
+)
+PENDING_REFUNDS: Final = Gauge(
+    "reservation_pending_refunds",
+    "Refunds that were begun and are not through.",
+    multiprocess_mode="mostrecent",
+)
+PENDING_REFUNDS_AGE: Final = Gauge(
+    "reservation_pending_refunds_oldest_seconds",
+    "Age of the oldest refund that is not through.",
+    multiprocess_mode="mostrecent",
+)
+HTTP_SECONDS: Final = Durations(
+    "reservation_http_request_seconds",
+    "Time to answer a request.",
+    ["operation", "status"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+
+HTTP_REFUSALS: Final = Counter(
+    "reservation_http_refusals_total",
+    "Requests and connections that the server refused before the application had them.",
+    ["code"],
+)
+
+
+def registry() -> CollectorRegistry:
+    """What to collect from: all processes of this host where they share a directory for it."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return REGISTRY
+    shared = CollectorRegistry()
+    MultiProcessCollector(shared)
+    return shared
+
+
+@contextmanager
+def served(host: str, port: int) -> Generator[None]:
+    """Serve `/metrics` from a thread of its own; port 0 serves nothing."""
+    if not port:
+        yield
+        return
+    server, thread = start_http_server(port, host, registry())
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+_repeated: Final = Limiter(Rate(count=1, per_seconds=60))
+
+
+def alarm(name: Alarm, **facts: str | int | None) -> None:
+    """Tell an operator: the metrics behind the alert rule, and a log line with the ids.
+
+    Of one order each name counts once a minute: the settler looks at it far more often than that.
+    """
+    order_id = facts.get("order_id")
+    if order_id is not None and _repeated.wait(f"{name.value} {order_id}", time.monotonic()):
+        return
+    ALARMS.labels(name).inc()
+    ALARM_RAISED.labels(name).set(time.time())
+    log.error("alarm", alarm=name.value, **facts)

@@ -1,0 +1,1 @@
+"""Verification of a sale's history, counters and money."""

@@ -1,0 +1,311 @@
+"""A whole flash sale before one's eyes: buyers fight for pieces, then the books are compared.
+
+The buyers come over HTTP like any others. Some leave, some are declined and try another card,
+some load the success page again and again. The verdict does not believe the service: it holds the
+audit, the orders in SQL and the PG's own money ledger against each other.
+"""
+
+import asyncio
+import itertools
+import random
+import secrets
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from typing import Any, Final
+
+import httpx
+import msgspec
+
+from reservation.verification.balance_check import books_of, disagreements
+
+__all__ = ["Demo", "DemoPlan", "Verdict"]
+
+#: Requests under way at once: enough to fight, few enough for two cores.
+AT_ONCE: Final = 200
+#: Tries of one request while a part of the service is being restarted, and the pause between them.
+TRIES_MAX: Final = 60
+TRY_SECONDS: Final = 0.5
+#: How long the end may take: every payment decided, every hold given back, SQL caught up. The
+#: longest is a confirm that was cut off: its lease, and a few looks at the PG.
+DRAIN_SECONDS: Final = 180.0
+DRAIN_LOOK_SECONDS: Final = 0.5
+PRICE: Final = 19_000
+#: Ends of a payment that came too late: a part of the service was away for as long as the hold.
+_HOLD_RAN_OUT: Final = ("reservation_expired", "expired")
+#: Orders that the verdict reads from SQL in one page.
+PAGE: Final = 100
+HTTP_SECONDS: Final = 30.0
+
+
+class DemoPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to happen."""
+
+    buyers: int = 1000
+    stock: int = 100
+    hold_seconds: int = 20
+    #: Shares of the buyers who got a piece.
+    leaving: float = 0.1
+    declined: float = 0.1
+    refreshing: float = 0.2
+    seed: int = 1
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What came of it; `problems` is empty where all books agree."""
+
+    ok: bool
+    sale_id: str
+    buyers: int
+    stock: int
+    sold: int
+    charged: int
+    cancelled: int
+    confirmed_amount: int
+    outcomes: dict[str, int]
+    problems: list[str]
+
+
+class Demo:
+    """Runs one sale against a service and its sandbox."""
+
+    def __init__(
+        self,
+        plan: DemoPlan,
+        *,
+        service_url: str,
+        admin_key: str,
+        new_token: Callable[[], str],
+        progress: Callable[[str, int], None],
+    ) -> None:
+        self._plan = plan
+        self._service_url = service_url
+        #: Known from the first order: where its payment page is.
+        self._sandbox_url = ""
+        self._new_token = new_token
+        self._admin = {"Authorization": f"Bearer {admin_key}", "X-Operator": "demo"}
+        self._progress = progress
+        self._random = random.Random(plan.seed)  # noqa: S311 - a story, not a secret
+        self._outcomes: Counter[str] = Counter()
+        self.sale_id = f"demo-{secrets.token_hex(4)}"
+
+    async def run(self) -> Verdict:
+        """Open a sale, let the buyers in, wait for the end, compare the books."""
+        limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
+        async with httpx.AsyncClient(
+            timeout=HTTP_SECONDS, limits=limits, trust_env=False
+        ) as client:
+            self._client = client
+            await self._open_sale()
+            slots = asyncio.Semaphore(AT_ONCE)
+            stories = [self._story(number) for number in range(self._plan.buyers)]
+            async with asyncio.TaskGroup() as group:
+                for number, story in enumerate(stories):
+                    group.create_task(self._buyer(number, story, slots))
+            await self._drain()
+            return await self._verdict()
+
+    async def _open_sale(self) -> None:
+        now = datetime.now(UTC)
+        sale = {
+            "name": "Demo",
+            "currency": "KRW",
+            "opensAt": (now - timedelta(minutes=1)).isoformat(),
+            "closesAt": (now + timedelta(days=1)).isoformat(),
+            "holdSeconds": self._plan.hold_seconds,
+            "holdPolicy": "prepare",
+            "items": [
+                {
+                    "sku": "piece",
+                    "name": "Piece",
+                    "price": PRICE,
+                    "total": self._plan.stock,
+                    "limitPerBuyer": 1,
+                }
+            ],
+        }
+        answer = await self._send(
+            "PUT", f"{self._service_url}/v1/admin/sales/{self.sale_id}", sale, self._admin
+        )
+        answer.raise_for_status()
+
+    def _story(self, _: int) -> str:
+        plan = self._plan
+        chance = self._random.random()
+        for name, share in (
+            ("leave", plan.leaving),
+            ("decline", plan.declined),
+            ("refresh", plan.refreshing),
+        ):
+            if chance < share:
+                return name
+            chance -= share
+        return "pay"
+
+    async def _buyer(self, number: int, story: str, slots: asyncio.Semaphore) -> None:
+        async with slots:
+            outcome = await self._buy(number, story)
+            self._outcomes[outcome] += 1
+            self._progress(outcome, 1)
+
+    async def _buy(self, number: int, story: str) -> str:
+        prepared = await self._prepare(number)
+        if prepared.status_code != HTTPStatus.CREATED:
+            return str(prepared.json().get("code", prepared.status_code))
+        order = prepared.json()
+        checkout: str | None = order["payment"]["checkoutUrl"]
+        if checkout is None:
+            return "no sandbox to pay at"
+        self._sandbox_url = checkout.removesuffix("/checkout")
+        if story == "leave":
+            return await self._leave(order)
+        if story == "decline":
+            declined = await self._pay(order, decline="REJECT_CARD_COMPANY")
+            if declined in _HOLD_RAN_OUT:
+                return declined
+            if declined != "payment_declined":
+                return f"a declined card ended as {declined}"
+        repeats = 5 if story == "refresh" else 1
+        return await self._pay(order, repeats=repeats)
+
+    async def _prepare(self, number: int) -> httpx.Response:
+        headers = {
+            "Authorization": f"Bearer {self._new_token()}",
+            "Idempotency-Key": f"demo-{number}",
+        }
+        body = {"items": [{"sku": "piece", "quantity": 1}], "amount": PRICE}
+        url = f"{self._service_url}/v1/sales/{self.sale_id}/reservations"
+        return await self._send("POST", url, body, headers)
+
+    async def _leave(self, order: dict[str, Any]) -> str:
+        headers = {"X-Reservation-Token": order["token"]}
+        url = f"{self._service_url}/v1/reservations/{order['orderId']}/release"
+        if self._random.random() < 0.5:
+            return "left without a word"
+        answer = await self._send("POST", url, None, headers)
+        return "left" if answer.is_success else f"leaving answered {answer.status_code}"
+
+    async def _pay(
+        self, order: dict[str, Any], *, decline: str | None = None, repeats: int = 1
+    ) -> str:
+        """Authenticate at the PG, come back to the success URL; how the (first) return ended."""
+        wish = {"orderId": order["orderId"], "amount": order["amount"], "method": "card"}
+        if decline:
+            wish["decline"] = decline
+        paid = await self._send("POST", f"{self._sandbox_url}/_payments", wish, {})
+        paid.raise_for_status()
+        query = {
+            "paymentType": "NORMAL",
+            "orderId": order["orderId"],
+            "paymentKey": paid.json()["paymentKey"],
+            "amount": str(order["amount"]),
+        }
+        url = str(httpx.URL(order["payment"]["successUrl"]).copy_merge_params(query))
+        answers = await asyncio.gather(
+            *(self._send("GET", url, None, {"Accept": "application/json"}) for _ in range(repeats))
+        )
+        ends = {await self._end(order, answer) for answer in answers}
+        return ends.pop() if len(ends) == 1 else f"repeats differ: {sorted(ends)}"
+
+    async def _end(self, order: dict[str, Any], answer: httpx.Response) -> str:
+        if answer.status_code == HTTPStatus.ACCEPTED:
+            return await self._wait_until_settled(order)
+        body = answer.json()
+        return str(body.get("code") or body["status"]).lower()
+
+    async def _wait_until_settled(self, order: dict[str, Any]) -> str:
+        url = f"{self._service_url}/v1/reservations/{order['orderId']}?wait=10"
+        headers = {"X-Reservation-Token": order["token"]}
+        for _ in range(TRIES_MAX):
+            answer = await self._send("GET", url, None, headers)
+            status = str(answer.json().get("status", answer.status_code)).lower()
+            if status != "confirming":
+                return "payment_declined" if status == "released" else status
+        return "undecided"
+
+    async def _send(
+        self, method: str, url: str, body: Any, headers: dict[str, str]
+    ) -> httpx.Response:
+        """One request, sent again while it meets a restart; every call here is safe to repeat."""
+        failure: Exception | None = None
+        for attempt in itertools.count(1):
+            try:
+                answer = await self._client.request(method, url, json=body, headers=headers)
+            except httpx.TransportError as error:
+                failure = error
+            else:
+                waits = answer.status_code in (429, 503)
+                if not waits or attempt >= TRIES_MAX:
+                    return answer
+            if attempt >= TRIES_MAX:
+                raise TimeoutError(f"{url} does not answer") from failure
+            await asyncio.sleep(TRY_SECONDS)
+        raise AssertionError("unreachable")
+
+    async def _drain(self) -> None:
+        """Wait until every payment is decided, every abandoned hold is back and SQL has it all."""
+        give_up_at = asyncio.get_running_loop().time() + DRAIN_SECONDS
+        while asyncio.get_running_loop().time() < give_up_at:
+            audit = await self._audit()
+            held = sum(row["held"] for row in audit.get("skus", ()))
+            self._progress("waiting", 0)
+            if audit.get("lag") == 0 and held == 0:
+                return
+            await asyncio.sleep(DRAIN_LOOK_SECONDS)
+
+    async def _audit(self) -> dict[str, Any]:
+        url = f"{self._service_url}/v1/admin/sales/{self.sale_id}/audit"
+        return (await self._send("GET", url, None, self._admin)).json()
+
+    async def _verdict(self) -> Verdict:
+        books = books_of(
+            self.sale_id,
+            audit=await self._audit(),
+            orders=await self._orders(),
+            entries=await self._ledger(),
+        )
+        problems = disagreements(books)
+        sold, held, lag = books.counted("sold"), books.counted("held"), books.audit.get("lag")
+        if sold > self._plan.stock:
+            problems.append(f"{sold} sold of {self._plan.stock}")
+        if held or lag:
+            problems.append(f"{held} still held and {lag} events behind after the drain")
+        problems += [
+            f"{count} buyers: {outcome}"
+            for outcome, count in self._outcomes.items()
+            if outcome.startswith(("repeats differ", "a declined card", "leaving answered"))
+            or outcome in ("undecided", "500", "internal_error", "no sandbox to pay at")
+        ]
+        return Verdict(
+            ok=not problems,
+            sale_id=self.sale_id,
+            buyers=self._plan.buyers,
+            stock=self._plan.stock,
+            sold=sold,
+            charged=books.charged,
+            cancelled=books.cancelled,
+            confirmed_amount=books.confirmed_amount,
+            outcomes=dict(self._outcomes.most_common()),
+            problems=problems,
+        )
+
+    async def _orders(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        cursor: str | None = None
+        while True:
+            query = {"saleId": self.sale_id, "limit": str(PAGE)} | (
+                {"cursor": cursor} if cursor else {}
+            )
+            url = httpx.URL(f"{self._service_url}/v1/admin/orders", params=query)
+            page = (await self._send("GET", str(url), None, self._admin)).json()
+            found += page["orders"]
+            cursor = page["nextCursor"]
+            if cursor is None:
+                return found
+
+    async def _ledger(self) -> list[dict[str, Any]]:
+        """The PG's own books."""
+        if not self._sandbox_url:
+            return []
+        return (await self._send("GET", f"{self._sandbox_url}/_ledger", None, {})).json()["entries"]

@@ -1,0 +1,104 @@
+"""History: a sale's whole past in the form that `verify` judges, from SQL and what it lacks yet."""
+
+import time
+from collections.abc import AsyncGenerator
+from typing import Final
+
+from reservation.adapters.redis.outbox import RedisOutbox
+from reservation.adapters.redis.sale_store import SaleStore
+from reservation.adapters.sql.ledger import Ledger
+from reservation.domain.clock import Clock
+from reservation.domain.errors import SaleNotFound
+from reservation.domain.events import Event
+from reservation.verification.model.history_format import (
+    VERSION,
+    End,
+    EventLine,
+    Head,
+    History,
+    OrderLine,
+    Record,
+)
+
+__all__ = ["recorded"]
+
+#: Events and orders that are read at once.
+_PAGE: Final = 1_000
+_ORDERS_PAGE: Final = 100
+
+
+async def recorded(
+    sale_id: str, *, sales: SaleStore, ledger: Ledger, outbox: RedisOutbox, clock: Clock
+) -> AsyncGenerator[Record]:
+    """The lines of a sale: its counters at one instant, and every event up to it.
+
+    The orders come with them where SQL has everything, which a sale that goes on is never sure of.
+
+    Raises:
+        SaleNotFound: neither Redis nor SQL has it.
+    """
+    asked_ns = time.monotonic_ns()
+    counters = await sales.counters(sale_id)
+    head = counters.seq if counters else (await ledger.cursor(sale_id))[0]
+    if not head:
+        raise SaleNotFound
+    now_ns = time.monotonic_ns()
+    yield History(version=VERSION, unix_ms=clock.now_ms(), monotonic_ns=now_ns)
+    if counters:
+        yield Head(
+            sale=sale_id,
+            invoked_ns=asked_ns,
+            answered_ns=now_ns,
+            seq=head,
+            stock=counters.stocks,
+        )
+    seq = 0
+    async for event in _events(sale_id, ledger, outbox):
+        if event.seq > head:
+            break
+        yield _line(event)
+        seq = event.seq
+    whole = (await ledger.cursor(sale_id))[0] == head
+    if whole:
+        async for order in _orders(sale_id, ledger):
+            yield order
+        # An order that moved while they were read is not as these events left it.
+        whole = (await ledger.cursor(sale_id))[0] == head
+    yield End(sale=sale_id, seq=seq, orders=whole)
+
+
+async def _events(sale_id: str, ledger: Ledger, outbox: RedisOutbox) -> AsyncGenerator[Event]:
+    """What SQL has, then what only the stream has."""
+    seq = 0
+    while page := await ledger.events(sale_id, seq, _PAGE):
+        for event in page:
+            yield event
+        seq = page[-1].seq
+    while page := await outbox.after(sale_id, seq, _PAGE):
+        for event in page:
+            yield event
+        seq = page[-1].seq
+
+
+async def _orders(sale_id: str, ledger: Ledger) -> AsyncGenerator[OrderLine]:
+    cursor: str | None = None
+    while True:
+        page, cursor = await ledger.orders(sale_id=sale_id, cursor=cursor, limit=_ORDERS_PAGE)
+        for order in page:
+            yield OrderLine(
+                sale=sale_id, order=order.order_id, status=order.status, amount=order.amount
+            )
+        if cursor is None:
+            return
+
+
+def _line(event: Event) -> EventLine:
+    return EventLine(
+        sale=event.sale_id,
+        seq=event.seq,
+        event=event.event,
+        order=event.order_id,
+        at=event.at_ms,
+        data=event.data,
+        chain=event.chain,
+    )

@@ -1,0 +1,226 @@
+"""Which answers were possible: each one against the sale as it stood at one moment.
+
+A call has a window of moments, from the head that was known before it to the one that was seen
+after it. Its answer must be possible in at least one of them.
+"""
+
+from typing import Final
+
+from reservation.domain.reservation import PAYMENT_ATTEMPTS_MAX
+from reservation.verification.model.history_format import Operation
+from reservation.verification.model.sale_state import Order, Shop
+
+__all__ = ["CLOCKS_APART_MS", "is_refusal", "objection", "says_nothing", "standing", "waits_for"]
+
+#: How far the clocks of two machines may be apart before the service itself raises an alarm.
+CLOCKS_APART_MS: Final = 2_000
+
+#: Answers that say nothing about the sale: who asked, how, how often, or that nobody could tell.
+_SAYS_NOTHING: Final = frozenset(
+    {
+        "forbidden",
+        "hold_lost",
+        "idempotency_key_reused",
+        "invalid_admission",
+        "invalid_token",
+        "malformed_request",
+        "outcome_unknown",
+        "rate_limited",
+        "reservation_not_found",
+        "sale_not_found",
+        "sale_recovering",
+        "unauthenticated",
+        "unavailable",
+    }
+)
+_DECLINED: Final = frozenset({"declined", "voided"})
+#: No payment of an order in one of these is under way, and the next one may begin.
+_NOT_BEGUN: Final = frozenset({"HELD", "PREPARED", "RELEASED", "EXPIRED"})
+
+
+def says_nothing(operation: Operation) -> bool:
+    """Whether there is nothing in the answer that the sale could contradict."""
+    if operation.code:
+        return operation.code in _SAYS_NOTHING
+    return not 200 <= operation.status < 300
+
+
+def waits_for(shop: Shop, operation: Operation) -> set[str]:
+    """What must change before an answer that is not possible now may become so.
+
+    An order's id, `buyer:` and `sku:` with what follows; the empty text is the sale itself.
+    """
+    keys = {"", operation.order}
+    if not operation.code:
+        return keys
+    order = shop.orders.get(operation.order)
+    lines = order.lines if order else operation.lines
+    keys.add(f"buyer:{order.buyer if order else operation.buyer}")
+    keys.update(f"sku:{line[0]}" for line in lines)
+    return keys
+
+
+def is_refusal(operation: Operation) -> bool:
+    """Whether the sale said no."""
+    return bool(operation.code)
+
+
+def objection(shop: Shop, operation: Operation, answered_ms: int) -> str:
+    """Why the answer is not possible now; empty where it is.
+
+    Args:
+        shop: the sale at one moment of the call.
+        operation: the call and its answer.
+        answered_ms: when the answer came, Unix milliseconds.
+    """
+    if operation.operation == "prepare" and operation.code:
+        return _prepare_refusal(shop, operation, answered_ms)
+    order = shop.orders.get(operation.order)
+    if order is None:
+        return f"there is no {operation.order}"
+    if not operation.code:
+        if _is_accepted(order, operation):
+            return ""
+        return standing(order, operation.told, answered_ms)
+    return _order_refusal(shop, order, operation, answered_ms)
+
+
+def _is_accepted(order: Order, operation: Operation) -> bool:
+    """Whether a success was accepted before its claim was through.
+
+    After ten seconds the answer is 202: the payment goes on, its outcome is unknown. That is no
+    word about the order's state, and Redis may be too slow for the claim until then. A payment
+    that has an end was claimed, so its 202 would be a lie.
+    """
+    accepted = operation.operation == "success" and operation.status == 202
+    key = operation.payment_key
+    may_begin = order.status in _NOT_BEGUN and key != "" and key not in (order.ends or {})
+    return accepted and operation.told == "CONFIRMING" and may_begin
+
+
+def standing(order: Order, told: str, answered_ms: int) -> str:
+    """Why the order was not told to stand as it does; empty where it was."""
+    if order.status == told:
+        return ""
+    over = order.expires_at <= answered_ms + CLOCKS_APART_MS
+    if told == "EXPIRED" and over and order.status in ("HELD", "PREPARED"):
+        # Told as soon as the deadline is past, whether somebody has reaped it or not.
+        return ""
+    return f"told {told}, it is {order.status}"
+
+
+def _prepare_refusal(shop: Shop, operation: Operation, answered_ms: int) -> str:
+    match operation.code:
+        case "sold_out":
+            return _not_sold_out(shop, operation)
+        case "buyer_limit_exceeded":
+            return _not_at_limit(shop, operation.buyer, operation)
+        case "amount_mismatch":
+            return _right_amount(shop, operation)
+        case "too_many_orders":
+            unpaid = shop.unpaid(operation.buyer)
+            few = f"{unpaid} orders ended unpaid, not {operation.limit}"
+            return "" if unpaid >= operation.limit > 0 else few
+        case "sku_not_found":
+            known = all(sku in shop.items for sku, _ in operation.lines)
+            return "every item is on sale" if known else ""
+        case "sale_paused":
+            return "" if shop.status == "paused" else f"the sale is {shop.status}"
+        case "sale_closed":
+            over = shop.status == "closed" or shop.closes_at <= answered_ms + CLOCKS_APART_MS
+            return "" if over else "the sale is not over"
+        case "sale_not_open":
+            early = answered_ms - CLOCKS_APART_MS < shop.opens_at
+            return "" if early else "the sale has opened"
+        case code:
+            return f"a prepare is never refused with {operation.status} {code}"
+
+
+def _not_sold_out(shop: Shop, operation: Operation) -> str:
+    for sku, count in operation.available.items():
+        item = shop.items.get(sku)
+        if item is None or item.available != count:
+            left = 0 if item is None else item.available
+            return f"told {count} {sku} are available, it is {left}"
+    for sku, quantity in operation.lines:
+        item = shop.items.get(sku)
+        if item is None or item.available < quantity:
+            return ""
+    return "there is enough of every item"
+
+
+def _not_at_limit(shop: Shop, buyer: str, operation: Operation) -> str:
+    sku = operation.sku
+    item = shop.items.get(sku)
+    if item is None:
+        return f"{sku} is not on sale"
+    taken, limit = shop.taken[sku].get(buyer, 0), item.limit
+    if (taken, limit) != (operation.taken, operation.limit):
+        return f"told {operation.taken} of {operation.limit} {sku}, it is {taken} of {limit}"
+    wanted = sum(quantity for name, quantity in operation.lines if name == sku)
+    return "" if taken + wanted > limit else f"{taken} and {wanted} {sku} are within {limit}"
+
+
+def _right_amount(shop: Shop, operation: Operation) -> str:
+    prices = [(shop.items.get(sku), quantity) for sku, quantity in operation.lines]
+    amount = sum(item.price * quantity for item, quantity in prices if item is not None)
+    if operation.expected_amount and amount != operation.expected_amount:
+        return f"told {operation.expected_amount} is the price, it is {amount}"
+    return "" if amount != operation.amount else f"{amount} is the price"
+
+
+def _order_refusal(shop: Shop, order: Order, operation: Operation, answered_ms: int) -> str:
+    match operation.code:
+        case "payment_declined":
+            ended = (order.ends or {}).get(operation.payment_key, "")
+            return "" if ended in _DECLINED else f"this payment is {ended or 'not declined'}"
+        case "amount_mismatch":
+            same = operation.amount == order.amount
+            return f"{order.amount} is its amount" if same else ""
+        case "payment_in_progress":
+            moving = order.status in ("CONFIRMING", "AWAITING_DEPOSIT")
+            return "" if moving else f"it is {order.status}"
+        case "already_confirmed":
+            return "" if order.status == "CONFIRMED" else f"it is {order.status}"
+        case "sold_out":
+            return "" if _is_short(shop, order) else "there is enough of every item"
+        case "buyer_limit_exceeded":
+            return _not_at_limit(shop, order.buyer, _with_lines(operation, order))
+        case "reservation_expired":
+            return _not_expired(shop, order, operation, answered_ms)
+        case "not_refundable":
+            return "it is CONFIRMED" if order.status == "CONFIRMED" else ""
+        case code:
+            return f"{operation.operation} is never refused with {operation.status} {code}"
+
+
+def _with_lines(operation: Operation, order: Order) -> Operation:
+    lines = [(sku, quantity) for sku, quantity, _ in order.lines]
+    return Operation(
+        sale=operation.sale,
+        client=operation.client,
+        operation=operation.operation,
+        invoked_ns=operation.invoked_ns,
+        lines=lines,
+        sku=operation.sku,
+        limit=operation.limit,
+        taken=operation.taken,
+    )
+
+
+def _is_short(shop: Shop, order: Order) -> bool:
+    found = [(shop.items.get(sku), quantity) for sku, quantity, _ in order.lines]
+    return any(item is None or item.available < quantity for item, quantity in found)
+
+
+def _not_expired(shop: Shop, order: Order, operation: Operation, answered_ms: int) -> str:
+    """A payment that came too late, for an order that could not be had again either."""
+    if (order.ends or {}).get(operation.payment_key) == "expired":
+        return ""
+    if order.status not in ("RELEASED", "EXPIRED"):
+        return f"it is {order.status}"
+    over = answered_ms + CLOCKS_APART_MS >= shop.closes_at
+    tries = len(order.ends or {})
+    if shop.status != "open" or over or _is_short(shop, order) or tries >= PAYMENT_ATTEMPTS_MAX:
+        return ""
+    return f"it is {order.status}, and its items can be had"

@@ -1,0 +1,294 @@
+"""One sale under judgement: its calls, its events, and what was left of it."""
+
+from heapq import heappop, heappush
+
+import msgspec
+
+from reservation.verification.model.final_state import Books
+from reservation.verification.model.history_format import (
+    End,
+    EventLine,
+    Head,
+    MoneyLine,
+    Operation,
+    OrderLine,
+    StockLine,
+)
+from reservation.verification.model.report import Judgement
+from reservation.verification.model.response_checks import (
+    is_refusal,
+    objection,
+    says_nothing,
+    standing,
+    waits_for,
+)
+from reservation.verification.model.sale_state import Order, Shop
+from reservation.verification.model.time_windows import NEVER, Windows
+from reservation.verification.model.violations import Broken, Violation
+
+__all__ = ["SaleWitness"]
+
+
+class _Case(msgspec.Struct, eq=False, gc=False):
+    """An answer that must have been possible at some moment of its call."""
+
+    line: int
+    operation: Operation
+    first: int
+    last: int
+    done: bool = False
+
+
+class SaleWitness:
+    """Told the lines of one sale in their order.
+
+    Args:
+        judgement: where it counts, and says what it finds.
+        clock_ms: what the monotonic clock of the history is behind Unix time, in milliseconds.
+    """
+
+    def __init__(self, judgement: Judgement, clock_ms: int) -> None:
+        self.begun = self.ended = False
+        self._judgement = judgement
+        self._clock_ms = clock_ms
+        self._shop = Shop()
+        self._books = Books(judgement)
+        self._calls: list[tuple[int, Operation]] = []
+        self._heads: list[tuple[int, Head]] = []
+        self._windows = Windows()
+        #: The call that was told of each new order.
+        self._told: dict[str, tuple[int, Operation]] = {}
+        #: What is still to begin, from the last on; what is open, by end and by what it waits for.
+        self._coming: list[_Case] = []
+        self._closing: list[tuple[int, int, _Case]] = []
+        self._waiting: dict[str, list[_Case]] = {}
+        #: The number from which something is to be done beside the fold.
+        self._next = NEVER
+
+    def operation(self, line: int, operation: Operation) -> None:
+        """A call, before the first event."""
+        self._judgement.operations += 1
+        self._calls.append((line, operation))
+
+    def head(self, line: int, head: Head) -> None:
+        """A look from outside, before the first event."""
+        self._judgement.heads += 1
+        self._heads.append((line, head))
+
+    def event(self, line: int, event: EventLine) -> None:
+        """The next event: it is checked, carried out, and the answers of its moment are judged."""
+        if not self.begun:
+            self._begin()
+        self._judgement.events += 1
+        shop, name, order_id, seq = self._shop, event.event, event.order, event.seq
+        data = event.data
+        try:
+            shop.follow(seq, name, order_id, event.at, data, event.chain)
+        except Violation as broken:
+            self._judgement.found(line, broken.name, broken.reason)
+            if broken.name is Broken.REPEATED:
+                return
+        try:
+            order = shop.apply(name, order_id, event.at, data)
+        except Violation as broken:
+            self._judgement.found(line, broken.name, f"event {seq}: {broken.reason}")
+            order = shop.orders.get(order_id)
+        if name == "prepared" and order is not None and self._told:
+            self._match(order_id, order, seq)
+        if self._closing:
+            self._try_again(order_id, order)
+        if seq >= self._next:
+            self._judge(seq)
+
+    def order(self, line: int, order: OrderLine) -> None:
+        """An order as SQL has it."""
+        self._books.order(line, order)
+
+    def stock(self, line: int, stock: StockLine) -> None:
+        """An item as it was at the end."""
+        self._books.stock(line, stock)
+
+    def money(self, line: int, money: MoneyLine) -> None:
+        """An entry of the PG's ledger."""
+        self._books.money(line, money)
+
+    def end(self, line: int, end: End) -> None:
+        """The sale's last line."""
+        if not self.begun:
+            self._begin()
+        self.ended = True
+        seq, found = self._shop.seq, self._judgement.found
+        if end.seq != seq:
+            found(line, Broken.GAP, f"the history ends at {end.seq}, its last event is {seq}")
+        self._judge(NEVER)
+        for told_line, operation in self._told.values():
+            order = operation.order
+            found(told_line, Broken.LOST, f"{order}: its buyer was told of it, no event tells it")
+        self._books.close(line, end, self._shop)
+
+    def _begin(self) -> None:
+        """All calls are known: find out when each of them was."""
+        self.begun = True
+        windows = self._windows
+        for _, head in self._heads:
+            windows.reached(head.answered_ns, head.seq)
+            windows.not_past(head.invoked_ns, head.seq)
+        for line, call in self._calls:
+            self._expect(line, call)
+        windows.close()
+        self._heads.sort(key=lambda one: one[1].seq, reverse=True)
+        for line, head in self._heads:
+            first, last = windows.of(head.invoked_ns, head.answered_ns)
+            if not first <= head.seq <= last:
+                reason = f"the head is {head.seq}, others saw {first} before it and {last} after it"
+                self._judgement.found(line, Broken.REAL_TIME, reason)
+        for line, call in self._calls:
+            self._open(line, call)
+        self._calls.clear()
+        self._coming.sort(key=lambda case: case.first, reverse=True)
+        self._look_ahead()
+
+    def _expect(self, line: int, call: Operation) -> None:
+        """A new order, told to its buyer: its event is looked for, and bounds the others' calls."""
+        created = call.operation == "prepare" and call.status == 201 and not call.replayed
+        if not created or call.answered_ns is None:
+            return
+        if call.order in self._told:
+            reason = f"{call.order} is told as a new order a second time"
+            self._judgement.found(line, Broken.ANSWER, reason)
+            return
+        self._told[call.order] = line, call
+        if call.seq:
+            self._windows.reached(call.answered_ns, call.seq)
+            self._windows.not_past(call.invoked_ns, call.seq - 1)
+
+    def _open(self, line: int, call: Operation) -> None:
+        judgement = self._judgement
+        if call.answered_ns is None or call.status == 0 or call.code == "outcome_unknown":
+            judgement.unknown += 1
+            return
+        if call.order in self._told and self._told[call.order][0] == line:
+            judgement.answers += 1
+            return
+        if says_nothing(call):
+            judgement.not_judged += 1
+            return
+        judgement.answers += 1
+        judgement.refusals += is_refusal(call)
+        first, last = self._windows.of(call.invoked_ns, call.answered_ns)
+        if first > last:
+            reason = f"{call.operation}: after {first} it was answered as of {last} at most"
+            judgement.found(line, Broken.REAL_TIME, reason)
+            return
+        self._coming.append(_Case(line, call, first, last))
+
+    def _match(self, order_id: str, order: Order, seq: int) -> None:
+        """A new order's event against what its buyer was told."""
+        told = self._told.pop(order_id, None)
+        if told is None:
+            return
+        line, call = told
+        found = self._judgement.found
+        lines = [(sku, quantity) for sku, quantity, _ in order.lines]
+        answered = call.seq or seq, call.amount, call.buyer, sorted(call.lines)
+        happened = seq, order.amount, order.buyer, sorted(lines)
+        wrong = [] if answered == happened else _differences(answered, happened)
+        answered_ms = (call.answered_ns or 0) // 1_000_000 + self._clock_ms
+        # An answer that was long on its way may tell that the hold is over by then.
+        stands = standing(order, call.told, answered_ms)
+        if stands:
+            wrong.append(stands)
+        if wrong:
+            found(line, Broken.ANSWER, f"{order_id}: {'; '.join(wrong)}")
+        first, last = self._windows.of(call.invoked_ns, call.answered_ns or call.invoked_ns)
+        if not first < seq <= last:
+            reason = f"{order_id} is event {seq}, its call was after {first} and until {last}"
+            found(line, Broken.REAL_TIME, reason)
+
+    def _judge(self, seq: int) -> None:
+        """Hold against the sale what was answered at this moment."""
+        last = self._shop.seq
+        while self._coming and self._coming[-1].first <= seq:
+            case = self._coming.pop()
+            if case.first > last:
+                reason = f"answered after event {case.first}, the history ends at {last}"
+                self._judgement.found(case.line, Broken.LOST, reason)
+            elif not self._possible(case):
+                for key in waits_for(self._shop, case.operation):
+                    self._waiting.setdefault(key, []).append(case)
+                heappush(self._closing, (case.last, case.line, case))
+        while self._closing and self._closing[0][0] <= seq:
+            self._close(heappop(self._closing)[2])
+        if not self._closing:
+            self._waiting.clear()
+        while self._heads and self._heads[-1][1].seq <= seq:
+            self._compare(*self._heads.pop())
+        self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        coming = self._coming[-1].first if self._coming else NEVER
+        closing = self._closing[0][0] if self._closing else NEVER
+        head = self._heads[-1][1].seq if self._heads else NEVER
+        self._next = min(coming, closing, head)
+
+    def _try_again(self, order_id: str, order: Order | None) -> None:
+        """Try what waits for anything that this event has changed."""
+        keys = [order_id]
+        if order is not None:
+            keys += [f"buyer:{order.buyer}", *(f"sku:{sku}" for sku, _, _ in order.lines)]
+        for key in keys:
+            cases = self._waiting.get(key)
+            if not cases:
+                continue
+            left = [case for case in cases if not case.done and not self._possible(case)]
+            if left:
+                self._waiting[key] = left
+            else:
+                del self._waiting[key]
+
+    def _possible(self, case: _Case) -> bool:
+        case.done = not self._objection(case)
+        return case.done
+
+    def _objection(self, case: _Case) -> str:
+        answered_ms = (case.operation.answered_ns or 0) // 1_000_000 + self._clock_ms
+        return objection(self._shop, case.operation, answered_ms)
+
+    def _close(self, case: _Case) -> None:
+        """The call is over: what was not possible until now was at no moment of it."""
+        against = "" if case.done else self._objection(case)
+        case.done = True
+        if not against:
+            return
+        call = case.operation
+        last = min(case.last, self._shop.seq)
+        reason = (
+            f"{call.operation} {call.order}: {call.status} {call.code or call.told} at no moment "
+            f"from event {case.first} to {last}: {against}"
+        )
+        self._judgement.found(case.line, Broken.ANSWER, reason)
+
+    def _compare(self, line: int, head: Head) -> None:
+        """Counters that were read from outside at exactly this number."""
+        if head.seq > self._shop.seq:
+            reason = f"event {head.seq} was seen, the history ends at {self._shop.seq}"
+            self._judgement.found(line, Broken.LOST, reason)
+            return
+        if head.seq < self._shop.seq:
+            # The event of this number is missing, which has been said.
+            return
+        for sku, row in head.stock.items():
+            item = self._shop.items.get(sku)
+            if item is None or item.row != row:
+                reason = f"{sku} at event {head.seq}: {row} seen, {item and item.row} due"
+                self._judgement.found(line, Broken.COUNTERS, reason)
+
+
+def _differences(answered: tuple[object, ...], happened: tuple[object, ...]) -> list[str]:
+    """What a buyer was told of a new order, and is not what its event tells."""
+    names = "number", "amount", "buyer", "lines"
+    return [
+        f"{name} {told!r} told, {true!r} happened"
+        for name, told, true in zip(names, answered, happened, strict=True)
+        if told != true
+    ]

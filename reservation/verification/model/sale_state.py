@@ -1,0 +1,341 @@
+"""One sale as its events tell it: each one is checked, then carried out.
+
+The scripts write one event per change, numbered without a gap, in the very step that makes the
+change. So the outbox is the order in which everything happened, and folding it is enough to know
+the state of every order, item and buyer after each number.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import msgspec
+
+from reservation.domain.events import GENESIS, EventName, chain_of
+from reservation.domain.states import UNPAID, HoldPolicy, SaleStatus
+from reservation.verification.model import event_data as facts_of
+from reservation.verification.model.event_data import (
+    AVAILABLE,
+    EDGES,
+    ENDS,
+    Basket,
+    Edge,
+    Moved,
+    Prepared,
+    counter_of,
+)
+from reservation.verification.model.violations import Broken, Violation
+
+__all__ = ["Item", "Order", "Shop"]
+
+_prepared, _moved = facts_of.PREPARED.decode, facts_of.MOVED.decode
+
+
+class Item:
+    """One item's counters, price and limit."""
+
+    __slots__ = ("available", "held", "limit", "price", "sold", "total")
+
+    def __init__(self, total: int, price: int, limit: int) -> None:
+        self.total, self.price, self.limit = total, price, limit
+        self.available, self.held, self.sold = total, 0, 0
+
+    @property
+    def row(self) -> tuple[int, int, int, int]:
+        """`total`, `available`, `held`, `sold`."""
+        return self.total, self.available, self.held, self.sold
+
+    @property
+    def oversold(self) -> bool:
+        """Whether more is held and sold than there is."""
+        return self.available < 0 or self.held < 0 or self.sold < 0
+
+    def move(self, quantity: int, origin: str, target: str) -> None:
+        """Take units from one counter to another."""
+        if origin == "held":
+            self.held -= quantity
+        elif origin == "sold":
+            self.sold -= quantity
+        else:
+            self.available -= quantity
+        if target == "sold":
+            self.sold += quantity
+        elif target == "held":
+            self.held += quantity
+        else:
+            self.available += quantity
+
+
+class Order(msgspec.Struct, eq=False, gc=False):
+    """One order, where its events have taken it."""
+
+    status: str
+    buyer: str
+    lines: Basket
+    amount: int
+    expires_at: int
+    fence: int = 0
+    #: The payment key of the attempt that is under way, or was last.
+    key: str = ""
+    #: How the attempt of each payment key ended: the event's name.
+    ends: dict[str, str] | None = None
+
+
+class Shop:
+    """The state of one sale after the last event that it was given.
+
+    Args:
+        deadlines: whether times are judged too. A test that sets deadlines by hand says no.
+    """
+
+    def __init__(self, *, deadlines: bool = True) -> None:
+        self.items: dict[str, Item] = {}
+        self.orders: dict[str, Order] = {}
+        #: Units that count against a buyer's limit, by SKU and buyer.
+        self.taken: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        #: Orders that hold nothing and were not paid, by buyer.
+        self._unpaid: defaultdict[str, int] = defaultdict(int)
+        self.status = SaleStatus.OPEN.value
+        self.policy = HoldPolicy.PREPARE
+        self.opens_at = self.closes_at = 0
+        self.version = self.seq = 0
+        self.chain = GENESIS
+        #: Each basket once: most buyers want what others want, and there are millions of them.
+        self._baskets: dict[Basket, Basket] = {}
+        self._deadlines = deadlines
+        self._own: dict[str, Callable[[str], None]] = {
+            EventName.SALE_PUT: self._put,
+            EventName.SALE_SWITCHED: self._switch,
+            EventName.RESTOCKED: self._restock,
+            EventName.REBUILT: self._rebuilt,
+        }
+
+    def unpaid(self, buyer: str) -> int:
+        """How many orders of this buyer hold nothing and were not paid."""
+        return self._unpaid.get(buyer, 0)
+
+    def follow(
+        self, seq: int, event: str, order_id: str, at_ms: int, data: str, chain: str
+    ) -> None:
+        """Check that an event is the next one.
+
+        Raises:
+            Violation: it is not, or its chain value does not follow from the one before. One that
+                is `REPEATED` must not be applied; after the others the sale goes on from it.
+        """
+        before, due = self.chain, self.seq + 1
+        if seq < due:
+            raise Violation(Broken.REPEATED, f"event {seq} comes after event {self.seq}")
+        self.seq, self.chain = seq, chain
+        if seq != due:
+            raise Violation(Broken.GAP, f"event {due} is missing: the next one is {seq}")
+        if chain != chain_of(before, seq, event, order_id, at_ms, data):
+            raise Violation(Broken.CHAIN, f"the chain value of event {seq} does not follow")
+
+    def apply(self, event: str, order_id: str, at_ms: int, data: str) -> Order | None:
+        """Carry an event out; the order that it moved, if it is one of an order.
+
+        Raises:
+            Violation: it breaks a promise. It is carried out all the same as far as it can be, so
+                that one fault is not told as a hundred.
+        """
+        try:
+            if event == "prepared":
+                return self._prepare(order_id, at_ms, _prepared(data))
+            if event not in self._own:
+                return self._move(event, order_id, at_ms, _moved(data))
+            self._own[event](data)
+        except msgspec.MsgspecError as error:
+            raise Violation(Broken.UNREADABLE, f"{event}: its data: {error}") from error
+        return None
+
+    def _prepare(self, order_id: str, at_ms: int, facts: Prepared) -> Order:
+        if order_id in self.orders:
+            raise Violation(Broken.TRANSITION, f"{order_id} is prepared a second time")
+        if facts.origin or facts.to != ("HELD" if self.policy == "prepare" else "PREPARED"):
+            raise Violation(
+                Broken.TRANSITION, f"{order_id} begins as {facts.to} from {facts.origin!r}"
+            )
+        lines = self._baskets.setdefault(facts.items, facts.items)
+        order = self.orders[order_id] = Order(
+            facts.to, facts.buyer, lines, facts.amount, facts.expires_at
+        )
+        self._unpaid[facts.buyer] += facts.to in UNPAID
+        amount, fault = 0, None
+        for sku, quantity, price in lines:
+            item = self.items.get(sku)
+            if item is None:
+                raise Violation(Broken.UNKNOWN_ITEM, f"{order_id}: {sku} is not on sale")
+            amount += price * quantity
+            if price != item.price and not facts.remade:
+                fault = Violation(Broken.PRICE, f"{order_id}: {sku} at {price}, not {item.price}")
+        fault = self._take(order_id, order, holds=facts.to == "HELD") or fault
+        if amount != facts.amount:
+            fault = Violation(Broken.PRICE, f"{order_id}: {facts.amount} for {amount}")
+        timed = self._deadlines and not facts.remade
+        if fault is None and timed and not self._open_at(at_ms):
+            fault = Violation(Broken.TIME, f"{order_id} is prepared while the sale is not open")
+        if fault:
+            raise fault
+        return order
+
+    def _open_at(self, at_ms: int) -> bool:
+        return self.status == "open" and self.opens_at <= at_ms < self.closes_at
+
+    def _take(self, order_id: str, order: Order, *, holds: bool) -> Violation | None:
+        """Take an order's units from `available`; what is wrong with that."""
+        fault = None
+        buyer = order.buyer
+        for sku, quantity, _ in order.lines:
+            item = self.items.get(sku)
+            if item is None:
+                return Violation(Broken.UNKNOWN_ITEM, f"{order_id}: {sku} is not on sale")
+            taken = self.taken[sku]
+            has = taken.get(buyer, 0) + quantity
+            if has > item.limit:
+                fault = Violation(
+                    Broken.LIMIT, f"{order_id}: its buyer has {has} of {sku}, {item.limit} at most"
+                )
+            if item.available < quantity:
+                fault = Violation(
+                    Broken.OVERSOLD, f"{order_id} takes {quantity} {sku}, {item.available} are left"
+                )
+            if holds:
+                item.available -= quantity
+                item.held += quantity
+                taken[buyer] = has
+        return fault
+
+    def _move(self, event: str, order_id: str, at_ms: int, facts: Moved) -> Order:
+        order = self.orders.get(order_id)
+        if order is None:
+            raise Violation(Broken.UNKNOWN_ORDER, f"{event}: nobody has prepared {order_id}")
+        to, fence, fault = facts.to, facts.fence, None
+        edge = EDGES.get((event, facts.origin, to))
+        if edge is None or facts.origin != order.status:
+            fault = _wrong_way(event, order_id, order, facts)
+            edge = Edge(counter_of(order.status), counter_of(to), step=0, timed=False)
+        elif fence is not None and not _follows(fence, order.fence, edge.step):
+            due = f"at least {order.fence + 1}" if edge.step else order.fence
+            fault = Violation(Broken.FENCE, f"{event}: {order_id}, fence {fence}, {due} is due")
+        elif edge.timed and self._deadlines:
+            fault = self._time_fault(event, order_id, order, at_ms)
+        self._unpaid[order.buyer] += (to in UNPAID) - (order.status in UNPAID)
+        order.status = to
+        if fence is not None:
+            order.fence = fence
+        if event == "claimed":
+            order.key = facts.payment_key
+        elif event == "confirmed":
+            if not order.key and fault is None:
+                fault = Violation(Broken.UNPAID, f"{order_id} is sold, and nobody paid")
+        elif order.key and event != "taken_over":
+            order.ends = {**(order.ends or {}), order.key: event}
+        if edge.origin != edge.target:
+            moved = self._move_units(order_id, order, edge, facts)
+            fault = fault or moved
+        if not facts.restock:
+            fault = fault or self._version_fault(facts.version)
+        if fault:
+            raise fault
+        return order
+
+    def _time_fault(self, event: str, order_id: str, order: Order, at_ms: int) -> Violation | None:
+        """An order that runs out before its time, or is taken again outside of the sale's."""
+        if event == "expired":
+            early = order.expires_at - at_ms
+            told = f"{order_id} expires {early} ms before its deadline"
+            return Violation(Broken.TIME, told) if early > 0 else None
+        if self._open_at(at_ms):
+            return None
+        return Violation(Broken.TIME, f"{order_id} is taken again while the sale is not open")
+
+    def _move_units(
+        self, order_id: str, order: Order, edge: Edge, facts: Moved
+    ) -> Violation | None:
+        if edge.origin == AVAILABLE:
+            return self._take(order_id, order, holds=True)
+        fault = None
+        for sku, quantity, _ in order.lines:
+            item = self.items.get(sku)
+            if item is None:
+                return Violation(Broken.UNKNOWN_ITEM, f"{order_id}: {sku} is not on sale")
+            item.move(quantity, edge.origin, edge.target)
+            if edge.target == AVAILABLE:
+                taken = self.taken[sku]
+                taken[order.buyer] = taken.get(order.buyer, 0) - quantity
+                if not facts.restock:
+                    item.available -= quantity
+                    item.total -= quantity
+            if item.available < 0 or item.held < 0 or item.sold < 0:
+                fault = Violation(Broken.OVERSOLD, f"{sku} after {order_id}: {item.row}")
+        return fault
+
+    def _put(self, data: str) -> None:
+        facts = facts_of.SALE_PUT.decode(data)
+        self.opens_at, self.closes_at = facts.opens_at, facts.closes_at
+        self.policy = facts.hold_policy
+        before, self.items = self.items, {}
+        fault = self._version_fault(facts.version)
+        for row in facts.items:
+            item = self.items[row.sku] = Item(row.total, row.price, row.limit)
+            standing = before.pop(row.sku, None)
+            if standing is not None:
+                item.held, item.sold = standing.held, standing.sold
+                item.available = item.total - item.held - item.sold
+            if item.oversold:
+                fault = Violation(Broken.OVERSOLD, f"{row.sku} is cut below its holds: {item.row}")
+        for sku, item in before.items():
+            if item.held + item.sold:
+                fault = Violation(Broken.COUNTERS, f"{sku} leaves the sale in use: {item.row}")
+        if fault:
+            raise fault
+
+    def _version_fault(self, version: int) -> Violation | None:
+        """A change of the settings or of a total must raise the version by one."""
+        due, self.version = self.version + 1, version
+        if not version or version == due:
+            return None
+        return Violation(Broken.COUNTERS, f"the sale's version is {version}, {due} is due")
+
+    def _switch(self, data: str) -> None:
+        self.status = facts_of.SWITCHED.decode(data).status.value
+
+    def _restock(self, data: str) -> None:
+        facts = facts_of.RESTOCKED.decode(data)
+        item = self.items.get(facts.sku)
+        if item is None:
+            raise Violation(Broken.UNKNOWN_ITEM, f"restocked: {facts.sku} is not on sale")
+        item.available += facts.delta
+        item.total += facts.delta
+        fault = self._version_fault(facts.version)
+        if fault:
+            raise fault
+        if item.oversold:
+            raise Violation(Broken.OVERSOLD, f"{facts.sku} after a withdrawal: {item.row}")
+        if item.total != facts.total:
+            raise Violation(
+                Broken.COUNTERS, f"{facts.sku}: the event says {facts.total} in all, {item.row}"
+            )
+
+    def _rebuilt(self, data: str) -> None:
+        """Redis was restored from SQL: the sale goes on from here as it was."""
+
+
+def _follows(fence: int, before: int, step: int) -> bool:
+    """A claim takes the next fence above all that SQL knows, of claims that Redis lost as well."""
+    return fence > before if step else fence == before
+
+
+def _wrong_way(event: str, order_id: str, order: Order, facts: Moved) -> Violation:
+    if facts.origin != order.status and {order.status, facts.to} <= ENDS:
+        return Violation(
+            Broken.SECOND_END, f"{order_id} is {order.status} and becomes {facts.to} as well"
+        )
+    if facts.origin != order.status:
+        return Violation(
+            Broken.TRANSITION,
+            f"{event}: {order_id} leaves {facts.origin}, and it is {order.status}",
+        )
+    return Violation(
+        Broken.TRANSITION, f"{event} leads {order_id} from {facts.origin} to {facts.to}"
+    )
