@@ -29,7 +29,7 @@ test: setup  ## all the quick tests, on real servers that they start themselves
 
 # Needs a Chromium; look at each before it is committed.
 screens: setup  ## take the pictures of docs/screens.md again
-	SCREENS=docs/images $(BIN)/python -m pytest -m slow tests/e2e/test_screens.py
+	SCREENS=docs/images $(BIN)/python -m pytest -m slow tests/e2e/browser/test_screenshots.py
 
 # The full counts, in hours; `.ci/run` draws a sample of each on every push.
 soak: setup  ## everything that is too long for a push: every mutant, every cut, ten thousand payments
@@ -37,7 +37,7 @@ soak: setup  ## everything that is too long for a push: every mutant, every cut,
 
 # `make chaos C="--minutes 60"`: longer; `C="--seed N"`: those faults again, drawn alike.
 chaos: setup  ## kill, freeze, fill, cut off and turn back whatever there is for nine minutes, and judge every answer
-	$(BIN)/python -m tests.chaos $(C)
+	$(BIN)/python -m tests.faults.chaos $(C)
 
 check: setup lint-lua  ## what CI checks beside the tests: format, lint, types, imports, scripts
 	$(BIN)/ruff format --check .

@@ -20,7 +20,7 @@ from reservation.adapters.redis.embedded.server import EmbeddedServer
 from reservation.bootstrap import Service
 from reservation.workers.flusher import Flusher
 from reservation.workers.reaper import Reaper
-from tests.fixtures.databases import running_postgres
+from tests.support.databases import running_postgres
 
 __all__ = ["measure"]
 

@@ -29,7 +29,7 @@ from benchmarks.load import Load, Measured
 from benchmarks.run import Goal, Run, Section
 from benchmarks.sale import SALE_ID, SKU, put_over_http
 from reservation.adapters.redis.keys import Keys
-from tests.faults.bad_machine import Machine, ServerOn, build
+from tests.faults.processes.bad_machine import Machine, ServerOn, build
 
 __all__ = ["measure"]
 

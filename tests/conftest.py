@@ -1,4 +1,4 @@
-"""Makes the fixtures of tests/fixtures known to every test, and says on which loop each runs."""
+"""Makes the fixtures of tests/support known to every test, and says on which loop each runs."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -8,9 +8,9 @@ import pytest
 import uvloop
 
 pytest_plugins = [
-    f"tests.fixtures.{name}"
+    f"tests.support.{name}"
     for name in ("valkey", "lua_sale", "databases", "sandbox", "service", "browser", "pages")
-    if find_spec(f"tests.fixtures.{name}")
+    if find_spec(f"tests.support.{name}")
 ]
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]

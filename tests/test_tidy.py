@@ -198,7 +198,7 @@ def test_each_test_file_is_one_that_make_test_runs() -> None:
 
 
 def test_each_skip_is_a_failure_in_ci() -> None:
-    """`missing` of tests/fixtures/programs.py is the only way to skip: it fails under CI."""
+    """`missing` of tests/support/programs.py is the only way to skip: it fails under CI."""
     skipping = [
         f"{path.relative_to(ROOT)}:{text.count(chr(10), 0, found.start()) + 1}"
         for path in MODULES

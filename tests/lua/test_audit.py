@@ -1,6 +1,6 @@
 """audit.lua: each word; it reads and never writes."""
 
-from tests.fixtures.lua_sale import LuaSale
+from tests.support.lua_sale import LuaSale
 
 
 async def test_head_and_counters_are_of_one_instant(sale: LuaSale) -> None:

@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 
 from reservation.adapters.redis.client import Connections
 from reservation.adapters.redis.errors import UnexpectedReply, good
-from tests.fixtures.lua_sale import EPOCH, NOW, LuaSale
+from tests.support.lua_sale import EPOCH, NOW, LuaSale
 
 #: Buyers of the scene, each with one order in the state of that name.
 HELD, DUE, PAYING, FROZEN, SOLD, ENDED, NEW = (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.fixtures.lua_sale import LOST, NOW, LuaSale
+from tests.support.lua_sale import LOST, NOW, LuaSale
 
 
 async def test_a_claim_lifts_the_deadline_and_gives_out_a_fence(sale: LuaSale) -> None:

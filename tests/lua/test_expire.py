@@ -3,7 +3,7 @@
 import pytest
 from redis.exceptions import ResponseError
 
-from tests.fixtures.lua_sale import LOST, NOW, LuaSale
+from tests.support.lua_sale import LOST, NOW, LuaSale
 
 
 async def test_holds_that_ran_out_are_given_back_once(sale: LuaSale) -> None:

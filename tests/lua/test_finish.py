@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from reservation.domain.states import TRANSITIONS, Status
-from tests.fixtures.lua_sale import LOST, NOW, LuaSale
+from tests.support.lua_sale import LOST, NOW, LuaSale
 
 OUTCOMES = ("confirmed", "awaiting_deposit", "declined", "voided", "expired", "refunded")
 STATUSES = ("CONFIRMING", "AWAITING_DEPOSIT", "CONFIRMED", "RELEASED", "EXPIRED", "REFUNDED")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.fixtures.lua_sale import LOST, NOW, LuaSale
+from tests.support.lua_sale import LOST, NOW, LuaSale
 
 
 async def over(sale: LuaSale, basket: dict[str, Any]) -> None:

@@ -5,8 +5,8 @@ import pytest
 from reservation.adapters.redis.client import Connections
 from reservation.adapters.redis.errors import StoreUnavailable
 from reservation.domain.clock import SystemClock
-from tests.fixtures.lua_sale import LuaSale
-from tests.fixtures.valkey import SERVERS, MakeServer, binary_of
+from tests.support.lua_sale import LuaSale
+from tests.support.valkey import SERVERS, MakeServer, binary_of
 
 
 @pytest.mark.parametrize("name", SERVERS)

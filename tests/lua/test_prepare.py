@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.fixtures.lua_sale import LOST, NOW, LuaSale
+from tests.support.lua_sale import LOST, NOW, LuaSale
 
 
 async def test_a_basket_is_held_until_its_deadline(sale: LuaSale) -> None:

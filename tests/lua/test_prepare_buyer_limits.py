@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.fixtures.lua_sale import LuaSale
+from tests.support.lua_sale import LuaSale
 
 MINUTE_MS = 60_000
 

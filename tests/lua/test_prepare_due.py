@@ -1,6 +1,6 @@
 """prepare.lua: holds that ran out stop a refusal only where their end may lift it."""
 
-from tests.fixtures.lua_sale import LuaSale
+from tests.support.lua_sale import LuaSale
 
 
 async def overdue(sale: LuaSale, count: int = 3, **lines: int) -> list[dict[str, object]]:

@@ -3,7 +3,7 @@
 import pytest
 
 from reservation.adapters.redis.mapping import as_mapping
-from tests.fixtures.lua_sale import LOST, LuaSale
+from tests.support.lua_sale import LOST, LuaSale
 
 A, B = ("a", "A", 1000, 10, 3), ("b", "B", 500, 5, 5)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.fixtures.lua_sale import LOST, LuaSale
+from tests.support.lua_sale import LOST, LuaSale
 
 
 async def test_a_refund_puts_the_units_on_sale_again_once(sale: LuaSale) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.fixtures.lua_sale import LOST, LuaSale
+from tests.support.lua_sale import LOST, LuaSale
 
 
 async def test_a_release_gives_stock_and_limit_back_once(sale: LuaSale) -> None:

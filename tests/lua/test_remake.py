@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from reservation.adapters.redis.scripts import load
-from tests.fixtures.lua_sale import EPOCH, LuaSale
+from tests.support.lua_sale import EPOCH, LuaSale
 
 
 async def remake(

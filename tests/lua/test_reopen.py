@@ -5,7 +5,7 @@ from typing import Any
 
 from reservation.adapters.redis.script_results import ReopenWord
 from reservation.adapters.redis.scripts import load
-from tests.fixtures.in_process import Bench, bench
+from tests.support.in_process import Bench, bench
 
 
 async def reopen(here: Bench, sale_id: str, *, epoch: str, late: int = 0) -> Any:

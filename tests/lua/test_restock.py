@@ -5,7 +5,7 @@ import json
 import pytest
 
 from reservation.adapters.redis.mapping import as_mapping
-from tests.fixtures.lua_sale import LOST, LuaSale
+from tests.support.lua_sale import LOST, LuaSale
 
 
 async def test_units_are_added_and_withdrawn_once_per_operation(sale: LuaSale) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from reservation.adapters.redis.sale_writer import Writes
 from reservation.adapters.redis.script_results import RestoreWord
 from reservation.adapters.redis.scripts import load
-from tests.fixtures.in_process import Bench, bench
+from tests.support.in_process import Bench, bench
 
 
 async def restore(here: Bench, sale_id: str, writes: Writes, *, epoch: str, late: int = 0) -> Any:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.fixtures.lua_sale import LOST, LuaSale
+from tests.support.lua_sale import LOST, LuaSale
 
 
 async def test_a_sale_is_paused_and_resumed(sale: LuaSale) -> None:

@@ -3,7 +3,7 @@
 It takes only what is beyond doubt: a known sale, a good token, a body and a key that fit. All else,
 refusals of those included, it leaves to the route (`api.http.routes.reservations`) untouched, so
 that each rule of HTTP stands in one place. What it takes it answers byte for byte as the route does
-(tests/api/test_prepare_path.py).
+(tests/http/test_fastpath_equivalence.py).
 """
 
 import math

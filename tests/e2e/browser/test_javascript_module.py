@@ -1,0 +1,179 @@
+"""The JavaScript module for shops' own pages, in a real browser on the real service."""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from playwright.sync_api import Page, Route
+
+from api.http.routes.pages import STATIC
+from tests.support.browser import Visit
+from tests.support.service import Served, eventually, item
+
+pytestmark = [pytest.mark.browser, pytest.mark.e2e]
+
+Visiting = Callable[..., Visit]
+
+BYTES_MAX = 5_500
+CONNECT = """async (wish) => {
+    window.shop ??= (await import('/static/reservation.js')).connect(wish ?? {});
+    window.buyer ??= await shop.guest();
+}"""
+
+
+@pytest.fixture
+def shop(served: Served, visit: Visiting) -> Page:
+    page = visit().open("/")
+    page.evaluate(CONNECT)
+    return page
+
+
+def until(page: Page, is_so: str) -> None:
+    # Playwright's own wait evaluates text in the page, which its policy forbids.
+    eventually(lambda: page.evaluate(is_so), bool)
+
+
+def prepare(page: Page, sale_id: str, **more: object) -> dict[str, Any]:
+    wish = {"items": [{"sku": "a", "quantity": 1}], "amount": 1000, **more}
+    return page.evaluate("([sale, wish]) => shop.prepare(sale, wish)", [sale_id, wish])
+
+
+def test_it_is_small() -> None:
+    assert len((STATIC / "reservation.js").read_bytes()) < BYTES_MAX
+
+
+def test_a_page_holds_looks_and_gives_back(served: Served, shop: Page) -> None:
+    sale_id = served.sale(items=[item("a")])
+    held = prepare(shop, sale_id, orderName="One thing", key="wish-1")
+    assert (held["status"], held["orderName"]) == ("HELD", "One thing")
+    assert prepare(shop, sale_id, orderName="One thing", key="wish-1")["orderId"] == held["orderId"]
+    seen = shop.evaluate("held => shop.reservation(held.orderId, {token: held.token})", held)
+    assert seen["status"] == "HELD"
+    own = shop.evaluate("held => shop.reservation(held.orderId, {wait: 1})", held)
+    assert own["payment"]["successUrl"] == held["payment"]["successUrl"]
+    assert shop.evaluate("held => shop.release(held)", held)["status"] == "RELEASED"
+
+
+def test_who_leaves_gives_back_by_the_browsers_hand(served: Served, shop: Page) -> None:
+    sale_id = served.sale(items=[item("a")])
+    held = prepare(shop, sale_id)
+    assert shop.evaluate("held => shop.leave(held)", held)
+    shop.goto("about:blank")
+    eventually(lambda: served.stock(sale_id), lambda stock: stock == (100, 0, 0))
+
+
+def test_a_refusal_has_its_code_and_facts(served: Served, shop: Page) -> None:
+    sale_id = served.sale(items=[item("a", total=0)])
+    told = shop.evaluate(
+        """sale => shop.prepare(sale, {items: [{sku: "a", quantity: 1}], amount: 1000})
+            .catch(({code, status, facts, message}) => ({code, status, facts, message}))""",
+        sale_id,
+    )
+    assert (told["code"], told["status"]) == ("sold_out", 409)
+    assert told["facts"]["available"] == {"a": 0}
+    assert told["message"] == told["facts"]["detail"]
+
+
+@pytest.mark.slow
+def test_a_lost_answer_is_asked_for_again_and_holds_once(served: Served, shop: Page) -> None:
+    sale_id = served.sale(items=[item("a")])
+    lost: list[int] = []
+
+    def lose(route: Route) -> None:
+        if len(lost) >= 2:
+            route.continue_()
+            return
+        lost.append(route.fetch().status)
+        route.abort("connectionreset")
+
+    shop.route(f"**/v1/sales/{sale_id}/reservations", lose)
+    assert prepare(shop, sale_id)["status"] == "HELD"
+    assert lost == [201, 201]
+    assert served.stock(sale_id) == (99, 1, 0)
+
+
+def test_stock_comes_by_itself_until_it_is_stopped(served: Served, shop: Page) -> None:
+    sale_id = served.sale(items=[item("a")])
+    shop.evaluate(
+        """sale => {
+            window.seen = [];
+            window.stop = shop.stock(sale, (stock) => seen.push(stock));
+        }""",
+        sale_id,
+    )
+    until(shop, "seen.length === 1")
+    prepare(shop, sale_id)
+    until(shop, "seen.length === 2")
+    assert shop.evaluate("seen")[1] == {"sku": "a", "available": 99, "held": 1, "sold": 0}
+    shop.evaluate("stop()")
+    prepare(shop, sale_id)
+    eventually(lambda: served.stock(sale_id), lambda stock: stock == (98, 2, 0))
+    assert shop.evaluate("seen.length") == 2
+
+
+@pytest.mark.slow
+def test_stock_that_was_refused_comes_later(served: Served, shop: Page) -> None:
+    """A proxy without a service behind it says so, and the browser would never ask again."""
+    sale_id = served.sale(items=[item("a")])
+    asked: list[str] = []
+
+    def refuse(route: Route) -> None:
+        asked.append(route.request.url)
+        route.fulfill(status=502) if len(asked) == 1 else route.continue_()
+
+    shop.route(f"**/v1/sales/{sale_id}/events", refuse)
+    shop.evaluate(
+        "sale => { window.seen = []; shop.stock(sale, (stock) => seen.push(stock)); }", sale_id
+    )
+    until(shop, "seen.length === 1")
+    assert len(asked) == 2
+
+
+def test_a_page_on_plain_http_has_keys_too(served: Served, shop: Page) -> None:
+    sale_id = served.sale(items=[item("a")])
+    shop.evaluate("() => { crypto.randomUUID = undefined; }")
+    orders = {prepare(shop, sale_id)["orderId"] for _ in range(2)}
+    assert len(orders) == 2
+
+
+def test_the_countdown_goes_by_the_servers_clock_and_ends_at_nothing(
+    served: Served, shop: Page
+) -> None:
+    sale_id = served.sale(items=[item("a")], holdSeconds=60)
+    shop.evaluate("() => { const now = Date.now; Date.now = () => now() + 3_600_000; }")
+    shop.evaluate("sale => shop.sale(sale)", sale_id)
+    held = prepare(shop, sale_id)
+    shop.evaluate(
+        """held => {
+            window.ticks = [];
+            shop.countdown(held, (left) => ticks.push(left))();
+            const soon = new Date(Date.parse(held.expiresAt) - 59_000).toISOString();
+            window.later = [];
+            shop.countdown({ expiresAt: soon }, (left) => later.push(left));
+        }""",
+        held,
+    )
+    # The sale's answer was some moments on its way, and an hour is what would show.
+    assert 0 < shop.evaluate("ticks")[0] <= 65_000
+    until(shop, "later.at(-1) === 0")
+    # The first was stopped after its first tick.
+    assert len(shop.evaluate("ticks")) == 1
+
+
+def test_the_bearer_may_come_from_a_function(served: Served, visit: Visiting) -> None:
+    sale_id = served.sale(items=[item("a")])
+    bearer = served.buyer()["Authorization"].removeprefix("Bearer ")
+    page = visit().open("/")
+    order = page.evaluate(
+        f"""async (sale) => {{
+            const {{ connect }} = await import('/static/reservation.js');
+            const shop = connect({{ token: async () => {msgspec.json.encode(bearer).decode()} }});
+            return shop.prepare(sale, {{ items: [{{ sku: "a", quantity: 1 }}], amount: 1000 }});
+        }}""",
+        sale_id,
+    )
+    answer = served.http.get(
+        f"/v1/reservations/{order['orderId']}", headers={"Authorization": f"Bearer {bearer}"}
+    )
+    assert answer.json()["status"] == "HELD"

@@ -1,0 +1,104 @@
+"""Commands about orders against a running service: refund, refunds, why, history."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.service import Served, eventually
+
+pytestmark = pytest.mark.e2e
+
+
+def run(served: Served, *words: str, status: int = 0) -> str:
+    """What a command prints, or what it says where it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", "api.cli", *words],
+        env={
+            "PATH": os.environ["PATH"],
+            "RESERVATION_DATA_DIR": str(served.settings.data_dir),
+            "RESERVATION_PORT": str(served.settings.port),
+            "RESERVATION_ADMIN_API_KEY": served.settings.admin_api_key,
+        },
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stderr if status else done.stdout
+
+
+def awaiting(served: Served) -> tuple[dict[str, Any], str]:
+    order = served.hold(served.sale(virtualAccounts=True), served.buyer())
+    payment_key = served.pay(order, method="virtual_account")
+    assert served.come_back(order, payment_key).json()["status"] == "AWAITING_DEPOSIT"
+    return order, payment_key
+
+
+def test_a_deposit_is_refunded_from_the_command_line(served: Served) -> None:
+    order, payment_key = awaiting(served)
+    order_id, reason = order["orderId"], ("--reason", "a test")
+    # SQL gets the order a moment later.
+    eventually(
+        lambda: served.http.get(f"/v1/admin/orders/{order_id}", headers=served.admin).status_code,
+        lambda status: status == 200,
+    )
+    shown = eventually(
+        lambda: run(served, "why", order_id), lambda told: "AWAITING_DEPOSIT:" in told
+    )
+    assert f"waits for a deposit to Woori Bank (우리은행) {number_of(served, order)}" in shown
+    served.sandbox(order, "/_deposits", {"paymentKey": payment_key})
+    eventually(lambda: served.look(order)["status"], lambda seen: seen == "CONFIRMED")
+    refused = run(served, "refund", order_id, *reason, status=1)
+    assert "refund_account_required" in refused
+    half = run(served, "refund", order_id, *reason, "--account", "110123456789", status=2)
+    assert "--bank, --account and --holder go together" in half
+    to = ("--bank", "신한은행", "--account", "110123456789", "--holder", "김토스")
+    assert "REFUNDED" in run(served, "refund", order_id, *reason, *to)
+    assert served.ledger(order)["cancelled"] == order["amount"]
+    done = json.loads(run(served, "refunds", "--status", "done", "--json"))["refunds"]
+    (one,) = [refund for refund in done if refund["orderId"] == order_id]
+    assert one["refundReceiveAccount"]["bank"] == "88"
+
+
+def number_of(served: Served, order: dict[str, Any]) -> str:
+    return served.look(order)["virtualAccount"]["accountNumber"]
+
+
+def test_pending_refunds_are_listed_with_the_pgs_last_word(served: Served) -> None:
+    order = served.hold(served.sale(), served.buyer())
+    served.come_back(order, served.pay(order))
+    served.order_fault(order, "error_before_commit", operations=["cancel"], times=1000)
+    told = run(served, "refund", order["orderId"], "--reason", "a test")
+    assert "asking the PG ended in 500" in told
+    listed = run(served, "refunds")
+    assert order["orderId"] in listed
+    assert "500" in listed
+    why = run(served, "why", order["orderId"])
+    assert "refund pending, pieces back on sale" in why
+    served.clear_faults(order)
+    eventually(lambda: served.look(order)["status"], lambda seen: seen == "REFUNDED")
+
+
+def test_a_history_file_is_for_its_owner_alone(served: Served, tmp_path: Path) -> None:
+    """It names buyers and payment keys."""
+    order = served.hold(served.sale(), served.buyer())
+    fresh, old = tmp_path / "fresh", tmp_path / "old"
+    old.write_text("of another sale")
+    old.chmod(0o644)
+    for path in (fresh, old):
+        run(served, "history", order["saleId"], "--out", str(path))
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert order["orderId"] in path.read_text()
+    # What cannot be written empties nothing, and says so in a line.
+    run(served, "history", "no-such-sale", "--out", str(old), status=1)
+    assert order["orderId"] in old.read_text()
+    said = run(served, "history", order["saleId"], "--out", str(tmp_path / "no" / "way"), status=1)
+    assert "No such file or directory" in said
+    assert run(served, "history", order["saleId"], "--out", "/dev/stdout").count("\n") > 2

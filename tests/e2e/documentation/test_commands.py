@@ -1,0 +1,112 @@
+"""Every line that README, tutorial, how-tos and runbook tell to type does what they say."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.databases import running_postgres
+from tests.support.pages import ROOT, Place, blocks_of
+from tests.support.service import free_port
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+
+#: The pages of which every shell line is run here.
+README = ROOT / "README.md"
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+RUNBOOK = ROOT / "docs" / "operations.md"
+HOW_TOS = sorted((ROOT / "docs" / "how-to").glob("*.md"))
+PAGES = [README, TUTORIAL, RUNBOOK, *HOW_TOS]
+
+#: The lines that are not run, by their beginning, and why not. Nothing else is left out.
+NOT_RUN = {
+    "make test ": "it would run itself",
+    "docker compose up -d": "needs Docker; test_compose.py starts what it would",
+}
+
+
+#: A crowd takes a while: it has a test of its own.
+LONG = (".venv/bin/reservation demo ", "reservation demo ")
+
+
+def runnable(page: Path) -> str:
+    """The page's lines without those that cannot run here."""
+    lines = "".join(blocks_of(page)).splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith((*NOT_RUN, *LONG)))
+
+
+def test_what_is_not_run_is_there_and_nothing_else() -> None:
+    lines = [line for page in PAGES for block in blocks_of(page) for line in block.splitlines()]
+    used = {start for start in NOT_RUN for line in lines if f"{line} ".startswith(start)}
+    assert used == set(NOT_RUN)
+    assert len(lines) > 100
+
+
+def test_no_page_of_docs_is_forgotten() -> None:
+    with_lines = {page for page in ROOT.glob("docs/**/*.md") if blocks_of(page)}
+    assert with_lines <= set(PAGES)
+
+
+def test_the_readme_starts_it_buys_a_piece_and_looks_at_it(place: Place) -> None:
+    script = runnable(README)
+    last = re.findall(r"^curl (?:.*\\\n)+.*\n", script, re.MULTILINE)[-1]
+    printed = place.run(script + last)
+    assert '"status": "HELD"' in printed
+    assert printed.count('"status": "CONFIRMED"') == 2, "the last line again says so again"
+    assert "all agrees" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [README, TUTORIAL], ids=lambda page: page.stem)
+def test_the_crowd_of_the_page_ends_clean(place: Place, page: Path) -> None:
+    [line] = [line for line in "".join(blocks_of(page)).splitlines() if line.startswith(LONG)]
+    printed = place.run(f'make run\nexport PATH="$PWD/.venv/bin:$PATH"\n{line}')
+    assert "clean" in printed
+
+
+@pytest.mark.slow
+def test_the_tutorial_leads_to_a_sale_on_ones_own_keys(place: Place) -> None:
+    printed = place.run(runnable(TUTORIAL))
+    assert '"status": "HELD"' in printed
+    assert '"status": "CONFIRMED"' in printed
+    assert "all agrees" in printed
+    assert "REFUNDED" in printed
+
+
+@pytest.mark.slow
+def test_the_shops_own_tokens_are_taken_and_others_are_not(place: Place) -> None:
+    place.replaced["8900"] = str(free_port())
+    printed = place.run(runnable(ROOT / "docs" / "how-to" / "shop-jwt.md"))
+    assert '"status": "HELD"' in printed
+    assert "404\n" in printed
+    assert '"code": "unauthenticated"' in printed
+    assert '"mine": 1' in printed
+
+
+@pytest.mark.slow
+def test_orders_go_to_postgresql(place: Place) -> None:
+    with running_postgres() as server:
+        place.finds(server.programs)
+        for user in ("postgres", "reservation:change-me"):
+            place.replaced[f"{user}@127.0.0.1:5432/"] = f"{user}@/"
+        place.replaced["/postgres "] = f"/postgres?host={server.home} "
+        place.replaced["/reservation\n"] = f"/reservation?host={server.home}\n"
+        place.replaced["/reservation \\"] = f"/reservation?host={server.home} \\"
+        printed = place.run(runnable(ROOT / "docs" / "how-to" / "postgresql.md"))
+    assert re.search(r"\| HELD +\| +12000", printed)
+    assert "all agrees" in printed
+
+
+@pytest.mark.slow
+def test_a_server_of_ones_own_keeps_the_stock(place: Place) -> None:
+    place.replaced["6390"] = str(free_port())
+    printed = place.run(runnable(ROOT / "docs" / "how-to" / "managed-redis.md"))
+    assert '"status":"ok"' in printed
+    assert "mug" in printed
+
+
+@pytest.mark.slow
+def test_going_live_is_ready_before_the_first_payment(place: Place) -> None:
+    printed = place.run(runnable(ROOT / "docs" / "how-to" / "going-live.md"))
+    assert '"status":"ok"' in printed
+    assert printed.endswith("200\n")

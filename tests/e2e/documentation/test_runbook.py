@@ -1,0 +1,73 @@
+"""Each line that the runbook tells to type, on a sale with a paid order, each with its own."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from reservation.adapters.redis.embedded.files import socket_path_of
+from tests.support.pages import ROOT, Place, a_place, blocks_of, typed_in_tables_of
+from tests.support.service import Served, item, running_service
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+RUNBOOK = ROOT / "docs" / "operations.md"
+BLOCKS = [line.split("  #")[0].strip() for line in "".join(blocks_of(RUNBOOK)).splitlines()]
+TYPED = sorted({*BLOCKS, *typed_in_tables_of(RUNBOOK)})
+#: What redis-cli prints where the server refuses; it exits with 0 all the same.
+REFUSED = re.compile(r"^\(?(error|ERR|NOPERM|WRONGTYPE|NOSCRIPT)\b", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def desk() -> Iterator[tuple[Place, Served]]:
+    """Where an operator sits: a checkout, and its service."""
+    with (
+        a_place() as place,
+        running_service(place.folder / "var", RESERVATION_WORKERS="1") as served,
+    ):
+        place.replaced["127.0.0.1:8000"] = served.url.removeprefix("http://")
+        raise_an_alarm(served)
+        yield place, served
+
+
+def raise_an_alarm(served: Served) -> None:
+    """Something to be told of: the PG answers a confirm with somebody else's payment."""
+    order = served.hold(served.sale(), served.buyer())
+    served.order_fault(order, "other_order")
+    served.come_back(order, served.pay(order))
+
+
+def test_the_runbook_has_lines_for_what_goes_wrong() -> None:
+    assert len(BLOCKS) >= 8
+    assert len(TYPED) > len(BLOCKS) + 9
+    typed = " ".join(TYPED)
+    for command in ("rebuild", "why", "audit", "refund", "sale pause", "--eval"):
+        assert command in typed
+
+
+@pytest.mark.parametrize("line", TYPED)
+def test_the_line_works(desk: tuple[Place, Served], line: str) -> None:
+    place, served = desk
+    sale_id = served.sale(items=[item("mug")])
+    buyer = served.buyer()
+    order = served.hold(sale_id, buyer, items=[("mug", 1)])
+    assert served.come_back(order, served.pay(order)).json()["status"] == "CONFIRMED"
+    assert served.audit(sale_id)["lag"] == 0
+    for word, real in {
+        "SALE": sale_id,
+        "SKU": "mug",
+        "ORDER": order["orderId"],
+        "TEXT": "'because of a test'",
+    }.items():
+        line = re.sub(rf"\b{word}\b", real, line)
+    socket = socket_path_of((place.folder / "var").absolute())
+    printed = place.run(
+        line,
+        before=f'export PATH="$PWD/.venv/bin:$PATH"\n'
+        f'redis-cli() {{ command redis-cli -s "{socket}" "$@"; }}',
+        RESERVATION_PORT=str(served.settings.port),
+        RESERVATION_DATA_DIR=str(served.settings.data_dir),
+        RESERVATION_ADMIN_API_KEY=served.settings.admin_api_key,
+    )
+    assert not REFUSED.search(printed), printed
+    assert served.audit(sale_id)["ok"]

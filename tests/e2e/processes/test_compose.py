@@ -1,0 +1,146 @@
+"""What compose.yaml starts, as processes of this machine: its commands and its environment."""
+
+import os
+import re
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from reservation.adapters.redis.embedded.files import find_binary
+from reservation.config.settings import Settings
+from tests.support.databases import running_postgres
+from tests.support.service import START_SECONDS, STOP_SECONDS, Served, free_port
+
+ROOT = Path(__file__).resolve().parents[3]
+SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+#: What `.env` is to have; the secrets stand empty.
+EXAMPLE: dict[str, str] = dict(
+    re.findall(
+        r"^([A-Z_]+)=(.*)$", (ROOT / "deploy" / "compose.env.example").read_text(), re.MULTILINE
+    )
+)
+
+
+def resolved(text: str, given: dict[str, str]) -> str:
+    """`${NAME:?}`, `${NAME:-default}` and `${NAME-default}`, as compose reads them."""
+
+    def value(found: re.Match[str]) -> str:
+        name, how, default = found.groups()
+        if how == ":?" and not given.get(name):
+            raise AssertionError(f"compose asks for {name}")
+        return given.get(name) or default
+
+    return re.sub(r"\$\{([A-Z_]+)(:\?|:-|-)([^}]*)\}", value, text)
+
+
+def test_going_live_gives_compose_all_that_it_asks_for() -> None:
+    """The page's `.env`, through compose's environment: production takes it, nothing is lost."""
+    page = (ROOT / "docs" / "how-to" / "going-live.md").read_text()
+    lines = re.findall(r"^([A-Z_]+)=(\S+)$", page, re.MULTILINE)
+    given = {name: value.replace("$(secret)", secrets.token_urlsafe(32)) for name, value in lines}
+    for name in ("api", "worker"):
+        environment = SERVICES[name]["environment"]
+        passed = {setting: resolved(str(text), given) for setting, text in environment.items()}
+        settings = Settings.load(passed, None)
+        assert settings.production
+        assert settings.toss_checkout_url == ""
+        for setting, value in given.items():
+            if setting != "POSTGRES_PASSWORD":
+                assert passed[setting] == value, setting
+
+
+@contextmanager
+def process(command: list[str], folder: Path, environ: dict[str, str]) -> Iterator[None]:
+    """One service, ended by its own process id."""
+    folder.mkdir()
+    bare = {name: value for name, value in os.environ.items() if "RESERVATION" not in name}
+    with (folder / "log").open("wb") as log:
+        started = subprocess.Popen(
+            command, cwd=folder, env=bare | environ, stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        yield
+    finally:
+        started.terminate()
+        try:
+            started.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            started.kill()
+            started.wait()
+
+
+def own(name: str, folder: Path, given: dict[str, str], places: dict[str, str]) -> dict[str, str]:
+    """The environment of one of our services, with this machine's addresses."""
+    found = {"RESERVATION_DATA_DIR": str(folder)}
+    for setting, text in SERVICES[name]["environment"].items():
+        value = resolved(str(text), given)
+        for there, here in places.items():
+            value = value.replace(there, here)
+        if value:
+            found[setting] = value
+    return found
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    given = EXAMPLE | {
+        name: secrets.token_urlsafe(32) for name, value in EXAMPLE.items() if not value
+    }
+    redis, api, pg, metrics = (free_port() for _ in range(4))
+    reservation = [sys.executable, "-m", "api.cli"]
+    with running_postgres() as postgres, ExitStack() as running:
+        database = (
+            f"postgresql://reservation:{given['POSTGRES_PASSWORD']}@postgres:5432/reservation"
+        )
+        places = {
+            database: postgres.make_database(),
+            "valkey:6379": f"127.0.0.1:{redis}",
+            "sandbox:8090": f"127.0.0.1:{pg}",
+            "127.0.0.1:8090": f"127.0.0.1:{pg}",
+            "127.0.0.1:8000": f"127.0.0.1:{api}",
+            "9100": str(metrics),
+        }
+        server = [str(find_binary()), str(ROOT / "deploy" / "valkey.conf")]
+        server += ["--port", str(redis), "--bind", "127.0.0.1"]
+        running.enter_context(process(server, tmp_path / "valkey", {}))
+        command = [str(pg) if word == "8090" else word for word in SERVICES["sandbox"]["command"]]
+        running.enter_context(process([*reservation, *command], tmp_path / "pg", {}))
+        environ = own("api", tmp_path / "api", given, places) | {"RESERVATION_PORT": str(api)}
+        for name, port in (("api", api), ("worker", api)):
+            variables = own(name, tmp_path / name, given, places) | {"RESERVATION_PORT": str(port)}
+            command = SERVICES[name]["command"]
+            running.enter_context(process([*reservation, *command], tmp_path / name, variables))
+        served = Served(Settings.load(environ, None), None, tmp_path / "api" / "log")  # type: ignore[arg-type]
+        wait_until_ready(served)
+        yield served
+        served.http.close()
+
+
+def wait_until_ready(served: Served) -> None:
+    give_up_at = time.monotonic() + START_SECONDS
+    while time.monotonic() < give_up_at:
+        with suppress(httpx.HTTPError):
+            if served.http.get("/health/ready").status_code == 200:
+                return
+        time.sleep(0.1)
+    raise AssertionError(served.log.read_text()[-4000:])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_the_services_of_compose_sell_a_piece_together(served: Served) -> None:
+    sale_id = served.sale()
+    order = served.hold(sale_id, served.buyer())
+    answer = served.come_back(order, served.pay(order))
+    assert answer.json()["status"] == "CONFIRMED", answer.text
+    assert served.audit(sale_id)["ok"]
+    assert served.stock(sale_id) == (99, 0, 1)

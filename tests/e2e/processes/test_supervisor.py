@@ -1,0 +1,409 @@
+"""The supervisor: what dies comes back at the same place, and nothing is ever left behind."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import httpx
+import psutil
+import pytest
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from api.server import supervisor as serve
+from api.server.child_process import alone_in
+from reservation.config.settings import Settings, SettingsError
+from tests.support.programs import missing
+from tests.support.valkey import running
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[3]
+
+#: How long a test waits for what takes about a second on an idle machine.
+PATIENCE_SECONDS = 40.0
+
+#: The promise: SIGTERM ends everything within this.
+STOP_SECONDS_MAX = 10.0
+
+DRIVER = """
+import os, signal, sys
+# As in a terminal: whoever runs the tests in the background may have it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from api.server import child_process as parts, supervisor as serve
+from reservation.config.settings import Settings
+
+worker, bind_seconds, stop_share = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
+parts._BIND_SECONDS_MAX = bind_seconds
+serve._GONE_AFTER_SECONDS = {k: v * stop_share for k, v in serve._GONE_AFTER_SECONDS.items()}
+names = {"api": "api", "sandbox": "sandbox", "worker": worker}
+entries = {role: f"tests.support.stand_ins:{name}" for role, name in names.items()}
+try:
+    settings, role = Settings.load(os.environ), os.environ.pop("TEST_ROLE", None)
+    sys.exit(serve.serve(settings, environ=os.environ, role=role, entries=entries))
+except serve.AlreadyRunning as error:
+    sys.exit(f"reservation: {error}")
+"""
+
+
+def until(condition: Callable[[], Any], what: str) -> Any:
+    """The first true value of a condition; a connection that is not there yet is none."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            if value := condition():
+                return value
+        except (httpx.HTTPError, RedisConnectionError, psutil.NoSuchProcess):
+            pass
+        assert time.monotonic() < end, f"not within {PATIENCE_SECONDS} s: {what}"
+        time.sleep(0.02)
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+class Service:
+    """A supervisor with its stand-ins, in a directory of its own."""
+
+    def __init__(self, home: Path, *, worker: str, bind_seconds: float, stop_share: float) -> None:
+        self.home = home
+        self.port = 0
+        self.stdout, self.stderr = home / "stdout.txt", home / "stderr.txt"
+        self.given: dict[str, str] = {}
+        self._arguments = [worker, str(bind_seconds), str(stop_share)]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def process(self) -> "subprocess.Popen[bytes]":
+        assert self._process is not None
+        return self._process
+
+    def start(self) -> None:
+        environ = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            "RESERVATION_DATA_DIR": str(self.home / "var"),
+            "RESERVATION_PORT": str(self.port),
+            "RESERVATION_WORKERS": "2",
+            **self.given,
+        }
+        with self.stdout.open("w") as stdout, self.stderr.open("a") as stderr:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", DRIVER, *self._arguments],
+                cwd=self.home,
+                env=environ,
+                stdout=stdout,
+                stderr=stderr,
+                process_group=0,
+            )
+
+    def until_ready(self) -> str:
+        """What it prints when all is up; the port is in there."""
+
+        def told() -> str | None:
+            assert self.process.poll() is None, self.stderr.read_text()
+            text = self.stdout.read_text()
+            return text if "Ctrl-C" in text else None
+
+        text = until(told, "readiness")
+        self.port = int(text.split("/docs")[0].rsplit(":", 1)[1])
+        return text
+
+    def ask(self, path: str = "/") -> dict[str, Any]:
+        return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=5).json()
+
+    def redis(self) -> Redis:
+        path = unquote(urlsplit(self.ask()["redis_url"]).path)
+        return Redis(unix_socket_path=path, decode_responses=True)
+
+    def family(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def role(self, role: str) -> list[psutil.Process]:
+        name = "valkey-server" if role == "valkey" else f"api.server.entrypoints {role}"
+        return [child for child in self.family() if name in " ".join(child.cmdline())]
+
+    def ended(self) -> int:
+        """The exit status, once it ends by itself."""
+        try:
+            return self.process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            left = [" ".join(child.cmdline()) for child in self.family()]
+            pytest.fail(f"it did not end; left: {left}; it said: {self.stderr.read_text()}")
+
+    def end(self) -> None:
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.kill()
+            self._process.wait(PATIENCE_SECONDS)
+
+
+@pytest.fixture
+def make_service(tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    made: list[Service] = []
+
+    def make(
+        worker: str = "worker", *, bind_seconds: float = 3.0, stop_share: float = 1.0
+    ) -> Service:
+        service = Service(tmp_path, worker=worker, bind_seconds=bind_seconds, stop_share=stop_share)
+        made.append(service)
+        service.start()
+        return service
+
+    yield make
+    for service in made:
+        service.end()
+
+
+@pytest.mark.slow
+def test_what_is_killed_comes_back_at_the_same_place(make_service: Any) -> None:
+    service = make_service()
+    told = service.until_ready()
+    first = service.ask()
+    socket_path = str(service.home / "var" / "valkey.sock")
+    assert f"redis-cli -s '{socket_path}'" in told
+    assert f"http://127.0.0.1:{service.port}/docs" in told
+    assert str(service.home / "var" / "secrets.json") in told
+    assert first["public_url"] == f"http://127.0.0.1:{service.port}"
+    assert first["toss_checkout_url"] == f"{first['toss_api_url']}/checkout"
+    redis = service.redis()
+    redis.set("kept", "1")
+
+    for api in service.role("api"):
+        api.kill()
+        api.wait(PATIENCE_SECONDS)
+        # The socket is the supervisor's: who connects meanwhile waits, nobody is refused.
+        assert service.ask()["role"] == "api"
+    until(lambda: len(service.role("api")) == 2, "two API processes")
+
+    sandbox = httpx.get(first["toss_api_url"]).json()["pid"]
+    os.kill(sandbox, signal.SIGKILL)
+    until(
+        lambda: httpx.get(first["toss_api_url"], timeout=5).json()["pid"] != sandbox,
+        "another sandbox at the same address",
+    )
+
+    worker = int(until(lambda: redis.get("worker"), "the worker's sign"))
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: int(redis.get("worker") or worker) != worker, "another worker's sign")
+
+    (valkey,) = service.role("valkey")
+    valkey.kill()
+    until(lambda: redis.get("kept") == "1", "Valkey with its data, at the same socket")
+    assert service.role("valkey") != [valkey]
+    assert service.ask("/health/ready")["redis_url"] == first["redis_url"]
+
+
+def test_the_sandbox_is_reached_from_this_machine_alone(tmp_path: Path) -> None:
+    """It takes payments without money and has no password, also where the API is on a network."""
+    service = Service(tmp_path, worker="worker", bind_seconds=3.0, stop_share=1.0)
+    service.given = {"RESERVATION_HOST": "127.0.0.2"}
+    service.start()
+    try:
+        found = re.search(
+            r"the sandbox, http://127\.0\.0\.1:(\d+)$", service.until_ready(), re.MULTILINE
+        )
+        assert found is not None
+        port = int(found[1])
+        socket.create_connection(("127.0.0.1", port)).close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", port))
+    finally:
+        service.end()
+
+
+@pytest.mark.slow
+def test_sigterm_ends_everything_in_order_within_ten_seconds(make_service: Any) -> None:
+    service = make_service()
+    service.until_ready()
+    until(lambda: service.redis().get("worker"), "the worker's sign")
+    until(lambda: httpx.get(service.ask()["toss_api_url"]), "the sandbox")
+    family = service.family()
+    assert len(family) == 5
+    with httpx.stream("GET", f"http://127.0.0.1:{service.port}/stream") as stream:
+        next(stream.iter_raw())
+        told_at = time.monotonic()
+        service.process.terminate()
+        assert service.ended() == 0
+    assert time.monotonic() - told_at < STOP_SECONDS_MAX
+    assert not [process for process in family if alive(process)]
+    ended = (service.home / "var" / "ended.txt").read_text().split()
+    assert list(dict.fromkeys(ended)) == ["api", "worker", "sandbox"]
+    assert "killed" not in service.stderr.read_text()
+
+
+def test_sigkill_leaves_nothing_and_the_next_start_is_clean(make_service: Any) -> None:
+    service = make_service()
+    service.until_ready()
+    service.redis().set("kept", "1")
+    until(lambda: service.redis().get("worker"), "the worker's sign")
+    (service.home / "var" / "metrics" / "counter_1.db").touch()
+    family, killed = service.family(), service.process
+    # No wait in between: the next one comes while the last one's children are still dying.
+    killed.kill()
+    service.start()
+    killed.wait(PATIENCE_SECONDS)
+    service.until_ready()
+    assert not [process for process in family if alive(process)]
+    assert service.redis().get("kept") == "1"
+    assert not (service.home / "var" / "metrics" / "counter_1.db").exists()
+    family = service.family()
+    # What a terminal does at Ctrl-C.
+    os.killpg(service.process.pid, signal.SIGINT)
+    assert service.ended() == 0
+    assert not [process for process in family if alive(process)]
+
+
+def test_a_second_service_on_the_same_data_is_refused(make_service: Any) -> None:
+    service = make_service()
+    service.until_ready()
+    second = make_service()
+    assert second.ended() == 1
+    told = service.stderr.read_text().splitlines()[-1]
+    assert f"another `reservation serve` (process {service.process.pid})" in told
+    assert service.ask("/health/ready")["role"] == "api"
+
+
+@pytest.mark.slow
+def test_what_does_not_end_when_asked_is_killed_in_time(make_service: Any) -> None:
+    service = make_service("stubborn_worker", stop_share=0.2)
+    service.until_ready()
+    until(lambda: service.redis().get("worker"), "the worker's sign")
+    family = service.family()
+    service.process.terminate()
+    assert service.ended() == 0
+    assert not [process for process in family if alive(process)]
+    assert "process_killed" in service.stderr.read_text()
+
+
+def test_a_bad_setting_found_by_a_process_ends_the_service(make_service: Any) -> None:
+    service = make_service("misconfigured_worker")
+    assert service.ended() == 78
+    told = service.stderr.read_text()
+    assert "reservation: RESERVATION_DATABASE_URL must be something else\n" in told
+    assert "Traceback" not in told
+
+
+def test_a_process_that_breaks_says_why_without_secrets_and_is_tried_again(
+    make_service: Any,
+) -> None:
+    service = make_service("broken_worker")
+    service.until_ready()
+    until(lambda: service.stderr.read_text().count("process_ended") >= 2, "two attempts")
+    told = service.stderr.read_text()
+    assert "is away" in told
+    assert "hunter2" not in told
+
+
+def test_a_log_that_cannot_be_written_ends_nobody(tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        missing("no /dev/full here")
+    service = Service(tmp_path, worker="broken_worker", bind_seconds=3.0, stop_share=1.0)
+    service.stderr = full
+    service.start()
+    try:
+        service.until_ready()
+        # The worker ends again and again, and each time two processes have something to say.
+        until(lambda: len(service.role("api")) == 2, "two API processes")
+        api = service.role("api")[0]
+        api.kill()
+        api.wait(PATIENCE_SECONDS)
+        until(lambda: len(service.role("api")) == 2, "two API processes again")
+        assert service.ask("/health/ready")["role"] == "api"
+        assert service.process.poll() is None
+    finally:
+        service.end()
+
+
+def test_sigterm_while_starting_leaves_nothing(make_service: Any) -> None:
+    service = make_service()
+    family = until(service.family, "the first process")
+    service.process.terminate()
+    assert service.ended() == 0
+    assert not [process for process in family if alive(process)]
+
+
+def test_a_port_in_use_is_told_in_one_line(make_service: Any, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        service = Service(tmp_path, worker="worker", bind_seconds=0.1, stop_share=1.0)
+        service.port = taken.getsockname()[1]
+        service.start()
+        assert service.ended() == 1
+        service.end()
+    told = service.stderr.read_text()
+    assert told == (
+        f"reservation: cannot listen on 127.0.0.1 port {service.port}: Address already in use\n"
+    )
+
+
+def test_a_role_alone_needs_services_and_secrets_that_are_given(tmp_path: Path) -> None:
+    environ = {"RESERVATION_DATA_DIR": str(tmp_path)}
+    for name, value in [
+        ("RESERVATION_REDIS_URL", "redis://127.0.0.1:1"),
+        ("RESERVATION_TOSS_API_URL", "http://127.0.0.1:1"),
+        ("RESERVATION_ADMIN_API_KEY", "x"),
+    ]:
+        with pytest.raises(SettingsError, match=f"{name}.* must be given with --role"):
+            serve.serve(Settings.load(environ, None), environ=environ, role="worker")
+        environ[name] = value
+
+
+@pytest.mark.slow
+def test_roles_run_apart_beside_services_that_are_given(tmp_path: Path) -> None:
+    secrets = ("ADMIN_API_KEY", "SIGNING_KEYS", "ORDER_ID_KEY", "JWT_SECRET")
+    given = {f"RESERVATION_{name}": "x" for name in secrets}
+    given["RESERVATION_TOSS_API_URL"] = "http://127.0.0.1:1"
+    services: dict[str, Service] = {}
+    with running(tmp_path / "external") as valkey:
+        try:
+            for role in ("api", "worker"):
+                (tmp_path / role).mkdir()
+                service = Service(
+                    tmp_path / role, worker="worker", bind_seconds=3.0, stop_share=1.0
+                )
+                service.given = {
+                    **given,
+                    "TEST_ROLE": role,
+                    "RESERVATION_REDIS_URL": valkey.url,
+                    # The same directory for both: their locks and metrics are apart.
+                    "RESERVATION_DATA_DIR": str(tmp_path / "var"),
+                }
+                services[role] = service
+                service.start()
+            told = services["api"].until_ready()
+            assert "redis-cli" not in told
+            assert "sandbox" not in told
+            assert len(services["api"].family()) == 2
+            until(lambda: services["api"].redis().get("worker"), "the worker's sign")
+            assert len(services["worker"].family()) == 1
+            assert "The worker runs" in services["worker"].stdout.read_text()
+            for service in services.values():
+                service.process.terminate()
+                assert service.ended() == 0
+        finally:
+            for service in services.values():
+                service.end()
+
+
+@pytest.mark.slow
+def test_the_lock_ends_with_its_holder(tmp_path: Path) -> None:
+    with alone_in(tmp_path, "lock"):
+        with pytest.raises(serve.AlreadyRunning), alone_in(tmp_path, "lock"):
+            pytest.fail("two held it")
+        with alone_in(tmp_path, "lock-worker"):
+            pass
+    with alone_in(tmp_path, "lock"):
+        pass

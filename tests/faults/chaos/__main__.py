@@ -1,0 +1,51 @@
+"""`python -m tests.faults.chaos --minutes 10`: the whole service under faults, and a report."""
+
+import argparse
+import asyncio
+import secrets
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.faults.chaos.report import write
+from tests.faults.chaos.run import SETTLE_SECONDS_MAX, Wish, attack
+
+#: A run that shows less than this has proved nothing.
+FAULTS_MIN = 10
+ANSWERS_MIN = 10_000
+
+
+def main() -> int:
+    """Attack, report; 1 where anything was wrong or too little was shown."""
+    given = argparse.ArgumentParser(prog="python -m tests.faults.chaos")
+    given.add_argument("--minutes", type=float, default=9.0)
+    given.add_argument("--seed", type=int, default=0, help="draws everything; 0 takes a new one")
+    given.add_argument("--buyers", type=int, default=220)
+    given.add_argument("--sale-seconds", type=float, default=40.0)
+    given.add_argument("--settle-seconds", type=float, default=SETTLE_SECONDS_MAX)
+    given.add_argument("--only", default="", help="faults whose name has this in it")
+    given.add_argument("--report", type=Path, default=Path("var/chaos"))
+    asked = given.parse_args()
+    wish = Wish(
+        seed=asked.seed or secrets.randbelow(1 << 31),
+        seconds=asked.minutes * 60,
+        sale_seconds=asked.sale_seconds,
+        buyers=asked.buyers,
+        settle_seconds=asked.settle_seconds,
+        only=asked.only,
+    )
+    sys.stdout.write(f"seed {wish.seed}\n")
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    sys.stdout.write(f"everything is kept in {folder} unless all is well\n")
+    report = asyncio.run(attack(wish, folder))
+    sys.stdout.write(write(report, asked.report))
+    enough = len(report.faults) >= FAULTS_MIN and report.answers >= ANSWERS_MIN
+    if not enough or report.violations:
+        return 1
+    shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

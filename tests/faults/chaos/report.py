@@ -1,0 +1,53 @@
+"""What a run showed, as JSON for programs and as Markdown for people."""
+
+from pathlib import Path
+
+import msgspec
+
+from tests.faults.chaos.run import Report
+
+__all__ = ["write"]
+
+#: Violations that the page names; the JSON has them all.
+SHOWN_MAX = 30
+
+
+def write(report: Report, folder: Path) -> str:
+    """`chaos.json` and `chaos.md` in this folder; the text of the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    told = msgspec.to_builtins(report) | {"violations": report.violations}
+    (folder / "chaos.json").write_bytes(msgspec.json.format(msgspec.json.encode(told)))
+    page = page_of(report)
+    (folder / "chaos.md").write_text(page, encoding="utf-8")
+    return page
+
+
+def page_of(report: Report) -> str:
+    """The page: the verdict first, then what it rests on."""
+    violations = report.violations
+    judged = [sale.judgement for sale in report.sales]
+    rows = [
+        ("seed", report.wish.seed),
+        ("attack, s", f"{report.seconds:.0f}"),
+        ("all settled after another, s", f"{report.settled_seconds:.0f}"),
+        ("sales", len(report.sales)),
+        ("calls", f"{report.calls:,}"),
+        ("answers judged", f"{report.answers:,}"),
+        ("refusals among them", f"{sum(one.refusals for one in judged):,}"),
+        ("events folded", f"{report.events:,}"),
+        ("looks from outside compared", f"{sum(one.heads for one in judged):,}"),
+        ("orders compared with SQL", f"{sum(one.orders_compared for one in judged):,}"),
+        ("orders compared with the PG's money", f"{sum(one.money_compared for one in judged):,}"),
+        ("calls of unknown outcome", f"{sum(one.unknown for one in judged):,}"),
+        ("answers that say nothing of the sale", f"{sum(one.not_judged for one in judged):,}"),
+        ("faults", len(report.faults)),
+        ("kinds of faults", len(report.kinds)),
+        ("calls cut off by their client", report.disconnects),
+        ("payments undecided at the end", report.undecided),
+        ("violations", len(violations)),
+    ]
+    lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
+    lines += ["| fault | times |", "|---|---|"]
+    lines += [f"| {kind} | {count} |" for kind, count in report.kinds.most_common()]
+    lines += ["", *(f"- {one}" for one in violations[:SHOWN_MAX])]
+    return "\n".join(lines).rstrip() + "\n"

@@ -1,0 +1,246 @@
+"""One run: sale after sale under a crowd, fault after fault in three lanes, and a judgement."""
+
+import asyncio
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import redis
+
+from tests.faults.chaos.clients import Summary
+from tests.faults.chaos.environment import Stage, staged
+from tests.faults.chaos.fault import Fault
+from tests.faults.chaos.redis_faults import REDIS_FAULTS, nothing_is_left_wrong
+from tests.faults.chaos.sale import Sale, SaleReport, come, judged, look_on, opened
+from tests.faults.chaos.service_faults import AROUND_FAULTS, PROCESS_FAULTS
+
+__all__ = ["SETTLE_SECONDS_MAX", "Done", "Report", "Wish", "attack"]
+
+#: Between two faults of a lane.
+PAUSES = ((4.0, 10.0), (6.0, 14.0), (1.0, 5.0))
+#: A payment whose answer was lost is settled within minutes; thirteen are promised.
+SETTLE_SECONDS_MAX = 800.0
+STORM_SECONDS = 4.0
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be done."""
+
+    seed: int
+    seconds: float
+    sale_seconds: float = 40.0
+    buyers: int = 40
+    settle_seconds: float = SETTLE_SECONDS_MAX
+    #: Only faults whose kind has this in it.
+    only: str = ""
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """A fault that was carried out."""
+
+    kind: str
+    what: str
+    at_seconds: float
+    took_seconds: float
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """What a run showed."""
+
+    wish: Wish
+    seconds: float = 0.0
+    settled_seconds: float = 0.0
+    undecided: int = 0
+    faults: list[Done] = []
+    sales: list[SaleReport] = []
+    calls: int = 0
+    disconnects: int = 0
+    lives: dict[str, int] = {}
+    statuses: dict[str, int] = {}
+    problems: list[str] = []
+
+    @property
+    def answers(self) -> int:
+        return sum(sale.judgement.answers for sale in self.sales)
+
+    @property
+    def events(self) -> int:
+        return sum(sale.judgement.events for sale in self.sales)
+
+    @property
+    def kinds(self) -> Counter[str]:
+        return Counter(done.kind for done in self.faults)
+
+    @property
+    def violations(self) -> list[str]:
+        """Everything that was found wrong."""
+        found = list(self.problems)
+        for sale in self.sales:
+            found += [f"{sale.sale_id}: {problem}" for problem in sale.problems]
+            found += [
+                f"{sale.sale_id}, line {one.line}: {one.name}: {one.reason}"
+                for one in sale.judgement.violations
+            ]
+        return found
+
+
+async def attack(wish: Wish, folder: Path) -> Report:
+    """Carry it out.
+
+    Args:
+        wish: how long, and which seed draws everything.
+        folder: where everything is kept.
+    """
+    report = Report(wish=wish)
+    chance = random.Random(wish.seed)
+    async with staged(folder) as stage:
+        sales = await _under_attack(stage, wish, chance, report)
+        await nothing_is_left_wrong(stage)
+        with suppress(httpx.HTTPError):
+            await stage.ask_pg("POST", "/_faults", json={"clear": True})
+        began = time.monotonic()
+        audits = await _settled(stage, sales, wish.settle_seconds)
+        report.settled_seconds = time.monotonic() - began
+        entries = (await stage.ask_pg("GET", "/_ledger"))["entries"]
+        for sale in sales:
+            report.sales.append(await judged(stage, sale, audits[sale.sale_id], entries))
+    report.undecided = sum(one.judgement.undecided for one in report.sales)
+    if report.undecided:
+        report.problems.append(f"{report.undecided} payments are undecided")
+    return report
+
+
+async def _under_attack(
+    stage: Stage, wish: Wish, chance: random.Random, report: Report
+) -> list[Sale]:
+    """Sales and faults side by side until the time is over."""
+    began = time.monotonic()
+    sales: list[Sale] = []
+    sales.append(await opened(stage, chance))
+    stage.sale_id = sales[0].sale_id
+    storm = Fault("five times as many come", 5, partial(_storm, sales, report))
+    lanes = (REDIS_FAULTS, PROCESS_FAULTS, (*AROUND_FAULTS, storm))
+    over = asyncio.Event()
+    harm = [
+        asyncio.create_task(
+            _harm(stage, lane, pauses, random.Random(chance.getrandbits(64)), report, began, over)
+        )
+        for lane, pauses in zip(lanes, PAUSES, strict=True)
+    ]
+    try:
+        while True:
+            await _go_on(stage, sales[-1], wish, chance, report)
+            # A lane that broke may have left something down: nothing more would be shown.
+            broken = any(task.done() and task.exception() for task in harm)
+            if broken or time.monotonic() - began >= wish.seconds:
+                break
+            sales.append(await opened(stage, chance))
+            stage.sale_id = sales[-1].sale_id
+    finally:
+        over.set()
+        # Each fault that is under way is brought to its end: every part must run again.
+        await asyncio.gather(*harm)
+    report.seconds = time.monotonic() - began
+    return sales
+
+
+async def _harm(
+    stage: Stage,
+    lane: Sequence[Fault],
+    pauses: tuple[float, float],
+    chance: random.Random,
+    report: Report,
+    began: float,
+    over: asyncio.Event,
+) -> None:
+    """The faults of one lane, one after the other."""
+    faults = [fault for fault in lane if report.wish.only in fault.kind]
+    if not faults:
+        return
+    weights = [fault.weight for fault in faults]
+    while True:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(chance.uniform(*pauses)):
+                await over.wait()
+                return
+        fault = chance.choices(faults, weights)[0]
+        at = time.monotonic() - began
+        try:
+            what = await fault.do(stage, chance)
+        except (redis.RedisError, OSError, httpx.HTTPError) as error:
+            # Another lane's harm stood in its way: it is no fault that was carried out.
+            _say(f"{at:7.1f} s  {fault.kind}: not carried out: {error!r}")
+            continue
+        if what:
+            took = time.monotonic() - began - at
+            report.faults.append(Done(kind=fault.kind, what=what, at_seconds=at, took_seconds=took))
+            _say(f"{at:7.1f} s  {fault.kind}: {what}")
+
+
+async def _go_on(
+    stage: Stage, sale: Sale, wish: Wish, chance: random.Random, report: Report
+) -> None:
+    """One crowd at one sale, looked at from outside."""
+    looking = asyncio.create_task(asyncio.to_thread(look_on, stage, sale, over := asyncio.Event()))
+    try:
+        summary = await come(stage, sale, chance, wish.buyers, wish.sale_seconds)
+    finally:
+        over.set()
+        await looking
+    _count(report, summary)
+    _say(f"           {sale.sale_id}: {summary.calls} calls of {sale.stock} pieces")
+
+
+async def _storm(sales: list[Sale], report: Report, stage: Stage, chance: random.Random) -> str:
+    """Another crowd at the same sale, for some moments."""
+    buyers = 5 * report.wish.buyers
+    summary = await come(stage, sales[-1], chance, buyers, STORM_SECONDS)
+    _count(report, summary)
+    return f"{summary.calls} calls of {buyers} buyers"
+
+
+def _count(report: Report, summary: Summary) -> None:
+    report.calls += summary.calls
+    report.disconnects += summary.disconnects
+    report.lives = dict(Counter(report.lives) + Counter(summary.lives))
+    report.statuses = dict(Counter(report.statuses) + Counter(summary.statuses))
+    report.problems += summary.accused
+
+
+async def _settled(stage: Stage, sales: list[Sale], seconds: float) -> dict[str, dict[str, Any]]:
+    """Each sale's audit once nothing is held and SQL has it all, or the last before the limit."""
+    give_up_at = time.monotonic() + seconds
+    while time.monotonic() < give_up_at:
+        # The money of a refund whose process died is back before its order says so.
+        with suppress(httpx.HTTPError):
+            pending = await stage.operate(
+                "GET", "/v1/admin/refunds", params={"status": "pending", "limit": "1"}
+            )
+            if pending.is_success and not pending.json()["refunds"]:
+                break
+        await asyncio.sleep(0.5)
+    audits: dict[str, dict[str, Any]] = {}
+    for sale in sales:
+        while True:
+            with suppress(httpx.HTTPError):
+                answer = await stage.operate("GET", f"/v1/admin/sales/{sale.sale_id}/audit")
+                audit = answer.json()
+                held = sum(row["held"] for row in audit.get("skus", [{"held": 1}]))
+                if (not held and not audit.get("lag", 1)) or time.monotonic() > give_up_at:
+                    audits[sale.sale_id] = audit
+                    break
+            await asyncio.sleep(0.5)
+    return audits
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()

@@ -1,0 +1,57 @@
+"""A run under faults finds what a missing protection does: its verdict can be red."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.faults.mutation.disabled_protections import BREAKERS, copied, off
+
+#: A run, what settles after it, and the judgement.
+SECONDS_MAX = 420
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copied(tmp_path_factory.mktemp("broken"))
+
+
+def attacked(folder: Path, only: str) -> tuple[int, str]:
+    """The exit status of a short run there, and what was found wrong."""
+    report = folder / "report"
+    environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(folder)}
+    wish = ["--minutes", "0.3", "--sale-seconds", "10", "--settle-seconds", "15", "--only", only]
+    told = subprocess.run(
+        [sys.executable, "-m", "tests.faults.chaos", *wish, "--report", str(report)],
+        cwd=folder,
+        env={**environ, "TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_MAX,
+        check=False,
+    )
+    assert (report / "chaos.json").exists(), told.stdout + told.stderr
+    return told.returncode, "\n".join(
+        msgspec.json.decode((report / "chaos.json").read_bytes())["violations"]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS_MAX + 30)
+@pytest.mark.parametrize(
+    ("name", "only", "says"),
+    [
+        ("stock is not counted before it is held", "nothing", "oversold"),
+        ("a repeated key takes once more", "nothing", "is prepared a second time"),
+        ("a code that nobody listed gives back", "error_after_commit", "the PG keeps"),
+    ],
+)
+def test_a_protection_that_is_off_is_found(copy: Path, name: str, only: str, says: str) -> None:
+    (breaker,) = (one for one in BREAKERS if one.name == name)
+    with off(copy, breaker):
+        status, found = attacked(copy, only)
+    assert status == 1
+    assert says in found

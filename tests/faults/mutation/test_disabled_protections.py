@@ -1,0 +1,60 @@
+"""Each protection is missed by a test when it is gone: no proof is one that cannot fail."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults.mutation.disabled_protections import BREAKERS, Breaker, copied, off
+
+ROOT = Path(__file__).resolve().parents[3]
+#: A run of one test, on a busy machine.
+SECONDS_MAX = 120
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copied(tmp_path_factory.mktemp("broken"))
+
+
+def ran(folder: Path, test: str) -> tuple[int, str]:
+    """How the test ended there, and what it said."""
+    environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(folder)}
+    told = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", test],
+        cwd=folder,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_MAX,
+        check=False,
+    )
+    return told.returncode, told.stdout + told.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * SECONDS_MAX)
+@pytest.mark.parametrize("breaker", BREAKERS, ids=lambda one: one.name)
+def test_a_protection_that_is_off_is_missed(copy: Path, breaker: Breaker) -> None:
+    with off(copy, breaker):
+        status, told = ran(copy, breaker.test)
+    # 1 is a test that failed; anything else would be a break of another kind.
+    assert status == 1, told
+    assert breaker.says in told
+    assert "SyntaxError" not in told
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * SECONDS_MAX)
+def test_with_every_protection_on_the_same_tests_pass(copy: Path) -> None:
+    for test in sorted({breaker.test for breaker in BREAKERS}):
+        assert ran(copy, test)[0] == 0, test
+
+
+@pytest.mark.parametrize("breaker", BREAKERS, ids=lambda one: one.name)
+def test_what_is_turned_off_stands_there_once(breaker: Breaker) -> None:
+    assert (ROOT / breaker.file).read_text().count(breaker.old) == 1
+    file, _, test = breaker.test.partition("::")
+    assert f"def {test}" in (ROOT / file).read_text()

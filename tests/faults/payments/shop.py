@@ -1,0 +1,96 @@
+"""A service in the test's own loop beside a sandbox PG of its own, with short times."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from reservation.application.payments.refunds import RefundWish
+from reservation.bootstrap import Service, opened
+from reservation.config.settings import Settings
+from reservation.domain.alarms import Alarm
+from reservation.domain.payment_gateway import RefundAccount
+from reservation.domain.payment_timeouts import PaymentLimits
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from reservation.telemetry import metrics
+from tests.support.in_process import Bench
+from tests.support.sandbox import RunningSandbox, running_sandbox
+
+__all__ = ["LIMITS", "comes_to", "damage", "raised", "refund_wish", "shop", "sold", "stands"]
+
+#: Far above what a busy machine needs.
+PATIENCE_SECONDS = 20.0
+
+#: A cancel that hangs is given up after a moment, and who is undecided is looked at again at once.
+LIMITS = PaymentLimits(
+    confirm_seconds=1.0,
+    look_up_seconds=0.5,
+    lease_margin_seconds=30.0,
+    lease_left_seconds=0.1,
+    answer_seconds=1.0,
+    hand_over_seconds=0.0,
+    pause_least_seconds=0.0,
+    pause_most_seconds=0.0,
+)
+
+
+@asynccontextmanager
+async def shop(
+    folder: Path, redis_url: str, limits: PaymentLimits = LIMITS
+) -> AsyncGenerator[tuple[Bench, RunningSandbox]]:
+    with running_sandbox(folder) as sandbox:
+        environ = {
+            "RESERVATION_DATA_DIR": str(folder),
+            "RESERVATION_REDIS_URL": redis_url,
+            "RESERVATION_TOSS_API_URL": sandbox.url,
+        }
+        async with opened(Settings.load(environ, None), limits=limits) as service:
+            yield Bench(service), sandbox
+
+
+async def stands(service: Service, order: Reservation) -> Status:
+    found = await service.store.read(order.order_id)
+    assert found is not None
+    return found.status
+
+
+async def comes_to(service: Service, order: Reservation, status: Status) -> None:
+    """Wait for what goes on after a buyer's request was answered."""
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    while (found := await stands(service, order)) is not status:
+        assert time.monotonic() < give_up_at, found
+        await asyncio.sleep(0.02)
+
+
+def raised(name: Alarm) -> float:
+    """How often an alarm was raised in this process."""
+    return metrics.ALARMS.labels(name)._value.get()
+
+
+def refund_wish(order: Reservation, account: RefundAccount | None = None) -> RefundWish:
+    """An operator wants the money back to the buyer, and the pieces back on sale."""
+    return RefundWish(
+        order_id=order.order_id,
+        reason="a test",
+        restock=True,
+        account=account,
+        idempotency_key=secrets.token_hex(8),
+        operator="op",
+    )
+
+
+async def damage(service: Service, order: Reservation, lost: str) -> None:
+    """A field is gone, as no script of ours leaves it."""
+    key = service.keys.of(order.sale_id).order(order.order_id)
+    assert await service.connections.command("HDEL", key, lost) == 1
+
+
+async def sold(bench: Bench, sandbox: RunningSandbox, sale_id: str, buyer: str) -> Reservation:
+    order = await bench.hold(sale_id, buyer)
+    payment_key = sandbox.put_payment(order.order_id, order.amount)
+    await bench.service.confirm(order, payment_key=payment_key, may_claim=True)
+    await comes_to(bench.service, order, Status.CONFIRMED)
+    return order

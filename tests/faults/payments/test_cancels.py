@@ -1,0 +1,106 @@
+"""A cancel whose answer was lost may be carried out minutes later: what it was for is never sold.
+
+The PG lies once about the amount, so the service gives the money back; that cancel hangs at the PG.
+From then on a look-up shows a payment that is ours in every member, and is still not to be sold.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reservation.bootstrap import Service
+from reservation.domain.errors import Unavailable
+from reservation.domain.payment import Cause, Reason
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from tests.faults.payments.shop import comes_to, shop, stands
+from tests.support.in_process import Bench
+from tests.support.sandbox import RunningSandbox
+
+
+async def lied_to(bench: Bench, sandbox: RunningSandbox, **fault: Any) -> tuple[Reservation, str]:
+    """An order whose money was taken, then cancelled for a lie, and the cancel met this fault."""
+    order = await bench.hold(await bench.sale())
+    payment_key = sandbox.put_payment(order.order_id, order.amount)
+    of_it = {"orderId": order.order_id, "times": 1}
+    sandbox.order_fault("error_after_commit", operations=["confirm"], **of_it)
+    sandbox.order_fault("other_amount", operations=["look_up"], **of_it)
+    sandbox.order_fault(**{"operations": ["cancel"], **of_it, **fault})
+    await bench.service.confirm(order, payment_key=payment_key, may_claim=True)
+    assert await bench.service.settle(order.order_id) is None
+    return order, payment_key
+
+
+async def eventually_settled(service: Service, order: Reservation) -> None:
+    """Once the lease of whoever came last is over."""
+    confirming = service.keys.of(order.sale_id).confirming
+    await service.connections.command("ZADD", confirming, "XX", 1, order.order_id)
+    await service.settle(order.order_id)
+
+
+async def test_a_payment_whose_cancel_hangs_is_not_sold_meanwhile(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        order, payment_key = await lied_to(bench, sandbox, fault="hang", seconds=600)
+        shown = sandbox.http.get(f"/v1/payments/{payment_key}").json()
+        assert (shown["status"], shown["totalAmount"]) == ("DONE", order.amount)
+        for _ in range(3):
+            assert await bench.service.settle(order.order_id) is None
+            assert await stands(bench.service, order) is Status.CONFIRMING
+        sandbox.clear_faults()
+        assert await bench.service.settle(order.order_id) is Status.REFUNDED
+        ledger = sandbox.ledger(order.order_id)
+        assert (ledger["charged"], ledger["cancelled"]) == (order.amount, order.amount)
+
+
+async def test_a_cancel_that_never_came_is_sent_again(tmp_path: Path, valkey_url: str) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        order, _ = await lied_to(bench, sandbox, fault="error_before_commit")
+        assert sandbox.ledger(order.order_id)["cancelled"] == 0
+        assert await bench.service.settle(order.order_id) is Status.REFUNDED
+        assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
+
+
+async def test_an_account_that_is_paid_while_it_is_closed_is_sold(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    """The PG refuses to cancel what was paid without an account to send it to: its last word."""
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        order = await bench.hold(await bench.sale(virtual_accounts=True))
+        payment_key = sandbox.put_payment(order.order_id, order.amount, method="virtual_account")
+        service = bench.service
+        await service.confirm(order, payment_key=payment_key, may_claim=True)
+        await comes_to(service, order, Status.AWAITING_DEPOSIT)
+        sandbox.order_fault("error_before_commit", operations=["cancel"], times=1)
+        assert await service.settle.deposit(order.order_id) is None
+        sandbox.deposit(payment_key)
+        assert await service.settle.deposit(order.order_id) is Status.CONFIRMED
+        ledger = sandbox.ledger(order.order_id)
+        assert (ledger["charged"], ledger["cancelled"]) == (order.amount, 0)
+
+
+@pytest.mark.slow
+async def test_who_comes_back_while_late_money_is_given_back_is_not_sold_it(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service = bench.service
+        order = await bench.hold(await bench.sale())
+        payment_key = sandbox.put_payment(order.order_id, order.amount)
+        await service.release(order, reason=Reason(Cause.BUYER))
+        assert sandbox.confirm(payment_key, order.order_id, order.amount).is_success
+        sandbox.order_fault("hang", operations=["cancel"], seconds=600, times=1)
+        # Not given back yet: the PG is to tell again.
+        with pytest.raises(Unavailable):
+            await service.webhook(order.order_id, payment_key)
+        ended = await service.store.read(order.order_id)
+        assert ended is not None
+        await service.confirm(ended, payment_key=payment_key, may_claim=True)
+        assert await stands(service, order) is Status.CONFIRMING
+        sandbox.clear_faults()
+        await eventually_settled(service, order)
+        assert await stands(service, order) is Status.REFUNDED
+        ledger = sandbox.ledger(order.order_id)
+        assert (ledger["charged"], ledger["cancelled"]) == (order.amount, order.amount)

@@ -1,0 +1,388 @@
+"""Money that is paid into a virtual account: an order that cannot be decided is looked at again."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from reservation.adapters.redis.mapping import as_mapping
+from reservation.application.payments.webhooks import SQL_ALL
+from reservation.domain.alarms import Alarm
+from reservation.domain.clock import SystemClock
+from reservation.domain.errors import Unavailable
+from reservation.domain.payment_gateway import Answer, Misconfigured, PaymentMissing
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from reservation.sandbox.faults import Fault
+from reservation.workers.settler import Settler
+from tests.faults.payments.shop import comes_to, raised, refund_wish, shop, stands
+from tests.support.in_process import Bench
+from tests.support.sandbox import RunningSandbox
+
+
+class Account:
+    """One order that waits for its deposit."""
+
+    def __init__(
+        self, bench: Bench, sandbox: RunningSandbox, order: Reservation, payment_key: str
+    ) -> None:
+        self._bench = bench
+        self.service = bench.service
+        self.sandbox = sandbox
+        self.order = order
+        self.payment_key = payment_key
+
+    async def told(self) -> bool:
+        """The PG's webhook of a change of it; whether it need not come again."""
+        try:
+            await self.service.webhook(self.order.order_id, self.payment_key)
+        except Unavailable:
+            return False
+        return True
+
+    async def stands(self) -> Status:
+        return await stands(self.service, self.order)
+
+    async def is_written(self) -> None:
+        """SQL has the order."""
+        await self._bench.flush(self.order.sale_id)
+
+    async def is_lost(self) -> None:
+        """Redis has it no more."""
+        key = self.service.keys.of(self.order.sale_id).order(self.order.order_id)
+        await self.service.connections.command("DEL", key)
+
+    async def is_due(self) -> None:
+        """A week later."""
+        names, command = self.service.keys.of(self.order.sale_id), self.service.connections.command
+        await command("ZADD", names.deposits, 1, self.order.order_id)
+        await command("HSET", names.order(self.order.order_id), "due_at", 1)
+
+    def cancelled_at_the_console(self) -> None:
+        """The shop gives the deposit back in the PG's own console."""
+        account = {"bank": "20", "accountNumber": "2222222222", "holderName": "Kim"}
+        assert self.sandbox.cancel(self.payment_key, refundReceiveAccount=account).is_success
+
+    async def is_refunded(self) -> None:
+        """Its units are back, its buyer counts one paid order, and a rebuild finds the same."""
+        service, sale_id = self.service, self.order.sale_id
+        assert await self.stands() is Status.REFUNDED
+        await self._bench.flush(sale_id)
+        events = [row.what for row in await service.ledger.history(self.order.order_id)]
+        assert events.count("refunded") == 1
+        assert await self._bench.audited(sale_id) == ()
+        before = await self._hashes()
+        await self._bench.lose(sale_id)
+        await service.rebuild(sale_id, operator="op")
+        assert await self._hashes() == before
+        assert service.keys.of(sale_id).deposits not in await self._bench.keys(sale_id)
+        assert await self.stands() is Status.REFUNDED
+        await self._bench.flush(sale_id)
+        assert await self._bench.audited(sale_id) == ()
+        sale = await service.sale_store.read(sale_id)
+        assert sale is not None
+        assert (sale.items[0].total, sale.items[0].available) == (100, 100)
+        ledger = self.sandbox.ledger(self.order.order_id)
+        assert ledger["charged"] == ledger["cancelled"]
+
+    async def _hashes(self) -> list[dict[str, str]]:
+        """What Redis has of its piece, its buyer and itself."""
+        names = self.service.keys.of(self.order.sale_id)
+        keys = names.stock("a"), names.buyer(self.order.buyer_id), names.order(self.order.order_id)
+        command = self.service.connections.command
+        found = [as_mapping(await command("HGETALL", key)) for key in keys]
+        for fields in found:
+            # No claim that is over needs its name again.
+            fields.pop("claim_id", None)
+        return found
+
+    def lies(self, fault: str, **more: Any) -> None:
+        """What goes wrong with look-ups of it: with the next one, where nothing else is said."""
+        of_it = {"orderId": self.order.order_id, "operations": ["look_up"], "times": 1}
+        self.sandbox.order_fault(fault, **of_it | more)
+
+
+@pytest.fixture
+async def account(tmp_path: Path, valkey_url: str) -> AsyncGenerator[Account]:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        order = await bench.hold(await bench.sale(virtual_accounts=True))
+        payment_key = sandbox.put_payment(order.order_id, order.amount, method="virtual_account")
+        await bench.service.confirm(order, payment_key=payment_key, may_claim=True)
+        made = Account(bench, sandbox, order, payment_key)
+        await comes_to(bench.service, order, Status.AWAITING_DEPOSIT)
+        yield made
+
+
+#: Two lies, a failure, and no fault of the answer at all.
+QUICK = {Fault.OTHER_AMOUNT, Fault.OTHER_ORDER, Fault.ERROR_BEFORE_COMMIT, Fault.WEBHOOK_STORM}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(fault, marks=[] if fault in QUICK else [pytest.mark.slow]) for fault in Fault],
+)
+async def test_a_deposits_webhook_is_heard_when_it_is_sold_and_else_comes_again(
+    account: Account, fault: Fault
+) -> None:
+    """Nobody looks at the account before it is due, a week from now, unless the PG tells again."""
+    account.sandbox.deposit(account.payment_key)
+    account.lies(fault, seconds=5)
+    heard = await account.told()
+    assert heard == (await account.stands() is Status.CONFIRMED)
+    account.sandbox.clear_faults()
+    assert await account.told()
+    assert await account.stands() is Status.CONFIRMED
+
+
+@pytest.mark.parametrize(
+    "answer", [PaymentMissing("NOT_FOUND_PAYMENT"), Misconfigured("UNAUTHORIZED_KEY", "")]
+)
+async def test_a_deposit_that_the_pg_does_not_know_for_a_moment_is_told_again(
+    account: Account, monkeypatch: pytest.MonkeyPatch, answer: Answer
+) -> None:
+    account.sandbox.deposit(account.payment_key)
+
+    async def look_up(_: str) -> Answer:
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(account.service.gateway, "look_up", look_up)
+        assert not await account.told()
+    assert await account.told()
+    assert await account.stands() is Status.CONFIRMED
+
+
+async def test_a_deposit_that_sql_did_not_take_is_told_again(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account.sandbox.deposit(account.payment_key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(account.service.ledger, "put_payment", _away)
+        assert not await account.told()
+    assert await account.stands() is Status.AWAITING_DEPOSIT
+    assert await account.told()
+    assert await account.stands() is Status.CONFIRMED
+
+
+async def test_a_deposit_whose_secret_sql_cannot_tell_is_told_again(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The PG's other webhook of it names no payment and carries a secret."""
+    account.sandbox.deposit(account.payment_key)
+    payment = await account.service.ledger.payment_of(account.order.order_id)
+    assert payment is not None
+    order_id = account.order.order_id
+    with monkeypatch.context() as patch:
+        patch.setattr(account.service.ledger, "payment_of", _away)
+        with pytest.raises(Unavailable):
+            await account.service.webhook(order_id, None, secret=payment.secret)
+    await account.service.webhook(order_id, None, secret=payment.secret)
+    assert await account.stands() is Status.CONFIRMED
+
+
+async def test_a_deposit_that_the_bank_takes_back_while_sql_is_away_is_told_again(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account.sandbox.deposit(account.payment_key)
+    assert await account.told()
+    assert await account.stands() is Status.CONFIRMED
+    account.sandbox.deposit(account.payment_key, reverse=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(account.service.ledger, "put_payment", _away)
+        assert not await account.told()
+    assert await account.told()
+    assert await account.stands() is Status.AWAITING_DEPOSIT
+
+
+@pytest.mark.parametrize("found_by", ["a webhook", "the settler"])
+async def test_a_deposit_that_came_and_went_unseen_gives_the_units_back(
+    account: Account, found_by: str
+) -> None:
+    """The webhook of the deposit was lost, and somebody cancelled the payment at the console."""
+    account.sandbox.deposit(account.payment_key)
+    account.cancelled_at_the_console()
+    if found_by == "a webhook":
+        assert await account.told()
+    else:
+        assert await account.service.settle.deposit(account.order.order_id) is Status.REFUNDED
+    await account.is_refunded()
+
+
+async def test_a_deposit_of_another_amount_is_refunded_once_the_money_is_back(
+    account: Account,
+) -> None:
+    """The PG gives no deposit back without an account to send it to: that is for an operator."""
+    account.sandbox.deposit(account.payment_key)
+    account.lies("other_amount", times=None)
+    before = raised(Alarm.AUTOMATIC_CANCEL_FAILED)
+    assert not await account.told()
+    assert raised(Alarm.AUTOMATIC_CANCEL_FAILED) == before + 1
+    assert await account.stands() is Status.AWAITING_DEPOSIT
+    account.cancelled_at_the_console()
+    assert await account.told()
+    await account.is_refunded()
+
+
+@pytest.fixture
+def overtaken_by(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Callable[[], Awaitable[None]]], None]:
+    """Between the next look-up and what it leads to a process stands still, and this happens."""
+
+    def overtake(meanwhile: Callable[[], Awaitable[None]]) -> None:
+        look_up, waiting = account.service.gateway.look_up, [meanwhile]
+
+        async def slow_look_up(payment_key: str) -> Answer:
+            answer = await look_up(payment_key)
+            if waiting:
+                await waiting.pop()()
+            return answer
+
+        monkeypatch.setattr(account.service.gateway, "look_up", slow_look_up)
+
+    return overtake
+
+
+async def test_a_look_that_the_deposit_overtook_does_not_take_it_back(
+    account: Account, overtaken_by: Callable[[Callable[[], Awaitable[None]]], None]
+) -> None:
+    async def is_paid() -> None:
+        account.sandbox.deposit(account.payment_key)
+        assert await account.told()
+
+    overtaken_by(is_paid)
+    assert not await account.told()
+    assert await account.stands() is Status.CONFIRMED
+    assert await account.told()
+    assert await account.stands() is Status.CONFIRMED
+
+
+async def test_a_look_that_the_bank_overtook_does_not_sell_what_is_not_paid(
+    account: Account, overtaken_by: Callable[[Callable[[], Awaitable[None]]], None]
+) -> None:
+    async def is_sold_and_taken_back() -> None:
+        assert await account.told()
+        account.sandbox.deposit(account.payment_key, reverse=True)
+        assert await account.told()
+
+    account.sandbox.deposit(account.payment_key)
+    overtaken_by(is_sold_and_taken_back)
+    assert not await account.told()
+    assert await account.stands() is Status.AWAITING_DEPOSIT
+    assert await account.told()
+    assert await account.stands() is Status.AWAITING_DEPOSIT
+
+
+async def test_a_refund_that_crosses_a_reversal_gives_the_units_back(
+    account: Account, overtaken_by: Callable[[Callable[[], Awaitable[None]]], None]
+) -> None:
+    """The bank takes the deposit back for a moment, and that look ends after the PG's cancel."""
+    service, sandbox = account.service, account.sandbox
+    sandbox.deposit(account.payment_key)
+    assert await account.told()
+    sandbox.deposit(account.payment_key, reverse=True)
+
+    async def is_paid_again_and_cancelled() -> None:
+        await service.ledger.begin_refund(
+            refund_wish(account.order).written(), now_ms=service.clock.now_ms()
+        )
+        sandbox.deposit(account.payment_key)
+        account.cancelled_at_the_console()
+
+    overtaken_by(is_paid_again_and_cancelled)
+    assert await account.told()
+    assert await account.stands() is Status.AWAITING_DEPOSIT
+    assert await account.told()
+    assert await account.stands() is Status.REFUNDED
+    (pending,) = await service.ledger.pending_refunds(2)
+    assert await service.refund.go_on(pending)
+    assert await service.ledger.pending_refunds(2) == []
+    await account.is_refunded()
+
+
+async def test_a_deposit_whose_order_redis_has_lost_is_told_again(account: Account) -> None:
+    await account.is_written()
+    await account.is_lost()
+    account.sandbox.deposit(account.payment_key)
+    assert not await account.told()
+
+
+async def test_a_payment_that_was_asked_for_is_told_again_where_its_order_is_nowhere(
+    account: Account,
+) -> None:
+    """SQL has its attempt, and no event of the order yet."""
+    await account.is_lost()
+    assert not await account.told()
+    await account.service.webhook(account.order.order_id, "tboxforged0123456789")
+
+
+async def test_names_that_somebody_made_up_do_not_keep_a_deposit_from_being_heard(
+    account: Account,
+) -> None:
+    account.sandbox.deposit(account.payment_key)
+    webhook, sale_id = account.service.webhook, account.order.sale_id
+    forged = [f"{sale_id}-{number:024}" for number in range(4 * SQL_ALL.count)]
+    heard = await asyncio.gather(
+        *(webhook(order_id, "tboxforged0123456789") for order_id in forged), return_exceptions=True
+    )
+    # SQL was not asked for all of them.
+    assert sum(isinstance(one, Unavailable) for one in heard) >= SQL_ALL.count
+    assert await account.told()
+    assert await account.stands() is Status.CONFIRMED
+
+
+class SetClock:
+    """A monotonic clock that the test sets; the wall clock is the machine's."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def now_ms(self) -> int:
+        return SystemClock().now_ms()
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+async def test_an_account_that_is_due_and_cannot_be_decided_is_looked_at_with_growing_pauses(
+    account: Account,
+) -> None:
+    """It stays due: without a pause the PG would be asked as fast as it answers."""
+    service, clock = account.service, SetClock()
+    settler = Settler(service.store, service.settle, clock=clock)
+    await account.is_due()
+    account.lies("error_before_commit", times=None)
+    looked_at = []
+    for _ in range(80):
+        if await settler.run_once(account.order.sale_id):
+            looked_at.append(clock.seconds - 100)
+        clock.seconds += 1
+    assert looked_at == [0, 1, 3, 7, 15, 31, 61]
+    assert await account.stands() is Status.AWAITING_DEPOSIT
+    account.sandbox.clear_faults()
+    clock.seconds += 30
+    assert await settler.run_once(account.order.sale_id) == 1
+    assert await account.stands() is Status.EXPIRED
+    assert await settler.run_once(account.order.sale_id) == 0
+
+
+async def test_an_account_that_stays_undecided_after_its_due_date_raises_an_alarm(
+    account: Account,
+) -> None:
+    """Its pieces stay held, and nothing else says so."""
+    account.lies("error_before_commit", times=None)
+    before, deposit = raised(Alarm.PAYMENT_UNDECIDED), account.service.settle.deposit
+    assert await deposit(account.order.order_id) is None
+    assert raised(Alarm.PAYMENT_UNDECIDED) == before
+    await account.is_due()
+    assert await deposit(account.order.order_id) is None
+    assert raised(Alarm.PAYMENT_UNDECIDED) == before + 1
+
+
+async def _away(*_: Any, **__: Any) -> None:
+    raise OperationalError("INSERT", {}, OSError("SQL is away"))

@@ -1,0 +1,237 @@
+"""Money that moves at the PG without a call of ours: noticed, kept, given back or told of."""
+
+import asyncio
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from reservation.application.payments.webhooks import (
+    LOOK_UPS_PER_ORDER,
+    LOOK_UPS_TRIED,
+    LOOK_UPS_UNKNOWN,
+)
+from reservation.domain.alarms import Alarm
+from reservation.domain.errors import Unavailable
+from reservation.domain.payment import Cause, Outcome, PaymentOutcome, Reason
+from reservation.domain.payment_gateway import Answered, VirtualAccount
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from reservation.telemetry.metrics import ALARMS
+from tests.faults.payments.shop import comes_to, refund_wish, shop, stands
+from tests.support.in_process import Bench
+from tests.support.sandbox import RunningSandbox
+
+DECLINED = Outcome(
+    name=PaymentOutcome.DECLINED, reason=Reason(Cause.PROVIDER_DECLINED, "REJECT_CARD_COMPANY")
+)
+
+
+def raised(name: Alarm) -> float:
+    return ALARMS.labels(name)._value.get()
+
+
+async def sold(
+    bench: Bench, sandbox: RunningSandbox, sale_id: str, **more: object
+) -> tuple[Reservation, str]:
+    order = await bench.hold(sale_id, secrets.token_hex(4))
+    payment_key = sandbox.put_payment(order.order_id, order.amount, **more)
+    await bench.service.confirm(order, payment_key=payment_key, may_claim=True)
+    if more:
+        await comes_to(bench.service, order, Status.AWAITING_DEPOSIT)
+        sandbox.deposit(payment_key)
+        await bench.service.webhook(order.order_id, payment_key)
+    await comes_to(bench.service, order, Status.CONFIRMED)
+    return order, payment_key
+
+
+async def declined(
+    bench: Bench, sandbox: RunningSandbox, sale_id: str, key: str = ""
+) -> tuple[Reservation, str]:
+    """An order that ended by a decline of a payment which the PG still may approve."""
+    order = await bench.hold(sale_id, secrets.token_hex(4))
+    payment_key = key or sandbox.put_payment(order.order_id, order.amount)
+    await bench.finish(order, (await bench.claim(order, payment_key)).fence, DECLINED)
+    return order, payment_key
+
+
+@pytest.mark.parametrize(
+    ("amount", "alarm", "shown"),
+    [
+        (400, Alarm.PARTLY_CANCELLED_AT_THE_PG, "PARTIAL_CANCELED"),
+        (None, Alarm.CANCELLED_AT_THE_PG, "CANCELED"),
+    ],
+)
+async def test_a_cancel_at_the_console_is_told_and_seen_by_the_audit(
+    tmp_path: Path, valkey_url: str, amount: int | None, alarm: Alarm, shown: str
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service, sale_id = bench.service, await bench.sale()
+        order, payment_key = await sold(bench, sandbox, sale_id)
+        body: dict[str, Any] = {} if amount is None else {"cancelAmount": amount}
+        assert sandbox.cancel(payment_key, **body).status_code == 200
+        before = raised(alarm)
+        # The body says DONE where it is forged, and that hides nothing from the PG's own webhook.
+        await service.webhook(order.order_id, payment_key, status="DONE")
+        await service.webhook(order.order_id, payment_key, status=shown)
+        await service.webhook(order.order_id, payment_key, status=shown)
+        assert raised(alarm) == before + 1
+        await bench.flush(sale_id)
+        [problem] = await bench.audited(sale_id)
+        assert order.order_id in problem
+        assert shown in problem
+        told = [row for row in await service.ledger.history(order.order_id) if shown in row.facts]
+        assert len(told) == 1
+
+
+async def test_a_refund_of_our_own_is_no_cancel_at_the_console(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        order, payment_key = await sold(bench, sandbox, await bench.sale())
+        assert await bench.service.refund(refund_wish(order))
+        before = raised(Alarm.CANCELLED_AT_THE_PG)
+        await bench.service.webhook(order.order_id, payment_key, status="CANCELED")
+        assert raised(Alarm.CANCELLED_AT_THE_PG) == before
+
+
+async def test_a_reversed_deposit_is_told_whatever_the_sale_takes_by_then(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        sale_id = await bench.sale(virtual_accounts=True)
+        order, payment_key = await sold(bench, sandbox, sale_id, method="virtual_account")
+        known = await bench.service.catalog.get(sale_id)
+        plain = msgspec.structs.replace(known.sale, virtual_accounts=False)
+        known = msgspec.structs.replace(known, sale=plain)
+        sandbox.deposit(payment_key, reverse=True)
+        before = raised(Alarm.DEPOSIT_REVERSED)
+
+        async def get(_: str) -> object:
+            return known
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bench.service.catalog, "get", get)
+            await bench.service.webhook(order.order_id, payment_key, status="WAITING_FOR_DEPOSIT")
+        assert raised(Alarm.DEPOSIT_REVERSED) == before + 1
+        assert await stands(bench.service, order) is Status.AWAITING_DEPOSIT
+
+
+async def test_a_second_payment_of_a_sold_order_goes_back(tmp_path: Path, valkey_url: str) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        sale_id = await bench.sale()
+        order, first = await declined(bench, sandbox, sale_id)
+        second = sandbox.put_payment(order.order_id, order.amount)
+        await bench.service.confirm(order, payment_key=second, may_claim=True)
+        await comes_to(bench.service, order, Status.CONFIRMED)
+        assert sandbox.confirm(first, order.order_id, order.amount).status_code == 200
+        before = raised(Alarm.SECOND_PAYMENT)
+        await bench.service.webhook(order.order_id, first, status="DONE")
+        assert raised(Alarm.SECOND_PAYMENT) == before + 1
+        assert await stands(bench.service, order) is Status.CONFIRMED
+        ledger = sandbox.ledger(order.order_id)
+        assert ledger["charged"] - ledger["cancelled"] == order.amount
+        await bench.flush(sale_id)
+        assert await bench.audited(sale_id) == ()
+
+
+async def test_a_refund_that_the_bank_does_not_pay_out_is_told(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        order, payment_key = await sold(bench, sandbox, await bench.sale())
+        assert await bench.service.refund(refund_wish(order))
+        shown = await bench.service.gateway.look_up(payment_key)
+        assert isinstance(shown, Answered)
+        account = VirtualAccount(
+            bank="20", account_number="1", holder_name="Kim", refund_status="FAILED"
+        )
+        failed = msgspec.structs.replace(shown.payment, virtual_account=account)
+
+        async def look_up(_: str) -> Answered:
+            return Answered(failed)
+
+        before = raised(Alarm.BANK_REFUND_FAILED)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bench.service.gateway, "look_up", look_up)
+            await bench.service.webhook(order.order_id, payment_key)
+        assert raised(Alarm.BANK_REFUND_FAILED) == before + 1
+
+
+async def test_a_cancel_behind_a_storm_is_looked_at_later(tmp_path: Path, valkey_url: str) -> None:
+    """Its buyer posts a dozen webhooks, and has the payment cancelled meanwhile."""
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service, sale_id = bench.service, await bench.sale()
+        order, payment_key = await sold(bench, sandbox, sale_id)
+        for _ in range(LOOK_UPS_PER_ORDER.count):
+            await service.webhook(order.order_id, payment_key, status="CANCELED")
+        assert sandbox.cancel(payment_key).status_code == 200
+        before = raised(Alarm.CANCELLED_AT_THE_PG)
+        for _ in range(100):
+            await service.webhook(order.order_id, payment_key, status="CANCELED")
+        assert raised(Alarm.CANCELLED_AT_THE_PG) == before
+        # Also where this process ends now: SQL has it.
+        await service.ledger.checks.schedule(payment_key, order.order_id, 1)
+        assert await service.recheck.run_once() == 1
+        assert raised(Alarm.CANCELLED_AT_THE_PG) == before + 1
+        assert await service.ledger.checks.due(10**15, 10) == []
+
+
+async def test_a_storm_that_names_no_tried_payment_comes_again_and_leaves_no_row(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service, sale_id = bench.service, await bench.sale()
+        order, _ = await sold(bench, sandbox, sale_id)
+        heard = await asyncio.gather(
+            *(
+                service.webhook(order.order_id, f"forged-{number:020}", status="CANCELED")
+                for number in range(20)
+            ),
+            return_exceptions=True,
+        )
+        assert any(isinstance(one, Unavailable) for one in heard)
+        assert await service.ledger.checks.due(10**15, 10) == []
+
+
+async def test_forged_webhooks_cost_the_pg_little_and_starve_no_genuine_one(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service, sale_id = bench.service, await bench.sale()
+        paid, paid_key = await sold(bench, sandbox, sale_id)
+        late, late_key = await declined(bench, sandbox, sale_id)
+        forged = [
+            await declined(bench, sandbox, sale_id, f"made-up-{number}-0123456789")
+            for number in range(2 * LOOK_UPS_TRIED.count)
+        ]
+        asked: list[str] = []
+        look_up = service.gateway.look_up
+
+        async def counted(payment_key: str) -> object:
+            asked.append(payment_key)
+            return await look_up(payment_key)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(service.gateway, "look_up", counted)
+            began = time.monotonic()
+            await asyncio.gather(
+                *(
+                    service.webhook(order.order_id, f"{key}-forged-{number}", status="DONE")
+                    for order, key in forged
+                    for number in range(10)
+                ),
+                return_exceptions=True,
+            )
+            seconds = time.monotonic() - began
+            assert len(asked) <= LOOK_UPS_UNKNOWN.count * (2 + seconds)
+        assert sandbox.confirm(late_key, late.order_id, late.amount).status_code == 200
+        await service.webhook(late.order_id, late_key, status="DONE")
+        assert await stands(service, late) is Status.REFUNDED
+        assert sandbox.cancel(paid_key).status_code == 200
+        before = raised(Alarm.CANCELLED_AT_THE_PG)
+        await service.webhook(paid.order_id, paid_key, status="CANCELED")
+        assert raised(Alarm.CANCELLED_AT_THE_PG) == before + 1

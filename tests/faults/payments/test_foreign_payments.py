@@ -1,0 +1,119 @@
+"""Payments that can never be the order's: voided at once, counted per buyer, no alarm."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from reservation.application.payments.confirm import VOIDS_PER_BUYER
+from reservation.domain.alarms import Alarm
+from reservation.domain.errors import AmountMismatch, InvalidToken, PaymentDeclined, RateLimited
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from reservation.telemetry.metrics import ALARMS
+from tests.faults.payments.shop import LIMITS, comes_to, shop, stands
+from tests.support.in_process import Bench
+from tests.support.sandbox import RunningSandbox
+
+MADE_UP = "tviva-made-up-0123456789"
+#: The PG's window counts as closed at once.
+CLOSED = msgspec.structs.replace(
+    LIMITS, confirm_again_seconds=0.0, window_closed_seconds=0.0, missing_apart_seconds=0.0
+)
+#: They page, and their runbook stops the sale.
+PAGES = (Alarm.GATEWAY_MISCONFIGURED, Alarm.ANSWER_FOR_ANOTHER_ORDER, Alarm.PAYMENT_UNDECIDED)
+
+
+def alarms() -> list[float]:
+    return [ALARMS.labels(name)._value.get() for name in PAGES]
+
+
+async def dies_after_claim(bench: Bench, order: Reservation, payment_key: str) -> None:
+    await bench.claim(order, payment_key)
+    confirming = bench.service.keys.of(order.sale_id).confirming
+    await bench.service.connections.command("ZADD", confirming, 1, order.order_id)
+
+
+async def test_a_payment_of_another_amount_is_refused_at_once(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        before, sale_id = alarms(), await bench.sale()
+        order = await bench.hold(sale_id)
+        payment_key = sandbox.put_payment(order.order_id, 100)
+        for _ in range(2):
+            with pytest.raises(AmountMismatch):
+                await bench.service.confirm(order, payment_key=payment_key, may_claim=True)
+        found = await bench.service.store.read(order.order_id)
+        assert found is not None
+        assert (found.status, found.expires_at_ms) == (Status.HELD, order.expires_at_ms)
+        assert alarms() == before
+        # The right one still can be made.
+        right = sandbox.put_payment(order.order_id, order.amount)
+        await bench.service.confirm(order, payment_key=right, may_claim=True)
+        await comes_to(bench.service, order, Status.CONFIRMED)
+        await bench.flush(sale_id)
+        assert await bench.audited(sale_id) == ()
+
+
+async def foreign(bench: Bench, sandbox: RunningSandbox) -> tuple[Reservation, str]:
+    """An order with a payment window of its own, and the authenticated payment of another one."""
+    sale_id = await bench.sale()
+    other, order = await bench.hold(sale_id, "ann"), await bench.hold(sale_id, "ann", "second")
+    sandbox.put_payment(order.order_id, order.amount)
+    return order, sandbox.put_payment(other.order_id, other.amount)
+
+
+async def test_a_payment_of_another_order_is_refused_at_once(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        before = alarms()
+        order, payment_key = await foreign(bench, sandbox)
+        for _ in range(2):
+            with pytest.raises(InvalidToken):
+                await bench.service.confirm(order, payment_key=payment_key, may_claim=True)
+        assert await stands(bench.service, order) is Status.HELD
+        assert alarms() == before
+
+
+@pytest.mark.parametrize(
+    ("limits", "status"), [(LIMITS, Status.HELD), (CLOSED, Status.EXPIRED)], ids=["early", "late"]
+)
+async def test_the_settler_gives_back_what_another_orders_payment_holds(
+    tmp_path: Path, valkey_url: str, limits: Any, status: Status
+) -> None:
+    """The process died after the claim. The order's own unpaid payment is no money either."""
+    async with shop(tmp_path, valkey_url, limits=limits) as (bench, sandbox):
+        before = alarms()
+        order, payment_key = await foreign(bench, sandbox)
+        await dies_after_claim(bench, order, payment_key)
+        assert await bench.service.settle(order.order_id) is status
+        assert alarms() == before
+
+
+async def test_payments_that_were_made_up_are_limited_per_buyer(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service, sale_id = bench.service, await bench.sale()
+
+        async def comes_back(buyer: str, number: int) -> None:
+            order = await bench.hold(sale_id, buyer, f"order-{number // 5}")
+            await service.confirm(order, payment_key=f"{MADE_UP}-{buyer}-{number}", may_claim=True)
+
+        for number in range(VOIDS_PER_BUYER.count):
+            with pytest.raises(PaymentDeclined):
+                await comes_back("eve", number)
+        with pytest.raises(RateLimited) as refused:
+            await comes_back("eve", VOIDS_PER_BUYER.count)
+        assert refused.value.facts["retryAfter"]
+        order = await bench.hold(sale_id, "ann")
+        await service.confirm(
+            order, payment_key=sandbox.put_payment(order.order_id, order.amount), may_claim=True
+        )
+        await comes_to(service, order, Status.CONFIRMED)
+        # The PG and SQL have heard nothing of the one that was too many.
+        keys = {row.payment_key for row in await service.ledger.intents_of(order.order_id)}
+        assert f"{MADE_UP}-eve-{VOIDS_PER_BUYER.count}" not in keys

@@ -1,0 +1,137 @@
+"""Who asks for the money: nobody without a lease that outlives the call, and nobody twice.
+
+And the limit on payments of a buyer that could not be used, which is no limit on one under way.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from reservation import failpoints
+from reservation.application.payments.confirm import VOIDS_PER_BUYER
+from reservation.bootstrap import Service
+from reservation.domain.clock import SystemClock
+from reservation.domain.errors import RateLimited
+from reservation.domain.payment_gateway import Answer
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from tests.faults.payments.shop import LIMITS, shop, sold, stands
+from tests.support.in_process import Bench
+
+#: The PG's own window is over at once, and one 404 is enough.
+CLOSED = msgspec.structs.replace(
+    LIMITS, confirm_again_seconds=0.0, window_closed_seconds=0.0, missing_apart_seconds=0.0
+)
+MADE_UP = "tviva-made-up-0123456789"
+
+
+async def dies_after_claim(bench: Bench, order: Reservation, payment_key: str) -> None:
+    await bench.claim(order, payment_key)
+    confirming = bench.service.keys.of(order.sale_id).confirming
+    await bench.service.connections.command("ZADD", confirming, 1, order.order_id)
+
+
+async def lease_ends(service: Service, order: Reservation) -> None:
+    confirming = service.keys.of(order.sale_id).confirming
+    await service.connections.command("ZADD", confirming, "XX", 1, order.order_id)
+
+
+@contextmanager
+def frozen_at(point: str, seconds: float) -> Iterator[None]:
+    """The process stands still at this point for so long, by its own clock."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def freeze(_order_id: str) -> None:
+            patch.setattr(SystemClock, "monotonic", lambda _: time.monotonic() + seconds)
+
+        failpoints.arm(point, freeze)
+        try:
+            yield
+        finally:
+            failpoints.disarm()
+
+
+async def test_a_settler_that_froze_does_not_confirm_again(tmp_path: Path, valkey_url: str) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        order = await bench.hold(await bench.sale())
+        payment_key = sandbox.put_payment(order.order_id, order.amount)
+        await dies_after_claim(bench, order, payment_key)
+        with frozen_at("settle:after_intent", LIMITS.lease_ms / 1000):
+            assert await bench.service.settle(order.order_id) is None
+        assert sandbox.ledger(order.order_id)["charged"] == 0
+        # Another round takes it to its end.
+        await lease_ends(bench.service, order)
+        assert await bench.service.settle(order.order_id) is Status.CONFIRMED
+
+
+async def test_a_payment_that_may_still_be_asked_for_is_not_given_back(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    """Its intent is written between the settler's look-up and its void."""
+    async with shop(tmp_path, valkey_url, limits=CLOSED) as (bench, sandbox):
+        service, sale_id = bench.service, await bench.sale()
+        await sold(bench, sandbox, sale_id, "ben")
+        order = await bench.hold(sale_id)
+        await dies_after_claim(bench, order, MADE_UP)
+        known = await service.catalog.get(sale_id)
+        look_up = service.gateway.look_up
+
+        async def written_meanwhile(payment_key: str) -> Answer:
+            answer = await look_up(payment_key)
+            await service.ledger.write_intent(
+                order_id=order.order_id,
+                sale_id=sale_id,
+                fence=1,
+                payment_key=MADE_UP,
+                amount=order.amount,
+                currency=order.currency,
+                idempotency_key="i",
+                now_ms=service.clock.now_ms(),
+                epoch=known.epoch,
+            )
+            return answer
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(service.gateway, "look_up", written_meanwhile)
+            assert await service.settle(order.order_id) is None
+        assert await stands(service, order) is Status.CONFIRMING
+        # Once such a call is over, what the PG shows is the last word.
+        lease_ms = service.settle._limits.lease_ms
+        now_ms = service.clock.now_ms()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(SystemClock, "now_ms", lambda _: now_ms + lease_ms + 1_000)
+            await lease_ends(service, order)
+            assert await service.settle(order.order_id) is Status.EXPIRED
+
+
+async def test_a_buyer_over_the_limit_still_sees_a_payment_that_is_under_way(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    patient = msgspec.structs.replace(LIMITS, confirm_seconds=60.0)
+    async with shop(tmp_path, valkey_url, limits=patient) as (bench, sandbox):
+        service, sale_id = bench.service, await bench.sale()
+        order = await bench.hold(sale_id, "eve")
+        payment_key = sandbox.put_payment(order.order_id, order.amount)
+        sandbox.order_fault("hang", orderId=order.order_id, operations=["confirm"], seconds=60)
+        first = await service.confirm(order, payment_key=payment_key, may_claim=True)
+        assert first.status is Status.CONFIRMING
+        for _ in range(VOIDS_PER_BUYER.count):
+            service.confirm._voids.wait("eve", service.clock.monotonic())
+        for reloaded in (order, first):
+            again = await service.confirm(reloaded, payment_key=payment_key, may_claim=True)
+            assert again.status is Status.CONFIRMING
+        await service.confirm.aclose()
+        # Also where another process, or none any more, asks the PG.
+        found = await service.look.find(order.order_id)
+        assert found is not None
+        again = await service.confirm(found, payment_key=payment_key, may_claim=True)
+        assert again.status is Status.CONFIRMING
+        other = await bench.hold(sale_id, "eve")
+        key = sandbox.put_payment(other.order_id, other.amount)
+        with pytest.raises(RateLimited):
+            await service.confirm(other, payment_key=key, may_claim=True)
+        assert sandbox.ledger(other.order_id)["charged"] == 0

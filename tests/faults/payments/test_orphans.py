@@ -1,0 +1,230 @@
+"""Payments that no order has: each comes to an end, and an operator hears of what the PG decides.
+
+An order whose claim Redis lost and that could not be placed again is found here as a rebuild leaves
+it: it has ended without a payment, and SQL has an intent to take its money from an earlier epoch.
+"""
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from reservation.adapters.sql.payment_intents import IntentOutcome
+from reservation.adapters.sql.payments import PaymentRow
+from reservation.application.payments.orphaned import Orphans
+from reservation.domain.alarms import Alarm
+from reservation.domain.clock import SystemClock
+from reservation.domain.payment import Cause, Reason
+from reservation.domain.reservation import Reservation
+from tests.faults.payments.shop import raised, shop
+from tests.support.in_process import Bench
+from tests.support.sandbox import RunningSandbox
+
+ACCOUNT = {"bank": "20", "accountNumber": "2222222222", "holderName": "Kim"}
+
+
+class SetClock(SystemClock):
+    """Goes as the test says."""
+
+    def __init__(self) -> None:
+        self.at_ms = super().now_ms()
+
+    def now_ms(self) -> int:
+        return self.at_ms
+
+    def monotonic(self) -> float:
+        return self.at_ms / 1000
+
+
+class Orphan:
+    """One payment whose order does not have it."""
+
+    def __init__(self, bench: Bench, sandbox: RunningSandbox, order: Reservation) -> None:
+        self.bench, self.sandbox, self.order = bench, sandbox, order
+        self.service, self.clock = bench.service, SetClock()
+        self.payment_key = ""
+        service = bench.service
+        self.orphans = Orphans(
+            service.store,
+            service.ledger,
+            service.gateway,
+            service.refund._conclude,
+            service.losses,
+            service.health,
+            clock=self.clock,
+        )
+
+    async def asked_for(self, payment_key: str, order: Reservation | None = None) -> None:
+        """Its intent is in SQL."""
+        self.payment_key, order = payment_key, order or self.order
+        written = await self.service.ledger.write_intent(
+            order_id=order.order_id,
+            sale_id=order.sale_id,
+            fence=1,
+            payment_key=payment_key,
+            amount=order.amount,
+            currency="KRW",
+            idempotency_key="i",
+            now_ms=self.clock.now_ms(),
+            epoch="an earlier one",
+        )
+        assert written is IntentOutcome.WRITTEN
+
+    async def confirmed(self, **more: Any) -> None:
+        """The PG has carried the confirm out."""
+        order = self.order
+        await self.asked_for(self.sandbox.put_payment(order.order_id, order.amount, **more))
+        assert self.sandbox.confirm(self.payment_key, order.order_id, order.amount).is_success
+
+    async def looked_at(self, *, after_minutes: float = 1) -> bool:
+        """The next look; whether the payment has come to its end."""
+        self.clock.at_ms += round(after_minutes * 60_000)
+        assert await self.orphans.run_once() == 1
+        return not await self.service.ledger.unmet_intents(self.order.sale_id)
+
+    def shown(self) -> dict[str, Any]:
+        return self.sandbox.http.get(f"/v1/payments/{self.payment_key}").json()
+
+    def cancelled(self) -> int:
+        return self.sandbox.ledger(self.order.order_id)["cancelled"]
+
+
+@pytest.fixture
+async def orphan(tmp_path: Path, valkey_url: str) -> AsyncGenerator[Orphan]:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        order = await bench.hold(await bench.sale(virtual_accounts=True))
+        await bench.service.release(order, reason=Reason(Cause.BUYER))
+        await bench.flush(order.sale_id)
+        yield Orphan(bench, sandbox, order)
+
+
+async def test_an_account_that_no_order_has_is_closed_before_anybody_pays_in(
+    orphan: Orphan,
+) -> None:
+    await orphan.confirmed(method="virtual_account")
+    assert await orphan.looked_at()
+    assert orphan.shown()["status"] == "CANCELED"
+    with pytest.raises(httpx.HTTPStatusError):
+        orphan.sandbox.deposit(orphan.payment_key)
+    assert await orphan.service.ledger.is_cancel_intended(orphan.payment_key)
+    assert await orphan.bench.audited(orphan.order.sale_id) == ()
+
+
+@pytest.mark.parametrize("method", ["card", "virtual_account"])
+async def test_a_cancel_whose_answer_was_lost_is_seen_at_the_next_look(
+    orphan: Orphan, method: str
+) -> None:
+    await orphan.confirmed(method=method)
+    of_it = {"orderId": orphan.order.order_id, "operations": ["cancel"], "times": 1}
+    orphan.sandbox.order_fault("error_after_commit", **of_it)
+    assert not await orphan.looked_at()
+    assert await orphan.looked_at()
+    assert orphan.shown()["status"] == "CANCELED"
+
+
+async def test_a_deposit_that_overtakes_the_cancel_is_named_until_it_is_given_back(
+    orphan: Orphan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The PG gives no deposit back without an account to send it to."""
+    await orphan.confirmed(method="virtual_account")
+    cancel, before = orphan.service.gateway.cancel, raised(Alarm.PAYMENT_WITHOUT_ORDER)
+
+    async def too_late(**asked: Any) -> Any:
+        if orphan.shown()["status"] == "WAITING_FOR_DEPOSIT":
+            orphan.sandbox.deposit(orphan.payment_key)
+        return await cancel(**asked)
+
+    monkeypatch.setattr(orphan.service.gateway, "cancel", too_late)
+    assert not await orphan.looked_at()
+    assert not await orphan.looked_at()
+    assert raised(Alarm.PAYMENT_WITHOUT_ORDER) > before
+    assert orphan.sandbox.cancel(orphan.payment_key, refundReceiveAccount=ACCOUNT).is_success
+    assert await orphan.looked_at()
+    assert orphan.cancelled() == orphan.order.amount
+
+
+async def test_the_rest_of_a_payment_that_was_cancelled_in_part_goes_back(orphan: Orphan) -> None:
+    await orphan.confirmed()
+    assert orphan.sandbox.cancel(orphan.payment_key, cancelAmount=400).is_success
+    assert await orphan.looked_at()
+    assert orphan.cancelled() == orphan.order.amount
+
+
+async def test_a_payment_that_went_back_in_parts_has_ended(orphan: Orphan) -> None:
+    await orphan.confirmed()
+    for amount in (400, orphan.order.amount - 400):
+        assert orphan.sandbox.cancel(orphan.payment_key, cancelAmount=amount).is_success
+    assert orphan.shown()["status"] == "PARTIAL_CANCELED"
+    assert await orphan.looked_at()
+    assert await orphan.bench.audited(orphan.order.sale_id) == ()
+
+
+@pytest.mark.parametrize("other_payment", [False, True])
+async def test_a_payment_that_the_pg_does_not_know_ends_once_no_money_can_come(
+    orphan: Orphan, other_payment: bool
+) -> None:
+    if other_payment:
+        # That is for whoever asked for it to decide.
+        order = orphan.order
+        second = orphan.sandbox.put_payment(order.order_id, order.amount)
+        assert orphan.sandbox.confirm(second, order.order_id, order.amount).is_success
+    await orphan.asked_for("tboxunknown0123456789")
+    before = raised(Alarm.PAYMENT_WITHOUT_ORDER)
+    assert not await orphan.looked_at()
+    assert raised(Alarm.PAYMENT_WITHOUT_ORDER) == before + 1
+    assert not await orphan.looked_at(after_minutes=5)
+    assert await orphan.looked_at(after_minutes=7)
+    assert await orphan.service.ledger.is_cancel_intended(orphan.payment_key)
+
+
+async def test_a_pg_that_shows_none_of_our_payments_is_not_believed(orphan: Orphan) -> None:
+    await orphan.asked_for("tboxunknown0123456789")
+    await orphan.service.ledger.put_payment(
+        PaymentRow(
+            payment_key="tboxours0123456789",
+            order_id="another",
+            status="DONE",
+            total_amount=1000,
+            balance_amount=1000,
+            currency="KRW",
+            method="CARD",
+            approved_at_ms=1,
+            updated_at_ms=1,
+        )
+    )
+    for _ in range(3):
+        assert not await orphan.looked_at(after_minutes=20)
+
+
+async def test_a_payment_of_another_order_ends_once_no_money_can_come(orphan: Orphan) -> None:
+    other = await orphan.bench.hold(orphan.order.sale_id, "ben")
+    await orphan.asked_for(orphan.sandbox.put_payment(other.order_id, other.amount))
+    assert not await orphan.looked_at()
+    assert await orphan.looked_at(after_minutes=12)
+
+
+async def test_intents_that_their_orders_have_are_read_with_growing_pauses(
+    orphan: Orphan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing ends while the flusher stands still: each payment of the sale has its intent."""
+    clock, ledger, read = orphan.clock, orphan.service.ledger, list[float]()
+    unmet_intents, began = ledger.unmet_intents, clock.monotonic()
+
+    async def counted(*args: Any, **asked: Any) -> Any:
+        found = await unmet_intents(*args, **asked)
+        if found:
+            read.append(clock.monotonic() - began)
+        return found
+
+    monkeypatch.setattr(ledger, "unmet_intents", counted)
+    for buyer, reads in (("ann", [11, 16, 32, 62, 92]), ("ben", [111, 122])):
+        order = await orphan.bench.hold(orphan.order.sale_id, buyer)
+        await orphan.bench.claim(order, f"key-of-{buyer}")
+        await orphan.asked_for(f"key-of-{buyer}", order)
+        read.clear()
+        for _ in range(100 if buyer == "ann" else 25):
+            clock.at_ms += 1_000
+            assert await orphan.orphans.run_once() == 0
+        assert read == reads

@@ -1,0 +1,194 @@
+"""Without a single webhook: payments that changed after their order was decided are found."""
+
+import secrets
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from reservation.application.payments.webhooks import LOOK_UPS_PER_ORDER
+from reservation.domain.alarms import Alarm
+from reservation.domain.payment_gateway import Answer
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from tests.faults.payments.shop import LIMITS, comes_to, shop, stands
+from tests.faults.payments.test_follow_up import declined, raised, sold
+from tests.support.in_process import Bench
+from tests.support.sandbox import RunningSandbox
+
+#: What is put on the list is due at once.
+AT_ONCE = msgspec.structs.replace(LIMITS, recheck_seconds=0.0, deposit_look_seconds=0.0)
+
+
+async def is_due(bench: Bench) -> None:
+    """Time passes: everything on the list is due."""
+    for check in await bench.service.ledger.checks.due(10**15, 100):
+        await bench.service.ledger.checks.put_off(check, 1, check.looks)
+
+
+async def account(bench: Bench, sandbox: RunningSandbox) -> tuple[Reservation, str]:
+    order = await bench.hold(await bench.sale(virtual_accounts=True), secrets.token_hex(4))
+    payment_key = sandbox.put_payment(order.order_id, order.amount, method="virtual_account")
+    await bench.service.confirm(order, payment_key=payment_key, may_claim=True)
+    await comes_to(bench.service, order, Status.AWAITING_DEPOSIT)
+    return order, payment_key
+
+
+async def test_a_deposit_is_found_without_its_webhook(tmp_path: Path, valkey_url: str) -> None:
+    async with shop(tmp_path, valkey_url, limits=AT_ONCE) as (bench, sandbox):
+        order, payment_key = await account(bench, sandbox)
+        assert await bench.service.recheck.run_once() == 1
+        assert await stands(bench.service, order) is Status.AWAITING_DEPOSIT
+        sandbox.deposit(payment_key)
+        await is_due(bench)
+        assert await bench.service.recheck.run_once() == 1
+        assert await stands(bench.service, order) is Status.CONFIRMED
+        await is_due(bench)
+        await bench.service.recheck.run_once()
+        assert await bench.service.ledger.checks.due(10**15, 10) == []
+
+
+async def test_a_decline_that_was_approved_after_all_is_given_back_without_a_webhook(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    """The PG answered the confirm with a refusal, and shows the payment as DONE."""
+    async with shop(tmp_path, valkey_url, limits=AT_ONCE) as (bench, sandbox):
+        service, sale_id = bench.service, await bench.sale()
+        order = await bench.hold(sale_id, "ann")
+        payment_key = sandbox.put_payment(order.order_id, order.amount, decline="FDS_ERROR")
+        with pytest.raises(Exception, match="fraud"):
+            await service.confirm(order, payment_key=payment_key, may_claim=True)
+        assert await stands(service, order) is Status.RELEASED
+        [check] = await service.ledger.checks.due(10**15, 10)
+        assert (check.payment_key, check.order_id) == (payment_key, order.order_id)
+        # Looked at twice, and a second time a day later; then it is off the list.
+        for looks in (1, 2):
+            await is_due(bench)
+            assert await service.recheck.run_once() == 1, looks
+        assert await service.ledger.checks.due(10**15, 10) == []
+
+        late, late_key = await declined(bench, sandbox, sale_id)
+        assert sandbox.confirm(late_key, late.order_id, late.amount).status_code == 200
+        await service.ledger.checks.schedule(late_key, late.order_id, 1)
+        assert await service.recheck.run_once() == 1
+        assert await stands(service, late) is Status.REFUNDED
+        assert sandbox.ledger(late.order_id)["cancelled"] == late.amount
+
+
+async def test_a_cancel_that_failed_is_asked_for_again_without_a_webhook(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url, limits=AT_ONCE) as (bench, sandbox):
+        service, sale_id = bench.service, await bench.sale()
+        late, late_key = await declined(bench, sandbox, sale_id)
+        assert sandbox.confirm(late_key, late.order_id, late.amount).status_code == 200
+        sandbox.order_fault("error_before_commit", orderId=late.order_id, operations=["cancel"])
+        with pytest.raises(Exception, match="not settled"):
+            await service.webhook(late.order_id, late_key, status="DONE")
+        await is_due(bench)
+        assert await service.recheck.run_once() == 1
+        assert await stands(service, late) is Status.RELEASED
+        sandbox.clear_faults()
+        await is_due(bench)
+        assert await service.recheck.run_once() == 1
+        assert await stands(service, late) is Status.REFUNDED
+
+
+async def test_a_look_up_that_fails_is_no_look(tmp_path: Path, valkey_url: str) -> None:
+    async with shop(tmp_path, valkey_url, limits=AT_ONCE) as (bench, sandbox):
+        service = bench.service
+        late, late_key = await declined(bench, sandbox, await bench.sale())
+        await service.ledger.checks.schedule(late_key, late.order_id, 1)
+        sandbox.order_fault("error_before_commit", orderId=late.order_id, operations=["look_up"])
+        for _ in range(3):
+            assert await service.recheck.run_once() == 1
+            await is_due(bench)
+        sandbox.clear_faults()
+        assert sandbox.confirm(late_key, late.order_id, late.amount).status_code == 200
+        await service.recheck.run_once()
+        assert await stands(service, late) is Status.REFUNDED
+
+
+async def test_two_workers_do_not_look_at_one_payment_at_once(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url, limits=AT_ONCE) as (bench, sandbox):
+        late, late_key = await declined(bench, sandbox, await bench.sale())
+        checks = bench.service.ledger.checks
+        await checks.schedule(late_key, late.order_id, 1)
+        [check] = await checks.due(10**15, 10)
+        assert await checks.take(check, 10**15)
+        assert await checks.take(check, 10**15) is None
+
+
+@contextmanager
+def after_each_look_up(bench: Bench, action: Callable[[], Awaitable[object]]) -> Generator[None]:
+    """Let something happen between the PG's answer and what is made of it."""
+    look_up = bench.service.gateway.look_up
+
+    async def answered(payment_key: str) -> Answer:
+        answer = await look_up(payment_key)
+        await action()
+        return answer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench.service.gateway, "look_up", answered)
+        yield
+
+
+async def test_a_webhook_that_comes_during_a_look_has_a_look_of_its_own(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    """It is over a limit and answered 200: the list alone has it."""
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service = bench.service
+        order, payment_key = await sold(bench, sandbox, await bench.sale())
+        for _ in range(LOOK_UPS_PER_ORDER.count):
+            await service.webhook(order.order_id, payment_key, status="CANCELED")
+        await service.ledger.checks.schedule(payment_key, order.order_id, 1)
+
+        async def cancelled_meanwhile() -> None:
+            assert sandbox.cancel(payment_key).status_code == 200
+            await service.webhook(order.order_id, payment_key, status="CANCELED")
+
+        before = raised(Alarm.CANCELLED_AT_THE_PG)
+        with after_each_look_up(bench, cancelled_meanwhile):
+            assert await service.recheck.run_once() == 1
+        assert raised(Alarm.CANCELLED_AT_THE_PG) == before
+        await is_due(bench)
+        assert await service.recheck.run_once() == 1
+        assert raised(Alarm.CANCELLED_AT_THE_PG) == before + 1
+
+
+async def test_a_look_that_is_put_off_leaves_an_earlier_one(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        checks = bench.service.ledger.checks
+        late, late_key = await declined(bench, sandbox, await bench.sale())
+        await checks.schedule(late_key, late.order_id, 1)
+        soon_ms = bench.service.clock.now_ms() + 15_000
+        with after_each_look_up(bench, lambda: checks.schedule(late_key, late.order_id, soon_ms)):
+            assert await bench.service.recheck.run_once() == 1
+        [check] = await checks.due(10**15, 10)
+        assert check.due_at_ms == soon_ms
+
+
+async def test_a_cancel_that_fails_again_is_asked_for_less_often(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service = bench.service
+        late, late_key = await declined(bench, sandbox, await bench.sale())
+        assert sandbox.confirm(late_key, late.order_id, late.amount).status_code == 200
+        sandbox.order_fault("refuse", orderId=late.order_id, operations=["cancel"])
+        await service.ledger.checks.schedule(late_key, late.order_id, 1)
+        for looks in (1, 2, 3, 4):
+            now_ms = service.clock.now_ms()
+            await is_due(bench)
+            assert await service.recheck.run_once() == 1
+            [check] = await service.ledger.checks.due(10**15, 10)
+            assert check.looks == looks
+            assert check.due_at_ms >= now_ms + 2 ** (looks - 1) * 60_000

@@ -1,0 +1,90 @@
+"""What the settler does where one order is damaged: nobody else's money waits for its repair."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from reservation.application.payments.settle import LOOKS_AT_ONCE
+from reservation.bootstrap import Service
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from reservation.workers.settler import Settler
+from tests.faults.payments.shop import LIMITS, PATIENCE_SECONDS, comes_to, damage, shop, stands
+
+
+def settler_of(service: Service) -> Settler:
+    return Settler(service.store, service.settle, clock=service.clock)
+
+
+@pytest.mark.parametrize("lost", ["fence", "items"])
+async def test_a_damaged_payment_does_not_keep_the_others_from_being_settled(
+    tmp_path: Path, valkey_url: str, lost: str
+) -> None:
+    """It stays first in the line for as long as nobody repairs it, and is told of each time."""
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service, sale_id = bench.service, await bench.sale()
+        orders = [await bench.hold(sale_id, buyer) for buyer in ("ann", "ben", "cho")]
+        confirming = service.keys.of(sale_id).confirming
+        for number, order in enumerate(orders):
+            await bench.claim(order, sandbox.put_payment(order.order_id, order.amount))
+            await service.connections.command("ZADD", confirming, number, order.order_id)
+        damaged, *others = orders
+        await damage(service, damaged, lost)
+        with pytest.raises(KeyError, match=lost):
+            await settler_of(service).run_once(sale_id)
+        assert [await stands(service, order) for order in others] == [Status.CONFIRMED] * 2
+
+
+async def test_who_waits_for_a_rebuild_is_not_asked_about_without_a_pause(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service, sale_id = bench.service, await bench.sale()
+        order = await bench.hold(sale_id, "ann")
+        await bench.claim(order, sandbox.put_payment(order.order_id, order.amount))
+        confirming = service.keys.of(sale_id).confirming
+        await service.connections.command("ZADD", confirming, 1, order.order_id, 2, "gone")
+        await service.connections.command("XTRIM", service.keys.of(sale_id).outbox, "MAXLEN", 0)
+        settler = settler_of(service)
+        assert await settler.run_once(sale_id) == 2
+        assert await settler.run_once(sale_id) == 0
+        assert await stands(service, order) is Status.CONFIRMING
+
+
+async def test_a_confirm_that_hangs_delays_no_other_payment(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    """More of them hang than there are places for look-ups."""
+    patient = msgspec.structs.replace(LIMITS, confirm_seconds=60.0, look_up_seconds=10.0)
+    async with shop(tmp_path, valkey_url, limits=patient) as (bench, sandbox):
+        service, sale_id = bench.service, await bench.sale()
+        confirming = service.keys.of(sale_id).confirming
+        settler = settler_of(service)
+        silent: list[Reservation] = []
+        for number in range(LOOKS_AT_ONCE + 8):
+            order = await bench.hold(sale_id, f"silent-{number}")
+            await bench.claim(order, sandbox.put_payment(order.order_id, order.amount))
+            await service.connections.command("ZADD", confirming, 1, order.order_id)
+            sandbox.order_fault("hang", orderId=order.order_id, seconds=60)
+            silent.append(order)
+        try:
+            await settler.tick(sale_id)
+            give_up_at = time.monotonic() + PATIENCE_SECONDS
+            while sum(rule["applied"] for rule in sandbox.faults()) < len(silent):
+                assert time.monotonic() < give_up_at
+                await asyncio.sleep(0.1)
+            other = await bench.hold(sale_id, "ann")
+            payment_key = sandbox.put_payment(other.order_id, other.amount)
+            await bench.claim(other, payment_key)
+            assert sandbox.confirm(payment_key, other.order_id, other.amount).status_code == 200
+            await service.connections.command("ZADD", confirming, 1, other.order_id)
+            await settler.tick(sale_id)
+            await comes_to(service, other, Status.CONFIRMED)
+            assert await stands(service, silent[0]) is Status.CONFIRMING
+        finally:
+            sandbox.clear_faults()
+            await settler.run_once(sale_id)
+            await settler.aclose()

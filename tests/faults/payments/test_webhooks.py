@@ -1,0 +1,148 @@
+"""What the PG tells late: money for an order that has ended, a cancel of one that is sold."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from reservation.application.payments.refunds import RefundWish
+from reservation.application.payments.webhooks import LOOK_UPS_PER_ORDER
+from reservation.domain.states import Status
+from reservation.sandbox.faults import Fault
+from reservation.telemetry.metrics import ALARMS
+from tests.faults.payments.environment import Story, World, world
+from tests.faults.payments.matrix import NONE, Cell, Entry, Plan
+from tests.faults.payments.workload import Wave
+
+
+def alarms() -> float:
+    return ALARMS.labels("cancelled_at_the_pg")._value.get()
+
+
+async def sold(made: World) -> Story:
+    """One order, paid for. The wave's own refunds are kept from it."""
+    wave = Wave(
+        made,
+        [Plan(Cell(NONE, NONE, Entry.SUCCESS))],
+        outage_seconds=30.0,
+        draw=random.Random(1),
+        refunds=False,
+    )
+    await wave.run()
+    assert wave.stories[0].status == Status.CONFIRMED
+    return wave.stories[0]
+
+
+async def test_the_webhook_of_our_own_unfinished_refund_is_no_alarm(
+    tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path, valkey_url, monkeypatch) as made:
+        story = await sold(made)
+        story.deaths = ["refund:after_cancel"]
+        wish = RefundWish(
+            order_id=story.order.order_id,
+            reason="a test",
+            restock=True,
+            account=None,
+            idempotency_key="once",
+            operator="op",
+        )
+        await made.in_first(story, made.first.refund(wish))
+        assert story.died_at == ["refund:after_cancel"]
+        before = alarms()
+        assert await made.hear(story.order.order_id, story.payment_key)
+        assert alarms() == before
+
+
+async def test_a_cancel_that_nobody_here_asked_for_is_an_alarm(
+    tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path, valkey_url, monkeypatch) as made:
+        story = await sold(made)
+        assert made.sandbox.cancel(story.payment_key).status_code == 200
+        before = alarms()
+        assert await made.hear(story.order.order_id, story.payment_key)
+        assert alarms() == before + 1
+
+
+async def ended(made: World) -> Story:
+    """One order whose hold ran out, and whose payment the PG approved for all that."""
+    wave = Wave(
+        made,
+        [Plan(Cell(NONE, "confirm:before_claim", Entry.SETTLER))],
+        outage_seconds=30.0,
+        draw=random.Random(1),
+        refunds=False,
+    )
+    await wave.run()
+    story = wave.stories[0]
+    assert story.status == Status.EXPIRED
+    order = story.order
+    confirmed = made.sandbox.confirm(story.payment_key, order.order_id, order.amount)
+    assert confirmed.status_code == 200
+    return story
+
+
+@pytest.mark.parametrize(
+    ("operation", "fault"),
+    [
+        ("look_up", Fault.ERROR_BEFORE_COMMIT),
+        ("look_up", Fault.OTHER_KEY),
+        ("cancel", Fault.ERROR_BEFORE_COMMIT),
+        ("cancel", Fault.COMMIT_THEN_DROP),
+    ],
+)
+async def test_a_late_webhook_comes_again_until_the_money_is_given_back(
+    tmp_path: Path,
+    valkey_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    operation: str,
+    fault: Fault,
+) -> None:
+    async with world(tmp_path, valkey_url, monkeypatch) as made:
+        story = await ended(made)
+        order_id = story.order.order_id
+        made.sandbox.order_fault(fault, orderId=order_id, operations=[operation], times=1)
+        assert not await made.hear(order_id, story.payment_key)
+        assert await made.hear(order_id, story.payment_key)
+        found = await made.second.store.read(order_id)
+        assert found is not None
+        assert found.status is Status.REFUNDED
+        ledger = made.sandbox.ledger(order_id)
+        assert ledger["charged"] == ledger["cancelled"] == story.order.amount
+
+
+async def test_a_late_webhook_that_drowns_in_a_storm_comes_again(
+    tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path, valkey_url, monkeypatch) as made:
+        story = await ended(made)
+        order_id = story.order.order_id
+        for _ in range(LOOK_UPS_PER_ORDER.count):
+            await made.hear(order_id, "tboxforged0123456789")
+            await made.clock.turn(1)
+        assert not await made.hear(order_id, story.payment_key)
+        await made.clock.turn(LOOK_UPS_PER_ORDER.per_seconds)
+        assert await made.hear(order_id, story.payment_key)
+        ledger = made.sandbox.ledger(order_id)
+        assert ledger["charged"] == ledger["cancelled"] == story.order.amount
+
+
+async def test_no_cancel_leaves_for_another_payment_than_was_looked_up(
+    tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path, valkey_url, monkeypatch) as made:
+        story = await ended(made)
+        order_id = story.order.order_id
+        made.sandbox.order_fault(Fault.OTHER_KEY, orderId=order_id, operations=["look_up"])
+        assert not await made.hear(order_id, story.payment_key)
+        asked = await made.second.ledger.history(order_id)
+        assert "cancel" not in [row.what for row in asked]
+
+
+async def test_a_webhook_of_a_payment_that_the_pg_does_not_know_need_not_come_again(
+    tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path, valkey_url, monkeypatch) as made:
+        story = await sold(made)
+        assert await made.hear(story.order.order_id, "tboxforged0123456789")

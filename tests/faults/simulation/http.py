@@ -1,0 +1,239 @@
+"""HTTP without sockets: ASGI applications of simulated processes, asked over simulated links."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, ClassVar
+from urllib.parse import unquote, urlsplit
+
+import httpx
+import msgspec
+
+from tests.faults.simulation.loop import CURRENT, NEUTRAL, VirtualLoop
+from tests.faults.simulation.network import Fate, Link
+from tests.faults.simulation.processes import Process
+from tests.faults.simulation.trace import Trace
+
+__all__ = ["CutOff", "Request", "Response", "SimulatedClient", "Unreachable", "Web"]
+
+
+class Unreachable(Exception):
+    """Nobody listens there: nothing was sent."""
+
+
+class CutOff(Exception):
+    """The connection broke before the answer was there."""
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked."""
+
+    method: str
+    url: str
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    body: bytes = b""
+
+
+class Response(msgspec.Struct, frozen=True):
+    """A whole answer."""
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+
+
+class Web:
+    """Knows who listens where.
+
+    Args:
+        loop: where it all runs.
+        trace: told of every exchange.
+        hosts: for each host, its link and who may be asked now; one of them is drawn.
+    """
+
+    def __init__(
+        self,
+        loop: VirtualLoop,
+        trace: Trace,
+        hosts: Mapping[str, tuple[Link, Callable[[], list[Process]]]],
+    ) -> None:
+        self._loop = loop
+        self._trace = trace
+        self._hosts = hosts
+
+    async def ask(self, asker: Process, request: Request) -> Response:
+        """Send a request from a process; a lost one is waited for until whoever asks gives up.
+
+        Raises:
+            Unreachable, CutOff: the one before and the other after it was sent.
+        """
+        if not asker.alive:
+            raise Unreachable("this process is dead")
+        host = urlsplit(request.url).netloc
+        link, listening = self._hosts[host]
+        fate = link.fate(asker.draw)
+        servers = listening()
+        server = asker.draw.choice(servers) if servers else None
+        exchange = _Exchange(self._loop, self._trace, link, asker, server, request, fate)
+        try:
+            return await exchange.answer
+        finally:
+            exchange.given_up()
+
+
+class _Exchange:
+    """One request on its way there and back."""
+
+    def __init__(
+        self,
+        loop: VirtualLoop,
+        trace: Trace,
+        link: Link,
+        asker: Process,
+        server: Process | None,
+        request: Request,
+        fate: Fate,
+    ) -> None:
+        self._loop, self._trace, self._link = loop, trace, link
+        self._asker, self._server, self._request = asker, server, request
+        self._fate = fate
+        self.answer: asyncio.Future[Response] = loop.create_future()
+        self._end = 0
+        self._gone = asyncio.Event()
+        kind = "asks" if fate is Fate.WELL else f"http-{fate.value}"
+        told = urlsplit(request.url)
+        trace.note(kind, asker.name, f"{request.method} {told.netloc}{told.path}")
+        if fate is Fate.REQUEST_LOST:
+            return
+        arrive = self._break_off if fate is Fate.RESET else self._arrive
+        loop.call_later(link.seconds(asker.draw), arrive, context=NEUTRAL)
+
+    def given_up(self) -> None:
+        """Whoever asked has its answer, or has gone."""
+        self._gone.set()
+
+    def _arrive(self) -> None:
+        server = self._server
+        if server is None or server.serves is None or not server.alive:
+            self._fail(Unreachable("connection refused"))
+            return
+        self._end = server.at_end(self._server_died)
+        task = server.start(_call(server.serves, self._request, self._gone))
+        task.add_done_callback(self._done, context=NEUTRAL)
+
+    def _done(self, task: asyncio.Task[Response]) -> None:
+        assert self._server is not None
+        self._server.forget(self._end)
+        if task.cancelled() or isinstance(task.exception(), CutOff):
+            self._break_off()
+            return
+        response = task.result()
+        self._trace.note("answers", self._server.name, f"{response.status}")
+        if self._fate is Fate.REPLY_LOST:
+            return
+        back = self._break_off if self._fate is Fate.RESET_AFTER else self._give
+        self._loop.call_later(self._link.seconds(self._server.draw), back, response)
+
+    def _server_died(self) -> None:
+        # By the kernel of its machine, which closes what the dead one had open.
+        seconds = self._link.seconds(self._asker.draw)
+        self._loop.call_later(seconds, self._break_off, context=NEUTRAL)
+
+    def _give(self, response: Response) -> None:
+        if not self.answer.done():
+            self.answer.set_result(response)
+
+    def _break_off(self, _: Response | None = None) -> None:
+        self._fail(CutOff("connection reset"))
+
+    def _fail(self, error: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+async def _call(app: Any, request: Request, gone: asyncio.Event) -> Response:
+    """One request through an ASGI application."""
+    url = urlsplit(request.url)
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": request.method,
+        "scheme": "http",
+        "path": unquote(url.path),
+        "raw_path": url.path.encode(),
+        "query_string": url.query.encode(),
+        "root_path": "",
+        "headers": [(b"host", url.netloc.encode()), *request.headers],
+        "client": ("127.0.0.1", 40_000),
+        "server": ("127.0.0.1", 80),
+    }
+    told = [{"type": "http.request", "body": request.body, "more_body": False}]
+    status, whole = 0, False
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    parts: list[bytes] = []
+
+    async def receive() -> dict[str, Any]:
+        if told:
+            return told.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        nonlocal status, headers, whole
+        if message["type"] == "http.response.start":
+            status, headers = message["status"], tuple(message.get("headers", ()))
+        elif message["type"] == "http.response.body":
+            parts.append(message.get("body", b""))
+            whole = not message.get("more_body", False)
+
+    await app(scope, receive, send)
+    if not whole:
+        raise CutOff("the answer was never finished")
+    return Response(status, headers, b"".join(parts))
+
+
+class SimulatedClient(httpx.AsyncClient):
+    """httpx's client on a simulated link, for whatever process makes it."""
+
+    #: Set for the length of a run.
+    web: ClassVar[Web]
+
+    def __init__(self, **kwargs: Any) -> None:
+        for name in ("verify", "limits", "trust_env"):
+            kwargs.pop(name, None)
+        super().__init__(
+            transport=_Transport(self.web, CURRENT.get()), verify=False, trust_env=False, **kwargs
+        )
+
+
+class _Transport(httpx.AsyncBaseTransport):
+    def __init__(self, web: Web, process: Process) -> None:
+        self._web = web
+        self._process = process
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        asked = Request(
+            method=request.method,
+            url=str(request.url),
+            headers=tuple((name.lower(), value) for name, value in request.headers.raw),
+            body=request.content,
+        )
+        limit = request.extensions.get("timeout", {}).get("read")
+        try:
+            async with asyncio.timeout(limit):
+                answer = await self._web.ask(self._process, asked)
+        except TimeoutError:
+            raise httpx.ReadTimeout("no answer", request=request) from None
+        except Unreachable as error:
+            raise httpx.ConnectError(str(error), request=request) from error
+        except CutOff as error:
+            raise httpx.ReadError(str(error), request=request) from error
+        return httpx.Response(answer.status, headers=list(answer.headers), content=answer.body)
+
+
+def json_of(response: Response) -> dict[str, Any]:
+    """The answer's object; empty where it has none."""
+    with suppress(msgspec.MsgspecError):
+        return msgspec.json.decode(response.body, type=dict[str, Any])
+    return {}

@@ -1,0 +1,74 @@
+"""How the network is: how long messages take, and what becomes of them."""
+
+import random
+from enum import Enum
+
+import msgspec
+
+__all__ = ["Fate", "Link", "Weather"]
+
+
+class Fate(Enum):
+    """What becomes of one exchange."""
+
+    WELL = "well"
+    #: The request never arrives; who asked waits for its own time-out.
+    REQUEST_LOST = "request_lost"
+    #: It arrives and is done; the reply never comes.
+    REPLY_LOST = "reply_lost"
+    #: The connection breaks before the request arrives, and who asked is told at once.
+    RESET = "reset"
+    #: The connection breaks when it is done, and who asked is told at once.
+    RESET_AFTER = "reset_after"
+
+
+_FAULTS = (Fate.REQUEST_LOST, Fate.REPLY_LOST, Fate.RESET, Fate.RESET_AFTER)
+
+
+class Link(msgspec.Struct, kw_only=True):
+    """The way to one kind of server."""
+
+    #: The usual delay of one way, in seconds; drawn exponentially.
+    delay: float
+    #: How many exchanges go wrong, 0 to 1.
+    bad: float = 0.0
+    #: How many messages are very late, 0 to 1, and by up to how many seconds.
+    late: float = 0.0
+    late_seconds: float = 0.0
+
+    def seconds(self, draw: random.Random) -> float:
+        """How long one message takes."""
+        usual = self.delay * (0.5 + draw.random())
+        if self.late and draw.random() < self.late:
+            return usual + draw.random() * self.late_seconds
+        return usual
+
+    def fate(self, draw: random.Random) -> Fate:
+        """What becomes of the next exchange."""
+        if self.bad and draw.random() < self.bad:
+            return draw.choice(_FAULTS)
+        return Fate.WELL
+
+
+class Weather(msgspec.Struct, kw_only=True):
+    """All links of a world. SQL's goes wrong in its own way: see `tests.faults.simulation.sql`."""
+
+    redis: Link
+    sql: Link
+    pg: Link
+    web: Link
+
+    @classmethod
+    def fair(cls) -> "Weather":
+        """Nothing goes wrong."""
+        return cls(
+            redis=Link(delay=0.0005),
+            sql=Link(delay=0.001),
+            pg=Link(delay=0.05),
+            web=Link(delay=0.01),
+        )
+
+    def clear(self) -> None:
+        """From now on nothing goes wrong."""
+        for link in (self.redis, self.sql, self.pg, self.web):
+            link.bad = link.late = 0.0

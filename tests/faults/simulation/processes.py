@@ -1,0 +1,70 @@
+"""Simulated processes: each may be killed or frozen at any await."""
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
+from typing import Any
+
+from tests.faults.simulation.loop import CURRENT, Halted, VirtualLoop
+
+__all__ = ["Process"]
+
+
+class Process(Halted):
+    """One life of a process: its tasks, its luck, its clock.
+
+    Args:
+        name: told in the trace.
+        loop: where it runs.
+        draw: its luck with the network and with SQL; of this life alone, so that the dead draw
+            nothing from the living.
+        skew_ms: its wall clock minus the true one.
+    """
+
+    def __init__(
+        self, name: str, loop: VirtualLoop, draw: random.Random, *, skew_ms: int = 0
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.loop = loop
+        self.draw = draw
+        self.skew_ms = skew_ms
+        self.alive = True
+        #: An ASGI application, while it takes requests.
+        self.serves: Any = None
+        #: What ends with the process: connections, open requests.
+        self._ends: dict[int, Callable[[], None]] = {}
+        self._ends_made = 0
+        self._context: Context = copy_context()
+        self._context.run(CURRENT.set, self)
+
+    def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """A task of this process."""
+        return self.loop.create_task(work, context=self._context.copy())
+
+    def at_end(self, end: Callable[[], None]) -> int:
+        """Call this when the process dies; gives a number for `forget`."""
+        self._ends_made += 1
+        self._ends[self._ends_made] = end
+        return self._ends_made
+
+    def forget(self, number: int) -> None:
+        """No longer call that one."""
+        self._ends.pop(number, None)
+
+    def kill(self) -> None:
+        """SIGKILL: no line of it runs any more; what it had sent is still under way."""
+        self.alive, self.halted, self.serves = False, True, None
+        ends, self._ends = self._ends, {}
+        for end in ends.values():
+            end()
+
+    def freeze(self) -> None:
+        """SIGSTOP."""
+        self.halted = True
+
+    def thaw(self) -> None:
+        """SIGCONT; nothing for the dead."""
+        if self.alive:
+            self.loop.go_on(self)

@@ -1,0 +1,68 @@
+"""The simulation without one protection: some of its seeds must go wrong, and for that reason."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from reservation.adapters.redis.outbox import RedisOutbox
+from reservation.adapters.toss.client import TossGateway
+from reservation.domain.events import Event
+from reservation.domain.payment_gateway import Answer, Declined, Unknown
+from reservation.sandbox.webhooks import Webhooks
+from tests.faults.simulation.plans import Plan
+from tests.faults.simulation.run import Ground, ground
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+#: So many seeds must be enough.
+SEEDS_MAX = 40
+#: What hangs here hangs for ever: it is not waited for as elsewhere.
+REST_SECONDS = 240.0
+
+
+def _wrong(here: Ground) -> str:
+    """What the first seed that goes wrong says."""
+    for seed in range(1, SEEDS_MAX + 1):
+        problems = here.run(Plan.of(seed), rest_seconds=REST_SECONDS).problems
+        if problems:
+            return "\n".join(problems)
+    return ""
+
+
+def test_stock_that_nobody_counts_is_noticed() -> None:
+    old = "short = short or stock.available < line.quantity"
+    with ground({"prepare.lua": (old, "short = false")}) as here:
+        assert "a counter is below nothing" in _wrong(here)
+
+
+def test_a_lost_answer_taken_for_a_decline_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where webhooks come, the money that was taken after all is given back: here none does."""
+    ask = TossGateway.confirm
+
+    async def hasty(self: TossGateway, **what: Any) -> Answer:
+        answer = await ask(self, **what)
+        return Declined("REJECT_CARD_COMPANY", "") if isinstance(answer, Unknown) else answer
+
+    def silent(*_: object) -> None:
+        return
+
+    monkeypatch.setattr(TossGateway, "confirm", hasty)
+    monkeypatch.setattr(Webhooks, "publish", silent)
+    with ground() as here:
+        assert "the PG keeps" in _wrong(here)
+
+
+def test_events_acknowledged_before_sql_has_them_are_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read = RedisOutbox.read_new
+
+    async def hasty(self: RedisOutbox, sale_id: str, count: int) -> Sequence[Event]:
+        events = await read(self, sale_id, count)
+        await self.ack(sale_id, [event.seq for event in events])
+        return events
+
+    monkeypatch.setattr(RedisOutbox, "read_new", hasty)
+    with ground() as here:
+        assert "in confirmed orders" in _wrong(here)

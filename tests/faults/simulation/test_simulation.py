@@ -1,0 +1,93 @@
+"""A whole sale in one loop and in virtual time, decided by one number: run, judged, run again."""
+
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.simulation.__main__ import Total, told
+from tests.faults.simulation.plans import Plan
+from tests.faults.simulation.run import Ground, ground
+
+# A process that is killed closes nothing: the collector finds the streams of its requests open.
+pytestmark = pytest.mark.filterwarnings("ignore:.*MemoryObject.*Stream")
+ROOT = Path(__file__).resolve().parents[3]
+#: The digest of the trace and the end of the chain, on the line of a run.
+_DIGESTS = re.compile(r"[0-9a-f]{12} [0-9a-f]{12}$", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[Ground]:
+    """One server for all seeds."""
+    with ground() as made:
+        yield made
+
+
+@pytest.mark.slow
+def test_a_sale_in_fair_weather_sells_and_every_answer_is_true(here: Ground) -> None:
+    outcome = here.run(Plan.of(3, faults=False))
+    assert not outcome.problems, told(outcome)
+    assert outcome.judgement is not None
+    assert outcome.judgement.operations > 50
+    assert outcome.orders > 10
+
+
+def _run_for(here: Ground, seconds: float) -> Total:
+    """Seeds that nobody has run before, for so long; each that goes wrong is told how to replay."""
+    draw, total = random.Random(), Total()
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        outcome = here.run(Plan.of(draw.randrange(1_000, 1_000_000_000)))
+        assert not outcome.problems, told(outcome)
+        total.add(outcome)
+    sys.stdout.write(f"{total}\n")
+    return total
+
+
+@pytest.mark.slow
+def test_a_seed_that_nobody_has_run_goes_well(here: Ground) -> None:
+    assert _run_for(here, 0.5).operations > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_minute_of_seeds_goes_well(here: Ground) -> None:
+    total = _run_for(here, 60.0)
+    # On two cores that do something else as well it is three times that.
+    assert total.runs >= 10
+    assert total.faults > 3 * total.runs
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3_900)
+def test_an_hour_of_seeds_goes_well(here: Ground) -> None:
+    assert _run_for(here, 3_600.0).runs > 500
+
+
+def test_the_same_seed_is_the_same_run(here: Ground) -> None:
+    first, second = here.run(Plan.of(22)), here.run(Plan.of(22))
+    assert (first.digest, first.chain) == (second.digest, second.chain)
+    assert first.chain != here.run(Plan.of(9)).chain
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_the_same_seed_is_the_same_run_in_another_process(here: Ground) -> None:
+    def digests(hash_seed: str) -> list[str]:
+        command = [sys.executable, "-m", "tests.faults.simulation", "--seed", "4", "--runs", "3"]
+        environ = os.environ | {"PYTHONHASHSEED": hash_seed}
+        ran = subprocess.run(
+            command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False, timeout=80
+        )
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        return _DIGESTS.findall(ran.stdout)
+
+    here_too = [here.run(Plan.of(seed)) for seed in (4, 5, 6)]
+    expected = [f"{outcome.digest[:12]} {outcome.chain[:12]}" for outcome in here_too]
+    assert digests("1") == digests("2") == expected

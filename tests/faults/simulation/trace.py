@@ -1,0 +1,42 @@
+"""What happened in a run, in order: a digest of all of it, counts, and the last lines."""
+
+import hashlib
+from collections import Counter, deque
+from collections.abc import Callable
+
+from tests.faults.simulation.loop import VirtualLoop
+
+__all__ = ["Trace"]
+
+#: Lines that a failure shows.
+LAST = 40
+
+
+class Trace:
+    """Told everything that leaves or reaches a process.
+
+    Args:
+        loop: tells the time.
+        tell: gets each line as it comes, where somebody wants to read along.
+    """
+
+    def __init__(self, loop: VirtualLoop, tell: Callable[[str], None] | None = None) -> None:
+        self._loop = loop
+        self._tell = tell
+        self._hash = hashlib.sha256()
+        self.last: deque[str] = deque(maxlen=LAST)
+        self.counts: Counter[str] = Counter()
+
+    def note(self, kind: str, process: str, what: str) -> None:
+        """One thing that happened; its kind is counted."""
+        line = f"{self._loop.now:.6f} {process} {kind} {what}"
+        self._hash.update(line.encode())
+        self.counts[kind] += 1
+        self.last.append(line)
+        if self._tell is not None:
+            self._tell(line)
+
+    @property
+    def digest(self) -> str:
+        """The same for the same run."""
+        return self._hash.hexdigest()

@@ -1,0 +1,230 @@
+"""The Python client against the service that it is for, its repeats, and its shapes."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+import reservation.client
+from reservation.client import AsyncClient, Client, NoAnswer, Refused, Retries, SoldOut
+from reservation.client import models as answers
+from tests.support.service import Served, item
+
+pytestmark = pytest.mark.e2e
+
+AT_ONCE = Retries(first_seconds=0.0)
+#: Which schema of the service's document each answer reads.
+SCHEMAS = {
+    answers.Guest: "GuestAnswer",
+    answers.Item: "ItemAnswer",
+    answers.Line: "LineAnswer",
+    answers.Payment: "PaymentAnswer",
+    answers.VirtualAccount: "VirtualAccountAnswer",
+    answers.Reservation: "ReservationAnswer",
+    answers.Reservations: "ReservationsAnswer",
+    answers.Sale: "SaleAnswer",
+    answers.Sales: "SalesAnswer",
+}
+
+
+class Losing(httpx.BaseTransport):
+    """The network, but for calls that it loses on the way out or on the way back."""
+
+    def __init__(self, *, requests: int = 0, replies: int = 0) -> None:
+        self.requests, self.replies, self.sent = requests, replies, 0
+        self._network = httpx.HTTPTransport()
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if self.requests:
+            self.requests -= 1
+            raise httpx.ConnectError("lost on the way out")
+        response = self._network.handle_request(request)
+        self.sent += 1
+        if self.replies:
+            self.replies -= 1
+            response.close()
+            raise httpx.ReadError("lost on the way back")
+        return response
+
+    def close(self) -> None:
+        self._network.close()
+
+
+def answering(*replies: httpx.Response) -> httpx.MockTransport:
+    """A service that gives these answers in turn."""
+    left = list(replies)
+    return httpx.MockTransport(lambda _: left.pop(0))
+
+
+def problem(status: int, code: str, **facts: Any) -> httpx.Response:
+    return httpx.Response(status, json={"code": code, "detail": "No.", "instance": "r1", **facts})
+
+
+def test_a_guest_holds_looks_and_gives_back(served: Served) -> None:
+    sale_id = served.sale(items=[item("a"), item("b", price=700)])
+    with Client(served.url) as stock:
+        stock.become_guest()
+        sale = stock.sale(sale_id)
+        basket = {"a": 1, "b": 2}
+        held = stock.prepare(sale_id, basket, amount=sale.price_of(basket), order_name="Two things")
+        assert (held.status, held.amount, held.order_name) == ("HELD", 2400, "Two things")
+        assert held.payment
+        assert held.payment.success_url.startswith(served.url)
+        assert [line.sku for line in held.items] == ["a", "b"]
+        assert stock.reservations(sale_id)[0].order_id == held.order_id
+        assert stock.reservation(held.order_id, wait=1).status == "HELD"
+        assert stock.release(held.order_id).status == "RELEASED"
+        assert sale_id in [sale.sale_id for sale in stock.sales()]
+    with Client(served.url) as anybody:
+        assert anybody.reservation(held.order_id, token=held.token).status == "RELEASED"
+
+
+async def test_the_same_with_asyncio(served: Served) -> None:
+    sale_id = served.sale()
+    async with AsyncClient(served.url) as stock:
+        await stock.become_guest()
+        held = await stock.prepare(sale_id, {"a": 1}, amount=1000)
+        assert (await stock.reservation(held.order_id)).status == "HELD"
+        assert (await stock.release(held.order_id, token=held.token)).status == "RELEASED"
+        assert (await stock.reservations(sale_id))[0].order_id == held.order_id
+        with pytest.raises(Refused, match="sale_not_found"):
+            await stock.sale("nowhere")
+
+
+@pytest.mark.parametrize("lost", [{"requests": 3}, {"replies": 3}])
+def test_what_the_network_loses_is_held_once(served: Served, lost: dict[str, int]) -> None:
+    sale_id = served.sale()
+    with Client(served.url) as guest:
+        token = guest.become_guest().token
+    network = Losing(**lost)
+    with Client(served.url, token=token, retries=AT_ONCE, transport=network) as stock:
+        held = stock.prepare(sale_id, {"a": 1}, amount=1000)
+    assert held.status == "HELD"
+    assert network.sent == 1 + lost.get("replies", 0)
+    assert served.stock(sale_id) == (99, 1, 0)
+
+
+def test_a_network_that_stays_away_is_no_refusal(served: Served) -> None:
+    network = Losing(replies=99)
+    with (
+        Client(served.url, retries=AT_ONCE, transport=network) as stock,
+        pytest.raises(NoAnswer, match="GET /v1/sales"),
+    ):
+        stock.sales()
+    assert network.sent == AT_ONCE.attempts
+
+
+def test_a_refusal_says_what_helps_and_is_not_repeated(served: Served) -> None:
+    sale_id = served.sale(items=[item("a", total=1, limitPerBuyer=5)])
+    network = Losing()
+    with Client(served.url, transport=network) as stock:
+        stock.become_guest()
+        with pytest.raises(SoldOut) as refused:
+            stock.prepare(sale_id, {"a": 2}, amount=2000)
+    assert refused.value.facts["available"] == {"a": 1}
+    assert (refused.value.status, refused.value.code) == (409, "sold_out")
+    assert refused.value.request_id
+    assert network.sent == 2
+
+
+@pytest.mark.parametrize("code", ["unavailable", "outcome_unknown", "rate_limited"])
+def test_what_passes_is_asked_again(code: str) -> None:
+    service = answering(problem(503, code), httpx.Response(200, json={"sales": []}))
+    with Client("http://stock", retries=AT_ONCE, transport=service) as stock:
+        assert stock.sales() == ()
+
+
+@pytest.mark.parametrize("code", ["sale_paused", "sale_closed", "unauthenticated"])
+def test_what_does_not_pass_is_raised_at_once(code: str) -> None:
+    with (
+        Client("http://stock", retries=AT_ONCE, transport=answering(problem(503, code))) as stock,
+        pytest.raises(Refused, match=code),
+    ):
+        stock.sales()
+
+
+def test_a_long_pause_is_the_callers_to_wait() -> None:
+    service = answering(problem(429, "rate_limited", retryAfter=60))
+    with (
+        Client("http://stock", retries=AT_ONCE, transport=service) as stock,
+        pytest.raises(Refused, match="rate_limited"),
+    ):
+        stock.sales()
+
+
+def test_pauses_grow_up_to_their_bound_and_heed_the_service() -> None:
+    retries = Retries(first_seconds=1, longest_seconds=4)
+    lost = NoAnswer("lost")
+    for made, bound in ((1, 1), (2, 2), (3, 4), (4, 4)):
+        pause = retries.pause(lost, made)
+        assert pause is not None
+        assert 0 <= pause <= bound
+    assert retries.pause(lost, 5) is None
+    asked = retries.pause(Refused("unavailable", 503, "", {"retryAfter": 3}), 1)
+    assert asked is not None
+    assert 3 <= asked <= 4
+
+
+async def test_the_sales_of_all_pages_are_one_answer(served: Served) -> None:
+    body = served.http.get("/v1/sales").json()["sales"][:1] or [
+        served.http.get(f"/v1/sales/{served.sale()}").json()
+    ]
+    pages = {
+        "": {"sales": body, "nextCursor": "a/b"},
+        "a/b": {"sales": body, "nextCursor": None},
+    }
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=pages[request.url.params.get("cursor", "")])
+
+    transport = httpx.MockTransport(answer)
+    with Client("http://shop", transport=transport) as stock:
+        assert len(stock.sales()) == 2
+    async with AsyncClient("http://shop", transport=transport) as stock:
+        assert len(await stock.sales()) == 2
+
+
+@pytest.mark.parametrize("page", ["<html>a proxy</html>", '{"sales": 7}', "[]"])
+def test_an_answer_of_somebody_else_is_no_answer(page: str) -> None:
+    once = Retries(attempts=1)
+    with (
+        Client(
+            "http://stock", retries=once, transport=answering(httpx.Response(200, text=page))
+        ) as stock,
+        pytest.raises(NoAnswer, match="not an answer of this service"),
+    ):
+        stock.sales()
+
+
+@pytest.mark.parametrize("shape", SCHEMAS, ids=lambda shape: shape.__name__)
+def test_the_answers_are_those_of_the_document(served: Served, shape: type[Any]) -> None:
+    document = served.http.get("/schema/openapi.json").json()["components"]["schemas"]
+    schema = document[SCHEMAS[shape]]
+    fields = {field.encode_name: field for field in msgspec.structs.fields(shape)}
+    assert set(fields) == set(schema["properties"])
+    required = {name for name, field in fields.items() if field.default is msgspec.NODEFAULT}
+    # What the client insists on is what the service always sends.
+    assert required <= set(schema["required"])
+
+
+def test_the_two_clients_differ_by_waiting_alone() -> None:
+    folder = Path(reservation.client.__file__).parent
+    words: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+        (r"The client for asyncio", "The client for code that waits for each answer"),
+        (r"import asyncio", "import time"),
+        (r"await asyncio\.sleep", "time.sleep"),
+        (r"AsyncBaseTransport", "BaseTransport"),
+        (r"AsyncClient", "Client"),
+        (r"async def|await ", lambda found: {"async def": "def"}.get(found[0], "")),
+        (r"__a(enter|exit)__", r"__\1__"),
+        (r"aclose", "close"),
+    ]
+    text = (folder / "asynchronous.py").read_text()
+    for pattern, plain in words:
+        text = re.sub(pattern, plain, text)
+    plainly = re.sub(r"\s+", "", text)
+    assert plainly == re.sub(r"\s+", "", (folder / "synchronous.py").read_text())

@@ -1,0 +1,106 @@
+"""The virtual account: its buyer and the operators see where to pay in, and nobody else does."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.support.service import Served, eventually, refused
+
+
+@pytest.fixture(scope="module")
+def account(served: Served) -> dict[str, Any]:
+    """An order that waits for its deposit, its buyer's headers, and the PG's account of it."""
+    buyer = served.buyer()
+    order = served.hold(served.sale(virtualAccounts=True), buyer)
+    payment_key = served.pay(order, method="virtual_account")
+    answer = served.come_back(order, payment_key)
+    assert answer.json()["status"] == "AWAITING_DEPOSIT"
+    sandbox = order["payment"]["checkoutUrl"].removesuffix("/checkout")
+    shown = served.http.get(
+        f"{sandbox}/v1/payments/{payment_key}", auth=(served.settings.toss_secret_key, "")
+    )
+    return {
+        "order": order,
+        "buyer": buyer,
+        "payment_key": payment_key,
+        "answer": answer.json(),
+        "at_the_pg": shown.raise_for_status().json()["virtualAccount"],
+    }
+
+
+def test_the_buyer_is_shown_where_to_pay_in(served: Served, account: dict[str, Any]) -> None:
+    found = served.look(account["order"], account["buyer"])
+    shown, pg = found["virtualAccount"], account["at_the_pg"]
+    assert (shown["bank"], shown["bankEnglish"]) == ("우리은행", "Woori Bank")
+    assert (shown["accountNumber"], shown["holderName"]) == (
+        pg["accountNumber"],
+        pg["customerName"],
+    )
+    assert shown["dueAt"] == found["expiresAt"]
+
+
+def test_each_answer_to_the_buyer_has_the_account(served: Served, account: dict[str, Any]) -> None:
+    order, shown = account["order"], account["answer"]["virtualAccount"]
+    path = f"/v1/sales/{order['saleId']}/reservations"
+    own = served.http.get(path, headers=account["buyer"]).json()["reservations"]
+    assert [one["virtualAccount"] for one in own] == [shown]
+    # By a token, as the page that a card company's app came back into has one.
+    assert served.look(order)["virtualAccount"] == shown
+    again = served.come_back(order, account["payment_key"])
+    assert again.json()["virtualAccount"] == shown
+
+
+def test_nobody_else_is_shown_the_account(served: Served, account: dict[str, Any]) -> None:
+    order, number = account["order"], account["answer"]["virtualAccount"]["accountNumber"]
+    path = f"/v1/reservations/{order['orderId']}"
+    refused(served.http.get(path, headers=served.buyer()), 404, "reservation_not_found")
+    refused(served.http.get(path), 401, "unauthenticated")
+    sale = served.http.get(f"/v1/sales/{order['saleId']}")
+    others = served.http.get(f"/v1/sales/{order['saleId']}/reservations", headers=served.buyer())
+    for answer in (sale, others, served.http.get("/metrics")):
+        assert number not in answer.text
+
+
+def test_operators_see_the_account_with_the_order(served: Served, account: dict[str, Any]) -> None:
+    path = f"/v1/admin/orders/{account['order']['orderId']}"
+
+    def look() -> dict[str, Any]:
+        return served.http.get(path, headers=served.admin).json()
+
+    told = eventually(look, lambda found: found.get("status") == "AWAITING_DEPOSIT")
+    shown = account["answer"]["virtualAccount"]
+    assert told["virtualAccount"] == shown
+    assert told["paymentMethod"] == "가상계좌"
+    (confirm,) = [one for one in told["history"] if one["what"] == "confirm"]
+    kept = confirm["facts"]["answer"]["payment"]["virtual_account"]
+    assert kept["account_number"] == shown["accountNumber"]
+
+
+def test_the_account_is_in_no_log_and_in_no_export(served: Served, account: dict[str, Any]) -> None:
+    number = account["answer"]["virtualAccount"]["accountNumber"]
+    sale_id = account["order"]["saleId"]
+    assert served.audit(sale_id)["ok"]
+    done = subprocess.run(
+        [sys.executable, "-m", "api.cli", "history", sale_id],
+        env={"RESERVATION_DATA_DIR": str(served.settings.data_dir), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=True,
+    )
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert any(one.get("event") == "awaiting_deposit" for one in events)
+    assert number not in done.stdout
+    assert number not in served.log.read_text(errors="replace")
+
+
+def test_an_order_that_is_paid_shows_no_account_any_more(served: Served) -> None:
+    order = served.hold(served.sale(virtualAccounts=True), served.buyer())
+    payment_key = served.pay(order, method="virtual_account")
+    assert "virtualAccount" in served.come_back(order, payment_key).json()
+    served.sandbox(order, "/_deposits", {"paymentKey": payment_key})
+    found = eventually(lambda: served.look(order), lambda seen: seen["status"] == "CONFIRMED")
+    assert "virtualAccount" not in found

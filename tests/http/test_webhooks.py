@@ -1,0 +1,250 @@
+"""Webhooks: whatever they say, only what the PG shows of a payment changes an order."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from reservation.sandbox.webhooks import ANSWER_SECONDS, RETRY_MINUTES, STORM_TIMES
+from tests.support.sandbox import running_sandbox
+from tests.support.service import Served, eventually, free_port, running_service
+
+WEBHOOKS = "/v1/payments/toss/webhooks"
+#: Factor on the pauses between the tries of a webhook in a storm.
+SCALE = 1e-4
+#: When the last try of each webhook has ended, however late each answer comes.
+TRIES_END_SECONDS = 60 * SCALE * sum(RETRY_MINUTES) + ANSWER_SECONDS * (len(RETRY_MINUTES) + 1)
+
+
+def told(served: Served, body: object) -> httpx.Response:
+    """The answer; what is answered 503 the PG sends again, and a busy machine has such moments."""
+    return eventually(
+        lambda: served.http.post(WEBHOOKS, json=body), lambda answer: answer.status_code != 503
+    )
+
+
+def changed(order: dict[str, Any], payment_key: str, status: str, **more: Any) -> dict[str, Any]:
+    """A webhook as the PG sends it when a payment changed."""
+    return {
+        "eventType": "PAYMENT_STATUS_CHANGED",
+        "createdAt": "2026-01-01T00:00:00.000000",
+        "data": {
+            "orderId": order["orderId"],
+            "paymentKey": payment_key,
+            "status": status,
+            "totalAmount": order["amount"],
+            "balanceAmount": order["amount"],
+            "currency": "KRW",
+            "method": "카드",
+            **more,
+        },
+    }
+
+
+def deposited(order: dict[str, Any], secret: str, status: str = "DONE") -> dict[str, Any]:
+    """A webhook as the PG sends it when a virtual account was paid."""
+    return {
+        "createdAt": "2026-01-01T00:00:00.000000",
+        "secret": secret,
+        "status": status,
+        "transactionKey": "x",
+        "orderId": order["orderId"],
+    }
+
+
+def at_the_pg(
+    served: Served, order: dict[str, Any], path: str, body: dict[str, Any]
+) -> httpx.Response:
+    """A call of the PG's own API that this service did not make."""
+    sandbox = order["payment"]["checkoutUrl"].removesuffix("/checkout")
+    url = f"{sandbox}/v1/payments/{path}"
+    key = (served.settings.toss_secret_key, "")
+    return served.http.post(url, json=body, auth=key).raise_for_status()
+
+
+def bought(served: Served, sale_id: str) -> tuple[dict[str, Any], str]:
+    order = served.hold(sale_id, served.buyer())
+    payment_key = served.pay(order)
+    assert served.come_back(order, payment_key).json()["status"] == "CONFIRMED"
+    return order, payment_key
+
+
+def account(served: Served, sale_id: str) -> tuple[dict[str, Any], str]:
+    """An order that waits for the deposit into its virtual account."""
+    order = served.hold(sale_id, served.buyer())
+    payment_key = served.pay(order, method="virtual_account")
+    assert served.come_back(order, payment_key).json()["status"] == "AWAITING_DEPOSIT"
+    return order, payment_key
+
+
+@pytest.mark.parametrize("status", ["DONE", "CANCELED", "ABORTED", "EXPIRED", "NONSENSE"])
+def test_a_forged_webhook_of_a_hold_changes_nothing(served: Served, status: str) -> None:
+    sale_id = served.sale()
+    order = served.hold(sale_id, served.buyer())
+    payment_key = served.pay(order)
+    before = served.dump(sale_id)
+    for key in (payment_key, "made-up"):
+        assert told(served, changed(order, key, status)).status_code == 200
+    assert served.dump(sale_id) == before
+    assert served.ledger(order)["charged"] == 0
+
+
+@pytest.mark.parametrize("status", ["CANCELED", "ABORTED", "PARTIAL_CANCELED", "DONE"])
+def test_a_forged_webhook_of_a_sold_order_changes_nothing(served: Served, status: str) -> None:
+    sale_id = served.sale()
+    order, payment_key = bought(served, sale_id)
+    before = served.dump(sale_id)
+    for key in (payment_key, "made-up"):
+        assert told(served, changed(order, key, status, balanceAmount=0)).status_code == 200
+    assert served.dump(sale_id) == before
+    assert served.ledger(order)["cancelled"] == 0
+
+
+def test_a_webhook_with_the_payment_of_another_order_changes_neither(served: Served) -> None:
+    sale_id = served.sale()
+    order = served.hold(sale_id, served.buyer())
+    other, payment_key = bought(served, sale_id)
+    before = served.dump(sale_id)
+    assert told(served, changed(order, payment_key, "DONE")).status_code == 200
+    assert served.dump(sale_id) == before
+    assert served.look(other)["status"] == "CONFIRMED"
+
+
+def test_a_true_webhook_changes_nothing_however_often_it_comes(served: Served) -> None:
+    sale_id = served.sale()
+    order, payment_key = bought(served, sale_id)
+    before = served.dump(sale_id)
+    for _ in range(20):
+        assert told(served, changed(order, payment_key, "DONE")).status_code == 200
+    assert served.dump(sale_id) == before
+    assert len(served.ledger(order)["entries"]) == 1
+
+
+@pytest.mark.timeout(150)
+def test_a_storm_of_old_webhooks_leaves_a_sold_order_sold(tmp_path: Path) -> None:
+    """The PG repeats a refused webhook for days. The tries of this one end in half a minute."""
+    port = free_port()
+    webhooks = f"http://127.0.0.1:{port}{WEBHOOKS}"
+    with (
+        running_sandbox(tmp_path, webhook_urls=(webhooks,), webhook_scale=SCALE) as sandbox,
+        running_service(
+            tmp_path / "service",
+            RESERVATION_PORT=str(port),
+            RESERVATION_TOSS_API_URL=sandbox.url,
+            RESERVATION_TOSS_CHECKOUT_URL=sandbox.checkout_url,
+            RESERVATION_WORKERS="1",
+        ) as served,
+    ):
+        sale_id = served.sale()
+        order = served.hold(sale_id, served.buyer())
+        served.order_fault(order, "webhook_storm")
+        assert served.come_back(order, served.pay(order)).json()["status"] == "CONFIRMED"
+        counts = eventually(
+            lambda: sandbox.http.get("/_webhooks").json(),
+            lambda counts: counts["delivered"] + counts["failed"] == 1 + 4 * STORM_TIMES,
+            within=TRIES_END_SECONDS,
+        )
+        # Those beyond the limits were refused and came again. None was given up.
+        assert counts["failed"] == 0
+        assert served.look(order)["status"] == "CONFIRMED"
+        assert served.audit(sale_id)["problems"] == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"0",
+        b'"text"',
+        b"{",
+        b"{}",
+        b'{"data":null}',
+        b'{"data":[]}',
+        b'{"data":{"orderId":1}}',
+        b'{"orderId":{"$gt":""}}',
+        b'{"orderId":"x{y}-aaaaaaaaaaaaaaaaaaaaaaaa","paymentKey":"k"}',
+        b'{"orderId":"nothing-aaaaaaaaaaaaaaaaaaaaaaaa","paymentKey":"k"}',
+        b'{"orderId":"nothing-aaaaaaaaaaaaaaaaaaaaaaaa\\n","paymentKey":"k"}',
+        b'{"orderId":"\\u0000","paymentKey":"../../cancel"}',
+        b'{"orderId":"\xff\xfe"}',
+        b'{"orderId":"\\ud800","secret":"\\ud800"}',
+        b"\x00\x01\x02",
+        b'{"data":' + b"[" * 8000,
+        b'{"x":' + b"[" * 8000 + b"]" * 7000,
+        b"orderId=1&status=DONE",
+    ],
+)
+def test_garbage_is_heard_and_forgotten(served: Served, body: bytes) -> None:
+    for content_type in ("application/json", "text/plain", "application/x-www-form-urlencoded"):
+        answer = served.http.post(WEBHOOKS, content=body, headers={"Content-Type": content_type})
+        assert answer.status_code == 200, answer.text
+
+
+def test_a_long_webhook_is_read_too(served: Served) -> None:
+    sale_id = served.sale(virtualAccounts=True)
+    order, payment_key = account(served, sale_id)
+    body = changed(order, payment_key, "DONE", cancels=[{"cancelReason": "x" * 200}] * 90)
+    assert told(served, body).status_code == 200
+    assert served.look(order)["status"] == "AWAITING_DEPOSIT"
+
+
+def test_a_body_without_end_is_not_read(served: Served) -> None:
+    answer = served.http.post(WEBHOOKS, content=b" " * 1_000_000)
+    assert answer.status_code == 413
+
+
+def test_a_forged_deposit_sells_nothing(served: Served) -> None:
+    sale_id = served.sale(virtualAccounts=True)
+    order, payment_key = account(served, sale_id)
+    before = served.dump(sale_id)
+    for body in (
+        deposited(order, "ps_guessed"),
+        deposited(order, ""),
+        deposited(order, "ps_guessed", "CANCELED"),
+        changed(order, payment_key, "DONE"),
+    ):
+        assert told(served, body).status_code == 200
+    assert served.dump(sale_id) == before
+
+
+def test_a_deposit_that_the_bank_takes_back_is_waited_for_again(served: Served) -> None:
+    sale_id = served.sale(virtualAccounts=True)
+    order, payment_key = account(served, sale_id)
+    for reverse, status in ((False, "CONFIRMED"), (True, "AWAITING_DEPOSIT")):
+        body = {"paymentKey": payment_key, "reverse": reverse}
+        served.sandbox(order, "/_deposits", body)
+        eventually(lambda: served.look(order)["status"], lambda seen, to=status: seen == to)
+    assert served.stock(sale_id) == (99, 1, 0)
+    assert served.audit(sale_id)["problems"] == []
+
+
+def test_money_that_comes_for_an_ended_order_goes_back(served: Served) -> None:
+    sale_id = served.sale()
+    order = served.hold(sale_id, served.buyer())
+    payment_key = served.pay(order)
+    served.release(order)
+    body = {"paymentKey": payment_key, "orderId": order["orderId"], "amount": order["amount"]}
+    at_the_pg(served, order, "confirm", body)
+    eventually(lambda: served.look(order)["status"], lambda seen: seen == "REFUNDED")
+    ledger = served.ledger(order)
+    assert ledger["charged"] == ledger["cancelled"] == 1000
+    assert served.stock(sale_id) == (100, 0, 0)
+    assert served.audit(sale_id)["problems"] == []
+
+
+def test_a_payment_that_someone_cancels_at_the_pg_stays_an_operators_business(
+    served: Served,
+) -> None:
+    sale_id = served.sale()
+    order, payment_key = bought(served, sale_id)
+    before = served.dump(sale_id)
+    at_the_pg(served, order, f"{payment_key}/cancel", {"cancelReason": "by hand"})
+    assert told(served, changed(order, payment_key, "CANCELED")).status_code == 200
+    assert served.dump(sale_id) == before
+
+
+def test_only_a_post_is_a_webhook(served: Served) -> None:
+    assert served.http.get(WEBHOOKS).status_code == 405

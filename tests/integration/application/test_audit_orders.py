@@ -1,0 +1,181 @@
+"""The audit names the item, the order and the event of whatever a hand in the data broke."""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reservation.adapters.redis.audit_reader import Inspection
+from reservation.adapters.sql.payments import PaymentRow
+from reservation.application.audit import orders
+from reservation.domain.payment import Cause, Reason
+from tests.support.in_process import Bench, bench
+
+
+@pytest.fixture
+async def here(tmp_path: Path, valkey_url: str) -> AsyncIterator[Bench]:
+    async with bench(tmp_path, valkey_url) as made:
+        yield made
+
+
+async def test_a_sale_in_every_state_is_clean(here: Bench) -> None:
+    sale_id = await here.sale()
+    await here.hold(sale_id)
+    await here.claim(await here.hold(sale_id, "bob"))
+    sold = await here.hold(sale_id, "cat")
+    await here.finish(sold, (await here.claim(sold)).fence)
+    assert await here.audited(sale_id) == ()
+    await here.flush(sale_id)
+    assert await here.audited(sale_id) == ()
+
+
+async def test_a_buyers_count_that_is_not_their_orders_is_named(here: Bench) -> None:
+    sale_id = await here.sale()
+    order = await here.hold(sale_id, "ann")
+    names = here.service.keys.of(sale_id)
+    await here.service.connections.command("HSET", names.buyer("ann"), "a", 3)
+    await here.service.connections.command("HSET", names.buyer("eve"), "a", 1)
+    problems = await here.audited(sale_id)
+    told = f"and 1 by their orders; the last is {order.order_id} (event 2)"
+    assert f"a: buyer ann has 3 by the limit's count {told}" in problems
+    assert "a: buyer eve has 1 by the limit's count and no order" in problems
+
+
+async def test_a_count_of_paid_orders_that_is_wrong_is_named(here: Bench) -> None:
+    sale_id = await here.sale()
+    sold = await here.hold(sale_id, "cat")
+    await here.finish(sold, (await here.claim(sold)).fence)
+    names = here.service.keys.of(sale_id)
+    await here.service.connections.command("HSET", names.buyer("cat"), ":paid", 0)
+    [problem] = await here.audited(sale_id)
+    assert problem.startswith(":paid: buyer cat has 0 by the limit's count and 1 by their orders")
+
+
+async def test_buyers_that_sql_does_not_have_yet_are_looked_at_together(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One by one the audit of a running sale would never catch up with its buyers."""
+    sale_id = await here.sale()
+    buyer_ids = [f"buyer-{number}" for number in range(100)]
+    await asyncio.gather(*(here.hold(sale_id, buyer_id) for buyer_id in buyer_ids))
+    assert await here.audited(sale_id) == ()
+    service, trips = here.service, 0
+    pipeline = service.connections.pipeline
+
+    async def counted(commands: Any, **how: Any) -> Any:
+        nonlocal trips
+        trips += 1
+        return await pipeline(commands, **how)
+
+    monkeypatch.setattr(service.connections, "pipeline", counted)
+    inspection = Inspection(service.connections, service.keys, service.store)
+    states = await inspection.states(sale_id, buyer_ids)
+    assert {state.orders[0].buyer_id for state in states.values()} == set(buyer_ids)
+    assert trips == 3
+
+
+class Noted:
+    """Passes calls on, and notes how many rows or records each brings back."""
+
+    def __init__(self, within: Any) -> None:
+        self._within = within
+        self.most = 0
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._within, name)
+
+        async def noted(*args: Any, **how: Any) -> Any:
+            answer = await found(*args, **how)
+            if isinstance(answer, list | dict):
+                self.most = max(self.most, len(answer))
+            return answer
+
+        async def pages(*args: Any, **how: Any) -> AsyncIterator[Any]:
+            async for page in found(*args, **how):
+                self.most = max(self.most, len(page))
+                yield page
+
+        return pages if inspect.isasyncgenfunction(found) else noted
+
+
+async def test_no_read_of_the_audit_brings_back_more_than_a_page_of_buyers(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sale_id = await here.sale()
+    buyer_ids = [f"buyer-{number:02d}" for number in range(40)]
+    for buyer_id in buyer_ids:
+        await here.hold(sale_id, buyer_id)
+    await here.flush(sale_id)
+    names, service = here.service.keys.of(sale_id), here.service
+    await service.connections.command("HSET", names.buyer("buyer-07"), "a", 3)
+    await service.connections.command("DEL", names.buyer("buyer-33"))
+    await service.connections.command("HSET", names.buyer("eve"), "a", 1)
+    monkeypatch.setattr(orders, "PAGE_ORDERS", 7)
+    inspection: Any = Noted(Inspection(service.connections, service.keys, service.store))
+    ledger: Any = Noted(service.ledger)
+    problems = await orders.OrderAudit(inspection, ledger)(sale_id)
+    assert [problem.partition("; ")[0] for problem in problems] == [
+        "a: buyer buyer-07 has 3 by the limit's count and 1 by their orders",
+        "a: buyer buyer-33 has 0 by the limit's count and 1 by their orders",
+        "a: buyer eve has 1 by the limit's count and no order",
+    ]
+    assert ledger.most <= 7
+    # One step of the scan brings all that it passes over.
+    assert inspection.most <= 41
+
+
+@pytest.mark.parametrize("name", ["deadlines", "confirming", "deposits"])
+async def test_an_order_in_the_wrong_set_is_named(here: Bench, name: str) -> None:
+    sale_id = await here.sale()
+    order = await here.hold(sale_id)
+    epoch = (await here.service.catalog.fresh(sale_id)).epoch
+    await here.service.store.release(order, epoch=epoch, reason=Reason(Cause.BUYER))
+    key = getattr(here.service.keys.of(sale_id), name)
+    await here.service.connections.command("ZADD", key, 1, order.order_id)
+    (problem,) = await here.audited(sale_id)
+    assert f"order {order.order_id} (event 3) is RELEASED and in {name}" in problem
+
+
+async def test_a_hold_without_its_deadline_is_named(here: Bench) -> None:
+    sale_id = await here.sale()
+    order = await here.hold(sale_id)
+    await here.flush(sale_id)
+    names = here.service.keys.of(sale_id)
+    await here.service.connections.command("ZREM", names.deadlines, order.order_id)
+    (problem,) = await here.audited(sale_id)
+    assert problem.endswith("is HELD and in none of the sets; it belongs in deadlines")
+
+
+async def test_a_live_order_that_redis_does_not_have_is_named(here: Bench) -> None:
+    sale_id = await here.sale()
+    order = await here.hold(sale_id)
+    await here.flush(sale_id)
+    names = here.service.keys.of(sale_id)
+    await here.service.connections.command("DEL", names.order(order.order_id))
+    problems = await here.audited(sale_id)
+    assert any(f"order {order.order_id} is not in Redis" in problem for problem in problems)
+
+
+async def test_a_sale_without_the_pgs_word_is_named(here: Bench) -> None:
+    sale_id = await here.sale()
+    order = await here.hold(sale_id)
+    claimed = await here.claim(order, f"key-{sale_id}")
+    await here.finish(order, claimed.fence)
+    await here.flush(sale_id)
+    await here.service.ledger.put_payment(
+        PaymentRow(
+            payment_key=f"key-{sale_id}",
+            order_id=order.order_id,
+            status="CANCELED",
+            total_amount=1000,
+            balance_amount=0,
+            currency="KRW",
+            updated_at_ms=2,
+        )
+    )
+    assert await here.audited(sale_id) == (
+        f"order {order.order_id} (event 4) is CONFIRMED, and the PG's payment is CANCELED",
+    )

@@ -1,0 +1,335 @@
+"""Known sales and unknown ones, read once for all who ask, and the list of them in pages."""
+
+import asyncio
+import itertools
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from sqlalchemy import Engine, event
+
+from reservation.adapters.redis import client as connection
+from reservation.adapters.redis import connection_pool as pool
+from reservation.application.sales.listing import SaleList
+from reservation.domain.errors import MalformedRequest, SaleNotFound, SaleRecovering
+from reservation.domain.sale import Item, Sale
+from reservation.domain.sale_settings import SaleChange
+from reservation.domain.states import HoldPolicy, SaleStatus
+from reservation.telemetry.metrics import ALARMS
+from reservation.workers.runner import Worker
+from tests.support.in_process import Bench, bench
+from tests.support.valkey import MakeServer
+
+
+@pytest.fixture
+async def here(tmp_path: Path, make_server: MakeServer) -> AsyncIterator[Bench]:
+    """On a server of its own: the list has no other test's sales."""
+    server = make_server()
+    await server.start()
+    async with bench(tmp_path / "sql", server.url) as made:
+        yield made
+
+
+@pytest.fixture
+def statements() -> Iterator[list[str]]:
+    """Every statement that SQL is sent."""
+    seen: list[str] = []
+
+    def note(_: Any, __: Any, statement: str, *___: Any) -> None:
+        seen.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    yield seen
+    event.remove(Engine, "before_cursor_execute", note)
+
+
+def change(**changes: Any) -> SaleChange:
+    now_ms = changes.pop("now_ms")
+    made = SaleChange(
+        name="Sale",
+        currency="KRW",
+        opens_at_ms=now_ms - 60_000,
+        closes_at_ms=now_ms + 86_400_000,
+        hold_seconds=300,
+        hold_policy=HoldPolicy.PREPARE,
+        virtual_accounts=False,
+        require_admission=False,
+        items=(Item(sku="a", name="A", price=1000, total=10, limit_per_buyer=10),),
+    )
+    return msgspec.structs.replace(made, **changes)
+
+
+async def test_made_up_ids_cost_no_statement_and_no_memory(
+    here: Bench, statements: list[str]
+) -> None:
+    service = here.service
+    await here.sale()
+    with pytest.raises(SaleNotFound):
+        await service.catalog.fresh("first")
+    statements.clear()
+    for number in range(300):
+        with pytest.raises(SaleNotFound):
+            await service.catalog.get(f"made-up-{number}")
+        assert await service.look.find(f"made-up-{number}-{'A' * 24}") is None
+    assert statements == []
+    kept = [value for value in vars(service.catalog).values() if isinstance(value, dict | set)]
+    assert not [key for some in kept for key in some if str(key).startswith("made-up")]
+
+
+async def test_names_of_keys_are_kept_for_a_bounded_number_of_sales(here: Bench) -> None:
+    keys = here.service.keys
+    for number in range(6_000):
+        keys.of(f"made-up-{number}")
+    assert keys.of.cache_info().currsize <= 4_096
+    assert keys.of("one") is keys.of("one")
+
+
+async def test_a_sale_that_another_process_has_made_is_found_at_once(
+    tmp_path: Path, make_server: MakeServer
+) -> None:
+    server = make_server()
+    await server.start()
+    async with (
+        bench(tmp_path / "sql", server.url) as one,
+        bench(tmp_path / "sql", server.url) as other,
+    ):
+        await other.hold(await other.sale())
+        for _ in range(20):
+            sale_id = await one.sale()
+            assert (await other.service.catalog.get(sale_id)).sale.sale_id == sale_id
+            await other.hold(sale_id)
+
+
+async def test_a_sale_that_redis_has_lost_is_recovering_and_never_unknown(here: Bench) -> None:
+    sale_id = await here.sale()
+    await here.hold(sale_id)
+    await here.lose(sale_id)
+    here.service.catalog.forget(sale_id)
+    for _ in range(3):
+        with pytest.raises(SaleRecovering):
+            await here.service.catalog.fresh(sale_id)
+
+
+async def test_creations_at_once_are_all_answered_with_their_sale(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers of SQL may come late and out of order; none may undo what a newer one brought."""
+    known_sales, calls = here.service.ledger.known_sales, itertools.count()
+
+    async def late() -> dict[str, str]:
+        found = await known_sales()
+        await asyncio.sleep(next(calls) % 3 * 0.01)
+        return found
+
+    monkeypatch.setattr(here.service.ledger, "known_sales", late)
+
+    async def create(number: int) -> bool:
+        wanted = change(name=f"Sale {number}", now_ms=here.service.clock.now_ms())
+        sale_id = f"c{secrets.token_hex(6)}"
+        sale, created = await here.service.sales.put(sale_id, wanted, if_match=None, operator="op")
+        return created and sale.name == wanted.name
+
+    for start in range(0, 256, 32):
+        found = await asyncio.gather(*(create(start + number) for number in range(32)))
+        assert all(found)
+
+
+async def test_a_creation_costs_the_same_however_many_sales_there_are(
+    here: Bench, statements: list[str]
+) -> None:
+    await here.sale()
+    statements.clear()
+    await here.sale()
+    first = len(statements)
+    for _ in range(20):
+        await here.sale()
+    assert len(statements) == 21 * first
+    whole = [one for one in statements if one.startswith("SELECT") and "WHERE" not in one]
+    assert whole == []
+
+
+async def test_the_same_creation_twice_at_once_is_one_sale(here: Bench) -> None:
+    wanted = change(now_ms=here.service.clock.now_ms())
+    found = await asyncio.gather(
+        *(here.service.sales.put("twice", wanted, if_match=None, operator="op") for _ in range(8))
+    )
+    assert {sale.version for sale, _ in found} == {1}
+
+
+async def test_an_answer_to_an_operator_shows_the_change(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While others read the sale all the time, and their reading may have begun before."""
+    service = here.service
+    sale_id = await here.sale()
+    read = service.sale_store.read
+
+    async def read_and_tell_late(sale_id: str) -> Sale | None:
+        sale = await read(sale_id)
+        await asyncio.sleep(0.01)
+        return sale
+
+    monkeypatch.setattr(service.sale_store, "read", read_and_tell_late)
+    over = asyncio.Event()
+
+    async def poll() -> None:
+        while not over.is_set():
+            await service.catalog.fresh(sale_id)
+
+    polling = [asyncio.create_task(poll()) for _ in range(20)]
+    for number in range(30):
+        wanted = SaleStatus.PAUSED if number % 2 == 0 else SaleStatus.OPEN
+        # In the midst of a reading.
+        await asyncio.sleep(0.005)
+        sale = await service.sales.switch(sale_id, wanted, reason="test", operator="op")
+        assert sale.switched is wanted
+        sale = await service.sales.restock(
+            sale_id,
+            sku="a",
+            delta=1,
+            reason="test",
+            idempotency_key=str(number),
+            operator="op",
+        )
+        assert sale.items[0].total == 101 + number
+    over.set()
+    await asyncio.gather(*polling)
+
+
+async def walk(here: Bench, limit: int) -> list[Sale]:
+    now_ms = here.service.connections.server_now_ms()
+    found: list[Sale] = []
+    cursor: str | None = None
+    while True:
+        page = await here.service.sales.page(cursor, limit, now_ms=now_ms)
+        assert len(page.sales) <= limit
+        found += page.sales
+        cursor = page.next_cursor
+        if cursor is None:
+            return found
+
+
+async def test_live_sales_come_first_then_coming_ones_then_past_ones(here: Bench) -> None:
+    now_ms = here.service.connections.server_now_ms()
+    hour = 3_600_000
+    past = [
+        await here.sale(opens_at_ms=now_ms - 9 * hour, closes_at_ms=now_ms - n * hour)
+        for n in (1, 2)
+    ]
+    late, soon = [await here.sale(closes_at_ms=now_ms + n * hour) for n in (5, 1)]
+    coming = [
+        await here.sale(opens_at_ms=now_ms + n * hour, closes_at_ms=now_ms + 9 * hour)
+        for n in (1, 2)
+    ]
+    shut = await here.sale(closes_at_ms=now_ms + hour)
+    await here.service.sales.switch(shut, SaleStatus.CLOSED, reason="test", operator="op")
+    expected = [soon, late, *coming, shut, *past]
+    for limit in (1, 2, 3, 100):
+        assert [sale.sale_id for sale in await walk(here, limit)] == expected
+
+
+async def test_a_sale_that_opens_between_two_pages_is_not_passed_over(here: Bench) -> None:
+    now_ms = here.service.connections.server_now_ms()
+    live = [await here.sale(closes_at_ms=now_ms + 3_600_000 + n) for n in range(3)]
+    opening = await here.sale(opens_at_ms=now_ms + 60_000, closes_at_ms=now_ms + 90_000)
+    page = await here.service.sales.page(None, 3, now_ms=now_ms)
+    assert [sale.sale_id for sale in page.sales] == live
+    # It would close first of all, so it would stand before the place where the walk is.
+    page = await here.service.sales.page(page.next_cursor, 3, now_ms=now_ms + 61_000)
+    assert [sale.sale_id for sale in page.sales] == [opening]
+
+
+@pytest.mark.parametrize("cursor", ["x", "", "é", "W10", "WzEsMiwzXQ", "WzEsMCwwLCJhIl0"])
+async def test_a_cursor_that_is_none_of_ours_is_refused(here: Bench, cursor: str) -> None:
+    with pytest.raises(MalformedRequest):
+        await here.service.sales.page(cursor, 10, now_ms=here.service.clock.now_ms())
+
+
+async def commands(here: Bench) -> int:
+    info = await here.service.connections.command("INFO", "stats")
+    line = next(line for line in info.splitlines() if line.startswith("total_commands_processed:"))
+    return int(line.partition(":")[2])
+
+
+async def test_the_list_is_read_once_for_all_who_ask(here: Bench) -> None:
+    for _ in range(30):
+        await here.sale()
+    now_ms = here.service.connections.server_now_ms()
+    sale_list = SaleList(here.service.sale_store, clock=here.service.clock)
+    before = await commands(here)
+    await asyncio.gather(*(sale_list.page(None, 100, now_ms=now_ms) for _ in range(200)))
+    first = await commands(here) - before
+    # SMEMBERS, 30 heads, 30 hashes, 30 items, INFO.
+    assert first <= 92
+    # What did not move since is not read again.
+    sale_list._read_at = float("-inf")
+    before = await commands(here)
+    await sale_list.page(None, 100, now_ms=now_ms)
+    assert await commands(here) - before <= 32
+
+
+async def test_the_list_shows_a_change_of_this_process_at_once(here: Bench) -> None:
+    for number in range(10):
+        sale_id = await here.sale(name=f"Sale {number}")
+        assert sale_id in {sale.sale_id for sale in await walk(here, 100)}
+        await here.service.sales.switch(sale_id, SaleStatus.PAUSED, reason="test", operator="op")
+        found = {sale.sale_id: sale for sale in await walk(here, 100)}
+        assert found[sale_id].switched is SaleStatus.PAUSED
+
+
+@pytest.mark.parametrize("harm", ["a field is gone", "another type", "an item is no number", "far"])
+async def test_a_damaged_sale_is_left_out_and_named(here: Bench, harm: str) -> None:
+    whole, hurt = await here.sale(), await here.sale()
+    names, command = here.service.keys.of(hurt), here.service.connections.command
+    match harm:
+        case "a field is gone":
+            await command("HDEL", names.sale, "closes_at")
+        case "another type":
+            await command("DEL", names.sale)
+            await command("SET", names.sale, "x")
+        case "an item is no number":
+            await command("HSET", names.stock("a"), "total", "many")
+        case _:
+            await command("HSET", names.sale, "closes_at", str(10**17))
+    before = ALARMS.labels("sale_unreadable")._value.get()
+    sale_list = SaleList(here.service.sale_store, clock=here.service.clock)
+    for _ in range(3):
+        sale_list._read_at = float("-inf")
+        page = await sale_list.page(None, 100, now_ms=here.service.clock.now_ms())
+        assert [sale.sale_id for sale in page.sales] == [whole]
+    assert ALARMS.labels("sale_unreadable")._value.get() == before + 1
+
+
+async def test_a_worker_whose_clock_is_off_says_so_once(here: Bench) -> None:
+    service = here.service
+    worker = Worker(service)
+    before = ALARMS.labels("worker_clock")._value.get()
+    await worker._measure_clock()
+    assert ALARMS.labels("worker_clock")._value.get() == before
+    clock = service.clock
+    now_ms = clock.now_ms
+
+    def late() -> int:
+        return now_ms() - 5_000
+
+    clock.now_ms = late
+    for _ in range(3):
+        await worker._measure_clock()
+    assert not service.preflight.clocks.may_expire
+    assert ALARMS.labels("worker_clock")._value.get() == before + 1
+
+
+@pytest.mark.slow
+async def test_a_thousand_prepares_at_once_each_in_its_own_sale_are_all_held(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # However busy the machine is: what is refused here is refused for want of a connection.
+    monkeypatch.setattr(connection, "NOT_AFTER_MS", 40_000)
+    monkeypatch.setattr(connection, "SOCKET_TIMEOUT_SECONDS", 40.0)
+    monkeypatch.setattr(pool, "WAIT_SECONDS_MAX", 40.0)
+    sale_ids = [await here.sale() for _ in range(1_000)]
+    held = await asyncio.gather(*(here.hold(sale_id) for sale_id in sale_ids))
+    assert {order.status for order in held} == {"HELD"}

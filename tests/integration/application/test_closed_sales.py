@@ -1,0 +1,203 @@
+"""What is answered about the orders of a sale that Redis has in an older state than SQL."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from reservation.application.reservations import waits as waits_module
+from reservation.application.reservations.queries import later_of
+from reservation.bootstrap import opened
+from reservation.domain.errors import Unavailable
+from reservation.domain.payment import Attempt, Cause, Outcome, PaymentOutcome, Reason
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from tests.support.in_process import Bench, bench
+
+DECLINED = Outcome(name=PaymentOutcome.DECLINED, reason=Reason(Cause.PROVIDER_DECLINED, "NO_MONEY"))
+LONG_SECONDS = 30.0
+
+
+@pytest.fixture
+async def place(tmp_path: Path, valkey_url: str) -> AsyncIterator[Bench]:
+    async with bench(tmp_path / "var", valkey_url) as found:
+        yield found
+
+
+async def closed(place: Bench, sale_id: str) -> None:
+    await place.service.watch.look()
+    assert sale_id in place.service.watch.gaps
+
+
+async def paid_in_sql_alone(place: Bench) -> Reservation:
+    """An order that SQL has as CONFIRMED, and Redis as HELD again; its sale is closed."""
+    order = await place.hold(await place.sale())
+    memory = await place.remembered(order.sale_id)
+    await place.finish(order, (await place.claim(order)).fence)
+    await place.flush(order.sale_id)
+    await place.put_back(order.sale_id, memory)
+    await closed(place, order.sale_id)
+    return order
+
+
+async def found(place: Bench, order: Reservation) -> Reservation:
+    seen = await place.service.look.find(order.order_id)
+    assert seen is not None
+    return seen
+
+
+async def test_a_paid_order_that_redis_has_as_held_is_found_as_paid(place: Bench) -> None:
+    order = await paid_in_sql_alone(place)
+    seen = await found(place, order)
+    assert seen.status is Status.CONFIRMED
+    assert seen.payment_key is not None
+    assert (await place.service.why.next_step(seen)).startswith("CONFIRMED: sold")
+
+
+async def test_the_list_of_a_buyers_orders_has_it_as_paid(place: Bench) -> None:
+    order = await paid_in_sql_alone(place)
+    listed = await place.service.look.all_of_buyer(order.sale_id, order.buyer_id)
+    assert [(one.order_id, one.status) for one in listed] == [(order.order_id, Status.CONFIRMED)]
+
+
+async def test_the_list_has_an_order_that_redis_lost(place: Bench) -> None:
+    sale_id = await place.sale()
+    first = await place.hold(sale_id)
+    memory = await place.remembered(sale_id)
+    second = await place.hold(sale_id)
+    await place.flush(sale_id)
+    await place.put_back(sale_id, memory)
+    await closed(place, sale_id)
+    listed = await place.service.look.all_of_buyer(sale_id, "ann")
+    assert {one.order_id for one in listed} == {first.order_id, second.order_id}
+
+
+async def test_a_wait_is_not_ended_by_the_older_state(
+    place: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waits_module, "LOOK_SECONDS", 0.01)
+    order = await paid_in_sql_alone(place)
+    seen = await found(place, order)
+    waiting = asyncio.create_task(place.service.look.next_change(seen, LONG_SECONDS))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(waiting), 0.3)
+    # It goes on where the sale does.
+    await place.service.rebuild(order.sale_id, operator="op")
+    await place.service.watch.look()
+    known = await place.service.catalog.get(order.sale_id)
+    now = await place.service.store.read(order.order_id)
+    assert now is not None
+    await place.service.store.refund(
+        now, epoch=known.epoch, restock=True, reason=Reason(Cause.OPERATOR, operator="op")
+    )
+    async with asyncio.timeout(LONG_SECONDS):
+        assert (await waiting).status is Status.REFUNDED
+
+
+async def test_a_paid_order_is_not_released(place: Bench) -> None:
+    order = await paid_in_sql_alone(place)
+    seen = await found(place, order)
+    kept = await place.service.release.if_held(seen, reason=Reason(Cause.PAYMENT_PAGE))
+    assert kept.status is Status.CONFIRMED
+
+
+async def test_an_item_does_not_wait_for_the_deadline_of_a_paid_order(place: Bench) -> None:
+    order = await paid_in_sql_alone(place)
+    assert (await place.service.why.item(order.sale_id, "a")).next_deadlines == ()
+
+
+async def test_an_order_that_a_process_moved_on_meanwhile_is_found_as_paid(place: Bench) -> None:
+    """The numbers of Redis' events pass those of SQL, and they are other events."""
+    sale_id = await place.sale()
+    order = await place.hold(sale_id)
+    await place.flush(sale_id)
+    memory = await place.remembered(sale_id)
+    await place.finish(order, (await place.claim(order)).fence)
+    await place.flush(sale_id)
+    await place.put_back(sale_id, memory)
+    # A process that has seen nothing of the payment goes on from there.
+    async with opened(place.service.settings) as fresh:
+        other = Bench(fresh)
+        for _ in range(5):
+            await other.hold(sale_id)
+        await fresh.release(order, reason=Reason(Cause.BUYER))
+    in_redis = await place.service.store.read(order.order_id)
+    row = await place.service.ledger.order(order.order_id)
+    assert in_redis is not None
+    assert row is not None
+    assert (in_redis.status, row.status) == (Status.RELEASED, Status.CONFIRMED)
+    assert in_redis.seq > row.seq
+    await closed(place, sale_id)
+    assert (await found(place, order)).status is Status.CONFIRMED
+
+
+async def test_what_sql_lacks_is_found_as_redis_has_it(place: Bench) -> None:
+    """Redis lost a change of one order, and SQL waits for those of another."""
+    sale_id = await place.sale()
+    order = await place.hold(sale_id)
+    claimed = await place.claim(order)
+    await place.flush(sale_id)
+    await place.finish(order, claimed.fence, DECLINED)
+    known = await place.service.catalog.fresh(sale_id)
+    place.service.losses.report(sale_id, known.epoch, "a test")
+    seen = await found(place, order)
+    assert (seen.status, len(seen.attempts)) == (Status.RELEASED, 1)
+
+
+async def test_a_webhook_without_a_key_is_to_be_sent_again(place: Bench) -> None:
+    order = await paid_in_sql_alone(place)
+    with pytest.raises(Unavailable):
+        await place.service.webhook(order.order_id, None, status="DONE")
+
+
+def an_order(**changes: object) -> Reservation:
+    made = Reservation(
+        order_id="o",
+        sale_id="s",
+        buyer_id="b",
+        status=Status.HELD,
+        lines=(),
+        amount=1000,
+        currency="KRW",
+        order_name="n",
+        created_at_ms=1,
+        updated_at_ms=1,
+        expires_at_ms=2,
+        seq=5,
+    )
+    return msgspec.structs.replace(made, **changes)
+
+
+@pytest.mark.parametrize(
+    ("in_redis", "in_sql", "later"),
+    [
+        (None, an_order(seq=1), 1),
+        (an_order(seq=5), an_order(seq=5), 5),
+        (an_order(seq=4), an_order(seq=6, status=Status.CONFIRMED, payment_key="k"), 6),
+        (an_order(seq=9, status=Status.RELEASED), an_order(seq=6, status=Status.EXPIRED), 9),
+        # Another way that Redis went on: it never had the payment.
+        (an_order(seq=9), an_order(seq=6, status=Status.CONFIRMED, payment_key="k"), 6),
+        (
+            an_order(seq=9, payment_key="l", attempts={"l": Attempt("declined").text()}),
+            an_order(seq=6, status=Status.CONFIRMED, payment_key="k"),
+            6,
+        ),
+        # The same way, further on.
+        (
+            an_order(seq=9, status=Status.REFUNDED, payment_key="k"),
+            an_order(seq=6, status=Status.CONFIRMED, payment_key="k"),
+            9,
+        ),
+        (
+            an_order(seq=9, attempts={"k": Attempt("declined").text()}),
+            an_order(seq=6, status=Status.CONFIRMING, payment_key="k"),
+            9,
+        ),
+    ],
+)
+def test_the_later_state_has_the_higher_number_and_lacks_no_payment(
+    in_redis: Reservation | None, in_sql: Reservation, later: int
+) -> None:
+    assert later_of(in_redis, in_sql).seq == later

@@ -1,0 +1,277 @@
+"""Marks outlive processes; none writes to another server before the marks of all are known."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from reservation.adapters.redis.marks import NO_MARK, Marks
+from reservation.adapters.redis.sale_writer import Found
+from reservation.adapters.sql.losses import MarkRow
+from reservation.adapters.sql.rebuild_queries import SaleHead
+from reservation.application.readiness.data_loss import compare
+from reservation.domain.errors import SaleRecovering
+from tests.support.in_process import Bench, bench
+from tests.support.valkey import MakeServer
+
+HEAD = SaleHead(epoch="e", seq=5, chain="c5")
+AHEAD = Found(epoch="e", seq=9, chain="c9", chains={5: "c5", 8: "c8"})
+
+
+@pytest.fixture
+async def here(tmp_path: Path, valkey_url: str) -> AsyncIterator[Bench]:
+    async with bench(tmp_path, valkey_url) as made:
+        yield made
+
+
+def mark(seq: int, chain: str = "", epoch: str = "e") -> MarkRow:
+    return MarkRow(epoch=epoch, seq=seq, chain=chain)
+
+
+@pytest.mark.parametrize(
+    ("seen", "gap"),
+    [
+        (mark(9, "c9"), None),
+        (mark(9), None),
+        (mark(8, "c8"), None),
+        # It has left the outbox: SQL has it, and says at the next look which one it was.
+        (mark(7, "c7"), None),
+        (mark(11, "c11"), "answered for event 11 before: 2 events are lost"),
+        (mark(11), "2 events are lost"),
+        (mark(9, "x"), "event 9 is another one"),
+        (mark(8, "x"), "event 8 is another one"),
+        (msgspec.structs.replace(mark(7, "x"), differs=True), "event 7 is another one in SQL"),
+        (mark(11, "c11", epoch="an earlier one"), None),
+    ],
+)
+def test_a_server_that_lacks_what_was_seen_has_lost_it(seen: MarkRow, gap: str | None) -> None:
+    told = compare(HEAD, AHEAD, [seen])
+    assert told is None if gap is None else told is not None and gap in told
+
+
+def test_a_mark_rises_within_its_epoch_and_begins_anew_with_the_next() -> None:
+    marks = Marks()
+    assert marks.of("s", "e") == NO_MARK
+    marks.learn("s", "e", 5, "c5")
+    marks.learn("s", "e", 4, "c4")
+    marks.learn("s", "e", 5, "")
+    assert marks.of("s", "e") == (5, "c5")
+    marks.learn("s", "e", 7, "")
+    marks.learn("s", "e", 7, "c7")
+    assert (marks.of("s", "e"), marks.of("s", "other")) == ((7, "c7"), NO_MARK)
+    marks.learn("s", "next", 1, "c1")
+    assert (marks.of("s", "e"), marks.of("s", "next")) == (NO_MARK, (1, "c1"))
+    assert [one.seq for one in marks.take_unwritten().values()] == [1]
+    assert marks.take_unwritten() == {}
+
+
+async def test_what_no_process_is_left_to_tell_is_told_by_sql(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    """All processes end, and SQL has none of the events: its marks alone show the loss."""
+    async with bench(tmp_path, valkey_url) as first:
+        sale_id = await first.sale()
+        memory = await first.remembered(sale_id)
+        await first.hold(sale_id)
+        await first.service.losses.write("")
+        await first.put_back(sale_id, memory)
+    async with bench(tmp_path, valkey_url) as second:
+        await second.service.watch.look()
+        assert "1 events are lost" in second.service.watch.gaps[sale_id]
+        with pytest.raises(SaleRecovering):
+            await second.hold(sale_id)
+        await second.service.rebuild(sale_id, operator="op")
+        await second.service.watch.look()
+        await second.hold(sale_id)
+
+
+async def test_another_event_under_the_number_of_a_mark_is_a_loss(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    """A process that had seen nothing went on with the lost number, and SQL has its event."""
+    async with bench(tmp_path, valkey_url) as here:
+        sale_id = await here.sale()
+        memory = await here.remembered(sale_id)
+        await here.hold(sale_id)
+        await here.put_back(sale_id, memory)
+        async with bench(tmp_path, valkey_url) as other:
+            await other.hold(sale_id, "ben")
+            await other.hold(sale_id, "cid")
+            await other.flush(sale_id)
+            await other.service.watch.look()
+            assert sale_id not in other.service.watch.gaps
+            await here.service.losses.write("")
+            await other.service.watch.look()
+            assert sale_id in other.service.watch.gaps
+
+
+async def test_a_process_waits_for_the_marks_of_the_others_before_it_follows(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with bench(tmp_path, valkey_url) as here, bench(tmp_path, valkey_url) as other:
+        here.service.connections.guard()
+        await other.service.losses.write("the life before")
+        await here.service.watch.look()
+        assert not here.service.connections.vouched
+        # It has noticed: what it has seen is in SQL, and it writes to no server.
+        await other.service.losses.write("")
+        await here.service.watch.look()
+        assert here.service.connections.vouched
+
+
+async def test_a_process_that_ended_or_died_is_not_waited_for(
+    tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bench(tmp_path, valkey_url) as here:
+        async with bench(tmp_path, valkey_url) as ended:
+            await ended.service.losses.write("the life before")
+        assert await here.service.losses.writing_elsewhere("this life") == []
+        async with bench(tmp_path, valkey_url) as other:
+            await other.service.losses.write("the life before")
+            assert len(await here.service.losses.writing_elsewhere("this life")) == 1
+            monkeypatch.setattr("reservation.application.readiness.data_loss.LIVE_SECONDS", 0.0)
+            await asyncio.sleep(0.005)
+            assert await here.service.losses.writing_elsewhere("this life") == []
+
+
+async def test_a_loss_that_one_process_reports_closes_the_sale_of_all(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with bench(tmp_path, valkey_url) as here, bench(tmp_path, valkey_url) as other:
+        sale_id = await here.sale()
+        epoch = (await here.service.catalog.get(sale_id)).epoch
+        here.service.losses.report(sale_id, epoch, "a test")
+        with pytest.raises(SaleRecovering):
+            await here.hold(sale_id)
+        await here.service.watch.look()
+        assert here.service.watch.gaps == {sale_id: "a test"}
+        await other.service.watch.look()
+        assert other.service.watch.gaps == {sale_id: "a test"}
+        await other.service.rebuild(sale_id, operator="op")
+        for each in (here, other):
+            await each.service.watch.look()
+            assert each.service.watch.gaps == {}
+
+
+async def test_a_report_is_kept_until_sql_takes_it(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sale_id = await here.sale()
+    epoch = (await here.service.catalog.get(sale_id)).epoch
+
+    async def away(*_: object, **__: object) -> None:
+        raise OSError("SQL is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(here.service.ledger.losses, "write", away)
+        here.service.losses.report(sale_id, epoch, "a test")
+        await here.service.watch.look()
+        assert sale_id in here.service.watch.gaps
+    await here.service.watch.look()
+    assert await here.service.ledger.losses.reported() == {sale_id: "a test"}
+
+
+async def test_a_report_is_written_once_though_a_look_and_the_keeper_write_at_once(
+    here: Bench,
+) -> None:
+    sale_id = await here.sale()
+    epoch = (await here.service.catalog.get(sale_id)).epoch
+    here.service.losses.report(sale_id, epoch, "a test")
+    await asyncio.gather(*(here.service.losses.write(run_id) for run_id in ("", "", "a life")))
+    assert await here.service.ledger.losses.reported() == {sale_id: "a test"}
+    assert not here.service.losses.is_reported(sale_id)
+
+
+async def test_a_look_that_gives_up_leaves_the_write_to_its_end(here: Bench) -> None:
+    sale_id = await here.sale()
+    await here.hold(sale_id)
+    writing = asyncio.create_task(here.service.losses.write("a life"))
+    await asyncio.sleep(0)
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    # The place of SQLite's one writer is free again, and the mark is there.
+    await here.service.losses.write("")
+    assert [row.seq for row in (await here.service.ledger.losses.unproven())[sale_id]] == [2]
+
+
+async def test_the_looks_go_on_though_marks_cannot_be_written(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reservation.application.readiness.redis_monitor.MARK_SECONDS", 0.01)
+    monkeypatch.setattr("reservation.application.readiness.redis_monitor.LOOK_SECONDS", 0.01)
+    here.service.connections.guard()
+    await here.service.watch.look()
+    broken = 0
+
+    async def broke(_run_id: str) -> None:
+        nonlocal broken
+        broken += 1
+        raise KeyError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(here.service.losses, "write", broke)
+        watching = asyncio.create_task(here.service.watch.run())
+        async with asyncio.timeout(10):
+            while broken < 4:  # noqa: ASYNC110 - both loops meet it, and go on
+                await asyncio.sleep(0.01)
+        assert not watching.done()
+        watching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await watching
+
+
+async def test_marks_that_sql_has_the_event_of_are_removed(here: Bench) -> None:
+    losses = here.service.ledger.losses
+    sale_id = await here.sale()
+    await here.hold(sale_id)
+    await here.service.losses.write("")
+    assert [row.seq for row in (await losses.unproven())[sale_id]] == [2]
+    await losses.tidy(before_ms=2**50)
+    assert sale_id in await losses.unproven(), "SQL lacks its event"
+    await here.flush(sale_id)
+    assert sale_id not in await losses.unproven()
+
+
+async def test_events_that_survived_beyond_sql_are_saved_by_a_rebuild(here: Bench) -> None:
+    sale_id = await here.sale()
+    kept = await here.hold(sale_id)
+    memory = await here.remembered(sale_id)
+    await here.hold(sale_id, "ben")
+    await here.put_back(sale_id, memory)
+    await here.service.watch.look()
+    assert sale_id in here.service.watch.gaps
+    await here.service.rebuild(sale_id, operator="op")
+    assert await here.service.store.read(kept.order_id) is not None
+
+
+@pytest.mark.parametrize("how", ["its file lost its end", "an older copy was put in its place"])
+async def test_a_restart_from_an_older_file_is_noticed_though_sql_has_none_of_it(
+    tmp_path: Path, make_server: MakeServer, how: str
+) -> None:
+    server = make_server("redis")
+    await server.start()
+    async with bench(tmp_path, server.url) as here:
+        here.service.connections.guard()
+        await here.service.watch.look()
+        sale_id = await here.sale()
+        await here.hold(sale_id)
+        file = next((tmp_path / "redis" / "valkey" / "appendonlydir").glob("*.incr.aof"))
+        older = file.read_bytes()
+        await here.hold(sale_id)
+        await server.stop(grace_seconds=0)
+        if how == "its file lost its end":
+            # Valkey drops a command that is not whole, and starts (`aof-load-truncated`).
+            file.write_bytes(file.read_bytes()[:-1])
+        else:
+            file.write_bytes(older)
+        await server.start()
+        await here.service.watch.look()
+        assert "answered for event 3 before" in here.service.watch.gaps[sale_id]
+        with pytest.raises(SaleRecovering):
+            await here.hold(sale_id)
+        await here.service.rebuild(sale_id, operator="op")
+        await here.service.watch.look()
+        await here.hold(sale_id)

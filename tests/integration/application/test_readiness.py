@@ -1,0 +1,301 @@
+"""The preflight on a real server: what does not hold is named, and closes no more than it must."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import redis
+
+from reservation.adapters.redis.embedded.server import EmbeddedServer
+from reservation.application.readiness.check import Preflight
+from reservation.application.readiness.clock_skew import Clocks
+from reservation.application.readiness.conditions import Disk
+from reservation.domain.errors import Unavailable
+from reservation.domain.states import SaleStatus
+from reservation.workers.runner import Worker
+from tests.support.in_process import Bench, bench
+from tests.support.service import Served, eventually, refused
+from tests.support.valkey import MakeServer, binary_of
+
+#: What the shipped file gives the service, less than which it cannot work.
+RIGHTS = (
+    "resetchannels ~rsv:* -@all +@read +@write +@fast -@dangerous +eval +evalsha +script|load"
+    " +script|exists +time +ping +hello +client|setname +client|id +info +config|get +acl|whoami"
+    " +acl|dryrun"
+)
+
+
+class StandingClock:
+    """Time that passes only when told."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def now_ms(self) -> int:
+        return int(self.seconds * 1000)
+
+
+@pytest.fixture
+async def here(tmp_path: Path, valkey_url: str) -> AsyncIterator[Bench]:
+    async with bench(tmp_path, valkey_url) as made:
+        yield made
+
+
+@pytest.fixture
+async def server(make_server: MakeServer) -> EmbeddedServer:
+    started = make_server()
+    await started.start()
+    return started
+
+
+def as_user(server: EmbeddedServer, *changes: str) -> str:
+    """The server's address for a user with the shipped rights and these changes to them."""
+    with redis.Redis(unix_socket_path=str(server.socket_path)) as admin:
+        admin.execute_command("ACL", "SETUSER", "limited", "on", ">pass", *RIGHTS.split(), *changes)
+    return f"unix://limited:pass@{server.socket_path}"
+
+
+@pytest.mark.parametrize("name", ["valkey", "redis-server"])
+async def test_the_embedded_server_passes_its_own_preflight(
+    name: str, tmp_path: Path, make_server: MakeServer
+) -> None:
+    server = make_server(binary=binary_of(name))
+    await server.start()
+    async with bench(tmp_path / "sql", server.url) as here:
+        found = await here.service.preflight()
+        assert (found.missing, found.stops, found.trusted) == ((), (), ())
+
+
+@pytest.fixture
+def everysec(served: Served) -> Iterator[None]:
+    """The service's own server, synced once a second only."""
+    with served.redis() as client:
+        client.config_set("appendfsync", "everysec")
+        try:
+            yield
+        finally:
+            client.config_set("appendfsync", "always")
+    eventually(lambda: missing(served), lambda names: names == [])
+
+
+def missing(service: Served) -> list[str]:
+    return service.http.get("/health/ready").json()["missing"]
+
+
+@pytest.mark.slow
+def test_a_weaker_fsync_policy_closes_prepare_and_what_has_begun_goes_on(
+    served: Served, request: pytest.FixtureRequest
+) -> None:
+    sale_id, buyer = served.sale(), served.buyer()
+    paid, given_back = served.hold(sale_id, buyer), served.hold(sale_id, buyer)
+    request.getfixturevalue("everysec")
+
+    eventually(lambda: missing(served), lambda names: names == ["redis-fsync-policy"], within=6)
+    eventually(
+        lambda: served.prepare(sale_id, buyer),
+        lambda answer: answer.json().get("missing") == ["redis-fsync-policy"],
+        within=6,
+    )
+    told = refused(served.prepare(sale_id, buyer), 503, "unavailable")
+    assert "redis-fsync-policy" in told["detail"]
+    assert served.come_back(paid, served.pay(paid)).json()["status"] == "CONFIRMED"
+    assert served.release(given_back).json()["status"] == "RELEASED"
+    assert served.audit(sale_id)["lag"] == 0
+
+    with served.redis() as client:
+        client.config_set("appendfsync", "always")
+    eventually(lambda: missing(served), lambda names: names == [])
+    eventually(
+        lambda: served.prepare(sale_id, buyer).status_code, lambda status: status == 201, within=6
+    )
+
+
+async def test_a_user_who_lacks_a_command_is_noticed_before_the_command_is_needed(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with bench(tmp_path / "sql", as_user(server, "-xtrim")) as here:
+        sale_id = await here.sale()
+        await here.service.watch.look()
+        with pytest.raises(Unavailable, match="redis-rights"):
+            await here.hold(sale_id)
+        as_user(server, "+xtrim")
+        await here.service.watch.look()
+        await here.hold(sale_id)
+
+
+async def test_a_user_of_another_prefix_lacks_what_touches_our_keys(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    url = as_user(server, "resetkeys", "~other:*")
+    async with bench(tmp_path / "sql", url) as here:
+        assert (await here.service.preflight()).missing == ("redis-rights",)
+
+
+async def test_what_a_managed_server_hides_closes_until_somebody_vouches_for_it(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    url = as_user(server, "-config|get", "-acl|dryrun")
+    hidden = ("redis-fsync-policy", "redis-fsync-on-rewrite")
+    async with bench(tmp_path / "sql", url) as here:
+        found = await here.service.preflight()
+        assert found.missing == tuple(f"{name}:unknown" for name in hidden)
+        assert found.stops == ()
+    async with bench(tmp_path / "sql", url, RESERVATION_REDIS_TRUST=", ".join(hidden)) as here:
+        found = await here.service.preflight()
+        assert (found.missing, found.trusted) == ((), hidden)
+
+
+async def test_a_server_that_refuses_info_is_still_compared_with_sql(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with bench(tmp_path / "sql", as_user(server, "-info")) as here:
+        here.service.connections.guard()
+        await here.service.watch.look()
+        assert here.service.connections.vouched
+        missing = here.service.watch.missing
+        assert "redis-run-id:unknown" in missing
+        assert "redis-append-only-file:unknown" in missing
+
+
+async def test_a_full_disk_closes_prepare(here: Bench) -> None:
+    service = here.service
+    asked: list[Path] = []
+
+    def full(folder: Path) -> Disk:
+        asked.append(folder)
+        return Disk(total=10**9, free=10**6)
+
+    look = Preflight(
+        service.connections, service.keys, service.settings, clock=service.clock, disk=full
+    )
+    assert (await look()).missing == ("redis-disk", "sql-disk")
+    config = await service.connections.command("CONFIG", "GET", "dir")
+    assert asked == [Path(config[1]), service.settings.data_dir]
+
+
+async def test_scripts_that_were_flushed_are_loaded_by_the_next_look(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with bench(tmp_path / "sql", server.url) as here:
+        await here.service.connections.command("SCRIPT", "FLUSH")
+        assert (await here.service.preflight()).missing == ()
+        info = await here.service.connections.command("INFO", "memory")
+        assert "number_of_cached_scripts:0" not in info
+
+
+async def test_many_probes_at_once_are_one_look(here: Bench) -> None:
+    service, clock = here.service, StandingClock()
+    look = Preflight(service.connections, service.keys, service.settings, clock=clock)
+    first = await look.recent()
+    assert all(found is first for found in await asyncio.gather(*(look.recent() for _ in "abc")))
+    clock.seconds += 1
+    assert await look.recent() is not first
+
+
+async def test_a_server_that_reads_its_file_is_waited_for(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with bench(tmp_path / "sql", server.url) as here:
+        with redis.Redis(unix_socket_path=str(server.socket_path)) as admin:
+            pipe = admin.pipeline(transaction=False)
+            for number in range(5_000):
+                pipe.set(f"rsv:{{x}}:{number}", "1")
+            pipe.execute()
+            # A millisecond a key; in between it answers.
+            admin.config_set("key-load-delay", 1_000)
+            admin.config_set("loading-process-events-interval-bytes", 1_024)
+        reloading = asyncio.create_task(here.service.connections.command("DEBUG", "RELOAD"))
+        try:
+            async with asyncio.timeout(10):
+                missing: tuple[str, ...] = ()
+                while not missing:
+                    missing = (await here.service.preflight()).missing
+            assert missing == ("redis-loading",)
+        finally:
+            reloading.cancel()
+
+
+async def test_an_outbox_that_was_cut_closes_its_sale_alone(here: Bench) -> None:
+    sale_id, other_id = await here.sale(), await here.sale()
+    for _ in range(3):
+        await here.hold(sale_id)
+    watch, outbox = here.service.watch, here.service.keys.of(sale_id).outbox
+    await watch.look()
+    assert watch.missing_of == {}
+    await here.service.connections.command("XTRIM", outbox, "MAXLEN", 1)
+    await watch.look()
+    assert watch.missing_of == {sale_id: ("sale-outbox",)}
+    with pytest.raises(Unavailable, match="sale-outbox"):
+        await here.hold(sale_id)
+    await here.hold(other_id)
+
+
+async def test_a_reader_that_was_put_past_events_closes_its_sale(here: Bench) -> None:
+    sale_id = await here.sale()
+    await here.flush(sale_id)
+    await here.hold(sale_id)
+    watch, outbox = here.service.watch, here.service.keys.of(sale_id).outbox
+    await watch.look()
+    assert watch.missing_of == {}
+    await here.service.connections.command("XGROUP", "SETID", outbox, "sql", "$")
+    await watch.look()
+    assert watch.missing_of == {sale_id: ("sale-outbox",)}
+    await here.service.connections.command("XGROUP", "SETID", outbox, "sql", "1-0")
+    await watch.look()
+    assert watch.missing_of == {}
+
+
+async def test_an_outbox_without_its_reader_closes_its_sale(here: Bench) -> None:
+    sale_id = await here.sale()
+    await here.flush(sale_id)
+    watch, outbox = here.service.watch, here.service.keys.of(sale_id).outbox
+    await here.service.connections.command("XGROUP", "DESTROY", outbox, "sql")
+    await watch.look()
+    assert watch.missing_of == {sale_id: ("sale-outbox",)}
+
+
+@pytest.mark.parametrize("value", ["101", "-1", "many"])
+async def test_counters_changed_by_hand_close_their_sale_alone(here: Bench, value: str) -> None:
+    sale_id, other_id = await here.sale(), await here.sale()
+    watch, stock = here.service.watch, here.service.keys.of(sale_id).stock("a")
+    await here.service.connections.command("HSET", stock, "held", value)
+    await watch.look()
+    assert watch.missing_of == {sale_id: ("sale-counters",)}
+    with pytest.raises(Unavailable, match="sale-counters"):
+        await here.hold(sale_id)
+    await here.hold(other_id)
+    await here.service.connections.command("HSET", stock, "held", 0)
+    await watch.look()
+    assert watch.missing_of == {}
+    await here.hold(sale_id)
+
+
+async def test_a_sale_that_is_over_keeps_nobody_from_being_ready(here: Bench) -> None:
+    closed_id, ended_id, open_id = await here.sale(), await here.sale(), await here.sale()
+    command = here.service.connections.command
+    await here.service.sales.switch(closed_id, SaleStatus.CLOSED, operator="op", reason="over")
+    await command("HSET", here.service.keys.of(ended_id).sale, "closes_at", 1)
+    for sale_id in (closed_id, ended_id, open_id):
+        await command("HSET", here.service.keys.of(sale_id).stock("a"), "held", 7)
+    await here.service.watch.look()
+    assert here.service.watch.missing_of == {open_id: ("sale-counters",)}
+
+
+async def test_nothing_expires_by_a_clock_that_has_jumped(here: Bench) -> None:
+    sale_id = await here.sale(hold_seconds=1)
+    await here.hold(sale_id)
+    service, worker = here.service, Worker(here.service)
+    await service.preflight.look_at_clocks()
+    reading = await service.connections.read_clock()
+    service.preflight.clocks.observe(
+        msgspec.structs.replace(reading, server_ms=reading.server_ms + 60_000)
+    )
+    await asyncio.sleep(1.2)
+    assert await worker._reap(sale_id) == 0
+    service.preflight.clocks = Clocks()
+    assert await worker._reap(sale_id) == 1

@@ -1,0 +1,416 @@
+"""A rebuild brings back what SQL has, whatever became of Redis, and may die anywhere."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from reservation.adapters.sql import rebuild_queries as recovery
+from reservation.application.recovery.rebuild import NotLost, RebuildReport
+from reservation.domain.errors import (
+    HoldLost,
+    RateLimited,
+    SaleNotFound,
+    SaleRecovering,
+    TooManyOrders,
+)
+from reservation.domain.payment import Cause, Outcome, PaymentOutcome, Present, Reason
+from reservation.domain.reservation import Reservation
+from reservation.domain.sale import Item
+from reservation.domain.states import HoldPolicy, Status
+from reservation.domain.tokens import Claims
+from tests.support.in_process import Bench, bench
+
+
+@pytest.fixture
+async def here(tmp_path: Path, valkey_url: str, database_url: str) -> AsyncIterator[Bench]:
+    """A service on each database; SQLite is where no address is given."""
+    address = "" if database_url.startswith("sqlite") else database_url
+    async with bench(tmp_path, valkey_url, RESERVATION_DATABASE_URL=address) as made:
+        yield made
+
+
+async def status_of(here: Bench, order_id: str) -> Status | None:
+    order = await here.service.store.read(order_id)
+    return order.status if order else None
+
+
+async def test_every_state_comes_back_with_its_sets(here: Bench) -> None:
+    sale_id = await here.sale(virtual_accounts=True)
+    held = await here.hold(sale_id)
+    paying = await here.hold(sale_id, "bob")
+    await here.claim(paying, "key-p")
+    sold = await here.hold(sale_id, "cat")
+    await here.finish(sold, (await here.claim(sold, "key-s")).fence)
+    waiting = await here.hold(sale_id, "dan")
+    account = Outcome(
+        name=PaymentOutcome.AWAITING_DEPOSIT,
+        due_ms=waiting.expires_at_ms + 5,
+        members={"dueAt": waiting.expires_at_ms + 5},
+    )
+    await here.finish(waiting, (await here.claim(waiting, "key-w")).fence, account)
+    await here.flush(sale_id)
+    await here.lose(sale_id)
+
+    report = await here.service.rebuild(sale_id, operator="op")
+
+    assert (report.rebuilt, report.orders) == (True, 4)
+    for order, status in (
+        (held, Status.HELD),
+        (paying, Status.CONFIRMING),
+        (sold, Status.CONFIRMED),
+        (waiting, Status.AWAITING_DEPOSIT),
+    ):
+        assert await status_of(here, order.order_id) is status
+    names = here.service.keys.of(sale_id)
+    command = here.service.connections.command
+    assert await command("ZRANGE", names.deadlines, 0, -1) == [held.order_id]
+    assert await command("ZRANGE", names.deposits, 0, -1) == [waiting.order_id]
+    groups = await command("XINFO", "GROUPS", names.outbox)
+    assert groups[0][groups[0].index("last-delivered-id") + 1] == f"{report.seq}-0"
+    # Its lease is over at once: the settler asks the PG.
+    assert await here.service.store.leases_over(sale_id, 10) == [paying.order_id]
+    assert await command("HGET", names.buyer("cat"), "a") == "1"
+    await here.flush(sale_id)
+    assert await here.audited(sale_id) == ()
+    assert here.alarms == []
+
+
+async def test_an_attempt_keeps_its_outcome(here: Bench) -> None:
+    sale_id = await here.sale()
+    order = await here.hold(sale_id)
+    declined = Outcome(
+        name=PaymentOutcome.DECLINED, reason=Reason(Cause.PROVIDER_DECLINED, "NO_MONEY")
+    )
+    await here.finish(order, (await here.claim(order, "key-1")).fence, declined)
+    await here.flush(sale_id)
+    await here.lose(sale_id)
+    report = await here.service.rebuild(sale_id, operator="op")
+    again = await here.service.store.claim(
+        order, epoch=report.epoch, payment_key="key-1", lease_ms=60_000
+    )
+    assert again == Present(Status.RELEASED, "declined:provider_declined:NO_MONEY")
+
+
+async def test_a_hold_past_its_deadline_is_due_at_once(here: Bench) -> None:
+    sale_id = await here.sale(hold_seconds=1)
+    order = await here.hold(sale_id)
+    await here.flush(sale_id)
+    await here.lose(sale_id)
+    report = await here.service.rebuild(sale_id, operator="op")
+    store = here.service.store
+    while not await store.due(sale_id, 10):
+        pass
+    assert await store.expire(sale_id, [order.order_id], epoch=report.epoch) == 1
+    await here.flush(sale_id)
+    assert await here.audited(sale_id) == ()
+
+
+async def test_a_token_of_a_hold_that_never_reached_sql_is_told_so(here: Bench) -> None:
+    sale_id = await here.sale()
+    await here.flush(sale_id)
+    order = await here.hold(sale_id)
+    await here.lose(sale_id)
+    await here.service.rebuild(sale_id, operator="op")
+    claims = Claims(
+        purpose="read",
+        sale_id=sale_id,
+        order_id=order.order_id,
+        buyer="",
+        amount=1000,
+        expires_at_ms=order.expires_at_ms,
+        epoch="",
+        seq=order.seq,
+    )
+    with pytest.raises(HoldLost):
+        await here.service.look.of_token(claims)
+
+
+async def test_a_sale_of_which_no_event_reached_sql_comes_from_its_document(here: Bench) -> None:
+    sale_id = await here.sale(hold_policy=HoldPolicy.SUCCESS, name="Other")
+    await here.lose(sale_id)
+    await here.service.rebuild(sale_id, operator="op")
+    here.service.catalog.forget(sale_id)
+    sale = (await here.service.catalog.fresh(sale_id)).sale
+    assert (sale.name, sale.hold_policy, sale.items[0].available) == (
+        "Other",
+        HoldPolicy.SUCCESS,
+        100,
+    )
+    assert (await here.hold(sale_id)).status is Status.PREPARED
+    await here.flush(sale_id)
+    assert await here.audited(sale_id) == ()
+
+
+async def test_redis_ahead_is_no_loss_and_is_refused_unless_forced(here: Bench) -> None:
+    sale_id = await here.sale()
+    await here.flush(sale_id)
+    order = await here.hold(sale_id)
+    with pytest.raises(NotLost, match="ahead of SQL by 1 events"):
+        await here.service.rebuild(sale_id, operator="op")
+    assert await status_of(here, order.order_id) is Status.HELD
+    forced = await here.service.rebuild(sale_id, operator="op", force=True)
+    assert (forced.rebuilt, forced.why) == (True, "forced")
+    assert await status_of(here, order.order_id) is None
+
+
+async def test_a_sale_that_agrees_is_left_alone(here: Bench) -> None:
+    sale_id = await here.sale()
+    await here.hold(sale_id)
+    await here.flush(sale_id)
+    before = await here.remembered(sale_id)
+    report = await here.service.rebuild(sale_id, operator="op")
+    assert not report.rebuilt
+    assert await here.remembered(sale_id) == before
+
+
+async def test_an_unknown_sale_is_not_found(here: Bench) -> None:
+    with pytest.raises(SaleNotFound):
+        await here.service.rebuild("nosuch", operator="op")
+
+
+@pytest.mark.parametrize("step", ["fence_off", "clear", "write", "begin_outbox", "hand_over"])
+async def test_a_rebuild_that_dies_sells_nothing_and_is_run_again(
+    here: Bench, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sale_id = await here.sale()
+    order = await here.hold(sale_id)
+    await here.flush(sale_id)
+    await here.lose(sale_id)
+    restorer = here.service.rebuild._restorer
+
+    async def die(*_: object, **__: object) -> None:
+        raise ConnectionResetError(step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(restorer, step, die)
+        with pytest.raises(ConnectionResetError):
+            await here.service.rebuild(sale_id, operator="op")
+    with pytest.raises(SaleRecovering):
+        await here.hold(sale_id)
+    assert (await here.service.rebuild(sale_id, operator="op")).rebuilt
+    assert (await here.hold(sale_id)).status is Status.HELD
+    assert await status_of(here, order.order_id) is Status.HELD
+    await here.flush(sale_id)
+    assert await here.audited(sale_id) == ()
+    assert here.alarms == []
+
+
+async def test_whoever_writes_under_the_old_epoch_is_refused(here: Bench) -> None:
+    sale_id = await here.sale()
+    order = await here.hold(sale_id)
+    old = (await here.service.catalog.fresh(sale_id)).epoch
+    await here.flush(sale_id)
+    await here.lose(sale_id)
+    await here.service.rebuild(sale_id, operator="op")
+    with pytest.raises(SaleRecovering):
+        await here.service.store.release(order, epoch=old, reason=Reason(Cause.BUYER))
+    assert await status_of(here, order.order_id) is Status.HELD
+
+
+async def intend(here: Bench, order: Reservation, fence: int, payment_key: str = "key-1") -> None:
+    """The money of this payment was asked for, under this fence."""
+    await here.service.ledger.write_intent(
+        order_id=order.order_id,
+        sale_id=order.sale_id,
+        fence=fence,
+        payment_key=payment_key,
+        amount=1000,
+        currency="KRW",
+        idempotency_key="i",
+        now_ms=1,
+    )
+
+
+async def test_a_payment_whose_claim_sql_never_got_is_claimed_again(here: Bench) -> None:
+    sale_id = await here.sale()
+    order = await here.hold(sale_id)
+    await here.flush(sale_id)
+    claimed = await here.claim(order, "key-1")
+    await intend(here, order, claimed.fence)
+    await here.lose(sale_id)
+    report = await here.service.rebuild(sale_id, operator="op")
+    assert report.claimed == (order.order_id,)
+    found = await here.service.store.read(order.order_id)
+    assert found is not None
+    # Above the fence of the lost claim: whoever still has that one is told that it is late.
+    assert (found.status, found.fence, found.payment_key) == (Status.CONFIRMING, 2, "key-1")
+    assert await here.service.store.due(sale_id, 10) == []
+    await here.flush(sale_id)
+    assert await here.audited(sale_id) == ()
+
+
+async def test_an_ended_order_whose_lost_claim_finds_no_stock_is_as_sql_has_it(here: Bench) -> None:
+    """Its payment is looked after at the PG; a fence without a claim would be wrong for ever."""
+    sale_id = await here.sale(
+        items=(Item(sku="a", name="A", price=1000, total=1, limit_per_buyer=1),)
+    )
+    order = await here.hold(sale_id)
+    epoch = (await here.service.catalog.get(sale_id)).epoch
+    await here.service.store.release(order, epoch=epoch, reason=Reason(Cause.BUYER))
+    await here.hold(sale_id, "ben")
+    await here.flush(sale_id)
+    await intend(here, order, 3)
+    await here.lose(sale_id)
+    report = await here.service.rebuild(sale_id, operator="op")
+    assert report.rebuilt
+    assert report.claimed == ()
+    assert report.undecided == (order.order_id,)
+    assert await status_of(here, order.order_id) is Status.RELEASED
+    await here.flush(sale_id)
+    # Until the PG tells, it is named, and so is nothing else.
+    (problem,) = await here.audited(sale_id)
+    assert order.order_id in problem
+    assert "intent" in problem
+    await here.service.ledger.end_intents(order.order_id, "key-1", 1)
+    assert await here.audited(sale_id) == ()
+
+
+async def test_a_restock_is_not_done_twice_after_a_rebuild(here: Bench) -> None:
+    sale_id = await here.sale()
+    more = {"sku": "a", "delta": 5, "reason": "found some", "operator": "op"}
+    await here.service.sales.restock(sale_id, idempotency_key="k", **more)
+    await here.flush(sale_id)
+    await here.lose(sale_id)
+    await here.service.rebuild(sale_id, operator="op")
+    here.service.catalog.forget(sale_id)
+    sale = await here.service.sales.restock(sale_id, idempotency_key="k", **more)
+    assert sale.items[0].total == 105
+    assert msgspec.structs.asdict(sale)["version"] == 2
+
+
+async def test_the_version_survives_a_rebuild_and_counts_in_another_epoch(here: Bench) -> None:
+    sale_id = await here.sale()
+    more = {"sku": "a", "delta": 5, "reason": "found some", "operator": "op"}
+    before = await here.service.sales.restock(sale_id, idempotency_key="k", **more)
+    await here.flush(sale_id)
+    assert await here.audited(sale_id) == ()
+    await here.lose(sale_id)
+    await here.service.rebuild(sale_id, operator="op")
+    here.service.catalog.forget(sale_id)
+    after = (await here.service.catalog.fresh(sale_id)).sale
+    assert (before.version, after.version) == (2, 2)
+    assert before.etag != after.etag
+    await here.flush(sale_id)
+    assert await here.audited(sale_id) == ()
+
+
+async def test_a_rebuild_that_stood_still_takes_nothing_from_the_one_that_came_after(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it stood: what it read is old, and the sale has gone on since."""
+    for step in ("fence_off", "clear", "write"):
+        sale_id = await here.sale()
+        await here.hold(sale_id)
+        await here.flush(sale_id)
+        await here.lose(sale_id)
+        restorer = here.service.rebuild._restorer
+        go_on = getattr(restorer, step)
+
+        async def stand_still(
+            *args: Any, sale_id: str = sale_id, go_on: Any = go_on, **how: Any
+        ) -> Any:
+            patch.undo()
+            assert (await here.service.rebuild(sale_id, operator="second")).rebuilt
+            here.service.catalog.forget(sale_id)
+            await here.hold(sale_id, "bob")
+            return await go_on(*args, **how)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(restorer, step, stand_still)
+            with pytest.raises(SaleRecovering):
+                await here.service.rebuild(sale_id, operator="first")
+        await here.flush(sale_id)
+        assert await here.audited(sale_id) == ()
+        sale = (await here.service.catalog.fresh(sale_id)).sale
+        assert sale.items[0].available == 98
+    assert here.alarms == []
+
+
+async def test_of_two_rebuilds_that_begin_together_one_gives_way(here: Bench) -> None:
+    sale_id = await here.sale()
+    await here.hold(sale_id)
+    await here.flush(sale_id)
+    await here.lose(sale_id)
+    ends = await asyncio.gather(
+        *(here.service.rebuild(sale_id, operator=f"op-{n}", force=True) for n in range(2)),
+        return_exceptions=True,
+    )
+    assert all(isinstance(end, RebuildReport | SaleRecovering) for end in ends), ends
+    assert any(isinstance(end, RebuildReport) and end.rebuilt for end in ends), ends
+    here.service.catalog.forget(sale_id)
+    await here.hold(sale_id, "bob")
+    await here.flush(sale_id)
+    assert await here.audited(sale_id) == ()
+
+
+async def test_every_payment_that_sql_has_no_claim_of_is_taken_up(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than one page of them, as after an hour in which nothing came to SQL."""
+    monkeypatch.setattr(recovery, "UNMET_PAGE", 2)
+    sale_id = await here.sale()
+    orders = [await here.hold(sale_id, f"buyer-{n}") for n in range(5)]
+    await here.flush(sale_id)
+    for order in orders:
+        payment_key = f"key-{order.order_id}"
+        await intend(here, order, (await here.claim(order, payment_key)).fence, payment_key)
+    await here.lose(sale_id)
+    report = await here.service.rebuild(sale_id, operator="op")
+    assert set(report.claimed) == {order.order_id for order in orders}
+
+
+async def test_a_payment_that_sql_knows_another_one_of_is_asked_about(here: Bench) -> None:
+    """The order was restored with the card before: nobody else would look at this one."""
+    sale_id = await here.sale()
+    order = await here.hold(sale_id)
+    claimed = await here.claim(order, "key-0")
+    await here.flush(sale_id)
+    declined = Outcome(name=PaymentOutcome.DECLINED, reason=Reason(Cause.PROVIDER_DECLINED, "NO"))
+    await here.finish(order, claimed.fence, declined)
+    await intend(here, order, (await here.claim(order, "key-1")).fence)
+    await here.lose(sale_id)
+    report = await here.service.rebuild(sale_id, operator="op")
+    # The PG of this test does not answer.
+    assert report.undecided == (order.order_id,)
+
+
+async def test_what_a_rebuild_could_not_place_is_looked_at_again(here: Bench) -> None:
+    """Also where the sale has lost nothing since, and sells."""
+    sale_id = await here.sale(
+        items=(Item(sku="a", name="A", price=1000, total=1, limit_per_buyer=1),)
+    )
+    order = await here.hold(sale_id)
+    epoch = (await here.service.catalog.get(sale_id)).epoch
+    await here.service.store.release(order, epoch=epoch, reason=Reason(Cause.BUYER))
+    await here.flush(sale_id)
+    await intend(here, order, 3)
+    await here.hold(sale_id, "ben")
+    again = await here.service.rebuild(sale_id, operator="op")
+    assert (again.rebuilt, again.undecided) == (False, (order.order_id,))
+
+
+async def test_the_limits_of_a_buyer_survive_a_rebuild(here: Bench) -> None:
+    """The default limit of 20 unpaid orders counts those of before, and not the paid ones."""
+    sale_id = await here.sale()
+    sold = await here.hold(sale_id)
+    await here.finish(sold, (await here.claim(sold)).fence)
+    for _ in range(19):
+        await here.service.release(await here.hold(sale_id), reason=Reason(Cause.BUYER))
+    await here.flush(sale_id)
+    await here.lose(sale_id)
+    await here.service.rebuild(sale_id, operator="op")
+    assert await here.audited(sale_id) == ()
+    # The 21st order within a minute: the sustained rate binds first, then the unpaid ones.
+    with pytest.raises(RateLimited):
+        await here.hold(sale_id)
+    names, command = here.service.keys.of(sale_id), here.service.connections.command
+    for order_id in await command("ZRANGE", names.buyer_orders("ann"), 0, -1):
+        await command("ZINCRBY", names.buyer_orders("ann"), -60_000, order_id)
+    await here.service.release(await here.hold(sale_id), reason=Reason(Cause.BUYER))
+    with pytest.raises(TooManyOrders) as refused:
+        await here.hold(sale_id)
+    assert refused.value.facts == {"limit": 20}

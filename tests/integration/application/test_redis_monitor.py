@@ -1,0 +1,248 @@
+"""A server that lost something is noticed before anything is sold from it."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from reservation.adapters.redis.sale_writer import Found
+from reservation.adapters.sql.rebuild_queries import SaleHead
+from reservation.application.readiness.data_loss import compare
+from reservation.domain.errors import SaleRecovering, Unavailable
+from reservation.domain.sale import Item
+from reservation.domain.sale_settings import SaleChange
+from reservation.domain.states import HoldPolicy
+from reservation.telemetry.metrics import PREPARE_CLOSED
+from tests.support.in_process import Bench, bench
+from tests.support.valkey import MakeServer
+
+HEAD = SaleHead(epoch="e", seq=5, chain="c5")
+
+
+@pytest.fixture
+async def here(tmp_path: Path, valkey_url: str) -> AsyncIterator[Bench]:
+    async with bench(tmp_path, valkey_url) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("found", "gap"),
+    [
+        (Found(epoch="e", seq=5, chain="c5", chains={5: "c5"}), None),
+        (Found(epoch="e", seq=9, chain="c9", chains={5: "c5"}), None),
+        (Found(epoch="e", seq=9, chain="c9", chains={}), None),
+        (None, "no such sale"),
+        (Found(epoch="d", seq=5, chain="c5", chains={5: "c5"}), "another epoch"),
+        (Found(epoch="e", seq=3, chain="c3", chains={}), "2 events are lost"),
+        (Found(epoch="e", seq=5, chain="x", chains={5: "x"}), "event 5 is another one"),
+        (Found(epoch="e", seq=9, chain="c9", chains={5: "x"}), "event 5 is another one"),
+    ],
+)
+def test_only_what_sql_has_and_redis_lacks_is_a_loss(found: Found | None, gap: str | None) -> None:
+    told = compare(HEAD, found)
+    assert told is None if gap is None else told is not None and gap in told
+
+
+async def test_a_sale_that_went_back_in_time_is_closed_and_reopened(here: Bench) -> None:
+    sale_id, other_id = await here.sale(), await here.sale()
+    await here.hold(sale_id)
+    memory = await here.remembered(sale_id)
+    await here.hold(sale_id)
+    await here.flush(sale_id)
+    await here.put_back(sale_id, memory)
+    watch = here.service.watch
+    await watch.look()
+    assert list(watch.gaps) == [sale_id]
+    assert closed_for("sale-recovering") == 1
+    assert "1 events are lost" in watch.gaps[sale_id]
+    with pytest.raises(SaleRecovering):
+        await here.hold(sale_id)
+    await here.hold(other_id)
+    await here.service.rebuild(sale_id, operator="op")
+    await watch.look()
+    assert watch.gaps == {}
+    assert closed_for("sale-recovering") == 0
+    await here.hold(sale_id)
+
+
+async def test_a_sale_that_is_being_made_is_not_lost(here: Bench) -> None:
+    await here.service.ledger.register_sale("soon", "{}", 1)
+    watch = here.service.watch
+    await watch.look()
+    assert watch.gaps == {}
+    await watch.look()
+    assert list(watch.gaps) == ["soon"]
+
+
+async def test_a_creation_that_stopped_before_redis_is_finished_by_the_same_put(
+    here: Bench,
+) -> None:
+    sale_id, change = await unfinished(here)
+    with pytest.raises(SaleRecovering):
+        await here.service.sales.put(
+            sale_id, msgspec.structs.replace(change, name="Other"), if_match=None, operator="op"
+        )
+    before = (await here.service.ledger.known_sales())[sale_id]
+    sale, created = await here.service.sales.put(sale_id, change, if_match=None, operator="op")
+    assert (created, sale.version) == (True, 1)
+    # Tokens of a life that nobody wrote down are of another epoch.
+    assert sale.epoch == (await here.service.ledger.known_sales())[sale_id] != before
+    await here.service.watch.look()
+    assert here.service.watch.gaps == {}
+    await here.hold(sale_id)
+
+
+@pytest.mark.parametrize("seconds_ago", [0, 5])
+async def test_a_creation_that_may_still_reach_redis_is_waited_for(
+    here: Bench, seconds_ago: int
+) -> None:
+    sale_id, change = await unfinished(here, seconds_ago=seconds_ago)
+    with pytest.raises(SaleRecovering):
+        await here.service.sales.put(sale_id, change, if_match=None, operator="op")
+
+
+@pytest.mark.parametrize("trace", ["an event", "an intent"])
+async def test_a_sale_that_began_is_not_made_anew(here: Bench, trace: str) -> None:
+    sale_id, change = await unfinished(here)
+    made = await here.service.sales.put(sale_id, change, if_match=None, operator="op")
+    if trace == "an event":
+        await here.flush(sale_id)
+    else:
+        order = await here.hold(sale_id)
+        claimed = await here.claim(order, "pk-1")
+        await here.service.ledger.write_intent(
+            order_id=order.order_id,
+            sale_id=sale_id,
+            fence=claimed.fence,
+            payment_key="pk-1",
+            amount=order.amount,
+            currency=order.currency,
+            idempotency_key="ik-1",
+            now_ms=1,
+        )
+    await here.lose(sale_id)
+    with pytest.raises(SaleRecovering):
+        await here.service.sales.put(sale_id, change, if_match=None, operator="op")
+    assert (await here.service.ledger.known_sales())[sale_id] == made[0].epoch
+
+
+async def unfinished(here: Bench, *, seconds_ago: int = 60) -> tuple[str, SaleChange]:
+    """A sale that was registered in SQL so long ago, and never came to Redis."""
+    now_ms = here.service.clock.now_ms()
+    change = SaleChange(
+        name="Sale",
+        currency="KRW",
+        opens_at_ms=now_ms - 60_000,
+        closes_at_ms=now_ms + 86_400_000,
+        hold_seconds=300,
+        hold_policy=HoldPolicy.PREPARE,
+        virtual_accounts=False,
+        require_admission=False,
+        items=(Item(sku="a", name="A", price=1000, total=10, limit_per_buyer=10),),
+    )
+    sale_id = f"s{secrets.token_hex(5)}"
+    document = msgspec.json.encode(change).decode()
+    await here.service.ledger.register_sale(sale_id, document, now_ms - seconds_ago * 1000)
+    return sale_id, change
+
+
+async def test_a_server_that_nobody_vouched_for_is_sold_nothing_from(
+    tmp_path: Path, make_server: MakeServer
+) -> None:
+    server = make_server()
+    await server.start()
+    async with bench(tmp_path / "sql", server.url) as here:
+        sale_id = await here.sale()
+        here.service.connections.guard()
+        with pytest.raises(Unavailable):
+            await here.hold(sale_id)
+        await here.service.watch.look()
+        await here.hold(sale_id)
+
+        await server.stop()
+        await server.start()
+        # The pool connects again by itself; the sale is as it was, and that nobody knows yet.
+        with pytest.raises(Unavailable):
+            await here.hold(sale_id)
+        assert here.service.connections.doubted.is_set()
+        await here.service.watch.look()
+        await here.hold(sale_id)
+
+
+async def test_the_watch_vouches_by_itself_soon_after_a_restart(
+    tmp_path: Path, make_server: MakeServer
+) -> None:
+    server = make_server()
+    await server.start()
+    async with bench(tmp_path / "sql", server.url) as here:
+        sale_id = await here.sale()
+        here.service.connections.guard()
+        watching = asyncio.create_task(here.service.watch.run())
+        try:
+            await eventually_holds(here, sale_id)
+            await server.stop()
+            await server.start()
+            await eventually_holds(here, sale_id)
+        finally:
+            watching.cancel()
+
+
+async def test_what_preflight_misses_closes_prepare_and_nothing_else(
+    tmp_path: Path, make_server: MakeServer
+) -> None:
+    server = make_server()
+    await server.start()
+    async with bench(tmp_path / "sql", server.url) as here:
+        sale_id = await here.sale()
+        order = await here.hold(sale_id)
+        await here.service.connections.command("CONFIG", "SET", "appendfsync", "no")
+        await here.service.watch.look()
+        with pytest.raises(Unavailable, match="redis-fsync-policy") as refusal:
+            await here.hold(sale_id)
+        assert refusal.value.facts["missing"] == ["redis-fsync-policy"]
+        assert closed_for("redis-fsync-policy") == 1
+        assert refusal.value.facts["retryAfter"]
+        claimed = await here.claim(order)
+        await here.finish(order, claimed.fence)
+        await here.service.connections.command("CONFIG", "SET", "appendfsync", "always")
+        await here.service.watch.look()
+        assert closed_for("redis-fsync-policy") == 0
+        await here.hold(sale_id)
+
+
+async def test_a_server_that_does_not_answer_closes_prepare_by_name(
+    tmp_path: Path, make_server: MakeServer
+) -> None:
+    server = make_server()
+    await server.start()
+    async with bench(tmp_path / "sql", server.url) as here:
+        # The gauge is the process's: a watch of another test may have ended while it was set.
+        PREPARE_CLOSED.labels("redis").set(0)
+        await here.service.watch.look()
+        assert closed_for("redis") == 0
+        await server.stop()
+        await here.service.watch.look()
+        assert closed_for("redis") == 1
+        await server.start()
+        # A look may still meet a connection that the stop has ended.
+        async with asyncio.timeout(10):
+            while closed_for("redis") != 0:
+                await here.service.watch.look()
+
+
+def closed_for(reason: str) -> float:
+    return PREPARE_CLOSED.labels(reason)._value.get()
+
+
+async def eventually_holds(here: Bench, sale_id: str) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await here.hold(sale_id)
+            except Unavailable:
+                await asyncio.sleep(0.02)
+            else:
+                return

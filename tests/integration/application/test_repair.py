@@ -1,0 +1,153 @@
+"""A repair puts right what the audit names, loses nothing, and does nothing unless told to."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from reservation.adapters.redis.keys import SaleKeys
+from reservation.application.recovery.repair import NotDrained
+from reservation.domain.errors import SaleRecovering
+from reservation.domain.payment import Cause, Reason
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from tests.support.in_process import Bench, bench
+
+Damage = Callable[[SaleKeys, Reservation], tuple[Any, ...]]
+
+DAMAGES: dict[str, Damage] = {
+    "one piece too many": lambda k, _: ("HINCRBY", k.stock("a"), "available", 1),
+    "one held too few": lambda k, _: ("HINCRBY", k.stock("a"), "held", -1),
+    "a buyer's count": lambda k, _: ("HINCRBY", k.buyer("ann"), "a", 1),
+    "an order without its deadline": lambda k, o: ("ZREM", k.deadlines, o.order_id),
+    "an order that is gone": lambda k, o: ("DEL", k.order(o.order_id)),
+    "an order at another price": lambda k, o: ("HSET", k.order(o.order_id), "amount", "1"),
+    "an order that cannot be read": lambda k, o: ("HDEL", k.order(o.order_id), "buyer"),
+    "a member that is no order": lambda k, _: ("ZADD", k.deadlines, 1, "nobody"),
+}
+
+
+@pytest.fixture
+async def here(tmp_path: Path, valkey_url: str) -> AsyncIterator[Bench]:
+    async with bench(tmp_path, valkey_url) as made:
+        yield made
+
+
+async def busy(here: Bench) -> tuple[str, Reservation]:
+    """A sale with an order in each state; SQL has half of it. The order is held."""
+    sale_id = await here.sale()
+    sold = await here.hold(sale_id, "bob")
+    await here.finish(sold, (await here.claim(sold)).fence)
+    order = await here.hold(sale_id, "ann")
+    await here.flush(sale_id)
+    await here.claim(await here.hold(sale_id, "cat"))
+    await here.service.release(await here.hold(sale_id, "dan"), reason=Reason(Cause.BUYER))
+    return sale_id, order
+
+
+async def damage(here: Bench, sale_id: str, order: Reservation, what: str) -> None:
+    command = DAMAGES[what](here.service.keys.of(sale_id), order)
+    await here.service.connections.command(*command)
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+async def test_what_is_named_is_put_right_and_nothing_is_lost(here: Bench, what: str) -> None:
+    sale_id, order = await busy(here)
+    seq = (await here.service.sale_store.counters(sale_id)).seq  # type: ignore[union-attr]
+    await damage(here, sale_id, order, what)
+    report = await here.service.repair(sale_id, operator="kim", drain=here.flush)
+    assert report.repaired
+    assert report.problems
+    assert report.left == ()
+    assert await here.audited(sale_id) == ()
+    await here.flush(sale_id)
+    head = (await here.service.ledger.heads())[sale_id]
+    assert head.seq == seq + 1, "each event is kept, and one tells of the repair"
+    found = await here.service.store.read(order.order_id)
+    assert found is not None
+    assert (found.status, found.amount) == (Status.HELD, order.amount)
+    # It sells again.
+    await here.service.watch.look()
+    await here.hold(sale_id, "eve")
+
+
+async def test_without_a_yes_nothing_changes(here: Bench) -> None:
+    sale_id, order = await busy(here)
+    await damage(here, sale_id, order, "one piece too many")
+    before = await here.remembered(sale_id)
+    report = await here.service.repair(sale_id, operator="kim", drain=None)
+    assert not report.repaired
+    assert report.left == report.problems != ()
+    assert await here.remembered(sale_id) == before
+
+
+async def test_a_sale_that_is_sound_is_left_alone(here: Bench) -> None:
+    sale_id, _ = await busy(here)
+    before = await here.remembered(sale_id)
+    report = await here.service.repair(sale_id, operator="kim", drain=here.flush)
+    assert (report.repaired, report.problems) == (False, ())
+    assert await here.remembered(sale_id) == before
+
+
+async def test_what_sql_does_not_take_is_not_given_up(here: Bench) -> None:
+    sale_id, order = await busy(here)
+    await damage(here, sale_id, order, "a buyer's count")
+
+    async def broken(_: str) -> None:
+        """SQL is away, or refuses an event."""
+
+    with pytest.raises(NotDrained):
+        await here.service.repair(sale_id, operator="kim", drain=broken)
+    # As damaged and as open as before.
+    await here.service.watch.look()
+    await here.hold(sale_id, "eve")
+
+
+async def test_a_sale_that_is_lost_is_not_repaired(here: Bench) -> None:
+    sale_id, _ = await busy(here)
+    await here.flush(sale_id)
+    await here.lose(sale_id)
+    with pytest.raises(SaleRecovering):
+        await here.service.repair(sale_id, operator="kim", drain=here.flush)
+
+
+async def told(folder: Path, redis_url: str, *arguments: str) -> tuple[int, str]:
+    """What a command says, and its exit status."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "api.cli",
+        *arguments,
+        env={
+            "PATH": os.environ["PATH"],
+            "RESERVATION_DATA_DIR": str(folder),
+            "RESERVATION_REDIS_URL": redis_url,
+        },
+        stdout=asyncio.subprocess.PIPE,
+    )
+    output, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode()
+
+
+async def test_the_command_shows_first_and_acts_on_yes(
+    here: Bench, tmp_path: Path, valkey_url: str
+) -> None:
+    sale_id, order = await busy(here)
+    await damage(here, sale_id, order, "one piece too many")
+    status, shown = await told(tmp_path, valkey_url, "audit", sale_id, "--repair")
+    assert status == 1
+    assert "a: available is 98" in shown
+    assert "add --yes" in shown
+    assert await here.audited(sale_id) != ()
+    status, done = await told(tmp_path, valkey_url, "audit", sale_id, "--repair", "--yes")
+    assert (status, "open again" in done) == (0, True), done
+    assert await here.audited(sale_id) == ()
+    again = await told(tmp_path, valkey_url, "audit", sale_id, "--repair", "--yes", "--json")
+    assert again[0] == 0
+    assert msgspec.json.decode(again[1])["repaired"] is False

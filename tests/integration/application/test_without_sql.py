@@ -1,0 +1,207 @@
+"""While SQL is away: what was compared with it in this life of Redis is sold on, the rest waits."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from reservation.adapters.redis.embedded.server import EmbeddedServer
+from reservation.application.readiness import redis_monitor as recovery
+from reservation.bootstrap import opened
+from reservation.config.settings import Settings
+from reservation.domain.errors import ReservationError, SaleNotFound, Unavailable
+from reservation.telemetry.metrics import PREPARE_CLOSED
+from tests.support.databases import PostgresServer, running_postgres
+from tests.support.in_process import Bench
+from tests.support.valkey import MakeServer
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    """A PostgreSQL that tests may stop."""
+    with running_postgres() as server:
+        yield server
+
+
+class Sql:
+    """A database of the test's own on it."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self._server = server
+        self.url = server.make_database()
+        self.start, self.stop = server.start, server.stop
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """All of its processes stand still."""
+        main = psutil.Process(self._server.pid)
+        processes = [*main.children(), main]
+        for one in processes:
+            one.suspend()
+        try:
+            yield
+        finally:
+            for one in processes:
+                one.resume()
+
+
+@pytest.fixture
+def sql(server: PostgresServer) -> Sql:
+    # Here and not in a thread of the test's loop: the server ends with the thread that started it.
+    server.stop()
+    server.start()
+    return Sql(server)
+
+
+@pytest.fixture
+async def redis(make_server: MakeServer) -> EmbeddedServer:
+    server = make_server()
+    await server.start()
+    return server
+
+
+@asynccontextmanager
+async def process(folder: Path, redis: EmbeddedServer, sql: Sql) -> AsyncIterator[Bench]:
+    """What an API process does at its start."""
+    environ = {
+        "RESERVATION_DATA_DIR": str(folder),
+        "RESERVATION_REDIS_URL": redis.url,
+        "RESERVATION_DATABASE_URL": sql.url,
+    }
+    async with opened(Settings.load(environ, None), sql_may_be_away=True) as service:
+        service.connections.guard()
+        await service.watch.look()
+        yield Bench(service)
+
+
+def closed_for(reason: str) -> float:
+    return PREPARE_CLOSED.labels(reason)._value.get()
+
+
+async def refused(here: Bench, sale_id: str) -> None:
+    with pytest.raises(Unavailable):
+        await here.hold(sale_id)
+
+
+async def test_a_process_that_starts_without_sql_sells_what_another_had_compared(
+    tmp_path: Path, redis: EmbeddedServer, sql: Sql
+) -> None:
+    async with process(tmp_path, redis, sql) as before:
+        sale_id = await before.sale()
+        await before.flush(sale_id)
+        await before.service.watch.look()
+        await asyncio.to_thread(sql.stop)
+        async with process(tmp_path, redis, sql) as started:
+            order = await started.hold(sale_id)
+            assert closed_for("sql") == 0
+            # SQL alone knows whether it exists.
+            with pytest.raises(Unavailable):
+                await started.hold("unknown")
+            # No money is asked for without its intent.
+            with pytest.raises(OSError, match="PostgreSQL does not"):
+                await started.service.ledger.intents_of(order.order_id)
+            await asyncio.to_thread(sql.start)
+            await started.service.watch.look()
+            with pytest.raises(SaleNotFound):
+                await started.hold("unknown")
+            await started.flush(sale_id)
+            assert await started.audited(sale_id) == ()
+
+
+async def test_a_redis_that_was_restarted_meanwhile_is_closed_by_name_until_sql_is_back(
+    tmp_path: Path, redis: EmbeddedServer, sql: Sql
+) -> None:
+    async with process(tmp_path, redis, sql) as before:
+        sale_id = await before.sale()
+        await before.service.watch.look()
+        await asyncio.to_thread(sql.stop)
+        await redis.stop()
+        await redis.start()
+        async with process(tmp_path, redis, sql) as started:
+            for here in (before, started):
+                await here.service.watch.look()
+                await refused(here, sale_id)
+            assert closed_for("sql") == 1
+            await asyncio.to_thread(sql.start)
+            for here in (before, started):
+                await here.service.watch.look()
+                await here.hold(sale_id)
+            assert closed_for("sql") == 0
+
+
+async def test_a_sale_that_was_found_lost_is_not_sold_by_a_process_that_cannot_ask_sql(
+    tmp_path: Path, redis: EmbeddedServer, sql: Sql
+) -> None:
+    async with process(tmp_path, redis, sql) as before:
+        sale_id, other_id = await before.sale(), await before.sale()
+        await before.hold(sale_id)
+        memory = await before.remembered(sale_id)
+        await before.hold(sale_id)
+        await before.flush(sale_id)
+        await before.service.watch.look()
+        await before.put_back(sale_id, memory)
+        await before.service.watch.look()
+        assert list(before.service.watch.gaps) == [sale_id]
+        await asyncio.to_thread(sql.stop)
+        async with process(tmp_path, redis, sql) as started:
+            with pytest.raises(ReservationError):
+                await started.hold(sale_id)
+            await started.hold(other_id)
+
+
+async def test_a_record_that_nobody_wrote_in_this_life_counts_for_nothing(
+    tmp_path: Path, redis: EmbeddedServer, sql: Sql
+) -> None:
+    async with process(tmp_path, redis, sql) as before:
+        sale_id = await before.sale()
+        await before.service.watch.look()
+        await before.service.connections.command("SET", "rsv:vouched", "{")
+        await asyncio.to_thread(sql.stop)
+        async with process(tmp_path, redis, sql) as started:
+            await refused(started, sale_id)
+        # Who compared it himself needs no record.
+        await before.service.watch.look()
+        await before.hold(sale_id)
+
+
+async def test_a_database_that_hangs_is_away_and_holds_go_on(
+    tmp_path: Path, redis: EmbeddedServer, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps its connections and answers nothing: nobody may wait for it for long."""
+    monkeypatch.setattr(recovery, "ANSWER_SECONDS_MAX", 0.5)
+    async with process(tmp_path, redis, sql) as here:
+        sale_id = await here.sale()
+        await here.service.watch.look()
+        with sql.frozen():
+            began = time.monotonic()
+            await here.service.watch.look()
+            # Not the 15 s that a statement may take.
+            assert time.monotonic() - began < 10
+            assert here.service.watch.away == "sql"
+            await here.hold(sale_id)
+        await here.service.watch.look()
+        assert here.service.watch.away == ""
+
+
+async def test_a_database_that_comes_back_is_migrated_then(
+    tmp_path: Path, redis: EmbeddedServer, sql: Sql
+) -> None:
+    await asyncio.to_thread(sql.stop)
+    async with process(tmp_path, redis, sql) as started:
+        assert closed_for("sql") == 1
+        with pytest.raises(OSError, match="PostgreSQL does not"):
+            await started.service.ledger.check()
+        await asyncio.to_thread(sql.start)
+        # Those who give up early must not end the migration.
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.001):
+                    await started.service.ledger.check()
+        await started.service.ledger.check()
+        await started.service.watch.look()
+        sale_id = await started.sale()
+        await started.hold(sale_id)

@@ -1,0 +1,40 @@
+"""A buyer at the limit is shown the holds that bind, however many ended orders lie in front."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from reservation.adapters.redis import buyer_orders
+from reservation.domain.errors import BuyerLimitExceeded
+from reservation.domain.payment import Cause, Reason
+from reservation.domain.sale import Item
+from tests.support.in_process import Bench, bench
+
+
+@pytest.fixture
+async def here(tmp_path: Path, valkey_url: str) -> AsyncIterator[Bench]:
+    off = {"RESERVATION_PREPARE_RATE": "0", "RESERVATION_UNPAID_ORDERS": "0"}
+    async with bench(tmp_path, valkey_url, **off) as made:
+        yield made
+
+
+@pytest.mark.parametrize("at_once", [1_000, 7])
+async def test_a_forgotten_hold_is_named_behind_many_ended_orders(
+    here: Bench, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(buyer_orders, "ORDERS_AT_ONCE", at_once)
+    item = Item(sku="a", name="A", price=1000, total=100, limit_per_buyer=3)
+    sale_id = await here.sale(items=(item,))
+    forgotten = await here.hold(sale_id)
+    paying = await here.hold(sale_id)
+    await here.claim(paying)
+    for _ in range(25):
+        await here.service.release(await here.hold(sale_id), reason=Reason(Cause.BUYER))
+    last = await here.hold(sale_id)
+    with pytest.raises(BuyerLimitExceeded) as refused:
+        await here.hold(sale_id)
+    named = {last.order_id, paying.order_id, forgotten.order_id}
+    order_ids = refused.value.facts["orderIds"]
+    assert isinstance(order_ids, list)
+    assert (len(order_ids), set(order_ids)) == (3, named)

@@ -1,0 +1,405 @@
+"""Connections to Redis: what a call that breaks off leaves behind, and a server that is mute."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from reservation.adapters.redis import client as connection
+from reservation.adapters.redis import connection_pool as pool
+from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain, UnexpectedReply
+from tests.support.lua_sale import NOW
+
+Answering = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+#: The service runs on uvloop, whose transports end in other steps.
+pytestmark = pytest.mark.both_loops
+
+
+@pytest.fixture
+async def connections(valkey_url: str) -> AsyncIterator[Connections]:
+    made = Connections(valkey_url, clock=NOW)
+    yield made
+    await made.aclose()
+
+
+async def test_a_call_that_is_cancelled_leaves_its_reply_to_nobody(
+    connections: Connections,
+) -> None:
+    waiting = asyncio.create_task(connections.command("BLPOP", "nothing-comes", "0.2"))
+    await asyncio.sleep(0.05)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert await connections.command("ECHO", "mine") == "mine"
+    await asyncio.sleep(0.3)
+    assert await connections.command("ECHO", "mine too") == "mine too"
+
+
+async def test_a_reply_that_does_not_come_leaves_the_outcome_open(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await connections.command("PING") == "PONG"
+    monkeypatch.setattr(connection, "SOCKET_TIMEOUT_SECONDS", 0.1)
+    with pytest.raises(StoreUncertain):
+        await connections.command("BLPOP", "nothing-comes", 5)
+    monkeypatch.undo()
+    assert await connections.command("ECHO", "mine") == "mine"
+
+
+async def test_a_timer_that_is_set_already_makes_no_reply_late(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "SOCKET_TIMEOUT_SECONDS", 1.0)
+    # One timer looks after all of these, and is due in the midst of the second.
+    await connections.command("BLPOP", "nothing-comes", "0.6")
+    assert await connections.command("BLPOP", "nothing-comes", "0.6") is None
+    async with asyncio.timeout(3):
+        with pytest.raises(StoreUncertain):
+            await connections.command("BLPOP", "nothing-comes", "9")
+
+
+async def killed(connections: Connections) -> None:
+    """The server ends all connections, this call's own too, which it answers before."""
+    await connections.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no")
+
+
+async def test_a_connection_that_ended_while_nobody_used_it_is_not_used_again(
+    connections: Connections,
+) -> None:
+    first, second = await connections._pool.take(), await connections._pool.take()
+    for taken in (first, second):
+        connections._pool.give_back(taken, clean=True)
+    await killed(connections)
+    await asyncio.sleep(0.05)
+    assert await connections.command("ECHO", "mine") == "mine"
+    assert connections._pool._wires == set(connections._pool._idle)
+    assert {first, second}.isdisjoint(connections._pool._wires)
+
+
+async def test_a_connection_that_is_about_to_end_is_not_used_again(
+    connections: Connections,
+) -> None:
+    taken = await connections._pool.take()
+    # The end of the stream, and not yet the end of the connection.
+    taken.eof_received()
+    assert not taken.usable
+    connections._pool.give_back(taken, clean=True)
+    assert await connections.command("ECHO", "mine") == "mine"
+    assert taken not in connections._pool._wires
+    # Likewise where the transport knows and nobody was told.
+    taken = await connections._pool.take()
+    taken._transport.abort()
+    assert not taken.usable
+    connections._pool.give_back(taken, clean=True)
+    assert await connections.command("ECHO", "mine") == "mine"
+
+
+async def test_a_connection_that_ends_under_a_call_leaves_its_outcome_open(
+    connections: Connections,
+) -> None:
+    waiting = asyncio.create_task(connections.command("BLPOP", "nothing-comes", "9"))
+    await asyncio.sleep(0.05)
+    await connections.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    # At once, and not when the call's time is over.
+    async with asyncio.timeout(1):
+        with pytest.raises(StoreUncertain):
+            await waiting
+
+
+async def test_what_comes_unasked_is_nobodys_reply(connections: Connections) -> None:
+    taken = await connections._pool.take()
+    # Two replies, of which the first is waited for.
+    assert await taken.exchange(b"ECHO mine\r\nECHO nobodys\r\n", 1, seconds=1) == ["mine"]
+    connections._pool.give_back(taken, clean=True)
+    await asyncio.sleep(0.05)
+    assert await connections.command("ECHO", "mine too") == "mine too"
+    assert taken not in connections._pool._wires
+    # One, while nobody waits.
+    taken = connections._pool._idle[0]
+    taken._transport.write(b"ECHO nobodys\r\n")
+    await asyncio.sleep(0.05)
+    assert await connections.command("ECHO", "mine again") == "mine again"
+    assert taken not in connections._pool._wires
+
+
+async def test_a_wire_has_one_exchange_at_a_time(connections: Connections) -> None:
+    taken = await connections._pool.take()
+    waiting = taken.exchange(b"PING\r\n", 1, seconds=1)
+    assert not taken.usable
+    with pytest.raises(RuntimeError):
+        taken.exchange(b"PING\r\n", 1, seconds=1)
+    assert await waiting == ["PONG"]
+    connections._pool.give_back(taken, clean=True)
+
+
+async def test_an_error_reply_stands_among_the_others(connections: Connections) -> None:
+    await connections.command("SET", "text", "no list")
+    one, broken, two = await connections.pipeline(
+        [("ECHO", "one"), ("LPUSH", "text", "x"), ("ECHO", "two")]
+    )
+    assert (one, two) == ("one", "two")
+    assert isinstance(broken, UnexpectedReply)
+    assert await connections.pipeline([]) == []
+
+
+async def test_more_calls_at_once_than_connections_wait_in_order(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "CONNECTIONS_MAX", 1)
+    done: list[str] = []
+
+    async def call(name: str) -> None:
+        assert await connections.command("ECHO", name) == name
+        done.append(name)
+
+    busy = asyncio.create_task(connections.command("BLPOP", "nothing-comes", "0.4"))
+    await asyncio.sleep(0.1)
+    names = [f"call {number}" for number in range(50)]
+    await asyncio.gather(busy, *map(call, names))
+    assert done == names
+    assert len(connections._pool._wires) == 1
+
+
+async def test_a_call_that_no_connection_became_free_for_was_not_sent(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "CONNECTIONS_MAX", 1)
+    monkeypatch.setattr(pool, "WAIT_SECONDS_MAX", 0.1)
+    busy = asyncio.create_task(connections.command("BLPOP", "nothing-comes", "0.5"))
+    await asyncio.sleep(0.05)
+    with pytest.raises(StoreUnavailable, match="became free"):
+        await connections.command("PING")
+    await busy
+    assert await connections.command("ECHO", "mine") == "mine"
+
+
+async def test_more_calls_than_may_wait_are_refused_unsent(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "WAITING_MAX", 2)
+    found = await asyncio.gather(
+        *(connections.command("ECHO", str(number)) for number in range(5)), return_exceptions=True
+    )
+    assert found[:2] == ["0", "1"]
+    assert all(isinstance(one, StoreUnavailable) for one in found[2:])
+
+
+async def test_a_caller_that_is_cancelled_while_it_waits_costs_no_connection(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "CONNECTIONS_MAX", 1)
+    only = await connections._pool.take()
+    waiting = [asyncio.create_task(connections.command("PING")) for _ in range(3)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    # The second one has been handed the connection, and has not run since.
+    connections._pool.give_back(only, clean=True)
+    waiting[1].cancel()
+    found = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(one) for one in found[:2]] == [asyncio.CancelledError] * 2
+    assert found[2] == "PONG"
+    assert connections._pool._wires == {only} == set(connections._pool._idle)
+
+
+async def test_a_thousand_calls_at_once_are_all_answered(connections: Connections) -> None:
+    found = await asyncio.gather(
+        *(connections.command("ECHO", str(number)) for number in range(1_000))
+    )
+    assert found == [str(number) for number in range(1_000)]
+    assert len(connections._pool._wires) <= pool.CONNECTIONS_MAX
+
+
+async def test_callers_who_wait_for_a_server_that_is_not_there_are_refused_at_once(
+    tmp_path: Path,
+) -> None:
+    away = Connections(f"unix://{tmp_path / 'none.sock'}", clock=NOW)
+    async with asyncio.timeout(10):
+        found = await asyncio.gather(
+            *(away.command("PING") for _ in range(500)), return_exceptions=True
+        )
+    # Not because their time was over.
+    assert {type(one) for one in found} == {StoreUnavailable}
+    assert all("none.sock" in str(one) for one in found)
+    await away.aclose()
+
+
+async def test_a_service_that_has_ended_opens_no_connection(connections: Connections) -> None:
+    waiting = asyncio.create_task(connections.command("BLPOP", "nothing-comes", "9"))
+    opening = asyncio.create_task(connections.command("PING"))
+    await asyncio.sleep(0)
+    await connections.aclose()
+    async with asyncio.timeout(1):
+        for call in (waiting, opening):
+            with pytest.raises((StoreUncertain, StoreUnavailable)):
+                await call
+    with pytest.raises(StoreUnavailable):
+        await connections.command("PING")
+    assert not connections._pool._wires
+
+
+async def test_the_address_does_not_choose_the_protocol(valkey_url: str) -> None:
+    """With RESP3 a server may say something that nobody asked."""
+    mark = "&" if "?" in valkey_url else "?"
+    connections = Connections(f"{valkey_url}{mark}protocol=3", clock=NOW)
+    hello = await connections.command("HELLO")
+    assert hello[hello.index("proto") + 1] == 2
+    await connections.aclose()
+
+
+Replies = dict[bytes, bytes]
+GREETED: Replies = {b"CLIENT": b"+OK\r\n", b"INFO": b"+run_id:x\r\n"}
+
+
+@asynccontextmanager
+async def connected_to(replies: Replies, folder: Path) -> AsyncIterator[Connections]:
+    """Connections to a server that answers each of these words, and nothing else."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.CancelledError):
+            while line := await reader.readline():
+                writer.write(replies.get(line.strip(), b""))
+        writer.close()
+
+    server = await asyncio.start_unix_server(answer, folder / "socket")
+    connections = Connections(f"unix://{folder / 'socket'}", clock=NOW)
+    try:
+        yield connections
+    finally:
+        await connections.aclose()
+        server.close()
+        await server.wait_closed()
+
+
+async def test_what_is_no_reply_ends_the_connection(tmp_path: Path) -> None:
+    babble = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+    async with connected_to({**GREETED, b"PING": babble}, tmp_path) as connections:
+        with pytest.raises(StoreUncertain) as told:
+            await connections.command("PING")
+        assert "not a reply" in str(told.value.__cause__)
+        assert not connections._pool._wires
+
+
+async def test_a_greeting_that_cannot_be_read_is_no_connection(tmp_path: Path) -> None:
+    strange = b"+executable:\xff\r\n"
+    async with connected_to(
+        {**GREETED, b"INFO": strange, b"PING": b"+PONG\r\n"}, tmp_path
+    ) as found:
+        assert await found.command("PING") == "PONG"
+    (tmp_path / "socket").unlink(missing_ok=True)
+    async with connected_to({**GREETED, b"INFO": b"HTTP/1.1 400\r\n"}, tmp_path) as found:
+        with pytest.raises(StoreUnavailable):
+            await found.command("PING")
+
+
+async def test_a_server_that_says_more_than_was_asked_is_not_talked_to(tmp_path: Path) -> None:
+    more = {**GREETED, b"INFO": b"+run_id:x\r\n+PONG\r\n"}
+    async with connected_to(more, tmp_path) as connections:
+        with pytest.raises(StoreUnavailable):
+            await connections.command("PING")
+        assert not connections._pool._wires
+
+
+async def mute_server(kind: str, folder: Path, mute: Answering) -> tuple[asyncio.Server, str]:
+    """A server that takes what it is sent and answers nothing, and its URL."""
+    if kind == "unix":
+        return await asyncio.start_unix_server(mute, folder / "mute"), f"unix://{folder / 'mute'}"
+    server = await asyncio.start_server(mute, "127.0.0.1", 0)
+    return server, f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+async def test_a_server_that_never_greets_is_not_waited_for(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "OPEN_SECONDS_MAX", 0.2)
+    over = asyncio.Event()
+
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await over.wait()
+        writer.close()
+
+    server, url = await mute_server(kind, tmp_path, mute)
+    connections = Connections(url, clock=NOW)
+    # Twice: a connection that was given up half-way must not be taken for a good one.
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            await connections.command("PING")
+    over.set()
+    await connections.aclose()
+    server.close()
+    await server.wait_closed()
+
+
+async def test_calls_go_over_tls(valkey_url: str, tmp_path: Path) -> None:
+    """As to a managed Redis; what ends TLS here hands on to the real server."""
+    certificate = write_certificate(tmp_path)
+    path = valkey_url.removeprefix("unix://").partition("?")[0]
+    under_way = set[asyncio.Task[None]]()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+        writer.close()
+
+    async def end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        behind_reader, behind_writer = await asyncio.open_unix_connection(path)
+        for way in (pump(reader, behind_writer), pump(behind_reader, writer)):
+            under_way.add(asyncio.create_task(way))
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    server = await asyncio.start_server(end, "localhost", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    connections = Connections(f"rediss://localhost:{port}/0?ssl_ca_certs={certificate}", clock=NOW)
+    long = "x" * 1_000_000
+    assert await connections.command("ECHO", long) == long
+    assert await connections.command("ECHO", "mine") == "mine"
+    [wire] = connections._pool._wires
+    await killed(connections)
+    await asyncio.sleep(0.05)
+    assert await connections.command("ECHO", "mine still") == "mine still"
+    assert wire not in connections._pool._wires
+    await connections.aclose()
+    await asyncio.gather(*under_way)
+    server.close()
+    await server.wait_closed()
+
+
+def write_certificate(folder: Path) -> Path:
+    """A key and a certificate for localhost that vouches for itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=5))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    file = folder / "localhost.pem"
+    file.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        + certificate.public_bytes(serialization.Encoding.PEM)
+    )
+    return file

@@ -1,0 +1,453 @@
+"""A failover: connections leave a server that is not the master any more, or is gone."""
+
+import asyncio
+import secrets
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from reservation.adapters.redis import client as connection
+from reservation.adapters.redis import connection_pool as pool
+from reservation.adapters.redis.audit_reader import Inspection
+from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.embedded.server import EmbeddedServer
+from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.application.readiness import data_loss as losses
+from reservation.application.readiness import redis_monitor as recovery
+from reservation.application.sales.catalog import Known
+from reservation.domain.errors import ReservationError
+from reservation.domain.payment import Cause, Reason
+from reservation.domain.reservation import Reservation
+from reservation.workers.runner import Worker
+from tests.support.in_process import CONFIRMED, Bench, bench
+from tests.support.lua_sale import NOW
+from tests.support.programs import missing
+from tests.support.proxy import MovingAddress, moving_address
+from tests.support.valkey import MakeServer
+
+#: Longer than one reply may take and the look that vouches for a server, on a busy machine.
+FOLLOWED_SECONDS = 10.0
+
+
+@asynccontextmanager
+async def client_of(server: EmbeddedServer) -> AsyncIterator[Redis]:
+    async with Redis.from_url(server.url, protocol=2, decode_responses=True) as client:
+        yield client
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+async def follow(replica: EmbeddedServer, master: EmbeddedServer) -> None:
+    """Let one server replicate another, until it has all that the other has."""
+    port = free_port()
+    async with client_of(master) as client:
+        await client.config_set("port", port)
+        await client.config_set("repl-diskless-sync-delay", 0)
+    async with client_of(replica) as client:
+        await client.execute_command("REPLICAOF", "127.0.0.1", port)
+        async with asyncio.timeout(10):
+            while (await client.info("replication"))["master_link_status"] != "up":  # noqa: ASYNC110 - the server does not tell
+                await asyncio.sleep(0.02)
+
+
+async def promote(server: EmbeddedServer) -> None:
+    async with client_of(server) as client:
+        await client.execute_command("REPLICAOF", "NO", "ONE")
+
+
+@pytest.fixture
+async def servers(make_server: MakeServer) -> tuple[EmbeddedServer, EmbeddedServer]:
+    """A master and its replica."""
+    first, second = make_server("first"), make_server("second")
+    await asyncio.gather(first.start(), second.start())
+    await follow(second, first)
+    return first, second
+
+
+@asynccontextmanager
+async def watched(address: MovingAddress, folder: Path) -> AsyncIterator[Bench]:
+    """A service that looks at its server all the time, as an API process does."""
+    async with bench(folder, address.url) as here:
+        here.service.connections.guard()
+        await here.service.watch.look()
+        watching = asyncio.create_task(here.service.watch.run())
+        try:
+            yield here
+        finally:
+            watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
+
+
+async def burst(here: Bench, count: int = 100) -> None:
+    """Leave many idle connections behind."""
+    taken = [await here.service.connections._pool.take() for _ in range(count)]
+    for wire in taken:
+        here.service.connections._pool.give_back(wire, clean=True)
+
+
+async def eventually_holds(here: Bench, sale_id: str) -> None:
+    async with asyncio.timeout(FOLLOWED_SECONDS):
+        while True:
+            try:
+                await here.hold(sale_id)
+            except ReservationError:
+                await asyncio.sleep(0.02)
+            else:
+                return
+
+
+async def test_a_demoted_master_is_left_for_the_one_that_the_address_leads_to(
+    tmp_path: Path, servers: tuple[EmbeddedServer, EmbeddedServer]
+) -> None:
+    first, second = servers
+    async with moving_address(first.url) as address, watched(address, tmp_path) as here:
+        sale_id = await here.sale()
+        await here.hold(sale_id)
+        await burst(here, 20)
+        async with client_of(second) as client:
+            await client.execute_command("REPLICAOF", "NO", "ONE")
+        await follow(first, second)
+        address.lead_to(second.url)
+        await eventually_holds(here, sale_id)
+        async with client_of(second) as client:
+            assert await client.xlen(here.service.keys.of(sale_id).outbox) == 3
+
+
+async def test_a_host_that_vanishes_is_left_after_one_time_out(
+    tmp_path: Path, servers: tuple[EmbeddedServer, EmbeddedServer]
+) -> None:
+    first, second = servers
+    async with moving_address(first.url) as address, watched(address, tmp_path) as here:
+        sale_id = await here.sale()
+        await burst(here)
+        await promote(second)
+        address.lead_to(second.url)
+        address.vanish()
+        await eventually_holds(here, sale_id)
+    async with client_of(first) as client:
+        assert (await client.info("replication"))["role"] == "master"
+
+
+async def test_a_host_that_vanishes_under_a_quiet_service_is_left_too(
+    tmp_path: Path, servers: tuple[EmbeddedServer, EmbeddedServer]
+) -> None:
+    """Only the watch asks, and its look must not take one dead connection after the other."""
+    first, second = servers
+    async with moving_address(first.url) as address, watched(address, tmp_path) as here:
+        await burst(here)
+        await promote(second)
+        address.lead_to(second.url)
+        address.vanish()
+        async with client_of(second) as client:
+            lives = await client.info("server"), await client.info("replication")
+        life = f"{lives[0]['run_id']}/{lives[1]['master_replid']}"
+        async with asyncio.timeout(FOLLOWED_SECONDS):
+            while here.service.connections._guard.life != life:  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.02)
+
+
+async def test_a_look_at_many_sales_may_take_longer_than_one_answer(
+    tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "ANSWER_SECONDS_MAX", 0.3)
+    monkeypatch.setattr(losses, "SQL_SECONDS_MAX", 0.3)
+    monkeypatch.setattr(losses, "SALES_AT_ONCE", 1)
+    async with moving_address(valkey_url) as address, bench(tmp_path, address.url) as here:
+        for _ in range(20):
+            await here.sale()
+        here.service.connections.guard()
+        address.delay_seconds = 0.02
+        await here.service.watch.look()
+        assert here.service.connections.vouched
+
+
+async def test_a_master_that_was_demoted_in_between_is_compared_again(
+    tmp_path: Path, servers: tuple[EmbeddedServer, EmbeddedServer]
+) -> None:
+    """Its run id is the same, and what it lost while it followed another is not known."""
+    first, second = servers
+    async with moving_address(first.url) as address, bench(tmp_path, address.url) as here:
+        here.service.connections.guard()
+        await here.service.watch.look()
+        sale_id = await here.sale()
+        await promote(second)
+        await follow(first, second)
+        await promote(first)
+        # A connection from before would not show it: one that is new does.
+        here.service.connections._pool.renew("test")
+        with pytest.raises(ReservationError):
+            await here.hold(sale_id)
+        assert not here.service.connections.vouched
+        await here.service.watch.look()
+        await here.hold(sale_id)
+
+
+async def test_a_life_that_begins_under_open_connections_is_followed(
+    tmp_path: Path, servers: tuple[EmbeddedServer, EmbeddedServer]
+) -> None:
+    """The replication id changes while every connection stays open and serves."""
+    first, second = servers
+    async with moving_address(first.url) as address, bench(tmp_path, address.url) as here:
+        here.service.connections.guard()
+        await here.service.watch.look()
+        sale_id = await here.sale()
+        await asyncio.gather(*(here.hold(sale_id, f"before-{number}") for number in range(8)))
+        await promote(second)
+        await follow(first, second)
+        await promote(first)
+        # The looks that the service makes by itself; nothing else closes a connection.
+        await here.service.watch.look()
+        await here.service.watch.look()
+        for number in range(20):
+            await here.hold(sale_id, f"after-{number}")
+
+
+async def test_a_replica_is_never_vouched_for(
+    tmp_path: Path, servers: tuple[EmbeddedServer, EmbeddedServer]
+) -> None:
+    _, second = servers
+    async with moving_address(second.url) as address, bench(tmp_path, address.url) as here:
+        here.service.connections.guard()
+        await here.service.watch.look()
+        assert not here.service.connections.vouched
+        assert "redis-master" in here.service.watch.missing
+
+
+REFUSALS = {
+    "READONLY": b"-READONLY You can't write against a read only replica.\r\n",
+    "MASTERDOWN": b"-MASTERDOWN Link with MASTER is down.\r\n",
+    "LOADING": b"-LOADING Redis is loading the dataset in memory\r\n",
+}
+
+
+@pytest.mark.parametrize("code", list(REFUSALS))
+async def test_a_refusal_of_a_server_that_is_not_the_master_closes_every_connection(
+    code: str, tmp_path: Path
+) -> None:
+    ended: list[str] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        replies = {b"CLIENT": b"+OK\r\n", b"INFO": b"+run_id:x\r\n", b"GET": REFUSALS[code]}
+        with suppress(ConnectionError):
+            while line := await reader.readline():
+                writer.write(replies.get(line.strip(), b""))
+        ended.append(code)
+        writer.close()
+
+    server = await asyncio.start_unix_server(answer, tmp_path / "socket")
+    connections = Connections(f"unix://{tmp_path / 'socket'}", clock=NOW)
+    taken = [await connections._pool.take() for _ in range(5)]
+    for wire in taken:
+        connections._pool.give_back(wire, clean=True)
+    with pytest.raises(StoreUnavailable):
+        await connections.command("GET", "x")
+    async with asyncio.timeout(5):
+        while len(ended) < 5:  # noqa: ASYNC110 - the sockets do not tell
+            await asyncio.sleep(0.01)
+    # The next refusals come too soon to mean anything new: they cost no connection each.
+    for _ in range(20):
+        with pytest.raises(StoreUnavailable):
+            await connections.command("GET", "x")
+    assert len(ended) == 5
+    await connections.aclose()
+    async with asyncio.timeout(5):
+        while len(ended) < 6:  # noqa: ASYNC110 - the sockets do not tell
+            await asyncio.sleep(0.01)
+    server.close()
+
+
+async def test_idle_connections_are_closed_after_a_minute(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pool.IDLE_SECONDS == 60
+    monkeypatch.setattr(pool, "IDLE_SECONDS", 0.4)
+    async with moving_address(valkey_url) as address:
+        connections = Connections(address.url, clock=NOW)
+        taken = [await connections._pool.take() for _ in range(10)]
+        for wire in taken:
+            connections._pool.give_back(wire, clean=True)
+        async with asyncio.timeout(10):
+            # One stays in use all the time.
+            while address.open > 1:
+                assert await connections.command("PING") == "PONG"
+                await asyncio.sleep(0.02)
+        assert address.accepted == 10
+        async with asyncio.timeout(10):
+            while address.open:  # noqa: ASYNC110 - the sockets do not tell
+                await asyncio.sleep(0.02)
+        assert await connections.command("PING") == "PONG"
+        await connections.aclose()
+
+
+@pytest.mark.both_loops
+async def test_the_kernel_gives_up_bytes_that_a_vanished_host_does_not_acknowledge(
+    valkey_url: str,
+) -> None:
+    if sys.platform != "linux":
+        missing("only Linux has TCP_USER_TIMEOUT")
+    async with moving_address(valkey_url) as address:
+        connections = Connections(address.url, clock=NOW)
+        wire = await connections._pool.take()
+        kept = wire._transport.get_extra_info("socket")
+        assert kept.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 2_000
+        assert kept.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        connections._pool.give_back(wire, clean=True)
+        await connections.aclose()
+
+
+async def is_refused(call: Callable[[], Awaitable[object]]) -> bool:
+    try:
+        await call()
+    except (ReservationError, StoreUnavailable):
+        return True
+    return False
+
+
+def store_calls(
+    here: Bench, held: Reservation, claimed: Reservation, known: Known
+) -> dict[str, Callable[[], Awaitable[object]]]:
+    """One call of each kind about a reservation."""
+    store, sale_id, epoch = here.service.store, held.sale_id, known.epoch
+    return {
+        "prepare": lambda: here.hold(sale_id),
+        "claim": lambda: store.claim(held, epoch=epoch, payment_key="k", lease_ms=1),
+        "take over": lambda: store.take_over(claimed, epoch=epoch, lease_ms=1),
+        "move the lease": lambda: store.move_lease(claimed, epoch=epoch, fence=1, lease_ms=1),
+        "finish": lambda: store.finish(claimed, epoch=epoch, fence=1, outcome=CONFIRMED),
+        "release": lambda: store.release(held, epoch=epoch, reason=Reason(Cause.BUYER)),
+        "expire": lambda: store.expire(sale_id, [held.order_id], epoch=epoch),
+        "refund": lambda: store.refund(
+            claimed, epoch=epoch, restock=True, reason=Reason(Cause.BUYER)
+        ),
+        "read": lambda: store.read(held.order_id),
+        "list": lambda: store.orders_of_buyer(sale_id, "ann", 5),
+        "what is due": lambda: store.due(sale_id, 5),
+    }
+
+
+def sale_calls(
+    here: Bench, sale_id: str, known: Known
+) -> dict[str, Callable[[], Awaitable[object]]]:
+    """One call of each kind about a sale."""
+    service, epoch, sale = here.service, known.epoch, known.sale
+    sales, outbox = service.sale_store, service.outbox
+    inspection = Inspection(service.connections, service.keys, service.store)
+    return {
+        "announce": lambda: sales.announce(sale_id),
+        "put": lambda: sales.put(
+            sale_id,
+            epoch=epoch,
+            version=1,
+            digest="d",
+            settings={},
+            items=sale.items,
+            leaving=[],
+            data="{}",
+        ),
+        "restock": lambda: sales.restock(
+            sale_id, epoch=epoch, operation="o", digest="d", sku="a", delta=1, members={}
+        ),
+        "switch": lambda: sales.switch(
+            sale_id, epoch=epoch, status=sale.switched, operator="op", reason="x"
+        ),
+        "read a sale": lambda: sales.read(sale_id),
+        "list the sales": sales.ids,
+        "flush": lambda: outbox.read_new(sale_id, 1),
+        "make the outbox' group": lambda: outbox.ensure_group(sale_id, 0),
+        "trim": lambda: outbox.trim(sale_id, 1),
+        "audit": lambda: anext(inspection.buyers(sale_id)),
+    }
+
+
+async def test_no_call_of_any_kind_reaches_a_server_that_is_not_vouched_for(
+    tmp_path: Path, make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "ATTEMPT_PAUSES_SECONDS", (0.0,) * 4)
+    server = make_server()
+    await server.start()
+    async with bench(tmp_path / "sql", server.url) as here:
+        service = here.service
+        sale_id = await here.sale()
+        order, other = await here.hold(sale_id), await here.hold(sale_id, "bob")
+        await here.claim(other)
+        known = await service.catalog.get(sale_id)
+        calls = store_calls(here, order, other, known) | sale_calls(here, sale_id, known)
+        service.connections.guard()
+        service.connections.vouch_for("another life of the server")
+        async with client_of(server) as client:
+            before = await client.xlen(service.keys.of(sale_id).outbox)
+            await client.config_resetstat()
+            for name, call in calls.items():
+                assert await is_refused(call), name
+            asked = set(await client.info("commandstats"))
+            assert await client.xlen(service.keys.of(sale_id).outbox) == before
+        # A connection may be opened, and greeted; nothing else.
+        greeting = {"cmdstat_client|setinfo", "cmdstat_info"}
+        assert asked <= {"cmdstat_config|resetstat", *greeting}
+        # A look at the server reaches it, and lets the others.
+        await service.watch.look()
+        assert (await service.store.read(order.order_id)) is not None
+
+
+async def test_the_worker_waits_until_a_server_is_vouched_for(
+    tmp_path: Path, make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make_server()
+    await server.start()
+    async with bench(tmp_path / "sql", server.url) as here:
+        sale_id = await here.sale()
+        order = await here.hold(sale_id)
+        names = here.service.keys.of(sale_id)
+        look = here.service.watch.look
+        vouched = asyncio.Event()
+
+        async def later() -> None:
+            await vouched.wait()
+            await look()
+
+        monkeypatch.setattr(here.service.watch, "look", later)
+        async with client_of(server) as client:
+
+            async def status() -> object:
+                return await client.hget(names.order(order.order_id), "status")
+
+            await client.zadd(names.deadlines, {order.order_id: 1})
+            await client.hset(names.order(order.order_id), "expires_at", "1")
+            working = asyncio.create_task(Worker(here.service).run())
+            await client.config_resetstat()
+            await asyncio.sleep(1.5)
+            asked = set(await client.info("commandstats"))
+            assert not {name for name in asked if "evalsha" in name or "xread" in name}
+            vouched.set()
+            async with asyncio.timeout(10):
+                while await status() != "EXPIRED":  # noqa: ASYNC110 - the server does not tell
+                    await asyncio.sleep(0.05)
+            working.cancel()
+            with suppress(asyncio.CancelledError):
+                await working
+
+
+async def test_a_time_out_leaves_the_outcome_open_and_no_idle_connection(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "SOCKET_TIMEOUT_SECONDS", 0.2)
+    async with moving_address(valkey_url) as address:
+        connections = Connections(address.url, clock=NOW)
+        taken = [await connections._pool.take() for _ in range(5)]
+        for wire in taken:
+            connections._pool.give_back(wire, clean=True)
+        with pytest.raises(StoreUncertain):
+            await connections.command("BLPOP", f"none-{secrets.token_hex(4)}", 5)
+        assert not connections._pool._wires
+        assert await connections.command("PING") == "PONG"
+        await connections.aclose()

@@ -1,0 +1,160 @@
+"""The outbox as the flusher reads it: in order, again until acknowledged, never without a tail."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.errors import StoreUnavailable
+from reservation.adapters.redis.keys import Keys
+from reservation.adapters.redis.outbox import GROUP, RedisOutbox
+from reservation.domain.events import GENESIS, Event, chain_of
+from tests.support.lua_sale import NOW, LuaSale
+
+
+class Bench:
+    """A sale whose events are read."""
+
+    def __init__(self, connections: Connections) -> None:
+        self.sale = LuaSale(connections)
+        self.outbox = RedisOutbox(connections, Keys())
+
+    async def new(self, count: int = 100) -> list[int]:
+        return numbers(await self.outbox.read_new(self.sale.id, count))
+
+    async def pending(self, count: int = 100) -> list[int]:
+        return numbers(await self.outbox.read_pending(self.sale.id, count))
+
+
+def numbers(events: list[Event]) -> list[int]:
+    return [event.seq for event in events]
+
+
+@pytest.fixture
+async def bench(each_server_url: str) -> AsyncIterator[Bench]:
+    """Four events: the sale, two holds, and one of them given back."""
+    connections = Connections(each_server_url, clock=NOW)
+    made = Bench(connections)
+    await made.sale.put()
+    first = await made.sale.hold("one")
+    await made.sale.hold("two", lines={"a": 1, "b": 1})
+    await made.sale.release(first)
+    await made.outbox.ensure_group(made.sale.id, 0)
+    yield made
+    await connections.aclose()
+
+
+async def test_events_come_in_order_each_once_and_as_they_were_written(bench: Bench) -> None:
+    events = await bench.outbox.read_new(bench.sale.id, 100)
+    assert numbers(events) == [1, 2, 3, 4]
+    assert [event.event for event in events] == ["sale_put", "prepared", "prepared", "released"]
+    chain = GENESIS
+    for event in events:
+        chain = chain_of(
+            chain,
+            seq=event.seq,
+            event=event.event,
+            order_id=event.order_id,
+            at_ms=event.at_ms,
+            data=event.data,
+        )
+        assert event.chain == chain
+    assert await bench.new() == []
+
+
+async def test_a_batch_is_no_longer_than_was_asked_for(bench: Bench) -> None:
+    assert [await bench.new(3), await bench.new(3), await bench.new(3)] == [[1, 2, 3], [4], []]
+
+
+async def test_what_was_read_stays_pending_until_it_is_acknowledged(bench: Bench) -> None:
+    await bench.new()
+    assert await bench.pending() == [1, 2, 3, 4]
+    assert await bench.pending(2) == [1, 2]
+    await bench.outbox.ack(bench.sale.id, [1, 2])
+    assert await bench.pending() == [3, 4]
+    await bench.outbox.ack(bench.sale.id, [])
+    await bench.outbox.ack(bench.sale.id, [1, 3, 4])
+    assert await bench.pending() == []
+
+
+async def test_a_second_flusher_finds_what_the_first_one_left(
+    bench: Bench, each_server_url: str
+) -> None:
+    await bench.new(2)
+    connections = Connections(each_server_url, clock=NOW)
+    heir = RedisOutbox(connections, Keys())
+    assert numbers(await heir.read_pending(bench.sale.id, 100)) == [1, 2]
+    assert numbers(await heir.read_new(bench.sale.id, 100)) == [3, 4]
+    await connections.aclose()
+
+
+async def test_what_was_trimmed_does_not_stand_before_what_nobody_has_written(
+    bench: Bench,
+) -> None:
+    """One flusher committed and died before it could say so, another one trimmed."""
+    await bench.new()
+    await bench.outbox.trim(bench.sale.id, 4)
+    assert await bench.pending(2) == [4]
+    assert await bench.pending(2) == [4]
+
+
+async def test_a_group_that_stands_is_left_alone(bench: Bench) -> None:
+    await bench.new(3)
+    await bench.outbox.ensure_group(bench.sale.id, 0)
+    assert await bench.new() == [4]
+
+
+async def test_a_new_group_reads_on_after_what_sql_has(bench: Bench) -> None:
+    await bench.sale.connections.command("XGROUP", "DESTROY", bench.sale.keys.outbox, GROUP)
+    await bench.outbox.ensure_group(bench.sale.id, 2)
+    assert await bench.new() == [3, 4]
+
+
+async def test_a_lost_group_is_never_taken_for_an_empty_outbox(bench: Bench) -> None:
+    await bench.sale.connections.command("XGROUP", "DESTROY", bench.sale.keys.outbox, GROUP)
+    for read in (bench.outbox.read_new, bench.outbox.read_pending):
+        with pytest.raises(StoreUnavailable):
+            await read(bench.sale.id, 100)
+
+
+async def test_a_lost_outbox_is_not_made_anew_by_its_reader(bench: Bench) -> None:
+    """An empty stream would look like a sale that never sold."""
+    key = bench.sale.keys.outbox
+    await bench.sale.connections.command("DEL", key)
+    with pytest.raises(StoreUnavailable):
+        await bench.outbox.read_new(bench.sale.id, 100)
+    with pytest.raises(StoreUnavailable):
+        await bench.outbox.ensure_group(bench.sale.id, 0)
+    assert await bench.sale.connections.command("EXISTS", key) == 0
+
+
+async def test_trimming_keeps_the_event_that_the_scripts_compare_with(bench: Bench) -> None:
+    await bench.new()
+    await bench.outbox.ack(bench.sale.id, [1, 2, 3, 4])
+    await bench.outbox.trim(bench.sale.id, 4)
+    assert numbers(await bench.outbox.after(bench.sale.id, 0, 100)) == [4]
+    assert (await bench.sale.prepare(bench.sale.basket("three")))[0][0] == "held"
+    assert await bench.new() == [5]
+
+
+async def test_events_can_be_looked_at_without_being_taken(bench: Bench) -> None:
+    assert numbers(await bench.outbox.after(bench.sale.id, 1, 2)) == [2, 3]
+    assert await bench.new() == [1, 2, 3, 4]
+
+
+async def test_the_backlog_counts_what_was_not_trimmed_but_the_tail(bench: Bench) -> None:
+    assert await bench.outbox.backlog(bench.sale.id) == 3
+    await bench.outbox.trim(bench.sale.id, 4)
+    assert await bench.outbox.backlog(bench.sale.id) == 0
+    await bench.sale.connections.command("DEL", bench.sale.keys.outbox)
+    assert await bench.outbox.backlog(bench.sale.id) == 0
+
+
+async def test_another_sale_s_events_are_its_own(bench: Bench, each_server_url: str) -> None:
+    connections = Connections(each_server_url, clock=NOW)
+    other = Bench(connections)
+    await other.sale.put()
+    await other.outbox.ensure_group(other.sale.id, 0)
+    assert await other.new() == [1]
+    assert await bench.new() == [1, 2, 3, 4]
+    await connections.aclose()

@@ -1,0 +1,584 @@
+"""Group commit: order, growth and lost replies, behind a proxy that loses things."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog.testing
+
+from reservation.adapters.redis import client as connection
+from reservation.adapters.redis import overdue
+from reservation.adapters.redis import prepare_queue as batch
+from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.errors import StoreUnavailable
+from reservation.adapters.redis.keys import Keys
+from reservation.adapters.redis.prepare_queue import PrepareQueue, Replayed
+from reservation.adapters.redis.reservation_store import Store
+from reservation.domain.clock import SystemClock
+from reservation.domain.errors import (
+    IdempotencyKeyReused,
+    OutcomeUnknown,
+    SaleRecovering,
+    SoldOut,
+    Unavailable,
+)
+from reservation.domain.ids import OrderIds
+from reservation.domain.rate_limit import BuyerLimits
+from reservation.domain.reservation import Basket, Reservation
+from tests.support.lua_sale import EPOCH, NOW, LuaSale, plain_wish
+from tests.support.proxy import LossyProxy, lossy_proxy
+
+IDS = OrderIds(b"k" * 32)
+
+
+class Bench:
+    """A queue before a sale, behind the proxy; the sale itself is reached directly."""
+
+    def __init__(self, sale: LuaSale, proxy: LossyProxy, connections: Connections) -> None:
+        self.sale, self.proxy, self.connections = sale, proxy, connections
+        self.store = Store(connections, Keys(), clock=NOW)
+        self.queue = PrepareQueue(
+            connections, Keys(), expire=self.store.expire, clock=NOW, limits=BuyerLimits()
+        )
+
+    def basket(self, buyer: str, sku: str = "a", quantity: int = 1) -> Basket:
+        order_id = IDS.order_id(sale_id=self.sale.id, buyer_id=buyer, idempotency_key="k")
+        return Basket(
+            sale_id=self.sale.id,
+            order_id=order_id,
+            buyer_id=buyer,
+            wish=plain_wish((sku, quantity)),
+        )
+
+    async def prepare(self, buyer: str, sku: str = "a", quantity: int = 1) -> object:
+        """The decision, or the refusal as a value."""
+        wish = self.queue.prepare(self.basket(buyer, sku, quantity), epoch=EPOCH)
+        [found] = await asyncio.gather(wish, return_exceptions=True)
+        return found
+
+
+class TurnedClock(SystemClock):
+    """Stands still until it is turned."""
+
+    seconds = 100.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+class Gate:
+    """Stands before the calls of a queue, counts their baskets and lets them through when told."""
+
+    def __init__(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        #: How many baskets each call carried.
+        self.sizes: list[int] = []
+        self.open = asyncio.Event()
+        self._call = bench.connections.call
+        monkeypatch.setattr(bench.connections, "call", self)
+
+    async def __call__(self, script: Any, keys: Any, args: Any, **how: Any) -> Any:
+        if script.name == "prepare":
+            self.sizes.append(int(args[12]))
+            await self.open.wait()
+        return await self._call(script, keys, args, **how)
+
+
+async def until(seen: Callable[[], bool]) -> None:
+    """Wait for what other tasks bring about."""
+    async with asyncio.timeout(5):
+        while not seen():  # noqa: ASYNC110 - what is waited for does not tell
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+async def bench(valkey_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
+    direct = Connections(valkey_url, clock=NOW)
+    sale = LuaSale(direct)
+    await sale.put()
+    async with lossy_proxy(valkey_url, tmp_path / "proxy.sock") as proxy:
+        connections = Connections(proxy.url, clock=NOW)
+        await connections.measure_offset()
+        yield Bench(sale, proxy, connections)
+        await connections.aclose()
+    await sale.check()
+    await direct.aclose()
+
+
+async def test_five_hundred_who_want_ten_pieces_get_ten(bench: Bench) -> None:
+    found = await asyncio.gather(*(bench.prepare(f"b{n}") for n in range(500)))
+    assert Counter(type(one).__name__ for one in found) == {"Reservation": 10, "SoldOut": 490}
+    assert all(isinstance(one, Reservation) for one in found[:10]), "in order of arrival"
+
+
+async def test_the_same_key_twenty_times_at_once_is_one_order(bench: Bench) -> None:
+    found = await asyncio.gather(*(bench.prepare("one") for _ in range(20)))
+    assert Counter(type(one) for one in found) == {Reservation: 1, Replayed: 19}
+    assert await bench.sale.stock("a") == (10, 9, 1, 0)
+
+
+async def test_a_call_that_reached_redis_too_late_took_nothing_and_is_named_in_the_log(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.connections, "not_after_ms", lambda: 1)
+    with structlog.testing.capture_logs() as lines:
+        found = await bench.prepare("b1")
+    assert isinstance(found, Unavailable)
+    assert await bench.sale.stock("a") == (10, 10, 0, 0)
+    assert [line["event"] for line in lines] == ["prepare_too_late"]
+
+
+async def test_the_same_key_later_is_a_replay_and_with_another_body_a_refusal(
+    bench: Bench,
+) -> None:
+    assert isinstance(await bench.prepare("one"), Reservation)
+    assert isinstance(await bench.prepare("one"), Replayed)
+    assert isinstance(await bench.prepare("one", quantity=2), IdempotencyKeyReused)
+    assert await bench.sale.stock("a") == (10, 9, 1, 0)
+
+
+async def test_a_lone_basket_is_sent_at_once_and_what_comes_meanwhile_leaves_with_the_next_call(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(bench, monkeypatch)
+    first = asyncio.create_task(bench.prepare("first"))
+    await until(lambda: gate.sizes == [1])
+    later = [asyncio.create_task(bench.prepare(f"later-{n}")) for n in range(12)]
+    await asyncio.sleep(0)
+    assert gate.sizes == [1], "one call at a time"
+    gate.open.set()
+    found = await asyncio.gather(first, *later)
+    assert gate.sizes == [1, 12]
+    assert [type(one).__name__ for one in found] == ["Reservation"] * 10 + ["SoldOut"] * 3
+
+
+async def test_no_call_carries_more_than_its_bound(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(bench, monkeypatch)
+    gate.open.set()
+    monkeypatch.setattr(batch, "BASKETS_MAX", 5)
+    found = await asyncio.gather(*(bench.prepare(f"b{n}") for n in range(12)))
+    assert gate.sizes == [5, 5, 2]
+    assert [type(one).__name__ for one in found] == ["Reservation"] * 10 + ["SoldOut"] * 2
+
+
+async def test_a_basket_that_waits_for_expired_holds_goes_before_what_came_meanwhile(
+    bench: Bench,
+) -> None:
+    """While the holds are given back somebody newer asks for the same pieces."""
+    old = await bench.sale.hold("old", lines={"b": 5})
+    await bench.sale.run_out(old)
+    newer: list[asyncio.Task[object]] = []
+
+    async def expire(sale_id: str, order_ids: Any, *, epoch: str) -> int:
+        newer.append(asyncio.create_task(bench.prepare("newer", "b", 5)))
+        await asyncio.sleep(0)
+        return await bench.store.expire(sale_id, order_ids, epoch=epoch)
+
+    bench.queue = PrepareQueue(
+        bench.connections, Keys(), expire=expire, clock=NOW, limits=BuyerLimits()
+    )
+    assert isinstance(await bench.prepare("first", "b", 5), Reservation)
+    [found] = await asyncio.gather(*newer)
+    assert isinstance(found, SoldOut)
+
+
+@pytest.mark.parametrize("failure", [None, StoreUnavailable("away"), SoldOut()])
+async def test_holds_that_cannot_be_given_back_do_not_keep_the_queue_for_ever(
+    bench: Bench, failure: Exception | None
+) -> None:
+    old = await bench.sale.hold("old", lines={"b": 5})
+    await bench.sale.run_out(old)
+    asked = 0
+
+    async def expire(sale_id: str, order_ids: Any, *, epoch: str) -> int:
+        nonlocal asked
+        asked += 1
+        if failure:
+            raise failure
+        return 0
+
+    bench.queue = PrepareQueue(
+        bench.connections, Keys(), expire=expire, clock=NOW, limits=BuyerLimits()
+    )
+    found = await asyncio.gather(bench.prepare("first", "b"), bench.prepare("second", "a"))
+    assert [type(one) for one in found] == [Unavailable, Reservation]
+    assert asked == overdue.ROUNDS_MAX
+    assert isinstance(await bench.prepare("third", "a"), Reservation)
+
+
+async def test_a_damaged_hold_keeps_only_who_needs_its_pieces(bench: Bench) -> None:
+    """The script finds the damage each time; who waits behind it is answered all the same."""
+    old = await bench.sale.hold("old", lines={"b": 5})
+    await bench.sale.run_out(old)
+    order = bench.sale.keys.order(old["order"])
+    await bench.sale.connections.command("HSET", order, "status", "CONFIRMED")
+    async with asyncio.timeout(20):
+        found = await asyncio.gather(
+            bench.prepare("first", "b"), bench.prepare("second", "b"), bench.prepare("third", "a")
+        )
+    assert [type(one) for one in found] == [Unavailable, Unavailable, Reservation]
+
+
+class Rounds:
+    """Gives back holds that ran out, and counts how often it was asked to."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.count = 0
+        # The proxy passes on no message of more than 64 KB.
+        direct = bench.sale.connections
+        self._expire = Store(direct, Keys(), clock=NOW).expire
+        bench.queue = PrepareQueue(direct, Keys(), expire=self, clock=NOW, limits=BuyerLimits())
+
+    async def __call__(self, sale_id: str, order_ids: Any, *, epoch: str) -> int:
+        self.count += 1
+        return await self._expire(sale_id, order_ids, epoch=epoch)
+
+
+async def leave_overdue(sale: LuaSale, count: int) -> None:
+    """No worker lives, and so many holds of `a` have run out; those of `b` have not."""
+    await sale.put(
+        version=1, digest="d2", items=[("a", "A", 1000, 2 * count, 3), ("b", "B", 500, 5, 5)]
+    )
+    old = [sale.basket(f"old-{number}") for number in range(count)]
+    for start in range(0, count, 100):
+        await sale.prepare(*old[start : start + 100])
+    past = str(NOW.now_ms() - 10_000)
+    edits = [("ZADD", sale.keys.deadlines, past, one["order"]) for one in old]
+    edits += [("HSET", sale.keys.order(one["order"]), "expires_at", past) for one in old]
+    await sale.connections.pipeline(edits)
+    await sale.hold("has-b", lines={"b": 5})
+
+
+async def test_who_waits_for_holds_of_another_item_keeps_nobody_for_more_than_a_round(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await leave_overdue(bench.sale, 200 * (overdue.ROUNDS_MAX + 2))
+    Rounds(bench)
+    asks = Counter[str]()
+    call = bench.sale.connections.call
+
+    async def note(script: Any, keys: Any, args: Any) -> Any:
+        if script.name == "prepare":
+            asks.update(keys)
+        return await call(script, keys, args)
+
+    monkeypatch.setattr(bench.sale.connections, "call", note)
+    #: Of each who is answered: the kind of the answer, and how many calls asked for it.
+    served: list[tuple[str, int]] = []
+    turned_away: list[tuple[str, int]] = []
+
+    def ask(buyer: str, sku: str, told: list[tuple[str, int]]) -> None:
+        basket = bench.basket(buyer, sku)
+        order = bench.sale.keys.order(basket.order_id)
+        bench.queue.submit(
+            basket,
+            epoch=EPOCH,
+            done=lambda found: told.append((type(found).__name__, asks[order])),
+        )
+
+    for wave in range(10):
+        # Each begins with buyers who must wait.
+        for number in range(3):
+            ask(f"waits-{wave}-{number}", "b", turned_away)
+        for number in range(30):
+            ask(f"other-{wave}-{number}", "a", served)
+        await until(lambda: len(served) % 30 == 0 and len(served) > 30 * wave)  # noqa: B023 - awaited here
+    await until(lambda: len(turned_away) == 30)
+    assert {kind for kind, _ in served} == {"Made"}
+    assert max(count for _, count in served) <= 2, "once more behind one round"
+    assert {kind for kind, _ in turned_away} == {"SoldOut"}
+    assert max(count for _, count in turned_away) <= overdue.ROUNDS_MAX + 2
+
+
+async def test_a_basket_waits_for_so_many_rounds_and_is_refused_then(bench: Bench) -> None:
+    await leave_overdue(bench.sale, 200 * (overdue.ROUNDS_MAX + 2))
+    rounds = Rounds(bench)
+    assert isinstance(await bench.prepare("late", "b"), SoldOut)
+    assert rounds.count == overdue.ROUNDS_MAX
+    assert await bench.sale.connections.command("ZCARD", bench.sale.keys.deadlines) == 401
+
+
+async def test_two_sales_do_not_wait_for_each_other(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One call at a time for each sale: a lane that is stuck is not everybody's."""
+    gate = Gate(bench, monkeypatch)
+    stuck = asyncio.create_task(bench.prepare("first"))
+    await until(lambda: gate.sizes == [1])
+    elsewhere = bench.queue.prepare(bench.basket("second"), epoch="another epoch")
+    other = asyncio.create_task(elsewhere)
+    await until(lambda: gate.sizes == [1, 1])
+    gate.open.set()
+    assert isinstance(await stuck, Reservation)
+    with pytest.raises(SaleRecovering):
+        await other
+
+
+async def test_a_damaged_buyer_is_answered_as_unknown_and_the_others_are_served(
+    bench: Bench,
+) -> None:
+    command = bench.sale.connections.command
+    key = bench.sale.keys.buyer("broken")
+    for damage in (("SET", key, "not a hash"), ("HSET", key, "a", "no count")):
+        await command("DEL", key)
+        await command(*damage)
+        with structlog.testing.capture_logs() as lines:
+            found = await asyncio.gather(
+                *(bench.prepare(f"{name} {damage[0]}") for name in ("good", "behind")),
+                bench.prepare("broken"),
+                bench.prepare(f"last {damage[0]}"),
+            )
+        names = [type(one).__name__ for one in found]
+        assert names == ["Reservation", "Reservation", "OutcomeUnknown", "Reservation"]
+        assert [line["alarm"] for line in lines if "alarm" in line] == ["broken_invariant"]
+    await command("DEL", key)
+    assert isinstance(await bench.prepare("broken"), Reservation)
+    assert await bench.sale.stock("a") == (10, 3, 7, 0)
+
+
+async def test_holds_that_ran_out_are_given_back_before_anyone_newer_is_served(
+    bench: Bench,
+) -> None:
+    old = [await bench.sale.hold(f"old-{n}", lines={"b": 1}) for n in range(5)]
+    await bench.sale.run_out(*old)
+    found = await asyncio.gather(*(bench.prepare(f"new-{n}", "b", 2) for n in range(4)))
+    assert [type(one).__name__ for one in found] == ["Reservation"] * 2 + ["SoldOut"] * 2
+
+
+async def test_a_lost_reply_is_looked_up_and_told_as_it_is(bench: Bench) -> None:
+    """The hold was taken: the buyer gets it, once, although the answer never came."""
+    bench.proxy.lose_reply = b"lost-buyer"
+    found = await bench.prepare("lost-buyer")
+    assert isinstance(found, Replayed)
+    assert bench.proxy.lost == 1
+    assert await bench.sale.stock("a") == (10, 9, 1, 0)
+
+
+async def test_a_lost_reply_of_a_repeat_is_never_told_as_a_new_order(bench: Bench) -> None:
+    """The order is as old as its first answer, and may have moved since."""
+    assert isinstance(await bench.prepare("lost-buyer"), Reservation)
+    bench.proxy.lose_reply = b"lost-buyer"
+    assert isinstance(await bench.prepare("lost-buyer"), Replayed)
+    assert await bench.sale.stock("a") == (10, 9, 1, 0)
+
+
+async def test_a_lost_request_is_told_as_certainly_not_taken(bench: Bench) -> None:
+    """Nothing was taken, and that is said only once the server's clock is past `not_after`."""
+    bench.proxy.lose_request = b"lost-buyer"
+    asked_at = NOW.now_ms()
+    found = await bench.prepare("lost-buyer")
+    assert isinstance(found, Unavailable)
+    assert NOW.now_ms() - asked_at > 1_900
+    assert await bench.sale.stock("a") == (10, 10, 0, 0)
+    bench.proxy.lose_request = b""
+    assert isinstance(await bench.prepare("lost-buyer"), Reservation)
+
+
+async def test_a_reply_that_cannot_be_looked_up_is_unknown_and_the_key_tells_later(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither "taken" nor "not taken" may be said; the same key then gives the one true answer."""
+    monkeypatch.setattr(batch, "LOOK_UP_SECONDS", 0.5)
+    bench.proxy.lose_reply, bench.proxy.lose_request = b"lost-buyer", b"TIME"
+    assert isinstance(await bench.prepare("lost-buyer"), OutcomeUnknown)
+    assert bench.proxy.lost >= 2
+    bench.proxy.lose_reply = bench.proxy.lose_request = b""
+    assert isinstance(await bench.prepare("lost-buyer"), Replayed)
+    assert await bench.sale.stock("a") == (10, 9, 1, 0)
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lost calls are certain after half a second, where it does not matter how long it takes."""
+    monkeypatch.setattr(connection, "NOT_AFTER_MS", 500)
+
+
+@pytest.mark.usefixtures("brief")
+async def test_a_lost_reply_of_another_body_under_the_key_is_told_as_reused(bench: Bench) -> None:
+    assert isinstance(await bench.prepare("lost-buyer"), Reservation)
+    bench.proxy.lose_reply = b"lost-buyer"
+    found = await bench.prepare("lost-buyer", quantity=2)
+    assert isinstance(found, IdempotencyKeyReused)
+    assert await bench.sale.stock("a") == (10, 9, 1, 0)
+
+
+@pytest.mark.usefixtures("brief")
+async def test_others_are_served_while_a_lost_reply_is_looked_into(bench: Bench) -> None:
+    bench.proxy.lose_request = b"lost-buyer"
+    lost = asyncio.create_task(bench.prepare("lost-buyer"))
+    await until(lambda: bench.proxy.lost == 1)
+    assert isinstance(await bench.prepare("other"), Reservation)
+    assert not lost.done()
+    assert isinstance(await lost, Unavailable)
+
+
+async def test_a_server_that_nobody_vouched_for_is_not_sold_from(bench: Bench) -> None:
+    bench.connections.guard()
+    bench.connections.vouch_for("another life of the server")
+    assert isinstance(await bench.prepare("one"), Unavailable)
+    assert bench.connections.doubted.is_set()
+    assert await bench.sale.stock("a") == (10, 10, 0, 0)
+
+
+async def test_a_server_that_is_not_there_is_certain_at_once(bench: Bench, tmp_path: Path) -> None:
+    away = Connections(f"unix://{tmp_path / 'nobody.sock'}", clock=NOW)
+    queue = PrepareQueue(away, Keys(), expire=bench.store.expire, clock=NOW, limits=BuyerLimits())
+    with pytest.raises(Unavailable):
+        await queue.prepare(bench.basket("one"), epoch=EPOCH)
+
+
+async def test_beyond_the_queue_s_bound_the_answer_is_not_now(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "WAITING_MAX", 3)
+    found = await asyncio.gather(*(bench.prepare(f"b{n}") for n in range(6)))
+    names = [type(one).__name__ for one in found]
+    assert names == ["Reservation"] * 3 + ["Unavailable"] * 3
+
+
+async def test_newcomers_are_turned_away_while_the_next_in_line_has_waited_too_long(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(bench, monkeypatch)
+    under_way = asyncio.create_task(bench.prepare("first"))
+    await until(lambda: gate.sizes == [1])
+    in_line = asyncio.create_task(bench.prepare("second"))
+    monkeypatch.setattr(batch, "WAITING_SECONDS_MAX", -1.0)
+    await until(lambda: bench.queue.is_full(bench.sale.id, EPOCH))
+    assert not bench.queue.is_full("another", EPOCH), "another sale's line is short"
+    assert isinstance(await bench.prepare("newcomer"), Unavailable)
+    gate.open.set()
+    found = await asyncio.gather(under_way, in_line)
+    assert [type(one) for one in found] == [Reservation, Reservation]
+    assert not bench.queue.is_full(bench.sale.id, EPOCH)
+
+
+async def test_of_many_that_come_at_once_those_are_turned_away_who_would_wait_too_long(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of them has not waited at all: how long the last would is known from before."""
+    monkeypatch.setattr(batch, "BASKETS_MAX", 2)
+    clock = TurnedClock()
+    bench.queue = PrepareQueue(
+        bench.connections, Keys(), expire=bench.store.expire, clock=clock, limits=BuyerLimits()
+    )
+    gate = Gate(bench, monkeypatch)
+    slow = [asyncio.create_task(bench.prepare(f"slow-{number}")) for number in range(3)]
+    await until(lambda: gate.sizes == [2])
+    clock.seconds += batch.WAITING_SECONDS_MAX * 0.9
+    gate.open.set()
+    await asyncio.gather(*slow)
+    found = await asyncio.gather(*(bench.prepare(f"b{number}", "b") for number in range(7)))
+    names = [type(one).__name__ for one in found]
+    assert names == ["Reservation"] * 4 + ["Unavailable"] * 3
+
+
+@pytest.mark.parametrize(
+    ("quantity", "calls_at_each_answer"),
+    [
+        # None of the first four is told before the second four have left.
+        (1, [("Made", 3)] * 8),
+        # Redis is back at once where nothing is held: those who come again fill the next call.
+        (99, [("BuyerLimitExceeded", 2)] * 4 + [("BuyerLimitExceeded", 3)] * 4),
+    ],
+)
+async def test_the_next_call_leaves_before_the_answers_of_a_quick_one_that_held(
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    quantity: int,
+    calls_at_each_answer: list[tuple[str, int]],
+) -> None:
+    monkeypatch.setattr(batch, "ANSWERS_AT_ONCE", 2)
+    monkeypatch.setattr(batch, "CALL_TO_ANSWERS_MAX", 1e9)
+    monkeypatch.setattr(batch, "BASKETS_MAX", 4)
+    seen: list[tuple[str, int]] = []
+    gate = Gate(bench, monkeypatch)
+    gate.open.set()
+
+    def told(outcome: object) -> None:
+        seen.append((type(outcome).__name__, len(gate.sizes)))
+
+    await bench.prepare("first")
+    for number in range(8):
+        basket = bench.basket(f"b{number}", quantity=quantity)
+        bench.queue.submit(basket, epoch=EPOCH, done=told)
+    await until(lambda: len(seen) == 8)
+    assert gate.sizes == [1, 4, 4]
+    assert seen == calls_at_each_answer
+
+
+async def test_a_caller_that_leaves_does_not_disturb_the_others(bench: Bench) -> None:
+    tasks = [asyncio.create_task(bench.prepare(f"b{n}")) for n in range(5)]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    held = [one for one in found if isinstance(one, Reservation)]
+    assert len(held) == 4
+
+
+async def test_a_claim_whose_reply_is_lost_is_asked_again_and_happens_once(bench: Bench) -> None:
+    held = await bench.prepare("buyer")
+    assert isinstance(held, Reservation)
+    bench.proxy.lose_reply = b"payment-key"
+
+    async def heal() -> None:
+        while not bench.proxy.lost:  # noqa: ASYNC110 - the proxy counts, it does not tell
+            await asyncio.sleep(0.01)
+        bench.proxy.lose_reply = b""
+
+    claimed, _ = await asyncio.gather(
+        bench.store.claim(held, epoch=EPOCH, payment_key="payment-key", lease_ms=60_000), heal()
+    )
+    assert getattr(claimed, "fence", None) == 1
+    assert bench.proxy.lost >= 1
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        [["no word"]],
+        [["held", "1", "1", [], "no items"], 2],
+        [["held", "1", "1", [], '[["a",1,1000]]']],
+        [["held", "1", "1", [], '[["a",1,1000]]'], ["no word"]],
+        [["held", "1", "1", [], '[["a",1,1000]]'], -1],
+    ],
+    ids=[
+        "an unknown word",
+        "items that cannot be read",
+        "fewer replies than baskets",
+        "an unknown word for one basket",
+        "sold out as nobody was",
+    ],
+)
+async def test_a_reply_that_cannot_be_read_leaves_nobody_waiting(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, reply: Any
+) -> None:
+    async def broken(*_: Any, **__: Any) -> Any:
+        return reply
+
+    monkeypatch.setattr(bench.connections, "call", broken)
+    async with asyncio.timeout(5):
+        found = await bench.prepare("one")
+    assert isinstance(found, OutcomeUnknown)
+    # The lane's task told its bug to the loop; nothing else may be left of it.
+    monkeypatch.undo()
+    assert isinstance(await bench.prepare("two"), Reservation)
+
+
+async def test_who_waits_behind_a_reply_that_cannot_be_read_is_answered(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: Any, **__: Any) -> Any:
+        items = '[["a",1,1000]]'
+        return [["held", "1", "1", [], items, items], ["no word"], 7]
+
+    monkeypatch.setattr(bench.connections, "call", broken)
+    async with asyncio.timeout(5):
+        first, second = await asyncio.gather(bench.prepare("one"), bench.prepare("two"))
+    assert isinstance(first, OutcomeUnknown)
+    assert isinstance(second, Reservation)
+    assert second.seq == 7

@@ -1,0 +1,335 @@
+"""The flusher against a real database, and a stream with a group and pending entries in memory."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+
+from reservation.adapters.sql.event_writer import ApplyOutcome
+from reservation.adapters.sql.ledger import Ledger
+from reservation.domain.events import Event
+from reservation.workers import flusher as flusher_module
+from reservation.workers.flusher import STOPPED_SECONDS, FlushCounts, Flusher
+from tests.support.outbox import MemoryOutbox, Tape
+
+#: Rounds after which a flusher that has not finished never will.
+ROUNDS_MAX = 500
+
+
+class Died(Exception):
+    """The process is gone at this point."""
+
+
+class Bench:
+    """A flusher, what it reads, where it writes, and what it told."""
+
+    def __init__(self, ledger: Ledger, outbox: MemoryOutbox) -> None:
+        self.ledger = ledger
+        self.outbox = outbox
+        self.now = 100.0
+        self.alarms: list[tuple[str, dict[str, Any]]] = []
+        self.flushed: list[int] = []
+
+    def flusher(self, outbox: Any = None, ledger: Any = None) -> Flusher:
+        return Flusher(
+            outbox or self.outbox,
+            ledger or self.ledger,
+            on_alarm=lambda name, **facts: self.alarms.append((name, facts)),
+            on_flushed=self.flushed.append,
+            monotonic=lambda: self.now,
+        )
+
+    async def drain(self, flusher: Flusher, sale_id: str = "s") -> None:
+        """Rounds until one finds nothing at all."""
+        for _ in range(ROUNDS_MAX):
+            self.now += 1
+            if await flusher.run_once(sale_id) == FlushCounts():
+                return
+        pytest.fail("the flusher does not come to an end")
+
+
+def a_busy_sale(sale_id: str = "s", orders: int = 60) -> Tape:
+    tape = Tape(sale_id)
+    tape.put(a=1000)
+    for number in range(orders):
+        tape.sell(f"{sale_id}-{number}", a=1)
+    return tape
+
+
+@pytest.fixture
+def tape() -> Tape:
+    return a_busy_sale()
+
+
+@pytest.fixture
+async def bench(ledger: Ledger, tape: Tape, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr(flusher_module, "BATCH", 10)
+    await ledger.register_sale("s", "{}", 1)
+    return Bench(ledger, MemoryOutbox(tape))
+
+
+async def assert_whole(bench: Bench, tape: Tape) -> None:
+    sale_id = tape.sale_id
+    assert await bench.ledger.cursor(sale_id) == (len(tape.events), tape.events[-1].chain)
+    assert await bench.ledger.events(sale_id, 0, 10_000) == tape.events
+    assert bench.outbox.pending(sale_id) == []
+    fold = await bench.ledger.fold(sale_id)
+    assert fold is not None
+    sold = fold.skus["a"].sold
+    assert (sold, fold.skus["a"].available) == ((len(tape.events) - 1) // 3, 1000 - sold)
+
+
+async def test_everything_is_flushed_acknowledged_and_trimmed_but_for_the_last(
+    bench: Bench, tape: Tape
+) -> None:
+    await bench.drain(bench.flusher())
+    await assert_whole(bench, tape)
+    assert sum(bench.flushed) == len(tape.events)
+    assert bench.outbox.seqs("s") == [len(tape.events)]
+    assert bench.alarms == []
+
+
+async def test_what_comes_later_is_flushed_later(bench: Bench, tape: Tape) -> None:
+    flusher = bench.flusher()
+    await bench.drain(flusher)
+    before = len(tape.events)
+    tape.sell("late", a=1)
+    bench.outbox.add(tape.events[before:])
+    assert await flusher.run_once("s") == FlushCounts(flushed=3, acknowledged=3)
+    await assert_whole(bench, tape)
+
+
+class FrailOutbox:
+    """Dies at one of its calls, before or after the call took effect."""
+
+    def __init__(self, outbox: MemoryOutbox, chance: random.Random) -> None:
+        self._outbox = outbox
+        self._chance = chance
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._outbox, name)
+
+        async def frail(*args: Any) -> Any:
+            if self._chance.random() < 0.15:
+                raise Died
+            result = await call(*args)
+            if self._chance.random() < 0.15:
+                raise Died
+            return result
+
+        return frail
+
+
+class FrailLedger:
+    """Likewise for SQL."""
+
+    def __init__(self, ledger: Ledger, chance: random.Random) -> None:
+        self._ledger = ledger
+        self._chance = chance
+
+    async def cursor(self, sale_id: str) -> tuple[int, str]:
+        return await self._ledger.cursor(sale_id)
+
+    async def apply(self, sale_id: str, events: Sequence[Event]) -> ApplyOutcome:
+        if self._chance.random() < 0.15:
+            raise Died
+        outcome = await self._ledger.apply(sale_id, events)
+        if self._chance.random() < 0.15:
+            raise Died
+        return outcome
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reborn", [True, False], ids=["another process", "the same one"])
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_flusher_that_dies_anywhere_leaves_each_event_in_effect_once(
+    bench: Bench, tape: Tape, seed: int, reborn: bool
+) -> None:
+    chance = random.Random(seed)
+
+    def frail() -> Flusher:
+        return bench.flusher(FrailOutbox(bench.outbox, chance), FrailLedger(bench.ledger, chance))
+
+    flusher, deaths = frail(), 0
+    for _ in range(ROUNDS_MAX):
+        bench.now += 1
+        try:
+            if await flusher.run_once("s") == FlushCounts():
+                break
+        except Died:
+            deaths += 1
+            flusher = frail() if reborn else flusher
+    assert deaths > 0
+    await bench.drain(bench.flusher())
+    await assert_whole(bench, tape)
+    assert bench.alarms == []
+
+
+async def test_two_flushers_at_once_do_not_hinder_each_other(bench: Bench, tape: Tape) -> None:
+    flushers = [bench.flusher(), bench.flusher(), bench.flusher()]
+    await asyncio.gather(*(bench.drain(flusher) for flusher in flushers))
+    await bench.drain(flushers[0])
+    await assert_whole(bench, tape)
+    assert sum(bench.flushed) == len(tape.events)
+    assert bench.alarms == []
+
+
+async def test_what_a_dead_flusher_left_pending_is_found_without_anything_new(
+    bench: Bench, tape: Tape
+) -> None:
+    living = bench.flusher()
+    await living.run_once("s")
+    # Another one reads all of the rest, and dies with it.
+    left = await bench.outbox.read_new("s", 10_000)
+    assert left
+    bench.now += 0.1
+    assert await living.run_once("s") == FlushCounts()
+    await bench.drain(living)
+    await assert_whole(bench, tape)
+
+
+async def test_a_gap_is_filled_from_what_another_one_left_pending(bench: Bench, tape: Tape) -> None:
+    living = bench.flusher()
+    await living.run_once("s")
+    dead = await bench.outbox.read_new("s", 25)
+    assert dead[0].seq == 11
+    await bench.drain(living)
+    await assert_whole(bench, tape)
+    assert bench.alarms == []
+
+
+@pytest.mark.parametrize("size", [1, 10, 1000])
+async def test_the_stream_replayed_twice_from_the_start_changes_nothing(
+    bench: Bench, tape: Tape, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flusher_module, "BATCH", size)
+    await bench.drain(bench.flusher())
+    for _ in range(2):
+        bench.outbox = MemoryOutbox(tape)
+        await bench.outbox.ensure_group("s", 0)
+        await bench.drain(bench.flusher())
+        await assert_whole(bench, tape)
+    assert sum(bench.flushed) == len(tape.events)
+
+
+async def test_a_group_that_is_lost_is_made_again_behind_what_sql_has(
+    bench: Bench, tape: Tape
+) -> None:
+    flusher = bench.flusher()
+    await flusher.run_once("s")
+    await flusher.run_once("s")
+    bench.outbox.lose_group("s")
+    with pytest.raises(ConnectionError):
+        await flusher.run_once("s")
+    await bench.drain(flusher)
+    await assert_whole(bench, tape)
+
+
+async def test_lost_entries_stop_the_sale_with_an_alarm(bench: Bench, tape: Tape) -> None:
+    bench.outbox = MemoryOutbox()
+    bench.outbox.add(tape.events[:20] + tape.events[25:])
+    flusher = bench.flusher()
+    for _ in range(20):
+        bench.now += 1
+        await flusher.run_once("s")
+    assert (await flusher.run_once("s")).stopped
+    assert await bench.ledger.cursor("s") == (20, tape.events[19].chain)
+    [(name, facts)] = bench.alarms
+    assert (name, facts["sale_id"], facts["seq"]) == ("flush_gap", "s", 21)
+
+
+def forged(tape: Tape, at: int, **changes: Any) -> list[Event]:
+    events = list(tape.events)
+    events[at] = msgspec.structs.replace(events[at], **changes)
+    return events
+
+
+async def test_an_edited_entry_stops_its_sale_and_no_other(bench: Bench, tape: Tape) -> None:
+    other = a_busy_sale("t")
+    await bench.ledger.register_sale("t", "{}", 1)
+    bench.outbox = MemoryOutbox(other)
+    bench.outbox.add(forged(tape, 33, data="{}"))
+    flusher = bench.flusher()
+    for _ in range(10):
+        await flusher.run_once("s")
+    await bench.drain(flusher, "t")
+    await assert_whole(bench, other)
+    assert await bench.ledger.cursor("s") == (33, tape.events[32].chain)
+    [(name, facts)] = bench.alarms
+    assert (name, facts["sale_id"], facts["seq"]) == ("flush_broken_chain", "s", 34)
+    assert bench.outbox.pending("s")[0] == 34
+
+
+async def test_an_event_that_cannot_be_true_stops_its_sale(bench: Bench) -> None:
+    tape = a_busy_sale(orders=4)
+    tape.move("confirmed", "s-1", "RELEASED", "CONFIRMED")
+    tape.sell("after", a=1)
+    bench.outbox = MemoryOutbox(tape)
+    flusher = bench.flusher()
+    for _ in range(5):
+        await flusher.run_once("s")
+    assert (await bench.ledger.cursor("s"))[0] == 13
+    assert [(name, facts["seq"]) for name, facts in bench.alarms] == [("flush_poison", 14)]
+    assert bench.outbox.pending("s") == [14, 15, 16, 17]
+
+
+async def test_a_redis_that_went_back_in_time_is_a_conflict_and_loses_nothing_of_sql(
+    bench: Bench, tape: Tape
+) -> None:
+    await bench.drain(bench.flusher())
+    rival = a_busy_sale(orders=30)
+    rival.sell("another", a=1)
+    bench.outbox = MemoryOutbox(rival)
+    await bench.outbox.ensure_group("s", 91)
+    flusher = bench.flusher()
+    await flusher.run_once("s")
+    assert (await flusher.run_once("s")).stopped
+    assert await bench.ledger.cursor("s") == (len(tape.events), tape.events[-1].chain)
+    assert [(name, facts["seq"]) for name, facts in bench.alarms] == [("flush_conflict", 92)]
+    # What tells the story stays in Redis.
+    assert bench.outbox.pending("s") == [92, 93, 94]
+    assert ("trim", len(tape.events)) not in bench.outbox.calls
+
+
+async def test_a_sale_that_is_made_right_goes_on_by_itself(bench: Bench, tape: Tape) -> None:
+    broken = MemoryOutbox()
+    broken.add(forged(tape, 33, data="{}"))
+    bench.outbox = broken
+    flusher = bench.flusher()
+    for _ in range(10):
+        await flusher.run_once("s")
+    bench.now += STOPPED_SECONDS
+    assert (await flusher.run_once("s")).stopped
+    assert len(bench.alarms) == 2
+
+    broken._entries["s"] = list(tape.events)
+    assert (await flusher.run_once("s")).stopped
+    bench.now += STOPPED_SECONDS
+    await bench.drain(flusher)
+    await assert_whole(bench, tape)
+    assert len(bench.alarms) == 2
+
+
+async def test_a_sale_that_sql_does_not_know_stops_with_an_alarm(bench: Bench) -> None:
+    bench.outbox = MemoryOutbox(a_busy_sale("unknown"))
+    assert (await bench.flusher().run_once("unknown")).stopped
+    assert [name for name, _ in bench.alarms] == ["flush_unknown_sale"]
+    assert len(bench.outbox.pending("unknown")) == 10
+
+
+async def test_trimming_is_rare_and_never_past_what_is_committed(
+    bench: Bench, tape: Tape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flusher_module, "TRIM_EVENTS", 50)
+    flusher = bench.flusher()
+    for _ in range(19):
+        await flusher.run_once("s")
+        committed = (await bench.ledger.cursor("s"))[0]
+        assert all(below <= committed for _, below in bench.outbox.calls)
+    assert [below for _, below in bench.outbox.calls] == [10, 60, 110, 160]
+    bench.now += 1
+    await flusher.run_once("s")
+    assert bench.outbox.calls[-1] == ("trim", len(tape.events))

@@ -1,0 +1,174 @@
+"""PostgreSQL as hosters hand it out: other encodings, poolers, and characters that it refuses."""
+
+import asyncio
+from collections.abc import Iterator
+
+import asyncpg
+import pytest
+from sqlalchemy import text
+
+from reservation.adapters.sql.engine import Database, LedgerUnfit
+from reservation.adapters.sql.ledger import Ledger
+from tests.integration.sql.test_flusher import Bench
+from tests.support.databases import PostgresServer
+from tests.support.outbox import MemoryOutbox, Tape
+from tests.support.pgbouncer import running_pgbouncer
+
+#: More than the pooler has connections, and than the service's own pool.
+CALLERS = 20
+PREPARED = "SELECT count(*) FROM pg_prepared_statements"
+
+
+def encoded(postgres: PostgresServer, encoding: str) -> str:
+    """The URL of a new database in this encoding."""
+    name = f"in_{encoding.lower()}"
+    postgres.run(f"DROP DATABASE IF EXISTS {name}")
+    postgres.run(f"CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0")
+    return postgres.url(name)
+
+
+@pytest.mark.parametrize("encoding", ["EUC_KR", "LATIN1", "SQL_ASCII"])
+async def test_a_database_in_another_encoding_is_refused_and_left_alone(
+    postgres: PostgresServer, encoding: str
+) -> None:
+    url = await asyncio.to_thread(encoded, postgres, encoding)
+    with pytest.raises(LedgerUnfit, match=f"encoding is {encoding}, it must be UTF8") as refusal:
+        await Ledger.open(url)
+    assert refusal.value.row == "sql-encoding"
+    connection = await asyncpg.connect(url)
+    try:
+        assert await connection.fetch("SELECT * FROM pg_tables WHERE schemaname = 'public'") == []
+    finally:
+        await connection.close()
+
+
+@pytest.fixture(scope="module", params=["transaction", "session"])
+def pooler(request: pytest.FixtureRequest, postgres: PostgresServer) -> Iterator[str]:
+    # In session pooling each of ours keeps one of the pooler's.
+    size = 3 if request.param == "transaction" else 20
+    with running_pgbouncer(postgres, pool_mode=request.param, pool_size=size) as query:
+        yield query
+
+
+@pytest.fixture
+async def pooled_url(postgres: PostgresServer, pooler: str) -> str:
+    url = await asyncio.to_thread(postgres.make_database)
+    return url.partition("?")[0] + pooler
+
+
+async def test_everything_works_through_a_pooler(pooled_url: str) -> None:
+    ledger = await Ledger.open(pooled_url)
+    try:
+        for number in range(CALLERS):
+            await ledger.register_sale(f"s{number}", "{}", 1)
+
+        async def one(number: int) -> None:
+            tape = Tape(f"s{number}")
+            tape.put(a=1000)
+            for order in range(5):
+                tape.sell(f"s{number}-{order}", a=1)
+            await ledger.write_intent(
+                order_id=f"o{number}",
+                sale_id=f"s{number}",
+                fence=1,
+                payment_key=f"k{number}",
+                amount=1,
+                currency="KRW",
+                idempotency_key="i",
+                now_ms=1,
+            )
+            assert (await ledger.apply(f"s{number}", tape.events)).written == len(tape.events)
+            await ledger.check()
+            assert len(await ledger.history(f"s{number}-1")) > 0
+            assert (await ledger.orders(sale_id=f"s{number}"))[0]
+            assert await ledger.fold(f"s{number}") is not None
+
+        await asyncio.gather(*(one(number) for number in range(CALLERS)))
+    finally:
+        await ledger.aclose()
+
+
+async def test_nothing_of_ours_stays_on_the_poolers_connections(pooled_url: str) -> None:
+    """Others use the same connections of PostgreSQL."""
+    database = await Database.open(pooled_url)
+    try:
+
+        async def statements() -> None:
+            for number in range(10):
+                async with database.read() as connection:
+                    await connection.execute(text(f"SELECT {number}, :name"), {"name": "x"})
+
+        await asyncio.gather(*(statements() for _ in range(10)))
+        left: list[int] = []
+        for _ in range(10):
+            async with database.read() as connection:
+                found = await connection.execute(
+                    text("SELECT count(*) FROM pg_prepared_statements")
+                )
+                left.append(found.scalar_one())
+        assert set(left) == {0}
+    finally:
+        await database.aclose()
+    outside = await asyncpg.connect(pooled_url, statement_cache_size=0)
+    try:
+        async with outside.transaction():
+            assert await outside.fetchval("SHOW idle_in_transaction_session_timeout") == "0"
+    finally:
+        await outside.close()
+
+
+async def test_a_direct_connection_keeps_its_prepared_statements(postgres_url: str) -> None:
+    """Parsing each statement anew is for those alone who have a pooler."""
+    database = await Database.open(postgres_url)
+    try:
+        async with database.read() as connection:
+            found = await connection.execute(text(PREPARED))
+            assert found.scalar_one() > 0
+    finally:
+        await database.aclose()
+
+
+async def test_an_event_that_postgresql_cannot_store_is_poison_and_not_an_endless_retry(
+    postgres_url: str,
+) -> None:
+    """A refusal of class 22 is a plain DBAPIError, as that of a character without a place is."""
+    ledger = await Ledger.open(postgres_url)
+    try:
+        connection = await asyncpg.connect(postgres_url)
+        await connection.execute("ALTER TABLE orders ALTER COLUMN buyer_id TYPE varchar(8)")
+        await connection.close()
+        await ledger.register_sale("s", "{}", 1)
+        tape = Tape("s")
+        tape.put(a=1000)
+        tape.sell("before", a=1)
+        tape.prepare("bad", a=1, buyer="nine-long")
+        tape.sell("after", a=1)
+        bench = Bench(ledger, MemoryOutbox(tape))
+        flusher = bench.flusher()
+        await flusher.run_once("s")
+        assert (await flusher.run_once("s")).stopped
+        [(name, facts)] = bench.alarms
+        assert (name, facts["sale_id"], facts["seq"]) == ("flush_poison", "s", 5)
+        # What came before it is written.
+        assert (await ledger.cursor("s"))[0] == 4
+    finally:
+        await ledger.aclose()
+
+
+async def test_an_answer_that_postgresql_cannot_store_takes_no_other_with_it(
+    postgres_url: str,
+) -> None:
+    ledger = await Ledger.open(postgres_url)
+    try:
+
+        async def record(number: int) -> None:
+            kind = "bad\0" if number == 3 else "confirm"
+            await ledger.record_answer(
+                order_id=f"o{number}", payment_key="k", kind=kind, answer="{}", now_ms=1
+            )
+
+        ends = await asyncio.gather(*(record(n) for n in range(8)), return_exceptions=True)
+        failed = [number for number, end in enumerate(ends) if isinstance(end, Exception)]
+        assert failed == [3]
+    finally:
+        await ledger.aclose()

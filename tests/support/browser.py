@@ -1,0 +1,121 @@
+"""A real Chromium, and the visits that tests pay with it."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    expect,
+    sync_playwright,
+)
+
+from tests.support.programs import missing
+
+#: Where Debian, Ubuntu and others put it; CHROMIUM names another.
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+ARGUMENTS = [
+    # In a container there is no user namespace to build the sandbox from.
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+#: How long a page may take on a busy machine; a quiet one needs a tenth of a second.
+PATIENCE_MS = 15_000
+PHONE = {"width": 390, "height": 844}
+
+#: What the browser says of each refusal, in which the service says no as it should.
+EXPECTED = "Failed to load resource"
+
+
+class Visit:
+    """One visitor: a browser without a past, what it asked for, and what it complained about."""
+
+    def __init__(self, context: BrowserContext, origin: str) -> None:
+        self.context = context
+        self.origin = origin
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        context.set_default_timeout(PATIENCE_MS)
+        context.on("request", lambda request: self.requests.append(request.url))
+        context.on("console", self._heard)
+        context.on("weberror", lambda error: self.complaints.append(str(error.error)))
+        self.page: Page = context.new_page()
+
+    def _heard(self, message: ConsoleMessage) -> None:
+        if message.type in {"error", "warning"} and not message.text.startswith(EXPECTED):
+            self.complaints.append(f"{message.type}: {message.text}")
+
+    def open(self, path: str) -> Page:
+        """One of the service's pages, in the visitor's own tab."""
+        self.page.goto(f"{self.origin}{path}")
+        return self.page
+
+    def asked(self, part: str) -> list[str]:
+        """The requests whose address has this part."""
+        return [url for url in self.requests if part in url]
+
+    def hosts(self) -> set[str]:
+        """Everybody who was asked for anything."""
+        return {urlsplit(url).netloc for url in self.requests if url.startswith("http")}
+
+
+def chromium() -> str:
+    """Where a Chromium is; without one the test is skipped, and under CI it fails."""
+    found = next(filter(None, map(shutil.which, (os.environ.get("CHROMIUM", ""), *PROGRAMS))), None)
+    if found is None:
+        missing(f"no Chromium here: none of {', '.join(PROGRAMS)}, and CHROMIUM names none")
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One browser for a module: while it runs, no other event loop can run in this thread."""
+    program = chromium()
+    expect.set_options(timeout=PATIENCE_MS)
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+
+@pytest.fixture
+def visit(browser: Browser, served: Any) -> Iterator[Callable[..., Visit]]:
+    """Makes visitors. None of them may have had anything to complain about in the end."""
+    visits: list[Visit] = []
+
+    def make(**settings: Any) -> Visit:
+        wishes = {"viewport": PHONE, "locale": "en-US", **settings}
+        visits.append(Visit(browser.new_context(**wishes), served.url))
+        return visits[-1]
+
+    yield make
+    for made in visits:
+        made.context.close()
+    assert [complaint for made in visits for complaint in made.complaints] == []
+
+
+def serious(page: Page) -> list[str]:
+    """What axe finds that keeps somebody from using the page, in light and in dark."""
+    violations: list[dict[str, Any]] = []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        violations += Axe().run(page).response["violations"]
+    return [
+        f"{found['id']}: {node['html']}"
+        for found in violations
+        if found["impact"] in {"serious", "critical"}
+        for node in found["nodes"]
+    ]

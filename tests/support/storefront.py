@@ -1,0 +1,47 @@
+"""What the storefront's tests share: a sale's items, choosing, holding, who the buyer is."""
+
+from typing import Any
+
+from playwright.sync_api import Page, expect
+
+from tests.support.service import Served, item
+
+__all__ = ["ITEMS", "NOT_NOW", "buyer_of", "choose", "hold", "orders_of", "statuses_of"]
+
+ITEMS = [
+    item("mug", name="Mug", price=12_000, total=50, limitPerBuyer=4),
+    item("cap", name="Cap", price=20_000, total=5, limitPerBuyer=2),
+]
+
+#: What a prepare is told that was put off.
+NOT_NOW: dict[str, Any] = {
+    "status": 503,
+    "headers": {"Retry-After": "1"},
+    "content_type": "application/problem+json",
+    "json": {"code": "unavailable", "status": 503, "retryAfter": 1},
+}
+
+
+def choose(page: Page, sku: str, count: int = 1) -> None:
+    for _ in range(count):
+        page.locator(f"[data-sku={sku}] .more").click()
+
+
+def hold(page: Page, sku: str = "mug", count: int = 1) -> None:
+    choose(page, sku, count)
+    page.locator("#buy").click()
+    expect(page.locator("#hold")).to_be_visible()
+
+
+def buyer_of(page: Page) -> dict[str, str]:
+    token = page.evaluate("JSON.parse(localStorage.getItem('reservation.buyer'))")
+    return {"Authorization": f"Bearer {token}"}
+
+
+def orders_of(served: Served, sale_id: str, buyer: dict[str, str]) -> list[dict[str, Any]]:
+    answer = served.http.get(f"/v1/sales/{sale_id}/reservations", headers=buyer)
+    return answer.raise_for_status().json()["reservations"]
+
+
+def statuses_of(served: Served, sale_id: str, buyer: dict[str, str]) -> list[str]:
+    return [order["status"] for order in orders_of(served, sale_id, buyer)]

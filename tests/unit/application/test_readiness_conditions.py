@@ -1,0 +1,280 @@
+"""Each row of the preflight holds, does not hold, and is not known where the server hides it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from reservation.application.readiness.conditions import ROWS, Disk, Facts, Severity
+from reservation.application.readiness.evaluation import TRUSTABLE, judge, refuse_strange
+from reservation.application.readiness.permissions import EXCESSIVE, NEEDED, dry_runs, refused
+from reservation.application.readiness.sale_conditions import SALE_ROWS
+from reservation.config.settings import SettingsError
+
+ROOT = Path(__file__).resolve().parents[3]
+MB = 1024 * 1024
+
+#: A server as `deploy/valkey.conf` makes it, with one replica that writes wait for.
+WELL = Facts(
+    info={
+        "redis_version": "7.2.4",
+        "valkey_version": "8.1.3",
+        "run_id": "abc",
+        "aof_enabled": "1",
+        "aof_last_write_status": "ok",
+        "aof_last_bgrewrite_status": "ok",
+        "aof_current_size": str(200 * MB),
+        "rdb_last_bgsave_status": "ok",
+        "loading": "0",
+        "used_memory": "700",
+        "maxmemory": "1000",
+        "maxmemory_policy": "noeviction",
+        "evicted_keys": "0",
+        "role": "master",
+        "connected_slaves": "1",
+        "min_slaves_good_slaves": "1",
+        "master_failover_state": "no-failover",
+        "cluster_enabled": "0",
+    },
+    config={
+        "appendfsync": "always",
+        "no-appendfsync-on-rewrite": "no",
+        "maxmemory-policy": "noeviction",
+        "min-replicas-to-write": "1",
+        "min-replicas-max-lag": "1",
+        "dir": "/data",
+    },
+    user="reservation",
+    lacking=(),
+    excessive=(),
+    scripts=True,
+    client_retries=0,
+    clock_offset_ms=-499,
+    clock_jumped=False,
+    round_trip_ms=1.0,
+    redis_disk=Disk(total=2000 * MB, free=400 * MB),
+    sql_disk=Disk(total=2000 * MB, free=400 * MB),
+    production=True,
+    unix_socket=False,
+)
+
+
+def with_facts(
+    info: dict[str, str | None] | None = None,
+    config: dict[str, str | None] | None = None,
+    **more: Any,
+) -> Facts:
+    """The server that is well, but for this; None takes an answer away."""
+    return msgspec.structs.replace(
+        WELL,
+        info=_changed(WELL.info, info or {}),
+        config=_changed(WELL.config or {}, config or {}),
+        **more,
+    )
+
+
+def _changed(given: Any, changes: dict[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in {**given, **changes}.items() if value is not None}
+
+
+#: Row -> what breaks it; several where several do.
+BROKEN: dict[str, list[Facts]] = {
+    "client-retries": [with_facts(client_retries=1)],
+    "redis-version": [with_facts({"valkey_version": None, "redis_version": "6.2.18"})],
+    "redis-version-broken": [
+        with_facts({"valkey_version": None}),
+        with_facts({"valkey_version": None, "redis_version": "8.6.2"}),
+    ],
+    "redis-scripts": [with_facts(scripts=False)],
+    "redis-append-only-file": [with_facts({"aof_enabled": "0"})],
+    "redis-last-write": [with_facts({"aof_last_write_status": "err"})],
+    "redis-last-rewrite": [with_facts({"aof_last_bgrewrite_status": "err"})],
+    "redis-last-snapshot": [with_facts({"rdb_last_bgsave_status": "err"})],
+    "redis-fsync-policy": [with_facts(config={"appendfsync": "everysec"})],
+    "redis-fsync-on-rewrite": [with_facts(config={"no-appendfsync-on-rewrite": "yes"})],
+    "redis-eviction-policy": [
+        with_facts({"maxmemory_policy": "allkeys-lru"}),
+        with_facts({"maxmemory_policy": None}, {"maxmemory-policy": "volatile-ttl"}),
+    ],
+    "redis-evicted": [with_facts({"evicted_keys": "1"})],
+    "redis-maxmemory": [with_facts({"maxmemory": "0"})],
+    "redis-memory": [with_facts({"used_memory": "851"})],
+    "redis-memory-high": [with_facts({"used_memory": "751"})],
+    "redis-loading": [with_facts({"loading": "1"})],
+    "redis-master": [with_facts({"role": "slave"})],
+    "redis-failover": [with_facts({"master_failover_state": "waiting-for-sync"})],
+    "redis-cluster": [with_facts({"cluster_enabled": "1"})],
+    "redis-replicas": [with_facts({"min_slaves_good_slaves": "0"})],
+    "redis-replicas-unbound": [
+        with_facts(config={"min-replicas-to-write": "0"}),
+        with_facts(config={"min-replicas-max-lag": "10"}),
+        with_facts(config={"min-replicas-max-lag": "0"}),
+    ],
+    "redis-clock": [with_facts(clock_offset_ms=500), with_facts(clock_offset_ms=-500)],
+    "redis-clock-jumped": [with_facts(clock_jumped=True)],
+    "redis-slow": [with_facts(round_trip_ms=101.0)],
+    "redis-user": [with_facts(user="default"), with_facts(excessive=("FLUSHALL",))],
+    "redis-rights": [with_facts(lacking=("XADD",))],
+    "redis-disk": [
+        with_facts(redis_disk=Disk(total=400 * MB, free=399 * MB)),
+        with_facts({"aof_current_size": "1"}, redis_disk=Disk(total=100 * MB, free=63 * MB)),
+    ],
+    "redis-disk-low": [with_facts(redis_disk=Disk(total=2001 * MB, free=400 * MB))],
+    "sql-disk": [with_facts(sql_disk=Disk(total=2000 * MB, free=63 * MB))],
+}
+#: Row -> the server that does not tell.
+HIDDEN: dict[str, Facts] = {
+    "redis-version": with_facts({"valkey_version": None, "redis_version": None}),
+    "redis-version-broken": with_facts({"valkey_version": None, "redis_version": "unstable"}),
+    "redis-scripts": with_facts(scripts=None),
+    "redis-run-id": with_facts({"run_id": ""}),
+    "redis-append-only-file": with_facts({"aof_enabled": None}),
+    "redis-last-write": with_facts({"aof_last_write_status": None}),
+    "redis-last-rewrite": with_facts({"aof_last_bgrewrite_status": None}),
+    "redis-last-snapshot": with_facts({"rdb_last_bgsave_status": None}),
+    "redis-fsync-policy": msgspec.structs.replace(WELL, config=None),
+    "redis-fsync-on-rewrite": msgspec.structs.replace(WELL, config=None),
+    "redis-eviction-policy": with_facts({"maxmemory_policy": None}, {"maxmemory-policy": None}),
+    "redis-evicted": with_facts({"evicted_keys": None}),
+    "redis-maxmemory": with_facts({"maxmemory": None}),
+    "redis-memory": with_facts({"used_memory": None}),
+    "redis-memory-high": with_facts({"used_memory": None}),
+    "redis-loading": with_facts({"loading": None}),
+    "redis-master": with_facts({"role": None}),
+    "redis-failover": with_facts({"master_failover_state": None}),
+    "redis-cluster": with_facts({"cluster_enabled": None}),
+    "redis-replicas": with_facts({"min_slaves_good_slaves": None}),
+    "redis-replicas-unbound": msgspec.structs.replace(WELL, config=None),
+    "redis-user": with_facts(excessive=None, user=None),
+    "redis-rights": with_facts(lacking=None),
+}
+#: Measured here, or on this machine: no server can hide them.
+MEASURED = {
+    "client-retries", "redis-clock", "redis-clock-jumped", "redis-slow", "redis-disk",
+    "redis-disk-low", "sql-disk",
+}  # fmt: skip
+NAMES = [row.name for row in ROWS]
+ROW = {row.name: row for row in ROWS}
+
+
+def test_a_server_that_is_well_passes_every_row() -> None:
+    found = judge(WELL, trusted=())
+    assert found == type(found)()
+
+
+def test_every_row_is_tried_here() -> None:
+    assert {*BROKEN, "redis-run-id"} == set(NAMES)
+    assert set(HIDDEN) | MEASURED == set(NAMES)
+    assert not set(HIDDEN) & MEASURED
+
+
+@pytest.mark.parametrize(
+    ("name", "facts"), [(name, facts) for name, some in BROKEN.items() for facts in some]
+)
+def test_a_row_that_does_not_hold_is_named(name: str, facts: Facts) -> None:
+    found = judge(facts, trusted=())
+    severity = ROW[name].severity
+    assert name in (found.warnings if severity is Severity.WARN else found.missing)
+    assert any(told.startswith(f"{name}: ") for told in found.stops) is (severity is Severity.STOP)
+    assert f"{name}:unknown" not in found.missing
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_the_server_hides_is_not_known_and_does_not_hold(name: str) -> None:
+    found = judge(HIDDEN[name], trusted=())
+    severity = ROW[name].severity
+    told = found.warnings if severity is Severity.WARN else found.missing
+    assert f"{name}:unknown" in told
+    assert name not in told
+    hidden = [told for told in found.stops if told.startswith(f"{name}: the server does not show")]
+    assert len(hidden) == (severity is Severity.STOP)
+
+
+@pytest.mark.parametrize("name", sorted(TRUSTABLE & HIDDEN.keys()))
+def test_what_is_hidden_holds_where_an_operator_vouches_for_it(name: str) -> None:
+    found = judge(HIDDEN[name], trusted=(name,))
+    assert name in found.trusted
+    assert not [told for told in (*found.missing, *found.warnings) if told.startswith(f"{name}:")]
+    assert not [told for told in found.stops if told.startswith(f"{name}:")]
+
+
+@pytest.mark.parametrize("name", sorted(TRUSTABLE & BROKEN.keys()))
+def test_only_two_rows_may_be_waived_where_the_server_shows_that_they_do_not_hold(
+    name: str,
+) -> None:
+    waived = [name in judge(facts, trusted=(name,)).trusted for facts in BROKEN[name]]
+    assert set(waived) == {name in ("redis-fsync-policy", "redis-user")}
+
+
+def test_what_holds_is_not_told_as_trusted() -> None:
+    assert judge(WELL, trusted=sorted(TRUSTABLE)).trusted == ()
+
+
+@pytest.mark.parametrize(
+    "name", ["noeviction", "redis-clock", "redis-scripts", "sql-disk", "client-retries"]
+)
+def test_what_is_no_row_or_must_be_seen_cannot_be_trusted(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"RESERVATION_REDIS_TRUST has {name}; it takes .*user"):
+        refuse_strange(["redis-user", name])
+
+
+@pytest.mark.parametrize("facts", [with_facts(unix_socket=True), with_facts(production=False)])
+def test_the_default_user_will_do_behind_a_socket_and_in_development(facts: Facts) -> None:
+    as_default = msgspec.structs.replace(facts, user="default", excessive=("FLUSHALL",))
+    assert judge(as_default, trusted=()).missing == ()
+
+
+def test_a_sentence_says_what_our_user_should_not_be_allowed() -> None:
+    (told,) = judge(with_facts(excessive=("FLUSHALL", "KEYS")), trusted=()).stops
+    assert told.endswith(": FLUSHALL, KEYS")
+
+
+def test_a_server_without_replicas_that_asks_for_none_is_well() -> None:
+    alone = with_facts(
+        {"connected_slaves": "0", "min_slaves_good_slaves": None},
+        {"min-replicas-to-write": "0", "min-replicas-max-lag": "10"},
+    )
+    assert judge(alone, trusted=()).missing == ()
+    assert judge(alone, trusted=()).warnings == ()
+
+
+def test_disks_of_other_machines_are_not_asked_about() -> None:
+    found = judge(with_facts(redis_disk=None, sql_disk=None), trusted=())
+    assert (found.missing, found.warnings) == ((), ())
+
+
+def test_every_command_of_the_scripts_is_among_the_rights_that_are_asked_for() -> None:
+    used: set[str] = set()
+    for path in (ROOT / "scripts/lua").rglob("*.lua"):
+        if path.parent.name != "ops":
+            used |= set(re.findall(r"""redis\.call\(\s*["']([A-Z]+)["']""", path.read_text()))
+    assert len(used) > 10
+    assert used - {command[0] for command in NEEDED} == set()
+
+
+def test_the_rights_are_read_from_the_dry_runs() -> None:
+    asked = dry_runs("me", "rsv:{x}:sale")
+    assert asked[0] == ("ACL", "DRYRUN", "me", "PING")
+    assert ("ACL", "DRYRUN", "me", "GET", "rsv:{x}:sale") in asked
+    no = "User me has no permissions to run the command"
+    needed, excessive = ["OK"] * len(NEEDED), [no] * len(EXCESSIVE)
+    assert refused([*needed, *excessive]) == ((), ())
+    assert refused([no, *needed[1:], *excessive[1:], "OK"]) == (("PING",), ("SHUTDOWN",))
+    assert refused([None, *needed[1:], *excessive]) is None
+
+
+def test_the_runbook_has_the_table_as_it_is() -> None:
+    """What a row means stands in the code; what to do about it stands in the runbook alone."""
+    does = {
+        Severity.STOP: "closes, stops",
+        Severity.CLOSE: "closes",
+        Severity.WARN: "warns",
+    }
+    table = [(row.name, does[row.severity], row.means) for row in ROWS]
+    table += [(name, "closes the sale", means) for name, means in SALE_ROWS.items()]
+    runbook = (ROOT / "docs/operations.md").read_text()
+    section = runbook.partition("\n## The preflight\n")[2].partition("\n## ")[0]
+    told = re.findall(r"^\| `([a-z-]+)` \| (.+?) \| (.+?) \| (.+) \|$", section, re.MULTILINE)
+    assert [(name, what, means) for name, what, means, _ in told] == table

@@ -1,0 +1,64 @@
+"""No answer after a payment was begun claims that no money moved: the PG alone knows that."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from reservation.domain.errors import (
+    AmountMismatch,
+    BuyerLimitExceeded,
+    HoldLost,
+    InvalidToken,
+    PaymentDeclined,
+    ReservationError,
+    ReservationExpired,
+    SoldOut,
+)
+
+#: What the success URL may answer with.
+AT_SUCCESS = (
+    AmountMismatch,
+    BuyerLimitExceeded,
+    HoldLost,
+    InvalidToken,
+    PaymentDeclined,
+    ReservationExpired,
+    SoldOut,
+)
+ROOT = Path(__file__).resolve().parents[3]
+CLAIMS = re.compile(
+    r"(nothing|no money|not) (was |is )?(charged|taken)|\uacb0\uc81c\ub418\uc9c0 \uc54a",
+    re.IGNORECASE,
+)
+#: Shown while money may have moved. What an address or a page itself does not take is said of it.
+SHOWN = re.compile(
+    r'"?(order\.\w+|result\.(?!invalid|unreadable|offline|awaiting_deposit|settling)[\w.]+'
+    r"|error\.(?:sale_recovering|reservation_expired|hold_lost|payment_declined)"
+    r'|released|endedElsewhere)"?: "([^"]*)"'
+)
+
+
+@pytest.mark.parametrize("error", AT_SUCCESS, ids=lambda error: error.__name__)
+def test_a_refusal_at_the_success_url_says_nothing_of_money(error: type[ReservationError]) -> None:
+    assert not CLAIMS.search(error.sentence)
+
+
+def test_no_text_of_an_order_says_that_it_was_not_charged() -> None:
+    texts = SHOWN.findall((ROOT / "api" / "http" / "static" / "text.js").read_text())
+    assert len(texts) > 50
+    assert [text for text in texts if CLAIMS.search(text[1])] == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "application/payments/confirm.py",
+        "adapters/redis/reservation_store.py",
+        "application/payments/resolve.py",
+    ],
+)
+def test_no_sentence_of_a_payment_says_that_nothing_was_charged(name: str) -> None:
+    assert not re.search(
+        "nothing was charged", (ROOT / "reservation" / name).read_text(), re.IGNORECASE
+    )

@@ -1,0 +1,510 @@
+"""The protocol of one connection on a loop and a transport that the test moves."""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from api.http.connection import exchange as http_exchange
+from api.http.connection import protocol
+from api.http.connection.connections import Connections
+from api.http.connection.head import HEAD_BYTES_MAX, HEADERS_MAX
+from api.http.connection.protocol import (
+    HALF_CLOSED_SECONDS,
+    LAST_REQUEST_SECONDS,
+    LINGER_SECONDS,
+    REQUEST_SECONDS,
+    STALLED_SECONDS,
+    HttpProtocol,
+)
+from tests.http.connection.streams import draw, segments
+
+IDLE_SECONDS = 75
+GET = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n"
+NAMES = ["one", "two", "three"]
+
+
+class Timer:
+    def __init__(self, at: float, call: Callable[[], None]) -> None:
+        self.at = at
+        self.call = call
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Loop:
+    """A loop whose clock the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.timers: list[Timer] = []
+        self.soon: deque[Callable[[], None]] = deque()
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> Timer:
+        self.timers.append(Timer(self.now + seconds, call))
+        return self.timers[-1]
+
+    def call_soon(self, call: Callable[[], None], **_: Any) -> None:
+        self.soon.append(call)
+
+    def turn(self) -> None:
+        for _ in range(len(self.soon)):
+            self.soon.popleft()()
+
+    @property
+    def armed(self) -> list[Timer]:
+        return [timer for timer in self.timers if not timer.cancelled]
+
+    def move(self, seconds: float) -> None:
+        self.now += seconds
+        due = [timer for timer in self.armed if timer.at <= self.now]
+        self.timers = [timer for timer in self.armed if timer.at > self.now]
+        for timer in due:
+            timer.call()
+
+
+class Transport:
+    def __init__(self) -> None:
+        self.protocol: Any = None
+        self.closed = self.aborted = self.ended = self.paused = False
+        self.written: list[bytes] = []
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.closed = self.aborted = True
+        self.protocol.connection_lost(None)
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.ended = True
+
+    def pause_reading(self) -> None:
+        assert not self.paused
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        assert self.paused
+        self.paused = False
+
+    def get_extra_info(self, *_: object) -> None:
+        return None
+
+    def write(self, data: bytes) -> None:
+        assert not self.closed
+        self.written.append(data)
+
+    @property
+    def statuses(self) -> list[int]:
+        return [int(data.split(b" ")[1]) for data in self.written if data.startswith(b"HTTP/1.1 ")]
+
+
+class Path:
+    """Takes every request, and leaves it to the test to answer."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[bytes, bytes, list[tuple[bytes, bytes]], bytes]] = []
+        self.asked: list[Any] = []
+
+    def may_take(self, *_: object) -> bool:
+        return True
+
+    def take(self, head: Any, body: bytes, asked: Any) -> bool:
+        self.taken.append((head.method, head.target, head.headers, body))
+        self.asked.append(asked)
+        return True
+
+    def answer(self) -> None:
+        """The oldest request that has no answer."""
+        self.asked.pop(0).write(204, b"x-test: 1\r\n\r\n")
+
+
+class Connected:
+    """A connection whose requests all take the direct path."""
+
+    def __init__(self, connections: Connections) -> None:
+        self.path, self.loop, self.transport = Path(), Loop(), Transport()
+        application: Any = SimpleNamespace(state=SimpleNamespace(prepare_path=self.path))
+        config = uvicorn.Config(application, ws="none", log_config=None, timeout_keep_alive=75)
+        config.load()
+        config.app = application
+        self.state = ServerState()
+        self.protocol: Any = HttpProtocol(config, self.state, {}, self.loop)  # type: ignore[arg-type]
+        self.transport.protocol = self.protocol
+        self.connections = connections
+        self.protocol.connection_made(self.transport)
+
+    def receive(self, *data: bytes) -> None:
+        for piece in data:
+            self.protocol.data_received(piece)
+
+    def answer(self) -> None:
+        self.path.answer()
+        self.loop.turn()
+
+
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch) -> Connections:
+    made = Connections(limit=1_000)
+    monkeypatch.setattr(protocol, "connections", made)
+    return made
+
+
+@pytest.fixture
+def connected(connections: Connections) -> Connected:
+    return Connected(connections)
+
+
+def test_an_idle_connection_is_closed_after_its_time(connected: Connected) -> None:
+    connected.receive(GET)
+    connected.answer()
+    connected.loop.move(IDLE_SECONDS - 1)
+    assert not connected.transport.closed
+    connected.loop.move(1)
+    assert connected.transport.closed
+    assert connected.transport.statuses == [204]
+
+
+def test_a_connection_in_use_stays_and_has_one_timer(connected: Connected) -> None:
+    for _ in range(20):
+        connected.receive(GET)
+        connected.answer()
+        assert len(connected.loop.armed) == 1
+        connected.loop.move(IDLE_SECONDS - 1)
+    assert not connected.transport.closed
+    connected.loop.move(1)
+    assert connected.transport.closed, "idle since the last answer, not since the timer was set"
+
+
+def test_a_request_that_takes_long_is_no_idle_time(connected: Connected) -> None:
+    connected.receive(GET)
+    connected.loop.move(10 * IDLE_SECONDS)
+    assert not connected.transport.closed
+    connected.answer()
+    connected.loop.move(IDLE_SECONDS)
+    assert connected.transport.closed
+
+
+def test_a_silent_connection_is_closed_without_an_answer(connected: Connected) -> None:
+    connected.loop.move(REQUEST_SECONDS)
+    assert connected.transport.closed
+    assert connected.transport.written == []
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        GET[:5],
+        GET[:-2],
+        b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nabcd",
+        b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nab",
+    ],
+    ids=["a method", "a head", "a body", "a chunk"],
+)
+def test_a_request_that_does_not_become_whole_is_given_up(
+    connected: Connected, beginning: bytes
+) -> None:
+    connected.receive(GET)
+    connected.answer()
+    connected.loop.move(IDLE_SECONDS / 2)
+    for piece in (beginning[:1], beginning[1:]):
+        connected.receive(*[piece] * bool(piece))
+        connected.loop.move(REQUEST_SECONDS / 2)
+    assert connected.transport.statuses == [204, 408]
+    assert connected.transport.ended
+    connected.loop.move(LINGER_SECONDS)
+    assert connected.transport.aborted
+
+
+def test_an_empty_line_is_no_request(connected: Connected) -> None:
+    post = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nok"
+    for number in range(20):
+        connected.receive(post + b"\r\n" if number % 2 else b"\r\n" + post)
+        connected.answer()
+    connected.loop.move(REQUEST_SECONDS)
+    assert not connected.transport.closed
+    connected.loop.move(IDLE_SECONDS - REQUEST_SECONDS)
+    assert connected.transport.closed
+    assert connected.transport.statuses == [204] * 20
+
+
+def test_bytes_that_trickle_do_not_prolong_a_request(connected: Connected) -> None:
+    for byte in GET[:20]:
+        connected.receive(bytes([byte]))
+        connected.loop.move(REQUEST_SECONDS / 20)
+    assert connected.transport.statuses == [408]
+
+
+def test_the_next_request_is_read_once_this_one_is_answered(connected: Connected) -> None:
+    connected.receive(GET * 3 + GET[:4])
+    assert len(connected.path.taken) == 1
+    assert connected.transport.paused
+    connected.answer()
+    connected.answer()
+    assert len(connected.path.taken) == 3
+    assert connected.transport.paused
+    connected.answer()
+    assert not connected.transport.paused, "the rest of the fourth is still to come"
+    connected.receive(GET[4:])
+    assert len(connected.path.taken) == 4
+
+
+def test_nothing_more_is_read_while_the_client_does_not_read(connected: Connected) -> None:
+    connected.receive(GET * 2)
+    connected.protocol.pause_writing()
+    connected.answer()
+    assert len(connected.path.taken) == 1
+    connected.protocol.resume_writing()
+    connected.loop.turn()
+    assert len(connected.path.taken) == 2
+    connected.protocol.pause_writing()
+    connected.loop.move(STALLED_SECONDS)
+    assert connected.transport.aborted
+    assert connected.path.asked[-1].disconnected
+
+
+def test_what_a_client_sends_ahead_is_dropped_with_its_connection(connected: Connected) -> None:
+    connected.receive(GET * 100)
+    assert connected.connections.unread_bytes == 99 * len(GET)
+    connected.protocol.connection_lost(ConnectionResetError())
+    assert connected.connections.unread_bytes == 0
+    assert connected.protocol._unread == b""
+    assert connected.loop.armed == []
+    assert len(connected.connections) == len(connected.state.connections) == 0
+    connected.answer()
+    assert connected.transport.written == []
+
+
+def test_a_connection_that_sends_too_far_ahead_is_closed_when_all_hold_too_much(
+    connected: Connected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "UNREAD_BYTES_MAX", 100_000)
+    other = Connected(connected.connections)
+    other.receive(GET + b"x" * 40_000)
+    connected.receive(GET + b"x" * 70_000)
+    assert connected.transport.aborted
+    assert not other.transport.closed
+    assert connected.connections.unread_bytes == 40_000
+
+
+def test_a_malformed_request_waits_for_the_answers_before_it(connected: Connected) -> None:
+    connected.receive(GET + b"NONSENSE\r\n\r\n" + GET)
+    assert connected.transport.statuses == []
+    connected.answer()
+    assert connected.transport.statuses == [204, 400]
+    assert connected.transport.ended
+    connected.receive(GET)
+    assert len(connected.path.taken) == 1
+    assert connected.protocol.eof_received() is False
+
+
+def test_a_client_that_ends_its_side_gets_the_answer_that_is_due(connected: Connected) -> None:
+    assert connected.protocol.eof_received() is False, "idle"
+    connected.receive(GET)
+    assert connected.protocol.eof_received() is True
+    connected.answer()
+    assert connected.transport.closed
+    assert b"\r\nconnection: close\r\n" in connected.transport.written[-1]
+
+
+def test_a_client_that_has_gone_is_not_waited_for(connected: Connected) -> None:
+    connected.receive(GET)
+    assert connected.protocol.eof_received() is True
+    connected.loop.move(HALF_CLOSED_SECONDS)
+    assert connected.transport.aborted
+
+
+@pytest.mark.parametrize("draining", [True, False], ids=["while draining", "at the shutdown"])
+def test_the_last_answer_says_that_the_connection_closes(
+    connected: Connected, *, draining: bool
+) -> None:
+    connected.receive(GET)
+    if draining:
+        connected.protocol._draining.begin()
+    else:
+        connected.protocol.shutdown()
+    connected.answer()
+    assert b"\r\nconnection: close\r\n" in connected.transport.written[-1]
+    assert connected.transport.closed
+
+
+def test_a_request_that_has_begun_before_the_shutdown_is_answered(connected: Connected) -> None:
+    connected.receive(GET[:5])
+    connected.protocol.shutdown()
+    connected.receive(GET[5:])
+    connected.answer()
+    assert connected.transport.statuses == [204]
+    assert connected.transport.closed
+
+
+def test_an_idle_connection_closes_at_the_shutdown(connected: Connected) -> None:
+    connected.receive(GET)
+    connected.answer()
+    connected.protocol.shutdown()
+    assert not connected.transport.closed, "a request may be under way"
+    connected.loop.move(LAST_REQUEST_SECONDS)
+    assert connected.transport.closed
+    other = Connected(connected.connections)
+    other.loop.move(LAST_REQUEST_SECONDS)
+    other.protocol.shutdown()
+    assert other.transport.closed
+
+
+def test_a_request_that_was_under_way_at_the_shutdown_is_answered(connected: Connected) -> None:
+    connected.receive(GET)
+    connected.answer()
+    connected.protocol.shutdown()
+    connected.receive(GET)
+    connected.answer()
+    assert b"\r\nconnection: close\r\n" in connected.transport.written[-1]
+    assert connected.transport.closed
+
+
+@pytest.mark.parametrize("size", [1, 1_000, 1_000_000])
+def test_a_head_without_end_is_refused_at_its_limit(connected: Connected, size: int) -> None:
+    sent = 0
+    connected.receive(b"GET / HTTP/1.1\r\nHost: h\r\nX: ")
+    while not connected.transport.written:
+        connected.receive(b"y" * size)
+        sent += size
+        assert sent <= HEAD_BYTES_MAX + size
+    assert connected.transport.statuses == [431]
+    assert connected.protocol._unread == b""
+
+
+def test_the_largest_head_is_taken_in_any_segments(connected: Connected) -> None:
+    lines = [b"X: y"] * (HEADERS_MAX - 2)
+    head = b"\r\n".join([b"GET / HTTP/1.1", b"Host: h", *lines, b"Z: "])
+    head += b"z" * (HEAD_BYTES_MAX - len(head)) + b"\r\n\r\n"
+    for size in (len(head), 1_000, 1):
+        connected.receive(*(head[at : at + size] for at in range(0, len(head), size)))
+        connected.answer()
+    assert connected.transport.statuses == [204] * 3
+
+
+def test_an_expectation_is_met_once_the_head_is_complete(connected: Connected) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+    connected.receive(head)
+    assert connected.transport.written == [b"HTTP/1.1 100 Continue\r\n\r\n"]
+    connected.receive(b"o", b"k")
+    assert connected.path.taken[0][3] == b"ok"
+    connected.answer()
+    connected.receive(head + b"ok")
+    connected.answer()
+    assert connected.transport.statuses == [100, 204, 204]
+
+
+def test_trailers_are_no_headers(connected: Connected) -> None:
+    connected.receive(
+        b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"2\r\nok\r\n0\r\nAuthorization: x\r\n\r\n"
+    )
+    [(_, _, headers, body)] = connected.path.taken
+    assert (body, [name for name, _ in headers]) == (b"ok", [b"host", b"transfer-encoding"])
+
+
+class Played:
+    """What a connection makes of a stream: the requests that it took, and its refusal."""
+
+    def __init__(self, connections: Connections, pieces: Iterator[bytes], later: bool) -> None:
+        self.connected = connected = Connected(connections)
+        for piece in pieces:
+            connected.receive(piece)
+            while connected.path.asked and not later:
+                self._answer()
+        while connected.path.asked:
+            self._answer()
+        self.taken = connected.path.taken
+        self.refusals = [status for status in connected.transport.statuses if status >= 400]
+
+    def _answer(self) -> None:
+        if self.connected.transport.closed:
+            self.connected.path.asked.clear()
+        else:
+            self.connected.answer()
+
+    @property
+    def ids(self) -> list[str]:
+        return [dict(headers)[b"x-request-id"].decode() for _, _, headers, _ in self.taken]
+
+
+@pytest.fixture
+def every_body_goes_the_direct_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "DIRECT_BODY_BYTES_MAX", 10**6)
+
+
+def played(connections: Connections, data: bytes, seed: int) -> Played:
+    return Played(connections, segments(data, seed), later=seed % 3 == 0)
+
+
+@pytest.mark.usefixtures("every_body_goes_the_direct_path")
+def test_a_stream_is_cut_into_its_requests_however_it_is_segmented(
+    connections: Connections,
+) -> None:
+    for seed in range(400):
+        stream = draw(seed)
+        found = played(connections, stream.data, seed)
+        assert found.ids == [its_id for its_id, _ in stream.answers], seed
+        assert len(found.refusals) == stream.refused, seed
+        assert connections.unread_bytes == 0 or not found.connected.transport.closed
+        found.connected.protocol.connection_lost(None)
+    assert connections.unread_bytes == 0
+
+
+@pytest.mark.usefixtures("every_body_goes_the_direct_path")
+def test_segments_decide_nothing_also_where_bytes_were_changed(connections: Connections) -> None:
+    """The same requests and the same refusal, however the bytes come."""
+    for seed in range(400):
+        choice = random.Random(seed)
+        data = bytearray(draw(seed).data)
+        for _ in range(choice.randint(1, 4)):
+            at = choice.randrange(len(data))
+            change = choice.choice((b"", b"\r", b"\n", b"\r\n", b"\0", b":", b" ", b"\xff", b"7"))
+            data[at : at + choice.randint(0, 2)] = change
+        outcomes: list[Any] = []
+        for number in range(4):
+            found = played(connections, bytes(data), 4 * seed + number)
+            outcomes.append((found.taken, found.refusals))
+            found.connected.protocol.connection_lost(None)
+        assert outcomes[1:] == outcomes[:-1], seed
+
+
+class Waiting:
+    """A request that waits for its answer."""
+
+    def __init__(self, told: list[str], name: str, *, broken: bool = False) -> None:
+        self._told, self._name, self._broken = told, name, broken
+
+    def write(self, *_: object) -> None:
+        if self._broken:
+            raise OSError("cannot be written")
+        self._told.append(self._name)
+
+
+async def test_an_answer_that_cannot_be_written_leaves_those_behind_it_their_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+    due = deque((Waiting(told, name, broken=name == "two"), 201, b"") for name in NAMES)
+    monkeypatch.setattr(http_exchange, "_due", due)
+    with pytest.raises(OSError, match="cannot be written"):
+        http_exchange._write_due()
+    await asyncio.sleep(0)
+    assert told == ["one", "three"]

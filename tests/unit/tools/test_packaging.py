@@ -1,0 +1,150 @@
+"""What users get: the wheel, the image, the compose file."""
+
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from reservation.config.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", folder],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=50,
+    )
+    (path,) = folder.glob("*.whl")
+    with zipfile.ZipFile(path) as opened:
+        yield opened
+
+
+def files_below(folder: Path) -> set[str]:
+    return {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def packed_below(wheel: zipfile.ZipFile, folder: str) -> set[str]:
+    return {name.removeprefix(folder) for name in wheel.namelist() if name.startswith(folder)}
+
+
+def test_the_wheel_carries_each_script_where_the_loader_looks(wheel: zipfile.ZipFile) -> None:
+    scripts = files_below(ROOT / "scripts" / "lua")
+    assert any(name.startswith("lib/") for name in scripts)
+    assert packed_below(wheel, "reservation/adapters/redis/lua/") == scripts
+
+
+@pytest.mark.parametrize("package", ["api", "reservation"])
+def test_the_wheel_carries_each_file_of_the_packages(wheel: zipfile.ZipFile, package: str) -> None:
+    """Pages, migrations and the mark of a typed package: what .gitignore names would be missing."""
+    packed = packed_below(wheel, f"{package}/")
+    assert "py.typed" in packed
+    assert files_below(ROOT / package) <= packed
+
+
+def test_the_wheel_carries_nothing_else(wheel: zipfile.ZipFile) -> None:
+    tops = {name.split("/")[0] for name in wheel.namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"api", "reservation"}
+
+
+def test_the_wheel_carries_the_licence_and_the_command(wheel: zipfile.ZipFile) -> None:
+    (licence,) = [name for name in wheel.namelist() if name.endswith("/licenses/LICENSE")]
+    assert b"Apache License" in wheel.read(licence)
+    (entries,) = [name for name in wheel.namelist() if name.endswith("/entry_points.txt")]
+    assert b"reservation = api.cli:main" in wheel.read(entries)
+
+
+def compose() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "compose.yaml").read_text())
+
+
+def test_the_services_of_compose_each_know_when_they_are_healthy() -> None:
+    services = compose()["services"]
+    watching = {name for name, service in services.items() if service.get("profiles") == ["watch"]}
+    assert watching == {"prometheus", "grafana"}
+    assert set(services) - watching == {"valkey", "postgres", "api", "worker", "sandbox"}
+    assert services["sandbox"]["profiles"] == ["sandbox"]
+    for name in ("valkey", "postgres", "sandbox"):
+        assert services[name]["healthcheck"]["test"]
+    for name in ("api", "worker"):
+        waits = services[name]["depends_on"]
+        assert {store: how["condition"] for store, how in waits.items()} == {
+            "valkey": "service_healthy",
+            "postgres": "service_healthy",
+        }
+
+
+def test_compose_listens_on_this_machine_alone() -> None:
+    for service in compose()["services"].values():
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:")
+
+
+def test_no_secret_stands_in_compose() -> None:
+    for service in compose()["services"].values():
+        for name, value in service.get("environment", {}).items():
+            if re.search(r"KEY|SECRET|PASSWORD", name):
+                assert re.fullmatch(r"\$\{[A-Z_]+:[?-]\}", value), name
+
+
+def test_what_compose_asks_for_is_in_its_example() -> None:
+    asked = set(re.findall(r"\$\{([A-Z_]+):\?\}", (ROOT / "compose.yaml").read_text()))
+    example = (ROOT / "deploy" / "compose.env.example").read_text()
+    assert set(re.findall(r"^([A-Z_]+)=$", example, re.MULTILINE)) == asked
+
+
+def test_each_setting_can_be_set_through_compose() -> None:
+    """But where a container has its place: its data, its address and its port."""
+    own = {"data_dir", "host", "port", "metrics_port"}
+    wanted = {f"RESERVATION_{name.upper()}" for name in set(Settings.__struct_fields__) - own}
+    for name in ("api", "worker"):
+        assert wanted <= set(compose()["services"][name]["environment"])
+
+
+def instructions() -> list[tuple[str, str]]:
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [(line.split()[0], line.split(maxsplit=1)[1]) for line in lines]
+
+
+def test_the_image_runs_as_a_user_without_rights_and_ends_by_sigterm() -> None:
+    last = dict(instructions())
+    assert last["USER"] == "10001"
+    assert last["STOPSIGNAL"] == "SIGTERM"
+    assert last["ENTRYPOINT"] == '["reservation"]'
+    assert last["CMD"].startswith("[")
+    # Whoever acts on it would else end payments under way because a sale is closed.
+    assert "/health/live" in last["HEALTHCHECK"]
+
+
+def test_the_image_installs_what_is_locked_by_hash() -> None:
+    installs = [what for word, what in instructions() if word == "RUN" and "pip install" in what]
+    assert len(installs) == 2
+    assert "--require-hashes" in installs[0]
+    assert '-r "requirements/${REQUIREMENTS}.txt"' in installs[0]
+    assert ("ARG", "REQUIREMENTS=run") in instructions()
+    assert "--no-deps" in installs[1]
+    assert [word for word, _ in instructions()].count("FROM") == 2
+
+
+def test_what_the_image_copies_is_not_ignored() -> None:
+    kept = set(re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
+    copies = [what for word, what in instructions() if word == "COPY" and "--from" not in what]
+    sources = {source for what in copies for source in what.split()[:-1]}
+    assert sources == kept
+    assert all((ROOT / source).exists() for source in kept)
