@@ -24,7 +24,7 @@ from uvicorn.server import ServerState
 
 from api.http.app import context_of
 from api.http.connection.protocol import HttpProtocol
-from api.http.fastpath.handler import PreparePath
+from api.http.fastpath.handler import FastPrepareHandler
 from benchmarks.contenders import BUYERS_SECRET
 from benchmarks.sale import token_of
 from benchmarks.steps import HELD, SALE, request_of
@@ -45,7 +45,7 @@ class Application:
 
     def __init__(self) -> None:
         self.state: Any = None
-        self.prepare_path: PreparePath | None = None
+        self.prepare_path: FastPrepareHandler | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         raise NotImplementedError
@@ -85,7 +85,7 @@ async def measure(data_dir: Path) -> list[float]:
     settings = Settings.load(environ, None)
     async with opened(settings) as service:
         _stand_in(service)
-        protocols = _protocols(PreparePath(context_of(settings, service), None))
+        protocols = _protocols(FastPrepareHandler(context_of(settings, service), None))
         return [await _round(protocols, number) for number in range(ROUNDS)]
 
 
@@ -115,7 +115,7 @@ def _reply(facts: Sequence[str | list[str]]) -> bytes:
 _HELD: Final = _reply(("held", *HELD))
 
 
-def _protocols(path: PreparePath) -> list[tuple[HttpProtocol, Transport]]:
+def _protocols(path: FastPrepareHandler) -> list[tuple[HttpProtocol, Transport]]:
     application = Application()
     application.state = application
     application.prepare_path = path

@@ -17,7 +17,7 @@ import uvloop
 from api.http.app import context_of
 from api.http.auth.buyers import Guests
 from api.http.connection.head import HEAD_ENDS, read_head
-from api.http.fastpath.response_template import AnswerForm
+from api.http.fastpath.response_template import ResponseTemplate
 from api.http.middleware import record, request_id
 from api.http.routes.reservations import wish_in
 from api.http.schemas.reservations import PrepareRequest
@@ -134,7 +134,7 @@ async def measure(data_dir: Path) -> dict[str, float]:
         baskets = [basket_of(buyer) for buyer in buyers]
         orders = [made(common, basket) for basket in baskets]
         alike = orders[0].alike.reservation
-        answers = AnswerForm(api, alike, SALE.epoch).of_call(alike)
+        answers = ResponseTemplate(api, alike, SALE.epoch).of_call(alike)
         return {
             "parse the request": microseconds(parsed, [request_of(buyer[1]) for buyer in buyers]),
             "verify a new buyer's token": microseconds(verified_first, [None] * TIMES),

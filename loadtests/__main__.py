@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from api.cli.errors import BAD_SETTING, UNREACHABLE, Failure
+from api.cli.errors import BAD_SETTING, UNREACHABLE, CommandError
 from api.http.auth.buyers import Guests
 from api.server.temporary_service import OwnServiceFailed, answers, own_service
 from loadtests.desk import CannotBegin, Desk, address_of
@@ -56,7 +56,7 @@ def main() -> int:
     except OwnServiceFailed as error:
         print(f"loadtests: {error}", file=sys.stderr)
         return UNREACHABLE
-    except Failure as failure:
+    except CommandError as failure:
         print(f"loadtests: {failure}", file=sys.stderr)
         return failure.status
 
@@ -66,7 +66,7 @@ def _run(*, own: bool, url: str | None, arguments: list[str]) -> int:
     try:
         address = address_of(url or settings.public_url)
     except CannotBegin as error:
-        raise Failure(error, BAD_SETTING) from error
+        raise CommandError(error, BAD_SETTING) from error
     environ = dict(os.environ)
     with ExitStack() as stack:
         if own or (url is None and not answers(address)):
@@ -80,7 +80,7 @@ def _run(*, own: bool, url: str | None, arguments: list[str]) -> int:
             # All of it is on this machine, so every call can be judged.
             arguments = ["--record", *arguments]
         elif not answers(address):
-            raise Failure(f"no service answers at {address}", UNREACHABLE)
+            raise CommandError(f"no service answers at {address}", UNREACHABLE)
         elif "--worker" not in arguments:
             _check(address, settings)
         return _locust(address, environ, arguments)
@@ -92,7 +92,7 @@ def _check(address: str, settings: Settings) -> None:
     try:
         Desk(address, settings.admin_api_key).check(guests.new("")[1])
     except CannotBegin as error:
-        raise Failure(error, BAD_SETTING) from error
+        raise CommandError(error, BAD_SETTING) from error
 
 
 def _locust(address: str, environ: dict[str, str], arguments: list[str]) -> int:

@@ -9,7 +9,7 @@ from typing import Any, Final, NoReturn, cast
 import click
 from rich_click import RichCommand, RichGroup
 
-from api.cli.errors import REFUSED, Failure
+from api.cli.errors import REFUSED, CommandError
 
 __all__ = ["cli", "main"]
 
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         status: object = cli.main(arguments, prog_name="reservation", standalone_mode=False)
         sys.stdout.flush()
-    except Failure as error:
+    except CommandError as error:
         _fail(str(error), error.status)
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code)

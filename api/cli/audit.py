@@ -3,8 +3,8 @@
 import click
 import msgspec
 
-from api.cli.errors import REFUSED, Failure
-from api.cli.local import on_the_spot
+from api.cli.errors import REFUSED, CommandError
+from api.cli.local import run_locally
 from reservation.application.recovery.repair import NotDrained, RepairReport
 from reservation.bootstrap import Service
 from reservation.workers.flusher import Flusher
@@ -15,11 +15,11 @@ __all__ = ["repair"]
 def repair(sale_id: str, *, operator: str, yes: bool, as_json: bool) -> int:
     """Show what would be repaired; with `yes` do it. Exit status 1 where something is left."""
     try:
-        return on_the_spot(
+        return run_locally(
             lambda service: _repair(service, sale_id, operator=operator, yes=yes, as_json=as_json)
         )
     except NotDrained as error:
-        raise Failure(error, REFUSED) from error
+        raise CommandError(error, REFUSED) from error
 
 
 async def _repair(

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich_click import RichCommand
 
-from api.cli.errors import BAD_SETTING, REFUSED, UNREACHABLE, Failure
+from api.cli.errors import BAD_SETTING, REFUSED, UNREACHABLE, CommandError
 from api.http.auth.buyers import Guests
 from api.server.temporary_service import OwnServiceFailed, answers, own_service
 from reservation.config.settings import Settings, SettingsError
@@ -71,15 +71,15 @@ def demo(
             with own_service("demo") as (own_settings, own_address):
                 verdict = _run(plan, own_settings, own_address)
         elif not answers(address):
-            raise Failure(f"no service answers at {address}", UNREACHABLE)
+            raise CommandError(f"no service answers at {address}", UNREACHABLE)
         else:
             verdict = _run(plan, settings, address)
     except SettingsError as error:
-        raise Failure(error, BAD_SETTING) from error
+        raise CommandError(error, BAD_SETTING) from error
     except OwnServiceFailed as error:
-        raise Failure(error, UNREACHABLE) from error
+        raise CommandError(error, UNREACHABLE) from error
     except (httpx.HTTPError, TimeoutError) as error:
-        raise Failure(f"the service cannot be used: {error}", UNREACHABLE) from error
+        raise CommandError(f"the service cannot be used: {error}", UNREACHABLE) from error
     if as_json:
         click.echo(msgspec.json.encode(verdict).decode())
     else:

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-__all__ = ["ALREADY_RUNNING", "BAD_SETTING", "REFUSED", "UNREACHABLE", "Failure"]
+__all__ = ["ALREADY_RUNNING", "BAD_SETTING", "REFUSED", "UNREACHABLE", "CommandError"]
 
 #: A problem was found, or the service said no.
 REFUSED: Final = 1
@@ -14,7 +14,7 @@ ALREADY_RUNNING: Final = 75
 BAD_SETTING: Final = 78
 
 
-class Failure(Exception):
+class CommandError(Exception):
     """Ends the command; `api.cli.main` prints the sentence."""
 
     def __init__(self, reason: Exception | str, status: int = REFUSED) -> None:

@@ -11,8 +11,8 @@ import click
 import msgspec
 from rich_click import RichCommand
 
-from api.cli.errors import Failure
-from api.cli.local import on_the_spot
+from api.cli.errors import CommandError
+from api.cli.local import run_locally
 from reservation.bootstrap import Service
 from reservation.verification.export import recorded
 
@@ -33,7 +33,7 @@ def history(sale_id: str, out: Path | None) -> int:
     verify` judges. It works on the settings of the service, whether that runs or not. It names
     buyers and payment keys: keep it as safe as the database.
     """
-    return on_the_spot(lambda service: _write(service, sale_id, out))
+    return run_locally(lambda service: _write(service, sale_id, out))
 
 
 async def _write(service: Service, sale_id: str, out: Path | None) -> int:
@@ -66,5 +66,5 @@ def _opened(out: Path | None) -> AbstractContextManager[BinaryIO]:
             # One that was there already may have been open to others.
             os.fchmod(descriptor, 0o600)
     except OSError as error:
-        raise Failure(f"{out}: {error.strerror}") from error
+        raise CommandError(f"{out}: {error.strerror}") from error
     return os.fdopen(descriptor, "wb")

@@ -8,28 +8,28 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
-from api.cli.errors import BAD_SETTING, REFUSED, UNREACHABLE, Failure
+from api.cli.errors import BAD_SETTING, REFUSED, UNREACHABLE, CommandError
 from reservation.adapters.redis.embedded.server import EmbeddedServer, EmbeddedServerError
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.bootstrap import Service, opened
 from reservation.config.settings import Settings, SettingsError
 from reservation.domain.errors import ReservationError
 
-__all__ = ["on_the_spot"]
+__all__ = ["run_locally"]
 
 
-def on_the_spot(work: Callable[[Service], Awaitable[int]]) -> int:
+def run_locally(work: Callable[[Service], Awaitable[int]]) -> int:
     """Do this with the service that the settings name; what it returns is the exit status."""
     try:
         return asyncio.run(_run(Settings.load(os.environ), work))
     except SettingsError as error:
-        raise Failure(error, BAD_SETTING) from error
+        raise CommandError(error, BAD_SETTING) from error
     except ReservationError as error:
-        raise Failure(error, REFUSED) from error
+        raise CommandError(error, REFUSED) from error
     except (StoreUnavailable, StoreUncertain, EmbeddedServerError) as error:
-        raise Failure(f"Redis does not answer: {error}", UNREACHABLE) from error
+        raise CommandError(f"Redis does not answer: {error}", UNREACHABLE) from error
     except (SQLAlchemyError, OSError) as error:
-        raise Failure(f"SQL does not answer: {type(error).__name__}", UNREACHABLE) from error
+        raise CommandError(f"SQL does not answer: {type(error).__name__}", UNREACHABLE) from error
 
 
 async def _run(settings: Settings, work: Callable[[Service], Awaitable[int]]) -> int:

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich_click import RichCommand
 
-from api.cli.errors import REFUSED, Failure
-from api.cli.local import on_the_spot
+from api.cli.errors import REFUSED, CommandError
+from api.cli.local import run_locally
 from api.cli.remote import operator_name
 from reservation.application.recovery.rebuild import NotLost, RebuildReport
 from reservation.bootstrap import Service
@@ -33,7 +33,7 @@ def rebuild(sale_id: str | None, operator: str | None, *, force: bool, as_json: 
     if force and sale_id is None:
         raise click.UsageError("--force needs a SALE")
     try:
-        return on_the_spot(
+        return run_locally(
             lambda service: _rebuild_all(
                 service,
                 sale_id,
@@ -43,7 +43,7 @@ def rebuild(sale_id: str | None, operator: str | None, *, force: bool, as_json: 
             )
         )
     except NotLost as error:
-        raise Failure(error, REFUSED) from error
+        raise CommandError(error, REFUSED) from error
 
 
 async def _rebuild_all(

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from api.cli.errors import BAD_SETTING, REFUSED, UNREACHABLE, Failure
+from api.cli.errors import BAD_SETTING, REFUSED, UNREACHABLE, CommandError
 from reservation.client.operator import OperatorClient, ServiceRefused, ServiceUnreachable, read
 from reservation.config.settings import ClientSettings, SettingsError
 
@@ -63,11 +63,11 @@ def ask(
         with OperatorClient(address, settings.admin_api_key, operator=name) as client:
             return call(client)
     except SettingsError as error:
-        raise Failure(error, BAD_SETTING) from error
+        raise CommandError(error, BAD_SETTING) from error
     except ServiceRefused as error:
-        raise Failure(error, REFUSED) from error
+        raise CommandError(error, REFUSED) from error
     except ServiceUnreachable as error:
-        raise Failure(error, UNREACHABLE) from error
+        raise CommandError(error, UNREACHABLE) from error
 
 
 @contextmanager
@@ -95,5 +95,5 @@ def show_answer(answer: bytes, *, as_json: bool, show: Callable[[Any], None]) ->
         else:
             show(members)
     except (ServiceRefused, LookupError, TypeError) as error:
-        raise Failure(f"no reservation service answers like that: {error!r}") from error
+        raise CommandError(f"no reservation service answers like that: {error!r}") from error
     return members

@@ -7,7 +7,7 @@ import click
 from click.shell_completion import get_completion_class
 from rich_click import RichCommand
 
-from api.cli.errors import ALREADY_RUNNING, BAD_SETTING, Failure
+from api.cli.errors import ALREADY_RUNNING, BAD_SETTING, CommandError
 from api.server import child_process as parts
 from api.server import entrypoints as processes
 from api.server import supervisor
@@ -36,9 +36,9 @@ def serve(role: str | None, *, demo_sale: bool) -> int:
             Settings.load(os.environ), environ=os.environ, role=role, demo_sale=demo_sale
         )
     except SettingsError as error:
-        raise Failure(error, BAD_SETTING) from error
+        raise CommandError(error, BAD_SETTING) from error
     except supervisor.AlreadyRunning as error:
-        raise Failure(error, ALREADY_RUNNING) from error
+        raise CommandError(error, ALREADY_RUNNING) from error
 
 
 @click.command(cls=RichCommand)
@@ -58,9 +58,9 @@ def sandbox(host: str, port: int) -> int:
     try:
         return processes.sandbox_alone(Settings.load(os.environ), host=host, port=port)
     except SettingsError as error:
-        raise Failure(error, BAD_SETTING) from error
+        raise CommandError(error, BAD_SETTING) from error
     except parts.CannotServe as error:
-        raise Failure(error) from error
+        raise CommandError(error) from error
 
 
 @click.command(cls=RichCommand)

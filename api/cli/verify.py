@@ -8,7 +8,7 @@ import click
 import msgspec
 from rich_click import RichCommand
 
-from api.cli.errors import REFUSED, Failure
+from api.cli.errors import REFUSED, CommandError
 from reservation.verification.model.report import Judgement
 from reservation.verification.verify import Unreadable
 from reservation.verification.verify import verify as judge
@@ -33,7 +33,7 @@ def verify(history: Path, *, as_json: bool) -> int:
     try:
         judgement = judge(history)
     except Unreadable as error:
-        raise Failure(error, _UNREADABLE) from error
+        raise CommandError(error, _UNREADABLE) from error
     seconds = time.perf_counter() - began
     if as_json:
         click.echo(msgspec.json.encode(judgement))

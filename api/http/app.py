@@ -14,13 +14,13 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
-from api.http.auth.buyers import Buyers, Guests, Operators, Peers
-from api.http.dependencies import Api
+from api.http.auth.buyers import Buyers, ClientAddressResolver, Guests, Operators
+from api.http.dependencies import ApiContext
 from api.http.draining import Draining
 from api.http.exposition import Exposition
-from api.http.fastpath.handler import PreparePath
+from api.http.fastpath.handler import FastPrepareHandler
 from api.http.head_requests import AnswerHead
-from api.http.middleware import Observe
+from api.http.middleware import RequestMiddleware
 from api.http.problem_details import EXCEPTION_HANDLERS
 from api.http.routes.admin import AdminController
 from api.http.routes.health import GuestController, HealthController
@@ -58,7 +58,7 @@ def create_app(settings: Settings) -> Litestar:
     async def lifespan(app: Litestar) -> AsyncGenerator[None]:
         async with opened(settings, sql_may_be_away=True) as service:
             app.state.api = api = context_of(settings, service)
-            app.state.prepare_path = PreparePath(api, cors) if settings.fast_path else None
+            app.state.prepare_path = FastPrepareHandler(api, cors) if settings.fast_path else None
             app.state.stock_feed = feed = StockFeed(api)
 
             def stop_streams() -> None:
@@ -104,14 +104,14 @@ def create_app(settings: Settings) -> Litestar:
     app.state.exposition = Exposition()
     # Around everything: a refusal of the framework, such as an unknown path, is observed too.
     answering = AnswerCutShort(AnswerHead(app.asgi_handler), draining)
-    app.asgi_handler = Observe(answering, draining, cors=cors is not None)
+    app.asgi_handler = RequestMiddleware(answering, draining, cors=cors is not None)
     return app
 
 
-def context_of(settings: Settings, service: Service) -> Api:
+def context_of(settings: Settings, service: Service) -> ApiContext:
     """What the endpoints share, around a connected service."""
-    buyers, peers = Buyers(settings), Peers(settings)
-    return Api(
+    buyers, peers = Buyers(settings), ClientAddressResolver(settings)
+    return ApiContext(
         service=service,
         buyers=buyers,
         guests=Guests(settings),

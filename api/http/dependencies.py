@@ -8,7 +8,7 @@ from litestar.connection import ASGIConnection
 from litestar.datastructures import State
 from litestar.handlers.base import BaseRouteHandler
 
-from api.http.auth.buyers import Buyers, Connection, Guests, Operators, Peers
+from api.http.auth.buyers import Buyers, ClientAddressResolver, Connection, Guests, Operators
 from api.http.schemas.reservations import PaymentAnswer, ReservationAnswer
 from reservation.bootstrap import Service
 from reservation.domain.errors import (
@@ -23,21 +23,21 @@ from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.domain.tokens import READ_LIFE_MS, TOKEN_LIFE_MS, Claims, Purpose
 
-__all__ = ["Api", "api_of", "buyer_of", "requires_buyer", "requires_operator"]
+__all__ = ["ApiContext", "api_of", "buyer_of", "requires_buyer", "requires_operator"]
 
 _BUYER = "buyer_id"
 #: While the payment has not begun.
 _UNPAID = (Status.HELD, Status.PREPARED)
 
 
-class Api(msgspec.Struct, frozen=True, kw_only=True):
+class ApiContext(msgspec.Struct, frozen=True, kw_only=True):
     """One application's context."""
 
     service: Service
     buyers: Buyers
     guests: Guests
     operators: Operators
-    peers: Peers
+    peers: ClientAddressResolver
     #: In front of the queue; the script counts the holds that are taken.
     prepares: Limiter | None
     #: Calls beyond it that may be repeats of a key that holds: so many are looked up.
@@ -137,7 +137,7 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
         raise Unauthenticated("The token is not one of ours or is no longer valid.")
 
 
-def api_of(connection: Connection | Request[Any, Any, State]) -> Api:
+def api_of(connection: Connection | Request[Any, Any, State]) -> ApiContext:
     """The context of the application that this request came to."""
     return connection.app.state.api
 

@@ -3,10 +3,10 @@
 import time
 from collections.abc import Callable
 
-__all__ = ["LineLimit"]
+__all__ = ["LogRateLimit"]
 
 
-class LineLimit:
+class LogRateLimit:
     """How many lines this second has had, and how many were left out since the last."""
 
     def __init__(self, per_second: int, clock: Callable[[], float] = time.monotonic) -> None:

@@ -11,12 +11,12 @@ from litestar import Request
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.draining import Draining
-from api.http.log_rate_limit import LineLimit
+from api.http.log_rate_limit import LogRateLimit
 from reservation.domain import base64url
 from reservation.telemetry import tracing
 from reservation.telemetry.metrics import HTTP_SECONDS, Durations
 
-__all__ = ["STATE_KEY", "Observe", "record", "request_id", "request_id_of"]
+__all__ = ["STATE_KEY", "RequestMiddleware", "record", "request_id", "request_id_of"]
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +43,7 @@ def request_id_of(request: Request[Any, Any, Any]) -> str:
     return cast("dict[str, Any]", request.scope)["state"].get(STATE_KEY, "")
 
 
-class _Ids:
+class RequestIds:
     """Random names; the system is asked for many at once, for each asking costs as much as one."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class _Ids:
         return self._left.pop()
 
 
-_ids = _Ids()
+_ids = RequestIds()
 
 
 def request_id(given: bytes) -> str:
@@ -65,7 +65,7 @@ def request_id(given: bytes) -> str:
     return given.decode() if given and _REQUEST_ID.fullmatch(given) else _ids.new()
 
 
-class _Answered:
+class RequestMetrics:
     """How long this turn of the loop's answers took; they are counted together at its end.
 
     A count is written to a file that all processes share, which is dearer than what is counted,
@@ -100,7 +100,7 @@ class _Answered:
             histogram.observe_all(seconds)
 
 
-_answered = _Answered()
+_answered = RequestMetrics()
 
 
 def record(operation: str, status: int, seconds: float, request_id: str) -> None:
@@ -111,7 +111,7 @@ def record(operation: str, status: int, seconds: float, request_id: str) -> None
         _tell(operation, status, seconds, request_id)
 
 
-_lines = LineLimit(LINES_A_SECOND_MAX)
+_lines = LogRateLimit(LINES_A_SECOND_MAX)
 
 
 def _tell(operation: str, status: int, seconds: float, request_id: str) -> None:
@@ -130,7 +130,7 @@ def _tell(operation: str, status: int, seconds: float, request_id: str) -> None:
     )
 
 
-class Observe:
+class RequestMiddleware:
     """ASGI middleware, outermost: refusals of the framework pass through it too."""
 
     def __init__(self, app: ASGIApp, draining: Draining, *, cors: bool = False) -> None:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 from litestar.testing import RequestFactory
 
-from api.http.auth.buyers import Buyers, Connection, Operators, Peers
+from api.http.auth.buyers import Buyers, ClientAddressResolver, Connection, Operators
 from reservation.config.settings import Settings
 from reservation.domain.errors import MalformedRequest, RateLimited, Unauthenticated
 from tests.support.service import Served, refused, running_service
@@ -195,7 +195,7 @@ def test_no_guests_are_made_where_buyers_sign_in_at_the_shop(by_secret: Served) 
 @pytest.mark.parametrize("name", ["", "x" * 101, "new\nline"])
 def test_in_production_an_operator_says_who_it_is(served: Served, name: str) -> None:
     production: Settings = msgspec.structs.replace(served.settings, env="production")
-    operators = Operators(production, Buyers(production), Peers(production))
+    operators = Operators(production, Buyers(production), ClientAddressResolver(production))
     with pytest.raises(MalformedRequest):
         operators.name(RequestFactory().get("/", headers={"X-Operator": name}))
     assert operators.name(RequestFactory().get("/", headers={"X-Operator": "Kim"})) == "Kim"
@@ -205,7 +205,7 @@ async def test_wrong_operators_keys_are_logged_and_slowed_per_address(
     served: Served, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = served.settings
-    operators = Operators(settings, Buyers(settings), Peers(settings))
+    operators = Operators(settings, Buyers(settings), ClientAddressResolver(settings))
 
     def request(key: str, address: str) -> Connection:
         found = RequestFactory().get("/", headers=bearer(key))

@@ -12,10 +12,10 @@ import jwt
 import structlog
 from litestar.connection import ASGIConnection
 
-from api.http.auth.hs256 import SharedSecret
+from api.http.auth.hs256 import Hs256Verifier
 from api.http.auth.jwks import ALGORITHMS, PublishedKeys
 from api.http.auth.jwt_claims import GUEST_AUDIENCE, ClaimRules
-from api.http.auth.token_cache import Remembered
+from api.http.auth.token_cache import TokenCache
 from reservation.config.settings import Settings
 from reservation.domain.errors import Forbidden, MalformedRequest, RateLimited, Unauthenticated
 from reservation.domain.ids import BUYER_ID
@@ -23,10 +23,10 @@ from reservation.domain.rate_limit import Limiter, Rate
 
 __all__ = [
     "Buyers",
+    "ClientAddressResolver",
     "Connection",
     "Guests",
     "Operators",
-    "Peers",
     "bearer_in",
     "bearer_of",
     "new_guest_id",
@@ -76,8 +76,8 @@ class Buyers:
         self._rules = rules
         self._keys = PublishedKeys(settings.jwks_url) if by_keys else None
         self._keys_generation = 0
-        self._secret = SharedSecret(settings.jwt_secret, rules)
-        self._remembered = Remembered()
+        self._secret = Hs256Verifier(settings.jwt_secret, rules)
+        self._remembered = TokenCache()
 
     async def buyer(self, connection: Connection) -> str:
         """The buyer's id.
@@ -182,7 +182,7 @@ class Guests:
 class Operators:
     """Knows operators by the admin key, and who of them it is by `X-Operator`."""
 
-    def __init__(self, settings: Settings, buyers: Buyers, peers: "Peers") -> None:
+    def __init__(self, settings: Settings, buyers: Buyers, peers: "ClientAddressResolver") -> None:
         self._key = settings.admin_api_key.encode()
         self._name_required = settings.production
         self._buyers = buyers
@@ -233,7 +233,7 @@ class Operators:
         return name
 
 
-class Peers:
+class ClientAddressResolver:
     """The caller's address; headers are believed only from proxies that the settings name."""
 
     def __init__(self, settings: Settings) -> None:

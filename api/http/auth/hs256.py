@@ -15,7 +15,7 @@ from api.http.auth.jwt_claims import LEEWAY_SECONDS, ClaimRules
 from reservation.domain import base64url
 from reservation.domain.hmac_sha256 import Mac
 
-__all__ = ["SharedSecret"]
+__all__ = ["Hs256Verifier"]
 
 #: Headers that are remembered: an issuer writes all of its own alike.
 _HEADERS_MAX: Final = 16
@@ -31,7 +31,7 @@ class _Claims(msgspec.Struct):
     nbf: int | None = None
 
 
-class SharedSecret:
+class Hs256Verifier:
     """Verifies tokens.
 
     Args:

@@ -8,7 +8,7 @@ the first of them does, all are forgotten and verified anew when they come again
 import time
 from typing import Final
 
-__all__ = ["Remembered"]
+__all__ = ["TokenCache"]
 
 #: Tokens of one generation; a surge of buyers who each ask several times fits into two.
 GENERATION_MAX: Final = 100_000
@@ -16,7 +16,7 @@ GENERATION_MAX: Final = 100_000
 LIFE_SECONDS_MIN: Final = 60.0
 
 
-class Remembered:
+class TokenCache:
     """Remembers tokens that were verified; by the wall clock, as tokens end by it."""
 
     def __init__(self) -> None:

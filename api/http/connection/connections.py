@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import structlog
 
 from api.http import open_files
-from api.http.log_rate_limit import LineLimit
+from api.http.log_rate_limit import LogRateLimit
 
 __all__ = ["CONNECTIONS_MAX", "Connection", "Connections", "connections"]
 
@@ -56,7 +56,7 @@ class Connections:
         self._limit = limit
         self._clock = clock
         self._full_at: float | None = None
-        self._lines = LineLimit(1, clock)
+        self._lines = LogRateLimit(1, clock)
         #: Received, and not read because an earlier answer is due.
         self.unread_bytes = 0
 

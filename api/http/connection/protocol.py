@@ -29,7 +29,7 @@ from api.http.connection.exchange import (
 from api.http.connection.head import CHUNKED, Head, RequestRefused
 from api.http.connection.request import RequestReader
 from api.http.draining import Draining
-from api.http.log_rate_limit import LineLimit
+from api.http.log_rate_limit import LogRateLimit
 from api.http.middleware import request_id
 from reservation.telemetry.metrics import HTTP_REFUSALS
 
@@ -56,7 +56,7 @@ DIRECT_BODY_BYTES_MAX: Final = 4 * 1024
 #: the requests of buyers.
 HELD_BYTES_SPARED: Final = 48 * 1024
 
-_refusal_lines = LineLimit(1)
+_refusal_lines = LogRateLimit(1)
 
 
 class HttpProtocol(asyncio.Protocol):

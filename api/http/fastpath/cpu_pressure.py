@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-__all__ = ["Processor"]
+__all__ = ["CpuPressure"]
 
 #: This process is one thread of Python: more of a core than this is all of it.
 SHARE_MAX: Final = 0.9
@@ -22,7 +22,7 @@ STAT: Final = Path("/proc/stat")
 IDLE: Final = slice(3, 5)
 
 
-class Processor:
+class CpuPressure:
     """Looks at most twice a second; between that it says what it saw last."""
 
     def __init__(self, stat: Path = STAT) -> None:

@@ -17,10 +17,10 @@ from litestar.config.cors import CORSConfig
 
 from api.http.auth.buyers import bearer_in
 from api.http.connection.head import HEAD_ENDS, Head
-from api.http.dependencies import Api
-from api.http.fastpath.cpu_pressure import Processor
-from api.http.fastpath.load_shedding import Newcomer, TurnedAway
-from api.http.fastpath.response_template import ANY_RESERVATION, AnswerForm, AnswersAlike
+from api.http.dependencies import ApiContext
+from api.http.fastpath.cpu_pressure import CpuPressure
+from api.http.fastpath.load_shedding import LoadShedder, RejectedRequest
+from api.http.fastpath.response_template import ANY_RESERVATION, BatchTemplate, ResponseTemplate
 from api.http.middleware import record, request_id
 from api.http.problem_details import PROBLEM_JSON, refusal_at_prepare
 from api.http.routes.reservations import PRIVATE, answer_of, is_admitted, wish_in
@@ -38,10 +38,10 @@ from reservation.domain.ids import IDEMPOTENCY_KEY
 from reservation.domain.reservation import Reservation, Wish
 from reservation.telemetry import tracing
 
-__all__ = ["Asked", "PreparePath"]
+__all__ = ["Asked", "FastPrepareHandler"]
 
 
-class Asked(Newcomer, Protocol):
+class Asked(RejectedRequest, Protocol):
     """A complete request that waits for its answer, once: a status and, as one, all behind it."""
 
     def answer(self, status: int, message: bytes) -> None:
@@ -89,17 +89,17 @@ _REPLAYED = _lines({**PRIVATE, "Idempotent-Replayed": "true", **_JSON})
 _ID_LINE: Final = b"x-request-id: "
 
 
-class PreparePath:
+class FastPrepareHandler:
     """Answers the prepares that are beyond doubt."""
 
-    def __init__(self, api: Api, cors: CORSConfig | None) -> None:
+    def __init__(self, api: ApiContext, cors: CORSConfig | None) -> None:
         self._api = api
         self._now_ms = api.service.clock.now_ms
         self._monotonic = api.service.clock.monotonic
         self._at_hand = api.service.catalog.at_hand
         self._turned_away = api.service.prepare.turned_away
         self._prepares = api.prepares
-        self._outside = TurnedAway(Processor().shortage)
+        self._outside = LoadShedder(CpuPressure().shortage)
         self._body = msgspec.json.Decoder(PrepareRequest)
         self._answer = msgspec.json.Encoder()
         self._cors = cors
@@ -109,12 +109,12 @@ class PreparePath:
         #: By sale, its epoch, the version of its settings, whether admitted, and body.
         self._wishes: dict[tuple[str, str, int, bool, bytes], Wish] = {}
         #: By what makes a form; None where there was one answer only so far.
-        self._forms: dict[tuple[Any, ...], AnswerForm | None] = {}
-        self._alike: dict[Alike, AnswersAlike] = {}
+        self._forms: dict[tuple[Any, ...], ResponseTemplate | None] = {}
+        self._alike: dict[Alike, BatchTemplate] = {}
         #: By the refusal and how long the request's id is.
         self._refusals: dict[tuple[Exception, int], Refusal] = {}
         # Where answers have other members than a form knows, the start fails and not each answer.
-        AnswerForm(api, ANY_RESERVATION, epoch="")
+        ResponseTemplate(api, ANY_RESERVATION, epoch="")
 
     @staticmethod
     def may_take(method: bytes, url: bytes) -> bool:
@@ -158,7 +158,9 @@ class PreparePath:
         refusal = self.too_fast(buyer_id)
         if refusal is not None and self.may_be_replay(buyer_id):
             return False
-        _Taken(self, began, its_id, cors, asked, known).begin(buyer_id, key, wish, refusal)
+        FastPrepareRequest(self, began, its_id, cors, asked, known).begin(
+            buyer_id, key, wish, refusal
+        )
         return True
 
     def _turn_away(
@@ -229,7 +231,7 @@ class PreparePath:
             _keep(self._alike, alike, answers)
         return answers.of(made)
 
-    def _form(self, alike: Reservation, epoch: str) -> AnswerForm | None:
+    def _form(self, alike: Reservation, epoch: str) -> ResponseTemplate | None:
         """Of the answers to this wish, in this call and the next; None for the first of them."""
         key = (
             alike.sale_id,
@@ -246,7 +248,7 @@ class PreparePath:
             return None
         form = self._forms[key]
         if form is None:
-            form = self._forms[key] = AnswerForm(self._api, alike, epoch)
+            form = self._forms[key] = ResponseTemplate(self._api, alike, epoch)
         return form
 
     def found(self, prepared: Prepared) -> bytes:
@@ -267,14 +269,14 @@ class PreparePath:
         return refusal.status, refusal.message(cors, its_id)
 
 
-class _Taken:
+class FastPrepareRequest:
     """One prepare on its short way."""
 
     __slots__ = ("_asked", "_began", "_cors", "_id", "_known", "_path", "_span")
 
     def __init__(
         self,
-        path: PreparePath,
+        path: FastPrepareHandler,
         began: float,
         its_id: str,
         cors: bytes,

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
-__all__ = ["Newcomer", "TurnedAway"]
+__all__ = ["LoadShedder", "RejectedRequest"]
 
 #: Told in one turn of the loop. Whoever is told sends again, so this bounds what a turn reads as
 #: well, and with that how long all else waits: a call to Redis is sent and read once a turn.
@@ -27,7 +27,7 @@ PAUSE_SECONDS: Final = 0.01
 ONE_OF_THE_FIRST_IN: Final = 8
 
 
-class Newcomer(Protocol):
+class RejectedRequest(Protocol):
     """A request that is turned away."""
 
     disconnected: bool
@@ -37,17 +37,19 @@ class Newcomer(Protocol):
         ...
 
 
-class TurnedAway:
+class LoadShedder:
     """Those who are to be told."""
 
     def __init__(self, shortage: Callable[[], float]) -> None:
         """`shortage` says how short the processor's time is: from 0 to 1, which is none left."""
         self._shortage = shortage
-        self._waiting: deque[tuple[Newcomer, int, bytes, Callable[[], None]]] = deque()
+        self._waiting: deque[tuple[RejectedRequest, int, bytes, Callable[[], None]]] = deque()
         #: Whether the next turn is planned.
         self._planned = False
 
-    def add(self, asked: Newcomer, status: int, message: bytes, told: Callable[[], None]) -> None:
+    def add(
+        self, asked: RejectedRequest, status: int, message: bytes, told: Callable[[], None]
+    ) -> None:
         """Answer it in its turn; `told` is called once it is answered or known to have gone."""
         self._waiting.append((asked, status, message, told))
         if not self._planned:

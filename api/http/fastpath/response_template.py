@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from api.http.dependencies import Api
+from api.http.dependencies import ApiContext
 from api.http.schemas.reservations import ReservationAnswer
 from reservation.adapters.redis.prepare_queue import Made
 from reservation.domain.clock import as_wire
@@ -23,7 +23,7 @@ from reservation.domain.reservation import Line, Reservation
 from reservation.domain.states import Status
 from reservation.domain.tokens import Purpose
 
-__all__ = ["ANY_RESERVATION", "AnswerForm", "AnswersAlike"]
+__all__ = ["ANY_RESERVATION", "BatchTemplate", "ResponseTemplate"]
 
 #: Signs a token of an order, its buyer's customer key and the number of its event.
 Sign = Callable[[str, str, int], bytes]
@@ -69,7 +69,7 @@ ANY_RESERVATION: Final = Reservation(
 )
 
 
-class AnswerForm:
+class ResponseTemplate:
     """Answers to one wish while the payment has not begun.
 
     Args:
@@ -78,7 +78,7 @@ class AnswerForm:
         epoch: the sale's.
     """
 
-    def __init__(self, api: Api, alike: Reservation, epoch: str) -> None:
+    def __init__(self, api: ApiContext, alike: Reservation, epoch: str) -> None:
         self._api = api
         self._epoch = epoch
         answer = ReservationAnswer.of(
@@ -96,7 +96,7 @@ class AnswerForm:
         self._begin, *self._to_times, self._to_token = parts[:9:2]
         self._rest = parts[10::2]
 
-    def of_call(self, alike: Reservation) -> "AnswersAlike":
+    def of_call(self, alike: Reservation) -> "BatchTemplate":
         """The answers to those that one call made.
 
         Args:
@@ -113,10 +113,10 @@ class AnswerForm:
             for purpose in (Purpose.RESERVATION, Purpose.RETURN)
         )
         parts = (self._begin, b"".join((*shown, self._to_token)), *self._rest)
-        return AnswersAlike(parts, self._api.service.order_ids.customer_key, sign, sign_return)
+        return BatchTemplate(parts, self._api.service.order_ids.customer_key, sign, sign_return)
 
 
-class AnswersAlike:
+class BatchTemplate:
     """Answers to the holds of one call.
 
     Args:

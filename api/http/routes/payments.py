@@ -10,7 +10,7 @@ import structlog
 from litestar import Controller, Request, Response, get, post
 from litestar.params import QueryParameter
 
-from api.http.dependencies import Api, api_of
+from api.http.dependencies import ApiContext, api_of
 from api.http.problem_details import answers, documented
 from api.http.routes.pages import please_wait
 from api.http.routes.reservations import PRIVATE
@@ -225,13 +225,13 @@ def _refuse_prefetch(request: Request[Any, Any, Any]) -> None:
         raise Unavailable("This page is not loaded ahead.")
 
 
-def _return_claims(api: Api, token: str | None) -> Claims:
+def _return_claims(api: ApiContext, token: str | None) -> Claims:
     if token is None:
         raise InvalidToken
     return api.service.signer.verify(token, Purpose.RETURN, now_ms=api.service.clock.now_ms())
 
 
-async def _order_of(api: Api, claims: Claims) -> Reservation:
+async def _order_of(api: ApiContext, claims: Claims) -> Reservation:
     order = await api.service.look.of_token(claims)
     buyer = api.service.order_ids.customer_key(order.buyer_id)
     promised = (claims.sale_id, claims.amount, claims.buyer)
@@ -248,7 +248,9 @@ def _wants_html(request: Request[Any, Any, Any]) -> bool:
     return "text/html" in request.headers.get("accept", "")
 
 
-async def _back(request: Request[Any, Any, Any], api: Api, order: Reservation) -> Response[Any]:
+async def _back(
+    request: Request[Any, Any, Any], api: ApiContext, order: Reservation
+) -> Response[Any]:
     """Where the order stands: a document, or the way to the storefront's result page."""
     if _wants_html(request):
         status = order.shown_status(api.service.clock.now_ms())
@@ -290,7 +292,9 @@ def _careful(error: Exception) -> Exception:
             return error
 
 
-def _redirect(api: Api, order_id: str, order: Reservation | None, outcome: str) -> Response[Any]:
+def _redirect(
+    api: ApiContext, order_id: str, order: Reservation | None, outcome: str
+) -> Response[Any]:
     """To the result page; with what reads the order, where the return token was the order's."""
     settings = api.service.settings
     base = settings.storefront_url or settings.public_url

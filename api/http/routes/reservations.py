@@ -10,7 +10,7 @@ from litestar.handlers.base import BaseRouteHandler
 from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 
 from api.http.auth.buyers import Connection, bearer_of
-from api.http.dependencies import Api, api_of, buyer_of, requires_buyer
+from api.http.dependencies import ApiContext, api_of, buyer_of, requires_buyer
 from api.http.problem_details import documented
 from api.http.query_parameters import knows_query
 from api.http.schemas.reservations import PrepareRequest, ReservationAnswer, ReservationsAnswer
@@ -91,7 +91,7 @@ async def limits_buyer(connection: Connection, _: BaseRouteHandler) -> None:
         raise RateLimited(retryAfter=max(1, math.ceil(wait)))
 
 
-async def _is_replay(api: Api, connection: Connection, buyer_id: str) -> bool:
+async def _is_replay(api: ApiContext, connection: Connection, buyer_id: str) -> bool:
     """Whether the request repeats a key and the body that it was used with."""
     sale_id, key = connection.path_params["sale_id"], connection.headers.get("idempotency-key", "")
     if not isinstance(connection, Request) or _SALE_ID.fullmatch(sale_id) is None:
@@ -107,7 +107,7 @@ async def _is_replay(api: Api, connection: Connection, buyer_id: str) -> bool:
     return await api.service.prepare.is_replay(sale_id, buyer_id, key, digest)
 
 
-def is_admitted(api: Api, known: Known, buyer_id: str, admission: str | None) -> bool:
+def is_admitted(api: ApiContext, known: Known, buyer_id: str, admission: str | None) -> bool:
     """Whether the caller shows a good admission; the script knows whether the sale asks for one."""
     return admission is not None and api.service.signer.admits(
         admission, known.sale.page, buyer_id, now_ms=api.service.clock.now_ms()
@@ -124,7 +124,7 @@ def wish_in(known: Known, data: PrepareRequest, *, admitted: bool) -> Wish:
     return wish_of(known.sale, items, data.amount, order_name=data.order_name, admitted=admitted)
 
 
-def answer_of(api: Api, prepared: Prepared) -> ReservationAnswer:
+def answer_of(api: ApiContext, prepared: Prepared) -> ReservationAnswer:
     """What prepare answers: the reservation with all that is needed to pay for it."""
     order = prepared.reservation
     epoch = prepared.epoch

@@ -13,7 +13,7 @@ from litestar.response import ServerSentEvent, ServerSentEventMessage
 
 from api.http import open_files
 from api.http.auth.buyers import bearer_of
-from api.http.dependencies import Api, api_of
+from api.http.dependencies import ApiContext, api_of
 from api.http.problem_details import documented
 from api.http.query_parameters import knows_query
 from api.http.routes.reservations import sale_exists
@@ -52,7 +52,7 @@ STREAM_RETRY_SECONDS: Final = 5
 class StockFeed:
     """Reads each watched sale's counters ten times a second, once for all who watch it."""
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: ApiContext) -> None:
         self._api = api
         self._watchers: dict[str, set[asyncio.Queue[Sale | None]]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}

@@ -5,7 +5,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from api.http.schemas.base import WORDS, Received, Wire
+from api.http.schemas.base import WORDS, RequestModel, ResponseModel
 from reservation.adapters.sql.refunds import RefundRecord
 from reservation.adapters.toss.banks import bank_code
 from reservation.application.payments.refunds import facts_of
@@ -16,7 +16,7 @@ from reservation.domain.payment_gateway import RefundAccount
 __all__ = ["RefundAccountRequest", "RefundAnswer", "VirtualAccountAnswer"]
 
 
-class VirtualAccountAnswer(Wire, frozen=True, kw_only=True):
+class VirtualAccountAnswer(ResponseModel, frozen=True, kw_only=True):
     """The account that the buyer pays in to."""
 
     #: The bank's name in Korean, as its app shows it.
@@ -39,7 +39,7 @@ class VirtualAccountAnswer(Wire, frozen=True, kw_only=True):
         )
 
 
-class RefundAccountRequest(Received, frozen=True, kw_only=True):
+class RefundAccountRequest(RequestModel, frozen=True, kw_only=True):
     """Where a deposit goes back to."""
 
     bank: Annotated[
@@ -58,7 +58,7 @@ class RefundAccountRequest(Received, frozen=True, kw_only=True):
         )
 
 
-class RefundAccountAnswer(Wire, frozen=True, kw_only=True):
+class RefundAccountAnswer(ResponseModel, frozen=True, kw_only=True):
     """Where a deposit goes back to."""
 
     #: The payment provider's code of the bank.
@@ -67,7 +67,7 @@ class RefundAccountAnswer(Wire, frozen=True, kw_only=True):
     holder_name: str
 
 
-class RefundAnswer(Wire, frozen=True, kw_only=True):
+class RefundAnswer(ResponseModel, frozen=True, kw_only=True):
     """A refund as it stands."""
 
     order_id: str

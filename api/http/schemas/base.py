@@ -6,15 +6,15 @@ from msgspec import Struct
 
 from reservation.domain.text import TEXT
 
-__all__ = ["WORDS", "Received", "Wire"]
+__all__ = ["WORDS", "RequestModel", "ResponseModel"]
 
 #: Of names and reasons.
 WORDS: Final = TEXT
 
 
-class Wire(Struct, frozen=True, kw_only=True, rename="camel"):
+class ResponseModel(Struct, frozen=True, kw_only=True, rename="camel"):
     """Base of everything that we send."""
 
 
-class Received(Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+class RequestModel(Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
     """Base of everything that we take: a field that we do not know is refused."""

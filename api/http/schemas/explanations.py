@@ -1,13 +1,13 @@
 """The wire's form of where an item's units are."""
 
-from api.http.schemas.base import Wire
+from api.http.schemas.base import ResponseModel
 from reservation.application.reservations.explain import SkuWhy, Waiting
 from reservation.domain.clock import as_wire
 
 __all__ = ["HolderAnswer", "SkuWhyAnswer", "WaitingAnswer"]
 
 
-class HolderAnswer(Wire, frozen=True, kw_only=True):
+class HolderAnswer(ResponseModel, frozen=True, kw_only=True):
     """A buyer who holds units of an item."""
 
     buyer_id: str
@@ -16,7 +16,7 @@ class HolderAnswer(Wire, frozen=True, kw_only=True):
     since: str
 
 
-class WaitingAnswer(Wire, frozen=True, kw_only=True):
+class WaitingAnswer(ResponseModel, frozen=True, kw_only=True):
     """An order that holds units of an item, and until when it does so undisturbed."""
 
     order_id: str
@@ -39,7 +39,7 @@ class WaitingAnswer(Wire, frozen=True, kw_only=True):
         )
 
 
-class SkuWhyAnswer(Wire, frozen=True, kw_only=True):
+class SkuWhyAnswer(ResponseModel, frozen=True, kw_only=True):
     """Where the units of one item are, and when they come back or are decided."""
 
     sale_id: str

@@ -5,13 +5,13 @@ from typing import Annotated
 from msgspec import Meta
 
 from api.http.schemas.accounts import RefundAccountRequest, RefundAnswer
-from api.http.schemas.base import WORDS, Received, Wire
+from api.http.schemas.base import WORDS, RequestModel, ResponseModel
 from api.http.schemas.reservations import ReservationAnswer
 
 __all__ = ["PendingRefundAnswer", "RefundRequest", "RefundsAnswer"]
 
 
-class RefundRequest(Received, frozen=True, kw_only=True):
+class RefundRequest(RequestModel, frozen=True, kw_only=True):
     """A refund in full."""
 
     reason: Annotated[str, Meta(min_length=1, max_length=200, pattern=WORDS)]
@@ -28,7 +28,7 @@ class PendingRefundAnswer(ReservationAnswer, frozen=True, kw_only=True):
     provider_code: str | None = None
 
 
-class RefundsAnswer(Wire, frozen=True, kw_only=True):
+class RefundsAnswer(ResponseModel, frozen=True, kw_only=True):
     """A page of refunds."""
 
     refunds: list[RefundAnswer]

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from api.http.schemas.accounts import RefundAnswer, VirtualAccountAnswer
-from api.http.schemas.base import WORDS, Received, Wire
+from api.http.schemas.base import WORDS, RequestModel, ResponseModel
 from reservation.application.audit.audit import AuditReport
 from reservation.application.reservations.queries import DepositAccount
 from reservation.domain.clock import as_ms, as_wire
@@ -41,14 +41,14 @@ QUANTITY_MAX = 10_000
 _LINES_KEPT_MAX = 1_024
 
 
-class PrepareLine(Received, frozen=True, kw_only=True):
+class PrepareLine(RequestModel, frozen=True, kw_only=True):
     """So many of one item."""
 
     sku: Annotated[str, Meta(pattern=SKU)]
     quantity: Annotated[int, Meta(ge=1, le=QUANTITY_MAX)]
 
 
-class PrepareRequest(Received, frozen=True, kw_only=True):
+class PrepareRequest(RequestModel, frozen=True, kw_only=True):
     """What the buyer wants, and the total that the page showed."""
 
     items: Annotated[list[PrepareLine], Meta(min_length=1, max_length=LINES_MAX)]
@@ -58,7 +58,7 @@ class PrepareRequest(Received, frozen=True, kw_only=True):
     order_name: Annotated[str, Meta(min_length=1, max_length=100, pattern=WORDS)] | None = None
 
 
-class LineAnswer(Wire, frozen=True, kw_only=True):
+class LineAnswer(ResponseModel, frozen=True, kw_only=True):
     """One line of a reservation, at the price that was promised."""
 
     sku: str
@@ -66,7 +66,7 @@ class LineAnswer(Wire, frozen=True, kw_only=True):
     price: int
 
 
-class PaymentAnswer(Wire, frozen=True, kw_only=True):
+class PaymentAnswer(ResponseModel, frozen=True, kw_only=True):
     """What the storefront needs to open the PG's page."""
 
     provider: str
@@ -78,7 +78,7 @@ class PaymentAnswer(Wire, frozen=True, kw_only=True):
     checkout_url: str | None
 
 
-class ReservationAnswer(Wire, frozen=True, kw_only=True, omit_defaults=True):
+class ReservationAnswer(ResponseModel, frozen=True, kw_only=True, omit_defaults=True):
     """A reservation as its buyer sees it."""
 
     order_id: str
@@ -132,13 +132,13 @@ def _line_answers(lines: tuple[Line, ...]) -> list[LineAnswer]:
     return [LineAnswer(sku=line.sku, quantity=line.quantity, price=line.price) for line in lines]
 
 
-class ReservationsAnswer(Wire, frozen=True, kw_only=True):
+class ReservationsAnswer(ResponseModel, frozen=True, kw_only=True):
     """A buyer's reservations in one sale, newest first."""
 
     reservations: list[ReservationAnswer]
 
 
-class ItemAnswer(Wire, frozen=True, kw_only=True):
+class ItemAnswer(ResponseModel, frozen=True, kw_only=True):
     """An item as a shopper sees it."""
 
     sku: str
@@ -151,7 +151,7 @@ class ItemAnswer(Wire, frozen=True, kw_only=True):
     limit_per_buyer: int
 
 
-class SaleAnswer(Wire, frozen=True, kw_only=True, omit_defaults=True):
+class SaleAnswer(ResponseModel, frozen=True, kw_only=True, omit_defaults=True):
     """A sale as a shopper sees it; operators see its version as well."""
 
     sale_id: str
@@ -202,7 +202,7 @@ def _item(item: Item) -> ItemAnswer:
     )
 
 
-class SalesAnswer(Wire, frozen=True, kw_only=True):
+class SalesAnswer(ResponseModel, frozen=True, kw_only=True):
     """A page of sales: live ones first, then those to come, then those that are over."""
 
     sales: list[SaleAnswer]
@@ -210,14 +210,14 @@ class SalesAnswer(Wire, frozen=True, kw_only=True):
     next_cursor: str | None
 
 
-class GuestAnswer(Wire, frozen=True, kw_only=True):
+class GuestAnswer(ResponseModel, frozen=True, kw_only=True):
     """A buyer who needs no account."""
 
     buyer_id: str
     token: str
 
 
-class ItemRequest(Received, frozen=True, kw_only=True):
+class ItemRequest(RequestModel, frozen=True, kw_only=True):
     """An item as an operator puts it on sale."""
 
     sku: Annotated[str, Meta(pattern=SKU)]
@@ -227,7 +227,7 @@ class ItemRequest(Received, frozen=True, kw_only=True):
     limit_per_buyer: Annotated[int, Meta(ge=1, le=TOTAL_MAX)]
 
 
-class SaleRequest(Received, frozen=True, kw_only=True):
+class SaleRequest(RequestModel, frozen=True, kw_only=True):
     """A sale as an operator wants it."""
 
     name: Annotated[str, Meta(min_length=1, max_length=200, pattern=WORDS)]
@@ -274,7 +274,7 @@ def _instant(name: str, at: datetime) -> int:
     return as_ms(at)
 
 
-class RestockRequest(Received, frozen=True, kw_only=True):
+class RestockRequest(RequestModel, frozen=True, kw_only=True):
     """Units to add, or, negative, to withdraw."""
 
     sku: Annotated[str, Meta(pattern=SKU)]
@@ -282,13 +282,13 @@ class RestockRequest(Received, frozen=True, kw_only=True):
     reason: Annotated[str, Meta(min_length=1, max_length=200, pattern=WORDS)]
 
 
-class ReasonRequest(Received, frozen=True, kw_only=True):
+class ReasonRequest(RequestModel, frozen=True, kw_only=True):
     """Why an operator does it."""
 
     reason: Annotated[str, Meta(min_length=1, max_length=200, pattern=WORDS)]
 
 
-class OrderAnswer(Wire, frozen=True, kw_only=True):
+class OrderAnswer(ResponseModel, frozen=True, kw_only=True):
     """An order as operators see it, from SQL."""
 
     order_id: str
@@ -304,14 +304,14 @@ class OrderAnswer(Wire, frozen=True, kw_only=True):
     seq: int
 
 
-class OrdersAnswer(Wire, frozen=True, kw_only=True):
+class OrdersAnswer(ResponseModel, frozen=True, kw_only=True):
     """A page of orders."""
 
     orders: list[OrderAnswer]
     next_cursor: str | None
 
 
-class HistoryEntry(Wire, frozen=True, kw_only=True):
+class HistoryEntry(ResponseModel, frozen=True, kw_only=True):
     """One thing that happened to an order."""
 
     at: str
@@ -334,7 +334,7 @@ class OrderHistoryAnswer(OrderAnswer, frozen=True, kw_only=True):
     history: list[HistoryEntry]
 
 
-class SkuAuditAnswer(Wire, frozen=True, kw_only=True):
+class SkuAuditAnswer(ResponseModel, frozen=True, kw_only=True):
     """One item of an audit."""
 
     sku: str
@@ -346,7 +346,7 @@ class SkuAuditAnswer(Wire, frozen=True, kw_only=True):
     ok: bool
 
 
-class AuditAnswer(Wire, frozen=True, kw_only=True):
+class AuditAnswer(ResponseModel, frozen=True, kw_only=True):
     """What an audit found."""
 
     ok: bool
@@ -369,7 +369,7 @@ class AuditAnswer(Wire, frozen=True, kw_only=True):
         )
 
 
-class HealthAnswer(Wire, frozen=True, kw_only=True):
+class HealthAnswer(ResponseModel, frozen=True, kw_only=True):
     """Whether the service can do its work, and what is missing where it cannot."""
 
     status: str

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from litestar.connection import ASGIConnection
 
-from api.http.auth.buyers import Peers
+from api.http.auth.buyers import ClientAddressResolver
 from reservation.config.settings import Settings
 
 PROXIES = "10.0.0.0/8,2001:db8::/32"
@@ -53,7 +53,7 @@ def test_the_rightmost_address_that_no_proxy_of_ours_put_there(
     tmp_path: Path, proxies: str, peer: str, lines: list[str], address: str
 ) -> None:
     environ = {"RESERVATION_TRUSTED_PROXIES": proxies, "RESERVATION_DATA_DIR": str(tmp_path)}
-    peers = Peers(Settings.load(environ, None))
+    peers = ClientAddressResolver(Settings.load(environ, None))
     headers = [(b"x-forwarded-for", line.encode()) for line in lines]
     scope = {"type": "http", "headers": headers, "client": (peer, 1)}
     assert peers.address(ASGIConnection(scope)) == address  # type: ignore[arg-type]

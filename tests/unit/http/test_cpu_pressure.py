@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from api.http.fastpath import cpu_pressure as processor
-from api.http.fastpath.cpu_pressure import LOOK_SECONDS, Processor
+from api.http.fastpath.cpu_pressure import LOOK_SECONDS, CpuPressure
 
 
 class Machine:
@@ -50,13 +50,13 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 def test_time_is_short_for_this_process_or_for_the_whole_machine(
     machine: Machine, used: float, idle: float, shortage: float
 ) -> None:
-    looked_at = Processor(machine.stat)
+    looked_at = CpuPressure(machine.stat)
     machine.passes(LOOK_SECONDS * 1.1, used=used, idle=idle)
     assert looked_at.shortage() == pytest.approx(shortage)
 
 
 def test_what_was_seen_stands_until_it_is_looked_at_again(machine: Machine) -> None:
-    looked_at = Processor(machine.stat)
+    looked_at = CpuPressure(machine.stat)
     machine.passes(LOOK_SECONDS * 1.1, used=1.0, idle=0.0)
     assert looked_at.shortage() == 1.0
     machine.passes(LOOK_SECONDS * 0.5)
@@ -67,7 +67,7 @@ def test_what_was_seen_stands_until_it_is_looked_at_again(machine: Machine) -> N
 
 def test_what_was_seen_stands_while_it_cannot_be_looked_at(machine: Machine) -> None:
     """A crowd may have taken the last file descriptor."""
-    looked_at = Processor(machine.stat)
+    looked_at = CpuPressure(machine.stat)
     machine.passes(LOOK_SECONDS * 1.1, used=1.0, idle=0.0)
     assert looked_at.shortage() == 1.0
     machine.passes(LOOK_SECONDS * 1.1)
@@ -80,7 +80,7 @@ def test_what_was_seen_stands_while_it_cannot_be_looked_at(machine: Machine) -> 
 def test_where_the_system_tells_nothing_of_the_machine_this_process_counts(
     machine: Machine, tmp_path: Path
 ) -> None:
-    looked_at = Processor(tmp_path / "there is none")
+    looked_at = CpuPressure(tmp_path / "there is none")
     machine.passes(LOOK_SECONDS * 1.1, used=0.5, idle=0.0)
     assert looked_at.shortage() == 0.0
     machine.passes(LOOK_SECONDS * 1.1, used=0.95)

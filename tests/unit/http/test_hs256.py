@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.http.auth.hs256 import SharedSecret
+from api.http.auth.hs256 import Hs256Verifier
 from api.http.auth.jwt_claims import ClaimRules
 from reservation.domain.hmac_sha256 import Mac
 
@@ -21,9 +21,9 @@ NOW = int(time.time())
 GOOD: dict[str, Any] = {"sub": "ann", "exp": NOW + 1000, "aud": "shop"}
 
 
-def verifier() -> SharedSecret:
+def verifier() -> Hs256Verifier:
     """One that knows the usual header already, so that its quick way is open."""
-    secret = SharedSecret(SECRET, RULES)
+    secret = Hs256Verifier(SECRET, RULES)
     secret.verified(jwt.encode(GOOD, SECRET, algorithm="HS256"))
     return secret
 

@@ -7,7 +7,7 @@ from typing import Any
 import jwt
 import pytest
 
-from api.http.auth.hs256 import SharedSecret
+from api.http.auth.hs256 import Hs256Verifier
 from api.http.auth.jwt_claims import GUEST_AUDIENCE, LEEWAY_SECONDS, ClaimRules
 
 SECRET = "a secret of more than thirty-two bytes for the tests"
@@ -24,7 +24,7 @@ def token(**claims: Any) -> str:
 
 def verified(rules: ClaimRules, given: str) -> bool:
     """Verify it by PyJWT and by the path for ordinary claims, which must agree."""
-    secret = SharedSecret(SECRET, rules)
+    secret = Hs256Verifier(SECRET, rules)
     outcomes: list[bool] = []
     # A header seen once opens the second path.
     good = token(aud=rules.audience, iss=rules.issuer)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from api.http.fastpath import load_shedding as turned_away
-from api.http.fastpath.load_shedding import TurnedAway
+from api.http.fastpath.load_shedding import LoadShedder
 
 #: Longer than any test looks.
 NEVER = 3_600.0
@@ -16,7 +16,7 @@ class Crowd:
     """Newcomers, and who of them was told in which order."""
 
     def __init__(self, *, shortage: Callable[[], float] = lambda: 0.0) -> None:
-        self.turned_away = TurnedAway(shortage)
+        self.turned_away = LoadShedder(shortage)
         self.told: list[str] = []
         self.done: list[str] = []
 

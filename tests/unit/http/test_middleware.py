@@ -7,7 +7,7 @@ import structlog
 from structlog.testing import LogCapture
 
 from api.http import middleware as observe
-from api.http.log_rate_limit import LineLimit
+from api.http.log_rate_limit import LogRateLimit
 from reservation.telemetry.metrics import HTTP_SECONDS
 
 
@@ -17,7 +17,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> LogCapture:
     captured = LogCapture()
     log = structlog.wrap_logger(None, processors=[captured])
     monkeypatch.setattr(observe, "log", log)
-    monkeypatch.setattr(observe, "_lines", LineLimit(observe.LINES_A_SECOND_MAX))
+    monkeypatch.setattr(observe, "_lines", LogRateLimit(observe.LINES_A_SECOND_MAX))
     return captured
 
 
@@ -42,7 +42,7 @@ async def test_a_crowd_that_is_turned_away_is_counted_in_the_next_line(
     lines: LogCapture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = [100.0]
-    monkeypatch.setattr(observe, "_lines", LineLimit(2, clock=lambda: seconds[0]))
+    monkeypatch.setattr(observe, "_lines", LogRateLimit(2, clock=lambda: seconds[0]))
     for number in range(10):
         observe.record("prepareReservation", 503, 0.001, f"r{number}")
     seconds[0] += 1

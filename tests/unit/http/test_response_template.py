@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.http.dependencies import Api
+from api.http.dependencies import ApiContext
 from api.http.fastpath import response_template as answers_alike
-from api.http.fastpath.response_template import ANY_RESERVATION, AnswerForm
+from api.http.fastpath.response_template import ANY_RESERVATION, ResponseTemplate
 from api.http.routes.reservations import answer_of
 from reservation.adapters.redis.prepare_replies import Alike, Made
 from reservation.application.reservations.prepare import Prepared
@@ -25,7 +25,7 @@ NOW_MS = 1_800_000_000_000
 BUYERS = st.text([chr(code) for code in range(33, 127) if chr(code) not in "{}"], min_size=1)
 
 
-def api_with(**settings: Any) -> Api:
+def api_with(**settings: Any) -> ApiContext:
     service = SimpleNamespace(
         signer=Signer(["new" * 12, "old" * 12]),
         order_ids=OrderIds(b"k" * 32),
@@ -38,7 +38,7 @@ def api_with(**settings: Any) -> Api:
         ),
     )
     others: Any = {"buyers": None, "guests": None, "operators": None, "peers": None}
-    return Api(service=service, prepares=None, replays=None, **others)  # type: ignore[arg-type]
+    return ApiContext(service=service, prepares=None, replays=None, **others)  # type: ignore[arg-type]
 
 
 def alike(**changes: Any) -> Reservation:
@@ -64,7 +64,7 @@ def test_each_of_those_who_share_a_call_gets_the_answer_that_the_route_gives(
     earlier = msgspec.structs.replace(
         shared.reservation, created_at_ms=1, updated_at_ms=1, expires_at_ms=2
     )
-    answers = AnswerForm(api, earlier, "epoch").of_call(shared.reservation)
+    answers = ResponseTemplate(api, earlier, "epoch").of_call(shared.reservation)
     for buyer_id, seq in buyers:
         order_id = api.service.order_ids.order_id(
             sale_id="sale", buyer_id=buyer_id, idempotency_key="k"
@@ -82,4 +82,4 @@ def test_an_answer_that_has_other_places_than_a_form_ends_the_start(
 ) -> None:
     monkeypatch.setattr(answers_alike, "_PLACES", answers_alike._PLACES[::-1])
     with pytest.raises(BrokenInvariant):
-        AnswerForm(api_with(), ANY_RESERVATION, "")
+        ResponseTemplate(api_with(), ANY_RESERVATION, "")

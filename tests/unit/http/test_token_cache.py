@@ -5,7 +5,7 @@ import time
 import pytest
 
 from api.http.auth import token_cache as remembered
-from api.http.auth.token_cache import LIFE_SECONDS_MIN, Remembered
+from api.http.auth.token_cache import LIFE_SECONDS_MIN, TokenCache
 
 NOW = 1_700_000_000.0
 
@@ -18,13 +18,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> Remembered:
+def small(monkeypatch: pytest.MonkeyPatch) -> TokenCache:
     monkeypatch.setattr(remembered, "GENERATION_MAX", 3)
-    return Remembered()
+    return TokenCache()
 
 
 def test_a_token_is_known_until_it_ends(clock: list[float]) -> None:
-    tokens = Remembered()
+    tokens = TokenCache()
     assert tokens.buyer("a") is None
     tokens.keep("a", "ann", NOW + 3600)
     clock[0] = NOW + 3599.9
@@ -34,7 +34,7 @@ def test_a_token_is_known_until_it_ends(clock: list[float]) -> None:
 
 
 def test_no_token_outlives_its_end_whichever_came_first(clock: list[float]) -> None:
-    tokens = Remembered()
+    tokens = TokenCache()
     tokens.keep("long", "ann", NOW + 7200)
     tokens.keep("short", "bob", NOW + 100)
     tokens.keep("longer", "cy", NOW + 9000)
@@ -46,7 +46,7 @@ def test_no_token_outlives_its_end_whichever_came_first(clock: list[float]) -> N
 
 def test_tokens_that_are_verified_anew_are_known_again(clock: list[float]) -> None:
     """What one that ended took along with it."""
-    tokens = Remembered()
+    tokens = TokenCache()
     tokens.keep("short", "bob", NOW + 100)
     tokens.keep("long", "ann", NOW + 7200)
     clock[0] = NOW + 100
@@ -58,7 +58,7 @@ def test_tokens_that_are_verified_anew_are_known_again(clock: list[float]) -> No
 
 def test_a_token_that_ends_within_a_minute_is_not_kept(clock: list[float]) -> None:
     """Else each of them would make all others be forgotten."""
-    tokens = Remembered()
+    tokens = TokenCache()
     tokens.keep("long", "ann", NOW + 7200)
     tokens.keep("late", "bob", NOW + LIFE_SECONDS_MIN - 0.1)
     assert tokens.buyer("late") is None
@@ -67,7 +67,7 @@ def test_a_token_that_ends_within_a_minute_is_not_kept(clock: list[float]) -> No
 
 
 @pytest.mark.usefixtures("clock")
-def test_the_last_generation_is_known_and_the_one_before_it_is_let_go(small: Remembered) -> None:
+def test_the_last_generation_is_known_and_the_one_before_it_is_let_go(small: TokenCache) -> None:
     for number in range(7):
         small.keep(f"token-{number}", f"buyer-{number}", NOW + 3600)
     known = [small.buyer(f"token-{number}") for number in range(7)]
