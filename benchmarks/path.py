@@ -28,7 +28,7 @@ from api.http.fastpath.handler import FastPrepareHandler
 from benchmarks.contenders import BUYERS_SECRET
 from benchmarks.sale import token_of
 from benchmarks.steps import HELD, SALE, request_of
-from reservation.application.sales.catalog import Known
+from reservation.application.sales.catalog import CachedSale
 from reservation.bootstrap import Service, opened
 from reservation.config.settings import Settings
 
@@ -90,7 +90,7 @@ async def measure(data_dir: Path) -> list[float]:
 
 
 def _stand_in(service: Service) -> None:
-    known = Known(SALE, SALE.epoch, 0.0)
+    known = CachedSale(SALE, SALE.epoch, 0.0)
     reader: Any = hiredis.Reader(encoding="utf-8")
 
     async def call(script: Any, keys: Sequence[str], args: Sequence[Any], **_: bool) -> Any:

@@ -23,7 +23,7 @@ from api.http.routes.reservations import wish_in
 from api.http.schemas.reservations import PrepareRequest
 from reservation.adapters.redis.prepare_replies import Common, Made
 from reservation.adapters.redis.script_results import PrepareWord
-from reservation.application.sales.catalog import Known
+from reservation.application.sales.catalog import CachedSale
 from reservation.bootstrap import opened
 from reservation.config.settings import Settings
 from reservation.domain.reservation import Basket
@@ -107,7 +107,7 @@ async def measure(data_dir: Path) -> dict[str, float]:
         api = context_of(settings, service)
         guests = Guests(msgspec.structs.replace(settings, guest_rate=None))
         buyers = [guests.new("") for _ in range(TIMES)]
-        known = Known(SALE, SALE.epoch, 0.0)
+        known = CachedSale(SALE, SALE.epoch, 0.0)
         decoder = msgspec.json.Decoder(PrepareRequest)
         data = decoder.decode(BODY)
 

@@ -26,33 +26,33 @@ from reservation.application.audit.audit import Audit
 from reservation.application.audit.counters import CounterAudit
 from reservation.application.audit.orders import OrderAudit
 from reservation.application.audit.records import RecordAudit
-from reservation.application.payments.confirm import Confirm
+from reservation.application.payments.confirm import PaymentConfirmation
 from reservation.application.payments.follow_up import FollowUp
 from reservation.application.payments.gateway_health import GatewayHealth
-from reservation.application.payments.orphaned import Orphans
+from reservation.application.payments.orphaned import OrphanedPayments
 from reservation.application.payments.recheck import Recheck
-from reservation.application.payments.refunds import Refund
-from reservation.application.payments.resolve import Conclude
-from reservation.application.payments.settle import Settle
-from reservation.application.payments.webhooks import Webhook
+from reservation.application.payments.refunds import RefundService
+from reservation.application.payments.resolve import PaymentResolver
+from reservation.application.payments.settle import PaymentSettlement
+from reservation.application.payments.webhooks import PaymentNotifications
 from reservation.application.readiness.check import Preflight
-from reservation.application.readiness.data_loss import Losses
-from reservation.application.readiness.redis_monitor import Watch
+from reservation.application.readiness.data_loss import DataLossDetector
+from reservation.application.readiness.redis_monitor import RedisMonitor
 from reservation.application.readiness.sale_conditions import SalePreflight
 from reservation.application.recovery.rebuild import Rebuild
 from reservation.application.recovery.reclaim import Reclaim
 from reservation.application.recovery.repair import Repair
-from reservation.application.reservations.explain import Why
-from reservation.application.reservations.prepare import Prepare
-from reservation.application.reservations.queries import Look
+from reservation.application.reservations.explain import Explain
+from reservation.application.reservations.prepare import PrepareReservations
+from reservation.application.reservations.queries import ReservationQueries
 from reservation.application.reservations.release import Release
 from reservation.application.sales.catalog import Catalog
-from reservation.application.sales.manage import Sales
+from reservation.application.sales.manage import SaleAdministration
 from reservation.config.settings import Settings
 from reservation.domain.clock import Clock, SystemClock
 from reservation.domain.ids import OrderIds
 from reservation.domain.payment_gateway import PaymentGateway
-from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentLimits
+from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentTimeouts
 from reservation.domain.rate_limit import BuyerLimits
 from reservation.domain.tokens import Signer
 
@@ -77,23 +77,23 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     catalog: Catalog
     order_ids: OrderIds
     signer: Signer
-    prepare: Prepare
-    confirm: Confirm
+    prepare: PrepareReservations
+    confirm: PaymentConfirmation
     release: Release
-    look: Look
-    sales: Sales
-    settle: Settle
-    refund: Refund
-    webhook: Webhook
+    look: ReservationQueries
+    sales: SaleAdministration
+    settle: PaymentSettlement
+    refund: RefundService
+    webhook: PaymentNotifications
     recheck: Recheck
     audit: Audit
-    losses: Losses
-    watch: Watch
-    orphans: Orphans
+    losses: DataLossDetector
+    watch: RedisMonitor
+    orphans: OrphanedPayments
     preflight: Preflight
     rebuild: Rebuild
     repair: Repair
-    why: Why
+    why: Explain
 
 
 @asynccontextmanager
@@ -101,7 +101,7 @@ async def opened(
     settings: Settings,
     *,
     clock: Clock | None = None,
-    limits: PaymentLimits = DEFAULT_LIMITS,
+    limits: PaymentTimeouts = DEFAULT_LIMITS,
     sql_may_be_away: bool = False,
 ) -> AsyncGenerator[Service]:
     """The service, connected to what the settings name.
@@ -133,7 +133,7 @@ def _assembled(
     ledger: Ledger,
     gateway: PaymentGateway,
     clock: Clock,
-    limits: PaymentLimits,
+    limits: PaymentTimeouts,
 ) -> Service:
     """The verbs, around what is connected; what must end before it is put on the stack."""
     keys = Keys(settings.key_prefix)
@@ -164,11 +164,11 @@ def _assembled(
         catalog=catalog,
         order_ids=order_ids,
         signer=Signer(settings.signing_keys),
-        prepare=Prepare(catalog, queue, store, order_ids, watch),
+        prepare=PrepareReservations(catalog, queue, store, order_ids, watch),
         confirm=payments.confirm,
         release=Release(catalog, store, clock=clock),
         look=payments.look,
-        sales=Sales(catalog, sale_store, ledger, gateway.limits, clock=clock),
+        sales=SaleAdministration(catalog, sale_store, ledger, gateway.limits, clock=clock),
         settle=payments.settle,
         refund=payments.refund,
         webhook=payments.webhook,
@@ -178,7 +178,7 @@ def _assembled(
         watch=watch,
         orphans=orphans,
         preflight=preflight,
-        why=Why(sale_store, store, ledger, payments.look, clock=clock, limits=limits),
+        why=Explain(sale_store, store, ledger, payments.look, clock=clock, limits=limits),
         rebuild=rebuild,
         repair=Repair(audit, rebuild, restorer, ledger),
     )
@@ -186,13 +186,13 @@ def _assembled(
 
 class _Payments(NamedTuple):
     health: GatewayHealth
-    settle: Settle
-    confirm: Confirm
-    webhook: Webhook
+    settle: PaymentSettlement
+    confirm: PaymentConfirmation
+    webhook: PaymentNotifications
     recheck: Recheck
-    orphans: Orphans
-    look: Look
-    refund: Refund
+    orphans: OrphanedPayments
+    look: ReservationQueries
+    refund: RefundService
 
 
 def _payments(
@@ -201,23 +201,29 @@ def _payments(
     store: Store,
     ledger: Ledger,
     gateway: PaymentGateway,
-    losses: Losses,
+    losses: DataLossDetector,
     clock: Clock,
-    limits: PaymentLimits,
+    limits: PaymentTimeouts,
 ) -> _Payments:
     """What takes a payment to its end; closed with the stack."""
     health = GatewayHealth(gateway, ledger, clock=clock)
     stack.push_async_callback(health.aclose)
-    conclude = Conclude(store, ledger, gateway, losses, health, clock=clock, limits=limits)
-    settle = Settle(catalog, store, ledger, gateway, conclude, health, clock=clock, limits=limits)
-    confirm = Confirm(catalog, store, ledger, gateway, conclude, losses, clock=clock, limits=limits)
+    conclude = PaymentResolver(store, ledger, gateway, losses, health, clock=clock, limits=limits)
+    settle = PaymentSettlement(
+        catalog, store, ledger, gateway, conclude, health, clock=clock, limits=limits
+    )
+    confirm = PaymentConfirmation(
+        catalog, store, ledger, gateway, conclude, losses, clock=clock, limits=limits
+    )
     stack.push_async_callback(confirm.aclose)
     follow_up = FollowUp(catalog, ledger, conclude)
-    webhook = Webhook(catalog, store, ledger, gateway, follow_up, settle, clock=clock)
+    webhook = PaymentNotifications(catalog, store, ledger, gateway, follow_up, settle, clock=clock)
     recheck = Recheck(store, ledger, gateway, follow_up, clock=clock, limits=limits)
-    orphans = Orphans(store, ledger, gateway, conclude, losses, health, clock=clock, limits=limits)
-    look = Look(catalog, store, ledger, losses, clock=clock)
-    refund = Refund(
+    orphans = OrphanedPayments(
+        store, ledger, gateway, conclude, losses, health, clock=clock, limits=limits
+    )
+    look = ReservationQueries(catalog, store, ledger, losses, clock=clock)
+    refund = RefundService(
         catalog, store, ledger, gateway, conclude, look, follow_up, clock=clock, limits=limits
     )
     stack.push_async_callback(refund.aclose)
@@ -248,19 +254,19 @@ def _watch(
     settings: Settings,
     connections: Connections,
     keys: Keys,
-    losses: Losses,
+    losses: DataLossDetector,
     ledger: Ledger,
     catalog: Catalog,
     health: GatewayHealth,
     clock: Clock,
-) -> tuple[Preflight, Watch]:
+) -> tuple[Preflight, RedisMonitor]:
     # All three reach a server before it is vouched for.
     unguarded = connections.unguarded()
     preflight = Preflight(unguarded, keys, settings, clock=clock)
     of_sales = SalePreflight(unguarded, keys, SaleStore(unguarded, keys), ledger)
     vouches = Vouches(unguarded, keys)
     missing = _missing(preflight, health)
-    watch = Watch(connections, losses, catalog, vouches, missing, of_sales)
+    watch = RedisMonitor(connections, losses, catalog, vouches, missing, of_sales)
     return preflight, watch
 
 
@@ -271,10 +277,10 @@ def _losses(
     ledger: Ledger,
     catalog: Catalog,
     clock: Clock,
-) -> Losses:
+) -> DataLossDetector:
     # Orders are compared before their server is vouched for.
     store = Store(connections.unguarded(), keys, clock=clock)
-    return Losses(connections, restorer, store, ledger, catalog, clock=clock)
+    return DataLossDetector(connections, restorer, store, ledger, catalog, clock=clock)
 
 
 def _rebuild(
@@ -283,8 +289,8 @@ def _rebuild(
     restorer: Restorer,
     outbox: RedisOutbox,
     ledger: Ledger,
-    losses: Losses,
-    orphans: Orphans,
+    losses: DataLossDetector,
+    orphans: OrphanedPayments,
     clock: Clock,
 ) -> Rebuild:
     reclaim = Reclaim(restorer, store, ledger)
@@ -321,7 +327,7 @@ def _buyer_limits(settings: Settings) -> BuyerLimits:
     )
 
 
-def _gateway(settings: Settings, limits: PaymentLimits) -> PaymentGateway:
+def _gateway(settings: Settings, limits: PaymentTimeouts) -> PaymentGateway:
     toss = TossGateway(
         base_url=settings.toss_api_url,
         secret_key=settings.toss_secret_key,

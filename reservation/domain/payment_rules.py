@@ -34,15 +34,15 @@ from reservation.domain.payment_gateway import (
 from reservation.domain.reservation import Reservation
 
 __all__ = [
-    "Asked",
+    "AnswerTo",
     "CancelFirst",
+    "Decision",
     "Finish",
     "LookUp",
     "Unapproved",
     "Undecided",
-    "Verdict",
+    "decide",
     "given_back",
-    "judge",
     "payment_facts",
 ]
 
@@ -50,7 +50,7 @@ __all__ = [
 SESSION_GONE = "NOT_FOUND_PAYMENT_SESSION"
 
 
-class Asked(Enum):
+class AnswerTo(Enum):
     """Which question the answer answers."""
 
     #: The first confirm ever sent for this payment key.
@@ -104,18 +104,18 @@ class Undecided(msgspec.Struct, frozen=True):
     alarm: Alarm | None = None
 
 
-Verdict = Finish | CancelFirst | LookUp | Unapproved | Undecided
+Decision = Finish | CancelFirst | LookUp | Unapproved | Undecided
 
 
-def judge(
+def decide(
     answer: Answer,
     *,
     order: Reservation,
     payment_key: str,
-    asked: Asked,
+    asked: AnswerTo,
     virtual_accounts: bool,
     refused: Answer | None = None,
-) -> Verdict:
+) -> Decision:
     """What this answer obliges us to do with this order.
 
     Args:
@@ -126,7 +126,7 @@ def judge(
         virtual_accounts: whether the sale takes them.
         refused: the refusal of the confirm that a look-up follows, where there was one.
     """
-    if refused is not None and asked is Asked.LOOK_UP and isinstance(answer, Answered):
+    if refused is not None and asked is AnswerTo.LOOK_UP and isinstance(answer, Answered):
         verdict = _after_refusal(refused, answer.payment, order, payment_key)
         if verdict is not None:
             return verdict
@@ -138,19 +138,19 @@ def judge(
         case Declined(code):
             return (
                 Finish(_declined(Cause.PROVIDER_DECLINED, code))
-                if asked is Asked.FIRST_CONFIRM
+                if asked is AnswerTo.FIRST_CONFIRM
                 else LookUp()
             )
         case PaymentMissing(code):
-            if asked is Asked.LOOK_UP:
+            if asked is AnswerTo.LOOK_UP:
                 return Unapproved(missing=True)
-            if asked is Asked.FIRST_CONFIRM and code == SESSION_GONE:
+            if asked is AnswerTo.FIRST_CONFIRM and code == SESSION_GONE:
                 return Finish(_expired(Cause.SESSION_EXPIRED, code))
             return LookUp(missing=True)
         case OrderIdUsed():
             return LookUp()
         case Misconfigured():
-            if asked is not Asked.LOOK_UP:
+            if asked is not AnswerTo.LOOK_UP:
                 return LookUp()
             return Undecided(alarm=Alarm.GATEWAY_MISCONFIGURED)
         case TryAgain() | Unknown():
@@ -159,7 +159,7 @@ def judge(
 
 def _after_refusal(
     refused: Answer, payment: Payment, order: Reservation, payment_key: str
-) -> Verdict | None:
+) -> Decision | None:
     """What a refused confirm and the look-up after it say together; None: the look-up decides."""
     if payment.payment_key != payment_key:
         return None
@@ -187,19 +187,19 @@ def _judge_payment(
     payment: Payment,
     order: Reservation,
     payment_key: str,
-    asked: Asked,
+    asked: AnswerTo,
     *,
     virtual_accounts: bool,
-) -> Verdict:
+) -> Decision:
     if payment.payment_key != payment_key or payment.order_id != order.order_id:
         # Another order's answer: it says nothing about this one's money.
         return Undecided(alarm=Alarm.ANSWER_FOR_ANOTHER_ORDER)
-    if asked is Asked.LATER_CONFIRM:
+    if asked is AnswerTo.LATER_CONFIRM:
         # The PG repeats what it answered to this idempotency key before, whatever has become of the
         # payment since: it may have been given back. Only a look-up tells how it stands.
         return LookUp()
     ours = _is_priced(payment, order)
-    if not ours and asked is not Asked.LOOK_UP:
+    if not ours and asked is not AnswerTo.LOOK_UP:
         return LookUp()
     match payment.status:
         case PaymentStatus.DONE:
@@ -209,7 +209,7 @@ def _judge_payment(
         case PaymentStatus.WAITING_FOR_DEPOSIT:
             if ours and virtual_accounts and payment.due_at is not None:
                 return Finish(_awaiting_deposit(payment))
-            if asked is not Asked.LOOK_UP:
+            if asked is not AnswerTo.LOOK_UP:
                 return LookUp()
             return CancelFirst(_declined(Cause.ACCOUNT_NOT_ACCEPTED), reason="no virtual accounts")
         case PaymentStatus.ABORTED:
@@ -221,7 +221,7 @@ def _judge_payment(
         case PaymentStatus.PARTIAL_CANCELED if payment.balance_amount == 0:
             return Finish(given_back(payment))
         case PaymentStatus.READY | PaymentStatus.IN_PROGRESS:
-            return Unapproved(missing=False) if asked is Asked.LOOK_UP else LookUp()
+            return Unapproved(missing=False) if asked is AnswerTo.LOOK_UP else LookUp()
         case _:
             return Undecided(alarm=Alarm.UNEXPECTED_PAYMENT_STATUS)
 

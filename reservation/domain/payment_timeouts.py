@@ -4,10 +4,10 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["DEFAULT_LIMITS", "PaymentLimits"]
+__all__ = ["DEFAULT_LIMITS", "PaymentTimeouts"]
 
 
-class PaymentLimits(msgspec.Struct, frozen=True, kw_only=True):
+class PaymentTimeouts(msgspec.Struct, frozen=True, kw_only=True):
     """How long each step of a payment may take. Tests shorten them together."""
 
     #: A confirm at the PG, in all. The PG asks for at least 60 s on its slow calls.
@@ -50,4 +50,4 @@ class PaymentLimits(msgspec.Struct, frozen=True, kw_only=True):
         return round((self.confirm_seconds + self.lease_margin_seconds) * 1000)
 
 
-DEFAULT_LIMITS: Final = PaymentLimits()
+DEFAULT_LIMITS: Final = PaymentTimeouts()

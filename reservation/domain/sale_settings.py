@@ -12,7 +12,7 @@ from reservation.domain.sale import AMOUNT_MAX, TOTAL_MAX, Item
 from reservation.domain.states import HoldPolicy
 
 __all__ = [
-    "SaleChange",
+    "SaleDefinition",
     "change_of",
     "digest_of",
     "event_data_of",
@@ -32,7 +32,7 @@ TIME_LEAST_MS = as_ms(datetime(2000, 1, 1, tzinfo=UTC))
 TIME_END_MS = as_ms(datetime(2201, 1, 1, tzinfo=UTC))
 
 
-class SaleChange(msgspec.Struct, frozen=True, kw_only=True):
+class SaleDefinition(msgspec.Struct, frozen=True, kw_only=True):
     """What an operator wants a sale to be."""
 
     name: str
@@ -102,10 +102,10 @@ class _Event(msgspec.Struct, rename="camel"):
     operator: str
 
 
-def change_of(data: str) -> tuple[SaleChange, str]:
+def change_of(data: str) -> tuple[SaleDefinition, str]:
     """What a `sale_put` event was asked for, and by whom: the reverse of `event_data_of`."""
     event = msgspec.json.decode(data, type=_Event)
-    change = SaleChange(
+    change = SaleDefinition(
         name=event.name,
         currency=event.currency,
         opens_at_ms=event.opens_at,
@@ -128,7 +128,7 @@ def change_of(data: str) -> tuple[SaleChange, str]:
     return change, event.operator
 
 
-def digest_of(change: SaleChange, operator: str) -> str:
+def digest_of(change: SaleDefinition, operator: str) -> str:
     """Tells a repeat of this change from another one."""
     return hashlib.sha256(msgspec.json.encode([change, operator])).hexdigest()[:32]
 
@@ -138,7 +138,7 @@ def restock_digest_of(sku: str, delta: int, reason: str) -> str:
     return hashlib.sha256(msgspec.json.encode([sku, delta, reason])).hexdigest()[:32]
 
 
-def settings_of(change: SaleChange) -> dict[str, str]:
+def settings_of(change: SaleDefinition) -> dict[str, str]:
     """The fields of the sale's hash that the change sets."""
     return {
         "name": change.name,
@@ -152,7 +152,7 @@ def settings_of(change: SaleChange) -> dict[str, str]:
     }
 
 
-def event_data_of(change: SaleChange, *, version: int, epoch: str, operator: str) -> str:
+def event_data_of(change: SaleDefinition, *, version: int, epoch: str, operator: str) -> str:
     """The data of its `sale_put` event."""
     data = {
         "version": version,

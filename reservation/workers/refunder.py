@@ -9,11 +9,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.sql.ledger import Ledger
 from reservation.adapters.sql.refunds import RefundRecord
-from reservation.application.payments.refunds import Refund
+from reservation.application.payments.refunds import RefundService
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock
 from reservation.domain.errors import ReservationError
-from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentLimits
+from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentTimeouts
 from reservation.telemetry.metrics import PENDING_REFUNDS, PENDING_REFUNDS_AGE, alarm
 from reservation.workers.pauses import Pauses
 
@@ -37,10 +37,10 @@ class Refunder:
     def __init__(
         self,
         ledger: Ledger,
-        refund: Refund,
+        refund: RefundService,
         *,
         clock: Clock,
-        limits: PaymentLimits = DEFAULT_LIMITS,
+        limits: PaymentTimeouts = DEFAULT_LIMITS,
     ) -> None:
         self._ledger = ledger
         self._refund = refund

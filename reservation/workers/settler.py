@@ -10,10 +10,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.reservation_store import Store
-from reservation.application.payments.settle import Settle
+from reservation.application.payments.settle import PaymentSettlement
 from reservation.domain.clock import Clock
 from reservation.domain.errors import ReservationError
-from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentLimits
+from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentTimeouts
 from reservation.telemetry.metrics import UNDECIDED
 from reservation.workers.pauses import Pauses
 
@@ -22,7 +22,7 @@ __all__ = ["Settler"]
 log = structlog.get_logger(__name__)
 
 #: Orders of one sale, of payments and of deposits each, that are taken up at once. How many of them
-#: are asked about at once is for `Settle` to bound.
+#: are asked about at once is for `PaymentSettlement` to bound.
 RUNNING_MAX: Final = 200
 #: A payment whose lease is over and that could not be looked at waits no longer than this: its
 #: buyer waits as well.
@@ -77,10 +77,10 @@ class Settler:
     def __init__(
         self,
         store: Store,
-        settle: Settle,
+        settle: PaymentSettlement,
         *,
         clock: Clock,
-        limits: PaymentLimits = DEFAULT_LIMITS,
+        limits: PaymentTimeouts = DEFAULT_LIMITS,
     ) -> None:
         self._store = store
         self._settle = settle

@@ -27,7 +27,7 @@ from api.http.routes.reservations import PRIVATE, answer_of, is_admitted, wish_i
 from api.http.schemas.reservations import PrepareRequest
 from reservation.adapters.redis.prepare_queue import Alike, Made
 from reservation.application.reservations.prepare import Done, Prepared
-from reservation.application.sales.catalog import Known
+from reservation.application.sales.catalog import CachedSale
 from reservation.domain.errors import (
     RateLimited,
     ReservationError,
@@ -181,7 +181,7 @@ class FastPrepareHandler:
         token = bearer_in(fields[b"authorization"].decode("latin-1"))
         return None if token is None else self._api.buyers.at_once(token)
 
-    def _wish(self, known: Known, buyer_id: str, body: bytes, admission: bytes | None) -> Wish:
+    def _wish(self, known: CachedSale, buyer_id: str, body: bytes, admission: bytes | None) -> Wish:
         """What the body asks for; most are alike, and are read once."""
         shown = None if admission is None else admission.decode("latin-1")
         admitted = is_admitted(self._api, known, buyer_id, shown)
@@ -212,7 +212,7 @@ class FastPrepareHandler:
         replays = self._api.replays
         return replays is not None and replays.is_free(buyer_id, self._monotonic())
 
-    def begin(self, known: Known, buyer_id: str, key: str, wish: Wish, done: Done) -> None:
+    def begin(self, known: CachedSale, buyer_id: str, key: str, wish: Wish, done: Done) -> None:
         """Hand the wish to the queue; raises what can be refused without Redis."""
         self._api.service.prepare.begin(known, buyer_id, key, wish, done)
 
@@ -281,7 +281,7 @@ class FastPrepareRequest:
         its_id: str,
         cors: bytes,
         asked: Asked,
-        known: Known,
+        known: CachedSale,
     ) -> None:
         self._path = path
         self._began = began

@@ -15,7 +15,7 @@ from api.http.problem_details import documented
 from api.http.query_parameters import knows_query
 from api.http.schemas.reservations import PrepareRequest, ReservationAnswer, ReservationsAnswer
 from reservation.application.reservations.prepare import Prepared, wish_of
-from reservation.application.sales.catalog import Known
+from reservation.application.sales.catalog import CachedSale
 from reservation.domain.errors import (
     AlreadyConfirmed,
     AmountMismatch,
@@ -107,14 +107,14 @@ async def _is_replay(api: ApiContext, connection: Connection, buyer_id: str) -> 
     return await api.service.prepare.is_replay(sale_id, buyer_id, key, digest)
 
 
-def is_admitted(api: ApiContext, known: Known, buyer_id: str, admission: str | None) -> bool:
+def is_admitted(api: ApiContext, known: CachedSale, buyer_id: str, admission: str | None) -> bool:
     """Whether the caller shows a good admission; the script knows whether the sale asks for one."""
     return admission is not None and api.service.signer.admits(
         admission, known.sale.page, buyer_id, now_ms=api.service.clock.now_ms()
     )
 
 
-def wish_in(known: Known, data: PrepareRequest, *, admitted: bool) -> Wish:
+def wish_in(known: CachedSale, data: PrepareRequest, *, admitted: bool) -> Wish:
     """What came in as what the service takes.
 
     Raises:

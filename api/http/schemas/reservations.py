@@ -17,7 +17,7 @@ from reservation.domain.errors import InvalidSale
 from reservation.domain.ids import SKU
 from reservation.domain.reservation import Line, Reservation
 from reservation.domain.sale import AMOUNT_MAX, TOTAL_MAX, Item, Sale
-from reservation.domain.sale_settings import SaleChange
+from reservation.domain.sale_settings import SaleDefinition
 from reservation.domain.states import HoldPolicy, Status
 
 __all__ = [
@@ -240,13 +240,13 @@ class SaleRequest(RequestModel, frozen=True, kw_only=True):
     virtual_accounts: bool = False
     require_admission: bool = False
 
-    def change(self) -> SaleChange:
+    def change(self) -> SaleDefinition:
         """The same in the domain's words.
 
         Raises:
             InvalidSale: a time has no offset: no reading of it is the operator's for certain.
         """
-        return SaleChange(
+        return SaleDefinition(
             name=self.name,
             currency=self.currency,
             opens_at_ms=_instant("opensAt", self.opens_at),

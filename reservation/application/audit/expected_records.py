@@ -10,7 +10,12 @@ from reservation.adapters.sql.rebuild_queries import ItemRow
 from reservation.adapters.sql.sales import SaleRow
 from reservation.domain.events import Event, EventName
 from reservation.domain.payment import FORGOTTEN, Attempt, Reason
-from reservation.domain.sale_settings import SaleChange, digest_of, restock_digest_of, settings_of
+from reservation.domain.sale_settings import (
+    SaleDefinition,
+    digest_of,
+    restock_digest_of,
+    settings_of,
+)
 from reservation.domain.states import Status
 
 __all__ = [
@@ -85,7 +90,7 @@ class _Restock(msgspec.Struct):
 
 
 def sale_fields(
-    row: SaleRow, change: SaleChange, operator: str, skus: Collection[str]
+    row: SaleRow, change: SaleDefinition, operator: str, skus: Collection[str]
 ) -> dict[str, str]:
     """The fields of the sale's hash, but for its epoch and how far its events are.
 

@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.sql.ledger import Ledger
 from reservation.application.payments.gateway_health import GatewayHealth
-from reservation.application.payments.resolve import AnswerKind, Conclude
+from reservation.application.payments.resolve import AnswerKind, PaymentResolver
 from reservation.domain.clock import Clock
 from reservation.domain.payment_gateway import (
     Answered,
@@ -18,7 +18,7 @@ from reservation.domain.payment_gateway import (
     PaymentMissing,
     PaymentStatus,
 )
-from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentLimits
+from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentTimeouts
 
 __all__ = ["Absence"]
 
@@ -43,11 +43,11 @@ class Absence:
         self,
         ledger: Ledger,
         gateway: PaymentGateway,
-        conclude: Conclude,
+        conclude: PaymentResolver,
         health: GatewayHealth,
         *,
         clock: Clock,
-        limits: PaymentLimits = DEFAULT_LIMITS,
+        limits: PaymentTimeouts = DEFAULT_LIMITS,
     ) -> None:
         self._ledger = ledger
         self._gateway = gateway

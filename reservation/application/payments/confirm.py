@@ -27,9 +27,9 @@ from reservation.adapters.redis.reservation_store import Store
 from reservation.adapters.sql.ledger import Ledger
 from reservation.adapters.sql.payment_intents import IntentOutcome
 from reservation.application.payments.attempt_answer import attempt_answer
-from reservation.application.payments.resolve import Case, Conclude
-from reservation.application.readiness.data_loss import Losses
-from reservation.application.sales.catalog import Catalog, Known
+from reservation.application.payments.resolve import PaymentAttempt, PaymentResolver
+from reservation.application.readiness.data_loss import DataLossDetector
+from reservation.application.sales.catalog import CachedSale, Catalog
 from reservation.domain.clock import Clock
 from reservation.domain.errors import (
     InvalidToken,
@@ -48,15 +48,15 @@ from reservation.domain.payment import (
     Reason,
 )
 from reservation.domain.payment_gateway import Answer, PaymentGateway
-from reservation.domain.payment_rules import Asked
-from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentLimits
+from reservation.domain.payment_rules import AnswerTo
+from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentTimeouts
 from reservation.domain.rate_limit import Limiter, Rate
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.failpoints import reach
 from reservation.telemetry import tracing
 
-__all__ = ["Confirm"]
+__all__ = ["PaymentConfirmation"]
 
 log = structlog.get_logger(__name__)
 
@@ -78,7 +78,7 @@ MOVE_SECONDS_MAX: Final = 0.5
 VOIDS_PER_BUYER: Final = Rate(count=10, per_seconds=3600)
 
 
-class Confirm:
+class PaymentConfirmation:
     """Confirms payments, each in a task of its own that outlives the buyer's request."""
 
     def __init__(
@@ -87,11 +87,11 @@ class Confirm:
         store: Store,
         ledger: Ledger,
         gateway: PaymentGateway,
-        conclude: Conclude,
-        losses: Losses,
+        conclude: PaymentResolver,
+        losses: DataLossDetector,
         *,
         clock: Clock,
-        limits: PaymentLimits = DEFAULT_LIMITS,
+        limits: PaymentTimeouts = DEFAULT_LIMITS,
     ) -> None:
         self._limits = limits
         self._catalog = catalog
@@ -240,7 +240,7 @@ class Confirm:
                 return found
             await asyncio.sleep(LOOK_SECONDS)
 
-    async def _pay(self, order: Reservation, known: Known, payment_key: str) -> None:
+    async def _pay(self, order: Reservation, known: CachedSale, payment_key: str) -> None:
         lease_ends_at = self._clock.monotonic() + self._limits.lease_ms / 1000
         reach("confirm:before_claim", order.order_id)
         claimed = await self._store.claim(
@@ -253,7 +253,9 @@ class Confirm:
         reach("confirm:after_claim", order.order_id)
         if isinstance(claimed, Present):
             return
-        case = Case(order, known, claimed.fence, payment_key, claimed.claim_id, lease_ends_at)
+        case = PaymentAttempt(
+            order, known, claimed.fence, payment_key, claimed.claim_id, lease_ends_at
+        )
         try:
             await self._ask(case)
         except asyncio.CancelledError:
@@ -261,7 +263,7 @@ class Confirm:
             await self._give_up_lease(case)
             raise
 
-    async def _give_up_lease(self, case: Case) -> None:
+    async def _give_up_lease(self, case: PaymentAttempt) -> None:
         try:
             async with asyncio.timeout(MOVE_SECONDS_MAX):
                 await self._move_lease(case, self._limits.cut_short_seconds)
@@ -270,12 +272,12 @@ class Confirm:
                 "lease_not_moved", order_id=case.order.order_id, reason=type(error).__name__
             )
 
-    async def _move_lease(self, case: Case, seconds: float) -> None:
+    async def _move_lease(self, case: PaymentAttempt, seconds: float) -> None:
         await self._store.move_lease(
             case.order, epoch=case.known.epoch, fence=case.fence, lease_ms=round(seconds * 1000)
         )
 
-    async def _ask(self, case: Case) -> None:
+    async def _ask(self, case: PaymentAttempt) -> None:
         """Write the intent, ask the PG for the money and write down how it ended."""
         order = case.order
         written = await self._write_intent(case)
@@ -295,7 +297,7 @@ class Confirm:
         reach("confirm:after_call", order.order_id)
         await self._carry_out(case, answer, asked)
 
-    async def _carry_out(self, case: Case, answer: Answer, asked: Asked) -> None:
+    async def _carry_out(self, case: PaymentAttempt, answer: Answer, asked: AnswerTo) -> None:
         """Carry out the answer, or leave the payment to the settler.
 
         The money may have moved: what Redis refuses from here on is no answer to the buyer.
@@ -313,7 +315,7 @@ class Confirm:
                 reason=str(error) or type(error).__name__,
             )
 
-    async def _count_void(self, case: Case) -> None:
+    async def _count_void(self, case: PaymentAttempt) -> None:
         """Count an attempt whose payment could never be the order's against its buyer."""
         found = await self._store.read(case.order.order_id)
         text = found.attempts.get(case.payment_key, "") if found else ""
@@ -327,7 +329,7 @@ class Confirm:
             log.warning("fence_not_read", order_id=order_id, reason=str(error))
             raise Unavailable(_NOT_KNOWN, retryAfter=1) from error
 
-    async def _write_intent(self, case: Case) -> IntentOutcome | None:
+    async def _write_intent(self, case: PaymentAttempt) -> IntentOutcome | None:
         """Commit the intent to SQL; None where no money may be asked for."""
         try:
             outcome = await self._ledger.write_intent(
@@ -363,26 +365,26 @@ class Confirm:
                 self._voids.wait(case.order.buyer_id, self._clock.monotonic())
                 raise InvalidToken("This payment belongs to another order.")
 
-    async def _which_confirm(self, case: Case, written: IntentOutcome) -> Asked:
+    async def _which_confirm(self, case: PaymentAttempt, written: IntentOutcome) -> AnswerTo:
         """Whether any confirm of this key may have left before: each one has its intent."""
         if written is IntentOutcome.ALREADY_WRITTEN:
-            return Asked.LATER_CONFIRM
+            return AnswerTo.LATER_CONFIRM
         if case.fence == 1:
-            return Asked.FIRST_CONFIRM
+            return AnswerTo.FIRST_CONFIRM
         try:
             intents = await self._ledger.intents_of(case.order.order_id)
         except (SQLAlchemyError, OSError) as error:
             # Not known to be the first is not the first: a decline will be looked up.
             log.warning("intents_not_read", order_id=case.order.order_id, reason=str(error))
-            return Asked.LATER_CONFIRM
+            return AnswerTo.LATER_CONFIRM
         earlier = any(
             intent.payment_key == case.payment_key and intent.fence < case.fence
             for intent in intents
             if intent.kind == "intent"
         )
-        return Asked.LATER_CONFIRM if earlier else Asked.FIRST_CONFIRM
+        return AnswerTo.LATER_CONFIRM if earlier else AnswerTo.FIRST_CONFIRM
 
-    async def _void(self, case: Case, cause: Cause) -> None:
+    async def _void(self, case: PaymentAttempt, cause: Cause) -> None:
         await self._store.finish(
             case.order,
             epoch=case.known.epoch,

@@ -11,12 +11,12 @@ What the PG shows is kept whenever it is new, so that the audit and the order's 
 """
 
 from reservation.adapters.sql.ledger import Ledger
-from reservation.application.payments.resolve import AnswerKind, Case, Conclude
+from reservation.application.payments.resolve import AnswerKind, PaymentAttempt, PaymentResolver
 from reservation.application.sales.catalog import Catalog
 from reservation.domain.alarms import Alarm
 from reservation.domain.payment import Cause, Outcome, PaymentOutcome, Reason
 from reservation.domain.payment_gateway import Answered, Payment, PaymentStatus
-from reservation.domain.payment_rules import Asked
+from reservation.domain.payment_rules import AnswerTo
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.telemetry.metrics import alarm
@@ -38,7 +38,7 @@ _TOO_LATE = Outcome(
 class FollowUp:
     """Brings an order in line with what a look-up shows of one of its payments."""
 
-    def __init__(self, catalog: Catalog, ledger: Ledger, conclude: Conclude) -> None:
+    def __init__(self, catalog: Catalog, ledger: Ledger, conclude: PaymentResolver) -> None:
         self._catalog = catalog
         self._ledger = ledger
         self._conclude = conclude
@@ -60,7 +60,7 @@ class FollowUp:
         payment = answer.payment
         kept = await self._keep_news(order, answer)
         known = await self._catalog.get(order.sale_id)
-        case = Case(order, known, order.fence, payment.payment_key)
+        case = PaymentAttempt(order, known, order.fence, payment.payment_key)
         if payment.payment_key == order.payment_key:
             match order.status:
                 case Status.AWAITING_DEPOSIT:
@@ -99,15 +99,15 @@ class FollowUp:
         )
         return await self._conclude.keep_payment(payment)
 
-    async def _of_account(self, case: Case, answer: Answered) -> bool:
-        return await self._conclude(case, answer, Asked.LOOK_UP) is not None
+    async def _of_account(self, case: PaymentAttempt, answer: Answered) -> bool:
+        return await self._conclude(case, answer, AnswerTo.LOOK_UP) is not None
 
-    async def _of_sold(self, case: Case, answer: Answered) -> bool:
+    async def _of_sold(self, case: PaymentAttempt, answer: Answered) -> bool:
         payment, order_id = answer.payment, case.order.order_id
         if payment.status == PaymentStatus.WAITING_FOR_DEPOSIT:
             # The bank took a deposit back after an error of its own.
             alarm(Alarm.DEPOSIT_REVERSED, order_id=order_id)
-            return await self._conclude(case, answer, Asked.LOOK_UP) is not None
+            return await self._conclude(case, answer, AnswerTo.LOOK_UP) is not None
         if payment.status in _CANCELLED:
             # By someone else, or by a refund of ours on its way, which finishes by itself.
             refund = await self._ledger.refund_of(order_id)
@@ -119,7 +119,7 @@ class FollowUp:
                     alarm(Alarm.PARTLY_CANCELLED_AT_THE_PG, order_id=order_id, left=left)
         return True
 
-    async def _of_ended(self, case: Case, answer: Answered) -> bool:
+    async def _of_ended(self, case: PaymentAttempt, answer: Answered) -> bool:
         """Money that came after the end goes back, however often that has to be tried."""
         payment = answer.payment
         if payment.status == PaymentStatus.WAITING_FOR_DEPOSIT:
@@ -132,7 +132,7 @@ class FollowUp:
             return await self._conclude.finish(case, _TOO_LATE, answer) is not None
         return True
 
-    async def _of_further(self, case: Case, payment: Payment) -> bool:
+    async def _of_further(self, case: PaymentAttempt, payment: Payment) -> bool:
         """A payment that the order is not paid with: it is cancelled, the order stays as it is."""
         if payment.status not in _OPEN or not payment.balance_amount:
             return True
@@ -144,7 +144,7 @@ class FollowUp:
             )
         return await self._give_back(case, payment, "the order has another payment")
 
-    async def _give_back(self, case: Case, payment: Payment, reason: str) -> bool:
+    async def _give_back(self, case: PaymentAttempt, payment: Payment, reason: str) -> bool:
         """Cancel a payment that is no part of the order's state."""
         order, key = case.order, payment.payment_key
         if not await self._conclude.bar(order.order_id, order.sale_id, case.fence, key):

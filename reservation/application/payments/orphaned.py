@@ -16,8 +16,8 @@ from reservation.adapters.sql.ledger import Ledger
 from reservation.adapters.sql.rebuild_queries import UnmetIntent
 from reservation.application.payments.absence import Absence
 from reservation.application.payments.gateway_health import GatewayHealth
-from reservation.application.payments.resolve import AnswerKind, Conclude, is_given_back
-from reservation.application.readiness.data_loss import Losses, is_under_way
+from reservation.application.payments.resolve import AnswerKind, PaymentResolver, is_given_back
+from reservation.application.readiness.data_loss import DataLossDetector, is_under_way
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock
 from reservation.domain.payment_gateway import (
@@ -27,11 +27,11 @@ from reservation.domain.payment_gateway import (
     PaymentMissing,
     PaymentStatus,
 )
-from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentLimits
+from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentTimeouts
 from reservation.domain.states import Status
 from reservation.telemetry.metrics import alarm
 
-__all__ = ["Orphans"]
+__all__ = ["OrphanedPayments"]
 
 log = structlog.get_logger(__name__)
 
@@ -59,7 +59,7 @@ class _Look(msgspec.Struct, frozen=True):
     pause: float
 
 
-class Orphans:
+class OrphanedPayments:
     """Finds such payments and gives their money back."""
 
     def __init__(
@@ -67,12 +67,12 @@ class Orphans:
         store: Store,
         ledger: Ledger,
         gateway: PaymentGateway,
-        conclude: Conclude,
-        losses: Losses,
+        conclude: PaymentResolver,
+        losses: DataLossDetector,
         health: GatewayHealth,
         *,
         clock: Clock,
-        limits: PaymentLimits = DEFAULT_LIMITS,
+        limits: PaymentTimeouts = DEFAULT_LIMITS,
     ) -> None:
         self._store = store
         self._ledger = ledger

@@ -18,7 +18,7 @@ from reservation.application.payments.follow_up import FollowUp
 from reservation.domain.clock import Clock
 from reservation.domain.errors import ReservationError
 from reservation.domain.payment_gateway import Answered, PaymentGateway, PaymentMissing
-from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentLimits
+from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentTimeouts
 from reservation.domain.states import Status
 
 __all__ = ["Recheck"]
@@ -49,7 +49,7 @@ class Recheck:
         follow_up: FollowUp,
         *,
         clock: Clock,
-        limits: PaymentLimits = DEFAULT_LIMITS,
+        limits: PaymentTimeouts = DEFAULT_LIMITS,
     ) -> None:
         self._store = store
         self._ledger = ledger

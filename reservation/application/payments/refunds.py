@@ -31,8 +31,8 @@ from reservation.application.payments.refund_answers import (
     may_still_come,
     word_of,
 )
-from reservation.application.payments.resolve import AnswerKind, Conclude
-from reservation.application.reservations.queries import Look
+from reservation.application.payments.resolve import AnswerKind, PaymentResolver
+from reservation.application.reservations.queries import ReservationQueries
 from reservation.application.sales.catalog import Catalog
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock, as_wire
@@ -56,13 +56,13 @@ from reservation.domain.payment_gateway import (
     PaymentStatus,
     RefundAccount,
 )
-from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentLimits
+from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentTimeouts
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.failpoints import reach
 from reservation.telemetry.metrics import alarm
 
-__all__ = ["ORDER_NOT_PAID", "VIRTUAL_ACCOUNT", "Refund", "RefundWish", "facts_of"]
+__all__ = ["ORDER_NOT_PAID", "VIRTUAL_ACCOUNT", "RefundService", "RefundWish", "facts_of"]
 
 log = structlog.get_logger(__name__)
 
@@ -113,7 +113,7 @@ class _Asked(msgspec.Struct, frozen=True):
     unanswered: bool = False
 
 
-class Refund:
+class RefundService:
     """Refunds sold orders in full."""
 
     def __init__(
@@ -122,12 +122,12 @@ class Refund:
         store: Store,
         ledger: Ledger,
         gateway: PaymentGateway,
-        conclude: Conclude,
-        look: Look,
+        conclude: PaymentResolver,
+        look: ReservationQueries,
         follow_up: FollowUp,
         *,
         clock: Clock,
-        limits: PaymentLimits = DEFAULT_LIMITS,
+        limits: PaymentTimeouts = DEFAULT_LIMITS,
     ) -> None:
         self._catalog = catalog
         self._store = store

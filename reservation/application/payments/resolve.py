@@ -12,8 +12,8 @@ from reservation.adapters.redis.reservation_store import Store
 from reservation.adapters.sql.ledger import Ledger
 from reservation.adapters.sql.payments import PaymentRow
 from reservation.application.payments.gateway_health import GatewayHealth
-from reservation.application.readiness.data_loss import Losses
-from reservation.application.sales.catalog import Known
+from reservation.application.readiness.data_loss import DataLossDetector
+from reservation.application.sales.catalog import CachedSale
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock, as_ms
 from reservation.domain.errors import HoldLost
@@ -33,22 +33,22 @@ from reservation.domain.payment_gateway import (
     TryAgain,
 )
 from reservation.domain.payment_rules import (
-    Asked,
+    AnswerTo,
     CancelFirst,
     Finish,
     LookUp,
     Unapproved,
     Undecided,
+    decide,
     given_back,
-    judge,
 )
-from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentLimits
+from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentTimeouts
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.failpoints import reach
 from reservation.telemetry.metrics import PAYMENTS, alarm
 
-__all__ = ["AnswerKind", "Case", "Conclude", "is_given_back"]
+__all__ = ["AnswerKind", "PaymentAttempt", "PaymentResolver", "is_given_back"]
 
 log = structlog.get_logger(__name__)
 
@@ -73,11 +73,11 @@ class AnswerKind(StrEnum):
     CANCEL = "cancel"
 
 
-class Case(msgspec.Struct, frozen=True):
+class PaymentAttempt(msgspec.Struct, frozen=True):
     """One payment attempt of one order, under the fence that may decide it."""
 
     order: Reservation
-    known: Known
+    known: CachedSale
     fence: int
     payment_key: str
     #: The claim or take-over that got the fence; empty where the fence was only read.
@@ -86,7 +86,7 @@ class Case(msgspec.Struct, frozen=True):
     lease_ends_at: float = -math.inf
 
 
-class Conclude:
+class PaymentResolver:
     """Takes an answer of the PG to its end."""
 
     def __init__(
@@ -94,11 +94,11 @@ class Conclude:
         store: Store,
         ledger: Ledger,
         gateway: PaymentGateway,
-        losses: Losses,
+        losses: DataLossDetector,
         health: GatewayHealth,
         *,
         clock: Clock,
-        limits: PaymentLimits = DEFAULT_LIMITS,
+        limits: PaymentTimeouts = DEFAULT_LIMITS,
     ) -> None:
         self._limits = limits
         self._losses = losses
@@ -108,7 +108,7 @@ class Conclude:
         self._health = health
         self._clock = clock
 
-    def may_ask(self, case: Case) -> bool:
+    def may_ask(self, case: PaymentAttempt) -> bool:
         """Whether the lease outlives a confirm that leaves now.
 
         A process that froze on the way may find its payment taken over, and even given back.
@@ -119,18 +119,20 @@ class Conclude:
         log.warning("lease_too_short", order_id=case.order.order_id, fence=case.fence)
         return False
 
-    async def __call__(self, case: Case, answer: Answer, asked: Asked) -> Status | None:
+    async def __call__(
+        self, case: PaymentAttempt, answer: Answer, asked: AnswerTo
+    ) -> Status | None:
         """Decide the payment, asking the PG on where the answer says so.
 
         Returns:
             Where the order stands now; None while the payment is undecided.
         """
-        first = asked is Asked.FIRST_CONFIRM
+        first = asked is AnswerTo.FIRST_CONFIRM
         refused: Answer | None = None
         for _ in range(STEPS_MAX):
-            kind = AnswerKind.LOOK_UP if asked is Asked.LOOK_UP else AnswerKind.CONFIRM
+            kind = AnswerKind.LOOK_UP if asked is AnswerTo.LOOK_UP else AnswerKind.CONFIRM
             await self.remember(case.order.order_id, case.payment_key, kind, answer)
-            match judge(
+            match decide(
                 answer,
                 order=case.order,
                 payment_key=case.payment_key,
@@ -140,7 +142,7 @@ class Conclude:
                 or case.order.status in _BY_ACCOUNT,
                 refused=refused,
             ):
-                case Finish(outcome) if asked is Asked.LOOK_UP and outcome.name in _SELLS:
+                case Finish(outcome) if asked is AnswerTo.LOOK_UP and outcome.name in _SELLS:
                     return await self._sell(case, outcome, answer)
                 case Finish(outcome):
                     return await self.finish(case, outcome, answer)
@@ -150,7 +152,7 @@ class Conclude:
                     # A later confirm may meet the first one's success under the same order id.
                     if first or not isinstance(answer, OrderIdUsed):
                         refused = answer
-                    answer, asked = await self._gateway.look_up(case.payment_key), Asked.LOOK_UP
+                    answer, asked = await self._gateway.look_up(case.payment_key), AnswerTo.LOOK_UP
                     if _is_key_refused(refused) and _is_key_refused(answer):
                         self._health.refuse()
                     if missing and first and await self._made_up(case, answer):
@@ -163,7 +165,7 @@ class Conclude:
                     return None
         return None
 
-    async def _made_up(self, case: Case, by_key: Answer) -> bool:
+    async def _made_up(self, case: PaymentAttempt, by_key: Answer) -> bool:
         """Whether the PG knows neither the payment nor any other of this order."""
         if not isinstance(by_key, PaymentMissing):
             return False
@@ -173,7 +175,9 @@ class Conclude:
         )
         return isinstance(by_order, PaymentMissing) and await self._health.sees_ours()
 
-    async def finish(self, case: Case, outcome: Outcome, answer: Answer | None) -> Status | None:
+    async def finish(
+        self, case: PaymentAttempt, outcome: Outcome, answer: Answer | None
+    ) -> Status | None:
         """Write the outcome down under the case's fence.
 
         Returns:
@@ -219,7 +223,7 @@ class Conclude:
         )
         return finished.status
 
-    async def look_again(self, case: Case, seconds: float) -> None:
+    async def look_again(self, case: PaymentAttempt, seconds: float) -> None:
         """Have the payment looked at once more, though no webhook comes; goes on without SQL."""
         due_at_ms = self._clock.now_ms() + round(seconds * 1000)
         try:
@@ -227,7 +231,7 @@ class Conclude:
         except (SQLAlchemyError, OSError) as error:
             log.warning("recheck_not_kept", order_id=case.order.order_id, reason=str(error))
 
-    async def cancel(self, case: Case, outcome: Outcome, reason: str) -> Status | None:
+    async def cancel(self, case: PaymentAttempt, outcome: Outcome, reason: str) -> Status | None:
         """Give the money back at the PG, and write the outcome down once the PG shows it.
 
         The payment is barred from being sold first: a cancel whose answer is lost may be carried
@@ -264,7 +268,7 @@ class Conclude:
             log.info("cancel_left_to_another", order_id=order_id, fence=fence)
         return barred
 
-    async def _sell(self, case: Case, outcome: Outcome, answer: Answer) -> Status | None:
+    async def _sell(self, case: PaymentAttempt, outcome: Outcome, answer: Answer) -> Status | None:
         """Sell what a look-up shows to be paid, unless a cancel of it has ever left.
 
         An answer to a confirm needs no such question: no intent is written after a cancel is.
@@ -285,7 +289,7 @@ class Conclude:
             return await self.finish(case, outcome, answer)
         return None
 
-    async def _cancel_at_pg(self, case: Case, reason: str) -> Answer:
+    async def _cancel_at_pg(self, case: PaymentAttempt, reason: str) -> Answer:
         try:
             return await self.cancel_at_pg(case.order.order_id, case.payment_key, reason)
         except (SQLAlchemyError, OSError) as error:

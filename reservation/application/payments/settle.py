@@ -20,7 +20,7 @@ from reservation.adapters.sql.ledger import Ledger
 from reservation.adapters.sql.payment_intents import IntentOutcome, VoidOutcome
 from reservation.application.payments.absence import Absence
 from reservation.application.payments.gateway_health import GatewayHealth
-from reservation.application.payments.resolve import AnswerKind, Case, Conclude
+from reservation.application.payments.resolve import AnswerKind, PaymentAttempt, PaymentResolver
 from reservation.application.sales.catalog import Catalog
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock
@@ -33,15 +33,15 @@ from reservation.domain.payment import (
     Reason,
 )
 from reservation.domain.payment_gateway import Answer, Answered, PaymentGateway, PaymentStatus
-from reservation.domain.payment_rules import Asked, CancelFirst, Unapproved, judge
-from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentLimits
+from reservation.domain.payment_rules import AnswerTo, CancelFirst, Unapproved, decide
+from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentTimeouts
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.failpoints import reach
 from reservation.telemetry import tracing
 from reservation.telemetry.metrics import SETTLED, alarm
 
-__all__ = ["Settle"]
+__all__ = ["PaymentSettlement"]
 
 log = structlog.get_logger(__name__)
 
@@ -55,7 +55,7 @@ LOOKS_AT_ONCE: Final = 32
 SLOW_AT_ONCE: Final = 128
 
 
-class Settle:
+class PaymentSettlement:
     """Takes over payments whose process is gone."""
 
     def __init__(
@@ -64,11 +64,11 @@ class Settle:
         store: Store,
         ledger: Ledger,
         gateway: PaymentGateway,
-        conclude: Conclude,
+        conclude: PaymentResolver,
         health: GatewayHealth,
         *,
         clock: Clock,
-        limits: PaymentLimits = DEFAULT_LIMITS,
+        limits: PaymentTimeouts = DEFAULT_LIMITS,
     ) -> None:
         self._limits = limits
         self._catalog = catalog
@@ -100,7 +100,7 @@ class Settle:
             await self._come_back_later(case)
         return status
 
-    async def _take_over(self, order_id: str) -> tuple[Case, Answer] | None:
+    async def _take_over(self, order_id: str) -> tuple[PaymentAttempt, Answer] | None:
         """Take a payment whose lease is over, and look it up; None where it is not to be had."""
         order = await self._store.read(order_id)
         if order is None or order.status is not Status.CONFIRMING or not order.payment_key:
@@ -116,17 +116,19 @@ class Settle:
         reach("settle:after_take_over", order_id)
         if isinstance(claimed, LeaseElsewhere):
             return None
-        case = Case(order, known, claimed.fence, order.payment_key, claimed.claim_id, lease_ends_at)
+        case = PaymentAttempt(
+            order, known, claimed.fence, order.payment_key, claimed.claim_id, lease_ends_at
+        )
         answer = await self._gateway.look_up(case.payment_key)
         reach("settle:after_look_up", order_id)
         return case, answer
 
-    async def _decide(self, case: Case, answer: Answer) -> Status | None:
-        verdict = judge(
+    async def _decide(self, case: PaymentAttempt, answer: Answer) -> Status | None:
+        verdict = decide(
             answer,
             order=case.order,
             payment_key=case.payment_key,
-            asked=Asked.LOOK_UP,
+            asked=AnswerTo.LOOK_UP,
             virtual_accounts=case.known.sale.virtual_accounts,
         )
         age_ms = self._age_ms(case.order)
@@ -141,7 +143,7 @@ class Settle:
             return await self._give_back(case)
         if not isinstance(verdict, Unapproved) and not (foreign and may_confirm):
             return await self._slowly(
-                lambda: self._conclude(case, answer, Asked.LOOK_UP),
+                lambda: self._conclude(case, answer, AnswerTo.LOOK_UP),
                 at_once=not isinstance(verdict, CancelFirst),
             )
         await self._conclude.remember(
@@ -174,7 +176,7 @@ class Settle:
     def _age_ms(self, order: Reservation) -> int:
         return self._clock.now_ms() - (order.claimed_at_ms or order.updated_at_ms)
 
-    async def _confirm_again(self, case: Case, *, unapproved: bool) -> Status | None:
+    async def _confirm_again(self, case: PaymentAttempt, *, unapproved: bool) -> Status | None:
         try:
             intents = await self._ledger.intents_of(case.order.order_id)
             bound = await self._ledger.evidence.bound_answers(case.order.order_id, case.payment_key)
@@ -209,10 +211,10 @@ class Settle:
             amount=case.order.amount,
             idempotency_key=key,
         )
-        asked = Asked.LATER_CONFIRM if earlier else Asked.FIRST_CONFIRM
+        asked = AnswerTo.LATER_CONFIRM if earlier else AnswerTo.FIRST_CONFIRM
         return await self._conclude(case, answer, asked)
 
-    async def _give_back(self, case: Case) -> Status | None:
+    async def _give_back(self, case: PaymentAttempt) -> Status | None:
         """No money can come any more: bar every process that may still wake up, then expire."""
         try:
             barred = await self._bar_all(case)
@@ -224,7 +226,7 @@ class Settle:
         outcome = Outcome(name=PaymentOutcome.EXPIRED, reason=Reason(Cause.NEVER_APPROVED))
         return await self._conclude.finish(case, outcome, None)
 
-    async def _bar_all(self, case: Case) -> bool:
+    async def _bar_all(self, case: PaymentAttempt) -> bool:
         """Void every fence up to the case's own; false where a confirm may be under way.
 
         An intent that stands is one whose confirm may have left, perhaps since the PG was looked
@@ -243,7 +245,7 @@ class Settle:
         intents = await self._ledger.intents_of(order_id)
         return all(intent.kind != "intent" or intent.created_at_ms <= over_ms for intent in intents)
 
-    async def _come_back_later(self, case: Case) -> None:
+    async def _come_back_later(self, case: PaymentAttempt) -> None:
         age_ms = self._age_ms(case.order)
         if age_ms >= self._limits.alarm_seconds * 1000:
             alarm(
@@ -261,13 +263,15 @@ class Settle:
         if order is None or order.status is not Status.AWAITING_DEPOSIT or not order.payment_key:
             return None
         known = await self._catalog.get(order.sale_id)
-        status = await self._end_account(Case(order, known, order.fence, order.payment_key))
+        status = await self._end_account(
+            PaymentAttempt(order, known, order.fence, order.payment_key)
+        )
         overdue_ms = self._clock.now_ms() - order.expires_at_ms
         if status is None and overdue_ms >= self._limits.alarm_seconds * 1000:
             alarm(Alarm.PAYMENT_UNDECIDED, order_id=order_id, minutes=overdue_ms // _MINUTE_MS)
         return status
 
-    async def _end_account(self, case: Case) -> Status | None:
+    async def _end_account(self, case: PaymentAttempt) -> Status | None:
         async with self._looks:
             answer = await self._gateway.look_up(case.payment_key)
         waiting = (
@@ -275,13 +279,13 @@ class Settle:
             and answer.payment.status == PaymentStatus.WAITING_FOR_DEPOSIT
         )
         if not waiting:
-            return await self._conclude(case, answer, Asked.LOOK_UP)
+            return await self._conclude(case, answer, AnswerTo.LOOK_UP)
         outcome = Outcome(name=PaymentOutcome.EXPIRED, reason=Reason(Cause.NO_DEPOSIT))
         return await self._slowly(
             lambda: self._conclude.cancel(case, outcome, "no deposit came in time")
         )
 
 
-def _of_another_order(answer: Answer, case: Case) -> bool:
+def _of_another_order(answer: Answer, case: PaymentAttempt) -> bool:
     """A buyer came back with the key of somebody else's payment: it can never pay this order."""
     return isinstance(answer, Answered) and answer.payment.order_id != case.order.order_id

@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from reservation.adapters.redis.reservation_store import Store
 from reservation.adapters.sql.ledger import Ledger
 from reservation.application.payments.follow_up import FollowUp
-from reservation.application.payments.settle import Settle
+from reservation.application.payments.settle import PaymentSettlement
 from reservation.application.sales.catalog import Catalog
 from reservation.domain.clock import Clock
 from reservation.domain.errors import Unavailable
@@ -33,7 +33,7 @@ from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.telemetry.metrics import WEBHOOKS
 
-__all__ = ["Webhook"]
+__all__ = ["PaymentNotifications"]
 
 log = structlog.get_logger(__name__)
 
@@ -64,7 +64,7 @@ class _Budget:
         self.per_order = Limiter(LOOK_UPS_PER_ORDER)
 
 
-class Webhook:
+class PaymentNotifications:
     """Looks at the payments that webhooks name."""
 
     def __init__(
@@ -74,7 +74,7 @@ class Webhook:
         ledger: Ledger,
         gateway: PaymentGateway,
         follow_up: FollowUp,
-        settle: Settle,
+        settle: PaymentSettlement,
         *,
         clock: Clock,
     ) -> None:

@@ -37,7 +37,7 @@ from reservation.domain.states import Status
 from reservation.domain.tokens import Claims
 from reservation.telemetry.metrics import alarm
 
-__all__ = ["Losses", "as_settling", "compare", "is_lost", "is_under_way"]
+__all__ = ["DataLossDetector", "as_settling", "compare", "is_lost", "is_under_way"]
 
 log = structlog.get_logger(__name__)
 
@@ -113,7 +113,7 @@ def as_settling(intent: UnmetIntent, order: Reservation | None) -> Reservation |
     return msgspec.structs.replace(order, status=Status.CONFIRMING, payment_key=intent.payment_key)
 
 
-class Losses:
+class DataLossDetector:
     """Finds what Redis lost, closes those sales, and keeps the evidence in SQL.
 
     Args:

@@ -17,13 +17,13 @@ from reservation.adapters.redis.client import Connections
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.vouches import Vouches
 from reservation.adapters.sql.errors import reason_of
-from reservation.application.readiness.data_loss import Losses
+from reservation.application.readiness.data_loss import DataLossDetector
 from reservation.application.sales.catalog import Catalog
 from reservation.domain.alarms import Alarm
 from reservation.domain.errors import Unavailable
 from reservation.telemetry.metrics import PREPARE_CLOSED, alarm
 
-__all__ = ["Watch"]
+__all__ = ["RedisMonitor"]
 
 log = structlog.get_logger(__name__)
 
@@ -48,7 +48,7 @@ AGAIN_SECONDS: Final = 0.05
 RETRY_AFTER_SECONDS: Final = 5
 
 
-class Watch:
+class RedisMonitor:
     """One process's eye on Redis: what it must be, and what it must still have.
 
     Args:
@@ -63,7 +63,7 @@ class Watch:
     def __init__(
         self,
         connections: Connections,
-        losses: Losses,
+        losses: DataLossDetector,
         catalog: Catalog,
         vouches: Vouches,
         preflight: Callable[[], Awaitable[Sequence[str]]],

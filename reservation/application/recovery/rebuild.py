@@ -36,8 +36,8 @@ from reservation.application.audit.expected_records import (
     restock_fields,
     sale_fields,
 )
-from reservation.application.payments.orphaned import Orphans
-from reservation.application.readiness.data_loss import Losses
+from reservation.application.payments.orphaned import OrphanedPayments
+from reservation.application.readiness.data_loss import DataLossDetector
 from reservation.application.recovery.reclaim import Reclaim
 from reservation.domain.clock import Clock
 from reservation.domain.errors import (
@@ -46,7 +46,7 @@ from reservation.domain.errors import (
 )
 from reservation.domain.events import EventName
 from reservation.domain.sale import Item
-from reservation.domain.sale_settings import SaleChange, change_of, event_data_of
+from reservation.domain.sale_settings import SaleDefinition, change_of, event_data_of
 from reservation.domain.states import ENDED, HOLDING, LIVE, PAID, Status
 
 __all__ = ["NotLost", "Rebuild", "RebuildReport"]
@@ -93,7 +93,7 @@ class _Plan(msgspec.Struct, frozen=True, kw_only=True):
     sale_id: str
     head: SaleHead
     row: SaleRow
-    change: SaleChange
+    change: SaleDefinition
     operator: str
     epoch: str
     items: dict[str, ItemRow]
@@ -112,9 +112,9 @@ class Rebuild:
         keys: Keys,
         outbox: RedisOutbox,
         ledger: Ledger,
-        losses: Losses,
+        losses: DataLossDetector,
         reclaim: Reclaim,
-        orphans: Orphans,
+        orphans: OrphanedPayments,
         *,
         clock: Clock,
     ) -> None:
@@ -237,7 +237,7 @@ class Rebuild:
         if row is None:
             raise SaleNotFound
         if row.settings is None:
-            change, operator = msgspec.json.decode(row.document, type=SaleChange), "rebuild"
+            change, operator = msgspec.json.decode(row.document, type=SaleDefinition), "rebuild"
             items = {item.sku: _new_item(item) for item in change.items}
         else:
             change, operator = change_of(row.settings)

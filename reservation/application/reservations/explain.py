@@ -8,15 +8,15 @@ from reservation.adapters.redis.reservation_store import Store
 from reservation.adapters.redis.sale_store import SaleStore
 from reservation.adapters.sql.ledger import Ledger
 from reservation.adapters.sql.orders import HolderRow
-from reservation.application.reservations.queries import Look
+from reservation.application.reservations.queries import ReservationQueries
 from reservation.domain.clock import Clock, as_wire
 from reservation.domain.errors import SaleNotFound, SkuNotFound
-from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentLimits
+from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentTimeouts
 from reservation.domain.reservation import Reservation
 from reservation.domain.sale import Item
 from reservation.domain.states import HoldPolicy, Status
 
-__all__ = ["SkuWhy", "Waiting", "Why"]
+__all__ = ["Explain", "SkuWhy", "Waiting"]
 
 #: Holders and orders of each kind that are told: what fits on a screen.
 TOLD_MAX: Final = 20
@@ -46,7 +46,7 @@ class SkuWhy(msgspec.Struct, frozen=True, kw_only=True):
     undecided: tuple[Waiting, ...]
 
 
-class Why:
+class Explain:
     """Answers operators."""
 
     def __init__(
@@ -54,10 +54,10 @@ class Why:
         sales: SaleStore,
         store: Store,
         ledger: Ledger,
-        look: Look,
+        look: ReservationQueries,
         *,
         clock: Clock,
-        limits: PaymentLimits = DEFAULT_LIMITS,
+        limits: PaymentTimeouts = DEFAULT_LIMITS,
     ) -> None:
         self._sales = sales
         self._store = store

@@ -14,8 +14,8 @@ from reservation.adapters.redis.prepare_queue import (
     too_many,
 )
 from reservation.adapters.redis.reservation_store import Store
-from reservation.application.readiness.redis_monitor import Watch
-from reservation.application.sales.catalog import Catalog, Known
+from reservation.application.readiness.redis_monitor import RedisMonitor
+from reservation.application.sales.catalog import CachedSale, Catalog
 from reservation.domain.errors import (
     BuyerLimitExceeded,
     OutcomeUnknown,
@@ -35,7 +35,7 @@ from reservation.domain.reservation import (
 )
 from reservation.domain.sale import Sale
 
-__all__ = ["Done", "Prepare", "Prepared", "wish_of"]
+__all__ = ["Done", "PrepareReservations", "Prepared", "wish_of"]
 
 #: Orders that a buyer over the limit is shown.
 ORDERS_SHOWN_MAX = 20
@@ -59,7 +59,7 @@ Done = Callable[[Made | Prepared | Exception], None]
 _WITH_MORE = (Replayed, BuyerLimitExceeded, SaleRecovering)
 
 
-class Prepare:
+class PrepareReservations:
     """Takes holds through the queue that batches them."""
 
     def __init__(
@@ -68,7 +68,7 @@ class Prepare:
         queue: PrepareQueue,
         store: Store,
         order_ids: OrderIds,
-        watch: Watch,
+        watch: RedisMonitor,
     ) -> None:
         self._catalog = catalog
         self._queue = queue
@@ -78,7 +78,7 @@ class Prepare:
         self._slow: set[asyncio.Task[None]] = set()
 
     async def __call__(
-        self, known: Known, buyer_id: str, idempotency_key: str, wish: Wish
+        self, known: CachedSale, buyer_id: str, idempotency_key: str, wish: Wish
     ) -> Prepared:
         """Hold the wish's stock until the deadline; a repeat of the key gets the same order.
 
@@ -100,7 +100,7 @@ class Prepare:
             return await self._prepare_again(basket)
 
     def begin(
-        self, known: Known, buyer_id: str, idempotency_key: str, wish: Wish, done: Done
+        self, known: CachedSale, buyer_id: str, idempotency_key: str, wish: Wish, done: Done
     ) -> None:
         """The same, told to `done` rather than awaited: most wishes need no task of their own.
 
@@ -124,7 +124,7 @@ class Prepare:
 
         self._queue.submit(basket, epoch=known.epoch, done=decided)
 
-    def turned_away(self, known: Known) -> Unavailable | None:
+    def turned_away(self, known: CachedSale) -> Unavailable | None:
         """The refusal of every newcomer of this sale, while too many wait already."""
         return TOO_MANY if self._queue.is_full(known.sale.sale_id, known.epoch) else None
 
@@ -140,7 +140,7 @@ class Prepare:
         except (StoreUnavailable, StoreUncertain):
             return False
 
-    def basket(self, known: Known, buyer_id: str, idempotency_key: str, wish: Wish) -> Basket:
+    def basket(self, known: CachedSale, buyer_id: str, idempotency_key: str, wish: Wish) -> Basket:
         """The wish as the queue takes it."""
         sale_id = known.sale.sale_id
         order_id = self._order_ids.order_id(

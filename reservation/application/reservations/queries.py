@@ -15,7 +15,7 @@ from reservation.adapters.redis.reservation_store import Store
 from reservation.adapters.sql.ledger import Ledger
 from reservation.adapters.sql.orders import OrderRow, as_reservation
 from reservation.adapters.toss.banks import Bank, bank_of
-from reservation.application.readiness.data_loss import Losses
+from reservation.application.readiness.data_loss import DataLossDetector
 from reservation.application.reservations.waits import Waits
 from reservation.application.sales.catalog import Catalog
 from reservation.domain.clock import Clock
@@ -25,7 +25,7 @@ from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.domain.tokens import Claims
 
-__all__ = ["DepositAccount", "Look", "later_of"]
+__all__ = ["DepositAccount", "ReservationQueries", "later_of"]
 
 log = structlog.get_logger(__name__)
 
@@ -46,11 +46,17 @@ class DepositAccount(msgspec.Struct, frozen=True, kw_only=True):
     due_at_ms: int
 
 
-class Look:
+class ReservationQueries:
     """Reads reservations for their owners."""
 
     def __init__(
-        self, catalog: Catalog, store: Store, ledger: Ledger, losses: Losses, *, clock: Clock
+        self,
+        catalog: Catalog,
+        store: Store,
+        ledger: Ledger,
+        losses: DataLossDetector,
+        *,
+        clock: Clock,
     ) -> None:
         self._catalog = catalog
         self._store = store

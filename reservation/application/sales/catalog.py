@@ -19,7 +19,7 @@ from reservation.domain.clock import Clock
 from reservation.domain.errors import SaleNotFound, SaleRecovering, Unavailable
 from reservation.domain.sale import Sale
 
-__all__ = ["Catalog", "Known"]
+__all__ = ["CachedSale", "Catalog"]
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +30,7 @@ FRESH_SECONDS: Final = 1.0
 RECOVERING_SECONDS: Final = 5
 
 
-class Known(msgspec.Struct, frozen=True):
+class CachedSale(msgspec.Struct, frozen=True):
     """A sale and the epoch under which it may be changed."""
 
     sale: Sale
@@ -45,7 +45,7 @@ class Catalog:
         self._sales = sales
         self._ledger = ledger
         self._clock = clock
-        self._known: dict[str, Known] = {}
+        self._known: dict[str, CachedSale] = {}
         #: Of every sale, as SQL had it when it was last asked.
         self._epochs: dict[str, str] = {}
         #: Sales whose epoch SQL has to be asked for again.
@@ -53,7 +53,7 @@ class Catalog:
         #: Whether SQL was asked for all sales since the start.
         self._complete = False
         self._completing: asyncio.Task[None] | None = None
-        self._refreshing: dict[str, asyncio.Task[Known]] = {}
+        self._refreshing: dict[str, asyncio.Task[CachedSale]] = {}
         #: While SQL is away: the epochs to go by, of the sales that were compared with it.
         self._instead: Mapping[str, str] | None = None
         #: Sales that Redis lost or has in an older state than SQL, and what is missing.
@@ -80,7 +80,7 @@ class Catalog:
         if self.closed.pop(sale_id, None) is not None:
             self.forget(sale_id)
 
-    async def get(self, sale_id: str) -> Known:
+    async def get(self, sale_id: str) -> CachedSale:
         """The sale, at most about a second old while Redis answers.
 
         Raises:
@@ -97,7 +97,7 @@ class Catalog:
             self._start_refresh(sale_id)
         return known
 
-    def at_hand(self, sale_id: str) -> Known | None:
+    def at_hand(self, sale_id: str) -> CachedSale | None:
         """What `get` answers without waiting, or None where it would wait or refuse."""
         known = self._known.get(sale_id)
         if known is None or sale_id in self.closed:
@@ -106,7 +106,7 @@ class Catalog:
             self._start_refresh(sale_id)
         return known
 
-    async def fresh(self, sale_id: str) -> Known:
+    async def fresh(self, sale_id: str) -> CachedSale:
         """The sale as it stands now, after everything that was done before this call.
 
         Raises what `get` does.
@@ -148,10 +148,10 @@ class Catalog:
                 self._epochs.setdefault(sale_id, epoch)
         self._complete = True
 
-    async def _refresh(self, sale_id: str) -> Known:
+    async def _refresh(self, sale_id: str) -> CachedSale:
         return await asyncio.shield(self._start_refresh(sale_id))
 
-    def _start_refresh(self, sale_id: str) -> asyncio.Task[Known]:
+    def _start_refresh(self, sale_id: str) -> asyncio.Task[CachedSale]:
         task = self._refreshing.get(sale_id)
         if task is None:
             task = asyncio.create_task(self._load(sale_id))
@@ -159,12 +159,12 @@ class Catalog:
             task.add_done_callback(lambda done: self._refreshed(sale_id, done))
         return task
 
-    def _refreshed(self, sale_id: str, task: asyncio.Task[Known]) -> None:
+    def _refreshed(self, sale_id: str, task: asyncio.Task[CachedSale]) -> None:
         self._refreshing.pop(sale_id, None)
         if not task.cancelled() and (error := task.exception()):
             log.debug("sale_refresh_failed", sale_id=sale_id, reason=str(error))
 
-    async def _load(self, sale_id: str) -> Known:
+    async def _load(self, sale_id: str) -> CachedSale:
         epoch = await self._epoch(sale_id)
         if epoch is None:
             raise SaleNotFound
@@ -175,7 +175,7 @@ class Catalog:
         if sale is None or sale.epoch != epoch:
             self.forget(sale_id)
             raise SaleRecovering(retryAfter=1)
-        known = Known(sale, epoch, self._clock.monotonic())
+        known = CachedSale(sale, epoch, self._clock.monotonic())
         self._known[sale_id] = known
         return known
 

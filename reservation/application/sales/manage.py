@@ -8,7 +8,7 @@ import msgspec
 
 from reservation.adapters.redis.sale_store import SaleStore
 from reservation.adapters.sql.ledger import Ledger
-from reservation.application.sales.catalog import Catalog, Known
+from reservation.application.sales.catalog import CachedSale, Catalog
 from reservation.application.sales.listing import SaleList, SalePage
 from reservation.domain.clock import Clock
 from reservation.domain.errors import (
@@ -20,7 +20,7 @@ from reservation.domain.errors import (
 from reservation.domain.payment_gateway import GatewayLimits
 from reservation.domain.sale import ETAG_EPOCH_CHARS, Sale
 from reservation.domain.sale_settings import (
-    SaleChange,
+    SaleDefinition,
     digest_of,
     event_data_of,
     restock_digest_of,
@@ -28,7 +28,7 @@ from reservation.domain.sale_settings import (
 )
 from reservation.domain.states import SaleStatus
 
-__all__ = ["Sales"]
+__all__ = ["SaleAdministration"]
 
 #: A creation that began longer ago has come to Redis or never will: its call is refused there
 #: after five seconds.
@@ -38,7 +38,7 @@ CREATION_LOOKS_MAX: Final = 10
 CREATION_LOOK_SECONDS: Final = 0.05
 
 
-class Sales:
+class SaleAdministration:
     """Creates and changes sales; each change is an event with who did it and why."""
 
     def __init__(
@@ -62,7 +62,7 @@ class Sales:
         return await self._list.page(cursor, limit, now_ms=now_ms)
 
     async def put(
-        self, sale_id: str, change: SaleChange, *, if_match: str | None, operator: str
+        self, sale_id: str, change: SaleDefinition, *, if_match: str | None, operator: str
     ) -> tuple[Sale, bool]:
         """Create or update a sale; the sale, and whether it is new.
 
@@ -96,13 +96,13 @@ class Sales:
         self._list.expire()
         return (await self._catalog.fresh(sale_id)).sale
 
-    async def _standing(self, sale_id: str) -> Known | None:
+    async def _standing(self, sale_id: str) -> CachedSale | None:
         try:
             return await self._catalog.fresh(sale_id)
         except SaleNotFound:
             return None
 
-    async def _create(self, sale_id: str, change: SaleChange, operator: str) -> None:
+    async def _create(self, sale_id: str, change: SaleDefinition, operator: str) -> None:
         # SQL first: from then on a sale that Redis has lost is noticed, never made anew.
         epoch, made = await self._ledger.register_sale(
             sale_id,
@@ -127,7 +127,7 @@ class Sales:
             await asyncio.sleep(CREATION_LOOK_SECONDS)
         raise SaleRecovering(retryAfter=CREATION_SECONDS_MAX)
 
-    async def _create_again(self, sale_id: str, change: SaleChange, operator: str) -> bool:
+    async def _create_again(self, sale_id: str, change: SaleDefinition, operator: str) -> bool:
         """Finish a creation that reached SQL and never Redis; whether this was one.
 
         It may have reached Redis and been lost with all that was held in its first moments: the
@@ -146,7 +146,7 @@ class Sales:
         return True
 
     async def _repeat_of_create(
-        self, sale_id: str, known: Known, change: SaleChange, operator: str
+        self, sale_id: str, known: CachedSale, change: SaleDefinition, operator: str
     ) -> None:
         # The very same creation again is a repeat after a lost reply; anything else needs If-Match.
         if known.sale.version != 1:
@@ -156,7 +156,7 @@ class Sales:
         )
 
     async def _update(
-        self, sale_id: str, known: Known, change: SaleChange, if_match: str, operator: str
+        self, sale_id: str, known: CachedSale, change: SaleDefinition, if_match: str, operator: str
     ) -> None:
         version, _, epoch = if_match.removeprefix("v").partition(".")
         # Versions are counted anew where a rebuild did not get all of them.
@@ -176,7 +176,7 @@ class Sales:
     async def _put(
         self,
         sale_id: str,
-        change: SaleChange,
+        change: SaleDefinition,
         *,
         epoch: str,
         version: int,

@@ -182,7 +182,7 @@ BREAKERS = (
     Breaker(
         name="a decline gives back whatever it answers",
         file="reservation/domain/payment_rules.py",
-        old="if asked is Asked.FIRST_CONFIRM\n                else LookUp()",
+        old="if asked is AnswerTo.FIRST_CONFIRM\n                else LookUp()",
         new="if True\n                else LookUp()",
         test="tests/unit/domain/test_payment_rules.py::test_a_decline_gives_back_only_in_answer_to_the_first_confirm",
         says="LookUp",

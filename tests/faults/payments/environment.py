@@ -25,7 +25,7 @@ from reservation.adapters.toss import circuit_breaker as breaker
 from reservation.bootstrap import Service, opened
 from reservation.config.settings import Settings
 from reservation.domain.errors import ReservationError
-from reservation.domain.payment_timeouts import PaymentLimits
+from reservation.domain.payment_timeouts import PaymentTimeouts
 from reservation.domain.reservation import Reservation
 from tests.faults.payments.clock import WorldClock, scripts_by
 from tests.faults.payments.matrix import NONE, Plan
@@ -37,7 +37,7 @@ __all__ = ["LIMITS", "AtOnce", "Story", "World", "world"]
 
 #: What is awaited at the PG passes in the machine's time and is short; all else is as in
 #: production, in the world's time. A confirm and its lease are 75 s apart here as there.
-LIMITS: Final = PaymentLimits(
+LIMITS: Final = PaymentTimeouts(
     confirm_seconds=0.8, look_up_seconds=3.0, lease_margin_seconds=74.2, answer_seconds=0.05
 )
 #: How long a PG that does not answer is left alone, in the machine's time.

@@ -15,10 +15,10 @@ from reservation import failpoints
 from reservation.bootstrap import opened
 from reservation.config.settings import Settings
 from reservation.domain.errors import ReservationError
-from reservation.domain.payment_timeouts import PaymentLimits
+from reservation.domain.payment_timeouts import PaymentTimeouts
 
 #: As in production, but for a lease that a test can wait out.
-LIMITS: Final = PaymentLimits(
+LIMITS: Final = PaymentTimeouts(
     confirm_seconds=2.0,
     look_up_seconds=2.0,
     lease_margin_seconds=1.0,

@@ -12,7 +12,7 @@ from reservation.bootstrap import Service, opened
 from reservation.config.settings import Settings
 from reservation.domain.alarms import Alarm
 from reservation.domain.payment_gateway import RefundAccount
-from reservation.domain.payment_timeouts import PaymentLimits
+from reservation.domain.payment_timeouts import PaymentTimeouts
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.telemetry import metrics
@@ -25,7 +25,7 @@ __all__ = ["LIMITS", "comes_to", "damage", "raised", "refund_wish", "shop", "sol
 PATIENCE_SECONDS = 20.0
 
 #: A cancel that hangs is given up after a moment, and who is undecided is looked at again at once.
-LIMITS = PaymentLimits(
+LIMITS = PaymentTimeouts(
     confirm_seconds=1.0,
     look_up_seconds=0.5,
     lease_margin_seconds=30.0,
@@ -39,7 +39,7 @@ LIMITS = PaymentLimits(
 
 @asynccontextmanager
 async def shop(
-    folder: Path, redis_url: str, limits: PaymentLimits = LIMITS
+    folder: Path, redis_url: str, limits: PaymentTimeouts = LIMITS
 ) -> AsyncGenerator[tuple[Bench, RunningSandbox]]:
     with running_sandbox(folder) as sandbox:
         environ = {

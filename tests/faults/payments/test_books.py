@@ -10,7 +10,7 @@ import pytest
 from reservation.application.payments import resolve as conclude
 from reservation.domain.payment import Cause, Outcome, PaymentOutcome, Reason
 from reservation.domain.payment_gateway import Unknown
-from reservation.domain.payment_rules import Finish, Verdict, judge
+from reservation.domain.payment_rules import Decision, Finish, decide
 from reservation.sandbox.faults import Fault
 from tests.faults.payments.books import Report, check
 from tests.faults.payments.environment import World, world
@@ -43,7 +43,7 @@ async def test_a_charge_that_nobody_sold_is_told_of(
 async def test_a_silence_taken_for_a_refusal_is_told_of(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conclude, "judge", hasty)
+    monkeypatch.setattr(conclude, "decide", hasty)
     async with world(tmp_path, valkey_url, monkeypatch) as made:
         wave = await waved(made, DROPPED)
         assert wave.stories[0].status == "RELEASED"
@@ -52,12 +52,12 @@ async def test_a_silence_taken_for_a_refusal_is_told_of(
         assert any("we sold 0" in problem for problem in wrong)
 
 
-def hasty(answer: object, **case: object) -> Verdict:
-    decide: Callable[..., Verdict] = judge
+def hasty(answer: object, **case: object) -> Decision:
+    decision_of: Callable[..., Decision] = decide
     if isinstance(answer, Unknown):
         reason = Reason(Cause.PROVIDER_DECLINED, "X")
         return Finish(Outcome(name=PaymentOutcome.DECLINED, reason=reason))
-    return decide(answer, **case)
+    return decision_of(answer, **case)
 
 
 async def test_an_empty_cell_and_a_slow_settler_are_told_of(

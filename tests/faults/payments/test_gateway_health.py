@@ -11,7 +11,7 @@ from reservation.bootstrap import Service, opened
 from reservation.config.settings import Settings
 from reservation.domain.alarms import Alarm
 from reservation.domain.errors import PaymentDeclined, Unavailable
-from reservation.domain.payment_timeouts import PaymentLimits
+from reservation.domain.payment_timeouts import PaymentTimeouts
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.telemetry.metrics import ALARMS
@@ -49,7 +49,7 @@ async def charged_unheard(bench: Bench, sandbox: RunningSandbox, sale_id: str) -
 
 @asynccontextmanager
 async def other_merchant(
-    folder: Path, redis_url: str, limits: PaymentLimits
+    folder: Path, redis_url: str, limits: PaymentTimeouts
 ) -> AsyncGenerator[Service]:
     """The same shop, restarted with the key of a merchant that has none of its payments."""
     elsewhere = folder / "elsewhere"

@@ -13,7 +13,7 @@ import pytest
 
 from reservation.adapters.sql.payment_intents import IntentOutcome
 from reservation.adapters.sql.payments import PaymentRow
-from reservation.application.payments.orphaned import Orphans
+from reservation.application.payments.orphaned import OrphanedPayments
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import SystemClock
 from reservation.domain.payment import Cause, Reason
@@ -46,7 +46,7 @@ class Orphan:
         self.service, self.clock = bench.service, SetClock()
         self.payment_key = ""
         service = bench.service
-        self.orphans = Orphans(
+        self.orphans = OrphanedPayments(
             service.store,
             service.ledger,
             service.gateway,

@@ -16,7 +16,7 @@ from reservation.adapters.redis import connection_pool as pool
 from reservation.application.sales.listing import SaleList
 from reservation.domain.errors import MalformedRequest, SaleNotFound, SaleRecovering
 from reservation.domain.sale import Item, Sale
-from reservation.domain.sale_settings import SaleChange
+from reservation.domain.sale_settings import SaleDefinition
 from reservation.domain.states import HoldPolicy, SaleStatus
 from reservation.telemetry.metrics import ALARMS
 from reservation.workers.runner import Worker
@@ -46,9 +46,9 @@ def statements() -> Iterator[list[str]]:
     event.remove(Engine, "before_cursor_execute", note)
 
 
-def change(**changes: Any) -> SaleChange:
+def change(**changes: Any) -> SaleDefinition:
     now_ms = changes.pop("now_ms")
-    made = SaleChange(
+    made = SaleDefinition(
         name="Sale",
         currency="KRW",
         opens_at_ms=now_ms - 60_000,

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from reservation.application.payments.gateway_health import GatewayHealth
-from reservation.application.payments.resolve import Case, Conclude
+from reservation.application.payments.resolve import PaymentAttempt, PaymentResolver
 from reservation.domain.payment_gateway import Answered, Payment
 from reservation.domain.states import Status
 from tests.support.in_process import CONFIRMED, Bench, bench
@@ -27,9 +27,11 @@ async def test_nothing_is_sold_whose_payment_sql_did_not_take(
     service, sale_id = made.service, await made.sale()
     order = await made.hold(sale_id)
     claimed = await made.claim(order, payment_key="key-of-a-payment")
-    case = Case(order, await service.catalog.get(sale_id), claimed.fence, "key-of-a-payment")
+    case = PaymentAttempt(
+        order, await service.catalog.get(sale_id), claimed.fence, "key-of-a-payment"
+    )
     health = GatewayHealth(service.gateway, service.ledger, clock=service.clock)
-    conclude = Conclude(
+    conclude = PaymentResolver(
         service.store, service.ledger, service.gateway, service.losses, health, clock=service.clock
     )
     answer = Answered(

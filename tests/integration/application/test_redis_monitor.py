@@ -13,7 +13,7 @@ from reservation.adapters.sql.rebuild_queries import SaleHead
 from reservation.application.readiness.data_loss import compare
 from reservation.domain.errors import SaleRecovering, Unavailable
 from reservation.domain.sale import Item
-from reservation.domain.sale_settings import SaleChange
+from reservation.domain.sale_settings import SaleDefinition
 from reservation.domain.states import HoldPolicy
 from reservation.telemetry.metrics import PREPARE_CLOSED
 from tests.support.in_process import Bench, bench
@@ -129,10 +129,10 @@ async def test_a_sale_that_began_is_not_made_anew(here: Bench, trace: str) -> No
     assert (await here.service.ledger.known_sales())[sale_id] == made[0].epoch
 
 
-async def unfinished(here: Bench, *, seconds_ago: int = 60) -> tuple[str, SaleChange]:
+async def unfinished(here: Bench, *, seconds_ago: int = 60) -> tuple[str, SaleDefinition]:
     """A sale that was registered in SQL so long ago, and never came to Redis."""
     now_ms = here.service.clock.now_ms()
-    change = SaleChange(
+    change = SaleDefinition(
         name="Sale",
         currency="KRW",
         opens_at_ms=now_ms - 60_000,

@@ -19,7 +19,7 @@ from reservation.adapters.redis.embedded.server import EmbeddedServer
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.application.readiness import data_loss as losses
 from reservation.application.readiness import redis_monitor as recovery
-from reservation.application.sales.catalog import Known
+from reservation.application.sales.catalog import CachedSale
 from reservation.domain.errors import ReservationError
 from reservation.domain.payment import Cause, Reason
 from reservation.domain.reservation import Reservation
@@ -314,7 +314,7 @@ async def is_refused(call: Callable[[], Awaitable[object]]) -> bool:
 
 
 def store_calls(
-    here: Bench, held: Reservation, claimed: Reservation, known: Known
+    here: Bench, held: Reservation, claimed: Reservation, known: CachedSale
 ) -> dict[str, Callable[[], Awaitable[object]]]:
     """One call of each kind about a reservation."""
     store, sale_id, epoch = here.service.store, held.sale_id, known.epoch
@@ -336,7 +336,7 @@ def store_calls(
 
 
 def sale_calls(
-    here: Bench, sale_id: str, known: Known
+    here: Bench, sale_id: str, known: CachedSale
 ) -> dict[str, Callable[[], Awaitable[object]]]:
     """One call of each kind about a sale."""
     service, epoch, sale = here.service, known.epoch, known.sale

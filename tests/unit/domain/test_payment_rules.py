@@ -21,14 +21,14 @@ from reservation.domain.payment_gateway import (
     Unknown,
 )
 from reservation.domain.payment_rules import (
-    Asked,
+    AnswerTo,
     CancelFirst,
+    Decision,
     Finish,
     LookUp,
     Unapproved,
     Undecided,
-    Verdict,
-    judge,
+    decide,
 )
 from reservation.domain.reservation import Line, Reservation
 from reservation.domain.states import Status
@@ -65,33 +65,33 @@ def payment(status: str = "DONE", **changes: object) -> Payment:
 
 
 def verdict(
-    answer: Answer, asked: Asked = Asked.FIRST_CONFIRM, *, accounts: bool = False
-) -> Verdict:
-    return judge(answer, order=ORDER, payment_key="pk", asked=asked, virtual_accounts=accounts)
+    answer: Answer, asked: AnswerTo = AnswerTo.FIRST_CONFIRM, *, accounts: bool = False
+) -> Decision:
+    return decide(answer, order=ORDER, payment_key="pk", asked=asked, virtual_accounts=accounts)
 
 
-def after_refusal(refused: Answer, shown: Answer) -> Verdict:
-    return judge(
+def after_refusal(refused: Answer, shown: Answer) -> Decision:
+    return decide(
         shown,
         order=ORDER,
         payment_key="pk",
-        asked=Asked.LOOK_UP,
+        asked=AnswerTo.LOOK_UP,
         virtual_accounts=True,
         refused=refused,
     )
 
 
-def cause_of(found: Verdict) -> str:
+def cause_of(found: Decision) -> str:
     assert isinstance(found, Finish), found
     assert found.outcome.reason is not None
     return found.outcome.reason.cause
 
 
-def name_of(found: Verdict) -> str:
+def name_of(found: Decision) -> str:
     return found.outcome.name if isinstance(found, Finish | CancelFirst) else type(found).__name__
 
 
-asked_any = st.sampled_from(Asked)
+asked_any = st.sampled_from(AnswerTo)
 statuses = st.sampled_from([*PaymentStatus, "SOMETHING_NEW"])
 
 
@@ -111,37 +111,39 @@ statuses = st.sampled_from([*PaymentStatus, "SOMETHING_NEW"])
     ],
 )
 def test_a_look_up_is_believed_status_by_status(status: str, accounts: bool, expected: str) -> None:
-    assert name_of(verdict(Answered(payment(status)), Asked.LOOK_UP, accounts=accounts)) == expected
+    assert (
+        name_of(verdict(Answered(payment(status)), AnswerTo.LOOK_UP, accounts=accounts)) == expected
+    )
 
 
 def test_an_account_that_the_sale_does_not_take_is_cancelled_first() -> None:
     waiting = Answered(payment("WAITING_FOR_DEPOSIT"))
-    assert isinstance(verdict(waiting, Asked.LOOK_UP), CancelFirst)
+    assert isinstance(verdict(waiting, AnswerTo.LOOK_UP), CancelFirst)
     assert isinstance(verdict(waiting), LookUp)
 
 
 def test_a_decline_gives_back_only_in_answer_to_the_first_confirm() -> None:
     declined = Declined("REJECT_CARD_COMPANY", "")
     assert name_of(verdict(declined)) == "declined"
-    assert isinstance(verdict(declined, Asked.LATER_CONFIRM), LookUp)
+    assert isinstance(verdict(declined, AnswerTo.LATER_CONFIRM), LookUp)
 
 
 def test_a_payment_that_the_pg_does_not_know_is_looked_up() -> None:
     missing = PaymentMissing("NOT_FOUND_PAYMENT")
     assert verdict(missing) == LookUp(missing=True)
-    assert verdict(missing, Asked.LATER_CONFIRM) == LookUp(missing=True)
-    assert verdict(missing, Asked.LOOK_UP) == Unapproved(missing=True)
+    assert verdict(missing, AnswerTo.LATER_CONFIRM) == LookUp(missing=True)
+    assert verdict(missing, AnswerTo.LOOK_UP) == Unapproved(missing=True)
 
 
 @given(asked_any)
-def test_our_own_fault_raises_the_alarm_and_keeps_the_hold(asked: Asked) -> None:
+def test_our_own_fault_raises_the_alarm_and_keeps_the_hold(asked: AnswerTo) -> None:
     found = verdict(Misconfigured("INVALID_API_KEY", ""), asked)
     looked_up = Undecided(alarm=Alarm.GATEWAY_MISCONFIGURED)
-    assert found == (looked_up if asked is Asked.LOOK_UP else LookUp())
+    assert found == (looked_up if asked is AnswerTo.LOOK_UP else LookUp())
 
 
 @given(st.sampled_from([TryAgain("x"), Unknown("x"), Unknown("x", bound_to_key=True)]), asked_any)
-def test_what_is_not_known_never_gives_back(answer: Answer, asked: Asked) -> None:
+def test_what_is_not_known_never_gives_back(answer: Answer, asked: AnswerTo) -> None:
     assert verdict(answer, asked) == Undecided()
 
 
@@ -160,7 +162,7 @@ def test_what_is_not_known_never_gives_back(answer: Answer, asked: Asked) -> Non
     ),
 )
 def test_an_answer_that_is_not_ours_in_every_member_sells_nothing(
-    status: str, asked: Asked, accounts: bool, change: dict[str, object]
+    status: str, asked: AnswerTo, accounts: bool, change: dict[str, object]
 ) -> None:
     found = verdict(Answered(payment(status, **change)), asked, accounts=accounts)
     assert name_of(found) not in ("confirmed", "awaiting_deposit")
@@ -172,14 +174,14 @@ def test_an_answer_that_is_not_ours_in_every_member_sells_nothing(
 def test_money_of_another_amount_is_cancelled_on_a_look_up_only(change: dict[str, object]) -> None:
     done = Answered(payment("DONE", **change))
     assert isinstance(verdict(done), LookUp)
-    found = verdict(done, Asked.LOOK_UP)
+    found = verdict(done, AnswerTo.LOOK_UP)
     assert isinstance(found, CancelFirst)
     assert found.outcome.name == "refunded"
 
 
 @given(statuses)
 def test_an_answer_to_a_later_confirm_may_be_an_old_one_and_is_looked_up(status: str) -> None:
-    assert verdict(Answered(payment(status)), Asked.LATER_CONFIRM) == LookUp()
+    assert verdict(Answered(payment(status)), AnswerTo.LATER_CONFIRM) == LookUp()
 
 
 REFUSED = Misconfigured("INVALID_REQUEST", "", bound_to_key=True)
@@ -232,6 +234,6 @@ def test_an_order_id_that_this_very_payment_used_is_sold() -> None:
 @given(statuses)
 def test_what_follows_no_refusal_of_ours_is_judged_as_any_look_up(status: str) -> None:
     shown = Answered(payment(status))
-    asked = verdict(shown, Asked.LOOK_UP, accounts=True)
+    asked = verdict(shown, AnswerTo.LOOK_UP, accounts=True)
     for other in (Declined("X", ""), PaymentMissing("X"), Unknown("x"), TryAgain("x")):
         assert after_refusal(other, shown) == asked
