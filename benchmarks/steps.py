@@ -21,7 +21,7 @@ from api.http.fastpath.response_template import ResponseTemplate
 from api.http.middleware import record, request_id
 from api.http.routes.reservations import wish_in
 from api.http.schemas.reservations import PrepareRequest
-from reservation.adapters.redis.prepare_replies import Common, Made
+from reservation.adapters.redis.prepare_replies import BatchReply, HoldCreated
 from reservation.adapters.redis.script_results import PrepareWord
 from reservation.application.sales.catalog import CachedSale
 from reservation.bootstrap import opened
@@ -130,7 +130,7 @@ async def measure(data_dir: Path) -> dict[str, float]:
         def admitted(buyer: tuple[str, str]) -> float:
             return api.prepares.wait(buyer[0], time.monotonic()) if api.prepares else 0.0
 
-        common = Common(SALE.sale_id, PrepareWord.HELD, HELD, [wish])
+        common = BatchReply(SALE.sale_id, PrepareWord.HELD, HELD, [wish])
         baskets = [basket_of(buyer) for buyer in buyers]
         orders = [made(common, basket) for basket in baskets]
         alike = orders[0].alike.reservation
@@ -153,10 +153,10 @@ async def measure(data_dir: Path) -> dict[str, float]:
         }
 
 
-def made(common: Common, basket: Basket) -> Made:
+def made(common: BatchReply, basket: Basket) -> HoldCreated:
     """What a held basket becomes."""
     order = common.decision_of(basket, SEQ)
-    if not isinstance(order, Made):
+    if not isinstance(order, HoldCreated):
         raise TypeError(order)
     return order
 

@@ -8,14 +8,14 @@ import msgspec
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from reservation.adapters.redis.audit_reader import Inspection
-from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.audit_reader import AuditReader
+from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.outbox import RedisOutbox
 from reservation.adapters.redis.prepare_queue import PrepareQueue
-from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.redis.sale_store import SaleStore
-from reservation.adapters.redis.sale_writer import Restorer
+from reservation.adapters.redis.sale_writer import SaleWriter
 from reservation.adapters.redis.vouches import Vouches
 from reservation.adapters.sql.engine import Database
 from reservation.adapters.sql.errors import reason_of
@@ -66,9 +66,9 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
 
     settings: Settings
     clock: Clock
-    connections: Connections
+    connections: RedisClient
     keys: Keys
-    store: Store
+    store: ReservationStore
     sale_store: SaleStore
     outbox: RedisOutbox
     ledger: Ledger
@@ -118,7 +118,7 @@ async def opened(
     """
     clock = clock or SystemClock()
     async with AsyncExitStack() as stack:
-        connections = Connections(settings.redis_url, clock=clock)
+        connections = RedisClient(settings.redis_url, clock=clock)
         stack.push_async_callback(connections.aclose)
         ledger = await _ledger(settings, stack, may_be_away=sql_may_be_away)
         gateway = _gateway(settings, limits)
@@ -129,7 +129,7 @@ async def opened(
 def _assembled(
     stack: AsyncExitStack,
     settings: Settings,
-    connections: Connections,
+    connections: RedisClient,
     ledger: Ledger,
     gateway: PaymentGateway,
     clock: Clock,
@@ -137,8 +137,11 @@ def _assembled(
 ) -> Service:
     """The verbs, around what is connected; what must end before it is put on the stack."""
     keys = Keys(settings.key_prefix)
-    store, sale_store = Store(connections, keys, clock=clock), SaleStore(connections, keys)
-    outbox, restorer = RedisOutbox(connections, keys), Restorer(connections.unguarded(), keys)
+    store, sale_store = (
+        ReservationStore(connections, keys, clock=clock),
+        SaleStore(connections, keys),
+    )
+    outbox, restorer = RedisOutbox(connections, keys), SaleWriter(connections.unguarded(), keys)
     catalog = Catalog(sale_store, ledger, clock=clock)
     queue = _queue(settings, connections, keys, store, clock)
     stack.push_async_callback(queue.aclose)
@@ -148,7 +151,7 @@ def _assembled(
     payments = _payments(stack, catalog, store, ledger, gateway, losses, clock, limits)
     health, orphans = payments.health, payments.orphans
     preflight, watch = _watch(settings, connections, keys, losses, ledger, catalog, health, clock)
-    audit = _audit(Inspection(connections, keys, store), sale_store, ledger, outbox, clock)
+    audit = _audit(AuditReader(connections, keys, store), sale_store, ledger, outbox, clock)
     rebuild = _rebuild(keys, store, restorer, outbox, ledger, losses, orphans, clock)
     return Service(
         settings=settings,
@@ -198,7 +201,7 @@ class _Payments(NamedTuple):
 def _payments(
     stack: AsyncExitStack,
     catalog: Catalog,
-    store: Store,
+    store: ReservationStore,
     ledger: Ledger,
     gateway: PaymentGateway,
     losses: DataLossDetector,
@@ -243,7 +246,7 @@ async def _ledger(settings: Settings, stack: AsyncExitStack, *, may_be_away: boo
 
 
 def _queue(
-    settings: Settings, connections: Connections, keys: Keys, store: Store, clock: Clock
+    settings: Settings, connections: RedisClient, keys: Keys, store: ReservationStore, clock: Clock
 ) -> PrepareQueue:
     return PrepareQueue(
         connections, keys, expire=store.expire, clock=clock, limits=_buyer_limits(settings)
@@ -252,7 +255,7 @@ def _queue(
 
 def _watch(
     settings: Settings,
-    connections: Connections,
+    connections: RedisClient,
     keys: Keys,
     losses: DataLossDetector,
     ledger: Ledger,
@@ -271,22 +274,22 @@ def _watch(
 
 
 def _losses(
-    connections: Connections,
+    connections: RedisClient,
     keys: Keys,
-    restorer: Restorer,
+    restorer: SaleWriter,
     ledger: Ledger,
     catalog: Catalog,
     clock: Clock,
 ) -> DataLossDetector:
     # Orders are compared before their server is vouched for.
-    store = Store(connections.unguarded(), keys, clock=clock)
+    store = ReservationStore(connections.unguarded(), keys, clock=clock)
     return DataLossDetector(connections, restorer, store, ledger, catalog, clock=clock)
 
 
 def _rebuild(
     keys: Keys,
-    store: Store,
-    restorer: Restorer,
+    store: ReservationStore,
+    restorer: SaleWriter,
     outbox: RedisOutbox,
     ledger: Ledger,
     losses: DataLossDetector,
@@ -309,7 +312,7 @@ def _missing(
 
 
 def _audit(
-    inspection: Inspection, sales: SaleStore, ledger: Ledger, outbox: RedisOutbox, clock: Clock
+    inspection: AuditReader, sales: SaleStore, ledger: Ledger, outbox: RedisOutbox, clock: Clock
 ) -> Audit:
     return Audit(
         CounterAudit(sales, ledger, outbox, clock=clock),

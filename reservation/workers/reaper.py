@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from reservation.adapters.redis.expiry import EXPIRE_BATCH
-from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.application.sales.catalog import Catalog
 from reservation.telemetry.metrics import REAPED
 
@@ -26,7 +26,7 @@ BATCHES_AT_ONCE: Final = 2
 class Reaper:
     """Expires what is due."""
 
-    def __init__(self, catalog: Catalog, store: Store) -> None:
+    def __init__(self, catalog: Catalog, store: ReservationStore) -> None:
         self._catalog = catalog
         self._store = store
 

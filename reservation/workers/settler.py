@@ -9,7 +9,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
-from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.application.payments.settle import PaymentSettlement
 from reservation.domain.clock import Clock
 from reservation.domain.errors import ReservationError
@@ -76,7 +76,7 @@ class Settler:
 
     def __init__(
         self,
-        store: Store,
+        store: ReservationStore,
         settle: PaymentSettlement,
         *,
         clock: Clock,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from redis.exceptions import ResponseError
 
-from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import UnexpectedReply, good
 from tests.support.lua_sale import EPOCH, NOW, LuaSale
 
@@ -129,7 +129,7 @@ CALLS: dict[str, Call] = {
 
 
 async def scene_at(url: str) -> AsyncIterator[Scene]:
-    connections = Connections(url, clock=NOW)
+    connections = RedisClient(url, clock=NOW)
     await connections.measure_offset()
     made = Scene(LuaSale(connections))
     await made.set_up()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import StoreUnavailable
 from reservation.domain.clock import SystemClock
 from tests.support.lua_sale import LuaSale
@@ -16,7 +16,7 @@ async def test_new_holds_and_sales_are_refused_before_they_write_and_the_rest_go
     """`#!lua` without allow-oom is refused before its first command, so nothing is half-done."""
     server = make_server("full", binary=binary_of(name))
     await server.start()
-    connections = Connections(server.url, clock=SystemClock())
+    connections = RedisClient(server.url, clock=SystemClock())
     sale = LuaSale(connections)
     await sale.put()
     held, paying, sold = await sale.hold("h"), await sale.hold("p"), await sale.sold("s")

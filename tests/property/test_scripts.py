@@ -23,7 +23,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.mapping import as_event, as_mapping
 from reservation.domain.events import Event
 from reservation.verification.model.rules import OUTCOMES, Rules
@@ -79,7 +79,7 @@ class Sale(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.Runner()
-        self.connections = Connections(self.url, clock=NOW)
+        self.connections = RedisClient(self.url, clock=NOW)
         self.sale = LuaSale(self.connections)
         self.shop = rules_of("prepare", {})
         self.claims = itertools.count(1)

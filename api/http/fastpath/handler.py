@@ -25,7 +25,7 @@ from api.http.middleware import record, request_id
 from api.http.problem_details import PROBLEM_JSON, refusal_at_prepare
 from api.http.routes.reservations import PRIVATE, answer_of, is_admitted, wish_in
 from api.http.schemas.reservations import PrepareRequest
-from reservation.adapters.redis.prepare_queue import Alike, Made
+from reservation.adapters.redis.prepare_queue import HoldCreated, SharedFields
 from reservation.application.reservations.prepare import Done, Prepared
 from reservation.application.sales.catalog import CachedSale
 from reservation.domain.errors import (
@@ -110,7 +110,7 @@ class FastPrepareHandler:
         self._wishes: dict[tuple[str, str, int, bool, bytes], Wish] = {}
         #: By what makes a form; None where there was one answer only so far.
         self._forms: dict[tuple[Any, ...], ResponseTemplate | None] = {}
-        self._alike: dict[Alike, BatchTemplate] = {}
+        self._alike: dict[SharedFields, BatchTemplate] = {}
         #: By the refusal and how long the request's id is.
         self._refusals: dict[tuple[Exception, int], Refusal] = {}
         # Where answers have other members than a form knows, the start fails and not each answer.
@@ -216,7 +216,7 @@ class FastPrepareHandler:
         """Hand the wish to the queue; raises what can be refused without Redis."""
         self._api.service.prepare.begin(known, buyer_id, key, wish, done)
 
-    def made(self, made: Made, epoch: str) -> bytes:
+    def made(self, made: HoldCreated, epoch: str) -> bytes:
         """A reservation that was just made, on the wire."""
         alike = made.alike
         if self._now_ms() >= alike.reservation.expires_at_ms:
@@ -304,19 +304,19 @@ class FastPrepareRequest:
         except ReservationError as error:
             self._done(error)
 
-    def _done(self, outcome: Made | Prepared | Exception) -> None:
+    def _done(self, outcome: HoldCreated | Prepared | Exception) -> None:
         status, message = self._shown(outcome)
         self._asked.answer(status, message)
         record(_OPERATION, status, time.perf_counter() - self._began, self._id)
         if self._span is not None and tracing.tracer is not None:
-            if isinstance(outcome, Made | Prepared):
-                order = outcome.basket if isinstance(outcome, Made) else outcome.reservation
+            if isinstance(outcome, HoldCreated | Prepared):
+                order = outcome.basket if isinstance(outcome, HoldCreated) else outcome.reservation
                 tracing.tracer.note(self._span, order=order.order_id)
             tracing.tracer.answered(self._span, _OPERATION, status)
 
-    def _shown(self, outcome: Made | Prepared | Exception) -> tuple[int, bytes]:
+    def _shown(self, outcome: HoldCreated | Prepared | Exception) -> tuple[int, bytes]:
         try:
-            if isinstance(outcome, Made):
+            if isinstance(outcome, HoldCreated):
                 content = self._path.made(outcome, self._known.epoch)
                 return _CREATED, self._message(_HELD, content)
             if isinstance(outcome, Prepared):

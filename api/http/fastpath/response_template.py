@@ -16,7 +16,7 @@ import msgspec
 
 from api.http.dependencies import ApiContext
 from api.http.schemas.reservations import ReservationAnswer
-from reservation.adapters.redis.prepare_queue import Made
+from reservation.adapters.redis.prepare_queue import HoldCreated
 from reservation.domain.clock import as_wire
 from reservation.domain.errors import BrokenInvariant
 from reservation.domain.reservation import Line, Reservation
@@ -74,7 +74,7 @@ class ResponseTemplate:
 
     Args:
         api: the application's context.
-        alike: any of the reservations, but for the ids and the number (`Made.alike`).
+        alike: any of the reservations, but for the ids and the number (`HoldCreated.alike`).
         epoch: the sale's.
     """
 
@@ -140,7 +140,7 @@ class BatchTemplate:
         self._sign = sign
         self._sign_return = sign_return
 
-    def of(self, made: Made) -> bytes:
+    def of(self, made: HoldCreated) -> bytes:
         """The answer to one of them."""
         order_id, seq = made.basket.order_id, made.seq
         customer_key = self._customer_key(made.basket.buyer_id)

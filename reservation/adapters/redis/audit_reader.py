@@ -5,14 +5,14 @@ from typing import Final
 
 import msgspec
 
-from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import good
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.mapping import as_mapping
-from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.domain.reservation import Reservation
 
-__all__ = ["BuyerState", "Inspection", "OrderRecord", "OrderState", "SaleRecord"]
+__all__ = ["AuditReader", "BuyerState", "OrderRecord", "OrderState", "SaleRecord"]
 
 #: Keys of one round trip: about a millisecond of the server's single thread.
 KEYS_AT_ONCE: Final = 200
@@ -59,10 +59,10 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
     score: str | None
 
 
-class Inspection:
+class AuditReader:
     """Looks; changes nothing."""
 
-    def __init__(self, connections: Connections, keys: Keys, store: Store) -> None:
+    def __init__(self, connections: RedisClient, keys: Keys, store: ReservationStore) -> None:
         self._connections = connections
         self._keys = keys
         self._store = store

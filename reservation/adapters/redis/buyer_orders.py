@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import good
 from reservation.adapters.redis.keys import SaleKeys
 
@@ -14,7 +14,7 @@ ORDERS_AT_ONCE: Final = 1_000
 
 
 async def live_orders(
-    connections: Connections, names: SaleKeys, buyer_id: str, limit: int
+    connections: RedisClient, names: SaleKeys, buyer_id: str, limit: int
 ) -> list[str]:
     """The ids of the buyer's orders that are in one of the sale's sorted sets, newest first.
 

@@ -2,7 +2,7 @@
 
 redis-py retries ten times by default, on time-outs too, so a script whose reply was lost would run
 again. Here nothing is sent twice by the client; a caller whose script is idempotent repeats it
-itself (`Connections.call_again`). See docs/adr/0002-no-client-retries.md.
+itself (`RedisClient.call_again`). See docs/adr/0002-no-client-retries.md.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from reservation.adapters.redis.scripts import Script
 from reservation.domain.clock import Clock
 from reservation.telemetry import tracing
 
-__all__ = ["ClockReading", "Connections"]
+__all__ = ["ClockReading", "RedisClient"]
 
 log = structlog.get_logger(__name__)
 
@@ -85,7 +85,7 @@ class _Guard:
         self.doubted.set()
 
 
-class Connections:
+class RedisClient:
     """Commands to one server, its guard, and the difference between its clock and ours."""
 
     def __init__(self, url: str, *, clock: Clock) -> None:
@@ -108,7 +108,7 @@ class Connections:
         """From now on calls go only to a server that is vouched for."""
         self._guard.active = True
 
-    def unguarded(self) -> "Connections":
+    def unguarded(self) -> "RedisClient":
         """The same connections, for the calls that a server needs before it is vouched for.
 
         These compare it with SQL, judge its settings and clock, and rebuild or repair it.

@@ -14,14 +14,14 @@ from redis.exceptions import BusyLoadingError, MasterDownError, ReadOnlyError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-__all__ = ["Wire"]
+__all__ = ["RedisConnection"]
 
 _CLOSED: Final = "the server closed the connection"
 #: Refusals by which a server says that it is not, or not yet, the one to ask.
 _NOT_THE_MASTER: Final = (ReadOnlyError, MasterDownError, BusyLoadingError)
 
 
-class Wire(asyncio.Protocol):
+class RedisConnection(asyncio.Protocol):
     """One exchange at a time.
 
     Args:

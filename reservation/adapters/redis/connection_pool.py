@@ -21,7 +21,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from reservation.adapters.redis.connection import Wire
+from reservation.adapters.redis.connection import RedisConnection
 from reservation.adapters.redis.errors import StoreUnavailable, life_of
 
 __all__ = ["WAIT_SECONDS_MAX", "Pool"]
@@ -96,11 +96,11 @@ class Pool:
         self._maker.connection_kwargs["protocol"] = 2
         self._on_another_life = on_another_life
         #: All that are open.
-        self._wires: set[Wire] = set()
+        self._wires: set[RedisConnection] = set()
         #: Those of them that are free; the last used goes first, so the bottom is the longest idle.
-        self._idle: list[Wire] = []
+        self._idle: list[RedisConnection] = []
         #: Callers in order of arrival, while none is free.
-        self._waiting: deque[asyncio.Future[Wire]] = deque()
+        self._waiting: deque[asyncio.Future[RedisConnection]] = deque()
         self._opening: set[asyncio.Task[None]] = set()
         self._closed = False
         #: Rises with each sign of a failover; only connections of the present one are kept.
@@ -130,7 +130,7 @@ class Pool:
             self._drop(wire)
         self._idle.clear()
 
-    async def take(self) -> Wire:
+    async def take(self) -> RedisConnection:
         """A free connection; waits for one until a script that is sent now would do nothing.
 
         Raises:
@@ -143,7 +143,7 @@ class Pool:
             self._drop(wire)
         return await self._wait()
 
-    def give_back(self, wire: Wire, *, clean: bool) -> None:
+    def give_back(self, wire: RedisConnection, *, clean: bool) -> None:
         """Let others have the connection.
 
         Args:
@@ -163,7 +163,7 @@ class Pool:
             if self._sweeper is None:
                 self._sweep_later()
 
-    def renew(self, reason: str, *, met_on: Wire | None = None) -> None:
+    def renew(self, reason: str, *, met_on: RedisConnection | None = None) -> None:
         """Close what is idle and resolve the address anew: the server may be another one now.
 
         Args:
@@ -197,13 +197,13 @@ class Pool:
         for wire in idle:
             self._drop(wire)
 
-    async def _wait(self) -> Wire:
+    async def _wait(self) -> RedisConnection:
         if self._closed:
             raise StoreUnavailable("no connection: the service is ending")
         if len(self._waiting) >= WAITING_MAX:
             raise StoreUnavailable("no connection: too many calls wait for one")
         loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[Wire] = loop.create_future()
+        waiter: asyncio.Future[RedisConnection] = loop.create_future()
         self._waiting.append(waiter)
         timer = loop.call_later(WAIT_SECONDS_MAX, _end_waiting, waiter)
         self._open_more()
@@ -219,7 +219,7 @@ class Pool:
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
 
-    def _hand_over(self, wire: Wire) -> bool:
+    def _hand_over(self, wire: RedisConnection) -> bool:
         """Give the connection to the longest waiting caller; whether there was one."""
         while self._waiting:
             waiter = self._waiting.popleft()
@@ -282,13 +282,13 @@ class Pool:
         kwargs = self._maker.connection_kwargs
         return kwargs.get("path") or f"{kwargs.get('host')}:{kwargs.get('port')}"
 
-    async def _connect(self) -> Wire:
+    async def _connect(self) -> RedisConnection:
         connection = self._maker.make_connection()
         try:
             await connection.connect()
             if await connection.can_read():
                 raise RedisConnectionError("the server said more than was asked")
-            wire = Wire(connection)
+            wire = RedisConnection(connection)
             if self._closed or not wire.usable:
                 raise RedisConnectionError("it ended while it was greeted")
             return wire
@@ -306,7 +306,7 @@ class Pool:
         except NoPermissionError:
             connection.life = ""
 
-    def _drop(self, wire: Wire) -> None:
+    def _drop(self, wire: RedisConnection) -> None:
         self._wires.discard(wire)
         wire.close()
 
@@ -331,7 +331,7 @@ class Pool:
             self._sweep_later()
 
 
-def _end_waiting(waiter: asyncio.Future[Wire]) -> None:
+def _end_waiting(waiter: asyncio.Future[RedisConnection]) -> None:
     if not waiter.done():
         waiter.set_exception(StoreUnavailable("no connection became free in time"))
 

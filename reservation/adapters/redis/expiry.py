@@ -6,12 +6,12 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import UnexpectedReply, good, told
 from reservation.adapters.redis.keys import Keys, SaleKeys
 from reservation.adapters.redis.mapping import as_items
 from reservation.adapters.redis.script_results import ExpireWord
-from reservation.adapters.redis.script_runner import Calls
+from reservation.adapters.redis.script_runner import ScriptRunner
 from reservation.domain.clock import Clock
 from reservation.domain.reservation import Line
 
@@ -29,7 +29,9 @@ _Held = tuple[str, tuple[Line, ...]]
 class Expiry:
     """Runs expire.lua for orders that are due."""
 
-    def __init__(self, connections: Connections, calls: Calls, keys: Keys, *, clock: Clock) -> None:
+    def __init__(
+        self, connections: RedisClient, calls: ScriptRunner, keys: Keys, *, clock: Clock
+    ) -> None:
         self._connections = connections
         self._calls = calls
         self._keys = keys

@@ -4,7 +4,7 @@ import time
 from typing import Final
 
 from reservation import __version__
-from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.keys import Keys
 
 __all__ = ["Heartbeat"]
@@ -19,7 +19,7 @@ class Heartbeat:
 
     every_seconds = EVERY_SECONDS
 
-    def __init__(self, connections: Connections, keys: Keys, *, name: str, role: str) -> None:
+    def __init__(self, connections: RedisClient, keys: Keys, *, name: str, role: str) -> None:
         self._connections = connections
         self._key = keys.process(name)
         self._role = role

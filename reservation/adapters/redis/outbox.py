@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import StoreUnavailable, UnexpectedReply
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.mapping import as_event
@@ -20,7 +20,7 @@ CONSUMER: Final = "flusher"
 class RedisOutbox:
     """Reads events in order, acknowledges them, and trims what SQL has."""
 
-    def __init__(self, connections: Connections, keys: Keys) -> None:
+    def __init__(self, connections: RedisClient, keys: Keys) -> None:
         self._connections = connections
         self._keys = keys
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import structlog
 
-from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.overdue import (
@@ -33,12 +33,12 @@ from reservation.adapters.redis.overdue import (
 from reservation.adapters.redis.prepare_call import encode
 from reservation.adapters.redis.prepare_replies import (
     RETRY_AFTER_SECONDS,
-    Alike,
-    Common,
+    BatchReply,
     Decision,
-    Made,
+    HoldCreated,
     Replayed,
     Reply,
+    SharedFields,
     looked_up,
 )
 from reservation.adapters.redis.script_results import PrepareWord
@@ -51,7 +51,7 @@ from reservation.domain.reservation import Basket, Reservation
 from reservation.telemetry import tracing
 from reservation.telemetry.metrics import alarm
 
-__all__ = ["Alike", "Decision", "Made", "PrepareQueue", "Replayed", "too_many"]
+__all__ = ["Decision", "HoldCreated", "PrepareQueue", "Replayed", "SharedFields", "too_many"]
 
 log = structlog.get_logger(__name__)
 
@@ -83,7 +83,7 @@ LOOK_UP_PAUSE_SECONDS: Final = 0.2
 _LATER: Final = (PrepareWord.DUE, PrepareWord.AGAIN)
 
 
-class _Lane:
+class SaleQueue:
     """The baskets of one sale under one epoch, in order of arrival."""
 
     __slots__ = ("batch_seconds", "call_seconds", "due", "in_turn", "rounds", "task", "waiting")
@@ -120,7 +120,7 @@ class PrepareQueue:
 
     def __init__(
         self,
-        connections: Connections,
+        connections: RedisClient,
         keys: Keys,
         *,
         expire: Expire,
@@ -134,7 +134,7 @@ class PrepareQueue:
         self._clock = clock
         self._monotonic = clock.monotonic
         self._limits = limits.args()
-        self._lanes: dict[tuple[str, str], _Lane] = {}
+        self._lanes: dict[tuple[str, str], SaleQueue] = {}
         #: What goes on beside the lanes: look-ups of lost replies, answers that are being written.
         self._beside: set[asyncio.Task[None]] = set()
         self._waiting = 0
@@ -162,7 +162,9 @@ class PrepareQueue:
                 # Others are told the same one, and each raises its own.
                 future.set_exception(copy(outcome))
             else:
-                future.set_result(outcome.reservation() if isinstance(outcome, Made) else outcome)
+                future.set_result(
+                    outcome.reservation() if isinstance(outcome, HoldCreated) else outcome
+                )
 
         self.submit(basket, epoch=epoch, done=decide)
         return await future
@@ -175,7 +177,7 @@ class PrepareQueue:
         now = self._monotonic()
         lane = self._lanes.get((basket.sale_id, epoch))
         if lane is None:
-            lane = self._lanes[basket.sale_id, epoch] = _Lane()
+            lane = self._lanes[basket.sale_id, epoch] = SaleQueue()
         trace = None if tracing.tracer is None else tracing.tracer.here()
         lane.waiting.append(Waiting(basket, now, done, trace))
         self._waiting += 1
@@ -197,7 +199,7 @@ class PrepareQueue:
         ]:
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _drain(self, sale_id: str, epoch: str, lane: _Lane) -> None:
+    async def _drain(self, sale_id: str, epoch: str, lane: SaleQueue) -> None:
         try:
             while lane.waiting:
                 count = min(len(lane.waiting), BASKETS_MAX)
@@ -214,7 +216,9 @@ class PrepareQueue:
                 self._waiting -= 1
                 lane.waiting.popleft().decide(OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS))
 
-    async def _decide(self, sale_id: str, epoch: str, lane: _Lane, batch: list[Waiting]) -> None:
+    async def _decide(
+        self, sale_id: str, epoch: str, lane: SaleQueue, batch: list[Waiting]
+    ) -> None:
         not_after_ms = self._connections.not_after_ms()
         baskets = [waiting.basket for waiting in batch]
         wishes = list(dict.fromkeys([basket.wish for basket in baskets]))
@@ -229,7 +233,7 @@ class PrepareQueue:
             (word, *facts), *replies = await self._call(batch, keys, args)
             lane.call_seconds = self._monotonic() - sent_at
             # What cannot be read is a bug; whoever waits for it is answered all the same.
-            common = Common(sale_id, PrepareWord(word), facts, wishes)
+            common = BatchReply(sale_id, PrepareWord(word), facts, wishes)
             self._marks.learn_head(sale_id, epoch, common.mark)
             decided = list(zip(batch, replies, strict=common.refusal is None))
         except StoreUnavailable as error:
@@ -269,8 +273,8 @@ class PrepareQueue:
         self,
         sale_id: str,
         epoch: str,
-        lane: _Lane,
-        common: Common,
+        lane: SaleQueue,
+        common: BatchReply,
         replies: list[tuple[Waiting, Reply]],
     ) -> None:
         later, decided = _parted(replies)
@@ -280,14 +284,14 @@ class PrepareQueue:
         # A call that holds nothing is back before its answers are told.
         held = any(isinstance(reply, int) and reply > 0 for _, reply in decided)
         if quick and more and held and not later:
-            self._go_on_beside(self._tell(common, decided, pause_after=ANSWERS_AT_ONCE))
+            self._go_on_beside(self._deliver(common, decided, pause_after=ANSWERS_AT_ONCE))
         else:
-            await self._tell(common, decided, pause_after=len(replies))
+            await self._deliver(common, decided, pause_after=len(replies))
         if later:
             await self._wait(sale_id, epoch, lane, later)
 
     async def _wait(
-        self, sale_id: str, epoch: str, lane: _Lane, later: list[tuple[Waiting, list[str]]]
+        self, sale_id: str, epoch: str, lane: SaleQueue, later: list[tuple[Waiting, list[str]]]
     ) -> None:
         """Let holds that ran out be given back, here for one round or else beside the lane."""
         due = [(waiting, reply[1:]) for waiting, reply in later if reply[0] == PrepareWord.DUE]
@@ -305,7 +309,7 @@ class PrepareQueue:
         if lane.rounds is None:
             lane.rounds = _own_task(self._make_rounds(sale_id, epoch, lane))
 
-    async def _make_rounds(self, sale_id: str, epoch: str, lane: _Lane) -> None:
+    async def _make_rounds(self, sale_id: str, epoch: str, lane: SaleQueue) -> None:
         try:
             while lane.due:
                 due, lane.due = lane.due, []
@@ -330,9 +334,9 @@ class PrepareQueue:
             self._waiting -= len(left)
             refuse([one for one, _ in left], OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS))
 
-    async def _tell(
+    async def _deliver(
         self,
-        common: Common,
+        common: BatchReply,
         decided: Sequence[tuple[Waiting, Reply]],
         *,
         pause_after: int,

@@ -31,12 +31,12 @@ from reservation.domain.states import Status
 
 __all__ = [
     "RETRY_AFTER_SECONDS",
-    "Alike",
-    "Common",
+    "BatchReply",
     "Decision",
-    "Made",
+    "HoldCreated",
     "Replayed",
     "Reply",
+    "SharedFields",
     "looked_up",
 ]
 
@@ -48,17 +48,17 @@ class Replayed(msgspec.Struct, frozen=True):
     """The order stands already, made from the same body."""
 
 
-class Alike(msgspec.Struct, frozen=True, eq=False):
+class SharedFields(msgspec.Struct, frozen=True, eq=False):
     """What reservations share that one call made of one wish; two are never the same."""
 
     #: Any of them, but for the ids and the number, which are none.
     reservation: Reservation
 
 
-class Made(msgspec.Struct, frozen=True):
+class HoldCreated(msgspec.Struct, frozen=True):
     """A reservation that this call made."""
 
-    alike: Alike
+    alike: SharedFields
     basket: Basket
     #: The number of its event.
     seq: int
@@ -73,19 +73,19 @@ class Made(msgspec.Struct, frozen=True):
         )
 
 
-Decision = Made | Replayed
+Decision = HoldCreated | Replayed
 
 #: What prepare.lua says of one basket: its event's number, a refusal told before, a word, an error.
 Reply = int | list[str] | Exception
 
 
-class Common:
+class BatchReply:
     """What prepare.lua says of a whole batch, and what its baskets' replies mean in that light."""
 
     def __init__(
         self, sale_id: str, word: PrepareWord, facts: Sequence[Any], wishes: Sequence[Wish]
     ) -> None:
-        self._alike: dict[Wish, Alike] = {}
+        self._alike: dict[Wish, SharedFields] = {}
         self._refusals: dict[tuple[str, ...], ReservationError] = {}
         #: In the order of the replies.
         self._sold_out: list[ReservationError] = []
@@ -114,7 +114,7 @@ class Common:
         if isinstance(reply, int):
             if reply < 0:
                 return self._sold_out[-reply - 1]
-            return Made(self._alike[basket.wish], basket, reply)
+            return HoldCreated(self._alike[basket.wish], basket, reply)
         if isinstance(reply, Exception):
             raise UnexpectedReply(str(reply)) from reply
         told = tuple(reply)
@@ -141,8 +141,8 @@ def _alike(
     lines: tuple[Line, ...],
     expires_at_ms: int,
     created_at_ms: int,
-) -> Alike:
-    return Alike(
+) -> SharedFields:
+    return SharedFields(
         Reservation(
             order_id="",
             sale_id=sale_id,

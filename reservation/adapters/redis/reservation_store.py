@@ -12,14 +12,14 @@ from typing import Final
 import msgspec
 
 from reservation.adapters.redis.buyer_orders import live_orders
-from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import good
 from reservation.adapters.redis.expiry import Expiry
 from reservation.adapters.redis.keys import Keys, SaleKeys
 from reservation.adapters.redis.mapping import as_mapping, as_reservation
 from reservation.adapters.redis.refusals import limit_exceeded, sold_out
 from reservation.adapters.redis.script_results import ClaimWord, FinishWord, LeaseWord
-from reservation.adapters.redis.script_runner import Calls, members_json
+from reservation.adapters.redis.script_runner import ScriptRunner, members_json
 from reservation.domain.clock import Clock
 from reservation.domain.errors import ReservationExpired, SaleRecovering
 from reservation.domain.ids import sale_of
@@ -36,19 +36,19 @@ from reservation.domain.reservation import PAYMENT_ATTEMPTS_MAX, Reservation
 from reservation.domain.states import Status
 
 __all__ = [
-    "Store",
+    "ReservationStore",
 ]
 
 #: Rounds of "expire what is due, then ask again" that one claim may cost.
 DUE_ROUNDS_MAX: Final = 50
 
 
-class Store:
+class ReservationStore:
     """Reads and changes reservations."""
 
-    def __init__(self, connections: Connections, keys: Keys, *, clock: Clock) -> None:
+    def __init__(self, connections: RedisClient, keys: Keys, *, clock: Clock) -> None:
         self._connections = connections
-        self._calls = Calls(connections)
+        self._calls = ScriptRunner(connections)
         self._expiry = Expiry(connections, self._calls, keys, clock=clock)
         self._keys = keys
         self._clock = clock
@@ -170,7 +170,7 @@ class Store:
         Raises:
             SoldOut, BuyerLimitExceeded, ReservationExpired: no money may be asked for.
             HoldLost: Redis does not have the order.
-            and what `Calls.run` raises.
+            and what `ScriptRunner.run` raises.
         """
         keys = self._keys.of(order.sale_id)
         claim_id = secrets.token_hex(8)
@@ -271,7 +271,7 @@ class Store:
 
         Raises:
             ClaimLost: Redis has not seen this claim: it has lost events.
-            and what `Calls.run` raises.
+            and what `ScriptRunner.run` raises.
         """
         keys = self._keys.of(order.sale_id)
         reply = await self._calls.run(

@@ -5,7 +5,7 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import UnexpectedReply, good
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.mapping import as_mapping, as_sale
@@ -15,7 +15,7 @@ from reservation.adapters.redis.script_results import (
     RestockWord,
     SwitchWord,
 )
-from reservation.adapters.redis.script_runner import Calls, members_json
+from reservation.adapters.redis.script_runner import ScriptRunner, members_json
 from reservation.adapters.redis.scripts import load
 from reservation.domain.errors import (
     IdempotencyKeyReused,
@@ -60,9 +60,9 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
 class SaleStore:
     """Reads and changes sales."""
 
-    def __init__(self, connections: Connections, keys: Keys) -> None:
+    def __init__(self, connections: RedisClient, keys: Keys) -> None:
         self._connections = connections
-        self._calls = Calls(connections)
+        self._calls = ScriptRunner(connections)
         self._keys = keys
 
     async def ids(self) -> list[str]:

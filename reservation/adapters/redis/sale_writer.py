@@ -5,17 +5,17 @@ from typing import Any, Final
 
 import msgspec
 
-from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import NotPermitted, StoreUnavailable, good, life_of
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.mapping import as_mapping
 from reservation.adapters.redis.outbox import RedisOutbox
 from reservation.adapters.redis.script_results import RemakeWord
-from reservation.adapters.redis.script_runner import Calls
+from reservation.adapters.redis.script_runner import ScriptRunner
 from reservation.domain.errors import SaleRecovering
 from reservation.domain.reservation import Reservation
 
-__all__ = ["Found", "Restorer", "Writes"]
+__all__ = ["RedisSaleHead", "SaleWriter", "Writes"]
 
 #: Writes of one call: under 10 ms of the server's single thread.
 WRITES_MAX: Final = 600
@@ -23,7 +23,7 @@ WRITES_MAX: Final = 600
 SCAN_COUNT: Final = 1_000
 
 
-class Found(msgspec.Struct, frozen=True, kw_only=True):
+class RedisSaleHead(msgspec.Struct, frozen=True, kw_only=True):
     """The head of a sale as Redis has it, and what the outbox says at some of its events."""
 
     epoch: str
@@ -78,23 +78,23 @@ class Writes:
         return position
 
 
-class Restorer:
+class SaleWriter:
     """The steps of a rebuild that touch Redis; each may be repeated."""
 
-    def __init__(self, connections: Connections, keys: Keys) -> None:
+    def __init__(self, connections: RedisClient, keys: Keys) -> None:
         self._connections = connections
-        self._calls = Calls(connections)
+        self._calls = ScriptRunner(connections)
         self._outbox = RedisOutbox(connections, keys)
         self._keys = keys
 
-    async def look(self, sale_id: str, seq: int) -> Found | None:
+    async def look(self, sale_id: str, seq: int) -> RedisSaleHead | None:
         """The sale's head, and its outbox at one event; None where Redis has no such sale."""
         _, found = await self.look_at({sale_id: (seq,)})
         return found[sale_id]
 
     async def look_at(
         self, seqs: Mapping[str, Collection[int]]
-    ) -> tuple[str, dict[str, Found | None]]:
+    ) -> tuple[str, dict[str, RedisSaleHead | None]]:
         """The heads of several sales, and which life of which server all of them are from.
 
         Args:
@@ -114,7 +114,7 @@ class Restorer:
         shown = "" if isinstance(info, NotPermitted) else good(info)
         if self._connections.note_role(shown):
             raise StoreUnavailable("the server is a replica")
-        found: dict[str, Found | None] = {}
+        found: dict[str, RedisSaleHead | None] = {}
         for sale_id, wanted in seqs.items():
             head = good(next(replies))
             found[sale_id] = _found(head, [good(next(replies)) for _ in wanted])
@@ -234,10 +234,10 @@ class Restorer:
         await self.write(sale_id, writes, epoch=epoch)
 
 
-def _found(head: Sequence[str | None], answers: Sequence[Sequence[Any]]) -> Found | None:
+def _found(head: Sequence[str | None], answers: Sequence[Sequence[Any]]) -> RedisSaleHead | None:
     epoch, seq, chain = head
     if seq is None or chain is None:
         return None
     entries = [entry for answer in answers for entry in answer]
     chains = {int(name.partition("-")[0]): as_mapping(flat)["chain"] for name, flat in entries}
-    return Found(epoch=epoch or "", seq=int(seq), chain=chain, chains=chains)
+    return RedisSaleHead(epoch=epoch or "", seq=int(seq), chain=chain, chains=chains)

@@ -6,20 +6,20 @@ from typing import Any
 
 import msgspec
 
-from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.scripts import load
 from reservation.domain.errors import HoldLost, SaleRecovering, Unavailable
 
-__all__ = ["Calls", "members_json"]
+__all__ = ["ScriptRunner", "members_json"]
 
 
-class Calls:
+class ScriptRunner:
     """One call per change. Each script answers a repeat as it answered the first time.
 
     Each reply to a change raises the mark of its sale.
     """
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: RedisClient) -> None:
         self._connections = connections
         self._marks = connections.marks
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import NotPermitted, StoreUnavailable, good, life_of
 from reservation.adapters.redis.keys import Keys
 
@@ -28,7 +28,7 @@ class _Record(msgspec.Struct, frozen=True, omit_defaults=True):
 class Vouches:
     """Reads and keeps the record."""
 
-    def __init__(self, connections: Connections, keys: Keys) -> None:
+    def __init__(self, connections: RedisClient, keys: Keys) -> None:
         self._connections = connections
         self._key = keys.vouched
         self._kept: _Record | None = None

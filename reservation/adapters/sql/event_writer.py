@@ -19,7 +19,13 @@ from reservation.adapters.sql import tables
 from reservation.adapters.sql.bulk import among, insert_new, upsert
 from reservation.adapters.sql.engine import Database
 from reservation.adapters.sql.errors import is_of_the_row
-from reservation.adapters.sql.projection import Fold, ItemState, OrderState, Poison, SaleState
+from reservation.adapters.sql.projection import (
+    EventProjection,
+    InvalidEvent,
+    ItemState,
+    OrderState,
+    SaleState,
+)
 from reservation.domain.events import Event, chain_of
 from reservation.domain.states import Status
 
@@ -208,19 +214,21 @@ def _next_chain(chain: str, event: Event) -> str:
     )
 
 
-def _fold(fold: Fold, verdict: _Verdict) -> int:
+def _fold(fold: EventProjection, verdict: _Verdict) -> int:
     """Take the events in up to the first that cannot be true; how many that are."""
     for position, event in enumerate(verdict.fresh):
         try:
             fold.add(event)
-        except Poison as poison:
+        except InvalidEvent as poison:
             verdict.kind, verdict.seq = ApplyKind.POISON, event.seq
             verdict.reason = f"{event.event} of {event.order_id or 'the sale'}: {poison}"
             return position
     return len(verdict.fresh)
 
 
-async def _load(connection: AsyncConnection, sale_id: str, events: Sequence[Event]) -> Fold:
+async def _load(
+    connection: AsyncConnection, sale_id: str, events: Sequence[Event]
+) -> EventProjection:
     """The sale as SQL has it, with those orders that the events name."""
     sale = tables.sales
     wanted = [sale.c[name] for name in SaleState.__struct_fields__]
@@ -230,7 +238,7 @@ async def _load(connection: AsyncConnection, sale_id: str, events: Sequence[Even
         select(*_ITEM_COLUMNS).where(tables.items.c.sale_id == sale_id)
     )
     items = {row[0]: ItemState(*row) for row in found}
-    return Fold(
+    return EventProjection(
         sale_id,
         sale=state,
         items=items,
@@ -265,7 +273,7 @@ def _order_state(row: Row[Any]) -> OrderState:
 
 
 async def _write(
-    connection: AsyncConnection, sale_id: str, fold: Fold, events: Sequence[Event]
+    connection: AsyncConnection, sale_id: str, fold: EventProjection, events: Sequence[Event]
 ) -> None:
     changed = [fold.orders[order_id] for order_id in fold.changed_orders]
     # Without its last field a state is a row, column by column.
@@ -313,7 +321,7 @@ async def _write(
     )
 
 
-def _ended(fold: Fold, at_ms: int) -> list[dict[str, str | int]]:
+def _ended(fold: EventProjection, at_ms: int) -> list[dict[str, str | int]]:
     return [
         {"ended_order": order_id, "ended_key": key, "ended_fence": fence, "at_ms": at_ms}
         for order_id, key, fence in sorted(fold.ended_attempts)

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from reservation.adapters.sql.errors import is_of_the_row
 
-__all__ = ["BATCH_MAX", "Group"]
+__all__ = ["BATCH_MAX", "GroupCommit"]
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
@@ -24,7 +24,7 @@ BATCH_MAX: Final = 64
 WAITING_MAX: Final = 4096
 
 
-class Group(Generic[Item, Outcome]):
+class GroupCommit(Generic[Item, Outcome]):
     """Gathers writes of one kind.
 
     Args:

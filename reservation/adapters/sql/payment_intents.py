@@ -27,7 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reservation.adapters.sql.bulk import among, insert_into, insert_new
 from reservation.adapters.sql.engine import Database
-from reservation.adapters.sql.group_commit import Group
+from reservation.adapters.sql.group_commit import GroupCommit
 from reservation.adapters.sql.tables import orders, payment_attempts, payment_intents
 from reservation.domain.errors import BrokenInvariant
 
@@ -113,7 +113,7 @@ class IntentWriter:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._group = Group[Intent, IntentOutcome](self._commit)
+        self._group = GroupCommit[Intent, IntentOutcome](self._commit)
 
     async def write(self, intent: Intent) -> IntentOutcome:
         """The outcome, once it is committed and synced.

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reservation.adapters.sql.bulk import insert_into
 from reservation.adapters.sql.engine import Database
-from reservation.adapters.sql.group_commit import Group
+from reservation.adapters.sql.group_commit import GroupCommit
 from reservation.adapters.sql.tables import payment_answers, payments
 
 __all__ = [
@@ -73,7 +73,7 @@ class PaymentWriter:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._group = Group[AnswerRow | PaymentRow, None](self._commit)
+        self._group = GroupCommit[AnswerRow | PaymentRow, None](self._commit)
 
     async def write(self, row: AnswerRow | PaymentRow) -> None:
         """Append an answer, or keep a payment as the PG shows it now.

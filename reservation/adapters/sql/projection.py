@@ -12,7 +12,7 @@ import msgspec
 from reservation.domain.events import Event, EventName
 from reservation.domain.states import HOLDING, TRANSITIONS, SaleStatus, Status
 
-__all__ = ["Fold", "ItemState", "OrderState", "Poison", "SaleState"]
+__all__ = ["EventProjection", "InvalidEvent", "ItemState", "OrderState", "SaleState"]
 
 #: What BIGINT, JSON and Lua all carry whole.
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
@@ -22,7 +22,7 @@ _Delta = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
 _Word = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]+$")]
 
 
-class Poison(Exception):
+class InvalidEvent(Exception):
     """This event cannot be true; the sentence says why."""
 
 
@@ -142,7 +142,7 @@ _COUNTER: Final = {
 _SWITCHABLE: Final = frozenset({SaleStatus.OPEN, SaleStatus.PAUSED, SaleStatus.CLOSED})
 
 
-class Fold:
+class EventProjection:
     """A sale as SQL has it, taken on by events.
 
     Args:
@@ -206,20 +206,20 @@ class Fold:
                 ):
                     self._move(event, _MOVED.decode(event.data))
                 case _:
-                    raise Poison("there is no such event")
+                    raise InvalidEvent("there is no such event")
         except msgspec.MsgspecError as error:
-            raise Poison(f"its data cannot be read: {error}") from error
+            raise InvalidEvent(f"its data cannot be read: {error}") from error
 
     def _prepare(self, event: Event, data: _Prepared) -> None:
         if event.order_id in self.orders:
-            raise Poison("the order has begun before")
+            raise InvalidEvent("the order has begun before")
         if data.origin or data.to not in (Status.HELD, Status.PREPARED) or not event.order_id:
-            raise Poison(f"no order begins from {data.origin!r} to {data.to.value}")
+            raise InvalidEvent(f"no order begins from {data.origin!r} to {data.to.value}")
         if self.sale.currency is None:
-            raise Poison("the sale has no currency yet")
+            raise InvalidEvent("the sale has no currency yet")
         lines = tuple((sku, quantity, price) for sku, quantity, price in data.items)
         if len({sku for sku, _, _ in lines}) != len(lines):
-            raise Poison("two of its lines have the same item")
+            raise InvalidEvent("two of its lines have the same item")
         self._move_units(event.seq, lines, _AVAILABLE, _COUNTER[data.to], restock=True)
         self.orders[event.order_id] = OrderState(
             order_id=event.order_id,
@@ -243,17 +243,17 @@ class Fold:
     def _move(self, event: Event, data: _Moved) -> None:
         order = self.orders.get(event.order_id)
         if order is None or order.sale_id != self._sale_id:
-            raise Poison("nobody knows the order")
+            raise InvalidEvent("nobody knows the order")
         if data.origin is not order.status:
-            raise Poison(f"the order is {order.status.value}, not {data.origin.value}")
+            raise InvalidEvent(f"the order is {order.status.value}, not {data.origin.value}")
         takes_over = (
             event.event == EventName.TAKEN_OVER and data.origin is data.to is Status.CONFIRMING
         )
         if data.to not in TRANSITIONS[data.origin] and not takes_over:
-            raise Poison(f"no edge leads from {data.origin.value} to {data.to.value}")
+            raise InvalidEvent(f"no edge leads from {data.origin.value} to {data.to.value}")
         payment_key = data.payment_key or order.payment_key
         if data.to is Status.CONFIRMING and not payment_key:
-            raise Poison("no payment key claims it")
+            raise InvalidEvent("no payment key claims it")
         self._move_units(
             event.seq, order.lines, _COUNTER[data.origin], _COUNTER[data.to], restock=data.restock
         )
@@ -274,7 +274,7 @@ class Fold:
         for sku, item in self.items.items():
             taken = item.held + item.sold
             if taken > (wanted[sku].total if sku in wanted else 0):
-                raise Poison(f"{sku} would have fewer units than are held and sold")
+                raise InvalidEvent(f"{sku} would have fewer units than are held and sold")
         for sku, change in wanted.items():
             item = self.items.setdefault(sku, _nothing_of(sku))
             item.name, item.price = change.name.replace("\0", ""), change.price
@@ -292,18 +292,20 @@ class Fold:
 
     def _switch(self, data: _Switched) -> None:
         if data.status not in _SWITCHABLE:
-            raise Poison(f"no sale is switched to {data.status.value}")
+            raise InvalidEvent(f"no sale is switched to {data.status.value}")
         self.sale.switched = data.status.value
         self.sale_changed = True
 
     def _restock(self, event: Event, data: _Restocked) -> None:
         item = self.items.get(data.sku)
         if item is None:
-            raise Poison(f"nobody knows the item {data.sku}")
+            raise InvalidEvent(f"nobody knows the item {data.sku}")
         if item.total + data.delta != data.total:
-            raise Poison(f"{item.total} and {data.delta} units of {data.sku} are not {data.total}")
+            raise InvalidEvent(
+                f"{item.total} and {data.delta} units of {data.sku} are not {data.total}"
+            )
         if item.available + data.delta < 0:
-            raise Poison(f"more units of {data.sku} leave than are available")
+            raise InvalidEvent(f"more units of {data.sku} leave than are available")
         self._add_units(event.seq, item, data.delta)
         self._move_version(data.version)
 
@@ -332,9 +334,9 @@ class Fold:
         for sku, quantity, _ in lines:
             item = self.items.get(sku)
             if item is None:
-                raise Poison(f"nobody knows the item {sku}")
+                raise InvalidEvent(f"nobody knows the item {sku}")
             if origin != to and getattr(item, origin) < quantity:
-                raise Poison(f"{quantity} units of {sku} are more than are {origin}")
+                raise InvalidEvent(f"{quantity} units of {sku} are more than are {origin}")
         if origin == to:
             return
         for sku, quantity, _ in lines:

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from reservation.adapters.toss.banks import bank_code
-from reservation.adapters.toss.connection_pool import Lanes
+from reservation.adapters.toss.connection_pool import ConnectionPool
 from reservation.adapters.toss.error_codes import Operation, answer_of_refusal
 from reservation.domain.ids import PAYMENT_KEY
 from reservation.domain.payment_gateway import (
@@ -111,8 +111,8 @@ class TossGateway(PaymentGateway):
         }
         self._trust = httpx.create_ssl_context(trust_env=False)
         wait = self._times.connect_seconds
-        self._confirms = Lanes(self._client, most=CONFIRMS_MAX, wait_seconds=wait)
-        self._others = Lanes(self._client, most=LOOK_UPS_MAX, wait_seconds=wait)
+        self._confirms = ConnectionPool(self._client, most=CONFIRMS_MAX, wait_seconds=wait)
+        self._others = ConnectionPool(self._client, most=LOOK_UPS_MAX, wait_seconds=wait)
 
     def __repr__(self) -> str:
         return f"TossGateway({self._base_url})"
@@ -193,7 +193,11 @@ class TossGateway(PaymentGateway):
         )
 
     async def _ask(
-        self, operation: Operation, lanes: Lanes, request: httpx.Request, limit_seconds: float
+        self,
+        operation: Operation,
+        lanes: ConnectionPool,
+        request: httpx.Request,
+        limit_seconds: float,
     ) -> Answer:
         """Send one request and turn whatever happens into an answer."""
         if tracing.tracer is None:
@@ -205,7 +209,11 @@ class TossGateway(PaymentGateway):
             return answer
 
     async def _send(
-        self, operation: Operation, lanes: Lanes, request: httpx.Request, limit_seconds: float
+        self,
+        operation: Operation,
+        lanes: ConnectionPool,
+        request: httpx.Request,
+        limit_seconds: float,
     ) -> Answer:
         began = time.monotonic()
         trace = ""

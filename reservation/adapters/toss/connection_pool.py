@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 
 import httpx
 
-__all__ = ["Lanes"]
+__all__ = ["ConnectionPool"]
 
 
-class Lanes:
+class ConnectionPool:
     """Clients with one connection each; the one that was used last is used next.
 
     The connection pool of httpx looks through all its connections at each step of each call. With

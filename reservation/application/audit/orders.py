@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
-from reservation.adapters.redis.audit_reader import BuyerState, Inspection, OrderState
+from reservation.adapters.redis.audit_reader import AuditReader, BuyerState, OrderState
 from reservation.adapters.sql.ledger import Ledger
 from reservation.application.readiness.data_loss import is_under_way
 from reservation.domain.reservation import PAID_ORDERS, Reservation
@@ -47,7 +47,7 @@ _SERVED: Final = (
 class OrderAudit:
     """Checks what the counters alone do not show."""
 
-    def __init__(self, inspection: Inspection, ledger: Ledger) -> None:
+    def __init__(self, inspection: AuditReader, ledger: Ledger) -> None:
         self._inspection = inspection
         self._ledger = ledger
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from reservation.adapters.redis.audit_reader import Inspection, OrderRecord
+from reservation.adapters.redis.audit_reader import AuditReader, OrderRecord
 from reservation.adapters.redis.outbox import RedisOutbox
 from reservation.adapters.sql.ledger import Ledger
 from reservation.adapters.sql.orders import OrderRow
@@ -70,7 +70,7 @@ class RecordAudit:
     """Compares the records of a sale."""
 
     def __init__(
-        self, inspection: Inspection, ledger: Ledger, outbox: RedisOutbox, *, clock: Clock
+        self, inspection: AuditReader, ledger: Ledger, outbox: RedisOutbox, *, clock: Clock
     ) -> None:
         self._inspection = inspection
         self._ledger = ledger

@@ -23,7 +23,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
-from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.sql.ledger import Ledger
 from reservation.adapters.sql.payment_intents import IntentOutcome
 from reservation.application.payments.attempt_answer import attempt_answer
@@ -84,7 +84,7 @@ class PaymentConfirmation:
     def __init__(
         self,
         catalog: Catalog,
-        store: Store,
+        store: ReservationStore,
         ledger: Ledger,
         gateway: PaymentGateway,
         conclude: PaymentResolver,

@@ -11,7 +11,7 @@ import msgspec
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.sql.ledger import Ledger
 from reservation.adapters.sql.rebuild_queries import UnmetIntent
 from reservation.application.payments.absence import Absence
@@ -64,7 +64,7 @@ class OrphanedPayments:
 
     def __init__(
         self,
-        store: Store,
+        store: ReservationStore,
         ledger: Ledger,
         gateway: PaymentGateway,
         conclude: PaymentResolver,

@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
-from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.sql.ledger import Ledger
 from reservation.adapters.sql.payment_checks import PaymentCheck
 from reservation.application.payments.follow_up import FollowUp
@@ -43,7 +43,7 @@ class Recheck:
 
     def __init__(
         self,
-        store: Store,
+        store: ReservationStore,
         ledger: Ledger,
         gateway: PaymentGateway,
         follow_up: FollowUp,

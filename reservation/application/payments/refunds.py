@@ -20,7 +20,7 @@ import msgspec
 import structlog
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
-from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.sql.ledger import Ledger
 from reservation.adapters.sql.refunds import OtherRefund, RefundRecord, RefundReused
 from reservation.adapters.sql.refunds import RefundWish as WrittenWish
@@ -119,7 +119,7 @@ class RefundService:
     def __init__(
         self,
         catalog: Catalog,
-        store: Store,
+        store: ReservationStore,
         ledger: Ledger,
         gateway: PaymentGateway,
         conclude: PaymentResolver,

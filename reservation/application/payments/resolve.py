@@ -8,7 +8,7 @@ import msgspec
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.sql.ledger import Ledger
 from reservation.adapters.sql.payments import PaymentRow
 from reservation.application.payments.gateway_health import GatewayHealth
@@ -91,7 +91,7 @@ class PaymentResolver:
 
     def __init__(
         self,
-        store: Store,
+        store: ReservationStore,
         ledger: Ledger,
         gateway: PaymentGateway,
         losses: DataLossDetector,

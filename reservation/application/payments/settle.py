@@ -15,7 +15,7 @@ import msgspec
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.sql.ledger import Ledger
 from reservation.adapters.sql.payment_intents import IntentOutcome, VoidOutcome
 from reservation.application.payments.absence import Absence
@@ -61,7 +61,7 @@ class PaymentSettlement:
     def __init__(
         self,
         catalog: Catalog,
-        store: Store,
+        store: ReservationStore,
         ledger: Ledger,
         gateway: PaymentGateway,
         conclude: PaymentResolver,

@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.sql.ledger import Ledger
 from reservation.application.payments.follow_up import FollowUp
 from reservation.application.payments.settle import PaymentSettlement
@@ -70,7 +70,7 @@ class PaymentNotifications:
     def __init__(
         self,
         catalog: Catalog,
-        store: Store,
+        store: ReservationStore,
         ledger: Ledger,
         gateway: PaymentGateway,
         follow_up: FollowUp,

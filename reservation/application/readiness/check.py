@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from reservation.adapters.redis.client import ClockReading, Connections
+from reservation.adapters.redis.client import ClockReading, RedisClient
 from reservation.adapters.redis.errors import NotPermitted, UnexpectedReply, good
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.mapping import as_mapping
@@ -72,7 +72,7 @@ class Preflight:
 
     def __init__(
         self,
-        connections: Connections,
+        connections: RedisClient,
         keys: Keys,
         settings: Settings,
         *,

@@ -21,10 +21,10 @@ import msgspec
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.marks import Mark
-from reservation.adapters.redis.reservation_store import Store
-from reservation.adapters.redis.sale_writer import Found, Restorer
+from reservation.adapters.redis.reservation_store import ReservationStore
+from reservation.adapters.redis.sale_writer import RedisSaleHead, SaleWriter
 from reservation.adapters.sql.ledger import Ledger
 from reservation.adapters.sql.losses import MarkRow
 from reservation.adapters.sql.rebuild_queries import SaleHead, UnmetIntent
@@ -57,7 +57,9 @@ TIDY_SECONDS: Final = 60.0
 _MET: Final = (Status.CONFIRMING, Status.AWAITING_DEPOSIT, Status.CONFIRMED, Status.REFUNDED)
 
 
-def compare(head: SaleHead, found: Found | None, marks: Collection[MarkRow] = ()) -> str | None:
+def compare(
+    head: SaleHead, found: RedisSaleHead | None, marks: Collection[MarkRow] = ()
+) -> str | None:
     """What is wrong with Redis' state of a sale, read after SQL's; None where nothing is.
 
     Redis ahead of SQL is as it should be: the flusher follows. Redis behind a mark is not.
@@ -127,9 +129,9 @@ class DataLossDetector:
 
     def __init__(
         self,
-        connections: Connections,
-        restorer: Restorer,
-        store: Store,
+        connections: RedisClient,
+        restorer: SaleWriter,
+        store: ReservationStore,
         ledger: Ledger,
         catalog: Catalog,
         *,
@@ -315,7 +317,7 @@ class DataLossDetector:
             self._missing_since = missing
         return lost, run_ids
 
-    async def gap_of(self, sale_id: str, head: SaleHead) -> tuple[str | None, Found | None]:
+    async def gap_of(self, sale_id: str, head: SaleHead) -> tuple[str | None, RedisSaleHead | None]:
         """What one sale lost, None where nothing is; and what Redis has of it."""
         marks = await self._ledger.losses.unproven()
         reported = await self._ledger.losses.reported()
@@ -325,7 +327,7 @@ class DataLossDetector:
 
     async def _look_at(
         self, heads: Mapping[str, SaleHead], marks: Mapping[str, Sequence[MarkRow]]
-    ) -> tuple[str, dict[str, Found | None]]:
+    ) -> tuple[str, dict[str, RedisSaleHead | None]]:
         return await self._restorer.look_at(
             {
                 sale_id: {head.seq, *(mark.seq for mark in marks.get(sale_id, ()))}
@@ -356,7 +358,7 @@ class DataLossDetector:
         return True
 
     async def with_orders(
-        self, intents: Sequence[UnmetIntent], store: Store
+        self, intents: Sequence[UnmetIntent], store: ReservationStore
     ) -> list[tuple[UnmetIntent, Reservation | None]]:
         """Each intent and its order in Redis; those of a sale that Redis has lost are left out."""
         found: list[tuple[UnmetIntent, Reservation | None]] = []

@@ -3,7 +3,7 @@
 The scripts see a lost key and another epoch by themselves. What they cannot see is a server that
 came back with an older state of the right epoch: a file that lost its end, a restored backup. So
 prepares go only to a server whose sales were compared with SQL in this very life of it
-(`Connections.guard`), and the comparison is repeated every few seconds.
+(`RedisClient.guard`), and the comparison is repeated every few seconds.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.vouches import Vouches
 from reservation.adapters.sql.errors import reason_of
@@ -62,7 +62,7 @@ class RedisMonitor:
 
     def __init__(
         self,
-        connections: Connections,
+        connections: RedisClient,
         losses: DataLossDetector,
         catalog: Catalog,
         vouches: Vouches,

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import UnexpectedReply, good
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.mapping import as_mapping
@@ -43,7 +43,7 @@ class SalePreflight:
     """One process's look at the sales."""
 
     def __init__(
-        self, connections: Connections, keys: Keys, sales: SaleStore, ledger: Ledger
+        self, connections: RedisClient, keys: Keys, sales: SaleStore, ledger: Ledger
     ) -> None:
         self._connections = connections
         self._keys = keys

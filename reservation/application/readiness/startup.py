@@ -5,7 +5,7 @@ from typing import Final
 
 import structlog
 
-from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.sql import postgresql
@@ -30,7 +30,7 @@ async def is_answered(settings: Settings) -> bool:
             trusted is no row.
     """
     clock = SystemClock()
-    connections = Connections(settings.redis_url, clock=clock)
+    connections = RedisClient(settings.redis_url, clock=clock)
     try:
         preflight = Preflight(connections, Keys(settings.key_prefix), settings, clock=clock)
         if not settings.production:

@@ -22,7 +22,7 @@ import structlog
 
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.outbox import RedisOutbox
-from reservation.adapters.redis.sale_writer import Restorer, Writes
+from reservation.adapters.redis.sale_writer import SaleWriter, Writes
 from reservation.adapters.sql.event_writer import ApplyKind
 from reservation.adapters.sql.ledger import Ledger
 from reservation.adapters.sql.orders import OrderRow
@@ -108,7 +108,7 @@ class Rebuild:
 
     def __init__(
         self,
-        restorer: Restorer,
+        restorer: SaleWriter,
         keys: Keys,
         outbox: RedisOutbox,
         ledger: Ledger,

@@ -3,8 +3,8 @@
 import msgspec
 import structlog
 
-from reservation.adapters.redis.reservation_store import Store
-from reservation.adapters.redis.sale_writer import Restorer
+from reservation.adapters.redis.reservation_store import ReservationStore
+from reservation.adapters.redis.sale_writer import SaleWriter
 from reservation.adapters.sql.ledger import Ledger
 from reservation.adapters.sql.orders import as_reservation
 from reservation.adapters.sql.rebuild_queries import UnmetIntent
@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 class Reclaim:
     """Takes orders whose payment was asked for back to CONFIRMING, behind a rebuild's own epoch."""
 
-    def __init__(self, restorer: Restorer, store: Store, ledger: Ledger) -> None:
+    def __init__(self, restorer: SaleWriter, store: ReservationStore, ledger: Ledger) -> None:
         self._restorer = restorer
         self._store = store
         self._ledger = ledger

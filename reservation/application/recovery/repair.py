@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from reservation.adapters.redis.sale_writer import Restorer
+from reservation.adapters.redis.sale_writer import SaleWriter
 from reservation.adapters.sql.ledger import Ledger
 from reservation.application.audit.audit import Audit
 from reservation.application.recovery.rebuild import Rebuild
@@ -51,7 +51,9 @@ class RepairReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class Repair:
     """Repairs sales."""
 
-    def __init__(self, audit: Audit, rebuild: Rebuild, restorer: Restorer, ledger: Ledger) -> None:
+    def __init__(
+        self, audit: Audit, rebuild: Rebuild, restorer: SaleWriter, ledger: Ledger
+    ) -> None:
         self._audit = audit
         self._rebuild = rebuild
         self._restorer = restorer

@@ -4,7 +4,7 @@ from typing import Final
 
 import msgspec
 
-from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.redis.sale_store import SaleStore
 from reservation.adapters.sql.ledger import Ledger
 from reservation.adapters.sql.orders import HolderRow
@@ -52,7 +52,7 @@ class Explain:
     def __init__(
         self,
         sales: SaleStore,
-        store: Store,
+        store: ReservationStore,
         ledger: Ledger,
         look: ReservationQueries,
         *,

@@ -8,12 +8,12 @@ import msgspec
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.prepare_queue import (
     Decision,
-    Made,
+    HoldCreated,
     PrepareQueue,
     Replayed,
     too_many,
 )
-from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.application.readiness.redis_monitor import RedisMonitor
 from reservation.application.sales.catalog import CachedSale, Catalog
 from reservation.domain.errors import (
@@ -54,7 +54,7 @@ class Prepared(msgspec.Struct, frozen=True):
 
 
 #: Told once how a wish ended; anything but a refusal is a bug that its caller logs.
-Done = Callable[[Made | Prepared | Exception], None]
+Done = Callable[[HoldCreated | Prepared | Exception], None]
 #: Outcomes that something is fetched for, or that are tried once more.
 _WITH_MORE = (Replayed, BuyerLimitExceeded, SaleRecovering)
 
@@ -66,7 +66,7 @@ class PrepareReservations:
         self,
         catalog: Catalog,
         queue: PrepareQueue,
-        store: Store,
+        store: ReservationStore,
         order_ids: OrderIds,
         watch: RedisMonitor,
     ) -> None:
@@ -105,8 +105,8 @@ class PrepareReservations:
         """The same, told to `done` rather than awaited: most wishes need no task of their own.
 
         The caller has asked in this turn of the loop whether it is `turned_away`. `done` is told
-        once and must not raise. What was made by this very call it is told as `Made`, for the
-        caller to answer many of those alike.
+        once and must not raise. A hold that this very call made comes as `HoldCreated`: the caller
+        answers many of those alike.
 
         Raises:
             Those refusals that need no Redis; `done` is told nothing then.

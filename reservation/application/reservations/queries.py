@@ -11,7 +11,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
-from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.sql.ledger import Ledger
 from reservation.adapters.sql.orders import OrderRow, as_reservation
 from reservation.adapters.toss.banks import Bank, bank_of
@@ -52,7 +52,7 @@ class ReservationQueries:
     def __init__(
         self,
         catalog: Catalog,
-        store: Store,
+        store: ReservationStore,
         ledger: Ledger,
         losses: DataLossDetector,
         *,

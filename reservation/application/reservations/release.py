@@ -1,6 +1,6 @@
 """Give a hold back before any money was asked for."""
 
-from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.application.sales.catalog import Catalog
 from reservation.domain.clock import Clock
 from reservation.domain.errors import AlreadyConfirmed, PaymentInProgress
@@ -14,7 +14,7 @@ __all__ = ["Release"]
 class Release:
     """Releases holds for buyers, and for the PG's fail redirect."""
 
-    def __init__(self, catalog: Catalog, store: Store, *, clock: Clock) -> None:
+    def __init__(self, catalog: Catalog, store: ReservationStore, *, clock: Clock) -> None:
         self._catalog = catalog
         self._store = store
         self._clock = clock

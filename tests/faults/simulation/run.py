@@ -240,7 +240,7 @@ class _Run:
         )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(redis_pool, "ConnectionPool", SimulatedPool)
-            patch.setattr(redis_pool, "Wire", SimulatedWire)
+            patch.setattr(redis_pool, "RedisConnection", SimulatedWire)
             patch.setattr(aiosqlite.core, "SimpleQueue", InlineQueue)
             patch.setattr(aiosqlite.core, "Thread", NoThread)
             patch.setattr(httpx, "AsyncClient", SimulatedClient)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from reservation.adapters.redis.audit_reader import Inspection
+from reservation.adapters.redis.audit_reader import AuditReader
 from reservation.adapters.sql.payments import PaymentRow
 from reservation.application.audit import orders
 from reservation.domain.payment import Cause, Reason
@@ -71,7 +71,7 @@ async def test_buyers_that_sql_does_not_have_yet_are_looked_at_together(
         return await pipeline(commands, **how)
 
     monkeypatch.setattr(service.connections, "pipeline", counted)
-    inspection = Inspection(service.connections, service.keys, service.store)
+    inspection = AuditReader(service.connections, service.keys, service.store)
     states = await inspection.states(sale_id, buyer_ids)
     assert {state.orders[0].buyer_id for state in states.values()} == set(buyer_ids)
     assert trips == 3
@@ -114,7 +114,7 @@ async def test_no_read_of_the_audit_brings_back_more_than_a_page_of_buyers(
     await service.connections.command("DEL", names.buyer("buyer-33"))
     await service.connections.command("HSET", names.buyer("eve"), "a", 1)
     monkeypatch.setattr(orders, "PAGE_ORDERS", 7)
-    inspection: Any = Noted(Inspection(service.connections, service.keys, service.store))
+    inspection: Any = Noted(AuditReader(service.connections, service.keys, service.store))
     ledger: Any = Noted(service.ledger)
     problems = await orders.OrderAudit(inspection, ledger)(sale_id)
     assert [problem.partition("; ")[0] for problem in problems] == [

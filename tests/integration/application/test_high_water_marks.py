@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from reservation.adapters.redis.marks import NO_MARK, Marks
-from reservation.adapters.redis.sale_writer import Found
+from reservation.adapters.redis.sale_writer import RedisSaleHead
 from reservation.adapters.sql.losses import MarkRow
 from reservation.adapters.sql.rebuild_queries import SaleHead
 from reservation.application.readiness.data_loss import compare
@@ -17,7 +17,7 @@ from tests.support.in_process import Bench, bench
 from tests.support.valkey import MakeServer
 
 HEAD = SaleHead(epoch="e", seq=5, chain="c5")
-AHEAD = Found(epoch="e", seq=9, chain="c9", chains={5: "c5", 8: "c8"})
+AHEAD = RedisSaleHead(epoch="e", seq=9, chain="c9", chains={5: "c5", 8: "c8"})
 
 
 @pytest.fixture

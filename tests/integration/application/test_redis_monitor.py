@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from reservation.adapters.redis.sale_writer import Found
+from reservation.adapters.redis.sale_writer import RedisSaleHead
 from reservation.adapters.sql.rebuild_queries import SaleHead
 from reservation.application.readiness.data_loss import compare
 from reservation.domain.errors import SaleRecovering, Unavailable
@@ -31,17 +31,19 @@ async def here(tmp_path: Path, valkey_url: str) -> AsyncIterator[Bench]:
 @pytest.mark.parametrize(
     ("found", "gap"),
     [
-        (Found(epoch="e", seq=5, chain="c5", chains={5: "c5"}), None),
-        (Found(epoch="e", seq=9, chain="c9", chains={5: "c5"}), None),
-        (Found(epoch="e", seq=9, chain="c9", chains={}), None),
+        (RedisSaleHead(epoch="e", seq=5, chain="c5", chains={5: "c5"}), None),
+        (RedisSaleHead(epoch="e", seq=9, chain="c9", chains={5: "c5"}), None),
+        (RedisSaleHead(epoch="e", seq=9, chain="c9", chains={}), None),
         (None, "no such sale"),
-        (Found(epoch="d", seq=5, chain="c5", chains={5: "c5"}), "another epoch"),
-        (Found(epoch="e", seq=3, chain="c3", chains={}), "2 events are lost"),
-        (Found(epoch="e", seq=5, chain="x", chains={5: "x"}), "event 5 is another one"),
-        (Found(epoch="e", seq=9, chain="c9", chains={5: "x"}), "event 5 is another one"),
+        (RedisSaleHead(epoch="d", seq=5, chain="c5", chains={5: "c5"}), "another epoch"),
+        (RedisSaleHead(epoch="e", seq=3, chain="c3", chains={}), "2 events are lost"),
+        (RedisSaleHead(epoch="e", seq=5, chain="x", chains={5: "x"}), "event 5 is another one"),
+        (RedisSaleHead(epoch="e", seq=9, chain="c9", chains={5: "x"}), "event 5 is another one"),
     ],
 )
-def test_only_what_sql_has_and_redis_lacks_is_a_loss(found: Found | None, gap: str | None) -> None:
+def test_only_what_sql_has_and_redis_lacks_is_a_loss(
+    found: RedisSaleHead | None, gap: str | None
+) -> None:
     told = compare(HEAD, found)
     assert told is None if gap is None else told is not None and gap in told
 

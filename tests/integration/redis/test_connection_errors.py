@@ -15,14 +15,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from reservation.adapters.redis import connection_pool as pool
-from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import StoreUnavailable
 from reservation.domain.clock import SystemClock
 from tests.support.service import free_port
 
 
 async def cause_of(url: str) -> str:
-    connections = Connections(url, clock=SystemClock())
+    connections = RedisClient(url, clock=SystemClock())
     try:
         with pytest.raises(StoreUnavailable) as caught:
             await connections.command("PING")

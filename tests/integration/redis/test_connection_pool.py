@@ -15,7 +15,7 @@ from cryptography.x509.oid import NameOID
 
 from reservation.adapters.redis import client as connection
 from reservation.adapters.redis import connection_pool as pool
-from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain, UnexpectedReply
 from tests.support.lua_sale import NOW
 
@@ -27,14 +27,14 @@ pytestmark = pytest.mark.both_loops
 
 
 @pytest.fixture
-async def connections(valkey_url: str) -> AsyncIterator[Connections]:
-    made = Connections(valkey_url, clock=NOW)
+async def connections(valkey_url: str) -> AsyncIterator[RedisClient]:
+    made = RedisClient(valkey_url, clock=NOW)
     yield made
     await made.aclose()
 
 
 async def test_a_call_that_is_cancelled_leaves_its_reply_to_nobody(
-    connections: Connections,
+    connections: RedisClient,
 ) -> None:
     waiting = asyncio.create_task(connections.command("BLPOP", "nothing-comes", "0.2"))
     await asyncio.sleep(0.05)
@@ -47,7 +47,7 @@ async def test_a_call_that_is_cancelled_leaves_its_reply_to_nobody(
 
 
 async def test_a_reply_that_does_not_come_leaves_the_outcome_open(
-    connections: Connections, monkeypatch: pytest.MonkeyPatch
+    connections: RedisClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert await connections.command("PING") == "PONG"
     monkeypatch.setattr(connection, "SOCKET_TIMEOUT_SECONDS", 0.1)
@@ -58,7 +58,7 @@ async def test_a_reply_that_does_not_come_leaves_the_outcome_open(
 
 
 async def test_a_timer_that_is_set_already_makes_no_reply_late(
-    connections: Connections, monkeypatch: pytest.MonkeyPatch
+    connections: RedisClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "SOCKET_TIMEOUT_SECONDS", 1.0)
     # One timer looks after all of these, and is due in the midst of the second.
@@ -69,13 +69,13 @@ async def test_a_timer_that_is_set_already_makes_no_reply_late(
             await connections.command("BLPOP", "nothing-comes", "9")
 
 
-async def killed(connections: Connections) -> None:
+async def killed(connections: RedisClient) -> None:
     """The server ends all connections, this call's own too, which it answers before."""
     await connections.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no")
 
 
 async def test_a_connection_that_ended_while_nobody_used_it_is_not_used_again(
-    connections: Connections,
+    connections: RedisClient,
 ) -> None:
     first, second = await connections._pool.take(), await connections._pool.take()
     for taken in (first, second):
@@ -88,7 +88,7 @@ async def test_a_connection_that_ended_while_nobody_used_it_is_not_used_again(
 
 
 async def test_a_connection_that_is_about_to_end_is_not_used_again(
-    connections: Connections,
+    connections: RedisClient,
 ) -> None:
     taken = await connections._pool.take()
     # The end of the stream, and not yet the end of the connection.
@@ -106,7 +106,7 @@ async def test_a_connection_that_is_about_to_end_is_not_used_again(
 
 
 async def test_a_connection_that_ends_under_a_call_leaves_its_outcome_open(
-    connections: Connections,
+    connections: RedisClient,
 ) -> None:
     waiting = asyncio.create_task(connections.command("BLPOP", "nothing-comes", "9"))
     await asyncio.sleep(0.05)
@@ -117,7 +117,7 @@ async def test_a_connection_that_ends_under_a_call_leaves_its_outcome_open(
             await waiting
 
 
-async def test_what_comes_unasked_is_nobodys_reply(connections: Connections) -> None:
+async def test_what_comes_unasked_is_nobodys_reply(connections: RedisClient) -> None:
     taken = await connections._pool.take()
     # Two replies, of which the first is waited for.
     assert await taken.exchange(b"ECHO mine\r\nECHO nobodys\r\n", 1, seconds=1) == ["mine"]
@@ -133,7 +133,7 @@ async def test_what_comes_unasked_is_nobodys_reply(connections: Connections) -> 
     assert taken not in connections._pool._wires
 
 
-async def test_a_wire_has_one_exchange_at_a_time(connections: Connections) -> None:
+async def test_a_wire_has_one_exchange_at_a_time(connections: RedisClient) -> None:
     taken = await connections._pool.take()
     waiting = taken.exchange(b"PING\r\n", 1, seconds=1)
     assert not taken.usable
@@ -143,7 +143,7 @@ async def test_a_wire_has_one_exchange_at_a_time(connections: Connections) -> No
     connections._pool.give_back(taken, clean=True)
 
 
-async def test_an_error_reply_stands_among_the_others(connections: Connections) -> None:
+async def test_an_error_reply_stands_among_the_others(connections: RedisClient) -> None:
     await connections.command("SET", "text", "no list")
     one, broken, two = await connections.pipeline(
         [("ECHO", "one"), ("LPUSH", "text", "x"), ("ECHO", "two")]
@@ -154,7 +154,7 @@ async def test_an_error_reply_stands_among_the_others(connections: Connections) 
 
 
 async def test_more_calls_at_once_than_connections_wait_in_order(
-    connections: Connections, monkeypatch: pytest.MonkeyPatch
+    connections: RedisClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "CONNECTIONS_MAX", 1)
     done: list[str] = []
@@ -172,7 +172,7 @@ async def test_more_calls_at_once_than_connections_wait_in_order(
 
 
 async def test_a_call_that_no_connection_became_free_for_was_not_sent(
-    connections: Connections, monkeypatch: pytest.MonkeyPatch
+    connections: RedisClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "CONNECTIONS_MAX", 1)
     monkeypatch.setattr(pool, "WAIT_SECONDS_MAX", 0.1)
@@ -185,7 +185,7 @@ async def test_a_call_that_no_connection_became_free_for_was_not_sent(
 
 
 async def test_more_calls_than_may_wait_are_refused_unsent(
-    connections: Connections, monkeypatch: pytest.MonkeyPatch
+    connections: RedisClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "WAITING_MAX", 2)
     found = await asyncio.gather(
@@ -196,7 +196,7 @@ async def test_more_calls_than_may_wait_are_refused_unsent(
 
 
 async def test_a_caller_that_is_cancelled_while_it_waits_costs_no_connection(
-    connections: Connections, monkeypatch: pytest.MonkeyPatch
+    connections: RedisClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "CONNECTIONS_MAX", 1)
     only = await connections._pool.take()
@@ -212,7 +212,7 @@ async def test_a_caller_that_is_cancelled_while_it_waits_costs_no_connection(
     assert connections._pool._wires == {only} == set(connections._pool._idle)
 
 
-async def test_a_thousand_calls_at_once_are_all_answered(connections: Connections) -> None:
+async def test_a_thousand_calls_at_once_are_all_answered(connections: RedisClient) -> None:
     found = await asyncio.gather(
         *(connections.command("ECHO", str(number)) for number in range(1_000))
     )
@@ -223,7 +223,7 @@ async def test_a_thousand_calls_at_once_are_all_answered(connections: Connection
 async def test_callers_who_wait_for_a_server_that_is_not_there_are_refused_at_once(
     tmp_path: Path,
 ) -> None:
-    away = Connections(f"unix://{tmp_path / 'none.sock'}", clock=NOW)
+    away = RedisClient(f"unix://{tmp_path / 'none.sock'}", clock=NOW)
     async with asyncio.timeout(10):
         found = await asyncio.gather(
             *(away.command("PING") for _ in range(500)), return_exceptions=True
@@ -234,7 +234,7 @@ async def test_callers_who_wait_for_a_server_that_is_not_there_are_refused_at_on
     await away.aclose()
 
 
-async def test_a_service_that_has_ended_opens_no_connection(connections: Connections) -> None:
+async def test_a_service_that_has_ended_opens_no_connection(connections: RedisClient) -> None:
     waiting = asyncio.create_task(connections.command("BLPOP", "nothing-comes", "9"))
     opening = asyncio.create_task(connections.command("PING"))
     await asyncio.sleep(0)
@@ -251,7 +251,7 @@ async def test_a_service_that_has_ended_opens_no_connection(connections: Connect
 async def test_the_address_does_not_choose_the_protocol(valkey_url: str) -> None:
     """With RESP3 a server may say something that nobody asked."""
     mark = "&" if "?" in valkey_url else "?"
-    connections = Connections(f"{valkey_url}{mark}protocol=3", clock=NOW)
+    connections = RedisClient(f"{valkey_url}{mark}protocol=3", clock=NOW)
     hello = await connections.command("HELLO")
     assert hello[hello.index("proto") + 1] == 2
     await connections.aclose()
@@ -262,8 +262,8 @@ GREETED: Replies = {b"CLIENT": b"+OK\r\n", b"INFO": b"+run_id:x\r\n"}
 
 
 @asynccontextmanager
-async def connected_to(replies: Replies, folder: Path) -> AsyncIterator[Connections]:
-    """Connections to a server that answers each of these words, and nothing else."""
+async def connected_to(replies: Replies, folder: Path) -> AsyncIterator[RedisClient]:
+    """RedisClient to a server that answers each of these words, and nothing else."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.CancelledError):
@@ -272,7 +272,7 @@ async def connected_to(replies: Replies, folder: Path) -> AsyncIterator[Connecti
         writer.close()
 
     server = await asyncio.start_unix_server(answer, folder / "socket")
-    connections = Connections(f"unix://{folder / 'socket'}", clock=NOW)
+    connections = RedisClient(f"unix://{folder / 'socket'}", clock=NOW)
     try:
         yield connections
     finally:
@@ -330,7 +330,7 @@ async def test_a_server_that_never_greets_is_not_waited_for(
         writer.close()
 
     server, url = await mute_server(kind, tmp_path, mute)
-    connections = Connections(url, clock=NOW)
+    connections = RedisClient(url, clock=NOW)
     # Twice: a connection that was given up half-way must not be taken for a good one.
     for _ in range(2):
         with pytest.raises(StoreUnavailable):
@@ -362,7 +362,7 @@ async def test_calls_go_over_tls(valkey_url: str, tmp_path: Path) -> None:
     context.load_cert_chain(certificate)
     server = await asyncio.start_server(end, "localhost", 0, ssl=context)
     port = server.sockets[0].getsockname()[1]
-    connections = Connections(f"rediss://localhost:{port}/0?ssl_ca_certs={certificate}", clock=NOW)
+    connections = RedisClient(f"rediss://localhost:{port}/0?ssl_ca_certs={certificate}", clock=NOW)
     long = "x" * 1_000_000
     assert await connections.command("ECHO", long) == long
     assert await connections.command("ECHO", "mine") == "mine"

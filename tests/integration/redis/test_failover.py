@@ -13,8 +13,8 @@ from redis.asyncio import Redis
 
 from reservation.adapters.redis import client as connection
 from reservation.adapters.redis import connection_pool as pool
-from reservation.adapters.redis.audit_reader import Inspection
-from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.audit_reader import AuditReader
+from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.embedded.server import EmbeddedServer
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.application.readiness import data_loss as losses
@@ -245,7 +245,7 @@ async def test_a_refusal_of_a_server_that_is_not_the_master_closes_every_connect
         writer.close()
 
     server = await asyncio.start_unix_server(answer, tmp_path / "socket")
-    connections = Connections(f"unix://{tmp_path / 'socket'}", clock=NOW)
+    connections = RedisClient(f"unix://{tmp_path / 'socket'}", clock=NOW)
     taken = [await connections._pool.take() for _ in range(5)]
     for wire in taken:
         connections._pool.give_back(wire, clean=True)
@@ -272,7 +272,7 @@ async def test_idle_connections_are_closed_after_a_minute(
     assert pool.IDLE_SECONDS == 60
     monkeypatch.setattr(pool, "IDLE_SECONDS", 0.4)
     async with moving_address(valkey_url) as address:
-        connections = Connections(address.url, clock=NOW)
+        connections = RedisClient(address.url, clock=NOW)
         taken = [await connections._pool.take() for _ in range(10)]
         for wire in taken:
             connections._pool.give_back(wire, clean=True)
@@ -296,7 +296,7 @@ async def test_the_kernel_gives_up_bytes_that_a_vanished_host_does_not_acknowled
     if sys.platform != "linux":
         missing("only Linux has TCP_USER_TIMEOUT")
     async with moving_address(valkey_url) as address:
-        connections = Connections(address.url, clock=NOW)
+        connections = RedisClient(address.url, clock=NOW)
         wire = await connections._pool.take()
         kept = wire._transport.get_extra_info("socket")
         assert kept.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 2_000
@@ -341,7 +341,7 @@ def sale_calls(
     """One call of each kind about a sale."""
     service, epoch, sale = here.service, known.epoch, known.sale
     sales, outbox = service.sale_store, service.outbox
-    inspection = Inspection(service.connections, service.keys, service.store)
+    inspection = AuditReader(service.connections, service.keys, service.store)
     return {
         "announce": lambda: sales.announce(sale_id),
         "put": lambda: sales.put(
@@ -442,7 +442,7 @@ async def test_a_time_out_leaves_the_outcome_open_and_no_idle_connection(
 ) -> None:
     monkeypatch.setattr(connection, "SOCKET_TIMEOUT_SECONDS", 0.2)
     async with moving_address(valkey_url) as address:
-        connections = Connections(address.url, clock=NOW)
+        connections = RedisClient(address.url, clock=NOW)
         taken = [await connections._pool.take() for _ in range(5)]
         for wire in taken:
             connections._pool.give_back(wire, clean=True)

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 import pytest
 
 from reservation.adapters.redis import client as connection
-from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.embedded.server import EmbeddedServer
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.prepare_queue import PrepareQueue, Replayed
-from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.domain.errors import ReservationError, Unavailable
 from reservation.domain.ids import OrderIds
 from reservation.domain.payment import Claimed
@@ -37,10 +37,10 @@ TRIES_MAX = 20
 class Bench:
     """A queue and a store before a server of their own."""
 
-    def __init__(self, server: EmbeddedServer, connections: Connections) -> None:
+    def __init__(self, server: EmbeddedServer, connections: RedisClient) -> None:
         self.server, self.connections = server, connections
         self.sale = LuaSale(connections)
-        self.store = Store(connections, Keys(), clock=NOW)
+        self.store = ReservationStore(connections, Keys(), clock=NOW)
         self.queue = PrepareQueue(
             connections, Keys(), expire=self.store.expire, clock=NOW, limits=BuyerLimits()
         )
@@ -82,7 +82,7 @@ async def bench(make_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> Asy
     monkeypatch.setattr(connection, "SOCKET_TIMEOUT_SECONDS", SOCKET_TIMEOUT_SECONDS)
     server = make_server("frozen")
     await server.start()
-    connections = Connections(server.url, clock=NOW)
+    connections = RedisClient(server.url, clock=NOW)
     await connections.measure_offset()
     made = Bench(server, connections)
     await made.sale.put()

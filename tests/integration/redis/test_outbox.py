@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import StoreUnavailable
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.outbox import GROUP, RedisOutbox
@@ -15,7 +15,7 @@ from tests.support.lua_sale import NOW, LuaSale
 class Bench:
     """A sale whose events are read."""
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: RedisClient) -> None:
         self.sale = LuaSale(connections)
         self.outbox = RedisOutbox(connections, Keys())
 
@@ -33,7 +33,7 @@ def numbers(events: list[Event]) -> list[int]:
 @pytest.fixture
 async def bench(each_server_url: str) -> AsyncIterator[Bench]:
     """Four events: the sale, two holds, and one of them given back."""
-    connections = Connections(each_server_url, clock=NOW)
+    connections = RedisClient(each_server_url, clock=NOW)
     made = Bench(connections)
     await made.sale.put()
     first = await made.sale.hold("one")
@@ -81,7 +81,7 @@ async def test_a_second_flusher_finds_what_the_first_one_left(
     bench: Bench, each_server_url: str
 ) -> None:
     await bench.new(2)
-    connections = Connections(each_server_url, clock=NOW)
+    connections = RedisClient(each_server_url, clock=NOW)
     heir = RedisOutbox(connections, Keys())
     assert numbers(await heir.read_pending(bench.sale.id, 100)) == [1, 2]
     assert numbers(await heir.read_new(bench.sale.id, 100)) == [3, 4]
@@ -151,7 +151,7 @@ async def test_the_backlog_counts_what_was_not_trimmed_but_the_tail(bench: Bench
 
 
 async def test_another_sale_s_events_are_its_own(bench: Bench, each_server_url: str) -> None:
-    connections = Connections(each_server_url, clock=NOW)
+    connections = RedisClient(each_server_url, clock=NOW)
     other = Bench(connections)
     await other.sale.put()
     await other.outbox.ensure_group(other.sale.id, 0)

@@ -12,11 +12,11 @@ import structlog.testing
 from reservation.adapters.redis import client as connection
 from reservation.adapters.redis import overdue
 from reservation.adapters.redis import prepare_queue as batch
-from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import StoreUnavailable
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.prepare_queue import PrepareQueue, Replayed
-from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.domain.clock import SystemClock
 from reservation.domain.errors import (
     IdempotencyKeyReused,
@@ -37,9 +37,9 @@ IDS = OrderIds(b"k" * 32)
 class Bench:
     """A queue before a sale, behind the proxy; the sale itself is reached directly."""
 
-    def __init__(self, sale: LuaSale, proxy: LossyProxy, connections: Connections) -> None:
+    def __init__(self, sale: LuaSale, proxy: LossyProxy, connections: RedisClient) -> None:
         self.sale, self.proxy, self.connections = sale, proxy, connections
-        self.store = Store(connections, Keys(), clock=NOW)
+        self.store = ReservationStore(connections, Keys(), clock=NOW)
         self.queue = PrepareQueue(
             connections, Keys(), expire=self.store.expire, clock=NOW, limits=BuyerLimits()
         )
@@ -95,11 +95,11 @@ async def until(seen: Callable[[], bool]) -> None:
 
 @pytest.fixture
 async def bench(valkey_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
-    direct = Connections(valkey_url, clock=NOW)
+    direct = RedisClient(valkey_url, clock=NOW)
     sale = LuaSale(direct)
     await sale.put()
     async with lossy_proxy(valkey_url, tmp_path / "proxy.sock") as proxy:
-        connections = Connections(proxy.url, clock=NOW)
+        connections = RedisClient(proxy.url, clock=NOW)
         await connections.measure_offset()
         yield Bench(sale, proxy, connections)
         await connections.aclose()
@@ -230,7 +230,7 @@ class Rounds:
         self.count = 0
         # The proxy passes on no message of more than 64 KB.
         direct = bench.sale.connections
-        self._expire = Store(direct, Keys(), clock=NOW).expire
+        self._expire = ReservationStore(direct, Keys(), clock=NOW).expire
         bench.queue = PrepareQueue(direct, Keys(), expire=self, clock=NOW, limits=BuyerLimits())
 
     async def __call__(self, sale_id: str, order_ids: Any, *, epoch: str) -> int:
@@ -425,7 +425,7 @@ async def test_a_server_that_nobody_vouched_for_is_not_sold_from(bench: Bench) -
 
 
 async def test_a_server_that_is_not_there_is_certain_at_once(bench: Bench, tmp_path: Path) -> None:
-    away = Connections(f"unix://{tmp_path / 'nobody.sock'}", clock=NOW)
+    away = RedisClient(f"unix://{tmp_path / 'nobody.sock'}", clock=NOW)
     queue = PrepareQueue(away, Keys(), expire=bench.store.expire, clock=NOW, limits=BuyerLimits())
     with pytest.raises(Unavailable):
         await queue.prepare(bench.basket("one"), epoch=EPOCH)

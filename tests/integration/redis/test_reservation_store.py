@@ -9,10 +9,10 @@ import pytest
 import structlog
 
 from reservation.adapters.redis import client as connection
-from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import UnexpectedReply
 from reservation.adapters.redis.keys import Keys
-from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.redis.sale_store import SaleStore
 from reservation.domain.errors import (
     BuyerLimitExceeded,
@@ -53,10 +53,10 @@ DECLINED = Outcome(name=PaymentOutcome.DECLINED, reason=Reason(Cause.PROVIDER_DE
 class Bench:
     """The stores before a sale that its scripts fill."""
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: RedisClient) -> None:
         self.connections = connections
         self.sale = LuaSale(connections)
-        self.store = Store(connections, Keys(), clock=NOW)
+        self.store = ReservationStore(connections, Keys(), clock=NOW)
         self.sales = SaleStore(connections, Keys())
 
     async def held(self, buyer: str = "buyer", **changes: Any) -> Reservation:
@@ -78,7 +78,7 @@ class Bench:
 
 @pytest.fixture
 async def bench(valkey_url: str) -> AsyncIterator[Bench]:
-    connections = Connections(valkey_url, clock=NOW)
+    connections = RedisClient(valkey_url, clock=NOW)
     await connections.measure_offset()
     made = Bench(connections)
     await made.sale.put()
@@ -147,7 +147,7 @@ async def test_a_hold_that_is_gone_is_refused_by_its_own_name(bench: Bench) -> N
 
 
 async def test_where_stock_is_taken_at_the_claim_it_may_be_sold_out(valkey_url: str) -> None:
-    connections = Connections(valkey_url, clock=NOW)
+    connections = RedisClient(valkey_url, clock=NOW)
     bench = Bench(connections)
     await bench.sale.put(hold_policy="success")
     first, second = [await bench.held(name, lines={"b": 3}) for name in ("one", "two")]

@@ -7,10 +7,10 @@ import fakeredis
 import pytest
 from fakeredis import FakeAsyncRedis
 
-from reservation.adapters.redis.client import Connections
+from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.heartbeat import Heartbeat
 from reservation.adapters.redis.keys import Keys
-from reservation.adapters.redis.reservation_store import Store
+from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.redis.sale_store import SaleStore
 from reservation.domain.clock import SystemClock
 from reservation.domain.errors import SaleRecovering
@@ -28,7 +28,7 @@ async def fake() -> AsyncIterator[FakeAsyncRedis]:
 
 
 @pytest.fixture
-def connections(fake: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> Connections:
+def connections(fake: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> RedisClient:
     """Our connections, to that server."""
 
     async def pipeline(commands: Sequence[Sequence[str | int | bytes]]) -> list[Any]:
@@ -39,7 +39,7 @@ def connections(fake: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> Connec
         finally:
             await fake.connection_pool.release(connection)
 
-    opened = Connections("redis://localhost", clock=SystemClock())
+    opened = RedisClient("redis://localhost", clock=SystemClock())
     monkeypatch.setattr(opened, "pipeline", pipeline)
     return opened
 
@@ -66,13 +66,13 @@ CLAIM: dict[str, Any] = {
 
 
 async def test_an_order_is_read_with_its_lines_and_attempts(
-    fake: FakeAsyncRedis, connections: Connections
+    fake: FakeAsyncRedis, connections: RedisClient
 ) -> None:
     """Every field of the hash finds its place; `attempt:KEY` fields become the attempts."""
     key = Keys().of("s").order(ORDER_ID)
     await fake.hset(Keys().of("s").sale, "currency", "USD")
     await fake.hset(key, mapping={**ORDER, "attempt:pk": "declined:X", "payment_key": "pk"})
-    order = await Store(connections, Keys(), clock=SystemClock()).read(ORDER_ID)
+    order = await ReservationStore(connections, Keys(), clock=SystemClock()).read(ORDER_ID)
     assert order is not None
     assert order.currency == "USD"
     assert (order.sale_id, order.status, order.amount, order.seq) == ("s", Status.HELD, 2000, 7)
@@ -82,20 +82,20 @@ async def test_an_order_is_read_with_its_lines_and_attempts(
     assert order.shown_status(5000) is Status.EXPIRED
 
 
-async def test_an_order_that_is_not_there_is_none(connections: Connections) -> None:
+async def test_an_order_that_is_not_there_is_none(connections: RedisClient) -> None:
     """Neither an id without a hash nor something that is no id at all."""
-    store = Store(connections, Keys(), clock=SystemClock())
+    store = ReservationStore(connections, Keys(), clock=SystemClock())
     assert await store.read_many([ORDER_ID, "nonsense"]) == [None, None]
 
 
 async def test_an_order_that_nothing_befell_has_no_fence_and_is_as_old_as_its_change(
-    fake: FakeAsyncRedis, connections: Connections
+    fake: FakeAsyncRedis, connections: RedisClient
 ) -> None:
     """The hash of an open hold leaves out what all open holds have alike."""
     await fake.hset(Keys().of("s").sale, "currency", "KRW")
     key = Keys().of("s").order(ORDER_ID)
     await fake.hset(key, mapping={**ORDER})
-    store = Store(connections, Keys(), clock=SystemClock())
+    store = ReservationStore(connections, Keys(), clock=SystemClock())
     order = await store.read(ORDER_ID)
     assert order is not None
     assert (order.fence, order.created_at_ms, order.updated_at_ms) == (0, 1000, 1000)
@@ -106,7 +106,7 @@ async def test_an_order_that_nothing_befell_has_no_fence_and_is_as_old_as_its_ch
 
 
 async def test_a_claimed_order_that_lost_its_fence_is_not_read_as_if_it_had_none(
-    fake: FakeAsyncRedis, connections: Connections
+    fake: FakeAsyncRedis, connections: RedisClient
 ) -> None:
     """Under fence 0 somebody else's payment could be finished."""
     await fake.hset(Keys().of("s").sale, "currency", "KRW")
@@ -115,32 +115,32 @@ async def test_a_claimed_order_that_lost_its_fence_is_not_read_as_if_it_had_none
     del claimed["fence"]
     await fake.hset(key, mapping=claimed)
     with pytest.raises(KeyError, match="fence"):
-        await Store(connections, Keys(), clock=SystemClock()).read(ORDER_ID)
+        await ReservationStore(connections, Keys(), clock=SystemClock()).read(ORDER_ID)
 
 
 async def test_an_order_without_its_sale_waits_for_the_sale(
-    fake: FakeAsyncRedis, connections: Connections
+    fake: FakeAsyncRedis, connections: RedisClient
 ) -> None:
     """Its currency is lost, and no other one is guessed."""
     await fake.hset(Keys().of("s").order(ORDER_ID), mapping={**ORDER})
     with pytest.raises(SaleRecovering):
-        await Store(connections, Keys(), clock=SystemClock()).read(ORDER_ID)
+        await ReservationStore(connections, Keys(), clock=SystemClock()).read(ORDER_ID)
 
 
 async def test_an_account_is_open_until_its_own_due_date(
-    fake: FakeAsyncRedis, connections: Connections
+    fake: FakeAsyncRedis, connections: RedisClient
 ) -> None:
     """AWAITING_DEPOSIT shows the account's due date, not the hold's old deadline."""
     await fake.hset(Keys().of("s").sale, "currency", "KRW")
     waiting: Any = {**ORDER, **CLAIM, "status": "AWAITING_DEPOSIT", "due_at": "9000"}
     await fake.hset(Keys().of("s").order(ORDER_ID), mapping=waiting)
-    order = await Store(connections, Keys(), clock=SystemClock()).read(ORDER_ID)
+    order = await ReservationStore(connections, Keys(), clock=SystemClock()).read(ORDER_ID)
     assert order is not None
     assert order.expires_at_ms == 9000
 
 
 async def test_a_sale_is_read_in_the_order_of_its_items(
-    fake: FakeAsyncRedis, connections: Connections
+    fake: FakeAsyncRedis, connections: RedisClient
 ) -> None:
     """The items come in the order in which the operator put them."""
     keys = Keys().of("s")
@@ -184,7 +184,7 @@ async def test_a_sale_is_read_in_the_order_of_its_items(
 
 
 async def test_a_heartbeat_vanishes_with_its_process(
-    fake: FakeAsyncRedis, connections: Connections
+    fake: FakeAsyncRedis, connections: RedisClient
 ) -> None:
     """The entry says who runs, and lives three beats long."""
     await Heartbeat(connections, Keys(), name="host-1", role="api").beat()

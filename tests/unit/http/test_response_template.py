@@ -12,7 +12,7 @@ from api.http.dependencies import ApiContext
 from api.http.fastpath import response_template as answers_alike
 from api.http.fastpath.response_template import ANY_RESERVATION, ResponseTemplate
 from api.http.routes.reservations import answer_of
-from reservation.adapters.redis.prepare_replies import Alike, Made
+from reservation.adapters.redis.prepare_replies import HoldCreated, SharedFields
 from reservation.application.reservations.prepare import Prepared
 from reservation.domain.errors import BrokenInvariant
 from reservation.domain.ids import OrderIds
@@ -60,7 +60,7 @@ def test_each_of_those_who_share_a_call_gets_the_answer_that_the_route_gives(
     buyers: list[tuple[str, int]], status: Status, name: str
 ) -> None:
     api = api_with()
-    shared = Alike(alike(status=status, order_name=name))
+    shared = SharedFields(alike(status=status, order_name=name))
     earlier = msgspec.structs.replace(
         shared.reservation, created_at_ms=1, updated_at_ms=1, expires_at_ms=2
     )
@@ -72,7 +72,7 @@ def test_each_of_those_who_share_a_call_gets_the_answer_that_the_route_gives(
         basket = Basket(
             sale_id="sale", order_id=order_id, buyer_id=buyer_id, wish=plain_wish(("a", 1))
         )
-        made = Made(shared, basket, seq)
+        made = HoldCreated(shared, basket, seq)
         route = answer_of(api, Prepared(made.reservation(), "epoch", replayed=False))
         assert answers.of(made) == msgspec.json.encode(route)
 
