@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from loadtests.answers import Answers
-from reservation.verification.balance_check import Books, books_of
+from reservation.verification.balance_check import BalanceCheck, books_of
 
 __all__ = ["CannotBegin", "Desk", "address_of"]
 
@@ -132,7 +132,7 @@ class Desk:
                 return audit
             time.sleep(LOOK_SECONDS)
 
-    def books(self, sale_id: str, audit: dict[str, Any], answers: Answers) -> Books:
+    def books(self, sale_id: str, audit: dict[str, Any], answers: Answers) -> BalanceCheck:
         """Audit, orders and the PG's ledger, side by side."""
         entries: list[dict[str, Any]] = []
         if answers.sandbox_url:

@@ -21,7 +21,7 @@ from loadtests.answers import Answers
 from loadtests.desk import Desk
 from loadtests.recorder import NotRecorded, Recorder
 from loadtests.verdict import RequestLine, Sample, Verdict, judge, problems_of_sample, write
-from reservation.verification.balance_check import Books
+from reservation.verification.balance_check import BalanceCheck
 from reservation.verification.model.report import Judgement
 
 __all__ = ["Board", "NotBegun", "Run"]
@@ -147,7 +147,7 @@ class Run:
             self._state = "done" if self.verdict else "broken"
             self._ended.set()
 
-    def _judgement(self, books: Books) -> Judgement | None:
+    def _judgement(self, books: BalanceCheck) -> Judgement | None:
         """What the history of the run shows, where there is one."""
         if self._recorder is None or self._recording is None:
             return None

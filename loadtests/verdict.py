@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from loadtests.answers import Answers, Told
-from reservation.verification.balance_check import Books, Orders, disagreements
+from reservation.verification.balance_check import BalanceCheck, Orders, disagreements
 from reservation.verification.model.report import Judgement
 
 __all__ = ["RequestLine", "Sample", "Verdict", "judge", "page_of", "problems_of_sample", "write"]
@@ -88,7 +88,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 def judge(
     *,
-    books: Books,
+    books: BalanceCheck,
     answers: Answers,
     samples: list[Sample],
     statistics: list[RequestLine],

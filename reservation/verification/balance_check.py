@@ -13,13 +13,13 @@ import msgspec
 from reservation.domain.ids import sale_of
 from reservation.verification.model.event_data import BALANCE
 
-__all__ = ["Books", "Orders", "books_of", "disagreements"]
+__all__ = ["BalanceCheck", "Orders", "books_of", "disagreements"]
 
 Rows = list[dict[str, Any]]
 Orders = dict[str, dict[str, Any]]
 
 
-class Books(msgspec.Struct, frozen=True, kw_only=True):
+class BalanceCheck(msgspec.Struct, frozen=True, kw_only=True):
     """One sale, as each of the three tells it."""
 
     #: The answer of the audit endpoint.
@@ -60,17 +60,19 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
 
 def books_of(
     sale_id: str, *, audit: dict[str, Any], orders: Iterable[dict[str, Any]], entries: Rows
-) -> Books:
+) -> BalanceCheck:
     """The books of one sale; of the ledger, whatever names this sale.
 
     An entry belongs to the sale that its order id names, not to the orders that SQL knows: money
     taken for an order that SQL never saw must show.
     """
     own = [entry for entry in entries if sale_of(entry["orderId"]) == sale_id]
-    return Books(audit=audit, orders={order["orderId"]: order for order in orders}, entries=own)
+    return BalanceCheck(
+        audit=audit, orders={order["orderId"]: order for order in orders}, entries=own
+    )
 
 
-def disagreements(books: Books) -> list[str]:
+def disagreements(books: BalanceCheck) -> list[str]:
     """Everything on which the books differ; empty when they agree."""
     found = [f"audit: {problem}" for problem in books.audit.get("problems", ())]
     if not books.audit.get("ok", False) and not found:
@@ -78,7 +80,7 @@ def disagreements(books: Books) -> list[str]:
     return [*found, *_stock(books), *_money(books)]
 
 
-def _stock(books: Books) -> list[str]:
+def _stock(books: BalanceCheck) -> list[str]:
     found: list[str] = []
     sold_in_sql: Counter[str] = Counter()
     for order in books.confirmed:
@@ -98,7 +100,7 @@ def _stock(books: Books) -> list[str]:
     return found + [f"{sku}: sold in SQL and unknown to the audit" for sku in sorted(unknown)]
 
 
-def _money(books: Books) -> list[str]:
+def _money(books: BalanceCheck) -> list[str]:
     found: list[str] = []
     if books.charged - books.cancelled != books.confirmed_amount:
         found.append(

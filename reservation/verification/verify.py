@@ -8,7 +8,7 @@ from typing import BinaryIO, Final
 
 import msgspec
 
-from reservation.verification.model.checker import NotAHistory, Witness
+from reservation.verification.model.checker import HistoryChecker, NotAHistory
 from reservation.verification.model.history_format import DECODER
 from reservation.verification.model.report import Judgement
 
@@ -37,7 +37,7 @@ def verify(path: Path) -> Judgement:
 
 
 def _judged(file: BinaryIO) -> Judgement:
-    witness, number = Witness(), 1
+    witness, number = HistoryChecker(), 1
     for lines in _blocks(file):
         try:
             records = DECODER.decode_lines(lines)

@@ -31,7 +31,7 @@ from reservation.bootstrap import opened
 from reservation.config.settings import Settings
 from reservation.domain.ids import sale_of
 from reservation.verification.export import recorded
-from reservation.verification.model.checker import Witness
+from reservation.verification.model.checker import HistoryChecker
 from reservation.verification.model.history_format import (
     End,
     Head,
@@ -201,7 +201,7 @@ class Sale(RuleBasedStateMachine):
             return
         self.heads.close()
         eventually(lambda: self.served.audit(self.sale_id), lambda report: not report["lag"])
-        witness = Witness()
+        witness = HistoryChecker()
         for line, record in enumerate(self.history(), 1):
             witness.add(line, record)
         judgement = witness.finish()

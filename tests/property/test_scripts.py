@@ -27,7 +27,7 @@ from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.mapping import as_event, as_mapping
 from reservation.domain.events import Event
 from reservation.verification.model.rules import OUTCOMES, Rules
-from reservation.verification.model.sale_state import Item, Shop
+from reservation.verification.model.sale_state import Item, SaleState
 from tests.support.lua_sale import NOW, LuaSale
 
 EXAMPLES, STEPS = 40, 30
@@ -84,7 +84,7 @@ class Sale(RuleBasedStateMachine):
         self.shop = rules_of("prepare", {})
         self.claims = itertools.count(1)
         #: What the events make of it; deadlines are set by hand here.
-        self.folded = Shop(deadlines=False)
+        self.folded = SaleState(deadlines=False)
 
     def teardown(self) -> None:
         self.run(self.connections.aclose())

@@ -22,14 +22,14 @@ from reservation.verification.model.history_format import (
 from reservation.verification.model.report import Judgement
 from reservation.verification.model.sale_checker import SaleWitness
 
-__all__ = ["NotAHistory", "Witness"]
+__all__ = ["HistoryChecker", "NotAHistory"]
 
 
 class NotAHistory(Exception):
     """The lines are not a whole history."""
 
 
-class Witness:
+class HistoryChecker:
     """Told the lines of a history in their order; gives its judgement at the end."""
 
     def __init__(self) -> None:

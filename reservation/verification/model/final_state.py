@@ -3,7 +3,7 @@
 from reservation.verification.model.event_data import BALANCE
 from reservation.verification.model.history_format import End, MoneyLine, OrderLine, StockLine
 from reservation.verification.model.report import Judgement
-from reservation.verification.model.sale_state import Shop
+from reservation.verification.model.sale_state import SaleState
 from reservation.verification.model.violations import Broken
 
 __all__ = ["Books"]
@@ -32,7 +32,7 @@ class Books:
         sign = BALANCE[money.entry]
         self._balance[money.order] = self._balance.get(money.order, 0) + sign * money.amount
 
-    def close(self, line: int, end: End, shop: Shop) -> None:
+    def close(self, line: int, end: End, shop: SaleState) -> None:
         """Compare what is there with where the events lead; each kind where it is told whole."""
         states = [order.status for order in shop.orders.values()]
         self._judgement.undecided += states.count("CONFIRMING")
@@ -43,7 +43,7 @@ class Books:
         if end.money:
             self._close_money(line, shop)
 
-    def _close_orders(self, line: int, shop: Shop) -> None:
+    def _close_orders(self, line: int, shop: SaleState) -> None:
         found = self._judgement.found
         self._judgement.orders_compared += len(self._orders)
         for order_id, (at, row) in self._orders.items():
@@ -57,7 +57,7 @@ class Books:
         for order_id in shop.orders.keys() - self._orders.keys():
             found(line, Broken.FINAL, f"{order_id} is not in SQL")
 
-    def _close_stock(self, line: int, shop: Shop) -> None:
+    def _close_stock(self, line: int, shop: SaleState) -> None:
         found = self._judgement.found
         self._judgement.stock_compared += len(self._stock)
         for sku, (at, row) in self._stock.items():
@@ -69,7 +69,7 @@ class Books:
         for sku in shop.items.keys() - self._stock.keys():
             found(line, Broken.COUNTERS, f"{sku} has no counters at the end")
 
-    def _close_money(self, line: int, shop: Shop) -> None:
+    def _close_money(self, line: int, shop: SaleState) -> None:
         self._judgement.money_compared += len(self._balance)
         for order_id in sorted(shop.orders.keys() | self._balance.keys()):
             order, kept = shop.orders.get(order_id), self._balance.get(order_id, 0)

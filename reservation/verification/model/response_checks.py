@@ -8,7 +8,7 @@ from typing import Final
 
 from reservation.domain.reservation import PAYMENT_ATTEMPTS_MAX
 from reservation.verification.model.history_format import Operation
-from reservation.verification.model.sale_state import Order, Shop
+from reservation.verification.model.sale_state import Order, SaleState
 
 __all__ = ["CLOCKS_APART_MS", "is_refusal", "objection", "says_nothing", "standing", "waits_for"]
 
@@ -45,7 +45,7 @@ def says_nothing(operation: Operation) -> bool:
     return not 200 <= operation.status < 300
 
 
-def waits_for(shop: Shop, operation: Operation) -> set[str]:
+def waits_for(shop: SaleState, operation: Operation) -> set[str]:
     """What must change before an answer that is not possible now may become so.
 
     An order's id, `buyer:` and `sku:` with what follows; the empty text is the sale itself.
@@ -65,7 +65,7 @@ def is_refusal(operation: Operation) -> bool:
     return bool(operation.code)
 
 
-def objection(shop: Shop, operation: Operation, answered_ms: int) -> str:
+def objection(shop: SaleState, operation: Operation, answered_ms: int) -> str:
     """Why the answer is not possible now; empty where it is.
 
     Args:
@@ -109,7 +109,7 @@ def standing(order: Order, told: str, answered_ms: int) -> str:
     return f"told {told}, it is {order.status}"
 
 
-def _prepare_refusal(shop: Shop, operation: Operation, answered_ms: int) -> str:
+def _prepare_refusal(shop: SaleState, operation: Operation, answered_ms: int) -> str:
     match operation.code:
         case "sold_out":
             return _not_sold_out(shop, operation)
@@ -136,7 +136,7 @@ def _prepare_refusal(shop: Shop, operation: Operation, answered_ms: int) -> str:
             return f"a prepare is never refused with {operation.status} {code}"
 
 
-def _not_sold_out(shop: Shop, operation: Operation) -> str:
+def _not_sold_out(shop: SaleState, operation: Operation) -> str:
     for sku, count in operation.available.items():
         item = shop.items.get(sku)
         if item is None or item.available != count:
@@ -149,7 +149,7 @@ def _not_sold_out(shop: Shop, operation: Operation) -> str:
     return "there is enough of every item"
 
 
-def _not_at_limit(shop: Shop, buyer: str, operation: Operation) -> str:
+def _not_at_limit(shop: SaleState, buyer: str, operation: Operation) -> str:
     sku = operation.sku
     item = shop.items.get(sku)
     if item is None:
@@ -161,7 +161,7 @@ def _not_at_limit(shop: Shop, buyer: str, operation: Operation) -> str:
     return "" if taken + wanted > limit else f"{taken} and {wanted} {sku} are within {limit}"
 
 
-def _right_amount(shop: Shop, operation: Operation) -> str:
+def _right_amount(shop: SaleState, operation: Operation) -> str:
     prices = [(shop.items.get(sku), quantity) for sku, quantity in operation.lines]
     amount = sum(item.price * quantity for item, quantity in prices if item is not None)
     if operation.expected_amount and amount != operation.expected_amount:
@@ -169,7 +169,7 @@ def _right_amount(shop: Shop, operation: Operation) -> str:
     return "" if amount != operation.amount else f"{amount} is the price"
 
 
-def _order_refusal(shop: Shop, order: Order, operation: Operation, answered_ms: int) -> str:
+def _order_refusal(shop: SaleState, order: Order, operation: Operation, answered_ms: int) -> str:
     match operation.code:
         case "payment_declined":
             ended = (order.ends or {}).get(operation.payment_key, "")
@@ -208,12 +208,12 @@ def _with_lines(operation: Operation, order: Order) -> Operation:
     )
 
 
-def _is_short(shop: Shop, order: Order) -> bool:
+def _is_short(shop: SaleState, order: Order) -> bool:
     found = [(shop.items.get(sku), quantity) for sku, quantity, _ in order.lines]
     return any(item is None or item.available < quantity for item, quantity in found)
 
 
-def _not_expired(shop: Shop, order: Order, operation: Operation, answered_ms: int) -> str:
+def _not_expired(shop: SaleState, order: Order, operation: Operation, answered_ms: int) -> str:
     """A payment that came too late, for an order that could not be had again either."""
     if (order.ends or {}).get(operation.payment_key) == "expired":
         return ""

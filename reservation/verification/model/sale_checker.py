@@ -22,7 +22,7 @@ from reservation.verification.model.response_checks import (
     standing,
     waits_for,
 )
-from reservation.verification.model.sale_state import Order, Shop
+from reservation.verification.model.sale_state import Order, SaleState
 from reservation.verification.model.time_windows import NEVER, Windows
 from reservation.verification.model.violations import Broken, Violation
 
@@ -51,7 +51,7 @@ class SaleWitness:
         self.begun = self.ended = False
         self._judgement = judgement
         self._clock_ms = clock_ms
-        self._shop = Shop()
+        self._shop = SaleState()
         self._books = Books(judgement)
         self._calls: list[tuple[int, Operation]] = []
         self._heads: list[tuple[int, Head]] = []

@@ -25,7 +25,7 @@ from reservation.verification.model.event_data import (
 )
 from reservation.verification.model.violations import Broken, Violation
 
-__all__ = ["Item", "Order", "Shop"]
+__all__ = ["Item", "Order", "SaleState"]
 
 _prepared, _moved = facts_of.PREPARED.decode, facts_of.MOVED.decode
 
@@ -80,7 +80,7 @@ class Order(msgspec.Struct, eq=False, gc=False):
     ends: dict[str, str] | None = None
 
 
-class Shop:
+class SaleState:
     """The state of one sale after the last event that it was given.
 
     Args:

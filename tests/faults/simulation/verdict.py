@@ -6,7 +6,7 @@ from typing import Any
 from reservation.bootstrap import Service
 from reservation.verification.balance_check import books_of, disagreements
 from reservation.verification.export import recorded
-from reservation.verification.model.checker import Witness
+from reservation.verification.model.checker import HistoryChecker
 from reservation.verification.model.history_format import End, History, MoneyLine, Operation
 from reservation.verification.model.report import Judgement
 
@@ -23,7 +23,7 @@ async def witnessed(
     entries: list[dict[str, Any]],
 ) -> Judgement:
     """What the model says of every answer that anybody got."""
-    witness, line = Witness(), 0
+    witness, line = HistoryChecker(), 0
     past = recorded(
         sale_id,
         sales=service.sale_store,

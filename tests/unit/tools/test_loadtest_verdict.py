@@ -12,7 +12,7 @@ from loadtests.desk import CannotBegin, address_of
 from loadtests.shapes import DEFAULT_SECONDS, SCENARIOS, target_at
 from loadtests.verdict import RequestLine, Sample, Verdict, judge, problems_of_sample, write
 from reservation.domain.ids import OrderIds
-from reservation.verification.balance_check import Books, books_of
+from reservation.verification.balance_check import BalanceCheck, books_of
 
 SALE = "sale-1"
 IDS = OrderIds(b"k" * 32)
@@ -37,7 +37,7 @@ def order(order_id: str, status: str, amount: int = 1000) -> dict[str, Any]:
     return {"orderId": order_id, "status": status, "items": items, "amount": amount}
 
 
-def books(**audit: Any) -> Books:
+def books(**audit: Any) -> BalanceCheck:
     """The first order is sold, the second given back."""
     row = {"sku": "a", "total": 2, "available": 1, "held": 0, "sold": 1}
     return books_of(

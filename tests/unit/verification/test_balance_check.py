@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from reservation.domain.ids import OrderIds
-from reservation.verification.balance_check import Books, books_of, disagreements
+from reservation.verification.balance_check import BalanceCheck, books_of, disagreements
 
 SALE = "sale-1"
 IDS = OrderIds(b"k" * 32)
@@ -29,7 +29,7 @@ def entry(number: int, kind: str = "charge", amount: int = 1000) -> dict[str, An
     return {"orderId": order_id(number), "kind": kind, "amount": amount}
 
 
-def books(**changes: Any) -> Books:
+def books(**changes: Any) -> BalanceCheck:
     """Two pieces, one of them sold; a second order was given back. All agree."""
     row = {"sku": "a", "total": 2, "available": 1, "held": 0, "sold": 1, **changes.pop("row", {})}
     audit = {"ok": True, "lag": 0, "problems": [], "skus": [row], **changes.pop("audit", {})}

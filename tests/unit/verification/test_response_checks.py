@@ -4,7 +4,7 @@ import pytest
 
 from reservation.verification.model.history_format import Operation
 from reservation.verification.model.response_checks import objection
-from reservation.verification.model.sale_state import Order, Shop
+from reservation.verification.model.sale_state import Order, SaleState
 
 KEY, OTHER = "key", "another key"
 NOT_BEGUN = ("HELD", "PREPARED", "RELEASED", "EXPIRED")
@@ -13,8 +13,8 @@ ENDED = ("CONFIRMED", "AWAITING_DEPOSIT", "REFUNDED")
 NOW_MS = 1_000
 
 
-def shop(status: str, ends: dict[str, str] | None = None) -> Shop:
-    found = Shop()
+def shop(status: str, ends: dict[str, str] | None = None) -> SaleState:
+    found = SaleState()
     found.orders["o"] = Order(
         status=status, buyer="b", lines=(), amount=1000, expires_at=10**9, ends=ends
     )
@@ -33,7 +33,7 @@ def answer(**changes: object) -> Operation:
     return Operation(sale="s", client="c", invoked_ns=0, answered_ns=1, **made)
 
 
-def why_not(found: Shop, operation: Operation) -> str:
+def why_not(found: SaleState, operation: Operation) -> str:
     return objection(found, operation, NOW_MS)
 
 
