@@ -66,7 +66,9 @@ async def _hold(service: Service, count: int) -> None:
     wish = wish_of(known.sale, [(SKU, 1)], PRICE)
     for first in range(0, count, _AT_ONCE):
         buyers = [new_guest_id() for _ in range(min(_AT_ONCE, count - first))]
-        await asyncio.gather(*(service.prepare(known, buyer, "once", wish) for buyer in buyers))
+        await asyncio.gather(
+            *(service.preparation.prepare(known, buyer, "once", wish) for buyer in buyers)
+        )
 
 
 async def _flush(service: Service) -> None:

@@ -114,7 +114,7 @@ async def measure(data_dir: Path) -> dict[str, float]:
         wish = wish_in(known, data, admitted=False)
 
         def basket_of(buyer: tuple[str, str]) -> Basket:
-            return service.prepare.basket(known, buyer[0], "5d0bfa1c", wish)
+            return service.preparation.basket(known, buyer[0], "5d0bfa1c", wish)
 
         def verified(buyer: tuple[str, str]) -> str | None:
             return api.buyers.at_once(buyer[1])

@@ -77,23 +77,23 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     catalog: Catalog
     order_ids: OrderIds
     signer: Signer
-    prepare: PrepareReservations
-    confirm: PaymentConfirmation
-    release: Release
-    look: ReservationQueries
+    preparation: PrepareReservations
+    confirmation: PaymentConfirmation
+    releases: Release
+    queries: ReservationQueries
     sales: SaleAdministration
-    settle: PaymentSettlement
-    refund: RefundService
-    webhook: PaymentNotifications
+    settlement: PaymentSettlement
+    refunds: RefundService
+    notifications: PaymentNotifications
     recheck: Recheck
     audit: Audit
-    losses: DataLossDetector
-    watch: RedisMonitor
-    orphans: OrphanedPayments
-    preflight: Preflight
+    data_loss: DataLossDetector
+    redis_monitor: RedisMonitor
+    orphaned_payments: OrphanedPayments
+    readiness: Preflight
     rebuild: Rebuild
     repair: Repair
-    why: Explain
+    explain: Explain
 
 
 @asynccontextmanager
@@ -137,22 +137,24 @@ def _assembled(
 ) -> Service:
     """The verbs, around what is connected; what must end before it is put on the stack."""
     keys = Keys(settings.key_prefix)
-    store, sale_store = (
-        ReservationStore(connections, keys, clock=clock),
-        SaleStore(connections, keys),
-    )
-    outbox, restorer = RedisOutbox(connections, keys), SaleWriter(connections.unguarded(), keys)
+    store = ReservationStore(connections, keys, clock=clock)
+    sale_store = SaleStore(connections, keys)
+    outbox, sale_writer = RedisOutbox(connections, keys), SaleWriter(connections.unguarded(), keys)
     catalog = Catalog(sale_store, ledger, clock=clock)
     queue = _queue(settings, connections, keys, store, clock)
     stack.push_async_callback(queue.aclose)
     order_ids = OrderIds(settings.order_id_key.encode())
-    losses = _losses(connections, keys, restorer, ledger, catalog, clock)
-    stack.push_async_callback(losses.leave)
-    payments = _payments(stack, catalog, store, ledger, gateway, losses, clock, limits)
-    health, orphans = payments.health, payments.orphans
-    preflight, watch = _watch(settings, connections, keys, losses, ledger, catalog, health, clock)
+    data_loss = _losses(connections, keys, sale_writer, ledger, catalog, clock)
+    stack.push_async_callback(data_loss.leave)
+    payments = _payments(stack, catalog, store, ledger, gateway, data_loss, clock, limits)
+    health, orphaned_payments = payments.health, payments.orphaned_payments
+    readiness, redis_monitor = _watch(
+        settings, connections, keys, data_loss, ledger, catalog, health, clock
+    )
     audit = _audit(AuditReader(connections, keys, store), sale_store, ledger, outbox, clock)
-    rebuild = _rebuild(keys, store, restorer, outbox, ledger, losses, orphans, clock)
+    rebuild = _rebuild(
+        keys, store, sale_writer, outbox, ledger, data_loss, orphaned_payments, clock
+    )
     return Service(
         settings=settings,
         clock=clock,
@@ -167,35 +169,35 @@ def _assembled(
         catalog=catalog,
         order_ids=order_ids,
         signer=Signer(settings.signing_keys),
-        prepare=PrepareReservations(catalog, queue, store, order_ids, watch),
-        confirm=payments.confirm,
-        release=Release(catalog, store, clock=clock),
-        look=payments.look,
+        preparation=PrepareReservations(catalog, queue, store, order_ids, redis_monitor),
+        confirmation=payments.confirmation,
+        releases=Release(catalog, store, clock=clock),
+        queries=payments.queries,
         sales=SaleAdministration(catalog, sale_store, ledger, gateway.limits, clock=clock),
-        settle=payments.settle,
-        refund=payments.refund,
-        webhook=payments.webhook,
+        settlement=payments.settlement,
+        refunds=payments.refunds,
+        notifications=payments.notifications,
         recheck=payments.recheck,
         audit=audit,
-        losses=losses,
-        watch=watch,
-        orphans=orphans,
-        preflight=preflight,
-        why=Explain(sale_store, store, ledger, payments.look, clock=clock, limits=limits),
+        data_loss=data_loss,
+        redis_monitor=redis_monitor,
+        orphaned_payments=orphaned_payments,
+        readiness=readiness,
+        explain=Explain(sale_store, store, ledger, payments.queries, clock=clock, limits=limits),
         rebuild=rebuild,
-        repair=Repair(audit, rebuild, restorer, ledger),
+        repair=Repair(audit, rebuild, sale_writer, ledger),
     )
 
 
 class _Payments(NamedTuple):
     health: GatewayHealth
-    settle: PaymentSettlement
-    confirm: PaymentConfirmation
-    webhook: PaymentNotifications
+    settlement: PaymentSettlement
+    confirmation: PaymentConfirmation
+    notifications: PaymentNotifications
     recheck: Recheck
-    orphans: OrphanedPayments
-    look: ReservationQueries
-    refund: RefundService
+    orphaned_payments: OrphanedPayments
+    queries: ReservationQueries
+    refunds: RefundService
 
 
 def _payments(
@@ -204,33 +206,46 @@ def _payments(
     store: ReservationStore,
     ledger: Ledger,
     gateway: PaymentGateway,
-    losses: DataLossDetector,
+    data_loss: DataLossDetector,
     clock: Clock,
     limits: PaymentTimeouts,
 ) -> _Payments:
     """What takes a payment to its end; closed with the stack."""
     health = GatewayHealth(gateway, ledger, clock=clock)
     stack.push_async_callback(health.aclose)
-    conclude = PaymentResolver(store, ledger, gateway, losses, health, clock=clock, limits=limits)
-    settle = PaymentSettlement(
-        catalog, store, ledger, gateway, conclude, health, clock=clock, limits=limits
+    resolver = PaymentResolver(
+        store, ledger, gateway, data_loss, health, clock=clock, limits=limits
     )
-    confirm = PaymentConfirmation(
-        catalog, store, ledger, gateway, conclude, losses, clock=clock, limits=limits
+    settlement = PaymentSettlement(
+        catalog, store, ledger, gateway, resolver, health, clock=clock, limits=limits
     )
-    stack.push_async_callback(confirm.aclose)
-    follow_up = FollowUp(catalog, ledger, conclude)
-    webhook = PaymentNotifications(catalog, store, ledger, gateway, follow_up, settle, clock=clock)
+    confirmation = PaymentConfirmation(
+        catalog, store, ledger, gateway, resolver, data_loss, clock=clock, limits=limits
+    )
+    stack.push_async_callback(confirmation.aclose)
+    follow_up = FollowUp(catalog, ledger, resolver)
+    notifications = PaymentNotifications(
+        catalog, store, ledger, gateway, follow_up, settlement, clock=clock
+    )
     recheck = Recheck(store, ledger, gateway, follow_up, clock=clock, limits=limits)
-    orphans = OrphanedPayments(
-        store, ledger, gateway, conclude, losses, health, clock=clock, limits=limits
+    orphaned_payments = OrphanedPayments(
+        store, ledger, gateway, resolver, data_loss, health, clock=clock, limits=limits
     )
-    look = ReservationQueries(catalog, store, ledger, losses, clock=clock)
-    refund = RefundService(
-        catalog, store, ledger, gateway, conclude, look, follow_up, clock=clock, limits=limits
+    queries = ReservationQueries(catalog, store, ledger, data_loss, clock=clock)
+    refunds = RefundService(
+        catalog, store, ledger, gateway, resolver, queries, follow_up, clock=clock, limits=limits
     )
-    stack.push_async_callback(refund.aclose)
-    return _Payments(health, settle, confirm, webhook, recheck, orphans, look, refund)
+    stack.push_async_callback(refunds.aclose)
+    return _Payments(
+        health,
+        settlement,
+        confirmation,
+        notifications,
+        recheck,
+        orphaned_payments,
+        queries,
+        refunds,
+    )
 
 
 async def _ledger(settings: Settings, stack: AsyncExitStack, *, may_be_away: bool) -> Ledger:
@@ -257,7 +272,7 @@ def _watch(
     settings: Settings,
     connections: RedisClient,
     keys: Keys,
-    losses: DataLossDetector,
+    data_loss: DataLossDetector,
     ledger: Ledger,
     catalog: Catalog,
     health: GatewayHealth,
@@ -265,59 +280,61 @@ def _watch(
 ) -> tuple[Preflight, RedisMonitor]:
     # All three reach a server before it is vouched for.
     unguarded = connections.unguarded()
-    preflight = Preflight(unguarded, keys, settings, clock=clock)
+    readiness = Preflight(unguarded, keys, settings, clock=clock)
     of_sales = SalePreflight(unguarded, keys, SaleStore(unguarded, keys), ledger)
     vouches = Vouches(unguarded, keys)
-    missing = _missing(preflight, health)
-    watch = RedisMonitor(connections, losses, catalog, vouches, missing, of_sales)
-    return preflight, watch
+    missing = _missing(readiness, health)
+    redis_monitor = RedisMonitor(connections, data_loss, catalog, vouches, missing, of_sales.check)
+    return readiness, redis_monitor
 
 
 def _losses(
     connections: RedisClient,
     keys: Keys,
-    restorer: SaleWriter,
+    sale_writer: SaleWriter,
     ledger: Ledger,
     catalog: Catalog,
     clock: Clock,
 ) -> DataLossDetector:
     # Orders are compared before their server is vouched for.
     store = ReservationStore(connections.unguarded(), keys, clock=clock)
-    return DataLossDetector(connections, restorer, store, ledger, catalog, clock=clock)
+    return DataLossDetector(connections, sale_writer, store, ledger, catalog, clock=clock)
 
 
 def _rebuild(
     keys: Keys,
     store: ReservationStore,
-    restorer: SaleWriter,
+    sale_writer: SaleWriter,
     outbox: RedisOutbox,
     ledger: Ledger,
-    losses: DataLossDetector,
-    orphans: OrphanedPayments,
+    data_loss: DataLossDetector,
+    orphaned_payments: OrphanedPayments,
     clock: Clock,
 ) -> Rebuild:
-    reclaim = Reclaim(restorer, store, ledger)
-    return Rebuild(restorer, keys, outbox, ledger, losses, reclaim, orphans, clock=clock)
+    reclaim = Reclaim(sale_writer, store, ledger)
+    return Rebuild(
+        sale_writer, keys, outbox, ledger, data_loss, reclaim, orphaned_payments, clock=clock
+    )
 
 
 def _missing(
-    preflight: Preflight, health: GatewayHealth
+    readiness: Preflight, health: GatewayHealth
 ) -> Callable[[], Awaitable[tuple[str, ...]]]:
     """What prepare lacks, by name: of Redis, and of the gateway."""
 
     async def missing() -> tuple[str, ...]:
-        return (*await preflight.missing(), *health.missing())
+        return (*await readiness.missing(), *health.missing())
 
     return missing
 
 
 def _audit(
-    inspection: AuditReader, sales: SaleStore, ledger: Ledger, outbox: RedisOutbox, clock: Clock
+    audit_reader: AuditReader, sales: SaleStore, ledger: Ledger, outbox: RedisOutbox, clock: Clock
 ) -> Audit:
     return Audit(
         CounterAudit(sales, ledger, outbox, clock=clock),
-        OrderAudit(inspection, ledger),
-        RecordAudit(inspection, ledger, outbox, clock=clock),
+        OrderAudit(audit_reader, ledger),
+        RecordAudit(audit_reader, ledger, outbox, clock=clock),
         clock=clock,
     )
 

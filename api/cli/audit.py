@@ -33,7 +33,7 @@ async def _repair(
         while (await flusher.run_once(sale)).flushed:
             pass
 
-    report = await service.repair(sale_id, operator=operator, drain=drain if yes else None)
+    report = await service.repair.run(sale_id, operator=operator, drain=drain if yes else None)
     if as_json:
         click.echo(msgspec.json.encode(report))
     else:

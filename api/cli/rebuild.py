@@ -68,7 +68,7 @@ async def _rebuild_one(
     service: Service, sale_id: str, *, operator: str, force: bool
 ) -> RebuildReport:
     with _progress(sale_id) as tell:
-        return await service.rebuild(sale_id, operator=operator, force=force, tell=tell)
+        return await service.rebuild.run(sale_id, operator=operator, force=force, tell=tell)
 
 
 @contextlib.contextmanager

@@ -63,16 +63,16 @@ def create_app(settings: Settings) -> Litestar:
 
             def stop_streams() -> None:
                 feed.stop()
-                service.look.stop_waiting()
-                service.confirm.stop_waiting()
+                service.queries.stop_waiting()
+                service.confirmation.stop_waiting()
 
             app.state.stop_streams = stop_streams
             service.connections.guard()
             # Before the first buyer: else the first ones would be told to come back.
-            await service.watch.look()
+            await service.redis_monitor.look()
             tasks = [
                 asyncio.create_task(_measure_clock(service)),
-                asyncio.create_task(service.watch.run()),
+                asyncio.create_task(service.redis_monitor.run()),
             ]
             try:
                 yield

@@ -101,7 +101,7 @@ class ApiContext(msgspec.Struct, frozen=True, kw_only=True):
         A card company's app may return into a browser that knows no buyer: the account to pay in
         to has to show there as well.
         """
-        account = await self.service.look.deposit_account(order)
+        account = await self.service.queries.deposit_account(order)
         return ReservationAnswer.of(order, now_ms=self.service.clock.now_ms(), account=account)
 
     async def shown_to_buyer(self, order: Reservation) -> ReservationAnswer:

@@ -43,7 +43,7 @@ class Refunder:
         limits: PaymentTimeouts = DEFAULT_LIMITS,
     ) -> None:
         self._ledger = ledger
-        self._refund = refund
+        self._refunds = refund
         self._clock = clock
         self._alarm_ms = round(limits.alarm_seconds * 1000)
         self._pauses = Pauses(clock, limits.pause_least_seconds, limits.pause_most_seconds)
@@ -103,7 +103,7 @@ class Refunder:
 
     async def _go_on(self, record: RefundRecord) -> bool:
         try:
-            return await self._refund.go_on(record)
+            return await self._refunds.go_on(record)
         except (
             ReservationError,
             StoreUnavailable,

@@ -88,8 +88,8 @@ class Worker:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._reaper = Reaper(service.catalog, service.store)
-        self._settler = Settler(service.store, service.settle, clock=service.clock)
-        self._refunder = Refunder(service.ledger, service.refund, clock=service.clock)
+        self._settler = Settler(service.store, service.settlement, clock=service.clock)
+        self._refunder = Refunder(service.ledger, service.refunds, clock=service.clock)
         self._flusher = Flusher(
             service.outbox, service.ledger, on_alarm=alarm, on_flushed=FLUSHED.inc
         )
@@ -116,13 +116,13 @@ class Worker:
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._service.watch.run())
+            group.create_task(self._service.redis_monitor.run())
             group.create_task(
                 forever("clock", self._measure_clock, CLOCK_SECONDS),
             )
             group.create_task(forever("beat", self._beat, self._heartbeat.every_seconds))
             self._begin(group, "heartbeat", self._heartbeat.beat, self._heartbeat.every_seconds)
-            self._begin(group, "orphans", self._service.orphans.run_once, ORPHAN_SECONDS)
+            self._begin(group, "orphans", self._service.orphaned_payments.run_once, ORPHAN_SECONDS)
             self._begin(group, "rechecks", self._service.recheck.run_once, RECHECK_SECONDS)
             self._begin(group, "refunds", self._refunder.run_once, REFUND_SECONDS)
             self._begin(group, "sales", lambda: self._take_up(group), SALES_SECONDS)
@@ -143,8 +143,8 @@ class Worker:
         return 0
 
     async def _measure_clock(self) -> int:
-        await self._service.preflight.look_at_clocks()
-        clocks = self._service.preflight.clocks
+        await self._service.readiness.look_at_clocks()
+        clocks = self._service.readiness.clocks
         WORKER_CLOCK_OFFSET.set(clocks.offset_ms / 1000)
         if clocks.may_expire != self._expires:
             self._expires = clocks.may_expire
@@ -156,7 +156,7 @@ class Worker:
 
     async def _reap(self, sale_id: str) -> int:
         # A clock that jumped would end holds that their buyers still count on.
-        if not self._service.preflight.clocks.may_expire:
+        if not self._service.readiness.clocks.may_expire:
             return 0
         return await self._reaper.run_once(sale_id)
 

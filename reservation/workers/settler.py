@@ -77,13 +77,13 @@ class Settler:
     def __init__(
         self,
         store: ReservationStore,
-        settle: PaymentSettlement,
+        settlement: PaymentSettlement,
         *,
         clock: Clock,
         limits: PaymentTimeouts = DEFAULT_LIMITS,
     ) -> None:
         self._store = store
-        self._settle = settle
+        self._settlement = settlement
         self._payments_running = defaultdict[str, _Running](_Running)
         self._accounts_running = defaultdict[str, _Running](_Running)
         least, most = limits.pause_least_seconds, limits.pause_most_seconds
@@ -106,8 +106,13 @@ class Settler:
         payments, accounts = self._payments_running[sale_id], self._accounts_running[sale_id]
         taken = 0
         for running, over, pauses, settle in (
-            (payments, self._store.leases_over, self._payments[sale_id], self._settle),
-            (accounts, self._store.deposits_over, self._accounts[sale_id], self._settle.deposit),
+            (payments, self._store.leases_over, self._payments[sale_id], self._settlement.settle),
+            (
+                accounts,
+                self._store.deposits_over,
+                self._accounts[sale_id],
+                self._settlement.deposit,
+            ),
         ):
             room = RUNNING_MAX - len(running)
             due = await over(sale_id, RUNNING_MAX + len(pauses) + len(running))
@@ -138,10 +143,10 @@ class Settler:
         for running in (*self._payments_running.values(), *self._accounts_running.values()):
             await running.cancel()
 
-    async def _one(self, settle: Callable[[str], Awaitable[object]], order_id: str) -> None:
+    async def _one(self, settlement: Callable[[str], Awaitable[object]], order_id: str) -> None:
         """One order; what keeps it from being settled now is waited out."""
         try:
-            await settle(order_id)
+            await settlement(order_id)
         except (
             ReservationError,
             StoreUnavailable,

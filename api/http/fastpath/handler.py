@@ -97,7 +97,7 @@ class FastPrepareHandler:
         self._now_ms = api.service.clock.now_ms
         self._monotonic = api.service.clock.monotonic
         self._at_hand = api.service.catalog.at_hand
-        self._turned_away = api.service.prepare.turned_away
+        self._turned_away = api.service.preparation.turned_away
         self._prepares = api.prepares
         self._outside = LoadShedder(CpuPressure().shortage)
         self._body = msgspec.json.Decoder(PrepareRequest)
@@ -214,7 +214,7 @@ class FastPrepareHandler:
 
     def begin(self, known: CachedSale, buyer_id: str, key: str, wish: Wish, done: Done) -> None:
         """Hand the wish to the queue; raises what can be refused without Redis."""
-        self._api.service.prepare.begin(known, buyer_id, key, wish, done)
+        self._api.service.preparation.begin(known, buyer_id, key, wish, done)
 
     def made(self, made: HoldCreated, epoch: str) -> bytes:
         """A reservation that was just made, on the wire."""

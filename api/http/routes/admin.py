@@ -206,7 +206,7 @@ class AdminController(Controller):
         An audit of more than ten seconds sends white space before its report.
         """
         service = api_of(request).service
-        return await audit_answer(service.audit(sale_id), now_ms=service.clock.now_ms())
+        return await audit_answer(service.audit.run(sale_id), now_ms=service.clock.now_ms())
 
     @get(
         "/sales/{sale_id:str}/items/{sku:str}/why",
@@ -217,7 +217,7 @@ class AdminController(Controller):
         self, request: Request[Any, Any, Any], sale_id: FromPath[str], sku: FromPath[str]
     ) -> SkuWhyAnswer:
         """Who holds an item's units, since when, and what comes back next."""
-        return SkuWhyAnswer.of(await api_of(request).service.why.item(sale_id, sku))
+        return SkuWhyAnswer.of(await api_of(request).service.explain.item(sale_id, sku))
 
     @get("/orders", operation_id="listOrders", responses=documented(*_COMMON))
     async def orders(
@@ -314,12 +314,12 @@ async def _order_with_history(request: Request[Any, Any, Any], order_id: str) ->
     service = api_of(request).service
     history = [_entry(entry) for entry in await ledger.history(order_id)]
     # Redis is ahead of SQL: what comes next depends on where the order is now.
-    now = await service.look.find(order_id) or as_reservation(row)
-    account = await service.look.deposit_account(now)
+    now = await service.queries.find(order_id) or as_reservation(row)
+    account = await service.queries.deposit_account(now)
     payment, refund = await ledger.payment_of(order_id), await ledger.refund_of(order_id)
     members = {
         **_order_members(row),
-        "next": await service.why.next_step(now),
+        "next": await service.explain.next_step(now),
         "paymentMethod": payment.method if payment else None,
         "accountRefundStatus": payment.account_refund if payment else None,
         "virtualAccount": VirtualAccountAnswer.of(account) if account else None,

@@ -59,17 +59,17 @@ class HealthController(Controller):
         """200 where holds can be taken and paid for, else 503 with what is missing by name."""
         service = api_of(request).service
         found, sql = await asyncio.gather(_redis(service), _sql(service))
-        gaps = dict(service.watch.gaps)
+        gaps = dict(service.redis_monitor.gaps)
         missing = [*found.missing, *sql]
         # It answers again, and what waits for it goes on with the watch's next look.
-        away = service.watch.away
+        away = service.redis_monitor.away
         if away and not any(name.startswith(away) for name in missing):
             missing.append(away)
         if request.app.state.draining.active:
             missing.append("draining")
         missing += [
             f"{name}:{sale_id}"
-            for sale_id, names in sorted(service.watch.missing_of.items())
+            for sale_id, names in sorted(service.redis_monitor.missing_of.items())
             for name in names
         ]
         missing += [f"sale-recovering:{sale_id}" for sale_id in sorted(gaps)]
@@ -132,7 +132,7 @@ async def _redis(service: Service) -> Findings:
             # A look of a moment ago would not tell that the server has gone since. Whether it was
             # compared with SQL is another row.
             await service.connections.unguarded().command("PING")
-            return await service.preflight.recent()
+            return await service.readiness.recent()
     except (StoreUnavailable, StoreUncertain, TimeoutError):
         return Findings(missing=("redis",))
 

@@ -150,7 +150,7 @@ class PaymentController(Controller):
             if payment_key is None or _PAYMENT_KEY.fullmatch(payment_key) is None:
                 raise InvalidToken("paymentKey is not one of the payment provider's.")
             now_ms = api.service.clock.now_ms()
-            found = await api.service.confirm(
+            found = await api.service.confirmation.confirm(
                 order, payment_key=payment_key, may_claim=claims.may_claim(now_ms)
             )
         except (ReservationError, StoreUnavailable, StoreUncertain) as error:
@@ -185,7 +185,7 @@ class PaymentController(Controller):
                 raise InvalidToken
             order = await _order_of(api, claims)
             reason = Reason(Cause.PAYMENT_PAGE, _printable(code))
-            found = await api.service.release.if_held(order, reason=reason)
+            found = await api.service.releases.if_held(order, reason=reason)
         except (ReservationError, StoreUnavailable, StoreUncertain) as error:
             return _refuse(request, error, claims, order)
         return await _back(request, api, found)
@@ -209,7 +209,7 @@ class PaymentController(Controller):
             return Response(None, status_code=200)
         ids = notice.data or notice
         if ids.order_id is not None:
-            await api_of(request).service.webhook(
+            await api_of(request).service.notifications.receive(
                 ids.order_id,
                 ids.payment_key,
                 secret=notice.secret,
@@ -232,7 +232,7 @@ def _return_claims(api: ApiContext, token: str | None) -> Claims:
 
 
 async def _order_of(api: ApiContext, claims: Claims) -> Reservation:
-    order = await api.service.look.of_token(claims)
+    order = await api.service.queries.of_token(claims)
     buyer = api.service.order_ids.customer_key(order.buyer_id)
     promised = (claims.sale_id, claims.amount, claims.buyer)
     if promised != (order.sale_id, order.amount, buyer):

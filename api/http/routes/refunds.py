@@ -66,7 +66,7 @@ class RefundController(Controller):
         """Cancel the payment in full, then give the stock back (or keep it out of the sale)."""
         api = api_of(request)
         account = data.refund_receive_account
-        through = await api.service.refund(
+        through = await api.service.refunds.refund(
             RefundWish(
                 order_id=order_id,
                 reason=data.reason,
@@ -76,7 +76,7 @@ class RefundController(Controller):
                 operator=api.operators.name(request),
             )
         )
-        order = await api.service.look.find(order_id)
+        order = await api.service.queries.find(order_id)
         if order is None:
             raise ReservationNotFound
         answer = api.shown(order)

@@ -104,7 +104,7 @@ async def _is_replay(api: ApiContext, connection: Connection, buyer_id: str) -> 
         return False
     lines = merge_lines((line.sku, line.quantity) for line in data.items)
     digest = digest_of(lines, data.amount, data.order_name)
-    return await api.service.prepare.is_replay(sale_id, buyer_id, key, digest)
+    return await api.service.preparation.is_replay(sale_id, buyer_id, key, digest)
 
 
 def is_admitted(api: ApiContext, known: CachedSale, buyer_id: str, admission: str | None) -> bool:
@@ -183,7 +183,7 @@ class ReservationController(Controller):
         known = await api.service.catalog.get(sale_id)
         admitted = is_admitted(api, known, buyer_id, admission)
         wish = wish_in(known, data, admitted=admitted)
-        prepared = await api.service.prepare(known, buyer_id, idempotency_key, wish)
+        prepared = await api.service.preparation.prepare(known, buyer_id, idempotency_key, wish)
         answer = answer_of(api, prepared)
         replayed = {"Idempotent-Replayed": "true"} if prepared.replayed else {}
         return Response(answer, status_code=201, headers={**PRIVATE, **replayed})
@@ -202,7 +202,7 @@ class ReservationController(Controller):
     ) -> Response[ReservationsAnswer]:
         """The buyer's own reservations in this sale, newest first."""
         api = api_of(request)
-        orders = await api.service.look.all_of_buyer(sale_id, buyer_of(request))
+        orders = await api.service.queries.all_of_buyer(sale_id, buyer_of(request))
         shown = [await api.shown_to_buyer(order) for order in orders]
         return Response(ReservationsAnswer(reservations=shown), headers=PRIVATE)
 
@@ -236,7 +236,7 @@ class ReservationController(Controller):
             request, order_id, reservation_token, Purpose.RESERVATION, Purpose.READ
         )
         if wait:
-            order = await api.service.look.next_change(order, float(wait))
+            order = await api.service.queries.next_change(order, float(wait))
         answer = await (api.shown_to_buyer if own else api.shown_to_holder)(order)
         return Response(answer, headers=PRIVATE)
 
@@ -268,7 +268,7 @@ class ReservationController(Controller):
         api = api_of(request)
         token = reservation_token or await _token_in_body(request)
         order, _ = await _find(request, order_id, token, Purpose.RESERVATION)
-        released = await api.service.release(order, reason=Reason(Cause.BUYER))
+        released = await api.service.releases.release(order, reason=Reason(Cause.BUYER))
         return Response(api.shown(released), headers=PRIVATE)
 
 
@@ -279,11 +279,11 @@ async def _find(
     api = api_of(request)
     if token is not None:
         claims = api.token_claims(token, order_id, *purposes)
-        return await api.service.look.of_token(claims), False
+        return await api.service.queries.of_token(claims), False
     if bearer_of(request) is None:
         raise Unauthenticated
     buyer_id = await api.buyers.buyer(request)
-    return await api.service.look.of_buyer(order_id, buyer_id), True
+    return await api.service.queries.of_buyer(order_id, buyer_id), True
 
 
 async def _token_in_body(request: Request[Any, Any, Any]) -> str | None:

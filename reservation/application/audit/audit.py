@@ -27,7 +27,7 @@ class Audit:
         self._records = records
         self._clock = clock
 
-    async def __call__(self, sale_id: str) -> AuditReport:
+    async def run(self, sale_id: str) -> AuditReport:
         """Check one sale.
 
         Raises:
@@ -36,15 +36,15 @@ class Audit:
         """
         spoilt: tuple[str, ...] = ()
         try:
-            report = await self._counters(sale_id)
+            report = await self._counters.compare(sale_id)
             if not report.skus:
                 return report
-            problems = (*report.problems, *await self._orders(sale_id))
+            problems = (*report.problems, *await self._orders.compare(sale_id))
         except _UNREADABLE as error:
             # The records tell which key it is; nothing else can be said of the sale.
             spoilt = (f"what Redis has of the sale cannot be read: {error!r}",)
             report, problems = self._nothing(), ()
-        problems = (*spoilt, *problems, *await self._records(sale_id))
+        problems = (*spoilt, *problems, *await self._records.compare(sale_id))
         return msgspec.structs.replace(report, ok=not problems, problems=problems)
 
     def _nothing(self) -> AuditReport:

@@ -122,7 +122,7 @@ class CounterAudit:
         self._outbox = outbox
         self._clock = clock
 
-    async def __call__(self, sale_id: str) -> AuditReport:
+    async def compare(self, sale_id: str) -> AuditReport:
         """Check one sale.
 
         Raises:

@@ -51,7 +51,7 @@ class OrderAudit:
         self._inspection = inspection
         self._ledger = ledger
 
-    async def __call__(self, sale_id: str) -> tuple[str, ...]:
+    async def compare(self, sale_id: str) -> tuple[str, ...]:
         """What is wrong, each in one sentence with the SKU, the order and its event."""
         buyers = await self._buyers(sale_id)
         sets = await self._sets(sale_id)
@@ -157,10 +157,10 @@ class OrderAudit:
 
     async def _misplaced(self, sale_id: str, order_ids: Sequence[str]) -> list[str]:
         before: dict[str, OrderState] = {}
-        for look in range(LOOKS):
+        for queries in range(LOOKS):
             states = await self._inspection.orders(sale_id, order_ids)
             wrong = {order_id: state for order_id, state in states.items() if _is_wrong(state)}
-            if look and before != wrong:
+            if queries and before != wrong:
                 wrong = {key: state for key, state in wrong.items() if before.get(key) == state}
             if not wrong:
                 return []

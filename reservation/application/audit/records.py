@@ -77,7 +77,7 @@ class RecordAudit:
         self._outbox = outbox
         self._clock = clock
 
-    async def __call__(self, sale_id: str) -> tuple[str, ...]:
+    async def compare(self, sale_id: str) -> tuple[str, ...]:
         """What differs, each in one sentence that names the key."""
         return (
             *await _persisting(lambda: self._look_at_sale(sale_id)),
@@ -191,16 +191,16 @@ class RecordAudit:
         ][:PROBLEMS_MAX]
 
 
-async def _persisting(look: Callable[[], Awaitable[_Look]]) -> list[str]:
+async def _persisting(queries: Callable[[], Awaitable[_Look]]) -> list[str]:
     """What differs, and goes on to although it can be no matter of the moment."""
-    first = await look()
+    first = await queries()
     standing = dict(first.problems)
     certain: dict[str, str] = {}
     for _ in range(LOOKS_MAX):
         if not standing:
             break
         await asyncio.sleep(LOOK_SECONDS)
-        again = await look()
+        again = await queries()
         standing = {
             about: told for about, told in standing.items() if again.problems.get(about) == told
         }

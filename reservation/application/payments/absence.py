@@ -43,7 +43,7 @@ class Absence:
         self,
         ledger: Ledger,
         gateway: PaymentGateway,
-        conclude: PaymentResolver,
+        resolver: PaymentResolver,
         health: GatewayHealth,
         *,
         clock: Clock,
@@ -51,7 +51,7 @@ class Absence:
     ) -> None:
         self._ledger = ledger
         self._gateway = gateway
-        self._conclude = conclude
+        self._resolver = resolver
         self._health = health
         self._clock = clock
         self._limits = limits
@@ -88,7 +88,7 @@ class Absence:
                 one decides it.
         """
         answer = await self._gateway.look_up_order(order_id)
-        await self._conclude.remember(order_id, payment_key, AnswerKind.LOOK_UP_ORDER, answer)
+        await self._resolver.remember(order_id, payment_key, AnswerKind.LOOK_UP_ORDER, answer)
         match answer:
             case PaymentMissing():
                 return await self._health.sees_ours()

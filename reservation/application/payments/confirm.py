@@ -87,8 +87,8 @@ class PaymentConfirmation:
         store: ReservationStore,
         ledger: Ledger,
         gateway: PaymentGateway,
-        conclude: PaymentResolver,
-        losses: DataLossDetector,
+        resolver: PaymentResolver,
+        data_loss: DataLossDetector,
         *,
         clock: Clock,
         limits: PaymentTimeouts = DEFAULT_LIMITS,
@@ -98,15 +98,15 @@ class PaymentConfirmation:
         self._store = store
         self._ledger = ledger
         self._gateway = gateway
-        self._conclude = conclude
-        self._losses = losses
+        self._resolver = resolver
+        self._data_loss = data_loss
         self._clock = clock
         self._voids = Limiter(VOIDS_PER_BUYER)
         self._under_way: dict[tuple[str, str], asyncio.Task[None]] = {}
         #: Done once no request waits any more, since the service ends.
         self._ending: asyncio.Future[None] | None = None
 
-    async def __call__(
+    async def confirm(
         self, order: Reservation, *, payment_key: str, may_claim: bool
     ) -> Reservation:
         """Take one payment attempt to its outcome, or to CONFIRMING while that is unknown.
@@ -189,7 +189,7 @@ class PaymentConfirmation:
             Unavailable: SQL cannot tell.
         """
         try:
-            settling = await self._losses.settling(order)
+            settling = await self._data_loss.settling(order)
         except (SQLAlchemyError, OSError) as error:
             raise Unavailable(_NOT_KNOWN, retryAfter=1) from error
         if settling is None:
@@ -285,7 +285,7 @@ class PaymentConfirmation:
             return
         reach("confirm:after_intent", order.order_id)
         asked = await self._which_confirm(case, written)
-        if not self._conclude.may_ask(case):
+        if not self._resolver.may_ask(case):
             return
         reach("confirm:before_call", order.order_id)
         answer = await self._gateway.confirm(
@@ -303,7 +303,7 @@ class PaymentConfirmation:
         The money may have moved: what Redis refuses from here on is no answer to the buyer.
         """
         try:
-            status = await self._conclude(case, answer, asked)
+            status = await self._resolver.resolve(case, answer, asked)
             if status in (Status.HELD, Status.PREPARED, Status.EXPIRED):
                 await self._count_void(case)
             if status is None:
@@ -358,7 +358,7 @@ class PaymentConfirmation:
                 return None
             case IntentOutcome.FENCE_OF_ANOTHER_KEY:
                 reason = f"order {case.order.order_id} lost the claim of fence {case.fence}"
-                self._losses.report(case.order.sale_id, case.known.epoch, reason)
+                self._data_loss.report(case.order.sale_id, case.known.epoch, reason)
                 return None
             case IntentOutcome.KEY_OF_ANOTHER_ORDER:
                 await self._void(case, Cause.KEY_OF_ANOTHER_ORDER)

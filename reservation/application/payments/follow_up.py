@@ -38,12 +38,12 @@ _TOO_LATE = Outcome(
 class FollowUp:
     """Brings an order in line with what a look-up shows of one of its payments."""
 
-    def __init__(self, catalog: Catalog, ledger: Ledger, conclude: PaymentResolver) -> None:
+    def __init__(self, catalog: Catalog, ledger: Ledger, resolver: PaymentResolver) -> None:
         self._catalog = catalog
         self._ledger = ledger
-        self._conclude = conclude
+        self._resolver = resolver
 
-    async def __call__(
+    async def follow(
         self, order: Reservation, answer: Answered, *, is_listed: bool = False
     ) -> bool:
         """Carry out what the payment obliges us to; false where it must be looked at again.
@@ -81,7 +81,7 @@ class FollowUp:
         if settled or is_listed:
             return settled
         # The PG's webhook comes again for days only, and to a service that is up.
-        await self._conclude.look_again(case, RETRY_SECONDS)
+        await self._resolver.look_again(case, RETRY_SECONDS)
         return False
 
     async def _keep_news(self, order: Reservation, answer: Answered) -> bool:
@@ -94,20 +94,20 @@ class FollowUp:
             known = (before.status, before.balance_amount, before.account_refund)
             if news == known:
                 return True
-        await self._conclude.remember(
+        await self._resolver.remember(
             order.order_id, payment.payment_key, AnswerKind.LOOK_UP, answer
         )
-        return await self._conclude.keep_payment(payment)
+        return await self._resolver.keep_payment(payment)
 
     async def _of_account(self, case: PaymentAttempt, answer: Answered) -> bool:
-        return await self._conclude(case, answer, AnswerTo.LOOK_UP) is not None
+        return await self._resolver.resolve(case, answer, AnswerTo.LOOK_UP) is not None
 
     async def _of_sold(self, case: PaymentAttempt, answer: Answered) -> bool:
         payment, order_id = answer.payment, case.order.order_id
         if payment.status == PaymentStatus.WAITING_FOR_DEPOSIT:
             # The bank took a deposit back after an error of its own.
             alarm(Alarm.DEPOSIT_REVERSED, order_id=order_id)
-            return await self._conclude(case, answer, AnswerTo.LOOK_UP) is not None
+            return await self._resolver.resolve(case, answer, AnswerTo.LOOK_UP) is not None
         if payment.status in _CANCELLED:
             # By someone else, or by a refund of ours on its way, which finishes by itself.
             refund = await self._ledger.refund_of(order_id)
@@ -125,11 +125,11 @@ class FollowUp:
         if payment.status == PaymentStatus.WAITING_FOR_DEPOSIT:
             return await self._give_back(case, payment, "the reservation has ended")
         if payment.status in _OPEN and payment.balance_amount:
-            cancelled = await self._conclude.cancel(case, _TOO_LATE, "money came after the end")
+            cancelled = await self._resolver.cancel(case, _TOO_LATE, "money came after the end")
             return cancelled is not None
         if payment.status in _CANCELLED and payment.approved_at is not None:
             # A cancel of ours whose answer was lost.
-            return await self._conclude.finish(case, _TOO_LATE, answer) is not None
+            return await self._resolver.finish(case, _TOO_LATE, answer) is not None
         return True
 
     async def _of_further(self, case: PaymentAttempt, payment: Payment) -> bool:
@@ -147,10 +147,10 @@ class FollowUp:
     async def _give_back(self, case: PaymentAttempt, payment: Payment, reason: str) -> bool:
         """Cancel a payment that is no part of the order's state."""
         order, key = case.order, payment.payment_key
-        if not await self._conclude.bar(order.order_id, order.sale_id, case.fence, key):
+        if not await self._resolver.bar(order.order_id, order.sale_id, case.fence, key):
             return False
-        answer = await self._conclude.cancel_at_pg(order.order_id, key, reason)
+        answer = await self._resolver.cancel_at_pg(order.order_id, key, reason)
         if isinstance(answer, Answered) and answer.payment.status in _CANCELLED:
-            return await self._conclude.keep_payment(answer.payment)
+            return await self._resolver.keep_payment(answer.payment)
         alarm(Alarm.AUTOMATIC_CANCEL_FAILED, order_id=order.order_id, reason=reason)
         return False

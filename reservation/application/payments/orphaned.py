@@ -67,8 +67,8 @@ class OrphanedPayments:
         store: ReservationStore,
         ledger: Ledger,
         gateway: PaymentGateway,
-        conclude: PaymentResolver,
-        losses: DataLossDetector,
+        resolver: PaymentResolver,
+        data_loss: DataLossDetector,
         health: GatewayHealth,
         *,
         clock: Clock,
@@ -77,11 +77,11 @@ class OrphanedPayments:
         self._store = store
         self._ledger = ledger
         self._gateway = gateway
-        self._conclude = conclude
-        self._losses = losses
+        self._resolver = resolver
+        self._data_loss = data_loss
         self._clock = clock
         self._limits = limits
-        self._absence = Absence(ledger, gateway, conclude, health, clock=clock, limits=limits)
+        self._absence = Absence(ledger, gateway, resolver, health, clock=clock, limits=limits)
         self._looks: dict[tuple[str, str], _Look] = {}
         #: When to read all intents without an end again. Nearly all of them are met, and where the
         #: flusher stands still each payment has one; between, only those are read that are new.
@@ -100,16 +100,16 @@ class OrphanedPayments:
         epochs = await self._ledger.known_sales() if intents else {}
         due: list[UnmetIntent] = []
         looks: dict[tuple[str, str], _Look] = {} if whole else self._looks.copy()
-        for intent, order in await self._losses.with_orders(intents, self._store):
+        for intent, order in await self._data_loss.with_orders(intents, self._store):
             epoch = epochs.get(intent.sale_id, "")
-            if self._losses.report_unmet(intent, order, epoch) or is_under_way(intent, order):
+            if self._data_loss.report_unmet(intent, order, epoch) or is_under_way(intent, order):
                 continue
             name = (intent.order_id, intent.payment_key)
-            look = self._looks.get(name)
-            if look is None or look.at <= now:
+            queries = self._looks.get(name)
+            if queries is None or queries.at <= now:
                 due.append(intent)
-                look = self._later(look, now)
-            looks[name] = look
+                queries = self._later(queries, now)
+            looks[name] = queries
         self._looks, self._read_until_ms = looks, before_ms
         if whole or due:
             self._whole = self._later(None if due else self._whole, now)
@@ -124,7 +124,7 @@ class OrphanedPayments:
     async def of(self, sale_id: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Ask about the sale's payments that no order has; what `look_after` returns."""
         intents = await self._ledger.unmet_intents(sale_id)
-        found = await self._losses.with_orders(intents, self._store)
+        found = await self._data_loss.with_orders(intents, self._store)
         return await self.look_after(
             [intent for intent, order in found if not is_under_way(intent, order)]
         )
@@ -168,7 +168,7 @@ class OrphanedPayments:
         if kept is not None and kept.status in _OVER:
             return False
         answer = await self._gateway.look_up(payment_key)
-        await self._conclude.remember(order_id, payment_key, AnswerKind.LOOK_UP, answer)
+        await self._resolver.remember(order_id, payment_key, AnswerKind.LOOK_UP, answer)
         match answer:
             case Answered(payment) if payment.order_id == order_id:
                 return await self._end(intent, payment)
@@ -190,7 +190,7 @@ class OrphanedPayments:
     async def _end(self, intent: UnmetIntent, payment: Payment) -> bool | None:
         """Take a payment that the PG shows to its end, if it can have one now."""
         if payment.status in _OVER or is_given_back(payment):
-            await self._conclude.keep_payment(payment)
+            await self._resolver.keep_payment(payment)
             return False
         if payment.status in _UNAPPROVED:
             return False if self._is_closed(intent) and await self._bar(intent) else None
@@ -198,11 +198,11 @@ class OrphanedPayments:
         if payment.status not in _OPEN or not await self._bar(intent):
             return None
         # An account that nobody has paid into yet is closed too: a deposit would have no order.
-        cancelled = await self._conclude.cancel_at_pg(
+        cancelled = await self._resolver.cancel_at_pg(
             intent.order_id, intent.payment_key, "the reservation was lost"
         )
         if isinstance(cancelled, Answered) and is_given_back(cancelled.payment):
-            await self._conclude.keep_payment(cancelled.payment)
+            await self._resolver.keep_payment(cancelled.payment)
             return cancelled.payment.approved_at is not None
         return None
 
@@ -212,6 +212,6 @@ class OrphanedPayments:
         return age_ms >= self._limits.window_closed_seconds * 1000
 
     async def _bar(self, intent: UnmetIntent) -> bool:
-        return await self._conclude.bar(
+        return await self._resolver.bar(
             intent.order_id, intent.sale_id, intent.fence, intent.payment_key
         )

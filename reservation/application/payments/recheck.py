@@ -93,7 +93,7 @@ class Recheck:
         if not isinstance(answer, Answered | PaymentMissing):
             return 5 * _MINUTE_MS
         if isinstance(answer, Answered) and answer.payment.order_id == check.order_id:
-            if not await self._follow_up(order, answer, is_listed=True):
+            if not await self._follow_up.follow(order, answer, is_listed=True):
                 return min(60, 2**check.looks) * _MINUTE_MS
             order = await self._store.read(check.order_id) or order
         if order.status is Status.AWAITING_DEPOSIT and order.payment_key == check.payment_key:

@@ -122,8 +122,8 @@ class RefundService:
         store: ReservationStore,
         ledger: Ledger,
         gateway: PaymentGateway,
-        conclude: PaymentResolver,
-        look: ReservationQueries,
+        resolver: PaymentResolver,
+        queries: ReservationQueries,
         follow_up: FollowUp,
         *,
         clock: Clock,
@@ -133,14 +133,14 @@ class RefundService:
         self._store = store
         self._ledger = ledger
         self._gateway = gateway
-        self._conclude = conclude
-        self._look = look
+        self._resolver = resolver
+        self._queries = queries
         self._follow_up = follow_up
         self._clock = clock
         self._limits = limits
         self._under_way: set[asyncio.Task[bool]] = set()
 
-    async def __call__(self, wish: RefundWish) -> bool:
+    async def refund(self, wish: RefundWish) -> bool:
         """Begin the refund and try to finish it; whether it is through.
 
         Raises:
@@ -150,7 +150,7 @@ class RefundService:
             RefundAccountRequired: a deposit, and no account to send it back to.
             IdempotencyKeyReused: this key asked for something else.
         """
-        order = await self._look.find(wish.order_id)
+        order = await self._queries.find(wish.order_id)
         if order is None:
             raise ReservationNotFound
         if order.status not in (Status.CONFIRMED, Status.REFUNDED):
@@ -229,7 +229,7 @@ class RefundService:
         """Whether the PG shows that all of the order's money is still there."""
         payment_key = order.payment_key or ""
         answer = await self._gateway.look_up(payment_key)
-        await self._conclude.remember(order.order_id, payment_key, AnswerKind.LOOK_UP, answer)
+        await self._resolver.remember(order.order_id, payment_key, AnswerKind.LOOK_UP, answer)
         if not isinstance(answer, Answered) or answer.payment.order_id != order.order_id:
             return False
         payment = answer.payment
@@ -240,7 +240,7 @@ class RefundService:
         """Take a refund on from wherever it stopped; whether it is through."""
         if record.status == "done":
             return True
-        order = await self._look.find(record.order_id)
+        order = await self._queries.find(record.order_id)
         if order is None or order.payment_key is None:
             alarm(Alarm.REFUND_WITHOUT_ORDER, order_id=record.order_id)
             return False
@@ -286,7 +286,7 @@ class RefundService:
         order_id, payment_key = order.order_id, order.payment_key or ""
         alarm(Alarm.REFUND_OF_UNSOLD_ORDER, order_id=order_id, status=order.status.value)
         answer = await self._gateway.look_up(payment_key)
-        await self._conclude.remember(order_id, payment_key, AnswerKind.LOOK_UP, answer)
+        await self._resolver.remember(order_id, payment_key, AnswerKind.LOOK_UP, answer)
         self._warn(order, answer)
         ended = order.status in (Status.RELEASED, Status.EXPIRED)
         match answer:
@@ -301,7 +301,7 @@ class RefundService:
                 moved = False
         await self._leave(held, code=order.status.value, unanswered=held.unanswered)
         if moved and isinstance(answer, Answered):
-            await self._follow_up(order, answer)
+            await self._follow_up.follow(order, answer)
         return False
 
     def _now_ms(self) -> int:
@@ -326,7 +326,7 @@ class RefundService:
             # Frozen on the way: another process may have the refund, and another wish for it.
             log.warning("lease_too_short", order_id=order.order_id)
             return _Asked(back=False, code=held.code, unanswered=held.unanswered)
-        answer = await self._conclude.cancel_at_pg(
+        answer = await self._resolver.cancel_at_pg(
             order.order_id, payment_key, held.reason, account=account, after_refusals=True
         )
         if isinstance(answer, Declined):
@@ -341,11 +341,11 @@ class RefundService:
         if not isinstance(shown, Answered):
             # A cancel of ours may have gone through: only a look at the payment tells.
             shown = await self._gateway.look_up(payment_key)
-            await self._conclude.remember(order.order_id, payment_key, AnswerKind.LOOK_UP, shown)
+            await self._resolver.remember(order.order_id, payment_key, AnswerKind.LOOK_UP, shown)
             self._warn(order, shown)
         if not isinstance(shown, Answered) or shown.payment.order_id != order.order_id:
             return _Asked(back=False, code=word_of(answer), unanswered=unanswered)
-        await self._conclude.keep_payment(shown.payment)
+        await self._resolver.keep_payment(shown.payment)
         return _Asked(is_back(shown.payment), code=word_of(answer), unanswered=unanswered)
 
     def _warn(self, order: Reservation, answer: Answer) -> None:

@@ -94,14 +94,14 @@ class PaymentResolver:
         store: ReservationStore,
         ledger: Ledger,
         gateway: PaymentGateway,
-        losses: DataLossDetector,
+        data_loss: DataLossDetector,
         health: GatewayHealth,
         *,
         clock: Clock,
         limits: PaymentTimeouts = DEFAULT_LIMITS,
     ) -> None:
         self._limits = limits
-        self._losses = losses
+        self._data_loss = data_loss
         self._store = store
         self._ledger = ledger
         self._gateway = gateway
@@ -119,9 +119,7 @@ class PaymentResolver:
         log.warning("lease_too_short", order_id=case.order.order_id, fence=case.fence)
         return False
 
-    async def __call__(
-        self, case: PaymentAttempt, answer: Answer, asked: AnswerTo
-    ) -> Status | None:
+    async def resolve(self, case: PaymentAttempt, answer: Answer, asked: AnswerTo) -> Status | None:
         """Decide the payment, asking the PG on where the answer says so.
 
         Returns:
@@ -206,7 +204,7 @@ class PaymentResolver:
             )
         except (ClaimLost, HoldLost) as lost:
             reason = f"order {case.order.order_id} lacks the claim of its payment: {lost}"
-            self._losses.report(case.order.sale_id, case.known.epoch, reason)
+            self._data_loss.report(case.order.sale_id, case.known.epoch, reason)
             return None
         reach("conclude:after_finish", case.order.order_id)
         if not finished.applied:

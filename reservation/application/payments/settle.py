@@ -64,7 +64,7 @@ class PaymentSettlement:
         store: ReservationStore,
         ledger: Ledger,
         gateway: PaymentGateway,
-        conclude: PaymentResolver,
+        resolver: PaymentResolver,
         health: GatewayHealth,
         *,
         clock: Clock,
@@ -75,13 +75,13 @@ class PaymentSettlement:
         self._store = store
         self._ledger = ledger
         self._gateway = gateway
-        self._conclude = conclude
-        self._absence = Absence(ledger, gateway, conclude, health, clock=clock, limits=limits)
+        self._resolver = resolver
+        self._absence = Absence(ledger, gateway, resolver, health, clock=clock, limits=limits)
         self._clock = clock
         self._looks = asyncio.Semaphore(LOOKS_AT_ONCE)
         self._slow = asyncio.Semaphore(SLOW_AT_ONCE)
 
-    async def __call__(self, order_id: str) -> Status | None:
+    async def settle(self, order_id: str) -> Status | None:
         """Look at one CONFIRMING order whose lease is over; None while it is undecided."""
         if tracing.tracer is None:
             return await self._settle(order_id)
@@ -143,10 +143,10 @@ class PaymentSettlement:
             return await self._give_back(case)
         if not isinstance(verdict, Unapproved) and not (foreign and may_confirm):
             return await self._slowly(
-                lambda: self._conclude(case, answer, AnswerTo.LOOK_UP),
+                lambda: self._resolver.resolve(case, answer, AnswerTo.LOOK_UP),
                 at_once=not isinstance(verdict, CancelFirst),
             )
-        await self._conclude.remember(
+        await self._resolver.remember(
             case.order.order_id, case.payment_key, AnswerKind.LOOK_UP, answer
         )
         if may_confirm:
@@ -203,7 +203,7 @@ class PaymentSettlement:
         earlier = any(
             intent.kind == "intent" and intent.payment_key == case.payment_key for intent in intents
         )
-        if not self._conclude.may_ask(case):
+        if not self._resolver.may_ask(case):
             return None
         answer = await self._gateway.confirm(
             payment_key=case.payment_key,
@@ -212,7 +212,7 @@ class PaymentSettlement:
             idempotency_key=key,
         )
         asked = AnswerTo.LATER_CONFIRM if earlier else AnswerTo.FIRST_CONFIRM
-        return await self._conclude(case, answer, asked)
+        return await self._resolver.resolve(case, answer, asked)
 
     async def _give_back(self, case: PaymentAttempt) -> Status | None:
         """No money can come any more: bar every process that may still wake up, then expire."""
@@ -224,7 +224,7 @@ class PaymentSettlement:
         if not barred:
             return None
         outcome = Outcome(name=PaymentOutcome.EXPIRED, reason=Reason(Cause.NEVER_APPROVED))
-        return await self._conclude.finish(case, outcome, None)
+        return await self._resolver.finish(case, outcome, None)
 
     async def _bar_all(self, case: PaymentAttempt) -> bool:
         """Void every fence up to the case's own; false where a confirm may be under way.
@@ -279,10 +279,10 @@ class PaymentSettlement:
             and answer.payment.status == PaymentStatus.WAITING_FOR_DEPOSIT
         )
         if not waiting:
-            return await self._conclude(case, answer, AnswerTo.LOOK_UP)
+            return await self._resolver.resolve(case, answer, AnswerTo.LOOK_UP)
         outcome = Outcome(name=PaymentOutcome.EXPIRED, reason=Reason(Cause.NO_DEPOSIT))
         return await self._slowly(
-            lambda: self._conclude.cancel(case, outcome, "no deposit came in time")
+            lambda: self._resolver.cancel(case, outcome, "no deposit came in time")
         )
 
 

@@ -74,7 +74,7 @@ class PaymentNotifications:
         ledger: Ledger,
         gateway: PaymentGateway,
         follow_up: FollowUp,
-        settle: PaymentSettlement,
+        settlement: PaymentSettlement,
         *,
         clock: Clock,
     ) -> None:
@@ -83,7 +83,7 @@ class PaymentNotifications:
         self._ledger = ledger
         self._gateway = gateway
         self._follow_up = follow_up
-        self._settle = settle
+        self._settlement = settlement
         self._clock = clock
         self._paid, self._tried = _Budget(LOOK_UPS_PAID), _Budget(LOOK_UPS_TRIED)
         self._unknown = _Budget(LOOK_UPS_UNKNOWN)
@@ -92,7 +92,7 @@ class PaymentNotifications:
         #: Payment key -> when the list has it due.
         self._scheduled: dict[str, int] = {}
 
-    async def __call__(
+    async def receive(
         self,
         order_id: str,
         payment_key: str | None,
@@ -124,7 +124,7 @@ class PaymentNotifications:
             raise Unavailable(_RESTORED_SOON)
         if order.status is Status.CONFIRMING:
             # The holder of the lease decides; without one this does it a little sooner.
-            await self._settle(order_id)
+            await self._settlement.settle(order_id)
             return
         key = payment_key or order.payment_key
         if key is None:
@@ -214,7 +214,7 @@ class PaymentNotifications:
 
     async def _follow(self, order: Reservation, answer: Answered) -> None:
         try:
-            settled = await self._follow_up(order, answer)
+            settled = await self._follow_up.follow(order, answer)
         except (SQLAlchemyError, OSError) as error:
             raise Unavailable("The payment could not be kept; send this again.") from error
         if not settled:

@@ -90,7 +90,7 @@ class Preflight:
         self._found_at = 0.0
         self.clocks = Clocks()
 
-    async def __call__(self) -> Findings:
+    async def check(self) -> Findings:
         """Look once.
 
         Raises:
@@ -101,7 +101,7 @@ class Preflight:
 
     async def missing(self) -> tuple[str, ...]:
         """What closes prepare; raises what a look does."""
-        return (await self()).missing
+        return (await self.check()).missing
 
     async def recent(self) -> Findings:
         """What a look found a moment ago, or finds now; raises what a look does."""

@@ -63,17 +63,17 @@ class RedisMonitor:
     def __init__(
         self,
         connections: RedisClient,
-        losses: DataLossDetector,
+        data_loss: DataLossDetector,
         catalog: Catalog,
         vouches: Vouches,
-        preflight: Callable[[], Awaitable[Sequence[str]]],
+        readiness: Callable[[], Awaitable[Sequence[str]]],
         preflight_sales: Callable[[Collection[str]], Awaitable[Mapping[str, Sequence[str]]]],
     ) -> None:
         self._connections = connections
-        self._losses = losses
+        self._data_loss = data_loss
         self._catalog = catalog
         self._vouches = vouches
-        self._preflight = preflight
+        self._readiness = readiness
         self._preflight_sales = preflight_sales
         #: The life of the server that is vouched for here, and the epochs of SQL's last answer.
         self._vouched: str | None = None
@@ -138,7 +138,7 @@ class RedisMonitor:
         while True:
             await asyncio.sleep(MARK_SECONDS)
             try:
-                await self._losses.write(self._vouched or "")
+                await self._data_loss.write(self._vouched or "")
             except (SQLAlchemyError, OSError) as error:
                 # The look names what is away, once.
                 log.debug("marks_not_written", reason=reason_of(error))
@@ -149,15 +149,15 @@ class RedisMonitor:
     async def look(self) -> None:
         """One look at everything; without effect where Redis does not answer."""
         self._connections.doubted.clear()
-        self._losses.begin_look()
+        self._data_loss.begin_look()
         try:
-            self._take(tuple(await self._preflight()))
+            self._take(tuple(await self._readiness()))
         except (StoreUnavailable, StoreUncertain) as error:
             self._away("redis", error)
             return
         try:
             async with asyncio.timeout(ANSWER_SECONDS_MAX):
-                await self._losses.write(self._vouched or "")
+                await self._data_loss.write(self._vouched or "")
             run_id = await self._compare_all()
             self._take_of_sales(await self._preflight_sales(self._catalog.closed))
             if run_id is not None and run_id != self._vouched:
@@ -248,15 +248,15 @@ class RedisMonitor:
         """
         self._vouched = None
         self._connections.distrust()
-        await self._losses.write("")
-        others = await self._losses.writing_elsewhere(run_id)
+        await self._data_loss.write("")
+        others = await self._data_loss.writing_elsewhere(run_id)
         if others:
             log.info("waits_for_marks", processes=others[:5], count=len(others))
             return False
-        await self._losses.find_unmet()
+        await self._data_loss.find_unmet()
         if await self._compare_all() != run_id:
             return False
-        await self._losses.write(run_id)
+        await self._data_loss.write(run_id)
         return True
 
     def _take(self, missing: tuple[str, ...]) -> None:
@@ -277,18 +277,18 @@ class RedisMonitor:
     async def _compare_all(self) -> str | None:
         """Close what is lost and open what is not; the server, where one and the same answered."""
         # What was reported since the last look is read with the rest.
-        lost, run_ids = await self._losses.gaps()
+        lost, run_ids = await self._data_loss.gaps()
         if lost:
             await asyncio.sleep(AGAIN_SECONDS)
-            lost, more = await self._losses.gaps(set(lost))
+            lost, more = await self._data_loss.gaps(set(lost))
             run_ids |= more
-        self._epochs = self._losses.epochs
+        self._epochs = self._data_loss.epochs
         self._catalog.learn_all(self._epochs)
         for sale_id, gap in lost.items():
             if self._catalog.close(sale_id, gap):
                 alarm(Alarm.SALE_RECOVERING, sale_id=sale_id, gap=gap)
         for sale_id in set(self._catalog.closed) - set(lost):
-            if self._losses.is_reported(sale_id):
+            if self._data_loss.is_reported(sale_id):
                 continue
             log.info("sale_recovered", sale_id=sale_id)
             self._catalog.reopen(sale_id)

@@ -52,7 +52,7 @@ class SalePreflight:
         self._counted = 0
         self._miscounted: set[str] = set()
 
-    async def __call__(self, but_for: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
+    async def check(self, but_for: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
         """The rows that do not hold, by sale.
 
         Args:

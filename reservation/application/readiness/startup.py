@@ -32,11 +32,11 @@ async def is_answered(settings: Settings) -> bool:
     clock = SystemClock()
     connections = RedisClient(settings.redis_url, clock=clock)
     try:
-        preflight = Preflight(connections, Keys(settings.key_prefix), settings, clock=clock)
+        readiness = Preflight(connections, Keys(settings.key_prefix), settings, clock=clock)
         if not settings.production:
             return True
         async with asyncio.timeout(ANSWER_SECONDS_MAX):
-            found = await preflight()
+            found = await readiness.check()
     except (StoreUnavailable, StoreUncertain, TimeoutError) as error:
         log.warning("redis_does_not_answer_yet", reason=str(error) or type(error).__name__)
         return False

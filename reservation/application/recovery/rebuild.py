@@ -112,7 +112,7 @@ class Rebuild:
         keys: Keys,
         outbox: RedisOutbox,
         ledger: Ledger,
-        losses: DataLossDetector,
+        data_loss: DataLossDetector,
         reclaim: Reclaim,
         orphans: OrphanedPayments,
         *,
@@ -122,12 +122,12 @@ class Rebuild:
         self._keys = keys
         self._outbox = outbox
         self._ledger = ledger
-        self._losses = losses
+        self._data_loss = data_loss
         self._reclaim = reclaim
         self._orphans = orphans
         self._clock = clock
 
-    async def __call__(
+    async def run(
         self,
         sale_id: str,
         *,
@@ -151,7 +151,7 @@ class Rebuild:
         head = (await self._ledger.heads()).get(sale_id)
         if head is None:
             raise SaleNotFound
-        why, found = await self._losses.gap_of(sale_id, head)
+        why, found = await self._data_loss.gap_of(sale_id, head)
         if why is None and not force:
             # Also where Redis is ahead: what a rebuild could not place waits for a second look.
             given_back, undecided = await self._orphans.of(sale_id)
@@ -167,7 +167,7 @@ class Rebuild:
         if not force and found is not None and found.epoch == head.epoch:
             await self._save_survivors(sale_id, head.seq)
         plan, restored = await self._restore_all(sale_id, epoch, operator, tell or _tell_nobody)
-        claimed, unplaced = await self._reclaim(sale_id, plan.ours)
+        claimed, unplaced = await self._reclaim.reclaim(sale_id, plan.ours)
         await self._ledger.reopen_refunds(sale_id)
         await self._restorer.hand_over(sale_id, epoch=plan.ours, to_epoch=plan.epoch)
         log.warning("sale_rebuilt", sale_id=sale_id, seq=plan.head.seq, orders=restored)

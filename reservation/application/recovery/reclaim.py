@@ -26,7 +26,7 @@ class Reclaim:
         self._store = store
         self._ledger = ledger
 
-    async def __call__(self, sale_id: str, epoch: str) -> tuple[list[str], list[UnmetIntent]]:
+    async def reclaim(self, sale_id: str, epoch: str) -> tuple[list[str], list[UnmetIntent]]:
         """Take orders whose payment was asked for back to CONFIRMING, for the settler to decide.
 
         Returns:

@@ -59,7 +59,7 @@ class Repair:
         self._restorer = restorer
         self._ledger = ledger
 
-    async def __call__(
+    async def run(
         self, sale_id: str, *, operator: str, drain: Callable[[str], Awaitable[None]] | None
     ) -> RepairReport:
         """Audit a sale, and put it right.
@@ -74,12 +74,12 @@ class Repair:
             SaleRecovering: it is lost, not damaged: it waits for a rebuild.
             NotDrained: SQL does not take all of it. The sale goes on as it was.
         """
-        problems = (await self._audit(sale_id)).problems
+        problems = (await self._audit.run(sale_id)).problems
         if not problems or drain is None:
             return RepairReport(sale_id=sale_id, problems=problems, repaired=False, left=problems)
         await self._bring_to_sql(sale_id, drain)
-        rebuilt = await self._rebuild(sale_id, operator=operator, force=True)
-        left = (await self._audit(sale_id)).problems
+        rebuilt = await self._rebuild.run(sale_id, operator=operator, force=True)
+        left = (await self._audit.run(sale_id)).problems
         log.warning("sale_repaired", sale_id=sale_id, problems=len(problems), left=len(left))
         return RepairReport(
             sale_id=sale_id, problems=problems, repaired=True, left=left, orders=rebuilt.orders

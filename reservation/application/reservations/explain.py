@@ -54,7 +54,7 @@ class Explain:
         sales: SaleStore,
         store: ReservationStore,
         ledger: Ledger,
-        look: ReservationQueries,
+        queries: ReservationQueries,
         *,
         clock: Clock,
         limits: PaymentTimeouts = DEFAULT_LIMITS,
@@ -62,7 +62,7 @@ class Explain:
         self._sales = sales
         self._store = store
         self._ledger = ledger
-        self._look = look
+        self._queries = queries
         self._clock = clock
         self._limits = limits
 
@@ -103,7 +103,7 @@ class Explain:
             for order in orders
             if order is not None
             for line in order.lines
-            if line.sku == sku and (await self._look.now(order)).status is order.status
+            if line.sku == sku and (await self._queries.now(order)).status is order.status
         ]
         return tuple(found[:TOLD_MAX])
 

@@ -77,7 +77,7 @@ class PrepareReservations:
         self._watch = watch
         self._slow: set[asyncio.Task[None]] = set()
 
-    async def __call__(
+    async def prepare(
         self, known: CachedSale, buyer_id: str, idempotency_key: str, wish: Wish
     ) -> Prepared:
         """Hold the wish's stock until the deadline; a repeat of the key gets the same order.

@@ -54,14 +54,14 @@ class ReservationQueries:
         catalog: Catalog,
         store: ReservationStore,
         ledger: Ledger,
-        losses: DataLossDetector,
+        data_loss: DataLossDetector,
         *,
         clock: Clock,
     ) -> None:
         self._catalog = catalog
         self._store = store
         self._ledger = ledger
-        self._losses = losses
+        self._data_loss = data_loss
         self._waits = Waits(store.read, is_still=self._is_closed, clock=clock)
 
     def stop_waiting(self) -> None:
@@ -97,9 +97,9 @@ class ReservationQueries:
         if row is not None:
             found = later_of(found, as_reservation(row))
         if found is None:
-            return await self._losses.settling_of(order_id)
+            return await self._data_loss.settling_of(order_id)
         if found.status in _WITHOUT_PAYMENT:
-            return await self._losses.settling(found) or found
+            return await self._data_loss.settling(found) or found
         return found
 
     async def now(self, order: Reservation) -> Reservation:
@@ -130,13 +130,13 @@ class ReservationQueries:
         Raises:
             HoldLost: we gave the token out, and the order is gone.
         """
-        self._losses.saw(claims)
+        self._data_loss.saw(claims)
         found = await self.find(claims.order_id)
         if found is not None:
             return found
         try:
-            await self._losses.missing(claims)
-            settling = await self._losses.settling_of(claims.order_id)
+            await self._data_loss.missing(claims)
+            settling = await self._data_loss.settling_of(claims.order_id)
         except (SQLAlchemyError, OSError) as error:
             raise Unavailable(retryAfter=1) from error
         if settling is None:

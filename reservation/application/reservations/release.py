@@ -19,7 +19,7 @@ class Release:
         self._store = store
         self._clock = clock
 
-    async def __call__(self, order: Reservation, *, reason: Reason) -> Reservation:
+    async def release(self, order: Reservation, *, reason: Reason) -> Reservation:
         """Give the hold back; one that has ended stays as it is.
 
         Raises:

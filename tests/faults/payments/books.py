@@ -57,7 +57,7 @@ async def _history(world: World, order_id: str) -> list[str]:
 
 
 async def _check_sale(world: World, wave: Wave) -> list[str]:
-    report = await world.second.audit(wave.sale_id)
+    report = await world.second.audit.run(wave.sale_id)
     wrong = [f"{wave.sale_id}: {problem}" for problem in report.problems]
     if report.lag:
         wrong.append(f"{wave.sale_id}: SQL is {report.lag} events behind")

@@ -151,15 +151,15 @@ class World:
 
     async def come_back(self, service: Service, story: Story) -> None:
         """The buyer's browser loads the success URL, its token and amount being right."""
-        order = await service.look.find(story.order.order_id)
+        order = await service.queries.find(story.order.order_id)
         assert order is not None
         story.claimed_at = story.claimed_at or self.clock.now_ms()
-        await service.confirm(order, payment_key=story.payment_key, may_claim=True)
+        await service.confirmation.confirm(order, payment_key=story.payment_key, may_claim=True)
 
     async def hear(self, order_id: str, payment_key: str | None) -> bool:
         """A webhook reaches the second process; false where it is to be sent again."""
         try:
-            await self.second.webhook(order_id, payment_key)
+            await self.second.notifications.receive(order_id, payment_key)
         except _WAITS:
             return False
         return True
@@ -171,7 +171,7 @@ class World:
                 await asyncio.sleep(0.005)
 
     def _busy(self) -> bool:
-        confirms = (self.first.confirm, self.second.confirm)
+        confirms = (self.first.confirmation, self.second.confirmation)
         return any(confirm._under_way for confirm in confirms) or self.hooks.under_way > 0
 
     async def told(self, path: str, body: dict[str, Any]) -> dict[str, Any]:

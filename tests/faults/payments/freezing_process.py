@@ -37,10 +37,12 @@ def freeze(_: str) -> None:
 async def main(order_id: str, payment_key: str, point: str) -> None:
     failpoints.arm(point, freeze)
     async with opened(Settings.load(os.environ, None), limits=LIMITS) as service:
-        order = await service.look.find(order_id)
+        order = await service.queries.find(order_id)
         assert order is not None
         try:
-            told = (await service.confirm(order, payment_key=payment_key, may_claim=True)).status
+            told = (
+                await service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
+            ).status
         except ReservationError as error:
             told = type(error).__name__
     sys.stdout.write(f"{told}\n")

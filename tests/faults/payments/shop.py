@@ -91,6 +91,6 @@ async def damage(service: Service, order: Reservation, lost: str) -> None:
 async def sold(bench: Bench, sandbox: RunningSandbox, sale_id: str, buyer: str) -> Reservation:
     order = await bench.hold(sale_id, buyer)
     payment_key = sandbox.put_payment(order.order_id, order.amount)
-    await bench.service.confirm(order, payment_key=payment_key, may_claim=True)
+    await bench.service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
     await comes_to(bench.service, order, Status.CONFIRMED)
     return order

@@ -22,7 +22,7 @@ async def paid_by_account(bench: Bench, sandbox: RunningSandbox) -> tuple[Reserv
     """An order whose virtual account is open, and its payment."""
     order = await bench.hold(await bench.sale(virtual_accounts=True))
     payment_key = sandbox.put_payment(order.order_id, order.amount, method="virtual_account")
-    await bench.service.confirm(order, payment_key=payment_key, may_claim=True)
+    await bench.service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
     await comes_to(bench.service, order, Status.AWAITING_DEPOSIT)
     return order, payment_key
 
@@ -30,7 +30,7 @@ async def paid_by_account(bench: Bench, sandbox: RunningSandbox) -> tuple[Reserv
 async def sold(bench: Bench, sandbox: RunningSandbox) -> tuple[Reservation, str]:
     order = await bench.hold(await bench.sale())
     payment_key = sandbox.put_payment(order.order_id, order.amount)
-    await bench.service.confirm(order, payment_key=payment_key, may_claim=True)
+    await bench.service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
     await comes_to(bench.service, order, Status.CONFIRMED)
     return order, payment_key
 
@@ -51,11 +51,11 @@ async def test_a_refund_to_a_wrong_account_is_begun_anew_with_the_right_one(
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order, payment_key = await paid_by_account(bench, sandbox)
         sandbox.deposit(payment_key)
-        await bench.service.webhook(order.order_id, payment_key)
+        await bench.service.notifications.receive(order.order_id, payment_key)
         assert await stands(bench.service, order) is Status.CONFIRMED
         with pytest.raises(NotRefundable):
-            await bench.service.refund(refund_wish(order, WRONG))
-        assert await bench.service.refund(refund_wish(order, RIGHT))
+            await bench.service.refunds.refund(refund_wish(order, WRONG))
+        assert await bench.service.refunds.refund(refund_wish(order, RIGHT))
         assert await stands(bench.service, order) is Status.REFUNDED
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
 
@@ -67,10 +67,10 @@ async def test_an_account_that_was_paid_while_it_was_closed_can_be_refunded(
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order, payment_key = await paid_by_account(bench, sandbox)
         sandbox.order_fault("error_before_commit", operations=["cancel"], times=1)
-        assert await bench.service.settle.deposit(order.order_id) is None
+        assert await bench.service.settlement.deposit(order.order_id) is None
         sandbox.deposit(payment_key)
-        assert await bench.service.settle.deposit(order.order_id) is Status.CONFIRMED
-        assert await bench.service.refund(refund_wish(order, RIGHT))
+        assert await bench.service.settlement.deposit(order.order_id) is Status.CONFIRMED
+        assert await bench.service.refunds.refund(refund_wish(order, RIGHT))
         assert await stands(bench.service, order) is Status.REFUNDED
 
 
@@ -79,7 +79,7 @@ async def test_an_account_for_what_was_paid_by_card_does_not_hinder_the_refund(
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order, _ = await sold(bench, sandbox)
-        assert await bench.service.refund(refund_wish(order, RIGHT))
+        assert await bench.service.refunds.refund(refund_wish(order, RIGHT))
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
 
 
@@ -91,10 +91,10 @@ async def test_a_refund_that_the_pg_broke_off_goes_on_under_the_next_key(
         for attempt in range(2):
             too_much = order.amount + 1
             cancel(sandbox, payment_key, cancel_key(payment_key, attempt), cancelAmount=too_much)
-        assert not await bench.service.refund(refund_wish(order))
+        assert not await bench.service.refunds.refund(refund_wish(order))
         [record] = await bench.service.ledger.pending_refunds(10)
-        assert not await bench.service.refund.go_on(record)
-        assert await bench.service.refund.go_on(record)
+        assert not await bench.service.refunds.go_on(record)
+        assert await bench.service.refunds.go_on(record)
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
 
 
@@ -105,11 +105,11 @@ async def test_money_that_cannot_be_served_goes_back_under_the_next_key(
         order = await bench.hold(await bench.sale())
         payment_key = sandbox.put_payment(order.order_id, order.amount)
         sandbox.order_fault("error_after_commit", operations=["confirm"], times=1)
-        await bench.service.confirm(order, payment_key=payment_key, may_claim=True)
+        await bench.service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
         cancel(sandbox, payment_key, cancel_key(payment_key, 0), cancelAmount=order.amount + 1)
         sandbox.order_fault("other_amount", operations=["look_up"], times=1)
-        assert await bench.service.settle(order.order_id) is None
-        assert await bench.service.settle(order.order_id) is Status.REFUNDED
+        assert await bench.service.settlement.settle(order.order_id) is None
+        assert await bench.service.settlement.settle(order.order_id) is Status.REFUNDED
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
 
 
@@ -123,9 +123,9 @@ async def test_a_confirm_that_was_refused_for_our_own_fault_is_asked_again(
         key = confirm_key(payment_key, 0)
         refused = sandbox.confirm(payment_key, order.order_id, order.amount + 1, key=key)
         assert refused.json()["code"] == "INVALID_REQUEST"
-        await bench.service.confirm(order, payment_key=payment_key, may_claim=True)
+        await bench.service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
         assert await stands(bench.service, order) is Status.CONFIRMING
-        assert await bench.service.settle(order.order_id) is Status.CONFIRMED
+        assert await bench.service.settlement.settle(order.order_id) is Status.CONFIRMED
         assert sandbox.ledger(order.order_id)["charged"] == order.amount
 
 
@@ -158,6 +158,6 @@ async def test_a_refusal_that_stays_with_its_key_is_followed_by_the_next_key(
             idempotency_key=key,
             now_ms=bench.service.clock.now_ms(),
         )
-        assert await bench.service.settle(order.order_id) is None
-        assert await bench.service.settle(order.order_id) is Status.CONFIRMED
+        assert await bench.service.settlement.settle(order.order_id) is None
+        assert await bench.service.settlement.settle(order.order_id) is Status.CONFIRMED
         assert sandbox.ledger(order.order_id)["charged"] == order.amount

@@ -27,8 +27,8 @@ async def lied_to(bench: Bench, sandbox: RunningSandbox, **fault: Any) -> tuple[
     sandbox.order_fault("error_after_commit", operations=["confirm"], **of_it)
     sandbox.order_fault("other_amount", operations=["look_up"], **of_it)
     sandbox.order_fault(**{"operations": ["cancel"], **of_it, **fault})
-    await bench.service.confirm(order, payment_key=payment_key, may_claim=True)
-    assert await bench.service.settle(order.order_id) is None
+    await bench.service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
+    assert await bench.service.settlement.settle(order.order_id) is None
     return order, payment_key
 
 
@@ -36,7 +36,7 @@ async def eventually_settled(service: Service, order: Reservation) -> None:
     """Once the lease of whoever came last is over."""
     confirming = service.keys.of(order.sale_id).confirming
     await service.connections.command("ZADD", confirming, "XX", 1, order.order_id)
-    await service.settle(order.order_id)
+    await service.settlement.settle(order.order_id)
 
 
 async def test_a_payment_whose_cancel_hangs_is_not_sold_meanwhile(
@@ -47,10 +47,10 @@ async def test_a_payment_whose_cancel_hangs_is_not_sold_meanwhile(
         shown = sandbox.http.get(f"/v1/payments/{payment_key}").json()
         assert (shown["status"], shown["totalAmount"]) == ("DONE", order.amount)
         for _ in range(3):
-            assert await bench.service.settle(order.order_id) is None
+            assert await bench.service.settlement.settle(order.order_id) is None
             assert await stands(bench.service, order) is Status.CONFIRMING
         sandbox.clear_faults()
-        assert await bench.service.settle(order.order_id) is Status.REFUNDED
+        assert await bench.service.settlement.settle(order.order_id) is Status.REFUNDED
         ledger = sandbox.ledger(order.order_id)
         assert (ledger["charged"], ledger["cancelled"]) == (order.amount, order.amount)
 
@@ -59,7 +59,7 @@ async def test_a_cancel_that_never_came_is_sent_again(tmp_path: Path, valkey_url
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order, _ = await lied_to(bench, sandbox, fault="error_before_commit")
         assert sandbox.ledger(order.order_id)["cancelled"] == 0
-        assert await bench.service.settle(order.order_id) is Status.REFUNDED
+        assert await bench.service.settlement.settle(order.order_id) is Status.REFUNDED
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
 
 
@@ -71,12 +71,12 @@ async def test_an_account_that_is_paid_while_it_is_closed_is_sold(
         order = await bench.hold(await bench.sale(virtual_accounts=True))
         payment_key = sandbox.put_payment(order.order_id, order.amount, method="virtual_account")
         service = bench.service
-        await service.confirm(order, payment_key=payment_key, may_claim=True)
+        await service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
         await comes_to(service, order, Status.AWAITING_DEPOSIT)
         sandbox.order_fault("error_before_commit", operations=["cancel"], times=1)
-        assert await service.settle.deposit(order.order_id) is None
+        assert await service.settlement.deposit(order.order_id) is None
         sandbox.deposit(payment_key)
-        assert await service.settle.deposit(order.order_id) is Status.CONFIRMED
+        assert await service.settlement.deposit(order.order_id) is Status.CONFIRMED
         ledger = sandbox.ledger(order.order_id)
         assert (ledger["charged"], ledger["cancelled"]) == (order.amount, 0)
 
@@ -89,15 +89,15 @@ async def test_who_comes_back_while_late_money_is_given_back_is_not_sold_it(
         service = bench.service
         order = await bench.hold(await bench.sale())
         payment_key = sandbox.put_payment(order.order_id, order.amount)
-        await service.release(order, reason=Reason(Cause.BUYER))
+        await service.releases.release(order, reason=Reason(Cause.BUYER))
         assert sandbox.confirm(payment_key, order.order_id, order.amount).is_success
         sandbox.order_fault("hang", operations=["cancel"], seconds=600, times=1)
         # Not given back yet: the PG is to tell again.
         with pytest.raises(Unavailable):
-            await service.webhook(order.order_id, payment_key)
+            await service.notifications.receive(order.order_id, payment_key)
         ended = await service.store.read(order.order_id)
         assert ended is not None
-        await service.confirm(ended, payment_key=payment_key, may_claim=True)
+        await service.confirmation.confirm(ended, payment_key=payment_key, may_claim=True)
         assert await stands(service, order) is Status.CONFIRMING
         sandbox.clear_faults()
         await eventually_settled(service, order)

@@ -46,7 +46,7 @@ class Scene:
     async def pay(self, order: Reservation, payment_key: str) -> None:
         """The buyer returns with this payment; a refusal is an end like others."""
         with suppress(ReservationError):
-            await self.service.confirm(order, payment_key=payment_key, may_claim=True)
+            await self.service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
 
     async def paid(self, order: Reservation, **payment: Any) -> str:
         payment_key = self.sandbox.put_payment(order.order_id, order.amount, **payment)
@@ -58,7 +58,7 @@ class Scene:
         await self.bench.claim(order, payment_key)
         confirming = self.service.keys.of(self.sale_id).confirming
         await self.service.connections.command("ZADD", confirming, 1, order.order_id)
-        await self.service.settle(order.order_id)
+        await self.service.settlement.settle(order.order_id)
 
     async def read(self, order: Reservation) -> Reservation:
         found = await self.service.store.read(order.order_id)
@@ -76,14 +76,14 @@ class Scene:
 
 async def buyer(scene: Scene) -> Reservation:
     order = await scene.hold()
-    await scene.service.release(order, reason=Reason(Cause.BUYER))
+    await scene.service.releases.release(order, reason=Reason(Cause.BUYER))
     return order
 
 
 async def payment_page(scene: Scene) -> Reservation:
     order = await scene.hold()
     reason = Reason(Cause.PAYMENT_PAGE, "PAY_PROCESS_CANCELED")
-    await scene.service.release.if_held(order, reason=reason)
+    await scene.service.releases.if_held(order, reason=reason)
     return order
 
 
@@ -141,7 +141,7 @@ async def awaiting(scene: Scene) -> tuple[Reservation, str]:
 async def payment_cancelled(scene: Scene) -> Reservation:
     order, payment_key = await awaiting(scene)
     assert scene.sandbox.cancel(payment_key).status_code == 200
-    await scene.service.webhook(order.order_id, payment_key)
+    await scene.service.notifications.receive(order.order_id, payment_key)
     return order
 
 
@@ -154,7 +154,7 @@ async def account_not_accepted(scene: Scene) -> Reservation:
 
 async def no_deposit(scene: Scene) -> Reservation:
     order, _ = await awaiting(scene)
-    await scene.service.settle.deposit(order.order_id)
+    await scene.service.settlement.deposit(order.order_id)
     return order
 
 
@@ -209,7 +209,7 @@ async def paid_after_end(scene: Scene) -> Reservation:
     order = await buyer(scene)
     payment_key = scene.sandbox.put_payment(order.order_id, order.amount)
     scene.sandbox.confirm(payment_key, order.order_id, order.amount)
-    await scene.service.webhook(order.order_id, payment_key)
+    await scene.service.notifications.receive(order.order_id, payment_key)
     return order
 
 
@@ -232,7 +232,7 @@ async def operator(scene: Scene) -> Reservation:
     order = await scene.hold()
     await scene.paid(order)
     await comes_to(scene.service, order, Status.CONFIRMED)
-    assert await scene.service.refund(refund_wish(order))
+    assert await scene.service.refunds.refund(refund_wish(order))
     return order
 
 
@@ -285,7 +285,7 @@ async def test_a_cause_is_a_code_from_its_origin_to_the_rebuilt_order(
             assert await bench.audited(scene.sale_id) == ()
         before = await scene.fields(order)
         await bench.lose(scene.sale_id)
-        await scene.service.rebuild(scene.sale_id, operator="op")
+        await scene.service.rebuild.run(scene.sale_id, operator="op")
         after = await scene.fields(order)
         moved = {"expires_at", "hold"} if cause is Cause.DEADLINE else set[str]()
         assert {name: after.get(name) for name in before.keys() - moved} == {

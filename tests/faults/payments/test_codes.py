@@ -66,8 +66,8 @@ class Counter:
         )
         # Whether the answer still comes within the wait for it or not.
         with suppress(PaymentDeclined):
-            await self.service.confirm(order, payment_key=key, may_claim=True)
-        while self.service.confirm._under_way:  # noqa: ASYNC110 - what is waited for does not tell
+            await self.service.confirmation.confirm(order, payment_key=key, may_claim=True)
+        while self.service.confirmation._under_way:  # noqa: ASYNC110 - what is waited for does not tell
             await asyncio.sleep(0.001)
         found = await self.service.store.read(order.order_id)
         assert found is not None

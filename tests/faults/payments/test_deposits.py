@@ -38,7 +38,7 @@ class Account:
     async def told(self) -> bool:
         """The PG's webhook of a change of it; whether it need not come again."""
         try:
-            await self.service.webhook(self.order.order_id, self.payment_key)
+            await self.service.notifications.receive(self.order.order_id, self.payment_key)
         except Unavailable:
             return False
         return True
@@ -76,7 +76,7 @@ class Account:
         assert await self._bench.audited(sale_id) == ()
         before = await self._hashes()
         await self._bench.lose(sale_id)
-        await service.rebuild(sale_id, operator="op")
+        await service.rebuild.run(sale_id, operator="op")
         assert await self._hashes() == before
         assert service.keys.of(sale_id).deposits not in await self._bench.keys(sale_id)
         assert await self.stands() is Status.REFUNDED
@@ -110,7 +110,7 @@ async def account(tmp_path: Path, valkey_url: str) -> AsyncGenerator[Account]:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order = await bench.hold(await bench.sale(virtual_accounts=True))
         payment_key = sandbox.put_payment(order.order_id, order.amount, method="virtual_account")
-        await bench.service.confirm(order, payment_key=payment_key, may_claim=True)
+        await bench.service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
         made = Account(bench, sandbox, order, payment_key)
         await comes_to(bench.service, order, Status.AWAITING_DEPOSIT)
         yield made
@@ -179,8 +179,8 @@ async def test_a_deposit_whose_secret_sql_cannot_tell_is_told_again(
     with monkeypatch.context() as patch:
         patch.setattr(account.service.ledger, "payment_of", _away)
         with pytest.raises(Unavailable):
-            await account.service.webhook(order_id, None, secret=payment.secret)
-    await account.service.webhook(order_id, None, secret=payment.secret)
+            await account.service.notifications.receive(order_id, None, secret=payment.secret)
+    await account.service.notifications.receive(order_id, None, secret=payment.secret)
     assert await account.stands() is Status.CONFIRMED
 
 
@@ -209,7 +209,7 @@ async def test_a_deposit_that_came_and_went_unseen_gives_the_units_back(
     if found_by == "a webhook":
         assert await account.told()
     else:
-        assert await account.service.settle.deposit(account.order.order_id) is Status.REFUNDED
+        assert await account.service.settlement.deposit(account.order.order_id) is Status.REFUNDED
     await account.is_refunded()
 
 
@@ -300,7 +300,7 @@ async def test_a_refund_that_crosses_a_reversal_gives_the_units_back(
     assert await account.told()
     assert await account.stands() is Status.REFUNDED
     (pending,) = await service.ledger.pending_refunds(2)
-    assert await service.refund.go_on(pending)
+    assert await service.refunds.go_on(pending)
     assert await service.ledger.pending_refunds(2) == []
     await account.is_refunded()
 
@@ -318,17 +318,18 @@ async def test_a_payment_that_was_asked_for_is_told_again_where_its_order_is_now
     """SQL has its attempt, and no event of the order yet."""
     await account.is_lost()
     assert not await account.told()
-    await account.service.webhook(account.order.order_id, "tboxforged0123456789")
+    await account.service.notifications.receive(account.order.order_id, "tboxforged0123456789")
 
 
 async def test_names_that_somebody_made_up_do_not_keep_a_deposit_from_being_heard(
     account: Account,
 ) -> None:
     account.sandbox.deposit(account.payment_key)
-    webhook, sale_id = account.service.webhook, account.order.sale_id
+    webhook, sale_id = account.service.notifications, account.order.sale_id
     forged = [f"{sale_id}-{number:024}" for number in range(4 * SQL_ALL.count)]
     heard = await asyncio.gather(
-        *(webhook(order_id, "tboxforged0123456789") for order_id in forged), return_exceptions=True
+        *(webhook.receive(order_id, "tboxforged0123456789") for order_id in forged),
+        return_exceptions=True,
     )
     # SQL was not asked for all of them.
     assert sum(isinstance(one, Unavailable) for one in heard) >= SQL_ALL.count
@@ -354,7 +355,7 @@ async def test_an_account_that_is_due_and_cannot_be_decided_is_looked_at_with_gr
 ) -> None:
     """It stays due: without a pause the PG would be asked as fast as it answers."""
     service, clock = account.service, SetClock()
-    settler = Settler(service.store, service.settle, clock=clock)
+    settler = Settler(service.store, service.settlement, clock=clock)
     await account.is_due()
     account.lies("error_before_commit", times=None)
     looked_at = []
@@ -376,7 +377,7 @@ async def test_an_account_that_stays_undecided_after_its_due_date_raises_an_alar
 ) -> None:
     """Its pieces stay held, and nothing else says so."""
     account.lies("error_before_commit", times=None)
-    before, deposit = raised(Alarm.PAYMENT_UNDECIDED), account.service.settle.deposit
+    before, deposit = raised(Alarm.PAYMENT_UNDECIDED), account.service.settlement.deposit
     assert await deposit(account.order.order_id) is None
     assert raised(Alarm.PAYMENT_UNDECIDED) == before
     await account.is_due()

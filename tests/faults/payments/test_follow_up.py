@@ -39,11 +39,11 @@ async def sold(
 ) -> tuple[Reservation, str]:
     order = await bench.hold(sale_id, secrets.token_hex(4))
     payment_key = sandbox.put_payment(order.order_id, order.amount, **more)
-    await bench.service.confirm(order, payment_key=payment_key, may_claim=True)
+    await bench.service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
     if more:
         await comes_to(bench.service, order, Status.AWAITING_DEPOSIT)
         sandbox.deposit(payment_key)
-        await bench.service.webhook(order.order_id, payment_key)
+        await bench.service.notifications.receive(order.order_id, payment_key)
     await comes_to(bench.service, order, Status.CONFIRMED)
     return order, payment_key
 
@@ -75,9 +75,9 @@ async def test_a_cancel_at_the_console_is_told_and_seen_by_the_audit(
         assert sandbox.cancel(payment_key, **body).status_code == 200
         before = raised(alarm)
         # The body says DONE where it is forged, and that hides nothing from the PG's own webhook.
-        await service.webhook(order.order_id, payment_key, status="DONE")
-        await service.webhook(order.order_id, payment_key, status=shown)
-        await service.webhook(order.order_id, payment_key, status=shown)
+        await service.notifications.receive(order.order_id, payment_key, status="DONE")
+        await service.notifications.receive(order.order_id, payment_key, status=shown)
+        await service.notifications.receive(order.order_id, payment_key, status=shown)
         assert raised(alarm) == before + 1
         await bench.flush(sale_id)
         [problem] = await bench.audited(sale_id)
@@ -92,9 +92,9 @@ async def test_a_refund_of_our_own_is_no_cancel_at_the_console(
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order, payment_key = await sold(bench, sandbox, await bench.sale())
-        assert await bench.service.refund(refund_wish(order))
+        assert await bench.service.refunds.refund(refund_wish(order))
         before = raised(Alarm.CANCELLED_AT_THE_PG)
-        await bench.service.webhook(order.order_id, payment_key, status="CANCELED")
+        await bench.service.notifications.receive(order.order_id, payment_key, status="CANCELED")
         assert raised(Alarm.CANCELLED_AT_THE_PG) == before
 
 
@@ -115,7 +115,9 @@ async def test_a_reversed_deposit_is_told_whatever_the_sale_takes_by_then(
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(bench.service.catalog, "get", get)
-            await bench.service.webhook(order.order_id, payment_key, status="WAITING_FOR_DEPOSIT")
+            await bench.service.notifications.receive(
+                order.order_id, payment_key, status="WAITING_FOR_DEPOSIT"
+            )
         assert raised(Alarm.DEPOSIT_REVERSED) == before + 1
         assert await stands(bench.service, order) is Status.AWAITING_DEPOSIT
 
@@ -125,11 +127,11 @@ async def test_a_second_payment_of_a_sold_order_goes_back(tmp_path: Path, valkey
         sale_id = await bench.sale()
         order, first = await declined(bench, sandbox, sale_id)
         second = sandbox.put_payment(order.order_id, order.amount)
-        await bench.service.confirm(order, payment_key=second, may_claim=True)
+        await bench.service.confirmation.confirm(order, payment_key=second, may_claim=True)
         await comes_to(bench.service, order, Status.CONFIRMED)
         assert sandbox.confirm(first, order.order_id, order.amount).status_code == 200
         before = raised(Alarm.SECOND_PAYMENT)
-        await bench.service.webhook(order.order_id, first, status="DONE")
+        await bench.service.notifications.receive(order.order_id, first, status="DONE")
         assert raised(Alarm.SECOND_PAYMENT) == before + 1
         assert await stands(bench.service, order) is Status.CONFIRMED
         ledger = sandbox.ledger(order.order_id)
@@ -143,7 +145,7 @@ async def test_a_refund_that_the_bank_does_not_pay_out_is_told(
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order, payment_key = await sold(bench, sandbox, await bench.sale())
-        assert await bench.service.refund(refund_wish(order))
+        assert await bench.service.refunds.refund(refund_wish(order))
         shown = await bench.service.gateway.look_up(payment_key)
         assert isinstance(shown, Answered)
         account = VirtualAccount(
@@ -157,7 +159,7 @@ async def test_a_refund_that_the_bank_does_not_pay_out_is_told(
         before = raised(Alarm.BANK_REFUND_FAILED)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(bench.service.gateway, "look_up", look_up)
-            await bench.service.webhook(order.order_id, payment_key)
+            await bench.service.notifications.receive(order.order_id, payment_key)
         assert raised(Alarm.BANK_REFUND_FAILED) == before + 1
 
 
@@ -167,11 +169,11 @@ async def test_a_cancel_behind_a_storm_is_looked_at_later(tmp_path: Path, valkey
         service, sale_id = bench.service, await bench.sale()
         order, payment_key = await sold(bench, sandbox, sale_id)
         for _ in range(LOOK_UPS_PER_ORDER.count):
-            await service.webhook(order.order_id, payment_key, status="CANCELED")
+            await service.notifications.receive(order.order_id, payment_key, status="CANCELED")
         assert sandbox.cancel(payment_key).status_code == 200
         before = raised(Alarm.CANCELLED_AT_THE_PG)
         for _ in range(100):
-            await service.webhook(order.order_id, payment_key, status="CANCELED")
+            await service.notifications.receive(order.order_id, payment_key, status="CANCELED")
         assert raised(Alarm.CANCELLED_AT_THE_PG) == before
         # Also where this process ends now: SQL has it.
         await service.ledger.checks.schedule(payment_key, order.order_id, 1)
@@ -188,7 +190,9 @@ async def test_a_storm_that_names_no_tried_payment_comes_again_and_leaves_no_row
         order, _ = await sold(bench, sandbox, sale_id)
         heard = await asyncio.gather(
             *(
-                service.webhook(order.order_id, f"forged-{number:020}", status="CANCELED")
+                service.notifications.receive(
+                    order.order_id, f"forged-{number:020}", status="CANCELED"
+                )
                 for number in range(20)
             ),
             return_exceptions=True,
@@ -220,7 +224,9 @@ async def test_forged_webhooks_cost_the_pg_little_and_starve_no_genuine_one(
             began = time.monotonic()
             await asyncio.gather(
                 *(
-                    service.webhook(order.order_id, f"{key}-forged-{number}", status="DONE")
+                    service.notifications.receive(
+                        order.order_id, f"{key}-forged-{number}", status="DONE"
+                    )
                     for order, key in forged
                     for number in range(10)
                 ),
@@ -229,9 +235,9 @@ async def test_forged_webhooks_cost_the_pg_little_and_starve_no_genuine_one(
             seconds = time.monotonic() - began
             assert len(asked) <= LOOK_UPS_UNKNOWN.count * (2 + seconds)
         assert sandbox.confirm(late_key, late.order_id, late.amount).status_code == 200
-        await service.webhook(late.order_id, late_key, status="DONE")
+        await service.notifications.receive(late.order_id, late_key, status="DONE")
         assert await stands(service, late) is Status.REFUNDED
         assert sandbox.cancel(paid_key).status_code == 200
         before = raised(Alarm.CANCELLED_AT_THE_PG)
-        await service.webhook(paid.order_id, paid_key, status="CANCELED")
+        await service.notifications.receive(paid.order_id, paid_key, status="CANCELED")
         assert raised(Alarm.CANCELLED_AT_THE_PG) == before + 1

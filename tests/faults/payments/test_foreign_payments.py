@@ -44,14 +44,16 @@ async def test_a_payment_of_another_amount_is_refused_at_once(
         payment_key = sandbox.put_payment(order.order_id, 100)
         for _ in range(2):
             with pytest.raises(AmountMismatch):
-                await bench.service.confirm(order, payment_key=payment_key, may_claim=True)
+                await bench.service.confirmation.confirm(
+                    order, payment_key=payment_key, may_claim=True
+                )
         found = await bench.service.store.read(order.order_id)
         assert found is not None
         assert (found.status, found.expires_at_ms) == (Status.HELD, order.expires_at_ms)
         assert alarms() == before
         # The right one still can be made.
         right = sandbox.put_payment(order.order_id, order.amount)
-        await bench.service.confirm(order, payment_key=right, may_claim=True)
+        await bench.service.confirmation.confirm(order, payment_key=right, may_claim=True)
         await comes_to(bench.service, order, Status.CONFIRMED)
         await bench.flush(sale_id)
         assert await bench.audited(sale_id) == ()
@@ -73,7 +75,9 @@ async def test_a_payment_of_another_order_is_refused_at_once(
         order, payment_key = await foreign(bench, sandbox)
         for _ in range(2):
             with pytest.raises(InvalidToken):
-                await bench.service.confirm(order, payment_key=payment_key, may_claim=True)
+                await bench.service.confirmation.confirm(
+                    order, payment_key=payment_key, may_claim=True
+                )
         assert await stands(bench.service, order) is Status.HELD
         assert alarms() == before
 
@@ -89,7 +93,7 @@ async def test_the_settler_gives_back_what_another_orders_payment_holds(
         before = alarms()
         order, payment_key = await foreign(bench, sandbox)
         await dies_after_claim(bench, order, payment_key)
-        assert await bench.service.settle(order.order_id) is status
+        assert await bench.service.settlement.settle(order.order_id) is status
         assert alarms() == before
 
 
@@ -101,7 +105,9 @@ async def test_payments_that_were_made_up_are_limited_per_buyer(
 
         async def comes_back(buyer: str, number: int) -> None:
             order = await bench.hold(sale_id, buyer, f"order-{number // 5}")
-            await service.confirm(order, payment_key=f"{MADE_UP}-{buyer}-{number}", may_claim=True)
+            await service.confirmation.confirm(
+                order, payment_key=f"{MADE_UP}-{buyer}-{number}", may_claim=True
+            )
 
         for number in range(VOIDS_PER_BUYER.count):
             with pytest.raises(PaymentDeclined):
@@ -110,7 +116,7 @@ async def test_payments_that_were_made_up_are_limited_per_buyer(
             await comes_back("eve", VOIDS_PER_BUYER.count)
         assert refused.value.facts["retryAfter"]
         order = await bench.hold(sale_id, "ann")
-        await service.confirm(
+        await service.confirmation.confirm(
             order, payment_key=sandbox.put_payment(order.order_id, order.amount), may_claim=True
         )
         await comes_to(service, order, Status.CONFIRMED)

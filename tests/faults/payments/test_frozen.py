@@ -75,12 +75,14 @@ async def settled(service: Service, order_id: str, payment_key: str) -> Reservat
         assert order is not None
         if order.status is Status.HELD and not order.payment_key:
             # Frozen before its claim: the buyer loads the page again, elsewhere.
-            order = await service.confirm(order, payment_key=payment_key, may_claim=True)
+            order = await service.confirmation.confirm(
+                order, payment_key=payment_key, may_claim=True
+            )
         if order.status is not Status.CONFIRMING:
             return order
         assert time.monotonic() < give_up_at, order
         if order_id in await service.store.leases_over(order.sale_id, 10):
-            await service.settle(order_id)
+            await service.settlement.settle(order_id)
         await asyncio.sleep(0.05)
 
 

@@ -31,7 +31,7 @@ def misconfigured() -> float:
 async def sold(bench: Bench, sandbox: RunningSandbox, sale_id: str) -> Reservation:
     order = await bench.hold(sale_id, "ben")
     payment_key = sandbox.put_payment(order.order_id, order.amount)
-    await bench.service.confirm(order, payment_key=payment_key, may_claim=True)
+    await bench.service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
     await comes_to(bench.service, order, Status.CONFIRMED)
     return order
 
@@ -41,7 +41,7 @@ async def charged_unheard(bench: Bench, sandbox: RunningSandbox, sale_id: str) -
     order = await bench.hold(sale_id, "ann")
     payment_key = sandbox.put_payment(order.order_id, order.amount)
     sandbox.order_fault("error_after_commit", orderId=order.order_id, times=1)
-    await bench.service.confirm(order, payment_key=payment_key, may_claim=True)
+    await bench.service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
     assert await stands(bench.service, order) is Status.CONFIRMING
     assert sandbox.ledger(order.order_id)["charged"] == order.amount
     return order
@@ -72,9 +72,9 @@ async def test_a_404_for_every_payment_gives_nothing_back(tmp_path: Path, valkey
         before = misconfigured()
         async with other_merchant(tmp_path, valkey_url, CLOSED) as wrong:
             for _ in range(3):
-                assert await wrong.settle(order.order_id) is None
+                assert await wrong.settlement.settle(order.order_id) is None
         assert misconfigured() > before
-        assert await bench.service.settle(order.order_id) is Status.CONFIRMED
+        assert await bench.service.settlement.settle(order.order_id) is Status.CONFIRMED
 
 
 async def test_a_404_for_every_payment_voids_no_attempt(tmp_path: Path, valkey_url: str) -> None:
@@ -85,9 +85,9 @@ async def test_a_404_for_every_payment_voids_no_attempt(tmp_path: Path, valkey_u
         order = await bench.hold(sale_id, "ann")
         payment_key = sandbox.put_payment(order.order_id, order.amount)
         async with other_merchant(tmp_path, valkey_url, LIMITS) as wrong:
-            found = await wrong.confirm(order, payment_key=payment_key, may_claim=True)
+            found = await wrong.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
             assert found.status is Status.CONFIRMING
-        assert await bench.service.settle(order.order_id) is Status.CONFIRMED
+        assert await bench.service.settlement.settle(order.order_id) is Status.CONFIRMED
 
 
 @pytest.mark.parametrize("apart", [0.0, 60.0])
@@ -103,7 +103,7 @@ async def test_a_404_is_believed_when_it_comes_twice_some_time_apart(
         confirming = bench.service.keys.of(sale_id).confirming
         await bench.service.connections.command("ZADD", confirming, 1, order.order_id)
         expected = None if apart else Status.EXPIRED
-        assert await bench.service.settle(order.order_id) is expected
+        assert await bench.service.settlement.settle(order.order_id) is expected
 
 
 async def test_a_refused_key_closes_prepare_by_name_until_it_is_accepted(
@@ -111,27 +111,29 @@ async def test_a_refused_key_closes_prepare_by_name_until_it_is_accepted(
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         service, sale_id = bench.service, await bench.sale()
-        await service.watch.look()
+        await service.redis_monitor.look()
         order = await bench.hold(sale_id)
         payment_key = sandbox.put_payment(order.order_id, order.amount)
         toss = service.gateway._gateway  # pyright: ignore[reportAttributeAccessIssue]
         with monkeypatch.context() as patch:
             wrong = {"authorization": "Basic d3Jvbmc6"}
             patch.setattr(toss, "_headers", toss._headers | wrong)
-            found = await service.confirm(order, payment_key=payment_key, may_claim=True)
+            found = await service.confirmation.confirm(
+                order, payment_key=payment_key, may_claim=True
+            )
             assert found.status is Status.CONFIRMING
-            await service.watch.look()
+            await service.redis_monitor.look()
             with pytest.raises(Unavailable) as closed:
                 await bench.hold(sale_id, "ben")
             assert closed.value.facts["missing"] == ["gateway"]
         monkeypatch.setattr("reservation.application.payments.gateway_health.PROBE_SECONDS", 0.0)
         service.health.refuse()
         for _ in range(200):
-            await service.watch.look()
-            if not service.watch.missing:
+            await service.redis_monitor.look()
+            if not service.redis_monitor.missing:
                 break
         await bench.hold(sale_id, "ben")
-        assert await service.settle(order.order_id) is Status.CONFIRMED
+        assert await service.settlement.settle(order.order_id) is Status.CONFIRMED
 
 
 async def test_a_made_up_payment_is_told_so_where_the_key_sees_others(
@@ -142,6 +144,6 @@ async def test_a_made_up_payment_is_told_so_where_the_key_sees_others(
         await sold(bench, sandbox, sale_id)
         order = await bench.hold(sale_id, "ann")
         with pytest.raises(PaymentDeclined):
-            await bench.service.confirm(
+            await bench.service.confirmation.confirm(
                 order, payment_key="tviva-made-up-0123456789", may_claim=True
             )

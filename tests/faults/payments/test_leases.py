@@ -61,11 +61,11 @@ async def test_a_settler_that_froze_does_not_confirm_again(tmp_path: Path, valke
         payment_key = sandbox.put_payment(order.order_id, order.amount)
         await dies_after_claim(bench, order, payment_key)
         with frozen_at("settle:after_intent", LIMITS.lease_ms / 1000):
-            assert await bench.service.settle(order.order_id) is None
+            assert await bench.service.settlement.settle(order.order_id) is None
         assert sandbox.ledger(order.order_id)["charged"] == 0
         # Another round takes it to its end.
         await lease_ends(bench.service, order)
-        assert await bench.service.settle(order.order_id) is Status.CONFIRMED
+        assert await bench.service.settlement.settle(order.order_id) is Status.CONFIRMED
 
 
 async def test_a_payment_that_may_still_be_asked_for_is_not_given_back(
@@ -97,15 +97,15 @@ async def test_a_payment_that_may_still_be_asked_for_is_not_given_back(
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(service.gateway, "look_up", written_meanwhile)
-            assert await service.settle(order.order_id) is None
+            assert await service.settlement.settle(order.order_id) is None
         assert await stands(service, order) is Status.CONFIRMING
         # Once such a call is over, what the PG shows is the last word.
-        lease_ms = service.settle._limits.lease_ms
+        lease_ms = service.settlement._limits.lease_ms
         now_ms = service.clock.now_ms()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(SystemClock, "now_ms", lambda _: now_ms + lease_ms + 1_000)
             await lease_ends(service, order)
-            assert await service.settle(order.order_id) is Status.EXPIRED
+            assert await service.settlement.settle(order.order_id) is Status.EXPIRED
 
 
 async def test_a_buyer_over_the_limit_still_sees_a_payment_that_is_under_way(
@@ -117,21 +117,23 @@ async def test_a_buyer_over_the_limit_still_sees_a_payment_that_is_under_way(
         order = await bench.hold(sale_id, "eve")
         payment_key = sandbox.put_payment(order.order_id, order.amount)
         sandbox.order_fault("hang", orderId=order.order_id, operations=["confirm"], seconds=60)
-        first = await service.confirm(order, payment_key=payment_key, may_claim=True)
+        first = await service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
         assert first.status is Status.CONFIRMING
         for _ in range(VOIDS_PER_BUYER.count):
-            service.confirm._voids.wait("eve", service.clock.monotonic())
+            service.confirmation._voids.wait("eve", service.clock.monotonic())
         for reloaded in (order, first):
-            again = await service.confirm(reloaded, payment_key=payment_key, may_claim=True)
+            again = await service.confirmation.confirm(
+                reloaded, payment_key=payment_key, may_claim=True
+            )
             assert again.status is Status.CONFIRMING
-        await service.confirm.aclose()
+        await service.confirmation.aclose()
         # Also where another process, or none any more, asks the PG.
-        found = await service.look.find(order.order_id)
+        found = await service.queries.find(order.order_id)
         assert found is not None
-        again = await service.confirm(found, payment_key=payment_key, may_claim=True)
+        again = await service.confirmation.confirm(found, payment_key=payment_key, may_claim=True)
         assert again.status is Status.CONFIRMING
         other = await bench.hold(sale_id, "eve")
         key = sandbox.put_payment(other.order_id, other.amount)
         with pytest.raises(RateLimited):
-            await service.confirm(other, payment_key=key, may_claim=True)
+            await service.confirmation.confirm(other, payment_key=key, may_claim=True)
         assert sandbox.ledger(other.order_id)["charged"] == 0

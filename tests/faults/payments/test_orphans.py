@@ -50,8 +50,8 @@ class Orphan:
             service.store,
             service.ledger,
             service.gateway,
-            service.refund._conclude,
-            service.losses,
+            service.refunds._resolver,
+            service.data_loss,
             service.health,
             clock=self.clock,
         )
@@ -95,7 +95,7 @@ class Orphan:
 async def orphan(tmp_path: Path, valkey_url: str) -> AsyncGenerator[Orphan]:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order = await bench.hold(await bench.sale(virtual_accounts=True))
-        await bench.service.release(order, reason=Reason(Cause.BUYER))
+        await bench.service.releases.release(order, reason=Reason(Cause.BUYER))
         await bench.flush(order.sale_id)
         yield Orphan(bench, sandbox, order)
 

@@ -31,7 +31,7 @@ async def is_due(bench: Bench) -> None:
 async def account(bench: Bench, sandbox: RunningSandbox) -> tuple[Reservation, str]:
     order = await bench.hold(await bench.sale(virtual_accounts=True), secrets.token_hex(4))
     payment_key = sandbox.put_payment(order.order_id, order.amount, method="virtual_account")
-    await bench.service.confirm(order, payment_key=payment_key, may_claim=True)
+    await bench.service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
     await comes_to(bench.service, order, Status.AWAITING_DEPOSIT)
     return order, payment_key
 
@@ -59,7 +59,7 @@ async def test_a_decline_that_was_approved_after_all_is_given_back_without_a_web
         order = await bench.hold(sale_id, "ann")
         payment_key = sandbox.put_payment(order.order_id, order.amount, decline="FDS_ERROR")
         with pytest.raises(Exception, match="fraud"):
-            await service.confirm(order, payment_key=payment_key, may_claim=True)
+            await service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
         assert await stands(service, order) is Status.RELEASED
         [check] = await service.ledger.checks.due(10**15, 10)
         assert (check.payment_key, check.order_id) == (payment_key, order.order_id)
@@ -86,7 +86,7 @@ async def test_a_cancel_that_failed_is_asked_for_again_without_a_webhook(
         assert sandbox.confirm(late_key, late.order_id, late.amount).status_code == 200
         sandbox.order_fault("error_before_commit", orderId=late.order_id, operations=["cancel"])
         with pytest.raises(Exception, match="not settled"):
-            await service.webhook(late.order_id, late_key, status="DONE")
+            await service.notifications.receive(late.order_id, late_key, status="DONE")
         await is_due(bench)
         assert await service.recheck.run_once() == 1
         assert await stands(service, late) is Status.RELEASED
@@ -146,12 +146,12 @@ async def test_a_webhook_that_comes_during_a_look_has_a_look_of_its_own(
         service = bench.service
         order, payment_key = await sold(bench, sandbox, await bench.sale())
         for _ in range(LOOK_UPS_PER_ORDER.count):
-            await service.webhook(order.order_id, payment_key, status="CANCELED")
+            await service.notifications.receive(order.order_id, payment_key, status="CANCELED")
         await service.ledger.checks.schedule(payment_key, order.order_id, 1)
 
         async def cancelled_meanwhile() -> None:
             assert sandbox.cancel(payment_key).status_code == 200
-            await service.webhook(order.order_id, payment_key, status="CANCELED")
+            await service.notifications.receive(order.order_id, payment_key, status="CANCELED")
 
         before = raised(Alarm.CANCELLED_AT_THE_PG)
         with after_each_look_up(bench, cancelled_meanwhile):

@@ -41,7 +41,7 @@ PATIENCE_SECONDS = 30.0
 
 
 def refunder_of(service: Service, **more: Any) -> Refunder:
-    return Refunder(service.ledger, service.refund, **{"clock": service.clock, **more})
+    return Refunder(service.ledger, service.refunds, **{"clock": service.clock, **more})
 
 
 async def until_refunded(service: Service, refunder: Refunder, *orders: Reservation) -> None:
@@ -61,10 +61,10 @@ async def paid_by_account(bench: Bench, sandbox: RunningSandbox, **changes: Any)
     """An order whose buyer has paid in to a virtual account."""
     order = await bench.hold(await bench.sale(virtual_accounts=True, **changes))
     payment_key = sandbox.put_payment(order.order_id, order.amount, method="virtual_account")
-    await bench.service.confirm(order, payment_key=payment_key, may_claim=True)
+    await bench.service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
     await comes_to(bench.service, order, Status.AWAITING_DEPOSIT)
     sandbox.deposit(payment_key)
-    await bench.service.webhook(order.order_id, payment_key)
+    await bench.service.notifications.receive(order.order_id, payment_key)
     assert await stands(bench.service, order) is Status.CONFIRMED
     return order
 
@@ -99,11 +99,11 @@ async def test_a_wrong_account_is_corrected_while_the_pg_refuses_to_begin(
         WATCH(service)
         sandbox.order_fault("error_before_commit", orderId=order.order_id, operations=["cancel"])
         refunder = refunder_of(service)
-        assert not await service.refund(refund_wish(order, TYPO))
+        assert not await service.refunds.refund(refund_wish(order, TYPO))
         await refunder.run_once()
         assert set(accounts) == {TYPO.account_number}
         accounts.clear()
-        assert not await service.refund(refund_wish(order, RIGHT))
+        assert not await service.refunds.refund(refund_wish(order, RIGHT))
         sandbox.clear_faults()
         await until_refunded(service, refunder, order)
         assert set(accounts) == {RIGHT.account_number}
@@ -122,9 +122,9 @@ async def test_units_that_were_to_be_sold_again_are_kept_out_after_all(
         service, sale_id = bench.service, await bench.sale()
         order = await sold(bench, sandbox, sale_id, "ann")
         sandbox.order_fault("error_before_commit", orderId=order.order_id, operations=["cancel"])
-        assert not await service.refund(refund_wish(order))
+        assert not await service.refunds.refund(refund_wish(order))
         broken = msgspec.structs.replace(refund_wish(order), restock=False)
-        assert not await service.refund(broken)
+        assert not await service.refunds.refund(broken)
         sandbox.clear_faults()
         await until_refunded(service, refunder_of(service), order)
         sale = await service.sale_store.read(sale_id)
@@ -145,9 +145,9 @@ async def test_another_wish_is_refused_while_the_first_cancel_may_still_come(
         sandbox.order_fault(fault, orderId=order.order_id, operations=["cancel"], times=1, **more)
         # What is done at the PG is not seen yet.
         sandbox.order_fault("error_before_commit", orderId=order.order_id, operations=["look_up"])
-        assert not await service.refund(refund_wish(order, TYPO))
+        assert not await service.refunds.refund(refund_wish(order, TYPO))
         with pytest.raises(RefundPending) as refusal:
-            await service.refund(refund_wish(order, RIGHT))
+            await service.refunds.refund(refund_wish(order, RIGHT))
         standing: Any = refusal.value.facts["refund"]
         assert standing["refundReceiveAccount"]["accountNumber"] == TYPO.account_number
         assert (standing["status"], standing["operator"], standing["restock"]) == (
@@ -171,9 +171,9 @@ async def test_another_wish_is_refused_where_the_money_has_moved(
         of_it = {"orderId": order.order_id, "times": 1}
         sandbox.order_fault("error_after_commit", operations=["cancel"], **of_it)
         sandbox.order_fault("error_before_commit", operations=["look_up"], **of_it)
-        assert not await service.refund(refund_wish(order))
+        assert not await service.refunds.refund(refund_wish(order))
         with pytest.raises(RefundPending):
-            await service.refund(msgspec.structs.replace(refund_wish(order), restock=False))
+            await service.refunds.refund(msgspec.structs.replace(refund_wish(order), restock=False))
         await until_refunded(service, refunder_of(service), order)
 
 
@@ -181,10 +181,10 @@ async def test_a_refund_that_is_done_takes_no_other_wish(tmp_path: Path, valkey_
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         service = bench.service
         order = await sold(bench, sandbox, await bench.sale(), "ann")
-        assert await service.refund(refund_wish(order))
-        assert await service.refund(refund_wish(order))
+        assert await service.refunds.refund(refund_wish(order))
+        assert await service.refunds.refund(refund_wish(order))
         with pytest.raises(NotRefundable) as refusal:
-            await service.refund(msgspec.structs.replace(refund_wish(order), restock=False))
+            await service.refunds.refund(msgspec.structs.replace(refund_wish(order), restock=False))
         standing: Any = refusal.value.facts["refund"]
         assert (standing["status"], standing["restock"]) == ("done", True)
 
@@ -197,7 +197,7 @@ async def test_a_repeat_of_a_refused_wish_is_refused_again(tmp_path: Path, valke
         wish = refund_wish(order, nowhere)
         for _ in range(2):
             with pytest.raises(NotRefundable) as refusal:
-                await service.refund(wish)
+                await service.refunds.refund(wish)
             assert refusal.value.facts["providerCode"] == "INVALID_REFUND_ACCOUNT_NUMBER"
 
 
@@ -244,9 +244,9 @@ async def test_an_operator_is_answered_while_the_cancel_hangs(
         of_it = {"orderId": order.order_id, "operations": ["cancel"]}
         sandbox.order_fault("hang", seconds=600, times=1, **of_it)
         wish = refund_wish(order)
-        assert not await service.refund(wish)
+        assert not await service.refunds.refund(wish)
         # The very same process still asks: nobody else does, and nothing is asked twice.
-        assert not await service.refund(wish)
+        assert not await service.refunds.refund(wish)
         sandbox.clear_faults()
         await comes_to(service, order, Status.REFUNDED)
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
@@ -261,7 +261,7 @@ async def test_so_many_refunds_are_under_way_at_once_and_no_more(
         orders = [await sold(bench, sandbox, sale_id, f"buyer-{n}") for n in range(5)]
         for order in orders:
             await begun(service, order)
-        go_on, now, most = service.refund.go_on, 0, 0
+        go_on, now, most = service.refunds.go_on, 0, 0
 
         async def counted(record: Any) -> bool:
             nonlocal now, most
@@ -272,7 +272,7 @@ async def test_so_many_refunds_are_under_way_at_once_and_no_more(
             finally:
                 now -= 1
 
-        monkeypatch.setattr(service.refund, "go_on", counted)
+        monkeypatch.setattr(service.refunds, "go_on", counted)
         await until_refunded(service, refunder_of(service), *orders)
         assert most == 2
 
@@ -284,17 +284,17 @@ async def test_a_transfer_that_the_bank_fails_after_the_refund_is_shown(
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         service = bench.service
         order = await paid_by_account(bench, sandbox)
-        assert await service.refund(refund_wish(order, RIGHT))
+        assert await service.refunds.refund(refund_wish(order, RIGHT))
         refunded = await service.store.read(order.order_id)
         assert refunded is not None
         assert refunded.payment_key is not None
-        assert "takes up to two days" in await service.why.next_step(refunded)
+        assert "takes up to two days" in await service.explain.next_step(refunded)
         for ended, told in (("FAILED", "the bank's transfer is FAILED"), ("COMPLETED", "its end")):
             sandbox.call("/_deposits", {"paymentKey": refunded.payment_key, "refund": ended})
             answer = await service.gateway.look_up(refunded.payment_key)
             assert isinstance(answer, Answered)
-            await service.refund._conclude.keep_payment(answer.payment)
-            assert told in await service.why.next_step(refunded)
+            await service.refunds._resolver.keep_payment(answer.payment)
+            assert told in await service.explain.next_step(refunded)
 
 
 class SetClock(SystemClock):
@@ -320,7 +320,7 @@ async def test_a_refund_that_is_pending_for_long_raises_an_alarm_once_a_minute(
         refunder = refunder_of(service, clock=clock)
         await refunder.run_once()
         assert gauge(metrics.PENDING_REFUNDS) == gauge(metrics.PENDING_REFUNDS_AGE) == 0
-        assert not await service.refund(refund_wish(order))
+        assert not await service.refunds.refund(refund_wish(order))
         before, alarms = raised(Alarm.REFUND_PENDING), []
         for minutes in (14, 1, 0, 0.5, 2):
             clock.at_ms += round(minutes * 60_000) + 1_000
@@ -357,12 +357,12 @@ async def test_a_refused_key_raises_the_alarm_at_once(tmp_path: Path, valkey_url
         }
         async with asking(tmp_path, valkey_url, **wrong) as service:
             before = raised(Alarm.GATEWAY_MISCONFIGURED)
-            assert not await service.refund(refund_wish(order))
+            assert not await service.refunds.refund(refund_wish(order))
             assert raised(Alarm.GATEWAY_MISCONFIGURED) > before
             record = await service.ledger.refund_of(order.order_id)
             assert record is not None
             assert record.code == "UNAUTHORIZED_KEY"
-            assert "UNAUTHORIZED_KEY" in await service.why.next_step(order_now(order))
+            assert "UNAUTHORIZED_KEY" in await service.explain.next_step(order_now(order))
         await until_refunded(bench.service, refunder_of(bench.service), order)
 
 
@@ -376,7 +376,7 @@ async def test_a_payment_that_the_pg_does_not_know_raises_the_alarm_at_once(
             environ = {"RESERVATION_TOSS_API_URL": another.url}
             async with asking(tmp_path, valkey_url, **environ) as service:
                 before = raised(Alarm.REFUND_PAYMENT_MISSING)
-                assert not await service.refund(refund_wish(order))
+                assert not await service.refunds.refund(refund_wish(order))
                 assert raised(Alarm.REFUND_PAYMENT_MISSING) > before
         await until_refunded(bench.service, refunder_of(bench.service), order)
 
@@ -393,7 +393,7 @@ async def test_a_process_that_stood_still_before_the_cancel_does_not_send_it(
         service = bench.service
         order = await paid_by_account(bench, sandbox)
         WATCH(service)
-        method_of = service.refund._method_of
+        method_of = service.refunds._method_of
 
         async def frozen(one: Reservation) -> str | None:
             began, monotonic = time.monotonic(), service.clock.monotonic
@@ -403,11 +403,11 @@ async def test_a_process_that_stood_still_before_the_cancel_does_not_send_it(
             return await method_of(one)
 
         with monkeypatch.context() as patch:
-            patch.setattr(service.refund, "_method_of", frozen)
-            assert not await service.refund(refund_wish(order, TYPO))
+            patch.setattr(service.refunds, "_method_of", frozen)
+            assert not await service.refunds.refund(refund_wish(order, TYPO))
         assert accounts == []
         # Nothing left, so the account may be corrected.
-        assert await service.refund(refund_wish(order, RIGHT))
+        assert await service.refunds.refund(refund_wish(order, RIGHT))
         assert accounts == [RIGHT.account_number]
 
 
@@ -441,9 +441,9 @@ async def test_a_refund_whose_event_was_lost_is_gone_through_again(
         order = await sold(bench, sandbox, sale_id, "ann")
         await bench.flush(sale_id)
         wish = refund_wish(order)
-        assert await service.refund(wish)
+        assert await service.refunds.refund(wish)
         await bench.lose(sale_id)
-        await service.rebuild(sale_id, operator="op")
+        await service.rebuild.run(sale_id, operator="op")
         service.catalog.forget(sale_id)
         assert await stands(service, order) is Status.CONFIRMED
         await until_refunded(service, refunder_of(service), order)
@@ -452,7 +452,7 @@ async def test_a_refund_whose_event_was_lost_is_gone_through_again(
         assert await bench.audited(sale_id) == ()
         # Nothing is left of it, and an operator who asks again is told the same.
         assert await service.ledger.pending_refunds(10) == []
-        assert await service.refund(wish)
+        assert await service.refunds.refund(wish)
 
 
 async def test_a_cancel_that_may_still_come_is_remembered_where_redis_went_back(
@@ -470,7 +470,7 @@ async def test_a_cancel_that_may_still_come_is_remembered_where_redis_went_back(
         await bench.finish(order, 1)
         of_it = {"orderId": order.order_id, "operations": ["cancel"], "times": 1}
         sandbox.order_fault("hang", seconds=600, **of_it)
-        assert not await service.refund(refund_wish(order))
+        assert not await service.refunds.refund(refund_wish(order))
         (pending,) = await service.ledger.pending_refunds(2)
         assert pending.unanswered
         await bench.put_back(sale_id, memory)
@@ -484,7 +484,7 @@ async def gone_on(service: Service, order: Reservation) -> None:
     record = await service.ledger.refund_of(order.order_id)
     assert record is not None
     with suppress(ReservationError):
-        await service.refund.go_on(record)
+        await service.refunds.go_on(record)
 
 
 async def test_a_refund_of_an_order_that_ended_unpaid_ends_by_name(
@@ -498,15 +498,15 @@ async def test_a_refund_of_an_order_that_ended_unpaid_ends_by_name(
         assert sold_order is not None
         assert sold_order.payment_key is not None
         sandbox.order_fault("error_before_commit", orderId=order.order_id, operations=["cancel"])
-        assert not await service.refund(refund_wish(order, RIGHT))
+        assert not await service.refunds.refund(refund_wish(order, RIGHT))
         sandbox.clear_faults()
         sandbox.deposit(sold_order.payment_key, reverse=True)
-        await service.webhook(order.order_id, sold_order.payment_key)
+        await service.notifications.receive(order.order_id, sold_order.payment_key)
         refunder = refunder_of(service)
         await refunder.run_once()
         # It may be paid in again.
         assert len(await service.ledger.pending_refunds(2)) == 1
-        assert await service.settle.deposit(order.order_id) is Status.EXPIRED
+        assert await service.settlement.deposit(order.order_id) is Status.EXPIRED
         before = raised(Alarm.REFUND_PENDING)
         give_up_at = time.monotonic() + PATIENCE_SECONDS
         while await service.ledger.pending_refunds(2):
@@ -533,7 +533,7 @@ async def test_a_pending_refund_finds_that_the_deposit_has_gone_back(
         payment_key = sold_order.payment_key or ""
         await begun(service, order)
         sandbox.deposit(payment_key, reverse=True)
-        await service.webhook(order.order_id, payment_key)
+        await service.notifications.receive(order.order_id, payment_key)
         assert await stands(service, order) is Status.AWAITING_DEPOSIT
         sandbox.deposit(payment_key)
         account = {"bank": "20", "accountNumber": "2222222222", "holderName": "Kim"}

@@ -16,7 +16,7 @@ from tests.faults.payments.shop import LIMITS, PATIENCE_SECONDS, comes_to, damag
 
 
 def settler_of(service: Service) -> Settler:
-    return Settler(service.store, service.settle, clock=service.clock)
+    return Settler(service.store, service.settlement, clock=service.clock)
 
 
 @pytest.mark.parametrize("lost", ["fence", "items"])

@@ -47,7 +47,7 @@ async def test_the_webhook_of_our_own_unfinished_refund_is_no_alarm(
             idempotency_key="once",
             operator="op",
         )
-        await made.in_first(story, made.first.refund(wish))
+        await made.in_first(story, made.first.refunds.refund(wish))
         assert story.died_at == ["refund:after_cancel"]
         before = alarms()
         assert await made.hear(story.order.order_id, story.payment_key)

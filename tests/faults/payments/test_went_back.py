@@ -114,7 +114,7 @@ async def paid_and_lost(
         if flushed == "the claim":
             # The flusher is faster than the replica: it comes while the PG is asked.
             flush_before(patch, bench, sale_id)
-        shown = await service.confirm(order, payment_key=payment_key, may_claim=True)
+        shown = await service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
         # A busy machine may be slower than the buyer waits.
         await until(passed.is_set)
     charged = order.amount if method == "card" else 0
@@ -130,11 +130,11 @@ async def shop_beside(bench: Bench) -> AsyncGenerator[Bench]:
 
 
 async def rebuilt(bench: Bench, sale_id: str) -> None:
-    await bench.service.watch.look()
-    assert sale_id in bench.service.watch.gaps
-    await bench.service.rebuild(sale_id, operator="op")
-    await bench.service.watch.look()
-    assert sale_id not in bench.service.watch.gaps
+    await bench.service.redis_monitor.look()
+    assert sale_id in bench.service.redis_monitor.gaps
+    await bench.service.rebuild.run(sale_id, operator="op")
+    await bench.service.redis_monitor.look()
+    assert sale_id not in bench.service.redis_monitor.gaps
 
 
 async def given_back(bench: Bench, order: Reservation) -> None:
@@ -142,13 +142,13 @@ async def given_back(bench: Bench, order: Reservation) -> None:
     give_up_at = time.monotonic() + PATIENCE_SECONDS
     while await bench.service.ledger.unmet_intents(order.sale_id):
         assert time.monotonic() < give_up_at
-        await bench.service.orphans.of(order.sale_id)
+        await bench.service.orphaned_payments.of(order.sale_id)
 
 
 async def settled(bench: Bench, order: Reservation) -> Status | None:
     """Settle the payment, likewise."""
     give_up_at = time.monotonic() + PATIENCE_SECONDS
-    while (status := await bench.service.settle(order.order_id)) is None:
+    while (status := await bench.service.settlement.settle(order.order_id)) is None:
         assert time.monotonic() < give_up_at
         await asyncio.sleep(0.02)
     return status
@@ -182,9 +182,11 @@ async def test_a_lost_claim_closes_the_sale_and_the_payment_is_claimed_again(
         await until(lambda: alarms("sale_recovering") == before + 1)
         with pytest.raises(SaleRecovering):
             await bench.hold(order.sale_id, "another")
-        again = await bench.service.confirm(order, payment_key=payment_key, may_claim=True)
+        again = await bench.service.confirmation.confirm(
+            order, payment_key=payment_key, may_claim=True
+        )
         assert again.status is Status.CONFIRMING
-        seen = await bench.service.look.find(order.order_id)
+        seen = await bench.service.queries.find(order.order_id)
         assert seen is not None
         assert seen.status is Status.CONFIRMING
 
@@ -204,7 +206,7 @@ async def test_an_order_that_sql_never_got_is_made_again_from_its_intent(
         order, _, shown = await paid_and_lost(bench, sandbox, flushed="nothing", order_too=True)
         assert shown.status is Status.CONFIRMING
         epoch = (await bench.service.ledger.known_sales())[order.sale_id]
-        seen = await bench.service.look.of_token(token_of(order, epoch))
+        seen = await bench.service.queries.of_token(token_of(order, epoch))
         assert seen.status is Status.CONFIRMING
 
         await rebuilt(bench, order.sale_id)
@@ -257,10 +259,10 @@ async def test_the_settler_gives_back_what_a_rebuild_could_not_ask_about(
         await rebuilt(bench, order.sale_id)
         assert sandbox.ledger(order.order_id)["cancelled"] == 0
         sandbox.clear_faults()
-        assert await bench.service.orphans.run_once() == 1
+        assert await bench.service.orphaned_payments.run_once() == 1
         await given_back(bench, order)
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
-        assert await bench.service.orphans.run_once() == 0
+        assert await bench.service.orphaned_payments.run_once() == 0
 
 
 async def test_the_settler_finds_a_lost_claim_by_its_intent_alone(
@@ -271,9 +273,9 @@ async def test_the_settler_finds_a_lost_claim_by_its_intent_alone(
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order, _, _ = await paid_and_lost(bench, sandbox, flushed="the hold")
         async with shop_beside(bench) as other:
-            assert order.sale_id not in other.service.watch.gaps
-            assert await other.service.orphans.run_once() == 0
-            assert order.order_id in other.service.watch.gaps[order.sale_id]
+            assert order.sale_id not in other.service.redis_monitor.gaps
+            assert await other.service.orphaned_payments.run_once() == 0
+            assert order.order_id in other.service.redis_monitor.gaps[order.sale_id]
             with pytest.raises(SaleRecovering):
                 await other.hold(order.sale_id, "ben")
 
@@ -293,7 +295,7 @@ async def test_a_fence_that_redis_lost_is_not_given_again(tmp_path: Path, valkey
         async with shop_beside(bench) as other:
             # By a process that has not noticed anything.
             second = sandbox.put_payment(order.order_id, order.amount)
-            await other.service.confirm(order, payment_key=second, may_claim=True)
+            await other.service.confirmation.confirm(order, payment_key=second, may_claim=True)
             intents = await other.service.ledger.intents_of(order.order_id)
             assert [intent.fence for intent in intents] == [1, 2]
 
@@ -309,17 +311,17 @@ async def test_a_token_whose_order_is_nowhere_closes_the_sale(
         await bench.put_back(sale_id, memory)
         async with shop_beside(bench) as other:
             with pytest.raises(HoldLost):
-                await other.service.look.of_token(token_of(order, "0" * 16))
-            assert sale_id not in other.service.watch.gaps
+                await other.service.queries.of_token(token_of(order, "0" * 16))
+            assert sale_id not in other.service.redis_monitor.gaps
             with pytest.raises(HoldLost):
-                await other.service.look.of_token(token_of(order, epoch))
+                await other.service.queries.of_token(token_of(order, epoch))
             with pytest.raises(SaleRecovering):
                 await other.hold(sale_id)
-            await other.service.watch.look()
-            assert sale_id in other.service.watch.gaps
+            await other.service.redis_monitor.look()
+            assert sale_id in other.service.redis_monitor.gaps
         # By SQL all processes know it.
-        await bench.service.watch.look()
-        assert sale_id in bench.service.watch.gaps
+        await bench.service.redis_monitor.look()
+        assert sale_id in bench.service.redis_monitor.gaps
 
 
 async def test_a_token_shows_that_the_end_was_lost_though_its_order_is_there(
@@ -332,10 +334,10 @@ async def test_a_token_shows_that_the_end_was_lost_though_its_order_is_there(
         async with shop_beside(bench) as other:
             known = await other.service.catalog.get(sale_id)
             later = token_of(order, known.epoch)
-            await other.service.look.of_token(msgspec.structs.replace(later, seq=later.seq + 1))
+            await other.service.queries.of_token(msgspec.structs.replace(later, seq=later.seq + 1))
             with pytest.raises(SaleRecovering):
                 await other.hold(sale_id)
-            assert sale_id in other.service.watch.gaps
+            assert sale_id in other.service.redis_monitor.gaps
 
 
 async def test_a_payment_under_a_fence_of_another_key_is_not_asked_for(
@@ -372,10 +374,12 @@ async def test_a_payment_under_a_fence_of_another_key_is_not_asked_for(
                     return 0
 
                 patch.setattr(bench.service.ledger, "known_fence", unknown)
-                shown = await bench.service.confirm(order, payment_key=late, may_claim=True)
+                shown = await bench.service.confirmation.confirm(
+                    order, payment_key=late, may_claim=True
+                )
         # The other one's money may have moved.
         assert shown.status is Status.CONFIRMING
-        await until(lambda: order.sale_id in bench.service.watch.gaps)
+        await until(lambda: order.sale_id in bench.service.redis_monitor.gaps)
         assert sandbox.ledger(order.order_id)["charged"] == 0
 
 

@@ -107,7 +107,9 @@ class Wave:
         known = await self._world.first.catalog.get(self.sale_id)
         wish = wish_of(known.sale, [("a", plan.quantity), ("b", 1)], amount)
         buyer = f"buyer-{secrets.token_hex(6)}"
-        order = (await self._world.first.prepare(known, buyer, "once", wish)).reservation
+        order = (
+            await self._world.first.preparation.prepare(known, buyer, "once", wish)
+        ).reservation
         payment_key = f"tboxforged{secrets.token_hex(8)}"
         if plan.kind is not Kind.FORGED:
             body: dict[str, Any] = {"orderId": order.order_id, "amount": amount}
@@ -230,12 +232,12 @@ class Wave:
         if story.plan.kind is Kind.BEHIND:
             return self._repeat(story) if self._nudges(story) else None
         if due and story.deaths:
-            return world.in_first(story, world.first.settle(order_id))
+            return world.in_first(story, world.first.settlement.settle(order_id))
         if entry is Entry.WEBHOOK and (due or self._nudges(story)):
-            return world.in_second(world.second.webhook(order_id, story.payment_key))
+            return world.in_second(world.second.notifications.receive(order_id, story.payment_key))
         if entry is Entry.REFRESH and not story.deaths and (due or self._nudges(story)):
             return self._refresh(story, due)
-        return world.in_second(world.second.settle(order_id)) if due else None
+        return world.in_second(world.second.settlement.settle(order_id)) if due else None
 
     def _late(self, story: Story) -> Any:
         """The buyer, or the PG, comes when nobody waits for them any more."""
@@ -274,7 +276,7 @@ class Wave:
         world = self._world
         await world.in_second(world.come_back(world.second, story))
         if due:
-            await world.in_second(world.second.settle(story.order.order_id))
+            await world.in_second(world.second.settlement.settle(story.order.order_id))
 
     async def _look(self) -> None:
         """Note how each payment stands."""
@@ -314,7 +316,7 @@ class Wave:
                 await world.told("/_faults", fault | {"times": 1, "operations": ["cancel"]})
         await _at_once(self._refund(story) for story in chosen)
         second = world.second
-        refunder = Refunder(second.ledger, second.refund, clock=world.clock)
+        refunder = Refunder(second.ledger, second.refunds, clock=world.clock)
         for _ in range(REFUND_ROUNDS_MAX):
             await refunder.run_once()
             if not await world.second.ledger.pending_refunds(1):
@@ -330,7 +332,7 @@ class Wave:
             idempotency_key=secrets.token_hex(8),
             operator="op",
         )
-        await self._world.in_first(story, self._world.first.refund(wish))
+        await self._world.in_first(story, self._world.first.refunds.refund(wish))
 
 
 def _is_late(story: Story) -> bool:

@@ -115,7 +115,7 @@ async def record(folder: Path, draw: random.Random) -> RecordedSale:
                         await made.finish(order, claimed.fence)
                         await note()
                     case "leaves":
-                        await made.service.release(order, reason=Reason(Cause.BUYER))
+                        await made.service.releases.release(order, reason=Reason(Cause.BUYER))
                         await note()
                     case "comes back":
                         await made.claim(order)

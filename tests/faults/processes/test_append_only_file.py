@@ -75,23 +75,23 @@ async def end_of(copy: RecordedSale, length: int, *, rebuild: bool) -> str:
         seq = await whole(bench, copy.sale_id)
         assert seq >= copy.last_answer(length)
         service = bench.service
-        await service.watch.look()
+        await service.redis_monitor.look()
         if seq >= copy.flushed_seq:
-            assert copy.sale_id not in service.watch.gaps
+            assert copy.sale_id not in service.redis_monitor.gaps
             # A flusher makes its group anew where that was cut off.
             await bench.flush(copy.sale_id)
-            await service.watch.look()
+            await service.redis_monitor.look()
             assert await bench.audited(copy.sale_id) == ()
             await bench.hold(copy.sale_id, buyer="after")
             return "goes on"
-        assert copy.sale_id in service.watch.gaps
+        assert copy.sale_id in service.redis_monitor.gaps
         with pytest.raises(SaleRecovering):
             await bench.hold(copy.sale_id, buyer="after")
         assert await whole(bench, copy.sale_id) == seq
         if not rebuild:
             return "closed"
-        await service.rebuild(copy.sale_id, operator="op")
-        await service.watch.look()
+        await service.rebuild.run(copy.sale_id, operator="op")
+        await service.redis_monitor.look()
         await bench.flush(copy.sale_id)
         assert await bench.audited(copy.sale_id) == ()
         await bench.hold(copy.sale_id, buyer="after")
@@ -195,11 +195,11 @@ async def told(copy: RecordedSale, bench: Bench, expected: dict[Any, Any]) -> st
     if {key: there.get(key) for key in expected} == expected:
         return "nothing changed"
     try:
-        await service.watch.look()
+        await service.redis_monitor.look()
     except (BrokenInvariant, ValueError, KeyError):
         # In the service an alarm, and no look that lets anybody in.
         return "closed"
-    if copy.sale_id in service.watch.gaps or service.watch.missing_of:
+    if copy.sale_id in service.redis_monitor.gaps or service.redis_monitor.missing_of:
         return "closed"
     if await bench.audited(copy.sale_id):
         return "told by the audit"

@@ -59,7 +59,7 @@ class Shop:
     async def _go_on(self, order: Reservation) -> None:
         match self.chance.randrange(3):
             case 0:
-                await self.bench.service.release(order, reason=Reason(Cause.BUYER))
+                await self.bench.service.releases.release(order, reason=Reason(Cause.BUYER))
             case 1:
                 claimed = await self.bench.claim(order)
                 await self.bench.finish(order, claimed.fence, DECLINED)

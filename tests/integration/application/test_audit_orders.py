@@ -116,7 +116,7 @@ async def test_no_read_of_the_audit_brings_back_more_than_a_page_of_buyers(
     monkeypatch.setattr(orders, "PAGE_ORDERS", 7)
     inspection: Any = Noted(AuditReader(service.connections, service.keys, service.store))
     ledger: Any = Noted(service.ledger)
-    problems = await orders.OrderAudit(inspection, ledger)(sale_id)
+    problems = await orders.OrderAudit(inspection, ledger).compare(sale_id)
     assert [problem.partition("; ")[0] for problem in problems] == [
         "a: buyer buyer-07 has 3 by the limit's count and 1 by their orders",
         "a: buyer buyer-33 has 0 by the limit's count and 1 by their orders",

@@ -73,7 +73,7 @@ async def test_made_up_ids_cost_no_statement_and_no_memory(
     for number in range(300):
         with pytest.raises(SaleNotFound):
             await service.catalog.get(f"made-up-{number}")
-        assert await service.look.find(f"made-up-{number}-{'A' * 24}") is None
+        assert await service.queries.find(f"made-up-{number}-{'A' * 24}") is None
     assert statements == []
     kept = [value for value in vars(service.catalog).values() if isinstance(value, dict | set)]
     assert not [key for some in kept for key in some if str(key).startswith("made-up")]
@@ -318,7 +318,7 @@ async def test_a_worker_whose_clock_is_off_says_so_once(here: Bench) -> None:
     clock.now_ms = late
     for _ in range(3):
         await worker._measure_clock()
-    assert not service.preflight.clocks.may_expire
+    assert not service.readiness.clocks.may_expire
     assert ALARMS.labels("worker_clock")._value.get() == before + 1
 
 

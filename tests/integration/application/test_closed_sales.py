@@ -27,8 +27,8 @@ async def place(tmp_path: Path, valkey_url: str) -> AsyncIterator[Bench]:
 
 
 async def closed(place: Bench, sale_id: str) -> None:
-    await place.service.watch.look()
-    assert sale_id in place.service.watch.gaps
+    await place.service.redis_monitor.look()
+    assert sale_id in place.service.redis_monitor.gaps
 
 
 async def paid_in_sql_alone(place: Bench) -> Reservation:
@@ -43,7 +43,7 @@ async def paid_in_sql_alone(place: Bench) -> Reservation:
 
 
 async def found(place: Bench, order: Reservation) -> Reservation:
-    seen = await place.service.look.find(order.order_id)
+    seen = await place.service.queries.find(order.order_id)
     assert seen is not None
     return seen
 
@@ -53,12 +53,12 @@ async def test_a_paid_order_that_redis_has_as_held_is_found_as_paid(place: Bench
     seen = await found(place, order)
     assert seen.status is Status.CONFIRMED
     assert seen.payment_key is not None
-    assert (await place.service.why.next_step(seen)).startswith("CONFIRMED: sold")
+    assert (await place.service.explain.next_step(seen)).startswith("CONFIRMED: sold")
 
 
 async def test_the_list_of_a_buyers_orders_has_it_as_paid(place: Bench) -> None:
     order = await paid_in_sql_alone(place)
-    listed = await place.service.look.all_of_buyer(order.sale_id, order.buyer_id)
+    listed = await place.service.queries.all_of_buyer(order.sale_id, order.buyer_id)
     assert [(one.order_id, one.status) for one in listed] == [(order.order_id, Status.CONFIRMED)]
 
 
@@ -70,7 +70,7 @@ async def test_the_list_has_an_order_that_redis_lost(place: Bench) -> None:
     await place.flush(sale_id)
     await place.put_back(sale_id, memory)
     await closed(place, sale_id)
-    listed = await place.service.look.all_of_buyer(sale_id, "ann")
+    listed = await place.service.queries.all_of_buyer(sale_id, "ann")
     assert {one.order_id for one in listed} == {first.order_id, second.order_id}
 
 
@@ -80,12 +80,12 @@ async def test_a_wait_is_not_ended_by_the_older_state(
     monkeypatch.setattr(waits_module, "LOOK_SECONDS", 0.01)
     order = await paid_in_sql_alone(place)
     seen = await found(place, order)
-    waiting = asyncio.create_task(place.service.look.next_change(seen, LONG_SECONDS))
+    waiting = asyncio.create_task(place.service.queries.next_change(seen, LONG_SECONDS))
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(asyncio.shield(waiting), 0.3)
     # It goes on where the sale does.
-    await place.service.rebuild(order.sale_id, operator="op")
-    await place.service.watch.look()
+    await place.service.rebuild.run(order.sale_id, operator="op")
+    await place.service.redis_monitor.look()
     known = await place.service.catalog.get(order.sale_id)
     now = await place.service.store.read(order.order_id)
     assert now is not None
@@ -99,13 +99,13 @@ async def test_a_wait_is_not_ended_by_the_older_state(
 async def test_a_paid_order_is_not_released(place: Bench) -> None:
     order = await paid_in_sql_alone(place)
     seen = await found(place, order)
-    kept = await place.service.release.if_held(seen, reason=Reason(Cause.PAYMENT_PAGE))
+    kept = await place.service.releases.if_held(seen, reason=Reason(Cause.PAYMENT_PAGE))
     assert kept.status is Status.CONFIRMED
 
 
 async def test_an_item_does_not_wait_for_the_deadline_of_a_paid_order(place: Bench) -> None:
     order = await paid_in_sql_alone(place)
-    assert (await place.service.why.item(order.sale_id, "a")).next_deadlines == ()
+    assert (await place.service.explain.item(order.sale_id, "a")).next_deadlines == ()
 
 
 async def test_an_order_that_a_process_moved_on_meanwhile_is_found_as_paid(place: Bench) -> None:
@@ -122,7 +122,7 @@ async def test_an_order_that_a_process_moved_on_meanwhile_is_found_as_paid(place
         other = Bench(fresh)
         for _ in range(5):
             await other.hold(sale_id)
-        await fresh.release(order, reason=Reason(Cause.BUYER))
+        await fresh.releases.release(order, reason=Reason(Cause.BUYER))
     in_redis = await place.service.store.read(order.order_id)
     row = await place.service.ledger.order(order.order_id)
     assert in_redis is not None
@@ -141,7 +141,7 @@ async def test_what_sql_lacks_is_found_as_redis_has_it(place: Bench) -> None:
     await place.flush(sale_id)
     await place.finish(order, claimed.fence, DECLINED)
     known = await place.service.catalog.fresh(sale_id)
-    place.service.losses.report(sale_id, known.epoch, "a test")
+    place.service.data_loss.report(sale_id, known.epoch, "a test")
     seen = await found(place, order)
     assert (seen.status, len(seen.attempts)) == (Status.RELEASED, 1)
 
@@ -149,7 +149,7 @@ async def test_what_sql_lacks_is_found_as_redis_has_it(place: Bench) -> None:
 async def test_a_webhook_without_a_key_is_to_be_sent_again(place: Bench) -> None:
     order = await paid_in_sql_alone(place)
     with pytest.raises(Unavailable):
-        await place.service.webhook(order.order_id, None, status="DONE")
+        await place.service.notifications.receive(order.order_id, None, status="DONE")
 
 
 def an_order(**changes: object) -> Reservation:

@@ -75,15 +75,15 @@ async def test_what_no_process_is_left_to_tell_is_told_by_sql(
         sale_id = await first.sale()
         memory = await first.remembered(sale_id)
         await first.hold(sale_id)
-        await first.service.losses.write("")
+        await first.service.data_loss.write("")
         await first.put_back(sale_id, memory)
     async with bench(tmp_path, valkey_url) as second:
-        await second.service.watch.look()
-        assert "1 events are lost" in second.service.watch.gaps[sale_id]
+        await second.service.redis_monitor.look()
+        assert "1 events are lost" in second.service.redis_monitor.gaps[sale_id]
         with pytest.raises(SaleRecovering):
             await second.hold(sale_id)
-        await second.service.rebuild(sale_id, operator="op")
-        await second.service.watch.look()
+        await second.service.rebuild.run(sale_id, operator="op")
+        await second.service.redis_monitor.look()
         await second.hold(sale_id)
 
 
@@ -100,11 +100,11 @@ async def test_another_event_under_the_number_of_a_mark_is_a_loss(
             await other.hold(sale_id, "ben")
             await other.hold(sale_id, "cid")
             await other.flush(sale_id)
-            await other.service.watch.look()
-            assert sale_id not in other.service.watch.gaps
-            await here.service.losses.write("")
-            await other.service.watch.look()
-            assert sale_id in other.service.watch.gaps
+            await other.service.redis_monitor.look()
+            assert sale_id not in other.service.redis_monitor.gaps
+            await here.service.data_loss.write("")
+            await other.service.redis_monitor.look()
+            assert sale_id in other.service.redis_monitor.gaps
 
 
 async def test_a_process_waits_for_the_marks_of_the_others_before_it_follows(
@@ -112,12 +112,12 @@ async def test_a_process_waits_for_the_marks_of_the_others_before_it_follows(
 ) -> None:
     async with bench(tmp_path, valkey_url) as here, bench(tmp_path, valkey_url) as other:
         here.service.connections.guard()
-        await other.service.losses.write("the life before")
-        await here.service.watch.look()
+        await other.service.data_loss.write("the life before")
+        await here.service.redis_monitor.look()
         assert not here.service.connections.vouched
         # It has noticed: what it has seen is in SQL, and it writes to no server.
-        await other.service.losses.write("")
-        await here.service.watch.look()
+        await other.service.data_loss.write("")
+        await here.service.redis_monitor.look()
         assert here.service.connections.vouched
 
 
@@ -126,14 +126,14 @@ async def test_a_process_that_ended_or_died_is_not_waited_for(
 ) -> None:
     async with bench(tmp_path, valkey_url) as here:
         async with bench(tmp_path, valkey_url) as ended:
-            await ended.service.losses.write("the life before")
-        assert await here.service.losses.writing_elsewhere("this life") == []
+            await ended.service.data_loss.write("the life before")
+        assert await here.service.data_loss.writing_elsewhere("this life") == []
         async with bench(tmp_path, valkey_url) as other:
-            await other.service.losses.write("the life before")
-            assert len(await here.service.losses.writing_elsewhere("this life")) == 1
+            await other.service.data_loss.write("the life before")
+            assert len(await here.service.data_loss.writing_elsewhere("this life")) == 1
             monkeypatch.setattr("reservation.application.readiness.data_loss.LIVE_SECONDS", 0.0)
             await asyncio.sleep(0.005)
-            assert await here.service.losses.writing_elsewhere("this life") == []
+            assert await here.service.data_loss.writing_elsewhere("this life") == []
 
 
 async def test_a_loss_that_one_process_reports_closes_the_sale_of_all(
@@ -142,17 +142,17 @@ async def test_a_loss_that_one_process_reports_closes_the_sale_of_all(
     async with bench(tmp_path, valkey_url) as here, bench(tmp_path, valkey_url) as other:
         sale_id = await here.sale()
         epoch = (await here.service.catalog.get(sale_id)).epoch
-        here.service.losses.report(sale_id, epoch, "a test")
+        here.service.data_loss.report(sale_id, epoch, "a test")
         with pytest.raises(SaleRecovering):
             await here.hold(sale_id)
-        await here.service.watch.look()
-        assert here.service.watch.gaps == {sale_id: "a test"}
-        await other.service.watch.look()
-        assert other.service.watch.gaps == {sale_id: "a test"}
-        await other.service.rebuild(sale_id, operator="op")
+        await here.service.redis_monitor.look()
+        assert here.service.redis_monitor.gaps == {sale_id: "a test"}
+        await other.service.redis_monitor.look()
+        assert other.service.redis_monitor.gaps == {sale_id: "a test"}
+        await other.service.rebuild.run(sale_id, operator="op")
         for each in (here, other):
-            await each.service.watch.look()
-            assert each.service.watch.gaps == {}
+            await each.service.redis_monitor.look()
+            assert each.service.redis_monitor.gaps == {}
 
 
 async def test_a_report_is_kept_until_sql_takes_it(
@@ -166,10 +166,10 @@ async def test_a_report_is_kept_until_sql_takes_it(
 
     with monkeypatch.context() as patch:
         patch.setattr(here.service.ledger.losses, "write", away)
-        here.service.losses.report(sale_id, epoch, "a test")
-        await here.service.watch.look()
-        assert sale_id in here.service.watch.gaps
-    await here.service.watch.look()
+        here.service.data_loss.report(sale_id, epoch, "a test")
+        await here.service.redis_monitor.look()
+        assert sale_id in here.service.redis_monitor.gaps
+    await here.service.redis_monitor.look()
     assert await here.service.ledger.losses.reported() == {sale_id: "a test"}
 
 
@@ -178,22 +178,22 @@ async def test_a_report_is_written_once_though_a_look_and_the_keeper_write_at_on
 ) -> None:
     sale_id = await here.sale()
     epoch = (await here.service.catalog.get(sale_id)).epoch
-    here.service.losses.report(sale_id, epoch, "a test")
-    await asyncio.gather(*(here.service.losses.write(run_id) for run_id in ("", "", "a life")))
+    here.service.data_loss.report(sale_id, epoch, "a test")
+    await asyncio.gather(*(here.service.data_loss.write(run_id) for run_id in ("", "", "a life")))
     assert await here.service.ledger.losses.reported() == {sale_id: "a test"}
-    assert not here.service.losses.is_reported(sale_id)
+    assert not here.service.data_loss.is_reported(sale_id)
 
 
 async def test_a_look_that_gives_up_leaves_the_write_to_its_end(here: Bench) -> None:
     sale_id = await here.sale()
     await here.hold(sale_id)
-    writing = asyncio.create_task(here.service.losses.write("a life"))
+    writing = asyncio.create_task(here.service.data_loss.write("a life"))
     await asyncio.sleep(0)
     writing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await writing
     # The place of SQLite's one writer is free again, and the mark is there.
-    await here.service.losses.write("")
+    await here.service.data_loss.write("")
     assert [row.seq for row in (await here.service.ledger.losses.unproven())[sale_id]] == [2]
 
 
@@ -203,7 +203,7 @@ async def test_the_looks_go_on_though_marks_cannot_be_written(
     monkeypatch.setattr("reservation.application.readiness.redis_monitor.MARK_SECONDS", 0.01)
     monkeypatch.setattr("reservation.application.readiness.redis_monitor.LOOK_SECONDS", 0.01)
     here.service.connections.guard()
-    await here.service.watch.look()
+    await here.service.redis_monitor.look()
     broken = 0
 
     async def broke(_run_id: str) -> None:
@@ -212,8 +212,8 @@ async def test_the_looks_go_on_though_marks_cannot_be_written(
         raise KeyError("a bug")
 
     with monkeypatch.context() as patch:
-        patch.setattr(here.service.losses, "write", broke)
-        watching = asyncio.create_task(here.service.watch.run())
+        patch.setattr(here.service.data_loss, "write", broke)
+        watching = asyncio.create_task(here.service.redis_monitor.run())
         async with asyncio.timeout(10):
             while broken < 4:  # noqa: ASYNC110 - both loops meet it, and go on
                 await asyncio.sleep(0.01)
@@ -227,7 +227,7 @@ async def test_marks_that_sql_has_the_event_of_are_removed(here: Bench) -> None:
     losses = here.service.ledger.losses
     sale_id = await here.sale()
     await here.hold(sale_id)
-    await here.service.losses.write("")
+    await here.service.data_loss.write("")
     assert [row.seq for row in (await losses.unproven())[sale_id]] == [2]
     await losses.tidy(before_ms=2**50)
     assert sale_id in await losses.unproven(), "SQL lacks its event"
@@ -241,9 +241,9 @@ async def test_events_that_survived_beyond_sql_are_saved_by_a_rebuild(here: Benc
     memory = await here.remembered(sale_id)
     await here.hold(sale_id, "ben")
     await here.put_back(sale_id, memory)
-    await here.service.watch.look()
-    assert sale_id in here.service.watch.gaps
-    await here.service.rebuild(sale_id, operator="op")
+    await here.service.redis_monitor.look()
+    assert sale_id in here.service.redis_monitor.gaps
+    await here.service.rebuild.run(sale_id, operator="op")
     assert await here.service.store.read(kept.order_id) is not None
 
 
@@ -255,7 +255,7 @@ async def test_a_restart_from_an_older_file_is_noticed_though_sql_has_none_of_it
     await server.start()
     async with bench(tmp_path, server.url) as here:
         here.service.connections.guard()
-        await here.service.watch.look()
+        await here.service.redis_monitor.look()
         sale_id = await here.sale()
         await here.hold(sale_id)
         file = next((tmp_path / "redis" / "valkey" / "appendonlydir").glob("*.incr.aof"))
@@ -268,10 +268,10 @@ async def test_a_restart_from_an_older_file_is_noticed_though_sql_has_none_of_it
         else:
             file.write_bytes(older)
         await server.start()
-        await here.service.watch.look()
-        assert "answered for event 3 before" in here.service.watch.gaps[sale_id]
+        await here.service.redis_monitor.look()
+        assert "answered for event 3 before" in here.service.redis_monitor.gaps[sale_id]
         with pytest.raises(SaleRecovering):
             await here.hold(sale_id)
-        await here.service.rebuild(sale_id, operator="op")
-        await here.service.watch.look()
+        await here.service.rebuild.run(sale_id, operator="op")
+        await here.service.redis_monitor.look()
         await here.hold(sale_id)

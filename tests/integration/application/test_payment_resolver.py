@@ -32,7 +32,12 @@ async def test_nothing_is_sold_whose_payment_sql_did_not_take(
     )
     health = GatewayHealth(service.gateway, service.ledger, clock=service.clock)
     conclude = PaymentResolver(
-        service.store, service.ledger, service.gateway, service.losses, health, clock=service.clock
+        service.store,
+        service.ledger,
+        service.gateway,
+        service.data_loss,
+        health,
+        clock=service.clock,
     )
     answer = Answered(
         Payment(

@@ -67,7 +67,7 @@ async def test_the_embedded_server_passes_its_own_preflight(
     server = make_server(binary=binary_of(name))
     await server.start()
     async with bench(tmp_path / "sql", server.url) as here:
-        found = await here.service.preflight()
+        found = await here.service.readiness.check()
         assert (found.missing, found.stops, found.trusted) == ((), (), ())
 
 
@@ -120,11 +120,11 @@ async def test_a_user_who_lacks_a_command_is_noticed_before_the_command_is_neede
 ) -> None:
     async with bench(tmp_path / "sql", as_user(server, "-xtrim")) as here:
         sale_id = await here.sale()
-        await here.service.watch.look()
+        await here.service.redis_monitor.look()
         with pytest.raises(Unavailable, match="redis-rights"):
             await here.hold(sale_id)
         as_user(server, "+xtrim")
-        await here.service.watch.look()
+        await here.service.redis_monitor.look()
         await here.hold(sale_id)
 
 
@@ -133,7 +133,7 @@ async def test_a_user_of_another_prefix_lacks_what_touches_our_keys(
 ) -> None:
     url = as_user(server, "resetkeys", "~other:*")
     async with bench(tmp_path / "sql", url) as here:
-        assert (await here.service.preflight()).missing == ("redis-rights",)
+        assert (await here.service.readiness.check()).missing == ("redis-rights",)
 
 
 async def test_what_a_managed_server_hides_closes_until_somebody_vouches_for_it(
@@ -142,11 +142,11 @@ async def test_what_a_managed_server_hides_closes_until_somebody_vouches_for_it(
     url = as_user(server, "-config|get", "-acl|dryrun")
     hidden = ("redis-fsync-policy", "redis-fsync-on-rewrite")
     async with bench(tmp_path / "sql", url) as here:
-        found = await here.service.preflight()
+        found = await here.service.readiness.check()
         assert found.missing == tuple(f"{name}:unknown" for name in hidden)
         assert found.stops == ()
     async with bench(tmp_path / "sql", url, RESERVATION_REDIS_TRUST=", ".join(hidden)) as here:
-        found = await here.service.preflight()
+        found = await here.service.readiness.check()
         assert (found.missing, found.trusted) == ((), hidden)
 
 
@@ -155,9 +155,9 @@ async def test_a_server_that_refuses_info_is_still_compared_with_sql(
 ) -> None:
     async with bench(tmp_path / "sql", as_user(server, "-info")) as here:
         here.service.connections.guard()
-        await here.service.watch.look()
+        await here.service.redis_monitor.look()
         assert here.service.connections.vouched
-        missing = here.service.watch.missing
+        missing = here.service.redis_monitor.missing
         assert "redis-run-id:unknown" in missing
         assert "redis-append-only-file:unknown" in missing
 
@@ -173,7 +173,7 @@ async def test_a_full_disk_closes_prepare(here: Bench) -> None:
     look = Preflight(
         service.connections, service.keys, service.settings, clock=service.clock, disk=full
     )
-    assert (await look()).missing == ("redis-disk", "sql-disk")
+    assert (await look.check()).missing == ("redis-disk", "sql-disk")
     config = await service.connections.command("CONFIG", "GET", "dir")
     assert asked == [Path(config[1]), service.settings.data_dir]
 
@@ -183,7 +183,7 @@ async def test_scripts_that_were_flushed_are_loaded_by_the_next_look(
 ) -> None:
     async with bench(tmp_path / "sql", server.url) as here:
         await here.service.connections.command("SCRIPT", "FLUSH")
-        assert (await here.service.preflight()).missing == ()
+        assert (await here.service.readiness.check()).missing == ()
         info = await here.service.connections.command("INFO", "memory")
         assert "number_of_cached_scripts:0" not in info
 
@@ -214,7 +214,7 @@ async def test_a_server_that_reads_its_file_is_waited_for(
             async with asyncio.timeout(10):
                 missing: tuple[str, ...] = ()
                 while not missing:
-                    missing = (await here.service.preflight()).missing
+                    missing = (await here.service.readiness.check()).missing
             assert missing == ("redis-loading",)
         finally:
             reloading.cancel()
@@ -224,7 +224,7 @@ async def test_an_outbox_that_was_cut_closes_its_sale_alone(here: Bench) -> None
     sale_id, other_id = await here.sale(), await here.sale()
     for _ in range(3):
         await here.hold(sale_id)
-    watch, outbox = here.service.watch, here.service.keys.of(sale_id).outbox
+    watch, outbox = here.service.redis_monitor, here.service.keys.of(sale_id).outbox
     await watch.look()
     assert watch.missing_of == {}
     await here.service.connections.command("XTRIM", outbox, "MAXLEN", 1)
@@ -239,7 +239,7 @@ async def test_a_reader_that_was_put_past_events_closes_its_sale(here: Bench) ->
     sale_id = await here.sale()
     await here.flush(sale_id)
     await here.hold(sale_id)
-    watch, outbox = here.service.watch, here.service.keys.of(sale_id).outbox
+    watch, outbox = here.service.redis_monitor, here.service.keys.of(sale_id).outbox
     await watch.look()
     assert watch.missing_of == {}
     await here.service.connections.command("XGROUP", "SETID", outbox, "sql", "$")
@@ -253,7 +253,7 @@ async def test_a_reader_that_was_put_past_events_closes_its_sale(here: Bench) ->
 async def test_an_outbox_without_its_reader_closes_its_sale(here: Bench) -> None:
     sale_id = await here.sale()
     await here.flush(sale_id)
-    watch, outbox = here.service.watch, here.service.keys.of(sale_id).outbox
+    watch, outbox = here.service.redis_monitor, here.service.keys.of(sale_id).outbox
     await here.service.connections.command("XGROUP", "DESTROY", outbox, "sql")
     await watch.look()
     assert watch.missing_of == {sale_id: ("sale-outbox",)}
@@ -262,7 +262,7 @@ async def test_an_outbox_without_its_reader_closes_its_sale(here: Bench) -> None
 @pytest.mark.parametrize("value", ["101", "-1", "many"])
 async def test_counters_changed_by_hand_close_their_sale_alone(here: Bench, value: str) -> None:
     sale_id, other_id = await here.sale(), await here.sale()
-    watch, stock = here.service.watch, here.service.keys.of(sale_id).stock("a")
+    watch, stock = here.service.redis_monitor, here.service.keys.of(sale_id).stock("a")
     await here.service.connections.command("HSET", stock, "held", value)
     await watch.look()
     assert watch.missing_of == {sale_id: ("sale-counters",)}
@@ -282,20 +282,20 @@ async def test_a_sale_that_is_over_keeps_nobody_from_being_ready(here: Bench) ->
     await command("HSET", here.service.keys.of(ended_id).sale, "closes_at", 1)
     for sale_id in (closed_id, ended_id, open_id):
         await command("HSET", here.service.keys.of(sale_id).stock("a"), "held", 7)
-    await here.service.watch.look()
-    assert here.service.watch.missing_of == {open_id: ("sale-counters",)}
+    await here.service.redis_monitor.look()
+    assert here.service.redis_monitor.missing_of == {open_id: ("sale-counters",)}
 
 
 async def test_nothing_expires_by_a_clock_that_has_jumped(here: Bench) -> None:
     sale_id = await here.sale(hold_seconds=1)
     await here.hold(sale_id)
     service, worker = here.service, Worker(here.service)
-    await service.preflight.look_at_clocks()
+    await service.readiness.look_at_clocks()
     reading = await service.connections.read_clock()
-    service.preflight.clocks.observe(
+    service.readiness.clocks.observe(
         msgspec.structs.replace(reading, server_ms=reading.server_ms + 60_000)
     )
     await asyncio.sleep(1.2)
     assert await worker._reap(sale_id) == 0
-    service.preflight.clocks = Clocks()
+    service.readiness.clocks = Clocks()
     assert await worker._reap(sale_id) == 1

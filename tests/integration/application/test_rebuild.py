@@ -55,7 +55,7 @@ async def test_every_state_comes_back_with_its_sets(here: Bench) -> None:
     await here.flush(sale_id)
     await here.lose(sale_id)
 
-    report = await here.service.rebuild(sale_id, operator="op")
+    report = await here.service.rebuild.run(sale_id, operator="op")
 
     assert (report.rebuilt, report.orders) == (True, 4)
     for order, status in (
@@ -88,7 +88,7 @@ async def test_an_attempt_keeps_its_outcome(here: Bench) -> None:
     await here.finish(order, (await here.claim(order, "key-1")).fence, declined)
     await here.flush(sale_id)
     await here.lose(sale_id)
-    report = await here.service.rebuild(sale_id, operator="op")
+    report = await here.service.rebuild.run(sale_id, operator="op")
     again = await here.service.store.claim(
         order, epoch=report.epoch, payment_key="key-1", lease_ms=60_000
     )
@@ -100,7 +100,7 @@ async def test_a_hold_past_its_deadline_is_due_at_once(here: Bench) -> None:
     order = await here.hold(sale_id)
     await here.flush(sale_id)
     await here.lose(sale_id)
-    report = await here.service.rebuild(sale_id, operator="op")
+    report = await here.service.rebuild.run(sale_id, operator="op")
     store = here.service.store
     while not await store.due(sale_id, 10):
         pass
@@ -114,7 +114,7 @@ async def test_a_token_of_a_hold_that_never_reached_sql_is_told_so(here: Bench) 
     await here.flush(sale_id)
     order = await here.hold(sale_id)
     await here.lose(sale_id)
-    await here.service.rebuild(sale_id, operator="op")
+    await here.service.rebuild.run(sale_id, operator="op")
     claims = Claims(
         purpose="read",
         sale_id=sale_id,
@@ -126,13 +126,13 @@ async def test_a_token_of_a_hold_that_never_reached_sql_is_told_so(here: Bench) 
         seq=order.seq,
     )
     with pytest.raises(HoldLost):
-        await here.service.look.of_token(claims)
+        await here.service.queries.of_token(claims)
 
 
 async def test_a_sale_of_which_no_event_reached_sql_comes_from_its_document(here: Bench) -> None:
     sale_id = await here.sale(hold_policy=HoldPolicy.SUCCESS, name="Other")
     await here.lose(sale_id)
-    await here.service.rebuild(sale_id, operator="op")
+    await here.service.rebuild.run(sale_id, operator="op")
     here.service.catalog.forget(sale_id)
     sale = (await here.service.catalog.fresh(sale_id)).sale
     assert (sale.name, sale.hold_policy, sale.items[0].available) == (
@@ -150,9 +150,9 @@ async def test_redis_ahead_is_no_loss_and_is_refused_unless_forced(here: Bench) 
     await here.flush(sale_id)
     order = await here.hold(sale_id)
     with pytest.raises(NotLost, match="ahead of SQL by 1 events"):
-        await here.service.rebuild(sale_id, operator="op")
+        await here.service.rebuild.run(sale_id, operator="op")
     assert await status_of(here, order.order_id) is Status.HELD
-    forced = await here.service.rebuild(sale_id, operator="op", force=True)
+    forced = await here.service.rebuild.run(sale_id, operator="op", force=True)
     assert (forced.rebuilt, forced.why) == (True, "forced")
     assert await status_of(here, order.order_id) is None
 
@@ -162,14 +162,14 @@ async def test_a_sale_that_agrees_is_left_alone(here: Bench) -> None:
     await here.hold(sale_id)
     await here.flush(sale_id)
     before = await here.remembered(sale_id)
-    report = await here.service.rebuild(sale_id, operator="op")
+    report = await here.service.rebuild.run(sale_id, operator="op")
     assert not report.rebuilt
     assert await here.remembered(sale_id) == before
 
 
 async def test_an_unknown_sale_is_not_found(here: Bench) -> None:
     with pytest.raises(SaleNotFound):
-        await here.service.rebuild("nosuch", operator="op")
+        await here.service.rebuild.run("nosuch", operator="op")
 
 
 @pytest.mark.parametrize("step", ["fence_off", "clear", "write", "begin_outbox", "hand_over"])
@@ -188,10 +188,10 @@ async def test_a_rebuild_that_dies_sells_nothing_and_is_run_again(
     with monkeypatch.context() as patch:
         patch.setattr(restorer, step, die)
         with pytest.raises(ConnectionResetError):
-            await here.service.rebuild(sale_id, operator="op")
+            await here.service.rebuild.run(sale_id, operator="op")
     with pytest.raises(SaleRecovering):
         await here.hold(sale_id)
-    assert (await here.service.rebuild(sale_id, operator="op")).rebuilt
+    assert (await here.service.rebuild.run(sale_id, operator="op")).rebuilt
     assert (await here.hold(sale_id)).status is Status.HELD
     assert await status_of(here, order.order_id) is Status.HELD
     await here.flush(sale_id)
@@ -205,7 +205,7 @@ async def test_whoever_writes_under_the_old_epoch_is_refused(here: Bench) -> Non
     old = (await here.service.catalog.fresh(sale_id)).epoch
     await here.flush(sale_id)
     await here.lose(sale_id)
-    await here.service.rebuild(sale_id, operator="op")
+    await here.service.rebuild.run(sale_id, operator="op")
     with pytest.raises(SaleRecovering):
         await here.service.store.release(order, epoch=old, reason=Reason(Cause.BUYER))
     assert await status_of(here, order.order_id) is Status.HELD
@@ -232,7 +232,7 @@ async def test_a_payment_whose_claim_sql_never_got_is_claimed_again(here: Bench)
     claimed = await here.claim(order, "key-1")
     await intend(here, order, claimed.fence)
     await here.lose(sale_id)
-    report = await here.service.rebuild(sale_id, operator="op")
+    report = await here.service.rebuild.run(sale_id, operator="op")
     assert report.claimed == (order.order_id,)
     found = await here.service.store.read(order.order_id)
     assert found is not None
@@ -255,7 +255,7 @@ async def test_an_ended_order_whose_lost_claim_finds_no_stock_is_as_sql_has_it(h
     await here.flush(sale_id)
     await intend(here, order, 3)
     await here.lose(sale_id)
-    report = await here.service.rebuild(sale_id, operator="op")
+    report = await here.service.rebuild.run(sale_id, operator="op")
     assert report.rebuilt
     assert report.claimed == ()
     assert report.undecided == (order.order_id,)
@@ -275,7 +275,7 @@ async def test_a_restock_is_not_done_twice_after_a_rebuild(here: Bench) -> None:
     await here.service.sales.restock(sale_id, idempotency_key="k", **more)
     await here.flush(sale_id)
     await here.lose(sale_id)
-    await here.service.rebuild(sale_id, operator="op")
+    await here.service.rebuild.run(sale_id, operator="op")
     here.service.catalog.forget(sale_id)
     sale = await here.service.sales.restock(sale_id, idempotency_key="k", **more)
     assert sale.items[0].total == 105
@@ -289,7 +289,7 @@ async def test_the_version_survives_a_rebuild_and_counts_in_another_epoch(here: 
     await here.flush(sale_id)
     assert await here.audited(sale_id) == ()
     await here.lose(sale_id)
-    await here.service.rebuild(sale_id, operator="op")
+    await here.service.rebuild.run(sale_id, operator="op")
     here.service.catalog.forget(sale_id)
     after = (await here.service.catalog.fresh(sale_id)).sale
     assert (before.version, after.version) == (2, 2)
@@ -314,7 +314,7 @@ async def test_a_rebuild_that_stood_still_takes_nothing_from_the_one_that_came_a
             *args: Any, sale_id: str = sale_id, go_on: Any = go_on, **how: Any
         ) -> Any:
             patch.undo()
-            assert (await here.service.rebuild(sale_id, operator="second")).rebuilt
+            assert (await here.service.rebuild.run(sale_id, operator="second")).rebuilt
             here.service.catalog.forget(sale_id)
             await here.hold(sale_id, "bob")
             return await go_on(*args, **how)
@@ -322,7 +322,7 @@ async def test_a_rebuild_that_stood_still_takes_nothing_from_the_one_that_came_a
         with monkeypatch.context() as patch:
             patch.setattr(restorer, step, stand_still)
             with pytest.raises(SaleRecovering):
-                await here.service.rebuild(sale_id, operator="first")
+                await here.service.rebuild.run(sale_id, operator="first")
         await here.flush(sale_id)
         assert await here.audited(sale_id) == ()
         sale = (await here.service.catalog.fresh(sale_id)).sale
@@ -336,7 +336,7 @@ async def test_of_two_rebuilds_that_begin_together_one_gives_way(here: Bench) ->
     await here.flush(sale_id)
     await here.lose(sale_id)
     ends = await asyncio.gather(
-        *(here.service.rebuild(sale_id, operator=f"op-{n}", force=True) for n in range(2)),
+        *(here.service.rebuild.run(sale_id, operator=f"op-{n}", force=True) for n in range(2)),
         return_exceptions=True,
     )
     assert all(isinstance(end, RebuildReport | SaleRecovering) for end in ends), ends
@@ -359,7 +359,7 @@ async def test_every_payment_that_sql_has_no_claim_of_is_taken_up(
         payment_key = f"key-{order.order_id}"
         await intend(here, order, (await here.claim(order, payment_key)).fence, payment_key)
     await here.lose(sale_id)
-    report = await here.service.rebuild(sale_id, operator="op")
+    report = await here.service.rebuild.run(sale_id, operator="op")
     assert set(report.claimed) == {order.order_id for order in orders}
 
 
@@ -373,7 +373,7 @@ async def test_a_payment_that_sql_knows_another_one_of_is_asked_about(here: Benc
     await here.finish(order, claimed.fence, declined)
     await intend(here, order, (await here.claim(order, "key-1")).fence)
     await here.lose(sale_id)
-    report = await here.service.rebuild(sale_id, operator="op")
+    report = await here.service.rebuild.run(sale_id, operator="op")
     # The PG of this test does not answer.
     assert report.undecided == (order.order_id,)
 
@@ -389,7 +389,7 @@ async def test_what_a_rebuild_could_not_place_is_looked_at_again(here: Bench) ->
     await here.flush(sale_id)
     await intend(here, order, 3)
     await here.hold(sale_id, "ben")
-    again = await here.service.rebuild(sale_id, operator="op")
+    again = await here.service.rebuild.run(sale_id, operator="op")
     assert (again.rebuilt, again.undecided) == (False, (order.order_id,))
 
 
@@ -399,10 +399,10 @@ async def test_the_limits_of_a_buyer_survive_a_rebuild(here: Bench) -> None:
     sold = await here.hold(sale_id)
     await here.finish(sold, (await here.claim(sold)).fence)
     for _ in range(19):
-        await here.service.release(await here.hold(sale_id), reason=Reason(Cause.BUYER))
+        await here.service.releases.release(await here.hold(sale_id), reason=Reason(Cause.BUYER))
     await here.flush(sale_id)
     await here.lose(sale_id)
-    await here.service.rebuild(sale_id, operator="op")
+    await here.service.rebuild.run(sale_id, operator="op")
     assert await here.audited(sale_id) == ()
     # The 21st order within a minute: the sustained rate binds first, then the unpaid ones.
     with pytest.raises(RateLimited):
@@ -410,7 +410,7 @@ async def test_the_limits_of_a_buyer_survive_a_rebuild(here: Bench) -> None:
     names, command = here.service.keys.of(sale_id), here.service.connections.command
     for order_id in await command("ZRANGE", names.buyer_orders("ann"), 0, -1):
         await command("ZINCRBY", names.buyer_orders("ann"), -60_000, order_id)
-    await here.service.release(await here.hold(sale_id), reason=Reason(Cause.BUYER))
+    await here.service.releases.release(await here.hold(sale_id), reason=Reason(Cause.BUYER))
     with pytest.raises(TooManyOrders) as refused:
         await here.hold(sale_id)
     assert refused.value.facts == {"limit": 20}

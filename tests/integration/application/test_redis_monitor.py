@@ -55,7 +55,7 @@ async def test_a_sale_that_went_back_in_time_is_closed_and_reopened(here: Bench)
     await here.hold(sale_id)
     await here.flush(sale_id)
     await here.put_back(sale_id, memory)
-    watch = here.service.watch
+    watch = here.service.redis_monitor
     await watch.look()
     assert list(watch.gaps) == [sale_id]
     assert closed_for("sale-recovering") == 1
@@ -63,7 +63,7 @@ async def test_a_sale_that_went_back_in_time_is_closed_and_reopened(here: Bench)
     with pytest.raises(SaleRecovering):
         await here.hold(sale_id)
     await here.hold(other_id)
-    await here.service.rebuild(sale_id, operator="op")
+    await here.service.rebuild.run(sale_id, operator="op")
     await watch.look()
     assert watch.gaps == {}
     assert closed_for("sale-recovering") == 0
@@ -72,7 +72,7 @@ async def test_a_sale_that_went_back_in_time_is_closed_and_reopened(here: Bench)
 
 async def test_a_sale_that_is_being_made_is_not_lost(here: Bench) -> None:
     await here.service.ledger.register_sale("soon", "{}", 1)
-    watch = here.service.watch
+    watch = here.service.redis_monitor
     await watch.look()
     assert watch.gaps == {}
     await watch.look()
@@ -92,8 +92,8 @@ async def test_a_creation_that_stopped_before_redis_is_finished_by_the_same_put(
     assert (created, sale.version) == (True, 1)
     # Tokens of a life that nobody wrote down are of another epoch.
     assert sale.epoch == (await here.service.ledger.known_sales())[sale_id] != before
-    await here.service.watch.look()
-    assert here.service.watch.gaps == {}
+    await here.service.redis_monitor.look()
+    assert here.service.redis_monitor.gaps == {}
     await here.hold(sale_id)
 
 
@@ -161,7 +161,7 @@ async def test_a_server_that_nobody_vouched_for_is_sold_nothing_from(
         here.service.connections.guard()
         with pytest.raises(Unavailable):
             await here.hold(sale_id)
-        await here.service.watch.look()
+        await here.service.redis_monitor.look()
         await here.hold(sale_id)
 
         await server.stop()
@@ -170,7 +170,7 @@ async def test_a_server_that_nobody_vouched_for_is_sold_nothing_from(
         with pytest.raises(Unavailable):
             await here.hold(sale_id)
         assert here.service.connections.doubted.is_set()
-        await here.service.watch.look()
+        await here.service.redis_monitor.look()
         await here.hold(sale_id)
 
 
@@ -182,7 +182,7 @@ async def test_the_watch_vouches_by_itself_soon_after_a_restart(
     async with bench(tmp_path / "sql", server.url) as here:
         sale_id = await here.sale()
         here.service.connections.guard()
-        watching = asyncio.create_task(here.service.watch.run())
+        watching = asyncio.create_task(here.service.redis_monitor.run())
         try:
             await eventually_holds(here, sale_id)
             await server.stop()
@@ -201,7 +201,7 @@ async def test_what_preflight_misses_closes_prepare_and_nothing_else(
         sale_id = await here.sale()
         order = await here.hold(sale_id)
         await here.service.connections.command("CONFIG", "SET", "appendfsync", "no")
-        await here.service.watch.look()
+        await here.service.redis_monitor.look()
         with pytest.raises(Unavailable, match="redis-fsync-policy") as refusal:
             await here.hold(sale_id)
         assert refusal.value.facts["missing"] == ["redis-fsync-policy"]
@@ -210,7 +210,7 @@ async def test_what_preflight_misses_closes_prepare_and_nothing_else(
         claimed = await here.claim(order)
         await here.finish(order, claimed.fence)
         await here.service.connections.command("CONFIG", "SET", "appendfsync", "always")
-        await here.service.watch.look()
+        await here.service.redis_monitor.look()
         assert closed_for("redis-fsync-policy") == 0
         await here.hold(sale_id)
 
@@ -223,16 +223,16 @@ async def test_a_server_that_does_not_answer_closes_prepare_by_name(
     async with bench(tmp_path / "sql", server.url) as here:
         # The gauge is the process's: a watch of another test may have ended while it was set.
         PREPARE_CLOSED.labels("redis").set(0)
-        await here.service.watch.look()
+        await here.service.redis_monitor.look()
         assert closed_for("redis") == 0
         await server.stop()
-        await here.service.watch.look()
+        await here.service.redis_monitor.look()
         assert closed_for("redis") == 1
         await server.start()
         # A look may still meet a connection that the stop has ended.
         async with asyncio.timeout(10):
             while closed_for("redis") != 0:
-                await here.service.watch.look()
+                await here.service.redis_monitor.look()
 
 
 def closed_for(reason: str) -> float:

@@ -46,7 +46,7 @@ async def busy(here: Bench) -> tuple[str, Reservation]:
     order = await here.hold(sale_id, "ann")
     await here.flush(sale_id)
     await here.claim(await here.hold(sale_id, "cat"))
-    await here.service.release(await here.hold(sale_id, "dan"), reason=Reason(Cause.BUYER))
+    await here.service.releases.release(await here.hold(sale_id, "dan"), reason=Reason(Cause.BUYER))
     return sale_id, order
 
 
@@ -60,7 +60,7 @@ async def test_what_is_named_is_put_right_and_nothing_is_lost(here: Bench, what:
     sale_id, order = await busy(here)
     seq = (await here.service.sale_store.counters(sale_id)).seq  # type: ignore[union-attr]
     await damage(here, sale_id, order, what)
-    report = await here.service.repair(sale_id, operator="kim", drain=here.flush)
+    report = await here.service.repair.run(sale_id, operator="kim", drain=here.flush)
     assert report.repaired
     assert report.problems
     assert report.left == ()
@@ -72,7 +72,7 @@ async def test_what_is_named_is_put_right_and_nothing_is_lost(here: Bench, what:
     assert found is not None
     assert (found.status, found.amount) == (Status.HELD, order.amount)
     # It sells again.
-    await here.service.watch.look()
+    await here.service.redis_monitor.look()
     await here.hold(sale_id, "eve")
 
 
@@ -80,7 +80,7 @@ async def test_without_a_yes_nothing_changes(here: Bench) -> None:
     sale_id, order = await busy(here)
     await damage(here, sale_id, order, "one piece too many")
     before = await here.remembered(sale_id)
-    report = await here.service.repair(sale_id, operator="kim", drain=None)
+    report = await here.service.repair.run(sale_id, operator="kim", drain=None)
     assert not report.repaired
     assert report.left == report.problems != ()
     assert await here.remembered(sale_id) == before
@@ -89,7 +89,7 @@ async def test_without_a_yes_nothing_changes(here: Bench) -> None:
 async def test_a_sale_that_is_sound_is_left_alone(here: Bench) -> None:
     sale_id, _ = await busy(here)
     before = await here.remembered(sale_id)
-    report = await here.service.repair(sale_id, operator="kim", drain=here.flush)
+    report = await here.service.repair.run(sale_id, operator="kim", drain=here.flush)
     assert (report.repaired, report.problems) == (False, ())
     assert await here.remembered(sale_id) == before
 
@@ -102,9 +102,9 @@ async def test_what_sql_does_not_take_is_not_given_up(here: Bench) -> None:
         """SQL is away, or refuses an event."""
 
     with pytest.raises(NotDrained):
-        await here.service.repair(sale_id, operator="kim", drain=broken)
+        await here.service.repair.run(sale_id, operator="kim", drain=broken)
     # As damaged and as open as before.
-    await here.service.watch.look()
+    await here.service.redis_monitor.look()
     await here.hold(sale_id, "eve")
 
 
@@ -113,7 +113,7 @@ async def test_a_sale_that_is_lost_is_not_repaired(here: Bench) -> None:
     await here.flush(sale_id)
     await here.lose(sale_id)
     with pytest.raises(SaleRecovering):
-        await here.service.repair(sale_id, operator="kim", drain=here.flush)
+        await here.service.repair.run(sale_id, operator="kim", drain=here.flush)
 
 
 async def told(folder: Path, redis_url: str, *arguments: str) -> tuple[int, str]:

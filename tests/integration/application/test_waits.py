@@ -67,7 +67,7 @@ async def test_one_look_serves_all_who_wait_for_an_order(place: Bench, reader: R
     tasks = waiting(waits, order, 1_000)
     async with asyncio.timeout(LONG_SECONDS):
         await reader.has_begun.wait()
-        await place.service.release(order, reason=Reason(Cause.BUYER))
+        await place.service.releases.release(order, reason=Reason(Cause.BUYER))
         reader.may_go_on.set()
         found = await asyncio.gather(*tasks)
     assert {each.status for each in found} == {Status.RELEASED}
@@ -86,7 +86,7 @@ async def test_more_waits_of_a_buyer_end_the_oldest(place: Bench, reader: Reader
         ended = await asyncio.gather(*tasks[:3])
         assert [each.seq for each in ended] == [orders[0].seq] * 3
         assert not any(task.done() for task in [*theirs, *tasks[3:]])
-        await place.service.release(orders[1], reason=Reason(Cause.BUYER))
+        await place.service.releases.release(orders[1], reason=Reason(Cause.BUYER))
         last = await asyncio.gather(*tasks[3:])
     assert {each.status for each in last} == {Status.RELEASED}
     waits.stop()

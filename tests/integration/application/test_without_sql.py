@@ -74,7 +74,7 @@ async def process(folder: Path, redis: EmbeddedServer, sql: Sql) -> AsyncIterato
     }
     async with opened(Settings.load(environ, None), sql_may_be_away=True) as service:
         service.connections.guard()
-        await service.watch.look()
+        await service.redis_monitor.look()
         yield Bench(service)
 
 
@@ -93,7 +93,7 @@ async def test_a_process_that_starts_without_sql_sells_what_another_had_compared
     async with process(tmp_path, redis, sql) as before:
         sale_id = await before.sale()
         await before.flush(sale_id)
-        await before.service.watch.look()
+        await before.service.redis_monitor.look()
         await asyncio.to_thread(sql.stop)
         async with process(tmp_path, redis, sql) as started:
             order = await started.hold(sale_id)
@@ -105,7 +105,7 @@ async def test_a_process_that_starts_without_sql_sells_what_another_had_compared
             with pytest.raises(OSError, match="PostgreSQL does not"):
                 await started.service.ledger.intents_of(order.order_id)
             await asyncio.to_thread(sql.start)
-            await started.service.watch.look()
+            await started.service.redis_monitor.look()
             with pytest.raises(SaleNotFound):
                 await started.hold("unknown")
             await started.flush(sale_id)
@@ -117,18 +117,18 @@ async def test_a_redis_that_was_restarted_meanwhile_is_closed_by_name_until_sql_
 ) -> None:
     async with process(tmp_path, redis, sql) as before:
         sale_id = await before.sale()
-        await before.service.watch.look()
+        await before.service.redis_monitor.look()
         await asyncio.to_thread(sql.stop)
         await redis.stop()
         await redis.start()
         async with process(tmp_path, redis, sql) as started:
             for here in (before, started):
-                await here.service.watch.look()
+                await here.service.redis_monitor.look()
                 await refused(here, sale_id)
             assert closed_for("sql") == 1
             await asyncio.to_thread(sql.start)
             for here in (before, started):
-                await here.service.watch.look()
+                await here.service.redis_monitor.look()
                 await here.hold(sale_id)
             assert closed_for("sql") == 0
 
@@ -142,10 +142,10 @@ async def test_a_sale_that_was_found_lost_is_not_sold_by_a_process_that_cannot_a
         memory = await before.remembered(sale_id)
         await before.hold(sale_id)
         await before.flush(sale_id)
-        await before.service.watch.look()
+        await before.service.redis_monitor.look()
         await before.put_back(sale_id, memory)
-        await before.service.watch.look()
-        assert list(before.service.watch.gaps) == [sale_id]
+        await before.service.redis_monitor.look()
+        assert list(before.service.redis_monitor.gaps) == [sale_id]
         await asyncio.to_thread(sql.stop)
         async with process(tmp_path, redis, sql) as started:
             with pytest.raises(ReservationError):
@@ -158,13 +158,13 @@ async def test_a_record_that_nobody_wrote_in_this_life_counts_for_nothing(
 ) -> None:
     async with process(tmp_path, redis, sql) as before:
         sale_id = await before.sale()
-        await before.service.watch.look()
+        await before.service.redis_monitor.look()
         await before.service.connections.command("SET", "rsv:vouched", "{")
         await asyncio.to_thread(sql.stop)
         async with process(tmp_path, redis, sql) as started:
             await refused(started, sale_id)
         # Who compared it himself needs no record.
-        await before.service.watch.look()
+        await before.service.redis_monitor.look()
         await before.hold(sale_id)
 
 
@@ -175,16 +175,16 @@ async def test_a_database_that_hangs_is_away_and_holds_go_on(
     monkeypatch.setattr(recovery, "ANSWER_SECONDS_MAX", 0.5)
     async with process(tmp_path, redis, sql) as here:
         sale_id = await here.sale()
-        await here.service.watch.look()
+        await here.service.redis_monitor.look()
         with sql.frozen():
             began = time.monotonic()
-            await here.service.watch.look()
+            await here.service.redis_monitor.look()
             # Not the 15 s that a statement may take.
             assert time.monotonic() - began < 10
-            assert here.service.watch.away == "sql"
+            assert here.service.redis_monitor.away == "sql"
             await here.hold(sale_id)
-        await here.service.watch.look()
-        assert here.service.watch.away == ""
+        await here.service.redis_monitor.look()
+        assert here.service.redis_monitor.away == ""
 
 
 async def test_a_database_that_comes_back_is_migrated_then(
@@ -202,6 +202,6 @@ async def test_a_database_that_comes_back_is_migrated_then(
                 async with asyncio.timeout(0.001):
                     await started.service.ledger.check()
         await started.service.ledger.check()
-        await started.service.watch.look()
+        await started.service.redis_monitor.look()
         sale_id = await started.sale()
         await started.hold(sale_id)

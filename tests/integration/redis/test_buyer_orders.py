@@ -30,7 +30,7 @@ async def test_a_forgotten_hold_is_named_behind_many_ended_orders(
     paying = await here.hold(sale_id)
     await here.claim(paying)
     for _ in range(25):
-        await here.service.release(await here.hold(sale_id), reason=Reason(Cause.BUYER))
+        await here.service.releases.release(await here.hold(sale_id), reason=Reason(Cause.BUYER))
     last = await here.hold(sale_id)
     with pytest.raises(BuyerLimitExceeded) as refused:
         await here.hold(sale_id)

@@ -78,8 +78,8 @@ async def watched(address: MovingAddress, folder: Path) -> AsyncIterator[Bench]:
     """A service that looks at its server all the time, as an API process does."""
     async with bench(folder, address.url) as here:
         here.service.connections.guard()
-        await here.service.watch.look()
-        watching = asyncio.create_task(here.service.watch.run())
+        await here.service.redis_monitor.look()
+        watching = asyncio.create_task(here.service.redis_monitor.run())
         try:
             yield here
         finally:
@@ -167,7 +167,7 @@ async def test_a_look_at_many_sales_may_take_longer_than_one_answer(
             await here.sale()
         here.service.connections.guard()
         address.delay_seconds = 0.02
-        await here.service.watch.look()
+        await here.service.redis_monitor.look()
         assert here.service.connections.vouched
 
 
@@ -178,7 +178,7 @@ async def test_a_master_that_was_demoted_in_between_is_compared_again(
     first, second = servers
     async with moving_address(first.url) as address, bench(tmp_path, address.url) as here:
         here.service.connections.guard()
-        await here.service.watch.look()
+        await here.service.redis_monitor.look()
         sale_id = await here.sale()
         await promote(second)
         await follow(first, second)
@@ -188,7 +188,7 @@ async def test_a_master_that_was_demoted_in_between_is_compared_again(
         with pytest.raises(ReservationError):
             await here.hold(sale_id)
         assert not here.service.connections.vouched
-        await here.service.watch.look()
+        await here.service.redis_monitor.look()
         await here.hold(sale_id)
 
 
@@ -199,15 +199,15 @@ async def test_a_life_that_begins_under_open_connections_is_followed(
     first, second = servers
     async with moving_address(first.url) as address, bench(tmp_path, address.url) as here:
         here.service.connections.guard()
-        await here.service.watch.look()
+        await here.service.redis_monitor.look()
         sale_id = await here.sale()
         await asyncio.gather(*(here.hold(sale_id, f"before-{number}") for number in range(8)))
         await promote(second)
         await follow(first, second)
         await promote(first)
         # The looks that the service makes by itself; nothing else closes a connection.
-        await here.service.watch.look()
-        await here.service.watch.look()
+        await here.service.redis_monitor.look()
+        await here.service.redis_monitor.look()
         for number in range(20):
             await here.hold(sale_id, f"after-{number}")
 
@@ -218,9 +218,9 @@ async def test_a_replica_is_never_vouched_for(
     _, second = servers
     async with moving_address(second.url) as address, bench(tmp_path, address.url) as here:
         here.service.connections.guard()
-        await here.service.watch.look()
+        await here.service.redis_monitor.look()
         assert not here.service.connections.vouched
-        assert "redis-master" in here.service.watch.missing
+        assert "redis-master" in here.service.redis_monitor.missing
 
 
 REFUSALS = {
@@ -395,7 +395,7 @@ async def test_no_call_of_any_kind_reaches_a_server_that_is_not_vouched_for(
         greeting = {"cmdstat_client|setinfo", "cmdstat_info"}
         assert asked <= {"cmdstat_config|resetstat", *greeting}
         # A look at the server reaches it, and lets the others.
-        await service.watch.look()
+        await service.redis_monitor.look()
         assert (await service.store.read(order.order_id)) is not None
 
 
@@ -408,14 +408,14 @@ async def test_the_worker_waits_until_a_server_is_vouched_for(
         sale_id = await here.sale()
         order = await here.hold(sale_id)
         names = here.service.keys.of(sale_id)
-        look = here.service.watch.look
+        look = here.service.redis_monitor.look
         vouched = asyncio.Event()
 
         async def later() -> None:
             await vouched.wait()
             await look()
 
-        monkeypatch.setattr(here.service.watch, "look", later)
+        monkeypatch.setattr(here.service.redis_monitor, "look", later)
         async with client_of(server) as client:
 
             async def status() -> object:

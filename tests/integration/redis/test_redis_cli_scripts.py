@@ -81,7 +81,7 @@ def run(path: str, script: str, key: str, *args: str) -> list[str]:
 
 
 async def test_the_service_works_as_its_own_user(here: Bench) -> None:
-    assert (await here.service.preflight()).missing == ()
+    assert (await here.service.readiness.check()).missing == ()
     sale_id = await here.sale()
     order = await here.hold(sale_id)
     await here.finish(order, (await here.claim(order)).fence)
@@ -89,7 +89,7 @@ async def test_the_service_works_as_its_own_user(here: Bench) -> None:
     assert await here.audited(sale_id) == ()
     command = here.service.connections.command
     await command("DEL", here.service.keys.of(sale_id).sale)
-    await here.service.rebuild(sale_id, operator="op")
+    await here.service.rebuild.run(sale_id, operator="op")
     await here.flush(sale_id)
     assert await here.audited(sale_id) == ()
 
