@@ -1,4 +1,4 @@
-"""Settings -> connected objects, opened in order and closed in reverse."""
+"""Composition root: builds the connected objects from the settings and closes them in reverse."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -62,7 +62,7 @@ log = structlog.get_logger(__name__)
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that the roles and the endpoints use, connected."""
+    """The connected objects that the roles and the endpoints use."""
 
     settings: Settings
     clock: Clock
@@ -104,17 +104,17 @@ async def opened(
     limits: PaymentTimeouts = DEFAULT_LIMITS,
     sql_may_be_away: bool = False,
 ) -> AsyncGenerator[Service]:
-    """The service, connected to what the settings name.
+    """Open the service, connected to the servers that the settings name.
 
-    Tests bring a clock that they set, and shorter limits.
+    Tests pass a clock that they set, and shorter limits.
 
-    Redis need not answer yet: each call says so itself.
+    Redis may still be down: each call then raises its own error.
 
     Args:
-        sql_may_be_away: likewise of SQL; each use of it connects and migrates until one succeeds.
+        sql_may_be_away: SQL may be down too; each use connects and migrates until one succeeds.
 
     Raises:
-        SQLAlchemyError, OSError: SQL does not answer, and must.
+        SQLAlchemyError, OSError: SQL does not answer and `sql_may_be_away` is false.
     """
     clock = clock or SystemClock()
     async with AsyncExitStack() as stack:
@@ -135,7 +135,7 @@ def _assembled(
     clock: Clock,
     limits: PaymentTimeouts,
 ) -> Service:
-    """The verbs, around what is connected; what must end before it is put on the stack."""
+    """Wire the use cases to the connections; those that must close first go on the stack."""
     keys = Keys(settings.key_prefix)
     store = ReservationStore(connections, keys, clock=clock)
     sale_store = SaleStore(connections, keys)
@@ -210,7 +210,7 @@ def _payments(
     clock: Clock,
     limits: PaymentTimeouts,
 ) -> _Payments:
-    """What takes a payment to its end; closed with the stack."""
+    """The payment use cases; closed with the stack."""
     health = GatewayHealth(gateway, ledger, clock=clock)
     stack.push_async_callback(health.aclose)
     resolver = PaymentResolver(
@@ -278,7 +278,7 @@ def _watch(
     health: GatewayHealth,
     clock: Clock,
 ) -> tuple[Preflight, RedisMonitor]:
-    # All three reach a server before it is vouched for.
+    # All three call a server before it is vouched for.
     unguarded = connections.unguarded()
     readiness = Preflight(unguarded, keys, settings, clock=clock)
     of_sales = SalePreflight(unguarded, keys, SaleStore(unguarded, keys), ledger)
@@ -320,7 +320,7 @@ def _rebuild(
 def _missing(
     readiness: Preflight, health: GatewayHealth
 ) -> Callable[[], Awaitable[tuple[str, ...]]]:
-    """What prepare lacks, by name: of Redis, and of the gateway."""
+    """The failed conditions of prepare, by name: of Redis and of the gateway."""
 
     async def missing() -> tuple[str, ...]:
         return (*await readiness.missing(), *health.missing())
@@ -361,5 +361,5 @@ def _gateway(settings: Settings, limits: PaymentTimeouts) -> PaymentGateway:
 
 
 def sqlite_url(settings: Settings) -> str:
-    """SQLite in the data directory."""
+    """The URL of the SQLite file in the data directory."""
     return f"sqlite:///{settings.data_dir / 'orders.sqlite3'}"

@@ -1,6 +1,6 @@
-"""Places where tests let a process die, one name each: the moments between two steps of a payment.
+"""Fail points: named places between two steps of a payment where a test can crash the process.
 
-In production nothing is armed and `reach` costs a dictionary look-up.
+In production none is armed and `reach` costs one dictionary lookup.
 """
 
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Final
 
 __all__ = ["POINTS", "arm", "disarm", "reach"]
 
-#: Every point, in the order in which a payment passes them.
+#: Every fail point, in the order in which a payment passes them.
 POINTS: Final = (
     "confirm:before_claim",
     "confirm:after_claim",
@@ -29,19 +29,19 @@ _armed: dict[str, Callable[[str], None]] = {}
 
 
 def reach(point: str, order_id: str) -> None:
-    """Pass a point; what is armed there may raise or end the process."""
+    """Pass a fail point; an action armed there may raise or end the process."""
     action = _armed.get(point)
     if action is not None:
         action(order_id)
 
 
 def arm(point: str, action: Callable[[str], None]) -> None:
-    """Let this happen, with the order's id, whenever the point is passed."""
+    """Call this action with the order's id each time the point is passed."""
     if point not in POINTS:
         raise ValueError(f"{point} is no fail point")
     _armed[point] = action
 
 
 def disarm() -> None:
-    """Let nothing happen anywhere."""
+    """Disarm every fail point."""
     _armed.clear()

@@ -1,1 +1,1 @@
-"""The roles behind the API: reaper, settler, flusher; each does one round at a time."""
+"""Background workers: reaper, settler, refunder and flusher; each runs one round at a time."""

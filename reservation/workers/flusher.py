@@ -1,14 +1,13 @@
-"""The flusher: takes the outbox to SQL, each event in effect exactly once and in order.
+"""Flusher: writes the outbox behind to SQL, each event in effect exactly once and in order.
 
     read     the next entries of the group; they are pending from here on
     apply    in SQL, one transaction with the sale's cursor
-    ack      only after the commit, so whatever dies in between is read again
-    trim     what SQL has, now and then
+    ack      only after the commit, so a crash in between means a second read
+    trim     entries that SQL has, at intervals
 
-A flusher that dies between any two of these leaves entries pending. Whoever comes next, another
-process or this one after an error, begins with those; SQL drops what it has already. Two at once
-are safe: the cursor's lock makes them take turns, and the one that is ahead finds a gap, which is
-the other's pending entries.
+A flusher that crashes between two steps leaves entries pending. Its successor, another process or
+this one after an error, begins with those; SQL drops duplicates. Two flushers at once are safe: the
+cursor's lock serializes them, and the one ahead finds a gap, which is the other's pending entries.
 """
 
 import asyncio
@@ -27,18 +26,18 @@ __all__ = ["FlushCounts", "Flusher", "Outbox"]
 
 log = structlog.get_logger(__name__)
 
-#: Entries of one round: enough to share a commit's cost (beyond 1,000 nothing is gained), few
-#: enough that the lock is held for well under a tenth of a second.
+#: Entries of one round: enough to share the cost of a commit (more than 1,000 gain nothing), few
+#: enough to hold the lock for well under a tenth of a second.
 BATCH: Final = 1_000
 #: A trim is due after this many events, or after this long.
 TRIM_EVENTS: Final = 1_000
 TRIM_SECONDS: Final = 1.0
-#: How often one who has nothing new to read looks for what a dead one left pending.
+#: How often a flusher without new entries reads those that a crashed one left pending.
 LOOK_SECONDS: Final = 1.0
-#: Rounds that find the pending entries with a gap before an alarm: another flusher may have
-#: committed what is missing between our look at SQL and our look at Redis.
+#: Rounds with a gap before the pending entries, until an alarm: another flusher may have committed
+#: the missing events between our read of SQL and our read of Redis.
 GAP_ROUNDS_MAX: Final = 3
-#: What an outcome that stops a sale is called where an operator sees it.
+#: The alarm of each outcome that stops a sale.
 ALARMS: Final = {
     ApplyKind.GAP: Alarm.FLUSH_GAP,
     ApplyKind.CONFLICT: Alarm.FLUSH_CONFLICT,
@@ -46,24 +45,23 @@ ALARMS: Final = {
     ApplyKind.POISON: Alarm.FLUSH_POISON,
     ApplyKind.UNKNOWN_SALE: Alarm.FLUSH_UNKNOWN_SALE,
 }
-#: How long a sale that was stopped is left alone. A rebuild makes it right; until then each look
-#: raises the alarm again, so that nobody forgets it.
+#: Back-off of a stopped sale. A rebuild repairs it; until then each attempt raises the alarm again.
 STOPPED_SECONDS: Final = 30.0
 
 
 class Outbox(Protocol):
-    """What the flusher needs of Redis: one stream a sale, one group, one consumer."""
+    """The flusher's view of Redis: one stream per sale, one group, one consumer."""
 
     async def ensure_group(self, sale_id: str, after_seq: int) -> None:
-        """Make the group, reading on after this event; one that stands is left alone."""
+        """Create the group to read after this event; an existing group stays as it is."""
         ...
 
     async def read_new(self, sale_id: str, count: int) -> list[Event]:
-        """Events that nobody has read yet; they are pending from now on."""
+        """Events that no consumer has read yet; they become pending."""
         ...
 
     async def read_pending(self, sale_id: str, count: int) -> list[Event]:
-        """Events that were read and not acknowledged, from the oldest on."""
+        """Events that were read and not acknowledged, oldest first."""
         ...
 
     async def ack(self, sale_id: str, seqs: Sequence[int]) -> None:
@@ -76,20 +74,20 @@ class Outbox(Protocol):
 
 
 class FlushCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """What one round did."""
+    """The counts of one round."""
 
     #: Events that this round wrote.
     flushed: int = 0
-    #: Events that were acknowledged: those, and what SQL had already.
+    #: Events that were acknowledged: the written ones and the duplicates.
     acknowledged: int = 0
-    #: Nothing is written for this sale until an operator has looked.
+    #: The sale is stopped until an operator intervenes.
     stopped: bool = False
 
 
 class _Sale(msgspec.Struct):
-    """What this flusher knows of one sale; all of it may be lost."""
+    """This flusher's state of one sale; it may be lost at any time."""
 
-    #: The group is there.
+    #: The group exists.
     joined: bool = False
     #: Pending entries come before new ones.
     behind: bool = True
@@ -102,14 +100,14 @@ class _Sale(msgspec.Struct):
 
 
 class Flusher:
-    """Flushes sales, each on its own: one that is stopped does not hold up another.
+    """Flushes each sale by itself: a stopped sale does not delay another.
 
     Args:
-        outbox: the entries.
-        ledger: where they go.
-        on_alarm: told by name, with the sale, the event and the reason, of what stops a sale.
-        on_flushed: told how many events were written.
-        monotonic: seconds that never go back; the event loop's unless a test sets it.
+        outbox: the source of the entries.
+        ledger: their target.
+        on_alarm: called with the alarm, the sale, the event and the reason when a sale stops.
+        on_flushed: called with the number of events written.
+        monotonic: a monotonic clock in seconds; the event loop's by default.
     """
 
     def __init__(
@@ -129,11 +127,11 @@ class Flusher:
         self._sales: dict[str, _Sale] = {}
 
     async def run_once(self, sale_id: str) -> FlushCounts:
-        """Take one batch of the sale to SQL.
+        """Write one batch of the sale to SQL.
 
         Raises:
-            Exception: whatever Redis or SQL raises. Nothing is lost: the next round begins with
-                what is pending.
+            Exception: any error of Redis or SQL. Nothing is lost: the next round begins with the
+                pending entries.
         """
         sale = self._sales.setdefault(sale_id, _Sale())
         if sale.stopped_at is not None and self._now() - sale.stopped_at < STOPPED_SECONDS:
@@ -141,7 +139,7 @@ class Flusher:
         try:
             return await self._round(sale_id, sale)
         except BaseException:
-            # What was read may not have been written, and the group may be gone.
+            # The events read may not have been written, and the group may be gone.
             sale.joined, sale.behind = False, True
             raise
 
@@ -164,12 +162,12 @@ class Flusher:
         outcome = await self._ledger.apply(sale_id, events)
         if outcome.kind is ApplyKind.GAP:
             if not sale.behind:
-                # What is missing is pending: another flusher has read it, and may be dead.
+                # The missing events are pending: another flusher has read them and may be dead.
                 sale.behind = True
                 return await self._round(sale_id, sale)
             return self._gap(sale_id, sale, outcome)
         if outcome.kind in (ApplyKind.CONFLICT, ApplyKind.UNKNOWN_SALE):
-            # None of these is in SQL, whatever their numbers say.
+            # None of these events is in SQL, even if their numbers are below the cursor.
             self._stop(sale_id, sale, outcome)
             return FlushCounts(stopped=True)
         done = [event.seq for event in events if event.seq <= outcome.flushed_seq]
@@ -198,7 +196,7 @@ class Flusher:
         return await self._outbox.read_new(sale_id, BATCH)
 
     def _gap(self, sale_id: str, sale: _Sale, outcome: ApplyOutcome) -> FlushCounts:
-        """Not even the pending entries go on from where SQL is: the missing one is lost."""
+        """Not even the pending entries follow SQL's last event: the missing one is lost."""
         sale.gaps += 1
         if sale.gaps < GAP_ROUNDS_MAX:
             return FlushCounts()

@@ -1,4 +1,4 @@
-"""The pauses between two looks at what is due and could not be decided."""
+"""Back-off between two attempts at an order that is due and still undecided."""
 
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
@@ -9,16 +9,16 @@ __all__ = ["Pauses"]
 
 
 class _PutOff(NamedTuple):
-    """What is due and was looked at: when to look again, by a monotonic clock."""
+    """A due name that was tried: when to try it again, by a monotonic clock."""
 
     until: float
     pause: float
 
 
 class Pauses:
-    """Puts off what was looked at and stays due, for longer every time.
+    """Exponential back-off of names that were tried and are still due.
 
-    Without a pause the PG, Redis and SQL would be asked as fast as they answer.
+    Without it the worker would call the PG, Redis and SQL as fast as they answer.
     """
 
     def __init__(self, clock: Clock, least: float, most: float) -> None:
@@ -31,9 +31,9 @@ class Pauses:
         return len(self._put_off)
 
     def take(self, due: Sequence[str], most: int, *, busy: Collection[str] = ()) -> list[str]:
-        """Those to look at now, put off at once; what is not due any more is forgotten.
+        """The names to try now, put off at once; names no longer due are forgotten.
 
-        What is `busy` is being looked at still: it is not taken, and its pause goes on.
+        A `busy` name is still being tried: it is not taken, and its pause continues.
         """
         known, now = self._put_off, self._clock.monotonic()
         taken: list[str] = []

@@ -1,6 +1,6 @@
-"""The reaper: gives back the holds whose deadline has passed.
+"""Reaper: expires the holds whose deadline has passed.
 
-Nothing waits for it to sell: a prepare that finds stock behind expired holds expires them itself.
+No sale waits for it: a prepare that finds its stock in expired holds expires them itself.
 """
 
 import asyncio
@@ -14,17 +14,17 @@ from reservation.telemetry.metrics import REAPED
 
 __all__ = ["Reaper"]
 
-#: Batches of one look at what is due: so many names are read in half a millisecond.
+#: Batches of one read of the deadlines: so many names are read in half a millisecond.
 BATCHES_OF_A_LOOK: Final = 5
-#: Looks in one round, so that one sale's flood leaves the others their turn.
+#: Reads in one round, so that one sale's flood does not starve the others.
 LOOKS_MAX: Final = 5
-#: Batches under way at once: Redis ends the holds of one while the other is read and packed here.
+#: Batches in flight: Redis expires the holds of one while the other is read and packed here.
 #: A third would only make a buyer's call wait for one more script.
 BATCHES_AT_ONCE: Final = 2
 
 
 class Reaper:
-    """Expires what is due."""
+    """Expires due holds."""
 
     def __init__(self, catalog: Catalog, store: ReservationStore) -> None:
         self._catalog = catalog
@@ -34,7 +34,7 @@ class Reaper:
         """One round for one sale; how many holds were given back.
 
         Raises:
-            Exception: what is wrong with a hold that is damaged, once nothing else is due.
+            Exception: a hold is damaged, and nothing else is due.
         """
         expired = 0
         for _ in range(LOOKS_MAX):
@@ -44,12 +44,12 @@ class Reaper:
             count = await self._expire(sale_id, due)
             expired += count
             if count == 0:
-                # The server's clock and ours disagree about these: wait until both agree.
+                # The server's clock and ours disagree about these deadlines; retry later.
                 break
         return expired
 
     async def _expire(self, sale_id: str, due: Sequence[str]) -> int:
-        """Expire all of these, batch by batch; how many were due indeed."""
+        """Expire all of these, batch by batch; how many were due by the server's clock."""
         known = await self._catalog.get(sale_id)
         starts = iter(range(0, len(due), EXPIRE_BATCH))
 
@@ -62,7 +62,7 @@ class Reaper:
                 expired += count
             return expired
 
-        # Where one fails the other comes to its end first: nothing is left under way.
+        # If one fails the other still finishes first: no task is left running.
         counts = await asyncio.gather(
             *(batches(starts) for _ in range(BATCHES_AT_ONCE)), return_exceptions=True
         )

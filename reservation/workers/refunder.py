@@ -1,4 +1,4 @@
-"""The refunder: goes on with refunds that were begun and are not through, side by side."""
+"""Refunder: resumes pending refunds, several at once."""
 
 import asyncio
 from typing import Final
@@ -21,18 +21,18 @@ __all__ = ["Refunder"]
 
 log = structlog.get_logger(__name__)
 
-#: Refunds under way at once. A quarter of the gateway's connections for look-ups and cancels, which
-#: payments that are not decided need as well.
+#: Refunds in flight. A quarter of the gateway's connections for lookups and cancels, which
+#: undecided payments need as well.
 AT_ONCE: Final = 16
-#: Refunds that one round names in an alarm, the oldest: the gauge counts the rest.
+#: Refunds that one round names in an alarm, oldest first: the gauge counts the rest.
 WARNED_MAX: Final = 20
-#: How long a round waits for those that it began. A cancel that hangs is waited for by no other.
+#: How long a round waits for the refunds in flight. A cancel that hangs delays no other refund.
 ROUND_SECONDS: Final = 1.0
 _MINUTE_MS: Final = 60_000
 
 
 class Refunder:
-    """Goes on with pending refunds, each in a task of its own."""
+    """Resumes pending refunds, each in a task of its own."""
 
     def __init__(
         self,
@@ -50,10 +50,10 @@ class Refunder:
         self._running: dict[str, asyncio.Task[bool]] = {}
 
     async def run_once(self) -> int:
-        """Begin with those that are due, as places are free; how many got through meanwhile.
+        """Start due refunds while slots are free; how many finished meanwhile.
 
         Raises:
-            Exception: what is wrong with the first of those that are damaged, after all the others.
+            Exception: the error of the first damaged refund, after all the others.
         """
         await self._measure()
         free = AT_ONCE - len(self._running)
@@ -68,7 +68,7 @@ class Refunder:
         return self._ended()
 
     async def aclose(self) -> None:
-        """End what is under way: the next worker goes on with it."""
+        """Cancel the refunds in flight: the next worker resumes them."""
         tasks = list(self._running.values())
         for task in tasks:
             task.cancel()
@@ -81,7 +81,7 @@ class Refunder:
         PENDING_REFUNDS_AGE.set(max(0, age_ms) / 1000)
 
     def _warn(self, found: list[RefundRecord]) -> None:
-        """Raise the alarm for each that waits for long."""
+        """Raise the alarm for each refund that has been pending too long."""
         now_ms = self._clock.now_ms()
         for record in found[:WARNED_MAX]:
             age_ms = now_ms - record.created_at_ms

@@ -1,4 +1,4 @@
-"""Runs the worker's loops, each sale with its own, so that no sale waits for another."""
+"""Worker process: runs the background loops, one set per sale, so that no sale delays another."""
 
 import asyncio
 import os
@@ -37,9 +37,9 @@ __all__ = ["run"]
 
 log = structlog.get_logger(__name__)
 
-#: How soon a new sale is taken up.
+#: Poll interval for new sales.
 SALES_SECONDS: Final = 0.5
-#: Pauses between rounds that found nothing to do. Lateness of the reaper is at most this.
+#: Pauses after an idle round. The reaper is late by at most its pause.
 REAP_SECONDS: Final = 0.5
 SETTLE_SECONDS: Final = 0.5
 FLUSH_SECONDS: Final = 0.1
@@ -47,14 +47,14 @@ REFUND_SECONDS: Final = 2.0
 RECHECK_SECONDS: Final = 5.0
 ORPHAN_SECONDS: Final = 2.0
 CLOCK_SECONDS: Final = 5.0
-#: Rounds of one kind at once. Three kinds stay below the pool's connections however many sales
-#: there are, and a kind that waits for the PG or for SQL keeps none from the others.
+#: Rounds of one kind at once. Three kinds fit in the connection pool for any number of sales, and
+#: a kind that waits for the PG or for SQL cannot starve the others.
 ROUNDS_AT_ONCE: Final = 64
-#: Pauses after a failed round double up to this.
+#: Upper bound of the exponential back-off after failed rounds.
 BACK_OFF_SECONDS_MAX: Final = 5.0
-#: Failures that the next round may not meet: the network, a server that restarts, a lost lease.
+#: Transient failures: the network, a server that restarts, a lost lease.
 PASSING: Final = (ReservationError, StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError)
-#: Lines about those, of each kind of loop and failure.
+#: Rate limit of their log lines, per loop and kind of failure.
 LINES: Final = Rate(count=3, per_seconds=60)
 
 _lines = Limiter(LINES)
@@ -83,7 +83,7 @@ async def _run_until(stopped: asyncio.Event, settings: Settings) -> None:
 
 
 class Worker:
-    """One process's loops."""
+    """The loops of one process."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -106,7 +106,7 @@ class Worker:
         }
 
     async def run(self) -> None:
-        """All loops, until cancelled; those that change sales wait for a vouched server."""
+        """Run all loops until cancelled; those that change sales wait for a vouched server."""
         self._service.connections.guard()
         try:
             await self._run()
@@ -155,7 +155,7 @@ class Worker:
         return 0
 
     async def _reap(self, sale_id: str) -> int:
-        # A clock that jumped would end holds that their buyers still count on.
+        # A clock that jumped would expire holds before their deadline.
         if not self._service.readiness.clocks.may_expire:
             return 0
         return await self._reaper.run_once(sale_id)
@@ -178,7 +178,7 @@ class Worker:
         try:
             return (await self._flusher.run_once(sale_id)).flushed
         finally:
-            # Most of all when the round failed: that is when the backlog grows.
+            # Also after a failed round: that is when the backlog grows.
             await self._measure_backlog(sale_id)
 
     async def _measure_backlog(self, sale_id: str) -> None:
@@ -211,13 +211,13 @@ async def forever(
     ready: Callable[[], Awaitable[None]] | None = None,
     **facts: str,
 ) -> None:
-    """Repeat a round: at once while there is work, after a pause where there was none.
+    """Repeat a round: at once while there is work, else after a pause.
 
     Args:
         name: of the loop, for the log.
-        once: one round; how much it did.
+        once: runs one round; returns the amount of work done.
         pause: in seconds.
-        ready: waited for before each round.
+        ready: awaited before each round.
         facts: for the log.
     """
     failures = 0
@@ -230,7 +230,7 @@ async def forever(
         except PASSING as error:
             failures += 1
             did = 0
-            # While a server is away the rounds of all sales fail alike.
+            # While a server is down the rounds of all sales fail the same way.
             if not _lines.wait(f"{name} {type(error).__name__}", time.monotonic()):
                 log.warning("round_failed", loop=name, reason=reason_of(error), **facts)
         except Exception as error:  # the loop's top: a bug in one round must not end the others
@@ -246,10 +246,10 @@ async def forever(
 
 
 def _stop_if_told() -> None:
-    """End a task whose cancellation was swallowed on the way.
+    """End a task whose cancellation was swallowed.
 
-    `asyncio.wait_for`, by which SQLAlchemy's pool waits for a connection, does so before 3.12 when
-    what it waits for is there at the same instant; the worker then never ended.
+    Before 3.12 `asyncio.wait_for`, with which SQLAlchemy's pool waits for a connection, swallows it
+    when the connection arrives at the same instant; the worker then never ended.
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():

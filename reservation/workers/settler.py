@@ -1,4 +1,4 @@
-"""The settler: takes up payments and deposits whose process is gone."""
+"""Settler: takes over payments and deposits whose process is gone."""
 
 import asyncio
 from collections import defaultdict
@@ -21,16 +21,16 @@ __all__ = ["Settler"]
 
 log = structlog.get_logger(__name__)
 
-#: Orders of one sale, of payments and of deposits each, that are taken up at once. How many of them
-#: are asked about at once is for `PaymentSettlement` to bound.
+#: Orders of one sale in flight, for payments and for deposits each. `PaymentSettlement` bounds how
+#: many of them call the PG at once.
 RUNNING_MAX: Final = 200
-#: A payment whose lease is over and that could not be looked at waits no longer than this: its
-#: buyer waits as well.
+#: Upper bound of the back-off of a payment whose lease has expired and that could not be settled:
+#: its buyer is waiting.
 PAYMENT_PAUSE_MAX: Final = 5.0
 
 
 class _Running:
-    """Orders under way, each in a task of its own."""
+    """Orders in flight, each in a task of its own."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -41,7 +41,7 @@ class _Running:
 
     @property
     def order_ids(self) -> Collection[str]:
-        """Those under way now."""
+        """The orders in flight."""
         return self._tasks.keys()
 
     def start(self, order_id: str, work: Coroutine[Any, Any, None]) -> None:
@@ -55,24 +55,24 @@ class _Running:
             self._broken.append(error)
 
     def broken(self) -> list[BaseException]:
-        """What the tasks that ended since the last call raised."""
+        """The errors of the tasks that ended since the last call."""
         broken, self._broken = self._broken, []
         return broken
 
     async def ended(self) -> None:
-        """Wait for all that are under way now."""
+        """Wait for all tasks in flight."""
         if self._tasks:
             await asyncio.wait(list(self._tasks.values()))
 
     async def cancel(self) -> None:
-        """Cancel all, and wait for their end."""
+        """Cancel all tasks and wait for them to end."""
         for task in self._tasks.values():
             task.cancel()
         await self.ended()
 
 
 class Settler:
-    """Settles what is due to be settled."""
+    """Settles due payments and deposits."""
 
     def __init__(
         self,
@@ -91,12 +91,12 @@ class Settler:
         self._accounts = defaultdict[str, Pauses](lambda: Pauses(clock, least, most))
 
     async def tick(self, sale_id: str) -> int:
-        """Take up what is due and not under way; how many orders were taken up.
+        """Start the due orders that are not in flight; how many were started.
 
-        Nothing waits here for those under way: one payment that hangs at the PG delays no other.
+        It does not wait for those in flight: one payment that hangs at the PG delays no other.
 
         Raises:
-            Exception: what is wrong with the first damaged order that ended since the last tick.
+            Exception: the error of the first damaged order that ended since the last tick.
         """
         taken = await self._take_up(sale_id)
         _raise_first(self._broken(sale_id))
@@ -127,10 +127,10 @@ class Settler:
         return [*payments.broken(), *accounts.broken()]
 
     async def run_once(self, sale_id: str) -> int:
-        """One tick, and everything that it took up to its end.
+        """One tick that waits for every order in flight.
 
         Raises:
-            Exception: what is wrong with the first of those that are damaged, after all the others.
+            Exception: the error of the first damaged order, after all the others.
         """
         taken = await self._take_up(sale_id)
         for running in (self._payments_running[sale_id], self._accounts_running[sale_id]):
@@ -139,12 +139,12 @@ class Settler:
         return taken
 
     async def aclose(self) -> None:
-        """Give up what is under way: another process takes it over when its lease ends."""
+        """Cancel the orders in flight: another process takes them over when their leases end."""
         for running in (*self._payments_running.values(), *self._accounts_running.values()):
             await running.cancel()
 
     async def _one(self, settlement: Callable[[str], Awaitable[object]], order_id: str) -> None:
-        """One order; what keeps it from being settled now is waited out."""
+        """Settle one order; after a transient failure a later tick tries it again."""
         try:
             await settlement(order_id)
         except (
