@@ -1,4 +1,4 @@
-"""The command line, `reservation COMMAND`: its table of commands, and how a failure is told."""
+"""The command line, `reservation COMMAND`: its table of commands and its error handling."""
 
 import os
 import sys
@@ -13,10 +13,10 @@ from api.cli.errors import REFUSED, CommandError
 
 __all__ = ["cli", "main"]
 
-#: What shells give to a command that Ctrl-C ended.
+#: The shells' exit status for a command that Ctrl-C ended.
 _INTERRUPTED: Final = 130
 
-#: Where each command is, and its line in the list. None of them is imported to print that list.
+#: Each command's module and its line in the list. Printing the list imports none of them.
 _COMMANDS: Final = {
     "audit": ("api.cli.sale:audit", "Check a sale's counters, and Redis against SQL."),
     "completion": ("api.cli.serve:completion", "Print the script that completes commands."),
@@ -37,7 +37,7 @@ _COMMANDS: Final = {
 
 
 class _LazyGroup(RichGroup):
-    """Lists commands by their one line; imports the one that is called."""
+    """Lists commands by their one line; imports only the called one."""
 
     def __init__(self, *, lazy: Mapping[str, tuple[str, str]], **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except click.Abort:
         sys.exit(_INTERRUPTED)
     except BrokenPipeError:
-        # What is still buffered would fail again when the interpreter flushes it.
+        # Buffered output would fail again when the interpreter flushes it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(REFUSED)
     sys.exit(status if isinstance(status, int) else 0)

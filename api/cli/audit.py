@@ -1,4 +1,4 @@
-"""`reservation audit SALE --repair`: what the audit names, put right from the events."""
+"""`reservation audit SALE --repair`: repairs the audit's findings from the events."""
 
 import click
 import msgspec
@@ -13,7 +13,7 @@ __all__ = ["repair"]
 
 
 def repair(sale_id: str, *, operator: str, yes: bool, as_json: bool) -> int:
-    """Show what would be repaired; with `yes` do it. Exit status 1 where something is left."""
+    """Show the repairs; with `yes` apply them. Exit status 1 if a finding remains."""
     try:
         return run_locally(
             lambda service: _repair(service, sale_id, operator=operator, yes=yes, as_json=as_json)

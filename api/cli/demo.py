@@ -1,4 +1,4 @@
-"""The command `demo`: a whole flash sale against a running service, or one of its own."""
+"""The command `demo`: a whole flash sale against a running service, or a temporary one."""
 
 import asyncio
 import os
@@ -88,7 +88,7 @@ def demo(
 
 
 def _run(plan: DemoPlan, settings: Settings, address: str) -> Verdict:
-    # The demo's buyers all come from one address, so they are not asked for at the door.
+    # The demo's buyers all come from one address, so they do not sign in over HTTP.
     guests = Guests(msgspec.structs.replace(settings, guest_rate=None))
     outcomes: Counter[str] = Counter()
     console = Console(stderr=True)

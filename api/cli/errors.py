@@ -1,10 +1,10 @@
-"""How a command fails: one sentence and an exit status."""
+"""The failure of a command: one sentence and an exit status."""
 
 from typing import Final
 
 __all__ = ["ALREADY_RUNNING", "BAD_SETTING", "REFUSED", "UNREACHABLE", "CommandError"]
 
-#: A problem was found, or the service said no.
+#: A problem was found, or the service refused.
 REFUSED: Final = 1
 #: The service does not answer (EX_UNAVAILABLE).
 UNREACHABLE: Final = 69

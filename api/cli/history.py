@@ -1,4 +1,4 @@
-"""`reservation history`: a sale's whole past, a JSON object a line, as `verify` reads it."""
+"""`reservation history`: a sale's whole history, a JSON object a line, as `verify` reads it."""
 
 import os
 import stat
@@ -48,7 +48,7 @@ async def _write(service: Service, sale_id: str, out: Path | None) -> int:
     file: BinaryIO | None = None
     with ExitStack() as stack:
         async for record in records:
-            # Not before: a sale that is not there empties no file.
+            # Only with the first record: an unknown sale must not truncate a file.
             file = file or stack.enter_context(_opened(out))
             file.write(encoder.encode(record) + b"\n")
         if file is not None:
@@ -57,13 +57,13 @@ async def _write(service: Service, sale_id: str, out: Path | None) -> int:
 
 
 def _opened(out: Path | None) -> AbstractContextManager[BinaryIO]:
-    """The file, emptied, for its owner alone; a pipe or a device stays as it is."""
+    """The file, truncated and readable only by its owner; a pipe or a device is left unchanged."""
     if out is None or str(out) == "-":
         return nullcontext(sys.stdout.buffer)
     try:
         descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            # One that was there already may have been open to others.
+            # An existing file may have been readable by others.
             os.fchmod(descriptor, 0o600)
     except OSError as error:
         raise CommandError(f"{out}: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""For commands that work on Redis and SQL themselves, whether the service runs or not."""
+"""Runs a CLI command in-process against Redis and SQL, whether the service runs or not."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ __all__ = ["run_locally"]
 
 
 def run_locally(work: Callable[[Service], Awaitable[int]]) -> int:
-    """Do this with the service that the settings name; what it returns is the exit status."""
+    """Run the work with the configured service; its result is the exit status."""
     try:
         return asyncio.run(_run(Settings.load(os.environ), work))
     except SettingsError as error:

@@ -74,7 +74,7 @@ def refund(
         try:
             return client.call("POST", path, body=body, idempotency_key=key)
         except ServiceUnreachable as error:
-            # It may have been done all the same; with this key it is done once.
+            # The change may have been made; with this key it is made once.
             raise ServiceUnreachable(f"{error}; repeat with --idempotency-key {key}") from error
 
     answer = ask(call, url=url, operator=operator)

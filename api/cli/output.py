@@ -1,4 +1,4 @@
-"""Answers of the service as tables for people; plain text where nobody watches."""
+"""Prints the service's responses as tables; as plain text if stdout is not a terminal."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -19,7 +19,7 @@ __all__ = [
     "show_sales",
 ]
 
-#: Wide enough that nothing is cut: an id that ends in dots is of no use, and terminals wrap.
+#: Wide enough that nothing is cut: a truncated id is of no use, and terminals wrap.
 _WIDTH: Final = 1_000
 
 _COUNTERS: Final = ("total", "available", "held", "sold")
@@ -42,7 +42,7 @@ def show_sale(sale: dict[str, Any]) -> None:
 
 
 def show_audit(report: dict[str, Any]) -> None:
-    """What agrees, what does not, and how far SQL is behind."""
+    """The audit's result for each item, and the lag of SQL."""
     names = ("sku", "total", "available", "held", "confirming", "sold", "ok")
     rows = [[_yes_or_no(row[name]) for name in names] for row in report["skus"]]
     _print_table(names, rows)
@@ -54,7 +54,7 @@ def show_audit(report: dict[str, Any]) -> None:
 
 
 def show_order(order: dict[str, Any]) -> None:
-    """An order: whose and what, everything that happened to it, and what comes next."""
+    """An order: its buyer and items, its history, and its next step."""
     console = _console()
     items = ", ".join(f"{line['quantity']} x {line['sku']}" for line in order["items"])
     console.print(escape(f"{order['orderId']}: {order['status']} since {order['updatedAt']}"))
@@ -79,7 +79,7 @@ def show_order(order: dict[str, Any]) -> None:
 
 
 def show_item(item: dict[str, Any]) -> None:
-    """An item: its counters, who holds it, what ends next, what is being paid for."""
+    """An item: its counters, its holders, the next deadlines, the payments in progress."""
     console = _console()
     counters = ", ".join(f"{item[name]} {name}" for name in _COUNTERS)
     console.print(escape(f"{item['saleId']}/{item['sku']}: {counters}"))
@@ -94,7 +94,7 @@ def show_item(item: dict[str, Any]) -> None:
 
 
 def show_refund(order: dict[str, Any]) -> None:
-    """How a refund left the order."""
+    """The state of the order after the refund."""
     pending = order.get("code") == "refund_pending"
     word = order.get("providerCode")
     answered = f"asking the PG ended in {word}" if word else "the PG has not answered yet"
@@ -120,7 +120,7 @@ def _refund_words(refund: dict[str, Any]) -> str:
 
 
 def escape(text: str) -> str:
-    """Text as it may stand on a terminal: neither controls nor markup come from a buyer's name."""
+    """Text made safe for a terminal: a buyer's name must not carry controls or markup."""
     return markup.escape(printable(text))
 
 
@@ -134,7 +134,7 @@ def _yes_or_no(value: Any) -> Any:
 
 
 def _console() -> Console:
-    # rich drops colours by itself where NO_COLOR is set or stdout is no terminal.
+    # rich drops colours by itself if NO_COLOR is set or stdout is no terminal.
     return Console(width=_WIDTH, highlight=False)
 
 

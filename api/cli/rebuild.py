@@ -55,7 +55,7 @@ async def _rebuild_all(
         try:
             report = await _rebuild_one(service, one, operator=operator, force=force)
         except NotLost:
-            # Of all sales only the lost ones are meant; asked for by name it is an error.
+            # Without SALE only lost sales are meant; with it, a sale that is not lost is an error.
             if sale_id is not None:
                 raise
             continue

@@ -1,4 +1,4 @@
-"""What every command that talks to a running service shares: its options, the call, the answer."""
+"""Shared by commands that call a running service: options, the call, the printed response."""
 
 import getpass
 import os
@@ -17,27 +17,27 @@ from reservation.config.settings import ClientSettings, SettingsError
 
 __all__ = ["ask", "calls_service", "changes_service", "show_answer", "working"]
 
-#: Sent in a header, so ASCII alone.
+#: Sent in a header, so only ASCII.
 _OPERATOR = re.compile(r"[ -~]{1,100}")
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def calls_service(command: _Command) -> _Command:
-    """The options of a command that talks to a running service."""
+    """The options of a command that calls a running service."""
     as_json = click.option("--json", "as_json", is_flag=True, help="Print the service's answer.")
     url = click.option("--url", help="The service; by default RESERVATION_PUBLIC_URL.")
     return as_json(url(command))
 
 
 def changes_service(command: _Command) -> _Command:
-    """Likewise, of one that changes something."""
+    """The options of such a command that makes a change."""
     operator = click.option("--operator", help="Who does it, for the record; by default you.")
     return calls_service(operator(command))
 
 
 def operator_name(given: str | None) -> str:
-    """The name that is kept with a change: the one given, or the login name.
+    """The name recorded with a change: the given one, or the login name.
 
     A user id without a name, or a login name that a header cannot carry, becomes `uid-N`.
     """
@@ -55,7 +55,7 @@ def operator_name(given: str | None) -> str:
 def ask(
     call: Callable[[OperatorClient], bytes], *, url: str | None, operator: str | None = None
 ) -> bytes:
-    """What the service answers to one call."""
+    """The service's response to one call."""
     try:
         settings = ClientSettings.load(os.environ)
         name = operator_name(operator)
@@ -72,7 +72,7 @@ def ask(
 
 @contextmanager
 def working(what: str) -> Generator[None]:
-    """Show that something long is under way, to whoever watches: how far it is only it knows."""
+    """Show an indeterminate spinner on a terminal."""
     console = Console(stderr=True)
     with Progress(
         SpinnerColumn(),
@@ -87,7 +87,7 @@ def working(what: str) -> Generator[None]:
 
 
 def show_answer(answer: bytes, *, as_json: bool, show: Callable[[Any], None]) -> Any:
-    """Print an answer, as it came or for people; gives its members."""
+    """Print a response, as received or as a table; returns its members."""
     try:
         members = read(answer)
         if as_json:

@@ -1,4 +1,4 @@
-"""Commands that talk to a running service over HTTP, as its operator: `sale` and `audit`."""
+"""Commands that call a running service over HTTP, as its operator: `sale` and `audit`."""
 
 import uuid
 from typing import IO, Any, Final
@@ -100,7 +100,7 @@ def list_sales(url: str | None, *, as_json: bool) -> None:
 
 
 def _all_sales(client: OperatorClient) -> bytes:
-    """All pages as one answer of the same form; a single page as it came."""
+    """All pages as one response of the same form; a single page as received."""
     path = path_of("v1", "sales")
     answer = client.call("GET", path)
     try:
@@ -113,7 +113,7 @@ def _all_sales(client: OperatorClient) -> bytes:
             page = msgspec.json.decode(client.call("GET", f"{path}?cursor={cursor}"), type=_Page)
             sales += page.sales
     except msgspec.MsgspecError:
-        # Another server's answer: whoever shows it says so.
+        # Another server's response: the command that prints it reports the error.
         return answer
     return msgspec.json.encode({"sales": sales, "nextCursor": None})
 
@@ -190,7 +190,7 @@ def restock(
         try:
             return client.call("POST", path, body=body, idempotency_key=key)
         except ServiceUnreachable as error:
-            # It may have been done all the same; with this key it is done once.
+            # The change may have been made; with this key it is made once.
             raise ServiceUnreachable(f"{error}; repeat with --idempotency-key {key}") from error
 
     show_answer(ask(call, url=url, operator=operator), as_json=as_json, show=tables.show_sale)

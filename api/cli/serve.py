@@ -1,4 +1,4 @@
-"""Commands that run something here: `serve`, `sandbox`; and `completion`."""
+"""Commands that run a process here: `serve`, `sandbox`; and `completion`."""
 
 import os
 from typing import Final
@@ -15,7 +15,7 @@ from reservation.config.settings import Settings, SettingsError
 
 __all__ = ["completion", "sandbox", "serve"]
 
-#: Where shells ask for completions.
+#: The variable through which shells request completions.
 _COMPLETE_VARIABLE: Final = "_RESERVATION_COMPLETE"
 
 #: The sandbox's port when it runs alone: next to the service's.

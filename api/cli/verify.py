@@ -15,7 +15,7 @@ from reservation.verification.verify import verify as judge
 
 __all__ = ["verify"]
 
-#: As of wrong usage: the file is not what was asked for.
+#: The same as for wrong usage: the file is not a history.
 _UNREADABLE: Final = 2
 
 

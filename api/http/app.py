@@ -1,4 +1,4 @@
-"""The application: routes, refusals, OpenAPI, and what it opens and closes."""
+"""The ASGI application: routes, error handlers, OpenAPI and the lifespan."""
 
 import asyncio
 import os
@@ -42,16 +42,16 @@ __all__ = ["context_of", "create_app"]
 
 log = structlog.get_logger(__name__)
 
-#: No request that we take is larger: 20 lines and a name are under 3 kB.
+#: No valid request is larger: 20 lines and a name are under 3 kB.
 BODY_BYTES_MAX: Final = 16 * 1024
-#: How long a browser may remember what a cross-origin request may carry.
+#: How long a browser may cache a CORS preflight.
 CORS_SECONDS: Final = 7_200
-#: How often the difference between Redis' clock and ours is measured.
+#: Interval between measurements of the offset to Redis' clock.
 CLOCK_SECONDS: Final = 5.0
 
 
 def create_app(settings: Settings) -> Litestar:
-    """The ASGI application for these settings; it connects when it is started."""
+    """The ASGI application for these settings; it connects at start-up."""
     cors = _cors(settings)
 
     @asynccontextmanager
@@ -68,7 +68,7 @@ def create_app(settings: Settings) -> Litestar:
 
             app.state.stop_streams = stop_streams
             service.connections.guard()
-            # Before the first buyer: else the first ones would be told to come back.
+            # Before the first request: the first buyers would otherwise get 503.
             await service.redis_monitor.look()
             tasks = [
                 asyncio.create_task(_measure_clock(service)),
@@ -102,14 +102,14 @@ def create_app(settings: Settings) -> Litestar:
     )
     app.state.draining = draining = Draining()
     app.state.exposition = Exposition()
-    # Around everything: a refusal of the framework, such as an unknown path, is observed too.
+    # Outermost, so that refusals of the framework (an unknown path) are observed too.
     answering = AnswerCutShort(AnswerHead(app.asgi_handler), draining)
     app.asgi_handler = RequestMiddleware(answering, draining, cors=cors is not None)
     return app
 
 
 def context_of(settings: Settings, service: Service) -> ApiContext:
-    """What the endpoints share, around a connected service."""
+    """The context that the endpoints share, around a connected service."""
     buyers, peers = Buyers(settings), ClientAddressResolver(settings)
     return ApiContext(
         service=service,
@@ -123,7 +123,7 @@ def context_of(settings: Settings, service: Service) -> ApiContext:
 
 
 async def _measure_clock(service: Service) -> None:
-    """Keep the offset to Redis' clock fresh, and show in Redis that this process runs."""
+    """Keep the offset to Redis' clock fresh, and write this process's heartbeat to Redis."""
     name = f"{socket.gethostname()}-{os.getpid()}"
     heartbeat = Heartbeat(service.connections, service.keys, name=name, role="api")
     logged = ""
@@ -166,7 +166,7 @@ def _openapi() -> OpenAPIConfig:
         openapi_router=Router(
             "/schema", route_handlers=[], guards=[is_the_document], include_in_schema=False
         ),
-        # What an operation does stands once, at its handler.
+        # The handler's docstring is the only description of an operation.
         use_handler_docstrings=True,
         render_plugins=[JsonRenderPlugin()],
         components=Components(

@@ -1,4 +1,4 @@
-"""What the endpoints share: the connected service and the ways to know a caller."""
+"""Shared dependencies of the endpoints: the connected service, guards and caller identity."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ from reservation.domain.tokens import READ_LIFE_MS, TOKEN_LIFE_MS, Claims, Purpo
 __all__ = ["ApiContext", "api_of", "buyer_of", "requires_buyer", "requires_operator"]
 
 _BUYER = "buyer_id"
-#: While the payment has not begun.
+#: Before the payment has begun.
 _UNPAID = (Status.HELD, Status.PREPARED)
 
 
@@ -38,9 +38,9 @@ class ApiContext(msgspec.Struct, frozen=True, kw_only=True):
     guests: Guests
     operators: Operators
     peers: ClientAddressResolver
-    #: In front of the queue; the script counts the holds that are taken.
+    #: Checked before the queue; the script counts successful holds.
     prepares: Limiter | None
-    #: Calls beyond it that may be repeats of a key that holds: so many are looked up.
+    #: Budget for calls over that limit that may be replays of a key: so many are looked up.
     replays: Limiter | None
 
     def token(
@@ -51,7 +51,7 @@ class ApiContext(msgspec.Struct, frozen=True, kw_only=True):
         return self.service.signer.sign(self.claims(order, purpose, epoch=epoch, buyer=buyer))
 
     def claims(self, order: Reservation, purpose: Purpose, *, epoch: str, buyer: str) -> Claims:
-        """What a token of this reservation says; `buyer` is the customer key."""
+        """The claims of this reservation's token; `buyer` is the customer key."""
         if purpose is Purpose.READ:
             ends_at_ms = self.service.clock.now_ms() + READ_LIFE_MS
         else:
@@ -70,7 +70,7 @@ class ApiContext(msgspec.Struct, frozen=True, kw_only=True):
     def payment(
         self, order: Reservation, *, epoch: str, now_ms: int | None = None
     ) -> PaymentAnswer | None:
-        """What opens the PG's page, while the payment has not begun."""
+        """The members that open the PG's page; None once the payment has begun."""
         now_ms = self.service.clock.now_ms() if now_ms is None else now_ms
         if order.shown_status(now_ms) not in _UNPAID:
             return None
@@ -79,7 +79,7 @@ class ApiContext(msgspec.Struct, frozen=True, kw_only=True):
         return self.payment_with(customer_key, token)
 
     def payment_with(self, customer_key: str, token: str) -> PaymentAnswer:
-        """What opens the PG's page for this customer, who comes back with this token."""
+        """The members that open the PG's page for this customer; `token` is the return token."""
         settings = self.service.settings
         base = f"{settings.public_url}/v1/payments/toss"
         return PaymentAnswer(
@@ -92,36 +92,36 @@ class ApiContext(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def shown(self, order: Reservation) -> ReservationAnswer:
-        """The reservation without what is its buyer's alone."""
+        """The reservation without its buyer's private members."""
         return ReservationAnswer.of(order, now_ms=self.service.clock.now_ms())
 
     async def shown_to_holder(self, order: Reservation) -> ReservationAnswer:
-        """The reservation for the holder of one of its tokens, which its buyer alone was given.
+        """The reservation for the holder of one of its tokens, which only its buyer received.
 
-        A card company's app may return into a browser that knows no buyer: the account to pay in
-        to has to show there as well.
+        A card company's app may return into a browser without a buyer's session: that page must
+        show the deposit account as well.
         """
         account = await self.service.queries.deposit_account(order)
         return ReservationAnswer.of(order, now_ms=self.service.clock.now_ms(), account=account)
 
     async def shown_to_buyer(self, order: Reservation) -> ReservationAnswer:
-        """The reservation as its own buyer sees it: with what is needed to go on paying."""
+        """The reservation for its own buyer: with the members needed to continue the payment."""
         now_ms = self.service.clock.now_ms()
         if order.shown_status(now_ms) not in _UNPAID:
             return await self.shown_to_holder(order)
         try:
             known = await self.service.catalog.get(order.sale_id)
         except SaleRecovering:
-            # SQL still knows the order; nobody can pay for it before the sale is rebuilt.
+            # SQL still has the order, but it cannot be paid before the sale is rebuilt.
             return self.shown(order)
         payment = self.payment(order, epoch=known.epoch)
         return ReservationAnswer.of(order, now_ms=now_ms, payment=payment)
 
     def token_claims(self, token: str, order_id: str, *allowed: Purpose) -> Claims:
-        """What a presented token says, if it may do this to this order.
+        """The claims of a presented token that permits this purpose for this order.
 
         Raises:
-            Unauthenticated: it is none of ours, or it has ended.
+            Unauthenticated: the token is not ours, or it has expired.
             ReservationNotFound: it is ours, for another order or another purpose.
         """
         now_ms = self.service.clock.now_ms()
@@ -138,7 +138,7 @@ class ApiContext(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def api_of(connection: Connection | Request[Any, Any, State]) -> ApiContext:
-    """The context of the application that this request came to."""
+    """The context of the application that received this request."""
     return connection.app.state.api
 
 

@@ -1,10 +1,10 @@
-"""The drain of a process that is about to end: not ready, and still serving."""
+"""The drain of a process before shutdown: not ready, and still serving."""
 
 __all__ = ["Draining"]
 
 
 class Draining:
-    """One process's state, shared by readiness, the answers and the connections."""
+    """Drain state of one process, shared by readiness, responses and connections."""
 
     __slots__ = ("active",)
 
@@ -12,5 +12,5 @@ class Draining:
         self.active = False
 
     def begin(self) -> None:
-        """From now on readiness is 503 and each answer closes its connection."""
+        """Start the drain: readiness is 503, and each response closes its connection."""
         self.active = True

@@ -1,4 +1,4 @@
-"""Prometheus' text of this host: made outside the event loop and kept for a second."""
+"""Prometheus exposition of this host: rendered outside the event loop and cached for a second."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ from reservation.telemetry.metrics import registry
 
 __all__ = ["Exposition"]
 
-#: How old an answer may be. Scrapes come every few seconds; the console asks every two.
+#: Maximum age of the text. Scrapes come every few seconds; the console polls every two.
 KEPT_SECONDS: Final = 1.0
 
 
@@ -20,7 +20,7 @@ def _make() -> bytes:
 
 
 class Exposition:
-    """One text for all who ask within a second, however many they are."""
+    """One rendering shared by all scrapes within a second."""
 
     def __init__(
         self,
@@ -35,17 +35,17 @@ class Exposition:
         self._making: asyncio.Task[bytes] | None = None
 
     async def text(self) -> bytes:
-        """The text of at most a second ago; raises the error of the attempt to make it."""
+        """The text, at most a second old; raises the error of the rendering."""
         if self._making is None:
             if self._monotonic() - self._made_at < KEPT_SECONDS:
                 return self._text
             self._making = asyncio.create_task(self._renew())
-        # A caller that leaves must not end it for the others.
+        # A caller that disconnects must not cancel the rendering for the others.
         return await asyncio.shield(self._making)
 
     async def _renew(self) -> bytes:
         try:
-            # All files of all processes, in Python: 20 to 50 ms.
+            # Reads the files of all processes in Python: 20 to 50 ms.
             self._text = await asyncio.to_thread(self._make)
             self._made_at = self._monotonic()
             return self._text

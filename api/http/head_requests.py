@@ -1,4 +1,4 @@
-"""HEAD wherever GET is: the same head without the body."""
+"""HEAD on every route that has GET: the same headers without the body."""
 
 import re
 from typing import Final, Literal, cast
@@ -10,8 +10,8 @@ from litestar.utils import normalize_path
 
 __all__ = ["AnswerHead", "allowed"]
 
-#: A GET there claims a hold or gives it back. Link checkers and mail scanners send HEAD, so that it
-#: stays 405 where the buyer comes back from the payment gateway.
+#: GET on these claims a hold or gives it back. Link checkers and mail scanners send HEAD, so HEAD
+#: stays 405 on the return URLs of the payment gateway.
 _CHANGES: Final = re.compile(r"/v1/payments/[^/]+/(success|fail)")
 
 
@@ -20,7 +20,7 @@ _METHODS: Final[tuple[_Method, ...]] = ("GET", "POST", "PUT", "PATCH", "DELETE",
 
 
 class AnswerHead:
-    """ASGI middleware: asks the application for GET, and sends the head alone."""
+    """ASGI middleware: calls the application with GET and sends only the headers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -36,17 +36,17 @@ class AnswerHead:
             if message["type"] == "http.response.start":
                 await send(message)
             elif message["type"] == "http.response.body" and not ended:
-                # A stream has no end of its own: this one ends with its first event.
+                # An event stream has no end: the response to HEAD ends with its first event.
                 ended = True
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-        # A copy: the server looks at its own for the method when it frames the answer.
+        # A copy: the server reads the method from its own scope when it frames the response.
         asked = cast("HTTPScope", {**scope, "method": "GET"})
         await self._app(asked, receive, send_head)
 
 
 def allowed(app: Litestar, path: str) -> str:
-    """The methods of an address, as the Allow header of a 405 names them."""
+    """The methods of a path, as the Allow header of a 405 lists them."""
     normal = normalize_path(path)
     methods = [method for method in _METHODS if _is_routed(app, normal, method)]
     if "GET" in methods and not _changes(path):

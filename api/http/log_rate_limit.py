@@ -1,4 +1,4 @@
-"""Bounds how many log lines a second one kind of event may write."""
+"""Rate limit for the log lines of one kind of event."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ __all__ = ["LogRateLimit"]
 
 
 class LogRateLimit:
-    """How many lines this second has had, and how many were left out since the last."""
+    """Lines written in this second, and lines suppressed since the last one written."""
 
     def __init__(self, per_second: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_second = per_second
@@ -17,7 +17,7 @@ class LogRateLimit:
         self._left_out = 0
 
     def leave_out(self) -> int | None:
-        """How many were left out before this one; None where this one is too."""
+        """Lines suppressed before this one; None if this one is suppressed too."""
         now = self._clock()
         if now - self._second >= 1:
             self._second, self._written = now, 0

@@ -1,4 +1,4 @@
-"""Around every request: its id, its time, and one log line where it was slow or failed."""
+"""Outermost middleware: request id, duration, and a log line for a slow or failed request."""
 
 import asyncio
 import re
@@ -21,36 +21,36 @@ __all__ = ["STATE_KEY", "RequestMiddleware", "record", "request_id", "request_id
 log = structlog.get_logger(__name__)
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{8,64}")
-#: Where a request's id is in the scope's state.
+#: Key of the request id in the scope's state.
 STATE_KEY: Final = "request_id"
-#: Ids that are drawn at a time: 3 kB of randomness.
+#: Ids drawn in one call: 3 kB of randomness.
 _IDS_AT_ONCE: Final = 256
-#: A request that takes longer gets a line of its own, unless it waits by design.
+#: A slower request gets a log line, unless its operation waits by design.
 SLOW_SECONDS: Final = 1.0
 _WAITS: Final = frozenset({"watchStock", "getReservation", "paymentSucceeded"})
 SERVER_ERROR: Final = 500
-#: Readiness says by 503 that something is missing, to probes that ask every second: no failure.
+#: Readiness answers 503 to probes every second: that is not a failure.
 _PROBE: Final = "ready"
-#: Buyers' ids, amounts and states: no cache may keep them.
+#: Buyers' ids, amounts and states: no cache may store them.
 _NOT_KEPT: Final = ("/v1/admin", "/health/")
-#: Lines a second about requests that failed or were slow: in a crowd that is turned away, lines
-#: cost more than answers. The next line counts what is left out; the metrics have all of it.
+#: Log lines a second about failed or slow requests: under load shedding, lines cost more than
+#: responses. The next line counts the suppressed ones; the metrics count all of them.
 LINES_A_SECOND_MAX: Final = 50
 
 
 def request_id_of(request: Request[Any, Any, Any]) -> str:
-    """The id under which this request is logged; the buyer gets it in every refusal."""
+    """The id under which this request is logged; every refusal carries it to the buyer."""
     return cast("dict[str, Any]", request.scope)["state"].get(STATE_KEY, "")
 
 
 class RequestIds:
-    """Random names; the system is asked for many at once, for each asking costs as much as one."""
+    """Random request ids, drawn in batches: one system call costs as much for many as for one."""
 
     def __init__(self) -> None:
         self._left: list[str] = []
 
     def new(self) -> str:
-        """16 characters that were not given out before."""
+        """A new id of 16 characters."""
         if not self._left:
             drawn = base64url.encode(secrets.token_bytes(_IDS_AT_ONCE * 12))
             self._left = [drawn[start : start + 16] for start in range(0, len(drawn), 16)]
@@ -61,27 +61,27 @@ _ids = RequestIds()
 
 
 def request_id(given: bytes) -> str:
-    """The caller's own id where it sent a usable one, else a new one."""
+    """The caller's own id if it is well formed, else a new one."""
     return given.decode() if given and _REQUEST_ID.fullmatch(given) else _ids.new()
 
 
 class RequestMetrics:
-    """How long this turn of the loop's answers took; they are counted together at its end.
+    """Durations of the responses of one loop turn, counted together at its end.
 
-    A count is written to a file that all processes share, which is dearer than what is counted,
-    and a batch answers dozens at once.
+    A count writes to a file shared by all processes, which costs more than the work it measures,
+    and a batch answers dozens of requests at once.
     """
 
     def __init__(self) -> None:
         self._seconds: dict[tuple[str, int], list[float]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        #: Of each operation and status: finding one by its labels takes longer than counting.
+        #: By operation and status: a look-up by labels takes longer than counting.
         self._histograms: dict[tuple[str, int], Durations] = {}
 
     def add(self, operation: str, status: int, seconds: float) -> None:
-        """One more."""
+        """Add one duration."""
         if self._loop is None or self._loop.is_closed():
-            # Asked for once a turn: before Python 3.12 that is a call to the system.
+            # Once a turn: before Python 3.12 this is a system call.
             self._loop = asyncio.get_running_loop()
             self._loop.call_soon(self._count)
         alike = self._seconds.get((operation, status))
@@ -104,7 +104,7 @@ _answered = RequestMetrics()
 
 
 def record(operation: str, status: int, seconds: float, request_id: str) -> None:
-    """Count an answer, and tell of it where it was slow or failed."""
+    """Count a response, and log it if it was slow or failed."""
     _answered.add(operation, status, seconds)
     slow = seconds > SLOW_SECONDS and operation not in _WAITS
     if (status >= SERVER_ERROR and operation != _PROBE) or slow:
@@ -174,10 +174,10 @@ class RequestMiddleware:
                 tracing.tracer.answered(span, operation, status)
 
     def _complete(self, headers: list[tuple[bytes, bytes]], path: str) -> None:
-        """Add the headers that each answer of this kind has, refusals of the framework included."""
+        """Add the headers of every response of this kind, refusals of the framework included."""
         names = {name.lower() for name, _ in headers}
         if self._cors and b"vary" not in names:
-            # An answer without an origin must not be kept for one that has one.
+            # A cache must not serve an answer without an origin to a request with one.
             headers.append((b"vary", b"Origin"))
         if path.startswith(_NOT_KEPT) and b"cache-control" not in names:
             headers.append((b"cache-control", b"no-store"))

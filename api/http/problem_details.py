@@ -1,4 +1,4 @@
-"""Refusals on the wire: RFC 9457 documents, and the one table of HTTP statuses."""
+"""Refusals on the wire: RFC 9457 problem documents, and the only table of HTTP statuses."""
 
 import time
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ log = structlog.get_logger(__name__)
 PROBLEM_JSON = "application/problem+json"
 BUG_SENTENCE = "Something went wrong on our side; the request id finds it in our logs."
 
-#: Lines about a store that is away: each request meets the same.
+#: Rate of log lines about an unavailable store: every request fails in the same way.
 LINES = Rate(count=10, per_seconds=10)
 
 _lines = Limiter(LINES)
@@ -80,12 +80,12 @@ STATUSES: Mapping[str, int] = {
     "outcome_unknown": 503,
 }
 
-#: The one code whose status depends on the call: prepare's is about the page (409), success's
-#: about the address (400).
+#: The only code whose status depends on the call: at prepare the page is out of date (409), at
+#: success the URL is wrong (400).
 AMOUNT_MISMATCH_AT_PREPARE = 409
 AMOUNT_MISMATCH_AT_SUCCESS = 400
 
-#: What plain HTTP errors of the framework are called.
+#: Codes of the framework's plain HTTP errors.
 _FRAMEWORK_CODES: Mapping[int, str] = {
     401: "unauthenticated",
     403: "forbidden",
@@ -96,7 +96,7 @@ _FRAMEWORK_CODES: Mapping[int, str] = {
 
 
 class Problem(msgspec.Struct, kw_only=True):
-    """A problem document; a refusal's own facts stand beside these members."""
+    """A problem document; the refusal's own facts are further members of it."""
 
     type: str
     title: str
@@ -114,7 +114,7 @@ def problem_of(
     instance: str,
     facts: Mapping[str, Any] | None = None,
 ) -> Response[bytes]:
-    """The answer for a refusal; `retryAfter` among the facts also becomes the header."""
+    """The response to a refusal; `retryAfter` among the facts also becomes the header."""
     content, headers = document_of(code, detail, status=status, instance=instance, facts=facts)
     return Response(content=content, status_code=status, media_type=PROBLEM_JSON, headers=headers)
 
@@ -155,7 +155,7 @@ def status_of(error: ReservationError, path: str) -> int:
 
 
 def facts_of(error: ReservationError, status: int) -> dict[str, Any]:
-    """What stands beside the problem's own members."""
+    """The refusal's members beyond the standard ones of the problem document."""
     facts: dict[str, Any] = dict(error.facts)
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         facts.setdefault("retryAfter", 1)
@@ -163,7 +163,7 @@ def facts_of(error: ReservationError, status: int) -> dict[str, Any]:
 
 
 def refusal_at_prepare(error: Exception, instance: str) -> tuple[int, bytes, dict[str, str]]:
-    """Status, body and headers of what prepare's own path could not do."""
+    """Status, body and headers of a refusal or failure on prepare's fast path."""
     if not isinstance(error, ReservationError):
         _told_bug(error, "/v1/sales/-/reservations")
         content, headers = document_of(
@@ -201,7 +201,7 @@ def _http_error(request: Request[Any, Any, Any], error: HTTPException) -> Respon
 
 
 def _sentence(error: HTTPException) -> str:
-    """What is wrong with the request; the framework names the field in `extra`."""
+    """The fault in the request; the framework names the field in `extra`."""
     extra = error.extra
     first: Any = extra[0] if isinstance(extra, list) and extra else extra
     if isinstance(first, dict):
@@ -212,15 +212,15 @@ def _sentence(error: HTTPException) -> str:
 
 
 def _store_down(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """Redis cannot be asked. Prepare tells the two kinds apart itself and never gets here."""
+    """Redis is unreachable. Prepare distinguishes the two errors itself and never gets here."""
     if not _lines.wait("store_down", time.monotonic()):
         log.warning("store_down", reason=str(error), path=request.url.path)
     return _try_again(request)
 
 
 def _sql_down(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """SQL cannot be asked; what was begun is gone on with, or may be sent again."""
-    # Its text has the statement's values in it.
+    """SQL is unreachable; work already begun continues, or the request may be repeated."""
+    # The error's text contains the statement's values.
     if not _lines.wait("sql_down", time.monotonic()):
         log.warning("sql_down", reason=type(error).__name__, path=request.url.path)
     return _try_again(request)
@@ -252,7 +252,7 @@ EXCEPTION_HANDLERS: Any = {
     HTTPException: _http_error,
     StoreUnavailable: _store_down,
     StoreUncertain: _store_down,
-    # What a server or a file that is away, full or locked ends in; other errors of SQL are bugs.
+    # Errors of an unreachable, full or locked server or file; other SQL errors are bugs.
     ConnectionError: _sql_down,
     LedgerUnfit: _sql_down,
     TimeoutError: _sql_down,
@@ -266,12 +266,12 @@ EXCEPTION_HANDLERS: Any = {
 def documented(
     *refusals: type[ReservationError], at_success: bool = False
 ) -> dict[int, ResponseSpec]:
-    """The OpenAPI answers of an operation that may refuse like this.
+    """The OpenAPI responses of an operation with these refusals.
 
     Args:
         refusals: in any order; those of one status share an entry.
-        at_success: whether it is the address that the payment page sends the buyer to, where a
-            wrong amount has a status of its own.
+        at_success: whether the operation is the payment page's success URL, where a wrong amount
+            has a status of its own.
     """
     by_status: dict[int, list[str]] = {}
     for refusal in refusals:
@@ -292,5 +292,5 @@ def documented(
 
 
 def answers(container: Any, description: str) -> ResponseSpec:
-    """One more status under which an operation succeeds."""
+    """A further success status of an operation."""
     return ResponseSpec(data_container=container, description=description, generate_examples=False)

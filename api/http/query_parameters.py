@@ -1,4 +1,4 @@
-"""Refuses query parameters that an endpoint does not have: a misspelt filter must not list all."""
+"""Rejects unknown query parameters: a misspelt filter must not list everything."""
 
 from weakref import WeakKeyDictionary
 

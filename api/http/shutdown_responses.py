@@ -1,4 +1,4 @@
-"""Requests that the end of the process cuts short: a problem document, or a page that waits."""
+"""Responses to requests cut short by shutdown: a problem document, or a page that reloads."""
 
 import asyncio
 from typing import Any, Final, cast
@@ -18,7 +18,7 @@ _SENTENCE: Final = "The service ends and its outcome is not known: send the same
 
 
 class AnswerCutShort:
-    """ASGI middleware: the server cancels at its end every request that still has no answer."""
+    """ASGI middleware: at shutdown the server cancels every request still without a response."""
 
     def __init__(self, app: ASGIApp, draining: Draining) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""Bodies are decoded strictly and once: a number in quotes is no number."""
+"""Decodes JSON bodies once and strictly: a quoted number is not a number."""
 
 from typing import Any
 
@@ -12,17 +12,17 @@ __all__ = ["StrictRequest"]
 
 
 class StrictRequest(Request[Any, Any, State]):
-    """A request whose JSON is what its handler asks for.
+    """A request whose JSON is decoded as its handler's type.
 
-    The framework converts what it has decoded leniently, as it must for queries and headers, where
-    everything is text; what is of the right type already it leaves alone.
+    The framework converts decoded values leniently, as it must for queries and headers, where every
+    value is text; values that already have the right type pass through unchanged.
     """
 
     async def json(self) -> Any:
-        """The body as the handler's own type.
+        """The body as the handler's type.
 
         Raises:
-            MalformedRequest: naming the first thing that does not fit.
+            MalformedRequest: naming the first member that does not fit.
         """
         field = self.route_handler.parsed_data_field
         if field is None:

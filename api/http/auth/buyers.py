@@ -1,4 +1,4 @@
-"""Who is calling: buyers by JWT, operators by key, and the address behind trusted proxies."""
+"""Caller identity: buyers by JWT, operators by key, and client addresses behind trusted proxies."""
 
 import hmac
 import ipaddress
@@ -42,15 +42,15 @@ _BUYER_ID = re.compile(BUYER_ID)
 _OPERATOR = re.compile(r"[ -~]{1,100}")
 #: Longer than any sensible JWT; not worth a signature check.
 _JWT_CHARS_MAX: Final = 4_096
-#: Wrong operator's keys from one address before it is answered 429, and log lines about them.
+#: Wrong operator keys from one address before it gets 429, and log lines about them.
 _FAILED_SIGN_INS: Final = Rate(300, 60)
 _SIGN_IN_LINES: Final = Rate(5, 1)
 _GUEST_SECONDS: Final = 30 * 24 * 3600
-#: 80 bits: of a thousand million guests no two have the same but by a chance of one in a million.
+#: 80 bits: among a thousand million guests the chance of a collision is one in a million.
 _GUEST_ID_BYTES: Final = 10
 
 
-#: A provider gives one customer at least a /64, who may use every address in it.
+#: A provider assigns a customer at least a /64, and the customer may use every address in it.
 _IPV6_BITS_COUNTED: Final = 64
 _WITH_PORT = re.compile(r"(\[(?P<bracketed>[^\]]*)\]|(?P<v4>[0-9.]+))(:[0-9]{1,5})?")
 
@@ -61,14 +61,14 @@ def bearer_of(connection: Connection) -> str | None:
 
 
 def bearer_in(authorization: str) -> str | None:
-    """The bearer token in a header's value."""
+    """The bearer token in an Authorization header's value."""
     if authorization[: len(_BEARER)].lower() != _BEARER:
         return None
     return authorization[len(_BEARER) :].strip() or None
 
 
 class Buyers:
-    """Verifies buyers' tokens and remembers the good ones until they end."""
+    """Verifies buyers' tokens and caches valid ones until they expire."""
 
     def __init__(self, settings: Settings) -> None:
         rules = ClaimRules.of(settings)
@@ -83,7 +83,7 @@ class Buyers:
         """The buyer's id.
 
         Raises:
-            Unauthenticated: no token, or none of ours.
+            Unauthenticated: no token, or not one of ours.
             Unavailable: the shop's keys cannot be fetched.
         """
         token = bearer_of(connection)
@@ -94,17 +94,17 @@ class Buyers:
         return self._known(token, self._keys) or await self._verified_by_key(token, self._keys)
 
     def at_once(self, token: str) -> str | None:
-        """The buyer of a good token, or None where that cannot be told without waiting.
+        """The buyer of a valid token, or None if verification has to wait for I/O.
 
         Raises:
-            Unauthenticated: the token is none of ours.
+            Unauthenticated: the token is not one of ours.
         """
         if self._keys is not None:
             return self._known(token, self._keys)
         return self._remembered.buyer(token) or self._verified_by_secret(token)
 
     def _known(self, token: str, keys: PublishedKeys) -> str | None:
-        """The buyer of a token that was verified by keys that are still fresh."""
+        """The buyer of a cached token whose verifying keys are still fresh."""
         if not keys.fresh:
             return None
         if keys.generation != self._keys_generation:
@@ -130,7 +130,7 @@ class Buyers:
         return self._keep(token, subject, ends_at)
 
     def _keep(self, token: str, subject: Any, ends_at: float) -> str:
-        """Remember whose a good token is until it ends."""
+        """Cache the buyer of a valid token until the token expires."""
         if not isinstance(subject, str) or _BUYER_ID.fullmatch(subject) is None:
             raise Unauthenticated(
                 "The token's sub must be a string of 1 to 128 printable ASCII characters"
@@ -146,12 +146,12 @@ def _refuse_long(token: str) -> None:
 
 
 def new_guest_id() -> str:
-    """An id for a guest, short, for three keys of each hold spell it. It is no secret."""
+    """A guest's id: short, because three keys of each hold contain it, and not secret."""
     return f"g-{secrets.token_urlsafe(_GUEST_ID_BYTES)}"
 
 
 class Guests:
-    """Gives out buyers' tokens where the shop has none of its own."""
+    """Issues buyer tokens where the shop has none of its own."""
 
     def __init__(self, settings: Settings) -> None:
         self._secret = settings.jwt_secret
@@ -180,7 +180,7 @@ class Guests:
 
 
 class Operators:
-    """Knows operators by the admin key, and who of them it is by `X-Operator`."""
+    """Authenticates operators by the admin key; `X-Operator` names the person."""
 
     def __init__(self, settings: Settings, buyers: Buyers, peers: "ClientAddressResolver") -> None:
         self._key = settings.admin_api_key.encode()
@@ -191,9 +191,9 @@ class Operators:
         self._lines = Limiter(_SIGN_IN_LINES)
 
     async def check(self, connection: Connection) -> None:
-        """Let operators pass.
+        """Admit operators.
 
-        The right key passes from any address, also from one that has sent many wrong ones.
+        The right key is accepted from any address, even one that has sent many wrong keys.
 
         Raises:
             Unauthenticated: no key, or a wrong one.
@@ -220,10 +220,10 @@ class Operators:
             raise RateLimited(retryAfter=max(1, math.ceil(wait))) from None
 
     def name(self, connection: Connection) -> str:
-        """Who does it, kept with every change.
+        """The operator's name, recorded with every change.
 
         Raises:
-            MalformedRequest: absent in production, or no name.
+            MalformedRequest: absent in production, or malformed.
         """
         name = connection.headers.get("x-operator", "")
         if not name and not self._name_required:
@@ -234,29 +234,29 @@ class Operators:
 
 
 class ClientAddressResolver:
-    """The caller's address; headers are believed only from proxies that the settings name."""
+    """The client address; forwarding headers are trusted only from the configured proxies."""
 
     def __init__(self, settings: Settings) -> None:
         self._proxies = [ipaddress.ip_network(text) for text in settings.trusted_proxies]
 
     def address(self, connection: Connection) -> str:
-        """The caller's address as callers are counted; empty where there is none.
+        """The address under which the caller is counted; empty if there is none.
 
-        IPv4 counts as it is, IPv6 by its /64. A hop that is no address counts for the proxy that
-        sent it, so that no caller chooses its own key in a limiter.
+        IPv4 is counted as it is, IPv6 by its /64. A malformed hop counts for the proxy that sent
+        it, so a caller cannot choose its own key in a limiter.
         """
         peer = self._peer(connection)
         return "" if peer is None else _counted_as(peer)
 
     def remote(self, connection: Connection) -> str:
-        """The same; empty for this machine's own: proxies, and people who try the service."""
+        """The same; empty for loopback addresses: local proxies and developers."""
         peer = self._peer(connection)
         return "" if peer is None or peer.is_loopback else _counted_as(peer)
 
     def _peer(self, connection: Connection) -> _Address | None:
-        """The rightmost address that no proxy of ours put there."""
+        """The rightmost address that is not one of our proxies."""
         peer = _address(connection.client.host) if connection.client else None
-        # A proxy may add a line of its own below the one that came: all of them are one list.
+        # A proxy may append a header line of its own: all lines together are one list.
         forwarded = ",".join(connection.headers.getall("x-forwarded-for", []))
         hops = [hop.strip() for hop in forwarded.split(",") if hop.strip()]
         while hops and peer is not None and any(peer in network for network in self._proxies):
@@ -278,7 +278,7 @@ def _address(text: str) -> _Address | None:
     except ValueError:
         return None
     if isinstance(found, ipaddress.IPv6Address):
-        # A dual-stack socket or proxy shows IPv4 callers so.
+        # A dual-stack socket or proxy reports IPv4 callers in this form.
         return found.ipv4_mapped or ipaddress.IPv6Address(int(found))
     return found
 

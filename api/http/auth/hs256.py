@@ -1,8 +1,7 @@
-"""Buyers' tokens that are signed with a shared secret (HS256), verified in microseconds.
+"""Verifies buyers' tokens signed with a shared secret (HS256) in microseconds.
 
-PyJWT decides on every header that was not seen yet and on every token that is not plainly good; a
-token under a header that it took before, with a right signature and ordinary claims, needs no more
-than one HMAC and one look at its claims.
+PyJWT verifies tokens with an unknown header or unusual claims. A token with a known header, a valid
+signature and ordinary claims takes one HMAC and one decode of its claims.
 """
 
 import hmac
@@ -17,12 +16,12 @@ from reservation.domain.hmac_sha256 import Mac
 
 __all__ = ["Hs256Verifier"]
 
-#: Headers that are remembered: an issuer writes all of its own alike.
+#: Cached headers: an issuer's tokens all have the same one.
 _HEADERS_MAX: Final = 16
 
 
 class _Claims(msgspec.Struct):
-    """The claims that are judged, in their ordinary types; PyJWT judges others."""
+    """The verified claims in their ordinary types; PyJWT handles all others."""
 
     sub: str
     exp: int
@@ -35,8 +34,8 @@ class Hs256Verifier:
     """Verifies tokens.
 
     Args:
-        secret: what they are signed with.
-        rules: what their claims must meet.
+        secret: the shared signing secret.
+        rules: requirements on the claims.
     """
 
     def __init__(self, secret: str, rules: ClaimRules) -> None:
@@ -47,11 +46,11 @@ class Hs256Verifier:
         self._decoder = msgspec.json.Decoder(_Claims)
 
     def verified(self, token: str) -> tuple[Any, float]:
-        """Subject and end, in Unix seconds, of a token that is valid.
+        """Subject and expiry, in Unix seconds, of a valid token.
 
         Raises:
             jwt.PyJWTError: it is not valid.
-            ValueError: it is no token.
+            ValueError: it is not a token.
         """
         signed, _, signature = token.encode().rpartition(b".")
         header, _, payload = signed.partition(b".")
@@ -67,7 +66,7 @@ class Hs256Verifier:
         return claims["sub"], float(claims["exp"])
 
     def _plain(self, payload: bytes) -> _Claims | None:
-        """The claims of a token that leaves nothing to judge, or None."""
+        """The claims of a token that needs no further checks, or None."""
         try:
             claims = self._decoder.decode(base64url.decode(payload))
         except (ValueError, msgspec.MsgspecError):

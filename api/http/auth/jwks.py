@@ -19,13 +19,13 @@ log = structlog.get_logger(__name__)
 
 #: Asymmetric only: a published key must never verify a token that was "signed" with it as a secret.
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "ES256", "ES384", "EdDSA")
-#: Between two fetches where the last one succeeded, and where it failed or a key id is unknown.
+#: Interval between fetches after a success, and after a failure or an unknown key id.
 FRESH_SECONDS: Final = 600.0
 RETRY_SECONDS: Final = 10.0
-#: Keys older than this are not used: a key that the shop has withdrawn must not live on behind an
-#: identity provider that is away.
+#: Older keys are not used: a key that the shop has withdrawn must not stay valid because the
+#: identity provider is unreachable.
 STALE_SECONDS: Final = 3600.0
-#: The whole fetch, also where the body comes a byte at a time.
+#: Deadline for the whole fetch, including a body that arrives a byte at a time.
 _FETCH_SECONDS: Final = 5.0
 _BYTES_MAX: Final = 256 * 1024
 _RSA_BITS_MIN: Final = 2048
@@ -36,10 +36,10 @@ class _KeySet(msgspec.Struct):
 
 
 class PublishedKeys:
-    """The keys of one address.
+    """The key set of one URL.
 
     Args:
-        url: where the key set is.
+        url: of the key set.
         monotonic: a clock in seconds that never goes back.
     """
 
@@ -50,17 +50,17 @@ class PublishedKeys:
         self._fetched_at = float("-inf")
         self._tried_at = float("-inf")
         self._lock = asyncio.Lock()
-        #: Rises with each fetch that found a key withdrawn or replaced: tokens verified before
-        #: that must be verified again.
+        #: Incremented by each fetch that finds a key withdrawn or replaced: tokens verified before
+        #: it must be verified again.
         self.generation = 0
 
     @property
     def fresh(self) -> bool:
-        """Whether tokens may be judged by earlier results, without a look at the keys."""
+        """Whether cached verifications are valid without reading the keys."""
         now = self._monotonic()
         if now - self._fetched_at <= FRESH_SECONDS:
             return True
-        # While the provider is away it is asked every few seconds, and not at each request.
+        # While the provider is unreachable it is polled every few seconds, not at each request.
         return now - self._tried_at <= RETRY_SECONDS and now - self._fetched_at <= STALE_SECONDS
 
     async def key_for(self, token: str) -> jwt.PyJWK:
@@ -69,7 +69,7 @@ class PublishedKeys:
         Raises:
             jwt.PyJWTError: the header cannot be read.
             Unauthenticated: the shop publishes no such key.
-            Unavailable: that cannot be told, because the keys could not be fetched.
+            Unavailable: unknown, because the keys could not be fetched.
         """
         key_id = str(jwt.get_unverified_header(token).get("kid", ""))
         if self._must_fetch(key_id):
@@ -86,7 +86,7 @@ class PublishedKeys:
         if found is not None:
             return found[0]
         if self._tried_at > self._fetched_at:
-            # It may be a new key that this process has not been able to fetch.
+            # It may be a new key that this process could not fetch.
             raise Unavailable(
                 "The shop's signing keys cannot be fetched.", retryAfter=round(RETRY_SECONDS)
             )
@@ -133,14 +133,14 @@ def _usable(keys: list[dict[str, Any]]) -> dict[str, tuple[jwt.PyJWK, dict[str, 
     """The keys of a set that may verify a signature, and their documents, by id.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there are none.
     """
     found: dict[str, tuple[jwt.PyJWK, dict[str, Any]]] = {}
     for document in keys:
         try:
             key = jwt.PyJWK(document)
         except jwt.PyJWTError:
-            # Key types of other uses, or newer than the library; the others stay usable.
+            # Keys for other uses, or of types newer than the library; the others stay usable.
             continue
         if key.key_id and _may_verify(key):
             found[str(key.key_id)] = key, document

@@ -1,4 +1,4 @@
-"""The rules that a buyer's JWT must meet beyond its signature: audience, issuer and times."""
+"""Rules for a buyer's JWT beyond its signature: audience, issuer and times."""
 
 from typing import Any, Final, cast
 
@@ -12,15 +12,15 @@ __all__ = ["GUEST_AUDIENCE", "LEEWAY_SECONDS", "ClaimRules"]
 
 #: The audience of the service's own guests, and of no other token.
 GUEST_AUDIENCE: Final = "reservation-guest"
-#: Difference between the clocks of the issuer and of this machine.
+#: Allowed clock skew between the issuer and this machine.
 LEEWAY_SECONDS: Final = 30
 
 
 class ClaimRules(msgspec.Struct, frozen=True):
-    """Audience and issuer that are required; None means that any is taken.
+    """The required audience and issuer; None accepts any.
 
-    `sub` and `exp` are always required, `exp` and `nbf` are judged with a leeway. `iat` and `jti`
-    are not judged: they say nothing about whether a token is valid (RFC 7519, 4.1.6 and 4.1.7).
+    `sub` and `exp` are always required; `exp` and `nbf` are checked with a leeway. `iat` and `jti`
+    are not checked: they do not affect validity (RFC 7519, 4.1.6 and 4.1.7).
     """
 
     audience: str | None
@@ -37,7 +37,8 @@ class ClaimRules(msgspec.Struct, frozen=True):
         """Whether a token for this audience (text, list or None) is for this service."""
         named = cast("list[Any]", audience) if isinstance(audience, list) else [audience]
         if self.audience is None:
-            # A guest of an earlier setting, signed with the same secret, is no buyer of the shop.
+            # A guest token from an earlier configuration, signed with the same secret, is not
+            # valid for the shop.
             return GUEST_AUDIENCE not in named
         return self.audience in named
 
@@ -47,7 +48,7 @@ class ClaimRules(msgspec.Struct, frozen=True):
         Args:
             token: in compact form.
             key: verifies the signature.
-            algorithms: those that the key may be used with.
+            algorithms: those allowed for the key.
 
         Raises:
             jwt.PyJWTError: the signature or a claim is not valid.
@@ -63,7 +64,7 @@ class ClaimRules(msgspec.Struct, frozen=True):
             "verify_iss": self.issuer is not None,
             "verify_iat": False,
             "verify_jti": False,
-            # Judged by the caller, who can name the reason.
+            # Checked by the caller, which can name the reason.
             "verify_sub": False,
         }
         claims = jwt.decode(

@@ -1,8 +1,8 @@
-"""Good tokens and whose they are, so that each is verified once and not at every request.
+"""Cache of verified buyer tokens, in two generations.
 
-They stand in two generations: the elder is let go as one when the younger is full, which costs
-less than to look for the eldest each time. When a token ends is not kept beside each: as soon as
-the first of them does, all are forgotten and verified anew when they come again.
+When the younger generation is full, the older one is dropped as a whole, which costs less than
+evicting the oldest entry. Expiry is not stored per token: when the first token expires, the whole
+cache is cleared, and the tokens are verified again on their next use.
 """
 
 import time
@@ -10,24 +10,24 @@ from typing import Final
 
 __all__ = ["TokenCache"]
 
-#: Tokens of one generation; a surge of buyers who each ask several times fits into two.
+#: Tokens of one generation; a surge of buyers with several requests each fits into two.
 GENERATION_MAX: Final = 100_000
-#: A token that ends sooner is not kept, so that all are forgotten once a minute at most.
+#: A token that expires sooner is not cached, so the cache is cleared once a minute at most.
 LIFE_SECONDS_MIN: Final = 60.0
 
 
 class TokenCache:
-    """Remembers tokens that were verified; by the wall clock, as tokens end by it."""
+    """Caches verified tokens; expiry is by the wall clock."""
 
     def __init__(self) -> None:
-        # Texts alone: the collector does not look into such dictionaries.
+        # Strings only: the garbage collector does not track such dictionaries.
         self._young: dict[str, str] = {}
         self._old: dict[str, str] = {}
-        #: When the first of them ends, in Unix seconds.
+        #: The earliest expiry among them, in Unix seconds.
         self._good_until = float("inf")
 
     def buyer(self, token: str) -> str | None:
-        """Whose token it is; None where that must be verified."""
+        """The buyer of a cached token; None if it must be verified."""
         buyer_id = self._young.get(token) or self._old.get(token)
         if buyer_id is not None and time.time() >= self._good_until:
             self.forget()
@@ -35,11 +35,11 @@ class TokenCache:
         return buyer_id
 
     def forget(self) -> None:
-        """Let go of all tokens: a key that signed some of them is no longer good."""
+        """Clear the cache: a key that signed some of the tokens is no longer valid."""
         self._young, self._old, self._good_until = {}, {}, float("inf")
 
     def keep(self, token: str, buyer_id: str, ends_at: float) -> None:
-        """Remember a token that was verified, and ends at this Unix time."""
+        """Cache a verified token that expires at this Unix time."""
         if ends_at - time.time() < LIFE_SECONDS_MIN:
             return
         if len(self._young) >= GENERATION_MAX:

@@ -1,4 +1,4 @@
-"""Decodes a chunked body piece by piece, and finds its exact end (RFC 9112, 7.1)."""
+"""Decodes a chunked body incrementally and finds its exact end (RFC 9112, 7.1)."""
 
 import re
 from enum import Enum, auto
@@ -8,9 +8,9 @@ from api.http.connection.head import BODY_BYTES_MAX, RequestRefused, refuse_body
 
 __all__ = ["ChunkedBody"]
 
-#: A chunk's size with its extensions, which are ignored.
+#: A chunk's size line with its extensions, which are ignored.
 LINE_BYTES_MAX: Final = 1024
-#: Trailers are ignored, yet read.
+#: Trailers are read and ignored.
 TRAILER_BYTES_MAX: Final = 8 * 1024
 _TEXT: Final = rb"\t\x20-\x7e\x80-\xff"
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[" + _TEXT + rb"]*)?")
@@ -25,7 +25,7 @@ class _Part(Enum):
 
 
 class ChunkedBody:
-    """The body of one request while it comes."""
+    """The body of one request while it arrives."""
 
     def __init__(self) -> None:
         self.body = bytearray()
@@ -36,7 +36,7 @@ class ChunkedBody:
         self._pending = b""
 
     def feed(self, data: bytes) -> bytes | None:
-        """Take the next bytes; what lies behind the body once it is complete, else None.
+        """Take the next bytes; returns the bytes after the body once it is complete, else None.
 
         Raises:
             RequestRefused: the chunks are malformed, or together too large.
@@ -89,14 +89,14 @@ class ChunkedBody:
         self._part = _Part.DATA if self._left else _Part.TRAILER
 
     def _check_pending(self) -> None:
-        """Refuse a line without end as early as it is wrong."""
+        """Refuse an unterminated line as soon as it is invalid."""
         if self._part is _Part.DATA_END:
             most = 0
         elif self._part is _Part.SIZE:
             most = LINE_BYTES_MAX
         else:
             most = TRAILER_BYTES_MAX - self._trailer_bytes
-        # A CR at the end may be half of the line's end.
+        # A trailing CR may be half of the line's end.
         line = self._pending.removesuffix(b"\r")
         if len(line) > most or b"\n" in line or b"\r" in line:
             _refuse("A chunk does not begin with its size, or does not end in CR LF.")

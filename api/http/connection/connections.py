@@ -1,9 +1,9 @@
-"""The open connections of this process, and the bound on how many there may be.
+"""The open connections of this process, and the limit on their number.
 
 Each connection costs a file descriptor, and a process without free descriptors can neither accept
-a buyer nor reach Redis. So the bound lies below the limit of the system. At the bound, the
-connections that wait for a request give way, those whose time runs out first before the others:
-half-open connections of an attacker are among them, a request that is being answered never is.
+a buyer nor reach Redis. So the limit is below the system's own. At the limit, connections that wait
+for a request are closed, those with the earliest deadline first: half-open connections of an
+attacker are among them. A connection with a request in progress is never closed.
 """
 
 import resource
@@ -20,25 +20,25 @@ __all__ = ["CONNECTIONS_MAX", "Connection", "Connections", "connections"]
 
 log = structlog.get_logger(__name__)
 
-#: Of one process, however many files it may open: each costs some 10 kB.
+#: Per process, whatever its file limit: each connection costs some 10 kB.
 CONNECTIONS_MAX: Final = 20_000
 #: Descriptors for everything else: 256 connections to Redis, SQL, files, the other processes.
 DESCRIPTORS_KEPT: Final = 384
-#: Of requests that clients send ahead of their answers, over all connections.
+#: Bytes of pipelined requests, over all connections.
 UNREAD_BYTES_MAX: Final = 64 * 1024 * 1024
-#: One connection in so many gives way at a time: they are found by a look through all of them.
+#: One connection in so many is closed at a time: finding them takes a scan of all of them.
 GIVE_WAY_SHARE: Final = 50
-#: Readiness warns above this share of the bound, and for a while after it was reached.
+#: Readiness warns above this share of the limit, and for a while after the limit was reached.
 WARNING_SHARE: Final = 0.8
 WARNING_SECONDS: Final = 60.0
 
 
 class Connection(Protocol):
-    """One of them."""
+    """One connection."""
 
     @property
     def waits_until(self) -> float | None:
-        """Until when it may wait for its next request; None while one is being answered."""
+        """Its deadline for the next request; None while one is being answered."""
         ...
 
     def give_way(self) -> None:
@@ -47,7 +47,7 @@ class Connection(Protocol):
 
 
 class Connections:
-    """Those that are open, and what they hold."""
+    """The open connections and their unread bytes."""
 
     def __init__(
         self, limit: int | None = None, clock: Callable[[], float] = time.monotonic
@@ -57,7 +57,7 @@ class Connections:
         self._clock = clock
         self._full_at: float | None = None
         self._lines = LogRateLimit(1, clock)
-        #: Received, and not read because an earlier answer is due.
+        #: Received, and not yet read because an earlier response is pending.
         self.unread_bytes = 0
 
     def __len__(self) -> int:
@@ -65,24 +65,24 @@ class Connections:
 
     @property
     def limit(self) -> int:
-        """How many there may be; asked for after the start has raised the system's limit."""
+        """The maximum number of connections; read after start-up has raised the system's limit."""
         if self._limit is None:
             self._limit = limit_of(open_files.limit())
         return self._limit
 
     def admit(self, connection: Connection) -> bool:
-        """Count one more; False where there is no place for it."""
+        """Register a connection; False if the process is at its limit."""
         if len(self._open) >= self.limit and not self._make_room():
             return False
         self._open.add(connection)
         return True
 
     def discard(self, connection: Connection) -> None:
-        """It is closed."""
+        """Remove a closed connection."""
         self._open.discard(connection)
 
     def warnings(self) -> list[str]:
-        """For readiness, by name."""
+        """Warnings for readiness, by name."""
         full = self._full_at is not None and self._clock() - self._full_at < WARNING_SECONDS
         if full or len(self._open) > WARNING_SHARE * self.limit:
             return ["connections-full"]
@@ -98,7 +98,7 @@ class Connections:
         waiting.sort(key=lambda pair: pair[0])
         giving_way = waiting[: max(1, self.limit // GIVE_WAY_SHARE)]
         for _, connection in giving_way:
-            # It leaves the count now: its descriptor is closed before the next one is accepted.
+            # Removed from the count now: its descriptor closes before the next accept.
             self._open.discard(connection)
             connection.give_way()
         left_out = self._lines.leave_out()
@@ -114,11 +114,11 @@ class Connections:
 
 
 def limit_of(descriptors: int) -> int:
-    """How many connections fit where a process may open so many files."""
+    """The connection limit of a process with this many file descriptors."""
     if descriptors == resource.RLIM_INFINITY:
         return CONNECTIONS_MAX
     return min(CONNECTIONS_MAX, max(descriptors - DESCRIPTORS_KEPT, descriptors // 4))
 
 
-#: Of this process.
+#: The connections of this process.
 connections: Final = Connections()

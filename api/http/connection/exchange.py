@@ -1,7 +1,7 @@
-"""One request and its answer, in the two forms that a connection runs.
+"""One request and its response, in the two forms that a connection runs.
 
-`AsgiExchange` runs an ASGI application for a request. `DirectExchange` waits for an answer that
-comes whole, without an application. A connection runs one exchange at a time.
+`AsgiExchange` runs an ASGI application for a request. `DirectExchange` waits for a complete
+response, without an application. A connection runs one exchange at a time.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 STATUS_LINES: Final = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 }
-#: Answers of these have no body, and neither content-length nor chunks.
+#: Statuses without a body, which have neither content-length nor chunks.
 _NO_BODY: Final = frozenset((204, 304))
 _NOT_A_NAME = re.compile(rb"[^!#$%&'*+.^_`|~0-9A-Za-z-]")
 _NOT_A_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
@@ -45,27 +45,27 @@ class Answering(Protocol):
     write_paused: bool
 
     def write(self, data: bytes) -> None:
-        """Send these bytes; nothing where the connection is gone."""
+        """Send these bytes; does nothing on a closed connection."""
         ...
 
     async def drained(self) -> None:
-        """Wait until the client has read enough of what was sent."""
+        """Wait until the client has read enough of the sent bytes."""
         ...
 
     def server_lines(self) -> bytes:
-        """The header lines that the server adds to every answer."""
+        """The header lines that the server adds to every response."""
         ...
 
     def stays_open(self, head: Head) -> bool:
-        """Whether the connection stays after the answer to this request."""
+        """Whether the connection stays open after the response to this request."""
         ...
 
     def answered(self, *, keep_alive: bool) -> None:
-        """The answer is written; go on with the next request, or close."""
+        """The response is written; read the next request, or close."""
         ...
 
     def break_off(self) -> None:
-        """Close in the middle of an answer, so that the client sees that it is not whole."""
+        """Abort in the middle of a response, so that the client sees that it is incomplete."""
         ...
 
 
@@ -82,14 +82,14 @@ class DirectHandler(Protocol):
 
 
 class _ServerLines:
-    """The headers that the server itself adds, as lines; uvicorn makes a new list each second."""
+    """The server's own headers, as lines; uvicorn makes a new list each second."""
 
     made_of: list[tuple[bytes, bytes]] | None = None
     lines: bytes = b""
 
 
 def server_lines(headers: list[tuple[bytes, bytes]]) -> bytes:
-    """The server's own headers as lines; those of a second are made once."""
+    """The server's own headers as lines, cached for as long as uvicorn keeps its list."""
     if _ServerLines.made_of is not headers:
         _ServerLines.made_of = headers
         _ServerLines.lines = b"".join(b"%b: %b\r\n" % (name, value) for name, value in headers)
@@ -119,7 +119,7 @@ def asgi_scope(
     client: tuple[str, int] | None,
     state: dict[str, Any],
 ) -> dict[str, Any]:
-    """The request in the form of ASGI 3."""
+    """The request as an ASGI 3 scope."""
     raw_path, _, query = head.target.partition(b"?")
     path = raw_path.decode("ascii")
     return {
@@ -140,11 +140,11 @@ def asgi_scope(
 
 
 class DirectExchange:
-    """A request whose answer comes whole."""
+    """A request with a response that is written as a whole."""
 
     __slots__ = ("_connection", "_head", "disconnected")
 
-    #: Such an answer is written with one call, so none is ever half sent.
+    #: Such a response is written with one call, so it is never half sent.
     started = False
 
     def __init__(self, connection: Answering, head: Head) -> None:
@@ -153,13 +153,13 @@ class DirectExchange:
         self.disconnected = False
 
     def answer(self, status: int, message: bytes) -> None:
-        """Write the answer at the end of this turn of the loop; `message` follows our own lines."""
+        """Write the response at the end of this loop turn; `message` follows the server's lines."""
         if not _due:
             asyncio.get_running_loop().call_soon(_write_due)
         _due.append((self, status, message))
 
     def write(self, status: int, message: bytes) -> None:
-        """Write it now."""
+        """Write the response now."""
         if self.disconnected:
             return
         connection = self._connection
@@ -173,13 +173,12 @@ class DirectExchange:
         connection.answered(keep_alive=keep_alive)
 
     def disconnect(self) -> None:
-        """The client is gone."""
+        """Mark the client as disconnected."""
         self.disconnected = True
 
 
-#: Answers of this turn of the loop. They are written one right after the other: a client or proxy
-#: that gets one every few microseconds stays awake, one that has to be woken for each costs both
-#: sides more than the answer.
+#: Responses of this loop turn, written back to back: a client or proxy that receives one every few
+#: microseconds stays awake, and waking it for each one costs both sides more than the response.
 _due: deque[tuple[DirectExchange, int, bytes]] = deque()
 
 
@@ -189,7 +188,7 @@ def _write_due() -> None:
             exchange, status, message = _due.popleft()
             exchange.write(status, message)
     finally:
-        # Also where one of them broke: the others wait.
+        # After an exception too: the other responses are still due.
         if _due:
             asyncio.get_running_loop().call_soon(_write_due)
 
@@ -200,24 +199,24 @@ class AsgiExchange:
     def __init__(self, connection: Answering, head: Head, body: bytes) -> None:
         self._connection = connection
         self._head = head
-        #: None once the application has it.
+        #: None once the application has received it.
         self._body: bytes | None = body
         self._gone = asyncio.Event()
         self.started = False
         self._complete = False
         self._keep_alive = False
-        #: Of the answer's body: bytes that content-length promised, None where it is chunked or
+        #: Of the response's body: bytes that content-length promised; None if it is chunked or
         #: ends with the connection.
         self._promised: int | None = None
         self._chunked = False
         self._has_body = True
 
     def disconnect(self) -> None:
-        """The client is gone."""
+        """Mark the client as disconnected."""
         self._gone.set()
 
     async def run(self, app: Any, scope: dict[str, Any]) -> None:
-        """Let the application answer; whatever it does, the client gets an answer or an end."""
+        """Run the application; the client always gets a response or a closed connection."""
         try:
             await app(scope, self._receive, self._send)
             if not self._complete and not self._gone.is_set():
@@ -227,7 +226,7 @@ class AsgiExchange:
             # The process ends before the application has answered.
             self._fail(503, "unavailable", "The service is restarting; try again.")
             raise
-        except Exception:  # loop top: the connection outlives an application that breaks
+        except Exception:  # loop top: the connection outlives an application error
             log.exception("unhandled_error", path=scope["path"])
             self._fail()
 
@@ -269,7 +268,7 @@ class AsgiExchange:
             lines.append(b"%b: %b\r\n" % (lowered, value))
         self._has_body = self._head.method != b"HEAD" and status not in _NO_BODY
         endless = self._has_body and self._promised is None
-        # HTTP/1.0 knows no chunks: there such a body ends with the connection.
+        # HTTP/1.0 has no chunks: such a body ends with the connection.
         self._chunked = endless and self._head.minor == 1
         if self._chunked:
             lines.append(b"transfer-encoding: chunked\r\n")
@@ -296,7 +295,7 @@ class AsgiExchange:
             self._connection.write(body)
         if not more:
             self._complete = True
-            # For an application that still listens: a stream that HEAD has ended.
+            # For an application that still listens: a stream ended by HEAD.
             self._gone.set()
             self._connection.answered(keep_alive=self._keep_alive)
 

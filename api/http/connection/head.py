@@ -1,8 +1,8 @@
-"""Reads the head of an HTTP/1.x request as RFC 9112 demands, and refuses any other.
+"""Parses the head of an HTTP/1.x request strictly by RFC 9112, and refuses any other input.
 
 One function, `read_head`, turns the bytes before the empty line into a `Head`: method, target,
-header fields, and how long the body is. An offer to upgrade is an ordinary header field here. It
-cannot end the request, so a body always belongs to the request in front of it.
+header fields and body length. An upgrade offer is an ordinary header field here. It cannot end the
+request, so a body always belongs to the request in front of it.
 """
 
 import re
@@ -23,24 +23,24 @@ __all__ = [
     "refuse_body",
 ]
 
-#: The end of the last header line, and the empty one.
+#: The end of the last header line, and the empty line.
 HEAD_ENDS: Final = b"\r\n\r\n"
 #: Proxies allow 8 to 32 KiB, so no request that comes through one is larger.
 HEAD_BYTES_MAX: Final = 32 * 1024
 #: Browsers send about 20 header fields, proxies add about 10.
 HEADERS_MAX: Final = 100
-#: Of any route; most of them take less, and refuse the rest themselves.
+#: Of any route; most routes have a smaller limit of their own.
 BODY_BYTES_MAX: Final = 256 * 1024
-#: The length of a chunked body is known at its end only.
+#: The length of a chunked body is known only at its end.
 CHUNKED: Final = -1
 
 _METHODS: Final = frozenset(
     (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS", b"TRACE")
 )
-#: HTAB, SP, VCHAR and obs-text (RFC 9110, 5.5); CR and LF appear in line ends alone.
+#: HTAB, SP, VCHAR and obs-text (RFC 9110, 5.5); CR and LF appear only in line ends.
 _TEXT: Final = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
 _LINE_ENDS: Final = [b"\r\n" * count for count in range(HEADERS_MAX + 1)]
-#: In the part of a head that has come so far: a control character, or half a line end.
+#: In a partial head: a control character, or half a line end.
 _NOT_TEXT = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)")
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]")
@@ -74,7 +74,7 @@ _names: dict[bytes, bytes] = {
     for name in _COMMON_NAMES
     for spelling in (name.encode(), name.lower().encode())
 }
-#: Header lines that were read before, and what they say: those that many requests have alike.
+#: Cache of parsed header lines, for those that many requests have in common.
 _lines: dict[bytes, tuple[bytes, bytes]] = {}
 _ALIKE: Final = frozenset(
     (
@@ -91,13 +91,13 @@ _ALIKE: Final = frozenset(
     )
 )
 _ALIKE_BYTES_MAX: Final = 256
-#: Checked values of Host.
+#: Cache of validated Host values.
 _hosts: set[bytes | None] = set()
 _CACHED_MAX: Final = 1_000
 
 
 class RequestRefused(Exception):
-    """The bytes are no request that this server takes."""
+    """The bytes are not a request that this server accepts."""
 
     def __init__(self, status: int, code: str, detail: str) -> None:
         super().__init__(detail)
@@ -110,7 +110,7 @@ class Head(msgspec.Struct):
     """A request without its body."""
 
     method: bytes
-    #: Path and query as they were sent, without scheme, authority and fragment.
+    #: Path and query as sent, without scheme, authority and fragment.
     target: bytes
     #: The minor version: 0 or 1.
     minor: int
@@ -129,24 +129,24 @@ class Head(msgspec.Struct):
 
 
 def check_start(received: bytes, checked: int) -> None:
-    """Refuse the beginning of a head as early as it is wrong.
+    """Refuse a partial head as soon as it is invalid.
 
     Args:
-        received: all of the head that has come.
-        checked: so many of its bytes were checked before.
+        received: all bytes of the head so far.
+        checked: the number of them that an earlier call checked.
 
     Raises:
-        RequestRefused: it is too large, or no head begins like this.
+        RequestRefused: it is too large, or is not the beginning of a valid head.
     """
     if _NOT_TEXT.search(received, max(0, checked - 1)) is not None:
         _refuse_head()
-    # The end that is searched for may be there but for its last byte.
+    # All of HEAD_ENDS but its last byte may have arrived.
     if len(received) >= HEAD_BYTES_MAX + len(HEAD_ENDS):
         _refuse_size()
 
 
 def read_head(head: bytes) -> Head:
-    """The request whose head this is.
+    """Parse the head of a request.
 
     Args:
         head: everything before `HEAD_ENDS`.
@@ -226,7 +226,7 @@ def _check_request_line(method: bytes, version: bytes) -> None:
 
 
 def _origin_form(target: bytes, method: bytes) -> bytes:
-    """Path and query of a target of another form (RFC 9112, 3.2)."""
+    """Path and query of a target in another form (RFC 9112, 3.2)."""
     if not target.isascii() or b"\t" in target:
         _refuse("The target has characters that a URI does not have.")
     if target == b"*" and method == b"OPTIONS":
@@ -238,7 +238,7 @@ def _origin_form(target: bytes, method: bytes) -> bytes:
             target = b"/" + target
     if target[:1] != b"/":
         _refuse("The target is neither a path nor an http URI.")
-    # A fragment is no part of a request. Proxies cut it off too.
+    # A fragment is not part of a request. Proxies remove it too.
     return target.partition(b"#")[0]
 
 
@@ -251,7 +251,7 @@ def _remember(line: bytes, header: tuple[bytes, bytes]) -> None:
 
 def _header(line: bytes) -> tuple[bytes, bytes]:
     name, colon, value = line.partition(b":")
-    # A folded line, and a space before the colon, make no token either.
+    # This refuses a folded line and a space before the colon too: neither is a token.
     if not colon or _TOKEN.fullmatch(name) is None:
         _refuse("A header line is not `name: value`.")
     lowered = _names.get(name)
@@ -280,7 +280,7 @@ def _check_host(host: bytes | None, minor: int) -> None:
 
 
 def _length(fields: dict[bytes, bytes], minor: int) -> int:
-    """How long the body is (RFC 9112, 6.3)."""
+    """The length of the body (RFC 9112, 6.3)."""
     declared = fields.get(b"content-length")
     if b"transfer-encoding" in fields:
         return _of_transfer_coding(fields[b"transfer-encoding"].lower(), minor, declared)
@@ -315,7 +315,7 @@ def refuse_body() -> NoReturn:
 
 
 def _closes(headers: list[tuple[bytes, bytes]]) -> bool:
-    """Whether a Connection header, of which there may be several, says `close`."""
+    """Whether any Connection header says `close`."""
     for name, value in headers:
         if name == b"connection" and b"close" in [
             option.strip() for option in value.lower().split(b",")

@@ -1,10 +1,10 @@
 """The HTTP/1.1 protocol of the server: one connection, one request at a time.
 
-Its input is cut into requests here, before anything else sees them. A request reaches the
-application, or the application's direct handler, only when its head was read by the rules of RFC
-9112 and its body is complete. The next request on the connection is read once the
-answer to this one is written. So a body belongs to its request, answers have the order of their
-requests, and all that a connection holds is bounded.
+The input is split into requests before any other code sees it. A request reaches the application,
+or the application's direct handler, only when its head is valid by RFC 9112 and its body is
+complete. The next request on the connection is read after the response to this one is written. So a
+body belongs to its request, responses keep the order of their requests, and the memory of a
+connection is bounded.
 """
 
 import asyncio
@@ -37,30 +37,30 @@ __all__ = ["HttpProtocol"]
 
 log = structlog.get_logger(__name__)
 
-#: A request must be complete this long after its first byte, and the first request of a connection
-#: must have begun.
+#: Deadline for a complete request after its first byte, and for the first byte of a connection's
+#: first request.
 REQUEST_SECONDS: Final = 20.0
-#: A client that does not read its answers is given up after this.
+#: A client that does not read its responses is disconnected after this.
 STALLED_SECONDS: Final = 60.0
-#: A client that has ended its side still gets the answer if it comes this soon.
+#: A client that has half-closed its side still gets a response that is ready this soon.
 HALF_CLOSED_SECONDS: Final = 5.0
-#: After a refusal, what the client still sends is read and dropped: closing at once would reset
-#: the connection, and the client would lose the refusal.
+#: After a refusal, further input is read and dropped: closing at once would reset the connection,
+#: and the client would lose the refusal.
 LINGER_SECONDS: Final = 5.0
-#: When the server ends: how long a connection that was made or used last may still send a request
-#: that was under way. It is answered, and closed with the answer.
+#: At shutdown: how long a new or recently used connection may still send a request that was in
+#: transit. It is answered, and the connection closes with the response.
 LAST_REQUEST_SECONDS: Final = 1.0
-#: Larger bodies of prepares are the application's to read.
+#: Larger bodies of prepares go to the application.
 DIRECT_BODY_BYTES_MAX: Final = 4 * 1024
-#: A connection may hold so much also where all of them together hold too much: it is enough for
-#: the requests of buyers.
+#: A connection may hold this much even when all of them together exceed their limit: it is enough
+#: for the requests of buyers.
 HELD_BYTES_SPARED: Final = 48 * 1024
 
 _refusal_lines = LogRateLimit(1)
 
 
 class HttpProtocol(asyncio.Protocol):
-    """One connection of a client."""
+    """One client connection."""
 
     transport: asyncio.Transport
 
@@ -88,26 +88,26 @@ class HttpProtocol(asyncio.Protocol):
 
         #: Received, and not yet part of an exchange.
         self._unread = b""
-        #: Counted in `connections.unread_bytes`.
+        #: This connection's share of `connections.unread_bytes`.
         self._counted = 0
-        #: A request has come in part.
+        #: A request has partly arrived.
         self._begun = False
         self._reader = RequestReader()
         self._exchange: AsgiExchange | DirectExchange | None = None
 
         self._reading_paused = False
-        #: The present request is the last one here.
+        #: The current request is the last one on this connection.
         self._last = False
         #: No further request is read.
         self._closing = False
         self._writable: asyncio.Event | None = None
-        #: When the present wait ends, by the loop's clock; None while an answer is made.
+        #: Deadline of the current wait, by the loop's clock; None while a response is pending.
         self._deadline: float | None = None
         self._waits_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
 
-    # What asyncio calls.
+    # Callbacks of asyncio.
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -148,7 +148,7 @@ class HttpProtocol(asyncio.Protocol):
             self._pause_reading()
 
     def eof_received(self) -> bool:
-        """Whether the connection stays open for an answer that is due."""
+        """Whether the connection stays open for a pending response."""
         if self._exchange is None or self._exchange.started:
             return False
         self._last = True
@@ -170,10 +170,10 @@ class HttpProtocol(asyncio.Protocol):
         else:
             self._go_on()
 
-    # What uvicorn and the other connections call.
+    # Calls from uvicorn and the other connections.
 
     def shutdown(self) -> None:
-        """End with the answer that is due; an idle connection once no request can be under way."""
+        """Close after the pending response; if idle, once no request can be in transit."""
         self._last = True
         if self._exchange is not None or self._begun or self._unread or self._closing:
             return
@@ -185,15 +185,15 @@ class HttpProtocol(asyncio.Protocol):
 
     @property
     def waits_until(self) -> float | None:
-        """Until when it may wait for its next request; None while one is being answered."""
+        """The deadline for its next request; None while one is being answered."""
         return self._deadline if self._exchange is None else None
 
     def give_way(self) -> None:
-        """Close at once: another connection needs the place."""
+        """Close at once: another connection needs the slot."""
         self._closing = True
         self.transport.abort()
 
-    # What an exchange calls.
+    # Calls from an exchange.
 
     def write(self, data: bytes) -> None:
         self.transport.write(data)
@@ -226,9 +226,9 @@ class HttpProtocol(asyncio.Protocol):
     # Reading.
 
     def _go_on(self) -> None:
-        """Read the next request, which may have come already."""
+        """Read the next request, which may have arrived already."""
         if self._unread:
-            # From the loop, so that neither the stack nor the context of this request is its own.
+            # From the loop: the next request must not inherit this one's stack or context.
             self.loop.call_soon(self._read_on, context=contextvars.Context())
             return
         if self._reading_paused:
@@ -240,7 +240,7 @@ class HttpProtocol(asyncio.Protocol):
             self._read(self._unread)
 
     def _read(self, data: bytes) -> None:
-        """Go on with the present request; `data` is all there is of it, and what is behind it."""
+        """Continue the current request; `data` is all of its unread bytes, and any after it."""
         reader = self._reader
         try:
             complete = reader.read(data)
@@ -286,13 +286,13 @@ class HttpProtocol(asyncio.Protocol):
         task.add_done_callback(self._server_state.tasks.discard)
 
     def _drop_request(self) -> None:
-        """Forget what has come of a request."""
+        """Drop the received part of a request."""
         self._keep(b"", 0)
         self._begun = False
         self._reader = RequestReader()
 
     def _keep(self, data: bytes, held: int) -> None:
-        """Hold on to what belongs to this request, or to those after it."""
+        """Keep bytes of this request, or of those after it."""
         self._unread = data
         connections.unread_bytes += held - self._counted
         self._counted = held
@@ -310,7 +310,7 @@ class HttpProtocol(asyncio.Protocol):
             self._reading_paused = False
             self.transport.resume_reading()
 
-    # Ends.
+    # Closing.
 
     def _refuse(self, refusal: RequestRefused) -> None:
         head = self._reader.head
@@ -321,7 +321,7 @@ class HttpProtocol(asyncio.Protocol):
         self._linger()
 
     def _refuse_connection(self) -> None:
-        """There are too many connections; the log has it from `connections`."""
+        """Refuse at the connection limit; `connections` logs it."""
         HTTP_REFUSALS.labels("unavailable").inc()
         self._closing = True
         detail = "The server has too many connections."
@@ -343,13 +343,13 @@ class HttpProtocol(asyncio.Protocol):
             log.info("request_refused", code=code, detail=detail, client=client, left_out=left_out)
 
     def _close(self) -> None:
-        """Close after what was written."""
+        """Close after the pending writes."""
         if self._reading_paused and not self._closing:
             self._linger()
             return
         self._closing = True
         self.transport.close()
-        # Against a client that reads none of it.
+        # Against a client that reads nothing.
         self._wait(STALLED_SECONDS)
 
     def _linger(self) -> None:
@@ -364,7 +364,7 @@ class HttpProtocol(asyncio.Protocol):
         self._waits_since = now = self.loop.time()
         self._deadline = deadline = now + seconds
         if self._timer is not None:
-            # It looks at the deadline when it fires, so only a later one is set anew.
+            # The timer reads the deadline when it fires, so only an earlier deadline resets it.
             if self._timer_at <= deadline:
                 return
             self._timer.cancel()

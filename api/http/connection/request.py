@@ -1,4 +1,4 @@
-"""Puts one request together from the bytes of a connection, however they are segmented."""
+"""Assembles one request from the bytes of a connection, however they are segmented."""
 
 from typing import Final
 
@@ -14,45 +14,45 @@ from api.http.connection.head import (
 
 __all__ = ["Complete", "RequestReader"]
 
-#: Empty lines in front of a request, which old clients send behind a body.
+#: Empty lines before a request, which old clients send after a body.
 EMPTY_LINES_MAX: Final = 4
 
-#: Head, body, and what is behind them.
+#: Head, body, and the bytes after them.
 Complete = tuple[Head, bytes, bytes]
 
 
 class RequestReader:
-    """What has come of one request."""
+    """The received part of one request."""
 
     def __init__(self) -> None:
-        #: Once it has come, while the body has not.
+        #: Set once it has arrived, while the body has not.
         self.head: Head | None = None
-        #: Received, and to be given again together with what comes next.
+        #: Received, and to be passed again together with the next bytes.
         self.kept = b""
         self._chunks: ChunkedBody | None = None
-        #: So many of the kept bytes have been searched for the end of a head.
+        #: The number of kept bytes already searched for the end of a head.
         self._searched = 0
         self._empty_lines = 0
         self._continued = False
 
     @property
     def has_begun(self) -> bool:
-        """Whether anything of it has come; an empty line in front of it is nothing."""
+        """Whether any byte of it has arrived; empty lines before it do not count."""
         return bool(self.kept) or self.head is not None
 
     @property
     def held_bytes(self) -> int:
-        """How much memory it takes."""
+        """The memory that it takes."""
         return len(self.kept) + (0 if self._chunks is None else len(self._chunks.body))
 
     def read(self, data: bytes) -> Complete | None:
-        """The request, or None where it is not complete.
+        """The request, or None if it is incomplete.
 
         Args:
-            data: what was kept, and what has come.
+            data: the kept bytes and the new ones.
 
         Raises:
-            RequestRefused: it never becomes one.
+            RequestRefused: it is not a valid request.
         """
         head = self.head
         if head is None:
@@ -62,7 +62,7 @@ class RequestReader:
             head = read_head(data[:end])
             end += 4
             if head.length == len(data) - end:
-                # As most are: complete, and alone.
+                # The common case: complete, and not pipelined.
                 return head, data[end:], b""
             data = data[end:]
             if head.length == CHUNKED:
@@ -71,7 +71,7 @@ class RequestReader:
             rest = self._chunks.feed(data)
             if rest is not None:
                 return head, bytes(self._chunks.body), rest
-            # The decoder holds what it has taken.
+            # The decoder holds the bytes that it has taken.
             self.kept = b""
         elif len(data) >= head.length:
             return head, data[: head.length], data[head.length :]
@@ -81,14 +81,14 @@ class RequestReader:
         return None
 
     def must_continue(self) -> bool:
-        """Whether the client waits to be told that it may send the body; true once."""
+        """Whether the client waits for `100 Continue`; true once."""
         if self.head is None or self._continued or self.held_bytes:
             return False
         self._continued = True
         return self.head.expects_continue
 
     def _search_on(self, data: bytes) -> Complete | None:
-        """There is only the beginning of a head yet, or an empty line before it."""
+        """Handle a partial head, or an empty line before it."""
         if data[:2] == b"\r\n":
             self._empty_lines += 1
             self._searched = 0

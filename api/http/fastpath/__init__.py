@@ -1,1 +1,1 @@
-"""Prepare without the framework in between."""
+"""The fast path of prepare, without the framework."""

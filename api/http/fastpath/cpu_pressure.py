@@ -1,4 +1,4 @@
-"""How far the processor is what everything waits for."""
+"""CPU saturation of this process and of the host."""
 
 import time
 from pathlib import Path
@@ -6,16 +6,16 @@ from typing import Final
 
 __all__ = ["CpuPressure"]
 
-#: This process is one thread of Python: more of a core than this is all of it.
+#: This process is one Python thread: above this share of a core it is saturated.
 SHARE_MAX: Final = 0.9
-#: Of the whole machine: what else runs there may be what this process waits for, Redis above all.
-#: Two cores on which everything waits for the processor were seen to be idle for up to 0.12, the
-#: waits for their disk included; where the disk alone is waited for, for 0.17 to 0.4. Between the
-#: two time is short by degrees: at one limit a busy machine would be called full in every other
-#: look, and its crowd would wait as if it were.
+#: Idle share of the whole host, where this process waits for others too, above all for Redis. Two
+#: cores with every task waiting for the CPU were measured up to 0.12 idle, waits for their disk
+#: included; with tasks waiting only for the disk, 0.17 to 0.4. In between the shortage is graded:
+#: with one threshold a busy host would count as saturated in every other sample, and its requests
+#: would wait accordingly.
 IDLE_NONE: Final = 0.12
 IDLE_ENOUGH: Final = 0.18
-#: How long a time is looked at.
+#: Length of a sample.
 LOOK_SECONDS: Final = 0.5
 #: Ticks of all cores since the start: user, nice, system, idle, iowait, ... (proc(5)). Only Linux.
 STAT: Final = Path("/proc/stat")
@@ -23,22 +23,22 @@ IDLE: Final = slice(3, 5)
 
 
 class CpuPressure:
-    """Looks at most twice a second; between that it says what it saw last."""
+    """Samples at most twice a second; in between it returns the last result."""
 
     def __init__(self, stat: Path = STAT) -> None:
-        """`stat` is read for the whole machine, where there is such a file."""
+        """`stat` covers the whole host, where such a file exists."""
         self._stat = stat if stat.exists() else None
         self._seen = self._look()
         self._shortage = 0.0
 
     def shortage(self) -> float:
-        """How short time is: 1 where this process or the machine has none left, 0 with enough."""
+        """CPU shortage: 1 if this process or the host has no time left, 0 if there is enough."""
         then, used_then, total_then, idle_then = self._seen
         if time.monotonic() - then > LOOK_SECONDS:
             try:
                 now, used, total, idle = self._seen = self._look()
             except OSError:
-                # A crowd may have taken the last file descriptor. What was seen stands.
+                # A surge may have taken the last file descriptor: keep the last result.
                 return self._shortage
             all_of_a_core = used - used_then > SHARE_MAX * (now - then)
             ticks = total - total_then
@@ -48,7 +48,7 @@ class CpuPressure:
         return self._shortage
 
     def _look(self) -> tuple[float, float, int, int]:
-        """Seconds by the clock and by this process; ticks of the machine, and idle ones."""
+        """Wall and CPU seconds of this process; total and idle ticks of the host."""
         now, used = time.monotonic(), time.process_time()
         if self._stat is None:
             return now, used, 0, 0

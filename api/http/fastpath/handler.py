@@ -1,8 +1,8 @@
-"""Prepare's short way: a complete request becomes its answer without the framework in between.
+"""Fast path of prepare: a complete request is answered without the framework.
 
-It takes only what is beyond doubt: a known sale, a good token, a body and a key that fit. All else,
-refusals of those included, it leaves to the route (`api.http.routes.reservations`) untouched, so
-that each rule of HTTP stands in one place. What it takes it answers byte for byte as the route does
+It takes only unambiguous requests: a known sale, a valid token, a body and a key that fit. All
+others, refusals of these included, go to the route (`api.http.routes.reservations`) untouched, so
+that each rule of HTTP is in one place. Its responses equal the route's byte for byte
 (tests/http/test_fastpath_equivalence.py).
 """
 
@@ -42,7 +42,7 @@ __all__ = ["Asked", "FastPrepareHandler"]
 
 
 class Asked(RejectedRequest, Protocol):
-    """A complete request that waits for its answer, once: a status and, as one, all behind it."""
+    """A complete request that waits for its only response: a status, and all bytes after it."""
 
     def answer(self, status: int, message: bytes) -> None:
         """Answer it in this turn of the loop."""
@@ -54,9 +54,9 @@ _SUFFIX: Final = b"/reservations"
 _IDEMPOTENCY_KEY = re.compile(IDEMPOTENCY_KEY)
 _OPERATION: Final = "prepareReservation"
 _CREATED: Final = 201
-#: Bodies, answers and refusals that are kept to be used again: those of a moment are alike.
+#: Cached bodies, responses and refusals: those of a moment are alike.
 _KEPT_MAX: Final = 256
-#: Stands for a request's id where a refusal is made ready; drawn anew by each process.
+#: Placeholder of the request id in a prepared refusal; drawn anew by each process.
 _INSTANCE: Final = secrets.token_hex(16)
 
 K = TypeVar("K")
@@ -64,16 +64,16 @@ V = TypeVar("V")
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """A refusal that is told more than once, cut where the request's id stands."""
+    """A reusable refusal, split at the request id."""
 
     status: int
-    #: The header lines but those of other origins and of the request's id.
+    #: The header lines except those for CORS and the request id.
     lines: bytes
     between: bytes
     after: bytes
 
     def message(self, cors: bytes, its_id: str) -> bytes:
-        """The answer with this id in it."""
+        """The response with this request id."""
         named = its_id.encode()
         return b"".join((self.lines, cors, _ID_LINE, named, self.between, named, self.after))
 
@@ -90,7 +90,7 @@ _ID_LINE: Final = b"x-request-id: "
 
 
 class FastPrepareHandler:
-    """Answers the prepares that are beyond doubt."""
+    """Answers the unambiguous prepares."""
 
     def __init__(self, api: ApiContext, cors: CORSConfig | None) -> None:
         self._api = api
@@ -104,28 +104,28 @@ class FastPrepareHandler:
         self._answer = msgspec.json.Encoder()
         self._cors = cors
         self._cors_lines: dict[bytes, bytes] = {}
-        #: Of an answer to no other origin: a cache must keep those apart.
+        #: For a response without an origin: a cache must keep those apart.
         self._no_origin = b"vary: Origin\r\n" if cors else b""
         #: By sale, its epoch, the version of its settings, whether admitted, and body.
         self._wishes: dict[tuple[str, str, int, bool, bytes], Wish] = {}
-        #: By what makes a form; None where there was one answer only so far.
+        #: By the fields that select a template; None after a single response so far.
         self._forms: dict[tuple[Any, ...], ResponseTemplate | None] = {}
         self._alike: dict[SharedFields, BatchTemplate] = {}
-        #: By the refusal and how long the request's id is.
+        #: By the refusal and the length of the request id.
         self._refusals: dict[tuple[Exception, int], Refusal] = {}
-        # Where answers have other members than a form knows, the start fails and not each answer.
+        # If responses have members that the template lacks, start-up fails, not each response.
         ResponseTemplate(api, ANY_RESERVATION, epoch="")
 
     @staticmethod
     def may_take(method: bytes, url: bytes) -> bool:
-        """Whether this is a prepare at all, as far as the request line tells."""
+        """Whether the request line is that of a prepare."""
         return method == b"POST" and url.startswith(_PREFIX) and url.endswith(_SUFFIX)
 
     def take(self, head: Head, body: bytes, asked: Asked) -> bool:
-        """Answer a complete request, now or later; False where the route must do it.
+        """Answer a complete request, now or later; False leaves it to the route.
 
         Args:
-            head: of a request that `may_take` liked.
+            head: of a request that `may_take` accepted.
             body: the whole of it.
             asked: answered once, if this returns True.
         """
@@ -138,7 +138,7 @@ class FastPrepareHandler:
         its_id = request_id(fields.get(b"x-request-id", b""))
         turned_away = self._turned_away(known)
         if turned_away is not None:
-            # Before the work that makes others wait longer: it is the same for good and bad.
+            # Before any work that delays others: the refusal is the same for good and bad requests.
             self._turn_away(turned_away, began, its_id, cors, asked)
             return True
         try:
@@ -166,7 +166,7 @@ class FastPrepareHandler:
     def _turn_away(
         self, refusal: ReservationError, began: float, its_id: str, cors: bytes, asked: Asked
     ) -> None:
-        """Answer without asking anybody, and without holding up those who are let in."""
+        """Answer without any I/O, and without delaying the admitted requests."""
         status, message = self.refused(refusal, cors, its_id)
         span = None if tracing.tracer is None else tracing.tracer.request(its_id)
 
@@ -182,7 +182,7 @@ class FastPrepareHandler:
         return None if token is None else self._api.buyers.at_once(token)
 
     def _wish(self, known: CachedSale, buyer_id: str, body: bytes, admission: bytes | None) -> Wish:
-        """What the body asks for; most are alike, and are read once."""
+        """The wish in the body; most bodies are alike, and are parsed once."""
         shown = None if admission is None else admission.decode("latin-1")
         admitted = is_admitted(self._api, known, buyer_id, shown)
         key = (known.sale.sale_id, known.epoch, known.sale.version, admitted, body)
@@ -193,7 +193,7 @@ class FastPrepareHandler:
         return wish
 
     def _cors_of(self, fields: dict[bytes, bytes]) -> bytes | None:
-        """What a browser of another origin must be told; None where only the framework knows."""
+        """The CORS headers for the request's origin; None if only the framework can decide."""
         origin = fields.get(b"origin")
         if origin is None or self._cors is None:
             return b""
@@ -203,24 +203,24 @@ class FastPrepareHandler:
         return found
 
     def too_fast(self, buyer_id: str) -> RateLimited | None:
-        """Count one call of this buyer; the refusal where it is faster than the prepare rate."""
+        """Count one call of this buyer; the refusal if it exceeds the prepare rate."""
         wait = 0.0 if self._prepares is None else self._prepares.wait(buyer_id, self._monotonic())
         return RateLimited(retryAfter=max(1, math.ceil(wait))) if wait else None
 
     def may_be_replay(self, buyer_id: str) -> bool:
-        """Whether the route may look up if a call that is too fast repeats a key that holds."""
+        """Whether the route may look up if a rate-limited call is a replay of a key."""
         replays = self._api.replays
         return replays is not None and replays.is_free(buyer_id, self._monotonic())
 
     def begin(self, known: CachedSale, buyer_id: str, key: str, wish: Wish, done: Done) -> None:
-        """Hand the wish to the queue; raises what can be refused without Redis."""
+        """Queue the wish; raises the refusals that need no Redis."""
         self._api.service.preparation.begin(known, buyer_id, key, wish, done)
 
     def made(self, made: HoldCreated, epoch: str) -> bytes:
-        """A reservation that was just made, on the wire."""
+        """The body for a reservation that was just made."""
         alike = made.alike
         if self._now_ms() >= alike.reservation.expires_at_ms:
-            # It took longer than the hold: the answer tells that it is over.
+            # The call took longer than the hold: the body must show that the hold has ended.
             return self.found(Prepared(made.reservation(), epoch, replayed=False))
         answers = self._alike.get(alike)
         if answers is None:
@@ -232,7 +232,7 @@ class FastPrepareHandler:
         return answers.of(made)
 
     def _form(self, alike: Reservation, epoch: str) -> ResponseTemplate | None:
-        """Of the answers to this wish, in this call and the next; None for the first of them."""
+        """The template for this wish, in this call and later ones; None for its first response."""
         key = (
             alike.sale_id,
             epoch,
@@ -243,7 +243,7 @@ class FastPrepareHandler:
             alike.order_name,
         )
         if key not in self._forms:
-            # A form costs as much as some answers, and may be for this one alone.
+            # A template costs as much as some responses, and may serve only this one.
             _keep(self._forms, key, None)
             return None
         form = self._forms[key]
@@ -252,13 +252,13 @@ class FastPrepareHandler:
         return form
 
     def found(self, prepared: Prepared) -> bytes:
-        """A reservation on the wire, however it came about."""
+        """The body for a reservation, new or replayed."""
         return self._answer.encode(answer_of(self._api, prepared))
 
     def refused(self, outcome: Exception, cors: bytes, its_id: str) -> tuple[int, bytes]:
         """Status and message of a refusal, or of a bug."""
         if not isinstance(outcome, ReservationError) or outcome.__traceback__ is not None:
-            # One that was raised is for one caller alone, and holds on to its connection.
+            # A raised one belongs to a single caller, and its traceback references the connection.
             refusal = _refusal(outcome, len(its_id))
         else:
             key = outcome, len(its_id)
@@ -270,7 +270,7 @@ class FastPrepareHandler:
 
 
 class FastPrepareRequest:
-    """One prepare on its short way."""
+    """One prepare on the fast path."""
 
     __slots__ = ("_asked", "_began", "_cors", "_id", "_known", "_path", "_span")
 
@@ -327,7 +327,7 @@ class FastPrepareRequest:
         return self._path.refused(outcome, self._cors, self._id)
 
     def _message(self, lines: bytes, content: bytes) -> bytes:
-        """A whole answer; `lines` are the header lines that others of its kind have too."""
+        """A whole response; `lines` are the header lines shared by responses of its kind."""
         return b"%bcontent-length: %d\r\n%bx-request-id: %b\r\n\r\n%b" % (
             lines,
             len(content),
@@ -338,7 +338,7 @@ class FastPrepareRequest:
 
 
 def _refusal(outcome: Exception, id_length: int) -> Refusal:
-    """A refusal, or a bug, to be told under ids of this length."""
+    """A reusable refusal or bug, for request ids of this length."""
     status, content, headers = refusal_at_prepare(outcome, _INSTANCE)
     before, _, after = content.partition(_INSTANCE.encode())
     length = {"Content-Length": str(len(before) + id_length + len(after))}
@@ -347,7 +347,7 @@ def _refusal(outcome: Exception, id_length: int) -> Refusal:
 
 
 def _keep(kept: dict[K, V], key: K, value: V) -> None:
-    """Remember one more; too many are let go together, for none is worth much."""
+    """Add to a cache; a full one is cleared as a whole, since no entry is worth much."""
     if len(kept) >= _KEPT_MAX:
         kept.clear()
     kept[key] = value

@@ -1,8 +1,7 @@
-"""Tells newcomers that it is "not now", a few at a time: those who were let in come first.
+"""Load shedding: rejects excess prepares at a bounded rate so that admitted requests keep the CPU.
 
-A refusal costs about half a hold, and whoever is told sends again at once. So the shorter
-the processor's time, the smaller the share of it that refusals get; where there is enough, all are
-told.
+A refusal costs about half a hold, and a refused client retries at once. So the higher the CPU
+pressure, the smaller the share of it that refusals get; without pressure, all are sent at once.
 """
 
 import asyncio
@@ -12,52 +11,52 @@ from typing import Final, Protocol
 
 __all__ = ["LoadShedder", "RejectedRequest"]
 
-#: Told in one turn of the loop. Whoever is told sends again, so this bounds what a turn reads as
-#: well, and with that how long all else waits: a call to Redis is sent and read once a turn.
-#: Without it thousands of refusals made a turn of a tenth of a second, and nine holds of ten were
-#: lost to them. Told one by one each costs twice as much.
+#: Refusals sent in one turn of the loop. A refused client retries, so this also bounds the reads of
+#: a turn, and with them the latency of everything else: a call to Redis is sent and read once a
+#: turn. Without this bound thousands of refusals made a turn of a tenth of a second, and nine holds
+#: of ten were lost to them. Sent one by one each costs twice as much.
 TOLD_A_TURN: Final = 24
-#: From one such turn to the next while the processor is full, and less where its time is only
-#: getting short: 24 take about a millisecond. Without this pause refusals took a third of the time,
-#: and of the holds four in ten were lost.
+#: Pause between such turns while the CPU is saturated, and less under lower pressure: 24 take about
+#: a millisecond. Without this pause refusals took a third of the time, and four holds in ten were
+#: lost.
 PAUSE_SECONDS: Final = 0.01
-#: One of so many is the one who has waited longest, the others have just come: where more come
-#: than can be told, most are told in milliseconds, and nobody waits for ever. In the order of
-#: arrival all would wait for as long as the line is.
+#: One refusal in so many goes to the oldest request, the others to the newest: when more arrive
+#: than can be refused, most get their refusal in milliseconds, and none waits for ever. In order of
+#: arrival all would wait for the length of the queue.
 ONE_OF_THE_FIRST_IN: Final = 8
 
 
 class RejectedRequest(Protocol):
-    """A request that is turned away."""
+    """A request that is refused under load."""
 
     disconnected: bool
 
     def write(self, status: int, message: bytes) -> None:
-        """Answer now, once; nothing where nobody is there any more."""
+        """Answer now, once; does nothing if the client has disconnected."""
         ...
 
 
 class LoadShedder:
-    """Those who are to be told."""
+    """Queue of requests to refuse."""
 
     def __init__(self, shortage: Callable[[], float]) -> None:
-        """`shortage` says how short the processor's time is: from 0 to 1, which is none left."""
+        """`shortage` returns the CPU shortage: 0 for none, 1 for no time left."""
         self._shortage = shortage
         self._waiting: deque[tuple[RejectedRequest, int, bytes, Callable[[], None]]] = deque()
-        #: Whether the next turn is planned.
+        #: Whether the next turn is scheduled.
         self._planned = False
 
     def add(
         self, asked: RejectedRequest, status: int, message: bytes, told: Callable[[], None]
     ) -> None:
-        """Answer it in its turn; `told` is called once it is answered or known to have gone."""
+        """Queue a refusal; the callback runs once it is sent or its client has disconnected."""
         self._waiting.append((asked, status, message, told))
         if not self._planned:
             self._planned = True
             asyncio.get_running_loop().call_soon(self._tell)
 
     def _tell(self) -> None:
-        """One turn's; it goes on also where one of them breaks, for others wait."""
+        """Send one turn's refusals; an exception in one of them does not stop the others."""
         self._planned = False
         if not self._waiting:
             return
@@ -67,7 +66,7 @@ class LoadShedder:
                 last = written % ONE_OF_THE_FIRST_IN
                 taken = self._waiting.pop() if last else self._waiting.popleft()
                 asked, status, message, told = taken
-                # Who gave up waiting takes nobody's turn.
+                # A disconnected request does not use up a slot of the turn.
                 written += not asked.disconnected
                 asked.write(status, message)
                 told()
@@ -75,7 +74,7 @@ class LoadShedder:
             self._plan()
 
     def _plan(self) -> None:
-        # Busy, also with nobody left: the next who comes must not be told before the pause.
+        # Planned even with an empty queue: the next refusal must wait for the pause.
         if shortage := self._shortage():
             self._planned = True
             asyncio.get_running_loop().call_later(shortage * PAUSE_SECONDS, self._tell)

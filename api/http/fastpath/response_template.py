@@ -1,10 +1,10 @@
-"""The answers to holds that one call took alike: encoded once, then filled in for each of them.
+"""Pre-encoded response bodies for a batch of identical prepares.
 
-They are cut out of an answer as the route makes it, with marks in place of what each has of its
-own. So there is one place that says what an answer looks like, and none of these can differ.
+They are cut out of a response as the route makes it, with marks in place of the individual members.
+So the route alone defines the form of a response, and none of these can differ.
 
-    AnswerForm     what orders of one wish share, whenever they were made
-    AnswersAlike   what those share that one call made: their times as well
+    ResponseTemplate  members shared by all orders of one wish
+    BatchTemplate     members shared by the orders of one call: their times as well
 """
 
 import re
@@ -25,7 +25,7 @@ from reservation.domain.tokens import Purpose
 
 __all__ = ["ANY_RESERVATION", "BatchTemplate", "ResponseTemplate"]
 
-#: Signs a token of an order, its buyer's customer key and the number of its event.
+#: Signs a token from the order id, the buyer's customer key and the number of its event.
 Sign = Callable[[str, str, int], bytes]
 
 
@@ -33,7 +33,7 @@ def _mark() -> str:
     return secrets.token_hex(16)
 
 
-#: Drawn anew by each process: nothing that a shop or a buyer wrote is like that.
+#: Drawn anew by each process: no text of a shop or a buyer can equal them.
 _ORDER: Final = _mark()
 _CREATED: Final = _mark()
 _UPDATED: Final = _mark()
@@ -44,7 +44,7 @@ _RETURN: Final = _mark()
 _MARKS: Final = re.compile(
     f"({_ORDER}|{_CREATED}|{_UPDATED}|{_EXPIRES}|{_TOKEN}|{_CUSTOMER}|{_RETURN})".encode()
 )
-#: In the order in which an answer has them; the way back stands in two addresses.
+#: In the order of the response; the return token is in two URLs.
 _PLACES: Final = [
     mark.encode()
     for mark in (_ORDER, _CREATED, _UPDATED, _EXPIRES, _TOKEN, _CUSTOMER, _RETURN, _RETURN)
@@ -52,7 +52,7 @@ _PLACES: Final = [
 
 _ENCODER: Final = msgspec.json.Encoder()
 
-#: What a form can be tried with.
+#: A reservation to test the template with.
 ANY_RESERVATION: Final = Reservation(
     order_id="",
     sale_id="sale",
@@ -70,7 +70,7 @@ ANY_RESERVATION: Final = Reservation(
 
 
 class ResponseTemplate:
-    """Answers to one wish while the payment has not begun.
+    """Responses to one wish while the payment has not begun.
 
     Args:
         api: the application's context.
@@ -97,7 +97,7 @@ class ResponseTemplate:
         self._rest = parts[10::2]
 
     def of_call(self, alike: Reservation) -> "BatchTemplate":
-        """The answers to those that one call made.
+        """The responses to the reservations of one call.
 
         Args:
             alike: any of them, but for the ids and the number.
@@ -117,13 +117,13 @@ class ResponseTemplate:
 
 
 class BatchTemplate:
-    """Answers to the holds of one call.
+    """Responses to the holds of one call.
 
     Args:
-        parts: what stands before, between and after the places that each fills by itself.
+        parts: the fixed text before, between and after the individual members.
         customer_key: the PG's name for a buyer.
-        sign: makes the token of one.
-        sign_return: makes the token that it comes back with from the payment page.
+        sign: makes the reservation token.
+        sign_return: makes the return token from the payment page.
     """
 
     __slots__ = ("_customer_key", "_parts", "_sign", "_sign_return")
@@ -141,7 +141,7 @@ class BatchTemplate:
         self._sign_return = sign_return
 
     def of(self, made: HoldCreated) -> bytes:
-        """The answer to one of them."""
+        """The response to one of them."""
         order_id, seq = made.basket.order_id, made.seq
         customer_key = self._customer_key(made.basket.buyer_id)
         token = self._sign(order_id, customer_key, seq)

@@ -64,7 +64,7 @@ _COMMON = (MalformedRequest, Unauthenticated, Forbidden, Unavailable)
 
 
 def valid_sale_id(connection: Connection, _: BaseRouteHandler) -> None:
-    """Guard: an id that can be a sale's, before it becomes part of a key."""
+    """Guard: a well-formed sale id, before it becomes part of a key."""
     sale_id = connection.path_params.get("sale_id")
     if sale_id is not None and _SALE_ID.fullmatch(sale_id) is None:
         raise SaleNotFound
@@ -145,7 +145,7 @@ class AdminController(Controller):
         data: JSONBody[RestockRequest],
         idempotency_key: IdempotencyKey,
     ) -> Response[SaleAnswer]:
-        """Add units of an item, or withdraw units that nobody holds."""
+        """Add units of an item, or withdraw available units."""
         api = api_of(request)
         if data.delta == 0:
             raise MalformedRequest("delta must not be 0.")
@@ -216,7 +216,7 @@ class AdminController(Controller):
     async def why(
         self, request: Request[Any, Any, Any], sale_id: FromPath[str], sku: FromPath[str]
     ) -> SkuWhyAnswer:
-        """Who holds an item's units, since when, and what comes back next."""
+        """The holders of an item's units, since when, and the next deadlines."""
         return SkuWhyAnswer.of(await api_of(request).service.explain.item(sale_id, sku))
 
     @get("/orders", operation_id="listOrders", responses=documented(*_COMMON))
@@ -250,7 +250,7 @@ class AdminController(Controller):
     async def order(
         self, request: Request[Any, Any, Any], order_id: FromPath[str]
     ) -> OrderHistoryAnswer:
-        """One order with everything that happened to it."""
+        """One order with its whole history."""
         return await _order_with_history(request, order_id)
 
 
@@ -313,7 +313,7 @@ async def _order_with_history(request: Request[Any, Any, Any], order_id: str) ->
         raise ReservationNotFound("SQL has no such order (yet).")
     service = api_of(request).service
     history = [_entry(entry) for entry in await ledger.history(order_id)]
-    # Redis is ahead of SQL: what comes next depends on where the order is now.
+    # Redis is ahead of SQL: the next step depends on the order's current state.
     now = await service.queries.find(order_id) or as_reservation(row)
     account = await service.queries.deposit_account(now)
     payment, refund = await ledger.payment_of(order_id), await ledger.refund_of(order_id)
@@ -338,7 +338,7 @@ def _entry(row: HistoryRow) -> HistoryEntry:
 
 
 def _without_keys(facts: Any) -> Any:
-    """Payment keys by their last four, secrets not at all, at any depth."""
+    """Payment keys reduced to their last four characters, secrets removed, at any depth."""
     if isinstance(facts, dict):
         members = cast("dict[str, Any]", facts)
         return {

@@ -1,4 +1,4 @@
-"""The audit's answer over HTTP: a long audit sends white space, so that no proxy gives it up."""
+"""HTTP response of an audit: a long audit sends white space, so that no proxy times it out."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine
@@ -18,21 +18,21 @@ __all__ = ["audit_answer"]
 
 log = structlog.get_logger(__name__)
 
-#: An audit that takes longer begins its answer; common proxies give a silent one up after 30 s.
+#: A longer audit begins its response early; common proxies time out a silent one after 30 s.
 SILENT_SECONDS_MAX: Final = 10.0
-#: JSON allows it in front of a document.
+#: JSON allows white space before a document.
 _WHITE: Final = b"\n"
 
 
 async def audit_answer(audit: Coroutine[Any, Any, AuditReport], *, now_ms: int) -> AuditAnswer:
-    """The report; as a stream where it takes long, with its status 200 sent before its end.
+    """The report; a slow one as a stream, with its status 200 sent before the audit ends.
 
     Args:
         audit: the work; it is cancelled with the request.
-        now_ms: what a report that broke off says it was checked at.
+        now_ms: the time in the report of a failed audit.
 
     Raises:
-        ReservationError: what the audit raises within the first seconds.
+        ReservationError: raised by the audit within the first seconds.
     """
     work = asyncio.create_task(audit)
     try:
@@ -42,7 +42,7 @@ async def audit_answer(audit: Coroutine[Any, Any, AuditReport], *, now_ms: int) 
         raise
     if work.done():
         return AuditAnswer.of(work.result())
-    # The framework takes a response for what a handler returns.
+    # The framework accepts a response as the return value of a handler.
     return cast("AuditAnswer", Stream(_stream(work, now_ms), media_type="application/json"))
 
 
@@ -54,7 +54,7 @@ async def _stream(work: asyncio.Task[AuditReport], now_ms: int) -> AsyncGenerato
         try:
             answer = AuditAnswer.of(work.result())
         except (ReservationError, StoreUnavailable, StoreUncertain, OSError) as error:
-            # The status is sent: only the report can still say it.
+            # The status is sent: only the report can still carry the error.
             log.warning("audit_broke_off", reason=str(error))
             answer = _broken_off(error, now_ms)
         yield msgspec.json.encode(answer)

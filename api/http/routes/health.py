@@ -1,4 +1,4 @@
-"""Whether the process lives, whether the service can work, and what it has counted."""
+"""Health checks (live and ready), metrics, and guest sign-in."""
 
 import asyncio
 from typing import Any, Final
@@ -35,7 +35,7 @@ CHECK_SECONDS: Final = 2.0
 async def requires_operator_in_production(
     connection: Connection, handler: BaseRouteHandler
 ) -> None:
-    """Guard: in development anyone may look, elsewhere the operator's key or 401 and 403."""
+    """Guard: open in development, elsewhere the operator's key or 401 and 403."""
     if api_of(connection).service.settings.production:
         await requires_operator(connection, handler)
 
@@ -47,7 +47,7 @@ class HealthController(Controller):
 
     @get("/health/live", operation_id="live")
     async def live(self) -> HealthAnswer:
-        """The process answers; nothing else is asked."""
+        """The process responds; nothing else is checked."""
         return HealthAnswer(status="ok")
 
     @get(
@@ -56,12 +56,12 @@ class HealthController(Controller):
         responses={503: answers(HealthAnswer, "With what is missing, by name.")},
     )
     async def ready(self, request: Request[Any, Any, Any]) -> Response[HealthAnswer]:
-        """200 where holds can be taken and paid for, else 503 with what is missing by name."""
+        """200 if holds can be taken and paid for, else 503 with the missing parts by name."""
         service = api_of(request).service
         found, sql = await asyncio.gather(_redis(service), _sql(service))
         gaps = dict(service.redis_monitor.gaps)
         missing = [*found.missing, *sql]
-        # It answers again, and what waits for it goes on with the watch's next look.
+        # Redis answers again, and work that waits for it resumes at the monitor's next check.
         away = service.redis_monitor.away
         if away and not any(name.startswith(away) for name in missing):
             missing.append(away)
@@ -104,7 +104,7 @@ class HealthController(Controller):
 
 
 class GuestController(Controller):
-    """Buyers who need no account."""
+    """Buyers without an account."""
 
     tags = ("Guests",)
 
@@ -129,8 +129,8 @@ class GuestController(Controller):
 async def _redis(service: Service) -> Findings:
     try:
         async with asyncio.timeout(CHECK_SECONDS):
-            # A look of a moment ago would not tell that the server has gone since. Whether it was
-            # compared with SQL is another row.
+            # The last check would not show that the server has gone since. The comparison with
+            # SQL is a separate row.
             await service.connections.unguarded().command("PING")
             return await service.readiness.recent()
     except (StoreUnavailable, StoreUncertain, TimeoutError):

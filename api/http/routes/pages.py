@@ -1,4 +1,4 @@
-"""The pages that the service itself shows: storefront, API docs, and the one that waits."""
+"""The HTML pages of the service: storefront, console, API docs, and the page that reloads."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 STATIC: Final = Path(__file__).resolve().parents[1] / "static"
-#: Everything comes from here; scripts are never inline. `img-src data:` is for one-pixel icons.
+#: Everything comes from this origin; scripts are never inline. `img-src data:` is for icons.
 _CSP: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -40,13 +40,13 @@ _HEADERS: Final = {
     "Cross-Origin-Opener-Policy": "same-origin-allow-popups",
     "Cache-Control": "no-cache",
 }
-#: Swagger UI sets styles of its own on elements, and draws its icons from data addresses.
+#: Swagger UI sets inline styles on elements, and draws its icons from data URLs.
 _DOCS_HEADERS: Final = {
     **_HEADERS,
     "Content-Security-Policy": _CSP.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'"),
 }
-#: The sale's page where the PG's own script opens the payment: the script's frames, pictures and
-#: styles come from the PG, and nothing from anywhere else runs.
+#: The sale's page where the PG's own script opens the payment: its frames, images and styles come
+#: from the PG, and nothing from any other origin runs.
 SDK_HEADERS: Final = {
     **_HEADERS,
     "Content-Security-Policy": (
@@ -56,11 +56,11 @@ SDK_HEADERS: Final = {
         "form-action 'self' https://*.tosspayments.com; base-uri 'none'; frame-ancestors 'none'"
     ),
 }
-#: Our scripts import each other by names without a version: after an upgrade none may be old.
+#: Our scripts import each other by unversioned names: after an upgrade none may be stale.
 _ALWAYS_ASK: Final = CacheControlHeader(no_cache=True)
-#: Swagger UI is large and changes with its package alone.
+#: Swagger UI is large and changes only with its package.
 _AN_HOUR: Final = CacheControlHeader(max_age=3_600)
-#: How soon the waiting page loads itself again.
+#: Reload interval of the waiting page.
 WAIT_SECONDS: Final = 2
 
 
@@ -74,7 +74,7 @@ def _page(name: str, headers: dict[str, str] = _HEADERS) -> File:
 
 
 class PageController(Controller):
-    """HTML pages; what they show they fetch from the API."""
+    """HTML pages; they fetch their data from the API."""
 
     include_in_schema = False
 
@@ -86,13 +86,13 @@ class PageController(Controller):
     @get("/sales/{sale_id:str}")
     async def sale(self, request: Request[Any, Any, Any], sale_id: FromPath[str]) -> File:
         """One sale."""
-        del sale_id  # The page reads it from its own address.
+        del sale_id  # The page reads it from its own URL.
         by_address = bool(api_of(request).service.settings.toss_checkout_url)
         return _page("sale.html", _HEADERS if by_address else SDK_HEADERS)
 
     @get("/result")
     async def result(self) -> File:
-        """Where a buyer lands after the payment page."""
+        """The result page after the payment page."""
         return _page("result.html")
 
     @get("/ops")
@@ -102,14 +102,14 @@ class PageController(Controller):
 
     @get("/docs")
     async def docs(self) -> File:
-        """The OpenAPI document, made readable; works offline."""
+        """The OpenAPI document in Swagger UI; works offline."""
         return _page("docs.html", _DOCS_HEADERS)
 
 
 def can_be_a_file(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
     """Guard: no path with a zero byte, on which the file system raises, and no page.
 
-    Pages have routes of their own, with the headers that keep other sites from framing them.
+    Pages have routes of their own, with the headers that prevent framing by other sites.
     """
     path = connection.scope["path"]
     if "\0" in path or path.lower().rstrip("/").endswith(".html"):
@@ -117,13 +117,13 @@ def can_be_a_file(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHa
 
 
 def is_the_document(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
-    """Guard: below /schema there is the document alone; the framework has a page for all else."""
+    """Guard: below /schema only the document; the framework has a page for all other paths."""
     if normalize_path(connection.scope["path"]) not in ("/schema", "/schema/openapi.json"):
         raise NotFoundException
 
 
 def static_routers() -> list[Any]:
-    """Our own static files, and Swagger UI's from its package."""
+    """Routers for our own static files, and for Swagger UI's from its package."""
     swagger = Path(str(files("swagger_ui_bundle")))
     found = next(path.parent for path in swagger.rglob("swagger-ui-bundle.js"))
     return [
@@ -146,8 +146,8 @@ def static_routers() -> list[Any]:
     ]
 
 
-#: For a browser while the state of its payment is unknown: it asks again by itself. The page says
-#: nothing of the money, for it may be taken already where the page is loaded again.
+#: For a browser while the state of its payment is unknown: it reloads by itself. The page does not
+#: mention the money, which may be taken already when the page is reloaded.
 PLEASE_WAIT: Final = (
     '<!doctype html><html lang="en"><meta charset="utf-8">'
     f'<meta http-equiv="refresh" content="{WAIT_SECONDS}">'
@@ -166,7 +166,7 @@ PLEASE_WAIT_HEADERS: Final = {
 
 
 def please_wait() -> Response[bytes]:
-    """The page that waits."""
+    """The page that reloads itself."""
     return Response(
         PLEASE_WAIT, status_code=503, media_type=MediaType.HTML, headers=PLEASE_WAIT_HEADERS
     )

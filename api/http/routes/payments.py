@@ -1,4 +1,4 @@
-"""Where the PG sends the buyer's browser and its webhooks."""
+"""The PG's callbacks: the buyer's return URLs and the webhooks."""
 
 import re
 from http import HTTPStatus
@@ -42,7 +42,7 @@ __all__ = ["PaymentController"]
 log = structlog.get_logger(__name__)
 
 _PAYMENT_KEY = re.compile(PAYMENT_KEY)
-#: What the storefront's result page is told, by the state in which the buyer came back.
+#: The outcome on the storefront's result page, by the state of the returning buyer's order.
 _OUTCOMES: Final = {
     Status.CONFIRMED: "confirmed",
     Status.CONFIRMING: "settling",
@@ -60,20 +60,20 @@ _REFUSALS: Final = {
     SoldOut.code: "sold_out",
     BuyerLimitExceeded.code: "sold_out",
 }
-#: Refusals after which the same address is worth loading again.
+#: Refusals after which loading the same URL again may succeed.
 _TRANSIENT: Final = (Unavailable, SaleRecovering, StoreUnavailable, StoreUncertain)
-#: Elsewhere they say that nothing was taken. Here the money may be, when an address is loaded
+#: These refusals usually mean that no money was taken. Here it may have been, if a URL is loaded
 #: again.
 _NOT_TOLD: Final = "Where the payment stands cannot be told now; load the same address again."
-#: The PG's own webhooks are under 20 kB, and only three members are read of each.
+#: The PG's own webhooks are under 20 kB, and only three members of each are read.
 WEBHOOK_BYTES_MAX: Final = 64 * 1024
-#: What the PG itself allows.
+#: Limits of the PG itself.
 _ORDER_ID_CHARS: Final = 64
 _SECRET_CHARS: Final = 50
 
 
 class _Ids(msgspec.Struct):
-    """All that is read of a webhook."""
+    """All members that are read of a webhook."""
 
     order_id: Annotated[str, msgspec.Meta(max_length=_ORDER_ID_CHARS)] | None = msgspec.field(
         name="orderId", default=None
@@ -82,15 +82,15 @@ class _Ids(msgspec.Struct):
         name="paymentKey", default=None
     )
 
-    #: A hint and no more, so that an odd one must not make the webhook unreadable.
+    #: Only a hint: an unexpected value must not make the webhook unreadable.
     status: object = None
 
 
 class _Notice(_Ids):
-    """A webhook: its ids stand in `data`, or, for a deposit, beside the rest."""
+    """A webhook: its ids are in `data`, or, for a deposit, at the top level."""
 
     data: _Ids | None = None
-    #: Of a deposit: what the PG showed us, and nobody else, when the account was opened.
+    #: Of a deposit: the secret that the PG sent only to us when the account was opened.
     secret: Annotated[str, msgspec.Meta(max_length=_SECRET_CHARS)] | None = None
 
 
@@ -98,7 +98,7 @@ Query = Annotated[str | None, QueryParameter(description="As the PG's redirect c
 
 
 class PaymentController(Controller):
-    """Coming back from the PG."""
+    """The buyer's return from the PG."""
 
     path = "/v1/payments/toss"
     tags = ("Payments",)
@@ -136,7 +136,7 @@ class PaymentController(Controller):
         amount: Query = None,
     ) -> Response[Any]:
         """Verify, claim the hold, confirm the payment, mark sold. Repeats answer the same."""
-        del payment_type  # The PG sends it with some products and leaves it out with others.
+        del payment_type  # The PG sends it with some products only.
         api = api_of(request)
         claims = order = None
         try:
@@ -173,14 +173,14 @@ class PaymentController(Controller):
         message: Query = None,
         order_id: Annotated[str | None, QueryParameter(name="orderId")] = None,
     ) -> Response[Any]:
-        """Give the hold back that the token names; what is paid or being paid stays."""
+        """Release the hold that the token names; a payment made or in progress stays."""
         del message  # The PG's text for the buyer; its own page has shown it.
         api = api_of(request)
         claims = order = None
         try:
             _refuse_prefetch(request)
             claims = _return_claims(api, token)
-            # Some integrations build the address and leave it empty; the token names the order.
+            # Some integrations send an empty orderId; the token names the order.
             if order_id and order_id != claims.order_id:
                 raise InvalidToken
             order = await _order_of(api, claims)
@@ -198,9 +198,9 @@ class PaymentController(Controller):
         responses={**documented(Unavailable)},
     )
     async def webhooks(self, request: Request[Any, Any, Any]) -> Response[None]:
-        """Something may have changed at the PG: it is asked. The body is not believed.
+        """The PG is asked for the payment; the body of the webhook is not trusted.
 
-        Where the PG cannot be asked now the answer is 503, so that it sends the webhook again.
+        If the PG cannot be asked, the answer is 503, so that it sends the webhook again.
         """
         try:
             notice = msgspec.json.decode(await request.body(), type=_Notice)
@@ -219,7 +219,7 @@ class PaymentController(Controller):
 
 
 def _refuse_prefetch(request: Request[Any, Any, Any]) -> None:
-    """A browser that loads ahead has no buyer behind it yet."""
+    """Refuse a prefetch: no buyer has opened the page yet."""
     purpose = request.headers.get("sec-purpose", "") + request.headers.get("purpose", "")
     if "prefetch" in purpose or "prerender" in purpose:
         raise Unavailable("This page is not loaded ahead.")
@@ -251,7 +251,7 @@ def _wants_html(request: Request[Any, Any, Any]) -> bool:
 async def _back(
     request: Request[Any, Any, Any], api: ApiContext, order: Reservation
 ) -> Response[Any]:
-    """Where the order stands: a document, or the way to the storefront's result page."""
+    """The order's state: a document, or a redirect to the storefront's result page."""
     if _wants_html(request):
         status = order.shown_status(api.service.clock.now_ms())
         return _redirect(api, order.order_id, order, _OUTCOMES[status])
@@ -270,19 +270,19 @@ def _refuse(
     claims: Claims | None,
     order: Reservation | None,
 ) -> Response[Any]:
-    """A refusal: for a browser the result page, or a page that tries again by itself."""
+    """A refusal: for a browser the result page, or a page that reloads by itself."""
     if not _wants_html(request):
         raise _careful(error)
     if isinstance(error, _TRANSIENT):
         return please_wait()
     code = error.code if isinstance(error, ReservationError) else ""
-    # An order that was lost is named by its token alone.
+    # Only the token names an order that was lost.
     order_id = claims.order_id if claims and (order or isinstance(error, HoldLost)) else ""
     return _redirect(api_of(request), order_id, order, _REFUSALS.get(code, "invalid"))
 
 
 def _careful(error: Exception) -> Exception:
-    """The same refusal, without a sentence about money that is not known to be true."""
+    """The same refusal, without an unverified sentence about money."""
     match error:
         case SaleRecovering() | Unavailable() if error.detail == error.sentence:
             return type(error)(_NOT_TOLD, **error.facts)
@@ -295,7 +295,7 @@ def _careful(error: Exception) -> Exception:
 def _redirect(
     api: ApiContext, order_id: str, order: Reservation | None, outcome: str
 ) -> Response[Any]:
-    """To the result page; with what reads the order, where the return token was the order's."""
+    """Redirect to the result page; with a read token if the return token was the order's."""
     settings = api.service.settings
     base = settings.storefront_url or settings.public_url
     query = urlencode({"orderId": order_id, "outcome": outcome})

@@ -1,4 +1,4 @@
-"""The buyer's reservations: prepare, look, wait, release."""
+"""The buyer's endpoints for reservations: prepare, read, long-poll, release."""
 
 import math
 import re
@@ -48,12 +48,12 @@ __all__ = ["PRIVATE", "ReservationController", "answer_of", "is_admitted", "wish
 
 _SALE_ID = re.compile(SALE_ID)
 _IDEMPOTENCY_KEY = re.compile(IDEMPOTENCY_KEY)
-#: The longest wait for a change: under the 30 s at which common proxies give up.
+#: The longest long poll: under the 30 s time-out of common proxies.
 WAIT_SECONDS_MAX: Final = 25
-#: Nothing of a buyer's belongs into a cache, nor its address into a Referer.
+#: A buyer's data must stay out of caches, and its URL out of a Referer.
 PRIVATE: Final = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
 
-#: Who may call, as the API's document tells it.
+#: Security requirements in the OpenAPI document.
 BUYER: Final[list[dict[str, list[str]]]] = [{"buyer": []}]
 BUYER_OR_TOKEN: Final[list[dict[str, list[str]]]] = [*BUYER, {"reservationToken": []}]
 
@@ -68,7 +68,7 @@ IdempotencyKey = Annotated[
 
 
 async def sale_exists(connection: Connection, _: BaseRouteHandler) -> None:
-    """Guard: a sale that is known, or 404; it goes before the body is looked at."""
+    """Guard: a known sale, or 404; it runs before the body is read."""
     sale_id = connection.path_params["sale_id"]
     if _SALE_ID.fullmatch(sale_id) is None:
         raise SaleNotFound
@@ -76,9 +76,9 @@ async def sale_exists(connection: Connection, _: BaseRouteHandler) -> None:
 
 
 async def limits_buyer(connection: Connection, _: BaseRouteHandler) -> None:
-    """Guard: not faster than the prepare rate, or 429; a repeat of a key that holds goes on.
+    """Guard: 429 above the prepare rate; a replay of a key passes.
 
-    A coroutine also where it awaits nothing: a plain function would go through a thread.
+    A coroutine even though it may await nothing: a plain function would run in a thread.
     """
     api = api_of(connection)
     if api.prepares is None or api.replays is None:
@@ -92,7 +92,7 @@ async def limits_buyer(connection: Connection, _: BaseRouteHandler) -> None:
 
 
 async def _is_replay(api: ApiContext, connection: Connection, buyer_id: str) -> bool:
-    """Whether the request repeats a key and the body that it was used with."""
+    """Whether the request repeats a key with the same body."""
     sale_id, key = connection.path_params["sale_id"], connection.headers.get("idempotency-key", "")
     if not isinstance(connection, Request) or _SALE_ID.fullmatch(sale_id) is None:
         return False
@@ -108,14 +108,14 @@ async def _is_replay(api: ApiContext, connection: Connection, buyer_id: str) -> 
 
 
 def is_admitted(api: ApiContext, known: CachedSale, buyer_id: str, admission: str | None) -> bool:
-    """Whether the caller shows a good admission; the script knows whether the sale asks for one."""
+    """Whether the caller's admission is valid; the script knows whether the sale requires one."""
     return admission is not None and api.service.signer.admits(
         admission, known.sale.page, buyer_id, now_ms=api.service.clock.now_ms()
     )
 
 
 def wish_in(known: CachedSale, data: PrepareRequest, *, admitted: bool) -> Wish:
-    """What came in as what the service takes.
+    """The wish of a request body.
 
     Raises:
         SkuNotFound: the sale does not have the first item.
@@ -125,7 +125,7 @@ def wish_in(known: CachedSale, data: PrepareRequest, *, admitted: bool) -> Wish:
 
 
 def answer_of(api: ApiContext, prepared: Prepared) -> ReservationAnswer:
-    """What prepare answers: the reservation with all that is needed to pay for it."""
+    """Prepare's response: the reservation with all members needed to pay for it."""
     order = prepared.reservation
     epoch = prepared.epoch
     now_ms = api.service.clock.now_ms()
@@ -230,7 +230,7 @@ class ReservationController(Controller):
             str | None, HeaderParameter(name="X-Reservation-Token")
         ] = None,
     ) -> Response[ReservationAnswer]:
-        """One reservation, for its buyer or whoever has its token."""
+        """One reservation, for its buyer or the holder of its token."""
         api = api_of(request)
         order, own = await _find(
             request, order_id, reservation_token, Purpose.RESERVATION, Purpose.READ
@@ -264,7 +264,7 @@ class ReservationController(Controller):
             str | None, HeaderParameter(name="X-Reservation-Token")
         ] = None,
     ) -> Response[ReservationAnswer]:
-        """Give the hold back. The token may also be the whole body, as a beacon sends it."""
+        """Release the hold. The token may also be the whole body, as a beacon sends it."""
         api = api_of(request)
         token = reservation_token or await _token_in_body(request)
         order, _ = await _find(request, order_id, token, Purpose.RESERVATION)
@@ -275,7 +275,7 @@ class ReservationController(Controller):
 async def _find(
     request: Request[Any, Any, Any], order_id: str, token: str | None, *purposes: Purpose
 ) -> tuple[Reservation, bool]:
-    """The reservation, and whether its own buyer is asking."""
+    """The reservation, and whether the caller is its own buyer."""
     api = api_of(request)
     if token is not None:
         claims = api.token_claims(token, order_id, *purposes)

@@ -1,4 +1,4 @@
-"""The sales as shoppers see them: list, one, and the live stock."""
+"""The shopper's endpoints for sales: list, one sale, and the live stock."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -38,19 +38,19 @@ log = structlog.get_logger(__name__)
 TICK_SECONDS: Final = 0.1
 #: A comment this often keeps proxies from closing a quiet stream.
 HEARTBEAT_SECONDS: Final = 15.0
-#: Changes that a slow reader may lag behind before it is shown only the newest.
+#: Queue length of a slow reader; beyond it only the newest change is kept.
 QUEUE_MAX: Final = 1
 #: Streams that one process serves: each costs a socket and a little memory.
 STREAMS_MAX: Final = 20_000
 #: Streams that one process serves to one address (IPv6: to one /64). A hidden tab has none. A
 #: carrier puts many buyers behind one address, and 500 streams were measured to slow prepare down.
 STREAMS_PER_ADDRESS_MAX: Final = 64
-#: When a page asks again that was refused one.
+#: Retry-After of a refused stream.
 STREAM_RETRY_SECONDS: Final = 5
 
 
 class StockFeed:
-    """Reads each watched sale's counters ten times a second, once for all who watch it."""
+    """Reads each watched sale's counters ten times a second, once for all its streams."""
 
     def __init__(self, api: ApiContext) -> None:
         self._api = api
@@ -60,10 +60,10 @@ class StockFeed:
         self._of_address: dict[str, int] = {}
 
     def check(self, address: str) -> None:
-        """Let one more stream begin.
+        """Admit one more stream.
 
         Args:
-            address: of the caller, as callers are counted; the empty one is not.
+            address: of the caller, as callers are counted; the empty one is not counted.
 
         Raises:
             RateLimited: too many to this address.
@@ -73,14 +73,14 @@ class StockFeed:
             raise RateLimited(
                 "Too many open streams to this address.", retryAfter=STREAM_RETRY_SECONDS
             )
-        # Half of the open files stay for requests and for the stores.
+        # Half of the file descriptors are reserved for requests and for the stores.
         if self._count >= min(STREAMS_MAX, open_files.limit() // 2):
             raise Unavailable("Too many open streams here.", retryAfter=STREAM_RETRY_SECONDS)
 
     async def watch(self, sale_id: str, address: str) -> AsyncGenerator[ServerSentEventMessage]:
         """Events of a sale: every item at once, then each item as it changes."""
         try:
-            # Of many that were let in at the same moment, too many may get here.
+            # Too many concurrent calls may have passed the first check.
             self.check(address)
         except (RateLimited, Unavailable):
             return
@@ -142,14 +142,14 @@ class StockFeed:
                 _put_newest(queue, sale)
 
     def stop(self) -> None:
-        """End every stream; the browsers come back to whoever serves then."""
+        """End every stream; the browsers reconnect to another process."""
         for watchers in self._watchers.values():
             for queue in watchers:
                 _put_newest(queue, None)
 
 
 def _put_newest(queue: asyncio.Queue[Sale | None], sale: Sale | None) -> None:
-    """A reader that has not taken the last one yet gets this one instead."""
+    """Replace the item of a reader that has not taken the last one yet."""
     with suppress(asyncio.QueueEmpty):
         queue.get_nowait()
     queue.put_nowait(sale)
@@ -205,14 +205,14 @@ class SaleController(Controller):
     async def one(
         self, request: Request[Any, Any, Any], sale_id: FromPath[str]
     ) -> Response[SaleAnswer]:
-        """One sale with its stock now, the server's clock, and the admission to it."""
+        """One sale with its current stock, the server's clock, and the admission to it."""
         api = api_of(request)
         sale = (await api.service.catalog.fresh(sale_id)).sale
         now_ms = api.service.connections.server_now_ms()
         admission = None
-        # Anonymous answers are alike, and one of before the opening admits nobody.
+        # Anonymous responses are alike, and an admission from before the opening admits no buyer.
         if bearer_of(request) is not None and now_ms >= sale.opens_at_ms:
-            # A token that is not good is no reason to hide a public page.
+            # An invalid token is no reason to hide a public page.
             with suppress(Unauthenticated, Unavailable):
                 buyer_id = await api.buyers.buyer(request)
                 admission = api.service.signer.admission(

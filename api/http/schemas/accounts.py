@@ -1,4 +1,4 @@
-"""The wire's form of bank accounts that money comes in to or goes back to, and of refunds."""
+"""Wire schemas of deposit and refund bank accounts, and of refunds."""
 
 from typing import Annotated
 
@@ -40,7 +40,7 @@ class VirtualAccountAnswer(ResponseModel, frozen=True, kw_only=True):
 
 
 class RefundAccountRequest(RequestModel, frozen=True, kw_only=True):
-    """Where a deposit goes back to."""
+    """The account that a deposit is refunded to."""
 
     bank: Annotated[
         str,
@@ -50,7 +50,7 @@ class RefundAccountRequest(RequestModel, frozen=True, kw_only=True):
     holder_name: Annotated[str, Meta(min_length=1, max_length=60, pattern=WORDS)]
 
     def in_the_pgs_words(self) -> RefundAccount:
-        """The account as the payment provider takes it: a bank by its code."""
+        """The account in the payment provider's form: a bank by its code."""
         return RefundAccount(
             bank=bank_code(self.bank),
             account_number=self.account_number,
@@ -59,7 +59,7 @@ class RefundAccountRequest(RequestModel, frozen=True, kw_only=True):
 
 
 class RefundAccountAnswer(ResponseModel, frozen=True, kw_only=True):
-    """Where a deposit goes back to."""
+    """The account that a deposit is refunded to."""
 
     #: The payment provider's code of the bank.
     bank: str
@@ -68,7 +68,7 @@ class RefundAccountAnswer(ResponseModel, frozen=True, kw_only=True):
 
 
 class RefundAnswer(ResponseModel, frozen=True, kw_only=True):
-    """A refund as it stands."""
+    """A refund in its current state."""
 
     order_id: str
     #: pending, done or refused.
@@ -77,8 +77,8 @@ class RefundAnswer(ResponseModel, frozen=True, kw_only=True):
     restock: bool
     operator: str
     refund_receive_account: RefundAccountAnswer | None
-    #: The payment provider's last word while it is pending, or its refusal; ORDER_NOT_PAID where
-    #: the order ended without any money to give back.
+    #: The payment provider's latest code while it is pending, or its refusal; ORDER_NOT_PAID if
+    #: the order ended without any money to refund.
     provider_code: str | None
     created_at: str
     updated_at: str

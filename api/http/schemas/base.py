@@ -1,4 +1,4 @@
-"""The bases of everything that travels over the wire, and the texts that it may carry."""
+"""Base classes of the wire schemas, and the pattern of their texts."""
 
 from typing import Final
 
@@ -8,13 +8,13 @@ from reservation.domain.text import TEXT
 
 __all__ = ["WORDS", "RequestModel", "ResponseModel"]
 
-#: Of names and reasons.
+#: Pattern of names and reasons.
 WORDS: Final = TEXT
 
 
 class ResponseModel(Struct, frozen=True, kw_only=True, rename="camel"):
-    """Base of everything that we send."""
+    """Base of every response body."""
 
 
 class RequestModel(Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
-    """Base of everything that we take: a field that we do not know is refused."""
+    """Base of every request body: an unknown field is refused."""

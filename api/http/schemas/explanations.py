@@ -1,4 +1,4 @@
-"""The wire's form of where an item's units are."""
+"""Wire schemas that explain the counters of an item."""
 
 from api.http.schemas.base import ResponseModel
 from reservation.application.reservations.explain import SkuWhy, Waiting
@@ -17,7 +17,7 @@ class HolderAnswer(ResponseModel, frozen=True, kw_only=True):
 
 
 class WaitingAnswer(ResponseModel, frozen=True, kw_only=True):
-    """An order that holds units of an item, and until when it does so undisturbed."""
+    """An order that holds units of an item, and the earliest time at which that may change."""
 
     order_id: str
     buyer_id: str
@@ -40,7 +40,7 @@ class WaitingAnswer(ResponseModel, frozen=True, kw_only=True):
 
 
 class SkuWhyAnswer(ResponseModel, frozen=True, kw_only=True):
-    """Where the units of one item are, and when they come back or are decided."""
+    """The units of one item, and when they return or are settled."""
 
     sale_id: str
     sku: str
@@ -48,10 +48,10 @@ class SkuWhyAnswer(ResponseModel, frozen=True, kw_only=True):
     available: int
     held: int
     sold: int
-    #: Most units first; bought ones are not held.
+    #: Most units first; sold units are not held.
     holders: list[HolderAnswer]
     next_deadlines: list[WaitingAnswer]
-    #: Payments under way; `until` is when the settler looks again.
+    #: Payments in progress; `until` is when the settler checks again.
     undecided: list[WaitingAnswer]
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The wire's form of refunds: what an operator asks for, and how each stands."""
+"""Wire schemas of refunds: an operator's request, and the state of each."""
 
 from typing import Annotated
 
@@ -20,11 +20,11 @@ class RefundRequest(RequestModel, frozen=True, kw_only=True):
 
 
 class PendingRefundAnswer(ReservationAnswer, frozen=True, kw_only=True):
-    """The reservation whose refund is begun and goes on by itself."""
+    """The reservation of a pending refund, which continues by itself."""
 
     #: Always `refund_pending`.
     code: str
-    #: The payment provider's last word on it.
+    #: The payment provider's latest code for it.
     provider_code: str | None = None
 
 

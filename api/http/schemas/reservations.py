@@ -1,4 +1,4 @@
-"""What travels over the wire: camelCase structs whose limits are in their types."""
+"""Wire schemas: camelCase structs with their limits in their types."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -33,23 +33,23 @@ __all__ = [
     "SalesAnswer",
 ]
 
-#: Lines of one basket: what a person buys at once, and what keeps one script short.
+#: Lines of one basket: enough for one person's purchase, and a bound on the script's run time.
 LINES_MAX = 20
 #: Units of one line: above any buyer's limit that makes sense.
 QUANTITY_MAX = 10_000
-#: Lines of orders that are kept as they are sent.
+#: Cached lines of orders in their wire form.
 _LINES_KEPT_MAX = 1_024
 
 
 class PrepareLine(RequestModel, frozen=True, kw_only=True):
-    """So many of one item."""
+    """A quantity of one item."""
 
     sku: Annotated[str, Meta(pattern=SKU)]
     quantity: Annotated[int, Meta(ge=1, le=QUANTITY_MAX)]
 
 
 class PrepareRequest(RequestModel, frozen=True, kw_only=True):
-    """What the buyer wants, and the total that the page showed."""
+    """The buyer's basket, and the total that the page showed."""
 
     items: Annotated[list[PrepareLine], Meta(min_length=1, max_length=LINES_MAX)]
     amount: Annotated[
@@ -59,7 +59,7 @@ class PrepareRequest(RequestModel, frozen=True, kw_only=True):
 
 
 class LineAnswer(ResponseModel, frozen=True, kw_only=True):
-    """One line of a reservation, at the price that was promised."""
+    """One line of a reservation, at its promised price."""
 
     sku: str
     quantity: int
@@ -67,14 +67,14 @@ class LineAnswer(ResponseModel, frozen=True, kw_only=True):
 
 
 class PaymentAnswer(ResponseModel, frozen=True, kw_only=True):
-    """What the storefront needs to open the PG's page."""
+    """The members that the storefront needs to open the PG's page."""
 
     provider: str
     client_key: str
     customer_key: str
     success_url: str
     fail_url: str
-    #: The page's address, or null where the PG's own SDK opens it.
+    #: The page's address, or null if the PG's own SDK opens it.
     checkout_url: str | None
 
 
@@ -91,7 +91,7 @@ class ReservationAnswer(ResponseModel, frozen=True, kw_only=True, omit_defaults=
     created_at: str
     updated_at: str
     expires_at: str
-    #: Only in prepare's answer: reads and releases this reservation.
+    #: Only in prepare's response: reads and releases this reservation.
     token: str | None = None
     #: Only for its buyer, while the payment has not begun.
     payment: PaymentAnswer | None = None
@@ -128,7 +128,7 @@ class ReservationAnswer(ResponseModel, frozen=True, kw_only=True, omit_defaults=
 
 @lru_cache(maxsize=_LINES_KEPT_MAX)
 def _line_answers(lines: tuple[Line, ...]) -> list[LineAnswer]:
-    """The lines on the wire; most orders of a sale have the same."""
+    """The lines on the wire, cached: most orders of a sale have the same."""
     return [LineAnswer(sku=line.sku, quantity=line.quantity, price=line.price) for line in lines]
 
 
@@ -166,7 +166,7 @@ class SaleAnswer(ResponseModel, frozen=True, kw_only=True, omit_defaults=True):
     require_admission: bool
     server_time: str
     items: list[ItemAnswer]
-    #: Shown by prepare in `X-Sale-Admission` where the sale asks for it.
+    #: Sent with prepare in `X-Sale-Admission` if the sale requires it.
     admission: str | None = None
 
     @classmethod
@@ -203,7 +203,7 @@ def _item(item: Item) -> ItemAnswer:
 
 
 class SalesAnswer(ResponseModel, frozen=True, kw_only=True):
-    """A page of sales: live ones first, then those to come, then those that are over."""
+    """A page of sales: live ones first, then upcoming, then past."""
 
     sales: list[SaleAnswer]
     #: Of the next page; null at the end.
@@ -211,14 +211,14 @@ class SalesAnswer(ResponseModel, frozen=True, kw_only=True):
 
 
 class GuestAnswer(ResponseModel, frozen=True, kw_only=True):
-    """A buyer who needs no account."""
+    """A buyer without an account."""
 
     buyer_id: str
     token: str
 
 
 class ItemRequest(RequestModel, frozen=True, kw_only=True):
-    """An item as an operator puts it on sale."""
+    """An item of an operator's sale definition."""
 
     sku: Annotated[str, Meta(pattern=SKU)]
     name: Annotated[str, Meta(min_length=1, max_length=200, pattern=WORDS)]
@@ -228,7 +228,7 @@ class ItemRequest(RequestModel, frozen=True, kw_only=True):
 
 
 class SaleRequest(RequestModel, frozen=True, kw_only=True):
-    """A sale as an operator wants it."""
+    """An operator's definition of a sale."""
 
     name: Annotated[str, Meta(min_length=1, max_length=200, pattern=WORDS)]
     items: list[ItemRequest]
@@ -241,10 +241,10 @@ class SaleRequest(RequestModel, frozen=True, kw_only=True):
     require_admission: bool = False
 
     def change(self) -> SaleDefinition:
-        """The same in the domain's words.
+        """The definition as the domain's type.
 
         Raises:
-            InvalidSale: a time has no offset: no reading of it is the operator's for certain.
+            InvalidSale: a time has no offset, which makes it ambiguous.
         """
         return SaleDefinition(
             name=self.name,
@@ -283,7 +283,7 @@ class RestockRequest(RequestModel, frozen=True, kw_only=True):
 
 
 class ReasonRequest(RequestModel, frozen=True, kw_only=True):
-    """Why an operator does it."""
+    """The operator's reason for a change."""
 
     reason: Annotated[str, Meta(min_length=1, max_length=200, pattern=WORDS)]
 
@@ -312,7 +312,7 @@ class OrdersAnswer(ResponseModel, frozen=True, kw_only=True):
 
 
 class HistoryEntry(ResponseModel, frozen=True, kw_only=True):
-    """One thing that happened to an order."""
+    """One event of an order."""
 
     at: str
     kind: str
@@ -321,12 +321,12 @@ class HistoryEntry(ResponseModel, frozen=True, kw_only=True):
 
 
 class OrderHistoryAnswer(OrderAnswer, frozen=True, kw_only=True):
-    """An order with everything that happened to it, in order of time, and what happens next."""
+    """An order with all its events, in order of time, and its next step."""
 
     next: str
-    #: The payment provider's word; null until it has told.
+    #: The payment provider's name for it; null until known.
     payment_method: str | None = None
-    #: Of a refund to an account: how the bank's transfer stands, in the payment provider's word.
+    #: Of a refund to an account: the payment provider's status of the bank's transfer.
     account_refund_status: str | None = None
     #: While AWAITING_DEPOSIT.
     virtual_account: VirtualAccountAnswer | None = None
@@ -347,7 +347,7 @@ class SkuAuditAnswer(ResponseModel, frozen=True, kw_only=True):
 
 
 class AuditAnswer(ResponseModel, frozen=True, kw_only=True):
-    """What an audit found."""
+    """The findings of an audit."""
 
     ok: bool
     checked_at: str
@@ -370,13 +370,13 @@ class AuditAnswer(ResponseModel, frozen=True, kw_only=True):
 
 
 class HealthAnswer(ResponseModel, frozen=True, kw_only=True):
-    """Whether the service can do its work, and what is missing where it cannot."""
+    """Whether the service is ready, and the missing dependencies if not."""
 
     status: str
     missing: Sequence[str] = ()
-    #: Sales that wait for a rebuild, and what Redis lacks of each.
+    #: Sales that wait for a rebuild, and the data that Redis lacks of each.
     recovering: Mapping[str, str] = {}
-    #: What should be looked at and closes nothing.
+    #: Conditions that need attention but leave the service ready.
     warnings: Sequence[str] = ()
-    #: What Redis does not show and an operator vouches for.
+    #: Redis settings that cannot be read and that an operator vouches for.
     trusted: Sequence[str] = ()
