@@ -1,4 +1,4 @@
-"""The PG's banks: each code has a name, and each way to write a bank leads to its code."""
+"""Bank codes of the PG: each code has a name, and each spelling of a bank maps to its code."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Every row of the table from a PG's code to what it says about the money."""
+"""Every row of the table that maps a PG error code to its meaning for the money."""
 
 import re
 from pathlib import Path
@@ -27,8 +27,8 @@ from reservation.domain.payment_gateway import (
 
 CONFIRM, LOOK_UP, CANCEL = Operation.CONFIRM, Operation.LOOK_UP, Operation.CANCEL
 
-#: Written down a second time, with the statuses that the PG gives, so that a slip in the table of
-#: the code shows here. docs/payments.md holds the reasons.
+#: A second copy of the table, with the PG's HTTP statuses, so that a slip in the table of the code
+#: fails a test. docs/payments.md holds the reasons.
 ROWS = """
 confirm 400 declined INVALID_REJECT_CARD INVALID_STOPPED_CARD INVALID_CARD_EXPIRATION
 confirm 400 declined INVALID_CARD_NUMBER INVALID_CARD_LOST_OR_STOLEN EXCEED_MAX_AMOUNT
@@ -95,10 +95,10 @@ CASES = cases()
 LISTED = frozenset(code for table in TABLES.values() for code in table)
 
 codes = st.from_regex(r"[A-Z][A-Z0-9_]{0,40}", fullmatch=True)
-#: Refused before the PG looks at the idempotency key.
+#: Refused before the PG reads the idempotency key.
 AT_THE_ENTRANCE = {"UNAUTHORIZED_KEY", "INCORRECT_BASIC_AUTH_FORMAT", "INVALID_IDEMPOTENCY_KEY"}
 
-#: It is the API key that the PG refuses, whatever was asked.
+#: The PG refuses the API key, for any operation.
 KEY_REFUSED = {"UNAUTHORIZED_KEY", "INCORRECT_BASIC_AUTH_FORMAT", "INVALID_API_KEY"}
 
 statuses = st.integers(100, 599)

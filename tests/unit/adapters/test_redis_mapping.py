@@ -1,4 +1,4 @@
-"""How Redis' hashes become domain values: no script, no stream, so a fake server is enough."""
+"""Mapping of Redis hashes to domain values: no script, no stream, so a fake server is enough."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -29,7 +29,7 @@ async def fake() -> AsyncIterator[FakeAsyncRedis]:
 
 @pytest.fixture
 def connections(fake: FakeAsyncRedis, monkeypatch: pytest.MonkeyPatch) -> RedisClient:
-    """Our connections, to that server."""
+    """The service's client, connected to that server."""
 
     async def pipeline(commands: Sequence[Sequence[str | int | bytes]]) -> list[Any]:
         connection = await fake.connection_pool.get_connection()
@@ -55,7 +55,7 @@ ORDER: dict[str, Any] = {
     "expires_at": "5000",
     "seq": "7",
 }
-#: What a claim leaves beside them.
+#: The additional fields after a claim.
 CLAIM: dict[str, Any] = {
     "status": "CONFIRMING",
     "claimed_at": "2000",
@@ -68,7 +68,7 @@ CLAIM: dict[str, Any] = {
 async def test_an_order_is_read_with_its_lines_and_attempts(
     fake: FakeAsyncRedis, connections: RedisClient
 ) -> None:
-    """Every field of the hash finds its place; `attempt:KEY` fields become the attempts."""
+    """Every field of the hash maps to a member; `attempt:KEY` fields become the attempts."""
     key = Keys().of("s").order(ORDER_ID)
     await fake.hset(Keys().of("s").sale, "currency", "USD")
     await fake.hset(key, mapping={**ORDER, "attempt:pk": "declined:X", "payment_key": "pk"})
@@ -83,7 +83,7 @@ async def test_an_order_is_read_with_its_lines_and_attempts(
 
 
 async def test_an_order_that_is_not_there_is_none(connections: RedisClient) -> None:
-    """Neither an id without a hash nor something that is no id at all."""
+    """Neither an id without a hash nor a malformed id."""
     store = ReservationStore(connections, Keys(), clock=SystemClock())
     assert await store.read_many([ORDER_ID, "nonsense"]) == [None, None]
 
@@ -91,7 +91,7 @@ async def test_an_order_that_is_not_there_is_none(connections: RedisClient) -> N
 async def test_an_order_that_nothing_befell_has_no_fence_and_is_as_old_as_its_change(
     fake: FakeAsyncRedis, connections: RedisClient
 ) -> None:
-    """The hash of an open hold leaves out what all open holds have alike."""
+    """The hash of an open hold omits fields that are equal in all open holds."""
     await fake.hset(Keys().of("s").sale, "currency", "KRW")
     key = Keys().of("s").order(ORDER_ID)
     await fake.hset(key, mapping={**ORDER})
@@ -108,7 +108,7 @@ async def test_an_order_that_nothing_befell_has_no_fence_and_is_as_old_as_its_ch
 async def test_a_claimed_order_that_lost_its_fence_is_not_read_as_if_it_had_none(
     fake: FakeAsyncRedis, connections: RedisClient
 ) -> None:
-    """Under fence 0 somebody else's payment could be finished."""
+    """Fence 0 could finish another process's payment."""
     await fake.hset(Keys().of("s").sale, "currency", "KRW")
     key = Keys().of("s").order(ORDER_ID)
     claimed: Any = {**ORDER, **CLAIM}
@@ -121,7 +121,7 @@ async def test_a_claimed_order_that_lost_its_fence_is_not_read_as_if_it_had_none
 async def test_an_order_without_its_sale_waits_for_the_sale(
     fake: FakeAsyncRedis, connections: RedisClient
 ) -> None:
-    """Its currency is lost, and no other one is guessed."""
+    """Its currency is lost, and none is guessed."""
     await fake.hset(Keys().of("s").order(ORDER_ID), mapping={**ORDER})
     with pytest.raises(SaleRecovering):
         await ReservationStore(connections, Keys(), clock=SystemClock()).read(ORDER_ID)
@@ -142,7 +142,7 @@ async def test_an_account_is_open_until_its_own_due_date(
 async def test_a_sale_is_read_in_the_order_of_its_items(
     fake: FakeAsyncRedis, connections: RedisClient
 ) -> None:
-    """The items come in the order in which the operator put them."""
+    """The items keep the operator's order."""
     keys = Keys().of("s")
     await fake.hset(
         keys.sale,
@@ -186,7 +186,7 @@ async def test_a_sale_is_read_in_the_order_of_its_items(
 async def test_a_heartbeat_vanishes_with_its_process(
     fake: FakeAsyncRedis, connections: RedisClient
 ) -> None:
-    """The entry says who runs, and lives three beats long."""
+    """The heartbeat names its process and lives for three intervals."""
     await Heartbeat(connections, Keys(), name="host-1", role="api").beat()
     assert (await fake.hgetall("rsv:proc:host-1"))["role"] == "api"
     assert 0 < await fake.ttl("rsv:proc:host-1") <= 30

@@ -1,4 +1,4 @@
-"""The loader of the Lua scripts: includes, digests, and what each script promises the server."""
+"""The loader of the Lua scripts: includes, digests, and the flags that each script declares."""
 
 import hashlib
 import re
@@ -11,7 +11,7 @@ from reservation.adapters.redis.scripts import load, script_folder
 
 NAMES = sorted(path.stem for path in script_folder().glob("*.lua"))
 
-#: What goes on without memory: giving back, and what follows money that may have moved.
+#: Scripts that run without memory: giving stock back, and following money that may have moved.
 GOES_ON_WITHOUT_MEMORY = {
     "claim",
     "expire",
@@ -49,7 +49,7 @@ def test_a_step_is_included_once_and_only_where_it_is_used(name: str) -> None:
     for include in includes:
         step = (script_folder() / include).read_text()
         made = re.findall(r"^local (?:function )?([A-Za-z_]+)", step, re.MULTILINE)
-        # Once where it is made, and again where it is called.
+        # Once in its definition, and again in a call.
         uses = [len(re.findall(rf"\b{word}\b", load(name).source)) for word in made]
         assert max(uses) > 1, include
 

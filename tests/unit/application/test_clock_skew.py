@@ -1,4 +1,4 @@
-"""A clock that jumps is noticed; one that only drifts, or is another server's, is none."""
+"""Clock skew: a jump is detected; slow drift or another server's clock is not a jump."""
 
 import pytest
 
@@ -11,7 +11,7 @@ START_MS = 1_000_000
 def reading(
     at: float, *, server_off: int = 0, ours_off: int = 0, took: float = 0.002, run_id: str = "a"
 ) -> ClockReading:
-    """One at this many seconds, by clocks that are off by so much."""
+    """A reading at this second, from clocks with these offsets."""
     return ClockReading(
         sent=at - took,
         received=at,
@@ -47,7 +47,7 @@ def test_both_clocks_jumping_together_are_noticed_by_the_monotonic_one() -> None
 
 
 def test_slow_drift_is_no_jump() -> None:
-    # 40 ms a second: as much as is borne, for a minute.
+    # 40 ms a second, the tolerated drift, for a minute.
     clocks = seen(*(reading(at, server_off=40 * at) for at in range(0, 60, 5)))
     assert not clocks.jumped
     assert clocks.offset_ms > 2_000
@@ -75,7 +75,7 @@ def test_a_jump_is_over_once_the_clocks_went_evenly_for_long_enough() -> None:
 
 
 def test_a_slow_answer_is_neither_a_jump_nor_an_offset() -> None:
-    # The server answered at once and we read it a second later, as a busy process does.
+    # The server answered at once; a busy process reads the reply a second later.
     late = ClockReading(
         sent=3.0, received=4.0, our_ms=START_MS + 4_000, server_ms=START_MS + 3_001, run_id="a"
     )

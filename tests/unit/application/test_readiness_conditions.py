@@ -1,4 +1,4 @@
-"""Each row of the preflight holds, does not hold, and is not known where the server hides it."""
+"""Each row of the readiness table: it holds, it fails, or it is unknown if the server hides it."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ from reservation.config.settings import SettingsError
 ROOT = Path(__file__).resolve().parents[3]
 MB = 1024 * 1024
 
-#: A server as `deploy/valkey.conf` makes it, with one replica that writes wait for.
+#: A server as `deploy/valkey.conf` configures it, with one replica that writes wait for.
 WELL = Facts(
     info={
         "redis_version": "7.2.4",
@@ -66,7 +66,7 @@ def with_facts(
     config: dict[str, str | None] | None = None,
     **more: Any,
 ) -> Facts:
-    """The server that is well, but for this; None takes an answer away."""
+    """A healthy server with these changes; None removes a fact."""
     return msgspec.structs.replace(
         WELL,
         info=_changed(WELL.info, info or {}),
@@ -79,7 +79,7 @@ def _changed(given: Any, changes: dict[str, str | None]) -> dict[str, str]:
     return {name: value for name, value in {**given, **changes}.items() if value is not None}
 
 
-#: Row -> what breaks it; several where several do.
+#: Row -> facts that break it, one or several.
 BROKEN: dict[str, list[Facts]] = {
     "client-retries": [with_facts(client_retries=1)],
     "redis-version": [with_facts({"valkey_version": None, "redis_version": "6.2.18"})],
@@ -124,7 +124,7 @@ BROKEN: dict[str, list[Facts]] = {
     "redis-disk-low": [with_facts(redis_disk=Disk(total=2001 * MB, free=400 * MB))],
     "sql-disk": [with_facts(sql_disk=Disk(total=2000 * MB, free=63 * MB))],
 }
-#: Row -> the server that does not tell.
+#: Row -> facts of a server that hides it.
 HIDDEN: dict[str, Facts] = {
     "redis-version": with_facts({"valkey_version": None, "redis_version": None}),
     "redis-version-broken": with_facts({"valkey_version": None, "redis_version": "unstable"}),
@@ -150,7 +150,7 @@ HIDDEN: dict[str, Facts] = {
     "redis-user": with_facts(excessive=None, user=None),
     "redis-rights": with_facts(lacking=None),
 }
-#: Measured here, or on this machine: no server can hide them.
+#: Measured by the service or on this machine: no server can hide them.
 MEASURED = {
     "client-retries", "redis-clock", "redis-clock-jumped", "redis-slow", "redis-disk",
     "redis-disk-low", "sql-disk",
@@ -266,7 +266,7 @@ def test_the_rights_are_read_from_the_dry_runs() -> None:
 
 
 def test_the_runbook_has_the_table_as_it_is() -> None:
-    """What a row means stands in the code; what to do about it stands in the runbook alone."""
+    """The code defines the meaning of a row; only the runbook gives the remedy."""
     does = {
         Severity.STOP: "closes, stops",
         Severity.CLOSE: "closes",

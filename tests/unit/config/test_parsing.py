@@ -1,4 +1,4 @@
-"""Kubernetes' service variables in the environment, and the CPU quota of the control group."""
+"""Parsing of the environment: Kubernetes' service variables and the cgroup's CPU quota."""
 
 from pathlib import Path
 
@@ -72,13 +72,13 @@ V1 = "sys/fs/cgroup/cpu,cpuacct"
     ("files", "cpus"),
     [
         ({}, None),
-        # Version 2, as a container sees it: its own group is the root.
+        # cgroup v2 inside a container: its own group is the root.
         ({"proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": "200000 100000\n"}, 2),
         ({"proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": "150000 100000\n"}, 1),
         ({"proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": "50000 100000\n"}, 1),
         ({"proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": "max 100000\n"}, None),
         ({"proc/self/cgroup": "0::/\n"}, None),
-        # The quota of a group above counts too.
+        # The quota of a parent group counts too.
         (
             {
                 "proc/self/cgroup": "0::/shop.slice/reservation.service\n",
@@ -87,7 +87,7 @@ V1 = "sys/fs/cgroup/cpu,cpuacct"
             },
             3,
         ),
-        # Version 1; in a container the group's path is that of the host and not mounted.
+        # cgroup v1: inside a container the group's path is the host's and not mounted.
         (
             {
                 "proc/self/cgroup": "4:memory:/x\n2:cpu,cpuacct:/kubepods/pod7\n",

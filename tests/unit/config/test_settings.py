@@ -1,4 +1,4 @@
-"""Settings: what is read, what is refused, and that no value of a secret is ever told."""
+"""Settings: values that are accepted or refused; no error message contains a secret."""
 
 import multiprocessing
 import stat

@@ -1,5 +1,5 @@
-# ruff: noqa: E501 - the sentences of the page stand on one line each, as everywhere in the docs
-"""docs/settings.md is made from the settings themselves, so that neither can drift."""
+# ruff: noqa: E501 - one sentence per line, as everywhere in the docs
+"""docs/settings.md is generated from the settings, so that neither can drift."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ PAGE = Path(__file__).resolve().parents[3] / "docs" / "settings.md"
 
 
 def test_the_page_lists_every_setting_with_its_default() -> None:
-    """The table is the settings' own; `python -m tests.unit.config.test_settings_page` writes it anew."""
+    """`python -m tests.unit.config.test_settings_page` writes the table anew from the settings."""
     assert PAGE.read_text() == page()
 
 
 def page() -> str:
-    """The page as it must be."""
+    """The expected page."""
     found = msgspec.inspect.type_info(Settings)
     assert isinstance(found, msgspec.inspect.StructType)
     rows: list[str] = []

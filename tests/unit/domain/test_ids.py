@@ -1,4 +1,4 @@
-"""Ids: which texts are one, and that an order's can be derived again and by nobody else."""
+"""Ids: valid formats, and order ids that only the holder of the master key can derive."""
 
 import re
 
@@ -18,7 +18,7 @@ from reservation.domain.ids import (
     sale_of,
 )
 
-#: What the PG takes as an order id.
+#: The order ids that the PG accepts.
 PG_ORDER_ID = re.compile(r"[A-Za-z0-9_-]{6,64}")
 IDS = OrderIds(b"k" * 32)
 
@@ -90,7 +90,7 @@ def test_two_requests_never_name_one_order(
 def test_where_a_buyer_s_id_ends_and_a_key_begins_is_part_of_the_id() -> None:
     one = IDS.order_id(sale_id="s", buyer_id="ab", idempotency_key="c")
     assert one != IDS.order_id(sale_id="s", buyer_id="a", idempotency_key="bc")
-    # A key that looks like the length in front of a buyer's id.
+    # A key that resembles the length prefix of a buyer's id.
     two = IDS.order_id(sale_id="s", buyer_id="1", idempotency_key="1:a")
     assert two != IDS.order_id(sale_id="s", buyer_id="11:", idempotency_key="a")
 
@@ -120,7 +120,7 @@ def test_what_is_no_order_id_names_no_sale(text: str) -> None:
 def test_no_two_ids_share_a_key_in_redis(
     sale_id: str, other_sale: str, buyer_id: str, other_buyer: str
 ) -> None:
-    """A buyer who is called like another key cannot reach that key."""
+    """A buyer id that imitates another key cannot reach that key."""
 
     def all_keys(sale: str, buyer: str) -> list[str]:
         names = Keys().of(sale)
@@ -140,7 +140,7 @@ def test_no_two_ids_share_a_key_in_redis(
 
     own = all_keys(sale_id, buyer_id)
     assert len(set(own)) == len(own)
-    # Redis takes the text between the first brace and the next closing one as the slot.
+    # Redis hashes the text between the first brace and the next closing one for the slot.
     assert {key[key.index("{") + 1 : key.index("}")] for key in own} == {sale_id}
     if sale_id != other_sale:
         assert not set(own) & set(all_keys(other_sale, buyer_id))

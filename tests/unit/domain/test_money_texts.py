@@ -1,4 +1,4 @@
-"""No answer after a payment was begun claims that no money moved: the PG alone knows that."""
+"""No answer after the start of a payment claims that no money moved: only the PG knows that."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ from reservation.domain.errors import (
     SoldOut,
 )
 
-#: What the success URL may answer with.
+#: The errors that the success URL may answer with.
 AT_SUCCESS = (
     AmountMismatch,
     BuyerLimitExceeded,
@@ -31,7 +31,7 @@ CLAIMS = re.compile(
     r"(nothing|no money|not) (was |is )?(charged|taken)|\uacb0\uc81c\ub418\uc9c0 \uc54a",
     re.IGNORECASE,
 )
-#: Shown while money may have moved. What an address or a page itself does not take is said of it.
+#: Shown while money may have moved; refusals of the address or page itself are excluded.
 SHOWN = re.compile(
     r'"?(order\.\w+|result\.(?!invalid|unreadable|offline|awaiting_deposit|settling)[\w.]+'
     r"|error\.(?:sale_recovering|reservation_expired|hold_lost|payment_declined)"

@@ -1,4 +1,4 @@
-"""Causes are codes: sentences may be reworded, and the sentences of earlier versions are read."""
+"""Causes are codes: sentences may be reworded, and sentences of earlier versions still parse."""
 
 from types import MappingProxyType
 from typing import Any
@@ -55,7 +55,7 @@ def story(*events: tuple[str, dict[str, Any]]) -> list[Event]:
 
 
 def fields_after(name: str, **data: Any) -> dict[str, str]:
-    """The order's hash after a claim and this end of it."""
+    """The order's hash after a claim and this outcome."""
     claimed = {"from": "HELD", "to": "CONFIRMING", "fence": 1, "paymentKey": "pk"}
     ended = {"from": "CONFIRMING", "to": "RELEASED", "fence": 1, **data}
     row = OrderRow(
@@ -108,7 +108,7 @@ def test_a_rebuilt_attempt_is_the_one_that_finish_wrote(
     assert ("payment_key" in fields) == bool(ended.attempt)
 
 
-#: Event, cause and attempt as the versions before the codes wrote them, and what they meant.
+#: Event, cause and attempt as versions before the codes wrote them, with their meaning.
 OLD = [
     ("voided", "key of another order", "void:KEY_OF_ANOTHER_ORDER", Cause.KEY_OF_ANOTHER_ORDER, ""),
     (

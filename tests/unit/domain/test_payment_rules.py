@@ -1,4 +1,4 @@
-"""What an answer of the PG means: the rules that money hangs on, as properties."""
+"""Interpretation of the PG's answers: the rules that decide about money, as properties."""
 
 from datetime import UTC, datetime
 

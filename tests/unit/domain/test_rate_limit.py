@@ -1,4 +1,4 @@
-"""Rates: how many at once, how many in the long run, and a memory with a bound."""
+"""Rate limits: the burst, the steady rate, and a bound on memory."""
 
 import pytest
 from hypothesis import given
@@ -32,7 +32,7 @@ def test_whoever_waits_as_long_as_told_may_go_on() -> None:
     now = 0.0
     for _ in range(50):
         if wait := limiter.wait("a", now):
-            # Floating point may leave a last speck to wait.
+            # Rounding may leave a tiny remainder to wait for.
             now += wait + 1e-9
             assert limiter.wait("a", now) == 0.0
 
@@ -71,7 +71,7 @@ def test_no_stretch_of_time_sees_more_than_the_rate(
     for first, begin in enumerate(admitted):
         for last in range(first, len(admitted)):
             stretch = admitted[last] - begin
-            # A burst of `count`, and what the steady rate adds meanwhile.
+            # A burst of `count`, plus the steady rate over the interval.
             assert last - first + 1 <= count + stretch * count / per_seconds + 1e-6
 
 

@@ -1,4 +1,4 @@
-"""Baskets and reservations as values: merged lines, the body's digest, what a reader is told."""
+"""Baskets and reservations as values: merged lines, the body's digest, the status for readers."""
 
 import re
 from typing import Any
@@ -95,7 +95,7 @@ def test_another_body_has_another_digest(changes: dict[str, Any]) -> None:
 
 
 def test_the_digest_is_of_what_the_buyer_sent_and_of_nothing_else() -> None:
-    """A name that was made here may change with the sale; an admission is no part of the body."""
+    """A default name may change with the sale; an admission is not part of the body."""
     renamed = msgspec.structs.replace(
         SALE, items=tuple(msgspec.structs.replace(item, name="New", price=7) for item in SALE.items)
     )
@@ -107,7 +107,7 @@ def test_the_digest_is_of_what_the_buyer_sent_and_of_nothing_else() -> None:
 
 
 def test_the_digest_can_be_written_between_quotes() -> None:
-    """prepare.lua puts it into JSON as it is."""
+    """prepare.lua inserts it into JSON unescaped."""
     assert re.fullmatch(r"[A-Za-z0-9_-]{12}", wish().digest)
 
 

@@ -1,4 +1,4 @@
-"""The table of states: what it allows, where each status keeps its units, and what Lua walks."""
+"""The state table: its transitions, the counter of each status, and the transitions in Lua."""
 
 import re
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_everything_can_be_reached_and_refunded_is_the_end(start: Status) -> Non
 
 
 def test_money_is_asked_for_in_one_status_alone() -> None:
-    """A sale is made only out of CONFIRMING, or out of an account that was opened there."""
+    """A sale is recorded only from CONFIRMING, or from an account that was opened there."""
     into_sold = {status for status, ways in TRANSITIONS.items() if Status.CONFIRMED in ways}
     assert into_sold == {Status.CONFIRMING, Status.AWAITING_DEPOSIT}
 
@@ -79,7 +79,7 @@ def test_lua_walks_no_edge_that_the_table_lacks_and_leaves_none_of_a_payment_out
             walked.setdefault(Status(origin), set()).add(Status(to))
     for origin, to in walked.items():
         assert to <= TRANSITIONS[origin]
-    # Where `voided` leads depends on the policy and on the deadline.
+    # The target of `voided` depends on the policy and on the deadline.
     walked[Status.CONFIRMING] |= {Status.PREPARED, Status.EXPIRED}
     assert walked[Status.CONFIRMING] == TRANSITIONS[Status.CONFIRMING]
     assert walked[Status.AWAITING_DEPOSIT] == TRANSITIONS[Status.AWAITING_DEPOSIT]
@@ -130,7 +130,7 @@ def test_a_sale_shows_the_strongest_reason_not_to_sell(
 
 
 def test_the_scripts_are_the_only_ones_that_write_a_status() -> None:
-    """Python names a status to read or to show it; no command of it sets one."""
+    """Python reads and shows a status; none of its commands sets one."""
     root = Path(__file__).resolve().parents[3]
     writers = [
         path.name

@@ -1,4 +1,4 @@
-"""Text that people wrote: what is refused, and what a terminal is sent."""
+"""Text from users: refused characters, and escaping for a terminal."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""Our tokens: each good for one purpose, and nothing of one may be changed."""
+"""Signed tokens: each is valid for one purpose only and fails after any change."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Whose address counts: what proxies of ours say, and nothing that a caller can."""
+"""The client address: headers of trusted proxies count, headers of a client do not."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ MAPPED = "::ffff:10.0.0.0/104,2001:db8::/32"
         ("10.0.0.1", ["198.51.100.1"], "198.51.100.1"),
         ("10.0.0.1", ["192.0.2.7, 198.51.100.1"], "198.51.100.1"),
         ("10.0.0.1", ["198.51.100.1, 10.0.0.2"], "198.51.100.1"),
-        # A proxy that adds a line of its own below the caller's.
+        # A proxy that appends its own line below the client's.
         ("10.0.0.1", ["192.0.2.7", "198.51.100.1"], "198.51.100.1"),
         ("10.0.0.1", ["192.0.2.7", "198.51.100.1, 10.0.0.2"], "198.51.100.1"),
         ("2001:db8::1", ["2001:4860::8"], "2001:4860::/64"),
@@ -38,7 +38,7 @@ MAPPED = "::ffff:10.0.0.0/104,2001:db8::/32"
         ("10.0.0.1", ["2001:4860:0:7:FFFF:1:2:3"], "2001:4860:0:7::/64"),
         ("10.0.0.1", ["2001:4860:0:8::1"], "2001:4860:0:8::/64"),
         ("10.0.0.1", ["fe80::1%eth0"], "fe80::/64"),
-        # A hop without an address counts for its sender.
+        # A hop without an address counts as its sender.
         ("10.0.0.1", ["unknown"], "10.0.0.1"),
         ("10.0.0.1", ["198.51.100.1, " + "a" * 8_000], "10.0.0.1"),
         ("10.0.0.1", ["198.51.100.1, _hidden, 10.0.0.2"], "10.0.0.2"),

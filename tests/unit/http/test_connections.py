@@ -1,4 +1,4 @@
-"""The bound on open connections: those that wait for a request give way to those that come."""
+"""The bound on open connections: idle connections give way to new ones."""
 
 import resource
 from typing import Any
@@ -12,7 +12,7 @@ from api.http.connection.connections import CONNECTIONS_MAX, WARNING_SECONDS, Co
 
 
 class Connection:
-    """One that waits for its next request until then; None while it is answered."""
+    """Idle until this instant; None while a request is being answered."""
 
     def __init__(self, open_ones: Connections, waits_until: float | None) -> None:
         self.waits_until = waits_until

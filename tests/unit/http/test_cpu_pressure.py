@@ -1,4 +1,4 @@
-"""How short the processor's time is: by what this process takes, and by the whole machine."""
+"""CPU saturation of this process and of the host."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from api.http.fastpath.cpu_pressure import LOOK_SECONDS, CpuPressure
 
 
 class Machine:
-    """What the clocks and the system tell, as the test says."""
+    """Clocks and /proc/stat under the test's control."""
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.stat = directory / "stat"
@@ -21,12 +21,12 @@ class Machine:
         self.passes(0)
 
     def passes(self, seconds: float, *, used: float = 0.0, idle: float = 1.0) -> None:
-        """So long; `used` is this process's share of a core, `idle` the machine's."""
+        """Advance time; `used` is this process's share of a core, `idle` the machine's."""
         self._now += seconds
         self._used += used * seconds
         self._idle += round(idle * 1_000)
         self._busy += 1_000 - round(idle * 1_000)
-        # user nice system idle iowait irq softirq steal guest guest_nice, then a line a core.
+        # user nice system idle iowait irq softirq steal guest guest_nice, then one line per core.
         numbers = [self._busy - 3, 1, 1, self._idle - 9, 9, 1, 0, 0, 0, 0]
         self.stat.write_text(f"cpu  {' '.join(map(str, numbers))}\ncpu0 1 2 3 4\n")
 

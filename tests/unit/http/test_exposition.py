@@ -1,4 +1,4 @@
-"""Prometheus' text: made beside the event loop, once for all who ask within a second."""
+"""Prometheus' text format: rendered off the event loop, once per second for all scrapes."""
 
 import asyncio
 import threading
@@ -11,7 +11,7 @@ WAIT_SECONDS = 10.0
 
 
 class Maker:
-    """Makes a text only once the event loop has gone on."""
+    """Renders a text only once the event loop has made progress."""
 
     def __init__(self) -> None:
         self.go_on = threading.Event()

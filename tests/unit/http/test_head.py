@@ -1,4 +1,4 @@
-"""What the reader of heads takes, other strict readers take too, and they read the same in it."""
+"""The request-head parser: other strict parsers read each head that it accepts alike."""
 
 import random
 
@@ -20,7 +20,7 @@ CHANGES = (b"", b"\r", b"\n", b"\r\n", b"\0", b":", b" ", b"\t", b"\xff", b",", 
 
 
 def heads() -> list[bytes]:
-    """Heads of drawn requests, as they are and damaged."""
+    """Heads of generated requests, intact and damaged."""
     found: list[bytes] = []
     for seed in range(600):
         choice = random.Random(seed)
@@ -50,7 +50,7 @@ def test_every_head_that_is_taken_is_read_as_h11_reads_it() -> None:
         try:
             event = theirs.next_event()
         except h11.RemoteProtocolError:
-            # h11 takes no bytes above ASCII in a value, RFC 9110 does.
+            # h11 accepts no bytes above ASCII in a value; RFC 9110 does.
             assert not head.isascii(), head
             continue
         assert isinstance(event, h11.Request), head

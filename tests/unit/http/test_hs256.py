@@ -1,4 +1,4 @@
-"""Tokens under a shared secret: quick for the good, and no looser than PyJWT for any other."""
+"""HS256 tokens: a fast path for valid tokens, as strict as PyJWT for all others."""
 
 import hmac
 import time
@@ -22,7 +22,7 @@ GOOD: dict[str, Any] = {"sub": "ann", "exp": NOW + 1000, "aud": "shop"}
 
 
 def verifier() -> Hs256Verifier:
-    """One that knows the usual header already, so that its quick way is open."""
+    """A verifier that has seen the usual header, so that its fast path is active."""
     secret = Hs256Verifier(SECRET, RULES)
     secret.verified(jwt.encode(GOOD, SECRET, algorithm="HS256"))
     return secret

@@ -1,4 +1,4 @@
-"""The rules for a buyer's token beyond its signature, by both paths that verify an HS256 token."""
+"""Rules for a buyer's token beyond its signature, on both paths that verify an HS256 token."""
 
 import time
 from collections.abc import Callable
@@ -23,10 +23,10 @@ def token(**claims: Any) -> str:
 
 
 def verified(rules: ClaimRules, given: str) -> bool:
-    """Verify it by PyJWT and by the path for ordinary claims, which must agree."""
+    """Verify by PyJWT and by the fast path for ordinary claims; both must agree."""
     secret = Hs256Verifier(SECRET, rules)
     outcomes: list[bool] = []
-    # A header seen once opens the second path.
+    # The fast path accepts only headers seen before.
     good = token(aud=rules.audience, iss=rules.issuer)
     for one in (given, good, given):
         try:

@@ -1,4 +1,4 @@
-"""Newcomers that are told "not now": few at a time, and fewer while the processor is full."""
+"""Load shedding: rejects excess prepares at a bounded rate, lower while the CPU is saturated."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,12 +8,12 @@ import pytest
 from api.http.fastpath import load_shedding as turned_away
 from api.http.fastpath.load_shedding import LoadShedder
 
-#: Longer than any test looks.
+#: Longer than any test waits.
 NEVER = 3_600.0
 
 
 class Crowd:
-    """Newcomers, and who of them was told in which order."""
+    """Newcomers, and the order in which they were rejected."""
 
     def __init__(self, *, shortage: Callable[[], float] = lambda: 0.0) -> None:
         self.turned_away = LoadShedder(shortage)
@@ -45,7 +45,7 @@ def named(count: int) -> list[str]:
 
 async def until(seen: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not seen():  # noqa: ASYNC110 - what is waited for does not tell
+        while not seen():  # noqa: ASYNC110 - no event to wait for
             await asyncio.sleep(0.001)
 
 
@@ -127,7 +127,7 @@ async def test_the_shorter_the_time_the_longer_the_pause(monkeypatch: pytest.Mon
 async def test_who_comes_in_the_pause_waits_for_its_end_though_nobody_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Told one by one they would cost most."""
+    """Rejecting them one by one would cost most."""
     monkeypatch.setattr(turned_away, "PAUSE_SECONDS", 0.05)
     crowd = Crowd(shortage=lambda: 1.0)
     crowd.comes("first")

@@ -1,4 +1,4 @@
-"""Log lines about requests: one where something was wrong, and not one for each of a crowd."""
+"""Request logs: a line for each slow or failed request, rate limited for a crowd."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ from reservation.telemetry.metrics import HTTP_SECONDS
 
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> LogCapture:
-    """What is logged."""
+    """The logged lines."""
     captured = LogCapture()
     log = structlog.wrap_logger(None, processors=[captured])
     monkeypatch.setattr(observe, "log", log)
@@ -62,14 +62,14 @@ async def test_answers_of_one_turn_are_counted_at_its_end_as_if_one_by_one() -> 
     await asyncio.sleep(0)
     assert counted(together)["200"] == counted(one_by_one)["200"]
     assert counted(together)["409"]["_count"] == 1
-    # The next turn's come on top.
+    # The next iteration's counts are added.
     observe.record(together, 200, 0.5, "id")
     await asyncio.sleep(0)
     assert counted(together)["200"]["_count"] == len(seconds) + 1
 
 
 def counted(operation: str) -> dict[str, dict[str, float]]:
-    """What is told of an operation, by status."""
+    """The histogram of an operation, by status."""
     told: dict[str, dict[str, float]] = {}
     for sample in next(iter(HTTP_SECONDS.collect())).samples:
         name = sample.name.removeprefix("reservation_http_request_seconds")

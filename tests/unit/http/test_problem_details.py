@@ -1,4 +1,4 @@
-"""What is not a refusal of the domain, as a problem document."""
+"""Problem documents for errors outside the domain."""
 
 from typing import Any
 

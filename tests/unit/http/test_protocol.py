@@ -1,4 +1,4 @@
-"""The protocol of one connection on a loop and a transport that the test moves."""
+"""The HTTP protocol of one connection, on a loop and a transport that the test drives."""
 
 import asyncio
 import random
@@ -41,7 +41,7 @@ class Timer:
 
 
 class Loop:
-    """A loop whose clock the test moves."""
+    """A loop whose clock the test advances."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -117,7 +117,7 @@ class Transport:
 
 
 class Path:
-    """Takes every request, and leaves it to the test to answer."""
+    """Accepts every request; the test answers it."""
 
     def __init__(self) -> None:
         self.taken: list[tuple[bytes, bytes, list[tuple[bytes, bytes]], bytes]] = []
@@ -132,7 +132,7 @@ class Path:
         return True
 
     def answer(self) -> None:
-        """The oldest request that has no answer."""
+        """Answer the oldest open request."""
         self.asked.pop(0).write(204, b"x-test: 1\r\n\r\n")
 
 
@@ -421,7 +421,7 @@ def test_trailers_are_no_headers(connected: Connected) -> None:
 
 
 class Played:
-    """What a connection makes of a stream: the requests that it took, and its refusal."""
+    """The effect of a byte stream on a connection: the accepted requests, and its refusal."""
 
     def __init__(self, connections: Connections, pieces: Iterator[bytes], later: bool) -> None:
         self.connected = connected = Connected(connections)
@@ -470,7 +470,7 @@ def test_a_stream_is_cut_into_its_requests_however_it_is_segmented(
 
 @pytest.mark.usefixtures("every_body_goes_the_direct_path")
 def test_segments_decide_nothing_also_where_bytes_were_changed(connections: Connections) -> None:
-    """The same requests and the same refusal, however the bytes come."""
+    """The same requests and the same refusal for every segmentation."""
     for seed in range(400):
         choice = random.Random(seed)
         data = bytearray(draw(seed).data)

@@ -1,4 +1,4 @@
-"""An answer that is filled into a form is the route's own, whoever shares the form."""
+"""Pre-encoded response bodies equal the route's own, for every buyer of the batch."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Tokens that were verified: remembered, but never beyond their end."""
+"""Cache of verified buyer tokens: an entry never outlives its token."""
 
 import time
 
@@ -45,7 +45,7 @@ def test_no_token_outlives_its_end_whichever_came_first(clock: list[float]) -> N
 
 
 def test_tokens_that_are_verified_anew_are_known_again(clock: list[float]) -> None:
-    """What one that ended took along with it."""
+    """A token that was evicted together with an expired one."""
     tokens = TokenCache()
     tokens.keep("short", "bob", NOW + 100)
     tokens.keep("long", "ann", NOW + 7200)
@@ -57,7 +57,7 @@ def test_tokens_that_are_verified_anew_are_known_again(clock: list[float]) -> No
 
 
 def test_a_token_that_ends_within_a_minute_is_not_kept(clock: list[float]) -> None:
-    """Else each of them would make all others be forgotten."""
+    """Otherwise each of them would evict all others."""
     tokens = TokenCache()
     tokens.keep("long", "ann", NOW + 7200)
     tokens.keep("late", "bob", NOW + LIFE_SECONDS_MIN - 0.1)

@@ -1,4 +1,4 @@
-"""Logs: their two forms, and what never gets into them."""
+"""Logging: both formats, and the values that are never logged."""
 
 import errno
 import io

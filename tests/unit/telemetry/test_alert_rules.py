@@ -1,4 +1,4 @@
-"""Each alert rule, judged by promtool: it fires at the first occurrence, and is quiet before."""
+"""Each alert rule, evaluated by promtool: it fires at the first occurrence, and not before."""
 
 import json
 import subprocess
@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parents[3]
 RULES: list[dict[str, Any]] = yaml.safe_load((ROOT / "deploy/alerts.yml").read_text())["groups"][0][
     "rules"
 ]
-#: What promtool feeds in: one sample each minute from minute 0 on.
+#: promtool's input: one sample each minute from minute 0 on.
 MINUTES = 40
-#: When the thing happens, for the first time.
+#: The minute of the first occurrence.
 AT = 20
 #: promtool's clock begins at 0.
 HAPPENED = AT * 60
@@ -36,7 +36,7 @@ def step(name: str, before: float, after: float, *, by: float = 0) -> dict[str, 
 
 
 def beats(*, until: int) -> dict[str, str]:
-    """A worker that is seen each minute up to this one."""
+    """A worker that sends heartbeats until this minute."""
     values = [str(min(minute, until) * 60) for minute in range(MINUTES)]
     return {"series": "reservation_worker_beat_timestamp_seconds", "values": " ".join(values)}
 
@@ -52,7 +52,7 @@ ENDED = 'reservation_payment_outcomes_total{outcome="confirmed"}'
 REQUESTS = "reservation_http_request_seconds_count"
 SLOW = 'reservation_http_request_seconds_bucket{operation="prepareReservation",le='
 
-#: Of each alert: what happens, and how many minutes after it the alert is there.
+#: Alert -> the occurrence, and the minutes until the alert fires.
 FIRES: dict[str, tuple[list[dict[str, str]], int]] = {
     "ServiceDown": ([step('up{job="reservation-api"}', 1, 0)], 1),
     "WorkerSilent": ([beats(until=AT)], 3),
@@ -79,7 +79,7 @@ FIRES: dict[str, tuple[list[dict[str, str]], int]] = {
     ),
 }
 
-#: What looks alike and must fire nothing.
+#: Similar series that must fire no alert.
 QUIET: dict[str, list[dict[str, str]]] = {
     "a worker at work": [beats(until=MINUTES)],
     "payments that end while others begin": [
@@ -108,7 +108,7 @@ def firing(alert: str) -> str:
 
 
 def question(expression: str, minute: int, expected: dict[str, int]) -> dict[str, Any]:
-    """One look at which alerts fire."""
+    """One query for the firing alerts."""
     return {
         "expr": expression,
         "eval_time": f"{minute}m",
@@ -117,7 +117,7 @@ def question(expression: str, minute: int, expected: dict[str, int]) -> dict[str
 
 
 def judged(tmp_path: Path, tests: list[dict[str, Any]]) -> str:
-    """What promtool finds wrong with these tests of the shipped rules."""
+    """Return promtool's errors for these tests of the shipped rules."""
     program = find("promtool")
     for test in tests:
         test["interval"] = "1m"
@@ -180,7 +180,7 @@ def test_each_alarm_pages_or_opens_a_ticket_at_its_first_occurrence(
 
 
 def test_an_alarm_of_a_process_that_was_scraped_only_afterwards_fires(tmp_path: Path) -> None:
-    """Raised between the start and the first scrape: the series is born with it."""
+    """Raised between the start and the first scrape: the series begins with the alarm."""
     name = f'reservation_alarm_raised_timestamp_seconds{{alarm="{Alarm.PREFLIGHT}"}}'
     born = {"series": name, "values": f"{'_ ' * AT}{HAPPENED - 5}x{MINUTES - AT}"}
     assert judged(tmp_path, [fires("OperatorNeeded", [born], 0)]).splitlines() == []

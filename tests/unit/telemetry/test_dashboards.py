@@ -1,4 +1,4 @@
-"""The alert rules and the dashboard ask for what the service really counts, and are explained."""
+"""Alert rules and dashboards query only metrics that the service exports, and are documented."""
 
 import ast
 import json
@@ -24,7 +24,7 @@ RULES: list[dict[str, Any]] = yaml.safe_load((ROOT / "deploy/alerts.yml").read_t
 ]
 RUNBOOK = (ROOT / "docs" / "operations.md").read_text()
 CONSOLE = (ROOT / "api" / "http" / "static" / "ops-figures.js").read_text()
-#: Every question that something of ours asks Prometheus, or the text itself.
+#: Every Prometheus query of an alert, a panel or a page, or the text itself.
 ASKED = {
     **{f"alert {rule['alert']}": rule["expr"] for rule in RULES},
     **{
@@ -80,7 +80,7 @@ def test_each_alert_has_its_lines_in_the_runbook(alert: str) -> None:
 
 
 def calls_of_alarms() -> dict[str, ast.expr]:
-    """Every place of the code that names an alarm, and how."""
+    """Every call that raises an alarm, with its name expression."""
     found: dict[str, ast.expr] = {}
     for path in [*ROOT.glob("reservation/**/*.py"), *ROOT.glob("api/**/*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -103,7 +103,7 @@ def test_each_alarm_of_the_code_is_a_registered_one() -> None:
         place: ast.unparse(name)
         for place, name in calls_of_alarms().items()
         if not re.fullmatch(r"Alarm\.[A-Z_]+", ast.unparse(name))
-        # The judge's and the flusher's own tables, which pyright holds to Alarm.
+        # Tables of the judge and of the flusher; pyright checks them against Alarm.
         and ast.unparse(name) not in {"name", "ALARMS[outcome.kind]"}
     }
     assert strange == {}

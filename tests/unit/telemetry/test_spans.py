@@ -1,4 +1,4 @@
-"""What one span says of many requests, and of a failure."""
+"""Spans: the attributes of one span for many requests, and of a failure."""
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider

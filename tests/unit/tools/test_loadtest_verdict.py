@@ -1,4 +1,4 @@
-"""The load test's verdict: what it finds wrong, and the curves of its scenarios."""
+"""The load test's verdict: the faults that it reports, and the curves of its scenarios."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def order(order_id: str, status: str, amount: int = 1000) -> dict[str, Any]:
 
 
 def books(**audit: Any) -> BalanceCheck:
-    """The first order is sold, the second given back."""
+    """The first order is sold, the second released."""
     row = {"sku": "a", "total": 2, "available": 1, "held": 0, "sold": 1}
     return books_of(
         SALE,

@@ -1,4 +1,4 @@
-"""What users get: the wheel, the image, the compose file."""
+"""Release artefacts: the wheel, the image, the compose file."""
 
 import re
 import subprocess
@@ -51,7 +51,7 @@ def test_the_wheel_carries_each_script_where_the_loader_looks(wheel: zipfile.Zip
 
 @pytest.mark.parametrize("package", ["api", "reservation"])
 def test_the_wheel_carries_each_file_of_the_packages(wheel: zipfile.ZipFile, package: str) -> None:
-    """Pages, migrations and the mark of a typed package: what .gitignore names would be missing."""
+    """Pages, migrations and py.typed: files that .gitignore matches would be missing."""
     packed = packed_below(wheel, f"{package}/")
     assert "py.typed" in packed
     assert files_below(ROOT / package) <= packed
@@ -109,7 +109,7 @@ def test_what_compose_asks_for_is_in_its_example() -> None:
 
 
 def test_each_setting_can_be_set_through_compose() -> None:
-    """But where a container has its place: its data, its address and its port."""
+    """Except those that a container fixes: its data directory, address and ports."""
     own = {"data_dir", "host", "port", "metrics_port"}
     wanted = {f"RESERVATION_{name.upper()}" for name in set(Settings.__struct_fields__) - own}
     for name in ("api", "worker"):
@@ -128,7 +128,7 @@ def test_the_image_runs_as_a_user_without_rights_and_ends_by_sigterm() -> None:
     assert last["STOPSIGNAL"] == "SIGTERM"
     assert last["ENTRYPOINT"] == '["reservation"]'
     assert last["CMD"].startswith("[")
-    # Whoever acts on it would else end payments under way because a sale is closed.
+    # A restart on readiness would end payments under way because a sale is closed.
     assert "/health/live" in last["HEALTHCHECK"]
 
 

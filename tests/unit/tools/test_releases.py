@@ -36,7 +36,7 @@ def test_the_package_has_the_version_of_the_newest_release_or_a_later_one() -> N
 
 
 def has_history() -> bool:
-    """Whether this is a whole checkout: an archive has no history, a shallow one has its end."""
+    """Whether this is a full clone: an archive has no history, a shallow clone only its end."""
     return (ROOT / ".git").exists() and git("rev-parse", "--is-shallow-repository") == "false"
 
 

@@ -1,4 +1,4 @@
-"""Each way in which the three books can differ, and that none of them is overlooked."""
+"""Reconciliation of Redis, SQL and the PG: each kind of difference is reported."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def entry(number: int, kind: str = "charge", amount: int = 1000) -> dict[str, An
 
 
 def books(**changes: Any) -> BalanceCheck:
-    """Two pieces, one of them sold; a second order was given back. All agree."""
+    """Two pieces, one of them sold; a second order was released. All agree."""
     row = {"sku": "a", "total": 2, "available": 1, "held": 0, "sold": 1, **changes.pop("row", {})}
     audit = {"ok": True, "lag": 0, "problems": [], "skus": [row], **changes.pop("audit", {})}
     given: dict[str, Any] = {

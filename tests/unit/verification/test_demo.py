@@ -1,4 +1,4 @@
-"""The demo's own judgement of what became of a buyer."""
+"""The demo's verdict on the outcome of a buyer."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ ORDER = {
 
 
 async def declined_buyer(end: Callable[[], httpx.Response]) -> str:
-    """What the demo writes down for a buyer whose card is declined, where the return ends so."""
+    """The demo's record for a buyer with a declined card whose return answers this."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         if request.url.path == "/_payments":
@@ -40,14 +40,14 @@ async def declined_buyer(end: Callable[[], httpx.Response]) -> str:
 
 
 async def test_a_declined_card_whose_hold_ran_out_meanwhile_is_no_fault() -> None:
-    """A part of the service may be away for longer than the hold: nothing was charged."""
+    """A part of the service may be down for longer than the hold; nothing was charged."""
     end = lambda: httpx.Response(409, json={"code": "reservation_expired"})  # noqa: E731
     assert await declined_buyer(end) == "reservation_expired"
 
 
 @pytest.mark.parametrize("status", ["CONFIRMED", "AWAITING_DEPOSIT"])
 async def test_a_declined_card_that_ends_as_paid_is_a_fault(status: str) -> None:
-    """The verdict names it."""
+    """The verdict reports it."""
     outcome = await declined_buyer(lambda: httpx.Response(200, json={"status": status}))
     assert outcome == f"a declined card ended as {status.lower()}"
 

@@ -1,4 +1,4 @@
-"""Which answers the judge takes for possible while a payment is on its way to its claim."""
+"""Which answers the checker accepts while a payment is on its way to its claim."""
 
 import pytest
 
@@ -63,7 +63,7 @@ def test_a_success_is_not_accepted_after_its_payment_has_ended(status: str) -> N
         {"operation": "fail"},
         {"operation": "release"},
         {"operation": "refund"},
-        # Not accepted but done, as another state, or of no payment at all.
+        # 200 instead of 202, another state, or no payment at all.
         {"status": 200},
         {"told": "CONFIRMED"},
         {"payment_key": ""},
