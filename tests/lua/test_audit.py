@@ -1,4 +1,4 @@
-"""audit.lua: each word; it reads and never writes."""
+"""audit.lua: each result word; the script reads and never writes."""
 
 from tests.support.lua_sale import LuaSale
 

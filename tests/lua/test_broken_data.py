@@ -1,8 +1,8 @@
-"""Data that no script wrote: an error changes nothing; a sale without its outbox stays as it is.
+"""Corrupt data: an error reply leaves no write behind; a sale without its outbox is not touched.
 
-Redis undoes nothing when a script fails half-way, so each script has to find out before its first
-write whatever could make a later one fail. Each test here takes every mutating script's ordinary
-call, damages one thing that the call reads or writes, and looks at the whole sale afterwards.
+Redis rolls nothing back when a script fails half-way, so each script must find every cause of a
+later failure before its first write. Each test here takes the ordinary call of every mutating
+script, damages one value that the call reads or writes, and compares the whole sale afterwards.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -30,7 +30,7 @@ ROW_A, ROW_B = ("a", "A", 1000, 10, 3), ("b", "B", 500, 9, 5)
 
 
 class Scene:
-    """A sale with an order in each state that a script starts from; it can be put back."""
+    """A sale with an order in each initial state of a script; it can be restored."""
 
     def __init__(self, sale: LuaSale) -> None:
         self.sale = sale
@@ -64,7 +64,7 @@ class Scene:
         return [good(reply) for reply in await self.sale.connections.pipeline(commands)]
 
     async def restore(self) -> None:
-        """Put the sale back to where `set_up` left it."""
+        """Restore the sale to the snapshot of `set_up`."""
         await self.pipeline(
             ("DEL", *await self.all_keys()),
             *(("COPY", self.aside(key), key) for key in self.keys),
@@ -74,12 +74,12 @@ class Scene:
         await self.pipeline(("DEL", *map(self.aside, self.keys)))
 
     async def digest(self) -> list[str]:
-        """One value per key of the sale, whatever kind it is of."""
+        """One value per key of the sale, for every Redis type."""
         keys = await self.all_keys()
         return [*keys, *await self.sale.connections.command("DEBUG", "DIGEST-VALUE", *keys)]
 
     async def keys_of(self, call: "Call", kind: str | None = None) -> list[str]:
-        """The keys that an ordinary call hands over; `kind` keeps those of one type."""
+        """The keys that an ordinary call passes; `kind` filters them by type."""
         handed: list[str] = []
         run = self.sale.connections.call
 
@@ -106,7 +106,7 @@ def put(scene: Scene) -> Awaitable[Any]:
     return scene.sale.put(version=2, digest="d2", name="New", items=[ROW_A, ROW_B])
 
 
-#: An ordinary call of each script, which succeeds in the scene as it is.
+#: An ordinary call of each script; it succeeds in the undamaged scene.
 CALLS: dict[str, Call] = {
     "prepare": lambda scene: scene.sale.prepare(scene.baskets[NEW], rate=(50, 20)),
     "claim": lambda scene: scene.sale.claim(scene.baskets[HELD]),
@@ -160,7 +160,7 @@ def call(request: pytest.FixtureRequest) -> Call:
 async def test_the_calls_of_these_tests_succeed_in_an_undamaged_sale(
     scene: Scene, call: Call
 ) -> None:
-    """Else the tests below would prove nothing."""
+    """A precondition of the tests below."""
     before = await scene.digest()
     await call(scene)
     assert await scene.digest() != before
@@ -175,7 +175,7 @@ async def test_a_key_of_the_wrong_kind_leaves_nothing_half_written(
         await each_scene.pipeline(("DEL", key), ("RPUSH", key, "not what it should be"))
         before = await each_scene.digest()
         refused = await refusal_of(each_scene, call)
-        # A key that this call does not need at all may be anything.
+        # A key that this call does not use may hold anything.
         if refused and await each_scene.digest() != before:
             half_written.append(key)
         if key in {each_scene.sale.keys.sale, each_scene.sale.keys.outbox}:
@@ -202,18 +202,18 @@ async def test_an_error_reply_means_that_nothing_was_written(
 
 
 async def refusal_of(scene: Scene, call: Call) -> str:
-    """The error or the `recovering` that a call met; empty where it did its work."""
+    """The error or the `recovering` of a call; empty if the call succeeded."""
     try:
         [answer, *_] = await call(scene)
     except UnexpectedReply as error:
         return str(error)
-    # Of a batch each order has its own answer.
+    # In a batch each order has its own reply.
     if isinstance(answer, ResponseError):
         return str(answer)
     return "recovering" if "recovering" in (answer, answer[0]) else ""
 
 
-#: What can be wrong with one buyer, or with one item that only this buyer asks for.
+#: Damage to one buyer's data, or to an item that only this buyer requests.
 DAMAGE = {
     "count": ("HSET", "buyer", "b", "x"),
     "paid": ("HSET", "buyer", ":paid", "x"),
@@ -231,7 +231,7 @@ DAMAGE = {
 async def test_what_is_wrong_with_one_basket_is_its_own_answer_in_a_batch(
     sale: LuaSale, damage: tuple[str, ...]
 ) -> None:
-    """Those before it and behind it are held or refused as if it were not there."""
+    """The other baskets of the batch are held or refused as if it were absent."""
     for _ in range(2):
         await sale.hold("damaged")
     first, damaged, greedy, last = (
@@ -261,7 +261,7 @@ async def test_what_is_wrong_with_one_basket_is_its_own_answer_in_a_batch(
     assert await sale.stock("a") == (10, 5, 5, 0)
     if key != "order":
         assert await sale.order(damaged) == {}
-    # So that the sale can be checked.
+    # Restore the key, so that the sale can be checked.
     await sale.connections.command("DEL", keys[key])
     if await sale.connections.command("EXISTS", f"aside:{keys[key]}"):
         await sale.connections.command("RENAME", f"aside:{keys[key]}", keys[key])

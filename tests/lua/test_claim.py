@@ -1,4 +1,4 @@
-"""claim.lua: each word, and the race of a late payment against the reaper in both orders."""
+"""claim.lua: each result word, and the race of a late payment against the reaper in both orders."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""expire.lua: each word, batches, and two clocks."""
+"""expire.lua: each result word, batches, and two clocks."""
 
 import pytest
 from redis.exceptions import ResponseError
@@ -91,7 +91,7 @@ async def test_what_is_held_is_followed_through_a_batch(bare_sale: LuaSale) -> N
     first, bug = await bare_sale.expire(*baskets)
     assert first == "expired"
     assert "held of a is less than the order" in str(bug)
-    # The first has ended, whole; the second was not touched.
+    # The first order has ended completely; the second is unchanged.
     assert await bare_sale.stock("a") == (10, 9, 0, 0)
     assert (await bare_sale.order(baskets[0]))["status"] == "EXPIRED"
     assert (await bare_sale.order(baskets[1]))["status"] == "HELD"

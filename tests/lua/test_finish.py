@@ -1,4 +1,4 @@
-"""finish.lua: every outcome from every status, repeats, and old fences."""
+"""finish.lua: every outcome from every status, repeats, and stale fencing tokens."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""lease.lua: each word, and a frozen process that wakes up after a take-over."""
+"""lease.lua: each result word, and a frozen process that wakes up after a take-over."""
 
 import asyncio
 from typing import Any
@@ -9,7 +9,7 @@ from tests.support.lua_sale import LOST, NOW, LuaSale
 
 
 async def over(sale: LuaSale, basket: dict[str, Any]) -> None:
-    """Let the lease end."""
+    """Let the lease expire."""
     past = str(NOW.now_ms() - 1)
     await sale.connections.command("ZADD", sale.keys.confirming, past, str(basket["order"]))
 

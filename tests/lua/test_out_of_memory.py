@@ -1,4 +1,4 @@
-"""A server without memory takes no new holds; everything that ends one or stops a sale goes on."""
+"""Out of memory: the server refuses new holds; a hold can still end and a sale can still stop."""
 
 import pytest
 
@@ -13,7 +13,7 @@ from tests.support.valkey import SERVERS, MakeServer, binary_of
 async def test_new_holds_and_sales_are_refused_before_they_write_and_the_rest_goes_on(
     make_server: MakeServer, name: str
 ) -> None:
-    """`#!lua` without allow-oom is refused before its first command, so nothing is half-done."""
+    """`#!lua` without allow-oom is refused before its first command, so no write is half-done."""
     server = make_server("full", binary=binary_of(name))
     await server.start()
     connections = RedisClient(server.url, clock=SystemClock())

@@ -1,4 +1,4 @@
-"""prepare.lua: each word, and baskets that see the ones before them."""
+"""prepare.lua: each result word, and baskets of one batch that see the earlier ones."""
 
 from typing import Any
 
@@ -197,7 +197,7 @@ async def test_an_order_keeps_what_was_promised(sale: LuaSale) -> None:
     order = await sale.order(basket)
     began = await sale.connections.command("ZSCORE", sale.keys.buyer_orders("ann"), basket["order"])
     assert order.pop("expires_at") == str(int(began) + 300_000)
-    # All of it: what every open hold would say alike costs each of a million of them its bytes.
+    # The complete hash: a field with one value in all open holds would cost memory a million times.
     assert order == {
         "status": "HELD",
         "buyer": "ann",

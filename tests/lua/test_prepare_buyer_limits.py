@@ -1,4 +1,4 @@
-"""prepare.lua: the sustained rate of a buyer, and the orders that a buyer may leave unpaid."""
+"""prepare.lua: the sustained rate limit of a buyer and the limit of unpaid orders per buyer."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ MINUTE_MS = 60_000
 
 
 async def leave(sale: LuaSale, buyer: str = "ann", **limits: Any) -> str:
-    """One turn of a prepare / release loop; the word that answers the prepare."""
+    """One iteration of a prepare / release loop; returns the reply word of the prepare."""
     basket = sale.basket(buyer)
     word = (await sale.prepare(basket, **limits))[0][0]
     if word == "held":
@@ -37,7 +37,7 @@ async def test_prepared_orders_count_as_unpaid_for_they_hold_nothing(bare_sale: 
 
 @pytest.mark.parametrize("at_once", [False, True])
 async def test_orders_that_hold_do_not_count(sale: LuaSale, at_once: bool) -> None:
-    """Neither those whose payment is under way, nor an account that waits for its deposit."""
+    """Nor do orders in CONFIRMING or AWAITING_DEPOSIT."""
     paying, waiting = await sale.hold("ann"), await sale.hold("ann")
     await sale.claim(paying)
     claimed = await sale.claim(waiting)
@@ -168,7 +168,7 @@ async def test_a_paid_count_that_is_no_count_is_a_bug(bare_sale: LuaSale) -> Non
 
 
 async def test_the_paid_count_never_falls_below_zero(bare_sale: LuaSale) -> None:
-    """A bank that takes a deposit back makes a paid order an unpaid one again."""
+    """A bank that takes a deposit back makes a paid order unpaid again."""
     await bare_sale.put()
     basket = await bare_sale.hold("ann")
     fence = (await bare_sale.claim(basket))[1]

@@ -1,10 +1,10 @@
-"""prepare.lua: holds that ran out stop a refusal only where their end may lift it."""
+"""prepare.lua: expired holds defer a refusal only if their release may lift it."""
 
 from tests.support.lua_sale import LuaSale
 
 
 async def overdue(sale: LuaSale, count: int = 3, **lines: int) -> list[dict[str, object]]:
-    """Holds of other buyers whose deadline has passed and that nobody reaps."""
+    """Holds of other buyers past their deadline, with no reaper running."""
     baskets = [await sale.hold(f"old-{number}", lines=lines) for number in range(count)]
     await sale.run_out(*baskets)
     return baskets

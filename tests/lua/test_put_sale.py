@@ -1,4 +1,4 @@
-"""put_sale.lua: each word; what may change and what stays."""
+"""put_sale.lua: each result word, the mutable fields and the immutable ones."""
 
 import pytest
 

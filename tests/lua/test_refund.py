@@ -1,4 +1,4 @@
-"""refund.lua: each word; stock back, or out of the sale."""
+"""refund.lua: each result word; units return to stock or leave the sale."""
 
 import pytest
 

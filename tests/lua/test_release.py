@@ -1,4 +1,4 @@
-"""release.lua: each word, and the race against a claim in both orders."""
+"""release.lua: each result word, and the race against a claim in both orders."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""remake.lua: each word; a lost order is held again, with its stock, or not at all."""
+"""remake.lua: each result word; a lost order is held again with its stock, or not at all."""
 
 import json
 from typing import Any

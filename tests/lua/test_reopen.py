@@ -1,4 +1,4 @@
-"""reopen.lua begins the outbox right behind what SQL has, once."""
+"""reopen.lua: begins the outbox right after the last event in SQL, once."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ async def test_the_outbox_goes_on_from_the_head_and_a_repeat_adds_nothing(
         counters = await here.service.sale_store.counters(sale_id)
         assert counters is not None
         assert (counters.seq, counters.last_outbox_id) == (3, "3-0")
-        # The group went with the stream; a rebuild makes it anew, behind what SQL has.
+        # The consumer group was lost with the stream; a rebuild creates it after SQL's last event.
         await here.service.outbox.ensure_group(sale_id, 2)
         await here.flush(sale_id)
         assert (await here.service.ledger.cursor(sale_id)) == (3, counters.chain)

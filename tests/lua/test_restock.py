@@ -1,4 +1,4 @@
-"""restock.lua: each word; idempotent by its operation."""
+"""restock.lua: each result word; idempotent by its operation."""
 
 import json
 

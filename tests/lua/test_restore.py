@@ -1,4 +1,4 @@
-"""restore.lua writes for the rebuild that owns the sale, and for nobody else."""
+"""restore.lua: writes only for the rebuild that owns the sale."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""switch.lua: each word."""
+"""switch.lua: each result word."""
 
 import pytest
 
