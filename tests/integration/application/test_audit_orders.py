@@ -1,4 +1,4 @@
-"""The audit names the item, the order and the event of whatever a hand in the data broke."""
+"""The audit reports the item, the order and the event of each manual edit of the data."""
 
 import asyncio
 import inspect
@@ -57,7 +57,7 @@ async def test_a_count_of_paid_orders_that_is_wrong_is_named(here: Bench) -> Non
 async def test_buyers_that_sql_does_not_have_yet_are_looked_at_together(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One by one the audit of a running sale would never catch up with its buyers."""
+    """One round trip per buyer would be too slow for the audit of a running sale."""
     sale_id = await here.sale()
     buyer_ids = [f"buyer-{number}" for number in range(100)]
     await asyncio.gather(*(here.hold(sale_id, buyer_id) for buyer_id in buyer_ids))
@@ -78,7 +78,7 @@ async def test_buyers_that_sql_does_not_have_yet_are_looked_at_together(
 
 
 class Noted:
-    """Passes calls on, and notes how many rows or records each brings back."""
+    """Forwards calls and records the number of rows or records of each result."""
 
     def __init__(self, within: Any) -> None:
         self._within = within
@@ -123,7 +123,7 @@ async def test_no_read_of_the_audit_brings_back_more_than_a_page_of_buyers(
         "a: buyer eve has 1 by the limit's count and no order",
     ]
     assert ledger.most <= 7
-    # One step of the scan brings all that it passes over.
+    # One step of the scan returns all hashes that it passes.
     assert inspection.most <= 41
 
 

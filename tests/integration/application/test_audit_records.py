@@ -1,4 +1,4 @@
-"""Each hash in Redis against what SQL would restore: a hand or a disk is named by its key."""
+"""Each hash in Redis against the state that SQL would restore: the audit reports its key."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ async def here(tmp_path: Path, valkey_url: str) -> Any:
         yield made
 
 
-#: What is done to Redis, and a word that the audit must say of it.
+#: A corruption of Redis, and a word that the audit must report for it.
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "the sale's name": (lambda k, _: ("HSET", k.sale, "name", "Tost sale"), "name"),
     "the sale's end": (lambda k, _: ("HSET", k.sale, "closes_at", "9"), "closes_at"),
@@ -93,7 +93,7 @@ async def test_an_event_that_sql_has_differently_is_named(here: Bench) -> None:
     ((entry_id, flat),) = await command("XRANGE", keys.outbox, "-", "+")
     changed = [part.replace("HELD", "HELP") for part in flat]
     assert changed != flat
-    # The same stream once more, with one word changed.
+    # The same stream again, with one word changed.
     await command("DEL", keys.outbox)
     await command("XADD", keys.outbox, entry_id, *changed)
     assert any("event 2 is another one" in problem for problem in await here.audited(sale_id))

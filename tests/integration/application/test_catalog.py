@@ -1,4 +1,4 @@
-"""Known sales and unknown ones, read once for all who ask, and the list of them in pages."""
+"""The catalog: cached sales and unknown ones, one read for concurrent callers, and paged lists."""
 
 import asyncio
 import itertools
@@ -26,7 +26,7 @@ from tests.support.valkey import MakeServer
 
 @pytest.fixture
 async def here(tmp_path: Path, make_server: MakeServer) -> AsyncIterator[Bench]:
-    """On a server of its own: the list has no other test's sales."""
+    """On a server of its own: its list has no other test's sales."""
     server = make_server()
     await server.start()
     async with bench(tmp_path / "sql", server.url) as made:
@@ -35,7 +35,7 @@ async def here(tmp_path: Path, make_server: MakeServer) -> AsyncIterator[Bench]:
 
 @pytest.fixture
 def statements() -> Iterator[list[str]]:
-    """Every statement that SQL is sent."""
+    """Every statement sent to SQL."""
     seen: list[str] = []
 
     def note(_: Any, __: Any, statement: str, *___: Any) -> None:
@@ -116,7 +116,7 @@ async def test_a_sale_that_redis_has_lost_is_recovering_and_never_unknown(here: 
 async def test_creations_at_once_are_all_answered_with_their_sale(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Answers of SQL may come late and out of order; none may undo what a newer one brought."""
+    """SQL's answers may come late and out of order; a stale read must not overwrite a newer one."""
     known_sales, calls = here.service.ledger.known_sales, itertools.count()
 
     async def late() -> dict[str, str]:
@@ -162,7 +162,7 @@ async def test_the_same_creation_twice_at_once_is_one_sale(here: Bench) -> None:
 async def test_an_answer_to_an_operator_shows_the_change(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While others read the sale all the time, and their reading may have begun before."""
+    """Other callers read the sale constantly; their reads may have begun before the change."""
     service = here.service
     sale_id = await here.sale()
     read = service.sale_store.read
@@ -182,7 +182,7 @@ async def test_an_answer_to_an_operator_shows_the_change(
     polling = [asyncio.create_task(poll()) for _ in range(20)]
     for number in range(30):
         wanted = SaleStatus.PAUSED if number % 2 == 0 else SaleStatus.OPEN
-        # In the midst of a reading.
+        # While a read is in progress.
         await asyncio.sleep(0.005)
         sale = await service.sales.switch(sale_id, wanted, reason="test", operator="op")
         assert sale.switched is wanted
@@ -237,7 +237,7 @@ async def test_a_sale_that_opens_between_two_pages_is_not_passed_over(here: Benc
     opening = await here.sale(opens_at_ms=now_ms + 60_000, closes_at_ms=now_ms + 90_000)
     page = await here.service.sales.page(None, 3, now_ms=now_ms)
     assert [sale.sale_id for sale in page.sales] == live
-    # It would close first of all, so it would stand before the place where the walk is.
+    # It closes first, so it would sort before the cursor.
     page = await here.service.sales.page(page.next_cursor, 3, now_ms=now_ms + 61_000)
     assert [sale.sale_id for sale in page.sales] == [opening]
 
@@ -264,7 +264,7 @@ async def test_the_list_is_read_once_for_all_who_ask(here: Bench) -> None:
     first = await commands(here) - before
     # SMEMBERS, 30 heads, 30 hashes, 30 items, INFO.
     assert first <= 92
-    # What did not move since is not read again.
+    # Unchanged sales are not read again.
     sale_list._read_at = float("-inf")
     before = await commands(here)
     await sale_list.page(None, 100, now_ms=now_ms)
@@ -326,7 +326,7 @@ async def test_a_worker_whose_clock_is_off_says_so_once(here: Bench) -> None:
 async def test_a_thousand_prepares_at_once_each_in_its_own_sale_are_all_held(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # However busy the machine is: what is refused here is refused for want of a connection.
+    # Generous time-outs for a busy machine: a refusal here means a lack of connections.
     monkeypatch.setattr(connection, "NOT_AFTER_MS", 40_000)
     monkeypatch.setattr(connection, "SOCKET_TIMEOUT_SECONDS", 40.0)
     monkeypatch.setattr(pool, "WAIT_SECONDS_MAX", 40.0)

@@ -1,4 +1,4 @@
-"""What is answered about the orders of a sale that Redis has in an older state than SQL."""
+"""Orders of a sale whose state in Redis is older than in SQL."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -32,7 +32,7 @@ async def closed(place: Bench, sale_id: str) -> None:
 
 
 async def paid_in_sql_alone(place: Bench) -> Reservation:
-    """An order that SQL has as CONFIRMED, and Redis as HELD again; its sale is closed."""
+    """An order that is CONFIRMED in SQL and HELD again in Redis; its sale is closed."""
     order = await place.hold(await place.sale())
     memory = await place.remembered(order.sale_id)
     await place.finish(order, (await place.claim(order)).fence)
@@ -83,7 +83,7 @@ async def test_a_wait_is_not_ended_by_the_older_state(
     waiting = asyncio.create_task(place.service.queries.next_change(seen, LONG_SECONDS))
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(asyncio.shield(waiting), 0.3)
-    # It goes on where the sale does.
+    # The wait continues on the current sale.
     await place.service.rebuild.run(order.sale_id, operator="op")
     await place.service.redis_monitor.look()
     known = await place.service.catalog.get(order.sale_id)
@@ -109,7 +109,7 @@ async def test_an_item_does_not_wait_for_the_deadline_of_a_paid_order(place: Ben
 
 
 async def test_an_order_that_a_process_moved_on_meanwhile_is_found_as_paid(place: Bench) -> None:
-    """The numbers of Redis' events pass those of SQL, and they are other events."""
+    """The numbers of Redis' events pass those of SQL, and the events differ."""
     sale_id = await place.sale()
     order = await place.hold(sale_id)
     await place.flush(sale_id)
@@ -117,7 +117,7 @@ async def test_an_order_that_a_process_moved_on_meanwhile_is_found_as_paid(place
     await place.finish(order, (await place.claim(order)).fence)
     await place.flush(sale_id)
     await place.put_back(sale_id, memory)
-    # A process that has seen nothing of the payment goes on from there.
+    # A process that has not seen the payment continues from there.
     async with opened(place.service.settings) as fresh:
         other = Bench(fresh)
         for _ in range(5):
@@ -134,7 +134,7 @@ async def test_an_order_that_a_process_moved_on_meanwhile_is_found_as_paid(place
 
 
 async def test_what_sql_lacks_is_found_as_redis_has_it(place: Bench) -> None:
-    """Redis lost a change of one order, and SQL waits for those of another."""
+    """Redis lost a change of one order, and SQL has yet to receive those of another."""
     sale_id = await place.sale()
     order = await place.hold(sale_id)
     claimed = await place.claim(order)
@@ -177,14 +177,14 @@ def an_order(**changes: object) -> Reservation:
         (an_order(seq=5), an_order(seq=5), 5),
         (an_order(seq=4), an_order(seq=6, status=Status.CONFIRMED, payment_key="k"), 6),
         (an_order(seq=9, status=Status.RELEASED), an_order(seq=6, status=Status.EXPIRED), 9),
-        # Another way that Redis went on: it never had the payment.
+        # Another history in Redis: it never had the payment.
         (an_order(seq=9), an_order(seq=6, status=Status.CONFIRMED, payment_key="k"), 6),
         (
             an_order(seq=9, payment_key="l", attempts={"l": Attempt("declined").text()}),
             an_order(seq=6, status=Status.CONFIRMED, payment_key="k"),
             6,
         ),
-        # The same way, further on.
+        # The same history, further on.
         (
             an_order(seq=9, status=Status.REFUNDED, payment_key="k"),
             an_order(seq=6, status=Status.CONFIRMED, payment_key="k"),

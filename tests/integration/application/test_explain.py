@@ -1,4 +1,4 @@
-"""What operators are told of an order and of an item, by the command and by HTTP."""
+"""The explanation of an order and of an item for operators, by the command and by HTTP."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from tests.support.service import Served, eventually, refused
 
 
 def run(service: Served, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command as an operator with the key runs it."""
+    """Run a command with the admin key."""
     return subprocess.run(
         [sys.executable, "-m", "api.cli", *arguments],
         env={

@@ -1,4 +1,4 @@
-"""Marks outlive processes; none writes to another server before the marks of all are known."""
+"""High-water marks outlive processes; writes to another server wait until all marks are known."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -36,7 +36,7 @@ def mark(seq: int, chain: str = "", epoch: str = "e") -> MarkRow:
         (mark(9, "c9"), None),
         (mark(9), None),
         (mark(8, "c8"), None),
-        # It has left the outbox: SQL has it, and says at the next look which one it was.
+        # It has left the outbox: SQL has it, and the next check reads its chain value from there.
         (mark(7, "c7"), None),
         (mark(11, "c11"), "answered for event 11 before: 2 events are lost"),
         (mark(11), "2 events are lost"),
@@ -70,7 +70,7 @@ def test_a_mark_rises_within_its_epoch_and_begins_anew_with_the_next() -> None:
 async def test_what_no_process_is_left_to_tell_is_told_by_sql(
     tmp_path: Path, valkey_url: str
 ) -> None:
-    """All processes end, and SQL has none of the events: its marks alone show the loss."""
+    """All processes end before SQL has the events: the marks alone show the loss."""
     async with bench(tmp_path, valkey_url) as first:
         sale_id = await first.sale()
         memory = await first.remembered(sale_id)
@@ -90,7 +90,7 @@ async def test_what_no_process_is_left_to_tell_is_told_by_sql(
 async def test_another_event_under_the_number_of_a_mark_is_a_loss(
     tmp_path: Path, valkey_url: str
 ) -> None:
-    """A process that had seen nothing went on with the lost number, and SQL has its event."""
+    """A process that had not seen the event reused its number, and SQL has the other event."""
     async with bench(tmp_path, valkey_url) as here:
         sale_id = await here.sale()
         memory = await here.remembered(sale_id)
@@ -115,7 +115,7 @@ async def test_a_process_waits_for_the_marks_of_the_others_before_it_follows(
         await other.service.data_loss.write("the life before")
         await here.service.redis_monitor.look()
         assert not here.service.connections.vouched
-        # It has noticed: what it has seen is in SQL, and it writes to no server.
+        # The other process has noticed: its marks are in SQL, and it writes to no server.
         await other.service.data_loss.write("")
         await here.service.redis_monitor.look()
         assert here.service.connections.vouched
@@ -192,7 +192,7 @@ async def test_a_look_that_gives_up_leaves_the_write_to_its_end(here: Bench) -> 
     writing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await writing
-    # The place of SQLite's one writer is free again, and the mark is there.
+    # SQLite's single writer is free again, and the mark is there.
     await here.service.data_loss.write("")
     assert [row.seq for row in (await here.service.ledger.losses.unproven())[sale_id]] == [2]
 
@@ -215,7 +215,7 @@ async def test_the_looks_go_on_though_marks_cannot_be_written(
         patch.setattr(here.service.data_loss, "write", broke)
         watching = asyncio.create_task(here.service.redis_monitor.run())
         async with asyncio.timeout(10):
-            while broken < 4:  # noqa: ASYNC110 - both loops meet it, and go on
+            while broken < 4:  # noqa: ASYNC110 - both loops fail, and continue
                 await asyncio.sleep(0.01)
         assert not watching.done()
         watching.cancel()
@@ -263,7 +263,7 @@ async def test_a_restart_from_an_older_file_is_noticed_though_sql_has_none_of_it
         await here.hold(sale_id)
         await server.stop(grace_seconds=0)
         if how == "its file lost its end":
-            # Valkey drops a command that is not whole, and starts (`aof-load-truncated`).
+            # Valkey drops an incomplete command, and starts (`aof-load-truncated`).
             file.write_bytes(file.read_bytes()[:-1])
         else:
             file.write_bytes(older)

@@ -1,4 +1,4 @@
-"""How a payment's end is written down while SQL comes and goes."""
+"""Recording of a payment's outcome while SQL is down or recovers."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -23,7 +23,7 @@ async def made(tmp_path: Path, valkey_url: str) -> AsyncIterator[Bench]:
 async def test_nothing_is_sold_whose_payment_sql_did_not_take(
     made: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It stays CONFIRMING, and the settler sells it with its payment when SQL is back."""
+    """The order stays CONFIRMING; the settler confirms it with its payment when SQL is back."""
     service, sale_id = made.service, await made.sale()
     order = await made.hold(sale_id)
     claimed = await made.claim(order, payment_key="key-of-a-payment")

@@ -1,4 +1,4 @@
-"""The preflight on a real server: what does not hold is named, and closes no more than it must."""
+"""Readiness on a real server: a failed condition is reported, and closes no more than it must."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -19,7 +19,7 @@ from tests.support.in_process import Bench, bench
 from tests.support.service import Served, eventually, refused
 from tests.support.valkey import MakeServer, binary_of
 
-#: What the shipped file gives the service, less than which it cannot work.
+#: The rights that the shipped file grants; the service cannot work with less.
 RIGHTS = (
     "resetchannels ~rsv:* -@all +@read +@write +@fast -@dangerous +eval +evalsha +script|load"
     " +script|exists +time +ping +hello +client|setname +client|id +info +config|get +acl|whoami"
@@ -28,7 +28,7 @@ RIGHTS = (
 
 
 class StandingClock:
-    """Time that passes only when told."""
+    """A clock that advances only by hand."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -206,7 +206,7 @@ async def test_a_server_that_reads_its_file_is_waited_for(
             for number in range(5_000):
                 pipe.set(f"rsv:{{x}}:{number}", "1")
             pipe.execute()
-            # A millisecond a key; in between it answers.
+            # A millisecond a key; the server answers in between.
             admin.config_set("key-load-delay", 1_000)
             admin.config_set("loading-process-events-interval-bytes", 1_024)
         reloading = asyncio.create_task(here.service.connections.command("DEBUG", "RELOAD"))

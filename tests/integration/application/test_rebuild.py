@@ -1,4 +1,4 @@
-"""A rebuild brings back what SQL has, whatever became of Redis, and may die anywhere."""
+"""A rebuild restores the state in SQL after any loss in Redis, and may crash at any point."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ from tests.support.in_process import Bench, bench
 
 @pytest.fixture
 async def here(tmp_path: Path, valkey_url: str, database_url: str) -> AsyncIterator[Bench]:
-    """A service on each database; SQLite is where no address is given."""
+    """A service on each database; SQLite if there is no URL."""
     address = "" if database_url.startswith("sqlite") else database_url
     async with bench(tmp_path, valkey_url, RESERVATION_DATABASE_URL=address) as made:
         yield made
@@ -71,7 +71,7 @@ async def test_every_state_comes_back_with_its_sets(here: Bench) -> None:
     assert await command("ZRANGE", names.deposits, 0, -1) == [waiting.order_id]
     groups = await command("XINFO", "GROUPS", names.outbox)
     assert groups[0][groups[0].index("last-delivered-id") + 1] == f"{report.seq}-0"
-    # Its lease is over at once: the settler asks the PG.
+    # Its lease ends at once: the settler asks the PG.
     assert await here.service.store.leases_over(sale_id, 10) == [paying.order_id]
     assert await command("HGET", names.buyer("cat"), "a") == "1"
     await here.flush(sale_id)
@@ -236,7 +236,7 @@ async def test_a_payment_whose_claim_sql_never_got_is_claimed_again(here: Bench)
     assert report.claimed == (order.order_id,)
     found = await here.service.store.read(order.order_id)
     assert found is not None
-    # Above the fence of the lost claim: whoever still has that one is told that it is late.
+    # Above the fence of the lost claim: a process that still holds that fence is refused as late.
     assert (found.status, found.fence, found.payment_key) == (Status.CONFIRMING, 2, "key-1")
     assert await here.service.store.due(sale_id, 10) == []
     await here.flush(sale_id)
@@ -244,7 +244,7 @@ async def test_a_payment_whose_claim_sql_never_got_is_claimed_again(here: Bench)
 
 
 async def test_an_ended_order_whose_lost_claim_finds_no_stock_is_as_sql_has_it(here: Bench) -> None:
-    """Its payment is looked after at the PG; a fence without a claim would be wrong for ever."""
+    """Its payment is checked at the PG; a fence without a claim would be wrong for ever."""
     sale_id = await here.sale(
         items=(Item(sku="a", name="A", price=1000, total=1, limit_per_buyer=1),)
     )
@@ -261,7 +261,7 @@ async def test_an_ended_order_whose_lost_claim_finds_no_stock_is_as_sql_has_it(h
     assert report.undecided == (order.order_id,)
     assert await status_of(here, order.order_id) is Status.RELEASED
     await here.flush(sale_id)
-    # Until the PG tells, it is named, and so is nothing else.
+    # Until the PG answers, only this problem is reported.
     (problem,) = await here.audited(sale_id)
     assert order.order_id in problem
     assert "intent" in problem
@@ -301,7 +301,7 @@ async def test_the_version_survives_a_rebuild_and_counts_in_another_epoch(here: 
 async def test_a_rebuild_that_stood_still_takes_nothing_from_the_one_that_came_after(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever it stood: what it read is old, and the sale has gone on since."""
+    """Wherever it paused, its reads are stale, and the sale has changed since."""
     for step in ("fence_off", "clear", "write"):
         sale_id = await here.sale()
         await here.hold(sale_id)
@@ -350,7 +350,7 @@ async def test_of_two_rebuilds_that_begin_together_one_gives_way(here: Bench) ->
 async def test_every_payment_that_sql_has_no_claim_of_is_taken_up(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More than one page of them, as after an hour in which nothing came to SQL."""
+    """More than one page of them, as after an hour without writes to SQL."""
     monkeypatch.setattr(recovery, "UNMET_PAGE", 2)
     sale_id = await here.sale()
     orders = [await here.hold(sale_id, f"buyer-{n}") for n in range(5)]
@@ -364,7 +364,7 @@ async def test_every_payment_that_sql_has_no_claim_of_is_taken_up(
 
 
 async def test_a_payment_that_sql_knows_another_one_of_is_asked_about(here: Bench) -> None:
-    """The order was restored with the card before: nobody else would look at this one."""
+    """The order was restored with the earlier card: nothing else would ask about this payment."""
     sale_id = await here.sale()
     order = await here.hold(sale_id)
     claimed = await here.claim(order, "key-0")
@@ -379,7 +379,7 @@ async def test_a_payment_that_sql_knows_another_one_of_is_asked_about(here: Benc
 
 
 async def test_what_a_rebuild_could_not_place_is_looked_at_again(here: Bench) -> None:
-    """Also where the sale has lost nothing since, and sells."""
+    """Also if the sale has lost nothing since, and sells."""
     sale_id = await here.sale(
         items=(Item(sku="a", name="A", price=1000, total=1, limit_per_buyer=1),)
     )
@@ -394,7 +394,7 @@ async def test_what_a_rebuild_could_not_place_is_looked_at_again(here: Bench) ->
 
 
 async def test_the_limits_of_a_buyer_survive_a_rebuild(here: Bench) -> None:
-    """The default limit of 20 unpaid orders counts those of before, and not the paid ones."""
+    """The default limit of 20 unpaid orders counts the earlier ones, and not the paid ones."""
     sale_id = await here.sale()
     sold = await here.hold(sale_id)
     await here.finish(sold, (await here.claim(sold)).fence)

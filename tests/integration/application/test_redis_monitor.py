@@ -1,4 +1,4 @@
-"""A server that lost something is noticed before anything is sold from it."""
+"""The Redis monitor detects data loss before the service sells from that server."""
 
 import asyncio
 import secrets
@@ -90,7 +90,7 @@ async def test_a_creation_that_stopped_before_redis_is_finished_by_the_same_put(
     before = (await here.service.ledger.known_sales())[sale_id]
     sale, created = await here.service.sales.put(sale_id, change, if_match=None, operator="op")
     assert (created, sale.version) == (True, 1)
-    # Tokens of a life that nobody wrote down are of another epoch.
+    # Tokens of an unrecorded life of the sale belong to another epoch.
     assert sale.epoch == (await here.service.ledger.known_sales())[sale_id] != before
     await here.service.redis_monitor.look()
     assert here.service.redis_monitor.gaps == {}
@@ -132,7 +132,7 @@ async def test_a_sale_that_began_is_not_made_anew(here: Bench, trace: str) -> No
 
 
 async def unfinished(here: Bench, *, seconds_ago: int = 60) -> tuple[str, SaleDefinition]:
-    """A sale that was registered in SQL so long ago, and never came to Redis."""
+    """A sale that was registered in SQL this long ago, and never reached Redis."""
     now_ms = here.service.clock.now_ms()
     change = SaleDefinition(
         name="Sale",
@@ -166,7 +166,7 @@ async def test_a_server_that_nobody_vouched_for_is_sold_nothing_from(
 
         await server.stop()
         await server.start()
-        # The pool connects again by itself; the sale is as it was, and that nobody knows yet.
+        # The pool reconnects by itself; the sale is intact, but that is not verified yet.
         with pytest.raises(Unavailable):
             await here.hold(sale_id)
         assert here.service.connections.doubted.is_set()
@@ -221,7 +221,7 @@ async def test_a_server_that_does_not_answer_closes_prepare_by_name(
     server = make_server()
     await server.start()
     async with bench(tmp_path / "sql", server.url) as here:
-        # The gauge is the process's: a watch of another test may have ended while it was set.
+        # The gauge is global: the monitor of an earlier test may have ended while it was set.
         PREPARE_CLOSED.labels("redis").set(0)
         await here.service.redis_monitor.look()
         assert closed_for("redis") == 0
@@ -229,7 +229,7 @@ async def test_a_server_that_does_not_answer_closes_prepare_by_name(
         await here.service.redis_monitor.look()
         assert closed_for("redis") == 1
         await server.start()
-        # A look may still meet a connection that the stop has ended.
+        # A check may still get a connection that the stop has closed.
         async with asyncio.timeout(10):
             while closed_for("redis") != 0:
                 await here.service.redis_monitor.look()

@@ -1,4 +1,4 @@
-"""A repair puts right what the audit names, loses nothing, and does nothing unless told to."""
+"""A repair fixes every problem that the audit reports, loses nothing, and needs confirmation."""
 
 import asyncio
 import os
@@ -71,7 +71,7 @@ async def test_what_is_named_is_put_right_and_nothing_is_lost(here: Bench, what:
     found = await here.service.store.read(order.order_id)
     assert found is not None
     assert (found.status, found.amount) == (Status.HELD, order.amount)
-    # It sells again.
+    # The sale is open again.
     await here.service.redis_monitor.look()
     await here.hold(sale_id, "eve")
 
@@ -99,11 +99,11 @@ async def test_what_sql_does_not_take_is_not_given_up(here: Bench) -> None:
     await damage(here, sale_id, order, "a buyer's count")
 
     async def broken(_: str) -> None:
-        """SQL is away, or refuses an event."""
+        """SQL is down, or refuses an event."""
 
     with pytest.raises(NotDrained):
         await here.service.repair.run(sale_id, operator="kim", drain=broken)
-    # As damaged and as open as before.
+    # Still damaged, and still open.
     await here.service.redis_monitor.look()
     await here.hold(sale_id, "eve")
 
@@ -117,7 +117,7 @@ async def test_a_sale_that_is_lost_is_not_repaired(here: Bench) -> None:
 
 
 async def told(folder: Path, redis_url: str, *arguments: str) -> tuple[int, str]:
-    """What a command says, and its exit status."""
+    """The output of a command and its exit status."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",

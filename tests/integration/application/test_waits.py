@@ -1,4 +1,4 @@
-"""Waiting for an order's next change: one look for all, bounded per buyer. On a real Redis."""
+"""Long polling for an order's next change: one shared read, bounded per buyer, on a real Redis."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ LONG_SECONDS = 30.0
 
 
 class Reader:
-    """Reads through the service's own store, counts, and stops where a test says."""
+    """Reads through the service's own store, counts, and pauses where a test requires it."""
 
     def __init__(self, place: Bench) -> None:
         self._place = place

@@ -1,4 +1,4 @@
-"""While SQL is away: what was compared with it in this life of Redis is sold on, the rest waits."""
+"""While SQL is down: sales already compared with SQL stay open, all others wait."""
 
 import asyncio
 import time
@@ -37,7 +37,7 @@ class Sql:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """All of its processes stand still."""
+        """All of its processes are stopped (SIGSTOP)."""
         main = psutil.Process(self._server.pid)
         processes = [*main.children(), main]
         for one in processes:
@@ -51,7 +51,7 @@ class Sql:
 
 @pytest.fixture
 def sql(server: PostgresServer) -> Sql:
-    # Here and not in a thread of the test's loop: the server ends with the thread that started it.
+    # Not in a thread of the test's loop: the server ends with the thread that started it.
     server.stop()
     server.start()
     return Sql(server)
@@ -66,7 +66,7 @@ async def redis(make_server: MakeServer) -> EmbeddedServer:
 
 @asynccontextmanager
 async def process(folder: Path, redis: EmbeddedServer, sql: Sql) -> AsyncIterator[Bench]:
-    """What an API process does at its start."""
+    """The start-up of an API process."""
     environ = {
         "RESERVATION_DATA_DIR": str(folder),
         "RESERVATION_REDIS_URL": redis.url,
@@ -98,7 +98,7 @@ async def test_a_process_that_starts_without_sql_sells_what_another_had_compared
         async with process(tmp_path, redis, sql) as started:
             order = await started.hold(sale_id)
             assert closed_for("sql") == 0
-            # SQL alone knows whether it exists.
+            # Only SQL knows whether it exists.
             with pytest.raises(Unavailable):
                 await started.hold("unknown")
             # No money is asked for without its intent.
@@ -163,7 +163,7 @@ async def test_a_record_that_nobody_wrote_in_this_life_counts_for_nothing(
         await asyncio.to_thread(sql.stop)
         async with process(tmp_path, redis, sql) as started:
             await refused(started, sale_id)
-        # Who compared it himself needs no record.
+        # The process that made the comparison needs no record.
         await before.service.redis_monitor.look()
         await before.hold(sale_id)
 
@@ -171,7 +171,7 @@ async def test_a_record_that_nobody_wrote_in_this_life_counts_for_nothing(
 async def test_a_database_that_hangs_is_away_and_holds_go_on(
     tmp_path: Path, redis: EmbeddedServer, sql: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It keeps its connections and answers nothing: nobody may wait for it for long."""
+    """The server keeps its connections and never answers: no call may wait for it for long."""
     monkeypatch.setattr(recovery, "ANSWER_SECONDS_MAX", 0.5)
     async with process(tmp_path, redis, sql) as here:
         sale_id = await here.sale()
@@ -179,7 +179,7 @@ async def test_a_database_that_hangs_is_away_and_holds_go_on(
         with sql.frozen():
             began = time.monotonic()
             await here.service.redis_monitor.look()
-            # Not the 15 s that a statement may take.
+            # Below the 15 s of the statement time-out.
             assert time.monotonic() - began < 10
             assert here.service.redis_monitor.away == "sql"
             await here.hold(sale_id)
@@ -196,7 +196,7 @@ async def test_a_database_that_comes_back_is_migrated_then(
         with pytest.raises(OSError, match="PostgreSQL does not"):
             await started.service.ledger.check()
         await asyncio.to_thread(sql.start)
-        # Those who give up early must not end the migration.
+        # A caller that times out early must not end the migration.
         for _ in range(3):
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.001):

@@ -1,4 +1,4 @@
-"""The command line against a service that answers by the contract: output, statuses, one line."""
+"""The CLI against a service that follows the contract: output, exit statuses, one-line errors."""
 
 import json
 import os
@@ -61,7 +61,7 @@ AUDIT = {
 
 
 class Stub(ThreadingHTTPServer):
-    """Answers what it was given, by method and path, and keeps what it was asked."""
+    """Returns canned answers by method and path, and records the requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -106,7 +106,7 @@ def service() -> Iterator[Stub]:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
-    """Runs a command in here, so that it starts at once; gives status, stdout and stderr."""
+    """Run a command in this process, to start at once; returns status, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("RESERVATION_")]:
         monkeypatch.delenv(name)

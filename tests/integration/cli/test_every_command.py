@@ -1,4 +1,4 @@
-"""What holds for every command: help, JSON, completion, and no decoration where nobody watches."""
+"""Rules for every command: help, JSON, completion, and no decoration outside a terminal."""
 
 import json
 import os
@@ -18,16 +18,16 @@ from click.testing import CliRunner
 
 from api.cli import app as cli
 
-#: Commands that run something, or print a script or a file: there is no answer to show as JSON.
+#: Commands that run a service, or print a script or a file: no answer to show as JSON.
 WITHOUT_ANSWER = {"serve", "sandbox", "completion", "history"}
-#: An escape sequence begins so: a colour, or a progress bar that redraws itself.
+#: Start of an escape sequence: a colour, or a progress bar that redraws itself.
 ESCAPE = "\x1b["
-#: Long enough for a spinner to be drawn once; it is drawn ten times a second.
+#: Enough time to draw a spinner once; it is drawn ten times a second.
 AUDIT_SECONDS = 0.5
 
 
 def commands(names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Each command that does something, with the words that call it."""
+    """Each leaf command, with its words."""
     for name, (place, _) in cli._COMMANDS.items():
         module, _, attribute = place.partition(":")
         command = getattr(import_module(module), attribute)
@@ -77,7 +77,7 @@ def test_each_shell_is_told_commands_and_options(shell: str) -> None:
         environ = {
             **os.environ,
             "_RESERVATION_COMPLETE": f"{shell}_complete",
-            # fish sends the unfinished word, the others where it stands.
+            # fish sends the unfinished word, the others its index.
             "COMP_WORDS": line,
             "COMP_CWORD": words[-1] if shell == "fish" else str(len(words) - 1),
         }
@@ -102,12 +102,12 @@ class SlowAudit(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager
 def auditing() -> Iterator[list[str]]:
-    """The command line of an audit that takes a while."""
+    """The CLI of an audit that takes a while."""
     with HTTPServer(("127.0.0.1", 0), SlowAudit) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

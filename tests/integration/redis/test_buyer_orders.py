@@ -1,4 +1,4 @@
-"""A buyer at the limit is shown the holds that bind, however many ended orders lie in front."""
+"""A buyer at the limit sees the holds that bind, even behind many ended orders."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

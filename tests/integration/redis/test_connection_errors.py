@@ -1,4 +1,4 @@
-"""Why there is no connection to Redis: its address and the cause, for the log of an operator."""
+"""Redis connection errors: the address and the cause, for the operator's log."""
 
 import asyncio
 import socket
@@ -49,7 +49,7 @@ async def listening(context: ssl.SSLContext | None = None) -> AsyncIterator[int]
 
 
 def own_authority(folder: Path) -> ssl.SSLContext:
-    """A certificate that no authority of this machine signed."""
+    """A certificate whose authority this machine does not trust."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.now(UTC)
@@ -90,7 +90,7 @@ async def test_a_host_without_an_address_is_named(monkeypatch: pytest.MonkeyPatc
     def unknown(*_: Any, **__: Any) -> Any:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    # The machine's resolver may ask a network for seconds.
+    # The machine's resolver may query a network for seconds.
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     cause = await cause_of("redis://no-such-host.invalid:6379")
     assert "no-such-host.invalid:6379" in cause

@@ -1,4 +1,4 @@
-"""Connections to Redis: what a call that breaks off leaves behind, and a server that is mute."""
+"""The Redis connection pool: cancelled calls, broken connections, and a server that hangs."""
 
 import asyncio
 import ssl
@@ -22,7 +22,7 @@ from tests.support.lua_sale import NOW
 Answering = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-#: The service runs on uvloop, whose transports end in other steps.
+#: The service runs on uvloop, whose transports close in other steps.
 pytestmark = pytest.mark.both_loops
 
 
@@ -61,7 +61,7 @@ async def test_a_timer_that_is_set_already_makes_no_reply_late(
     connections: RedisClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "SOCKET_TIMEOUT_SECONDS", 1.0)
-    # One timer looks after all of these, and is due in the midst of the second.
+    # One timer serves all of these calls, and is due during the second.
     await connections.command("BLPOP", "nothing-comes", "0.6")
     assert await connections.command("BLPOP", "nothing-comes", "0.6") is None
     async with asyncio.timeout(3):
@@ -70,7 +70,7 @@ async def test_a_timer_that_is_set_already_makes_no_reply_late(
 
 
 async def killed(connections: RedisClient) -> None:
-    """The server ends all connections, this call's own too, which it answers before."""
+    """The server ends all connections; it answers this call before it ends its own."""
     await connections.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no")
 
 
@@ -91,13 +91,13 @@ async def test_a_connection_that_is_about_to_end_is_not_used_again(
     connections: RedisClient,
 ) -> None:
     taken = await connections._pool.take()
-    # The end of the stream, and not yet the end of the connection.
+    # The end of the stream, before the end of the connection.
     taken.eof_received()
     assert not taken.usable
     connections._pool.give_back(taken, clean=True)
     assert await connections.command("ECHO", "mine") == "mine"
     assert taken not in connections._pool._wires
-    # Likewise where the transport knows and nobody was told.
+    # Likewise if the transport has noticed and the protocol has not.
     taken = await connections._pool.take()
     taken._transport.abort()
     assert not taken.usable
@@ -111,7 +111,7 @@ async def test_a_connection_that_ends_under_a_call_leaves_its_outcome_open(
     waiting = asyncio.create_task(connections.command("BLPOP", "nothing-comes", "9"))
     await asyncio.sleep(0.05)
     await connections.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-    # At once, and not when the call's time is over.
+    # At once, without waiting for the call's time-out.
     async with asyncio.timeout(1):
         with pytest.raises(StoreUncertain):
             await waiting
@@ -119,13 +119,13 @@ async def test_a_connection_that_ends_under_a_call_leaves_its_outcome_open(
 
 async def test_what_comes_unasked_is_nobodys_reply(connections: RedisClient) -> None:
     taken = await connections._pool.take()
-    # Two replies, of which the first is waited for.
+    # Two replies; the caller waits for the first.
     assert await taken.exchange(b"ECHO mine\r\nECHO nobodys\r\n", 1, seconds=1) == ["mine"]
     connections._pool.give_back(taken, clean=True)
     await asyncio.sleep(0.05)
     assert await connections.command("ECHO", "mine too") == "mine too"
     assert taken not in connections._pool._wires
-    # One, while nobody waits.
+    # One reply without a waiting caller.
     taken = connections._pool._idle[0]
     taken._transport.write(b"ECHO nobodys\r\n")
     await asyncio.sleep(0.05)
@@ -203,7 +203,7 @@ async def test_a_caller_that_is_cancelled_while_it_waits_costs_no_connection(
     waiting = [asyncio.create_task(connections.command("PING")) for _ in range(3)]
     await asyncio.sleep(0)
     waiting[0].cancel()
-    # The second one has been handed the connection, and has not run since.
+    # The second caller has received the connection, and has not run since.
     connections._pool.give_back(only, clean=True)
     waiting[1].cancel()
     found = await asyncio.gather(*waiting, return_exceptions=True)
@@ -228,7 +228,7 @@ async def test_callers_who_wait_for_a_server_that_is_not_there_are_refused_at_on
         found = await asyncio.gather(
             *(away.command("PING") for _ in range(500)), return_exceptions=True
         )
-    # Not because their time was over.
+    # The cause is not the time-out.
     assert {type(one) for one in found} == {StoreUnavailable}
     assert all("none.sock" in str(one) for one in found)
     await away.aclose()
@@ -249,7 +249,7 @@ async def test_a_service_that_has_ended_opens_no_connection(connections: RedisCl
 
 
 async def test_the_address_does_not_choose_the_protocol(valkey_url: str) -> None:
-    """With RESP3 a server may say something that nobody asked."""
+    """With RESP3 a server may push messages that were not requested."""
     mark = "&" if "?" in valkey_url else "?"
     connections = RedisClient(f"{valkey_url}{mark}protocol=3", clock=NOW)
     hello = await connections.command("HELLO")
@@ -311,7 +311,7 @@ async def test_a_server_that_says_more_than_was_asked_is_not_talked_to(tmp_path:
 
 
 async def mute_server(kind: str, folder: Path, mute: Answering) -> tuple[asyncio.Server, str]:
-    """A server that takes what it is sent and answers nothing, and its URL."""
+    """A server that reads its input and never answers, and its URL."""
     if kind == "unix":
         return await asyncio.start_unix_server(mute, folder / "mute"), f"unix://{folder / 'mute'}"
     server = await asyncio.start_server(mute, "127.0.0.1", 0)
@@ -331,7 +331,7 @@ async def test_a_server_that_never_greets_is_not_waited_for(
 
     server, url = await mute_server(kind, tmp_path, mute)
     connections = RedisClient(url, clock=NOW)
-    # Twice: a connection that was given up half-way must not be taken for a good one.
+    # Twice: a connection abandoned half-way must not be reused as a good one.
     for _ in range(2):
         with pytest.raises(StoreUnavailable):
             await connections.command("PING")
@@ -342,7 +342,7 @@ async def test_a_server_that_never_greets_is_not_waited_for(
 
 
 async def test_calls_go_over_tls(valkey_url: str, tmp_path: Path) -> None:
-    """As to a managed Redis; what ends TLS here hands on to the real server."""
+    """As to a managed Redis; a TLS proxy forwards to the real server."""
     certificate = write_certificate(tmp_path)
     path = valkey_url.removeprefix("unix://").partition("?")[0]
     under_way = set[asyncio.Task[None]]()
@@ -378,7 +378,7 @@ async def test_calls_go_over_tls(valkey_url: str, tmp_path: Path) -> None:
 
 
 def write_certificate(folder: Path) -> Path:
-    """A key and a certificate for localhost that vouches for itself."""
+    """A self-signed certificate for localhost, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now = datetime.now(UTC)

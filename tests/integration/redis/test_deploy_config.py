@@ -1,4 +1,4 @@
-"""The Valkey configuration that is shipped for compose, on a real server."""
+"""The Valkey configuration shipped for compose, on a real server."""
 
 import subprocess
 import tempfile
@@ -18,7 +18,7 @@ COMPOSE = ROOT / "compose.yaml"
 #: A start takes a tenth of a second; a busy machine gets a hundred times that.
 START_SECONDS_MAX = 10.0
 
-#: What differs on purpose between the embedded server and one in a container of its own.
+#: Intended differences between the embedded server and one in a container of its own.
 OF_THE_PLACE = {
     "bind",
     "daemonize",
@@ -43,7 +43,7 @@ def settings_of(text: str) -> dict[str, str]:
 
 
 def arguments_in_compose() -> list[str]:
-    """What compose.yaml adds to the configuration."""
+    """The options that compose.yaml adds to the configuration."""
     lines = COMPOSE.read_text().splitlines()
     [line] = [line for line in lines if "command: [valkey-server" in line]
     words = [word.strip().strip('"') for word in line.split("[")[1].rstrip("]").split(",")]
@@ -117,7 +117,7 @@ def test_the_shipped_configuration_is_the_embedded_servers() -> None:
 def test_only_compose_opens_the_server_to_its_network(
     server: "redis.Redis", in_compose: bool
 ) -> None:
-    """A copy of the file that is started without users must not be an open server."""
+    """A copy of the file started without users must not be an open server."""
     found = server.config_get("bind", "protected-mode")
     opened = {"bind": "* -::*", "protected-mode": "no"}
     alone = {"bind": "127.0.0.1 -::1", "protected-mode": "yes"}

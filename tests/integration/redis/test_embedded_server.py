@@ -1,4 +1,4 @@
-"""The embedded server: where it lives, how it dies, and that two never share their data."""
+"""The embedded server: its data directory, its shutdown, and exclusive use of its data."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ from reservation.adapters.redis.embedded.server import (
 from tests.support.programs import missing
 from tests.support.valkey import SERVERS, MakeServer, binary_of
 
-#: How long a test waits for what must happen in milliseconds.
+#: Time-out for events that must happen in milliseconds.
 PATIENCE_SECONDS = 15.0
 
 
@@ -159,7 +159,7 @@ async def test_what_was_acknowledged_survives_kill_9(make_server: MakeServer, na
 async def test_a_start_right_after_a_kill_starts_another_one(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A server gives back its memory before it is gone; one of many gigabytes takes a while.
+    # A server frees its memory before it exits; one of many gigabytes takes a while.
     def slow_to_die(pid: int, number: signal.Signals) -> None:
         Timer(0.2, os.kill, (pid, number)).start()
 
@@ -208,7 +208,7 @@ async def test_a_server_that_does_not_listen_to_sigterm_is_killed(make_server: M
 async def test_start_waits_until_everything_is_read(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A fifth of a millisecond for each key that is read back: longer than listening takes.
+    # A fifth of a millisecond for each loaded key: longer than the start of listening.
     slow = (*server_files._CONFIGURATION, ("key-load-delay", "200"))
     monkeypatch.setattr(server_files, "_CONFIGURATION", slow)
     server = make_server()
@@ -280,7 +280,7 @@ async def test_the_loser_of_two_starts_does_not_take_the_winners_server_for_its_
     await winner.start()
 
     async def nothing_seen(self: EmbeddedServer) -> None:
-        """The winner took the lock right after this look."""
+        """The winner took the lock right after this check."""
         del self
 
     monkeypatch.setattr(EmbeddedServer, "_wait_for_previous", nothing_seen)

@@ -1,4 +1,4 @@
-"""A failover: connections leave a server that is not the master any more, or is gone."""
+"""Failover: connections leave a server that is demoted or gone."""
 
 import asyncio
 import secrets
@@ -30,7 +30,7 @@ from tests.support.programs import missing
 from tests.support.proxy import MovingAddress, moving_address
 from tests.support.valkey import MakeServer
 
-#: Longer than one reply may take and the look that vouches for a server, on a busy machine.
+#: Longer than a reply's time-out plus the check that vouches for a server, on a busy machine.
 FOLLOWED_SECONDS = 10.0
 
 
@@ -47,7 +47,7 @@ def free_port() -> int:
 
 
 async def follow(replica: EmbeddedServer, master: EmbeddedServer) -> None:
-    """Let one server replicate another, until it has all that the other has."""
+    """Let one server replicate another, until it is in sync."""
     port = free_port()
     async with client_of(master) as client:
         await client.config_set("port", port)
@@ -55,7 +55,7 @@ async def follow(replica: EmbeddedServer, master: EmbeddedServer) -> None:
     async with client_of(replica) as client:
         await client.execute_command("REPLICAOF", "127.0.0.1", port)
         async with asyncio.timeout(10):
-            while (await client.info("replication"))["master_link_status"] != "up":  # noqa: ASYNC110 - the server does not tell
+            while (await client.info("replication"))["master_link_status"] != "up":  # noqa: ASYNC110 - the server sends no event
                 await asyncio.sleep(0.02)
 
 
@@ -75,7 +75,7 @@ async def servers(make_server: MakeServer) -> tuple[EmbeddedServer, EmbeddedServ
 
 @asynccontextmanager
 async def watched(address: MovingAddress, folder: Path) -> AsyncIterator[Bench]:
-    """A service that looks at its server all the time, as an API process does."""
+    """A service that checks its server all the time, as an API process does."""
     async with bench(folder, address.url) as here:
         here.service.connections.guard()
         await here.service.redis_monitor.look()
@@ -141,7 +141,7 @@ async def test_a_host_that_vanishes_is_left_after_one_time_out(
 async def test_a_host_that_vanishes_under_a_quiet_service_is_left_too(
     tmp_path: Path, servers: tuple[EmbeddedServer, EmbeddedServer]
 ) -> None:
-    """Only the watch asks, and its look must not take one dead connection after the other."""
+    """Only the monitor calls, and its check must not try one dead connection after the other."""
     first, second = servers
     async with moving_address(first.url) as address, watched(address, tmp_path) as here:
         await burst(here)
@@ -152,7 +152,7 @@ async def test_a_host_that_vanishes_under_a_quiet_service_is_left_too(
             lives = await client.info("server"), await client.info("replication")
         life = f"{lives[0]['run_id']}/{lives[1]['master_replid']}"
         async with asyncio.timeout(FOLLOWED_SECONDS):
-            while here.service.connections._guard.life != life:  # noqa: ASYNC110 - nothing tells
+            while here.service.connections._guard.life != life:  # noqa: ASYNC110 - there is no event
                 await asyncio.sleep(0.02)
 
 
@@ -174,7 +174,7 @@ async def test_a_look_at_many_sales_may_take_longer_than_one_answer(
 async def test_a_master_that_was_demoted_in_between_is_compared_again(
     tmp_path: Path, servers: tuple[EmbeddedServer, EmbeddedServer]
 ) -> None:
-    """Its run id is the same, and what it lost while it followed another is not known."""
+    """Its run id is unchanged, and its losses while it was a replica are unknown."""
     first, second = servers
     async with moving_address(first.url) as address, bench(tmp_path, address.url) as here:
         here.service.connections.guard()
@@ -183,7 +183,7 @@ async def test_a_master_that_was_demoted_in_between_is_compared_again(
         await promote(second)
         await follow(first, second)
         await promote(first)
-        # A connection from before would not show it: one that is new does.
+        # An open connection does not show the failover: a new one does.
         here.service.connections._pool.renew("test")
         with pytest.raises(ReservationError):
             await here.hold(sale_id)
@@ -205,7 +205,7 @@ async def test_a_life_that_begins_under_open_connections_is_followed(
         await promote(second)
         await follow(first, second)
         await promote(first)
-        # The looks that the service makes by itself; nothing else closes a connection.
+        # The service's own checks; nothing else closes a connection.
         await here.service.redis_monitor.look()
         await here.service.redis_monitor.look()
         for number in range(20):
@@ -252,16 +252,16 @@ async def test_a_refusal_of_a_server_that_is_not_the_master_closes_every_connect
     with pytest.raises(StoreUnavailable):
         await connections.command("GET", "x")
     async with asyncio.timeout(5):
-        while len(ended) < 5:  # noqa: ASYNC110 - the sockets do not tell
+        while len(ended) < 5:  # noqa: ASYNC110 - the sockets send no event
             await asyncio.sleep(0.01)
-    # The next refusals come too soon to mean anything new: they cost no connection each.
+    # The next refusals follow too soon to be new evidence: they do not cost a connection each.
     for _ in range(20):
         with pytest.raises(StoreUnavailable):
             await connections.command("GET", "x")
     assert len(ended) == 5
     await connections.aclose()
     async with asyncio.timeout(5):
-        while len(ended) < 6:  # noqa: ASYNC110 - the sockets do not tell
+        while len(ended) < 6:  # noqa: ASYNC110 - the sockets send no event
             await asyncio.sleep(0.01)
     server.close()
 
@@ -283,7 +283,7 @@ async def test_idle_connections_are_closed_after_a_minute(
                 await asyncio.sleep(0.02)
         assert address.accepted == 10
         async with asyncio.timeout(10):
-            while address.open:  # noqa: ASYNC110 - the sockets do not tell
+            while address.open:  # noqa: ASYNC110 - the sockets send no event
                 await asyncio.sleep(0.02)
         assert await connections.command("PING") == "PONG"
         await connections.aclose()
@@ -394,7 +394,7 @@ async def test_no_call_of_any_kind_reaches_a_server_that_is_not_vouched_for(
         # A connection may be opened, and greeted; nothing else.
         greeting = {"cmdstat_client|setinfo", "cmdstat_info"}
         assert asked <= {"cmdstat_config|resetstat", *greeting}
-        # A look at the server reaches it, and lets the others.
+        # A check of the server reaches it, and then admits the other calls.
         await service.redis_monitor.look()
         assert (await service.store.read(order.order_id)) is not None
 
@@ -430,7 +430,7 @@ async def test_the_worker_waits_until_a_server_is_vouched_for(
             assert not {name for name in asked if "evalsha" in name or "xread" in name}
             vouched.set()
             async with asyncio.timeout(10):
-                while await status() != "EXPIRED":  # noqa: ASYNC110 - the server does not tell
+                while await status() != "EXPIRED":  # noqa: ASYNC110 - the server sends no event
                     await asyncio.sleep(0.05)
             working.cancel()
             with suppress(asyncio.CancelledError):

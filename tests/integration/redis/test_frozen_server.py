@@ -1,7 +1,7 @@
-"""A server that stands still: what waited for it has no effect once its time is over.
+"""A frozen server: a call that waited for it has no effect once its deadline has passed.
 
-A stopped process does not refuse anything: what was sent to it lies in its socket and is run when
-it goes on, long after the caller was told something. `not_after` is what keeps it from counting.
+A stopped process refuses nothing: the requests lie in its socket and run when
+it resumes, long after the caller got an answer. `not_after` keeps them from taking effect.
 """
 
 import asyncio
@@ -30,12 +30,12 @@ from tests.support.valkey import MakeServer
 IDS = OrderIds(b"k" * 32)
 #: A quarter of the real ones, so that a stop of a second is longer than both.
 NOT_AFTER_MS, SOCKET_TIMEOUT_SECONDS, STOP_SECONDS = 500, 0.7, 1.0
-#: A busy machine may itself be later than `not_after`; then the buyer comes again.
+#: A busy machine may itself be later than `not_after`; then the buyer retries.
 TRIES_MAX = 20
 
 
 class Bench:
-    """A queue and a store before a server of their own."""
+    """A queue and a store in front of a server of their own."""
 
     def __init__(self, server: EmbeddedServer, connections: RedisClient) -> None:
         self.server, self.connections = server, connections
@@ -57,7 +57,7 @@ class Bench:
             return refusal
 
     async def hold(self, buyer: str) -> Reservation:
-        """What a buyer holds in the end who comes again after each "not now"."""
+        """The final hold of a buyer that retries after each "not now"."""
         for _ in range(TRIES_MAX):
             found = await self.prepare(buyer)
             if isinstance(found, Reservation):
@@ -100,7 +100,7 @@ async def test_a_short_stop_is_waited_out(bench: Bench) -> None:
 
 
 async def test_a_prepare_that_reaches_the_server_too_late_takes_nothing(bench: Bench) -> None:
-    """Five buyers ask a server that stands still for longer than anybody waits."""
+    """Five buyers call a server that is frozen for longer than any of them waits."""
     with bench.frozen():
         wishes = [asyncio.create_task(bench.prepare(f"b{n}")) for n in range(5)]
         # Past `not_after` and past the socket's own limit: the calls lie in the server's socket.
@@ -114,12 +114,12 @@ async def test_a_prepare_that_reaches_the_server_too_late_takes_nothing(bench: B
 
 
 async def test_a_reply_that_was_on_its_way_is_found_after_the_stop(bench: Bench) -> None:
-    """The server ran the script, and was stopped before anybody read the reply."""
+    """The server ran the script, and was stopped before the client read the reply."""
     await bench.hold("one")
     with bench.frozen():
         again = asyncio.create_task(bench.prepare("one"))
         await asyncio.sleep(STOP_SECONDS)
-    # Whose call took it nobody can say any more: it is shown as it stands, never as new.
+    # The call that took it is unknown by now: the hold is shown as it is, never as new.
     assert isinstance(await again, Replayed)
     assert await bench.sale.stock("a") == (10, 9, 1, 0)
 

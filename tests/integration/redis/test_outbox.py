@@ -32,7 +32,7 @@ def numbers(events: list[Event]) -> list[int]:
 
 @pytest.fixture
 async def bench(each_server_url: str) -> AsyncIterator[Bench]:
-    """Four events: the sale, two holds, and one of them given back."""
+    """Four events: the sale, two holds, and the release of one."""
     connections = RedisClient(each_server_url, clock=NOW)
     made = Bench(connections)
     await made.sale.put()
@@ -91,7 +91,7 @@ async def test_a_second_flusher_finds_what_the_first_one_left(
 async def test_what_was_trimmed_does_not_stand_before_what_nobody_has_written(
     bench: Bench,
 ) -> None:
-    """One flusher committed and died before it could say so, another one trimmed."""
+    """One flusher committed and crashed before its acknowledgement; another one trimmed."""
     await bench.new()
     await bench.outbox.trim(bench.sale.id, 4)
     assert await bench.pending(2) == [4]
@@ -118,7 +118,7 @@ async def test_a_lost_group_is_never_taken_for_an_empty_outbox(bench: Bench) -> 
 
 
 async def test_a_lost_outbox_is_not_made_anew_by_its_reader(bench: Bench) -> None:
-    """An empty stream would look like a sale that never sold."""
+    """An empty stream would be indistinguishable from a sale that never sold."""
     key = bench.sale.keys.outbox
     await bench.sale.connections.command("DEL", key)
     with pytest.raises(StoreUnavailable):

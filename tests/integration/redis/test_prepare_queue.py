@@ -1,4 +1,4 @@
-"""Group commit: order, growth and lost replies, behind a proxy that loses things."""
+"""Group commit: order, growth and lost replies, behind a proxy that drops messages."""
 
 import asyncio
 from collections import Counter
@@ -35,7 +35,7 @@ IDS = OrderIds(b"k" * 32)
 
 
 class Bench:
-    """A queue before a sale, behind the proxy; the sale itself is reached directly."""
+    """A queue for a sale, behind the proxy; the tests reach the sale itself directly."""
 
     def __init__(self, sale: LuaSale, proxy: LossyProxy, connections: RedisClient) -> None:
         self.sale, self.proxy, self.connections = sale, proxy, connections
@@ -61,7 +61,7 @@ class Bench:
 
 
 class TurnedClock(SystemClock):
-    """Stands still until it is turned."""
+    """A clock that advances only by hand."""
 
     seconds = 100.0
 
@@ -70,10 +70,10 @@ class TurnedClock(SystemClock):
 
 
 class Gate:
-    """Stands before the calls of a queue, counts their baskets and lets them through when told."""
+    """Blocks the calls of a queue, counts their baskets and lets them through on demand."""
 
     def __init__(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-        #: How many baskets each call carried.
+        #: The number of baskets of each call.
         self.sizes: list[int] = []
         self.open = asyncio.Event()
         self._call = bench.connections.call
@@ -87,9 +87,9 @@ class Gate:
 
 
 async def until(seen: Callable[[], bool]) -> None:
-    """Wait for what other tasks bring about."""
+    """Wait for the effect of other tasks."""
     async with asyncio.timeout(5):
-        while not seen():  # noqa: ASYNC110 - what is waited for does not tell
+        while not seen():  # noqa: ASYNC110 - no event to wait for
             await asyncio.sleep(0.001)
 
 
@@ -168,7 +168,7 @@ async def test_no_call_carries_more_than_its_bound(
 async def test_a_basket_that_waits_for_expired_holds_goes_before_what_came_meanwhile(
     bench: Bench,
 ) -> None:
-    """While the holds are given back somebody newer asks for the same pieces."""
+    """During the release of expired holds a newer request asks for the same pieces."""
     old = await bench.sale.hold("old", lines={"b": 5})
     await bench.sale.run_out(old)
     newer: list[asyncio.Task[object]] = []
@@ -211,7 +211,7 @@ async def test_holds_that_cannot_be_given_back_do_not_keep_the_queue_for_ever(
 
 
 async def test_a_damaged_hold_keeps_only_who_needs_its_pieces(bench: Bench) -> None:
-    """The script finds the damage each time; who waits behind it is answered all the same."""
+    """The script finds the damage each time; the requests behind it are answered all the same."""
     old = await bench.sale.hold("old", lines={"b": 5})
     await bench.sale.run_out(old)
     order = bench.sale.keys.order(old["order"])
@@ -224,7 +224,7 @@ async def test_a_damaged_hold_keeps_only_who_needs_its_pieces(bench: Bench) -> N
 
 
 class Rounds:
-    """Gives back holds that ran out, and counts how often it was asked to."""
+    """Releases expired holds, and counts the calls."""
 
     def __init__(self, bench: Bench) -> None:
         self.count = 0
@@ -239,7 +239,7 @@ class Rounds:
 
 
 async def leave_overdue(sale: LuaSale, count: int) -> None:
-    """No worker lives, and so many holds of `a` have run out; those of `b` have not."""
+    """No worker runs, and this many holds of `a` have expired; those of `b` have not."""
     await sale.put(
         version=1, digest="d2", items=[("a", "A", 1000, 2 * count, 3), ("b", "B", 500, 5, 5)]
     )
@@ -267,7 +267,7 @@ async def test_who_waits_for_holds_of_another_item_keeps_nobody_for_more_than_a_
         return await call(script, keys, args)
 
     monkeypatch.setattr(bench.sale.connections, "call", note)
-    #: Of each who is answered: the kind of the answer, and how many calls asked for it.
+    #: Per answer: its kind, and the number of calls at that time.
     served: list[tuple[str, int]] = []
     turned_away: list[tuple[str, int]] = []
 
@@ -281,7 +281,7 @@ async def test_who_waits_for_holds_of_another_item_keeps_nobody_for_more_than_a_
         )
 
     for wave in range(10):
-        # Each begins with buyers who must wait.
+        # Each begins with buyers that must wait.
         for number in range(3):
             ask(f"waits-{wave}-{number}", "b", turned_away)
         for number in range(30):
@@ -305,7 +305,7 @@ async def test_a_basket_waits_for_so_many_rounds_and_is_refused_then(bench: Benc
 async def test_two_sales_do_not_wait_for_each_other(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One call at a time for each sale: a lane that is stuck is not everybody's."""
+    """One call at a time for each sale: a lane that is stuck does not block the others."""
     gate = Gate(bench, monkeypatch)
     stuck = asyncio.create_task(bench.prepare("first"))
     await until(lambda: gate.sizes == [1])
@@ -350,7 +350,7 @@ async def test_holds_that_ran_out_are_given_back_before_anyone_newer_is_served(
 
 
 async def test_a_lost_reply_is_looked_up_and_told_as_it_is(bench: Bench) -> None:
-    """The hold was taken: the buyer gets it, once, although the answer never came."""
+    """The hold was taken: the buyer gets it, once, although the reply was lost."""
     bench.proxy.lose_reply = b"lost-buyer"
     found = await bench.prepare("lost-buyer")
     assert isinstance(found, Replayed)
@@ -359,7 +359,7 @@ async def test_a_lost_reply_is_looked_up_and_told_as_it_is(bench: Bench) -> None
 
 
 async def test_a_lost_reply_of_a_repeat_is_never_told_as_a_new_order(bench: Bench) -> None:
-    """The order is as old as its first answer, and may have moved since."""
+    """The order is as old as its first answer, and may have changed since."""
     assert isinstance(await bench.prepare("lost-buyer"), Reservation)
     bench.proxy.lose_reply = b"lost-buyer"
     assert isinstance(await bench.prepare("lost-buyer"), Replayed)
@@ -367,7 +367,7 @@ async def test_a_lost_reply_of_a_repeat_is_never_told_as_a_new_order(bench: Benc
 
 
 async def test_a_lost_request_is_told_as_certainly_not_taken(bench: Bench) -> None:
-    """Nothing was taken, and that is said only once the server's clock is past `not_after`."""
+    """No hold was taken; the answer waits until the server's clock is past `not_after`."""
     bench.proxy.lose_request = b"lost-buyer"
     asked_at = NOW.now_ms()
     found = await bench.prepare("lost-buyer")
@@ -381,7 +381,7 @@ async def test_a_lost_request_is_told_as_certainly_not_taken(bench: Bench) -> No
 async def test_a_reply_that_cannot_be_looked_up_is_unknown_and_the_key_tells_later(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither "taken" nor "not taken" may be said; the same key then gives the one true answer."""
+    """Neither "taken" nor "not taken" is certain; a retry under the key gets the true outcome."""
     monkeypatch.setattr(batch, "LOOK_UP_SECONDS", 0.5)
     bench.proxy.lose_reply, bench.proxy.lose_request = b"lost-buyer", b"TIME"
     assert isinstance(await bench.prepare("lost-buyer"), OutcomeUnknown)
@@ -393,7 +393,7 @@ async def test_a_reply_that_cannot_be_looked_up_is_unknown_and_the_key_tells_lat
 
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lost calls are certain after half a second, where it does not matter how long it takes."""
+    """Lost calls become certain after half a second, for tests that do not measure it."""
     monkeypatch.setattr(connection, "NOT_AFTER_MS", 500)
 
 
@@ -460,7 +460,7 @@ async def test_newcomers_are_turned_away_while_the_next_in_line_has_waited_too_l
 async def test_of_many_that_come_at_once_those_are_turned_away_who_would_wait_too_long(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first of them has not waited at all: how long the last would is known from before."""
+    """The first has not waited yet: the last one's wait is estimated from earlier calls."""
     monkeypatch.setattr(batch, "BASKETS_MAX", 2)
     clock = TurnedClock()
     bench.queue = PrepareQueue(
@@ -480,9 +480,9 @@ async def test_of_many_that_come_at_once_those_are_turned_away_who_would_wait_to
 @pytest.mark.parametrize(
     ("quantity", "calls_at_each_answer"),
     [
-        # None of the first four is told before the second four have left.
+        # None of the first four is answered before the second four have left.
         (1, [("Made", 3)] * 8),
-        # Redis is back at once where nothing is held: those who come again fill the next call.
+        # A call that holds nothing is quick: the retries of its buyers fill the next call.
         (99, [("BuyerLimitExceeded", 2)] * 4 + [("BuyerLimitExceeded", 3)] * 4),
     ],
 )
@@ -526,7 +526,7 @@ async def test_a_claim_whose_reply_is_lost_is_asked_again_and_happens_once(bench
     bench.proxy.lose_reply = b"payment-key"
 
     async def heal() -> None:
-        while not bench.proxy.lost:  # noqa: ASYNC110 - the proxy counts, it does not tell
+        while not bench.proxy.lost:  # noqa: ASYNC110 - the proxy counts, it sends no event
             await asyncio.sleep(0.01)
         bench.proxy.lose_reply = b""
 
@@ -564,7 +564,7 @@ async def test_a_reply_that_cannot_be_read_leaves_nobody_waiting(
     async with asyncio.timeout(5):
         found = await bench.prepare("one")
     assert isinstance(found, OutcomeUnknown)
-    # The lane's task told its bug to the loop; nothing else may be left of it.
+    # The lane's task reported its bug to the loop; no other effect may remain.
     monkeypatch.undo()
     assert isinstance(await bench.prepare("two"), Reservation)
 

@@ -65,7 +65,7 @@ async def here(tmp_path: Path, socket_path: str) -> AsyncIterator[Bench]:
 
 
 def run(path: str, script: str, key: str, *args: str) -> list[str]:
-    """`redis-cli --eval` as the read-only user, or what it does where there is none."""
+    """`redis-cli --eval` as the read-only user, or an equivalent if it is not installed."""
     program = shutil.which("redis-cli") or shutil.which("valkey-cli")
     if program is not None:
         command = [program, "-s", path, "--user", "sre", "--no-auth-warning"]

@@ -1,4 +1,4 @@
-"""The store's methods on real servers: each outcome of a script as a value or as its refusal."""
+"""ReservationStore on real servers: each outcome of a script as a value or as its refusal."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -51,7 +51,7 @@ DECLINED = Outcome(name=PaymentOutcome.DECLINED, reason=Reason(Cause.PROVIDER_DE
 
 
 class Bench:
-    """The stores before a sale that its scripts fill."""
+    """The stores, and a sale that its scripts fill."""
 
     def __init__(self, connections: RedisClient) -> None:
         self.connections = connections
@@ -279,7 +279,7 @@ async def test_due_holds_are_found_oldest_first_and_expired(bench: Bench) -> Non
 async def test_a_damaged_hold_keeps_no_other_from_being_given_back(
     bench: Bench, damage: str
 ) -> None:
-    """Where nothing else is due any more, what is wrong with it is raised."""
+    """If nothing else is due any more, its corruption is raised."""
     baskets = [await bench.sale.hold(f"b{n}") for n in range(3)]
     await bench.sale.run_out(*baskets)
     due = await bench.store.due(bench.sale.id, 10)
@@ -301,7 +301,7 @@ async def test_a_damaged_hold_keeps_no_other_from_being_given_back(
 async def test_a_late_claim_goes_on_where_others_gave_the_holds_back(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own call gave back none: the reaper was faster, or the reply was lost."""
+    """Its own call released none: the reaper was faster, or the reply was lost."""
     order = await bench.held(lines={"b": 5})
     await bench.store.release(order, epoch=EPOCH, reason=BUYER)
     other = await bench.sale.hold("other", lines={"b": 5})

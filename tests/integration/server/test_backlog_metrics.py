@@ -1,4 +1,4 @@
-"""How far SQL is behind, as an alert sees it, most of all while SQL is away."""
+"""Metrics of the write-behind backlog, as an alert sees them, above all while SQL is down."""
 
 import asyncio
 import os

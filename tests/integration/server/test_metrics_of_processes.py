@@ -22,7 +22,7 @@ DEAD = "from prometheus_client.multiprocess import mark_process_dead\nmark_proce
 
 
 def run(folder: Path, program: str) -> tuple[int, list[str]]:
-    """A process of the service that ends at once; its id and what it printed."""
+    """A process of the service that ends at once; its id and its output."""
     environ: dict[str, Any] = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder)}
     with subprocess.Popen(
         [sys.executable, "-c", BEGIN + program], env=environ, stdout=subprocess.PIPE, text=True
@@ -38,7 +38,7 @@ def test_a_process_that_takes_a_dead_ones_place_loses_no_alarm_and_keeps_no_stat
     dead, before = run(tmp_path, CLOSED + EXPORT)
     closed = 'reservation_prepare_closed{reason="redis-disk"} 1.0'
     assert closed in before
-    # As the supervisor does when a process of its own has ended.
+    # As the supervisor does when one of its processes has ended.
     _, after = run(tmp_path, DEAD.format(dead) + EXPORT)
     assert closed not in after
     assert 'reservation_alarms_total{alarm="preflight"} 1.0' in after

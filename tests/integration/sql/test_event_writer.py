@@ -1,4 +1,4 @@
-"""The flusher's write: each event in effect once, in order, or not at all."""
+"""The flusher's write: each event takes effect once, in order, or not at all."""
 
 import asyncio
 from collections.abc import Iterator
@@ -304,7 +304,7 @@ async def test_an_event_that_cannot_be_true_stops_what_follows_and_keeps_what_ca
 async def test_what_only_a_constraint_refuses_is_found_by_halving(
     ledger: Ledger, tape: Tape
 ) -> None:
-    """An order that another sale has under the same id passes the fold of this one."""
+    """An order with the same id in another sale passes the fold of this one."""
     await ledger.register_sale("t", "{}", 1)
     other = Tape("t")
     other.put(a=10)

@@ -1,4 +1,4 @@
-"""The flusher against a real database, and a stream with a group and pending entries in memory."""
+"""The flusher against a real database, and an in-memory stream with a group and pending entries."""
 
 import asyncio
 import random
@@ -15,16 +15,16 @@ from reservation.workers import flusher as flusher_module
 from reservation.workers.flusher import STOPPED_SECONDS, FlushCounts, Flusher
 from tests.support.outbox import MemoryOutbox, Tape
 
-#: Rounds after which a flusher that has not finished never will.
+#: A flusher that has not finished after these rounds never will.
 ROUNDS_MAX = 500
 
 
 class Died(Exception):
-    """The process is gone at this point."""
+    """The process crashed at this point."""
 
 
 class Bench:
-    """A flusher, what it reads, where it writes, and what it told."""
+    """A flusher, its outbox, its ledger, and its alarms."""
 
     def __init__(self, ledger: Ledger, outbox: MemoryOutbox) -> None:
         self.ledger = ledger
@@ -103,7 +103,7 @@ async def test_what_comes_later_is_flushed_later(bench: Bench, tape: Tape) -> No
 
 
 class FrailOutbox:
-    """Dies at one of its calls, before or after the call took effect."""
+    """Crashes at one of its calls, before or after the call took effect."""
 
     def __init__(self, outbox: MemoryOutbox, chance: random.Random) -> None:
         self._outbox = outbox
@@ -182,7 +182,7 @@ async def test_what_a_dead_flusher_left_pending_is_found_without_anything_new(
 ) -> None:
     living = bench.flusher()
     await living.run_once("s")
-    # Another one reads all of the rest, and dies with it.
+    # Another one reads all of the rest, and crashes with it.
     left = await bench.outbox.read_new("s", 10_000)
     assert left
     bench.now += 0.1
@@ -289,7 +289,7 @@ async def test_a_redis_that_went_back_in_time_is_a_conflict_and_loses_nothing_of
     assert (await flusher.run_once("s")).stopped
     assert await bench.ledger.cursor("s") == (len(tape.events), tape.events[-1].chain)
     assert [(name, facts["seq"]) for name, facts in bench.alarms] == [("flush_conflict", 92)]
-    # What tells the story stays in Redis.
+    # The evidence stays in Redis.
     assert bench.outbox.pending("s") == [92, 93, 94]
     assert ("trim", len(tape.events)) not in bench.outbox.calls
 

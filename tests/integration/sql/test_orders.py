@@ -1,4 +1,4 @@
-"""What SQL tells: pages of orders, an order's whole story, and what a rebuild needs."""
+"""Queries of orders in SQL: pages, an order's history, and the input of a rebuild."""
 
 import json
 

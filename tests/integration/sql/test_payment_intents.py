@@ -1,4 +1,4 @@
-"""Payment intents: committed before money is asked for, one an attempt, barred by a void."""
+"""Payment intents: committed before money is asked for, one per attempt, barred by a void."""
 
 import asyncio
 import sqlite3
@@ -92,7 +92,7 @@ async def test_another_intent_under_a_used_fence_is_a_bug(ledger: Ledger) -> Non
 
 @asynccontextmanager
 async def counted(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[int]]:
-    """How many intents each transaction had."""
+    """The number of intents of each transaction."""
     sizes: list[int] = []
     writes = ledger._intents._group
     commit = writes._commit
@@ -147,7 +147,7 @@ async def test_a_caller_that_goes_away_leaves_the_others_their_answers(ledger: L
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert set(outcomes[1::2]) == {IntentOutcome.WRITTEN}
     assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes[::2])
-    # Those were under way already: what they would have been told can still be asked.
+    # Those were in progress already: a retry gets their outcome.
     assert await ledger.write_intent(**intent("o-0")) is IntentOutcome.ALREADY_WRITTEN
 
 
@@ -238,7 +238,7 @@ async def test_an_intent_gets_its_turn_beside_a_flusher_that_hardly_pauses(tmp_p
         assert await ledger.write_intent(**intent(f"o-{number}")) is IntentOutcome.WRITTEN
     flushing.end()
     await ledger.aclose()
-    # Who looks ten times a second finds one pause in fifty, and waits for seconds each time.
+    # Polling ten times a second finds one pause in fifty, and waits for seconds each time.
     assert flushing.transactions < 30
 
 

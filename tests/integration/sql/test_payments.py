@@ -1,4 +1,4 @@
-"""Sales, payments and refunds as SQL keeps them."""
+"""Sales, payments and refunds as SQL stores them."""
 
 import asyncio
 import json
@@ -236,7 +236,7 @@ async def test_one_process_at_a_time_asks_for_a_refund(ledger: Ledger) -> None:
     taken = await asyncio.gather(*(ledger.lease_refund(record, **wish) for wish in wishes))
     (held,) = [lease for lease in taken if lease]
     assert await ledger.lease_refund(record, asks=True, now_ms=59, until_ms=99) is None
-    # A lease whose process is gone ends by itself, and what it sent is not known to have ended.
+    # The lease of a dead process expires, and the outcome of its request is unknown.
     other = await ledger.lease_refund(record, asks=True, now_ms=70, until_ms=130)
     assert other is not None
     assert other.unanswered
@@ -263,7 +263,7 @@ async def test_a_pending_refund_takes_another_wish_and_remembers_its_own(ledger:
     (earlier,) = replaced.earlier()
     assert (earlier.operator, earlier.account_json) == ("op", '{"accountNumber":"1"}')
     assert (earlier.status, earlier.created_at_ms, earlier.replaced_at_ms) == ("pending", 1, 6)
-    # The wish before is not gone on with, whoever read it.
+    # The replaced request is not continued, even by a process that has read it.
     assert await ledger.lease_refund(record, asks=True, now_ms=99, until_ms=150) is None
 
 
@@ -335,7 +335,7 @@ async def test_a_refused_refund_can_be_begun_anew(ledger: Ledger) -> None:
     again = await begun(ledger, key="anew", account_json=account, digest="anew", now_ms=6)
     assert (again.status, again.account_json, again.code) == ("pending", account, None)
     assert await ledger.pending_refunds(10) == [again]
-    # A process that stood still with the first one's answer.
+    # A process that was paused with the first one's answer.
     await ledger.finish_refund(first, status="refused", code="NO", now_ms=6)
     assert await ledger.pending_refunds(10) == [again]
     await ledger.finish_refund(again, status="done", code=None, now_ms=7)

@@ -1,4 +1,4 @@
-"""PostgreSQL as hosters hand it out: other encodings, poolers, and characters that it refuses."""
+"""PostgreSQL as managed services offer it: other encodings, poolers, and refused characters."""
 
 import asyncio
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from tests.support.databases import PostgresServer
 from tests.support.outbox import MemoryOutbox, Tape
 from tests.support.pgbouncer import running_pgbouncer
 
-#: More than the pooler has connections, and than the service's own pool.
+#: More than the connections of the pooler, and of the service's own pool.
 CALLERS = 20
 PREPARED = "SELECT count(*) FROM pg_prepared_statements"
 
@@ -89,7 +89,7 @@ async def test_everything_works_through_a_pooler(pooled_url: str) -> None:
 
 
 async def test_nothing_of_ours_stays_on_the_poolers_connections(pooled_url: str) -> None:
-    """Others use the same connections of PostgreSQL."""
+    """Other clients use the same connections of PostgreSQL."""
     database = await Database.open(pooled_url)
     try:
 
@@ -118,7 +118,7 @@ async def test_nothing_of_ours_stays_on_the_poolers_connections(pooled_url: str)
 
 
 async def test_a_direct_connection_keeps_its_prepared_statements(postgres_url: str) -> None:
-    """Parsing each statement anew is for those alone who have a pooler."""
+    """Only a deployment with a pooler pays for parsing each statement anew."""
     database = await Database.open(postgres_url)
     try:
         async with database.read() as connection:
@@ -131,7 +131,7 @@ async def test_a_direct_connection_keeps_its_prepared_statements(postgres_url: s
 async def test_an_event_that_postgresql_cannot_store_is_poison_and_not_an_endless_retry(
     postgres_url: str,
 ) -> None:
-    """A refusal of class 22 is a plain DBAPIError, as that of a character without a place is."""
+    """A refusal of class 22 is a plain DBAPIError, as for a character that the encoding lacks."""
     ledger = await Ledger.open(postgres_url)
     try:
         connection = await asyncpg.connect(postgres_url)
@@ -149,7 +149,7 @@ async def test_an_event_that_postgresql_cannot_store_is_poison_and_not_an_endles
         assert (await flusher.run_once("s")).stopped
         [(name, facts)] = bench.alarms
         assert (name, facts["sale_id"], facts["seq"]) == ("flush_poison", "s", 5)
-        # What came before it is written.
+        # The events before it are written.
         assert (await ledger.cursor("s"))[0] == 4
     finally:
         await ledger.aclose()

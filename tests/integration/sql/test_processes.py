@@ -1,4 +1,4 @@
-"""Several processes at one database, and a database that goes away."""
+"""Several processes at one database, and a database that fails."""
 
 import asyncio
 import random
@@ -18,7 +18,7 @@ from reservation.adapters.sql.payment_intents import IntentOutcome
 from tests.support.databases import PostgresServer, running_postgres
 from tests.support.outbox import Tape
 
-#: Writes intents in waves, as an API worker does, and prints how each one ended and the slowest.
+#: Writes intents in waves, as an API worker does, and prints each outcome and the slowest.
 WRITER = """
 import asyncio, collections, json, sys, time
 from reservation.adapters.sql.ledger import Ledger
@@ -76,7 +76,7 @@ NOT_WRITTEN = (SQLAlchemyError, OSError)
 
 @asynccontextmanager
 async def process(script: str, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A Python process that has said that it is ready."""
+    """A Python process that has reported that it is ready."""
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
@@ -127,7 +127,7 @@ async def test_four_processes_write_intents_beside_a_flusher_and_none_fails(
             assert outcome.kind is ApplyKind.APPLIED
         for ends, slowest in await asyncio.gather(*answers):
             assert ends == {"WRITTEN": 200}
-            # Far below what the driver waits for a lock: nobody was starved.
+            # Far below the driver's time-out for a lock: no process was starved.
             assert slowest < 10
     finally:
         for each in writing:
@@ -158,7 +158,7 @@ async def test_an_applier_that_is_killed_leaves_each_event_in_effect_once(
 
 
 async def assert_prefix(ledger: Ledger, tape: Tape) -> None:
-    """SQL has a whole beginning of the tape: events, orders and counters of one moment."""
+    """SQL has a complete prefix of the tape: events, orders and counters of one moment."""
     fold = await ledger.fold("s")
     assert fold is not None
     prefix = tape.events[: fold.flushed_seq]
@@ -260,6 +260,6 @@ async def test_a_full_disk_is_an_error_and_not_a_hole(sqlite_url: str) -> None:
 
 
 async def limit_pages(ledger: Ledger, pages: int) -> None:
-    """Let the file grow to so many pages only; said to the one connection that writes."""
+    """Cap the file at this many pages, on the one connection that writes."""
     async with ledger._database.write() as connection:
         await connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")

@@ -1,4 +1,4 @@
-"""The schema: migrated by whoever starts first, the same on both databases, and hard to break."""
+"""The schema: migrated by the first process to start, the same on both databases, guarded."""
 
 import asyncio
 import stat

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def test_the_sbom_lists_each_locked_package_with_its_version_and_hashes(tmp_path: Path) -> None:
     path = tmp_path / "sbom.json"
-    # As if it were set up: the tests run in that environment already.
+    # Pretend that it is set up: the tests run in that environment already.
     command = ["make", "--old-file=setup", "sbom", f"SBOM={path}"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=50)
     sbom = msgspec.json.decode(path.read_bytes())

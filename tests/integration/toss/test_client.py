@@ -35,12 +35,12 @@ from tests.support.sandbox import RunningSandbox, running_sandbox
 AMOUNT = 39_000
 ACCOUNT = RefundAccount(bank="20", account_number="1234567890", holder_name="김토스")
 
-#: Where a test wants to see a limit at work.
+#: A short time-out, for tests that reach it.
 SHORT = TossLimits(
     connect_seconds=2.0, confirm_seconds=0.5, cancel_seconds=0.5, look_up_seconds=0.5
 )
 
-#: Much longer than SHORT: whoever waits for all of it has not kept the limit.
+#: Much longer than SHORT: a client that waits for all of it ignored the limit.
 LONG_SECONDS = 20.0
 
 
@@ -135,7 +135,7 @@ async def test_a_cancel_gives_everything_back_once(
 ) -> None:
     payment_key = sandbox.put_payment(order_id, AMOUNT)
     await confirm(gateway, payment_key, order_id)
-    reason = "무" * 300  # Longer than the PG takes: it is cut, not refused.
+    reason = "무" * 300  # Longer than the PG accepts: it is cut, not refused.
     first = await gateway.cancel(payment_key=payment_key, reason=reason, idempotency_key="one")
     again = await gateway.cancel(payment_key=payment_key, reason=reason, idempotency_key="one")
     other = await gateway.cancel(payment_key=payment_key, reason=reason, idempotency_key="two")
@@ -287,7 +287,7 @@ async def test_a_silent_pg_is_left_at_the_deadline_and_asked_again_with_the_same
         assert time.monotonic() - began < LONG_SECONDS / 2
         running = await confirm(gateway, payment_key, order_id)
         assert running == TryAgain("IDEMPOTENT_REQUEST_PROCESSING")
-        # Nobody listens any more, and still the PG finishes what it began.
+        # The client has gone, and the PG still finishes the request.
         sandbox.clear_faults()
         answer = await confirmed_in_the_end(gateway, payment_key, order_id)
     assert answer.payment.status == "DONE"
@@ -639,7 +639,7 @@ def test_no_body_raises_and_no_body_declines_what_it_should_not(
 
 @asynccontextmanager
 async def answering(answer: bytes) -> AsyncIterator[tuple[str, list[bytes]]]:
-    """A server that says the same to everybody and hangs up."""
+    """A server that gives every client the same response and closes the connection."""
     requests: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -43,7 +43,7 @@ def order_id() -> str:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[RunningSandbox]:
-    """A sandbox of the test's own, for clocks are turned for everybody."""
+    """A sandbox of the test's own, since its clock is shared by all clients."""
     with running_sandbox(tmp_path) as running:
         yield running
 
@@ -522,7 +522,7 @@ def test_every_fault_can_be_ordered(own: RunningSandbox) -> None:
 
 
 class Form(HTMLParser):
-    """Where the page's form goes and what its buttons are called."""
+    """The target of the page's form and the names of its buttons."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -543,7 +543,7 @@ class Form(HTMLParser):
 
 
 class Sent:
-    """Where the browser was sent."""
+    """The target of the browser's redirect."""
 
     def __init__(self, response: httpx.Response) -> None:
         assert response.status_code == 303, response.text
@@ -576,7 +576,7 @@ def open_page(sandbox: RunningSandbox, order_id: str) -> Form:
 
 
 def press(sandbox: RunningSandbox, form: Form, button: str) -> Sent:
-    """What a browser without JavaScript does."""
+    """Submit the form as a browser without JavaScript does."""
     url = sandbox.url + form.action
     return Sent(httpx.post(url, data={"action": button}, trust_env=False))
 
@@ -651,7 +651,7 @@ def test_a_card_that_is_refused_on_the_page_leads_to_the_fail_url(
     assert sent.path == "/v1/payments/toss/fail"
     assert sent.query.pop("message")
     assert sent.query == {"token": "e.f", "code": "REJECT_CARD_COMPANY", "orderId": order_id}
-    # The window is still open: another card may do.
+    # The window is still open: another card may be accepted.
     assert press(sandbox, form, "card").path == "/v1/payments/toss/success"
 
 
@@ -707,7 +707,7 @@ def test_a_button_that_is_none_and_a_payment_that_is_none_lead_nowhere(
 
 
 class Listener:
-    """Takes webhooks; refuses as many of them as it is told to."""
+    """Accepts webhooks; refuses a configured number of them."""
 
     def __init__(self, refusing: int) -> None:
         self.heard: list[tuple[dict[str, str], dict[str, Any]]] = []
@@ -755,7 +755,7 @@ def listening(refusing: int = 0) -> Iterator[Listener]:
 
 @contextmanager
 def telling(tmp_path: Path, *, refusing: int = 0) -> Iterator[tuple[RunningSandbox, Listener]]:
-    """A sandbox whose minutes between two tries are microseconds, and who listens to it."""
+    """A sandbox with microseconds instead of minutes between two tries, and its listener."""
     with (
         listening(refusing) as listener,
         running_sandbox(tmp_path, webhook_urls=(listener.url,), webhook_scale=1e-7) as sandbox,
