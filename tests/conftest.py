@@ -1,4 +1,4 @@
-"""Makes the fixtures of tests/support known to every test, and says on which loop each runs."""
+"""Registers the fixtures of tests/support and selects the event loops of each test."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, LoopFactory]:
-    """On asyncio's own; on the service's as well where a test is about what a loop does."""
+    """Use asyncio's own loop; for tests of event-loop behaviour also uvloop, the service's loop."""
     if item.get_closest_marker("both_loops"):
         return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
     return {"asyncio": asyncio.new_event_loop}

@@ -1,4 +1,4 @@
-"""The witness on a real history, clean and then broken in every way that it must name."""
+"""The history checker on a real history: clean, then with each violation that it must report."""
 
 import json
 import subprocess
@@ -30,7 +30,7 @@ from reservation.verification.verify import Unreadable, verify
 from tests.support.recorder import Recorder, recording
 from tests.support.service import Served, item
 
-#: Pieces of the item that everybody wants, and buyers who do.
+#: Pieces of the contended item, and its buyers.
 PIECES, CROWD = 12, 30
 LIMIT = 2
 
@@ -73,7 +73,7 @@ def wants_one(served: Served, sale_id: str) -> None:
 
 @pytest.fixture(scope="module")
 def recorded(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A history of a sale that went well."""
+    """The history of a sale without faults."""
     sale_id = served.sale(items=[item("a", total=PIECES, limitPerBuyer=LIMIT)])
     with recording(served, sale_id) as recorder:
         shop(served, recorder)
@@ -84,7 +84,7 @@ def recorded(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def clean(recorded: Path) -> Lines:
-    """Its lines, for a test to break."""
+    """The lines of that history, for a test to corrupt."""
     return [DECODER.decode(line) for line in recorded.read_bytes().splitlines()]
 
 
@@ -108,7 +108,7 @@ def last_seq(path: Path) -> int:
 
 
 def of_kind(lines: Lines, kind: type[T], **facts: Any) -> list[T]:
-    """The lines of a kind whose members are these."""
+    """The lines of this type that have these members."""
     return [
         line
         for line in lines
@@ -125,14 +125,14 @@ def call(lines: Lines, **facts: Any) -> Operation:
 
 
 def change(line: EventLine, **facts: Any) -> None:
-    """Other data, as a script would have written them; `origin` is the member `from`."""
+    """Data of another change, as a script would have written it; `origin` is the member `from`."""
     members = msgspec.json.decode(line.data)
     facts = {"from" if name == "origin" else name: value for name, value in facts.items()}
     line.data = msgspec.json.encode({**members, **facts}).decode()
 
 
 def chain_anew(lines: Lines) -> None:
-    """Number and chain the events as if they had always been these."""
+    """Renumber and rechain the events, as if this had been the history."""
     seq, chain = 0, GENESIS
     for line in of_kind(lines, EventLine):
         seq += 1
@@ -419,7 +419,7 @@ def test_every_edge_of_an_event_is_one_of_the_contract() -> None:
 
 
 def test_a_refusal_that_became_true_during_its_call_is_no_lie(clean: Lines, tmp_path: Path) -> None:
-    """A call as long as the whole sale may have been refused for what holds only at its end."""
+    """A call that spans a whole sale may be refused for a condition that holds only at the end."""
     line = call(clean, code="sold_out")
     line.invoked_ns = of_kind(clean, Head)[0].invoked_ns - 1
     assert verify(written(clean, tmp_path)).ok
@@ -436,7 +436,7 @@ def test_a_call_whose_outcome_nobody_knows_accuses_nobody(clean: Lines, tmp_path
 def test_a_new_order_may_be_told_as_expired_once_its_time_is_over(
     clean: Lines, tmp_path: Path, seconds_late: int, ok: bool
 ) -> None:
-    """Its answer was on its way for longer than the hold lasts, which is 300 s here."""
+    """The answer was in transit for longer than the hold lasts, which is 300 s here."""
     line = call(clean, operation="prepare", status=201, replayed=False)
     assert line.answered_ns is not None
     line.told, line.answered_ns = "EXPIRED", line.answered_ns + seconds_late * 1_000_000_000

@@ -1,7 +1,7 @@
-"""Random histories of one sale over HTTP: each answer is held against the events by the witness.
+"""Random histories of one sale over HTTP; the history checker compares each answer with the events.
 
-Everything is asked one after the other, and the head is looked at after each step, so every answer
-is judged at the very number at which it was given.
+All requests are sequential and the head is read after each step, so every answer is checked
+against the exact event number at which it was given.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ rarely = st.sampled_from([False, False, False, False, True])
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What its buyer has of it."""
+    """The order as its buyer knows it."""
 
     buyer: str
     body: dict[str, Any]
@@ -63,7 +63,7 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Sale(RuleBasedStateMachine):
-    """One sale of a running service, and all that was said about it."""
+    """One sale of a running service, with every answer about it."""
 
     orders = Bundle("orders")
     served: Served
@@ -71,7 +71,7 @@ class Sale(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Operation | Head] = []
-        #: How many keys were used, and how many orders came of them.
+        #: Idempotency keys used, and orders created with them.
         self.keys = self.taken = 0
 
     @initialize(
@@ -171,7 +171,7 @@ class Sale(RuleBasedStateMachine):
         headers: Mapping[str, str],
         body: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """One call, kept for the witness; no fault is about, so none may end as one."""
+        """One call, recorded for the checker; no fault is injected, so none may fail."""
         invoked_ns = time.monotonic_ns()
         answer = self.served.http.request(method, path, headers=dict(headers), json=body)
         answered_ns = time.monotonic_ns()
@@ -209,7 +209,7 @@ class Sale(RuleBasedStateMachine):
         assert judgement.orders_compared == self.taken
 
     def history(self) -> list[Record]:
-        """The past of the sale with the calls in front, and the PG's ledger behind."""
+        """The history of the sale: calls first, then events, then the PG's ledger."""
         past = asyncio.run(past_of(self.settings, self.sale_id))
         first, events = past[0], past[1:]
         assert isinstance(first, History)
@@ -223,7 +223,7 @@ class Sale(RuleBasedStateMachine):
         return [first, *self.calls, *events[:-1], *money, end]
 
     def ledger(self) -> list[dict[str, Any]]:
-        """Of the whole sandbox, if anybody was at it."""
+        """The ledger of the whole sandbox; a hold gives its URL."""
         order = self.served.hold(self.served.sale(), self.served.buyer())
         self.served.release(order)
         pg = order["payment"]["checkoutUrl"].removesuffix("/checkout")
@@ -231,7 +231,7 @@ class Sale(RuleBasedStateMachine):
 
 
 async def past_of(settings: Settings, sale_id: str) -> list[Record]:
-    """What the service has of the sale."""
+    """The events of the sale in the service."""
     async with AsyncExitStack() as stack:
         service = await stack.enter_async_context(opened(settings))
         return [

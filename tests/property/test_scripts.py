@@ -1,9 +1,9 @@
 """Random histories of one sale on a real server, step by step against the model of the contract.
 
-For each call the model's rules say what the script must answer and what every counter must be
+For each call the model's rules give the script's answer and the value of every counter
 afterwards; the model's shop folds the events that the script has written. After each step the
-whole sale is read and all three are compared, so a shrunken failure ends with the very call that
-did something else.
+whole sale is read and all three are compared, so a shrunken failure ends with the very call
+that diverged.
 """
 
 import asyncio
@@ -31,16 +31,16 @@ from reservation.verification.model.sale_state import Item, SaleState
 from tests.support.lua_sale import NOW, LuaSale
 
 EXAMPLES, STEPS = 40, 30
-#: The attempts that an order may make here: few, so that they come to an end.
+#: Attempts per order: few, so that a history reaches the limit.
 ATTEMPTS_MAX = 3
-#: Unpaid orders that a buyer may have here: enough to go on buying, few enough to be reached.
+#: Unpaid orders per buyer: enough to go on buying, few enough to reach the limit.
 UNPAID_MAX = 8
 #: The largest total of an item, as the fixture's restock gives it.
 TOTAL_MAX = 1000
 BUYERS = ("ann", "bob", "eve")
 #: No deadline passes by itself.
 HOLD_SECONDS = 3600
-#: A clock that is far behind: by it nothing has ever run out.
+#: A clock that is far behind: no deadline has passed by it.
 LONG_AGO_MS = 1
 
 buyers = st.sampled_from(BUYERS)
@@ -73,7 +73,7 @@ class Sale(RuleBasedStateMachine):
     """One sale on the server, and the model beside it."""
 
     orders = Bundle("orders")
-    #: Where the server is.
+    #: The server's address.
     url: str
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class Sale(RuleBasedStateMachine):
         self.sale = LuaSale(self.connections)
         self.shop = rules_of("prepare", {})
         self.claims = itertools.count(1)
-        #: What the events make of it; deadlines are set by hand here.
+        #: The fold of the events; the tests set deadlines by hand.
         self.folded = SaleState(deadlines=False)
 
     def teardown(self) -> None:
@@ -242,7 +242,7 @@ class Sale(RuleBasedStateMachine):
 
     @rule(basket=orders, outcome=outcomes)
     def pay(self, basket: dict[str, Any], outcome: str) -> None:
-        """A claim and its end, as they mostly come."""
+        """The usual sequence of a claim and its finish."""
         order = self.shop.orders[basket["order"]]
         claim_id = f"c{next(self.claims)}"
         self.claim_with(basket, f"pk-of-{order.fence}", claim_id, over=False, behind=False)
@@ -266,7 +266,7 @@ class Sale(RuleBasedStateMachine):
         expected = self.shop.refund(self.shop.orders[basket["order"]], restock=restock)
         assert self.run(self.sale.refund(basket, restock=int(restock))) == expected
 
-    # One rule for all of an operator's doings: buyers are to have most of the turns.
+    # One rule for all operator actions, so that buyers get most of the steps.
     @rule(act=restocks | switches | changes)
     def operate(self, act: tuple[Any, ...]) -> None:
         match act:
@@ -328,7 +328,7 @@ class Sale(RuleBasedStateMachine):
         return {order.id for order in self.shop.orders.values() if order.status in statuses}
 
     def follow(self, events: list[Event]) -> None:
-        """Folding what is new ends where the rules are, without a violation on the way."""
+        """Folding the new events leads to the model's state without a violation."""
         folded, shop = self.folded, self.shop
         for new in events[folded.seq :]:
             folded.follow(new.seq, new.event, new.order_id, new.at_ms, new.data, new.chain)
@@ -361,7 +361,7 @@ def test_random_histories_are_what_the_rules_say(valkey_url: str) -> None:
             max_examples=EXAMPLES,
             stateful_step_count=STEPS,
             deadline=None,
-            # A busy machine is slow at everything: that is no fault of the data.
+            # A busy machine is slow at everything; that is no data error.
             suppress_health_check=[HealthCheck.too_slow],
         ),
     )
