@@ -1,1 +1,1 @@
-"""Everything that knows Redis: key names, scripts, the store, the outbox, the embedded server."""
+"""The Redis adapter: key names, scripts, stores, the outbox and the embedded server."""

@@ -1,4 +1,4 @@
-"""Reads a whole sale for the audit, a few keys at a time, so that no call holds the server up."""
+"""Reads a whole sale for the audit, a few keys at a time, so that no call blocks the server."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Final
@@ -16,21 +16,21 @@ __all__ = ["AuditReader", "BuyerState", "OrderRecord", "OrderState", "SaleRecord
 
 #: Keys of one round trip: about a millisecond of the server's single thread.
 KEYS_AT_ONCE: Final = 200
-#: Keys that one step of a scan passes over, most of them of other kinds: likewise.
+#: Keys that one SCAN step visits, most of them of other kinds: likewise about a millisecond.
 SCAN_COUNT: Final = 2_000
-#: Orders of one buyer that are added up; a limit per buyer keeps real lists far shorter.
+#: Orders summed per buyer; the limit per buyer keeps real lists far shorter.
 BUYER_ORDERS_MAX: Final = 1_000
 
 
 class BuyerState(msgspec.Struct, frozen=True, kw_only=True):
-    """What a buyer's hash says, and the buyer's orders."""
+    """A buyer's hash and the buyer's orders."""
 
     counted: dict[str, int]
     orders: tuple[Reservation, ...]
 
 
 class OrderState(msgspec.Struct, frozen=True, kw_only=True):
-    """Where an order stands, and in which of the sale's sorted sets it is."""
+    """An order's status, and which of the sale's sorted sets contain it."""
 
     #: Empty where Redis does not have it.
     status: str
@@ -39,9 +39,9 @@ class OrderState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SaleRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A sale's own hashes, word for word."""
+    """A sale's own hashes, verbatim."""
 
-    #: Whether the sale is in the set of all sales.
+    #: Whether the set of all sales contains it.
     listed: bool
     sale: dict[str, str]
     #: By SKU; empty where Redis has no such item.
@@ -50,17 +50,17 @@ class SaleRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """An order's hash, word for word, and its places in sorted sets; None where it has none."""
+    """An order's hash, verbatim, and its scores in the sorted sets; None where it has none."""
 
     fields: dict[str, str]
     #: In its buyer's list.
     listed: str | None
-    #: In the set that was asked for.
+    #: In the requested set.
     score: str | None
 
 
 class AuditReader:
-    """Looks; changes nothing."""
+    """Reads a sale; changes nothing."""
 
     def __init__(self, connections: RedisClient, keys: Keys, store: ReservationStore) -> None:
         self._connections = connections
@@ -81,7 +81,7 @@ class AuditReader:
                 return
 
     async def counts(self, sale_id: str, buyer_ids: Sequence[str]) -> dict[str, dict[str, int]]:
-        """What each of these buyers' hashes says."""
+        """The unit counts in each of these buyers' hashes."""
         names = self._keys.of(sale_id)
         counts: dict[str, dict[str, int]] = {}
         for start in range(0, len(buyer_ids), KEYS_AT_ONCE):
@@ -95,7 +95,7 @@ class AuditReader:
         return counts
 
     async def states(self, sale_id: str, buyer_ids: Sequence[str]) -> dict[str, BuyerState]:
-        """These buyers' hashes and orders; a hash and its orders are an instant apart."""
+        """These buyers' hashes and orders; a hash and its orders are read an instant apart."""
         names = self._keys.of(sale_id)
         counts = await self.counts(sale_id, buyer_ids)
         order_ids: dict[str, list[str]] = {}
@@ -118,7 +118,7 @@ class AuditReader:
         }
 
     async def reservations(self, order_ids: Sequence[str]) -> dict[str, Reservation]:
-        """Those of these orders that Redis has."""
+        """Those of these orders that exist in Redis."""
         found: dict[str, Reservation] = {}
         for start in range(0, len(order_ids), KEYS_AT_ONCE):
             for order in await self._store.read_many(order_ids[start : start + KEYS_AT_ONCE]):
@@ -141,7 +141,7 @@ class AuditReader:
                     break
 
     async def orders(self, sale_id: str, order_ids: Sequence[str]) -> dict[str, OrderState]:
-        """Where these orders stand."""
+        """The states of these orders."""
         states: dict[str, OrderState] = {}
         for start in range(0, len(order_ids), KEYS_AT_ONCE):
             states |= await self._orders(sale_id, order_ids[start : start + KEYS_AT_ONCE])
@@ -172,7 +172,7 @@ class AuditReader:
         return states
 
     async def sale(self, sale_id: str, skus: Sequence[str]) -> SaleRecord:
-        """The sale's own hashes, those of these items among them."""
+        """The sale's own hashes, including those of these items."""
         names = self._keys.of(sale_id)
         listed, *hashes = await self._connections.pipeline(
             [
@@ -193,12 +193,12 @@ class AuditReader:
     async def records(
         self, sale_id: str, wanted: Mapping[str, tuple[str, str]]
     ) -> dict[str, OrderRecord]:
-        """These orders as they are; of one order all is of nearly one instant.
+        """These orders, verbatim; the parts of one order are read at nearly one instant.
 
         Args:
-            sale_id: whose orders they are.
-            wanted: order id -> its buyer's id, and the set that it belongs in: `deadlines`,
-                `confirming`, `deposits` or "".
+            sale_id: the sale of the orders.
+            wanted: order id -> its buyer's id, and the sorted set that should contain it:
+                `deadlines`, `confirming`, `deposits` or "".
         """
         records: dict[str, OrderRecord] = {}
         order_ids = list(wanted)

@@ -1,4 +1,4 @@
-"""Finds a buyer's live orders among all of the buyer's orders in a sale."""
+"""Finds a buyer's live orders in a sale."""
 
 from typing import Final
 
@@ -8,7 +8,7 @@ from reservation.adapters.redis.keys import SaleKeys
 
 __all__ = ["live_orders"]
 
-#: Orders of one buyer that are searched for live ones, and how many of them at a time.
+#: Orders of one buyer searched for live ones, and the batch size.
 BUYER_ORDERS_MAX: Final = 100_000
 ORDERS_AT_ONCE: Final = 1_000
 
@@ -16,10 +16,10 @@ ORDERS_AT_ONCE: Final = 1_000
 async def live_orders(
     connections: RedisClient, names: SaleKeys, buyer_id: str, limit: int
 ) -> list[str]:
-    """The ids of the buyer's orders that are in one of the sale's sorted sets, newest first.
+    """The ids of the buyer's orders in any of the sale's sorted sets, newest first.
 
     Raises:
-        StoreUnavailable, StoreUncertain: Redis does not answer.
+        StoreUnavailable, StoreUncertain: Redis does not reply.
     """
     sets = (names.deadlines, names.confirming, names.deposits)
     live: list[str] = []

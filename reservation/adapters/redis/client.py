@@ -1,8 +1,8 @@
-"""Sends commands without ever repeating one, and tells apart what was refused from what is unknown.
+"""The Redis client: no automatic retries, and refused commands are distinct from unknown outcomes.
 
 redis-py retries ten times by default, on time-outs too, so a script whose reply was lost would run
-again. Here nothing is sent twice by the client; a caller whose script is idempotent repeats it
-itself (`RedisClient.call_again`). See docs/adr/0002-no-client-retries.md.
+again. This client sends nothing twice; a caller whose script is idempotent retries it itself
+(`RedisClient.call_again`). See docs/adr/0002-no-client-retries.md.
 """
 
 import asyncio
@@ -39,44 +39,44 @@ __all__ = ["ClockReading", "RedisClient"]
 
 log = structlog.get_logger(__name__)
 
-#: redis-py's own packing goes through each argument in Python.
+#: redis-py packs each argument in Python, which is slower.
 _pack = cast("Callable[[tuple[str | int | bytes, ...]], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType] - its stub wants a tuple of one
 
-#: A script that reaches the server later than this does nothing, so a caller that waited this long
-#: knows.
+#: A script that reaches the server later than this does nothing, so the outcome is final after
+#: this time.
 NOT_AFTER_MS: Final = int(WAIT_SECONDS_MAX * 1000)
-#: Longer than NOT_AFTER_MS: a reply that comes later than this tells nothing new.
+#: Longer than NOT_AFTER_MS: a later reply carries no new information.
 SOCKET_TIMEOUT_SECONDS: Final = 3.0
-#: Repeats of an idempotent call: with the pauses between them they span a restart of the server.
+#: Tries of an idempotent call: with their back-off they span a restart of the server.
 ATTEMPTS_MAX: Final = 5
 ATTEMPT_PAUSES_SECONDS: Final = (0.05, 0.2, 0.6, 1.5)
 
 
 class ClockReading(msgspec.Struct, frozen=True, kw_only=True):
-    """Both clocks at one instant, as far as a round trip can tell."""
+    """Both clocks at one instant, to the accuracy of a round trip."""
 
     #: Our monotonic clock in seconds, around the round trip.
     sent: float
     received: float
-    #: Our wall clock when the answer was there, and the server's when it answered.
+    #: Our wall clock when the reply arrived, and the server's when it replied.
     our_ms: int
     server_ms: int
-    #: Which life of which server.
+    #: The life of the server (`errors.life_of`).
     run_id: str
 
     @property
     def offset_ms(self) -> int:
-        """The server's clock minus ours, its answer taken as half-way between."""
+        """The server's clock minus ours; its reply is dated to the middle of the round trip."""
         return self.server_ms - self.our_ms + int((self.received - self.sent) * 500)
 
 
 class _Guard:
-    """Which life of which server one process may use."""
+    """The life of the server that this process may use."""
 
     def __init__(self) -> None:
         self.active = False
         self.life: str | None = None
-        #: Set when another one was met; whoever compares it with SQL clears it.
+        #: Set when a connection reaches another one; cleared after the comparison with SQL.
         self.doubted = asyncio.Event()
         self.known = asyncio.Event()
 
@@ -86,32 +86,32 @@ class _Guard:
 
 
 class RedisClient:
-    """Commands to one server, its guard, and the difference between its clock and ours."""
+    """Commands to one server, its guard, and the clock offset."""
 
     def __init__(self, url: str, *, clock: Clock) -> None:
         self._clock = clock
         self._guard = _Guard()
         self._pool = Pool(url, on_another_life=self._guard.doubt)
         self._exempt = False
-        #: In one object, for a view shares it.
+        #: A shared object: `unguarded` views use the same one.
         self._offset_ms = [0]
-        #: Set when a call met a server that is not vouched for.
+        #: Set when a call reaches a server that is not vouched for.
         self.doubted = self._guard.doubted
-        #: What this process has seen of each sale.
+        #: The high-water mark of each sale.
         self.marks = Marks()
 
     async def aclose(self) -> None:
-        """Close every connection. Calls under way end uncertain; later ones are refused."""
+        """Close every connection. Calls in flight end as uncertain; later ones are refused."""
         await self._pool.aclose()
 
     def guard(self) -> None:
-        """From now on calls go only to a server that is vouched for."""
+        """From now on, calls reach only a server that is vouched for."""
         self._guard.active = True
 
     def unguarded(self) -> "RedisClient":
         """The same connections, for the calls that a server needs before it is vouched for.
 
-        These compare it with SQL, judge its settings and clock, and rebuild or repair it.
+        They compare it with SQL, check its settings and clock, and rebuild or repair it.
         """
         view = copy(self)
         view._exempt = True  # noqa: SLF001 - of its own class
@@ -119,21 +119,21 @@ class RedisClient:
 
     @property
     def vouched(self) -> bool:
-        """Whether the server that was met last is vouched for."""
+        """Whether the last server reached is vouched for."""
         return self._guard.life is not None and not self.doubted.is_set()
 
     async def until_vouched(self) -> None:
-        """Wait until calls can reach a server; at once where the guard is off."""
+        """Wait until calls can reach a server; returns at once where the guard is off."""
         if self._guard.active:
             await self._guard.known.wait()
 
     def distrust(self) -> None:
-        """Let calls reach no server until one is vouched for again."""
+        """Block all calls until a server is vouched for again."""
         self._guard.life = None
         self._guard.known.clear()
 
     def vouch_for(self, life: str) -> None:
-        """Let calls reach this life of the server: its sales were compared with SQL."""
+        """Allow calls to this life of the server: its sales were compared with SQL."""
         self._guard.life = life
         self._pool.follow(life)
         self._guard.known.set()
@@ -148,20 +148,20 @@ class RedisClient:
         return self._offset_ms[0]
 
     def server_now_ms(self) -> int:
-        """The server's clock as far as we know it."""
+        """The server's clock, as estimated from the last offset."""
         return self._clock.now_ms() + self.offset_ms
 
     def not_after_ms(self) -> int:
-        """What a script that is sent now gets as its `not_after`."""
+        """The `not_after` of a script that is sent now."""
         return self.server_now_ms() + NOT_AFTER_MS
 
     @property
     def client_retries(self) -> int:
-        """How often the client library would send a command again by itself: never."""
+        """Automatic retries of the client library: none."""
         return self._pool.client_retries
 
     async def read_clock(self) -> ClockReading:
-        """Ask the server for its time; keeps the offset."""
+        """Read the server's time and update the offset."""
         sent = self._clock.monotonic()
         info, time = await self.pipeline([("INFO", "server", "replication"), ("TIME",)])
         received, our_ms = self._clock.monotonic(), self._clock.now_ms()
@@ -171,7 +171,7 @@ class RedisClient:
             received=received,
             our_ms=our_ms,
             server_ms=int(seconds) * 1000 + int(micros) // 1000,
-            # A server may refuse INFO; its clock it tells.
+            # A server may refuse INFO but still answer TIME.
             run_id=run_id_of(info) if isinstance(info, str) else "",
         )
         self._offset_ms[0] = reading.offset_ms
@@ -180,14 +180,14 @@ class RedisClient:
         return reading
 
     def note_role(self, info: str) -> bool:
-        """Leave a server that follows another one; whether it does, by its INFO replication."""
+        """Drop connections to a replica; returns whether INFO replication shows one."""
         replica = is_replica(info)
         if replica:
             self._pool.renew("the server is a replica")
         return replica
 
     async def measure_offset(self) -> int:
-        """Keeps and returns the server's clock minus ours, in ms."""
+        """Measure, store and return the server's clock minus ours, in ms."""
         return (await self.read_clock()).offset_ms
 
     async def command(self, *parts: str | int | bytes) -> Any:
@@ -197,18 +197,18 @@ class RedisClient:
             parts: the command and its arguments.
 
         Raises:
-            StoreUnavailable: it was not sent, or the server refused it.
-            StoreUncertain: it was sent and the reply was lost.
+            StoreUnavailable: the command was not sent, or the server refused it.
+            StoreUncertain: the command was sent and the reply was lost.
         """
         replies = await self.pipeline([parts])
         return good(replies[0])
 
     async def pipeline(self, commands: Sequence[Sequence[str | int | bytes]]) -> list[Any]:
-        """Send commands in one write; an error reply stands in the list as an exception.
+        """Send commands in one write; the list has an exception for each error reply.
 
         Raises:
             StoreUnavailable: nothing was sent.
-            StoreUncertain: they were sent and a reply was lost.
+            StoreUncertain: the commands were sent and a reply was lost.
         """
         if not commands:
             return []
@@ -224,25 +224,25 @@ class RedisClient:
             clean = True
             return replies
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-            # The others probably lead to the same host that is gone.
+            # The other connections probably lead to the same lost host.
             self._pool.renew(type(error).__name__, met_on=wire)
             raise StoreUncertain(type(error).__name__) from error
         finally:
-            # Waits for nothing, so no cancellation can come in between.
+            # No await in between, so no cancellation point.
             self._pool.give_back(wire, clean=clean)
 
     async def call(self, script: Script, keys: Sequence[str], args: Sequence[str | int]) -> Any:
         """Run a script once.
 
         Args:
-            script: what to run.
+            script: the script to run.
             keys: its keys.
             args: its arguments.
 
         Raises:
-            StoreUnavailable: it did not run.
+            StoreUnavailable: the script did not run.
             StoreUncertain: the reply was lost.
-            BrokenInvariant: the script found its data impossible and changed nothing.
+            BrokenInvariant: the script found inconsistent data and changed nothing.
         """
         if tracing.tracer is None:
             return await self._call(script, keys, args)
@@ -254,7 +254,8 @@ class RedisClient:
         try:
             return await self.command(*command)
         except NoScriptError:
-            # The server was restarted or flushed its scripts: nothing ran, so load and send again.
+            # The server restarted or flushed its scripts: nothing ran, so load the script and
+            # resend.
             await self.command("SCRIPT", "LOAD", script.source)
         try:
             return await self.command(*command)
@@ -264,12 +265,12 @@ class RedisClient:
     async def call_again(
         self, script: Script, keys: Sequence[str], args: Callable[[], Sequence[str | int]]
     ) -> Any:
-        """Run a script that answers a repeat as it answered the first time, until it answers.
+        """Run an idempotent script and retry it until the server replies.
 
         Args:
-            script: one whose repeats are harmless.
+            script: an idempotent script.
             keys: its keys.
-            args: makes the arguments, anew for each try because of `not_after`.
+            args: builds the arguments for each try, because `not_after` changes.
 
         Raises:
             StoreUnavailable: no try ran.

@@ -1,8 +1,9 @@
-"""One connection's bytes: commands are written, and their replies reach whoever waits for them.
+"""One connection to Redis: writes commands and resolves the futures of their replies.
 
-redis-py opens and greets a connection: addresses, TLS, users. Its way for each command goes through
-a pool, a lock, time-outs and a stream, and costs a call of prepares as much as a hold. So a greeted
-connection's transport is taken over here: a write, and a reply that ends the waiting.
+redis-py opens a connection and does the handshake: addresses, TLS, users. Its path for each command
+goes through a pool, a lock, time-outs and a stream, and costs a call of prepares as much as a hold.
+So this class takes over the transport after the handshake: one write, and a reply that resolves the
+future.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 __all__ = ["RedisConnection"]
 
 _CLOSED: Final = "the server closed the connection"
-#: Refusals by which a server says that it is not, or not yet, the one to ask.
+#: Error replies of a server that is not, or not yet, the master.
 _NOT_THE_MASTER: Final = (ReadOnlyError, MasterDownError, BusyLoadingError)
 
 
@@ -25,35 +26,35 @@ class RedisConnection(asyncio.Protocol):
     """One exchange at a time.
 
     Args:
-        connection: redis-py's, greeted: nothing is under way on it. It is kept, for its stream
-            would close the transport when it goes.
+        connection: redis-py's, after the handshake, with no command in flight. A reference is kept
+            because its stream closes the transport when it is collected.
     """
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        #: Which life of which server it leads to (`replies.life_of`).
+        #: The life of the server it leads to (`errors.life_of`).
         self.life: str = connection.life
-        #: The refusal of a server that is not the master, until the pool has seen it.
+        #: The error reply of a server that is not the master, until the pool has handled it.
         self.refused = ""
-        #: The pool's: which generation it belongs to, and since which tick it is idle.
+        #: Set by the pool: the generation it belongs to, and the tick since which it is idle.
         self.generation = 0
         self.idle_since = 0
         self._loop = asyncio.get_running_loop()
         self._reader: Any = hiredis.Reader(
             encoding="utf-8",
-            # What a disk has spoilt must be named, not break whoever reads it.
+            # Damaged bytes must be named in an error, not break the reader.
             errors="backslashreplace",
             replyError=self._error_of,
         )
         self._waiting: asyncio.Future[list[Any]] | None = None
         self._wanted = 0
         self._replies: list[Any] = []
-        #: When the exchange that is under way has taken too long, and when somebody looks.
+        #: The deadline of the exchange in flight, and the timer that checks it.
         self._late_at = 0.0
         self._looks_at = inf
         self._timer: asyncio.Handle | None = None
         self._sound = True
-        # There is no other way to it.
+        # redis-py has no public access to the transport.
         self._transport: asyncio.Transport = connection._writer.transport  # noqa: SLF001
         self._stream: Any = self._transport.get_protocol()
         self._transport.set_protocol(self)
@@ -61,26 +62,26 @@ class RedisConnection(asyncio.Protocol):
     @property
     def usable(self) -> bool:
         """Whether the next exchange may go over it."""
-        # A transport that closes takes a write and drops it.
+        # A closing transport accepts a write and drops it.
         return self._sound and self._waiting is None and not self._transport.is_closing()
 
     def exchange(self, packed: bytes, count: int, *, seconds: float) -> asyncio.Future[list[Any]]:
-        """Write so many commands; the future gets their replies, an error reply as an exception.
+        """Write `count` commands; the future gets their replies, an error reply as an exception.
 
         Args:
             packed: the commands as the server reads them.
-            count: how many they are.
-            seconds: how long the replies may take.
+            count: the number of commands.
+            seconds: the deadline for the replies.
 
         Raises:
-            ConnectionError, TimeoutError: redis-py's, from the future; what was written may have
-                been run.
+            ConnectionError, TimeoutError: redis-py's, from the future; the written commands may
+                have run.
         """
         if self._waiting is not None:
             raise RuntimeError("an exchange is under way on this wire")
         self._wanted, self._replies = count, []
         self._late_at = self._loop.time() + seconds
-        # One timer for many exchanges: it looks at its end whether any is late.
+        # One timer serves many exchanges: when it fires, it checks for a late one.
         if self._looks_at > self._late_at:
             self._look_later()
         self._waiting = waiting = self._loop.create_future()
@@ -88,17 +89,17 @@ class RedisConnection(asyncio.Protocol):
         return waiting
 
     def close(self) -> None:
-        """End it, without waiting for anything: what is not sent yet will not be."""
+        """Close at once; unsent bytes are dropped."""
         self._give_up(RedisConnectionError(_CLOSED))
         self._transport.abort()
-        # As its `disconnect` does where no task runs: a timer closes connections too.
+        # As redis-py's `disconnect` does, but without a task: a timer closes connections too.
         self._connection._parser.on_disconnect()  # noqa: SLF001
         self._connection._close()  # noqa: SLF001
 
     def data_received(self, data: bytes) -> None:
         waiting = self._waiting
         if waiting is None:
-            # Nobody asked: whatever it is, it must not be taken for the next one's reply.
+            # An unsolicited reply must not be taken for the reply to the next command.
             self._sound = False
             return
         try:
@@ -118,7 +119,7 @@ class RedisConnection(asyncio.Protocol):
             waiting.set_result(replies)
 
     def eof_received(self) -> None:
-        # The transport closes itself; a caller of this turn of the loop must not write any more.
+        # The transport closes itself; a caller in this turn of the loop must not write to it.
         self._sound = False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -126,7 +127,7 @@ class RedisConnection(asyncio.Protocol):
         self._stream.connection_lost(exc)
 
     def _error_of(self, text: str) -> Exception:
-        """As redis-py reads an error reply."""
+        """Parse an error reply as redis-py does."""
         error: Exception = self._connection._parser.parse_error(text)  # noqa: SLF001 - its table
         if isinstance(error, _NOT_THE_MASTER):
             self.refused = type(error).__name__

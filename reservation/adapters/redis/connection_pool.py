@@ -1,8 +1,8 @@
 """A bounded pool of connections to one server, which follows the server's address.
 
-An open connection goes on leading to a server that was demoted, and to a host that vanished. So
-every sign of a failover starts a new generation: connections of the one before are closed when
-they are idle, and the address is resolved anew for the next ones.
+An open connection still leads to a demoted server or a lost host after a failover. So every sign of
+a failover starts a new generation: idle connections of the previous generation are closed, and the
+address is resolved again for new ones.
 """
 
 import asyncio
@@ -31,28 +31,28 @@ log = structlog.get_logger(__name__)
 #: How long a call may wait for a connection. A script that reaches the server later than this does
 #: nothing. Far above a slow script (20 ms) and far below a buyer's patience.
 WAIT_SECONDS_MAX: Final = 2.0
-#: The way to a greeted connection, all steps together.
+#: Connect time-out, including the whole handshake.
 OPEN_SECONDS_MAX: Final = 3.0
 CONNECT_TIMEOUT_SECONDS: Final = 2.0
-#: Calls that one process has under way; those beyond it wait for a connection.
+#: Calls that one process has in flight; further calls wait for a connection.
 CONNECTIONS_MAX: Final = 256
-#: Opened at the same time: each costs the loop about a millisecond, and a burst of short calls is
-#: served by a few connections before hundreds could be opened.
+#: Connections opened concurrently: each costs the loop about a millisecond, and a few connections
+#: serve a burst of short calls before hundreds could be opened.
 OPENING_MAX: Final = 16
-#: Calls that may wait for a connection: as many as prepares in their queue.
+#: Calls that may wait for a connection: as many as prepares may wait in their queue.
 WAITING_MAX: Final = 10_000
-#: Idle connections are closed after this, so that a burst does not leave hundreds of them.
+#: Idle time-out, so that a burst does not leave hundreds of connections open.
 IDLE_SECONDS: Final = 60.0
-#: How finely the idle time is measured.
+#: Resolution of the idle time.
 TICKS_OF_IDLE: Final = 4
-#: Between two renewals: signs come in crowds, and an address that still leads to a demoted server
-#: must not make every call open a connection.
+#: Minimum interval of renewals: signs of a failover come in bursts, and an address that still leads
+#: to a demoted server must not make every call open a connection.
 RENEW_SECONDS: Final = 0.5
 
 
 def _tcp_options() -> dict[int, int]:
-    # A host that vanishes sends no reset. Bytes that are not acknowledged within the time after
-    # which a script does nothing any more need not arrive, so the kernel gives the connection up.
+    # A lost host sends no RST. Bytes not acknowledged by a script's `not_after` are useless, so the
+    # kernel drops the connection then (TCP_USER_TIMEOUT).
     options = {
         "TCP_USER_TIMEOUT": int(WAIT_SECONDS_MAX * 1000),
         "TCP_KEEPIDLE": 15,
@@ -67,20 +67,20 @@ class Pool:
     """Connections of one process to one server.
 
     Args:
-        url: of the server; its name is resolved for each connection.
+        url: the server's URL; its name is resolved for each connection.
         on_another_life: called when a connection reaches another server, or another life of it,
-            than the connection before.
+            than the previous connection.
     """
 
     def __init__(self, url: str, *, on_another_life: Callable[[], None]) -> None:
-        #: Reads the URL and makes connections; it keeps none.
+        #: Parses the URL and creates connections; it pools none.
         self._maker = ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
             url,
             protocol=2,
             decode_responses=True,
             # Damaged bytes must be named in an error, not break the reader.
             encoding_errors="backslashreplace",
-            # Ours is around the whole greeting, and around each exchange.
+            # Our own time-outs cover the whole handshake and each exchange.
             socket_timeout=None,
             socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
             retry=Retry(NoBackoff(), 0),
@@ -92,32 +92,32 @@ class Pool:
                 else {"socket_keepalive": True, "socket_keepalive_options": _tcp_options()}
             ),
         )
-        # Whatever the URL says: with RESP3 a server may push messages.
+        # Overrides the URL: with RESP3 a server may push messages.
         self._maker.connection_kwargs["protocol"] = 2
         self._on_another_life = on_another_life
-        #: All that are open.
+        #: All open connections.
         self._wires: set[RedisConnection] = set()
-        #: Those of them that are free; the last used goes first, so the bottom is the longest idle.
+        #: The free ones, last used on top; the bottom one is idle longest.
         self._idle: list[RedisConnection] = []
-        #: Callers in order of arrival, while none is free.
+        #: Waiting callers in order of arrival.
         self._waiting: deque[asyncio.Future[RedisConnection]] = deque()
         self._opening: set[asyncio.Task[None]] = set()
         self._closed = False
-        #: Rises with each sign of a failover; only connections of the present one are kept.
+        #: Rises with each sign of a failover; only connections of the current generation are kept.
         self._generation = 0
         self._renewed_at = float("-inf")
-        #: Which life of which server the last opened connection reached.
+        #: The life of the server that the last opened connection reached.
         self._life: str | None = None
         self._ticks = 0
         self._sweeper: asyncio.TimerHandle | None = None
 
     @property
     def client_retries(self) -> int:
-        """How often the client library would send a command again by itself: never."""
+        """Automatic retries of the client library: none."""
         return cast("Retry", self._maker.connection_kwargs["retry"]).get_retries()
 
     async def aclose(self) -> None:
-        """Close every connection. Calls under way end uncertain; later ones are refused."""
+        """Close every connection. Calls in flight end as uncertain; later ones are refused."""
         self._closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
@@ -131,10 +131,10 @@ class Pool:
         self._idle.clear()
 
     async def take(self) -> RedisConnection:
-        """A free connection; waits for one until a script that is sent now would do nothing.
+        """A free connection; waits for one until a script sent now would reach its `not_after`.
 
         Raises:
-            StoreUnavailable: there is none.
+            StoreUnavailable: none became free in time.
         """
         while self._idle:
             wire = self._idle.pop()
@@ -144,11 +144,11 @@ class Pool:
         return await self._wait()
 
     def give_back(self, wire: RedisConnection, *, clean: bool) -> None:
-        """Let others have the connection.
+        """Return the connection to the pool.
 
         Args:
-            wire: what `take` returned.
-            clean: whether all replies were read; the next caller would get the others.
+            wire: a connection from `take`.
+            clean: whether all replies were read; the next caller would get unread ones.
         """
         if wire.refused:
             self.renew(wire.refused, met_on=wire)
@@ -164,11 +164,11 @@ class Pool:
                 self._sweep_later()
 
     def renew(self, reason: str, *, met_on: RedisConnection | None = None) -> None:
-        """Close what is idle and resolve the address anew: the server may be another one now.
+        """Close idle connections and resolve the address again: the server may have changed.
 
         Args:
             reason: the sign, for the log.
-            met_on: the connection that gave the sign; one of an earlier generation tells nothing.
+            met_on: the connection that gave the sign; one of an earlier generation is ignored.
         """
         if self._closed or (met_on is not None and met_on.generation != self._generation):
             return
@@ -180,10 +180,10 @@ class Pool:
         self._next_generation()
 
     def follow(self, life: str) -> None:
-        """Keep no connection that was greeted in another life of the server.
+        """Drop connections whose handshake was in another life of the server.
 
-        A server may begin another life under open connections: its replication id changes when
-        its first replica attaches, an hour after its last one left, or with a demotion.
+        A server's life may change under open connections: its replication id changes when its first
+        replica attaches, an hour after its last one left, or with a demotion.
         """
         if self._closed or all(wire.life == life for wire in self._wires):
             return
@@ -210,7 +210,7 @@ class Pool:
         try:
             return await waiter
         except asyncio.CancelledError:
-            # It may have been handed a connection in this turn of the loop.
+            # The waiter may have got a connection in this turn of the loop.
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self.give_back(waiter.result(), clean=True)
             raise
@@ -220,7 +220,7 @@ class Pool:
                 self._waiting.remove(waiter)
 
     def _hand_over(self, wire: RedisConnection) -> bool:
-        """Give the connection to the longest waiting caller; whether there was one."""
+        """Give the connection to the longest waiting caller; returns whether there was one."""
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
@@ -235,7 +235,7 @@ class Pool:
                 waiter.set_exception(StoreUnavailable(f"no connection: {reason}"))
 
     def _open_more(self) -> None:
-        """Open as many connections as callers wait for, within the bounds."""
+        """Open a connection for each waiting caller, within the bounds."""
         if self._closed or not self._waiting:
             return
         opening = len(self._opening)
@@ -256,13 +256,13 @@ class Pool:
         if not isinstance(error, StoreUnavailable):
             log.error("connection_not_opened", exc_info=error)
         if not self._opening and not self._wires:
-            # Nothing is left that could serve the callers who wait.
+            # No connection is left to serve the waiting callers.
             self._refuse_waiting(str(error))
 
     async def _open(self) -> None:
         generation = self._generation
         try:
-            # redis-py's own bound is for each of the steps.
+            # redis-py's own time-out applies to each step.
             async with asyncio.timeout(OPEN_SECONDS_MAX):
                 wire = await self._connect()
         except (RedisError, OSError) as error:
@@ -293,12 +293,12 @@ class Pool:
                 raise RedisConnectionError("it ended while it was greeted")
             return wire
         except BaseException:
-            # Half-way: its greeting may still be answered.
+            # The handshake failed or was cancelled: a reply may still arrive.
             await connection.disconnect(nowait=True)
             raise
 
     async def _greet(self, connection: Any) -> None:
-        """Learn which life of which server a new connection leads to."""
+        """Read the life of the server that a new connection reached."""
         await connection.on_connect()
         try:
             await connection.send_command("INFO", "server", "replication")
@@ -315,7 +315,7 @@ class Pool:
         self._sweeper = loop.call_later(IDLE_SECONDS / TICKS_OF_IDLE, self._sweep)
 
     def _sweep(self) -> None:
-        """Close what was idle for a whole minute."""
+        """Close connections that were idle for a whole minute."""
         self._ticks += 1
         long_idle = 0
         while (
@@ -337,7 +337,7 @@ def _end_waiting(waiter: asyncio.Future[RedisConnection]) -> None:
 
 
 def _cause_of(error: RedisError | OSError) -> str:
-    """The server's own refusal, or the failure of the way to it."""
+    """The server's error reply, or the connection error."""
     if isinstance(error, ResponseError):
         return str(error)
     if isinstance(error, TimeoutError | RedisTimeoutError):

@@ -1,4 +1,4 @@
-"""What the server's replies mean: what was refused, what may have happened, what is a bug."""
+"""Errors of Redis: refused, outcome unknown, or a bug."""
 
 from typing import Any, Final
 
@@ -28,16 +28,16 @@ __all__ = [
     "told",
 ]
 
-#: Other replies by which the server refuses a command before it runs begin like this.
+#: Prefixes of other error replies that refuse a command before it runs.
 _REFUSAL_CODES: Final = ("BUSY ", "MISCONF ", "NOREPLICAS ", "OOM ", "READONLY ", "LOADING ")
 
 
 class StoreUnavailable(Exception):
-    """Redis cannot be asked now, and it is certain that this call changed nothing."""
+    """Redis is unavailable, and this call certainly changed nothing."""
 
 
 class NotPermitted(StoreUnavailable):
-    """The server's rules do not let our user do this."""
+    """The server's ACL denies our user this command."""
 
 
 class StoreUncertain(Exception):
@@ -45,14 +45,14 @@ class StoreUncertain(Exception):
 
 
 class UnexpectedReply(BrokenInvariant):
-    """An error reply that no healthy server and no correct script gives."""
+    """An error reply that a healthy server and a correct script never give."""
 
 
 def told(answer: Any) -> Any:
-    """What came for a command; what an error reply means, as an exception that is not raised.
+    """A command's reply; an error reply becomes an exception, which is returned.
 
     Raises:
-        ConnectionError: redis-py's, where the server speaks of the connection.
+        ConnectionError: redis-py's, where the error concerns the connection.
     """
     if not isinstance(answer, Exception):
         return answer
@@ -61,7 +61,7 @@ def told(answer: Any) -> Any:
             return answer
         case NoPermissionError():
             return NotPermitted(f"not permitted: {answer}")
-        # Before what speaks of the connection: redis-py counts the first of these among it.
+        # Before the connection errors: redis-py counts the first of these among them.
         case (
             BusyLoadingError()
             | ClusterDownError()
@@ -75,27 +75,27 @@ def told(answer: Any) -> Any:
         case ResponseError() if str(answer).startswith(_REFUSAL_CODES):
             return StoreUnavailable(str(answer))
         case _:
-            # Anything else comes from a script's own check, which changed nothing, or from a hand
-            # in the data: neither may be lived with.
+            # Anything else comes from a script's own check, which changed nothing, or from a manual
+            # edit of the data: both are bugs.
             return UnexpectedReply(str(answer))
 
 
 def run_id_of(info: str) -> str:
-    """The run id in INFO's answer; empty where the server does not tell."""
+    """The run id in INFO's reply; empty where the server hides it."""
     return _member(info, "run_id")
 
 
 def life_of(info: str) -> str:
-    """Which life of which server gave this INFO (sections server and replication).
+    """The server's life: its run id and replication id, from INFO server and replication.
 
-    A start gives a server another run id, a promotion gives its data another replication id: a
-    server that was demoted and promoted again under one run id may have lost changes.
+    A restart changes the run id, a promotion the replication id: a server that was demoted and
+    promoted again under one run id may have lost changes.
     """
     return f"{run_id_of(info)}/{_member(info, 'master_replid')}"
 
 
 def is_replica(info: str) -> bool:
-    """Whether the server of this INFO (section replication) follows another one."""
+    """Whether the server of this INFO (section replication) is a replica."""
     return _member(info, "role") in ("slave", "replica")
 
 
@@ -107,7 +107,7 @@ def _member(info: str, name: str) -> str:
 
 
 def good(reply: Any) -> Any:
-    """A pipeline's reply, raised where it is an error."""
+    """A pipeline's reply; raises it where it is an error."""
     if isinstance(reply, Exception):
         raise reply
     return reply

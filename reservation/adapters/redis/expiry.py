@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 #: Orders that one expire call takes: 4 ms of the server's single thread.
 EXPIRE_BATCH: Final = 200
 
-#: Who holds, and what.
+#: The buyer and the lines of a hold.
 _Held = tuple[str, tuple[Line, ...]]
 
 
@@ -38,11 +38,11 @@ class Expiry:
         self._clock = clock
 
     async def __call__(self, sale_id: str, order_ids: Sequence[str], *, epoch: str) -> int:
-        """Expire those of the orders that are due (expire.lua); how many were.
+        """Expire those of the orders that are due (expire.lua); returns their number.
 
         Raises:
-            UnexpectedReply, DecodeError: what is wrong with the first that is damaged, where none
-                was given back: as long as others are, the log alone tells of it.
+            UnexpectedReply, DecodeError: the error of the first damaged order, where no hold ended;
+                where others ended, the error is only logged.
         """
         keys = self._keys.of(sale_id)
         found = await self._buyers_and_lines(keys, order_ids[:EXPIRE_BATCH])
@@ -61,7 +61,7 @@ class Expiry:
     async def _buyers_and_lines(
         self, keys: SaleKeys, order_ids: Sequence[str]
     ) -> dict[str, _Held | Exception]:
-        """Of each order that is there; an exception where it cannot be read."""
+        """The buyer and lines of each order that exists; an exception for an unreadable one."""
         replies = await self._connections.pipeline(
             [("HMGET", keys.order(order_id), "buyer", "items") for order_id in order_ids]
         )
@@ -76,7 +76,7 @@ class Expiry:
         return found
 
     async def _run(self, sale_id: str, found: dict[str, _Held], epoch: str) -> dict[str, Any]:
-        """The script's answer to each: one of its words, or an exception."""
+        """The script's result for each order: one of its words, or an exception."""
         keys = self._keys.of(sale_id)
         order_keys: list[str] = []
         pairs: list[str | int] = []

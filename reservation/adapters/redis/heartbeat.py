@@ -1,4 +1,4 @@
-"""Tells who is running: a hash per process that vanishes when its process does."""
+"""Heartbeats: one hash per process, which expires soon after its process ends."""
 
 import time
 from typing import Final
@@ -25,7 +25,7 @@ class Heartbeat:
         self._role = role
 
     async def beat(self) -> int:
-        """Write the entry anew."""
+        """Rewrite the entry and its expiry."""
         now = str(time.time_ns() // 1_000_000)
         await self._connections.pipeline(
             [

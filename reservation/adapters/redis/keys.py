@@ -1,11 +1,11 @@
-"""Every key name in Redis: all of a sale's share its hash tag, so a script touches one slot."""
+"""Every key name in Redis: all keys of a sale share its hash tag, so a script touches one slot."""
 
 from functools import lru_cache, partial
 from typing import Final
 
 __all__ = ["Keys", "SaleKeys"]
 
-#: Sales whose names are kept, at most 1 kB each: ids may be made up, so there must be a bound.
+#: Sales whose key names are cached, at most 1 kB each; bounded because callers may invent ids.
 SALES_KEPT_MAX: Final = 4_096
 
 
@@ -26,7 +26,7 @@ class SaleKeys:
 
     def __init__(self, prefix: str, sale_id: str) -> None:
         self._tag = f"{prefix}:{{{sale_id}}}:"
-        #: What all of them begin with.
+        #: Their common prefix.
         self.all = self._tag
         self.sale = self._tag + "sale"
         self.deadlines = self._tag + "deadlines"
@@ -34,7 +34,7 @@ class SaleKeys:
         self.deposits = self._tag + "deposits"
         self.operations = self._tag + "operations"
         self.outbox = self._tag + "outbox"
-        #: Those that prepare.lua takes first, in its order.
+        #: The first keys of prepare.lua, in its order.
         self.of_prepare = (
             self.sale,
             self.deadlines,
@@ -59,8 +59,8 @@ class SaleKeys:
         return f"{self._tag}rate:{buyer_id}"
 
     def of_basket(self, order_id: str, buyer_id: str) -> tuple[str, str, str, str]:
-        """Those that a basket has of its own, as prepare.lua takes them."""
-        # Spelled out: each call of a method is as dear as what it does.
+        """A basket's own keys, in the order of prepare.lua."""
+        # Inlined: a method call costs as much as its work.
         tag = self._tag
         return (
             f"{tag}order:{order_id}",
@@ -71,7 +71,7 @@ class SaleKeys:
 
 
 class Keys:
-    """All keys under one prefix, so that a shared server can tell whose they are."""
+    """All keys under one prefix, so that the service can share a server."""
 
     def __init__(self, prefix: str = "rsv") -> None:
         self._prefix = prefix
@@ -79,7 +79,7 @@ class Keys:
         self.of = lru_cache(SALES_KEPT_MAX)(partial(SaleKeys, prefix))
         #: The ids of all sales.
         self.sales = f"{prefix}:sales"
-        #: Which of them were compared with SQL in this life of the server.
+        #: The sales that were compared with SQL in this life of the server.
         self.vouched = f"{prefix}:vouched"
 
     def process(self, name: str) -> str:

@@ -15,9 +15,9 @@ from reservation.domain.states import HoldPolicy, SaleStatus, Status
 __all__ = ["as_event", "as_items", "as_mapping", "as_reservation", "as_sale"]
 
 _ATTEMPT = "attempt:"
-#: Made once: a decoder for a type that is no struct takes longer to make than to use.
+#: Built once: a decoder for a type that is not a struct takes longer to build than to use.
 _ITEMS = msgspec.json.Decoder(list[tuple[str, int, int]])
-#: Texts of items whose lines are kept: most orders of a sale are alike.
+#: Decoded `items` texts in the cache: most orders of a sale are alike.
 _TEXTS_MAX: Final = 1_024
 
 
@@ -42,13 +42,13 @@ def as_reservation(
 ) -> Reservation:
     """An order's hash as a reservation; its currency is its sale's.
 
-    Of an order that nothing befell yet the hash says neither when it was last changed nor how often
-    it was claimed. Of one that was claimed it must. `hold` is in seconds.
+    Before the first change after prepare, the hash has neither `updated_at` nor `fence`; after a
+    claim the fence must be there. `hold` is in seconds.
     """
     created_at_ms = int(fields["expires_at"]) - 1000 * int(fields["hold"])
     claimed_at = fields.get("claimed_at")
     status = Status(fields["status"])
-    # An account is open until its own due date; the hold's old deadline is over by then.
+    # A virtual account is open until its due date; the hold's deadline has passed by then.
     deadline = "due_at" if status is Status.AWAITING_DEPOSIT else "expires_at"
     return Reservation(
         order_id=order_id,
@@ -113,7 +113,7 @@ def as_event(sale_id: str, entry_id: str, flat: Sequence[str]) -> Event:
     """A stream entry as an event; its id is `SEQ-0`.
 
     Raises:
-        BrokenInvariant: no script wrote it like this: a hand or a disk was there.
+        BrokenInvariant: no script wrote it: a manual edit or a damaged disk.
     """
     try:
         fields = as_mapping(flat)

@@ -1,8 +1,8 @@
 """High-water marks: the last event of each sale that this process has seen.
 
 A server that ends before a mark, or has another event under its number, has lost changes: a replica
-that was promoted too early, a file that lost its end, a restored snapshot. Every script is given
-the mark and then writes nothing (`went_back`).
+that was promoted too early, a truncated file, a restored snapshot. Every script receives the mark
+and refuses to write in that case (`went_back`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +11,12 @@ import msgspec
 
 __all__ = ["NO_MARK", "Mark", "Marks"]
 
-#: What a script gets where this process has seen nothing of the sale.
+#: The script's argument where this process has seen no event of the sale.
 NO_MARK: tuple[int, str] = (0, "")
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """An event that Redis has answered for."""
+    """An event that Redis has acknowledged."""
 
     epoch: str
     seq: int
@@ -25,7 +25,7 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 class Marks:
-    """The marks of one process, kept from replies and tokens."""
+    """The marks of one process, learned from replies and tokens."""
 
     def __init__(self) -> None:
         self._marks: dict[str, Mark] = {}
@@ -33,21 +33,21 @@ class Marks:
         self._on_went_back: Callable[[str, str], None] | None = None
 
     def listen(self, on_went_back: Callable[[str, str], None]) -> None:
-        """Call this, with the sale and the epoch, where a script found the server behind."""
+        """Register a callback for `went_back`; it receives the sale and the epoch."""
         self._on_went_back = on_went_back
 
     def went_back(self, sale_id: str, epoch: str) -> None:
-        """A script found the server behind the mark that it was given."""
+        """A script found the server behind its mark."""
         if self._on_went_back is not None:
             self._on_went_back(sale_id, epoch)
 
     def of(self, sale_id: str, epoch: str) -> tuple[int, str]:
-        """The number and the chain value that a script of this sale is given."""
+        """The number and the chain value to pass to a script of this sale."""
         mark = self._marks.get(sale_id)
         return (mark.seq, mark.chain) if mark is not None and mark.epoch == epoch else NO_MARK
 
     def learn(self, sale_id: str, epoch: str, seq: int, chain: str) -> None:
-        """Keep an event that Redis answered for, unless a later one of its epoch is known."""
+        """Keep an event that Redis acknowledged, unless a later one of its epoch is known."""
         mark = self._marks.get(sale_id)
         if mark is not None and mark.epoch == epoch:
             known_better = seq < mark.seq or (seq == mark.seq and bool(mark.chain))
@@ -57,7 +57,7 @@ class Marks:
         self._unwritten.add(sale_id)
 
     def learn_head(self, sale_id: str, epoch: str, head: Sequence[str]) -> None:
-        """Keep what a script's reply ends with; empty where it wrote nothing."""
+        """Keep the head at the end of a script's reply; empty where the script wrote nothing."""
         if head:
             self.learn(sale_id, epoch, int(head[0]), head[1])
 
@@ -68,5 +68,5 @@ class Marks:
         return taken
 
     def keep_unwritten(self, sale_ids: Mapping[str, Mark]) -> None:
-        """These could not be written: return them with the next ones."""
+        """Return these marks, which could not be written, with the next ones."""
         self._unwritten.update(sale_ids)

@@ -1,4 +1,4 @@
-"""The outbox as its reader sees it: a stream with one consumer group, named for where it leads."""
+"""The outbox's reader: a stream with one consumer group, named for its destination."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -11,21 +11,21 @@ from reservation.domain.events import Event
 
 __all__ = ["GROUP", "RedisOutbox"]
 
-#: The group that flushes to SQL.
+#: The consumer group that flushes to SQL.
 GROUP: Final = "sql"
-#: One name for whoever flushes: a second flusher or a restarted one finds what is pending.
+#: One consumer name for all flushers: a second or restarted one finds the pending entries.
 CONSUMER: Final = "flusher"
 
 
 class RedisOutbox:
-    """Reads events in order, acknowledges them, and trims what SQL has."""
+    """Reads events in order, acknowledges them, and trims those that SQL has."""
 
     def __init__(self, connections: RedisClient, keys: Keys) -> None:
         self._connections = connections
         self._keys = keys
 
     async def ensure_group(self, sale_id: str, after_seq: int) -> None:
-        """Make the consumer group, reading on after this event; one that stands is left alone."""
+        """Create the consumer group, to read after this event; an existing one is unchanged."""
         outbox = self._keys.of(sale_id).outbox
         try:
             await self._connections.command("XGROUP", "CREATE", outbox, GROUP, f"{after_seq}-0")
@@ -36,14 +36,14 @@ class RedisOutbox:
                 raise
 
     async def read_new(self, sale_id: str, count: int) -> list[Event]:
-        """Events that nobody has read yet."""
+        """Events that no flusher has read yet."""
         return _events(sale_id, await self._read(sale_id, ">", count))
 
     async def read_pending(self, sale_id: str, count: int) -> list[Event]:
         """Events that were read and not acknowledged, from the oldest on.
 
-        What another flusher has trimmed meanwhile is only acknowledged: SQL has it. Where one died
-        before it could, such entries would stand before those that nobody has written.
+        Entries that another flusher has trimmed are only acknowledged: SQL has them. If that
+        flusher died before its acknowledgement, they would block the unwritten entries behind them.
         """
         outbox = self._keys.of(sale_id).outbox
         while True:
@@ -68,7 +68,7 @@ class RedisOutbox:
                 start,
             )
         except UnexpectedReply as error:
-            # Never "empty": Redis has lost it, and a rebuild makes it anew.
+            # Never "empty": Redis has lost the stream, and a rebuild recreates it.
             if str(error).startswith("NOGROUP"):
                 raise StoreUnavailable("the outbox or its group is gone") from error
             raise
@@ -81,7 +81,7 @@ class RedisOutbox:
             await self._connections.command("XACK", outbox, GROUP, *(f"{seq}-0" for seq in seqs))
 
     async def trim(self, sale_id: str, below_seq: int) -> None:
-        """Drop entries below this event, which stays: the scripts check the last entry."""
+        """Trim entries below this event, which stays: the scripts check the last entry."""
         outbox = self._keys.of(sale_id).outbox
         await self._connections.command("XTRIM", outbox, "MINID", f"{below_seq}-0")
 
@@ -94,7 +94,7 @@ class RedisOutbox:
         return [as_event(sale_id, entry_id, flat) for entry_id, flat in entries]
 
     async def backlog(self, sale_id: str) -> int:
-        """Events that are not acknowledged yet; the last one is kept although SQL has it."""
+        """The number of unacknowledged events; the last event is kept although SQL has it."""
         outbox = self._keys.of(sale_id).outbox
         return max(0, int(await self._connections.command("XLEN", outbox)) - 1)
 

@@ -1,8 +1,8 @@
-"""Baskets that wait for holds which ran out: "expire what is due, then ask again", in rounds.
+"""Baskets that wait for overdue holds: expire those holds and retry, in bounded rounds.
 
-Prepare names holds that ran out where their end may make room, and the server does not know which
-item each of them holds. So a basket may wait for the end of holds that are of no use to it. Each
-basket waits for a bounded number of rounds, and is answered with its refusal then.
+Prepare names overdue holds that may make room for a basket, but the server does not know the items
+of each. So a basket may wait for holds that free nothing it needs. Each basket waits for a bounded
+number of rounds, then gets its refusal.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,12 +24,12 @@ log = structlog.get_logger(__name__)
 #: Rounds for one basket, of up to 200 holds each. The reaper leaves fewer, unless it has stopped.
 ROUNDS_MAX: Final = 5
 
-#: Told once how a basket was decided; it must not raise, for others wait behind it.
+#: Called once with a basket's decision; it must not raise, because others wait behind it.
 Done = Callable[[Decision | ReservationError], None]
 
 
 class Expire(Protocol):
-    """Expires those of the orders that are due and says how many were (`Store.expire`)."""
+    """Expires due orders and returns their number (`ReservationStore.expire`)."""
 
     async def __call__(self, sale_id: str, order_ids: Sequence[str], *, epoch: str) -> int: ...
 
@@ -41,50 +41,50 @@ class Waiting(msgspec.Struct):
     #: On the monotonic clock.
     came_at: float
     decide: Done
-    #: Whose trace it belongs to, where there are traces.
+    #: The context of its trace, where tracing is on.
     trace: Any
-    #: Whether it has waited for a round, its own or that of a basket before it: no more turns are
-    #: kept for others once it is asked again.
+    #: Whether it has waited for a round, its own or that of a basket before it: when it is retried,
+    #: the baskets behind it no longer wait with it.
     stood: bool = False
     #: Rounds of its own.
     rounds: int = 0
-    #: Whether one of them gave a hold back.
+    #: Whether one of them ended a hold.
     helped: bool = False
 
 
-#: A basket, and the holds that prepare named for it; none where others were told the same ones.
+#: A basket, and the holds that prepare named for it; empty where another basket has the same ones.
 Due = tuple[Waiting, Sequence[str]]
 
 
 class Overdue:
-    """Makes the rounds."""
+    """Runs the rounds."""
 
     def __init__(self, expire: Expire) -> None:
         self._expire = expire
 
     async def give_back(self, sale_id: str, epoch: str, due: Sequence[Due]) -> int | None:
-        """Expire once what these wait for; how many holds ended.
+        """Expire once the holds that these baskets wait for; returns the number of ended holds.
 
-        None where what they wait for is damaged: they are answered.
+        None where a hold is damaged: the baskets got a refusal.
         """
-        # The shortest first: a buyer's own are few, and those of the sale fill a round.
+        # The shortest list first: a buyer's own holds are few, and the sale's fill a round.
         named = chain.from_iterable(sorted((order_ids for _, order_ids in due), key=len))
         try:
             return await self._try_expire(sale_id, list(dict.fromkeys(named)), epoch)
-        except Exception:  # loop top: a hold that is damaged keeps only who needs its pieces
+        except Exception:  # loop top: a damaged hold affects only baskets that need its units
             log.exception("expire_before_prepare_broke", sale_id=sale_id)
             refuse([waiting for waiting, _ in due], Unavailable(retryAfter=RETRY_AFTER_SECONDS))
             return None
 
     def after_round(self, due: Sequence[Due], gave_back: int) -> list[Waiting]:
-        """Which of those who waited for a round are asked again. The others are answered."""
+        """The waiting baskets to retry; the others get their refusal."""
         again: list[Waiting] = []
         for waiting, _ in due:
             waiting.stood = True
             waiting.rounds += 1
             waiting.helped = waiting.helped or gave_back > 0
             if waiting.rounds >= ROUNDS_MAX and not waiting.helped:
-                # Pieces may be there all the same, so they are not told as gone.
+                # Units may be available all the same, so the refusal is not "sold out".
                 waiting.decide(Unavailable(retryAfter=RETRY_AFTER_SECONDS))
             else:
                 again.append(waiting)
@@ -99,6 +99,6 @@ class Overdue:
 
 
 def refuse(batch: Sequence[Waiting], refusal: ReservationError) -> None:
-    """Tell all of them the same."""
+    """Give every basket of the batch the same refusal."""
     for waiting in batch:
         waiting.decide(refusal)

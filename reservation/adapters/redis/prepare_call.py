@@ -1,4 +1,4 @@
-"""How a batch of baskets is written as one call of prepare.lua."""
+"""Encodes a batch of baskets as one call of prepare.lua."""
 
 from collections.abc import Sequence
 
@@ -22,12 +22,12 @@ def encode(
     """The keys and the arguments of the call.
 
     Args:
-        names: of the sale's keys.
+        names: the sale's key names.
         head: the first arguments, up to the buyers' limits.
-        baskets: all of one sale, in the order in which they are decided.
-        wishes: what they ask for, each once.
-        in_turn: whether those behind a basket that meets holds which ran out wait with it.
-        waited: the places, from 1 on, of the baskets that such holds keep waiting no more.
+        baskets: baskets of one sale, in the order of their decision.
+        wishes: their distinct requests (lines and prices).
+        in_turn: whether the baskets behind one that waits for overdue holds wait with it.
+        waited: the positions, from 1, of the baskets that no longer wait for overdue holds.
     """
     indices: dict[str, int] = {}
     asked_for: list[str | int] = []

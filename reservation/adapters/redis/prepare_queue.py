@@ -1,9 +1,9 @@
-"""Group commit of prepares: what arrives while one call is under way leaves with the next one.
+"""Group commit of prepares: baskets that arrive during one call leave in the next one.
 
-A lone prepare is sent at once; under load the batches grow by themselves up to BASKETS_MAX. Order
-is kept: baskets are decided in the order in which they arrived, and a basket that must wait for
-expired holds to be given back goes before anything newer, for one round. Where that was not enough
-it waits beside the others, for a few rounds, and they go on:
+A lone prepare is sent at once; under load the batches grow up to BASKETS_MAX. The queue is FIFO:
+baskets are decided in order of arrival, and a basket that waits for overdue holds to expire keeps
+its place for one round. If one round is not enough, it leaves the queue for a few rounds, and the
+others proceed:
 
     call:   A is due, B behind it waits          round: up to 200 holds end
     call:   A is due again, B is decided         beside: rounds for A, which goes behind all others
@@ -57,29 +57,29 @@ log = structlog.get_logger(__name__)
 
 #: Baskets in one call: 128 one-line baskets take about 3 ms of the server's single thread.
 BASKETS_MAX: Final = 128
-#: Baskets that may wait in one process; beyond it the answer is "not now".
+#: Baskets that may wait in one process; beyond it, load shedding (`Unavailable`).
 WAITING_MAX: Final = 10_000
-#: How long the basket that is next may have waited before newcomers are told "not now": a buyer
-#: who is refused at once tries again, one who waits for seconds reloads and comes twice.
+#: Waiting time of the queue's head above which new prepares are shed: a buyer who is refused at
+#: once retries, but one who waits for seconds reloads and sends twice.
 WAITING_SECONDS_MAX: Final = 0.5
-#: Full batches that may always wait: how long one takes is known from the last ones only, and one
-#: that met a slow moment must not turn a short line away.
+#: Full batches that may always wait: the batch time is an estimate from recent batches, and one
+#: slow batch must not shed a short queue.
 BATCHES_WAITING_MIN: Final = 2
-#: How much of what is known of a full batch's time is the last one's.
+#: Weight of the last batch in the moving average of a full batch's time.
 LAST_BATCH_SHARE: Final = 0.05
-#: Answers that are written before the loop looks at sockets again: about a millisecond.
+#: Responses written before the event loop polls its sockets again: about a millisecond.
 ANSWERS_AT_ONCE: Final = 32
-#: The next call leaves before the answers of the last are made where that call took less than so
-#: many times the making: then Redis works while we do. Where the call took longer it is the disk
-#: that is slow, and a fuller batch gains more. Making an answer is a sixth of what a hold costs
-#: here; the rest is its socket and the next request. So the bound is twice the whole.
+#: The next call leaves before the last call's responses are written if that call took less than
+#: this many times the writing: Redis then works in parallel. If the call took longer, the disk is
+#: slow and a fuller batch gains more. Writing a response is a sixth of a hold's cost here; the rest
+#: is its socket and the next request. So the bound is twice the whole.
 CALL_TO_ANSWERS_MAX: Final = 12.0
-#: How long past `not_after` a lost reply is looked into before the outcome counts as unknown.
+#: How long past `not_after` the orders of a lost reply are read before the outcome is unknown.
 LOOK_UP_SECONDS: Final = 5.0
 LOOK_UP_PAUSE_SECONDS: Final = 0.2
 
 
-#: Of a basket that is asked about again.
+#: Words of a basket that is retried.
 _LATER: Final = (PrepareWord.DUE, PrepareWord.AGAIN)
 
 
@@ -91,24 +91,25 @@ class SaleQueue:
     def __init__(self) -> None:
         self.waiting: deque[Waiting] = deque()
         self.task: asyncio.Task[None] | None = None
-        #: Whether those behind a basket that is due wait for a round with it.
+        #: Whether the baskets behind one with overdue holds wait for a round with it.
         self.in_turn = True
-        #: Those who wait beside the others for the next round, and the task that makes the rounds.
+        #: Baskets outside the queue that wait for the next round, and the task that runs the
+        #: rounds.
         self.due: list[Due] = []
         self.rounds: asyncio.Task[None] | None = None
-        #: How long the last call took.
+        #: Duration of the last call.
         self.call_seconds = 0.0
-        #: How long a full batch takes from one call to the next, as lately seen.
+        #: Moving average of a full batch's time, from one call to the next.
         self.batch_seconds = 0.0
 
     def learn(self, batch_seconds: float) -> None:
-        """A full batch took so long."""
+        """Update the moving average with the time of a full batch."""
         if not self.batch_seconds:
             self.batch_seconds = batch_seconds
         self.batch_seconds += LAST_BATCH_SHARE * (batch_seconds - self.batch_seconds)
 
     def is_too_long(self, now: float) -> bool:
-        """Whether a newcomer would wait too long behind those who do: one has, or many came."""
+        """Whether a new prepare would wait too long: the head has, or the queue is long."""
         if now - self.waiting[0].came_at > WAITING_SECONDS_MAX:
             return True
         batches = len(self.waiting) / BASKETS_MAX
@@ -135,18 +136,18 @@ class PrepareQueue:
         self._monotonic = clock.monotonic
         self._limits = limits.args()
         self._lanes: dict[tuple[str, str], SaleQueue] = {}
-        #: What goes on beside the lanes: look-ups of lost replies, answers that are being written.
+        #: Tasks outside the queues: look-ups after lost replies, delivery of responses.
         self._beside: set[asyncio.Task[None]] = set()
         self._waiting = 0
-        #: How long one answer takes to write, as lately seen.
+        #: Time to write one response, as measured last.
         self._answer_seconds = 0.0
 
     async def prepare(self, basket: Basket, *, epoch: str) -> Reservation | Replayed:
         """Decide one basket; see prepare.lua for every refusal.
 
         Raises:
-            Unavailable: not now, and nothing was taken; that is certain.
-            OutcomeUnknown: the reply was lost and could not be looked up.
+            Unavailable: load shedding or an outage; nothing was taken, for certain.
+            OutcomeUnknown: the reply was lost and the look-up failed.
             ReservationError: the basket's own refusal.
         """
         if self.is_full(basket.sale_id, epoch):
@@ -155,11 +156,11 @@ class PrepareQueue:
         future = asyncio.get_running_loop().create_future()
 
         def decide(outcome: Decision | ReservationError) -> None:
-            # The caller may have gone; the hold stands then, and its key finds it again.
+            # The caller may be gone; the hold stays, and its idempotency key finds it.
             if future.done():
                 return
             if isinstance(outcome, ReservationError):
-                # Others are told the same one, and each raises its own.
+                # The refusal is shared by several callers, so each raises a copy.
                 future.set_exception(copy(outcome))
             else:
                 future.set_result(
@@ -170,9 +171,9 @@ class PrepareQueue:
         return await future
 
     def submit(self, basket: Basket, *, epoch: str, done: Done) -> None:
-        """Decide one basket and tell `done`: neither a task nor a future for each.
+        """Decide one basket and call `done`: without a task or a future per basket.
 
-        The caller has asked in this turn of the loop whether there is room (`is_full`).
+        The caller must have checked `is_full` in this turn of the loop.
         """
         now = self._monotonic()
         lane = self._lanes.get((basket.sale_id, epoch))
@@ -185,14 +186,14 @@ class PrepareQueue:
             lane.task = _own_task(self._drain(basket.sale_id, epoch, lane))
 
     def is_full(self, sale_id: str, epoch: str) -> bool:
-        """Whether a newcomer of this sale is turned away: too many wait, or they wait too long."""
+        """Whether new prepares of this sale are shed: too many wait, or they wait too long."""
         if self._waiting >= WAITING_MAX:
             return True
         lane = self._lanes.get((sale_id, epoch))
         return lane is not None and bool(lane.waiting) and lane.is_too_long(self._monotonic())
 
     async def aclose(self) -> None:
-        """Wait for what is under way."""
+        """Wait for all calls and tasks in flight."""
         while tasks := [
             *(task for lane in self._lanes.values() for task in (lane.task, lane.rounds) if task),
             *self._beside,
@@ -211,7 +212,7 @@ class PrepareQueue:
                     lane.learn(self._monotonic() - began)
         finally:
             lane.task = None
-            # Only a bug gets here with baskets left: answer them rather than let them hang.
+            # Only a bug leaves baskets here: answer them rather than let them hang.
             while lane.waiting:
                 self._waiting -= 1
                 lane.waiting.popleft().decide(OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS))
@@ -232,7 +233,7 @@ class PrepareQueue:
         try:
             (word, *facts), *replies = await self._call(batch, keys, args)
             lane.call_seconds = self._monotonic() - sent_at
-            # What cannot be read is a bug; whoever waits for it is answered all the same.
+            # An unreadable reply is a bug; its callers still get an answer (below).
             common = BatchReply(sale_id, PrepareWord(word), facts, wishes)
             self._marks.learn_head(sale_id, epoch, common.mark)
             decided = list(zip(batch, replies, strict=common.refusal is None))
@@ -252,14 +253,14 @@ class PrepareQueue:
             if word == PrepareWord.WENT_BACK:
                 self._marks.went_back(sale_id, epoch)
             if word == PrepareWord.TOO_LATE:
-                # The buyers are told "not now", and this tells why.
+                # Buyers only get `Unavailable`, so the reason is logged.
                 log.warning("prepare_too_late", sale_id=sale_id, seconds=lane.call_seconds)
             refuse(batch, common.refusal)
 
     async def _call(self, batch: list[Waiting], keys: list[str], args: list[str | int]) -> Any:
         if tracing.tracer is None:
             return await self._connections.call(load("prepare"), keys, args)
-        # The lane outlives its requests: whose trace this belongs to is told by the baskets.
+        # The queue outlives its requests, so the baskets carry the trace contexts.
         callers = [waiting.trace for waiting in batch]
         with tracing.tracer.batch("prepare batch", callers, baskets=len(batch)):
             return await self._connections.call(load("prepare"), keys, args)
@@ -281,7 +282,7 @@ class PrepareQueue:
         count = len(decided)
         quick = lane.call_seconds < CALL_TO_ANSWERS_MAX * self._answer_seconds * count
         more = lane.waiting or count > ANSWERS_AT_ONCE
-        # A call that holds nothing is back before its answers are told.
+        # A call that takes no hold returns before its responses could be written.
         held = any(isinstance(reply, int) and reply > 0 for _, reply in decided)
         if quick and more and held and not later:
             self._go_on_beside(self._deliver(common, decided, pause_after=ANSWERS_AT_ONCE))
@@ -293,7 +294,7 @@ class PrepareQueue:
     async def _wait(
         self, sale_id: str, epoch: str, lane: SaleQueue, later: list[tuple[Waiting, list[str]]]
     ) -> None:
-        """Let holds that ran out be given back, here for one round or else beside the lane."""
+        """Expire overdue holds, here for one round or else in a task outside the queue."""
         due = [(waiting, reply[1:]) for waiting, reply in later if reply[0] == PrepareWord.DUE]
         behind = [waiting for waiting, reply in later if reply[0] == PrepareWord.AGAIN]
         self._waiting += len(later)
@@ -317,19 +318,19 @@ class PrepareQueue:
                 if gave_back is None:
                     self._waiting -= len(due)
                     continue
-                # Those who came meanwhile were named holds that have ended by now.
+                # Baskets that joined during the round waited for holds that have ended by now.
                 due, lane.due = [*due, *lane.due], []
                 again = self._overdue.after_round(due, gave_back)
                 self._waiting -= len(due) - len(again)
                 for waiting in again:
-                    # It is no sign of how long the line is.
+                    # Its own wait must not count as the queue's.
                     waiting.came_at = self._monotonic()
                 lane.waiting += again
                 if lane.waiting and lane.task is None:
                     lane.task = _own_task(self._drain(sale_id, epoch, lane))
         finally:
             lane.rounds = None
-            # Only a bug gets here with baskets left.
+            # Only a bug leaves baskets here.
             left, lane.due = lane.due, []
             self._waiting -= len(left)
             refuse([one for one, _ in left], OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS))
@@ -341,7 +342,7 @@ class PrepareQueue:
         *,
         pause_after: int,
     ) -> None:
-        """Tell each caller, in order of arrival, and let the loop look at sockets in between."""
+        """Answer each caller in order of arrival, and let the loop poll its sockets in between."""
         for start in range(0, len(decided), pause_after):
             if start:
                 await asyncio.sleep(0)
@@ -350,8 +351,8 @@ class PrepareQueue:
             for waiting, reply in some:
                 try:
                     outcome = common.decision_of(waiting.basket, reply)
-                except Exception as error:  # loop top: others wait behind a reply that is a bug
-                    # What it took only its key can tell.
+                except Exception as error:  # loop top: others wait behind an invalid reply
+                    # Only a retry under its key can find the outcome.
                     log.exception("prepare_reply_unreadable", reply=reply)
                     alarm(Alarm.BROKEN_INVARIANT, reason=str(error))
                     outcome = OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS)
@@ -359,10 +360,10 @@ class PrepareQueue:
             self._answer_seconds = (self._monotonic() - began) / len(some)
 
     async def _look_up(self, sale_id: str, not_after_ms: int, batch: list[Waiting]) -> None:
-        """Find out what a call did whose reply was lost.
+        """Look up the outcome of a call whose reply was lost.
 
-        Once the server's clock is past `not_after` the script can do nothing any more, so an
-        order that is not there then was not taken, for certain.
+        Once the server's clock is past `not_after`, the script can no longer write, so an order
+        that is missing then was not taken, for certain.
         """
         names = self._keys.of(sale_id)
         commands: list[tuple[str, ...]] = [("TIME",)]
@@ -386,7 +387,7 @@ class PrepareQueue:
 def _parted(
     replies: list[tuple[Waiting, Reply]],
 ) -> tuple[list[tuple[Waiting, list[str]]], list[tuple[Waiting, Reply]]]:
-    """Those who are asked about again, and those who are decided."""
+    """The baskets to retry, and the decided ones."""
     later: list[tuple[Waiting, list[str]]] = []
     decided: list[tuple[Waiting, Reply]] = []
     for waiting, reply in replies:
@@ -398,11 +399,11 @@ def _parted(
 
 
 def _own_task(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    """It goes on after this request: a trace of its own, where there are traces."""
+    """A task that outlives this request, so it gets a trace context of its own."""
     context = None if tracing.tracer is None else Context()
     return asyncio.create_task(work, context=context)
 
 
 def too_many() -> Unavailable:
-    """What a newcomer is told while the queue is full."""
+    """The refusal of a new prepare while the queue is full."""
     return Unavailable("Too many buyers at once.", retryAfter=RETRY_AFTER_SECONDS)

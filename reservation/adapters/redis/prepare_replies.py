@@ -1,4 +1,4 @@
-"""What prepare.lua's words mean: a decision or a refusal for each basket."""
+"""Maps prepare.lua's replies to a decision or a refusal for each basket."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -40,18 +40,18 @@ __all__ = [
     "looked_up",
 ]
 
-#: What a refused caller is told to wait, in seconds.
+#: Retry-After of a refused caller, in seconds.
 RETRY_AFTER_SECONDS: Final = 1
 
 
 class Replayed(msgspec.Struct, frozen=True):
-    """The order stands already, made from the same body."""
+    """A replay: the order exists already, made from the same body."""
 
 
 class SharedFields(msgspec.Struct, frozen=True, eq=False):
-    """What reservations share that one call made of one wish; two are never the same."""
+    """Fields shared by the reservations that one call made of one wish; compared by identity."""
 
-    #: Any of them, but for the ids and the number, which are none.
+    #: One of them as a template; its ids and number are empty.
     reservation: Reservation
 
 
@@ -60,11 +60,11 @@ class HoldCreated(msgspec.Struct, frozen=True):
 
     alike: SharedFields
     basket: Basket
-    #: The number of its event.
+    #: The seq of its event.
     seq: int
 
     def reservation(self) -> Reservation:
-        """The same, as it stands."""
+        """The reservation, from the shared fields and its own."""
         return msgspec.structs.replace(
             self.alike.reservation,
             order_id=self.basket.order_id,
@@ -75,21 +75,21 @@ class HoldCreated(msgspec.Struct, frozen=True):
 
 Decision = HoldCreated | Replayed
 
-#: What prepare.lua says of one basket: its event's number, a refusal told before, a word, an error.
+#: prepare.lua's reply to one basket: its event's seq, a repeated refusal, a word, or an error.
 Reply = int | list[str] | Exception
 
 
 class BatchReply:
-    """What prepare.lua says of a whole batch, and what its baskets' replies mean in that light."""
+    """prepare.lua's reply to a whole batch, which decodes the replies to its baskets."""
 
     def __init__(
         self, sale_id: str, word: PrepareWord, facts: Sequence[Any], wishes: Sequence[Wish]
     ) -> None:
         self._alike: dict[Wish, SharedFields] = {}
         self._refusals: dict[tuple[str, ...], ReservationError] = {}
-        #: In the order of the replies.
+        #: In the order of the replies, which refer to them by number.
         self._sold_out: list[ReservationError] = []
-        #: Why nobody got anything, whoever asked; None where each basket has a reply of its own.
+        #: The refusal of the whole batch; None where each basket has its own reply.
         self.refusal: ReservationError | None = None
         #: The number and the chain value of the sale's last event; empty where nothing was written.
         self.mark: Sequence[str] = ()
@@ -99,17 +99,17 @@ class BatchReply:
         expires_at, created_at, self.mark, *items = facts
         status = Status.HELD if word is PrepareWord.HELD else Status.PREPARED
         for wish, text in zip(wishes, items, strict=True):
-            # Of an item that the sale does not have no basket is held.
+            # No text: the sale lacks an item of the wish, so no basket of it is held.
             if text:
                 self._alike[wish] = _alike(
                     sale_id, status, wish, as_items(text), int(expires_at), int(created_at)
                 )
 
     def decision_of(self, basket: Basket, reply: Reply) -> Decision | ReservationError:
-        """What a basket's own reply says; the replies are asked about in their order.
+        """The decision in a basket's own reply; call it for the replies in their order.
 
         Raises:
-            UnexpectedReply: the basket's data is damaged, and the script left it as it is.
+            UnexpectedReply: the basket's data is damaged, and the script did not change it.
         """
         if isinstance(reply, int):
             if reply < 0:
@@ -118,7 +118,7 @@ class BatchReply:
         if isinstance(reply, Exception):
             raise UnexpectedReply(str(reply)) from reply
         told = tuple(reply)
-        # Most that are refused in one call are refused alike: one refusal is told to all of them.
+        # Most refusals of one call are equal: one object serves all of them.
         refusal = self._refusals.get(told)
         if refusal is not None:
             return refusal
@@ -128,7 +128,7 @@ class BatchReply:
         refusal = _refusal(PrepareWord(word), facts)
         if isinstance(refusal, SoldOut):
             self._sold_out.append(refusal)
-        # This one is told with the buyer's own orders.
+        # Not shared: this refusal lists the buyer's own orders.
         elif not isinstance(refusal, BuyerLimitExceeded):
             self._refusals[told] = refusal
         return refusal
@@ -194,10 +194,10 @@ def _refusal(word: PrepareWord, facts: Sequence[str]) -> ReservationError:
 
 
 def looked_up(digest: str, flat: Any) -> Replayed | ReservationError:
-    """What an order's hash, or none, says of a basket whose reply was lost.
+    """Decides a basket whose reply was lost from its order's hash, if any.
 
-    Whether the lost call took the hold or an earlier one under the same key, nobody can say any
-    more: so it is told as a replay, in its present state, and never twice as a new order.
+    Either the lost call or an earlier one under the same key took the hold; nothing distinguishes
+    the two. So the outcome is a replay in its present state, and never a second new order.
     """
     fields = as_mapping(flat)
     if not fields:

@@ -1,4 +1,4 @@
-"""Refusals that several scripts answer with the same facts."""
+"""Refusals that several scripts return with the same facts."""
 
 from collections.abc import Sequence
 

@@ -1,7 +1,7 @@
-"""The reservations in Redis: one method per script, and the reads.
+"""The store of reservations in Redis: one method per script, and the reads.
 
-Refusals leave as `ReservationError`, expected outcomes as values. Every change here is repeated
-by itself when a reply is lost; prepare's repeats belong to the queue in front of it
+Refusals are raised as `ReservationError`, expected outcomes are values. Every change here is
+retried when its reply is lost; prepare's queue does its own look-ups
 (`reservation.adapters.redis.prepare_queue`).
 """
 
@@ -39,7 +39,7 @@ __all__ = [
     "ReservationStore",
 ]
 
-#: Rounds of "expire what is due, then ask again" that one claim may cost.
+#: Rounds of expiring due holds and retrying, per claim.
 DUE_ROUNDS_MAX: Final = 50
 
 
@@ -67,7 +67,7 @@ class ReservationStore:
         """The reservations of these ids, in order, each None where Redis has none.
 
         Raises:
-            SaleRecovering: Redis has an order, and no longer the sale that says its currency.
+            SaleRecovering: Redis has an order but no longer its sale, which has the currency.
         """
         if not order_ids:
             return []
@@ -100,9 +100,9 @@ class ReservationStore:
         return [found for found in await self.read_many(order_ids) if found is not None]
 
     async def live_orders_of_buyer(self, sale_id: str, buyer_id: str, limit: int) -> list[str]:
-        """The buyer's orders that have something going on, newest first, at most `limit`.
+        """The buyer's live orders, newest first, at most `limit`.
 
-        However many ended ones lie between: a forgotten hold is found behind all of them.
+        Ended orders in between do not count: a forgotten hold is found behind any number of them.
         """
         names = self._keys.of(sale_id)
         return await live_orders(self._connections, names, buyer_id, limit)
@@ -113,7 +113,7 @@ class ReservationStore:
         return await self._until(self._keys.of(sale_id).deadlines, now_ms, limit)
 
     async def leases_over(self, sale_id: str, limit: int) -> list[str]:
-        """Orders in CONFIRMING whose lease is over, longest over first."""
+        """Orders in CONFIRMING whose lease has expired, the longest expired first."""
         now_ms = self._connections.server_now_ms()
         return await self._until(self._keys.of(sale_id).confirming, now_ms, limit)
 
@@ -128,7 +128,7 @@ class ReservationStore:
         )
 
     async def first_deadlines(self, sale_id: str, limit: int) -> dict[str, int]:
-        """Orders with a deadline, the nearest first, and that deadline."""
+        """Orders and their deadlines, the nearest first."""
         return await self._first(self._keys.of(sale_id).deadlines, limit)
 
     async def first_leases(self, sale_id: str, limit: int) -> dict[str, int]:
@@ -161,10 +161,10 @@ class ReservationStore:
         """Take a reservation to CONFIRMING for one payment attempt (claim.lua).
 
         Args:
-            order: which one.
+            order: the reservation.
             epoch: of its sale.
             payment_key: of the attempt.
-            lease_ms: how long this caller alone may ask for the money.
+            lease_ms: how long only this caller may ask for the money.
             known_fence: the highest that SQL has for the order; no fence is given twice.
 
         Raises:
@@ -198,14 +198,14 @@ class ReservationStore:
             )
             if reply[0] != ClaimWord.DUE:
                 return _claim_answer(ClaimWord(reply[0]), reply[1:], claim_id)
-            # None of ours is no end: others may have expired the same ones, or a reply was lost.
+            # Zero is no reason to stop: others may have expired the same ones, or a reply was lost.
             await self.expire(order.sale_id, reply[1:], epoch=epoch)
         raise ReservationExpired
 
     async def take_over(
         self, order: Reservation, *, epoch: str, lease_ms: int, known_fence: int = 0
     ) -> Claimed | LeaseElsewhere:
-        """Take a payment whose lease is over, under a new fence (lease.lua, `take`).
+        """Take over a payment whose lease has expired, under a new fence (lease.lua, `take`).
 
         `known_fence` is the highest that SQL has for the order.
         """
@@ -225,7 +225,7 @@ class ReservationStore:
     async def move_lease(
         self, order: Reservation, *, epoch: str, fence: int, lease_ms: int
     ) -> None:
-        """Let one's own lease end `lease_ms` from now; without effect where it is not one's own."""
+        """End the caller's lease `lease_ms` from now; no effect on another caller's lease."""
         mine = msgspec.structs.replace(order, fence=fence)
         await self._lease(mine, epoch=epoch, lease_ms=lease_ms, mode="move")
 
@@ -258,15 +258,15 @@ class ReservationStore:
         payment_key: str = "",
         claim_id: str = "",
     ) -> Finished:
-        """Write down how a payment ended, under the fence that asked for it (finish.lua).
+        """Record the outcome of a payment, under the fence that asked for it (finish.lua).
 
         Args:
-            order: as it was read before the PG was asked: where no lease stands for it, nothing is
-                written over what has changed since.
+            order: as read before the PG was asked: without a lease, the script refuses to overwrite
+                later changes.
             epoch: of its sale.
-            fence: that of the claim, which may be later than the order's own.
-            outcome: what the PG's answer makes of it.
-            payment_key: which payment the PG was asked about.
+            fence: of the claim, which may be later than the order's own.
+            outcome: from the PG's answer.
+            payment_key: the payment that the PG was asked about.
             claim_id: the claim that got the fence; empty where the caller read the fence.
 
         Raises:
@@ -304,7 +304,7 @@ class ReservationStore:
         return Finished(Status(reply[1]), applied=reply[0] == FinishWord.DONE)
 
     async def release(self, order: Reservation, *, epoch: str, reason: Reason) -> Status:
-        """Give a hold back (release.lua); the status that stands afterwards."""
+        """Release a hold (release.lua); returns the resulting status."""
         keys = self._keys.of(order.sale_id)
         reply = await self._calls.run(
             "release",
@@ -316,13 +316,13 @@ class ReservationStore:
         return Status(reply[1]) if len(reply) > 1 else Status.RELEASED
 
     async def expire(self, sale_id: str, order_ids: Sequence[str], *, epoch: str) -> int:
-        """Expire those of the orders that are due; how many were (see `Expiry`)."""
+        """Expire those of the orders that are due; returns their number (see `Expiry`)."""
         return await self._expiry(sale_id, order_ids, epoch=epoch)
 
     async def refund(
         self, order: Reservation, *, epoch: str, restock: bool, reason: Reason
     ) -> Status:
-        """Take a sold order to REFUNDED (refund.lua); the status that stands afterwards."""
+        """Take a sold order to REFUNDED (refund.lua); returns the resulting status."""
         keys = self._keys.of(order.sale_id)
         reply = await self._calls.run(
             "refund",

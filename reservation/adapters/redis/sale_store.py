@@ -1,4 +1,4 @@
-"""The sales in Redis: settings, counters, and the operator's changes to them."""
+"""The store of sales in Redis: settings, counters, and the operator's changes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NoReturn
@@ -33,10 +33,10 @@ from reservation.domain.states import SaleStatus
 
 __all__ = ["Counters", "SaleStore"]
 
-#: How a sale's hashes break what reads them: another type, a field that is gone or no number.
+#: Errors of reading a damaged sale: a wrong type, a missing field, or text that is no number.
 _DAMAGED: Final = (UnexpectedReply, msgspec.DecodeError, KeyError, ValueError, IndexError)
 
-#: Reads of a sale whose items change meanwhile: an operator does not change them faster than that.
+#: Tries of a read whose items change meanwhile: operators change them less often than that.
 READ_ROUNDS_MAX: Final = 5
 #: Sales of one round trip: about a millisecond of the server's single thread.
 SALES_AT_ONCE: Final = 200
@@ -74,7 +74,7 @@ class SaleStore:
         try:
             epoch = await self._connections.command("HGET", self._keys.of(sale_id).sale, "epoch")
         except UnexpectedReply:
-            return True  # Damaged, and there.
+            return True  # Damaged, but it exists.
         return epoch is not None
 
     async def heads(self) -> dict[str, tuple[str, int]]:
@@ -90,7 +90,7 @@ class SaleStore:
                     heads[sale_id] = "", -1
                     continue
                 epoch, seq = good(reply)
-                # One that was announced has no hash yet.
+                # An announced sale has no hash yet.
                 if epoch is not None:
                     heads[sale_id] = epoch, int(seq) if seq and seq.isdecimal() else -1
         return heads
@@ -120,7 +120,7 @@ class SaleStore:
         return found
 
     async def _stocks(self, skus: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
-        """The reply for each item of these sales."""
+        """The stock hash, as replied, of each item of these sales."""
         wanted = [(sale_id, sku) for sale_id, names in skus.items() for sku in names]
         replies: list[Any] = []
         for start in range(0, len(wanted), SALES_AT_ONCE):
@@ -152,7 +152,7 @@ class SaleStore:
             stocks = {
                 sku: as_mapping(good(reply)) for sku, reply in zip(skus, replies, strict=True)
             }
-            # An empty one left the sale between the two reads.
+            # An empty hash: the item left the sale between the two reads.
             if all(stocks.values()):
                 return as_sale(sale_id, fields, stocks)
         return None
@@ -182,7 +182,7 @@ class SaleStore:
         return None
 
     async def announce(self, sale_id: str) -> None:
-        """Put the id among the sales, before the sale's own keys are written."""
+        """Add the id to the set of sales, before the sale's own keys are written."""
         await self._connections.command("SADD", self._keys.sales, sale_id)
 
     async def put(
@@ -200,11 +200,11 @@ class SaleStore:
         """Create (version 0) or change a sale (put_sale.lua); returns its version.
 
         Args:
-            version: what the caller read, 0 to create.
+            version: the version that the caller read, 0 to create.
             digest: of the whole change; repeated, it gets the same answer.
             settings: fields of the sale's hash.
-            items: what the sale is to sell, in order.
-            leaving: SKUs of the version that was read which are not among the items.
+            items: the items of the sale, in order.
+            leaving: SKUs of the version that was read, but not among the items.
             data: the event's data, JSON.
 
         Raises:
@@ -303,7 +303,7 @@ def _skus_of(fields: Mapping[str, str]) -> list[str]:
 
 def _joined(sale_id: str, fields: Mapping[str, str], replies: Mapping[str, Any]) -> Sale | None:
     stocks = {sku: as_mapping(good(reply)) for sku, reply in replies.items()}
-    # An empty one left the sale between the two reads.
+    # An empty hash: the item left the sale between the two reads.
     return as_sale(sale_id, fields, stocks) if fields and all(stocks.values()) else None
 
 

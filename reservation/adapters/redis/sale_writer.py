@@ -1,4 +1,4 @@
-"""Writes a sale into Redis from outside, behind an epoch that nobody else is ever given."""
+"""Writes a sale into Redis during a rebuild, fenced by an epoch that only the rebuild knows."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
@@ -19,17 +19,17 @@ __all__ = ["RedisSaleHead", "SaleWriter", "Writes"]
 
 #: Writes of one call: under 10 ms of the server's single thread.
 WRITES_MAX: Final = 600
-#: Keys looked at, and at most removed, in one step.
+#: Keys scanned, and at most removed, in one step.
 SCAN_COUNT: Final = 1_000
 
 
 class RedisSaleHead(msgspec.Struct, frozen=True, kw_only=True):
-    """The head of a sale as Redis has it, and what the outbox says at some of its events."""
+    """The head of a sale in Redis, and the chain values of some events in the outbox."""
 
     epoch: str
     seq: int
     chain: str
-    #: The chain values of those events that were asked for and that the outbox has, by number.
+    #: The chain values of the requested events that the outbox has, by seq.
     chains: Mapping[int, str] = {}
 
     def chain_at(self, seq: int) -> str | None:
@@ -38,7 +38,7 @@ class RedisSaleHead(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Writes:
-    """Writes that one call takes to the server, none of which depends on what is there."""
+    """A batch of unconditional writes, sent in one call."""
 
     def __init__(self) -> None:
         self.keys: list[str] = []
@@ -63,7 +63,7 @@ class Writes:
         self.writes.append(["ZADD", self._position(key), str(score), member])
 
     def text(self) -> str:
-        """As restore.lua takes them."""
+        """The batch as restore.lua's argument."""
         return msgspec.json.encode(self.writes).decode()
 
     @property
@@ -88,14 +88,14 @@ class SaleWriter:
         self._keys = keys
 
     async def look(self, sale_id: str, seq: int) -> RedisSaleHead | None:
-        """The sale's head, and its outbox at one event; None where Redis has no such sale."""
+        """The sale's head, and the outbox at one event; None where Redis has no such sale."""
         _, found = await self.look_at({sale_id: (seq,)})
         return found[sale_id]
 
     async def look_at(
         self, seqs: Mapping[str, Collection[int]]
     ) -> tuple[str, dict[str, RedisSaleHead | None]]:
-        """The heads of several sales, and which life of which server all of them are from.
+        """The heads of several sales, and the life of the server that has them.
 
         Args:
             seqs: sale id -> the events at which its outbox is read.
@@ -110,7 +110,7 @@ class SaleWriter:
             commands += [("XRANGE", names.outbox, f"{seq}-0", f"{seq}-0") for seq in wanted]
         info, *answers = await self._connections.pipeline(commands)
         replies = iter(answers)
-        # A server may refuse INFO to us; preflight says so, and an operator may vouch for it.
+        # The server's ACL may deny INFO; preflight reports it, and an operator may vouch for it.
         shown = "" if isinstance(info, NotPermitted) else good(info)
         if self._connections.note_role(shown):
             raise StoreUnavailable("the server is a replica")
@@ -121,7 +121,7 @@ class SaleWriter:
         return life_of(shown) if shown else "", found
 
     async def epoch(self, sale_id: str) -> str:
-        """The epoch that the sale stands under in Redis; empty where it has none."""
+        """The sale's epoch in Redis; empty where it has none."""
         return await self._connections.command("HGET", self._keys.of(sale_id).sale, "epoch") or ""
 
     async def fence_off(
@@ -129,17 +129,17 @@ class SaleWriter:
     ) -> None:
         """Put the sale under the rebuild's own epoch: from here on every script refuses it.
 
-        Written whole and at once, so that whoever reads the sale meanwhile finds a sale.
+        One atomic write, so that concurrent readers find a complete sale.
 
         Args:
-            sale_id: which one.
-            fields: its hash, beside the epoch.
+            sale_id: the sale.
+            fields: the fields of its hash, except the epoch.
             epoch: the new one.
-            instead_of: the one that it was found under, before SQL was read: where another rebuild
-                has come in between, what was read is old.
+            instead_of: the epoch before SQL was read: if another rebuild has begun since, that read
+                is stale.
 
         Raises:
-            SaleRecovering: it stands under another one.
+            SaleRecovering: the sale is under another epoch.
         """
         await self._connections.command("SADD", self._keys.sales, sale_id)
         writes = Writes()
@@ -155,7 +155,7 @@ class SaleWriter:
         """Remove every key of the sale but its hash, a few at a time.
 
         Raises:
-            SaleRecovering: another rebuild of this sale has begun; what is there is its own.
+            SaleRecovering: another rebuild of this sale has begun and owns its keys.
         """
         names = self._keys.of(sale_id)
         cursor = "0"
@@ -188,7 +188,7 @@ class SaleWriter:
     async def begin_outbox(
         self, sale_id: str, *, epoch: str, after_seq: int, event: str, data: str
     ) -> None:
-        """Append the first event behind what SQL has (reopen.lua), and make its reader's group."""
+        """Append the first event after SQL's last (reopen.lua), and create the consumer group."""
         names = self._keys.of(sale_id)
         await self._calls.run_unmarked(
             "reopen", epoch=epoch, keys=[names.sale, names.outbox], args=[event, data]
@@ -196,7 +196,7 @@ class SaleWriter:
         await self._outbox.ensure_group(sale_id, after_seq)
 
     async def remake(self, order: Reservation, *, epoch: str) -> bool:
-        """Take the hold of a lost order again (remake.lua); whether it stands now.
+        """Take the hold of a lost order again (remake.lua); returns whether it exists now.
 
         Raises:
             SaleRecovering: another rebuild of this sale has begun.
@@ -228,7 +228,7 @@ class SaleWriter:
         return RemakeWord(reply[0]) is RemakeWord.DONE
 
     async def hand_over(self, sale_id: str, *, epoch: str, to_epoch: str) -> None:
-        """Let everybody in again, under the epoch that SQL vouches for."""
+        """End the fencing: set the epoch that SQL vouches for."""
         writes = Writes()
         writes.hset(self._keys.of(sale_id).sale, {"epoch": to_epoch})
         await self.write(sale_id, writes, epoch=epoch)

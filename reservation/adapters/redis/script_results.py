@@ -1,4 +1,4 @@
-"""The words that the scripts answer with: exactly the ones in each script's header."""
+"""The result words of the scripts: exactly those in each script's header."""
 
 from enum import StrEnum
 

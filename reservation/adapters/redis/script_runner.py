@@ -1,4 +1,4 @@
-"""Runs the mutating scripts until they answer, and turns their common refusals into errors."""
+"""Runs the mutating scripts with retries, and maps their common refusals to errors."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,9 @@ __all__ = ["ScriptRunner", "members_json"]
 
 
 class ScriptRunner:
-    """One call per change. Each script answers a repeat as it answered the first time.
+    """One call per change. Each script is idempotent.
 
-    Each reply to a change raises the mark of its sale.
+    Each reply to a change raises the sale's high-water mark.
     """
 
     def __init__(self, connections: RedisClient) -> None:
@@ -29,16 +29,16 @@ class ScriptRunner:
         """Run a script whose first arguments are `not_after`, the epoch and the mark.
 
         Raises:
-            SaleRecovering: the sale is not the one we know, or its server lost events of it; it
-                waits for a rebuild.
+            SaleRecovering: the sale is missing, damaged or in another epoch, or the server lost
+                events of it; a rebuild is due.
             HoldLost: the script found no such reservation.
-            Unavailable: it came too late each time; nothing was changed.
+            Unavailable: every try reached the server after `not_after`; nothing changed.
             StoreUnavailable, StoreUncertain: after several tries.
         """
         reply = await self._answer(
             name, keys, lambda: [epoch, *self._marks.of(sale_id, epoch), *args]
         )
-        # A script that wrote something ends its reply with the sale's new head.
+        # The reply of a script that wrote ends with the sale's new head.
         if reply and isinstance(reply[-1], list):
             self._marks.learn_head(sale_id, epoch, reply.pop())
         if reply and reply[0] == "went_back":
@@ -49,10 +49,10 @@ class ScriptRunner:
     async def run_unmarked(
         self, name: str, *, epoch: str, keys: Sequence[str], args: Sequence[str | int]
     ) -> list[str]:
-        """Run a script of a rebuild, which takes no mark: it replaces what was lost.
+        """Run a script of a rebuild, which takes no mark: it replaces the lost data.
 
         Raises:
-            What `run` does.
+            The errors of `run`.
         """
         return await self._answer(name, keys, lambda: [epoch, *args])
 

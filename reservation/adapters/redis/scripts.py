@@ -13,16 +13,16 @@ _INCLUDE = re.compile(r"^--@include (?P<path>lib/[a-z_]+\.lua)\n", re.MULTILINE)
 
 
 class Script(msgspec.Struct, frozen=True):
-    """One script, ready to be sent."""
+    """One script with its includes resolved."""
 
     name: str
     source: str
-    #: What EVALSHA calls it by.
+    #: Its digest for EVALSHA.
     sha: str
 
 
 def script_folder() -> Path:
-    """Where the scripts are: beside this module in a wheel, in `scripts/lua` in a checkout."""
+    """The folder of the scripts: beside this module in a wheel, `scripts/lua` in a checkout."""
     here = Path(__file__).resolve().parent
     packaged = here / "lua"
     return packaged if packaged.is_dir() else here.parents[2] / "scripts" / "lua"

@@ -1,1 +1,1 @@
-"""The Valkey server that the service starts for itself."""
+"""The embedded Valkey server."""

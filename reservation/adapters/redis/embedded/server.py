@@ -1,4 +1,4 @@
-"""The Valkey server that is started beside the service where no other one is given."""
+"""The embedded Valkey server: started by the service where no Redis URL is set."""
 
 import asyncio
 import contextlib
@@ -25,58 +25,58 @@ from reservation.adapters.redis.embedded.files import (
 
 __all__ = ["DataDirectoryInUse", "EmbeddedServer", "EmbeddedServerError", "find_binary"]
 
-#: A server that says nothing for this long is not coming: a start takes 0.1 s.
+#: Start-up time-out of a silent server; a start takes 0.1 s.
 _SILENCE_SECONDS_MAX: Final = 30.0
 
-#: Reading the file back. 200,000 orders take a few seconds; ten minutes is a disk that crawls.
+#: Time-out for loading the file. 200,000 orders take a few seconds; ten minutes covers a slow disk.
 _LOADING_SECONDS_MAX: Final = 600.0
 
-#: What a server that was told to end may take; it has nothing to write that is not on disk already.
+#: Grace period after SIGTERM; all acknowledged data is on disk already.
 _STOP_SECONDS: Final = 5.0
 
-#: How long a start waits for the last server on the same data to be gone.
+#: How long a start waits for the previous server on the same data to exit.
 _PREVIOUS_SECONDS_MAX: Final = 10.0
 
-#: How often the waits look. A start takes about five looks.
+#: Polling interval of the waits; a start takes about five polls.
 _LOOK_SECONDS: Final = 0.02
 
-#: How often `wait` looks: a dead server is noticed within this.
+#: Polling interval of `wait`: the delay until a dead server is noticed.
 _WATCH_SECONDS: Final = 0.05
 
-#: The server's log is kept up to here at a start, then begun anew beside one older file.
+#: Size at which a start rotates the server's log; one older file is kept.
 _LOG_BYTES_MAX: Final = 1024 * 1024
 
-#: How much of the log is looked through for the line that says why a start failed.
+#: How much of the log is searched for the reason of a failed start.
 _LOG_TAIL_BYTES: Final = 4096
 
-#: For a server that is built on glibc's allocator, as the wheel's are; others ignore it. Redis lets
-#: go of all that a script's commands were made of at the script's end: some thousand small pieces.
-#: glibc keeps seven of a size at hand, and sorts the others in again, which took a fourth of
-#: Redis' time: holds that ran out ended at 27,000 a second instead of 36,000.
+#: For a server on glibc's allocator, as in the wheel; others ignore it. Redis frees the arguments
+#: of a script's commands at the script's end: some thousand small chunks. By default glibc caches
+#: seven chunks of a size and merges the others, which took a fourth of Redis' time: 27,000 holds
+#: expired per second instead of 36,000.
 _ALLOCATOR: Final = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=8000"}
 
-#: How the launcher ties the server to this process.
+#: The launcher's mode for this platform.
 _LAUNCH_MODE = "become" if sys.platform == "linux" else "guard"
 
 
 class DataDirectoryInUse(EmbeddedServerError):
-    """Another server works on the same data; two would destroy it."""
+    """Another server uses the same data; two would destroy it."""
 
 
 class EmbeddedServer:
-    """One Valkey server on one data directory, reached by a unix socket.
+    """One Valkey server on one data directory, reached by a Unix socket.
 
-    It dies with this process. Call `start` from a thread that lives as long as the server shall:
-    Linux ties a child to the thread that made it. May be started again after it ended; the socket
-    stays the same.
+    The server dies with this process. Call `start` from a thread that outlives the server: on
+    Linux, PDEATHSIG fires when the thread that forked the child exits. The server may be restarted
+    after it ended; the socket stays the same.
 
     Args:
-        data_dir: its file, log, lock and, where the path is short enough, socket are in here.
-        binary: the server program; found by `find_binary` where absent.
+        data_dir: the directory of its file, log, lock and, where the path is short enough, socket.
+        binary: the server program; `find_binary` finds it where absent.
         maxmemory_bytes: 60 % of the machine's or the container's memory where absent.
         debug_commands: allow DEBUG, for tests.
         take_over: end a server that an earlier process left behind on the same data. Only for a
-            caller that knows itself to be alone, by a lock of its own.
+            caller with an exclusive lock of its own.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """The address that a client takes."""
+        """The URL for a client."""
         return f"unix://{quote(str(self.socket_path))}"
 
     @property
@@ -110,7 +110,7 @@ class EmbeddedServer:
 
     @property
     def returncode(self) -> int | None:
-        """How the server ended, as `subprocess` counts it; None while it runs."""
+        """The server's exit status, as in `subprocess`; None while it runs."""
         return self._process.poll() if self._process else None
 
     @property
@@ -122,17 +122,17 @@ class EmbeddedServer:
         return self._home / "valkey.log"
 
     async def start(self) -> None:
-        """Start the server and wait until it answers with all its data read.
+        """Start the server and wait until it has loaded its data and replies.
 
         Raises:
-            DataDirectoryInUse: another server is on the same data and stays.
-            EmbeddedServerError: there is no server program, or it did not come up.
+            DataDirectoryInUse: another server uses the same data and does not exit.
+            EmbeddedServerError: no server program was found, or it did not start.
         """
         process = self._process
         if process is not None and process.poll() is None:
             if not self._killed:
                 return
-            # It is dying, which takes a moment: a server that is about to be gone is none.
+            # It is exiting, which takes a moment: treat it as gone.
             await _becomes(lambda: process.poll() is not None, within=_PREVIOUS_SECONDS_MAX)
         binary = self._binary or find_binary()
         configuration = self._write_files()
@@ -152,20 +152,20 @@ class EmbeddedServer:
         process.terminate()
         if not await _becomes(lambda: process.poll() is not None, within=grace_seconds):
             self.kill()
-        # SIGKILL cannot be refused; only a disk that hangs keeps a process longer.
+        # SIGKILL cannot be ignored; only hanging disk I/O keeps a process longer.
         await _becomes(lambda: process.poll() is not None, within=_STOP_SECONDS)
 
     def kill(self) -> None:
-        """SIGKILL at once, as a crash would."""
+        """Send SIGKILL at once, as in a crash."""
         if self._process is not None and self._process.poll() is None:
             self._killed = True
             _signal(self.pid or self._process.pid, signal.SIGKILL)
 
     async def wait(self) -> int:
-        """Wait until the server ends, for as long as it takes, and say how it did."""
+        """Wait until the server ends, without a time-out; returns its exit status."""
         if self._process is None:
             raise EmbeddedServerError("the embedded server was never started")
-        # A child's end is no event that every loop and every system offers.
+        # Not every event loop and platform reports a child's exit.
         while (returncode := self._process.poll()) is None:  # noqa: ASYNC110
             await asyncio.sleep(_WATCH_SECONDS)
         return returncode
@@ -209,12 +209,12 @@ class EmbeddedServer:
                 stdout=log,
                 stderr=log,
                 env=_ALLOCATOR | os.environ,
-                # Of its own, so that Ctrl-C in a terminal ends what uses it first.
+                # A process group of its own, so that Ctrl-C ends the server's clients first.
                 process_group=0,
             )  # fmt: skip
 
     async def _wait_for_previous(self) -> None:
-        """Two servers on one file would destroy it: wait for the last one, or end it.
+        """Wait for the previous server on the data, or end it: two on one file would destroy it.
 
         A server whose parent was killed dies within milliseconds, but the next start may be faster.
         """
@@ -258,22 +258,22 @@ class EmbeddedServer:
             await asyncio.sleep(_LOOK_SECONDS)
 
     def _is_ours(self) -> bool:
-        """Whether the server that holds the lock is the one that was launched here.
+        """Whether this launcher's server holds the lock.
 
-        Of two that start at once, the loser reaches the winner's server at the same socket before
-        its own launcher has ended.
+        When two start at once, the loser reaches the winner's server at the same socket before its
+        own launcher has ended.
         """
         holder = self.pid
         if holder is None or self._process is None:
             return False
         try:
-            # The launcher leads a process group, and the server stays in it.
+            # The launcher leads a process group that includes the server.
             return os.getpgid(holder) == self._process.pid
         except ProcessLookupError:
             return False
 
     def _complaint(self) -> str:
-        """The last thing that the server wrote in this start, and where the rest is."""
+        """The server's last log line of this start, and the path of the log."""
         with self._log_path.open("rb") as log:
             size = log.seek(0, os.SEEK_END)
             log.seek(max(self._log_start, size - _LOG_TAIL_BYTES))
@@ -283,7 +283,7 @@ class EmbeddedServer:
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
-    # 0 stands for a holder in another container, which cannot be signalled from here.
+    # 0 means a holder in another container, which cannot be signalled from here.
     if pid > 0:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
@@ -299,7 +299,7 @@ async def _becomes(condition: Callable[[], bool], *, within: float) -> bool:
 
 
 async def _ping(path: Path) -> bytes:
-    """What the server says to PING; nothing where it does not listen yet."""
+    """The server's reply to PING; empty where it does not listen yet."""
     try:
         async with asyncio.timeout(_SILENCE_SECONDS_MAX):
             reader, writer = await asyncio.open_unix_connection(path)
