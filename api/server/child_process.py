@@ -1,4 +1,4 @@
-"""What a supervisor is built from: child processes, a lock on the data directory, sockets."""
+"""Building blocks of the supervisor: child processes, a lock on the data directory, sockets."""
 
 import asyncio
 import contextlib
@@ -36,11 +36,11 @@ __all__ = [
 
 log = structlog.get_logger(__name__)
 
-#: How long a port may still be held by processes of a supervisor that was killed.
+#: How long processes of a killed supervisor may still hold a port.
 _BIND_SECONDS_MAX: Final = 3.0
 _BIND_LOOK_SECONDS: Final = 0.05
 
-#: Where a wildcard is listened on, this is where it is reached from the same machine.
+#: The address that reaches a wildcard listener from the same machine.
 _LOCAL: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not listened on
 
 
@@ -49,11 +49,11 @@ class AlreadyRunning(Exception):
 
 
 class CannotServe(Exception):
-    """The service cannot start: one sentence that says why."""
+    """The service cannot start: one sentence with the reason."""
 
 
-#: Before a listening socket closes: the round trip of clients whose handshake has begun, and how
-#: long its queue may take to be accepted by processes that are busy.
+#: Before a listening socket closes: a round trip for clients in the TCP handshake, and the time
+#: that busy processes may take to accept its queue.
 _HANDSHAKE_SECONDS: Final = 0.1
 _ACCEPT_LOOKS_MAX: Final = 100
 _ACCEPT_LOOK_SECONDS: Final = 0.01
@@ -72,12 +72,12 @@ _DROP_NEW: Final = b"".join(
         (0x06, 0, 0, 0xFFFFFFFF),
     )
 )
-#: `tcpi_unacked` in struct tcp_info, which is the accept queue's length of a listening socket.
+#: `tcpi_unacked` in struct tcp_info: for a listening socket, the length of its accept queue.
 _QUEUE_IN_TCP_INFO: Final = slice(24, 28)
 
 
 class Part(Protocol):
-    """Something that is kept running: a Python process of ours, or the embedded server."""
+    """A supervised process: a Python process of ours, or the embedded server."""
 
     async def start(self) -> None: ...
 
@@ -99,10 +99,9 @@ class Listener:
     async def close(self) -> None:
         """Refuse new connections in every process at once; earlier ones are accepted first.
 
-        A socket that closes resets the connections in its queue and those whose handshake is under
-        way. So the first segment of a new connection is dropped for a moment: its client sends it
-        again a second later and is refused. Meanwhile the processes, which still serve, empty the
-        queue.
+        A socket that closes resets the connections in its queue and those in the handshake. So the
+        first segment of a new connection is dropped for a moment: its client sends it again a
+        second later and is refused. Meanwhile the processes, which still serve, empty the queue.
 
             client    SYN ->                 ACK, request ->              SYN ->     SYN ->
             listener         <- SYN ACK              accepted, answered   dropped    <- RST
@@ -115,8 +114,8 @@ class Listener:
             if not self._queued():
                 break
             await asyncio.sleep(_ACCEPT_LOOK_SECONDS)
-        # Closing alone would leave the socket to the processes that inherited it; where a system
-        # cannot shut a listening socket down, theirs close right after.
+        # close() alone would leave the socket open in the processes that inherited it; where a
+        # system cannot shut a listening socket down, theirs close right after.
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()
@@ -133,7 +132,7 @@ class Listener:
             log.info("socket_filter_refused", reason=os.strerror(error.errno or 0))
 
     def _queued(self) -> int:
-        """How many connections wait to be accepted."""
+        """Length of the accept queue."""
         if not self._linux:
             return 0
         info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _QUEUE_IN_TCP_INFO.stop)
@@ -161,13 +160,13 @@ class ChildProcess:
             entry,
         ]
         self._command += ["--parent", str(os.getpid())]
-        # Kept as an object: a socket that nobody refers to is closed.
+        # Kept as an object: an unreferenced socket is closed by the garbage collector.
         self._listening = listening
         if listening is not None:
             self._command += ["--fd", str(listening.fileno())]
         self._environ = dict(environ)
         self._process: asyncio.subprocess.Process | None = None
-        # A start that is under way when all is stopped is finished first, and then stopped.
+        # A start in progress at shutdown is completed first, and then stopped.
         self._changing = asyncio.Lock()
 
     @property
@@ -181,7 +180,7 @@ class ChildProcess:
                 stdin=subprocess.DEVNULL,
                 env=self._environ,
                 pass_fds=[self._listening.fileno()] if self._listening else [],
-                # Of its own, so that Ctrl-C reaches the supervisor alone and it can keep the order.
+                # A group of its own: Ctrl-C reaches only the supervisor, which keeps the order.
                 process_group=0,
             )
 
@@ -191,7 +190,7 @@ class ChildProcess:
         return await self._process.wait()
 
     async def drain(self) -> None:
-        """Make it not ready; it serves on, and closes each connection with its answer."""
+        """Make it not ready; it continues to serve, and closes each connection after its answer."""
         async with self._changing:
             if self._process is not None and self._process.returncode is None:
                 self._process.send_signal(signal.SIGUSR1)
@@ -213,7 +212,7 @@ class ChildProcess:
 
 @contextlib.contextmanager
 def alone_in(data_dir: Path, name: str) -> Generator[None]:
-    """Hold the data directory; the kernel lets go of it when this process ends, however it does."""
+    """Lock the data directory; the kernel releases the lock however this process ends."""
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(data_dir / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -235,7 +234,7 @@ def alone_in(data_dir: Path, name: str) -> Generator[None]:
 
 
 async def listen(host: str, port: int) -> socket.socket:
-    """A listening socket, inherited by nobody who is not given it."""
+    """A listening socket that is not inherited (CLOEXEC)."""
     end = time.monotonic() + _BIND_SECONDS_MAX
     while True:
         try:
@@ -253,7 +252,7 @@ async def listen(host: str, port: int) -> socket.socket:
 
 
 def _reason(error: OSError) -> str:
-    # The text of a failed bind repeats the address; of a failed look-up only the text says more.
+    # The text of a failed bind repeats the address; for a failed DNS query it is the only detail.
     if isinstance(error, socket.gaierror) or error.errno is None:
         return str(error)
     return os.strerror(error.errno)
@@ -269,5 +268,5 @@ def loopback(host: str) -> str:
 
 
 def local(host: str) -> str:
-    """Where what listens on `host` is reached from this machine."""
+    """The address that reaches a listener on `host` from this machine."""
     return _LOCAL.get(host, host)

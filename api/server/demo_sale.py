@@ -1,4 +1,4 @@
-"""The sale that `reservation serve --demo-sale` opens, to have something to look at."""
+"""The sale that `reservation serve --demo-sale` opens for a first try of the service."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -9,7 +9,7 @@ __all__ = ["DEMO_SALE_ID", "open_demo_sale"]
 
 DEMO_SALE_ID: Final = "demo"
 
-#: Long enough that a demo which is left running is still open when somebody comes back to it.
+#: Long enough that a demo left running is still open later.
 _OPEN_FOR: Final = timedelta(days=30)
 
 #: Open a little before now: the clock that decides is Redis's.
@@ -23,7 +23,7 @@ _ITEMS: Final = (
 
 
 def open_demo_sale(url: str, admin_api_key: str) -> bool:
-    """Create the demo sale unless it is there; True where it was made now."""
+    """Create the demo sale unless it exists; True if it was created now."""
     with OperatorClient(url, admin_api_key, operator="demo") as client:
         path = path_of("v1", "admin", "sales", DEMO_SALE_ID)
         try:

@@ -1,9 +1,9 @@
-"""What runs in each process that the supervisor starts: the API, the worker, the sandbox.
+"""Entry point of each process that the supervisor starts: the API, the worker, the sandbox.
 
     python -m api.server.entrypoints ROLE --parent PID [--fd LISTENING_SOCKET] [--entry MODULE:NAME]
 
-Settings come from the environment. `--entry` names what is run instead of the role's own, for
-tests: a function of the settings that makes an ASGI application, or, for the worker, that runs.
+Settings come from the environment. `--entry` replaces the role's own entry point in tests: a
+function of the settings that makes an ASGI application, or, for the worker, that runs.
 """
 
 import argparse
@@ -33,48 +33,48 @@ __all__ = ["BAD_SETTING", "ENTRIES", "main", "run_http", "sandbox", "sandbox_alo
 
 log = structlog.get_logger(__name__)
 
-#: Exit status for a setting that cannot be used (EX_CONFIG): starting again would not help.
+#: Exit status for an unusable setting (EX_CONFIG): a restart would not help.
 BAD_SETTING: Final = 78
 
-#: What each role runs, unless told otherwise.
+#: Default entry point of each role.
 ENTRIES: Final = {
     "api": "api.http.app:create_app",
     "worker": "reservation.workers.runner:run",
     "sandbox": "api.server.entrypoints:sandbox",
 }
 
-#: How long open requests may go on after SIGTERM. An event stream never ends by itself, so without
-#: this bound one open page would hold up every deployment.
+#: How long open requests may continue after SIGTERM. An event stream never ends by itself, so
+#: without this bound one open page would delay every deployment.
 GRACE_SECONDS: Final = 3
 
 #: Connections that wait for accept: a sale's opening second; the kernel's own limit is 4096 too.
 BACKLOG: Final = 4096
 
-#: Objects more than were freed before the collector looks for cycles among the youngest: requests
-#: that wait are many objects and no cycles, and 700, the default, is two dozen of them.
+#: Allocations minus deallocations that start a collection of the youngest generation: waiting
+#: requests are many objects and no cycles, and 700, the default, is two dozen of them.
 COLLECT_AFTER_OBJECTS: Final = 20_000
 
-#: A browser takes an answer for its declared type alone, scripts and JSON too.
+#: A browser must use a response only as its declared type, scripts and JSON too.
 _NO_SNIFFING: Final = ("X-Content-Type-Options", "nosniff")
-#: For a year browsers come back over TLS alone (RFC 6797); its proxy is in front of us.
+#: For a year browsers return only over TLS (RFC 6797), which a proxy in front of us terminates.
 _TLS_ALONE: Final = ("Strict-Transport-Security", "max-age=31536000")
 
 #: From <sys/prctl.h>.
 _PR_SET_PDEATHSIG: Final = 1
 
-#: How often a process looks for its parent where the kernel does not tell it.
+#: Poll interval for the parent process where the kernel cannot signal its end.
 _PARENT_LOOK_SECONDS: Final = 0.5
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one role until SIGTERM; the exit status is the process's."""
+    """Run one role until SIGTERM; the result is the exit status of the process."""
     parser = argparse.ArgumentParser(prog="python -m api.server.entrypoints")
     parser.add_argument("role", choices=sorted(ENTRIES))
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--fd", type=int)
     parser.add_argument("--entry")
     given = parser.parse_args(arguments)
-    # First of all: whatever the imports below take, nothing outlives the supervisor.
+    # Before the imports below, however long they take: no child may outlive the supervisor.
     die_with(given.parent)
     try:
         settings = Settings.load(os.environ)
@@ -93,9 +93,9 @@ def main(arguments: list[str] | None = None) -> int:
     except SettingsError as error:
         sys.stderr.write(f"reservation: {error}\n")
         return BAD_SETTING
-    except Exception:  # loop top: the supervisor starts this process again
-        # The end of this process, told in the form of any other line: a bare traceback would go
-        # past the redaction, and addresses with passwords are in many an error's text.
+    except Exception:  # loop top: the supervisor restarts this process
+        # Logged like any other event: a bare traceback would bypass the redaction, and many errors
+        # contain an address with a password.
         log.exception("process_broke", role=given.role)
         return 1
     finally:
@@ -104,13 +104,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def die_with(parent_pid: int) -> None:
-    """End by SIGKILL when the parent does, even by SIGKILL itself."""
+    """End by SIGKILL when the parent ends, even if the parent is killed by SIGKILL."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     else:
         watch = threading.Thread(target=_watch, args=(parent_pid,), daemon=True)
         watch.start()
-    if os.getppid() != parent_pid:  # It was gone before the kernel was asked.
+    if os.getppid() != parent_pid:  # The parent exited before PDEATHSIG was set.
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -132,7 +132,7 @@ def _resolve(entry: str) -> Callable[[Settings], Any]:
 
 
 def _headers(settings: Settings) -> list[tuple[str, str]]:
-    """Headers of every answer, those of the HTTP server itself included."""
+    """Headers of every response, those of the HTTP server itself included."""
     if settings.public_url.startswith("https://"):
         return [_NO_SNIFFING, _TLS_ALONE]
     return [_NO_SNIFFING]
@@ -145,13 +145,13 @@ def run_http(
     keep_alive_seconds: int,
     headers: list[tuple[str, str]] | None = None,
 ) -> None:
-    """Serve an ASGI application on a socket that already listens, until SIGTERM.
+    """Serve an ASGI application on a listening socket until SIGTERM.
 
     Args:
         application: the ASGI application.
-        listening: bound and listening already.
+        listening: a bound and listening socket.
         keep_alive_seconds: how long a connection may be idle.
-        headers: added to every answer.
+        headers: added to every response.
     """
     import uvicorn  # noqa: PLC0415 - not needed by the worker
 
@@ -167,7 +167,7 @@ def run_http(
         access_log=False,
         server_header=False,
         headers=headers or [],
-        # Addresses out of headers are believed in one place only, by RESERVATION_TRUSTED_PROXIES.
+        # Forwarding headers are trusted in one place only, by RESERVATION_TRUSTED_PROXIES.
         proxy_headers=False,
         backlog=BACKLOG,
         timeout_keep_alive=keep_alive_seconds,
@@ -196,7 +196,7 @@ def run_http(
 
 
 def _spare_what_stays() -> None:
-    """Keep the collector off what was made at the start: 150,000 objects that are never freed."""
+    """Freeze the 150,000 objects of start-up, which are never freed, out of garbage collection."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER_OBJECTS, *gc.get_threshold()[1:])
@@ -211,7 +211,7 @@ def _run_worker(run: Callable[[Settings], Awaitable[None]], settings: Settings) 
 
 
 async def _until_told(run: Callable[[Settings], Awaitable[None]], settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT, which cancel: what runs then finishes as it sees fit."""
+    """Run until SIGTERM or SIGINT, which cancel `run`: it may then finish its work."""
     running = asyncio.ensure_future(run(settings))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -224,7 +224,7 @@ async def _until_told(run: Callable[[Settings], Awaitable[None]], settings: Sett
 
 
 def sandbox(settings: Settings) -> "Litestar":
-    """The stand-in for the PG, with its journal in the data directory and its webhooks to us."""
+    """The sandbox of the PG, with its journal in the data directory and its webhooks to us."""
     from reservation.sandbox import SandboxConfig, create_sandbox  # noqa: PLC0415
 
     return create_sandbox(

@@ -1,7 +1,7 @@
-"""Where log lines go and what they may say: JSON in production, readable otherwise, no secrets.
+"""Log output and redaction: JSON in production, readable otherwise, no secrets.
 
-A line that cannot be written, since the disk is full or whoever read it has gone, is no error of
-whoever logs: the next one that can be written says how many writes had failed.
+A line that cannot be written (a full disk, a closed pipe) raises no error in the code that logs.
+The next line that can be written carries the number of failed writes.
 """
 
 import logging
@@ -17,16 +17,16 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 __all__ = ["configure", "redact"]
 
-#: How deep nested values are looked through; below it they are left out whole.
+#: Maximum depth of redaction; deeper values are removed as a whole.
 _DEPTH_MAX: Final = 6
 
-#: What stands where a secret stood.
+#: Replaces a secret.
 _HIDDEN: Final = "[hidden]"
 
-#: How much of a payment key is told: enough for support to find it, the PG's consoles show it too.
+#: Logged characters of a payment key: enough for support to find it, as in the PG's consoles.
 _KEY_TAIL_CHARS: Final = 4
 
-#: A key whose name holds one of these, in any case and with or without - and _, is a secret.
+#: A key whose name contains one of these, in any case and with or without - and _, is a secret.
 _SECRET_WORDS: Final = (
     "token",
     "authorization",
@@ -41,7 +41,7 @@ _SECRET_WORDS: Final = (
     "jwt",
 )
 
-#: The same where a text carries them: a query, a header, the user of an address.
+#: Secrets inside a text: a query, a header, the userinfo of an address.
 _SECRET_IN_QUERY = re.compile(r"(?i)([?&;](?:[a-z_-]*token|secret|admission)=)[^&\s\"'#]+")
 _PAYMENT_KEY_IN_QUERY = re.compile(
     r"(?i)([?&;]payment_?key=)[^&\s\"'#]*?([^&\s\"'#]{1,4})(?=[&\s\"'#]|$)"
@@ -54,7 +54,7 @@ _IN_TEXT: Final = (
     (re.compile(r"\b((?:test|live)_g?sk_)[A-Za-z0-9]+"), rf"\1{_HIDDEN}"),
 )
 
-#: Libraries whose INFO is about themselves, or (httpx) holds whole addresses with their keys.
+#: Libraries whose INFO lines are of no use here, or (httpx) contain URLs with keys.
 _QUIET: Final = (
     "alembic",
     "asyncio",
@@ -67,11 +67,11 @@ _QUIET: Final = (
 
 
 class _Lasting:
-    """A stream whose failures are counted instead of raised into a payment that logs."""
+    """A stream that counts failed writes instead of raising into a payment that logs."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        #: Writes that failed since the last one that did not.
+        #: Failed writes since the last successful one.
         self.failures = 0
 
     def write(self, text: str) -> int:
@@ -85,10 +85,10 @@ class _Lasting:
         return len(text)
 
     def flush(self) -> None:
-        """Nothing is ever left to be written."""
+        """Does nothing: each write is flushed."""
 
     def tell_failures(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-        """A processor: what is missing before this line."""
+        """A processor: adds the number of lines lost before this one."""
         if self.failures:
             event["log_write_failures"] = self.failures
         return event
@@ -98,8 +98,8 @@ def configure(*, production: bool, stream: TextIO | None = None) -> None:
     """Send everything, the libraries' own lines included, to stderr in one form.
 
     Args:
-        production: JSON, one object a line; else text, coloured where the stream is a terminal.
-        stream: stderr where absent.
+        production: JSON, one object a line; else text, coloured on a terminal.
+        stream: stderr by default.
     """
     target = stream or sys.stderr
     lasting = _Lasting(target)
@@ -153,7 +153,7 @@ def _text(target: TextIO) -> Processor:
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Hide what must never be in a log, by the name of its key and by its form in a text."""
+    """Hide secrets, by the name of their key and by their form in a text."""
     return {name: _clean(name, value, depth=0) for name, value in event.items()}
 
 

@@ -1,4 +1,4 @@
-"""The supervisor: starts what the service consists of, restarts what dies, ends it in order."""
+"""The supervisor: starts the processes of the service, restarts failed ones, stops all in order."""
 
 import asyncio
 import contextlib
@@ -33,30 +33,30 @@ __all__ = ["AlreadyRunning", "CannotServe", "serve"]
 
 log = structlog.get_logger(__name__)
 
-#: Pause before a dead process is started again: at once for the first, never long for the last,
-#: since whatever it waits for (a database, a disk) may be back at any moment.
+#: Back-off of restarts: short at first, and never long, since the missing dependency (a database, a
+#: disk) may be back at any moment.
 _PAUSE_SECONDS_MIN: Final = 0.1
 _PAUSE_SECONDS_MAX: Final = 5.0
 
-#: A process that ran this long had started well: its next death is a new misfortune.
+#: A process that ran this long had started well: its next exit resets the back-off.
 _RAN_WELL_SECONDS: Final = 10.0
 
-#: When each part must be gone, counted from the end of the drain; SIGKILL then. Without a drain all
-#: of it is over within the 10 s that container runtimes wait. The API first, so that nothing new
-#: comes in; Valkey last, so that what the others finish is still kept.
+#: Deadline of each part, counted from the end of the drain; SIGKILL then. Without a drain all of it
+#: is over within the 10 s that container runtimes wait. The API stops first, so that no new request
+#: comes in; Valkey last, so that the others' final writes are kept.
 _GONE_AFTER_SECONDS: Final = {"api": 4.5, "worker": 7.0, "sandbox": 8.0, "valkey": 9.5}
 
-#: How often a Redis is looked for that did not answer at the start.
+#: Poll interval for a Redis that did not answer at the start.
 _REDIS_LOOK_SECONDS: Final = 1.0
 
-#: How often readiness is asked for, how long an answer may take, and when waiting is worth a line.
+#: Poll interval, time-out and first warning of the wait for readiness.
 _READY_LOOK_SECONDS: Final = 0.1
 _READY_ANSWER_SECONDS_MAX: Final = 2.0
 _READY_WARNING_SECONDS: Final = 30.0
 
 
 class Supervisor:
-    """Everything of one `reservation serve`."""
+    """All processes of one `reservation serve`."""
 
     def __init__(
         self,
@@ -82,10 +82,10 @@ class Supervisor:
         self._status = 0
 
     async def run(self) -> int:
-        """Serve until a signal; the exit status is the process's."""
+        """Serve until a signal; the result is the exit status of the process."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup wants it to stay so.
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP on purpose.
                 loop.add_signal_handler(number, self._stop, 0)
         async with asyncio.TaskGroup() as tasks:
             starting = tasks.create_task(self._start(tasks))
@@ -148,7 +148,7 @@ class Supervisor:
                 self._add(tasks, role)
 
     async def _is_redis_answered(self) -> bool:
-        """Whether Redis could be looked at; refuses one that must not be sold from."""
+        """Whether Redis answered the preflight; refuses one that is unfit for sales."""
         if not (self._settings.production or self._settings.redis_trust):
             return True
         from reservation.application.readiness.startup import is_answered  # noqa: PLC0415 - it imports much
@@ -156,7 +156,7 @@ class Supervisor:
         return await is_answered(self._settings)
 
     async def _wait_for_redis(self) -> None:
-        """Look again until Redis answers: no hold is taken before that, so nothing is cut off."""
+        """Poll until Redis answers: no hold is taken before that, so a refusal interrupts none."""
         try:
             while not self._stopping.is_set() and not await self._is_redis_answered():
                 with contextlib.suppress(TimeoutError):
@@ -165,19 +165,19 @@ class Supervisor:
             self._refuse(error)
 
     def _learn(self, **found: str) -> None:
-        """Take an address that is only known now; children get it by their environment."""
+        """Take an address found at start-up; children get it by their environment."""
         self._environ |= found
         self._settings = Settings.load(self._environ)
 
     def _empty_metrics(self) -> None:
-        # What processes of an earlier run counted would be added to this run's for ever.
+        # Metrics of an earlier run's processes would otherwise be added to this run's.
         shutil.rmtree(self._metrics, ignore_errors=True)
         self._metrics.mkdir(mode=0o700, parents=True)
         self._environ["PROMETHEUS_MULTIPROC_DIR"] = str(self._metrics)
 
     async def _listen_for_sandbox(self) -> None:
-        """Bind the sandbox's port here, so that it keeps its address when it is started again."""
-        # It takes payments without money and has no password: this machine alone may reach it.
+        """Bind the sandbox's port here, so that it keeps its address after a restart."""
+        # It takes payments without money and has no password: loopback only.
         host = loopback(self._settings.host)
         listening = await listen(host, 0)
         self._listeners["sandbox"] = Listener(listening)
@@ -201,7 +201,7 @@ class Supervisor:
         tasks.create_task(self._keep(role, child))
 
     async def _keep(self, role: str, part: Part, *, started: bool = False) -> None:
-        """Start a part again whenever it ends, until all is stopped."""
+        """Restart a part whenever it ends, until shutdown."""
         pause = _PAUSE_SECONDS_MIN
         while not self._stopping.is_set():
             started_at = time.monotonic()
@@ -235,7 +235,7 @@ class Supervisor:
 
     async def _stop_parts(self) -> None:
         if not self._stopping.is_set():
-            self._stop(1)  # Where no signal came, something here broke.
+            self._stop(1)  # Without a signal, a part of the supervisor failed.
         await self._drain()
         stopped_at = time.monotonic()
         for kind, gone_after_seconds in _GONE_AFTER_SECONDS.items():
@@ -257,7 +257,7 @@ class Supervisor:
             await asyncio.wait_for(self._hurried.wait(), seconds)
 
     async def _announce(self) -> None:
-        """Once the API says that it is ready: the demo sale, and where everything is."""
+        """Once the API is ready: open the demo sale, and print the addresses."""
         if "api" in self._roles:
             await self._wait_until_ready()
             if self._demo_sale:
@@ -265,7 +265,7 @@ class Supervisor:
         try:
             sys.stdout.write("".join(f"{line}\n" for line in self._lines()))
             sys.stdout.flush()
-        except OSError as error:  # A full disk, or nobody who reads: the service runs all the same.
+        except OSError as error:  # A full disk or a closed pipe: the service runs all the same.
             log.warning("not_announced", error=str(error))
 
     async def _wait_until_ready(self) -> None:
@@ -299,7 +299,7 @@ class Supervisor:
             sys.stderr.write(f"reservation: no demo sale: {error}\n")
 
     def _lines(self) -> list[str]:
-        """What whoever started it wants to know, on one screen."""
+        """The start-up summary for the terminal, on one screen."""
         settings = self._settings
         if "api" not in self._roles:
             return ["The worker runs; Ctrl-C or SIGTERM stops it."]
@@ -329,11 +329,11 @@ def serve(
     """Run the service in the foreground until SIGTERM, SIGINT or SIGHUP.
 
     Args:
-        settings: what `environ` was read to.
-        environ: what the processes get, with the addresses that are found out on the way.
-        role: `api` or `worker` runs that alone, beside services that are given; None runs all.
-        demo_sale: open a sale to play with once all is ready.
-        entries: what each role runs (`api.server.entrypoints`).
+        settings: parsed from `environ`.
+        environ: for the child processes, which also get the addresses found at start-up.
+        role: `api` or `worker` runs that alone, with given backing services; None runs all.
+        demo_sale: open a demo sale once all is ready.
+        entries: the entry point of each role (`api.server.entrypoints`).
 
     Raises:
         AlreadyRunning: another one works on the same data directory.

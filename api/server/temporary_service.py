@@ -1,4 +1,4 @@
-"""A service for one command alone: started on a port of its own, and ended with the command."""
+"""A temporary service for one command: started on a port of its own, stopped with the command."""
 
 import os
 import socket
@@ -28,7 +28,7 @@ class OwnServiceFailed(Exception):
 
 
 def answers(address: str) -> bool:
-    """Whether a service lives there."""
+    """Whether a service answers at this address."""
     try:
         return httpx.get(f"{address}/health/live", trust_env=False).is_success
     except httpx.HTTPError:
@@ -58,7 +58,7 @@ def own_service(name: str) -> Generator[tuple[Settings, str]]:
                 env=environ,
                 stdout=log,
                 stderr=log,
-                # Ctrl-C in the terminal is for the command: it still needs the service's books.
+                # Ctrl-C in the terminal is for the command, which still reads the service's data.
                 process_group=0,
             )
             try:
@@ -84,7 +84,7 @@ def _wait_until_ready(
 ) -> None:
     give_up_at = time.monotonic() + START_SECONDS
     while time.monotonic() < give_up_at and process.poll() is None:
-        # Nobody may listen yet: look again after the pause.
+        # The port may not be open yet: retry after the pause.
         with suppress(httpx.HTTPError):
             if httpx.get(f"{address}/health/ready", trust_env=False).is_success:
                 return

@@ -8,9 +8,9 @@ from reservation.config.parsing import refusal, variable_of
 
 __all__ = ["SANDBOX_CLIENT_KEY", "SANDBOX_SECRET_KEY", "check_toss_keys", "is_toss"]
 
-#: The pair of keys that the built-in sandbox takes. Public, so production refuses them.
+#: The key pair of the built-in sandbox. Public, so production refuses it.
 SANDBOX_CLIENT_KEY: Final = "test_gck_sandbox"
-SANDBOX_SECRET_KEY: Final = "test_gsk_sandbox"  # noqa: S105 - it opens nothing but the sandbox
+SANDBOX_SECRET_KEY: Final = "test_gsk_sandbox"  # noqa: S105 - valid only for the sandbox
 
 #: The PG's own domain: the only place that a live key is sent to.
 _TOSS_DOMAIN: Final = "tosspayments.com"
@@ -18,10 +18,10 @@ _TOSS_KEY = re.compile(r"(test|live)_(g?)([cs])k_.+")
 
 
 def check_toss_keys(*, secret_key: str, client_key: str, api_url: str, production: bool) -> None:
-    """Keys that are no pair are refused by the PG only at the first payment: say it now.
+    """Refuse mismatched keys at start: the PG would refuse them only at the first payment.
 
     Raises:
-        SettingsError: naming the setting that is wrong.
+        SettingsError: naming the wrong setting.
     """
     secret, client = _TOSS_KEY.fullmatch(secret_key), _TOSS_KEY.fullmatch(client_key)
     if secret is not None and secret[1] == "live" and not production:

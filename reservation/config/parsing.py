@@ -1,4 +1,4 @@
-"""How the text of one setting is read: `.env` lines, addresses, rates, lists."""
+"""Parsers for the text of a setting: `.env` lines, addresses, rates, lists."""
 
 import ipaddress
 import os
@@ -12,29 +12,29 @@ from reservation.domain.rate_limit import Rate
 
 __all__ = ["PREFIX", "Rate", "Reader", "SettingsError", "read_dotenv", "refusal", "variable_of"]
 
-#: What every name in the environment begins with.
+#: Prefix of every variable.
 PREFIX: Final = "RESERVATION_"
 
-#: Most worker processes. Beyond it the one thread of Redis is busy long before they are.
+#: Maximum number of worker processes. Beyond it Redis' single thread saturates long before they do.
 WORKERS_MAX: Final = 256
 
-#: Largest `.env` that is read; a page of settings is 2 kB, more is some other file.
+#: Largest `.env` that is read; a page of settings is 2 kB, a larger file is something else.
 _DOTENV_CHARS_MAX: Final = 64 * 1024
 
-#: Most digits that are read as a number: the largest one allowed has six, with room to be told off.
+#: Maximum digits of a number: the largest allowed has six, so that a longer one gets a range error.
 _DIGITS_MAX: Final = 9
 
 _SECONDS: Final = {"s": 1, "min": 60, "h": 3600}
-#: At most seven digits: 9,999,999 a second is beyond what one Redis thread can count.
+#: At most seven digits: 9,999,999 a second is beyond the capacity of one Redis thread.
 _RATE = re.compile(r"([1-9][0-9]{0,6})/(s|min|h)")
 _KEY_PREFIX = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _HOST_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9-]+)*")
 _CREDENTIAL = re.compile(r"[!-~]{1,512}")
 
-#: The bits in front of the IPv4 address in an IPv4-mapped one.
+#: The bits before the IPv4 address in an IPv4-mapped one.
 _MAPPED_BITS: Final = 96
 
-#: The file system's root, from which the quota of CPUs is read.
+#: The file system's root, from which the CPU quota is read.
 ROOT: Final = Path("/")
 _GROUPS: Final = "sys/fs/cgroup"
 
@@ -46,21 +46,21 @@ _SERVICE_LINK = re.compile(
 )
 _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*")
 
-#: Reads one field's value from what was given, by field name; absent means its default.
+#: Parses one field's value from the given settings, by field name; absent means its default.
 Reader = Callable[[str, Mapping[str, str]], Any]
 
 
 class SettingsError(Exception):
-    """A setting cannot be used: one sentence with its name and what is allowed, never its value."""
+    """A setting is invalid: one sentence with its name and the allowed values, never its value."""
 
 
 def variable_of(name: str) -> str:
-    """The name in the environment of a field."""
+    """The environment variable of a field."""
     return PREFIX + name.upper()
 
 
 def refusal(name: str, allowed: str) -> SettingsError:
-    """The sentence for a field whose value cannot be used."""
+    """The error for a field with an invalid value."""
     return SettingsError(f"{variable_of(name)} must be {allowed}")
 
 
@@ -72,7 +72,7 @@ def is_service_link(variable: str, value: str) -> bool:
 
 
 def read_dotenv(path: Path) -> dict[str, str]:
-    """`NAME=value` lines; comments, `export` and quotes as shells have them, no expansion."""
+    """`NAME=value` lines; comments, `export` and quotes as in shells, no expansion."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             content = file.read(_DOTENV_CHARS_MAX + 1)
@@ -106,7 +106,7 @@ def _dotenv_pair(line: str, *, where: str) -> tuple[str, str]:
 def text(name: str, given: Mapping[str, str]) -> str:
     """A key or a secret, or empty."""
     value = given.get(name, "")
-    # A byte order mark or a line end that was copied along would be sent as part of the key.
+    # A byte order mark or a line end copied along would be sent as part of the key.
     if value and not _CREDENTIAL.fullmatch(value):
         raise refusal(name, "1 to 512 printable ASCII characters without spaces")
     return value
@@ -130,7 +130,7 @@ def texts(name: str, given: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def words(name: str, given: Mapping[str, str]) -> tuple[str, ...]:
-    """Names of the service's own, comma-separated; whoever uses them knows which there are."""
+    """Names of the service's own, comma-separated; their consumer validates them."""
     return tuple(_parts(name, given))
 
 
@@ -140,7 +140,7 @@ def _parts(name: str, given: Mapping[str, str]) -> list[str]:
 
 
 def directory(name: str, given: Mapping[str, str]) -> Path:
-    """A path, made absolute at once so that no change of directory moves it."""
+    """A path, made absolute at once so that a change of directory does not affect it."""
     try:
         return Path(given.get(name, "var")).expanduser().absolute()
     except RuntimeError as error:
@@ -163,7 +163,7 @@ def whole_number(least: int, most: int, default: Callable[[], int]) -> Reader:
 
 
 def cores() -> int:
-    """The CPUs that this process may use: fewer than the machine's by a cpuset or a quota."""
+    """The CPUs available to this process: fewer than the machine's under a cpuset or a quota."""
     allowed = getattr(os, "sched_getaffinity", None)
     count = len(allowed(0)) if allowed else os.cpu_count() or 1
     return min(count, quota_of_cpus(ROOT) or count, WORKERS_MAX)
@@ -172,8 +172,8 @@ def cores() -> int:
 def quota_of_cpus(root: Path) -> int | None:
     """The whole CPUs of the control group's quota, at least one; None without a quota.
 
-    Of one CPU and a half, half is left to the worker and the stores beside it. Each group above
-    ours bounds it too.
+    Of one CPU and a half, half is left to the worker and the stores beside it. The quota of each
+    group above ours applies too.
     """
     quotas = [quota for path in _cpu_groups(root) if (quota := _quota(path)) is not None]
     return max(1, int(min(quotas))) if quotas else None
@@ -193,7 +193,7 @@ def _cpu_groups(root: Path) -> list[Path]:
             continue
         group = PurePosixPath(path.lstrip("/"))
         mounted = root / _GROUPS / controllers
-        # A container of version 1 shows the host's path; its own group is then the mounted root.
+        # A version 1 container shows the host's path; its own group is then the mounted root.
         found += [mounted / part for part in (group, *group.parents)]
     return found
 
@@ -214,7 +214,7 @@ def _quota(group: Path) -> float | None:
 
 
 def one_of(*allowed: str) -> Reader:
-    """One of some words; the first is the default."""
+    """One of several words; the first is the default."""
 
     def read(name: str, given: Mapping[str, str]) -> str:
         value = given.get(name, allowed[0])
@@ -238,7 +238,7 @@ def switch(*, default: bool) -> Reader:
 
 
 def key_prefix(name: str, given: Mapping[str, str]) -> str:
-    """What stands before the hash tag of every key, so without braces and colons."""
+    """The text before the hash tag of every key, so without braces and colons."""
     value = given.get(name, "rsv")
     if not _KEY_PREFIX.fullmatch(value):
         raise refusal(name, "1 to 32 of A-Z a-z 0-9 - _")
@@ -246,7 +246,7 @@ def key_prefix(name: str, given: Mapping[str, str]) -> str:
 
 
 def rate(default: Rate) -> Reader:
-    """`20/s`, `60/min`, `100/h`, or `0` for none."""
+    """`20/s`, `60/min`, `100/h`, or `0` for no limit."""
 
     def read(name: str, given: Mapping[str, str]) -> Rate | None:
         value = given.get(name)
@@ -263,7 +263,7 @@ def rate(default: Rate) -> Reader:
 
 
 def host(name: str, given: Mapping[str, str]) -> str:
-    """What to listen on."""
+    """The address to listen on."""
     value = given.get(name, "127.0.0.1")
     if not (_is_ip_address(value) or _HOST_NAME.fullmatch(value)):
         raise refusal(name, "an IP address or a host name, without a scheme or a port")
@@ -287,7 +287,7 @@ def networks(name: str, given: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    """A network; one of IPv4-mapped addresses is the network of IPv4 that it stands for."""
+    """A network; a network of IPv4-mapped addresses becomes the IPv4 network."""
     network = ipaddress.ip_network(text, strict=False)
     if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= _MAPPED_BITS:
         mapped = network.network_address.ipv4_mapped
@@ -297,7 +297,7 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
 
 
 def _split(value: str) -> SplitResult | None:
-    """The parts of an address, or None where it is none (a bad port, a broken IPv6 host)."""
+    """The parts of an address, or None if it is invalid (a bad port, a broken IPv6 host)."""
     try:
         parts = urlsplit(value)
         port = parts.port
@@ -308,7 +308,7 @@ def _split(value: str) -> SplitResult | None:
 
 
 def web_address(name: str, given: Mapping[str, str]) -> str:
-    """An http address without a slash at its end, or empty."""
+    """An http address without a trailing slash, or empty."""
     value = given.get(name, "")
     if value and not _is_web_address(value):
         raise refusal(name, "an http:// or https:// address without user, query or fragment")
@@ -323,7 +323,7 @@ def _is_web_address(value: str) -> bool:
 
 
 def origins(name: str, given: Mapping[str, str]) -> tuple[str, ...]:
-    """Browsers' origins, comma-separated; never all of them."""
+    """Browsers' origins, comma-separated; never a wildcard."""
     found = tuple(part.rstrip("/") for part in _parts(name, given))
     for origin in found:
         if not _is_web_address(origin) or urlsplit(origin).path:
@@ -332,7 +332,7 @@ def origins(name: str, given: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def redis_url(name: str, given: Mapping[str, str]) -> str:
-    """Where Redis is, or empty."""
+    """The address of Redis, or empty."""
     value = given.get(name, "")
     if value.startswith(("redis+cluster:", "redis+sentinel:")):
         raise SettingsError(
@@ -350,7 +350,7 @@ def redis_url(name: str, given: Mapping[str, str]) -> str:
 
 
 def database_url(name: str, given: Mapping[str, str]) -> str:
-    """Where PostgreSQL is, or empty; its host may be in the query (`?host=/run/postgresql`)."""
+    """The address of PostgreSQL, or empty; the host may be in the query (`?host=/run/...`)."""
     value = given.get(name, "")
     parts = _split(value)
     if value and (parts is None or parts.scheme != "postgresql"):

@@ -1,4 +1,4 @@
-"""Keys made at first start and kept in the data directory, readable by their owner alone."""
+"""Generates keys at first start and keeps them in the data directory, readable by their owner."""
 
 import os
 import secrets
@@ -12,19 +12,19 @@ __all__ = ["FILE_NAME", "Secrets", "SecretsError", "load_or_create", "load_secre
 #: The file in the data directory.
 FILE_NAME = "secrets.json"
 
-#: Random bytes in a made key: 256 bits, the strength of the HMAC-SHA256 that most of them feed.
+#: Random bytes in a generated key: 256 bits, the strength of HMAC-SHA256, which most of them feed.
 _KEY_BYTES = 32
 
-#: Largest file that is read. Ours is under 1 kB; more means that it is something else.
+#: Largest file that is read. Ours is under 1 kB; a larger one is some other file.
 _FILE_BYTES_MAX = 64 * 1024
 
 
 class SecretsError(Exception):
-    """The file cannot be used: one sentence that says why, never what is in it."""
+    """The file cannot be used: one sentence with the reason, never its content."""
 
 
 class Secrets(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What `RESERVATION_*` names of the same words would give."""
+    """Generated values of the `RESERVATION_*` settings of the same names."""
 
     admin_api_key: str
     signing_keys: tuple[str, ...]
@@ -36,7 +36,7 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def load_or_create(data_dir: Path) -> Secrets:
-    """Read the keys, making them first where there are none.
+    """Read the keys, generating them first if there are none.
 
     Safe for any number of processes at once: each writes a whole file under a name of its own and
     links it to the real name, which succeeds for exactly one. All of them then read that one.
@@ -60,7 +60,7 @@ def load_or_create(data_dir: Path) -> Secrets:
 
 
 def load_secrets(data_dir: Path) -> Secrets | None:
-    """Read the keys, or None where none were made yet."""
+    """Read the keys, or None if none were generated yet."""
     path = data_dir / FILE_NAME
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -98,7 +98,7 @@ def _publish(data_dir: Path, made: Secrets) -> None:
         try:
             os.link(draft, data_dir / FILE_NAME)
         except FileExistsError:
-            return  # Another process was first: its keys are the keys.
+            return  # Another process was first: its keys are used.
         _sync_directory(data_dir)
     finally:
         draft.unlink()

@@ -1,4 +1,4 @@
-"""Environment (and `.env`) -> one frozen struct; refuses what would be unsafe in production."""
+"""Parses the environment (and `.env`) into one frozen struct; refuses an unsafe production."""
 
 import difflib
 import os
@@ -30,12 +30,12 @@ __all__ = [
     "require_given_secrets",
 ]
 
-#: Shortest secret in production: 256 bits where it is random, as HMAC-SHA256 wants (RFC 2104, 3).
+#: Shortest secret in production: 256 bits if random, as HMAC-SHA256 requires (RFC 2104, 3).
 _SECRET_BYTES_MIN: Final = 32
 
 #: Longest drain: load balancers notice within some probes, and orchestrators kill after minutes.
 _DRAIN_SECONDS_MAX: Final = 300
-#: Above it a limit on unpaid orders protects nothing.
+#: Above it a limit on unpaid orders has no effect.
 _UNPAID_ORDERS_MAX: Final = 1_000_000
 
 #: Set by the supervisor for its children; no field carries them.
@@ -43,15 +43,15 @@ _INTERNAL_PREFIX: Final = "RESERVATION_INTERNAL_"
 
 
 def _says(description: str, default: str) -> Meta:
-    """The line of a setting in docs/settings.md: what it is, and its default in words."""
+    """A setting's row in docs/settings.md: its description, and its default in words."""
     return Meta(description=description, extra={"default": default})
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Every setting of the service; the name in the environment is the field's, with the prefix.
+    """Every setting of the service; its variable is the prefix and the field's name.
 
-    An empty address means the one that is built in: embedded Valkey, SQLite in the data
-    directory, the sandbox, the built-in storefront.
+    An empty address selects the built-in part: embedded Valkey, SQLite in the data directory, the
+    sandbox, the built-in storefront.
     """
 
     data_dir: Annotated[
@@ -176,12 +176,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def production(self) -> bool:
-        """Whether the strict rules hold."""
+        """Whether the strict rules of production apply."""
         return self.env == "production"
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is allowed and seldom meant, in sentences for the log at start."""
+        """Valid but unusual settings, in sentences for the log at start."""
         if not self.production or self.auth != "jwt":
             return ()
         return tuple(
@@ -192,7 +192,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def __repr__(self) -> str:
-        # A struct's own would put every secret into a log line or a traceback.
+        # The struct's own repr would put every secret into a log line or a traceback.
         return f"Settings(env={self.env!r}, data_dir={str(self.data_dir)!r}, ...)"
 
     def __rich_repr__(self) -> Any:
@@ -206,11 +206,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """Read, check and complete the settings.
 
         Args:
-            environ: wins over `.env`; a name set to nothing counts as not set.
+            environ: wins over `.env`; an empty value counts as not set.
             dotenv_path: may be missing; None reads none.
 
         Raises:
-            SettingsError: the first thing that is wrong.
+            SettingsError: the first error.
         """
         given = _given(environ, dotenv_path)
         values = {name: read(name, given) for name, read in _READERS.items()}
@@ -235,10 +235,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClientSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a command needs that only talks to a running service."""
+    """The settings of a command that only calls a running service."""
 
     public_url: str
-    #: Empty where none is set or kept.
+    #: Empty if none is set or stored.
     admin_api_key: str
 
     def __repr__(self) -> str:
@@ -248,7 +248,7 @@ class ClientSettings(msgspec.Struct, frozen=True, kw_only=True):
     def load(
         cls, environ: Mapping[str, str], dotenv_path: str | os.PathLike[str] | None = ".env"
     ) -> "ClientSettings":
-        """Read the same names as the service does, make nothing, ask for nothing else."""
+        """Read the variables that the service reads; generate and require nothing else."""
         given = _given(environ, dotenv_path)
         key = environment.text("admin_api_key", given)
         if not key:
@@ -263,7 +263,7 @@ class ClientSettings(msgspec.Struct, frozen=True, kw_only=True):
 def require_given_secrets(
     environ: Mapping[str, str], dotenv_path: str | os.PathLike[str] | None = ".env"
 ) -> None:
-    """Refuse to go on with made secrets where several machines must agree on them.
+    """Refuse generated secrets where several machines must share them.
 
     Raises:
         SettingsError: naming every secret that is not given.
@@ -276,7 +276,7 @@ def require_given_secrets(
 def _given(
     environ: Mapping[str, str], dotenv_path: str | os.PathLike[str] | None
 ) -> dict[str, str]:
-    """The settings that were set, by field name."""
+    """The given settings, by field name."""
     merged = environment.read_dotenv(Path(dotenv_path)) if dotenv_path is not None else {}
     merged.update(
         (variable, value)
@@ -313,7 +313,7 @@ def _drain_seconds(name: str, given: Mapping[str, str]) -> int:
     return environment.whole_number(0, _DRAIN_SECONDS_MAX, lambda: default)(name, given)
 
 
-#: How each field is read; in the order in which the first bad one is told.
+#: The parser of each field; the order decides which of several errors is reported.
 _READERS: Final[dict[str, environment.Reader]] = {
     "env": environment.one_of("development", "production"),
     "data_dir": environment.directory,
@@ -350,7 +350,7 @@ _READERS: Final[dict[str, environment.Reader]] = {
     "fast_path": environment.switch(default=True),
 }
 
-#: Secrets that are made at first start where they may be.
+#: Secrets that are generated at first start where allowed.
 _MADE_SECRETS: Final = ("admin_api_key", "signing_keys", "order_id_key", "jwt_secret")
 
 

@@ -1,4 +1,4 @@
-"""What the service counts, in the field's names and units; the API serves it on /metrics."""
+"""Prometheus metrics of the service, which the API exposes on /metrics."""
 
 import os
 import platform
@@ -50,15 +50,15 @@ __all__ = [
 log = structlog.get_logger(__name__)
 
 if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-    # Each of our processes begins anew and never forks, so who counts is asked once. By itself the
-    # library asks the system at every count, twice for an answer.
+    # Our processes never fork, so the pid is read once. The library would make a system call at
+    # every count, twice per response.
     _pid = os.getpid()
     _shared: Any = cast("Any", values)
     _shared.ValueClass = _shared.MultiProcessValue(process_identifier=lambda: _pid)
 
 
 class Durations(Histogram):
-    """A histogram that counts many at once: as dear as one, for each count is written to a file."""
+    """A histogram that counts a batch at the cost of one: each count is written to a file."""
 
     def observe_all(self, seconds: Sequence[float]) -> None:
         """The same as `observe` for each of them."""
@@ -75,8 +75,8 @@ class Durations(Histogram):
 
 
 ALARMS: Final = Counter("reservation_alarms_total", "Alarms for an operator, by name.", ["alarm"])
-#: What the alert rules read. A counter would hide alarms from them: one that was raised before the
-#: first scrape, and one that a restart counts up to the same number again.
+#: Read by the alert rules. A counter would hide alarms from them: one raised before the first
+#: scrape, and one that counts up to the same number again after a restart.
 ALARM_RAISED: Final = Gauge(
     "reservation_alarm_raised_timestamp_seconds",
     "When each alarm was raised last; 0 where it was not.",
@@ -165,7 +165,7 @@ HTTP_REFUSALS: Final = Counter(
 
 
 def registry() -> CollectorRegistry:
-    """What to collect from: all processes of this host where they share a directory for it."""
+    """The registry to expose: all processes of this host if they share a metrics directory."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return REGISTRY
     shared = CollectorRegistry()
@@ -192,9 +192,9 @@ _repeated: Final = Limiter(Rate(count=1, per_seconds=60))
 
 
 def alarm(name: Alarm, **facts: str | int | None) -> None:
-    """Tell an operator: the metrics behind the alert rule, and a log line with the ids.
+    """Raise an alarm: the metrics behind the alert rule, and a log line with the ids.
 
-    Of one order each name counts once a minute: the settler looks at it far more often than that.
+    Each name counts once a minute per order: the settler checks an order far more often than that.
     """
     order_id = facts.get("order_id")
     if order_id is not None and _repeated.wait(f"{name.value} {order_id}", time.monotonic()):

@@ -1,7 +1,7 @@
-"""Spans by OpenTelemetry: a request, a script, a call of the PG. Names and numbers alone go in.
+"""OpenTelemetry spans: a request, a script, a call of the PG. Attributes are names and numbers.
 
-No token, no payment key and nothing that a buyer typed: an attribute is one of ours or it is not
-there. A caller's `traceparent` is not believed, or strangers would choose what is sampled.
+No token, no payment key and no text of a buyer is recorded. A caller's `traceparent` is not
+trusted, since it would let strangers control sampling.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -34,22 +34,22 @@ from reservation import __version__
 
 __all__ = ["Spans", "exporting"]
 
-#: How long what is left may take to leave when the process ends; its supervisor waits for 4.5 s.
+#: Time limit of the last export at shutdown; the supervisor waits for 4.5 s.
 _LAST_EXPORT_SECONDS: Final = 1.0
-#: Requests that the span of one batch names: what a page of any viewer shows, and the SDK keeps.
+#: Requests linked from a batch span: one page of any viewer, and the SDK's own limit.
 _LINKS_MAX: Final = 128
 _SERVER_ERROR: Final = 500
 
 
 class Spans:
-    """Makes the spans of this process."""
+    """Creates the spans of this process."""
 
     def __init__(self, provider: TracerProvider, *, close: Callable[[], None]) -> None:
         self._close = close
         self._tracer = provider.get_tracer("reservation", __version__)
 
     def close(self) -> None:
-        """Send what is left."""
+        """Export the remaining spans."""
         self._close()
 
     def request(self, request_id: str) -> Span:
@@ -63,12 +63,12 @@ class Spans:
 
     @contextmanager
     def inside(self, span: Span) -> Generator[None]:
-        """What is done here belongs to that span."""
+        """Make the span current, so that spans started here are its children."""
         with use_span(span, record_exception=False, set_status_on_exception=False):
             yield
 
     def answered(self, span: Span, operation: str, status: int) -> None:
-        """The request has its answer: its span ends."""
+        """End the span of an answered request."""
         span.update_name(operation)
         span.set_attribute("http.response.status_code", status)
         if status >= _SERVER_ERROR:
@@ -76,24 +76,24 @@ class Spans:
         span.end()
 
     def note(self, span: Span | None = None, **facts: str | int) -> None:
-        """Keep facts with a span, by default the one that is under way here."""
+        """Set facts as attributes of a span, by default of the current one."""
         span = get_current_span() if span is None else span
         span.set_attributes({f"reservation.{fact}": value for fact, value in facts.items()})
 
     def here(self) -> SpanContext | None:
-        """The trace that is under way here, if any."""
+        """The current trace, if any."""
         found = get_current_span().get_span_context()
         return found if found.is_valid else None
 
     @contextmanager
     def root(self, name: str, **facts: str | int) -> Generator[None]:
-        """Work that nobody's request waits for: the first span of its own trace."""
+        """Background work: the first span of its own trace."""
         with self._span(name, SpanKind.INTERNAL, Context(), facts):
             yield
 
     @contextmanager
     def step(self, name: str, **facts: str | int) -> Generator[Span | None]:
-        """A call that leaves the process; nothing where no trace is under way."""
+        """A call that leaves the process; no span outside a trace."""
         if self.here() is None:
             yield None
             return
@@ -109,13 +109,13 @@ class Spans:
         Args:
             name: of the work.
             callers: the trace of each request; None is one that is not traced.
-            facts: what is known of it.
+            facts: recorded as attributes.
         """
         traced = [caller for caller in callers if caller is not None]
         if not traced:
             yield
             return
-        # The first that is sampled: else a sampled buyer in an unsampled one's batch shows nothing.
+        # The first sampled one: a sampled buyer in an unsampled trace's batch would show nothing.
         parent = next((one for one in traced if one.trace_flags.sampled), traced[0])
         links = [Link(one) for one in traced if one is not parent][:_LINKS_MAX]
         context = set_span_in_context(NonRecordingSpan(parent), Context())
@@ -138,7 +138,7 @@ class Spans:
             kind=kind,
             attributes=attributes,
             links=links,
-            # An error's text may hold an address with a password: its name is enough.
+            # An error's text may contain an address with a password: its name is enough.
             record_exception=False,
             set_status_on_exception=False,
         ) as span:
@@ -151,7 +151,7 @@ class Spans:
 
 
 def exporting(role: str) -> Spans:
-    """Spans that go where `OTEL_EXPORTER_OTLP_ENDPOINT` says, sampled as `OTEL_TRACES_SAMPLER`."""
+    """Spans exported to `OTEL_EXPORTER_OTLP_ENDPOINT`, sampled by `OTEL_TRACES_SAMPLER`."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415 - slow
         OTLPSpanExporter,
     )
@@ -159,18 +159,18 @@ def exporting(role: str) -> Spans:
 
     ours = Resource({SERVICE_NAME: f"reservation-{role}", SERVICE_VERSION: __version__})
     provider = TracerProvider(
-        # `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` win over what we call ourselves.
+        # `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` override our own names.
         resource=ours.merge(OTELResourceDetector().detect()),
         shutdown_on_exit=False,
     )
-    # Its queue is bounded: what a slow collector does not take is dropped, and nobody waits.
+    # Its queue is bounded: spans that a slow collector does not take are dropped without waiting.
     sender = BatchSpanProcessor(OTLPSpanExporter())
     provider.add_span_processor(sender)
     return Spans(provider, close=partial(_within, _LAST_EXPORT_SECONDS, sender.shutdown))
 
 
 def _within(seconds: float, last: Callable[[], None]) -> None:
-    """Do this, and wait for it no longer than this: it sends what is left, and has no bound."""
+    """Run the final export in a thread with a time limit, since the export itself has none."""
     sending = Thread(target=last, daemon=True)
     sending.start()
     sending.join(seconds)

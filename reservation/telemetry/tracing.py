@@ -1,7 +1,7 @@
-"""Traces, off unless the environment asks for them in OpenTelemetry's own words (`OTEL_...`).
+"""Tracing, off unless OpenTelemetry's own variables (`OTEL_...`) turn it on.
 
-What is traced asks `tracing.tracer is None` first, so that nothing is paid where they are off: not
-even OpenTelemetry is imported then.
+Traced code checks `tracing.tracer is None` first, so that disabled tracing costs nothing:
+OpenTelemetry is not even imported.
 """
 
 import os
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 __all__ = ["start", "stop", "wanted"]
 
-#: What makes spans in this process; None while traces are off.
+#: The tracer of this process; None while tracing is off.
 tracer: "Spans | None" = None
 
 _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-#: The one protocol whose exporter the extra brings: gRPC is 20 MB more, and says the same.
+#: The only protocol with an exporter in the extra: gRPC adds 20 MB and no information.
 _PROTOCOL: Final = "http/protobuf"
 
 
 def wanted(environ: Mapping[str, str]) -> bool:
-    """Whether the environment asks for traces, as OpenTelemetry's specification has it.
+    """Whether the environment turns tracing on, as OpenTelemetry's specification defines it.
 
     Raises:
-        SettingsError: it asks for what this service does not have.
+        SettingsError: it requires a feature that this service does not have.
     """
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
@@ -47,10 +47,10 @@ def wanted(environ: Mapping[str, str]) -> bool:
 
 
 def start(role: str) -> None:
-    """Turn traces on in this process where they are asked for.
+    """Turn tracing on in this process if the environment does.
 
     Raises:
-        SettingsError: they are, and cannot be had.
+        SettingsError: the environment asks for tracing that is not available.
     """
     global tracer  # noqa: PLW0603 - one for the process, like its log
     if not wanted(os.environ):
@@ -65,7 +65,7 @@ def start(role: str) -> None:
 
 
 def stop() -> None:
-    """Send what is left, within a moment, and turn traces off."""
+    """Export the remaining spans, within a time limit, and turn tracing off."""
     global tracer
     if tracer is not None:
         ending, tracer = tracer, None
