@@ -1,4 +1,4 @@
-"""prepare.lua: expired holds defer a refusal only if their release may lift it."""
+"""prepare.lua: due holds defer a refusal only if their expiry may lift it."""
 
 from tests.support.lua_sale import LuaSale
 

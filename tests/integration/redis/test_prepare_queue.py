@@ -168,7 +168,7 @@ async def test_no_call_carries_more_than_its_bound(
 async def test_a_basket_that_waits_for_expired_holds_goes_before_what_came_meanwhile(
     bench: Bench,
 ) -> None:
-    """During the release of expired holds a newer request asks for the same pieces."""
+    """While the due holds expire, a newer request asks for the same pieces."""
     old = await bench.sale.hold("old", lines={"b": 5})
     await bench.sale.run_out(old)
     newer: list[asyncio.Task[object]] = []
@@ -224,7 +224,7 @@ async def test_a_damaged_hold_keeps_only_who_needs_its_pieces(bench: Bench) -> N
 
 
 class Rounds:
-    """Releases expired holds, and counts the calls."""
+    """Expires due holds, and counts the calls."""
 
     def __init__(self, bench: Bench) -> None:
         self.count = 0
@@ -239,7 +239,7 @@ class Rounds:
 
 
 async def leave_overdue(sale: LuaSale, count: int) -> None:
-    """No worker runs, and this many holds of `a` have expired; those of `b` have not."""
+    """No worker runs, and this many holds of `a` are due; those of `b` are not."""
     await sale.put(
         version=1, digest="d2", items=[("a", "A", 1000, 2 * count, 3), ("b", "B", 500, 5, 5)]
     )

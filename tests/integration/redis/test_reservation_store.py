@@ -301,7 +301,7 @@ async def test_a_damaged_hold_keeps_no_other_from_being_given_back(
 async def test_a_late_claim_goes_on_where_others_gave_the_holds_back(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own call released none: the reaper was faster, or the reply was lost."""
+    """Its own call expired none: the reaper was faster, or the reply was lost."""
     order = await bench.held(lines={"b": 5})
     await bench.store.release(order, epoch=EPOCH, reason=BUYER)
     other = await bench.sale.hold("other", lines={"b": 5})
