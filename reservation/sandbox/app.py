@@ -1,4 +1,4 @@
-"""Puts a sandbox together: `create_sandbox(config)` is an ASGI application, for one worker."""
+"""Sandbox application: `create_sandbox(config)` returns an ASGI application, for one worker."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -60,7 +60,7 @@ def _refuse(_: AnyRequest, refusal: Refusal) -> Response[bytes]:
 
 
 def _refuse_request(_: AnyRequest, error: HTTPException) -> Response[dict[str, object]]:
-    """What Litestar refuses by itself: an unknown path, a method, a body that does not fit."""
+    """Litestar's own refusals: an unknown path, a method, a body that does not fit."""
     code = "NOT_FOUND" if error.status_code == 404 else "INVALID_REQUEST"
     content: dict[str, object] = {"code": code, "message": error.detail}
     if error.extra:

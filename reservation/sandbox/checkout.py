@@ -1,4 +1,4 @@
-"""The payment page: what a buyer sees between our page and our success URL. Plain HTML forms."""
+"""Checkout: the PG's payment page between our page and our success URL. Plain HTML forms."""
 
 import html
 import re
@@ -42,7 +42,7 @@ _CURRENCY = re.compile(r"[A-Z]{3}")
 _NAME_CHARS = 100
 _URL_CHARS = 4000
 
-#: Name of the button, its words, what happens. The order is that of the page.
+#: Name of the button, its label, the effect. The order is that of the page.
 _BUTTONS = (
     ("card", "main", "Pay by card", "The card company agrees, at once"),
     ("virtual_account", "", "Virtual account", "Get an account number and pay in later"),
@@ -53,7 +53,7 @@ _BUTTONS = (
 
 
 class Checkout(msgspec.Struct, frozen=True, kw_only=True):
-    """What the shop's page asks for, checked."""
+    """The payment request of the shop's page, validated."""
 
     order_id: str
     order_name: str
@@ -97,7 +97,7 @@ def checkout_routes(sandbox: Sandbox) -> list[HTTPRouteHandler]:
 
 
 def _press(sandbox: Sandbox, record: PaymentRecord, button: str) -> str:
-    """Do what a button says; gives where the browser goes."""
+    """Do the button's action; returns the redirect's address."""
     if not record.success_url:
         raise Refusal("NOT_FOUND_PAYMENT")
     if record.status == "EXPIRED":
@@ -120,7 +120,7 @@ def _press(sandbox: Sandbox, record: PaymentRecord, button: str) -> str:
 def _authenticate(
     sandbox: Sandbox, record: PaymentRecord, method: Method, decline: str | None = None
 ) -> str:
-    """The buyer agreed. One who comes back and presses again goes the same way, by the same key."""
+    """The buyer agreed. A second press after coming back leads to the same redirect and key."""
     if record.status == "READY":
         sandbox.ledger.commit(sandbox.ledger.authenticate(record, method=method, decline=decline))
     return _with_query(
@@ -136,7 +136,7 @@ def _authenticate(
 
 def _fail_url(record: PaymentRecord, refusal: Refusal) -> str:
     query = {"code": refusal.code, "message": refusal.message}
-    # Of a buyer who cancels the PG does not say which order it was.
+    # For a buyer who cancels, the PG sends no order id.
     if refusal.code != "PAY_PROCESS_CANCELED":
         query["orderId"] = record.order_id
     return _with_query(record.fail_url, query)
@@ -150,7 +150,7 @@ def _with_query(url: str, query: dict[str, str]) -> str:
 
 
 def _read_query(query: Mapping[str, str], *, client_key: str) -> Checkout:
-    """Refuses what the PG's own script would refuse."""
+    """Refuses every request that the PG's own script would refuse."""
     if query.get("clientKey") != client_key:
         raise Refusal("UNAUTHORIZED_KEY", "The client key is not this sandbox's.")
     amount = query.get("amount", "")

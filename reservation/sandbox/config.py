@@ -1,4 +1,4 @@
-"""What a sandbox is started with."""
+"""Configuration of a sandbox."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ __all__ = ["SandboxConfig"]
 
 
 class SandboxConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Host and port belong to whoever runs the sandbox."""
+    """Host and port belong to the process that runs the sandbox."""
 
     #: Holds the journal. A sandbox that starts on it again goes on where the last one ended.
     journal_dir: Path

@@ -1,4 +1,4 @@
-"""What tests and operators do with a sandbox, beside what the PG's clients do."""
+"""Control API: the sandbox's endpoints for tests and operators, beside the PG's own."""
 
 from typing import Annotated, Literal
 
@@ -37,7 +37,7 @@ class PaymentOrder(
 class DepositOrder(
     msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
 ):
-    """Somebody pays into a virtual account, the bank takes that back, or ends a refund of it."""
+    """Pay into a virtual account, reverse that deposit, or end a refund of it."""
 
     payment_key: str
     reverse: bool = False

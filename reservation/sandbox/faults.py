@@ -1,4 +1,4 @@
-"""Faults on order: what goes wrong, with which calls, how often."""
+"""Fault injection: the kind of fault, the calls it hits, and how often."""
 
 import asyncio
 import random
@@ -13,12 +13,12 @@ __all__ = ["AFTER", "BEFORE", "Fault", "FaultRequest", "Faults", "Operation", "R
 
 Operation = Literal["confirm", "look_up", "cancel"]
 
-#: Rules at once. The first that fits a call wins, so nobody needs many.
+#: Active rules at once. The first that fits a call wins, so few are needed.
 RULES_MAX = 1000
 
 
 class Fault(StrEnum):
-    """What goes wrong. "Before" and "after" are of the moment the money moves."""
+    """Kinds of fault. "Before" and "after" are of the moment the money moves."""
 
     #: The connection is closed at once, without an answer; nothing was done.
     REFUSE = "refuse"
@@ -31,7 +31,7 @@ class Fault(StrEnum):
     #: 500; nothing was done.
     ERROR_BEFORE_COMMIT = "error_before_commit"
     #: Silence for `seconds`, or until all faults are cleared; then it is done and answered, whether
-    #: or not anybody still listens.
+    #: or not a client still listens.
     HANG = "hang"
     #: Done, and the connection is closed without an answer.
     COMMIT_THEN_DROP = "commit_then_drop"
@@ -43,7 +43,7 @@ class Fault(StrEnum):
     OVERSIZED = "oversized"
     #: Done, and the answer comes in crumbs over `seconds`.
     SLOW_DRIP = "slow_drip"
-    #: Done, and the answer tells of another order, payment, amount or currency.
+    #: Done, and the answer has another order, payment, amount or currency.
     OTHER_ORDER = "other_order"
     OTHER_KEY = "other_key"
     OTHER_AMOUNT = "other_amount"

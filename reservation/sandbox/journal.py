@@ -1,4 +1,4 @@
-"""The sandbox's journal: one JSON line per change, handed to the OS before the answer leaves."""
+"""The sandbox's journal: one JSON line per change, written to the OS before the answer leaves."""
 
 import fcntl
 import os
@@ -21,8 +21,8 @@ class Journal:
     """Appends changes and reads them back.
 
     A line is one `write` to the OS, so a killed process leaves whole lines and at most one torn
-    line at the end, which answered nobody and is cut off. Nothing is fsynced: the sandbox promises
-    to survive its own death, not the machine's.
+    line at the end, which no client got an answer for and which is cut off. Nothing is fsynced: the
+    sandbox promises to survive its own death, not the machine's.
 
     Raises:
         BlockingIOError: another sandbox uses this directory.

@@ -1,4 +1,4 @@
-"""The sandbox's money: payments, their states, and the append-only account of what moved."""
+"""The sandbox's ledger: payments, their states, and the append-only record of money moved."""
 
 import heapq
 import re
@@ -47,7 +47,7 @@ class CancelRequest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What a call is going to do once it is written: nothing of it has happened yet."""
+    """The effect of a call once it is written: nothing has happened yet."""
 
     payment: PaymentRecord
     entry: Entry | None = None
@@ -56,7 +56,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ledger:
-    """Decides what a call does, then writes it down.
+    """Decides the effect of a call, then writes it to the journal.
 
     Each verb (`confirm`, `cancel`, ...) returns an `Outcome` or raises a `Refusal` and changes
     nothing; `commit` writes the outcome to the journal and takes it into memory. Between the two
@@ -64,7 +64,7 @@ class Ledger:
 
     Args:
         clock: the sandbox's, which tests turn on.
-        on_change: told of every payment that was written, after it was.
+        on_change: receives every payment after it was written.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Ledger:
         self._lapsing: list[tuple[int, str]] = []
 
     def reload(self) -> int:
-        """Take in what the journal holds; gives how far the clock had been turned."""
+        """Load the journal; returns how far the clock had been advanced."""
         offset = 0
         for change in self._journal.replay():
             self._apply(change)
@@ -99,7 +99,7 @@ class Ledger:
         return (self._payments[key] for key in self._by_order.get(order_id, ()))
 
     def payment(self, payment_key: str) -> PaymentRecord:
-        """The payment as it stands now."""
+        """The payment's current state."""
         record = self._payments.get(payment_key)
         if record is None:
             raise Refusal("NOT_FOUND_PAYMENT")
@@ -114,7 +114,7 @@ class Ledger:
         return (approved or records)[-1]
 
     def entries_between(self, start: datetime, end: datetime) -> list[Entry]:
-        """What moved from `start` until before `end`."""
+        """Entries from `start` until before `end`."""
         first = bisect_left(self._entries, as_ms(start), key=lambda entry: entry.at_ms)
         last = bisect_left(self._entries, as_ms(end), key=lambda entry: entry.at_ms)
         return self._entries[first:last]
@@ -209,7 +209,7 @@ class Ledger:
         return self._approve(record, "charge")
 
     def cancel(self, payment_key: str, request: CancelRequest) -> Outcome:
-        """Give money back, all or some; or close a virtual account that nobody has paid."""
+        """Give money back, all or some; or close an unpaid virtual account."""
         record = self.payment(payment_key)
         if not 0 < len(request.cancel_reason) <= 200:
             raise Refusal("INVALID_REQUEST")
@@ -242,7 +242,7 @@ class Ledger:
         return Outcome(payment=after, entry=entry)
 
     def deposit(self, payment_key: str) -> Outcome:
-        """Somebody pays into the virtual account."""
+        """A deposit into the virtual account."""
         record = self.payment(payment_key)
         due_at_ms = record.due_at_ms
         if record.status != "WAITING_FOR_DEPOSIT" or due_at_ms is None:
@@ -392,7 +392,7 @@ def _check_account(record: PaymentRecord, request: CancelRequest) -> None:
 
 
 def _payment_key(now_ms: int) -> str:
-    """Recognisable, and nobody guesses the tail: 80 random bits."""
+    """Recognisable, with a tail that is not guessable: 80 random bits."""
     return f"tbox{as_datetime(now_ms):%Y%m%d%H%M%S}{secrets.token_hex(10)}"
 
 

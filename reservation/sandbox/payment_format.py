@@ -1,4 +1,4 @@
-"""Payments as the PG shows them: the fields and formats of its API, version 2022-11-16."""
+"""Payment format: the fields and formats of the PG's API, version 2022-11-16."""
 
 from datetime import timedelta, timezone
 

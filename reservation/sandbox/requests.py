@@ -1,4 +1,4 @@
-"""Reading what a caller sent."""
+"""Request decoding."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -17,7 +17,7 @@ _Body = TypeVar("_Body")
 
 
 async def read_body(request: AnyRequest, decode: Callable[[bytes], _Body]) -> _Body:
-    """The decoded body, or the PG's refusal of one that does not fit, which says what is wrong."""
+    """The decoded body, or the PG's refusal of one that does not fit, with the reason."""
     try:
         return decode(await request.body())
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

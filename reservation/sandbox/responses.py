@@ -1,4 +1,4 @@
-"""How the PG's answers leave: whole, cut off, in crumbs, or as something else entirely."""
+"""Responses of the sandbox: whole, truncated, dripped, or replaced by another body."""
 
 import asyncio
 import secrets
@@ -13,7 +13,7 @@ from reservation.sandbox.refusals import Refusal
 
 __all__ = ["CutAnswer", "Reply", "refused", "spoiled", "unasked", "whole"]
 
-#: Crumbs of a dripping answer: enough to look like a line that crawls.
+#: Fragments of a dripped answer: enough to resemble a slow line.
 _CRUMBS = 100
 
 #: Far more than any client should be willing to read.

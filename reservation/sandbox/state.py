@@ -36,7 +36,7 @@ class TurnedClock:
 
 
 class Sandbox:
-    """What the endpoints share. `running` opens it; before and after there is no ledger."""
+    """State shared by the endpoints. `running` opens it; before and after there is no ledger."""
 
     def __init__(self, config: SandboxConfig) -> None:
         self.config = config

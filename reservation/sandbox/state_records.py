@@ -1,4 +1,4 @@
-"""What the sandbox remembers: payments, money entries, first answers; and one change of them."""
+"""State records of the sandbox: payments, money entries, first answers; and one change of them."""
 
 from typing import Literal
 
@@ -63,7 +63,7 @@ class PaymentRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     cancels: tuple[Cancellation, ...] = ()
 
     def lapses_at_ms(self) -> int | None:
-        """When this payment becomes EXPIRED, if it waits for somebody."""
+        """When this payment becomes EXPIRED, if it waits for a buyer."""
         if self.status == "READY":
             return self.requested_at_ms + WINDOW_MS
         if self.status == "IN_PROGRESS" and self.authenticated_at_ms is not None:

@@ -1,4 +1,4 @@
-"""The PG's own endpoints, as its clients know them."""
+"""Toss API: the PG's own endpoints."""
 
 import asyncio
 import hashlib
@@ -51,7 +51,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Desk:
-    """Where calls come in: who asks, was it asked before, does it go wrong, what is the answer."""
+    """Handles a call: authentication, idempotency key, faults, answer."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
@@ -65,7 +65,7 @@ class Desk:
         self._encode = msgspec.json.Encoder().encode
 
     def check(self, request: AnyRequest) -> None:
-        """Refuse who may not ask, and what a test header says is to be refused."""
+        """Refuse a caller without rights, and a call that a test header marks for refusal."""
         given = request.headers.get("authorization", "")
         if given != self._authorization:
             self._check_authorization(given)
@@ -74,7 +74,7 @@ class Desk:
             raise Refusal(code)
 
     def replay_key(self, request: AnyRequest) -> str | None:
-        """What an idempotency key is kept under. The body is no part of it, as with the PG."""
+        """The key under which an answer is kept. The body is no part of it, as with the PG."""
         key = request.headers.get("idempotency-key")
         if not key:
             return None
@@ -156,7 +156,7 @@ class Desk:
             reply = refused(refusal)
         if call.operation == "look_up":
             return reply
-        # A 5xx is not kept: nobody has seen the PG keep one.
+        # A 5xx is not kept: the PG has never been seen to keep one.
         error = rule is not None and rule.fault is Fault.ERROR_AFTER_COMMIT
         keep = call.replay_key is not None and reply.status < 500 and not error
         replay = self._replay(call.replay_key or "", reply) if keep else None
@@ -258,7 +258,7 @@ def _order_of(sandbox: Sandbox, payment_key: str) -> str | None:
 
 
 def _transactions(sandbox: Sandbox, request: AnyRequest) -> list[dict[str, object]]:
-    """What moved in a span of time, oldest first, page by page."""
+    """Ledger entries in a span of time, oldest first, page by page."""
     query = request.query_params
     try:
         start, end = _instant(query.get("startDate")), _instant(query.get("endDate"))

@@ -1,4 +1,4 @@
-"""Webhooks: what changed, told to every registered address, unsigned, until it is heard."""
+"""Webhooks: unsigned notifications of changes to every registered address, retried."""
 
 import asyncio
 import random
@@ -34,7 +34,7 @@ POSTS_MAX = 16
 #: Times that a storm sends each webhook.
 STORM_TIMES = 20
 
-#: Statuses that are told of.
+#: Statuses that are notified.
 _TOLD = frozenset(
     {"DONE", "ABORTED", "EXPIRED", "CANCELED", "PARTIAL_CANCELED", "WAITING_FOR_DEPOSIT"}
 )
@@ -47,7 +47,7 @@ class _Delivery(msgspec.Struct, frozen=True):
 
 
 class Webhooks:
-    """The sender. What is undelivered dies with the sandbox: a real webhook may be lost as well."""
+    """The sender. Undelivered webhooks die with the sandbox: a real webhook may be lost as well."""
 
     def __init__(self, urls: tuple[str, ...], clock: Clock, *, scale: float) -> None:
         for url in urls:
@@ -79,13 +79,13 @@ class Webhooks:
                         delivery.cancel()
 
     def publish(self, record: PaymentRecord) -> None:
-        """Tell of a payment that changed."""
+        """Send a webhook for a payment that changed."""
         if self._urls and record.status in _TOLD:
             for body in self._bodies(record):
                 self._deliver(body)
 
     def storm(self, record: PaymentRecord) -> None:
-        """Tell of a payment twenty times, older states of it between the newest."""
+        """Send twenty webhooks for a payment, older states of it between the newest."""
         old = [
             msgspec.structs.replace(record, status=status)
             for status in ("ABORTED", "CANCELED", "EXPIRED")
@@ -98,7 +98,7 @@ class Webhooks:
 
     def _bodies(self, record: PaymentRecord) -> list[bytes]:
         now_ms = self._clock.now_ms()
-        # Six digits and no zone: what the PG sends, and what its readers trip over.
+        # Six digits and no zone: the PG's format, and a trap for parsers.
         created_at = f"{as_datetime(now_ms).astimezone(KST):%Y-%m-%dT%H:%M:%S.%f}"
         changed = {
             "eventType": "PAYMENT_STATUS_CHANGED",

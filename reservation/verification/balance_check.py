@@ -1,7 +1,7 @@
-"""Three sets of books against each other: the audit, the orders in SQL and the PG's money.
+"""Reconciliation of one sale: the audit, the orders in SQL and the PG's ledger.
 
-It does no I/O and believes nobody: what it is given came over HTTP, as anybody would read it. The
-demo and the load test end with it, so both have the same idea of what an oversell is.
+The module does no I/O and trusts none of the three: its input comes over HTTP, as any client reads
+it. The demo and the load test end with it, so both share one definition of an oversell.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ Orders = dict[str, dict[str, Any]]
 
 
 class BalanceCheck(msgspec.Struct, frozen=True, kw_only=True):
-    """One sale, as each of the three tells it."""
+    """One sale, as each of the three records it."""
 
     #: The answer of the audit endpoint.
     audit: dict[str, Any]
@@ -36,12 +36,12 @@ class BalanceCheck(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def confirmed_amount(self) -> int:
-        """What they are worth."""
+        """The value of the confirmed orders."""
         return sum(order["amount"] for order in self.confirmed)
 
     @property
     def charged(self) -> int:
-        """What the PG took, less deposits that the bank took back."""
+        """The amount the PG took, less deposits that the bank took back."""
         return sum(
             BALANCE[entry["kind"]] * entry["amount"]
             for entry in self.entries
@@ -50,7 +50,7 @@ class BalanceCheck(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def cancelled(self) -> int:
-        """What the PG gave back."""
+        """The amount the PG gave back."""
         return sum(entry["amount"] for entry in self.entries if entry["kind"] == "cancel")
 
     def counted(self, name: str) -> int:

@@ -1,8 +1,8 @@
-"""A whole flash sale before one's eyes: buyers fight for pieces, then the books are compared.
+"""Demo: buyers compete for the pieces of a flash sale, then the books are reconciled.
 
-The buyers come over HTTP like any others. Some leave, some are declined and try another card,
-some load the success page again and again. The verdict does not believe the service: it holds the
-audit, the orders in SQL and the PG's own money ledger against each other.
+The buyers come over HTTP like any others. Some leave, some are declined and try another card, some
+load the success page again and again. The verdict does not trust the service: it compares the
+audit, the orders in SQL and the PG's own money ledger.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ AT_ONCE: Final = 200
 TRIES_MAX: Final = 60
 TRY_SECONDS: Final = 0.5
 #: How long the end may take: every payment decided, every hold given back, SQL caught up. The
-#: longest is a confirm that was cut off: its lease, and a few looks at the PG.
+#: longest is a confirm that was cut off: its lease, and a few polls of the PG.
 DRAIN_SECONDS: Final = 180.0
 DRAIN_LOOK_SECONDS: Final = 0.5
 PRICE: Final = 19_000
@@ -40,12 +40,12 @@ HTTP_SECONDS: Final = 30.0
 
 
 class DemoPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to happen."""
+    """The scenario of one demo."""
 
     buyers: int = 1000
     stock: int = 100
     hold_seconds: int = 20
-    #: Shares of the buyers who got a piece.
+    #: Shares of the buyers who hold a piece.
     leaving: float = 0.1
     declined: float = 0.1
     refreshing: float = 0.2
@@ -53,7 +53,7 @@ class DemoPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What came of it; `problems` is empty where all books agree."""
+    """The result of the demo; `problems` is empty where all books agree."""
 
     ok: bool
     sale_id: str

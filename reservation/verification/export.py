@@ -1,4 +1,4 @@
-"""History: a sale's whole past in the form that `verify` judges, from SQL and what it lacks yet."""
+"""History export: a sale's past in the form that `verify` judges, from SQL and the outbox."""
 
 import time
 from collections.abc import AsyncGenerator
@@ -68,7 +68,7 @@ async def recorded(
 
 
 async def _events(sale_id: str, ledger: Ledger, outbox: RedisOutbox) -> AsyncGenerator[Event]:
-    """What SQL has, then what only the stream has."""
+    """The events in SQL, then those that only the stream has."""
     seq = 0
     while page := await ledger.events(sale_id, seq, _PAGE):
         for event in page:

@@ -14,8 +14,7 @@ from reservation.verification.model.report import Judgement
 
 __all__ = ["Unreadable", "verify"]
 
-#: Bytes that are decoded at once: enough that the calls do not count, and so few that
-#: what they become is given back to memory that is at hand.
+#: Bytes decoded at once: enough to amortise the calls, few enough to reuse warm memory.
 _BLOCK_BYTES: Final = 1 << 18
 
 

@@ -1,1 +1,1 @@
-"""The contract once more, in plain Python and without any I/O: the oracle that judges the rest."""
+"""Reference model: the contract in plain Python without any I/O, the oracle for all other code."""

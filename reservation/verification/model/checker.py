@@ -1,8 +1,8 @@
-"""The judge of a recorded history: folds the events once, and holds every answer against them.
+"""History checker: folds the events once and checks every answer against them.
 
-The outbox is the order in which everything happened, so nothing has to be searched for: an answer
-that names an event is compared with it, and every other one must have been possible at some
-moment of its call.
+The outbox is the order in which everything happened, so no search is needed: an answer that names
+an event is compared with it, and every other one must have been possible at some moment of its
+call.
 """
 
 from collections.abc import Iterable
@@ -30,7 +30,7 @@ class NotAHistory(Exception):
 
 
 class HistoryChecker:
-    """Told the lines of a history in their order; gives its judgement at the end."""
+    """Receives the lines of a history in order; returns its judgement at the end."""
 
     def __init__(self) -> None:
         self.judgement = Judgement()
@@ -41,12 +41,12 @@ class HistoryChecker:
         """Take lines in that follow one another; `first` is the number of the first.
 
         Raises:
-            NotAHistory: one of them may not stand here.
+            NotAHistory: one of them is out of place.
         """
         line, sales = first, self._sales
         try:
             for line, record in enumerate(records, first):
-                # Nearly every line is one: told apart here, each costs a call less.
+                # Nearly every line is one: the check here saves a call for each.
                 if isinstance(record, EventLine) and record.sale in sales:
                     sales[record.sale].event(line, record)
                 else:
@@ -58,7 +58,7 @@ class HistoryChecker:
         """Take one line in.
 
         Raises:
-            NotAHistory: it may not stand here.
+            NotAHistory: it is out of place.
         """
         if isinstance(record, History):
             self._begin(record)
@@ -83,7 +83,7 @@ class HistoryChecker:
                 sale.end(line, record)
 
     def finish(self) -> Judgement:
-        """Everything has been told.
+        """The history is complete.
 
         Raises:
             NotAHistory: it was cut off.

@@ -1,4 +1,4 @@
-"""What the events say, decoded, and where each of them may take an order."""
+"""Decoded event data, and the transitions that each event allows for an order."""
 
 from typing import Final, Literal
 
@@ -30,7 +30,7 @@ _SOLD: Final = "sold"
 #: Statuses that are an end of some kind: an order reaches one, and leaves it by an edge only.
 ENDS: Final = frozenset({"CONFIRMED", "RELEASED", "EXPIRED", "REFUNDED"})
 
-#: What an entry of the PG's ledger does to what the shop has been paid.
+#: The sign of each kind of entry in the PG's ledger, in the balance that the shop was paid.
 BALANCE: Final = {"charge": 1, "deposit": 1, "deposit_reversed": -1, "cancel": -1}
 
 #: As plain text: an enum's hash is several times slower, and there are millions of these.

@@ -1,4 +1,4 @@
-"""What is left of a sale against what its events lead to: orders, counters, money."""
+"""Final state: the orders, counters and money of a sale against the result of its events."""
 
 from reservation.verification.model.event_data import BALANCE
 from reservation.verification.model.history_format import End, MoneyLine, OrderLine, StockLine
@@ -33,7 +33,7 @@ class Books:
         self._balance[money.order] = self._balance.get(money.order, 0) + sign * money.amount
 
     def close(self, line: int, end: End, shop: SaleState) -> None:
-        """Compare what is there with where the events lead; each kind where it is told whole."""
+        """Compare the final state with the result of the events; each kind where it is complete."""
         states = [order.status for order in shop.orders.values()]
         self._judgement.undecided += states.count("CONFIRMING")
         if end.orders:

@@ -1,9 +1,9 @@
-"""A recorded history: what each client asked and was told, what happened, and what was left.
+"""History format: the calls and answers of each client, the events, and the final state.
 
-One JSON object a line, told apart by `kind`, in this order: `history` first, then each
+One JSON object a line, distinguished by `kind`, in this order: `history` first, then each
 `operation` and `head` in any order, then each `event` by its number, then `order`, `stock` and
-`money` as they were found at the end, and the sale's `end`. Times are nanoseconds of one
-monotonic clock that all clients share; a history is of one machine, or of one clock.
+`money` as they were found at the end, and the sale's `end`. Times are nanoseconds of one monotonic
+clock that all clients share; a history is of one machine, or of one clock.
 """
 
 from typing import Final, Literal
@@ -56,14 +56,14 @@ class Operation(
     payment_key: str = ""
     #: The HTTP status; 0 where nothing came back.
     status: int = 0
-    #: What a refusal names itself.
+    #: The error code of a refusal.
     code: str = ""
-    #: The state of the order that the answer tells.
+    #: The order's state in the answer.
     told: str = ""
     #: The number of the event that the answer comes from, where it says so.
     seq: int = 0
     replayed: bool = False
-    #: What a refusal says it is refused for.
+    #: The details of a refusal.
     available: dict[str, int] = {}
     sku: str = ""
     limit: int = 0
@@ -131,7 +131,7 @@ class End(msgspec.Struct, tag_field="kind", tag="end", kw_only=True):
     sale: str
     #: The last event's number.
     seq: int
-    #: Whether all orders, all counters and the whole ledger stand before it.
+    #: Whether all orders, all counters and the whole ledger precede it.
     orders: bool = False
     stock: bool = False
     money: bool = False

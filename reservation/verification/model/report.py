@@ -1,4 +1,4 @@
-"""What a judgement says: how much was judged, and every promise that was found broken."""
+"""Judgement: how much was judged, and every promise that was found broken."""
 
 from typing import Final
 
@@ -21,7 +21,7 @@ class Found(msgspec.Struct, frozen=True):
 
 
 class Judgement(msgspec.Struct, kw_only=True, rename="camel"):
-    """What was judged, and what was found."""
+    """The counts of one judgement, and its findings."""
 
     ok: bool = True
     sales: int = 0
@@ -30,7 +30,7 @@ class Judgement(msgspec.Struct, kw_only=True, rename="camel"):
     #: Answers that were compared with the events, refusals among them.
     answers: int = 0
     refusals: int = 0
-    #: Calls that nobody can tell the outcome of, and answers that say nothing about the sale.
+    #: Calls whose outcome is unknown, and answers that are no evidence about the sale.
     unknown: int = 0
     not_judged: int = 0
     heads: int = 0

@@ -1,4 +1,4 @@
-"""Which answers were possible: each one against the sale as it stood at one moment.
+"""Response checks: whether an answer was possible in the sale's state at one moment.
 
 A call has a window of moments, from the head that was known before it to the one that was seen
 after it. Its answer must be possible in at least one of them.
@@ -15,7 +15,8 @@ __all__ = ["CLOCKS_APART_MS", "is_refusal", "objection", "says_nothing", "standi
 #: How far the clocks of two machines may be apart before the service itself raises an alarm.
 CLOCKS_APART_MS: Final = 2_000
 
-#: Answers that say nothing about the sale: who asked, how, how often, or that nobody could tell.
+#: Answers that are no evidence about the sale: bad credentials or requests, rate limits, unknown
+#: outcomes.
 _SAYS_NOTHING: Final = frozenset(
     {
         "forbidden",
@@ -46,9 +47,9 @@ def says_nothing(operation: Operation) -> bool:
 
 
 def waits_for(shop: SaleState, operation: Operation) -> set[str]:
-    """What must change before an answer that is not possible now may become so.
+    """The changes that may make possible an answer that is not possible now.
 
-    An order's id, `buyer:` and `sku:` with what follows; the empty text is the sale itself.
+    An order's id, or `buyer:` or `sku:` with its value; the empty text is the sale itself.
     """
     keys = {"", operation.order}
     if not operation.code:
@@ -99,12 +100,12 @@ def _is_accepted(order: Order, operation: Operation) -> bool:
 
 
 def standing(order: Order, told: str, answered_ms: int) -> str:
-    """Why the order was not told to stand as it does; empty where it was."""
+    """Why the order's state in the answer is wrong; empty where it is right."""
     if order.status == told:
         return ""
     over = order.expires_at <= answered_ms + CLOCKS_APART_MS
     if told == "EXPIRED" and over and order.status in ("HELD", "PREPARED"):
-        # Told as soon as the deadline is past, whether somebody has reaped it or not.
+        # Expired for the buyer as soon as the deadline is past, reaped or not.
         return ""
     return f"told {told}, it is {order.status}"
 

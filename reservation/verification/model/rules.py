@@ -1,7 +1,7 @@
-"""The rules of one sale, call by call: what each script must answer, and what it changes.
+"""Rules of one sale: the required answer of each script, and its changes.
 
-`shop` folds what has happened; this says beforehand what must happen. The two know nothing of each
-other's state, so that each is the other's witness.
+`shop` folds the events that happened; the rules predict them. The two share no state, so each
+checks the other.
 """
 
 import itertools
@@ -27,7 +27,7 @@ OUTCOMES: Final[dict[str, dict[str, str]]] = {
 
 
 class Case:
-    """One order, with what the scripts remember of its payments."""
+    """One order, with the payments that the scripts remember."""
 
     def __init__(self, basket: dict[str, Any], status: str) -> None:
         self.id, self.buyer = str(basket["order"]), str(basket["buyer"])
@@ -77,14 +77,14 @@ class Rules:
     def helpful(
         self, buyer: str, lines: dict[str, int], refusal: list[Any], *, behind: bool, claims: bool
     ) -> list[str]:
-        """The holds that ran out and whose end may lift this refusal.
+        """The expired holds whose release may lift this refusal.
 
         Args:
-            buyer: who is refused.
-            lines: what for.
-            refusal: for what reason.
+            buyer: the one refused.
+            lines: the basket.
+            refusal: the reason.
             behind: as everywhere here.
-            claims: at a claim the buyer's own orders are not told from others'.
+            claims: a claim does not distinguish the buyer's own orders from others'.
         """
         due = self.due(behind=behind) if self.policy == "prepare" else []
         if refusal[0] == "limit_exceeded":
@@ -97,7 +97,7 @@ class Rules:
         return [] if gone else due
 
     def bought(self, buyer: str, sku: str) -> int:
-        """What counts against the buyer's limit: whatever is held or sold under their orders."""
+        """The count against the buyer's limit: all units held or sold under their orders."""
         return sum(
             order.lines.get(sku, 0)
             for order in self.orders.values()

@@ -1,4 +1,4 @@
-"""One sale under judgement: its calls, its events, and what was left of it."""
+"""Sale checker: judges the calls, the events and the final state of one sale."""
 
 from heapq import heappop, heappush
 
@@ -40,11 +40,11 @@ class _Case(msgspec.Struct, eq=False, gc=False):
 
 
 class SaleWitness:
-    """Told the lines of one sale in their order.
+    """Receives the lines of one sale in order.
 
     Args:
-        judgement: where it counts, and says what it finds.
-        clock_ms: what the monotonic clock of the history is behind Unix time, in milliseconds.
+        judgement: receives the counts and the findings.
+        clock_ms: the lag of the history's monotonic clock behind Unix time, in milliseconds.
     """
 
     def __init__(self, judgement: Judgement, clock_ms: int) -> None:
@@ -56,9 +56,10 @@ class SaleWitness:
         self._calls: list[tuple[int, Operation]] = []
         self._heads: list[tuple[int, Head]] = []
         self._windows = Windows()
-        #: The call that was told of each new order.
+        #: The call that returned each new order.
         self._told: dict[str, tuple[int, Operation]] = {}
-        #: What is still to begin, from the last on; what is open, by end and by what it waits for.
+        #: Calls still to begin, the latest first; open calls, by end and by the change they wait
+        #: for.
         self._coming: list[_Case] = []
         self._closing: list[tuple[int, int, _Case]] = []
         self._waiting: dict[str, list[_Case]] = {}
@@ -71,7 +72,7 @@ class SaleWitness:
         self._calls.append((line, operation))
 
     def head(self, line: int, head: Head) -> None:
-        """A look from outside, before the first event."""
+        """A head seen from outside, before the first event."""
         self._judgement.heads += 1
         self._heads.append((line, head))
 
@@ -149,7 +150,7 @@ class SaleWitness:
         self._look_ahead()
 
     def _expect(self, line: int, call: Operation) -> None:
-        """A new order, told to its buyer: its event is looked for, and bounds the others' calls."""
+        """A new order, returned to its buyer: its event is expected, and bounds the other calls."""
         created = call.operation == "prepare" and call.status == 201 and not call.replayed
         if not created or call.answered_ns is None:
             return
@@ -183,7 +184,7 @@ class SaleWitness:
         self._coming.append(_Case(line, call, first, last))
 
     def _match(self, order_id: str, order: Order, seq: int) -> None:
-        """A new order's event against what its buyer was told."""
+        """Compare a new order's event with the answer to its buyer."""
         told = self._told.pop(order_id, None)
         if told is None:
             return
@@ -194,7 +195,7 @@ class SaleWitness:
         happened = seq, order.amount, order.buyer, sorted(lines)
         wrong = [] if answered == happened else _differences(answered, happened)
         answered_ms = (call.answered_ns or 0) // 1_000_000 + self._clock_ms
-        # An answer that was long on its way may tell that the hold is over by then.
+        # An answer with a long delay may report the hold as expired by then.
         stands = standing(order, call.told, answered_ms)
         if stands:
             wrong.append(stands)
@@ -206,7 +207,7 @@ class SaleWitness:
             found(line, Broken.REAL_TIME, reason)
 
     def _judge(self, seq: int) -> None:
-        """Hold against the sale what was answered at this moment."""
+        """Check the answers given at this moment against the sale."""
         last = self._shop.seq
         while self._coming and self._coming[-1].first <= seq:
             case = self._coming.pop()
@@ -232,7 +233,7 @@ class SaleWitness:
         self._next = min(coming, closing, head)
 
     def _try_again(self, order_id: str, order: Order | None) -> None:
-        """Try what waits for anything that this event has changed."""
+        """Retry the cases that wait for a change by this event."""
         keys = [order_id]
         if order is not None:
             keys += [f"buyer:{order.buyer}", *(f"sku:{sku}" for sku, _, _ in order.lines)]
@@ -255,7 +256,7 @@ class SaleWitness:
         return objection(self._shop, case.operation, answered_ms)
 
     def _close(self, case: _Case) -> None:
-        """The call is over: what was not possible until now was at no moment of it."""
+        """The call is over: an answer not possible until now was possible at no moment of it."""
         against = "" if case.done else self._objection(case)
         case.done = True
         if not against:
@@ -285,7 +286,7 @@ class SaleWitness:
 
 
 def _differences(answered: tuple[object, ...], happened: tuple[object, ...]) -> list[str]:
-    """What a buyer was told of a new order, and is not what its event tells."""
+    """The differences between the answer about a new order and its event."""
     names = "number", "amount", "buyer", "lines"
     return [
         f"{name} {told!r} told, {true!r} happened"

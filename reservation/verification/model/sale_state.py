@@ -1,4 +1,4 @@
-"""One sale as its events tell it: each one is checked, then carried out.
+"""Sale state: a fold of one sale's events, each one checked and then applied.
 
 The scripts write one event per change, numbered without a gap, in the very step that makes the
 change. So the outbox is the order in which everything happened, and folding it is enough to know
@@ -99,7 +99,7 @@ class SaleState:
         self.opens_at = self.closes_at = 0
         self.version = self.seq = 0
         self.chain = GENESIS
-        #: Each basket once: most buyers want what others want, and there are millions of them.
+        #: Each basket once: most buyers want the same one, and there are millions of them.
         self._baskets: dict[Basket, Basket] = {}
         self._deadlines = deadlines
         self._own: dict[str, Callable[[str], None]] = {
@@ -135,8 +135,8 @@ class SaleState:
         """Carry an event out; the order that it moved, if it is one of an order.
 
         Raises:
-            Violation: it breaks a promise. It is carried out all the same as far as it can be, so
-                that one fault is not told as a hundred.
+            Violation: it breaks a promise. It is still applied as far as possible, so that one
+                fault does not appear as a hundred.
         """
         try:
             if event == "prepared":
@@ -182,7 +182,7 @@ class SaleState:
         return self.status == "open" and self.opens_at <= at_ms < self.closes_at
 
     def _take(self, order_id: str, order: Order, *, holds: bool) -> Violation | None:
-        """Take an order's units from `available`; what is wrong with that."""
+        """Take an order's units from `available`; returns the violation, if any."""
         fault = None
         buyer = order.buyer
         for sku, quantity, _ in order.lines:

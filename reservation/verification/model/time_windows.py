@@ -1,4 +1,4 @@
-"""When each call took place, in numbers of events: from the head before it to the head after it."""
+"""Time windows: each call in numbers of events, from the head before it to the head after it."""
 
 from bisect import bisect_left, bisect_right
 from itertools import accumulate
@@ -11,7 +11,7 @@ NEVER: Final = 1 << 62
 
 
 class Windows:
-    """What is known of the head, from those who have seen it, and bounds for all the others."""
+    """The heads that calls have seen, and the bounds they set for all other calls."""
 
     def __init__(self) -> None:
         self._at_least: list[tuple[int, int]] = []
@@ -30,7 +30,7 @@ class Windows:
         self._at_most.append((at_ns, seq))
 
     def close(self) -> None:
-        """Everything has been told."""
+        """The history is complete."""
         self._at_least.sort()
         self._at_most.sort()
         self._at_least_ns = [at_ns for at_ns, _ in self._at_least]

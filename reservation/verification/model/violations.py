@@ -1,4 +1,4 @@
-"""The promises that a history can break, each by a name that is kept."""
+"""Violations: the promises that a history can break, each by a stable name."""
 
 from enum import StrEnum
 
@@ -8,14 +8,14 @@ __all__ = ["Broken", "Violation"]
 class Broken(StrEnum):
     """Which promise a history breaks."""
 
-    #: An event is missing, or stands twice.
+    #: An event is missing, or occurs twice.
     GAP = "gap"
     REPEATED = "repeated"
     #: The hash does not follow from the one before it.
     CHAIN = "chain"
     UNREADABLE = "unreadable"
     OVERSOLD = "oversold"
-    #: Counters that are not what the events make them.
+    #: Counters that differ from the sum of the events.
     COUNTERS = "counters"
     TRANSITION = "transition"
     #: An order that ended comes to another end.
@@ -28,17 +28,17 @@ class Broken(StrEnum):
     FENCE = "fence"
     #: Sold, and the PG was never asked, or has not been paid.
     UNPAID = "unpaid"
-    #: The PG keeps what it took for an order that is not sold.
+    #: The PG keeps money for an order that is not sold.
     MONEY = "money"
     #: A hold outside of the sale's window, or one that ended before its deadline.
     TIME = "time"
-    #: A client was told what was true at no moment of its call.
+    #: A client got an answer that was true at no moment of its call.
     ANSWER = "answer"
-    #: A client was told of something that never happened, or that is no longer there.
+    #: A client got an answer about an event that never happened, or that is lost.
     LOST = "lost"
     #: Answers that contradict the order in which they came.
     REAL_TIME = "real_time"
-    #: What is left at the end is not what the events lead to.
+    #: The final state is not the result of the events.
     FINAL = "final"
 
 
