@@ -38,7 +38,7 @@ _BUYERS: Final = 1_500_000
 _BUYERS_QUICK: Final = 60_000
 #: `between COMMIT`.
 _BETWEEN_WORDS: Final = 2
-#: A table's width where nobody sees a terminal.
+#: A table's width without a terminal.
 _COLUMNS: Final = 110
 
 
@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("--save", type=Path, help="where the JSON and the picture go; in --home")
     wish = parser.parse_args()
     parts = _parts(wish.parts, parser)
-    # What the service's own modules log belongs into none of the tables.
+    # The log of the service's own modules belongs into none of the tables.
     logs.configure(production=False)
     console = Console(width=None if sys.stdout.isatty() else _COLUMNS, highlight=False)
     home = wish.home.absolute()
@@ -72,7 +72,7 @@ def main() -> int:
         connections=wish.connections,
         say=lambda text: console.print(text, style="dim"),
     )
-    # Whoever ends the benchmark ends its servers: they are in process groups of their own.
+    # Ending the benchmark must end its servers: they are in process groups of their own.
     signal.signal(signal.SIGTERM, _end)
     try:
         _measure(run, parts, console, wish.save or home)

@@ -1,4 +1,4 @@
-"""What comes behind the sale: events a second into SQL, and holds a second that run out."""
+"""Write-behind and expiry: events a second into SQL, and holds a second that run out."""
 
 import asyncio
 import os
@@ -149,7 +149,7 @@ async def _reaped(run: Run) -> Reaped:
     count = _EXPIRING_QUICK if run.quick else _EXPIRING
     async with service_alone(run.home / "behind-reaper", stock=_STOCK) as (service, valkey):
         command = service.connections.command
-        # Shorter than an operator may make a hold: nobody wants to wait for it here.
+        # Shorter than an operator may make a hold, to keep the benchmark short.
         await command("HSET", service.keys.of(SALE_ID).sale, "hold_seconds", 1)
         filling = Filling(valkey.socket_path)
         try:

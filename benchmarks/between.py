@@ -166,7 +166,7 @@ def _checkout(folder: Path, commit_id: str, say: Callable[[str], None]) -> Gener
 
 
 def _pair(load: Load, run: Run, plan: Plan, sides: tuple[Path, Path], number: int) -> Pair:
-    # What a run leaves behind (warm files, a throttled host) meets each side as often.
+    # Side effects of a run (warm files, a throttled host) hit each side equally often.
     backwards = number % 2 == 1
     costs = [
         _run_of(load, run, plan, folder) for folder in (reversed(sides) if backwards else sides)
@@ -281,7 +281,7 @@ def _drain(client: "redis.Redis") -> None:
 
 
 async def _payments(side: _Side, plan: Plan) -> tuple[Cost, float]:
-    """Buyers who come back from the payment page; their holds are made before the clock runs."""
+    """Buyers returning from the payment page; their holds are made before the clock runs."""
     buyers = Bystanders(side.url)
     try:
         payments = await buyers.payments(plan.payments)

@@ -14,7 +14,7 @@ from benchmarks.sale import PRICE, SALE_ID, SKU, token_of
 
 __all__ = ["BROKEN", "Answer", "Bystanders", "Payment", "at_pace"]
 
-#: Longer than anybody waits; a late answer is still an answer.
+#: Longer than any client waits; a late answer is still an answer.
 _ANSWER_SECONDS_MAX: Final = 30.0
 #: Less than the service lets one idle: on one that is ended at this very moment a request is lost.
 #: A browser sends it again.
@@ -72,7 +72,7 @@ class Bystanders:
         )
 
     async def payments(self, count: int) -> list[Payment]:
-        """So many buyers who have been at the PG's page."""
+        """So many buyers back from the PG's page."""
         gate = asyncio.Semaphore(_AT_ONCE)
 
         async def one() -> Payment:
@@ -100,7 +100,7 @@ class Bystanders:
         return await self.http.get(url, headers={"Accept": "application/json"})
 
     async def status_of(self, payment: Payment) -> str:
-        """How the order stands."""
+        """The order's status."""
         answer = await self.http.get(
             f"/v1/reservations/{payment.order_id}",
             headers={"X-Reservation-Token": payment.token},

@@ -85,7 +85,7 @@ def _check(one: Contender, measured: Measured, held: int, crowd: int) -> None:
     """A rate counts only when every answer was a hold, and Redis knows each of them."""
     if measured.refused or measured.broken or not measured.answers:
         raise Broken(f"{one.label}: {measured}")
-    # What is under way when the time is up is held and no longer counted.
+    # Requests in flight at the end are held and no longer counted.
     if one.holds and not 0 <= held - measured.answers <= crowd:
         raise Broken(f"{one.label}: {measured.answers} answers, but Redis has {held} new holds")
 
@@ -107,7 +107,7 @@ def _row(one: Contender, rounds: list[Round]) -> Row:
     )
 
 
-#: What the service wants to be of each contender's rate.
+#: The service's targets, as a ratio to each contender's rate.
 _WANTED: Final = {"usual": 3.5, "fastify": 1.2, "nginx": 0.9, "asgi": 0.5}
 
 

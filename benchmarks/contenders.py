@@ -56,7 +56,7 @@ _INSTALL_SECONDS: Final = 300.0
 
 
 class Running:
-    """A server that answers, and what it and its Valkey have used."""
+    """A running server, with the usage of it and its Valkey."""
 
     def __init__(self, url: str, process: subprocess.Popen[bytes], valkey: EmbeddedServer) -> None:
         self.url = url
@@ -68,7 +68,7 @@ class Running:
         self.redis = redis.Redis(unix_socket_path=str(valkey.socket_path), decode_responses=True)
 
     def held(self) -> int:
-        """Pieces that are held, by Redis' own count, once what is under way is done."""
+        """Pieces that are held, by Redis' own count, once no request is in flight."""
         count, seen = -1, self._held()
         while count != seen:
             time.sleep(_SETTLE_SECONDS)
@@ -88,7 +88,7 @@ class Running:
 
 
 class Start(msgspec.Struct, frozen=True):
-    """What a server is started with."""
+    """Parameters of a server's start."""
 
     port: int
     home: Path
@@ -127,7 +127,7 @@ def _ours(start: Start) -> tuple[list[str], dict[str, str]]:
 def _service_environ(start: Start) -> dict[str, str]:
     return own_environ(start.home / "service", start.port) | {
         "RESERVATION_REDIS_URL": start.valkey.url,
-        # Nobody pays here: an address that refuses.
+        # No payment happens here: an address that refuses.
         "RESERVATION_TOSS_API_URL": "http://127.0.0.1:9",
     }
 
@@ -156,7 +156,7 @@ def _python(module: str, *arguments: str) -> Callable[[Start], tuple[list[str], 
 
 
 def _plain_environ(start: Start) -> dict[str, str]:
-    """What a contender needs to know of the sale, which is made here."""
+    """The sale's settings for a contender; the sale is made here."""
     (start.home / "service").mkdir()
     settings = Settings.load(_service_environ(start), None)
     asyncio.run(sale.put_directly(settings, start.stock))
@@ -309,7 +309,7 @@ def served(
 def _wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     give_up_at = time.monotonic() + _START_SECONDS
     while time.monotonic() < give_up_at and process.poll() is None:
-        # Nobody may listen yet: look again after the pause.
+        # The port may not be open yet: retry after the pause.
         with suppress(httpx.HTTPError):
             httpx.get(f"http://127.0.0.1:{port}/health/live", trust_env=False)
             return

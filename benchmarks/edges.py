@@ -1,4 +1,4 @@
-"""The service alone: how fast it says that all is sold, and how quick it is at half its peak."""
+"""Sold out and half load: the rate of refusals, and the latency at half the peak."""
 
 from statistics import median
 from typing import Final
@@ -53,7 +53,7 @@ def _round(load: Load, run: Run, seconds: int) -> Edge:
         load.run(server.url, seconds=warm_up)
         with rewrites.none_meanwhile(server.redis):
             # Side by side: a service that has sold for half a minute more remembers more buyers,
-            # and its Redis has more to look through. That is not the price of being sold out.
+            # and its Redis has more keys. That is not the price of being sold out.
             peak = load.run(server.url, seconds=seconds, connections=run.connections)
             left = STOCK - server.held()
             restock_over_http(server.url, ADMIN_API_KEY, -left)

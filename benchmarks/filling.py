@@ -1,4 +1,4 @@
-"""Fills a sale with holds as fast as the script takes them, and measures the script."""
+"""Filling of a sale with holds as fast as the script takes them, to measure the script."""
 
 import itertools
 import time
@@ -21,13 +21,13 @@ __all__ = ["Filling", "ScriptRate"]
 _BATCH: Final = 128
 #: The outbox is cut after so many holds, as the flusher would: memory is for holds.
 _TRIM_EVERY: Final = 50_000
-#: What is sent before the first answer is read, so that the server never waits for this process:
+#: Pipeline depth before the first answer is read, so that the server never waits for this process:
 #: the larger of the two. As many single calls as the comparison has connections.
 _CALLS_IN_FLIGHT: Final = 4
 _HOLDS_IN_FLIGHT: Final = 64
 #: Calls are packed long before they are sent.
 _NOT_AFTER_MS: Final = 3_600_000
-#: Between two looks whether a rewrite has ended.
+#: Calls between two checks for the end of a rewrite.
 _CALLS_A_LOOK: Final = 4
 
 _SECRET: Final = b"order ids of the benchmark"
@@ -121,7 +121,7 @@ class Filling:
         return sorted(times)
 
     def trim(self) -> None:
-        """Cut the outbox to its last entry, which the script looks at."""
+        """Cut the outbox to its last entry, which the script reads."""
         self._redis.xtrim(self._keys.outbox, maxlen=1, approximate=False)
 
     def call_times(self, batch: int, calls: int) -> Iterator[int]:

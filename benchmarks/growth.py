@@ -1,8 +1,8 @@
-"""Holds a second with a thousand and with a million open holds: what grows must not slow down.
+"""Growth: holds a second with a thousand and with a million open holds must be equal.
 
 A hold is three keys, and Redis' table of keys doubles where 7 x 2^n are in it: until all of them
 are moved, each command moves a few. Near a million holds that is at 1.22 million, so the loads end
-before, and what the moving costs is told by itself.
+before, and the cost of the rehash is reported separately.
 """
 
 from pathlib import Path
@@ -54,7 +54,7 @@ class Moving(msgspec.Struct, frozen=True):
 
 
 def measure(run: Run) -> Section:
-    """The large sale stands all the time; the small one is made anew for each round."""
+    """The large sale exists all the time; the small one is made anew for each round."""
     seconds, rounds = (1, 1) if run.quick else (3, 5)
     ours = next(one for one in CONTENDERS if one.name == "ours")
     few, many = list[Measured](), list[Measured]()

@@ -1,4 +1,4 @@
-"""Runs wrk against one address and reads what it measured."""
+"""Load generator: runs wrk against one address and reads its measurements."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from benchmarks.sale import PRICE, SALE_ID, SKU
 
 __all__ = ["CONNECTIONS", "Load", "Measured", "WrkMissing"]
 
-#: What the comparison runs with: enough that a server never waits for work.
+#: Connections of the comparison: enough that a server never waits for work.
 CONNECTIONS: Final = 64
 
 #: One thread of wrk sends more than any contender answers, and the machine has two cores.
@@ -117,7 +117,7 @@ class Load:
         )  # fmt: skip
 
     def read(self, output: str, errors: str) -> Measured:
-        """What the script wrote at its end; the next run begins behind this one's buyers."""
+        """Parse the script's output at its end; the next run begins behind this one's buyers."""
         for line in output.splitlines():
             if line.startswith(_MARK):
                 measured = msgspec.json.decode(line.removeprefix(_MARK), type=Measured)

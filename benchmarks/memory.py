@@ -1,4 +1,4 @@
-"""What one open hold keeps in Redis once SQL has its event, key by key."""
+"""Memory of one open hold in Redis once SQL has its event, key by key."""
 
 import asyncio
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class Breakdown(msgspec.Struct, frozen=True):
     #: All that the server's memory grew by.
     total: float
     by_key: dict[str, float]
-    #: What the server has beside the values: its tables of keys, and the allocator's rounding.
+    #: The server's overhead beside the values: its tables of keys, and the allocator's rounding.
     rest: float
 
 
@@ -48,7 +48,7 @@ def measure(run: Run) -> Section:
 async def _measure(run: Run) -> Breakdown:
     count = _HOLDS_QUICK if run.quick else _HOLDS
     async with service_alone(run.home / "memory", stock=count * 2) as (service, _):
-        # The first hold makes what is there once: the script, the tables, the group of the outbox.
+        # The first hold creates the shared parts: the script, the tables, the outbox's group.
         await _hold(service, _AT_ONCE)
         await _flush(service)
         before = await _used(service)
@@ -75,7 +75,7 @@ async def _flush(service: Service) -> None:
     flusher = Flusher(service.outbox, service.ledger, on_alarm=_alarmed, on_flushed=lambda _: None)
     while (await flusher.run_once(SALE_ID)).flushed:
         continue
-    # It cuts what it has written only now and then; this is such a time.
+    # The flusher trims its entries only now and then; this is such a time.
     await asyncio.sleep(TRIM_SECONDS)
     await flusher.run_once(SALE_ID)
 

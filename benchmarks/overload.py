@@ -1,7 +1,7 @@
-"""Five times the load that the service can take: what it still sells, says, confirms, and after.
+"""Overload at five times the service's capacity: goodput, refusals, confirms, and recovery.
 
 Twice over. Where the processor is the limit, nothing on the same machine can send five times what
-the service takes: the load is whatever the generator gets rid of over thousands of connections.
+the service takes: the load is as much as the generator can send over thousands of connections.
 Where the disk below Redis is the limit, the timetable is kept, and five times the peak does come.
 """
 
@@ -44,7 +44,7 @@ _PAYMENTS: Final = 20
 _RAMP_SECONDS: Final = 2
 #: How long after the surge is looked at.
 _AFTER_SECONDS: Final = 7
-#: Well again: so many prepares in a row are held as fast as when nobody else comes.
+#: Recovered: so many prepares in a row are held as fast as without load.
 _WELL_IN_A_ROW: Final = 20
 #: Payments whose outcome was unknown at first get this long to be settled.
 _SETTLED_SECONDS: Final = 60.0
@@ -58,14 +58,14 @@ _RECOVERY_SECONDS_MAX: Final = 5.0
 
 
 class Limit(msgspec.Struct, frozen=True):
-    """What the peak is bounded by."""
+    """The bottleneck of the peak."""
 
     name: str
     #: Connections of the peak: as many as it takes.
     connections: int
     #: A prepare that meets no crowd is held within this.
     well_ms: float
-    #: What each sync of Redis' file takes longer, in seconds.
+    #: Added latency of each sync of Redis' file, in seconds.
     sync_delay: float = 0.0
     #: Whether the generator can send the surge: else nothing is known of how fast a refusal is.
     can_be_sent: bool = False
@@ -77,7 +77,7 @@ DISK: Final = Limit("disk-bound", 640, well_ms=200.0, sync_delay=0.03, can_be_se
 
 
 class Phase(msgspec.Struct, frozen=True):
-    """One load, and what went on beside it."""
+    """One load, and the measurements beside it."""
 
     #: Holds a second, by Redis' own count.
     sold_per_second: float
@@ -93,14 +93,14 @@ class Overload(msgspec.Struct, frozen=True):
     limit: str
     peak: Phase
     surge: Phase
-    #: A sale grows and the machine has moods, so the surge is compared with what is on both sides.
+    #: A sale grows and the machine's speed varies, so the surge is compared with both sides of it.
     again: Phase
     #: Seconds from the surge's end; None where it was not well again in time.
     well_after: float | None
 
     @property
     def goodput(self) -> float:
-        """What was sold in the surge, of the peaks around it."""
+        """The goodput of the surge, as a share of the peaks around it."""
         peak = (self.peak.sold_per_second + self.again.sold_per_second) / 2
         return self.surge.sold_per_second / peak
 
@@ -237,7 +237,7 @@ async def _phase(
     rate: float | None = None,
     after_seconds: int = 0,
 ) -> tuple[Phase, list[Answer]]:
-    """The phase, and what was answered to those who prepared after its load had ended."""
+    """The phase, and the answers to buyers who prepared after its load had ended."""
     payments = await scene.bystanders.payments(_PAYMENTS * seconds)
     prepares = [scene.bystanders.prepare] * (_PREPARES * (seconds + after_seconds))
     comings = [_coming(scene.bystanders, payment) for payment in payments]
@@ -261,7 +261,7 @@ def _coming(bystanders: Bystanders, payment: Payment) -> Callable[[], Awaitable[
 
 
 async def _confirmed(bystanders: Bystanders, payments: Sequence[Payment]) -> int:
-    """How many got what they paid for, once what was unknown is settled."""
+    """The number of payments confirmed, once unknown outcomes are settled."""
     left, give_up_at = list(payments), time.perf_counter() + _SETTLED_SECONDS
     while True:
         left = [one for one in left if await bystanders.status_of(one) != "CONFIRMED"]

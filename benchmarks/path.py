@@ -1,10 +1,10 @@
-"""What one hold costs in Python from its bytes to its answer's, without sockets and Redis.
+"""CPU time of one hold in Python from its bytes to its answer's, without sockets and Redis.
 
 python -m benchmarks.path
 
 The protocol, the short way and the queue are the service's own; a stand-in for the store answers
-each call at once with what the script would. Beside `benchmarks.steps`, which has each step alone,
-it shows what lies between them.
+each call at once as the script would. Beside `benchmarks.steps`, which measures each step alone, it
+shows the cost between them.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ ROUNDS: Final = 40
 
 
 class Application:
-    """What the protocol asks for its short way; nothing here goes the other one."""
+    """The application that the protocol calls for its short way; the other one is unused."""
 
     def __init__(self) -> None:
         self.state: Any = None

@@ -1,4 +1,4 @@
-"""Draws the comparison: holds a second, and the CPU time behind each, as bars in a PNG."""
+"""Picture of the comparison: holds a second, and the CPU time behind each, as bars in a PNG."""
 
 from importlib import import_module
 from pathlib import Path

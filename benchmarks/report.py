@@ -1,4 +1,4 @@
-"""Shows the results as tables, and keeps them as JSON and as a picture."""
+"""Report: shows the results as tables, and keeps them as JSON and as a picture."""
 
 import os
 import platform
@@ -39,7 +39,7 @@ class Results(msgspec.Struct, frozen=True, rename="camel"):
 
 
 def results_of(sections: dict[str, Section], *, quick: bool, load: float) -> Results:
-    """What is kept of a run."""
+    """The results of a run that are kept."""
     return Results(
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         quick=quick,

@@ -1,4 +1,4 @@
-"""Rewrites of the append-only file: kept away from what is measured, or set off on purpose.
+"""Rewrites of the append-only file: kept out of a measurement, or triggered on purpose.
 
 The server forks for it, copies each page that is written while the child works, and shares the disk
 and the cores with it. It comes by itself when the file has doubled, so a measurement that happens

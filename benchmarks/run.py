@@ -1,4 +1,4 @@
-"""What every part of the benchmark is given, and what it gives back."""
+"""Input and output of every part of the benchmark."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ class Run(msgspec.Struct, frozen=True):
     contenders: Sequence[str] | None
     #: Connections of a closed loop, each with one request under way.
     connections: int
-    #: Tells how far it is.
+    #: Reports progress.
     say: Callable[[str], None]
 
 
@@ -42,7 +42,7 @@ class Section(msgspec.Struct, frozen=True):
     columns: list[str]
     rows: list[list[str]]
     goals: list[Goal]
-    #: What the machine reads: plain numbers by name.
+    #: The machine-readable result: plain numbers by name.
     data: object
     notes: list[str] = []
 

@@ -1,4 +1,4 @@
-"""The sale that every contender sells, and who buys: made before the clock runs."""
+"""Sale of every contender, and its buyers: made before the clock runs."""
 
 import base64
 import hashlib
@@ -31,7 +31,7 @@ SALE_ID: Final = "bench"
 SKU: Final = "hoodie"
 PRICE: Final = 39_000
 
-#: Nobody runs into it, also where a long run goes through the list of buyers again.
+#: Never reached, also where a long run goes through the list of buyers again.
 _LIMIT_PER_BUYER: Final = 1_000_000
 
 #: No hold ends while it is measured, unless a benchmark wants that.
@@ -41,7 +41,7 @@ _TOKEN_SECONDS: Final = 24 * 3600
 
 
 def document(stock: int, *, hold_seconds: int = HOLD_SECONDS) -> dict[str, Any]:
-    """What an operator would put."""
+    """The sale document that an operator would PUT."""
     now = datetime.now(UTC)
     return {
         "name": "Benchmark",
@@ -69,7 +69,7 @@ def put_over_http(url: str, admin_api_key: str, stock: int) -> None:
 
 
 def restock_over_http(url: str, admin_api_key: str, delta: int) -> None:
-    """Add so many pieces, or withdraw them: without any, each buyer is told that all is sold."""
+    """Add so many pieces, or withdraw them: without any, each buyer gets a sold-out refusal."""
     body = {"sku": SKU, "delta": delta, "reason": "the benchmark sells out, and goes on"}
     path = path_of("v1", "admin", "sales", SALE_ID, "stock")
     with OperatorClient(url, admin_api_key, operator="benchmark") as client:

@@ -19,7 +19,7 @@ _BATCHES_QUICK: Final = (1, 32, 256)
 _HOLDS: Final = 60_000
 #: p99.9 needs more than a thousand.
 _CALLS: Final = 2_000
-#: What a batch of 32 may take, in ms.
+#: Limit for a batch of 32, in ms.
 _BATCH_OF_GOAL: Final = 32
 _P999_MS_MAX: Final = 2.0
 

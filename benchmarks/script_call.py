@@ -1,4 +1,4 @@
-"""The call of prepare.lua, for one basket or many, and its reply."""
+"""Call of prepare.lua, for one basket or many, and its reply."""
 
 import base64
 import hashlib
@@ -20,7 +20,7 @@ INTERVAL_MS: Final = 50
 BURST: Final = 20
 #: No lasting rate and no limit of unpaid orders: each buyer of a benchmark holds many times.
 NO_LIMITS: Final = (0, 0, 0)
-#: Turns are kept, and nobody has waited for holds that ran out.
+#: Turns are kept, and no buyer has waited for holds that ran out.
 TURNS: Final = (1, "")
 #: As the service's: a call that reaches the script later does nothing.
 NOT_AFTER_MS: Final = 2_000
@@ -47,12 +47,12 @@ class Basket(msgspec.Struct, frozen=True):
 
     @property
     def wish(self) -> tuple[str, int, int]:
-        """What it asks for."""
+        """The wish of this basket."""
         return self.digest, self.amount, self.quantity
 
 
 class Held(msgspec.Struct, frozen=True):
-    """What prepare.lua says of the first basket of a call that it held."""
+    """The reply of prepare.lua for the first basket of a call that it held."""
 
     expires_at: int
     created_at: int
@@ -91,7 +91,7 @@ def call_of(
 
 
 def held_of(reply: list[Any]) -> Held | str:
-    """What became of the first basket of a call; the word where it was not held."""
+    """The reply for the first basket of a call; the word where it was not held."""
     (word, *facts), *replies = reply
     if replies and not isinstance(replies[0], int):
         return str(replies[0][0])

@@ -1,4 +1,4 @@
-"""What each step of a prepare costs in Python, one after the other, without network and Redis.
+"""CPU time of each step of a prepare in Python, one after the other, without network and Redis.
 
 python -m benchmarks.steps
 """
@@ -30,8 +30,8 @@ from reservation.domain.reservation import Basket
 from reservation.domain.sale import Item, Sale
 from reservation.domain.states import HoldPolicy, SaleStatus
 
-#: Each step is done so often in a round, and the best of so many rounds counts: what disturbs a
-#: round only ever makes it longer.
+#: Repeats of each step in a round, and rounds; the best round counts, because a disturbance only
+#: ever makes one longer.
 TIMES: Final = 2_000
 ROUNDS: Final = 15
 
@@ -64,7 +64,7 @@ SALE = Sale(
         ),
     ),
 )
-#: What prepare.lua says of a batch: until when, since when, and the items of its one wish.
+#: The reply of prepare.lua for a batch: held until, held since, and the items of its one wish.
 HELD = (str(NOW_MS + 600_000), str(NOW_MS), ["17", "0" * 32], '[["shoe-42",1,129000]]')
 SEQ: Final = 17
 
@@ -154,7 +154,7 @@ async def measure(data_dir: Path) -> dict[str, float]:
 
 
 def made(common: BatchReply, basket: Basket) -> HoldCreated:
-    """What a held basket becomes."""
+    """The answer to a held basket."""
     order = common.decision_of(basket, SEQ)
     if not isinstance(order, HoldCreated):
         raise TypeError(order)

@@ -1,4 +1,4 @@
-"""How fast `reservation verify` judges: a made-up history of a whole sale, all of it true."""
+"""Speed of `reservation verify`: a synthetic history of a whole sale, all of it true."""
 
 import time
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ _SKUS: Final = 50
 _PRICE: Final = 19_000
 _OPENED_MS: Final = 1_800_000_000_000
 _CLOSES_MS: Final = _OPENED_MS + 86_400_000
-#: One event each millisecond, and a look at the head every so many of them.
+#: One event each millisecond, and a head every so many of them.
 _EVENT_NS: Final = 1_000_000
 _EVENTS_A_LOOK: Final = 20
 #: Of so many orders one is given back; the others are paid.
@@ -86,7 +86,7 @@ def made_up(events: int, *, operations: bool) -> Iterator[Record]:
 
     Args:
         events: two of three orders have three of them, the others two.
-        operations: whether each call stands in it, with looks at the head, or the events alone.
+        operations: whether it has each call, with heads, or the events alone.
     """
     yield History(version=VERSION, unix_ms=_OPENED_MS, monotonic_ns=0)
     told = list(_told(events))

@@ -34,7 +34,7 @@ def main() -> int:
         prog="python -m loadtests",
         description=__doc__,
         epilog="Every other option is Locust's: --headless, --users, --run-time, --scenario ...",
-        # `--help` is Locust's too, and tells the sale's options with it.
+        # `--help` is Locust's too, and lists the sale's options with it.
         add_help=False,
     )
     parser.add_argument("--own", action="store_true", help="Start a service for this run alone.")
@@ -87,7 +87,7 @@ def _run(*, own: bool, url: str | None, arguments: list[str]) -> int:
 
 
 def _check(address: str, settings: Settings) -> None:
-    """Refuse at once what every request of the run would be refused for."""
+    """Reject at once a run whose every request would be rejected."""
     guests = Guests(msgspec.structs.replace(settings, guest_rate=None))
     try:
         Desk(address, settings.admin_api_key).check(guests.new("")[1])
@@ -97,14 +97,14 @@ def _check(address: str, settings: Settings) -> None:
 
 def _locust(address: str, environ: dict[str, str], arguments: list[str]) -> int:
     command = [sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE), "--host", address]
-    # Locust's own defaults are all interfaces, and its web UI starts load for whoever asks.
+    # Locust listens on all interfaces by default, and its web UI starts load for any visitor.
     command += ["--web-host", "127.0.0.1"]
     if "--worker" not in arguments:
         command += ["--master-bind-host", "127.0.0.1"]
         command += ["--expect-workers-max-wait", str(WORKERS_SECONDS)]
     process = subprocess.Popen([*command, *arguments], env=environ)
 
-    # Whoever ends this ends Locust, and the service only after it: the verdict needs its books.
+    # Ending this process ends Locust, and only then the service: the verdict needs its books.
     def end(number: int, frame: FrameType | None) -> None:
         del number, frame
         process.terminate()

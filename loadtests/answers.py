@@ -1,4 +1,4 @@
-"""What the buyers were told: one last word for each order, collected from every process."""
+"""Answers to the buyers: the last one for each order, collected from every process."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -10,18 +10,18 @@ from reservation.verification.model.history_format import Operation
 
 __all__ = ["Answers", "Told", "ends_of"]
 
-#: Orders whose last word is kept: some hours of a soak, in some hundred megabytes. Of later ones
-#: the verdict says that nobody checked them.
+#: Orders whose last answer is kept: some hours of a soak, in some hundred megabytes. The verdict
+#: reports later ones as unchecked.
 ORDERS_MAX: Final = 1_000_000
-#: Calls that are recorded: an hour of a soak, in a gigabyte. Of later ones the verdict says that
-#: nobody judged them.
+#: Calls that are recorded: an hour of a soak, in a gigabyte. The verdict reports later ones as
+#: unjudged.
 OPERATIONS_MAX: Final = 2_000_000
 #: Wrong answers that are kept word for word; all of them are counted.
 WRONG_MAX: Final = 100
 
 
 class Told(msgspec.Struct, frozen=True):
-    """The last thing that a buyer was told about an order."""
+    """The last answer to a buyer about an order."""
 
     #: `held` after a prepare, `asked` while an answer is out, else how it ended.
     word: str
@@ -29,7 +29,7 @@ class Told(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """What one process has to tell since it told something last."""
+    """The answers of one process since its last report."""
 
     orders: dict[str, Told] = {}
     lives: dict[str, int] = {}
@@ -50,7 +50,7 @@ class Answers:
         self.wrong: list[str] = []
         self.wrong_count = 0
         self.unchecked = 0
-        #: Where the PG stands, known from the first order.
+        #: The PG's address, known from the first order.
         self.sandbox_url = ""
         #: Every call with its answer, where the run is recorded.
         self.operations: list[Operation] = []
@@ -93,7 +93,7 @@ class Answers:
         return msgspec.msgpack.encode(report)
 
     def merge(self, data: bytes) -> bool:
-        """What another process took; whether there was anything in it."""
+        """Merge the report of another process; returns whether it had any content."""
         report = msgspec.msgpack.decode(data, type=Report)
         room = ORDERS_MAX - len(self.orders)
         new = [order_id for order_id in report.orders if order_id not in self.orders]
@@ -111,10 +111,10 @@ class Answers:
 
 
 def ends_of(words: Iterable[str]) -> set[str]:
-    """How one payment ended, by all that its buyer was told: more than one word is a contradiction.
+    """The ends of one payment in its buyer's answers: more than one word is a contradiction.
 
-    Who came too late, while another had the piece, gets it after all with the same page once it has
-    come back. Whether each word was true at its time is the witness's to say.
+    A buyer who came too late, while another had the piece, gets it after all with the same page
+    once it has come back. The history checker judges whether each word was true at its time.
     """
     ends = set(words) - {"unknown", "confirming"}
     return ends - {"reservation_expired"} or ends

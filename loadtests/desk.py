@@ -1,4 +1,4 @@
-"""What the operator of a load test asks the service for: the sale, its counters, its books."""
+"""Operator's desk of a load test: the sale, its counters, its books."""
 
 import secrets
 import time
@@ -17,15 +17,15 @@ HTTP_SECONDS: Final = 30.0
 #: Tries of a request while a service under load does not answer, and the pause between them.
 TRIES_MAX: Final = 20
 TRY_SECONDS: Final = 0.5
-#: How long after the last hold's end everything must be settled and in SQL: the lease of a confirm
-#: that was cut off, and a few looks at the PG.
+#: Time from the last hold's end until everything is settled and in SQL: the lease of a confirm that
+#: was cut off, and a few polls of the PG.
 SETTLE_SECONDS: Final = 120.0
 LOOK_SECONDS: Final = 0.5
 #: Orders in one page, and the most pages that are read.
 PAGE: Final = 100
 PAGES_MAX: Final = 100_000
 PRICE: Final = 19_000
-#: A sale that no service has: what is asked about it is who asks.
+#: A sale that no service has: a query about it only checks the credentials.
 NO_SALE: Final = "load-nobody"
 
 

@@ -1,6 +1,6 @@
-"""A flash sale under Locust: options, the runs, the tab, and an exit status that is a verdict."""
+"""Locust file of a flash sale: options, the runs, the tab, and an exit status that is a verdict."""
 
-# Locust types its own members in part: what they give is narrowed where it enters.
+# Locust types its own members in part: the values are narrowed where they enter.
 # pyright: reportUnknownMemberType=false
 
 import logging
@@ -34,18 +34,18 @@ __all__ = ["Buyer", "SaleShape"]
 
 log = logging.getLogger("loadtests")
 
-#: How often a worker tells the master what its buyers were told.
+#: Interval of a worker's reports to the master.
 REPORT_SECONDS: Final = 1.0
-#: What a worker's message to the master is called.
+#: Name of a worker's message to the master.
 MESSAGE: Final = "answers"
 
 
 class Session:
-    """The runs of this process, and what came of all of them."""
+    """The runs of this process, and their results."""
 
     def __init__(self) -> None:
         self.settings = Settings.load(os.environ, None if OWN_SERVICE in os.environ else ".env")
-        #: What this process's own buyers are told.
+        #: The answers to this process's own buyers.
         self.answers = Answers()
         self.runs: list[Run | NotBegun] = []
 
@@ -64,7 +64,7 @@ class Session:
         options = _options(environment)
         try:
             mix_of(options.mix, KINDS)
-            # Locust's form takes what is typed.
+            # Locust's form accepts any text.
             environment.host = address_of(environment.host or "")
             desk = Desk(environment.host, self.settings.admin_api_key)
             desk.check(Buyer.guests.new("")[1])
@@ -134,7 +134,7 @@ class SaleShape(LoadTestShape):
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: LocustArgumentParser) -> None:
-    """What a run can be told, in the terminal and in the form of the web UI."""
+    """The options of a run, in the terminal and in the form of the web UI."""
     parser.add_argument(
         "--scenario",
         choices=list(SCENARIOS),
@@ -168,14 +168,14 @@ def add_options(parser: LocustArgumentParser) -> None:
         include_in_web_ui=False,
         help="Record every call and judge the history too; needs the service's own settings.",
     )
-    # Not for people: how the master tells its workers which sale it has opened.
+    # Internal: the master passes the sale it has opened to its workers.
     parser.add_argument("--running-sale", default="", include_in_web_ui=False, help=SUPPRESS)
 
 
 @events.init.add_listener
 def begin(environment: Environment, runner: Any, web_ui: Any, **_: Any) -> None:
-    """Connect what this process is: a master, a worker, or both in one."""
-    # A line for each look at the stock would hide everything else.
+    """Connect this process in its role: a master, a worker, or both in one."""
+    # A log line for each poll of the stock would hide everything else.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     environment.host = environment.host or session.settings.public_url
     # The buyers all come from one address, so they are not asked for at the door.
@@ -192,7 +192,7 @@ def begin(environment: Environment, runner: Any, web_ui: Any, **_: Any) -> None:
 
 @events.test_start.add_listener
 def brief(environment: Environment, **_: Any) -> None:
-    """Tell this process's buyers what they are going to do."""
+    """Pass the plan to this process's buyers."""
     options = _options(environment)
     Buyer.plan = Plan(
         sale_id=options.running_sale,
@@ -205,7 +205,7 @@ def brief(environment: Environment, **_: Any) -> None:
 
 @events.test_stop.add_listener
 def close(environment: Environment, **_: Any) -> None:
-    """The buyers have gone: tell what they saw, or judge."""
+    """The buyers have gone: report their answers, or judge."""
     runner = environment.runner
     if isinstance(runner, WorkerRunner):
         _report(runner, last=True)

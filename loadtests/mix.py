@@ -1,4 +1,4 @@
-"""Which buyers a run has, in shares of all."""
+"""Mix of buyers in a run, in shares of all."""
 
 from collections import Counter
 from collections.abc import Collection
@@ -14,7 +14,7 @@ def mix_of(text: str, kinds: Collection[str]) -> dict[str, int]:
     """`pay=50,leave=10` as shares of these kinds of buyers.
 
     Raises:
-        ValueError: a kind that nobody knows, a share that is no number, or no buyers at all.
+        ValueError: an unknown kind, a share that is no number, or no buyers at all.
     """
     shares: Counter[str] = Counter()
     for part in filter(None, (part.strip() for part in text.split(","))):

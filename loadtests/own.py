@@ -1,4 +1,4 @@
-"""Tells Locust's processes that the service was started for this run alone."""
+"""Marks for Locust's processes that the service was started for this run alone."""
 
 from typing import Final
 

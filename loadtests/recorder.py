@@ -1,4 +1,4 @@
-"""Records one run for the judge: looks at the sale from outside, and writes the history."""
+"""Recorder of one run for the history checker: polls the sale and writes the history."""
 
 import os
 import subprocess
@@ -22,9 +22,9 @@ __all__ = ["NotRecorded", "Recorder"]
 
 log = structlog.get_logger(__name__)
 
-#: Between two looks: a call of some milliseconds is known to the few events of this time.
+#: Between two polls: bounds a call of some milliseconds to the few events of this time.
 LOOK_SECONDS: Final = 0.02
-#: Two and a half hours of looks; without more of them a refusal is judged less sharply.
+#: Two and a half hours of polls; beyond them a refusal is judged less sharply.
 HEADS_MAX: Final = 500_000
 #: Writing a million events, on a busy machine.
 PAST_SECONDS_MAX: Final = 600.0
@@ -35,15 +35,15 @@ class NotRecorded(Exception):
 
 
 class Recorder:
-    """Looks at one sale while it goes on, and has its history judged at the end.
+    """Polls one sale while it runs, and has its history judged at the end.
 
     Args:
-        settings: of the service itself: its Redis is looked at, its SQL is read.
+        settings: of the service itself: its Redis is polled, its SQL is read.
         desk: knows the sale's items.
         sale_id: which sale.
 
     Raises:
-        redis.RedisError: the service's Redis cannot be looked at.
+        redis.RedisError: the service's Redis is unreachable.
     """
 
     def __init__(self, settings: Settings, desk: Desk, sale_id: str) -> None:
@@ -53,12 +53,12 @@ class Recorder:
         self._looks: list[Head] = [self._heads.look()]
 
     def watch(self) -> None:
-        """Look on and on, until killed."""
+        """Poll until killed."""
         while len(self._looks) < HEADS_MAX:
             try:
                 self._looks.append(self._heads.look())
             except redis.RedisError as error:
-                # The buyers meet the same. Without this look their calls have wider windows.
+                # The buyers meet the same. Without this poll their calls have wider windows.
                 log.warning("loadtest_head_not_seen", error=str(error))
             gevent.sleep(LOOK_SECONDS)
 
@@ -84,7 +84,7 @@ class Recorder:
             self._heads.close()
 
     def _past(self) -> bytes:
-        """What the service has of the sale, written by its own command."""
+        """The service's history of the sale, written by its own command."""
         command = [sys.executable, "-m", "api.cli", "history", self._sale_id]
         ended = subprocess.run(
             command, capture_output=True, timeout=PAST_SECONDS_MAX, check=False, env=os.environ

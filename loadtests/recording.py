@@ -1,4 +1,4 @@
-"""What a run leaves for the judge: each call with its answer, looks at the head, and the ledger."""
+"""Recording of a run for the history checker: calls with answers, heads, and the ledger."""
 
 import time
 from base64 import urlsafe_b64decode
@@ -26,14 +26,14 @@ from reservation.verification.model.history_format import (
 
 __all__ = ["Call", "Heads", "operation_of", "write_history"]
 
-#: A look that takes longer than this is of no use: the service is in trouble, the run goes on.
+#: A slower poll is of no use: the service is in trouble, the run goes on.
 _LOOK_SECONDS_MAX: Final = 2.0
 #: Where a token's payload says how far the sale was.
 _SEQ_IN_TOKEN: Final = 7
 
 
 class Call(msgspec.Struct, kw_only=True):
-    """One request and its answer, as whoever made it has them."""
+    """One request and its answer, as its client has them."""
 
     sale: str
     client: str
@@ -87,7 +87,7 @@ def operation_of(call: Call) -> Operation | None:
 
 
 def _add_answer(found: Operation, answer: Mapping[str, Any]) -> None:
-    """What the answer says, of a reservation or of why there is none."""
+    """Copy the facts of the answer, about a reservation or the reason for none."""
     if "code" in answer:
         found.code = str(answer["code"])
         found.available = answer.get("available", {})
@@ -109,7 +109,7 @@ def _seq_in(token: str) -> int:
 
 
 class Heads:
-    """Looks at a sale in Redis from outside: its head and its counters at one instant."""
+    """Polls of a sale in Redis from outside: its head and its counters at one instant."""
 
     def __init__(self, settings: Settings, sale_id: str, skus: Iterable[str]) -> None:
         url = settings.redis_url or f"unix://{socket_path_of(settings.data_dir.absolute())}"
@@ -125,10 +125,10 @@ class Heads:
         self._skus = list(skus)
 
     def look(self) -> Head:
-        """How far the sale is now.
+        """The current head of the sale.
 
         Raises:
-            redis.RedisError: it cannot be told.
+            redis.RedisError: the head cannot be read.
         """
         invoked_ns = time.monotonic_ns()
         with self._redis.pipeline(transaction=True) as together:
@@ -161,13 +161,13 @@ def write_history(
     past: bytes,
     entries: Iterable[Mapping[str, Any]] | None,
 ) -> None:
-    """One file of all that is known.
+    """Write the whole recording to one file.
 
     Args:
         path: the file.
-        calls: what the clients were told, and looks at the head.
-        past: what `reservation history` wrote.
-        entries: the PG's ledger of this sale; None where it is not known whole.
+        calls: the clients' calls with their answers, and the heads.
+        past: the output of `reservation history`.
+        entries: the PG's ledger of this sale; None where it is incomplete.
     """
     encoder = msgspec.json.Encoder()
     with path.open("wb") as file:

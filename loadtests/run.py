@@ -1,6 +1,6 @@
-"""One run: it opens the sale, watches the stock while the buyers fight, and ends with a verdict."""
+"""One run: opens the sale, watches the stock while the buyers compete, ends with a verdict."""
 
-# Locust types its own members in part: what they give is narrowed where it enters.
+# Locust types its own members in part: the values are narrowed where they enter.
 # pyright: reportUnknownMemberType=false
 
 import time
@@ -38,7 +38,7 @@ REPORTS_SECONDS: Final = 15.0
 
 
 class Board(msgspec.Struct, kw_only=True, rename="camel"):
-    """What the tab shows: the stock over time, the counts so far, and at the end the verdict."""
+    """The data of the tab: the stock over time, the counts so far, and at the end the verdict."""
 
     state: Literal["idle", "running", "settling", "done", "broken", "not begun"] = "idle"
     sale_id: str = ""
@@ -62,7 +62,7 @@ class NotBegun(msgspec.Struct, frozen=True, kw_only=True):
     verdict: None = None
 
     def board(self) -> Board:
-        """What the tab shows."""
+        """The data of the tab."""
         return Board(state="not begun", scenario=self.scenario, problems=[self.reason])
 
     def latest(self) -> list[Sample]:
@@ -91,8 +91,8 @@ class Run:
         self.scenario = scenario
         self.answers = Answers()
         self.verdict: Verdict | None = None
-        #: Workers that had buyers; whose buyers have gone and told everything; and those of them
-        #: who have sent Locust's statistics since.
+        #: Workers that had buyers; whose buyers have gone and all answers were reported; and those
+        #: of them that have sent Locust's statistics since.
         self.heard: set[str] = set()
         self.silent: set[str] = set()
         self.counted: set[str] = set()
@@ -148,7 +148,7 @@ class Run:
             self._ended.set()
 
     def _judgement(self, books: BalanceCheck) -> Judgement | None:
-        """What the history of the run shows, where there is one."""
+        """The judgement on the run's history, where there is one."""
         if self._recorder is None or self._recording is None:
             return None
         self._recording.kill()
@@ -164,7 +164,7 @@ class Run:
         return self.verdict
 
     def board(self) -> Board:
-        """How it stands."""
+        """The current state of the run."""
         running = self._state == "running"
         total = self._environment.stats.total
         return Board(
@@ -182,7 +182,7 @@ class Run:
         )
 
     def latest(self) -> list[Sample]:
-        """The last look at each item."""
+        """The latest sample of each item."""
         return list({sample.sku: sample for sample in self._samples}.values())
 
     def _watch(self) -> None:
@@ -190,7 +190,7 @@ class Run:
             try:
                 self._look()
             except httpx.HTTPError as error:
-                # The buyers meet the same: their failures are counted, and the verdict looks again.
+                # The buyers meet the same: their failures are counted, and the verdict reads again.
                 log.warning("loadtest_look_failed", error=str(error))
             gevent.sleep(LOOK_SECONDS)
 

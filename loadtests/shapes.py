@@ -1,4 +1,4 @@
-"""How many buyers there are at which second: one curve for each scenario."""
+"""Load shapes: the number of buyers at each second, one curve for each scenario."""
 
 from collections.abc import Callable
 from typing import Final
@@ -8,7 +8,7 @@ __all__ = ["SCENARIOS", "Target", "target_at"]
 #: How many buyers, and how many of them may come or go in a second.
 Target = tuple[int, float]
 
-#: What a scenario takes if no run time is given. A soak is meant to be told how long.
+#: Duration of a scenario if no run time is given. A soak needs an explicit one.
 DEFAULT_SECONDS: Final = {
     "opening": 60.0,
     "steady": 120.0,
@@ -63,7 +63,7 @@ def target_at(
         scenario: a key of `SCENARIOS`.
         seconds: since the start.
         peak: the most buyers at any time; at least 1.
-        run_seconds: how long it all takes; the scenario's own length where nobody says.
+        run_seconds: the duration; by default the scenario's own.
     """
     length = run_seconds or DEFAULT_SECONDS[scenario]
     if seconds >= length:

@@ -1,6 +1,6 @@
-"""The tab "Stock" in Locust's own web UI, and the board under it."""
+"""Tab "Stock" in Locust's own web UI, and the board under it."""
 
-# Locust types its own members in part: what they give is narrowed where it enters.
+# Locust types its own members in part: the values are narrowed where they enter.
 # pyright: reportUnknownMemberType=false
 
 from collections.abc import Callable

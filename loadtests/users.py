@@ -1,6 +1,6 @@
-"""The buyers: each life is a new buyer who does what one kind of buyer does, and then goes."""
+"""Buyers: each life is a new buyer of one kind, from first request to last."""
 
-# Locust types its own members in part: what they give is narrowed where it enters.
+# Locust types its own members in part: the values are narrowed where they enter.
 # pyright: reportUnknownMemberType=false
 
 import random
@@ -23,16 +23,16 @@ from loadtests.wire import Answer, members_of, new_key
 
 __all__ = ["KINDS", "Buyer", "Plan"]
 
-#: Tries of a request that was told to come again, and the longest that a buyer waits for one.
+#: Tries of a request that was deferred, and the longest wait of a buyer for one.
 TRIES_MAX: Final = 5
 WAIT_SECONDS_MAX: Final = 5.0
-#: Looks at an order that is being paid, each of up to ten seconds.
+#: Polls of an order during its payment, each of up to ten seconds.
 LOOKS_MAX: Final = 8
 REFRESHES: Final = 5
 #: Other buyers' orders that an intruder knows of.
 STRANGERS_MAX: Final = 1000
 
-#: The service at work, and its name in the statistics; else what is not 2xx is a failure there.
+#: Expected refusals, and their names in the statistics; any other non-2xx is a failure there.
 EXPECTED: Final = {
     "sold_out": "sold out",
     "buyer_limit_exceeded": "limit reached",
@@ -48,7 +48,7 @@ OVER: Final = "answered too late"
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What the buyers of one run know."""
+    """The plan that the buyers of one run share."""
 
     sale_id: str
     mix: dict[str, int]
@@ -69,7 +69,7 @@ class Buyer(FastHttpUser):
     plan: Plan
     answers: Answers
     guests: Guests
-    #: Orders of this process's buyers, for those who try another's.
+    #: Orders of this process's buyers, for buyers who try another's.
     strangers: deque[str] = deque(maxlen=STRANGERS_MAX)
 
     @task
@@ -83,7 +83,7 @@ class Buyer(FastHttpUser):
         gevent.sleep(random.uniform(0, 2 * plan.think_seconds))
 
     def pay(self) -> str:
-        """Look, prepare, pay, come back."""
+        """Read the sale, prepare, pay, come back."""
         order = self._take()
         return order if isinstance(order, str) else self._pay(order)
 
@@ -166,7 +166,7 @@ class Buyer(FastHttpUser):
         return f"{answer.code or answer.status}, then {self._release(order)}"
 
     def intrude(self) -> str:
-        """Look at, give back and pay for somebody else's order."""
+        """Read, release and pay for another buyer's order."""
         order = self._take(known=False)
         if isinstance(order, str) or not self.strangers:
             return order if isinstance(order, str) else self._release(order)
@@ -193,7 +193,7 @@ class Buyer(FastHttpUser):
         return self._release(order)
 
     def _take(self, *, known: bool = True) -> dict[str, Any] | str:
-        """Look and prepare; the order, or why there is none."""
+        """Read the sale and prepare; the order, or the reason for none."""
         item = self._look()
         if item is None:
             return "no sale"
@@ -245,7 +245,7 @@ class Buyer(FastHttpUser):
         return self._ended(order, self._end(order, self._come_back(url)))
 
     def _payment_key(self, order: dict[str, Any], decline: str | None = None) -> str:
-        """What the PG gave; a key that nobody knows where the PG is away."""
+        """The PG's payment key; an unknown key where the PG is away."""
         wish = {"orderId": order["orderId"], "amount": order["amount"], "method": "card"}
         answer = self._ask(
             "POST",
@@ -321,7 +321,7 @@ class Buyer(FastHttpUser):
         *,
         known: tuple[str, ...] = (),
     ) -> Answer:
-        """One request, and again while it is told to come later; all of them may be repeated."""
+        """One request, retried while it is deferred; all of them may be repeated."""
         for attempt in range(1, TRIES_MAX + 1):
             answer = self._ask_once(method, url, name, headers, body, known)
             if answer.status not in {0, 429, 503} or attempt == TRIES_MAX:

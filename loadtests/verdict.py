@@ -1,4 +1,4 @@
-"""The verdict on a run: the books against each other, and every answer against the books."""
+"""Verdict on a run: reconciles the books, and checks every answer against them."""
 
 import html
 from collections.abc import Iterable
@@ -14,11 +14,11 @@ from reservation.verification.model.report import Judgement
 __all__ = ["RequestLine", "Sample", "Verdict", "judge", "page_of", "problems_of_sample", "write"]
 
 WEB: Final = Path(__file__).parent / "web"
-#: Lines of one kind of problem; the count of all is told with them.
+#: Lines of one kind of problem; the total count is reported with them.
 PROBLEMS_MAX: Final = 200
 
-#: What an order may be at the end, by the last thing that its buyer was told about it. After a
-#: word that is not here (`held`, or an answer that never came) it may be anything that is decided.
+#: Allowed final states of an order, by the last answer to its buyer. After a word that is not here
+#: (`held`, or an answer that never came) it may be in any decided state.
 ALLOWED: Final = {
     "confirmed": {"CONFIRMED"},
     "released": {"RELEASED"},
@@ -58,7 +58,7 @@ class RequestLine(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What came of a run; `problems` is empty where nothing was oversold and all books agree."""
+    """The result of a run; `problems` is empty where nothing was oversold and all books agree."""
 
     ok: bool
     sale_id: str
@@ -75,12 +75,12 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     cancelled: int
     confirmed_amount: int
     orders: int
-    #: Orders about which some buyer was told something, each checked against the books.
+    #: Orders about which a buyer got an answer, each checked against the books.
     answers_checked: int
     lives: dict[str, int]
-    #: First the ones that say what went wrong.
+    #: Errors come first.
     problems: list[str]
-    #: What the recorded history shows; its violations are among the problems.
+    #: The judgement on the recorded history; its violations are among the problems.
     history: Judgement | None = None
     statistics: list[RequestLine] = []
     samples: list[Sample] = []
@@ -97,7 +97,7 @@ def judge(
     seen: Iterable[str] = (),
     **facts: Any,
 ) -> Verdict:
-    """Everything that must hold after a run.
+    """Check all invariants after a run.
 
     Args:
         books: of the sale, after the last hold has ended.
@@ -106,7 +106,7 @@ def judge(
         statistics: of the requests; a run without any has proved nothing.
         judgement: on the recorded history, where there is one.
         exceptions: that the buyers died of.
-        seen: what was already wrong during the run.
+        seen: problems found during the run.
         facts: `sale_id`, `scenario`, `started_at`, `seconds` and `users`.
     """
     requests = sum(line.requests for line in statistics)
@@ -144,7 +144,7 @@ def judge(
 
 
 def _proved_nothing(requests: int, statistics: list[RequestLine], answers: Answers) -> list[str]:
-    """A run is clean for what it did: without an order there is nothing that could be wrong."""
+    """A run proves only the paths it took: without an order nothing could be wrong."""
     if not requests:
         return ["no request was made: nothing was proved"]
     found: list[str] = []
@@ -173,7 +173,7 @@ def _violations(judgement: Judgement) -> list[str]:
 
 
 def problems_of_sample(sample: Sample) -> list[str]:
-    """What must never be seen, not for one moment."""
+    """Violations of the invariants that hold at every moment."""
     found: list[str] = []
     if sample.total != sample.available + sample.held + sample.sold:
         found.append("total is not available + held + sold")

@@ -1,4 +1,4 @@
-"""What the buyers send and read: idempotency keys, and the members of an answer."""
+"""Wire format of the buyers: idempotency keys, and the members of an answer."""
 
 import random
 import time
@@ -17,7 +17,7 @@ class Answer(msgspec.Struct, frozen=True):
 
     @property
     def code(self) -> str:
-        """What a problem document names itself, or nothing."""
+        """The code of a problem document, or nothing."""
         return str(self.body.get("code", ""))
 
 

@@ -1,8 +1,8 @@
-"""The floor: the service's own server, and a handler that decodes a prepare and answers it.
+"""Floor of the comparison: the service's own server, and a handler that decodes and answers.
 
-No framework, no token, no Redis: what is left is what this server costs in Python at least. The
-answer is a hold's whole answer, made of the service's own schema; only what has to be worked out
-for it (ids, times, signatures) is made up once.
+No framework, no token, no Redis: the rest is the minimum cost of this server in Python. The answer
+is a hold's whole answer, made of the service's own schema; only its computed members (ids, times,
+signatures) are fixed.
 """
 
 import sys

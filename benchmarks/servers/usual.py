@@ -1,4 +1,4 @@
-"""The sale as it is usually written in Python: Litestar, redis-py, one EVALSHA for each request."""
+"""Usual implementation of the sale in Python: Litestar, redis-py, one EVALSHA a request."""
 
 import os
 from collections.abc import AsyncGenerator

@@ -1,4 +1,4 @@
-"""A real Chromium, and the visits that tests pay with it."""
+"""Real Chromium for the tests, and their visits with it."""
 
 import os
 import shutil
@@ -34,12 +34,12 @@ ARGUMENTS = [
 PATIENCE_MS = 15_000
 PHONE = {"width": 390, "height": 844}
 
-#: What the browser says of each refusal, in which the service says no as it should.
+#: The browser's message for each refusal of the service.
 EXPECTED = "Failed to load resource"
 
 
 class Visit:
-    """One visitor: a browser without a past, what it asked for, and what it complained about."""
+    """One visitor: a browser with a fresh profile, its requests, and its errors."""
 
     def __init__(self, context: BrowserContext, origin: str) -> None:
         self.context = context
@@ -66,7 +66,7 @@ class Visit:
         return [url for url in self.requests if part in url]
 
     def hosts(self) -> set[str]:
-        """Everybody who was asked for anything."""
+        """Every host that was requested."""
         return {urlsplit(url).netloc for url in self.requests if url.startswith("http")}
 
 
@@ -108,7 +108,7 @@ def visit(browser: Browser, served: Any) -> Iterator[Callable[..., Visit]]:
 
 
 def serious(page: Page) -> list[str]:
-    """What axe finds that keeps somebody from using the page, in light and in dark."""
+    """Serious accessibility violations that axe finds, in light and in dark."""
     violations: list[dict[str, Any]] = []
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)

@@ -1,4 +1,4 @@
-"""Kills the parts of a running service, at moments when money is moving."""
+"""Kills of the parts of a running service, at moments when money is moving."""
 
 import random
 import subprocess
@@ -14,7 +14,7 @@ from tests.support.service import Served
 
 __all__ = ["VICTIMS", "kill_parts"]
 
-#: What is killed, in an order drawn from the seed that a failure prints.
+#: Parts to kill, in an order drawn from the seed that a failure prints.
 VICTIMS = ("valkey", "api", "worker", "sandbox")
 #: Kills come at least this far apart, so that most parts are up when the next one falls.
 APART_SECONDS = (0.2, 1.0)

@@ -19,14 +19,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 _BLOCK = re.compile(r"^```(?:sh|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
-#: What a line of a table begins with where it is to be typed.
+#: The beginning of a table's line that is a command.
 _TYPED = re.compile(r"(?:redis-cli|curl) |reservation (?!serve)[a-z]+ ")
 
 #: A page's lines together; the slowest is a demo of 2,000 buyers.
 PAGE_SECONDS = 170.0
 
-#: Ends what the page left running, the service first and by its own pid. `make run` starts the
-#: service as the Makefile does, but in the background and with what the page has put into `.env`;
+#: Ends the processes that the page left running, the service first and by its own pid. `make run`
+#: starts the service as the Makefile does, but in the background and with the page's `.env`;
 #: `reservation serve` is found on the PATH like any command.
 _PRELUDE = """
 stop_service() {
@@ -59,7 +59,7 @@ def blocks_of(page: Path) -> list[str]:
 
 
 def typed_in_tables_of(page: Path) -> list[str]:
-    """Each command that a table's row tells its reader to type."""
+    """Each command in a table's rows."""
     rows = [line for line in page.read_text().splitlines() if line.startswith("|")]
     found = [code for row in rows for code in _CODE.findall(row.replace("\\|", "\0"))]
     return [code.replace("\0", "|") for code in found if _TYPED.match(code)]
@@ -82,15 +82,15 @@ class Place:
         self.replaced = {"127.0.0.1:8000": f"127.0.0.1:{self.port}"}
 
     def finds(self, programs: Path) -> None:
-        """Look for commands in this folder too."""
+        """Put this folder on the PATH too."""
         self._path.append(str(programs))
 
     def run(self, script: str, *, before: str = "", **environ: str) -> str:
-        """What the lines print; they must all succeed.
+        """The output of the lines; they must all succeed.
 
         Args:
             script: as the page has it.
-            before: what is to be known to the shell and not in the page.
+            before: shell setup that the page does not have.
             environ: more of the environment.
         """
         for old, new in self.replaced.items():

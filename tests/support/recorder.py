@@ -1,4 +1,4 @@
-"""Records what a test's clients are told, and looks at the sale meanwhile, for the witness."""
+"""Recorder of the answers to a test's clients and of the sale's head, for the history checker."""
 
 import os
 import subprocess
@@ -20,20 +20,20 @@ from reservation.domain.ids import sale_of
 from reservation.verification.model.history_format import Head, Operation
 from tests.support.service import Served, eventually
 
-#: Often enough that a call of some milliseconds is between two looks.
+#: Often enough that a call of some milliseconds is between two polls.
 LOOK_SECONDS = 0.02
-#: A look that fails is made again: the server may be down on purpose.
+#: A failed poll is retried: the server may be down on purpose.
 AGAIN_SECONDS = 0.1
 
 
 class Recorder(httpx.BaseTransport):
-    """Stands where a client's transport was, and keeps each call of one sale."""
+    """Replaces a client's transport, and keeps each call of one sale."""
 
     def __init__(self, served: Served, sale_id: str) -> None:
         self.sale_id = sale_id
         self.calls: list[Operation] = []
         self.heads: list[Head] = []
-        #: Where the PG stands, known from the first hold.
+        #: The PG's address, known from the first hold.
         self.sandbox_url = ""
         self._served = served
         self._transport = httpx.HTTPTransport()
@@ -77,7 +77,7 @@ class Recorder(httpx.BaseTransport):
             self.calls.append(call)
 
     def watch(self) -> None:
-        """Look at the head until the end."""
+        """Poll the head until the end."""
         skus = [row["sku"] for row in self._served.document(self.sale_id)["items"]]
         heads = Heads(self._served.settings, self.sale_id, skus)
         while not self._ended.is_set():
@@ -94,7 +94,7 @@ class Recorder(httpx.BaseTransport):
         self._transport.close()
 
     def ledger(self) -> list[dict[str, Any]]:
-        """What the PG has written down about the sale."""
+        """The PG's ledger of the sale."""
         answer = httpx.get(f"{self.sandbox_url}/_ledger", timeout=30, trust_env=False)
         entries = answer.raise_for_status().json()["entries"]
         return [entry for entry in entries if sale_of(entry["orderId"]) == self.sale_id]
@@ -126,7 +126,7 @@ class Recorder(httpx.BaseTransport):
 
 @contextmanager
 def recording(served: Served, sale_id: str) -> Iterator[Recorder]:
-    """Whatever this service's client is told about the sale."""
+    """Record every answer to this service's client about the sale."""
     recorder, before = Recorder(served, sale_id), served.http
     served.http = httpx.Client(base_url=served.url, timeout=30, trust_env=False, transport=recorder)
     watcher = threading.Thread(target=recorder.watch)

@@ -1,4 +1,4 @@
-"""What the storefront's tests share: a sale's items, choosing, holding, who the buyer is."""
+"""Storefront helpers: a sale's items, choosing, holding, the buyer's identity."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ ITEMS = [
     item("cap", name="Cap", price=20_000, total=5, limitPerBuyer=2),
 ]
 
-#: What a prepare is told that was put off.
+#: The answer to a prepare that load shedding deferred.
 NOT_NOW: dict[str, Any] = {
     "status": 503,
     "headers": {"Retry-After": "1"},

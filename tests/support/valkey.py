@@ -1,4 +1,4 @@
-"""Real servers for the tests: Valkey as production configures it, and Redis 7.0 where installed."""
+"""Redis servers for the tests: Valkey as production configures it, and Redis 7.0 if installed."""
 
 import asyncio
 from collections.abc import Callable, Iterator
