@@ -1,4 +1,4 @@
-"""The operator's endpoints: sales, stock, switches, audit, orders and refunds."""
+"""Operators' endpoints: sales, stock, switches, audit, orders and refunds."""
 
 import secrets
 from datetime import UTC, datetime
@@ -482,7 +482,7 @@ def test_a_page_that_ends_with_the_last_order_has_no_next(served: Served) -> Non
 
 
 def test_a_name_that_no_database_takes_is_nobodys(served: Served) -> None:
-    """A zero byte: SQLite would look for it, PostgreSQL refuses to."""
+    """A zero byte: SQLite accepts it in a query, PostgreSQL refuses it."""
     path = "/v1/admin/orders"
     refused(served.http.get(f"{path}?buyerId=%00", headers=served.admin), 400, "malformed_request")
     refused(

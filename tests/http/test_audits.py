@@ -1,4 +1,4 @@
-"""An audit that takes long keeps its connection alive, and says in its report how it ended."""
+"""Audits that take long keep their connection alive and report how they ended."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Buyers who sign in at the shop: its tokens by a shared secret, or by the keys it publishes."""
+"""Authentication of the shop's buyers: tokens by a shared secret, or by its published keys."""
 
 import hmac
 import json

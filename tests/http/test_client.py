@@ -1,4 +1,4 @@
-"""The Python client against the service that it is for, its repeats, and its shapes."""
+"""Python client against the service: its retries, and its shapes."""
 
 import re
 from collections.abc import Callable
@@ -207,7 +207,7 @@ def test_the_answers_are_those_of_the_document(served: Served, shape: type[Any])
     fields = {field.encode_name: field for field in msgspec.structs.fields(shape)}
     assert set(fields) == set(schema["properties"])
     required = {name for name, field in fields.items() if field.default is msgspec.NODEFAULT}
-    # What the client insists on is what the service always sends.
+    # The members that the client requires are those that the service always sends.
     assert required <= set(schema["required"])
 
 

@@ -1,4 +1,4 @@
-"""Many buyers at once: never more holds than pieces, and every piece somebody's.
+"""Concurrency: never more holds than pieces, and every piece has an owner.
 
 The crowd goes through HTTP; the limit of connections is the client's, not the service's.
 """
@@ -19,15 +19,15 @@ from tests.support.service import Served, item
 
 PIECES = 100
 BUYERS = 500
-#: Requests under way at once: far more than the service has processes, and below what one client
-#: process can watch without being the slow part.
+#: Requests under way at once: far more than the service has processes, and few enough that one
+#: client process is not the bottleneck.
 CONNECTIONS = 64
 COPIES = 20
 CRLF = "\r\n"
 
 
 class Answer:
-    """What a member of the crowd was told."""
+    """An answer to a member of the crowd."""
 
     def __init__(self, head: bytes, body: bytes) -> None:
         status, _, fields = head.decode("latin-1").partition("\r\n")
@@ -86,7 +86,7 @@ class Crowd:
             head = await reader.readuntil(b"\r\n\r\n")
             length = int(re.search(rb"content-length: (\d+)", head, re.IGNORECASE)[1])  # type: ignore[index]
             answer = Answer(head[:-4], await reader.readexactly(length))
-        # Not after an error: what is left of its answer would be the next one's.
+        # Not after an error: the rest of its answer would be the next one's.
         self._free.put_nowait(connection)
         return answer
 
@@ -284,7 +284,7 @@ def never_more_than(pieces: int, spans: list[tuple[str, str]]) -> bool:
 async def test_payments_and_releases_in_the_crowd_leave_every_piece_in_one_place(
     served: Served, crowd: Crowd, http: httpx.AsyncClient
 ) -> None:
-    """Winners pay, give back or fail at once, while losers try again for what comes back."""
+    """Winners pay, release or fail at once, while losers retry for returned pieces."""
     sale_id = served.sale(items=[item("a", total=30)])
 
     async def buyer(number: int) -> str:

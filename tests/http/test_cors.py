@@ -1,4 +1,4 @@
-"""A storefront elsewhere: cross-origin headers on every answer, and where browsers are sent."""
+"""CORS: cross-origin headers on every answer, and the redirects of browsers."""
 
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -14,7 +14,7 @@ SENT = {"authorization", "idempotency-key", "x-reservation-token", "content-type
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A service that knows its storefronts, and lets nobody be quick."""
+    """A service with configured storefronts, and a strict rate limit."""
     with running_service(
         tmp_path_factory.mktemp("shop"),
         RESERVATION_WORKERS="1",
@@ -147,7 +147,7 @@ def test_a_repeat_of_a_key_that_holds_comes_before_the_rate(shop: Served) -> Non
     again = shop.prepare(sale_id, buyer, key="first")
     assert (again.status_code, again.headers["idempotent-replayed"]) == (201, "true")
     assert again.json()["orderId"] == first["orderId"]
-    # As many look-ups as the rate has calls: a flood of repeats is a flood.
+    # As many lookups as the rate has calls: a flood of repeats is a flood.
     refused(shop.prepare(sale_id, buyer, key="first"), 429, "rate_limited")
 
 
@@ -164,6 +164,6 @@ def test_guests_are_counted_by_their_address(shop: Served) -> None:
         shop.http.post("/v1/guests", headers={"X-Forwarded-For": f"203.0.113.{number}"})
         for number in range(4)
     ]
-    # Nobody was named as a proxy, so all of these came from one place.
+    # No proxy is configured, so all of these came from one address.
     problem = refused(answers[-1], 429, "rate_limited")
     assert answers[-1].headers["retry-after"] == str(problem["retryAfter"])

@@ -1,4 +1,4 @@
-"""Each code of the contract over HTTP: its status, its extra members, and which one comes first."""
+"""Error codes over HTTP: the status, extra members and precedence of each."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def switch(served: Served, sale_id: str, action: str) -> None:
 
 
 def ghost(served: Served, sale_id: str) -> dict[str, Any]:
-    """What a buyer holds in hand whose order a failure of the store has taken."""
+    """A buyer's hold whose order was lost in a failure of the store."""
     order = served.hold(sale_id, served.buyer())
     now_ms = int(datetime.now(UTC).timestamp() * 1000)
     order_id = f"{sale_id}-{'g' * 24}"
@@ -225,7 +225,7 @@ def rate_limited(served: Served) -> httpx.Response:
 
 
 def too_many_orders(served: Served) -> httpx.Response:
-    """A prepare / release loop: what it left behind is unpaid, and the next one is refused."""
+    """A prepare / release loop: its orders are unpaid, and the next one is refused."""
     sale_id, buyer = served.sale(), served.buyer()
     for _ in range(20):
         order = served.hold(sale_id, buyer)
@@ -365,7 +365,7 @@ def test_an_order_that_is_gone_is_told_to_whoever_has_its_token(served: Served) 
     path = f"/v1/reservations/{lost['orderId']}"
     refused(served.http.get(path, headers=headers), 409, "hold_lost")
     refused(served.http.post(f"{path}/release", headers=headers), 409, "hold_lost")
-    # Whoever was sent back by the PG learns which order that was.
+    # A buyer back from the PG learns the order's id.
     url = lost["payment"]["successUrl"] + "&paymentKey=some-key&amount=1000"
     answer = served.http.get(url, headers={"Accept": "text/html"})
     assert answer.headers["location"].endswith(f"?orderId={lost['orderId']}&outcome=expired")
@@ -558,7 +558,7 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @contextmanager
 def frozen(served: Served) -> Iterator[None]:
-    """The embedded server takes what is sent and answers nothing."""
+    """The embedded server accepts commands and never answers."""
     pid = lock_holder(served.settings.data_dir.absolute() / "valkey.lock")
     assert pid
     os.kill(pid, signal.SIGSTOP)
@@ -570,7 +570,7 @@ def frozen(served: Served) -> Iterator[None]:
 
 @contextmanager
 def cut_off(served: Served) -> Iterator[None]:
-    """Nobody reaches the embedded server: connections are closed, new ones find no socket."""
+    """The embedded server is unreachable: connections are closed, new ones find no socket."""
     socket = socket_path_of(served.settings.data_dir.absolute())
     away = socket.with_suffix(".away")
     with served.redis() as client:

@@ -1,4 +1,4 @@
-"""The ETag of a sale covers its totals: a PUT undoes no change that its caller has not seen."""
+"""ETag of a sale: covers its totals, so a PUT undoes no change that its caller has not seen."""
 
 import asyncio
 import secrets
@@ -10,7 +10,7 @@ from tests.support.service import Served, item, refused
 
 
 def put(served: Served, sale_id: str, etag: str, **changes: Any) -> httpx.Response:
-    """Put what the sale was created with, but for these members."""
+    """PUT the document of the sale's creation, but for these members."""
     return served.http.put(
         f"/v1/admin/sales/{sale_id}",
         json={**served.document(sale_id), **changes},

@@ -1,4 +1,4 @@
-"""Prepare's short way answers byte for byte as the route does, and takes only what it should."""
+"""Fast path of a prepare: answers byte for byte as the route, and takes only its own cases."""
 
 import asyncio
 import re
@@ -24,7 +24,7 @@ from tests.support.service import item, sale_document
 
 SHOP = "https://shop.example"
 START_SECONDS = 20.0
-#: What differs between two orders of one wish, in the order in which it is hidden.
+#: The differences between two orders of one wish, in the order in which they are masked.
 VARYING = (
     (re.compile(rb"(?m)^date: .*\r$"), b"date: D\r"),
     (re.compile(rb"w\d[0-9a-f]{8}-[A-Za-z0-9_-]{24}"), b"ORDER"),
@@ -37,7 +37,7 @@ VARYING = (
 
 
 class Counting:
-    """The short way, counting what it takes."""
+    """The fast path, counting the requests it takes."""
 
     def __init__(self, path: Any) -> None:
         self._path = path
@@ -169,7 +169,7 @@ def basket(*lines: tuple[str, int], amount: int, **more: Any) -> Prepare:
 
 
 ITEMS = [item("a"), item("b", price=700), item("rare", total=1)]
-#: What is sent on one connection, changes of the sale, and how many of it take the short way.
+#: The requests on one connection, changes of the sale, and how many take the fast path.
 CASES: dict[str, tuple[list[Prepare], dict[str, Any], int]] = {
     "a hold": ([{}], {}, 1),
     "a replay": ([{}, {}], {}, 2),
@@ -312,7 +312,7 @@ async def test_a_buyer_who_leaves_meanwhile_disturbs_nobody(ways: Ways) -> None:
     writer.write(prepare(token, sale_id, "1", {"key": "gone"}))
     await writer.drain()
     writer.transport.abort()
-    # The hold may stand; its key finds it.
+    # The hold may exist; its key finds it.
     answers = await ways.talk(
         [prepare(token, sale_id, "1", {"key": "gone"})], short=True, at_once=False
     )

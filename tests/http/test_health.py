@@ -1,4 +1,4 @@
-"""Whether the process lives, whether the service can work, and what it has counted."""
+"""Health checks and metrics: liveness, readiness, and the counters."""
 
 import re
 
@@ -25,7 +25,7 @@ def test_what_is_counted_is_told_in_prometheus_format(served: Served) -> None:
     assert answer.headers["content-type"].startswith("text/plain")
     counted = answer.text
     assert re.search(r'_count\{.*operation="prepareReservation".*\} [1-9]', counted)
-    # An address that nobody serves makes no series of its own: there is no end of those.
+    # An unknown path makes no series of its own: their number has no bound.
     assert "no/such/path" not in counted
     assert 'operation="other"' in counted
 

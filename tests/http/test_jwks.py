@@ -1,4 +1,4 @@
-"""The shop's published keys: outages, withdrawn keys, key sets that are not as they should be."""
+"""JWKS of the shop: outages, withdrawn keys, malformed key sets."""
 
 import asyncio
 import json
@@ -199,7 +199,7 @@ async def test_a_withdrawn_key_ends_the_tokens_that_it_verified(
     asked = provider.asked
     provider.publish("two")
     clock.now += FRESH_SECONDS + 1
-    # What was verified before is judged anew once the keys are no longer fresh.
+    # Cached verifications are repeated once the keys are no longer fresh.
     assert buyers.at_once(old) is None
     with pytest.raises(Unauthenticated):
         await buyers.buyer(request_with(old))

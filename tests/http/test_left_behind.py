@@ -1,4 +1,4 @@
-"""Prepare / release loops: what buyers leave behind is bounded, and prepare stays open."""
+"""Prepare / release loops: the remains of a buyer are bounded, and prepare stays open."""
 
 import asyncio
 import time
@@ -39,7 +39,7 @@ async def sent(http: httpx.AsyncClient, path: str, **request: Any) -> httpx.Resp
 async def loop(
     http: httpx.AsyncClient, served: Served, sale_id: str, pause: float, is_over: IsOver
 ) -> Counter[str]:
-    """One guest who prepares and releases; how often each answer came."""
+    """Prepares and releases of one guest; how often each answer came."""
     told: Counter[str] = Counter()
     number, buyer = 0, served.buyer()
     while not is_over(told):

@@ -1,4 +1,4 @@
-"""The published OpenAPI document against the contract's tables, written out here."""
+"""OpenAPI document as published, against the contract's tables, written out here."""
 
 import json
 from typing import Any
@@ -124,7 +124,7 @@ CONTRACT: dict[tuple[str, str], tuple[set[int], set[str]]] = {
     ("GET", "/metrics"): ({200}, {"unauthenticated", "forbidden"}),
 }
 
-#: Which credential opens what: the names of the document's security schemes.
+#: The credential of each endpoint: the names of the document's security schemes.
 SECURITY = {
     PREPARE: ["buyer"],
     ("GET", "/v1/sales/{sale_id}/reservations"): ["buyer"],

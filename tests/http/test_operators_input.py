@@ -1,4 +1,4 @@
-"""What operators and buyers type: times, texts and query parameters that the service refuses."""
+"""Input validation: times, texts and query parameters that the service refuses."""
 
 import secrets
 from datetime import UTC, datetime
@@ -92,7 +92,7 @@ def test_an_unknown_query_parameter_is_refused(served: Served, path: str) -> Non
     problem = refused(answer, 400, "malformed_request")
     assert "no query parameter" in problem["detail"]
     if not path.startswith("/v1/sales?"):
-        # Who may not read at all is told nothing of parameters.
+        # A caller without the right to read learns nothing of parameters.
         refused(served.http.get(path.format(sale=sale_id)), 401, "unauthenticated")
 
 
@@ -144,7 +144,7 @@ def test_one_damaged_sale_does_not_take_the_list_from_the_others(served: Served)
     good, strange, bad = served.sale(), served.sale(), served.sale()
     names = {sale_id: f"rsv:{{{sale_id}}}:sale" for sale_id in (strange, bad)}
     with served.redis() as client:
-        # What a release without the range took, and what no release writes.
+        # Values that a release without the range took, and that no release writes.
         client.hset(names[strange], "opens_at", str(-(10**14)))
         client.hset(names[strange], "closes_at", str(10**15))
         kept = client.hget(names[bad], "hold_seconds")

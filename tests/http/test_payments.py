@@ -1,4 +1,4 @@
-"""Coming back from the PG: one payment for any number of loads, and no money without its goods."""
+"""Return from the PG: one payment for any number of loads, and no money without its goods."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.service import Served, eventually, item, refused
 
-#: What a browser sends when it follows a link.
+#: A browser's headers when it follows a link.
 HTML = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 PAYMENT = "/v1/payments/toss"
 
@@ -220,7 +220,7 @@ def test_a_decline_is_remembered_and_another_card_goes_through(served: Served) -
     assert again["providerCode"] == first["providerCode"]
     assert served.come_back(order, served.pay(order)).json()["status"] == "CONFIRMED"
     assert served.stock(sale_id) == (99, 0, 1)
-    # The first card's address still tells how the first card ended.
+    # The first card's address still returns the first card's outcome.
     refused(served.come_back(order, declined_key), 402, "payment_declined")
     assert served.ledger(order)["charged"] == 1000
     assert served.audit(sale_id)["ok"]

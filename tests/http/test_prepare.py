@@ -1,4 +1,4 @@
-"""Prepare over HTTP: what a hold looks like, and that the same key is the same reservation."""
+"""Prepare over HTTP: the shape of a hold, and that the same key is the same reservation."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.service import Served, eventually, item, refused
 
-#: What the PG takes as an order id.
+#: An order id that the PG accepts.
 PG_ORDER_ID = re.compile(r"[A-Za-z0-9_-]{6,64}")
 
 
@@ -242,7 +242,7 @@ def test_a_sale_with_admission_takes_who_comes_from_its_page(served: Served) -> 
 
 
 def test_an_anonymous_page_and_one_of_before_the_opening_admit_nobody(served: Served) -> None:
-    """One anonymous look must not admit a crowd, nor be collected the day before."""
+    """One anonymous read must not admit a crowd, nor be collected the day before."""
     sale_id, buyer = served.sale(requireAdmission=True), served.buyer()
     stale = {"Authorization": "Bearer not-a-token"}
     for headers in ({}, stale):

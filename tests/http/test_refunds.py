@@ -1,4 +1,4 @@
-"""Refunds over HTTP: which ones are pending, why, and what a correction is answered."""
+"""Refunds over HTTP: the pending ones, their causes, and the answers to a correction."""
 
 import secrets
 from typing import Any
@@ -128,7 +128,7 @@ def test_a_wrong_account_is_corrected_and_both_wishes_are_kept(served: Served) -
     right = ACCOUNT | {"accountNumber": "220"}
 
     def corrected() -> bool:
-        # While the worker asks the PG for the first one, that one stands.
+        # While the worker asks the PG for the first one, that one is current.
         answer = refund(served, order, refundReceiveAccount=right)
         assert answer.status_code in {202, 409}, answer.text
         return answer.status_code == 202

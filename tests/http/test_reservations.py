@@ -1,4 +1,4 @@
-"""A reservation after its prepare: look, wait for a change, list, release."""
+"""Reservations after the prepare: read, wait for a change, list, release."""
 
 import secrets
 import threading
@@ -14,7 +14,7 @@ from tests.support.service import Served, eventually, item, refused
 
 
 def beacon(served: Served, order_id: str, text: str) -> httpx.Response:
-    """What `navigator.sendBeacon` sends: a string, without headers of its own."""
+    """A request of `navigator.sendBeacon`: a string, without headers of its own."""
     return served.http.post(
         f"/v1/reservations/{order_id}/release",
         content=text,

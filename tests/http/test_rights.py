@@ -1,11 +1,11 @@
-"""Who may do what: every endpoint against every credential that does not open it.
+"""Access rights: every endpoint against every credential that does not open it.
 
     no or a bad credential                           401 on read, list and release
     a good one of another buyer, order or purpose    404 on read and release,
                                                      403 on success and fail
     operators' endpoints                             none or bad 401, a buyer's token 403
 
-After each attempt every key of the sale is what it was.
+After each attempt every key of the sale is unchanged.
 """
 
 import time
@@ -107,7 +107,7 @@ def one_bit_other(token: str) -> str:
 
 
 def unsigned(token: str) -> str:
-    """The token under a header that says that nobody signed it."""
+    """The token with a header that declares no signature."""
     header = urlsafe_b64encode(b'{"alg":"none","typ":"JWT"}').rstrip(b"=").decode()
     return f"{header}.{token.split('.')[1]}."
 
@@ -216,7 +216,7 @@ def test_another_buyer_is_told_that_there_is_no_such_reservation(stage: Stage) -
 
 
 def test_another_buyer_is_told_the_same_of_an_order_that_never_was(stage: Stage) -> None:
-    """Who guesses ids learns nothing by the answer."""
+    """Guessing ids yields nothing."""
     real = read(stage, stage.other_buyer).json()
     path = f"/v1/reservations/{stage.sale_id}-{'z' * 24}"
     made_up = stage.served.http.get(path, headers=stage.other_buyer).json()
@@ -322,7 +322,7 @@ def test_a_return_token_of_another_order_does_not_bring_this_one_back(
 def test_a_return_token_that_says_something_else_of_the_order_is_refused(
     stage: Stage, changes: dict[str, Any]
 ) -> None:
-    """Nobody but us can make one; it must not pass all the same."""
+    """Only the service can make one; it must not pass all the same."""
     refused(comes_back(stage, stage.token(Purpose.RETURN, **changes)), 403, "invalid_token")
 
 
@@ -412,12 +412,12 @@ def test_the_matrix_has_every_operators_endpoint(stage: Stage) -> None:
     for path, operations in document["paths"].items():
         for operation in operations.values():
             if path.startswith("/v1/admin/"):
-                # What is not called above is at least behind the same guard.
+                # Endpoints not called above have at least the same guard.
                 assert operation["security"] == [{"operatorKey": []}]
 
 
 def test_each_operators_path_asks_for_the_key_before_anything_else(stage: Stage) -> None:
-    """Also what was added since: the paths come from the published document."""
+    """Covers later endpoints too: the paths come from the published document."""
     document = stage.served.http.get("/schema/openapi.json").json()
     for path, operations in document["paths"].items():
         if not path.startswith("/v1/admin/"):

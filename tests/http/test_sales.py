@@ -1,4 +1,4 @@
-"""The sales as shoppers see them: list, one, and the live stock."""
+"""Sales as shoppers see them: list, one, and the live stock."""
 
 import itertools
 import json
@@ -160,7 +160,7 @@ def test_watchers_are_told_each_change_of_an_item_and_of_no_other(served: Served
         assert next(events)["data"] == {"sku": "a", "available": 99, "held": 1, "sold": 0}
         served.come_back(order, served.pay(order))
         seen = [next(events)["data"]]
-        # A look between claim and finish sees the same counters, so sold is the next change.
+        # A read between claim and finish sees the same counters, so sold is the next change.
         assert seen == [{"sku": "a", "available": 99, "held": 0, "sold": 1}]
 
 

@@ -1,7 +1,7 @@
-"""No edited amount, token, order or buyer changes anything, in any combination.
+"""Tampering: no edited amount, token, order or buyer changes anything, in any combination.
 
 One shop with orders in each state; every request in here differs from an honest one in at least one
-place. Afterwards Redis as a whole, and the PG's ledger, are what they were.
+place. Afterwards Redis as a whole, and the PG's ledger, are unchanged.
 """
 
 import re
@@ -26,7 +26,7 @@ Headers = dict[str, str]
 
 
 class Shop:
-    """What there is to be had, and everything that nobody else may ever see."""
+    """The shop's orders and tokens, and the state that no other buyer may see."""
 
     def __init__(self, served: Served) -> None:
         self.served = served
@@ -51,7 +51,7 @@ class Shop:
         return self.served.come_back(self.orders[state], self.payment_keys[state])
 
     def everything(self) -> dict[str, Any]:
-        """All of Redis but for what ends by itself, and all that the PG has charged."""
+        """All of Redis but for keys that expire by themselves, and all charges of the PG."""
         with self.served.redis() as client:
             keys = sorted(key for key in client.scan_iter(count=1000) if ":rate:" not in key)
             found = {key: content_of(client, key) for key in keys}
@@ -76,7 +76,7 @@ class Shop:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    """A service of its own: nobody else writes into its Redis."""
+    """A service of its own: its Redis has no other writer."""
     folder = tmp_path_factory.mktemp("tampering")
     with running_service(folder, RESERVATION_WORKERS="1") as served:
         yield Shop(served)
@@ -153,7 +153,7 @@ def failures(draw: st.DrawFn, shop: Shop) -> tuple[str, str, dict[str, str], Hea
 
 @st.composite
 def hands(draw: st.DrawFn, shop: Shop) -> tuple[str, str, dict[str, str], Headers]:
-    """Somebody reads or releases another's reservation."""
+    """A read or a release of another buyer's reservation."""
     order = shop.orders[draw(states)]
     path = f"/v1/reservations/{order['orderId']}"
     method, path = draw(st.sampled_from([("GET", path), ("POST", f"{path}/release")]))
@@ -198,7 +198,7 @@ def test_a_basket_at_another_price_is_not_held(shop: Shop, amount: int) -> None:
 
 
 def test_the_honest_request_goes_through(shop: Shop) -> None:
-    """What the rest is worth: unedited, the very same request sells. Last, since it changes it."""
+    """Control: the same request, unedited, sells. Last, since it changes the order."""
     assert shop.honest("HELD").json()["status"] == "CONFIRMED"
     assert shop.everything() != shop.clean
 

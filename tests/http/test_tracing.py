@@ -1,4 +1,4 @@
-"""Traces of the whole way: the request, its scripts, the PG; and nothing unless asked for."""
+"""Traces of the whole path: the request, its scripts, the PG; and nothing by default."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
 class Collector(HTTPServer):
-    """What an operator's collector would be sent."""
+    """An operator's trace collector."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

@@ -1,4 +1,4 @@
-"""The virtual account: its buyer and the operators see where to pay in, and nobody else does."""
+"""Virtual accounts: only the buyer and the operators see where to pay in."""
 
 import json
 import subprocess

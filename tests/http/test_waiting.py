@@ -1,4 +1,4 @@
-"""Long polls and event streams over HTTP: how many one buyer and one address may have."""
+"""Long polls and event streams over HTTP: limits for one buyer and one address."""
 
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait

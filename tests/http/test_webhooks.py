@@ -1,4 +1,4 @@
-"""Webhooks: whatever they say, only what the PG shows of a payment changes an order."""
+"""Webhooks: only the PG's own record of a payment changes an order, not a webhook's content."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ TRIES_END_SECONDS = 60 * SCALE * sum(RETRY_MINUTES) + ANSWER_SECONDS * (len(RETR
 
 
 def told(served: Served, body: object) -> httpx.Response:
-    """The answer; what is answered 503 the PG sends again, and a busy machine has such moments."""
+    """The answer; the PG sends a webhook again after a 503, and a busy machine has such moments."""
     return eventually(
         lambda: served.http.post(WEBHOOKS, json=body), lambda answer: answer.status_code != 503
     )

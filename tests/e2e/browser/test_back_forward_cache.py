@@ -1,4 +1,4 @@
-"""Pages that a browser keeps: the back button without a load, another app, a second tab."""
+"""Back/forward cache: the back button without a load, another app, a second tab."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,7 +23,7 @@ HIDDEN = "Object.defineProperty(document, 'hidden', {configurable: true, get: ()
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """As people have it: Playwright turns off what keeps pages for the back button."""
+    """A browser as users have it: Playwright turns off the back/forward cache."""
     program = chromium()
     expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
@@ -105,7 +105,7 @@ def test_a_kept_page_does_not_show_a_hold_that_has_ended_meanwhile(
     back(page)
     expect(page.locator("#hold")).to_be_hidden()
     expect(page.locator("#notice")).to_contain_text("This hold has ended")
-    # Leaving by a link of the shop sent nothing: what ended the hold was the other device.
+    # Leaving by a link of the shop sent nothing: the other device ended the hold.
     assert visitor.asked("/release") == []
 
 
@@ -175,6 +175,6 @@ def test_of_two_tabs_one_gets_the_last_piece_and_the_other_is_told(
 
 
 def told(tab: Page) -> str:
-    """What a tab says of its wish: nothing where it holds the piece."""
+    """The tab's message about its wish: empty where it holds the piece."""
     expect(tab.locator("#hold, #notice").locator("visible=true").first).to_be_visible()
     return tab.locator("#notice").inner_text() if tab.locator("#notice").is_visible() else ""

@@ -1,4 +1,4 @@
-"""The operator's console in a real browser: looking, changing a sale, refunding, auditing."""
+"""Operator's console in a real browser: reading, changing a sale, refunding, auditing."""
 
 import re
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from tests.support.service import Served, eventually, item
 
 pytestmark = [pytest.mark.browser, pytest.mark.e2e]
 
-#: What the console may weigh, all its files together.
+#: Budget of the console's bytes, all its files together.
 PAGE_BYTES_MAX = 150_000
 #: One at a time, until the console shows that some were held; there are 50 mugs.
 HOLDS_MAX = 45
@@ -42,7 +42,7 @@ def sign_in(served: Served, page: Page) -> Page:
 
 
 def answer(page: Page, reason: str, **fields: str) -> None:
-    """Fill in the question that stands, and do it."""
+    """Fill in the open dialog, and confirm it."""
     expect(page.locator("#ask")).to_be_visible()
     for name, value in fields.items():
         page.locator(f"#ask [name={name}]").fill(value)
@@ -127,7 +127,7 @@ def test_a_question_that_is_cancelled_changes_nothing(
 def test_what_was_asked_about_is_done_whatever_the_page_shows_by_then(
     served: Served, console: Page, sale_id: str
 ) -> None:
-    """Another sale was chosen, and its answer comes while the question stands."""
+    """Another sale was chosen, and its answer comes while the dialog is open."""
     other_id, late = choose_another_slowly(served, console)
     console.get_by_role("button", name="Close for good").click()
     expect(console.locator("#ask")).to_contain_text("Close Winter sale?")
@@ -284,7 +284,7 @@ def test_the_console_is_accessible_and_light(
     sizes: list[int] = []
 
     def weigh(response: Response) -> None:
-        # Not what it goes on to ask for: that grows with the sales that the service has seen.
+        # Excludes the later requests: their size grows with the sales that the service has seen.
         if "/static/" in response.url or response.url.endswith(f"/ops?sale={sale_id}"):
             sizes.append(len(response.body()))
 

@@ -1,4 +1,4 @@
-"""A deposit in a real browser: the buyer is shown where to pay in, an operator sends it back."""
+"""Deposits in a real browser: the buyer sees the account, an operator refunds it."""
 
 import re
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def awaiting(served: Served, page: Page) -> dict[str, Any]:
 
 
 def pay_in(served: Served, page: Page, order: dict[str, Any]) -> None:
-    """Somebody pays in to the account of the order, at the sandbox."""
+    """Pay into the order's account, at the sandbox."""
     sandbox = served.settings.toss_api_url or served.hold(
         order["saleId"], served.buyer(), items=[("mug", 1)], amount=12_000
     )["payment"]["checkoutUrl"].removesuffix("/checkout")
@@ -140,7 +140,7 @@ def test_a_deposit_is_refunded_in_the_console(served: Served, visit: Visiting) -
     ask_for_refund(console, "110123456780")
     expect(console.locator("#order-now")).to_contain_text("refund_pending")
     expect(console.locator("#order-refund")).to_contain_text("account 110123456780")
-    # A correction that may come too late is refused, and the wish that stands is shown.
+    # A correction that may come too late is refused, and the current refund is shown.
     ask_for_refund(console, "110123456789")
     expect(console.locator("#notice")).to_contain_text("refund_pending")
     expect(console.locator("#order-refund")).to_contain_text("account 110123456780")

@@ -1,4 +1,4 @@
-"""A wish is granted once in a real browser, whatever became of the answers about it."""
+"""Idempotent buying in a real browser: a wish is granted once, whatever answers are lost."""
 
 import re
 from collections.abc import Callable
@@ -138,7 +138,7 @@ def test_a_list_from_before_the_hold_does_not_take_it_away(served: Served, visit
 def test_no_refusal_makes_a_wish_forgotten_whose_answer_was_lost(
     served: Served, visit: Visiting
 ) -> None:
-    """It came before the key was looked at: the next press may still find what the first took."""
+    """It came before the key lookup: the next press may still find the first one's hold."""
     sale_id = served.sale(items=ITEMS)
     page = visit().open(f"/sales/{sale_id}")
     keys: list[str] = []

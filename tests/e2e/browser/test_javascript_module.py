@@ -1,4 +1,4 @@
-"""The JavaScript module for shops' own pages, in a real browser on the real service."""
+"""JavaScript module for shops' own pages, in a real browser on the real service."""
 
 from collections.abc import Callable
 from typing import Any
@@ -154,7 +154,7 @@ def test_the_countdown_goes_by_the_servers_clock_and_ends_at_nothing(
         }""",
         held,
     )
-    # The sale's answer was some moments on its way, and an hour is what would show.
+    # The sale's answer took some moments, and an error would be an hour.
     assert 0 < shop.evaluate("ticks")[0] <= 65_000
     until(shop, "later.at(-1) === 0")
     # The first was stopped after its first tick.

@@ -1,4 +1,4 @@
-"""Takes the pictures of docs/screens.md: each page as a shopper or an operator comes to it.
+"""Screenshots of docs/screens.md: each page as a shopper or an operator sees it.
 
 `make screens` writes them into docs/images; a plain run only sees to it that each can be taken.
 """
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.e2e, pytest.mark.slow, pytest.mar
 
 ROOT = Path(__file__).resolve().parents[3]
 SHOWN = set(re.findall(r"\(images/([a-z-]+)\.png\)", (ROOT / "docs/screens.md").read_text()))
-#: What one picture may weigh: a page of the docs with all of them stays readable on a train.
+#: Budget of one picture: a page of the docs with all of them stays readable on a slow line.
 PICTURE_BYTES_MAX = 120_000
 DESKTOP = {"width": 900, "height": 700}
 ITEMS = [
@@ -47,7 +47,7 @@ def shoot(tmp_path: Path) -> Shoot:
             what.screenshot(path=path, full_page=True, animations="disabled")
         else:
             what.screenshot(path=path, animations="disabled")
-        # Fonts of another machine make other pictures; what counts is what is committed.
+        # Fonts of another machine make other pictures; only the committed ones count.
         assert path.stat().st_size < PICTURE_BYTES_MAX or folder == tmp_path, name
         taken.add(name)
 

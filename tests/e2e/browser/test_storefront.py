@@ -1,4 +1,4 @@
-"""The storefront in a real browser: buying, coming back, leaving, and what the buyer is told."""
+"""Storefront in a real browser: buying, coming back, leaving, and the messages to the buyer."""
 
 import re
 import time
@@ -20,12 +20,12 @@ from tests.support.storefront import ITEMS, NOT_NOW, buyer_of, choose, hold, ord
 pytestmark = [pytest.mark.browser, pytest.mark.e2e]
 
 STATIC = Path(__file__).parents[3] / "api" / "http" / "static"
-#: What a page may weigh, all its files together.
+#: Budget of a page's bytes, all its files together.
 PAGE_BYTES_MAX = 150_000
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 
-#: Codes that only operators, or programs at the wrong address, are told.
+#: Codes for operators, or for programs at the wrong address.
 NOT_FOR_BUYERS = {
     "invalid_sale",
     "total_too_low",
@@ -90,7 +90,7 @@ def test_who_is_declined_pays_with_another_card(served: Served, visit: Visiting)
     assert "Money that was taken after all is sent back" in result(page, "declined")
     assert served.stock(sale_id, "cap") == (5, 0, 0)
     page.get_by_role("link", name="Try again").click()
-    # What was chosen is chosen still.
+    # The choice is kept.
     expect(page.locator("#total")).to_have_text("₩40,000")
     page.locator("#buy").click()
     pay(page)
@@ -124,10 +124,10 @@ def test_back_from_the_payment_page_goes_on_with_the_hold(served: Served, visit:
 
 
 def worker_of(context: BrowserContext) -> Worker:
-    """The worker that outlives its page; it counts what it has decided."""
+    """The worker that outlives its page; it counts its decisions."""
 
     def workers() -> list[Worker]:
-        # What the browser has to tell is heard only while Playwright itself waits.
+        # Events of the browser arrive only while Playwright itself waits.
         context.pages[0].wait_for_timeout(50)
         return context.service_workers
 
@@ -345,7 +345,7 @@ def test_a_sale_that_asks_for_admission_is_entered_by_its_page(
 
 @pytest.mark.slow
 def test_a_first_reading_that_is_put_off_is_tried_again(served: Served, visit: Visiting) -> None:
-    """When a sale opens everybody loads the page, and some are told "not now"."""
+    """At a sale's opening every buyer loads the page, and some requests are deferred."""
     sale_id = served.sale(items=ITEMS)
     visitor, asked = visit(), list[str]()
 
@@ -388,7 +388,7 @@ def test_a_hold_that_is_over_by_the_pages_clock_alone_is_asked_for_calmly(
 
 @pytest.mark.slow
 def test_a_page_whose_machine_slept_asks_the_service_again(served: Served, visit: Visiting) -> None:
-    """The page's own clock stands still meanwhile, and no event tells of it."""
+    """The page's own clock stops meanwhile, and no event reports it."""
     sale_id = served.sale(items=ITEMS)
     page = visit().open(f"/sales/{sale_id}")
     hold(page)
@@ -461,7 +461,7 @@ ORDER = {
 }
 
 
-#: The order's state (None: it may not be read here), the address's outcome, what is shown and said.
+#: The order's state (None: unreadable here), the address's outcome, the page and its message.
 RESULTS = [
     ("CONFIRMED", "confirmed", "confirmed", "₩12,000 was charged, once"),
     ("CONFIRMED", "invalid", "confirmed", "₩12,000 was charged, once"),
@@ -478,7 +478,7 @@ RESULTS = [
     (None, "declined", "declined", SENT_BACK),
     (None, "sold_out", "sold_out", SENT_BACK),
     (None, "invalid", "invalid", "took no money"),
-    # An address that anybody may have written is not believed about money that was taken.
+    # An address that anyone may have written is no evidence of money that was taken.
     (None, "confirmed", "unreadable", "took no money"),
 ]
 
@@ -541,7 +541,7 @@ def test_the_pgs_own_script_opens_the_payment_where_the_shop_has_keys(
     assert asked["failUrl"].startswith(f"{served.url}/v1/payments/toss/fail?token=")
 
 
-#: The PG's script for a key of the single API: it keeps what it was asked for.
+#: The PG's script for a key of the single API: it keeps its payment request.
 KEEPS_THE_WISH = """window.TossPayments = (clientKey) => ({
     payment: (buyer) => ({
         requestPayment: async (wish) => { window.asked = {clientKey, ...buyer, ...wish}; },
@@ -587,7 +587,7 @@ def test_the_page_does_not_ask_how_to_pay_where_nothing_is_to_choose(
 
 @pytest.mark.slow
 def test_the_pgs_widgets_are_drawn_anew_for_the_next_order(served: Served, visit: Visiting) -> None:
-    """The PG refuses to draw where something of its own still stands."""
+    """The PG refuses to draw over its own earlier widgets."""
     sale_id = served.sale(items=ITEMS)
     visitor = visit()
     page = visitor.page

@@ -1,4 +1,4 @@
-"""The benchmark runs to its end, with whatever is installed; nothing measured is judged here."""
+"""Benchmark: runs to its end with the installed contenders; no measurement is judged here."""
 
 import json
 import subprocess

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 #: More than the run, the longest hold and the verdict together, on a busy machine.
 RUN_SECONDS = 80
 STOP_SECONDS = 20
-#: Stands for a port that nobody has yet.
+#: Placeholder for a free port.
 PORT = "{port}"
 
 
@@ -49,7 +49,7 @@ def run(served: Served, folder: Path, *arguments: str, **given: str) -> tuple[in
 def started(
     words: list[str], environ: dict[str, str], log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that is asked to end, so that it can end what it has started itself."""
+    """A process that gets SIGTERM, so that it can end its own children."""
     with log.open("wb") as output:
         process = subprocess.Popen(words, env=environ, stdout=output, stderr=output)
     try:

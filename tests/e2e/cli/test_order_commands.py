@@ -16,7 +16,7 @@ pytestmark = pytest.mark.e2e
 
 
 def run(served: Served, *words: str, status: int = 0) -> str:
-    """What a command prints, or what it says where it fails."""
+    """The output of a command, or its error message where it fails."""
     done = subprocess.run(
         [sys.executable, "-m", "api.cli", *words],
         env={
@@ -96,7 +96,7 @@ def test_a_history_file_is_for_its_owner_alone(served: Served, tmp_path: Path) -
         run(served, "history", order["saleId"], "--out", str(path))
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert order["orderId"] in path.read_text()
-    # What cannot be written empties nothing, and says so in a line.
+    # A failed write empties no file, and reports an error in a line.
     run(served, "history", "no-such-sale", "--out", str(old), status=1)
     assert order["orderId"] in old.read_text()
     said = run(served, "history", order["saleId"], "--out", str(tmp_path / "no" / "way"), status=1)

@@ -1,4 +1,4 @@
-"""Every line that README, tutorial, how-tos and runbook tell to type does what they say."""
+"""Commands of README, tutorial, how-tos and runbook do as documented."""
 
 import re
 from pathlib import Path

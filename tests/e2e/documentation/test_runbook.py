@@ -1,4 +1,4 @@
-"""Each line that the runbook tells to type, on a sale with a paid order, each with its own."""
+"""Runbook commands on a sale with a paid order, each with an order of its own."""
 
 import re
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 RUNBOOK = ROOT / "docs" / "operations.md"
 BLOCKS = [line.split("  #")[0].strip() for line in "".join(blocks_of(RUNBOOK)).splitlines()]
 TYPED = sorted({*BLOCKS, *typed_in_tables_of(RUNBOOK)})
-#: What redis-cli prints where the server refuses; it exits with 0 all the same.
+#: The output of redis-cli where the server refuses; it exits with 0 all the same.
 REFUSED = re.compile(r"^\(?(error|ERR|NOPERM|WRONGTYPE|NOSCRIPT)\b", re.MULTILINE)
 
 
@@ -31,7 +31,7 @@ def desk() -> Iterator[tuple[Place, Served]]:
 
 
 def raise_an_alarm(served: Served) -> None:
-    """Something to be told of: the PG answers a confirm with somebody else's payment."""
+    """Cause an alarm: the PG answers a confirm with another buyer's payment."""
     order = served.hold(served.sale(), served.buyer())
     served.order_fault(order, "other_order")
     served.come_back(order, served.pay(order))

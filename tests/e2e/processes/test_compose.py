@@ -1,4 +1,4 @@
-"""What compose.yaml starts, as processes of this machine: its commands and its environment."""
+"""Processes of compose.yaml on this machine, with its commands and its environment."""
 
 import os
 import re
@@ -22,7 +22,7 @@ from tests.support.service import START_SECONDS, STOP_SECONDS, Served, free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
-#: What `.env` is to have; the secrets stand empty.
+#: The variables of `.env`; the secrets are empty.
 EXAMPLE: dict[str, str] = dict(
     re.findall(
         r"^([A-Z_]+)=(.*)$", (ROOT / "deploy" / "compose.env.example").read_text(), re.MULTILINE

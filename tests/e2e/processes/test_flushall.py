@@ -94,7 +94,7 @@ def test_a_file_that_lost_its_end_is_noticed_before_anything_is_sold(tmp_path: P
         flushed(service, sale_id)
         before = service.dump(sale_id)
     (log,) = data_dir.rglob("*.incr.aof")
-    # The worker's heartbeats stand behind the sale's last events: cut into those events.
+    # The worker's heartbeats follow the sale's last events: cut into those events.
     content = log.read_bytes()
     log.write_bytes(content[: content.rindex(b"declined:REJECT_CARD_COMPANY") - 40])
 

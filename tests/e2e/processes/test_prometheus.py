@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a running service: each alert fires at its first occurrence."""
+"""Prometheus scrapes a running service: each alert fires at its first occurrence."""
 
 import json
 import subprocess
@@ -21,10 +21,10 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
 ROOT = Path(__file__).resolve().parents[3]
 RULES: dict[str, Any] = yaml.safe_load((ROOT / "deploy/alerts.yml").read_text())
 ALERTS = {rule["alert"] for rule in RULES["groups"][0]["rules"]}
-#: Far above what a few scrapes, one a second, and a busy machine take.
+#: Far above a few scrapes, one a second, on a busy machine.
 PATIENCE_SECONDS = 60.0
 
-#: Another worker's /metrics, told by lines of Python what to count: hours of a broken sale.
+#: Another worker's /metrics, with counts set by lines of Python: hours of a broken sale.
 EXPORTER = """
 import sys, time
 from reservation.domain.alarms import Alarm
@@ -36,7 +36,7 @@ with metrics.served("127.0.0.1", int(sys.argv[1])):
 
 
 class Prometheus:
-    """What a started one knows."""
+    """The results of a started Prometheus."""
 
     def __init__(self, http: httpx.Client) -> None:
         self._http = http
@@ -110,7 +110,7 @@ def prometheus(folder: Path, targets: dict[str, str]) -> Iterator[Prometheus]:
 
 @contextmanager
 def exporter(port: int) -> Iterator[Callable[[str], None]]:
-    """Counts what it is given as a line of Python."""
+    """Counts from lines of Python."""
     with subprocess.Popen(
         [sys.executable, "-c", EXPORTER, str(port)], cwd=ROOT, stdin=subprocess.PIPE, text=True
     ) as process:

@@ -1,4 +1,4 @@
-"""The whole service with a PostgreSQL that is away, unfit, or behind a pooler."""
+"""Service with a PostgreSQL that is away, unfit, or behind a pooler."""
 
 import os
 import signal
@@ -56,7 +56,7 @@ def test_an_api_that_is_killed_while_sql_is_away_comes_back_and_sells(
         sale_id, buyer = served.sale(), served.buyer()
         first = served.hold(sale_id, buyer)
         assert served.audit(sale_id)["lag"] == 0
-        # A look of the API has found the sale whole.
+        # A check of the API has found the sale whole.
         with served.redis() as client:
             eventually(lambda: str(client.get("rsv:vouched")), lambda told: sale_id in told)
         sql.stop()
@@ -118,7 +118,7 @@ def test_a_service_that_starts_before_its_database_waits_alive_and_named(
 
 
 def refused_start(home: Path, database_url: str) -> tuple[int, list[str]]:
-    """The exit status of `reservation serve`, and what it said."""
+    """The exit status of `reservation serve`, and its output."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith("RESERVATION_")}
     environ |= {
         "RESERVATION_DATA_DIR": str(home / "var"),

@@ -1,4 +1,4 @@
-"""In production `reservation serve` does not start with a Redis that it must not sell from."""
+"""Start in production: `reservation serve` refuses a Redis that it must not sell from."""
 
 import os
 import subprocess
@@ -81,7 +81,7 @@ def serving(home: Path, *arguments: str, **environ: str) -> Iterator[subprocess.
 
 
 def told(home: Path) -> list[str]:
-    """What it said for people."""
+    """Its output for operators."""
     lines = (home / "stderr.txt").read_text().splitlines()
     return [line for line in lines if line.startswith("reservation: ")]
 
@@ -124,7 +124,7 @@ def test_the_embedded_server_is_fit_for_production(tmp_path: Path) -> None:
 
 
 def ready(port: str) -> dict[str, Any]:
-    """What /health/ready says; nothing where nobody listens yet."""
+    """The body of /health/ready; empty while the port is closed."""
     with suppress(httpx.HTTPError):
         return httpx.get(f"http://127.0.0.1:{port}/health/ready", timeout=5).json()
     return {}

@@ -1,4 +1,4 @@
-"""The supervisor: what dies comes back at the same place, and nothing is ever left behind."""
+"""Supervisor: restarts dead processes at the same place, and leaves no process behind."""
 
 import os
 import re
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[3]
 
-#: How long a test waits for what takes about a second on an idle machine.
+#: Time-out for events that take about a second on an idle machine.
 PATIENCE_SECONDS = 40.0
 
 #: The promise: SIGTERM ends everything within this.
@@ -110,7 +110,7 @@ class Service:
             )
 
     def until_ready(self) -> str:
-        """What it prints when all is up; the port is in there."""
+        """Its output when all is up; it contains the port."""
 
         def told() -> str | None:
             assert self.process.poll() is None, self.stderr.read_text()
@@ -184,7 +184,7 @@ def test_what_is_killed_comes_back_at_the_same_place(make_service: Any) -> None:
     for api in service.role("api"):
         api.kill()
         api.wait(PATIENCE_SECONDS)
-        # The socket is the supervisor's: who connects meanwhile waits, nobody is refused.
+        # The socket is the supervisor's: a connection waits meanwhile, and none is refused.
         assert service.ask()["role"] == "api"
     until(lambda: len(service.role("api")) == 2, "two API processes")
 
@@ -260,7 +260,7 @@ def test_sigkill_leaves_nothing_and_the_next_start_is_clean(make_service: Any) -
     assert service.redis().get("kept") == "1"
     assert not (service.home / "var" / "metrics" / "counter_1.db").exists()
     family = service.family()
-    # What a terminal does at Ctrl-C.
+    # The signal of Ctrl-C in a terminal.
     os.killpg(service.process.pid, signal.SIGINT)
     assert service.ended() == 0
     assert not [process for process in family if alive(process)]

@@ -1,4 +1,4 @@
-"""The service under test at its edge: once with the fast path of a prepare, once without."""
+"""Service under test at its edge: once with the fast path of a prepare, once without."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""Proxies as people put them in front of the service: nginx, HAProxy and Caddy."""
+"""Proxies in front of the service as operators run them: nginx, HAProxy and Caddy."""
 
 import os
 import re
@@ -47,7 +47,7 @@ _NGINX_SERVER = """
     }}
   }}
 """
-#: How the page of going live writes what is different here: its two servers, and its port.
+#: The differences from the going-live page: its two servers, and its port.
 _PAGE_SERVERS = "".join(f"  server 10.0.0.{n}:8000 max_fails=0;\n" for n in (11, 12))
 _PAGE_LISTEN = "listen 443 ssl;"
 _WEBSOCKET_LINES = """

@@ -63,7 +63,7 @@ STARTS = (
 
 
 class Stream(msgspec.Struct, frozen=True):
-    """What one client sends."""
+    """One client's bytes."""
 
     data: bytes
     #: The answers that it must get, in order: id and status.

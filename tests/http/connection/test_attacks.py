@@ -1,4 +1,4 @@
-"""What one stranger can take from the others: memory, connections, and their answers."""
+"""Attacks of one client on the others: memory, connections, and their answers."""
 
 import os
 import socket

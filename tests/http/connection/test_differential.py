@@ -41,7 +41,7 @@ def sent(url: str, seed: int) -> list[Answer]:
 
 
 def received(wire: Wire, stream: Stream) -> Iterator[Answer]:
-    """What comes up to the end of the connection."""
+    """All bytes up to the end of the connection."""
     count = 0
     with suppress(EOFError, ConnectionError):
         while True:

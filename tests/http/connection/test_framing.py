@@ -1,4 +1,4 @@
-"""A body belongs to its request, and each request gets one answer."""
+"""Framing: a body belongs to its request, and each request gets one answer."""
 
 import subprocess
 import time
@@ -120,7 +120,7 @@ def test_curl_can_offer_http2(edge: Served, tmp_path: Path) -> None:
     assert done.stdout == b"201"
 
 
-#: What the HTTP client of Java 17 sends: the head and the body in a segment each.
+#: The framing of Java 17's HTTP client: the head and the body in a segment each.
 JAVA = """\
 POST {path} HTTP/1.1
 Connection: Upgrade, HTTP2-Settings

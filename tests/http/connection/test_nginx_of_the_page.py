@@ -1,4 +1,4 @@
-"""The nginx lines of docs/how-to/going-live.md, as an operator copies them."""
+"""Configuration of nginx in docs/how-to/going-live.md, as an operator copies it."""
 
 import json
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def served(edges: Any) -> Served:
 
 @pytest.fixture
 def public(served: Served, tmp_path: Path) -> Iterator[httpx.Client]:
-    """What the world reaches."""
+    """The public side."""
     with (
         proxied(OF_THE_PAGE, served.url, tmp_path) as url,
         httpx.Client(base_url=url, headers=HOST, timeout=30, trust_env=False) as http,

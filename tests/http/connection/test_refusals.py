@@ -1,4 +1,4 @@
-"""Requests that RFC 9112 forbids are refused as problem documents, and the connection closes."""
+"""Refusals of requests that RFC 9112 forbids: problem documents, and the connection closes."""
 
 import pytest
 
@@ -96,7 +96,7 @@ CHUNKS: dict[str, bytes] = {
 
 
 def refused(served: Served, stream: bytes) -> tuple[int, str]:
-    """What a stream that must be refused is answered with; the request behind it is not read."""
+    """The answer to a stream that must be refused; the request behind it is not read."""
     with wired(served.url) as wire:
         wire.send(stream)
         answer = wire.answer()

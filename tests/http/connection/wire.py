@@ -1,4 +1,4 @@
-"""A client that sends any bytes, in any segments, and reads the answers one by one."""
+"""Raw HTTP client: sends any bytes, in any segments, and reads the answers one by one."""
 
 import socket
 import time
@@ -10,7 +10,7 @@ import msgspec
 
 __all__ = ["ANSWER_SECONDS", "Answer", "Wire", "request", "wired"]
 
-#: Far above what a busy machine needs for one answer.
+#: Far above a busy machine's time for one answer.
 ANSWER_SECONDS = 20.0
 
 
