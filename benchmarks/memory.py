@@ -41,7 +41,7 @@ class Breakdown(msgspec.Struct, frozen=True):
 
 
 def measure(run: Run) -> Section:
-    """Through the service itself, so that each key is what the service writes."""
+    """Through the service itself, so that it writes each key."""
     return _section(asyncio.run(_measure(run)))
 
 

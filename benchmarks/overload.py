@@ -1,8 +1,8 @@
 """Overload at five times the service's capacity: goodput, refusals, confirms, and recovery.
 
-Twice over. Where the processor is the limit, nothing on the same machine can send five times what
-the service takes: the load is as much as the generator can send over thousands of connections.
-Where the disk below Redis is the limit, the timetable is kept, and five times the peak does come.
+Twice over. Where the processor is the limit, nothing on the same machine can send five times the
+service's rate: the load is as much as the generator can send over thousands of connections. Where
+the disk below Redis is the limit, the timetable is kept, and five times the peak does come.
 """
 
 import asyncio

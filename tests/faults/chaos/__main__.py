@@ -1,4 +1,4 @@
-"""`python -m tests.faults.chaos --minutes 10`: the whole service under faults, and a report."""
+"""Chaos run: `python -m tests.faults.chaos --minutes 10` attacks the whole service and reports."""
 
 import argparse
 import asyncio

@@ -1,4 +1,4 @@
-"""The crowd: buyers of one sale, in a process of their own, and what each of them was told.
+"""Crowd of one sale: its buyers, in a process of their own, and the answers to each of them.
 
 `python -m tests.faults.chaos.clients ORDERS` reads its `Orders` as JSON from the argument, writes
 every call with its answer to a file, one line each, and a summary to its standard output.
@@ -26,7 +26,7 @@ __all__ = ["Orders", "Summary"]
 
 #: Tries of one prepare, with the same key.
 TRIES_MAX = 6
-#: Prepares of a buyer who finds nothing.
+#: Prepares of a buyer without a hold.
 WISHES_MAX = 8
 LOOKS_MAX = 3
 #: Accusations that are kept word for word.
@@ -38,7 +38,7 @@ CUT_OF = 150
 
 
 class Orders(msgspec.Struct, kw_only=True, frozen=True):
-    """What one crowd is to do."""
+    """The orders of one crowd."""
 
     url: str
     environ: dict[str, str]
@@ -53,7 +53,7 @@ class Orders(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Summary(msgspec.Struct, kw_only=True):
-    """What came of it."""
+    """The result of one crowd."""
 
     calls: int = 0
     disconnects: int = 0
@@ -89,7 +89,7 @@ class Crowd:
             while loop.time() < until:
                 try:
                     await self._live()
-                except Exception as error:  # noqa: BLE001 - loop top: told, and the others live on
+                except Exception as error:  # noqa: BLE001 - loop top: logged, the others live on
                     self._accuse(f"a buyer broke: {error!r}")
 
         async with asyncio.TaskGroup() as group:
@@ -134,7 +134,7 @@ class Crowd:
             if len({order["orderId"] for order in held}) > 1:
                 self._accuse(f"one key, two orders: {held}")
             if held and "token" not in held[0]:
-                # Told late, as a replay: its time is over by now.
+                # A late answer, as a replay: its hold is over by now.
                 return None
             if held:
                 self._strangers.append(held[0]["orderId"])
@@ -168,7 +168,7 @@ class Crowd:
             )
 
     async def leave(self, buyer: "_Buyer", order: dict[str, Any]) -> None:
-        """Say nothing; perhaps look once more."""
+        """Send nothing; perhaps read once more."""
         if self._chance.random() < 0.5:
             await self._read(buyer, order)
 
@@ -214,7 +214,7 @@ class Crowd:
         await self.release(buyer, order)
 
     async def intrude(self, buyer: "_Buyer", order: dict[str, Any]) -> None:
-        """Look at somebody else's order, give it back, pay for it."""
+        """Read, release and pay for another buyer's order."""
         other = self._chance.choice(self._strangers)
         if other == order["orderId"]:
             return
@@ -236,7 +236,7 @@ class Crowd:
         return str(answer.body.get("status", ""))
 
     async def _payment_key(self, order: dict[str, Any], decline: str = "") -> str:
-        """What the PG would send the browser back with; nobody's key where the PG is away."""
+        """The payment key of the PG's redirect; an unknown one where the PG is away."""
         checkout = urlsplit(order["payment"]["checkoutUrl"])
         address = f"{checkout.scheme}://{checkout.netloc}"
         pg = self._pgs.setdefault(address, Wire(address))
@@ -316,7 +316,7 @@ class _Buyer(msgspec.Struct, frozen=True):
     headers: dict[str, str]
 
 
-#: What a buyer does who has taken something, and how often.
+#: Lives of a buyer with a hold, and their weights.
 LIVES: dict[str, tuple[int, Callable[[Crowd, _Buyer, dict[str, Any]], Awaitable[None]]]] = {
     "release": (40, Crowd.release),
     "leave": (20, Crowd.leave),

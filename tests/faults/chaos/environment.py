@@ -1,4 +1,4 @@
-"""The service under attack: every process of it, its Redis behind a way that may fail, its PG."""
+"""Service under attack: its processes, its Redis behind a faulty network, its PG."""
 
 import asyncio
 import os
@@ -106,7 +106,7 @@ class Stage:
         await self.server.wait()
 
     async def cut_power(self, machine: Machine) -> int:
-        """Kill Redis and take from its file what no sync had made durable; how many bytes."""
+        """Kill Redis and cut the bytes from its file that no sync had made durable; how many."""
         await self.kill_redis()
         file = appended_file(self.folder / "redis")
         size, synced = file.stat().st_size, last_sync(machine.log, file)
@@ -137,7 +137,7 @@ class Stage:
         await asyncio.to_thread(service.__exit__, None, None, None)
 
     def _find_pg(self) -> str:
-        """Where the sandbox stands now: the one port that its process listens on."""
+        """The sandbox's current address: the one port that its process listens on."""
         for process in self.parts("sandbox"):
             for connection in process.net_connections("tcp"):
                 if connection.status == psutil.CONN_LISTEN:
@@ -183,7 +183,7 @@ class Stage:
 
 @asynccontextmanager
 async def staged(folder: Path) -> AsyncIterator[Stage]:
-    """A stage that stands while the block lasts."""
+    """A stage for the duration of the block."""
     stage = Stage(folder)
     try:
         await stage.start()

@@ -1,4 +1,4 @@
-"""What a fault is: a name, how often it is drawn, and what does it."""
+"""Fault: a name, a weight, and an action."""
 
 import random
 from collections.abc import Awaitable, Callable
@@ -16,8 +16,8 @@ class Fault(msgspec.Struct, frozen=True):
     Attributes:
         kind: its name in the report.
         weight: how often it is drawn, beside the others of its lane.
-        do: does it, leaves every part running again, and tells in a few words what it was; empty
-            where nothing could be done.
+        do: injects it, leaves every part running again, and returns a few words about it;
+            empty where nothing could be done.
     """
 
     kind: str

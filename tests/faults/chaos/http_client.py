@@ -1,4 +1,4 @@
-"""HTTP/1.1 over kept connections, at a cost that leaves the machine to the service under attack."""
+"""HTTP/1.1 client over kept connections, cheap enough to leave the CPU to the service."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ import msgspec
 
 __all__ = ["Answer", "Wire"]
 
-#: Nobody waits longer in front of a browser; what became of the call is not known then.
+#: Longer than a user waits in front of a browser; the call's outcome is unknown then.
 PATIENCE_SECONDS = 20.0
 
 
@@ -28,7 +28,7 @@ class Answer(msgspec.Struct, frozen=True):
 
     @property
     def code(self) -> str:
-        """What a problem document names itself, or nothing."""
+        """The code of a problem document, or nothing."""
         return str(self.body.get("code", ""))
 
     @property
@@ -111,7 +111,7 @@ class Wire:
         *,
         cut_after: float | None = None,
     ) -> Answer:
-        """One request; never raises for what a network may do.
+        """One request; never raises for a network error.
 
         Args:
             method: of HTTP.

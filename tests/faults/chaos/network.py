@@ -1,4 +1,4 @@
-"""The way between the service and Redis, which may be slow, lose what passes, or go down."""
+"""Network between the service and Redis, which may be slow, lose messages, or go down."""
 
 import asyncio
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _CHUNK = 1 << 18
 
 
 class Trouble(Enum):
-    """What the way does with what passes."""
+    """The network's effect on messages."""
 
     NONE = "none"
     #: A call of a script is dropped with its connection before the server has it.
@@ -58,7 +58,7 @@ class Link:
 
     @contextmanager
     def trouble(self, trouble: Trouble, delay: float = 0.0) -> Iterator[None]:
-        """The way has this trouble while the block lasts; what waited in it is dropped then."""
+        """The network has this trouble during the block; messages queued in it are dropped then."""
         self._trouble, self._delay = trouble, delay
         if trouble is Trouble.BLACK_HOLE:
             self._well.clear()

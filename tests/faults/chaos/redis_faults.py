@@ -1,4 +1,4 @@
-"""What happens to Redis: its process, its disk, its memory, its configuration, the way to it."""
+"""Faults of Redis: its process, its disk, its memory, its configuration, its network."""
 
 import asyncio
 import os
@@ -40,7 +40,7 @@ async def kill_while_it_rewrites(stage: Stage, chance: random.Random) -> str:
 
 
 async def cut_power(stage: Stage, chance: random.Random) -> str:
-    """SIGKILL, and what no sync had made durable is gone."""
+    """SIGKILL, and the bytes that no sync had made durable are lost."""
     if stage.machine is None:
         return ""
     lost = await stage.cut_power(stage.machine)
@@ -109,7 +109,7 @@ async def freeze(stage: Stage, chance: random.Random) -> str:
 
 
 async def pause_clients(stage: Stage, chance: random.Random) -> str:
-    """Nobody is answered for a while."""
+    """No client gets an answer for a while."""
     milliseconds = chance.choice([100, 400, 900])
     async with stage.redis() as client:
         await client.execute_command("CLIENT", "PAUSE", milliseconds, "ALL")
@@ -140,7 +140,7 @@ async def forget_scripts(stage: Stage, _: random.Random) -> str:
 
 
 async def run_out_of_memory(stage: Stage, chance: random.Random) -> str:
-    """The limit is just above what is used."""
+    """The limit is just above the memory in use."""
     seconds = chance.uniform(0.5, 3)
     async with stage.redis() as client:
         limit = (await client.config_get("maxmemory"))["maxmemory"]
@@ -152,7 +152,7 @@ async def run_out_of_memory(stage: Stage, chance: random.Random) -> str:
 
 
 async def drift(name: str, value: str, stage: Stage, chance: random.Random) -> str:
-    """A setting is not what it must be; the preflight has to see it."""
+    """A setting has a wrong value; the preflight has to detect it."""
     seconds = chance.uniform(1, 7)
     async with stage.redis() as client:
         before = (await client.config_get(name))[name]
@@ -163,7 +163,7 @@ async def drift(name: str, value: str, stage: Stage, chance: random.Random) -> s
 
 
 async def become_a_replica(stage: Stage, chance: random.Random) -> str:
-    """It answers READONLY, of a master that nobody reaches."""
+    """It answers READONLY, as the replica of an unreachable master."""
     seconds = chance.uniform(0.3, 3)
     async with stage.redis() as client:
         await client.execute_command("REPLICAOF", "127.0.0.1", "1")

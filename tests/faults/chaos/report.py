@@ -1,4 +1,4 @@
-"""What a run showed, as JSON for programs and as Markdown for people."""
+"""Report of a run, as JSON for programs and as Markdown for people."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def write(report: Report, folder: Path) -> str:
 
 
 def page_of(report: Report) -> str:
-    """The page: the verdict first, then what it rests on."""
+    """The page: the verdict first, then its evidence."""
     violations = report.violations
     judged = [sale.judgement for sale in report.sales]
     rows = [

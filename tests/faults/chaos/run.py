@@ -1,4 +1,4 @@
-"""One run: sale after sale under a crowd, fault after fault in three lanes, and a judgement."""
+"""Chaos run: sale after sale under a crowd, fault after fault in three lanes, and a judgement."""
 
 import asyncio
 import random
@@ -32,7 +32,7 @@ STORM_SECONDS = 4.0
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be done."""
+    """The plan of a run."""
 
     seed: int
     seconds: float
@@ -53,7 +53,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """What a run showed."""
+    """The results of a run."""
 
     wish: Wish
     seconds: float = 0.0

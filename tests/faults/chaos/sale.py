@@ -1,4 +1,4 @@
-"""One sale under attack: its crowd, the looks at it from outside, and the judgement on it."""
+"""Sale under attack: its crowd, the polls of its head from outside, and the judgement on it."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ from tests.support.service import item, sale_document
 
 __all__ = ["Sale", "SaleReport", "come", "judged", "look_on", "opened"]
 
-#: Between two looks at the head: an answer is known to the few events of this time.
+#: Between two polls of the head: bounds an answer to the few events of this time.
 LOOK_SECONDS = 0.02
 #: Writing the past of a sale, and judging it.
 PAST_SECONDS_MAX = 600.0
@@ -125,7 +125,7 @@ async def come(
 
 
 def look_on(stage: Stage, sale: Sale, over: asyncio.Event) -> None:
-    """Look at the head on and on, past the way; in a thread of its own."""
+    """Poll the head past the faulty network, in a thread of its own."""
     heads = Heads(stage.settings, sale.sale_id, sale.prices)
     while not over.is_set():
         with suppress(redis.RedisError):

@@ -1,4 +1,4 @@
-"""What happens around Redis: our own processes, SQL, the PG, and what operators do meanwhile."""
+"""Faults around Redis: our own processes, SQL, the PG, and operators' actions meanwhile."""
 
 import asyncio
 import random
@@ -53,7 +53,7 @@ async def kill_supervisor(stage: Stage, _: random.Random) -> str:
 
 
 async def lock_sql(stage: Stage, chance: random.Random) -> str:
-    """Somebody else writes to SQLite and does not come to an end."""
+    """Another writer holds SQLite's lock and does not release it."""
     seconds = chance.choice([0.3, 2.0, 7.0])
 
     def hold() -> sqlite3.Connection:
@@ -108,7 +108,7 @@ async def pause_sale(stage: Stage, chance: random.Random) -> str:
 
 
 async def refund(stage: Stage, chance: random.Random) -> str:
-    """Some of what is sold is refunded, with the stock given back or not."""
+    """Some sold orders are refunded, with the stock given back or not."""
     try:
         query = {"saleId": stage.sale_id, "status": "CONFIRMED", "limit": "20"}
         found = await stage.operate("GET", "/v1/admin/orders", params=query)

@@ -1,4 +1,4 @@
-"""A run under faults finds what a missing protection does: its verdict can be red."""
+"""Chaos runs detect a missing protection: the verdict can be red."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.mutation.disabled_protections import BREAKERS, copied, off
 
-#: A run, what settles after it, and the judgement.
+#: A run, the settling after it, and the judgement.
 SECONDS_MAX = 420
 
 
@@ -20,7 +20,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def attacked(folder: Path, only: str) -> tuple[int, str]:
-    """The exit status of a short run there, and what was found wrong."""
+    """The exit status of a short run there, and its findings."""
     report = folder / "report"
     environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(folder)}
     wish = ["--minutes", "0.3", "--sale-seconds", "10", "--settle-seconds", "15", "--only", only]

@@ -1,7 +1,7 @@
-"""Protections that a test turns off, one at a time: without each, a named test must fail.
+"""Disabled protections: without each of them, one at a time, a named test must fail.
 
-Each is an edit of the source that a hurried hand could make, and the words of the failure that
-show that the test failed for this and for nothing else.
+Each is a plausible edit of the source, and words of the failure that prove that the test failed for
+this cause and no other.
 """
 
 import shutil
@@ -14,7 +14,7 @@ import msgspec
 __all__ = ["BREAKERS", "Breaker", "copied", "off"]
 
 ROOT = Path(__file__).resolve().parents[3]
-#: What runs and tests need of the project.
+#: The parts of the project that runs and tests need.
 PARTS = ("api", "reservation", "scripts", "loadtests", "tests", "deploy", "pyproject.toml")
 
 
@@ -22,12 +22,12 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
     """One protection that is off.
 
     Attributes:
-        name: what is off.
-        file: where, from the project's root.
-        old: what stands there, once.
-        new: what stands there instead.
-        test: who must notice.
-        says: what the failure must contain.
+        name: the protection that is off.
+        file: its path from the project's root.
+        old: the original text, which occurs once.
+        new: the replacement.
+        test: the test that must fail.
+        says: text that the failure must contain.
     """
 
     name: str
@@ -201,7 +201,7 @@ BREAKERS = (
         old="if not hmac.compare_digest(ours.digest(body.encode()), mac):",
         new="if False:",
         test="tests/unit/domain/test_tokens.py::test_no_character_of_a_token_can_be_changed",
-        # What the forged token says is read.
+        # The forged token's claims are read.
         says="claims = _claims(parts[2])",
     ),
     Breaker(

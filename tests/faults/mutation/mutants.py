@@ -1,4 +1,4 @@
-"""Makes mutants of the Lua scripts: one small change each, such as a slip of the hand makes."""
+"""Mutants of the Lua scripts: one small change each, such as a slip of the hand makes."""
 
 import hashlib
 import re
@@ -12,7 +12,7 @@ from pygments.token import Comment, Keyword, Name, Number, Operator, String
 
 __all__ = ["Mutant", "all_mutants"]
 
-#: What an operator or a word turns into.
+#: Replacements of an operator or a word.
 SWAPS = {
     "<": "<=",
     "<=": "<",
@@ -39,7 +39,7 @@ CONFUSED = {
     "max": "min",
 }
 _QUOTED = re.compile(r'"(\w+)"')
-#: A statement that stands alone on its line: a call, or a value that is given to a name.
+#: A statement alone on its line: a call, or an assignment.
 _STATEMENT = re.compile(r"^ *(?:redis\.call\(.*\)|[a-z_.]+\(.*\)|[a-z_.\[\]]+ = .+)$")
 _CONDITION = re.compile(r"^( *(?:if|elseif) )(.+)( then.*)$")
 
@@ -100,7 +100,7 @@ def _compiles(lua: LuaRuntime, text: str) -> bool:
 
 
 def _changes(text: str) -> Iterator[tuple[int, int, str, str]]:
-    """Where a change starts and ends, what stands there then, and the change in words."""
+    """The start and end of a change, the new text, and the change in words."""
     comments: list[tuple[int, int]] = []
     for start, kind, token in LuaLexer(stripnl=False, ensurenl=False).get_tokens_unprocessed(text):
         end = start + len(token)

@@ -1,4 +1,4 @@
-"""Runs the scripts' tests against mutants of the scripts.
+"""Mutation run: the scripts' tests against mutants of the scripts.
 
     python -m tests.faults.mutation.run --draw 60
 
@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-# Imported once, before the processes are forked: half of what a run of one file costs.
+# Imported once, before the processes are forked: half the cost of a run of one file.
 from api.http import app  # noqa: F401
 from reservation.adapters.redis import scripts
 from tests.faults.mutation.mutants import Mutant, all_mutants
@@ -37,7 +37,7 @@ EVERYTHING = ("tests/lua", "tests/property/test_scripts.py")
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What became of one mutant."""
+    """The result of one mutant."""
 
     name: str
     lives: bool
@@ -128,7 +128,7 @@ def run_tests(folder: Path, tests: tuple[str, ...]) -> int:
     scripts.script_folder = lambda: folder / "lua"
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(folder / "hypothesis")
     quick = ["-x", "-q", "-p", "no:cacheprovider", "-k", "not redis-server"]
-    # What is imported already cannot show the values of a failed assertion: here nobody reads them.
+    # A module imported already cannot show the values of a failed assertion: they are unused here.
     quick += ["--assert=plain"]
     return int(pytest.main([*quick, f"--basetemp={folder / 'tmp'}", *tests]))
 

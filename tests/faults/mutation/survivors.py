@@ -1,10 +1,12 @@
-"""Mutants that live, and why that is right: each is the same script in all that can be told."""
+"""Surviving mutants with their reasons: each is equivalent to the script in all that a test can
+observe.
+"""
 
 import re
 
 __all__ = ["reason_to_live"]
 
-#: What the mutants of a kind have in common, and why no test can tell them apart.
+#: The common trait of the mutants of a kind, and why no test can distinguish them.
 LIVING: tuple[tuple[str, str], ...] = (
     (
         r"not_after.* -> > becomes >=$",

@@ -1,7 +1,7 @@
 """Tables for docs/proof.md: `python -m tests.faults.mutation.tables breakers|mutants [HUNT ...]`.
 
-`breakers` turns each protection off and tells which test went red and what it said; `mutants` reads
-what hunts have printed, of which the last word about a mutant counts.
+`breakers` turns each protection off and prints the test that went red and its message; `mutants`
+reads the output of hunts, in which the last line about a mutant counts.
 """
 
 import sys
@@ -23,7 +23,7 @@ _BAR = "\\|"
 
 
 def breakers() -> Iterator[str]:
-    """One row each; the last column is what was seen just now."""
+    """One row each; the last column is the message seen just now."""
     yield "| protection that is off | test that goes red | it says |"
     yield "|---|---|---|"
     with tempfile.TemporaryDirectory() as folder:

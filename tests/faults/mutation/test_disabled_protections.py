@@ -1,4 +1,4 @@
-"""Each protection is missed by a test when it is gone: no proof is one that cannot fail."""
+"""Disabled protections: a test fails without each of them, so no proof is one that cannot fail."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ran(folder: Path, test: str) -> tuple[int, str]:
-    """How the test ended there, and what it said."""
+    """The test's exit status there, and its output."""
     environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(folder)}
     told = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", test],

@@ -1,4 +1,4 @@
-"""A slip of the hand in a script is noticed by the tests, but for those that are listed."""
+"""Mutants of the scripts: the tests detect all but the listed survivors."""
 
 import subprocess
 import sys
@@ -16,13 +16,13 @@ ROOT = Path(__file__).resolve().parents[3]
 DRAWN = 60
 #: Of all that there are, so many must be noticed, listed or not.
 KILLED_MIN = 0.95
-#: Of those that are drawn, so many: some may live that nobody has met and listed yet. They are
-#: shown, and each is either listed with its reason or gets a test; the soak knows no such mercy.
+#: Of the drawn mutants, so many: some survivors may be unknown and unlisted yet. They are shown,
+#: and each is either listed with its reason or gets a test; the soak knows no such mercy.
 DRAWN_KILLED_MIN = 51
 
 
 def commit() -> str:
-    """What the draw hangs on; outside of a checkout it is always the same."""
+    """The seed of the draw; outside of a checkout it is always the same."""
     told = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )

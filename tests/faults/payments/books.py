@@ -1,4 +1,4 @@
-"""The books of a run: the PG's money against our orders, and what the run has been through."""
+"""Books of a run: the PG's money against our orders, and the run's history."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +11,7 @@ from tests.faults.payments.workload import Wave
 
 __all__ = ["Report", "check"]
 
-#: What decision 5 of the design promises.
+#: The promises of decision 5 of the design.
 SETTLED_SECONDS: Final = 60.0
 REST_SECONDS: Final = 13 * 60.0
 _ENTRIES: Final = tuple(Entry)
@@ -19,7 +19,7 @@ _SHARES: Final = (0.5, 0.9, 0.99)
 
 
 async def check(world: World, waves: Sequence[Wave]) -> list[str]:
-    """What is wrong, in sentences; empty where every won is where it belongs."""
+    """Findings, in sentences; empty where every won is where it belongs."""
     wrong = [problem for wave in waves for problem in await _check_sale(world, wave)]
     stories = [story for wave in waves for story in wave.stories]
     ledger = world.sandbox.ledger()
@@ -50,7 +50,7 @@ async def check(world: World, waves: Sequence[Wave]) -> list[str]:
 
 
 async def _history(world: World, order_id: str) -> list[str]:
-    """What is known of an order: its events, and each answer of the PG."""
+    """The history of an order: its events, and each answer of the PG."""
     rows = await world.second.ledger.history(order_id)
     began = rows[0].at_ms if rows else 0
     return [f"{(row.at_ms - began) / 1000:8.1f} {row.kind} {row.what} {row.facts}" for row in rows]
@@ -79,13 +79,13 @@ async def _check_sale(world: World, wave: Wave) -> list[str]:
 
 
 class Report:
-    """What a run has been through: counts of each cell, and how long unknown payments took."""
+    """The record of a run: counts of each cell, and how long unknown payments took."""
 
     def __init__(self, stories: Sequence[Story]) -> None:
         self._stories = stories
         self.cells: Counter[Cell] = Counter(s.plan.cell for s in stories if happened(s))
         self.moved, self.rest = settle_times(stories)
-        #: From the buyer's return, what the PG's illness and the leases of the dead took included.
+        #: From the buyer's return, including the PG's outage and the leases of dead processes.
         self.whole = sorted((s.ended_at - s.claimed_at) / 1000 for s in stories if s.unknown)
 
     def empty(self) -> list[Cell]:
@@ -93,7 +93,7 @@ class Report:
         return [cell for cell in CELLS if not self.cells[cell]]
 
     def missed(self) -> list[str]:
-        """What became of the payments of empty cells instead, in sentences."""
+        """The actual course of payments in empty cells, in sentences."""
         empty = set(self.empty())
         return [
             f"missed: {s.plan}: died at {s.died_at}, the fault {'met' if s.met else 'missed'} it, "
@@ -103,7 +103,7 @@ class Report:
         ]
 
     def late(self) -> list[str]:
-        """What took longer than is promised."""
+        """Payments that took longer than is promised."""
         wrong: list[str] = []
         if self.moved and quantile(self.moved, 0.99) > SETTLED_SECONDS:
             wrong.append(f"p99 is {quantile(self.moved, 0.99):.0f} s")
@@ -169,7 +169,7 @@ class Report:
 
 
 def happened(story: Story) -> bool:
-    """Whether the payment has been through what its cell says."""
+    """Whether the payment took the course of its cell."""
     plan = story.plan
     died = plan.cell.moment in (NONE, *story.died_at)
     return died and (plan.cell.fault == NONE or story.met or not plan.cell.calls)

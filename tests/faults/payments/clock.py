@@ -1,6 +1,6 @@
-"""One clock for the whole world of a test: ours, Redis' and the PG's, turned by hand together.
+"""World clock of a test: ours, Redis' and the PG's, turned by hand together.
 
-Time stands still until it is turned, so what is measured by it does not depend on the machine.
+Time stops until it is turned, so its measurements do not depend on the machine.
 """
 
 import shutil
@@ -32,7 +32,7 @@ end
 
 
 class WorldClock:
-    """What the services are given for a clock."""
+    """The clock of the services."""
 
     def __init__(self, redis: Redis, sandbox: RunningSandbox) -> None:
         self._redis = redis
@@ -45,18 +45,18 @@ class WorldClock:
         return self._now_ms
 
     def monotonic(self) -> float:
-        # What is awaited is awaited in the machine's time.
+        # A wait is in the machine's time.
         return time.monotonic() + self._turned
 
     async def start(self) -> None:
-        """From here on the scripts can tell the time."""
+        """From here on the scripts can read the time."""
         await self._redis.set(KEY, self._now_ms)
 
     async def turn(self, seconds: float) -> None:
         """Let so much time pass everywhere at once.
 
-        The PG's clock cannot stand still. It has gone on by as much as the machine's, and is turned
-        by the rest.
+        The PG's clock cannot stop. It has gone on by as much as the machine's, and is turned by the
+        rest.
         """
         self._now_ms += round(seconds * 1000)
         self._turned += seconds
@@ -85,6 +85,6 @@ def scripts_by(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def _read_anew() -> None:
-    """Nothing that was read from one folder may be taken for what is in the other."""
+    """Nothing read from one folder may be taken for the content of the other."""
     scripts.load.cache_clear()
     scripts.all_scripts.cache_clear()

@@ -1,4 +1,4 @@
-"""A world for payments: a PG, a Redis, a database, and two processes of which one may die.
+"""World of payments: a PG, a Redis, a database, and two processes of which one may die.
 
 The servers are real. A death is an exception at a fail point: nothing after it runs in the process
 that it meets, and the other one goes on.
@@ -35,8 +35,8 @@ from tests.support.sandbox import RunningSandbox, address_of, listening, sandbox
 
 __all__ = ["LIMITS", "AtOnce", "Story", "World", "world"]
 
-#: What is awaited at the PG passes in the machine's time and is short; all else is as in
-#: production, in the world's time. A confirm and its lease are 75 s apart here as there.
+#: A wait for the PG passes in the machine's time and is short; all else is as in production, in the
+#: world's time. A confirm and its lease are 75 s apart here as there.
 LIMITS: Final = PaymentTimeouts(
     confirm_seconds=0.8, look_up_seconds=3.0, lease_margin_seconds=74.2, answer_seconds=0.05
 )
@@ -44,10 +44,10 @@ LIMITS: Final = PaymentTimeouts(
 OPEN_SECONDS: Final = 0.05
 #: Payments under way at once.
 AT_ONCE: Final = 48
-#: Far above what a confirm that hangs takes.
+#: Far above the time of a hanging confirm.
 QUIET_SECONDS: Final = 30.0
 
-#: What the settler's own loop waits out as well.
+#: The errors that the settler's own loop waits out as well.
 _WAITS: Final = (ReservationError, StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError)
 
 
@@ -56,7 +56,7 @@ class ProcessDied(BaseException):
 
 
 class Story(msgspec.Struct):
-    """One payment, and what happened to it. Times are the world's, in ms."""
+    """One payment, and its history. Times are the world's, in ms."""
 
     plan: Plan
     order: Reservation
@@ -167,7 +167,7 @@ class World:
     async def quiet(self) -> None:
         """Until no payment is under way: the clock is turned between the calls."""
         async with asyncio.timeout(QUIET_SECONDS):
-            while self._busy():  # noqa: ASYNC110 - what is waited for does not tell
+            while self._busy():  # noqa: ASYNC110 - the condition has no event
                 await asyncio.sleep(0.005)
 
     def _busy(self) -> bool:
@@ -180,7 +180,7 @@ class World:
         return answer.raise_for_status().json()
 
     async def approve(self, payment_key: str, order: Reservation) -> bool:
-        """Confirm a payment at the PG as if somebody else did; whether it took the money."""
+        """Confirm a payment at the PG, past the service; whether it took the money."""
         body = {"paymentKey": payment_key, "orderId": order.order_id, "amount": order.amount}
         auth = (self.sandbox.secret_key, "")
         return (await self.pg.post("/v1/payments/confirm", json=body, auth=auth)).is_success
@@ -190,7 +190,7 @@ class World:
         try:
             await step
         except _WAITS:
-            # Refused, or to be tried again: what became of the order is read afterwards.
+            # Refused, or to be retried: the order's state is read afterwards.
             return
 
 

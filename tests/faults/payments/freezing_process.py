@@ -1,4 +1,4 @@
-"""One buyer's return in a process of its own, which stops itself at a fail point.
+"""Freezing process: one buyer's return, in a process that stops itself at a fail point.
 
     python -m tests.faults.payments.freezing_process ORDER PAYMENT_KEY POINT
 

@@ -1,4 +1,4 @@
-"""What is to happen to each payment: which fault, which death, who brings it to its end."""
+"""Matrix of payments: the fault, the death, and the process that finishes each of them."""
 
 import itertools
 import random
@@ -34,25 +34,25 @@ MOMENTS: Final = (NONE, *(point for point in POINTS if not point.startswith("ref
 
 
 class Entry(StrEnum):
-    """Who goes on after the first process: always by the second one."""
+    """How a payment goes on after the first process: always by the second one."""
 
     #: The same success URL at the same moment, as from a second tab; then the settler.
     SUCCESS = "success"
-    #: Nobody comes back: the settler alone.
+    #: The buyer does not come back: the settler alone.
     SETTLER = "settler"
-    #: The PG's webhooks and repeats of them alone: no settler looks at it.
+    #: The PG's webhooks and their repeats alone: no settler reads it.
     WEBHOOK = "webhook"
     #: The buyer loads the success URL again and again, and the settler works.
     REFRESH = "refresh"
 
 
 class Kind(StrEnum):
-    """What the buyer brings from the PG."""
+    """The kind of payment that the buyer brings from the PG."""
 
     CARD = "card"
     #: Confirmed only after the hold ran out.
     LATE = "late"
-    #: Approved by the PG behind our back when the hold has run out and nobody came.
+    #: Approved by the PG without our call when the hold has run out and no buyer came.
     BEHIND = "behind"
     DECLINED = "declined"
     #: In a sale that takes none.
@@ -70,7 +70,7 @@ class Cell(msgspec.Struct, frozen=True, order=True):
 
     @property
     def calls(self) -> bool:
-        """Whether the PG is asked at all: not where nobody is left who claimed or comes back."""
+        """Whether the PG is called at all: not without a claim or a return."""
         alone = self.entry in (Entry.SETTLER, Entry.WEBHOOK)
         return not (self.moment == "confirm:before_claim" and alone)
 
@@ -140,7 +140,7 @@ def _plan(cell: Cell, draw: random.Random, kind: Kind = Kind.CARD) -> Plan:
 
 
 def _first_death(moment: str, draw: random.Random) -> str:
-    """A settler's step comes only to what a confirm has left behind."""
+    """A settler's step comes only to a payment that a confirm has left behind."""
     choices: Sequence[str] = {
         "settle:after_take_over": ("confirm:after_claim", "confirm:after_call"),
         "settle:after_look_up": ("confirm:after_intent", "confirm:after_call"),

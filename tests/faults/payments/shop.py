@@ -1,4 +1,4 @@
-"""A service in the test's own loop beside a sandbox PG of its own, with short times."""
+"""Shop: a service in the test's own loop beside a sandbox PG of its own, with short time-outs."""
 
 import asyncio
 import secrets
@@ -21,10 +21,10 @@ from tests.support.sandbox import RunningSandbox, running_sandbox
 
 __all__ = ["LIMITS", "comes_to", "damage", "raised", "refund_wish", "shop", "sold", "stands"]
 
-#: Far above what a busy machine needs.
+#: Far above a busy machine's needs.
 PATIENCE_SECONDS = 20.0
 
-#: A cancel that hangs is given up after a moment, and who is undecided is looked at again at once.
+#: A hanging cancel is abandoned after a moment, and an undecided order is checked again at once.
 LIMITS = PaymentTimeouts(
     confirm_seconds=1.0,
     look_up_seconds=0.5,
@@ -58,7 +58,7 @@ async def stands(service: Service, order: Reservation) -> Status:
 
 
 async def comes_to(service: Service, order: Reservation, status: Status) -> None:
-    """Wait for what goes on after a buyer's request was answered."""
+    """Wait for the work that goes on after a buyer's request was answered."""
     give_up_at = time.monotonic() + PATIENCE_SECONDS
     while (found := await stands(service, order)) is not status:
         assert time.monotonic() < give_up_at, found

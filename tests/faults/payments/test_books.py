@@ -1,4 +1,4 @@
-"""The books of the money tests can fail: money that is not ours to have is told of."""
+"""Books of the money tests can fail: money that is not ours to have is reported."""
 
 import random
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A clean 4xx stays bound to its idempotency key: what is asked again after it has another key."""
+"""Idempotency keys: a clean 4xx stays bound to its key, and the next request has another key."""
 
 from pathlib import Path
 from typing import Any

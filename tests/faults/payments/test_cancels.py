@@ -1,4 +1,4 @@
-"""A cancel whose answer was lost may be carried out minutes later: what it was for is never sold.
+"""Cancels: one whose answer was lost may run minutes later, so its order is never sold.
 
 The PG lies once about the amount, so the service gives the money back; that cancel hangs at the PG.
 From then on a look-up shows a payment that is ours in every member, and is still not to be sold.
@@ -33,7 +33,7 @@ async def lied_to(bench: Bench, sandbox: RunningSandbox, **fault: Any) -> tuple[
 
 
 async def eventually_settled(service: Service, order: Reservation) -> None:
-    """Once the lease of whoever came last is over."""
+    """Once the last claimant's lease is over."""
     confirming = service.keys.of(order.sale_id).confirming
     await service.connections.command("ZADD", confirming, "XX", 1, order.order_id)
     await service.settlement.settle(order.order_id)
@@ -66,7 +66,7 @@ async def test_a_cancel_that_never_came_is_sent_again(tmp_path: Path, valkey_url
 async def test_an_account_that_is_paid_while_it_is_closed_is_sold(
     tmp_path: Path, valkey_url: str
 ) -> None:
-    """The PG refuses to cancel what was paid without an account to send it to: its last word."""
+    """The PG's last word: no cancel of a paid deposit without an account for the refund."""
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order = await bench.hold(await bench.sale(virtual_accounts=True))
         payment_key = sandbox.put_payment(order.order_id, order.amount, method="virtual_account")
@@ -92,7 +92,7 @@ async def test_who_comes_back_while_late_money_is_given_back_is_not_sold_it(
         await service.releases.release(order, reason=Reason(Cause.BUYER))
         assert sandbox.confirm(payment_key, order.order_id, order.amount).is_success
         sandbox.order_fault("hang", operations=["cancel"], seconds=600, times=1)
-        # Not given back yet: the PG is to tell again.
+        # Not given back yet: the PG is to send the webhook again.
         with pytest.raises(Unavailable):
             await service.notifications.receive(order.order_id, payment_key)
         ended = await service.store.read(order.order_id)

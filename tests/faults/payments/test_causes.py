@@ -280,7 +280,7 @@ async def test_a_cause_is_a_code_from_its_origin_to_the_rebuilt_order(
         assert (data["cause"], reason.cause) == (cause.value, cause)
         assert not any(sentence in event.facts for sentence in SENTENCES.values())
 
-        # `deadline` moved the order's own clock by hand, at which the audit would look.
+        # `deadline` moved the order's own clock by hand, and the audit would report it.
         if cause is not Cause.DEADLINE:
             assert await bench.audited(scene.sale_id) == ()
         before = await scene.fields(order)

@@ -1,4 +1,4 @@
-"""No word that the PG's pages do not list ever gives stock back, whatever it sounds like."""
+"""Error codes of the PG: one that its pages do not list never gives stock back."""
 
 import asyncio
 import string
@@ -26,7 +26,7 @@ LIMITS = msgspec.structs.replace(DEFAULT_LIMITS, answer_seconds=0.01, pause_most
 
 
 def near(code: str, place: int, letter: str) -> str:
-    """A listed word with another letter: what a typing error, or next year's page, looks like."""
+    """A listed word with another letter: like a typing error, or next year's page."""
     place %= len(code)
     return code[:place] + letter + code[place + 1 :]
 
@@ -40,7 +40,7 @@ unlisted = (
 
 
 class Counter:
-    """A shop that takes one card after the other, and knows what its PG has."""
+    """A shop that takes one card after the other, and knows the payments of its PG."""
 
     def __init__(
         self, runner: asyncio.Runner, service: Service, sandbox: RunningSandbox, sale_id: str
@@ -57,7 +57,7 @@ class Counter:
         return available, held, sold
 
     async def tried(self, code: str) -> Status:
-        """How an order stands whose card got this answer, while the PG cannot be asked again."""
+        """The status of an order whose card got this answer, while the PG cannot be asked again."""
         order = await self.bench.hold(self.sale_id, buyer=f"buyer-{len(self.orders)}")
         self.orders.append(order.order_id)
         key = self.sandbox.put_payment(order.order_id, order.amount, decline=code)
@@ -67,7 +67,7 @@ class Counter:
         # Whether the answer still comes within the wait for it or not.
         with suppress(PaymentDeclined):
             await self.service.confirmation.confirm(order, payment_key=key, may_claim=True)
-        while self.service.confirmation._under_way:  # noqa: ASYNC110 - what is waited for does not tell
+        while self.service.confirmation._under_way:  # noqa: ASYNC110 - the condition has no event
             await asyncio.sleep(0.001)
         found = await self.service.store.read(order.order_id)
         assert found is not None
@@ -112,7 +112,7 @@ def test_a_word_that_is_not_listed_keeps_the_hold_until_the_pg_is_asked(
 
 
 def test_a_listed_decline_gives_back_at_once(counter: Counter) -> None:
-    """What the property is worth: the same steps with a word that is on the list."""
+    """Control: the same steps with a word that is on the list."""
     before = counter.stock()
     assert counter.runner.run(counter.tried("REJECT_CARD_COMPANY")) is Status.RELEASED
     assert counter.stock() == before

@@ -1,4 +1,4 @@
-"""Money that is paid into a virtual account: an order that cannot be decided is looked at again."""
+"""Deposits into a virtual account: an order that cannot be decided is checked again."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -89,7 +89,7 @@ class Account:
         assert ledger["charged"] == ledger["cancelled"]
 
     async def _hashes(self) -> list[dict[str, str]]:
-        """What Redis has of its piece, its buyer and itself."""
+        """The hashes in Redis of its piece, its buyer and itself."""
         names = self.service.keys.of(self.order.sale_id)
         keys = names.stock("a"), names.buyer(self.order.buyer_id), names.order(self.order.order_id)
         command = self.service.connections.command
@@ -100,7 +100,7 @@ class Account:
         return found
 
     def lies(self, fault: str, **more: Any) -> None:
-        """What goes wrong with look-ups of it: with the next one, where nothing else is said."""
+        """Faults of its look-ups: of the next one, by default."""
         of_it = {"orderId": self.order.order_id, "operations": ["look_up"], "times": 1}
         self.sandbox.order_fault(fault, **of_it | more)
 
@@ -127,7 +127,7 @@ QUICK = {Fault.OTHER_AMOUNT, Fault.OTHER_ORDER, Fault.ERROR_BEFORE_COMMIT, Fault
 async def test_a_deposits_webhook_is_heard_when_it_is_sold_and_else_comes_again(
     account: Account, fault: Fault
 ) -> None:
-    """Nobody looks at the account before it is due, a week from now, unless the PG tells again."""
+    """No check of the account before it is due, a week from now, unless the PG sends a webhook."""
     account.sandbox.deposit(account.payment_key)
     account.lies(fault, seconds=5)
     heard = await account.told()
@@ -203,7 +203,7 @@ async def test_a_deposit_that_the_bank_takes_back_while_sql_is_away_is_told_agai
 async def test_a_deposit_that_came_and_went_unseen_gives_the_units_back(
     account: Account, found_by: str
 ) -> None:
-    """The webhook of the deposit was lost, and somebody cancelled the payment at the console."""
+    """The webhook of the deposit was lost, and an operator cancelled the payment at the console."""
     account.sandbox.deposit(account.payment_key)
     account.cancelled_at_the_console()
     if found_by == "a webhook":
@@ -232,7 +232,7 @@ async def test_a_deposit_of_another_amount_is_refunded_once_the_money_is_back(
 def overtaken_by(
     account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Callable[[], Awaitable[None]]], None]:
-    """Between the next look-up and what it leads to a process stands still, and this happens."""
+    """Run an action between the next look-up and its effect, while the process is frozen."""
 
     def overtake(meanwhile: Callable[[], Awaitable[None]]) -> None:
         look_up, waiting = account.service.gateway.look_up, [meanwhile]
@@ -281,7 +281,7 @@ async def test_a_look_that_the_bank_overtook_does_not_sell_what_is_not_paid(
 async def test_a_refund_that_crosses_a_reversal_gives_the_units_back(
     account: Account, overtaken_by: Callable[[Callable[[], Awaitable[None]]], None]
 ) -> None:
-    """The bank takes the deposit back for a moment, and that look ends after the PG's cancel."""
+    """The bank reverses the deposit for a moment, and that look-up ends after the PG's cancel."""
     service, sandbox = account.service, account.sandbox
     sandbox.deposit(account.payment_key)
     assert await account.told()

@@ -1,4 +1,4 @@
-"""Money that moves at the PG without a call of ours: noticed, kept, given back or told of."""
+"""Follow-up: money moved at the PG without our call is noticed, kept, given back or reported."""
 
 import asyncio
 import secrets

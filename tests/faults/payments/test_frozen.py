@@ -1,6 +1,6 @@
-"""A process that freezes in the middle of a payment and wakes up when all is over changes nothing.
+"""Frozen processes: one that wakes up after its payment has ended changes nothing.
 
-Its lease ends while it stands still, the settler takes the payment to its end, and then it goes on
+Its lease ends while it is frozen, the settler takes the payment to its end, and then it goes on
 from the very instruction where it stopped: with an old fence, and perhaps with the PG's answer.
 """
 
@@ -28,7 +28,7 @@ from tests.support.sandbox import running_sandbox
 
 #: A start takes a second, a lease three; the rest is for a busy machine.
 PATIENCE_SECONDS = 40.0
-#: Where the buyer's own process can stand still.
+#: The fail points at which the buyer's own process can freeze.
 OWN_POINTS = [point for point in POINTS if point.startswith(("confirm:", "conclude:"))]
 
 
@@ -68,7 +68,7 @@ async def until_frozen(process: "subprocess.Popen[str]") -> None:
 
 
 async def settled(service: Service, order_id: str, payment_key: str) -> Reservation:
-    """The order once somebody else has taken its payment as far as it goes now."""
+    """The order once another process has taken its payment as far as it goes now."""
     give_up_at = time.monotonic() + PATIENCE_SECONDS
     while True:
         order = await service.store.read(order_id)
@@ -112,7 +112,7 @@ async def test_who_wakes_up_after_the_end_neither_charges_nor_sells(
                 process.send_signal(signal.SIGCONT)
                 told, _ = await asyncio.to_thread(process.communicate, None, PATIENCE_SECONDS)
             assert process.returncode == 0
-            # Its buyer is told the truth all the same.
+            # Its buyer gets the truth all the same.
             assert told.splitlines()[-1] == Status.CONFIRMED
             assert await bench.remembered(sale_id) == before
             assert await bench.audited(sale_id) == ()

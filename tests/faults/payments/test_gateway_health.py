@@ -1,4 +1,4 @@
-"""A key that the PG refuses, and a key that sees another merchant's payments."""
+"""Gateway health: a key that the PG refuses, and a key of another merchant."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -78,7 +78,7 @@ async def test_a_404_for_every_payment_gives_nothing_back(tmp_path: Path, valkey
 
 
 async def test_a_404_for_every_payment_voids_no_attempt(tmp_path: Path, valkey_url: str) -> None:
-    """Its buyer is not told that the payment is unknown: the PG of the other key is."""
+    """Its buyer gets no "unknown payment": the PG of the other key does not know it."""
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         sale_id = await bench.sale()
         await sold(bench, sandbox, sale_id)

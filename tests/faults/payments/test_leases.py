@@ -1,4 +1,4 @@
-"""Who asks for the money: nobody without a lease that outlives the call, and nobody twice.
+"""Leases: no confirm without a lease that outlives the call, and none twice.
 
 And the limit on payments of a buyer that could not be used, which is no limit on one under way.
 """
@@ -42,7 +42,7 @@ async def lease_ends(service: Service, order: Reservation) -> None:
 
 @contextmanager
 def frozen_at(point: str, seconds: float) -> Iterator[None]:
-    """The process stands still at this point for so long, by its own clock."""
+    """The process freezes at this point for so long, by its own clock."""
     with pytest.MonkeyPatch.context() as patch:
 
         def freeze(_order_id: str) -> None:
@@ -99,7 +99,7 @@ async def test_a_payment_that_may_still_be_asked_for_is_not_given_back(
             patch.setattr(service.gateway, "look_up", written_meanwhile)
             assert await service.settlement.settle(order.order_id) is None
         assert await stands(service, order) is Status.CONFIRMING
-        # Once such a call is over, what the PG shows is the last word.
+        # Once such a call is over, the PG's record is final.
         lease_ms = service.settlement._limits.lease_ms
         now_ms = service.clock.now_ms()
         with pytest.MonkeyPatch.context() as patch:

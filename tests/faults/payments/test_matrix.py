@@ -1,4 +1,4 @@
-"""No payment is lost, doubled or guessed, whatever fails, whoever dies, whoever goes on.
+"""Matrix of faults and deaths: no payment is lost, doubled or guessed in any of them.
 
 Each payment goes from prepare through the PG to its end while the clocks are turned: the PG's,
 Redis' and ours. Then the PG's ledger and our orders are compared to the won.
@@ -20,7 +20,7 @@ from tests.faults.payments.environment import World, world
 from tests.faults.payments.matrix import CELLS, Plan, again, matrix, strangers
 from tests.faults.payments.workload import Wave
 
-#: Payments of one wave: the sandbox takes a thousand faults at once, and looks through them all.
+#: Payments of one wave: the sandbox takes a thousand faults at once, and scans them all.
 WAVE: Final = 250
 #: How long the PG is ill in each wave, in turn: longer than the leases of two processes that died
 #: one after the other, and longer than a payment can be confirmed again.
@@ -28,8 +28,8 @@ OUTAGES_SECONDS: Final = (200.0, 480.0, 660.0)
 #: Of the random payments.
 FAULT_RATE: Final = 0.3
 DEATH_RATE: Final = 0.3
-#: Whoever is to die may be overtaken by the PG's own webhook or by the other process. Cells missed
-#: so are gone through again, this often; one that cannot be reached stays empty.
+#: The process chosen to crash may lose the race to a webhook or to its peer. Cells missed so are
+#: run again, this often; one that cannot be reached stays empty.
 ROUNDS_MAX: Final = 3
 SOAK_STRANGERS: Final = 10_000
 SOAK_TIMES: Final = 3
@@ -53,7 +53,7 @@ def report_of(waves: list[Wave]) -> Report:
 
 
 async def go_again(made: World, waves: list[Wave], draw: random.Random) -> list[str]:
-    """Go through the missed cells in waves that are added; what became of each that was missed."""
+    """Run the missed cells in added waves; the actual course of each that was missed."""
     missed: list[str] = []
     for _ in range(ROUNDS_MAX):
         report = report_of(waves)
@@ -73,7 +73,7 @@ async def settle_all(
     times: int,
     others: int = 0,
 ) -> None:
-    """Take all payments to their end, tell of it, and fail where anything is wrong."""
+    """Take all payments to their end, report, and fail on any finding."""
     draw = random.Random(seed)
     replay = f"MONEY_SEED={seed} python -m pytest -m '' {test}"
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Payments that no order has: each comes to an end, and an operator hears of what the PG decides.
+"""Orphaned payments: each comes to an end, and an operator gets the PG's decision.
 
 An order whose claim Redis lost and that could not be placed again is found here as a rebuild leaves
 it: it has ended without a payment, and SQL has an intent to take its money from an earlier epoch.
@@ -79,7 +79,7 @@ class Orphan:
         assert self.sandbox.confirm(self.payment_key, order.order_id, order.amount).is_success
 
     async def looked_at(self, *, after_minutes: float = 1) -> bool:
-        """The next look; whether the payment has come to its end."""
+        """The next check; whether the payment has come to its end."""
         self.clock.at_ms += round(after_minutes * 60_000)
         assert await self.orphans.run_once() == 1
         return not await self.service.ledger.unmet_intents(self.order.sale_id)
@@ -166,7 +166,7 @@ async def test_a_payment_that_the_pg_does_not_know_ends_once_no_money_can_come(
     orphan: Orphan, other_payment: bool
 ) -> None:
     if other_payment:
-        # That is for whoever asked for it to decide.
+        # That is for the requester to decide.
         order = orphan.order
         second = orphan.sandbox.put_payment(order.order_id, order.amount)
         assert orphan.sandbox.confirm(second, order.order_id, order.amount).is_success
@@ -208,7 +208,7 @@ async def test_a_payment_of_another_order_ends_once_no_money_can_come(orphan: Or
 async def test_intents_that_their_orders_have_are_read_with_growing_pauses(
     orphan: Orphan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing ends while the flusher stands still: each payment of the sale has its intent."""
+    """Nothing ends while the flusher is stopped: each payment of the sale has its intent."""
     clock, ledger, read = orphan.clock, orphan.service.ledger, list[float]()
     unmet_intents, began = ledger.unmet_intents, clock.monotonic()
 

@@ -1,4 +1,4 @@
-"""Without a single webhook: payments that changed after their order was decided are found."""
+"""Rechecks find payments that changed after their order was decided, without a webhook."""
 
 import secrets
 from collections.abc import Awaitable, Callable, Generator
@@ -18,7 +18,7 @@ from tests.faults.payments.test_follow_up import declined, raised, sold
 from tests.support.in_process import Bench
 from tests.support.sandbox import RunningSandbox
 
-#: What is put on the list is due at once.
+#: A new entry on the list is due at once.
 AT_ONCE = msgspec.structs.replace(LIMITS, recheck_seconds=0.0, deposit_look_seconds=0.0)
 
 
@@ -125,7 +125,7 @@ async def test_two_workers_do_not_look_at_one_payment_at_once(
 
 @contextmanager
 def after_each_look_up(bench: Bench, action: Callable[[], Awaitable[object]]) -> Generator[None]:
-    """Let something happen between the PG's answer and what is made of it."""
+    """Run an action between the PG's answer and its effect."""
     look_up = bench.service.gateway.look_up
 
     async def answered(payment_key: str) -> Answer:

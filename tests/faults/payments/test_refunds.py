@@ -1,4 +1,4 @@
-"""Refunds: gone on with side by side, corrected only while nothing of them can happen any more."""
+"""Refunds: retried concurrently, and corrected only when their old call can no longer run."""
 
 import asyncio
 import time
@@ -36,7 +36,7 @@ from tests.support.sandbox import RunningSandbox, running_sandbox
 
 TYPO = RefundAccount(bank="20", account_number="1111111111", holder_name="TYPO")
 RIGHT = RefundAccount(bank="20", account_number="2222222222", holder_name="Kim")
-#: Far above what a busy machine needs.
+#: Far above a busy machine's needs.
 PATIENCE_SECONDS = 30.0
 
 
@@ -143,7 +143,7 @@ async def test_another_wish_is_refused_while_the_first_cancel_may_still_come(
         WATCH(service)
         more = {"seconds": 600} if fault == "hang" else {}
         sandbox.order_fault(fault, orderId=order.order_id, operations=["cancel"], times=1, **more)
-        # What is done at the PG is not seen yet.
+        # The cancel at the PG is not seen yet.
         sandbox.order_fault("error_before_commit", orderId=order.order_id, operations=["look_up"])
         assert not await service.refunds.refund(refund_wish(order, TYPO))
         with pytest.raises(RefundPending) as refusal:
@@ -245,7 +245,7 @@ async def test_an_operator_is_answered_while_the_cancel_hangs(
         sandbox.order_fault("hang", seconds=600, times=1, **of_it)
         wish = refund_wish(order)
         assert not await service.refunds.refund(wish)
-        # The very same process still asks: nobody else does, and nothing is asked twice.
+        # The same process still waits for the PG: no other process calls, and no call is repeated.
         assert not await service.refunds.refund(wish)
         sandbox.clear_faults()
         await comes_to(service, order, Status.REFUNDED)
@@ -450,7 +450,7 @@ async def test_a_refund_whose_event_was_lost_is_gone_through_again(
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
         await bench.flush(sale_id)
         assert await bench.audited(sale_id) == ()
-        # Nothing is left of it, and an operator who asks again is told the same.
+        # Nothing is left of it, and an operator who asks again gets the same answer.
         assert await service.ledger.pending_refunds(10) == []
         assert await service.refunds.refund(wish)
 
@@ -458,7 +458,7 @@ async def test_a_refund_whose_event_was_lost_is_gone_through_again(
 async def test_a_cancel_that_may_still_come_is_remembered_where_redis_went_back(
     tmp_path: Path, valkey_url: str
 ) -> None:
-    """What Redis lost is the sale itself: nothing of it says how the cancel ended."""
+    """Redis lost the sale itself: nothing of it records how the cancel ended."""
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         service, sale_id = bench.service, await bench.sale()
         order = await bench.hold(sale_id)
@@ -490,7 +490,7 @@ async def gone_on(service: Service, order: Reservation) -> None:
 async def test_a_refund_of_an_order_that_ended_unpaid_ends_by_name(
     tmp_path: Path, valkey_url: str
 ) -> None:
-    """The bank took the deposit back before the PG would cancel, and nobody paid in again."""
+    """The bank took the deposit back before the PG would cancel, and no new deposit was made."""
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         service = bench.service
         order = await paid_by_account(bench, sandbox)
@@ -524,7 +524,7 @@ async def test_a_refund_of_an_order_that_ended_unpaid_ends_by_name(
 async def test_a_pending_refund_finds_that_the_deposit_has_gone_back(
     tmp_path: Path, valkey_url: str
 ) -> None:
-    """The order awaits its deposit again, and the PG shows the cancel: nothing else looks soon."""
+    """The order awaits its deposit again, and the PG shows the cancel: no check is due soon."""
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         service = bench.service
         order = await paid_by_account(bench, sandbox)

@@ -1,4 +1,4 @@
-"""What the settler does where one order is damaged: nobody else's money waits for its repair."""
+"""Settler with one damaged order: no other payment waits for its repair."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ def settler_of(service: Service) -> Settler:
 async def test_a_damaged_payment_does_not_keep_the_others_from_being_settled(
     tmp_path: Path, valkey_url: str, lost: str
 ) -> None:
-    """It stays first in the line for as long as nobody repairs it, and is told of each time."""
+    """It stays first in the queue until it is repaired, and raises an alarm each time."""
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         service, sale_id = bench.service, await bench.sale()
         orders = [await bench.hold(sale_id, buyer) for buyer in ("ann", "ben", "cho")]

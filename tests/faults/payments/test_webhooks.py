@@ -1,4 +1,4 @@
-"""What the PG tells late: money for an order that has ended, a cancel of one that is sold."""
+"""Late webhooks of the PG: money for an order that has ended, a cancel of one that is sold."""
 
 import random
 from pathlib import Path

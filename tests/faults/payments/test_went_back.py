@@ -1,7 +1,7 @@
-"""A Redis that goes back in time during a payment: the money follows the order, or goes back.
+"""Lost writes of Redis during a payment: the money follows the order, or goes back.
 
-What a failover to a replica, a cut file or a restored snapshot loses is put back here at one exact
-moment: right after the PG has moved the money.
+The test restores an older state, as after a failover to a replica, a cut file or a restored
+snapshot, at one exact moment: right after the PG has moved the money.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ def at(point: str, action: Callable[[], None]) -> Iterator[asyncio.Event]:
 
 
 def put_back_now(bench: Bench, sale_id: str, memory: dict[str, bytes]) -> None:
-    """What `Bench.put_back` does, where nothing can be awaited."""
+    """`Bench.put_back` without an await."""
     with redis.Redis.from_url(bench.service.settings.redis_url, protocol=2) as client:
         if keys := client.keys(f"{bench.service.keys.of(sale_id).all}*"):
             client.unlink(*keys)
@@ -80,7 +80,7 @@ def flush_before(patch: pytest.MonkeyPatch, bench: Bench, sale_id: str) -> None:
 
 
 async def until(is_so: Callable[[], bool]) -> None:
-    """Wait for what goes on after a buyer's request was answered."""
+    """Wait for the work that goes on after a buyer's request was answered."""
     give_up_at = time.monotonic() + PATIENCE_SECONDS
     while not is_so():
         assert time.monotonic() < give_up_at
@@ -95,7 +95,7 @@ async def paid_and_lost(
     order_too: bool = False,
     method: str = "card",
 ) -> tuple[Reservation, str, Reservation]:
-    """An order whose money moved right before Redis lost its claim; and what its buyer is shown."""
+    """An order whose money moved right before Redis lost its claim; and the answer to its buyer."""
     sale_id = await bench.sale(
         items=(Item(sku="a", name="A", price=1000, total=1, limit_per_buyer=1),),
         virtual_accounts=True,
@@ -138,7 +138,7 @@ async def rebuilt(bench: Bench, sale_id: str) -> None:
 
 
 async def given_back(bench: Bench, order: Reservation) -> None:
-    """Ask the PG until it tells; on a busy machine its answer may be late."""
+    """Ask the PG until it shows it; on a busy machine its answer may be late."""
     give_up_at = time.monotonic() + PATIENCE_SECONDS
     while await bench.service.ledger.unmet_intents(order.sale_id):
         assert time.monotonic() < give_up_at
@@ -155,7 +155,7 @@ async def settled(bench: Bench, order: Reservation) -> Status | None:
 
 
 async def judged(bench: Bench, sale_id: str, file: Path) -> None:
-    """The sale's history obeys the contract, what a rebuild made again as well."""
+    """The sale's history obeys the contract, including the events that a rebuild made again."""
     service = bench.service
     records = recorded(
         sale_id,
@@ -177,7 +177,7 @@ async def test_a_lost_claim_closes_the_sale_and_the_payment_is_claimed_again(
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         before = alarms("sale_recovering")
         order, payment_key, shown = await paid_and_lost(bench, sandbox, flushed=flushed)
-        # 202: the buyer is never told that nothing was charged.
+        # 202: no answer to the buyer ever claims that nothing was charged.
         assert shown.status is Status.CONFIRMING
         await until(lambda: alarms("sale_recovering") == before + 1)
         with pytest.raises(SaleRecovering):
@@ -231,7 +231,7 @@ async def test_money_for_a_piece_that_was_sold_to_another_goes_back(
         order, payment_key, _ = await paid_and_lost(
             bench, sandbox, flushed="nothing", order_too=True, method=method
         )
-        # A process that has seen nothing of it sells the piece before anybody notices.
+        # A process that has not noticed it sells the piece before any alarm.
         async with shop_beside(bench) as other:
             await other.hold(order.sale_id, "ben")
         await rebuilt(bench, order.sale_id)
@@ -268,7 +268,7 @@ async def test_the_settler_gives_back_what_a_rebuild_could_not_ask_about(
 async def test_the_settler_finds_a_lost_claim_by_its_intent_alone(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All processes are new, and none has seen what Redis had: only SQL's intent tells."""
+    """All processes are new, and none has seen the lost state: only SQL has the intent."""
     monkeypatch.setattr("reservation.application.payments.orphaned.UNMET_SECONDS", -60.0)
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order, _, _ = await paid_and_lost(bench, sandbox, flushed="the hold")

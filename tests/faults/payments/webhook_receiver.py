@@ -1,4 +1,4 @@
-"""Where the PG's webhooks arrive in a world: a real listener that hands on what may be heard."""
+"""Webhook receiver of a world: a real listener that passes on the allowed webhooks."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ __all__ = ["Hooks"]
 _OK = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 _LATER = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"
 
-#: Tells whether a webhook was understood, from the order and the payment that it names.
+#: Whether a webhook was understood, given the order and the payment that it names.
 Hear = Callable[[str, str], Awaitable[bool]]
 
 

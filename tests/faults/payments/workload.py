@@ -1,4 +1,4 @@
-"""Some hundred payments of one sale, from prepare until each has ended."""
+"""Workload: some hundred payments of one sale, from prepare until each has ended."""
 
 import random
 import secrets
@@ -23,8 +23,8 @@ SPARE: Final = 5
 HOLD_SECONDS: Final = 300
 #: A late buyer's hold is over by then, and the PG still lets the payment be confirmed.
 LATE_SECONDS: Final = HOLD_SECONDS + 30
-#: After this long everything must have ended: what decision 5 of the design allows for the slowest,
-#: after the longest outage, twice over.
+#: After this long everything must have ended: the limit of decision 5 of the design for the
+#: slowest, after the longest outage, twice over.
 GIVE_UP_SECONDS: Final = 3_600
 #: The clock is turned by as much as nothing can happen in, between these.
 STEP_LEAST: Final = 1.0
@@ -37,7 +37,7 @@ REFUND_ROUNDS_MAX: Final = 20
 #: Of faults that take time, and until the PG is well again: longer than any wave.
 LINGER_SECONDS: Final = 600
 LINGERING: Final = (Fault.HANG, Fault.SLOW_DRIP)
-#: The settler asks for the money again only so long, so what is to happen then must be before.
+#: The settler retries the confirm only so long, so a planned event must come before.
 CONFIRM_AGAIN_SECONDS: Final = 480
 
 _ENDED: Final = (Status.CONFIRMED, Status.RELEASED, Status.EXPIRED, Status.REFUNDED)
@@ -224,7 +224,7 @@ class Wave:
         await self._look()
 
     def _next(self, story: Story, due: bool) -> Any:
-        """What happens to this payment now, if anything."""
+        """The payment's next step, if any."""
         world, order_id = self._world, story.order.order_id
         entry = story.plan.cell.entry
         if _is_late(story) and not story.claimed_at:
@@ -240,20 +240,20 @@ class Wave:
         return world.in_second(world.second.settlement.settle(order_id)) if due else None
 
     def _late(self, story: Story) -> Any:
-        """The buyer, or the PG, comes when nobody waits for them any more."""
+        """The buyer, or the PG, comes after the hold's end."""
         late_ms = LATE_SECONDS * 1000
         if story.plan.kind is Kind.BEHIND:
-            # What goes wrong with it is ordered for it alone, when the rest is over.
+            # Its faults are ordered for it alone, when the outage is over.
             late_ms = max(late_ms, round(self._outage_seconds * 1000) + 1)
         if self._world.clock.now_ms() < self._began_ms + late_ms:
             return None
         return self._behind(story) if story.plan.kind is Kind.BEHIND else self._first(story)
 
     async def _behind(self, story: Story) -> None:
-        """The PG approves it, and what we ask it then goes wrong twice."""
+        """The PG approves it, and our next two calls to the PG fail."""
         story.claimed_at = self._world.clock.now_ms()
         order = story.order
-        # An answer for another order is what a forged webhook looks like: it is not told again.
+        # An answer for another order looks like a forged webhook: the PG does not repeat it.
         told_again = set(Fault) - set(LINGERING) - {Fault.OTHER_ORDER}
         fault = self._draw.choice(sorted(told_again))
         wish = {"fault": fault, "orderId": order.order_id, "times": 2}
@@ -279,7 +279,7 @@ class Wave:
             await world.in_second(world.second.settlement.settle(story.order.order_id))
 
     async def _look(self) -> None:
-        """Note how each payment stands."""
+        """Record the status of each payment."""
         open_ones = [story for story in self.stories if not story.ended_at]
         found = await self._world.second.store.read_many([s.order.order_id for s in open_ones])
         for story, order in zip(open_ones, found, strict=True):

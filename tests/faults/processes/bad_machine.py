@@ -1,4 +1,4 @@
-"""The machine below Redis, by a library before the libc: notes syncs; a bad disk, a wrong clock."""
+"""Bad machine below Redis, by a library before the libc: notes syncs; a bad disk, a wrong clock."""
 
 import mmap
 import os
@@ -11,8 +11,8 @@ from reservation.adapters.redis.embedded.server import EmbeddedServer
 __all__ = ["Machine", "ServerOn", "build", "last_sync"]
 
 _SOURCE = Path(__file__).with_name("bad_machine.c")
-#: `struct state` of the library: what the clock is off by, how long each sync takes longer, both
-#: in microseconds, and whether the disk is full.
+#: `struct state` of the library: the clock's offset, the added latency of each sync, both in
+#: microseconds, and whether the disk is full.
 _STATE = struct.Struct("=qqq")
 
 
@@ -24,11 +24,11 @@ def build(folder: Path) -> Path:
 
 
 class Machine:
-    """One machine, well until it is told otherwise.
+    """One machine, healthy until a test sets a fault.
 
     Args:
         library: as it was built.
-        log: where the syncs are noted.
+        log: the file that records the syncs.
     """
 
     def __init__(self, library: Path, log: Path) -> None:
@@ -37,7 +37,7 @@ class Machine:
         state.write_bytes(bytes(_STATE.size))
         with state.open("r+b") as file:
             self._state = mmap.mmap(file.fileno(), _STATE.size)
-        #: What a server on this machine is started with.
+        #: The environment of a server on this machine.
         self.environ = {
             "LD_PRELOAD": os.fspath(library),
             "FSYNC_LOG": os.fspath(log),
@@ -58,8 +58,8 @@ class ServerOn(EmbeddedServer):
     machine: Machine | None = None
 
     def _launch(self, binary: Path, configuration: Path) -> "subprocess.Popen[bytes]":
-        # A child inherits our environment: it has these names for this one call, and nobody who
-        # is started from the loop can have them too.
+        # A child inherits our environment: it has these names for this one call, and no other child
+        # of the loop can get them too.
         below = self.machine.environ if self.machine else {}
         os.environ.update(below)
         try:

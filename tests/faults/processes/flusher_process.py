@@ -1,4 +1,4 @@
-"""A flusher alone in its process: `python -m tests.faults.processes.flusher_process SALE`."""
+"""Flusher alone in its process: `python -m tests.faults.processes.flusher_process SALE`."""
 
 import asyncio
 import os

@@ -1,7 +1,7 @@
-"""A sale that really happened on a server of its own, and copies of what it left on the disk.
+"""Recorded sale: one that ran on a server of its own, and copies of its files.
 
-Each answer that somebody got is noted with the number of the last event and the length of the file
-then, so that of any shorter file it is known who was told what.
+Each answer is recorded with the number of the last event and the length of the file then, so that
+for any shorter file the answers before its end are known.
 """
 
 import random
@@ -24,7 +24,7 @@ from tests.support.in_process import Bench, bench
 __all__ = ["Answered", "RecordedSale", "contents", "record", "started", "whole"]
 
 BUYERS: Final = 60
-#: After so many of them SQL gets no more events: what is cut off later, SQL cannot know of.
+#: After so many of them SQL gets no more events: a later cut is unknown to SQL.
 FLUSHED_BUYERS: Final = 35
 ITEMS: Final = tuple(
     Item(sku=sku, name=sku.upper(), price=1000, total=100, limit_per_buyer=10) for sku in "ab"
@@ -32,14 +32,14 @@ ITEMS: Final = tuple(
 
 
 class Answered(msgspec.Struct, frozen=True):
-    """What was true when somebody got an answer."""
+    """The state of the sale at an answer."""
 
     seq: int
     file_bytes: int
 
 
 class RecordedSale(msgspec.Struct, frozen=True, kw_only=True):
-    """What is left of it."""
+    """The files and answers of the sale."""
 
     #: The data directory: Redis' files, and SQLite.
     folder: Path
@@ -59,12 +59,12 @@ class RecordedSale(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, folder=to)
 
     def last_answer(self, file_bytes: int) -> int:
-        """The number of the last event that somebody was told of, in a file of this length."""
+        """The number of the last answered event, in a file of this length."""
         return max((a.seq for a in self.answers if a.file_bytes <= file_bytes), default=0)
 
 
 def appended_file(folder: Path) -> Path:
-    """The file that is written to now; older ones stand beside it while it is written anew."""
+    """The file that is written to now; older ones exist beside it during a rewrite."""
     files = (folder / "valkey" / "appendonlydir").glob("*.incr.aof")
     return max(files, key=lambda file: int(file.name.split(".")[-3]))
 
@@ -96,7 +96,7 @@ async def record(folder: Path, draw: random.Random) -> RecordedSale:
             sale_id = await made.sale(items=ITEMS)
 
             async def note() -> int:
-                # Nobody else writes meanwhile, so the file holds this answer and no later one.
+                # No other client writes meanwhile, so the file holds this answer and no later one.
                 seq = await _seq(made, sale_id)
                 answers.append(Answered(seq, appended_file(folder).stat().st_size))
                 return seq
@@ -199,7 +199,7 @@ async def contents(url: str, *, flushed_seq: int) -> dict[Any, Any]:
                     fields.pop(b"claim_id", None)
                     found[key] = fields
                 case b"zset" if str(key).endswith(":confirming'"):
-                    # A lease may end at any time within the hour; who is there is what matters.
+                    # A lease may end at any time within the hour; only its members are compared.
                     found[key] = await client.zrange(key, 0, -1)
                 case b"zset":
                     found[key] = await client.zrange(key, 0, -1, withscores=True)

@@ -1,8 +1,8 @@
-"""What is left of Redis' file is consistent, complete up to the last answer, or refused by name.
+"""Append-only file after damage: consistent, complete up to the last answer, or refused by name.
 
-cut        at any byte, as a crash of the machine may leave it
-power cut  back to what the last sync had made durable: nothing that was answered is gone
-flip       one bit, as a disk may: refused by the server, or told by the audit
+cut        at any byte, as a crash of the machine may leave it power cut  back to the bytes that the
+last sync had made durable: no answered event is lost flip       one bit, as a disk may: refused by
+the server, or reported by the audit
 """
 
 import contextlib
@@ -31,7 +31,7 @@ full = pytest.mark.soak
 
 @pytest.fixture
 def draw() -> random.Random:
-    """Told with each failure, so that the same bytes can be hit again."""
+    """Part of each failure's message, so that the same bytes can be hit again."""
     seed = secrets.randbelow(1 << 31)
     sys.stdout.write(f"seed {seed}\n")
     return random.Random(seed)
@@ -63,7 +63,7 @@ async def test_a_file_that_is_cut_anywhere_is_whole_up_to_there_and_never_sold_b
         ends[await end_of(copy, length, rebuild=behind_sql % REBUILT_OF == 0)] += 1
         shutil.rmtree(copy.folder)
     sys.stdout.write(f"{cuts} cuts: {dict(ends)}\n")
-    # Both sides of what SQL has were hit, or the test has shown nothing.
+    # Cuts on both sides of SQL's position were made, or the test proves nothing.
     assert ends["goes on"]
     assert ends["closed"]
     assert ends["rebuilt"]
@@ -166,7 +166,7 @@ async def test_an_event_that_the_server_drops_matters_only_while_sql_lacks_it(
 
 
 async def undamaged(recorded: RecordedSale, to: Path) -> dict[Any, Any]:
-    """What a server on these files says."""
+    """The state of a server on these files."""
     copy = recorded.copy(to)
     async with started(copy.folder) as bench:
         return await contents(bench.service.settings.redis_url, flushed_seq=copy.flushed_seq)
@@ -178,7 +178,7 @@ def flipped(data: bytes, place: int, bit: int) -> bytes:
 
 
 async def found_by(copy: RecordedSale, expected: dict[Any, Any]) -> str:
-    """Who notices the damage, if there is any."""
+    """The check that notices the damage, if there is any."""
     server = EmbeddedServer(copy.folder)
     with contextlib.suppress(EmbeddedServerError):
         await server.start()
@@ -191,13 +191,13 @@ async def found_by(copy: RecordedSale, expected: dict[Any, Any]) -> str:
 async def told(copy: RecordedSale, bench: Bench, expected: dict[Any, Any]) -> str:
     service = bench.service
     there = await contents(service.settings.redis_url, flushed_seq=copy.flushed_seq)
-    # A key under a name that nobody reads is no damage; that it is missing elsewhere may be.
+    # A key under an unused name is no damage; its absence elsewhere may be.
     if {key: there.get(key) for key in expected} == expected:
         return "nothing changed"
     try:
         await service.redis_monitor.look()
     except (BrokenInvariant, ValueError, KeyError):
-        # In the service an alarm, and no look that lets anybody in.
+        # In the service an alarm, and no check that admits a buyer.
         return "closed"
     if copy.sale_id in service.redis_monitor.gaps or service.redis_monitor.missing_of:
         return "closed"

@@ -1,8 +1,8 @@
-"""The drill: a failover to a replica that lags, right after a buyer's claim, many times over.
+"""Failover drill: a failover to a replica that lags, right after a buyer's claim, many times.
 
 Real processes: the API, a worker that is there or not (then SQL has nothing of the sale), a master
-and its replica, a PG. Whatever the replica lacks, the PG's money equals the orders in the end, a
-loss raises an alarm and closes its sale, and no page says that nothing was charged.
+and its replica, a PG. Whichever writes the replica lacks, the PG's money equals the orders in the
+end, a loss raises an alarm and closes its sale, and no page says that nothing was charged.
 """
 
 import os
@@ -27,7 +27,7 @@ from tests.support.replication import Pair, client_of, pair
 from tests.support.sandbox import RunningSandbox, running_sandbox
 from tests.support.service import NOT_INHERITED, Served, eventually, free_port, item
 
-#: The replica's lag: none up to twice what a promoted one usually lacks.
+#: The replica's lag: none up to twice a promoted one's usual lag.
 LAG_SECONDS_MAX = 2.0
 #: How long the PG takes to answer a confirm: the master dies meanwhile.
 PG_SECONDS = 1.0
@@ -37,7 +37,7 @@ SETTLE_SECONDS = 60.0
 ANSWERS_OF_EACH = 4
 #: A page that asks its buyer to wait loads itself again.
 RELOAD_SECONDS = 0.2
-#: What no answer after a confirm may claim.
+#: A claim that no answer after a confirm may make.
 UNTRUE = re.compile(r"(nothing|no money|not) (was |is )?(charged|taken)", re.IGNORECASE)
 
 
@@ -105,13 +105,13 @@ class Shop:
         eventually(ready, bool, within=START_SECONDS)
 
     def alarms(self) -> float:
-        """How often a sale was closed for what it lost."""
+        """How often a sale was closed for lost events."""
         text = self.served.http.get("/metrics", headers=self.served.admin).text
         series = r'^reservation_alarms_total\{alarm="sale_recovering"\} (\S+)'
         return sum(map(float, re.findall(series, text, re.MULTILINE)))
 
     def rebuild(self, sale_id: str) -> None:
-        """What the alarm's runbook says."""
+        """The steps of the alarm's runbook."""
         done = subprocess.run(
             [sys.executable, "-m", "api.cli", "rebuild", sale_id, "--operator", "drill"],
             env=self._environ,
@@ -162,7 +162,7 @@ class Buyer:
 
 
 def drill(shop: Shop, draw: random.Random, *, flusher: bool) -> str:
-    """One failover; what became of it."""
+    """One failover; returns its outcome."""
     served, servers = shop.served, shop.servers
     shop.worker(runs=flusher)
     sale_id = served.sale(items=[item("a", total=1, limitPerBuyer=1)])
@@ -249,7 +249,7 @@ def settled(shop: Shop, order: dict[str, Any], buyer: dict[str, str], payment_ke
 
 
 def books(shop: Shop, order: dict[str, Any], ended: str) -> int:
-    """The PG's money for this order, less what the order was sold for."""
+    """The PG's money for this order, less the order's price if sold."""
     ledger = shop.sandbox.ledger(order["orderId"])
     sold = order["amount"] if ended == "CONFIRMED" else 0
     return ledger["charged"] - ledger["cancelled"] - sold

@@ -1,4 +1,4 @@
-"""The flusher killed, doubled and cut off, with real stores: SQL has each event once, in order."""
+"""Flusher killed, doubled and cut off, with real stores: SQL has each event once, in order."""
 
 import asyncio
 import contextlib
@@ -23,17 +23,17 @@ from reservation.domain.sale import Item
 from tests.support.databases import PostgresServer, running_postgres
 from tests.support.in_process import Bench, bench
 
-#: Kills per database: what a push runs, and what `make soak` does.
+#: Kills per database: of a push, and of `make soak`.
 KILLS = [pytest.param(20, marks=pytest.mark.slow), pytest.param(200, marks=pytest.mark.soak)]
 AWAY = [pytest.param(5.0, marks=pytest.mark.slow), pytest.param(60.0, marks=pytest.mark.soak)]
-#: An interpreter, its imports and a look at the schema, on two busy cores.
+#: An interpreter, its imports and a check of the schema, on two busy cores.
 START_SECONDS = 30.0
 #: How long a flusher may live before it is killed: long enough for some rounds.
 LIFE_SECONDS_MAX = 0.15
-#: What is left when the last flusher is left alone is gone in less.
+#: The last flusher drains the rest in less.
 DRAIN_SECONDS = 60.0
-#: Buyers at once, and how long each looks around between two orders: enough events for every
-#: moment of a round, and few enough to be compared one by one.
+#: Buyers at once, and the pause of each between two orders: enough events for every moment of a
+#: round, and few enough to be compared one by one.
 WIDTH = 16
 LOOK_AROUND_SECONDS = 0.02
 #: Orders that are compared with SQL's; their events all are.
@@ -119,7 +119,7 @@ def own_postgres() -> Iterator[PostgresServer]:
 
 
 async def assert_sql_is_the_history(shop: Shop) -> int:
-    """SQL has every event that Redis ever wrote, once and in order, and each order as it stands."""
+    """SQL has every event that Redis ever wrote, once and in order, and each order's state."""
     service, sale_id = shop.bench.service, shop.sale_id
     names = service.keys.of(sale_id)
     seq, chain = await service.connections.command("HMGET", names.sale, "seq", "chain")
@@ -213,7 +213,7 @@ async def test_a_postgresql_that_is_away_is_caught_up_with(
         async with flushing(environ, shop.sale_id):
             async with shop.open():
                 await asyncio.sleep(0.5)
-                # Not in good order, and nobody is told.
+                # Not in good order, and without notice to any client.
                 await asyncio.to_thread(own_postgres.stop, signal.SIGQUIT)
                 await asyncio.sleep(seconds)
                 await asyncio.to_thread(own_postgres.start)

@@ -1,4 +1,4 @@
-"""Runs the simulation by hand: `python -m tests.faults.simulation --seed N [--runs K]`."""
+"""Command line of the simulation: `python -m tests.faults.simulation --seed N [--runs K]`."""
 
 import argparse
 import shutil
@@ -35,7 +35,7 @@ def main() -> int:
 
 
 class Total:
-    """What a row of runs comes to."""
+    """The totals of a series of runs."""
 
     def __init__(self) -> None:
         self.runs = self.orders = self.operations = self.faults = 0

@@ -1,4 +1,4 @@
-"""The buyers of a simulated sale: each lives one drawn life, and what it does is recorded."""
+"""Buyers of a simulated sale: each lives one drawn life, and its calls are recorded."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -9,7 +9,7 @@ from tests.faults.simulation.clients import PG, Answer, Client
 
 __all__ = ["live"]
 
-#: What a buyer does with a hold, and how often.
+#: A buyer's actions with a hold, and their weights.
 _LIVES = {
     "pays": 40,
     "pays and reloads": 12,
@@ -28,12 +28,12 @@ _LIVES = {
 _BASKETS = (1, 1, 1, 1, 2, 2, 3)
 #: Codes by which a card is refused.
 _DECLINES = ("REJECT_CARD_COMPANY", "EXCEED_MAX_AMOUNT", "INVALID_REJECT_CARD")
-#: How late somebody comes who comes back late.
+#: The delay of a buyer who comes back late.
 _LATE_SECONDS = 150.0
 
 
 async def live(client: Client, *, opens_within: float) -> None:
-    """One buyer, from the first look on."""
+    """One buyer, from the first read on."""
     await client.pause(opens_within)
     order = await _prepare(client)
     if order is None:

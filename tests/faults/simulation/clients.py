@@ -1,4 +1,4 @@
-"""What every simulated client shares: calls that are recorded for the judge, and tried again."""
+"""Base of the simulated clients: calls that are recorded for the judge, and retried."""
 
 import asyncio
 import random
@@ -29,7 +29,7 @@ PAUSE_SECONDS_MAX = 4.0
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What a client was told; status 0 where nothing came back."""
+    """A client's answer; status 0 where nothing came back."""
 
     status: int
     body: dict[str, Any]
@@ -46,7 +46,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Town(msgspec.Struct, kw_only=True):
-    """What all clients know."""
+    """The state shared by all clients."""
 
     sale_id: str
     #: Price of each SKU.
@@ -55,13 +55,13 @@ class Town(msgspec.Struct, kw_only=True):
     web: Web
     loop: VirtualLoop
     operations: list[Operation]
-    #: What no client should ever be told.
+    #: Answers that no client should ever get.
     wrong: list[str]
-    #: Every order whose buyer may be told about it, and its buyer's own call for it.
+    #: Every order whose buyer may get answers about it, and its buyer's own call for it.
     orders: list[dict[str, Any]]
-    #: Payments into virtual accounts whose deposit nobody has made yet.
+    #: Payments into virtual accounts without a deposit yet.
     accounts: list[str]
-    #: Counts what became of whom.
+    #: Counts the outcomes.
     count: Callable[[str], None]
 
 
@@ -130,7 +130,7 @@ class Client:
         *headers: tuple[bytes, bytes],
         to: str = SHOP,
     ) -> Answer:
-        """The same call again while nobody can say what came of it."""
+        """The same call, retried while its outcome is unknown."""
         answer = Answer(0, {})
         for _ in range(TRIES_MAX):
             answer = await self.call(method, path, body, *headers, to=to)

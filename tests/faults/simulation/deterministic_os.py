@@ -1,4 +1,4 @@
-"""Everything that a program asks the machine for, answered from the seed and the virtual clock."""
+"""Deterministic OS: clocks and random bytes come from the virtual clock and the seed."""
 
 import os
 import random
@@ -13,14 +13,14 @@ from tests.faults.simulation.loop import CURRENT, VirtualLoop
 
 __all__ = ["EPOCH_MS", "determined"]
 
-#: When virtual time begins: Saturday, 2026-01-03 00:00 UTC. In the past, since what reads the
+#: When virtual time begins: Saturday, 2026-01-03 00:00 UTC. In the past, since code that reads the
 #: machine's date itself (PyJWT) must find every token valid.
 EPOCH_MS = 1_767_398_400_000
 
 
 @contextmanager
 def determined(loop: VirtualLoop, seed: str) -> Generator[None]:
-    """Clocks are the loop's, and whoever asks for random bytes gets the seed's.
+    """Clocks are the loop's, and random bytes are the seed's.
 
     The wall clock is the calling process's own, with its skew.
     """

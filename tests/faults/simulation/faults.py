@@ -1,4 +1,4 @@
-"""What goes wrong in a simulated sale, when and for how long: drawn from the seed, one by one."""
+"""Faults of a simulated sale, their times and durations: drawn from the seed, one by one."""
 
 import asyncio
 import random
@@ -20,17 +20,17 @@ __all__ = ["KINDS", "Faults"]
 AWAY_SECONDS = 10.0
 #: Beyond the lease on a payment (75 s), so that a frozen process wakes up to find it taken over.
 FROZEN_SECONDS = (0.5, 3.0, 20.0, 100.0)
-#: Below what the witness allows two machines' clocks to be apart; beyond what the service allows.
+#: Below the checker's tolerance between two machines' clocks; beyond the service's.
 JUMP_MS = (-900, -600, 600, 900)
 
 
 class Faults:
-    """Lets the faults of a plan loose.
+    """Injects the faults of a plan.
 
     Args:
-        world: whose they are.
-        operator: who can tell the PG to misbehave.
-        draw: decides.
+        world: their target.
+        operator: sets the PG's faults.
+        draw: the source of randomness.
     """
 
     def __init__(self, world: World, operator: Operator, draw: random.Random) -> None:
@@ -44,12 +44,12 @@ class Faults:
         for number in range(count):
             at = self._draw.random() * seconds
             kind = self._draw.choice(list(KINDS))
-            # Its own luck: what one fault draws moves no other.
+            # A random source of its own: the draws of one fault shift no other's.
             draw = self._world.luck("fault", number)
             self._tasks.append(asyncio.create_task(self._later(at, kind, draw)))
 
     def end(self) -> None:
-        """No more of them; what lasts is ended by the world."""
+        """No more of them; the world ends those that last."""
         failpoints.disarm()
         for task in self._tasks:
             task.cancel()
@@ -135,7 +135,7 @@ async def _spoil(link: Link, draw: random.Random, late_seconds: tuple[float, ...
 
 
 async def _redis_link(world: World, _: Operator, draw: random.Random) -> None:
-    # A script that arrives 2 s late does nothing; after 3 s nobody waits for its reply.
+    # A script that arrives 2 s late does nothing; after 3 s its caller has timed out.
     await _spoil(world.weather.redis, draw, (1.0, 2.5, 6.0))
 
 

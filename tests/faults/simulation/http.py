@@ -1,4 +1,4 @@
-"""HTTP without sockets: ASGI applications of simulated processes, asked over simulated links."""
+"""HTTP without sockets: ASGI applications of simulated processes, called over simulated links."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ __all__ = ["CutOff", "Request", "Response", "SimulatedClient", "Unreachable", "W
 
 
 class Unreachable(Exception):
-    """Nobody listens there: nothing was sent."""
+    """Connection refused: nothing was sent."""
 
 
 class CutOff(Exception):
@@ -26,7 +26,7 @@ class CutOff(Exception):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked."""
+    """A request."""
 
     method: str
     url: str
@@ -43,12 +43,12 @@ class Response(msgspec.Struct, frozen=True):
 
 
 class Web:
-    """Knows who listens where.
+    """Routes requests to the listening processes.
 
     Args:
         loop: where it all runs.
-        trace: told of every exchange.
-        hosts: for each host, its link and who may be asked now; one of them is drawn.
+        trace: records every exchange.
+        hosts: for each host, its link and its processes up now; one of them is drawn.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Web:
         self._hosts = hosts
 
     async def ask(self, asker: Process, request: Request) -> Response:
-        """Send a request from a process; a lost one is waited for until whoever asks gives up.
+        """Send a request from a process; a lost one blocks its caller until the time-out.
 
         Raises:
             Unreachable, CutOff: the one before and the other after it was sent.
@@ -109,7 +109,7 @@ class _Exchange:
         loop.call_later(link.seconds(asker.draw), arrive, context=NEUTRAL)
 
     def given_up(self) -> None:
-        """Whoever asked has its answer, or has gone."""
+        """The caller has its answer, or has gone."""
         self._gone.set()
 
     def _arrive(self) -> None:
@@ -135,7 +135,7 @@ class _Exchange:
         self._loop.call_later(self._link.seconds(self._server.draw), back, response)
 
     def _server_died(self) -> None:
-        # By the kernel of its machine, which closes what the dead one had open.
+        # By the kernel of its machine, which closes the sockets of the dead process.
         seconds = self._link.seconds(self._asker.draw)
         self._loop.call_later(seconds, self._break_off, context=NEUTRAL)
 

@@ -1,7 +1,7 @@
-"""An event loop whose time is virtual: where nothing is ready it jumps to what comes next.
+"""Event loop in virtual time: where nothing is ready it jumps to the next timer.
 
-Every callback belongs to a simulated process, or to none (the network, the servers). A process
-that is frozen keeps its callbacks back; one that was killed never gets them again.
+Every callback belongs to a simulated process, or to none (the network, the servers). A process that
+is frozen keeps its callbacks back; one that was killed never gets them again.
 """
 
 import asyncio
@@ -12,8 +12,8 @@ from typing import Any
 
 __all__ = ["CURRENT", "NEUTRAL", "Halted", "NothingLeft", "VirtualLoop"]
 
-#: Virtual seconds that one run may take: far above the slowest settling, so that who waits for
-#: ever is told apart from who waits long.
+#: Virtual seconds that one run may take: far above the slowest settling, so that an endless wait is
+#: distinct from a long one.
 SECONDS_MAX = 100_000.0
 
 
@@ -25,14 +25,14 @@ class Halted:
         self.kept_back: list[asyncio.Handle] = []
 
 
-#: The simulated process that runs now; None for what belongs to no process.
+#: The simulated process that runs now; None for code that belongs to no process.
 CURRENT: ContextVar[Any] = ContextVar("CURRENT", default=None)
 #: The context of the network and of the servers: no process can hold them up.
 NEUTRAL = Context()
 
 
 class NothingLeft(Exception):
-    """Somebody waits, and nothing will ever happen any more; or time is up."""
+    """A task waits, and no event will ever come; or time is up."""
 
 
 class _NoWaiting(selectors.SelectSelector):

@@ -1,4 +1,4 @@
-"""How the network is: how long messages take, and what becomes of them."""
+"""Simulated network: the latency of messages, and their fate."""
 
 import random
 from enum import Enum
@@ -9,16 +9,16 @@ __all__ = ["Fate", "Link", "Weather"]
 
 
 class Fate(Enum):
-    """What becomes of one exchange."""
+    """The fate of one exchange."""
 
     WELL = "well"
-    #: The request never arrives; who asked waits for its own time-out.
+    #: The request never arrives; the caller waits for its own time-out.
     REQUEST_LOST = "request_lost"
     #: It arrives and is done; the reply never comes.
     REPLY_LOST = "reply_lost"
-    #: The connection breaks before the request arrives, and who asked is told at once.
+    #: The connection breaks before the request arrives, and the caller gets the error at once.
     RESET = "reset"
-    #: The connection breaks when it is done, and who asked is told at once.
+    #: The connection breaks when it is done, and the caller gets the error at once.
     RESET_AFTER = "reset_after"
 
 
@@ -44,7 +44,7 @@ class Link(msgspec.Struct, kw_only=True):
         return usual
 
     def fate(self, draw: random.Random) -> Fate:
-        """What becomes of the next exchange."""
+        """The fate of the next exchange."""
         if self.bad and draw.random() < self.bad:
             return draw.choice(_FAULTS)
         return Fate.WELL

@@ -1,4 +1,4 @@
-"""The operator of a simulated sale: opens it, meddles with it, and looks at it in the end."""
+"""Operator of a simulated sale: opens it, changes it, and reads it in the end."""
 
 import random
 from datetime import UTC, datetime, timedelta
@@ -74,7 +74,7 @@ class Operator(Client):
         await self.call_until_sure("POST", path, wish, key, *self._rights)
 
     async def tidy(self) -> None:
-        """The PG is well again, and whoever can be served is."""
+        """The PG is healthy again, and every buyer who can be served is."""
         await self.call("POST", "/_faults", {"clear": True}, to=PG)
         await self.call("POST", f"{self._admin}/resume", {"reason": "the end"}, *self._rights)
 

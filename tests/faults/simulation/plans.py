@@ -1,4 +1,4 @@
-"""What a seed stands for: the sale, the crowd, and what goes wrong."""
+"""Plan of a seed: the sale, the crowd, and the faults."""
 
 import random
 

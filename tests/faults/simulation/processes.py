@@ -15,10 +15,10 @@ class Process(Halted):
     """One life of a process: its tasks, its luck, its clock.
 
     Args:
-        name: told in the trace.
+        name: its name in the trace.
         loop: where it runs.
-        draw: its luck with the network and with SQL; of this life alone, so that the dead draw
-            nothing from the living.
+        draw: its luck with the network and with SQL; of this life alone, so that dead processes
+            draw nothing from live ones.
         skew_ms: its wall clock minus the true one.
     """
 
@@ -33,7 +33,7 @@ class Process(Halted):
         self.alive = True
         #: An ASGI application, while it takes requests.
         self.serves: Any = None
-        #: What ends with the process: connections, open requests.
+        #: Resources that end with the process: connections, open requests.
         self._ends: dict[int, Callable[[], None]] = {}
         self._ends_made = 0
         self._context: Context = copy_context()
@@ -54,7 +54,7 @@ class Process(Halted):
         self._ends.pop(number, None)
 
     def kill(self) -> None:
-        """SIGKILL: no line of it runs any more; what it had sent is still under way."""
+        """SIGKILL: no line of it runs any more; its sent messages are still in flight."""
         self.alive, self.halted, self.serves = False, True, None
         ends, self._ends = self._ends, {}
         for end in ends.values():

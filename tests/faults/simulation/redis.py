@@ -1,7 +1,7 @@
 """Redis behind a simulated network: the real server, asked at the moment the message arrives.
 
-What is replaced is redis-py's connection and the wire that takes it over: all that the service does
-with these, its guard and its reading of errors included, runs as it is.
+The simulation replaces redis-py's connection and the wire that takes it over: all of the service's
+code above these, its guard and its decoding of errors included, runs unchanged.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ __all__ = ["RedisSide", "SimulatedPool", "SimulatedWire"]
 
 _RUN_ID = re.compile(r"run_id:\w+")
 _REPLICATION_ID = re.compile(r"master_replid:\w+")
-#: Told in the trace without what only this process of the machine has.
+#: Written to the trace without the values that only this process of the machine has.
 _OF_THE_MACHINE = (b":proc:",)
 
 
@@ -49,7 +49,7 @@ class RedisSide:
         self.link = link
         #: Which life of the server this is.
         self.life = 1
-        #: It answers nothing before; what comes earlier waits for it.
+        #: It answers nothing before; an earlier command waits for it.
         self.stalled_until = 0.0
         #: It takes no connection before.
         self.away_until = 0.0
@@ -70,7 +70,7 @@ class RedisSide:
         self.now(("SCRIPT", "FLUSH"))
 
     def execute(self, process: Process, packed: bytes, commands: list[list[bytes]]) -> list[Any]:
-        """Run what arrived, at this moment of virtual time."""
+        """Run the commands that arrived, at this moment of virtual time."""
         if not any(mark in packed for mark in _OF_THE_MACHINE):
             self.trace.note("redis", process.name, f"{packed!r}")
         replies = self._ask(packed, len(commands))
@@ -105,7 +105,7 @@ class RedisSide:
 
 
 class SimulatedPool:
-    """Stands in for redis-py's pool, which makes connections and keeps none."""
+    """Replaces redis-py's pool; makes connections and keeps none."""
 
     #: Set for the length of a run.
     side: RedisSide
@@ -125,7 +125,7 @@ class SimulatedPool:
 
 
 class SimulatedWire:
-    """Stands in for `Wire`: the same exchanges, over a connection without a transport."""
+    """Replaces `Wire`: the same exchanges, over a connection without a transport."""
 
     def __init__(self, connection: "_Connection") -> None:
         self._connection = connection
@@ -155,7 +155,7 @@ class SimulatedWire:
 
 
 class _Connection:
-    """One connection: what is sent is answered in order, or not at all."""
+    """One connection: commands are answered in order, or not at all."""
 
     def __init__(
         self, side: RedisSide, timeout: float, greet: Callable[["_Connection"], Awaitable[None]]
@@ -292,7 +292,7 @@ class _Connection:
         self._broken = True
         for future in replies:
             if not future.done():
-                # As a value: nobody may be left who would read it.
+                # As a value: there may be no reader left.
                 future.set_result(RedisConnectionError("Connection closed by server."))
 
 

@@ -1,4 +1,4 @@
-"""Runs seeds: the ground that they share, and one run from its plan to its judgement."""
+"""Simulation runs: the ground that seeds share, and one run from its plan to its judgement."""
 
 import asyncio
 import gc
@@ -54,15 +54,15 @@ APIS = ("api-1", "api-2")
 REST_SECONDS = 3_600.0
 #: Faults go on for a while after the last buyer has come.
 FAULTS_AFTER_SECONDS = 20.0
-#: Between two looks whether all is done.
+#: Between two checks whether all is done.
 LOOK_SECONDS = 10.0
 #: Pauses of the workers' loops when they have nothing to do. In production they are shorter; here
-#: they are what an idle virtual second costs.
+#: they set the cost of an idle virtual second.
 PAUSES = {"REAP_SECONDS": 0.7, "SETTLE_SECONDS": 0.6, "FLUSH_SECONDS": 0.5}
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of one seed."""
+    """The result of one seed."""
 
     plan: Plan
     #: Empty where nothing is wrong.
@@ -79,7 +79,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ground:
-    """What runs share, since it takes long to make: the server, empty tables, applications."""
+    """Resources shared by runs, since they are slow to make: the server, empty tables,
+    applications.
+    """
 
     def __init__(self, folder: Path, server: EmbeddedServer) -> None:
         self._folder = folder
@@ -109,7 +111,7 @@ class Ground:
         Args:
             plan: the seed's.
             tell: gets each line of the trace.
-            rest_seconds: how long is waited until nothing is held any more.
+            rest_seconds: the time-out until nothing is held any more.
         """
         with _quietly():
             outcome = self._run(plan, tell, rest_seconds)
@@ -127,7 +129,7 @@ class Ground:
             with determined(loop, str(plan.seed)), run.substituted():
                 run.go()
                 for app in self._apps.values():
-                    # What the last process to serve it has left there.
+                    # State left by the last process that served it.
                     app.state = State()
         finally:
             loop.close()
@@ -176,7 +178,7 @@ def ground(broken: Mapping[str, tuple[str, str]] = MappingProxyType({})) -> Gene
     """A server and a directory of our own, in memory where the machine lets us.
 
     Args:
-        broken: for a script's file, what stands there and what shall stand there instead.
+        broken: for a script's file, the original text and its replacement.
     """
     shared = Path("/dev/shm")
     place = shared if shared.is_dir() else None
@@ -335,7 +337,7 @@ def _fresh(module: Any, name: str) -> Any:
 
 @contextmanager
 def _quietly() -> Generator[None]:
-    """What the dead have left is thrown away without a word, and nothing of it meanwhile.
+    """The garbage of dead processes is collected silently, and none of it meanwhile.
 
     It would be at another moment each time.
     """

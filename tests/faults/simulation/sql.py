@@ -1,7 +1,7 @@
-"""SQL in the one thread there is: the real SQLite, each statement after a drawn delay.
+"""SQL in the loop's own thread: the real SQLite, each statement after a drawn delay.
 
-What is replaced is the queue between aiosqlite and its thread. A statement runs at one moment of
-virtual time; a transaction spans many, so another process may stand in its way, and waits.
+The simulation replaces the queue between aiosqlite and its thread. A statement runs at one moment
+of virtual time; a transaction spans many, so another process may hold its lock, and it waits.
 """
 
 import sqlite3
@@ -16,15 +16,15 @@ from tests.faults.simulation.trace import Trace
 
 __all__ = ["InlineQueue", "NoThread", "SqlSide"]
 
-#: What goes to the disk, and so takes time and may fail. All else is aiosqlite's own.
+#: Calls that reach the disk, and so take time and may fail. All else is aiosqlite's own.
 _SLOW = {"execute", "executemany", "commit"}
-#: As `reservation.adapters.sql.engine` tells SQLite to wait.
+#: As `reservation.adapters.sql.engine` configures SQLite.
 _BUSY_SECONDS = 15.0
 _BUSY_PAUSE = 0.02
 
 
 class SqlSide:
-    """The database, and what is wrong with it."""
+    """The database, and its faults."""
 
     def __init__(self, loop: VirtualLoop, trace: Trace, link: Link) -> None:
         self.loop = loop
@@ -35,7 +35,7 @@ class SqlSide:
 
 
 class NoThread:
-    """Stands in for aiosqlite's thread."""
+    """Replaces aiosqlite's thread."""
 
     def __init__(self, **_: Any) -> None:
         self.daemon = True
@@ -45,7 +45,7 @@ class NoThread:
 
 
 class InlineQueue:
-    """Stands in for the queue before aiosqlite's thread: one connection's calls, in order."""
+    """Replaces the queue before aiosqlite's thread: one connection's calls, in order."""
 
     #: Set for the length of a run.
     side: SqlSide
@@ -97,8 +97,8 @@ class InlineQueue:
             if fate in (Fate.REQUEST_LOST, Fate.RESET):
                 raise sqlite3.OperationalError("disk I/O error")
             outcome = function()
-            # SQL that loses the answer to what it did is what a server does; a file that fails
-            # after its last write does it too.
+            # A server may lose the answer to a commit; a file that fails after its last write does
+            # so too.
             if fate is not Fate.WELL and name == "commit":
                 raise sqlite3.OperationalError("disk I/O error after the commit")
         except sqlite3.OperationalError as failure:
@@ -143,7 +143,7 @@ class InlineQueue:
         self._end = self._process.at_end(self._die)
 
     def _die(self) -> None:
-        """The process is killed: what was not committed never was."""
+        """The process is killed: an uncommitted write never happened."""
         if self._connection is not None:
             self._connection.close()
 

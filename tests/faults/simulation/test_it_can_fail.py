@@ -1,4 +1,4 @@
-"""The simulation without one protection: some of its seeds must go wrong, and for that reason."""
+"""Simulation without one protection: some of its seeds must fail, and for that reason."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,12 +17,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 #: So many seeds must be enough.
 SEEDS_MAX = 40
-#: What hangs here hangs for ever: it is not waited for as elsewhere.
+#: A hang here never ends: the wait is shorter than elsewhere.
 REST_SECONDS = 240.0
 
 
 def _wrong(here: Ground) -> str:
-    """What the first seed that goes wrong says."""
+    """The findings of the first seed that fails."""
     for seed in range(1, SEEDS_MAX + 1):
         problems = here.run(Plan.of(seed), rest_seconds=REST_SECONDS).problems
         if problems:

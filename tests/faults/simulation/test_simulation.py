@@ -1,4 +1,6 @@
-"""A whole sale in one loop and in virtual time, decided by one number: run, judged, run again."""
+"""Simulation of a whole sale in one loop and in virtual time, from one seed: run, judged, run
+again.
+"""
 
 import os
 import random
@@ -39,7 +41,7 @@ def test_a_sale_in_fair_weather_sells_and_every_answer_is_true(here: Ground) -> 
 
 
 def _run_for(here: Ground, seconds: float) -> Total:
-    """Seeds that nobody has run before, for so long; each that goes wrong is told how to replay."""
+    """Run new seeds for so long; each that fails is reported with its replay command."""
     draw, total = random.Random(), Total()
     until = time.monotonic() + seconds
     while time.monotonic() < until:

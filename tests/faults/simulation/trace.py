@@ -1,4 +1,4 @@
-"""What happened in a run, in order: a digest of all of it, counts, and the last lines."""
+"""Trace of a run, in order: a digest of all of it, counts, and the last lines."""
 
 import hashlib
 from collections import Counter, deque
@@ -13,11 +13,11 @@ LAST = 40
 
 
 class Trace:
-    """Told everything that leaves or reaches a process.
+    """Records every message that leaves or reaches a process.
 
     Args:
-        loop: tells the time.
-        tell: gets each line as it comes, where somebody wants to read along.
+        loop: the clock.
+        tell: receives each line as it comes; optional.
     """
 
     def __init__(self, loop: VirtualLoop, tell: Callable[[str], None] | None = None) -> None:

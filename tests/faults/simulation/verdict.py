@@ -1,4 +1,4 @@
-"""The judgement on a run: the witness, the books, the audit, and that nothing is left undone."""
+"""Judgement on a run: the witness, the books, the audit, and that nothing is left undone."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,7 +12,7 @@ from reservation.verification.model.report import Judgement
 
 __all__ = ["problems_of", "witnessed"]
 
-#: Violations that are told word for word.
+#: Violations that are reported in full.
 TOLD_MAX = 10
 
 
@@ -22,7 +22,7 @@ async def witnessed(
     operations: Iterable[Operation],
     entries: list[dict[str, Any]],
 ) -> Judgement:
-    """What the model says of every answer that anybody got."""
+    """The model's judgement on every answer."""
     witness, line = HistoryChecker(), 0
     past = recorded(
         sale_id,

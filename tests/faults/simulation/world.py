@@ -1,4 +1,4 @@
-"""One simulated world: its servers, its processes, its people, and how it is brought to rest."""
+"""Simulated world: its servers, its processes, its clients, and how it is brought to rest."""
 
 import asyncio
 import random
@@ -25,10 +25,10 @@ __all__ = ["Slot", "World"]
 SKEW_MS_MAX = 200
 #: How long a process that ended by itself stays away, as with a supervisor that backs off.
 AGAIN_SECONDS = 1.0
-#: A world that is told to end is cancelled so often, and given so long each time.
+#: A world at its end is cancelled so often, and given so long each time.
 ROUNDS_TO_END = 20
 SECONDS_TO_END = 60.0
-#: What a process may end of at its start, when what it needs is away.
+#: Errors that may end a process at its start, when a dependency is away.
 _AT_START = (SQLAlchemyError, OSError, StoreUnavailable, StoreUncertain)
 
 
@@ -59,7 +59,7 @@ class Slot:
 
 
 class World:
-    """What a run is made of; `seed` decides everything that is not in the plan."""
+    """The parts of a run; `seed` decides everything that is not in the plan."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class World:
         return random.Random(" ".join(map(str, (self.seed, *names))))
 
     def apis(self) -> list[Process]:
-        """Who may be asked: a frozen one still gets requests, since its port is open."""
+        """Processes that get requests: a frozen one still does, since its port is open."""
         found = [slot.process for slot in self.slots if slot.process is not None]
         return [process for process in found if process.alive and process.serves is not None]
 
@@ -118,7 +118,7 @@ class World:
             await self._end_all()
 
     def end_faults(self) -> None:
-        """From now on nothing goes wrong, and everybody who is frozen goes on."""
+        """From now on no fault is active, and every frozen process goes on."""
         self.weather.clear()
         self.redis.stalled_until = self.redis.away_until = self.sql.away_until = 0.0
         for slot in self.slots:
@@ -127,7 +127,7 @@ class World:
 
     @asynccontextmanager
     async def auditor(self) -> AsyncGenerator[Service]:
-        """A connected service of nobody's, to look from."""
+        """A connected service of no process, to read from."""
         process = Process("auditor", self.loop, self.luck("auditor"))
         up: asyncio.Future[Service] = self.loop.create_future()
 
@@ -195,7 +195,7 @@ class World:
             self.wrong.append(f"{process.name} ended: {error!r}")
 
     async def _end_all(self) -> None:
-        """Let everybody clean up, the dead too, whose calls reach nobody."""
+        """Run every clean-up, of dead processes too, whose calls reach no server."""
         for process in self._lived:
             self.loop.go_on(process)
         left: set[asyncio.Task[Any]] = set()
