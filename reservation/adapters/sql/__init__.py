@@ -1,1 +1,1 @@
-"""Orders in SQL: the tables, the migrations, and everything that is asked of them."""
+"""The SQL adapter: tables, migrations and queries, for SQLite and PostgreSQL."""

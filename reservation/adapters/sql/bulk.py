@@ -1,8 +1,8 @@
-"""Many rows in one statement, the same for both databases but for how the rows get in.
+"""Bulk inserts: many rows in one statement, in SQLite and PostgreSQL.
 
 PostgreSQL takes each column as one array: one parse, one plan, one round trip for any number of
 rows, four times as fast as a list of executions. SQLite runs its prepared statement over the rows
-inside of the driver.
+inside the driver.
 """
 
 from collections.abc import Collection, Sequence
@@ -30,27 +30,27 @@ Rows = Sequence[tuple[Any, ...]]
 
 
 def insert_into(connection: AsyncConnection, table: Table) -> postgresql.Insert | sqlite.Insert:
-    """An INSERT that knows ON CONFLICT, which each dialect has of its own, in the same words."""
+    """An INSERT with ON CONFLICT, which each dialect implements with the same API."""
     if connection.dialect.name == "postgresql":
         return postgresql.insert(table)
     return sqlite.insert(table)
 
 
 async def insert_new(connection: AsyncConnection, table: Table, rows: Rows) -> None:
-    """Insert the rows whose primary key is not there yet; of each, every column in order."""
+    """Insert the rows whose primary key does not exist yet; each row has every column in order."""
     await _insert(connection, table, rows, guard=None, update=False)
 
 
 async def upsert(
     connection: AsyncConnection, table: Table, rows: Rows, *, newer_by: str | None = None
 ) -> None:
-    """Insert the rows, or put them in the place of those with their primary key.
+    """Insert the rows, or overwrite those with the same primary key.
 
     Args:
         connection: in a transaction that writes.
-        table: which one.
-        rows: of each, every column in order; no two with the same key.
-        newer_by: a column that must be higher than the standing row's, or that row stays.
+        table: the table.
+        rows: each with every column in order; no two with the same key.
+        newer_by: a column that must be higher than the existing row's, or that row stays.
     """
     await _insert(connection, table, rows, guard=newer_by, update=True)
 
@@ -58,7 +58,7 @@ async def upsert(
 def among(
     connection: AsyncConnection, column: Column[Any], values: Collection[str]
 ) -> ColumnElement[bool]:
-    """Whether the column is one of many texts; one statement however many there are."""
+    """An IN condition over any number of texts, with one statement text for all of them."""
     if connection.dialect.name == "postgresql":
         return column == any_(literal(list(values), ARRAY(Text)))
     return column.in_(values)
@@ -80,7 +80,7 @@ async def _insert(
 
 @cache
 def _statement(table: Table, dialect: str, *, guard: str | None, update: bool) -> str:
-    # Built from the tables' own names: nothing that a caller sends is part of the text.
+    # Built from the tables' own names: no input is part of the statement's text.
     names = [column.name for column in table.columns]
     keys = [column.name for column in table.primary_key.columns]
     if dialect == "postgresql":

@@ -1,9 +1,9 @@
-"""One database behind one door: SQLite or PostgreSQL, opened, migrated, read and written.
+"""Database access: connections, migrations and transactions of SQLite or PostgreSQL.
 
-Both are used through the same statements. What differs is here: how a connection is made, how a
-transaction that writes begins, and how processes that start at once agree on who migrates.
+Both run the same statements. The differences are here: how a connection is made, how a write
+transaction begins, and how processes that start concurrently elect one to migrate.
 
-Every transaction that writes is safe to repeat, so a caller that lost a reply sends it again.
+Every write transaction is idempotent, so a caller that lost a reply retries it.
 """
 
 import asyncio
@@ -26,27 +26,27 @@ __all__ = ["SCHEMA_VERSION", "Database", "LedgerUnfit"]
 
 #: The newest migration; a test compares it with the folder.
 SCHEMA_VERSION: Final = "0006"
-#: Pages of SQLite that a connection keeps in memory.
+#: Page cache of one SQLite connection.
 SQLITE_CACHE_KIB: Final = 64 * 1024
-#: Pages in the write-ahead log at which they are brought into the file: 32 MB, so that a page that
-#: many batches touch is written there once.
+#: Size of the write-ahead log that triggers a checkpoint: 32 MB, so that a page that many batches
+#: change is written to the file once.
 SQLITE_CHECKPOINT_PAGES: Final = 8_192
 
-#: How long a transaction waits for another process's. The longest of ours, a batch of the flusher
-#: on a slow disk, takes well under a second; the waiting is unfair, so many times that.
+#: How long a transaction waits for another process's. The longest one, a batch of the flusher on a
+#: slow disk, takes well under a second; waiting is unfair, so the bound is many times that.
 BUSY_SECONDS: Final = 15.0
-#: How long SQLite itself waits for its one writer's place before we ask again. It looks ever less
-#: often, down to ten times a second, and a flusher under load leaves the place free for a few
-#: milliseconds at a time: in one long wait a payment missed that for seconds.
+#: SQLite's busy time-out for the write lock before we retry. SQLite's own back-off grows to a tenth
+#: of a second, and a flusher under load frees the lock for a few milliseconds at a time: in one
+#: long wait, a payment missed those gaps for seconds.
 WRITE_LOOK_SECONDS: Final = 0.01
 #: How long a start waits for another process's migration.
 MIGRATE_SECONDS: Final = 60
-#: The migration's name among PostgreSQL's advisory locks: any number that nobody else uses.
+#: Key of the migration's advisory lock in PostgreSQL: an arbitrary, unique number.
 MIGRATE_LOCK: Final = 7_305_808_869_229_538_675
 
 
 class Engines(NamedTuple):
-    """One for reads and one for transactions that write; PostgreSQL has one for both."""
+    """One engine for reads and one for writes; PostgreSQL has one for both."""
 
     reading: AsyncEngine
     writing: AsyncEngine
@@ -55,8 +55,8 @@ class Engines(NamedTuple):
 class Database:
     """Connections to one database.
 
-    It connects, and brings the tables up to date, at its first use; where that fails, the use fails
-    and the next one tries again. So a process may start before its database does.
+    It connects and migrates at its first use; if that fails, the use fails and the next one
+    retries. So a process may start before its database does.
 
     Args:
         url: `sqlite:///PATH`, or `postgresql://...` in any form that libpq reads, with
@@ -71,8 +71,8 @@ class Database:
         self.is_sqlite = _is_sqlite(url)
         self._engines: Engines | None = None
         self._opening: asyncio.Task[Engines] | None = None
-        # SQLite has one writer at a time. Inside of a process they queue here, in order, instead of
-        # in SQLite's waiting, which sleeps and forgets who came first.
+        # SQLite has one writer at a time. Writers of one process queue here in FIFO order, because
+        # SQLite's busy handler sleeps and is not fair.
         self._turn = asyncio.Lock()
 
     @classmethod
@@ -82,14 +82,14 @@ class Database:
         Raises:
             ValueError: the URL is of neither kind.
             LedgerUnfit: the database must not be used, or its tables cannot be made.
-            SQLAlchemyError, OSError: it does not answer.
+            SQLAlchemyError, OSError: the database does not respond.
         """
         database = cls(url)
         await database.connect()
         return database
 
     async def connect(self) -> Engines:
-        """Connect and migrate, unless that is done; raises what `open` does.
+        """Connect and migrate, unless that is done; raises the errors of `open`.
 
         Any number of processes may do this at once: one migrates, the others wait for it.
         """
@@ -98,7 +98,7 @@ class Database:
         if self._opening is None:
             self._opening = asyncio.create_task(self._connect())
             self._opening.add_done_callback(self._connected)
-        # A caller that gives up must not end a migration under way.
+        # A cancelled caller must not cancel a migration in progress.
         return await asyncio.shield(self._opening)
 
     async def _connect(self) -> Engines:
@@ -125,13 +125,13 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncGenerator[AsyncConnection]:
-        """A connection for reads, each of which sees what is committed by then."""
+        """A connection for reads; each statement sees the latest committed rows."""
         async with (await self.connect()).reading.connect() as connection:
             yield connection
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncGenerator[AsyncConnection]:
-        """A connection whose reads all see the same moment."""
+        """A connection whose reads all see one snapshot."""
         async with (await self.connect()).reading.connect() as connection:
             # SQLite's transactions are snapshots from their first read on.
             if not self.is_sqlite:
@@ -158,7 +158,7 @@ class Database:
 
     @staticmethod
     async def _begun(engines: Engines, stack: AsyncExitStack) -> AsyncConnection:
-        """SQLite's one writer's place, once no other process has it."""
+        """SQLite's write lock, once no other process holds it."""
         give_up_at = asyncio.get_running_loop().time() + BUSY_SECONDS
         while True:
             try:
@@ -166,19 +166,19 @@ class Database:
             except OperationalError as error:
                 if not _is_busy(error) or asyncio.get_running_loop().time() > give_up_at:
                     raise
-            # Outside of SQLite, so that a process that is told to end hears of it.
+            # A cancellation point: a process that is shutting down must not be stuck inside SQLite.
             await asyncio.sleep(0)
 
     async def schema_version(self) -> str:
-        """The newest migration that was applied, or "" where there was none."""
+        """The newest applied migration, or "" for none."""
         async with self.read() as connection:
             return await connection.run_sync(_applied)
 
     async def check(self) -> None:
-        """See that what is written now would be kept.
+        """Check, with a write, that commits are durable.
 
         Raises:
-            SQLAlchemyError, OSError: it would not.
+            SQLAlchemyError, OSError: they are not.
         """
         async with self.write() as connection:
             if not self.is_sqlite:
@@ -196,7 +196,7 @@ class Database:
                 )
             )
         applied = await self.schema_version()
-        # A newer one is fine: each migration leaves tables that the code before it can use.
+        # A newer schema is fine: each migration is compatible with the code before it.
         if applied < SCHEMA_VERSION:
             raise LedgerUnfit(
                 f"the schema is at {applied!r}, this version needs {SCHEMA_VERSION!r}"
@@ -223,7 +223,7 @@ async def _dispose(engines: Engines) -> None:
 
 
 async def _use_wal(engines: Engines) -> None:
-    """Switch the file to a write-ahead log, for good; a file that has one is left alone."""
+    """Switch the file to a write-ahead log, permanently; no change where it has one."""
     deadline = asyncio.get_running_loop().time() + BUSY_SECONDS
     while True:
         try:
@@ -233,7 +233,7 @@ async def _use_wal(engines: Engines) -> None:
                 row = await cursor.fetchone()
                 await cursor.close()
         except sqlite3.OperationalError:
-            # This one change does not wait for a process that is at it as well.
+            # This change ignores the busy time-out when another process makes it too.
             if asyncio.get_running_loop().time() > deadline:
                 raise
             await asyncio.sleep(0.05)
@@ -265,7 +265,7 @@ def _upgrade(connection: Connection) -> None:
 
 def _is_busy(error: OperationalError) -> bool:
     code = getattr(error.orig, "sqlite_errorcode", 0)
-    # The lower byte is the kind, whatever the reason.
+    # The lower byte is the primary error code.
     return code & 0xFF == sqlite3.SQLITE_BUSY
 
 
@@ -294,8 +294,7 @@ async def _make_engines(url: str) -> Engines:
 
 
 def _make_sqlite(url: URL, *, writes: bool) -> AsyncEngine:
-    # The file has buyers and the secrets of payments in it; what SQLite puts beside it gets its
-    # mode from it.
+    # The file contains buyers and payment secrets; SQLite's journal files inherit its mode.
     os.close(os.open(url.database or "", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     engine = create_async_engine(
         url.set(drivername="sqlite+aiosqlite"),
@@ -303,7 +302,7 @@ def _make_sqlite(url: URL, *, writes: bool) -> AsyncEngine:
             "timeout": WRITE_LOOK_SECONDS if writes else BUSY_SECONDS,
             "isolation_level": None,
         },
-        # Transactions that write come one at a time.
+        # SQLite has one writer at a time.
         pool_size=1 if writes else postgresql.POOL_SIZE,
         max_overflow=0 if writes else postgresql.POOL_MORE,
         pool_timeout=postgresql.POOL_SECONDS,
@@ -316,11 +315,11 @@ def _make_sqlite(url: URL, *, writes: bool) -> AsyncEngine:
 def _prepare_sqlite(dbapi_connection: Any, _record: object) -> None:
     cursor = dbapi_connection.cursor()
     cursor.execute("PRAGMA foreign_keys = ON")
-    # An intent must survive a power cut, and so must a batch before the outbox is trimmed: each
+    # An intent must survive a power failure, and so must a batch before the outbox is trimmed: each
     # commit is synced. NORMAL would sync only at checkpoints.
     cursor.execute("PRAGMA synchronous = FULL")
-    # Order ids are random, so each one lands anywhere in its index: with the default 2 MB a large
-    # sale reads and writes the same pages again and again.
+    # Order ids are random, so inserts hit random index pages: with the default 2 MB, a large sale
+    # would read and write the same pages repeatedly.
     cursor.execute(f"PRAGMA cache_size = {-SQLITE_CACHE_KIB}")
     cursor.execute(f"PRAGMA wal_autocheckpoint = {SQLITE_CHECKPOINT_PAGES}")
     cursor.close()
@@ -331,6 +330,6 @@ def _begin_read(connection: Connection) -> None:
 
 
 def _begin_write(connection: Connection) -> None:
-    # It takes the place at once: a transaction that reads first and writes later is refused
-    # without any waiting where another was faster.
+    # Take the write lock at once: a transaction that reads first and writes later fails without
+    # waiting where another one was faster.
     connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -1,9 +1,8 @@
-"""The flusher's write: a batch of a sale's outbox, each event in effect exactly once.
+"""The flusher's write: applies a batch of a sale's outbox, each event exactly once in effect.
 
-One transaction holds the sale's cursor, so two flushers take turns. In it the batch is judged
-(is it the next one, is its chain whole, can each event be true), folded to the last state of each
-order, and written in a handful of statements, the cursor among them. What is asked for twice is
-seen and left alone.
+One transaction locks the sale's cursor, so two flushers take turns. It validates the batch (no gap,
+an intact chain, valid events), folds it to the last state of each order, and writes it with the
+cursor in a handful of statements. Repeated events are detected and skipped.
 """
 
 from collections.abc import Sequence
@@ -33,7 +32,7 @@ __all__ = ["EVENTS_MAX", "ApplyKind", "ApplyOutcome", "apply", "events_after"]
 
 _ITEM_COLUMNS: Final = [tables.items.c[name] for name in ItemState.__struct_fields__]
 
-#: Events in one call: about 10 MB of rows and half a second, so a lock is never held for longer.
+#: Events in one call: about 10 MB of rows and half a second, the longest that a lock is held.
 EVENTS_MAX: Final = 5_000
 
 
@@ -51,7 +50,7 @@ _END_INTENTS: Final = (
 
 
 class ApplyKind(Enum):
-    """What became of a batch."""
+    """Outcome of a batch."""
 
     #: All of it is in SQL, from this call or an earlier one.
     APPLIED = auto()
@@ -59,29 +58,29 @@ class ApplyKind(Enum):
     GAP = auto()
     #: SQL has another event under `seq`; nothing was written.
     CONFLICT = auto()
-    #: `seq` does not follow from the event before it; what came before is written.
+    #: The chain breaks at `seq`; the events before it are written.
     BROKEN_CHAIN = auto()
-    #: `seq` cannot be true; what came before is written.
+    #: The event `seq` is invalid; the events before it are written.
     POISON = auto()
     #: SQL does not know the sale; nothing was written.
     UNKNOWN_SALE = auto()
 
 
 class ApplyOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a batch, and how far SQL is now."""
+    """Outcome of a batch, and SQL's position after it."""
 
     kind: ApplyKind
-    #: Everything up to here is committed.
+    #: Every event up to here is committed.
     flushed_seq: int
     #: Events that this call wrote.
     written: int = 0
-    #: The event that the kind speaks of.
+    #: The event that `kind` refers to.
     seq: int | None = None
     reason: str = ""
 
 
 class _Verdict(msgspec.Struct):
-    """The part of a batch that may be written, and what is wrong with the rest."""
+    """The valid prefix of a batch, and the problem of the rest."""
 
     fresh: list[Event]
     kind: ApplyKind = ApplyKind.APPLIED
@@ -94,7 +93,7 @@ async def apply(database: Database, sale_id: str, events: Sequence[Event]) -> Ap
 
     Raises:
         ValueError: more than `EVENTS_MAX` events.
-        SQLAlchemyError, OSError: it is not known to be written; the same batch again tells.
+        SQLAlchemyError, OSError: the outcome is unknown; retry the same batch.
     """
     if len(events) > EVENTS_MAX:
         raise ValueError(f"at most {EVENTS_MAX} events at once")
@@ -104,7 +103,7 @@ async def apply(database: Database, sale_id: str, events: Sequence[Event]) -> Ap
     except DBAPIError as error:
         if not is_of_the_row(error):
             raise
-        # Something that the fold let pass and SQL did not: halve until one event is left.
+        # The fold accepted an event that SQL rejects: bisect until one event is left.
         if len(events) == 1:
             flushed_seq = events[0].seq - 1
             return ApplyOutcome(
@@ -161,7 +160,7 @@ async def _lock_cursor(connection: AsyncConnection, sale_id: str) -> tuple[int, 
 async def _chains(
     connection: AsyncConnection, sale_id: str, events: Sequence[Event], cursor: tuple[int, str]
 ) -> dict[int, str]:
-    """The chain values that SQL has for those events that it has already."""
+    """The chain values of those events that SQL already has."""
     repeated = [event.seq for event in events if event.seq <= cursor[0]]
     if not repeated:
         return {}
@@ -177,7 +176,7 @@ async def _chains(
 def _judge(
     events: Sequence[Event], flushed_seq: int, chain: str, stored: dict[int, str]
 ) -> _Verdict:
-    """Sort out what SQL has, and see that the rest follows on it without a gap or a break."""
+    """Drop the events that SQL has, and check that the rest follows without a gap or a break."""
     fresh: list[Event] = []
     broken: Event | None = None
     known = dict(stored)
@@ -215,7 +214,7 @@ def _next_chain(chain: str, event: Event) -> str:
 
 
 def _fold(fold: EventProjection, verdict: _Verdict) -> int:
-    """Take the events in up to the first that cannot be true; how many that are."""
+    """Fold the events before the first invalid one; returns their number."""
     for position, event in enumerate(verdict.fresh):
         try:
             fold.add(event)
@@ -229,7 +228,7 @@ def _fold(fold: EventProjection, verdict: _Verdict) -> int:
 async def _load(
     connection: AsyncConnection, sale_id: str, events: Sequence[Event]
 ) -> EventProjection:
-    """The sale as SQL has it, with those orders that the events name."""
+    """The sale's state in SQL, with the orders that the events name."""
     sale = tables.sales
     wanted = [sale.c[name] for name in SaleState.__struct_fields__]
     found = await connection.execute(select(*wanted).where(sale.c.sale_id == sale_id))
@@ -276,7 +275,7 @@ async def _write(
     connection: AsyncConnection, sale_id: str, fold: EventProjection, events: Sequence[Event]
 ) -> None:
     changed = [fold.orders[order_id] for order_id in fold.changed_orders]
-    # Without its last field a state is a row, column by column.
+    # Without its last field, a state is a row, column by column.
     orders = [msgspec.structs.astuple(order)[:-1] for order in changed]
     await upsert(connection, tables.orders, orders, newer_by="seq")
     await insert_new(
@@ -306,7 +305,7 @@ async def _write(
         ],
     )
     if fold.ended_attempts:
-        # In this very transaction: what counts as ended is known from SQL alone.
+        # In the same transaction: SQL alone decides which attempts have ended.
         await connection.execute(_END_INTENTS, _ended(fold, events[-1].at_ms))
     if fold.sale_changed:
         await connection.execute(

@@ -1,7 +1,7 @@
-"""Commits what several callers write at one moment in one transaction, and tells each its outcome.
+"""Group commit: concurrent writes share one transaction, and each caller gets its own outcome.
 
-A buyer waits for these writes. Those that come while one is being committed share the next one, and
-so its sync and its turn among the writers of the database.
+Buyers wait for these writes. Writes that arrive during a commit share the next transaction, with
+one sync and one turn among the database's writers.
 """
 
 import asyncio
@@ -17,19 +17,19 @@ __all__ = ["BATCH_MAX", "GroupCommit"]
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
-#: Writes of one transaction: a sync is shared by so many, and one bad row delays no more.
+#: Writes per transaction: as many share one sync, and one bad row delays no more than these.
 BATCH_MAX: Final = 64
-#: Writes that may wait in one process: at the slowest sync seen, 5 s of them. A sale confirms far
-#: fewer at once; beyond this the database is the problem, and the next one is told so at once.
+#: Writes that may wait in one process: 5 s at the slowest sync measured. A sale confirms far fewer
+#: at once; beyond this the database is overloaded, and new writes fail at once.
 WAITING_MAX: Final = 4096
 
 
 class GroupCommit(Generic[Item, Outcome]):
-    """Gathers writes of one kind.
+    """Batches writes of one kind.
 
     Args:
-        commit: writes them all in one transaction; an outcome for each, in order. One that is an
-            exception is raised to its caller.
+        commit: writes a batch in one transaction and returns an outcome for each item, in order. An
+            outcome that is an exception is raised to its caller.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class GroupCommit(Generic[Item, Outcome]):
         self._running: asyncio.Task[None] | None = None
 
     async def write(self, item: Item) -> Outcome:
-        """The outcome, once it is committed and synced.
+        """Write an item; returns its outcome after commit and sync.
 
         Raises:
-            SQLAlchemyError, OSError: it is not known to be written; the same call again tells.
+            SQLAlchemyError, OSError: the outcome is unknown; retry the same call.
         """
         if len(self._waiting) >= WAITING_MAX:
             raise TimeoutError("too many writes wait for SQL")
@@ -54,7 +54,7 @@ class GroupCommit(Generic[Item, Outcome]):
         return await outcome
 
     async def aclose(self) -> None:
-        """Wait for what is being written; nothing new may come."""
+        """Wait for writes in progress; no new ones may arrive."""
         if self._running is not None:
             await self._running
 
@@ -66,14 +66,14 @@ class GroupCommit(Generic[Item, Outcome]):
         finally:
             self._running = None
             for _, future in self._waiting:
-                future.cancel()  # Only where this task was cancelled itself: else none is left.
+                future.cancel()  # Only where this task was cancelled: else none is left.
 
     async def _write(self, batch: Sequence[tuple[Item, asyncio.Future[Outcome]]]) -> None:
         try:
             outcomes = await self._commit([item for item, _ in batch])
         except Exception as error:  # noqa: BLE001 - loop top: every caller that waits gets it
             if len(batch) > 1 and isinstance(error, DBAPIError) and is_of_the_row(error):
-                # One row that cannot stand must not take the others with it.
+                # One bad row must not fail the others.
                 for single in batch:
                     await self._write([single])
                 return
@@ -90,7 +90,7 @@ class GroupCommit(Generic[Item, Outcome]):
 
 def _tell(future: asyncio.Future[Outcome], outcome: Outcome | Exception) -> None:
     if future.done():
-        return  # The caller was cancelled; the row is there for the settler.
+        return  # The caller was cancelled; the settler finds the row.
     if isinstance(outcome, Exception):
         future.set_exception(outcome)
     else:

@@ -1,4 +1,4 @@
-"""What happened: an order's history, and a sale's counters folded from its orders."""
+"""An order's history, and a sale's counters computed from its orders."""
 
 from collections.abc import Collection
 from typing import Any, Final
@@ -27,7 +27,7 @@ from reservation.domain.states import HOLDING, Status
 
 __all__ = ["SaleFold", "SkuFold", "fold", "history"]
 
-#: Rows of each kind in one history: five attempts, asked about every second at first, are far less.
+#: Rows of each kind in one history: five attempts, polled every second at first, need far fewer.
 HISTORY_MAX: Final = 2_000
 
 
@@ -42,7 +42,7 @@ class SkuFold(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SaleFold(msgspec.Struct, frozen=True, kw_only=True):
-    """What SQL has of a sale, all of one moment."""
+    """A sale's counters in SQL, from one snapshot."""
 
     flushed_seq: int
     chain: str
@@ -50,10 +50,10 @@ class SaleFold(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def fold(database: Database, sale_id: str) -> SaleFold | None:
-    """The sale's counters up to its last written event; None where SQL does not know it.
+    """The sale's counters up to its last written event; None where SQL does not know the sale.
 
-    Held and sold are counted from the orders themselves, total and available are the items' own
-    rows: so an error in either shows as a sum that is wrong.
+    Held and sold are counted from the orders, total and available come from the items'
+    rows: an error in either one breaks the sum.
     """
     async with database.snapshot() as connection:
         cursor = (
@@ -164,12 +164,12 @@ async def history(database: Database, order_id: str) -> list[HistoryRow]:
     ]
     if refund is not None:
         rows += _of_refund(RefundRecord(**refund))
-    # Of one millisecond in the order of what leads to what: the sort keeps it.
+    # Rows of one millisecond stay in causal order: the sort is stable.
     return sorted(rows, key=lambda row: row.at_ms)
 
 
 async def _cancelled(connection: AsyncConnection, keys: Collection[str]) -> list[HistoryRow]:
-    """Which of these payments are to be cancelled, and since when."""
+    """Those of these payments with an intended cancel, and since when."""
     found = await connection.execute(
         select(payment_attempts).where(
             among(connection, payment_attempts.c.payment_key, keys),
@@ -236,7 +236,7 @@ def _facts(facts: dict[str, Any]) -> str:
 
 
 def _as_json(answer: str) -> Any:
-    """The answer as it was, or as text where it was cut off."""
+    """The answer as JSON, or as text where it was truncated."""
     try:
         return msgspec.json.decode(answer)
     except msgspec.DecodeError:

@@ -1,7 +1,7 @@
-"""The ledger: everything that the service asks of SQL, at one door.
+"""The ledger: the facade over all SQL of the service.
 
-Each method is one transaction or one read. Those that write may be repeated: the answer is the same
-and nothing happens twice.
+Each method is one transaction or one read. Writes are idempotent: a repeat returns the same answer
+and has no effect.
 """
 
 from collections.abc import Collection, Sequence
@@ -53,10 +53,11 @@ __all__ = ["Ledger"]
 
 
 class Ledger:
-    """SQL, opened.
+    """An open database.
 
-    Any call may raise `sqlalchemy.exc.SQLAlchemyError` or `OSError` where the database cannot be
-    reached or does not answer in time. A write that raised may have happened; repeat it to know.
+    Any call may raise `sqlalchemy.exc.SQLAlchemyError` or `OSError` where the database is
+    unreachable or does not respond in time. A write that raised may have happened; retry it to find
+    out.
     """
 
     def __init__(self, database: Database) -> None:
@@ -69,7 +70,7 @@ class Ledger:
 
     @classmethod
     async def open(cls, url: str) -> "Ledger":
-        """Connect to `sqlite:///PATH` or `postgresql://...`, and bring the tables up to date.
+        """Connect to `sqlite:///PATH` or `postgresql://...`, and migrate.
 
         Raises:
             ValueError: the URL is of neither kind.
@@ -77,21 +78,21 @@ class Ledger:
         return cls(await Database.open(url))
 
     async def connect(self) -> None:
-        """Connect and bring the tables up to date, as each use does by itself."""
+        """Connect and migrate, as the first use does by itself."""
         await self._database.connect()
 
     async def aclose(self) -> None:
-        """Finish what is being written, and close the connections."""
+        """Finish writes in progress, and close the connections."""
         await self._intents.aclose()
         await self._payments.aclose()
         await self._database.aclose()
 
     async def schema_version(self) -> str:
-        """The newest migration that was applied."""
+        """The newest applied migration."""
         return await self._database.schema_version()
 
     async def check(self) -> None:
-        """See, by writing, that what is written now would be kept; raises where it would not."""
+        """Check, with a write, that commits are durable; raises where they are not."""
         await self._database.check()
 
     async def known_sales(self) -> dict[str, str]:
@@ -103,45 +104,45 @@ class Ledger:
         return await sales.epoch_of(self._database, sale_id)
 
     async def register_sale(self, sale_id: str, document: str, now_ms: int) -> tuple[str, bool]:
-        """Make a sale known before Redis has it; its epoch, and whether this call made it."""
+        """Register a sale before Redis has it; its epoch, and whether this call registered it."""
         return await sales.register_sale(self._database, sale_id, document, now_ms)
 
     async def renew_unbegun_sale(
         self, sale_id: str, document: str, made_before_ms: int
     ) -> str | None:
-        """Another epoch for a sale of which nothing but its registration was written, or None."""
+        """Begin another epoch of a sale that has only its registration; None where it has more."""
         return await sales.renew_unbegun_sale(self._database, sale_id, document, made_before_ms)
 
     async def sale_document(self, sale_id: str) -> str | None:
-        """What the operator asked for when the sale was made, JSON."""
+        """The operator's request that created the sale, JSON."""
         return await sales.sale_document(self._database, sale_id)
 
     async def sale(self, sale_id: str) -> SaleRow | None:
-        """The sale as its events have left it so far."""
+        """The sale's state after its last written event."""
         return await sales.sale_row(self._database, sale_id)
 
     async def set_epoch(self, sale_id: str, epoch: str, *, instead_of: str) -> None:
-        """Begin another epoch of a sale; SaleRecovering where somebody else has."""
+        """Begin another epoch of a sale; SaleRecovering where another rebuild has."""
         await sales.set_epoch(self._database, sale_id, epoch, instead_of=instead_of)
 
     async def cursor(self, sale_id: str) -> tuple[int, str]:
-        """The number and the chain value of the last event that is written."""
+        """The number and the chain value of the last written event."""
         return await sales.cursor_of(self._database, sale_id)
 
     async def heads(self) -> dict[str, SaleHead]:
-        """Every sale, its epoch, and the last event of it that is written."""
+        """Every sale, its epoch and its last written event."""
         return await recovery.heads(self._database)
 
     async def listed_items(self, sale_id: str) -> dict[str, ItemRow]:
-        """What is on sale with its counters, by SKU."""
+        """The items on sale with their counters, by SKU."""
         return await recovery.listed_items(self._database, sale_id)
 
     async def count_orders(self, sale_id: str, statuses: Collection[Status]) -> int:
-        """How many orders of the sale are in these states."""
+        """The number of the sale's orders in these states."""
         return await recovery.count_orders(self._database, sale_id, statuses)
 
     async def payment_events(self, order_ids: Collection[str]) -> dict[str, list[Event]]:
-        """What befell the payments of these orders, in order."""
+        """The payment events of these orders, in order."""
         return await recovery.payment_events(self._database, order_ids)
 
     async def restocks(self, sale_id: str) -> list[str]:
@@ -156,13 +157,13 @@ class Ledger:
         since_ms: int | None = None,
         before_ms: int | None = None,
     ) -> list[UnmetIntent]:
-        """Payments that may have been asked for and whose end SQL does not know."""
+        """Payments that the PG may have been asked for, and whose end SQL does not know."""
         return await recovery.unmet_intents(
             self._database, sale_id, order_id=order_id, since_ms=since_ms, before_ms=before_ms
         )
 
     async def end_intents(self, order_id: str, payment_key: str, now_ms: int) -> None:
-        """Keep that a payment is decided although no event of its order says so."""
+        """Mark a payment as decided although its order has no event of it."""
         await intents.end_intents(self._database, order_id, payment_key, now_ms)
 
     async def known_fence(self, order_id: str) -> int:
@@ -170,7 +171,7 @@ class Ledger:
         return await intents.known_fence(self._database, order_id)
 
     async def paid_unsold(self, sale_id: str, limit: int) -> list[UnsoldRow]:
-        """Payments that are DONE and whose order is neither sold nor refunded."""
+        """DONE payments whose order is neither sold nor refunded."""
         return await recovery.paid_unsold(self._database, sale_id, limit)
 
     async def write_intent(
@@ -187,7 +188,7 @@ class Ledger:
         epoch: str | None = None,
         reservation: str | None = None,
     ) -> IntentOutcome:
-        """Commit an intent before the PG is asked; only then may the call leave.
+        """Commit an intent; only after that may the call to the PG leave.
 
         Raises:
             BrokenInvariant: this fence has another intent.
@@ -210,7 +211,7 @@ class Ledger:
     async def void_intent(
         self, *, order_id: str, sale_id: str, fence: int, now_ms: int
     ) -> VoidOutcome:
-        """Bar everybody from writing an intent under this fence, unless one stands."""
+        """Void this fence, so that no intent can be written under it, unless one exists."""
         return await intents.void_intent(
             self._database, order_id=order_id, sale_id=sale_id, fence=fence, now_ms=now_ms
         )
@@ -218,7 +219,7 @@ class Ledger:
     async def intend_cancel(
         self, *, order_id: str, sale_id: str, fence: int, payment_key: str, now_ms: int
     ) -> bool:
-        """Bar a payment from being sold before a cancel of it leaves; whether it is barred."""
+        """Bar a payment from being sold, before its cancel leaves; returns whether it is barred."""
         return await intents.intend_cancel(
             self._database,
             order_id=order_id,
@@ -255,13 +256,13 @@ class Ledger:
         )
 
     async def bound_cancels(self, order_id: str, payment_key: str, *, refusals: bool) -> int:
-        """Keys under which a cancel of this payment is answered for good, see `payments`."""
+        """Keys under which a cancel of this payment has a final answer, see `payments`."""
         return await payments.bound_cancels(
             self._database, order_id, payment_key, refusals=refusals
         )
 
     async def put_payment(self, payment: PaymentRow) -> None:
-        """Keep a payment as the PG shows it now."""
+        """Store a payment as the PG shows it now."""
         await self._payments.write(payment)
 
     async def payment_of(self, order_id: str) -> PaymentRow | None:
@@ -275,13 +276,13 @@ class Ledger:
     async def begin_refund(
         self, wish: RefundWish, *, now_ms: int
     ) -> RefundRecord | RefundReused | OtherRefund:
-        """Write a refund down before the PG is asked; a repeat gets the one that stands."""
+        """Record a refund before the PG is asked; a repeat gets the existing one."""
         return await refunds.begin_refund(self._database, wish, now_ms=now_ms)
 
     async def lease_refund(
         self, record: RefundRecord, *, asks: bool, now_ms: int, until_ms: int
     ) -> RefundRecord | None:
-        """Take the right to ask the PG for a refund; None where another has it."""
+        """Take the lease on a refund; None where another process holds it."""
         return await refunds.lease_refund(
             self._database, record, asks=asks, now_ms=now_ms, until_ms=until_ms
         )
@@ -289,7 +290,7 @@ class Ledger:
     async def leave_refund(
         self, held: RefundRecord, *, code: str | None, unanswered: bool, now_ms: int
     ) -> None:
-        """Give the lease on a refund back, with the PG's last word."""
+        """Give the lease on a refund back, with the PG's last code."""
         await refunds.leave_refund(
             self._database, held, code=code, unanswered=unanswered, now_ms=now_ms
         )
@@ -297,11 +298,11 @@ class Ledger:
     async def replace_refund(
         self, held: RefundRecord, wish: RefundWish, *, now_ms: int
     ) -> RefundRecord | RefundReused | None:
-        """Let another wish take the place of a pending one, and end the lease on it."""
+        """Replace a pending wish by another one, and end the lease on it."""
         return await refunds.replace_refund(self._database, held, wish, now_ms=now_ms)
 
     async def refund_backlog(self) -> Backlog:
-        """How many refunds are pending, and since when."""
+        """The number of pending refunds, and when the oldest began."""
         return await refunds.backlog(self._database)
 
     async def refunds(
@@ -310,12 +311,12 @@ class Ledger:
         """A page of refunds and the cursor of the next: pending ones oldest first, others newest.
 
         Raises:
-            ValueError: the cursor is none of ours.
+            ValueError: the cursor is invalid.
         """
         return await refunds.list_refunds(self._database, status=status, cursor=cursor, limit=limit)
 
     async def pending_refunds(self, limit: int) -> list[RefundRecord]:
-        """Refunds that nobody has finished, oldest first."""
+        """Pending refunds, oldest first."""
         return await refunds.pending_refunds(self._database, limit)
 
     async def reopen_refunds(self, sale_id: str) -> None:
@@ -325,7 +326,7 @@ class Ledger:
     async def finish_refund(
         self, record: RefundRecord, *, status: str, code: str | None, now_ms: int
     ) -> None:
-        """Write down how a refund ended: `done` or `refused`."""
+        """Record the outcome of a refund: `done` or `refused`."""
         await refunds.finish_refund(self._database, record, status=status, code=code, now_ms=now_ms)
 
     async def refund_of(self, order_id: str) -> RefundRecord | None:
@@ -333,7 +334,7 @@ class Ledger:
         return await refunds.refund_of(self._database, order_id)
 
     async def apply(self, sale_id: str, batch: Sequence[Event]) -> ApplyOutcome:
-        """Write a batch of the sale's outbox, each event in effect exactly once."""
+        """Apply a batch of the sale's outbox, each event exactly once in effect."""
         return await events.apply(self._database, sale_id, batch)
 
     async def events(self, sale_id: str, after_seq: int, limit: int) -> list[Event]:
@@ -341,7 +342,7 @@ class Ledger:
         return await events.events_after(self._database, sale_id, after_seq=after_seq, limit=limit)
 
     async def order(self, order_id: str) -> OrderRow | None:
-        """The order as its last written event left it."""
+        """The order's state after its last written event."""
         return await orders.order(self._database, order_id)
 
     async def orders(
@@ -356,7 +357,7 @@ class Ledger:
         """A page of orders, newest first, and the cursor of the next page.
 
         Raises:
-            ValueError: the cursor is none of ours.
+            ValueError: the cursor is invalid.
         """
         return await orders.list_orders(
             self._database,
@@ -381,7 +382,7 @@ class Ledger:
         )
 
     async def buyer_counts(self, sale_id: str, ids: Collection[str]) -> dict[str, dict[str, int]]:
-        """Of these buyers: item -> units held or bought, as the buyer's limit counts them."""
+        """Per buyer: item -> units held or bought, as the buyer's limit counts them."""
         return await orders.buyer_counts(self._database, sale_id, ids)
 
     async def confirmed_unpaid(self, sale_id: str, limit: int) -> list[UnpaidRow]:
@@ -389,13 +390,13 @@ class Ledger:
         return await recovery.confirmed_unpaid(self._database, sale_id, limit)
 
     async def holders(self, sale_id: str, sku: str, limit: int) -> list[HolderRow]:
-        """Who holds most of an item now, bought units not counted."""
+        """The buyers with the most held units of an item, bought units not counted."""
         return await orders.holders(self._database, sale_id, sku, limit)
 
     async def history(self, order_id: str) -> list[HistoryRow]:
-        """Everything that happened to an order, in time order."""
+        """An order's history, in time order."""
         return await stories.history(self._database, order_id)
 
     async def fold(self, sale_id: str) -> SaleFold | None:
-        """The sale's counters up to its last written event, all of one moment."""
+        """The sale's counters up to its last written event, from one snapshot."""
         return await stories.fold(self._database, sale_id)

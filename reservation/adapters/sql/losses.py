@@ -1,10 +1,10 @@
-"""What processes have seen of Redis, and what was found lost: evidence that outlives all of them.
+"""High-water marks and losses of Redis, as durable evidence that outlives the processes.
 
     marks      the last event of a sale that a process has seen
-    processes  which life of the server each process writes to; empty while it writes to none
-    losses     a sale and an epoch in which something was lost, whoever found it
+    processes  the life of the server that each process writes to; empty while it writes to none
+    losses     a sale and an epoch that lost events, with the reason
 
-A rebuild begins another epoch, and what was seen or lost in an earlier one counts no more.
+A rebuild begins another epoch; marks and losses of earlier epochs are ignored.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ __all__ = ["LossLedger", "MarkRow"]
 
 
 class MarkRow(msgspec.Struct, frozen=True, kw_only=True):
-    """An event that a process has seen; `chain` is empty where it knows its number alone."""
+    """An event that a process has seen; `chain` is empty where it knows only the number."""
 
     epoch: str
     seq: int
@@ -38,7 +38,7 @@ class LossLedger:
     async def write(
         self, process: str, *, run_id: str, seen: Mapping[str, MarkRow], now_ms: int
     ) -> None:
-        """Keep what a process has seen, and which server it writes to."""
+        """Store the marks of a process, and the server that it writes to."""
         rows = [
             (process, sale_id, mark.epoch, mark.seq, mark.chain, now_ms)
             for sale_id, mark in sorted(seen.items())
@@ -48,12 +48,12 @@ class LossLedger:
             await upsert(connection, processes, [(process, run_id, now_ms)])
 
     async def leave(self, process: str) -> None:
-        """The process ends and writes to no server any more; what it has seen stays."""
+        """The process ends and no longer writes to a server; its marks stay."""
         async with self._database.write() as connection:
             await connection.execute(delete(processes).where(processes.c.process == process))
 
     async def writers(self, *, since_ms: int) -> dict[str, str]:
-        """The processes that were there since then, and the run id of the server of each."""
+        """The processes that have written since then, and the run id of the server of each."""
         async with self._database.read() as connection:
             found = await connection.execute(
                 select(processes.c.process, processes.c.run_id).where(processes.c.at_ms >= since_ms)
@@ -61,7 +61,7 @@ class LossLedger:
             return {row.process: row.run_id for row in found}
 
     async def unproven(self) -> dict[str, list[MarkRow]]:
-        """The marks of each sale's present epoch that SQL does not have the very event of."""
+        """The marks of each sale's current epoch whose event SQL does not have."""
         this_event = and_(events.c.sale_id == marks.c.sale_id, events.c.seq == marks.c.seq)
         this_epoch = and_(sales.c.sale_id == marks.c.sale_id, sales.c.epoch == marks.c.epoch)
         wanted = (
@@ -90,12 +90,12 @@ class LossLedger:
         return found
 
     async def report(self, sale_id: str, epoch: str, reason: str, now_ms: int) -> None:
-        """Keep that something was lost; the first reason stays."""
+        """Record a loss of events; the first reason stays."""
         async with self._database.write() as connection:
             await insert_new(connection, losses, [(sale_id, epoch, reason, now_ms)])
 
     async def reported(self) -> dict[str, str]:
-        """The sales that lost something in their present epoch, and what."""
+        """The sales that lost events in their current epoch, and the reasons."""
         wanted = select(losses.c.sale_id, losses.c.reason).join(
             sales, and_(sales.c.sale_id == losses.c.sale_id, sales.c.epoch == losses.c.epoch)
         )
@@ -103,7 +103,7 @@ class LossLedger:
             return {row.sale_id: row.reason for row in await connection.execute(wanted)}
 
     async def tidy(self, *, before_ms: int) -> None:
-        """Remove processes that are gone, and marks that prove nothing any more."""
+        """Remove ended processes, and marks that no longer prove anything."""
         of_this_epoch = exists().where(
             sales.c.sale_id == marks.c.sale_id, sales.c.epoch == marks.c.epoch
         )

@@ -1,4 +1,4 @@
-"""Orders as SQL has them: one, a page of many, a sale's, and the whole story of one."""
+"""Queries of orders: one order, pages of orders, and units per buyer."""
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Collection
@@ -33,12 +33,12 @@ __all__ = [
 
 #: Orders of one page.
 PAGE_MAX: Final = 100
-#: Orders of one page of a rebuild, where nobody waits to read them.
+#: Orders of one page of a rebuild, where no user waits for the page.
 REBUILD_PAGE_MAX: Final = 5_000
 
 
 class LineRow(msgspec.Struct, frozen=True, kw_only=True):
-    """So many units of one item, at the price of the day."""
+    """Units of one item, at the price at that time."""
 
     sku: str
     quantity: int
@@ -46,7 +46,7 @@ class LineRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HolderRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A buyer who keeps units of an item from others."""
+    """A buyer with held units of an item."""
 
     buyer_id: str
     quantity: int
@@ -56,7 +56,7 @@ class HolderRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OrderRow(msgspec.Struct, frozen=True):
-    """An order as its last event left it."""
+    """An order's state after its last event."""
 
     order_id: str
     sale_id: str
@@ -82,15 +82,15 @@ class OrderRow(msgspec.Struct, frozen=True):
 
 
 class HistoryRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that happened to an order."""
+    """One entry of an order's history."""
 
     at_ms: int
     #: event, intent, answer or refund.
     kind: str
-    #: The event's name; `intent`, `void` or `cancel`; the question that was answered; how the
-    #: refund stands.
+    #: The event's name; `intent`, `void` or `cancel`; the operation that was answered; the refund's
+    #: status.
     what: str
-    #: A JSON object. Payment keys and secrets stand in it whole: whoever shows it takes them out.
+    #: A JSON object with unmasked payment keys and secrets: every view must mask them.
     facts: str
 
 
@@ -114,7 +114,7 @@ async def list_orders(
     """A page, newest first, and the cursor of the next one; None at the end.
 
     Raises:
-        ValueError: the cursor is none of ours.
+        ValueError: the cursor is invalid.
     """
     limit = max(1, min(limit, PAGE_MAX))
     place = (orders.c.created_at_ms, orders.c.order_id)
@@ -161,12 +161,13 @@ async def live_orders(
 async def buyer_counts(
     database: Database, sale_id: str, buyer_ids: Collection[str]
 ) -> dict[str, dict[str, int]]:
-    """Of these buyers: item -> units that count against the buyer's limit, held or bought.
+    """Per buyer: item -> units that count against the buyer's limit, held or bought.
 
-    A buyer with paid orders has their number among the items (`PAID_ORDERS`), as in Redis.
+    The items of a buyer with paid orders include their number (`PAID_ORDERS`), as in Redis.
     """
     counting = sorted({*HOLDING, Status.CONFIRMED})
-    # By the buyers' index: compared plainly, the sale makes SQLite read all of its orders.
+    # Forces the index on buyers: with a plain comparison of the sale, SQLite reads all of its
+    # orders.
     of_these = (func.coalesce(orders.c.sale_id, "") == sale_id, orders.c.buyer_id.in_(buyer_ids))
     async with database.read() as connection:
         found = await connection.execute(
@@ -189,7 +190,7 @@ async def buyer_counts(
 
 
 async def holders(database: Database, sale_id: str, sku: str, limit: int) -> list[HolderRow]:
-    """Who holds most of an item now, bought units not counted."""
+    """The buyers with the most held units of an item, bought units not counted."""
     quantity = func.sum(order_lines.c.quantity)
     async with database.read() as connection:
         found = await connection.execute(
@@ -237,12 +238,12 @@ async def _with_lines(connection: AsyncConnection, found: Collection[Row[Any]]) 
 
 
 def cursor_of(created_at_ms: int, order_id: str) -> str:
-    """Where a page ends, as the next one is asked for."""
+    """The cursor of the next page."""
     return urlsafe_b64encode(msgspec.json.encode([created_at_ms, order_id])).decode()
 
 
 def place_of(cursor: str) -> tuple[int, str]:
-    """Where the page before ended: time and order id.
+    """Decode a cursor: the time and order id at which the previous page ended.
 
     Raises:
         ValueError: a wrong alphabet, or wrong JSON.
@@ -251,7 +252,7 @@ def place_of(cursor: str) -> tuple[int, str]:
 
 
 def as_reservation(row: OrderRow) -> Reservation:
-    """An order in SQL as the reservation it was."""
+    """Convert an order in SQL to a reservation."""
     return Reservation(
         order_id=row.order_id,
         sale_id=row.sale_id,

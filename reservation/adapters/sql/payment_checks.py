@@ -1,4 +1,4 @@
-"""Payments that are looked at once more later: a durable list with a due time for each.
+"""Scheduled payment checks: a durable list of payments to look up again, each with a due time.
 
 payment_checks  one row per payment key   an ended attempt that no look-up has proven, an open
                                           virtual account, a cancel that the PG did not take
@@ -36,12 +36,12 @@ payment_checks = Table(
 
 
 class PaymentCheck(msgspec.Struct, frozen=True, kw_only=True):
-    """One payment to look at."""
+    """One payment to check."""
 
     payment_key: str
     order_id: str
     due_at_ms: int
-    #: Look-ups that the PG has answered since it is on the list.
+    #: Look-ups that the PG has answered since the payment was listed.
     looks: int
 
 
@@ -52,7 +52,7 @@ class PaymentChecks:
         self._database = database
 
     async def schedule(self, payment_key: str, order_id: str, due_at_ms: int) -> int:
-        """Put a payment on the list, due no later than this; when it is due there."""
+        """Schedule a check, due no later than this; returns the resulting due time."""
         row = {"payment_key": payment_key, "order_id": order_id, "due_at_ms": due_at_ms, "looks": 0}
         async with self._database.write() as connection:
             statement = insert_into(connection, payment_checks)
@@ -73,7 +73,7 @@ class PaymentChecks:
             return found.scalar_one()
 
     async def due(self, now_ms: int, limit: int) -> list[PaymentCheck]:
-        """Payments that are due, the longest first."""
+        """Due payments, the longest overdue first."""
         async with self._database.read() as connection:
             found = await connection.execute(
                 select(payment_checks)
@@ -84,7 +84,7 @@ class PaymentChecks:
             return [PaymentCheck(**row) for row in found.mappings()]
 
     async def take(self, check: PaymentCheck, until_ms: int) -> PaymentCheck | None:
-        """Keep a due payment from other workers until then; None where one of them has it."""
+        """Lease a due payment until then; None where another worker has it."""
         async with self._database.write() as connection:
             taken = await connection.execute(
                 update(payment_checks).where(_is_unchanged(check)).values(due_at_ms=until_ms)
@@ -92,7 +92,7 @@ class PaymentChecks:
         return msgspec.structs.replace(check, due_at_ms=until_ms) if taken.rowcount else None
 
     async def put_off(self, check: PaymentCheck, due_at_ms: int, looks: int) -> None:
-        """Look at it again then, unless an earlier look was asked for since it was read."""
+        """Reschedule a check, unless it was rescheduled since it was read."""
         async with self._database.write() as connection:
             await connection.execute(
                 update(payment_checks)
@@ -101,13 +101,13 @@ class PaymentChecks:
             )
 
     async def drop(self, check: PaymentCheck) -> None:
-        """Nothing more is to be found out about it, unless another look was asked for since."""
+        """Remove a finished check, unless it was rescheduled since it was read."""
         async with self._database.write() as connection:
             await connection.execute(delete(payment_checks).where(_is_unchanged(check)))
 
 
 def _is_unchanged(check: PaymentCheck) -> ColumnElement[bool]:
-    """A webhook may ask for another look while one is under way, which may not see its news."""
+    """Optimistic lock: a webhook may reschedule a check in progress, which may miss its news."""
     return (payment_checks.c.payment_key == check.payment_key) & (
         payment_checks.c.due_at_ms == check.due_at_ms
     )

@@ -1,20 +1,20 @@
 """Payment attempts and intents: written and synced before the PG is asked for any money.
 
-Two rows bar what must never happen, whoever comes and however late:
+Two tables exclude double charges, regardless of which process comes first or how late:
 
-    payment_attempts  one row per payment key    a key belongs to one order, for ever; once it is to
-                                                 be cancelled, no intent of it is written any more
+    payment_attempts  one row per payment key    a key belongs to one order, for ever; after its
+                                                 cancel is recorded, it gets no new intent
     payment_intents   one row per order, fence   an intent or a void, whichever is first
 
-A caller of the PG and a settler that gives up on it, the race these rows decide:
+The race of a caller of the PG and a settler that gives up on it, which these rows decide:
     caller:  INSERT intent -> WRITTEN -> confirm leaves
     settler:                 INSERT void -> INTENT_STANDS: ask the PG how it ended
 or
     settler: INSERT void -> VOIDED -> the stock goes back
-    caller:                 INSERT intent -> VOIDED: call nobody
+    caller:                 INSERT intent -> VOIDED: no call
 
-A cancel of ours whose answer is lost may still be carried out, minutes later. So it is written down
-before it leaves, and from then on that payment is cancelled again rather than sold.
+A cancel whose answer is lost may still take effect minutes later. So it is recorded before it
+leaves, and from then on that payment is cancelled again rather than sold.
 """
 
 from collections.abc import Sequence
@@ -48,31 +48,31 @@ __all__ = [
 
 
 class IntentOutcome(Enum):
-    """What became of an intent. The first that applies."""
+    """Outcome of an intent. The first that applies."""
 
     #: The key was used for another order before: nothing was inserted.
     KEY_OF_ANOTHER_ORDER = auto()
     #: Committed now.
     WRITTEN = auto()
-    #: The same one was committed before: a repeat.
+    #: The same intent was committed before: a repeat.
     ALREADY_WRITTEN = auto()
-    #: Somebody gave up on this attempt, or cancels the payment: nobody may be asked for its money.
+    #: The attempt is voided, or its payment is being cancelled: do not ask the PG for its money.
     VOIDED = auto()
-    #: Another payment of this order was asked for under the same fence: Redis lost that claim.
+    #: Another payment of this order has an intent under the same fence: Redis lost that claim.
     FENCE_OF_ANOTHER_KEY = auto()
 
 
 class VoidOutcome(Enum):
-    """What became of a void."""
+    """Outcome of a void."""
 
-    #: Nobody can write an intent under this fence any more.
+    #: No intent can be written under this fence any more.
     VOIDED = auto()
-    #: An intent was there before: a call may have left.
+    #: An intent exists: a call may have left.
     INTENT_STANDS = auto()
 
 
 class Intent(msgspec.Struct, frozen=True, kw_only=True):
-    """Who wants to ask the PG for how much, under which names."""
+    """A request to the PG before it leaves: order, fence, payment key and amount."""
 
     order_id: str
     sale_id: str
@@ -82,14 +82,14 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     currency: str
     idempotency_key: str
     now_ms: int
-    #: In which Redis has the claim.
+    #: The epoch in which Redis has the claim.
     epoch: str | None = None
     #: The order, JSON.
     reservation: str | None = None
 
 
 class IntentRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One row as it stands; a void has no key, no amount and no idempotency key."""
+    """One row; a void has no key, no amount and no idempotency key."""
 
     order_id: str
     fence: int
@@ -109,22 +109,22 @@ _COLUMNS = [payment_intents.c[name] for name in IntentRow.__struct_fields__]
 
 
 class IntentWriter:
-    """Commits intents, those of one moment together."""
+    """Commits intents, concurrent ones in one transaction."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._group = GroupCommit[Intent, IntentOutcome](self._commit)
 
     async def write(self, intent: Intent) -> IntentOutcome:
-        """The outcome, once it is committed and synced.
+        """Write an intent; returns its outcome after commit and sync.
 
         Raises:
-            SQLAlchemyError, OSError: it is not known to be written; the same call again tells.
+            SQLAlchemyError, OSError: the outcome is unknown; retry the same call.
         """
         return await self._group.write(intent)
 
     async def aclose(self) -> None:
-        """Wait for what is being written; nothing new may come."""
+        """Wait for writes in progress; no new ones may arrive."""
         await self._group.aclose()
 
     async def _commit(self, intents: Sequence[Intent]) -> list[IntentOutcome | Exception]:
@@ -154,10 +154,10 @@ class IntentWriter:
 async def _take_keys(
     connection: AsyncConnection, intents: Sequence[Intent]
 ) -> dict[str, tuple[str, bool]]:
-    """Bind each payment key to its order where it is free.
+    """Bind each free payment key to its order.
 
     Returns:
-        Of each key, who owns it, and whether that payment is to be cancelled.
+        For each key, its owner (order id), and whether its payment is being cancelled.
     """
     rows = {
         intent.payment_key: _attempt(
@@ -165,12 +165,13 @@ async def _take_keys(
         )
         for intent in reversed(intents)
     }
-    # In one order in all processes, so that two transactions cannot wait for each other.
+    # A fixed lock order in all processes prevents deadlocks.
     await _insert_attempts(connection, [rows[key] for key in sorted(rows)])
     found = await connection.execute(
         select(payment_attempts)
         .where(among(connection, payment_attempts.c.payment_key, rows.keys()))
-        # Against `intend_cancel`: it waits until these intents can be seen, or they for it.
+        # Serializes with `intend_cancel`: it waits until these intents are visible, or they wait
+        # for it.
         .with_for_update(read=True)
     )
     return {row.payment_key: (row.order_id, row.cancel_intended_at_ms is not None) for row in found}
@@ -178,7 +179,7 @@ async def _take_keys(
 
 async def _insert_attempts(connection: AsyncConnection, rows: Sequence[_Attempt]) -> None:
     names = [column.name for column in payment_attempts.columns]
-    # One that is there is there by whichever of its unique indexes the database looks at first.
+    # No conflict target: an existing row may conflict on either unique index.
     statement = insert_into(connection, payment_attempts).on_conflict_do_nothing()
     if rows:
         await connection.execute(statement, [dict(zip(names, row, strict=True)) for row in rows])
@@ -189,7 +190,7 @@ def _attempt(payment_key: str, order_id: str, sale_id: str, now_ms: int) -> _Att
 
 
 async def _insert(connection: AsyncConnection, intents: Sequence[Intent]) -> set[_Name]:
-    """Insert those that are not there; which ones that were."""
+    """Insert the new ones; returns their names."""
     if not intents:
         return set()
     rows: dict[_Name, dict[str, Any]] = {
@@ -235,7 +236,7 @@ def _repeat(intent: Intent, row: IntentRow) -> IntentOutcome | Exception:
     if ours == (row.payment_key, row.amount, row.currency, row.idempotency_key):
         return IntentOutcome.ALREADY_WRITTEN
     if intent.payment_key != row.payment_key:
-        # Redis lost a claim and gave its fence again: that payment was there first.
+        # Redis lost a claim and reissued its fence: the other payment was first.
         return IntentOutcome.FENCE_OF_ANOTHER_KEY
     return BrokenInvariant(f"{intent.order_id} has another intent under fence {intent.fence}")
 
@@ -243,7 +244,7 @@ def _repeat(intent: Intent, row: IntentRow) -> IntentOutcome | Exception:
 async def void_intent(
     database: Database, *, order_id: str, sale_id: str, fence: int, now_ms: int
 ) -> VoidOutcome:
-    """Give up on an attempt, unless its intent stands."""
+    """Void an attempt, unless its intent exists."""
     async with database.write() as connection:
         row = (order_id, fence, sale_id, "void", None, None, None, None, now_ms, None, None, None)
         await insert_new(connection, payment_intents, [row])
@@ -259,19 +260,19 @@ async def void_intent(
 async def intend_cancel(
     database: Database, *, order_id: str, sale_id: str, fence: int, payment_key: str, now_ms: int
 ) -> bool:
-    """Bar this payment from being sold, for ever, before a cancel of it leaves.
+    """Bar this payment from being sold, for ever, before its cancel leaves.
 
     Args:
-        database: where to.
-        order_id: whose payment it is.
-        sale_id: of which sale.
+        database: the database.
+        order_id: the payment's order.
+        sale_id: its sale.
         fence: the order's, as the caller knows it.
         payment_key: the PG's id of the payment.
-        now_ms: when.
+        now_ms: the present time.
 
     Returns:
-        Whether it is barred now. False where somebody may have asked for this money under a later
-        fence, or where the key is another order's: the caller must cancel nothing.
+        Whether it is barred now. False where the PG may have been asked for this money under a
+        later fence, or where the key is another order's: the caller must not cancel.
     """
     async with database.write() as connection:
         row = _attempt(payment_key, order_id, sale_id, now_ms)
@@ -333,7 +334,7 @@ async def known_fence(database: Database, order_id: str) -> int:
 
 
 async def end_intents(database: Database, order_id: str, payment_key: str, now_ms: int) -> None:
-    """Keep that a payment is decided although no event of its order says so."""
+    """Mark a payment as decided although its order has no event of it."""
     async with database.write() as connection:
         await connection.execute(
             update(payment_intents)

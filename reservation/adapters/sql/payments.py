@@ -1,4 +1,4 @@
-"""What the PG said: every answer for an order's history, and each payment as it stands."""
+"""Payments in SQL: the PG's answers for an order's history, and each payment's latest state."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -22,35 +22,35 @@ __all__ = [
     "payment_of",
 ]
 
-#: Look-ups of one payment that are read: those of an hour at the settler's longest pause.
+#: Look-ups read per payment: those of an hour at the settler's longest back-off.
 LOOK_UPS_MAX: Final = 200
-#: How an answer that stays bound to its idempotency key is written in `payment_answers.answer`.
+#: Marks an answer bound to its idempotency key, in `payment_answers.answer`.
 _BOUND: Final = '"bound_to_key":true'
-#: The other clean 4xx, which the PG keeps with the key as well.
+#: The other definite 4xx, which the PG also binds to the key.
 _MISSING: Final = '"type":"PaymentMissing"'
 _REFUSED: Final = '"type":"Declined"'
 
 
 class PaymentRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A payment as the PG showed it last."""
+    """A payment as last shown by the PG."""
 
     payment_key: str
     order_id: str
-    #: The PG's word.
+    #: The PG's status.
     status: str
     total_amount: int
     balance_amount: int
     currency: str
     method: str | None = None
     approved_at_ms: int | None = None
-    #: Of a virtual account: what a deposit's webhook must carry.
+    #: Of a virtual account: the secret that a deposit's webhook must carry.
     secret: str | None = None
     due_at_ms: int | None = None
-    #: Of a virtual account: where its buyer pays in.
+    #: The virtual account for the buyer's deposit.
     account_bank: str | None = None
     account_number: str | None = None
     account_holder: str | None = None
-    #: Of its refund: how the bank's transfer stands, in the PG's word.
+    #: The PG's status of the bank transfer of its refund.
     account_refund: str | None = None
     updated_at_ms: int
 
@@ -59,7 +59,7 @@ _COLUMNS = [payments.c[name] for name in PaymentRow.__struct_fields__]
 
 
 class AnswerRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What the PG said: JSON text without secrets, as the caller has scrubbed it."""
+    """An answer of the PG: JSON text, scrubbed of secrets by the caller."""
 
     order_id: str
     payment_key: str
@@ -69,31 +69,31 @@ class AnswerRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PaymentWriter:
-    """Keeps answers and payments, those of one moment together."""
+    """Writes answers and payments, concurrent ones in one transaction."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._group = GroupCommit[AnswerRow | PaymentRow, None](self._commit)
 
     async def write(self, row: AnswerRow | PaymentRow) -> None:
-        """Append an answer, or keep a payment as the PG shows it now.
+        """Append an answer, or store a payment as the PG shows it now.
 
-        A payment that is older than the one that stands changes nothing. What only some answers
-        carry (method, approval, secret, due date, virtual account) stays where it is absent.
+        A payment that is older than the stored one changes nothing. Fields that only some answers
+        carry (method, approval, secret, due date, virtual account) keep their value where absent.
 
         Raises:
-            SQLAlchemyError, OSError: it is not known to be written.
+            SQLAlchemyError, OSError: the outcome is unknown.
         """
         await self._group.write(row)
 
     async def aclose(self) -> None:
-        """Wait for what is being written; nothing new may come."""
+        """Wait for writes in progress; no new ones may arrive."""
         await self._group.aclose()
 
     async def _commit(self, rows: Sequence[AnswerRow | PaymentRow]) -> list[None]:
         answers = [msgspec.structs.asdict(row) for row in rows if isinstance(row, AnswerRow)]
         shown = [row for row in rows if isinstance(row, PaymentRow)]
-        # In one order in all processes, so that two transactions cannot wait for each other.
+        # A fixed lock order in all processes prevents deadlocks.
         shown.sort(key=lambda row: row.payment_key)
         async with self._database.write() as connection:
             if answers:
@@ -128,13 +128,13 @@ def _kept(connection: AsyncConnection) -> Insert:
 
 
 class PaymentEvidence:
-    """What the PG's answers so far say about the next question and its answer."""
+    """Evidence from the PG's past answers, for the next request and its answer."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def bound_answers(self, order_id: str, payment_key: str) -> int:
-        """How many answers to confirms of this payment stay bound to their idempotency key."""
+        """The number of this payment's confirm answers bound to their idempotency key."""
         async with self._database.read() as connection:
             found = await connection.execute(
                 select(func.count())
@@ -154,7 +154,7 @@ class PaymentEvidence:
             return found.scalar_one()
 
     async def newest_done_payment(self) -> str | None:
-        """The key of the payment that was approved last of those that are DONE, or None."""
+        """The key of the DONE payment that was approved last, or None."""
         async with self._database.read() as connection:
             found = await connection.execute(
                 select(payments.c.payment_key)
@@ -165,7 +165,7 @@ class PaymentEvidence:
             return found.scalar_one_or_none()
 
     async def missing_since(self, order_id: str, payment_key: str) -> int | None:
-        """Since when each look-up of this payment was answered 404; None where the last was not."""
+        """The start of the current run of 404s to look-ups of this payment; None without one."""
         async with self._database.read() as connection:
             found = await connection.execute(
                 select(payment_answers.c.created_at_ms, payment_answers.c.answer)
@@ -188,10 +188,10 @@ class PaymentEvidence:
 async def bound_cancels(
     database: Database, order_id: str, payment_key: str, *, refusals: bool
 ) -> int:
-    """Under how many keys a cancel of this payment has got an answer that stays bound to its key.
+    """The number of idempotency keys under which a cancel of this payment has a bound answer.
 
-    An answer names its attempt, so those to one key are alike and count once, however often they
-    were told. Refusals for good are counted where `refusals` says so.
+    An answer names its attempt, so repeated answers to one key are equal and count once. `refusals`
+    adds final refusals to the count.
     """
     bound = [_BOUND, _MISSING, *([_REFUSED] if refusals else [])]
     async with database.read() as connection:
@@ -207,7 +207,7 @@ async def bound_cancels(
 
 
 async def payment_of(database: Database, order_id: str) -> PaymentRow | None:
-    """The order's payment: the one that was approved, else the latest; None without any."""
+    """The order's payment: the approved one, else the latest; None without any."""
     async with database.read() as connection:
         found = await connection.execute(
             select(*_COLUMNS)

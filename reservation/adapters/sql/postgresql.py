@@ -1,4 +1,4 @@
-"""How connections to PostgreSQL are made, through a pooler too, and what it must be."""
+"""Connections to PostgreSQL, direct or through a pooler, and the checks of the server."""
 
 from typing import Any, Final, NamedTuple, cast
 
@@ -18,41 +18,40 @@ __all__ = [
     "refuse_encoding",
 ]
 
-#: How long PostgreSQL may take to let us in, and to answer one statement.
+#: Time-outs of a connection attempt and of one statement.
 CONNECT_SECONDS: Final = 5.0
 COMMAND_SECONDS: Final = 15.0
-#: How long PostgreSQL keeps the locks of a transaction that says nothing more: a machine that lost
-#: its power or its network would else hold up a sale's flusher for two hours, which is how long TCP
-#: takes to notice.
+#: How long PostgreSQL keeps the locks of an idle transaction: a host that lost power or network
+#: would otherwise block a sale's flusher for two hours, until TCP keepalive detects it.
 IDLE_SECONDS: Final = 20
-#: How long a caller waits for one of the pooled connections.
+#: How long a caller waits for a pooled connection.
 POOL_SECONDS: Final = 5.0
-#: Connections of one process: intents share one, the rest are reads and the workers' batches.
+#: Connections of one process: intents share one, the others serve reads and the workers' batches.
 POOL_SIZE: Final = 5
 POOL_MORE: Final = 5
-#: A buyer's emoji or the gateway's Korean does not fit into any other.
+#: No other encoding can store both emoji and the gateway's Korean.
 ENCODING: Final = "UTF8"
 
 
 class Server(NamedTuple):
-    """What the first connection found."""
+    """Properties that the first connection detected."""
 
-    #: A pooler such as PgBouncer is in between: each transaction may run on another connection of
-    #: PostgreSQL, so nothing may outlive its transaction.
+    #: A pooler such as PgBouncer is in between: each transaction may run on another server
+    #: connection, so session state must not outlive a transaction.
     pooled: bool
 
 
 class _Pooled(asyncpg.Connection):
-    """A connection through a pooler: what takes more than one step needs a transaction."""
+    """A connection through a pooler: several steps need a transaction."""
 
     async def set_type_codec(self, *args: Any, **more: Any) -> None:
-        # It prepares a query and then runs it.
+        # asyncpg prepares a query here and then runs it.
         async with self.transaction():  # pyright: ignore[reportUnknownMemberType]
             await super().set_type_codec(*args, **more)  # pyright: ignore[reportUnknownMemberType]
 
 
 def refuse_encoding(encoding: str) -> None:
-    """Refuse a database that cannot hold each name and each answer of the payment gateway.
+    """Reject a database that cannot store every name and every answer of the payment gateway.
 
     Raises:
         LedgerUnfit: its encoding is not UTF8.
@@ -64,11 +63,11 @@ def refuse_encoding(encoding: str) -> None:
 
 
 async def look(url: str) -> Server:
-    """Connect once, and see what is there.
+    """Connect once, check the server and detect a pooler.
 
     Raises:
         LedgerUnfit: the database must not be used.
-        ConnectionError: it does not answer, or does not let us in.
+        ConnectionError: it does not respond, or refuses the connection.
     """
     connection = await _connect(url, statement_cache_size=0)
     try:
@@ -80,12 +79,12 @@ async def look(url: str) -> Server:
     finally:
         await connection.close(timeout=CONNECT_SECONDS)
     refuse_encoding(encoding)
-    # A pooler answers for many connections, so the process that it names is none of PostgreSQL's.
+    # A pooler reports a process id of its own, so it differs from the backend's.
     return Server(pooled=process != connection.get_server_pid())
 
 
 def make_engine(url: str, server: Server) -> AsyncEngine:
-    """An engine for a server that was looked at."""
+    """An engine for a server that `look` has checked."""
     pooled = server.pooled
 
     async def connect() -> Any:
@@ -101,31 +100,32 @@ def make_engine(url: str, server: Server) -> AsyncEngine:
     engine = create_async_engine(
         "postgresql+asyncpg://",
         async_creator=connect,
-        # Statements without a name are gone with the next one: PostgreSQL's connections, which
-        # others use as well, collect none.
+        # Unnamed statements are replaced by the next one, so shared server connections accumulate
+        # none.
         connect_args={"prepared_statement_cache_size": 0, "prepared_statement_name_func": _no_name}
         if pooled
         else {},
         pool_size=POOL_SIZE,
         max_overflow=POOL_MORE,
         pool_timeout=POOL_SECONDS,
-        # After a restart of the server an old connection is found dead here, not by a buyer.
+        # After a restart of the server, the pool detects a dead connection before a request uses
+        # it.
         pool_pre_ping=True,
     )
     if pooled:
-        # What is set for a session would stay with whoever gets that connection next.
+        # A session setting would leak to the next client of that server connection.
         event.listen(engine.sync_engine, "begin", _limit_idleness)
     return engine
 
 
 async def _connect(url: str, **more: Any) -> Any:
     try:
-        # The driver reads the URL itself, so everything that libpq knows may stand in it.
+        # The driver parses the URL itself, so it accepts every libpq parameter.
         return await cast("Any", asyncpg).connect(
             url,
             timeout=CONNECT_SECONDS,
             command_timeout=COMMAND_SECONDS,
-            # A pooler lets only few settings pass.
+            # A pooler accepts only few start-up settings.
             server_settings={"application_name": "reservation"},
             **more,
         )

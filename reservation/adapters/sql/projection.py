@@ -1,8 +1,8 @@
-"""Folds events into the rows they leave: pure, in memory, one row per order however many events.
+"""Projection of events onto rows: pure, in memory, one row per order for any number of events.
 
-An event that cannot be true is poison: it cannot be read, is of an order or an item that nobody
-knows, takes an edge that is not in the domain's table, or would make a counter negative. It changes
-nothing here, and whoever folds stops before it.
+An invalid event is poison: it is unreadable, names an unknown order or item, takes a transition
+that is not in the domain's table, or would make a counter negative. It changes nothing here, and
+the caller stops before it.
 """
 
 from typing import Annotated, Any, Final
@@ -14,20 +14,20 @@ from reservation.domain.states import HOLDING, TRANSITIONS, SaleStatus, Status
 
 __all__ = ["EventProjection", "InvalidEvent", "ItemState", "OrderState", "SaleState"]
 
-#: What BIGINT, JSON and Lua all carry whole.
+#: The largest integer that BIGINT, JSON and Lua all represent exactly.
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 _Quantity = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 _Delta = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
-#: PostgreSQL's text has every character but one.
+#: PostgreSQL's text accepts every character but NUL.
 _Word = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]+$")]
 
 
 class InvalidEvent(Exception):
-    """This event cannot be true; the sentence says why."""
+    """The event is invalid; the message is one sentence with the reason."""
 
 
 class SaleState(msgspec.Struct, kw_only=True):
-    """The sale's own columns that events change."""
+    """The sale's columns that events change."""
 
     name: str | None
     currency: str | None
@@ -143,13 +143,13 @@ _SWITCHABLE: Final = frozenset({SaleStatus.OPEN, SaleStatus.PAUSED, SaleStatus.C
 
 
 class EventProjection:
-    """A sale as SQL has it, taken on by events.
+    """A sale's state in SQL, advanced by events.
 
     Args:
-        sale_id: whose events these are.
+        sale_id: the sale of the events.
         sale: its columns.
         items: all of its items, by SKU.
-        orders: the orders that the events name, as far as they are known.
+        orders: the orders that the events name, as far as SQL has them.
     """
 
     def __init__(
@@ -164,22 +164,22 @@ class EventProjection:
         self.items = items
         self.orders = orders
         self.sale_changed = False
-        #: SKUs of the items that changed.
+        #: SKUs of changed items.
         self.changed_items: set[str] = set()
-        #: Ids of the orders that changed, and of those that began.
+        #: Ids of changed orders, and of new ones.
         self.changed_orders: dict[str, None] = {}
         self.new_orders: list[str] = []
         #: Rows of `stock_movements`.
         self.movements: list[tuple[str, int, str, int, int, int, int]] = []
-        #: Order, payment key and fence of the attempts that ended.
+        #: Order, payment key and fence of ended attempts.
         self.ended_attempts: list[tuple[str, str, int]] = []
         self._sale_id = sale_id
 
     def add(self, event: Event) -> None:
-        """Take one event in.
+        """Apply one event.
 
         Raises:
-            Poison: it cannot be true; nothing changed.
+            InvalidEvent: the event is poison; nothing changed.
         """
         try:
             match event.event:
@@ -228,7 +228,7 @@ class EventProjection:
             status=data.to,
             amount=data.amount,
             currency=self.sale.currency,
-            # PostgreSQL's text cannot have this character; the event keeps the original.
+            # PostgreSQL's text cannot store NUL; the event keeps the original.
             order_name=data.name.replace("\0", ""),
             digest=data.digest,
             created_at_ms=event.at_ms,
@@ -310,7 +310,7 @@ class EventProjection:
         self._move_version(data.version)
 
     def _move_version(self, version: int | None) -> None:
-        """A total was changed by something else than a PUT."""
+        """Take over the version of a change to a total that was not a PUT."""
         if version is not None:
             self.sale.version, self.sale_changed = version, True
 
@@ -343,7 +343,7 @@ class EventProjection:
             item = self.items[sku]
             deltas = {_AVAILABLE: 0, _HELD: 0, _SOLD: 0}
             deltas[origin] -= quantity
-            # Units that are not for sale again leave the sale instead.
+            # Units that are not restocked leave the sale.
             deltas[to] += quantity if restock else 0
             item.available += deltas[_AVAILABLE]
             item.held += deltas[_HELD]

@@ -1,4 +1,4 @@
-"""What a rebuild reads: how far SQL is, the items, and what the events say of payments."""
+"""Queries of a rebuild: SQL's position, the items, payment events and unmet intents."""
 
 from collections.abc import Collection
 from typing import Any, Final
@@ -38,12 +38,12 @@ __all__ = [
     "unmet_intents",
 ]
 
-#: Rows of one page. Where the flusher has stood still, unmet intents are as many as payments.
+#: Rows of one page. If the flusher has stopped, unmet intents are as many as payments.
 UNMET_PAGE: Final = 5_000
 
 
 class SaleHead(msgspec.Struct, frozen=True, kw_only=True):
-    """How far SQL is with a sale, and in which epoch."""
+    """SQL's position in a sale, and the epoch."""
 
     epoch: str
     seq: int
@@ -64,7 +64,7 @@ class ItemRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnmetIntent(msgspec.Struct, frozen=True, kw_only=True):
-    """A payment that may have been asked for, and of which SQL knows no end."""
+    """A payment that the PG may have been asked for, without an end in SQL."""
 
     order_id: str
     sale_id: str
@@ -72,7 +72,7 @@ class UnmetIntent(msgspec.Struct, frozen=True, kw_only=True):
     payment_key: str
     amount: int
     created_at_ms: int
-    #: In which Redis had the claim; None of an intent older than this is kept.
+    #: The epoch in which Redis had the claim; None in intents older than this column.
     epoch: str | None
     #: The order, JSON; None likewise.
     reservation: str | None
@@ -83,16 +83,16 @@ class UnpaidRow(msgspec.Struct, frozen=True, kw_only=True):
 
     order_id: str
     seq: int
-    #: The PG's word; None where SQL has no answer of it.
+    #: The PG's status; None where SQL has no answer of it.
     payment: str | None
 
 
 class UnsoldRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A payment that is DONE without a sale."""
+    """A DONE payment whose order is not sold."""
 
     order_id: str
     payment_key: str
-    #: The order's, as SQL has it; None where SQL has no such order.
+    #: The order's status in SQL; None where SQL has no such order.
     status: str | None
 
 
@@ -111,7 +111,7 @@ _ATTEMPT_EVENTS = (
 
 
 async def heads(database: Database) -> dict[str, SaleHead]:
-    """Every sale and how far SQL is with it."""
+    """Every sale and SQL's position in it."""
     wanted = select(
         sales.c.sale_id, sales.c.epoch, cursors.c.flushed_seq, cursors.c.flushed_chain
     ).join(cursors, cursors.c.sale_id == sales.c.sale_id)
@@ -124,7 +124,7 @@ async def heads(database: Database) -> dict[str, SaleHead]:
 
 
 async def listed_items(database: Database, sale_id: str) -> dict[str, ItemRow]:
-    """What is on sale, by SKU."""
+    """The items on sale, by SKU."""
     async with database.read() as connection:
         found = await connection.execute(
             select(*_ITEM_COLUMNS).where(items.c.sale_id == sale_id, items.c.listed)
@@ -133,7 +133,7 @@ async def listed_items(database: Database, sale_id: str) -> dict[str, ItemRow]:
 
 
 async def count_orders(database: Database, sale_id: str, statuses: Collection[Status]) -> int:
-    """How many orders of the sale are in these states."""
+    """The number of the sale's orders in these states."""
     async with database.read() as connection:
         found = await connection.execute(
             select(func.count())
@@ -144,7 +144,7 @@ async def count_orders(database: Database, sale_id: str, statuses: Collection[St
 
 
 async def payment_events(database: Database, order_ids: Collection[str]) -> dict[str, list[Event]]:
-    """What befell the payments of these orders, in order."""
+    """The payment events of these orders, in order."""
     stories: dict[str, list[Event]] = {}
     if not order_ids:
         return stories
@@ -185,7 +185,7 @@ async def unmet_intents(
     """Intents without an end, one for each order and payment key, the latest claim first.
 
     Args:
-        database: where to look.
+        database: the database.
         sale_id: of this sale alone.
         order_id: of this order alone.
         since_ms: only those that are no older.
@@ -200,7 +200,7 @@ async def unmet_intents(
     after = ("", 0)
     while True:
         page = await _page_after(database, wanted, after)
-        # In the order of the fences: of a payment that was asked for again the last one stays.
+        # In the order of the fences: the last intent of a payment wins.
         latest |= {(intent.order_id, intent.payment_key): intent for intent in page}
         if len(page) < UNMET_PAGE:
             return sorted(latest.values(), key=lambda intent: (intent.order_id, -intent.fence))
@@ -264,7 +264,7 @@ async def confirmed_unpaid(database: Database, sale_id: str, limit: int) -> list
 
 
 async def paid_unsold(database: Database, sale_id: str, limit: int) -> list[UnsoldRow]:
-    """Payments of the sale that are DONE, and whose order SQL has as neither sold nor refunded."""
+    """DONE payments of the sale whose order in SQL is neither sold nor refunded."""
     attempts = payment_attempts
     async with database.read() as connection:
         found = await connection.execute(

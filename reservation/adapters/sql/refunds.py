@@ -1,11 +1,11 @@
-"""Refunds: one an order, begun before the PG is asked, gone on with until it is through.
+"""Refunds: one per order, recorded before the PG is asked and retried until it is final.
 
 A refund is `pending` until it is `done`, or `refused` by the PG. A refused one is pending again
-when an operator begins it anew, with another account for example; one that is done, when its order
+when an operator begins it again, with another account for example; one that is done, when its order
 is sold again after a rebuild.
 
 One process at a time asks the PG for a refund: the one that holds its lease. A pending refund takes
-another wish only under the lease and while no cancel may still be carried out (`unanswered`).
+another wish only under the lease and while no cancel may still take effect (`unanswered`).
 """
 
 from typing import Any, Final
@@ -42,52 +42,52 @@ __all__ = [
 
 #: Refunds of one page.
 PAGE_MAX: Final = 100
-#: Earlier wishes that a refund remembers: an operator corrects one or two.
+#: Earlier wishes kept per refund: an operator corrects one or two.
 EARLIER_MAX: Final = 20
 
 
 class RefundWish(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operator asked for."""
+    """An operator's request for a refund."""
 
     order_id: str
     idempotency_key: str
-    #: Of everything that was asked for, the order included.
+    #: Digest of the whole request, including the order.
     digest: str
     reason: str
     restock: bool
     operator: str
-    #: Where a deposit goes back to, JSON.
+    #: The bank account for the refund of a deposit, JSON.
     account_json: str | None
 
 
 class RefundRecord(RefundWish, frozen=True, kw_only=True):
-    """A refund that stands."""
+    """A recorded refund."""
 
     #: pending, done or refused.
     status: str
-    #: The PG's last word that was not yet the end, or its refusal.
+    #: The PG's last code: an intermediate one, or its refusal.
     code: str | None
     created_at_ms: int
     updated_at_ms: int
     lease_until_ms: int = 0
-    #: A cancel left, and may still be carried out.
+    #: A cancel left, and may still take effect.
     unanswered: bool = False
     #: A list of `EarlierWish`, JSON.
     earlier_json: str = "[]"
 
     def earlier(self) -> list["EarlierWish"]:
-        """The wishes that this one replaced, oldest first."""
+        """The replaced wishes, oldest first."""
         return msgspec.json.decode(self.earlier_json, type=list[EarlierWish])
 
 
 class EarlierWish(msgspec.Struct, frozen=True, kw_only=True):
-    """A wish that another one replaced."""
+    """A replaced wish."""
 
     operator: str
     reason: str
     restock: bool
     account_json: str | None
-    #: How it stood then: pending or refused.
+    #: Its status at that time: pending or refused.
     status: str
     code: str | None
     created_at_ms: int
@@ -95,14 +95,14 @@ class EarlierWish(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RefundReused(msgspec.Struct, frozen=True):
-    """The idempotency key asked for something else before."""
+    """The idempotency key was used for another request."""
 
     #: The order that it was used for.
     order_id: str
 
 
 class OtherRefund(msgspec.Struct, frozen=True):
-    """The order has another refund, pending or done: this wish was not written down."""
+    """The order has another refund, pending or done: this wish was not recorded."""
 
     standing: RefundRecord
 
@@ -111,7 +111,7 @@ class Backlog(msgspec.Struct, frozen=True):
     """The refunds that are pending."""
 
     count: int
-    #: When the oldest of them began; None without any.
+    #: When the oldest one began; None without any.
     oldest_at_ms: int | None
 
 
@@ -121,10 +121,10 @@ _COLUMNS = [refunds.c[name] for name in RefundRecord.__struct_fields__]
 async def begin_refund(
     database: Database, wish: RefundWish, *, now_ms: int
 ) -> RefundRecord | RefundReused | OtherRefund:
-    """Write the refund down before the PG is asked; a repeat gets the one that stands.
+    """Record the refund before the PG is asked; a repeat gets the existing one.
 
-    The same wish under another key gets the one that is pending or done as well: there is only one
-    an order. Another wish is not written down, unless the PG refused the one before.
+    The same wish under another key also gets the pending or done one: there is only one per order.
+    A different wish is not recorded, unless the PG refused the previous one.
     """
     values: dict[str, Any] = {
         **msgspec.structs.asdict(wish),
@@ -151,13 +151,13 @@ async def begin_refund(
 async def replace_refund(
     database: Database, held: RefundRecord, wish: RefundWish, *, now_ms: int
 ) -> RefundRecord | RefundReused | None:
-    """Let another wish take the place of a pending one, and end the lease on it.
+    """Replace a pending wish by another one, and end the lease on it.
 
     Args:
-        held: the pending refund, as `lease_refund` gave it out.
+        held: the pending refund, as returned by `lease_refund`.
 
     Returns:
-        The refund as it stands now; None where the lease is another's by now.
+        The updated refund; None where another process has the lease by now.
     """
     async with database.write() as connection:
         of_key = await _one(
@@ -205,14 +205,14 @@ async def _replace(
 async def lease_refund(
     database: Database, record: RefundRecord, *, asks: bool, now_ms: int, until_ms: int
 ) -> RefundRecord | None:
-    """Take the right to ask the PG for a refund until then.
+    """Take the lease on a refund: the right to ask the PG until then.
 
     Args:
-        asks: whether a cancel is going to leave; it counts as unanswered from here on.
+        asks: whether a cancel will leave; it counts as unanswered from here on.
 
     Returns:
         The refund under its new lease, `unanswered` as it was before; None where it has ended, has
-        another wish, or another process asks.
+        another wish, or another process holds the lease.
     """
     async with database.write() as connection:
         standing = await _one(connection, refunds.c.order_id == record.order_id, lock=True)
@@ -234,7 +234,7 @@ async def lease_refund(
 async def leave_refund(
     database: Database, held: RefundRecord, *, code: str | None, unanswered: bool, now_ms: int
 ) -> None:
-    """Give the lease back, with the PG's last word; a cancel may still come if `unanswered`."""
+    """Release the lease, with the PG's last code; if `unanswered`, a cancel may still come."""
     async with database.write() as connection:
         await connection.execute(
             update(refunds)
@@ -253,7 +253,7 @@ def _is_held(held: RefundRecord) -> ColumnElement[bool]:
 
 
 async def pending_refunds(database: Database, limit: int) -> list[RefundRecord]:
-    """Refunds that nobody has finished, oldest first."""
+    """Pending refunds, oldest first."""
     async with database.read() as connection:
         found = await connection.execute(
             select(*_COLUMNS)
@@ -265,7 +265,7 @@ async def pending_refunds(database: Database, limit: int) -> list[RefundRecord]:
 
 
 async def backlog(database: Database) -> Backlog:
-    """How many refunds are pending, and since when."""
+    """The number of pending refunds, and when the oldest began."""
     async with database.read() as connection:
         found = await connection.execute(
             select(func.count(), func.min(refunds.c.created_at_ms)).where(
@@ -281,7 +281,7 @@ async def list_refunds(
     """A page of refunds and the cursor of the next one: pending ones oldest first, others newest.
 
     Raises:
-        ValueError: the cursor is none of ours.
+        ValueError: the cursor is invalid.
     """
     limit = max(1, min(limit, PAGE_MAX))
     place = (refunds.c.created_at_ms, refunds.c.order_id)
@@ -301,7 +301,7 @@ async def list_refunds(
 
 
 async def reopen_refunds(database: Database, sale_id: str) -> None:
-    """Make those pending again that are done while their order is sold.
+    """Make done refunds pending again whose order is sold.
 
     Only after a rebuild from SQL: Redis was lost before SQL had the order's last event.
     """
@@ -319,9 +319,9 @@ async def reopen_refunds(database: Database, sale_id: str) -> None:
 async def finish_refund(
     database: Database, record: RefundRecord, *, status: str, code: str | None, now_ms: int
 ) -> None:
-    """Write down how a refund ended, `done` or `refused`.
+    """Record the outcome of a refund, `done` or `refused`.
 
-    One that is done stays so, and one that was begun anew meanwhile goes on.
+    A done refund stays done, and one that was begun again meanwhile continues.
     """
     async with database.write() as connection:
         await connection.execute(

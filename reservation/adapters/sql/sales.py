@@ -1,4 +1,4 @@
-"""Sales as SQL vouches for them: which there are, in which epoch, and how far each is written."""
+"""Sales in SQL: registration, epochs and cursors."""
 
 import secrets
 from typing import Final
@@ -28,17 +28,17 @@ EPOCH_BYTES: Final = 8
 
 
 class SaleRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A sale as its events have left it so far."""
+    """A sale's state after its last written event."""
 
     sale_id: str
     epoch: str
-    #: What the operator asked for when the sale was made, JSON.
+    #: The operator's request that created the sale, JSON.
     document: str
     created_at_ms: int
     #: `data` of the last `sale_put` event, JSON; None until the first one is written.
     settings: str | None
     version: int
-    #: open, paused or closed, as an operator switched it last.
+    #: open, paused or closed, as last switched by an operator.
     switched: str
 
 
@@ -60,7 +60,7 @@ async def epoch_of(database: Database, sale_id: str) -> str | None:
 async def register_sale(
     database: Database, sale_id: str, document: str, now_ms: int
 ) -> tuple[str, bool]:
-    """Make the sale known, before Redis has it; the epoch, and whether this call made it."""
+    """Register the sale, before Redis has it; the epoch, and whether this call registered it."""
     epoch = secrets.token_hex(EPOCH_BYTES)
     async with database.write() as connection:
         row = (sale_id, epoch, document, now_ms, None, None, None, 0, "open")
@@ -74,10 +74,10 @@ async def register_sale(
 async def renew_unbegun_sale(
     database: Database, sale_id: str, document: str, made_before_ms: int
 ) -> str | None:
-    """Another epoch for a sale that was registered and of which nothing else was ever written.
+    """Begin another epoch of a sale of which only the registration was written.
 
-    None where it was asked for differently, or later than `made_before_ms`, or where SQL has an
-    event of it or an intent to take money for it.
+    None where the document differs, the registration is not older than `made_before_ms`, or SQL has
+    an event or a payment intent of the sale.
     """
     epoch = secrets.token_hex(EPOCH_BYTES)
     begun = exists().where(cursors.c.sale_id == sale_id, cursors.c.flushed_seq > 0)
@@ -98,7 +98,7 @@ async def renew_unbegun_sale(
 
 
 async def sale_document(database: Database, sale_id: str) -> str | None:
-    """What the operator asked for when the sale was made; None where SQL does not know it."""
+    """The operator's request that created the sale; None where SQL does not know the sale."""
     row = await sale_row(database, sale_id)
     return row.document if row else None
 
@@ -113,10 +113,11 @@ async def sale_row(database: Database, sale_id: str) -> SaleRow | None:
 
 
 async def set_epoch(database: Database, sale_id: str, epoch: str, *, instead_of: str) -> None:
-    """Begin another epoch: whoever still holds the old one is told `recovering` by every script.
+    """Begin another epoch: every script returns `recovering` to callers with the old one.
 
     Raises:
-        SaleRecovering: the sale is in another one than the caller saw: another rebuild has begun.
+        SaleRecovering: the sale's epoch is not the one that the caller read: another rebuild has
+        begun.
     """
     async with database.write() as connection:
         done = await connection.execute(

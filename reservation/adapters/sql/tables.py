@@ -1,16 +1,16 @@
-"""The tables, as the newest migration leaves them.
+"""The tables of the newest migration.
 
-Instants are BIGINT Unix milliseconds, as in Redis and in its events: no time zone, no rounding, one
-order. The wire converts them. Amounts are integers in the currency's minor unit.
+Instants are BIGINT Unix milliseconds, as in Redis and in its events: no time zone, no rounding, a
+total order. The wire converts them. Amounts are integers in the currency's minor unit.
 
-    sales 1--1 cursors                  how far the outbox has been written
-    sales 1--n items                    what is on sale, with its four counters
-    sales 1--n orders 1--n order_lines  each order as its last event left it
+    sales 1--1 cursors                  the last event written from the outbox
+    sales 1--n items                    the items on sale, each with four counters
+    sales 1--n orders 1--n order_lines  the state of each order after its last event
     sales 1--n events                   every change, chained by hash
-    sales 1--n stock_movements          which counters an event moved, by how much
+    sales 1--n stock_movements          the counter changes of each event
     payment_attempts 1--n payment_intents   written before the PG is asked for money
-    payment_answers, payments, refunds      what the PG said, and what was given back
-    marks, processes, losses            what was seen of Redis, and what it lost
+    payment_answers, payments, refunds      answers of the PG, their payments, refunds
+    marks, processes, losses            high-water marks of Redis, and lost events
 """
 
 from collections.abc import Iterable
@@ -55,8 +55,8 @@ __all__ = [
     "stock_movements",
 ]
 
-#: Ids compare by their bytes in both databases, whatever locale PostgreSQL was made with: pages
-#: come out in the same order, and the indexes are the fast kind.
+#: Ids compare by bytes in both databases, whatever the locale of PostgreSQL: pages have the same
+#: order, and indexes use fast byte comparison.
 Id = Text().with_variant(Text(collation="C"), "postgresql")
 
 metadata = MetaData()
@@ -68,7 +68,7 @@ def _one_of(column: str, words: Iterable[str]) -> str:
 
 
 def _only_where(name: str, *columns: str, condition: str, unique: bool = False) -> Index:
-    """An index over some of the rows: the others cost it nothing."""
+    """A partial index."""
     return Index(
         name,
         *columns,
@@ -83,10 +83,10 @@ sales = Table(
     metadata,
     Column("sale_id", Id, nullable=False),
     Column("epoch", Text, nullable=False),
-    # What the operator asked for when the sale was made, before Redis had it.
+    # The operator's request that created the sale, before Redis had it.
     Column("document", Text, nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
-    # From here on as the events say; empty until the first one is written.
+    # The following columns come from events; NULL until the first one is written.
     Column("name", Text),
     Column("currency", Text),
     Column("settings", Text),
@@ -101,8 +101,8 @@ sales = Table(
     ),
 )
 
-# A table of its own, because its row is locked for as long as a batch takes: foreign keys look at
-# the row of the sale, and must not wait for the flusher.
+# A separate table, because a batch locks its row until it commits: foreign-key checks lock the
+# sale's row, and must not wait for the flusher.
 cursors = Table(
     "cursors",
     metadata,
@@ -126,7 +126,7 @@ items = Table(
     Column("available", BigInteger, nullable=False),
     Column("held", BigInteger, nullable=False),
     Column("sold", BigInteger, nullable=False),
-    # False once an operator took it out of the sale; the row stays for the orders that name it.
+    # False once an operator removed it from the sale; the row stays for the orders that name it.
     Column("listed", Boolean, nullable=False),
     PrimaryKeyConstraint("sale_id", "sku", name="pk_items"),
     ForeignKeyConstraint(["sale_id"], ["sales.sale_id"], name="fk_items_sale"),
@@ -150,10 +150,10 @@ orders = Table(
     Column("created_at_ms", BigInteger, nullable=False),
     Column("updated_at_ms", BigInteger, nullable=False),
     Column("expires_at_ms", BigInteger, nullable=False),
-    # Of the sale's outbox: an order moves on only by a higher one.
+    # The seq of the order's last event: only a higher one updates the row.
     Column("seq", BigInteger, nullable=False),
     Column("fence", BigInteger, nullable=False),
-    # Of the latest attempt. Not unique: a claim may name another order's key, and is voided then.
+    # Of the latest attempt. Not unique: a claim may name another order's key; it is then voided.
     Column("payment_key", Text),
     Column("claimed_at_ms", BigInteger),
     Column("lease_until_ms", BigInteger),
@@ -167,7 +167,7 @@ orders = Table(
         "status NOT IN ('CONFIRMING', 'AWAITING_DEPOSIT', 'CONFIRMED') OR payment_key IS NOT NULL",
         name="ck_orders_paid_by_a_key",
     ),
-    # No index has the status in it, so that PostgreSQL may change it in place.
+    # No index includes the status, so that PostgreSQL can use HOT updates.
     Index("ix_orders_newest", "created_at_ms", "order_id"),
     Index("ix_orders_of_sale", "sale_id", "created_at_ms", "order_id"),
     Index("ix_orders_of_buyer", "buyer_id", "created_at_ms", "order_id"),
@@ -205,8 +205,8 @@ events = Table(
     CheckConstraint("seq > 0", name="ck_events_seq"),
     CheckConstraint("length(chain) = 40", name="ck_events_chain"),
     _only_where("ix_events_of_order", "order_id", "seq", condition="order_id <> ''"),
-    # REFUNDED is the one state without a way out, and nothing comes before `prepared`: an order
-    # has each of them once.
+    # REFUNDED is the only terminal state, and `prepared` is always first: an order has each of them
+    # once.
     _only_where("uq_events_refunded", "order_id", condition="event = 'refunded'", unique=True),
     _only_where("uq_events_prepared", "order_id", condition="event = 'prepared'", unique=True),
     sqlite_with_rowid=False,
@@ -236,10 +236,10 @@ payment_attempts = Table(
     Column("order_id", Id, nullable=False),
     Column("sale_id", Id, nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
-    # Set before a cancel of ours leaves, and never taken back: see `intents.py`.
+    # Set before our cancel leaves, and never reset: see `payment_intents.py`.
     Column("cancel_intended_at_ms", BigInteger),
     PrimaryKeyConstraint("payment_key", name="pk_payment_attempts"),
-    # What an intent refers to, so that no intent can name another order's key.
+    # Target of the intents' foreign key, so that no intent can name another order's key.
     UniqueConstraint("payment_key", "order_id", name="uq_payment_attempts_order"),
 )
 
@@ -255,13 +255,13 @@ payment_intents = Table(
     Column("currency", Text),
     Column("idempotency_key", Text),
     Column("created_at_ms", BigInteger, nullable=False),
-    # In which Redis must have the claim that the intent follows.
+    # The epoch in which Redis must have the intent's claim.
     Column("epoch", Text),
-    # The order as JSON, so that one which Redis lost and SQL never got can be made again.
+    # The order as JSON, to recreate an order that Redis lost before the flush.
     Column("reservation", Text),
     # When SQL learned how the attempt ended; NULL while money may move and no order shows it.
     Column("ended_at_ms", BigInteger),
-    # Whoever is first, the caller of the PG or the one who gives up on it, bars the other.
+    # First writer wins: either the caller's intent or the settler's void.
     PrimaryKeyConstraint("order_id", "fence", name="pk_payment_intents"),
     ForeignKeyConstraint(
         ["payment_key", "order_id"],
@@ -316,11 +316,11 @@ payments = Table(
     Column("secret", Text),
     Column("due_at_ms", BigInteger),
     Column("updated_at_ms", BigInteger, nullable=False),
-    # Of a virtual account: where its buyer pays in.
+    # The virtual account for the buyer's deposit.
     Column("account_bank", Text),
     Column("account_number", Text),
     Column("account_holder", Text),
-    # Of its refund: how the bank's transfer stands, in the PG's word.
+    # The PG's status of the bank transfer of its refund.
     Column("account_refund", Text),
     PrimaryKeyConstraint("payment_key", name="pk_payments"),
     CheckConstraint("total_amount >= 0 AND balance_amount >= 0", name="ck_payments_amounts"),
@@ -341,11 +341,11 @@ refunds = Table(
     Column("code", Text),
     Column("created_at_ms", BigInteger, nullable=False),
     Column("updated_at_ms", BigInteger, nullable=False),
-    # One process at a time asks the PG: until when this one may.
+    # End of the lease: one process at a time asks the PG.
     Column("lease_until_ms", BigInteger, nullable=False, server_default="0"),
-    # Whether a cancel left that may still be carried out: then the wish may not change.
+    # Whether a cancel left that may still take effect: then the wish may not change.
     Column("unanswered", Boolean, nullable=False, server_default=false()),
-    # The wishes that this one replaced, JSON.
+    # The replaced wishes, JSON.
     Column("earlier_json", Text, nullable=False, server_default="[]"),
     PrimaryKeyConstraint("order_id", name="pk_refunds"),
     UniqueConstraint("idempotency_key", name="uq_refunds_idempotency_key"),
@@ -353,7 +353,7 @@ refunds = Table(
     _only_where("ix_refunds_pending", "created_at_ms", condition="status = 'pending'"),
 )
 
-# No foreign keys: what was seen of a sale outlives whatever becomes of it.
+# No foreign keys: marks outlive their sale.
 marks = Table(
     "marks",
     metadata,
@@ -372,7 +372,7 @@ processes = Table(
     "processes",
     metadata,
     Column("process", Id, nullable=False),
-    # Of the server that it writes to; empty while it writes to none.
+    # The run id of the server that it writes to; empty while it writes to none.
     Column("run_id", Text, nullable=False),
     Column("at_ms", BigInteger, nullable=False),
     PrimaryKeyConstraint("process", name="pk_processes"),
@@ -388,7 +388,7 @@ losses = Table(
     PrimaryKeyConstraint("sale_id", "epoch", name="pk_losses"),
 )
 
-# One row that the check of readiness writes: a full disk is seen before a buyer meets it.
+# One row that the readiness check writes: it detects a full disk before a buyer's request does.
 probes = Table(
     "probes",
     metadata,

@@ -1,14 +1,14 @@
-"""A database that answers and must not be used."""
+"""The error of a database that responds but must not be used."""
 
 __all__ = ["LedgerUnfit"]
 
 
 class LedgerUnfit(OSError):
-    """The database answers, and must not be used: one sentence says why.
+    """The database responds but must not be used; the message is one sentence with the reason.
 
     Args:
-        sentence: why.
-        row: its name in readiness.
+        sentence: the reason.
+        row: its row in the readiness report.
     """
 
     def __init__(self, sentence: str, *, row: str = "sql") -> None:

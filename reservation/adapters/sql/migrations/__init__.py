@@ -1,1 +1,1 @@
-"""The migrations, numbered; each one leaves tables that the code before it can use as well."""
+"""Numbered migrations; each one stays compatible with the code of the previous one."""

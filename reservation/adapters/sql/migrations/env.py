@@ -1,4 +1,4 @@
-"""Alembic's entry: migrates over the connection that `database.py` hands in."""
+"""Alembic's environment: migrates over the connection that `engine.py` passes in."""
 
 from alembic import context
 from sqlalchemy import Connection
@@ -8,5 +8,5 @@ from reservation.adapters.sql.tables import metadata
 connection: Connection = context.config.attributes["connection"]
 
 context.configure(connection=connection, target_metadata=metadata)
-# The caller has begun the transaction that holds the lock, and commits it: all or nothing.
+# The caller begins and commits the transaction, which holds the lock: all or nothing.
 context.run_migrations()

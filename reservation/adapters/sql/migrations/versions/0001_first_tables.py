@@ -1,6 +1,6 @@
 """The first tables.
 
-Instants are BIGINT Unix milliseconds; `reservation/adapters/sql/tables.py` says what each is for.
+Instants are BIGINT Unix milliseconds; `reservation/adapters/sql/tables.py` documents each table.
 """
 
 import sqlalchemy as sa
@@ -313,10 +313,10 @@ def _create_probes() -> None:
 
 
 def _bar_the_way_out_of_refunded() -> None:
-    """A row of `orders` that is REFUNDED keeps its status: the one end that nothing leads out of.
+    """REFUNDED is the only terminal status: a trigger on `orders` refuses to change it.
 
-    PostgreSQL may change a row in place while its trigger looks at it; on both databases the
-    condition costs nothing for any other row.
+    The trigger does not prevent PostgreSQL's HOT updates; on both databases the condition costs
+    nothing for any other row.
     """
     if op.get_bind().dialect.name == "postgresql":
         op.execute("""

@@ -1,4 +1,4 @@
-"""A payment that is to be cancelled is barred from being sold before the PG hears of it."""
+"""Intended cancels: a payment is barred from being sold before its cancel reaches the PG."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""A payment keeps its virtual account; a refund its lease, and the wishes that it replaced."""
+"""Virtual accounts of payments; leases and replaced wishes of refunds."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""A payment keeps how the bank's transfer of its refund stands."""
+"""The status of the bank transfer of a payment's refund."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""What processes have seen of Redis, what it lost, and intents from which an order can be made."""
+"""High-water marks, losses of Redis, and intents from which an order can be recreated."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -13,7 +13,7 @@ depends_on = None
 Id = Text().with_variant(Text(collation="C"), "postgresql")
 
 _OPEN = "kind = 'intent' AND ended_at_ms IS NULL"
-#: An intent whose order SQL has seen past its claim has ended, as far as that can still be known.
+#: An intent has ended, as far as old rows can show, if its order in SQL is past the claim.
 _ENDED = """
 UPDATE payment_intents SET ended_at_ms = created_at_ms
 WHERE kind = 'intent' AND EXISTS (

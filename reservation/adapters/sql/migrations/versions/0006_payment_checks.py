@@ -1,4 +1,4 @@
-"""Payments that are looked at once more later."""
+"""Scheduled payment checks."""
 
 from alembic import op
 from sqlalchemy import BigInteger, Column, PrimaryKeyConstraint, Text
