@@ -75,7 +75,7 @@ class RequestMetrics:
     def __init__(self) -> None:
         self._seconds: dict[tuple[str, int], list[float]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        #: By operation and status: a look-up by labels takes longer than counting.
+        #: By operation and status: a lookup by labels takes longer than counting.
         self._histograms: dict[tuple[str, int], Durations] = {}
 
     def add(self, operation: str, status: int, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Calls the service from a shop's own code: `Client`, and `AsyncClient` for asyncio.
+"""Client library for a shop's own code: `Client`, and `AsyncClient` for asyncio.
 
     from reservation.client import Client, SoldOut
 
@@ -9,7 +9,7 @@
         except SoldOut as refusal:
             print("left:", refusal.facts["available"])
 
-Every call may be repeated without harm, so both repeat what was lost or put off (`Retries`): a
+Every call is safe to repeat, so both retry after lost answers and temporary refusals (`Retries`): a
 prepare carries an Idempotency-Key, and the same key and body always name the same order.
 """
 

@@ -16,18 +16,18 @@ from reservation.client.retries import Retries
 
 __all__ = ["AsyncClient"]
 
-#: An answer that takes longer is asked for again; prepare itself answers within a few seconds.
+#: Time-out of one request before a retry; prepare itself answers within a few seconds.
 SECONDS_MAX: Final = 10.0
 
 
 class AsyncClient:
-    """One buyer's calls, over one pool of connections.
+    """One buyer's calls, over one connection pool.
 
     Args:
         url: the service's address.
-        token: the buyer's bearer: the shop's own JWT, or a guest's.
+        token: the buyer's bearer token: the shop's own JWT, or a guest's.
         retries: when and how often a call is repeated.
-        transport: what sends the requests; httpx's own where absent.
+        transport: sends the requests; httpx's own by default.
     """
 
     def __init__(
@@ -60,17 +60,17 @@ class AsyncClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         await self._http.aclose()
 
     async def become_guest(self) -> Guest:
-        """Be a new buyer, where the service takes guests; later calls are this buyer's."""
+        """Become a new guest, if the service takes guests; later calls are this buyer's."""
         guest = await self._answer(calls.guest())
         self._token = guest.token
         return guest
 
     async def sales(self) -> tuple[Sale, ...]:
-        """Every sale: live ones first, then those to come, then those that are over."""
+        """Every sale: live ones first, then upcoming, then past."""
         page = await self._answer(calls.sales(None))
         found = page.sales
         while page.next_cursor is not None and page.sales:
@@ -95,17 +95,17 @@ class AsyncClient:
         """Hold a basket until its deadline.
 
         Args:
-            sale_id: where.
+            sale_id: the sale.
             basket: sku -> quantity, at most 20 of them.
             amount: the total that the buyer was shown, in minor units.
-            order_name: what the payment page calls it, at most 100 characters.
-            key: the name of this one wish. Keep and give your own where the wish must survive this
-                process; otherwise one is drawn.
-            admission: of `Sale.admission`, where the sale asks for it.
+            order_name: its name on the payment page, at most 100 characters.
+            key: the idempotency key of this basket. Store and pass your own if the request must
+                survive this process; by default a random one is used.
+            admission: of `Sale.admission`, if the sale requires one.
 
         Raises:
             Refused: and nothing is held, unless `code` is `outcome_unknown`.
-            NoAnswer: whether anything is held shows a call with the same key.
+            NoAnswer: the outcome is unknown; a call with the same key returns it.
         """
         return await self._answer(
             calls.prepare(
@@ -129,7 +129,7 @@ class AsyncClient:
         return await self._answer(calls.reservation(order_id, token=token, wait=wait))
 
     async def release(self, order_id: str, *, token: str | None = None) -> Reservation:
-        """Give a hold back."""
+        """Release a hold."""
         return await self._answer(calls.release(order_id, token=token))
 
     async def _answer(self, call: Call[A]) -> A:

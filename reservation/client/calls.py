@@ -1,4 +1,4 @@
-"""Each call as data: what to send, and how its answer is read. No network in here."""
+"""Each call as data: the request, and the parser of its response. No I/O."""
 
 import secrets
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ __all__ = [
 
 A = TypeVar("A", bound=Answer)
 
-#: An answer to `wait` comes this much later at most: the network's share.
+#: A response to `wait` arrives this much later at most: the network's share.
 _WAIT_MARGIN_SECONDS: Final = 10.0
 
 
@@ -39,7 +39,7 @@ class Call(msgspec.Struct, Generic[A], frozen=True, kw_only=True):
     body: Any = None
     #: Seconds beyond the client's own limit that this call may take.
     patience: float = 0.0
-    #: Whether the buyer's bearer goes with it; a token of the reservation stands alone.
+    #: Whether the buyer's bearer token is sent; a reservation's own token replaces it.
     as_buyer: bool = True
 
 
@@ -57,7 +57,7 @@ def guest() -> Call[Guest]:
 
 
 def sales(cursor: str | None) -> Call[Sales]:
-    """A page of the list: the first one, or the one that a cursor leads to."""
+    """A page of the list: the first one, or the one after a cursor."""
     path = "/v1/sales" if cursor is None else f"/v1/sales?cursor={quote(cursor, safe='')}"
     return Call(method="GET", path=path, answers=Sales)
 
@@ -75,7 +75,7 @@ def prepare(
     key: str | None,
     admission: str | None,
 ) -> Call[Reservation]:
-    """A prepare, with a key of its own where the caller has none."""
+    """A prepare, with a random key if the caller has none."""
     body: dict[str, Any] = {
         "items": [{"sku": sku, "quantity": quantity} for sku, quantity in basket.items()],
         "amount": amount,
@@ -99,7 +99,7 @@ def reservations(sale_id: str) -> Call[Reservations]:
 
 
 def reservation(order_id: str, *, token: str | None, wait: int) -> Call[Reservation]:
-    """A look, as the buyer or by the reservation's own token; at its next change with `wait`."""
+    """A read, as the buyer or by the reservation's own token; with `wait` a long poll."""
     path = _path("reservations", order_id)
     return Call(
         method="GET",
@@ -126,11 +126,11 @@ def _proof(token: str | None) -> dict[str, str]:
 
 
 def read(call: Call[A], response: httpx.Response) -> A:
-    """The answer.
+    """The parsed response.
 
     Raises:
-        Refused: the service said no.
-        NoAnswer: what came back is not this service's, a proxy's page for instance.
+        Refused: the service refused the call.
+        NoAnswer: the response is not this service's, but a proxy's page for instance.
     """
     try:
         if response.is_success:

@@ -1,8 +1,8 @@
-"""What a call may end with instead of an answer.
+"""The errors of a call.
 
 ClientError
  +- NoAnswer      the network or a proxy failed until the retries were over
- +- Refused       the service said no; `code` is the contract's
+ +- Refused       the service refused the call; `code` is the contract's
      +- SoldOut   BuyerLimitExceeded
 """
 
@@ -13,25 +13,25 @@ __all__ = ["BuyerLimitExceeded", "ClientError", "NoAnswer", "Refused", "SoldOut"
 
 
 class ClientError(Exception):
-    """A call that did not do what was asked of it."""
+    """A call that failed."""
 
 
 class NoAnswer(ClientError):
-    """Nobody answered: what became of the call cannot be told.
+    """No answer arrived: the outcome of the call is unknown.
 
-    A prepare with the same key and body tells it, now or later.
+    A prepare with the same key and body returns it, now or later.
     """
 
 
 class Refused(ClientError):
-    """The service said no.
+    """The service refused the call.
 
     Attributes:
-        code: the contract's word for it, such as `sale_closed`.
+        code: the contract's code, such as `sale_closed`.
         status: the HTTP status.
         detail: a sentence for people.
         facts: the document's other members, in the wire's camelCase.
-        request_id: what to name to whoever runs the service.
+        request_id: for a report to the operator of the service.
     """
 
     def __init__(self, code: str, status: int, detail: str, facts: Mapping[str, Any]) -> None:
@@ -44,14 +44,14 @@ class Refused(ClientError):
 
 
 class SoldOut(Refused):
-    """Not enough is left: `facts["available"]` says how much of each item."""
+    """Not enough is left: `facts["available"]` has the number left of each item."""
 
 
 class BuyerLimitExceeded(Refused):
-    """More than one buyer may have: `facts["orderIds"]` names what they already hold."""
+    """Over the limit of one buyer: `facts["orderIds"]` lists the orders that count."""
 
 
 def refusal(code: str, status: int, detail: str, facts: Mapping[str, Any]) -> Refused:
-    """The refusal of this code; a class of its own where callers are likely to tell it apart."""
+    """The refusal of this code; codes that callers often handle have a class of their own."""
     kind = {"sold_out": SoldOut, "buyer_limit_exceeded": BuyerLimitExceeded}.get(code, Refused)
     return kind(code, status, detail, facts)

@@ -1,4 +1,4 @@
-"""What the service answers, as its OpenAPI document names it; members that are new are ignored."""
+"""Response models, named as in the service's OpenAPI document; unknown members are ignored."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -19,11 +19,11 @@ __all__ = [
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """Base of everything that comes back."""
+    """Base of every response."""
 
 
 class Line(Answer, frozen=True, kw_only=True):
-    """So many of one item, at the price that was promised for each."""
+    """A quantity of one item, at the promised unit price."""
 
     sku: str
     quantity: int
@@ -31,7 +31,7 @@ class Line(Answer, frozen=True, kw_only=True):
 
 
 class Payment(Answer, frozen=True, kw_only=True):
-    """What opens the payment page: the PG's SDK with these members, or `checkout_url` by itself."""
+    """Opens the payment page: by the PG's SDK with these members, or by `checkout_url` alone."""
 
     provider: str
     client_key: str
@@ -42,7 +42,7 @@ class Payment(Answer, frozen=True, kw_only=True):
 
 
 class VirtualAccount(Answer, frozen=True, kw_only=True):
-    """Where the buyer pays in: a transfer of the whole amount until `due_at` sells the order."""
+    """The account to pay in to: a transfer of the whole amount until `due_at` sells the order."""
 
     #: The bank's name in Korean, and in English.
     bank: str
@@ -55,9 +55,9 @@ class VirtualAccount(Answer, frozen=True, kw_only=True):
 class Reservation(Answer, frozen=True, kw_only=True):
     """One buyer's basket in one sale; `order_id` is also the payment's.
 
-    `amount` and prices are in the currency's minor unit (KRW: won). `token` and `payment` are there
-    only while the reservation is HELD or PREPARED, and only for the buyer who made it;
-    `virtual_account` is there while it is AWAITING_DEPOSIT.
+    `amount` and prices are in the currency's minor unit (KRW: won). `token` and `payment` are
+    present only while the reservation is HELD or PREPARED, and only for the buyer who made it;
+    `virtual_account` is present while it is AWAITING_DEPOSIT.
     """
 
     order_id: str
@@ -109,11 +109,11 @@ class Sale(Answer, frozen=True, kw_only=True):
     require_admission: bool
     server_time: datetime
     items: tuple[Item, ...]
-    #: What `prepare` shows where the sale asks for it; good for ten minutes.
+    #: Passed to `prepare` if the sale requires it; good for ten minutes.
     admission: str | None = None
 
     def price_of(self, basket: Mapping[str, int]) -> int:
-        """What a basket costs by this answer's prices.
+        """The cost of a basket by this response's prices.
 
         Raises:
             KeyError: an item is not in the sale.
@@ -131,7 +131,7 @@ class Sales(Answer, frozen=True, kw_only=True):
 
 
 class Guest(Answer, frozen=True, kw_only=True):
-    """A buyer who needs no account."""
+    """A buyer without an account."""
 
     buyer_id: str
     token: str

@@ -1,4 +1,4 @@
-"""Calls a running service as its operator, over HTTP like anybody else."""
+"""HTTP client for the operator's endpoints of a running service."""
 
 from types import TracebackType
 from typing import Any, Final, Self
@@ -11,20 +11,20 @@ from reservation.client.proxies import uses_proxies
 
 __all__ = ["OperatorClient", "ServiceRefused", "ServiceUnreachable", "path_of"]
 
-#: How long an answer may take; an audit of a large sale reads every reservation of it.
+#: Time-out of a response; an audit of a large sale reads every reservation of it.
 _ANSWER_SECONDS_MAX: Final = 180.0
 _CONNECT_SECONDS_MAX: Final = 5.0
 
-#: How much of an answer that is no problem document is told.
+#: Maximum length of the error text from a response that is not a problem document.
 _DETAIL_CHARS_MAX: Final = 200
 
 
 class ServiceUnreachable(Exception):
-    """No answer: whether a change was made cannot be told from here."""
+    """No answer: whether a change was made is unknown."""
 
 
 class ServiceRefused(Exception):
-    """The service said no."""
+    """The service refused the call."""
 
     def __init__(self, status: int, code: str, detail: str) -> None:
         self.status = status
@@ -38,7 +38,7 @@ class _Problem(msgspec.Struct):
 
 
 def path_of(*segments: str) -> str:
-    """A path whose segments may hold anything."""
+    """A path of percent-encoded segments."""
     return "/" + "/".join(quote(segment, safe="") for segment in segments)
 
 
@@ -46,7 +46,7 @@ class OperatorClient:
     """One connection to a service, with the operator's key and name.
 
     Raises:
-        ServiceUnreachable: the address, or a proxy that the environment names, cannot be used.
+        ServiceUnreachable: the address, or a proxy from the environment, is invalid.
     """
 
     def __init__(self, url: str, admin_api_key: str, *, operator: str) -> None:
@@ -62,7 +62,7 @@ class OperatorClient:
                 trust_env=uses_proxies(url),
             )
         except (ValueError, ImportError, httpx.InvalidURL) as error:
-            # httpx builds its proxies here, and does not take every form of them.
+            # httpx builds its proxies here, and does not accept every form of them.
             raise ServiceUnreachable(f"{url} cannot be asked: {_why(error)}") from error
 
     def __enter__(self) -> Self:
@@ -84,11 +84,11 @@ class OperatorClient:
         body: object = None,
         idempotency_key: str | None = None,
     ) -> bytes:
-        """The body of a good answer.
+        """The body of a successful response.
 
         Raises:
-            ServiceRefused: any other answer.
-            ServiceUnreachable: none.
+            ServiceRefused: any other response.
+            ServiceUnreachable: no response.
         """
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         try:
@@ -103,7 +103,7 @@ class OperatorClient:
 
 
 def read(content: bytes) -> Any:
-    """The members of a good answer."""
+    """The members of a successful response."""
     try:
         return msgspec.json.decode(content)
     except msgspec.DecodeError as error:

@@ -1,4 +1,4 @@
-"""Whether requests to an address may go through a proxy that the environment names."""
+"""Whether requests to an address may use the proxy from the environment."""
 
 import ipaddress
 from urllib.parse import urlsplit

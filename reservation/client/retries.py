@@ -1,4 +1,4 @@
-"""When a call is made once more, and after what pause."""
+"""Retry policy: when a call is repeated, and the back-off."""
 
 import random
 from typing import Final
@@ -9,18 +9,18 @@ from reservation.client.errors import ClientError, NoAnswer, Refused
 
 __all__ = ["Retries"]
 
-#: What passes by itself: the store is away, its answer was lost, or this caller was too quick.
+#: Temporary refusals: the store is unreachable, its answer was lost, or the rate limit applied.
 _PASSING: Final = frozenset({"unavailable", "outcome_unknown", "rate_limited"})
 
 
 class Retries(msgspec.Struct, frozen=True, kw_only=True):
-    """How often and how long a call is tried.
+    """How often and how long a call is retried.
 
     Attributes:
-        attempts: calls in all; 1 turns repeats off.
+        attempts: calls in all; 1 turns retries off.
         first_seconds: the pause before the second; each later one may be twice as long.
         longest_seconds: no pause is longer, unless the service asks for one by `Retry-After`.
-        patience_seconds: a `Retry-After` above this is not waited for: the refusal is raised.
+        patience_seconds: above this `Retry-After` there is no retry: the refusal is raised.
     """
 
     attempts: int = 5
@@ -29,10 +29,10 @@ class Retries(msgspec.Struct, frozen=True, kw_only=True):
     patience_seconds: float = 10.0
 
     def pause(self, error: ClientError, made: int) -> float | None:
-        """Seconds to wait after so many calls, or None if the error stands.
+        """Seconds to wait after so many calls, or None to raise the error.
 
-        The pause is drawn at random below its bound, so that callers who failed together do not
-        come back together.
+        The pause is random below its bound, so that callers that failed together do not retry
+        together.
         """
         if made >= self.attempts or not _passes(error):
             return None

@@ -1,1 +1,1 @@
-"""The vocabulary and the rules, with no I/O in them."""
+"""Domain vocabulary and rules, without I/O."""

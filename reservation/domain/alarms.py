@@ -1,4 +1,4 @@
-"""The alarms: every event that needs an operator, by the name in metrics, log and runbook."""
+"""Alarms: every event that needs an operator, by its name in metrics, log and runbook."""
 
 from enum import StrEnum
 from typing import Final
@@ -9,7 +9,7 @@ __all__ = ["TICKETS", "Alarm"]
 class Alarm(StrEnum):
     """One alarm; docs/operations.md has a row for each.
 
-    `reservation.telemetry.metrics.alarm` takes these alone: a series that first appears at its
+    `reservation.telemetry.metrics.alarm` takes only these: a series that first appears at its
     first count is invisible to `increase()`, so each process exports every name from its start on.
     """
 
@@ -49,8 +49,8 @@ class Alarm(StrEnum):
     BROKEN_INVARIANT = "broken_invariant"
 
 
-#: Alarms that can wait for the morning: the money is safe where it is, and no buyer is refused.
-#: deploy/alerts.yml opens a ticket for these and pages for all others.
+#: Alarms without urgency: the money is safe, and no buyer is refused. deploy/alerts.yml opens a
+#: ticket for these and pages for all others.
 TICKETS: Final = frozenset(
     {
         Alarm.CANCELLED_AT_THE_PG,

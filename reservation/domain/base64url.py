@@ -1,4 +1,4 @@
-"""Base64 in the alphabet of URLs, without padding: `base64`'s own takes three calls for it."""
+"""Unpadded base64url; the standard library needs three calls for it."""
 
 from binascii import a2b_base64, b2a_base64
 
@@ -9,19 +9,19 @@ _FROM_URL = bytes.maketrans(b"-_", b"+/")
 
 
 def encode(data: bytes) -> str:
-    """The text of these bytes."""
+    """Encode bytes as text."""
     return encoded(data).decode()
 
 
 def encoded(data: bytes) -> bytes:
-    """The same, as ASCII."""
+    """Encode bytes as ASCII bytes."""
     return b2a_base64(data).translate(_TO_URL, b"=\n")
 
 
 def decode(text: bytes) -> bytes:
-    """The bytes of this text; characters that are none of the alphabet's are passed over.
+    """Decode text; characters outside the alphabet are skipped.
 
     Raises:
-        ValueError: it is no base64 at all.
+        ValueError: it is not base64.
     """
     return a2b_base64(text.translate(_FROM_URL) + b"===")

@@ -1,4 +1,4 @@
-"""What time it is: a Protocol, so that tests set it."""
+"""Clocks: a Protocol, so that tests control the time."""
 
 import time
 from datetime import UTC, datetime
@@ -8,17 +8,17 @@ from typing import Protocol
 __all__ = ["FIRST_MS", "LAST_MS", "Clock", "SystemClock", "as_datetime", "as_ms", "as_wire"]
 
 
-#: Instants whose text is kept: those of a batch are alike, for its script reads the clock once.
+#: Cached texts of instants: a batch shares one, for its script reads the clock once.
 _INSTANTS_MAX = 256
 
 
-#: The first and the last millisecond that a datetime in UTC can be.
+#: The first and the last millisecond of a UTC datetime.
 FIRST_MS = -62_135_596_800_000
 LAST_MS = 253_402_300_799_000
 
 
 class Clock(Protocol):
-    """Wall clock for what is shown or compared with Redis, monotonic for what is waited for."""
+    """Wall clock for times that are shown or compared with Redis, monotonic for waits."""
 
     def now_ms(self) -> int:
         """Unix milliseconds."""
@@ -40,7 +40,7 @@ class SystemClock:
 
 
 def as_datetime(ms: int) -> datetime:
-    """Unix milliseconds as an aware datetime in UTC; beyond the calendar, the calendar's end."""
+    """Unix milliseconds as an aware datetime in UTC, clamped to the range of datetime."""
     return datetime.fromtimestamp(min(max(ms, FIRST_MS), LAST_MS) / 1000, tz=UTC)
 
 

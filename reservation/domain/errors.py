@@ -1,4 +1,4 @@
-"""Refusals: what a caller may be told no with.
+"""Refusals: the expected errors of a request.
 
     ReservationError              code, detail and facts; no HTTP in here
      +- MalformedRequest  Unauthenticated  Forbidden  InvalidToken  InvalidAdmission
@@ -11,7 +11,7 @@
      +- RefundAccountRequired
      +- PreconditionRequired  PreconditionFailed
 
-A broken invariant is no refusal: it raises `BrokenInvariant`, which nobody catches to go on.
+A broken invariant is no refusal: it raises `BrokenInvariant`, which is never caught to continue.
 The HTTP status of each code is in `api.http.problem_details`, and nowhere else.
 """
 
@@ -56,19 +56,19 @@ __all__ = [
     "Unavailable",
 ]
 
-#: What a refusal may tell beside its sentence; values are what JSON can carry.
+#: A member of a refusal beside its sentence; JSON can carry each of these types.
 Fact = str | int | None | Mapping[str, object] | list[str]
 
 
 class BrokenInvariant(Exception):
-    """Something that cannot be is: a bug or a hand in the data. Logged, counted, never survived."""
+    """An invariant is broken (a bug or a manual edit). Never caught to continue."""
 
 
 class ReservationError(Exception):
     """A request that is refused: nothing changed.
 
     Args:
-        detail: a sentence that helps whoever reads it; the class's own where absent.
+        detail: a sentence that helps the caller; the class's own where absent.
         facts: extra members of the problem document, in the wire's camelCase.
     """
 

@@ -1,8 +1,8 @@
-"""What leaves Redis on the outbox: one event per change, numbered without a gap, chained by hash.
+"""Outbox events: one per change, numbered without a gap, chained by hash.
 
 A stream entry `rsv:{S}:outbox` has the id `SEQ-0` and the fields `event`, `order`, `at` (Unix ms),
 `data` (JSON) and `chain`. Each chain value covers the one before it, so a flipped byte, a lost
-tail or an edited entry shows (docs/architecture.md, "The outbox").
+tail or an edited entry is detected (docs/architecture.md, "The outbox").
 """
 
 import hashlib
@@ -15,12 +15,12 @@ __all__ = ["GENESIS", "Event", "EventName", "chain_of"]
 #: The chain value before a sale's first event.
 GENESIS = ""
 
-#: Copied for each event: making one anew looks the algorithm up each time.
+#: Copied for each event: a new hash object would look its algorithm up each time.
 _EMPTY = hashlib.sha1(usedforsecurity=False)
 
 
 class EventName(StrEnum):
-    """What happened. `data` of each is described where docs/architecture.md lists the events."""
+    """Event types. docs/architecture.md describes the `data` of each."""
 
     SALE_PUT = "sale_put"
     SALE_SWITCHED = "sale_switched"
@@ -53,7 +53,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def chain_of(previous: str, seq: int, event: str, order_id: str, at_ms: int, data: str) -> str:
-    """The chain value of an event: SHA-1 in hex, the one hash that Lua has inside Redis."""
+    """The chain value of an event: SHA-1 in hex, the only hash that Lua has inside Redis."""
     text = f"{previous}|{seq}|{event}|{order_id}|{at_ms}|{data}"
     chain = _EMPTY.copy()
     chain.update(text.encode())

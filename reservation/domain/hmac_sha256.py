@@ -1,4 +1,4 @@
-"""HMAC-SHA256 with a key that is worked in once: half the time of a digest by the key itself."""
+"""HMAC-SHA256 with a precomputed key state: half the time of a digest by the key itself."""
 
 import hashlib
 
@@ -10,7 +10,7 @@ _OUTER = bytes(byte ^ 0x5C for byte in range(256))
 
 
 class Mac:
-    """One key's HMAC-SHA256 (RFC 2104)."""
+    """HMAC-SHA256 with one key (RFC 2104)."""
 
     __slots__ = ("_begin", "_end")
 
@@ -22,7 +22,7 @@ class Mac:
         self._end = hashlib.sha256(block.translate(_OUTER)).copy
 
     def digest(self, message: bytes) -> bytes:
-        """The 32 bytes that only a holder of the key can make."""
+        """The 32-byte authentication code of a message."""
         inner = self._begin()
         inner.update(message)
         outer = self._end()

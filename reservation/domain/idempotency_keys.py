@@ -1,4 +1,4 @@
-"""The idempotency keys under which the PG is asked to move money."""
+"""Idempotency keys of the PG's confirm and cancel calls."""
 
 import hashlib
 
@@ -8,8 +8,8 @@ __all__ = ["cancel_key", "confirm_key"]
 def confirm_key(payment_key: str, bound_answers: int) -> str:
     """The PG's idempotency key of this attempt's confirm.
 
-    A clean 4xx stays bound to its key for 15 days; only after one of those, and a look-up that
-    shows the payment unapproved, another key is used.
+    A clean 4xx stays bound to its key for 15 days; another key is used only after such a 4xx and
+    a lookup that shows the payment unapproved.
     """
     return f"confirm-{_digest(payment_key)}-{bound_answers}"
 
@@ -17,8 +17,8 @@ def confirm_key(payment_key: str, bound_answers: int) -> str:
 def cancel_key(payment_key: str, attempt: int) -> str:
     """The PG's idempotency key of this payment's full cancel.
 
-    The same one for as long as an answer may have been lost; the next one where the PG has answered
-    with a clean 4xx, which stays bound to the key that it came under.
+    The same one for as long as an answer may have been lost; the next one after the PG has answered
+    with a clean 4xx, which stays bound to its key.
     """
     return f"cancel-{_digest(payment_key)}" + (f"-{attempt}" if attempt else "")
 

@@ -1,8 +1,8 @@
-"""Identifiers: their alphabets, and how an order id is made.
+"""Identifiers: their alphabets, and the derivation of an order id.
 
 An order id is `SALE-TAIL`. The tail is 24 base64url characters (144 bits) of an HMAC over sale,
-buyer and idempotency key, so the same request always names the same order, nobody can guess
-another buyer's, and the sale (so the Redis slot) can be read off the id.
+buyer and idempotency key, so the same request always names the same order, another buyer's id
+cannot be guessed, and the sale (so the Redis slot) can be read off the id.
 """
 
 import re
@@ -28,7 +28,7 @@ SKU = r"^[A-Za-z0-9_.-]{1,64}$(?!\n)"
 BUYER_ID = r"^[!-z|~]{1,128}$(?!\n)"
 IDEMPOTENCY_KEY = r"^[ -~]{1,255}$(?!\n)"
 ORDER_ID = r"^[A-Za-z0-9_-]{1,32}-[A-Za-z0-9_-]{24}$(?!\n)"
-#: The PG's ids go into a URL path of ours, so the alphabet is closed.
+#: The PG's ids become part of our URL paths, so the alphabet is closed.
 PAYMENT_KEY = r"^[A-Za-z0-9_-]{1,200}$(?!\n)"
 
 _TAIL_CHARS = 24
@@ -39,7 +39,7 @@ _ORDER_ID = re.compile(ORDER_ID)
 class OrderIds:
     """Derives order ids from the master key, which never rotates.
 
-    The secret of a sale is derived from the master key and the sale's id alone, so a rebuild of
+    The secret of a sale is derived only from the master key and the sale's id, so a rebuild of
     Redis and a change of the signing keys keep every order id (docs/adr/0004-order-ids.md).
     """
 
@@ -58,13 +58,13 @@ class OrderIds:
         return f"{sale_id}-{base64url.encode(tail)}"
 
     def customer_key(self, buyer_id: str) -> str:
-        """The PG's `customerKey`: 32 base64url characters that tell nothing about the buyer."""
+        """The PG's `customerKey`: 32 base64url characters that reveal nothing about the buyer."""
         mac = self._master.digest(b"customer\0" + buyer_id.encode())
         return base64url.encode(mac[:24])
 
 
 def sale_of(order_id: str) -> str | None:
-    """The sale that an order id names, or None where it is not an order id at all."""
+    """The sale in an order id, or None if it is not an order id."""
     if _ORDER_ID.fullmatch(order_id) is None:
         return None
     return order_id[: -_TAIL_CHARS - 1]

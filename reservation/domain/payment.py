@@ -1,8 +1,8 @@
-"""Payment outcomes and causes: the codes that events, order hashes and answers share.
+"""Payment outcomes and causes: the codes shared by events, order hashes and responses.
 
-Events and hashes keep codes. People read a sentence made from the code (`Reason.sentence`), so a
-sentence may be reworded at any time: nothing reads it back. Events of earlier versions carry
-sentences or the provider's code instead; `Reason.read` takes them for the codes they meant.
+Events and hashes store codes. The sentence for people is made from the code (`Reason.sentence`), so
+it may be reworded at any time: no code parses it. Events of earlier versions carry sentences or the
+provider's code instead; `Reason.read` maps them to the corresponding codes.
 """
 
 from collections.abc import Mapping
@@ -47,7 +47,7 @@ class Cause(StrEnum):
 
     #: The buyer gave the hold back.
     BUYER = "buyer"
-    #: The provider's payment page failed or was cancelled; `provider_code` says how.
+    #: The provider's payment page failed or was cancelled; `provider_code` has the reason.
     PAYMENT_PAGE = "payment_page"
     #: The hold's deadline passed.
     DEADLINE = "deadline"
@@ -63,7 +63,7 @@ class Cause(StrEnum):
     PAYMENT_CANCELLED = "payment_cancelled"
     #: The buyer chose a virtual account in a sale that takes none.
     ACCOUNT_NOT_ACCEPTED = "account_not_accepted"
-    #: Nobody paid into the virtual account before its due date.
+    #: No deposit arrived in the virtual account before its due date.
     NO_DEPOSIT = "no_deposit"
     #: The provider never approved the payment within its window.
     NEVER_APPROVED = "never_approved"
@@ -141,7 +141,7 @@ _ALIASES: Final[Mapping[str, Cause]] = MappingProxyType(
         "too late": Cause.PAID_AFTER_END,
     }
 )
-#: The provider's code that a cause implies, where the provider's answer carried none.
+#: The provider's code that a cause implies, if the provider's answer carried none.
 _IMPLIED_CODES: Final[Mapping[str, str]] = MappingProxyType(
     {
         Cause.PAYMENT_ABORTED: "ABORTED",
@@ -156,13 +156,13 @@ _PAGE_PREFIX: Final = "payment page: "
 
 
 class Reason(msgspec.Struct, frozen=True):
-    """A cause with the facts that belong to it."""
+    """A cause with its facts."""
 
-    #: A `Cause`; other text where another version wrote one that this one does not know.
+    #: A `Cause`; other text if a version unknown to this one wrote it.
     cause: str
     #: The payment provider's own code.
     provider_code: str = ""
-    #: Of `Cause.OPERATOR`: who asked, and the words they gave.
+    #: Of `Cause.OPERATOR`: the operator's name and note.
     operator: str = ""
     note: str = ""
 
@@ -188,7 +188,7 @@ class Reason(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, event: str, data: Mapping[str, Any]) -> "Reason | None":
-        """The reason in an event's data, also of earlier versions; None where it has none."""
+        """The reason in an event's data, also of earlier versions; None if it has none."""
         cause = str(data.get("cause") or "")
         if not cause:
             return None
@@ -214,14 +214,14 @@ def _read_alias(outcome: str, text: str) -> Reason | None:
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """How the attempt of one payment key ended, as the order's hash remembers it."""
+    """How the attempt of one payment key ended, as stored in the order's hash."""
 
     outcome: str
     reason: Reason | None = None
 
     @property
     def cause(self) -> str:
-        """The reason's cause; empty where there is none."""
+        """The reason's cause; empty if there is none."""
         return self.reason.cause if self.reason else ""
 
     def text(self) -> str:
@@ -262,7 +262,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """How a payment ended, as `finish.lua` takes it."""
 
     name: PaymentOutcome
-    #: None where the units are the buyer's.
+    #: None if the units are the buyer's.
     reason: Reason | None = None
     due_ms: int = 0
     #: More members of the event.
@@ -270,14 +270,14 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def attempt(self) -> str:
-        """The text that the payment key is remembered by; empty forgets the attempt."""
+        """The text stored for the payment key; empty forgets the attempt."""
         if self.reason is not None and self.reason.cause in FORGOTTEN:
             return ""
         return Attempt(self.name, self.reason).text()
 
     @property
     def is_unproven(self) -> bool:
-        """Whether the PG may show money for this payment after all."""
+        """Whether the PG may still show money for this payment."""
         ended = self.reason is not None and self.name is not PaymentOutcome.REFUNDED
         return ended and self.reason is not None and self.reason.cause in UNPROVEN
 
@@ -292,28 +292,28 @@ class Claimed(msgspec.Struct, frozen=True):
 
     fence: int
     lease_until_ms: int
-    #: Names the call that got the fence; empty of one that only read it.
+    #: Names the call that got the fence; empty if the call only read it.
     claim_id: str = ""
 
 
 class ClaimLost(Exception):
-    """Redis lacks a claim for which it answered: it has lost events."""
+    """Redis lacks a claim that it had acknowledged: it has lost events."""
 
 
 class Present(msgspec.Struct, frozen=True):
     """Nothing to claim: the order's status, and how this payment key's attempt ended."""
 
     status: Status
-    #: As `Attempt.read` takes it; empty where this key has no outcome of its own.
+    #: As `Attempt.read` takes it; empty if this key has no outcome of its own.
     outcome: str
 
 
 class LeaseElsewhere(msgspec.Struct, frozen=True):
-    """Another process has this payment, or it is not CONFIRMING any more."""
+    """Another process has the lease of this payment, or it is no longer CONFIRMING."""
 
 
 class Finished(msgspec.Struct, frozen=True):
-    """The order's status; `applied` is false where its fence, status or seq forbade it."""
+    """The order's status; `applied` is false if its fence, status or seq forbade it."""
 
     status: Status
     applied: bool

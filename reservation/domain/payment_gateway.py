@@ -1,14 +1,14 @@
-"""The payment gateway as this service sees it: three questions and every answer they may get.
+"""The payment gateway's interface: its calls, and every answer they may get.
 
-Answers are values. Each one says what is known about the money, and so what its reader may do:
+Answers are values. Each one states the known facts about the money, and so the permitted next step:
 
-    Answered       the PG showed the payment itself; `payment.status` says where it stands
+    Answered       the PG showed the payment itself; `payment.status` is its state
     Declined       a refusal from the allow-list: this call moved no money
     PaymentMissing the PG does not know this payment (or no longer lets it be confirmed)
     OrderIdUsed    the PG has another payment of this order id: this call moved no money
     Misconfigured  our key, our request or our contract with the PG is wrong: an operator must act
     TryAgain       nothing was done by this call; the same call may be sent again
-    Unknown        nothing can be said about the money: ask the PG before deciding anything
+    Unknown        the outcome is unknown: ask the PG before deciding anything
 """
 
 from collections.abc import Mapping
@@ -52,16 +52,16 @@ class PaymentStatus(StrEnum):
 class VirtualAccount(msgspec.Struct, frozen=True, kw_only=True):
     """The account that the PG opened for one payment: its buyer pays in there.
 
-    It belongs to the buyer and the operators. It is no secret of the service, and still has no
-    place in a log.
+    It is shown to the buyer and the operators. It is no secret of the service, but must not be
+    logged.
     """
 
     #: The PG's code of the bank.
     bank: str
     account_number: str
-    #: Whose name the account carries.
+    #: The name on the account.
     holder_name: str
-    #: The PG's word for how the bank's transfer of a refund stands: it comes days after the cancel.
+    #: The PG's status of the bank's transfer of a refund, which comes days after the cancel.
     refund_status: str | None = None
 
 
@@ -70,10 +70,10 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
 
     payment_key: str
     order_id: str
-    #: The PG's word; kept as text because the PG may add one without notice.
+    #: The PG's status; kept as text because the PG may add one without notice.
     status: str
     total_amount: int
-    #: What can still be cancelled; 0 means the money went back in full.
+    #: The amount that can still be cancelled; 0 means the money went back in full.
     balance_amount: int
     currency: str
     method: str | None = None
@@ -87,7 +87,7 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RefundAccount(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """Where a deposit goes back to."""
+    """The account that a deposit is refunded to."""
 
     bank: str
     account_number: str
@@ -95,9 +95,9 @@ class RefundAccount(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class GatewayLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """The payments that a gateway takes."""
+    """The payments that a gateway accepts."""
 
-    #: Currency -> its smallest payment in minor units. Another currency is not taken.
+    #: Currency -> its smallest payment in minor units. Any other currency is refused.
     minimum_amounts: Mapping[str, int]
 
 
@@ -129,13 +129,13 @@ class OrderIdUsed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Misconfigured(msgspec.Struct, frozen=True, tag=True):
-    """The PG blames our request: keep the hold until a look-up shows whose fault it is."""
+    """The PG blames our request: keep the hold until a lookup shows the cause."""
 
     code: str
     message: str
     #: Whether the PG refused our API key itself, before it read the request.
     key_refused: bool = False
-    #: As in `Unknown`: once our fault is mended, another try needs another key.
+    #: As in `Unknown`: once our mistake is corrected, another try needs another key.
     bound_to_key: bool = False
 
 
@@ -149,8 +149,8 @@ class Unknown(msgspec.Struct, frozen=True, tag=True):
     """A time-out, a broken connection, a 5xx, an unlisted code or an unreadable answer."""
 
     reason: str
-    #: True where the PG gave a clean 4xx of its own, which stays bound to the idempotency key:
-    #: another try needs another key, after a look at the payment.
+    #: True if the PG gave a clean 4xx of its own, which stays bound to the idempotency key:
+    #: another try needs another key, after a lookup of the payment.
     bound_to_key: bool = False
 
 
@@ -160,13 +160,13 @@ Answer = Answered | Declined | PaymentMissing | OrderIdUsed | Misconfigured | Tr
 class PaymentGateway(Protocol):
     """Two implementations: the Toss client, and a scripted one in the tests.
 
-    None of the calls retries by itself or raises for anything that the network or the PG does;
-    cancellation passes through. Calls take at most the client's own time limit.
+    No call retries by itself or raises for a failure of the network or the PG; cancellation passes
+    through. Calls take at most the client's own time-out.
     """
 
     @property
     def limits(self) -> GatewayLimits:
-        """The payments that this gateway takes."""
+        """The payments that this gateway accepts."""
         ...
 
     async def confirm(
@@ -182,7 +182,7 @@ class PaymentGateway(Protocol):
                 belongs to exactly one payment attempt.
 
         Returns:
-            Any `Answer`. `Answered` carries DONE or WAITING_FOR_DEPOSIT where all is well.
+            Any `Answer`. `Answered` carries DONE or WAITING_FOR_DEPOSIT on success.
         """
         ...
 
@@ -191,7 +191,7 @@ class PaymentGateway(Protocol):
         ...
 
     async def look_up_order(self, order_id: str) -> Answer:
-        """The PG's payment of this order, for where no payment key is known."""
+        """The PG's payment of this order, for use if no payment key is known."""
         ...
 
     async def cancel(
@@ -202,11 +202,11 @@ class PaymentGateway(Protocol):
         idempotency_key: str,
         refund_account: RefundAccount | None = None,
     ) -> Answer:
-        """Give all of the money back.
+        """Refund all of the money.
 
         Returns:
-            `Answered` with the payment after the cancel; `Declined` where the PG refuses for good;
-            `Unknown` where only `look_up` can tell (an earlier cancel of ours included).
+            `Answered` with the payment after the cancel; `Declined` if the PG refuses for good;
+            `Unknown` if only `look_up` can decide (an earlier cancel of ours included).
         """
         ...
 

@@ -1,13 +1,13 @@
-"""What an answer of the PG means for an order: pure rules, no I/O.
+"""Payment decisions: the consequence of each PG answer for an order. Pure rules, no I/O.
 
-The rules that money hangs on:
+The rules that protect the money:
 
 - Nothing is sold unless order, key, amount, currency and status of the PG's answer are ours.
-- A decline gives the stock back only if it answers the first confirm of that payment key; any
-  later one may describe the second call, so the PG is asked first.
-- What is not known to be a refusal is unknown, and the stock stays where it is.
-- We cancel at the PG only on what a look-up by that very key shows for this very order.
-- A confirm that the PG refuses as our mistake is a mistake of the buyer where a look-up shows a
+- A decline releases the stock only if it answers the first confirm of that payment key; any later
+  one may describe the second call, so the PG is asked first.
+- An answer that is not a known refusal is unknown, and the stock stays held.
+- We cancel at the PG only after a lookup by that very key that shows this very order.
+- A confirm that the PG refuses as our mistake is a mistake of the buyer if a lookup shows a
   payment that can never be this order's: another order's, or an unpaid one of another amount.
 """
 
@@ -46,29 +46,29 @@ __all__ = [
     "payment_facts",
 ]
 
-#: The provider's code where its ten minutes between authentication and confirm had passed.
+#: The provider's code after its ten minutes between authentication and confirm have passed.
 SESSION_GONE = "NOT_FOUND_PAYMENT_SESSION"
 
 
 class AnswerTo(Enum):
-    """Which question the answer answers."""
+    """The call that the answer belongs to."""
 
     #: The first confirm ever sent for this payment key.
     FIRST_CONFIRM = auto()
     #: A confirm that follows another one whose reply was lost or unclear.
     LATER_CONFIRM = auto()
-    #: A look-up by this payment key.
+    #: A lookup by this payment key.
     LOOK_UP = auto()
 
 
 class Finish(msgspec.Struct, frozen=True):
-    """Decided: write this down."""
+    """Decided: write this outcome."""
 
     outcome: Outcome
 
 
 class CancelFirst(msgspec.Struct, frozen=True):
-    """The PG must give the money (or the account) back before this may be written down."""
+    """The PG must give the money (or the account) back before this outcome may be written."""
 
     outcome: Outcome
     reason: str
@@ -88,18 +88,18 @@ _UNPAID: Final = frozenset(
 class LookUp(msgspec.Struct, frozen=True):
     """Ask the PG for the payment before deciding anything."""
 
-    #: Whether the PG said that it knows no such payment.
+    #: Whether the PG answered that it has no such payment.
     missing: bool = False
 
 
 class Unapproved(msgspec.Struct, frozen=True):
-    """A look-up shows no money: not yet confirmed, or not known."""
+    """A lookup shows no money: not yet confirmed, or not known."""
 
     missing: bool
 
 
 class Undecided(msgspec.Struct, frozen=True):
-    """Nothing may be decided now; `alarm` names what an operator must look at, if anything."""
+    """No decision is possible now; `alarm` is for an operator, if set."""
 
     alarm: Alarm | None = None
 
@@ -116,15 +116,15 @@ def decide(
     virtual_accounts: bool,
     refused: Answer | None = None,
 ) -> Decision:
-    """What this answer obliges us to do with this order.
+    """The decision that this answer requires for this order.
 
     Args:
         answer: the PG's.
         order: as it was read before the PG was asked.
-        payment_key: which payment was asked about.
-        asked: the question.
-        virtual_accounts: whether the sale takes them.
-        refused: the refusal of the confirm that a look-up follows, where there was one.
+        payment_key: the payment of the call.
+        asked: the kind of call.
+        virtual_accounts: whether the sale accepts them.
+        refused: the refusal of the confirm that a lookup follows, if there was one.
     """
     if refused is not None and asked is AnswerTo.LOOK_UP and isinstance(answer, Answered):
         verdict = _after_refusal(refused, answer.payment, order, payment_key)
@@ -160,7 +160,7 @@ def decide(
 def _after_refusal(
     refused: Answer, payment: Payment, order: Reservation, payment_key: str
 ) -> Decision | None:
-    """What a refused confirm and the look-up after it say together; None: the look-up decides."""
+    """The decision from a refused confirm and its lookup; None: the lookup alone decides."""
     if payment.payment_key != payment_key:
         return None
     match refused:
@@ -192,11 +192,11 @@ def _judge_payment(
     virtual_accounts: bool,
 ) -> Decision:
     if payment.payment_key != payment_key or payment.order_id != order.order_id:
-        # Another order's answer: it says nothing about this one's money.
+        # Another order's answer: it is no evidence about this one's money.
         return Undecided(alarm=Alarm.ANSWER_FOR_ANOTHER_ORDER)
     if asked is AnswerTo.LATER_CONFIRM:
-        # The PG repeats what it answered to this idempotency key before, whatever has become of the
-        # payment since: it may have been given back. Only a look-up tells how it stands.
+        # The PG repeats its earlier answer to this idempotency key, even if the payment has changed
+        # since: it may have been refunded. Only a lookup shows its current state.
         return LookUp()
     ours = _is_priced(payment, order)
     if not ours and asked is not AnswerTo.LOOK_UP:
@@ -227,7 +227,7 @@ def _judge_payment(
 
 
 def payment_facts(payment: Payment) -> dict[str, Any]:
-    """What an event keeps of a payment; no secret, no card."""
+    """The members of a payment that an event stores; no secret, no card."""
     return {
         "paymentKey": payment.payment_key,
         "method": payment.method,
@@ -267,7 +267,7 @@ def _refunded(cause: Cause) -> Outcome:
 
 
 def given_back(payment: Payment) -> Outcome:
-    """Cancelled at the PG: money that came and went is a refund, an unpaid account is not."""
+    """Cancelled at the PG: an approved payment is a refund, an unpaid account is not."""
     if payment.approved_at is not None:
         return _refunded(Cause.CANCELLED_AT_PROVIDER)
     return _declined(Cause.PAYMENT_CANCELLED)

@@ -1,4 +1,4 @@
-"""Rates such as 20/s, and the generic cell rate algorithm that keeps them."""
+"""Rate limits such as 20/s, enforced by the generic cell rate algorithm."""
 
 from typing import Final
 
@@ -6,12 +6,12 @@ import msgspec
 
 __all__ = ["BuyerLimits", "Limiter", "Rate"]
 
-#: Callers that one generation of a limiter remembers; it has two.
+#: Callers in one generation of a limiter; it has two.
 CALLERS_MAX: Final = 100_000
 
 
 class Rate(msgspec.Struct, frozen=True):
-    """So many in so many seconds; as many may come at once."""
+    """A count per number of seconds; a burst may be as large as the count."""
 
     count: int
     per_seconds: int
@@ -23,11 +23,11 @@ class Rate(msgspec.Struct, frozen=True):
 
 
 class BuyerLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What one buyer may take in one sale; prepare.lua counts it."""
+    """One buyer's limits in one sale; prepare.lua enforces them."""
 
-    #: Holds at once.
+    #: Burst of holds.
     burst: Rate | None = None
-    #: Holds over time; counts only where there is a burst as well.
+    #: Holds over time; applies only together with a burst.
     sustained: Rate | None = None
     #: Orders that may end unpaid; 0 is no limit.
     unpaid_orders: int = 0
@@ -48,8 +48,8 @@ class BuyerLimits(msgspec.Struct, frozen=True, kw_only=True):
 class Limiter:
     """Counts per caller inside one process. Times are monotonic seconds.
 
-    It remembers in two generations, each as long as a whole bucket takes to fill again: what is
-    older than both binds nobody, and is let go as one.
+    Entries live in two generations, each as long as a whole bucket takes to refill: an entry older
+    than both limits no caller, and a generation is dropped as a whole.
     """
 
     def __init__(self, rate: Rate) -> None:
@@ -60,19 +60,19 @@ class Limiter:
         self._turns_at = 0.0
 
     def peek(self, caller: str, now: float) -> float:
-        """Counts nothing; 0 where one more call may come, else the seconds until it may."""
+        """0 if one more call is allowed, else the seconds until it is; counts nothing."""
         arrival = self._arrivals.get(caller)
         if arrival is None:
             arrival = self._earlier.get(caller, now)
         return max(0.0, arrival - now - self._ahead)
 
     def is_free(self, caller: str, now: float) -> bool:
-        """Whether one more call may go on; counts nothing."""
+        """Whether one more call is allowed; counts nothing."""
         return not self.peek(caller, now)
 
     def wait(self, caller: str, now: float) -> float:
-        """Counts one call; 0 where it may go on, else the seconds until one more may."""
-        # Too many at once is an attack with many names: start over rather than grow.
+        """Count one call; 0 if it is allowed, else the seconds until one more is."""
+        # Too many callers at once are an attack with many names: rotate early rather than grow.
         if now >= self._turns_at or len(self._arrivals) >= CALLERS_MAX:
             self._earlier, self._arrivals = self._arrivals, {}
             self._turns_at = now + self._ahead + self._interval

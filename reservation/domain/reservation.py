@@ -1,4 +1,4 @@
-"""A buyer's basket, and the reservation that comes of it."""
+"""A buyer's basket, and the reservation made from it."""
 
 import hashlib
 from collections.abc import Iterable
@@ -20,16 +20,16 @@ __all__ = [
     "merge_lines",
 ]
 
-#: Payment attempts that one order may make: a buyer tries a few cards, a script tries a thousand.
+#: Payment attempts of one order: a buyer tries a few cards, a script tries a thousand.
 PAYMENT_ATTEMPTS_MAX: Final = 5
-#: Where a buyer's units are counted by SKU, this counts the buyer's paid orders (lib/paid.lua).
+#: Among a buyer's unit counts by SKU, this field counts the buyer's paid orders (lib/paid.lua).
 PAID_ORDERS: Final = ":paid"
-#: 72 bits, for whoever finds two bodies with one digest has fooled nobody but himself.
+#: 72 bits are enough: a collision affects only the buyer who made it.
 _DIGEST_BYTES: Final = 9
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """So many units of one SKU, at the price that was promised for each."""
+    """A quantity of one SKU, at the promised unit price."""
 
     sku: str
     quantity: int
@@ -38,21 +38,21 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """What a buyer asks for. Most buyers of a sale ask alike, and may share one of these.
+    """A buyer's request. Most buyers of a sale send the same one, and may share an object.
 
-    Two are the same only where they are one object: then a batch sends what they say once.
+    Equality is identity: a batch sends the members of a shared object once.
     """
 
     #: One line per SKU.
     lines: tuple[Line, ...]
-    #: What the page showed, minor units.
+    #: The total that the page showed, minor units.
     amount: int
     currency: str
-    #: What the PG's page shows: the caller's own, or made from the items.
+    #: The title on the PG's page: the caller's own, or made from the items.
     order_name: str
-    #: Whether the caller showed a good admission; the script knows whether the sale asks for one.
+    #: Whether the caller's admission is valid; the script knows whether the sale requires one.
     admitted: bool
-    #: Tells this body from another under the same key: 72 bits in base64url.
+    #: Distinguishes this body from another under the same key: 72 bits in base64url.
     digest: str
 
 
@@ -66,7 +66,7 @@ class Basket(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reservation(msgspec.Struct, frozen=True, kw_only=True):
-    """A reservation as it stands in Redis (or, after its sale, in SQL)."""
+    """A reservation as stored in Redis (or, after its sale, in SQL)."""
 
     order_id: str
     sale_id: str
@@ -80,26 +80,26 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     updated_at_ms: int
     expires_at_ms: int
     seq: int
-    #: Rises with each claim; who writes under an older one is refused.
+    #: Fencing token: rises with each claim; a write under an older one is refused.
     fence: int = 0
     #: The PG's id of the latest attempt.
     payment_key: str | None = None
     #: When the buyer came back from the PG with that key.
     claimed_at_ms: int | None = None
-    #: Tells its body from another one under the same key; empty where it was not read.
+    #: Distinguishes its body from another one under the same key; empty if it was not read.
     digest: str = ""
     #: Payment key -> how its attempt ended, e.g. `declined:REJECT_CARD_COMPANY`.
     attempts: dict[str, str] = {}
 
     def shown_status(self, now_ms: int) -> Status:
-        """What a reader is told: a hold past its deadline is EXPIRED even before it is reaped."""
+        """The status for readers: a hold past its deadline is EXPIRED even before it is reaped."""
         if now_ms >= self.expires_at_ms and self.status in (Status.HELD, Status.PREPARED):
             return Status.EXPIRED
         return self.status
 
 
 def digest_of(lines: tuple[Line, ...], amount: int, name: str | None) -> str:
-    """The digest of a body; `name` is the caller's own, for a made one may change with the sale."""
+    """The digest of a body; `name` is the caller's own, since a made one may follow the sale."""
     body = msgspec.json.encode([[(line.sku, line.quantity) for line in lines], amount, name])
     return base64url.encode(hashlib.sha256(body).digest()[:_DIGEST_BYTES])
 

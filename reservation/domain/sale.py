@@ -9,10 +9,10 @@ __all__ = ["AMOUNT_MAX", "TOTAL_MAX", "Item", "Sale"]
 
 #: The largest amount in minor units that Lua prints whole and SQL and JSON carry without loss.
 AMOUNT_MAX = 9_999_999_999_999
-#: The largest total of one item: a thousand million pieces is no flash sale any more.
+#: The largest total of one item: beyond it a sale is no flash sale any more.
 TOTAL_MAX = 1_000_000_000
 
-#: Of the epoch, in a sale's ETag: after a loss other changes get the same versions again.
+#: Characters of the epoch in a sale's ETag: after a data loss other changes get the same versions.
 ETAG_EPOCH_CHARS = 8
 
 
@@ -30,7 +30,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sale(msgspec.Struct, frozen=True, kw_only=True):
-    """One flash sale as it stands in Redis."""
+    """One flash sale as stored in Redis."""
 
     sale_id: str
     name: str
@@ -41,9 +41,9 @@ class Sale(msgspec.Struct, frozen=True, kw_only=True):
     hold_policy: HoldPolicy
     virtual_accounts: bool
     require_admission: bool
-    #: What an operator switched it to: open, paused or closed.
+    #: An operator's switch: open, paused or closed.
     switched: SaleStatus
-    #: Rises with each change of what a PUT can change: settings and totals.
+    #: Rises with each change that a PUT can make: settings and totals.
     version: int
     epoch: str
     seq: int
@@ -51,11 +51,11 @@ class Sale(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def etag(self) -> str:
-        """What an update must name: the version, and the epoch that it is counted in."""
+        """Required by an update: the version, and the epoch in which it is counted."""
         return f"v{self.version}.{self.epoch[:ETAG_EPOCH_CHARS]}"
 
     def status(self, now_ms: int) -> SaleStatus:
-        """What a shopper is told; `now_ms` by the server's clock."""
+        """The status for shoppers; `now_ms` by the server's clock."""
         if self.switched is SaleStatus.CLOSED or now_ms >= self.closes_at_ms:
             return SaleStatus.CLOSED
         if now_ms < self.opens_at_ms:
@@ -75,6 +75,6 @@ class Sale(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def page(self) -> Page:
-        """What an admission covers: every price of the page that handed it out."""
+        """The content that an admission covers: every price of the page that issued it."""
         prices = ",".join(f"{item.sku}={item.price}" for item in self.items)
         return Page(self.sale_id, prices, self.opens_at_ms)

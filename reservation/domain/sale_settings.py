@@ -1,4 +1,4 @@
-"""What an operator wants a sale to be, checked, and the forms in which that is kept."""
+"""An operator's sale definition: its validation and its stored forms."""
 
 import hashlib
 from datetime import UTC, datetime
@@ -20,20 +20,20 @@ __all__ = [
     "settings_of",
 ]
 
-#: Items in one sale: every one of them is read for each look at the sale.
+#: Items in one sale: all of them are read with the sale.
 ITEMS_MAX = 200
-#: The shortest hold in which a buyer can type a card number, and the longest that a flash sale has
-#: use for: the PG's own page lives 30 minutes and its authentication 10.
+#: The shortest hold in which a buyer can type a card number, and the longest of use in a flash
+#: sale: the PG's own page lives 30 minutes and its authentication 10.
 HOLD_SECONDS_LEAST = 1
 HOLD_SECONDS_MOST = 24 * 3600
-#: When a sale may be: what lies outside is a default or a typo, and close to the calendar's ends an
-#: instant has no date in every zone.
+#: Range of a sale's times: a time outside it is a default or a typo, and close to the calendar's
+#: ends an instant has no date in every zone.
 TIME_LEAST_MS = as_ms(datetime(2000, 1, 1, tzinfo=UTC))
 TIME_END_MS = as_ms(datetime(2201, 1, 1, tzinfo=UTC))
 
 
 class SaleDefinition(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operator wants a sale to be."""
+    """An operator's definition of a sale."""
 
     name: str
     currency: str
@@ -46,10 +46,10 @@ class SaleDefinition(msgspec.Struct, frozen=True, kw_only=True):
     items: tuple[Item, ...]
 
     def check(self, payments: GatewayLimits) -> None:
-        """Raises `InvalidSale`, naming the first thing that is wrong.
+        """Raises `InvalidSale`, naming the first error.
 
         Args:
-            payments: the payments that the sale's gateway takes.
+            payments: the payments that the sale's gateway accepts.
         """
         least = payments.minimum_amounts.get(self.currency)
         if least is None:
@@ -103,7 +103,7 @@ class _Event(msgspec.Struct, rename="camel"):
 
 
 def change_of(data: str) -> tuple[SaleDefinition, str]:
-    """What a `sale_put` event was asked for, and by whom: the reverse of `event_data_of`."""
+    """The definition and operator of a `sale_put` event: the reverse of `event_data_of`."""
     event = msgspec.json.decode(data, type=_Event)
     change = SaleDefinition(
         name=event.name,
@@ -129,12 +129,12 @@ def change_of(data: str) -> tuple[SaleDefinition, str]:
 
 
 def digest_of(change: SaleDefinition, operator: str) -> str:
-    """Tells a repeat of this change from another one."""
+    """Distinguishes a repeat of this change from another change."""
     return hashlib.sha256(msgspec.json.encode([change, operator])).hexdigest()[:32]
 
 
 def restock_digest_of(sku: str, delta: int, reason: str) -> str:
-    """Tells a repeat of this restock from another one under the same key."""
+    """Distinguishes a repeat of this restock from another one under the same key."""
     return hashlib.sha256(msgspec.json.encode([sku, delta, reason])).hexdigest()[:32]
 
 

@@ -1,6 +1,6 @@
-"""The states of a reservation and the edges between them.
+"""The states of a reservation and the transitions between them.
 
-Letters name the edges in docs/architecture.md; the Lua scripts are the only code that walks them.
+Letters name the transitions in docs/architecture.md; only the Lua scripts perform them.
 """
 
 from enum import StrEnum
@@ -19,7 +19,7 @@ __all__ = [
 
 
 class Status(StrEnum):
-    """Where a reservation stands."""
+    """The state of a reservation."""
 
     #: Signed, no stock taken: the sale's policy takes it when the buyer comes back.
     PREPARED = "PREPARED"
@@ -31,9 +31,9 @@ class Status(StrEnum):
     AWAITING_DEPOSIT = "AWAITING_DEPOSIT"
     #: Sold.
     CONFIRMED = "CONFIRMED"
-    #: Given back by someone.
+    #: Released by the buyer or by the payment's outcome.
     RELEASED = "RELEASED"
-    #: Given back by the clock.
+    #: Released at its deadline or due date.
     EXPIRED = "EXPIRED"
     #: Paid, and the money went back.
     REFUNDED = "REFUNDED"
@@ -49,7 +49,7 @@ class HoldPolicy(StrEnum):
 
 
 class SaleStatus(StrEnum):
-    """What the shop sees of a sale; `PAUSED` and `CLOSED` are switched by an operator as well."""
+    """The status of a sale in the shop; an operator also switches to `PAUSED` and `CLOSED`."""
 
     SCHEDULED = "scheduled"
     OPEN = "open"
@@ -61,21 +61,21 @@ class SaleStatus(StrEnum):
 #: States in which a reservation keeps units from others (the `held` counter).
 HOLDING = frozenset({Status.HELD, Status.CONFIRMING, Status.AWAITING_DEPOSIT})
 
-#: States from which nothing goes on without the buyer or an operator.
+#: Final states: only the buyer or an operator can continue from them.
 ENDED = frozenset({Status.RELEASED, Status.EXPIRED, Status.REFUNDED})
 
-#: States that count as "the buyer has something going on".
+#: States in which the buyer's reservation is still in progress.
 LIVE = frozenset({Status.PREPARED, Status.HELD, Status.CONFIRMING, Status.AWAITING_DEPOSIT})
 
-#: States of a paid order, whatever became of the money.
+#: States of a paid order, refunded or not.
 PAID = frozenset({Status.CONFIRMED, Status.REFUNDED})
 
-#: States of an order that keeps nothing from others and was not paid: a buyer may leave so many.
+#: States of an unpaid order without a hold: the number of these is limited per buyer.
 UNPAID = frozenset({Status.PREPARED, Status.RELEASED, Status.EXPIRED})
 
-#: Every edge that a reservation may take. RELEASED and EXPIRED lead on only through a buyer who
-#: came back from the PG after all (the same basket is taken again in the same step) or through
-#: money that came and cannot be served.
+#: Every transition of a reservation. RELEASED and EXPIRED lead on only through a buyer who came
+#: back from the PG after all (the same basket is taken again in the same step) or through money
+#: that arrived and cannot be served.
 TRANSITIONS: dict[Status, frozenset[Status]] = {
     Status.PREPARED: frozenset({Status.CONFIRMING, Status.RELEASED, Status.EXPIRED}),
     Status.HELD: frozenset({Status.CONFIRMING, Status.RELEASED, Status.EXPIRED}),

@@ -1,15 +1,15 @@
-"""Text that people wrote: which characters it may have, and how a terminal shows any text."""
+"""Human-written text: its allowed characters, and its safe form on a terminal."""
 
 import unicodedata
 from typing import Final
 
 __all__ = ["TEXT", "printable"]
 
-#: Names, titles and reasons: no C0 or C1 control (a NUL is no text for PostgreSQL, an escape drives
-#: a terminal), no line or paragraph separator, and none that turns the direction of writing.
+#: Names, titles and reasons: no C0 or C1 control (PostgreSQL stores no NUL, an escape controls a
+#: terminal), no line or paragraph separator, and no bidirectional control.
 #: Python's `$` also matches before a last newline: hence `(?!\n)`.
 TEXT: Final = r"^[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]*$(?!\n)"
-#: Zero width joiner and non-joiner: emoji and several scripts are written with them.
+#: Zero width joiner and non-joiner: emoji and several scripts need them.
 _JOINERS: Final = frozenset("\u200c\u200d")
 #: Controls, formats, surrogates, private and unassigned characters, and separators of lines.
 _UNPRINTABLE: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})

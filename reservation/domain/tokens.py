@@ -1,12 +1,12 @@
-"""Our own tokens: what a holder may do with one reservation, proven by an HMAC.
+"""Our own tokens: the holder's rights to one reservation, proven by an HMAC.
 
     reservation  read and release this reservation (`X-Reservation-Token`)
     return       bring this buyer back from the payment page; it can neither read nor release
-    read         look at the outcome in another browser than the one that paid
+    read         read the outcome in another browser than the one that paid
 
 A token is `v1.KEYID.PAYLOAD.MAC`: the payload is a JSON array in base64url, the MAC covers
 everything before it, with a key of its own for each purpose. The sale's admission is an HMAC of
-the same keys over what its page showed, and to whom.
+the same keys over the content of its page, and the buyer who was shown it.
 """
 
 import hmac
@@ -29,7 +29,7 @@ _TOKEN_CHARS_MAX: Final = 1024
 _KEY_ID_CHARS: Final = 8
 _MAC_BYTES: Final = 32
 _ENCODER: Final = msgspec.json.Encoder()
-#: What stands for the ids where tokens that are alike are made ready: no id is like that.
+#: Placeholders of the ids in the template of similar tokens: no id has braces.
 _ORDER: Final = "{order}"
 _BUYER: Final = "{buyer}"
 
@@ -40,14 +40,14 @@ _DAY_MS: Final = 86_400_000
 RETURN_CLAIM_MS: Final = 45 * _MINUTE_MS
 #: How long the outcome of an attempt can be read with the token that began it.
 TOKEN_LIFE_MS: Final = 30 * _DAY_MS
-#: How long the read token in a result page's address lives.
+#: How long the read token in a result page's URL lives.
 READ_LIFE_MS: Final = 60 * _MINUTE_MS
 #: How long a page may be open before its admission must be fetched again.
 ADMISSION_MINUTES: Final = 10
 
 
 class Purpose(StrEnum):
-    """What a token is good for; no token is good for two."""
+    """The purpose of a token; no token has two."""
 
     RESERVATION = "reservation"
     RETURN = "return"
@@ -55,7 +55,7 @@ class Purpose(StrEnum):
 
 
 class Claims(msgspec.Struct, frozen=True, array_like=True):
-    """What a token says. `buyer` is the PG's customer key, so no buyer's id travels in a URL."""
+    """The content of a token. `buyer` is the PG's customer key: no buyer id is put into a URL."""
 
     purpose: str
     sale_id: str
@@ -63,7 +63,7 @@ class Claims(msgspec.Struct, frozen=True, array_like=True):
     buyer: str
     amount: int
     expires_at_ms: int
-    #: Where Redis stood when the token was made: an order that is gone then was lost.
+    #: The position of Redis when the token was made: an order that is missing then was lost.
     epoch: str
     seq: int
 
@@ -73,7 +73,7 @@ class Claims(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """What an admission to a sale is for: the sale's page as it was shown."""
+    """The subject of an admission: the sale's page as it was shown."""
 
     sale_id: str
     #: Every item with its price.
@@ -85,8 +85,8 @@ class Signer:
     """Signs with the first key and verifies with all of them.
 
     Args:
-        keys: secrets; the first signs. Each gets an id from its own hash, so a reordered list
-            still finds the right one.
+        keys: secrets; the first signs. Each has an id from its own hash, so verification does not
+            depend on their order.
     """
 
     def __init__(self, keys: Sequence[str]) -> None:
@@ -104,21 +104,21 @@ class Signer:
         self._signing = {purpose.value: self._macs[ids[0], purpose.value] for purpose in Purpose}
 
     def sign(self, claims: Claims) -> str:
-        """The token that says this."""
+        """Sign these claims."""
         payload = base64url.encode(_ENCODER.encode(claims))
         body = f"{self._begin}{payload}"
         mac = self._signing[claims.purpose]
         return f"{body}.{base64url.encode(mac.digest(body.encode()))}"
 
     def alike(self, claims: Claims) -> "TokensAlike":
-        """Signs tokens that say the same but for the order, the buyer and the number."""
+        """A signer of tokens with the same claims but for the order, the buyer and the number."""
         return TokensAlike(self._begin.encode(), self._signing[claims.purpose], claims)
 
     def verify(self, token: str, purpose: Purpose, *, now_ms: int) -> Claims:
-        """What the token says, if it is ours, for this purpose and not expired.
+        """The claims of a token that is ours, for this purpose and not expired.
 
         Raises:
-            InvalidToken: in every other case, without telling which.
+            InvalidToken: in every other case, without the reason.
         """
         parts = token.split(".") if len(token) <= _TOKEN_CHARS_MAX and token.isascii() else []
         if len(parts) != 4 or parts[0] != _VERSION:
@@ -136,15 +136,15 @@ class Signer:
         return claims
 
     def admission(self, page: "Page", buyer_id: str, *, now_ms: int) -> str:
-        """What the page of an open sale hands out to this buyer: good for ten minutes."""
+        """The admission for this buyer from the page of an open sale: good for ten minutes."""
         minute = now_ms // _MINUTE_MS
         mac = self._admission_mac(self._key_ids[0], page, buyer_id, minute)
         return f"{self._key_ids[0]}.{minute}.{base64url.encode(mac)}"
 
     def admits(self, admission: str, page: "Page", buyer_id: str, *, now_ms: int) -> bool:
-        """Whether this admission was handed out by this page, lately, to this buyer.
+        """Whether this page issued this admission, recently, to this buyer.
 
-        One from before the opening admits nobody: it would be collected in peace the day before.
+        One from before the opening is invalid: bots would collect it the day before.
         """
         key_id, _, rest = admission.partition(".")
         minute_text, _, mac_text = rest.partition(".")
@@ -168,7 +168,7 @@ class TokensAlike:
     """Tokens of one purpose, for orders that were made together: `Signer.sign`, at half the cost.
 
     Args:
-        begin: what each token begins with.
+        begin: the common prefix.
         mac: of the purpose.
         claims: of any of them.
     """
@@ -185,7 +185,7 @@ class TokensAlike:
         self._digest = mac.digest
 
     def sign(self, order_id: str, buyer: str, seq: int) -> bytes:
-        """The token of one; ids as ours are, which JSON need not quote."""
+        """The token of one order; the ids must be ours, which need no JSON escaping."""
         payload = f'{self._before}"{order_id}","{buyer}"{self._between}{seq}]'.encode()
         body = self._begin + base64url.encoded(payload)
         return b"%b.%b" % (body, base64url.encoded(self._digest(body)))
