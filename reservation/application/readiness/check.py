@@ -1,10 +1,10 @@
-"""What must be true of Redis and its machine before holds are promised, looked at every 3 s.
+"""Health check of Redis and its machine, every 3 s: the preconditions of a hold.
 
-    read     one look at the server: INFO, CONFIG, ACL, its clock, the disk
-    judge    each row of the table against what was read (`findings`, `rows`)
+    read     INFO, CONFIG, ACL, the server's clock, the disk
+    judge    each row of the table against the facts read (`evaluation`, `conditions`)
 
-A row that does not hold closes prepare and nothing else: what has begun goes on. What a server
-hides is not known, and so does not hold either, unless RESERVATION_REDIS_TRUST names it.
+A failed row closes prepare at most: orders that have begun go on. A fact that the server hides is
+unknown and fails its row too, unless RESERVATION_REDIS_TRUST names it.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ from reservation.domain.clock import Clock
 
 __all__ = ["Findings", "Preflight", "disk_of"]
 
-#: A probe asks as often as it likes; the server is looked at this often at most for it.
+#: Readiness probes within this time share one check of the server.
 FRESH_SECONDS: Final = 0.5
 
 _SECTIONS: Final = (
@@ -43,12 +43,12 @@ _SETTINGS: Final = (
     "appendfsync", "no-appendfsync-on-rewrite", "maxmemory-policy", "min-replicas-to-write",
     "min-replicas-max-lag", "dir",
 )  # fmt: skip
-#: A name for our key in the dry-runs; it is never written.
+#: The name of our key in the dry runs; it is never written.
 _PROBE: Final = "preflight"
 
 
 def disk_of(folder: Path) -> Disk | None:
-    """The disk of a folder; None where this machine has no such folder that we may look at."""
+    """The disk of a folder; None if this machine has no such folder that we may read."""
     try:
         usage = shutil.disk_usage(folder)
     except OSError:
@@ -57,17 +57,17 @@ def disk_of(folder: Path) -> Disk | None:
 
 
 class Preflight:
-    """One process's look at the server.
+    """One process's health check of the server.
 
     Args:
         connections: to the server.
-        keys: whose prefix our user is held to.
-        settings: what is trusted, and how strict to be.
-        clock: tells how old a look is.
+        keys: our key prefix, to which the ACL limits our user.
+        settings: the trusted rows, and whether this is production.
+        clock: measures the age of a check.
         disk: reads a folder's disk.
 
     Raises:
-        SettingsError: what is trusted is no row, or one that must be seen.
+        SettingsError: a trusted name is no row, or is one that must be measured.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Preflight:
         self.clocks = Clocks()
 
     async def check(self) -> Findings:
-        """Look once.
+        """Check once.
 
         Raises:
             StoreUnavailable, StoreUncertain: the server does not answer.
@@ -100,11 +100,11 @@ class Preflight:
             return await self._look()
 
     async def missing(self) -> tuple[str, ...]:
-        """What closes prepare; raises what a look does."""
+        """The failed rows that close prepare; raises as `check` does."""
         return (await self.check()).missing
 
     async def recent(self) -> Findings:
-        """What a look found a moment ago, or finds now; raises what a look does."""
+        """The findings of a moment ago, or of a new check; raises as `check` does."""
         async with self._looking:
             found = self._found
             if found is not None and self._clock.monotonic() - self._found_at < FRESH_SECONDS:
@@ -112,7 +112,7 @@ class Preflight:
             return await self._look()
 
     async def look_at_clocks(self) -> None:
-        """Only the clocks, for those who expire by them."""
+        """Read only the clocks, for the workers that expire holds by them."""
         self.clocks.observe(await self._connections.read_clock())
 
     async def _look(self) -> Findings:
@@ -123,7 +123,7 @@ class Preflight:
         return found
 
     async def _read(self) -> Facts | None:
-        """None where the server still reads its file."""
+        """The facts; None while the server is loading its file."""
         reading = await self._connections.read_clock()
         self.clocks.observe(reading)
         *infos, config, user, loaded = await self._connections.pipeline(
@@ -176,7 +176,7 @@ class Preflight:
         return refused([_shown(reply) for reply in replies])
 
     async def _scripts(self, loaded: Sequence[int] | None) -> bool | None:
-        """Load what the server does not have; whether it takes them."""
+        """Load the scripts that the server lacks; whether it accepts them."""
         if loaded is None:
             return None
         scripts = [script for script, there in zip(all_scripts(), loaded, strict=True) if not there]
@@ -194,10 +194,10 @@ class Preflight:
 
 
 def _shown(reply: Any) -> Any:
-    """A reply; None where the server keeps it from us.
+    """A reply; None if the server denies us this command.
 
     Raises:
-        StoreUnavailable: it refuses for a while, which is not the same.
+        StoreUnavailable: a transient refusal.
     """
     if isinstance(reply, NotPermitted | UnexpectedReply):
         return None
@@ -215,6 +215,6 @@ def _lines(infos: Sequence[Any]) -> dict[str, str]:
 
 
 def _is_here(url: str) -> bool:
-    """Whether the server's folders are this machine's."""
+    """Whether the server runs on this machine."""
     parts = urlsplit(url)
     return parts.scheme == "unix" or parts.hostname in ("127.0.0.1", "::1", "localhost")

@@ -1,4 +1,4 @@
-"""Whether Redis' clock and ours agree, and whether either has jumped."""
+"""Clock skew between Redis and this process, and jumps of either clock."""
 
 from typing import Final
 
@@ -6,34 +6,34 @@ from reservation.adapters.redis.client import ClockReading
 
 __all__ = ["Clocks"]
 
-#: How far a clock may go wrong between two looks, per `DRIFT_SECONDS` between them: far more than
+#: How far a clock may drift between two readings, per `DRIFT_SECONDS` between them: far more than
 #: NTP slews, far less than a hold lasts.
 DRIFT_MS_MAX: Final = 200
 DRIFT_SECONDS: Final = 5.0
-#: How long after a jump the clocks must go evenly: by then a second one would have come.
+#: How long after a jump the clocks must run evenly: a second jump would have come by then.
 EVEN_SECONDS: Final = 15.0
-#: Difference beyond which nothing is expired by the clocks at all.
+#: Skew beyond which no hold is expired by the clocks.
 EXPIRE_OFFSET_MS_MAX: Final = 2_000
 
 
 class Clocks:
-    """Compares each reading with the one before it, by the monotonic clock between them."""
+    """Compares each reading with the previous one, by the monotonic clock between them."""
 
     def __init__(self) -> None:
         self._last: ClockReading | None = None
         self._even_from = float("-inf")
         self._now = 0.0
-        #: Redis' clock minus ours, without what the round trip leaves uncertain.
+        #: Redis' clock minus ours, less the uncertainty of the round trip.
         self.offset_ms = 0
 
     @property
     def jumped(self) -> bool:
-        """Whether a clock has jumped, and both have not gone evenly for long enough since."""
+        """Whether a clock has jumped and both have not run evenly for long enough since."""
         return self._now < self._even_from
 
     @property
     def may_expire(self) -> bool:
-        """Whether deadlines may be taken as passed by these clocks."""
+        """Whether holds may be expired by these clocks."""
         return not self.jumped and abs(self.offset_ms) <= EXPIRE_OFFSET_MS_MAX
 
     def observe(self, reading: ClockReading) -> None:

@@ -1,4 +1,4 @@
-"""The table of what must be true before holds are promised: one row a condition, pure, no I/O."""
+"""The preconditions of a hold as a table, one row per condition: pure, no I/O."""
 
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -8,36 +8,37 @@ import msgspec
 
 __all__ = ["ROWS", "Disk", "Facts", "Row", "Severity"]
 
-#: Shares of its memory above which the server is filling up, and is about to refuse new holds.
+#: Shares of maxmemory: above the first the server is filling up, above the second prepare closes.
 MEMORY_SHARE_HIGH: Final = 0.75
 MEMORY_SHARE_MAX: Final = 0.85
-#: Free share of a disk below which an operator should look.
+#: Free share of a disk below which operators are warned.
 DISK_SHARE_LOW: Final = 0.2
-#: A rewrite of the append-only file writes it once more beside the old one, while that grows.
+#: A rewrite of the append-only file writes a second one beside the old one, while that grows.
 DISK_FILES_MIN: Final = 2
-#: Less than this is full, however short the file is: a minute of a full-speed sale's events.
+#: With less than this the disk counts as full, however small the file is: a minute of events of a
+#: sale at full speed.
 DISK_BYTES_MIN: Final = 64 * 1024 * 1024
-#: Difference between Redis' clock and ours at which windows and deadlines are told wrongly.
+#: Clock skew between Redis and us at which the windows and deadlines that we report are wrong.
 CLOCK_MS_MAX: Final = 500
-#: A round trip that a server on a quiet network needs a thousandth of.
+#: A slow round trip; on a quiet network it takes a thousandth of this.
 ROUND_TRIP_MS_MAX: Final = 100
-#: The oldest server with what the scripts need (`#!lua`, flags, ACL DRYRUN).
+#: The oldest server with the features that we need (`#!lua`, flags, ACL DRYRUN).
 VERSION_MIN: Final = (7, 0, 0)
-#: Redis versions with a memory error that a client can reach (CVE-2026-23479), and the first after
-#: them without it. A distribution may have repaired it under the old number.
+#: The first Redis version with a memory error that a client can reach (CVE-2026-23479), and the
+#: first with the fix. A distribution may have backported the fix under an old number.
 VERSION_BROKEN: Final = ((7, 2, 0), (8, 6, 3))
-#: How late a replica may be in seconds, where writes wait for one.
+#: Replication lag in seconds that `min-replicas-max-lag` may allow.
 REPLICA_LAG_MAX: Final = 1
 
 
 class Severity(StrEnum):
-    """What a row that does not hold does."""
+    """The effect of a failed row."""
 
     #: Closes prepare; in production the service does not even start (exit status 78).
     STOP = "stop"
-    #: Closes prepare; what has begun goes on.
+    #: Closes prepare; orders that have begun go on.
     CLOSE = "close"
-    #: Is told, and closes nothing.
+    #: Is reported, and closes nothing.
     WARN = "warn"
 
 
@@ -49,29 +50,29 @@ class Disk(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What was read in one look; None stands for what the server does not show."""
+    """The facts of one check; None if the server hides a fact."""
 
     info: Mapping[str, str]
     config: Mapping[str, str] | None
     #: The ACL user that we are.
     user: str | None
-    #: Commands that we need and may not use, and dangerous ones that we may.
+    #: Commands that we need and may not use, and dangerous ones that we may use.
     lacking: tuple[str, ...] | None
     excessive: tuple[str, ...] | None
-    #: Whether every script of this release is loaded; why not, where it is not.
+    #: Whether every script of this release is loaded.
     scripts: bool | None
-    #: How often the client library would repeat a command by itself.
+    #: How often the client library would retry a command by itself.
     client_retries: int
-    #: Redis' clock minus ours as far as that is certain, and whether either has jumped just now.
+    #: Redis' clock minus ours, less the uncertainty, and whether either has jumped recently.
     clock_offset_ms: int
     clock_jumped: bool
     round_trip_ms: float
-    #: Where the append-only file is; None where that is another machine's.
+    #: The disk of the append-only file; None if it is on another machine.
     redis_disk: Disk | None
-    #: Where SQLite is; None with PostgreSQL.
+    #: The disk of SQLite; None with PostgreSQL.
     sql_disk: Disk | None
     production: bool
-    #: Whether the server is reached by a unix socket, whose directory is the lock on the door.
+    #: Whether the server listens on a unix socket, whose directory controls the access.
     unix_socket: bool
 
     def setting(self, name: str) -> str | None:
@@ -87,14 +88,14 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One condition."""
 
-    #: What an operator reads in /health/ready and looks up in docs/operations.md.
+    #: The name shown in /health/ready and documented in docs/operations.md.
     name: str
     severity: Severity
-    #: What it means that it does not hold, in one line.
+    #: The meaning of a failure, in one line.
     means: str
-    #: Whether it holds; None where the server does not tell.
+    #: Whether it holds; None if the server hides it.
     holds: Callable[[Facts], bool | None]
-    #: Whether RESERVATION_REDIS_TRUST may name it although the server shows that it does not hold.
+    #: Whether RESERVATION_REDIS_TRUST may override a visible failure of it.
     waivable: bool = False
 
 
@@ -156,7 +157,7 @@ def _version_is_sound(facts: Facts) -> bool | None:
 def _replicas_are_there(facts: Facts) -> bool | None:
     wanted = facts.setting("min-replicas-to-write")
     if not (wanted or "").isdecimal() or int(wanted or 0) == 0:
-        return True  # None is asked for; that nobody tells is another row's concern.
+        return True  # No replica is required; a hidden setting is another row's concern.
     good = facts.number("min_slaves_good_slaves")
     return None if good is None else good >= int(wanted or 0)
 
@@ -180,7 +181,7 @@ def _user_is_bounded(facts: Facts) -> bool | None:
 
 def _rights_suffice(facts: Facts) -> bool | None:
     if facts.lacking is None:
-        # Outside production the first command that is refused tells it soon enough.
+        # Outside production the first refused command shows it soon enough.
         return None if facts.production else True
     return not facts.lacking
 
@@ -201,7 +202,7 @@ def _sql_disk_has_room(facts: Facts) -> bool | None:
     return facts.sql_disk is None or facts.sql_disk.free >= DISK_BYTES_MIN
 
 
-#: In the order in which they are told.
+#: In the order in which they are reported.
 ROWS: Final = (
     Row(
         name="client-retries",

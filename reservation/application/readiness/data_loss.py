@@ -1,12 +1,12 @@
-"""What Redis has lost: found by comparing it with SQL, and with what every process has seen of it.
+"""Data-loss detection: compares Redis with SQL and with the marks of every process.
 
-A server that fails over to a replica, restarts from a file that lost its end, or is restored from a
-snapshot, has an older state of the right epoch. Each of these shows it:
+A server that fails over to a replica, restarts from a truncated file or is restored from a snapshot
+has an older state of the right epoch. Each of these shows it:
 
     a mark      a process has seen a later event, or another one under the same number
     an intent   SQL has an intent to take money, and its order lacks the claim before it
-    a token     it is ours and of this epoch, and its order is nowhere
-    a finish    the claim that it ends is not there
+    a token     it is ours and of this epoch, and its order is in neither store
+    a finish    the claim that it ends is missing
 
 The sale is closed then (`sale_recovering`) until a rebuild begins another epoch.
 """
@@ -41,28 +41,28 @@ __all__ = ["DataLossDetector", "as_settling", "compare", "is_lost", "is_under_wa
 
 log = structlog.get_logger(__name__)
 
-#: How long SQL may take for what one comparison reads.
+#: Time-out of the SQL queries of one comparison.
 SQL_SECONDS_MAX: Final = 2.5
 #: Sales of one round trip.
 SALES_AT_ONCE: Final = 200
 #: Orders of one round trip.
 ORDERS_AT_ONCE: Final = 500
-#: How old a process's last sign of life in SQL may be. It gives one every two seconds.
+#: Maximum age in SQL of a live process's heartbeat. It writes one every two seconds.
 LIVE_SECONDS: Final = 5.0
 BEAT_SECONDS: Final = 2.0
-#: After this long a mark that SQL has the event of, and a process without a sign, are removed.
+#: Retention of marks whose event is in SQL, and of processes without a heartbeat.
 TIDY_SECONDS: Final = 60.0
 
-#: While a payment of an order is its own and in one of these, the intent has what it announced.
+#: An intent is met while its payment is the order's own and the order is in one of these.
 _MET: Final = (Status.CONFIRMING, Status.AWAITING_DEPOSIT, Status.CONFIRMED, Status.REFUNDED)
 
 
 def compare(
     head: SaleHead, found: RedisSaleHead | None, marks: Collection[MarkRow] = ()
 ) -> str | None:
-    """What is wrong with Redis' state of a sale, read after SQL's; None where nothing is.
+    """The loss in Redis' state of a sale, which was read after SQL's; None if there is none.
 
-    Redis ahead of SQL is as it should be: the flusher follows. Redis behind a mark is not.
+    Redis ahead of SQL is normal: the flusher follows. Redis behind a mark is a loss.
     """
     if found is None:
         return f"Redis has no such sale, SQL has {head.seq} events of it"
@@ -87,7 +87,7 @@ def compare(
         if mark.differs:
             return f"event {mark.seq} is another one in SQL than Redis answered for before"
         there = found.chain if found.seq == mark.seq else found.chain_at(mark.seq)
-        # An event that has left the outbox is in SQL, which says at the next look which one.
+        # An event that has left the outbox is in SQL: the next comparison checks it there.
         if mark.chain and there is not None and there != mark.chain:
             return f"event {mark.seq} is another one than Redis answered for before"
     return None
@@ -99,7 +99,7 @@ def is_lost(intent: UnmetIntent, order: Reservation | None, epoch: str) -> bool:
 
 
 def is_under_way(intent: UnmetIntent, order: Reservation | None) -> bool:
-    """Whether the order has this payment: it is being decided, or its end is on its way to SQL."""
+    """Whether the order has this payment: it is undecided, or its end is on its way to SQL."""
     if order is None:
         return False
     own = order.payment_key == intent.payment_key and order.status in _MET
@@ -107,7 +107,7 @@ def is_under_way(intent: UnmetIntent, order: Reservation | None) -> bool:
 
 
 def as_settling(intent: UnmetIntent, order: Reservation | None) -> Reservation | None:
-    """The order as its buyer is shown it while the payment is undecided; None where nothing is."""
+    """The order as shown to its buyer while the payment is undecided; None if there is none."""
     if order is None:
         if intent.reservation is None:
             return None
@@ -116,10 +116,10 @@ def as_settling(intent: UnmetIntent, order: Reservation | None) -> Reservation |
 
 
 class DataLossDetector:
-    """Finds what Redis lost, closes those sales, and keeps the evidence in SQL.
+    """Finds losses in Redis, closes those sales and keeps the evidence in SQL.
 
     Args:
-        connections: the server; it is compared anew after each report.
+        connections: the server; each report triggers another comparison.
         restorer: reads the heads of sales.
         store: reads orders of a server that is not vouched for yet.
         ledger: SQL.
@@ -144,24 +144,24 @@ class DataLossDetector:
         self._catalog = catalog
         self._marks = connections.marks
         self._clock = clock
-        #: Two processes of one machine, and two lives of one process id, have different names.
+        #: Unique per process, also on one machine and after reuse of a process id.
         self._process = f"{socket.gethostname()}-{secrets.token_hex(6)}"
-        #: The epochs of SQL's last answer.
+        #: The epochs that SQL returned last.
         self.epochs: dict[str, str] = {}
         #: Reports that are not in SQL yet.
         self._unwritten: dict[tuple[str, str], str] = {}
-        #: Sales that Redis never had, as far as SQL knows, and the look that missed them first.
+        #: Sales that Redis never had, as far as SQL knows, and the first comparison without them.
         self._missing_since: dict[str, int] = {}
         self._looks = 0
         self._writing: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
-        #: When the last sign of life was written, and to which server this process wrote then.
+        #: When the last heartbeat was written, and the server to which this process wrote then.
         self._beat: tuple[float, str | None] = (-BEAT_SECONDS, None)
         self._tidied_at = clock.monotonic()
         self._marks.listen(self._went_back)
 
     def report(self, sale_id: str, epoch: str, reason: str) -> None:
-        """Something was lost: close the sale now; SQL tells the other processes."""
+        """Report a loss: close the sale now; the other processes read the report in SQL."""
         if self._catalog.close(sale_id, reason):
             alarm(Alarm.SALE_RECOVERING, sale_id=sale_id, gap=reason)
         self._unwritten[sale_id, epoch] = reason
@@ -176,7 +176,7 @@ class DataLossDetector:
         self.report(sale_id, epoch, f"Redis lacks event {seq}, for which it answered before")
 
     def saw(self, claims: Claims) -> None:
-        """Learn from a token how far its sale was when it was made."""
+        """Learn from a token its sale's high-water mark at the time of issue."""
         known = self._catalog.at_hand(claims.sale_id)
         if known is not None and known.epoch == claims.epoch:
             self._marks.learn(claims.sale_id, claims.epoch, claims.seq, "")
@@ -185,7 +185,7 @@ class DataLossDetector:
         """A token's order is neither in Redis nor in SQL: a loss, unless an earlier epoch had it.
 
         Raises:
-            SQLAlchemyError, OSError: which epoch is the present one is not known.
+            SQLAlchemyError, OSError: the current epoch is unknown.
         """
         epochs = await self._ledger.known_sales()
         if epochs.get(claims.sale_id) == claims.epoch:
@@ -193,27 +193,27 @@ class DataLossDetector:
             self.report(claims.sale_id, claims.epoch, reason)
 
     async def settling(self, order: Reservation) -> Reservation | None:
-        """The order as one whose payment is undecided, where SQL has an intent without an end.
+        """The order with an undecided payment, if SQL has an intent without an end.
 
         Raises:
-            SQLAlchemyError, OSError: SQL cannot be asked.
+            SQLAlchemyError, OSError: SQL does not answer.
         """
         for intent in await self._ledger.unmet_intents(order_id=order.order_id):
-            # What the order remembers has ended, and its end is on its way to SQL.
+            # An attempt that the order lists has ended, and its end is on its way to SQL.
             if intent.payment_key not in order.attempts:
                 return as_settling(intent, order)
         return None
 
     async def settling_of(self, order_id: str) -> Reservation | None:
-        """An order that neither Redis nor SQL has, as its intent keeps it; None where none does."""
+        """An order missing in Redis and SQL, from its intent; None if there is no intent."""
         intents = await self._ledger.unmet_intents(order_id=order_id)
         return as_settling(intents[0], None) if intents else None
 
     async def write(self, run_id: str) -> None:
-        """Bring to SQL what this process has seen and reported, and to which server it writes.
+        """Write to SQL this process's marks and reports, and the server to which it writes.
 
-        A caller that is cancelled leaves the transaction to its end: SQLite's one writer's place
-        would else be kept by a connection that no caller ends.
+        A cancelled caller does not cancel the transaction: a connection without an owner would
+        keep SQLite's write lock.
 
         Args:
             run_id: of the server; empty while this process writes to none.
@@ -226,11 +226,11 @@ class DataLossDetector:
     def _written(self, task: asyncio.Task[None]) -> None:
         self._writing.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            # Its caller raises it as well, unless that was cancelled.
+            # The caller raises it as well, unless it was cancelled.
             log.debug("marks_not_written", reason=str(error) or type(error).__name__)
 
     async def _write(self, run_id: str) -> None:
-        # One after the other: an older mark must not overwrite a newer one.
+        # Serialized: an older mark must not overwrite a newer one.
         async with self._turn:
             now, (beat_at, beat_run_id) = self._clock.monotonic(), self._beat
             seen = self._marks.take_unwritten()
@@ -259,7 +259,7 @@ class DataLossDetector:
             await self._ledger.losses.tidy(before_ms=now_ms - round(TIDY_SECONDS * 1000))
 
     async def leave(self) -> None:
-        """This process ends: it writes to no server any more, and others need not wait for it."""
+        """On shutdown: this process writes to no server any more; others need not wait for it."""
         await asyncio.gather(*self._writing, return_exceptions=True)
         if self._beat[1] is None:
             return
@@ -270,7 +270,7 @@ class DataLossDetector:
             log.warning("marks_not_written", reason=str(error))
 
     async def writing_elsewhere(self, run_id: str) -> list[str]:
-        """Other live processes that may still write to another server, or another life of it."""
+        """Other live processes that may still write to another server or another life of it."""
         since_ms = self._clock.now_ms() - round(LIVE_SECONDS * 1000)
         writers = await self._ledger.losses.writers(since_ms=since_ms)
         return [
@@ -280,14 +280,14 @@ class DataLossDetector:
         ]
 
     def begin_look(self) -> None:
-        """A look at all sales begins; it may compare them more than once."""
+        """Begin a round over all sales; it may compare them more than once."""
         self._looks += 1
 
     async def gaps(self, among: Collection[str] | None = None) -> tuple[dict[str, str], set[str]]:
-        """The sales that lost something, and the run ids of the servers that answered.
+        """The sales with a loss, and the run ids of the servers that answered.
 
         Args:
-            among: look at these alone.
+            among: compare only these.
         """
         async with asyncio.timeout(SQL_SECONDS_MAX):
             heads = await self._ledger.heads()
@@ -309,7 +309,7 @@ class DataLossDetector:
                     continue
                 if found[sale_id] is None and head.seq == 0:
                     missing[sale_id] = self._missing_since.get(sale_id, self._looks)
-                    # Being made right now, unless an earlier look found it so too.
+                    # It is being created, unless an earlier round missed it too.
                     if missing[sale_id] == self._looks:
                         continue
                 lost[sale_id] = gap
@@ -318,7 +318,7 @@ class DataLossDetector:
         return lost, run_ids
 
     async def gap_of(self, sale_id: str, head: SaleHead) -> tuple[str | None, RedisSaleHead | None]:
-        """What one sale lost, None where nothing is; and what Redis has of it."""
+        """The loss of one sale, None if there is none; and its head in Redis."""
         marks = await self._ledger.losses.unproven()
         reported = await self._ledger.losses.reported()
         _, found = await self._look_at({sale_id: head}, marks)
@@ -336,7 +336,7 @@ class DataLossDetector:
         )
 
     async def find_unmet(self) -> None:
-        """Report the sales that have an intent in SQL, and in Redis no claim before it."""
+        """Report the sales that have an intent in SQL and lack the claim before it in Redis."""
         intents = await self._ledger.unmet_intents()
         if not intents:
             return
@@ -345,7 +345,7 @@ class DataLossDetector:
             self.report_unmet(intent, order, epochs.get(intent.sale_id, ""))
 
     def report_unmet(self, intent: UnmetIntent, order: Reservation | None, epoch: str) -> bool:
-        """Report the sale where Redis lacks the claim of the intent; whether it does."""
+        """Report the sale if Redis lacks the intent's claim; whether it does."""
         if not is_lost(intent, order, epoch):
             return False
         stands = f"fence {order.fence}" if order is not None else "no such order"
@@ -360,14 +360,14 @@ class DataLossDetector:
     async def with_orders(
         self, intents: Sequence[UnmetIntent], store: ReservationStore
     ) -> list[tuple[UnmetIntent, Reservation | None]]:
-        """Each intent and its order in Redis; those of a sale that Redis has lost are left out."""
+        """Each intent and its order in Redis; intents of a sale that Redis lost are left out."""
         found: list[tuple[UnmetIntent, Reservation | None]] = []
         for start in range(0, len(intents), ORDERS_AT_ONCE):
             page = intents[start : start + ORDERS_AT_ONCE]
             try:
                 orders = await store.read_many([intent.order_id for intent in page])
             except SaleRecovering:
-                # The comparison names it.
+                # The comparison reports it.
                 continue
             found += zip(page, orders, strict=True)
         return found

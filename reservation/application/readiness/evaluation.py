@@ -1,4 +1,4 @@
-"""Each row of the table against what was read: what closes prepare, what only warns, what stops."""
+"""Evaluates each row of the table against the facts: closes prepare, warns or stops the start."""
 
 from collections.abc import Collection
 from typing import Final
@@ -10,37 +10,37 @@ from reservation.config.settings import SettingsError
 
 __all__ = ["STILL_LOADING", "TRUSTABLE", "Findings", "judge", "refuse_strange"]
 
-#: What is measured here, so that no server can hide it; or is of ours, like the scripts.
+#: Rows measured by us, which no server can hide, and rows of our own scripts.
 _MEASURED: Final = {"redis-clock", "redis-clock-jumped", "redis-slow", "redis-scripts"}
-#: What RESERVATION_REDIS_TRUST may name.
+#: The names that RESERVATION_REDIS_TRUST accepts.
 TRUSTABLE: Final = frozenset(
     row.name for row in ROWS if row.name.startswith("redis-") and row.name not in _MEASURED
 )
 
 
 class Findings(msgspec.Struct, frozen=True, kw_only=True):
-    """What one look found, each by the name of its row."""
+    """The failed rows of one check, by name."""
 
-    #: What closes prepare; what the server hides has `:unknown` behind its name.
+    #: Rows that close prepare; a row that the server hides has the suffix `:unknown`.
     missing: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    #: What holds only because an operator said so.
+    #: Rows that hold only on an operator's word.
     trusted: tuple[str, ...] = ()
-    #: What keeps the service from starting in production: a sentence each.
+    #: Reasons not to start in production, one sentence each.
     stops: tuple[str, ...] = ()
 
 
-#: Until it has read its file, a server refuses almost every question: there is no more to judge.
+#: While it loads its file a server refuses almost every command, so no other row can be judged.
 STILL_LOADING: Final = Findings(missing=("redis-loading",))
 
 
 def judge(facts: Facts, *, trusted: Collection[str]) -> Findings:
-    """Every row.
+    """Judge every row.
 
     Args:
-        facts: what was read.
-        trusted: rows that an operator vouches for: where the server hides them, or where they are
-            waivable and it shows that they do not hold.
+        facts: of one check.
+        trusted: rows that an operator vouches for: hidden ones, and waivable ones that the server
+            shows to fail.
     """
     missing: list[str] = []
     warnings: list[str] = []
@@ -66,10 +66,10 @@ def judge(facts: Facts, *, trusted: Collection[str]) -> Findings:
 
 
 def refuse_strange(names: Collection[str]) -> None:
-    """Refuse to trust what is no row, or must be seen.
+    """Refuse to trust a name that is no row, or a row that must be measured.
 
     Raises:
-        SettingsError: naming what may be trusted.
+        SettingsError: naming the rows that may be trusted.
     """
     for name in names:
         if name not in TRUSTABLE:

@@ -1,11 +1,11 @@
-"""What our user of the server must be allowed to do, and what nobody should need."""
+"""The ACL permissions that our Redis user needs, and those that it must not have."""
 
 from collections.abc import Sequence
 from typing import Final
 
 __all__ = ["EXCESSIVE", "NEEDED", "dry_runs", "refused"]
 
-#: Stands for a key of ours.
+#: Placeholder for one of our keys.
 _KEY: Final = "{key}"
 
 #: Every command that the service and its scripts send, with arguments that the server can parse.
@@ -52,7 +52,8 @@ NEEDED: Final[tuple[tuple[str, ...], ...]] = (
     ("XREADGROUP", "GROUP", "g", "c", "STREAMS", _KEY, ">"),
 )
 
-#: What would lose or change everything at once; a hand or a break-in must not find it allowed.
+#: Commands that lose or change everything at once: an operator's slip or an intruder must not be
+#: able to run them.
 EXCESSIVE: Final[tuple[tuple[str, ...], ...]] = (
     ("FLUSHALL",),
     ("KEYS", "*"),
@@ -62,7 +63,7 @@ EXCESSIVE: Final[tuple[tuple[str, ...], ...]] = (
 
 
 def dry_runs(user: str, key: str) -> list[tuple[str, ...]]:
-    """ACL DRYRUN of everything above, for this user and one of our keys."""
+    """ACL DRYRUN of every command above, for this user and one of our keys."""
     commands = [tuple(key if part == _KEY else part for part in parts) for parts in NEEDED]
     return [("ACL", "DRYRUN", user, *parts) for parts in (*commands, *EXCESSIVE)]
 
@@ -70,9 +71,9 @@ def dry_runs(user: str, key: str) -> list[tuple[str, ...]]:
 def refused(
     replies: Sequence[object],
 ) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-    """Needed commands that the dry-runs refused, and excessive ones that they did not.
+    """Needed commands that the dry runs refused, and excessive ones that they allowed.
 
-    None where the server does not let us ask.
+    None if the server denies us the dry run.
     """
     if any(not isinstance(reply, str) for reply in replies):
         return None

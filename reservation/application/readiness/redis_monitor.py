@@ -1,9 +1,9 @@
-"""Notices a Redis that lost a sale or went back in time, before anything is sold from it.
+"""Redis monitor: detects a lost sale or a stale server before a unit is sold from it.
 
-The scripts see a lost key and another epoch by themselves. What they cannot see is a server that
-came back with an older state of the right epoch: a file that lost its end, a restored backup. So
-prepares go only to a server whose sales were compared with SQL in this very life of it
-(`RedisClient.guard`), and the comparison is repeated every few seconds.
+The scripts detect a lost key and another epoch by themselves. They cannot detect a server that came
+back with an older state of the right epoch: a truncated file, a restored backup. So prepares go
+only to a server whose sales were compared with SQL since it started (`RedisClient.guard`), and the
+comparison is repeated every few seconds.
 """
 
 import asyncio
@@ -27,37 +27,36 @@ __all__ = ["RedisMonitor"]
 
 log = structlog.get_logger(__name__)
 
-#: Between two looks. With the look itself well under the 6 s in which readiness must tell.
+#: Between two rounds. With the round itself well under the 6 s in which readiness must change.
 LOOK_SECONDS: Final = 3.0
-#: Between two looks while no server is vouched for, and buyers wait.
+#: Between two rounds while no server is vouched for and buyers wait.
 HURRY_SECONDS: Final = 0.3
-#: Between two looks while SQL is away, so that what waits for it goes on at once.
+#: Between two rounds while SQL is down, for a quick recovery.
 AWAY_SECONDS: Final = 1.0
-#: How long SQL may take for one answer; each of Redis' has its own bound. The whole look has none:
-#: it would fail for good where there are too many sales for it.
+#: Time-out of one SQL answer; each Redis call has its own. The whole round has none: with too many
+#: sales it would fail for ever.
 ANSWER_SECONDS_MAX: Final = 2.5
-#: Between two writes of what this process has seen.
+#: Between two writes of this process's marks.
 MARK_SECONDS: Final = 1.0
-#: How long it may take to follow the server to another life of it: every payment that is under way
-#: is compared.
+#: Time-out of following the server to another life of it: every payment in flight is compared.
 FOLLOW_SECONDS_MAX: Final = 30.0
-#: SQL is read before Redis, and a rebuild may finish in between: what looks lost is looked at
-#: again after this long.
+#: SQL is read before Redis, and a rebuild may finish in between: an apparent loss is compared again
+#: after this delay.
 AGAIN_SECONDS: Final = 0.05
-#: What a buyer is told to wait while the server is not as it must be.
+#: The buyer's retryAfter while a precondition of prepare fails.
 RETRY_AFTER_SECONDS: Final = 5
 
 
 class RedisMonitor:
-    """One process's eye on Redis: what it must be, and what it must still have.
+    """One process's monitor of Redis: its configuration and its data.
 
     Args:
-        connections: where prepares go, once their server is vouched for.
-        losses: finds what Redis lost.
-        catalog: told which sales are closed.
-        vouches: what other processes have compared, for when SQL is away.
-        preflight: names what is missing in Redis before holds may be promised.
-        preflight_sales: likewise of single sales, but for those that it is given.
+        connections: the target of prepares, once its server is vouched for.
+        data_loss: finds losses in Redis.
+        catalog: closes and reopens sales.
+        vouches: the comparisons of other processes, used while SQL is down.
+        readiness: names the failed preconditions of a hold.
+        preflight_sales: likewise per sale, except for the sales that it is given.
     """
 
     def __init__(
@@ -75,28 +74,28 @@ class RedisMonitor:
         self._vouches = vouches
         self._readiness = readiness
         self._preflight_sales = preflight_sales
-        #: The life of the server that is vouched for here, and the epochs of SQL's last answer.
+        #: The run id vouched for by this process, and the epochs that SQL returned last.
         self._vouched: str | None = None
         self._epochs: dict[str, str] = {}
-        #: What did not answer the last look, by its name in readiness; empty where all did.
+        #: The server that did not answer the last round, by its name in readiness; else empty.
         self.away = ""
         #: Every reason that the metric has named so far.
         self._named: set[str] = set()
-        #: What is missing in Redis, by name.
+        #: The failed preconditions, by name.
         self.missing: tuple[str, ...] = ()
-        #: What is missing of single sales, by name.
+        #: The failed preconditions of single sales, by name.
         self.missing_of: Mapping[str, Sequence[str]] = {}
 
     @property
     def gaps(self) -> Mapping[str, str]:
-        """Each sale that waits for a rebuild, and what it lacks."""
+        """Each sale that waits for a rebuild, and its loss."""
         return self._catalog.closed
 
     def check(self, sale_id: str) -> None:
-        """Refuse a prepare while Redis, or this sale in it, is not as it must be.
+        """Refuse a prepare while a precondition of Redis or of this sale fails.
 
         Raises:
-            Unavailable: naming what is missing.
+            Unavailable: naming the failed preconditions.
         """
         missing = self.missing or self.missing_of.get(sale_id)
         if missing:
@@ -107,11 +106,11 @@ class RedisMonitor:
             )
 
     def wake(self) -> None:
-        """Look at once: somebody met a sale that is not the one we know."""
+        """Start a round at once: a caller met a sale with an unexpected epoch."""
         self._connections.doubted.set()
 
     async def run(self) -> None:
-        """Look, and write down what was seen, until cancelled."""
+        """Compare, and write marks, until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._look_forever())
             group.create_task(self._keep_marks())
@@ -120,7 +119,7 @@ class RedisMonitor:
         while True:
             try:
                 await self.look()
-            except Exception as error:  # loop top: who stops looking would sell from anything
+            except Exception as error:  # loop top: without the monitor stale data would be sold
                 alarm(Alarm.WORKER_BUG, loop="watch", reason=type(error).__name__)
                 log.exception("look_broke")
             pause = AWAY_SECONDS if self.away else LOOK_SECONDS
@@ -131,7 +130,7 @@ class RedisMonitor:
                     await self._connections.doubted.wait()
             except TimeoutError:
                 continue
-            # Thousands of doubts at once are one look.
+            # Thousands of doubts at once share one round.
             await asyncio.sleep(AGAIN_SECONDS)
 
     async def _keep_marks(self) -> None:
@@ -140,14 +139,14 @@ class RedisMonitor:
             try:
                 await self._data_loss.write(self._vouched or "")
             except (SQLAlchemyError, OSError) as error:
-                # The look names what is away, once.
+                # The round logs once which server is down.
                 log.debug("marks_not_written", reason=reason_of(error))
-            except Exception as error:  # loop top: with this loop the looks beside it would end
+            except Exception as error:  # loop top: its end would end the loop beside it too
                 alarm(Alarm.WORKER_BUG, loop="marks", reason=type(error).__name__)
                 log.exception("marks_broke")
 
     async def look(self) -> None:
-        """One look at everything; without effect where Redis does not answer."""
+        """Run one round; without effect if Redis does not answer."""
         self._connections.doubted.clear()
         self._data_loss.begin_look()
         try:
@@ -177,7 +176,7 @@ class RedisMonitor:
         self._show_closed()
 
     async def _do_without_sql(self, error: Exception) -> None:
-        """Go on with the sales that were compared in this life of the server, here or elsewhere."""
+        """Go on with the sales compared in this life of the server, here or by another process."""
         try:
             run_id, epochs = await self._vouches.read()
         except (StoreUnavailable, StoreUncertain) as away:
@@ -186,7 +185,7 @@ class RedisMonitor:
         if epochs is not None:
             self._vouch_for(run_id)
         elif run_id != self._vouched:
-            # Nobody has compared this life with SQL: what it has may be old.
+            # No process has compared this life with SQL: its data may be stale.
             self._catalog.go_by({})
             self._away("sql", error)
             return
@@ -201,7 +200,7 @@ class RedisMonitor:
         self._connections.vouch_for(run_id)
 
     async def _keep_vouch(self, run_id: str) -> None:
-        """Let a process that starts while SQL is away sell what was compared just now."""
+        """Let a process that starts while SQL is down sell the sales compared just now."""
         whole = {
             sale_id: epoch
             for sale_id, epoch in self._epochs.items()
@@ -213,7 +212,7 @@ class RedisMonitor:
             log.debug("vouch_not_kept", reason=reason_of(error))
 
     def _away(self, which: str, error: Exception) -> None:
-        """Nothing was compared, so what is not vouched for stays closed."""
+        """Nothing was compared, so a server not vouched for stays closed."""
         self._log_away(which, error)
         self._show_closed(which)
 
@@ -244,7 +243,8 @@ class RedisMonitor:
             old life:  A, B write ----x
             new life:                    A compares, writes?   B has seen more than A
 
-        So nobody writes before the marks of all are in SQL and were compared with what survived.
+        So no process writes before the marks of all are in SQL and were compared with the
+        surviving data.
         """
         self._vouched = None
         self._connections.distrust()
@@ -275,8 +275,8 @@ class RedisMonitor:
         self.missing_of = missing_of
 
     async def _compare_all(self) -> str | None:
-        """Close what is lost and open what is not; the server, where one and the same answered."""
-        # What was reported since the last look is read with the rest.
+        """Close lost sales and reopen sound ones; the run id, if a single server answered."""
+        # Reports since the last round are read with the rest.
         lost, run_ids = await self._data_loss.gaps()
         if lost:
             await asyncio.sleep(AGAIN_SECONDS)

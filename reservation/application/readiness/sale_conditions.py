@@ -1,4 +1,4 @@
-"""What must be true of each sale in Redis before more of it is held: its outbox, its counters."""
+"""Preconditions of a hold per sale: its outbox in Redis and its counters."""
 
 import asyncio
 from collections.abc import Collection, Sequence
@@ -18,29 +18,29 @@ from reservation.domain.states import SaleStatus
 
 __all__ = ["SALE_ROWS", "SalePreflight"]
 
-#: The rows, and what it means that one does not hold.
+#: The rows, and the meaning of a failure.
 SALE_ROWS: Final = {
     "sale-outbox": "events would not reach SQL: cut off, or passed over by their reader",
     "sale-counters": "an item's counters do not add up: a hand in the data",
 }
-#: How long SQL may take for one answer.
+#: Time-out of one SQL answer.
 ANSWER_SECONDS_MAX: Final = 2.5
 #: Sales of one round trip.
 SALES_AT_ONCE: Final = 200
-#: Sales whose counters are added up in one look; the next look goes on with the next ones. Two
-#: round trips each, so that a look stays far below its time.
+#: Sales whose counters are added up in one check; the next check continues with the next ones. Two
+#: round trips each, so that a check stays short.
 COUNTED_AT_ONCE: Final = 20
 
 
 class _Outbox(msgspec.Struct, frozen=True):
-    """A sale's stream: its first entry, and what reads it."""
+    """A sale's stream: its first entry and its consumer groups."""
 
     first: int | None
     groups: Sequence[Any]
 
 
 class SalePreflight:
-    """One process's look at the sales."""
+    """One process's health check of the sales."""
 
     def __init__(
         self, connections: RedisClient, keys: Keys, sales: SaleStore, ledger: Ledger
@@ -53,10 +53,10 @@ class SalePreflight:
         self._miscounted: set[str] = set()
 
     async def check(self, but_for: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
-        """The rows that do not hold, by sale.
+        """The failed rows, by sale.
 
         Args:
-            but_for: sales that wait for a rebuild: everything is wrong with them.
+            but_for: sales to skip: they wait for a rebuild and would fail every row.
 
         Raises:
             StoreUnavailable, StoreUncertain: the server does not answer.
@@ -66,7 +66,7 @@ class SalePreflight:
         found: dict[str, _Outbox] = {}
         for start in range(0, len(sale_ids), SALES_AT_ONCE):
             found |= await self._look(sale_ids[start : start + SALES_AT_ONCE])
-        # SQL after Redis: what was acknowledged there is written here.
+        # SQL after Redis: events acknowledged there are written here.
         async with asyncio.timeout(ANSWER_SECONDS_MAX):
             heads = await self._ledger.heads()
         rows: dict[str, tuple[str, ...]] = {
@@ -74,14 +74,14 @@ class SalePreflight:
             for sale_id, outbox in found.items()
             if sale_id in heads and not _flows(outbox, heads[sale_id].seq)
         }
-        # One that SQL does not know yet is not ours to judge: it is being made.
+        # A sale that SQL does not know yet is being created and is not judged.
         await self._count([sale_id for sale_id in found if sale_id in heads])
         for sale_id in self._miscounted:
             rows[sale_id] = (*rows.get(sale_id, ()), "sale-counters")
         return rows
 
     async def _look(self, sale_ids: Sequence[str]) -> dict[str, _Outbox]:
-        """The outboxes of those sales that are not over: nothing more is held of the others."""
+        """The outboxes of the sales that are not over: the others take no more holds."""
         commands: list[tuple[str | int, ...]] = []
         for sale_id in sale_ids:
             names = self._keys.of(sale_id)
@@ -104,7 +104,7 @@ class SalePreflight:
             self._counted = 0
         some = sale_ids[self._counted : self._counted + COUNTED_AT_ONCE]
         self._counted += COUNTED_AT_ONCE
-        # Those that did not add up are looked at each time, so that none stays closed for long.
+        # Sales that did not add up are checked each time, so that none stays closed for long.
         for sale_id in {*some, *self._miscounted}:
             if await self._adds_up(sale_id):
                 self._miscounted.discard(sale_id)
@@ -117,7 +117,7 @@ class SalePreflight:
         except (BrokenInvariant, ValueError):
             return False  # Not even numbers, or no hash.
         if counters is None:
-            return True  # It left between two looks.
+            return True  # It was removed between two reads.
         return all(
             total == available + held + sold and min(available, held, sold) >= 0
             for total, available, held, sold in counters.stocks.values()
@@ -125,7 +125,7 @@ class SalePreflight:
 
 
 def _shown(reply: Any) -> Any:
-    """A reply; None where no such key is there, or something else under its name."""
+    """A reply; None if the key is missing or has another type."""
     return None if isinstance(reply, UnexpectedReply) else good(reply)
 
 
@@ -137,15 +137,15 @@ def _is_over(head: Sequence[str | None] | None, now_ms: int) -> bool:
 
 
 def _flows(outbox: _Outbox, flushed: int) -> bool:
-    """Whether every event that SQL lacks is still in the stream and will be given to its reader."""
+    """Whether every event that SQL lacks is still in the stream and will be delivered."""
     if outbox.first is None or outbox.first > flushed + 1:
-        # A sale that is just being made has no event yet.
+        # A sale that is just being created has no event yet.
         return outbox.first is None and flushed == 0
     for group in map(as_mapping, outbox.groups):
         if group["name"] == GROUP:
             passed = _seq(group["last-delivered-id"]) - int(group["pending"])
             return passed <= flushed
-    # A new sale's group is made by its first flush.
+    # The first flush of a new sale creates its group.
     return flushed == 0
 
 

@@ -1,4 +1,4 @@
-"""Refuses to start with a Redis or a database that must not be used."""
+"""Startup checks: refuse to start with an unfit Redis or database."""
 
 import asyncio
 from typing import Final
@@ -18,16 +18,15 @@ __all__ = ["is_answered", "refuse_unfit_sql"]
 
 log = structlog.get_logger(__name__)
 
-#: How long one look may take: then the server is as good as away, and looked at again.
+#: Time-out of one check; after it the server counts as down and is checked again.
 ANSWER_SECONDS_MAX: Final = 2.5
 
 
 async def is_answered(settings: Settings) -> bool:
-    """Whether the server could be looked at; in development nobody looks here.
+    """Whether the server could be checked; skipped in development.
 
     Raises:
-        SettingsError: it must not be started with this server, a line for each reason; or what is
-            trusted is no row.
+        SettingsError: the server is unfit, one line per reason; or a trusted name is no row.
     """
     clock = SystemClock()
     connections = RedisClient(settings.redis_url, clock=clock)
@@ -48,10 +47,10 @@ async def is_answered(settings: Settings) -> bool:
 
 
 async def refuse_unfit_sql(settings: Settings) -> None:
-    """Refuse a PostgreSQL that must not be used; one that does not answer is waited for.
+    """Refuse an unfit PostgreSQL; one that does not answer is waited for.
 
     Raises:
-        SettingsError: naming what is wrong with it.
+        SettingsError: naming the reason.
     """
     if not settings.database_url.startswith("postgres"):
         return
