@@ -1,15 +1,15 @@
 """Rebuild: a sale that Redis lost, or has in an older state than SQL, is restored from SQL.
 
-    new epoch in SQL        whoever writes under the old one is refused from now on
-    save what survived      events that Redis still has and SQL lacks, as far as they follow
-    fence off               Redis has the sale's settings, under an epoch that only we know
+    new epoch in SQL        writes under the old one are refused from now on
+    save the survivors      events that Redis still has and SQL lacks, as far as they follow
+    fence off               Redis has the sale's settings, under an epoch known only to this rebuild
     clear, restore          items, orders, deadlines, payments under way, buyers
     begin the outbox        `rebuilt`, right behind the last event that SQL has
-    claim                   payments that were asked for and whose end SQL does not know; an order
-                            that SQL does not have either is made again from its intent
+    claim                   payments with an intent and without an end in SQL; an order that SQL
+                            lacks too is made again from its intent
     hand over               the new epoch in Redis: the sale sells again
 
-It may die anywhere and be run again: until the last step the sale is `recovering` for everybody.
+It may crash anywhere and be run again: until the last step the sale is `recovering`.
 """
 
 import secrets
@@ -55,35 +55,35 @@ log = structlog.get_logger(__name__)
 
 #: Orders read from SQL at once: about 3 MB.
 PAGE_ORDERS: Final = 2_000
-#: Fresh starts where a flusher still wrote to SQL what it had read before the loss: one batch.
+#: Restarts while a flusher still writes the batch that it read before the loss.
 ROUNDS_MAX: Final = 5
-#: Events of one batch that are saved from Redis: as many as the flusher takes.
+#: Events of one batch saved from Redis: as many as the flusher takes.
 SURVIVORS_AT_ONCE: Final = 1_000
-#: What no epoch in SQL looks like.
+#: Prefix that no epoch in SQL has.
 _OURS: Final = "restoring:"
 
 
 class NotLost(Exception):
-    """Redis has the sale as SQL knows it, and more: a rebuild would lose what SQL lacks."""
+    """Redis is ahead of SQL: a rebuild would lose the events that SQL lacks."""
 
 
 class RebuildReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What a rebuild did."""
+    """The result of a rebuild."""
 
     sale_id: str
-    #: False where Redis already had the sale as SQL has it.
+    #: False if Redis already had the sale as SQL has it.
     rebuilt: bool
-    #: What was wrong.
+    #: The loss.
     why: str = ""
     epoch: str = ""
     #: The last event that SQL had.
     seq: int = 0
     orders: int = 0
-    #: Orders whose payment had been asked for under a claim that SQL never got.
+    #: Orders whose payment was requested under a claim that SQL never got.
     claimed: tuple[str, ...] = ()
     #: Payments without an order that were given back at the PG, by order.
     given_back: tuple[str, ...] = ()
-    #: Those about which the PG could not tell yet: run the rebuild again.
+    #: Payments whose outcome at the PG is still unknown: run the rebuild again.
     undecided: tuple[str, ...] = ()
 
 
@@ -140,8 +140,8 @@ class Rebuild:
         Args:
             sale_id: the sale.
             operator: who asks for it, for the record.
-            force: even where Redis has lost nothing; events that SQL lacks are given up.
-            tell: told how many orders of how many are restored.
+            force: rebuild even without a loss; events that SQL lacks are discarded.
+            tell: called with the number of restored orders and the total.
 
         Raises:
             SaleNotFound: SQL does not know it.
@@ -153,7 +153,7 @@ class Rebuild:
             raise SaleNotFound
         why, found = await self._data_loss.gap_of(sale_id, head)
         if why is None and not force:
-            # Also where Redis is ahead: what a rebuild could not place waits for a second look.
+            # Also if Redis is ahead: a payment that a rebuild could not place needs a retry.
             given_back, undecided = await self._orphans.of(sale_id)
             ahead = found.seq - head.seq if found else 0
             if ahead > 0 and not given_back and not undecided:
@@ -185,9 +185,9 @@ class Rebuild:
         )
 
     async def _save_survivors(self, sale_id: str, after_seq: int) -> None:
-        """Bring to SQL what Redis has beyond it: holds and payments that were not lost.
+        """Write to SQL the events that only Redis has: holds and payments that were not lost.
 
-        What does not follow from SQL's last event stays out, as it would with the flusher.
+        Events that do not follow SQL's last event stay out, as with the flusher.
         """
         while events := await self._outbox.after(sale_id, after_seq, SURVIVORS_AT_ONCE):
             outcome = await self._ledger.apply(sale_id, events)
@@ -199,7 +199,7 @@ class Rebuild:
     async def _restore_all(
         self, sale_id: str, epoch: str, operator: str, tell: Callable[[int, int], None]
     ) -> tuple[_Plan, int]:
-        """Everything up to the outbox; again where SQL moved on meanwhile."""
+        """Restore everything up to the outbox; again if SQL advanced meanwhile."""
         for _ in range(ROUNDS_MAX):
             plan = await self._fenced_off(sale_id, epoch)
             await self._restorer.clear(sale_id, epoch=plan.ours)
@@ -213,13 +213,13 @@ class Rebuild:
         raise NotLost(f"{sale_id}: events still come to SQL; is another Redis in use?")
 
     async def _fenced_off(self, sale_id: str, epoch: str) -> _Plan:
-        """What is to be restored; from here on nobody else changes the sale in Redis.
+        """Fence the sale off and plan its restore: no other process can change it in Redis now.
 
         Raises:
-            SaleRecovering: SQL vouches for another rebuild's epoch by now: that one goes on.
+            SaleRecovering: SQL has the epoch of another rebuild by now: that one goes on.
         """
         for _ in range(ROUNDS_MAX):
-            # Read before SQL is: who comes in between is seen by one of the two.
+            # Read before SQL: a rebuild that begins in between is seen by one of the two.
             standing = await self._restorer.epoch(sale_id)
             plan = await self._plan(sale_id, epoch)
             if plan.head.epoch != epoch:
@@ -295,8 +295,8 @@ class Rebuild:
             case Status.HELD | Status.PREPARED:
                 writes.zadd(names.deadlines, row.order_id, row.expires_at_ms)
             case Status.CONFIRMING:
-                # Whoever had the lease writes under the old epoch, and is refused: the settler
-                # asks the PG at once.
+                # The lease holder writes under the old epoch and is refused: the settler asks the
+                # PG at once.
                 writes.zadd(names.confirming, row.order_id, row.updated_at_ms)
             case Status.AWAITING_DEPOSIT:
                 writes.zadd(names.deposits, row.order_id, row.due_at_ms or row.expires_at_ms)
@@ -307,7 +307,7 @@ class Rebuild:
         names = self._keys.of(plan.sale_id)
         writes = Writes()
         after = ""
-        # A buyer of several pages is written with each, and alike.
+        # A buyer on several pages is written with each, with the same counts.
         while rows := await self._ledger.live_orders(
             plan.sale_id, statuses={*HOLDING, *PAID}, after=after, limit=PAGE_ORDERS
         ):

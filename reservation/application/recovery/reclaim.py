@@ -1,4 +1,4 @@
-"""Payments whose claim was lost, claimed again while their sale is rebuilt."""
+"""Reclaim: claims payments again whose claim was lost, while their sale is rebuilt."""
 
 import msgspec
 import structlog
@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 
 class Reclaim:
-    """Takes orders whose payment was asked for back to CONFIRMING, behind a rebuild's own epoch."""
+    """Takes orders with a requested payment back to CONFIRMING, under a rebuild's own epoch."""
 
     def __init__(self, restorer: SaleWriter, store: ReservationStore, ledger: Ledger) -> None:
         self._restorer = restorer
@@ -27,16 +27,16 @@ class Reclaim:
         self._ledger = ledger
 
     async def reclaim(self, sale_id: str, epoch: str) -> tuple[list[str], list[UnmetIntent]]:
-        """Take orders whose payment was asked for back to CONFIRMING, for the settler to decide.
+        """Take orders with a requested payment back to CONFIRMING, for the settler to decide.
 
         Returns:
-            Those that were, and the intents that cannot be served: there is no stock or no order
-            any more, or the order has another payment.
+            Their order ids, and the intents that cannot be served: the stock or the order is gone,
+            or the order has another payment.
         """
         claimed: list[str] = []
         unplaced: list[UnmetIntent] = []
         for intent in await self._ledger.unmet_intents(sale_id):
-            # Read now: of two payments of one order the later one was claimed in the round before.
+            # Read now: of two payments of one order the previous iteration may have claimed one.
             order = await self._order_of(epoch, intent)
             if is_under_way(intent, order):
                 continue
@@ -47,13 +47,13 @@ class Reclaim:
         return claimed, unplaced
 
     async def _order_of(self, epoch: str, intent: UnmetIntent) -> Reservation | None:
-        """The order of an intent, made again where neither Redis nor SQL has it."""
+        """The order of an intent, made again if neither Redis nor SQL has it."""
         found = await self._store.read(intent.order_id)
         if found is not None:
             return found
         row = await self._ledger.order(intent.order_id)
         if row is not None:
-            # It has ended long ago and is not kept in Redis any more.
+            # It ended long ago and is no longer kept in Redis.
             return as_reservation(row)
         if intent.reservation is None:
             return None

@@ -1,11 +1,11 @@
-"""Repair: what the audit names is put right from the events, which are what everybody agreed to.
+"""Repair: restores damaged records of a sale from its events, the source of truth.
 
-    hold still    Redis has the sale under an epoch that only we know: no script changes it
-    drain         every event of its outbox goes to SQL, so that nothing is lost by what follows
+    freeze        Redis has the sale under an epoch known only to this repair: no script changes it
+    drain         every event of its outbox goes to SQL, so that the next step loses nothing
     restore       the sale is rebuilt from SQL, every record of it, and sells again
-    audit         what is still wrong is no matter of records: money, or a broken chain
+    audit         the remaining problems are not about records: money, or a broken chain
 
-It may die anywhere: then the sale is `recovering` for everybody, and `rebuild` ends it.
+It may crash anywhere: then the sale is `recovering`, and `rebuild` completes it.
 """
 
 import secrets
@@ -26,23 +26,23 @@ __all__ = ["NotDrained", "Repair", "RepairReport"]
 
 log = structlog.get_logger(__name__)
 
-#: What no epoch in SQL looks like.
+#: Prefix that no epoch in SQL has.
 _OURS: Final = "repairing:"
 
 
 class NotDrained(Exception):
-    """SQL does not take an event of the sale: a repair would lose what comes after it."""
+    """SQL does not take an event of the sale: a repair would lose the events after it."""
 
 
 class RepairReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What a repair found and did."""
+    """The result of a repair."""
 
     sale_id: str
-    #: What the audit named before.
+    #: The audit's problems before.
     problems: tuple[str, ...]
-    #: Whether anything was done.
+    #: Whether the sale was rebuilt.
     repaired: bool
-    #: What it names now; the same where nothing was done.
+    #: The audit's problems now; the same ones if nothing was done.
     left: tuple[str, ...]
     #: Orders that were restored.
     orders: int = 0
@@ -62,17 +62,17 @@ class Repair:
     async def run(
         self, sale_id: str, *, operator: str, drain: Callable[[str], Awaitable[None]] | None
     ) -> RepairReport:
-        """Audit a sale, and put it right.
+        """Audit a sale and repair it.
 
         Args:
             sale_id: the sale.
             operator: who asks for it, for the record.
-            drain: brings every event of the sale to SQL; None only tells what is wrong.
+            drain: writes every event of the sale to SQL; None for an audit without a repair.
 
         Raises:
-            SaleNotFound: nobody knows it.
+            SaleNotFound: neither Redis nor SQL knows it.
             SaleRecovering: it is lost, not damaged: it waits for a rebuild.
-            NotDrained: SQL does not take all of it. The sale goes on as it was.
+            NotDrained: SQL does not take every event. The sale goes on as it was.
         """
         problems = (await self._audit.run(sale_id)).problems
         if not problems or drain is None:
@@ -104,7 +104,7 @@ class Repair:
                     f"{sale_id} --force` gives up what comes after it"
                 )
         except BaseException:
-            # Damaged as it was, and open as it was; a rebuild that has begun meanwhile keeps it.
+            # Reopen the sale, damaged as it was; a rebuild that has begun meanwhile keeps it.
             with suppress(SaleRecovering):
                 await self._restorer.fence_off(sale_id, {}, epoch=head.epoch, instead_of=ours)
             raise
