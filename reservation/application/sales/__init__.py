@@ -1,1 +1,1 @@
-"""Sales: definition, catalog and explanation."""
+"""Sales: catalog, listing and administration."""

@@ -1,7 +1,7 @@
-"""The sales that this process knows: each one's settings, and the epoch that SQL vouches for.
+"""Catalog: this process's cache of the sales, their settings and the epoch that SQL vouches for.
 
-SQL says which sales exist and in which epoch; Redis says how they stand. A sale that SQL knows and
-Redis does not, or knows in another epoch, was lost: it is `recovering` until it is rebuilt.
+SQL has the sales and their epochs; Redis has their state. A sale that Redis lacks or has in another
+epoch than SQL was lost: it is `recovering` until it is rebuilt.
 """
 
 import asyncio
@@ -23,10 +23,10 @@ __all__ = ["CachedSale", "Catalog"]
 
 log = structlog.get_logger(__name__)
 
-#: How old a sale's settings may be where only names and defaults are taken from them; what is
-#: decided on (price, window, limits) the scripts read themselves.
+#: Maximum age of cached settings, which supply only names and defaults; the scripts themselves read
+#: those that decide (price, window, limits).
 FRESH_SECONDS: Final = 1.0
-#: What a buyer of a sale that waits for its rebuild is told to wait.
+#: The buyer's retryAfter for a sale that waits for its rebuild.
 RECOVERING_SECONDS: Final = 5
 
 
@@ -39,35 +39,35 @@ class CachedSale(msgspec.Struct, frozen=True):
 
 
 class Catalog:
-    """Sales by id, kept for a second."""
+    """Cache of sales by id, fresh for a second."""
 
     def __init__(self, sales: SaleStore, ledger: Ledger, *, clock: Clock) -> None:
         self._sales = sales
         self._ledger = ledger
         self._clock = clock
         self._known: dict[str, CachedSale] = {}
-        #: Of every sale, as SQL had it when it was last asked.
+        #: The epoch of every sale, as of the last read of SQL.
         self._epochs: dict[str, str] = {}
-        #: Sales whose epoch SQL has to be asked for again.
+        #: Sales whose epoch must be read from SQL again.
         self._forgotten: set[str] = set()
-        #: Whether SQL was asked for all sales since the start.
+        #: Whether all sales were read from SQL since the start.
         self._complete = False
         self._completing: asyncio.Task[None] | None = None
         self._refreshing: dict[str, asyncio.Task[CachedSale]] = {}
-        #: While SQL is away: the epochs to go by, of the sales that were compared with it.
+        #: Substitute epochs while SQL is down, of the sales that were compared with it.
         self._instead: Mapping[str, str] | None = None
-        #: Sales that Redis lost or has in an older state than SQL, and what is missing.
+        #: Sales that Redis lost or has in an older state than SQL, and their loss.
         self.closed: dict[str, str] = {}
 
     def close(self, sale_id: str, gap: str) -> bool:
-        """Let nobody have the sale until it is rebuilt; whether it was open."""
+        """Close the sale until it is rebuilt; whether it was open."""
         was_open = sale_id not in self.closed
         self.closed[sale_id] = gap
         self.forget(sale_id)
         return was_open
 
     def go_by(self, epochs: Mapping[str, str] | None) -> None:
-        """Take these for what SQL would answer, or ask SQL again.
+        """Use these epochs in place of SQL, or go back to SQL.
 
         Args:
             epochs: of the sales that were compared with SQL in this life of the server; None once
@@ -76,7 +76,7 @@ class Catalog:
         self._instead = epochs
 
     def reopen(self, sale_id: str) -> None:
-        """Redis has the sale again as SQL knows it."""
+        """Open the sale again: Redis has it as SQL knows it."""
         if self.closed.pop(sale_id, None) is not None:
             self.forget(sale_id)
 
@@ -86,7 +86,7 @@ class Catalog:
         Raises:
             SaleNotFound: SQL does not know it.
             SaleRecovering: Redis does not have it as SQL knows it.
-            Unavailable: neither can be asked.
+            Unavailable: neither answers.
         """
         if sale_id in self.closed:
             raise SaleRecovering(retryAfter=RECOVERING_SECONDS)
@@ -98,7 +98,7 @@ class Catalog:
         return known
 
     def at_hand(self, sale_id: str) -> CachedSale | None:
-        """What `get` answers without waiting, or None where it would wait or refuse."""
+        """The cached answer of `get`, or None if `get` would wait or refuse."""
         known = self._known.get(sale_id)
         if known is None or sale_id in self.closed:
             return None
@@ -107,42 +107,42 @@ class Catalog:
         return known
 
     async def fresh(self, sale_id: str) -> CachedSale:
-        """The sale as it stands now, after everything that was done before this call.
+        """The sale now, after every change that finished before this call.
 
-        Raises what `get` does.
+        Raises as `get` does.
         """
         if sale_id in self.closed:
             raise SaleRecovering(retryAfter=RECOVERING_SECONDS)
         running = self._refreshing.get(sale_id)
         if running is not None:
-            # It may have read before we came. Every caller since then shares the next one.
+            # It may have read before this call. Every caller since then shares the next one.
             await asyncio.wait({running})
         return await self._refresh(sale_id)
 
     async def knows(self, sale_id: str) -> bool:
-        """Whether there is such a sale, in whatever state.
+        """Whether there is such a sale, in any state.
 
         Raises:
-            Unavailable: neither Redis nor SQL can be asked.
+            Unavailable: neither Redis nor SQL answers.
         """
         if sale_id in self._known or sale_id in self.closed:
             return True
         return await self._epoch(sale_id) is not None
 
     def forget(self, sale_id: str) -> None:
-        """Ask SQL and Redis again next time: a script found the epoch to be another."""
+        """Invalidate the sale: a script found another epoch."""
         self._known.pop(sale_id, None)
         if self._epochs.pop(sale_id, None) is not None:
             self._forgotten.add(sale_id)
 
     def learn(self, sale_id: str, epoch: str) -> None:
-        """Take the epoch that SQL has just been given, or has just answered."""
+        """Cache the epoch that SQL has just stored or returned."""
         self._known.pop(sale_id, None)
         self._forgotten.discard(sale_id)
         self._epochs[sale_id] = epoch
 
     def learn_all(self, epochs: Mapping[str, str]) -> None:
-        """Take in which sales SQL has; what is known of one is newer and stays."""
+        """Cache the epochs of all sales of SQL; an epoch already cached is newer and stays."""
         for sale_id, epoch in epochs.items():
             if sale_id not in self._forgotten:
                 self._epochs.setdefault(sale_id, epoch)
@@ -190,8 +190,8 @@ class Catalog:
             epoch = self._epochs.get(sale_id)
         if epoch is not None:
             return epoch
-        # SQL is asked for one sale at a time, and never for an id that is made up: a sale that was
-        # made since SQL was asked for all of them stands in Redis.
+        # SQL is queried for one sale at a time, and never for a made-up id: a sale created since
+        # all sales were read from SQL exists in Redis.
         try:
             if sale_id not in self._forgotten and not await self._sales.stands(sale_id):
                 return None

@@ -1,4 +1,4 @@
-"""The list of sales, page by page, from one snapshot that all who ask share."""
+"""Paginated list of sales from one snapshot shared by all requests."""
 
 import asyncio
 from bisect import bisect_right
@@ -23,28 +23,28 @@ log = structlog.get_logger(__name__)
 
 #: Sales of one page.
 PAGE_MAX: Final = 100
-#: How old the snapshot may be.
+#: Maximum age of the snapshot.
 FRESH_SECONDS: Final = 1.0
-#: How long a cursor is good: somebody turns the pages.
+#: Maximum age of a cursor: people page slowly.
 CURSOR_MS_MAX: Final = 3_600_000
-#: How far two processes may see Redis' clock apart.
+#: Maximum skew between two processes' views of Redis' clock.
 SKEW_MS_MAX: Final = 5_000
-#: Orders of one snapshot that are kept: the walks that begin within some seconds share one.
+#: Cached orderings of one snapshot: walks that begin in the same second share one.
 ORDERS_KEPT_MAX: Final = 8
 
-#: Where a sale stands in the list: its group, its key within that, its id.
+#: A sale's sort key in the list: its group, its key within that, its id.
 _Place = tuple[int, int, str]
 
 
 class SalePage(msgspec.Struct, frozen=True):
-    """Some sales, and the cursor that leads on; None at the end."""
+    """One page of sales and the cursor of the next; None on the last page."""
 
     sales: list[Sale]
     next_cursor: str | None
 
 
 class _Cursor(msgspec.Struct, frozen=True, array_like=True):
-    """The last place of a page, and the instant by which the whole walk orders."""
+    """The last sort key of a page, and the instant by which the whole walk orders."""
 
     at_ms: int
     group: int
@@ -53,13 +53,13 @@ class _Cursor(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SaleList:
-    """All sales of Redis, read again at most once a second, whoever asks and how often.
+    """Snapshot of all sales in Redis, refreshed at most once a second under any load.
 
-    Of a sale that did not change since the last time only its head is read.
+    A refresh reads only the head of a sale that has not changed.
 
     Args:
-        store: where the sales are.
-        clock: tells how old the snapshot is.
+        store: reads the sales.
+        clock: measures the age of the snapshot.
     """
 
     def __init__(self, store: SaleStore, *, clock: Clock) -> None:
@@ -73,20 +73,20 @@ class SaleList:
         self._reading: asyncio.Task[None] | None = None
 
     async def page(self, cursor: str | None, limit: int, *, now_ms: int) -> SalePage:
-        """The next sales: live ones first, then those to come, then those that are over.
+        """The next sales: live ones first, then upcoming ones, then those that are over.
 
         Args:
-            cursor: where the page before ended; None for the first one.
-            limit: how many at most.
+            cursor: the end of the previous page; None for the first one.
+            limit: maximum number of sales.
             now_ms: by the server's clock.
 
         Raises:
-            MalformedRequest: the cursor is none of ours, or an hour old.
+            MalformedRequest: the cursor is not one of ours, or older than an hour.
             Unavailable: Redis does not answer.
         """
         after = _parsed(cursor, now_ms) if cursor is not None else None
         await self._refresh()
-        # One instant orders a whole walk: a sale that opens meanwhile is not passed over.
+        # One instant orders a whole walk: a sale that opens meanwhile is not skipped.
         at_ms = after.at_ms if after else now_ms - now_ms % 1000
         order = self._ordered(at_ms)
         start = 0
@@ -101,9 +101,9 @@ class SaleList:
         )
 
     def expire(self) -> None:
-        """Read again for the next caller: a sale was changed here."""
+        """Invalidate the snapshot: a sale was changed here."""
         self._read_at = float("-inf")
-        # One under way may have read before the change.
+        # A refresh in flight may have read before the change.
         self._reading = None
 
     async def _refresh(self) -> None:
@@ -132,7 +132,7 @@ class SaleList:
             if mine:
                 self._reading = None
         if not mine:
-            # A later reading has begun, and shows at least as much.
+            # A later refresh has begun and is at least as fresh.
             return
         sales = {sale_id: sale for sale_id, sale in self._sales.items() if sale_id in heads}
         for sale_id, sale in found.items():
@@ -174,7 +174,7 @@ def _place(sale: Sale, at_ms: int) -> _Place:
 
 
 def _unfit(sale: Sale | None) -> str:
-    """Why a sale cannot be shown; empty where it can, or is gone."""
+    """The reason why a sale cannot be shown; empty if it can be, or is gone."""
     if sale is None:
         return ""
     for at_ms in (sale.opens_at_ms, sale.closes_at_ms):

@@ -1,4 +1,4 @@
-"""The operator's changes of a sale: create, update, restock, pause, resume, close."""
+"""Administration of sales: create, update, restock, pause, resume, close."""
 
 import asyncio
 import hashlib
@@ -30,16 +30,16 @@ from reservation.domain.states import SaleStatus
 
 __all__ = ["SaleAdministration"]
 
-#: A creation that began longer ago has come to Redis or never will: its call is refused there
-#: after five seconds.
+#: A creation older than this has reached Redis or never will: its call is refused there after five
+#: seconds.
 CREATION_SECONDS_MAX: Final = 10
-#: How often a creation that another process has begun is looked for, and between two looks.
+#: Polls for a creation that another process has begun, and the pause between two.
 CREATION_LOOKS_MAX: Final = 10
 CREATION_LOOK_SECONDS: Final = 0.05
 
 
 class SaleAdministration:
-    """Creates and changes sales; each change is an event with who did it and why."""
+    """Creates and changes sales; each change is an event with its operator and reason."""
 
     def __init__(
         self,
@@ -64,10 +64,10 @@ class SaleAdministration:
     async def put(
         self, sale_id: str, change: SaleDefinition, *, if_match: str | None, operator: str
     ) -> tuple[Sale, bool]:
-        """Create or update a sale; the sale, and whether it is new.
+        """Create or update a sale; returns the sale and whether it is new.
 
         Args:
-            if_match: the `Sale.etag` that the operator read; needed to update, absent to create.
+            if_match: the `Sale.etag` that the operator read; required to update, None to create.
 
         Raises:
             InvalidSale, TotalTooLow, PreconditionRequired, PreconditionFailed, SaleRecovering.
@@ -92,7 +92,7 @@ class SaleAdministration:
         return await self._changed(sale_id), False
 
     async def _changed(self, sale_id: str) -> Sale:
-        """The sale after a change: read anew, here and for the list."""
+        """The sale after a change, read past the caches of the catalog and the list."""
         self._list.expire()
         return (await self._catalog.fresh(sale_id)).sale
 
@@ -103,7 +103,7 @@ class SaleAdministration:
             return None
 
     async def _create(self, sale_id: str, change: SaleDefinition, operator: str) -> None:
-        # SQL first: from then on a sale that Redis has lost is noticed, never made anew.
+        # SQL first: from then on a sale that Redis loses is detected, never created again.
         epoch, made = await self._ledger.register_sale(
             sale_id,
             msgspec.json.encode(change).decode(),
@@ -116,7 +116,7 @@ class SaleAdministration:
         await self._put(sale_id, change, epoch=epoch, version=0, leaving=[], operator=operator)
 
     async def _wait_for_creation(self, sale_id: str) -> None:
-        """Wait for another process' creation of the same sale.
+        """Wait for another process's creation of the same sale.
 
         Raises:
             SaleRecovering: it does not reach Redis, or was lost there.
@@ -130,9 +130,9 @@ class SaleAdministration:
     async def _create_again(self, sale_id: str, change: SaleDefinition, operator: str) -> bool:
         """Finish a creation that reached SQL and never Redis; whether this was one.
 
-        It may have reached Redis and been lost with all that was held in its first moments: the
-        new epoch makes the tokens of such a life `hold_lost`. An event or an intent in SQL shows
-        that it began, and then only a rebuild may bring it back.
+        It may have reached Redis and been lost together with its first holds: the new epoch makes
+        the tokens of those holds `hold_lost`. An event or an intent in SQL shows that the sale
+        began; then only a rebuild may restore it.
         """
         document = msgspec.json.encode(change).decode()
         made_before_ms = self._clock.now_ms() - CREATION_SECONDS_MAX * 1000
@@ -148,7 +148,7 @@ class SaleAdministration:
     async def _repeat_of_create(
         self, sale_id: str, known: CachedSale, change: SaleDefinition, operator: str
     ) -> None:
-        # The very same creation again is a repeat after a lost reply; anything else needs If-Match.
+        # An identical creation is a retry after a lost reply; anything else needs If-Match.
         if known.sale.version != 1:
             raise PreconditionRequired
         await self._put(
@@ -159,7 +159,7 @@ class SaleAdministration:
         self, sale_id: str, known: CachedSale, change: SaleDefinition, if_match: str, operator: str
     ) -> None:
         version, _, epoch = if_match.removeprefix("v").partition(".")
-        # Versions are counted anew where a rebuild did not get all of them.
+        # Versions restart if a rebuild did not get all of them.
         if epoch != known.epoch[:ETAG_EPOCH_CHARS] or not version.isdecimal():
             raise PreconditionFailed
         wanted = {item.sku for item in change.items}
@@ -204,7 +204,7 @@ class SaleAdministration:
         idempotency_key: str,
         operator: str,
     ) -> Sale:
-        """Add units of an item, or withdraw units that nobody holds; idempotent by key."""
+        """Add units of an item, or withdraw available units; idempotent by key."""
         known = await self._catalog.get(sale_id)
         digest = restock_digest_of(sku, delta, reason)
         operation = hashlib.sha256(idempotency_key.encode()).hexdigest()[:32]
