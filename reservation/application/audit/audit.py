@@ -1,4 +1,4 @@
-"""The audit: what must agree in Redis, in SQL and with the PG, and what does not by name."""
+"""Audit: reconciliation of Redis, SQL and the PG; every mismatch is named."""
 
 from typing import Final
 
@@ -12,7 +12,7 @@ from reservation.domain.errors import BrokenInvariant
 
 __all__ = ["Audit", "AuditReport", "SkuAudit"]
 
-#: What a hash raises that is not as the scripts wrote it: a hand or a disk was there.
+#: Raised by a hash that the scripts did not write: a manual edit or a disk error.
 _UNREADABLE: Final = (BrokenInvariant, KeyError, ValueError, msgspec.MsgspecError)
 
 
@@ -32,7 +32,7 @@ class Audit:
 
         Raises:
             SaleNotFound: neither Redis nor SQL knows it.
-            Unavailable: the outbox was trimmed under the audit's feet each time.
+            Unavailable: the outbox was trimmed during every attempt.
         """
         spoilt: tuple[str, ...] = ()
         try:
@@ -41,7 +41,7 @@ class Audit:
                 return report
             problems = (*report.problems, *await self._orders.compare(sale_id))
         except _UNREADABLE as error:
-            # The records tell which key it is; nothing else can be said of the sale.
+            # The record audit names the key; the rest of the sale cannot be audited.
             spoilt = (f"what Redis has of the sale cannot be read: {error!r}",)
             report, problems = self._nothing(), ()
         problems = (*spoilt, *problems, *await self._records.compare(sale_id))

@@ -1,8 +1,8 @@
-"""Redis' counters at one instant against the fold of every event up to that instant.
+"""Counter audit: Redis' counters at one instant against the fold of every event up to it.
 
-The counters are read atomically together with the number of the last event. SQL gives the fold of
-the events that it has; the rest is folded here from the outbox. Nothing holds Redis for longer
-than one small script, however many orders the sale has.
+The counters are read atomically with the number of the last event. SQL supplies the fold of its
+events; the rest is folded here from the outbox. Redis is never blocked for longer than one small
+script, for any number of orders.
 """
 
 from collections.abc import Iterable
@@ -22,14 +22,14 @@ __all__ = ["AuditReport", "CounterAudit", "SkuAudit"]
 
 #: Events read at once: a reply of about 3 MB.
 PAGE_EVENTS: Final = 5_000
-#: Events that one audit reads from the outbox; further behind than that, SQL is the problem.
+#: Events that one audit reads from the outbox; a longer lag is a problem of SQL.
 TAIL_EVENTS_MAX: Final = 2_000_000
-#: Reads that raced with a trim of the outbox: the next one sees SQL's newer state.
+#: Attempts that lose the race with a trim of the outbox: the next one sees SQL's newer state.
 ROUNDS_MAX: Final = 5
 
 
 class SkuAudit(msgspec.Struct, frozen=True, kw_only=True):
-    """One item: Redis' counters, and whether the events give the same."""
+    """One item: Redis' counters, and whether the events agree."""
 
     sku: str
     total: int
@@ -42,18 +42,18 @@ class SkuAudit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AuditReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What the audit found."""
+    """The result of an audit."""
 
     ok: bool
     checked_at_ms: int
-    #: Events that SQL does not have yet: late, not wrong.
+    #: Events that SQL does not have yet: a lag, not an error.
     lag: int
     skus: tuple[SkuAudit, ...]
     problems: tuple[str, ...]
 
 
 class _Fold:
-    """The counters that the events give."""
+    """The counters folded from the events."""
 
     def __init__(self) -> None:
         self.skus: dict[str, dict[str, int]] = {}
@@ -88,10 +88,10 @@ def _counter(status: Status | None) -> str:
 
 
 class _OrderData(msgspec.Struct):
-    """What the fold reads of an order's event."""
+    """The fields of an order's event that the fold uses."""
 
     to: Status
-    #: Empty for what begins an order.
+    #: Empty for an order's first event.
     came_from: str = msgspec.field(name="from", default="")
     items: list[tuple[str, int, int]] = []
     restock: bool = True
@@ -112,7 +112,7 @@ class _RestockData(msgspec.Struct):
 
 
 class CounterAudit:
-    """Checks sales."""
+    """Audits the counters of sales."""
 
     def __init__(
         self, sales: SaleStore, ledger: Ledger, outbox: RedisOutbox, *, clock: Clock
@@ -127,7 +127,7 @@ class CounterAudit:
 
         Raises:
             SaleNotFound: neither Redis nor SQL knows it.
-            Unavailable: the outbox was trimmed under the audit's feet each time.
+            Unavailable: the outbox was trimmed during every attempt.
         """
         for _ in range(ROUNDS_MAX):
             fold = await self._from_sql(sale_id)
@@ -140,7 +140,7 @@ class CounterAudit:
             lacking = await self._add_tail(sale_id, fold, counters.seq)
             if lacking is None:
                 return self._compare(fold, counters, flushed)
-            # What SQL has leaves the outbox, never before. So this one did not leave that way.
+            # An event leaves the outbox only once SQL has it; beyond SQL's cursor it is lost.
             if (await self._ledger.cursor(sale_id))[0] < lacking:
                 return self._without(lacking, counters.seq - flushed)
         raise Unavailable(retryAfter=1)
@@ -162,7 +162,7 @@ class CounterAudit:
         return fold
 
     async def _add_tail(self, sale_id: str, fold: _Fold, until: int) -> int | None:
-        """Fold the outbox on from SQL's state; or which event it lacks for that, none folded."""
+        """Fold the outbox onto SQL's state; or return the missing event and fold none."""
         needed: list[Event] = []
         after = fold.seq
         while after < until and len(needed) < TAIL_EVENTS_MAX:
@@ -178,7 +178,7 @@ class CounterAudit:
         return None
 
     async def _load_orders(self, fold: _Fold, tail: Iterable[Event]) -> None:
-        """The orders of the tail as they stood at SQL's state, before the tail's own events."""
+        """Load the orders of the tail as of SQL's state, before the tail's own events."""
         first: dict[str, Event] = {}
         for event in tail:
             if event.order_id:
@@ -188,7 +188,7 @@ class CounterAudit:
                 continue
             row = await self._ledger.order(order_id)
             if row is not None:
-                # The flusher may have come further since: then the event says what was before.
+                # The flusher may have advanced since: then the event has the previous status.
                 behind = row.seq <= fold.seq
                 status = row.status if behind else _order_data(event).came_from
                 lines = tuple((line.sku, line.quantity) for line in row.lines)
@@ -202,7 +202,7 @@ class CounterAudit:
         return self._only(f"event {event} is neither in SQL nor in the outbox", lag=lag)
 
     def _only(self, problem: str, *, lag: int) -> AuditReport:
-        """Nothing else can be said of the counters."""
+        """A report with one problem: the counters cannot be compared."""
         return AuditReport(
             ok=False, checked_at_ms=self._clock.now_ms(), lag=lag, skus=(), problems=(problem,)
         )

@@ -1,4 +1,4 @@
-"""The hashes in Redis, made again from what SQL has of them: pure, no I/O."""
+"""Expected records: the hashes in Redis as SQL would restore them; pure, no I/O."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
@@ -28,7 +28,7 @@ __all__ = [
     "with_codes",
 ]
 
-#: How long after the sale's end its ended orders are still answered from Redis.
+#: How long after the sale's end its ended orders stay in Redis.
 ENDED_KEPT_MS: Final = 24 * 3600 * 1000
 _ATTEMPT: Final = "attempt:"
 _EVENT: Final = msgspec.json.Decoder(dict[str, Any])
@@ -42,7 +42,7 @@ class _Data(msgspec.Struct, rename="camel"):
 
 
 class _Payments:
-    """What an order's payment events leave in its hash."""
+    """The fields of an order's hash that its payment events write."""
 
     def __init__(self) -> None:
         self.fields: dict[str, str] = {}
@@ -61,7 +61,7 @@ class _Payments:
 
     def _end(self, event: Event, data: _Data) -> None:
         if event.event == EventName.REFUNDED and data.origin is Status.CONFIRMED:
-            # An operator's refund: the attempt stays what it was, a confirmed one.
+            # An operator's refund: the attempt stays confirmed.
             return
         self.fields["finished"] = f"{event.event}:{data.fence}"
         if data.due_at is not None:
@@ -92,17 +92,17 @@ class _Restock(msgspec.Struct):
 def sale_fields(
     row: SaleRow, change: SaleDefinition, operator: str, skus: Collection[str]
 ) -> dict[str, str]:
-    """The fields of the sale's hash, but for its epoch and how far its events are.
+    """The fields of the sale's hash, except its epoch, `seq` and chain.
 
     Args:
-        row: the sale as its events left it.
-        change: its settings, as an operator last put them.
-        operator: who that was.
-        skus: what is on sale now; named in the order of the settings.
+        row: the sale after its last event.
+        change: its settings, as last put.
+        operator: who put them.
+        skus: the items on sale now; listed in the order of the settings.
     """
     listed = [item.sku for item in change.items if item.sku in skus]
     version = row.version or 1
-    # What moved a total since the last PUT also took its digest (lib/version.lua).
+    # A change of a total since the last PUT also cleared its digest (lib/version.lua).
     put_version = msgspec.json.decode(row.settings, type=_Put).version if row.settings else 1
     return settings_of(change) | {
         "version": str(version),
@@ -114,12 +114,12 @@ def sale_fields(
 
 
 def item_fields(item: ItemRow) -> dict[str, str]:
-    """The fields of an item's hash that no order moves."""
+    """The fields of an item's hash that no order changes."""
     return {"name": item.name, "price": str(item.price), "limit": str(item.limit_per_buyer)}
 
 
 def restock_fields(restocks: Sequence[str]) -> Mapping[str, str]:
-    """The hash of operations that must not be done twice.
+    """The hash of idempotent operations.
 
     Args:
         restocks: the data of every restock event.
@@ -129,7 +129,7 @@ def restock_fields(restocks: Sequence[str]) -> Mapping[str, str]:
 
 
 def with_codes(fields: Mapping[str, str]) -> dict[str, str]:
-    """An order's fields with the attempts of earlier versions as this version writes them."""
+    """An order's fields, with attempts of earlier releases in the current format."""
     return {
         name: Attempt.read(text).text() if name.startswith(_ATTEMPT) else text
         for name, text in fields.items()
@@ -137,18 +137,18 @@ def with_codes(fields: Mapping[str, str]) -> dict[str, str]:
 
 
 def has_story(row: OrderRow) -> bool:
-    """Whether anything befell its payments: a claim, or money that came without one."""
+    """Whether it has payment events: a claim, or money that came without one."""
     return row.fence > 0 or row.status == Status.REFUNDED
 
 
 def order_fields(row: OrderRow, story: Sequence[Event]) -> dict[str, str]:
-    """The fields of the hash that the scripts read.
+    """The fields of the order's hash.
 
-    What nothing has befallen yet says neither that it is unchanged nor that it was never claimed.
+    A new order has no `updated_at`, and one never claimed has neither `fence` nor `attempts`.
 
     Args:
-        row: the order as its last event left it.
-        story: what befell its payments, in order.
+        row: the order after its last event.
+        story: its payment events, in order.
     """
     payments = _Payments()
     for event in story:

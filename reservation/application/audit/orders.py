@@ -1,7 +1,7 @@
-"""Buyers' limits against orders, the sorted sets against statuses, CONFIRMED against the PG.
+"""Order audit: buyers' limits against orders, sets against statuses, CONFIRMED against the PG.
 
-All of it moves while it is read. So what does not agree is read again, and is a problem only if
-it stays so although nothing about it changed.
+All of it changes while it is read. So a mismatch is read again, and is a problem only if it
+persists unchanged.
 """
 
 import asyncio
@@ -16,15 +16,15 @@ from reservation.domain.states import HOLDING, LIVE, PAID, Status
 
 __all__ = ["SET_OF", "OrderAudit"]
 
-#: Problems of one kind that are told; the first ones say where to look.
+#: Problems of one kind that are reported; the first ones suffice to find the cause.
 PROBLEMS_MAX: Final = 20
-#: Looks at what does not agree, and the pause between them: far longer than a script.
+#: Reads of a mismatch, and the pause between them: far longer than a script.
 LOOKS: Final = 3
 LOOK_SECONDS: Final = 0.05
-#: Orders of SQL, or buyers, looked at together.
+#: Orders of SQL, or buyers, compared at once.
 PAGE_ORDERS: Final = 1_000
 
-#: The set that an order is in, by its status; none for the others.
+#: The sorted set of an order, by its status; none for the others.
 SET_OF: Final = {
     Status.HELD: "deadlines",
     Status.PREPARED: "deadlines",
@@ -35,7 +35,7 @@ SET_OF: Final = {
 
 #: Orders that their buyer's hash counts.
 _COUNTING: Final = {*HOLDING, *PAID}
-#: An order in one of these has what its payment was made for, or the payment is being decided.
+#: An order in one of these is sold for its payment, or the payment is undecided.
 _SERVED: Final = (
     Status.CONFIRMING,
     Status.AWAITING_DEPOSIT,
@@ -45,14 +45,14 @@ _SERVED: Final = (
 
 
 class OrderAudit:
-    """Checks what the counters alone do not show."""
+    """Finds problems that the counters alone do not show."""
 
     def __init__(self, inspection: AuditReader, ledger: Ledger) -> None:
         self._inspection = inspection
         self._ledger = ledger
 
     async def compare(self, sale_id: str) -> tuple[str, ...]:
-        """What is wrong, each in one sentence with the SKU, the order and its event."""
+        """The problems, each in one sentence with the SKU, the order and its event."""
         buyers = await self._buyers(sale_id)
         sets = await self._sets(sale_id)
         payments = [
@@ -63,12 +63,12 @@ class OrderAudit:
         return (*buyers, *sets, *payments, *await self._unserved(sale_id))
 
     async def _unserved(self, sale_id: str) -> list[str]:
-        """Payments that no order has: intents without an end, and money without a sale."""
+        """Payments without an order: intents without an end, and money without a sale."""
         before: list[str] = []
         told: list[str] = []
         for _ in range(LOOKS):
             before, told = told, await self._unserved_now(sale_id)
-            # A payment that is being finished is in SQL a moment before its order.
+            # A payment being finished is in SQL a moment before its order.
             if not told or told == before:
                 return told
             await asyncio.sleep(LOOK_SECONDS)
@@ -101,13 +101,13 @@ class OrderAudit:
                 page = buyer_ids[start : start + PAGE_ORDERS]
                 by_sql = await self._ledger.buyer_counts(sale_id, page)
                 counts = await self._inspection.counts(sale_id, page)
-                # Most have not moved since SQL was read; the others' orders are looked at too.
+                # Most have not changed since the read of SQL; the others' orders are read too.
                 moved = [one for one in page if counts[one] != by_sql.get(one, {})]
                 problems += await self._miscounted(sale_id, moved)
             if len(problems) >= PROBLEMS_MAX:
                 break
         after = ""
-        # Buyers without a hash: the scan did not meet them, and their orders count all the same.
+        # Buyers without a hash: the scan misses them, but their orders count.
         while len(problems) < PROBLEMS_MAX and (
             rows := await self._ledger.live_orders(
                 sale_id, statuses=_COUNTING, after=after, limit=PAGE_ORDERS
@@ -121,7 +121,7 @@ class OrderAudit:
         return sorted(set(problems))[:PROBLEMS_MAX]
 
     async def _miscounted(self, sale_id: str, buyer_ids: Sequence[str]) -> list[str]:
-        """What is told of these buyers twice in a row, and at the last look."""
+        """The problems of these buyers that persist in the last two reads."""
         before: dict[str, list[str]] = {}
         told: dict[str, list[str]] = {}
         for _ in range(LOOKS):
@@ -174,7 +174,7 @@ def _standing(order: Reservation | None) -> str:
 
 
 def _counts(buyer_id: str, state: BuyerState) -> list[str]:
-    """Where the limit's count of a buyer is not what the buyer's orders add up to."""
+    """The mismatches between the limit's counts of a buyer and the sum of the buyer's orders."""
     expected: dict[str, int] = {}
     last: dict[str, tuple[int, str]] = {}
     for order in state.orders:

@@ -1,8 +1,8 @@
-"""Every hash in Redis, word for word, against what SQL would restore in its place.
+"""Record audit: every hash in Redis, field by field, against the hash that SQL would restore.
 
-SQL follows Redis by a moment, and no two reads are of one instant. So what differs is looked at
-again. It is a problem if it stays although both are at the same event of that order, or although
-SQL has every event that Redis had at the first look.
+SQL lags Redis by a moment, and no two reads are of one instant. So a difference is read again. It
+is a problem if it persists although both sides are at the same event of that order, or although SQL
+has every event that Redis had at the first read.
 """
 
 import asyncio
@@ -33,41 +33,41 @@ from reservation.domain.states import ENDED, LIVE, Status
 
 __all__ = ["RecordAudit"]
 
-#: Problems of one kind that are told; the first ones say where to look.
+#: Problems of one kind that are reported; the first ones suffice to find the cause.
 PROBLEMS_MAX: Final = 20
-#: Looks at what differs, and the pause between them: SQL is a fraction of a second behind; where
-#: it is further, that is told as the lag.
+#: Reads of a difference, and the pause between them: SQL is a fraction of a second behind; more is
+#: reported as the lag.
 LOOKS_MAX: Final = 40
 LOOK_SECONDS: Final = 0.05
-#: Orders of SQL looked at together.
+#: Orders of SQL compared at once.
 PAGE_ORDERS: Final = 500
-#: Entries of the outbox that SQL has already, and that are read: all but one leave it soon.
+#: Entries of the outbox that are compared with SQL: all but one are trimmed soon.
 KEPT_MAX: Final = 2_000
 #: No lease is longer than this; a score far ahead would keep the settler away for ever.
 LEASE_MS_MAX: Final = 3_600_000
-#: What an order's hash has beyond what SQL knows: the name of a call that may be repeated.
+#: Fields of an order's hash that SQL does not have: the id of a call that may be retried.
 _ONLY_IN_REDIS: Final = frozenset({"claim_id"})
-#: The sale's fields that move with each event, at which the comparison of heads and chains looks;
-#: and when it was made, which SQL writes down an instant before Redis does.
+#: The sale's fields that change with each event, which the comparison of heads and chains covers;
+#: and the creation time, which SQL sets an instant before Redis.
 _NOT_COMPARED: Final = frozenset({"epoch", "seq", "chain", "created_at"})
-#: How far those two instants may be apart: a call to Redis gives up long before.
+#: Maximum difference of those two instants: a call to Redis times out long before.
 CREATED_MS_MAX: Final = 60_000
 
 _Found = Mapping[str, str]
 
 
 class _Look(msgspec.Struct, frozen=True):
-    """What differs, by what it is about, and where both sides were."""
+    """The differences by subject, and the last event of each side."""
 
     problems: _Found
-    #: Those of them that an event which SQL lacks may explain.
+    #: The subjects that an event missing in SQL may explain.
     perhaps_late: Collection[str]
     redis_seq: int
     flushed_seq: int
 
 
 class RecordAudit:
-    """Compares the records of a sale."""
+    """Audits the records of a sale."""
 
     def __init__(
         self, inspection: AuditReader, ledger: Ledger, outbox: RedisOutbox, *, clock: Clock
@@ -78,7 +78,7 @@ class RecordAudit:
         self._clock = clock
 
     async def compare(self, sale_id: str) -> tuple[str, ...]:
-        """What differs, each in one sentence that names the key."""
+        """The differences, each in one sentence that names the key."""
         return (
             *await _persisting(lambda: self._look_at_sale(sale_id)),
             *await self._orders(sale_id),
@@ -86,7 +86,7 @@ class RecordAudit:
         )
 
     async def _look_at_sale(self, sale_id: str) -> _Look:
-        # Before the rows, which then have at least as much.
+        # Read before the rows, which are then at least as new.
         flushed = await self._flushed(sale_id)
         row = await self._ledger.sale(sale_id)
         items = await self._ledger.listed_items(sale_id)
@@ -140,7 +140,7 @@ class RecordAudit:
         return problems[:PROBLEMS_MAX]
 
     async def _look_at_orders(self, sale_id: str, order_ids: Collection[str]) -> _Look:
-        # Before the rows, which then have at least as much.
+        # Read before the rows, which are then at least as new.
         flushed = await self._flushed(sale_id)
         rows = [await self._ledger.order(order_id) for order_id in order_ids]
         return await self._compare(sale_id, [row for row in rows if row is not None], flushed)
@@ -153,7 +153,7 @@ class RecordAudit:
             sale_id,
             {row.order_id: (row.buyer_id, SET_OF.get(Status(row.status), "")) for row in rows},
         )
-        # After the records: none of them is younger.
+        # Read after the records: none of them is newer.
         head = await self._inspection.sale(sale_id, [])
         now_ms = self._clock.now_ms()
         problems = {
@@ -173,7 +173,7 @@ class RecordAudit:
         return _Look(problems, late, _number(head.sale.get("seq")), flushed)
 
     async def _kept_events(self, sale_id: str) -> list[str]:
-        """Entries of the outbox that SQL has too say the same there."""
+        """Outbox entries that differ from SQL's copy."""
         flushed = await self._flushed(sale_id)
         try:
             outbox = await self._outbox.after(sale_id, 0, KEPT_MAX)
@@ -192,7 +192,7 @@ class RecordAudit:
 
 
 async def _persisting(queries: Callable[[], Awaitable[_Look]]) -> list[str]:
-    """What differs, and goes on to although it can be no matter of the moment."""
+    """The differences that persist and cannot be explained by the lag."""
     first = await queries()
     standing = dict(first.problems)
     certain: dict[str, str] = {}
@@ -215,7 +215,7 @@ async def _persisting(queries: Callable[[], Awaitable[_Look]]) -> list[str]:
 
 
 def _told_of(row: OrderRow, story: Sequence[Event], record: OrderRecord, *, now_ms: int) -> str:
-    """How an order in Redis differs from SQL's; empty where it does not."""
+    """The difference between an order in Redis and in SQL; empty if there is none."""
     what = f"order {row.order_id} (event {row.seq})"
     if not record.fields:
         return f"{what} is {row.status} in SQL and not in Redis"
@@ -223,7 +223,7 @@ def _told_of(row: OrderRow, story: Sequence[Event], record: OrderRecord, *, now_
     different = _difference(what, order_fields(row, story), fields, but=_ONLY_IN_REDIS)
     if different:
         return different
-    # Whether it is in its set at all is what `orders.py` looks at.
+    # `orders.py` checks whether it is in its set at all.
     place = SET_OF.get(Status(row.status), "")
     if place == "confirming":
         if _number(record.score) > now_ms + LEASE_MS_MAX:
@@ -240,7 +240,7 @@ def _told_of(row: OrderRow, story: Sequence[Event], record: OrderRecord, *, now_
 def _difference(
     what: str, expected: Mapping[str, str], there: Mapping[str, str], *, but: Collection[str] = ()
 ) -> str:
-    """In which fields two hashes differ, in one sentence; empty where they do not."""
+    """The fields in which two hashes differ, in one sentence; empty if there are none."""
     names = sorted((expected.keys() | there.keys()) - set(but))
     wrong = [
         f"{name} is {there.get(name, 'absent')!r}, SQL has {expected.get(name, 'none')!r}"
@@ -251,5 +251,5 @@ def _difference(
 
 
 def _number(text: str | None) -> int:
-    """A whole number; 0 where what is there is none."""
+    """A whole number; 0 if the text is not one."""
     return int(text) if text and text.isascii() and text.isdigit() else 0
