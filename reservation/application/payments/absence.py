@@ -1,6 +1,6 @@
-"""Proves that no money of a payment can come, where the PG does not know it.
+"""Proof that no money of a payment can come, if the PG does not know the payment.
 
-A 404 alone proves nothing: a PG that is ill gives it, and a key of another merchant gets it.
+A 404 alone proves nothing: a faulty PG returns it, and an API key of another merchant gets it.
 """
 
 from typing import Final
@@ -24,7 +24,7 @@ __all__ = ["Absence"]
 
 log = structlog.get_logger(__name__)
 
-#: Without money now, and without a confirm of ours that could bring it.
+#: No money now, and no confirm of ours that could bring it.
 _WITHOUT_MONEY: Final = frozenset(
     {
         PaymentStatus.READY,
@@ -37,7 +37,7 @@ _WITHOUT_MONEY: Final = frozenset(
 
 
 class Absence:
-    """Looks for the proof."""
+    """Collects the proof."""
 
     def __init__(
         self,
@@ -61,8 +61,8 @@ class Absence:
     ) -> bool:
         """Whether 404s prove that no money can come; see `shows_no_money`.
 
-        They must be some time apart with nothing else between them, by key and by order, and from
-        a PG that shows our other payments to this key.
+        They must be some time apart with no other answer in between, by key and by order, and from
+        a PG that shows our other payments to this API key.
         """
         try:
             since_ms = await self._ledger.evidence.missing_since(order_id, payment_key)
@@ -82,10 +82,10 @@ class Absence:
         """Whether the PG shows no payment of this order that has or may get money.
 
         Args:
-            order_id: of the order that asked for the payment.
+            order_id: of the order that requested the payment.
             payment_key: the PG's id of the payment, which it does not show as this order's.
-            may_be_paid_otherwise: another payment of the order may have money: who asked for that
-                one decides it.
+            may_be_paid_otherwise: another payment of the order may have money: its own attempt
+                decides it.
         """
         answer = await self._gateway.look_up_order(order_id)
         await self._resolver.remember(order_id, payment_key, AnswerKind.LOOK_UP_ORDER, answer)
@@ -93,7 +93,7 @@ class Absence:
             case PaymentMissing():
                 return await self._health.sees_ours()
             case Answered(payment):
-                # Another window that the buyer opened for the order: no confirm of it ever left.
+                # Another payment window that the buyer opened: no confirm of it was ever sent.
                 return (
                     payment.order_id == order_id
                     and payment.payment_key != payment_key

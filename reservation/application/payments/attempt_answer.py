@@ -1,4 +1,4 @@
-"""The answer to a payment attempt: its order, or the refusal that the attempt met."""
+"""The answer to a payment attempt: its order, or the refusal of the attempt."""
 
 from typing import Final
 

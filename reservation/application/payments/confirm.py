@@ -1,4 +1,4 @@
-"""The buyer is back from the PG: claim the hold, write the intent, ask for the money, finish.
+"""Confirmation of a payment: claim the hold, write the intent, confirm at the PG, finish.
 
     prepare --> PG's page --> success URL
                                 |  token and amount are ours?      no: refused, nothing happens
@@ -11,7 +11,7 @@
                                 v
                               finish     CONFIRMED, AWAITING_DEPOSIT or given back
 
-A process may die between any two of these; the settler goes on from where it stopped.
+A process may crash between any two steps; the settler resumes from there.
 """
 
 import asyncio
@@ -60,18 +60,18 @@ __all__ = ["PaymentConfirmation"]
 
 log = structlog.get_logger(__name__)
 
-#: An attempt that left no trace in an order in one of these was begun and given up, or was lost.
+#: An attempt without a trace in an order in one of these was given up before the call, or was lost.
 _NOT_BEGUN: Final = (Status.HELD, Status.PREPARED, Status.EXPIRED, Status.RELEASED)
-#: A confirm of this payment may have left before, and SQL alone would know.
+#: An earlier confirm of this payment may have been sent; only SQL would know.
 _NOT_KNOWN: Final = "Where the payment stands cannot be told now. Load this page again."
-#: How often a repeat of the success URL looks whether the first one is through.
+#: How often a retry of the success URL polls for the outcome of the first one.
 LOOK_SECONDS: Final = 0.1
-#: At shutdown: what is not through by then is the settler's.
+#: At shutdown: grace period of confirms in flight; the settler takes over the rest.
 SHUTDOWN_SECONDS: Final = 2.0
 #: At shutdown: how long the buyers' requests still wait, within the server's grace of 3 s. Most
 #: confirms take less than a second.
 LAST_ANSWER_SECONDS: Final = 1.5
-#: At shutdown: how long the lease of a confirm that is cut short may take to be moved.
+#: At shutdown: time-out of moving the lease of a cancelled confirm.
 MOVE_SECONDS_MAX: Final = 0.5
 #: Attempts of one buyer, in one process, with payments that can never be the order's: made-up keys,
 #: another order's, another amount. Each costs the PG three calls and SQL five rows.
@@ -103,23 +103,23 @@ class PaymentConfirmation:
         self._clock = clock
         self._voids = Limiter(VOIDS_PER_BUYER)
         self._under_way: dict[tuple[str, str], asyncio.Task[None]] = {}
-        #: Done once no request waits any more, since the service ends.
+        #: Resolved at shutdown, when the waiting requests must be answered.
         self._ending: asyncio.Future[None] | None = None
 
     async def confirm(
         self, order: Reservation, *, payment_key: str, may_claim: bool
     ) -> Reservation:
-        """Take one payment attempt to its outcome, or to CONFIRMING while that is unknown.
+        """Take one payment attempt to its outcome, or to CONFIRMING while the outcome is unknown.
 
         Args:
             order: the reservation that the return token names, its amount checked by the caller.
             payment_key: the PG's id of this attempt.
-            may_claim: false where the token is only good to read an earlier attempt's outcome.
+            may_claim: false if the token may only read the outcome of an earlier attempt.
 
         Raises:
             PaymentDeclined, ReservationExpired, SoldOut, BuyerLimitExceeded: no money was taken.
             InvalidToken: the payment belongs to another order.
-            Unavailable: nothing was asked for; the same URL may be loaded again.
+            Unavailable: no money was requested; the same URL may be loaded again.
         """
         try:
             known = await self._catalog.get(order.sale_id)
@@ -159,10 +159,10 @@ class PaymentConfirmation:
         return await self._known_or_settling(found, payment_key)
 
     def _limit_voids(self, buyer_id: str) -> None:
-        """Refuse a new attempt of a buyer whose last ones could not be used.
+        """Rate-limit a buyer whose recent attempts were void.
 
         Raises:
-            RateLimited: it costs the PG three calls, and those were too many already.
+            RateLimited: too many void attempts; each costs the PG three calls.
         """
         wait = self._voids.peek(buyer_id, self._clock.monotonic())
         if wait:
@@ -171,22 +171,22 @@ class PaymentConfirmation:
             )
 
     async def _known_or_settling(self, order: Reservation, payment_key: str) -> Reservation:
-        """The order as the answer to this attempt, where Redis knows how the attempt stands."""
+        """The order as the answer to this attempt, if Redis has the state of the attempt."""
         known = payment_key in order.attempts or order.status not in _NOT_BEGUN
         if known:
             return attempt_answer(order, payment_key)
         if (order.order_id, payment_key) in self._under_way:
-            # Not claimed yet, after all this time: it goes on, whatever becomes of it.
+            # Still not claimed after the time-out: the attempt goes on in its own task.
             return msgspec.structs.replace(order, status=Status.CONFIRMING)
         refusal = Unavailable("The payment could not be begun. Load this page again.", retryAfter=1)
         return await self._unless_settling(order, refusal)
 
     async def _unless_settling(self, order: Reservation, refusal: Exception) -> Reservation:
-        """The order as one whose payment is being settled, where a confirm may have left.
+        """The order as CONFIRMING, if a confirm may have been sent.
 
         Raises:
-            The refusal: SQL has no intent of this order without an end, so no money was asked for.
-            Unavailable: SQL cannot tell.
+            The refusal: SQL has no intent of this order without an end: no money was requested.
+            Unavailable: SQL does not answer.
         """
         try:
             settling = await self._data_loss.settling(order)
@@ -197,7 +197,7 @@ class PaymentConfirmation:
         return settling
 
     def stop_waiting(self) -> None:
-        """Answer soon each request that waits, as after ten seconds: the service ends."""
+        """On shutdown: answer each waiting request soon, as after its time-out."""
         ending = self._end()
         asyncio.get_running_loop().call_later(
             LAST_ANSWER_SECONDS, lambda: ending.done() or ending.set_result(None)
@@ -209,7 +209,7 @@ class PaymentConfirmation:
         return self._ending
 
     async def aclose(self) -> None:
-        """Give what is under way a moment; the settler takes the rest."""
+        """Wait a moment for the confirms in flight; the settler takes over the rest."""
         tasks = list(self._under_way.values())
         if not tasks:
             return
@@ -221,13 +221,13 @@ class PaymentConfirmation:
     def _done(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
         self._under_way.pop(key, None)
         if not task.cancelled() and (error := task.exception()):
-            # Each waiting request raises it as well; with none left it must not pass unseen.
+            # Each waiting request raises it as well; without one it must still be logged.
             log.info("confirm_refused", order_id=key[0], reason=type(error).__name__)
 
     async def _outcome(
         self, order: Reservation, payment_key: str, give_up_at: float
     ) -> Reservation:
-        """The order once the attempt is decided; waits for another process that has it."""
+        """The order once the attempt is decided; waits if another process has the attempt."""
         while True:
             found = await self._store.read(order.order_id) or order
             undecided = found.status is Status.CONFIRMING and payment_key not in found.attempts
@@ -259,7 +259,7 @@ class PaymentConfirmation:
         try:
             await self._ask(case)
         except asyncio.CancelledError:
-            # This process ends; the settler need not wait for a lease that has no use.
+            # Shutdown: the settler need not wait for a lease without an owner.
             await self._give_up_lease(case)
             raise
 
@@ -278,7 +278,7 @@ class PaymentConfirmation:
         )
 
     async def _ask(self, case: PaymentAttempt) -> None:
-        """Write the intent, ask the PG for the money and write down how it ended."""
+        """Write the intent, confirm at the PG and record the outcome."""
         order = case.order
         written = await self._write_intent(case)
         if written is None:
@@ -300,7 +300,7 @@ class PaymentConfirmation:
     async def _carry_out(self, case: PaymentAttempt, answer: Answer, asked: AnswerTo) -> None:
         """Carry out the answer, or leave the payment to the settler.
 
-        The money may have moved: what Redis refuses from here on is no answer to the buyer.
+        The money may have moved: a refusal by Redis from here on is no answer to the buyer.
         """
         try:
             status = await self._resolver.resolve(case, answer, asked)
@@ -316,7 +316,7 @@ class PaymentConfirmation:
             )
 
     async def _count_void(self, case: PaymentAttempt) -> None:
-        """Count an attempt whose payment could never be the order's against its buyer."""
+        """Count a void attempt against its buyer."""
         found = await self._store.read(case.order.order_id)
         text = found.attempts.get(case.payment_key, "") if found else ""
         if Attempt.read(text).outcome == PaymentOutcome.VOIDED:
@@ -330,7 +330,7 @@ class PaymentConfirmation:
             raise Unavailable(_NOT_KNOWN, retryAfter=1) from error
 
     async def _write_intent(self, case: PaymentAttempt) -> IntentOutcome | None:
-        """Commit the intent to SQL; None where no money may be asked for."""
+        """Commit the intent to SQL; None if no money may be requested."""
         try:
             outcome = await self._ledger.write_intent(
                 order_id=case.order.order_id,
@@ -346,7 +346,7 @@ class PaymentConfirmation:
             )
         except (SQLAlchemyError, OSError) as error:
             log.warning("intent_not_written", order_id=case.order.order_id, reason=str(error))
-            # Whether the row is there or not: void it in Redis, and no call leaves under it.
+            # Whether the row was written or not: void it in Redis, and no call is sent under it.
             await self._void(case, Cause.INTENT_NOT_WRITTEN)
             raise Unavailable(
                 "The payment could not be begun. Load this page again.", retryAfter=1
@@ -366,7 +366,7 @@ class PaymentConfirmation:
                 raise InvalidToken("This payment belongs to another order.")
 
     async def _which_confirm(self, case: PaymentAttempt, written: IntentOutcome) -> AnswerTo:
-        """Whether any confirm of this key may have left before: each one has its intent."""
+        """Whether an earlier confirm of this key may have been sent: each one has its intent."""
         if written is IntentOutcome.ALREADY_WRITTEN:
             return AnswerTo.LATER_CONFIRM
         if case.fence == 1:
@@ -374,7 +374,7 @@ class PaymentConfirmation:
         try:
             intents = await self._ledger.intents_of(case.order.order_id)
         except (SQLAlchemyError, OSError) as error:
-            # Not known to be the first is not the first: a decline will be looked up.
+            # Unknown counts as a later one: a decline will be verified by a lookup.
             log.warning("intents_not_read", order_id=case.order.order_id, reason=str(error))
             return AnswerTo.LATER_CONFIRM
         earlier = any(

@@ -1,13 +1,13 @@
-"""Follows up a payment that the PG shows, for an order that is not being confirmed.
+"""Follow-up of a payment that the PG shows, for an order that is not being confirmed.
 
     AWAITING_DEPOSIT  its own account: paid, lapsed or cancelled
     CONFIRMED         its own payment: cancelled at the PG's console in full or in part, or a
                       deposit that the bank took back
     REFUNDED          its own account: a refund that the bank did not pay out
     RELEASED EXPIRED  money that came after the end goes back
-    any               a further payment of the order, which it cannot be paid with, goes back
+    any               a further payment of the order, which cannot pay for it, goes back
 
-What the PG shows is kept whenever it is new, so that the audit and the order's history have it.
+Every new state that the PG shows is stored, for the audit and the order's history.
 """
 
 from reservation.adapters.sql.ledger import Ledger
@@ -23,12 +23,12 @@ from reservation.telemetry.metrics import alarm
 
 __all__ = ["FollowUp"]
 
-#: When a payment that could not be given back is looked at again.
+#: Delay before the recheck of a payment that could not be given back.
 RETRY_SECONDS = 60.0
 #: Money that is there, or an account that may still be paid into.
 _OPEN = (PaymentStatus.DONE, PaymentStatus.PARTIAL_CANCELED, PaymentStatus.WAITING_FOR_DEPOSIT)
 _CANCELLED = (PaymentStatus.CANCELED, PaymentStatus.PARTIAL_CANCELED)
-#: The PG's words for a refund to an account that the bank did not pay out, or not all of it.
+#: The PG's statuses of a refund that the bank did not pay out, or not in full.
 _BANK_FAILED = ("FAILED", "PARTIAL_FAILED")
 _TOO_LATE = Outcome(
     name=PaymentOutcome.REFUNDED, reason=Reason(Cause.PAID_AFTER_END), members={"restock": True}
@@ -36,7 +36,7 @@ _TOO_LATE = Outcome(
 
 
 class FollowUp:
-    """Brings an order in line with what a look-up shows of one of its payments."""
+    """Reconciles an order with a lookup of one of its payments."""
 
     def __init__(self, catalog: Catalog, ledger: Ledger, resolver: PaymentResolver) -> None:
         self._catalog = catalog
@@ -46,16 +46,16 @@ class FollowUp:
     async def follow(
         self, order: Reservation, answer: Answered, *, is_listed: bool = False
     ) -> bool:
-        """Carry out what the payment obliges us to; false where it must be looked at again.
+        """Act on the payment's state; false if it must be rechecked.
 
         Args:
-            order: as it was read before the PG was asked; not CONFIRMING.
-            answer: what a look-up shows of a payment whose order id is this order's.
-            is_listed: whether the caller works the list of payments to look at, and puts this one
-                off by itself.
+            order: as it was read before the lookup; not CONFIRMING.
+            answer: a lookup of a payment whose order id is this order's.
+            is_listed: whether the caller works the list of rechecks and reschedules this payment
+                by itself.
 
         Raises:
-            SQLAlchemyError, OSError: SQL is away; it must be looked at again.
+            SQLAlchemyError, OSError: SQL is down; the payment must be rechecked.
         """
         payment = answer.payment
         kept = await self._keep_news(order, answer)
@@ -80,12 +80,12 @@ class FollowUp:
             settled = kept and await self._of_further(case, payment)
         if settled or is_listed:
             return settled
-        # The PG's webhook comes again for days only, and to a service that is up.
+        # The PG repeats a webhook for some days only, and the service may be down then.
         await self._resolver.look_again(case, RETRY_SECONDS)
         return False
 
     async def _keep_news(self, order: Reservation, answer: Answered) -> bool:
-        """Keep the payment and the answer where they differ from what SQL has; whether it has."""
+        """Store the payment and the answer if they differ from SQL; whether SQL has them."""
         payment = answer.payment
         before = await self._ledger.payment_by_key(payment.payment_key)
         account = payment.virtual_account
@@ -105,11 +105,11 @@ class FollowUp:
     async def _of_sold(self, case: PaymentAttempt, answer: Answered) -> bool:
         payment, order_id = answer.payment, case.order.order_id
         if payment.status == PaymentStatus.WAITING_FOR_DEPOSIT:
-            # The bank took a deposit back after an error of its own.
+            # The bank reversed a deposit after an error of its own.
             alarm(Alarm.DEPOSIT_REVERSED, order_id=order_id)
             return await self._resolver.resolve(case, answer, AnswerTo.LOOK_UP) is not None
         if payment.status in _CANCELLED:
-            # By someone else, or by a refund of ours on its way, which finishes by itself.
+            # By another party, or by a refund of ours in flight, which finishes by itself.
             refund = await self._ledger.refund_of(order_id)
             if refund is None or refund.status == "refused":
                 if payment.balance_amount == 0 or payment.status == PaymentStatus.CANCELED:
@@ -120,7 +120,7 @@ class FollowUp:
         return True
 
     async def _of_ended(self, case: PaymentAttempt, answer: Answered) -> bool:
-        """Money that came after the end goes back, however often that has to be tried."""
+        """Give back money that came after the order ended, with retries until it succeeds."""
         payment = answer.payment
         if payment.status == PaymentStatus.WAITING_FOR_DEPOSIT:
             return await self._give_back(case, payment, "the reservation has ended")
@@ -133,7 +133,7 @@ class FollowUp:
         return True
 
     async def _of_further(self, case: PaymentAttempt, payment: Payment) -> bool:
-        """A payment that the order is not paid with: it is cancelled, the order stays as it is."""
+        """Cancel a payment that does not pay for the order; the order stays as it is."""
         if payment.status not in _OPEN or not payment.balance_amount:
             return True
         if payment.status != PaymentStatus.WAITING_FOR_DEPOSIT:
@@ -145,7 +145,7 @@ class FollowUp:
         return await self._give_back(case, payment, "the order has another payment")
 
     async def _give_back(self, case: PaymentAttempt, payment: Payment, reason: str) -> bool:
-        """Cancel a payment that is no part of the order's state."""
+        """Cancel a payment that is not part of the order's state."""
         order, key = case.order, payment.payment_key
         if not await self._resolver.bar(order.order_id, order.sale_id, case.fence, key):
             return False

@@ -1,9 +1,9 @@
-"""Health of the payment gateway's API key: accepted, and the key to our own payments.
+"""Health check of the payment gateway's API key: accepted, and of our own merchant account.
 
-Two failures look like an answer about one payment and are about all of them:
+Two failures seem to concern one payment and concern all of them:
 
-- The PG refuses the key (401). Where a confirm and the look-up after it are both refused, prepare
-  closes by the name `gateway`: holds could not be paid for. It opens again when the key is taken.
+- The PG refuses the key (401). If a confirm and the lookup after it are both refused, prepare
+  closes under the name `gateway`: holds could not be paid for. It opens once the key is accepted.
 - The key is another merchant's: the PG answers 404 for payments that exist. So a 404 counts only
   while this key can see a payment of ours that SQL has as DONE (the canary).
 """
@@ -31,11 +31,11 @@ log = structlog.get_logger(__name__)
 
 #: The name under which prepare closes.
 GATEWAY: Final = "gateway"
-#: How long one sight of a payment of ours stands for all. Keys change with a restart only.
+#: How long one visible payment of ours vouches for the key. Keys change only with a restart.
 SEEN_SECONDS: Final = 60.0
-#: How long the canary is left alone after it was not seen.
+#: Back-off of the canary after it was not visible.
 UNSEEN_SECONDS: Final = 30.0
-#: Between two probes of a refused key, by a look-up.
+#: Between two probes of a refused key, by a lookup.
 PROBE_SECONDS: Final = 5.0
 #: A key of the PG's form that no payment has: a 404 for it shows that our API key is accepted.
 _NO_PAYMENT: Final = "reservation-probe-0000000000000000"
@@ -56,11 +56,11 @@ class GatewayHealth:
         self._probe: asyncio.Task[None] | None = None
 
     def saw_ours(self) -> None:
-        """The PG showed a payment of ours."""
+        """Record that the PG showed a payment of ours."""
         self._seen_until = self._clock.monotonic() + SEEN_SECONDS
 
     def refuse(self) -> None:
-        """The PG refused our key at a confirm and at the look-up after it."""
+        """Record that the PG refused our key at a confirm and at the lookup after it."""
         if not self._refused:
             log.error("gateway_refuses_key")
         self._refused = True
@@ -85,9 +85,9 @@ class GatewayHealth:
                 log.info("gateway_probed", answer=type(answer).__name__)
 
     async def sees_ours(self) -> bool:
-        """Whether a 404 of the PG may be believed: this key sees a payment that SQL has as DONE.
+        """Whether a 404 of the PG is credible: this key sees a payment that SQL has as DONE.
 
-        True as well where SQL has no such payment, for then there is nothing to compare with.
+        True as well if SQL has no such payment: then there is no canary.
         """
         async with self._canary:
             now = self._clock.monotonic()
@@ -117,7 +117,7 @@ class GatewayHealth:
         return False
 
     async def aclose(self) -> None:
-        """End a probe that is under way."""
+        """Cancel a probe in flight."""
         if self._probe is not None:
             self._probe.cancel()
             await asyncio.gather(self._probe, return_exceptions=True)

@@ -1,8 +1,8 @@
-"""Payments that no order has: asked for under a claim that Redis lost.
+"""Orphaned payments: requested under a claim that Redis lost.
 
-The intent is in SQL before the PG is asked. What a rebuild cannot give its order again, because the
-stock is gone or the order has another payment by now, is a payment that cannot be served: the PG is
-asked until it tells, and the money goes back.
+The intent is in SQL before the call to the PG. If a rebuild cannot assign the payment to its order
+again, because the stock is gone or the order has another payment by now, it cannot be served: the
+PG is polled until it knows the outcome, and the money goes back.
 """
 
 from typing import Final
@@ -35,7 +35,7 @@ __all__ = ["OrphanedPayments"]
 
 log = structlog.get_logger(__name__)
 
-#: A payment that will not take money any more, or has given it back.
+#: A payment that can take no more money, or has given it back.
 _OVER: Final = (PaymentStatus.CANCELED, PaymentStatus.ABORTED, PaymentStatus.EXPIRED)
 #: Money that is there, or an account that may still be paid into.
 _OPEN: Final = (
@@ -43,24 +43,24 @@ _OPEN: Final = (
     PaymentStatus.PARTIAL_CANCELED,
     PaymentStatus.WAITING_FOR_DEPOSIT,
 )
-#: One that was authenticated and never confirmed: it ends by itself once its window has closed.
+#: Authenticated and never confirmed: it ends by itself once its window has closed.
 _UNAPPROVED: Final = (PaymentStatus.READY, PaymentStatus.IN_PROGRESS)
-#: An order in one of these has the payment that it was sold for.
+#: An order in one of these was sold for its payment.
 _SOLD: Final = (Status.AWAITING_DEPOSIT, Status.CONFIRMED, Status.REFUNDED)
 
-#: How old an intent without an end is before the settler looks for its order.
+#: Age of an intent without an end at which its order is checked.
 UNMET_SECONDS: Final = 10.0
 
 
 class _Look(msgspec.Struct, frozen=True):
-    """When to look again, by a monotonic clock."""
+    """The next check, by a monotonic clock, and the back-off before it."""
 
     at: float
     pause: float
 
 
 class OrphanedPayments:
-    """Finds such payments and gives their money back."""
+    """Finds orphaned payments and gives their money back."""
 
     def __init__(
         self,
@@ -83,15 +83,15 @@ class OrphanedPayments:
         self._limits = limits
         self._absence = Absence(ledger, gateway, resolver, health, clock=clock, limits=limits)
         self._looks: dict[tuple[str, str], _Look] = {}
-        #: When to read all intents without an end again. Nearly all of them are met, and where the
-        #: flusher stands still each payment has one; between, only those are read that are new.
+        #: When to read all intents without an end again. Nearly all of them are met, and while the
+        #: flusher is stopped each payment has one; in between, only new ones are read.
         self._whole: _Look | None = None
         self._read_until_ms = 0
 
     async def run_once(self) -> int:
-        """One round over all sales; how many payments were asked about.
+        """One round over all sales; how many payments were checked.
 
-        An intent that Redis must have the claim of and has not is a loss, and closes its sale.
+        An intent whose claim is missing in Redis is a loss, and closes its sale.
         """
         now, before_ms = self._clock.monotonic(), self._clock.now_ms() - round(UNMET_SECONDS * 1000)
         whole = self._whole is None or self._whole.at <= now
@@ -122,7 +122,7 @@ class OrphanedPayments:
         return _Look(now + pause, pause)
 
     async def of(self, sale_id: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Ask about the sale's payments that no order has; what `look_after` returns."""
+        """Check the sale's orphaned payments; returns the same as `look_after`."""
         intents = await self._ledger.unmet_intents(sale_id)
         found = await self._data_loss.with_orders(intents, self._store)
         return await self.look_after(
@@ -132,7 +132,7 @@ class OrphanedPayments:
     async def look_after(
         self, intents: list[UnmetIntent]
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Give back money that came for what is gone; who got it, and what cannot be told yet."""
+        """Give the payments' money back; the orders that got it, and those still undecided."""
         given_back: list[str] = []
         undecided: list[str] = []
         for intent in intents:
@@ -152,7 +152,7 @@ class OrphanedPayments:
         return tuple(given_back), tuple(undecided)
 
     async def _give_back(self, intent: UnmetIntent) -> bool | None:
-        """Whether money was given back; None where the PG cannot tell yet."""
+        """Whether money was given back; None while the outcome is unknown."""
         decided = await self._decide(intent)
         if decided is not None:
             now_ms = self._clock.now_ms()
@@ -173,7 +173,7 @@ class OrphanedPayments:
             case Answered(payment) if payment.order_id == order_id:
                 return await self._end(intent, payment)
             case Answered():
-                # Another order's: no confirm of ours can ever have got its money.
+                # Another order's payment: no confirm of ours can have got its money.
                 closed = self._is_closed(intent)
                 gone = closed and await self._absence.shows_no_money(
                     order_id, payment_key, may_be_paid_otherwise=True
@@ -188,16 +188,16 @@ class OrphanedPayments:
         return False if gone and await self._bar(intent) else None
 
     async def _end(self, intent: UnmetIntent, payment: Payment) -> bool | None:
-        """Take a payment that the PG shows to its end, if it can have one now."""
+        """Finish a payment that the PG shows, if it can be finished now."""
         if payment.status in _OVER or is_given_back(payment):
             await self._resolver.keep_payment(payment)
             return False
         if payment.status in _UNAPPROVED:
             return False if self._is_closed(intent) and await self._bar(intent) else None
-        # The buyer's own key makes the same order again: it must not be sold for this payment.
+        # A replay of the buyer's key makes the same order again: this payment must not sell it.
         if payment.status not in _OPEN or not await self._bar(intent):
             return None
-        # An account that nobody has paid into yet is closed too: a deposit would have no order.
+        # An account without a deposit is closed too: a later deposit would have no order.
         cancelled = await self._resolver.cancel_at_pg(
             intent.order_id, intent.payment_key, "the reservation was lost"
         )
@@ -207,7 +207,7 @@ class OrphanedPayments:
         return None
 
     def _is_closed(self, intent: UnmetIntent) -> bool:
-        """Whether the PG would take no confirm of it any more."""
+        """Whether the PG accepts no further confirm of it."""
         age_ms = self._clock.now_ms() - intent.created_at_ms
         return age_ms >= self._limits.window_closed_seconds * 1000
 

@@ -1,9 +1,9 @@
-"""Looks once more, later, at payments whose webhook may never come.
+"""Recheck: polls payments whose webhook may never come.
 
 - An ended attempt, by a refusal or by silence: after 15 minutes, and a day later.
 - An open virtual account: every ten minutes at first, then hourly, until it is paid or lapses.
-- A payment whose webhook came over a limit: a moment later.
-- A failed cancel: after a minute, then less often, until the PG shows the money given back.
+- A payment whose webhook exceeded a rate limit: a moment later.
+- A failed cancel: after a minute, then with back-off, until the PG shows the money given back.
 """
 
 from typing import Final
@@ -25,21 +25,21 @@ __all__ = ["Recheck"]
 
 log = structlog.get_logger(__name__)
 
-#: Payments of one round: a round comes every few seconds, and the PG's own limits are ours too.
+#: Payments of one round: a round runs every few seconds, within the PG's own rate limits.
 ROUND_MAX: Final = 20
 _MINUTE_MS: Final = 60_000
-#: One look, its cancel included, is over by then; another worker may take the payment after it.
+#: Lease of one check, its cancel included; another worker may take the payment afterwards.
 TAKEN_MS: Final = 3 * _MINUTE_MS
-#: An open account is looked at that often in its first hour, then once an hour.
+#: Checks of an open account in its first hour, then one per hour.
 FIRST_LOOKS: Final = 6
-#: An order that Redis does not have is waited for so many hours: a rebuild brings it back.
+#: Hourly checks of an order that Redis lacks: a rebuild may restore it.
 MISSING_LOOKS_MAX: Final = 48
-#: What the next look may not meet.
+#: Transient failures.
 _PASSING: Final = (ReservationError, StoreUnavailable, StoreUncertain, OSError)
 
 
 class Recheck:
-    """Works the list of payments to look at."""
+    """Works the list of payments to recheck."""
 
     def __init__(
         self,
@@ -59,10 +59,10 @@ class Recheck:
         self._limits = limits
 
     async def run_once(self) -> int:
-        """Look at what is due; how many payments were looked at.
+        """Check the due payments; how many were checked.
 
         Raises:
-            SQLAlchemyError: SQL is away.
+            SQLAlchemyError: SQL is down.
         """
         now_ms, looked = self._clock.now_ms(), 0
         for due in await self._ledger.checks.due(now_ms, ROUND_MAX):
@@ -83,7 +83,7 @@ class Recheck:
         return looked
 
     async def _look(self, check: PaymentCheck) -> int | None:
-        """One look; the pause before the next one in ms, None where there is none."""
+        """Check once; the pause before the next check in ms, None if there is none."""
         order = await self._store.read(check.order_id)
         if order is None:
             return 60 * _MINUTE_MS if check.looks < MISSING_LOOKS_MAX else None

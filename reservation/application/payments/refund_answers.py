@@ -1,4 +1,4 @@
-"""What the PG's answers say of a refund: pure, no I/O."""
+"""Rules for the PG's answers to a refund: pure, no I/O."""
 
 import re
 from typing import Final
@@ -18,11 +18,11 @@ from reservation.domain.payment_gateway import (
 
 __all__ = ["has_no_money", "is_back", "may_still_come", "word_of"]
 
-#: The PG works on an earlier call under the same idempotency key.
+#: An earlier call under the same idempotency key is still in flight at the PG.
 _STILL_RUNNING: Final = "IDEMPOTENT_REQUEST_PROCESSING"
-#: The PG's own failure, told by itself: that call has ended. A 502 or 504 may be a proxy's.
+#: A failure that the PG itself reports: that call has ended. A 502 or 504 may be a proxy's.
 _FAILED: Final = re.compile(r"500 [A-Z][A-Z0-9_]*")
-#: A payment in one of these takes no money any more.
+#: A payment in one of these can take no more money.
 _ENDED: Final = (PaymentStatus.CANCELED, PaymentStatus.ABORTED, PaymentStatus.EXPIRED)
 
 
@@ -33,15 +33,15 @@ def is_back(payment: Payment) -> bool:
 
 
 def has_no_money(payment: Payment) -> bool:
-    """Whether it has ended without any, or with a deposit that the bank took back."""
+    """Whether it ended without money, or with a deposit that the bank reversed."""
     return payment.status in _ENDED and payment.approved_at is None
 
 
 def may_still_come(answer: Answer, *, before: bool) -> bool:
     """Whether a cancel of ours may still be carried out, after this answer to the last one.
 
-    The PG works on one call of a key at a time: an answer of its own says that every earlier one
-    has ended too. What it turns away at its entrance says nothing of an earlier call.
+    The PG processes one call of a key at a time: its own answer implies that every earlier call has
+    ended too. A rejection before processing implies nothing about an earlier call.
     """
     match answer:
         case Answered() | Declined() | PaymentMissing() | OrderIdUsed():
@@ -55,7 +55,7 @@ def may_still_come(answer: Answer, *, before: bool) -> bool:
 
 
 def word_of(answer: Answer) -> str | None:
-    """The answer in a word, for whoever waits for the refund."""
+    """The answer as one word, for the operator."""
     match answer:
         case Answered(payment):
             return payment.status

@@ -1,15 +1,15 @@
-"""Refunds: the money goes back at the PG, then the stock; a crash in between is gone on from.
+"""Refunds: the money goes back at the PG, then the stock; a crash in between is resumed.
 
     begin    a row in SQL: who, why, and whether the units are for sale again
     cancel   at the PG, under one idempotency key per payment, so that it happens once
     finish   CONFIRMED -> REFUNDED in Redis, then the row is done
 
-A row that is not done is taken up again by the worker. One process at a time goes on with it: the
-one that has its lease in SQL.
+The worker resumes a row that is not done. One process at a time works on it: the holder of its
+lease in SQL.
 
-An operator may correct a pending refund. The new wish takes its place only while no cancel of the
-old one may still be carried out and the PG shows that all of the money is there; else it is refused
-with the wish that stands.
+An operator may correct a pending refund. The new wish replaces the old one only while no cancel of
+the old one may still be carried out and the PG shows that all of the money is there; else it is
+refused with the pending wish.
 """
 
 import asyncio
@@ -66,16 +66,16 @@ __all__ = ["ORDER_NOT_PAID", "VIRTUAL_ACCOUNT", "RefundService", "RefundWish", "
 
 log = structlog.get_logger(__name__)
 
-#: The PG's word for a virtual account, whose deposits go back to an account only.
+#: The PG's name of the virtual account method, whose deposits go back only to an account.
 VIRTUAL_ACCOUNT: Final = "가상계좌"
 
 
-#: The code of a refund that has ended since its order did, without any money to give back.
+#: The code of a refund that ended because its order ended without money to give back.
 ORDER_NOT_PAID: Final = "ORDER_NOT_PAID"
 
 
 class RefundWish(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operator asks for."""
+    """An operator's request for a refund."""
 
     order_id: str
     reason: str
@@ -85,12 +85,12 @@ class RefundWish(msgspec.Struct, frozen=True, kw_only=True):
     operator: str
 
     def digest(self) -> str:
-        """Tells this wish from another under the same key."""
+        """Distinguishes this wish from another one under the same key."""
         body = msgspec.json.encode([self.order_id, self.reason, self.restock, self.account])
         return hashlib.sha256(body).hexdigest()[:32]
 
     def written(self) -> WrittenWish:
-        """The wish as SQL keeps it."""
+        """The wish as stored in SQL."""
         return WrittenWish(
             order_id=self.order_id,
             idempotency_key=self.idempotency_key,
@@ -103,11 +103,11 @@ class RefundWish(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Asked(msgspec.Struct, frozen=True):
-    """What came of asking the PG for a refund."""
+    """The result of a refund call to the PG."""
 
     #: All of the money is back.
     back: bool
-    #: The PG's last word where it is not.
+    #: The PG's last code if it is not.
     code: str | None = None
     #: A cancel may still be carried out.
     unanswered: bool = False
@@ -141,14 +141,14 @@ class RefundService:
         self._under_way: set[asyncio.Task[bool]] = set()
 
     async def refund(self, wish: RefundWish) -> bool:
-        """Begin the refund and try to finish it; whether it is through.
+        """Begin the refund and try to finish it; whether it is finished.
 
         Raises:
             ReservationNotFound, NotRefundable: nothing was sold under this order, it is refunded
                 by another wish already, or the PG refuses.
             RefundPending: another wish is pending and may be carried out at any time.
             RefundAccountRequired: a deposit, and no account to send it back to.
-            IdempotencyKeyReused: this key asked for something else.
+            IdempotencyKeyReused: this key has another body.
         """
         order = await self._queries.find(wish.order_id)
         if order is None:
@@ -169,7 +169,7 @@ class RefundService:
         return await self._answer_in_time(begun)
 
     async def _answer_in_time(self, record: RefundRecord) -> bool:
-        """Go on with it; false after a while in which it is not through, and it goes on."""
+        """Run the refund; false after a time-out, while it continues in its own task."""
         task = asyncio.create_task(self.go_on(record))
         self._under_way.add(task)
         task.add_done_callback(lambda done: self._done(record, done))
@@ -179,11 +179,11 @@ class RefundService:
     def _done(self, record: RefundRecord, task: asyncio.Task[bool]) -> None:
         self._under_way.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            # The request raises it as well, unless its time was over.
+            # The request raises it as well, unless it timed out.
             log.info("refund_waits", order_id=record.order_id, reason=type(error).__name__)
 
     async def aclose(self) -> None:
-        """End what is under way: a worker goes on with it once its lease is over."""
+        """Cancel the refunds in flight: a worker resumes them once their leases expire."""
         tasks = list(self._under_way)
         for task in tasks:
             task.cancel()
@@ -194,17 +194,17 @@ class RefundService:
             raise RefundAccountRequired
 
     async def _method_of(self, order: Reservation) -> str | None:
-        """How it was paid; None where the PG has not told."""
+        """The payment method; None if it is unknown."""
         payment = await self._ledger.payment_of(order.order_id)
         return payment.method if payment else None
 
     async def _correct(
         self, order: Reservation, standing: RefundRecord, wish: RefundWish
     ) -> RefundRecord | RefundReused:
-        """Let the wish take the place of another one, if nothing of that one can happen any more.
+        """Replace another wish with this one, if the other can no longer be carried out.
 
         Raises:
-            RefundPending, NotRefundable: the other one stands.
+            RefundPending, NotRefundable: the other wish stays.
         """
         if standing.status == "done":
             raise NotRefundable(
@@ -237,7 +237,7 @@ class RefundService:
         return payment.status == PaymentStatus.DONE and whole
 
     async def go_on(self, record: RefundRecord) -> bool:
-        """Take a refund on from wherever it stopped; whether it is through."""
+        """Resume a refund from its last step; whether it is finished."""
         if record.status == "done":
             return True
         order = await self._queries.find(record.order_id)
@@ -266,7 +266,7 @@ class RefundService:
                 reason=Reason(Cause.OPERATOR, operator=held.operator, note=held.reason),
             )
         except (ReservationError, StoreUnavailable, StoreUncertain):
-            # The money is back: only the stock waits, for Redis or for a rebuild.
+            # The money is back; the stock follows once Redis answers or the sale is rebuilt.
             await self._leave(held, code=None, unanswered=False)
             raise
         if status is not Status.REFUNDED:
@@ -278,10 +278,10 @@ class RefundService:
         return True
 
     async def _wait_for(self, order: Reservation, held: RefundRecord) -> bool:
-        """An order that is not sold: the bank took its deposit back, or Redis went back in time.
+        """Handle an unsold order: the bank reversed its deposit, or Redis went back in time.
 
-        The refund goes on where the order is sold again or refunded. It ends where the order has
-        ended and the PG shows no money that could go back.
+        The refund goes on once the order is sold again or refunded. It ends if the order has ended
+        and the PG shows no money that could go back.
         """
         order_id, payment_key = order.order_id, order.payment_key or ""
         alarm(Alarm.REFUND_OF_UNSOLD_ORDER, order_id=order_id, status=order.status.value)
@@ -323,7 +323,7 @@ class RefundService:
         account = await self._account_of(order, held)
         lease_left = self._limits.lease_ms / 1000 - (self._clock.monotonic() - began)
         if lease_left < self._limits.confirm_seconds + self._limits.lease_left_seconds:
-            # Frozen on the way: another process may have the refund, and another wish for it.
+            # This process was frozen: another one may have the refund, under another wish.
             log.warning("lease_too_short", order_id=order.order_id)
             return _Asked(back=False, code=held.code, unanswered=held.unanswered)
         answer = await self._resolver.cancel_at_pg(
@@ -339,7 +339,7 @@ class RefundService:
         self._warn(order, answer)
         shown = answer
         if not isinstance(shown, Answered):
-            # A cancel of ours may have gone through: only a look at the payment tells.
+            # A cancel of ours may have succeeded: only a lookup of the payment shows it.
             shown = await self._gateway.look_up(payment_key)
             await self._resolver.remember(order.order_id, payment_key, AnswerKind.LOOK_UP, shown)
             self._warn(order, shown)
@@ -349,7 +349,7 @@ class RefundService:
         return _Asked(is_back(shown.payment), code=word_of(answer), unanswered=unanswered)
 
     def _warn(self, order: Reservation, answer: Answer) -> None:
-        """Raise the alarm on an answer that does not change by itself."""
+        """Raise the alarm on a permanent failure."""
         match answer:
             case Misconfigured(code):
                 alarm(Alarm.GATEWAY_MISCONFIGURED, order_id=order.order_id, code=code)
@@ -359,7 +359,7 @@ class RefundService:
                 pass
 
     async def _account_of(self, order: Reservation, record: RefundRecord) -> RefundAccount | None:
-        """Where a deposit goes back to; the PG refuses an account for what was paid otherwise."""
+        """The refund account of a deposit; the PG refuses one for any other payment method."""
         if record.account_json is None or await self._method_of(order) not in (
             VIRTUAL_ACCOUNT,
             None,
@@ -369,7 +369,7 @@ class RefundService:
 
 
 def facts_of(record: RefundRecord) -> dict[str, object]:
-    """A refund as operators are shown it, in the wire's camelCase."""
+    """A refund as shown to operators, in the wire's camelCase."""
     account = msgspec.json.decode(record.account_json) if record.account_json else None
     return {
         "orderId": record.order_id,
@@ -385,7 +385,7 @@ def facts_of(record: RefundRecord) -> dict[str, object]:
 
 
 def _has_moved(order: Reservation, payment: Payment) -> bool:
-    """Whether the account that an order awaits its deposit on awaits none."""
+    """Whether the order awaits a deposit and its account no longer does."""
     awaits = order.status is Status.AWAITING_DEPOSIT
     return awaits and payment.status != PaymentStatus.WAITING_FOR_DEPOSIT
 

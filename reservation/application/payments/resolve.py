@@ -1,4 +1,4 @@
-"""Carries out what the PG's answers oblige us to do, until the payment is decided or must wait."""
+"""Payment resolution: acts on the PG's answers until the payment is decided or must wait."""
 
 import math
 from enum import StrEnum
@@ -52,20 +52,20 @@ __all__ = ["AnswerKind", "PaymentAttempt", "PaymentResolver", "is_given_back"]
 
 log = structlog.get_logger(__name__)
 
-#: A confirm, a look-up that it asks for, and one more after that: no verdict needs a fourth.
+#: A confirm, the lookup that it requires, and one more lookup: no verdict needs a fourth answer.
 STEPS_MAX: Final = 4
 
-#: Outcomes after which the units are the buyer's.
+#: Outcomes that give the units to the buyer.
 _SELLS: Final = (PaymentOutcome.CONFIRMED, PaymentOutcome.AWAITING_DEPOSIT)
 
 _MADE_UP: Final = Outcome(name=PaymentOutcome.VOIDED, reason=Reason(Cause.PAYMENT_NOT_FOUND))
 
-#: Between these a deposit, or the bank that takes it back, moves an order without a claim.
+#: A deposit, or its reversal by the bank, moves an order between these without a claim.
 _BY_ACCOUNT: Final = (Status.AWAITING_DEPOSIT, Status.CONFIRMED)
 
 
 class AnswerKind(StrEnum):
-    """Which question an answer in an order's history belongs to."""
+    """The call to which an answer in an order's history belongs."""
 
     CONFIRM = "confirm"
     LOOK_UP = "look_up"
@@ -80,14 +80,14 @@ class PaymentAttempt(msgspec.Struct, frozen=True):
     known: CachedSale
     fence: int
     payment_key: str
-    #: The claim or take-over that got the fence; empty where the fence was only read.
+    #: The claim or take-over that got the fence; empty if the fence was only read.
     claim_id: str = ""
-    #: By the monotonic clock, reckoned from before the claim; without one nothing is asked for.
+    #: By the monotonic clock, from before the claim; without a lease no money is requested.
     lease_ends_at: float = -math.inf
 
 
 class PaymentResolver:
-    """Takes an answer of the PG to its end."""
+    """Resolves payments by the PG's answers."""
 
     def __init__(
         self,
@@ -109,9 +109,9 @@ class PaymentResolver:
         self._clock = clock
 
     def may_ask(self, case: PaymentAttempt) -> bool:
-        """Whether the lease outlives a confirm that leaves now.
+        """Whether the lease outlives a confirm sent now.
 
-        A process that froze on the way may find its payment taken over, and even given back.
+        While this process was frozen another may have taken over the payment or given it back.
         """
         least = self._limits.confirm_seconds + self._limits.lease_left_seconds
         if case.lease_ends_at - self._clock.monotonic() >= least:
@@ -120,10 +120,10 @@ class PaymentResolver:
         return False
 
     async def resolve(self, case: PaymentAttempt, answer: Answer, asked: AnswerTo) -> Status | None:
-        """Decide the payment, asking the PG on where the answer says so.
+        """Decide the payment, with further calls to the PG if the answer requires them.
 
         Returns:
-            Where the order stands now; None while the payment is undecided.
+            The order's status now; None while the payment is undecided.
         """
         first = asked is AnswerTo.FIRST_CONFIRM
         refused: Answer | None = None
@@ -135,7 +135,7 @@ class PaymentResolver:
                 order=case.order,
                 payment_key=case.payment_key,
                 asked=asked,
-                # A deposit that the bank took back is awaited again, whatever the sale takes now.
+                # A deposit that the bank reversed is awaited again, even if the sale takes none.
                 virtual_accounts=case.known.sale.virtual_accounts
                 or case.order.status in _BY_ACCOUNT,
                 refused=refused,
@@ -176,13 +176,13 @@ class PaymentResolver:
     async def finish(
         self, case: PaymentAttempt, outcome: Outcome, answer: Answer | None
     ) -> Status | None:
-        """Write the outcome down under the case's fence.
+        """Record the outcome under the case's fencing token.
 
         Returns:
-            Where the order stands now; None where another fence has it, where a deposit changed it
-            since it was read, so that it must be looked at anew, or where SQL did not take the
-            payment that it is sold for: the settler sells it as soon as SQL does. None as well
-            where Redis has lost the claim: the payment is claimed again by its intent.
+            The order's status now; None if another fence has it, if a deposit changed it since it
+            was read, so that it must be checked again, or if SQL did not store the payment that
+            sells it: the settler sells it as soon as SQL does. None as well if Redis has lost the
+            claim: the payment is claimed again by its intent.
         """
         if isinstance(answer, Answered):
             kept = await self.keep_payment(answer.payment)
@@ -209,7 +209,7 @@ class PaymentResolver:
         reach("conclude:after_finish", case.order.order_id)
         if not finished.applied:
             log.info("finish_stale", order_id=case.order.order_id, fence=case.fence)
-            # Whoever was first may have asked the PG before we did: ours may be the newer answer.
+            # The winner may have called the PG before we did: our answer may be the newer one.
             moved = case.order.status in _BY_ACCOUNT and finished.status in _BY_ACCOUNT
             return None if moved or finished.status is Status.CONFIRMING else finished.status
         PAYMENTS.labels(outcome.name).inc()
@@ -222,7 +222,7 @@ class PaymentResolver:
         return finished.status
 
     async def look_again(self, case: PaymentAttempt, seconds: float) -> None:
-        """Have the payment looked at once more, though no webhook comes; goes on without SQL."""
+        """Schedule a recheck of the payment, in case no webhook comes; goes on without SQL."""
         due_at_ms = self._clock.now_ms() + round(seconds * 1000)
         try:
             await self._ledger.checks.schedule(case.payment_key, case.order.order_id, due_at_ms)
@@ -230,10 +230,10 @@ class PaymentResolver:
             log.warning("recheck_not_kept", order_id=case.order.order_id, reason=str(error))
 
     async def cancel(self, case: PaymentAttempt, outcome: Outcome, reason: str) -> Status | None:
-        """Give the money back at the PG, and write the outcome down once the PG shows it.
+        """Give the money back at the PG, and record the outcome once the PG shows it.
 
         The payment is barred from being sold first: a cancel whose answer is lost may be carried
-        out at any time from then on.
+        out at any later time.
         """
         order = case.order
         if not await self.bar(order.order_id, order.sale_id, case.fence, case.payment_key):
@@ -245,11 +245,11 @@ class PaymentResolver:
         return None
 
     async def bar(self, order_id: str, sale_id: str, fence: int, payment_key: str) -> bool:
-        """Bar a payment from being sold, before a cancel of it leaves.
+        """Bar a payment from being sold, before its cancel is sent.
 
         Returns:
-            False where nothing may be cancelled now: SQL is away, or somebody asks for this very
-            money under a later fence, and will judge it.
+            False if it may not be cancelled now: SQL is down, or another process requests the same
+            money under a later fence, and will decide.
         """
         try:
             barred = await self._ledger.intend_cancel(
@@ -267,9 +267,9 @@ class PaymentResolver:
         return barred
 
     async def _sell(self, case: PaymentAttempt, outcome: Outcome, answer: Answer) -> Status | None:
-        """Sell what a look-up shows to be paid, unless a cancel of it has ever left.
+        """Sell a payment that a lookup shows as paid, unless a cancel of it may have been sent.
 
-        An answer to a confirm needs no such question: no intent is written after a cancel is.
+        An answer to a confirm needs no such check: no intent is written after that of a cancel.
         """
         try:
             cancelling = await self._ledger.is_cancel_intended(case.payment_key)
@@ -282,8 +282,8 @@ class PaymentResolver:
         if isinstance(again, Answered) and is_given_back(again.payment):
             return await self.finish(case, given_back(again.payment), again)
         if isinstance(again, Declined):
-            # The PG's last word: under this key it stays so, and under each before it another
-            # refusal does. The money stays, as with an account that was paid while we cancelled it.
+            # Final: the PG repeats this refusal under this key, and another one under each key
+            # before it. The money stays, as with an account that was paid while we cancelled it.
             return await self.finish(case, outcome, answer)
         return None
 
@@ -303,18 +303,18 @@ class PaymentResolver:
         account: RefundAccount | None = None,
         after_refusals: bool = False,
     ) -> Answer:
-        """Give all of the money back at the PG, which was seen to have it, and keep the answer.
+        """Cancel a payment with money in full at the PG, and store the answer.
 
         Args:
-            order_id: whose payment it is.
-            payment_key: which one.
+            order_id: of the payment's order.
+            payment_key: the PG's id of the payment.
             reason: for the PG's records.
-            account: where a deposit goes back to.
-            after_refusals: whether to ask anew what the PG has refused for good, as an operator may
-                with another account. Without it such a refusal is the last word.
+            account: the refund account of a deposit.
+            after_refusals: whether to retry after a permanent refusal, as an operator may with
+                another account. Without it such a refusal is final.
 
         Raises:
-            SQLAlchemyError, OSError: under which key to ask is not known, and nothing was sent.
+            SQLAlchemyError, OSError: the idempotency key is unknown, and nothing was sent.
         """
         attempt = await self._ledger.bound_cancels(order_id, payment_key, refusals=after_refusals)
         answer = await self._gateway.cancel(
@@ -335,9 +335,9 @@ class PaymentResolver:
         *,
         attempt: int = 0,
     ) -> None:
-        """Keep an answer for the order's history; the payment goes on without it.
+        """Store an answer in the order's history; a failure does not stop the payment.
 
-        `attempt` numbers the idempotency keys of its question, from 0 on.
+        `attempt` numbers the idempotency keys of its call, from 0 on.
         """
         if isinstance(answer, Answered) and answer.payment.order_id == order_id:
             self._health.saw_ours()
@@ -355,7 +355,7 @@ class PaymentResolver:
             log.warning("answer_not_kept", order_id=order_id, reason=type(error).__name__)
 
     async def keep_payment(self, payment: Payment) -> bool:
-        """Keep the payment as the PG shows it, its webhook secret included; whether SQL did."""
+        """Store the payment as the PG shows it, with its webhook secret; whether SQL has it."""
         try:
             await self._ledger.put_payment(_row_of(payment, self._clock.now_ms()))
         except (SQLAlchemyError, OSError) as error:
@@ -365,7 +365,7 @@ class PaymentResolver:
 
 
 def is_given_back(payment: Payment) -> bool:
-    """Whether a cancel has left nothing of it: all of its money is back, or none ever came."""
+    """Whether it is cancelled in full: all of its money is back, or none ever came."""
     ended = (PaymentStatus.CANCELED, PaymentStatus.PARTIAL_CANCELED)
     return payment.status in ended and (payment.balance_amount == 0 or payment.approved_at is None)
 

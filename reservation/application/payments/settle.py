@@ -1,6 +1,6 @@
-"""Settles what a confirm left undecided, from any state in which a process may have died.
+"""Settlement of undecided payments, from any state in which a process may have crashed.
 
-Money is a fact at the PG, so the PG is asked, with a growing pause, until it knows:
+The PG is the source of truth about money, so it is polled with back-off until it knows:
 
     money moved, refused or gone        finish at once
     not approved, buyer just back       confirm again, under the same idempotency key
@@ -46,12 +46,12 @@ __all__ = ["PaymentSettlement"]
 log = structlog.get_logger(__name__)
 
 _MINUTE_MS: Final = 60_000
-#: The next look at an undecided payment comes after this share of its age.
+#: The pause before the next poll of an undecided payment is its age divided by this.
 PAUSE_SHARE: Final = 4
-#: Look-ups under way at once, for at most 10 s each: half of the gateway client's connections.
+#: Lookups in flight, for at most 10 s each: half of the gateway client's connections.
 LOOKS_AT_ONCE: Final = 32
-#: Second confirms and cancels under way at once. Each may hang for a minute with one card company;
-#: the payments of others must not wait for them, so they have places of their own.
+#: Second confirms and cancels in flight. Each may hang for a minute at one card company; payments
+#: with other companies must not wait for them, so they have slots of their own.
 SLOW_AT_ONCE: Final = 128
 
 
@@ -82,7 +82,7 @@ class PaymentSettlement:
         self._slow = asyncio.Semaphore(SLOW_AT_ONCE)
 
     async def settle(self, order_id: str) -> Status | None:
-        """Look at one CONFIRMING order whose lease is over; None while it is undecided."""
+        """Settle one CONFIRMING order whose lease has expired; None while it is undecided."""
         if tracing.tracer is None:
             return await self._settle(order_id)
         with tracing.tracer.root("settle", order=order_id):
@@ -101,7 +101,7 @@ class PaymentSettlement:
         return status
 
     async def _take_over(self, order_id: str) -> tuple[PaymentAttempt, Answer] | None:
-        """Take a payment whose lease is over, and look it up; None where it is not to be had."""
+        """Take over a payment whose lease has expired, and query the PG; None if not available."""
         order = await self._store.read(order_id)
         if order is None or order.status is not Status.CONFIRMING or not order.payment_key:
             return None
@@ -150,7 +150,7 @@ class PaymentSettlement:
             case.order.order_id, case.payment_key, AnswerKind.LOOK_UP, answer
         )
         if may_confirm:
-            # Of another order's payment the PG says so itself: its refusal voids the attempt.
+            # If the payment is another order's, the PG refuses it, which voids the attempt.
             unapproved = isinstance(verdict, Unapproved) and not verdict.missing
             return await self._slowly(lambda: self._confirm_again(case, unapproved=unapproved))
         missing = isinstance(verdict, Unapproved) and verdict.missing
@@ -165,7 +165,7 @@ class PaymentSettlement:
     async def _slowly(
         self, step: Callable[[], Awaitable[Status | None]], *, at_once: bool = False
     ) -> Status | None:
-        """A step that may hang at the PG for a minute; None where too many do: it comes later."""
+        """Run a step that may hang at the PG for a minute; None if too many do: a retry follows."""
         if at_once:
             return await step()
         if self._slow.locked():
@@ -180,7 +180,7 @@ class PaymentSettlement:
         try:
             intents = await self._ledger.intents_of(case.order.order_id)
             bound = await self._ledger.evidence.bound_answers(case.order.order_id, case.payment_key)
-            # Another idempotency key only where the PG itself shows that no money moved.
+            # Another idempotency key only if the PG itself shows that no money moved.
             key = confirm_key(case.payment_key, bound if unapproved else 0)
             outcome = await self._ledger.write_intent(
                 order_id=case.order.order_id,
@@ -227,10 +227,10 @@ class PaymentSettlement:
         return await self._resolver.finish(case, outcome, None)
 
     async def _bar_all(self, case: PaymentAttempt) -> bool:
-        """Void every fence up to the case's own; false where a confirm may be under way.
+        """Void every fence up to the case's own; false if a confirm may be in flight.
 
-        An intent that stands is one whose confirm may have left, perhaps since the PG was looked
-        at. That call is over one lease after its intent.
+        The confirm of an existing intent may have been sent, perhaps since the lookup. That call is
+        over one lease after its intent.
         """
         order_id, now_ms = case.order.order_id, self._clock.now_ms()
         outcomes = [
@@ -258,7 +258,7 @@ class PaymentSettlement:
         )
 
     async def deposit(self, order_id: str) -> Status | None:
-        """End an account that nobody paid into in time; CONFIRMED if somebody did after all."""
+        """Close an account whose deposit is overdue; CONFIRMED if the deposit came after all."""
         order = await self._store.read(order_id)
         if order is None or order.status is not Status.AWAITING_DEPOSIT or not order.payment_key:
             return None
@@ -287,5 +287,5 @@ class PaymentSettlement:
 
 
 def _of_another_order(answer: Answer, case: PaymentAttempt) -> bool:
-    """A buyer came back with the key of somebody else's payment: it can never pay this order."""
+    """Whether the payment is another order's: it can never pay for this one."""
     return isinstance(answer, Answered) and answer.payment.order_id != case.order.order_id

@@ -1,11 +1,10 @@
-"""What the PG's webhooks lead to: nothing in them is believed but the ids, and the PG is asked.
+"""Webhooks of the PG: only their ids are trusted, and the PG is queried for the payment.
 
-Anybody can post a webhook, so look-ups are counted apart: for the payment that a paid order has,
-for attempts that the order or SQL knows, and for any other key. No confirm of ours leaves without
-its attempt, so the last kind is nearly always forged, and gets the least. Over a limit a payment
-that was tried is put on the list in SQL that the worker looks at
-(`reservation.application.payments.recheck`); any other is answered 503, so that the PG sends it
-again.
+Anyone can post a webhook, so lookups have separate rate limits: for the payment of a paid order,
+for attempts that the order or SQL knows, and for any other key. No confirm of ours is sent without
+its attempt, so the last kind is nearly always forged and gets the lowest limit. Over a limit a
+known payment is put on the worker's list in SQL (`reservation.application.payments.recheck`); any
+other webhook is answered 503, so that the PG sends it again.
 """
 
 import hmac
@@ -37,27 +36,27 @@ __all__ = ["PaymentNotifications"]
 
 log = structlog.get_logger(__name__)
 
-#: Look-ups that webhooks may cause: of each kind for one order, and in one process. No kind uses up
-#: what another one needs.
+#: Rate limits of lookups by webhooks: of each kind for one order, and in one process. No kind can
+#: starve another.
 LOOK_UPS_PER_ORDER: Final = Rate(count=5, per_seconds=60)
 LOOK_UPS_PAID: Final = Rate(count=50, per_seconds=1)
 LOOK_UPS_TRIED: Final = Rate(count=10, per_seconds=1)
 LOOK_UPS_UNKNOWN: Final = Rate(count=2, per_seconds=1)
-#: Questions to SQL whether it knows an order, or a payment key, that Redis does not.
+#: Rate limit of SQL queries for an order, or a payment key, that Redis does not know.
 SQL_ALL: Final = Rate(count=50, per_seconds=1)
-#: When the worker looks at a payment whose webhook came over a limit.
+#: Delay before the recheck of a payment whose webhook exceeded a limit.
 LATER_MS: Final = 15_000
-#: How far the clocks of processes may be apart, as `preflight` allows.
+#: Maximum clock skew between processes, as the readiness check allows.
 CLOCKS_MS: Final = 2_000
-#: Payments whose place on the list one process remembers.
+#: Scheduled rechecks that one process remembers.
 SCHEDULED_MAX: Final = 10_000
 _RESTORED_SOON: Final = "The order is being restored; send this again."
-#: Orders whose payment is theirs, as the PG showed it.
+#: Orders whose payment the PG has shown as theirs.
 _PAID: Final = (Status.CONFIRMED, Status.AWAITING_DEPOSIT, Status.REFUNDED)
 
 
 class _Budget:
-    """Look-ups of one kind."""
+    """The rate limits of one kind of lookup."""
 
     def __init__(self, rate: Rate) -> None:
         self.all = Limiter(rate)
@@ -65,7 +64,7 @@ class _Budget:
 
 
 class PaymentNotifications:
-    """Looks at the payments that webhooks name."""
+    """Handles the payments that webhooks name."""
 
     def __init__(
         self,
@@ -89,7 +88,7 @@ class PaymentNotifications:
         self._unknown = _Budget(LOOK_UPS_UNKNOWN)
         self._sql = Limiter(SQL_ALL)
         self._later = Limiter(SQL_ALL)
-        #: Payment key -> when the list has it due.
+        #: Payment key -> the due time of its recheck.
         self._scheduled: dict[str, int] = {}
 
     async def receive(
@@ -100,17 +99,17 @@ class PaymentNotifications:
         secret: str | None = None,
         status: str | None = None,
     ) -> None:
-        """Look at one payment that a webhook names; harmless however often and late it comes.
+        """Handle one webhook; idempotent, and safe at any time.
 
         Args:
-            order_id: as the body names it.
-            payment_key: likewise; a deposit's webhook has none.
-            secret: of a deposit's webhook: only the PG knows it beside us.
-            status: as the body says. It decides one thing only: DONE is no news of a payment that
-                the order is sold with.
+            order_id: from the body.
+            payment_key: from the body; a deposit's webhook has none.
+            secret: of a deposit's webhook: only the PG and we know it.
+            status: from the body. Its only use: DONE is no news of a payment that the order is
+                sold with.
 
         Raises:
-            Unavailable: it could not be acted on now; the PG sends what is not answered 200 again.
+            Unavailable: it could not be handled now; the PG retries a webhook not answered 200.
         """
         if sale_of(order_id) is None:
             return
@@ -120,10 +119,10 @@ class PaymentNotifications:
             return
         WEBHOOKS.inc()
         if order.sale_id in self._catalog.closed:
-            # Redis may have an older state of it, in which the webhook says nothing new.
+            # Redis may have an older state of it, in which the webhook is no news.
             raise Unavailable(_RESTORED_SOON)
         if order.status is Status.CONFIRMING:
-            # The holder of the lease decides; without one this does it a little sooner.
+            # The lease holder decides; without one this settles it a little sooner.
             await self._settlement.settle(order_id)
             return
         key = payment_key or order.payment_key
@@ -137,7 +136,7 @@ class PaymentNotifications:
             return
         budget = await self._budget_of(order, key)
         if budget is self._unknown and order.status in (Status.HELD, Status.PREPARED):
-            # Its buyer comes back with this key, or the hold ends and the PG's next webhook counts.
+            # The buyer returns with this key, or the hold ends and the PG's next webhook counts.
             return
         if not self._may_look(order_id, budget):
             await self._look_later(order_id, key, budget)
@@ -165,7 +164,7 @@ class PaymentNotifications:
             raise Unavailable("Too many at once; send this again.")
 
     def _may_look(self, order_id: str, budget: _Budget) -> bool:
-        """Whether the limits allow one more look-up; counts it if so."""
+        """Whether the limits allow one more lookup; counts it if so."""
         now = self._clock.monotonic()
         if budget.per_order.peek(order_id, now) or budget.all.peek("", now):
             return False
@@ -174,14 +173,14 @@ class PaymentNotifications:
         return True
 
     async def _look_later(self, order_id: str, payment_key: str, budget: _Budget) -> None:
-        """Put the payment on the list that the worker looks at: no more than a row per payment.
+        """Schedule a recheck of the payment: at most one row per payment.
 
         Raises:
-            Unavailable: the key is none that was tried, or SQL has enough to do.
+            Unavailable: the key is no known attempt, or the limit of writes to SQL is exceeded.
         """
         now_ms = self._clock.now_ms()
         if now_ms < self._scheduled.get(payment_key, 0) - CLOCKS_MS:
-            # The look that is to come is for this one as well.
+            # The scheduled recheck covers this webhook as well.
             return
         if budget is self._unknown or self._later.wait("", self._clock.monotonic()):
             raise Unavailable("Too many at once; send this again.")
@@ -196,10 +195,10 @@ class PaymentNotifications:
         log.info("webhook_looked_at_later", order_id=order_id)
 
     async def _look(self, order: Reservation, payment_key: str) -> None:
-        """Ask the PG, and bring the order in line with what it shows.
+        """Query the PG, and reconcile the order with the payment.
 
         Raises:
-            Unavailable: it must be looked at again.
+            Unavailable: it must be checked again.
         """
         answer = await self._gateway.look_up(payment_key)
         if isinstance(answer, Answered) and answer.payment.payment_key == payment_key:
@@ -209,7 +208,7 @@ class PaymentNotifications:
         elif not isinstance(answer, PaymentMissing):
             raise Unavailable("The payment could not be looked up; send this again.")
         if payment_key == order.payment_key:
-            # The order's own payment: the PG is mistaken.
+            # The order's own payment: the PG's answer is wrong.
             raise Unavailable("The payment does not match the stored one; send this again.")
 
     async def _follow(self, order: Reservation, answer: Answered) -> None:
@@ -221,14 +220,14 @@ class PaymentNotifications:
             raise Unavailable("The payment is not settled yet; send this again.")
 
     async def _refuse_while_lost(self, order_id: str, payment_key: str | None) -> None:
-        """Have the PG repeat a webhook of an order that Redis lost and SQL still knows of."""
+        """Make the PG retry a webhook of an order that Redis lost and SQL still knows."""
         self._count_sql()
         try:
             lost = await self._ledger.order(order_id) is not None
         except (SQLAlchemyError, OSError) as error:
             raise Unavailable("The order could not be looked up; send this again.") from error
         if not lost and payment_key is not None:
-            # The order left no event, but its payment was asked for.
+            # The order left no event, but its payment was requested.
             lost = await self._owner_of(payment_key) == order_id
         if lost:
             raise Unavailable(_RESTORED_SOON)
@@ -240,6 +239,6 @@ class PaymentNotifications:
         except (SQLAlchemyError, OSError) as error:
             raise Unavailable("The payment could not be looked up; send this again.") from error
         if payment is None or payment.secret is None:
-            # Never shown to us: the look-up alone decides, as for every other webhook.
+            # The PG never showed us one: the lookup alone decides, as for every other webhook.
             return True
         return hmac.compare_digest(payment.secret.encode(), secret.encode())
