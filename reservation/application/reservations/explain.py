@@ -1,4 +1,4 @@
-"""Explains: who holds what and since when, and what becomes of an order next."""
+"""Explanations for operators: the holders of an item's units, and the next step of an order."""
 
 from typing import Final
 
@@ -18,14 +18,14 @@ from reservation.domain.states import HoldPolicy, Status
 
 __all__ = ["Explain", "SkuWhy", "Waiting"]
 
-#: Holders and orders of each kind that are told: what fits on a screen.
+#: Holders and orders of each kind that are listed: a screenful.
 TOLD_MAX: Final = 20
-#: Orders looked through for those of one item: one round trip of 200 small hashes.
+#: Orders scanned for those of one item: one round trip of 200 small hashes.
 LOOKED_THROUGH_MAX: Final = 200
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
-    """An order that keeps units of an item from others, and until when it does so undisturbed."""
+    """An order that holds units of an item, with its deadline or the end of its lease."""
 
     order_id: str
     buyer_id: str
@@ -36,7 +36,7 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SkuWhy(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the units of one item are."""
+    """The holders of one item's units."""
 
     sale_id: str
     item: Item
@@ -47,7 +47,7 @@ class SkuWhy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Explain:
-    """Answers operators."""
+    """Explains items and orders to operators."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Explain:
         self._limits = limits
 
     async def item(self, sale_id: str, sku: str) -> SkuWhy:
-        """Who holds an item's units, and when they come back or are decided.
+        """The holders of an item's units, the next deadlines and the undecided payments.
 
         Raises:
             SaleNotFound, SkuNotFound.
@@ -89,7 +89,7 @@ class Explain:
         )
 
     async def _of_item(self, until: dict[str, int], sku: str) -> tuple[Waiting, ...]:
-        """Those of the orders that have the item, but for any that SQL has in a later state."""
+        """The orders with the item, except those that SQL has in a later state."""
         orders = await self._store.read_many(list(until))
         found = [
             Waiting(
@@ -108,7 +108,7 @@ class Explain:
         return tuple(found[:TOLD_MAX])
 
     async def next_step(self, order: Reservation) -> str:
-        """What becomes of an order next, in one sentence."""
+        """The next step of an order, in one sentence."""
         match order.status:
             case Status.HELD | Status.PREPARED:
                 return await self._waits_for_its_buyer(order)

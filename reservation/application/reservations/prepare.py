@@ -1,4 +1,4 @@
-"""Prepare: a basket becomes a hold, idempotent by the caller's key."""
+"""Prepare: holds the stock of a basket, idempotent by the caller's key."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
@@ -37,30 +37,30 @@ from reservation.domain.sale import Sale
 
 __all__ = ["Done", "PrepareReservations", "Prepared", "wish_of"]
 
-#: Orders that a buyer over the limit is shown.
+#: Live orders listed in a refusal of a buyer over the limit.
 ORDERS_SHOWN_MAX = 20
-#: One for all who are turned away: it is told and never raised.
+#: Shared by all rejected prepares: it is returned and never raised.
 TOO_MANY = too_many()
 #: The PG's own limit on an order's name.
 ORDER_NAME_CHARS_MAX = 100
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """The reservation, and whether this key had made it before."""
+    """The reservation, and whether this is a replay of its key."""
 
     reservation: Reservation
     epoch: str
     replayed: bool
 
 
-#: Told once how a wish ended; anything but a refusal is a bug that its caller logs.
+#: Called once with the outcome; an exception other than a refusal is a bug that the caller logs.
 Done = Callable[[HoldCreated | Prepared | Exception], None]
-#: Outcomes that something is fetched for, or that are tried once more.
+#: Outcomes that need another read, or a retry.
 _WITH_MORE = (Replayed, BuyerLimitExceeded, SaleRecovering)
 
 
 class PrepareReservations:
-    """Takes holds through the queue that batches them."""
+    """Takes holds through the queue that batches prepares."""
 
     def __init__(
         self,
@@ -80,17 +80,17 @@ class PrepareReservations:
     async def prepare(
         self, known: CachedSale, buyer_id: str, idempotency_key: str, wish: Wish
     ) -> Prepared:
-        """Hold the wish's stock until the deadline; a repeat of the key gets the same order.
+        """Hold the wish's stock until the deadline; a replay of the key gets the same order.
 
         Args:
             known: the sale, as the catalog has it.
-            buyer_id: who wishes.
-            idempotency_key: the buyer's name for it.
-            wish: what for (`wish_of`).
+            buyer_id: the buyer.
+            idempotency_key: the buyer's key.
+            wish: the basket (`wish_of`).
 
         Raises:
-            Every refusal in prepare.lua; `Unavailable` where nothing was taken for certain,
-            `OutcomeUnknown` where that cannot be told.
+            Every refusal in prepare.lua; `Unavailable` if certainly nothing was taken,
+            `OutcomeUnknown` if that is unknown.
         """
         self._watch.check(known.sale.sale_id)
         basket = self.basket(known, buyer_id, idempotency_key, wish)
@@ -102,14 +102,14 @@ class PrepareReservations:
     def begin(
         self, known: CachedSale, buyer_id: str, idempotency_key: str, wish: Wish, done: Done
     ) -> None:
-        """The same, told to `done` rather than awaited: most wishes need no task of their own.
+        """`prepare` with a callback instead of an await: most wishes need no task of their own.
 
-        The caller has asked in this turn of the loop whether it is `turned_away`. `done` is told
-        once and must not raise. A hold that this very call made comes as `HoldCreated`: the caller
-        answers many of those alike.
+        The caller has checked `turned_away` in this turn of the loop. `done` is called once and
+        must not raise. A new hold of this call comes as `HoldCreated`: the caller encodes the
+        answers of many of those together.
 
         Raises:
-            Those refusals that need no Redis; `done` is told nothing then.
+            The refusals that need no Redis; `done` is not called then.
         """
         self._watch.check(known.sale.sale_id)
         basket = self.basket(known, buyer_id, idempotency_key, wish)
@@ -125,13 +125,13 @@ class PrepareReservations:
         self._queue.submit(basket, epoch=known.epoch, done=decided)
 
     def turned_away(self, known: CachedSale) -> Unavailable | None:
-        """The refusal of every newcomer of this sale, while too many wait already."""
+        """Load shedding: the refusal of a new prepare while the sale's queue is full, else None."""
         return TOO_MANY if self._queue.is_full(known.sale.sale_id, known.epoch) else None
 
     async def is_replay(
         self, sale_id: str, buyer_id: str, idempotency_key: str, digest: str
     ) -> bool:
-        """Whether this key has made an order from this body; False also where Redis is away."""
+        """Whether this key has an order with this body; False also while Redis is down."""
         order_id = self._order_ids.order_id(
             sale_id=sale_id, buyer_id=buyer_id, idempotency_key=idempotency_key
         )
@@ -141,7 +141,7 @@ class PrepareReservations:
             return False
 
     def basket(self, known: CachedSale, buyer_id: str, idempotency_key: str, wish: Wish) -> Basket:
-        """The wish as the queue takes it."""
+        """The wish in the queue's form."""
         sale_id = known.sale.sale_id
         order_id = self._order_ids.order_id(
             sale_id=sale_id, buyer_id=buyer_id, idempotency_key=idempotency_key
@@ -160,7 +160,7 @@ class PrepareReservations:
             done(error)
 
     async def _prepare_again(self, basket: Basket) -> Prepared:
-        """Rebuilt meanwhile under a new epoch? Then once more; else it is lost."""
+        """Retry once: the sale may have been rebuilt under a new epoch meanwhile."""
         self._watch.wake()
         self._catalog.forget(basket.sale_id)
         known = await self._catalog.get(basket.sale_id)
@@ -177,7 +177,7 @@ class PrepareReservations:
     async def _complete(
         self, epoch: str, basket: Basket, outcome: Reservation | Replayed | ReservationError
     ) -> Prepared:
-        """Fetch what an outcome lacks: the order that a replay names, a buyer's live orders."""
+        """Fetch the rest of an outcome: the order of a replay, the live orders of a buyer."""
         if isinstance(outcome, Reservation):
             return Prepared(outcome, epoch, replayed=False)
         if isinstance(outcome, ReservationError):
@@ -201,7 +201,7 @@ class PrepareReservations:
                 basket.sale_id, basket.buyer_id, ORDERS_SHOWN_MAX
             )
         except (StoreUnavailable, StoreUncertain):
-            # The refusal stands without them.
+            # The refusal is complete without them.
             return []
 
 
@@ -213,14 +213,14 @@ def wish_of(
     order_name: str | None = None,
     admitted: bool = False,
 ) -> Wish:
-    """What a buyer asks of this sale.
+    """A buyer's wish in this sale.
 
     Args:
         sale: as the catalog has it.
-        items: SKU and quantity; the same SKU may stand twice.
-        amount: what the page showed, minor units.
-        order_name: the caller's own.
-        admitted: whether the caller showed a good admission.
+        items: SKU and quantity; an SKU may occur twice.
+        amount: as the page showed it, in minor units.
+        order_name: the caller's own; None for the default.
+        admitted: whether the caller showed a valid admission.
 
     Raises:
         SkuNotFound: the sale does not have the first item.
@@ -237,7 +237,7 @@ def wish_of(
 
 
 def default_name(sale: Sale, lines: Sequence[Line]) -> str:
-    """The first item's name and how many more: what the PG's page shows the buyer.
+    """The first item's name and the number of further items, shown on the PG's page.
 
     Raises:
         SkuNotFound: the sale does not have the first item.

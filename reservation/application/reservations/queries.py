@@ -1,4 +1,4 @@
-"""Look reservations up: in Redis while they are there, in SQL afterwards.
+"""Queries of reservations: from Redis while they are there, from SQL afterwards.
 
 While a sale is closed Redis may have its orders in an older state than SQL, and both are read.
 """
@@ -33,12 +33,12 @@ log = structlog.get_logger(__name__)
 ORDERS_LISTED_MAX: Final = 100
 
 
-#: An order in one of these has no payment, as far as its state tells.
+#: An order in one of these has no payment, judging by its status.
 _WITHOUT_PAYMENT: Final = (Status.HELD, Status.PREPARED, Status.RELEASED, Status.EXPIRED)
 
 
 class DepositAccount(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the buyer of an AWAITING_DEPOSIT order pays in, and until when."""
+    """The account and the due date of an AWAITING_DEPOSIT order's deposit."""
 
     bank: Bank
     account_number: str
@@ -65,14 +65,14 @@ class ReservationQueries:
         self._waits = Waits(store.read, is_still=self._is_closed, clock=clock)
 
     def stop_waiting(self) -> None:
-        """Answer each request that waits now, and let none wait any more: the service ends."""
+        """On shutdown: answer each waiting request, and let no further one wait."""
         self._waits.stop()
 
     async def find(self, order_id: str) -> Reservation | None:
-        """The reservation, wherever it is kept; None where there is none.
+        """The reservation, from Redis or SQL; None if there is none.
 
         Raises:
-            Unavailable: Redis does not have it and SQL cannot be asked, or the other way round.
+            Unavailable: Redis does not answer, or SQL is needed and does not answer.
         """
         sale_id = sale_of(order_id)
         if sale_id is None or not await self._catalog.knows(sale_id):
@@ -103,10 +103,10 @@ class ReservationQueries:
         return found
 
     async def now(self, order: Reservation) -> Reservation:
-        """An order that was read from Redis, in the later state that SQL may have of it.
+        """An order that was read from Redis, in SQL's state if that is later.
 
         Raises:
-            SQLAlchemyError, OSError: its sale is closed, and SQL cannot be asked.
+            SQLAlchemyError, OSError: its sale is closed, and SQL does not answer.
         """
         if not self._is_closed(order.order_id):
             return order
@@ -117,7 +117,7 @@ class ReservationQueries:
         """The buyer's own reservation.
 
         Raises:
-            ReservationNotFound: there is none, or it is somebody else's; which one is not told.
+            ReservationNotFound: there is none, or it is another buyer's; the error hides which.
         """
         found = await self.find(order_id)
         if found is None or found.buyer_id != buyer_id:
@@ -125,10 +125,10 @@ class ReservationQueries:
         return found
 
     async def of_token(self, claims: Claims) -> Reservation:
-        """The reservation that a token of ours names.
+        """The reservation of a token of ours.
 
         Raises:
-            HoldLost: we gave the token out, and the order is gone.
+            HoldLost: the token is ours, and the order is gone.
         """
         self._data_loss.saw(claims)
         found = await self.find(claims.order_id)
@@ -144,9 +144,9 @@ class ReservationQueries:
         return settling
 
     async def deposit_account(self, order: Reservation) -> DepositAccount | None:
-        """The account that the order's buyer pays in to; None unless it is AWAITING_DEPOSIT.
+        """The order's deposit account; None unless it is AWAITING_DEPOSIT.
 
-        Only for the buyer and for operators. The order can be read without it while SQL is away.
+        Only for the buyer and for operators. While SQL is down the order is shown without it.
         """
         if order.status is not Status.AWAITING_DEPOSIT or order.payment_key is None:
             return None
@@ -208,14 +208,14 @@ class ReservationQueries:
 def later_of(found: Reservation | None, kept: Reservation) -> Reservation:
     """The later state of one order in Redis and in SQL.
 
-    The events of a sale are numbered on through each rebuild, so the higher number is the later
-    one. A server that went back may have given the numbers behind SQL's last to other events:
+    The numbers of a sale's events continue through each rebuild, so the higher number is the later
+    state. A server that went back may have reused the numbers after SQL's last for other events:
 
         SQL     5 claimed   6 confirmed
         Redis   5 ...       6 ...         7 released
 
-    No event takes a payment from its order. An order in Redis without the payment that SQL has is
-    not the later one, whatever its number.
+    No event removes a payment from its order. An order in Redis without the payment in SQL is not
+    the later state, even under a higher number.
     """
     if found is None or kept.seq > found.seq:
         return kept

@@ -1,4 +1,4 @@
-"""Give a hold back before any money was asked for."""
+"""Release: gives a hold back before a payment begins."""
 
 from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.application.sales.catalog import Catalog
@@ -34,8 +34,8 @@ class Release:
         return found
 
     async def if_held(self, order: Reservation, *, reason: Reason) -> Reservation:
-        """Give the hold back where there is one, and tell how the order stands in any case."""
-        # One that readers see as EXPIRED stays so: what has ended does not change its name.
+        """Give the hold back if there is one; returns the current state of the order."""
+        # An order shown as EXPIRED stays EXPIRED: its status is final for readers.
         if order.shown_status(self._clock.now_ms()) not in (Status.HELD, Status.PREPARED):
             return order
         known = await self._catalog.get(order.sale_id)

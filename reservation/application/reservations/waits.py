@@ -1,4 +1,4 @@
-"""Waits for a reservation's next change: one look per order serves every request that waits."""
+"""Long polling of reservations: one poll per order serves every request that waits for it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,7 +10,7 @@ from reservation.domain.states import Status
 
 __all__ = ["LOOK_SECONDS", "WAITS_PER_BUYER_MAX", "Waits"]
 
-#: How often a watched order is read.
+#: Poll interval of a watched order.
 LOOK_SECONDS: Final = 0.2
 #: Requests of one buyer that wait at the same time: two devices with two tabs each.
 WAITS_PER_BUYER_MAX: Final = 4
@@ -20,7 +20,7 @@ IsStill = Callable[[str], bool]
 
 
 class _Watched:
-    """One order, and the requests that wait for it, each with the state that it knows."""
+    """One order and the requests that wait for it, each with its last known state."""
 
     def __init__(self) -> None:
         self.known: dict[asyncio.Future[Reservation | None], tuple[int, Status]] = {}
@@ -28,13 +28,13 @@ class _Watched:
 
 
 class Waits:
-    """The requests of one process that wait.
+    """The waiting requests of one process.
 
     Args:
-        read: the order as it is in Redis; None where it is gone.
+        read: reads the order from Redis; None if it is gone.
         clock: by which a hold is shown as expired.
         is_still: whether the order cannot change now, and Redis may have an older state of it.
-        of_buyer_max: more waits of one buyer end the oldest: its client may have left long ago.
+        of_buyer_max: a further wait of a buyer ends the oldest: its client may be gone.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class Waits:
         self._clock = clock
         self._of_buyer_max = of_buyer_max
         self._watched: dict[str, _Watched] = {}
-        #: In the order in which they came.
+        #: In the order of arrival.
         self._of_buyer: dict[str, list[asyncio.Future[Reservation | None]]] = {}
         self._stopped = False
 
     def stop(self) -> None:
-        """End every wait, and let none begin: the service ends."""
+        """On shutdown: end every wait and let none begin."""
         self._stopped = True
         for waits in self._of_buyer.values():
             for wait in waits:
@@ -106,7 +106,7 @@ class Waits:
                 watched.task.cancel()
 
     async def _watch(self, order_id: str, watched: _Watched) -> None:
-        """Read the order until no request waits for it, which cancels this."""
+        """Poll the order until no request waits for it, which cancels this task."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             try:
@@ -116,7 +116,7 @@ class Waits:
                     if not wait.done():
                         wait.set_exception(error)
                 continue
-            # Asked after the read: a sale that closes meanwhile counts as closed before it.
+            # Checked after the read: a sale that closes meanwhile counts as closed before it.
             if self._is_still(order_id):
                 continue
             now_ms = self._clock.now_ms()
