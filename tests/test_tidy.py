@@ -164,7 +164,9 @@ def test_each_dependency_is_explained() -> None:
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
     names = {re.split(r"[^A-Za-z0-9_.-]", needed)[0] for group in groups for needed in group}
     rows = set(
-        re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs/dependencies.md").read_text(), re.MULTILINE)
+        re.findall(
+            r"^\| `([^`]+)` \|", (ROOT / "docs/reference/dependencies.md").read_text(), re.MULTILINE
+        )
     )
     assert names == rows
 

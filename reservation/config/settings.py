@@ -43,7 +43,7 @@ _INTERNAL_PREFIX: Final = "RESERVATION_INTERNAL_"
 
 
 def _says(description: str, default: str) -> Meta:
-    """A setting's row in docs/settings.md: its description, and its default in words."""
+    """A setting's row in docs/reference/settings.md: its description, and its default in words."""
     return Meta(description=description, extra={"default": default})
 
 
@@ -298,7 +298,9 @@ def _given(
 def _misspelt(variable: str) -> str:
     known = [variable_of(name) for name in _READERS]
     close = difflib.get_close_matches(variable.upper(), known, n=1)
-    hint = f"; did you mean {close[0]}?" if close else "; docs/settings.md lists all of them"
+    hint = (
+        f"; did you mean {close[0]}?" if close else "; docs/reference/settings.md lists all of them"
+    )
     return f"{variable} is not a setting{hint}"
 
 

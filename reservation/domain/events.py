@@ -2,7 +2,7 @@
 
 A stream entry `rsv:{S}:outbox` has the id `SEQ-0` and the fields `event`, `order`, `at` (Unix ms),
 `data` (JSON) and `chain`. Each chain value covers the one before it, so a flipped byte, a lost
-tail or an edited entry is detected (docs/architecture.md, "The outbox").
+tail or an edited entry is detected (docs/reference/events.md).
 """
 
 import hashlib
@@ -20,7 +20,7 @@ _EMPTY = hashlib.sha1(usedforsecurity=False)
 
 
 class EventName(StrEnum):
-    """Event types. docs/architecture.md describes the `data` of each."""
+    """Event types. docs/reference/events.md describes the `data` of each."""
 
     SALE_PUT = "sale_put"
     SALE_SWITCHED = "sale_switched"

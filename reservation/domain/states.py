@@ -1,6 +1,6 @@
 """The states of a reservation and the transitions between them.
 
-Letters name the transitions in docs/architecture.md; only the Lua scripts perform them.
+Letters name the transitions in docs/explanation/architecture.md; only the Lua scripts perform them.
 """
 
 from enum import StrEnum

@@ -1,4 +1,4 @@
-// The service for a shop's own pages: docs/client.md tells more.
+// The service for a shop's own pages: docs/reference/client.md tells more.
 
 const PAUSE_MS = 200;
 const PAUSE_MAX_MS = 3_000;

@@ -5,7 +5,7 @@ NOT_AVAILABLE_BANK refuses a confirm for good and only puts a cancel off. The HT
 decides alone (PROVIDER_ERROR and INVALID_API_KEY are both 400), with two exceptions that both lead
 to Unknown: a 5xx and a 429 say nothing about the money, whatever word they carry.
 
-Sources and the meaning of each class: docs/payments.md, "Codes".
+Sources and the meaning of each class: docs/reference/toss-error-codes.md.
 """
 
 from collections.abc import Mapping

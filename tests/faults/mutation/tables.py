@@ -1,4 +1,6 @@
-"""Tables for docs/proof.md: `python -m tests.faults.mutation.tables breakers|mutants [HUNT ...]`.
+"""Tables for docs/explanation/verification.md.
+
+    python -m tests.faults.mutation.tables breakers|mutants [HUNT ...]
 
 `breakers` turns each protection off and prints the test that went red and its message; `mutants`
 reads the output of hunts, in which the last line about a mutant counts.

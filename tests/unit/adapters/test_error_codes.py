@@ -28,7 +28,7 @@ from reservation.domain.payment_gateway import (
 CONFIRM, LOOK_UP, CANCEL = Operation.CONFIRM, Operation.LOOK_UP, Operation.CANCEL
 
 #: A second copy of the table, with the PG's HTTP statuses, so that a slip in the table of the code
-#: fails a test. docs/payments.md holds the reasons.
+#: fails a test. docs/reference/toss-error-codes.md holds the reasons.
 ROWS = """
 confirm 400 declined INVALID_REJECT_CARD INVALID_STOPPED_CARD INVALID_CARD_EXPIRATION
 confirm 400 declined INVALID_CARD_NUMBER INVALID_CARD_LOST_OR_STOLEN EXCEED_MAX_AMOUNT
@@ -137,10 +137,10 @@ def test_no_row_is_missing_here() -> None:
 
 
 def test_the_page_has_the_same_rows() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "payments.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "toss-error-codes.md").read_text()
     words = {"try again": Verdict.RETRY} | {verdict.value: verdict for verdict in Verdict}
     for operation, title in ((CONFIRM, "Confirm"), (LOOK_UP, "Look-up"), (CANCEL, "Cancel")):
-        section = page.split(f"### {title}\n")[1].split("\n#")[0]
+        section = page.split(f"## {title}\n")[1].split("\n#")[0]
         told: dict[str, Verdict] = {}
         for first, second in re.findall(r"^\| ([a-z][^|]*) \| ([^|]*) \|$", section, re.MULTILINE):
             if first != "class":

@@ -1,5 +1,5 @@
 # ruff: noqa: E501 - one sentence per line, as everywhere in the docs
-"""docs/settings.md is generated from the settings, so that neither can drift."""
+"""docs/reference/settings.md is generated from the settings, so that neither can drift."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import msgspec.inspect
 
 from reservation.config.settings import PREFIX, Settings
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "settings.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "reference" / "settings.md"
 
 
 def test_the_page_lists_every_setting_with_its_default() -> None:

@@ -19,7 +19,9 @@ from reservation.domain.states import (
 
 FINISH = (script_folder() / "finish.lua").read_text()
 LINES = (script_folder() / "lib" / "lines.lua").read_text()
-EXPLAINED = (Path(__file__).resolve().parents[3] / "docs" / "no-oversell.md").read_text()
+EXPLAINED = (
+    Path(__file__).resolve().parents[3] / "docs" / "explanation" / "architecture.md"
+).read_text()
 
 
 def reachable(start: Status) -> set[Status]:
