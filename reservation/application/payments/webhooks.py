@@ -46,7 +46,7 @@ LOOK_UPS_UNKNOWN: Final = Rate(count=2, per_seconds=1)
 SQL_ALL: Final = Rate(count=50, per_seconds=1)
 #: Delay before the recheck of a payment whose webhook exceeded a limit.
 LATER_MS: Final = 15_000
-#: Maximum clock skew between processes, as the readiness check allows.
+#: Margin for the clock skew between processes.
 CLOCKS_MS: Final = 2_000
 #: Scheduled rechecks that one process remembers.
 SCHEDULED_MAX: Final = 10_000

@@ -106,7 +106,7 @@ class RedisMonitor:
             )
 
     def wake(self) -> None:
-        """Start a round at once: a caller met a sale with an unexpected epoch."""
+        """Start a round at once: a script found a sale lost or in another epoch."""
         self._connections.doubted.set()
 
     async def run(self) -> None:
