@@ -1,14 +1,14 @@
-// The service's calls: who the buyer is, what is refused, and what may be asked again.
+// Calls of the service's API: buyer sign-in, refusals and retries.
 
 import { browser } from "./remember.js";
 import { timeout } from "./timeout.js";
 
-/** How long an answer may take before the network counts as gone. */
+/** Time-out of a call, after which it counts as a network failure. */
 const PATIENCE_MS = 15_000;
-/** The longest wait that the service allows for a change. */
+/** The longest long poll that the service allows. */
 const WAIT_SECONDS = 25;
 
-/** A no of the service, or of the network (`network`: it cannot be told what became of the call). */
+/** A refusal of the service, or a network failure (`network`: the call's outcome is unknown). */
 export class Refusal extends Error {
   constructor(code, { status = 0, facts = {}, retryAfter = 0 } = {}) {
     super(code);
@@ -19,7 +19,7 @@ export class Refusal extends Error {
     this.requestId = facts.instance ?? "";
   }
 
-  /** Whether the call may have done its work all the same. */
+  /** Whether the call may have succeeded all the same. */
   get unclear() {
     return this.code === "network" || this.code === "outcome_unknown";
   }
@@ -42,7 +42,7 @@ async function call(path, { method = "GET", body, headers = {}, patienceMs = PAT
     response = await fetch(path, request);
     answer = await response.json();
   } catch {
-    // No connection, no time left, or a proxy's page instead of an answer.
+    // No connection, a time-out, or a proxy's page instead of an answer.
     throw new Refusal("network", { status: response?.status });
   }
   if (response.ok) return { answer, headers: response.headers };
@@ -57,7 +57,7 @@ async function newGuest() {
   try {
     return await call("/v1/guests", { method: "POST" });
   } catch (refusal) {
-    // The shop's buyers have accounts: whoever serves these pages has to sign them in.
+    // The shop's buyers have accounts: the site that embeds these pages has to sign them in.
     if (refusal.status === 404) throw new Refusal("no_guests", { status: 404 });
     throw refusal;
   }
@@ -65,13 +65,13 @@ async function newGuest() {
 
 let arriving = null;
 
-/** This browser's token; a new guest's where it has none, or where `refused` was its last one. */
+/** This browser's token; a new guest's if it has none, or if `refused` was its last one. */
 async function buyerToken(refused = null) {
   const known = browser.get("buyer");
   if (known && known !== refused) return known;
   arriving ??= newGuest().finally(() => (arriving = null));
   const { answer } = await arriving;
-  // Another tab may have been quicker: both must be the same buyer.
+  // Another tab may have signed in first: both must be the same buyer.
   const other = browser.get("buyer");
   if (other && other !== refused) return other;
   browser.set("buyer", answer.token);
@@ -92,7 +92,7 @@ async function asBuyer(path, options = {}) {
 
 const part = encodeURIComponent;
 
-/** The sales that are live or to come, and the last that are over: a page may hold a hundred. */
+/** The live and upcoming sales, and the latest past ones: a page may hold a hundred. */
 export async function listSales() {
   const sales = [];
   for (let cursor = ""; cursor !== null; ) {
@@ -105,9 +105,9 @@ export async function listSales() {
 }
 
 /**
- * The sale, as this buyer sees it: its admission is made out to the buyer.
+ * The sale, as this buyer sees it: its admission is issued to the buyer.
  *
- * @param wants.admission who looks around needs no token; who wants to enter becomes a buyer
+ * @param wants.admission signs in a guest if there is no token; without it a token is optional
  */
 export async function getSale(saleId, { admission = false } = {}) {
   const token = admission ? await buyerToken() : browser.get("buyer");
@@ -118,7 +118,7 @@ export async function getSale(saleId, { admission = false } = {}) {
 }
 
 export async function listReservations(saleId) {
-  // Who was never here has none, and needs no token to look around.
+  // A browser without a token has no reservations, and needs none for a visit.
   if (!browser.get("buyer")) return [];
   return (await asBuyer(`/v1/sales/${part(saleId)}/reservations`)).answer.reservations;
 }
@@ -134,7 +134,7 @@ export async function prepare(saleId, { key, items, amount, admission }) {
   return { reservation: answer, replayed: told.get("Idempotent-Replayed") === "true" };
 }
 
-/** One reservation: by a token of the address, or as this browser's buyer; at its next change. */
+/** One reservation: by a token from the URL, or as this browser's buyer; `wait` long-polls. */
 export async function getReservation(orderId, { token, wait = false } = {}) {
   const path = `/v1/reservations/${part(orderId)}${wait ? `?wait=${WAIT_SECONDS}` : ""}`;
   const patienceMs = PATIENCE_MS + (wait ? WAIT_SECONDS * 1000 : 0);

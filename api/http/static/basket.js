@@ -1,14 +1,14 @@
-// The items: what is left of each, how many the buyer would like, and what that costs.
+// The items: stock left of each, the chosen quantities, and their price.
 
 import { tab } from "./remember.js";
 import { money, number, t } from "./text.js";
 
-/** From here on a number of pieces is worth saying aloud. */
+/** Stock that falls to this is announced to screen readers. */
 const FEW = 10;
 
 const place = (saleId) => `basket.${saleId}`;
 
-/** What is paid for is not wanted a second time by itself. */
+/** Clears the basket of a paid order, so that a reload does not offer it again. */
 export function forgetBasket(saleId) {
   tab.forget(place(saleId));
 }
@@ -28,10 +28,10 @@ export class Basket {
     this.#onChange = onChange;
   }
 
-  /** Draws the sale's items; what the buyer chose before, here or before a reload, stays. */
+  /** Draws the sale's items; the buyer's choice, from before a reload too, stays. */
   show(sale) {
     this.#sale = sale;
-    // A SKU may be named like a member of every object, such as `constructor`.
+    // A SKU may have the name of a member of every object, such as `constructor`.
     const chosen = new Map(Object.entries(tab.get(place(sale.saleId)) ?? this.#firstWish(sale)));
     const skus = new Set(sale.items.map((item) => item.sku));
     for (const [sku, row] of this.#rows) {
@@ -49,7 +49,7 @@ export class Basket {
     this.#onChange();
   }
 
-  /** Who comes for the one thing on sale wants one. */
+  /** The default basket: one piece, if the sale has a single item. */
   #firstWish(sale) {
     return sale.items.length === 1 ? { [sale.items[0].sku]: 1 } : {};
   }
@@ -77,7 +77,7 @@ export class Basket {
     return [...this.#rows.values()].filter((row) => row.quantity > 0);
   }
 
-  /** As prepare takes it. */
+  /** The lines in the form of prepare's body. */
   get lines() {
     return this.chosen.map(({ item, quantity }) => ({ sku: item.sku, quantity }));
   }
@@ -86,7 +86,7 @@ export class Basket {
     return this.chosen.reduce((sum, { item, quantity }) => sum + item.price * quantity, 0);
   }
 
-  /** Whether something that is chosen is gone for good: nobody holds it, so none comes back. */
+  /** Whether a chosen item is sold out for good: no piece is held, so none comes back. */
   get soldOut() {
     return this.chosen.some(({ item }) => item.available === 0 && item.held === 0);
   }
@@ -131,7 +131,7 @@ export class Basket {
     find("output").textContent = number(quantity);
     find(".less").setAttribute("aria-label", t("oneLess", { name }));
     find(".more").setAttribute("aria-label", t("oneMore", { name }));
-    // Not `disabled`: the focus would fall out of the page at the last step.
+    // Not `disabled`: at the last step the element would lose the focus.
     find(".less").setAttribute("aria-disabled", String(quantity === 0));
     find(".more").setAttribute("aria-disabled", String(quantity >= item.limitPerBuyer));
   }

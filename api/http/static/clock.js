@@ -1,29 +1,29 @@
-// The server's clock in the page, a tick each second, and what is said aloud of it.
+// The server's clock in the page, a tick each second, and its announcements.
 
 let difference = 0;
 
-/** Set by an answer: the server's time was in the middle of the call. */
+/** Sets the clock from a response: the server's time was in the middle of the call. */
 export function setClock(serverTime, tookMs) {
   difference = Date.parse(serverTime) + tookMs / 2 - performance.now();
 }
 
-/** An answer was written at this time of the server's: it cannot be earlier than that now. */
+/** A lower bound from a response that was written at this server time. */
 export function clockAtLeast(at) {
   difference = Math.max(difference, Date.parse(at) - performance.now());
 }
 
-/** The server's time in ms. The page's own clock may be wrong by days: it is never asked. */
+/** The server's time in ms. The page's own clock may be wrong by days and is never used. */
 export function serverNow() {
   return performance.now() + difference;
 }
 
-/** The page's own clock may stand still while the machine sleeps: by so much it may lag unnoticed. */
+/** performance.now() may stop while the machine sleeps: a lag up to this is ignored. */
 const SLEPT_MS = 2_000;
 
 /**
- * Calls `tick` at once and at the turn of each of the server's seconds, while the page is seen.
- * `slept` is called first where the machine slept since the last one: serverNow() is wrong then,
- * until the service was asked.
+ * Calls `tick` at once and at each full second of the server's clock, while the page is visible.
+ * `slept` is called first if the machine slept since the last tick: serverNow() is wrong then,
+ * until the next response of the service.
  */
 export function eachSecond(tick, slept) {
   let timer = 0;
@@ -41,12 +41,12 @@ export function eachSecond(tick, slept) {
   run();
 }
 
-/** How many words may wait: what is older than that is no news. */
+/** Queue length of announcements: older ones are dropped as out of date. */
 const WAITING_MAX = 3;
-/** One at a time, far enough apart to be heard out. */
+/** Pause between announcements, so that each is heard in full. */
 const PAUSE_MS = 4_000;
 
-/** Says things to screen readers through a live region, one after the other. */
+/** Announces sentences to screen readers through a live region, one after the other. */
 export function announcer(region) {
   const waiting = [];
   let busy = false;

@@ -1,6 +1,6 @@
-// The OpenAPI document through Swagger UI, from this service alone.
+// The OpenAPI document in Swagger UI, from this service alone.
 
-/** Problem documents link to an error code, which moves as the operations above it are drawn. */
+/** Problem documents link to an error code, which moves while the operations above it render. */
 function goToAnchor() {
   if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
 }
@@ -10,7 +10,7 @@ window.SwaggerUIBundle({
   domNode: document.getElementById("ui"),
   presets: [window.SwaggerUIBundle.presets.apis, window.SwaggerUIStandalonePreset.slice(1)],
   layout: "BaseLayout",
-  // The public validator would be sent the document.
+  // The public validator would receive the document.
   validatorUrl: null,
   docExpansion: "list",
   defaultModelsExpandDepth: 0,

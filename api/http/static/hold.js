@@ -1,4 +1,4 @@
-// The hold: what it holds, how long it lasts, paying it, giving it back.
+// The hold: its items, countdown, payment and release.
 
 import { release, Refusal } from "./api.js";
 import { clockAtLeast, serverNow } from "./clock.js";
@@ -8,9 +8,9 @@ import { money, remaining, t } from "./text.js";
 
 const $ = (id) => document.getElementById(id);
 
-/** The seconds left at which it is said aloud how long there is still. */
+/** Seconds left at which the countdown is announced to screen readers. */
 const SAID_AT = new Set([300, 120, 60, 30, 10]);
-/** A hold that is over by our clock may stand for a while by the service's: it is asked this often. */
+/** Poll interval for a hold that is over by our clock but not yet by the service's. */
 const ASK_AGAIN_MS = 1_000;
 
 export class Hold {
@@ -19,7 +19,7 @@ export class Hold {
   #askAt = 0;
   #page;
 
-  /** @param page the page's words: say, notice(sentence), nameOf(sku), takesAccounts(), ended(sentence, reservation) */
+  /** @param page callbacks: say, notice(sentence), nameOf(sku), takesAccounts(), ended(sentence, reservation) */
   constructor(page) {
     this.#page = page;
     $("pay").addEventListener("click", () => this.#pay());
@@ -30,7 +30,7 @@ export class Hold {
     return this.#current;
   }
 
-  /** Shows a live reservation, or none. The token comes with prepare's answer alone. */
+  /** Shows a live reservation, or none. Only prepare's response carries the token. */
   show(reservation) {
     if (reservation?.orderId !== this.#current?.orderId) {
       this.#askAt = 0;
@@ -67,7 +67,7 @@ export class Hold {
     return line;
   }
 
-  /** The countdown; when it is over, what happened is asked for, not guessed. */
+  /** The countdown; at its end the service is asked for the outcome. */
   tick() {
     if (!this.#current) return;
     const left = Date.parse(this.#current.expiresAt) - serverNow();
@@ -83,7 +83,7 @@ export class Hold {
   }
 
   async #ask() {
-    // Not again while this one is under way, whatever is shown meanwhile.
+    // Not again while this call is in progress, whatever is shown meanwhile.
     this.#askAt = Infinity;
     try {
       await this.#page.over();
@@ -110,10 +110,10 @@ export class Hold {
     $("pay").textContent = t("paying");
     try {
       await pay(reservation, this.#method);
-      // A widget key's first press only draws the ways to pay; the second one leaves the page.
+      // With a widget key the first press draws the payment methods; the second leaves the page.
       if (!reservation.payment.checkoutUrl) this.show(reservation);
     } catch (error) {
-      // The PG's script was blocked, or it refused: its own words are for the shop's developer.
+      // The PG's script was blocked, or it refused: its message is for the shop's developer.
       console.warn("payment page:", error);
       this.show(reservation);
       this.#page.notice(t("error.payment_page"));

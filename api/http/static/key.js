@@ -1,4 +1,4 @@
-// Idempotency keys: one for each thing that is to be done once.
+// Idempotency keys: one for each intent.
 
 /** Pages on plain http other than localhost have no crypto.randomUUID. */
 export function newKey() {

@@ -1,13 +1,13 @@
 // Outlives the page: releases the hold of a buyer who has left the shop. leave.js says why.
 
-/** Far longer than a reload is without a page; a hold that ends this much later hurts nobody. */
+/** Far longer than a reload leaves no page open; a release this much later harms no buyer. */
 const GRACE_MS = 3_000;
 
 async function releaseUnlessBack({ orderId, token }) {
   await new Promise((done) => setTimeout(done, GRACE_MS));
   const windows = await self.clients.matchAll({ type: "window", includeUncontrolled: true });
   if (windows.length) return;
-  // What navigator.sendBeacon would send: the token, alone, as text. A lost one is the deadline's.
+  // The body of navigator.sendBeacon: the token, alone, as text. If it is lost, the hold expires.
   await fetch(`/v1/reservations/${encodeURIComponent(orderId)}/release`, {
     method: "POST",
     headers: { "Content-Type": "text/plain" },

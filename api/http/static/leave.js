@@ -1,14 +1,14 @@
-// Gives a hold back when its buyer leaves the shop, and only then.
+// Releases a hold when its buyer leaves the shop, and only then.
 //
-// At `pagehide` a page that is reloaded and one whose tab is closed look the same: both are not
-// `persisted`, and no event tells them apart. A beacon sent there would take the hold of everybody
-// who reloads. So the page hands the word to a worker that outlives it, which sends it a few seconds
-// later, unless a window of this shop is open by then: a reload is back long before, the way back
-// from the next page too. Nothing is sent where
-//   - the page may come back as it was (`persisted`: the browser keeps it for the back button),
+// At `pagehide` a reload and a closed tab cannot be distinguished: both are not `persisted`, and no
+// event differs. A beacon sent there would release the hold at every reload. So the page passes the
+// token to a worker that outlives it. The worker sends it a few seconds later, unless a window of
+// this shop is open by then: a reload takes less time, and so does the way back from the next page.
+// No release is sent if
+//   - the page may be restored (`persisted`: the browser keeps it for the back button),
 //   - a payment was begun in this tab: the buyer is on the payment page and comes back from there,
 //   - the page is merely hidden (another app, another tab): there is no `pagehide` then.
-// Where there is no worker, the deadline gives the hold back.
+// Without a worker, the hold expires at its deadline.
 
 import { tab } from "./remember.js";
 
@@ -18,12 +18,12 @@ let registration = null;
 
 const paid = (orderId) => `paying.${orderId}`;
 
-/** To be called before the PG is. The tab remembers it over reloads and the way there and back. */
+/** To be called before the PG opens. The tab keeps it over reloads and the return from the PG. */
 export function paymentBegins(orderId) {
   tab.set(paid(orderId), true);
 }
 
-/** Only now, when there is something to give back, is there a worker to be had. */
+/** Starts the worker only now, when there is a hold to release. */
 export function keepToken(orderId, token) {
   tab.set("hold", { orderId, token });
   startWorker();

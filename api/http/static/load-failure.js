@@ -1,11 +1,11 @@
-// Shows a sentence where one of the page's scripts could not be loaded or run. No module: it must
-// run in browsers, and on lines, where the others do not.
+// Shows a sentence if one of the page's scripts fails to load or run. Not a module: it must run in
+// browsers, and on connections, on which the others fail.
 addEventListener(
   "error",
   function (event) {
     var loading = document.querySelector("[data-t=loading]");
     var failed = event.target === window || event.target.tagName === "SCRIPT";
-    // A page that has drawn itself tells its failures in its own words.
+    // A page that has rendered shows its failures itself.
     if (!failed || !loading || loading.hidden || !/…$/.test(loading.textContent)) return;
     loading.textContent = /^ko/.test(navigator.language)
       ? "페이지를 다 불러오지 못했습니다. 새로고침해 주세요."

@@ -1,8 +1,8 @@
-// The operator's calls, with the key and the name that this tab remembers.
+// Calls of the operator's API, with the key and the name stored in this tab.
 
 import { timeout } from "./timeout.js";
 
-/** How long an answer may take. */
+/** Time-out of a call. */
 const PATIENCE_MS = 60_000;
 /** An audit reads every order of the sale: half a minute for seventy thousand of them. */
 const AUDIT_PATIENCE_MS = 1_800_000;
@@ -55,7 +55,7 @@ async function call(path, { method = "GET", body, key, text = false, patienceMs 
 
 const sale = (saleId, ...more) => ["/v1/admin/sales", part(saleId), ...more].join("/");
 
-/** Every sale: live ones first, then those to come, then those that are over. */
+/** Every sale: live ones first, then upcoming, then past. */
 export async function listSales() {
   const sales = [];
   for (let cursor = ""; cursor !== null; ) {

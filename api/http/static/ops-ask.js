@@ -1,4 +1,4 @@
-// Asks the operator once more, and why, before anything is changed.
+// Asks the operator for confirmation and a reason before a change.
 
 import { newKey } from "./key.js";
 
@@ -7,8 +7,8 @@ const $ = (id) => document.getElementById(id);
 const ACCOUNT = ["bank", "accountNumber", "holderName"];
 
 /**
- * What the operator wants, or null. One question has one `key`, so that a repeat of the call that
- * follows does it once.
+ * The operator's input, or null. One dialog has one idempotency `key`, so that a repeat of the
+ * call that follows takes effect once.
  */
 export function ask({ title, what = "", skus = null, delta = false, restock = false, account = false }) {
   const form = $("ask-form");

@@ -1,6 +1,6 @@
-// What the service counts, read from its metrics: figures of the last moments, not since the start.
+// Rates and latencies from the service's metrics: of the last moments, not since the start.
 
-/** The bucket's bound below which this share of the observations lies; null without any. */
+/** The bucket's upper bound for this quantile of the observations; null without any. */
 function quantile(buckets, share) {
   const sorted = [...buckets].sort(([one], [other]) => one - other);
   const all = sorted[sorted.length - 1]?.[1] ?? 0;
@@ -41,7 +41,7 @@ function prepareBuckets(samples) {
   return buckets;
 }
 
-/** Remembers the last reading, since a rate is a difference. */
+/** Keeps the last reading, since a rate is a difference. */
 export class Figures {
   #before = null;
 

@@ -1,8 +1,8 @@
-// The stock of each item: the numbers, and how they moved while this page was open.
+// The stock of each item: the counters, and a chart of them since this page was opened.
 
 const WIDTH = 300;
 const HEIGHT = 60;
-/** Readings that a chart shows: four minutes of one every two seconds. */
+/** Readings in a chart: four minutes of one every two seconds. */
 const SAMPLES_MAX = 120;
 const STACK = ["sold", "held", "available"];
 
@@ -19,7 +19,7 @@ export class StockBoard {
     this.place = place;
   }
 
-  /** Another sale is looked at. */
+  /** Clears the chart for another sale. */
   clear() {
     this.#samples.clear();
     this.place.replaceChildren();
@@ -44,7 +44,7 @@ export class StockBoard {
   }
 }
 
-/** One area on the other, sold at the bottom; the words beside it say the same. */
+/** A stacked area chart, sold at the bottom; the text beside it has the same values. */
 function chart(samples) {
   const svg = shape("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" });
   const points = samples.length > 1 ? samples : [...samples, ...samples];

@@ -1,4 +1,4 @@
-// The operator's console: a sale's board, its orders, and the few things that can be done to them.
+// The operator's console: a sale's board, its orders, and the changes to them.
 
 import * as api from "./ops-api.js";
 import { ask } from "./ops-ask.js";
@@ -9,7 +9,7 @@ import { moment, money } from "./text.js";
 const LOOK_MS = 2_000;
 const STATES = ["PREPARED", "HELD", "CONFIRMING", "AWAITING_DEPOSIT", "CONFIRMED", "RELEASED", "EXPIRED", "REFUNDED"];
 
-/** The PG's word for a payment whose deposit goes back to an account that is named. */
+/** The PG's name of the payment method whose refund needs a bank account. */
 const VIRTUAL_ACCOUNT = "가상계좌";
 
 const $ = (id) => document.getElementById(id);
@@ -19,7 +19,7 @@ let sale = null;
 let order = null;
 let cursor = null;
 let looking = null;
-/** How many lists of orders were asked for: an answer to an older wish is not shown. */
+/** Number of order lists requested: a response to an older request is dropped. */
 let listings = 0;
 
 function notice(sentence) {
@@ -28,13 +28,13 @@ function notice(sentence) {
   if (sentence) $("notice").focus();
 }
 
-/** Does something for the operator, and says what came of it. */
+/** Runs an operator's action, and shows its result. */
 async function doing(what, done = "") {
   notice("");
   $("done").textContent = "";
   try {
     await what();
-    // What ends with nothing to say leaves what another one said meanwhile.
+    // An action without a message keeps the message of another one.
     if (done) $("done").textContent = done;
   } catch (error) {
     if (!(error instanceof api.No)) throw error;
@@ -70,7 +70,7 @@ function drawFigures(rows) {
   );
 }
 
-/** Looks again and again while the page is seen; a look that fails says so and the next one follows. */
+/** Polls while the page is visible; a failed poll shows the error and the next one follows. */
 async function look() {
   clearTimeout(looking);
   if (!api.operator.now || !sale) return;
@@ -82,7 +82,7 @@ async function look() {
       sale = read;
       drawSale();
       drawFigures(figures.read(text, saleId));
-      // A list that is read does not move under the pointer; an empty one waits for its first.
+      // A list in view does not move under the pointer; an empty one waits for its first order.
       if (!$("orders").childElementCount) await showOrders();
     } catch (error) {
       if (!(error instanceof api.No)) throw error;
@@ -92,14 +92,14 @@ async function look() {
   looking = setTimeout(look, LOOK_MS);
 }
 
-/** Shows the sale that the list names: an answer about one that was chosen before it is dropped. */
+/** Shows the sale selected in the list: a response for an earlier selection is dropped. */
 async function choose(saleId) {
   const isChosen = () => api.operator.now && $("sale").value === saleId;
   let read;
   try {
     read = await api.getSale(saleId);
   } catch (error) {
-    // What is shown, and what the buttons are about, is still the one before.
+    // The page and its buttons still belong to the sale before.
     if (sale && isChosen()) $("sale").value = sale.saleId;
     throw error;
   }
@@ -108,7 +108,7 @@ async function choose(saleId) {
   figures = new Figures();
   stock.clear();
   drawSale();
-  // Not before: its buttons are about the sale that is shown.
+  // Not earlier: its buttons act on the sale that is shown.
   $("console").hidden = false;
   $("title").textContent = sale.name;
   $("report").hidden = $("order").hidden = true;
@@ -154,7 +154,7 @@ async function showOrder(orderId) {
   $("order").focus();
 }
 
-/** Where a deposit is awaited, and where a refund that is not through sends it back to. */
+/** The account that awaits a deposit, and the one that receives a pending refund. */
 function drawAccount() {
   const { virtualAccount: account, refund } = order;
   $("order-account").hidden = !account;
@@ -197,7 +197,7 @@ async function runAudit() {
   $("report").focus();
 }
 
-/** What the operator was asked about is what is done, whatever the page shows by then. */
+/** Shows the result of a change, unless the page shows another sale by then. */
 function changed(after) {
   if (sale?.saleId !== after.saleId) return;
   sale = after;
@@ -250,19 +250,19 @@ async function sendRefund(orderId, wish, key) {
   try {
     after = await api.refund(orderId, wish, key);
   } catch (error) {
-    // Another wish may be pending or done: the order shows it below the refusal.
+    // Another refund may be pending or done: the order shows it below the refusal.
     if (error.status === 409) await showOrder(orderId);
     throw error;
   }
   await Promise.all([showOrder(orderId), showOrders(), look()]);
   $("order-now").textContent = `${after.status}${after.code ? ` (${after.code}: it goes on by itself)` : ""}`;
-  // One that is pending may be corrected; SQL may not know yet that one is through.
+  // A pending one may be corrected; SQL may lag behind one that has completed.
   $("refund").hidden = !after.code;
 }
 
 async function signIn() {
   const sales = await api.listSales();
-  // The list is for everybody: whether the key is good, an operator's call tells.
+  // The list of sales is public: only an operator's call verifies the key.
   await api.listOrders({ limit: 1 });
   const named = new URLSearchParams(location.search).get("sale");
   $("sale").replaceChildren(...sales.map(({ saleId, name }) => element("option", `${name} (${saleId})`, { value: saleId })));

@@ -1,11 +1,11 @@
-// Opens the PG's page: by its address, or through the PG's own script where the shop has real keys.
+// Opens the PG's page: by its URL, or through the PG's own script if the shop has real keys.
 
 const SDK = "https://js.tosspayments.com/v2/standard";
 
 /** A deposit may come this long after the order; its pieces are held meanwhile. */
 const DEPOSIT_HOURS = 24;
 
-/** Client keys of the product whose payment methods are drawn into our page. */
+/** Client keys of the product that draws its payment methods into our page. */
 const WIDGET_KEY = /^(test|live)_gck_/;
 
 function checkoutAddress(reservation) {
@@ -31,7 +31,7 @@ let drawn = null;
 
 let gone = Promise.resolve();
 
-/** The PG draws its widgets once in a place: those of another order have to go first. */
+/** The PG draws its widgets once in a place: those of another order must be removed first. */
 export function dropWidgets() {
   const parts = drawn?.parts ?? [];
   drawn = null;
@@ -41,21 +41,21 @@ export function dropWidgets() {
   return gone;
 }
 
-/** With a widget key the buyer chooses how to pay in our page first, and presses Pay once more. */
+/** With a widget key the buyer first chooses a method in our page, and presses Pay once more. */
 async function drawWidgets(toss, { orderId, amount, currency, payment }) {
   await dropWidgets();
   const widgets = toss.widgets({ customerKey: payment.customerKey });
   await widgets.setAmount({ currency, value: amount });
   const parts = [await widgets.renderPaymentMethods({ selector: "#pg-methods" })];
-  // Half drawn is not drawn: the next press begins anew.
+  // Partly drawn widgets count as not drawn: the next press begins anew.
   drawn = { orderId: null, widgets, parts };
   parts.push(await widgets.renderAgreement({ selector: "#pg-agreement" }));
   drawn = { orderId, widgets, parts };
 }
 
 /**
- * Whether our page asks how to pay, because nobody else does: the PG's own page and its widgets
- * have a list of methods, while a key of the single API opens one method's window.
+ * Whether our page asks for the payment method: the PG's own page and its widgets have a list of
+ * methods, while a key of the single API opens one method's window.
  */
 export const asksHow = ({ payment: { checkoutUrl, clientKey } }) =>
   !checkoutUrl && !WIDGET_KEY.test(clientKey);
@@ -69,7 +69,7 @@ async function payBySdk(reservation, method) {
     orderName,
     successUrl: payment.successUrl,
     failUrl: payment.failUrl,
-    // A redirect is the one way that works on a phone too.
+    // A redirect is the only way that works on a phone too.
     windowTarget: "self",
   };
   if (WIDGET_KEY.test(payment.clientKey)) {
@@ -85,7 +85,7 @@ async function payBySdk(reservation, method) {
   });
 }
 
-/** Leads the buyer to the payment; rejects where the page could not be opened: no money moved. */
+/** Opens the payment; rejects if the page could not be opened: no money moved. */
 export async function pay(reservation, method) {
   if (reservation.payment.checkoutUrl) location.assign(checkoutAddress(reservation));
   else await payBySdk(reservation, method);

@@ -1,4 +1,4 @@
-// What the pages remember: in this tab, or in this browser; until they are closed where neither may be used.
+// Storage of the pages: per tab or per browser; in memory only if neither is available.
 
 class Memory {
   #kept = new Map();
@@ -20,7 +20,7 @@ function open(which) {
     storage.removeItem("reservation.probe");
     return storage;
   } catch {
-    // Switched off by the browser's settings: the shop works on, but for a reload.
+    // Disabled by the browser's settings: the shop works, but forgets at a reload.
     return new Memory();
   }
 }

@@ -1,4 +1,4 @@
-// The service for a shop's own pages: docs/reference/client.md tells more.
+// Client of the service for a shop's own pages; see docs/reference/client.md.
 
 const PAUSE_MS = 200;
 const PAUSE_MAX_MS = 3_000;
@@ -18,7 +18,7 @@ const timeout = (ms) => {
   return controller.signal;
 };
 
-/** A no of the service, or "network". */
+/** A refusal of the service, or "network". */
 export class Refusal extends Error {
   constructor(code, status = 0, facts = {}) {
     super(facts.detail ?? code);
@@ -26,9 +26,9 @@ export class Refusal extends Error {
   }
 }
 
-/** Calls to the service at `url`. `token` is the buyer's bearer, or a function that gives it. */
+/** Calls to the service at `url`. `token` is the buyer's bearer token, or a function for it. */
 export function connect({ url = "", token = null, attempts = 5 } = {}) {
-  // The server's clock less this device's.
+  // The server's clock minus this device's.
   let offset = 0;
   const now = () => Date.now() + offset;
 
@@ -84,7 +84,7 @@ export function connect({ url = "", token = null, attempts = 5 } = {}) {
       offset = Date.parse(sale.serverTime) - Date.now();
       return sale;
     },
-    /** The same `key` and wish again give the same order. */
+    /** The same `key` and body return the same order. */
     prepare(saleId, { items, amount, orderName, admission, key = newKey() }) {
       const headers = { "Idempotency-Key": key };
       if (admission) headers["X-Sale-Admission"] = admission;
@@ -103,7 +103,7 @@ export function connect({ url = "", token = null, attempts = 5 } = {}) {
     leave({ orderId, token: proven }) {
       return navigator.sendBeacon(`${url}/v1/reservations/${part(orderId)}/release`, proven);
     },
-    /** Calls `tick` with the ms left, each second and at the end; returns a stop. */
+    /** Calls `tick` with the ms left, each second and at the end; returns its stop function. */
     countdown({ expiresAt }, tick) {
       let timer;
       const step = () => {
@@ -114,7 +114,7 @@ export function connect({ url = "", token = null, attempts = 5 } = {}) {
       step();
       return () => clearTimeout(timer);
     },
-    /** Calls `changed` with {sku, available, held, sold}; a hidden page listens to nothing. */
+    /** Calls `changed` with {sku, available, held, sold}; a hidden page closes its stream. */
     stock(saleId, changed) {
       let source;
       let timer;
@@ -124,7 +124,7 @@ export function connect({ url = "", token = null, attempts = 5 } = {}) {
         if (document.hidden) return;
         source = new EventSource(`${url}/v1/sales/${part(saleId)}/events`);
         source.addEventListener("stock", ({ data }) => changed(JSON.parse(data)));
-        // Refused, the browser does not come back by itself.
+        // After a refusal the browser does not reconnect by itself.
         source.onerror = ({ target }) => {
           if (target.readyState === 2) timer = setTimeout(listen, PAUSE_MAX_MS * (1 + Math.random()));
         };

@@ -1,25 +1,25 @@
-// Where the buyer lands after the payment page: what became of it, and whether money was taken.
+// The result page after the payment page: the outcome, and whether money was taken.
 
 import { getReservation, Refusal } from "./api.js";
 import { forgetBasket } from "./basket.js";
 import { language, moment, money, t, translatePage } from "./text.js";
 
-/** A payment is decided within 13 minutes; each look waits up to 25 s for it. */
+/** A payment is decided within 13 minutes; each poll waits up to 25 s for it. */
 const LOOKS_MAX = 36;
-/** How long a look that failed lets the network rest. */
+/** Back-off after a failed poll. */
 const PAUSE_MS = 3_000;
 
 const MARKS = { confirmed: "✓", settling: "…", awaiting_deposit: "…", offline: "…", refunded: "↩" };
 
-/** What the service's own redirect said, for the states that may have several reasons. */
+/** Outcomes from the service's redirect, for the states with several possible reasons. */
 const REASONS = {
   RELEASED: ["declined", "sold_out", "expired"],
   EXPIRED: ["expired", "sold_out"],
-  // Nothing is held before the payment: somebody else may have been first.
+  // Nothing is held before the payment: another buyer may have been first.
   PREPARED: ["prepared", "sold_out"],
 };
 
-/** From which the sale's page goes on with the same order. */
+/** Outcomes after which the sale's page continues the same order. */
 const GOES_ON = new Set(["held", "prepared"]);
 
 const KINDS = {
@@ -30,7 +30,7 @@ const KINDS = {
   REFUNDED: "refunded",
 };
 
-/** Outcomes in which the service told this very browser that nothing was taken. */
+/** Outcomes for which the service's redirect stated that no money was taken. */
 const UNPAID = new Set(["declined", "expired", "sold_out"]);
 
 const $ = (id) => document.getElementById(id);
@@ -41,11 +41,11 @@ const token = takeToken();
 
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
-/** Reads the token and takes it out of the address, so that a copied link does not carry it. */
+/** Reads the token and removes it from the URL, so that a copied link does not carry it. */
 function takeToken() {
   const found = new URLSearchParams(location.hash.slice(1)).get("token");
   if (found) history.replaceState({ token: found }, "", location.pathname + location.search);
-  // A reload keeps the entry's state, and so goes on reading the order.
+  // A reload keeps the history entry's state, and so can still read the order.
   return found ?? history.state?.token ?? null;
 }
 
@@ -55,7 +55,7 @@ function kindOf({ status }) {
   return reasons.includes(outcome) ? outcome : reasons[0];
 }
 
-/** The account to pay in to is the buyer's alone; SQL, which keeps it, may be away for a moment. */
+/** Only the buyer sees the account to pay in to; SQL, which stores it, may be down for a moment. */
 const hidesAccount = ({ status, virtualAccount }) => status === "AWAITING_DEPOSIT" && !virtualAccount;
 
 function show(kind, reservation = null) {
@@ -109,7 +109,7 @@ function showFacts(kind, { saleId, orderId: id, orderName, amount, currency }) {
   $("back").textContent = t("backToSale");
 }
 
-/** By the address's token, or, where that has ended or is another's, as this browser's buyer. */
+/** By the URL's token, or, if that has expired or is another order's, as this browser's buyer. */
 async function look(wait) {
   try {
     return await getReservation(orderId, { token, wait });
@@ -122,13 +122,13 @@ async function look(wait) {
 
 function showUnread(refusal) {
   if (refusal.status === 401 || refusal.status === 404) {
-    // Nobody here may read it, but the service sent the buyer here with the answer.
+    // This browser may not read the order, but the service's redirect carries the outcome.
     show(UNPAID.has(outcome) || outcome === "invalid" ? outcome : "unreadable");
   } else if (refusal.code === "hold_lost") show("expired");
   else show("offline");
 }
 
-/** Looks until it is decided. */
+/** Polls until the payment is decided. */
 async function follow() {
   if (!orderId) return show("invalid");
   for (let looks = 0; looks < LOOKS_MAX; looks++) {
@@ -137,7 +137,7 @@ async function follow() {
       const reservation = await look(looks > 0);
       show(kindOf(reservation), reservation);
       if (!hidesAccount(reservation) && reservation.status !== "CONFIRMING") return;
-      // Of a buyer with many tabs some waits are answered at once.
+      // If a buyer has many tabs, some long polls return at once.
       const atOnce = looks > 0 && performance.now() - asked < PAUSE_MS;
       if (atOnce || hidesAccount(reservation)) await pause(PAUSE_MS);
     } catch (refusal) {
@@ -154,7 +154,7 @@ translatePage(t("resultTitle"));
 follow();
 $("account-copy").addEventListener("click", copyAccount);
 addEventListener("pageshow", (event) => event.persisted && follow());
-// Back from the bank's app: the deposit may have come.
+// Back from the bank's app: the deposit may have arrived.
 document.addEventListener("visibilitychange", () => {
   if (!document.hidden && $("result").dataset.kind === "awaiting_deposit") follow();
 });

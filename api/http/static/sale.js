@@ -1,4 +1,4 @@
-// One sale: its clock and stock, the basket, the hold, and the way to the payment.
+// One sale: its clock and stock, the basket, the hold, and the start of the payment.
 
 import { getSale, listReservations, Refusal } from "./api.js";
 import { Basket } from "./basket.js";
@@ -8,13 +8,13 @@ import { watchStock } from "./stock.js";
 import { forgetWish, isLive, take } from "./take.js";
 import { moment, money, remaining, sorry, t, translatePage } from "./text.js";
 
-/** An admission is good for ten minutes; one that is older than this is asked for anew. */
+/** An admission is good for ten minutes; one older than this is renewed. */
 const ADMISSION_MS = 8 * 60_000;
 /** A page that was hidden for longer reads the sale again. */
 const STALE_MS = 10_000;
-/** Everybody's page sees the sale open at the same instant: they ask again spread over this. */
+/** Every page sees the sale open at the same instant: their requests are spread over this. */
 const SPREAD_MS = 3_000;
-/** The n-th repeat of the first reading waits n times this, and no longer than the other. */
+/** Back-off of the first reading: the n-th retry waits n times this, up to the maximum. */
 const FIRST_PAUSE_MS = 1_000;
 const PAUSE_MAX_MS = 10_000;
 
@@ -54,7 +54,7 @@ function notice(sentence, { focus = false } = {}) {
   if (focus) $("notice").focus();
 }
 
-/** Says why, and looks again at whatever the refusal may have been about. */
+/** Shows the refusal, and reads again the data that it may be about. */
 function refused(refusal) {
   notice(sorry(refusal));
   $("notice").scrollIntoView({ block: "nearest" });
@@ -63,7 +63,7 @@ function refused(refusal) {
   refreshReservations();
 }
 
-/** The clock decides between two readings of the sale; whether it may be bought, the server does. */
+/** Between two readings the clock decides the shown status; the server decides each purchase. */
 function statusNow() {
   const now = serverNow();
   if (now >= Date.parse(sale.closesAt)) return "closed";
@@ -119,7 +119,7 @@ function hint(amount) {
 }
 
 function drawOrders(reservations) {
-  // The live one has its own place; what ended unpaid is of no use to anybody.
+  // The live one has its own place; those that ended unpaid are of no use to the buyer.
   const told = reservations.filter(({ status }) =>
     ["CONFIRMING", "AWAITING_DEPOSIT", "CONFIRMED", "REFUNDED"].includes(status),
   );
@@ -138,7 +138,7 @@ function orderLine({ orderId, orderName, status, amount, currency }) {
   return line;
 }
 
-/** Runs a reading of the service; what it could not read is said, and the page stays as it was. */
+/** Runs a read of the service; a failure is shown, and the page keeps its content. */
 async function reading(read) {
   try {
     await read();
@@ -163,7 +163,7 @@ async function readSale({ admission = false } = {}) {
 
 const refreshSale = () => reading(() => readSale());
 
-/** What was read before a hold came or went tells nothing of it. */
+/** A list read before a hold came or went is stale, and is read again. */
 async function listWhileUnchanged() {
   for (;;) {
     const before = hold.current?.orderId;
@@ -172,7 +172,7 @@ async function listWhileUnchanged() {
   }
 }
 
-/** The reservations are the service's: a reload, a way back and another tab all go on with them. */
+/** The service owns the reservations: a reload, a way back and another tab all continue them. */
 function refreshReservations({ after = "" } = {}) {
   return reading(async () => {
     const reservations = await listWhileUnchanged();
@@ -180,7 +180,7 @@ function refreshReservations({ after = "" } = {}) {
     const live = reservations.find(isLive) ?? null;
     const before = hold.current;
     if (live) {
-      // The hold that a lost answer was about has turned up.
+      // The hold of the lost answer has been found.
       forgetWish(saleId);
       hold.show(live.orderId === before?.orderId ? { ...live, token: before.token } : live);
     } else {
@@ -234,7 +234,7 @@ async function buy() {
 
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
-/** In the rush the first reading may be put off or lost: it is tried until it is told yes or no. */
+/** Under load the first reading may be refused or lost: it is retried until it is final. */
 async function firstReading() {
   for (let tried = 1; !sale; tried++) {
     try {
@@ -252,7 +252,7 @@ async function firstReading() {
   }
 }
 
-/** Everything that may have changed while nobody looked, or nothing could be heard. */
+/** Reads everything that may have changed while the page was hidden or offline. */
 function refreshAll() {
   refreshSale();
   refreshReservations();
@@ -263,7 +263,7 @@ async function start() {
   await Promise.all([firstReading(), refreshReservations()]);
   $("loading").hidden = true;
   if (!sale) return;
-  // Its lines were drawn before the items' names were known, perhaps.
+  // Its lines may have been drawn before the items' names were known.
   if (hold.current) hold.show(hold.current);
   drawTill();
   eachSecond(() => {
@@ -279,7 +279,7 @@ $("basket").addEventListener("submit", (event) => {
   if (!busy) buy();
 });
 addEventListener("pageshow", (event) => {
-  // Shown from the browser's memory: what happened meanwhile is not in there.
+  // Restored from the browser's back/forward cache: changes since are missing.
   if (event.persisted) refreshAll();
 });
 document.addEventListener("visibilitychange", () => {

@@ -1,13 +1,13 @@
 // The list of sales.
 
 import { listSales } from "./api.js";
-// Who holds something may leave the shop from here as well.
+// A buyer with a hold may leave the shop from here as well.
 import "./leave.js";
 import { moment, sorry, t, translatePage } from "./text.js";
 
 const $ = (id) => document.getElementById(id);
 
-/** What can be bought first, then what comes, then what is over. */
+/** Open sales first, then upcoming, then past. */
 const ORDER = ["open", "paused", "scheduled", "sold_out", "closed"];
 
 function card(sale) {

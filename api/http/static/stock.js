@@ -1,11 +1,11 @@
-// The live stock, as server-sent events, while somebody looks at the page.
+// The live stock, as server-sent events, while the page is visible.
 
-/** A stream that was refused is asked for again after so long, and up to as much more. */
+/** A refused stream is retried after this, plus up to as much again. */
 const RETRY_MS = 3_000;
 
 /**
- * Calls `onStock` with each change. A hidden page closes its stream: a browser has six
- * connections for all tabs of a shop, and nobody looks at it anyway.
+ * Calls `onStock` with each change. A hidden page closes its stream: a browser has six connections
+ * for all tabs of a shop.
  */
 export function watchStock(saleId, onStock) {
   let stream = null;
@@ -22,7 +22,7 @@ export function watchStock(saleId, onStock) {
     stream = new EventSource(`/v1/sales/${encodeURIComponent(saleId)}/events`);
     stream.addEventListener("stock", (event) => onStock(JSON.parse(event.data)));
     stream.addEventListener("error", () => {
-      // The browser connects again by itself, unless the answer was a refusal.
+      // The browser reconnects by itself, unless the answer was a refusal.
       if (stream?.readyState !== EventSource.CLOSED) return;
       close();
       retry = setTimeout(open, RETRY_MS * (1 + Math.random()));

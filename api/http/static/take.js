@@ -1,12 +1,12 @@
-// Taking a basket once: one key for one wish, however often it has to be asked.
+// Takes a basket once: one idempotency key for one wish, over all retries.
 
 import { listReservations, prepare, Refusal } from "./api.js";
 import { newKey } from "./key.js";
 import { tab } from "./remember.js";
 
-/** How often one press of Buy asks: after "not now" or a lost answer again, with the same key. */
+/** Attempts of one press of Buy: after a temporary refusal or a lost answer, with the same key. */
 const ASKED_MAX = 4;
-/** How long the n-th repeat waits at least. */
+/** Minimum back-off before the n-th retry: n times this. */
 const PAUSE_MS = 700;
 
 const LIVE = new Set(["HELD", "PREPARED"]);
@@ -41,21 +41,21 @@ function newWish(saleId, items, amount) {
 /**
  * Takes these items, or finds that they are taken.
  *
- * @param ask.admission gives the sale's admission; called with true for a fresh one
- * @param ask.onRepeat is told that it is asked again: the answer was lost, or was "not now"
- * @throws {Refusal} of which `unclear` says that the same press may be repeated
+ * @param ask.admission returns the sale's admission; called with true for a fresh one
+ * @param ask.onRepeat is called before a retry: the answer was lost, or the refusal was temporary
+ * @throws {Refusal} with `unclear` true if the same press may be repeated
  */
 export async function take(saleId, items, amount, ask) {
   let { wish, same } = remembered(saleId, items, amount);
   if (wish && !same) {
-    // What became of the last basket was never told. If it was taken, that is the hold there is.
+    // The outcome of the last basket is unknown. If it was taken, its hold is the live one.
     const found = (await listReservations(saleId)).find(isLive);
     if (found) return found;
   }
   if (!same) wish = newWish(saleId, items, amount);
   let admission = await ask.admission(false);
   let lost;
-  // A wish that is remembered is one whose answer was never told.
+  // A remembered wish is one with an unknown outcome.
   let untold = same;
   for (let asked = 1; ; asked++) {
     try {
@@ -64,7 +64,7 @@ export async function take(saleId, items, amount, ask) {
         forgetWish(saleId);
         return reservation;
       }
-      // The key's hold was given back or ran out since: this press is a new wish.
+      // The key's hold was released or expired since: this press is a new wish.
       if (asked === ASKED_MAX) throw new Refusal("unavailable");
       wish = newWish(saleId, items, amount);
       lost = undefined;
@@ -76,10 +76,10 @@ export async function take(saleId, items, amount, ask) {
       const stale = refusal.code === "invalid_admission" && asked === 1;
       const passes = refusal.unclear || refusal.code === "unavailable";
       if (asked === ASKED_MAX || !(passes || stale)) {
-        // "Not now" tells nothing of an earlier call whose answer was lost.
+        // A temporary refusal is no evidence about an earlier call whose answer was lost.
         const verdict = passes ? (lost ?? refusal) : refusal;
-        // Nor does any other refusal, for most come before the key is looked at: the same key may
-        // still find the hold.
+        // Nor is any other refusal, for most come before the key is checked: the same key may still
+        // find the hold.
         if (!untold || verdict.code === "idempotency_key_reused") forgetWish(saleId);
         throw verdict;
       }
@@ -89,7 +89,7 @@ export async function take(saleId, items, amount, ask) {
       }
       ask.onRepeat();
       const least = Math.max(refusal.retryAfter * 1000, PAUSE_MS * asked);
-      // Thousands are put off at one moment, and must not come back at one.
+      // Thousands are refused at one moment, and must not retry at one moment.
       await pause(least * (1 + Math.random() / 2));
     }
   }

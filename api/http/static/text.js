@@ -1,4 +1,4 @@
-// What the pages say, in English and Korean, and how they write money and time.
+// The pages' texts, in English and Korean, and their formats of money and time.
 
 const ENGLISH = {
   brand: "Flash sale",
@@ -294,7 +294,7 @@ function pick(wanted) {
   return "en";
 }
 
-/** The sentence of this name, with its values in place. */
+/** The sentence of this name, with its values filled in. */
 export function t(name, values = {}) {
   const sentence = TEXTS[language][name] ?? name;
   return sentence.replace(/\{(\w+)\}/g, (whole, value) => values[value] ?? whole);
@@ -304,7 +304,7 @@ export function has(name) {
   return name in TEXTS[language];
 }
 
-/** Writes the page's own words, marked with data-t, in the buyer's language. */
+/** Translates the page's own texts, marked with data-t, into the buyer's language. */
 export function translatePage(title) {
   document.documentElement.lang = language;
   for (const element of document.querySelectorAll("[data-t]")) {
@@ -313,7 +313,7 @@ export function translatePage(title) {
   if (title) document.title = `${title} · ${t("brand")}`;
 }
 
-/** An amount in the currency's minor unit, as people write it. */
+/** An amount in the currency's minor unit, formatted for people. */
 export function money(amount, currency) {
   const format = new Intl.NumberFormat(language, { style: "currency", currency });
   const digits = format.resolvedOptions().maximumFractionDigits;
@@ -324,7 +324,7 @@ export function number(count) {
   return new Intl.NumberFormat(language).format(count);
 }
 
-/** A day and a time of day, or the time alone where it is today. */
+/** Date and time, or the time alone if it is today. */
 export function moment(at) {
   const date = new Date(at);
   const today = date.toDateString() === new Date().toDateString();
@@ -332,7 +332,7 @@ export function moment(at) {
   return new Intl.DateTimeFormat(language, format).format(date);
 }
 
-/** What is left of a time, in whole seconds: 9:59, 1:09:59, 2 d 01:09:59. */
+/** A remaining time, in whole seconds: 9:59, 1:09:59, 2 d 01:09:59. */
 export function remaining(milliseconds) {
   const seconds = Math.max(0, Math.ceil(milliseconds / 1000));
   const two = (part) => String(part).padStart(2, "0");
@@ -343,7 +343,7 @@ export function remaining(milliseconds) {
   return hours ? `${hours}:${rest}` : rest.replace(/^0/, "");
 }
 
-/** A refusal as a sentence that says whether money was taken. */
+/** A refusal as a sentence that states whether money was taken. */
 export function sorry(refusal, { reading = false } = {}) {
   const name = reading && refusal.code === "network" ? "error.network.read" : `error.${refusal.code}`;
   const sentences = [t(has(name) ? name : "error.other")];

@@ -1,4 +1,4 @@
-// A limit of time for a request, also where AbortSignal.timeout is missing (Safari 15, Chrome 102).
+// A time-out for a request, also where AbortSignal.timeout is missing (Safari 15, Chrome 102).
 
 /** A signal that aborts after so many milliseconds. */
 export function timeout(ms) {
