@@ -22,7 +22,7 @@ from reservation.config.settings import Settings, SettingsError
 __all__ = ["main"]
 
 LOCUSTFILE: Final = Path(__file__).with_name("locustfile.py")
-#: Workers that do not come in this time do not come: the master gives up, with status 1.
+#: Time-out for the workers' start: after it the master exits with status 1.
 WORKERS_SECONDS: Final = 60
 #: After Ctrl-C: the last holds end, and then the verdict is written.
 VERDICT_SECONDS: Final = 600.0
@@ -113,7 +113,7 @@ def _locust(address: str, environ: dict[str, str], arguments: list[str]) -> int:
     with suppress(KeyboardInterrupt):
         return process.wait()
     try:
-        # Locust has had the Ctrl-C too.
+        # Locust got the Ctrl-C too.
         return process.wait(VERDICT_SECONDS)
     except (KeyboardInterrupt, subprocess.TimeoutExpired):
         process.kill()

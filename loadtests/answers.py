@@ -16,14 +16,14 @@ ORDERS_MAX: Final = 1_000_000
 #: Calls that are recorded: an hour of a soak, in a gigabyte. The verdict reports later ones as
 #: unjudged.
 OPERATIONS_MAX: Final = 2_000_000
-#: Wrong answers that are kept word for word; all of them are counted.
+#: Wrong answers that are kept in full; all of them are counted.
 WRONG_MAX: Final = 100
 
 
 class Told(msgspec.Struct, frozen=True):
     """The last answer to a buyer about an order."""
 
-    #: `held` after a prepare, `asked` while an answer is out, else how it ended.
+    #: `held` after a prepare, `asked` while an answer is pending, else its end.
     word: str
     amount: int
 
@@ -40,7 +40,7 @@ class Report(msgspec.Struct, kw_only=True):
 
 
 class Answers:
-    """Collects words in the process of the buyers; merges reports where the verdict is made."""
+    """Collects words in the process of the buyers; merges reports in the verdict's process."""
 
     def __init__(self) -> None:
         self.orders: dict[str, Told] = {}
@@ -57,7 +57,7 @@ class Answers:
         self.unrecorded = 0
 
     def record(self, operation: Operation) -> None:
-        """A call that the judge of the history is to have."""
+        """A call for the history checker."""
         if len(self.operations) < OPERATIONS_MAX:
             self.operations.append(operation)
         else:
@@ -72,13 +72,13 @@ class Answers:
         self.orders[order_id] = Told(word, order["amount"])
 
     def accuse(self, what: str) -> None:
-        """An answer that must not be."""
+        """An answer that violates the contract."""
         self.wrong_count += 1
         if len(self.wrong) < WRONG_MAX:
             self.wrong.append(what)
 
     def take(self) -> bytes:
-        """Everything since the last take, and forget it."""
+        """Everything since the last take; clears it."""
         report = Report(
             orders=self.orders,
             lives=dict(self.lives),

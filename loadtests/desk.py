@@ -14,7 +14,7 @@ from reservation.verification.balance_check import BalanceCheck, books_of
 __all__ = ["CannotBegin", "Desk", "address_of"]
 
 HTTP_SECONDS: Final = 30.0
-#: Tries of a request while a service under load does not answer, and the pause between them.
+#: Tries of a request while an overloaded service does not answer, and the pause between them.
 TRIES_MAX: Final = 20
 TRY_SECONDS: Final = 0.5
 #: Time from the last hold's end until everything is settled and in SQL: the lease of a confirm that
@@ -30,7 +30,7 @@ NO_SALE: Final = "load-nobody"
 
 
 class CannotBegin(Exception):
-    """No run can be made against this service: one sentence says why."""
+    """No run is possible against this service, with the reason in one sentence."""
 
 
 def address_of(url: str) -> str:
@@ -62,11 +62,11 @@ class Desk:
             headers={"Authorization": f"Bearer {admin_key}", "X-Operator": "loadtest"},
             trust_env=False,
         )
-        # Another client: the operator's key is nothing for the PG.
+        # Another client: the operator's key must not go to the PG.
         self._pg = httpx.Client(timeout=HTTP_SECONDS, trust_env=False)
 
     def check(self, buyer_token: str) -> None:
-        """See that the service knows us as its operator and our buyers as its buyers.
+        """Check that the service accepts our operator's key and our buyers' tokens.
 
         Raises:
             CannotBegin: it does not; without buyers and books a run proves nothing.
@@ -154,7 +154,7 @@ class Desk:
     def _send(
         client: httpx.Client, method: str, url: str, body: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """One request, sent again while it meets an overload; every call here may be repeated."""
+        """One request, retried under overload; every call here is idempotent."""
         for attempt in range(1, TRIES_MAX + 1):
             try:
                 answer = client.request(method, url, json=body)

@@ -51,16 +51,16 @@ class Session:
 
     @property
     def current(self) -> Run | NotBegun | None:
-        """The run that is going on, or the last one."""
+        """The current run, or the last one."""
         return self.runs[-1] if self.runs else None
 
     @property
     def begun(self) -> Run | None:
-        """Likewise, where it could begin."""
+        """The same, where it could begin."""
         return self.current if isinstance(self.current, Run) else None
 
     def open(self, environment: Environment) -> bool:
-        """Open a sale and begin a run; False, and said, where that cannot be."""
+        """Open a sale and begin a run; False, after a message, where that is impossible."""
         options = _options(environment)
         try:
             mix_of(options.mix, KINDS)
@@ -178,7 +178,7 @@ def begin(environment: Environment, runner: Any, web_ui: Any, **_: Any) -> None:
     # A log line for each poll of the stock would hide everything else.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     environment.host = environment.host or session.settings.public_url
-    # The buyers all come from one address, so they are not asked for at the door.
+    # The buyers all come from one address, so the guest rate limit is off.
     Buyer.guests = Guests(msgspec.structs.replace(session.settings, guest_rate=None))
     Buyer.answers = session.answers
     if isinstance(runner, MasterRunner):
@@ -238,7 +238,7 @@ def leave_with_a_verdict(environment: Environment, **_: Any) -> None:
 
 
 def _sentence(error: Exception) -> str:
-    """The library's own has an address of its documentation behind it."""
+    """The library's own text has an address of its documentation behind it."""
     if isinstance(error, httpx.HTTPStatusError):
         answer = error.response
         asked = f"{error.request.method} {error.request.url.path}"

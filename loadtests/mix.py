@@ -6,7 +6,7 @@ from typing import Final
 
 __all__ = ["MIX", "mix_of"]
 
-#: How many of a hundred lives are of which kind.
+#: Lives of each kind in a hundred.
 MIX: Final = "pay=46,leave=12,decline=10,refresh=10,double=8,late=4,tamper=5,intrude=5"
 
 

@@ -4,5 +4,5 @@ from typing import Final
 
 __all__ = ["OWN_SERVICE"]
 
-#: In their environment. Like that service they read no `.env` then: it is of another.
+#: In their environment. Like that service they read no `.env` then: it belongs to another.
 OWN_SERVICE: Final = "LOADTESTS_OWN_SERVICE"

@@ -28,7 +28,7 @@ __all__ = ["Call", "Heads", "operation_of", "write_history"]
 
 #: A slower poll is of no use: the service is in trouble, the run goes on.
 _LOOK_SECONDS_MAX: Final = 2.0
-#: Where a token's payload says how far the sale was.
+#: The member of a token's payload that has the sale's head.
 _SEQ_IN_TOKEN: Final = 7
 
 
@@ -102,7 +102,7 @@ def _add_answer(found: Operation, answer: Mapping[str, Any]) -> None:
 
 
 def _seq_in(token: str) -> int:
-    """How far the sale was when a new order's token was made: the number of its own event."""
+    """The sale's head when a new order's token was made: the number of its own event."""
     payload = token.split(".")[2]
     members = msgspec.json.decode(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
     return int(members[_SEQ_IN_TOKEN])
@@ -113,7 +113,7 @@ class Heads:
 
     def __init__(self, settings: Settings, sale_id: str, skus: Iterable[str]) -> None:
         url = settings.redis_url or f"unix://{socket_path_of(settings.data_dir.absolute())}"
-        # The library's own types are only half there.
+        # The library's own types are incomplete.
         self._redis: Any = redis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
             url,
             decode_responses=True,
@@ -150,7 +150,7 @@ class Heads:
         )
 
     def close(self) -> None:
-        """Let the connection go."""
+        """Close the connection."""
         self._redis.close()
 
 

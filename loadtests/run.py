@@ -29,11 +29,11 @@ __all__ = ["Board", "NotBegun", "Run"]
 log = structlog.get_logger(__name__)
 
 LOOK_SECONDS: Final = 1.0
-#: Points of the chart: past it every second one goes, so that a soak of any length fits.
+#: Points of the chart: above it every second one is dropped, so that a soak of any length fits.
 SAMPLES_MAX: Final = 2_000
-#: Things seen wrong while it ran; a broken counter would give one a second.
+#: Problems that are kept from a run; a broken counter would give one a second.
 SEEN_MAX: Final = 50
-#: How long the workers' last reports may take after the stop; Locust's come every three seconds.
+#: Limit for the workers' last reports after the stop; Locust's come every three seconds.
 REPORTS_SECONDS: Final = 15.0
 
 
@@ -46,7 +46,7 @@ class Board(msgspec.Struct, kw_only=True, rename="camel"):
     seconds: float = 0.0
     requests: int = 0
     failures: int = 0
-    #: Wrong so far; the books are compared at the end.
+    #: Problems so far; the books are compared at the end.
     problems: list[str] = []
     lives: dict[str, int] = {}
     orders: int = 0
@@ -108,7 +108,7 @@ class Run:
         self._recording = gevent.spawn(recorder.watch) if recorder else None
 
     def finish(self) -> None:
-        """The buyers have gone: wait until all is settled, judge, write it down; once."""
+        """The buyers have gone: wait until all is settled, judge, write the verdict; once."""
         if self._state != "running":
             return
         self._state = "settling"

@@ -5,7 +5,7 @@ from typing import Final
 
 __all__ = ["SCENARIOS", "Target", "target_at"]
 
-#: How many buyers, and how many of them may come or go in a second.
+#: Number of buyers, and how many of them may come or go in a second.
 Target = tuple[int, float]
 
 #: Duration of a scenario if no run time is given. A soak needs an explicit one.
@@ -19,7 +19,7 @@ DEFAULT_SECONDS: Final = {
 
 
 def _opening(passed: float, peak: int) -> Target:
-    """Everybody at the door at once; half of them gone after a third, a tail to the end."""
+    """All buyers at once; half of them gone after a third, a tail of a fifth to the end."""
     if passed < 1 / 3:
         return peak, peak
     share = 0.5 if passed < 2 / 3 else 0.2

@@ -43,7 +43,7 @@ EXPECTED: Final = {
     "hold_lost": "hold lost",
 }
 
-#: A prepare that was answered at last, as a replay of a hold that is over by then.
+#: A prepare that was answered late, as a replay of a hold that is over by then.
 OVER: Final = "answered too late"
 
 
@@ -54,9 +54,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     mix: dict[str, int]
     #: Seconds between two lives of one Locust user, on average.
     think_seconds: float
-    #: Everybody wants the first item.
+    #: Every buyer wants the first item.
     one_item: bool
-    #: Each call is kept for the judge of the history.
+    #: Each call is kept for the history checker.
     recorded: bool
 
 
@@ -88,7 +88,7 @@ class Buyer(FastHttpUser):
         return order if isinstance(order, str) else self._pay(order)
 
     def leave(self) -> str:
-        """Take a piece and go, with or without a word."""
+        """Take a piece and leave, with or without a release."""
         order = self._take()
         if isinstance(order, str):
             return order
@@ -271,7 +271,7 @@ class Buyer(FastHttpUser):
         return self._ask("GET", url, "come back", headers, known=(at_most,))
 
     def _end(self, order: dict[str, Any], answer: Answer) -> str:
-        """The one word for how a return ended."""
+        """The word for a return's end."""
         if answer.status == HTTPStatus.ACCEPTED:
             return self._wait_until_settled(order)
         if answer.status == HTTPStatus.OK:

@@ -24,8 +24,8 @@ _FOLDER = Path(__file__).parent
 _PAGE = Template((_FOLDER / "checkout.html").read_text(encoding="utf-8"))
 _STYLE = (_FOLDER / "checkout.css").read_bytes()
 
-#: Forms may go to any site: a browser holds every redirect behind a form against this list, and the
-#: shop sends its buyer on from successUrl to wherever its pages are.
+#: Forms may go to any site: a browser checks every redirect behind a form against this list, and
+#: the shop redirects its buyer from successUrl to pages of any site.
 _POLICY = (
     "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; "
     "frame-ancestors 'none'; form-action 'self' http: https:"
@@ -65,7 +65,7 @@ class Checkout(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def checkout_routes(sandbox: Sandbox) -> list[HTTPRouteHandler]:
-    """The page, its style, and where its buttons lead."""
+    """The page, its style, and the targets of its buttons."""
 
     @get("/checkout", sync_to_thread=False)
     def page(request: AnyRequest) -> ASGIResponse:
@@ -143,7 +143,7 @@ def _fail_url(record: PaymentRecord, refusal: Refusal) -> str:
 
 
 def _with_query(url: str, query: dict[str, str]) -> str:
-    """The address with more parameters behind those that it has."""
+    """The address with further query parameters."""
     parts = urlsplit(url)
     joined = "&".join(part for part in (parts.query, urlencode(query)) if part)
     return urlunsplit(parts._replace(query=joined))

@@ -10,13 +10,13 @@ __all__ = ["SandboxConfig"]
 class SandboxConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Host and port belong to the process that runs the sandbox."""
 
-    #: Holds the journal. A sandbox that starts on it again goes on where the last one ended.
+    #: Directory of the journal. A sandbox that starts on it resumes the last one's state.
     journal_dir: Path
     secret_key: str = "test_gsk_sandbox"  # noqa: S105 - it opens nothing but the sandbox
     client_key: str = "test_gck_sandbox"
     #: Each gets every event, as with a PG where all events are registered for it.
     webhook_urls: tuple[str, ...] = ()
-    #: Shortest and longest time that the PG's own endpoints take before they answer.
+    #: Minimum and maximum latency of the PG's own endpoints.
     latency_ms: tuple[int, int] = (0, 0)
     #: Factor on the pauses between the tries of a webhook: 1 is the PG's own, minutes to days.
     webhook_scale: float = 1.0

@@ -16,7 +16,7 @@ from reservation.sandbox.state_records import Entry, Method, PaymentRecord
 
 __all__ = ["control_routes"]
 
-#: The clock is turned by at most so much at once: past every limit that the PG has.
+#: Maximum step of the clock: past every limit that the PG has.
 _ADVANCE_SECONDS_MAX = 400 * 24 * 3600
 
 
@@ -28,7 +28,7 @@ class PaymentOrder(
     order_id: str
     amount: int
     method: Method = "card"
-    #: The code that its confirm is going to be refused with.
+    #: The code of the coming refusal of its confirm.
     decline: Annotated[str, Meta(pattern="^[A-Z][A-Z0-9_]{0,99}$")] | None = None
     customer_key: str | None = None
     order_name: Annotated[str, Meta(max_length=100)] = "sandbox"
@@ -41,14 +41,14 @@ class DepositOrder(
 
     payment_key: str
     reverse: bool = False
-    #: How the bank's transfer of a refund ended.
+    #: The result of the bank's transfer of a refund.
     refund: Literal["COMPLETED", "FAILED"] | None = None
 
 
 class ClockOrder(
     msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
 ):
-    """So much time passes at once."""
+    """Advance the clock."""
 
     advance_seconds: Annotated[float, Meta(ge=0, le=_ADVANCE_SECONDS_MAX)]
 
@@ -161,7 +161,7 @@ def _clock_routes(sandbox: Sandbox) -> list[HTTPRouteHandler]:
 
 
 def _read_fault_order(body: bytes) -> FaultRequest | None:
-    """A fault to set, or None where all are to end."""
+    """A fault to set, or None to clear all."""
     try:
         clear = msgspec.json.decode(body, type=ClearOrder).clear
     except msgspec.ValidationError:

@@ -69,24 +69,24 @@ AFTER = frozenset(Fault) - BEFORE - {Fault.HANG, Fault.WEBHOOK_STORM}
 class FaultRequest(
     msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
 ):
-    """One rule: a fault, and the calls it meets."""
+    """One rule: a fault, and the calls it hits."""
 
     fault: Fault
     operations: tuple[Operation, ...] = ("confirm",)
     #: Only calls for this order, or this payment; all calls where neither is given.
     order_id: str | None = None
     payment_key: str | None = None
-    #: How many of the calls that fit are met, drawn with `seed`.
+    #: Share of the matching calls that are hit, drawn with `seed`.
     rate: Annotated[float, Meta(gt=0, le=1)] = 1.0
     seed: int = 0
-    #: After so many the rule is used up; no end where absent.
+    #: Number of hits until the rule is used up; unlimited where absent.
     times: Annotated[int, Meta(ge=1)] | None = None
     #: Of `hang` and `slow_drip`. The default outlasts a client that waits for a minute.
     seconds: Annotated[float, Meta(gt=0, le=600)] = 75.0
 
 
 class Rule:
-    """A rule at work."""
+    """An active rule."""
 
     def __init__(self, number: int, request: FaultRequest) -> None:
         self.number = number
@@ -95,7 +95,7 @@ class Rule:
         self._random = random.Random(request.seed)  # noqa: S311 - which call fails is no secret
 
     def meets(self, operation: Operation, payment_key: str | None, order_id: str | None) -> bool:
-        """Whether this call goes wrong; counts it if so."""
+        """Whether this call is hit; counts it if so."""
         rule = self.request
         if (
             operation not in rule.operations
@@ -119,7 +119,7 @@ class Faults:
     def __init__(self) -> None:
         self._rules: list[Rule] = []
         self._numbers = 0
-        #: Counts of the rules that were cleared since.
+        #: Counts of the cleared rules.
         self._applied: dict[str, int] = {}
         self._cleared = asyncio.Event()
 

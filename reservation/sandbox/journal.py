@@ -62,7 +62,7 @@ class Journal:
         return changes
 
     def append(self, change: Change) -> None:
-        """Write one change; an error here means that nothing happened."""
+        """Write one change; after an error here nothing happened."""
         line = self._encode(change) + b"\n"
         before = os.fstat(self._file.fileno()).st_size
         try:

@@ -26,10 +26,10 @@ __all__ = ["CancelRequest", "Ledger", "Outcome"]
 
 #: Payments, and first answers, in memory at about 2 kB each: far above any load test.
 RECORDS_MAX = 1_000_000
-#: How long a virtual account waits for its deposit.
+#: Time limit of a virtual account's deposit.
 DEPOSIT_MS = 24 * 60 * 60 * 1000
 
-#: How long a first answer is kept.
+#: Retention of a first answer.
 REPLAY_MS = 15 * 24 * 60 * 60 * 1000
 
 _ORDER_ID = re.compile(r"[A-Za-z0-9_-]{6,64}")
@@ -51,7 +51,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     payment: PaymentRecord
     entry: Entry | None = None
-    #: Set where the payment changes and the caller is refused all the same: a decline.
+    #: Set where the payment changes although the caller is refused: a decline.
     refusal: Refusal | None = None
 
 
@@ -128,7 +128,7 @@ class Ledger:
         return found
 
     def check_room(self) -> None:
-        """Refuse where one more record would be too many. First answers leave after 15 days."""
+        """Refuse a record above the limit. First answers expire after 15 days."""
         if max(len(self._payments), len(self._replays)) < RECORDS_MAX:
             return
         forgotten_ms = self._clock.now_ms() - REPLAY_MS
@@ -229,7 +229,7 @@ class Ledger:
             transaction_key=key,
             refundable_after=left,
         )
-        # In one go it is CANCELED; in several it stays PARTIAL_CANCELED even with nothing left.
+        # A full cancel in one call is CANCELED; in several it stays PARTIAL_CANCELED.
         whole = amount == record.total_amount
         after = msgspec.structs.replace(
             record,
@@ -286,13 +286,13 @@ class Ledger:
             self._on_change(outcome.payment)
 
     def note_clock(self, offset_ms: int) -> None:
-        """Write down how far the clock was turned, before it is."""
+        """Write the clock's offset before it takes effect."""
         change = Change(number=self._changes + 1, clock_offset_ms=offset_ms)
         self._journal.append(change)
         self._apply(change)
 
     def lapse_due(self) -> None:
-        """End all payments whose time is up."""
+        """Expire all payments that are due."""
         now_ms = self._clock.now_ms()
         while self._lapsing and self._lapsing[0][0] <= now_ms:
             self._lapsed(self._payments[self._lapsing[0][1]])
@@ -316,7 +316,7 @@ class Ledger:
             heapq.heappush(self._lapsing, (lapses_at_ms, record.payment_key))
 
     def _lapsed(self, record: PaymentRecord) -> PaymentRecord:
-        """The record, made EXPIRED first where its time is up."""
+        """The record, made EXPIRED first where it is due."""
         lapses_at_ms = record.lapses_at_ms()
         if lapses_at_ms is None or self._clock.now_ms() < lapses_at_ms:
             return record
@@ -357,7 +357,7 @@ class Ledger:
 
 
 def _cancel_amount(record: PaymentRecord, request: CancelRequest) -> int:
-    """How much a cancel gives back, or the refusal that it gets."""
+    """The amount of a cancel, or the refusal that it gets."""
     guard = request.refundable_amount
     if guard is not None and guard != record.balance_amount:
         raise Refusal("NOT_MATCHES_REFUNDABLE_AMOUNT")
@@ -374,7 +374,7 @@ def _cancel_amount(record: PaymentRecord, request: CancelRequest) -> int:
 
 
 def _check_account(record: PaymentRecord, request: CancelRequest) -> None:
-    """A paid virtual account needs an account to pay back to; nothing else may have one."""
+    """A paid virtual account needs an account for the refund; no other payment may have one."""
     account = request.refund_receive_account
     if record.method != "virtual_account" or record.status == "WAITING_FOR_DEPOSIT":
         if account is not None:

@@ -121,7 +121,7 @@ def _virtual_account(record: PaymentRecord, *, now_ms: int) -> dict[str, object]
         "customerName": "샌드박스",
         "depositorName": "",
         "dueDate": time_text(record.due_at_ms),
-        # The PG says nothing when the due date passes: this is the only place where it shows.
+        # The PG sends nothing when the due date passes: this is the only place where it shows.
         "expired": record.status == "WAITING_FOR_DEPOSIT" and now_ms >= record.due_at_ms,
         "settlementStatus": "INCOMPLETED",
         "refundStatus": record.account_refund or ("PENDING" if refunded else "NONE"),

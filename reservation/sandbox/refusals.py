@@ -66,11 +66,11 @@ _MESSAGES: Final = {
 
 
 class Refusal(Exception):
-    """The PG says no.
+    """A refusal of the PG.
 
     Args:
-        code: the PG's word.
-        message: its sentence; the code's own where absent.
+        code: the PG's code.
+        message: its message; the code's own where absent.
     """
 
     def __init__(self, code: str, message: str | None = None) -> None:

@@ -36,8 +36,8 @@ class CutAnswer(ASGIResponse):
         super().__init__(content_length=1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        # ASGI has no word for this, so the server's own connection is taken where it can be had;
-        # else the caller gets a head whose body never comes, which is as useless to it.
+        # ASGI has no event for this, so the server's own connection is closed where it is
+        # accessible; else the caller gets a head whose body never comes, which is as useless to it.
         transport = getattr(getattr(receive, "__self__", None), "transport", None)
         abort: Callable[[], None] | None = getattr(transport, "abort", None)
         if abort is None:
@@ -49,7 +49,7 @@ class CutAnswer(ASGIResponse):
 
 
 class _DrippingAnswer(ASGIResponse):
-    """A whole answer that takes its time."""
+    """A whole answer in slow fragments."""
 
     def __init__(self, reply: Reply, seconds: float) -> None:
         super().__init__(body=reply.body, status_code=reply.status, headers=_headers())
@@ -66,18 +66,18 @@ class _DrippingAnswer(ASGIResponse):
 
 
 def whole(reply: Reply) -> ASGIResponse:
-    """The answer as it should be."""
+    """The answer without a fault."""
     return ASGIResponse(body=reply.body, status_code=reply.status, headers=_headers())
 
 
 def refused(refusal: Refusal) -> Reply:
-    """The PG's way to say no."""
+    """The PG's format of a refusal."""
     body = msgspec.json.encode({"code": refusal.code, "message": refusal.message})
     return Reply(refusal.status, body)
 
 
 def unasked(fault: Fault) -> ASGIResponse:
-    """The answer to a call that was not done at all."""
+    """The answer to a call that was not carried out."""
     match fault:
         case Fault.REFUSE:
             return CutAnswer()
@@ -92,7 +92,7 @@ def unasked(fault: Fault) -> ASGIResponse:
 
 
 def spoiled(reply: Reply, rule: FaultRequest) -> ASGIResponse:
-    """The answer to a call that was done, as its fault leaves it."""
+    """The answer to a call that was carried out, changed by its fault."""
     match rule.fault:
         case Fault.COMMIT_THEN_DROP:
             return CutAnswer()
@@ -109,7 +109,7 @@ def spoiled(reply: Reply, rule: FaultRequest) -> ASGIResponse:
 
 
 def _lie(reply: Reply, fault: Fault) -> Reply:
-    """The same payment with one thing wrong. A refusal has nothing to lie about."""
+    """The same payment with one member wrong. A refusal has none to change."""
     if reply.status != 200:
         return reply
     payment = msgspec.json.decode(reply.body, type=dict[str, object])

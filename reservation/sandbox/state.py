@@ -17,12 +17,12 @@ __all__ = ["Sandbox", "TurnedClock"]
 
 log = structlog.get_logger(__name__)
 
-#: How often payments whose time is up are looked for, so that their webhook comes by itself.
+#: Interval of the scan for due payments, so that their webhook comes by itself.
 _LAPSE_SECONDS = 1.0
 
 
 class TurnedClock:
-    """The machine's clock, turned on by so much. It never goes back."""
+    """The machine's clock with a forward offset. It never goes back."""
 
     def __init__(self, base: Clock) -> None:
         self._base = base
@@ -70,7 +70,7 @@ class Sandbox:
             journal.close()
 
     def turn_clock(self, advance_ms: int) -> None:
-        """Let so much time pass at once, with all that it ends."""
+        """Advance the clock, with all expiries that this causes."""
         offset_ms = self.clock.offset_ms + advance_ms
         self.ledger.note_clock(offset_ms)
         self.clock.offset_ms = offset_ms

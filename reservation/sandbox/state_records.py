@@ -51,7 +51,7 @@ class PaymentRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     customer_key: str | None = None
     success_url: str = ""
     fail_url: str = ""
-    #: The code that its confirm is going to be refused with.
+    #: The code of the coming refusal of its confirm.
     decline: str | None = None
     failure: str | None = None
     authenticated_at_ms: int | None = None
@@ -72,7 +72,7 @@ class PaymentRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """Money that moved. Amounts are positive; the kind says which way."""
+    """Money that moved. Amounts are positive; the kind gives the direction."""
 
     seq: int
     at_ms: int
@@ -93,11 +93,11 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """All that one call did, written as one line so that it is there as a whole or not at all."""
+    """All changes of one call, written as one line so that they are atomic."""
 
     number: int
     payment: PaymentRecord | None = None
     entry: Entry | None = None
     replay: Replay | None = None
-    #: How far the sandbox's clock has been turned on, in all.
+    #: Total offset of the sandbox's clock.
     clock_offset_ms: int | None = None

@@ -40,13 +40,13 @@ class ConfirmRequest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """One call, read and let in."""
+    """One call, decoded and authorised."""
 
     operation: Operation
     payment_key: str | None
     order_id: str | None
     perform: Callable[[], Outcome]
-    #: Under which the first answer is kept.
+    #: The key of the first answer.
     replay_key: str | None = None
 
 
@@ -60,7 +60,7 @@ class Desk:
         self._authorization = "Basic " + b64encode(self._secret_key + b":").decode()
         self._tests = config.secret_key.startswith("test_")
         self._key_digest = hashlib.sha256(self._secret_key).hexdigest()[:8]
-        #: Idempotency keys, and payments under confirm, whose call is being done.
+        #: Idempotency keys, and payments under confirm, whose call is in progress.
         self._busy: set[str] = set()
         self._encode = msgspec.json.Encoder().encode
 
@@ -83,7 +83,7 @@ class Desk:
         return f"{request.method} {request.url.path} {self._key_digest} {key}"
 
     async def serve(self, call: Call) -> ASGIResponse:
-        """Do one call and answer it, with the fault that was ordered for it."""
+        """Do one call and answer it, with its injected fault."""
         rule = self._sandbox.faults.pick(call.operation, call.payment_key, call.order_id)
         if rule is not None and rule.fault in BEFORE:
             return unasked(rule.fault)
@@ -98,7 +98,7 @@ class Desk:
         return self._encode(payment_view(record, now_ms=self._sandbox.clock.now_ms()))
 
     def _check_authorization(self, given: str) -> None:
-        """The slow way to the same end, for the sake of the right refusal."""
+        """The slow path to the same end, for the right refusal."""
         scheme, _, encoded = given.partition(" ")
         if scheme.lower() != "basic":
             raise Refusal("UNAUTHORIZED_KEY")
@@ -121,7 +121,7 @@ class Desk:
         return None if kept is None else Reply(kept.status, kept.body.encode())
 
     async def _perform(self, call: Call, rule: FaultRequest | None) -> Reply:
-        """Do it, once no other call for the same payment is being done."""
+        """Do it, once no other call for the same payment is in progress."""
         confirming = f"confirm {call.payment_key}" if call.operation == "confirm" else None
         if confirming in self._busy:
             code = "FAILED_PAYMENT_INTERNAL_SYSTEM_PROCESSING"
@@ -142,7 +142,7 @@ class Desk:
             await self._sandbox.faults.hang(rule.seconds)
 
     def _commit(self, call: Call, rule: FaultRequest | None) -> Reply:
-        """Decide and write in one go: nothing else runs between the two."""
+        """Decide and write in one step: nothing else runs between the two."""
         ledger = self._sandbox.ledger
         outcome: Outcome | None = None
         try:
@@ -250,7 +250,7 @@ def _look_up_routes(sandbox: Sandbox, desk: Desk) -> list[HTTPRouteHandler]:
 
 
 def _order_of(sandbox: Sandbox, payment_key: str) -> str | None:
-    """The order of a payment, so that a fault ordered for it meets the calls by key too."""
+    """The order of a payment, so that a fault for it hits the calls by key too."""
     try:
         return sandbox.ledger.payment(payment_key).order_id
     except Refusal:
@@ -277,6 +277,6 @@ def _transactions(sandbox: Sandbox, request: AnyRequest) -> list[dict[str, objec
 
 
 def _instant(text: str | None) -> datetime:
-    """A `yyyy-MM-ddThh:mm:ss`, in Korean time where it does not say."""
+    """A `yyyy-MM-ddThh:mm:ss`, in Korean time by default."""
     at = datetime.fromisoformat(text or "")
     return at if at.tzinfo else at.replace(tzinfo=KST)

@@ -21,11 +21,11 @@ log = structlog.get_logger(__name__)
 #: Minutes before each further try, as the PG documents them.
 RETRY_MINUTES = (1, 4, 16, 64, 256, 1024, 4096)
 
-#: The PG waits that long for the 200.
+#: The PG's time-out for the 200.
 ANSWER_SECONDS = 10.0
 
-#: Deliveries that are sent or wait for their next try. One more is dropped and counted: its reader
-#: must live with a webhook that never comes anyway.
+#: Deliveries in progress or waiting for their next try. One more is dropped and counted: its
+#: receiver must cope with a lost webhook anyway.
 PENDING_MAX = 10_000
 
 #: Posts at once.
@@ -65,7 +65,7 @@ class Webhooks:
 
     @asynccontextmanager
     async def sending(self) -> AsyncGenerator[None]:
-        """Deliver until the block ends; what is pending then is given up."""
+        """Deliver until the block ends; pending deliveries are abandoned then."""
         client = httpx.AsyncClient(timeout=ANSWER_SECONDS, follow_redirects=False, trust_env=False)
         async with client:
             self._client = client
@@ -127,7 +127,7 @@ class Webhooks:
             task.add_done_callback(self._deliveries.discard)
 
     async def _send(self, delivery: _Delivery) -> None:
-        """Post until it is heard or the tries are used up."""
+        """Post until the receiver answers 200 or the tries are used up."""
         try:
             for retried, pause_minutes in enumerate((*RETRY_MINUTES, None)):
                 if await self._post(delivery, retried):

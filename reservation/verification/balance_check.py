@@ -61,7 +61,7 @@ class BalanceCheck(msgspec.Struct, frozen=True, kw_only=True):
 def books_of(
     sale_id: str, *, audit: dict[str, Any], orders: Iterable[dict[str, Any]], entries: Rows
 ) -> BalanceCheck:
-    """The books of one sale; of the ledger, whatever names this sale.
+    """The books of one sale, with the ledger's entries that name it.
 
     An entry belongs to the sale that its order id names, not to the orders that SQL knows: money
     taken for an order that SQL never saw must show.

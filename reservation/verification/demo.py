@@ -22,13 +22,13 @@ from reservation.verification.balance_check import books_of, disagreements
 
 __all__ = ["Demo", "DemoPlan", "Verdict"]
 
-#: Requests under way at once: enough to fight, few enough for two cores.
+#: Concurrent requests: enough for contention, few enough for two cores.
 AT_ONCE: Final = 200
 #: Tries of one request while a part of the service is being restarted, and the pause between them.
 TRIES_MAX: Final = 60
 TRY_SECONDS: Final = 0.5
-#: How long the end may take: every payment decided, every hold given back, SQL caught up. The
-#: longest is a confirm that was cut off: its lease, and a few polls of the PG.
+#: Limit of the drain: every payment decided, every hold given back, SQL caught up. The longest is a
+#: confirm that was cut off: its lease, and a few polls of the PG.
 DRAIN_SECONDS: Final = 180.0
 DRAIN_LOOK_SECONDS: Final = 0.5
 PRICE: Final = 19_000
@@ -91,7 +91,7 @@ class Demo:
         self.sale_id = f"demo-{secrets.token_hex(4)}"
 
     async def run(self) -> Verdict:
-        """Open a sale, let the buyers in, wait for the end, compare the books."""
+        """Open a sale, let the buyers in, drain, reconcile the books."""
         limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
         async with httpx.AsyncClient(
             timeout=HTTP_SECONDS, limits=limits, trust_env=False
@@ -227,7 +227,7 @@ class Demo:
     async def _send(
         self, method: str, url: str, body: Any, headers: dict[str, str]
     ) -> httpx.Response:
-        """One request, sent again while it meets a restart; every call here is safe to repeat."""
+        """One request, retried while a part restarts; every call here is idempotent."""
         failure: Exception | None = None
         for attempt in itertools.count(1):
             try:

@@ -22,7 +22,7 @@ from reservation.verification.model.history_format import (
 
 __all__ = ["recorded"]
 
-#: Events and orders that are read at once.
+#: Events and orders in one page.
 _PAGE: Final = 1_000
 _ORDERS_PAGE: Final = 100
 
@@ -32,7 +32,7 @@ async def recorded(
 ) -> AsyncGenerator[Record]:
     """The lines of a sale: its counters at one instant, and every event up to it.
 
-    The orders come with them where SQL has everything, which a sale that goes on is never sure of.
+    The orders come with them only where SQL is complete, which is never certain in a running sale.
 
     Raises:
         SaleNotFound: neither Redis nor SQL has it.
@@ -62,7 +62,7 @@ async def recorded(
     if whole:
         async for order in _orders(sale_id, ledger):
             yield order
-        # An order that moved while they were read is not as these events left it.
+        # An order that moved during the read is not in the state that these events give it.
         whole = (await ledger.cursor(sale_id))[0] == head
     yield End(sale=sale_id, seq=seq, orders=whole)
 

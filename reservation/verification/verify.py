@@ -48,8 +48,8 @@ def _judged(file: BinaryIO) -> Judgement:
 
 
 def _where(number: int, lines: bytes, error: Exception) -> str:
-    """Which line cannot be decoded; looked for only when one of a block was not."""
-    # The decoder passes over empty lines, and so does the count.
+    """The number of a line that cannot be decoded; searched only after its block failed."""
+    # The decoder skips empty lines, and so does the count.
     for at, line in enumerate(filter(None, lines.split(b"\n")), number):
         try:
             DECODER.decode(line)
@@ -66,7 +66,7 @@ def _blocks(file: BinaryIO) -> Iterator[bytes]:
 
 @contextmanager
 def _no_garbage_collection() -> Generator[None]:
-    """Nothing here makes a cycle, and each of millions of orders would be looked at again."""
+    """Nothing here makes a cycle, and the collector would scan millions of orders repeatedly."""
     was_on = gc.isenabled()
     gc.disable()
     try:

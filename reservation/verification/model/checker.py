@@ -38,7 +38,7 @@ class HistoryChecker:
         self._sales: dict[str, SaleWitness] = {}
 
     def add_all(self, first: int, records: Iterable[Record]) -> None:
-        """Take lines in that follow one another; `first` is the number of the first.
+        """Add consecutive lines; `first` is the number of the first.
 
         Raises:
             NotAHistory: one of them is out of place.
@@ -55,7 +55,7 @@ class HistoryChecker:
             raise NotAHistory(f"line {line}: {error}") from error
 
     def add(self, line: int, record: Record) -> None:
-        """Take one line in.
+        """Add one line.
 
         Raises:
             NotAHistory: it is out of place.

@@ -27,7 +27,7 @@ __all__ = [
 AVAILABLE: Final = "available"
 _HELD: Final = "held"
 _SOLD: Final = "sold"
-#: Statuses that are an end of some kind: an order reaches one, and leaves it by an edge only.
+#: Final statuses: an order reaches one, and leaves it by an edge only.
 ENDS: Final = frozenset({"CONFIRMED", "RELEASED", "EXPIRED", "REFUNDED"})
 
 #: The sign of each kind of entry in the PG's ledger, in the balance that the shop was paid.
@@ -47,7 +47,7 @@ StatusName = Literal[
 
 
 def counter_of(status: str) -> str:
-    """Which counter the units of an order in this status are in."""
+    """The counter of an order's units in this status."""
     if status in HOLDING:
         return _HELD
     return _SOLD if status == Status.CONFIRMED else AVAILABLE
@@ -70,14 +70,14 @@ _WAYS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
 
 
 class Edge(msgspec.Struct, frozen=True):
-    """One way that an event may take an order."""
+    """One transition of an order by an event."""
 
     #: The counters that its units leave and enter.
     origin: str
     target: str
     #: Whether the order's fence goes up: by 1, or by more over claims that Redis lost.
     step: int
-    #: Whether it is for the clock to allow it.
+    #: Whether it depends on the clock.
     timed: bool
 
 
@@ -115,7 +115,7 @@ class Prepared(msgspec.Struct, rename="camel", gc=False):
     expires_at: int
     origin: str = msgspec.field(name="from", default="")
     digest: str = ""
-    #: Made again by a rebuild from its intent, at the prices and in the time of the lost one.
+    #: Restored by a rebuild from its intent, at the prices and in the time of the lost one.
     remade: bool = False
 
 
@@ -127,7 +127,7 @@ class Moved(msgspec.Struct, rename="camel", gc=False):
     fence: int | None = None
     payment_key: str = ""
     restock: bool = True
-    #: The sale's, where this moved a total; 0 where the event does not say it.
+    #: The sale's version, where this moved a total; 0 where the event has none.
     version: int = 0
 
 

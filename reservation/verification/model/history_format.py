@@ -28,7 +28,7 @@ VERSION: Final = 1
 
 
 class History(msgspec.Struct, tag_field="kind", tag="history", kw_only=True):
-    """The first line: which clock the others' times are of."""
+    """The first line: the clock of all other times."""
 
     version: int
     #: The same moment on both clocks.
@@ -72,7 +72,7 @@ class Operation(
 
 
 class Head(msgspec.Struct, tag_field="kind", tag="head", kw_only=True, omit_defaults=True):
-    """How far the sale was, seen from outside, and its counters at that very number."""
+    """The head of the sale, seen from outside, and its counters at that very number."""
 
     sale: str
     invoked_ns: int

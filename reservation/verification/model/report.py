@@ -8,7 +8,7 @@ from reservation.verification.model.violations import Broken
 
 __all__ = ["Found", "Judgement"]
 
-#: Violations that are kept word for word; all of them are counted.
+#: Violations that are kept in full; all of them are counted.
 FOUND_MAX: Final = 200
 
 

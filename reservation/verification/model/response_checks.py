@@ -40,7 +40,7 @@ _NOT_BEGUN: Final = frozenset({"HELD", "PREPARED", "RELEASED", "EXPIRED"})
 
 
 def says_nothing(operation: Operation) -> bool:
-    """Whether there is nothing in the answer that the sale could contradict."""
+    """Whether the answer is no evidence about the sale."""
     if operation.code:
         return operation.code in _SAYS_NOTHING
     return not 200 <= operation.status < 300
@@ -62,7 +62,7 @@ def waits_for(shop: SaleState, operation: Operation) -> set[str]:
 
 
 def is_refusal(operation: Operation) -> bool:
-    """Whether the sale said no."""
+    """Whether the sale refused the call."""
     return bool(operation.code)
 
 
@@ -87,11 +87,11 @@ def objection(shop: SaleState, operation: Operation, answered_ms: int) -> str:
 
 
 def _is_accepted(order: Order, operation: Operation) -> bool:
-    """Whether a success was accepted before its claim was through.
+    """Whether a payment was accepted before its claim was done.
 
-    After ten seconds the answer is 202: the payment goes on, its outcome is unknown. That is no
-    word about the order's state, and Redis may be too slow for the claim until then. A payment
-    that has an end was claimed, so its 202 would be a lie.
+    After ten seconds the answer is 202: the payment goes on, its outcome is unknown. The 202 does
+    not state the order's status, and Redis may be too slow for the claim until then. A finished
+    payment was claimed, so its 202 would be wrong.
     """
     accepted = operation.operation == "success" and operation.status == 202
     key = operation.payment_key
@@ -215,7 +215,7 @@ def _is_short(shop: SaleState, order: Order) -> bool:
 
 
 def _not_expired(shop: SaleState, order: Order, operation: Operation, answered_ms: int) -> str:
-    """A payment that came too late, for an order that could not be had again either."""
+    """A payment that came too late, for an order that could not be reacquired either."""
     if (order.ends or {}).get(operation.payment_key) == "expired":
         return ""
     if order.status not in ("RELEASED", "EXPIRED"):

@@ -13,7 +13,7 @@ from reservation.verification.model.sale_state import Item
 
 __all__ = ["OUTCOMES", "Case", "Rules"]
 
-#: Where each outcome leads; `voided` is worked out.
+#: The target status of each outcome; `voided` is computed.
 OUTCOMES: Final[dict[str, dict[str, str]]] = {
     "confirmed": {"CONFIRMING": "CONFIRMED", "AWAITING_DEPOSIT": "CONFIRMED"},
     "awaiting_deposit": {"CONFIRMING": "AWAITING_DEPOSIT", "CONFIRMED": "AWAITING_DEPOSIT"},
@@ -43,7 +43,7 @@ class Case:
 class Rules:
     """The rules of one sale.
 
-    Each call's `behind` says that the caller's clock is far behind: by it nothing has run out.
+    Each call's `behind` marks a caller whose clock is far behind: by it nothing has expired.
 
     Args:
         policy: when the sale takes its stock.
@@ -69,7 +69,7 @@ class Rules:
         self.status, self.version, self.seq = "open", 1, 1
 
     def due(self, *, behind: bool) -> list[str]:
-        """The orders whose hold has run out."""
+        """The orders whose hold has expired."""
         waiting = ("HELD", "PREPARED")
         found = [one.id for one in self.orders.values() if one.past and one.status in waiting]
         return [] if behind else found

@@ -63,7 +63,7 @@ class SaleWitness:
         self._coming: list[_Case] = []
         self._closing: list[tuple[int, int, _Case]] = []
         self._waiting: dict[str, list[_Case]] = {}
-        #: The number from which something is to be done beside the fold.
+        #: The number of the next event that needs more than the fold.
         self._next = NEVER
 
     def operation(self, line: int, operation: Operation) -> None:
@@ -77,7 +77,7 @@ class SaleWitness:
         self._heads.append((line, head))
 
     def event(self, line: int, event: EventLine) -> None:
-        """The next event: it is checked, carried out, and the answers of its moment are judged."""
+        """The next event: check it, apply it, and judge the answers of its moment."""
         if not self.begun:
             self._begin()
         self._judgement.events += 1
@@ -128,7 +128,7 @@ class SaleWitness:
         self._books.close(line, end, self._shop)
 
     def _begin(self) -> None:
-        """All calls are known: find out when each of them was."""
+        """All calls are known: compute the window of each."""
         self.begun = True
         windows = self._windows
         for _, head in self._heads:
@@ -276,7 +276,7 @@ class SaleWitness:
             self._judgement.found(line, Broken.LOST, reason)
             return
         if head.seq < self._shop.seq:
-            # The event of this number is missing, which has been said.
+            # The event of this number is missing, which is already reported.
             return
         for sku, row in head.stock.items():
             item = self._shop.items.get(sku)

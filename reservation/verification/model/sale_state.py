@@ -66,7 +66,7 @@ class Item:
 
 
 class Order(msgspec.Struct, eq=False, gc=False):
-    """One order, where its events have taken it."""
+    """One order in the state that its events gave it."""
 
     status: str
     buyer: str
@@ -74,9 +74,9 @@ class Order(msgspec.Struct, eq=False, gc=False):
     amount: int
     expires_at: int
     fence: int = 0
-    #: The payment key of the attempt that is under way, or was last.
+    #: The payment key of the current or last attempt.
     key: str = ""
-    #: How the attempt of each payment key ended: the event's name.
+    #: The end of each payment key's attempt: the event's name.
     ends: dict[str, str] | None = None
 
 
@@ -84,7 +84,7 @@ class SaleState:
     """The state of one sale after the last event that it was given.
 
     Args:
-        deadlines: whether times are judged too. A test that sets deadlines by hand says no.
+        deadlines: whether times are judged too; false for a test that sets deadlines by hand.
     """
 
     def __init__(self, *, deadlines: bool = True) -> None:
@@ -132,7 +132,7 @@ class SaleState:
             raise Violation(Broken.CHAIN, f"the chain value of event {seq} does not follow")
 
     def apply(self, event: str, order_id: str, at_ms: int, data: str) -> Order | None:
-        """Carry an event out; the order that it moved, if it is one of an order.
+        """Apply an event; returns the order that it moved, if any.
 
         Raises:
             Violation: it breaks a promise. It is still applied as far as possible, so that one
@@ -240,7 +240,7 @@ class SaleState:
         return order
 
     def _time_fault(self, event: str, order_id: str, order: Order, at_ms: int) -> Violation | None:
-        """An order that runs out before its time, or is taken again outside of the sale's."""
+        """An order that expires early, or that is held again outside of the sale's window."""
         if event == "expired":
             early = order.expires_at - at_ms
             told = f"{order_id} expires {early} ms before its deadline"
@@ -318,7 +318,7 @@ class SaleState:
             )
 
     def _rebuilt(self, data: str) -> None:
-        """Redis was restored from SQL: the sale goes on from here as it was."""
+        """Redis was restored from SQL: the sale's state is unchanged."""
 
 
 def _follows(fence: int, before: int, step: int) -> bool:

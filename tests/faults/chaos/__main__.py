@@ -11,13 +11,13 @@ from pathlib import Path
 from tests.faults.chaos.report import write
 from tests.faults.chaos.run import SETTLE_SECONDS_MAX, Wish, attack
 
-#: A run that shows less than this has proved nothing.
+#: Minimum coverage: a run below it proves nothing.
 FAULTS_MIN = 10
 ANSWERS_MIN = 10_000
 
 
 def main() -> int:
-    """Attack, report; 1 where anything was wrong or too little was shown."""
+    """Attack, report; 1 where a violation was found or the coverage is too low."""
     given = argparse.ArgumentParser(prog="python -m tests.faults.chaos")
     given.add_argument("--minutes", type=float, default=9.0)
     given.add_argument("--seed", type=int, default=0, help="draws everything; 0 takes a new one")

@@ -29,7 +29,7 @@ TRIES_MAX = 6
 #: Prepares of a buyer without a hold.
 WISHES_MAX = 8
 LOOKS_MAX = 3
-#: Accusations that are kept word for word.
+#: Accusations that are kept in full.
 ACCUSED_MAX = 50
 #: Other buyers' orders that an intruder knows of.
 STRANGERS_MAX = 500
@@ -71,7 +71,7 @@ class Crowd:
         settings = Settings.load(orders.environ, None)
         self._guests = Guests(msgspec.structs.replace(settings, guest_rate=None))
         self._wire = Wire(orders.url)
-        #: By the address that an order names: a PG that was started anew may have another.
+        #: By the address that an order names: a restarted PG may have another.
         self._pgs: dict[str, Wire] = {}
         self._file = file
         self._encoder = msgspec.json.Encoder()
@@ -81,7 +81,7 @@ class Crowd:
         self.summary = Summary()
 
     async def run(self) -> Summary:
-        """Live until the time is over; every buyer's life is brought to its end."""
+        """Live until the time is over; every buyer's life is completed."""
         loop = asyncio.get_running_loop()
         until = loop.time() + self._orders.seconds
 
@@ -265,7 +265,7 @@ class Crowd:
     async def _repeat(
         self, buyer: "_Buyer", method: str, path: str, headers: dict[str, str]
     ) -> Answer:
-        """Ask until there is an answer that is one."""
+        """Retry until there is a conclusive answer."""
         answer = await self._ask(buyer, method, path, headers)
         for _ in range(TRIES_MAX):
             if answer.status not in {0, 429, 503}:

@@ -26,7 +26,7 @@ from tests.support.service import Served, free_port, running_service
 
 __all__ = ["Stage", "staged"]
 
-#: A server that was killed may need some tries until the last one's lock is gone.
+#: Tries for the start of a killed server, until the last one's lock is gone.
 START_TRIES = 20
 REDIS_SECONDS = 5.0
 HTTP_SECONDS = 20.0
@@ -45,7 +45,7 @@ class Stage:
         self._port = str(free_port())
         self._service: AbstractContextManager[Served] | None = None
         self._served: Served | None = None
-        #: The sale that the crowd is at; its faults meet its newest sale.
+        #: The crowd's sale; its faults hit its newest sale.
         self.sale_id = ""
         self.pg_url = ""
 
@@ -61,7 +61,7 @@ class Stage:
 
     @property
     def settings(self) -> Settings:
-        """The service's own, with Redis as it is reached past the way."""
+        """The service's own, with Redis reached past the faulty network."""
         return msgspec.structs.replace(self.served.settings, redis_url=self.server.url)
 
     @property
@@ -89,7 +89,7 @@ class Stage:
         await self.server.stop()
 
     async def start_redis(self) -> None:
-        """Start it; the last one's lock may be there for some moments."""
+        """Start it; the last one's lock may exist for some moments."""
         for attempt in range(1, START_TRIES + 1):
             try:
                 await self.server.start()
@@ -123,7 +123,7 @@ class Stage:
             RESERVATION_REDIS_URL=self.link.url,
             RESERVATION_WORKERS=WORKERS,
         )
-        # It waits until the service is ready, which needs the way that this loop keeps open.
+        # It waits until the service is ready, which needs the network that this loop serves.
         self._served = await asyncio.to_thread(self._service.__enter__)
         self.pg_url = self._find_pg()
 
@@ -156,7 +156,7 @@ class Stage:
 
     @asynccontextmanager
     async def redis(self) -> AsyncIterator[Any]:
-        """An operator's own connection, past the way."""
+        """An operator's own connection, past the faulty network."""
         client = redis.asyncio.Redis.from_url(
             self.server.url, decode_responses=True, socket_timeout=REDIS_SECONDS
         )
@@ -193,7 +193,7 @@ async def staged(folder: Path) -> AsyncIterator[Stage]:
 
 
 def signal_all(processes: list[psutil.Process], number: signal.Signals) -> int:
-    """Send it to those that are still there; how many got it."""
+    """Send it to those that are still alive; how many got it."""
     reached = 0
     for process in processes:
         with suppress(psutil.NoSuchProcess):
@@ -203,5 +203,5 @@ def signal_all(processes: list[psutil.Process], number: signal.Signals) -> int:
 
 
 def new_key() -> str:
-    """A key for an operator's call that may be repeated."""
+    """An idempotency key for an operator's call."""
     return secrets.token_hex(8)

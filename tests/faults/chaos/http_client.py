@@ -18,7 +18,7 @@ PATIENCE_SECONDS = 20.0
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """One answer, and when it was asked for and read; status 0 where none came."""
+    """One answer, and the times of its request and its end; status 0 where none came."""
 
     status: int
     body: dict[str, Any]
@@ -33,7 +33,7 @@ class Answer(msgspec.Struct, frozen=True):
 
     @property
     def is_ours(self) -> bool:
-        """Whether a reservation is in it."""
+        """Whether it contains a reservation."""
         return HTTPStatus.OK <= self.status < HTTPStatus.MULTIPLE_CHOICES
 
 
@@ -91,7 +91,7 @@ class _Connection(asyncio.Protocol):
 
 
 class Wire:
-    """Connections to one server; as many as are asked at once.
+    """Connections to one server; as many as there are concurrent requests.
 
     Args:
         url: `http://host:port`.
@@ -140,7 +140,7 @@ class Wire:
         return Answer(connection.status, _members(text), connection.replayed, asked_ns, read_ns)
 
     def close(self) -> None:
-        """Let every connection go."""
+        """Close every connection."""
         while self._free:
             self._free.pop().close()
 

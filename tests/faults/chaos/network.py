@@ -15,11 +15,11 @@ class Trouble(Enum):
     """The network's effect on messages."""
 
     NONE = "none"
-    #: A call of a script is dropped with its connection before the server has it.
+    #: A script's call is dropped with its connection before the server has it.
     LOSES_REQUESTS = "loses requests"
-    #: It is carried out, and its answer is dropped with the connection.
+    #: It is carried out, and its reply is dropped with the connection.
     LOSES_REPLIES = "loses replies"
-    #: Everything is taken and nothing passes.
+    #: Everything is accepted and nothing passes.
     BLACK_HOLE = "black hole"
     #: Everything passes, later.
     SLOW = "slow"
@@ -41,7 +41,7 @@ class Link:
         self._well.set()
         self._open: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
-        #: Connections that were cut off in the middle of something.
+        #: Connections that were cut off in the middle of a message.
         self.lost = 0
 
     @property
@@ -108,4 +108,4 @@ class Link:
 
 
 class _CutError(Exception):
-    """One end is gone: so is the other."""
+    """One end is closed: so is the other."""

@@ -15,7 +15,7 @@ from tests.faults.chaos.network import Trouble
 
 __all__ = ["REDIS_FAULTS"]
 
-#: Memory that is left where it runs out.
+#: Free memory at the limit.
 SPARE_BYTES = 64 * 1024
 BUSY_SCRIPT = """
 local function now() local t = redis.call("TIME") return t[1] * 1000 + t[2] / 1000 end
@@ -31,7 +31,7 @@ async def kill(stage: Stage, chance: random.Random) -> str:
 
 
 async def kill_while_it_rewrites(stage: Stage, chance: random.Random) -> str:
-    """SIGKILL, in the middle of writing its file anew."""
+    """SIGKILL, in the middle of a rewrite of its file."""
     async with stage.redis() as client:
         await client.bgrewriteaof()
     await asyncio.sleep(chance.uniform(0, 0.3))
@@ -55,7 +55,7 @@ async def _again(stage: Stage, chance: random.Random) -> str:
 
 
 async def fill_the_disk(stage: Stage, chance: random.Random) -> str:
-    """No write to a file succeeds: Redis ends, and does not come back before there is room."""
+    """No write to a file succeeds: Redis exits, and does not start before there is room."""
     if stage.machine is None:
         return ""
     stage.machine.be(disk_full=True)
@@ -95,7 +95,7 @@ async def turn_the_clock(stage: Stage, chance: random.Random) -> str:
 
 
 async def freeze(stage: Stage, chance: random.Random) -> str:
-    """SIGSTOP, and on as if nothing had been."""
+    """SIGSTOP, and later SIGCONT."""
     pid = stage.server.pid
     if pid is None:
         return ""
@@ -187,7 +187,7 @@ async def cut_connections(stage: Stage, _: random.Random) -> str:
 
 
 async def way_in_trouble(trouble: Trouble, stage: Stage, chance: random.Random) -> str:
-    """The way has this trouble for a while."""
+    """The network has this trouble for a while."""
     slow = trouble is Trouble.SLOW
     delay = chance.choice([0.005, 0.05, 0.2]) if slow else 0.0
     seconds, before = chance.uniform(0.3, 2.5), stage.link.lost
@@ -198,7 +198,7 @@ async def way_in_trouble(trouble: Trouble, stage: Stage, chance: random.Random) 
 
 
 async def nothing_is_left_wrong(stage: Stage) -> None:
-    """A fault that was cut short by another one's harm may have left a setting: put it right."""
+    """A fault that was cut short by another one may have left a setting: restore it."""
     with suppress(RedisError):
         await _set(stage, "appendfsync", "always")
         await _set(stage, "maxmemory-policy", "noeviction")

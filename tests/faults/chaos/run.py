@@ -26,7 +26,7 @@ __all__ = ["SETTLE_SECONDS_MAX", "Done", "Report", "Wish", "attack"]
 
 #: Between two faults of a lane.
 PAUSES = ((4.0, 10.0), (6.0, 14.0), (1.0, 5.0))
-#: A payment whose answer was lost is settled within minutes; thirteen are promised.
+#: A payment whose answer was lost is settled within minutes; the promise is thirteen.
 SETTLE_SECONDS_MAX = 800.0
 STORM_SECONDS = 4.0
 
@@ -93,11 +93,11 @@ class Report(msgspec.Struct, kw_only=True):
 
 
 async def attack(wish: Wish, folder: Path) -> Report:
-    """Carry it out.
+    """Run the plan.
 
     Args:
-        wish: how long, and which seed draws everything.
-        folder: where everything is kept.
+        wish: the duration, and the seed of all draws.
+        folder: the directory of all results.
     """
     report = Report(wish=wish)
     chance = random.Random(wish.seed)
@@ -138,7 +138,7 @@ async def _under_attack(
     try:
         while True:
             await _go_on(stage, sales[-1], wish, chance, report)
-            # A lane that broke may have left something down: nothing more would be shown.
+            # A lane that failed may have left a part down: the rest would prove nothing.
             broken = any(task.done() and task.exception() for task in harm)
             if broken or time.monotonic() - began >= wish.seconds:
                 break
@@ -146,7 +146,7 @@ async def _under_attack(
             stage.sale_id = sales[-1].sale_id
     finally:
         over.set()
-        # Each fault that is under way is brought to its end: every part must run again.
+        # Each fault in progress is brought to its end: every part must run again.
         await asyncio.gather(*harm)
     report.seconds = time.monotonic() - began
     return sales
@@ -176,7 +176,7 @@ async def _harm(
         try:
             what = await fault.do(stage, chance)
         except (redis.RedisError, OSError, httpx.HTTPError) as error:
-            # Another lane's harm stood in its way: it is no fault that was carried out.
+            # Another lane's fault prevented it: it does not count as carried out.
             _say(f"{at:7.1f} s  {fault.kind}: not carried out: {error!r}")
             continue
         if what:
@@ -188,7 +188,7 @@ async def _harm(
 async def _go_on(
     stage: Stage, sale: Sale, wish: Wish, chance: random.Random, report: Report
 ) -> None:
-    """One crowd at one sale, looked at from outside."""
+    """One crowd at one sale, with its head polled from outside."""
     looking = asyncio.create_task(asyncio.to_thread(look_on, stage, sale, over := asyncio.Event()))
     try:
         summary = await come(stage, sale, chance, wish.buyers, wish.sale_seconds)
@@ -219,7 +219,7 @@ async def _settled(stage: Stage, sales: list[Sale], seconds: float) -> dict[str,
     """Each sale's audit once nothing is held and SQL has it all, or the last before the limit."""
     give_up_at = time.monotonic() + seconds
     while time.monotonic() < give_up_at:
-        # The money of a refund whose process died is back before its order says so.
+        # A refund whose process died has moved its money before its order is updated.
         with suppress(httpx.HTTPError):
             pending = await stage.operate(
                 "GET", "/v1/admin/refunds", params={"status": "pending", "limit": "1"}

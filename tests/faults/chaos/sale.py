@@ -28,11 +28,11 @@ __all__ = ["Sale", "SaleReport", "come", "judged", "look_on", "opened"]
 
 #: Between two polls of the head: bounds an answer to the few events of this time.
 LOOK_SECONDS = 0.02
-#: Writing the past of a sale, and judging it.
+#: Limit for writing the history of a sale, and judging it.
 PAST_SECONDS_MAX = 600.0
-#: A crowd brings its last lives to an end: a PG that hangs is waited for, several times.
+#: A crowd completes its last lives: each may wait several times for a hanging PG.
 CROWD_SECONDS_MAX = 240.0
-#: A service that is deployed anew while its Redis is down takes its time.
+#: A service that is deployed while its Redis is down takes longer.
 OPEN_SECONDS_MAX = 120.0
 ORDERS_PAGE = 100
 
@@ -48,7 +48,7 @@ class SaleReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sale(msgspec.Struct, kw_only=True):
-    """A sale while it goes on."""
+    """A sale in progress."""
 
     sale_id: str
     stock: int
@@ -59,7 +59,7 @@ class Sale(msgspec.Struct, kw_only=True):
 
 
 async def opened(stage: Stage, chance: random.Random) -> Sale:
-    """A sale of three items that is short of everything."""
+    """A sale of three items, with too few pieces of each."""
     sale_id = f"chaos-{chance.getrandbits(40):010x}"
     hold_seconds = chance.choice([1, 2, 3, 8])
     totals = [chance.choice([1, 50, 400, 4000]) for _ in range(3)]

@@ -15,7 +15,7 @@ from tests.faults.chaos.fault import Fault
 
 __all__ = ["AROUND_FAULTS", "PROCESS_FAULTS"]
 
-#: Operators at work: they may meet any fault, and try again.
+#: Operators' calls: they may meet any fault, and retry.
 OPERATOR_TRIES = 5
 
 
@@ -26,7 +26,7 @@ async def kill(role: str, stage: Stage, _: random.Random) -> str:
 
 
 async def freeze(role: str, stage: Stage, chance: random.Random) -> str:
-    """SIGSTOP to one or all of this role, and on as if nothing had been."""
+    """SIGSTOP to one or all of this role, and later SIGCONT."""
     parts = stage.parts(role)
     chosen = chance.choice([parts[:1], parts])
     seconds = chance.choice([0.3, 1.0, 4.0])
@@ -39,7 +39,7 @@ async def freeze(role: str, stage: Stage, chance: random.Random) -> str:
 
 
 async def deploy(stage: Stage, _: random.Random) -> str:
-    """SIGTERM to the supervisor under load, and everything anew."""
+    """SIGTERM to the supervisor under load, and a new start."""
     await stage.stop_service()
     await stage.start_service()
     return "stopped and started"
@@ -69,7 +69,7 @@ async def lock_sql(stage: Stage, chance: random.Random) -> str:
 
 
 async def pg_in_trouble(fault: PgFault, stage: Stage, chance: random.Random) -> str:
-    """The PG does this to some of its calls for a while."""
+    """The PG has this fault in some of its calls for a while."""
     seconds = chance.uniform(2, 5)
     wish = {
         "fault": fault.value,
@@ -134,7 +134,7 @@ async def _repeat(stage: Stage, path: str, body: dict[str, object], told: str) -
     return f"{told} ({status})".strip()
 
 
-#: They may not meet those of Redis: a start of the service needs a Redis that is there.
+#: They exclude those of Redis: a start of the service needs a running Redis.
 PROCESS_FAULTS = (
     Fault("the api is killed", 8, partial(kill, "api")),
     Fault("the api is frozen", 6, partial(freeze, "api")),

@@ -1,6 +1,4 @@
-"""Surviving mutants with their reasons: each is equivalent to the script in all that a test can
-observe.
-"""
+"""Surviving mutants with their reasons: no test can observe a difference from the script."""
 
 import re
 

@@ -89,7 +89,7 @@ class Report:
         self.whole = sorted((s.ended_at - s.claimed_at) / 1000 for s in stories if s.unknown)
 
     def empty(self) -> list[Cell]:
-        """Cells that nothing has been through."""
+        """Cells without a payment."""
         return [cell for cell in CELLS if not self.cells[cell]]
 
     def missed(self) -> list[str]:
@@ -191,7 +191,7 @@ def settle_times(stories: Sequence[Story]) -> tuple[list[float], list[float]]:
 
 
 def quantile(times: Sequence[float], share: float) -> float:
-    """The value that so many of the sorted times are not above."""
+    """The value at this share of the sorted times."""
     return times[min(len(times) - 1, int(share * len(times)))]
 
 

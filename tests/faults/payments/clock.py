@@ -17,7 +17,7 @@ from tests.support.sandbox import RunningSandbox
 
 __all__ = ["WorldClock", "scripts_by"]
 
-#: Where the scripts of a world read their time, in the place of TIME.
+#: The key of the scripts' time, in place of TIME.
 KEY = "turned-clock:now_ms"
 
 _SERVER_MS = """local function server_ms()
@@ -53,7 +53,7 @@ class WorldClock:
         await self._redis.set(KEY, self._now_ms)
 
     async def turn(self, seconds: float) -> None:
-        """Let so much time pass everywhere at once.
+        """Advance all clocks at once.
 
         The PG's clock cannot stop. It has gone on by as much as the machine's, and is turned by the
         rest.
@@ -68,7 +68,7 @@ class WorldClock:
 
 @contextmanager
 def scripts_by(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The scripts as they are, but for where they read the time."""
+    """The scripts unchanged, but for their source of time."""
     turned = folder / "lua"
     shutil.copytree(scripts.script_folder(), turned)
     now = turned / "lib" / "now.lua"

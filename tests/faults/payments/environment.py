@@ -40,9 +40,9 @@ __all__ = ["LIMITS", "AtOnce", "Story", "World", "world"]
 LIMITS: Final = PaymentTimeouts(
     confirm_seconds=0.8, look_up_seconds=3.0, lease_margin_seconds=74.2, answer_seconds=0.05
 )
-#: How long a PG that does not answer is left alone, in the machine's time.
+#: Open time of the circuit breaker before the PG, in the machine's time.
 OPEN_SECONDS: Final = 0.05
-#: Payments under way at once.
+#: Concurrent payments.
 AT_ONCE: Final = 48
 #: Far above the time of a hanging confirm.
 QUIET_SECONDS: Final = 30.0
@@ -61,16 +61,16 @@ class Story(msgspec.Struct):
     plan: Plan
     order: Reservation
     payment_key: str
-    #: Where the first process dies next; empty once it has died there.
+    #: The next fail point at which the first process dies; empty once it has died there.
     deaths: list[str]
     died_at: list[str] = []
     claimed_at: int = 0
     #: Set by a death until the end of the lease that it left behind is known.
     lease_left: bool = False
     free_at: int = 0
-    #: When the buyer, or the PG, came back on their own last.
+    #: The last time at which the buyer, or the PG, came back on their own.
     nudged_at: int = 0
-    #: When the PG answers again as it should.
+    #: The end of the PG's outage.
     well_at: int = 0
     ended_at: int = 0
     unknown: bool = False
@@ -86,7 +86,7 @@ class Story(msgspec.Struct):
 
 
 class AtOnce:
-    """Runs many things, so many at once."""
+    """Runs many coroutines with a limit on their number."""
 
     def __init__(self, count: int = AT_ONCE) -> None:
         self._count = count
@@ -137,7 +137,7 @@ class World:
         raise ProcessDied(point)
 
     async def in_first(self, story: Story, step: Coroutine[Any, Any, Any]) -> None:
-        """Let the first process do this; it may die of it."""
+        """Run this in the first process; it may die of it."""
         token = self._in_first.set(True)
         try:
             with suppress(ProcessDied):
@@ -146,7 +146,7 @@ class World:
             self._in_first.reset(token)
 
     async def in_second(self, step: Coroutine[Any, Any, Any]) -> None:
-        """Let the second process do this."""
+        """Run this in the second process."""
         await self._waiting(step)
 
     async def come_back(self, service: Service, story: Story) -> None:
@@ -157,7 +157,7 @@ class World:
         await service.confirmation.confirm(order, payment_key=story.payment_key, may_claim=True)
 
     async def hear(self, order_id: str, payment_key: str | None) -> bool:
-        """A webhook reaches the second process; false where it is to be sent again."""
+        """A webhook reaches the second process; false where the PG has to send it again."""
         try:
             await self.second.notifications.receive(order_id, payment_key)
         except _WAITS:
@@ -165,7 +165,7 @@ class World:
         return True
 
     async def quiet(self) -> None:
-        """Until no payment is under way: the clock is turned between the calls."""
+        """Wait until no payment is in progress: the clock is turned between the calls."""
         async with asyncio.timeout(QUIET_SECONDS):
             while self._busy():  # noqa: ASYNC110 - the condition has no event
                 await asyncio.sleep(0.005)
@@ -243,5 +243,5 @@ async def world(folder: Path, redis_url: str, patch: pytest.MonkeyPatch) -> Asyn
 
 
 def deaths_of(plan: Plan) -> list[str]:
-    """Where the first process dies, one after the other."""
+    """The fail points at which the first process dies, in order."""
     return [point for point in (plan.first_death, plan.cell.moment) if point != NONE]

@@ -29,7 +29,7 @@ NONE: Final = "none"
 #: All of the sandbox's, so that a new one cannot be forgotten.
 FAULTS: Final = (NONE, *(fault.value for fault in Fault))
 
-#: All that lie around the confirm: a refund comes long after it.
+#: All fail points around the confirm: a refund comes long after it.
 MOMENTS: Final = (NONE, *(point for point in POINTS if not point.startswith("refund:")))
 
 
@@ -55,7 +55,7 @@ class Kind(StrEnum):
     #: Approved by the PG without our call when the hold has run out and no buyer came.
     BEHIND = "behind"
     DECLINED = "declined"
-    #: In a sale that takes none.
+    #: In a sale that takes no virtual accounts.
     ACCOUNT = "account"
     #: A payment key that the PG does not know.
     FORGED = "forged"
@@ -80,9 +80,9 @@ class Plan(msgspec.Struct, frozen=True):
 
     cell: Cell
     kind: Kind = Kind.CARD
-    #: Until the PG is well again every call for this order goes wrong; else its first confirm.
+    #: Until the PG's outage ends every call for this order fails; else its first confirm.
     outage: bool = False
-    #: Where the first process dies so that its settler gets as far as the moment.
+    #: The first process's death that takes its settler to the moment.
     first_death: str = NONE
     quantity: int = 1
 
@@ -91,7 +91,7 @@ CELLS: Final = tuple(
     Cell(fault, moment, entry) for fault, moment, entry in itertools.product(FAULTS, MOMENTS, Entry)
 )
 
-#: Of a hundred random payments: how many are of each kind.
+#: Kinds of a hundred random payments.
 _WEIGHTS: Final = {
     Kind.CARD: 80,
     Kind.LATE: 4,
@@ -110,15 +110,15 @@ def matrix(draw: random.Random, times: int) -> Iterator[Plan]:
 
 
 def again(cells: Sequence[Cell], draw: random.Random) -> Iterator[Plan]:
-    """These cells once more: with a fault of another kind, or at another first death, maybe."""
+    """These cells once more, perhaps with a fault of another kind, or at another first death."""
     return (_plan(cell, draw) for cell in cells)
 
 
 def strangers(draw: random.Random, count: int, *, deaths: float) -> Iterator[Plan]:
-    """Payments of all kinds without a fault of their own: the PG has some for everyone.
+    """Payments of all kinds without a fault of their own: the PG's own faults may hit any of them.
 
     Args:
-        draw: decides everything.
+        draw: the source of randomness.
         count: how many.
         deaths: the share of them whose process dies.
     """

@@ -83,7 +83,7 @@ def refund_wish(order: Reservation, account: RefundAccount | None = None) -> Ref
 
 
 async def damage(service: Service, order: Reservation, lost: str) -> None:
-    """A field is gone, as no script of ours leaves it."""
+    """Delete a field; no script of ours does."""
     key = service.keys.of(order.sale_id).order(order.order_id)
     assert await service.connections.command("HDEL", key, lost) == 1
 

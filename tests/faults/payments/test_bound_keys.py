@@ -116,7 +116,7 @@ async def test_money_that_cannot_be_served_goes_back_under_the_next_key(
 async def test_a_confirm_that_was_refused_for_our_own_fault_is_asked_again(
     tmp_path: Path, valkey_url: str
 ) -> None:
-    """As with a contract that was mended: the first key says the same for fifteen days."""
+    """As with a contract that was corrected: the first key returns the refusal for fifteen days."""
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order = await bench.hold(await bench.sale())
         payment_key = sandbox.put_payment(order.order_id, order.amount)
@@ -147,7 +147,7 @@ async def test_a_refusal_that_stays_with_its_key_is_followed_by_the_next_key(
         await bench.claim(order, payment_key)
         confirming = bench.service.keys.of(order.sale_id).confirming
         await bench.service.connections.command("ZADD", confirming, 1, order.order_id)
-        # As the settler meets it after a confirm whose answer was lost.
+        # As for the settler after a confirm whose answer was lost.
         await bench.service.ledger.write_intent(
             order_id=order.order_id,
             sale_id=order.sale_id,

@@ -18,7 +18,7 @@ from tests.faults.payments.shop import LIMITS, comes_to, refund_wish, shop
 from tests.support.in_process import Bench
 from tests.support.sandbox import RunningSandbox
 
-#: Nothing is asked for twice, and the provider's window counts as closed at once.
+#: No call is repeated, and the provider's window counts as closed at once.
 AT_ONCE = msgspec.structs.replace(
     LIMITS,
     confirm_seconds=10.0,
@@ -236,7 +236,7 @@ async def operator(scene: Scene) -> Reservation:
     return order
 
 
-#: Where each cause comes from, and the status that it leads to.
+#: The origin of each cause, and its final status.
 ORIGINS: dict[Cause, tuple[Callable[[Scene], Awaitable[Reservation]], Status]] = {
     Cause.BUYER: (buyer, Status.RELEASED),
     Cause.PAYMENT_PAGE: (payment_page, Status.RELEASED),

@@ -64,7 +64,7 @@ class Counter:
         self.sandbox.order_fault(
             "error_before_commit", orderId=order.order_id, operations=["look_up"]
         )
-        # Whether the answer still comes within the wait for it or not.
+        # Whether the answer comes within the wait for it or not.
         with suppress(PaymentDeclined):
             await self.service.confirmation.confirm(order, payment_key=key, may_claim=True)
         while self.service.confirmation._under_way:  # noqa: ASYNC110 - the condition has no event

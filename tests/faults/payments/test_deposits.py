@@ -36,7 +36,7 @@ class Account:
         self.payment_key = payment_key
 
     async def told(self) -> bool:
-        """The PG's webhook of a change of it; whether it need not come again."""
+        """The PG's webhook of a change of it; returns whether it was accepted."""
         try:
             await self.service.notifications.receive(self.order.order_id, self.payment_key)
         except Unavailable:
@@ -67,7 +67,7 @@ class Account:
         assert self.sandbox.cancel(self.payment_key, refundReceiveAccount=account).is_success
 
     async def is_refunded(self) -> None:
-        """Its units are back, its buyer counts one paid order, and a rebuild finds the same."""
+        """Its units are back, its buyer has one paid order, and a rebuild gives the same state."""
         service, sale_id = self.service, self.order.sale_id
         assert await self.stands() is Status.REFUNDED
         await self._bench.flush(sale_id)
@@ -95,7 +95,7 @@ class Account:
         command = self.service.connections.command
         found = [as_mapping(await command("HGETALL", key)) for key in keys]
         for fields in found:
-            # No claim that is over needs its name again.
+            # A finished claim does not need its id again.
             fields.pop("claim_id", None)
         return found
 
@@ -331,7 +331,7 @@ async def test_names_that_somebody_made_up_do_not_keep_a_deposit_from_being_hear
         *(webhook.receive(order_id, "tboxforged0123456789") for order_id in forged),
         return_exceptions=True,
     )
-    # SQL was not asked for all of them.
+    # SQL was not queried for all of them.
     assert sum(isinstance(one, Unavailable) for one in heard) >= SQL_ALL.count
     assert await account.told()
     assert await account.stands() is Status.CONFIRMED

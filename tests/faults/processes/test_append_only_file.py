@@ -1,8 +1,8 @@
 """Append-only file after damage: consistent, complete up to the last answer, or refused by name.
 
-cut        at any byte, as a crash of the machine may leave it power cut  back to the bytes that the
-last sync had made durable: no answered event is lost flip       one bit, as a disk may: refused by
-the server, or reported by the audit
+cut        at any byte, as a crash of the machine may leave it
+power cut  back to the bytes that the last sync had made durable: no answered event is lost
+flip       one bit, as a disk may: refused by the server, or reported by the audit
 """
 
 import contextlib
