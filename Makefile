@@ -12,7 +12,7 @@ SBOM := var/sbom.json
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-setup: $(STAMP)  ## make .venv and install what is locked
+setup: $(STAMP)  ## make .venv and install the locked packages
 
 $(STAMP): requirements/dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -27,19 +27,19 @@ run: setup  ## start everything, with an open demo sale
 test: setup  ## all the quick tests, on real servers that they start themselves
 	$(BIN)/python -m pytest $(T)
 
-# Needs a Chromium; look at each before it is committed.
+# Needs a Chromium; check each picture before committing it.
 screens: setup  ## take the pictures of docs/screens.md again
 	SCREENS=docs/images $(BIN)/python -m pytest -m slow tests/e2e/browser/test_screenshots.py
 
 # The full counts, in hours; `.ci/run` draws a sample of each on every push.
-soak: setup  ## everything that is too long for a push: every mutant, every cut, ten thousand payments
+soak: setup  ## the tests too long for a push: every mutant, every cut, ten thousand payments
 	$(BIN)/python -m pytest -m soak $(T)
 
-# `make chaos C="--minutes 60"`: longer; `C="--seed N"`: those faults again, drawn alike.
-chaos: setup  ## kill, freeze, fill, cut off and turn back whatever there is for nine minutes, and judge every answer
+# `make chaos C="--minutes 60"`: longer; `C="--seed N"`: repeat the draw of a run.
+chaos: setup  ## run the fault-injection suite for nine minutes, and judge every answer
 	$(BIN)/python -m tests.faults.chaos $(C)
 
-check: setup lint-lua  ## what CI checks beside the tests: format, lint, types, imports, scripts
+check: setup lint-lua  ## the checks of CI beside the tests: format, lint, types, imports, scripts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
@@ -49,8 +49,8 @@ format: setup  ## rewrite the code in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# No wheel carries luacheck; Debian's package is `lua-check`. Where it is missing the tests still run
-# every script on a real server.
+# No wheel contains luacheck; Debian's package is `lua-check`. Without it the tests still run every
+# script on a real server.
 lint-lua:  ## lint the Lua scripts, where luacheck is installed
 	@if command -v luacheck >/dev/null; then luacheck --quiet --no-color scripts/lua; \
 	else echo 'lint-lua: no luacheck here, skipped (apt-get install lua-check)'; fi
@@ -65,7 +65,7 @@ loadtest-headless: setup  ## a spike of one minute; fails unless the verdict is 
 	  --html var/loadtests/locust.html --json-file var/loadtests/statistics $(L)
 
 # `make bench B="compare --quick"` runs a part; `make bench B=--help` lists them.
-bench: setup $(BENCH_STAMP)  ## speed and memory, beside the same sale written otherwise: about 20 minutes
+bench: setup $(BENCH_STAMP)  ## compare speed and memory with other implementations: about 20 minutes
 	$(BIN)/python -m benchmarks $(B)
 
 $(BENCH_STAMP): requirements/bench.txt $(STAMP)
@@ -73,14 +73,14 @@ $(BENCH_STAMP): requirements/bench.txt $(STAMP)
 	touch $@
 
 # The warning is about dependencies among the packages, which a lock file does not have.
-sbom: setup  ## list the packages that the service runs with in var/sbom.json, as CycloneDX
+sbom: setup  ## write the service's runtime packages to var/sbom.json, as CycloneDX
 	mkdir -p $(dir $(SBOM))
 	$(BIN)/python -W ignore::UserWarning -m cyclonedx_py requirements requirements/run.txt \
 	  --pyproject pyproject.toml --output-reproducible -o $(SBOM)
 
-# Needs the network, and its answer changes without a change here: so it is no part of `.ci/run`. A
-# package that cannot be looked up fails it as well.
-audit-dependencies: setup  ## look up known vulnerabilities of what is locked (asks OSV)
+# Needs the network, and its result changes without a change here: so it is no part of `.ci/run`. A
+# package without a result fails it as well.
+audit-dependencies: setup  ## check the locked packages for known vulnerabilities (OSV)
 	$(BIN)/pip-audit --strict --disable-pip --vulnerability-service osv \
 	  $(foreach lock,run traces dev bench,-r requirements/$(lock).txt)
 

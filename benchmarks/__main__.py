@@ -32,8 +32,8 @@ PARTS: Final[dict[str, Part]] = {
     "behind": behind.measure,
     "verify": verifying.measure,
 }
-#: Each request of a load is of another buyer, the warm-up's too: a second hold costs Redis more,
-#: and a round of `overload` sends a million.
+#: Each request of a load has another buyer, the warm-up's too: a second hold costs Redis more, and
+#: a round of `overload` sends a million.
 _BUYERS: Final = 1_500_000
 _BUYERS_QUICK: Final = 60_000
 #: `between COMMIT`.
@@ -43,7 +43,7 @@ _COLUMNS: Final = 110
 
 
 def main() -> int:
-    """Measure; 1 where something broke, never for a goal that is not reached."""
+    """Measure; 1 where a part failed, never for a missed goal."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parts = f"{', '.join(PARTS)}; all of them; or `between COMMIT`: CPU time since that commit"
     parser.add_argument("parts", nargs="*", metavar="PART", help=parts)
@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("--save", type=Path, help="where the JSON and the picture go; in --home")
     wish = parser.parse_args()
     parts = _parts(wish.parts, parser)
-    # The log of the service's own modules belongs into none of the tables.
+    # The log of the service's own modules belongs in none of the tables.
     logs.configure(production=False)
     console = Console(width=None if sys.stdout.isatty() else _COLUMNS, highlight=False)
     home = wish.home.absolute()
@@ -83,7 +83,7 @@ def main() -> int:
 
 
 def _parts(names: list[str], parser: argparse.ArgumentParser) -> dict[str, Part]:
-    """The parts that the command line asks for."""
+    """The parts that the command line names."""
     if names[:1] == ["between"]:
         if len(names) != _BETWEEN_WORDS:
             parser.error("`between` takes one commit, and no other part beside it")
@@ -98,7 +98,7 @@ def _measure(run: Run, parts: dict[str, Part], console: Console, folder: Path) -
     sections: dict[str, Section] = {}
     for name, part in parts.items():
         sections[name] = part(run)
-        # After each part: a long run that is interrupted has not been for nothing.
+        # Saved after each part, so that an interrupted run keeps its results.
         keep(results_of(sections, quick=run.quick, load=load), folder)
     show(results_of(sections, quick=run.quick, load=load), console)
     console.print(f"kept in {folder}")

@@ -21,7 +21,7 @@ __all__ = ["service_alone"]
 async def service_alone(
     home: Path, *, stock: int, hold_seconds: int | None = None, database_url: str = ""
 ) -> AsyncGenerator[tuple[Service, EmbeddedServer]]:
-    """The service and its Valkey; both are gone afterwards, and their files."""
+    """The service and its Valkey; both are removed afterwards, with their files."""
     await asyncio.to_thread(_empty, home)
     valkey = EmbeddedServer(home / "redis")
     await valkey.start()

@@ -27,16 +27,16 @@ __all__ = ["measure"]
 _BACKLOG, _BACKLOG_QUICK = 500_000, 5_000
 _BESIDE_SECONDS, _BESIDE_SECONDS_QUICK = 10.0, 1.0
 _EXPIRING, _EXPIRING_QUICK = 100_000, 2_000
-#: Until a sale is bigger than any of these.
+#: Until a sale is larger than any of these.
 _STOCK: Final = 2_000_000
 _EVENTS_WANTED: Final = 10_000
 _BACKLOG_SECONDS_WANTED: Final = 60.0
 _EXPIRED_WANTED: Final = 30_000
 _SCRIPT_MS_WANTED: Final = 10.0
-#: Holds of one second have all run out after this.
+#: Holds of one second have all expired after this.
 _RUN_OUT_SECONDS: Final = 1.5
 _LOOK_SECONDS: Final = 0.05
-#: A flusher alone in its process takes no longer to be there.
+#: Limit for the start of a flusher alone in its process.
 _START_SECONDS: Final = 60.0
 
 _FLUSHER: Final = """
@@ -61,7 +61,7 @@ class Behind(msgspec.Struct, frozen=True):
 
     database: str
     backlog: int
-    #: Until SQL has all of the backlog, nothing else going on.
+    #: Until SQL has all of the backlog, without other load.
     drain_seconds: float
     #: While a process takes holds as fast as the script does.
     beside_per_second: float
@@ -69,7 +69,7 @@ class Behind(msgspec.Struct, frozen=True):
 
 
 class Reaped(msgspec.Struct, frozen=True):
-    """Holds that ran out."""
+    """Expired holds."""
 
     holds: int
     per_second: float
@@ -106,7 +106,7 @@ async def _flushed(run: Run, name: str, database_url: str) -> Behind:
 
 
 async def _drain(service: Service) -> float:
-    """Bring the whole outbox to SQL; how long that took."""
+    """Flush the whole outbox to SQL; returns the duration."""
     flusher = Flusher(service.outbox, service.ledger, on_alarm=_alarmed, on_flushed=lambda _: None)
     started_at = time.perf_counter()
     while (await flusher.run_once(SALE_ID)).flushed:
@@ -132,7 +132,7 @@ def _flushing(home: Path, valkey: EmbeddedServer, database_url: str) -> Generato
 
 
 async def _until_it_flushes(filling: Filling, service: Service) -> None:
-    """Once it is at work: its start is no part of a rate."""
+    """Wait until it is at work: its start is no part of a rate."""
     before, give_up_at = await _written(service), time.monotonic() + _START_SECONDS
     await asyncio.to_thread(filling.hold, 1, keep_events=True)
     while await _written(service) == before:

@@ -35,7 +35,7 @@ __all__ = ["PAIRS", "PARTS", "interval_of_median", "measure"]
 #: Pairs of runs: the 95 % interval of the median is then between the fourth and the twelfth.
 PAIRS: Final = 15
 _PAIRS_QUICK: Final = 2
-#: Whose CPU time counts: a sale in production has no sandbox, and the supervisor only waits.
+#: Parts whose CPU time counts: a sale in production has no sandbox, and the supervisor only waits.
 PARTS: Final = ("api", "worker", "redis")
 _REDIS_PROGRAMS: Final = ("valkey-server", "redis-server")
 
@@ -47,7 +47,7 @@ _SETUP_SECONDS: Final = 900.0
 #: After a load of some seconds; the flusher of an early commit writes 4,000 events a second.
 _DRAIN_SECONDS: Final = 120.0
 _DRAIN_LOOK_SECONDS: Final = 0.1
-#: Confirms under way at once.
+#: Concurrent confirms.
 _BUYERS_AT_ONCE: Final = 16
 _OK: Final = 200
 #: Tries of one confirm that is answered "still under way".
@@ -56,7 +56,7 @@ _CONFIRM_PAUSE_SECONDS: Final = 0.2
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """How much one run does."""
+    """The size of one run."""
 
     pairs: int
     warm_up_seconds: int
@@ -121,8 +121,8 @@ def interval_of_median(values: Sequence[float]) -> tuple[float, float]:
     """The distribution-free 95 % confidence interval of a median.
 
     By the sign test: the k-th smallest and the k-th largest value, where k is the largest for which
-    no more than 2.5 % of fair coins come to fewer than k heads. With too few values for that it is
-    the whole range.
+    the probability of fewer than k heads in as many fair coin tosses is at most 2.5 %. With too few
+    values for that it is the whole range.
     """
     ordered = sorted(values)
     count, rank, below = len(ordered), 0, 0.0
@@ -244,7 +244,7 @@ class _Side:
 
 
 def _role_of(command: list[str]) -> str | None:
-    """Which part a process is, by its command line: the layout of the code may differ."""
+    """The part that a process is, by its command line: the layout of the code may differ."""
     names = [Path(word).name for word in command]
     if any(name in _REDIS_PROGRAMS for name in names):
         return "redis"
@@ -258,7 +258,7 @@ def _holds(load: Load, side: _Side, plan: Plan) -> tuple[int, Cost, float]:
     if measured.refused or measured.broken or not measured.answers:
         raise RuntimeError(f"not every answer was a hold: {measured}")
     _drain(side.client)
-    # Requests that were under way at the end were held too.
+    # Requests in flight at the end were held too.
     holds = _held(side.client) - held
     return holds, side.cost_since(cpu, holds), measured.seconds
 

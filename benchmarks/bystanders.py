@@ -19,7 +19,7 @@ _ANSWER_SECONDS_MAX: Final = 30.0
 #: Less than the service lets one idle: on one that is ended at this very moment a request is lost.
 #: A browser sends it again.
 _IDLE_CONNECTION_SECONDS_MAX: Final = 2.0
-#: Orders and payments that are made at once before anything is measured.
+#: Orders and payments made at once before the measurement.
 _AT_ONCE: Final = 16
 #: No answer at all.
 BROKEN: Final = 0
@@ -111,7 +111,7 @@ class Bystanders:
 async def at_pace(
     calls: Sequence[Callable[[], Awaitable[httpx.Response]]], per_second: float
 ) -> list[Answer]:
-    """Send each when its time has come, whatever the ones before it do."""
+    """Send each at its scheduled time, regardless of those before it."""
     begun_at = time.perf_counter()
     answers: list[asyncio.Task[Answer]] = []
     for number, call in enumerate(calls):

@@ -1,4 +1,4 @@
-"""Every contender in turn, round after round, under the same load: the table's first part."""
+"""Comparison of the contenders: each in turn, round after round, under the same load."""
 
 from collections.abc import Callable
 from statistics import median
@@ -14,7 +14,7 @@ __all__ = ["STOCK", "Round", "Row", "measure", "measure_crowd"]
 
 #: More than any round sells.
 STOCK: Final = 10_000_000
-#: Connections of a crowd: two full batches of ours are under way with these.
+#: Connections of a crowd: they keep two full batches of ours in progress.
 _CROWD: Final = 256
 
 
@@ -43,7 +43,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Broken(Exception):
-    """A round that may not be counted."""
+    """An invalid round."""
 
 
 def measure_crowd(run: Run) -> Section:
@@ -52,7 +52,7 @@ def measure_crowd(run: Run) -> Section:
 
 
 def measure(run: Run) -> Section:
-    """Run the rounds, interleaved, so that a busy minute of the machine meets all of them."""
+    """Run the rounds, interleaved, so that a busy minute of the machine hits all of them."""
     seconds, warm_up, rounds = (1, 1, 1) if run.quick else (10, 2, 5)
     load = Load(run.buyers)
     wanted = [one for one in CONTENDERS if run.contenders is None or one.name in run.contenders]

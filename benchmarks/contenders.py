@@ -1,4 +1,4 @@
-"""Starts and ends each server of the comparison, with a Valkey of its own, by its own handle."""
+"""Contenders: starts and ends each server of the comparison, with a Valkey of its own."""
 
 import asyncio
 import os
@@ -51,7 +51,7 @@ _STOP_SECONDS: Final = 15.0
 _LOOK_SECONDS: Final = 0.05
 #: Longer than any call waits once the load has ended.
 _SETTLE_SECONDS: Final = 0.3
-#: Packages from npm, the first time.
+#: Time-out of npm's first install.
 _INSTALL_SECONDS: Final = 300.0
 
 
@@ -184,7 +184,7 @@ def _fastify(start: Start) -> tuple[list[str], dict[str, str]]:
 
 
 def _install_node_packages(folder: Path) -> Path:
-    """Beside the run's own files, so that the tree stays as it is; once for each lock."""
+    """Install beside the run's own files, so that the tree stays clean; once for each lock."""
     folder.mkdir(parents=True, exist_ok=True)
     source = _SERVERS / "fastify"
     installed = folder / "installed.json"

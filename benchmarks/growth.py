@@ -21,7 +21,7 @@ from benchmarks.run import Goal, Run, Section
 __all__ = ["measure"]
 
 _FEW: Final = 1_000
-#: Before the script and the loads add theirs: a million is in the middle of these.
+#: The large sale's holds before the script and the loads add theirs, to centre them on a million.
 _MANY: Final = 830_000
 _MANY_QUICK: Final = 18_000
 _SHARE_WANTED: Final = 0.85
@@ -29,7 +29,7 @@ _SHARE_WANTED: Final = 0.85
 _BATCH: Final = 32
 _HOLDS, _CALLS = 40_000, 1_000
 _HOLDS_QUICK, _CALLS_QUICK = 2_000, 50
-#: For the moving: where to, and how many calls make one figure.
+#: For the rehash: its target, and the calls averaged in one figure.
 _MOVED: Final = 1_300_000
 _MOVED_QUICK: Final = 25_000
 _CALLS_A_FIGURE: Final = 250
@@ -45,7 +45,7 @@ class Grown(msgspec.Struct, frozen=True):
 
 
 class Moving(msgspec.Struct, frozen=True):
-    """The script's time a hold, in microseconds, from the last load until the table is moved."""
+    """The script's time a hold, in microseconds, from the last load until the rehash is done."""
 
     usual_us: float
     worst_us: float
@@ -63,7 +63,7 @@ def measure(run: Run) -> Section:
     few_load, many_load = Load(run.buyers), Load(run.buyers)
     with running(ours, run.home / "growth" / "many", stock=STOCK) as large:
         _fill(large, _MANY_QUICK if run.quick else _MANY)
-        # Its file is a gigabyte long, and grows by as much meanwhile.
+        # Its file is a gigabyte long, and doubles meanwhile.
         with rewrites.none_meanwhile(large.redis):
             many_script = _script(large, run)
             many_load.run(large.url, seconds=1)
@@ -97,7 +97,7 @@ def _few(home: Path, load: Load, seconds: int, run: Run) -> tuple[Measured, Scri
 
 def _fill(server: Running, count: int) -> None:
     filling = Filling(server.socket_path)
-    # No flusher runs here, and the service stops a sale whose unwritten events are gone.
+    # No flusher runs here, and the service stops a sale whose unflushed events are lost.
     filling.hold(count, keep_events=True)
     filling.close()
 

@@ -1,8 +1,8 @@
 --[[
-load.lua: what wrk sends. Each request is one hold: a buyer of its own, an idempotency key of its own.
+load.lua: requests of wrk. Each is one hold with a buyer and an idempotency key of its own.
 
-With BENCH_RATE the requests keep to a timetable (so many a second, whatever the answers take); how
-far they fell behind it is counted. Without it each connection sends as soon as it has its answer.
+With BENCH_RATE the requests keep to a timetable (an open loop, regardless of latency); late requests
+are counted. Without it each connection sends as soon as it has its answer.
 ]]
 local ffi = require("ffi")
 ffi.cdef [[

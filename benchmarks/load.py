@@ -61,10 +61,10 @@ class Measured(msgspec.Struct, frozen=True):
 
 
 class Load:
-    """Sends holds of buyers out of a file, each run of those that come next in it.
+    """Sends holds of the buyers in a file; each run continues where the last one ended.
 
-    So a server that remembers tokens gains nothing, and no buyer holds twice before the file is
-    through: a second hold costs more than a first.
+    So a cache of tokens gains nothing, and no buyer holds twice before the end of the file: a
+    second hold costs more than a first.
     """
 
     def __init__(self, buyers: Path) -> None:
@@ -94,7 +94,7 @@ class Load:
     def start(
         self, url: str, *, seconds: int, connections: int = CONNECTIONS, rate: float | None = None
     ) -> subprocess.Popen[str]:
-        """The same, under way: the caller waits for it and reads it."""
+        """The same, started: the caller waits for it and reads it."""
         body = msgspec.json.encode({"items": [{"sku": SKU, "quantity": 1}], "amount": PRICE})
         environ = os.environ | {
             "BENCH_RUN": f"run-{next(_runs)}",

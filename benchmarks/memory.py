@@ -18,14 +18,14 @@ __all__ = ["measure"]
 
 _HOLDS: Final = 100_000
 _HOLDS_QUICK: Final = 2_000
-#: Prepares under way at once: the queue makes full batches of them.
+#: Concurrent prepares: the queue makes full batches of them.
 _AT_ONCE: Final = 1_000
-#: Keys of each kind that are looked at.
+#: Sampled keys of each kind.
 _SAMPLE: Final = 500
 _BYTES_WANTED: Final = 600
 #: The rate's keys live 50 ms: they are no part of an open hold.
 _RATE_SECONDS: Final = 1.0
-#: In KEYS of one sale, how the kinds that each hold has of its own begin.
+#: In KEYS of one sale, the prefixes of the kinds that each hold has of its own.
 _PER_HOLD: Final = ("order", "buyer", "buyer-orders")
 
 
@@ -33,7 +33,7 @@ class Breakdown(msgspec.Struct, frozen=True):
     """Bytes of one hold."""
 
     holds: int
-    #: All that the server's memory grew by.
+    #: The total growth of the server's memory.
     total: float
     by_key: dict[str, float]
     #: The server's overhead beside the values: its tables of keys, and the allocator's rounding.

@@ -40,9 +40,9 @@ _SURGE_CONNECTIONS: Final = 4_096
 #: The bystanders' prepares and payments a second, during the peak as well.
 _PREPARES: Final = 20
 _PAYMENTS: Final = 20
-#: Sold a second is taken after this: the load starts, and the queue fills.
+#: Goodput is measured after this: the load starts, and the queue fills.
 _RAMP_SECONDS: Final = 2
-#: How long after the surge is looked at.
+#: Time of observation after the surge.
 _AFTER_SECONDS: Final = 7
 #: Recovered: so many prepares in a row are held as fast as without load.
 _WELL_IN_A_ROW: Final = 20
@@ -61,18 +61,18 @@ class Limit(msgspec.Struct, frozen=True):
     """The bottleneck of the peak."""
 
     name: str
-    #: Connections of the peak: as many as it takes.
+    #: Connections of the peak: as many as it needs.
     connections: int
-    #: A prepare that meets no crowd is held within this.
+    #: Limit for a held prepare without a crowd.
     well_ms: float
     #: Added latency of each sync of Redis' file, in seconds.
     sync_delay: float = 0.0
-    #: Whether the generator can send the surge: else nothing is known of how fast a refusal is.
+    #: Whether the generator can send the surge: else the latency of a refusal is unknown.
     can_be_sent: bool = False
 
 
 PROCESSOR: Final = Limit("processor-bound", 256, well_ms=50.0)
-#: A network disk on a bad day. A prepare may meet a sync that is under way, and others' writes.
+#: A network disk on a bad day. A prepare may wait for a sync in progress, and others' writes.
 DISK: Final = Limit("disk-bound", 640, well_ms=200.0, sync_delay=0.03, can_be_sent=True)
 
 
@@ -95,7 +95,7 @@ class Overload(msgspec.Struct, frozen=True):
     surge: Phase
     #: A sale grows and the machine's speed varies, so the surge is compared with both sides of it.
     again: Phase
-    #: Seconds from the surge's end; None where it was not well again in time.
+    #: Seconds from the surge's end; None where it did not recover in time.
     well_after: float | None
 
     @property
@@ -153,7 +153,7 @@ class Scene:
         self._redis = client
 
     async def sold(self) -> int:
-        """Pieces that were ever taken: none goes back here."""
+        """Pieces taken so far: none is returned here."""
         left: object = await self._redis.hget(Keys().of(SALE_ID).stock(SKU), "available")
         return STOCK - int(str(left))
 
@@ -194,7 +194,7 @@ async def _scene(home: Path, buyers: Path, limit: Limit) -> AsyncGenerator[Scene
     await valkey.start()
     port = free_port()
     environ = own_environ(home / "service", port) | {"RESERVATION_REDIS_URL": valkey.url}
-    # `-m api.cli serve`: everything that `make run` starts but its Redis.
+    # `-m api.cli serve`: the processes of `make run` without its Redis.
     command = [sys.executable, "-m", "api.cli", "serve"]
     try:
         with served(command, environ, home, port):
@@ -216,7 +216,7 @@ async def _scene(home: Path, buyers: Path, limit: Limit) -> AsyncGenerator[Scene
 
 @contextmanager
 def _no_rewrite(socket_path: Path) -> Generator[None]:
-    """It would fall into peak or surge by chance, and takes a third of the holds meanwhile."""
+    """It would start in peak or surge by chance, and takes a third of the holds meanwhile."""
     with (
         redis.Redis(unix_socket_path=str(socket_path), decode_responses=True) as client,
         rewrites.none_meanwhile(client),
@@ -344,5 +344,5 @@ def _p99(answers: Sequence[Answer]) -> float:
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:
-    """0 where there is nothing."""
+    """The value at this share; 0 where there is none."""
     return ordered[int(len(ordered) * share)] if ordered else 0.0

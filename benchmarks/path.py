@@ -34,7 +34,7 @@ from reservation.config.settings import Settings
 
 __all__ = ["main"]
 
-#: As many as are under way at once with 64 connections: one half waits while the other is decided.
+#: The concurrency of 64 connections: one half waits while the other is decided.
 BATCH: Final = 32
 BATCHES: Final = 64
 ROUNDS: Final = 40
@@ -52,7 +52,7 @@ class Application:
 
 
 class Transport:
-    """A connection that takes answers and forgets them."""
+    """A connection that discards answers."""
 
     def __init__(self) -> None:
         self.answers = 0

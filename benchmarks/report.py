@@ -19,7 +19,7 @@ _REACHED: Final = {True: "yes", False: "no"}
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """Where it ran: numbers of two machines are not to be compared."""
+    """The machine of a run: numbers of two machines are not comparable."""
 
     cores: int
     system: str

@@ -1,8 +1,8 @@
 """Rewrites of the append-only file: kept out of a measurement, or triggered on purpose.
 
 The server forks for it, copies each page that is written while the child works, and shares the disk
-and the cores with it. It comes by itself when the file has doubled, so a measurement that happens
-to have one in it cannot be compared with one that has not.
+and the cores with it. It starts by itself when the file has doubled, so a measurement with one in
+it is not comparable with one without.
 """
 
 import time
@@ -20,13 +20,13 @@ _GROWTH: Final = "auto-aof-rewrite-percentage"
 
 
 def under_way(client: Any) -> bool:
-    """Whether one is at work, or about to begin."""
+    """Whether one is in progress, or about to begin."""
     state = client.info("persistence")
     return bool(state["aof_rewrite_in_progress"] or state["aof_rewrite_scheduled"])
 
 
 def wait(client: Any) -> None:
-    """Until none is under way.
+    """Wait until none is in progress.
 
     Raises:
         RuntimeError: it does not end.
@@ -39,7 +39,7 @@ def wait(client: Any) -> None:
 
 
 def begin(client: Any) -> None:
-    """Set one off; one that comes by itself at this very moment is as good."""
+    """Start one; one that starts by itself at this very moment is as good."""
     wait(client)
     try:
         client.bgrewriteaof()
@@ -50,7 +50,7 @@ def begin(client: Any) -> None:
 
 @contextmanager
 def none_meanwhile(client: Any) -> Generator[None]:
-    """None comes by itself in here."""
+    """None starts by itself during the block."""
     wait(client)
     growth: str = client.config_get(_GROWTH)[_GROWTH]
     client.config_set(_GROWTH, 0)

@@ -15,7 +15,7 @@ class Run(msgspec.Struct, frozen=True):
     home: Path
     #: The buyers of every load (`sale.write_buyers`), made once.
     buyers: Path
-    #: Seconds in all instead of minutes: shows that everything works, and no more.
+    #: Seconds in all instead of minutes: a smoke test.
     quick: bool
     #: The contenders by name; None is all of them.
     contenders: Sequence[str] | None
@@ -26,7 +26,7 @@ class Run(msgspec.Struct, frozen=True):
 
 
 class Goal(msgspec.Struct, frozen=True, rename="camel"):
-    """Something that the service wants to reach, and where it is."""
+    """A target of the service, and the measured value."""
 
     name: str
     #: As a person reads it: `3.1 x`.
@@ -36,7 +36,7 @@ class Goal(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Section(msgspec.Struct, frozen=True):
-    """A part's result: a table, the numbers in it and the goals that they speak of."""
+    """A part's result: a table, the numbers in it and their goals."""
 
     title: str
     columns: list[str]

@@ -34,7 +34,7 @@ PRICE: Final = 39_000
 #: Never reached, also where a long run goes through the list of buyers again.
 _LIMIT_PER_BUYER: Final = 1_000_000
 
-#: No hold ends while it is measured, unless a benchmark wants that.
+#: No hold expires during a measurement, unless a benchmark wants that.
 HOLD_SECONDS: Final = 24 * 3600
 
 _TOKEN_SECONDS: Final = 24 * 3600

@@ -1,6 +1,6 @@
-"""The script alone, by batch size: how fast Redis takes holds when nothing else is in the way.
+"""Script alone, by batch size: the rate of holds in Redis without any other load.
 
-A rewrite of the append-only file is in the way: the fork, and a copy of each page that is written
+A rewrite of the append-only file is such a load: the fork, and a copy of each page that is written
 while its child works. So its calls are a row of their own.
 """
 

@@ -34,7 +34,7 @@ _CLOSES_MS: Final = _OPENED_MS + 86_400_000
 #: One event each millisecond, and a head every so many of them.
 _EVENT_NS: Final = 1_000_000
 _EVENTS_A_LOOK: Final = 20
-#: Of so many orders one is given back; the others are paid.
+#: One order in so many is released; the others are paid.
 _LEAVES: Final = 3
 
 

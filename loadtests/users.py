@@ -351,7 +351,7 @@ class Buyer(FastHttpUser):
             if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
                 response.success()
             elif answer.code in EXPECTED or answer.code in known:
-                # The service at work, under a name of its own: the failures are for failures.
+                # An expected refusal gets a name of its own: failures are for failures.
                 word = EXPECTED.get(answer.code, answer.code.replace("_", " "))
                 response.request_meta["name"] = f"{name}: {word}"
                 response.success()

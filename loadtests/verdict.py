@@ -105,7 +105,7 @@ def judge(
         samples: the counters during the run.
         statistics: of the requests; a run without any has proved nothing.
         judgement: on the recorded history, where there is one.
-        exceptions: that the buyers died of.
+        exceptions: of the buyers.
         seen: problems found during the run.
         facts: `sale_id`, `scenario`, `started_at`, `seconds` and `users`.
     """
@@ -148,7 +148,8 @@ def _proved_nothing(requests: int, statistics: list[RequestLine], answers: Answe
     if not requests:
         return ["no request was made: nothing was proved"]
     found: list[str] = []
-    # Sold out and its like have lines of their own, "prepare: sold out", and are no failures.
+    # Sold out and similar refusals have lines of their own, "prepare: sold out", and are no
+    # failures.
     prepares = [line for line in statistics if line.name.partition(":")[0] == "prepare"]
     made, failed = (sum(getattr(line, name) for line in prepares) for name in _COUNTS)
     if made and made == failed:

@@ -10,7 +10,7 @@ __all__ = ["Answer", "members_of", "new_key"]
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """One answer, read."""
+    """One decoded answer."""
 
     status: int
     body: dict[str, Any]

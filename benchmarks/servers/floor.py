@@ -26,7 +26,7 @@ from reservation.domain.states import Status
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-#: Those of a hold's answer.
+#: The headers of a hold's answer.
 _HEADERS = [
     (b"cache-control", b"no-store"),
     (b"referrer-policy", b"no-referrer"),

@@ -1,4 +1,4 @@
-"""Serves an application of the benchmark exactly as the service serves its own."""
+"""Listener: serves an application of the benchmark exactly as the service serves its own."""
 
 import os
 import socket

@@ -71,7 +71,7 @@ async def lifespan(app: Litestar) -> AsyncGenerator[None]:
     async with Redis(
         unix_socket_path=os.environ["BENCH_SOCKET"],
         decode_responses=True,
-        # Its hundred by itself turn a larger crowd away.
+        # Its default of a hundred rejects a larger crowd.
         max_connections=CONNECTIONS_MAX,
     ) as redis:
         await redis.script_load(load("prepare").source)

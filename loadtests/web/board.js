@@ -29,7 +29,7 @@
     return made;
   };
 
-  // One area on the other: sold at the bottom, so that what is left melts from above.
+  // Stacked areas: sold at the bottom, so that the rest shrinks from above.
   const chart = (sku, samples) => {
     const last = samples[samples.length - 1];
     const end = Math.max(1, last.seconds);
@@ -139,7 +139,7 @@
   const board = element("section", { className: "board" });
   board.setAttribute("aria-label", "Stock and verdict");
 
-  // Locust draws its tab anew whenever it likes: the board goes where the table is now.
+  // Locust may redraw its tab at any time: the board goes where the table is now.
   const settle = () => {
     const table = document.querySelector('[data-sortkey="oversold"]')?.closest("table");
     if (!table) return false;

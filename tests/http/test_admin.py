@@ -443,7 +443,7 @@ def test_an_audit_finds_a_counter_that_a_hand_has_changed(served: Served) -> Non
     with served.redis() as client:
         client.hincrby(f"rsv:{{{sale_id}}}:stock:a", "available", 1)
         report = served.audit(sale_id)
-        # A sale that does not add up is not ready, and the service is the other tests' too.
+        # A sale with inconsistent counters makes the service unready, and other tests share it.
         client.hincrby(f"rsv:{{{sale_id}}}:stock:a", "available", -1)
     assert report["ok"] is False
     assert report["skus"][0]["ok"] is False

@@ -25,7 +25,7 @@ from tests.support.service import Served, refused, running_service
 
 SECRET = "what-the-shop-and-the-service-share"
 HOUR_SECONDS = 3600
-#: How long the shop takes to answer: long enough that a crowd arrives meanwhile.
+#: Latency of the shop: long enough that a crowd arrives meanwhile.
 SHOP_SECONDS = 0.3
 
 
@@ -49,7 +49,7 @@ class Shop:
                 self.wfile.write(body)
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-                """The tests' output is not the place."""
+                """Keep the output of the tests free of access logs."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/keys"
@@ -152,7 +152,7 @@ def test_the_shops_buyer_is_the_one_whom_its_token_names(by_keys: Served, shop: 
 
 def test_tokens_that_the_shop_did_not_sign_are_refused(by_keys: Served, shop: Shop) -> None:
     sale_id = by_keys.sale()
-    # The old trick: the published key taken for a shared secret.
+    # A known attack: the published key used as a shared secret.
     forged = signed_with(shop.public_pem("one"), claims("eve"))
     for token in (
         forged,

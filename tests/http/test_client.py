@@ -32,7 +32,7 @@ SCHEMAS = {
 
 
 class Losing(httpx.BaseTransport):
-    """The network, but for calls that it loses on the way out or on the way back."""
+    """A network that loses calls on the way out or on the way back."""
 
     def __init__(self, *, requests: int = 0, replies: int = 0) -> None:
         self.requests, self.replies, self.sent = requests, replies, 0

@@ -229,7 +229,7 @@ async def test_holds_that_run_out_meanwhile_are_sold_on_and_never_twice(
 
     async def waves() -> None:
         began = time.monotonic()
-        # Each piece is held three times and looked at meanwhile; a slow machine takes longer.
+        # Each piece is held three times and read meanwhile; a slow machine takes longer.
         while (len(orders) < 3 * PIECES or audits < 3) and time.monotonic() - began < 30:
             wave = [crowd.prepare(sale_id, served.buyer(), wish(("a", 1))) for _ in range(150)]
             for answer in await asyncio.gather(*wave):

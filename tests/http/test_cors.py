@@ -139,7 +139,7 @@ def test_a_flood_is_refused_before_anybody_looks_at_it(shop: Served) -> None:
 
 
 def test_a_repeat_of_a_key_that_holds_comes_before_the_rate(shop: Served) -> None:
-    """A client whose answer was lost asks again at once, and must hear of its hold."""
+    """A client whose answer was lost retries at once, and must get its hold."""
     sale_id, buyer = shop.sale(), shop.buyer()
     first = shop.hold(sale_id, buyer, key="first")
     shop.hold(sale_id, buyer, key="second")

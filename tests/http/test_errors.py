@@ -549,7 +549,7 @@ def test_what_nobody_serves_is_a_problem_document_too(
 
 @pytest.fixture(scope="module")
 def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A service whose store may be frozen, cut off and robbed."""
+    """A service whose store may freeze, be cut off, and lose keys."""
     with running_service(
         tmp_path_factory.mktemp("fragile"), RESERVATION_WORKERS="1", RESERVATION_PREPARE_RATE="0"
     ) as service:
@@ -636,7 +636,7 @@ def test_a_store_that_cannot_be_reached_takes_nothing_for_certain(fragile: Serve
         )
         assert waiting.status_code == 503
         assert 'http-equiv="refresh"' in waiting.text
-        # Of money nothing is said that is not known: this buyer has paid.
+        # The answer claims nothing unknown about the money: this buyer has paid.
         assert "charged yet" not in waiting.text
         told = refused(fragile.come_back(paid, payment_key), 503, "unavailable")
         assert "nothing was" not in told["detail"]

@@ -51,7 +51,7 @@ class Counting:
 
 
 class Ways:
-    """A served application whose short way can be closed."""
+    """A served application whose fast path can be closed."""
 
     def __init__(self, settings: Settings, app: Any) -> None:
         self.settings = settings
@@ -73,13 +73,13 @@ class Ways:
     async def connect(
         self, *, short: bool = True
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A connection that may or may not take the short way."""
+        """A connection with or without the fast path."""
         self.app.state.prepare_path = self.path if short else None
         port = int(self.settings.public_url.rpartition(":")[2])
         return await asyncio.open_connection("127.0.0.1", port)
 
     async def talk(self, requests: list[bytes], *, short: bool, at_once: bool) -> list[bytes]:
-        """The answers on one connection, that may or may not take the short way."""
+        """The answers on one connection with or without the fast path."""
         reader, writer = await self.connect(short=short)
         answers: list[bytes] = []
         try:
@@ -181,7 +181,7 @@ CASES: dict[str, tuple[list[Prepare], dict[str, Any], int]] = {
     "a wrong amount": ([basket(("a", 1), amount=999)], {}, 1),
     "an unknown item": ([basket(("zzz", 1), amount=999)], {}, 0),
     "an unknown item behind a known one": ([basket(("a", 1), ("z", 1), amount=9)], {}, 1),
-    # Above the rate a repeat is looked for first, which is the route's.
+    # Above the rate a repeat is looked up first, on the route.
     "too fast": ([{"key": str(number)} for number in range(5)], {}, 4),
     "nothing is held": ([{}, {}], {"holdPolicy": "success"}, 2),
     "not open": ([{}], {"opensAt": "2190-01-01T00:00:00Z", "closesAt": "2190-01-02T00:00:00Z"}, 1),
@@ -255,7 +255,7 @@ async def test_both_ways_give_the_same_answers_to_good_and_bad_requests(ways: Wa
                 answers = await ways.talk(requests, short=short, at_once=at_once)
                 seen.append([plain(answer) for answer in answers])
                 if short:
-                    # Those behind one that is under way go the ordinary way, in their turn.
+                    # Requests behind one in progress take the route, in their turn.
                     assert ways.path.taken == takes or (at_once and takes > 1), name
                 else:
                     assert ways.path.taken == 0, name
@@ -347,7 +347,7 @@ async def test_a_body_is_read_again_when_the_sale_is_another(ways: Ways) -> None
     assert path._wish(known, "ann", body, None) is path._wish(known, "bob", body, None)
     renamed = tuple(msgspec.structs.replace(one, name="New") for one in known.sale.items)
     sale = msgspec.structs.replace(known.sale, items=renamed)
-    # Lost and rebuilt, a sale may come to the same version by another way.
+    # Lost and rebuilt, a sale may reach the same version by another path.
     again = msgspec.structs.replace(known, sale=sale, epoch="another")
     assert path._wish(again, "ann", body, None).order_name == "New"
 

@@ -72,7 +72,7 @@ async def run_loops(served: Served, guests: int, pause: float, is_over: IsOver) 
             *(loop(http, served, sale_id, pause, is_over) for _ in range(guests))
         )
     held = [told["held"] for told in found]
-    # A busy machine says "not now" to some; nothing was taken then.
+    # A busy machine defers some; nothing was taken then.
     expected = {"held", "rate_limited", "too_many_orders", "unavailable"}
     assert {name for told in found for name in told} <= expected
     assert set(held) == {UNPAID_MAX}

@@ -40,7 +40,7 @@ def test_the_metrics_want_the_operators_key(production: Served) -> None:
         "unauthenticated",
     )
     refused(production.http.get("/metrics", headers=production.buyer()), 403, "forbidden")
-    # As Prometheus asks, without X-Operator.
+    # As Prometheus scrapes, without X-Operator.
     answer = production.http.get("/metrics", headers={"Authorization": f"Bearer {KEY}"})
     assert answer.status_code == 200
     assert "reservation_http_request_seconds" in answer.text

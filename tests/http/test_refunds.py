@@ -113,7 +113,7 @@ def test_a_wish_that_would_be_dropped_is_refused_with_the_one_that_stands(served
         True,
         "kim",
     )
-    # The same wish again is no other one.
+    # The same wish again is no new refund.
     assert refund(served, order, refundReceiveAccount=ACCOUNT).status_code == 202
     served.clear_faults(order)
     eventually(lambda: served.look(order)["status"], lambda seen: seen == "REFUNDED", within=60)

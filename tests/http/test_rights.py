@@ -30,7 +30,7 @@ HOUR_SECONDS = 3600
 
 
 class Stage:
-    """One order that everybody is after, and its neighbours."""
+    """One order under attack, and its neighbours."""
 
     def __init__(self, served: Served) -> None:
         self.served = served
@@ -60,7 +60,7 @@ class Stage:
         return (signer or self.served.signer).sign(msgspec.structs.replace(claims, **changes))
 
     def jwt_by_private_key(self) -> str:
-        """A token that says RS256 where the service verifies by a secret."""
+        """A token that declares RS256 where the service verifies by a secret."""
         private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         claims = {"sub": self.buyer_id, "exp": int(time.time()) + HOUR_SECONDS}
         return jwt.encode(claims | {"aud": "reservation-guest"}, private, algorithm="RS256")
@@ -276,7 +276,7 @@ def test_a_read_token_reads_and_does_not_release(stage: Stage) -> None:
 
 
 def test_the_buyers_own_credentials_read(stage: Stage) -> None:
-    """The matrix is worth something only if the good ones work."""
+    """Control: the matrix proves something only if the good ones work."""
     own = {"X-Reservation-Token": stage.token(Purpose.RESERVATION)}
     assert read(stage, own).status_code == 200
     assert read(stage, stage.buyer).status_code == 200

@@ -145,7 +145,7 @@ def test_a_storm_of_old_webhooks_leaves_a_sold_order_sold(tmp_path: Path) -> Non
             lambda counts: counts["delivered"] + counts["failed"] == 1 + 4 * STORM_TIMES,
             within=TRIES_END_SECONDS,
         )
-        # Those beyond the limits were refused and came again. None was given up.
+        # Those beyond the limits were refused and sent again. None was abandoned.
         assert counts["failed"] == 0
         assert served.look(order)["status"] == "CONFIRMED"
         assert served.audit(sale_id)["problems"] == []

@@ -19,10 +19,10 @@ from playwright.sync_api import (
 
 from tests.support.programs import missing
 
-#: Where Debian, Ubuntu and others put it; CHROMIUM names another.
+#: The path on Debian, Ubuntu and others; CHROMIUM sets another.
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = [
-    # In a container there is no user namespace to build the sandbox from.
+    # A container has no user namespace for the browser's sandbox.
     "--no-sandbox",
     "--disable-gpu",
     "--disable-background-networking",
@@ -30,7 +30,7 @@ ARGUMENTS = [
     "--disable-sync",
     "--no-first-run",
 ]
-#: How long a page may take on a busy machine; a quiet one needs a tenth of a second.
+#: Time-out of a page on a busy machine; an idle one needs a tenth of a second.
 PATIENCE_MS = 15_000
 PHONE = {"width": 390, "height": 844}
 
@@ -71,7 +71,7 @@ class Visit:
 
 
 def chromium() -> str:
-    """Where a Chromium is; without one the test is skipped, and under CI it fails."""
+    """The path of a Chromium; without one the test is skipped, and under CI it fails."""
     found = next(filter(None, map(shutil.which, (os.environ.get("CHROMIUM", ""), *PROGRAMS))), None)
     if found is None:
         missing(f"no Chromium here: none of {', '.join(PROGRAMS)}, and CHROMIUM names none")
@@ -93,7 +93,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser: Browser, served: Any) -> Iterator[Callable[..., Visit]]:
-    """Makes visitors. None of them may have had anything to complain about in the end."""
+    """Makes visitors. None of them may have an error in the end."""
     visits: list[Visit] = []
 
     def make(**settings: Any) -> Visit:

@@ -1,4 +1,4 @@
-"""The shell lines of our pages, and a place to run them as a reader of the page would."""
+"""Pages' shell lines, and a place to run them as a reader would."""
 
 import os
 import re

@@ -40,7 +40,7 @@ class Recorder(httpx.BaseTransport):
         self._ended = threading.Event()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send it on; an answer that never comes is kept as one of an unknown outcome."""
+        """Pass it on; an answer that never comes is recorded as an unknown outcome."""
         invoked_ns = time.monotonic_ns()
         try:
             response = self._transport.handle_request(request)

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.e2e]
 
 Visiting = Callable[..., Visit]
 
-#: Notes of each showing of the page whether it was the kept one.
+#: Records for each showing of the page whether it came from the cache.
 NOTES = """
 window.shown = [];
 addEventListener("pageshow", (event) => shown.push(event.persisted));
@@ -59,14 +59,14 @@ def order_of(served: Served, sale_id: str, page: Page) -> tuple[dict[str, Any], 
 
 
 def release(served: Served, sale_id: str, page: Page) -> None:
-    """Give the hold back behind the page's back, as another device of the buyer's would."""
+    """Give the hold back without the page, as another device of the buyer's would."""
     order, buyer = order_of(served, sale_id, page)
     url = f"/v1/reservations/{order['orderId']}/release"
     served.http.post(url, headers=buyer).raise_for_status()
 
 
 def back(page: Page) -> None:
-    # A kept page is not loaded, so there is no load to wait for.
+    # A cached page is not loaded, so there is no load to wait for.
     page.go_back(wait_until="commit")
     page.wait_for_function("() => window.shown?.at(-1) === true")
 

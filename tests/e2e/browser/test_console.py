@@ -157,7 +157,7 @@ def test_nothing_can_be_done_to_a_sale_that_is_not_shown_yet(
 
 
 def choose_another_slowly(served: Served, console: Page) -> tuple[str, Route]:
-    """Another sale that was chosen in the list, and the call for it, which waits to be let on."""
+    """Another sale that was chosen in the list, and the call for it, which is held back."""
     other_id = served.sale(name="Spring sale", items=ITEMS)
     console.reload()
     expect(console.locator("#title")).to_have_text("Winter sale")
@@ -166,7 +166,7 @@ def choose_another_slowly(served: Served, console: Page) -> tuple[str, Route]:
 
 
 def kept_back(page: Page, sale_id: str, do: Callable[[], object]) -> Route:
-    """The call for a sale that this leads to."""
+    """The call for a sale that this causes, held back."""
     late: list[Route] = []
 
     def keep(route: Route) -> None:
@@ -188,7 +188,7 @@ def test_the_sale_that_was_chosen_last_is_shown(
     with console.expect_response(re.compile(rf"/v1/admin/sales/{other_id}$")):
         late.continue_()
     console.unroute_all()
-    # The board goes on with it.
+    # The board continues with it.
     with console.expect_request(re.compile(rf"/v1/admin/sales/{sale_id}$")):
         pass
     expect(console.locator("#title")).to_have_text("Winter sale")
@@ -256,7 +256,7 @@ def test_the_audit_says_what_adds_up_and_what_does_not(
     expect(console.locator("#report-title")).to_contain_text("something is wrong")
     expect(console.locator("#report-lines")).to_contain_text("mug")
     with served.redis() as client:
-        # A sale that does not add up is not ready, and the service is the other tests' too.
+        # A sale with inconsistent counters makes the service unready, and other tests share it.
         client.hincrby(f"rsv:{{{sale_id}}}:stock:mug", "available", -1)
 
 

@@ -75,7 +75,7 @@ def test_not_now_does_not_hide_that_an_answer_was_lost(served: Served, visit: Vi
     eventually(lambda: page.clock.run_for(500) or page.locator("#buy").is_enabled(), bool)
     assert len(keys) > 1
     page.unroute_all()
-    # The wish that may have been granted is not forgotten: the next press finds its hold.
+    # The wish that may have been granted is kept: the next press finds its hold.
     page.locator("#buy").click()
     expect(page.locator("#hold")).to_be_visible()
     assert len(set(keys)) == 1
@@ -176,7 +176,7 @@ def test_a_key_whose_hold_has_ended_is_not_used_again(served: Served, visit: Vis
     hold(page)
     page.locator("#give-back").click()
     expect(page.locator("#basket")).to_be_visible()
-    # As if the first answer had been lost and the tab closed: the wish is there, its hold is not.
+    # As if the first answer had been lost and the tab closed: the wish is stored, its hold is not.
     kept = {"key": "an-old-wish", "items": [{"sku": "mug", "quantity": 1}], "amount": 12_000}
     buyer = buyer_of(page)
     order = served.hold(sale_id, buyer, key="an-old-wish", items=[("mug", 1)], amount=12_000)

@@ -114,7 +114,7 @@ def test_stock_comes_by_itself_until_it_is_stopped(served: Served, shop: Page) -
 
 @pytest.mark.slow
 def test_stock_that_was_refused_comes_later(served: Served, shop: Page) -> None:
-    """A proxy without a service behind it says so, and the browser would never ask again."""
+    """A proxy without a service behind it refuses, and the browser would never ask again."""
     sale_id = served.sale(items=[item("a")])
     asked: list[str] = []
 

@@ -1,6 +1,6 @@
 """Screenshots of docs/screens.md: each page as a shopper or an operator sees it.
 
-`make screens` writes them into docs/images; a plain run only sees to it that each can be taken.
+`make screens` writes them into docs/images; a plain run only checks that each can be taken.
 """
 
 import os
@@ -267,5 +267,5 @@ def test_the_console(served: Served, visit: Visiting, shoot: Shoot) -> None:
 
 
 def test_the_page_shows_the_pictures_that_are_taken() -> None:
-    """Comes last."""
+    """Runs last."""
     assert taken == SHOWN

@@ -46,7 +46,7 @@ def pay(page: Page, button: str = "card") -> None:
 
 
 def result(page: Page, kind: str) -> str:
-    """The result page's words, once it shows this."""
+    """The result page's text, once it shows this result."""
     expect(page.locator(f"#result[data-kind={kind}]")).to_be_visible()
     return page.locator("#result").inner_text()
 
@@ -290,7 +290,7 @@ def test_who_comes_too_late_is_told_in_korean(served: Served, visit: Visiting) -
     page.locator("#buy").click()
     notice = page.locator("#notice")
     expect(notice).to_contain_text("남은 수량이 부족합니다. 결제되지 않았습니다.")
-    # Held, not sold: when it may come back is said too.
+    # Held, not sold: the page also shows when it may come back.
     expect(notice).to_contain_text("다시 나올 수 있습니다")
 
 
@@ -492,7 +492,7 @@ def test_each_result_says_whether_money_was_taken(visit: Visiting) -> None:
         answer.update(status=404, json={"code": "reservation_not_found"})
         if status:
             answer.update(status=200, json=ORDER | {"status": status})
-        # Only the fragment new would be no new page.
+        # A new fragment alone would be no new page.
         page = visitor.open(f"/result?orderId=s-{number:06}&outcome={outcome}#token=t")
         assert words in result(page, kind), (status, outcome)
         assert page.locator("#again, #back").locator("visible=true").count() == 1

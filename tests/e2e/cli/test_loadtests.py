@@ -96,7 +96,7 @@ def test_a_run_ends_with_a_clean_verdict(
     assert history["heads"] > 50
     assert history["ordersCompared"] == verdict["orders"]
     assert history["moneyCompared"] > 0
-    # Sold out and its like are the service at work, not failures.
+    # Sold out and similar refusals are no failures.
     assert verdict["failures"] == 0
     assert any(line["name"] == "prepare: sold out" for line in verdict["statistics"])
     assert (tmp_path / "verdict.html").stat().st_size > 0
@@ -110,7 +110,7 @@ def test_a_piece_that_was_sold_behind_the_books_fails_the_run(
     with served.redis() as client:
         client.hincrby(f"rsv:{{{sale_id}}}:stock:a", "sold", 1)
         status, told = run(served, tmp_path, "--sale", sale_id)
-        # A sale that does not add up is not ready, and the service is the other tests' too.
+        # A sale with inconsistent counters makes the service unready, and other tests share it.
         client.hincrby(f"rsv:{{{sale_id}}}:stock:a", "sold", -1)
     assert status == 1, told
     assert "NOT CLEAN" in told

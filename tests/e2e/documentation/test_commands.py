@@ -18,7 +18,7 @@ RUNBOOK = ROOT / "docs" / "operations.md"
 HOW_TOS = sorted((ROOT / "docs" / "how-to").glob("*.md"))
 PAGES = [README, TUTORIAL, RUNBOOK, *HOW_TOS]
 
-#: The lines that are not run, by their beginning, and why not. Nothing else is left out.
+#: The lines that are not run, by their beginning, and the reason. No other line is left out.
 NOT_RUN = {
     "make test ": "it would run itself",
     "docker compose up -d": "needs Docker; test_compose.py starts what it would",

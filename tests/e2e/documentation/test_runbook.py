@@ -20,7 +20,7 @@ REFUSED = re.compile(r"^\(?(error|ERR|NOPERM|WRONGTYPE|NOSCRIPT)\b", re.MULTILIN
 
 @pytest.fixture(scope="module")
 def desk() -> Iterator[tuple[Place, Served]]:
-    """Where an operator sits: a checkout, and its service."""
+    """An operator's place: a checkout, and its service."""
     with (
         a_place() as place,
         running_service(place.folder / "var", RESERVATION_WORKERS="1") as served,

@@ -1,4 +1,4 @@
-"""Redis loses a sale in the middle of it: noticed, refused, and brought back from SQL."""
+"""Loss of a sale in Redis: noticed, refused, and restored from SQL."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.service import Served, eventually, refused, running_service
 
-#: Within which /health/ready must name a lost sale.
+#: Time limit for /health/ready to name a lost sale.
 NOTICED_SECONDS = 6.0
 
 
@@ -117,7 +117,7 @@ def test_a_file_that_lost_its_end_is_noticed_before_anything_is_sold(tmp_path: P
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_a_hold_that_never_reached_sql_is_told_to_be_lost(tmp_path: Path) -> None:
-    """And the one whose payment was asked for is made again from its intent, and sold."""
+    """And the one whose payment was attempted is restored from its intent, and sold."""
     data_dir = tmp_path / "data"
     with running_service(data_dir, RESERVATION_WORKERS="1") as service:
         sale_id = service.sale()
@@ -171,7 +171,7 @@ def lose(service: Served, sale_id: str) -> None:
 
 
 def without_head(dump: dict[str, Any]) -> dict[str, Any]:
-    """Everything that a rebuild brings back as it was."""
+    """The state that a rebuild restores."""
     forgotten = {":sale": {"epoch", "seq", "chain", "created_at"}, ":order:": {"claim_id"}}
     kept: dict[str, Any] = {}
     for key, value in dump.items():

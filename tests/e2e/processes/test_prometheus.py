@@ -42,7 +42,7 @@ class Prometheus:
         self._http = http
 
     def up(self) -> set[str]:
-        """Jobs that it has scraped, each with a good answer."""
+        """Jobs that it has scraped successfully."""
         with suppress(httpx.TransportError):
             answer = self._http.get("/api/v1/query", params={"query": "up == 1"})
             if answer.is_success:
@@ -50,7 +50,7 @@ class Prometheus:
         return set()
 
     def evaluations(self) -> set[str]:
-        """When each rule was judged last."""
+        """The time of each rule's last evaluation."""
         groups = self._http.get("/api/v1/rules").json()["data"]["groups"]
         return {rule["lastEvaluation"] for group in groups for rule in group["rules"]}
 

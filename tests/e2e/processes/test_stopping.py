@@ -40,7 +40,7 @@ def answer_of(connection: socket.socket) -> str:
 
 
 def try_once(port: int, path: str = "/health/live") -> str:
-    """How one new connection fares: the answer, `refused`, or the name of another error."""
+    """The result of one new connection: the answer, `refused`, or the name of another error."""
     try:
         with socket.create_connection(("127.0.0.1", port), ANSWER_SECONDS_MAX) as connection:
             connection.sendall(request(path))

@@ -316,7 +316,7 @@ def test_a_log_that_cannot_be_written_ends_nobody(tmp_path: Path) -> None:
     service.start()
     try:
         service.until_ready()
-        # The worker ends again and again, and each time two processes have something to say.
+        # The worker ends again and again, and each time two processes write messages.
         until(lambda: len(service.role("api")) == 2, "two API processes")
         api = service.role("api")[0]
         api.kill()

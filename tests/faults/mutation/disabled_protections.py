@@ -216,7 +216,7 @@ BREAKERS = (
 
 
 def copied(folder: Path) -> Path:
-    """The project elsewhere, where it may be broken."""
+    """A copy of the project that may be broken."""
     ignored = shutil.ignore_patterns("__pycache__")
     for part in PARTS:
         source = ROOT / part
@@ -229,7 +229,7 @@ def copied(folder: Path) -> Path:
 
 @contextmanager
 def off(copy: Path, breaker: Breaker) -> Iterator[None]:
-    """The protection is off in this copy while the block lasts."""
+    """The protection is off in this copy during the block."""
     file = copy / breaker.file
     whole = file.read_text()
     file.write_text(whole.replace(breaker.old, breaker.new))

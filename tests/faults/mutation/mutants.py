@@ -27,7 +27,7 @@ SWAPS = {
     "true": "false",
     "false": "true",
 }
-#: Counters, and commands of the same shape, that a hand may confuse.
+#: Counters, and commands of the same shape, that an author may confuse.
 CONFUSED = {
     "available": "held",
     "held": "sold",
@@ -63,13 +63,13 @@ class Mutant(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """Stays while the line does, wherever in the file it moves."""
+        """Stable while the line is unchanged, wherever in the file it moves."""
         told = f"{self.before} -> {self.what}"
         return f"{self.file}: {told}"
 
     @property
     def draw(self) -> str:
-        """An order among mutants that has nothing to do with where they are."""
+        """An order of mutants that is independent of their places."""
         return hashlib.sha256(self.name.encode()).hexdigest()
 
 

@@ -29,9 +29,9 @@ from tests.faults.mutation.mutants import Mutant, all_mutants
 ROOT = Path(__file__).resolve().parents[3]
 #: Processes at once, each with a server of its own.
 AT_ONCE = 2
-#: A mutant that loops is dead as well.
+#: A mutant that loops counts as killed.
 SECONDS_MAX = 180.0
-#: How a process ends in which not even pytest ran.
+#: Exit status of a process in which not even pytest ran.
 BROKE = 70
 EVERYTHING = ("tests/lua", "tests/property/test_scripts.py")
 
@@ -65,20 +65,20 @@ def main() -> int:
 
 
 def dead_in(printed: Path) -> frozenset[str]:
-    """The mutants that an earlier hunt saw die; those that lived are hunted again."""
+    """The mutants that an earlier hunt killed; survivors are hunted again."""
     results = [msgspec.json.decode(line, type=Result) for line in printed.read_text().splitlines()]
     return frozenset(one.name for one in results if not one.lives)
 
 
 def drawn(count: int, seed: str = "", only: str = "") -> list[Mutant]:
-    """So many mutants, others for another seed."""
+    """So many mutants, different for another seed."""
     mutants = [one for one in all_mutants(ROOT / "scripts" / "lua") if only in one.name]
     mutants.sort(key=lambda one: msgspec.structs.replace(one, what=one.what + seed).draw)
     return mutants[: count or None]
 
 
 def hunt(mutants: list[Mutant], work: Path) -> Iterator[Result]:
-    """Each mutant's end, as they come."""
+    """The result of each mutant, as they come."""
     waiting = [(one, first_tests(one)) for one in reversed(mutants)]
     running: dict[int, tuple[Mutant, tuple[str, ...], float, Path]] = {}
     while waiting or running:
@@ -96,7 +96,7 @@ def hunt(mutants: list[Mutant], work: Path) -> Iterator[Result]:
 
 
 def first_tests(mutant: Mutant) -> tuple[str, ...]:
-    """The tests that are likeliest to notice."""
+    """The tests that are likeliest to fail."""
     own = ROOT / "tests" / "lua" / f"test_{Path(mutant.file).stem}.py"
     return (str(own.relative_to(ROOT)),) if own.is_file() else EVERYTHING
 
@@ -113,7 +113,7 @@ def begin(mutant: Mutant | None, tests: tuple[str, ...], folder: Path) -> int:
     try:
         status = run_tests(folder, tests)
     finally:
-        # Whatever happened, this process must not go on as its parent would.
+        # In any case this process must not continue as its parent would.
         if status == BROKE:
             traceback.print_exc()
         os._exit(status)
@@ -134,7 +134,7 @@ def run_tests(folder: Path, tests: tuple[str, ...]) -> int:
 
 
 def next_end(running: dict[int, tuple[Mutant, tuple[str, ...], float, Path]]) -> tuple[int, bool]:
-    """The next process that ends, and whether its mutant was noticed."""
+    """The next process that ends, and whether its mutant was killed."""
     while True:
         for pid, (_, _, began, _) in running.items():
             ended, status = os.waitpid(pid, os.WNOHANG)
@@ -163,7 +163,7 @@ def wait_for(pid: int, seconds: float) -> int:
 
 
 def end_group(pid: int) -> None:
-    """Whatever the process has started and not ended itself."""
+    """Kill all processes that the process has started and not ended itself."""
     try:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:

@@ -90,5 +90,5 @@ LIVING: tuple[tuple[str, str], ...] = (
 
 
 def reason_to_live(name: str) -> str | None:
-    """Why this mutant may live, or None."""
+    """The reason why this mutant may survive, or None."""
     return next((reason for pattern, reason in LIVING if re.search(pattern, name)), None)

@@ -20,7 +20,7 @@ from tests.faults.mutation.run import ROOT, Result
 from tests.faults.mutation.survivors import reason_to_live
 from tests.faults.mutation.test_disabled_protections import ran
 
-#: As a table's cell has it.
+#: Escaped for a table's cell.
 _BAR = "\\|"
 
 
@@ -39,7 +39,7 @@ def breakers() -> Iterator[str]:
 
 
 def mutants(files: list[Path]) -> Iterator[str]:
-    """How many of each script died, then those that live, with the reason."""
+    """How many of each script were killed, then the survivors, with the reason."""
     results: dict[str, Result] = {}
     for file in files:
         for line in file.read_text().splitlines():

@@ -12,12 +12,12 @@ from tests.faults.mutation.run import Result
 from tests.faults.mutation.survivors import reason_to_live
 
 ROOT = Path(__file__).resolve().parents[3]
-#: Of all that there are; each push draws others.
+#: Share of all mutants; each push draws others.
 DRAWN = 60
-#: Of all that there are, so many must be noticed, listed or not.
+#: Share of all mutants that must be killed, listed or not.
 KILLED_MIN = 0.95
 #: Of the drawn mutants, so many: some survivors may be unknown and unlisted yet. They are shown,
-#: and each is either listed with its reason or gets a test; the soak knows no such mercy.
+#: and each is either listed with its reason or gets a test; the soak has no such tolerance.
 DRAWN_KILLED_MIN = 51
 
 
@@ -30,7 +30,7 @@ def commit() -> str:
 
 
 def hunted(*wish: str) -> list[Result]:
-    """Every mutant's end; shown as they were, so that a report can be made of it."""
+    """Every mutant's result; printed unchanged, so that a report can be made of it."""
     told = subprocess.run(
         [sys.executable, "-m", "tests.faults.mutation.run", *wish],
         cwd=ROOT,

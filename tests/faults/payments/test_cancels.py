@@ -20,9 +20,7 @@ from tests.support.sandbox import RunningSandbox
 
 
 async def lied_to(bench: Bench, sandbox: RunningSandbox, **fault: Any) -> tuple[Reservation, str]:
-    """An order whose money was taken, then cancelled for a wrong amount, with a fault in the
-    cancel.
-    """
+    """An order whose money was cancelled for a wrong amount, with a fault in the cancel."""
     order = await bench.hold(await bench.sale())
     payment_key = sandbox.put_payment(order.order_id, order.amount)
     of_it = {"orderId": order.order_id, "times": 1}

@@ -353,7 +353,7 @@ class SetClock:
 async def test_an_account_that_is_due_and_cannot_be_decided_is_looked_at_with_growing_pauses(
     account: Account,
 ) -> None:
-    """It stays due: without a pause the PG would be asked as fast as it answers."""
+    """It stays due: without a pause the PG would be polled in a tight loop."""
     service, clock = account.service, SetClock()
     settler = Settler(service.store, service.settlement, clock=clock)
     await account.is_due()
@@ -375,7 +375,7 @@ async def test_an_account_that_is_due_and_cannot_be_decided_is_looked_at_with_gr
 async def test_an_account_that_stays_undecided_after_its_due_date_raises_an_alarm(
     account: Account,
 ) -> None:
-    """Its pieces stay held, and nothing else says so."""
+    """Its pieces stay held, and no other check reports it."""
     account.lies("error_before_commit", times=None)
     before, deposit = raised(Alarm.PAYMENT_UNDECIDED), account.service.settlement.deposit
     assert await deposit(account.order.order_id) is None

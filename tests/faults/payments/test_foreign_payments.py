@@ -1,4 +1,4 @@
-"""Payments that can never be the order's: voided at once, counted per buyer, no alarm."""
+"""Foreign payments can never be the order's: voided at once, counted per buyer, no alarm."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ MADE_UP = "tviva-made-up-0123456789"
 CLOSED = msgspec.structs.replace(
     LIMITS, confirm_again_seconds=0.0, window_closed_seconds=0.0, missing_apart_seconds=0.0
 )
-#: They page, and their runbook stops the sale.
+#: They page an operator, and their runbook stops the sale.
 PAGES = (Alarm.GATEWAY_MISCONFIGURED, Alarm.ANSWER_FOR_ANOTHER_ORDER, Alarm.PAYMENT_UNDECIDED)
 
 
@@ -51,7 +51,7 @@ async def test_a_payment_of_another_amount_is_refused_at_once(
         assert found is not None
         assert (found.status, found.expires_at_ms) == (Status.HELD, order.expires_at_ms)
         assert alarms() == before
-        # The right one still can be made.
+        # The right payment is still possible.
         right = sandbox.put_payment(order.order_id, order.amount)
         await bench.service.confirmation.confirm(order, payment_key=right, may_claim=True)
         await comes_to(bench.service, order, Status.CONFIRMED)
@@ -120,6 +120,6 @@ async def test_payments_that_were_made_up_are_limited_per_buyer(
             order, payment_key=sandbox.put_payment(order.order_id, order.amount), may_claim=True
         )
         await comes_to(service, order, Status.CONFIRMED)
-        # The PG and SQL have heard nothing of the one that was too many.
+        # The PG and SQL have no trace of the one above the limit.
         keys = {row.payment_key for row in await service.ledger.intents_of(order.order_id)}
         assert f"{MADE_UP}-eve-{VOIDS_PER_BUYER.count}" not in keys

@@ -37,7 +37,7 @@ async def sold(bench: Bench, sandbox: RunningSandbox, sale_id: str) -> Reservati
 
 
 async def charged_unheard(bench: Bench, sandbox: RunningSandbox, sale_id: str) -> Reservation:
-    """The PG has the money, and the answer that says so was lost."""
+    """The PG has the money, and its answer was lost."""
     order = await bench.hold(sale_id, "ann")
     payment_key = sandbox.put_payment(order.order_id, order.amount)
     sandbox.order_fault("error_after_commit", orderId=order.order_id, times=1)

@@ -22,8 +22,8 @@ from tests.faults.payments.workload import Wave
 
 #: Payments of one wave: the sandbox takes a thousand faults at once, and scans them all.
 WAVE: Final = 250
-#: How long the PG is ill in each wave, in turn: longer than the leases of two processes that died
-#: one after the other, and longer than a payment can be confirmed again.
+#: The PG's outage in each wave, in turn: longer than the leases of two processes that died one
+#: after the other, and longer than a payment can be confirmed again.
 OUTAGES_SECONDS: Final = (200.0, 480.0, 660.0)
 #: Of the random payments.
 FAULT_RATE: Final = 0.3
@@ -37,7 +37,7 @@ SOAK_TIMES: Final = 3
 
 @pytest.fixture
 def seed() -> int:
-    """Decides everything but the interleaving; to be given to run the same again."""
+    """Seed of everything but the interleaving; pass it to repeat a run."""
     return int(os.environ.get("MONEY_SEED") or secrets.randbelow(1 << 31))
 
 

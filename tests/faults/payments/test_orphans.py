@@ -26,7 +26,7 @@ ACCOUNT = {"bank": "20", "accountNumber": "2222222222", "holderName": "Kim"}
 
 
 class SetClock(SystemClock):
-    """Goes as the test says."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.at_ms = super().now_ms()
@@ -73,7 +73,7 @@ class Orphan:
         assert written is IntentOutcome.WRITTEN
 
     async def confirmed(self, **more: Any) -> None:
-        """The PG has carried the confirm out."""
+        """The PG has carried out the confirm."""
         order = self.order
         await self.asked_for(self.sandbox.put_payment(order.order_id, order.amount, **more))
         assert self.sandbox.confirm(self.payment_key, order.order_id, order.amount).is_success

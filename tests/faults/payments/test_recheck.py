@@ -63,7 +63,7 @@ async def test_a_decline_that_was_approved_after_all_is_given_back_without_a_web
         assert await stands(service, order) is Status.RELEASED
         [check] = await service.ledger.checks.due(10**15, 10)
         assert (check.payment_key, check.order_id) == (payment_key, order.order_id)
-        # Looked at twice, and a second time a day later; then it is off the list.
+        # Checked twice, the second time a day later; then it is off the list.
         for looks in (1, 2):
             await is_due(bench)
             assert await service.recheck.run_once() == 1, looks
@@ -141,7 +141,7 @@ def after_each_look_up(bench: Bench, action: Callable[[], Awaitable[object]]) ->
 async def test_a_webhook_that_comes_during_a_look_has_a_look_of_its_own(
     tmp_path: Path, valkey_url: str
 ) -> None:
-    """It is over a limit and answered 200: the list alone has it."""
+    """It is over a limit and answered 200: only the list has it."""
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         service = bench.service
         order, payment_key = await sold(bench, sandbox, await bench.sale())

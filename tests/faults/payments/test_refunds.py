@@ -45,7 +45,7 @@ def refunder_of(service: Service, **more: Any) -> Refunder:
 
 
 async def until_refunded(service: Service, refunder: Refunder, *orders: Reservation) -> None:
-    """Rounds of the worker until these are through."""
+    """Rounds of the worker until these are done."""
     give_up_at = time.monotonic() + PATIENCE_SECONDS
     while any([await stands(service, order) is not Status.REFUNDED for order in orders]):
         assert time.monotonic() < give_up_at
@@ -230,7 +230,7 @@ async def test_a_cancel_that_hangs_holds_up_no_other_refund(
 
 
 async def begun(service: Service, order: Reservation) -> None:
-    """A refund whose process is gone before it asked the PG."""
+    """A refund whose process died before its call to the PG."""
     await service.ledger.begin_refund(refund_wish(order).written(), now_ms=service.clock.now_ms())
 
 
@@ -298,7 +298,7 @@ async def test_a_transfer_that_the_bank_fails_after_the_refund_is_shown(
 
 
 class SetClock(SystemClock):
-    """Goes as the test says."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.at_ms = super().now_ms()
@@ -504,7 +504,7 @@ async def test_a_refund_of_an_order_that_ended_unpaid_ends_by_name(
         await service.notifications.receive(order.order_id, sold_order.payment_key)
         refunder = refunder_of(service)
         await refunder.run_once()
-        # It may be paid in again.
+        # A new deposit is possible.
         assert len(await service.ledger.pending_refunds(2)) == 1
         assert await service.settlement.deposit(order.order_id) is Status.EXPIRED
         before = raised(Alarm.REFUND_PENDING)

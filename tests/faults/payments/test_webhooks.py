@@ -20,7 +20,7 @@ def alarms() -> float:
 
 
 async def sold(made: World) -> Story:
-    """One order, paid for. The wave's own refunds are kept from it."""
+    """One order, paid for. The wave's own refunds exclude it."""
     wave = Wave(
         made,
         [Plan(Cell(NONE, NONE, Entry.SUCCESS))],
@@ -66,7 +66,7 @@ async def test_a_cancel_that_nobody_here_asked_for_is_an_alarm(
 
 
 async def ended(made: World) -> Story:
-    """One order whose hold ran out, and whose payment the PG approved for all that."""
+    """One order whose hold ran out, and whose payment the PG approved all the same."""
     wave = Wave(
         made,
         [Plan(Cell(NONE, "confirm:before_claim", Entry.SETTLER))],

@@ -30,13 +30,13 @@ from tests.faults.payments.shop import LIMITS, PATIENCE_SECONDS, shop, stands
 from tests.support.in_process import Bench
 from tests.support.sandbox import RunningSandbox
 
-#: How far SQL is when Redis loses the claim.
+#: SQL's position when Redis loses the claim.
 FLUSHED = ("nothing", "the hold", "the claim")
 
 
 @contextmanager
 def at(point: str, action: Callable[[], None]) -> Iterator[asyncio.Event]:
-    """Let this happen once, when a payment passes the point."""
+    """Run this once, when a payment passes the point."""
     passed = asyncio.Event()
 
     def once(_order_id: str) -> None:
@@ -69,7 +69,7 @@ def token_of(order: Reservation, epoch: str) -> Claims:
 
 
 def flush_before(patch: pytest.MonkeyPatch, bench: Bench, sale_id: str) -> None:
-    """Let SQL get every event right before the PG is asked for the money."""
+    """Flush every event to SQL right before the PG's confirm."""
     confirm = bench.service.gateway.confirm
 
     async def confirm_later(**asked: Any) -> Any:
@@ -112,10 +112,10 @@ async def paid_and_lost(
         pytest.MonkeyPatch.context() as patch,
     ):
         if flushed == "the claim":
-            # The flusher is faster than the replica: it comes while the PG is asked.
+            # The flusher is faster than the replica: it runs during the call to the PG.
             flush_before(patch, bench, sale_id)
         shown = await service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
-        # A busy machine may be slower than the buyer waits.
+        # A busy machine may be slower than the buyer's time-out.
         await until(passed.is_set)
     charged = order.amount if method == "card" else 0
     await until(lambda: sandbox.ledger(order.order_id)["charged"] == charged)
@@ -146,7 +146,7 @@ async def given_back(bench: Bench, order: Reservation) -> None:
 
 
 async def settled(bench: Bench, order: Reservation) -> Status | None:
-    """Settle the payment, likewise."""
+    """Settle the payment, with the same patience."""
     give_up_at = time.monotonic() + PATIENCE_SECONDS
     while (status := await bench.service.settlement.settle(order.order_id)) is None:
         assert time.monotonic() < give_up_at
@@ -226,7 +226,7 @@ async def test_an_order_that_sql_never_got_is_made_again_from_its_intent(
 async def test_money_for_a_piece_that_was_sold_to_another_goes_back(
     tmp_path: Path, valkey_url: str, method: str
 ) -> None:
-    """A virtual account is closed before its buyer pays in for nothing."""
+    """A virtual account is closed before its buyer pays in to no purpose."""
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order, payment_key, _ = await paid_and_lost(
             bench, sandbox, flushed="nothing", order_too=True, method=method
@@ -293,7 +293,7 @@ async def test_a_fence_that_redis_lost_is_not_given_again(tmp_path: Path, valkey
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order, _, _ = await paid_and_lost(bench, sandbox, flushed="the hold")
         async with shop_beside(bench) as other:
-            # By a process that has not noticed anything.
+            # By a process that has not noticed the loss.
             second = sandbox.put_payment(order.order_id, order.amount)
             await other.service.confirmation.confirm(order, payment_key=second, may_claim=True)
             intents = await other.service.ledger.intents_of(order.order_id)
@@ -319,7 +319,7 @@ async def test_a_token_whose_order_is_nowhere_closes_the_sale(
                 await other.hold(sale_id)
             await other.service.redis_monitor.look()
             assert sale_id in other.service.redis_monitor.gaps
-        # By SQL all processes know it.
+        # Through SQL all processes know it.
         await bench.service.redis_monitor.look()
         assert sale_id in bench.service.redis_monitor.gaps
 

@@ -16,9 +16,9 @@ Hear = Callable[[str, str], Awaitable[bool]]
 
 
 class Hooks:
-    """Answers 200 to every webhook; those of orders in `heard` are handed on first.
+    """Answers 200 to every webhook; those of orders in `heard` are passed on first.
 
-    A webhook may always be lost, so nothing may hang on the others.
+    A webhook may always be lost, so nothing may depend on the others.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Hooks:
             yield
         finally:
             server.close()
-            # The PG's ends of the lines are closed by ours: each reader then comes to its end.
+            # Our side closes the PG's connections: each reader then comes to its end.
             for writer in lines.values():
                 writer.close()
             await asyncio.gather(*lines)

@@ -26,15 +26,15 @@ LATE_SECONDS: Final = HOLD_SECONDS + 30
 #: After this long everything must have ended: the limit of decision 5 of the design for the
 #: slowest, after the longest outage, twice over.
 GIVE_UP_SECONDS: Final = 3_600
-#: The clock is turned by as much as nothing can happen in, between these.
+#: Steps of the clock in which nothing can happen, between these.
 STEP_LEAST: Final = 1.0
 STEP_MOST: Final = 20.0
-#: A patient buyer loads the page again, and a webhook is repeated, this often.
+#: Retries of a patient buyer, and repeats of a webhook.
 NUDGE_SECONDS: Final = 20
 #: One of so many confirmed orders is refunded in the end.
 REFUNDED_OF: Final = 8
 REFUND_ROUNDS_MAX: Final = 20
-#: Of faults that take time, and until the PG is well again: longer than any wave.
+#: Of faults that take time, and until the PG's outage ends: longer than any wave.
 LINGER_SECONDS: Final = 600
 LINGERING: Final = (Fault.HANG, Fault.SLOW_DRIP)
 #: The settler retries the confirm only so long, so a planned event must come before.
@@ -45,7 +45,7 @@ _at_once = AtOnce()
 
 
 class Wave:
-    """One sale, its payments, and the PG's illness."""
+    """One sale, its payments, and the PG's outages."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Wave:
         await self._world.bench.flush(self.sale_id)
 
     def totals(self) -> dict[str, int]:
-        """How many pieces of each item the sale has: those kept out of it by refunds are gone."""
+        """The pieces of each item in the sale: refunds without restock reduce them."""
         pieces = sum(plan.quantity for plan in self._plans)
         gone = [s.plan.quantity for s in self.stories if not s.restocked]
         return {
@@ -122,7 +122,7 @@ class Wave:
         story.well_at = self._well_at(plan)
         self.stories.append(story)
         self._world.stories[order.order_id] = story
-        # Where the PG acts behind our back its own webhook is dropped, and repeats of it come.
+        # Where the PG acts without our call, its own webhook is dropped, and repeats of it come.
         if plan.cell.entry is Entry.WEBHOOK or plan.cell.fault == Fault.WEBHOOK_STORM:
             self._world.hooks.heard.add(order.order_id)
 
@@ -184,7 +184,7 @@ class Wave:
             await self._world.clock.turn(await self._step(ill=ill))
 
     async def _recover(self) -> None:
-        """The PG is well again, but for single calls that were to go wrong and did not come yet."""
+        """The PG's outage ends, but for single faults that were ordered and did not occur yet."""
         await self._note_met()
         await self._world.told("/_faults", {"clear": True})
         await _at_once(
@@ -198,7 +198,7 @@ class Wave:
         return f"{len(told)} payments have not ended, the first: {told[:3]}"
 
     async def _step(self, *, ill: bool) -> float:
-        """How long nothing can happen from now on, in seconds."""
+        """Seconds from now in which nothing can happen."""
         now = self._world.clock.now_ms()
         store = self._world.second.store
         moments = [
@@ -210,7 +210,7 @@ class Wave:
         return min(STEP_MOST, max(STEP_LEAST, seconds))
 
     async def _tick(self) -> None:
-        """Whatever can happen now, happens."""
+        """Run every step that is due now."""
         world = self._world
         due = set(await world.second.store.leases_over(self.sale_id, len(self.stories)))
         steps = [
@@ -261,7 +261,7 @@ class Wave:
         await self._world.approve(story.payment_key, order)
 
     async def _repeat(self, story: Story) -> None:
-        """A webhook of it comes again, until it was heard."""
+        """A repeat of its webhook, until one is accepted."""
         story.heard = await self._world.hear(story.order.order_id, story.payment_key)
 
     def _nudges(self, story: Story) -> bool:

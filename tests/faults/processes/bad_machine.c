@@ -1,9 +1,9 @@
-/* bad_machine.c: the machine below Redis. Notes each sync, and on order has a wrong clock, a full
- * disk or a slow one.
+/* bad_machine.c: the machine below Redis. Logs each sync, and on request has a wrong clock, a
+ * full disk or a slow one.
  *
- * Loaded with LD_PRELOAD. FSYNC_LOG names the file in which it is noted how long a file was when a
- * sync of it began that then succeeded: what a power cut may take is what lies behind the last note.
- * MACHINE_STATE names a file of one `struct state`, which whoever gives the orders maps as well.
+ * Loaded with LD_PRELOAD. FSYNC_LOG names the log of the file's length at the start of each sync that
+ * then succeeded: a power cut may lose the bytes behind the last entry. MACHINE_STATE names a file of
+ * one `struct state`, which the test process maps as well.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -1,4 +1,4 @@
-"""Bad machine below Redis, by a library before the libc: notes syncs; a bad disk, a wrong clock."""
+"""Bad machine below Redis, by a preloaded library: logs syncs; a bad disk, a wrong clock."""
 
 import mmap
 import os
@@ -47,7 +47,7 @@ class Machine:
     def be(
         self, *, clock_off: float = 0.0, sync_delay: float = 0.0, disk_full: bool = False
     ) -> None:
-        """From now on like this, in seconds; well where nothing is said."""
+        """Set the faults from now on, in seconds; none by default."""
         state = int(clock_off * 1e6), int(sync_delay * 1e6), int(disk_full)
         _STATE.pack_into(self._state, 0, *state)
 
@@ -70,6 +70,6 @@ class ServerOn(EmbeddedServer):
 
 
 def last_sync(log: Path, file: Path) -> int:
-    """How long the file was when the last sync of it began."""
+    """The file's length when its last sync began."""
     lines = [line.split(" ", 1) for line in log.read_text().splitlines()]
     return max((int(size) for size, path in lines if Path(path).name == file.name), default=0)

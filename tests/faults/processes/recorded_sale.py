@@ -44,17 +44,17 @@ class RecordedSale(msgspec.Struct, frozen=True, kw_only=True):
     #: The data directory: Redis' files, and SQLite.
     folder: Path
     sale_id: str
-    #: In the order of time.
+    #: In chronological order.
     answers: list[Answered]
     flushed_seq: int
 
     @property
     def file(self) -> Path:
-        """The file that everything is appended to."""
+        """The file that is appended to."""
         return appended_file(self.folder)
 
     def copy(self, to: Path) -> "RecordedSale":
-        """All of it once more, to be damaged."""
+        """A copy of all of it, to be damaged."""
         shutil.copytree(self.folder, to, ignore=shutil.ignore_patterns("*.sock", "*.lock"))
         return msgspec.structs.replace(self, folder=to)
 
@@ -86,7 +86,7 @@ async def started(folder: Path) -> AsyncGenerator[Bench]:
 
 
 async def record(folder: Path, draw: random.Random) -> RecordedSale:
-    """Let a sale happen, and end its server by SIGKILL."""
+    """Run a sale, and end its server by SIGKILL."""
     server = EmbeddedServer(folder)
     await server.start()
     answers: list[Answered] = []
@@ -134,7 +134,7 @@ async def _seq(made: Bench, sale_id: str) -> int:
 
 
 async def whole(made: Bench, sale_id: str) -> int:
-    """Check that Redis agrees with itself, whatever SQL has; the number of its last event."""
+    """Check that Redis is consistent, whatever SQL has; the number of its last event."""
     keys = made.service.keys.of(sale_id)
     command = made.service.connections.command
     seq = await _seq(made, sale_id)
@@ -181,11 +181,11 @@ async def _chained(made: Bench, sale_id: str, last: str) -> None:
 
 
 async def contents(url: str, *, flushed_seq: int) -> dict[Any, Any]:
-    """Everything that matters in the server, in a form that two servers can be compared by.
+    """The server's state, in a form that compares across servers.
 
-    How far a reader has come does not: SQL itself knows that, and the reader follows it. Nor do the
-    events that SQL has already, of which the outbox keeps the last until the next trim, nor the
-    counters of the prepare rate, which end within seconds.
+    It excludes the reader's position, which follows SQL's own; the events that SQL has already, of
+    which the outbox keeps the last until the next trim; and the counters of the prepare rate, which
+    expire within seconds.
     """
     async with Redis.from_url(url, protocol=2) as client:
         found: dict[Any, Any] = {}
@@ -195,7 +195,7 @@ async def contents(url: str, *, flushed_seq: int) -> dict[Any, Any]:
             match await client.type(key):
                 case b"hash":
                     fields = await client.hgetall(key)
-                    # The name of a call: spoilt, its repeat is no claim, and the settler goes on.
+                    # The id of a call: damaged, its repeat is no claim, and the settler takes over.
                     fields.pop(b"claim_id", None)
                     found[key] = fields
                 case b"zset" if str(key).endswith(":confirming'"):

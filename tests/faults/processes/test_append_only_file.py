@@ -70,7 +70,7 @@ async def test_a_file_that_is_cut_anywhere_is_whole_up_to_there_and_never_sold_b
 
 
 async def end_of(copy: RecordedSale, length: int, *, rebuild: bool) -> str:
-    """How a server on this file, and a service on it, go on."""
+    """The outcome for a server on this file, and a service on it."""
     async with started(copy.folder) as bench:
         seq = await whole(bench, copy.sale_id)
         assert seq >= copy.last_answer(length)
@@ -78,7 +78,7 @@ async def end_of(copy: RecordedSale, length: int, *, rebuild: bool) -> str:
         await service.redis_monitor.look()
         if seq >= copy.flushed_seq:
             assert copy.sale_id not in service.redis_monitor.gaps
-            # A flusher makes its group anew where that was cut off.
+            # A flusher recreates its group where that was cut off.
             await bench.flush(copy.sale_id)
             await service.redis_monitor.look()
             assert await bench.audited(copy.sale_id) == ()
@@ -173,7 +173,7 @@ async def undamaged(recorded: RecordedSale, to: Path) -> dict[Any, Any]:
 
 
 def flipped(data: bytes, place: int, bit: int) -> bytes:
-    """The same but for one bit."""
+    """A copy with one bit changed."""
     return data[:place] + bytes([data[place] ^ bit]) + data[place + 1 :]
 
 

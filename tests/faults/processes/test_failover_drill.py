@@ -29,13 +29,13 @@ from tests.support.service import NOT_INHERITED, Served, eventually, free_port, 
 
 #: The replica's lag: none up to twice a promoted one's usual lag.
 LAG_SECONDS_MAX = 2.0
-#: How long the PG takes to answer a confirm: the master dies meanwhile.
+#: Latency of the PG's confirm: the master dies meanwhile.
 PG_SECONDS = 1.0
 START_SECONDS = 60.0
 SETTLE_SECONDS = 60.0
-#: Two processes answer, whichever is free: so many answers are of both.
+#: Two processes answer, whichever is free: so many answers come from both.
 ANSWERS_OF_EACH = 4
-#: A page that asks its buyer to wait loads itself again.
+#: A waiting page reloads itself.
 RELOAD_SECONDS = 0.2
 #: A claim that no answer after a confirm may make.
 UNTRUE = re.compile(r"(nothing|no money|not) (was |is )?(charged|taken)", re.IGNORECASE)
@@ -144,7 +144,7 @@ class Buyer:
         self._thread.start()
 
     def _come_back(self) -> None:
-        """Load the address, again where the page says so, until there is an answer."""
+        """Load the address, again where the page reloads, until there is an answer."""
         give_up_at = time.monotonic() + SETTLE_SECONDS
         while not self.answers or (
             self.answers[-1].status_code == 503 and time.monotonic() < give_up_at
@@ -230,7 +230,7 @@ def status_of(shop: Shop, order: dict[str, Any], buyer: dict[str, str]) -> str:
 
 
 def settled(shop: Shop, order: dict[str, Any], buyer: dict[str, str], payment_key: str) -> str:
-    """How the order ended, once the PG's money equals it; the buyer reads the same."""
+    """The order's final status, once the PG's money equals it; the buyer reads the same."""
     ended = eventually(
         lambda: status_of(shop, order, buyer),
         lambda status: status in ("CONFIRMED", "REFUNDED", "EXPIRED", "RELEASED"),

@@ -28,7 +28,7 @@ KILLS = [pytest.param(20, marks=pytest.mark.slow), pytest.param(200, marks=pytes
 AWAY = [pytest.param(5.0, marks=pytest.mark.slow), pytest.param(60.0, marks=pytest.mark.soak)]
 #: An interpreter, its imports and a check of the schema, on two busy cores.
 START_SECONDS = 30.0
-#: How long a flusher may live before it is killed: long enough for some rounds.
+#: Maximum life of a flusher before it is killed: long enough for some rounds.
 LIFE_SECONDS_MAX = 0.15
 #: The last flusher drains the rest in less.
 DRAIN_SECONDS = 60.0
@@ -36,14 +36,14 @@ DRAIN_SECONDS = 60.0
 #: round, and few enough to be compared one by one.
 WIDTH = 16
 LOOK_AROUND_SECONDS = 0.02
-#: Orders that are compared with SQL's; their events all are.
+#: Orders that are compared with SQL's; all of their events are.
 ORDERS_COMPARED = 1_000
 ITEMS = (Item(sku="a", name="A", price=1000, total=1_000_000, limit_per_buyer=10),)
 DECLINED = Outcome(name=PaymentOutcome.DECLINED, reason=Reason(Cause.PROVIDER_DECLINED, "X"))
 
 
 class Shop:
-    """A sale that goes on, whatever happens to its flusher."""
+    """A sale that goes on, regardless of its flusher."""
 
     def __init__(self, bench: Bench, sale_id: str, seed: int) -> None:
         self.bench, self.sale_id, self.chance = bench, sale_id, random.Random(seed)
@@ -68,7 +68,7 @@ class Shop:
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        """Buyers come as long as this lasts."""
+        """Buyers come during the block."""
         async with asyncio.TaskGroup() as group:
             for _ in range(WIDTH):
                 group.create_task(self.buyer())
@@ -80,7 +80,7 @@ class Shop:
 
 @contextlib.asynccontextmanager
 async def flushing(environ: dict[str, str], sale_id: str) -> AsyncIterator[Any]:
-    """A flusher that runs; killed with its block where it was not killed before."""
+    """A running flusher; killed at the block's end unless it was before."""
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -163,7 +163,7 @@ async def shop_on(
     """A sale with its buyers, and the environment of its flushers."""
     seed = random.SystemRandom().randrange(1_000_000)
     sys.stdout.write(f"seed {seed}\n")
-    # SQLite is where no address is given.
+    # SQLite is the default.
     address = "" if database_url.startswith("sqlite") else database_url
     async with bench(tmp_path, redis_url, RESERVATION_DATABASE_URL=address) as made:
         sale_id = await made.sale(items=ITEMS)

@@ -13,7 +13,7 @@ __all__ = ["Total", "main", "told"]
 
 
 def main() -> int:
-    """Run seeds; 1 if something is wrong with one of them."""
+    """Run seeds; 1 if one of them fails."""
     given = argparse.ArgumentParser(prog="python -m tests.faults.simulation")
     given.add_argument("--seed", type=int, default=1, help="the first one")
     given.add_argument("--runs", type=int, default=1, help="so many seeds from there on")
@@ -42,7 +42,7 @@ class Total:
         self.virtual_seconds = self.real_seconds = 0.0
 
     def add(self, outcome: Outcome) -> None:
-        """One more."""
+        """Add one outcome."""
         self.runs += 1
         self.orders += outcome.orders
         self.operations += outcome.judgement.operations if outcome.judgement else 0
@@ -63,7 +63,7 @@ def _tell(line: str) -> None:
 
 
 def told(outcome: Outcome) -> str:
-    """One run on a line; more where something is wrong."""
+    """One run on a line; more where it failed."""
     judgement = outcome.judgement
     counts = outcome.counts
     line = (
@@ -79,7 +79,7 @@ def told(outcome: Outcome) -> str:
 
 
 def replay(seed: int) -> str:
-    """How to see the same again, on the same commit."""
+    """The command that replays a run, on the same commit."""
     commit = ""
     if shutil.which("git"):
         asked = subprocess.run(

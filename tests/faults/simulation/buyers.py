@@ -24,9 +24,9 @@ _LIVES = {
     "transfers": 4,
     "releases while paying": 6,
 }
-#: Baskets, and how often.
+#: Baskets, and their weights.
 _BASKETS = (1, 1, 1, 1, 2, 2, 3)
-#: Codes by which a card is refused.
+#: Codes of a refused card.
 _DECLINES = ("REJECT_CARD_COMPANY", "EXCEED_MAX_AMOUNT", "INVALID_REJECT_CARD")
 #: The delay of a buyer who comes back late.
 _LATE_SECONDS = 150.0
@@ -56,7 +56,7 @@ async def _prepare(client: Client) -> dict[str, Any] | None:
     if draw.random() < 0.02:
         amount += 1
     body: dict[str, Any] = {"items": lines, "amount": amount}
-    # A refusal is not remembered: the same key may be tried again.
+    # A refusal is not stored: the same key may be retried.
     key = (b"idempotency-key", f"key-{client.name}".encode())
     path = f"/v1/sales/{town.sale_id}/reservations"
     if draw.random() < 0.1:
@@ -95,7 +95,7 @@ def _with(url: str, query: dict[str, str]) -> str:
 
 
 async def _come_back(client: Client, url: str) -> Answer:
-    """Load the success page until it says something, as people do."""
+    """Load the success page until it has an outcome, as buyers do."""
     answer = await client.call("GET", url)
     for _ in range(client.draw.choice((0, 2, 5))):
         if not answer.unsure and answer.status != 202:
@@ -184,7 +184,7 @@ async def _transfers(client: Client, order: dict[str, Any]) -> None:
         return
     await _come_back(client, _success(order, payment_key))
     # Sooner or later; where this one is refused, because there is no account yet, the operator
-    # sees to it in the end.
+    # makes it in the end.
     client.town.accounts.append(payment_key)
     await client.pause(60.0)
     await client.call_until_sure("POST", "/_deposits", {"paymentKey": payment_key}, to=PG)

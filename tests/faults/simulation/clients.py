@@ -20,11 +20,11 @@ __all__ = ["PG", "SHOP", "Answer", "Client", "Town"]
 SHOP = "http://shop.sim"
 PG = "http://pg.sim"
 
-#: How long a client waits for an answer. The service answers within 10 s.
+#: A client's time-out. The service answers within 10 s.
 PATIENCE_SECONDS = 20.0
-#: Tries of one call whose answer did not come, or was "not now".
+#: Tries of one call whose answer did not come, or was a deferral.
 TRIES_MAX = 12
-#: Between two tries, at most.
+#: Maximum pause between two tries.
 PAUSE_SECONDS_MAX = 4.0
 
 
@@ -36,12 +36,12 @@ class Answer(msgspec.Struct, frozen=True):
 
     @property
     def code(self) -> str:
-        """The refusal's name."""
+        """The refusal's code."""
         return self.body.get("code", "")
 
     @property
     def unsure(self) -> bool:
-        """Whether the same call is worth sending again."""
+        """Whether a retry is worthwhile."""
         return self.status == 0 or self.status >= 500 or self.status == 429
 
 
@@ -73,7 +73,7 @@ class Client:
         self.name = name
         self.draw = draw
         self.process = Process(name, town.loop, draw)
-        # Signed once; PyJWT goes by the machine's own clock, which is later.
+        # Signed once; PyJWT reads the machine's own clock, which is later.
         claims = {"sub": name, "iat": 1, "exp": 4_000_000_000, "aud": "reservation-guest"}
         token = jwt.encode(claims, town.settings.jwt_secret, algorithm="HS256")
         self._bearer = (b"authorization", f"Bearer {token}".encode())
@@ -140,7 +140,7 @@ class Client:
         return answer
 
     async def pause(self, most: float) -> None:
-        """Do nothing for up to so many seconds."""
+        """Sleep for up to so many seconds."""
         await asyncio.sleep(self.draw.random() * most)
 
     def _check(self, method: str, path: str, status: int, answer: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ def determined(loop: VirtualLoop, seed: str) -> Generator[None]:
         for name, answer in answers.items():
             patch.setattr(time, name, answer)
         patch.setattr(os, "urandom", draw.randbytes)
-        # Where `secrets` and `SystemRandom` get theirs.
+        # The source of `secrets` and `SystemRandom`.
         patch.setattr(random, "_urandom", draw.randbytes)
         random.seed(f"{seed} shared")
         try:

@@ -16,7 +16,7 @@ from tests.faults.simulation.world import Slot, World
 
 __all__ = ["KINDS", "Faults"]
 
-#: How long a killed process stays away, at most.
+#: Maximum downtime of a killed process.
 AWAY_SECONDS = 10.0
 #: Beyond the lease on a payment (75 s), so that a frozen process wakes up to find it taken over.
 FROZEN_SECONDS = (0.5, 3.0, 20.0, 100.0)
@@ -40,7 +40,7 @@ class Faults:
         self._tasks: list[asyncio.Task[None]] = []
 
     def let_loose(self, count: int, seconds: float) -> None:
-        """So many of them, within so many seconds."""
+        """Inject so many of them, within so many seconds."""
         for number in range(count):
             at = self._draw.random() * seconds
             kind = self._draw.choice(list(KINDS))
@@ -70,7 +70,7 @@ async def _kill(world: World, _: Operator, draw: random.Random) -> None:
 
 
 async def _kill_at_a_point(world: World, _: Operator, draw: random.Random) -> None:
-    """The next process that passes dies right there."""
+    """The next process that passes dies at that point."""
     point = draw.choice(failpoints.POINTS)
     away = draw.random() * AWAY_SECONDS
 
@@ -96,7 +96,7 @@ async def _freeze(world: World, _: Operator, draw: random.Random) -> None:
 
 
 async def _freeze_at_a_point(world: World, _: Operator, draw: random.Random) -> None:
-    """The next process that passes stops right there, and goes on when others have gone on."""
+    """The next process that passes freezes at that point, and resumes after others have gone on."""
     point = draw.choice(failpoints.POINTS)
     seconds = draw.choice(FROZEN_SECONDS) * draw.random()
 
@@ -144,7 +144,7 @@ async def _sql_link(world: World, _: Operator, draw: random.Random) -> None:
 
 
 async def _pg_link(world: World, _: Operator, draw: random.Random) -> None:
-    # A confirm is waited for for a minute.
+    # A confirm's time-out is a minute.
     await _spoil(world.weather.pg, draw, (3.0, 15.0, 90.0))
 
 

@@ -18,7 +18,7 @@ SECONDS_MAX = 100_000.0
 
 
 class Halted:
-    """Whose callbacks may be kept back."""
+    """An owner whose callbacks may be held back."""
 
     def __init__(self) -> None:
         self.halted = False
@@ -92,7 +92,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self.create_task(_at_once(func, args))
 
     def go_on(self, owner: Halted) -> None:
-        """Let a process have everything that was kept back for it."""
+        """Release all callbacks that were held back for a process."""
         owner.halted = False
         self._ready.extend(owner.kept_back)  # type: ignore[attr-defined]
         owner.kept_back = []
@@ -103,7 +103,7 @@ async def _at_once(func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
 
 
 class _Timer:
-    """A process's timer, which may be kept back when it is due and cancelled after that."""
+    """A process's timer, which may be held back when it is due and cancelled after that."""
 
     __slots__ = ("_args", "_callback", "_context", "_loop", "_owner", "handle")
 

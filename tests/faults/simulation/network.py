@@ -26,18 +26,18 @@ _FAULTS = (Fate.REQUEST_LOST, Fate.REPLY_LOST, Fate.RESET, Fate.RESET_AFTER)
 
 
 class Link(msgspec.Struct, kw_only=True):
-    """The way to one kind of server."""
+    """The network to one kind of server."""
 
-    #: The usual delay of one way, in seconds; drawn exponentially.
+    #: Mean one-way latency, in seconds; drawn exponentially.
     delay: float
-    #: How many exchanges go wrong, 0 to 1.
+    #: Share of exchanges that fail, 0 to 1.
     bad: float = 0.0
-    #: How many messages are very late, 0 to 1, and by up to how many seconds.
+    #: Share of very late messages, 0 to 1, and their maximum delay in seconds.
     late: float = 0.0
     late_seconds: float = 0.0
 
     def seconds(self, draw: random.Random) -> float:
-        """How long one message takes."""
+        """The latency of one message."""
         usual = self.delay * (0.5 + draw.random())
         if self.late and draw.random() < self.late:
             return usual + draw.random() * self.late_seconds
@@ -51,7 +51,7 @@ class Link(msgspec.Struct, kw_only=True):
 
 
 class Weather(msgspec.Struct, kw_only=True):
-    """All links of a world. SQL's goes wrong in its own way: see `tests.faults.simulation.sql`."""
+    """All links of a world. SQL has faults of its own: see `tests.faults.simulation.sql`."""
 
     redis: Link
     sql: Link
@@ -60,7 +60,7 @@ class Weather(msgspec.Struct, kw_only=True):
 
     @classmethod
     def fair(cls) -> "Weather":
-        """Nothing goes wrong."""
+        """No faults."""
         return cls(
             redis=Link(delay=0.0005),
             sql=Link(delay=0.001),
@@ -69,6 +69,6 @@ class Weather(msgspec.Struct, kw_only=True):
         )
 
     def clear(self) -> None:
-        """From now on nothing goes wrong."""
+        """Remove all faults."""
         for link in (self.redis, self.sql, self.pg, self.web):
             link.bad = link.late = 0.0

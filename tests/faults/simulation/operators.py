@@ -15,7 +15,7 @@ _PAGE = 100
 
 
 class Operator(Client):
-    """Has the operators' key."""
+    """The client with the operators' key."""
 
     def __init__(self, town: Town, plan: Plan, draw: random.Random) -> None:
         super().__init__(town, "operator", draw)
@@ -25,7 +25,7 @@ class Operator(Client):
         self._admin = f"/v1/admin/sales/{town.sale_id}"
 
     async def open(self) -> None:
-        """Make the sale, and wait until it can be seen."""
+        """Create the sale, and wait until it is visible."""
         plan = self._plan
         now = datetime.fromtimestamp(EPOCH_MS / 1000, tz=UTC)
         sale = {
@@ -79,7 +79,7 @@ class Operator(Client):
         await self.call("POST", f"{self._admin}/resume", {"reason": "the end"}, *self._rights)
 
     async def all_done(self, service: Service) -> bool:
-        """Whether nothing is held, undecided or on its way any more."""
+        """Whether nothing is held, undecided or in flight any more."""
         await self._pay_in()
         sale_id = self.town.sale_id
         counters = await service.sale_store.counters(sale_id)
@@ -93,14 +93,14 @@ class Operator(Client):
         return not (held or pending or undecided or deadlines or flushed < counters.seq)
 
     async def _pay_in(self) -> None:
-        """Deposits that are still missing: an account lives for a week, which no run waits."""
+        """Make the missing deposits: an account lives for a week, longer than any run."""
         for payment_key in list(self.town.accounts):
             answer = await self.call("POST", "/_deposits", {"paymentKey": payment_key}, to=PG)
             if answer.status == 200:
                 self.town.accounts.remove(payment_key)
 
     async def ledger(self) -> list[dict[str, Any]]:
-        """The PG's."""
+        """The PG's ledger."""
         answer = await self.call("GET", "/_ledger", to=PG)
         return answer.body["entries"]
 
@@ -108,7 +108,7 @@ class Operator(Client):
         return (await self.call("GET", f"{self._admin}/audit", None, *self._rights)).body
 
     async def orders(self) -> list[dict[str, Any]]:
-        """All of them, as SQL has them."""
+        """All orders in SQL."""
         found: list[dict[str, Any]] = []
         cursor: str | None = None
         while True:

@@ -17,8 +17,8 @@ class Process(Halted):
     Args:
         name: its name in the trace.
         loop: where it runs.
-        draw: its luck with the network and with SQL; of this life alone, so that dead processes
-            draw nothing from live ones.
+        draw: the random source of the network and of SQL; of this life alone, so that dead
+            processes draw nothing from live ones.
         skew_ms: its wall clock minus the true one.
     """
 
@@ -40,17 +40,17 @@ class Process(Halted):
         self._context.run(CURRENT.set, self)
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """A task of this process."""
+        """Start a task of this process."""
         return self.loop.create_task(work, context=self._context.copy())
 
     def at_end(self, end: Callable[[], None]) -> int:
-        """Call this when the process dies; gives a number for `forget`."""
+        """Call this when the process dies; returns a number for `forget`."""
         self._ends_made += 1
         self._ends[self._ends_made] = end
         return self._ends_made
 
     def forget(self, number: int) -> None:
-        """No longer call that one."""
+        """Remove that call."""
         self._ends.pop(number, None)
 
     def kill(self) -> None:
@@ -65,6 +65,6 @@ class Process(Halted):
         self.halted = True
 
     def thaw(self) -> None:
-        """SIGCONT; nothing for the dead."""
+        """SIGCONT; no effect on a dead process."""
         if self.alive:
             self.loop.go_on(self)

@@ -33,7 +33,7 @@ _OF_THE_MACHINE = (b":proc:",)
 
 
 class RedisSide:
-    """The server, and everything on the way to it."""
+    """The server, and its network."""
 
     def __init__(self, path: Path, loop: VirtualLoop, trace: Trace, link: Link) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -47,23 +47,23 @@ class RedisSide:
         self.loop = loop
         self.trace = trace
         self.link = link
-        #: Which life of the server this is.
+        #: The number of the server's current life.
         self.life = 1
         #: It answers nothing before; an earlier command waits for it.
         self.stalled_until = 0.0
-        #: It takes no connection before.
+        #: It accepts no connection before.
         self.away_until = 0.0
 
     def close(self) -> None:
         self._socket.close()
 
     def now(self, *commands: Sequence[str | bytes | int]) -> list[Any]:
-        """Commands that no process sends."""
+        """Commands outside of any process."""
         packed = b"".join(hiredis.pack_command(tuple(one)) for one in commands)  # type: ignore[arg-type]
         return self._ask(packed, len(commands))
 
     def restart(self, away_seconds: float) -> None:
-        """The server is killed and comes back with all that it had, as its file lets it."""
+        """The server is killed and comes back with all its data, as its file has it."""
         self.trace.note("redis-restart", "redis", f"{away_seconds:.3f}")
         self.life += 1
         self.away_until = self.loop.now + away_seconds
@@ -84,7 +84,7 @@ class RedisSide:
             elif command[0] == b"SMEMBERS":
                 replies[at] = sorted(replies[at])
             elif command[0] == b"SCAN":
-                # Its pages and their order depend on a number that the server draws at its start.
+                # Scan pages and their order depend on a number that the server draws at its start.
                 replies[at] = ["0", sorted(self.now(("KEYS", command[3]))[0])]
         return replies
 

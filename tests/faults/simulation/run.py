@@ -65,7 +65,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """The result of one seed."""
 
     plan: Plan
-    #: Empty where nothing is wrong.
+    #: Empty where no problem was found.
     problems: list[str]
     judgement: Judgement | None
     digest: str
@@ -79,9 +79,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ground:
-    """Resources shared by runs, since they are slow to make: the server, empty tables,
-    applications.
-    """
+    """Resources that runs share, slow to make: the server, empty tables, applications."""
 
     def __init__(self, folder: Path, server: EmbeddedServer) -> None:
         self._folder = folder
@@ -232,7 +230,7 @@ class _Run:
 
     @contextmanager
     def substituted(self) -> Generator[None]:
-        """The seams, for the length of the run."""
+        """The substitutes, for the length of the run."""
         SimulatedPool.side = self._world.redis
         InlineQueue.side = self._world.sql
         SimulatedClient.web = self._web
@@ -265,7 +263,7 @@ class _Run:
         raise structlog.DropEvent
 
     def go(self) -> None:
-        """Run it; whatever ends it early is a problem."""
+        """Run it; an early end is a problem."""
         self._loop.set_exception_handler(self._unhandled)
         try:
             self._loop.run_until_complete(self._story())
@@ -298,7 +296,7 @@ class _Run:
             await self._rest(operator)
 
     async def _rest(self, operator: Operator) -> None:
-        """Until nothing is held any more; then judge."""
+        """Wait until nothing is held any more; then judge."""
         sale_id, until = self.town.sale_id, self._loop.now + self._rest_seconds
         async with self._world.auditor() as service:
             while not await operator.all_done(service) and self._loop.now < until:  # noqa: ASYNC110
@@ -331,7 +329,7 @@ class _Run:
 
 
 def _fresh(module: Any, name: str) -> Any:
-    """Another object of the same kind, as it was at the start."""
+    """A fresh object of the same kind, as at the start."""
     return type(getattr(module, name))()
 
 
@@ -357,5 +355,5 @@ def _no_context(**_: Any) -> None:
     """Nothing is encrypted on the way to a simulated PG."""
 
 
-#: Log lines that no run may have.
+#: Log events that no run may have.
 _BUGS = {"worker_bug", "round_broke", "sandbox_failed"}

@@ -123,7 +123,7 @@ class InlineQueue:
             future.set_exception(error)
 
     def _waits(self, failure: sqlite3.OperationalError) -> bool:
-        """Whether another's transaction is waited for, as SQLite would."""
+        """Whether to wait for another's transaction, as SQLite would."""
         if getattr(failure, "sqlite_errorcode", 0) != sqlite3.SQLITE_BUSY:
             return False
         loop = self.side.loop

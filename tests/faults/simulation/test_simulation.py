@@ -1,6 +1,4 @@
-"""Simulation of a whole sale in one loop and in virtual time, from one seed: run, judged, run
-again.
-"""
+"""Simulation of a whole sale in virtual time, from one seed: run, judged, run again."""
 
 import os
 import random
@@ -61,7 +59,7 @@ def test_a_seed_that_nobody_has_run_goes_well(here: Ground) -> None:
 @pytest.mark.timeout(180)
 def test_a_minute_of_seeds_goes_well(here: Ground) -> None:
     total = _run_for(here, 60.0)
-    # On two cores that do something else as well it is three times that.
+    # On two busy cores it is three times that.
     assert total.runs >= 10
     assert total.faults > 3 * total.runs
 

@@ -28,7 +28,7 @@ class Trace:
         self.counts: Counter[str] = Counter()
 
     def note(self, kind: str, process: str, what: str) -> None:
-        """One thing that happened; its kind is counted."""
+        """Record one event; its kind is counted."""
         line = f"{self._loop.now:.6f} {process} {kind} {what}"
         self._hash.update(line.encode())
         self.counts[kind] += 1
@@ -38,5 +38,5 @@ class Trace:
 
     @property
     def digest(self) -> str:
-        """The same for the same run."""
+        """Equal for equal runs."""
         return self._hash.hexdigest()

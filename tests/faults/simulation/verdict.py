@@ -1,4 +1,4 @@
-"""Judgement on a run: the witness, the books, the audit, and that nothing is left undone."""
+"""Judgement on a run: the history checker, the books, the audit, and no work left undone."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -60,7 +60,7 @@ def problems_of(
     orders: list[dict[str, Any]],
     entries: list[dict[str, Any]],
 ) -> list[str]:
-    """Everything that is wrong; empty where nothing is."""
+    """All findings; empty where there are none."""
     books = books_of(sale_id, audit=audit, orders=orders, entries=entries)
     found = disagreements(books)
     found += [f"{one.name}: {one.reason}" for one in judgement.violations[:TOLD_MAX]]

@@ -21,9 +21,9 @@ from tests.faults.simulation.trace import Trace
 
 __all__ = ["Slot", "World"]
 
-#: How far a process's wall clock may be off; the service itself refuses holds from 500 ms on.
+#: Maximum error of a process's wall clock; the service itself refuses holds from 500 ms on.
 SKEW_MS_MAX = 200
-#: How long a process that ended by itself stays away, as with a supervisor that backs off.
+#: Downtime of a process that ended by itself, as with a supervisor's back-off.
 AGAIN_SECONDS = 1.0
 #: A world at its end is cancelled so often, and given so long each time.
 ROUNDS_TO_END = 20
@@ -33,7 +33,7 @@ _AT_START = (SQLAlchemyError, OSError, StoreUnavailable, StoreUncertain)
 
 
 class Slot:
-    """A place in which one process after the other lives."""
+    """A place for one process after the other."""
 
     def __init__(self, name: str, run: Callable[[Process], Coroutine[Any, Any, None]]) -> None:
         self.name = name
@@ -87,7 +87,7 @@ class World:
         self._lived: list[Process] = []
 
     def luck(self, *names: object) -> random.Random:
-        """The draws of one part of the world, which no other part's draws change."""
+        """The draws of one part of the world, independent of all other parts' draws."""
         return random.Random(" ".join(map(str, (self.seed, *names))))
 
     def apis(self) -> list[Process]:
@@ -99,7 +99,7 @@ class World:
         return [self.pg] if self.pg.serves is not None else []
 
     def later(self, seconds: float, what: Callable[[], None]) -> None:
-        """Do this then, whichever process is asking."""
+        """Run this then, whichever process is running."""
         self.loop.call_later(seconds, what, context=NEUTRAL)
 
     @asynccontextmanager

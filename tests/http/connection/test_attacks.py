@@ -39,7 +39,7 @@ def memory_of(served: Served) -> int:
 
 
 def most_grown(served: Served, attack: Callable[[], None]) -> int:
-    """How much the processes grow at most while this goes on, and right behind it."""
+    """The processes' peak growth during the attack and right after it."""
     before = most = memory_of(served)
     with ThreadPoolExecutor(1) as attackers:
         attacking = attackers.submit(attack)
@@ -51,7 +51,7 @@ def most_grown(served: Served, attack: Callable[[], None]) -> int:
 
 
 def pushed(url: str, start: bytes, piece: bytes, total: int) -> int:
-    """Send a piece again and again until the other side has had enough; how much it took."""
+    """Send a piece again and again until the other side stops reading; returns the bytes taken."""
     sent = 0
     with wired(url) as wire, suppress(ConnectionError, TimeoutError):
         wire.send(start)
@@ -121,7 +121,7 @@ def test_requests_that_do_not_become_whole_are_given_up(edge: Served) -> None:
 
 @contextmanager
 def half_open(url: str, count: int) -> Iterator[list[socket.socket]]:
-    """Connections of a stranger, each with half a request."""
+    """Half-open connections of an attacker, each with half a request."""
     host, _, port = url.removeprefix("http://").rpartition(":")
     opened: list[socket.socket] = []
     try:
@@ -173,7 +173,7 @@ def test_2000_half_open_connections_leave_others_served(tmp_path: Path, fast_pat
 def test_nobody_speaks_with_the_credential_of_the_next_client(
     edges: Any, tmp_path: Path, proxy: str, filler: int
 ) -> None:
-    """A stranger's body ends in the beginning of a request; an operator's request comes next."""
+    """An attacker's body ends in the beginning of a request; an operator's request comes next."""
     served = edges("on")
     stolen: list[str] = []
     with proxied(proxy, served.url, tmp_path) as url:

@@ -1,4 +1,4 @@
-"""The same drawn streams, directly and behind proxies: one answer a request, to its own sender."""
+"""Differential test: drawn streams get one answer a request, directly and behind proxies."""
 
 import re
 from collections import Counter
@@ -83,7 +83,7 @@ def judged_directly(stream: Stream, answers: list[Answer]) -> bool:
 
 
 def judged_behind_a_proxy(stream: Stream, answers: list[Answer]) -> bool:
-    """A proxy may refuse more, and forgive some; it must not mix up any. Whether all was answered.
+    """A proxy may refuse more, and forgive some; it must not mix up any. True if all answered.
 
     A proxy may end a connection at a request that is unusual and allowed.
     """
@@ -101,7 +101,7 @@ def judged_behind_a_proxy(stream: Stream, answers: list[Answer]) -> bool:
 
 
 def judged_behind_the_page(stream: Stream, answers: list[Answer]) -> bool:
-    """Likewise, and no request for a path of the operators reaches the service."""
+    """The same, and no request for a path of the operators reaches the service."""
     public = [answer for answer in stream.answers if answer[0] not in stream.inward]
     return judged_behind_a_proxy(msgspec.structs.replace(stream, answers=public), answers)
 
