@@ -1,1 +1,1 @@
-"""The payment gateway: what we ask it, what it may answer, and a stand-in to ask."""
+"""The Toss Payments adapter: client, circuit breaker and error codes."""

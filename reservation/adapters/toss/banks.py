@@ -1,6 +1,6 @@
-"""The banks of the PG: the name behind each code, and the code behind each name.
+"""The PG's banks: maps codes to names and names to codes.
 
-The PG writes a bank as its own two-character code, and takes a code or its Korean or English word.
+The PG returns its own two-character bank code, and accepts a code or its Korean or English name.
 """
 
 from typing import Final, NamedTuple
@@ -13,12 +13,12 @@ class Bank(NamedTuple):
 
     korean: str
     english: str
-    #: The PG's own words for it.
+    #: The PG's own names of the bank.
     words: tuple[str, ...] = ()
 
 
-#: By the PG's code. The national code has three digits, and is the same with a zero before it for
-#: all but KB Kookmin (004).
+#: By the PG's code. The national code has three digits: a zero and the PG's code, except for KB
+#: Kookmin (004).
 BANKS: Final = {
     "02": Bank("KDB산업은행", "Korea Development Bank", ("산업", "KDBBANK")),
     "03": Bank("IBK기업은행", "Industrial Bank of Korea", ("기업", "IBK")),
@@ -50,7 +50,7 @@ BANKS: Final = {
 
 
 def _key(text: str) -> str:
-    """A name without the differences that people do not see."""
+    """A normalized name for comparison."""
     return "".join(text.split()).casefold()
 
 
@@ -62,11 +62,11 @@ _CODES: Final = {
 
 
 def bank_code(text: str) -> str:
-    """The PG's code of a bank, by its code or by any of its names; other text as it is."""
+    """The PG's code of a bank, from its code or any of its names; other text is unchanged."""
     key = _key(text)
     return _CODES.get(key) or _CODES.get(key.removeprefix("0")) or text
 
 
 def bank_of(text: str) -> Bank:
-    """The bank of a code or a name; one that is not listed has the text itself for a name."""
+    """The bank of a code or a name; an unlisted bank has the text as its name."""
     return BANKS.get(bank_code(text), Bank(text, text))

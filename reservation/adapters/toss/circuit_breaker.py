@@ -1,7 +1,7 @@
-"""A circuit breaker before the PG: while it does not answer, it is not asked by everyone at once.
+"""Circuit breakers for the PG: while it does not respond, calls fail fast.
 
-Confirms and look-ups have a breaker each, so that a PG whose confirms hang can still be asked how
-a payment stands. What an open breaker answers is honest: nothing was sent.
+Confirms and look-ups have separate breakers, so that look-ups still work while the PG's confirms
+hang. An open breaker sends nothing, and its answer says that.
 """
 
 from collections.abc import Awaitable, Callable
@@ -24,10 +24,10 @@ __all__ = ["GuardedGateway"]
 
 log = structlog.get_logger(__name__)
 
-#: Unanswered calls in a row after which the PG counts as away. A single slow card company must not
-#: open it, so it is above what a burst of bad luck gives.
+#: Consecutive unanswered calls that open the breaker. A single slow card company must not open it,
+#: so the threshold is above a chance run of failures.
 FAILURES_MAX: Final = 20
-#: How long the PG is left alone before one call tries again: short, since buyers wait.
+#: How long the breaker stays open before one trial call: short, because buyers wait.
 OPEN_SECONDS: Final = 2.0
 
 
@@ -40,7 +40,7 @@ class _Unanswered(Exception):
 
 
 class GuardedGateway(PaymentGateway):
-    """Another gateway behind breakers."""
+    """A gateway behind circuit breakers."""
 
     def __init__(self, gateway: PaymentGateway) -> None:
         self._gateway = gateway
@@ -97,7 +97,8 @@ class GuardedGateway(PaymentGateway):
         try:
             async with breaker:
                 answer = await ask()
-                # A clean refusal of the PG is an answer; only silence counts.
+                # A response bound to the idempotency key is an answer, even where the outcome is
+                # unknown; only other Unknowns count as failures.
                 if isinstance(answer, Unknown) and not answer.bound_to_key:
                     raise _Unanswered(answer)
                 return answer

@@ -1,4 +1,4 @@
-"""The client of Toss Payments' core API v1: every way that a call can end becomes an `Answer`."""
+"""The client of Toss Payments' core API v1: maps every outcome of a call to an `Answer`."""
 
 import asyncio
 import re
@@ -32,50 +32,50 @@ __all__ = ["TossGateway", "TossLimits", "parse_time"]
 
 log = structlog.get_logger(__name__)
 
-#: The PG's times carry an offset or none; without one they are Korean.
+#: The PG's times may lack a UTC offset; then they are Korean time.
 KST = timezone(timedelta(hours=9))
 
-#: Largest answer that is read. A payment with fifty partial cancels is under 20 kB.
+#: Maximum size of a response. A payment with fifty partial cancels is under 20 kB.
 ANSWER_BYTES_MAX = 64 * 1024
 
-#: Confirms under way at once in one process. Each may hang for the full minute, so this is also how
-#: many buyers a silent PG can keep waiting here; the rest are told to try again.
+#: Concurrent confirms in one process. Each may hang for the full minute, so this also bounds the
+#: buyers that a silent PG keeps waiting; the others get `TryAgain`.
 CONFIRMS_MAX = 256
 
-#: Look-ups and cancels under way at once. They have connections of their own, for it is while
-#: confirms hang that the settler has to look.
+#: Concurrent look-ups and cancels. They have a connection pool of their own, because the settler
+#: needs look-ups while confirms hang.
 LOOK_UPS_MAX = 64
 
-#: Idle connections close before common servers (5 s) close them: a request written into a
-#: connection that is being closed is one more Unknown.
+#: Idle time-out, below that of common servers (5 s): a request on a connection that the server is
+#: closing ends as Unknown.
 _IDLE_SECONDS = 3.0
 
-#: The PG takes at most that many characters of a reason and of an idempotency key.
+#: The PG's length limits of a reason and of an idempotency key.
 _REASON_CHARS = 200
 _IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,300}")
 _PAYMENT_KEY = re.compile(PAYMENT_KEY)
 _ORDER_ID = re.compile(r"[A-Za-z0-9_-]{6,64}")
 _SECRET_KEY = re.compile(r"[!-9;-~]{1,200}")
 
-#: Of the PG's trace id, which goes into our log and is not ours to trust.
+#: Maximum length of the PG's trace id in our log; it is untrusted input.
 _TRACE_CHARS = 100
 
-#: The PG takes won. Its amounts of another currency are decimals of the major unit (19.5 dollars),
-#: which nothing here converts. A card pays 100 won or more.
+#: Only won. The PG's amounts in other currencies are decimals of the major unit (19.5 dollars),
+#: which nothing here converts. A card's minimum is 100 won.
 _TAKES = GatewayLimits(minimum_amounts={"KRW": 100})
 
-#: Of a message that goes into an answer; the PG's own limit is 510.
+#: Maximum length of a message in an answer; the PG's own limit is 510.
 _MESSAGE_CHARS = 510
-#: Of an account's bank, number and holder; the PG's own limits are 20, 20 and 100.
+#: Maximum length of an account's bank, number and holder; the PG's own limits are 20, 20 and 100.
 _SHOWN_CHARS = 100
 _CODE = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 
 
 class TossLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How long a call may take, from its first step to the last byte of the answer."""
+    """Deadlines of calls, from the connection to the last byte of the response."""
 
     connect_seconds: float = 3.0
-    #: Toss asks for at least a minute where it says anything.
+    #: Toss's documentation asks for at least a minute.
     confirm_seconds: float = 60.0
     cancel_seconds: float = 60.0
     look_up_seconds: float = 10.0
@@ -84,16 +84,16 @@ class TossLimits(msgspec.Struct, frozen=True, kw_only=True):
 class TossGateway(PaymentGateway):
     """A `PaymentGateway` over HTTP. Build it inside a running event loop and `aclose` it there.
 
-    A call never follows a redirect, never retries, reads no proxy settings from the environment
-    and reads at most `ANSWER_BYTES_MAX` of the answer.
+    A call never follows a redirect, never retries, ignores proxy settings of the environment and
+    reads at most `ANSWER_BYTES_MAX` of the response.
 
     Args:
         base_url: `https://api.tosspayments.com`, or a sandbox.
-        secret_key: the PG's secret key, as it was issued.
+        secret_key: the PG's secret key, as issued.
         limits: shorter ones for tests.
 
     Raises:
-        ValueError: the secret key has characters that no key has, such as a byte order mark.
+        ValueError: the secret key has invalid characters, such as a byte order mark.
     """
 
     def __init__(self, *, base_url: str, secret_key: str, limits: TossLimits | None = None) -> None:
@@ -105,7 +105,7 @@ class TossGateway(PaymentGateway):
             # The colon ends the user name; the password is empty.
             "authorization": "Basic " + b64encode(f"{secret_key}:".encode()).decode(),
             "accept": "application/json",
-            # What is not compressed cannot unfold into more than was counted.
+            # Without compression, a response cannot expand beyond the counted bytes.
             "accept-encoding": "identity",
             "user-agent": "stock-reservation",
         }
@@ -181,7 +181,7 @@ class TossGateway(PaymentGateway):
     def _request(
         self, method: str, path: str, headers: dict[str, str], content: bytes | None = None
     ) -> httpx.Request:
-        # The deadline of a call is set around it: httpx's own limits are per read and per write.
+        # Each call has an overall deadline: httpx's own time-outs apply per read and per write.
         wait = self._times.connect_seconds
         timeout = httpx.Timeout(None, connect=wait, pool=wait)
         return httpx.Request(
@@ -199,7 +199,7 @@ class TossGateway(PaymentGateway):
         request: httpx.Request,
         limit_seconds: float,
     ) -> Answer:
-        """Send one request and turn whatever happens into an answer."""
+        """Send one request and map its outcome to an answer."""
         if tracing.tracer is None:
             return await self._send(operation, lanes, request, limit_seconds)
         with tracing.tracer.step(f"pg {operation.value}", operation=operation.value) as span:
@@ -229,7 +229,7 @@ class TossGateway(PaymentGateway):
                     await response.aclose()
             answer = _read_answer(operation, status, content)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            # No connection, so not a byte was sent.
+            # No connection, so nothing was sent.
             answer = TryAgain(type(error).__name__)
         except TimeoutError:
             answer = Unknown("timeout")
@@ -248,10 +248,10 @@ class TossGateway(PaymentGateway):
 
 class _VirtualAccount(msgspec.Struct, frozen=True, rename="camel"):
     due_date: str | None = None
-    # Shown and no more, so that an odd one must not make the payment unreadable.
+    # Display only, so an odd value must not make the payment unreadable.
     account_number: object = None
     bank_code: object = None
-    #: Instead of the code, in versions of the API before 2022-11-16.
+    #: Replaces the code in API versions before 2022-11-16.
     bank: object = None
     customer_name: object = None
     refund_status: object = None
@@ -262,7 +262,7 @@ class _Failure(msgspec.Struct, frozen=True):
 
 
 class _WirePayment(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What is read of a payment; the PG adds fields without notice, so the rest is passed over."""
+    """The fields of a payment that we use; others are ignored: the PG adds some without notice."""
 
     payment_key: str
     order_id: str
@@ -283,14 +283,14 @@ class _Error(msgspec.Struct, frozen=True):
 
 
 class _WireError(msgspec.Struct, frozen=True):
-    """A refusal: `{"code","message"}`, by some accounts inside an `error` object."""
+    """A refusal: `{"code","message"}`, according to some reports inside an `error` object."""
 
     code: str | None = None
     message: str | None = None
     error: _Error | None = None
 
 
-#: What reading can end in: not JSON, JSON of another shape, not UTF-8, or a nest too deep.
+#: Decoding errors: not JSON, JSON of another shape, not UTF-8, or nested too deeply.
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 _encode = msgspec.json.Encoder().encode
@@ -299,7 +299,7 @@ _decode_error = msgspec.json.Decoder(_WireError).decode
 
 
 async def _read(response: httpx.Response) -> bytes | None:
-    """The body, or None where it is larger than any answer of the PG."""
+    """The body, or None where it exceeds the maximum size."""
     content = bytearray()
     async for chunk in response.aiter_bytes():
         content += chunk
@@ -347,7 +347,7 @@ def _payment_of(content: bytes) -> Payment | None:
 
 
 def _account_of(wire: _VirtualAccount) -> VirtualAccount | None:
-    """The account as its buyer needs it; None without a number to pay in to."""
+    """The account for the buyer's deposit; None without an account number or a bank."""
     number, bank = _shown(wire.account_number), _shown(wire.bank_code) or _shown(wire.bank)
     if not number or not bank:
         return None
@@ -360,21 +360,21 @@ def _account_of(wire: _VirtualAccount) -> VirtualAccount | None:
 
 
 def _shown(value: object) -> str:
-    """A text of the PG's that people are to read; empty where it is none."""
+    """A display text of the PG; empty where it is not printable text."""
     if not isinstance(value, str) or not value.isprintable():
         return ""
     return value[:_SHOWN_CHARS]
 
 
 def _whole(number: float) -> int | None:
-    """A JSON number that is a whole one, however it was written."""
+    """A JSON number as an integer, in any notation; None where it is not a whole number."""
     if isinstance(number, int):
         return number
     return int(number) if number.is_integer() else None
 
 
 def _refusal_of(content: bytes) -> tuple[str, str] | None:
-    """Code and message of a refusal that can be read as one."""
+    """Code and message of a readable refusal, else None."""
     try:
         wire = _decode_error(content)
     except _UNREADABLE:
@@ -387,7 +387,7 @@ def _refusal_of(content: bytes) -> tuple[str, str] | None:
 
 
 def parse_time(text: str | None) -> datetime | None:
-    """An instant in UTC from any of the PG's ways to write one; None for what is not one."""
+    """An instant in UTC from any of the PG's formats; None where it is invalid."""
     if not text:
         return None
     try:
@@ -398,6 +398,6 @@ def parse_time(text: str | None) -> datetime | None:
 
 
 def _check(pattern: re.Pattern[str], text: str, name: str) -> None:
-    """Nothing that could change a path or a header leaves here; callers have checked before."""
+    """Defence against injection into a path or header; callers have validated the text before."""
     if pattern.fullmatch(text) is None:
         raise ValueError(f"not a {name} that may be sent to the PG")

@@ -1,4 +1,4 @@
-"""Why a payment was declined, in a sentence for its buyer, made from the provider's code."""
+"""The buyer's message for a declined payment, by the PG's code."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -22,8 +22,7 @@ _ACCOUNTS_OFF: Final = "This sale takes no virtual accounts. Choose another paym
 _ORDER_USED: Final = "This order has had another payment. Start a new order."
 _CANCELLED: Final = "The payment was cancelled."
 
-#: Each declined confirm of `reservation.adapters.toss.error_codes`, and the codes that a cause
-#: implies.
+#: Every DECLINED code of a confirm (`reservation.adapters.toss.error_codes`), and implied codes.
 SENTENCES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "INVALID_REJECT_CARD": _CARD,
@@ -65,5 +64,5 @@ SENTENCES: Final[Mapping[str, str]] = MappingProxyType(
 
 
 def decline_sentence(code: str) -> str:
-    """The sentence for this code; a general one for a code that the PG has added since."""
+    """The message for this code; a general one for a code that the PG has added since."""
     return SENTENCES.get(code, "The payment was declined. Try another payment method.")

@@ -1,9 +1,9 @@
-"""The one table from a PG's code to what it says about the money. What is not listed is Unknown.
+"""The PG's error codes: maps each one to a verdict about the money. An unlisted code is Unknown.
 
-Each operation has its own table, for the same word may settle one question and leave another open:
-NOT_AVAILABLE_BANK refuses a confirm for good and only puts a cancel off. The HTTP status never
-decides alone (PROVIDER_ERROR and INVALID_API_KEY are both 400), with two exceptions that both lead
-to Unknown: a 5xx and a 429 say nothing about the money, whatever word they carry.
+Each operation has its own table, because one code may be final for one operation and not for
+another: NOT_AVAILABLE_BANK is a final refusal of a confirm, but only postpones a cancel. The HTTP
+status never decides alone (PROVIDER_ERROR and INVALID_API_KEY are both 400), with two exceptions
+that are both Unknown: a 5xx and a 429 imply nothing about the money, whatever their code.
 
 Sources and the meaning of each class: docs/reference/toss-error-codes.md.
 """
@@ -26,7 +26,7 @@ __all__ = ["KEY_REFUSED", "TABLES", "Operation", "Verdict", "answer_of_refusal",
 
 
 class Operation(StrEnum):
-    """What the PG was asked."""
+    """An operation of the PG's API."""
 
     CONFIRM = "confirm"
     LOOK_UP = "look_up"
@@ -34,24 +34,24 @@ class Operation(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What a listed code means."""
+    """The meaning of a listed code."""
 
-    #: Refused for good: this call moved no money.
+    #: A final refusal: this call moved no money.
     DECLINED = "declined"
     #: Our key, our request or our contract: an operator must act.
     OURS = "ours"
-    #: The order id has a payment already: perhaps this one, seen through a second call.
+    #: The order id already has a payment: perhaps this one, from a repeated call.
     USED = "used"
-    #: The same call is still running, or was put off before it began.
+    #: The same call is still running, or was postponed before it began.
     RETRY = "retry"
     #: The PG does not know the payment, or no longer lets it be confirmed.
     MISSING = "missing"
-    #: Listed, and yet it says nothing about the money. As good as not listed; the row is here so
-    #: that a reader sees it was thought of.
+    #: Listed, but implies nothing about the money. Equivalent to an unlisted code; the row
+    #: documents that it was considered.
     UNKNOWN = "unknown"
 
 
-#: Of any POST: they come from the PG's entrance, before it looks at the payment.
+#: Codes of any POST: the PG's front end returns them before the PG reads the payment.
 _ENTRANCE = {
     "UNAUTHORIZED_KEY": Verdict.OURS,
     "INCORRECT_BASIC_AUTH_FORMAT": Verdict.OURS,
@@ -59,7 +59,7 @@ _ENTRANCE = {
     "IDEMPOTENT_REQUEST_PROCESSING": Verdict.RETRY,
 }
 
-#: The PG refuses our API key, whatever is asked.
+#: The PG refuses our API key, for any operation.
 KEY_REFUSED = frozenset({"UNAUTHORIZED_KEY", "INCORRECT_BASIC_AUTH_FORMAT", "INVALID_API_KEY"})
 
 _CONFIRM = _ENTRANCE | {
@@ -108,10 +108,10 @@ _CONFIRM = _ENTRANCE | {
     # No such payment, or its ten minutes are over.
     "NOT_FOUND_PAYMENT": Verdict.MISSING,
     "NOT_FOUND_PAYMENT_SESSION": Verdict.MISSING,
-    # Usually our own earlier success, seen through a second call.
+    # Usually our own earlier success, reported to a repeated call.
     "ALREADY_PROCESSED_PAYMENT": Verdict.UNKNOWN,
     "DUPLICATED_ORDER_ID": Verdict.USED,
-    # The PG or the card company broke off half-way.
+    # The PG or the card company failed half-way.
     "PROVIDER_ERROR": Verdict.UNKNOWN,
     "CARD_PROCESSING_ERROR": Verdict.UNKNOWN,
     "FAILED_PAYMENT_INTERNAL_SYSTEM_PROCESSING": Verdict.UNKNOWN,
@@ -126,19 +126,19 @@ _LOOK_UP = {
     "FORBIDDEN_CONSECUTIVE_REQUEST": Verdict.RETRY,
     "NOT_FOUND_PAYMENT": Verdict.MISSING,
     "NOT_FOUND_PAYMENT_SESSION": Verdict.MISSING,
-    # Rather a wrong address than a missing payment, and a hold must not end on a wrong address.
+    # A wrong URL rather than a missing payment, and a wrong URL must not end a hold.
     "NOT_FOUND": Verdict.UNKNOWN,
     "NOT_SUPPORTED_MONTHLY_INSTALLMENT_PLAN_BELOW_AMOUNT": Verdict.UNKNOWN,
     "FAILED_PAYMENT_INTERNAL_SYSTEM_PROCESSING": Verdict.UNKNOWN,
 }
 
 _CANCEL = _ENTRANCE | {
-    # Where the money should go back to.
+    # The refund account.
     "INVALID_REFUND_ACCOUNT_INFO": Verdict.DECLINED,
     "INVALID_REFUND_ACCOUNT_NUMBER": Verdict.DECLINED,
     "INVALID_BANK": Verdict.DECLINED,
     "FORBIDDEN_BANK_REFUND_REQUEST": Verdict.DECLINED,
-    # What the payment or the contract does not allow.
+    # Not allowed by the payment or the contract.
     "EXCEED_CANCEL_AMOUNT_DISCOUNT_AMOUNT": Verdict.DECLINED,
     "INVALID_REQUEST": Verdict.DECLINED,
     "REFUND_REJECTED": Verdict.DECLINED,
@@ -150,12 +150,12 @@ _CANCEL = _ENTRANCE | {
     "NOT_ALLOWED_PARTIAL_REFUND_WAITING_DEPOSIT": Verdict.DECLINED,
     "FORBIDDEN_REQUEST": Verdict.DECLINED,
     "NOT_FOUND_PAYMENT": Verdict.MISSING,
-    # Probably an earlier cancel of ours: only the balance tells.
+    # Probably an earlier cancel of ours: only the balance can prove it.
     "ALREADY_CANCELED_PAYMENT": Verdict.UNKNOWN,
     "ALREADY_REFUND_PAYMENT": Verdict.UNKNOWN,
     "NOT_CANCELABLE_AMOUNT": Verdict.UNKNOWN,
     "NOT_MATCHES_REFUNDABLE_AMOUNT": Verdict.UNKNOWN,
-    # Later, after a look at the payment.
+    # Retry later, after a look-up of the payment.
     "PROVIDER_ERROR": Verdict.UNKNOWN,
     "FORBIDDEN_CONSECUTIVE_REQUEST": Verdict.UNKNOWN,
     "NOT_AVAILABLE_BANK": Verdict.UNKNOWN,
@@ -177,11 +177,11 @@ TABLES: Mapping[Operation, Mapping[str, Verdict]] = MappingProxyType(
 
 
 def verdict_of(operation: Operation, *, status: int, code: str) -> Verdict:
-    """What a refusal with this status and code says, and nothing more than it says."""
+    """The verdict of a refusal with this status and code."""
     if status == 429 or not 400 <= status < 500:
         return Verdict.UNKNOWN
     verdict = TABLES[operation].get(code, Verdict.UNKNOWN)
-    # An attempt may be voided on "missing", so both the word and the status have to say it.
+    # An attempt may be voided on "missing", so both the code and the status must agree.
     if verdict is Verdict.MISSING and status != 404:
         return Verdict.UNKNOWN
     return verdict
@@ -189,9 +189,8 @@ def verdict_of(operation: Operation, *, status: int, code: str) -> Verdict:
 
 def answer_of_refusal(operation: Operation, *, status: int, code: str, message: str) -> Answer:
     """The gateway's answer to a readable refusal of the PG."""
-    # A 4xx is kept with the idempotency key and comes back for it. A 429 and what the entrance
-    # refuses are turned away before the key is looked at, and for a 5xx nobody has seen that it
-    # is kept.
+    # The PG stores a 4xx with the idempotency key and replays it. It returns a 429 and the codes of
+    # its front end before it reads the key, and there is no evidence that it stores a 5xx.
     bound = 400 <= status < 500 and status != 429 and code not in _ENTRANCE
     match verdict_of(operation, status=status, code=code):
         case Verdict.DECLINED:
