@@ -11,7 +11,7 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[6]   buyer       hash    rsv:{S}:buyer:BUYER     sku -> units held or bought
   KEYS[7+]  stock       hash    rsv:{S}:stock:SKU       one per line, in the order of the lines
 Args
-  ARGV[1]   not_after     int   Unix ms, server's clock; later than this nothing is done
+  ARGV[1]   not_after     int   Unix ms, server's clock; after it the script does nothing
   ARGV[2]   epoch         text  the epoch of the sale that the caller knows
   ARGV[3]   mark_seq      int   the last event of the sale that the caller has seen, 0 for none
   ARGV[4]   mark_chain    text  its chain value, "" where only its number is known
@@ -19,21 +19,21 @@ Args
   ARGV[6]   order_id      text
   ARGV[7]   payment_key   text  the PG's id of this attempt
   ARGV[8]   claim_id      text  the caller's name for this call: repeated, it gets the same answer
-  ARGV[9]   lease_ms      int   how long this caller alone may ask for the money
+  ARGV[9]   lease_ms      int   how long only this caller may ask for the money
   ARGV[10]  attempts_max  int   payment attempts that an order may make
-  ARGV[11]  known_fence   int   the highest fence that SQL has for the order: an intent may stand
-                                under it although this server has lost the claim
+  ARGV[11]  known_fence   int   the highest fence that SQL has for the order: it may have an
+                                intent although this server has lost the claim
 Returns  the first that applies
   too_late           the server's clock is past not_after
-  recovering         the sale is not the one the caller knows
+  recovering         the sale is missing, under another epoch, or does not match its outbox
   went_back          this server has lost events that the caller has seen
   not_found          no such reservation
   claimed            {fence, lease end} the caller may ask the PG for the money, under this fence
   present            {status, outcome} nothing to claim: the payment key's own outcome, or
                      another key while a payment is under way or done; outcome "" where none
   attempts_exhausted the order has used up its payment attempts
-  expired            the hold ran out and the basket cannot be taken again
-  due                {order ids} holds that ran out stand in the way: expire them, ask again
+  expired            the hold has ended and the basket cannot be taken again
+  due                {order ids} overdue holds take the stock or the limit: expire them, retry
   limit_exceeded     {sku, limit, taken}
   sold_out           {"", then sku, available of each line}
 Keeps    total = available + held + sold, each >= 0; one outbox entry when it claims, else none
@@ -46,13 +46,13 @@ Cost     O(lines), at most 20
 --@include lib/lines.lua
 --@include lib/due.lua
 
--- Claim against expiry, the race this script exists for:
+-- Claim against expiry, the race that this script decides:
 --   reaper: expire ---------------------> {settled}: the deadline is gone
 --   buyer:        claim: CONFIRMING, deadline lifted
 -- or
 --   reaper: expire: EXPIRED, stock back
 --   buyer:        claim -> takes the same basket again here, or {expired}: no money is asked for
--- Both run alone on the server, so one of the two lines is what happened.
+-- Scripts run serially on the server, so one of the two timelines happens.
 
 local sale, deadlines, confirming, outbox = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local order, buyer = KEYS[5], KEYS[6]
@@ -92,7 +92,7 @@ if not lines then return bug end
 local ended = status == "RELEASED" or status == "EXPIRED"
 local takes = COUNTER[status] == "available"
 
--- Whether no deadline can lift the refusal.
+-- Whether no expiry can lift the refusal.
 local for_good = false
 local function limit_refusal()
     for _, line in ipairs(lines) do
@@ -111,7 +111,7 @@ local function stock_refusal()
         local counters = redis.call("HMGET", line.key, "available", "held")
         local available, held = tonumber(counters[1]), tonumber(counters[2])
         short = short or available < line.quantity
-        -- What is sold comes back with no deadline.
+        -- No deadline brings sold units back.
         for_good = for_good or available + held < line.quantity
         reply[#reply + 1] = line.sku
         reply[#reply + 1] = int(available)
@@ -120,8 +120,8 @@ local function stock_refusal()
 end
 
 if ended then
-    -- Taking a basket again is a new hold: the sale must be open for it. A claim of a standing
-    -- one is not, and goes on after the sale's end.
+    -- Taking a basket again is a new hold, so the sale must be open. A claim of an existing hold is
+    -- not, and works after the sale's end.
     local open = head.status == "open" and now_ms >= head.opens_at and now_ms < head.closes_at
     if not open then return {"expired"} end
 end

@@ -6,20 +6,20 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[1]   sale       hash    rsv:{S}:sale           settings, epoch, last seq and chain
   KEYS[2]   deadlines  zset    rsv:{S}:deadlines      order id -> deadline, Unix ms
   KEYS[3]   outbox     stream  rsv:{S}:outbox         one entry per change
-  KEYS[4+]  order      hash    rsv:{S}:order:ID       of each order, in order: its order key, its
+  KEYS[4+]  order      hash    rsv:{S}:order:ID       for each order, in order: its order key, its
                                                       buyer key, and one stock key per line
 Args
-  ARGV[1]   not_after  int   Unix ms, server's clock; later than this nothing is done
+  ARGV[1]   not_after  int   Unix ms, server's clock; after it the script does nothing
   ARGV[2]   epoch      text  the epoch of the sale that the caller knows
   ARGV[3]   mark_seq   int   the last event of the sale that the caller has seen, 0 for none
   ARGV[4]   mark_chain text  its chain value, "" where only its number is known
-  ARGV[5]   caller_ms  int   Unix ms, caller's clock; a deadline counts when both clocks say so
-  ARGV[6+]  order_id   text  of each order two values: its id and how many lines it has
-Returns  one word per order, in order, an error for one that is damaged: it is left as it is, and
-         the others end; behind them the caller's next mark where one ended; of each, the first
-         that applies
+  ARGV[5]   caller_ms  int   Unix ms, caller's clock; a deadline must have passed on both clocks
+  ARGV[6+]  order_id   text  for each order two values: its id and its number of lines
+Returns  one word per order, in order; an error for a damaged order, which is not changed while
+         the others end; last the caller's next mark, where any ended; for each, the first that
+         applies
   too_late    the server's clock is past not_after
-  recovering  the sale is not the one the caller knows
+  recovering  the sale is missing, under another epoch, or does not match its outbox
   went_back   this server has lost events that the caller has seen
   settled     it has no deadline any more: paid, being paid, or ended; a repeat lands here
   not_due     its deadline has not passed on both clocks
@@ -52,7 +52,7 @@ local head = open_head(sale, outbox, epoch)
 if not head then return all_answer("recovering") end
 if went_back(head, mark_seq, mark_chain) then return all_answer("went_back") end
 
--- Stock is read once a batch, followed here, and written once at the end.
+-- Stock is read once per batch, tracked here, and written once at the end.
 local stocks, touched = {}, {}
 local function stock_at(key)
     local stock = stocks[key]
@@ -65,7 +65,7 @@ local function stock_at(key)
     return stock
 end
 
--- The first thing wrong with giving these lines back, as an error reply; nil if none.
+-- The first error that returning these lines would cause, as an error reply; nil if none.
 local function check(lines, buyer)
     for _, line in ipairs(lines) do
         local stock = stock_at(line.key)
@@ -85,7 +85,7 @@ local function check(lines, buyer)
     end
 end
 
--- All at once: each call that a script makes costs the server about a microsecond.
+-- One command for all: each call in a script costs the server about a microsecond.
 local function read_deadlines()
     if order_count == 0 then return {} end
     local ids = {}
@@ -93,8 +93,7 @@ local function read_deadlines()
     return redis.call("ZMSCORE", deadlines, unpack(ids))
 end
 
--- Reads and checks one order: what is to be done where it is due, else the word or the bug that
--- answers it.
+-- Reads and checks one order: the changes to make where it is due, else its word or bug.
 local function look_at(deadline, first_key)
     if not deadline then return "settled" end
     if deadline > expiry_ms then return "not_due" end
@@ -133,16 +132,16 @@ local function expire(order_id, due)
     give_back(due.lines, due.buyer)
 end
 
--- A key of the wrong kind and text that is no JSON end what reads them: that is this order's own
--- answer, for nothing was written yet.
+-- A key of the wrong type or invalid JSON raises an error in its reader: it is this order's own
+-- reply, because nothing of the order was written yet.
 local function looked_at(deadline, first_key)
     local whole, due = pcall(look_at, deadline, first_key)
     if whole or type(due) == "table" then return due end
     return redis.error_reply("BUG expire: " .. due)
 end
 
--- What the batch moved, written once for all of it. It also follows an error at a later order:
--- those before it have ended.
+-- Writes the batch's changes once. It also runs after an error at a later order: those before it
+-- have ended.
 local function write_batch()
     if #ended == 0 then return end
     replies[order_count + 1] = close_head(head)
@@ -160,7 +159,7 @@ local function expire_all()
     for i = 1, order_count do
         local arg = FIRST_ORDER_ARG + (i - 1) * 2
         local order_id = ARGV[arg]
-        -- Named twice in one call: its deadline is still there, and it has ended all the same.
+        -- A repeated id in one call: its deadline is not removed yet, but the order has ended.
         local due = named[order_id] and "settled" or looked_at(tonumber(scores[i]), key)
         key = key + 2 + tonumber(ARGV[arg + 1])
         if type(due) ~= "table" or due.err then

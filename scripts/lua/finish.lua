@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 --[[
-finish.lua: write down how a payment ended, under the fence that asked for it.
+finish.lua: record the outcome of a payment, under the fence that asked for it.
 
 Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[1]   sale        hash    rsv:{S}:sale            settings, epoch, last seq and chain
@@ -12,7 +12,7 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[7]   buyer       hash    rsv:{S}:buyer:BUYER     sku -> units held or bought; :paid -> orders
   KEYS[8+]  stock       hash    rsv:{S}:stock:SKU       one per line, in the order of the lines
 Args
-  ARGV[1]   not_after   int   Unix ms, server's clock; later than this nothing is done
+  ARGV[1]   not_after   int   Unix ms, server's clock; after it the script does nothing
   ARGV[2]   epoch       text  the epoch of the sale that the caller knows
   ARGV[3]   mark_seq    int   the last event of the sale that the caller has seen, 0 for none
   ARGV[4]   mark_chain  text  its chain value, "" where only its number is known
@@ -20,25 +20,25 @@ Args
   ARGV[6]   order_id    text
   ARGV[7]   fence       int   the fence under which the caller asked the PG
   ARGV[8]   outcome     text  confirmed, awaiting_deposit, declined, voided, expired or refunded
-  ARGV[9]   attempt     text  what this payment key's attempt is remembered by; "" forgets it, so
+  ARGV[9]   attempt     text  the outcome to store for this payment key's attempt; "" removes it, so
                               that the same key may be claimed again (no money was asked for)
   ARGV[10]  due_ms      int   Unix ms; the account's due date with awaiting_deposit, else 0
   ARGV[11]  members     text  the event's other members: JSON text with a leading comma, or ""
   ARGV[12]  seen        int   the order's seq as the caller read it before it asked the PG. While it
-                              is CONFIRMING its fence tells who may finish it, and this counts for
-                              nothing; later all have the same fence, and whoever asked before the
-                              order's last change must not undo it
+                              is CONFIRMING, its fence decides which caller may finish it, and this
+                              is ignored; later all callers have the same fence, and one with a
+                              stale read must not undo the order's last change
   ARGV[13]  asked_key   text  the payment key that the caller asked the PG about
   ARGV[14]  claim_id    text  the claim or take-over by which the caller got its fence; "" where
-                              it read the fence, and did not get one
+                              it read the fence from the order
 Returns  the first that applies
   too_late    the server's clock is past not_after
-  recovering  the sale is not the one the caller knows
+  recovering  the sale is missing, under another epoch, or does not match its outbox
   went_back   this server has lost events that the caller has seen
   not_found   no such reservation
   done        {status} as asked, now or by an earlier call of the same kind
-  lost        {status, fence} this server has not seen the caller's claim: the fence that stands is
-              lower, or stands for another claim or payment key. It has lost events
+  lost        {status, fence} this server has not seen the caller's claim: the order's fence is
+              lower, or belongs to another claim or payment key. It has lost events
   stale       {status, fence} a later fence, a status that this outcome cannot follow, or an order
               that has changed since the caller read it
 Keeps    total = available + held + sold, each >= 0; one outbox entry when it writes, else none
@@ -60,8 +60,8 @@ local order_id, fence, outcome, attempt = ARGV[6], tonumber(ARGV[7]), ARGV[8], A
 local due_ms, members, seen = tonumber(ARGV[10]), ARGV[11], tonumber(ARGV[12])
 local asked_key, claim_id = ARGV[13], ARGV[14]
 
--- Where each outcome leads from each status. `voided` goes back to where the claim began, or to
--- EXPIRED when that deadline has passed.
+-- The transitions of each outcome. `voided` returns to the status before the claim, or to EXPIRED
+-- when that deadline has passed.
 local EDGES = {
     confirmed = {CONFIRMING = "CONFIRMED", AWAITING_DEPOSIT = "CONFIRMED"},
     awaiting_deposit = {CONFIRMING = "AWAITING_DEPOSIT", CONFIRMED = "AWAITING_DEPOSIT"},
@@ -88,10 +88,10 @@ if not status then return {"not_found"} end
 if not standing or not attempts then
     return redis.error_reply("BUG finish: a claimed order has no fence or no attempts")
 end
--- What this fence has already written is answered again, so a lost reply costs nothing.
+-- A repeat of this fence's own write gets the same answer, so a lost reply is harmless.
 local this_finish = outcome .. ":" .. int(fence)
 if found[6] == this_finish and not EDGES[outcome][status] then return {"done", status} end
--- Its own claim each caller has been answered, and no fence is given twice.
+-- Each caller has a reply to its own claim, and no fence is issued twice.
 local not_its_claim = claim_id ~= "" and (payment_key ~= asked_key or found[10] ~= claim_id)
 if standing < fence or standing == fence and not_its_claim then
     return {"lost", status, int(standing)}

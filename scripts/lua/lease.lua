@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 --[[
-lease.lua: take over a payment whose process is gone, or move the end of one's own lease.
+lease.lua: take over a payment whose lease has expired, or move the end of the caller's own lease.
 
 Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[1]   sale        hash    rsv:{S}:sale            settings, epoch, last seq and chain
@@ -8,24 +8,24 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[3]   outbox      stream  rsv:{S}:outbox          one entry per change
   KEYS[4]   order       hash    rsv:{S}:order:ID        the reservation
 Args
-  ARGV[1]   not_after   int   Unix ms, server's clock; later than this nothing is done
+  ARGV[1]   not_after   int   Unix ms, server's clock; after it the script does nothing
   ARGV[2]   epoch       text  the epoch of the sale that the caller knows
   ARGV[3]   mark_seq    int   the last event of the sale that the caller has seen, 0 for none
   ARGV[4]   mark_chain  text  its chain value, "" where only its number is known
   ARGV[5]   order_id    text
   ARGV[6]   fence       int   the fence that the caller saw
   ARGV[7]   lease_ms    int   the lease from now on
-  ARGV[8]   mode        text  take: only after the lease's end, with a new fence; move: one's own
+  ARGV[8]   mode        text  take: only after the lease's end, with a new fence; move: the caller's
   ARGV[9]   claim_id    text  the caller's name for this take-over: repeated, the same answer
   ARGV[10]  known_fence int   the highest fence that SQL has for the order
 Returns  the first that applies
   too_late    the server's clock is past not_after
-  recovering  the sale is not the one the caller knows
+  recovering  the sale is missing, under another epoch, or does not match its outbox
   went_back   this server has lost events that the caller has seen
   not_found   no such reservation
   taken       {fence, lease end} the caller has the payment now; every older fence is refused
   stale       {status, fence} not CONFIRMING any more, or another fence has it
-  leased      {lease end} somebody still has it
+  leased      {lease end} another caller still has the lease
   moved       {lease end}
 Keeps    the counters untouched; one outbox entry when taken, none when moved
 Cost     O(1)

@@ -1,6 +1,6 @@
 #!lua
 --[[
-prepare.lua: decide a batch of baskets in order, each on its own merits, and take their holds.
+prepare.lua: decide a batch of baskets in order, each independently, and take their holds.
 
 Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[1]   sale       hash    rsv:{S}:sale           settings, epoch, last seq and chain
@@ -8,59 +8,60 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[3]   outbox     stream  rsv:{S}:outbox         one entry per change
   KEYS[4]   confirming zset    rsv:{S}:confirming     order id -> end of the lease, Unix ms
   KEYS[5]   deposits   zset    rsv:{S}:deposits       order id -> due date of the account, Unix ms
-  KEYS[6+]  stock      hash    rsv:{S}:stock:SKU      one per SKU that occurs in the batch, then of
-                                                      each basket, in order, four keys: its order,
-                                                      buyer, buyer-orders and rate; the ids of its
-                                                      order and its buyer are what these end with
+  KEYS[6+]  stock      hash    rsv:{S}:stock:SKU      one per SKU of the batch, then for each
+                                                      basket, in order, four keys: its order, buyer,
+                                                      buyer-orders and rate; the keys end with the
+                                                      ids of its order and its buyer
 Args
-  ARGV[1]   not_after   int    Unix ms, server's clock; later than this nothing is done
+  ARGV[1]   not_after   int    Unix ms, server's clock; after it the script does nothing
   ARGV[2]   epoch       text   the epoch of the sale that the caller knows
   ARGV[3]   mark_seq    int    the last event of the sale that the caller has seen, 0 for none
   ARGV[4]   mark_chain  text   its chain value, "" where only its number is known
-  ARGV[5]   caller_ms   int    Unix ms, caller's clock; a deadline counts when both clocks say so
+  ARGV[5]   caller_ms   int    Unix ms, caller's clock; a deadline must have passed on both clocks
   ARGV[6]   interval    num    ms between two holds of one buyer at the steady rate; 0 = no limit
   ARGV[7]   burst       int    holds that a buyer may take at once
   ARGV[8]   sustained   int    holds that a buyer may take in a period; 0 = no limit
   ARGV[9]   period      num    ms, the period of `sustained`
-  ARGV[10]  unpaid_max  int    orders of a buyer that may end unpaid, PREPARED ones included, for
-                               they hold nothing either; 0 = no limit
-  ARGV[11]  skus        int    how many stock keys
-  ARGV[12]  wishes      int    how many wishes: most baskets of a sale are alike, so what is asked
-                               for stands here once for all baskets that ask for it
-  ARGV[13]  baskets     int    how many baskets
+  ARGV[10]  unpaid_max  int    orders of a buyer that may end unpaid, including PREPARED ones,
+                               because they hold nothing either; 0 = no limit
+  ARGV[11]  skus        int    number of stock keys
+  ARGV[12]  wishes      int    number of wishes: most baskets of a sale are alike, so each distinct
+                               request is sent once for all of its baskets
+  ARGV[13]  baskets     int    number of baskets
   ARGV[14]  asked       text   the number of each basket's wish, in order: "1 1 2 1 ..."
-  ARGV[15]  in_turn     int    1: no basket behind one that meets `due` is decided; 0: all are
-  ARGV[16]  waited      text   the places of the baskets that have waited for rounds enough, "3 7
-                               ..."; holds that ran out make none of these `due` any more
-  ARGV[17+] sku         text   one per stock key, then of each wish six values: digest of the body,
+  ARGV[15]  in_turn     int    1: baskets behind a `due` one are not decided; 0: all are
+  ARGV[16]  waited      text   positions of the baskets that have waited for enough rounds,
+                               "3 7 ...": overdue holds no longer make them `due`
+  ARGV[17+] sku         text   one per stock key, then for each wish six values: digest of the body,
                                order name, the same as JSON text, amount, admitted (1 or 0), and
                                its lines "index quantity index quantity ..."
-Returns  {what all have in common}, and one reply per basket, in order, an error for one whose data
-         is damaged: nothing of it is written, and the others are decided; of each, the first that
-         applies. A word of all is alone in its array, and no basket has a reply then.
-  too_late        of all: the server's clock is past not_after
-  recovering      of all: the sale is not the one the caller knows; nothing is sold before a rebuild
-  went_back       of all: this server has lost events that the caller has seen
-  replayed        this order stands, made from the same body
+Returns  {the common fields}, and one reply per basket, in order; an error for a basket with damaged
+         data, of which nothing is written, while the others are decided; for each basket, the first
+         that applies. A word for the whole batch is alone in its array, without replies to baskets.
+  too_late        whole batch: the server's clock is past not_after
+  recovering      whole batch: the sale is missing, under another epoch, or does not match its
+                  outbox; nothing is sold before a rebuild
+  went_back       whole batch: this server has lost events that the caller has seen
+  replayed        the order exists, made from the same body
   too_many_orders {unpaid_max} that many orders of the buyer hold nothing and are unpaid
   rate_limited    {ms until one more is allowed}
   sku_not_found   {sku}
-  key_reused      this order stands, made from another body
-  not_admitted    the sale asks for an admission and the caller saw no good one
+  key_reused      the order exists, made from another body
+  not_admitted    the sale requires an admission and the caller saw no valid one
   closed          the sale is over
   not_open        {opens_at}
   paused          an operator stopped the sale
   amount_mismatch {amount of the basket at today's prices}
-  due             {order ids} holds that ran out and may make room for this basket: expire them,
-                  then ask again; no ids: those that were named before in this reply
-  again           a basket before this one met `due`, and turns are kept: ask again after it
+  due             {order ids} overdue holds that may make room for this basket: expire them, then
+                  retry; without ids: those of an earlier `due` in this reply
+  again           a basket before this one is `due`, and in_turn is 1: retry after it
   limit_exceeded  {sku, limit, taken}
-  sold_out        {next deadline or "", then sku, available of each line}; the next who are told the
-                  same have -n as their reply: as the n-th sold_out of this reply
-  held            of all: {expires_at, created_at, the caller's next mark or {} where nothing is
-                  written, items of each wish}; a basket whose reply is a
-                  positive number has its stock held until expires_at, and it is its event's
-  prepared        likewise, and nothing is held: the sale takes stock later
+  sold_out        {next deadline or "", then sku, available of each line}; a repeat of the n-th
+                  sold_out of this reply is the number -n
+  held            whole batch: {expires_at, created_at, the caller's next mark or {} where nothing
+                  is written, items of each wish}; a positive number as the reply to a basket is the
+                  seq of its event: its stock is held until expires_at
+  prepared        likewise, but nothing is held: the sale takes stock later
 Keeps    total = available + held + sold, each >= 0; one outbox entry for each basket that is held
          or prepared, none for any other
 Cost     O(lines), at most 20 a basket and as many baskets as the caller batches
@@ -81,9 +82,9 @@ local sku_count, wish_count, basket_count =
 local asked, in_turn, waited = ARGV[14], ARGV[15] == "1", ARGV[16]
 local FIRST_STOCK_KEY, FIRST_SKU = 6, 17
 local KEYS_PER_BASKET, ARGS_PER_WISH = 4, 6
--- Lua's stack carries several thousand arguments of one call.
+-- Lua's stack limits the arguments of one call to several thousand.
 local ORDERS_AT_ONCE = 1000
--- Where the ids begin in the keys of a basket: all keys of a sale begin alike.
+-- Offsets of the ids in a basket's keys: all keys of a sale share their prefix.
 local TAG = #sale - #"sale"
 local ORDER_ID_AT, BUYER_ID_AT = TAG + #"order:" + 1, TAG + #"buyer:" + 1
 
@@ -98,7 +99,7 @@ if not head.currency or not head.hold_seconds then
     return redis.error_reply("BUG prepare: the sale has no currency or no time to hold")
 end
 
--- Stock is read once a batch, followed here, so that a basket sees the ones before it, and written
+-- Stock is read once per batch, tracked here, so that a basket sees the ones before it, and written
 -- once at the end.
 local stocks = {}
 for index = 1, sku_count do
@@ -121,18 +122,18 @@ local holds = head.hold_policy == "prepare"
 local word, status = "prepared", "PREPARED"
 if holds then word, status = "held", "HELD" end
 
--- Deadlines of this batch that are not written yet: one command for many.
+-- Deadlines of this batch that are not written yet: one command writes many.
 local new_deadlines = {}
 local function write_deadlines()
     if #new_deadlines > 0 then redis.call("ZADD", deadlines, unpack(new_deadlines)) end
     new_deadlines = {}
 end
 
--- What the replies have in common.
+-- The common fields of the replies.
 local common = {word, expires_at, at, {}}
 
--- What the batch moved, written once for all of it. It also follows an error at a later basket:
--- what was decided before that stands.
+-- Writes the batch's changes once. It also runs after an error at a later basket: the decisions
+-- before it are kept.
 local first_seq = head.seq
 local function write_batch()
     if head.seq == first_seq then return end
@@ -153,7 +154,7 @@ local function holds_ran_out()
     return #due > 0
 end
 
--- They are the same for all baskets of a call, so their ids are told once.
+-- All baskets of a call have the same ones, so only the first `due` has their ids.
 local due_named = false
 local function name_due()
     if due_named then return {"due"} end
@@ -161,7 +162,7 @@ local function name_due()
     return {"due", unpack(due)}
 end
 
--- The buyer's own holds that ran out: no others can make room under the buyer's limits.
+-- The buyer's own overdue holds: no others can make room under the buyer's limits.
 local function own_due(basket)
     local own = {}
     if not holds_ran_out() then return own end
@@ -190,8 +191,8 @@ local function basket_at(position, wish)
 end
 
 -- GCRA: the theoretical arrival time may run ahead of now by (burst - 1) intervals. Most buyers of
--- a sale hold once, so a first hold writes no key for it: the order tells when it was taken. Where
--- the clock went back since, it binds for an interval and not until then.
+-- a sale hold once, so a first hold writes no key for it: its time comes from the order. If the
+-- clock has gone back since, that hold binds for one interval, and not until its own time.
 local function arrival_of(basket)
     if basket.orders == 0 then return now_ms end
     if basket.orders > 1 then
@@ -201,7 +202,7 @@ local function arrival_of(basket)
     return math.max(math.min(tonumber(first), now_ms) + interval, now_ms)
 end
 
--- How many of the buyer's orders keep units from others: the buyer's limits bound them.
+-- The number of the buyer's orders with a hold; the buyer's limits bound it.
 local function holding_count(basket)
     write_deadlines()
     local sets = holds and {deadlines, confirming, deposits} or {confirming, deposits}
@@ -218,8 +219,8 @@ local function holding_count(basket)
     return count
 end
 
--- What a buyer left unpaid are all orders of the buyer but the paid ones (lib/paid.lua) and those
--- that hold. How many there are in all is at hand, so others cost no read, and nothing is written.
+-- A buyer's unpaid orders are all orders except the paid ones (lib/paid.lua) and those with a hold.
+-- The total is already known, so buyers with few orders cost no read, and nothing is written.
 local function unpaid_refusal(basket)
     if unpaid_max == 0 or basket.orders < unpaid_max then return nil end
     local paid = count_of(redis.call("HGET", basket.buyer, PAID_ORDERS) or "0")
@@ -231,7 +232,7 @@ local function unpaid_refusal(basket)
     return {"too_many_orders", int(unpaid_max)}
 end
 
--- The sustained rate is a window that slides over the buyer's list of orders, which a rebuild
+-- The sustained rate limit is a sliding window over the buyer's list of orders, which a rebuild
 -- restores. An order from the future (the clock went back) counts as one of now.
 local function sustained_wait(basket)
     if sustained == 0 or basket.orders < sustained then return 0 end
@@ -241,7 +242,7 @@ local function sustained_wait(basket)
 end
 
 local function rate_refusal(basket)
-    -- Reading the count proves the key's kind before the first write.
+    -- Reading the count checks the key's type before the first write.
     basket.orders = redis.call("ZCARD", basket.buyer_orders)
     local refusal = unpaid_refusal(basket)
     if refusal then return refusal end
@@ -279,7 +280,7 @@ local function wish_at(number)
         items[count] = string.format('["%s",%s,%s]', stock.sku, quantity, int(stock.price))
     end
     wish.items = "[" .. table.concat(items, ",") .. "]"
-    -- What the events of these baskets say alike, before the buyer and after.
+    -- The parts that these baskets' events share, before the buyer and after.
     wish.event_begins = table.concat({
         '{"from":"","to":"', status, '","items":', wish.items, ',"amount":', wish.amount_text,
         ',"digest":"', wish.digest, '","expiresAt":', expires_at, ',"buyer":'})
@@ -312,7 +313,7 @@ local function limit_refusal(basket, wish)
     end
 end
 
--- A crowd that comes too late asks for the same, and nothing moves meanwhile: it is said once.
+-- After a sell-out, identical requests get the same refusal until stock moves: it is built once.
 local sold_out_count = 0
 local function stock_refusal(basket, wish)
     if wish.sold_out_at == head.seq then return -wish.sold_out_number end
@@ -320,7 +321,7 @@ local function stock_refusal(basket, wish)
     for _, line in ipairs(wish.lines) do
         local stock = line.stock
         short = short or stock.available < line.quantity
-        -- What is sold comes back with no deadline.
+        -- No deadline brings sold units back.
         for_good = for_good or stock.available + stock.held < line.quantity
     end
     if not short then return nil end
@@ -338,19 +339,19 @@ local function stock_refusal(basket, wish)
         reply[#reply + 1] = int(line.stock.available)
     end
     sold_out_count = sold_out_count + 1
-    -- Those who have not waited yet are `due`.
+    -- Baskets that have not waited yet would be `due`.
     if not overdue then wish.sold_out_at, wish.sold_out_number = head.seq, sold_out_count end
     return reply
 end
 
 local function write(basket, wish)
-    -- %q quotes what a buyer's id is made of as JSON does: printable ASCII.
+    -- %q quotes printable ASCII, the alphabet of buyer ids, as JSON does.
     local buyer = string.format("%q", basket.buyer_id)
     local seq = append_event(
         head, "prepared", basket.order_id, now_ms, wish.event_begins .. buyer .. wish.event_ends)
     redis.call("ZADD", basket.buyer_orders, at, basket.order_id)
-    -- What every open hold says alike stands in the sale or nowhere: orders are most of the memory.
-    -- When it began is its deadline less the seconds of its hold.
+    -- Fields that all open holds share are in the sale or omitted: orders take most of the memory.
+    -- The time of the hold is its deadline minus its hold seconds.
     redis.call(
         "HSET", basket.order, "status", status, "buyer", basket.buyer_id, "items", wish.items,
         "amount", wish.amount_text, "name", wish.name, "digest", wish.digest,
@@ -372,7 +373,7 @@ local function write(basket, wish)
     return head.seq
 end
 
--- Reads and checks one basket: the refusal or the bug that answers it; nil where it can be taken.
+-- Reads and checks one basket: its refusal or bug; nil where it can be taken.
 local function look_at(basket)
     local wish = basket.wish
     local standing = redis.call("HGET", basket.order, "digest")
@@ -385,12 +386,12 @@ local function look_at(basket)
     refusal = window_refusal(wish)
     if refusal then return refusal end
     if wish.price ~= wish.amount then return {"amount_mismatch", int(wish.price)} end
-    -- A hold that ran out hides neither stock nor a buyer's own limit: where it may, it is `due`.
+    -- An overdue hold must not cause a refusal by stock or limit: where it may, `due` is returned.
     return limit_refusal(basket, wish) or stock_refusal(basket, wish)
 end
 
--- A key of the wrong kind ends what reads it: that is this basket's own answer, for nothing of it
--- was written yet.
+-- A key of the wrong type raises an error in its reader: it is this basket's own reply, because
+-- nothing of the basket was written yet.
 local function decide(basket)
     local whole, refusal = pcall(look_at, basket)
     if not whole and type(refusal) ~= "table" then

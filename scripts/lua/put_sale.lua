@@ -5,27 +5,28 @@ put_sale.lua: create a sale, or change one that the caller has read.
 Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[1]   sale    hash    rsv:{S}:sale           settings, epoch, last seq and chain
   KEYS[2]   outbox  stream  rsv:{S}:outbox         one entry per change
-  KEYS[3+]  stock   hash    rsv:{S}:stock:SKU      one per item to be, then one per item to go
+  KEYS[3+]  stock   hash    rsv:{S}:stock:SKU      one per item, then one per leaving item
 Args
-  ARGV[1]   not_after    int   Unix ms, server's clock; later than this nothing is done
-  ARGV[2]   epoch        text  of the sale that the caller knows; what a new sale begins with
+  ARGV[1]   not_after    int   Unix ms, server's clock; after it the script does nothing
+  ARGV[2]   epoch        text  of the sale that the caller knows; the first epoch of a new sale
   ARGV[3]   mark_seq     int   the last event of the sale that the caller has seen, 0 for none
   ARGV[4]   mark_chain   text  its chain value, "" where only its number is known
   ARGV[5]   version      int   the version that the caller read; 0 creates
   ARGV[6]   digest       text  of the whole change: repeated, it gets the same answer
   ARGV[7]   skus         text  JSON array of the item ids, in the order of the items
   ARGV[8]   data         text  the event's data, JSON
-  ARGV[9]   settings     int   how many settings follow
-  ARGV[10]  items        int   how many items follow the settings
+  ARGV[9]   settings     int   number of settings that follow
+  ARGV[10]  items        int   number of items after the settings
   ARGV[11+] field        text  each setting: field, value; each item: sku, name, price, total, limit
 Returns  the first that applies
   too_late    the server's clock is past not_after
-  exists      {version} there is a sale already, and version 0 only creates
-  recovering  the sale is not the one the caller knows, or keys of a lost one are in the way
+  exists      {version} the sale exists already, and version 0 only creates
+  recovering  the sale is missing, under another epoch, or does not match its outbox; or keys of a
+              lost sale exist
   went_back   this server has lost events that the caller has seen
   done        {version} as asked, now or by an earlier call
-  changed     {version} somebody changed it since it was read
-  fixed       {field} currency and hold policy stay as they are
+  changed     {version} the sale has changed since it was read
+  fixed       {field} currency and hold policy cannot change
   total_too_low {sku, held and sold}
   item_in_use   {sku} an item with held or sold units cannot leave
 Keeps    total = available + held + sold, each >= 0; one outbox entry when it writes, else none

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 --[[
-release.lua: give a reservation's hold back before any money was asked for.
+release.lua: release a reservation's hold before any money was asked for.
 
 Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[1]   sale       hash    rsv:{S}:sale           settings, epoch, last seq and chain
@@ -10,7 +10,7 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[5]   buyer      hash    rsv:{S}:buyer:BUYER    sku -> units held or bought
   KEYS[6+]  stock      hash    rsv:{S}:stock:SKU      one per line, in the order of the lines
 Args
-  ARGV[1]   not_after  int   Unix ms, server's clock; later than this nothing is done
+  ARGV[1]   not_after  int   Unix ms, server's clock; after it the script does nothing
   ARGV[2]   epoch      text  the epoch of the sale that the caller knows
   ARGV[3]   mark_seq   int   the last event of the sale that the caller has seen, 0 for none
   ARGV[4]   mark_chain text  its chain value, "" where only its number is known
@@ -18,11 +18,11 @@ Args
   ARGV[6]   members    text  the event's other members: JSON text with a leading comma, or ""
 Returns  the first that applies
   too_late    the server's clock is past not_after
-  recovering  the sale is not the one the caller knows
+  recovering  the sale is missing, under another epoch, or does not match its outbox
   went_back   this server has lost events that the caller has seen
   not_found   no such reservation
   released    the hold is back in available
-  present     {status} nothing to give back: ended already, money under way, or paid
+  present     {status} no hold to release: ended already, payment in progress, or paid
 Keeps    total = available + held + sold, each >= 0; one outbox entry when it writes, else none
 Cost     O(lines), at most 20
 ]]

@@ -1,6 +1,6 @@
 #!lua
 --[[
-remake.lua: take the hold again of an order that Redis lost and SQL never got.
+remake.lua: take the hold again of an order that Redis lost before the flush to SQL.
 
 Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[1]   sale          hash    rsv:{S}:sale               settings, epoch, last seq and chain
@@ -11,19 +11,19 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[6]   buyer_orders  zset    rsv:{S}:buyer-orders:BUYER  the buyer's orders by time
   KEYS[7+]  stock         hash    rsv:{S}:stock:SKU          one per line, in the order of the lines
 Args
-  ARGV[1]   not_after   int   Unix ms, server's clock; later than this nothing is done
+  ARGV[1]   not_after   int   Unix ms, server's clock; after it the script does nothing
   ARGV[2]   epoch       text  the rebuild's own; another one means that another rebuild has begun
   ARGV[3]   order_id    text
   ARGV[4]   buyer_id    text
   ARGV[5]   items       text  JSON array of [sku, quantity, price], at the prices of the lost order
   ARGV[6]   amount      int   minor units
-  ARGV[7]   name        text  what the PG's page showed
+  ARGV[7]   name        text  the order's name as the PG's page showed it
   ARGV[8]   name_json   text  the same as JSON text
   ARGV[9]   digest      text  of the body that the buyer sent
 Returns  the first that applies
   too_late        the server's clock is past not_after
   recovering      the sale is not this rebuild's
-  done            the order stands, made now or before
+  done            the order exists, made now or by an earlier call
   item_gone       {sku} an item has left the sale
   limit_exceeded  {sku, limit, taken}
   sold_out        {"", then sku, available of each line}
@@ -35,8 +35,8 @@ Cost     O(lines), at most 20
 --@include lib/count.lua
 --@include lib/lines.lua
 
--- The sale's window, its prices and the buyer's rate do not count: the buyer held this before it
--- was lost, and has authenticated a payment for it. Stock and limit count as for any other.
+-- No check of the sale's window, its prices or the buyer's rate limit: the buyer held this before
+-- the loss, and has authenticated a payment for it. Stock and limit apply as for any other hold.
 local sale, deadlines, outbox = KEYS[1], KEYS[2], KEYS[3]
 local order, buyer, buyer_orders = KEYS[4], KEYS[5], KEYS[6]
 local FIRST_STOCK_KEY = 7

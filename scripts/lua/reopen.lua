@@ -1,19 +1,19 @@
 #!lua
 --[[
-reopen.lua: begin a restored sale's outbox anew, right behind the last event that SQL has.
+reopen.lua: start a restored sale's outbox again, right after the last event that SQL has.
 
 Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[1]   sale    hash    rsv:{S}:sale      settings, epoch, last seq and chain
-  KEYS[2]   outbox  stream  rsv:{S}:outbox    one entry per change; not there yet
+  KEYS[2]   outbox  stream  rsv:{S}:outbox    one entry per change; does not exist yet
 Args
-  ARGV[1]   not_after  int   Unix ms, server's clock; later than this nothing is done
+  ARGV[1]   not_after  int   Unix ms, server's clock; after it the script does nothing
   ARGV[2]   epoch      text  the rebuild's own; another one means that another rebuild has begun
   ARGV[3]   event      text  rebuilt, or sale_put where SQL has no event of the sale
   ARGV[4]   data       text  the event's data, JSON
 Returns  the first that applies
   too_late    the server's clock is past not_after
   recovering  the sale is not this rebuild's
-  done        the outbox stands, now or by an earlier call
+  done        the outbox exists, now or by an earlier call
 Keeps    the counters untouched; one outbox entry when it writes, else none
 Cost     O(1)
 ]]

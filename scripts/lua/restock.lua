@@ -1,32 +1,32 @@
 #!lua flags=allow-oom
 --[[
-restock.lua: add units of one item to a sale, or withdraw units that nobody holds.
+restock.lua: add units of one item to a sale, or withdraw available ones.
 
 Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[1]   sale        hash    rsv:{S}:sale           settings, epoch, last seq and chain
   KEYS[2]   outbox      stream  rsv:{S}:outbox         one entry per change
-  KEYS[3]   operations  hash    rsv:{S}:operations     operation -> digest of what it asked for
+  KEYS[3]   operations  hash    rsv:{S}:operations     operation -> digest of its request
   KEYS[4]   stock       hash    rsv:{S}:stock:SKU      the item
 Args
-  ARGV[1]   not_after   int   Unix ms, server's clock; later than this nothing is done
+  ARGV[1]   not_after   int   Unix ms, server's clock; after it the script does nothing
   ARGV[2]   epoch       text  the epoch of the sale that the caller knows
   ARGV[3]   mark_seq    int   the last event of the sale that the caller has seen, 0 for none
   ARGV[4]   mark_chain  text  its chain value, "" where only its number is known
   ARGV[5]   operation   text  the caller's name for this change, from its idempotency key
-  ARGV[6]   digest      text  of what it asks for
+  ARGV[6]   digest      text  of the request
   ARGV[7]   sku         text
   ARGV[8]   delta       int   units to add; negative withdraws
   ARGV[9]   total_max   int   the largest total that an item may have
   ARGV[10]  members     text  the event's other members: JSON text with a leading comma
 Returns  the first that applies
   too_late      the server's clock is past not_after
-  recovering    the sale is not the one the caller knows
+  recovering    the sale is missing, under another epoch, or does not match its outbox
   went_back     this server has lost events that the caller has seen
   done          as asked, now or by an earlier call
-  key_reused    this operation asked for something else
+  key_reused    this operation was another request
   sku_not_found no such item
-  insufficient  {available} not that many are free to withdraw
-  too_many      {total} the item may not have that many
+  insufficient  {available} fewer units are available than to withdraw
+  too_many      {total} the item's total would exceed total_max
 Keeps    total = available + held + sold, each >= 0; the version moves with the total; one outbox
          entry when it writes, else none
 Cost     O(1)

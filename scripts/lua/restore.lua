@@ -1,22 +1,22 @@
 #!lua
 --[[
-restore.lua: write a part of a sale back, while nobody else may change it.
+restore.lua: restore a part of a sale, while only the rebuild may change it.
 
 Keys     all carry the sale's hash tag, so the script stays in one slot
-  KEYS[1]   sale  hash  rsv:{S}:sale   under the rebuild's own epoch until it is done; may be away
-  KEYS[2+]  any                        what is written
+  KEYS[1]   sale  hash  rsv:{S}:sale   under the rebuild's own epoch until it is done; may be absent
+  KEYS[2+]  any                        the keys to write
 Args
-  ARGV[1]   not_after  int   Unix ms, server's clock; later than this nothing is done
-  ARGV[2]   epoch      text  the rebuild's own, or, to begin with, the one that it found; another
+  ARGV[1]   not_after  int   Unix ms, server's clock; after it the script does nothing
+  ARGV[2]   epoch      text  the rebuild's own, or in its first call the one that it found; another
                              one means that another rebuild has begun
-  ARGV[3]   writes     text  JSON array of [command, which of the keys from 2 on, argument, ...];
+  ARGV[3]   writes     text  JSON array of [command, number of the key from 2 on, argument, ...];
                              the commands are HSET, HDEL, ZADD and UNLINK, so that a repeat changes
                              nothing
 Returns  the first that applies
   too_late    the server's clock is past not_after
   recovering  the sale is not this rebuild's
   done        all is written, now or by an earlier call
-Keeps    what the caller read from SQL; no outbox entry
+Keeps    the state that the caller read from SQL; no outbox entry
 Cost     O(writes); the caller sends at most 600 (under 10 ms)
 ]]
 --@include lib/now.lua

@@ -6,7 +6,7 @@ Keys     all carry the sale's hash tag, so the script stays in one slot
   KEYS[1]   sale    hash    rsv:{S}:sale       settings, epoch, last seq and chain
   KEYS[2]   outbox  stream  rsv:{S}:outbox     one entry per change
 Args
-  ARGV[1]   not_after  int   Unix ms, server's clock; later than this nothing is done
+  ARGV[1]   not_after  int   Unix ms, server's clock; after it the script does nothing
   ARGV[2]   epoch      text  the epoch of the sale that the caller knows
   ARGV[3]   mark_seq   int   the last event of the sale that the caller has seen, 0 for none
   ARGV[4]   mark_chain text  its chain value, "" where only its number is known
@@ -14,7 +14,7 @@ Args
   ARGV[6]   data       text  the event's data, JSON
 Returns  the first that applies
   too_late    the server's clock is past not_after
-  recovering  the sale is not the one the caller knows
+  recovering  the sale is missing, under another epoch, or does not match its outbox
   went_back   this server has lost events that the caller has seen
   done        as asked, now or already
   closed      a closed sale stays closed

@@ -1,7 +1,7 @@
--- As many orders as one expire call takes (4 ms).
+-- The maximum number of orders in one expire call (4 ms).
 local DUE_MAX = 200
 
--- The first orders whose deadline has passed.
+-- The orders with the earliest passed deadlines.
 local function due_orders(deadlines, at_ms)
     return redis.call("ZRANGEBYSCORE", deadlines, "-inf", int(at_ms), "LIMIT", 0, DUE_MAX)
 end

@@ -1,6 +1,6 @@
 -- The head of a sale: its settings, its epoch, and the number and chain value of its last event.
 -- nil where the sale is not the one the caller knows: no key, another epoch, or an outbox whose
--- last entry is not the head's. Then nothing may be changed until a rebuild (`recovering`).
+-- last entry is not the head's. Then no script may write until a rebuild (`recovering`).
 local function open_head(sale, outbox, epoch)
     local found = redis.call(
         "HMGET", sale, "epoch", "seq", "chain", "status", "opens_at", "closes_at",
@@ -17,15 +17,15 @@ local function open_head(sale, outbox, epoch)
 end
 
 -- Whether this server has lost events that the caller has seen: its sale ends before the caller's
--- mark, or with another event under the same number. Then nothing may be changed either: what is
--- written here would stand under numbers that others know with another content.
+-- mark, or with another event under the same number. Then no script may write either: its event
+-- would reuse a number under which others know another event.
 local function went_back(head, mark_seq, mark_chain)
     if head.seq ~= mark_seq then return head.seq < mark_seq end
     return mark_chain ~= "" and mark_chain ~= head.chain
 end
 
--- Appends one event. It is each step's first write: the entry's id is the event's number, and
--- open_head has seen that the stream ends right before it, so it cannot be refused half-way.
+-- Appends one event, as each step's first write. The entry's id is the event's number, and
+-- open_head has checked that the stream ends right before it, so XADD cannot fail half-way.
 local function append_event(head, event, order_id, at_ms, data)
     local seq, at = int(head.seq + 1), int(at_ms)
     local chain = redis.sha1hex(
@@ -37,7 +37,7 @@ local function append_event(head, event, order_id, at_ms, data)
     return seq
 end
 
--- Writes the head down, and returns the caller's next mark.
+-- Writes the head, and returns the caller's next mark.
 local function close_head(head)
     redis.call("HSET", head.sale, "seq", int(head.seq), "chain", head.chain)
     return {int(head.seq), head.chain}

@@ -1,14 +1,14 @@
--- Which counter of a SKU a reservation's units are in, by its status.
+-- The counter of a SKU that has a reservation's units, by its status.
 local COUNTER = {
     HELD = "held", CONFIRMING = "held", AWAITING_DEPOSIT = "held", CONFIRMED = "sold",
     PREPARED = "available", RELEASED = "available", EXPIRED = "available", REFUNDED = "available",
 }
 
--- Most orders of a sale are alike: each text is read once in a script.
+-- Most orders of a sale are alike: each text is decoded once per script.
 local decoded = {}
 
 -- The lines of a stored reservation, each with the stock key that the caller declared for it.
--- A key that is not this SKU's is a bug of the caller, found before anything is written.
+-- A key of another SKU is a bug of the caller, detected before the first write.
 local function take_lines(script, items, first_key, keys)
     local lines = {}
     decoded[items] = decoded[items] or cjson.decode(items)
@@ -22,8 +22,8 @@ local function take_lines(script, items, first_key, keys)
     return lines
 end
 
--- The first thing wrong with moving these lines between two counters, as an error reply; nil if
--- none. Redis refuses to add to what is no integer, so all that move_lines adds to is read here.
+-- The first error that moving these lines between two counters would cause, as an error reply; nil
+-- if none. HINCRBY fails on text that is no integer, so every field of move_lines is read here.
 local function check_lines(script, lines, buyer, from, to)
     for _, line in ipairs(lines) do
         local found = redis.call("HMGET", line.key, from, to)
@@ -46,7 +46,7 @@ local function check_lines(script, lines, buyer, from, to)
     end
 end
 
--- Moves the lines between two counters, and keeps what the buyer has in step.
+-- Moves the lines between two counters, and keeps the buyer's counts in step.
 local function move_lines(lines, buyer, from, to)
     if from == to then return end
     for _, line in ipairs(lines) do

@@ -3,12 +3,12 @@
 local PAID_ORDERS = ":paid"
 local IS_PAID = {CONFIRMED = true, REFUNDED = true}
 
--- By how much that count goes up on the way from one status to another.
+-- The change of that count between two statuses.
 local function paid_step(from, to)
     return (IS_PAID[to] and 1 or 0) - (IS_PAID[from] and 1 or 0)
 end
 
--- What is wrong with moving a buyer's count by such a step, as an error reply; nil if nothing is.
+-- The error that moving a buyer's count by this step would cause, as an error reply; nil if none.
 local function check_paid(script, buyer, step)
     if step == 0 then return nil end
     local paid = count_of(redis.call("HGET", buyer, PAID_ORDERS) or "0")

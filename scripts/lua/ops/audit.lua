@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 --[[
-audit.lua: what can be seen wrong in a sale from Redis alone, in an instant.
+audit.lua: inconsistencies of a sale that Redis alone can show, at one instant.
 
   redis-cli --eval scripts/lua/ops/audit.lua 'rsv:{SALE}:sale'
 

@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 --[[
-due.lua: holds whose deadline has passed and that nobody has reaped yet, the oldest first.
+due.lua: holds whose deadline has passed but which the reaper has not expired yet, oldest first.
 
   redis-cli --eval scripts/lua/ops/due.lua 'rsv:{SALE}:deadlines' , 20
 

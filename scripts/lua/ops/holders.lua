@@ -1,11 +1,11 @@
 #!lua flags=no-writes
 --[[
-holders.lua: which buyers hold most of an item now, bought units not counted.
+holders.lua: the buyers with the most held units of an item, bought units not counted.
 
   redis-cli --eval scripts/lua/ops/holders.lua 'rsv:{SALE}:sale' , SKU 10
 
-Looks through at most 1,000 orders of each kind, the nearest deadlines first, and says
-so where there are more; `reservation why SALE/SKU` counts all of them in SQL. Writes nothing.
+Reads at most 1,000 orders of each kind, the nearest deadlines first, and reports where there are
+more; `reservation why SALE/SKU` counts all of them in SQL. Writes nothing.
 ]]
 local tag = string.sub(KEYS[1], 1, -#"sale" - 1)
 local sku, count = ARGV[1], tonumber(ARGV[2]) or 10

@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 --[[
-order.lua: one order as the scripts see it, and which of the sale's sets it is in.
+order.lua: one order as the scripts see it, and the sale's sets that contain it.
 
   redis-cli --eval scripts/lua/ops/order.lua 'rsv:{SALE}:order:ORDER'
 

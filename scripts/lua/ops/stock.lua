@@ -10,7 +10,7 @@ local sale = KEYS[1]
 local head = redis.call("HMGET", sale, "status", "seq", "epoch", "skus")
 if not head[1] then return {"no such sale: " .. sale} end
 
--- A sale's keys share their slot, so building one from another stays on the node.
+-- A sale's keys share their slot, so a key built from another is on the same node.
 local tag = string.sub(sale, 1, -#"sale" - 1)
 local reply = {string.format("%s seq=%s epoch=%s", head[1], head[2], head[3])}
 for _, sku in ipairs(cjson.decode(head[4])) do
