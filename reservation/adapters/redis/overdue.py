@@ -84,7 +84,7 @@ class Overdue:
             waiting.rounds += 1
             waiting.helped = waiting.helped or gave_back > 0
             if waiting.rounds >= ROUNDS_MAX and not waiting.helped:
-                # Units may be available all the same, so the refusal is not "sold out".
+                # Units may still be available, so the refusal is not "sold out".
                 waiting.decide(Unavailable(retryAfter=RETRY_AFTER_SECONDS))
             else:
                 again.append(waiting)

@@ -170,7 +170,7 @@ class ReservationStore:
         Raises:
             SoldOut, BuyerLimitExceeded, ReservationExpired: no money may be asked for.
             HoldLost: Redis does not have the order.
-            and what `ScriptRunner.run` raises.
+            and the errors of `ScriptRunner.run`.
         """
         keys = self._keys.of(order.sale_id)
         claim_id = secrets.token_hex(8)
@@ -271,7 +271,7 @@ class ReservationStore:
 
         Raises:
             ClaimLost: Redis has not seen this claim: it has lost events.
-            and what `ScriptRunner.run` raises.
+            and the errors of `ScriptRunner.run`.
         """
         keys = self._keys.of(order.sale_id)
         reply = await self._calls.run(

@@ -290,7 +290,7 @@ class Ledger:
     async def leave_refund(
         self, held: RefundRecord, *, code: str | None, unanswered: bool, now_ms: int
     ) -> None:
-        """Give the lease on a refund back, with the PG's last code."""
+        """Release the lease on a refund, with the PG's last code."""
         await refunds.leave_refund(
             self._database, held, code=code, unanswered=unanswered, now_ms=now_ms
         )

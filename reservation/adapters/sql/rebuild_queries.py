@@ -188,8 +188,8 @@ async def unmet_intents(
         database: the database.
         sale_id: of this sale alone.
         order_id: of this order alone.
-        since_ms: only those that are no older.
-        before_ms: only those that are as old.
+        since_ms: only intents created at or after this time.
+        before_ms: only intents created before this time.
     """
     wanted = _unmet(sale_id, order_id)
     if since_ms is not None:
@@ -239,7 +239,7 @@ async def _page_after(
 
 
 async def confirmed_unpaid(database: Database, sale_id: str, limit: int) -> list[UnpaidRow]:
-    """CONFIRMED orders whose payment is not done in full, but for those being refunded."""
+    """CONFIRMED orders whose payment is not done in full, except those being refunded."""
     paid = and_(
         payments.c.payment_key == orders.c.payment_key,
         payments.c.order_id == orders.c.order_id,

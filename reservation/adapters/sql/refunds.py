@@ -234,7 +234,7 @@ async def lease_refund(
 async def leave_refund(
     database: Database, held: RefundRecord, *, code: str | None, unanswered: bool, now_ms: int
 ) -> None:
-    """Release the lease, with the PG's last code; if `unanswered`, a cancel may still come."""
+    """Release the lease, with the PG's last code; if `unanswered`, a cancel may still land."""
     async with database.write() as connection:
         await connection.execute(
             update(refunds)
