@@ -22,11 +22,12 @@ from api.http.fastpath.handler import FastPrepareHandler
 from api.http.head_requests import AnswerHead
 from api.http.middleware import RequestMiddleware
 from api.http.problem_details import EXCEPTION_HANDLERS
-from api.http.routes.admin import AdminController
-from api.http.routes.health import GuestController, HealthController
+from api.http.routes.admin_orders import AdminOrderController
+from api.http.routes.admin_sales import AdminSaleController
+from api.http.routes.guests import GuestController
+from api.http.routes.health import HealthController
 from api.http.routes.pages import PageController, is_the_document, static_routers
 from api.http.routes.payments import PaymentController
-from api.http.routes.refunds import RefundController
 from api.http.routes.reservations import ReservationController
 from api.http.routes.sales import SaleController, StockFeed
 from api.http.shutdown_responses import AnswerCutShort
@@ -85,8 +86,8 @@ def create_app(settings: Settings) -> Litestar:
             ReservationController,
             SaleController,
             PaymentController,
-            AdminController,
-            RefundController,
+            AdminSaleController,
+            AdminOrderController,
             HealthController,
             GuestController,
             PageController,

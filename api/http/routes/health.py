@@ -1,9 +1,9 @@
-"""Health checks (live and ready), metrics, and guest sign-in."""
+"""Health checks (live and ready) and metrics."""
 
 import asyncio
 from typing import Any, Final
 
-from litestar import Controller, Request, Response, get, post
+from litestar import Controller, Request, Response, get
 from litestar.handlers.base import BaseRouteHandler
 from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy.exc import SQLAlchemyError
@@ -14,19 +14,17 @@ from api.http.connection.connections import connections
 from api.http.dependencies import api_of, requires_operator
 from api.http.exposition import Exposition
 from api.http.problem_details import answers, documented
-from api.http.schemas.reservations import GuestAnswer, HealthAnswer
+from api.http.schemas.reservations import HealthAnswer
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.sql.unfit import LedgerUnfit
 from reservation.application.readiness.check import Findings
 from reservation.bootstrap import Service
 from reservation.domain.errors import (
     Forbidden,
-    RateLimited,
-    ReservationNotFound,
     Unauthenticated,
 )
 
-__all__ = ["GuestController", "HealthController"]
+__all__ = ["HealthController"]
 
 #: A probe that waits longer than this counts as failed anyway.
 CHECK_SECONDS: Final = 2.0
@@ -100,29 +98,6 @@ class HealthController(Controller):
         return Response(
             await exposition.text(),
             headers={"Content-Type": CONTENT_TYPE_LATEST, "Cache-Control": "no-store"},
-        )
-
-
-class GuestController(Controller):
-    """Buyers without an account."""
-
-    tags = ("Guests",)
-
-    @post(
-        "/v1/guests",
-        operation_id="newGuest",
-        responses=documented(ReservationNotFound, RateLimited),
-    )
-    async def new(self, request: Request[Any, Any, Any]) -> Response[GuestAnswer]:
-        """A new buyer's id and token; only with `RESERVATION_AUTH=guest`."""
-        api = api_of(request)
-        if not api.guests.open:
-            raise ReservationNotFound("Buyers sign in at the shop.")
-        buyer_id, token = api.guests.new(api.peers.address(request))
-        return Response(
-            GuestAnswer(buyer_id=buyer_id, token=token),
-            status_code=201,
-            headers={"Cache-Control": "no-store"},
         )
 
 

@@ -13,7 +13,7 @@ from api.http.connection.head import (
     RequestRefused,
     read_head,
 )
-from api.http.routes.admin import SALE_BYTES_MAX
+from api.http.routes.admin_sales import SALE_BYTES_MAX
 from tests.http.connection.streams import draw
 
 CHANGES = (b"", b"\r", b"\n", b"\r\n", b"\0", b":", b" ", b"\t", b"\xff", b",", b"7", b"close")

@@ -11,8 +11,8 @@ import pytest
 import uvicorn
 from litestar import Litestar, get
 
-from api.http.routes import audits
-from api.http.routes.audits import audit_answer
+from api.http.routes import streamed_audit
+from api.http.routes.streamed_audit import audit_answer
 from api.http.schemas.reservations import AuditAnswer
 from reservation.adapters.redis.errors import StoreUnavailable
 from reservation.application.audit.audit import AuditReport
@@ -44,7 +44,7 @@ async def serving(audit: Callable[[], Awaitable[AuditReport]]) -> AsyncIterator[
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audits, "SILENT_SECONDS_MAX", 0.05)
+    monkeypatch.setattr(streamed_audit, "SILENT_SECONDS_MAX", 0.05)
 
 
 async def test_a_long_audit_sends_white_space_until_its_report() -> None:

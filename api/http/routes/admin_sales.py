@@ -1,37 +1,26 @@
-"""The operator's endpoints: sales, stock, audit, orders, refunds."""
+"""The operator's endpoints for sales: create, update, stock, state, audit, explanation."""
 
 import re
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
-import msgspec
 from litestar import Controller, Request, Response, get, post, put
 from litestar.handlers.base import BaseRouteHandler
-from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody, QueryParameter
+from litestar.params import FromPath, HeaderParameter, JSONBody
 
 from api.http.auth.buyers import Connection
 from api.http.dependencies import api_of, requires_operator
 from api.http.problem_details import answers, documented
 from api.http.query_parameters import knows_query
-from api.http.routes.audits import audit_answer
 from api.http.routes.reservations import IdempotencyKey
-from api.http.schemas.accounts import VirtualAccountAnswer
+from api.http.routes.streamed_audit import audit_answer
 from api.http.schemas.explanations import SkuWhyAnswer
 from api.http.schemas.reservations import (
     AuditAnswer,
-    HistoryEntry,
-    LineAnswer,
-    OrderAnswer,
-    OrderHistoryAnswer,
-    OrdersAnswer,
     ReasonRequest,
     RestockRequest,
     SaleAnswer,
     SaleRequest,
 )
-from reservation.adapters.sql.history import HistoryRow
-from reservation.adapters.sql.orders import OrderRow, as_reservation
-from reservation.application.payments.refunds import facts_of
-from reservation.domain.clock import as_wire
 from reservation.domain.errors import (
     Forbidden,
     IdempotencyKeyReused,
@@ -40,7 +29,6 @@ from reservation.domain.errors import (
     MalformedRequest,
     PreconditionFailed,
     PreconditionRequired,
-    ReservationNotFound,
     SaleClosed,
     SaleNotFound,
     SaleRecovering,
@@ -49,12 +37,11 @@ from reservation.domain.errors import (
     Unauthenticated,
     Unavailable,
 )
-from reservation.domain.ids import BUYER_ID, SALE_ID, sale_of
-from reservation.domain.payment import Reason
+from reservation.domain.ids import SALE_ID
 from reservation.domain.sale import Sale
-from reservation.domain.states import SaleStatus, Status
+from reservation.domain.states import SaleStatus
 
-__all__ = ["AdminController"]
+__all__ = ["AdminSaleController"]
 
 _SALE_ID = re.compile(SALE_ID)
 _ETAG = re.compile(r'(?:W/)?"(v[1-9][0-9]{0,14}\.[0-9A-Za-z-]{1,32})"')
@@ -70,8 +57,8 @@ def valid_sale_id(connection: Connection, _: BaseRouteHandler) -> None:
         raise SaleNotFound
 
 
-class AdminController(Controller):
-    """For operators."""
+class AdminSaleController(Controller):
+    """Sales, for operators."""
 
     path = "/v1/admin"
     tags = ("Operators",)
@@ -219,40 +206,6 @@ class AdminController(Controller):
         """The holders of an item's units, since when, and the next deadlines."""
         return SkuWhyAnswer.of(await api_of(request).service.explain.item(sale_id, sku))
 
-    @get("/orders", operation_id="listOrders", responses=documented(*_COMMON))
-    async def orders(
-        self,
-        request: Request[Any, Any, Any],
-        sale_id: Annotated[str | None, QueryParameter(name="saleId", pattern=SALE_ID)] = None,
-        status: FromQuery[Status | None] = None,
-        buyer_id: Annotated[str | None, QueryParameter(name="buyerId", pattern=BUYER_ID)] = None,
-        cursor: Annotated[str | None, QueryParameter(max_length=256)] = None,
-        limit: Annotated[int, QueryParameter(ge=1, le=100)] = 50,
-    ) -> OrdersAnswer:
-        """Orders from SQL, newest first, a page at a time."""
-        try:
-            rows, next_cursor = await api_of(request).service.ledger.orders(
-                sale_id=sale_id,
-                status=status.value if status else None,
-                buyer_id=buyer_id,
-                cursor=cursor,
-                limit=limit,
-            )
-        except ValueError as error:
-            raise MalformedRequest("cursor is not one that this endpoint gave out.") from error
-        return OrdersAnswer(orders=[_order(row) for row in rows], next_cursor=next_cursor)
-
-    @get(
-        "/orders/{order_id:str}",
-        operation_id="getOrder",
-        responses=documented(*_COMMON, ReservationNotFound),
-    )
-    async def order(
-        self, request: Request[Any, Any, Any], order_id: FromPath[str]
-    ) -> OrderHistoryAnswer:
-        """One order with its whole history."""
-        return await _order_with_history(request, order_id)
-
 
 async def _switch(
     request: Request[Any, Any, Any], sale_id: str, status: SaleStatus, reason: str
@@ -282,72 +235,3 @@ def _sale(
         status_code=status_code,
         headers={"ETag": f'"{sale.etag}"', "Cache-Control": "no-store"},
     )
-
-
-def _order(row: OrderRow) -> OrderAnswer:
-    return msgspec.convert(_order_members(row), OrderAnswer)
-
-
-def _order_members(row: OrderRow) -> dict[str, Any]:
-    return {
-        "orderId": row.order_id,
-        "saleId": row.sale_id,
-        "buyerId": row.buyer_id,
-        "status": row.status,
-        "items": [
-            LineAnswer(sku=line.sku, quantity=line.quantity, price=line.price) for line in row.lines
-        ],
-        "amount": row.amount,
-        "currency": row.currency,
-        "paymentKeyLast4": row.payment_key[-4:] if row.payment_key else None,
-        "createdAt": as_wire(row.created_at_ms),
-        "updatedAt": as_wire(row.updated_at_ms),
-        "seq": row.seq,
-    }
-
-
-async def _order_with_history(request: Request[Any, Any, Any], order_id: str) -> OrderHistoryAnswer:
-    ledger = api_of(request).service.ledger
-    row = await ledger.order(order_id) if sale_of(order_id) else None
-    if row is None:
-        raise ReservationNotFound("SQL has no such order (yet).")
-    service = api_of(request).service
-    history = [_entry(entry) for entry in await ledger.history(order_id)]
-    # Redis is ahead of SQL: the next step depends on the order's current state.
-    now = await service.queries.find(order_id) or as_reservation(row)
-    account = await service.queries.deposit_account(now)
-    payment, refund = await ledger.payment_of(order_id), await ledger.refund_of(order_id)
-    members = {
-        **_order_members(row),
-        "next": await service.explain.next_step(now),
-        "paymentMethod": payment.method if payment else None,
-        "accountRefundStatus": payment.account_refund if payment else None,
-        "virtualAccount": VirtualAccountAnswer.of(account) if account else None,
-        "refund": facts_of(refund) if refund else None,
-    }
-    return msgspec.convert({**members, "history": history}, OrderHistoryAnswer)
-
-
-def _entry(row: HistoryRow) -> HistoryEntry:
-    facts: dict[str, Any] = msgspec.json.decode(row.facts)
-    if row.kind == "event" and (reason := Reason.read(row.what, facts)):
-        facts |= {**reason.members(), "explanation": reason.sentence()}
-    return HistoryEntry(
-        at=as_wire(row.at_ms), kind=row.kind, what=row.what, facts=_without_keys(facts)
-    )
-
-
-def _without_keys(facts: Any) -> Any:
-    """Payment keys reduced to their last four characters, secrets removed, at any depth."""
-    if isinstance(facts, dict):
-        members = cast("dict[str, Any]", facts)
-        return {
-            name: f"...{value[-4:]}"
-            if name in ("paymentKey", "payment_key") and isinstance(value, str)
-            else _without_keys(value)
-            for name, value in members.items()
-            if name != "secret"
-        }
-    if isinstance(facts, list):
-        return [_without_keys(value) for value in cast("list[Any]", facts)]
-    return facts
