@@ -1,5 +1,6 @@
 """Python client against the service: its retries, and its shapes."""
 
+import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -214,7 +215,7 @@ def test_the_answers_are_those_of_the_document(served: Served, shape: type[Any])
 def test_the_two_clients_differ_by_waiting_alone() -> None:
     folder = Path(reservation.client.__file__).parent
     words: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
-        (r"The client for asyncio", "The client for code that waits for each answer"),
+        (r"The client for asyncio", "The blocking client"),
         (r"import asyncio", "import time"),
         (r"await asyncio\.sleep", "time.sleep"),
         (r"AsyncBaseTransport", "BaseTransport"),
@@ -223,8 +224,16 @@ def test_the_two_clients_differ_by_waiting_alone() -> None:
         (r"__a(enter|exit)__", r"__\1__"),
         (r"aclose", "close"),
     ]
-    text = (folder / "asynchronous.py").read_text()
+    text = (folder / "async_client.py").read_text()
     for pattern, plain in words:
         text = re.sub(pattern, plain, text)
     plainly = re.sub(r"\s+", "", text)
-    assert plainly == re.sub(r"\s+", "", (folder / "synchronous.py").read_text())
+    assert plainly == re.sub(r"\s+", "", (folder / "client.py").read_text())
+
+
+@pytest.mark.parametrize("former", ["answers", "asynchronous", "synchronous"])
+def test_a_former_module_of_the_client_still_imports_with_a_warning(former: str) -> None:
+    with pytest.warns(DeprecationWarning, match=f"reservation.client.{former} is now"):
+        module = importlib.import_module(f"reservation.client.{former}")
+    public = [getattr(module, name) for name in module.__all__]
+    assert all(one.__module__.startswith("reservation.client.") for one in public)

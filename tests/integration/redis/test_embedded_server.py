@@ -293,7 +293,7 @@ OWNER = """
 import asyncio, sys
 from pathlib import Path
 from threading import Timer
-from reservation.adapters.redis import embedded
+from reservation.adapters.redis.embedded import server as embedded
 
 embedded._LAUNCH_MODE = sys.argv[2]
 server = embedded.EmbeddedServer(Path(sys.argv[1]))

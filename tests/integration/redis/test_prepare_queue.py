@@ -288,7 +288,7 @@ async def test_who_waits_for_holds_of_another_item_keeps_nobody_for_more_than_a_
             ask(f"other-{wave}-{number}", "a", served)
         await until(lambda: len(served) % 30 == 0 and len(served) > 30 * wave)  # noqa: B023 - awaited here
     await until(lambda: len(turned_away) == 30)
-    assert {kind for kind, _ in served} == {"Made"}
+    assert {kind for kind, _ in served} == {"HoldCreated"}
     assert max(count for _, count in served) <= 2, "once more behind one round"
     assert {kind for kind, _ in turned_away} == {"SoldOut"}
     assert max(count for _, count in turned_away) <= overdue.ROUNDS_MAX + 2
@@ -481,7 +481,7 @@ async def test_of_many_that_come_at_once_those_are_turned_away_who_would_wait_to
     ("quantity", "calls_at_each_answer"),
     [
         # None of the first four is answered before the second four have left.
-        (1, [("Made", 3)] * 8),
+        (1, [("HoldCreated", 3)] * 8),
         # A call that holds nothing is quick: the retries of its buyers fill the next call.
         (99, [("BuyerLimitExceeded", 2)] * 4 + [("BuyerLimitExceeded", 3)] * 4),
     ],

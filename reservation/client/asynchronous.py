@@ -1,0 +1,13 @@
+"""Former name of `reservation.client.async_client`; goes with the release after 0.2."""
+
+import warnings
+
+from reservation.client.async_client import AsyncClient
+
+__all__ = ["AsyncClient"]
+
+warnings.warn(
+    "reservation.client.asynchronous is now async_client; import from reservation.client",
+    DeprecationWarning,
+    stacklevel=2,
+)
