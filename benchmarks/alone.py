@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from api.http.schemas.reservations import SaleRequest
+from api.http.schemas.sales import SaleRequest
 from benchmarks.sale import SALE_ID, document
 from reservation.adapters.redis.embedded.server import EmbeddedServer
 from reservation.bootstrap import Service, opened

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from api.http.schemas.reservations import SaleRequest
+from api.http.schemas.sales import SaleRequest
 from reservation.bootstrap import opened
 from reservation.client.operator import OperatorClient, path_of
 from reservation.config.settings import Settings

@@ -13,7 +13,7 @@ from litestar import Litestar, get
 
 from api.http.routes import streamed_audit
 from api.http.routes.streamed_audit import audit_answer
-from api.http.schemas.reservations import AuditAnswer
+from api.http.schemas.sales import AuditAnswer
 from reservation.adapters.redis.errors import StoreUnavailable
 from reservation.application.audit.audit import AuditReport
 

@@ -11,15 +11,9 @@ from api.http.problem_details import answers, documented
 from api.http.query_parameters import knows_query
 from api.http.routes.reservations import IdempotencyKey
 from api.http.schemas.accounts import RefundAnswer, VirtualAccountAnswer
+from api.http.schemas.orders import HistoryEntry, OrderAnswer, OrderHistoryAnswer, OrdersAnswer
 from api.http.schemas.refunds import PendingRefundAnswer, RefundRequest, RefundsAnswer
-from api.http.schemas.reservations import (
-    HistoryEntry,
-    LineAnswer,
-    OrderAnswer,
-    OrderHistoryAnswer,
-    OrdersAnswer,
-    ReservationAnswer,
-)
+from api.http.schemas.reservations import LineAnswer, ReservationAnswer
 from reservation.adapters.sql.history import HistoryRow
 from reservation.adapters.sql.orders import OrderRow, as_reservation
 from reservation.application.payments.refunds import RefundWish, facts_of

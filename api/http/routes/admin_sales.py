@@ -13,13 +13,13 @@ from api.http.problem_details import answers, documented
 from api.http.query_parameters import knows_query
 from api.http.routes.reservations import IdempotencyKey
 from api.http.routes.streamed_audit import audit_answer
-from api.http.schemas.explanations import SkuWhyAnswer
-from api.http.schemas.reservations import (
+from api.http.schemas.sales import (
     AuditAnswer,
     ReasonRequest,
     RestockRequest,
     SaleAnswer,
     SaleRequest,
+    SkuWhyAnswer,
 )
 from reservation.domain.errors import (
     Forbidden,

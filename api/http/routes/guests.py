@@ -6,7 +6,7 @@ from litestar import Controller, Request, Response, post
 
 from api.http.dependencies import api_of
 from api.http.problem_details import documented
-from api.http.schemas.reservations import GuestAnswer
+from api.http.schemas.guests import GuestAnswer
 from reservation.domain.errors import RateLimited, ReservationNotFound
 
 __all__ = ["GuestController"]

@@ -14,7 +14,7 @@ from api.http.connection.connections import connections
 from api.http.dependencies import api_of, requires_operator
 from api.http.exposition import Exposition
 from api.http.problem_details import answers, documented
-from api.http.schemas.reservations import HealthAnswer
+from api.http.schemas.health import HealthAnswer
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.sql.unfit import LedgerUnfit
 from reservation.application.readiness.check import Findings

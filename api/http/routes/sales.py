@@ -17,7 +17,7 @@ from api.http.dependencies import ApiContext, api_of
 from api.http.problem_details import documented
 from api.http.query_parameters import knows_query
 from api.http.routes.reservations import sale_exists
-from api.http.schemas.reservations import SaleAnswer, SalesAnswer
+from api.http.schemas.sales import SaleAnswer, SalesAnswer
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.application.sales.listing import PAGE_MAX
 from reservation.domain.errors import (

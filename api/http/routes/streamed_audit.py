@@ -8,7 +8,7 @@ import msgspec
 import structlog
 from litestar.response import Stream
 
-from api.http.schemas.reservations import AuditAnswer
+from api.http.schemas.sales import AuditAnswer
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.application.audit.audit import AuditReport
 from reservation.domain.clock import as_wire

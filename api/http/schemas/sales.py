@@ -1,0 +1,278 @@
+"""Wire schemas of sales: shoppers' and operators' view, definition, audit, explanation."""
+
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from api.http.schemas.base import WORDS, RequestModel, ResponseModel
+from reservation.application.audit.audit import AuditReport
+from reservation.application.reservations.explain import SkuWhy, Waiting
+from reservation.domain.clock import as_ms, as_wire
+from reservation.domain.errors import InvalidSale
+from reservation.domain.ids import SKU
+from reservation.domain.sale import AMOUNT_MAX, TOTAL_MAX, Item, Sale
+from reservation.domain.sale_settings import SaleDefinition
+from reservation.domain.states import HoldPolicy
+
+__all__ = [
+    "AuditAnswer",
+    "HolderAnswer",
+    "ReasonRequest",
+    "RestockRequest",
+    "SaleAnswer",
+    "SaleRequest",
+    "SalesAnswer",
+    "SkuWhyAnswer",
+    "WaitingAnswer",
+]
+
+
+class ItemAnswer(ResponseModel, frozen=True, kw_only=True):
+    """An item as a shopper sees it."""
+
+    sku: str
+    name: str
+    price: int
+    total: int
+    available: int
+    held: int
+    sold: int
+    limit_per_buyer: int
+
+
+class SaleAnswer(ResponseModel, frozen=True, kw_only=True, omit_defaults=True):
+    """A sale as a shopper sees it; operators see its version as well."""
+
+    sale_id: str
+    name: str
+    currency: str
+    status: str
+    opens_at: str
+    closes_at: str
+    hold_seconds: int
+    hold_policy: HoldPolicy
+    virtual_accounts: bool
+    require_admission: bool
+    server_time: str
+    items: list[ItemAnswer]
+    #: Sent with prepare in `X-Sale-Admission` if the sale requires it.
+    admission: str | None = None
+
+    @classmethod
+    def of(cls, sale: Sale, *, now_ms: int, admission: str | None = None) -> "SaleAnswer":
+        """The sale on the wire."""
+        return cls(
+            sale_id=sale.sale_id,
+            name=sale.name,
+            currency=sale.currency,
+            status=sale.status(now_ms).value,
+            opens_at=as_wire(sale.opens_at_ms),
+            closes_at=as_wire(sale.closes_at_ms),
+            hold_seconds=sale.hold_seconds,
+            hold_policy=sale.hold_policy,
+            virtual_accounts=sale.virtual_accounts,
+            require_admission=sale.require_admission,
+            server_time=as_wire(now_ms),
+            items=[_item(item) for item in sale.items],
+            admission=admission,
+        )
+
+
+def _item(item: Item) -> ItemAnswer:
+    return ItemAnswer(
+        sku=item.sku,
+        name=item.name,
+        price=item.price,
+        total=item.total,
+        available=item.available,
+        held=item.held,
+        sold=item.sold,
+        limit_per_buyer=item.limit_per_buyer,
+    )
+
+
+class SalesAnswer(ResponseModel, frozen=True, kw_only=True):
+    """A page of sales: live ones first, then upcoming, then past."""
+
+    sales: list[SaleAnswer]
+    #: Of the next page; null at the end.
+    next_cursor: str | None
+
+
+class ItemRequest(RequestModel, frozen=True, kw_only=True):
+    """An item of an operator's sale definition."""
+
+    sku: Annotated[str, Meta(pattern=SKU)]
+    name: Annotated[str, Meta(min_length=1, max_length=200, pattern=WORDS)]
+    price: Annotated[int, Meta(ge=1, le=AMOUNT_MAX, description="minor units")]
+    total: Annotated[int, Meta(ge=0, le=TOTAL_MAX)]
+    limit_per_buyer: Annotated[int, Meta(ge=1, le=TOTAL_MAX)]
+
+
+class SaleRequest(RequestModel, frozen=True, kw_only=True):
+    """An operator's definition of a sale."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=200, pattern=WORDS)]
+    items: list[ItemRequest]
+    opens_at: datetime
+    closes_at: datetime
+    currency: Annotated[str, Meta(pattern="^[A-Z]{3}$(?!\\n)")] = "KRW"
+    hold_seconds: int = 300
+    hold_policy: HoldPolicy = HoldPolicy.PREPARE
+    virtual_accounts: bool = False
+    require_admission: bool = False
+
+    def change(self) -> SaleDefinition:
+        """The definition as the domain's type.
+
+        Raises:
+            InvalidSale: a time has no offset, which makes it ambiguous.
+        """
+        return SaleDefinition(
+            name=self.name,
+            currency=self.currency,
+            opens_at_ms=_instant("opensAt", self.opens_at),
+            closes_at_ms=_instant("closesAt", self.closes_at),
+            hold_seconds=self.hold_seconds,
+            hold_policy=self.hold_policy,
+            virtual_accounts=self.virtual_accounts,
+            require_admission=self.require_admission,
+            items=tuple(
+                Item(
+                    sku=item.sku,
+                    name=item.name,
+                    price=item.price,
+                    total=item.total,
+                    limit_per_buyer=item.limit_per_buyer,
+                )
+                for item in self.items
+            ),
+        )
+
+
+def _instant(name: str, at: datetime) -> int:
+    if at.tzinfo is None:
+        raise InvalidSale(f"{name} needs an offset, such as +09:00 or Z.")
+    return as_ms(at)
+
+
+class RestockRequest(RequestModel, frozen=True, kw_only=True):
+    """Units to add, or, negative, to withdraw."""
+
+    sku: Annotated[str, Meta(pattern=SKU)]
+    delta: Annotated[int, Meta(ge=-TOTAL_MAX, le=TOTAL_MAX)]
+    reason: Annotated[str, Meta(min_length=1, max_length=200, pattern=WORDS)]
+
+
+class ReasonRequest(RequestModel, frozen=True, kw_only=True):
+    """The operator's reason for a change."""
+
+    reason: Annotated[str, Meta(min_length=1, max_length=200, pattern=WORDS)]
+
+
+class SkuAuditAnswer(ResponseModel, frozen=True, kw_only=True):
+    """One item of an audit."""
+
+    sku: str
+    total: int
+    available: int
+    held: int
+    confirming: int
+    sold: int
+    ok: bool
+
+
+class AuditAnswer(ResponseModel, frozen=True, kw_only=True):
+    """The findings of an audit."""
+
+    ok: bool
+    checked_at: str
+    lag: int
+    skus: list[SkuAuditAnswer]
+    problems: list[str]
+
+    @classmethod
+    def of(cls, report: AuditReport) -> "AuditAnswer":
+        """The report on the wire."""
+        return cls(
+            ok=report.ok,
+            checked_at=as_wire(report.checked_at_ms),
+            lag=report.lag,
+            skus=[
+                msgspec.convert(row, SkuAuditAnswer, from_attributes=True) for row in report.skus
+            ],
+            problems=list(report.problems),
+        )
+
+
+class HolderAnswer(ResponseModel, frozen=True, kw_only=True):
+    """A buyer who holds units of an item."""
+
+    buyer_id: str
+    quantity: int
+    orders: int
+    since: str
+
+
+class WaitingAnswer(ResponseModel, frozen=True, kw_only=True):
+    """An order that holds units of an item, and the earliest time at which that may change."""
+
+    order_id: str
+    buyer_id: str
+    status: str
+    quantity: int
+    since: str
+    until: str
+
+    @classmethod
+    def of(cls, order: Waiting) -> "WaitingAnswer":
+        """The order on the wire."""
+        return cls(
+            order_id=order.order_id,
+            buyer_id=order.buyer_id,
+            status=order.status.value,
+            quantity=order.quantity,
+            since=as_wire(order.since_ms),
+            until=as_wire(order.until_ms),
+        )
+
+
+class SkuWhyAnswer(ResponseModel, frozen=True, kw_only=True):
+    """The units of one item, and when they return or are settled."""
+
+    sale_id: str
+    sku: str
+    total: int
+    available: int
+    held: int
+    sold: int
+    #: Most units first; sold units are not held.
+    holders: list[HolderAnswer]
+    next_deadlines: list[WaitingAnswer]
+    #: Payments in progress; `until` is when the settler checks again.
+    undecided: list[WaitingAnswer]
+
+    @classmethod
+    def of(cls, why: SkuWhy) -> "SkuWhyAnswer":
+        """The explanation on the wire."""
+        return cls(
+            sale_id=why.sale_id,
+            sku=why.item.sku,
+            total=why.item.total,
+            available=why.item.available,
+            held=why.item.held,
+            sold=why.item.sold,
+            holders=[
+                HolderAnswer(
+                    buyer_id=holder.buyer_id,
+                    quantity=holder.quantity,
+                    orders=holder.orders,
+                    since=as_wire(holder.since_ms),
+                )
+                for holder in why.holders
+            ],
+            next_deadlines=[WaitingAnswer.of(order) for order in why.next_deadlines],
+            undecided=[WaitingAnswer.of(order) for order in why.undecided],
+        )
