@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from api.http.auth.buyers import new_guest_id
+from api.http.auth.guests import new_guest_id
 from benchmarks.alone import service_alone
 from benchmarks.run import Goal, Run, Section
 from benchmarks.sale import PRICE, SALE_ID, SKU

@@ -15,7 +15,7 @@ import msgspec
 import uvloop
 
 from api.http.app import context_of
-from api.http.auth.buyers import Guests
+from api.http.auth.guests import Guests
 from api.http.connection.head import HEAD_ENDS, read_head
 from api.http.fastpath.response_template import ResponseTemplate
 from api.http.middleware import record, request_id

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from api.cli.errors import BAD_SETTING, UNREACHABLE, CommandError
-from api.http.auth.buyers import Guests
+from api.http.auth.guests import Guests
 from api.server.temporary_service import OwnServiceFailed, answers, own_service
 from loadtests.desk import CannotBegin, Desk, address_of
 from loadtests.own import OWN_SERVICE

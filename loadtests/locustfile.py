@@ -18,7 +18,7 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.runners import STATE_INIT, MasterRunner, WorkerRunner
 
-from api.http.auth.buyers import Guests
+from api.http.auth.guests import Guests
 from loadtests.answers import Answers
 from loadtests.desk import CannotBegin, Desk, address_of
 from loadtests.mix import MIX, mix_of

@@ -16,7 +16,7 @@ import msgspec
 from gevent.pool import Group
 from locust import FastHttpUser, task
 
-from api.http.auth.buyers import Guests
+from api.http.auth.guests import Guests
 from loadtests.answers import Answers, ends_of
 from loadtests.recording import Call, operation_of
 from loadtests.wire import Answer, members_of, new_key

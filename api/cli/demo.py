@@ -13,7 +13,7 @@ from rich.table import Table
 from rich_click import RichCommand
 
 from api.cli.errors import BAD_SETTING, REFUSED, UNREACHABLE, CommandError
-from api.http.auth.buyers import Guests
+from api.http.auth.guests import Guests
 from api.server.temporary_service import OwnServiceFailed, answers, own_service
 from reservation.config.settings import Settings, SettingsError
 from reservation.verification.demo import Demo, DemoPlan, Verdict

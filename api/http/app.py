@@ -14,7 +14,10 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
-from api.http.auth.buyers import Buyers, ClientAddressResolver, Guests, Operators
+from api.http.auth.buyers import Buyers
+from api.http.auth.client_address import ClientAddressResolver
+from api.http.auth.guests import Guests
+from api.http.auth.operators import Operators
 from api.http.dependencies import ApiContext
 from api.http.draining import Draining
 from api.http.exposition import Exposition

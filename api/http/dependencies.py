@@ -8,7 +8,11 @@ from litestar.connection import ASGIConnection
 from litestar.datastructures import State
 from litestar.handlers.base import BaseRouteHandler
 
-from api.http.auth.buyers import Buyers, ClientAddressResolver, Connection, Guests, Operators
+from api.http.auth.bearer import Connection
+from api.http.auth.buyers import Buyers
+from api.http.auth.client_address import ClientAddressResolver
+from api.http.auth.guests import Guests
+from api.http.auth.operators import Operators
 from api.http.schemas.reservations import PaymentAnswer, ReservationAnswer
 from reservation.bootstrap import Service
 from reservation.domain.errors import (

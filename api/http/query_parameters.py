@@ -5,7 +5,7 @@ from weakref import WeakKeyDictionary
 from litestar.handlers import HTTPRouteHandler
 from litestar.handlers.base import BaseRouteHandler
 
-from api.http.auth.buyers import Connection
+from api.http.auth.bearer import Connection
 from reservation.domain.errors import MalformedRequest
 
 __all__ = ["knows_query"]

@@ -18,7 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 from litestar.testing import RequestFactory
 
-from api.http.auth.buyers import Buyers, ClientAddressResolver, Connection, Operators
+from api.http.auth.bearer import Connection
+from api.http.auth.buyers import Buyers
+from api.http.auth.client_address import ClientAddressResolver
+from api.http.auth.operators import Operators
 from reservation.config.settings import Settings
 from reservation.domain.errors import MalformedRequest, RateLimited, Unauthenticated
 from tests.support.service import Served, refused, running_service

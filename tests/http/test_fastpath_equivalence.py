@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 
 from api.http.app import create_app
-from api.http.auth.buyers import Guests
+from api.http.auth.guests import Guests
 from api.http.connection.protocol import HttpProtocol
 from api.http.fastpath import load_shedding as turned_away
 from reservation.adapters.redis import prepare_queue as batch

@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 from litestar.testing import RequestFactory
 
-from api.http.auth.buyers import Buyers, Connection
+from api.http.auth.bearer import Connection
+from api.http.auth.buyers import Buyers
 from api.http.auth.jwks import FRESH_SECONDS, RETRY_SECONDS, STALE_SECONDS, PublishedKeys
 from reservation.config.settings import Settings
 from reservation.domain.errors import Unauthenticated, Unavailable

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, TypeVar
 import msgspec
 from litestar.config.cors import CORSConfig
 
-from api.http.auth.buyers import bearer_in
+from api.http.auth.bearer import bearer_in
 from api.http.connection.head import HEAD_ENDS, Head
 from api.http.dependencies import ApiContext
 from api.http.fastpath.cpu_pressure import CpuPressure

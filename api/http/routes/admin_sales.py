@@ -7,7 +7,7 @@ from litestar import Controller, Request, Response, get, post, put
 from litestar.handlers.base import BaseRouteHandler
 from litestar.params import FromPath, HeaderParameter, JSONBody
 
-from api.http.auth.buyers import Connection
+from api.http.auth.bearer import Connection
 from api.http.dependencies import api_of, requires_operator
 from api.http.problem_details import answers, documented
 from api.http.query_parameters import knows_query

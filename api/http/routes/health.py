@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.http import open_files
-from api.http.auth.buyers import Connection
+from api.http.auth.bearer import Connection
 from api.http.connection.connections import connections
 from api.http.dependencies import api_of, requires_operator
 from api.http.exposition import Exposition

@@ -9,7 +9,7 @@ from litestar import Controller, Request, Response, get, post
 from litestar.handlers.base import BaseRouteHandler
 from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 
-from api.http.auth.buyers import Connection, bearer_of
+from api.http.auth.bearer import Connection, bearer_of
 from api.http.dependencies import ApiContext, api_of, buyer_of, requires_buyer
 from api.http.problem_details import documented
 from api.http.query_parameters import knows_query

@@ -12,7 +12,7 @@ from litestar.params import FromPath, QueryParameter
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 
 from api.http import open_files
-from api.http.auth.buyers import bearer_of
+from api.http.auth.bearer import bearer_of
 from api.http.dependencies import ApiContext, api_of
 from api.http.problem_details import documented
 from api.http.query_parameters import knows_query

@@ -17,7 +17,7 @@ from urllib.parse import urlencode, urlsplit
 import msgspec
 import uvloop
 
-from api.http.auth.buyers import Guests
+from api.http.auth.guests import Guests
 from loadtests.recording import Call, operation_of
 from reservation.config.settings import Settings
 from tests.faults.chaos.http_client import Answer, Wire

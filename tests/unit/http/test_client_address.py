@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from litestar.connection import ASGIConnection
 
-from api.http.auth.buyers import ClientAddressResolver
+from api.http.auth.client_address import ClientAddressResolver
 from reservation.config.settings import Settings
 
 PROXIES = "10.0.0.0/8,2001:db8::/32"
