@@ -8,9 +8,9 @@ from click.shell_completion import get_completion_class
 from rich_click import RichCommand
 
 from api.cli.errors import ALREADY_RUNNING, BAD_SETTING, CommandError
-from api.server import child_process as parts
 from api.server import entrypoints as processes
 from api.server import supervisor
+from api.server.sockets import CannotServe
 from reservation.config.settings import Settings, SettingsError
 
 __all__ = ["completion", "sandbox", "serve"]
@@ -59,7 +59,7 @@ def sandbox(host: str, port: int) -> int:
         return processes.sandbox_alone(Settings.load(os.environ), host=host, port=port)
     except SettingsError as error:
         raise CommandError(error, BAD_SETTING) from error
-    except parts.CannotServe as error:
+    except CannotServe as error:
         raise CommandError(error) from error
 
 

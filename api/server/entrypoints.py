@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from api.http.draining import Draining
+from api.server.sockets import BACKLOG, address_of, listen, local
 from reservation.config.settings import Settings, SettingsError
 from reservation.telemetry import tracing
 
@@ -46,9 +47,6 @@ ENTRIES: Final = {
 #: How long open requests may continue after SIGTERM. An event stream never ends by itself, so
 #: without this bound one open page would delay every deployment.
 GRACE_SECONDS: Final = 3
-
-#: Connections that wait for accept: a sale's opening second; the kernel's own limit is 4096 too.
-BACKLOG: Final = 4096
 
 #: Allocations minus deallocations that start a collection of the youngest generation: waiting
 #: requests are many objects and no cycles, and 700, the default, is two dozen of them.
@@ -240,7 +238,6 @@ def sandbox(settings: Settings) -> "Litestar":
 def sandbox_alone(settings: Settings, *, host: str, port: int) -> int:
     """Run the sandbox in this process, in the foreground, until SIGTERM."""
     from api.http import open_files  # noqa: PLC0415 - only the sandbox alone raises its own limit
-    from api.server.child_process import address_of, listen, local  # noqa: PLC0415 - parts needs this module
 
     _configure_logs(settings)
     open_files.raise_limit()

@@ -13,19 +13,9 @@ import structlog
 
 from api.http import open_files
 from api.server import log_config as logs
-from api.server.child_process import (
-    AlreadyRunning,
-    CannotServe,
-    ChildProcess,
-    Listener,
-    Part,
-    address_of,
-    alone_in,
-    listen,
-    local,
-    loopback,
-)
+from api.server.child_process import AlreadyRunning, ChildProcess, Part, alone_in
 from api.server.entrypoints import BAD_SETTING, ENTRIES
+from api.server.sockets import CannotServe, Listener, address_of, listen, local, loopback
 from reservation.adapters.redis.embedded.server import EmbeddedServer, EmbeddedServerError
 from reservation.config.settings import Settings, SettingsError, require_given_secrets
 

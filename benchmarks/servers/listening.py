@@ -4,7 +4,8 @@ import os
 import socket
 from typing import Any
 
-from api.server.entrypoints import BACKLOG, run_http
+from api.server.entrypoints import run_http
+from api.server.sockets import BACKLOG
 
 __all__ = ["serve"]
 

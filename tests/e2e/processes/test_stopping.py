@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api.server.child_process import Listener, listen
+from api.server.sockets import Listener, listen
 from tests.support.service import STOP_SECONDS, Served, eventually, running_service
 
 pytestmark = pytest.mark.e2e

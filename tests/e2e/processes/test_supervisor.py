@@ -38,11 +38,11 @@ DRIVER = """
 import os, signal, sys
 # As in a terminal: whoever runs the tests in the background may have it ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from api.server import child_process as parts, supervisor as serve
+from api.server import sockets, supervisor as serve
 from reservation.config.settings import Settings
 
 worker, bind_seconds, stop_share = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
-parts._BIND_SECONDS_MAX = bind_seconds
+sockets._BIND_SECONDS_MAX = bind_seconds
 serve._GONE_AFTER_SECONDS = {k: v * stop_share for k, v in serve._GONE_AFTER_SECONDS.items()}
 names = {"api": "api", "sandbox": "sandbox", "worker": worker}
 entries = {role: f"tests.support.stand_ins:{name}" for role, name in names.items()}
