@@ -290,7 +290,10 @@ class RefundService:
         self._warn(order, answer)
         ended = order.status in (Status.RELEASED, Status.EXPIRED)
         match answer:
-            case Answered(payment) if payment.order_id == order_id:
+            case Answered(payment) if (payment.order_id, payment.payment_key) == (
+                order_id,
+                payment_key,
+            ):
                 if ended and has_no_money(payment):
                     await self._ledger.finish_refund(
                         held, status="refused", code=ORDER_NOT_PAID, now_ms=self._now_ms()
@@ -343,7 +346,11 @@ class RefundService:
             shown = await self._gateway.look_up(payment_key)
             await self._resolver.remember(order.order_id, payment_key, AnswerKind.LOOK_UP, shown)
             self._warn(order, shown)
-        if not isinstance(shown, Answered) or shown.payment.order_id != order.order_id:
+        asked_for = (order.order_id, payment_key)
+        if (
+            not isinstance(shown, Answered)
+            or (shown.payment.order_id, shown.payment.payment_key) != asked_for
+        ):
             return _Asked(back=False, code=word_of(answer), unanswered=unanswered)
         await self._resolver.keep_payment(shown.payment)
         return _Asked(is_back(shown.payment), code=word_of(answer), unanswered=unanswered)

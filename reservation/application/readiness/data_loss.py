@@ -367,7 +367,19 @@ class DataLossDetector:
             try:
                 orders = await store.read_many([intent.order_id for intent in page])
             except SaleRecovering:
-                # The comparison reports it.
+                if len({intent.sale_id for intent in page}) > 1:
+                    for sale_id in sorted({intent.sale_id for intent in page}):
+                        own = [intent for intent in page if intent.sale_id == sale_id]
+                        found += await self.with_orders(own, store)
+                # The comparison reports a single lost sale.
                 continue
             found += zip(page, orders, strict=True)
         return found
+
+    async def whole_epoch(self, sale_id: str) -> str | None:
+        """The sale's epoch; None if Redis has lost events of it or a rebuild is restoring it."""
+        head = (await self._ledger.heads()).get(sale_id)
+        if head is None or self.is_reported(sale_id):
+            return None
+        gap, _ = await self.gap_of(sale_id, head)
+        return None if gap else head.epoch

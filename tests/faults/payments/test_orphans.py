@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from reservation.adapters.sql.payment_intents import IntentOutcome
@@ -17,6 +18,7 @@ from reservation.application.payments.orphaned import OrphanedPayments
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import SystemClock
 from reservation.domain.payment import Cause, Reason
+from reservation.domain.payment_gateway import Answer, Answered, PaymentStatus
 from reservation.domain.reservation import Reservation
 from tests.faults.payments.shop import raised, shop
 from tests.support.in_process import Bench
@@ -228,3 +230,41 @@ async def test_intents_that_their_orders_have_are_read_with_growing_pauses(
             clock.at_ms += 1_000
             assert await orphan.orphans.run_once() == 0
         assert read == reads
+
+
+async def test_one_answer_about_another_order_does_not_end_a_payment_with_money(
+    orphan: Orphan,
+) -> None:
+    order, sandbox = orphan.order, orphan.sandbox
+    await orphan.confirmed()
+    second = sandbox.put_payment(order.order_id, order.amount)
+    assert sandbox.confirm(second, order.order_id, order.amount).is_success
+    other = await orphan.bench.hold(order.sale_id, "ben")
+    sandbox.put_payment(other.order_id, other.amount)
+    sandbox.order_fault("other_order", operations=["look_up"], times=1, orderId=order.order_id)
+    assert not await orphan.looked_at(after_minutes=13)
+    assert orphan.shown()["balanceAmount"] == order.amount
+
+
+async def test_an_answer_about_another_payment_of_the_order_ends_nothing(
+    orphan: Orphan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await orphan.confirmed()
+    look_up = orphan.service.gateway.look_up
+
+    async def another(payment_key: str) -> Answer:
+        answer = await look_up(payment_key)
+        assert isinstance(answer, Answered)
+        return Answered(
+            msgspec.structs.replace(
+                answer.payment,
+                payment_key="tboxanother0123456789",
+                status=PaymentStatus.EXPIRED,
+                balance_amount=0,
+            )
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(orphan.service.gateway, "look_up", another)
+        assert not await orphan.looked_at()
+    assert orphan.shown()["balanceAmount"] == orphan.order.amount

@@ -15,7 +15,7 @@ from reservation.config.settings import Settings
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import SystemClock
 from reservation.domain.errors import NotRefundable, RefundPending, ReservationError
-from reservation.domain.payment_gateway import Answer, Answered, RefundAccount
+from reservation.domain.payment_gateway import Answer, Answered, PaymentStatus, RefundAccount
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.telemetry import metrics
@@ -549,3 +549,32 @@ async def test_a_pending_refund_finds_that_the_deposit_has_gone_back(
         assert done.status == "done"
         await bench.flush(order.sale_id)
         assert await bench.audited(order.sale_id) == ()
+
+
+async def test_a_lookup_of_another_payment_of_the_order_ends_no_refund(
+    tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service = bench.service
+        order = await sold(bench, sandbox, await bench.sale(), "ann")
+        sandbox.order_fault(
+            "error_before_commit", orderId=order.order_id, operations=["cancel"], times=1
+        )
+        look_up = service.gateway.look_up
+
+        async def another(payment_key: str) -> Answer:
+            answer = await look_up(payment_key)
+            assert isinstance(answer, Answered)
+            return Answered(
+                msgspec.structs.replace(
+                    answer.payment,
+                    payment_key="tboxanother0123456789",
+                    status=PaymentStatus.CANCELED,
+                    balance_amount=0,
+                )
+            )
+
+        with monkeypatch.context() as patch:
+            patch.setattr(service.gateway, "look_up", another)
+            assert not await service.refunds.refund(refund_wish(order))
+        assert await stands(service, order) is Status.CONFIRMED

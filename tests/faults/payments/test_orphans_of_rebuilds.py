@@ -1,0 +1,193 @@
+"""A payment is orphaned only in a state of Redis that is whole: never while its sale is rebuilt."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from reservation.bootstrap import Service
+from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
+from tests.faults.payments.shop import shop
+from tests.faults.payments.test_went_back import paid_and_lost, settled
+from tests.support.in_process import Bench
+from tests.support.sandbox import RunningSandbox
+
+#: Far above what a call takes, and far below a time-out of the PG.
+MOMENT_SECONDS = 15.0
+
+
+class Place(NamedTuple):
+    bench: Bench
+    sandbox: RunningSandbox
+
+    @property
+    def service(self) -> Service:
+        return self.bench.service
+
+    async def orphans(self) -> int:
+        """A full round of the loop, as every half a minute."""
+        self.service.orphaned_payments._whole = None
+        return await self.service.orphaned_payments.run_once()
+
+    async def paid_under_intent(self, order: Reservation, epoch: str) -> str:
+        """Take the money under an intent of this epoch, with no claim in Redis."""
+        key = self.sandbox.put_payment(order.order_id, order.amount)
+        await self.service.ledger.write_intent(
+            order_id=order.order_id,
+            sale_id=order.sale_id,
+            fence=1,
+            payment_key=key,
+            amount=order.amount,
+            currency="KRW",
+            idempotency_key=f"key-of-{order.order_id}",
+            now_ms=self.service.clock.now_ms(),
+            epoch=epoch,
+        )
+        assert self.sandbox.confirm(key, order.order_id, order.amount).is_success
+        return key
+
+    def money(self, order: Reservation) -> tuple[int, int]:
+        ledger = self.sandbox.ledger(order.order_id)
+        return ledger["charged"], ledger["cancelled"]
+
+
+@pytest.fixture
+async def place(
+    tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Place]:
+    monkeypatch.setattr("reservation.application.payments.orphaned.UNMET_SECONDS", -60.0)
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        yield Place(bench, sandbox)
+
+
+def after(
+    monkeypatch: pytest.MonkeyPatch,
+    owner: object,
+    name: str,
+    then: Callable[[], Coroutine[Any, Any, Any]],
+) -> None:
+    """Run `then` right after each call of the method."""
+    real = getattr(owner, name)
+
+    async def both(*args: Any, **kwargs: Any) -> Any:
+        out = await real(*args, **kwargs)
+        await then()
+        return out
+
+    monkeypatch.setattr(owner, name, both)
+
+
+@pytest.mark.parametrize("moment", ["after the epoch", "after the keys are cleared"])
+async def test_a_round_during_a_rebuild_refunds_no_payment_that_the_rebuild_places(
+    place: Place, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    order, _, _ = await paid_and_lost(place.bench, place.sandbox, flushed="the hold")
+    await place.service.redis_monitor.look()
+    assert order.sale_id in place.service.redis_monitor.gaps
+    if moment == "after the epoch":
+        after(monkeypatch, place.service.ledger, "set_epoch", place.orphans)
+    else:
+        after(monkeypatch, place.service.rebuild._restorer, "clear", place.orphans)
+    await place.service.rebuild.run(order.sale_id, operator="op")
+    await place.service.redis_monitor.look()
+    assert place.money(order) == (order.amount, 0)
+    assert await settled(place.bench, order) is Status.CONFIRMED
+
+
+async def test_a_sold_order_keeps_its_money_though_its_events_reach_sql_during_a_rebuild(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, sale_id = place.service, await place.bench.sale()
+    order = await place.bench.hold(sale_id)
+    await place.bench.flush(sale_id)
+    flushed = (await service.ledger.heads())[sale_id].seq
+    key = place.sandbox.put_payment(order.order_id, order.amount)
+    shown = await service.confirmation.confirm(order, payment_key=key, may_claim=True)
+    assert shown.status is Status.CONFIRMED
+    batch = await service.outbox.after(sale_id, flushed, 1000)
+    await place.bench.lose(sale_id)
+    await service.redis_monitor.look()
+
+    async def flusher_commits() -> None:
+        if (await service.ledger.heads())[sale_id].seq == flushed:
+            await service.ledger.apply(sale_id, batch)
+
+    after(monkeypatch, service.gateway, "look_up", flusher_commits)
+    after(monkeypatch, service.rebuild._restorer, "clear", place.orphans)
+    await service.rebuild.run(sale_id, operator="op")
+    await service.redis_monitor.look()
+    assert place.money(order) == (order.amount, 0)
+
+
+async def test_a_rebuild_that_was_interrupted_leaves_its_payments_to_the_next(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order, _, _ = await paid_and_lost(place.bench, place.sandbox, flushed="the claim")
+    service = place.service
+    await service.redis_monitor.look()
+
+    async def dies(*_: Any, **__: Any) -> None:
+        raise ConnectionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.rebuild, "_restore_orders", dies)
+        with pytest.raises(ConnectionError):
+            await service.rebuild.run(order.sale_id, operator="op")
+    await service.redis_monitor.look()
+    await place.orphans()
+    await service.rebuild.run(order.sale_id, operator="op")
+    await service.redis_monitor.look()
+    assert await settled(place.bench, order) is Status.CONFIRMED
+    assert place.money(order) == (order.amount, 0)
+
+
+async def test_an_intent_of_an_earlier_epoch_is_no_orphan_while_the_sale_is_lost_again(
+    place: Place,
+) -> None:
+    order, _, _ = await paid_and_lost(place.bench, place.sandbox, flushed="the claim")
+    service = place.service
+    await service.redis_monitor.look()
+    await service.rebuild.run(order.sale_id, operator="op")
+    await service.redis_monitor.look()
+    await place.bench.flush(order.sale_id)
+    await place.bench.lose(order.sale_id)
+    await place.orphans()
+    assert place.money(order) == (order.amount, 0)
+
+
+async def test_a_sale_without_its_hash_hides_no_orphan_of_another_sale(place: Place) -> None:
+    sales = [await place.bench.sale(), await place.bench.sale()]
+    orders = [await place.bench.hold(sale_id) for sale_id in sales]
+    for order in orders:
+        await place.paid_under_intent(order, "an earlier epoch")
+    damaged = place.service.keys.of(sales[0]).sale
+    await place.service.connections.command("UNLINK", damaged)
+    await place.orphans()
+    assert [place.money(order)[1] for order in orders] == [0, orders[1].amount]
+
+
+async def test_a_cancel_that_hangs_delays_no_other_orphan(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sale_id = await place.bench.sale()
+    orders = [await place.bench.hold(sale_id, buyer) for buyer in ("ann", "ben")]
+    keys = [await place.paid_under_intent(order, "an earlier epoch") for order in orders]
+    cancel, hanging = place.service.gateway.cancel, asyncio.Event()
+    others = asyncio.Event()
+
+    async def hang_on_the_first(**asked: Any) -> Any:
+        if asked["payment_key"] == keys[0]:
+            await hanging.wait()
+        else:
+            others.set()
+        return await cancel(**asked)
+
+    monkeypatch.setattr(place.service.gateway, "cancel", hang_on_the_first)
+    round_of_all = asyncio.create_task(place.orphans())
+    await asyncio.wait_for(others.wait(), MOMENT_SECONDS)
+    hanging.set()
+    await round_of_all
+    assert [place.money(order)[1] for order in orders] == [order.amount for order in orders]
