@@ -80,6 +80,7 @@ def test_texts_of_every_language_are_taken(served: Served) -> None:
         "/v1/admin/orders?saleId=x&paymentkey=y",
         "/v1/admin/orders?saleID=x",
         "/v1/admin/orders/x-y?verbose=1",
+        "/v1/admin/refunds?stauts=pending",
         "/v1/sales?page=2",
         "/v1/admin/sales/{sale}?full=1",
         "/v1/sales/{sale}/reservations?status=HELD",

@@ -44,13 +44,12 @@ class AdminOrderController(Controller):
 
     path = "/v1/admin"
     tags = ("Operators",)
-    guards = [requires_operator]
+    guards = [requires_operator, knows_query]
     security = [{"operatorKey": []}]
 
     @get(
         "/orders",
         operation_id="listOrders",
-        guards=[knows_query],
         responses=documented(*_COMMON),
     )
     async def orders(
@@ -78,7 +77,6 @@ class AdminOrderController(Controller):
     @get(
         "/orders/{order_id:str}",
         operation_id="getOrder",
-        guards=[knows_query],
         responses=documented(*_COMMON, ReservationNotFound),
     )
     async def order(
