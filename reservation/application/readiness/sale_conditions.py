@@ -63,22 +63,29 @@ class SalePreflight:
             TimeoutError: SQL does not answer.
         """
         sale_ids = [sale_id for sale_id in await self._sales.ids() if sale_id not in but_for]
+        known, stuck = await self._judge(sale_ids)
+        if stuck:
+            # The first flush of a new sale may come between the reads of Redis and of SQL.
+            _, stuck = await self._judge(stuck)
+        rows: dict[str, tuple[str, ...]] = dict.fromkeys(stuck, ("sale-outbox",))
+        await self._count(known)
+        for sale_id in self._miscounted:
+            rows[sale_id] = (*rows.get(sale_id, ()), "sale-counters")
+        return rows
+
+    async def _judge(self, sale_ids: Sequence[str]) -> tuple[list[str], list[str]]:
+        """The sales that are not over, and those of them whose events would not reach SQL.
+
+        A sale that SQL does not know yet is being created and is not judged.
+        """
         found: dict[str, _Outbox] = {}
         for start in range(0, len(sale_ids), SALES_AT_ONCE):
             found |= await self._look(sale_ids[start : start + SALES_AT_ONCE])
         # SQL after Redis: events acknowledged there are written here.
         async with asyncio.timeout(ANSWER_SECONDS_MAX):
             heads = await self._ledger.heads()
-        rows: dict[str, tuple[str, ...]] = {
-            sale_id: ("sale-outbox",)
-            for sale_id, outbox in found.items()
-            if sale_id in heads and not _flows(outbox, heads[sale_id].seq)
-        }
-        # A sale that SQL does not know yet is being created and is not judged.
-        await self._count([sale_id for sale_id in found if sale_id in heads])
-        for sale_id in self._miscounted:
-            rows[sale_id] = (*rows.get(sale_id, ()), "sale-counters")
-        return rows
+        known = [sale_id for sale_id in found if sale_id in heads]
+        return known, [name for name in known if not _flows(found[name], heads[name].seq)]
 
     async def _look(self, sale_ids: Sequence[str]) -> dict[str, _Outbox]:
         """The outboxes of the sales that are not over: the others take no more holds."""
