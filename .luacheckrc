@@ -12,7 +12,7 @@ files["scripts/lua"] = {
         "server_ms", "int", "count_of",
         "open_head", "went_back", "append_event", "close_head",
         "COUNTER", "take_lines", "check_lines", "move_lines",
-        "DUE_MAX", "due_orders", "payment_count", "PAID_ORDERS", "paid_step",
+        "DUE_MAX", "due_orders", "payment_count", "PAID_ORDERS", "check_paid", "paid_step",
         "next_version", "write_version",
     },
 }
