@@ -1,27 +1,61 @@
-"""CPU saturation of this process and of the host."""
+"""CPU saturation of this process, and of its quota or the host."""
 
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from api.http.fastpath import cpu_pressure as processor
+from api.http.fastpath import cpu_pressure
 from api.http.fastpath.cpu_pressure import LOOK_SECONDS, CpuPressure
+
+#: A little longer than a sample.
+SAMPLE = LOOK_SECONDS * 1.1
+PERIODS = 5
 
 
 class Machine:
-    """Clocks and /proc/stat under the test's control."""
+    """Clocks, /proc and /sys under the test's control."""
 
-    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.stat = directory / "stat"
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root = root
+        self.stat = root / "proc/stat"
+        self.stat.parent.mkdir()
         self._now = self._used = 0.0
         self._busy = self._idle = 1_000
+        self._group: Path | None = None
+        self._cores = self._group_used = 0.0
+        self._periods = self._throttled = 0
         clocks = SimpleNamespace(monotonic=lambda: self._now, process_time=lambda: self._used)
-        monkeypatch.setattr(processor, "time", clocks)
+        monkeypatch.setattr(cpu_pressure, "time", clocks)
         self.passes(0)
 
-    def passes(self, seconds: float, *, used: float = 0.0, idle: float = 1.0) -> None:
-        """Advance time; `used` is this process's share of a core, `idle` the machine's."""
+    def limit(self, cores: float) -> None:
+        """Put the process under a quota, as a container of cgroup v2 sees it."""
+        (self.root / "proc/self").mkdir()
+        (self.root / "proc/self/cgroup").write_text("0::/\n")
+        self._group, self._cores = self.root / "sys/fs/cgroup", cores
+        self._group.mkdir(parents=True)
+        (self._group / "cpu.max").write_text(f"{round(cores * 100_000)} 100000\n")
+        self.passes(0)
+
+    def passes(
+        self,
+        seconds: float,
+        *,
+        used: float = 0.0,
+        idle: float = 1.0,
+        quota_used: float = 0.0,
+        throttled: int = 0,
+    ) -> None:
+        """Advance time.
+
+        Args:
+            seconds: by so many.
+            used: this process's share of a core.
+            idle: the host's share.
+            quota_used: the group's share of its quota.
+            throttled: of `PERIODS` periods.
+        """
         self._now += seconds
         self._used += used * seconds
         self._idle += round(idle * 1_000)
@@ -29,6 +63,14 @@ class Machine:
         # user nice system idle iowait irq softirq steal guest guest_nice, then one line per core.
         numbers = [self._busy - 3, 1, 1, self._idle - 9, 9, 1, 0, 0, 0, 0]
         self.stat.write_text(f"cpu  {' '.join(map(str, numbers))}\ncpu0 1 2 3 4\n")
+        if self._group is not None:
+            self._group_used += quota_used * self._cores * seconds
+            self._periods += PERIODS
+            self._throttled += throttled
+            (self._group / "cpu.stat").write_text(
+                f"usage_usec {round(self._group_used * 1e6)}\nuser_usec 1\nsystem_usec 1\n"
+                f"nr_periods {self._periods}\nnr_throttled {self._throttled}\nthrottled_usec 9\n"
+            )
 
 
 @pytest.fixture
@@ -47,41 +89,109 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
         (0.0, 1.0, 0.0),
     ],
 )
-def test_time_is_short_for_this_process_or_for_the_whole_machine(
+def test_the_shortage_is_that_of_this_process_or_of_the_host(
     machine: Machine, used: float, idle: float, shortage: float
 ) -> None:
-    looked_at = CpuPressure(machine.stat)
-    machine.passes(LOOK_SECONDS * 1.1, used=used, idle=idle)
-    assert looked_at.shortage() == pytest.approx(shortage)
+    pressure = CpuPressure(machine.root)
+    machine.passes(SAMPLE, used=used, idle=idle)
+    assert pressure.shortage() == pytest.approx(shortage)
 
 
-def test_what_was_seen_stands_until_it_is_looked_at_again(machine: Machine) -> None:
-    looked_at = CpuPressure(machine.stat)
-    machine.passes(LOOK_SECONDS * 1.1, used=1.0, idle=0.0)
-    assert looked_at.shortage() == 1.0
+@pytest.mark.parametrize(
+    ("used", "quota_used", "throttled", "shortage"),
+    [
+        (0.95, 0.5, 0, 1.0),
+        (0.4, 0.95, 0, 1.0),
+        (0.4, 0.85, 0, 0.5),
+        (0.4, 0.8, 0, 0.0),
+        (0.4, 0.8, 1, 0.8),
+        (0.4, 0.5, 4, 1.0),
+        (0.0, 0.0, 0, 0.0),
+    ],
+)
+def test_with_a_quota_the_idle_cores_of_the_host_do_not_count(
+    machine: Machine, used: float, quota_used: float, throttled: int, shortage: float
+) -> None:
+    machine.limit(0.5)
+    pressure = CpuPressure(machine.root)
+    machine.passes(SAMPLE, used=used, idle=1.0, quota_used=quota_used, throttled=throttled)
+    assert pressure.shortage() == pytest.approx(shortage)
+
+
+def test_with_a_quota_the_other_load_of_the_host_does_not_count(machine: Machine) -> None:
+    machine.limit(0.5)
+    pressure = CpuPressure(machine.root)
+    machine.passes(SAMPLE, used=0.1, idle=0.0, quota_used=0.2)
+    assert pressure.shortage() == 0.0
+
+
+def test_a_quota_that_is_set_later_counts_from_the_second_sample_on(machine: Machine) -> None:
+    pressure = CpuPressure(machine.root)
+    machine.passes(SAMPLE, idle=0.0)
+    assert pressure.shortage() == 1.0
+    machine.limit(0.5)
+    machine.passes(SAMPLE, idle=0.0, quota_used=1.0)
+    assert pressure.shortage() == 0.0
+    machine.passes(SAMPLE, idle=1.0, quota_used=1.0)
+    assert pressure.shortage() == 1.0
+
+
+def test_a_quota_that_is_lifted_leaves_the_host(machine: Machine) -> None:
+    machine.limit(0.5)
+    pressure = CpuPressure(machine.root)
+    (machine.root / "sys/fs/cgroup/cpu.max").write_text("max 100000\n")
+    machine.passes(SAMPLE, idle=0.0)
+    assert pressure.shortage() == 0.0
+    machine.passes(SAMPLE, idle=0.0)
+    assert pressure.shortage() == 1.0
+
+
+def test_a_result_is_kept_until_the_next_sample(machine: Machine) -> None:
+    pressure = CpuPressure(machine.root)
+    machine.passes(SAMPLE, used=1.0, idle=0.0)
+    assert pressure.shortage() == 1.0
     machine.passes(LOOK_SECONDS * 0.5)
-    assert looked_at.shortage() == 1.0
+    assert pressure.shortage() == 1.0
     machine.passes(LOOK_SECONDS * 0.6)
-    assert looked_at.shortage() == 0.0
+    assert pressure.shortage() == 0.0
 
 
-def test_what_was_seen_stands_while_it_cannot_be_looked_at(machine: Machine) -> None:
-    """A crowd may have taken the last file descriptor."""
-    looked_at = CpuPressure(machine.stat)
-    machine.passes(LOOK_SECONDS * 1.1, used=1.0, idle=0.0)
-    assert looked_at.shortage() == 1.0
-    machine.passes(LOOK_SECONDS * 1.1)
+def test_a_result_is_kept_while_no_sample_can_be_taken(machine: Machine) -> None:
+    """A surge may have taken the last file descriptor."""
+    pressure = CpuPressure(machine.root)
+    machine.passes(SAMPLE, used=1.0, idle=0.0)
+    assert pressure.shortage() == 1.0
+    machine.passes(SAMPLE)
     machine.stat.unlink()
-    assert looked_at.shortage() == 1.0
-    machine.passes(LOOK_SECONDS * 1.1)
-    assert looked_at.shortage() == 0.0
+    assert pressure.shortage() == 1.0
+    machine.passes(SAMPLE)
+    assert pressure.shortage() == 0.0
 
 
-def test_where_the_system_tells_nothing_of_the_machine_this_process_counts(
+def test_a_file_of_another_format_leaves_the_last_result(machine: Machine) -> None:
+    machine.limit(0.5)
+    pressure = CpuPressure(machine.root)
+    machine.passes(SAMPLE, quota_used=1.0)
+    assert pressure.shortage() == 1.0
+    (machine.root / "sys/fs/cgroup/cpu.max").write_text("unlimited\n")
+    machine.passes(SAMPLE)
+    assert pressure.shortage() == 1.0
+
+
+def test_where_the_system_has_no_such_files_only_this_process_counts(
     machine: Machine, tmp_path: Path
 ) -> None:
-    looked_at = CpuPressure(tmp_path / "there is none")
-    machine.passes(LOOK_SECONDS * 1.1, used=0.5, idle=0.0)
-    assert looked_at.shortage() == 0.0
-    machine.passes(LOOK_SECONDS * 1.1, used=0.95)
-    assert looked_at.shortage() == 1.0
+    pressure = CpuPressure(tmp_path / "none")
+    machine.passes(SAMPLE, used=0.5, idle=0.0)
+    assert pressure.shortage() == 0.0
+    machine.passes(SAMPLE, used=0.95)
+    assert pressure.shortage() == 1.0
+
+
+def test_the_files_of_this_machine_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    pressure = CpuPressure()
+    monkeypatch.setattr(cpu_pressure, "LOOK_SECONDS", 0.0)
+    assert 0.0 <= pressure.shortage() <= 1.0
+    if Path("/proc/stat").exists():
+        sample = pressure._seen
+        assert sample.quota is not None or 0 < sample.idle < sample.ticks
