@@ -24,14 +24,15 @@ from reservation.domain.rate_limit import Limiter, Rate
 from reservation.telemetry.metrics import alarm
 
 __all__ = [
+    "BUG_SENTENCE",
     "EXCEPTION_HANDLERS",
     "PROBLEM_JSON",
     "STATUSES",
     "Problem",
     "answers",
+    "document_of",
     "documented",
-    "problem_of",
-    "refusal_at_prepare",
+    "render_error",
 ]
 
 log = structlog.get_logger(__name__)
@@ -43,6 +44,19 @@ BUG_SENTENCE = "Something went wrong on our side; the request id finds it in our
 LINES = Rate(count=10, per_seconds=10)
 
 _lines = Limiter(LINES)
+
+_REDIS_DOWN = (StoreUnavailable, StoreUncertain)
+#: Errors of an unreachable, full or locked server or file; other SQL errors are bugs. Prepare
+#: itself turns those of Redis into refusals, which depend on whether a hold may exist.
+_UNAVAILABLE = (
+    *_REDIS_DOWN,
+    ConnectionError,
+    LedgerUnfit,
+    TimeoutError,
+    OperationalError,
+    InterfaceError,
+    PoolTimeout,
+)
 
 #: The status of every code.
 STATUSES: Mapping[str, int] = {
@@ -106,19 +120,6 @@ class Problem(msgspec.Struct, kw_only=True):
     instance: str
 
 
-def problem_of(
-    code: str,
-    detail: str,
-    *,
-    status: int,
-    instance: str,
-    facts: Mapping[str, Any] | None = None,
-) -> Response[bytes]:
-    """The response to a refusal; `retryAfter` among the facts also becomes the header."""
-    content, headers = document_of(code, detail, status=status, instance=instance, facts=facts)
-    return Response(content=content, status_code=status, media_type=PROBLEM_JSON, headers=headers)
-
-
 def document_of(
     code: str,
     detail: str,
@@ -127,7 +128,7 @@ def document_of(
     instance: str,
     facts: Mapping[str, Any] | None = None,
 ) -> tuple[bytes, dict[str, str]]:
-    """A refusal's body and its own headers."""
+    """A refusal's body and its own headers; `retryAfter` among the facts also becomes one."""
     document = {
         "type": f"/docs#code-{code}",
         "title": code.replace("_", " ").capitalize(),
@@ -162,42 +163,48 @@ def facts_of(error: ReservationError, status: int) -> dict[str, Any]:
     return facts
 
 
-def refusal_at_prepare(error: Exception, instance: str) -> tuple[int, bytes, dict[str, str]]:
-    """Status, body and headers of a refusal or failure on prepare's fast path."""
-    if not isinstance(error, ReservationError):
-        _told_bug(error, "/v1/sales/-/reservations")
-        content, headers = document_of(
-            "internal_error", BUG_SENTENCE, status=500, instance=instance
-        )
-        return 500, content, headers
-    status = status_of(error, "")
-    facts = facts_of(error, status)
-    content, headers = document_of(
-        error.code, error.detail, status=status, instance=instance, facts=facts
-    )
+def render_error(
+    error: Exception, *, path: str, instance: str
+) -> tuple[int, bytes, dict[str, str]]:
+    """Status, body and own headers of the response to a refusal, an outage or a bug.
+
+    Args:
+        error: raised by a handler, or the outcome of a prepare.
+        path: of the request.
+        instance: the request id.
+    """
+    if isinstance(error, ReservationError):
+        status, code, detail = status_of(error, path), error.code, error.detail
+        facts = facts_of(error, status)
+    elif isinstance(error, _UNAVAILABLE):
+        _log_outage(error, path)
+        status, code, detail = 503, "unavailable", "The store does not answer; try again."
+        facts = {"retryAfter": 1}
+    else:
+        _log_bug(error, path)
+        status, code, detail, facts = 500, "internal_error", BUG_SENTENCE, {}
+    content, headers = document_of(code, detail, status=status, instance=instance, facts=facts)
     return status, content, headers
 
 
-def _refused(request: Request[Any, Any, Any], error: ReservationError) -> Response[bytes]:
-    status = status_of(error, request.url.path)
-    return problem_of(
-        error.code,
-        error.detail,
-        status=status,
-        instance=request_id_of(request),
-        facts=facts_of(error, status),
+def _respond(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    status, content, headers = render_error(
+        error, path=request.url.path, instance=request_id_of(request)
     )
+    return Response(content=content, status_code=status, media_type=PROBLEM_JSON, headers=headers)
 
 
 def _http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
     status = error.status_code
     code = _FRAMEWORK_CODES.get(status, "malformed_request")
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return _bug(request, error)
-    answer = problem_of(code, _sentence(error), status=status, instance=request_id_of(request))
+        return _respond(request, error)
+    content, headers = document_of(
+        code, _sentence(error), status=status, instance=request_id_of(request)
+    )
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
-        answer.headers["Allow"] = allowed(request.app, request.scope["path"])
-    return answer
+        headers["Allow"] = allowed(request.app, request.scope["path"])
+    return Response(content=content, status_code=status, media_type=PROBLEM_JSON, headers=headers)
 
 
 def _sentence(error: HTTPException) -> str:
@@ -211,56 +218,22 @@ def _sentence(error: HTTPException) -> str:
     return error.detail or MalformedRequest.sentence
 
 
-def _store_down(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """Redis is unreachable. Prepare distinguishes the two errors itself and never gets here."""
-    if not _lines.wait("store_down", time.monotonic()):
-        log.warning("store_down", reason=str(error), path=request.url.path)
-    return _try_again(request)
+def _log_outage(error: Exception, path: str) -> None:
+    """Log an unreachable server; its callers may repeat their requests."""
+    # The text of an error of SQL contains the statement's values.
+    of_redis = isinstance(error, _REDIS_DOWN)
+    event, reason = ("store_down", str(error)) if of_redis else ("sql_down", type(error).__name__)
+    if not _lines.wait(event, time.monotonic()):
+        log.warning(event, reason=reason, path=path)
 
 
-def _sql_down(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """SQL is unreachable; work already begun continues, or the request may be repeated."""
-    # The error's text contains the statement's values.
-    if not _lines.wait("sql_down", time.monotonic()):
-        log.warning("sql_down", reason=type(error).__name__, path=request.url.path)
-    return _try_again(request)
-
-
-def _try_again(request: Request[Any, Any, Any]) -> Response[bytes]:
-    return problem_of(
-        "unavailable",
-        "The store does not answer; try again.",
-        status=503,
-        instance=request_id_of(request),
-        facts={"retryAfter": 1},
-    )
-
-
-def _bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    _told_bug(error, request.url.path)
-    return problem_of("internal_error", BUG_SENTENCE, status=500, instance=request_id_of(request))
-
-
-def _told_bug(error: Exception, path: str) -> None:
+def _log_bug(error: Exception, path: str) -> None:
     if isinstance(error, BrokenInvariant):
         alarm(Alarm.BROKEN_INVARIANT, reason=str(error))
     log.error("unhandled_error", path=path, exc_info=error)
 
 
-EXCEPTION_HANDLERS: Any = {
-    ReservationError: _refused,
-    HTTPException: _http_error,
-    StoreUnavailable: _store_down,
-    StoreUncertain: _store_down,
-    # Errors of an unreachable, full or locked server or file; other SQL errors are bugs.
-    ConnectionError: _sql_down,
-    LedgerUnfit: _sql_down,
-    TimeoutError: _sql_down,
-    OperationalError: _sql_down,
-    InterfaceError: _sql_down,
-    PoolTimeout: _sql_down,
-    Exception: _bug,
-}
+EXCEPTION_HANDLERS: Any = {HTTPException: _http_error, Exception: _respond}
 
 
 def documented(

@@ -22,7 +22,7 @@ from api.http.fastpath.cpu_pressure import CpuPressure
 from api.http.fastpath.load_shedding import LoadShedder, RejectedRequest
 from api.http.fastpath.response_template import ANY_RESERVATION, BatchTemplate, ResponseTemplate
 from api.http.middleware import record, request_id
-from api.http.problem_details import PROBLEM_JSON, refusal_at_prepare
+from api.http.problem_details import PROBLEM_JSON, render_error
 from api.http.routes.reservations import PRIVATE, answer_of, is_admitted, wish_in
 from api.http.schemas.reservations import PrepareRequest
 from reservation.adapters.redis.prepare_queue import HoldCreated, SharedFields
@@ -51,6 +51,8 @@ class Asked(RejectedRequest, Protocol):
 
 _PREFIX: Final = b"/v1/sales/"
 _SUFFIX: Final = b"/reservations"
+#: For the log: the id of the sale is in none of its lines.
+_PATH: Final = "/v1/sales/-/reservations"
 _IDEMPOTENCY_KEY = re.compile(IDEMPOTENCY_KEY)
 _OPERATION: Final = "prepareReservation"
 _CREATED: Final = 201
@@ -339,7 +341,7 @@ class FastPrepareRequest:
 
 def _refusal(outcome: Exception, id_length: int) -> Refusal:
     """A reusable refusal or bug, for request ids of this length."""
-    status, content, headers = refusal_at_prepare(outcome, _INSTANCE)
+    status, content, headers = render_error(outcome, path=_PATH, instance=_INSTANCE)
     before, _, after = content.partition(_INSTANCE.encode())
     length = {"Content-Length": str(len(before) + id_length + len(after))}
     lines = _lines({**headers, "Content-Type": PROBLEM_JSON, **length})

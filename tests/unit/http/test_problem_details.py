@@ -10,6 +10,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from structlog.testing import capture_logs
 
 from api.http.problem_details import EXCEPTION_HANDLERS
+from reservation.adapters.redis.errors import StoreUnavailable
 
 _SECRET = "the-payment's-key"
 
@@ -40,6 +41,13 @@ async def test_sql_that_is_away_is_told_as_not_now(error: Exception) -> None:
     assert answer.headers["retry-after"] == "1"
     assert [line["event"] for line in lines] == ["sql_down"]
     assert _SECRET not in str(lines)
+
+
+async def test_redis_that_is_away_is_no_bug() -> None:
+    with capture_logs() as lines:
+        answer = await _answer_to(StoreUnavailable("connection refused"))
+    assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+    assert [line["event"] for line in lines] == ["store_down"]
 
 
 async def test_a_statement_that_sql_refuses_is_a_bug() -> None:
