@@ -206,19 +206,28 @@ class ReservationQueries:
 
 
 def later_of(found: Reservation | None, kept: Reservation) -> Reservation:
-    """The later state of one order in Redis and in SQL.
+    """The later state of one order in Redis (`found`) and in SQL (`kept`).
 
     The numbers of a sale's events continue through each rebuild, so the higher number is the later
-    state. A server that went back may have reused the numbers after SQL's last for other events:
+    state: SQL's where Redis lost events, Redis' where SQL has yet to receive them. They mislead
+    where Redis went back and reused the numbers after SQL's last for other events:
 
         SQL     5 claimed   6 confirmed
         Redis   5 ...       6 ...         7 released
 
-    No event removes a payment from its order. An order in Redis without the payment in SQL is not
-    the later state, even under a higher number.
+    So the order in Redis must also have the payment that it has in SQL. Only `voided` removes one,
+    from CONFIRMING and before any money was asked for. The order keeps the fence of that claim, and
+    no fence is given twice:
+
+        SQL     5 claimed, fence 1
+        Redis   5 claimed, fence 1   6 voided     the payment is gone, the fence is 1: Redis
+        Redis   5 ...                6 released   it never had the payment, the fence is 0: SQL
     """
     if found is None or kept.seq > found.seq:
         return kept
-    paid = kept.payment_key is not None and kept.status not in _WITHOUT_PAYMENT
-    has_payment = kept.payment_key in (found.payment_key, *found.attempts)
-    return kept if paid and not has_payment else found
+    if kept.payment_key is None or kept.status in _WITHOUT_PAYMENT:
+        return found
+    if kept.payment_key in (found.payment_key, *found.attempts):
+        return found
+    voided = kept.status is Status.CONFIRMING and found.fence >= kept.fence
+    return found if voided else kept

@@ -17,6 +17,7 @@ from reservation.domain.states import Status
 from tests.support.in_process import Bench, bench
 
 DECLINED = Outcome(name=PaymentOutcome.DECLINED, reason=Reason(Cause.PROVIDER_DECLINED, "NO_MONEY"))
+FORGOTTEN = Outcome(name=PaymentOutcome.VOIDED, reason=Reason(Cause.INTENT_NOT_WRITTEN))
 LONG_SECONDS = 30.0
 
 
@@ -146,6 +147,19 @@ async def test_what_sql_lacks_is_found_as_redis_has_it(place: Bench) -> None:
     assert (seen.status, len(seen.attempts)) == (Status.RELEASED, 1)
 
 
+async def test_a_payment_that_was_voided_before_its_confirm_is_not_shown(place: Bench) -> None:
+    """SQL has the claim, and has yet to receive the event that removes its payment."""
+    sale_id = await place.sale()
+    order = await place.hold(sale_id)
+    claimed = await place.claim(order)
+    await place.flush(sale_id)
+    await place.finish(order, claimed.fence, FORGOTTEN)
+    known = await place.service.catalog.fresh(sale_id)
+    place.service.data_loss.report(sale_id, known.epoch, "a test")
+    seen = await found(place, order)
+    assert (seen.status, seen.payment_key) == (Status.HELD, None)
+
+
 async def test_a_webhook_without_a_key_is_to_be_sent_again(place: Bench) -> None:
     order = await paid_in_sql_alone(place)
     with pytest.raises(Unavailable):
@@ -195,9 +209,31 @@ def an_order(**changes: object) -> Reservation:
             an_order(seq=6, status=Status.CONFIRMING, payment_key="k"),
             9,
         ),
+        # Its payment was voided before any money was asked for; perhaps another one has begun.
+        (
+            an_order(seq=9, fence=1),
+            an_order(seq=6, status=Status.CONFIRMING, payment_key="k", fence=1),
+            9,
+        ),
+        (
+            an_order(seq=9, status=Status.CONFIRMING, payment_key="l", fence=2),
+            an_order(seq=6, status=Status.CONFIRMING, payment_key="k", fence=1),
+            9,
+        ),
+        # Another history in Redis: it never had the claim, or a payment that cannot be voided.
+        (
+            an_order(seq=9),
+            an_order(seq=6, status=Status.CONFIRMING, payment_key="k", fence=1),
+            6,
+        ),
+        (
+            an_order(seq=9, fence=2),
+            an_order(seq=6, status=Status.CONFIRMED, payment_key="k", fence=1),
+            6,
+        ),
     ],
 )
-def test_the_later_state_has_the_higher_number_and_lacks_no_payment(
+def test_the_later_state_has_the_higher_number_and_has_seen_the_payment(
     in_redis: Reservation | None, in_sql: Reservation, later: int
 ) -> None:
     assert later_of(in_redis, in_sql).seq == later
