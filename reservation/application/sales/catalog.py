@@ -28,6 +28,9 @@ log = structlog.get_logger(__name__)
 FRESH_SECONDS: Final = 1.0
 #: The buyer's retryAfter for a sale that waits for its rebuild.
 RECOVERING_SECONDS: Final = 5
+#: Loads of one sale before it counts as recovering. A rebuild writes the epoch to SQL first, so one
+#: further load finds the epoch of every rebuild that Redis has.
+LOADS_MAX: Final = 2
 
 
 class CachedSale(msgspec.Struct, frozen=True):
@@ -165,26 +168,36 @@ class Catalog:
             log.debug("sale_refresh_failed", sale_id=sale_id, reason=str(error))
 
     async def _load(self, sale_id: str) -> CachedSale:
-        epoch = await self._epoch(sale_id)
-        if epoch is None:
-            raise SaleNotFound
-        try:
-            sale = await self._sales.read(sale_id)
-        except (StoreUnavailable, StoreUncertain) as error:
-            raise Unavailable(retryAfter=1) from error
-        if sale is None or sale.epoch != epoch:
-            self.forget(sale_id)
-            raise SaleRecovering(retryAfter=1)
-        known = CachedSale(sale, epoch, self._clock.monotonic())
-        self._known[sale_id] = known
-        return known
+        for _ in range(LOADS_MAX):
+            epoch = await self._epoch(sale_id)
+            if epoch is None:
+                raise SaleNotFound
+            try:
+                sale = await self._sales.read(sale_id)
+            except (StoreUnavailable, StoreUncertain) as error:
+                raise Unavailable(retryAfter=1) from error
+            # Not the epoch from before the read: it may have been replaced during the read.
+            newest = self._cached_epoch(sale_id)
+            if sale is not None and sale.epoch == newest:
+                known = CachedSale(sale, sale.epoch, self._clock.monotonic())
+                self._known[sale_id] = known
+                return known
+            if newest == epoch:
+                self.forget(sale_id)
+            if sale is None:
+                break
+        raise SaleRecovering(retryAfter=1)
 
-    async def _epoch(self, sale_id: str) -> str | None:
+    def _cached_epoch(self, sale_id: str) -> str | None:
         epoch = self._epochs.get(sale_id)
         if epoch is None and self._instead is not None:
-            epoch = self._instead.get(sale_id)
-            if epoch is None:
-                raise Unavailable(retryAfter=1)
+            return self._instead.get(sale_id)
+        return epoch
+
+    async def _epoch(self, sale_id: str) -> str | None:
+        epoch = self._cached_epoch(sale_id)
+        if epoch is None and self._instead is not None:
+            raise Unavailable(retryAfter=1)
         if epoch is None and not self._complete:
             await self._load_epochs()
             epoch = self._epochs.get(sale_id)
@@ -198,9 +211,10 @@ class Catalog:
             epoch = await self._ledger.epoch_of(sale_id)
         except (StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError) as error:
             raise Unavailable(retryAfter=1) from error
-        if epoch is not None:
+        # An epoch that was learned during this query is newer than its answer, and stays.
+        if epoch is not None and sale_id not in self._epochs:
             self.learn(sale_id, epoch)
-        return epoch
+        return self._epochs.get(sale_id)
 
     async def _load_epochs(self) -> None:
         if self._completing is None:

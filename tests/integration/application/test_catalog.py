@@ -113,6 +113,61 @@ async def test_a_sale_that_redis_has_lost_is_recovering_and_never_unknown(here: 
             await here.service.catalog.fresh(sale_id)
 
 
+@pytest.mark.parametrize("learned", [False, True])
+async def test_an_epoch_from_before_a_rebuild_that_arrives_after_it_is_queried_again(
+    here: Bench, monkeypatch: pytest.MonkeyPatch, *, learned: bool
+) -> None:
+    """catalog:  SELECT epoch ---------------------------> the old one
+    rebuild:                 new epoch in SQL, in Redis
+    """
+    service = here.service
+    sale_id = await here.sale()
+    service.catalog.forget(sale_id)
+    epoch_of = service.ledger.epoch_of
+    asked, rebuilt = asyncio.Event(), asyncio.Event()
+
+    async def late(sale_id: str) -> str | None:
+        found = await epoch_of(sale_id)
+        asked.set()
+        await rebuilt.wait()
+        return found
+
+    monkeypatch.setattr(service.ledger, "epoch_of", late)
+    loading = asyncio.create_task(service.catalog.get(sale_id))
+    await asked.wait()
+    report = await service.rebuild.run(sale_id, operator="op", force=True)
+    if learned:
+        service.catalog.learn(sale_id, report.epoch)
+    rebuilt.set()
+    assert (await loading).epoch == report.epoch
+    assert service.catalog.at_hand(sale_id) is not None
+
+
+async def test_a_sale_from_before_a_rebuild_is_read_again(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The catalog learns the new epoch while the old state of the sale is on its way."""
+    service = here.service
+    sale_id = await here.sale()
+    service.catalog.forget(sale_id)
+    read = service.sale_store.read
+    asked, rebuilt = asyncio.Event(), asyncio.Event()
+
+    async def late(sale_id: str) -> Sale | None:
+        found = await read(sale_id)
+        asked.set()
+        await rebuilt.wait()
+        return found
+
+    monkeypatch.setattr(service.sale_store, "read", late)
+    loading = asyncio.create_task(service.catalog.get(sale_id))
+    await asked.wait()
+    report = await service.rebuild.run(sale_id, operator="op", force=True)
+    service.catalog.learn(sale_id, report.epoch)
+    rebuilt.set()
+    assert (await loading).epoch == report.epoch
+
+
 async def test_creations_at_once_are_all_answered_with_their_sale(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
