@@ -126,6 +126,7 @@ class Moved(msgspec.Struct, rename="camel", gc=False):
     origin: StatusName = msgspec.field(name="from")
     fence: int | None = None
     payment_key: str = ""
+    cause: str = ""
     restock: bool = True
     #: The sale's version, where this moved a total; 0 where the event has none.
     version: int = 0

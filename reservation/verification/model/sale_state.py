@@ -11,6 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from reservation.domain.events import GENESIS, EventName, chain_of
+from reservation.domain.payment import FORGOTTEN, PaymentOutcome, Reason
 from reservation.domain.states import UNPAID, HoldPolicy, SaleStatus
 from reservation.verification.model import event_data as facts_of
 from reservation.verification.model.event_data import (
@@ -74,7 +75,7 @@ class Order(msgspec.Struct, eq=False, gc=False):
     amount: int
     expires_at: int
     fence: int = 0
-    #: The payment key of the current or last attempt.
+    #: The payment key of the current or last attempt; empty after a void.
     key: str = ""
     #: The end of each payment key's attempt: the event's name.
     ends: dict[str, str] | None = None
@@ -229,7 +230,7 @@ class SaleState:
             if not order.key and fault is None:
                 fault = Violation(Broken.UNPAID, f"{order_id} is sold, and nobody paid")
         elif order.key and event != "taken_over":
-            order.ends = {**(order.ends or {}), order.key: event}
+            _end_attempt(order, event, facts.cause)
         if edge.origin != edge.target:
             moved = self._move_units(order_id, order, edge, facts)
             fault = fault or moved
@@ -324,6 +325,18 @@ class SaleState:
 def _follows(fence: int, before: int, step: int) -> bool:
     """A claim takes the next fence above all that SQL knows, of claims that Redis lost as well."""
     return fence > before if step else fence == before
+
+
+def _end_attempt(order: Order, event: str, cause: str) -> None:
+    """Record how the order's payment ended; after a forgotten attempt its key may be claimed again.
+
+    After a void the order is held as before the claim, and later events do not end that payment.
+    """
+    voided = Reason.read(event, {"cause": cause}) if event == PaymentOutcome.VOIDED else None
+    if voided is None or voided.cause not in FORGOTTEN:
+        order.ends = {**(order.ends or {}), order.key: event}
+    if event == PaymentOutcome.VOIDED:
+        order.key = ""
 
 
 def _wrong_way(event: str, order_id: str, order: Order, facts: Moved) -> Violation:
