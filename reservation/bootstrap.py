@@ -264,7 +264,7 @@ def _queue(
     settings: Settings, connections: RedisClient, keys: Keys, store: ReservationStore, clock: Clock
 ) -> PrepareQueue:
     return PrepareQueue(
-        connections, keys, expire=store.expire, clock=clock, limits=_buyer_limits(settings)
+        connections, keys, expiry=store.expiry, clock=clock, limits=_buyer_limits(settings)
     )
 
 

@@ -1,6 +1,7 @@
 """Ends holds whose deadline has passed, many in one call."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
 import msgspec
@@ -15,15 +16,48 @@ from reservation.adapters.redis.script_runner import ScriptRunner
 from reservation.domain.clock import Clock
 from reservation.domain.reservation import Line
 
-__all__ = ["EXPIRE_BATCH", "Expiry"]
+__all__ = ["EXPIRE_BATCH", "Ended", "Expiry", "Hold", "OverdueHolds"]
 
 log = structlog.get_logger(__name__)
 
 #: Orders that one expire call takes: 4 ms of the server's single thread.
 EXPIRE_BATCH: Final = 200
 
-#: The buyer and the lines of a hold.
-_Held = tuple[str, tuple[Line, ...]]
+#: Overdue holds whose lines one search reads, and so many at once: 10 ms of the server's thread.
+SEARCHED_MAX: Final = 10_000
+SEARCHED_AT_ONCE: Final = 500
+
+
+class Hold(msgspec.Struct, frozen=True):
+    """The buyer and the lines of a hold."""
+
+    buyer_id: str
+    lines: tuple[Line, ...]
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """The result of one call for a batch of orders."""
+
+    #: Holds that this call expired, and those that had no deadline any more.
+    expired: int = 0
+    settled: int = 0
+    #: The orders that no call can expire: damaged or missing.
+    damaged: tuple[str, ...] = ()
+    #: The error of the first damaged one.
+    error: Exception | None = None
+
+    @property
+    def helped(self) -> bool:
+        """Whether any of the orders holds nothing more since it was named."""
+        return self.expired + self.settled > 0
+
+
+class OverdueHolds(msgspec.Struct, frozen=True):
+    """Overdue holds by order id, the oldest first."""
+
+    holds: dict[str, Hold]
+    #: Whether there are no others.
+    complete: bool
 
 
 class Expiry:
@@ -44,46 +78,96 @@ class Expiry:
             UnexpectedReply, DecodeError: the error of the first damaged order, where no hold ended;
                 where others ended, the error is only logged.
         """
+        ended = await self.end(sale_id, order_ids, epoch=epoch)
+        if ended.error is not None and not ended.expired:
+            raise ended.error
+        return ended.expired
+
+    async def end(self, sale_id: str, order_ids: Sequence[str], *, epoch: str) -> Ended:
+        """Expire those of the orders that are due (expire.lua), at most EXPIRE_BATCH.
+
+        Damaged orders are logged and left as they are.
+        """
         keys = self._keys.of(sale_id)
-        found = await self._buyers_and_lines(keys, order_ids[:EXPIRE_BATCH])
+        asked = order_ids[:EXPIRE_BATCH]
+        found = await self._holds(keys, asked)
         whole = {one: what for one, what in found.items() if not isinstance(what, Exception)}
         answers = await self._run(sale_id, whole, epoch) if whole else {}
         told_of = found | answers
-        wrong = [(one, what) for one, what in told_of.items() if isinstance(what, Exception)]
-        expired = list(answers.values()).count(ExpireWord.EXPIRED)
-        if wrong:
-            order_id, error = wrong[0]
+        wrong = {one: what for one, what in told_of.items() if isinstance(what, Exception)}
+        error = next(iter(wrong.values()), None)
+        if error is not None:
+            order_id = next(iter(wrong))
             log.error("holds_damaged", count=len(wrong), order_id=order_id, reason=str(error))
-            if not expired:
-                raise error
-        return expired
+        words = list(answers.values())
+        return Ended(
+            expired=words.count(ExpireWord.EXPIRED),
+            settled=words.count(ExpireWord.SETTLED),
+            damaged=tuple(one for one in asked if one in wrong or one not in found),
+            error=error,
+        )
 
-    async def _buyers_and_lines(
-        self, keys: SaleKeys, order_ids: Sequence[str]
-    ) -> dict[str, _Held | Exception]:
+    async def overdue(
+        self,
+        sale_id: str,
+        skus: AbstractSet[str],
+        *,
+        skip: Container[str],
+        limit: int = EXPIRE_BATCH,
+    ) -> OverdueHolds:
+        """The overdue holds with any of these items, at most `limit`, without the orders in `skip`.
+
+        Holds whose lines cannot be read are left out.
+        """
+        keys = self._keys.of(sale_id)
+        seconds, micros = await self._connections.command("TIME")
+        server_ms = int(seconds) * 1000 + int(micros) // 1000
+        # One snapshot: holds that end during the search do not shift its pages.
+        order_ids = await self._connections.command(
+            "ZRANGEBYSCORE",
+            keys.deadlines,
+            "-inf",
+            min(server_ms, self._clock.now_ms()),
+            "LIMIT",
+            0,
+            SEARCHED_MAX + 1,
+        )
+        left = [one for one in order_ids[:SEARCHED_MAX] if one not in skip]
+        holds: dict[str, Hold] = {}
+        for start in range(0, len(left), SEARCHED_AT_ONCE):
+            page = await self._holds(keys, left[start : start + SEARCHED_AT_ONCE])
+            for order_id, hold in page.items():
+                if isinstance(hold, Exception) or skus.isdisjoint(line.sku for line in hold.lines):
+                    continue
+                holds[order_id] = hold
+                if len(holds) == limit:
+                    return OverdueHolds(holds, complete=False)
+        return OverdueHolds(holds, complete=len(order_ids) <= SEARCHED_MAX)
+
+    async def _holds(self, keys: SaleKeys, order_ids: Sequence[str]) -> dict[str, Hold | Exception]:
         """The buyer and lines of each order that exists; an exception for an unreadable one."""
         replies = await self._connections.pipeline(
             [("HMGET", keys.order(order_id), "buyer", "items") for order_id in order_ids]
         )
-        found: dict[str, _Held | Exception] = {}
+        found: dict[str, Hold | Exception] = {}
         for order_id, reply in zip(order_ids, replies, strict=True):
             try:
                 buyer_id, items = good(reply)
                 if buyer_id is not None and items is not None:
-                    found[order_id] = buyer_id, as_items(items)
+                    found[order_id] = Hold(buyer_id, as_items(items))
             except (UnexpectedReply, msgspec.DecodeError) as error:
                 found[order_id] = error
         return found
 
-    async def _run(self, sale_id: str, found: dict[str, _Held], epoch: str) -> dict[str, Any]:
+    async def _run(self, sale_id: str, found: dict[str, Hold], epoch: str) -> dict[str, Any]:
         """The script's result for each order: one of its words, or an exception."""
         keys = self._keys.of(sale_id)
         order_keys: list[str] = []
         pairs: list[str | int] = []
-        for order_id, (buyer_id, lines) in found.items():
-            order_keys += (keys.order(order_id), keys.buyer(buyer_id))
-            order_keys += [keys.stock(line.sku) for line in lines]
-            pairs += (order_id, len(lines))
+        for order_id, hold in found.items():
+            order_keys += (keys.order(order_id), keys.buyer(hold.buyer_id))
+            order_keys += [keys.stock(line.sku) for line in hold.lines]
+            pairs += (order_id, len(hold.lines))
         answers = await self._calls.run(
             "expire",
             sale_id,

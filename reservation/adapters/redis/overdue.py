@@ -1,11 +1,13 @@
 """Baskets that wait for overdue holds: expire those holds and retry, in bounded rounds.
 
-Prepare names overdue holds that may make room for a basket, but the server does not know the items
-of each. So a basket may wait for holds that free nothing it needs. Each basket waits for a bounded
-number of rounds, then gets its refusal.
+Prepare names the sale's oldest overdue holds, without regard to their items: most of the time one
+round ends all of them. A basket that they did not help waits for the overdue holds of its own items
+alone, and is refused as sold out only when there are none. A damaged hold, which no call can
+expire, is skipped.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import chain
 from typing import Any, Final, Protocol
 
@@ -13,25 +15,37 @@ import msgspec
 import structlog
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.adapters.redis.expiry import Ended, OverdueHolds
 from reservation.adapters.redis.prepare_replies import RETRY_AFTER_SECONDS, Decision
 from reservation.domain.errors import ReservationError, Unavailable
 from reservation.domain.reservation import Basket
 
-__all__ = ["ROUNDS_MAX", "Done", "Due", "Expire", "Overdue", "Waiting", "refuse"]
+__all__ = ["Done", "Due", "EndsHolds", "Overdue", "Waiting", "refuse"]
 
 log = structlog.get_logger(__name__)
 
-#: Rounds for one basket, of up to 200 holds each. The reaper leaves fewer, unless it has stopped.
+#: Rounds for one basket with the sale's oldest overdue holds, up to 200 each. The reaper leaves
+#: fewer, unless it has stopped. The last one also ends holds of the basket's own items.
 ROUNDS_MAX: Final = 5
+#: All rounds for one basket: overdue holds of its own items follow one another in great number.
+ROUNDS_LAST: Final = 50
+#: For so long a damaged hold is skipped; an operator may have repaired it since.
+DAMAGED_SECONDS: Final = 10.0
+#: Damaged holds that are remembered.
+DAMAGED_MAX: Final = 1_000
 
 #: Called once with a basket's decision; it must not raise, because others wait behind it.
 Done = Callable[[Decision | ReservationError], None]
 
 
-class Expire(Protocol):
-    """Expires due orders and returns their number (`ReservationStore.expire`)."""
+class EndsHolds(Protocol):
+    """Expires overdue holds and finds them by their items (`Expiry`)."""
 
-    async def __call__(self, sale_id: str, order_ids: Sequence[str], *, epoch: str) -> int: ...
+    async def end(self, sale_id: str, order_ids: Sequence[str], *, epoch: str) -> Ended: ...
+
+    async def overdue(
+        self, sale_id: str, skus: AbstractSet[str], *, skip: Container[str]
+    ) -> OverdueHolds: ...
 
 
 class Waiting(msgspec.Struct):
@@ -48,8 +62,8 @@ class Waiting(msgspec.Struct):
     stood: bool = False
     #: Rounds of its own.
     rounds: int = 0
-    #: Whether one of them ended a hold.
-    helped: bool = False
+    #: Whether no overdue hold has any of its items: the next decision is final.
+    final: bool = False
 
 
 #: A basket, and the holds that prepare named for it; empty where another basket has the same ones.
@@ -59,43 +73,72 @@ Due = tuple[Waiting, Sequence[str]]
 class Overdue:
     """Runs the rounds."""
 
-    def __init__(self, expire: Expire) -> None:
-        self._expire = expire
+    def __init__(self, expiry: EndsHolds, *, monotonic: Callable[[], float]) -> None:
+        self._expiry = expiry
+        self._monotonic = monotonic
+        #: Until when each damaged hold is skipped, by order id, the earliest first.
+        self._damaged: dict[str, float] = {}
 
-    async def give_back(self, sale_id: str, epoch: str, due: Sequence[Due]) -> int | None:
-        """Expire once the holds that these baskets wait for; returns the number of ended holds.
+    async def give_back(self, sale_id: str, epoch: str, due: Sequence[Due]) -> bool | None:
+        """Expire once the overdue holds that may help these baskets; whether any of them ended.
 
-        None where a hold is damaged: the baskets got a refusal.
+        None after a bug: the baskets got a refusal.
         """
+        self._forget_repaired()
         # The shortest list first: a buyer's own holds are few, and the sale's fill a round.
         named = chain.from_iterable(sorted((order_ids for _, order_ids in due), key=len))
+        whole = [order_id for order_id in named if order_id not in self._damaged]
+        search = [one for one, _ in due if not whole or one.rounds >= ROUNDS_MAX - 1]
         try:
-            return await self._try_expire(sale_id, list(dict.fromkeys(named)), epoch)
-        except Exception:  # loop top: a damaged hold affects only baskets that need its units
+            helpful = await self._search(sale_id, search) if search else []
+            order_ids = list(dict.fromkeys([*helpful, *whole]))
+            ended = await self._expiry.end(sale_id, order_ids, epoch=epoch)
+        except (StoreUnavailable, StoreUncertain, ReservationError) as error:
+            log.warning("expire_before_prepare_failed", sale_id=sale_id, reason=str(error))
+            return False
+        except Exception:  # loop top: these baskets are in no queue, so they are answered here
             log.exception("expire_before_prepare_broke", sale_id=sale_id)
             refuse([waiting for waiting, _ in due], Unavailable(retryAfter=RETRY_AFTER_SECONDS))
             return None
+        self._skip(ended.damaged)
+        return ended.helped
 
-    def after_round(self, due: Sequence[Due], gave_back: int) -> list[Waiting]:
+    def after_round(self, due: Sequence[Due], *, helped: bool) -> list[Waiting]:
         """The waiting baskets to retry; the others get their refusal."""
         again: list[Waiting] = []
         for waiting, _ in due:
             waiting.stood = True
             waiting.rounds += 1
-            waiting.helped = waiting.helped or gave_back > 0
-            if waiting.rounds >= ROUNDS_MAX and not waiting.helped:
+            stuck = waiting.rounds >= ROUNDS_MAX and not helped
+            if not waiting.final and (stuck or waiting.rounds >= ROUNDS_LAST):
                 # Units may still be available, so the refusal is not "sold out".
                 waiting.decide(Unavailable(retryAfter=RETRY_AFTER_SECONDS))
             else:
                 again.append(waiting)
         return again
 
-    async def _try_expire(self, sale_id: str, due: Sequence[str], epoch: str) -> int:
-        try:
-            return await self._expire(sale_id, due, epoch=epoch)
-        except (StoreUnavailable, StoreUncertain, ReservationError) as error:
-            log.warning("expire_before_prepare_failed", sale_id=sale_id, reason=str(error))
-            return 0
+    async def _search(self, sale_id: str, baskets: Sequence[Waiting]) -> list[str]:
+        """Overdue holds with any item of these baskets; marks the baskets that none can help."""
+        skus = {line.sku for one in baskets for line in one.basket.wish.lines}
+        found = await self._expiry.overdue(sale_id, skus, skip=self._damaged)
+        held = {line.sku for hold in found.holds.values() for line in hold.lines}
+        for one in baskets:
+            own = {line.sku for line in one.basket.wish.lines}
+            one.final = found.complete and held.isdisjoint(own)
+        return list(found.holds)
+
+    def _skip(self, order_ids: Sequence[str]) -> None:
+        until = self._monotonic() + DAMAGED_SECONDS
+        for order_id in order_ids:
+            self._damaged.pop(order_id, None)
+            self._damaged[order_id] = until
+        while len(self._damaged) > DAMAGED_MAX:
+            del self._damaged[next(iter(self._damaged))]
+
+    def _forget_repaired(self) -> None:
+        now = self._monotonic()
+        while self._damaged and next(iter(self._damaged.values())) <= now:
+            del self._damaged[next(iter(self._damaged))]
 
 
 def refuse(batch: Sequence[Waiting], refusal: ReservationError) -> None:

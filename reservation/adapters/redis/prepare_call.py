@@ -27,7 +27,7 @@ def encode(
         baskets: baskets of one sale, in the order of their decision.
         wishes: their distinct requests (lines and prices).
         in_turn: whether the baskets behind one that waits for overdue holds wait with it.
-        waited: the positions, from 1, of the baskets that no longer wait for overdue holds.
+        waited: the positions, from 1, of the baskets that no overdue hold can help.
     """
     indices: dict[str, int] = {}
     asked_for: list[str | int] = []

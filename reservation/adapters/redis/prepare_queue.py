@@ -2,8 +2,8 @@
 
 A lone prepare is sent at once; under load the batches grow up to BASKETS_MAX. The queue is FIFO:
 baskets are decided in order of arrival, and a basket that waits for overdue holds to expire keeps
-its place for one round. If one round is not enough, it leaves the queue for a few rounds, and the
-others proceed:
+its place for one round. If one round is not enough, it leaves the queue for further rounds, and
+the others proceed:
 
     call:   A is due, B behind it waits          round: up to 200 holds end
     call:   A is due again, B is decided         beside: rounds for A, which goes behind all others
@@ -21,15 +21,7 @@ import structlog
 from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.keys import Keys
-from reservation.adapters.redis.overdue import (
-    ROUNDS_MAX,
-    Done,
-    Due,
-    Expire,
-    Overdue,
-    Waiting,
-    refuse,
-)
+from reservation.adapters.redis.overdue import Done, Due, EndsHolds, Overdue, Waiting, refuse
 from reservation.adapters.redis.prepare_call import encode
 from reservation.adapters.redis.prepare_replies import (
     RETRY_AFTER_SECONDS,
@@ -124,14 +116,14 @@ class PrepareQueue:
         connections: RedisClient,
         keys: Keys,
         *,
-        expire: Expire,
+        expiry: EndsHolds,
         clock: Clock,
         limits: BuyerLimits,
     ) -> None:
         self._connections = connections
         self._marks = connections.marks
         self._keys = keys
-        self._overdue = Overdue(expire)
+        self._overdue = Overdue(expiry, monotonic=clock.monotonic)
         self._clock = clock
         self._monotonic = clock.monotonic
         self._limits = limits.args()
@@ -226,7 +218,7 @@ class PrepareQueue:
         mark = self._marks.of(sale_id, epoch)
         head = (not_after_ms, epoch, *mark, self._clock.now_ms(), *self._limits)
         lane.in_turn = lane.rounds is None and not any(waiting.stood for waiting in batch)
-        waited = [place for place, one in enumerate(batch, 1) if one.rounds >= ROUNDS_MAX]
+        waited = [place for place, one in enumerate(batch, 1) if one.final]
         names = self._keys.of(sale_id)
         keys, args = encode(names, head, baskets, wishes, in_turn=lane.in_turn, waited=waited)
         sent_at = self._monotonic()
@@ -299,8 +291,8 @@ class PrepareQueue:
         behind = [waiting for waiting, reply in later if reply[0] == PrepareWord.AGAIN]
         self._waiting += len(later)
         if lane.in_turn:
-            gave_back = await self._overdue.give_back(sale_id, epoch, due)
-            again = [] if gave_back is None else self._overdue.after_round(due, gave_back)
+            helped = await self._overdue.give_back(sale_id, epoch, due)
+            again = [] if helped is None else self._overdue.after_round(due, helped=helped)
             self._waiting -= len(due) - len(again)
             for waiting in behind:
                 waiting.stood = True
@@ -314,13 +306,13 @@ class PrepareQueue:
         try:
             while lane.due:
                 due, lane.due = lane.due, []
-                gave_back = await self._overdue.give_back(sale_id, epoch, due)
-                if gave_back is None:
+                helped = await self._overdue.give_back(sale_id, epoch, due)
+                if helped is None:
                     self._waiting -= len(due)
                     continue
                 # Baskets that joined during the round waited for holds that have ended by now.
                 due, lane.due = [*due, *lane.due], []
-                again = self._overdue.after_round(due, gave_back)
+                again = self._overdue.after_round(due, helped=helped)
                 self._waiting -= len(due) - len(again)
                 for waiting in again:
                     # Its own wait must not count as the queue's.

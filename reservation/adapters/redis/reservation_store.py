@@ -49,7 +49,8 @@ class ReservationStore:
     def __init__(self, connections: RedisClient, keys: Keys, *, clock: Clock) -> None:
         self._connections = connections
         self._calls = ScriptRunner(connections)
-        self._expiry = Expiry(connections, self._calls, keys, clock=clock)
+        #: Expires due holds; prepare's queue uses it as well.
+        self.expiry = Expiry(connections, self._calls, keys, clock=clock)
         self._keys = keys
         self._clock = clock
 
@@ -198,8 +199,11 @@ class ReservationStore:
             )
             if reply[0] != ClaimWord.DUE:
                 return _claim_answer(ClaimWord(reply[0]), reply[1:], claim_id)
-            # Zero is no reason to stop: others may have expired the same ones, or a reply was lost.
-            await self.expire(order.sale_id, reply[1:], epoch=epoch)
+            # None here is no reason to stop: others may have expired the same ones, or a reply was
+            # lost. Damaged holds can never be expired.
+            ended = await self.expiry.end(order.sale_id, reply[1:], epoch=epoch)
+            if len(ended.damaged) == len(reply) - 1:
+                break
         raise ReservationExpired
 
     async def take_over(
@@ -317,7 +321,7 @@ class ReservationStore:
 
     async def expire(self, sale_id: str, order_ids: Sequence[str], *, epoch: str) -> int:
         """Expire those of the orders that are due; returns their number (see `Expiry`)."""
-        return await self._expiry(sale_id, order_ids, epoch=epoch)
+        return await self.expiry(sale_id, order_ids, epoch=epoch)
 
     async def refund(
         self, order: Reservation, *, epoch: str, restock: bool, reason: Reason

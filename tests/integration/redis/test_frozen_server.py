@@ -42,7 +42,7 @@ class Bench:
         self.sale = LuaSale(connections)
         self.store = ReservationStore(connections, Keys(), clock=NOW)
         self.queue = PrepareQueue(
-            connections, Keys(), expire=self.store.expire, clock=NOW, limits=BuyerLimits()
+            connections, Keys(), expiry=self.store.expiry, clock=NOW, limits=BuyerLimits()
         )
 
     async def prepare(self, buyer: str) -> Reservation | Replayed | ReservationError:

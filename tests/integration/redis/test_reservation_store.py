@@ -11,6 +11,7 @@ import structlog
 from reservation.adapters.redis import client as connection
 from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import UnexpectedReply
+from reservation.adapters.redis.expiry import Ended
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.redis.sale_store import SaleStore
@@ -306,15 +307,26 @@ async def test_a_late_claim_goes_on_where_others_gave_the_holds_back(
     await bench.store.release(order, epoch=EPOCH, reason=BUYER)
     other = await bench.sale.hold("other", lines={"b": 5})
     await bench.sale.run_out(other)
-    expire = bench.store.expire
+    end = bench.store.expiry.end
 
-    async def too_late(*args: Any, **how: Any) -> int:
-        assert await expire(*args, **how) == 1
-        return 0
+    async def too_late(*args: Any, **how: Any) -> Ended:
+        assert (await end(*args, **how)).expired == 1
+        return Ended()
 
-    monkeypatch.setattr(bench.store, "expire", too_late)
+    monkeypatch.setattr(bench.store.expiry, "end", too_late)
     claimed = await bench.store.claim(order, epoch=EPOCH, payment_key="k", lease_ms=60_000)
     assert isinstance(claimed, Claimed)
+
+
+async def test_a_late_claim_is_refused_where_only_a_damaged_hold_is_due(bench: Bench) -> None:
+    order = await bench.held(lines={"b": 5})
+    await bench.store.release(order, epoch=EPOCH, reason=BUYER)
+    other = await bench.sale.hold("other", lines={"b": 5})
+    await bench.sale.run_out(other)
+    key = bench.sale.keys.order(other["order"])
+    await bench.connections.command("HSET", key, "status", "CONFIRMED")
+    with pytest.raises(ReservationExpired):
+        await bench.store.claim(order, epoch=EPOCH, payment_key="k", lease_ms=60_000)
 
 
 async def test_a_release_and_a_refund_tell_what_stands_afterwards(bench: Bench) -> None:
