@@ -12,12 +12,22 @@ from typing import Final
 from rich.console import Console
 
 from api.server import log_config as logs
-from benchmarks import behind, between, compare, edges, growth, memory, overload, script, verifying
-from benchmarks.contenders import BUYERS_SECRET, CONTENDERS
-from benchmarks.load import CONNECTIONS, WrkMissing
-from benchmarks.report import keep, results_of, show
-from benchmarks.run import Part, Run, Section
-from benchmarks.sale import write_buyers
+from benchmarks.contenders.launcher import BUYERS_SECRET, CONTENDERS
+from benchmarks.parts import (
+    between,
+    compare,
+    edges,
+    flusher,
+    growth,
+    memory,
+    overload,
+    script,
+    verify,
+)
+from benchmarks.support.load import CONNECTIONS, WrkMissing
+from benchmarks.support.report import keep, results_of, show
+from benchmarks.support.run import Part, Run, Section
+from benchmarks.support.sale import write_buyers
 
 __all__ = ["main"]
 
@@ -29,8 +39,8 @@ PARTS: Final[dict[str, Part]] = {
     "memory": memory.measure,
     "growth": growth.measure,
     "overload": overload.measure,
-    "behind": behind.measure,
-    "verify": verifying.measure,
+    "behind": flusher.measure,
+    "verify": verify.measure,
 }
 #: Each request of a load has another buyer, the warm-up's too: a second hold costs Redis more, and
 #: a round of `overload` sends a million.

@@ -15,8 +15,8 @@ import msgspec
 from api.cli.errors import BAD_SETTING, UNREACHABLE, CommandError
 from api.http.auth.guests import Guests
 from api.server.temporary_service import OwnServiceFailed, answers, own_service
-from loadtests.desk import CannotBegin, Desk, address_of
-from loadtests.own import OWN_SERVICE
+from loadtests.operator_api import CannotBegin, OperatorApi, address_of
+from loadtests.spawned_service import OWN_SERVICE
 from reservation.config.settings import Settings, SettingsError
 
 __all__ = ["main"]
@@ -90,7 +90,7 @@ def _check(address: str, settings: Settings) -> None:
     """Reject at once a run whose every request would be rejected."""
     guests = Guests(msgspec.structs.replace(settings, guest_rate=None))
     try:
-        Desk(address, settings.admin_api_key).check(guests.new("")[1])
+        OperatorApi(address, settings.admin_api_key).check(guests.new("")[1])
     except CannotBegin as error:
         raise CommandError(error, BAD_SETTING) from error
 

@@ -19,14 +19,14 @@ from locust.env import Environment
 from locust.runners import STATE_INIT, MasterRunner, WorkerRunner
 
 from api.http.auth.guests import Guests
-from loadtests.answers import Answers
-from loadtests.desk import CannotBegin, Desk, address_of
-from loadtests.mix import MIX, mix_of
-from loadtests.own import OWN_SERVICE
-from loadtests.recorder import Recorder
+from loadtests.buyer_mix import MIX, mix_of
+from loadtests.buyer_outcomes import Answers
+from loadtests.history_recorder import Recorder
+from loadtests.operator_api import CannotBegin, OperatorApi, address_of
 from loadtests.run import NotBegun, Run
 from loadtests.shapes import SCENARIOS, target_at
-from loadtests.tab import add_stock_tab
+from loadtests.spawned_service import OWN_SERVICE
+from loadtests.stock_tab import add_stock_tab
 from loadtests.users import KINDS, Buyer, Plan
 from reservation.config.settings import Settings
 
@@ -66,7 +66,7 @@ class Session:
             mix_of(options.mix, KINDS)
             # Locust's form accepts any text.
             environment.host = address_of(environment.host or "")
-            desk = Desk(environment.host, self.settings.admin_api_key)
+            desk = OperatorApi(environment.host, self.settings.admin_api_key)
             desk.check(Buyer.guests.new("")[1])
             options.running_sale = options.sale or desk.open_sale(
                 items=1 if options.scenario == "stampede" else options.items,

@@ -17,9 +17,9 @@ from gevent.event import Event
 from locust.env import Environment
 from locust.runners import MasterRunner
 
-from loadtests.answers import Answers
-from loadtests.desk import Desk
-from loadtests.recorder import NotRecorded, Recorder
+from loadtests.buyer_outcomes import Answers
+from loadtests.history_recorder import NotRecorded, Recorder
+from loadtests.operator_api import OperatorApi
 from loadtests.verdict import RequestLine, Sample, Verdict, judge, problems_of_sample, write
 from reservation.verification.balance_check import BalanceCheck
 from reservation.verification.model.report import Judgement
@@ -76,7 +76,7 @@ class Run:
     def __init__(
         self,
         environment: Environment,
-        desk: Desk,
+        desk: OperatorApi,
         *,
         sale_id: str,
         scenario: str,

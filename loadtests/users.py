@@ -17,9 +17,9 @@ from gevent.pool import Group
 from locust import FastHttpUser, task
 
 from api.http.auth.guests import Guests
-from loadtests.answers import Answers, ends_of
+from loadtests.buyer_outcomes import Answers, ends_of
 from loadtests.recording import Call, operation_of
-from loadtests.wire import Answer, members_of, new_key
+from loadtests.response_fields import Answer, members_of, new_key
 
 __all__ = ["KINDS", "Buyer", "Plan"]
 

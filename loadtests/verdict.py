@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from loadtests.answers import Answers, Told
+from loadtests.buyer_outcomes import Answers, Told
 from reservation.verification.balance_check import BalanceCheck, Orders, disagreements
 from reservation.verification.model.report import Judgement
 

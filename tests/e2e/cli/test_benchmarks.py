@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.contenders import CONTENDERS
-from benchmarks.overload import DISK, PROCESSOR
+from benchmarks.contenders.launcher import CONTENDERS
+from benchmarks.parts.overload import DISK, PROCESSOR
 from tests.support.programs import needs
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.between import interval_of_median
+from benchmarks.parts.between import interval_of_median
 
 
 def test_the_interval_of_fifteen_values_is_the_fourth_to_the_twelfth() -> None:

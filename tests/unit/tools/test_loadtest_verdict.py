@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from loadtests.answers import WRONG_MAX, Answers, ends_of
-from loadtests.desk import CannotBegin, address_of
+from loadtests.buyer_outcomes import WRONG_MAX, Answers, ends_of
+from loadtests.operator_api import CannotBegin, address_of
 from loadtests.shapes import DEFAULT_SECONDS, SCENARIOS, target_at
 from loadtests.verdict import RequestLine, Sample, Verdict, judge, problems_of_sample, write
 from reservation.domain.ids import OrderIds

@@ -1,10 +1,10 @@
 """CPU time of one hold in Python from its bytes to its answer's, without sockets and Redis.
 
-python -m benchmarks.path
+python -m benchmarks.parts.path
 
-The protocol, the short way and the queue are the service's own; a stand-in for the store answers
-each call at once as the script would. Beside `benchmarks.steps`, which measures each step alone, it
-shows the cost between them.
+The protocol, the fast path and the queue are the service's own; a stand-in for the store answers
+each call at once as the script would. Beside `benchmarks.parts.steps`, which measures each step
+alone, it shows the cost between them.
 """
 
 import asyncio
@@ -25,9 +25,9 @@ from uvicorn.server import ServerState
 from api.http.app import context_of
 from api.http.connection.protocol import HttpProtocol
 from api.http.fastpath.handler import FastPrepareHandler
-from benchmarks.contenders import BUYERS_SECRET
-from benchmarks.sale import token_of
-from benchmarks.steps import HELD, SALE, request_of
+from benchmarks.contenders.launcher import BUYERS_SECRET
+from benchmarks.parts.steps import HELD, SALE, request_of
+from benchmarks.support.sale import token_of
 from reservation.application.sales.catalog import CachedSale
 from reservation.bootstrap import Service, opened
 from reservation.config.settings import Settings

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from api.http.schemas.sales import SaleRequest
-from benchmarks.sale import SALE_ID, document
+from benchmarks.support.sale import SALE_ID, document
 from reservation.adapters.redis.embedded.server import EmbeddedServer
 from reservation.bootstrap import Service, opened
 from reservation.config.settings import Settings

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from benchmarks.sale import PRICE, SALE_ID, SKU
+from benchmarks.support.sale import PRICE, SALE_ID, SKU
 from reservation.adapters.redis.keys import Keys, SaleKeys
 from reservation.adapters.redis.marks import NO_MARK
 

@@ -6,9 +6,9 @@ from typing import Final
 
 import msgspec
 
-from benchmarks.contenders import CONTENDERS, Contender, running
-from benchmarks.load import Load, Measured
-from benchmarks.run import Goal, Run, Section
+from benchmarks.contenders.launcher import CONTENDERS, Contender, running
+from benchmarks.support.load import Load, Measured
+from benchmarks.support.run import Goal, Run, Section
 
 __all__ = ["STOCK", "Round", "Row", "measure", "measure_crowd"]
 

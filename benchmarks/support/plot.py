@@ -4,8 +4,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, cast
 
-from benchmarks.compare import Row
-from benchmarks.run import Section
+from benchmarks.parts.compare import Row
+from benchmarks.support.run import Section
 
 __all__ = ["draw"]
 

@@ -17,7 +17,7 @@ import msgspec
 import psutil
 import redis
 
-from benchmarks import sale
+from benchmarks.support import sale
 from reservation.adapters.redis.embedded.server import EmbeddedServer
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.scripts import load
@@ -41,7 +41,6 @@ BUYERS_SECRET: Final = "the-buyers-of-the-benchmark-are-nobody-elses"  # noqa: S
 ADMIN_API_KEY: Final = "benchmark-operator"
 
 _HERE: Final = Path(__file__).resolve().parent
-_SERVERS: Final = _HERE / "servers"
 _NGINX_MODULES: Final = Path("/usr/lib/nginx/modules")
 _NGINX_REDIS: Final = Path("/usr/share/lua/5.1/nginx/redis.lua")
 
@@ -148,9 +147,12 @@ def own_environ(data_dir: Path, port: int) -> dict[str, str]:
 
 def _python(module: str, *arguments: str) -> Callable[[Start], tuple[list[str], dict[str, str]]]:
     def command(start: Start) -> tuple[list[str], dict[str, str]]:
-        return [sys.executable, "-m", f"benchmarks.servers.{module}", *arguments], _plain_environ(
-            start
-        )
+        return [
+            sys.executable,
+            "-m",
+            f"benchmarks.contenders.{module}",
+            *arguments,
+        ], _plain_environ(start)
 
     return command
 
@@ -186,7 +188,7 @@ def _fastify(start: Start) -> tuple[list[str], dict[str, str]]:
 def _install_node_packages(folder: Path) -> Path:
     """Install beside the run's own files, so that the tree stays clean; once for each lock."""
     folder.mkdir(parents=True, exist_ok=True)
-    source = _SERVERS / "fastify"
+    source = _HERE / "fastify"
     installed = folder / "installed.json"
     lock = (source / "package-lock.json").read_bytes()
     for name in ("package.json", "package-lock.json", "server.js"):
@@ -212,11 +214,11 @@ def _nginx_missing() -> str | None:
 
 
 def _nginx(start: Start) -> tuple[list[str], dict[str, str]]:
-    text = (_SERVERS / "nginx" / "nginx.conf").read_text()
+    text = (_HERE / "nginx" / "nginx.conf").read_text()
     names = {
         "MODULES": _NGINX_MODULES,
         "HOME": start.home,
-        "HERE": _SERVERS / "nginx",
+        "HERE": _HERE / "nginx",
         "PORT": start.port,
     }
     for name, value in names.items():
@@ -271,7 +273,7 @@ def served(
     home: Path,
     port: int,
     *,
-    folder: Path = _HERE.parent,
+    folder: Path = _HERE.parents[1],
 ) -> Generator[subprocess.Popen[bytes]]:
     """A server's process once it answers on the port; ended by its own handle.
 

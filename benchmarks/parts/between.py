@@ -22,11 +22,11 @@ import msgspec
 import psutil
 import redis
 
-from benchmarks import sale
-from benchmarks.bystanders import Bystanders, Payment
-from benchmarks.contenders import ADMIN_API_KEY, free_port, own_environ, served
-from benchmarks.load import Load
-from benchmarks.run import Run, Section
+from benchmarks.contenders.launcher import ADMIN_API_KEY, free_port, own_environ, served
+from benchmarks.support import sale
+from benchmarks.support.background_buyers import BackgroundBuyers, Payment
+from benchmarks.support.load import Load
+from benchmarks.support.run import Run, Section
 from reservation.adapters.redis.embedded.server import EmbeddedServer
 from reservation.adapters.redis.keys import Keys
 
@@ -41,7 +41,7 @@ _REDIS_PROGRAMS: Final = ("valkey-server", "redis-server")
 
 _STOCK: Final = 2_000_000
 _CONFIDENCE: Final = 0.95
-_ROOT: Final = Path(__file__).resolve().parent.parent
+_ROOT: Final = Path(__file__).resolve().parents[2]
 #: An environment from the lock file, with an empty cache.
 _SETUP_SECONDS: Final = 900.0
 #: After a load of some seconds; the flusher of an early commit writes 4,000 events a second.
@@ -282,7 +282,7 @@ def _drain(client: "redis.Redis") -> None:
 
 async def _payments(side: _Side, plan: Plan) -> tuple[Cost, float]:
     """Buyers returning from the payment page; their holds are made before the clock runs."""
-    buyers = Bystanders(side.url)
+    buyers = BackgroundBuyers(side.url)
     try:
         payments = await buyers.payments(plan.payments)
         await asyncio.to_thread(_drain, side.client)
@@ -296,7 +296,7 @@ async def _payments(side: _Side, plan: Plan) -> tuple[Cost, float]:
         await buyers.http.aclose()
 
 
-async def _confirm(buyers: Bystanders, payment: Payment, slots: asyncio.Semaphore) -> None:
+async def _confirm(buyers: BackgroundBuyers, payment: Payment, slots: asyncio.Semaphore) -> None:
     last = ""
     async with slots:
         for _ in range(_CONFIRM_TRIES):

@@ -11,8 +11,8 @@ from litestar.params import FromPath
 from redis.asyncio import Redis
 
 from api.http.schemas.reservations import PrepareRequest
-from benchmarks.script_call import basket_of, call_of, held_of
-from benchmarks.servers.listening import serve
+from benchmarks.contenders.listening import serve
+from benchmarks.support.script_call import basket_of, call_of, held_of
 from reservation.adapters.redis.scripts import load
 
 SECRET = b"order ids of the benchmark"

@@ -9,9 +9,9 @@ from typing import Any, Final
 import msgspec
 import redis
 
-from benchmarks import rewrites
-from benchmarks.sale import SALE_ID
-from benchmarks.script_call import Basket, basket_of, call_of
+from benchmarks.support import aof_rewrites
+from benchmarks.support.sale import SALE_ID
+from benchmarks.support.script_call import Basket, basket_of, call_of
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.scripts import load
 
@@ -73,7 +73,7 @@ class Filling:
             self._send(map(self._packed, self._calls(min(_TRIM_EVERY, count - done), _BATCH)))
             if not keep_events:
                 self.trim()
-        rewrites.wait(self._redis)
+        aof_rewrites.wait(self._redis)
 
     def hold_for(self, seconds: float) -> int:
         """Take holds as fast as the script does for so long; how many. Their events stay."""
@@ -99,7 +99,7 @@ class Filling:
         seconds = time.perf_counter() - started_at
         if not keep_events:
             self.trim()
-        with rewrites.none_meanwhile(self._redis):
+        with aof_rewrites.none_meanwhile(self._redis):
             times = sorted(self.call_times(batch, calls))
         if not keep_events:
             self.trim()
@@ -113,9 +113,9 @@ class Filling:
 
     def beside_rewrite(self, batch: int) -> list[float]:
         """Milliseconds of each call from the fork of a rewrite of the file until it has ended."""
-        rewrites.begin(self._redis)
+        aof_rewrites.begin(self._redis)
         times = [us / 1e3 for us in self.call_times(batch, _CALLS_A_LOOK)]
-        while rewrites.under_way(self._redis):
+        while aof_rewrites.under_way(self._redis):
             times += [us / 1e3 for us in self.call_times(batch, _CALLS_A_LOOK)]
         self.trim()
         return sorted(times)

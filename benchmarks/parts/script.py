@@ -7,9 +7,9 @@ while its child works. So its calls are a row of their own.
 import asyncio
 from typing import Final
 
-from benchmarks.alone import service_alone
-from benchmarks.filling import Filling, ScriptRate
-from benchmarks.run import Goal, Run, Section
+from benchmarks.support.fill import Filling, ScriptRate
+from benchmarks.support.in_process import service_alone
+from benchmarks.support.run import Goal, Run, Section
 
 __all__ = ["measure"]
 

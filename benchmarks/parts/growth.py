@@ -11,12 +11,12 @@ from typing import Final
 
 import msgspec
 
-from benchmarks import rewrites
-from benchmarks.compare import STOCK
-from benchmarks.contenders import CONTENDERS, Running, running
-from benchmarks.filling import Filling, ScriptRate
-from benchmarks.load import Load, Measured
-from benchmarks.run import Goal, Run, Section
+from benchmarks.contenders.launcher import CONTENDERS, Running, running
+from benchmarks.parts.compare import STOCK
+from benchmarks.support import aof_rewrites
+from benchmarks.support.fill import Filling, ScriptRate
+from benchmarks.support.load import Load, Measured
+from benchmarks.support.run import Goal, Run, Section
 
 __all__ = ["measure"]
 
@@ -64,7 +64,7 @@ def measure(run: Run) -> Section:
     with running(ours, run.home / "growth" / "many", stock=STOCK) as large:
         _fill(large, _MANY_QUICK if run.quick else _MANY)
         # Its file is a gigabyte long, and doubles meanwhile.
-        with rewrites.none_meanwhile(large.redis):
+        with aof_rewrites.none_meanwhile(large.redis):
             many_script = _script(large, run)
             many_load.run(large.url, seconds=1)
             at_first = large.held()

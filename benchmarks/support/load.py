@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from benchmarks.sale import PRICE, SALE_ID, SKU
+from benchmarks.support.sale import PRICE, SALE_ID, SKU
 
 __all__ = ["CONNECTIONS", "Load", "Measured", "WrkMissing"]
 

@@ -7,9 +7,9 @@ from typing import Any, Final
 import msgspec
 
 from api.http.auth.guests import new_guest_id
-from benchmarks.alone import service_alone
-from benchmarks.run import Goal, Run, Section
-from benchmarks.sale import PRICE, SALE_ID, SKU
+from benchmarks.support.in_process import service_alone
+from benchmarks.support.run import Goal, Run, Section
+from benchmarks.support.sale import PRICE, SALE_ID, SKU
 from reservation.application.reservations.prepare import wish_of
 from reservation.bootstrap import Service
 from reservation.workers.flusher import TRIM_SECONDS, Flusher

@@ -12,10 +12,10 @@ from typing import Final
 
 import msgspec
 
-from benchmarks.alone import service_alone
-from benchmarks.filling import Filling
-from benchmarks.run import Goal, Run, Section
-from benchmarks.sale import SALE_ID
+from benchmarks.support.fill import Filling
+from benchmarks.support.in_process import service_alone
+from benchmarks.support.run import Goal, Run, Section
+from benchmarks.support.sale import SALE_ID
 from reservation.adapters.redis.embedded.server import EmbeddedServer
 from reservation.bootstrap import Service
 from reservation.workers.flusher import Flusher

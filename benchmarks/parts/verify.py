@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from benchmarks.run import Goal, Run, Section
+from benchmarks.support.run import Goal, Run, Section
 from reservation.domain.events import GENESIS, chain_of
 from reservation.verification.model.history_format import (
     VERSION,

@@ -11,7 +11,7 @@ import gevent
 import redis
 import structlog
 
-from loadtests.desk import Desk
+from loadtests.operator_api import OperatorApi
 from loadtests.recording import Heads, write_history
 from reservation.config.settings import Settings
 from reservation.verification.model.history_format import Head, Operation
@@ -46,7 +46,7 @@ class Recorder:
         redis.RedisError: the service's Redis is unreachable.
     """
 
-    def __init__(self, settings: Settings, desk: Desk, sale_id: str) -> None:
+    def __init__(self, settings: Settings, desk: OperatorApi, sale_id: str) -> None:
         skus = [item["sku"] for item in desk.sale(sale_id)["items"]]
         self._sale_id = sale_id
         self._heads = Heads(settings, sale_id, skus)

@@ -9,10 +9,10 @@ from typing import Any, Final
 import httpx
 import msgspec
 
-from benchmarks.contenders import BUYERS_SECRET
-from benchmarks.sale import PRICE, SALE_ID, SKU, token_of
+from benchmarks.contenders.launcher import BUYERS_SECRET
+from benchmarks.support.sale import PRICE, SALE_ID, SKU, token_of
 
-__all__ = ["BROKEN", "Answer", "Bystanders", "Payment", "at_pace"]
+__all__ = ["BROKEN", "Answer", "BackgroundBuyers", "Payment", "at_pace"]
 
 #: Longer than any client waits; a late answer is still an answer.
 _ANSWER_SECONDS_MAX: Final = 30.0
@@ -46,7 +46,7 @@ class Payment(msgspec.Struct, frozen=True):
     query: dict[str, str]
 
 
-class Bystanders:
+class BackgroundBuyers:
     """Buyers with connections of their own."""
 
     def __init__(self, url: str) -> None:

@@ -21,13 +21,13 @@ import httpx
 import msgspec
 import redis.asyncio
 
-from benchmarks import rewrites
-from benchmarks.bystanders import Answer, Bystanders, Payment, at_pace
-from benchmarks.compare import STOCK
-from benchmarks.contenders import ADMIN_API_KEY, free_port, own_environ, served
-from benchmarks.load import Load, Measured
-from benchmarks.run import Goal, Run, Section
-from benchmarks.sale import SALE_ID, SKU, put_over_http
+from benchmarks.contenders.launcher import ADMIN_API_KEY, free_port, own_environ, served
+from benchmarks.parts.compare import STOCK
+from benchmarks.support import aof_rewrites
+from benchmarks.support.background_buyers import Answer, BackgroundBuyers, Payment, at_pace
+from benchmarks.support.load import Load, Measured
+from benchmarks.support.run import Goal, Run, Section
+from benchmarks.support.sale import SALE_ID, SKU, put_over_http
 from reservation.adapters.redis.keys import Keys
 from tests.faults.processes.bad_machine import Machine, ServerOn, build
 
@@ -37,7 +37,7 @@ __all__ = ["measure"]
 _SURGE: Final = 5
 #: Each has one request under way. As many as the server's queue of new connections holds.
 _SURGE_CONNECTIONS: Final = 4_096
-#: The bystanders' prepares and payments a second, during the peak as well.
+#: The background_buyers' prepares and payments a second, during the peak as well.
 _PREPARES: Final = 20
 _PAYMENTS: Final = 20
 #: Goodput is measured after this: the load starts, and the queue fills.
@@ -144,12 +144,12 @@ def _rounds(run: Run, limit: Limit) -> list[Overload]:
 
 
 class Scene:
-    """The whole service, the load and the bystanders."""
+    """The whole service, the load and the background_buyers."""
 
     def __init__(self, url: str, client: "redis.asyncio.Redis", load: Load) -> None:
         self.url = url
         self.load = load
-        self.bystanders = Bystanders(url)
+        self.background_buyers = BackgroundBuyers(url)
         self._redis = client
 
     async def sold(self) -> int:
@@ -159,7 +159,7 @@ class Scene:
 
     async def aclose(self) -> None:
         """End the connections."""
-        await self.bystanders.http.aclose()
+        await self.background_buyers.http.aclose()
         await self._redis.aclose()
 
 
@@ -219,7 +219,7 @@ def _no_rewrite(socket_path: Path) -> Generator[None]:
     """It would start in peak or surge by chance, and takes a third of the holds meanwhile."""
     with (
         redis.Redis(unix_socket_path=str(socket_path), decode_responses=True) as client,
-        rewrites.none_meanwhile(client),
+        aof_rewrites.none_meanwhile(client),
     ):
         yield
 
@@ -238,9 +238,9 @@ async def _phase(
     after_seconds: int = 0,
 ) -> tuple[Phase, list[Answer]]:
     """The phase, and the answers to buyers who prepared after its load had ended."""
-    payments = await scene.bystanders.payments(_PAYMENTS * seconds)
-    prepares = [scene.bystanders.prepare] * (_PREPARES * (seconds + after_seconds))
-    comings = [_coming(scene.bystanders, payment) for payment in payments]
+    payments = await scene.background_buyers.payments(_PAYMENTS * seconds)
+    prepares = [scene.background_buyers.prepare] * (_PREPARES * (seconds + after_seconds))
+    comings = [_coming(scene.background_buyers, payment) for payment in payments]
     process = scene.load.start(scene.url, seconds=seconds, connections=connections, rate=rate)
     async with asyncio.TaskGroup() as tasks:
         output = tasks.create_task(asyncio.to_thread(process.communicate))
@@ -251,20 +251,22 @@ async def _phase(
         await asyncio.sleep(seconds - _RAMP_SECONDS)
         sold = (await scene.sold() - before) / (time.perf_counter() - counted_at)
     during = [answer for answer in probes.result() if answer.sent_at < seconds]
-    confirmed = await _confirmed(scene.bystanders, payments)
+    confirmed = await _confirmed(scene.background_buyers, payments)
     phase = Phase(sold, scene.load.read(*output.result()), during, confirms.result(), confirmed)
     return phase, probes.result()[len(during) :]
 
 
-def _coming(bystanders: Bystanders, payment: Payment) -> Callable[[], Awaitable[httpx.Response]]:
-    return lambda: bystanders.come_back(payment)
+def _coming(
+    background_buyers: BackgroundBuyers, payment: Payment
+) -> Callable[[], Awaitable[httpx.Response]]:
+    return lambda: background_buyers.come_back(payment)
 
 
-async def _confirmed(bystanders: Bystanders, payments: Sequence[Payment]) -> int:
+async def _confirmed(background_buyers: BackgroundBuyers, payments: Sequence[Payment]) -> int:
     """The number of payments confirmed, once unknown outcomes are settled."""
     left, give_up_at = list(payments), time.perf_counter() + _SETTLED_SECONDS
     while True:
-        left = [one for one in left if await bystanders.status_of(one) != "CONFIRMED"]
+        left = [one for one in left if await background_buyers.status_of(one) != "CONFIRMED"]
         if not left or time.perf_counter() > give_up_at:
             return len(payments) - len(left)
         await asyncio.sleep(_LOOK_SECONDS)

@@ -11,7 +11,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.run import Goal, Section
+from benchmarks.support.run import Goal, Section
 
 __all__ = ["Results", "keep", "results_of", "show"]
 
@@ -83,6 +83,6 @@ def keep(results: Results, folder: Path) -> None:
     data.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
     if "compare" not in results.sections or find_spec("matplotlib") is None:
         return
-    from benchmarks.picture import draw  # noqa: PLC0415 - matplotlib may be missing
+    from benchmarks.support.plot import draw  # noqa: PLC0415 - matplotlib may be missing
 
     draw(results.sections["compare"], folder / "results.png")

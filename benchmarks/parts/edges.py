@@ -5,12 +5,12 @@ from typing import Final
 
 import msgspec
 
-from benchmarks import rewrites
-from benchmarks.compare import STOCK
-from benchmarks.contenders import ADMIN_API_KEY, CONTENDERS, Running, running
-from benchmarks.load import Load, Measured
-from benchmarks.run import Goal, Run, Section
-from benchmarks.sale import restock_over_http
+from benchmarks.contenders.launcher import ADMIN_API_KEY, CONTENDERS, Running, running
+from benchmarks.parts.compare import STOCK
+from benchmarks.support import aof_rewrites
+from benchmarks.support.load import Load, Measured
+from benchmarks.support.run import Goal, Run, Section
+from benchmarks.support.sale import restock_over_http
 
 __all__ = ["measure"]
 
@@ -51,7 +51,7 @@ def _round(load: Load, run: Run, seconds: int) -> Edge:
     warm_up = 1 if run.quick else 2
     with running(ours, run.home / "edges", stock=STOCK) as server:
         load.run(server.url, seconds=warm_up)
-        with rewrites.none_meanwhile(server.redis):
+        with aof_rewrites.none_meanwhile(server.redis):
             # Side by side: a service that has sold for half a minute more remembers more buyers,
             # and its Redis has more keys. That is not the price of being sold out.
             peak = load.run(server.url, seconds=seconds, connections=run.connections)
@@ -60,9 +60,9 @@ def _round(load: Load, run: Run, seconds: int) -> Edge:
             sold_out = load.run(server.url, seconds=seconds, connections=run.connections)
             restock_over_http(server.url, ADMIN_API_KEY, left)
             half = _at(peak.good_per_second / 2, load, server, seconds)
-        rewrites.begin(server.redis)
+        aof_rewrites.begin(server.redis)
         half_with_rewrite = _at(peak.good_per_second / 2, load, server, seconds)
-        rewrites.wait(server.redis)
+        aof_rewrites.wait(server.redis)
     return Edge(peak, sold_out, half, half_with_rewrite)
 
 

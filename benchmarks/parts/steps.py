@@ -1,6 +1,6 @@
 """CPU time of each step of a prepare in Python, one after the other, without network and Redis.
 
-python -m benchmarks.steps
+python -m benchmarks.parts.steps
 """
 
 import secrets

@@ -8,10 +8,10 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from loadtests.answers import Answers
+from loadtests.buyer_outcomes import Answers
 from reservation.verification.balance_check import BalanceCheck, books_of
 
-__all__ = ["CannotBegin", "Desk", "address_of"]
+__all__ = ["CannotBegin", "OperatorApi", "address_of"]
 
 HTTP_SECONDS: Final = 30.0
 #: Tries of a request while an overloaded service does not answer, and the pause between them.
@@ -51,7 +51,7 @@ def address_of(url: str) -> str:
     raise CannotBegin(f"{url!r} is no address of a service: http://HOST:PORT is one")
 
 
-class Desk:
+class OperatorApi:
     """Talks to one service, and to the sandbox beside it."""
 
     def __init__(self, service_url: str, admin_key: str) -> None:

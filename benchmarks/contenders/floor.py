@@ -20,7 +20,7 @@ from api.http.schemas.reservations import (
     PrepareRequest,
     ReservationAnswer,
 )
-from benchmarks.servers.listening import serve
+from benchmarks.contenders.listening import serve
 from reservation.domain.states import Status
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
