@@ -142,6 +142,27 @@ def raises_again(handler: ast.ExceptHandler) -> bool:
     return isinstance(last, ast.Raise) and last.exc is None
 
 
+def _public_classes(tree: ast.Module) -> set[str]:
+    """The classes of a module that its `__all__` names."""
+    public: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            public = set(ast.literal_eval(node.value))
+    return public & {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def test_the_glossary_has_a_row_for_each_public_class() -> None:
+    glossary = (ROOT / "docs" / "glossary.md").read_text()
+    rows = set(re.findall(r"^\| `(\w+)`", glossary, re.MULTILINE))
+    classes = {
+        name
+        for folder in ("api", "reservation")
+        for path in (ROOT / folder).rglob("*.py")
+        for name in _public_classes(tree_of(path))
+    }
+    assert not classes - rows
+
+
 def test_nothing_is_left_for_later() -> None:
     marked = [
         path for path in FILES if path.suffix != ".txt" and UNFINISHED.search(path.read_text())
