@@ -124,7 +124,7 @@ def test_every_documented_query_parameter_of_the_operators_is_taken(served: Serv
 
 def test_pages_ignore_query_parameters_that_they_do_not_know(served: Served) -> None:
     sale_id = served.sale()
-    for path in ("/", f"/sales/{sale_id}", f"/v1/sales/{sale_id}", "/static/sale.js"):
+    for path in ("/", f"/sales/{sale_id}", f"/v1/sales/{sale_id}", "/static/storefront/sale.js"):
         answer = served.http.get(path, params={"utm_source": "mail"}, follow_redirects=True)
         assert answer.status_code == 200, path
 

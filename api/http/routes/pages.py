@@ -81,29 +81,29 @@ class PageController(Controller):
     @get("/")
     async def sales(self) -> File:
         """The list of sales."""
-        return _page("index.html")
+        return _page("storefront/index.html")
 
     @get("/sales/{sale_id:str}")
     async def sale(self, request: Request[Any, Any, Any], sale_id: FromPath[str]) -> File:
         """One sale."""
         del sale_id  # The page reads it from its own URL.
         by_address = bool(api_of(request).service.settings.toss_checkout_url)
-        return _page("sale.html", _HEADERS if by_address else SDK_HEADERS)
+        return _page("storefront/sale.html", _HEADERS if by_address else SDK_HEADERS)
 
     @get("/result")
     async def result(self) -> File:
         """The result page after the payment page."""
-        return _page("result.html")
+        return _page("storefront/result.html")
 
     @get("/ops")
     async def ops(self) -> File:
         """The operator's console; it asks for the admin key itself."""
-        return _page("ops.html")
+        return _page("console/console.html")
 
     @get("/docs")
     async def docs(self) -> File:
         """The OpenAPI document in Swagger UI; works offline."""
-        return _page("docs.html", _DOCS_HEADERS)
+        return _page("docs/docs.html", _DOCS_HEADERS)
 
 
 def can_be_a_file(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:

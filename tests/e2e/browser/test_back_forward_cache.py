@@ -106,7 +106,7 @@ def test_a_kept_page_does_not_show_a_hold_that_has_ended_meanwhile(
     expect(page.locator("#hold")).to_be_hidden()
     expect(page.locator("#notice")).to_contain_text("This hold has ended")
     # Leaving by a link of the shop sent nothing: the other device ended the hold.
-    assert visitor.asked("/release") == []
+    assert visitor.asked("/v1/reservations/") == []
 
 
 def test_back_from_the_result_does_not_offer_to_pay_again(
@@ -141,14 +141,14 @@ def test_a_look_into_another_app_gives_nothing_back_and_is_caught_up_with(
     page.evaluate(
         "performance.now = ((real) => () => real() + 60_000)(performance.now.bind(performance))"
     )
-    assert visitor.asked("/release") == []
+    assert visitor.asked("/v1/reservations/") == []
     expect(page.locator("#hold")).to_be_visible()
     page.evaluate("document.dispatchEvent(new Event('resume'))")
     page.evaluate("delete document.hidden")
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     expect(page.locator("#hold")).to_be_hidden()
     expect(page.locator("#notice")).to_contain_text("This hold has ended")
-    assert visitor.asked("/release") == []
+    assert visitor.asked("/v1/reservations/") == []
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,14 +11,13 @@ import pytest
 from playwright.sync_api import BrowserContext, Page, Response, Route, Worker, expect
 
 from api.http.problem_details import STATUSES
-from api.http.routes.pages import SDK_HEADERS
+from api.http.routes.pages import SDK_HEADERS, STATIC
 from tests.support.browser import Visit, serious
 from tests.support.service import Served, eventually, item
 from tests.support.storefront import ITEMS, NOT_NOW, buyer_of, choose, hold, orders_of, statuses_of
 
 pytestmark = [pytest.mark.browser, pytest.mark.e2e]
 
-STATIC = Path(__file__).parents[3] / "api" / "http" / "static"
 #: Budget of a page's bytes, all its files together.
 PAGE_BYTES_MAX = 150_000
 
@@ -168,7 +166,7 @@ def test_a_reload_and_a_look_around_keep_the_hold(served: Served, visit: Visitin
     # Three times the page went away, and each time the shop was there again.
     decided(page, worker, 3)
     assert statuses_of(served, sale_id, buyer_of(page)) == ["HELD"]
-    assert visitor.asked("/release") == []
+    assert visitor.asked("/v1/reservations/") == []
 
 
 @pytest.mark.slow
@@ -670,7 +668,7 @@ def test_the_documentation_works_offline_and_names_every_code(
 
 def test_both_languages_say_the_same_things(visit: Visiting) -> None:
     page = visit().open("/")
-    texts = page.evaluate("import('/static/text.js').then(({TEXTS}) => TEXTS)")
+    texts = page.evaluate("import('/static/shared/i18n.js').then(({TEXTS}) => TEXTS)")
     english, korean = texts["en"], texts["ko"]
     assert english.keys() == korean.keys()
     values = re.compile(r"\{\w+\}")
@@ -721,7 +719,7 @@ def test_a_page_is_light_and_touch_targets_are_large(served: Served, visit: Visi
 
 
 def test_pages_carry_no_script_or_style_of_their_own() -> None:
-    for page in STATIC.glob("*.html"):
+    for page in STATIC.rglob("*.html"):
         text = page.read_text()
         assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\sstyle=|\son\w+=", text), page.name
         assert not re.search(r"""(src|href)=["'](https?:)?//""", text), page.name
@@ -758,7 +756,7 @@ def test_an_item_named_like_a_member_of_every_object_is_bought(
 
 
 @pytest.mark.parametrize("path", ["/", "/sales/{}", "/result?orderId=x&outcome=confirmed"])
-@pytest.mark.parametrize("script", ["text.js", "api.js"])
+@pytest.mark.parametrize("script", ["shared/i18n.js", "storefront/api.js"])
 def test_a_script_that_does_not_load_is_told_on_the_page(
     served: Served, visit: Visiting, path: str, script: str
 ) -> None:

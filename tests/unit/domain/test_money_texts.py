@@ -45,7 +45,7 @@ def test_a_refusal_at_the_success_url_says_nothing_of_money(error: type[Reservat
 
 
 def test_no_text_of_an_order_says_that_it_was_not_charged() -> None:
-    texts = SHOWN.findall((ROOT / "api" / "http" / "static" / "text.js").read_text())
+    texts = SHOWN.findall((ROOT / "api/http/static/shared/i18n.js").read_text())
     assert len(texts) > 50
     assert [text for text in texts if CLAIMS.search(text[1])] == []
 

@@ -23,7 +23,7 @@ RULES: list[dict[str, Any]] = yaml.safe_load((ROOT / "deploy/alerts.yml").read_t
     "rules"
 ]
 RUNBOOK = (ROOT / "docs" / "operations.md").read_text()
-CONSOLE = (ROOT / "api" / "http" / "static" / "ops-figures.js").read_text()
+CONSOLE = (ROOT / "api/http/static/console/figures.js").read_text()
 #: Every Prometheus query of an alert, a panel or a page, or the text itself.
 ASKED = {
     **{f"alert {rule['alert']}": rule["expr"] for rule in RULES},

@@ -1,7 +1,7 @@
 // The items: stock left of each, the chosen quantities, and their price.
 
-import { tab } from "./remember.js";
-import { money, number, t } from "./text.js";
+import { tab } from "../shared/storage.js";
+import { money, number, t } from "../shared/i18n.js";
 
 /** Stock that falls to this is announced to screen readers. */
 const FEW = 10;

@@ -5,8 +5,8 @@ import { Basket } from "./basket.js";
 import { announcer, eachSecond, serverNow, setClock } from "./clock.js";
 import { Hold } from "./hold.js";
 import { watchStock } from "./stock.js";
-import { forgetWish, isLive, take } from "./take.js";
-import { moment, money, remaining, sorry, t, translatePage } from "./text.js";
+import { forgetWish, isLive, take } from "./purchase.js";
+import { moment, money, remaining, sorry, t, translatePage } from "../shared/i18n.js";
 
 /** An admission is good for ten minutes; one older than this is renewed. */
 const ADMISSION_MS = 8 * 60_000;

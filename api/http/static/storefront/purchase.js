@@ -1,8 +1,8 @@
 // Takes a basket once: one idempotency key for one wish, over all retries.
 
 import { listReservations, prepare, Refusal } from "./api.js";
-import { newKey } from "./key.js";
-import { tab } from "./remember.js";
+import { newKey } from "../shared/idempotency-key.js";
+import { tab } from "../shared/storage.js";
 
 /** Attempts of one press of Buy: after a temporary refusal or a lost answer, with the same key. */
 const ASKED_MAX = 4;

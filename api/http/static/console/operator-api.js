@@ -1,6 +1,6 @@
 // Calls of the operator's API, with the key and the name stored in this tab.
 
-import { timeout } from "./timeout.js";
+import { timeout } from "../shared/timeout.js";
 
 /** Time-out of a call. */
 const PATIENCE_MS = 60_000;

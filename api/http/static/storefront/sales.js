@@ -2,8 +2,8 @@
 
 import { listSales } from "./api.js";
 // A buyer with a hold may leave the shop from here as well.
-import "./leave.js";
-import { moment, sorry, t, translatePage } from "./text.js";
+import "./release-on-leave.js";
+import { moment, sorry, t, translatePage } from "../shared/i18n.js";
 
 const $ = (id) => document.getElementById(id);
 

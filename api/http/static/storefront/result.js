@@ -2,7 +2,7 @@
 
 import { getReservation, Refusal } from "./api.js";
 import { forgetBasket } from "./basket.js";
-import { language, moment, money, t, translatePage } from "./text.js";
+import { language, moment, money, t, translatePage } from "../shared/i18n.js";
 
 /** A payment is decided within 13 minutes; each poll waits up to 25 s for it. */
 const LOOKS_MAX = 36;

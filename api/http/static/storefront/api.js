@@ -1,7 +1,7 @@
 // Calls of the service's API: buyer sign-in, refusals and retries.
 
-import { browser } from "./remember.js";
-import { timeout } from "./timeout.js";
+import { browser } from "../shared/storage.js";
+import { timeout } from "../shared/timeout.js";
 
 /** Time-out of a call, after which it counts as a network failure. */
 const PATIENCE_MS = 15_000;

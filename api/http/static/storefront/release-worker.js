@@ -1,4 +1,4 @@
-// Outlives the page: releases the hold of a buyer who has left the shop. leave.js says why.
+// Outlives the page: releases the hold of a buyer who has left the shop. release-on-leave.js says why.
 
 /** Far longer than a reload leaves no page open; a release this much later harms no buyer. */
 const GRACE_MS = 3_000;

@@ -2,9 +2,9 @@
 
 import { release, Refusal } from "./api.js";
 import { clockAtLeast, serverNow } from "./clock.js";
-import { dropToken, keepToken, paymentBegins } from "./leave.js";
-import { asksHow, dropWidgets, pay } from "./pay.js";
-import { money, remaining, t } from "./text.js";
+import { dropToken, keepToken, paymentBegins } from "./release-on-leave.js";
+import { asksHow, dropWidgets, pay } from "./payment.js";
+import { money, remaining, t } from "../shared/i18n.js";
 
 const $ = (id) => document.getElementById(id);
 

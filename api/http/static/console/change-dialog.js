@@ -1,6 +1,6 @@
 // Asks the operator for confirmation and a reason before a change.
 
-import { newKey } from "./key.js";
+import { newKey } from "../shared/idempotency-key.js";
 
 const $ = (id) => document.getElementById(id);
 /** The members of an account, as the service calls them. */

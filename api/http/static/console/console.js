@@ -1,10 +1,10 @@
 // The operator's console: a sale's board, its orders, and the changes to them.
 
-import * as api from "./ops-api.js";
-import { ask } from "./ops-ask.js";
-import { Figures } from "./ops-figures.js";
-import { StockBoard } from "./ops-stock.js";
-import { moment, money } from "./text.js";
+import * as api from "./operator-api.js";
+import { ask } from "./change-dialog.js";
+import { Figures } from "./figures.js";
+import { StockBoard } from "./stock-chart.js";
+import { moment, money } from "../shared/i18n.js";
 
 const LOOK_MS = 2_000;
 const STATES = ["PREPARED", "HELD", "CONFIRMING", "AWAITING_DEPOSIT", "CONFIRMED", "RELEASED", "EXPIRED", "REFUNDED"];

@@ -10,9 +10,9 @@
 //   - the page is merely hidden (another app, another tab): there is no `pagehide` then.
 // Without a worker, the hold expires at its deadline.
 
-import { tab } from "./remember.js";
+import { tab } from "../shared/storage.js";
 
-const WORKER = "/static/leave-worker.js";
+const WORKER = "/static/storefront/release-worker.js";
 
 let registration = null;
 
