@@ -19,7 +19,7 @@ from reservation.adapters.redis.sale_writer import SaleWriter
 from reservation.adapters.redis.vouches import Vouches
 from reservation.adapters.sql.engine import Database
 from reservation.adapters.sql.errors import reason_of
-from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.store import SqlStore
 from reservation.adapters.toss.circuit_breaker import GuardedGateway
 from reservation.adapters.toss.client import TossGateway, TossLimits
 from reservation.application.audit.audit import Audit
@@ -71,7 +71,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     store: ReservationStore
     sale_store: SaleStore
     outbox: RedisOutbox
-    ledger: Ledger
+    sql: SqlStore
     gateway: PaymentGateway
     health: GatewayHealth
     catalog: Catalog
@@ -120,17 +120,17 @@ async def opened(
     async with AsyncExitStack() as stack:
         connections = RedisClient(settings.redis_url, clock=clock)
         stack.push_async_callback(connections.aclose)
-        ledger = await _ledger(settings, stack, may_be_away=sql_may_be_away)
+        sql = await _sql(settings, stack, may_be_away=sql_may_be_away)
         gateway = _gateway(settings, limits)
         stack.push_async_callback(gateway.aclose)
-        yield _assembled(stack, settings, connections, ledger, gateway, clock, limits)
+        yield _assembled(stack, settings, connections, sql, gateway, clock, limits)
 
 
 def _assembled(
     stack: AsyncExitStack,
     settings: Settings,
     connections: RedisClient,
-    ledger: Ledger,
+    sql: SqlStore,
     gateway: PaymentGateway,
     clock: Clock,
     limits: PaymentTimeouts,
@@ -140,21 +140,19 @@ def _assembled(
     store = ReservationStore(connections, keys, clock=clock)
     sale_store = SaleStore(connections, keys)
     outbox, sale_writer = RedisOutbox(connections, keys), SaleWriter(connections.unguarded(), keys)
-    catalog = Catalog(sale_store, ledger, clock=clock)
+    catalog = Catalog(sale_store, sql, clock=clock)
     queue = _queue(settings, connections, keys, store, clock)
     stack.push_async_callback(queue.aclose)
     order_ids = OrderIds(settings.order_id_key.encode())
-    data_loss = _losses(connections, keys, sale_writer, ledger, catalog, clock)
+    data_loss = _losses(connections, keys, sale_writer, sql, catalog, clock)
     stack.push_async_callback(data_loss.leave)
-    payments = _payments(stack, catalog, store, ledger, gateway, data_loss, clock, limits)
+    payments = _payments(stack, catalog, store, sql, gateway, data_loss, clock, limits)
     health, orphaned_payments = payments.health, payments.orphaned_payments
     readiness, redis_monitor = _watch(
-        settings, connections, keys, data_loss, ledger, catalog, health, clock
+        settings, connections, keys, data_loss, sql, catalog, health, clock
     )
-    audit = _audit(AuditReader(connections, keys, store), sale_store, ledger, outbox, clock)
-    rebuild = _rebuild(
-        keys, store, sale_writer, outbox, ledger, data_loss, orphaned_payments, clock
-    )
+    audit = _audit(AuditReader(connections, keys, store), sale_store, sql, outbox, clock)
+    rebuild = _rebuild(keys, store, sale_writer, outbox, sql, data_loss, orphaned_payments, clock)
     return Service(
         settings=settings,
         clock=clock,
@@ -163,7 +161,7 @@ def _assembled(
         store=store,
         sale_store=sale_store,
         outbox=outbox,
-        ledger=ledger,
+        sql=sql,
         gateway=gateway,
         health=health,
         catalog=catalog,
@@ -173,7 +171,7 @@ def _assembled(
         confirmation=payments.confirmation,
         releases=Release(catalog, store, clock=clock),
         queries=payments.queries,
-        sales=SaleAdministration(catalog, sale_store, ledger, gateway.limits, clock=clock),
+        sales=SaleAdministration(catalog, sale_store, sql, gateway.limits, clock=clock),
         settlement=payments.settlement,
         refunds=payments.refunds,
         notifications=payments.notifications,
@@ -183,9 +181,9 @@ def _assembled(
         redis_monitor=redis_monitor,
         orphaned_payments=orphaned_payments,
         readiness=readiness,
-        explain=Explain(sale_store, store, ledger, payments.queries, clock=clock, limits=limits),
+        explain=Explain(sale_store, store, sql, payments.queries, clock=clock, limits=limits),
         rebuild=rebuild,
-        repair=Repair(audit, rebuild, sale_writer, ledger),
+        repair=Repair(audit, rebuild, sale_writer, sql),
     )
 
 
@@ -204,36 +202,34 @@ def _payments(
     stack: AsyncExitStack,
     catalog: Catalog,
     store: ReservationStore,
-    ledger: Ledger,
+    sql: SqlStore,
     gateway: PaymentGateway,
     data_loss: DataLossDetector,
     clock: Clock,
     limits: PaymentTimeouts,
 ) -> _Payments:
     """The payment use cases; closed with the stack."""
-    health = GatewayHealth(gateway, ledger, clock=clock)
+    health = GatewayHealth(gateway, sql, clock=clock)
     stack.push_async_callback(health.aclose)
-    resolver = PaymentResolver(
-        store, ledger, gateway, data_loss, health, clock=clock, limits=limits
-    )
+    resolver = PaymentResolver(store, sql, gateway, data_loss, health, clock=clock, limits=limits)
     settlement = PaymentSettlement(
-        catalog, store, ledger, gateway, resolver, health, clock=clock, limits=limits
+        catalog, store, sql, gateway, resolver, health, clock=clock, limits=limits
     )
     confirmation = PaymentConfirmation(
-        catalog, store, ledger, gateway, resolver, data_loss, clock=clock, limits=limits
+        catalog, store, sql, gateway, resolver, data_loss, clock=clock, limits=limits
     )
     stack.push_async_callback(confirmation.aclose)
-    follow_up = FollowUp(catalog, ledger, resolver)
+    follow_up = FollowUp(catalog, sql, resolver)
     notifications = PaymentNotifications(
-        catalog, store, ledger, gateway, follow_up, settlement, clock=clock
+        catalog, store, sql, gateway, follow_up, settlement, clock=clock
     )
-    recheck = Recheck(store, ledger, gateway, follow_up, clock=clock, limits=limits)
+    recheck = Recheck(store, sql, gateway, follow_up, clock=clock, limits=limits)
     orphaned_payments = OrphanedPayments(
-        store, ledger, gateway, resolver, data_loss, health, clock=clock, limits=limits
+        store, sql, gateway, resolver, data_loss, health, clock=clock, limits=limits
     )
-    queries = ReservationQueries(catalog, store, ledger, data_loss, clock=clock)
+    queries = ReservationQueries(catalog, store, sql, data_loss, clock=clock)
     refunds = RefundService(
-        catalog, store, ledger, gateway, resolver, queries, follow_up, clock=clock, limits=limits
+        catalog, store, sql, gateway, resolver, queries, follow_up, clock=clock, limits=limits
     )
     stack.push_async_callback(refunds.aclose)
     return _Payments(
@@ -248,16 +244,16 @@ def _payments(
     )
 
 
-async def _ledger(settings: Settings, stack: AsyncExitStack, *, may_be_away: bool) -> Ledger:
-    ledger = Ledger(Database(settings.database_url or sqlite_url(settings)))
-    stack.push_async_callback(ledger.aclose)
+async def _sql(settings: Settings, stack: AsyncExitStack, *, may_be_away: bool) -> SqlStore:
+    sql = SqlStore(Database(settings.database_url or sqlite_url(settings)))
+    stack.push_async_callback(sql.aclose)
     try:
-        await ledger.connect()
+        await sql.database.connect()
     except (SQLAlchemyError, OSError) as error:
         if not may_be_away:
             raise
         log.warning("started_without_sql", reason=reason_of(error))
-    return ledger
+    return sql
 
 
 def _queue(
@@ -273,7 +269,7 @@ def _watch(
     connections: RedisClient,
     keys: Keys,
     data_loss: DataLossDetector,
-    ledger: Ledger,
+    sql: SqlStore,
     catalog: Catalog,
     health: GatewayHealth,
     clock: Clock,
@@ -281,7 +277,7 @@ def _watch(
     # All three call a server before it is vouched for.
     unguarded = connections.unguarded()
     readiness = Preflight(unguarded, keys, settings, clock=clock)
-    of_sales = SalePreflight(unguarded, keys, SaleStore(unguarded, keys), ledger)
+    of_sales = SalePreflight(unguarded, keys, SaleStore(unguarded, keys), sql)
     vouches = Vouches(unguarded, keys)
     missing = _missing(readiness, health)
     redis_monitor = RedisMonitor(connections, data_loss, catalog, vouches, missing, of_sales.check)
@@ -292,13 +288,13 @@ def _losses(
     connections: RedisClient,
     keys: Keys,
     sale_writer: SaleWriter,
-    ledger: Ledger,
+    sql: SqlStore,
     catalog: Catalog,
     clock: Clock,
 ) -> DataLossDetector:
     # Orders are compared before their server is vouched for.
     store = ReservationStore(connections.unguarded(), keys, clock=clock)
-    return DataLossDetector(connections, sale_writer, store, ledger, catalog, clock=clock)
+    return DataLossDetector(connections, sale_writer, store, sql, catalog, clock=clock)
 
 
 def _rebuild(
@@ -306,14 +302,14 @@ def _rebuild(
     store: ReservationStore,
     sale_writer: SaleWriter,
     outbox: RedisOutbox,
-    ledger: Ledger,
+    sql: SqlStore,
     data_loss: DataLossDetector,
     orphaned_payments: OrphanedPayments,
     clock: Clock,
 ) -> Rebuild:
-    reclaim = Reclaim(sale_writer, store, ledger)
+    reclaim = Reclaim(sale_writer, store, sql)
     return Rebuild(
-        sale_writer, keys, outbox, ledger, data_loss, reclaim, orphaned_payments, clock=clock
+        sale_writer, keys, outbox, sql, data_loss, reclaim, orphaned_payments, clock=clock
     )
 
 
@@ -329,12 +325,12 @@ def _missing(
 
 
 def _audit(
-    audit_reader: AuditReader, sales: SaleStore, ledger: Ledger, outbox: RedisOutbox, clock: Clock
+    audit_reader: AuditReader, sales: SaleStore, sql: SqlStore, outbox: RedisOutbox, clock: Clock
 ) -> Audit:
     return Audit(
-        CounterAudit(sales, ledger, outbox, clock=clock),
-        OrderAudit(audit_reader, ledger),
-        RecordAudit(audit_reader, ledger, outbox, clock=clock),
+        CounterAudit(sales, sql, outbox, clock=clock),
+        OrderAudit(audit_reader, sql),
+        RecordAudit(audit_reader, sql, outbox, clock=clock),
         clock=clock,
     )
 

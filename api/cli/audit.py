@@ -25,9 +25,7 @@ def repair(sale_id: str, *, operator: str, yes: bool, as_json: bool) -> int:
 async def _repair(
     service: Service, sale_id: str, *, operator: str, yes: bool, as_json: bool
 ) -> int:
-    flusher = Flusher(
-        service.outbox, service.ledger, on_alarm=_tell_alarm, on_flushed=lambda _: None
-    )
+    flusher = Flusher(service.outbox, service.sql, on_alarm=_tell_alarm, on_flushed=lambda _: None)
 
     async def drain(sale: str) -> None:
         while (await flusher.run_once(sale)).flushed:

@@ -41,7 +41,7 @@ async def _write(service: Service, sale_id: str, out: Path | None) -> int:
     records = recorded(
         sale_id,
         sales=service.sale_store,
-        ledger=service.ledger,
+        sql=service.sql,
         outbox=service.outbox,
         clock=service.clock,
     )

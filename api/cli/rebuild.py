@@ -50,7 +50,7 @@ async def _rebuild_all(
     service: Service, sale_id: str | None, *, operator: str, force: bool, as_json: bool
 ) -> int:
     refused = 0
-    sale_ids = [sale_id] if sale_id is not None else sorted(await service.ledger.heads())
+    sale_ids = [sale_id] if sale_id is not None else sorted(await service.sql.sales.heads())
     for one in sale_ids:
         try:
             report = await _rebuild_one(service, one, operator=operator, force=force)

@@ -16,7 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from api.http.head_requests import allowed
 from api.http.middleware import request_id_of
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
-from reservation.adapters.sql.unfit import LedgerUnfit
+from reservation.adapters.sql.unfit import DatabaseUnfit
 from reservation.domain import errors
 from reservation.domain.alarms import Alarm
 from reservation.domain.errors import BrokenInvariant, MalformedRequest, ReservationError
@@ -51,7 +51,7 @@ _REDIS_DOWN = (StoreUnavailable, StoreUncertain)
 _UNAVAILABLE = (
     *_REDIS_DOWN,
     ConnectionError,
-    LedgerUnfit,
+    DatabaseUnfit,
     TimeoutError,
     OperationalError,
     InterfaceError,

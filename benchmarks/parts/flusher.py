@@ -47,7 +47,7 @@ from reservation.workers.flusher import Flusher
 
 async def main():
     async with opened(Settings.load(os.environ, None)) as service:
-        flusher = Flusher(service.outbox, service.ledger, on_alarm=print, on_flushed=lambda _: None)
+        flusher = Flusher(service.outbox, service.sql, on_alarm=print, on_flushed=lambda _: None)
         while True:
             if not (await flusher.run_once(sys.argv[1])).flushed:
                 await asyncio.sleep(0.01)
@@ -107,7 +107,7 @@ async def _flushed(run: Run, name: str, database_url: str) -> Behind:
 
 async def _drain(service: Service) -> float:
     """Flush the whole outbox to SQL; returns the duration."""
-    flusher = Flusher(service.outbox, service.ledger, on_alarm=_alarmed, on_flushed=lambda _: None)
+    flusher = Flusher(service.outbox, service.sql, on_alarm=_alarmed, on_flushed=lambda _: None)
     started_at = time.perf_counter()
     while (await flusher.run_once(SALE_ID)).flushed:
         continue
@@ -142,7 +142,7 @@ async def _until_it_flushes(filling: Filling, service: Service) -> None:
 
 
 async def _written(service: Service) -> int:
-    return (await service.ledger.heads())[SALE_ID].seq
+    return (await service.sql.sales.heads())[SALE_ID].seq
 
 
 async def _reaped(run: Run) -> Reaped:

@@ -72,7 +72,7 @@ async def _hold(service: Service, count: int) -> None:
 
 
 async def _flush(service: Service) -> None:
-    flusher = Flusher(service.outbox, service.ledger, on_alarm=_alarmed, on_flushed=lambda _: None)
+    flusher = Flusher(service.outbox, service.sql, on_alarm=_alarmed, on_flushed=lambda _: None)
     while (await flusher.run_once(SALE_ID)).flushed:
         continue
     # The flusher trims its entries only now and then; this is such a time.

@@ -6,7 +6,7 @@ from typing import Final
 
 from reservation.adapters.redis.outbox import RedisOutbox
 from reservation.adapters.redis.sale_store import SaleStore
-from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.store import SqlStore
 from reservation.domain.clock import Clock
 from reservation.domain.errors import SaleNotFound
 from reservation.domain.events import Event
@@ -28,7 +28,7 @@ _ORDERS_PAGE: Final = 100
 
 
 async def recorded(
-    sale_id: str, *, sales: SaleStore, ledger: Ledger, outbox: RedisOutbox, clock: Clock
+    sale_id: str, *, sales: SaleStore, sql: SqlStore, outbox: RedisOutbox, clock: Clock
 ) -> AsyncGenerator[Record]:
     """The lines of a sale: its counters at one instant, and every event up to it.
 
@@ -39,7 +39,7 @@ async def recorded(
     """
     asked_ns = time.monotonic_ns()
     counters = await sales.counters(sale_id)
-    head = counters.seq if counters else (await ledger.cursor(sale_id))[0]
+    head = counters.seq if counters else (await sql.events.cursor(sale_id))[0]
     if not head:
         raise SaleNotFound
     now_ns = time.monotonic_ns()
@@ -53,24 +53,24 @@ async def recorded(
             stock=counters.stocks,
         )
     seq = 0
-    async for event in _events(sale_id, ledger, outbox):
+    async for event in _events(sale_id, sql, outbox):
         if event.seq > head:
             break
         yield _line(event)
         seq = event.seq
-    whole = (await ledger.cursor(sale_id))[0] == head
+    whole = (await sql.events.cursor(sale_id))[0] == head
     if whole:
-        async for order in _orders(sale_id, ledger):
+        async for order in _orders(sale_id, sql):
             yield order
         # An order that moved during the read is not in the state that these events give it.
-        whole = (await ledger.cursor(sale_id))[0] == head
+        whole = (await sql.events.cursor(sale_id))[0] == head
     yield End(sale=sale_id, seq=seq, orders=whole)
 
 
-async def _events(sale_id: str, ledger: Ledger, outbox: RedisOutbox) -> AsyncGenerator[Event]:
+async def _events(sale_id: str, sql: SqlStore, outbox: RedisOutbox) -> AsyncGenerator[Event]:
     """The events in SQL, then those that only the stream has."""
     seq = 0
-    while page := await ledger.events(sale_id, seq, _PAGE):
+    while page := await sql.events.list_after(sale_id, seq, _PAGE):
         for event in page:
             yield event
         seq = page[-1].seq
@@ -80,10 +80,10 @@ async def _events(sale_id: str, ledger: Ledger, outbox: RedisOutbox) -> AsyncGen
         seq = page[-1].seq
 
 
-async def _orders(sale_id: str, ledger: Ledger) -> AsyncGenerator[OrderLine]:
+async def _orders(sale_id: str, sql: SqlStore) -> AsyncGenerator[OrderLine]:
     cursor: str | None = None
     while True:
-        page, cursor = await ledger.orders(sale_id=sale_id, cursor=cursor, limit=_ORDERS_PAGE)
+        page, cursor = await sql.orders.page(sale_id=sale_id, cursor=cursor, limit=_ORDERS_PAGE)
         for order in page:
             yield OrderLine(
                 sale=sale_id, order=order.order_id, status=order.status, amount=order.amount

@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from reservation.adapters.sql.event_writer import ApplyKind, ApplyOutcome
-from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.store import SqlStore
 from reservation.domain.alarms import Alarm
 from reservation.domain.events import Event
 
@@ -104,7 +104,7 @@ class Flusher:
 
     Args:
         outbox: the source of the entries.
-        ledger: their target.
+        sql: their target.
         on_alarm: called with the alarm, the sale, the event and the reason when a sale stops.
         on_flushed: called with the number of events written.
         monotonic: a monotonic clock in seconds; the event loop's by default.
@@ -113,14 +113,14 @@ class Flusher:
     def __init__(
         self,
         outbox: Outbox,
-        ledger: Ledger,
+        sql: SqlStore,
         *,
         on_alarm: Callable[..., Any],
         on_flushed: Callable[[int], Any],
         monotonic: Callable[[], float] | None = None,
     ) -> None:
         self._outbox = outbox
-        self._ledger = ledger
+        self._sql = sql
         self._on_alarm = on_alarm
         self._on_flushed = on_flushed
         self._monotonic = monotonic
@@ -150,7 +150,7 @@ class Flusher:
 
     async def _round(self, sale_id: str, sale: _Sale) -> FlushCounts:
         if not sale.joined:
-            sale.flushed_seq, _ = await self._ledger.cursor(sale_id)
+            sale.flushed_seq, _ = await self._sql.events.cursor(sale_id)
             await self._outbox.ensure_group(sale_id, sale.flushed_seq)
             sale.joined = True
         events = await self._read(sale_id, sale)
@@ -159,7 +159,7 @@ class Flusher:
                 return FlushCounts(stopped=True)
             await self._trim(sale_id, sale)
             return FlushCounts()
-        outcome = await self._ledger.apply(sale_id, events)
+        outcome = await self._sql.events.apply(sale_id, events)
         if outcome.kind is ApplyKind.GAP:
             if not sale.behind:
                 # The missing events are pending: another flusher has read them and may be dead.

@@ -7,8 +7,8 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
-from reservation.adapters.sql.ledger import Ledger
 from reservation.adapters.sql.refunds import RefundRecord
+from reservation.adapters.sql.store import SqlStore
 from reservation.application.payments.refunds import RefundService
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock
@@ -36,13 +36,13 @@ class Refunder:
 
     def __init__(
         self,
-        ledger: Ledger,
+        sql: SqlStore,
         refund: RefundService,
         *,
         clock: Clock,
         limits: PaymentTimeouts = DEFAULT_LIMITS,
     ) -> None:
-        self._ledger = ledger
+        self._sql = sql
         self._refunds = refund
         self._clock = clock
         self._alarm_ms = round(limits.alarm_seconds * 1000)
@@ -58,7 +58,7 @@ class Refunder:
         await self._measure()
         free = AT_ONCE - len(self._running)
         if free:
-            found = await self._ledger.pending_refunds(AT_ONCE + len(self._pauses))
+            found = await self._sql.refunds.list_pending(AT_ONCE + len(self._pauses))
             records = {record.order_id: record for record in found}
             self._warn(found)
             for order_id in self._pauses.take(list(records), free, busy=self._running):
@@ -75,7 +75,7 @@ class Refunder:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _measure(self) -> None:
-        backlog = await self._ledger.refund_backlog()
+        backlog = await self._sql.refunds.backlog()
         age_ms = self._clock.now_ms() - backlog.oldest_at_ms if backlog.oldest_at_ms else 0
         PENDING_REFUNDS.set(backlog.count)
         PENDING_REFUNDS_AGE.set(max(0, age_ms) / 1000)

@@ -89,10 +89,8 @@ class Worker:
         self._service = service
         self._reaper = Reaper(service.catalog, service.store)
         self._settler = Settler(service.store, service.settlement, clock=service.clock)
-        self._refunder = Refunder(service.ledger, service.refunds, clock=service.clock)
-        self._flusher = Flusher(
-            service.outbox, service.ledger, on_alarm=alarm, on_flushed=FLUSHED.inc
-        )
+        self._refunder = Refunder(service.sql, service.refunds, clock=service.clock)
+        self._flusher = Flusher(service.outbox, service.sql, on_alarm=alarm, on_flushed=FLUSHED.inc)
         self._heartbeat = Heartbeat(
             service.connections,
             service.keys,

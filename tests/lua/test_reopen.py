@@ -36,7 +36,7 @@ async def test_the_outbox_goes_on_from_the_head_and_a_repeat_adds_nothing(
         # The consumer group was lost with the stream; a rebuild creates it after SQL's last event.
         await here.service.outbox.ensure_group(sale_id, 2)
         await here.flush(sale_id)
-        assert (await here.service.ledger.cursor(sale_id)) == (3, counters.chain)
+        assert (await here.service.sql.events.cursor(sale_id)) == (3, counters.chain)
 
 
 async def test_another_rebuild_and_a_late_call_append_nothing(

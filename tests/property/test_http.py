@@ -239,7 +239,7 @@ async def past_of(settings: Settings, sale_id: str) -> list[Record]:
             async for record in recorded(
                 sale_id,
                 sales=service.sale_store,
-                ledger=service.ledger,
+                sql=service.sql,
                 outbox=service.outbox,
                 clock=service.clock,
             )

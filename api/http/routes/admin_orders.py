@@ -63,7 +63,7 @@ class AdminOrderController(Controller):
     ) -> OrdersAnswer:
         """Orders from SQL, newest first, a page at a time."""
         try:
-            rows, next_cursor = await api_of(request).service.ledger.orders(
+            rows, next_cursor = await api_of(request).service.sql.orders.page(
                 sale_id=sale_id,
                 status=status.value if status else None,
                 buyer_id=buyer_id,
@@ -128,7 +128,7 @@ class AdminOrderController(Controller):
         answer = api.shown(order)
         if through:
             return Response(answer, status_code=200)
-        standing = await api.service.ledger.refund_of(order_id)
+        standing = await api.service.sql.refunds.get(order_id)
         pending = PendingRefundAnswer(
             **msgspec.structs.asdict(answer),
             code="refund_pending",
@@ -149,7 +149,7 @@ class AdminOrderController(Controller):
     ) -> RefundsAnswer:
         """Refunds from SQL, a page at a time."""
         try:
-            rows, next_cursor = await api_of(request).service.ledger.refunds(
+            rows, next_cursor = await api_of(request).service.sql.refunds.page(
                 status=status, cursor=cursor, limit=limit
             )
         except ValueError as error:
@@ -182,16 +182,16 @@ def _order_members(row: OrderRow) -> dict[str, Any]:
 
 
 async def _order_with_history(request: Request[Any, Any, Any], order_id: str) -> OrderHistoryAnswer:
-    ledger = api_of(request).service.ledger
-    row = await ledger.order(order_id) if sale_of(order_id) else None
+    sql = api_of(request).service.sql
+    row = await sql.orders.get(order_id) if sale_of(order_id) else None
     if row is None:
         raise ReservationNotFound("SQL has no such order (yet).")
     service = api_of(request).service
-    history = [_entry(entry) for entry in await ledger.history(order_id)]
+    history = [_entry(entry) for entry in await sql.orders.history(order_id)]
     # Redis is ahead of SQL: the next step depends on the order's current state.
     now = await service.queries.find(order_id) or as_reservation(row)
     account = await service.queries.deposit_account(now)
-    payment, refund = await ledger.payment_of(order_id), await ledger.refund_of(order_id)
+    payment, refund = await sql.payments.get_by_order(order_id), await sql.refunds.get(order_id)
     members = {
         **_order_members(row),
         "next": await service.explain.next_step(now),

@@ -16,7 +16,7 @@ from api.http.exposition import Exposition
 from api.http.problem_details import answers, documented
 from api.http.schemas.health import HealthAnswer
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
-from reservation.adapters.sql.unfit import LedgerUnfit
+from reservation.adapters.sql.unfit import DatabaseUnfit
 from reservation.application.readiness.check import Findings
 from reservation.bootstrap import Service
 from reservation.domain.errors import (
@@ -115,8 +115,8 @@ async def _redis(service: Service) -> Findings:
 async def _sql(service: Service) -> list[str]:
     try:
         async with asyncio.timeout(CHECK_SECONDS):
-            await service.ledger.check()
-    except LedgerUnfit as error:
+            await service.sql.database.check()
+    except DatabaseUnfit as error:
         return [error.row]
     except (SQLAlchemyError, OSError, TimeoutError):
         return ["sql"]

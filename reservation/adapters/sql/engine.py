@@ -20,9 +20,9 @@ from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from reservation.adapters.sql import postgresql
-from reservation.adapters.sql.unfit import LedgerUnfit
+from reservation.adapters.sql.unfit import DatabaseUnfit
 
-__all__ = ["SCHEMA_VERSION", "Database", "LedgerUnfit"]
+__all__ = ["SCHEMA_VERSION", "Database", "DatabaseUnfit"]
 
 #: The newest migration; a test compares it with the folder.
 SCHEMA_VERSION: Final = "0006"
@@ -81,7 +81,7 @@ class Database:
 
         Raises:
             ValueError: the URL is of neither kind.
-            LedgerUnfit: the database must not be used, or its tables cannot be made.
+            DatabaseUnfit: the database must not be used, or its tables cannot be made.
             SQLAlchemyError, OSError: the database does not respond.
         """
         database = cls(url)
@@ -186,7 +186,7 @@ class Database:
                 postgresql.refuse_encoding(encoding.scalar_one())
                 answer = await connection.execute(text("SHOW synchronous_commit"))
                 if answer.scalar_one() == "off":
-                    raise LedgerUnfit(
+                    raise DatabaseUnfit(
                         "synchronous_commit is off: an intent could be lost after the money moved"
                     )
             await connection.execute(
@@ -198,7 +198,7 @@ class Database:
         applied = await self.schema_version()
         # A newer schema is fine: each migration is compatible with the code before it.
         if applied < SCHEMA_VERSION:
-            raise LedgerUnfit(
+            raise DatabaseUnfit(
                 f"the schema is at {applied!r}, this version needs {SCHEMA_VERSION!r}"
             )
 
@@ -239,7 +239,7 @@ async def _use_wal(engines: Engines) -> None:
             await asyncio.sleep(0.05)
             continue
         if row[0] != "wal":
-            raise LedgerUnfit(f"SQLite cannot keep a write-ahead log here (it says {row[0]})")
+            raise DatabaseUnfit(f"SQLite cannot keep a write-ahead log here (it says {row[0]})")
         return
 
 

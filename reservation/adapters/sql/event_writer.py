@@ -1,8 +1,8 @@
-"""The flusher's write: applies a batch of a sale's outbox, each event exactly once in effect.
+"""Writes a batch of a sale's outbox within a transaction, each event exactly once in effect.
 
-One transaction locks the sale's cursor, so two flushers take turns. It validates the batch (no gap,
-an intact chain, valid events), folds it to the last state of each order, and writes it with the
-cursor in a handful of statements. Repeated events are detected and skipped.
+It locks the sale's cursor, so two flushers take turns. It validates the batch (no gap, an intact
+chain, valid events), folds it to the last state of each order, and writes it with the cursor in a
+handful of statements. Repeated events are detected and skipped.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,10 @@ from typing import Any, Final
 
 import msgspec
 from sqlalchemy import Row, bindparam, select, update
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reservation.adapters.sql import tables
 from reservation.adapters.sql.bulk import among, insert_new, upsert
-from reservation.adapters.sql.engine import Database
-from reservation.adapters.sql.errors import is_of_the_row
 from reservation.adapters.sql.projection import (
     EventProjection,
     InvalidEvent,
@@ -28,14 +25,9 @@ from reservation.adapters.sql.projection import (
 from reservation.domain.events import Event, chain_of
 from reservation.domain.states import Status
 
-__all__ = ["EVENTS_MAX", "ApplyKind", "ApplyOutcome", "apply", "events_after"]
+__all__ = ["ApplyKind", "ApplyOutcome", "write_batch"]
 
 _ITEM_COLUMNS: Final = [tables.items.c[name] for name in ItemState.__struct_fields__]
-
-#: Events in one call: about 10 MB of rows and half a second, the longest that a lock is held.
-EVENTS_MAX: Final = 5_000
-
-
 _INTENTS: Final = tables.payment_intents
 _END_INTENTS: Final = (
     update(_INTENTS)
@@ -88,41 +80,14 @@ class _Verdict(msgspec.Struct):
     reason: str = ""
 
 
-async def apply(database: Database, sale_id: str, events: Sequence[Event]) -> ApplyOutcome:
-    """Write a batch, in the order of its events; safe to repeat in whole or in part.
-
-    Raises:
-        ValueError: more than `EVENTS_MAX` events.
-        SQLAlchemyError, OSError: the outcome is unknown; retry the same batch.
-    """
-    if len(events) > EVENTS_MAX:
-        raise ValueError(f"at most {EVENTS_MAX} events at once")
-    try:
-        async with database.write() as connection:
-            return await _apply(connection, sale_id, events)
-    except DBAPIError as error:
-        if not is_of_the_row(error):
-            raise
-        # The fold accepted an event that SQL rejects: bisect until one event is left.
-        if len(events) == 1:
-            flushed_seq = events[0].seq - 1
-            return ApplyOutcome(
-                kind=ApplyKind.POISON,
-                flushed_seq=flushed_seq,
-                seq=events[0].seq,
-                reason=f"SQL refuses it: {error.orig}",
-            )
-    middle = len(events) // 2
-    first = await apply(database, sale_id, events[:middle])
-    if first.kind is not ApplyKind.APPLIED:
-        return first
-    second = await apply(database, sale_id, events[middle:])
-    return msgspec.structs.replace(second, written=first.written + second.written)
-
-
-async def _apply(
+async def write_batch(
     connection: AsyncConnection, sale_id: str, events: Sequence[Event]
 ) -> ApplyOutcome:
+    """Write the valid events of a batch that SQL does not have yet.
+
+    Raises:
+        DBAPIError: SQL refuses a row; the transaction must be rolled back.
+    """
     cursor = await _lock_cursor(connection, sale_id)
     if cursor is None:
         return ApplyOutcome(
@@ -325,19 +290,3 @@ def _ended(fold: EventProjection, at_ms: int) -> list[dict[str, str | int]]:
         {"ended_order": order_id, "ended_key": key, "ended_fence": fence, "at_ms": at_ms}
         for order_id, key, fence in sorted(fold.ended_attempts)
     ]
-
-
-async def events_after(
-    database: Database, sale_id: str, *, after_seq: int, limit: int
-) -> list[Event]:
-    """The sale's events after this one, in order."""
-    known = tables.events
-    wanted = [known.c[name] for name in Event.__struct_fields__]
-    async with database.read() as connection:
-        found = await connection.execute(
-            select(*wanted)
-            .where(known.c.sale_id == sale_id, known.c.seq > after_seq)
-            .order_by(known.c.seq)
-            .limit(limit)
-        )
-        return [Event(**row) for row in found.mappings()]

@@ -1,40 +1,47 @@
-"""Queries of orders: one order, pages of orders, and units per buyer."""
+"""Orders in SQL: one order, pages of orders, units per buyer, and histories."""
 
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Collection
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Row, Select, func, select, tuple_
+from sqlalchemy import Row, Select, and_, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reservation.adapters.sql.bulk import among
 from reservation.adapters.sql.engine import Database
-from reservation.adapters.sql.tables import order_lines, orders
+from reservation.adapters.sql.history import HistoryRow, timeline
+from reservation.adapters.sql.paging import PAGE_MAX, cursor_of, place_of
+from reservation.adapters.sql.payment_intents import IntentRow
+from reservation.adapters.sql.payments import AnswerRow
+from reservation.adapters.sql.refunds import RefundRecord
+from reservation.adapters.sql.tables import (
+    events,
+    order_lines,
+    orders,
+    payment_answers,
+    payment_attempts,
+    payment_intents,
+    payments,
+    refunds,
+)
+from reservation.domain.events import Event
 from reservation.domain.reservation import PAID_ORDERS, Line, Reservation
-from reservation.domain.states import HOLDING, PAID, Status
+from reservation.domain.states import HOLDING, LIVE, PAID, Status
 
 __all__ = [
-    "PAGE_MAX",
-    "REBUILD_PAGE_MAX",
-    "HistoryRow",
+    "SCAN_MAX",
     "HolderRow",
     "LineRow",
+    "OrderRepository",
     "OrderRow",
+    "UnpaidRow",
     "as_reservation",
-    "buyer_counts",
-    "cursor_of",
-    "holders",
-    "list_orders",
-    "live_orders",
-    "order",
-    "place_of",
 ]
 
-#: Orders of one page.
-PAGE_MAX: Final = 100
-#: Orders of one page of a rebuild, where no user waits for the page.
-REBUILD_PAGE_MAX: Final = 5_000
+#: Orders of one page of a scan, where no user waits for the page.
+SCAN_MAX: Final = 5_000
+#: Rows of each kind in one history: five attempts, polled every second at first, need far fewer.
+HISTORY_MAX: Final = 2_000
 
 
 class LineRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,144 +88,238 @@ class OrderRow(msgspec.Struct, frozen=True):
     lines: tuple[LineRow, ...]
 
 
-class HistoryRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One entry of an order's history."""
+class UnpaidRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A CONFIRMED order without a payment that the PG shows as done."""
 
-    at_ms: int
-    #: event, intent, answer or refund.
-    kind: str
-    #: The event's name; `intent`, `void` or `cancel`; the operation that was answered; the refund's
-    #: status.
-    what: str
-    #: A JSON object with unmasked payment keys and secrets: every view must mask them.
-    facts: str
+    order_id: str
+    seq: int
+    #: The PG's status; None where SQL has no answer of it.
+    payment: str | None
 
 
-async def order(database: Database, order_id: str) -> OrderRow | None:
-    """The order, or None where SQL does not have it (yet)."""
-    async with database.read() as connection:
-        found = await connection.execute(select(orders).where(orders.c.order_id == order_id))
-        rows = await _with_lines(connection, found.all())
-    return rows[0] if rows else None
+class OrderRepository:
+    """Reads orders, as the written events left them."""
 
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-async def list_orders(
-    database: Database,
-    *,
-    sale_id: str | None,
-    status: str | None,
-    buyer_id: str | None,
-    cursor: str | None,
-    limit: int,
-) -> tuple[list[OrderRow], str | None]:
-    """A page, newest first, and the cursor of the next one; None at the end.
+    async def get(self, order_id: str) -> OrderRow | None:
+        """The order after its last written event; None where SQL does not have it (yet)."""
+        async with self._database.read() as connection:
+            found = await connection.execute(select(orders).where(orders.c.order_id == order_id))
+            rows = await _with_lines(connection, found.all())
+        return rows[0] if rows else None
 
-    Raises:
-        ValueError: the cursor is invalid.
-    """
-    limit = max(1, min(limit, PAGE_MAX))
-    place = (orders.c.created_at_ms, orders.c.order_id)
-    wanted = select(orders).order_by(*(column.desc() for column in place)).limit(limit + 1)
-    for column, value in (
-        (orders.c.sale_id, sale_id),
-        (orders.c.status, status),
-        (orders.c.buyer_id, buyer_id),
-    ):
-        if value is not None:
-            wanted = wanted.where(column == value)
-    if cursor is not None:
-        wanted = wanted.where(tuple_(*place) < tuple_(*place_of(cursor)))
-    async with database.read() as connection:
-        found = (await connection.execute(wanted)).all()
-        rows = await _with_lines(connection, found[:limit])
-    more = len(found) > limit
-    return rows, cursor_of(rows[-1].created_at_ms, rows[-1].order_id) if more else None
+    async def page(
+        self,
+        *,
+        sale_id: str | None = None,
+        status: str | None = None,
+        buyer_id: str | None = None,
+        cursor: str | None = None,
+        limit: int = PAGE_MAX,
+    ) -> tuple[list[OrderRow], str | None]:
+        """A page of orders, newest first, and the cursor of the next one; None at the end.
 
+        Raises:
+            ValueError: the cursor is invalid.
+        """
+        limit = max(1, min(limit, PAGE_MAX))
+        place = (orders.c.created_at_ms, orders.c.order_id)
+        wanted = select(orders).order_by(*(column.desc() for column in place)).limit(limit + 1)
+        for column, value in (
+            (orders.c.sale_id, sale_id),
+            (orders.c.status, status),
+            (orders.c.buyer_id, buyer_id),
+        ):
+            if value is not None:
+                wanted = wanted.where(column == value)
+        if cursor is not None:
+            wanted = wanted.where(tuple_(*place) < tuple_(*place_of(cursor)))
+        async with self._database.read() as connection:
+            found = (await connection.execute(wanted)).all()
+            rows = await _with_lines(connection, found[:limit])
+        more = len(found) > limit
+        return rows, cursor_of(rows[-1].created_at_ms, rows[-1].order_id) if more else None
 
-async def live_orders(
-    database: Database,
-    sale_id: str,
-    *,
-    statuses: Collection[Status],
-    after: str,
-    limit: int,
-) -> list[OrderRow]:
-    """A sale's orders in these states, by id, after this one."""
-    wanted: Select[Any] = (
-        select(orders)
-        .where(
-            orders.c.sale_id == sale_id,
-            orders.c.status.in_(sorted(statuses)),
-            orders.c.order_id > after,
-        )
-        .order_by(orders.c.order_id)
-        .limit(max(1, min(limit, REBUILD_PAGE_MAX)))
-    )
-    async with database.read() as connection:
-        return await _with_lines(connection, (await connection.execute(wanted)).all())
-
-
-async def buyer_counts(
-    database: Database, sale_id: str, buyer_ids: Collection[str]
-) -> dict[str, dict[str, int]]:
-    """Per buyer: item -> units that count against the buyer's limit, held or bought.
-
-    The items of a buyer with paid orders include their number (`PAID_ORDERS`), as in Redis.
-    """
-    counting = sorted({*HOLDING, Status.CONFIRMED})
-    # Forces the index on buyers: with a plain comparison of the sale, SQLite reads all of its
-    # orders.
-    of_these = (func.coalesce(orders.c.sale_id, "") == sale_id, orders.c.buyer_id.in_(buyer_ids))
-    async with database.read() as connection:
-        found = await connection.execute(
-            select(orders.c.buyer_id, order_lines.c.sku, func.sum(order_lines.c.quantity))
-            .join(order_lines, order_lines.c.order_id == orders.c.order_id)
-            .where(*of_these, orders.c.status.in_(counting))
-            .group_by(orders.c.buyer_id, order_lines.c.sku)
-        )
-        counts: dict[str, dict[str, int]] = {}
-        for buyer_id, sku, quantity in found:
-            counts.setdefault(buyer_id, {})[sku] = int(quantity)
-        paid = await connection.execute(
-            select(orders.c.buyer_id, func.count())
-            .where(*of_these, orders.c.status.in_(sorted(PAID)))
-            .group_by(orders.c.buyer_id)
-        )
-        for buyer_id, count in paid:
-            counts.setdefault(buyer_id, {})[PAID_ORDERS] = int(count)
-        return counts
-
-
-async def holders(database: Database, sale_id: str, sku: str, limit: int) -> list[HolderRow]:
-    """The buyers with the most held units of an item, bought units not counted."""
-    quantity = func.sum(order_lines.c.quantity)
-    async with database.read() as connection:
-        found = await connection.execute(
-            select(
-                orders.c.buyer_id,
-                quantity.label("quantity"),
-                func.count().label("orders"),
-                func.min(orders.c.created_at_ms).label("since_ms"),
-            )
-            .join(order_lines, order_lines.c.order_id == orders.c.order_id)
+    async def scan(
+        self,
+        sale_id: str,
+        *,
+        statuses: Collection[Status] = LIVE,
+        after: str = "",
+        limit: int = SCAN_MAX,
+    ) -> list[OrderRow]:
+        """A page of a sale's orders in these states, by id, after this one; empty at the end."""
+        wanted: Select[Any] = (
+            select(orders)
             .where(
                 orders.c.sale_id == sale_id,
-                order_lines.c.sku == sku,
-                orders.c.status.in_(sorted(HOLDING)),
+                orders.c.status.in_(sorted(statuses)),
+                orders.c.order_id > after,
             )
-            .group_by(orders.c.buyer_id)
-            .order_by(quantity.desc(), orders.c.buyer_id)
-            .limit(limit)
+            .order_by(orders.c.order_id)
+            .limit(max(1, min(limit, SCAN_MAX)))
         )
-        return [
-            HolderRow(
-                buyer_id=row.buyer_id,
-                quantity=int(row.quantity),
-                orders=row.orders,
-                since_ms=row.since_ms,
+        async with self._database.read() as connection:
+            return await _with_lines(connection, (await connection.execute(wanted)).all())
+
+    async def count(self, sale_id: str, statuses: Collection[Status]) -> int:
+        """The number of the sale's orders in these states."""
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(func.count())
+                .select_from(orders)
+                .where(orders.c.sale_id == sale_id, orders.c.status.in_(sorted(statuses)))
             )
-            for row in found
-        ]
+            return found.scalar_one()
+
+    async def count_by_buyer(
+        self, sale_id: str, buyer_ids: Collection[str]
+    ) -> dict[str, dict[str, int]]:
+        """Per buyer: item -> units that count against the buyer's limit, held or bought.
+
+        The items of a buyer with paid orders include their number (`PAID_ORDERS`), as in Redis.
+        """
+        counting = sorted({*HOLDING, Status.CONFIRMED})
+        # Forces the index on buyers: with a plain comparison of the sale, SQLite reads all of its
+        # orders.
+        of_these = (
+            func.coalesce(orders.c.sale_id, "") == sale_id,
+            orders.c.buyer_id.in_(buyer_ids),
+        )
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(orders.c.buyer_id, order_lines.c.sku, func.sum(order_lines.c.quantity))
+                .join(order_lines, order_lines.c.order_id == orders.c.order_id)
+                .where(*of_these, orders.c.status.in_(counting))
+                .group_by(orders.c.buyer_id, order_lines.c.sku)
+            )
+            counts: dict[str, dict[str, int]] = {}
+            for buyer_id, sku, quantity in found:
+                counts.setdefault(buyer_id, {})[sku] = int(quantity)
+            paid = await connection.execute(
+                select(orders.c.buyer_id, func.count())
+                .where(*of_these, orders.c.status.in_(sorted(PAID)))
+                .group_by(orders.c.buyer_id)
+            )
+            for buyer_id, count in paid:
+                counts.setdefault(buyer_id, {})[PAID_ORDERS] = int(count)
+            return counts
+
+    async def list_holders(self, sale_id: str, sku: str, limit: int) -> list[HolderRow]:
+        """The buyers with the most held units of an item, bought units not counted."""
+        quantity = func.sum(order_lines.c.quantity)
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(
+                    orders.c.buyer_id,
+                    quantity.label("quantity"),
+                    func.count().label("orders"),
+                    func.min(orders.c.created_at_ms).label("since_ms"),
+                )
+                .join(order_lines, order_lines.c.order_id == orders.c.order_id)
+                .where(
+                    orders.c.sale_id == sale_id,
+                    order_lines.c.sku == sku,
+                    orders.c.status.in_(sorted(HOLDING)),
+                )
+                .group_by(orders.c.buyer_id)
+                .order_by(quantity.desc(), orders.c.buyer_id)
+                .limit(limit)
+            )
+            return [
+                HolderRow(
+                    buyer_id=row.buyer_id,
+                    quantity=int(row.quantity),
+                    orders=row.orders,
+                    since_ms=row.since_ms,
+                )
+                for row in found
+            ]
+
+    async def list_unpaid(self, sale_id: str, limit: int) -> list[UnpaidRow]:
+        """CONFIRMED orders whose payment is not done in full, except those being refunded."""
+        paid = and_(
+            payments.c.payment_key == orders.c.payment_key,
+            payments.c.order_id == orders.c.order_id,
+        )
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(orders.c.order_id, orders.c.seq, payments.c.status.label("payment"))
+                .join(payments, paid, isouter=True)
+                .join(refunds, refunds.c.order_id == orders.c.order_id, isouter=True)
+                .where(
+                    orders.c.sale_id == sale_id,
+                    orders.c.status == Status.CONFIRMED.value,
+                    refunds.c.order_id.is_(None) | (refunds.c.status == "refused"),
+                    payments.c.status.is_(None)
+                    | (payments.c.status != "DONE")
+                    | (payments.c.total_amount != orders.c.amount),
+                )
+                .order_by(orders.c.seq)
+                .limit(limit)
+            )
+            return [UnpaidRow(**row) for row in found.mappings()]
+
+    async def history(self, order_id: str) -> list[HistoryRow]:
+        """An order's events, intents, answers of the PG and refund, in time order.
+
+        At most `HISTORY_MAX` rows of each kind; empty where SQL does not have the order.
+        """
+        async with self._database.snapshot() as connection:
+            happened = await connection.execute(
+                select(*(events.c[name] for name in Event.__struct_fields__))
+                .where(events.c.order_id == order_id, events.c.order_id != "")
+                .order_by(events.c.seq)
+                .limit(HISTORY_MAX)
+            )
+            written = [Event(**row) for row in happened.mappings()]
+            found = await connection.execute(
+                select(*(payment_intents.c[name] for name in IntentRow.__struct_fields__))
+                .where(payment_intents.c.order_id == order_id)
+                .order_by(payment_intents.c.fence)
+                .limit(HISTORY_MAX)
+            )
+            intents = [IntentRow(**row) for row in found.mappings()]
+            answered = await connection.execute(
+                select(*(payment_answers.c[name] for name in AnswerRow.__struct_fields__))
+                .where(payment_answers.c.order_id == order_id)
+                .order_by(payment_answers.c.answer_id)
+                .limit(HISTORY_MAX)
+            )
+            answers = [AnswerRow(**row) for row in answered.mappings()]
+            keys = {row.payment_key for row in [*intents, *answers] if row.payment_key}
+            cancels = await _cancels(connection, keys)
+            refund = (
+                (
+                    await connection.execute(
+                        select(*(refunds.c[name] for name in RefundRecord.__struct_fields__)).where(
+                            refunds.c.order_id == order_id
+                        )
+                    )
+                )
+                .mappings()
+                .one_or_none()
+            )
+        return timeline(
+            written,
+            intents,
+            cancels,
+            answers,
+            RefundRecord(**refund) if refund is not None else None,
+        )
+
+
+async def _cancels(connection: AsyncConnection, keys: Collection[str]) -> list[tuple[int, str]]:
+    """Those of these payments with an intended cancel: since when, and the payment key."""
+    found = await connection.execute(
+        select(payment_attempts.c.cancel_intended_at_ms, payment_attempts.c.payment_key).where(
+            among(connection, payment_attempts.c.payment_key, keys),
+            payment_attempts.c.cancel_intended_at_ms.is_not(None),
+        )
+    )
+    return [(row.cancel_intended_at_ms, row.payment_key) for row in found]
 
 
 async def _with_lines(connection: AsyncConnection, found: Collection[Row[Any]]) -> list[OrderRow]:
@@ -235,20 +336,6 @@ async def _with_lines(connection: AsyncConnection, found: Collection[Row[Any]]) 
             LineRow(sku=line.sku, quantity=line.quantity, price=line.price)
         )
     return [OrderRow(*row, lines=tuple(lines.get(row.order_id, ()))) for row in found]
-
-
-def cursor_of(created_at_ms: int, order_id: str) -> str:
-    """The cursor of the next page."""
-    return urlsafe_b64encode(msgspec.json.encode([created_at_ms, order_id])).decode()
-
-
-def place_of(cursor: str) -> tuple[int, str]:
-    """Decode a cursor: the time and order id at which the previous page ended.
-
-    Raises:
-        ValueError: a wrong alphabet, or wrong JSON.
-    """
-    return msgspec.json.decode(urlsafe_b64decode(cursor), type=tuple[int, str])
 
 
 def as_reservation(row: OrderRow) -> Reservation:

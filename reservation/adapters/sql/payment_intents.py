@@ -1,4 +1,4 @@
-"""Payment attempts and intents: written and synced before the PG is asked for any money.
+"""Payment attempts and intents in SQL: committed before the PG is asked for any money.
 
 Two tables exclude double charges, regardless of which process comes first or how late:
 
@@ -19,10 +19,10 @@ leaves, and from then on that payment is cancelled again rather than sold.
 
 from collections.abc import Sequence
 from enum import Enum, auto
-from typing import Any
+from typing import Any, Final
 
 import msgspec
-from sqlalchemy import func, select, update
+from sqlalchemy import Select, and_, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reservation.adapters.sql.bulk import among, insert_into, insert_new
@@ -34,17 +34,14 @@ from reservation.domain.errors import BrokenInvariant
 __all__ = [
     "Intent",
     "IntentOutcome",
+    "IntentRepository",
     "IntentRow",
-    "IntentWriter",
+    "UnmetIntent",
     "VoidOutcome",
-    "attempt_owner",
-    "end_intents",
-    "intend_cancel",
-    "intents_of",
-    "is_cancel_intended",
-    "known_fence",
-    "void_intent",
 ]
+
+#: Rows of one page. If the flusher has stopped, unmet intents are as many as payments.
+UNMET_PAGE: Final = 5_000
 
 
 class IntentOutcome(Enum):
@@ -101,6 +98,21 @@ class IntentRow(msgspec.Struct, frozen=True, kw_only=True):
     created_at_ms: int
 
 
+class UnmetIntent(msgspec.Struct, frozen=True, kw_only=True):
+    """A payment that the PG may have been asked for, without an end in SQL."""
+
+    order_id: str
+    sale_id: str
+    fence: int
+    payment_key: str
+    amount: int
+    created_at_ms: int
+    #: The epoch in which Redis had the claim; None in intents older than this column.
+    epoch: str | None
+    #: The order, JSON; None likewise.
+    reservation: str | None
+
+
 _Name = tuple[str, int]
 #: A row of `payment_attempts`, every column in order.
 _Attempt = tuple[str, str, str, int, None]
@@ -108,24 +120,28 @@ _Attempt = tuple[str, str, str, int, None]
 _COLUMNS = [payment_intents.c[name] for name in IntentRow.__struct_fields__]
 
 
-class IntentWriter:
-    """Commits intents, concurrent ones in one transaction."""
+class IntentRepository:
+    """Stores the payment attempts of orders, their intents and their voids.
+
+    Concurrent intents share a transaction.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._group = GroupCommit[Intent, IntentOutcome](self._commit)
 
-    async def write(self, intent: Intent) -> IntentOutcome:
-        """Write an intent; returns its outcome after commit and sync.
-
-        Raises:
-            SQLAlchemyError, OSError: the outcome is unknown; retry the same call.
-        """
-        return await self._group.write(intent)
-
     async def aclose(self) -> None:
         """Wait for writes in progress; no new ones may arrive."""
         await self._group.aclose()
+
+    async def add(self, intent: Intent) -> IntentOutcome:
+        """Commit and sync an intent; only after that may the call to the PG leave.
+
+        Raises:
+            BrokenInvariant: this fence has another intent.
+            SQLAlchemyError, OSError: the outcome is unknown; retry the same call.
+        """
+        return await self._group.write(intent)
 
     async def _commit(self, intents: Sequence[Intent]) -> list[IntentOutcome | Exception]:
         async with self._database.write() as connection:
@@ -149,6 +165,164 @@ class IntentWriter:
             else:
                 outcomes.append(_repeat(intent, standing[name]))
         return outcomes
+
+    async def void(self, *, order_id: str, sale_id: str, fence: int, now_ms: int) -> VoidOutcome:
+        """Void this fence, so that no intent can be written under it, unless one exists."""
+        row = (order_id, fence, sale_id, "void", None, None, None, None, now_ms, None, None, None)
+        async with self._database.write() as connection:
+            await insert_new(connection, payment_intents, [row])
+            found = await connection.execute(
+                select(payment_intents.c.kind).where(
+                    payment_intents.c.order_id == order_id, payment_intents.c.fence == fence
+                )
+            )
+            kind = found.scalar_one()
+        return VoidOutcome.VOIDED if kind == "void" else VoidOutcome.INTENT_STANDS
+
+    async def intend_cancel(
+        self, *, order_id: str, sale_id: str, fence: int, payment_key: str, now_ms: int
+    ) -> bool:
+        """Bar this payment from being sold, for ever, before its cancel leaves.
+
+        Args:
+            order_id: the payment's order.
+            sale_id: its sale.
+            fence: the order's, as the caller knows it.
+            payment_key: the PG's id of the payment.
+            now_ms: the present time.
+
+        Returns:
+            Whether it is barred now. False where the PG may have been asked for this money under a
+            later fence, or where the key is another order's: the caller must not cancel.
+        """
+        async with self._database.write() as connection:
+            row = _attempt(payment_key, order_id, sale_id, now_ms)
+            await _insert_attempts(connection, [row])
+            of_this_key = payment_attempts.c.payment_key == payment_key
+            standing = (
+                await connection.execute(
+                    select(payment_attempts).where(of_this_key).with_for_update()
+                )
+            ).one()
+            if standing.order_id != order_id:
+                return False
+            if standing.cancel_intended_at_ms is not None:
+                return True
+            later = select(payment_intents.c.fence).where(
+                payment_intents.c.order_id == order_id,
+                payment_intents.c.payment_key == payment_key,
+                payment_intents.c.fence > fence,
+            )
+            if (await connection.execute(later.limit(1))).first() is not None:
+                return False
+            await connection.execute(
+                update(payment_attempts).where(of_this_key).values(cancel_intended_at_ms=now_ms)
+            )
+            return True
+
+    async def is_cancel_intended(self, payment_key: str) -> bool:
+        """Whether a cancel of this payment may have left."""
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(payment_attempts.c.cancel_intended_at_ms).where(
+                    payment_attempts.c.payment_key == payment_key
+                )
+            )
+            return found.scalar_one_or_none() is not None
+
+    async def mark_ended(self, order_id: str, payment_key: str, now_ms: int) -> None:
+        """Mark a payment as decided although its order has no event of it."""
+        async with self._database.write() as connection:
+            await connection.execute(
+                update(payment_intents)
+                .where(
+                    payment_intents.c.order_id == order_id,
+                    payment_intents.c.payment_key == payment_key,
+                    payment_intents.c.ended_at_ms.is_(None),
+                )
+                .values(ended_at_ms=now_ms)
+            )
+
+    async def list_by_order(self, order_id: str) -> list[IntentRow]:
+        """The order's intents and voids, oldest first."""
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(*_COLUMNS)
+                .where(payment_intents.c.order_id == order_id)
+                .order_by(payment_intents.c.fence)
+            )
+            return [IntentRow(**row) for row in found.mappings()]
+
+    async def list_unmet(
+        self,
+        sale_id: str | None = None,
+        *,
+        order_id: str | None = None,
+        since_ms: int | None = None,
+        before_ms: int | None = None,
+    ) -> list[UnmetIntent]:
+        """Payments that the PG may have been asked for, and whose end SQL does not know.
+
+        One intent for each order and payment key, the latest claim first.
+
+        Args:
+            sale_id: of this sale alone.
+            order_id: of this order alone.
+            since_ms: only intents created at or after this time.
+            before_ms: only intents created before this time.
+        """
+        wanted = _unmet(sale_id, order_id)
+        if since_ms is not None:
+            wanted = wanted.where(payment_intents.c.created_at_ms >= since_ms)
+        if before_ms is not None:
+            wanted = wanted.where(payment_intents.c.created_at_ms < before_ms)
+        latest: dict[tuple[str, str], UnmetIntent] = {}
+        after = ("", 0)
+        while True:
+            page = await self._page_after(wanted, after)
+            # In the order of the fences: the last intent of a payment wins.
+            latest |= {(intent.order_id, intent.payment_key): intent for intent in page}
+            if len(page) < UNMET_PAGE:
+                return sorted(latest.values(), key=lambda intent: (intent.order_id, -intent.fence))
+            after = (page[-1].order_id, page[-1].fence)
+
+    async def _page_after(self, wanted: Select[Any], after: tuple[str, int]) -> list[UnmetIntent]:
+        intents = payment_intents
+        page = (
+            wanted.where(
+                or_(
+                    intents.c.order_id > after[0],
+                    and_(intents.c.order_id == after[0], intents.c.fence > after[1]),
+                )
+            )
+            .order_by(intents.c.order_id, intents.c.fence)
+            .limit(UNMET_PAGE)
+        )
+        async with self._database.read() as connection:
+            found = await connection.execute(page)
+            return [UnmetIntent(**row) for row in found.mappings()]
+
+    async def known_fence(self, order_id: str) -> int:
+        """The highest fence that SQL has for an order, in its row or in an intent; 0 for none."""
+        of_intents = select(func.max(payment_intents.c.fence)).where(
+            payment_intents.c.order_id == order_id
+        )
+        of_order = select(orders.c.fence).where(orders.c.order_id == order_id)
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(of_intents.scalar_subquery(), of_order.scalar_subquery())
+            )
+            return max((fence for fence in found.one() if fence is not None), default=0)
+
+    async def owner(self, payment_key: str) -> str | None:
+        """The order that a payment key belongs to, for ever; None where it was never used."""
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(payment_attempts.c.order_id).where(
+                    payment_attempts.c.payment_key == payment_key
+                )
+            )
+            return found.scalar_one_or_none()
 
 
 async def _take_keys(
@@ -241,116 +415,13 @@ def _repeat(intent: Intent, row: IntentRow) -> IntentOutcome | Exception:
     return BrokenInvariant(f"{intent.order_id} has another intent under fence {intent.fence}")
 
 
-async def void_intent(
-    database: Database, *, order_id: str, sale_id: str, fence: int, now_ms: int
-) -> VoidOutcome:
-    """Void an attempt, unless its intent exists."""
-    async with database.write() as connection:
-        row = (order_id, fence, sale_id, "void", None, None, None, None, now_ms, None, None, None)
-        await insert_new(connection, payment_intents, [row])
-        found = await connection.execute(
-            select(payment_intents.c.kind).where(
-                payment_intents.c.order_id == order_id, payment_intents.c.fence == fence
-            )
-        )
-        kind = found.scalar_one()
-    return VoidOutcome.VOIDED if kind == "void" else VoidOutcome.INTENT_STANDS
-
-
-async def intend_cancel(
-    database: Database, *, order_id: str, sale_id: str, fence: int, payment_key: str, now_ms: int
-) -> bool:
-    """Bar this payment from being sold, for ever, before its cancel leaves.
-
-    Args:
-        database: the database.
-        order_id: the payment's order.
-        sale_id: its sale.
-        fence: the order's, as the caller knows it.
-        payment_key: the PG's id of the payment.
-        now_ms: the present time.
-
-    Returns:
-        Whether it is barred now. False where the PG may have been asked for this money under a
-        later fence, or where the key is another order's: the caller must not cancel.
-    """
-    async with database.write() as connection:
-        row = _attempt(payment_key, order_id, sale_id, now_ms)
-        await _insert_attempts(connection, [row])
-        of_this_key = payment_attempts.c.payment_key == payment_key
-        standing = (
-            await connection.execute(select(payment_attempts).where(of_this_key).with_for_update())
-        ).one()
-        if standing.order_id != order_id:
-            return False
-        if standing.cancel_intended_at_ms is not None:
-            return True
-        later = select(payment_intents.c.fence).where(
-            payment_intents.c.order_id == order_id,
-            payment_intents.c.payment_key == payment_key,
-            payment_intents.c.fence > fence,
-        )
-        if (await connection.execute(later.limit(1))).first() is not None:
-            return False
-        await connection.execute(
-            update(payment_attempts).where(of_this_key).values(cancel_intended_at_ms=now_ms)
-        )
-        return True
-
-
-async def is_cancel_intended(database: Database, payment_key: str) -> bool:
-    """Whether a cancel of this payment may have left."""
-    async with database.read() as connection:
-        found = await connection.execute(
-            select(payment_attempts.c.cancel_intended_at_ms).where(
-                payment_attempts.c.payment_key == payment_key
-            )
-        )
-        return found.scalar_one_or_none() is not None
-
-
-async def intents_of(database: Database, order_id: str) -> list[IntentRow]:
-    """The order's intents and voids, oldest first."""
-    async with database.read() as connection:
-        found = await connection.execute(
-            select(*_COLUMNS)
-            .where(payment_intents.c.order_id == order_id)
-            .order_by(payment_intents.c.fence)
-        )
-        return [IntentRow(**row) for row in found.mappings()]
-
-
-async def known_fence(database: Database, order_id: str) -> int:
-    """The highest fence that SQL has for an order, in its row or in an intent; 0 for none."""
-    of_intents = select(func.max(payment_intents.c.fence)).where(
-        payment_intents.c.order_id == order_id
+def _unmet(sale_id: str | None, order_id: str | None) -> Select[Any]:
+    intents = payment_intents
+    wanted = select(*(intents.c[name] for name in UnmetIntent.__struct_fields__)).where(
+        intents.c.kind == "intent", intents.c.ended_at_ms.is_(None)
     )
-    of_order = select(orders.c.fence).where(orders.c.order_id == order_id)
-    async with database.read() as connection:
-        found = await connection.execute(
-            select(of_intents.scalar_subquery(), of_order.scalar_subquery())
-        )
-        return max((fence for fence in found.one() if fence is not None), default=0)
-
-
-async def end_intents(database: Database, order_id: str, payment_key: str, now_ms: int) -> None:
-    """Mark a payment as decided although its order has no event of it."""
-    async with database.write() as connection:
-        await connection.execute(
-            update(payment_intents)
-            .where(
-                payment_intents.c.order_id == order_id,
-                payment_intents.c.payment_key == payment_key,
-                payment_intents.c.ended_at_ms.is_(None),
-            )
-            .values(ended_at_ms=now_ms)
-        )
-
-
-async def attempt_owner(database: Database, payment_key: str) -> str | None:
-    """The order that a payment key belongs to, for ever; None where it was never used."""
-    async with database.read() as connection:
-        found = await connection.execute(
-            select(payment_attempts.c.order_id).where(payment_attempts.c.payment_key == payment_key)
-        )
-        return found.scalar_one_or_none()
+    if sale_id is not None:
+        wanted = wanted.where(intents.c.sale_id == sale_id)
+    if order_id is not None:
+        wanted = wanted.where(intents.c.order_id == order_id)
+    return wanted

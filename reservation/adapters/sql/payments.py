@@ -1,26 +1,32 @@
-"""Payments in SQL: the PG's answers for an order's history, and each payment's latest state."""
+"""Payments in SQL: each payment's latest state, the PG's answers, and scheduled checks.
+
+payments         one row per payment key      its state, as the PG showed it last
+payment_answers  one row per answer           appended, for an order's history and as evidence
+payment_checks   one row per payment key      a payment to look up again, with a due time: an
+                                              ended attempt that no look-up has proven, an open
+                                              virtual account, a cancel that the PG did not take
+"""
 
 from collections.abc import Sequence
 from typing import Final
 
 import msgspec
-from sqlalchemy import Insert, func, or_, select
+from sqlalchemy import ColumnElement, Insert, delete, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reservation.adapters.sql.bulk import insert_into
 from reservation.adapters.sql.engine import Database
 from reservation.adapters.sql.group_commit import GroupCommit
-from reservation.adapters.sql.tables import payment_answers, payments
+from reservation.adapters.sql.tables import (
+    orders,
+    payment_answers,
+    payment_attempts,
+    payment_checks,
+    payments,
+)
+from reservation.domain.states import Status
 
-__all__ = [
-    "AnswerRow",
-    "PaymentEvidence",
-    "PaymentRow",
-    "PaymentWriter",
-    "bound_cancels",
-    "payment_by_key",
-    "payment_of",
-]
+__all__ = ["AnswerRow", "PaymentCheck", "PaymentRepository", "PaymentRow", "UnsoldRow"]
 
 #: Look-ups read per payment: those of an hour at the settler's longest back-off.
 LOOK_UPS_MAX: Final = 200
@@ -68,27 +74,57 @@ class AnswerRow(msgspec.Struct, frozen=True, kw_only=True):
     created_at_ms: int
 
 
-class PaymentWriter:
-    """Writes answers and payments, concurrent ones in one transaction."""
+class UnsoldRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A DONE payment whose order is not sold."""
+
+    order_id: str
+    payment_key: str
+    #: The order's status in SQL; None where SQL has no such order.
+    status: str | None
+
+
+class PaymentCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """A payment to look up again, and when."""
+
+    payment_key: str
+    order_id: str
+    due_at_ms: int
+    #: Look-ups that the PG has answered since the payment was listed.
+    looks: int
+
+
+class PaymentRepository:
+    """Stores payments, the PG's answers about them, and their scheduled checks.
+
+    Concurrent writes of payments and answers share a transaction.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._group = GroupCommit[AnswerRow | PaymentRow, None](self._commit)
 
-    async def write(self, row: AnswerRow | PaymentRow) -> None:
-        """Append an answer, or store a payment as the PG shows it now.
+    async def aclose(self) -> None:
+        """Wait for writes in progress; no new ones may arrive."""
+        await self._group.aclose()
+
+    async def put(self, payment: PaymentRow) -> None:
+        """Store a payment as the PG shows it now.
 
         A payment that is older than the stored one changes nothing. Fields that only some answers
         carry (method, approval, secret, due date, virtual account) keep their value where absent.
 
         Raises:
-            SQLAlchemyError, OSError: the outcome is unknown.
+            SQLAlchemyError, OSError: the outcome is unknown; retry the same call.
         """
-        await self._group.write(row)
+        await self._group.write(payment)
 
-    async def aclose(self) -> None:
-        """Wait for writes in progress; no new ones may arrive."""
-        await self._group.aclose()
+    async def add_answer(self, answer: AnswerRow) -> None:
+        """Append an answer of the PG to its order's history.
+
+        Raises:
+            SQLAlchemyError, OSError: the outcome is unknown; a repeat may append it twice.
+        """
+        await self._group.write(answer)
 
     async def _commit(self, rows: Sequence[AnswerRow | PaymentRow]) -> list[None]:
         answers = [msgspec.structs.asdict(row) for row in rows if isinstance(row, AnswerRow)]
@@ -103,37 +139,50 @@ class PaymentWriter:
                 await connection.execute(_kept(connection), values)
         return [None] * len(rows)
 
+    async def get_by_order(self, order_id: str) -> PaymentRow | None:
+        """The order's payment: the approved one, else the latest; None without any."""
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(*_COLUMNS)
+                .where(payments.c.order_id == order_id)
+                .order_by(
+                    payments.c.approved_at_ms.desc().nulls_last(), payments.c.updated_at_ms.desc()
+                )
+                .limit(1)
+            )
+            row = found.mappings().one_or_none()
+        return PaymentRow(**row) if row else None
 
-def _kept(connection: AsyncConnection) -> Insert:
-    statement = insert_into(connection, payments)
-    new = statement.excluded
-    kept = (
-        "method",
-        "approved_at_ms",
-        "secret",
-        "due_at_ms",
-        "account_bank",
-        "account_number",
-        "account_holder",
-        "account_refund",
-    )
-    changed = ("status", "total_amount", "balance_amount", "currency", "updated_at_ms")
-    return statement.on_conflict_do_update(
-        index_elements=[payments.c.payment_key],
-        set_={name: new[name] for name in changed}
-        | {name: func.coalesce(new[name], payments.c[name]) for name in kept},
-        where=(payments.c.order_id == new.order_id)
-        & (payments.c.updated_at_ms <= new.updated_at_ms),
-    )
+    async def get(self, payment_key: str) -> PaymentRow | None:
+        """The payment with this key, or None."""
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(*_COLUMNS).where(payments.c.payment_key == payment_key)
+            )
+            row = found.mappings().one_or_none()
+        return PaymentRow(**row) if row else None
 
+    async def list_unsold(self, sale_id: str, limit: int) -> list[UnsoldRow]:
+        """DONE payments of the sale whose order in SQL is neither sold nor refunded."""
+        attempts = payment_attempts
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(payments.c.order_id, payments.c.payment_key, orders.c.status)
+                .join(attempts, attempts.c.payment_key == payments.c.payment_key)
+                .join(orders, orders.c.order_id == payments.c.order_id, isouter=True)
+                .where(
+                    attempts.c.sale_id == sale_id,
+                    payments.c.status == "DONE",
+                    orders.c.status.is_(None)
+                    | orders.c.status.not_in([Status.CONFIRMED.value, Status.REFUNDED.value])
+                    | (orders.c.payment_key != payments.c.payment_key),
+                )
+                .order_by(payments.c.order_id)
+                .limit(limit)
+            )
+            return [UnsoldRow(**row) for row in found.mappings()]
 
-class PaymentEvidence:
-    """Evidence from the PG's past answers, for the next request and its answer."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    async def bound_answers(self, order_id: str, payment_key: str) -> int:
+    async def count_bound_confirms(self, order_id: str, payment_key: str) -> int:
         """The number of this payment's confirm answers bound to their idempotency key."""
         async with self._database.read() as connection:
             found = await connection.execute(
@@ -153,7 +202,7 @@ class PaymentEvidence:
             )
             return found.scalar_one()
 
-    async def newest_done_payment(self) -> str | None:
+    async def newest_done(self) -> str | None:
         """The key of the DONE payment that was approved last, or None."""
         async with self._database.read() as connection:
             found = await connection.execute(
@@ -184,48 +233,106 @@ class PaymentEvidence:
                 since = at_ms
             return since
 
+    async def count_bound_cancels(self, order_id: str, payment_key: str, *, refusals: bool) -> int:
+        """The number of idempotency keys under which a cancel of this payment has a bound answer.
 
-async def bound_cancels(
-    database: Database, order_id: str, payment_key: str, *, refusals: bool
-) -> int:
-    """The number of idempotency keys under which a cancel of this payment has a bound answer.
-
-    An answer names its attempt, so repeated answers to one key are equal and count once. `refusals`
-    adds final refusals to the count.
-    """
-    bound = [_BOUND, _MISSING, *([_REFUSED] if refusals else [])]
-    async with database.read() as connection:
-        found = await connection.execute(
-            select(func.count(payment_answers.c.answer.distinct())).where(
-                payment_answers.c.order_id == order_id,
-                payment_answers.c.payment_key == payment_key,
-                payment_answers.c.kind == "cancel",
-                or_(*(payment_answers.c.answer.contains(one, autoescape=True) for one in bound)),
+        An answer names its attempt, so repeated answers to one key are equal and count once.
+        `refusals` adds final refusals to the count.
+        """
+        bound = [_BOUND, _MISSING, *([_REFUSED] if refusals else [])]
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(func.count(payment_answers.c.answer.distinct())).where(
+                    payment_answers.c.order_id == order_id,
+                    payment_answers.c.payment_key == payment_key,
+                    payment_answers.c.kind == "cancel",
+                    or_(
+                        *(payment_answers.c.answer.contains(one, autoescape=True) for one in bound)
+                    ),
+                )
             )
-        )
-        return found.scalar_one()
+            return found.scalar_one()
 
-
-async def payment_of(database: Database, order_id: str) -> PaymentRow | None:
-    """The order's payment: the approved one, else the latest; None without any."""
-    async with database.read() as connection:
-        found = await connection.execute(
-            select(*_COLUMNS)
-            .where(payments.c.order_id == order_id)
-            .order_by(
-                payments.c.approved_at_ms.desc().nulls_last(), payments.c.updated_at_ms.desc()
+    async def schedule_check(self, payment_key: str, order_id: str, due_at_ms: int) -> int:
+        """Schedule a check, due no later than this; returns the resulting due time."""
+        row = {"payment_key": payment_key, "order_id": order_id, "due_at_ms": due_at_ms, "looks": 0}
+        async with self._database.write() as connection:
+            statement = insert_into(connection, payment_checks)
+            earlier = payment_checks.c.due_at_ms > statement.excluded.due_at_ms
+            await connection.execute(
+                statement.on_conflict_do_update(
+                    index_elements=[payment_checks.c.payment_key],
+                    set_={"due_at_ms": statement.excluded.due_at_ms},
+                    where=earlier,
+                ),
+                row,
             )
-            .limit(1)
-        )
-        row = found.mappings().one_or_none()
-    return PaymentRow(**row) if row else None
+            found = await connection.execute(
+                select(payment_checks.c.due_at_ms).where(
+                    payment_checks.c.payment_key == payment_key
+                )
+            )
+            return found.scalar_one()
+
+    async def list_due_checks(self, now_ms: int, limit: int) -> list[PaymentCheck]:
+        """Due payments, the longest overdue first."""
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(payment_checks)
+                .where(payment_checks.c.due_at_ms <= now_ms)
+                .order_by(payment_checks.c.due_at_ms)
+                .limit(limit)
+            )
+            return [PaymentCheck(**row) for row in found.mappings()]
+
+    async def lease_check(self, check: PaymentCheck, until_ms: int) -> PaymentCheck | None:
+        """Lease a due check until then; None where another worker has it."""
+        async with self._database.write() as connection:
+            taken = await connection.execute(
+                update(payment_checks).where(_is_unchanged(check)).values(due_at_ms=until_ms)
+            )
+        return msgspec.structs.replace(check, due_at_ms=until_ms) if taken.rowcount else None
+
+    async def reschedule_check(self, check: PaymentCheck, due_at_ms: int, looks: int) -> None:
+        """Reschedule a check, unless it was rescheduled since it was read."""
+        async with self._database.write() as connection:
+            await connection.execute(
+                update(payment_checks)
+                .where(_is_unchanged(check))
+                .values(due_at_ms=due_at_ms, looks=looks)
+            )
+
+    async def remove_check(self, check: PaymentCheck) -> None:
+        """Remove a finished check, unless it was rescheduled since it was read."""
+        async with self._database.write() as connection:
+            await connection.execute(delete(payment_checks).where(_is_unchanged(check)))
 
 
-async def payment_by_key(database: Database, payment_key: str) -> PaymentRow | None:
-    """The payment with this key, or None."""
-    async with database.read() as connection:
-        found = await connection.execute(
-            select(*_COLUMNS).where(payments.c.payment_key == payment_key)
-        )
-        row = found.mappings().one_or_none()
-    return PaymentRow(**row) if row else None
+def _kept(connection: AsyncConnection) -> Insert:
+    statement = insert_into(connection, payments)
+    new = statement.excluded
+    kept = (
+        "method",
+        "approved_at_ms",
+        "secret",
+        "due_at_ms",
+        "account_bank",
+        "account_number",
+        "account_holder",
+        "account_refund",
+    )
+    changed = ("status", "total_amount", "balance_amount", "currency", "updated_at_ms")
+    return statement.on_conflict_do_update(
+        index_elements=[payments.c.payment_key],
+        set_={name: new[name] for name in changed}
+        | {name: func.coalesce(new[name], payments.c[name]) for name in kept},
+        where=(payments.c.order_id == new.order_id)
+        & (payments.c.updated_at_ms <= new.updated_at_ms),
+    )
+
+
+def _is_unchanged(check: PaymentCheck) -> ColumnElement[bool]:
+    """Optimistic lock: a webhook may reschedule a check in progress, which may miss its news."""
+    return (payment_checks.c.payment_key == check.payment_key) & (
+        payment_checks.c.due_at_ms == check.due_at_ms
+    )

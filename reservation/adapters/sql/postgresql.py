@@ -6,7 +6,7 @@ import asyncpg  # pyright: ignore[reportMissingTypeStubs]
 from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from reservation.adapters.sql.unfit import LedgerUnfit
+from reservation.adapters.sql.unfit import DatabaseUnfit
 
 __all__ = [
     "POOL_MORE",
@@ -54,10 +54,10 @@ def refuse_encoding(encoding: str) -> None:
     """Reject a database that cannot store every name and every answer of the payment gateway.
 
     Raises:
-        LedgerUnfit: its encoding is not UTF8.
+        DatabaseUnfit: its encoding is not UTF8.
     """
     if encoding != ENCODING:
-        raise LedgerUnfit(
+        raise DatabaseUnfit(
             f"the database's encoding is {encoding}, it must be {ENCODING}", row="sql-encoding"
         )
 
@@ -66,7 +66,7 @@ async def look(url: str) -> Server:
     """Connect once, check the server and detect a pooler.
 
     Raises:
-        LedgerUnfit: the database must not be used.
+        DatabaseUnfit: the database must not be used.
         ConnectionError: it does not respond, or refuses the connection.
     """
     connection = await _connect(url, statement_cache_size=0)

@@ -1,4 +1,4 @@
-"""Refunds: one per order, recorded before the PG is asked and retried until it is final.
+"""Refunds in SQL: one per order, recorded before the PG is asked and retried until it is final.
 
 A refund is `pending` until it is `done`, or `refused` by the PG. A refused one is pending again
 when an operator begins it again, with another account for example; one that is done, when its order
@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reservation.adapters.sql.bulk import insert_into
 from reservation.adapters.sql.engine import Database
-from reservation.adapters.sql.orders import cursor_of, place_of
+from reservation.adapters.sql.paging import PAGE_MAX, cursor_of, place_of
 from reservation.adapters.sql.tables import orders, refunds
 from reservation.domain.errors import BrokenInvariant
 from reservation.domain.states import Status
@@ -26,22 +26,11 @@ __all__ = [
     "EarlierWish",
     "OtherRefund",
     "RefundRecord",
+    "RefundRepository",
     "RefundReused",
     "RefundWish",
-    "backlog",
-    "begin_refund",
-    "finish_refund",
-    "lease_refund",
-    "leave_refund",
-    "list_refunds",
-    "pending_refunds",
-    "refund_of",
-    "reopen_refunds",
-    "replace_refund",
 ]
 
-#: Refunds of one page.
-PAGE_MAX: Final = 100
 #: Earlier wishes kept per refund: an operator corrects one or two.
 EARLIER_MAX: Final = 20
 
@@ -118,57 +107,196 @@ class Backlog(msgspec.Struct, frozen=True):
 _COLUMNS = [refunds.c[name] for name in RefundRecord.__struct_fields__]
 
 
-async def begin_refund(
-    database: Database, wish: RefundWish, *, now_ms: int
-) -> RefundRecord | RefundReused | OtherRefund:
-    """Record the refund before the PG is asked; a repeat gets the existing one.
+class RefundRepository:
+    """Stores refunds, their leases and their outcomes."""
 
-    The same wish under another key also gets the pending or done one: there is only one per order.
-    A different wish is not recorded, unless the PG refused the previous one.
-    """
-    values: dict[str, Any] = {
-        **msgspec.structs.asdict(wish),
-        "status": "pending",
-        "code": None,
-        "created_at_ms": now_ms,
-        "updated_at_ms": now_ms,
-    }
-    async with database.write() as connection:
-        await connection.execute(insert_into(connection, refunds).on_conflict_do_nothing(), values)
-        of_key = await _one(
-            connection, refunds.c.idempotency_key == wish.idempotency_key, lock=True
-        )
-        if of_key is not None:
-            return of_key if of_key.digest == wish.digest else RefundReused(of_key.order_id)
-        standing = await _one(connection, refunds.c.order_id == wish.order_id, lock=True)
-        if standing is None:
-            raise BrokenInvariant(f"the refund of {wish.order_id} can be neither written nor read")
-        if standing.status == "refused":
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def begin(
+        self, wish: RefundWish, *, now_ms: int
+    ) -> RefundRecord | RefundReused | OtherRefund:
+        """Record the refund before the PG is asked; a repeat gets the existing one.
+
+        The same wish under another key also gets the pending or done one: there is only one per
+        order. A different wish is not recorded, unless the PG refused the previous one.
+        """
+        values: dict[str, Any] = {
+            **msgspec.structs.asdict(wish),
+            "status": "pending",
+            "code": None,
+            "created_at_ms": now_ms,
+            "updated_at_ms": now_ms,
+        }
+        async with self._database.write() as connection:
+            await connection.execute(
+                insert_into(connection, refunds).on_conflict_do_nothing(), values
+            )
+            of_key = await _one(
+                connection, refunds.c.idempotency_key == wish.idempotency_key, lock=True
+            )
+            if of_key is not None:
+                return of_key if of_key.digest == wish.digest else RefundReused(of_key.order_id)
+            standing = await _one(connection, refunds.c.order_id == wish.order_id, lock=True)
+            if standing is None:
+                raise BrokenInvariant(
+                    f"the refund of {wish.order_id} can be neither written nor read"
+                )
+            if standing.status == "refused":
+                return await _replace(connection, standing, wish, now_ms)
+            return standing if standing.digest == wish.digest else OtherRefund(standing)
+
+    async def get(self, order_id: str) -> RefundRecord | None:
+        """The order's refund, or None."""
+        async with self._database.read() as connection:
+            return await _one(connection, refunds.c.order_id == order_id, lock=False)
+
+    async def page(
+        self, *, status: str | None = None, cursor: str | None = None, limit: int = PAGE_MAX
+    ) -> tuple[list[RefundRecord], str | None]:
+        """A page of refunds and the cursor of the next one; None at the end.
+
+        Pending refunds come oldest first, others newest first.
+
+        Raises:
+            ValueError: the cursor is invalid.
+        """
+        limit = max(1, min(limit, PAGE_MAX))
+        place = (refunds.c.created_at_ms, refunds.c.order_id)
+        waits = status == "pending"
+        wanted = select(*_COLUMNS).limit(limit + 1)
+        wanted = wanted.order_by(*(column if waits else column.desc() for column in place))
+        if status is not None:
+            wanted = wanted.where(refunds.c.status == status)
+        if cursor is not None:
+            after = tuple_(*place_of(cursor))
+            wanted = wanted.where(tuple_(*place) > after if waits else tuple_(*place) < after)
+        async with self._database.read() as connection:
+            found = [RefundRecord(**row) for row in (await connection.execute(wanted)).mappings()]
+        page = found[:limit]
+        more = len(found) > limit
+        return page, cursor_of(page[-1].created_at_ms, page[-1].order_id) if more else None
+
+    async def list_pending(self, limit: int) -> list[RefundRecord]:
+        """Pending refunds, oldest first."""
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(*_COLUMNS)
+                .where(refunds.c.status == "pending")
+                .order_by(refunds.c.created_at_ms, refunds.c.order_id)
+                .limit(limit)
+            )
+            return [RefundRecord(**row) for row in found.mappings()]
+
+    async def backlog(self) -> Backlog:
+        """The number of pending refunds, and when the oldest began."""
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(func.count(), func.min(refunds.c.created_at_ms)).where(
+                    refunds.c.status == "pending"
+                )
+            )
+            return Backlog(*found.one())
+
+    async def lease(
+        self, record: RefundRecord, *, asks: bool, now_ms: int, until_ms: int
+    ) -> RefundRecord | None:
+        """Take the lease on a refund: the right to ask the PG until then.
+
+        Args:
+            asks: whether a cancel will leave; it counts as unanswered from here on.
+
+        Returns:
+            The refund under its new lease, `unanswered` as it was before; None where it has ended,
+            has another wish, or another process holds the lease.
+        """
+        async with self._database.write() as connection:
+            standing = await _one(connection, refunds.c.order_id == record.order_id, lock=True)
+            if (
+                standing is None
+                or standing.idempotency_key != record.idempotency_key
+                or standing.status != "pending"
+                or standing.lease_until_ms > now_ms
+            ):
+                return None
+            await connection.execute(
+                update(refunds)
+                .where(refunds.c.order_id == record.order_id)
+                .values(lease_until_ms=until_ms, unanswered=standing.unanswered or asks)
+            )
+            return msgspec.structs.replace(standing, lease_until_ms=until_ms)
+
+    async def release(
+        self, held: RefundRecord, *, code: str | None, unanswered: bool, now_ms: int
+    ) -> None:
+        """Release the lease, with the PG's last code; if `unanswered`, a cancel may still land."""
+        async with self._database.write() as connection:
+            await connection.execute(
+                update(refunds)
+                .where(_is_held(held))
+                .values(lease_until_ms=0, code=code, unanswered=unanswered, updated_at_ms=now_ms)
+            )
+
+    async def replace(
+        self, held: RefundRecord, wish: RefundWish, *, now_ms: int
+    ) -> RefundRecord | RefundReused | None:
+        """Replace a pending wish by another one, and end the lease on it.
+
+        Args:
+            held: the pending refund, as returned by `lease_refund`.
+
+        Returns:
+            The updated refund; None where another process has the lease by now.
+        """
+        async with self._database.write() as connection:
+            of_key = await _one(
+                connection, refunds.c.idempotency_key == wish.idempotency_key, lock=True
+            )
+            if of_key is not None:
+                return RefundReused(of_key.order_id)
+            standing = await _one(connection, _is_held(held), lock=True)
+            if standing is None or standing.unanswered:
+                return None
             return await _replace(connection, standing, wish, now_ms)
-        return standing if standing.digest == wish.digest else OtherRefund(standing)
 
+    async def finish(
+        self, record: RefundRecord, *, status: str, code: str | None, now_ms: int
+    ) -> None:
+        """Record the outcome of a refund, `done` or `refused`.
 
-async def replace_refund(
-    database: Database, held: RefundRecord, wish: RefundWish, *, now_ms: int
-) -> RefundRecord | RefundReused | None:
-    """Replace a pending wish by another one, and end the lease on it.
+        A done refund stays done, and one that was begun again meanwhile continues.
+        """
+        async with self._database.write() as connection:
+            await connection.execute(
+                update(refunds)
+                .where(
+                    refunds.c.order_id == record.order_id,
+                    refunds.c.idempotency_key == record.idempotency_key,
+                    refunds.c.status != "done",
+                )
+                .values(
+                    status=status,
+                    code=code,
+                    updated_at_ms=now_ms,
+                    lease_until_ms=0,
+                    unanswered=False,
+                )
+            )
 
-    Args:
-        held: the pending refund, as returned by `lease_refund`.
+    async def reopen(self, sale_id: str) -> None:
+        """Make done refunds pending again whose order is sold.
 
-    Returns:
-        The updated refund; None where another process has the lease by now.
-    """
-    async with database.write() as connection:
-        of_key = await _one(
-            connection, refunds.c.idempotency_key == wish.idempotency_key, lock=True
+        Only after a rebuild from SQL: Redis was lost before SQL had the order's last event.
+        """
+        sold = select(orders.c.order_id).where(
+            orders.c.sale_id == sale_id, orders.c.status == Status.CONFIRMED.value
         )
-        if of_key is not None:
-            return RefundReused(of_key.order_id)
-        standing = await _one(connection, _is_held(held), lock=True)
-        if standing is None or standing.unanswered:
-            return None
-        return await _replace(connection, standing, wish, now_ms)
+        async with self._database.write() as connection:
+            await connection.execute(
+                update(refunds)
+                .where(refunds.c.status == "done", refunds.c.order_id.in_(sold))
+                .values(status="pending")
+            )
 
 
 async def _replace(
@@ -202,47 +330,6 @@ async def _replace(
     return RefundRecord(**values)
 
 
-async def lease_refund(
-    database: Database, record: RefundRecord, *, asks: bool, now_ms: int, until_ms: int
-) -> RefundRecord | None:
-    """Take the lease on a refund: the right to ask the PG until then.
-
-    Args:
-        asks: whether a cancel will leave; it counts as unanswered from here on.
-
-    Returns:
-        The refund under its new lease, `unanswered` as it was before; None where it has ended, has
-        another wish, or another process holds the lease.
-    """
-    async with database.write() as connection:
-        standing = await _one(connection, refunds.c.order_id == record.order_id, lock=True)
-        if (
-            standing is None
-            or standing.idempotency_key != record.idempotency_key
-            or standing.status != "pending"
-            or standing.lease_until_ms > now_ms
-        ):
-            return None
-        await connection.execute(
-            update(refunds)
-            .where(refunds.c.order_id == record.order_id)
-            .values(lease_until_ms=until_ms, unanswered=standing.unanswered or asks)
-        )
-        return msgspec.structs.replace(standing, lease_until_ms=until_ms)
-
-
-async def leave_refund(
-    database: Database, held: RefundRecord, *, code: str | None, unanswered: bool, now_ms: int
-) -> None:
-    """Release the lease, with the PG's last code; if `unanswered`, a cancel may still land."""
-    async with database.write() as connection:
-        await connection.execute(
-            update(refunds)
-            .where(_is_held(held))
-            .values(lease_until_ms=0, code=code, unanswered=unanswered, updated_at_ms=now_ms)
-        )
-
-
 def _is_held(held: RefundRecord) -> ColumnElement[bool]:
     return (
         (refunds.c.order_id == held.order_id)
@@ -250,97 +337,6 @@ def _is_held(held: RefundRecord) -> ColumnElement[bool]:
         & (refunds.c.status == "pending")
         & (refunds.c.lease_until_ms == held.lease_until_ms)
     )
-
-
-async def pending_refunds(database: Database, limit: int) -> list[RefundRecord]:
-    """Pending refunds, oldest first."""
-    async with database.read() as connection:
-        found = await connection.execute(
-            select(*_COLUMNS)
-            .where(refunds.c.status == "pending")
-            .order_by(refunds.c.created_at_ms, refunds.c.order_id)
-            .limit(limit)
-        )
-        return [RefundRecord(**row) for row in found.mappings()]
-
-
-async def backlog(database: Database) -> Backlog:
-    """The number of pending refunds, and when the oldest began."""
-    async with database.read() as connection:
-        found = await connection.execute(
-            select(func.count(), func.min(refunds.c.created_at_ms)).where(
-                refunds.c.status == "pending"
-            )
-        )
-        return Backlog(*found.one())
-
-
-async def list_refunds(
-    database: Database, *, status: str | None, cursor: str | None, limit: int
-) -> tuple[list[RefundRecord], str | None]:
-    """A page of refunds and the cursor of the next one: pending ones oldest first, others newest.
-
-    Raises:
-        ValueError: the cursor is invalid.
-    """
-    limit = max(1, min(limit, PAGE_MAX))
-    place = (refunds.c.created_at_ms, refunds.c.order_id)
-    waits = status == "pending"
-    wanted = select(*_COLUMNS).limit(limit + 1)
-    wanted = wanted.order_by(*(column if waits else column.desc() for column in place))
-    if status is not None:
-        wanted = wanted.where(refunds.c.status == status)
-    if cursor is not None:
-        after = tuple_(*place_of(cursor))
-        wanted = wanted.where(tuple_(*place) > after if waits else tuple_(*place) < after)
-    async with database.read() as connection:
-        found = [RefundRecord(**row) for row in (await connection.execute(wanted)).mappings()]
-    page = found[:limit]
-    more = len(found) > limit
-    return page, cursor_of(page[-1].created_at_ms, page[-1].order_id) if more else None
-
-
-async def reopen_refunds(database: Database, sale_id: str) -> None:
-    """Make done refunds pending again whose order is sold.
-
-    Only after a rebuild from SQL: Redis was lost before SQL had the order's last event.
-    """
-    sold = select(orders.c.order_id).where(
-        orders.c.sale_id == sale_id, orders.c.status == Status.CONFIRMED.value
-    )
-    async with database.write() as connection:
-        await connection.execute(
-            update(refunds)
-            .where(refunds.c.status == "done", refunds.c.order_id.in_(sold))
-            .values(status="pending")
-        )
-
-
-async def finish_refund(
-    database: Database, record: RefundRecord, *, status: str, code: str | None, now_ms: int
-) -> None:
-    """Record the outcome of a refund, `done` or `refused`.
-
-    A done refund stays done, and one that was begun again meanwhile continues.
-    """
-    async with database.write() as connection:
-        await connection.execute(
-            update(refunds)
-            .where(
-                refunds.c.order_id == record.order_id,
-                refunds.c.idempotency_key == record.idempotency_key,
-                refunds.c.status != "done",
-            )
-            .values(
-                status=status, code=code, updated_at_ms=now_ms, lease_until_ms=0, unanswered=False
-            )
-        )
-
-
-async def refund_of(database: Database, order_id: str) -> RefundRecord | None:
-    """The order's refund, or None."""
-    async with database.read() as connection:
-        return await _one(connection, refunds.c.order_id == order_id, lock=False)
 
 
 async def _one(

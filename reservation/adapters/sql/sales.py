@@ -1,27 +1,25 @@
-"""Sales in SQL: registration, epochs and cursors."""
+"""Sales in SQL: registrations, epochs, items and counters."""
 
 import secrets
 from typing import Final
 
 import msgspec
-from sqlalchemy import exists, select, update
+from sqlalchemy import ColumnElement, Row, Select, case, exists, func, select, update
 
 from reservation.adapters.sql.bulk import insert_new
 from reservation.adapters.sql.engine import Database
-from reservation.adapters.sql.tables import cursors, payment_intents, sales
+from reservation.adapters.sql.tables import (
+    cursors,
+    items,
+    order_lines,
+    orders,
+    payment_intents,
+    sales,
+)
 from reservation.domain.errors import SaleRecovering
+from reservation.domain.states import HOLDING, Status
 
-__all__ = [
-    "SaleRow",
-    "cursor_of",
-    "epoch_of",
-    "known_sales",
-    "register_sale",
-    "renew_unbegun_sale",
-    "sale_document",
-    "sale_row",
-    "set_epoch",
-]
+__all__ = ["ItemRow", "SaleFold", "SaleHead", "SaleRepository", "SaleRow", "SkuFold"]
 
 #: 64 random bits: two epochs of one sale never meet.
 EPOCH_BYTES: Final = 8
@@ -42,100 +40,208 @@ class SaleRow(msgspec.Struct, frozen=True, kw_only=True):
     switched: str
 
 
-async def known_sales(database: Database) -> dict[str, str]:
-    """Every sale and its epoch."""
-    async with database.read() as connection:
-        found = await connection.execute(select(sales.c.sale_id, sales.c.epoch))
-        return {row.sale_id: row.epoch for row in found}
+class SaleHead(msgspec.Struct, frozen=True, kw_only=True):
+    """SQL's position in a sale, and the epoch."""
+
+    epoch: str
+    seq: int
+    chain: str
 
 
-async def epoch_of(database: Database, sale_id: str) -> str | None:
-    """The sale's epoch, or None where SQL does not know it."""
-    async with database.read() as connection:
-        found = await connection.execute(select(sales.c.epoch).where(sales.c.sale_id == sale_id))
-        epoch: str | None = found.scalar_one_or_none()
-    return epoch
+class ItemRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One item with its counters."""
+
+    sku: str
+    name: str
+    price: int
+    limit_per_buyer: int
+    total: int
+    available: int
+    held: int
+    sold: int
 
 
-async def register_sale(
-    database: Database, sale_id: str, document: str, now_ms: int
-) -> tuple[str, bool]:
-    """Register the sale, before Redis has it; the epoch, and whether this call registered it."""
-    epoch = secrets.token_hex(EPOCH_BYTES)
-    async with database.write() as connection:
-        row = (sale_id, epoch, document, now_ms, None, None, None, 0, "open")
-        await insert_new(connection, sales, [row])
-        await insert_new(connection, cursors, [(sale_id, 0, "")])
-        found = await connection.execute(select(sales.c.epoch).where(sales.c.sale_id == sale_id))
-        standing: str = found.scalar_one()
-    return standing, standing == epoch
+class SkuFold(msgspec.Struct, frozen=True, kw_only=True):
+    """The counters of one item; `confirming` is part of `held`."""
+
+    total: int
+    available: int
+    held: int
+    confirming: int
+    sold: int
 
 
-async def renew_unbegun_sale(
-    database: Database, sale_id: str, document: str, made_before_ms: int
-) -> str | None:
-    """Begin another epoch of a sale of which only the registration was written.
+class SaleFold(msgspec.Struct, frozen=True, kw_only=True):
+    """A sale's counters in SQL, from one snapshot."""
 
-    None where the document differs, the registration is not older than `made_before_ms`, or SQL has
-    an event or a payment intent of the sale.
+    flushed_seq: int
+    chain: str
+    skus: dict[str, SkuFold]
+
+
+_COLUMNS = [sales.c[name] for name in SaleRow.__struct_fields__]
+_ITEM_COLUMNS = [items.c[name] for name in ItemRow.__struct_fields__]
+
+
+class SaleRepository:
+    """Registers sales, and reads their epochs, items and counters.
+
+    Each method is one transaction or one read. All writes are idempotent. Any call may raise
+    `SQLAlchemyError` or `OSError`, see `SqlStore`.
     """
-    epoch = secrets.token_hex(EPOCH_BYTES)
-    begun = exists().where(cursors.c.sale_id == sale_id, cursors.c.flushed_seq > 0)
-    asked = exists().where(payment_intents.c.sale_id == sale_id)
-    async with database.write() as connection:
-        renewed = await connection.execute(
-            update(sales)
-            .where(
-                sales.c.sale_id == sale_id,
-                sales.c.document == document,
-                sales.c.created_at_ms < made_before_ms,
-                ~begun,
-                ~asked,
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def register(self, sale_id: str, document: str, now_ms: int) -> tuple[str, bool]:
+        """Register a sale before Redis has it; its epoch, and whether this call registered it."""
+        epoch = secrets.token_hex(EPOCH_BYTES)
+        async with self._database.write() as connection:
+            row = (sale_id, epoch, document, now_ms, None, None, None, 0, "open")
+            await insert_new(connection, sales, [row])
+            await insert_new(connection, cursors, [(sale_id, 0, "")])
+            found = await connection.execute(
+                select(sales.c.epoch).where(sales.c.sale_id == sale_id)
             )
-            .values(epoch=epoch)
-        )
-    return epoch if renewed.rowcount else None
+            standing: str = found.scalar_one()
+        return standing, standing == epoch
 
+    async def renew_unbegun(self, sale_id: str, document: str, made_before_ms: int) -> str | None:
+        """Begin another epoch of a sale of which only the registration was written.
 
-async def sale_document(database: Database, sale_id: str) -> str | None:
-    """The operator's request that created the sale; None where SQL does not know the sale."""
-    row = await sale_row(database, sale_id)
-    return row.document if row else None
-
-
-async def sale_row(database: Database, sale_id: str) -> SaleRow | None:
-    """The sale, or None where SQL does not know it."""
-    wanted = [sales.c[name] for name in SaleRow.__struct_fields__]
-    async with database.read() as connection:
-        found = await connection.execute(select(*wanted).where(sales.c.sale_id == sale_id))
-        row = found.mappings().one_or_none()
-    return SaleRow(**row) if row else None
-
-
-async def set_epoch(database: Database, sale_id: str, epoch: str, *, instead_of: str) -> None:
-    """Begin another epoch: every script returns `recovering` to callers with the old one.
-
-    Raises:
-        SaleRecovering: the sale's epoch is not the one that the caller read: another rebuild has
-        begun.
-    """
-    async with database.write() as connection:
-        done = await connection.execute(
-            update(sales)
-            .where(sales.c.sale_id == sale_id, sales.c.epoch == instead_of)
-            .values(epoch=epoch)
-        )
-        if done.rowcount == 0:
-            raise SaleRecovering(retryAfter=0)
-
-
-async def cursor_of(database: Database, sale_id: str) -> tuple[int, str]:
-    """The number and the chain value of the last written event; (0, "") before the first."""
-    async with database.read() as connection:
-        found = await connection.execute(
-            select(cursors.c.flushed_seq, cursors.c.flushed_chain).where(
-                cursors.c.sale_id == sale_id
+        None where the document differs, the registration is not older than `made_before_ms`, or
+        SQL has an event or a payment intent of the sale.
+        """
+        epoch = secrets.token_hex(EPOCH_BYTES)
+        begun = exists().where(cursors.c.sale_id == sale_id, cursors.c.flushed_seq > 0)
+        asked = exists().where(payment_intents.c.sale_id == sale_id)
+        async with self._database.write() as connection:
+            renewed = await connection.execute(
+                update(sales)
+                .where(
+                    sales.c.sale_id == sale_id,
+                    sales.c.document == document,
+                    sales.c.created_at_ms < made_before_ms,
+                    ~begun,
+                    ~asked,
+                )
+                .values(epoch=epoch)
             )
+        return epoch if renewed.rowcount else None
+
+    async def get(self, sale_id: str) -> SaleRow | None:
+        """The sale's state after its last written event; None where SQL does not know the sale."""
+        async with self._database.read() as connection:
+            found = await connection.execute(select(*_COLUMNS).where(sales.c.sale_id == sale_id))
+            row = found.mappings().one_or_none()
+        return SaleRow(**row) if row else None
+
+    async def epochs(self) -> dict[str, str]:
+        """Every sale and its epoch."""
+        async with self._database.read() as connection:
+            found = await connection.execute(select(sales.c.sale_id, sales.c.epoch))
+            return {row.sale_id: row.epoch for row in found}
+
+    async def epoch(self, sale_id: str) -> str | None:
+        """The sale's epoch, or None where SQL does not know it."""
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(sales.c.epoch).where(sales.c.sale_id == sale_id)
+            )
+            return found.scalar_one_or_none()
+
+    async def set_epoch(self, sale_id: str, epoch: str, *, instead_of: str) -> None:
+        """Begin another epoch: every script returns `recovering` to callers with the old one.
+
+        Raises:
+            SaleRecovering: the sale's epoch is not the one that the caller read, because another
+                rebuild has begun.
+        """
+        async with self._database.write() as connection:
+            done = await connection.execute(
+                update(sales)
+                .where(sales.c.sale_id == sale_id, sales.c.epoch == instead_of)
+                .values(epoch=epoch)
+            )
+            if done.rowcount == 0:
+                raise SaleRecovering(retryAfter=0)
+
+    async def heads(self) -> dict[str, SaleHead]:
+        """Every sale, its epoch and its last written event."""
+        wanted = select(
+            sales.c.sale_id, sales.c.epoch, cursors.c.flushed_seq, cursors.c.flushed_chain
+        ).join(cursors, cursors.c.sale_id == sales.c.sale_id)
+        async with self._database.read() as connection:
+            found = await connection.execute(wanted)
+            return {
+                row.sale_id: SaleHead(epoch=row.epoch, seq=row.flushed_seq, chain=row.flushed_chain)
+                for row in found
+            }
+
+    async def list_items(self, sale_id: str) -> dict[str, ItemRow]:
+        """The items on sale with their counters, by SKU."""
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(*_ITEM_COLUMNS).where(items.c.sale_id == sale_id, items.c.listed)
+            )
+            return {row["sku"]: ItemRow(**row) for row in found.mappings()}
+
+    async def counters(self, sale_id: str) -> SaleFold | None:
+        """The sale's counters up to its last written event; None where SQL does not know the sale.
+
+        Held and sold are counted from the orders, total and available come from the items'
+        rows: an error in either one breaks the sum.
+        """
+        async with self._database.snapshot() as connection:
+            cursor = (
+                await connection.execute(
+                    select(cursors.c.flushed_seq, cursors.c.flushed_chain).where(
+                        cursors.c.sale_id == sale_id
+                    )
+                )
+            ).one_or_none()
+            if cursor is None:
+                return None
+            known = (
+                await connection.execute(
+                    select(items.c.sku, items.c.total, items.c.available).where(
+                        items.c.sale_id == sale_id
+                    )
+                )
+            ).all()
+            counted = {row.sku: row for row in await connection.execute(_counted(sale_id))}
+        skus = {
+            row.sku: SkuFold(
+                total=row.total, available=row.available, **_units(counted.get(row.sku))
+            )
+            for row in known
+        }
+        return SaleFold(flushed_seq=cursor.flushed_seq, chain=cursor.flushed_chain, skus=skus)
+
+
+def _units(row: Row[str, int, int, int] | None) -> dict[str, int]:
+    # PostgreSQL's sum of a BIGINT is a Decimal.
+    return {
+        name: int(getattr(row, name)) if row is not None else 0
+        for name in ("held", "confirming", "sold")
+    }
+
+
+def _counted(sale_id: str) -> Select[str, int, int, int]:
+    def units(name: str, *statuses: Status) -> ColumnElement[int]:
+        wanted = orders.c.status.in_(sorted(statuses))
+        return func.sum(case((wanted, order_lines.c.quantity), else_=0)).label(name)
+
+    return (
+        select(
+            order_lines.c.sku,
+            units("held", *HOLDING),
+            units("confirming", Status.CONFIRMING),
+            units("sold", Status.CONFIRMED),
         )
-        row = found.one_or_none()
-    return (row.flushed_seq, row.flushed_chain) if row else (0, "")
+        .join(orders, orders.c.order_id == order_lines.c.order_id)
+        .where(
+            orders.c.sale_id == sale_id, orders.c.status.in_(sorted({*HOLDING, Status.CONFIRMED}))
+        )
+        .group_by(order_lines.c.sku)
+    )

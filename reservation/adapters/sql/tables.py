@@ -10,6 +10,9 @@ total order. The wire converts them. Amounts are integers in the currency's mino
     sales 1--n stock_movements          the counter changes of each event
     payment_attempts 1--n payment_intents   written before the PG is asked for money
     payment_answers, payments, refunds      answers of the PG, their payments, refunds
+    payment_checks                          payments to look up again, with a due time
+    payment_checks                          payments to look up again, with a due time
+    payment_checks                          payments to look up again, with a due time
     marks, processes, losses            high-water marks of Redis, and lost events
 """
 
@@ -351,6 +354,17 @@ refunds = Table(
     UniqueConstraint("idempotency_key", name="uq_refunds_idempotency_key"),
     CheckConstraint("status IN ('pending', 'done', 'refused')", name="ck_refunds_status"),
     _only_where("ix_refunds_pending", "created_at_ms", condition="status = 'pending'"),
+)
+
+payment_checks = Table(
+    "payment_checks",
+    metadata,
+    Column("payment_key", Id, nullable=False),
+    Column("order_id", Id, nullable=False),
+    Column("due_at_ms", BigInteger, nullable=False),
+    Column("looks", BigInteger, nullable=False),
+    PrimaryKeyConstraint("payment_key", name="pk_payment_checks"),
+    Index("ix_payment_checks_due", "due_at_ms"),
 )
 
 # No foreign keys: marks outlive their sale.

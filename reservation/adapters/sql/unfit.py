@@ -1,9 +1,9 @@
 """The error of a database that responds but must not be used."""
 
-__all__ = ["LedgerUnfit"]
+__all__ = ["DatabaseUnfit"]
 
 
-class LedgerUnfit(OSError):
+class DatabaseUnfit(OSError):
     """The database responds but must not be used; the message is one sentence with the reason.
 
     Args:

@@ -12,7 +12,7 @@ import msgspec
 
 from reservation.adapters.redis.outbox import RedisOutbox
 from reservation.adapters.redis.sale_store import Counters, SaleStore
-from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.store import SqlStore
 from reservation.domain.clock import Clock
 from reservation.domain.errors import SaleNotFound, Unavailable
 from reservation.domain.events import Event, EventName, chain_of
@@ -115,10 +115,10 @@ class CounterAudit:
     """Audits the counters of sales."""
 
     def __init__(
-        self, sales: SaleStore, ledger: Ledger, outbox: RedisOutbox, *, clock: Clock
+        self, sales: SaleStore, sql: SqlStore, outbox: RedisOutbox, *, clock: Clock
     ) -> None:
         self._sales = sales
-        self._ledger = ledger
+        self._sql = sql
         self._outbox = outbox
         self._clock = clock
 
@@ -141,12 +141,12 @@ class CounterAudit:
             if lacking is None:
                 return self._compare(fold, counters, flushed)
             # An event leaves the outbox only once SQL has it; beyond SQL's cursor it is lost.
-            if (await self._ledger.cursor(sale_id))[0] < lacking:
+            if (await self._sql.events.cursor(sale_id))[0] < lacking:
                 return self._without(lacking, counters.seq - flushed)
         raise Unavailable(retryAfter=1)
 
     async def _from_sql(self, sale_id: str) -> _Fold:
-        found = await self._ledger.fold(sale_id)
+        found = await self._sql.sales.counters(sale_id)
         fold = _Fold()
         if found is None:
             return fold
@@ -186,7 +186,7 @@ class CounterAudit:
         for order_id, event in first.items():
             if event.event == EventName.PREPARED:
                 continue
-            row = await self._ledger.order(order_id)
+            row = await self._sql.orders.get(order_id)
             if row is not None:
                 # The flusher may have advanced since: then the event has the previous status.
                 behind = row.seq <= fold.seq

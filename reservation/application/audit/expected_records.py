@@ -6,8 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from reservation.adapters.sql.orders import OrderRow
-from reservation.adapters.sql.rebuild_queries import ItemRow
-from reservation.adapters.sql.sales import SaleRow
+from reservation.adapters.sql.sales import ItemRow, SaleRow
 from reservation.domain.events import Event, EventName
 from reservation.domain.payment import FORGOTTEN, Attempt, Reason
 from reservation.domain.sale_settings import (

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from reservation.adapters.redis.audit_reader import AuditReader, BuyerState, OrderState
-from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.store import SqlStore
 from reservation.application.readiness.data_loss import is_under_way
 from reservation.domain.reservation import PAID_ORDERS, Reservation
 from reservation.domain.states import HOLDING, LIVE, PAID, Status
@@ -47,9 +47,9 @@ _SERVED: Final = (
 class OrderAudit:
     """Finds problems that the counters alone do not show."""
 
-    def __init__(self, inspection: AuditReader, ledger: Ledger) -> None:
+    def __init__(self, inspection: AuditReader, sql: SqlStore) -> None:
         self._inspection = inspection
-        self._ledger = ledger
+        self._sql = sql
 
     async def compare(self, sale_id: str) -> tuple[str, ...]:
         """The problems, each in one sentence with the SKU, the order and its event."""
@@ -58,7 +58,7 @@ class OrderAudit:
         payments = [
             f"order {row.order_id} (event {row.seq}) is CONFIRMED, and the PG's payment is "
             f"{row.payment or 'not in SQL'}"
-            for row in await self._ledger.confirmed_unpaid(sale_id, PROBLEMS_MAX)
+            for row in await self._sql.orders.list_unpaid(sale_id, PROBLEMS_MAX)
         ]
         return (*buyers, *sets, *payments, *await self._unserved(sale_id))
 
@@ -75,7 +75,7 @@ class OrderAudit:
         return [sentence for sentence in told if sentence in before]
 
     async def _unserved_now(self, sale_id: str) -> list[str]:
-        intents = await self._ledger.unmet_intents(sale_id)
+        intents = await self._sql.intents.list_unmet(sale_id)
         found = await self._inspection.reservations([intent.order_id for intent in intents])
         unmet = [
             f"order {intent.order_id} has an intent to take its money under fence {intent.fence},"
@@ -83,7 +83,7 @@ class OrderAudit:
             for intent in intents
             if not is_under_way(intent, found.get(intent.order_id))
         ]
-        unsold = await self._ledger.paid_unsold(sale_id, PROBLEMS_MAX)
+        unsold = await self._sql.payments.list_unsold(sale_id, PROBLEMS_MAX)
         found = await self._inspection.reservations([row.order_id for row in unsold])
         money = [
             f"order {row.order_id} is paid for at the PG, and {_standing(order)}"
@@ -99,7 +99,7 @@ class OrderAudit:
         async for buyer_ids in self._inspection.buyers(sale_id):
             for start in range(0, len(buyer_ids), PAGE_ORDERS):
                 page = buyer_ids[start : start + PAGE_ORDERS]
-                by_sql = await self._ledger.buyer_counts(sale_id, page)
+                by_sql = await self._sql.orders.count_by_buyer(sale_id, page)
                 counts = await self._inspection.counts(sale_id, page)
                 # Most have not changed since the read of SQL; the others' orders are read too.
                 moved = [one for one in page if counts[one] != by_sql.get(one, {})]
@@ -109,7 +109,7 @@ class OrderAudit:
         after = ""
         # Buyers without a hash: the scan misses them, but their orders count.
         while len(problems) < PROBLEMS_MAX and (
-            rows := await self._ledger.live_orders(
+            rows := await self._sql.orders.scan(
                 sale_id, statuses=_COUNTING, after=after, limit=PAGE_ORDERS
             )
         ):
@@ -146,7 +146,7 @@ class OrderAudit:
             if len(problems) >= PROBLEMS_MAX:
                 return problems[:PROBLEMS_MAX]
         after = ""
-        while rows := await self._ledger.live_orders(
+        while rows := await self._sql.orders.scan(
             sale_id, statuses=LIVE, after=after, limit=PAGE_ORDERS
         ):
             problems += await self._misplaced(sale_id, [row.order_id for row in rows])

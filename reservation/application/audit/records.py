@@ -13,8 +13,8 @@ import msgspec
 
 from reservation.adapters.redis.audit_reader import AuditReader, OrderRecord
 from reservation.adapters.redis.outbox import RedisOutbox
-from reservation.adapters.sql.ledger import Ledger
 from reservation.adapters.sql.orders import OrderRow
+from reservation.adapters.sql.store import SqlStore
 from reservation.application.audit.expected_records import (
     ENDED_KEPT_MS,
     has_story,
@@ -70,10 +70,10 @@ class RecordAudit:
     """Audits the records of a sale."""
 
     def __init__(
-        self, inspection: AuditReader, ledger: Ledger, outbox: RedisOutbox, *, clock: Clock
+        self, inspection: AuditReader, sql: SqlStore, outbox: RedisOutbox, *, clock: Clock
     ) -> None:
         self._inspection = inspection
-        self._ledger = ledger
+        self._sql = sql
         self._outbox = outbox
         self._clock = clock
 
@@ -88,9 +88,9 @@ class RecordAudit:
     async def _look_at_sale(self, sale_id: str) -> _Look:
         # Read before the rows, which are then at least as new.
         flushed = await self._flushed(sale_id)
-        row = await self._ledger.sale(sale_id)
-        items = await self._ledger.listed_items(sale_id)
-        restocks = restock_fields(await self._ledger.restocks(sale_id))
+        row = await self._sql.sales.get(sale_id)
+        items = await self._sql.sales.list_items(sale_id)
+        restocks = restock_fields(await self._sql.events.list_restocks(sale_id))
         found = await self._inspection.sale(sale_id, list(items))
         problems: dict[str, str] = {}
         if not found.listed:
@@ -114,11 +114,11 @@ class RecordAudit:
         )
 
     async def _flushed(self, sale_id: str) -> int:
-        head = (await self._ledger.heads()).get(sale_id)
+        head = (await self._sql.sales.heads()).get(sale_id)
         return head.seq if head else 0
 
     async def _orders(self, sale_id: str) -> list[str]:
-        row = await self._ledger.sale(sale_id)
+        row = await self._sql.sales.get(sale_id)
         if row is None or row.settings is None:
             return []
         change, _ = change_of(row.settings)
@@ -126,7 +126,7 @@ class RecordAudit:
         statuses = {*LIVE, Status.CONFIRMED, *(ENDED if kept else ())}
         problems: list[str] = []
         after = ""
-        while rows := await self._ledger.live_orders(
+        while rows := await self._sql.orders.scan(
             sale_id, statuses=statuses, after=after, limit=PAGE_ORDERS
         ):
             after = rows[-1].order_id
@@ -142,11 +142,11 @@ class RecordAudit:
     async def _look_at_orders(self, sale_id: str, order_ids: Collection[str]) -> _Look:
         # Read before the rows, which are then at least as new.
         flushed = await self._flushed(sale_id)
-        rows = [await self._ledger.order(order_id) for order_id in order_ids]
+        rows = [await self._sql.orders.get(order_id) for order_id in order_ids]
         return await self._compare(sale_id, [row for row in rows if row is not None], flushed)
 
     async def _compare(self, sale_id: str, rows: Sequence[OrderRow], flushed: int) -> _Look:
-        stories = await self._ledger.payment_events(
+        stories = await self._sql.events.list_payment_events(
             [row.order_id for row in rows if has_story(row)]
         )
         records = await self._inspection.records(
@@ -182,7 +182,7 @@ class RecordAudit:
         kept = [event for event in outbox if event.seq <= flushed]
         if not kept:
             return []
-        written = await self._ledger.events(sale_id, kept[0].seq - 1, len(kept))
+        written = await self._sql.events.list_after(sale_id, kept[0].seq - 1, len(kept))
         in_sql = {event.seq: event for event in written}
         return [
             f"event {event.seq} is another one in the outbox than in SQL"

@@ -8,7 +8,7 @@ from typing import Final
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.store import SqlStore
 from reservation.application.payments.gateway_health import GatewayHealth
 from reservation.application.payments.resolve import AnswerKind, PaymentResolver
 from reservation.domain.clock import Clock
@@ -41,7 +41,7 @@ class Absence:
 
     def __init__(
         self,
-        ledger: Ledger,
+        sql: SqlStore,
         gateway: PaymentGateway,
         resolver: PaymentResolver,
         health: GatewayHealth,
@@ -49,7 +49,7 @@ class Absence:
         clock: Clock,
         limits: PaymentTimeouts = DEFAULT_LIMITS,
     ) -> None:
-        self._ledger = ledger
+        self._sql = sql
         self._gateway = gateway
         self._resolver = resolver
         self._health = health
@@ -65,7 +65,7 @@ class Absence:
         a PG that shows our other payments to this API key.
         """
         try:
-            since_ms = await self._ledger.evidence.missing_since(order_id, payment_key)
+            since_ms = await self._sql.payments.missing_since(order_id, payment_key)
         except (SQLAlchemyError, OSError) as error:
             log.warning("absence_without_sql", order_id=order_id, reason=str(error))
             return False

@@ -24,8 +24,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.reservation_store import ReservationStore
-from reservation.adapters.sql.ledger import Ledger
-from reservation.adapters.sql.payment_intents import IntentOutcome
+from reservation.adapters.sql.payment_intents import Intent, IntentOutcome
+from reservation.adapters.sql.store import SqlStore
 from reservation.application.payments.attempt_answer import attempt_answer
 from reservation.application.payments.resolve import PaymentAttempt, PaymentResolver
 from reservation.application.readiness.data_loss import DataLossDetector
@@ -85,7 +85,7 @@ class PaymentConfirmation:
         self,
         catalog: Catalog,
         store: ReservationStore,
-        ledger: Ledger,
+        sql: SqlStore,
         gateway: PaymentGateway,
         resolver: PaymentResolver,
         data_loss: DataLossDetector,
@@ -96,7 +96,7 @@ class PaymentConfirmation:
         self._limits = limits
         self._catalog = catalog
         self._store = store
-        self._ledger = ledger
+        self._sql = sql
         self._gateway = gateway
         self._resolver = resolver
         self._data_loss = data_loss
@@ -324,7 +324,7 @@ class PaymentConfirmation:
 
     async def _known_fence(self, order_id: str) -> int:
         try:
-            return await self._ledger.known_fence(order_id)
+            return await self._sql.intents.known_fence(order_id)
         except (SQLAlchemyError, OSError) as error:
             log.warning("fence_not_read", order_id=order_id, reason=str(error))
             raise Unavailable(_NOT_KNOWN, retryAfter=1) from error
@@ -332,17 +332,19 @@ class PaymentConfirmation:
     async def _write_intent(self, case: PaymentAttempt) -> IntentOutcome | None:
         """Commit the intent to SQL; None if no money may be requested."""
         try:
-            outcome = await self._ledger.write_intent(
-                order_id=case.order.order_id,
-                sale_id=case.order.sale_id,
-                fence=case.fence,
-                payment_key=case.payment_key,
-                amount=case.order.amount,
-                currency=case.order.currency,
-                idempotency_key=confirm_key(case.payment_key, 0),
-                now_ms=self._clock.now_ms(),
-                epoch=case.known.epoch,
-                reservation=msgspec.json.encode(case.order).decode(),
+            outcome = await self._sql.intents.add(
+                Intent(
+                    order_id=case.order.order_id,
+                    sale_id=case.order.sale_id,
+                    fence=case.fence,
+                    payment_key=case.payment_key,
+                    amount=case.order.amount,
+                    currency=case.order.currency,
+                    idempotency_key=confirm_key(case.payment_key, 0),
+                    now_ms=self._clock.now_ms(),
+                    epoch=case.known.epoch,
+                    reservation=msgspec.json.encode(case.order).decode(),
+                )
             )
         except (SQLAlchemyError, OSError) as error:
             log.warning("intent_not_written", order_id=case.order.order_id, reason=str(error))
@@ -372,7 +374,7 @@ class PaymentConfirmation:
         if case.fence == 1:
             return AnswerTo.FIRST_CONFIRM
         try:
-            intents = await self._ledger.intents_of(case.order.order_id)
+            intents = await self._sql.intents.list_by_order(case.order.order_id)
         except (SQLAlchemyError, OSError) as error:
             # Unknown counts as a later one: a decline will be verified by a lookup.
             log.warning("intents_not_read", order_id=case.order.order_id, reason=str(error))

@@ -10,7 +10,7 @@
 Every new state that the PG shows is stored, for the audit and the order's history.
 """
 
-from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.store import SqlStore
 from reservation.application.payments.resolve import AnswerKind, PaymentAttempt, PaymentResolver
 from reservation.application.sales.catalog import Catalog
 from reservation.domain.alarms import Alarm
@@ -38,9 +38,9 @@ _TOO_LATE = Outcome(
 class FollowUp:
     """Reconciles an order with a lookup of one of its payments."""
 
-    def __init__(self, catalog: Catalog, ledger: Ledger, resolver: PaymentResolver) -> None:
+    def __init__(self, catalog: Catalog, sql: SqlStore, resolver: PaymentResolver) -> None:
         self._catalog = catalog
-        self._ledger = ledger
+        self._sql = sql
         self._resolver = resolver
 
     async def follow(
@@ -87,7 +87,7 @@ class FollowUp:
     async def _keep_news(self, order: Reservation, answer: Answered) -> bool:
         """Store the payment and the answer if they differ from SQL; whether SQL has them."""
         payment = answer.payment
-        before = await self._ledger.payment_by_key(payment.payment_key)
+        before = await self._sql.payments.get(payment.payment_key)
         account = payment.virtual_account
         news = (payment.status, payment.balance_amount, account and account.refund_status)
         if before is not None:
@@ -110,7 +110,7 @@ class FollowUp:
             return await self._resolver.resolve(case, answer, AnswerTo.LOOK_UP) is not None
         if payment.status in _CANCELLED:
             # By another party, or by a refund of ours in flight, which finishes by itself.
-            refund = await self._ledger.refund_of(order_id)
+            refund = await self._sql.refunds.get(order_id)
             if refund is None or refund.status == "refused":
                 if payment.balance_amount == 0 or payment.status == PaymentStatus.CANCELED:
                     alarm(Alarm.CANCELLED_AT_THE_PG, order_id=order_id)

@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.store import SqlStore
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock
 from reservation.domain.payment_gateway import (
@@ -44,9 +44,9 @@ _NO_PAYMENT: Final = "reservation-probe-0000000000000000"
 class GatewayHealth:
     """One process's view of the gateway's API key."""
 
-    def __init__(self, gateway: PaymentGateway, ledger: Ledger, *, clock: Clock) -> None:
+    def __init__(self, gateway: PaymentGateway, sql: SqlStore, *, clock: Clock) -> None:
         self._gateway = gateway
-        self._ledger = ledger
+        self._sql = sql
         self._clock = clock
         self._seen_until = 0.0
         self._unseen_until = 0.0
@@ -103,7 +103,7 @@ class GatewayHealth:
 
     async def _look_at_canary(self) -> bool:
         try:
-            payment_key = await self._ledger.evidence.newest_done_payment()
+            payment_key = await self._sql.payments.newest_done()
         except (SQLAlchemyError, OSError) as error:
             log.warning("canary_not_read", reason=type(error).__name__)
             return False

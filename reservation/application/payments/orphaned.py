@@ -14,8 +14,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.reservation_store import ReservationStore
-from reservation.adapters.sql.ledger import Ledger
-from reservation.adapters.sql.rebuild_queries import UnmetIntent
+from reservation.adapters.sql.payment_intents import UnmetIntent
+from reservation.adapters.sql.store import SqlStore
 from reservation.application.payments.absence import Absence
 from reservation.application.payments.gateway_health import GatewayHealth
 from reservation.application.payments.resolve import AnswerKind, PaymentResolver, is_given_back
@@ -70,7 +70,7 @@ class OrphanedPayments:
     def __init__(
         self,
         store: ReservationStore,
-        ledger: Ledger,
+        sql: SqlStore,
         gateway: PaymentGateway,
         resolver: PaymentResolver,
         data_loss: DataLossDetector,
@@ -80,13 +80,13 @@ class OrphanedPayments:
         limits: PaymentTimeouts = DEFAULT_LIMITS,
     ) -> None:
         self._store = store
-        self._ledger = ledger
+        self._sql = sql
         self._gateway = gateway
         self._resolver = resolver
         self._data_loss = data_loss
         self._clock = clock
         self._limits = limits
-        self._absence = Absence(ledger, gateway, resolver, health, clock=clock, limits=limits)
+        self._absence = Absence(sql, gateway, resolver, health, clock=clock, limits=limits)
         self._looks: dict[tuple[str, str], _Look] = {}
         #: When to read all intents without an end again. Nearly all of them are met, and while the
         #: flusher is stopped each payment has one; in between, only new ones are read.
@@ -101,8 +101,8 @@ class OrphanedPayments:
         now, before_ms = self._clock.monotonic(), self._clock.now_ms() - round(UNMET_SECONDS * 1000)
         whole = self._whole is None or self._whole.at <= now
         since_ms = None if whole else self._read_until_ms
-        intents = await self._ledger.unmet_intents(since_ms=since_ms, before_ms=before_ms)
-        epochs = await self._ledger.known_sales() if intents else {}
+        intents = await self._sql.intents.list_unmet(since_ms=since_ms, before_ms=before_ms)
+        epochs = await self._sql.sales.epochs() if intents else {}
         due: list[UnmetIntent] = []
         looks: dict[tuple[str, str], _Look] = {} if whole else self._looks.copy()
         for intent, order in await self._data_loss.with_orders(intents, self._store):
@@ -128,7 +128,7 @@ class OrphanedPayments:
 
     async def of(self, sale_id: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Check the sale's orphaned payments; returns the same as `look_after`."""
-        intents = await self._ledger.unmet_intents(sale_id)
+        intents = await self._sql.intents.list_unmet(sale_id)
         found = await self._data_loss.with_orders(intents, self._store)
         return await self.look_after(
             [intent for intent, order in found if not is_under_way(intent, order)]
@@ -190,15 +190,15 @@ class OrphanedPayments:
         decided = await self._decide(intent)
         if decided is not None:
             now_ms = self._clock.now_ms()
-            await self._ledger.end_intents(intent.order_id, intent.payment_key, now_ms)
+            await self._sql.intents.mark_ended(intent.order_id, intent.payment_key, now_ms)
         return decided
 
     async def _decide(self, intent: UnmetIntent) -> bool | None:
         order_id, payment_key = intent.order_id, intent.payment_key
-        row = await self._ledger.order(order_id)
+        row = await self._sql.orders.get(order_id)
         if row is not None and row.payment_key == payment_key and row.status in _SOLD:
             return False
-        kept = await self._ledger.payment_by_key(payment_key)
+        kept = await self._sql.payments.get(payment_key)
         if kept is not None and kept.status in _OVER:
             return False
         answer = await self._gateway.look_up(payment_key)

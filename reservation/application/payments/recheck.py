@@ -12,8 +12,8 @@ import structlog
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.reservation_store import ReservationStore
-from reservation.adapters.sql.ledger import Ledger
-from reservation.adapters.sql.payment_checks import PaymentCheck
+from reservation.adapters.sql.payments import PaymentCheck
+from reservation.adapters.sql.store import SqlStore
 from reservation.application.payments.follow_up import FollowUp
 from reservation.domain.clock import Clock
 from reservation.domain.errors import ReservationError
@@ -44,7 +44,7 @@ class Recheck:
     def __init__(
         self,
         store: ReservationStore,
-        ledger: Ledger,
+        sql: SqlStore,
         gateway: PaymentGateway,
         follow_up: FollowUp,
         *,
@@ -52,7 +52,7 @@ class Recheck:
         limits: PaymentTimeouts = DEFAULT_LIMITS,
     ) -> None:
         self._store = store
-        self._ledger = ledger
+        self._sql = sql
         self._gateway = gateway
         self._follow_up = follow_up
         self._clock = clock
@@ -65,8 +65,8 @@ class Recheck:
             SQLAlchemyError: SQL is down.
         """
         now_ms, looked = self._clock.now_ms(), 0
-        for due in await self._ledger.checks.due(now_ms, ROUND_MAX):
-            check = await self._ledger.checks.take(due, self._clock.now_ms() + TAKEN_MS)
+        for due in await self._sql.payments.list_due_checks(now_ms, ROUND_MAX):
+            check = await self._sql.payments.lease_check(due, self._clock.now_ms() + TAKEN_MS)
             if check is None:
                 continue
             looked += 1
@@ -76,10 +76,10 @@ class Recheck:
                 log.info("recheck_waits", order_id=check.order_id, reason=str(error))
                 continue
             if pause_ms is None:
-                await self._ledger.checks.drop(check)
+                await self._sql.payments.remove_check(check)
             else:
                 due_at_ms = self._clock.now_ms() + pause_ms
-                await self._ledger.checks.put_off(check, due_at_ms, check.looks + 1)
+                await self._sql.payments.reschedule_check(check, due_at_ms, check.looks + 1)
         return looked
 
     async def _look(self, check: PaymentCheck) -> int | None:

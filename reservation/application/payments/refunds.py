@@ -21,9 +21,9 @@ import structlog
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.reservation_store import ReservationStore
-from reservation.adapters.sql.ledger import Ledger
 from reservation.adapters.sql.refunds import OtherRefund, RefundRecord, RefundReused
 from reservation.adapters.sql.refunds import RefundWish as WrittenWish
+from reservation.adapters.sql.store import SqlStore
 from reservation.application.payments.follow_up import FollowUp
 from reservation.application.payments.refund_answers import (
     has_no_money,
@@ -120,7 +120,7 @@ class RefundService:
         self,
         catalog: Catalog,
         store: ReservationStore,
-        ledger: Ledger,
+        sql: SqlStore,
         gateway: PaymentGateway,
         resolver: PaymentResolver,
         queries: ReservationQueries,
@@ -131,7 +131,7 @@ class RefundService:
     ) -> None:
         self._catalog = catalog
         self._store = store
-        self._ledger = ledger
+        self._sql = sql
         self._gateway = gateway
         self._resolver = resolver
         self._queries = queries
@@ -158,7 +158,7 @@ class RefundService:
         if order.status is Status.CONFIRMED and wish.account is None:
             await self._need_no_account(order)
         now_ms = self._clock.now_ms()
-        begun = await self._ledger.begin_refund(wish.written(), now_ms=now_ms)
+        begun = await self._sql.refunds.begin(wish.written(), now_ms=now_ms)
         reach("refund:after_begin", wish.order_id)
         if isinstance(begun, OtherRefund):
             begun = await self._correct(order, begun.standing, wish)
@@ -195,7 +195,7 @@ class RefundService:
 
     async def _method_of(self, order: Reservation) -> str | None:
         """The payment method; None if it is unknown."""
-        payment = await self._ledger.payment_of(order.order_id)
+        payment = await self._sql.payments.get_by_order(order.order_id)
         return payment.method if payment else None
 
     async def _correct(
@@ -216,7 +216,7 @@ class RefundService:
         replaced = None
         if not held.unanswered and await self._is_untouched(order):
             now_ms = self._clock.now_ms()
-            replaced = await self._ledger.replace_refund(held, wish.written(), now_ms=now_ms)
+            replaced = await self._sql.refunds.replace(held, wish.written(), now_ms=now_ms)
         if isinstance(replaced, RefundRecord):
             log.info("refund_corrected", order_id=order.order_id, operator=wish.operator)
             return replaced
@@ -274,7 +274,7 @@ class RefundService:
             await self._leave(held, code=status.value, unanswered=held.unanswered)
             return False
         reach("refund:after_finish", record.order_id)
-        await self._ledger.finish_refund(held, status="done", code=None, now_ms=self._now_ms())
+        await self._sql.refunds.finish(held, status="done", code=None, now_ms=self._now_ms())
         return True
 
     async def _wait_for(self, order: Reservation, held: RefundRecord) -> bool:
@@ -295,7 +295,7 @@ class RefundService:
                 payment_key,
             ):
                 if ended and has_no_money(payment):
-                    await self._ledger.finish_refund(
+                    await self._sql.refunds.finish(
                         held, status="refused", code=ORDER_NOT_PAID, now_ms=self._now_ms()
                     )
                     return False
@@ -312,12 +312,12 @@ class RefundService:
 
     async def _lease(self, record: RefundRecord, *, asks: bool) -> RefundRecord | None:
         now_ms = self._clock.now_ms()
-        return await self._ledger.lease_refund(
+        return await self._sql.refunds.lease(
             record, asks=asks, now_ms=now_ms, until_ms=now_ms + self._limits.lease_ms
         )
 
     async def _leave(self, held: RefundRecord, *, code: str | None, unanswered: bool) -> None:
-        await self._ledger.leave_refund(
+        await self._sql.refunds.release(
             held, code=code, unanswered=unanswered, now_ms=self._now_ms()
         )
 
@@ -334,7 +334,7 @@ class RefundService:
         )
         if isinstance(answer, Declined):
             alarm(Alarm.REFUND_REFUSED, order_id=order.order_id, code=answer.code)
-            await self._ledger.finish_refund(
+            await self._sql.refunds.finish(
                 held, status="refused", code=answer.code, now_ms=self._now_ms()
             )
             raise _refused(answer.code)

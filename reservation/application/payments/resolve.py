@@ -9,8 +9,8 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.redis.reservation_store import ReservationStore
-from reservation.adapters.sql.ledger import Ledger
-from reservation.adapters.sql.payments import PaymentRow
+from reservation.adapters.sql.payments import AnswerRow, PaymentRow
+from reservation.adapters.sql.store import SqlStore
 from reservation.application.payments.gateway_health import GatewayHealth
 from reservation.application.readiness.data_loss import DataLossDetector
 from reservation.application.sales.catalog import CachedSale
@@ -92,7 +92,7 @@ class PaymentResolver:
     def __init__(
         self,
         store: ReservationStore,
-        ledger: Ledger,
+        sql: SqlStore,
         gateway: PaymentGateway,
         data_loss: DataLossDetector,
         health: GatewayHealth,
@@ -103,7 +103,7 @@ class PaymentResolver:
         self._limits = limits
         self._data_loss = data_loss
         self._store = store
-        self._ledger = ledger
+        self._sql = sql
         self._gateway = gateway
         self._health = health
         self._clock = clock
@@ -225,7 +225,9 @@ class PaymentResolver:
         """Schedule a recheck of the payment, in case no webhook comes; goes on without SQL."""
         due_at_ms = self._clock.now_ms() + round(seconds * 1000)
         try:
-            await self._ledger.checks.schedule(case.payment_key, case.order.order_id, due_at_ms)
+            await self._sql.payments.schedule_check(
+                case.payment_key, case.order.order_id, due_at_ms
+            )
         except (SQLAlchemyError, OSError) as error:
             log.warning("recheck_not_kept", order_id=case.order.order_id, reason=str(error))
 
@@ -252,7 +254,7 @@ class PaymentResolver:
             money under a later fence, and will decide.
         """
         try:
-            barred = await self._ledger.intend_cancel(
+            barred = await self._sql.intents.intend_cancel(
                 order_id=order_id,
                 sale_id=sale_id,
                 fence=fence,
@@ -272,7 +274,7 @@ class PaymentResolver:
         An answer to a confirm needs no such check: no intent is written after that of a cancel.
         """
         try:
-            cancelling = await self._ledger.is_cancel_intended(case.payment_key)
+            cancelling = await self._sql.intents.is_cancel_intended(case.payment_key)
         except (SQLAlchemyError, OSError) as error:
             log.warning("sale_not_decided", order_id=case.order.order_id, reason=str(error))
             return None
@@ -316,7 +318,9 @@ class PaymentResolver:
         Raises:
             SQLAlchemyError, OSError: the idempotency key is unknown, and nothing was sent.
         """
-        attempt = await self._ledger.bound_cancels(order_id, payment_key, refusals=after_refusals)
+        attempt = await self._sql.payments.count_bound_cancels(
+            order_id, payment_key, refusals=after_refusals
+        )
         answer = await self._gateway.cancel(
             payment_key=payment_key,
             reason=reason,
@@ -344,12 +348,14 @@ class PaymentResolver:
         told = msgspec.to_builtins(_without_secret(answer))
         text = msgspec.json.encode(told | {"attempt": attempt} if attempt else told).decode()
         try:
-            await self._ledger.record_answer(
-                order_id=order_id,
-                payment_key=payment_key,
-                kind=kind.value,
-                answer=text,
-                now_ms=self._clock.now_ms(),
+            await self._sql.payments.add_answer(
+                AnswerRow(
+                    order_id=order_id,
+                    payment_key=payment_key,
+                    kind=kind.value,
+                    answer=text,
+                    created_at_ms=self._clock.now_ms(),
+                )
             )
         except (SQLAlchemyError, OSError) as error:
             log.warning("answer_not_kept", order_id=order_id, reason=type(error).__name__)
@@ -357,7 +363,7 @@ class PaymentResolver:
     async def keep_payment(self, payment: Payment) -> bool:
         """Store the payment as the PG shows it, with its webhook secret; whether SQL has it."""
         try:
-            await self._ledger.put_payment(_row_of(payment, self._clock.now_ms()))
+            await self._sql.payments.put(_row_of(payment, self._clock.now_ms()))
         except (SQLAlchemyError, OSError) as error:
             log.warning("payment_not_kept", order_id=payment.order_id, reason=type(error).__name__)
             return False

@@ -16,8 +16,8 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.redis.reservation_store import ReservationStore
-from reservation.adapters.sql.ledger import Ledger
-from reservation.adapters.sql.payment_intents import IntentOutcome, VoidOutcome
+from reservation.adapters.sql.payment_intents import Intent, IntentOutcome, VoidOutcome
+from reservation.adapters.sql.store import SqlStore
 from reservation.application.payments.absence import Absence
 from reservation.application.payments.gateway_health import GatewayHealth
 from reservation.application.payments.resolve import AnswerKind, PaymentAttempt, PaymentResolver
@@ -62,7 +62,7 @@ class PaymentSettlement:
         self,
         catalog: Catalog,
         store: ReservationStore,
-        ledger: Ledger,
+        sql: SqlStore,
         gateway: PaymentGateway,
         resolver: PaymentResolver,
         health: GatewayHealth,
@@ -73,10 +73,10 @@ class PaymentSettlement:
         self._limits = limits
         self._catalog = catalog
         self._store = store
-        self._ledger = ledger
+        self._sql = sql
         self._gateway = gateway
         self._resolver = resolver
-        self._absence = Absence(ledger, gateway, resolver, health, clock=clock, limits=limits)
+        self._absence = Absence(sql, gateway, resolver, health, clock=clock, limits=limits)
         self._clock = clock
         self._looks = asyncio.Semaphore(LOOKS_AT_ONCE)
         self._slow = asyncio.Semaphore(SLOW_AT_ONCE)
@@ -111,7 +111,7 @@ class PaymentSettlement:
             order,
             epoch=known.epoch,
             lease_ms=self._limits.lease_ms,
-            known_fence=await self._ledger.known_fence(order_id),
+            known_fence=await self._sql.intents.known_fence(order_id),
         )
         reach("settle:after_take_over", order_id)
         if isinstance(claimed, LeaseElsewhere):
@@ -178,21 +178,25 @@ class PaymentSettlement:
 
     async def _confirm_again(self, case: PaymentAttempt, *, unapproved: bool) -> Status | None:
         try:
-            intents = await self._ledger.intents_of(case.order.order_id)
-            bound = await self._ledger.evidence.bound_answers(case.order.order_id, case.payment_key)
+            intents = await self._sql.intents.list_by_order(case.order.order_id)
+            bound = await self._sql.payments.count_bound_confirms(
+                case.order.order_id, case.payment_key
+            )
             # Another idempotency key only if the PG itself shows that no money moved.
             key = confirm_key(case.payment_key, bound if unapproved else 0)
-            outcome = await self._ledger.write_intent(
-                order_id=case.order.order_id,
-                sale_id=case.order.sale_id,
-                fence=case.fence,
-                payment_key=case.payment_key,
-                amount=case.order.amount,
-                currency=case.order.currency,
-                idempotency_key=key,
-                now_ms=self._clock.now_ms(),
-                epoch=case.known.epoch,
-                reservation=msgspec.json.encode(case.order).decode(),
+            outcome = await self._sql.intents.add(
+                Intent(
+                    order_id=case.order.order_id,
+                    sale_id=case.order.sale_id,
+                    fence=case.fence,
+                    payment_key=case.payment_key,
+                    amount=case.order.amount,
+                    currency=case.order.currency,
+                    idempotency_key=key,
+                    now_ms=self._clock.now_ms(),
+                    epoch=case.known.epoch,
+                    reservation=msgspec.json.encode(case.order).decode(),
+                )
             )
         except (SQLAlchemyError, OSError) as error:
             log.warning("settle_without_sql", order_id=case.order.order_id, reason=str(error))
@@ -234,7 +238,7 @@ class PaymentSettlement:
         """
         order_id, now_ms = case.order.order_id, self._clock.now_ms()
         outcomes = [
-            await self._ledger.void_intent(
+            await self._sql.intents.void(
                 order_id=order_id, sale_id=case.order.sale_id, fence=fence, now_ms=now_ms
             )
             for fence in range(1, case.fence + 1)
@@ -242,7 +246,7 @@ class PaymentSettlement:
         if VoidOutcome.INTENT_STANDS not in outcomes:
             return True
         over_ms = now_ms - self._limits.lease_ms
-        intents = await self._ledger.intents_of(order_id)
+        intents = await self._sql.intents.list_by_order(order_id)
         return all(intent.kind != "intent" or intent.created_at_ms <= over_ms for intent in intents)
 
     async def _come_back_later(self, case: PaymentAttempt) -> None:

@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.redis.reservation_store import ReservationStore
-from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.store import SqlStore
 from reservation.application.payments.follow_up import FollowUp
 from reservation.application.payments.settle import PaymentSettlement
 from reservation.application.sales.catalog import Catalog
@@ -70,7 +70,7 @@ class PaymentNotifications:
         self,
         catalog: Catalog,
         store: ReservationStore,
-        ledger: Ledger,
+        sql: SqlStore,
         gateway: PaymentGateway,
         follow_up: FollowUp,
         settlement: PaymentSettlement,
@@ -79,14 +79,14 @@ class PaymentNotifications:
     ) -> None:
         self._catalog = catalog
         self._store = store
-        self._ledger = ledger
+        self._sql = sql
         self._gateway = gateway
         self._follow_up = follow_up
         self._settlement = settlement
         self._clock = clock
         self._paid, self._tried = _Budget(LOOK_UPS_PAID), _Budget(LOOK_UPS_TRIED)
         self._unknown = _Budget(LOOK_UPS_UNKNOWN)
-        self._sql = Limiter(SQL_ALL)
+        self._sql_rate = Limiter(SQL_ALL)
         self._later = Limiter(SQL_ALL)
         #: Payment key -> the due time of its recheck.
         self._scheduled: dict[str, int] = {}
@@ -148,19 +148,19 @@ class PaymentNotifications:
             return self._paid if order.status in _PAID else self._tried
         if payment_key in order.attempts:
             return self._tried
-        if self._sql.wait("", self._clock.monotonic()):
+        if self._sql_rate.wait("", self._clock.monotonic()):
             return self._unknown
         owner = await self._owner_of(payment_key)
         return self._tried if owner == order.order_id else self._unknown
 
     async def _owner_of(self, payment_key: str) -> str | None:
         try:
-            return await self._ledger.attempt_owner(payment_key)
+            return await self._sql.intents.owner(payment_key)
         except (SQLAlchemyError, OSError) as error:
             raise Unavailable("The payment could not be looked up; send this again.") from error
 
     def _count_sql(self) -> None:
-        if self._sql.wait("", self._clock.monotonic()):
+        if self._sql_rate.wait("", self._clock.monotonic()):
             raise Unavailable("Too many at once; send this again.")
 
     def _may_look(self, order_id: str, budget: _Budget) -> bool:
@@ -187,7 +187,7 @@ class PaymentNotifications:
         if len(self._scheduled) >= SCHEDULED_MAX:
             self._scheduled.clear()
         try:
-            self._scheduled[payment_key] = await self._ledger.checks.schedule(
+            self._scheduled[payment_key] = await self._sql.payments.schedule_check(
                 payment_key, order_id, now_ms + LATER_MS
             )
         except (SQLAlchemyError, OSError) as error:
@@ -223,7 +223,7 @@ class PaymentNotifications:
         """Make the PG retry a webhook of an order that Redis lost and SQL still knows."""
         self._count_sql()
         try:
-            lost = await self._ledger.order(order_id) is not None
+            lost = await self._sql.orders.get(order_id) is not None
         except (SQLAlchemyError, OSError) as error:
             raise Unavailable("The order could not be looked up; send this again.") from error
         if not lost and payment_key is not None:
@@ -235,7 +235,7 @@ class PaymentNotifications:
     async def _is_secret_of(self, order_id: str, secret: str) -> bool:
         self._count_sql()
         try:
-            payment = await self._ledger.payment_of(order_id)
+            payment = await self._sql.payments.get_by_order(order_id)
         except (SQLAlchemyError, OSError) as error:
             raise Unavailable("The payment could not be looked up; send this again.") from error
         if payment is None or payment.secret is None:

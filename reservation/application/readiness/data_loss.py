@@ -25,9 +25,10 @@ from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.marks import Mark
 from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.redis.sale_writer import RedisSaleHead, SaleWriter
-from reservation.adapters.sql.ledger import Ledger
-from reservation.adapters.sql.losses import MarkRow
-from reservation.adapters.sql.rebuild_queries import SaleHead, UnmetIntent
+from reservation.adapters.sql.events import MarkRow
+from reservation.adapters.sql.payment_intents import UnmetIntent
+from reservation.adapters.sql.sales import SaleHead
+from reservation.adapters.sql.store import SqlStore
 from reservation.application.sales.catalog import Catalog
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock
@@ -122,7 +123,7 @@ class DataLossDetector:
         connections: the server; each report triggers another comparison.
         restorer: reads the heads of sales.
         store: reads orders of a server that is not vouched for yet.
-        ledger: SQL.
+        sql: the marks and losses, and the sales' last events.
         catalog: closes sales.
         clock: the time.
     """
@@ -132,7 +133,7 @@ class DataLossDetector:
         connections: RedisClient,
         restorer: SaleWriter,
         store: ReservationStore,
-        ledger: Ledger,
+        sql: SqlStore,
         catalog: Catalog,
         *,
         clock: Clock,
@@ -140,7 +141,7 @@ class DataLossDetector:
         self._connections = connections
         self._restorer = restorer
         self._store = store
-        self._ledger = ledger
+        self._sql = sql
         self._catalog = catalog
         self._marks = connections.marks
         self._clock = clock
@@ -187,7 +188,7 @@ class DataLossDetector:
         Raises:
             SQLAlchemyError, OSError: the current epoch is unknown.
         """
-        epochs = await self._ledger.known_sales()
+        epochs = await self._sql.sales.epochs()
         if epochs.get(claims.sale_id) == claims.epoch:
             reason = f"order {claims.order_id} of event {claims.seq} is neither in Redis nor in SQL"
             self.report(claims.sale_id, claims.epoch, reason)
@@ -198,7 +199,7 @@ class DataLossDetector:
         Raises:
             SQLAlchemyError, OSError: SQL does not answer.
         """
-        for intent in await self._ledger.unmet_intents(order_id=order.order_id):
+        for intent in await self._sql.intents.list_unmet(order_id=order.order_id):
             # An attempt that the order lists has ended, and its end is on its way to SQL.
             if intent.payment_key not in order.attempts:
                 return as_settling(intent, order)
@@ -206,7 +207,7 @@ class DataLossDetector:
 
     async def settling_of(self, order_id: str) -> Reservation | None:
         """An order missing in Redis and SQL, from its intent; None if there is no intent."""
-        intents = await self._ledger.unmet_intents(order_id=order_id)
+        intents = await self._sql.intents.list_unmet(order_id=order_id)
         return as_settling(intents[0], None) if intents else None
 
     async def write(self, run_id: str) -> None:
@@ -250,13 +251,13 @@ class DataLossDetector:
             for sale_id, mark in seen.items()
         }
         now, now_ms = self._clock.monotonic(), self._clock.now_ms()
-        await self._ledger.losses.write(self._process, run_id=run_id, seen=rows, now_ms=now_ms)
+        await self._sql.events.put_marks(self._process, run_id=run_id, seen=rows, now_ms=now_ms)
         for (sale_id, epoch), reason in list(self._unwritten.items()):
-            await self._ledger.losses.report(sale_id, epoch, reason, now_ms)
+            await self._sql.events.add_loss(sale_id, epoch, reason, now_ms)
             del self._unwritten[sale_id, epoch]
         if now - self._tidied_at > TIDY_SECONDS:
             self._tidied_at = now
-            await self._ledger.losses.tidy(before_ms=now_ms - round(TIDY_SECONDS * 1000))
+            await self._sql.events.prune_marks(before_ms=now_ms - round(TIDY_SECONDS * 1000))
 
     async def leave(self) -> None:
         """On shutdown: this process writes to no server any more; others need not wait for it."""
@@ -265,14 +266,14 @@ class DataLossDetector:
             return
         try:
             await self.write("")
-            await self._ledger.losses.leave(self._process)
+            await self._sql.events.remove_process(self._process)
         except (SQLAlchemyError, OSError) as error:
             log.warning("marks_not_written", reason=str(error))
 
     async def writing_elsewhere(self, run_id: str) -> list[str]:
         """Other live processes that may still write to another server or another life of it."""
         since_ms = self._clock.now_ms() - round(LIVE_SECONDS * 1000)
-        writers = await self._ledger.losses.writers(since_ms=since_ms)
+        writers = await self._sql.events.list_writers(since_ms=since_ms)
         return [
             process
             for process, other in writers.items()
@@ -290,9 +291,9 @@ class DataLossDetector:
             among: compare only these.
         """
         async with asyncio.timeout(SQL_SECONDS_MAX):
-            heads = await self._ledger.heads()
-            marks = await self._ledger.losses.unproven()
-            reported = await self._ledger.losses.reported()
+            heads = await self._sql.sales.heads()
+            marks = await self._sql.events.list_unproven_marks()
+            reported = await self._sql.events.list_losses()
         self.epochs = {sale_id: head.epoch for sale_id, head in heads.items()}
         sale_ids = [sale_id for sale_id in heads if among is None or sale_id in among]
         lost: dict[str, str] = {}
@@ -319,8 +320,8 @@ class DataLossDetector:
 
     async def gap_of(self, sale_id: str, head: SaleHead) -> tuple[str | None, RedisSaleHead | None]:
         """The loss of one sale, None if there is none; and its head in Redis."""
-        marks = await self._ledger.losses.unproven()
-        reported = await self._ledger.losses.reported()
+        marks = await self._sql.events.list_unproven_marks()
+        reported = await self._sql.events.list_losses()
         _, found = await self._look_at({sale_id: head}, marks)
         gap = compare(head, found[sale_id], marks.get(sale_id, ()))
         return gap or reported.get(sale_id), found[sale_id]
@@ -337,10 +338,10 @@ class DataLossDetector:
 
     async def find_unmet(self) -> None:
         """Report the sales that have an intent in SQL and lack the claim before it in Redis."""
-        intents = await self._ledger.unmet_intents()
+        intents = await self._sql.intents.list_unmet()
         if not intents:
             return
-        epochs = await self._ledger.known_sales()
+        epochs = await self._sql.sales.epochs()
         for intent, order in await self.with_orders(intents, self._store):
             self.report_unmet(intent, order, epochs.get(intent.sale_id, ""))
 
@@ -378,7 +379,7 @@ class DataLossDetector:
 
     async def whole_epoch(self, sale_id: str) -> str | None:
         """The sale's epoch; None if Redis has lost events of it or a rebuild is restoring it."""
-        head = (await self._ledger.heads()).get(sale_id)
+        head = (await self._sql.sales.heads()).get(sale_id)
         if head is None or self.is_reported(sale_id):
             return None
         gap, _ = await self.gap_of(sale_id, head)

@@ -12,7 +12,7 @@ from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.mapping import as_mapping
 from reservation.adapters.redis.outbox import GROUP
 from reservation.adapters.redis.sale_store import SaleStore
-from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.store import SqlStore
 from reservation.domain.errors import BrokenInvariant
 from reservation.domain.states import SaleStatus
 
@@ -43,12 +43,12 @@ class SalePreflight:
     """One process's health check of the sales."""
 
     def __init__(
-        self, connections: RedisClient, keys: Keys, sales: SaleStore, ledger: Ledger
+        self, connections: RedisClient, keys: Keys, sales: SaleStore, sql: SqlStore
     ) -> None:
         self._connections = connections
         self._keys = keys
         self._sales = sales
-        self._ledger = ledger
+        self._sql = sql
         self._counted = 0
         self._miscounted: set[str] = set()
 
@@ -83,7 +83,7 @@ class SalePreflight:
             found |= await self._look(sale_ids[start : start + SALES_AT_ONCE])
         # SQL after Redis: events acknowledged there are written here.
         async with asyncio.timeout(ANSWER_SECONDS_MAX):
-            heads = await self._ledger.heads()
+            heads = await self._sql.sales.heads()
         known = [sale_id for sale_id in found if sale_id in heads]
         return known, [name for name in known if not _flows(found[name], heads[name].seq)]
 

@@ -9,7 +9,7 @@ from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.sql import postgresql
-from reservation.adapters.sql.unfit import LedgerUnfit
+from reservation.adapters.sql.unfit import DatabaseUnfit
 from reservation.application.readiness.check import Preflight
 from reservation.config.settings import Settings, SettingsError
 from reservation.domain.clock import SystemClock
@@ -56,7 +56,7 @@ async def refuse_unfit_sql(settings: Settings) -> None:
         return
     try:
         await postgresql.look(settings.database_url)
-    except LedgerUnfit as error:
+    except DatabaseUnfit as error:
         raise SettingsError(f"RESERVATION_DATABASE_URL: {error}") from error
     except OSError as error:
         log.warning("sql_does_not_answer_yet", reason=str(error) or type(error).__name__)

@@ -24,10 +24,9 @@ from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.outbox import RedisOutbox
 from reservation.adapters.redis.sale_writer import SaleWriter, Writes
 from reservation.adapters.sql.event_writer import ApplyKind
-from reservation.adapters.sql.ledger import Ledger
 from reservation.adapters.sql.orders import OrderRow
-from reservation.adapters.sql.rebuild_queries import ItemRow, SaleHead
-from reservation.adapters.sql.sales import EPOCH_BYTES, SaleRow
+from reservation.adapters.sql.sales import EPOCH_BYTES, ItemRow, SaleHead, SaleRow
+from reservation.adapters.sql.store import SqlStore
 from reservation.application.audit.expected_records import (
     ENDED_KEPT_MS,
     has_story,
@@ -111,7 +110,7 @@ class Rebuild:
         restorer: SaleWriter,
         keys: Keys,
         outbox: RedisOutbox,
-        ledger: Ledger,
+        sql: SqlStore,
         data_loss: DataLossDetector,
         reclaim: Reclaim,
         orphans: OrphanedPayments,
@@ -121,7 +120,7 @@ class Rebuild:
         self._restorer = restorer
         self._keys = keys
         self._outbox = outbox
-        self._ledger = ledger
+        self._sql = sql
         self._data_loss = data_loss
         self._reclaim = reclaim
         self._orphans = orphans
@@ -148,7 +147,7 @@ class Rebuild:
             NotLost: Redis is ahead of SQL, which is no loss.
             SaleRecovering: another rebuild of this sale has begun.
         """
-        head = (await self._ledger.heads()).get(sale_id)
+        head = (await self._sql.sales.heads()).get(sale_id)
         if head is None:
             raise SaleNotFound
         why, found = await self._data_loss.gap_of(sale_id, head)
@@ -163,12 +162,12 @@ class Rebuild:
                 sale_id=sale_id, rebuilt=False, given_back=given_back, undecided=undecided
             )
         epoch = secrets.token_hex(EPOCH_BYTES)
-        await self._ledger.set_epoch(sale_id, epoch, instead_of=head.epoch)
+        await self._sql.sales.set_epoch(sale_id, epoch, instead_of=head.epoch)
         if not force and found is not None and found.epoch == head.epoch:
             await self._save_survivors(sale_id, head.seq)
         plan, restored = await self._restore_all(sale_id, epoch, operator, tell or _tell_nobody)
         claimed, unplaced = await self._reclaim.reclaim(sale_id, plan.ours)
-        await self._ledger.reopen_refunds(sale_id)
+        await self._sql.refunds.reopen(sale_id)
         await self._restorer.hand_over(sale_id, epoch=plan.ours, to_epoch=plan.epoch)
         log.warning("sale_rebuilt", sale_id=sale_id, seq=plan.head.seq, orders=restored)
         given_back, undecided = await self._orphans.look_after(unplaced)
@@ -190,7 +189,7 @@ class Rebuild:
         Events that do not follow SQL's last event stay out, as with the flusher.
         """
         while events := await self._outbox.after(sale_id, after_seq, SURVIVORS_AT_ONCE):
-            outcome = await self._ledger.apply(sale_id, events)
+            outcome = await self._sql.events.apply(sale_id, events)
             log.info("survivors_saved", sale_id=sale_id, count=outcome.written, kind=outcome.kind)
             if outcome.kind is not ApplyKind.APPLIED:
                 return
@@ -206,7 +205,7 @@ class Rebuild:
             await self._restore_items(plan)
             restored = await self._restore_orders(plan, tell)
             await self._restore_buyers(plan)
-            head = (await self._ledger.heads())[sale_id]
+            head = (await self._sql.sales.heads())[sale_id]
             if (head.seq, head.chain) == (plan.head.seq, plan.head.chain):
                 await self._begin_outbox(plan, operator)
                 return plan, restored
@@ -232,8 +231,8 @@ class Rebuild:
         raise SaleRecovering(retryAfter=0)
 
     async def _plan(self, sale_id: str, epoch: str) -> _Plan:
-        head = (await self._ledger.heads())[sale_id]
-        row = await self._ledger.sale(sale_id)
+        head = (await self._sql.sales.heads())[sale_id]
+        row = await self._sql.sales.get(sale_id)
         if row is None:
             raise SaleNotFound
         if row.settings is None:
@@ -241,7 +240,7 @@ class Rebuild:
             items = {item.sku: _new_item(item) for item in change.items}
         else:
             change, operator = change_of(row.settings)
-            items = await self._ledger.listed_items(sale_id)
+            items = await self._sql.sales.list_items(sale_id)
         return _Plan(
             sale_id=sale_id,
             head=head,
@@ -260,7 +259,7 @@ class Rebuild:
                 name: getattr(item, name) for name in ("total", "available", "held", "sold")
             }
             writes.hset(names.stock(sku), counters | item_fields(item))
-        done = restock_fields(await self._ledger.restocks(plan.sale_id))
+        done = restock_fields(await self._sql.events.list_restocks(plan.sale_id))
         for operation, digest in done.items():
             writes.hset(names.operations, {operation: digest})
             writes = await self._sent_when_full(plan, writes)
@@ -270,14 +269,14 @@ class Rebuild:
         statuses = set(LIVE) | {Status.CONFIRMED}
         if self._clock.now_ms() < plan.change.closes_at_ms + ENDED_KEPT_MS:
             statuses |= ENDED
-        total = await self._ledger.count_orders(plan.sale_id, statuses)
+        total = await self._sql.orders.count(plan.sale_id, statuses)
         done, after = 0, ""
         tell(done, total)
-        while rows := await self._ledger.live_orders(
+        while rows := await self._sql.orders.scan(
             plan.sale_id, statuses=statuses, after=after, limit=PAGE_ORDERS
         ):
             paid = [row.order_id for row in rows if has_story(row)]
-            stories = await self._ledger.payment_events(paid)
+            stories = await self._sql.events.list_payment_events(paid)
             writes = Writes()
             for row in rows:
                 self._add_order(writes, row, order_fields(row, stories.get(row.order_id, ())))
@@ -308,12 +307,12 @@ class Rebuild:
         writes = Writes()
         after = ""
         # A buyer on several pages is written with each, with the same counts.
-        while rows := await self._ledger.live_orders(
+        while rows := await self._sql.orders.scan(
             plan.sale_id, statuses={*HOLDING, *PAID}, after=after, limit=PAGE_ORDERS
         ):
             after = rows[-1].order_id
             buyer_ids = list(dict.fromkeys(row.buyer_id for row in rows))
-            all_counts = await self._ledger.buyer_counts(plan.sale_id, buyer_ids)
+            all_counts = await self._sql.orders.count_by_buyer(plan.sale_id, buyer_ids)
             for buyer_id, counts in all_counts.items():
                 writes.hset(names.buyer(buyer_id), counts)
                 writes = await self._sent_when_full(plan, writes)

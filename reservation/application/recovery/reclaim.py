@@ -5,9 +5,9 @@ import structlog
 
 from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.redis.sale_writer import SaleWriter
-from reservation.adapters.sql.ledger import Ledger
 from reservation.adapters.sql.orders import as_reservation
-from reservation.adapters.sql.rebuild_queries import UnmetIntent
+from reservation.adapters.sql.payment_intents import UnmetIntent
+from reservation.adapters.sql.store import SqlStore
 from reservation.application.readiness.data_loss import is_under_way
 from reservation.domain.errors import BuyerLimitExceeded, HoldLost, ReservationExpired, SoldOut
 from reservation.domain.payment import Claimed
@@ -21,10 +21,10 @@ log = structlog.get_logger(__name__)
 class Reclaim:
     """Takes orders with a requested payment back to CONFIRMING, under a rebuild's own epoch."""
 
-    def __init__(self, restorer: SaleWriter, store: ReservationStore, ledger: Ledger) -> None:
+    def __init__(self, restorer: SaleWriter, store: ReservationStore, sql: SqlStore) -> None:
         self._restorer = restorer
         self._store = store
-        self._ledger = ledger
+        self._sql = sql
 
     async def reclaim(self, sale_id: str, epoch: str) -> tuple[list[str], list[UnmetIntent]]:
         """Take orders with a requested payment back to CONFIRMING, for the settler to decide.
@@ -35,7 +35,7 @@ class Reclaim:
         """
         claimed: list[str] = []
         unplaced: list[UnmetIntent] = []
-        for intent in await self._ledger.unmet_intents(sale_id):
+        for intent in await self._sql.intents.list_unmet(sale_id):
             # Read now: of two payments of one order the previous iteration may have claimed one.
             order = await self._order_of(epoch, intent)
             if is_under_way(intent, order):
@@ -51,7 +51,7 @@ class Reclaim:
         found = await self._store.read(intent.order_id)
         if found is not None:
             return found
-        row = await self._ledger.order(intent.order_id)
+        row = await self._sql.orders.get(intent.order_id)
         if row is not None:
             # It ended long ago and is no longer kept in Redis.
             return as_reservation(row)
@@ -68,7 +68,7 @@ class Reclaim:
                 epoch=epoch,
                 payment_key=intent.payment_key,
                 lease_ms=0,
-                known_fence=await self._ledger.known_fence(intent.order_id),
+                known_fence=await self._sql.intents.known_fence(intent.order_id),
             )
         except (ReservationExpired, SoldOut, BuyerLimitExceeded, HoldLost) as refusal:
             reason = type(refusal).__name__

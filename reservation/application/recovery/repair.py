@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from reservation.adapters.redis.sale_writer import SaleWriter
-from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.store import SqlStore
 from reservation.application.audit.audit import Audit
 from reservation.application.recovery.rebuild import Rebuild
 from reservation.domain.errors import SaleNotFound, SaleRecovering
@@ -51,13 +51,11 @@ class RepairReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class Repair:
     """Repairs sales."""
 
-    def __init__(
-        self, audit: Audit, rebuild: Rebuild, restorer: SaleWriter, ledger: Ledger
-    ) -> None:
+    def __init__(self, audit: Audit, rebuild: Rebuild, restorer: SaleWriter, sql: SqlStore) -> None:
         self._audit = audit
         self._rebuild = rebuild
         self._restorer = restorer
-        self._ledger = ledger
+        self._sql = sql
 
     async def run(
         self, sale_id: str, *, operator: str, drain: Callable[[str], Awaitable[None]] | None
@@ -86,7 +84,7 @@ class Repair:
         )
 
     async def _bring_to_sql(self, sale_id: str, drain: Callable[[str], Awaitable[None]]) -> None:
-        head = (await self._ledger.heads()).get(sale_id)
+        head = (await self._sql.sales.heads()).get(sale_id)
         if head is None:
             raise SaleNotFound
         found = await self._restorer.look(sale_id, head.seq)
@@ -97,7 +95,7 @@ class Repair:
         try:
             await drain(sale_id)
             found = await self._restorer.look(sale_id, head.seq)
-            written = (await self._ledger.heads())[sale_id].seq
+            written = (await self._sql.sales.heads())[sale_id].seq
             if found is None or written != found.seq:
                 raise NotDrained(
                     f"{sale_id}: SQL has event {written} and takes no more; `reservation rebuild "

@@ -6,8 +6,8 @@ import msgspec
 
 from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.redis.sale_store import SaleStore
-from reservation.adapters.sql.ledger import Ledger
 from reservation.adapters.sql.orders import HolderRow
+from reservation.adapters.sql.store import SqlStore
 from reservation.application.reservations.queries import ReservationQueries
 from reservation.domain.clock import Clock, as_wire
 from reservation.domain.errors import SaleNotFound, SkuNotFound
@@ -53,7 +53,7 @@ class Explain:
         self,
         sales: SaleStore,
         store: ReservationStore,
-        ledger: Ledger,
+        sql: SqlStore,
         queries: ReservationQueries,
         *,
         clock: Clock,
@@ -61,7 +61,7 @@ class Explain:
     ) -> None:
         self._sales = sales
         self._store = store
-        self._ledger = ledger
+        self._sql = sql
         self._queries = queries
         self._clock = clock
         self._limits = limits
@@ -83,7 +83,7 @@ class Explain:
         return SkuWhy(
             sale_id=sale_id,
             item=item,
-            holders=tuple(await self._ledger.holders(sale_id, sku, TOLD_MAX)),
+            holders=tuple(await self._sql.orders.list_holders(sale_id, sku, TOLD_MAX)),
             next_deadlines=await self._of_item(deadlines, sku),
             undecided=await self._of_item(leases, sku),
         )
@@ -131,7 +131,7 @@ class Explain:
                 return await self._refunded(order)
 
     async def _sold(self, order: Reservation) -> str:
-        refund = await self._ledger.refund_of(order.order_id)
+        refund = await self._sql.refunds.get(order.order_id)
         if refund is None or refund.status == "done":
             return "CONFIRMED: sold; only a refund changes it."
         if refund.status == "refused":
@@ -147,7 +147,7 @@ class Explain:
         )
 
     async def _refunded(self, order: Reservation) -> str:
-        payment = await self._ledger.payment_by_key(order.payment_key or "")
+        payment = await self._sql.payments.get(order.payment_key or "")
         match payment.account_refund if payment else None:
             case "FAILED" | "PARTIAL_FAILED" as failed:
                 return (

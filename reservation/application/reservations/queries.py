@@ -12,8 +12,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.reservation_store import ReservationStore
-from reservation.adapters.sql.ledger import Ledger
 from reservation.adapters.sql.orders import OrderRow, as_reservation
+from reservation.adapters.sql.store import SqlStore
 from reservation.adapters.toss.banks import Bank, bank_of
 from reservation.application.readiness.data_loss import DataLossDetector
 from reservation.application.reservations.waits import Waits
@@ -53,14 +53,14 @@ class ReservationQueries:
         self,
         catalog: Catalog,
         store: ReservationStore,
-        ledger: Ledger,
+        sql: SqlStore,
         data_loss: DataLossDetector,
         *,
         clock: Clock,
     ) -> None:
         self._catalog = catalog
         self._store = store
-        self._ledger = ledger
+        self._sql = sql
         self._data_loss = data_loss
         self._waits = Waits(store.read, is_still=self._is_closed, clock=clock)
 
@@ -80,7 +80,7 @@ class ReservationQueries:
         try:
             found = await self._store.read(order_id)
             closed = sale_id in self._catalog.closed
-            row = await self._ledger.order(order_id) if closed or found is None else None
+            row = await self._sql.orders.get(order_id) if closed or found is None else None
             if closed:
                 return await self._in_a_closed_sale(order_id, found, row)
         except (StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError) as error:
@@ -110,7 +110,7 @@ class ReservationQueries:
         """
         if not self._is_closed(order.order_id):
             return order
-        row = await self._ledger.order(order.order_id)
+        row = await self._sql.orders.get(order.order_id)
         return await self._in_a_closed_sale(order.order_id, order, row) or order
 
     async def of_buyer(self, order_id: str, buyer_id: str) -> Reservation:
@@ -151,7 +151,7 @@ class ReservationQueries:
         if order.status is not Status.AWAITING_DEPOSIT or order.payment_key is None:
             return None
         try:
-            payment = await self._ledger.payment_by_key(order.payment_key)
+            payment = await self._sql.payments.get(order.payment_key)
         except (SQLAlchemyError, OSError) as error:
             log.warning("account_not_read", order_id=order.order_id, reason=type(error).__name__)
             return None
@@ -177,7 +177,7 @@ class ReservationQueries:
     async def _all_in_a_closed_sale(
         self, sale_id: str, buyer_id: str, found: Sequence[Reservation]
     ) -> list[Reservation]:
-        rows, _ = await self._ledger.orders(
+        rows, _ = await self._sql.orders.page(
             sale_id=sale_id, buyer_id=buyer_id, limit=ORDERS_LISTED_MAX
         )
         in_redis = {order.order_id: order for order in found}

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.sale_store import SaleStore
-from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.store import SqlStore
 from reservation.domain.clock import Clock
 from reservation.domain.errors import SaleNotFound, SaleRecovering, Unavailable
 from reservation.domain.sale import Sale
@@ -44,9 +44,9 @@ class CachedSale(msgspec.Struct, frozen=True):
 class Catalog:
     """Cache of sales by id, fresh for a second."""
 
-    def __init__(self, sales: SaleStore, ledger: Ledger, *, clock: Clock) -> None:
+    def __init__(self, sales: SaleStore, sql: SqlStore, *, clock: Clock) -> None:
         self._sales = sales
-        self._ledger = ledger
+        self._sql = sql
         self._clock = clock
         self._known: dict[str, CachedSale] = {}
         #: The epoch of every sale, as of the last read of SQL.
@@ -208,7 +208,7 @@ class Catalog:
         try:
             if sale_id not in self._forgotten and not await self._sales.stands(sale_id):
                 return None
-            epoch = await self._ledger.epoch_of(sale_id)
+            epoch = await self._sql.sales.epoch(sale_id)
         except (StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError) as error:
             raise Unavailable(retryAfter=1) from error
         # An epoch that was learned during this query is newer than its answer, and stays.
@@ -226,7 +226,7 @@ class Catalog:
             raise Unavailable(retryAfter=1) from error
 
     async def _ask_for_all(self) -> None:
-        self.learn_all(await self._ledger.known_sales())
+        self.learn_all(await self._sql.sales.epochs())
 
     def _asked(self, task: asyncio.Task[None]) -> None:
         self._completing = None

@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from reservation.adapters.redis.sale_store import SaleStore
-from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.store import SqlStore
 from reservation.application.sales.catalog import CachedSale, Catalog
 from reservation.application.sales.listing import SaleList, SalePage
 from reservation.domain.clock import Clock
@@ -45,7 +45,7 @@ class SaleAdministration:
         self,
         catalog: Catalog,
         store: SaleStore,
-        ledger: Ledger,
+        sql: SqlStore,
         payments: GatewayLimits,
         *,
         clock: Clock,
@@ -53,7 +53,7 @@ class SaleAdministration:
         self._payments = payments
         self._catalog = catalog
         self._store = store
-        self._ledger = ledger
+        self._sql = sql
         self._list = SaleList(store, clock=clock)
         self._clock = clock
 
@@ -104,7 +104,7 @@ class SaleAdministration:
 
     async def _create(self, sale_id: str, change: SaleDefinition, operator: str) -> None:
         # SQL first: from then on a sale that Redis loses is detected, never created again.
-        epoch, made = await self._ledger.register_sale(
+        epoch, made = await self._sql.sales.register(
             sale_id,
             msgspec.json.encode(change).decode(),
             self._clock.now_ms(),
@@ -136,7 +136,7 @@ class SaleAdministration:
         """
         document = msgspec.json.encode(change).decode()
         made_before_ms = self._clock.now_ms() - CREATION_SECONDS_MAX * 1000
-        epoch = await self._ledger.renew_unbegun_sale(sale_id, document, made_before_ms)
+        epoch = await self._sql.sales.renew_unbegun(sale_id, document, made_before_ms)
         if epoch is None:
             return False
         self._catalog.learn(sale_id, epoch)

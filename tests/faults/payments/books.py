@@ -51,7 +51,7 @@ async def check(world: World, waves: Sequence[Wave]) -> list[str]:
 
 async def _history(world: World, order_id: str) -> list[str]:
     """The history of an order: its events, and each answer of the PG."""
-    rows = await world.second.ledger.history(order_id)
+    rows = await world.second.sql.orders.history(order_id)
     began = rows[0].at_ms if rows else 0
     return [f"{(row.at_ms - began) / 1000:8.1f} {row.kind} {row.what} {row.facts}" for row in rows]
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from reservation.adapters.sql.payment_intents import Intent
 from reservation.domain.errors import NotRefundable
 from reservation.domain.idempotency_keys import cancel_key, confirm_key
 from reservation.domain.payment_gateway import RefundAccount
@@ -92,7 +93,7 @@ async def test_a_refund_that_the_pg_broke_off_goes_on_under_the_next_key(
             too_much = order.amount + 1
             cancel(sandbox, payment_key, cancel_key(payment_key, attempt), cancelAmount=too_much)
         assert not await bench.service.refunds.refund(refund_wish(order))
-        [record] = await bench.service.ledger.pending_refunds(10)
+        [record] = await bench.service.sql.refunds.list_pending(10)
         assert not await bench.service.refunds.go_on(record)
         assert await bench.service.refunds.go_on(record)
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
@@ -148,15 +149,17 @@ async def test_a_refusal_that_stays_with_its_key_is_followed_by_the_next_key(
         confirming = bench.service.keys.of(order.sale_id).confirming
         await bench.service.connections.command("ZADD", confirming, 1, order.order_id)
         # As for the settler after a confirm whose answer was lost.
-        await bench.service.ledger.write_intent(
-            order_id=order.order_id,
-            sale_id=order.sale_id,
-            fence=1,
-            payment_key=payment_key,
-            amount=order.amount,
-            currency=order.currency,
-            idempotency_key=key,
-            now_ms=bench.service.clock.now_ms(),
+        await bench.service.sql.intents.add(
+            Intent(
+                order_id=order.order_id,
+                sale_id=order.sale_id,
+                fence=1,
+                payment_key=payment_key,
+                amount=order.amount,
+                currency=order.currency,
+                idempotency_key=key,
+                now_ms=bench.service.clock.now_ms(),
+            )
         )
         assert await bench.service.settlement.settle(order.order_id) is None
         assert await bench.service.settlement.settle(order.order_id) is Status.CONFIRMED

@@ -178,12 +178,12 @@ async def key_of_another_order(scene: Scene) -> Reservation:
 
 
 async def intent_not_written(scene: Scene) -> Reservation:
-    async def away(**_: Any) -> None:
+    async def away(_: Any) -> None:
         raise OperationalError("INSERT", {}, OSError("SQL is away"))
 
     order = await scene.hold()
     with scene.patch.context() as patch:
-        patch.setattr(scene.service.ledger, "write_intent", away)
+        patch.setattr(scene.service.sql.intents, "add", away)
         await scene.paid(order)
     return order
 
@@ -272,7 +272,7 @@ async def test_a_cause_is_a_code_from_its_origin_to_the_rebuilt_order(
         await comes_to(scene.service, order, status)
         await bench.flush(scene.sale_id)
 
-        history = await scene.service.ledger.history(order.order_id)
+        history = await scene.service.sql.orders.history(order.order_id)
         event = [row for row in history if row.kind == "event" and '"cause"' in row.facts][-1]
         data = msgspec.json.decode(event.facts)
         reason = Reason.read(event.what, data)

@@ -71,7 +71,7 @@ class Account:
         service, sale_id = self.service, self.order.sale_id
         assert await self.stands() is Status.REFUNDED
         await self._bench.flush(sale_id)
-        events = [row.what for row in await service.ledger.history(self.order.order_id)]
+        events = [row.what for row in await service.sql.orders.history(self.order.order_id)]
         assert events.count("refunded") == 1
         assert await self._bench.audited(sale_id) == ()
         before = await self._hashes()
@@ -161,7 +161,7 @@ async def test_a_deposit_that_sql_did_not_take_is_told_again(
     account.sandbox.deposit(account.payment_key)
 
     with monkeypatch.context() as patch:
-        patch.setattr(account.service.ledger, "put_payment", _away)
+        patch.setattr(account.service.sql.payments, "put", _away)
         assert not await account.told()
     assert await account.stands() is Status.AWAITING_DEPOSIT
     assert await account.told()
@@ -173,11 +173,11 @@ async def test_a_deposit_whose_secret_sql_cannot_tell_is_told_again(
 ) -> None:
     """The PG's other webhook of it names no payment and carries a secret."""
     account.sandbox.deposit(account.payment_key)
-    payment = await account.service.ledger.payment_of(account.order.order_id)
+    payment = await account.service.sql.payments.get_by_order(account.order.order_id)
     assert payment is not None
     order_id = account.order.order_id
     with monkeypatch.context() as patch:
-        patch.setattr(account.service.ledger, "payment_of", _away)
+        patch.setattr(account.service.sql.payments, "get_by_order", _away)
         with pytest.raises(Unavailable):
             await account.service.notifications.receive(order_id, None, secret=payment.secret)
     await account.service.notifications.receive(order_id, None, secret=payment.secret)
@@ -193,7 +193,7 @@ async def test_a_deposit_that_the_bank_takes_back_while_sql_is_away_is_told_agai
     account.sandbox.deposit(account.payment_key, reverse=True)
 
     with monkeypatch.context() as patch:
-        patch.setattr(account.service.ledger, "put_payment", _away)
+        patch.setattr(account.service.sql.payments, "put", _away)
         assert not await account.told()
     assert await account.told()
     assert await account.stands() is Status.AWAITING_DEPOSIT
@@ -288,7 +288,7 @@ async def test_a_refund_that_crosses_a_reversal_gives_the_units_back(
     sandbox.deposit(account.payment_key, reverse=True)
 
     async def is_paid_again_and_cancelled() -> None:
-        await service.ledger.begin_refund(
+        await service.sql.refunds.begin(
             refund_wish(account.order).written(), now_ms=service.clock.now_ms()
         )
         sandbox.deposit(account.payment_key)
@@ -299,9 +299,9 @@ async def test_a_refund_that_crosses_a_reversal_gives_the_units_back(
     assert await account.stands() is Status.AWAITING_DEPOSIT
     assert await account.told()
     assert await account.stands() is Status.REFUNDED
-    (pending,) = await service.ledger.pending_refunds(2)
+    (pending,) = await service.sql.refunds.list_pending(2)
     assert await service.refunds.go_on(pending)
-    assert await service.ledger.pending_refunds(2) == []
+    assert await service.sql.refunds.list_pending(2) == []
     await account.is_refunded()
 
 

@@ -83,7 +83,9 @@ async def test_a_cancel_at_the_console_is_told_and_seen_by_the_audit(
         [problem] = await bench.audited(sale_id)
         assert order.order_id in problem
         assert shown in problem
-        told = [row for row in await service.ledger.history(order.order_id) if shown in row.facts]
+        told = [
+            row for row in await service.sql.orders.history(order.order_id) if shown in row.facts
+        ]
         assert len(told) == 1
 
 
@@ -176,10 +178,10 @@ async def test_a_cancel_behind_a_storm_is_looked_at_later(tmp_path: Path, valkey
             await service.notifications.receive(order.order_id, payment_key, status="CANCELED")
         assert raised(Alarm.CANCELLED_AT_THE_PG) == before
         # Also where this process ends now: SQL has it.
-        await service.ledger.checks.schedule(payment_key, order.order_id, 1)
+        await service.sql.payments.schedule_check(payment_key, order.order_id, 1)
         assert await service.recheck.run_once() == 1
         assert raised(Alarm.CANCELLED_AT_THE_PG) == before + 1
-        assert await service.ledger.checks.due(10**15, 10) == []
+        assert await service.sql.payments.list_due_checks(10**15, 10) == []
 
 
 async def test_a_storm_that_names_no_tried_payment_comes_again_and_leaves_no_row(
@@ -198,7 +200,7 @@ async def test_a_storm_that_names_no_tried_payment_comes_again_and_leaves_no_row
             return_exceptions=True,
         )
         assert any(isinstance(one, Unavailable) for one in heard)
-        assert await service.ledger.checks.due(10**15, 10) == []
+        assert await service.sql.payments.list_due_checks(10**15, 10) == []
 
 
 async def test_forged_webhooks_cost_the_pg_little_and_starve_no_genuine_one(

@@ -121,5 +121,5 @@ async def test_payments_that_were_made_up_are_limited_per_buyer(
         )
         await comes_to(service, order, Status.CONFIRMED)
         # The PG and SQL have no trace of the one above the limit.
-        keys = {row.payment_key for row in await service.ledger.intents_of(order.order_id)}
+        keys = {row.payment_key for row in await service.sql.intents.list_by_order(order.order_id)}
         assert f"{MADE_UP}-eve-{VOIDS_PER_BUYER.count}" not in keys

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from reservation import failpoints
+from reservation.adapters.sql.payment_intents import Intent
 from reservation.application.payments.confirm import VOIDS_PER_BUYER
 from reservation.bootstrap import Service
 from reservation.domain.clock import SystemClock
@@ -82,16 +83,18 @@ async def test_a_payment_that_may_still_be_asked_for_is_not_given_back(
 
         async def written_meanwhile(payment_key: str) -> Answer:
             answer = await look_up(payment_key)
-            await service.ledger.write_intent(
-                order_id=order.order_id,
-                sale_id=sale_id,
-                fence=1,
-                payment_key=MADE_UP,
-                amount=order.amount,
-                currency=order.currency,
-                idempotency_key="i",
-                now_ms=service.clock.now_ms(),
-                epoch=known.epoch,
+            await service.sql.intents.add(
+                Intent(
+                    order_id=order.order_id,
+                    sale_id=sale_id,
+                    fence=1,
+                    payment_key=MADE_UP,
+                    amount=order.amount,
+                    currency=order.currency,
+                    idempotency_key="i",
+                    now_ms=service.clock.now_ms(),
+                    epoch=known.epoch,
+                )
             )
             return answer
 

@@ -12,7 +12,7 @@ import httpx
 import msgspec
 import pytest
 
-from reservation.adapters.sql.payment_intents import IntentOutcome
+from reservation.adapters.sql.payment_intents import Intent, IntentOutcome
 from reservation.adapters.sql.payments import PaymentRow
 from reservation.application.payments.orphaned import OrphanedPayments
 from reservation.domain.alarms import Alarm
@@ -50,7 +50,7 @@ class Orphan:
         service = bench.service
         self.orphans = OrphanedPayments(
             service.store,
-            service.ledger,
+            service.sql,
             service.gateway,
             service.refunds._resolver,
             service.data_loss,
@@ -61,16 +61,18 @@ class Orphan:
     async def asked_for(self, payment_key: str, order: Reservation | None = None) -> None:
         """Its intent is in SQL."""
         self.payment_key, order = payment_key, order or self.order
-        written = await self.service.ledger.write_intent(
-            order_id=order.order_id,
-            sale_id=order.sale_id,
-            fence=1,
-            payment_key=payment_key,
-            amount=order.amount,
-            currency="KRW",
-            idempotency_key="i",
-            now_ms=self.clock.now_ms(),
-            epoch="an earlier one",
+        written = await self.service.sql.intents.add(
+            Intent(
+                order_id=order.order_id,
+                sale_id=order.sale_id,
+                fence=1,
+                payment_key=payment_key,
+                amount=order.amount,
+                currency="KRW",
+                idempotency_key="i",
+                now_ms=self.clock.now_ms(),
+                epoch="an earlier one",
+            )
         )
         assert written is IntentOutcome.WRITTEN
 
@@ -84,7 +86,7 @@ class Orphan:
         """The next check; whether the payment has come to its end."""
         self.clock.at_ms += round(after_minutes * 60_000)
         assert await self.orphans.run_once() == 1
-        return not await self.service.ledger.unmet_intents(self.order.sale_id)
+        return not await self.service.sql.intents.list_unmet(self.order.sale_id)
 
     def shown(self) -> dict[str, Any]:
         return self.sandbox.http.get(f"/v1/payments/{self.payment_key}").json()
@@ -110,7 +112,7 @@ async def test_an_account_that_no_order_has_is_closed_before_anybody_pays_in(
     assert orphan.shown()["status"] == "CANCELED"
     with pytest.raises(httpx.HTTPStatusError):
         orphan.sandbox.deposit(orphan.payment_key)
-    assert await orphan.service.ledger.is_cancel_intended(orphan.payment_key)
+    assert await orphan.service.sql.intents.is_cancel_intended(orphan.payment_key)
     assert await orphan.bench.audited(orphan.order.sale_id) == ()
 
 
@@ -178,12 +180,12 @@ async def test_a_payment_that_the_pg_does_not_know_ends_once_no_money_can_come(
     assert raised(Alarm.PAYMENT_WITHOUT_ORDER) == before + 1
     assert not await orphan.looked_at(after_minutes=5)
     assert await orphan.looked_at(after_minutes=7)
-    assert await orphan.service.ledger.is_cancel_intended(orphan.payment_key)
+    assert await orphan.service.sql.intents.is_cancel_intended(orphan.payment_key)
 
 
 async def test_a_pg_that_shows_none_of_our_payments_is_not_believed(orphan: Orphan) -> None:
     await orphan.asked_for("tboxunknown0123456789")
-    await orphan.service.ledger.put_payment(
+    await orphan.service.sql.payments.put(
         PaymentRow(
             payment_key="tboxours0123456789",
             order_id="another",
@@ -211,16 +213,16 @@ async def test_intents_that_their_orders_have_are_read_with_growing_pauses(
     orphan: Orphan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing ends while the flusher is stopped: each payment of the sale has its intent."""
-    clock, ledger, read = orphan.clock, orphan.service.ledger, list[float]()
-    unmet_intents, began = ledger.unmet_intents, clock.monotonic()
+    clock, intents, read = orphan.clock, orphan.service.sql.intents, list[float]()
+    list_unmet, began = intents.list_unmet, clock.monotonic()
 
     async def counted(*args: Any, **asked: Any) -> Any:
-        found = await unmet_intents(*args, **asked)
+        found = await list_unmet(*args, **asked)
         if found:
             read.append(clock.monotonic() - began)
         return found
 
-    monkeypatch.setattr(ledger, "unmet_intents", counted)
+    monkeypatch.setattr(intents, "list_unmet", counted)
     for buyer, reads in (("ann", [11, 16, 32, 62, 92]), ("ben", [111, 122])):
         order = await orphan.bench.hold(orphan.order.sale_id, buyer)
         await orphan.bench.claim(order, f"key-of-{buyer}")

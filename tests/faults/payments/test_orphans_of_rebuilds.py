@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from reservation.adapters.sql.payment_intents import Intent
 from reservation.bootstrap import Service
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
@@ -35,16 +36,18 @@ class Place(NamedTuple):
     async def paid_under_intent(self, order: Reservation, epoch: str) -> str:
         """Take the money under an intent of this epoch, with no claim in Redis."""
         key = self.sandbox.put_payment(order.order_id, order.amount)
-        await self.service.ledger.write_intent(
-            order_id=order.order_id,
-            sale_id=order.sale_id,
-            fence=1,
-            payment_key=key,
-            amount=order.amount,
-            currency="KRW",
-            idempotency_key=f"key-of-{order.order_id}",
-            now_ms=self.service.clock.now_ms(),
-            epoch=epoch,
+        await self.service.sql.intents.add(
+            Intent(
+                order_id=order.order_id,
+                sale_id=order.sale_id,
+                fence=1,
+                payment_key=key,
+                amount=order.amount,
+                currency="KRW",
+                idempotency_key=f"key-of-{order.order_id}",
+                now_ms=self.service.clock.now_ms(),
+                epoch=epoch,
+            )
         )
         assert self.sandbox.confirm(key, order.order_id, order.amount).is_success
         return key
@@ -88,7 +91,7 @@ async def test_a_round_during_a_rebuild_refunds_no_payment_that_the_rebuild_plac
     await place.service.redis_monitor.look()
     assert order.sale_id in place.service.redis_monitor.gaps
     if moment == "after the epoch":
-        after(monkeypatch, place.service.ledger, "set_epoch", place.orphans)
+        after(monkeypatch, place.service.sql.sales, "set_epoch", place.orphans)
     else:
         after(monkeypatch, place.service.rebuild._restorer, "clear", place.orphans)
     await place.service.rebuild.run(order.sale_id, operator="op")
@@ -103,7 +106,7 @@ async def test_a_sold_order_keeps_its_money_though_its_events_reach_sql_during_a
     service, sale_id = place.service, await place.bench.sale()
     order = await place.bench.hold(sale_id)
     await place.bench.flush(sale_id)
-    flushed = (await service.ledger.heads())[sale_id].seq
+    flushed = (await service.sql.sales.heads())[sale_id].seq
     key = place.sandbox.put_payment(order.order_id, order.amount)
     shown = await service.confirmation.confirm(order, payment_key=key, may_claim=True)
     assert shown.status is Status.CONFIRMED
@@ -112,8 +115,8 @@ async def test_a_sold_order_keeps_its_money_though_its_events_reach_sql_during_a
     await service.redis_monitor.look()
 
     async def flusher_commits() -> None:
-        if (await service.ledger.heads())[sale_id].seq == flushed:
-            await service.ledger.apply(sale_id, batch)
+        if (await service.sql.sales.heads())[sale_id].seq == flushed:
+            await service.sql.events.apply(sale_id, batch)
 
     after(monkeypatch, service.gateway, "look_up", flusher_commits)
     after(monkeypatch, service.rebuild._restorer, "clear", place.orphans)

@@ -24,8 +24,8 @@ AT_ONCE = msgspec.structs.replace(LIMITS, recheck_seconds=0.0, deposit_look_seco
 
 async def is_due(bench: Bench) -> None:
     """Time passes: everything on the list is due."""
-    for check in await bench.service.ledger.checks.due(10**15, 100):
-        await bench.service.ledger.checks.put_off(check, 1, check.looks)
+    for check in await bench.service.sql.payments.list_due_checks(10**15, 100):
+        await bench.service.sql.payments.reschedule_check(check, 1, check.looks)
 
 
 async def account(bench: Bench, sandbox: RunningSandbox) -> tuple[Reservation, str]:
@@ -47,7 +47,7 @@ async def test_a_deposit_is_found_without_its_webhook(tmp_path: Path, valkey_url
         assert await stands(bench.service, order) is Status.CONFIRMED
         await is_due(bench)
         await bench.service.recheck.run_once()
-        assert await bench.service.ledger.checks.due(10**15, 10) == []
+        assert await bench.service.sql.payments.list_due_checks(10**15, 10) == []
 
 
 async def test_a_decline_that_was_approved_after_all_is_given_back_without_a_webhook(
@@ -61,17 +61,17 @@ async def test_a_decline_that_was_approved_after_all_is_given_back_without_a_web
         with pytest.raises(Exception, match="fraud"):
             await service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
         assert await stands(service, order) is Status.RELEASED
-        [check] = await service.ledger.checks.due(10**15, 10)
+        [check] = await service.sql.payments.list_due_checks(10**15, 10)
         assert (check.payment_key, check.order_id) == (payment_key, order.order_id)
         # Checked twice, the second time a day later; then it is off the list.
         for looks in (1, 2):
             await is_due(bench)
             assert await service.recheck.run_once() == 1, looks
-        assert await service.ledger.checks.due(10**15, 10) == []
+        assert await service.sql.payments.list_due_checks(10**15, 10) == []
 
         late, late_key = await declined(bench, sandbox, sale_id)
         assert sandbox.confirm(late_key, late.order_id, late.amount).status_code == 200
-        await service.ledger.checks.schedule(late_key, late.order_id, 1)
+        await service.sql.payments.schedule_check(late_key, late.order_id, 1)
         assert await service.recheck.run_once() == 1
         assert await stands(service, late) is Status.REFUNDED
         assert sandbox.ledger(late.order_id)["cancelled"] == late.amount
@@ -100,7 +100,7 @@ async def test_a_look_up_that_fails_is_no_look(tmp_path: Path, valkey_url: str) 
     async with shop(tmp_path, valkey_url, limits=AT_ONCE) as (bench, sandbox):
         service = bench.service
         late, late_key = await declined(bench, sandbox, await bench.sale())
-        await service.ledger.checks.schedule(late_key, late.order_id, 1)
+        await service.sql.payments.schedule_check(late_key, late.order_id, 1)
         sandbox.order_fault("error_before_commit", orderId=late.order_id, operations=["look_up"])
         for _ in range(3):
             assert await service.recheck.run_once() == 1
@@ -116,11 +116,11 @@ async def test_two_workers_do_not_look_at_one_payment_at_once(
 ) -> None:
     async with shop(tmp_path, valkey_url, limits=AT_ONCE) as (bench, sandbox):
         late, late_key = await declined(bench, sandbox, await bench.sale())
-        checks = bench.service.ledger.checks
-        await checks.schedule(late_key, late.order_id, 1)
-        [check] = await checks.due(10**15, 10)
-        assert await checks.take(check, 10**15)
-        assert await checks.take(check, 10**15) is None
+        payments = bench.service.sql.payments
+        await payments.schedule_check(late_key, late.order_id, 1)
+        [check] = await payments.list_due_checks(10**15, 10)
+        assert await payments.lease_check(check, 10**15)
+        assert await payments.lease_check(check, 10**15) is None
 
 
 @contextmanager
@@ -147,7 +147,7 @@ async def test_a_webhook_that_comes_during_a_look_has_a_look_of_its_own(
         order, payment_key = await sold(bench, sandbox, await bench.sale())
         for _ in range(LOOK_UPS_PER_ORDER.count):
             await service.notifications.receive(order.order_id, payment_key, status="CANCELED")
-        await service.ledger.checks.schedule(payment_key, order.order_id, 1)
+        await service.sql.payments.schedule_check(payment_key, order.order_id, 1)
 
         async def cancelled_meanwhile() -> None:
             assert sandbox.cancel(payment_key).status_code == 200
@@ -166,13 +166,15 @@ async def test_a_look_that_is_put_off_leaves_an_earlier_one(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
-        checks = bench.service.ledger.checks
+        payments = bench.service.sql.payments
         late, late_key = await declined(bench, sandbox, await bench.sale())
-        await checks.schedule(late_key, late.order_id, 1)
+        await payments.schedule_check(late_key, late.order_id, 1)
         soon_ms = bench.service.clock.now_ms() + 15_000
-        with after_each_look_up(bench, lambda: checks.schedule(late_key, late.order_id, soon_ms)):
+        with after_each_look_up(
+            bench, lambda: payments.schedule_check(late_key, late.order_id, soon_ms)
+        ):
             assert await bench.service.recheck.run_once() == 1
-        [check] = await checks.due(10**15, 10)
+        [check] = await payments.list_due_checks(10**15, 10)
         assert check.due_at_ms == soon_ms
 
 
@@ -184,11 +186,11 @@ async def test_a_cancel_that_fails_again_is_asked_for_less_often(
         late, late_key = await declined(bench, sandbox, await bench.sale())
         assert sandbox.confirm(late_key, late.order_id, late.amount).status_code == 200
         sandbox.order_fault("refuse", orderId=late.order_id, operations=["cancel"])
-        await service.ledger.checks.schedule(late_key, late.order_id, 1)
+        await service.sql.payments.schedule_check(late_key, late.order_id, 1)
         for looks in (1, 2, 3, 4):
             now_ms = service.clock.now_ms()
             await is_due(bench)
             assert await service.recheck.run_once() == 1
-            [check] = await service.ledger.checks.due(10**15, 10)
+            [check] = await service.sql.payments.list_due_checks(10**15, 10)
             assert check.looks == looks
             assert check.due_at_ms >= now_ms + 2 ** (looks - 1) * 60_000

@@ -41,7 +41,7 @@ PATIENCE_SECONDS = 30.0
 
 
 def refunder_of(service: Service, **more: Any) -> Refunder:
-    return Refunder(service.ledger, service.refunds, **{"clock": service.clock, **more})
+    return Refunder(service.sql, service.refunds, **{"clock": service.clock, **more})
 
 
 async def until_refunded(service: Service, refunder: Refunder, *orders: Reservation) -> None:
@@ -110,7 +110,9 @@ async def test_a_wrong_account_is_corrected_while_the_pg_refuses_to_begin(
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
         await bench.flush(order.sale_id)
         told = [
-            row.what for row in await service.ledger.history(order.order_id) if row.kind == "refund"
+            row.what
+            for row in await service.sql.orders.history(order.order_id)
+            if row.kind == "refund"
         ]
         assert told == ["begun", "replaced", "begun", "done"]
 
@@ -231,7 +233,7 @@ async def test_a_cancel_that_hangs_holds_up_no_other_refund(
 
 async def begun(service: Service, order: Reservation) -> None:
     """A refund whose process died before its call to the PG."""
-    await service.ledger.begin_refund(refund_wish(order).written(), now_ms=service.clock.now_ms())
+    await service.sql.refunds.begin(refund_wish(order).written(), now_ms=service.clock.now_ms())
 
 
 async def test_an_operator_is_answered_while_the_cancel_hangs(
@@ -359,7 +361,7 @@ async def test_a_refused_key_raises_the_alarm_at_once(tmp_path: Path, valkey_url
             before = raised(Alarm.GATEWAY_MISCONFIGURED)
             assert not await service.refunds.refund(refund_wish(order))
             assert raised(Alarm.GATEWAY_MISCONFIGURED) > before
-            record = await service.ledger.refund_of(order.order_id)
+            record = await service.sql.refunds.get(order.order_id)
             assert record is not None
             assert record.code == "UNAUTHORIZED_KEY"
             assert "UNAUTHORIZED_KEY" in await service.explain.next_step(order_now(order))
@@ -451,7 +453,7 @@ async def test_a_refund_whose_event_was_lost_is_gone_through_again(
         await bench.flush(sale_id)
         assert await bench.audited(sale_id) == ()
         # Nothing is left of it, and an operator who asks again gets the same answer.
-        assert await service.ledger.pending_refunds(10) == []
+        assert await service.sql.refunds.list_pending(10) == []
         assert await service.refunds.refund(wish)
 
 
@@ -471,17 +473,17 @@ async def test_a_cancel_that_may_still_come_is_remembered_where_redis_went_back(
         of_it = {"orderId": order.order_id, "operations": ["cancel"], "times": 1}
         sandbox.order_fault("hang", seconds=600, **of_it)
         assert not await service.refunds.refund(refund_wish(order))
-        (pending,) = await service.ledger.pending_refunds(2)
+        (pending,) = await service.sql.refunds.list_pending(2)
         assert pending.unanswered
         await bench.put_back(sale_id, memory)
         await gone_on(service, order)
-        (pending,) = await service.ledger.pending_refunds(2)
+        (pending,) = await service.sql.refunds.list_pending(2)
         assert pending.unanswered
 
 
 async def gone_on(service: Service, order: Reservation) -> None:
     """One more try of the worker."""
-    record = await service.ledger.refund_of(order.order_id)
+    record = await service.sql.refunds.get(order.order_id)
     assert record is not None
     with suppress(ReservationError):
         await service.refunds.go_on(record)
@@ -505,19 +507,19 @@ async def test_a_refund_of_an_order_that_ended_unpaid_ends_by_name(
         refunder = refunder_of(service)
         await refunder.run_once()
         # A new deposit is possible.
-        assert len(await service.ledger.pending_refunds(2)) == 1
+        assert len(await service.sql.refunds.list_pending(2)) == 1
         assert await service.settlement.deposit(order.order_id) is Status.EXPIRED
         before = raised(Alarm.REFUND_PENDING)
         give_up_at = time.monotonic() + PATIENCE_SECONDS
-        while await service.ledger.pending_refunds(2):
+        while await service.sql.refunds.list_pending(2):
             assert time.monotonic() < give_up_at
             await refunder.run_once()
-        ended = await service.ledger.refund_of(order.order_id)
+        ended = await service.sql.refunds.get(order.order_id)
         assert ended is not None
         assert (ended.status, ended.code) == ("refused", "ORDER_NOT_PAID")
         assert raised(Alarm.REFUND_PENDING) == before
         await bench.flush(order.sale_id)
-        history = await service.ledger.history(order.order_id)
+        history = await service.sql.orders.history(order.order_id)
         assert [row.what for row in history if row.kind == "refund"] == ["begun", "refused"]
 
 
@@ -541,10 +543,10 @@ async def test_a_pending_refund_finds_that_the_deposit_has_gone_back(
         refunder = refunder_of(service)
         await until_refunded(service, refunder, order)
         give_up_at = time.monotonic() + PATIENCE_SECONDS
-        while await service.ledger.pending_refunds(2):
+        while await service.sql.refunds.list_pending(2):
             assert time.monotonic() < give_up_at
             await refunder.run_once()
-        done = await service.ledger.refund_of(order.order_id)
+        done = await service.sql.refunds.get(order.order_id)
         assert done is not None
         assert done.status == "done"
         await bench.flush(order.sale_id)

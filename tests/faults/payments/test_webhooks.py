@@ -136,7 +136,7 @@ async def test_no_cancel_leaves_for_another_payment_than_was_looked_up(
         order_id = story.order.order_id
         made.sandbox.order_fault(Fault.OTHER_KEY, orderId=order_id, operations=["look_up"])
         assert not await made.hear(order_id, story.payment_key)
-        asked = await made.second.ledger.history(order_id)
+        asked = await made.second.sql.orders.history(order_id)
         assert "cancel" not in [row.what for row in asked]
 
 

@@ -17,6 +17,7 @@ import redis
 from prometheus_client import REGISTRY
 
 from reservation import failpoints
+from reservation.adapters.sql.payment_intents import Intent
 from reservation.bootstrap import opened
 from reservation.domain.errors import HoldLost, SaleRecovering
 from reservation.domain.payment import Claimed
@@ -140,7 +141,7 @@ async def rebuilt(bench: Bench, sale_id: str) -> None:
 async def given_back(bench: Bench, order: Reservation) -> None:
     """Ask the PG until it shows it; on a busy machine its answer may be late."""
     give_up_at = time.monotonic() + PATIENCE_SECONDS
-    while await bench.service.ledger.unmet_intents(order.sale_id):
+    while await bench.service.sql.intents.list_unmet(order.sale_id):
         assert time.monotonic() < give_up_at
         await bench.service.orphaned_payments.of(order.sale_id)
 
@@ -160,7 +161,7 @@ async def judged(bench: Bench, sale_id: str, file: Path) -> None:
     records = recorded(
         sale_id,
         sales=service.sale_store,
-        ledger=service.ledger,
+        sql=service.sql,
         outbox=service.outbox,
         clock=service.clock,
     )
@@ -205,7 +206,7 @@ async def test_an_order_that_sql_never_got_is_made_again_from_its_intent(
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order, _, shown = await paid_and_lost(bench, sandbox, flushed="nothing", order_too=True)
         assert shown.status is Status.CONFIRMING
-        epoch = (await bench.service.ledger.known_sales())[order.sale_id]
+        epoch = (await bench.service.sql.sales.epochs())[order.sale_id]
         seen = await bench.service.queries.of_token(token_of(order, epoch))
         assert seen.status is Status.CONFIRMING
 
@@ -239,8 +240,8 @@ async def test_money_for_a_piece_that_was_sold_to_another_goes_back(
         ledger = sandbox.ledger(order.order_id)
         charged = order.amount if method == "card" else 0
         assert (ledger["charged"], ledger["cancelled"]) == (charged, charged)
-        assert await bench.service.ledger.unmet_intents(order.sale_id) == []
-        kept = await bench.service.ledger.payment_by_key(payment_key)
+        assert await bench.service.sql.intents.list_unmet(order.sale_id) == []
+        kept = await bench.service.sql.payments.get(payment_key)
         assert kept is not None
         assert kept.status == "CANCELED"
         await bench.flush(order.sale_id)
@@ -296,7 +297,7 @@ async def test_a_fence_that_redis_lost_is_not_given_again(tmp_path: Path, valkey
             # By a process that has not noticed the loss.
             second = sandbox.put_payment(order.order_id, order.amount)
             await other.service.confirmation.confirm(order, payment_key=second, may_claim=True)
-            intents = await other.service.ledger.intents_of(order.order_id)
+            intents = await other.service.sql.intents.list_by_order(order.order_id)
             assert [intent.fence for intent in intents] == [1, 2]
 
 
@@ -357,23 +358,25 @@ async def test_a_payment_under_a_fence_of_another_key_is_not_asked_for(
             # Its claim is lost; another process claims under the same fence, and is first in SQL.
             async with shop_beside(bench) as other:
                 known = await other.service.catalog.get(order.sale_id)
-                await other.service.ledger.write_intent(
-                    order_id=order.order_id,
-                    sale_id=order.sale_id,
-                    fence=1,
-                    payment_key=second,
-                    amount=order.amount,
-                    currency="KRW",
-                    idempotency_key="i",
-                    now_ms=1,
-                    epoch=known.epoch,
+                await other.service.sql.intents.add(
+                    Intent(
+                        order_id=order.order_id,
+                        sale_id=order.sale_id,
+                        fence=1,
+                        payment_key=second,
+                        amount=order.amount,
+                        currency="KRW",
+                        idempotency_key="i",
+                        now_ms=1,
+                        epoch=known.epoch,
+                    )
                 )
             with pytest.MonkeyPatch.context() as patch:
 
                 async def unknown(_order_id: str) -> int:
                     return 0
 
-                patch.setattr(bench.service.ledger, "known_fence", unknown)
+                patch.setattr(bench.service.sql.intents, "known_fence", unknown)
                 shown = await bench.service.confirmation.confirm(
                     order, payment_key=late, may_claim=True
                 )

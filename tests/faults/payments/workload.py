@@ -316,10 +316,10 @@ class Wave:
                 await world.told("/_faults", fault | {"times": 1, "operations": ["cancel"]})
         await _at_once(self._refund(story) for story in chosen)
         second = world.second
-        refunder = Refunder(second.ledger, second.refunds, clock=world.clock)
+        refunder = Refunder(second.sql, second.refunds, clock=world.clock)
         for _ in range(REFUND_ROUNDS_MAX):
             await refunder.run_once()
-            if not await world.second.ledger.pending_refunds(1):
+            if not await world.second.sql.refunds.list_pending(1):
                 break
             await world.clock.turn(STEP_MOST)
 

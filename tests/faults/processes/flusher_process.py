@@ -18,7 +18,7 @@ def alarm(name: str, **facts: object) -> None:
 
 async def main(sale_id: str) -> None:
     async with opened(Settings.load(os.environ, None)) as service:
-        flusher = Flusher(service.outbox, service.ledger, on_alarm=alarm, on_flushed=lambda _: None)
+        flusher = Flusher(service.outbox, service.sql, on_alarm=alarm, on_flushed=lambda _: None)
 
         async def once() -> int:
             return (await flusher.run_once(sale_id)).flushed

@@ -124,7 +124,7 @@ async def assert_sql_is_the_history(shop: Shop) -> int:
     names = service.keys.of(sale_id)
     seq, chain = await service.connections.command("HMGET", names.sale, "seq", "chain")
     await until_flushed(shop, int(seq))
-    events = await service.ledger.events(sale_id, 0, int(seq) + 1_000)
+    events = await service.sql.events.list_after(sale_id, 0, int(seq) + 1_000)
     assert [event.seq for event in events] == list(range(1, int(seq) + 1))
     # The last chain value is Redis' own: a history with it is the one that Redis wrote.
     link = GENESIS
@@ -142,7 +142,7 @@ async def assert_sql_is_the_history(shop: Shop) -> int:
     ends = {event.order_id: msgspec.json.decode(event.data)["to"] for event in events[1:]}
     some = shop.chance.sample(sorted(ends.items()), min(len(ends), ORDERS_COMPARED))
     for order_id, status in some:
-        row = await service.ledger.order(order_id)
+        row = await service.sql.orders.get(order_id)
         assert row is not None
         assert row.status == status
         assert await service.connections.command("HGET", names.order(order_id), "status") == status
@@ -151,7 +151,7 @@ async def assert_sql_is_the_history(shop: Shop) -> int:
 
 async def until_flushed(shop: Shop, seq: int) -> None:
     give_up_at = time.monotonic() + DRAIN_SECONDS
-    while (await shop.bench.service.ledger.cursor(shop.sale_id))[0] < seq:
+    while (await shop.bench.service.sql.events.cursor(shop.sale_id))[0] < seq:
         assert time.monotonic() < give_up_at, "the flusher does not catch up"
         await asyncio.sleep(0.05)
 

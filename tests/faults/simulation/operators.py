@@ -86,8 +86,8 @@ class Operator(Client):
         if counters is None:
             return False
         held = sum(held for _, _, held, _ in counters.stocks.values())
-        flushed, _ = await service.ledger.cursor(sale_id)
-        pending = await service.ledger.pending_refunds(1)
+        flushed, _ = await service.sql.events.cursor(sale_id)
+        pending = await service.sql.refunds.list_pending(1)
         undecided = await service.store.undecided(sale_id)
         deadlines = await service.store.first_deadlines(sale_id, 1)
         return not (held or pending or undecided or deadlines or flushed < counters.seq)

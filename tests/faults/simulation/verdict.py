@@ -27,7 +27,7 @@ async def witnessed(
     past = recorded(
         sale_id,
         sales=service.sale_store,
-        ledger=service.ledger,
+        sql=service.sql,
         outbox=service.outbox,
         clock=service.clock,
     )

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -115,14 +116,17 @@ async def test_no_read_of_the_audit_brings_back_more_than_a_page_of_buyers(
     await service.connections.command("HSET", names.buyer("eve"), "a", 1)
     monkeypatch.setattr(orders, "PAGE_ORDERS", 7)
     inspection: Any = Noted(AuditReader(service.connections, service.keys, service.store))
-    ledger: Any = Noted(service.ledger)
-    problems = await orders.OrderAudit(inspection, ledger).compare(sale_id)
+    read = Noted(service.sql.orders)
+    sql: Any = SimpleNamespace(
+        orders=read, intents=service.sql.intents, payments=service.sql.payments
+    )
+    problems = await orders.OrderAudit(inspection, sql).compare(sale_id)
     assert [problem.partition("; ")[0] for problem in problems] == [
         "a: buyer buyer-07 has 3 by the limit's count and 1 by their orders",
         "a: buyer buyer-33 has 0 by the limit's count and 1 by their orders",
         "a: buyer eve has 1 by the limit's count and no order",
     ]
-    assert ledger.most <= 7
+    assert read.most <= 7
     # One step of the scan returns all hashes that it passes.
     assert inspection.most <= 41
 
@@ -165,7 +169,7 @@ async def test_a_sale_without_the_pgs_word_is_named(here: Bench) -> None:
     claimed = await here.claim(order, f"key-{sale_id}")
     await here.finish(order, claimed.fence)
     await here.flush(sale_id)
-    await here.service.ledger.put_payment(
+    await here.service.sql.payments.put(
         PaymentRow(
             payment_key=f"key-{sale_id}",
             order_id=order.order_id,

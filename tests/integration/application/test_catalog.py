@@ -123,7 +123,7 @@ async def test_an_epoch_from_before_a_rebuild_that_arrives_after_it_is_queried_a
     service = here.service
     sale_id = await here.sale()
     service.catalog.forget(sale_id)
-    epoch_of = service.ledger.epoch_of
+    epoch_of = service.sql.sales.epoch
     asked, rebuilt = asyncio.Event(), asyncio.Event()
 
     async def late(sale_id: str) -> str | None:
@@ -132,7 +132,7 @@ async def test_an_epoch_from_before_a_rebuild_that_arrives_after_it_is_queried_a
         await rebuilt.wait()
         return found
 
-    monkeypatch.setattr(service.ledger, "epoch_of", late)
+    monkeypatch.setattr(service.sql.sales, "epoch", late)
     loading = asyncio.create_task(service.catalog.get(sale_id))
     await asked.wait()
     report = await service.rebuild.run(sale_id, operator="op", force=True)
@@ -172,14 +172,14 @@ async def test_creations_at_once_are_all_answered_with_their_sale(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQL's answers may come late and out of order; a stale read must not overwrite a newer one."""
-    known_sales, calls = here.service.ledger.known_sales, itertools.count()
+    epochs, calls = here.service.sql.sales.epochs, itertools.count()
 
     async def late() -> dict[str, str]:
-        found = await known_sales()
+        found = await epochs()
         await asyncio.sleep(next(calls) % 3 * 0.01)
         return found
 
-    monkeypatch.setattr(here.service.ledger, "known_sales", late)
+    monkeypatch.setattr(here.service.sql.sales, "epochs", late)
 
     async def create(number: int) -> bool:
         wanted = change(name=f"Sale {number}", now_ms=here.service.clock.now_ms())

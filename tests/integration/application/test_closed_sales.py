@@ -125,7 +125,7 @@ async def test_an_order_that_a_process_moved_on_meanwhile_is_found_as_paid(place
             await other.hold(sale_id)
         await fresh.releases.release(order, reason=Reason(Cause.BUYER))
     in_redis = await place.service.store.read(order.order_id)
-    row = await place.service.ledger.order(order.order_id)
+    row = await place.service.sql.orders.get(order.order_id)
     assert in_redis is not None
     assert row is not None
     assert (in_redis.status, row.status) == (Status.RELEASED, Status.CONFIRMED)

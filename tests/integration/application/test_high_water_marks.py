@@ -9,8 +9,8 @@ import pytest
 
 from reservation.adapters.redis.marks import NO_MARK, Marks
 from reservation.adapters.redis.sale_writer import RedisSaleHead
-from reservation.adapters.sql.losses import MarkRow
-from reservation.adapters.sql.rebuild_queries import SaleHead
+from reservation.adapters.sql.events import MarkRow
+from reservation.adapters.sql.sales import SaleHead
 from reservation.application.readiness.data_loss import compare
 from reservation.domain.errors import SaleRecovering
 from tests.support.in_process import Bench, bench
@@ -165,12 +165,12 @@ async def test_a_report_is_kept_until_sql_takes_it(
         raise OSError("SQL is away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(here.service.ledger.losses, "write", away)
+        patch.setattr(here.service.sql.events, "put_marks", away)
         here.service.data_loss.report(sale_id, epoch, "a test")
         await here.service.redis_monitor.look()
         assert sale_id in here.service.redis_monitor.gaps
     await here.service.redis_monitor.look()
-    assert await here.service.ledger.losses.reported() == {sale_id: "a test"}
+    assert await here.service.sql.events.list_losses() == {sale_id: "a test"}
 
 
 async def test_a_report_is_written_once_though_a_look_and_the_keeper_write_at_once(
@@ -180,7 +180,7 @@ async def test_a_report_is_written_once_though_a_look_and_the_keeper_write_at_on
     epoch = (await here.service.catalog.get(sale_id)).epoch
     here.service.data_loss.report(sale_id, epoch, "a test")
     await asyncio.gather(*(here.service.data_loss.write(run_id) for run_id in ("", "", "a life")))
-    assert await here.service.ledger.losses.reported() == {sale_id: "a test"}
+    assert await here.service.sql.events.list_losses() == {sale_id: "a test"}
     assert not here.service.data_loss.is_reported(sale_id)
 
 
@@ -194,7 +194,9 @@ async def test_a_look_that_gives_up_leaves_the_write_to_its_end(here: Bench) -> 
         await writing
     # SQLite's single writer is free again, and the mark is there.
     await here.service.data_loss.write("")
-    assert [row.seq for row in (await here.service.ledger.losses.unproven())[sale_id]] == [2]
+    assert [row.seq for row in (await here.service.sql.events.list_unproven_marks())[sale_id]] == [
+        2
+    ]
 
 
 async def test_the_looks_go_on_though_marks_cannot_be_written(
@@ -224,15 +226,15 @@ async def test_the_looks_go_on_though_marks_cannot_be_written(
 
 
 async def test_marks_that_sql_has_the_event_of_are_removed(here: Bench) -> None:
-    losses = here.service.ledger.losses
+    events = here.service.sql.events
     sale_id = await here.sale()
     await here.hold(sale_id)
     await here.service.data_loss.write("")
-    assert [row.seq for row in (await losses.unproven())[sale_id]] == [2]
-    await losses.tidy(before_ms=2**50)
-    assert sale_id in await losses.unproven(), "SQL lacks its event"
+    assert [row.seq for row in (await events.list_unproven_marks())[sale_id]] == [2]
+    await events.prune_marks(before_ms=2**50)
+    assert sale_id in await events.list_unproven_marks(), "SQL lacks its event"
     await here.flush(sale_id)
-    assert sale_id not in await losses.unproven()
+    assert sale_id not in await events.list_unproven_marks()
 
 
 async def test_events_that_survived_beyond_sql_are_saved_by_a_rebuild(here: Bench) -> None:

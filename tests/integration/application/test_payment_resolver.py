@@ -30,10 +30,10 @@ async def test_nothing_is_sold_whose_payment_sql_did_not_take(
     case = PaymentAttempt(
         order, await service.catalog.get(sale_id), claimed.fence, "key-of-a-payment"
     )
-    health = GatewayHealth(service.gateway, service.ledger, clock=service.clock)
+    health = GatewayHealth(service.gateway, service.sql, clock=service.clock)
     conclude = PaymentResolver(
         service.store,
-        service.ledger,
+        service.sql,
         service.gateway,
         service.data_loss,
         health,
@@ -54,7 +54,7 @@ async def test_nothing_is_sold_whose_payment_sql_did_not_take(
         raise OperationalError("INSERT", {}, OSError("SQL is away"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(service.ledger, "put_payment", away)
+        patch.setattr(service.sql.payments, "put", away)
         assert await conclude.finish(case, CONFIRMED, answer) is None
     await _is(made, order.order_id, Status.CONFIRMING)
     assert await conclude.finish(case, CONFIRMED, answer) is Status.CONFIRMED

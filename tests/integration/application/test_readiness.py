@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from reservation.adapters.redis.embedded.server import EmbeddedServer
-from reservation.adapters.sql.rebuild_queries import SaleHead
+from reservation.adapters.sql.sales import SaleHead
 from reservation.application.readiness.check import Preflight
 from reservation.application.readiness.clock_skew import Clocks
 from reservation.application.readiness.conditions import Disk
@@ -264,14 +264,14 @@ async def test_a_first_flush_during_a_check_closes_no_sale(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sale_id = await here.sale()
-    heads, watch = here.service.ledger.heads, here.service.redis_monitor
+    heads, watch = here.service.sql.sales.heads, here.service.redis_monitor
 
     async def after_a_flush() -> dict[str, SaleHead]:
         # Between the read of Redis, without a consumer group yet, and the read of SQL.
         await here.flush(sale_id)
         return await heads()
 
-    monkeypatch.setattr(here.service.ledger, "heads", after_a_flush)
+    monkeypatch.setattr(here.service.sql.sales, "heads", after_a_flush)
     assert await watch._preflight_sales(()) == {}
     assert (await heads())[sale_id].seq == 1
 

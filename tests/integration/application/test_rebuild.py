@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from reservation.adapters.sql import rebuild_queries as recovery
+from reservation.adapters.sql import payment_intents
+from reservation.adapters.sql.payment_intents import Intent
 from reservation.application.recovery.rebuild import NotLost, RebuildReport
 from reservation.domain.errors import (
     HoldLost,
@@ -213,15 +214,17 @@ async def test_whoever_writes_under_the_old_epoch_is_refused(here: Bench) -> Non
 
 async def intend(here: Bench, order: Reservation, fence: int, payment_key: str = "key-1") -> None:
     """The money of this payment was asked for, under this fence."""
-    await here.service.ledger.write_intent(
-        order_id=order.order_id,
-        sale_id=order.sale_id,
-        fence=fence,
-        payment_key=payment_key,
-        amount=1000,
-        currency="KRW",
-        idempotency_key="i",
-        now_ms=1,
+    await here.service.sql.intents.add(
+        Intent(
+            order_id=order.order_id,
+            sale_id=order.sale_id,
+            fence=fence,
+            payment_key=payment_key,
+            amount=1000,
+            currency="KRW",
+            idempotency_key="i",
+            now_ms=1,
+        )
     )
 
 
@@ -265,7 +268,7 @@ async def test_an_ended_order_whose_lost_claim_finds_no_stock_is_as_sql_has_it(h
     (problem,) = await here.audited(sale_id)
     assert order.order_id in problem
     assert "intent" in problem
-    await here.service.ledger.end_intents(order.order_id, "key-1", 1)
+    await here.service.sql.intents.mark_ended(order.order_id, "key-1", 1)
     assert await here.audited(sale_id) == ()
 
 
@@ -351,7 +354,7 @@ async def test_every_payment_that_sql_has_no_claim_of_is_taken_up(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More than one page of them, as after an hour without writes to SQL."""
-    monkeypatch.setattr(recovery, "UNMET_PAGE", 2)
+    monkeypatch.setattr(payment_intents, "UNMET_PAGE", 2)
     sale_id = await here.sale()
     orders = [await here.hold(sale_id, f"buyer-{n}") for n in range(5)]
     await here.flush(sale_id)

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from reservation.adapters.redis.sale_writer import RedisSaleHead
-from reservation.adapters.sql.rebuild_queries import SaleHead
+from reservation.adapters.sql.payment_intents import Intent
+from reservation.adapters.sql.sales import SaleHead
 from reservation.application.readiness.data_loss import compare
 from reservation.domain.errors import SaleRecovering, Unavailable
 from reservation.domain.sale import Item
@@ -71,7 +72,7 @@ async def test_a_sale_that_went_back_in_time_is_closed_and_reopened(here: Bench)
 
 
 async def test_a_sale_that_is_being_made_is_not_lost(here: Bench) -> None:
-    await here.service.ledger.register_sale("soon", "{}", 1)
+    await here.service.sql.sales.register("soon", "{}", 1)
     watch = here.service.redis_monitor
     await watch.look()
     assert watch.gaps == {}
@@ -87,11 +88,11 @@ async def test_a_creation_that_stopped_before_redis_is_finished_by_the_same_put(
         await here.service.sales.put(
             sale_id, msgspec.structs.replace(change, name="Other"), if_match=None, operator="op"
         )
-    before = (await here.service.ledger.known_sales())[sale_id]
+    before = (await here.service.sql.sales.epochs())[sale_id]
     sale, created = await here.service.sales.put(sale_id, change, if_match=None, operator="op")
     assert (created, sale.version) == (True, 1)
     # Tokens of an unrecorded life of the sale belong to another epoch.
-    assert sale.epoch == (await here.service.ledger.known_sales())[sale_id] != before
+    assert sale.epoch == (await here.service.sql.sales.epochs())[sale_id] != before
     await here.service.redis_monitor.look()
     assert here.service.redis_monitor.gaps == {}
     await here.hold(sale_id)
@@ -115,20 +116,22 @@ async def test_a_sale_that_began_is_not_made_anew(here: Bench, trace: str) -> No
     else:
         order = await here.hold(sale_id)
         claimed = await here.claim(order, "pk-1")
-        await here.service.ledger.write_intent(
-            order_id=order.order_id,
-            sale_id=sale_id,
-            fence=claimed.fence,
-            payment_key="pk-1",
-            amount=order.amount,
-            currency=order.currency,
-            idempotency_key="ik-1",
-            now_ms=1,
+        await here.service.sql.intents.add(
+            Intent(
+                order_id=order.order_id,
+                sale_id=sale_id,
+                fence=claimed.fence,
+                payment_key="pk-1",
+                amount=order.amount,
+                currency=order.currency,
+                idempotency_key="ik-1",
+                now_ms=1,
+            )
         )
     await here.lose(sale_id)
     with pytest.raises(SaleRecovering):
         await here.service.sales.put(sale_id, change, if_match=None, operator="op")
-    assert (await here.service.ledger.known_sales())[sale_id] == made[0].epoch
+    assert (await here.service.sql.sales.epochs())[sale_id] == made[0].epoch
 
 
 async def unfinished(here: Bench, *, seconds_ago: int = 60) -> tuple[str, SaleDefinition]:
@@ -147,7 +150,7 @@ async def unfinished(here: Bench, *, seconds_ago: int = 60) -> tuple[str, SaleDe
     )
     sale_id = f"s{secrets.token_hex(5)}"
     document = msgspec.json.encode(change).decode()
-    await here.service.ledger.register_sale(sale_id, document, now_ms - seconds_ago * 1000)
+    await here.service.sql.sales.register(sale_id, document, now_ms - seconds_ago * 1000)
     return sale_id, change
 
 

@@ -69,7 +69,7 @@ async def test_what_is_named_is_put_right_and_nothing_is_lost(here: Bench, what:
     assert report.left == ()
     assert await here.audited(sale_id) == ()
     await here.flush(sale_id)
-    head = (await here.service.ledger.heads())[sale_id]
+    head = (await here.service.sql.sales.heads())[sale_id]
     assert head.seq == seq + 1, "each event is kept, and one tells of the repair"
     found = await here.service.store.read(order.order_id)
     assert found is not None

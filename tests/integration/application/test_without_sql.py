@@ -103,7 +103,7 @@ async def test_a_process_that_starts_without_sql_sells_what_another_had_compared
                 await started.hold("unknown")
             # No money is asked for without its intent.
             with pytest.raises(OSError, match="PostgreSQL does not"):
-                await started.service.ledger.intents_of(order.order_id)
+                await started.service.sql.intents.list_by_order(order.order_id)
             await asyncio.to_thread(sql.start)
             await started.service.redis_monitor.look()
             with pytest.raises(SaleNotFound):
@@ -194,14 +194,14 @@ async def test_a_database_that_comes_back_is_migrated_then(
     async with process(tmp_path, redis, sql) as started:
         assert closed_for("sql") == 1
         with pytest.raises(OSError, match="PostgreSQL does not"):
-            await started.service.ledger.check()
+            await started.service.sql.database.check()
         await asyncio.to_thread(sql.start)
         # A caller that times out early must not end the migration.
         for _ in range(3):
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.001):
-                    await started.service.ledger.check()
-        await started.service.ledger.check()
+                    await started.service.sql.database.check()
+        await started.service.sql.database.check()
         await started.service.redis_monitor.look()
         sale_id = await started.sale()
         await started.hold(sale_id)

@@ -41,7 +41,7 @@ async def test_a_backlog_grows_in_length_and_age_while_sql_is_away(
         raise OperationalError("apply", {}, OSError("away"))
 
     with monkeypatch.context() as broken:
-        broken.setattr(shop.service.ledger, "apply", away)
+        broken.setattr(shop.service.sql.events, "apply", away)
         ages: list[float] = []
         for _ in range(2):
             with pytest.raises(OperationalError):

@@ -9,31 +9,32 @@ import pytest
 from sqlalchemy import select
 
 from reservation.adapters.sql import tables
-from reservation.adapters.sql.event_writer import EVENTS_MAX, ApplyKind
-from reservation.adapters.sql.history import SkuFold
-from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.event_writer import ApplyKind
+from reservation.adapters.sql.events import EVENTS_MAX
+from reservation.adapters.sql.sales import SkuFold
+from reservation.adapters.sql.store import SqlStore
 from reservation.domain.events import Event
 from tests.support.outbox import START_MS, Tape
 
 
 @pytest.fixture
-async def tape(ledger: Ledger) -> Tape:
+async def tape(sql: SqlStore) -> Tape:
     """A sale that SQL knows, with ten of `a` and five of `b`."""
-    await ledger.register_sale("s", "{}", 1)
+    await sql.sales.register("s", "{}", 1)
     tape = Tape()
     tape.put(a=10, b=5)
     return tape
 
 
-async def rows(ledger: Ledger, table: Any) -> list[Any]:
-    async with ledger._database.read() as connection:
+async def rows(sql: SqlStore, table: Any) -> list[Any]:
+    async with sql.database.read() as connection:
         found = await connection.execute(select(table).order_by(*table.primary_key.columns))
         return [tuple(row) for row in found]
 
 
-async def everything(ledger: Ledger) -> dict[str, list[Any]]:
+async def everything(sql: SqlStore) -> dict[str, list[Any]]:
     return {
-        table.name: await rows(ledger, table)
+        table.name: await rows(sql, table)
         for table in tables.metadata.sorted_tables
         if table.name not in ("probes", "sales")
     }
@@ -83,20 +84,20 @@ AT_THE_END = {
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
 async def test_any_cut_of_the_outbox_leaves_the_same_rows(
-    ledger: Ledger, tape: Tape, size: int
+    sql: SqlStore, tape: Tape, size: int
 ) -> None:
     a_whole_sale(tape)
     for page in pages(tape.events, size):
-        outcome = await ledger.apply("s", page)
+        outcome = await sql.events.apply("s", page)
         assert (outcome.kind, outcome.written) == (ApplyKind.APPLIED, len(page))
 
-    fold = await ledger.fold("s")
+    fold = await sql.sales.counters("s")
     assert fold is not None
     assert (fold.flushed_seq, fold.chain) == (len(tape.events), tape.events[-1].chain)
     assert fold.skus == AT_THE_END
-    assert await ledger.cursor("s") == (len(tape.events), tape.events[-1].chain)
-    assert await ledger.events("s", 0, 1000) == tape.events
-    statuses = {row.order_id: row.status for row in (await ledger.orders())[0]}
+    assert await sql.events.cursor("s") == (len(tape.events), tape.events[-1].chain)
+    assert await sql.events.list_after("s", 0, 1000) == tape.events
+    statuses = {row.order_id: row.status for row in (await sql.orders.page())[0]}
     assert statuses == {
         "sold": "CONFIRMED",
         "left": "RELEASED",
@@ -110,64 +111,64 @@ async def test_any_cut_of_the_outbox_leaves_the_same_rows(
     }
 
 
-async def test_movements_add_up_to_the_counters(ledger: Ledger, tape: Tape) -> None:
+async def test_movements_add_up_to_the_counters(sql: SqlStore, tape: Tape) -> None:
     a_whole_sale(tape)
-    await ledger.apply("s", tape.events)
+    await sql.events.apply("s", tape.events)
     sums: dict[str, list[int]] = {}
-    for _, _, sku, available, held, sold, total in await rows(ledger, tables.stock_movements):
+    for _, _, sku, available, held, sold, total in await rows(sql, tables.stock_movements):
         counters = sums.setdefault(sku, [0, 0, 0, 0])
         for position, delta in enumerate((total, available, held, sold)):
             counters[position] += delta
     assert sums == {
         sku: [fold.total, fold.available, fold.held, fold.sold] for sku, fold in AT_THE_END.items()
     }
-    items = await rows(ledger, tables.items)
+    items = await rows(sql, tables.items)
     assert {row[1]: list(row[5:9]) for row in items} == sums
 
 
-async def test_a_replay_from_the_start_changes_nothing(ledger: Ledger, tape: Tape) -> None:
+async def test_a_replay_from_the_start_changes_nothing(sql: SqlStore, tape: Tape) -> None:
     a_whole_sale(tape)
-    await ledger.apply("s", tape.events)
-    before = await everything(ledger)
+    await sql.events.apply("s", tape.events)
+    before = await everything(sql)
     for size in (1, 10, 1000):
         for page in pages(tape.events, size):
-            outcome = await ledger.apply("s", page)
+            outcome = await sql.events.apply("s", page)
             assert (outcome.kind, outcome.written) == (ApplyKind.APPLIED, 0)
-    assert await everything(ledger) == before
+    assert await everything(sql) == before
 
 
 async def test_a_batch_that_overlaps_what_is_written_adds_the_rest(
-    ledger: Ledger, tape: Tape
+    sql: SqlStore, tape: Tape
 ) -> None:
     a_whole_sale(tape)
-    await ledger.apply("s", tape.events[:10])
-    outcome = await ledger.apply("s", tape.events[5:20])
+    await sql.events.apply("s", tape.events[:10])
+    outcome = await sql.events.apply("s", tape.events[5:20])
     assert (outcome.kind, outcome.written, outcome.flushed_seq) == (ApplyKind.APPLIED, 10, 20)
 
 
-async def test_a_gap_names_what_is_missing_and_writes_nothing(ledger: Ledger, tape: Tape) -> None:
+async def test_a_gap_names_what_is_missing_and_writes_nothing(sql: SqlStore, tape: Tape) -> None:
     a_whole_sale(tape)
-    await ledger.apply("s", tape.events[:3])
-    before = await everything(ledger)
-    ahead = await ledger.apply("s", tape.events[4:])
-    inside = await ledger.apply("s", [*tape.events[3:6], *tape.events[7:]])
+    await sql.events.apply("s", tape.events[:3])
+    before = await everything(sql)
+    ahead = await sql.events.apply("s", tape.events[4:])
+    inside = await sql.events.apply("s", [*tape.events[3:6], *tape.events[7:]])
     assert (ahead.kind, ahead.seq, ahead.flushed_seq) == (ApplyKind.GAP, 4, 3)
     assert (inside.kind, inside.seq, inside.flushed_seq) == (ApplyKind.GAP, 7, 3)
-    assert await everything(ledger) == before
+    assert await everything(sql) == before
 
 
 async def test_another_event_under_a_written_number_is_a_conflict(
-    ledger: Ledger, tape: Tape
+    sql: SqlStore, tape: Tape
 ) -> None:
     tape.prepare("o", a=1)
-    await ledger.apply("s", tape.events)
+    await sql.events.apply("s", tape.events)
     other = Tape(seq=1, chain=tape.events[0].chain)
     other.prepare("p", a=1)
     other.prepare("q", a=1)
-    before = await everything(ledger)
-    outcome = await ledger.apply("s", other.events)
+    before = await everything(sql)
+    outcome = await sql.events.apply("s", other.events)
     assert (outcome.kind, outcome.seq, outcome.written) == (ApplyKind.CONFLICT, 2, 0)
-    assert await everything(ledger) == before
+    assert await everything(sql) == before
 
 
 @pytest.mark.parametrize(
@@ -180,14 +181,14 @@ async def test_another_event_under_a_written_number_is_a_conflict(
     ],
 )
 async def test_a_broken_chain_names_its_event_and_keeps_what_came_before(
-    ledger: Ledger, tape: Tape, change: dict[str, Any]
+    sql: SqlStore, tape: Tape, change: dict[str, Any]
 ) -> None:
     a_whole_sale(tape)
     forged = msgspec.structs.replace(tape.events[5], **change)
-    outcome = await ledger.apply("s", [*tape.events[:5], forged, *tape.events[6:]])
+    outcome = await sql.events.apply("s", [*tape.events[:5], forged, *tape.events[6:]])
     assert (outcome.kind, outcome.seq) == (ApplyKind.BROKEN_CHAIN, 6)
     assert (outcome.written, outcome.flushed_seq) == (5, 5)
-    assert await ledger.cursor("s") == (5, tape.events[4].chain)
+    assert await sql.events.cursor("s") == (5, tape.events[4].chain)
 
 
 def unreadable(tape: Tape) -> None:
@@ -284,33 +285,33 @@ POISONS = [
 
 @pytest.mark.parametrize("poison", POISONS, ids=lambda poison: poison.__name__)
 async def test_an_event_that_cannot_be_true_stops_what_follows_and_keeps_what_came_before(
-    ledger: Ledger, tape: Tape, poison: Any
+    sql: SqlStore, tape: Tape, poison: Any
 ) -> None:
     tape.prepare("o", a=1)
     poison(tape)
     tape.prepare("after", a=1)
-    outcome = await ledger.apply("s", tape.events)
+    outcome = await sql.events.apply("s", tape.events)
     assert (outcome.kind, outcome.seq, outcome.written) == (ApplyKind.POISON, 3, 2)
     assert outcome.reason
-    assert await ledger.cursor("s") == (2, tape.events[1].chain)
+    assert await sql.events.cursor("s") == (2, tape.events[1].chain)
 
-    alone = await ledger.apply("s", tape.events[2:])
+    alone = await sql.events.apply("s", tape.events[2:])
     assert (alone.kind, alone.seq, alone.written) == (ApplyKind.POISON, 3, 0)
-    fold = await ledger.fold("s")
+    fold = await sql.sales.counters("s")
     assert fold is not None
     assert fold.skus["a"] == SkuFold(total=10, available=9, held=1, confirming=0, sold=0)
 
 
 async def test_what_only_a_constraint_refuses_is_found_by_halving(
-    ledger: Ledger, tape: Tape
+    sql: SqlStore, tape: Tape
 ) -> None:
     """An order with the same id in another sale passes the fold of this one."""
-    await ledger.register_sale("t", "{}", 1)
+    await sql.sales.register("t", "{}", 1)
     other = Tape("t")
     other.put(a=10)
     other.prepare("o", a=1)
-    await ledger.apply("t", other.events)
-    async with ledger._database.write() as connection:
+    await sql.events.apply("t", other.events)
+    async with sql.database.write() as connection:
         await connection.execute(tables.order_lines.delete())
         await connection.execute(tables.orders.delete())
 
@@ -318,96 +319,94 @@ async def test_what_only_a_constraint_refuses_is_found_by_halving(
         tape.prepare(f"before-{number}", to="PREPARED", a=1)
     tape.prepare("o", a=1)
     tape.prepare("after", a=1)
-    outcome = await ledger.apply("s", tape.events)
+    outcome = await sql.events.apply("s", tape.events)
     assert (outcome.kind, outcome.seq, outcome.written) == (ApplyKind.POISON, 22, 21)
-    assert (await ledger.cursor("s"))[0] == 21
+    assert (await sql.events.cursor("s"))[0] == 21
 
 
-async def test_an_order_of_another_sale_is_nobody_here(ledger: Ledger, tape: Tape) -> None:
-    await ledger.register_sale("t", "{}", 1)
+async def test_an_order_of_another_sale_is_nobody_here(sql: SqlStore, tape: Tape) -> None:
+    await sql.sales.register("t", "{}", 1)
     other = Tape("t")
     other.put(a=10)
     other.prepare("o", a=1)
-    await ledger.apply("t", other.events)
+    await sql.events.apply("t", other.events)
     tape.move("expired", "o", "HELD", "EXPIRED")
-    outcome = await ledger.apply("s", tape.events)
+    outcome = await sql.events.apply("s", tape.events)
     assert (outcome.kind, outcome.seq) == (ApplyKind.POISON, 2)
 
 
-async def test_a_sale_that_sql_does_not_know_is_not_made_up(ledger: Ledger) -> None:
+async def test_a_sale_that_sql_does_not_know_is_not_made_up(sql: SqlStore) -> None:
     tape = Tape("unknown")
     tape.put(a=1)
-    outcome = await ledger.apply("unknown", tape.events)
+    outcome = await sql.events.apply("unknown", tape.events)
     assert (outcome.kind, outcome.written) == (ApplyKind.UNKNOWN_SALE, 0)
 
 
-async def test_two_flushers_with_the_same_events_write_each_once(
-    ledger: Ledger, tape: Tape
-) -> None:
+async def test_two_flushers_with_the_same_events_write_each_once(sql: SqlStore, tape: Tape) -> None:
     a_whole_sale(tape)
-    outcomes = await asyncio.gather(*(ledger.apply("s", tape.events) for _ in range(4)))
+    outcomes = await asyncio.gather(*(sql.events.apply("s", tape.events) for _ in range(4)))
     assert {outcome.kind for outcome in outcomes} == {ApplyKind.APPLIED}
     assert sum(outcome.written for outcome in outcomes) == len(tape.events)
-    assert len(await rows(ledger, tables.events)) == len(tape.events)
+    assert len(await rows(sql, tables.events)) == len(tape.events)
 
 
-async def test_sales_are_written_side_by_side(ledger: Ledger) -> None:
+async def test_sales_are_written_side_by_side(sql: SqlStore) -> None:
     tapes = [Tape(f"sale-{number}") for number in range(4)]
     for tape in tapes:
-        await ledger.register_sale(tape.sale_id, "{}", 1)
+        await sql.sales.register(tape.sale_id, "{}", 1)
         tape.put(a=10, b=5)
         for number in range(5):
             tape.sell(f"{tape.sale_id}-{number}", a=1)
-    outcomes = await asyncio.gather(*(ledger.apply(tape.sale_id, tape.events) for tape in tapes))
+    outcomes = await asyncio.gather(
+        *(sql.events.apply(tape.sale_id, tape.events) for tape in tapes)
+    )
     assert [outcome.written for outcome in outcomes] == [16] * 4
 
 
 async def test_an_item_that_leaves_the_sale_and_comes_back_is_counted_right(
-    ledger: Ledger, tape: Tape
+    sql: SqlStore, tape: Tape
 ) -> None:
     tape.put(version=2, a=10)
     tape.put(version=3, a=12, b=3)
     tape.prepare("o", b=3)
-    await ledger.apply("s", tape.events[:2])
-    fold = await ledger.fold("s")
+    await sql.events.apply("s", tape.events[:2])
+    fold = await sql.sales.counters("s")
     assert fold is not None
     assert fold.skus["b"] == SkuFold(total=0, available=0, held=0, confirming=0, sold=0)
-    assert [row[-1] for row in await rows(ledger, tables.items)] == [True, False]
-    await ledger.apply("s", tape.events[2:])
-    fold = await ledger.fold("s")
+    assert [row[-1] for row in await rows(sql, tables.items)] == [True, False]
+    await sql.events.apply("s", tape.events[2:])
+    fold = await sql.sales.counters("s")
     assert fold is not None
     assert fold.skus["b"] == SkuFold(total=3, available=0, held=3, confirming=0, sold=0)
 
 
-async def test_the_sale_shows_what_its_events_say(ledger: Ledger, tape: Tape) -> None:
+async def test_the_sale_shows_what_its_events_say(sql: SqlStore, tape: Tape) -> None:
     tape.write("sale_switched", data={"status": "closed", "operator": "op", "reason": "r"})
     tape.put(version=2, a=11, b=5)
-    await ledger.apply("s", tape.events)
-    sale = await ledger.sale("s")
+    await sql.events.apply("s", tape.events)
+    sale = await sql.sales.get("s")
     assert sale is not None
     assert (sale.version, sale.switched) == (2, "closed")
     assert sale.settings == tape.events[-1].data
 
 
-async def test_a_name_that_sql_cannot_spell_is_kept_in_the_event(
-    ledger: Ledger, tape: Tape
-) -> None:
+async def test_a_name_that_sql_cannot_spell_is_kept_in_the_event(sql: SqlStore, tape: Tape) -> None:
     template = Tape().prepare("o", a=1).data
     data = template.replace("A and more", "A\\u0000B 재고 ☂")
     tape.write("prepared", "o", data)
-    assert (await ledger.apply("s", tape.events)).kind is ApplyKind.APPLIED
-    order = await ledger.order("o")
+    assert (await sql.events.apply("s", tape.events)).kind is ApplyKind.APPLIED
+    order = await sql.orders.get("o")
     assert order is not None
     assert order.order_name == "AB 재고 ☂"
-    assert (await ledger.events("s", 1, 1))[0].data == data
+    assert (await sql.events.list_after("s", 1, 1))[0].data == data
 
 
-async def test_nothing_to_write_is_no_trouble(ledger: Ledger) -> None:
-    await ledger.register_sale("s", "{}", 1)
-    outcome = await ledger.apply("s", [])
+async def test_nothing_to_write_is_no_trouble(sql: SqlStore) -> None:
+    await sql.sales.register("s", "{}", 1)
+    outcome = await sql.events.apply("s", [])
     assert (outcome.kind, outcome.flushed_seq, outcome.written) == (ApplyKind.APPLIED, 0, 0)
 
 
-async def test_a_batch_without_bound_is_refused(ledger: Ledger, tape: Tape) -> None:
+async def test_a_batch_without_bound_is_refused(sql: SqlStore, tape: Tape) -> None:
     with pytest.raises(ValueError):
-        await ledger.apply("s", tape.events * (EVENTS_MAX + 1))
+        await sql.events.apply("s", tape.events * (EVENTS_MAX + 1))

@@ -3,13 +3,15 @@
 import asyncio
 import random
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
 from reservation.adapters.sql.event_writer import ApplyOutcome
-from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.events import EventRepository
+from reservation.adapters.sql.store import SqlStore
 from reservation.domain.events import Event
 from reservation.workers import flusher as flusher_module
 from reservation.workers.flusher import STOPPED_SECONDS, FlushCounts, Flusher
@@ -24,19 +26,19 @@ class Died(Exception):
 
 
 class Bench:
-    """A flusher, its outbox, its ledger, and its alarms."""
+    """A flusher, its outbox, its store, and its alarms."""
 
-    def __init__(self, ledger: Ledger, outbox: MemoryOutbox) -> None:
-        self.ledger = ledger
+    def __init__(self, sql: SqlStore, outbox: MemoryOutbox) -> None:
+        self.sql = sql
         self.outbox = outbox
         self.now = 100.0
         self.alarms: list[tuple[str, dict[str, Any]]] = []
         self.flushed: list[int] = []
 
-    def flusher(self, outbox: Any = None, ledger: Any = None) -> Flusher:
+    def flusher(self, outbox: Any = None, sql: Any = None) -> Flusher:
         return Flusher(
             outbox or self.outbox,
-            ledger or self.ledger,
+            sql or self.sql,
             on_alarm=lambda name, **facts: self.alarms.append((name, facts)),
             on_flushed=self.flushed.append,
             monotonic=lambda: self.now,
@@ -65,18 +67,18 @@ def tape() -> Tape:
 
 
 @pytest.fixture
-async def bench(ledger: Ledger, tape: Tape, monkeypatch: pytest.MonkeyPatch) -> Bench:
+async def bench(sql: SqlStore, tape: Tape, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setattr(flusher_module, "BATCH", 10)
-    await ledger.register_sale("s", "{}", 1)
-    return Bench(ledger, MemoryOutbox(tape))
+    await sql.sales.register("s", "{}", 1)
+    return Bench(sql, MemoryOutbox(tape))
 
 
 async def assert_whole(bench: Bench, tape: Tape) -> None:
     sale_id = tape.sale_id
-    assert await bench.ledger.cursor(sale_id) == (len(tape.events), tape.events[-1].chain)
-    assert await bench.ledger.events(sale_id, 0, 10_000) == tape.events
+    assert await bench.sql.events.cursor(sale_id) == (len(tape.events), tape.events[-1].chain)
+    assert await bench.sql.events.list_after(sale_id, 0, 10_000) == tape.events
     assert bench.outbox.pending(sale_id) == []
-    fold = await bench.ledger.fold(sale_id)
+    fold = await bench.sql.sales.counters(sale_id)
     assert fold is not None
     sold = fold.skus["a"].sold
     assert (sold, fold.skus["a"].available) == ((len(tape.events) - 1) // 3, 1000 - sold)
@@ -123,20 +125,20 @@ class FrailOutbox:
         return frail
 
 
-class FrailLedger:
+class FrailEvents:
     """Likewise for SQL."""
 
-    def __init__(self, ledger: Ledger, chance: random.Random) -> None:
-        self._ledger = ledger
+    def __init__(self, events: EventRepository, chance: random.Random) -> None:
+        self._events = events
         self._chance = chance
 
     async def cursor(self, sale_id: str) -> tuple[int, str]:
-        return await self._ledger.cursor(sale_id)
+        return await self._events.cursor(sale_id)
 
     async def apply(self, sale_id: str, events: Sequence[Event]) -> ApplyOutcome:
         if self._chance.random() < 0.15:
             raise Died
-        outcome = await self._ledger.apply(sale_id, events)
+        outcome = await self._events.apply(sale_id, events)
         if self._chance.random() < 0.15:
             raise Died
         return outcome
@@ -150,8 +152,10 @@ async def test_a_flusher_that_dies_anywhere_leaves_each_event_in_effect_once(
 ) -> None:
     chance = random.Random(seed)
 
+    frail_sql = SimpleNamespace(events=FrailEvents(bench.sql.events, chance))
+
     def frail() -> Flusher:
-        return bench.flusher(FrailOutbox(bench.outbox, chance), FrailLedger(bench.ledger, chance))
+        return bench.flusher(FrailOutbox(bench.outbox, chance), frail_sql)
 
     flusher, deaths = frail(), 0
     for _ in range(ROUNDS_MAX):
@@ -236,7 +240,7 @@ async def test_lost_entries_stop_the_sale_with_an_alarm(bench: Bench, tape: Tape
         bench.now += 1
         await flusher.run_once("s")
     assert (await flusher.run_once("s")).stopped
-    assert await bench.ledger.cursor("s") == (20, tape.events[19].chain)
+    assert await bench.sql.events.cursor("s") == (20, tape.events[19].chain)
     [(name, facts)] = bench.alarms
     assert (name, facts["sale_id"], facts["seq"]) == ("flush_gap", "s", 21)
 
@@ -249,7 +253,7 @@ def forged(tape: Tape, at: int, **changes: Any) -> list[Event]:
 
 async def test_an_edited_entry_stops_its_sale_and_no_other(bench: Bench, tape: Tape) -> None:
     other = a_busy_sale("t")
-    await bench.ledger.register_sale("t", "{}", 1)
+    await bench.sql.sales.register("t", "{}", 1)
     bench.outbox = MemoryOutbox(other)
     bench.outbox.add(forged(tape, 33, data="{}"))
     flusher = bench.flusher()
@@ -257,7 +261,7 @@ async def test_an_edited_entry_stops_its_sale_and_no_other(bench: Bench, tape: T
         await flusher.run_once("s")
     await bench.drain(flusher, "t")
     await assert_whole(bench, other)
-    assert await bench.ledger.cursor("s") == (33, tape.events[32].chain)
+    assert await bench.sql.events.cursor("s") == (33, tape.events[32].chain)
     [(name, facts)] = bench.alarms
     assert (name, facts["sale_id"], facts["seq"]) == ("flush_broken_chain", "s", 34)
     assert bench.outbox.pending("s")[0] == 34
@@ -271,7 +275,7 @@ async def test_an_event_that_cannot_be_true_stops_its_sale(bench: Bench) -> None
     flusher = bench.flusher()
     for _ in range(5):
         await flusher.run_once("s")
-    assert (await bench.ledger.cursor("s"))[0] == 13
+    assert (await bench.sql.events.cursor("s"))[0] == 13
     assert [(name, facts["seq"]) for name, facts in bench.alarms] == [("flush_poison", 14)]
     assert bench.outbox.pending("s") == [14, 15, 16, 17]
 
@@ -287,7 +291,7 @@ async def test_a_redis_that_went_back_in_time_is_a_conflict_and_loses_nothing_of
     flusher = bench.flusher()
     await flusher.run_once("s")
     assert (await flusher.run_once("s")).stopped
-    assert await bench.ledger.cursor("s") == (len(tape.events), tape.events[-1].chain)
+    assert await bench.sql.events.cursor("s") == (len(tape.events), tape.events[-1].chain)
     assert [(name, facts["seq"]) for name, facts in bench.alarms] == [("flush_conflict", 92)]
     # The evidence stays in Redis.
     assert bench.outbox.pending("s") == [92, 93, 94]
@@ -327,7 +331,7 @@ async def test_trimming_is_rare_and_never_past_what_is_committed(
     flusher = bench.flusher()
     for _ in range(19):
         await flusher.run_once("s")
-        committed = (await bench.ledger.cursor("s"))[0]
+        committed = (await bench.sql.events.cursor("s"))[0]
         assert all(below <= committed for _, below in bench.outbox.calls)
     assert [below for _, below in bench.outbox.calls] == [10, 60, 110, 160]
     bench.now += 1

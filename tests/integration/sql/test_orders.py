@@ -4,37 +4,39 @@ import json
 
 import pytest
 
-from reservation.adapters.sql.ledger import Ledger
 from reservation.adapters.sql.orders import LineRow
+from reservation.adapters.sql.payment_intents import Intent
+from reservation.adapters.sql.payments import AnswerRow
 from reservation.adapters.sql.refunds import RefundRecord, RefundWish
+from reservation.adapters.sql.store import SqlStore
 from reservation.domain.events import Event
 from reservation.domain.states import Status
 from tests.support.outbox import START_MS, Tape
 
 
-async def flushed(ledger: Ledger, tape: Tape) -> list[Event]:
-    await ledger.register_sale(tape.sale_id, "{}", 1)
-    await ledger.apply(tape.sale_id, tape.events)
+async def flushed(sql: SqlStore, tape: Tape) -> list[Event]:
+    await sql.sales.register(tape.sale_id, "{}", 1)
+    await sql.events.apply(tape.sale_id, tape.events)
     return tape.events
 
 
-async def all_pages(ledger: Ledger, limit: int, **filters: str) -> list[list[str]]:
+async def all_pages(sql: SqlStore, limit: int, **filters: str) -> list[list[str]]:
     pages: list[list[str]] = []
     cursor: str | None = None
     while True:
-        rows, cursor = await ledger.orders(cursor=cursor, limit=limit, **filters)
+        rows, cursor = await sql.orders.page(cursor=cursor, limit=limit, **filters)
         pages.append([row.order_id for row in rows])
         if cursor is None:
             return pages
 
 
-async def test_an_order_shows_all_that_its_events_said(ledger: Ledger) -> None:
+async def test_an_order_shows_all_that_its_events_said(sql: SqlStore) -> None:
     tape = Tape()
     tape.put(a=10, b=10)
     tape.prepare("o", buyer="ann", b=2, a=1)
     tape.claim("o", fence=3)
-    await flushed(ledger, tape)
-    order = await ledger.order("o")
+    await flushed(sql, tape)
+    order = await sql.orders.get("o")
     assert order is not None
     assert order.lines == (
         LineRow(sku="b", quantity=2, price=100),
@@ -47,95 +49,105 @@ async def test_an_order_shows_all_that_its_events_said(ledger: Ledger) -> None:
     assert order.expires_at_ms == START_MS + 60_000
     assert (order.claimed_at_ms, order.lease_until_ms) == (START_MS + 3, START_MS + 75_000)
     assert (order.digest, order.due_at_ms) == ("d" * 32, None)
-    assert await ledger.order("unknown") is None
+    assert await sql.orders.get("unknown") is None
 
 
-async def test_pages_show_each_order_once_newest_first(ledger: Ledger) -> None:
+async def test_pages_show_each_order_once_newest_first(sql: SqlStore) -> None:
     tape = Tape()
     tape.put(a=100)
     for number in range(25):
         tape.prepare(f"o-{number:02}", a=1)
-    await flushed(ledger, tape)
+    await flushed(sql, tape)
     expected = [f"o-{number:02}" for number in reversed(range(25))]
     for limit in (1, 7, 25, 100, 1000):
-        pages = await all_pages(ledger, limit)
+        pages = await all_pages(sql, limit)
         assert [order_id for page in pages for order_id in page] == expected
         assert all(len(page) == min(limit, 25) for page in pages[:-1])
 
 
-async def test_orders_of_one_millisecond_are_not_lost_between_pages(ledger: Ledger) -> None:
+async def test_orders_of_one_millisecond_are_not_lost_between_pages(sql: SqlStore) -> None:
     tapes = [Tape(f"sale-{number}") for number in range(7)]
     for number, tape in enumerate(tapes):
         tape.put(a=1)
         tape.prepare(f"{'AbZ_-09'[number]}-order", a=1)
-        await flushed(ledger, tape)
-    pages = await all_pages(ledger, 2)
+        await flushed(sql, tape)
+    pages = await all_pages(sql, 2)
     ids = [order_id for page in pages for order_id in page]
     assert ids == sorted(ids, reverse=True)
     assert len(ids) == 7
 
 
-async def test_orders_are_found_by_sale_status_and_buyer(ledger: Ledger) -> None:
+async def test_orders_are_found_by_sale_status_and_buyer(sql: SqlStore) -> None:
     tape = Tape()
     tape.put(a=100)
     for number in range(6):
         tape.prepare(f"o-{number}", buyer=f"buyer-{number % 2}", a=1)
     tape.move("released", "o-0", "HELD", "RELEASED", cause="c")
-    await flushed(ledger, tape)
+    await flushed(sql, tape)
     other = Tape("other")
     other.put(a=1)
     other.prepare("p", buyer="buyer-0", a=1)
-    await flushed(ledger, other)
-    assert await all_pages(ledger, 10, sale_id="other") == [["p"]]
-    assert await all_pages(ledger, 10, status="RELEASED") == [["o-0"]]
-    assert await all_pages(ledger, 2, sale_id="s", buyer_id="buyer-0") == [["o-4", "o-2"], ["o-0"]]
-    assert await all_pages(ledger, 10, sale_id="s", status="HELD", buyer_id="nobody") == [[]]
+    await flushed(sql, other)
+    assert await all_pages(sql, 10, sale_id="other") == [["p"]]
+    assert await all_pages(sql, 10, status="RELEASED") == [["o-0"]]
+    assert await all_pages(sql, 2, sale_id="s", buyer_id="buyer-0") == [["o-4", "o-2"], ["o-0"]]
+    assert await all_pages(sql, 10, sale_id="s", status="HELD", buyer_id="nobody") == [[]]
 
 
 @pytest.mark.parametrize("cursor", ["x", "e30=", "WyIxIiwxXQ==", "é", "WzEsICJvIl0", "="])
-async def test_a_cursor_that_is_none_of_ours_is_refused(ledger: Ledger, cursor: str) -> None:
+async def test_a_cursor_that_is_none_of_ours_is_refused(sql: SqlStore, cursor: str) -> None:
     with pytest.raises(ValueError):
-        await ledger.orders(cursor=cursor)
+        await sql.orders.page(cursor=cursor)
 
 
-async def test_the_history_tells_everything_in_time_order(ledger: Ledger) -> None:
+WISH = RefundWish(
+    order_id="o",
+    idempotency_key="r",
+    reason="broken",
+    restock=True,
+    operator="op",
+    account_json='{"accountNumber":"110"}',
+    digest="d",
+)
+
+
+async def test_the_history_tells_everything_in_time_order(sql: SqlStore) -> None:
     tape = Tape()
     tape.put(a=10)
     tape.prepare("o", a=1)
     tape.claim("o")
-    await ledger.register_sale("s", "{}", 1)
-    await ledger.write_intent(
-        order_id="o",
-        sale_id="s",
-        fence=1,
-        payment_key="key-o-1",
-        amount=100,
-        currency="KRW",
-        idempotency_key="i",
-        now_ms=START_MS + 3,
+    await sql.sales.register("s", "{}", 1)
+    await sql.intents.add(
+        Intent(
+            order_id="o",
+            sale_id="s",
+            fence=1,
+            payment_key="key-o-1",
+            amount=100,
+            currency="KRW",
+            idempotency_key="i",
+            now_ms=START_MS + 3,
+        )
     )
-    await ledger.void_intent(order_id="o", sale_id="s", fence=2, now_ms=START_MS + 3)
+    await sql.intents.void(order_id="o", sale_id="s", fence=2, now_ms=START_MS + 3)
     for answer in ('{"type":"Unknown"}', '{"type":"Answered","cut'):
-        await ledger.record_answer(
-            order_id="o", payment_key="key-o-1", kind="confirm", answer=answer, now_ms=START_MS + 3
+        await sql.payments.add_answer(
+            AnswerRow(
+                order_id="o",
+                payment_key="key-o-1",
+                kind="confirm",
+                answer=answer,
+                created_at_ms=START_MS + 3,
+            )
         )
     tape.confirm("o")
     tape.sell("another", a=1)
-    await ledger.apply("s", tape.events)
-    wish = RefundWish(
-        order_id="o",
-        idempotency_key="r",
-        reason="broken",
-        restock=True,
-        operator="op",
-        account_json='{"accountNumber":"110"}',
-        digest="d",
-    )
-    refund = await ledger.begin_refund(wish, now_ms=START_MS + 5)
+    await sql.events.apply("s", tape.events)
+    refund = await sql.refunds.begin(WISH, now_ms=START_MS + 5)
     assert isinstance(refund, RefundRecord)
-    await ledger.finish_refund(refund, status="done", code=None, now_ms=START_MS + 6)
+    await sql.refunds.finish(refund, status="done", code=None, now_ms=START_MS + 6)
 
-    history = await ledger.history("o")
+    history = await sql.orders.history("o")
     assert [(row.kind, row.what) for row in history] == [
         ("event", "prepared"),
         ("event", "claimed"),
@@ -152,20 +164,20 @@ async def test_the_history_tells_everything_in_time_order(ledger: Ledger) -> Non
     assert facts[4]["answer"] == {"type": "Unknown"}
     assert facts[5]["answer"] == '{"type":"Answered","cut'
     assert facts[7] == {"operator": "op", "reason": "broken", "restock": True, "account": True}
-    assert await ledger.history("unknown") == []
-    assert await ledger.history("") == []
+    assert await sql.orders.history("unknown") == []
+    assert await sql.orders.history("") == []
 
 
-async def test_the_audit_gets_nothing_of_a_sale_that_sql_does_not_know(ledger: Ledger) -> None:
-    assert await ledger.fold("s") is None
-    assert await ledger.cursor("s") == (0, "")
-    await ledger.register_sale("s", "{}", 1)
-    fold = await ledger.fold("s")
+async def test_the_audit_gets_nothing_of_a_sale_that_sql_does_not_know(sql: SqlStore) -> None:
+    assert await sql.sales.counters("s") is None
+    assert await sql.events.cursor("s") == (0, "")
+    await sql.sales.register("s", "{}", 1)
+    fold = await sql.sales.counters("s")
     assert fold is not None
     assert (fold.flushed_seq, fold.chain, fold.skus) == (0, "", {})
 
 
-async def test_a_rebuild_gets_the_live_orders_and_what_each_buyer_has(ledger: Ledger) -> None:
+async def test_a_rebuild_gets_the_live_orders_and_what_each_buyer_has(sql: SqlStore) -> None:
     tape = Tape()
     tape.put(a=100, b=100)
     tape.prepare("held", buyer="ann", a=2, b=1)
@@ -175,28 +187,28 @@ async def test_a_rebuild_gets_the_live_orders_and_what_each_buyer_has(ledger: Le
     tape.move("expired", "ended", "HELD", "EXPIRED", cause="deadline")
     tape.prepare("confirming", buyer="bob", b=1)
     tape.claim("confirming")
-    await flushed(ledger, tape)
+    await flushed(sql, tape)
 
-    live = await ledger.live_orders("s")
+    live = await sql.orders.scan("s")
     assert [row.order_id for row in live] == ["confirming", "held", "unheld"]
-    first = await ledger.live_orders("s", limit=2)
-    rest = await ledger.live_orders("s", after=first[-1].order_id, limit=2)
+    first = await sql.orders.scan("s", limit=2)
+    rest = await sql.orders.scan("s", after=first[-1].order_id, limit=2)
     assert [*first, *rest] == live
-    sold = await ledger.live_orders("s", statuses={Status.CONFIRMED, Status.EXPIRED})
+    sold = await sql.orders.scan("s", statuses={Status.CONFIRMED, Status.EXPIRED})
     assert [row.order_id for row in sold] == ["ended", "sold"]
     counts = {"ann": {"a": 3, "b": 1, ":paid": 1}, "bob": {"b": 1}}
-    assert await ledger.buyer_counts("s", ["ann", "bob", "none"]) == counts
-    assert await ledger.buyer_counts("s", ["bob"]) == {"bob": {"b": 1}}
-    assert await ledger.buyer_counts("unknown", ["ann"]) == {}
-    assert await ledger.live_orders("unknown") == []
+    assert await sql.orders.count_by_buyer("s", ["ann", "bob", "none"]) == counts
+    assert await sql.orders.count_by_buyer("s", ["bob"]) == {"bob": {"b": 1}}
+    assert await sql.orders.count_by_buyer("unknown", ["ann"]) == {}
+    assert await sql.orders.scan("unknown") == []
 
 
-async def test_events_come_in_order_from_where_one_asks(ledger: Ledger) -> None:
+async def test_events_come_in_order_from_where_one_asks(sql: SqlStore) -> None:
     tape = Tape()
     tape.put(a=100)
     for number in range(9):
         tape.prepare(f"o-{number}", a=1)
-    await flushed(ledger, tape)
-    assert await ledger.events("s", 0, 4) == tape.events[:4]
-    assert await ledger.events("s", 4, 100) == tape.events[4:]
-    assert await ledger.events("s", 10, 100) == []
+    await flushed(sql, tape)
+    assert await sql.events.list_after("s", 0, 4) == tape.events[:4]
+    assert await sql.events.list_after("s", 4, 100) == tape.events[4:]
+    assert await sql.events.list_after("s", 10, 100) == []

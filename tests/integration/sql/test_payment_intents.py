@@ -16,13 +16,13 @@ from reservation.adapters.sql import engine as database_module
 from reservation.adapters.sql import group_commit as group
 from reservation.adapters.sql import postgresql
 from reservation.adapters.sql.group_commit import BATCH_MAX
-from reservation.adapters.sql.ledger import Ledger
-from reservation.adapters.sql.payment_intents import IntentOutcome, VoidOutcome
+from reservation.adapters.sql.payment_intents import Intent, IntentOutcome, VoidOutcome
+from reservation.adapters.sql.store import SqlStore
 from reservation.domain.errors import BrokenInvariant
 
 
-def intent(order_id: str = "o", fence: int = 1, **changes: Any) -> dict[str, Any]:
-    return {
+def intent(order_id: str = "o", fence: int = 1, **changes: Any) -> Intent:
+    values: dict[str, Any] = {
         "order_id": order_id,
         "sale_id": "s",
         "fence": fence,
@@ -33,50 +33,51 @@ def intent(order_id: str = "o", fence: int = 1, **changes: Any) -> dict[str, Any
         "now_ms": 7,
         **changes,
     }
+    return Intent(**values)
 
 
 def void(order_id: str = "o", fence: int = 1) -> dict[str, Any]:
     return {"order_id": order_id, "sale_id": "s", "fence": fence, "now_ms": 8}
 
 
-async def test_an_intent_is_written_once_and_a_repeat_says_so(ledger: Ledger) -> None:
-    assert await ledger.write_intent(**intent()) is IntentOutcome.WRITTEN
-    assert await ledger.write_intent(**intent()) is IntentOutcome.ALREADY_WRITTEN
-    [row] = await ledger.intents_of("o")
+async def test_an_intent_is_written_once_and_a_repeat_says_so(sql: SqlStore) -> None:
+    assert await sql.intents.add(intent()) is IntentOutcome.WRITTEN
+    assert await sql.intents.add(intent()) is IntentOutcome.ALREADY_WRITTEN
+    [row] = await sql.intents.list_by_order("o")
     assert (row.kind, row.fence, row.payment_key, row.amount) == ("intent", 1, "key-o", 100)
-    assert await ledger.attempt_owner("key-o") == "o"
+    assert await sql.intents.owner("key-o") == "o"
 
 
-async def test_a_later_fence_has_an_intent_of_its_own(ledger: Ledger) -> None:
-    await ledger.write_intent(**intent(fence=1))
-    assert await ledger.write_intent(**intent(fence=2)) is IntentOutcome.WRITTEN
-    assert [row.fence for row in await ledger.intents_of("o")] == [1, 2]
+async def test_a_later_fence_has_an_intent_of_its_own(sql: SqlStore) -> None:
+    await sql.intents.add(intent(fence=1))
+    assert await sql.intents.add(intent(fence=2)) is IntentOutcome.WRITTEN
+    assert [row.fence for row in await sql.intents.list_by_order("o")] == [1, 2]
 
 
-async def test_a_payment_key_of_another_order_is_refused(ledger: Ledger) -> None:
-    await ledger.write_intent(**intent("o"))
-    outcome = await ledger.write_intent(**intent("thief", payment_key="key-o"))
+async def test_a_payment_key_of_another_order_is_refused(sql: SqlStore) -> None:
+    await sql.intents.add(intent("o"))
+    outcome = await sql.intents.add(intent("thief", payment_key="key-o"))
     assert outcome is IntentOutcome.KEY_OF_ANOTHER_ORDER
-    assert await ledger.intents_of("thief") == []
-    assert await ledger.attempt_owner("key-o") == "o"
-    assert await ledger.attempt_owner("key-unknown") is None
+    assert await sql.intents.list_by_order("thief") == []
+    assert await sql.intents.owner("key-o") == "o"
+    assert await sql.intents.owner("key-unknown") is None
 
 
-async def test_a_void_bars_the_intent_and_an_intent_bars_the_void(ledger: Ledger) -> None:
-    assert await ledger.void_intent(**void(fence=1)) is VoidOutcome.VOIDED
-    assert await ledger.void_intent(**void(fence=1)) is VoidOutcome.VOIDED
-    assert await ledger.write_intent(**intent(fence=1)) is IntentOutcome.VOIDED
-    assert await ledger.write_intent(**intent(fence=2)) is IntentOutcome.WRITTEN
-    assert await ledger.void_intent(**void(fence=2)) is VoidOutcome.INTENT_STANDS
-    kinds = [(row.fence, row.kind) for row in await ledger.intents_of("o")]
+async def test_a_void_bars_the_intent_and_an_intent_bars_the_void(sql: SqlStore) -> None:
+    assert await sql.intents.void(**void(fence=1)) is VoidOutcome.VOIDED
+    assert await sql.intents.void(**void(fence=1)) is VoidOutcome.VOIDED
+    assert await sql.intents.add(intent(fence=1)) is IntentOutcome.VOIDED
+    assert await sql.intents.add(intent(fence=2)) is IntentOutcome.WRITTEN
+    assert await sql.intents.void(**void(fence=2)) is VoidOutcome.INTENT_STANDS
+    kinds = [(row.fence, row.kind) for row in await sql.intents.list_by_order("o")]
     assert kinds == [(1, "void"), (2, "intent")]
 
 
-async def test_of_an_intent_and_a_void_at_once_one_wins(ledger: Ledger) -> None:
+async def test_of_an_intent_and_a_void_at_once_one_wins(sql: SqlStore) -> None:
     for number in range(20):
         order_id = f"o-{number}"
         written, voided = await asyncio.gather(
-            ledger.write_intent(**intent(order_id)), ledger.void_intent(**void(order_id))
+            sql.intents.add(intent(order_id)), sql.intents.void(**void(order_id))
         )
         assert (written, voided) in (
             (IntentOutcome.WRITTEN, VoidOutcome.INTENT_STANDS),
@@ -84,17 +85,17 @@ async def test_of_an_intent_and_a_void_at_once_one_wins(ledger: Ledger) -> None:
         )
 
 
-async def test_another_intent_under_a_used_fence_is_a_bug(ledger: Ledger) -> None:
-    await ledger.write_intent(**intent())
+async def test_another_intent_under_a_used_fence_is_a_bug(sql: SqlStore) -> None:
+    await sql.intents.add(intent())
     with pytest.raises(BrokenInvariant):
-        await ledger.write_intent(**intent(amount=1))
+        await sql.intents.add(intent(amount=1))
 
 
 @asynccontextmanager
-async def counted(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[int]]:
+async def counted(sql: SqlStore, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[int]]:
     """The number of intents of each transaction."""
     sizes: list[int] = []
-    writes = ledger._intents._group
+    writes = sql.intents._group
     commit = writes._commit
 
     async def counting(batch: Any) -> Any:
@@ -106,15 +107,15 @@ async def counted(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
 
 
 async def test_intents_of_one_moment_share_a_transaction_and_each_gets_its_own_answer(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    sql: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await ledger.write_intent(**intent("taken"))
-    await ledger.void_intent(**void("voided"))
-    async with counted(ledger, monkeypatch) as sizes:
+    await sql.intents.add(intent("taken"))
+    await sql.intents.void(**void("voided"))
+    async with counted(sql, monkeypatch) as sizes:
         wishes = [intent(f"o-{number}") for number in range(200)]
         wishes += [intent("thief", payment_key="key-taken"), intent("taken"), intent("voided")]
         wishes += [intent("twice"), intent("twice"), intent("p", payment_key="key-twice")]
-        outcomes = await asyncio.gather(*(ledger.write_intent(**wish) for wish in wishes))
+        outcomes = await asyncio.gather(*(sql.intents.add(wish) for wish in wishes))
     assert outcomes == [
         *[IntentOutcome.WRITTEN] * 200,
         IntentOutcome.KEY_OF_ANOTHER_ORDER,
@@ -128,19 +129,19 @@ async def test_intents_of_one_moment_share_a_transaction_and_each_gets_its_own_a
     assert len(sizes) <= 5
 
 
-async def test_a_bug_in_one_intent_does_not_reach_its_neighbours(ledger: Ledger) -> None:
+async def test_a_bug_in_one_intent_does_not_reach_its_neighbours(sql: SqlStore) -> None:
     wishes = [intent("good-1"), intent("bad", amount=-1), intent("good-2")]
     outcomes = await asyncio.gather(
-        *(ledger.write_intent(**wish) for wish in wishes), return_exceptions=True
+        *(sql.intents.add(wish) for wish in wishes), return_exceptions=True
     )
     assert outcomes[0] is IntentOutcome.WRITTEN
     assert isinstance(outcomes[1], IntegrityError)
     assert outcomes[2] is IntentOutcome.WRITTEN
-    assert await ledger.attempt_owner("key-bad") is None
+    assert await sql.intents.owner("key-bad") is None
 
 
-async def test_a_caller_that_goes_away_leaves_the_others_their_answers(ledger: Ledger) -> None:
-    tasks = [asyncio.create_task(ledger.write_intent(**intent(f"o-{n}"))) for n in range(10)]
+async def test_a_caller_that_goes_away_leaves_the_others_their_answers(sql: SqlStore) -> None:
+    tasks = [asyncio.create_task(sql.intents.add(intent(f"o-{n}"))) for n in range(10)]
     await asyncio.sleep(0)
     for task in tasks[::2]:
         task.cancel()
@@ -148,24 +149,24 @@ async def test_a_caller_that_goes_away_leaves_the_others_their_answers(ledger: L
     assert set(outcomes[1::2]) == {IntentOutcome.WRITTEN}
     assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes[::2])
     # Those were in progress already: a retry gets their outcome.
-    assert await ledger.write_intent(**intent("o-0")) is IntentOutcome.ALREADY_WRITTEN
+    assert await sql.intents.add(intent("o-0")) is IntentOutcome.ALREADY_WRITTEN
 
 
 async def test_intents_beyond_the_bound_are_refused_at_once(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    sql: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(group, "WAITING_MAX", 3)
-    wishes = [ledger.write_intent(**intent(f"o-{number}")) for number in range(5)]
+    wishes = [sql.intents.add(intent(f"o-{number}")) for number in range(5)]
     outcomes = await asyncio.gather(*wishes, return_exceptions=True)
     assert outcomes[:3] == [IntentOutcome.WRITTEN] * 3
     assert all(isinstance(outcome, TimeoutError) for outcome in outcomes[3:])
 
 
 async def test_closing_waits_for_what_is_being_written(database_url: str) -> None:
-    ledger = await Ledger.open(database_url)
-    writing = asyncio.create_task(ledger.write_intent(**intent()))
+    sql = await SqlStore.open(database_url)
+    writing = asyncio.create_task(sql.intents.add(intent()))
     await asyncio.sleep(0)
-    await ledger.aclose()
+    await sql.aclose()
     assert await writing is IntentOutcome.WRITTEN
 
 
@@ -188,18 +189,18 @@ async def test_a_database_that_does_not_answer_in_time_is_an_error_and_recovers(
 ) -> None:
     monkeypatch.setattr(postgresql, "COMMAND_SECONDS", 0.3)
     monkeypatch.setattr(database_module, "BUSY_SECONDS", 0.3)
-    ledger = await Ledger.open(database_url)
+    sql = await SqlStore.open(database_url)
     async with somebody_who_locks(database_url):
         outcomes = await asyncio.gather(
-            *(ledger.write_intent(**intent(f"o-{number}")) for number in range(3)),
+            *(sql.intents.add(intent(f"o-{number}")) for number in range(3)),
             return_exceptions=True,
         )
     assert all(isinstance(outcome, SQLAlchemyError | OSError) for outcome in outcomes)
-    assert await ledger.write_intent(**intent("o-0")) in (
+    assert await sql.intents.add(intent("o-0")) in (
         IntentOutcome.WRITTEN,
         IntentOutcome.ALREADY_WRITTEN,
     )
-    await ledger.aclose()
+    await sql.aclose()
 
 
 class Flushing(threading.Thread):
@@ -230,14 +231,14 @@ class Flushing(threading.Thread):
 
 async def test_an_intent_gets_its_turn_beside_a_flusher_that_hardly_pauses(tmp_path: Path) -> None:
     path = tmp_path / "orders.sqlite3"
-    ledger = await Ledger.open(f"sqlite:///{path}")
+    sql = await SqlStore.open(f"sqlite:///{path}")
     flushing = Flushing(path)
     flushing.start()
     for number in range(5):
         await asyncio.sleep(flushing.HELD_SECONDS / 2)
-        assert await ledger.write_intent(**intent(f"o-{number}")) is IntentOutcome.WRITTEN
+        assert await sql.intents.add(intent(f"o-{number}")) is IntentOutcome.WRITTEN
     flushing.end()
-    await ledger.aclose()
+    await sql.aclose()
     # Polling ten times a second finds one pause in fifty, and waits for seconds each time.
     assert flushing.transactions < 30
 
@@ -247,43 +248,43 @@ def cancel(order_id: str = "o", fence: int = 1, **changes: Any) -> dict[str, Any
     return {**wish, "payment_key": f"key-{order_id}", **changes}
 
 
-async def test_a_cancel_bars_every_later_intent_of_its_payment(ledger: Ledger) -> None:
-    await ledger.write_intent(**intent(fence=1))
-    assert not await ledger.is_cancel_intended("key-o")
+async def test_a_cancel_bars_every_later_intent_of_its_payment(sql: SqlStore) -> None:
+    await sql.intents.add(intent(fence=1))
+    assert not await sql.intents.is_cancel_intended("key-o")
     for _ in range(2):
-        assert await ledger.intend_cancel(**cancel(fence=1))
-    assert await ledger.is_cancel_intended("key-o")
-    assert await ledger.write_intent(**intent(fence=2)) is IntentOutcome.VOIDED
-    assert [row.fence for row in await ledger.intents_of("o")] == [1]
+        assert await sql.intents.intend_cancel(**cancel(fence=1))
+    assert await sql.intents.is_cancel_intended("key-o")
+    assert await sql.intents.add(intent(fence=2)) is IntentOutcome.VOIDED
+    assert [row.fence for row in await sql.intents.list_by_order("o")] == [1]
     # Another card of the same order is another payment.
     other = intent(fence=3, payment_key="another", idempotency_key="confirm-another")
-    assert await ledger.write_intent(**other) is IntentOutcome.WRITTEN
+    assert await sql.intents.add(other) is IntentOutcome.WRITTEN
 
 
-async def test_an_intent_under_a_later_fence_bars_the_cancel(ledger: Ledger) -> None:
-    await ledger.write_intent(**intent(fence=2))
-    assert not await ledger.intend_cancel(**cancel(fence=1))
-    assert not await ledger.is_cancel_intended("key-o")
-    assert await ledger.intend_cancel(**cancel(fence=2))
+async def test_an_intent_under_a_later_fence_bars_the_cancel(sql: SqlStore) -> None:
+    await sql.intents.add(intent(fence=2))
+    assert not await sql.intents.intend_cancel(**cancel(fence=1))
+    assert not await sql.intents.is_cancel_intended("key-o")
+    assert await sql.intents.intend_cancel(**cancel(fence=2))
 
 
-async def test_a_payment_that_nobody_asked_for_can_be_barred_too(ledger: Ledger) -> None:
-    assert await ledger.intend_cancel(**cancel(fence=0))
-    assert await ledger.write_intent(**intent(fence=1)) is IntentOutcome.VOIDED
+async def test_a_payment_that_nobody_asked_for_can_be_barred_too(sql: SqlStore) -> None:
+    assert await sql.intents.intend_cancel(**cancel(fence=0))
+    assert await sql.intents.add(intent(fence=1)) is IntentOutcome.VOIDED
 
 
-async def test_a_payment_of_another_order_is_not_barred(ledger: Ledger) -> None:
-    await ledger.write_intent(**intent("o"))
-    assert not await ledger.intend_cancel(**cancel("thief", payment_key="key-o"))
-    assert not await ledger.is_cancel_intended("key-o")
+async def test_a_payment_of_another_order_is_not_barred(sql: SqlStore) -> None:
+    await sql.intents.add(intent("o"))
+    assert not await sql.intents.intend_cancel(**cancel("thief", payment_key="key-o"))
+    assert not await sql.intents.is_cancel_intended("key-o")
 
 
-async def test_of_an_intent_and_a_cancel_at_once_one_wins(ledger: Ledger) -> None:
+async def test_of_an_intent_and_a_cancel_at_once_one_wins(sql: SqlStore) -> None:
     for number in range(20):
         order_id = f"o-{number}"
         written, barred = await asyncio.gather(
-            ledger.write_intent(**intent(order_id, fence=2)),
-            ledger.intend_cancel(**cancel(order_id, fence=1)),
+            sql.intents.add(intent(order_id, fence=2)),
+            sql.intents.intend_cancel(**cancel(order_id, fence=1)),
         )
         assert (written, barred) in (
             (IntentOutcome.WRITTEN, False),

@@ -7,8 +7,10 @@ import asyncpg
 import pytest
 from sqlalchemy import text
 
-from reservation.adapters.sql.engine import Database, LedgerUnfit
-from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.engine import Database, DatabaseUnfit
+from reservation.adapters.sql.payment_intents import Intent
+from reservation.adapters.sql.payments import AnswerRow
+from reservation.adapters.sql.store import SqlStore
 from tests.integration.sql.test_flusher import Bench
 from tests.support.databases import PostgresServer
 from tests.support.outbox import MemoryOutbox, Tape
@@ -32,8 +34,8 @@ async def test_a_database_in_another_encoding_is_refused_and_left_alone(
     postgres: PostgresServer, encoding: str
 ) -> None:
     url = await asyncio.to_thread(encoded, postgres, encoding)
-    with pytest.raises(LedgerUnfit, match=f"encoding is {encoding}, it must be UTF8") as refusal:
-        await Ledger.open(url)
+    with pytest.raises(DatabaseUnfit, match=f"encoding is {encoding}, it must be UTF8") as refusal:
+        await SqlStore.open(url)
     assert refusal.value.row == "sql-encoding"
     connection = await asyncpg.connect(url)
     try:
@@ -57,35 +59,37 @@ async def pooled_url(postgres: PostgresServer, pooler: str) -> str:
 
 
 async def test_everything_works_through_a_pooler(pooled_url: str) -> None:
-    ledger = await Ledger.open(pooled_url)
+    sql = await SqlStore.open(pooled_url)
     try:
         for number in range(CALLERS):
-            await ledger.register_sale(f"s{number}", "{}", 1)
+            await sql.sales.register(f"s{number}", "{}", 1)
 
         async def one(number: int) -> None:
             tape = Tape(f"s{number}")
             tape.put(a=1000)
             for order in range(5):
                 tape.sell(f"s{number}-{order}", a=1)
-            await ledger.write_intent(
-                order_id=f"o{number}",
-                sale_id=f"s{number}",
-                fence=1,
-                payment_key=f"k{number}",
-                amount=1,
-                currency="KRW",
-                idempotency_key="i",
-                now_ms=1,
+            await sql.intents.add(
+                Intent(
+                    order_id=f"o{number}",
+                    sale_id=f"s{number}",
+                    fence=1,
+                    payment_key=f"k{number}",
+                    amount=1,
+                    currency="KRW",
+                    idempotency_key="i",
+                    now_ms=1,
+                )
             )
-            assert (await ledger.apply(f"s{number}", tape.events)).written == len(tape.events)
-            await ledger.check()
-            assert len(await ledger.history(f"s{number}-1")) > 0
-            assert (await ledger.orders(sale_id=f"s{number}"))[0]
-            assert await ledger.fold(f"s{number}") is not None
+            assert (await sql.events.apply(f"s{number}", tape.events)).written == len(tape.events)
+            await sql.database.check()
+            assert len(await sql.orders.history(f"s{number}-1")) > 0
+            assert (await sql.orders.page(sale_id=f"s{number}"))[0]
+            assert await sql.sales.counters(f"s{number}") is not None
 
         await asyncio.gather(*(one(number) for number in range(CALLERS)))
     finally:
-        await ledger.aclose()
+        await sql.aclose()
 
 
 async def test_nothing_of_ours_stays_on_the_poolers_connections(pooled_url: str) -> None:
@@ -132,43 +136,45 @@ async def test_an_event_that_postgresql_cannot_store_is_poison_and_not_an_endles
     postgres_url: str,
 ) -> None:
     """A refusal of class 22 is a plain DBAPIError, as for a character that the encoding lacks."""
-    ledger = await Ledger.open(postgres_url)
+    sql = await SqlStore.open(postgres_url)
     try:
         connection = await asyncpg.connect(postgres_url)
         await connection.execute("ALTER TABLE orders ALTER COLUMN buyer_id TYPE varchar(8)")
         await connection.close()
-        await ledger.register_sale("s", "{}", 1)
+        await sql.sales.register("s", "{}", 1)
         tape = Tape("s")
         tape.put(a=1000)
         tape.sell("before", a=1)
         tape.prepare("bad", a=1, buyer="nine-long")
         tape.sell("after", a=1)
-        bench = Bench(ledger, MemoryOutbox(tape))
+        bench = Bench(sql, MemoryOutbox(tape))
         flusher = bench.flusher()
         await flusher.run_once("s")
         assert (await flusher.run_once("s")).stopped
         [(name, facts)] = bench.alarms
         assert (name, facts["sale_id"], facts["seq"]) == ("flush_poison", "s", 5)
         # The events before it are written.
-        assert (await ledger.cursor("s"))[0] == 4
+        assert (await sql.events.cursor("s"))[0] == 4
     finally:
-        await ledger.aclose()
+        await sql.aclose()
 
 
 async def test_an_answer_that_postgresql_cannot_store_takes_no_other_with_it(
     postgres_url: str,
 ) -> None:
-    ledger = await Ledger.open(postgres_url)
+    sql = await SqlStore.open(postgres_url)
     try:
 
         async def record(number: int) -> None:
             kind = "bad\0" if number == 3 else "confirm"
-            await ledger.record_answer(
-                order_id=f"o{number}", payment_key="k", kind=kind, answer="{}", now_ms=1
+            await sql.payments.add_answer(
+                AnswerRow(
+                    order_id=f"o{number}", payment_key="k", kind=kind, answer="{}", created_at_ms=1
+                )
             )
 
         ends = await asyncio.gather(*(record(n) for n in range(8)), return_exceptions=True)
         failed = [number for number, end in enumerate(ends) if isinstance(end, Exception)]
         assert failed == [3]
     finally:
-        await ledger.aclose()
+        await sql.aclose()

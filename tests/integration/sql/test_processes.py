@@ -13,18 +13,19 @@ import pytest
 from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.sql.event_writer import ApplyKind
-from reservation.adapters.sql.ledger import Ledger
-from reservation.adapters.sql.payment_intents import IntentOutcome
+from reservation.adapters.sql.payment_intents import Intent, IntentOutcome
+from reservation.adapters.sql.store import SqlStore
 from tests.support.databases import PostgresServer, running_postgres
 from tests.support.outbox import Tape
 
 #: Writes intents in waves, as an API worker does, and prints each outcome and the slowest.
 WRITER = """
 import asyncio, collections, json, sys, time
-from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.payment_intents import Intent
+from reservation.adapters.sql.store import SqlStore
 
 async def main(url, name, waves, width):
-    ledger = await Ledger.open(url)
+    sql = await SqlStore.open(url)
     print("ready", flush=True)
     sys.stdin.readline()
     ends, slowest = collections.Counter(), 0.0
@@ -32,15 +33,16 @@ async def main(url, name, waves, width):
     async def write(order_id):
         nonlocal slowest
         began = time.monotonic()
-        outcome = await ledger.write_intent(
+        outcome = await sql.intents.add(Intent(
             order_id=order_id, sale_id="s", fence=1, payment_key=f"key-{order_id}", amount=1,
-            currency="KRW", idempotency_key="i", now_ms=1)
+            currency="KRW", idempotency_key="i", now_ms=1
+        ))
         slowest = max(slowest, time.monotonic() - began)
         ends[outcome.name] += 1
 
     for wave in range(waves):
         await asyncio.gather(*(write(f"{name}-{wave}-{n}") for n in range(width)))
-    await ledger.aclose()
+    await sql.aclose()
     print(json.dumps([ends, slowest]), flush=True)
 
 asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
@@ -52,17 +54,17 @@ import asyncio, sys
 from pathlib import Path
 import msgspec
 from reservation.domain.events import Event
-from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.store import SqlStore
 
 async def main(url, path, size):
     events = msgspec.json.decode(Path(path).read_bytes(), type=list[Event])
-    ledger = await Ledger.open(url)
-    begun, _ = await ledger.cursor("s")
+    sql = await SqlStore.open(url)
+    begun, _ = await sql.events.cursor("s")
     print("ready", flush=True)
     for start in range(begun, len(events), size):
-        outcome = await ledger.apply("s", events[start:start + size])
+        outcome = await sql.events.apply("s", events[start:start + size])
         assert outcome.kind.name == "APPLIED", outcome
-    await ledger.aclose()
+    await sql.aclose()
     print("through", flush=True)
 
 asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
@@ -113,17 +115,17 @@ def a_busy_sale(orders: int) -> Tape:
 
 @pytest.mark.slow
 async def test_four_processes_write_intents_beside_a_flusher_and_none_fails(
-    database_url: str, ledger: Ledger
+    database_url: str, sql: SqlStore
 ) -> None:
     tape = a_busy_sale(3_000)
-    await ledger.register_sale("s", "{}", 1)
+    await sql.sales.register("s", "{}", 1)
     writing = [process(WRITER, database_url, f"writer-{number}", "25", "8") for number in range(4)]
     children = await asyncio.gather(*(each.__aenter__() for each in writing))
     try:
         answers = [asyncio.create_task(told(child)) for child in children]
-        while len(tape.events) > (await ledger.cursor("s"))[0]:
-            flushed = (await ledger.cursor("s"))[0]
-            outcome = await ledger.apply("s", tape.events[flushed : flushed + 100])
+        while len(tape.events) > (await sql.events.cursor("s"))[0]:
+            flushed = (await sql.events.cursor("s"))[0]
+            outcome = await sql.events.apply("s", tape.events[flushed : flushed + 100])
             assert outcome.kind is ApplyKind.APPLIED
         for ends, slowest in await asyncio.gather(*answers):
             assert ends == {"WRITTEN": 200}
@@ -132,15 +134,15 @@ async def test_four_processes_write_intents_beside_a_flusher_and_none_fails(
     finally:
         for each in writing:
             await each.__aexit__(None, None, None)
-    assert len(await ledger.intents_of("writer-3-24-7")) == 1
+    assert len(await sql.intents.list_by_order("writer-3-24-7")) == 1
 
 
 @pytest.mark.slow
 async def test_an_applier_that_is_killed_leaves_each_event_in_effect_once(
-    database_url: str, ledger: Ledger, tmp_path: Path
+    database_url: str, sql: SqlStore, tmp_path: Path
 ) -> None:
     tape = a_busy_sale(1_500)
-    await ledger.register_sale("s", "{}", 1)
+    await sql.sales.register("s", "{}", 1)
     path = tmp_path / "events.json"
     path.write_bytes(msgspec.json.encode(tape.events))
     chance = random.Random(7)
@@ -150,19 +152,19 @@ async def test_an_applier_that_is_killed_leaves_each_event_in_effect_once(
             if child.returncode is None:
                 child.send_signal(signal.SIGKILL)
             await child.wait()
-        await assert_prefix(ledger, tape)
-    flushed, _ = await ledger.cursor("s")
-    outcome = await ledger.apply("s", tape.events[flushed:])
+        await assert_prefix(sql, tape)
+    flushed, _ = await sql.events.cursor("s")
+    outcome = await sql.events.apply("s", tape.events[flushed:])
     assert outcome.flushed_seq == len(tape.events)
-    await assert_prefix(ledger, tape)
+    await assert_prefix(sql, tape)
 
 
-async def assert_prefix(ledger: Ledger, tape: Tape) -> None:
+async def assert_prefix(sql: SqlStore, tape: Tape) -> None:
     """SQL has a complete prefix of the tape: events, orders and counters of one moment."""
-    fold = await ledger.fold("s")
+    fold = await sql.sales.counters("s")
     assert fold is not None
     prefix = tape.events[: fold.flushed_seq]
-    assert await ledger.events("s", 0, 100_000) == prefix
+    assert await sql.events.list_after("s", 0, 100_000) == prefix
     if not prefix:
         assert fold.skus == {}
         return
@@ -181,52 +183,54 @@ def own_postgres() -> Iterator[PostgresServer]:
         yield server
 
 
-async def write(ledger: Ledger, order_id: str) -> IntentOutcome:
-    return await ledger.write_intent(
-        order_id=order_id,
-        sale_id="s",
-        fence=1,
-        payment_key=f"key-{order_id}",
-        amount=1,
-        currency="KRW",
-        idempotency_key="i",
-        now_ms=1,
+async def write(sql: SqlStore, order_id: str) -> IntentOutcome:
+    return await sql.intents.add(
+        Intent(
+            order_id=order_id,
+            sale_id="s",
+            fence=1,
+            payment_key=f"key-{order_id}",
+            amount=1,
+            currency="KRW",
+            idempotency_key="i",
+            now_ms=1,
+        )
     )
 
 
 async def test_a_postgres_that_goes_away_fails_fast_and_is_used_again_when_it_is_back(
     own_postgres: PostgresServer,
 ) -> None:
-    ledger = await Ledger.open(own_postgres.url())
+    sql = await SqlStore.open(own_postgres.url())
     tape = a_busy_sale(10)
-    await ledger.register_sale("s", "{}", 1)
-    assert await write(ledger, "before") is IntentOutcome.WRITTEN
+    await sql.sales.register("s", "{}", 1)
+    assert await write(sql, "before") is IntentOutcome.WRITTEN
     await asyncio.to_thread(own_postgres.stop)
     for _ in range(3):
         with pytest.raises(NOT_WRITTEN):
-            await write(ledger, "away")
+            await write(sql, "away")
         with pytest.raises(NOT_WRITTEN):
-            await ledger.apply("s", tape.events)
+            await sql.events.apply("s", tape.events)
         with pytest.raises(NOT_WRITTEN):
-            await ledger.check()
+            await sql.database.check()
     await asyncio.to_thread(own_postgres.start)
-    assert await write(ledger, "away") is IntentOutcome.WRITTEN
-    assert await write(ledger, "before") is IntentOutcome.ALREADY_WRITTEN
-    assert (await ledger.apply("s", tape.events)).written == len(tape.events)
-    await ledger.check()
-    await ledger.aclose()
+    assert await write(sql, "away") is IntentOutcome.WRITTEN
+    assert await write(sql, "before") is IntentOutcome.ALREADY_WRITTEN
+    assert (await sql.events.apply("s", tape.events)).written == len(tape.events)
+    await sql.database.check()
+    await sql.aclose()
 
 
 async def test_a_postgres_that_crashes_under_load_keeps_what_it_said_it_wrote(
     own_postgres: PostgresServer,
 ) -> None:
-    ledger = await Ledger.open(own_postgres.url())
+    sql = await SqlStore.open(own_postgres.url())
     written: list[str] = []
     enough = asyncio.Event()
 
     async def keep_writing(name: str) -> None:
         for number in range(10_000):
-            await write(ledger, f"{name}-{number}")
+            await write(sql, f"{name}-{number}")
             written.append(f"{name}-{number}")
             if len(written) >= 200:
                 enough.set()
@@ -238,28 +242,28 @@ async def test_a_postgres_that_crashes_under_load_keeps_what_it_said_it_wrote(
     assert all(isinstance(end, NOT_WRITTEN) for end in ends)
     await asyncio.to_thread(own_postgres.start)
     for order_id in written:
-        assert await write(ledger, order_id) is IntentOutcome.ALREADY_WRITTEN
-    await ledger.aclose()
+        assert await write(sql, order_id) is IntentOutcome.ALREADY_WRITTEN
+    await sql.aclose()
 
 
 async def test_a_full_disk_is_an_error_and_not_a_hole(sqlite_url: str) -> None:
-    ledger = await Ledger.open(sqlite_url)
+    sql = await SqlStore.open(sqlite_url)
     tape = a_busy_sale(1_000)
-    await ledger.register_sale("s", "{}", 1)
-    await ledger.apply("s", tape.events[:100])
-    async with ledger._database.read() as connection:
+    await sql.sales.register("s", "{}", 1)
+    await sql.events.apply("s", tape.events[:100])
+    async with sql.database.read() as connection:
         pages = (await connection.exec_driver_sql("PRAGMA page_count")).scalar_one()
-    await limit_pages(ledger, pages + 5)
+    await limit_pages(sql, pages + 5)
     with pytest.raises(SQLAlchemyError):
-        await ledger.apply("s", tape.events[100:])
-    await assert_prefix(ledger, tape)
-    await limit_pages(ledger, 1_000_000)
-    assert (await ledger.apply("s", tape.events[100:])).flushed_seq == len(tape.events)
-    await assert_prefix(ledger, tape)
-    await ledger.aclose()
+        await sql.events.apply("s", tape.events[100:])
+    await assert_prefix(sql, tape)
+    await limit_pages(sql, 1_000_000)
+    assert (await sql.events.apply("s", tape.events[100:])).flushed_seq == len(tape.events)
+    await assert_prefix(sql, tape)
+    await sql.aclose()
 
 
-async def limit_pages(ledger: Ledger, pages: int) -> None:
+async def limit_pages(sql: SqlStore, pages: int) -> None:
     """Cap the file at this many pages, on the one connection that writes."""
-    async with ledger._database.write() as connection:
+    async with sql.database.write() as connection:
         await connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")

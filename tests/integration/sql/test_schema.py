@@ -15,8 +15,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from reservation.adapters.sql import engine as database_module
 from reservation.adapters.sql import postgresql
-from reservation.adapters.sql.engine import SCHEMA_VERSION, Database, LedgerUnfit
-from reservation.adapters.sql.ledger import Ledger
+from reservation.adapters.sql.engine import SCHEMA_VERSION, Database, DatabaseUnfit
+from reservation.adapters.sql.store import SqlStore
 from reservation.adapters.sql.tables import metadata
 
 MIGRATIONS = Path(database_module.__file__).parent / "migrations"
@@ -64,11 +64,11 @@ def test_the_code_knows_its_newest_migration() -> None:
 
 
 async def test_processes_that_start_at_once_migrate_once(database_url: str) -> None:
-    ledgers = await asyncio.gather(*(Ledger.open(database_url) for _ in range(6)))
-    assert {await ledger.schema_version() for ledger in ledgers} == {SCHEMA_VERSION}
-    for ledger in ledgers:
-        await ledger.check()
-        await ledger.aclose()
+    stores = await asyncio.gather(*(SqlStore.open(database_url) for _ in range(6)))
+    assert {await sql.database.schema_version() for sql in stores} == {SCHEMA_VERSION}
+    for sql in stores:
+        await sql.database.check()
+        await sql.aclose()
 
 
 async def test_a_migration_is_taken_back_whole(database_url: str) -> None:
@@ -86,8 +86,8 @@ async def test_a_migration_is_taken_back_whole(database_url: str) -> None:
         await connection.run_sync(downgrade)
     assert await database.schema_version() == ""
     await database.aclose()
-    again = await Ledger.open(database_url)
-    await again.check()
+    again = await SqlStore.open(database_url)
+    await again.database.check()
     await again.aclose()
 
 
@@ -163,37 +163,39 @@ async def test_a_file_is_closed_to_other_users_and_synced_at_each_commit(
 async def test_a_schema_that_is_too_old_is_unfit(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger = await Ledger.open(sqlite_url)
-    await ledger.check()
+    sql = await SqlStore.open(sqlite_url)
+    await sql.database.check()
     monkeypatch.setattr(database_module, "SCHEMA_VERSION", "9999")
-    with pytest.raises(LedgerUnfit):
-        await ledger.check()
-    await ledger.aclose()
+    with pytest.raises(DatabaseUnfit):
+        await sql.database.check()
+    await sql.aclose()
 
 
 async def test_a_postgres_that_forgets_commits_or_takes_none_is_unfit(postgres_url: str) -> None:
-    ledger = await Ledger.open(postgres_url)
-    await ledger.aclose()
+    sql = await SqlStore.open(postgres_url)
+    await sql.aclose()
     options = "&options=-c%20synchronous_commit%3Doff"
-    forgetful = await Ledger.open(postgres_url + options)
-    with pytest.raises(LedgerUnfit):
-        await forgetful.check()
+    forgetful = await SqlStore.open(postgres_url + options)
+    with pytest.raises(DatabaseUnfit):
+        await forgetful.database.check()
     await forgetful.aclose()
-    read_only = await Ledger.open(postgres_url + "&options=-c%20default_transaction_read_only%3Don")
+    read_only = await SqlStore.open(
+        postgres_url + "&options=-c%20default_transaction_read_only%3Don"
+    )
     with pytest.raises(DBAPIError):
-        await read_only.check()
+        await read_only.database.check()
     await read_only.aclose()
 
 
 @pytest.mark.parametrize("url", ["", "mysql://h/d", "sqlite://", "sqlite:///:memory:", "ledger.db"])
 async def test_a_url_of_neither_kind_is_refused(url: str) -> None:
     with pytest.raises(ValueError):
-        await Ledger.open(url)
+        await SqlStore.open(url)
 
 
 async def test_a_postgres_that_is_not_there_is_told_as_such() -> None:
     with pytest.raises(OSError):
-        await Ledger.open("postgresql://postgres:@/postgres?host=/nonexistent")
+        await SqlStore.open("postgresql://postgres:@/postgres?host=/nonexistent")
 
 
 async def hold_and_stand_still(database: Database, lock: TextClause) -> None:
