@@ -14,6 +14,10 @@ files["scripts/lua"] = {
         "COUNTER", "take_lines", "check_lines", "move_lines",
         "DUE_MAX", "due_orders", "payment_count", "PAID_ORDERS", "check_paid", "paid_step",
         "next_version", "write_version",
+        "guarded", "run_batch", "move_stock", "write_stocks", "check_back", "give_back",
+        "read_item", "read_wish", "write_deadlines", "holds_ran_out", "name_due",
+        "count_in", "own_due", "unpaid_refusal", "rate_refusal", "write_arrival",
+        "window_refusal", "limit_refusal", "stock_refusal", "write_hold", "retake_refusal",
     },
 }
 files["scripts/lua/lib"] = {ignore = {"211"}}

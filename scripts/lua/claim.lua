@@ -45,6 +45,7 @@ Cost     O(lines), at most 20
 --@include lib/payments.lua
 --@include lib/lines.lua
 --@include lib/due.lua
+--@include lib/retake.lua
 
 -- Claim against expiry, the race that this script decides:
 --   reaper: expire ---------------------> {settled}: the deadline is gone
@@ -92,33 +93,6 @@ if not lines then return bug end
 local ended = status == "RELEASED" or status == "EXPIRED"
 local takes = COUNTER[status] == "available"
 
--- Whether no expiry can lift the refusal.
-local for_good = false
-local function limit_refusal()
-    for _, line in ipairs(lines) do
-        local taken = tonumber(redis.call("HGET", buyer, line.sku)) or 0
-        local limit = tonumber(redis.call("HGET", line.key, "limit"))
-        if taken + line.quantity > limit then
-            for_good = line.quantity > limit
-            return {"limit_exceeded", line.sku, int(limit), int(taken)}
-        end
-    end
-end
-
-local function stock_refusal()
-    local short, reply = false, {"sold_out", ""}
-    for _, line in ipairs(lines) do
-        local counters = redis.call("HMGET", line.key, "available", "held")
-        local available, held = tonumber(counters[1]), tonumber(counters[2])
-        short = short or available < line.quantity
-        -- No deadline brings sold units back.
-        for_good = for_good or available + held < line.quantity
-        reply[#reply + 1] = line.sku
-        reply[#reply + 1] = int(available)
-    end
-    if short then return ended and {"expired"} or reply end
-end
-
 if ended then
     -- Taking a basket again is a new hold, so the sale must be open. A claim of an existing hold is
     -- not, and works after the sale's end.
@@ -130,12 +104,12 @@ if takes then
         -- An item that has left the sale since cannot be taken again.
         if redis.call("EXISTS", line.key) == 0 then return {"expired"} end
     end
-    local refusal = limit_refusal() or stock_refusal()
+    local refusal, for_good = retake_refusal(lines, buyer)
     if refusal then
         local may_help = head.hold_policy == "prepare" and not for_good
         local due = may_help and due_orders(deadlines, math.min(now_ms, caller_ms)) or {}
         if #due > 0 then return {"due", unpack(due)} end
-        return refusal
+        return ended and refusal[1] == "sold_out" and {"expired"} or refusal
     end
 end
 local wrong = check_lines("claim", lines, buyer, COUNTER[status], "held")

@@ -31,6 +31,9 @@ Cost     O(orders x lines); the caller sends at most 200 orders (4 ms for one-li
 --@include lib/head.lua
 --@include lib/count.lua
 --@include lib/lines.lua
+--@include lib/batch.lua
+--@include lib/stock.lua
+--@include lib/give_back.lua
 
 local sale, deadlines, outbox = KEYS[1], KEYS[2], KEYS[3]
 local mark_seq, mark_chain = tonumber(ARGV[3]), ARGV[4]
@@ -52,37 +55,16 @@ local head = open_head(sale, outbox, epoch)
 if not head then return all_answer("recovering") end
 if went_back(head, mark_seq, mark_chain) then return all_answer("went_back") end
 
--- Stock is read once per batch, tracked here, and written once at the end.
-local stocks, touched = {}, {}
+local stocks, by_key = {}, {}
 local function stock_at(key)
-    local stock = stocks[key]
+    local stock = by_key[key]
     if not stock then
         local found = redis.call("HMGET", key, "held", "available")
-        stock = {key = key, held = count_of(found[1]), available = count_of(found[2]), back = 0}
-        stocks[key] = stock
-        touched[#touched + 1] = stock
+        stock = {key = key, held = count_of(found[1]), available = count_of(found[2]), moved = 0}
+        by_key[key] = stock
+        stocks[#stocks + 1] = stock
     end
     return stock
-end
-
--- The first error that returning these lines would cause, as an error reply; nil if none.
-local function check(lines, buyer)
-    for _, line in ipairs(lines) do
-        local stock = stock_at(line.key)
-        if not stock.held or stock.held < line.quantity then
-            return redis.error_reply(
-                "BUG expire: held of " .. line.sku .. " is less than the order")
-        end
-        if not stock.available then
-            return redis.error_reply("BUG expire: available of " .. line.sku .. " is no count")
-        end
-        local taken = redis.call("HGET", buyer, line.sku)
-        line.taken = count_of(taken or "0")
-        if not line.taken then
-            return redis.error_reply(
-                "BUG expire: what the buyer has of " .. line.sku .. " is no count")
-        end
-    end
 end
 
 -- One command for all: each call in a script costs the server about a microsecond.
@@ -93,33 +75,21 @@ local function read_deadlines()
     return redis.call("ZMSCORE", deadlines, unpack(ids))
 end
 
--- Reads and checks one order: the changes to make where it is due, else its word or bug.
+-- Reads and checks one order: the changes to make where it is due, else its word or its error.
 local function look_at(deadline, first_key)
     if not deadline then return "settled" end
     if deadline > expiry_ms then return "not_due" end
-    local found = redis.call("HMGET", KEYS[first_key], "status", "items")
+    local order, buyer = KEYS[first_key], KEYS[first_key + 1]
+    local found = redis.call("HMGET", order, "status", "items")
     if found[1] ~= "HELD" and found[1] ~= "PREPARED" then
         return redis.error_reply("BUG expire: an order with a deadline is not held or prepared")
     end
     local lines, bug = take_lines("expire", found[2], first_key + 2, KEYS)
     if not lines then return bug end
-    local order, buyer = KEYS[first_key], KEYS[first_key + 1]
     if found[1] == "PREPARED" then lines = {} end
-    local wrong = check(lines, buyer)
+    local wrong = check_back(lines, buyer, stock_at)
     if wrong then return wrong end
     return {status = found[1], lines = lines, order = order, buyer = buyer}
-end
-
-local function give_back(lines, buyer)
-    for _, line in ipairs(lines) do
-        local stock = stock_at(line.key)
-        stock.held, stock.back = stock.held - line.quantity, stock.back + line.quantity
-        if line.taken > line.quantity then
-            redis.call("HINCRBY", buyer, line.sku, int(-line.quantity))
-        else
-            redis.call("HDEL", buyer, line.sku)
-        end
-    end
 end
 
 local at, ended = int(now_ms), {}
@@ -129,38 +99,16 @@ local function expire(order_id, due)
         '{"from":"' .. due.status .. '","to":"EXPIRED","cause":"deadline"}')
     redis.call("HSET", due.order, "status", "EXPIRED", "updated_at", at, "seq", seq)
     ended[#ended + 1] = order_id
-    give_back(due.lines, due.buyer)
-end
-
--- A key of the wrong type or invalid JSON raises an error in its reader: it is this order's own
--- reply, because nothing of the order was written yet.
-local function looked_at(deadline, first_key)
-    local whole, due = pcall(look_at, deadline, first_key)
-    if whole or type(due) == "table" then return due end
-    return redis.error_reply("BUG expire: " .. due)
-end
-
--- Writes the batch's changes once. It also runs after an error at a later order: those before it
--- have ended.
-local function write_batch()
-    if #ended == 0 then return end
-    replies[order_count + 1] = close_head(head)
-    redis.call("ZREM", deadlines, unpack(ended))
-    for _, stock in ipairs(touched) do
-        if stock.back > 0 then
-            redis.call("HINCRBY", stock.key, "held", int(-stock.back))
-            redis.call("HINCRBY", stock.key, "available", int(stock.back))
-        end
-    end
+    give_back(due.lines, due.buyer, stock_at)
 end
 
 local function expire_all()
     local key, named, scores = FIRST_ORDER_KEY, {}, read_deadlines()
     for i = 1, order_count do
         local arg = FIRST_ORDER_ARG + (i - 1) * 2
-        local order_id = ARGV[arg]
+        local order_id, deadline = ARGV[arg], tonumber(scores[i])
         -- A repeated id in one call: its deadline is not removed yet, but the order has ended.
-        local due = named[order_id] and "settled" or looked_at(tonumber(scores[i]), key)
+        local due = named[order_id] and "settled" or guarded("expire", look_at, deadline, key)
         key = key + 2 + tonumber(ARGV[arg + 1])
         if type(due) ~= "table" or due.err then
             replies[i] = due
@@ -172,7 +120,11 @@ local function expire_all()
     return replies
 end
 
-local whole, result = pcall(expire_all)
-write_batch()
-if not whole then error(result, 0) end
-return result
+local function write_all()
+    if #ended == 0 then return end
+    replies[order_count + 1] = close_head(head)
+    redis.call("ZREM", deadlines, unpack(ended))
+    write_stocks(stocks)
+end
+
+return run_batch(expire_all, write_all)

@@ -30,8 +30,8 @@ Args
   ARGV[13]  baskets     int    number of baskets
   ARGV[14]  asked       text   the number of each basket's wish, in order: "1 1 2 1 ..."
   ARGV[15]  in_turn     int    1: baskets behind a `due` one are not decided; 0: all are
-  ARGV[16]  waited      text   positions of the baskets that have waited for enough rounds,
-                               "3 7 ...": overdue holds no longer make them `due`
+  ARGV[16]  waited      text   positions of the baskets that have waited, and that no overdue hold
+                               can help, "3 7 ...": overdue holds no longer make them `due`
   ARGV[17+] sku         text   one per stock key, then for each wish six values: digest of the body,
                                order name, the same as JSON text, amount, admitted (1 or 0), and
                                its lines "index quantity index quantity ..."
@@ -68,29 +68,41 @@ Cost     O(lines), at most 20 a basket and as many baskets as the caller batches
 ]]
 --@include lib/now.lua
 --@include lib/head.lua
---@include lib/due.lua
 --@include lib/count.lua
 --@include lib/paid.lua
+--@include lib/batch.lua
+--@include lib/stock.lua
+--@include lib/item.lua
+--@include lib/due.lua
+--@include lib/deadlines.lua
+--@include lib/buyer_orders.lua
+--@include lib/wish.lua
+--@include lib/unpaid.lua
+--@include lib/rate.lua
+--@include lib/window.lua
+--@include lib/limit.lua
+--@include lib/sold_out.lua
+--@include lib/hold.lua
 
 local sale, deadlines, outbox, confirming, deposits = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local mark_seq, mark_chain = tonumber(ARGV[3]), ARGV[4]
 local not_after, epoch, caller_ms = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[5])
-local interval, burst = tonumber(ARGV[6]), tonumber(ARGV[7])
-local sustained, period, unpaid_max = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
+local rate = {
+    interval = tonumber(ARGV[6]), burst = tonumber(ARGV[7]),
+    sustained = tonumber(ARGV[8]), period = tonumber(ARGV[9]),
+}
+local unpaid_max = tonumber(ARGV[10])
 local sku_count, wish_count, basket_count =
     tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
-local asked, in_turn, waited = ARGV[14], ARGV[15] == "1", ARGV[16]
+local asked, in_turn, waited = ARGV[14], ARGV[15] == "1", {}
+for position in string.gmatch(ARGV[16], "%d+") do waited[tonumber(position)] = true end
 local FIRST_STOCK_KEY, FIRST_SKU = 6, 17
 local KEYS_PER_BASKET, ARGS_PER_WISH = 4, 6
--- Lua's stack limits the arguments of one call to several thousand.
-local ORDERS_AT_ONCE = 1000
 -- Offsets of the ids in a basket's keys: all keys of a sale share their prefix.
 local TAG = #sale - #"sale"
 local ORDER_ID_AT, BUYER_ID_AT = TAG + #"order:" + 1, TAG + #"buyer:" + 1
 
 local now_ms = server_ms()
-local expiry_ms = math.min(now_ms, caller_ms)
-
 if now_ms > not_after then return {{"too_late"}} end
 local head = open_head(sale, outbox, epoch)
 if not head then return {{"recovering"}} end
@@ -99,327 +111,76 @@ if not head.currency or not head.hold_seconds then
     return redis.error_reply("BUG prepare: the sale has no currency or no time to hold")
 end
 
--- Stock is read once per batch, tracked here, so that a basket sees the ones before it, and written
--- once at the end.
-local stocks = {}
-for index = 1, sku_count do
-    local key, sku = KEYS[FIRST_STOCK_KEY + index - 1], ARGV[FIRST_SKU + index - 1]
-    local found = redis.pcall("HMGET", key, "available", "held", "price", "limit")
-    local stock = {
-        key = key, sku = sku, available = count_of(found[1]), held = count_of(found[2]),
-        price = count_of(found[3]), limit = count_of(found[4]), taken = 0,
-    }
-    local whole = stock.available and stock.held and stock.price and stock.limit
-    if not whole and (found.err or found[1] or found[2] or found[3] or found[4]) then
-        stock.bug = redis.error_reply("BUG prepare: a number of " .. sku .. " is no count")
-    end
-    stocks[index] = (whole or stock.bug) and stock or false
+-- The state of the batch. `holds`: whether the sale takes its stock now.
+local batch = {
+    head = head, now_ms = now_ms, at = int(now_ms), expiry_ms = math.min(now_ms, caller_ms),
+    hold_seconds = int(head.hold_seconds), expires_at = int(now_ms + head.hold_seconds * 1000),
+    holds = false, status = "PREPARED", hold_sets = {confirming, deposits},
+    deadlines = deadlines, new_deadlines = {}, due_named = false, sold_out_count = 0,
+}
+local common = {"prepared", batch.expires_at, batch.at, {}}
+if head.hold_policy == "prepare" then
+    batch.holds, batch.status, common[1] = true, "HELD", "held"
+    batch.hold_sets = {deadlines, confirming, deposits}
+end
+local skus, stocks, wishes = {}, {}, {}
+for i = 1, sku_count do
+    skus[i] = ARGV[FIRST_SKU + i - 1]
+    stocks[i] = read_item(KEYS[FIRST_STOCK_KEY + i - 1], skus[i])
+end
+for i = 1, wish_count do
+    local first = FIRST_SKU + sku_count + (i - 1) * ARGS_PER_WISH
+    wishes[i] = read_wish(batch, ARGV, first, stocks, skus)
+    common[#common + 1] = wishes[i].items
 end
 
-local at, hold_seconds = int(now_ms), int(head.hold_seconds)
-local expires_at = int(now_ms + head.hold_seconds * 1000)
-local holds = head.hold_policy == "prepare"
-local word, status = "prepared", "PREPARED"
-if holds then word, status = "held", "HELD" end
-
--- Deadlines of this batch that are not written yet: one command writes many.
-local new_deadlines = {}
-local function write_deadlines()
-    if #new_deadlines > 0 then redis.call("ZADD", deadlines, unpack(new_deadlines)) end
-    new_deadlines = {}
-end
-
--- The common fields of the replies.
-local common = {word, expires_at, at, {}}
-
--- Writes the batch's changes once. It also runs after an error at a later basket: the decisions
--- before it are kept.
-local first_seq = head.seq
-local function write_batch()
-    if head.seq == first_seq then return end
-    common[4] = close_head(head)
-    write_deadlines()
-    for _, stock in ipairs(stocks) do
-        if stock and stock.taken > 0 then
-            redis.call("HINCRBY", stock.key, "available", int(-stock.taken))
-            redis.call("HINCRBY", stock.key, "held", int(stock.taken))
-        end
-    end
-end
-
-local due
-local function holds_ran_out()
-    if not holds then return false end
-    due = due or due_orders(deadlines, expiry_ms)
-    return #due > 0
-end
-
--- All baskets of a call have the same ones, so only the first `due` has their ids.
-local due_named = false
-local function name_due()
-    if due_named then return {"due"} end
-    due_named = true
-    return {"due", unpack(due)}
-end
-
--- The buyer's own overdue holds: no others can make room under the buyer's limits.
-local function own_due(basket)
-    local own = {}
-    if not holds_ran_out() then return own end
-    for first = 0, basket.orders - 1, ORDERS_AT_ONCE do
-        local last = first + ORDERS_AT_ONCE - 1
-        local ids = redis.call("ZREVRANGE", basket.buyer_orders, first, last)
-        for i, deadline in ipairs(redis.call("ZMSCORE", deadlines, unpack(ids))) do
-            if deadline and tonumber(deadline) <= expiry_ms then own[#own + 1] = ids[i] end
-            if #own == DUE_MAX then return own end
-        end
-    end
-    return own
-end
-
-local has_waited = {}
-for position in string.gmatch(waited, "%d+") do has_waited[tonumber(position)] = true end
-
-local function basket_at(position, wish)
+local function basket_at(position)
     local key = FIRST_STOCK_KEY + sku_count + (position - 1) * KEYS_PER_BASKET
     local order, buyer = KEYS[key], KEYS[key + 1]
     return {
         order = order, buyer = buyer, buyer_orders = KEYS[key + 2], rate = KEYS[key + 3],
         order_id = string.sub(order, ORDER_ID_AT), buyer_id = string.sub(buyer, BUYER_ID_AT),
-        wish = wish, waited = has_waited[position],
+        waited = waited[position],
     }
 end
 
--- GCRA: the theoretical arrival time may run ahead of now by (burst - 1) intervals. Most buyers of
--- a sale hold once, so a first hold writes no key for it: its time comes from the order. If the
--- clock has gone back since, that hold binds for one interval, and not until its own time.
-local function arrival_of(basket)
-    if basket.orders == 0 then return now_ms end
-    if basket.orders > 1 then
-        return math.max(tonumber(redis.call("GET", basket.rate)) or 0, now_ms)
-    end
-    local first = redis.call("ZRANGE", basket.buyer_orders, 0, 0, "WITHSCORES")[2]
-    return math.max(math.min(tonumber(first), now_ms) + interval, now_ms)
-end
-
--- The number of the buyer's orders with a hold; the buyer's limits bound it.
-local function holding_count(basket)
-    write_deadlines()
-    local sets = holds and {deadlines, confirming, deposits} or {confirming, deposits}
-    local count = 0
-    for first = 0, basket.orders - 1, ORDERS_AT_ONCE do
-        local last = first + ORDERS_AT_ONCE - 1
-        local ids = redis.call("ZRANGE", basket.buyer_orders, first, last)
-        for _, set in ipairs(sets) do
-            for _, score in ipairs(redis.call("ZMSCORE", set, unpack(ids))) do
-                if score then count = count + 1 end
-            end
-        end
-    end
-    return count
-end
-
--- A buyer's unpaid orders are all orders except the paid ones (lib/paid.lua) and those with a hold.
--- The total is already known, so buyers with few orders cost no read, and nothing is written.
-local function unpaid_refusal(basket)
-    if unpaid_max == 0 or basket.orders < unpaid_max then return nil end
-    local paid = count_of(redis.call("HGET", basket.buyer, PAID_ORDERS) or "0")
-    if not paid then
-        return redis.error_reply("BUG prepare: what the buyer has paid for is no count")
-    end
-    local unpaid = basket.orders - paid
-    if unpaid < unpaid_max or unpaid - holding_count(basket) < unpaid_max then return nil end
-    return {"too_many_orders", int(unpaid_max)}
-end
-
--- The sustained rate limit is a sliding window over the buyer's list of orders, which a rebuild
--- restores. An order from the future (the clock went back) counts as one of now.
-local function sustained_wait(basket)
-    if sustained == 0 or basket.orders < sustained then return 0 end
-    local position = sustained - 1
-    local found = redis.call("ZREVRANGE", basket.buyer_orders, position, position, "WITHSCORES")
-    return math.min(tonumber(found[2]), now_ms) + period - now_ms
-end
-
-local function rate_refusal(basket)
-    -- Reading the count checks the key's type before the first write.
-    basket.orders = redis.call("ZCARD", basket.buyer_orders)
-    local refusal = unpaid_refusal(basket)
-    if refusal then return refusal end
-    if interval == 0 then return nil end
-    local lasting = sustained_wait(basket)
-    if lasting > 0 then return {"rate_limited", int(math.ceil(lasting))} end
-    local arrival = arrival_of(basket)
-    local wait = arrival - now_ms - (burst - 1) * interval
-    if wait > 0 then return {"rate_limited", int(math.ceil(wait))} end
-    basket.next_arrival = arrival + interval
-end
-
-local function wish_at(number)
-    local arg = FIRST_SKU + sku_count + (number - 1) * ARGS_PER_WISH
-    local wish = {
-        digest = ARGV[arg], name = ARGV[arg + 1], name_json = ARGV[arg + 2],
-        amount = tonumber(ARGV[arg + 3]), admitted = ARGV[arg + 4] == "1",
-        lines = {}, skus = {}, price = 0, items = "", amount_text = ARGV[arg + 3],
-    }
-    local items = {}
-    for index, quantity in string.gmatch(ARGV[arg + 5], "(%d+) (%d+)") do
-        local stock = stocks[tonumber(index)]
-        if not stock then
-            wish.unknown = ARGV[FIRST_SKU + tonumber(index) - 1]
-            return wish
-        end
-        if stock.bug then
-            wish.bug = stock.bug
-            return wish
-        end
-        local count = #wish.lines + 1
-        wish.lines[count] = {stock = stock, quantity = tonumber(quantity)}
-        wish.skus[count] = stock.sku
-        wish.price = wish.price + stock.price * tonumber(quantity)
-        items[count] = string.format('["%s",%s,%s]', stock.sku, quantity, int(stock.price))
-    end
-    wish.items = "[" .. table.concat(items, ",") .. "]"
-    -- The parts that these baskets' events share, before the buyer and after.
-    wish.event_begins = table.concat({
-        '{"from":"","to":"', status, '","items":', wish.items, ',"amount":', wish.amount_text,
-        ',"digest":"', wish.digest, '","expiresAt":', expires_at, ',"buyer":'})
-    wish.event_ends = ',"name":' .. wish.name_json .. "}"
-    return wish
-end
-
-local function window_refusal(wish)
-    if head.require_admission and not wish.admitted then return {"not_admitted"} end
-    if head.status == "closed" or now_ms >= head.closes_at then return {"closed"} end
-    if now_ms < head.opens_at then return {"not_open", int(head.opens_at)} end
-    if head.status == "paused" then return {"paused"} end
-end
-
-local function limit_refusal(basket, wish)
-    local taken = redis.call("HMGET", basket.buyer, unpack(wish.skus))
-    for i, line in ipairs(wish.lines) do
-        local has = 0
-        if taken[i] then has = count_of(taken[i]) end
-        if not has then
-            return redis.error_reply(
-                "BUG prepare: what the buyer has of " .. line.stock.sku .. " is no count")
-        end
-        if has + line.quantity > line.stock.limit then
-            local may_help = line.quantity <= line.stock.limit and not basket.waited
-            local own = may_help and own_due(basket) or {}
-            if #own > 0 then return {"due", unpack(own)} end
-            return {"limit_exceeded", line.stock.sku, int(line.stock.limit), int(has)}
-        end
-    end
-end
-
--- After a sell-out, identical requests get the same refusal until stock moves: it is built once.
-local sold_out_count = 0
-local function stock_refusal(basket, wish)
-    if wish.sold_out_at == head.seq then return -wish.sold_out_number end
-    local short, for_good = false, false
-    for _, line in ipairs(wish.lines) do
-        local stock = line.stock
-        short = short or stock.available < line.quantity
-        -- No deadline brings sold units back.
-        for_good = for_good or stock.available + stock.held < line.quantity
-    end
-    if not short then return nil end
-    local next_deadline = ""
-    local overdue = not for_good and holds_ran_out()
-    if overdue and not basket.waited then return name_due() end
-    if not for_good and holds then
-        write_deadlines()
-        local first = redis.call("ZRANGE", deadlines, 0, 0, "WITHSCORES")[2]
-        next_deadline = count_of(first) and first or ""
-    end
-    local reply = {"sold_out", next_deadline}
-    for _, line in ipairs(wish.lines) do
-        reply[#reply + 1] = line.stock.sku
-        reply[#reply + 1] = int(line.stock.available)
-    end
-    sold_out_count = sold_out_count + 1
-    -- Baskets that have not waited yet would be `due`.
-    if not overdue then wish.sold_out_at, wish.sold_out_number = head.seq, sold_out_count end
-    return reply
-end
-
-local function write(basket, wish)
-    -- %q quotes printable ASCII, the alphabet of buyer ids, as JSON does.
-    local buyer = string.format("%q", basket.buyer_id)
-    local seq = append_event(
-        head, "prepared", basket.order_id, now_ms, wish.event_begins .. buyer .. wish.event_ends)
-    redis.call("ZADD", basket.buyer_orders, at, basket.order_id)
-    -- Fields that all open holds share are in the sale or omitted: orders take most of the memory.
-    -- The time of the hold is its deadline minus its hold seconds.
-    redis.call(
-        "HSET", basket.order, "status", status, "buyer", basket.buyer_id, "items", wish.items,
-        "amount", wish.amount_text, "name", wish.name, "digest", wish.digest,
-        "hold", hold_seconds, "expires_at", expires_at, "seq", seq)
-    new_deadlines[#new_deadlines + 1] = expires_at
-    new_deadlines[#new_deadlines + 1] = basket.order_id
-    for _, line in ipairs(holds and wish.lines or {}) do
-        local stock = line.stock
-        stock.available = stock.available - line.quantity
-        stock.held = stock.held + line.quantity
-        stock.taken = stock.taken + line.quantity
-        redis.call("HINCRBY", basket.buyer, stock.sku, int(line.quantity))
-    end
-    if basket.next_arrival and basket.orders > 0 then
-        redis.call(
-            "SET", basket.rate, string.format("%.3f", basket.next_arrival),
-            "PX", int(math.ceil(basket.next_arrival - now_ms)))
-    end
-    return head.seq
-end
-
--- Reads and checks one basket: its refusal or bug; nil where it can be taken.
-local function look_at(basket)
-    local wish = basket.wish
+-- The first refusal that applies, or the error of damaged data; nil where the basket is taken.
+local function refusal_of(basket, wish)
     local standing = redis.call("HGET", basket.order, "digest")
     if standing == wish.digest then return {"replayed"} end
-    local refusal = rate_refusal(basket)
+    -- Reading the count checks the key's type before the first write.
+    basket.orders = redis.call("ZCARD", basket.buyer_orders)
+    local refusal = unpaid_refusal(batch, basket, unpaid_max) or rate_refusal(rate, basket, now_ms)
     if refusal then return refusal end
     if wish.unknown then return {"sku_not_found", wish.unknown} end
     if wish.bug then return wish.bug end
     if standing then return {"key_reused"} end
-    refusal = window_refusal(wish)
+    refusal = window_refusal(head, wish, now_ms)
     if refusal then return refusal end
     if wish.price ~= wish.amount then return {"amount_mismatch", int(wish.price)} end
     -- An overdue hold must not cause a refusal by stock or limit: where it may, `due` is returned.
-    return limit_refusal(basket, wish) or stock_refusal(basket, wish)
-end
-
--- A key of the wrong type raises an error in its reader: it is this basket's own reply, because
--- nothing of the basket was written yet.
-local function decide(basket)
-    local whole, refusal = pcall(look_at, basket)
-    if not whole and type(refusal) ~= "table" then
-        refusal = redis.error_reply("BUG prepare: " .. refusal)
-    end
-    return refusal or write(basket, basket.wish)
-end
-
-local wishes = {}
-for number = 1, wish_count do
-    wishes[number] = wish_at(number)
-    common[#common + 1] = wishes[number].items
+    return limit_refusal(batch, basket, wish) or stock_refusal(batch, basket, wish)
 end
 
 local replies = {common}
 local function decide_all()
     local number_of_next, behind_due = string.gmatch(asked, "%d+"), false
     for position = 1, basket_count do
-        local wish = wishes[tonumber(number_of_next())]
-        local reply = behind_due and {"again"} or decide(basket_at(position, wish))
+        local basket, wish = basket_at(position), wishes[tonumber(number_of_next())]
+        local reply = behind_due and {"again"} or guarded("prepare", refusal_of, basket, wish)
         behind_due = behind_due or in_turn and type(reply) == "table" and reply[1] == "due"
-        replies[position + 1] = reply
+        replies[position + 1] = reply or write_hold(batch, basket, wish)
     end
     return replies
 end
 
+local first_seq = head.seq
+local function write_all()
+    if head.seq == first_seq then return end
+    common[4] = close_head(head)
+    write_deadlines(batch)
+    write_stocks(stocks)
+end
+
 redis.call("ZCARD", deadlines)
-local whole, result = pcall(decide_all)
-write_batch()
-if not whole then error(result, 0) end
-return result
+return run_batch(decide_all, write_all)

@@ -41,7 +41,7 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
 BREAKERS = (
     Breaker(
         name="stock is not counted before it is held",
-        file="scripts/lua/prepare.lua",
+        file="scripts/lua/lib/sold_out.lua",
         old="short = short or stock.available < line.quantity",
         new="short = false",
         test="tests/lua/test_prepare.py::test_sold_out_is_all_or_nothing",
@@ -49,7 +49,7 @@ BREAKERS = (
     ),
     Breaker(
         name="a buyer's limit is not looked at",
-        file="scripts/lua/prepare.lua",
+        file="scripts/lua/lib/limit.lua",
         old="if has + line.quantity > line.stock.limit then",
         new="if false then",
         test="tests/lua/test_prepare.py::test_a_buyer_has_no_more_than_the_limit",

@@ -96,9 +96,13 @@ def hunt(mutants: list[Mutant], work: Path) -> Iterator[Result]:
 
 
 def first_tests(mutant: Mutant) -> tuple[str, ...]:
-    """The tests that are likeliest to fail."""
-    own = ROOT / "tests" / "lua" / f"test_{Path(mutant.file).stem}.py"
-    return (str(own.relative_to(ROOT)),) if own.is_file() else EVERYTHING
+    """The tests that are likeliest to fail: those of the script, or of a step's scripts."""
+    scripts_of = [Path(mutant.file).stem]
+    if mutant.file.startswith("lib/"):
+        folder, include = ROOT / "scripts" / "lua", f"--@include {mutant.file}\n"
+        scripts_of = [one.stem for one in folder.glob("*.lua") if include in one.read_text()]
+    own = [one for name in scripts_of for one in ROOT.glob(f"tests/lua/test_{name}*.py")]
+    return tuple(str(one.relative_to(ROOT)) for one in sorted(own)) or EVERYTHING
 
 
 def begin(mutant: Mutant | None, tests: tuple[str, ...], folder: Path) -> int:

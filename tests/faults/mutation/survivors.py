@@ -11,7 +11,7 @@ LIVING: tuple[tuple[str, str], ...] = (
         "differs in the one millisecond at which a call is just not too late yet",
     ),
     (
-        r"(expiry_ms|caller_ms\)|opens_at|closes_at).* -> (<|<=|>|>=) becomes (<|<=|>|>=)$",
+        r"(expiry_ms|at_ms|caller_ms\)|opens_at|closes_at).* -> (<|<=|>|>=) becomes (<|<=|>|>=)$",
         "differs in the one millisecond of the deadline or the opening itself",
     ),
     (
@@ -35,7 +35,7 @@ LIVING: tuple[tuple[str, str], ...] = (
         "the next step fails on the missing lines: another sentence for the same bug",
     ),
     (
-        r"^prepare\.lua: if not whole and .* -> (or becomes and|. becomes .|never)$",
+        r"^lib/item\.lua: if not whole and .* -> (or becomes and|. becomes .|never)$",
         "a stock hash with a damaged number is refused all the same, as an item that is not there",
     ),
     (
@@ -55,23 +55,19 @@ LIVING: tuple[tuple[str, str], ...] = (
         "no count comes near to fifteen digits",
     ),
     (
-        r"^(expire|prepare)\.lua: if not whole then error\(result, 0\) end -> (never|0 becomes 1)$",
+        r"^lib/batch\.lua: if not whole then error\(result, 0\) end -> (never|0 becomes 1)$",
         "what a command throws is an error reply already: returned or thrown, it says the same",
     ),
     (
-        r"^prepare\.lua: new_deadlines = \{\} -> gone$",
+        r"^lib/deadlines\.lua: batch\.new_deadlines = \{\} -> gone$",
         "writes the same deadlines once more",
     ),
     (
-        r"^prepare\.lua: if #new_deadlines > 0 then .* -> 0 becomes 1$",
+        r"^lib/deadlines\.lua: if #new > 0 then .* -> 0 becomes 1$",
         "they come in pairs",
     ),
     (
-        r"^(prepare|expire)\.lua: if (stock and )?stock\.\w+ > 0 then -> > becomes >=$",
-        "adds nothing to a counter",
-    ),
-    (
-        r"^prepare\.lua: return math\.max\(.*basket\.rate.* -> 0 becomes 1$",
+        r"^lib/rate\.lua: return math\.max\(.*basket\.rate.* -> 0 becomes 1$",
         "both are long before now",
     ),
     (

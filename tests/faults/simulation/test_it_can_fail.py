@@ -32,7 +32,7 @@ def _wrong(here: Ground) -> str:
 
 def test_stock_that_nobody_counts_is_noticed() -> None:
     old = "short = short or stock.available < line.quantity"
-    with ground({"prepare.lua": (old, "short = false")}) as here:
+    with ground({"lib/sold_out.lua": (old, "short = false")}) as here:
         assert "a counter is below nothing" in _wrong(here)
 
 

@@ -1,0 +1,31 @@
+-- Stock that is short of a line. After a sell-out, identical requests get the same refusal until
+-- stock moves: it is built once, and its repeats are its number in this reply.
+local function stock_refusal(batch, basket, wish)
+    local seq = batch.head.seq
+    if wish.sold_out_at == seq then return -wish.sold_out_number end
+    local short, for_good = false, false
+    for _, line in ipairs(wish.lines) do
+        local stock = line.stock
+        short = short or stock.available < line.quantity
+        -- No deadline brings sold units back.
+        for_good = for_good or stock.available + stock.held < line.quantity
+    end
+    if not short then return nil end
+    local next_deadline = ""
+    local overdue = not for_good and holds_ran_out(batch)
+    if overdue and not basket.waited then return name_due(batch) end
+    if not for_good and batch.holds then
+        write_deadlines(batch)
+        local first = redis.call("ZRANGE", batch.deadlines, 0, 0, "WITHSCORES")[2]
+        next_deadline = count_of(first) and first or ""
+    end
+    local reply = {"sold_out", next_deadline}
+    for _, line in ipairs(wish.lines) do
+        reply[#reply + 1] = line.stock.sku
+        reply[#reply + 1] = int(line.stock.available)
+    end
+    batch.sold_out_count = batch.sold_out_count + 1
+    -- Baskets that have not waited yet would be `due`.
+    if not overdue then wish.sold_out_at, wish.sold_out_number = seq, batch.sold_out_count end
+    return reply
+end
