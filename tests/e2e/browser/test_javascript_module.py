@@ -1,4 +1,4 @@
-"""JavaScript module for shops' own pages, in a real browser on the real service."""
+"""JavaScript client, in a real browser on the real service."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,12 +10,14 @@ from playwright.sync_api import Page, Route
 from api.http.routes.pages import STATIC
 from tests.support.browser import Visit
 from tests.support.service import Served, eventually, item
+from tests.support.storefront import NOT_NOW
 
 pytestmark = [pytest.mark.browser, pytest.mark.e2e]
 
 Visiting = Callable[..., Visit]
 
-BYTES_MAX = 5_500
+#: docs/reference/client.md states the size.
+BYTES_MAX = 8_500
 CONNECT = """async (wish) => {
     window.shop ??= (await import('/static/reservation.js')).connect(wish ?? {});
     window.buyer ??= await shop.guest();
@@ -93,6 +95,85 @@ def test_a_lost_answer_is_asked_for_again_and_holds_once(served: Served, shop: P
     assert served.stock(sale_id) == (99, 1, 0)
 
 
+def test_a_lost_prepare_is_not_reported_as_unavailable(served: Served, shop: Page) -> None:
+    """`unavailable` would state that nothing was taken, but the first attempt has taken a piece."""
+    sale_id = served.sale(items=[item("a")])
+    keys: list[str] = []
+
+    def lose_then_refuse(route: Route) -> None:
+        keys.append(route.request.headers["idempotency-key"])
+        if len(keys) > 1:
+            return route.fulfill(**NOT_NOW)
+        route.fetch()
+        return route.abort("connectionreset")
+
+    shop.route(f"**/v1/sales/{sale_id}/reservations", lose_then_refuse)
+    refusal = shop.evaluate(
+        """sale => shop.prepare(sale, {items: [{sku: "a", quantity: 1}], amount: 1000, attempts: 2})
+            .catch(({code, unclear}) => ({code, unclear}))""",
+        sale_id,
+    )
+    assert refusal == {"code": "network", "unclear": True}
+    shop.unroute_all()
+    assert prepare(shop, sale_id, key=keys[0])["status"] == "HELD"
+    assert served.stock(sale_id) == (99, 1, 0)
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_a_temporary_refusal_is_retried_up_to_the_attempts(
+    served: Served, shop: Page, attempts: int
+) -> None:
+    sale_id = served.sale(items=[item("a")])
+    calls: list[str] = []
+
+    def refuse(route: Route) -> None:
+        calls.append(route.request.url)
+        route.fulfill(**NOT_NOW)
+
+    shop.route(f"**/v1/sales/{sale_id}/reservations", refuse)
+    outcome = shop.evaluate(
+        """([sale, attempts]) => {
+            const retries = [];
+            const onRetry = ({code}) => retries.push(code);
+            const items = [{sku: "a", quantity: 1}];
+            return shop.prepare(sale, {items, amount: 1000, attempts, onRetry})
+                .catch(({code, unclear}) => ({code, unclear, retries}));
+        }""",
+        [sale_id, attempts],
+    )
+    retries = ["unavailable"] * (attempts - 1)
+    assert outcome == {"code": "unavailable", "unclear": False, "retries": retries}
+    assert len(calls) == attempts
+
+
+def test_a_long_poll_is_aborted(served: Served, shop: Page) -> None:
+    held = prepare(shop, served.sale(items=[item("a")]))
+    outcome = shop.evaluate(
+        """held => {
+            const controller = new AbortController();
+            const answer = shop.reservation(held.orderId, {wait: 25, signal: controller.signal});
+            controller.abort();
+            return answer.then(({status}) => status, ({name}) => name);
+        }""",
+        held,
+    )
+    assert outcome == "AbortError"
+
+
+def test_sales_and_the_buyers_reservations_are_listed(served: Served, shop: Page) -> None:
+    sale_id = served.sale(items=[item("a")])
+    orders = [prepare(shop, sale_id)["orderId"] for _ in range(2)]
+    listed = shop.evaluate("sale => shop.reservations(sale)", sale_id)
+    assert [order["orderId"] for order in listed] == orders[::-1]
+    found = shop.evaluate(
+        """async (sale) => {
+            for await (const { saleId } of shop.sales()) if (saleId === sale) return saleId;
+        }""",
+        sale_id,
+    )
+    assert found == sale_id
+
+
 def test_stock_comes_by_itself_until_it_is_stopped(served: Served, shop: Page) -> None:
     sale_id = served.sale(items=[item("a")])
     shop.evaluate(
@@ -128,6 +209,21 @@ def test_stock_that_was_refused_comes_later(served: Served, shop: Page) -> None:
     )
     until(shop, "seen.length === 1")
     assert len(asked) == 2
+
+
+def test_stock_goes_on_after_the_page_was_restored(served: Served, shop: Page) -> None:
+    """An open stream would keep the page out of the back/forward cache."""
+    sale_id = served.sale(items=[item("a")])
+    streams: list[str] = []
+    shop.on("request", lambda request: "/events" in request.url and streams.append(request.url))
+    shop.evaluate(
+        "sale => { window.seen = []; shop.stock(sale, (stock) => seen.push(stock)); }", sale_id
+    )
+    until(shop, "seen.length === 1")
+    shop.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', {persisted: true}))")
+    shop.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))")
+    until(shop, "seen.length === 2")
+    assert len(streams) == 2
 
 
 def test_a_page_on_plain_http_has_keys_too(served: Served, shop: Page) -> None:
@@ -177,3 +273,26 @@ def test_the_bearer_may_come_from_a_function(served: Served, visit: Visiting) ->
         f"/v1/reservations/{order['orderId']}", headers={"Authorization": f"Bearer {bearer}"}
     )
     assert answer.json()["status"] == "HELD"
+
+
+def test_a_refused_bearer_is_renewed_once(served: Served, visit: Visiting) -> None:
+    sale_id = served.sale(items=[item("a")])
+    bearer = served.buyer()["Authorization"].removeprefix("Bearer ")
+    page = visit().open("/")
+    calls = page.evaluate(
+        """async ([sale, good]) => {
+            const { connect } = await import('/static/reservation.js');
+            const body = { items: [{ sku: "a", quantity: 1 }], amount: 1000 };
+            const calls = [];
+            const from = (fresh) => connect({ token: async (refused) => {
+                calls.push(refused ?? null);
+                return refused ? fresh : "expired";
+            } });
+            const held = await from(good).prepare(sale, body);
+            // The same token again is no renewal.
+            const refusal = await from("expired").prepare(sale, body).catch(({ code }) => code);
+            return [held.status, refusal, ...calls];
+        }""",
+        [sale_id, bearer],
+    )
+    assert calls == ["HELD", "unauthenticated", None, "expired", None, "expired"]
