@@ -756,7 +756,7 @@ def test_an_item_named_like_a_member_of_every_object_is_bought(
 
 
 @pytest.mark.parametrize("path", ["/", "/sales/{}", "/result?orderId=x&outcome=confirmed"])
-@pytest.mark.parametrize("script", ["shared/i18n.js", "storefront/api.js"])
+@pytest.mark.parametrize("script", ["shared/i18n.js", "reservation.js"])
 def test_a_script_that_does_not_load_is_told_on_the_page(
     served: Served, visit: Visiting, path: str, script: str
 ) -> None:

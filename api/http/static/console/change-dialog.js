@@ -1,6 +1,6 @@
-// Asks the operator for confirmation and a reason before a change.
+// Dialog of a change: the operator's confirmation, a reason, and the change's fields.
 
-import { newKey } from "../shared/idempotency-key.js";
+import { newKey } from "../reservation.js";
 
 const $ = (id) => document.getElementById(id);
 /** The members of an account, as the service calls them. */
@@ -10,12 +10,12 @@ const ACCOUNT = ["bank", "accountNumber", "holderName"];
  * The operator's input, or null. One dialog has one idempotency `key`, so that a repeat of the
  * call that follows takes effect once.
  */
-export function ask({ title, what = "", skus = null, delta = false, restock = false, account = false }) {
+export function openDialog({ title, text = "", skus = null, delta = false, restock = false, account = false }) {
   const form = $("ask-form");
   form.reset();
   $("ask-title").textContent = title;
-  $("ask-what").textContent = what;
-  $("ask-what").hidden = !what;
+  $("ask-text").textContent = text;
+  $("ask-text").hidden = !text;
   $("ask-sku").hidden = !skus;
   $("ask-delta").hidden = !delta;
   form.elements.delta.required = delta;

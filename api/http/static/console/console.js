@@ -1,24 +1,25 @@
 // The operator's console: a sale's board, its orders, and the changes to them.
 
-import * as api from "./operator-api.js";
-import { ask } from "./change-dialog.js";
-import { Figures } from "./figures.js";
-import { StockBoard } from "./stock-chart.js";
+import { Refusal } from "../reservation.js";
 import { moment, money } from "../shared/i18n.js";
+import { openDialog } from "./change-dialog.js";
+import { Figures } from "./figures.js";
+import * as api from "./operator-api.js";
+import { StockChart } from "./stock-chart.js";
 
-const LOOK_MS = 2_000;
+const POLL_MS = 2_000;
 const STATES = ["PREPARED", "HELD", "CONFIRMING", "AWAITING_DEPOSIT", "CONFIRMED", "RELEASED", "EXPIRED", "REFUNDED"];
 
 /** The PG's name of the payment method whose refund needs a bank account. */
 const VIRTUAL_ACCOUNT = "가상계좌";
 
 const $ = (id) => document.getElementById(id);
-const stock = new StockBoard($("stock"));
+const stock = new StockChart($("stock"));
 let figures = new Figures();
 let sale = null;
 let order = null;
 let cursor = null;
-let looking = null;
+let pollTimer = 0;
 /** Number of order lists requested: a response to an older request is dropped. */
 let listings = 0;
 
@@ -29,17 +30,17 @@ function notice(sentence) {
 }
 
 /** Runs an operator's action, and shows its result. */
-async function doing(what, done = "") {
+async function perform(action, done = "") {
   notice("");
   $("done").textContent = "";
   try {
-    await what();
+    await action();
     // An action without a message keeps the message of another one.
     if (done) $("done").textContent = done;
   } catch (error) {
-    if (!(error instanceof api.No)) throw error;
+    if (!(error instanceof Refusal)) throw error;
     if (error.status === 401 || error.status === 403) signOut();
-    notice(error.message);
+    notice(error.facts.detail ? `${error.code}: ${error.facts.detail}` : error.code);
   }
 }
 
@@ -71,9 +72,9 @@ function drawFigures(rows) {
 }
 
 /** Polls while the page is visible; a failed poll shows the error and the next one follows. */
-async function look() {
-  clearTimeout(looking);
-  if (!api.operator.now || !sale) return;
+async function poll() {
+  clearTimeout(pollTimer);
+  if (!api.operator.current || !sale) return;
   const { saleId } = sale;
   if (!document.hidden) {
     try {
@@ -85,16 +86,16 @@ async function look() {
       // A list in view does not move under the pointer; an empty one waits for its first order.
       if (!$("orders").childElementCount) await showOrders();
     } catch (error) {
-      if (!(error instanceof api.No)) throw error;
+      if (!(error instanceof Refusal)) throw error;
       drawFigures([{ name: "No fresh figures", value: error.code, bad: true }]);
     }
   }
-  looking = setTimeout(look, LOOK_MS);
+  pollTimer = setTimeout(poll, POLL_MS);
 }
 
 /** Shows the sale selected in the list: a response for an earlier selection is dropped. */
 async function choose(saleId) {
-  const isChosen = () => api.operator.now && $("sale").value === saleId;
+  const isChosen = () => api.operator.current && $("sale").value === saleId;
   let read;
   try {
     read = await api.getSale(saleId);
@@ -113,13 +114,13 @@ async function choose(saleId) {
   $("title").textContent = sale.name;
   $("report").hidden = $("order").hidden = true;
   history.replaceState(null, "", `/ops?${new URLSearchParams({ sale: saleId })}`);
-  await Promise.all([look(), showOrders()]);
+  await Promise.all([poll(), showOrders()]);
 }
 
 async function showOrders({ more = false } = {}) {
-  const wish = { saleId: sale.saleId, status: $("state").value, buyerId: $("buyer").value.trim(), limit: 20 };
+  const filter = { saleId: sale.saleId, status: $("state").value, buyerId: $("buyer").value.trim(), limit: 20 };
   const listing = ++listings;
-  const page = await api.listOrders({ ...wish, cursor: more ? cursor : null });
+  const page = await api.listOrders({ ...filter, cursor: more ? cursor : null });
   if (listing !== listings) return;
   cursor = page.nextCursor;
   const rows = page.orders.map(orderRow);
@@ -133,7 +134,7 @@ function orderRow({ orderId, status, buyerId, items, amount, currency, updatedAt
   const row = document.createElement("tr");
   const first = document.createElement("td");
   const open = element("button", `…${orderId.slice(-8)}`, { type: "button", title: orderId });
-  open.addEventListener("click", () => doing(() => showOrder(orderId)));
+  open.addEventListener("click", () => perform(() => showOrder(orderId)));
   first.append(open);
   const lines = items.map(({ sku, quantity }) => `${sku} × ${quantity}`).join(", ");
   const cells = [status, buyerId, lines, money(amount, currency), exact(updatedAt)];
@@ -204,28 +205,28 @@ function changed(after) {
   drawSale();
 }
 
-async function turn(verb, words) {
+async function changeState(verb, title) {
   const { saleId, name } = sale;
-  const answer = await ask({ title: `${words} ${name}?`, what: TURNS[verb] });
+  const answer = await openDialog({ title: `${title} ${name}?`, text: EFFECTS[verb] });
   if (!answer) return;
-  await doing(
-    async () => changed(await api.turn(saleId, verb, answer.reason)),
+  await perform(
+    async () => changed(await api.changeState(saleId, verb, answer.reason)),
     `${name} is ${verb === "resume" ? "open" : `${verb}d`}.`,
   );
 }
 
-const TURNS = {
-  pause: "Nobody can take new holds. Holds and payments that are under way go on.",
-  resume: "New holds are taken again.",
-  close: "This cannot be undone. Payments that have begun go on.",
+const EFFECTS = {
+  pause: "New holds are refused. Existing holds and payments continue.",
+  resume: "New holds are accepted again.",
+  close: "This cannot be undone. Payments that have begun continue.",
 };
 
 async function restock() {
   const { saleId, name, items } = sale;
-  const answer = await ask({ title: `Restock ${name}`, skus: items, delta: true });
+  const answer = await openDialog({ title: `Restock ${name}`, skus: items, delta: true });
   if (!answer) return;
   const { sku, delta, reason, key } = answer;
-  await doing(
+  await perform(
     async () => changed(await api.restock(saleId, { sku, delta, reason }, key)),
     `${sku}: ${delta > 0 ? `${delta} pieces added` : `${-delta} pieces withdrawn`}.`,
   );
@@ -233,29 +234,29 @@ async function restock() {
 
 async function refund() {
   const { orderId, amount, currency, paymentMethod } = order;
-  const answer = await ask({
+  const answer = await openDialog({
     title: `Refund ${money(amount, currency)}?`,
-    what: `Order ${orderId}, in full.`,
+    text: `Order ${orderId}, in full.`,
     restock: true,
     account: paymentMethod === VIRTUAL_ACCOUNT,
   });
   if (!answer) return;
   const { reason, restock: back, account, key } = answer;
-  const wish = { reason, restock: back, ...(account && { refundReceiveAccount: account }) };
-  await doing(() => sendRefund(orderId, wish, key), "The refund is taken up.");
+  const request = { reason, restock: back, ...(account && { refundReceiveAccount: account }) };
+  await perform(() => sendRefund(orderId, request, key), "The refund has begun.");
 }
 
-async function sendRefund(orderId, wish, key) {
+async function sendRefund(orderId, request, key) {
   let after;
   try {
-    after = await api.refund(orderId, wish, key);
+    after = await api.refund(orderId, request, key);
   } catch (error) {
     // Another refund may be pending or done: the order shows it below the refusal.
     if (error.status === 409) await showOrder(orderId);
     throw error;
   }
-  await Promise.all([showOrder(orderId), showOrders(), look()]);
-  $("order-now").textContent = `${after.status}${after.code ? ` (${after.code}: it goes on by itself)` : ""}`;
+  await Promise.all([showOrder(orderId), showOrders(), poll()]);
+  $("order-now").textContent = `${after.status}${after.code ? ` (${after.code}: it continues by itself)` : ""}`;
   // A pending one may be corrected; SQL may lag behind one that has completed.
   $("refund").hidden = !after.code;
 }
@@ -267,8 +268,8 @@ async function signIn() {
   const named = new URLSearchParams(location.search).get("sale");
   $("sale").replaceChildren(...sales.map(({ saleId, name }) => element("option", `${name} (${saleId})`, { value: saleId })));
   $("sign-in").hidden = true;
-  $("who").hidden = false;
-  $("operator").textContent = api.operator.now.name;
+  $("session").hidden = false;
+  $("operator").textContent = api.operator.current.name;
   $("title").textContent = sales.length ? "" : "There is no sale yet";
   if (!sales.length) return;
   const first = sales.find(({ saleId }) => saleId === named) ?? sales.find(({ status }) => status === "open") ?? sales[0];
@@ -278,9 +279,9 @@ async function signIn() {
 
 function signOut() {
   api.operator.signOut();
-  clearTimeout(looking);
+  clearTimeout(pollTimer);
   sale = null;
-  $("console").hidden = $("who").hidden = true;
+  $("console").hidden = $("session").hidden = true;
   $("sign-in").hidden = false;
   $("title").textContent = "Sign in";
 }
@@ -290,19 +291,19 @@ $("sign-in").addEventListener("submit", (event) => {
   event.preventDefault();
   api.operator.signIn($("key").value.trim(), $("name").value.trim());
   $("key").value = "";
-  doing(signIn);
+  perform(signIn);
 });
 $("sign-out").addEventListener("click", signOut);
-$("sale").addEventListener("change", () => doing(() => choose($("sale").value)));
+$("sale").addEventListener("change", () => perform(() => choose($("sale").value)));
 $("filter").addEventListener("submit", (event) => {
   event.preventDefault();
-  doing(() => showOrders());
+  perform(() => showOrders());
 });
-$("more").addEventListener("click", () => doing(() => showOrders({ more: true })));
-$("pause").addEventListener("click", () => turn("pause", "Pause"));
-$("resume").addEventListener("click", () => turn("resume", "Resume"));
-$("close").addEventListener("click", () => turn("close", "Close"));
+$("more").addEventListener("click", () => perform(() => showOrders({ more: true })));
+$("pause").addEventListener("click", () => changeState("pause", "Pause"));
+$("resume").addEventListener("click", () => changeState("resume", "Resume"));
+$("close").addEventListener("click", () => changeState("close", "Close"));
 $("restock").addEventListener("click", restock);
-$("audit").addEventListener("click", () => doing(runAudit));
+$("audit").addEventListener("click", () => perform(runAudit));
 $("refund").addEventListener("click", refund);
-if (api.operator.now) doing(signIn);
+if (api.operator.current) perform(signIn);

@@ -1,55 +1,40 @@
 // Calls of the operator's API, with the key and the name stored in this tab.
 
-import { timeout } from "../shared/timeout.js";
+import { connect, Refusal, request } from "../reservation.js";
+import { tab } from "../shared/storage.js";
 
 /** Time-out of a call. */
-const PATIENCE_MS = 60_000;
+const TIMEOUT_MS = 60_000;
 /** An audit reads every order of the sale: half a minute for seventy thousand of them. */
-const AUDIT_PATIENCE_MS = 1_800_000;
-const KEPT = "reservation.operator";
-
-export class No extends Error {
-  constructor(code, detail, status = 0) {
-    super(detail ? `${code}: ${detail}` : code);
-    this.code = code;
-    this.status = status;
-  }
-}
+const AUDIT_TIMEOUT_MS = 1_800_000;
 
 export const operator = {
-  get now() {
-    return JSON.parse(sessionStorage.getItem(KEPT) ?? "null");
+  get current() {
+    return tab.get("operator");
   },
-  signIn: (key, name) => sessionStorage.setItem(KEPT, JSON.stringify({ key, name })),
-  signOut: () => sessionStorage.removeItem(KEPT),
+  signIn: (key, name) => tab.set("operator", { key, name }),
+  signOut: () => tab.forget("operator"),
 };
 
 const part = encodeURIComponent;
 
-async function call(path, { method = "GET", body, key, text = false, patienceMs = PATIENCE_MS } = {}) {
-  const { key: secret, name } = operator.now ?? {};
-  let response;
+async function call(path, { method = "GET", key, ...options } = {}) {
+  const { key: secret, name } = operator.current ?? {};
   try {
-    response = await fetch(path, {
+    return await request(path, {
       method,
-      cache: "no-store",
-      signal: timeout(patienceMs),
-      body: body && JSON.stringify(body),
+      timeoutMs: TIMEOUT_MS,
+      ...options,
       headers: {
         Authorization: `Bearer ${secret}`,
         "X-Operator": name,
-        ...(body && { "Content-Type": "application/json" }),
         ...(key && { "Idempotency-Key": key }),
       },
     });
-    if (text && response.ok) return await response.text();
-    const answer = await response.json();
-    if (response.ok) return answer;
-    throw new No(answer.code ?? "refused", answer.detail, response.status);
-  } catch (error) {
-    if (error instanceof No) throw error;
-    const changed = method === "GET" ? "" : " Whether it was done cannot be told: look before you do it again.";
-    throw new No("no answer", `The service cannot be reached.${changed}`, response?.status);
+  } catch (refusal) {
+    if (refusal.code !== "network") throw refusal;
+    const outcome = method === "GET" ? "" : " The change may have been made: check before you repeat it.";
+    throw new Refusal("network", refusal.status, { detail: `The service did not answer.${outcome}` });
   }
 }
 
@@ -58,23 +43,19 @@ const sale = (saleId, ...more) => ["/v1/admin/sales", part(saleId), ...more].joi
 /** Every sale: live ones first, then upcoming, then past. */
 export async function listSales() {
   const sales = [];
-  for (let cursor = ""; cursor !== null; ) {
-    const page = await call(`/v1/sales${cursor && `?cursor=${part(cursor)}`}`);
-    sales.push(...page.sales);
-    cursor = page.nextCursor ?? null;
-  }
+  for await (const one of connect().sales()) sales.push(one);
   return sales;
 }
 export const getSale = (saleId) => call(sale(saleId));
 /** `verb`: pause, resume or close. */
-export const turn = (saleId, verb, reason) =>
+export const changeState = (saleId, verb, reason) =>
   call(sale(saleId, verb), { method: "POST", body: { reason } });
-export const restock = (saleId, wish, key) =>
-  call(sale(saleId, "stock"), { method: "POST", body: wish, key });
-export const audit = (saleId) => call(sale(saleId, "audit"), { patienceMs: AUDIT_PATIENCE_MS });
-export const listOrders = (wish) =>
-  call(`/v1/admin/orders?${new URLSearchParams(Object.entries(wish).filter(([, value]) => value))}`);
+export const restock = (saleId, change, key) =>
+  call(sale(saleId, "stock"), { method: "POST", body: change, key });
+export const audit = (saleId) => call(sale(saleId, "audit"), { timeoutMs: AUDIT_TIMEOUT_MS });
+export const listOrders = (filter) =>
+  call(`/v1/admin/orders?${new URLSearchParams(Object.entries(filter).filter(([, value]) => value))}`);
 export const getOrder = (orderId) => call(`/v1/admin/orders/${part(orderId)}`);
-export const refund = (orderId, wish, key) =>
-  call(`/v1/admin/orders/${part(orderId)}/refund`, { method: "POST", body: wish, key });
-export const metrics = () => call("/metrics", { text: true });
+export const refund = (orderId, order, key) =>
+  call(`/v1/admin/orders/${part(orderId)}/refund`, { method: "POST", body: order, key });
+export const metrics = () => call("/metrics", { read: "text" });

@@ -12,7 +12,7 @@ const shape = (name, attributes) => {
   return made;
 };
 
-export class StockBoard {
+export class StockChart {
   #samples = new Map();
 
   constructor(place) {

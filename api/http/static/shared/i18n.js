@@ -1,4 +1,4 @@
-// The pages' texts, in English and Korean, and their formats of money and time.
+// Internationalization: the pages' texts in English and Korean, formats of money and time.
 
 const ENGLISH = {
   brand: "Flash sale",
@@ -344,7 +344,7 @@ export function remaining(milliseconds) {
 }
 
 /** A refusal as a sentence that states whether money was taken. */
-export function sorry(refusal, { reading = false } = {}) {
+export function refusalText(refusal, { reading = false } = {}) {
   const name = reading && refusal.code === "network" ? "error.network.read" : `error.${refusal.code}`;
   const sentences = [t(has(name) ? name : "error.other")];
   const { nextDeadline, limit, taken } = refusal.facts;
@@ -354,8 +354,8 @@ export function sorry(refusal, { reading = false } = {}) {
   if (refusal.code === "buyer_limit_exceeded" && limit !== undefined) {
     sentences.push(t("error.buyer_limit_exceeded.counts", { limit, taken }));
   }
-  if (refusal.status >= 500 && refusal.requestId) {
-    sentences.push(t("reference", { id: refusal.requestId }));
+  if (refusal.status >= 500 && refusal.facts.instance) {
+    sentences.push(t("reference", { id: refusal.facts.instance }));
   }
   return sentences.join(" ");
 }

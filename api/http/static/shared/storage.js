@@ -1,32 +1,34 @@
-// Storage of the pages: per tab or per browser; in memory only if neither is available.
+// Storage of the pages: per tab or per browser; in memory if the browser allows neither.
 
-class Memory {
-  #kept = new Map();
+class MemoryStorage {
+  #values = new Map();
   getItem(name) {
-    return this.#kept.get(name) ?? null;
+    return this.#values.get(name) ?? null;
   }
   setItem(name, value) {
-    this.#kept.set(name, value);
+    this.#values.set(name, value);
   }
   removeItem(name) {
-    this.#kept.delete(name);
+    this.#values.delete(name);
   }
 }
 
-function open(which) {
+function open(kind) {
   try {
-    const storage = window[which];
+    const storage = window[kind];
     storage.setItem("reservation.probe", "");
     storage.removeItem("reservation.probe");
     return storage;
   } catch {
     // Disabled by the browser's settings: the shop works, but forgets at a reload.
-    return new Memory();
+    return new MemoryStorage();
   }
 }
 
-function remembers(storage) {
+/** Values as JSON, under the prefix of the service. */
+function jsonIn(storage) {
   return {
+    /** The value of this name, or null. */
     get(name) {
       return JSON.parse(storage.getItem(`reservation.${name}`));
     },
@@ -39,5 +41,5 @@ function remembers(storage) {
   };
 }
 
-export const browser = remembers(open("localStorage"));
-export const tab = remembers(open("sessionStorage"));
+export const browser = jsonIn(open("localStorage"));
+export const tab = jsonIn(open("sessionStorage"));

@@ -1,4 +1,4 @@
-// The items: stock left of each, the chosen quantities, and their price.
+// The basket: the items with the stock left of each, the chosen quantities, and their price.
 
 import { tab } from "../shared/storage.js";
 import { money, number, t } from "../shared/i18n.js";
@@ -32,7 +32,7 @@ export class Basket {
   show(sale) {
     this.#sale = sale;
     // A SKU may have the name of a member of every object, such as `constructor`.
-    const chosen = new Map(Object.entries(tab.get(place(sale.saleId)) ?? this.#firstWish(sale)));
+    const chosen = new Map(Object.entries(tab.get(place(sale.saleId)) ?? this.#defaultChoice(sale)));
     const skus = new Set(sale.items.map((item) => item.sku));
     for (const [sku, row] of this.#rows) {
       if (skus.has(sku)) continue;
@@ -50,7 +50,7 @@ export class Basket {
   }
 
   /** The default basket: one piece, if the sale has a single item. */
-  #firstWish(sale) {
+  #defaultChoice(sale) {
     return sale.items.length === 1 ? { [sale.items[0].sku]: 1 } : {};
   }
 
@@ -61,11 +61,11 @@ export class Basket {
     const before = row.item.available;
     row.item = { ...row.item, available, held, sold, total: available + held + sold };
     this.#draw(row);
-    this.#tell(row.item, before);
+    this.#announce(row.item, before);
     this.#onChange();
   }
 
-  #tell({ name, available }, before) {
+  #announce({ name, available }, before) {
     if (before > 0 && available === 0) this.#say(t("say.soldOut", { name }));
     if (before === 0 && available > 0) this.#say(t("say.back", { name }));
     if (before > FEW && available > 0 && available <= FEW) {
@@ -95,7 +95,7 @@ export class Basket {
     return this.#rows.get(sku)?.item.name ?? sku;
   }
 
-  #keep() {
+  #store() {
     const chosen = Object.fromEntries(this.chosen.map(({ item, quantity }) => [item.sku, quantity]));
     tab.set(place(this.#sale.saleId), chosen);
   }
@@ -112,7 +112,7 @@ export class Basket {
   #step(row, by) {
     row.quantity = Math.min(Math.max(0, row.quantity + by), row.item.limitPerBuyer);
     this.#draw(row);
-    this.#keep();
+    this.#store();
     this.#onChange();
     this.#say(t("say.total", { amount: money(this.amount, this.#sale.currency) }));
   }

@@ -1,41 +1,27 @@
-// The server's clock in the page, a tick each second, and its announcements.
+// A tick at each second of the server's clock, and the announcements of a page.
 
-let difference = 0;
+import { shop } from "./session.js";
 
-/** Sets the clock from a response: the server's time was in the middle of the call. */
-export function setClock(serverTime, tookMs) {
-  difference = Date.parse(serverTime) + tookMs / 2 - performance.now();
-}
-
-/** A lower bound from a response that was written at this server time. */
-export function clockAtLeast(at) {
-  difference = Math.max(difference, Date.parse(at) - performance.now());
-}
-
-/** The server's time in ms. The page's own clock may be wrong by days and is never used. */
-export function serverNow() {
-  return performance.now() + difference;
-}
-
-/** performance.now() may stop while the machine sleeps: a lag up to this is ignored. */
-const SLEPT_MS = 2_000;
+/** A jump up to this is no jump of the device's clock. */
+const JUMP_MS = 2_000;
 
 /**
  * Calls `tick` at once and at each full second of the server's clock, while the page is visible.
- * `slept` is called first if the machine slept since the last tick: serverNow() is wrong then,
- * until the next response of the service.
+ * `jumped` is called first if the machine slept or its clock was set since the last tick: the
+ * page is out of date then, and its clock may be wrong until the next reading of the sale.
  */
-export function eachSecond(tick, slept) {
+export function eachSecond(tick, jumped) {
   let timer = 0;
-  const lag = () => Date.now() - performance.now();
-  let lagged = lag();
+  // performance.now() may stop while the machine sleeps, and ignores changes of the clock.
+  const difference = () => Date.now() - performance.now();
+  let last = difference();
   const run = () => {
     clearTimeout(timer);
-    const before = lagged;
-    lagged = lag();
-    if (lagged - before > SLEPT_MS) slept();
+    const before = last;
+    last = difference();
+    if (Math.abs(last - before) > JUMP_MS) jumped();
     tick();
-    if (!document.hidden) timer = setTimeout(run, 1000 - (((serverNow() % 1000) + 1000) % 1000));
+    if (!document.hidden) timer = setTimeout(run, 1000 - (shop.now() % 1000));
   };
   document.addEventListener("visibilitychange", run);
   run();

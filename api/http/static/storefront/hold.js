@@ -1,29 +1,29 @@
 // The hold: its items, countdown, payment and release.
 
-import { release, Refusal } from "./api.js";
-import { clockAtLeast, serverNow } from "./clock.js";
-import { dropToken, keepToken, paymentBegins } from "./release-on-leave.js";
-import { asksHow, dropWidgets, pay } from "./payment.js";
+import { Refusal } from "../reservation.js";
 import { money, remaining, t } from "../shared/i18n.js";
+import { dropWidgets, needsMethod, pay } from "./payment.js";
+import { dropToken, keepToken, paymentBegins } from "./release-on-leave.js";
+import { shop } from "./session.js";
 
 const $ = (id) => document.getElementById(id);
 
 /** Seconds left at which the countdown is announced to screen readers. */
-const SAID_AT = new Set([300, 120, 60, 30, 10]);
+const ANNOUNCED_AT = new Set([300, 120, 60, 30, 10]);
 /** Poll interval for a hold that is over by our clock but not yet by the service's. */
-const ASK_AGAIN_MS = 1_000;
+const POLL_MS = 1_000;
 
 export class Hold {
   #current = null;
   #busy = false;
-  #askAt = 0;
+  #pollAt = 0;
   #page;
 
-  /** @param page callbacks: say, notice(sentence), nameOf(sku), takesAccounts(), ended(sentence, reservation) */
+  /** @param page callbacks: say, notice(sentence), nameOf(sku), takesAccounts(), refused(refusal), over(), ended(sentence) */
   constructor(page) {
     this.#page = page;
     $("pay").addEventListener("click", () => this.#pay());
-    $("give-back").addEventListener("click", () => this.#giveBack());
+    $("give-back").addEventListener("click", () => this.#release());
   }
 
   get current() {
@@ -33,7 +33,7 @@ export class Hold {
   /** Shows a live reservation, or none. Only prepare's response carries the token. */
   show(reservation) {
     if (reservation?.orderId !== this.#current?.orderId) {
-      this.#askAt = 0;
+      this.#pollAt = 0;
       dropWidgets();
     }
     this.#current = reservation;
@@ -42,13 +42,12 @@ export class Hold {
     if (!reservation) return dropToken();
     if (reservation.token) keepToken(reservation.orderId, reservation.token);
     const { status, items, amount, currency } = reservation;
-    clockAtLeast(reservation.updatedAt);
     const held = status === "HELD";
     $("hold-title").textContent = t(held ? "holdTitle" : "preparedTitle");
     $("hold-note").textContent = t(held ? "holdStays" : "policySuccess");
     $("hold-lines").replaceChildren(...items.map((item) => this.#line(item, currency)));
     $("pay").textContent = t("pay", { amount: money(amount, currency) });
-    $("pay-how").hidden = !this.#page.takesAccounts() || !asksHow(reservation);
+    $("pay-how").hidden = !this.#page.takesAccounts() || !needsMethod(reservation);
     this.#enable(true);
     this.tick();
   }
@@ -70,25 +69,25 @@ export class Hold {
   /** The countdown; at its end the service is asked for the outcome. */
   tick() {
     if (!this.#current) return;
-    const left = Date.parse(this.#current.expiresAt) - serverNow();
+    const left = Date.parse(this.#current.expiresAt) - shop.now();
     const shown = remaining(left);
     const clock = $("hold-left").querySelector("strong");
     if (clock.textContent !== shown) {
       clock.textContent = shown;
       const seconds = Math.ceil(left / 1000);
-      if (SAID_AT.has(seconds)) this.#page.say(t("say.timeLeft", { time: spoken(seconds) }));
+      if (ANNOUNCED_AT.has(seconds)) this.#page.say(t("say.timeLeft", { time: spoken(seconds) }));
     }
     $("hold").classList.toggle("short", left < 60_000);
-    if (left <= 0 && !this.#busy && performance.now() >= this.#askAt) this.#ask();
+    if (left <= 0 && !this.#busy && performance.now() >= this.#pollAt) this.#poll();
   }
 
-  async #ask() {
+  async #poll() {
     // Not again while this call is in progress, whatever is shown meanwhile.
-    this.#askAt = Infinity;
+    this.#pollAt = Infinity;
     try {
       await this.#page.over();
     } finally {
-      this.#askAt = performance.now() + ASK_AGAIN_MS * (1 + Math.random());
+      this.#pollAt = performance.now() + POLL_MS * (1 + Math.random());
     }
   }
 
@@ -120,12 +119,12 @@ export class Hold {
     }
   }
 
-  async #giveBack() {
+  async #release() {
     const { orderId } = this.#current;
     this.#busy = true;
     this.#enable(false);
     try {
-      await release(orderId);
+      await shop.release({ orderId });
       this.#page.ended(t("released"));
     } catch (refusal) {
       if (!(refusal instanceof Refusal)) throw refusal;

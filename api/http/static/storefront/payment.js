@@ -12,8 +12,8 @@ function checkoutAddress(reservation) {
   const { checkoutUrl, clientKey, customerKey, successUrl, failUrl } = reservation.payment;
   const { orderId, orderName, amount, currency } = reservation;
   const address = new URL(checkoutUrl);
-  const asked = { clientKey, customerKey, orderId, orderName, amount, currency, successUrl, failUrl };
-  for (const [name, value] of Object.entries(asked)) address.searchParams.set(name, value);
+  const parameters = { clientKey, customerKey, orderId, orderName, amount, currency, successUrl, failUrl };
+  for (const [name, value] of Object.entries(parameters)) address.searchParams.set(name, value);
   return address.href;
 }
 
@@ -29,16 +29,16 @@ function loadScript(address) {
 
 let drawn = null;
 
-let gone = Promise.resolve();
+let removal = Promise.resolve();
 
 /** The PG draws its widgets once in a place: those of another order must be removed first. */
 export function dropWidgets() {
   const parts = drawn?.parts ?? [];
   drawn = null;
-  gone = gone
+  removal = removal
     .then(() => Promise.all(parts.map((part) => part.destroy())))
     .catch((error) => console.warn("payment widgets:", error));
-  return gone;
+  return removal;
 }
 
 /** With a widget key the buyer first chooses a method in our page, and presses Pay once more. */
@@ -57,14 +57,14 @@ async function drawWidgets(toss, { orderId, amount, currency, payment }) {
  * Whether our page asks for the payment method: the PG's own page and its widgets have a list of
  * methods, while a key of the single API opens one method's window.
  */
-export const asksHow = ({ payment: { checkoutUrl, clientKey } }) =>
+export const needsMethod = ({ payment: { checkoutUrl, clientKey } }) =>
   !checkoutUrl && !WIDGET_KEY.test(clientKey);
 
 async function payBySdk(reservation, method) {
   const { orderId, orderName, amount, currency, payment } = reservation;
   if (!window.TossPayments) await loadScript(SDK);
   const toss = window.TossPayments(payment.clientKey);
-  const asked = {
+  const request = {
     orderId,
     orderName,
     successUrl: payment.successUrl,
@@ -74,11 +74,11 @@ async function payBySdk(reservation, method) {
   };
   if (WIDGET_KEY.test(payment.clientKey)) {
     if (drawn?.orderId !== orderId) return await drawWidgets(toss, reservation);
-    return await drawn.widgets.requestPayment(asked);
+    return await drawn.widgets.requestPayment(request);
   }
   const payments = toss.payment({ customerKey: payment.customerKey });
   await payments.requestPayment({
-    ...asked,
+    ...request,
     method,
     amount: { currency, value: amount },
     ...(method === "VIRTUAL_ACCOUNT" && { virtualAccount: { validHours: DEPOSIT_HOURS } }),

@@ -1,96 +1,77 @@
-// Takes a basket once: one idempotency key for one wish, over all retries.
+// Purchases a basket once: one idempotency key for one purchase, over all attempts.
 
-import { listReservations, prepare, Refusal } from "./api.js";
-import { newKey } from "../shared/idempotency-key.js";
+import { newKey, Refusal } from "../reservation.js";
 import { tab } from "../shared/storage.js";
+import { shop, signIn } from "./session.js";
 
-/** Attempts of one press of Buy: after a temporary refusal or a lost answer, with the same key. */
-const ASKED_MAX = 4;
-/** Minimum back-off before the n-th retry: n times this. */
-const PAUSE_MS = 700;
+/** Prepares of one press of Buy, each with the client's own retries. */
+const PREPARES_MAX = 4;
 
 const LIVE = new Set(["HELD", "PREPARED"]);
-const UNPAID_END = new Set(["RELEASED", "EXPIRED"]);
-
-const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+const ENDED_UNPAID = new Set(["RELEASED", "EXPIRED"]);
 
 /** Whether it can still be paid. */
 export function isLive(reservation) {
   return LIVE.has(reservation.status);
 }
 
+// Its name in the storage is that of 0.1.0: an upgrade keeps the pending purchases of open tabs.
 const place = (saleId) => `wish.${saleId}`;
 
-/** The wish is granted or refused: the next one gets a key of its own. */
-export function forgetWish(saleId) {
+/** The purchase is granted or refused: the next one gets a key of its own. */
+export function forgetPurchase(saleId) {
   tab.forget(place(saleId));
 }
 
-function remembered(saleId, items, amount) {
-  const wish = tab.get(place(saleId));
-  const same = wish && JSON.stringify([wish.items, wish.amount]) === JSON.stringify([items, amount]);
-  return { wish, same };
+function begin(saleId, items, amount) {
+  const purchase = { key: newKey(), items, amount };
+  tab.set(place(saleId), purchase);
+  return purchase;
 }
 
-function newWish(saleId, items, amount) {
-  const wish = { key: newKey(), items, amount };
-  tab.set(place(saleId), wish);
-  return wish;
-}
+const basketOf = ({ items, amount }) => JSON.stringify([items, amount]);
 
 /**
- * Takes these items, or finds that they are taken.
+ * Prepares these items, or finds the reservation that an earlier attempt has prepared.
  *
- * @param ask.admission returns the sale's admission; called with true for a fresh one
- * @param ask.onRepeat is called before a retry: the answer was lost, or the refusal was temporary
+ * @param options.admission returns the sale's admission; called with true for a fresh one
+ * @param options.onRetry is called before a retry: the response was lost, or the refusal temporary
  * @throws {Refusal} with `unclear` true if the same press may be repeated
  */
-export async function take(saleId, items, amount, ask) {
-  let { wish, same } = remembered(saleId, items, amount);
-  if (wish && !same) {
-    // The outcome of the last basket is unknown. If it was taken, its hold is the live one.
-    const found = (await listReservations(saleId)).find(isLive);
-    if (found) return found;
+export async function purchase(saleId, items, amount, { admission, onRetry }) {
+  await signIn();
+  const pending = tab.get(place(saleId));
+  const isRepeat = pending !== null && basketOf(pending) === basketOf({ items, amount });
+  if (pending && !isRepeat) {
+    // The outcome of the last basket is unknown. If it was prepared, its hold is the live one.
+    const live = (await shop.reservations(saleId)).find(isLive);
+    if (live) return live;
   }
-  if (!same) wish = newWish(saleId, items, amount);
-  let admission = await ask.admission(false);
-  let lost;
-  // A remembered wish is one with an unknown outcome.
-  let untold = same;
-  for (let asked = 1; ; asked++) {
+  let { key } = isRepeat ? pending : begin(saleId, items, amount);
+  let unclear = isRepeat;
+  let pass = await admission(false);
+  for (let made = 1; ; made++) {
     try {
-      const { reservation } = await prepare(saleId, { key: wish.key, items, amount, admission });
-      if (!UNPAID_END.has(reservation.status)) {
-        forgetWish(saleId);
+      const reservation = await shop.prepare(saleId, { key, items, amount, admission: pass, onRetry });
+      if (!ENDED_UNPAID.has(reservation.status)) {
+        forgetPurchase(saleId);
         return reservation;
       }
-      // The key's hold was released or expired since: this press is a new wish.
-      if (asked === ASKED_MAX) throw new Refusal("unavailable");
-      wish = newWish(saleId, items, amount);
-      lost = undefined;
-      untold = false;
+      // The key's hold was released or expired since: this press is a new purchase.
+      if (made === PREPARES_MAX) throw new Refusal("unavailable");
+      ({ key } = begin(saleId, items, amount));
+      unclear = false;
     } catch (refusal) {
       if (!(refusal instanceof Refusal)) throw refusal;
-      if (refusal.unclear) lost = refusal;
-      untold ||= refusal.unclear;
-      const stale = refusal.code === "invalid_admission" && asked === 1;
-      const passes = refusal.unclear || refusal.code === "unavailable";
-      if (asked === ASKED_MAX || !(passes || stale)) {
-        // A temporary refusal is no evidence about an earlier call whose answer was lost.
-        const verdict = passes ? (lost ?? refusal) : refusal;
-        // Nor is any other refusal, for most come before the key is checked: the same key may still
-        // find the hold.
-        if (!untold || verdict.code === "idempotency_key_reused") forgetWish(saleId);
-        throw verdict;
-      }
-      if (stale) {
-        admission = await ask.admission(true);
+      unclear ||= refusal.unclear;
+      if (refusal.code === "invalid_admission" && made === 1) {
+        pass = await admission(true);
         continue;
       }
-      ask.onRepeat();
-      const least = Math.max(refusal.retryAfter * 1000, PAUSE_MS * asked);
-      // Thousands are refused at one moment, and must not retry at one moment.
-      await pause(least * (1 + Math.random() / 2));
+      // Most refusals come before the key is checked: the same key may still find the hold of an
+      // attempt whose response was lost.
+      if (!unclear || refusal.code === "idempotency_key_reused") forgetPurchase(saleId);
+      throw refusal;
     }
   }
 }

@@ -16,11 +16,11 @@ const WORKER = "/static/storefront/release-worker.js";
 
 let registration = null;
 
-const paid = (orderId) => `paying.${orderId}`;
+const paymentOf = (orderId) => `paying.${orderId}`;
 
 /** To be called before the PG opens. The tab keeps it over reloads and the return from the PG. */
 export function paymentBegins(orderId) {
-  tab.set(paid(orderId), true);
+  tab.set(paymentOf(orderId), true);
 }
 
 /** Starts the worker only now, when there is a hold to release. */
@@ -37,7 +37,7 @@ function startWorker() {
   if (registration || !navigator.serviceWorker) return;
   navigator.serviceWorker.register(WORKER).then(
     (registered) => (registration = registered),
-    (error) => console.info("holds end by their deadline alone here:", error.message),
+    (error) => console.info("holds of this browser end at their deadline:", error.message),
   );
 }
 
@@ -45,6 +45,6 @@ if (tab.get("hold")) startWorker();
 
 addEventListener("pagehide", (event) => {
   const hold = tab.get("hold");
-  if (event.persisted || !hold || tab.get(paid(hold.orderId))) return;
+  if (event.persisted || !hold || tab.get(paymentOf(hold.orderId))) return;
   registration?.active?.postMessage(hold);
 });

@@ -1,12 +1,17 @@
 // The result page after the payment page: the outcome, and whether money was taken.
 
-import { getReservation, Refusal } from "./api.js";
-import { forgetBasket } from "./basket.js";
+import { Refusal } from "../reservation.js";
 import { language, moment, money, t, translatePage } from "../shared/i18n.js";
+import { forgetBasket } from "./basket.js";
+import { shop } from "./session.js";
 
-/** A payment is decided within 13 minutes; each poll waits up to 25 s for it. */
-const LOOKS_MAX = 36;
-/** Back-off after a failed poll. */
+/** The longest long poll that the service allows. */
+const WAIT_SECONDS = 25;
+/** A payment is decided within 13 minutes. */
+const POLLS_MAX = 36;
+/** Attempts of one poll: minutes of an outage. */
+const ATTEMPTS_MAX = 20;
+/** Pause after a poll that the service answered at once. */
 const PAUSE_MS = 3_000;
 
 const MARKS = { confirmed: "✓", settling: "…", awaiting_deposit: "…", offline: "…", refunded: "↩" };
@@ -69,7 +74,7 @@ function show(kind, reservation = null) {
   $("result").dataset.kind = kind;
   $("result").setAttribute("aria-busy", String(kind === "settling"));
   $("mark").textContent = MARKS[kind] ?? "!";
-  $("what").textContent = title;
+  $("headline").textContent = title;
   $("money").textContent = t(sentence, values ?? {});
   document.title = title;
   showAccount(reservation?.virtualAccount);
@@ -110,17 +115,17 @@ function showFacts(kind, { saleId, orderId: id, orderName, amount, currency }) {
 }
 
 /** By the URL's token, or, if that has expired or is another order's, as this browser's buyer. */
-async function look(wait) {
+async function read(options) {
   try {
-    return await getReservation(orderId, { token, wait });
+    return await shop.reservation(orderId, { ...options, token });
   } catch (refusal) {
     const mayBeOurs = token && (refusal.status === 401 || refusal.status === 404);
     if (!mayBeOurs) throw refusal;
-    return await getReservation(orderId, { wait });
+    return await shop.reservation(orderId, options);
   }
 }
 
-function showUnread(refusal) {
+function showRefusal(refusal) {
   if (refusal.status === 401 || refusal.status === 404) {
     // This browser may not read the order, but the service's redirect carries the outcome.
     show(UNPAID.has(outcome) || outcome === "invalid" ? outcome : "unreadable");
@@ -128,25 +133,34 @@ function showUnread(refusal) {
   else show("offline");
 }
 
-/** Polls until the payment is decided. */
+let polling = null;
+
+/** Polls until the payment is decided; a later call takes over. */
 async function follow() {
   if (!orderId) return show("invalid");
-  for (let looks = 0; looks < LOOKS_MAX; looks++) {
-    const asked = performance.now();
-    try {
-      const reservation = await look(looks > 0);
-      show(kindOf(reservation), reservation);
-      if (!hidesAccount(reservation) && reservation.status !== "CONFIRMING") return;
-      // If a buyer has many tabs, some long polls return at once.
-      const atOnce = looks > 0 && performance.now() - asked < PAUSE_MS;
-      if (atOnce || hidesAccount(reservation)) await pause(PAUSE_MS);
-    } catch (refusal) {
-      if (!(refusal instanceof Refusal)) throw refusal;
-      showUnread(refusal);
-      if (refusal.status !== 0 && refusal.status < 500) return;
-      await pause(PAUSE_MS);
-    }
+  polling?.abort();
+  polling = new AbortController();
+  try {
+    await poll(polling.signal);
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    if (!(error instanceof Refusal)) throw error;
+    showRefusal(error);
   }
+}
+
+async function poll(signal) {
+  for (let polls = 0; polls < POLLS_MAX && !signal.aborted; polls++) {
+    const askedAt = performance.now();
+    const wait = polls > 0 ? WAIT_SECONDS : 0;
+    const reservation = await read({ wait, signal, attempts: ATTEMPTS_MAX, onRetry: showRefusal });
+    show(kindOf(reservation), reservation);
+    if (!hidesAccount(reservation) && reservation.status !== "CONFIRMING") return;
+    // If a buyer has many tabs, some long polls return at once.
+    const atOnce = polls > 0 && performance.now() - askedAt < PAUSE_MS;
+    if (atOnce || hidesAccount(reservation)) await pause(PAUSE_MS);
+  }
+  if (signal.aborted) return;
   if ($("result").dataset.kind === "settling") $("money").textContent = t("result.settling.later");
 }
 

@@ -1,12 +1,12 @@
 // One sale: its clock and stock, the basket, the hold, and the start of the payment.
 
-import { getSale, listReservations, Refusal } from "./api.js";
+import { Refusal } from "../reservation.js";
+import { moment, money, refusalText, remaining, t, translatePage } from "../shared/i18n.js";
 import { Basket } from "./basket.js";
-import { announcer, eachSecond, serverNow, setClock } from "./clock.js";
+import { announcer, eachSecond } from "./clock.js";
 import { Hold } from "./hold.js";
-import { watchStock } from "./stock.js";
-import { forgetWish, isLive, take } from "./purchase.js";
-import { moment, money, remaining, sorry, t, translatePage } from "../shared/i18n.js";
+import { forgetPurchase, isLive, purchase } from "./purchase.js";
+import { isSignedIn, shop } from "./session.js";
 
 /** An admission is good for ten minutes; one older than this is renewed. */
 const ADMISSION_MS = 8 * 60_000;
@@ -14,9 +14,12 @@ const ADMISSION_MS = 8 * 60_000;
 const STALE_MS = 10_000;
 /** Every page sees the sale open at the same instant: their requests are spread over this. */
 const SPREAD_MS = 3_000;
-/** Back-off of the first reading: the n-th retry waits n times this, up to the maximum. */
-const FIRST_PAUSE_MS = 1_000;
-const PAUSE_MAX_MS = 10_000;
+/** Attempts of the first reading: hours of an outage. */
+const FIRST_ATTEMPTS_MAX = 1_000;
+/** A failed refresh is shown at once: the next event of the page reads again. */
+const ONCE = { attempts: 1 };
+/** Refusals after which a refresh would fail as well, and hide the first one's message. */
+const UNREACHABLE = new Set(["network", "outcome_unknown", "rate_limited"]);
 
 const saleId = decodeURIComponent(location.pathname.split("/")[2] ?? "");
 const $ = (id) => document.getElementById(id);
@@ -56,16 +59,16 @@ function notice(sentence, { focus = false } = {}) {
 
 /** Shows the refusal, and reads again the data that it may be about. */
 function refused(refusal) {
-  notice(sorry(refusal));
+  notice(refusalText(refusal));
   $("notice").scrollIntoView({ block: "nearest" });
-  if (refusal.unclear || refusal.code === "rate_limited") return;
+  if (UNREACHABLE.has(refusal.code)) return;
   refreshSale();
   refreshReservations();
 }
 
 /** Between two readings the clock decides the shown status; the server decides each purchase. */
 function statusNow() {
-  const now = serverNow();
+  const now = shop.now();
   if (now >= Date.parse(sale.closesAt)) return "closed";
   if (sale.status === "scheduled" && now >= Date.parse(sale.opensAt)) return "open";
   return sale.status;
@@ -80,7 +83,7 @@ function drawHead() {
   const until = Date.parse(opens ? sale.opensAt : sale.closesAt);
   $("countdown").hidden = !counts;
   $("countdown").querySelector("span").textContent = t(opens ? "opensIn" : "closesIn");
-  $("countdown").querySelector("strong").textContent = remaining(until - serverNow());
+  $("countdown").querySelector("strong").textContent = remaining(until - shop.now());
   if (status === shownStatus) return;
   if (shownStatus) statusChanged(status);
   shownStatus = status;
@@ -120,11 +123,11 @@ function hint(amount) {
 
 function drawOrders(reservations) {
   // The live one has its own place; those that ended unpaid are of no use to the buyer.
-  const told = reservations.filter(({ status }) =>
+  const shown = reservations.filter(({ status }) =>
     ["CONFIRMING", "AWAITING_DEPOSIT", "CONFIRMED", "REFUNDED"].includes(status),
   );
-  $("orders").hidden = told.length === 0;
-  $("order-list").replaceChildren(...told.map(orderLine));
+  $("orders").hidden = shown.length === 0;
+  $("order-list").replaceChildren(...shown.map(orderLine));
 }
 
 function orderLine({ orderId, orderName, status, amount, currency }) {
@@ -144,15 +147,13 @@ async function reading(read) {
     await read();
   } catch (refusal) {
     if (!(refusal instanceof Refusal)) throw refusal;
-    notice(sorry(refusal, { reading: true }));
+    notice(refusalText(refusal, { reading: true }));
   }
 }
 
-async function readSale({ admission = false } = {}) {
-  const { sale: read, tookMs } = await getSale(saleId, { admission });
-  sale = read;
+async function readSale(options) {
+  sale = await shop.sale(saleId, options);
   readAt = performance.now();
-  setClock(sale.serverTime, tookMs);
   translatePage(sale.name);
   $("name").textContent = sale.name;
   basket.show(sale);
@@ -161,13 +162,14 @@ async function readSale({ admission = false } = {}) {
   $("head").hidden = false;
 }
 
-const refreshSale = () => reading(() => readSale());
+const refreshSale = () => reading(() => readSale(ONCE));
 
 /** A list read before a hold came or went is stale, and is read again. */
 async function listWhileUnchanged() {
   for (;;) {
     const before = hold.current?.orderId;
-    const reservations = await listReservations(saleId);
+    // Without a token the browser has no reservations.
+    const reservations = isSignedIn() ? await shop.reservations(saleId, ONCE) : [];
     if (hold.current?.orderId === before) return reservations;
   }
 }
@@ -180,8 +182,8 @@ function refreshReservations({ after = "" } = {}) {
     const live = reservations.find(isLive) ?? null;
     const before = hold.current;
     if (live) {
-      // The hold of the lost answer has been found.
-      forgetWish(saleId);
+      // The hold of the lost response has been found.
+      forgetPurchase(saleId);
       hold.show(live.orderId === before?.orderId ? { ...live, token: before.token } : live);
     } else {
       hold.show(null);
@@ -199,14 +201,15 @@ function endOf(reservations, { orderId }) {
   return status === "CONFIRMED" ? t("error.already_confirmed") : "";
 }
 
-const asking = {
+const purchaseOptions = {
   async admission(fresh) {
     if (!sale.requireAdmission) return undefined;
     const stale = !sale.admission || performance.now() - readAt > ADMISSION_MS;
-    if (fresh || stale) await readSale({ admission: true });
+    // The service issues it to a buyer.
+    if (fresh || stale) await readSale();
     return sale.admission;
   },
-  onRepeat: () => notice(t("stillTrying")),
+  onRetry: () => notice(t("stillTrying")),
 };
 
 async function buy() {
@@ -214,7 +217,7 @@ async function buy() {
   drawTill();
   notice("");
   try {
-    const reservation = await take(saleId, basket.lines, basket.amount, asking);
+    const reservation = await purchase(saleId, basket.lines, basket.amount, purchaseOptions);
     if (isLive(reservation)) {
       hold.show(reservation);
       notice("");
@@ -232,23 +235,23 @@ async function buy() {
   if (hold.current) hold.focus();
 }
 
-const pause = (ms) => new Promise((done) => setTimeout(done, ms));
-
 /** Under load the first reading may be refused or lost: it is retried until it is final. */
 async function firstReading() {
-  for (let tried = 1; !sale; tried++) {
-    try {
-      await readSale();
-      if (tried > 1) notice("");
-    } catch (refusal) {
-      if (!(refusal instanceof Refusal)) throw refusal;
-      $("loading").hidden = true;
-      notice(sorry(refusal, { reading: true }));
-      const passes = refusal.status === 0 || refusal.status === 429 || refusal.status >= 500;
-      if (!passes) return;
-      const least = Math.max(refusal.retryAfter * 1000, Math.min(tried * FIRST_PAUSE_MS, PAUSE_MAX_MS));
-      await pause(least * (1 + Math.random()));
-    }
+  const show = (refusal) => {
+    $("loading").hidden = true;
+    notice(refusalText(refusal, { reading: true }));
+  };
+  let retried = false;
+  const onRetry = (refusal) => {
+    retried = true;
+    show(refusal);
+  };
+  try {
+    await readSale({ attempts: FIRST_ATTEMPTS_MAX, onRetry });
+    if (retried) notice("");
+  } catch (refusal) {
+    if (!(refusal instanceof Refusal)) throw refusal;
+    show(refusal);
   }
 }
 
@@ -271,7 +274,7 @@ async function start() {
     hold.tick();
   }, refreshAll);
   addEventListener("online", refreshAll);
-  watchStock(saleId, (change) => basket.stock(change));
+  shop.stock(saleId, (change) => basket.stock(change));
 }
 
 $("basket").addEventListener("submit", (event) => {

@@ -1,12 +1,14 @@
 // The list of sales.
 
-import { listSales } from "./api.js";
+import { moment, refusalText, t, translatePage } from "../shared/i18n.js";
 // A buyer with a hold may leave the shop from here as well.
 import "./release-on-leave.js";
-import { moment, sorry, t, translatePage } from "../shared/i18n.js";
+import { shop } from "./session.js";
 
 const $ = (id) => document.getElementById(id);
 
+/** The latest past sales that the page lists. */
+const PAST_MAX = 50;
 /** Open sales first, then upcoming, then past. */
 const ORDER = ["open", "paused", "scheduled", "sold_out", "closed"];
 
@@ -18,7 +20,7 @@ function card(sale) {
   shown.querySelector("a").href = `/sales/${encodeURIComponent(sale.saleId)}`;
   shown.querySelector("h2").textContent = sale.name;
   shown.querySelector(".when").textContent = when(sale);
-  shown.querySelector(".what").textContent = sale.items.map((item) => item.name).join(" · ");
+  shown.querySelector(".names").textContent = sale.items.map((item) => item.name).join(" · ");
   return shown;
 }
 
@@ -32,6 +34,16 @@ function byStatus(one, other) {
   return ORDER.indexOf(one.status) - ORDER.indexOf(other.status);
 }
 
+async function listSales() {
+  const sales = [];
+  let past = 0;
+  for await (const sale of shop.sales()) {
+    if (sale.status === "closed" && ++past > PAST_MAX) break;
+    sales.push(sale);
+  }
+  return sales;
+}
+
 async function show() {
   $("notice").hidden = true;
   try {
@@ -39,7 +51,7 @@ async function show() {
     $("sales").replaceChildren(...sales.sort(byStatus).map(card));
     $("none").hidden = sales.length > 0;
   } catch (refusal) {
-    $("notice").textContent = sorry(refusal, { reading: true });
+    $("notice").textContent = refusalText(refusal, { reading: true });
     $("notice").hidden = false;
   }
   $("loading").hidden = true;
