@@ -233,6 +233,26 @@ def test_give_back_gives_back(served: Served, visit: Visiting) -> None:
     assert served.stock(sale_id, "cap") == (5, 0, 0)
 
 
+def test_a_release_whose_answer_was_lost_is_repeated(served: Served, visit: Visiting) -> None:
+    sale_id = served.sale(items=ITEMS)
+    page = visit().open(f"/sales/{sale_id}")
+    hold(page, "cap")
+    calls: list[str] = []
+
+    def lose_the_first(route: Route) -> None:
+        calls.append(route.request.url)
+        if len(calls) > 1:
+            return route.continue_()
+        route.fetch()
+        return route.abort()
+
+    page.route("**/release", lose_the_first)
+    page.locator("#give-back").click()
+    expect(page.locator("#notice")).to_have_text("Given back.")
+    assert len(calls) == 2
+    assert served.stock(sale_id, "cap") == (5, 0, 0)
+
+
 @pytest.mark.slow
 def test_a_hold_that_runs_out_says_so(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS, holdSeconds=2)
@@ -509,6 +529,26 @@ def test_a_payment_being_settled_is_waited_for(visit: Visiting) -> None:
     page = visitor.open(f"/result?orderId={ORDER['orderId']}&outcome=settling#token=t")
     result(page, "confirmed")
     assert [url.partition("?")[2] for url in shown] == ["", "wait=25", "wait=25"]
+
+
+def test_a_result_page_that_is_shown_again_ends_its_earlier_poll(visit: Visiting) -> None:
+    visitor = visit()
+    ended: list[str] = []
+    calls: list[str] = []
+
+    def answer(route: Route) -> None:
+        calls.append(route.request.url)
+        # The first long poll has no answer yet.
+        if len(calls) != 2:
+            route.fulfill(json=ORDER | {"status": "CONFIRMING" if len(calls) == 1 else "CONFIRMED"})
+
+    visitor.page.on("requestfailed", lambda request: ended.append(request.url))
+    visitor.page.route("**/v1/reservations/**", answer)
+    page = visitor.open(f"/result?orderId={ORDER['orderId']}&outcome=settling#token=t")
+    eventually(lambda: page.wait_for_timeout(50) or len(calls), lambda count: count == 2)
+    page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))")
+    result(page, "confirmed")
+    assert ended == calls[1:2]
 
 
 def test_the_pgs_own_script_opens_the_payment_where_the_shop_has_keys(
