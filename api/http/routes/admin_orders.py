@@ -192,11 +192,12 @@ async def _order_with_history(request: Request[Any, Any, Any], order_id: str) ->
     now = await service.queries.find(order_id) or as_reservation(row)
     account = await service.queries.deposit_account(now)
     payment, refund = await sql.payments.get_by_order(order_id), await sql.refunds.get(order_id)
+    opened = payment.virtual_account if payment else None
     members = {
         **_order_members(row),
         "next": await service.explain.next_step(now),
         "paymentMethod": payment.method if payment else None,
-        "accountRefundStatus": payment.account_refund if payment else None,
+        "accountRefundStatus": opened.refund_status if opened else None,
         "virtualAccount": VirtualAccountAnswer.of(account) if account else None,
         "refund": facts_of(refund) if refund else None,
     }

@@ -8,10 +8,10 @@ payment_checks   one row per payment key      a payment to look up again, with a
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, Insert, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Insert, RowMapping, delete, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reservation.adapters.sql.bulk import insert_into
@@ -24,9 +24,11 @@ from reservation.adapters.sql.tables import (
     payment_checks,
     payments,
 )
+from reservation.domain.clock import as_datetime, as_ms
+from reservation.domain.payment_gateway import Payment, VirtualAccount
 from reservation.domain.states import Status
 
-__all__ = ["AnswerRow", "PaymentCheck", "PaymentRepository", "PaymentRow", "UnsoldRow"]
+__all__ = ["AnswerRow", "PaymentCheck", "PaymentRepository", "UnsoldRow"]
 
 #: Look-ups read per payment: those of an hour at the settler's longest back-off.
 LOOK_UPS_MAX: Final = 200
@@ -37,31 +39,24 @@ _MISSING: Final = '"type":"PaymentMissing"'
 _REFUSED: Final = '"type":"Declined"'
 
 
-class PaymentRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A payment as last shown by the PG."""
+class _Shown(NamedTuple):
+    """A payment as the PG showed it, and when."""
 
-    payment_key: str
-    order_id: str
-    #: The PG's status.
-    status: str
-    total_amount: int
-    balance_amount: int
-    currency: str
-    method: str | None = None
-    approved_at_ms: int | None = None
-    #: Of a virtual account: the secret that a deposit's webhook must carry.
-    secret: str | None = None
-    due_at_ms: int | None = None
-    #: The virtual account for the buyer's deposit.
-    account_bank: str | None = None
-    account_number: str | None = None
-    account_holder: str | None = None
-    #: The PG's status of the bank transfer of its refund.
-    account_refund: str | None = None
-    updated_at_ms: int
+    payment: Payment
+    at_ms: int
 
 
-_COLUMNS = [payments.c[name] for name in PaymentRow.__struct_fields__]
+#: Columns that only some answers carry: where absent, the stored value stays.
+_KEPT: Final = (
+    "method",
+    "approved_at_ms",
+    "secret",
+    "due_at_ms",
+    "account_bank",
+    "account_number",
+    "account_holder",
+    "account_refund",
+)
 
 
 class AnswerRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,14 +96,14 @@ class PaymentRepository:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._group = GroupCommit[AnswerRow | PaymentRow, None](self._commit)
+        self._group = GroupCommit[AnswerRow | _Shown, None](self._commit)
 
     async def aclose(self) -> None:
         """Wait for writes in progress; no new ones may arrive."""
         await self._group.aclose()
 
-    async def put(self, payment: PaymentRow) -> None:
-        """Store a payment as the PG shows it now.
+    async def put(self, payment: Payment, at_ms: int) -> None:
+        """Store a payment as the PG showed it at this time, without its failure code.
 
         A payment that is older than the stored one changes nothing. Fields that only some answers
         carry (method, approval, secret, due date, virtual account) keep their value where absent.
@@ -116,7 +111,7 @@ class PaymentRepository:
         Raises:
             SQLAlchemyError, OSError: the outcome is unknown; retry the same call.
         """
-        await self._group.write(payment)
+        await self._group.write(_Shown(payment, at_ms))
 
     async def add_answer(self, answer: AnswerRow) -> None:
         """Append an answer of the PG to its order's history.
@@ -126,24 +121,24 @@ class PaymentRepository:
         """
         await self._group.write(answer)
 
-    async def _commit(self, rows: Sequence[AnswerRow | PaymentRow]) -> list[None]:
+    async def _commit(self, rows: Sequence[AnswerRow | _Shown]) -> list[None]:
         answers = [msgspec.structs.asdict(row) for row in rows if isinstance(row, AnswerRow)]
-        shown = [row for row in rows if isinstance(row, PaymentRow)]
+        shown = [row for row in rows if isinstance(row, _Shown)]
         # A fixed lock order in all processes prevents deadlocks.
-        shown.sort(key=lambda row: row.payment_key)
+        shown.sort(key=lambda row: row.payment.payment_key)
         async with self._database.write() as connection:
             if answers:
                 await connection.execute(payment_answers.insert(), answers)
             if shown:
-                values = [msgspec.structs.asdict(row) for row in shown]
+                values = [_columns_of(*row) for row in shown]
                 await connection.execute(_kept(connection), values)
         return [None] * len(rows)
 
-    async def get_by_order(self, order_id: str) -> PaymentRow | None:
+    async def get_by_order(self, order_id: str) -> Payment | None:
         """The order's payment: the approved one, else the latest; None without any."""
         async with self._database.read() as connection:
             found = await connection.execute(
-                select(*_COLUMNS)
+                select(payments)
                 .where(payments.c.order_id == order_id)
                 .order_by(
                     payments.c.approved_at_ms.desc().nulls_last(), payments.c.updated_at_ms.desc()
@@ -151,16 +146,16 @@ class PaymentRepository:
                 .limit(1)
             )
             row = found.mappings().one_or_none()
-        return PaymentRow(**row) if row else None
+        return _payment(row) if row else None
 
-    async def get(self, payment_key: str) -> PaymentRow | None:
+    async def get(self, payment_key: str) -> Payment | None:
         """The payment with this key, or None."""
         async with self._database.read() as connection:
             found = await connection.execute(
-                select(*_COLUMNS).where(payments.c.payment_key == payment_key)
+                select(payments).where(payments.c.payment_key == payment_key)
             )
             row = found.mappings().one_or_none()
-        return PaymentRow(**row) if row else None
+        return _payment(row) if row else None
 
     async def list_unsold(self, sale_id: str, limit: int) -> list[UnsoldRow]:
         """DONE payments of the sale whose order in SQL is neither sold nor refunded."""
@@ -308,24 +303,60 @@ class PaymentRepository:
             await connection.execute(delete(payment_checks).where(_is_unchanged(check)))
 
 
+def _columns_of(payment: Payment, at_ms: int) -> dict[str, Any]:
+    account = payment.virtual_account
+    return {
+        "payment_key": payment.payment_key,
+        "order_id": payment.order_id,
+        "status": payment.status,
+        "total_amount": payment.total_amount,
+        "balance_amount": payment.balance_amount,
+        "currency": payment.currency,
+        "method": payment.method,
+        "approved_at_ms": as_ms(payment.approved_at) if payment.approved_at else None,
+        "secret": payment.secret,
+        "due_at_ms": as_ms(payment.due_at) if payment.due_at else None,
+        "account_bank": account.bank if account else None,
+        "account_number": account.account_number if account else None,
+        "account_holder": account.holder_name if account else None,
+        "account_refund": account.refund_status if account else None,
+        "updated_at_ms": at_ms,
+    }
+
+
+def _payment(row: RowMapping) -> Payment:
+    account = None
+    if row["account_number"] is not None:
+        account = VirtualAccount(
+            bank=row["account_bank"] or "",
+            account_number=row["account_number"],
+            holder_name=row["account_holder"] or "",
+            refund_status=row["account_refund"],
+        )
+    approved_at_ms, due_at_ms = row["approved_at_ms"], row["due_at_ms"]
+    return Payment(
+        payment_key=row["payment_key"],
+        order_id=row["order_id"],
+        status=row["status"],
+        total_amount=row["total_amount"],
+        balance_amount=row["balance_amount"],
+        currency=row["currency"],
+        method=row["method"],
+        approved_at=None if approved_at_ms is None else as_datetime(approved_at_ms),
+        virtual_account=account,
+        due_at=None if due_at_ms is None else as_datetime(due_at_ms),
+        secret=row["secret"],
+    )
+
+
 def _kept(connection: AsyncConnection) -> Insert:
     statement = insert_into(connection, payments)
     new = statement.excluded
-    kept = (
-        "method",
-        "approved_at_ms",
-        "secret",
-        "due_at_ms",
-        "account_bank",
-        "account_number",
-        "account_holder",
-        "account_refund",
-    )
     changed = ("status", "total_amount", "balance_amount", "currency", "updated_at_ms")
     return statement.on_conflict_do_update(
         index_elements=[payments.c.payment_key],
         set_={name: new[name] for name in changed}
-        | {name: func.coalesce(new[name], payments.c[name]) for name in kept},
+        | {name: func.coalesce(new[name], payments.c[name]) for name in _KEPT},
         where=(payments.c.order_id == new.order_id)
         & (payments.c.updated_at_ms <= new.updated_at_ms),
     )

@@ -11,8 +11,6 @@ total order. The wire converts them. Amounts are integers in the currency's mino
     payment_attempts 1--n payment_intents   written before the PG is asked for money
     payment_answers, payments, refunds      answers of the PG, their payments, refunds
     payment_checks                          payments to look up again, with a due time
-    payment_checks                          payments to look up again, with a due time
-    payment_checks                          payments to look up again, with a due time
     marks, processes, losses            high-water marks of Redis, and lost events
 """
 

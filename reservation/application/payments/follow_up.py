@@ -88,12 +88,8 @@ class FollowUp:
         """Store the payment and the answer if they differ from SQL; whether SQL has them."""
         payment = answer.payment
         before = await self._sql.payments.get(payment.payment_key)
-        account = payment.virtual_account
-        news = (payment.status, payment.balance_amount, account and account.refund_status)
-        if before is not None:
-            known = (before.status, before.balance_amount, before.account_refund)
-            if news == known:
-                return True
+        if before is not None and _progress(before) == _progress(payment):
+            return True
         await self._resolver.remember(
             order.order_id, payment.payment_key, AnswerKind.LOOK_UP, answer
         )
@@ -154,3 +150,9 @@ class FollowUp:
             return await self._resolver.keep_payment(answer.payment)
         alarm(Alarm.AUTOMATIC_CANCEL_FAILED, order_id=order.order_id, reason=reason)
         return False
+
+
+def _progress(payment: Payment) -> tuple[str, int, str | None]:
+    """The fields whose change is news: status, balance, and the status of the bank's refund."""
+    account = payment.virtual_account
+    return payment.status, payment.balance_amount, account.refund_status if account else None

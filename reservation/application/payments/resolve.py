@@ -9,13 +9,13 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.redis.reservation_store import ReservationStore
-from reservation.adapters.sql.payments import AnswerRow, PaymentRow
+from reservation.adapters.sql.payments import AnswerRow
 from reservation.adapters.sql.store import SqlStore
 from reservation.application.payments.gateway_health import GatewayHealth
 from reservation.application.readiness.data_loss import DataLossDetector
 from reservation.application.sales.catalog import CachedSale
 from reservation.domain.alarms import Alarm
-from reservation.domain.clock import Clock, as_ms
+from reservation.domain.clock import Clock
 from reservation.domain.errors import HoldLost
 from reservation.domain.idempotency_keys import cancel_key
 from reservation.domain.payment import Cause, ClaimLost, Outcome, PaymentOutcome, Reason
@@ -363,7 +363,7 @@ class PaymentResolver:
     async def keep_payment(self, payment: Payment) -> bool:
         """Store the payment as the PG shows it, with its webhook secret; whether SQL has it."""
         try:
-            await self._sql.payments.put(_row_of(payment, self._clock.now_ms()))
+            await self._sql.payments.put(payment, self._clock.now_ms())
         except (SQLAlchemyError, OSError) as error:
             log.warning("payment_not_kept", order_id=payment.order_id, reason=type(error).__name__)
             return False
@@ -374,27 +374,6 @@ def is_given_back(payment: Payment) -> bool:
     """Whether it is cancelled in full: all of its money is back, or none ever came."""
     ended = (PaymentStatus.CANCELED, PaymentStatus.PARTIAL_CANCELED)
     return payment.status in ended and (payment.balance_amount == 0 or payment.approved_at is None)
-
-
-def _row_of(payment: Payment, now_ms: int) -> PaymentRow:
-    account = payment.virtual_account
-    return PaymentRow(
-        payment_key=payment.payment_key,
-        order_id=payment.order_id,
-        status=payment.status,
-        total_amount=payment.total_amount,
-        balance_amount=payment.balance_amount,
-        currency=payment.currency,
-        method=payment.method,
-        approved_at_ms=as_ms(payment.approved_at) if payment.approved_at else None,
-        secret=payment.secret,
-        due_at_ms=as_ms(payment.due_at) if payment.due_at else None,
-        account_bank=account.bank if account else None,
-        account_number=account.account_number if account else None,
-        account_holder=account.holder_name if account else None,
-        account_refund=account.refund_status if account else None,
-        updated_at_ms=now_ms,
-    )
 
 
 def _is_key_refused(answer: Answer | None) -> bool:

@@ -148,7 +148,8 @@ class Explain:
 
     async def _refunded(self, order: Reservation) -> str:
         payment = await self._sql.payments.get(order.payment_key or "")
-        match payment.account_refund if payment else None:
+        account = payment.virtual_account if payment else None
+        match account.refund_status if account else None:
             case "FAILED" | "PARTIAL_FAILED" as failed:
                 return (
                     f"REFUNDED: the PG cancelled the payment, and the bank's transfer is {failed}:"

@@ -18,7 +18,7 @@ from reservation.adapters.toss.banks import Bank, bank_of
 from reservation.application.readiness.data_loss import DataLossDetector
 from reservation.application.reservations.waits import Waits
 from reservation.application.sales.catalog import Catalog
-from reservation.domain.clock import Clock
+from reservation.domain.clock import Clock, as_ms
 from reservation.domain.errors import HoldLost, ReservationNotFound, Unavailable
 from reservation.domain.ids import sale_of
 from reservation.domain.reservation import Reservation
@@ -155,13 +155,16 @@ class ReservationQueries:
         except (SQLAlchemyError, OSError) as error:
             log.warning("account_not_read", order_id=order.order_id, reason=type(error).__name__)
             return None
-        if payment is None or payment.order_id != order.order_id or not payment.account_number:
+        if payment is None or payment.order_id != order.order_id:
+            return None
+        account = payment.virtual_account
+        if account is None or not account.account_number:
             return None
         return DepositAccount(
-            bank=bank_of(payment.account_bank or ""),
-            account_number=payment.account_number,
-            holder_name=payment.account_holder or "",
-            due_at_ms=payment.due_at_ms or order.expires_at_ms,
+            bank=bank_of(account.bank),
+            account_number=account.account_number,
+            holder_name=account.holder_name,
+            due_at_ms=as_ms(payment.due_at) if payment.due_at else order.expires_at_ms,
         )
 
     async def all_of_buyer(self, sale_id: str, buyer_id: str) -> list[Reservation]:

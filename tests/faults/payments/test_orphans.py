@@ -13,12 +13,11 @@ import msgspec
 import pytest
 
 from reservation.adapters.sql.payment_intents import Intent, IntentOutcome
-from reservation.adapters.sql.payments import PaymentRow
 from reservation.application.payments.orphaned import OrphanedPayments
 from reservation.domain.alarms import Alarm
-from reservation.domain.clock import SystemClock
+from reservation.domain.clock import SystemClock, as_datetime
 from reservation.domain.payment import Cause, Reason
-from reservation.domain.payment_gateway import Answer, Answered, PaymentStatus
+from reservation.domain.payment_gateway import Answer, Answered, Payment, PaymentStatus
 from reservation.domain.reservation import Reservation
 from tests.faults.payments.shop import raised, shop
 from tests.support.in_process import Bench
@@ -186,7 +185,7 @@ async def test_a_payment_that_the_pg_does_not_know_ends_once_no_money_can_come(
 async def test_a_pg_that_shows_none_of_our_payments_is_not_believed(orphan: Orphan) -> None:
     await orphan.asked_for("tboxunknown0123456789")
     await orphan.service.sql.payments.put(
-        PaymentRow(
+        Payment(
             payment_key="tboxours0123456789",
             order_id="another",
             status="DONE",
@@ -194,9 +193,9 @@ async def test_a_pg_that_shows_none_of_our_payments_is_not_believed(orphan: Orph
             balance_amount=1000,
             currency="KRW",
             method="CARD",
-            approved_at_ms=1,
-            updated_at_ms=1,
-        )
+            approved_at=as_datetime(1),
+        ),
+        1,
     )
     for _ in range(3):
         assert not await orphan.looked_at(after_minutes=20)

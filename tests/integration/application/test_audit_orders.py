@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from reservation.adapters.redis.audit_reader import AuditReader
-from reservation.adapters.sql.payments import PaymentRow
 from reservation.application.audit import orders
 from reservation.domain.payment import Cause, Reason
+from reservation.domain.payment_gateway import Payment
 from tests.support.in_process import Bench, bench
 
 
@@ -170,15 +170,15 @@ async def test_a_sale_without_the_pgs_word_is_named(here: Bench) -> None:
     await here.finish(order, claimed.fence)
     await here.flush(sale_id)
     await here.service.sql.payments.put(
-        PaymentRow(
+        Payment(
             payment_key=f"key-{sale_id}",
             order_id=order.order_id,
             status="CANCELED",
             total_amount=1000,
             balance_amount=0,
             currency="KRW",
-            updated_at_ms=2,
-        )
+        ),
+        2,
     )
     assert await here.audited(sale_id) == (
         f"order {order.order_id} (event 4) is CONFIRMED, and the PG's payment is CANCELED",

@@ -50,7 +50,7 @@ async def test_nothing_is_sold_whose_payment_sql_did_not_take(
         )
     )
 
-    async def away(_: Any) -> None:
+    async def away(*_: Any) -> None:
         raise OperationalError("INSERT", {}, OSError("SQL is away"))
 
     with monkeypatch.context() as patch:

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from reservation.adapters.sql.payments import AnswerRow, PaymentRow
+from reservation.adapters.sql.payments import AnswerRow
 from reservation.adapters.sql.refunds import OtherRefund, RefundRecord, RefundReused, RefundWish
 from reservation.adapters.sql.store import SqlStore
+from reservation.domain.clock import as_datetime
 from reservation.domain.errors import SaleRecovering
+from reservation.domain.payment_gateway import Payment, VirtualAccount
 
 
 async def test_a_sale_is_registered_once_and_keeps_its_epoch(sql: SqlStore) -> None:
@@ -44,8 +46,8 @@ async def test_a_rebuild_gives_a_sale_another_epoch(sql: SqlStore) -> None:
     assert await sql.sales.epochs() == known
 
 
-def payment(payment_key: str = "k", **changes: Any) -> PaymentRow:
-    values = {
+def payment(payment_key: str = "k", **changes: Any) -> Payment:
+    values: dict[str, Any] = {
         "payment_key": payment_key,
         "order_id": "o",
         "status": "DONE",
@@ -53,16 +55,13 @@ def payment(payment_key: str = "k", **changes: Any) -> PaymentRow:
         "balance_amount": 100,
         "currency": "KRW",
         "method": "카드",
-        "approved_at_ms": 5,
+        "approved_at": as_datetime(5),
         "secret": "ps_1",
-        "due_at_ms": 9,
-        "account_bank": "20",
-        "account_number": "X1",
-        "account_holder": "Kim",
-        "updated_at_ms": 10,
+        "due_at": as_datetime(9),
+        "virtual_account": VirtualAccount(bank="20", account_number="X1", holder_name="Kim"),
         **changes,
     }
-    return PaymentRow(**values)
+    return Payment(**values)
 
 
 async def test_payments_of_one_moment_share_a_transaction_and_a_bad_one_is_alone(
@@ -83,7 +82,7 @@ async def test_payments_of_one_moment_share_a_transaction_and_a_bad_one_is_alone
         for number in range(40)
     ]
     await asyncio.gather(
-        *(sql.payments.put(wish) for wish in wishes),
+        *(sql.payments.put(wish, 10) for wish in wishes),
         *(
             sql.payments.add_answer(AnswerRow(**answer, answer="{}", created_at_ms=1))
             for answer in answers
@@ -94,7 +93,7 @@ async def test_payments_of_one_moment_share_a_transaction_and_a_bad_one_is_alone
     assert [row.payment_key if row else None for row in found] == [w.payment_key for w in wishes]
     bad = payment("bad", order_id="o-bad", total_amount=-1)
     outcomes = await asyncio.gather(
-        *(sql.payments.put(wish) for wish in (payment("a"), bad, payment("b"))),
+        *(sql.payments.put(wish, 10) for wish in (payment("a"), bad, payment("b"))),
         return_exceptions=True,
     )
     assert outcomes[0] is None
@@ -104,46 +103,37 @@ async def test_payments_of_one_moment_share_a_transaction_and_a_bad_one_is_alone
 
 
 async def test_a_payment_is_kept_as_it_was_shown_last(sql: SqlStore) -> None:
-    await sql.payments.put(payment())
-    await sql.payments.put(
-        payment(
-            status="CANCELED",
-            balance_amount=0,
-            method=None,
-            approved_at_ms=None,
-            secret=None,
-            due_at_ms=None,
-            account_bank=None,
-            account_number=None,
-            account_holder=None,
-            updated_at_ms=11,
-        )
+    await sql.payments.put(payment(), 10)
+    absent = dict.fromkeys(("method", "approved_at", "secret", "due_at", "virtual_account"))
+    await sql.payments.put(payment(status="CANCELED", balance_amount=0, **absent), 11)
+    assert await sql.payments.get("k") == payment(status="CANCELED", balance_amount=0)
+    account = VirtualAccount(
+        bank="20", account_number="X1", holder_name="Kim", refund_status="PENDING"
     )
-    row = await sql.payments.get("k")
-    assert row is not None
-    assert (row.status, row.balance_amount, row.updated_at_ms) == ("CANCELED", 0, 11)
-    assert (row.method, row.approved_at_ms, row.secret, row.due_at_ms) == ("카드", 5, "ps_1", 9)
-    account = (row.account_bank, row.account_number, row.account_holder)
-    assert account == ("20", "X1", "Kim")
+    refunding = payment(status="CANCELED", balance_amount=0, virtual_account=account)
+    await sql.payments.put(refunding, 12)
+    assert await sql.payments.get("k") == refunding
     assert await sql.payments.get("unknown") is None
 
 
+async def test_a_payment_without_an_account_is_read_without_one(sql: SqlStore) -> None:
+    card = payment(virtual_account=None, secret=None, due_at=None)
+    await sql.payments.put(card, 10)
+    assert await sql.payments.get("k") == await sql.payments.get_by_order("o") == card
+
+
 async def test_an_older_answer_or_another_order_changes_no_payment(sql: SqlStore) -> None:
-    await sql.payments.put(payment())
-    await sql.payments.put(payment(status="READY", updated_at_ms=9))
-    await sql.payments.put(payment(order_id="thief", status="CANCELED", updated_at_ms=20))
-    row = await sql.payments.get("k")
-    assert row is not None
-    assert (row.status, row.order_id) == ("DONE", "o")
+    await sql.payments.put(payment(), 10)
+    await sql.payments.put(payment(status="READY"), 9)
+    await sql.payments.put(payment(order_id="thief", status="CANCELED"), 20)
+    assert await sql.payments.get("k") == payment()
     assert await sql.payments.get_by_order("thief") is None
 
 
 async def test_of_an_orders_payments_the_approved_one_is_the_payment(sql: SqlStore) -> None:
     assert await sql.payments.get_by_order("o") is None
-    await sql.payments.put(
-        payment("first", approved_at_ms=None, status="ABORTED", updated_at_ms=30)
-    )
-    await sql.payments.put(payment("paid", updated_at_ms=20))
+    await sql.payments.put(payment("first", approved_at=None, status="ABORTED"), 30)
+    await sql.payments.put(payment("paid"), 20)
     row = await sql.payments.get_by_order("o")
     assert row is not None
     assert row.payment_key == "paid"
