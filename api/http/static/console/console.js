@@ -170,17 +170,17 @@ function drawAccount() {
 function refundWords({ status, operator, reason, restock, refundReceiveAccount: to, providerCode }) {
   const back = to ? `, to bank ${to.bank}, account ${to.accountNumber}, ${to.holderName}` : "";
   const pieces = restock ? "pieces back on sale" : "pieces kept out of the sale";
-  const said = providerCode ? `; asking the PG ended in ${providerCode}` : "";
-  return `Refund ${status}: ${operator}, ${reason}, ${pieces}${back}${said}`;
+  const outcome = providerCode ? `; the PG answered ${providerCode}` : "";
+  return `Refund ${status}: ${operator}, ${reason}, ${pieces}${back}${outcome}`;
 }
 
 function historyLine({ at, kind, what, facts: { explanation = "", ...facts } }) {
   const line = document.createElement("li");
   const filled = Object.entries(facts).filter(([, value]) => value !== "");
-  const said = filled.map(([name, value]) => `${name} ${JSON.stringify(value)}`).join(" · ");
+  const details = filled.map(([name, value]) => `${name} ${JSON.stringify(value)}`).join(" · ");
   line.append(element("strong", `${exact(at)} ${kind}: ${what}`));
   if (explanation) line.append(element("div", explanation));
-  line.append(element("div", said, { className: "quiet" }));
+  line.append(element("div", details, { className: "quiet" }));
   return line;
 }
 
