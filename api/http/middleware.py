@@ -11,9 +11,9 @@ from litestar import Request
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.draining import Draining
-from api.http.log_rate_limit import LogRateLimit
 from reservation.domain import base64url
 from reservation.telemetry import tracing
+from reservation.telemetry.log_rate_limit import LogRateLimit
 from reservation.telemetry.metrics import HTTP_SECONDS, Durations
 
 __all__ = ["STATE_KEY", "RequestMiddleware", "record", "request_id", "request_id_of"]

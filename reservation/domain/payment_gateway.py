@@ -99,6 +99,8 @@ class GatewayLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     #: Currency -> its smallest payment in minor units. Any other currency is refused.
     minimum_amounts: Mapping[str, int]
+    #: The same for payments into a virtual account.
+    minimum_account_amounts: Mapping[str, int]
 
 
 class Answered(msgspec.Struct, frozen=True, tag=True):

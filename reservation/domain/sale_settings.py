@@ -55,6 +55,8 @@ class SaleDefinition(msgspec.Struct, frozen=True, kw_only=True):
         if least is None:
             taken = ", ".join(sorted(payments.minimum_amounts))
             raise InvalidSale(f"The payment gateway takes no {self.currency}, only {taken}.")
+        if self.virtual_accounts:
+            least = max(least, payments.minimum_account_amounts.get(self.currency, least))
         for name, at_ms in (("opensAt", self.opens_at_ms), ("closesAt", self.closes_at_ms)):
             if not TIME_LEAST_MS <= at_ms < TIME_END_MS:
                 raise InvalidSale(f"{name} must lie in the years 2000 to 2200.")
@@ -74,7 +76,8 @@ class SaleDefinition(msgspec.Struct, frozen=True, kw_only=True):
             if not least <= item.price <= AMOUNT_MAX:
                 raise InvalidSale(
                     f"price must be from {least} to {AMOUNT_MAX}: the payment gateway takes"
-                    f" payments of {least} {self.currency} or more.",
+                    f" payments{' into a virtual account' if self.virtual_accounts else ''}"
+                    f" of {least} {self.currency} or more.",
                     sku=item.sku,
                 )
             if not 1 <= item.limit_per_buyer <= TOTAL_MAX:

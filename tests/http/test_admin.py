@@ -193,13 +193,17 @@ def test_currency_and_hold_policy_stay(served: Served, changes: dict[str, str]) 
         {"currency": "JPY"},
         {"items": [item("a"), item("b", price=99)]},
         {"items": [item("a", price=1)]},
+        {"items": [item("a", price=199)], "virtualAccounts": True},
     ],
     ids=str,
 )
 def test_a_sale_that_the_payment_gateway_cannot_take_is_refused(
     served: Served, changes: dict[str, Any]
 ) -> None:
-    """The PG takes won, 100 or more; it would refuse each buyer of another sale at the confirm."""
+    """The PG takes won, 100 or more, and 200 or more into a virtual account.
+
+    It would refuse each buyer of another sale at the confirm.
+    """
     sale_id = fresh()
     problem = refused(put(served, sale_id, sale_document(**changes)), 400, "invalid_sale")
     assert "payment gateway" in problem["detail"]
@@ -212,6 +216,14 @@ def test_a_price_may_be_as_low_as_the_payment_gateway_takes(served: Served) -> N
     assert served.come_back(order, served.pay(order)).json()["status"] == "CONFIRMED"
     problem = refused(change(served, sale_id, items=[item("a", price=99)]), 400, "invalid_sale")
     assert problem["sku"] == "a"
+
+
+def test_an_account_may_be_for_as_little_as_the_payment_gateway_takes(served: Served) -> None:
+    sale_id = served.sale(items=[item("a", price=200)], virtualAccounts=True)
+    order = served.hold(sale_id, served.buyer(), amount=200)
+    paid = served.come_back(order, served.pay(order, method="virtual_account"))
+    assert paid.json()["status"] == "AWAITING_DEPOSIT"
+    refused(change(served, sale_id, items=[item("a", price=199)]), 400, "invalid_sale")
 
 
 def test_a_total_below_what_is_held_and_sold_is_refused(served: Served) -> None:

@@ -1,5 +1,8 @@
 """Webhooks: only the PG's own record of a payment changes an order, not a webhook's content."""
 
+import math
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +184,43 @@ def test_garbage_is_heard_and_forgotten(served: Served, body: bytes) -> None:
     for content_type in ("application/json", "text/plain", "application/x-www-form-urlencoded"):
         answer = served.http.post(WEBHOOKS, content=body, headers={"Content-Type": content_type})
         assert answer.status_code == 200, answer.text
+
+
+def lines_written(served: Served, event: str, send: Callable[[], object]) -> tuple[int, float]:
+    """Lines of an event that webhooks write, a hundred at a time, and the seconds that they take.
+
+    A line of the same second by another test may keep the first hundred silent.
+    """
+    seen, began = len(served.log.read_bytes()), time.monotonic()
+
+    def lines_of_a_hundred() -> int:
+        for _ in range(100):
+            send()
+        return served.log.read_bytes()[seen:].decode().count(event)
+
+    lines = eventually(lines_of_a_hundred, bool)
+    return lines, time.monotonic() - began
+
+
+def lines_at_most(seconds: float) -> int:
+    """One a second in each of the two processes of the API, in any second that has begun."""
+    return 2 * (math.ceil(seconds) + 1)
+
+
+def test_unreadable_webhooks_write_few_lines(served: Served) -> None:
+    lines, seconds = lines_written(
+        served, "webhook_not_understood", lambda: served.http.post(WEBHOOKS, content=b"{")
+    )
+    assert lines <= lines_at_most(seconds)
+
+
+def test_forged_webhooks_write_few_lines(served: Served) -> None:
+    order, _ = account(served, served.sale(virtualAccounts=True))
+    forged = deposited(order, "secret-of-nobody")
+    lines, seconds = lines_written(
+        served, "webhook_forged", lambda: served.http.post(WEBHOOKS, json=forged)
+    )
+    assert lines <= lines_at_most(seconds)
 
 
 def test_a_long_webhook_is_read_too(served: Served) -> None:

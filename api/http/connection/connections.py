@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import structlog
 
 from api.http import open_files
-from api.http.log_rate_limit import LogRateLimit
+from reservation.telemetry.log_rate_limit import LogRateLimit
 
 __all__ = ["CONNECTIONS_MAX", "Connection", "Connections", "connections"]
 

@@ -29,8 +29,8 @@ from api.http.connection.exchange import (
 from api.http.connection.head import CHUNKED, Head, RequestRefused
 from api.http.connection.request import RequestReader
 from api.http.draining import Draining
-from api.http.log_rate_limit import LogRateLimit
 from api.http.middleware import request_id
+from reservation.telemetry.log_rate_limit import LogRateLimit
 from reservation.telemetry.metrics import HTTP_REFUSALS
 
 __all__ = ["HttpProtocol"]

@@ -36,11 +36,14 @@ from reservation.domain.payment import Cause, Reason
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.domain.tokens import Claims, Purpose
+from reservation.telemetry.log_rate_limit import LogRateLimit
 
 __all__ = ["PaymentController"]
 
 log = structlog.get_logger(__name__)
 
+#: Anyone can post a webhook.
+_unreadable: Final = LogRateLimit(1)
 _PAYMENT_KEY = re.compile(PAYMENT_KEY)
 #: The outcome on the storefront's result page, by the state of the returning buyer's order.
 _OUTCOMES: Final = {
@@ -205,7 +208,9 @@ class PaymentController(Controller):
         try:
             notice = msgspec.json.decode(await request.body(), type=_Notice)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            log.info("webhook_not_understood")
+            left_out = _unreadable.leave_out()
+            if left_out is not None:
+                log.info("webhook_not_understood", left_out=left_out)
             return Response(None, status_code=200)
         ids = notice.data or notice
         if ids.order_id is not None:

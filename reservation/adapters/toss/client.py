@@ -62,7 +62,7 @@ _TRACE_CHARS = 100
 
 #: Only won. The PG's amounts in other currencies are decimals of the major unit (19.5 dollars),
 #: which nothing here converts. A card's minimum is 100 won.
-_TAKES = GatewayLimits(minimum_amounts={"KRW": 100})
+_TAKES = GatewayLimits(minimum_amounts={"KRW": 100}, minimum_account_amounts={"KRW": 200})
 
 #: Maximum length of a message in an answer; the PG's own limit is 510.
 _MESSAGE_CHARS = 510

@@ -30,12 +30,14 @@ from reservation.domain.payment_gateway import (
 from reservation.domain.rate_limit import Limiter, Rate
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
+from reservation.telemetry.log_rate_limit import LogRateLimit
 from reservation.telemetry.metrics import WEBHOOKS
 
 __all__ = ["PaymentNotifications"]
 
 log = structlog.get_logger(__name__)
 
+_forged: Final = LogRateLimit(1)
 #: Rate limits of lookups by webhooks: of each kind for one order, and in one process. No kind can
 #: starve another.
 LOOK_UPS_PER_ORDER: Final = Rate(count=5, per_seconds=60)
@@ -129,7 +131,9 @@ class PaymentNotifications:
         if key is None:
             return
         if secret is not None and not await self._is_secret_of(order_id, secret):
-            log.warning("webhook_forged", order_id=order_id)
+            left_out = _forged.leave_out()
+            if left_out is not None:
+                log.warning("webhook_forged", order_id=order_id, left_out=left_out)
             return
         is_its_own = key == order.payment_key
         if is_its_own and order.status is Status.CONFIRMED and status == PaymentStatus.DONE:

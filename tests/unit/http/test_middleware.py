@@ -7,7 +7,7 @@ import structlog
 from structlog.testing import LogCapture
 
 from api.http import middleware as observe
-from api.http.log_rate_limit import LogRateLimit
+from reservation.telemetry.log_rate_limit import LogRateLimit
 from reservation.telemetry.metrics import HTTP_SECONDS
 
 
