@@ -13,7 +13,7 @@ files["scripts/lua"] = {
         "open_head", "went_back", "append_event", "close_head",
         "COUNTER", "take_lines", "check_lines", "move_lines",
         "DUE_MAX", "due_orders", "payment_count", "PAID_ORDERS", "check_paid", "paid_step",
-        "next_version", "write_version",
+        "next_version", "write_version", "withdraw_lines",
         "guarded", "run_batch", "move_stock", "write_stocks", "check_back", "give_back",
         "read_item", "read_wish", "write_deadlines", "holds_ran_out", "name_due",
         "count_in", "own_due", "unpaid_refusal", "rate_refusal", "write_arrival",

@@ -265,6 +265,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     #: None if the units are the buyer's.
     reason: Reason | None = None
     due_ms: int = 0
+    #: Whether units that this outcome gives up are for sale again; else they leave the sale.
+    restock: bool = True
     #: More members of the event.
     members: dict[str, Any] = {}
 

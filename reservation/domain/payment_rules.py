@@ -32,6 +32,7 @@ from reservation.domain.payment_gateway import (
     Unknown,
 )
 from reservation.domain.reservation import Reservation
+from reservation.domain.states import Status
 
 __all__ = [
     "AnswerTo",
@@ -43,6 +44,7 @@ __all__ = [
     "Undecided",
     "decide",
     "given_back",
+    "may_be_refunded",
     "payment_facts",
 ]
 
@@ -263,7 +265,7 @@ def _voided(cause: Cause) -> Outcome:
 
 
 def _refunded(cause: Cause) -> Outcome:
-    return Outcome(name=PaymentOutcome.REFUNDED, reason=Reason(cause), members={"restock": True})
+    return Outcome(name=PaymentOutcome.REFUNDED, reason=Reason(cause))
 
 
 def given_back(payment: Payment) -> Outcome:
@@ -271,3 +273,14 @@ def given_back(payment: Payment) -> Outcome:
     if payment.approved_at is not None:
         return _refunded(Cause.CANCELLED_AT_PROVIDER)
     return _declined(Cause.PAYMENT_CANCELLED)
+
+
+def may_be_refunded(status: Status, outcome: PaymentOutcome) -> bool:
+    """Whether an operator may have begun a refund of an order that ends from this status.
+
+    The refund then decides whether the units are for sale again. Only a sold order can be refunded:
+    one whose deposit the bank reversed, or one that is paid and whose sale Redis has lost.
+    """
+    if status is Status.AWAITING_DEPOSIT:
+        return outcome in (PaymentOutcome.DECLINED, PaymentOutcome.EXPIRED, PaymentOutcome.REFUNDED)
+    return status is Status.CONFIRMING and outcome is PaymentOutcome.REFUNDED

@@ -31,6 +31,8 @@ Args
   ARGV[13]  asked_key   text  the payment key that the caller asked the PG about
   ARGV[14]  claim_id    text  the claim or take-over by which the caller got its fence; "" where
                               it read the fence from the order
+  ARGV[15]  restock     int   1: units that the outcome gives up are for sale again; 0: they leave
+                              the sale, as the order's refund asks
 Returns  the first that applies
   too_late    the server's clock is past not_after
   recovering  the sale is missing, under another epoch, or does not match its outbox
@@ -41,7 +43,8 @@ Returns  the first that applies
               lower, or belongs to another claim or payment key. It has lost events
   stale       {status, fence} a later fence, a status that this outcome cannot follow, or an order
               that has changed since the caller read it
-Keeps    total = available + held + sold, each >= 0; one outbox entry when it writes, else none
+Keeps    total = available + held + sold, each >= 0; the version moves with the total; one outbox
+         entry when it writes, else none
 Cost     O(lines), at most 20
 ]]
 --@include lib/now.lua
@@ -50,6 +53,8 @@ Cost     O(lines), at most 20
 --@include lib/payments.lua
 --@include lib/lines.lua
 --@include lib/paid.lua
+--@include lib/version.lua
+--@include lib/withdraw.lua
 
 local sale, deadlines, confirming, deposits, outbox = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local order, buyer = KEYS[6], KEYS[7]
@@ -58,7 +63,7 @@ local mark_seq, mark_chain = tonumber(ARGV[3]), ARGV[4]
 local not_after, epoch, caller_ms = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[5])
 local order_id, fence, outcome, attempt = ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9]
 local due_ms, members, seen = tonumber(ARGV[10]), ARGV[11], tonumber(ARGV[12])
-local asked_key, claim_id = ARGV[13], ARGV[14]
+local asked_key, claim_id, restock = ARGV[13], ARGV[14], ARGV[15] == "1"
 
 -- The transitions of each outcome. `voided` returns to the status before the claim, or to EXPIRED
 -- when that deadline has passed.
@@ -112,6 +117,11 @@ if not lines then return bug end
 local moves = COUNTER[status] ~= COUNTER[to]
 local wrong = moves and check_lines("finish", lines, buyer, COUNTER[status], COUNTER[to])
 if wrong then return wrong end
+local withdraws = not restock and COUNTER[status] == "held" and COUNTER[to] == "available"
+wrong = withdraws and check_lines("finish", lines, buyer, "held", "total")
+if wrong then return wrong end
+local version = withdraws and next_version(sale)
+if version == nil then return redis.error_reply("BUG finish: the sale has no version") end
 local paid = paid_step(status, to)
 wrong = check_paid("finish", buyer, paid)
 if wrong then return wrong end
@@ -119,9 +129,12 @@ redis.call("ZCARD", deadlines)
 redis.call("ZCARD", confirming)
 redis.call("ZCARD", deposits)
 
+local units = outcome == "refunded" and ',"restock":true' or ""
+if withdraws then units = ',"restock":false,"version":' .. int(version) end
 local seq = append_event(head, outcome, order_id, now_ms, string.format(
-    '{"from":"%s","to":"%s","fence":%.0f%s}', status, to, fence, members))
+    '{"from":"%s","to":"%s","fence":%.0f%s%s}', status, to, fence, units, members))
 local mark = close_head(head)
+if version then write_version(sale, version) end
 redis.call(
     "HSET", order, "status", to, "finished", this_finish, "updated_at", int(now_ms), "seq", seq)
 if payment_key and attempt ~= "" then
@@ -139,5 +152,6 @@ elseif to == "HELD" or to == "PREPARED" then
     redis.call("ZADD", deadlines, found[5], order_id)
 end
 move_lines(lines, buyer, COUNTER[status], COUNTER[to])
+if withdraws then withdraw_lines(lines) end
 if paid ~= 0 then redis.call("HINCRBY", buyer, PAID_ORDERS, paid) end
 return {"done", to, mark}

@@ -32,6 +32,7 @@ Cost     O(lines), at most 20
 --@include lib/count.lua
 --@include lib/lines.lua
 --@include lib/version.lua
+--@include lib/withdraw.lua
 
 local sale, outbox, order, buyer = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local FIRST_STOCK_KEY = 5
@@ -65,10 +66,5 @@ local mark = close_head(head)
 if version then write_version(sale, version) end
 redis.call("HSET", order, "status", "REFUNDED", "updated_at", int(now_ms), "seq", seq)
 move_lines(lines, buyer, "sold", "available")
-if not restock then
-    for _, line in ipairs(lines) do
-        redis.call("HINCRBY", line.key, "available", -line.quantity)
-        redis.call("HINCRBY", line.key, "total", -line.quantity)
-    end
-end
+if not restock then withdraw_lines(lines) end
 return {"refunded", mark}

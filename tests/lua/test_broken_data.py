@@ -114,6 +114,9 @@ CALLS: dict[str, Call] = {
     "lease": lambda scene: scene.sale.lease(scene.baskets[FROZEN], 1),
     "lease move": lambda scene: scene.sale.lease(scene.baskets[PAYING], 1, "move"),
     "finish confirmed": lambda scene: scene.sale.finish(scene.baskets[PAYING], 1, "confirmed"),
+    "finish withdrawn": lambda scene: scene.sale.finish(
+        scene.baskets[PAYING], 1, "refunded", restock=0
+    ),
     "finish declined": lambda scene: scene.sale.finish(scene.baskets[PAYING], 1, "declined"),
     "finish voided": lambda scene: scene.sale.finish(
         scene.baskets[PAYING], 1, "voided", attempt=""

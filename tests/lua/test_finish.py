@@ -132,6 +132,34 @@ async def test_a_deposit_that_came_and_went_gives_its_units_back_as_refunded(
     await sale.check()
 
 
+@pytest.mark.parametrize("outcome", ["refunded", "declined", "expired"])
+async def test_units_that_a_refund_withdraws_leave_the_sale(sale: LuaSale, outcome: str) -> None:
+    basket = await brought_to(sale, "AWAITING_DEPOSIT")
+    seq = int((await sale.order(basket))["seq"])
+    ended = await sale.finish(basket, 1, outcome, restock=0)
+    assert ended[0] == "done"
+    assert await sale.stock("a") == (8, 8, 0, 0)
+    assert await sale.bought() == {}
+    before = await sale.dump()
+    assert await sale.finish(basket, 1, outcome, restock=0, seen=seq) == ended
+    assert await sale.dump() == before
+    assert await sale.put(version=1) == ["changed", "2"]
+    await sale.check()
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"), [("AWAITING_DEPOSIT", "confirmed"), ("RELEASED", "refunded")]
+)
+async def test_no_units_are_withdrawn_that_the_outcome_does_not_give_up(
+    sale: LuaSale, status: str, outcome: str
+) -> None:
+    basket = await brought_to(sale, status)
+    assert (await sale.finish(basket, 1, outcome, restock=0))[0] == "done"
+    assert (await sale.stock("a"))[0] == 10
+    assert await sale.put(version=1) == ["done", "2"]
+    await sale.check()
+
+
 async def test_a_refund_that_an_older_look_asks_for_does_not_end_a_paid_account(
     sale: LuaSale,
 ) -> None:

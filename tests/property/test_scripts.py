@@ -215,19 +215,39 @@ class Sale(RuleBasedStateMachine):
         kept = {"taken": 1, "stale": 2}.get(word, 0)
         assert expected == [word, *facts[:kept]]
 
-    @rule(basket=orders, outcome=outcomes, old=rarely, forget=rarely, behind=rarely)
+    @rule(
+        basket=orders,
+        outcome=outcomes,
+        old=rarely,
+        forget=rarely,
+        behind=rarely,
+        restock=st.booleans(),
+    )
     def finish(
-        self, basket: dict[str, Any], outcome: str, old: bool, forget: bool, behind: bool
+        self,
+        basket: dict[str, Any],
+        outcome: str,
+        old: bool,
+        forget: bool,
+        behind: bool,
+        restock: bool,
     ) -> None:
         fence = self.shop.orders[basket["order"]].fence - old
         attempt = "" if forget else outcome
-        self.finish_with(basket, fence, outcome, attempt, behind=behind)
+        self.finish_with(basket, fence, outcome, attempt, behind=behind, restock=restock)
 
     def finish_with(
-        self, basket: dict[str, Any], fence: int, outcome: str, attempt: str, *, behind: bool
+        self,
+        basket: dict[str, Any],
+        fence: int,
+        outcome: str,
+        attempt: str,
+        *,
+        behind: bool,
+        restock: bool = True,
     ) -> None:
         order = self.shop.orders[basket["order"]]
-        expected = self.shop.finish(order, fence, outcome, attempt, behind=behind)
+        expected = self.shop.finish(order, fence, outcome, attempt, behind=behind, restock=restock)
         found = self.run(
             self.sale.finish(
                 basket,
@@ -236,6 +256,7 @@ class Sale(RuleBasedStateMachine):
                 attempt=attempt,
                 due_ms=NOW.now_ms(),
                 caller_ms=self.caller_ms(behind),
+                restock=int(restock),
             )
         )
         assert found == expected

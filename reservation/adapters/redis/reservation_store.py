@@ -301,6 +301,7 @@ class ReservationStore:
                 order.seq,
                 payment_key,
                 claim_id,
+                int(outcome.restock),
             ],
         )
         if reply[0] == FinishWord.LOST:

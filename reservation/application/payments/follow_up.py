@@ -30,9 +30,7 @@ _OPEN = (PaymentStatus.DONE, PaymentStatus.PARTIAL_CANCELED, PaymentStatus.WAITI
 _CANCELLED = (PaymentStatus.CANCELED, PaymentStatus.PARTIAL_CANCELED)
 #: The PG's statuses of a refund that the bank did not pay out, or not in full.
 _BANK_FAILED = ("FAILED", "PARTIAL_FAILED")
-_TOO_LATE = Outcome(
-    name=PaymentOutcome.REFUNDED, reason=Reason(Cause.PAID_AFTER_END), members={"restock": True}
-)
+_TOO_LATE = Outcome(name=PaymentOutcome.REFUNDED, reason=Reason(Cause.PAID_AFTER_END))
 
 
 class FollowUp:

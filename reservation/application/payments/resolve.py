@@ -41,6 +41,7 @@ from reservation.domain.payment_rules import (
     Undecided,
     decide,
     given_back,
+    may_be_refunded,
 )
 from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentTimeouts
 from reservation.domain.reservation import Reservation
@@ -181,17 +182,22 @@ class PaymentResolver:
         Returns:
             The order's status now; None if another fence has it, if a deposit changed it since it
             was read, so that it must be checked again, or if SQL did not store the payment that
-            sells it: the settler sells it as soon as SQL does. None as well if Redis has lost the
-            claim: the payment is claimed again by its intent.
+            sells it, or did not show the refund that decides on its units: the settler goes on as
+            soon as SQL does. None as well if Redis has lost the claim: the payment is claimed again
+            by its intent.
         """
         if isinstance(answer, Answered):
             kept = await self.keep_payment(answer.payment)
             if outcome.name in _SELLS and not kept:
                 return None
+        restock = await self._restocks(case.order, outcome)
+        if restock is None:
+            return None
         if outcome.is_unproven:
             await self.look_again(case, self._limits.recheck_seconds)
         elif outcome.name is PaymentOutcome.AWAITING_DEPOSIT:
             await self.look_again(case, self._limits.deposit_look_seconds)
+        outcome = msgspec.structs.replace(outcome, restock=restock)
         reach("conclude:before_finish", case.order.order_id)
         try:
             finished = await self._store.finish(
@@ -220,6 +226,17 @@ class PaymentResolver:
             status=finished.status.value,
         )
         return finished.status
+
+    async def _restocks(self, order: Reservation, outcome: Outcome) -> bool | None:
+        """Whether units that the order gives up are for sale again; None while SQL is down."""
+        if not may_be_refunded(order.status, outcome.name):
+            return True
+        try:
+            refund = await self._sql.refunds.get(order.order_id)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("refund_not_read", order_id=order.order_id, reason=str(error))
+            return None
+        return refund is None or refund.status == "refused" or refund.restock
 
     async def look_again(self, case: PaymentAttempt, seconds: float) -> None:
         """Schedule a recheck of the payment, in case no webhook comes; goes on without SQL."""

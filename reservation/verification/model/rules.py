@@ -225,9 +225,16 @@ class Rules:
         return ["taken", str(order.fence)]
 
     def finish(
-        self, order: Case, fence: int, outcome: str, attempt: str, *, behind: bool
+        self,
+        order: Case,
+        fence: int,
+        outcome: str,
+        attempt: str,
+        *,
+        behind: bool,
+        restock: bool = True,
     ) -> list[Any]:
-        """A payment ended."""
+        """A payment ended; without `restock` the units that it gives up leave the sale."""
         to, finished = OUTCOMES[outcome].get(order.status), f"{outcome}:{fence}"
         if order.finished == finished and not to:
             return ["done", order.status]
@@ -236,7 +243,10 @@ class Rules:
         if outcome == "voided":
             to = "PREPARED" if self.policy == "success" else "HELD"
             to = "EXPIRED" if order.past and not behind else to
+        gives_up = counter_of(order.status) == "held" and counter_of(to) == "available"
         self.move(order, to)
+        if gives_up and not restock:
+            self._withdraw(order)
         order.finished = finished
         if order.key and attempt:
             order.outcomes[order.key] = attempt
@@ -269,11 +279,15 @@ class Rules:
             return ["present", order.status]
         self.move(order, "REFUNDED")
         if not restock:
-            for sku, quantity in order.lines.items():
-                self.items[sku].available -= quantity
-                self.items[sku].total -= quantity
-            self.version += 1
+            self._withdraw(order)
         return ["refunded"]
+
+    def _withdraw(self, order: Case) -> None:
+        """Remove an order's available units from the sale."""
+        for sku, quantity in order.lines.items():
+            self.items[sku].available -= quantity
+            self.items[sku].total -= quantity
+        self.version += 1
 
     def restock(self, sku: str, delta: int, operation: str, digest: str) -> list[Any]:
         """Add units, or withdraw them."""

@@ -5,15 +5,17 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from sqlalchemy.exc import OperationalError
 
 from reservation.adapters.redis.mapping import as_mapping
+from reservation.adapters.sql.refunds import RefundRecord
 from reservation.application.payments.webhooks import SQL_ALL
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import SystemClock
 from reservation.domain.errors import Unavailable
-from reservation.domain.payment_gateway import Answer, Misconfigured, PaymentMissing
+from reservation.domain.payment_gateway import Answer, Misconfigured, PaymentMissing, RefundAccount
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.sandbox.faults import Fault
@@ -21,6 +23,8 @@ from reservation.workers.settler import Settler
 from tests.faults.payments.shop import comes_to, raised, refund_wish, shop, stands
 from tests.support.in_process import Bench
 from tests.support.sandbox import RunningSandbox
+
+KIM = RefundAccount(bank="20", account_number="2222222222", holder_name="Kim")
 
 
 class Account:
@@ -55,6 +59,10 @@ class Account:
         key = self.service.keys.of(self.order.sale_id).order(self.order.order_id)
         await self.service.connections.command("DEL", key)
 
+    async def is_lost_with_its_sale(self) -> None:
+        """Redis has nothing of the sale any more."""
+        await self._bench.lose(self.order.sale_id)
+
     async def is_due(self) -> None:
         """A week later."""
         names, command = self.service.keys.of(self.order.sale_id), self.service.connections.command
@@ -66,8 +74,8 @@ class Account:
         account = {"bank": "20", "accountNumber": "2222222222", "holderName": "Kim"}
         assert self.sandbox.cancel(self.payment_key, refundReceiveAccount=account).is_success
 
-    async def is_refunded(self) -> None:
-        """Its units are back, its buyer has one paid order, and a rebuild gives the same state."""
+    async def is_refunded(self, *, units: int = 100) -> None:
+        """The sale has this many units, all on sale, and a rebuild gives the same state."""
         service, sale_id = self.service, self.order.sale_id
         assert await self.stands() is Status.REFUNDED
         await self._bench.flush(sale_id)
@@ -84,7 +92,7 @@ class Account:
         assert await self._bench.audited(sale_id) == ()
         sale = await service.sale_store.read(sale_id)
         assert sale is not None
-        assert (sale.items[0].total, sale.items[0].available) == (100, 100)
+        assert (sale.items[0].total, sale.items[0].available) == (units, units)
         ledger = self.sandbox.ledger(self.order.order_id)
         assert ledger["charged"] == ledger["cancelled"]
 
@@ -278,8 +286,12 @@ async def test_a_look_that_the_bank_overtook_does_not_sell_what_is_not_paid(
     assert await account.stands() is Status.AWAITING_DEPOSIT
 
 
-async def test_a_refund_that_crosses_a_reversal_gives_the_units_back(
-    account: Account, overtaken_by: Callable[[Callable[[], Awaitable[None]]], None]
+@pytest.mark.parametrize(("restock", "units"), [(True, 100), (False, 99)])
+async def test_a_refund_that_crosses_a_reversal_decides_on_the_units(
+    account: Account,
+    overtaken_by: Callable[[Callable[[], Awaitable[None]]], None],
+    restock: bool,
+    units: int,
 ) -> None:
     """The bank reverses the deposit for a moment, and that look-up ends after the PG's cancel."""
     service, sandbox = account.service, account.sandbox
@@ -288,9 +300,7 @@ async def test_a_refund_that_crosses_a_reversal_gives_the_units_back(
     sandbox.deposit(account.payment_key, reverse=True)
 
     async def is_paid_again_and_cancelled() -> None:
-        await service.sql.refunds.begin(
-            refund_wish(account.order).written(), now_ms=service.clock.now_ms()
-        )
+        await begun(account, restock=restock)
         sandbox.deposit(account.payment_key)
         account.cancelled_at_the_console()
 
@@ -302,7 +312,61 @@ async def test_a_refund_that_crosses_a_reversal_gives_the_units_back(
     (pending,) = await service.sql.refunds.list_pending(2)
     assert await service.refunds.go_on(pending)
     assert await service.sql.refunds.list_pending(2) == []
+    await account.is_refunded(units=units)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_units_withdrawn_by_a_refund_stay_out_where_the_account_lapses(
+    account: Account, refused: bool
+) -> None:
+    """The bank reversed the deposit before the PG cancelled it, and no new deposit was made."""
+    service = account.service
+    account.sandbox.deposit(account.payment_key)
+    assert await account.told()
+    refund = await begun(account, restock=False)
+    if refused:
+        await service.sql.refunds.finish(refund, status="refused", code="X", now_ms=1)
+    account.sandbox.deposit(account.payment_key, reverse=True)
+    assert await account.told()
+    assert await service.settlement.deposit(account.order.order_id) is Status.EXPIRED
+    sale = await service.sale_store.read(account.order.sale_id)
+    assert sale is not None
+    left = 100 if refused else 99
+    assert (sale.items[0].total, sale.items[0].available) == (left, left)
+    await account.is_written()
+    assert (await service.audit.run(account.order.sale_id)).problems == ()
+
+
+async def test_an_account_does_not_end_while_its_refund_cannot_be_read(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account.sandbox.deposit(account.payment_key)
+    account.cancelled_at_the_console()
+    with monkeypatch.context() as patch:
+        patch.setattr(account.service.sql.refunds, "get", _away)
+        assert not await account.told()
+    assert await account.stands() is Status.AWAITING_DEPOSIT
+    assert await account.told()
     await account.is_refunded()
+
+
+async def test_a_done_refund_decides_on_the_units_where_redis_and_sql_lost_its_end(
+    account: Account,
+) -> None:
+    """SQL has the order as it awaited its deposit: neither the sale nor the refund was flushed."""
+    service, sale_id = account.service, account.order.sale_id
+    await account.is_written()
+    account.sandbox.deposit(account.payment_key)
+    assert await account.told()
+    wish = msgspec.structs.replace(refund_wish(account.order, KIM), restock=False)
+    assert await service.refunds.refund(wish)
+    assert await account.stands() is Status.REFUNDED
+    await account.is_lost_with_its_sale()
+    await service.rebuild.run(sale_id, operator="op")
+    service.catalog.forget(sale_id)
+    assert await account.stands() is Status.AWAITING_DEPOSIT
+    assert await service.settlement.deposit(account.order.order_id) is Status.REFUNDED
+    await account.is_refunded(units=99)
 
 
 async def test_a_deposit_whose_order_redis_has_lost_is_told_again(account: Account) -> None:
@@ -335,6 +399,15 @@ async def test_names_that_somebody_made_up_do_not_keep_a_deposit_from_being_hear
     assert sum(isinstance(one, Unavailable) for one in heard) >= SQL_ALL.count
     assert await account.told()
     assert await account.stands() is Status.CONFIRMED
+
+
+async def begun(account: Account, *, restock: bool) -> RefundRecord:
+    """A refund whose process died before its call to the PG."""
+    wish = msgspec.structs.replace(refund_wish(account.order), restock=restock)
+    now_ms = account.service.clock.now_ms()
+    record = await account.service.sql.refunds.begin(wish.written(), now_ms=now_ms)
+    assert isinstance(record, RefundRecord)
+    return record
 
 
 class SetClock:
