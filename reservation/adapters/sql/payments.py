@@ -37,6 +37,8 @@ _BOUND: Final = '"bound_to_key":true'
 #: The other definite 4xx, which the PG also binds to the key.
 _MISSING: Final = '"type":"PaymentMissing"'
 _REFUSED: Final = '"type":"Declined"'
+#: The answers after which another try needs another idempotency key.
+_ENDS_KEY: Final = (_BOUND, _MISSING, _REFUSED)
 
 
 class _Shown(NamedTuple):
@@ -190,7 +192,7 @@ class PaymentRepository:
                     or_(
                         *(
                             payment_answers.c.answer.contains(one, autoescape=True)
-                            for one in (_BOUND, _MISSING, _REFUSED)
+                            for one in _ENDS_KEY
                         )
                     ),
                 )
@@ -228,13 +230,11 @@ class PaymentRepository:
                 since = at_ms
             return since
 
-    async def count_bound_cancels(self, order_id: str, payment_key: str, *, refusals: bool) -> int:
+    async def count_bound_cancels(self, order_id: str, payment_key: str) -> int:
         """The number of idempotency keys under which a cancel of this payment has a bound answer.
 
         An answer names its attempt, so repeated answers to one key are equal and count once.
-        `refusals` adds final refusals to the count.
         """
-        bound = [_BOUND, _MISSING, *([_REFUSED] if refusals else [])]
         async with self._database.read() as connection:
             found = await connection.execute(
                 select(func.count(payment_answers.c.answer.distinct())).where(
@@ -242,7 +242,10 @@ class PaymentRepository:
                     payment_answers.c.payment_key == payment_key,
                     payment_answers.c.kind == "cancel",
                     or_(
-                        *(payment_answers.c.answer.contains(one, autoescape=True) for one in bound)
+                        *(
+                            payment_answers.c.answer.contains(one, autoescape=True)
+                            for one in _ENDS_KEY
+                        )
                     ),
                 )
             )

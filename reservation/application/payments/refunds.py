@@ -330,7 +330,7 @@ class RefundService:
             log.warning("lease_too_short", order_id=order.order_id)
             return _Asked(back=False, code=held.code, unanswered=held.unanswered)
         answer = await self._resolver.cancel_at_pg(
-            order.order_id, payment_key, held.reason, account=account, after_refusals=True
+            order.order_id, payment_key, held.reason, account=account
         )
         if isinstance(answer, Declined):
             alarm(Alarm.REFUND_REFUSED, order_id=order.order_id, code=answer.code)

@@ -289,7 +289,10 @@ class PaymentResolver:
         """Sell a payment that a lookup shows as paid, unless a cancel of it may have been sent.
 
         An answer to a confirm needs no such check: no intent is written after that of a cancel.
+        Neither does a deposit that the bank reversed: it sells nothing, and ends at its due date.
         """
+        if case.order.status is Status.CONFIRMED:
+            return await self.finish(case, outcome, answer)
         try:
             cancelling = await self._sql.intents.is_cancel_intended(case.payment_key)
         except (SQLAlchemyError, OSError) as error:
@@ -301,8 +304,8 @@ class PaymentResolver:
         if isinstance(again, Answered) and is_given_back(again.payment):
             return await self.finish(case, given_back(again.payment), again)
         if isinstance(again, Declined):
-            # Final: the PG repeats this refusal under this key, and another one under each key
-            # before it. The money stays, as with an account that was paid while we cancelled it.
+            # The PG has refused the cancel under each key, so none can take effect any more. The
+            # money stays, as with an account that was paid while we cancelled it.
             return await self.finish(case, outcome, answer)
         return None
 
@@ -320,24 +323,22 @@ class PaymentResolver:
         reason: str,
         *,
         account: RefundAccount | None = None,
-        after_refusals: bool = False,
     ) -> Answer:
         """Cancel a payment with money in full at the PG, and store the answer.
+
+        A refusal stays bound to its idempotency key, while what it was for may pass: an account
+        that was paid for a moment, a bank that is closed. So each try after it has the next key.
 
         Args:
             order_id: of the payment's order.
             payment_key: the PG's id of the payment.
             reason: for the PG's records.
             account: the refund account of a deposit.
-            after_refusals: whether to retry after a permanent refusal, as an operator may with
-                another account. Without it such a refusal is final.
 
         Raises:
             SQLAlchemyError, OSError: the idempotency key is unknown, and nothing was sent.
         """
-        attempt = await self._sql.payments.count_bound_cancels(
-            order_id, payment_key, refusals=after_refusals
-        )
+        attempt = await self._sql.payments.count_bound_cancels(order_id, payment_key)
         answer = await self._gateway.cancel(
             payment_key=payment_key,
             reason=reason,

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from reservation.adapters.sql.payment_intents import Intent
-from reservation.domain.errors import NotRefundable
+from reservation.domain.errors import NotRefundable, Unavailable
 from reservation.domain.idempotency_keys import cancel_key, confirm_key
+from reservation.domain.payment import Cause, Reason
 from reservation.domain.payment_gateway import RefundAccount
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
@@ -111,6 +112,25 @@ async def test_money_that_cannot_be_served_goes_back_under_the_next_key(
         sandbox.order_fault("other_amount", operations=["look_up"], times=1)
         assert await bench.service.settlement.settle(order.order_id) is None
         assert await bench.service.settlement.settle(order.order_id) is Status.REFUNDED
+        assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
+
+
+async def test_late_money_goes_back_under_the_next_key_after_a_refusal(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service = bench.service
+        order = await bench.hold(await bench.sale())
+        payment_key = sandbox.put_payment(order.order_id, order.amount)
+        assert sandbox.confirm(payment_key, order.order_id, order.amount).is_success
+        await service.releases.release(order, reason=Reason(Cause.BUYER))
+        # A refund account for a card payment: the PG refuses the request.
+        account = {"bank": "20", "accountNumber": "1002345678", "holderName": "Kim"}
+        cancel(sandbox, payment_key, cancel_key(payment_key, 0), refundReceiveAccount=account)
+        with pytest.raises(Unavailable):
+            await service.notifications.receive(order.order_id, payment_key)
+        await service.notifications.receive(order.order_id, payment_key)
+        assert await stands(service, order) is Status.REFUNDED
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
 
 

@@ -369,6 +369,27 @@ async def test_a_done_refund_decides_on_the_units_where_redis_and_sql_lost_its_e
     await account.is_refunded(units=99)
 
 
+async def test_an_account_whose_cancel_was_refused_is_closed_after_its_reversal(
+    account: Account, overtaken_by: Callable[[Callable[[], Awaitable[None]]], None]
+) -> None:
+    """The PG refuses to cancel what is paid, and repeats a refusal for its idempotency key."""
+    service, order_id = account.service, account.order.order_id
+
+    async def is_paid() -> None:
+        account.sandbox.deposit(account.payment_key)
+
+    await account.is_due()
+    overtaken_by(is_paid)
+    assert await service.settlement.deposit(order_id) is None
+    assert await service.settlement.deposit(order_id) is Status.CONFIRMED
+    account.sandbox.deposit(account.payment_key, reverse=True)
+    assert await account.told()
+    assert await account.stands() is Status.AWAITING_DEPOSIT
+    assert await service.settlement.deposit(order_id) is Status.EXPIRED
+    ledger = account.sandbox.ledger(order_id)
+    assert (ledger["charged"], ledger["cancelled"]) == (account.order.amount, account.order.amount)
+
+
 async def test_a_deposit_whose_order_redis_has_lost_is_told_again(account: Account) -> None:
     await account.is_written()
     await account.is_lost()

@@ -182,9 +182,8 @@ async def test_keys_of_cancels_count_once_however_often_they_were_answered(sql: 
         await sql.payments.add_answer(
             AnswerRow(order_id="o", payment_key="k", kind=kind, answer=answer, created_at_ms=1)
         )
-    assert await sql.payments.count_bound_cancels("o", "k", refusals=False) == 3
-    assert await sql.payments.count_bound_cancels("o", "k", refusals=True) == 4
-    assert await sql.payments.count_bound_cancels("o", "other", refusals=True) == 0
+    assert await sql.payments.count_bound_cancels("o", "k") == 4
+    assert await sql.payments.count_bound_cancels("o", "other") == 0
 
 
 def wish(order_id: str = "o", key: str = "r", **changes: Any) -> RefundWish:
