@@ -52,6 +52,8 @@ LATER_MS: Final = 15_000
 CLOCKS_MS: Final = 2_000
 #: Scheduled rechecks that one process remembers.
 SCHEDULED_MAX: Final = 10_000
+#: The PG's statuses of a payment that was cancelled at its console, or by a call of ours.
+_CANCELLED: Final = (PaymentStatus.CANCELED, PaymentStatus.PARTIAL_CANCELED)
 _RESTORED_SOON: Final = "The order is being restored; send this again."
 #: Orders whose payment the PG has shown as theirs.
 _PAID: Final = (Status.CONFIRMED, Status.AWAITING_DEPOSIT, Status.REFUNDED)
@@ -107,8 +109,8 @@ class PaymentNotifications:
             order_id: from the body.
             payment_key: from the body; a deposit's webhook has none.
             secret: of a deposit's webhook: only the PG and we know it.
-            status: from the body. Its only use: DONE is no news of a payment that the order is
-                sold with.
+            status: from the body. DONE is no news of a payment that the order is sold with, and
+                only a cancel is news of one that is being confirmed.
 
         Raises:
             Unavailable: it could not be handled now; the PG retries a webhook not answered 200.
@@ -124,8 +126,7 @@ class PaymentNotifications:
             # Redis may have an older state of it, in which the webhook is no news.
             raise Unavailable(_RESTORED_SOON)
         if order.status is Status.CONFIRMING:
-            # The lease holder decides; without one this settles it a little sooner.
-            await self._settlement.settle(order_id)
+            await self._of_confirming(order, payment_key, status)
             return
         key = payment_key or order.payment_key
         if key is None:
@@ -146,6 +147,24 @@ class PaymentNotifications:
             await self._look_later(order_id, key, budget)
             return
         await self._look(order, key)
+
+    async def _of_confirming(
+        self, order: Reservation, payment_key: str | None, status: str | None
+    ) -> None:
+        """Settle the payment, unless another process has its lease; keep what that one may miss.
+
+        Raises:
+            Unavailable: neither was possible.
+        """
+        if payment_key is not None and payment_key != order.payment_key:
+            # Another payment of the order: it can be followed once this one is decided.
+            budget = await self._budget_of(order, payment_key)
+            await self._look_later(order.order_id, payment_key, budget)
+            return
+        settled = await self._settlement.settle(order.order_id)
+        if settled is None and order.payment_key and status in _CANCELLED:
+            # The lease holder may have the PG's answer from before the cancel.
+            await self._look_later(order.order_id, order.payment_key, self._tried)
 
     async def _budget_of(self, order: Reservation, payment_key: str) -> _Budget:
         if payment_key == order.payment_key:

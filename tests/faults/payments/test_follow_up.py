@@ -142,6 +142,72 @@ async def test_a_second_payment_of_a_sold_order_goes_back(tmp_path: Path, valkey
         assert await bench.audited(sale_id) == ()
 
 
+async def is_confirming(bench: Bench, sandbox: RunningSandbox) -> tuple[Reservation, str, str]:
+    """An order whose second payment another process confirms; its first one was declined."""
+    order, first = await declined(bench, sandbox, await bench.sale())
+    second = sandbox.put_payment(order.order_id, order.amount)
+    await bench.claim(order, second)
+    assert sandbox.confirm(second, order.order_id, order.amount).status_code == 200
+    return order, first, second
+
+
+async def is_decided(bench: Bench, order: Reservation) -> None:
+    """The other process's lease ends, and the settler decides the payment."""
+    confirming = bench.service.keys.of(order.sale_id).confirming
+    await bench.service.connections.command("ZADD", confirming, "XX", 1, order.order_id)
+    assert await bench.service.settlement.settle(order.order_id) is Status.CONFIRMED
+
+
+async def test_another_payment_of_an_order_that_is_being_confirmed_is_kept_for_later(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service = bench.service
+        order, first, _ = await is_confirming(bench, sandbox)
+        assert sandbox.confirm(first, order.order_id, order.amount).status_code == 200
+        await service.notifications.receive(order.order_id, first, status="DONE")
+        [check] = await service.sql.payments.list_due_checks(10**15, 10)
+        assert check.payment_key == first
+        assert await stands(service, order) is Status.CONFIRMING
+        await is_decided(bench, order)
+        await service.sql.payments.schedule_check(first, order.order_id, 1)
+        assert await service.recheck.run_once() == 1
+        ledger = sandbox.ledger(order.order_id)
+        assert ledger["charged"] - ledger["cancelled"] == order.amount
+
+
+async def test_an_unknown_payment_of_an_order_that_is_being_confirmed_is_sent_again(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        order, _, _ = await is_confirming(bench, sandbox)
+        with pytest.raises(Unavailable):
+            await bench.service.notifications.receive(order.order_id, "tboxforged0123456789")
+        assert await bench.service.sql.payments.list_due_checks(10**15, 10) == []
+
+
+async def test_a_cancel_of_a_payment_that_is_being_confirmed_is_kept_for_later(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    """The process that confirms it has the PG's answer from before the cancel."""
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service = bench.service
+        order, _, second = await is_confirming(bench, sandbox)
+        await service.notifications.receive(order.order_id, second, status="DONE")
+        assert await service.sql.payments.list_due_checks(10**15, 10) == []
+        assert sandbox.cancel(second).status_code == 200
+        await service.notifications.receive(order.order_id, second, status="CANCELED")
+        [check] = await service.sql.payments.list_due_checks(10**15, 10)
+        assert check.payment_key == second
+        found = await service.store.read(order.order_id)
+        assert found is not None
+        await bench.finish(order, found.fence)
+        await service.sql.payments.schedule_check(second, order.order_id, 1)
+        before = raised(Alarm.CANCELLED_AT_THE_PG)
+        assert await service.recheck.run_once() == 1
+        assert raised(Alarm.CANCELLED_AT_THE_PG) == before + 1
+
+
 async def test_a_refund_that_the_bank_does_not_pay_out_is_told(
     tmp_path: Path, valkey_url: str
 ) -> None:
