@@ -223,7 +223,7 @@ def _payments(
     notifications = PaymentNotifications(
         catalog, store, sql, gateway, follow_up, settlement, clock=clock
     )
-    recheck = Recheck(store, sql, gateway, follow_up, clock=clock, limits=limits)
+    recheck = Recheck(catalog, store, sql, gateway, follow_up, clock=clock, limits=limits)
     orphaned_payments = OrphanedPayments(
         store, sql, gateway, resolver, data_loss, health, clock=clock, limits=limits
     )

@@ -14,11 +14,12 @@ Answers are values. Each one states the known facts about the money, and so the 
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
 __all__ = [
+    "OPEN_PAYMENT",
     "Answer",
     "Answered",
     "Declined",
@@ -47,6 +48,12 @@ class PaymentStatus(StrEnum):
     PARTIAL_CANCELED = "PARTIAL_CANCELED"
     ABORTED = "ABORTED"
     EXPIRED = "EXPIRED"
+
+
+#: A payment in one of these has money, or is an account that may still be paid into.
+OPEN_PAYMENT: Final = frozenset(
+    {PaymentStatus.DONE, PaymentStatus.PARTIAL_CANCELED, PaymentStatus.WAITING_FOR_DEPOSIT}
+)
 
 
 class VirtualAccount(msgspec.Struct, frozen=True, kw_only=True):

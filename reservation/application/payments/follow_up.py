@@ -15,7 +15,7 @@ from reservation.application.payments.resolve import AnswerKind, PaymentAttempt,
 from reservation.application.sales.catalog import Catalog
 from reservation.domain.alarms import Alarm
 from reservation.domain.payment import Cause, Outcome, PaymentOutcome, Reason
-from reservation.domain.payment_gateway import Answered, Payment, PaymentStatus
+from reservation.domain.payment_gateway import OPEN_PAYMENT, Answered, Payment, PaymentStatus
 from reservation.domain.payment_rules import AnswerTo
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
@@ -25,8 +25,6 @@ __all__ = ["FollowUp"]
 
 #: Delay before the recheck of a payment that could not be given back.
 RETRY_SECONDS = 60.0
-#: Money that is there, or an account that may still be paid into.
-_OPEN = (PaymentStatus.DONE, PaymentStatus.PARTIAL_CANCELED, PaymentStatus.WAITING_FOR_DEPOSIT)
 _CANCELLED = (PaymentStatus.CANCELED, PaymentStatus.PARTIAL_CANCELED)
 #: The PG's statuses of a refund that the bank did not pay out, or not in full.
 _BANK_FAILED = ("FAILED", "PARTIAL_FAILED")
@@ -118,7 +116,7 @@ class FollowUp:
         payment = answer.payment
         if payment.status == PaymentStatus.WAITING_FOR_DEPOSIT:
             return await self._give_back(case, payment, "the reservation has ended")
-        if payment.status in _OPEN and payment.balance_amount:
+        if payment.status in OPEN_PAYMENT and payment.balance_amount:
             cancelled = await self._resolver.cancel(case, _TOO_LATE, "money came after the end")
             return cancelled is not None
         if payment.status in _CANCELLED and payment.approved_at is not None:
@@ -128,7 +126,7 @@ class FollowUp:
 
     async def _of_further(self, case: PaymentAttempt, payment: Payment) -> bool:
         """Cancel a payment that does not pay for the order; the order stays as it is."""
-        if payment.status not in _OPEN or not payment.balance_amount:
+        if payment.status not in OPEN_PAYMENT or not payment.balance_amount:
             return True
         if payment.status != PaymentStatus.WAITING_FOR_DEPOSIT:
             alarm(

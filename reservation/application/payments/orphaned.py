@@ -24,6 +24,7 @@ from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock
 from reservation.domain.errors import SaleRecovering
 from reservation.domain.payment_gateway import (
+    OPEN_PAYMENT,
     Answered,
     Payment,
     PaymentGateway,
@@ -40,12 +41,6 @@ log = structlog.get_logger(__name__)
 
 #: A payment that can take no more money, or has given it back.
 _OVER: Final = (PaymentStatus.CANCELED, PaymentStatus.ABORTED, PaymentStatus.EXPIRED)
-#: Money that is there, or an account that may still be paid into.
-_OPEN: Final = (
-    PaymentStatus.DONE,
-    PaymentStatus.PARTIAL_CANCELED,
-    PaymentStatus.WAITING_FOR_DEPOSIT,
-)
 #: Authenticated and never confirmed: it ends by itself once its window has closed.
 _UNAPPROVED: Final = (PaymentStatus.READY, PaymentStatus.IN_PROGRESS)
 #: An order in one of these was sold for its payment.
@@ -231,7 +226,7 @@ class OrphanedPayments:
         if payment.status in _UNAPPROVED:
             return False if self._is_closed(intent) and await self._bar(intent) else None
         # A replay of the buyer's key makes the same order again: this payment must not sell it.
-        if payment.status not in _OPEN or not await self._bar(intent):
+        if payment.status not in OPEN_PAYMENT or not await self._bar(intent):
             return None
         # An account without a deposit is closed too: a later deposit would have no order.
         cancelled = await self._resolver.cancel_at_pg(

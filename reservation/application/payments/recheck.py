@@ -4,10 +4,14 @@
 - An open virtual account: every ten minutes at first, then hourly, until it is paid or lapses.
 - A payment whose webhook exceeded a rate limit: a moment later.
 - A failed cancel: after a minute, then with back-off, until the PG shows the money given back.
+
+Only a lookup that the PG has answered counts. While its sale is closed a payment stays listed:
+until the rebuild Redis may have the order in an older state, in which the payment is no news.
 """
 
 from typing import Final
 
+import msgspec
 import structlog
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
@@ -15,11 +19,21 @@ from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.sql.payments import PaymentCheck
 from reservation.adapters.sql.store import SqlStore
 from reservation.application.payments.follow_up import FollowUp
+from reservation.application.sales.catalog import Catalog
+from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock
-from reservation.domain.errors import ReservationError
-from reservation.domain.payment_gateway import Answered, PaymentGateway, PaymentMissing
+from reservation.domain.errors import ReservationError, SaleRecovering
+from reservation.domain.ids import sale_of
+from reservation.domain.payment_gateway import (
+    OPEN_PAYMENT,
+    Answer,
+    Answered,
+    PaymentGateway,
+    PaymentMissing,
+)
 from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentTimeouts
 from reservation.domain.states import Status
+from reservation.telemetry.metrics import alarm
 
 __all__ = ["Recheck"]
 
@@ -32,10 +46,20 @@ _MINUTE_MS: Final = 60_000
 TAKEN_MS: Final = 3 * _MINUTE_MS
 #: Checks of an open account in its first hour, then one per hour.
 FIRST_LOOKS: Final = 6
-#: Hourly checks of an order that Redis lacks: a rebuild may restore it.
+#: Checks, hourly at last, of a payment without an order in Redis, which a rebuild may restore, and
+#: of a sold order's payment that the PG does not show as its own.
 MISSING_LOOKS_MAX: Final = 48
 #: Transient failures.
 _PASSING: Final = (ReservationError, StoreUnavailable, StoreUncertain, OSError)
+#: Orders whose payment the PG has shown as theirs.
+_SOLD: Final = (Status.AWAITING_DEPOSIT, Status.CONFIRMED)
+
+
+class _Next(msgspec.Struct, frozen=True):
+    """The next check of a payment, and its answered lookups by then."""
+
+    pause_ms: int
+    looks: int
 
 
 class Recheck:
@@ -43,6 +67,7 @@ class Recheck:
 
     def __init__(
         self,
+        catalog: Catalog,
         store: ReservationStore,
         sql: SqlStore,
         gateway: PaymentGateway,
@@ -51,6 +76,7 @@ class Recheck:
         clock: Clock,
         limits: PaymentTimeouts = DEFAULT_LIMITS,
     ) -> None:
+        self._catalog = catalog
         self._store = store
         self._sql = sql
         self._gateway = gateway
@@ -71,34 +97,68 @@ class Recheck:
                 continue
             looked += 1
             try:
-                pause_ms = await self._look(check)
+                following = await self._look(check)
             except _PASSING as error:
                 log.info("recheck_waits", order_id=check.order_id, reason=str(error))
                 continue
-            if pause_ms is None:
+            if following is None:
                 await self._sql.payments.remove_check(check)
             else:
-                due_at_ms = self._clock.now_ms() + pause_ms
-                await self._sql.payments.reschedule_check(check, due_at_ms, check.looks + 1)
+                due_at_ms = self._clock.now_ms() + following.pause_ms
+                await self._sql.payments.reschedule_check(check, due_at_ms, following.looks)
         return looked
 
-    async def _look(self, check: PaymentCheck) -> int | None:
-        """Check once; the pause before the next check in ms, None if there is none."""
+    async def _look(self, check: PaymentCheck) -> _Next | None:
+        """Check once; None if the payment needs no further check.
+
+        Raises:
+            SaleRecovering: its sale is closed, or was closed meanwhile.
+        """
+        sale_id = sale_of(check.order_id) or ""
+        await self._catalog.fresh(sale_id)
+        following = await self._next(check)
+        if following is None and sale_id in self._catalog.closed:
+            raise SaleRecovering
+        return following
+
+    async def _next(self, check: PaymentCheck) -> _Next | None:
         order = await self._store.read(check.order_id)
-        if order is None:
-            return 60 * _MINUTE_MS if check.looks < MISSING_LOOKS_MAX else None
-        if order.status is Status.CONFIRMING:
-            return 15 * _MINUTE_MS
+        if order is not None and order.status is Status.CONFIRMING:
+            return _Next(15 * _MINUTE_MS, check.looks)
         answer = await self._gateway.look_up(check.payment_key)
         if not isinstance(answer, Answered | PaymentMissing):
-            return 5 * _MINUTE_MS
-        if isinstance(answer, Answered) and answer.payment.order_id == check.order_id:
+            return _Next(5 * _MINUTE_MS, check.looks)
+        looks = check.looks + 1
+        if order is None:
+            return self._of_missing(check, answer)
+        back_off = _Next(min(60, 2**check.looks) * _MINUTE_MS, looks)
+        owns = order.payment_key == check.payment_key
+        if isinstance(answer, Answered) and _is_of(check, answer):
             if not await self._follow_up.follow(order, answer, is_listed=True):
-                return min(60, 2**check.looks) * _MINUTE_MS
+                return back_off
             order = await self._store.read(check.order_id) or order
-        if order.status is Status.AWAITING_DEPOSIT and order.payment_key == check.payment_key:
+        elif owns and order.status in _SOLD and check.looks < MISSING_LOOKS_MAX:
+            # The order's own payment: the PG's answer is wrong.
+            return back_off
+        if order.status is Status.AWAITING_DEPOSIT and owns:
             share = 1 if check.looks < FIRST_LOOKS else FIRST_LOOKS
-            return round(self._limits.deposit_look_seconds * 1000) * share
-        if order.status is Status.CONFIRMED and order.payment_key == check.payment_key:
+            return _Next(round(self._limits.deposit_look_seconds * 1000) * share, looks)
+        if order.status is Status.CONFIRMED and owns:
             return None
-        return 24 * 60 * _MINUTE_MS if check.looks == 0 else None
+        return _Next(24 * 60 * _MINUTE_MS, looks) if check.looks == 0 else None
+
+    def _of_missing(self, check: PaymentCheck, answer: Answer) -> _Next | None:
+        """The next check of a payment whose order Redis lacks; money is never left unlisted."""
+        following = _Next(60 * _MINUTE_MS, check.looks + 1)
+        if isinstance(answer, Answered) and _is_of(check, answer):
+            payment = answer.payment
+            if payment.status in OPEN_PAYMENT and payment.balance_amount:
+                alarm(Alarm.PAYMENT_WITHOUT_ORDER, order_id=check.order_id)
+                return following
+        return following if check.looks < MISSING_LOOKS_MAX else None
+
+
+def _is_of(check: PaymentCheck, answer: Answered) -> bool:
+    """Whether the PG shows the payment that it was asked for."""
+    shown = (answer.payment.payment_key, answer.payment.order_id)
+    return shown == (check.payment_key, check.order_id)

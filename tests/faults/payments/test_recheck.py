@@ -8,9 +8,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from reservation.application.payments.recheck import MISSING_LOOKS_MAX
 from reservation.application.payments.webhooks import LOOK_UPS_PER_ORDER
 from reservation.domain.alarms import Alarm
-from reservation.domain.payment_gateway import Answer
+from reservation.domain.payment_gateway import Answer, PaymentMissing
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from tests.faults.payments.shop import LIMITS, comes_to, shop, stands
@@ -194,3 +195,103 @@ async def test_a_cancel_that_fails_again_is_asked_for_less_often(
             [check] = await service.sql.payments.list_due_checks(10**15, 10)
             assert check.looks == looks
             assert check.due_at_ms >= now_ms + 2 ** (looks - 1) * 60_000
+
+
+async def is_listed_as(bench: Bench, order: Reservation, payment_key: str, looks: int) -> None:
+    """The payment is due, after this many lookups that the PG has answered."""
+    checks = bench.service.sql.checks
+    await checks.schedule(payment_key, order.order_id, 1)
+    [check] = await checks.due(10**15, 10)
+    await checks.put_off(check, 1, looks)
+
+
+@pytest.mark.parametrize("closes", ["before", "meanwhile"])
+async def test_a_payment_of_a_closed_sale_stays_listed(
+    tmp_path: Path, valkey_url: str, closes: str
+) -> None:
+    """Redis may have the order as it was before it was paid."""
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        catalog, checks = bench.service.catalog, bench.service.sql.checks
+        late, late_key = await declined(bench, sandbox, await bench.sale())
+        await is_listed_as(bench, late, late_key, looks=1)
+
+        async def closed() -> None:
+            catalog.close(late.sale_id, "a test")
+
+        if closes == "before":
+            await closed()
+        with after_each_look_up(bench, closed):
+            assert await bench.service.recheck.run_once() == 1
+        [check] = await checks.due(10**15, 10)
+        assert check.looks == 1
+        catalog.reopen(late.sale_id)
+        await is_due(bench)
+        assert await bench.service.recheck.run_once() == 1
+        assert await checks.due(10**15, 10) == []
+
+
+async def test_a_failed_look_up_leaves_both_looks_at_a_decline(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service = bench.service
+        late, late_key = await declined(bench, sandbox, await bench.sale())
+        await is_listed_as(bench, late, late_key, looks=0)
+        sandbox.order_fault("error_before_commit", orderId=late.order_id, operations=["look_up"])
+        assert await service.recheck.run_once() == 1
+        sandbox.clear_faults()
+        for looks in (0, 1):
+            [check] = await service.sql.payments.list_due_checks(10**15, 10)
+            assert check.looks == looks
+            await is_due(bench)
+            assert await service.recheck.run_once() == 1
+        assert await service.sql.payments.list_due_checks(10**15, 10) == []
+
+
+@pytest.mark.parametrize("fault", ["other_key", "other_order", "missing"])
+async def test_a_wrong_answer_about_a_sold_orders_payment_is_no_look(
+    tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """No cancel leaves for the payment that the PG shows instead, and the news is not lost."""
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service = bench.service
+        order, payment_key = await sold(bench, sandbox, await bench.sale())
+        assert sandbox.cancel(payment_key).status_code == 200
+        await is_listed_as(bench, order, payment_key, looks=0)
+        with monkeypatch.context() as patch:
+            if fault == "missing":
+                patch.setattr(service.gateway, "look_up", _missing)
+            else:
+                sandbox.order_fault(fault, orderId=order.order_id, operations=["look_up"])
+            assert await service.recheck.run_once() == 1
+        sandbox.clear_faults()
+        assert "cancel" not in [
+            row.what for row in await service.sql.orders.history(order.order_id)
+        ]
+        before = raised(Alarm.CANCELLED_AT_THE_PG)
+        await is_due(bench)
+        assert await service.recheck.run_once() == 1
+        assert raised(Alarm.CANCELLED_AT_THE_PG) == before + 1
+
+
+async def _missing(_: str) -> Answer:
+    return PaymentMissing("NOT_FOUND_PAYMENT")
+
+
+@pytest.mark.parametrize("paid", [True, False])
+async def test_a_payment_with_money_and_without_an_order_stays_listed(
+    tmp_path: Path, valkey_url: str, paid: bool
+) -> None:
+    """A rebuild of a sale that ended long ago restores no order that ended unpaid."""
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service = bench.service
+        late, late_key = await declined(bench, sandbox, await bench.sale())
+        if paid:
+            assert sandbox.confirm(late_key, late.order_id, late.amount).status_code == 200
+        key = service.keys.of(late.sale_id).order(late.order_id)
+        await service.connections.command("DEL", key)
+        await is_listed_as(bench, late, late_key, looks=MISSING_LOOKS_MAX)
+        before = raised(Alarm.PAYMENT_WITHOUT_ORDER)
+        assert await service.recheck.run_once() == 1
+        assert raised(Alarm.PAYMENT_WITHOUT_ORDER) == before + paid
+        assert len(await service.sql.payments.list_due_checks(10**15, 10)) == paid
