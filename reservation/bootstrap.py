@@ -329,7 +329,7 @@ def _audit(
 ) -> Audit:
     return Audit(
         CounterAudit(sales, sql, outbox, clock=clock),
-        OrderAudit(audit_reader, sql),
+        OrderAudit(audit_reader, sql, clock=clock),
         RecordAudit(audit_reader, sql, outbox, clock=clock),
         clock=clock,
     )

@@ -34,6 +34,7 @@ __all__ = [
     "LineRow",
     "OrderRepository",
     "OrderRow",
+    "OverdueRow",
     "UnpaidRow",
     "as_reservation",
 ]
@@ -95,6 +96,14 @@ class UnpaidRow(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
     #: The PG's status; None where SQL has no answer of it.
     payment: str | None
+
+
+class OverdueRow(msgspec.Struct, frozen=True, kw_only=True):
+    """An AWAITING_DEPOSIT order whose account is past its due date."""
+
+    order_id: str
+    seq: int
+    due_at_ms: int
 
 
 class OrderRepository:
@@ -261,6 +270,21 @@ class OrderRepository:
                 .limit(limit)
             )
             return [UnpaidRow(**row) for row in found.mappings()]
+
+    async def list_overdue(self, sale_id: str, before_ms: int, limit: int) -> list[OverdueRow]:
+        """Orders that still await a deposit due before this time, the longest overdue first."""
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(orders.c.order_id, orders.c.seq, orders.c.due_at_ms)
+                .where(
+                    orders.c.sale_id == sale_id,
+                    orders.c.status == Status.AWAITING_DEPOSIT.value,
+                    orders.c.due_at_ms < before_ms,
+                )
+                .order_by(orders.c.due_at_ms)
+                .limit(limit)
+            )
+            return [OverdueRow(**row) for row in found.mappings()]
 
     async def history(self, order_id: str) -> list[HistoryRow]:
         """An order's events, intents, answers of the PG and refund, in time order.

@@ -11,6 +11,8 @@ from typing import Final
 from reservation.adapters.redis.audit_reader import AuditReader, BuyerState, OrderState
 from reservation.adapters.sql.store import SqlStore
 from reservation.application.readiness.data_loss import is_under_way
+from reservation.domain.clock import Clock, as_wire
+from reservation.domain.payment_timeouts import DEFAULT_LIMITS
 from reservation.domain.reservation import PAID_ORDERS, Reservation
 from reservation.domain.states import HOLDING, LIVE, PAID, Status
 
@@ -47,9 +49,10 @@ _SERVED: Final = (
 class OrderAudit:
     """Finds problems that the counters alone do not show."""
 
-    def __init__(self, inspection: AuditReader, sql: SqlStore) -> None:
+    def __init__(self, inspection: AuditReader, sql: SqlStore, *, clock: Clock) -> None:
         self._inspection = inspection
         self._sql = sql
+        self._clock = clock
 
     async def compare(self, sale_id: str) -> tuple[str, ...]:
         """The problems, each in one sentence with the SKU, the order and its event."""
@@ -63,7 +66,7 @@ class OrderAudit:
         return (*buyers, *sets, *payments, *await self._unserved(sale_id))
 
     async def _unserved(self, sale_id: str) -> list[str]:
-        """Payments without an order: intents without an end, and money without a sale."""
+        """Intents without an end, money without a sale, and accounts past their due date."""
         before: list[str] = []
         told: list[str] = []
         for _ in range(LOOKS):
@@ -92,7 +95,20 @@ class OrderAudit:
             or order.payment_key != row.payment_key
             or order.status not in _SERVED
         ]
-        return [*unmet[:PROBLEMS_MAX], *money]
+        return [*unmet[:PROBLEMS_MAX], *money, *await self._overdue(sale_id)]
+
+    async def _overdue(self, sale_id: str) -> list[str]:
+        """Accounts that the PG has neither shown as paid nor cancelled since their due date."""
+        before_ms = self._clock.now_ms() - round(DEFAULT_LIMITS.alarm_seconds * 1000)
+        rows = await self._sql.orders.list_overdue(sale_id, before_ms, PROBLEMS_MAX)
+        found = await self._inspection.reservations([row.order_id for row in rows])
+        return [
+            f"order {row.order_id} (event {row.seq}) is AWAITING_DEPOSIT, and its account was due"
+            f" at {as_wire(row.due_at_ms)}"
+            for row in rows
+            if (order := found.get(row.order_id)) is not None
+            and order.status is Status.AWAITING_DEPOSIT
+        ]
 
     async def _buyers(self, sale_id: str) -> list[str]:
         problems: list[str] = []

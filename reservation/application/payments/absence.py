@@ -57,7 +57,12 @@ class Absence:
         self._limits = limits
 
     async def is_proven(
-        self, order_id: str, payment_key: str, *, may_be_paid_otherwise: bool = False
+        self,
+        order_id: str,
+        payment_key: str,
+        *,
+        may_be_paid_otherwise: bool = False,
+        was_shown: bool = False,
     ) -> bool:
         """Whether 404s prove that no money can come; see `shows_no_money`.
 
@@ -73,11 +78,19 @@ class Absence:
         if since_ms is None or self._clock.now_ms() - since_ms < apart_ms:
             return False
         return await self.shows_no_money(
-            order_id, payment_key, may_be_paid_otherwise=may_be_paid_otherwise
+            order_id,
+            payment_key,
+            may_be_paid_otherwise=may_be_paid_otherwise,
+            was_shown=was_shown,
         )
 
     async def shows_no_money(
-        self, order_id: str, payment_key: str, *, may_be_paid_otherwise: bool = False
+        self,
+        order_id: str,
+        payment_key: str,
+        *,
+        may_be_paid_otherwise: bool = False,
+        was_shown: bool = False,
     ) -> bool:
         """Whether the PG shows no payment of this order that has or may get money.
 
@@ -86,12 +99,14 @@ class Absence:
             payment_key: the PG's id of the payment, which it does not show as this order's.
             may_be_paid_otherwise: another payment of the order may have money: its own attempt
                 decides it.
+            was_shown: the PG has shown the payment before. A 404 then needs another payment of ours
+                that the PG shows: else the API key may be another merchant's by now.
         """
         answer = await self._gateway.look_up_order(order_id)
         await self._resolver.remember(order_id, payment_key, AnswerKind.LOOK_UP_ORDER, answer)
         match answer:
             case PaymentMissing():
-                return await self._health.sees_ours()
+                return await self._health.sees_ours(needs_canary=was_shown)
             case Answered(payment):
                 # Another payment window that the buyer opened: no confirm of it was ever sent.
                 return (

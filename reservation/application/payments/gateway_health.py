@@ -84,10 +84,11 @@ class GatewayHealth:
             case answer:
                 log.info("gateway_probed", answer=type(answer).__name__)
 
-    async def sees_ours(self) -> bool:
+    async def sees_ours(self, *, needs_canary: bool = False) -> bool:
         """Whether a 404 of the PG is credible: this key sees a payment that SQL has as DONE.
 
-        True as well if SQL has no such payment: then there is no canary.
+        Args:
+            needs_canary: false if SQL has no such payment; else true.
         """
         async with self._canary:
             now = self._clock.monotonic()
@@ -95,20 +96,24 @@ class GatewayHealth:
                 return True
             if now < self._unseen_until:
                 return False
-            if await self._look_at_canary():
+            seen = await self._look_at_canary()
+            if seen is None:
+                return not needs_canary
+            if seen:
                 self.saw_ours()
                 return True
             self._unseen_until = now + UNSEEN_SECONDS
             return False
 
-    async def _look_at_canary(self) -> bool:
+    async def _look_at_canary(self) -> bool | None:
+        """Whether the PG shows the newest DONE payment; None if there is none."""
         try:
             payment_key = await self._sql.payments.newest_done()
         except (SQLAlchemyError, OSError) as error:
             log.warning("canary_not_read", reason=type(error).__name__)
             return False
         if payment_key is None:
-            return True
+            return None
         answer = await self._gateway.look_up(payment_key)
         if isinstance(answer, Answered):
             return answer.payment.payment_key == payment_key

@@ -32,7 +32,13 @@ from reservation.domain.payment import (
     PaymentOutcome,
     Reason,
 )
-from reservation.domain.payment_gateway import Answer, Answered, PaymentGateway, PaymentStatus
+from reservation.domain.payment_gateway import (
+    Answer,
+    Answered,
+    PaymentGateway,
+    PaymentMissing,
+    PaymentStatus,
+)
 from reservation.domain.payment_rules import AnswerTo, CancelFirst, Unapproved, decide
 from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentTimeouts
 from reservation.domain.reservation import Reservation
@@ -262,7 +268,11 @@ class PaymentSettlement:
         )
 
     async def deposit(self, order_id: str) -> Status | None:
-        """Close an account whose deposit is overdue; CONFIRMED if the deposit came after all."""
+        """Close an account whose deposit is overdue; CONFIRMED if the deposit came after all.
+
+        An account that the PG proves not to know any more has ended as well: its bank closed it at
+        the due date. Late money goes back, as for each end that no answer of the PG proves.
+        """
         order = await self._store.read(order_id)
         if order is None or order.status is not Status.AWAITING_DEPOSIT or not order.payment_key:
             return None
@@ -282,12 +292,22 @@ class PaymentSettlement:
             isinstance(answer, Answered)
             and answer.payment.status == PaymentStatus.WAITING_FOR_DEPOSIT
         )
+        if isinstance(answer, PaymentMissing) and await self._is_gone(case):
+            outcome = Outcome(name=PaymentOutcome.EXPIRED, reason=Reason(Cause.PAYMENT_NOT_FOUND))
+            return await self._resolver.finish(case, outcome, answer)
         if not waiting:
             return await self._resolver.resolve(case, answer, AnswerTo.LOOK_UP)
         outcome = Outcome(name=PaymentOutcome.EXPIRED, reason=Reason(Cause.NO_DEPOSIT))
         return await self._slowly(
             lambda: self._resolver.cancel(case, outcome, "no deposit came in time")
         )
+
+    async def _is_gone(self, case: PaymentAttempt) -> bool:
+        """Whether no deposit can come any more into an account that the PG does not know."""
+        overdue_ms = self._clock.now_ms() - case.order.expires_at_ms
+        if overdue_ms < self._limits.window_closed_seconds * 1000:
+            return False
+        return await self._absence.is_proven(case.order.order_id, case.payment_key, was_shown=True)
 
 
 def _of_another_order(answer: Answer, case: PaymentAttempt) -> bool:

@@ -17,6 +17,8 @@ from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.sql.store import SqlStore
 from reservation.application.payments.follow_up import FollowUp
 from reservation.application.payments.settle import PaymentSettlement
+from reservation.application.readiness.clock_skew import EXPIRE_OFFSET_MS_MAX
+from reservation.application.readiness.conditions import CLOCK_MS_MAX
 from reservation.application.sales.catalog import Catalog
 from reservation.domain.clock import Clock
 from reservation.domain.errors import Unavailable
@@ -48,8 +50,10 @@ LOOK_UPS_UNKNOWN: Final = Rate(count=2, per_seconds=1)
 SQL_ALL: Final = Rate(count=50, per_seconds=1)
 #: Delay before the recheck of a payment whose webhook exceeded a limit.
 LATER_MS: Final = 15_000
-#: Margin for the clock skew between processes.
-CLOCKS_MS: Final = 2_000
+#: How far the clocks of two processes may differ: this one's, which is ready only close to Redis'
+#: clock, and a worker's, which raises `worker_clock` beyond its own limit. The PG's clock and Redis'
+#: are not read here.
+CLOCKS_MS: Final = CLOCK_MS_MAX + EXPIRE_OFFSET_MS_MAX
 #: Scheduled rechecks that one process remembers.
 SCHEDULED_MAX: Final = 10_000
 #: The PG's statuses of a payment that was cancelled at its console, or by a call of ours.
@@ -203,7 +207,7 @@ class PaymentNotifications:
         """
         now_ms = self._clock.now_ms()
         if now_ms < self._scheduled.get(payment_key, 0) - CLOCKS_MS:
-            # The scheduled recheck covers this webhook as well.
+            # No worker has begun the scheduled recheck: it covers this webhook as well.
             return
         if budget is self._unknown or self._later.wait("", self._clock.monotonic()):
             raise Unavailable("Too many at once; send this again.")

@@ -115,11 +115,7 @@ class Explain:
             case Status.CONFIRMING:
                 return await self._confirming(order)
             case Status.AWAITING_DEPOSIT:
-                return (
-                    "AWAITING_DEPOSIT: becomes CONFIRMED when the deposit comes; the settler"
-                    f" cancels the account after {as_wire(order.expires_at_ms)} and gives the"
-                    " stock back."
-                )
+                return self._awaiting_deposit(order)
             case Status.CONFIRMED:
                 return await self._sold(order)
             case Status.RELEASED | Status.EXPIRED:
@@ -129,6 +125,20 @@ class Explain:
                 )
             case Status.REFUNDED:
                 return await self._refunded(order)
+
+    def _awaiting_deposit(self, order: Reservation) -> str:
+        due = as_wire(order.expires_at_ms)
+        overdue_ms = self._clock.now_ms() - order.expires_at_ms
+        if overdue_ms < self._limits.alarm_seconds * 1000:
+            return (
+                "AWAITING_DEPOSIT: becomes CONFIRMED when the deposit comes; the settler cancels"
+                f" the account after {due} and gives the stock back."
+            )
+        return (
+            f"AWAITING_DEPOSIT: the account was due at {due}, and the PG has neither cancelled it"
+            " nor shown it as paid; the settler asks the PG again every 30 s or sooner. The"
+            " history has the PG's answers."
+        )
 
     async def _sold(self, order: Reservation) -> str:
         refund = await self._sql.refunds.get(order.order_id)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from reservation.domain.alarms import Alarm
 from reservation.domain.clock import SystemClock
 from reservation.domain.errors import Unavailable
 from reservation.domain.payment_gateway import Answer, Misconfigured, PaymentMissing, RefundAccount
+from reservation.domain.payment_timeouts import PaymentTimeouts
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.sandbox.faults import Fault
 from reservation.workers.settler import Settler
-from tests.faults.payments.shop import comes_to, raised, refund_wish, shop, stands
+from tests.faults.payments.shop import LIMITS, comes_to, raised, refund_wish, shop, stands
 from tests.support.in_process import Bench
 from tests.support.sandbox import RunningSandbox
 
@@ -113,14 +115,22 @@ class Account:
         self.sandbox.order_fault(fault, **of_it | more)
 
 
-@pytest.fixture
-async def account(tmp_path: Path, valkey_url: str) -> AsyncGenerator[Account]:
-    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+@asynccontextmanager
+async def open_account(
+    folder: Path, redis_url: str, limits: PaymentTimeouts = LIMITS
+) -> AsyncGenerator[Account]:
+    async with shop(folder, redis_url, limits=limits) as (bench, sandbox):
         order = await bench.hold(await bench.sale(virtual_accounts=True))
         payment_key = sandbox.put_payment(order.order_id, order.amount, method="virtual_account")
         await bench.service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
         made = Account(bench, sandbox, order, payment_key)
         await comes_to(bench.service, order, Status.AWAITING_DEPOSIT)
+        yield made
+
+
+@pytest.fixture
+async def account(tmp_path: Path, valkey_url: str) -> AsyncGenerator[Account]:
+    async with open_account(tmp_path, valkey_url) as made:
         yield made
 
 
@@ -477,6 +487,75 @@ async def test_an_account_that_stays_undecided_after_its_due_date_raises_an_alar
     await account.is_due()
     assert await deposit(account.order.order_id) is None
     assert raised(Alarm.PAYMENT_UNDECIDED) == before + 1
+
+
+#: Two 404s at any distance count.
+IMPATIENT = msgspec.structs.replace(LIMITS, missing_apart_seconds=0.0)
+
+
+def is_unknown_to_the_pg(account: Account, patch: pytest.MonkeyPatch) -> None:
+    """The PG answers 404 for the account, by its key and by its order; it shows other payments."""
+    gateway = account.service.gateway
+    look_up, look_up_order = gateway.look_up, gateway.look_up_order
+
+    async def by_key(payment_key: str) -> Answer:
+        if payment_key == account.payment_key:
+            return PaymentMissing("NOT_FOUND_PAYMENT")
+        return await look_up(payment_key)
+
+    async def by_order(order_id: str) -> Answer:
+        if order_id == account.order.order_id:
+            return PaymentMissing("NOT_FOUND_PAYMENT")
+        return await look_up_order(order_id)
+
+    patch.setattr(gateway, "look_up", by_key)
+    patch.setattr(gateway, "look_up_order", by_order)
+
+
+def is_two_days_later(account: Account, patch: pytest.MonkeyPatch) -> None:
+    """By the service's clock: the account is past its due date."""
+    clock = account.service.clock
+    now_ms = clock.now_ms
+    patch.setattr(clock, "now_ms", lambda: now_ms() + 2 * 86_400_000)
+
+
+async def test_an_overdue_account_that_the_pg_proves_not_to_know_expires(
+    tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_account(tmp_path, valkey_url, IMPATIENT) as account:
+        service, order_id = account.service, account.order.order_id
+        is_unknown_to_the_pg(account, monkeypatch)
+        for _ in range(3):
+            # Not due yet: its buyer may still pay.
+            assert await service.settlement.deposit(order_id) is None
+        is_two_days_later(account, monkeypatch)
+        assert await service.settlement.deposit(order_id) is Status.EXPIRED
+        # Late money is looked for, as after each end without an answer that proves it.
+        checks = await service.sql.payments.list_due_checks(10**15, 10)
+        assert [check.payment_key for check in checks] == [account.payment_key]
+        await account.is_written()
+        assert (await service.audit.run(account.order.sale_id)).problems == ()
+
+
+async def test_an_overdue_account_that_the_pg_does_not_know_is_listed(
+    tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The PG shows no other payment of ours: the API key may be another merchant's by now."""
+    async with open_account(tmp_path, valkey_url, IMPATIENT) as account:
+        service, order_id = account.service, account.order.order_id
+        service.health._seen_until = 0.0
+        is_unknown_to_the_pg(account, monkeypatch)
+        await account.is_written()
+        assert (await service.audit.run(account.order.sale_id)).problems == ()
+        is_two_days_later(account, monkeypatch)
+        for _ in range(3):
+            assert await service.settlement.deposit(order_id) is None
+        [problem] = (await service.audit.run(account.order.sale_id)).problems
+        assert order_id in problem
+        assert "AWAITING_DEPOSIT" in problem
+        found = await service.store.read(order_id)
+        assert found is not None
+        assert "The history has the PG's answers" in await service.explain.next_step(found)
 
 
 async def _away(*_: Any, **__: Any) -> None:

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from reservation.application.payments.webhooks import (
+    CLOCKS_MS,
     LOOK_UPS_PER_ORDER,
     LOOK_UPS_TRIED,
     LOOK_UPS_UNKNOWN,
@@ -248,6 +249,29 @@ async def test_a_cancel_behind_a_storm_is_looked_at_later(tmp_path: Path, valkey
         assert await service.recheck.run_once() == 1
         assert raised(Alarm.CANCELLED_AT_THE_PG) == before + 1
         assert await service.sql.payments.list_due_checks(10**15, 10) == []
+
+
+@pytest.mark.parametrize(("early_ms", "is_covered"), [(CLOCKS_MS + 1, True), (CLOCKS_MS, False)])
+async def test_a_recheck_covers_the_webhooks_before_any_worker_may_begin_it(
+    tmp_path: Path,
+    valkey_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    early_ms: int,
+    is_covered: bool,
+) -> None:
+    """A worker's clock is ahead of ours by less than `CLOCKS_MS`; it has ended the recheck."""
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service, checks = bench.service, bench.service.sql.checks
+        order, payment_key = await sold(bench, sandbox, await bench.sale())
+        monotonic = service.clock.monotonic()
+        monkeypatch.setattr(service.clock, "monotonic", lambda: monotonic)
+        for _ in range(LOOK_UPS_PER_ORDER.count + 1):
+            await service.notifications.receive(order.order_id, payment_key, status="CANCELED")
+        [check] = await checks.due(10**15, 10)
+        await checks.drop(check)
+        monkeypatch.setattr(service.clock, "now_ms", lambda: check.due_at_ms - early_ms)
+        await service.notifications.receive(order.order_id, payment_key, status="CANCELED")
+        assert (await checks.due(10**15, 10) == []) is is_covered
 
 
 async def test_a_storm_that_names_no_tried_payment_comes_again_and_leaves_no_row(

@@ -120,7 +120,7 @@ async def test_no_read_of_the_audit_brings_back_more_than_a_page_of_buyers(
     sql: Any = SimpleNamespace(
         orders=read, intents=service.sql.intents, payments=service.sql.payments
     )
-    problems = await orders.OrderAudit(inspection, sql).compare(sale_id)
+    problems = await orders.OrderAudit(inspection, sql, clock=here.service.clock).compare(sale_id)
     assert [problem.partition("; ")[0] for problem in problems] == [
         "a: buyer buyer-07 has 3 by the limit's count and 1 by their orders",
         "a: buyer buyer-33 has 0 by the limit's count and 1 by their orders",
