@@ -191,7 +191,8 @@ async def _order_with_history(request: Request[Any, Any, Any], order_id: str) ->
     # Redis is ahead of SQL: the next step depends on the order's current state.
     now = await service.queries.find(order_id) or as_reservation(row)
     account = await service.queries.deposit_account(now)
-    payment, refund = await sql.payments.get_by_order(order_id), await sql.refunds.get(order_id)
+    payment = await sql.payments.get(now.payment_key or "")
+    refund = await sql.refunds.get(order_id)
     opened = payment.virtual_account if payment else None
     members = {
         **_order_members(row),

@@ -136,19 +136,15 @@ class PaymentRepository:
                 await connection.execute(_kept(connection), values)
         return [None] * len(rows)
 
-    async def get_by_order(self, order_id: str) -> Payment | None:
-        """The order's payment: the approved one, else the latest; None without any."""
+    async def list_by_order(self, order_id: str) -> list[Payment]:
+        """The order's payments that the PG has shown, the newest answer first."""
         async with self._database.read() as connection:
             found = await connection.execute(
                 select(payments)
                 .where(payments.c.order_id == order_id)
-                .order_by(
-                    payments.c.approved_at_ms.desc().nulls_last(), payments.c.updated_at_ms.desc()
-                )
-                .limit(1)
+                .order_by(payments.c.updated_at_ms.desc(), payments.c.payment_key)
             )
-            row = found.mappings().one_or_none()
-        return _payment(row) if row else None
+            return [_payment(row) for row in found.mappings()]
 
     async def get(self, payment_key: str) -> Payment | None:
         """The payment with this key, or None."""

@@ -195,7 +195,7 @@ class RefundService:
 
     async def _method_of(self, order: Reservation) -> str | None:
         """The payment method; None if it is unknown."""
-        payment = await self._sql.payments.get_by_order(order.order_id)
+        payment = await self._sql.payments.get(order.payment_key or "")
         return payment.method if payment else None
 
     async def _correct(

@@ -129,16 +129,11 @@ class PaymentNotifications:
         if order.sale_id in self._catalog.closed:
             # Redis may have an older state of it, in which the webhook is no news.
             raise Unavailable(_RESTORED_SOON)
-        if order.status is Status.CONFIRMING:
-            await self._of_confirming(order, payment_key, status)
-            return
-        key = payment_key or order.payment_key
+        key = await self._key_of(order, payment_key, secret)
         if key is None:
             return
-        if secret is not None and not await self._is_secret_of(order_id, secret):
-            left_out = _forged.leave_out()
-            if left_out is not None:
-                log.warning("webhook_forged", order_id=order_id, left_out=left_out)
+        if order.status is Status.CONFIRMING:
+            await self._of_confirming(order, key, status)
             return
         is_its_own = key == order.payment_key
         if is_its_own and order.status is Status.CONFIRMED and status == PaymentStatus.DONE:
@@ -152,23 +147,51 @@ class PaymentNotifications:
             return
         await self._look(order, key)
 
+    async def _key_of(
+        self, order: Reservation, payment_key: str | None, secret: str | None
+    ) -> str | None:
+        """The payment that a webhook is about; None if there is none, or if the secret is wrong.
+
+        A deposit's webhook names its payment by the secret alone, and an order may have had another
+        account before.
+        """
+        key = payment_key or order.payment_key
+        if secret is None or key is None:
+            return key
+        self._count_sql()
+        try:
+            payments = await self._sql.payments.list_by_order(order.order_id)
+        except (SQLAlchemyError, OSError) as error:
+            raise Unavailable("The payment could not be looked up; send this again.") from error
+        secrets = {row.payment_key: row.secret for row in payments if row.secret is not None}
+        for of_payment, known in secrets.items():
+            if hmac.compare_digest(known.encode(), secret.encode()):
+                return of_payment
+        if key not in secrets:
+            # The PG never showed us one: the lookup alone decides, as for every other webhook.
+            return key
+        left_out = _forged.leave_out()
+        if left_out is not None:
+            log.warning("webhook_forged", order_id=order.order_id, left_out=left_out)
+        return None
+
     async def _of_confirming(
-        self, order: Reservation, payment_key: str | None, status: str | None
+        self, order: Reservation, payment_key: str, status: str | None
     ) -> None:
         """Settle the payment, unless another process has its lease; keep what that one may miss.
 
         Raises:
             Unavailable: neither was possible.
         """
-        if payment_key is not None and payment_key != order.payment_key:
+        if payment_key != order.payment_key:
             # Another payment of the order: it can be followed once this one is decided.
             budget = await self._budget_of(order, payment_key)
             await self._look_later(order.order_id, payment_key, budget)
             return
         settled = await self._settlement.settle(order.order_id)
-        if settled is None and order.payment_key and status in _CANCELLED:
+        if settled is None and status in _CANCELLED:
             # The lease holder may have the PG's answer from before the cancel.
-            await self._look_later(order.order_id, order.payment_key, self._tried)
+            await self._look_later(order.order_id, payment_key, self._tried)
 
     async def _budget_of(self, order: Reservation, payment_key: str) -> _Budget:
         if payment_key == order.payment_key:
@@ -258,14 +281,3 @@ class PaymentNotifications:
             lost = await self._owner_of(payment_key) == order_id
         if lost:
             raise Unavailable(_RESTORED_SOON)
-
-    async def _is_secret_of(self, order_id: str, secret: str) -> bool:
-        self._count_sql()
-        try:
-            payment = await self._sql.payments.get_by_order(order_id)
-        except (SQLAlchemyError, OSError) as error:
-            raise Unavailable("The payment could not be looked up; send this again.") from error
-        if payment is None or payment.secret is None:
-            # The PG never showed us one: the lookup alone decides, as for every other webhook.
-            return True
-        return hmac.compare_digest(payment.secret.encode(), secret.encode())

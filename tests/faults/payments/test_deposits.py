@@ -191,11 +191,10 @@ async def test_a_deposit_whose_secret_sql_cannot_tell_is_told_again(
 ) -> None:
     """The PG's other webhook of it names no payment and carries a secret."""
     account.sandbox.deposit(account.payment_key)
-    payment = await account.service.sql.payments.get_by_order(account.order.order_id)
-    assert payment is not None
+    [payment] = await account.service.sql.payments.list_by_order(account.order.order_id)
     order_id = account.order.order_id
     with monkeypatch.context() as patch:
-        patch.setattr(account.service.sql.payments, "get_by_order", _away)
+        patch.setattr(account.service.sql.payments, "list_by_order", _away)
         with pytest.raises(Unavailable):
             await account.service.notifications.receive(order_id, None, secret=payment.secret)
     await account.service.notifications.receive(order_id, None, secret=payment.secret)

@@ -143,6 +143,76 @@ async def test_a_second_payment_of_a_sold_order_goes_back(tmp_path: Path, valkey
         assert await bench.audited(sale_id) == ()
 
 
+async def two_accounts(bench: Bench, sandbox: RunningSandbox) -> tuple[Reservation, dict[str, str]]:
+    """An order that awaits the deposit of its second account; the first one is still open.
+
+    Returns:
+        The order, and the secrets of the accounts by their payment keys, the first one first.
+    """
+    service, sale_id = bench.service, await bench.sale(virtual_accounts=True)
+    order = await bench.hold(sale_id, secrets.token_hex(4))
+    first, second = [
+        sandbox.put_payment(order.order_id, order.amount, method="virtual_account")
+        for _ in range(2)
+    ]
+    await bench.finish(order, (await bench.claim(order, first)).fence, DECLINED)
+    assert sandbox.confirm(first, order.order_id, order.amount).status_code == 200
+    shown = await service.gateway.look_up(first)
+    assert isinstance(shown, Answered)
+    assert await service.refunds._resolver.keep_payment(shown.payment)
+    await service.confirmation.confirm(order, payment_key=second, may_claim=True)
+    await comes_to(service, order, Status.AWAITING_DEPOSIT)
+    known = {
+        row.payment_key: row.secret or ""
+        for row in await service.sql.payments.list_by_order(order.order_id)
+    }
+    return order, {key: known[key] for key in (first, second)}
+
+
+async def test_the_secret_of_a_deposit_names_the_account_among_several(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service = bench.service
+        order, accounts = await two_accounts(bench, sandbox)
+        first, second = accounts
+        sandbox.deposit(first)
+        before = raised(Alarm.SECOND_PAYMENT)
+        # A deposit goes back only to an account that an operator names.
+        with pytest.raises(Unavailable):
+            await service.notifications.receive(
+                order.order_id, None, secret=accounts[first], status="DONE"
+            )
+        assert raised(Alarm.SECOND_PAYMENT) == before + 1
+        sandbox.deposit(second)
+        await service.notifications.receive(order.order_id, None, secret="ps_guessed")
+        assert await stands(service, order) is Status.AWAITING_DEPOSIT
+        await service.notifications.receive(
+            order.order_id, None, secret=accounts[second], status="DONE"
+        )
+        assert await stands(service, order) is Status.CONFIRMED
+
+
+async def test_the_method_of_a_refund_is_that_of_the_orders_own_payment(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    """An account of the order was paid after its card payment: its deposit is not the order's."""
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service, sale_id = bench.service, await bench.sale(virtual_accounts=True)
+        order = await bench.hold(sale_id, "ann")
+        account = sandbox.put_payment(order.order_id, order.amount, method="virtual_account")
+        await bench.finish(order, (await bench.claim(order, account)).fence, DECLINED)
+        assert sandbox.confirm(account, order.order_id, order.amount).status_code == 200
+        card = sandbox.put_payment(order.order_id, order.amount)
+        await service.confirmation.confirm(order, payment_key=card, may_claim=True)
+        await comes_to(service, order, Status.CONFIRMED)
+        sandbox.deposit(account)
+        with pytest.raises(Unavailable):
+            await service.notifications.receive(order.order_id, account, status="DONE")
+        assert await service.refunds.refund(refund_wish(order))
+        assert await stands(service, order) is Status.REFUNDED
+
+
 async def is_confirming(bench: Bench, sandbox: RunningSandbox) -> tuple[Reservation, str, str]:
     """An order whose second payment another process confirms; its first one was declined."""
     order, first = await declined(bench, sandbox, await bench.sale())

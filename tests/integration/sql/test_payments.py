@@ -89,8 +89,10 @@ async def test_payments_of_one_moment_share_a_transaction_and_a_bad_one_is_alone
         ),
     )
     assert transactions <= 3
-    found = [await sql.payments.get_by_order(f"o-{number}") for number in range(40)]
-    assert [row.payment_key if row else None for row in found] == [w.payment_key for w in wishes]
+    found = [await sql.payments.list_by_order(f"o-{number}") for number in range(40)]
+    assert [[row.payment_key for row in rows] for rows in found] == [
+        [wish.payment_key] for wish in wishes
+    ]
     bad = payment("bad", order_id="o-bad", total_amount=-1)
     outcomes = await asyncio.gather(
         *(sql.payments.put(wish, 10) for wish in (payment("a"), bad, payment("b"))),
@@ -99,7 +101,7 @@ async def test_payments_of_one_moment_share_a_transaction_and_a_bad_one_is_alone
     assert outcomes[0] is None
     assert outcomes[2] is None
     assert isinstance(outcomes[1], IntegrityError)
-    assert await sql.payments.get_by_order("o-bad") is None
+    assert await sql.payments.list_by_order("o-bad") == []
 
 
 async def test_a_payment_is_kept_as_it_was_shown_last(sql: SqlStore) -> None:
@@ -119,7 +121,8 @@ async def test_a_payment_is_kept_as_it_was_shown_last(sql: SqlStore) -> None:
 async def test_a_payment_without_an_account_is_read_without_one(sql: SqlStore) -> None:
     card = payment(virtual_account=None, secret=None, due_at=None)
     await sql.payments.put(card, 10)
-    assert await sql.payments.get("k") == await sql.payments.get_by_order("o") == card
+    assert await sql.payments.get("k") == card
+    assert await sql.payments.list_by_order("o") == [card]
 
 
 async def test_an_older_answer_or_another_order_changes_no_payment(sql: SqlStore) -> None:
@@ -127,16 +130,15 @@ async def test_an_older_answer_or_another_order_changes_no_payment(sql: SqlStore
     await sql.payments.put(payment(status="READY"), 9)
     await sql.payments.put(payment(order_id="thief", status="CANCELED"), 20)
     assert await sql.payments.get("k") == payment()
-    assert await sql.payments.get_by_order("thief") is None
+    assert await sql.payments.list_by_order("thief") == []
 
 
-async def test_of_an_orders_payments_the_approved_one_is_the_payment(sql: SqlStore) -> None:
-    assert await sql.payments.get_by_order("o") is None
-    await sql.payments.put(payment("first", approved_at=None, status="ABORTED"), 30)
+async def test_an_orders_payments_come_by_their_newest_answer(sql: SqlStore) -> None:
+    assert await sql.payments.list_by_order("o") == []
     await sql.payments.put(payment("paid"), 20)
-    row = await sql.payments.get_by_order("o")
-    assert row is not None
-    assert row.payment_key == "paid"
+    await sql.payments.put(payment("first", approved_at=None, status="ABORTED"), 30)
+    await sql.payments.put(payment("other", order_id="p"), 40)
+    assert [row.payment_key for row in await sql.payments.list_by_order("o")] == ["first", "paid"]
 
 
 async def test_answers_that_stay_bound_to_their_key_are_counted(sql: SqlStore) -> None:
