@@ -156,7 +156,7 @@ class PaymentRepository:
         return _payment(row) if row else None
 
     async def list_unsold(self, sale_id: str, limit: int) -> list[UnsoldRow]:
-        """DONE payments of the sale whose order in SQL is neither sold nor refunded."""
+        """DONE payments of the sale whose order in SQL is not sold for them."""
         attempts = payment_attempts
         async with self._database.read() as connection:
             found = await connection.execute(
@@ -167,7 +167,7 @@ class PaymentRepository:
                     attempts.c.sale_id == sale_id,
                     payments.c.status == "DONE",
                     orders.c.status.is_(None)
-                    | orders.c.status.not_in([Status.CONFIRMED.value, Status.REFUNDED.value])
+                    | (orders.c.status != Status.CONFIRMED.value)
                     | (orders.c.payment_key != payments.c.payment_key),
                 )
                 .order_by(payments.c.order_id)

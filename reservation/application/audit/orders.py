@@ -42,7 +42,6 @@ _SERVED: Final = (
     Status.CONFIRMING,
     Status.AWAITING_DEPOSIT,
     Status.CONFIRMED,
-    Status.REFUNDED,
 )
 
 

@@ -63,12 +63,13 @@ class FollowUp:
                     return kept and await self._of_account(case, answer)
                 case Status.CONFIRMED:
                     return kept and await self._of_sold(case, answer)
-                case Status.REFUNDED:
+                case Status.REFUNDED if payment.status not in OPEN_PAYMENT:
                     account = payment.virtual_account
                     if account is not None and account.refund_status in _BANK_FAILED:
                         alarm(Alarm.BANK_REFUND_FAILED, order_id=order.order_id)
                     return kept
                 case _:
+                    # Of a REFUNDED order: another payment's late money was given back before.
                     pass
         if order.status in (Status.RELEASED, Status.EXPIRED):
             settled = kept and await self._of_ended(case, answer)

@@ -352,8 +352,10 @@ class RefundService:
             or (shown.payment.order_id, shown.payment.payment_key) != asked_for
         ):
             return _Asked(back=False, code=word_of(answer), unanswered=unanswered)
-        await self._resolver.keep_payment(shown.payment)
-        return _Asked(is_back(shown.payment), code=word_of(answer), unanswered=unanswered)
+        # The audit names an order that is refunded while SQL has its payment as DONE.
+        kept = await self._resolver.keep_payment(shown.payment)
+        back = kept and is_back(shown.payment)
+        return _Asked(back, code=word_of(answer), unanswered=unanswered)
 
     def _warn(self, order: Reservation, answer: Answer) -> None:
         """Raise the alarm on a permanent failure."""

@@ -59,6 +59,9 @@ STEPS_MAX: Final = 4
 #: Outcomes that give the units to the buyer.
 _SELLS: Final = (PaymentOutcome.CONFIRMED, PaymentOutcome.AWAITING_DEPOSIT)
 
+#: Outcomes that the audit compares with the payment in SQL.
+_MOVES_MONEY: Final = (*_SELLS, PaymentOutcome.REFUNDED)
+
 _MADE_UP: Final = Outcome(name=PaymentOutcome.VOIDED, reason=Reason(Cause.PAYMENT_NOT_FOUND))
 
 #: A deposit, or its reversal by the bank, moves an order between these without a claim.
@@ -182,13 +185,13 @@ class PaymentResolver:
         Returns:
             The order's status now; None if another fence has it, if a deposit changed it since it
             was read, so that it must be checked again, or if SQL did not store the payment that
-            sells it, or did not show the refund that decides on its units: the settler goes on as
-            soon as SQL does. None as well if Redis has lost the claim: the payment is claimed again
-            by its intent.
+            sells or refunds it, or did not show the refund that decides on its units: the settler
+            goes on as soon as SQL does. None as well if Redis has lost the claim: the payment is
+            claimed again by its intent.
         """
         if isinstance(answer, Answered):
             kept = await self.keep_payment(answer.payment)
-            if outcome.name in _SELLS and not kept:
+            if outcome.name in _MOVES_MONEY and not kept:
                 return None
         restock = await self._restocks(case.order, outcome)
         if restock is None:

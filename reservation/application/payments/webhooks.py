@@ -156,7 +156,7 @@ class PaymentNotifications:
         account before.
         """
         key = payment_key or order.payment_key
-        if secret is None or key is None:
+        if secret is None:
             return key
         self._count_sql()
         try:
@@ -167,7 +167,7 @@ class PaymentNotifications:
         for of_payment, known in secrets.items():
             if hmac.compare_digest(known.encode(), secret.encode()):
                 return of_payment
-        if key not in secrets:
+        if key is None or key not in secrets:
             # The PG never showed us one: the lookup alone decides, as for every other webhook.
             return key
         left_out = _forged.leave_out()

@@ -279,6 +279,31 @@ async def test_a_cancel_of_a_payment_that_is_being_confirmed_is_kept_for_later(
         assert raised(Alarm.CANCELLED_AT_THE_PG) == before + 1
 
 
+async def test_late_money_of_a_second_payment_goes_back_too(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    """Two payments were declined, and the PG approved both: the first made the order REFUNDED."""
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service = bench.service
+        order, first = await declined(bench, sandbox, await bench.sale())
+        second = sandbox.put_payment(order.order_id, order.amount)
+        await bench.finish(order, (await bench.claim(order, second)).fence, DECLINED)
+        for payment_key in (first, second):
+            assert sandbox.confirm(payment_key, order.order_id, order.amount).status_code == 200
+        await service.notifications.receive(order.order_id, first, status="DONE")
+        assert await stands(service, order) is Status.REFUNDED
+        shown = await service.gateway.look_up(second)
+        assert isinstance(shown, Answered)
+        assert await service.refunds._resolver.keep_payment(shown.payment)
+        await bench.flush(order.sale_id)
+        [problem] = await bench.audited(order.sale_id)
+        assert "is paid for at the PG, and it is REFUNDED" in problem
+        await service.notifications.receive(order.order_id, second, status="DONE")
+        ledger = sandbox.ledger(order.order_id)
+        assert ledger["charged"] == ledger["cancelled"] == 2 * order.amount
+        assert await bench.audited(order.sale_id) == ()
+
+
 async def test_a_refund_that_the_bank_does_not_pay_out_is_told(
     tmp_path: Path, valkey_url: str
 ) -> None:
