@@ -50,9 +50,9 @@ LOOK_UPS_UNKNOWN: Final = Rate(count=2, per_seconds=1)
 SQL_ALL: Final = Rate(count=50, per_seconds=1)
 #: Delay before the recheck of a payment whose webhook exceeded a limit.
 LATER_MS: Final = 15_000
-#: How far the clocks of two processes may differ: this one's, which is ready only close to Redis'
-#: clock, and a worker's, which raises `worker_clock` beyond its own limit. The PG's clock and Redis'
-#: are not read here.
+#: How far the clocks of two processes may differ: this one's, which is ready near that of Redis,
+#: and a worker's, which raises `worker_clock` beyond its own limit. Neither the clock of Redis nor
+#: the PG's is read here.
 CLOCKS_MS: Final = CLOCK_MS_MAX + EXPIRE_OFFSET_MS_MAX
 #: Scheduled rechecks that one process remembers.
 SCHEDULED_MAX: Final = 10_000
@@ -276,8 +276,10 @@ class PaymentNotifications:
             lost = await self._sql.orders.get(order_id) is not None
         except (SQLAlchemyError, OSError) as error:
             raise Unavailable("The order could not be looked up; send this again.") from error
-        if not lost and payment_key is not None:
-            # The order left no event, but its payment was requested.
-            lost = await self._owner_of(payment_key) == order_id
+        if payment_key is not None and await self._owner_of(payment_key) == order_id:
+            # The order may have left no event, but its payment was requested. A rebuild restores no
+            # order that ended long ago, and the PG sends a webhook for some days only.
+            await self._look_later(order_id, payment_key, self._tried)
+            lost = True
         if lost:
             raise Unavailable(_RESTORED_SOON)

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from reservation.adapters.sql.payment_intents import Intent
 from reservation.application.payments.webhooks import (
     CLOCKS_MS,
     LOOK_UPS_PER_ORDER,
@@ -22,7 +23,7 @@ from reservation.domain.payment_gateway import Answered, VirtualAccount
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.telemetry.metrics import ALARMS
-from tests.faults.payments.shop import comes_to, refund_wish, shop, stands
+from tests.faults.payments.shop import LIMITS, comes_to, refund_wish, shop, stands
 from tests.support.in_process import Bench
 from tests.support.sandbox import RunningSandbox
 
@@ -287,7 +288,20 @@ async def test_late_money_of_a_second_payment_goes_back_too(
         service = bench.service
         order, first = await declined(bench, sandbox, await bench.sale())
         second = sandbox.put_payment(order.order_id, order.amount)
-        await bench.finish(order, (await bench.claim(order, second)).fence, DECLINED)
+        claimed = await bench.claim(order, second)
+        await service.sql.intents.add(
+            Intent(
+                order_id=order.order_id,
+                sale_id=order.sale_id,
+                fence=claimed.fence,
+                payment_key=second,
+                amount=order.amount,
+                currency=order.currency,
+                idempotency_key="a test",
+                now_ms=service.clock.now_ms(),
+            )
+        )
+        await bench.finish(order, claimed.fence, DECLINED)
         for payment_key in (first, second):
             assert sandbox.confirm(payment_key, order.order_id, order.amount).status_code == 200
         await service.notifications.receive(order.order_id, first, status="DONE")
@@ -355,7 +369,8 @@ async def test_a_recheck_covers_the_webhooks_before_any_worker_may_begin_it(
     is_covered: bool,
 ) -> None:
     """A worker's clock is ahead of ours by less than `CLOCKS_MS`; it has ended the recheck."""
-    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+    patient = msgspec.structs.replace(LIMITS, look_up_seconds=10.0)
+    async with shop(tmp_path, valkey_url, limits=patient) as (bench, sandbox):
         service, checks = bench.service, bench.service.sql.checks
         order, payment_key = await sold(bench, sandbox, await bench.sale())
         monotonic = service.clock.monotonic()

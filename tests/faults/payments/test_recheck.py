@@ -11,6 +11,7 @@ import pytest
 from reservation.application.payments.recheck import MISSING_LOOKS_MAX
 from reservation.application.payments.webhooks import LOOK_UPS_PER_ORDER
 from reservation.domain.alarms import Alarm
+from reservation.domain.errors import Unavailable
 from reservation.domain.payment_gateway import Answer, PaymentMissing
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
@@ -209,10 +210,11 @@ async def is_listed_as(bench: Bench, order: Reservation, payment_key: str, looks
 async def test_a_payment_of_a_closed_sale_stays_listed(
     tmp_path: Path, valkey_url: str, closes: str
 ) -> None:
-    """Redis may have the order as it was before it was paid."""
+    """Redis may have the order as it was before it was paid, and a 404 is no news of that one."""
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         catalog, checks = bench.service.catalog, bench.service.sql.checks
-        late, late_key = await declined(bench, sandbox, await bench.sale())
+        unknown = "unknown-to-the-pg-0123456789"
+        late, late_key = await declined(bench, sandbox, await bench.sale(), unknown)
         await is_listed_as(bench, late, late_key, looks=1)
 
         async def closed() -> None:
@@ -276,6 +278,25 @@ async def test_a_wrong_answer_about_a_sold_orders_payment_is_no_look(
 
 async def _missing(_: str) -> Answer:
     return PaymentMissing("NOT_FOUND_PAYMENT")
+
+
+async def test_a_webhook_of_an_order_that_redis_lacks_is_listed(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service = bench.service
+        order, payment_key = await sold(bench, sandbox, await bench.sale())
+        await bench.flush(order.sale_id)
+        key = service.keys.of(order.sale_id).order(order.order_id)
+        await service.connections.command("DEL", key)
+        with pytest.raises(Unavailable):
+            await service.notifications.receive(order.order_id, "tboxforged0123456789")
+        assert await service.sql.payments.list_due_checks(10**15, 10) == []
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                await service.notifications.receive(order.order_id, payment_key)
+        [check] = await service.sql.payments.list_due_checks(10**15, 10)
+        assert (check.payment_key, check.order_id) == (payment_key, order.order_id)
 
 
 @pytest.mark.parametrize("paid", [True, False])
