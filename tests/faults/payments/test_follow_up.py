@@ -371,17 +371,17 @@ async def test_a_recheck_covers_the_webhooks_before_any_worker_may_begin_it(
     """A worker's clock is ahead of ours by less than `CLOCKS_MS`; it has ended the recheck."""
     patient = msgspec.structs.replace(LIMITS, look_up_seconds=10.0)
     async with shop(tmp_path, valkey_url, limits=patient) as (bench, sandbox):
-        service, checks = bench.service, bench.service.sql.checks
+        service, checks = bench.service, bench.service.sql.payments
         order, payment_key = await sold(bench, sandbox, await bench.sale())
         monotonic = service.clock.monotonic()
         monkeypatch.setattr(service.clock, "monotonic", lambda: monotonic)
         for _ in range(LOOK_UPS_PER_ORDER.count + 1):
             await service.notifications.receive(order.order_id, payment_key, status="CANCELED")
-        [check] = await checks.due(10**15, 10)
-        await checks.drop(check)
+        [check] = await checks.list_due_checks(10**15, 10)
+        await checks.remove_check(check)
         monkeypatch.setattr(service.clock, "now_ms", lambda: check.due_at_ms - early_ms)
         await service.notifications.receive(order.order_id, payment_key, status="CANCELED")
-        assert (await checks.due(10**15, 10) == []) is is_covered
+        assert (await checks.list_due_checks(10**15, 10) == []) is is_covered
 
 
 async def test_a_storm_that_names_no_tried_payment_comes_again_and_leaves_no_row(

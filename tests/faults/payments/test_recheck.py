@@ -200,10 +200,10 @@ async def test_a_cancel_that_fails_again_is_asked_for_less_often(
 
 async def is_listed_as(bench: Bench, order: Reservation, payment_key: str, looks: int) -> None:
     """The payment is due, after this many lookups that the PG has answered."""
-    checks = bench.service.sql.checks
-    await checks.schedule(payment_key, order.order_id, 1)
-    [check] = await checks.due(10**15, 10)
-    await checks.put_off(check, 1, looks)
+    checks = bench.service.sql.payments
+    await checks.schedule_check(payment_key, order.order_id, 1)
+    [check] = await checks.list_due_checks(10**15, 10)
+    await checks.reschedule_check(check, 1, looks)
 
 
 @pytest.mark.parametrize("closes", ["before", "meanwhile"])
@@ -212,7 +212,7 @@ async def test_a_payment_of_a_closed_sale_stays_listed(
 ) -> None:
     """Redis may have the order as it was before it was paid, and a 404 is no news of that one."""
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
-        catalog, checks = bench.service.catalog, bench.service.sql.checks
+        catalog, checks = bench.service.catalog, bench.service.sql.payments
         unknown = "unknown-to-the-pg-0123456789"
         late, late_key = await declined(bench, sandbox, await bench.sale(), unknown)
         await is_listed_as(bench, late, late_key, looks=1)
@@ -224,12 +224,12 @@ async def test_a_payment_of_a_closed_sale_stays_listed(
             await closed()
         with after_each_look_up(bench, closed):
             assert await bench.service.recheck.run_once() == 1
-        [check] = await checks.due(10**15, 10)
+        [check] = await checks.list_due_checks(10**15, 10)
         assert check.looks == 1
         catalog.reopen(late.sale_id)
         await is_due(bench)
         assert await bench.service.recheck.run_once() == 1
-        assert await checks.due(10**15, 10) == []
+        assert await checks.list_due_checks(10**15, 10) == []
 
 
 async def test_a_failed_look_up_leaves_both_looks_at_a_decline(
