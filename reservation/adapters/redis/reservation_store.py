@@ -113,6 +113,12 @@ class ReservationStore:
         now_ms = min(self._connections.server_now_ms(), self._clock.now_ms())
         return await self._until(self._keys.of(sale_id).deadlines, now_ms, limit)
 
+    async def is_leased(self, order: Reservation) -> bool:
+        """Whether another caller's lease on the order's payment has time left."""
+        key = self._keys.of(order.sale_id).confirming
+        ends_at_ms = await self._connections.command("ZSCORE", key, order.order_id)
+        return ends_at_ms is not None and float(ends_at_ms) > self._connections.server_now_ms()
+
     async def leases_over(self, sale_id: str, limit: int) -> list[str]:
         """Orders in CONFIRMING whose lease has expired, the longest expired first."""
         now_ms = self._connections.server_now_ms()

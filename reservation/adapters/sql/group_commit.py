@@ -1,7 +1,8 @@
-"""Group commit: concurrent writes share one transaction, and each caller gets its own outcome.
+"""Group commit: concurrent statements share one transaction, and each caller gets its own outcome.
 
-Buyers wait for these writes. Writes that arrive during a commit share the next transaction, with
-one sync and one turn among the database's writers.
+Buyers wait for these statements. Those that arrive during a transaction share the next one: writes
+share one sync and one turn among the database's writers, reads one query. Since a batch begins
+after its last caller has arrived, a read sees everything committed before its call.
 """
 
 import asyncio
@@ -17,18 +18,18 @@ __all__ = ["BATCH_MAX", "GroupCommit"]
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
-#: Writes per transaction: as many share one sync, and one bad row delays no more than these.
+#: Items per transaction: as many share one sync, and one bad row delays no more than these.
 BATCH_MAX: Final = 64
-#: Writes that may wait in one process: 5 s at the slowest sync measured. A sale confirms far fewer
-#: at once; beyond this the database is overloaded, and new writes fail at once.
+#: Items that may wait in one process: 5 s at the slowest sync measured. A sale confirms far fewer
+#: at once; beyond this the database is overloaded, and new items fail at once.
 WAITING_MAX: Final = 4096
 
 
 class GroupCommit(Generic[Item, Outcome]):
-    """Batches writes of one kind.
+    """Batches statements of one kind.
 
     Args:
-        commit: writes a batch in one transaction and returns an outcome for each item, in order. An
+        commit: runs a batch in one transaction and returns an outcome for each item, in order. An
             outcome that is an exception is raised to its caller.
     """
 
@@ -39,14 +40,14 @@ class GroupCommit(Generic[Item, Outcome]):
         self._waiting: list[tuple[Item, asyncio.Future[Outcome]]] = []
         self._running: asyncio.Task[None] | None = None
 
-    async def write(self, item: Item) -> Outcome:
-        """Write an item; returns its outcome after commit and sync.
+    async def submit(self, item: Item) -> Outcome:
+        """Run an item in the next batch; returns its outcome after the commit.
 
         Raises:
             SQLAlchemyError, OSError: the outcome is unknown; retry the same call.
         """
         if len(self._waiting) >= WAITING_MAX:
-            raise TimeoutError("too many writes wait for SQL")
+            raise TimeoutError("too many statements wait for SQL")
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, outcome))
         if self._running is None:
@@ -54,7 +55,7 @@ class GroupCommit(Generic[Item, Outcome]):
         return await outcome
 
     async def aclose(self) -> None:
-        """Wait for writes in progress; no new ones may arrive."""
+        """Wait for batches in progress; no new items may arrive."""
         if self._running is not None:
             await self._running
 
@@ -62,20 +63,20 @@ class GroupCommit(Generic[Item, Outcome]):
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
-                await self._write(batch)
+                await self._run_batch(batch)
         finally:
             self._running = None
             for _, future in self._waiting:
                 future.cancel()  # Only where this task was cancelled: else none is left.
 
-    async def _write(self, batch: Sequence[tuple[Item, asyncio.Future[Outcome]]]) -> None:
+    async def _run_batch(self, batch: Sequence[tuple[Item, asyncio.Future[Outcome]]]) -> None:
         try:
             outcomes = await self._commit([item for item, _ in batch])
         except Exception as error:  # noqa: BLE001 - loop top: every caller that waits gets it
             if len(batch) > 1 and isinstance(error, DBAPIError) and is_of_the_row(error):
                 # One bad row must not fail the others.
                 for single in batch:
-                    await self._write([single])
+                    await self._run_batch([single])
                 return
             for _, future in batch:
                 _tell(future, error)

@@ -22,7 +22,7 @@ from enum import Enum, auto
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Select, and_, func, or_, select, update
+from sqlalchemy import Select, and_, or_, select, union_all, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reservation.adapters.sql.bulk import among, insert_into, insert_new
@@ -129,10 +129,12 @@ class IntentRepository:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._group = GroupCommit[Intent, IntentOutcome](self._commit)
+        self._fences = GroupCommit[str, int](self._known_fences)
 
     async def aclose(self) -> None:
         """Wait for writes in progress; no new ones may arrive."""
         await self._group.aclose()
+        await self._fences.aclose()
 
     async def add(self, intent: Intent) -> IntentOutcome:
         """Commit and sync an intent; only after that may the call to the PG leave.
@@ -141,7 +143,7 @@ class IntentRepository:
             BrokenInvariant: this fence has another intent.
             SQLAlchemyError, OSError: the outcome is unknown; retry the same call.
         """
-        return await self._group.write(intent)
+        return await self._group.submit(intent)
 
     async def _commit(self, intents: Sequence[Intent]) -> list[IntentOutcome | Exception]:
         async with self._database.write() as connection:
@@ -304,15 +306,20 @@ class IntentRepository:
 
     async def known_fence(self, order_id: str) -> int:
         """The highest fence that SQL has for an order, in its row or in an intent; 0 for none."""
-        of_intents = select(func.max(payment_intents.c.fence)).where(
-            payment_intents.c.order_id == order_id
+        return await self._fences.submit(order_id)
+
+    async def _known_fences(self, order_ids: Sequence[str]) -> list[int]:
+        of_intents = select(payment_intents.c.order_id, payment_intents.c.fence).where(
+            payment_intents.c.order_id.in_(order_ids)
         )
-        of_order = select(orders.c.fence).where(orders.c.order_id == order_id)
+        of_orders = select(orders.c.order_id, orders.c.fence).where(
+            orders.c.order_id.in_(order_ids)
+        )
+        highest: dict[str, int] = {}
         async with self._database.read() as connection:
-            found = await connection.execute(
-                select(of_intents.scalar_subquery(), of_order.scalar_subquery())
-            )
-            return max((fence for fence in found.one() if fence is not None), default=0)
+            for order_id, fence in await connection.execute(union_all(of_intents, of_orders)):
+                highest[order_id] = max(fence or 0, highest.get(order_id, 0))
+        return [highest.get(order_id, 0) for order_id in order_ids]
 
     async def owner(self, payment_key: str) -> str | None:
         """The order that a payment key belongs to, for ever; None where it was never used."""

@@ -113,7 +113,7 @@ class PaymentRepository:
         Raises:
             SQLAlchemyError, OSError: the outcome is unknown; retry the same call.
         """
-        await self._group.write(_Shown(payment, at_ms))
+        await self._group.submit(_Shown(payment, at_ms))
 
     async def add_answer(self, answer: AnswerRow) -> None:
         """Append an answer of the PG to its order's history.
@@ -121,7 +121,7 @@ class PaymentRepository:
         Raises:
             SQLAlchemyError, OSError: the outcome is unknown; a repeat may append it twice.
         """
-        await self._group.write(answer)
+        await self._group.submit(answer)
 
     async def _commit(self, rows: Sequence[AnswerRow | _Shown]) -> list[None]:
         answers = [msgspec.structs.asdict(row) for row in rows if isinstance(row, AnswerRow)]

@@ -111,6 +111,9 @@ class PaymentSettlement:
         order = await self._store.read(order_id)
         if order is None or order.status is not Status.CONFIRMING or not order.payment_key:
             return None
+        if await self._store.is_leased(order):
+            # The webhook of a payment comes while its confirm is under way: not worth a query.
+            return None
         known = await self._catalog.get(order.sale_id)
         lease_ends_at = self._clock.monotonic() + self._limits.lease_ms / 1000
         claimed = await self._store.take_over(

@@ -56,6 +56,25 @@ def frozen_at(point: str, seconds: float) -> Iterator[None]:
             failpoints.disarm()
 
 
+async def test_a_payment_under_another_lease_costs_the_settler_no_query(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    """A payment's webhook arrives while its confirm is under way."""
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        order = await bench.hold(await bench.sale())
+        payment_key = sandbox.put_payment(order.order_id, order.amount)
+        await bench.claim(order, payment_key)
+        with pytest.MonkeyPatch.context() as patch:
+
+            async def refused(order_id: str) -> int:
+                raise AssertionError(f"a query for the leased order {order_id}")
+
+            patch.setattr(bench.service.sql.intents, "known_fence", refused)
+            assert await bench.service.settlement.settle(order.order_id) is None
+        await lease_ends(bench.service, order)
+        assert await bench.service.settlement.settle(order.order_id) is Status.CONFIRMED
+
+
 async def test_a_settler_that_froze_does_not_confirm_again(tmp_path: Path, valkey_url: str) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order = await bench.hold(await bench.sale())

@@ -106,6 +106,28 @@ async def counted(sql: SqlStore, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     yield sizes
 
 
+async def test_fences_read_at_one_moment_share_a_query_and_each_caller_gets_its_own(
+    sql: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await sql.intents.add(intent("first", fence=1))
+    await sql.intents.add(intent("again", fence=1, payment_key="key-1"))
+    await sql.intents.add(intent("again", fence=3, payment_key="key-2"))
+    await sql.intents.void(**void("voided", fence=2))
+    sizes: list[int] = []
+    fences = sql.intents._fences
+    query = fences._commit
+
+    async def counting(batch: Any) -> Any:
+        sizes.append(len(batch))
+        return await query(batch)
+
+    monkeypatch.setattr(fences, "_commit", counting)
+    order_ids = ["again", "none", "voided", "first", "again"]
+    found = await asyncio.gather(*(sql.intents.known_fence(order_id) for order_id in order_ids))
+    assert found == [3, 0, 2, 1, 3]
+    assert len(sizes) <= 2
+
+
 async def test_intents_of_one_moment_share_a_transaction_and_each_gets_its_own_answer(
     sql: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
