@@ -12,7 +12,7 @@ from reservation.client.calls import A, Call
 from reservation.client.errors import ClientError, NoAnswer
 from reservation.client.models import Guest, Reservation, Sale
 from reservation.client.proxies import uses_proxies
-from reservation.client.retries import Retries
+from reservation.client.retries import Attempts, Retries
 
 __all__ = ["AsyncClient"]
 
@@ -133,15 +133,12 @@ class AsyncClient:
         return await self._answer(calls.release(order_id, token=token))
 
     async def _answer(self, call: Call[A]) -> A:
-        made = 0
+        attempts = Attempts(self._retries)
         while True:
-            made += 1
             try:
                 return calls.read(call, await self._send(call))
             except ClientError as error:
-                pause = self._retries.pause(error, made)
-                if pause is None:
-                    raise
+                pause = attempts.pause_after(error)
             await asyncio.sleep(pause)
 
     async def _send(self, call: Call[A]) -> httpx.Response:

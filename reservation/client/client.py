@@ -12,7 +12,7 @@ from reservation.client.calls import A, Call
 from reservation.client.errors import ClientError, NoAnswer
 from reservation.client.models import Guest, Reservation, Sale
 from reservation.client.proxies import uses_proxies
-from reservation.client.retries import Retries
+from reservation.client.retries import Attempts, Retries
 
 __all__ = ["Client"]
 
@@ -131,15 +131,12 @@ class Client:
         return self._answer(calls.release(order_id, token=token))
 
     def _answer(self, call: Call[A]) -> A:
-        made = 0
+        attempts = Attempts(self._retries)
         while True:
-            made += 1
             try:
                 return calls.read(call, self._send(call))
             except ClientError as error:
-                pause = self._retries.pause(error, made)
-                if pause is None:
-                    raise
+                pause = attempts.pause_after(error)
             time.sleep(pause)
 
     def _send(self, call: Call[A]) -> httpx.Response:

@@ -148,6 +148,43 @@ def test_what_does_not_pass_is_raised_at_once(code: str) -> None:
         stock.sales()
 
 
+def prepare_met_by(*replies: httpx.Response | httpx.TransportError) -> Exception:
+    """The error of a prepare that meets these in turn."""
+    left = list(replies)
+
+    def reply(_: httpx.Request) -> httpx.Response:
+        first = left.pop(0)
+        if isinstance(first, httpx.TransportError):
+            raise first
+        return first
+
+    retries = Retries(first_seconds=0.0, attempts=len(replies))
+    with (
+        Client("http://stock", retries=retries, transport=httpx.MockTransport(reply)) as stock,
+        pytest.raises((NoAnswer, Refused)) as raised,
+    ):
+        stock.prepare("winter", {"a": 1}, amount=1000)
+    assert not left
+    return raised.value
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(503, "unavailable"), (429, "rate_limited"), (503, "sale_recovering"), (503, "sale_paused")],
+)
+def test_a_lost_prepare_is_not_reported_as_a_temporary_refusal(status: int, code: str) -> None:
+    refused = problem(status, code)
+    assert isinstance(prepare_met_by(httpx.ReadError("lost"), refused), NoAnswer)
+    error = prepare_met_by(problem(503, "outcome_unknown"), refused)
+    assert isinstance(error, Refused)
+    assert error.code == "outcome_unknown"
+
+
+def test_a_final_refusal_is_raised_whatever_was_lost_before() -> None:
+    error = prepare_met_by(httpx.ReadError("lost"), problem(409, "sold_out"))
+    assert isinstance(error, SoldOut)
+
+
 def test_a_long_pause_is_the_callers_to_wait() -> None:
     service = answering(problem(429, "rate_limited", retryAfter=60))
     with (

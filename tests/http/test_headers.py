@@ -40,13 +40,15 @@ def _head_and_its_get(
     The service keeps working between two requests: an order expires, a counter grows.
     A HEAD whose length is wrong never equals that of a GET.
     """
+    lengths: list[tuple[str, int]] = []
     for _ in range(50):
         got = served.http.get(path, headers=headers)
         head = served.http.head(path, headers=headers)
         length = head.headers.get("content-length")
         if length is None or int(length) == len(got.content):
             return head, got
-    raise AssertionError(f"HEAD {path} says {length} bytes, GET has {len(got.content)}")
+        lengths.append((length, len(got.content)))
+    raise AssertionError(f"lengths of HEAD and GET {path}: {lengths}")
 
 
 @pytest.mark.parametrize(
