@@ -24,6 +24,7 @@ from api.http.exposition import Exposition
 from api.http.fastpath.handler import FastPrepareHandler
 from api.http.head_requests import AnswerHead
 from api.http.middleware import RequestMiddleware
+from api.http.prepare_endpoint import PrepareEndpoint
 from api.http.problem_details import EXCEPTION_HANDLERS
 from api.http.routes.admin_orders import AdminOrderController
 from api.http.routes.admin_sales import AdminSaleController
@@ -62,7 +63,10 @@ def create_app(settings: Settings) -> Litestar:
     async def lifespan(app: Litestar) -> AsyncGenerator[None]:
         async with opened(settings, sql_may_be_away=True) as service:
             app.state.api = api = context_of(settings, service)
-            app.state.prepare_path = FastPrepareHandler(api, cors) if settings.fast_path else None
+            app.state.prepare_endpoint = endpoint = PrepareEndpoint(api)
+            app.state.prepare_path = (
+                FastPrepareHandler(endpoint, cors) if settings.fast_path else None
+            )
             app.state.stock_feed = feed = StockFeed(api)
 
             def stop_streams() -> None:

@@ -1,6 +1,7 @@
 """Shared dependencies of the endpoints: the connected service, guards and caller identity."""
 
-from typing import Any
+import re
+from typing import Any, Final
 
 import msgspec
 from litestar import Request
@@ -14,21 +15,35 @@ from api.http.auth.client_address import ClientAddressResolver
 from api.http.auth.guests import Guests
 from api.http.auth.operators import Operators
 from api.http.schemas.reservations import PaymentAnswer, ReservationAnswer
+from reservation.application.sales.catalog import CachedSale
 from reservation.bootstrap import Service
+from reservation.domain import ids
 from reservation.domain.errors import (
     InvalidToken,
     ReservationNotFound,
+    SaleNotFound,
     SaleRecovering,
     Unauthenticated,
 )
-from reservation.domain.ids import sale_of
 from reservation.domain.rate_limit import Limiter
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.domain.tokens import READ_LIFE_MS, TOKEN_LIFE_MS, Claims, Purpose
 
-__all__ = ["ApiContext", "api_of", "buyer_of", "requires_buyer", "requires_operator"]
+__all__ = [
+    "PRIVATE",
+    "SALE_ID",
+    "ApiContext",
+    "api_of",
+    "buyer_of",
+    "known_sale",
+    "requires_buyer",
+    "requires_operator",
+]
 
+#: A buyer's data must stay out of caches, and its URL out of a Referer.
+PRIVATE: Final = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+SALE_ID: Final = re.compile(ids.SALE_ID)
 _BUYER = "buyer_id"
 #: Before the payment has begun.
 _UNPAID = (Status.HELD, Status.PREPARED)
@@ -134,7 +149,7 @@ class ApiContext(msgspec.Struct, frozen=True, kw_only=True):
                 claims = self.service.signer.verify(token, purpose, now_ms=now_ms)
             except InvalidToken:
                 continue
-            names_it = claims.order_id == order_id and claims.sale_id == sale_of(order_id)
+            names_it = claims.order_id == order_id and claims.sale_id == ids.sale_of(order_id)
             if purpose not in allowed or not names_it:
                 raise ReservationNotFound
             return claims
@@ -144,6 +159,18 @@ class ApiContext(msgspec.Struct, frozen=True, kw_only=True):
 def api_of(connection: Connection | Request[Any, Any, State]) -> ApiContext:
     """The context of the application that received this request."""
     return connection.app.state.api
+
+
+async def known_sale(api: ApiContext, sale_id: str) -> CachedSale:
+    """The sale of a path.
+
+    Raises:
+        SaleNotFound: there is none, or the path's text is no id of a sale.
+        SaleRecovering, Unavailable: as `Catalog.get`.
+    """
+    if SALE_ID.fullmatch(sale_id) is None:
+        raise SaleNotFound
+    return await api.service.catalog.get(sale_id)
 
 
 async def requires_buyer(connection: Connection, _: BaseRouteHandler) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import re
 import secrets
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, cast
 
 import structlog
@@ -16,7 +17,14 @@ from reservation.telemetry import tracing
 from reservation.telemetry.log_rate_limit import LogRateLimit
 from reservation.telemetry.metrics import HTTP_SECONDS, Durations
 
-__all__ = ["STATE_KEY", "RequestMiddleware", "record", "request_id", "request_id_of"]
+__all__ = [
+    "STATE_KEY",
+    "RequestMiddleware",
+    "RequestObservation",
+    "record",
+    "request_id",
+    "request_id_of",
+]
 
 log = structlog.get_logger(__name__)
 
@@ -130,6 +138,38 @@ def _tell(operation: str, status: int, seconds: float, request_id: str) -> None:
     )
 
 
+class RequestObservation:
+    """Id, duration, metrics, log line and span of one request."""
+
+    __slots__ = ("_began", "request_id", "span")
+
+    def __init__(self, given_id: bytes, began: float) -> None:
+        """Begin the span.
+
+        Args:
+            given_id: the caller's own id, or empty.
+            began: when the request was complete, by `time.perf_counter`.
+        """
+        self._began = began
+        self.request_id = request_id(given_id)
+        #: None while tracing is off.
+        self.span = None if tracing.tracer is None else tracing.tracer.request(self.request_id)
+
+    def inside(self) -> AbstractContextManager[None]:
+        """Make the span current, so that spans started in the block are its children."""
+        if self.span is None or tracing.tracer is None:
+            return nullcontext()
+        return tracing.tracer.inside(self.span)
+
+    def end(self, operation: str, status: int, order_id: str | None = None) -> None:
+        """Record the response; `order_id` is shown in the trace."""
+        record(operation, status, time.perf_counter() - self._began, self.request_id)
+        if self.span is not None and tracing.tracer is not None:
+            if order_id is not None:
+                tracing.tracer.note(self.span, order=order_id)
+            tracing.tracer.answered(self.span, operation, status)
+
+
 class RequestMiddleware:
     """ASGI middleware, outermost: refusals of the framework pass through it too."""
 
@@ -142,11 +182,11 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        its_id = request_id(dict(scope["headers"]).get(b"x-request-id", b""))
+        given_id = dict(scope["headers"]).get(b"x-request-id", b"")
+        observation = RequestObservation(given_id, time.perf_counter())
+        its_id = observation.request_id
         state: dict[str, Any] = scope.setdefault("state", {})  # pyright: ignore[reportUnknownVariableType]
         state[STATE_KEY] = its_id
-        began = time.perf_counter()
-        span = None if tracing.tracer is None else tracing.tracer.request(its_id)
         status = SERVER_ERROR
 
         async def send_with_id(message: Message) -> None:
@@ -160,18 +200,13 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            if span is None or tracing.tracer is None:
+            with observation.inside():
                 await self._app(scope, receive, send_with_id)
-            else:
-                with tracing.tracer.inside(span):
-                    await self._app(scope, receive, send_with_id)
         finally:
             handler: object = cast("dict[str, Any]", scope).get("route_handler")
             operation = getattr(handler, "operation_id", None)
             operation = operation if isinstance(operation, str) else "other"
-            record(operation, status, time.perf_counter() - began, its_id)
-            if span is not None and tracing.tracer is not None:
-                tracing.tracer.answered(span, operation, status)
+            observation.end(operation, status)
 
     def _complete(self, headers: list[tuple[bytes, bytes]], path: str) -> None:
         """Add the headers of every response of this kind, refusals of the framework included."""

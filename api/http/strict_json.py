@@ -1,6 +1,6 @@
 """Decodes JSON bodies once and strictly: a quoted number is not a number."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from litestar import Request
@@ -8,7 +8,9 @@ from litestar.datastructures import State
 
 from reservation.domain.errors import MalformedRequest
 
-__all__ = ["StrictRequest"]
+__all__ = ["StrictRequest", "decode_strictly"]
+
+T = TypeVar("T")
 
 
 class StrictRequest(Request[Any, Any, State]):
@@ -27,9 +29,18 @@ class StrictRequest(Request[Any, Any, State]):
         field = self.route_handler.parsed_data_field
         if field is None:
             return await super().json()
-        try:
-            return msgspec.json.decode(await self.body(), type=field.annotation)
-        except UnicodeDecodeError as error:
-            raise MalformedRequest("The body is not UTF-8.") from error
-        except msgspec.MsgspecError as error:
-            raise MalformedRequest(f"The body does not fit: {error}") from error
+        return decode_strictly(await self.body(), field.annotation)
+
+
+def decode_strictly(body: bytes, kind: type[T]) -> T:
+    """The body as this type.
+
+    Raises:
+        MalformedRequest: naming the first member that does not fit.
+    """
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except UnicodeDecodeError as error:
+        raise MalformedRequest("The body is not UTF-8.") from error
+    except msgspec.MsgspecError as error:
+        raise MalformedRequest(f"The body does not fit: {error}") from error

@@ -1,8 +1,9 @@
 """CPU time of one hold in Python from its bytes to its answer's, without sockets and Redis.
 
-python -m benchmarks.parts.path
+python -m benchmarks.parts.path            by the fast path
+python -m benchmarks.parts.path --route    by the framework's route: the difference is the gain
 
-The protocol, the fast path and the queue are the service's own; a stand-in for the store answers
+The protocol, the endpoint and the queue are the service's own; a stand-in for the store answers
 each call at once as the script would. Beside `benchmarks.parts.steps`, which measures each step
 alone, it shows the cost between them.
 """
@@ -20,11 +21,13 @@ from typing import Any, Final, cast
 import hiredis
 import uvicorn
 import uvloop
+from litestar import Litestar
 from uvicorn.server import ServerState
 
-from api.http.app import context_of
+from api.http.app import context_of, create_app
 from api.http.connection.protocol import HttpProtocol
 from api.http.fastpath.handler import FastPrepareHandler
+from api.http.prepare_endpoint import PrepareEndpoint
 from benchmarks.contenders.launcher import BUYERS_SECRET
 from benchmarks.parts.steps import HELD, SALE, request_of
 from benchmarks.support.sale import token_of
@@ -40,25 +43,11 @@ BATCHES: Final = 64
 ROUNDS: Final = 40
 
 
-class Application:
-    """The application that the protocol calls for its short way; the other one is unused."""
-
-    def __init__(self) -> None:
-        self.state: Any = None
-        self.prepare_path: FastPrepareHandler | None = None
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        raise NotImplementedError
-
-
 class Transport:
     """A connection that discards answers."""
 
-    def __init__(self) -> None:
-        self.answers = 0
-
     def write(self, _: bytes) -> None:
-        self.answers += 1
+        return None
 
     def is_closing(self) -> bool:
         return False
@@ -73,7 +62,7 @@ class Transport:
         return None
 
 
-async def measure(data_dir: Path) -> list[float]:
+async def measure(data_dir: Path, *, fast_path: bool) -> list[float]:
     """Microseconds a hold, of each round."""
     environ = {
         "RESERVATION_DATA_DIR": str(data_dir),
@@ -85,7 +74,12 @@ async def measure(data_dir: Path) -> list[float]:
     settings = Settings.load(environ, None)
     async with opened(settings) as service:
         _stand_in(service)
-        protocols = _protocols(FastPrepareHandler(context_of(settings, service), None))
+        application = create_app(settings)
+        state = application.state
+        state.api = api = context_of(settings, service)
+        state.prepare_endpoint = endpoint = PrepareEndpoint(api)
+        state.prepare_path = FastPrepareHandler(endpoint, None) if fast_path else None
+        protocols = _protocols(application)
         return [await _round(protocols, number) for number in range(ROUNDS)]
 
 
@@ -115,41 +109,38 @@ def _reply(facts: Sequence[str | list[str]]) -> bytes:
 _HELD: Final = _reply(("held", *HELD))
 
 
-def _protocols(path: FastPrepareHandler) -> list[tuple[HttpProtocol, Transport]]:
-    application = Application()
-    application.state = application
-    application.prepare_path = path
+def _protocols(application: Litestar) -> list[HttpProtocol]:
     config = uvicorn.Config(application, http=HttpProtocol, ws="none", log_config=None)
     config.load()
     config.loaded_app = cast("Any", application)
-    state, made = ServerState(), list[tuple[HttpProtocol, Transport]]()
+    state, made = ServerState(), list[HttpProtocol]()
     for _ in range(BATCH):
-        protocol, transport = HttpProtocol(config, state, {}), Transport()
-        protocol.connection_made(cast("Any", transport))
-        made.append((protocol, transport))
+        protocol = HttpProtocol(config, state, {})
+        protocol.connection_made(cast("Any", Transport()))
+        made.append(protocol)
     return made
 
 
-async def _round(protocols: list[tuple[HttpProtocol, Transport]], number: int) -> float:
+async def _round(protocols: list[HttpProtocol], number: int) -> float:
     """New buyers, each with a token that was not seen before."""
     buyers = [f"buyer-{number * BATCHES * BATCH + each:08d}" for each in range(BATCHES * BATCH)]
     requests = [request_of(token_of(buyer, secret=BUYERS_SECRET)) for buyer in buyers]
     began = time.process_time()
     for start in range(0, len(requests), BATCH):
-        _, last = protocols[-1]
-        answered = last.answers
         some = requests[start : start + BATCH]
-        for (protocol, _), request in zip(protocols, some, strict=True):
+        for protocol, request in zip(protocols, some, strict=True):
             protocol.data_received(request)
-        while last.answers == answered:  # noqa: ASYNC110 - the loop's own turns are measured
+        last = protocols[-1]
+        while last.waits_until is None:  # noqa: ASYNC110 - the loop's own turns are measured
             await asyncio.sleep(0)
     return (time.process_time() - began) / len(requests) * 1e6
 
 
 def main() -> int:
     """Measure and print."""
+    fast_path = "--route" not in sys.argv
     with tempfile.TemporaryDirectory(prefix=f"path-{secrets.token_hex(2)}") as data_dir:
-        found = uvloop.run(measure(Path(data_dir)))
+        found = uvloop.run(measure(Path(data_dir), fast_path=fast_path))
     sys.stdout.write(f"{min(found):6.2f} us at best, {median(found):.2f} us in the middle\n")
     return 0
 

@@ -19,10 +19,10 @@ from api.http.auth.guests import Guests
 from api.http.connection.head import HEAD_ENDS, read_head
 from api.http.fastpath.response_template import ResponseTemplate
 from api.http.middleware import record, request_id
-from api.http.routes.reservations import wish_in
 from api.http.schemas.reservations import PrepareRequest
 from reservation.adapters.redis.prepare_replies import BatchReply, HoldCreated
 from reservation.adapters.redis.script_results import PrepareWord
+from reservation.application.reservations.prepare import wish_of
 from reservation.application.sales.catalog import CachedSale
 from reservation.bootstrap import opened
 from reservation.config.settings import Settings
@@ -109,9 +109,7 @@ async def measure(data_dir: Path) -> dict[str, float]:
         buyers = [guests.new("") for _ in range(TIMES)]
         known = CachedSale(SALE, SALE.epoch, 0.0)
         decoder = msgspec.json.Decoder(PrepareRequest)
-        data = decoder.decode(BODY)
-
-        wish = wish_in(known, data, admitted=False)
+        wish = wish_of(SALE, [("shoe-42", 1)], 129_000)
 
         def basket_of(buyer: tuple[str, str]) -> Basket:
             return service.preparation.basket(known, buyer[0], "5d0bfa1c", wish)

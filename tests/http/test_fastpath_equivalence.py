@@ -1,12 +1,14 @@
 """Fast path of a prepare: answers byte for byte as the route, and takes only its own cases."""
 
 import asyncio
+import itertools
 import re
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import msgspec
@@ -56,7 +58,8 @@ class Ways:
     def __init__(self, settings: Settings, app: Any) -> None:
         self.settings = settings
         self.app = app
-        self.path = Counting(app.state.prepare_path)
+        path = app.state.prepare_path
+        self.path: Any = None if path is None else Counting(path)
         self.admin = {"Authorization": f"Bearer {settings.admin_api_key}", "X-Operator": "tests"}
 
     async def sale(self, mark: str, **changes: Any) -> str:
@@ -108,6 +111,12 @@ async def _answer(reader: asyncio.StreamReader) -> bytes:
 
 @pytest.fixture
 async def ways(tmp_path: Path, valkey_url: str) -> AsyncIterator[Ways]:
+    async with serving(tmp_path, valkey_url) as served:
+        yield served
+
+
+@asynccontextmanager
+async def serving(tmp_path: Path, valkey_url: str, **changes: str) -> AsyncGenerator[Ways]:
     """The application in this process, behind the server that `reservation serve` uses."""
     listening = socket.create_server(("127.0.0.1", 0))
     port = str(listening.getsockname()[1])
@@ -119,6 +128,7 @@ async def ways(tmp_path: Path, valkey_url: str) -> AsyncIterator[Ways]:
             "RESERVATION_PORT": port,
             "RESERVATION_CORS_ORIGINS": SHOP,
             "RESERVATION_PREPARE_RATE": "4/min",
+            **changes,
         },
         None,
     )
@@ -179,10 +189,17 @@ CASES: dict[str, tuple[list[Prepare], dict[str, Any], int]] = {
     "sold out": ([basket(("rare", 2), amount=2000)], {}, 1),
     "the limit": ([basket(("a", 11), amount=11000)], {}, 1),
     "a wrong amount": ([basket(("a", 1), amount=999)], {}, 1),
-    "an unknown item": ([basket(("zzz", 1), amount=999)], {}, 0),
+    "an unknown item": ([basket(("zzz", 1), amount=999)], {}, 1),
     "an unknown item behind a known one": ([basket(("a", 1), ("z", 1), amount=9)], {}, 1),
     # Above the rate a repeat is looked up first, on the route.
     "too fast": ([{"key": str(number)} for number in range(5)], {}, 4),
+    "too fast, and a repeat": ([{"key": str(number)} for number in (0, 1, 2, 3, 2)], {}, 4),
+    "too fast, and no JSON": (
+        [*({"key": str(number)} for number in range(4)), {"key": "4", "body": b"{"}],
+        {},
+        4,
+    ),
+    "a bad key and a bad body": ([{"key": "", "body": b"{"}], {}, 1),
     "nothing is held": ([{}, {}], {"holdPolicy": "success"}, 2),
     "not open": ([{}], {"opensAt": "2190-01-01T00:00:00Z", "closesAt": "2190-01-02T00:00:00Z"}, 1),
     "over": ([{}], {"opensAt": "2020-01-01T00:00:00Z", "closesAt": "2020-01-02T00:00:00Z"}, 1),
@@ -207,16 +224,16 @@ CASES: dict[str, tuple[list[Prepare], dict[str, Any], int]] = {
     "a file's content type": ([{"content_type": "multipart/form-data; boundary=x"}], {}, 1),
     "no content type": ([{"content_type": None}], {}, 1),
     "a bearer in small letters": ([{"authorization": "bearer   {token} "}], {}, 1),
-    "no bearer": ([{"authorization": "Basic abc"}], {}, 0),
-    "an empty bearer": ([{"authorization": "Bearer "}], {}, 0),
-    "a made-up bearer": ([{"authorization": "Bearer made.up.token"}], {}, 0),
-    "a changed bearer": ([{"authorization": "Bearer {token}x"}], {}, 0),
+    "no bearer": ([{"authorization": "Basic abc"}], {}, 1),
+    "an empty bearer": ([{"authorization": "Bearer "}], {}, 1),
+    "a made-up bearer": ([{"authorization": "Bearer made.up.token"}], {}, 1),
+    "a changed bearer": ([{"authorization": "Bearer {token}x"}], {}, 1),
     "a bearer twice": ([{"more": [("Authorization", "Bearer x")]}], {}, 0),
-    "no key": ([{"key": None}], {}, 0),
-    "an empty key": ([{"key": ""}], {}, 0),
-    "a long key": ([{"key": "k" * 256}], {}, 0),
+    "no key": ([{"key": None}], {}, 1),
+    "an empty key": ([{"key": ""}], {}, 1),
+    "a long key": ([{"key": "k" * 256}], {}, 1),
     "the longest key": ([{"key": "k" * 255}], {}, 1),
-    "a key that is not ASCII": ([{"key": "kéy"}], {}, 0),
+    "a key that is not ASCII": ([{"key": "kéy"}], {}, 1),
     "no sale": ([{"path": "/v1/sales/nothing/reservations"}], {}, 0),
     "no sale's id": ([{"path": "/v1/sales/no%20thing/reservations"}], {}, 0),
     "a coded sale's id": ([{"path": "/v1/sales/%77{sale}/reservations"}], {}, 0),
@@ -226,12 +243,12 @@ CASES: dict[str, tuple[list[Prepare], dict[str, Any], int]] = {
     "another method": ([{"method": "PUT"}], {}, 0),
     "a preflight": ([{"method": "OPTIONS", "more": [("Origin", SHOP)]}], {}, 0),
     "an older protocol": ([{"version": "1.0"}], {}, 0),
-    "no JSON": ([{"body": b"{"}], {}, 0),
-    "nothing": ([{"body": b""}], {}, 0),
-    "no text": ([{"body": b'{"items":[{"sku":"\xff","quantity":1}],"amount":1}'}], {}, 0),
-    "an unknown field": ([basket(("a", 1), amount=1000, hurry=True)], {}, 0),
-    "no quantity": ([basket(("a", 0), amount=1000)], {}, 0),
-    "a number in quotes": ([basket(("a", "1"), amount=1000)], {}, 0),  # pyright: ignore[reportArgumentType]
+    "no JSON": ([{"body": b"{"}], {}, 1),
+    "nothing": ([{"body": b""}], {}, 1),
+    "no text": ([{"body": b'{"items":[{"sku":"\xff","quantity":1}],"amount":1}'}], {}, 1),
+    "an unknown field": ([basket(("a", 1), amount=1000, hurry=True)], {}, 1),
+    "no quantity": ([basket(("a", 0), amount=1000)], {}, 1),
+    "a number in quotes": ([basket(("a", "1"), amount=1000)], {}, 1),  # pyright: ignore[reportArgumentType]
     "too much": ([{"body": b" " * 20_000}], {}, 0),
     "much, and good": (
         [{"body": b" " * 5_000 + msgspec.json.encode(basket(("a", 1), amount=1000)["body"])}],
@@ -261,6 +278,73 @@ async def test_both_ways_give_the_same_answers_to_good_and_bad_requests(ways: Wa
                     assert ways.path.taken == 0, name
             assert seen[0] == seen[1], name
             assert all(answer.startswith(b"HTTP/1.1 ") for answer in seen[0]), name
+
+
+class Reasons(NamedTuple):
+    """The reasons for a refusal that apply to one request, in no order."""
+
+    full_queue: bool
+    bad_token: bool
+    too_fast: bool
+    unknown_sale: bool
+    bad_body: bool
+    unknown_item: bool
+    closed: bool
+
+    @property
+    def expected(self) -> tuple[int, str]:
+        """The refusal by the order of the contract."""
+        # A sale that is not known has no queue.
+        if self.full_queue and not self.unknown_sale:
+            return 503, "unavailable"
+        order = [
+            (self.bad_token, 401, "unauthenticated"),
+            (self.too_fast, 429, "rate_limited"),
+            (self.unknown_sale, 404, "sale_not_found"),
+            (self.bad_body, 400, "malformed_request"),
+            (self.unknown_item, 404, "sku_not_found"),
+            (self.closed, 410, "sale_closed"),
+        ]
+        return next(((status, code) for applies, status, code in order if applies), (201, ""))
+
+
+COMBINATIONS = [Reasons(*reasons) for reasons in itertools.product((False, True), repeat=7)]
+
+
+async def test_of_several_reasons_both_ways_give_the_first_of_the_contract(
+    ways: Ways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = {"opensAt": "2020-01-01T00:00:00Z", "closesAt": "2020-01-02T00:00:00Z"}
+    sales = {(mark, True): await ways.sale(mark, items=ITEMS, **over) for mark in ("1", "2")}
+    sales |= {(mark, False): await ways.sale(mark, items=ITEMS) for mark in ("1", "2")}
+    queue_bound = batch.WAITING_MAX
+    for number, reasons in enumerate(COMBINATIONS):
+        monkeypatch.setattr(batch, "WAITING_MAX", 0 if reasons.full_queue else queue_bound)
+        seen: list[bytes] = []
+        for mark, short in (("1", True), ("2", False)):
+            request = _request(ways, reasons, sales[mark, reasons.closed], f"{mark}-{number}")
+            [answer] = await ways.talk([request], short=short, at_once=False)
+            seen.append(plain(answer))
+        assert seen[0] == seen[1], reasons
+        status, code = reasons.expected
+        head, _, content = seen[0].partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 %d " % status), (reasons, seen[0])
+        assert msgspec.json.decode(content).get("code", "") == code, reasons
+
+
+def _request(ways: Ways, reasons: Reasons, sale_id: str, key: str) -> bytes:
+    buyer_id, token = Guests(ways.settings).new("")
+    api = ways.app.state.api
+    while reasons.too_fast and not api.prepares.wait(buyer_id, api.service.clock.monotonic()):
+        pass
+    change: Prepare = {"key": key}
+    if reasons.bad_token:
+        change["authorization"] = "Bearer {token}x"
+    if reasons.unknown_item:
+        change |= basket(("zzz", 1), amount=1000)
+    if reasons.bad_body:
+        change["body"] = b"{"
+    return prepare(token, "wXnone" if reasons.unknown_sale else sale_id, "", change)
 
 
 def plain(answer: bytes) -> bytes:
@@ -305,6 +389,19 @@ async def test_everybody_of_a_crowd_is_turned_away_though_few_are_told_at_once(
     assert await _in_stock(ways, sale_id) == 100
 
 
+async def test_switched_off_the_route_answers_every_prepare(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with serving(tmp_path, valkey_url, RESERVATION_FAST_PATH="off") as ways:
+        assert ways.app.state.prepare_path is None
+        sale_id = await ways.sale("1")
+        _, token = Guests(ways.settings).new("")
+        request = prepare(token, sale_id, "1", {})
+        answers = await ways.talk([request, request], short=True, at_once=False)
+        assert [answer[:13] for answer in answers] == [b"HTTP/1.1 201 "] * 2
+        assert b"idempotent-replayed: true\r\n" in answers[1]
+
+
 async def test_a_buyer_who_leaves_meanwhile_disturbs_nobody(ways: Ways) -> None:
     sale_id = await ways.sale("1")
     _, token = Guests(ways.settings).new("")
@@ -341,32 +438,31 @@ async def _in_stock(ways: Ways, sale_id: str) -> int:
 
 async def test_a_body_is_read_again_when_the_sale_is_another(ways: Ways) -> None:
     sale_id = await ways.sale("1")
-    path = ways.app.state.prepare_path
-    known = path._api.service.catalog.at_hand(sale_id)
+    endpoint = ways.app.state.prepare_endpoint
+    known = ways.app.state.api.service.catalog.at_hand(sale_id)
     body = msgspec.json.encode(basket(("a", 1), amount=1000)["body"])
-    assert path._wish(known, "ann", body, None) is path._wish(known, "bob", body, None)
+    assert endpoint.wish(known, "ann", body, None) is endpoint.wish(known, "bob", body, None)
     renamed = tuple(msgspec.structs.replace(one, name="New") for one in known.sale.items)
     sale = msgspec.structs.replace(known.sale, items=renamed)
     # Lost and rebuilt, a sale may reach the same version by another path.
     again = msgspec.structs.replace(known, sale=sale, epoch="another")
-    assert path._wish(again, "ann", body, None).order_name == "New"
+    assert endpoint.wish(again, "ann", body, None).order_name == "New"
 
 
 async def test_a_good_admission_is_no_reason_to_read_a_body_twice(ways: Ways) -> None:
     sale_id = await ways.sale("1")
-    path = ways.app.state.prepare_path
-    known = path._api.service.catalog.at_hand(sale_id)
-    service = path._api.service
+    endpoint, service = ways.app.state.prepare_endpoint, ways.app.state.api.service
+    known = service.catalog.at_hand(sale_id)
     body = msgspec.json.encode(basket(("a", 1), amount=1000)["body"])
     now_ms = service.clock.now_ms()
     shown = {
         buyer_id: service.signer.admission(known.sale.page, buyer_id, now_ms=now_ms).encode()
         for buyer_id in ("ann", "bob")
     }
-    admitted = path._wish(known, "ann", body, shown["ann"])
-    assert (admitted.admitted, path._wish(known, "bob", body, shown["bob"])) == (True, admitted)
-    assert path._wish(known, "eve", body, shown["ann"]).admitted is False
-    assert path._wish(known, "eve", body, b"made.up.one").admitted is False
+    admitted = endpoint.wish(known, "ann", body, shown["ann"])
+    assert (admitted.admitted, endpoint.wish(known, "bob", body, shown["bob"])) == (True, admitted)
+    assert endpoint.wish(known, "eve", body, shown["ann"]).admitted is False
+    assert endpoint.wish(known, "eve", body, b"made.up.one").admitted is False
 
 
 async def test_a_refusal_that_was_raised_is_not_kept_with_its_connection(ways: Ways) -> None:
@@ -383,3 +479,9 @@ async def test_a_refusal_that_was_raised_is_not_kept_with_its_connection(ways: W
     assert list(path._refusals) == [(shared, 9)]
     [head, content] = path.refused(shared, b"", "a-longer-one")[1].split(b"\r\n\r\n")
     assert f"content-length: {len(content)}\r\n".encode() in head
+
+
+async def test_an_outage_is_no_bug_on_the_fast_path_either(ways: Ways) -> None:
+    path = ways.app.state.prepare_path
+    assert path.refused(TimeoutError(), b"", "an-id-001")[0] == 503
+    assert path.refused(RuntimeError(), b"", "an-id-001")[0] == 500

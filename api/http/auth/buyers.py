@@ -43,9 +43,7 @@ class Buyers:
         token = bearer_of(connection)
         if token is None:
             raise Unauthenticated
-        if self._keys is None:
-            return self._remembered.buyer(token) or self._verified_by_secret(token)
-        return self._known(token, self._keys) or await self._verified_by_key(token, self._keys)
+        return self.at_once(token) or await self.verified(token)
 
     def at_once(self, token: str) -> str | None:
         """The buyer of a valid token, or None if verification has to wait for I/O.
@@ -56,6 +54,17 @@ class Buyers:
         if self._keys is not None:
             return self._known(token, self._keys)
         return self._remembered.buyer(token) or self._verified_by_secret(token)
+
+    async def verified(self, token: str) -> str:
+        """The buyer of a valid token, once the shop's keys are there.
+
+        Raises:
+            Unauthenticated: the token is not one of ours.
+            Unavailable: the shop's keys cannot be fetched.
+        """
+        if self._keys is not None:
+            return await self._verified_by_key(token, self._keys)
+        return self._verified_by_secret(token)
 
     def _known(self, token: str, keys: PublishedKeys) -> str | None:
         """The buyer of a cached token whose verifying keys are still fresh."""

@@ -10,10 +10,9 @@ import structlog
 from litestar import Controller, Request, Response, get, post
 from litestar.params import QueryParameter
 
-from api.http.dependencies import ApiContext, api_of
+from api.http.dependencies import PRIVATE, ApiContext, api_of
 from api.http.problem_details import answers, documented
 from api.http.routes.pages import please_wait
-from api.http.routes.reservations import PRIVATE
 from api.http.schemas.reservations import ReservationAnswer
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.domain.errors import (

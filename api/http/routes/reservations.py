@@ -1,21 +1,24 @@
 """The buyer's endpoints for reservations: prepare, read, long-poll, release."""
 
-import math
-import re
 from typing import Annotated, Any, Final
 
-import msgspec
-from litestar import Controller, Request, Response, get, post
+from litestar import Controller, MediaType, Request, Response, get, post
 from litestar.handlers.base import BaseRouteHandler
 from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 
 from api.http.auth.bearer import Connection, bearer_of
-from api.http.dependencies import ApiContext, api_of, buyer_of, requires_buyer
+from api.http.dependencies import PRIVATE, api_of, buyer_of, known_sale, requires_buyer
+from api.http.prepare_endpoint import (
+    CREATED,
+    HELD_HEADERS,
+    OPERATION,
+    REPLAYED_HEADERS,
+    PrepareCall,
+    PrepareEndpoint,
+)
 from api.http.problem_details import documented
 from api.http.query_parameters import knows_query
 from api.http.schemas.reservations import PrepareRequest, ReservationAnswer, ReservationsAnswer
-from reservation.application.reservations.prepare import Prepared, wish_of
-from reservation.application.sales.catalog import CachedSale
 from reservation.domain.errors import (
     AlreadyConfirmed,
     AmountMismatch,
@@ -39,19 +42,17 @@ from reservation.domain.errors import (
     Unauthenticated,
     Unavailable,
 )
-from reservation.domain.ids import IDEMPOTENCY_KEY, SALE_ID
+from reservation.domain.ids import IDEMPOTENCY_KEY
 from reservation.domain.payment import Cause, Reason
-from reservation.domain.reservation import Reservation, Wish, digest_of, merge_lines
+from reservation.domain.reservation import Reservation
 from reservation.domain.tokens import Purpose
 
-__all__ = ["PRIVATE", "ReservationController", "answer_of", "is_admitted", "wish_in"]
+__all__ = ["ReservationController", "sale_exists"]
 
-_SALE_ID = re.compile(SALE_ID)
-_IDEMPOTENCY_KEY = re.compile(IDEMPOTENCY_KEY)
 #: The longest long poll: under the 30 s time-out of common proxies.
 WAIT_SECONDS_MAX: Final = 25
-#: A buyer's data must stay out of caches, and its URL out of a Referer.
-PRIVATE: Final = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+#: Key of the admitted call in the request's state.
+_CALL: Final = "prepare_call"
 
 #: Security requirements in the OpenAPI document.
 BUYER: Final[list[dict[str, list[str]]]] = [{"buyer": []}]
@@ -69,73 +70,22 @@ IdempotencyKey = Annotated[
 
 async def sale_exists(connection: Connection, _: BaseRouteHandler) -> None:
     """Guard: a known sale, or 404; it runs before the body is read."""
-    sale_id = connection.path_params["sale_id"]
-    if _SALE_ID.fullmatch(sale_id) is None:
-        raise SaleNotFound
-    await api_of(connection).service.catalog.get(sale_id)
+    await known_sale(api_of(connection), connection.path_params["sale_id"])
 
 
-async def limits_buyer(connection: Connection, _: BaseRouteHandler) -> None:
-    """Guard: 429 above the prepare rate; a replay of a key passes.
-
-    A coroutine even though it may await nothing: a plain function would run in a thread.
-    """
-    api = api_of(connection)
-    if api.prepares is None or api.replays is None:
-        return
-    buyer_id, now = buyer_of(connection), api.service.clock.monotonic()
-    wait = api.prepares.wait(buyer_id, now)
-    if not wait:
-        return
-    if api.replays.wait(buyer_id, now) or not await _is_replay(api, connection, buyer_id):
-        raise RateLimited(retryAfter=max(1, math.ceil(wait)))
+async def admits_prepare(connection: Connection, _: BaseRouteHandler) -> None:
+    """Guard: the checks of a prepare in their order, before the framework reads its parameters."""
+    # The first of several headers of one name counts, as for the framework.
+    fields = dict(reversed(list(connection.scope["headers"])))
+    receive = connection.body if isinstance(connection, Request) else None
+    call = PrepareCall(connection.path_params["sale_id"], fields, None, receive=receive)
+    await endpoint_of(connection).admit(call)
+    connection.state[_CALL] = call
 
 
-async def _is_replay(api: ApiContext, connection: Connection, buyer_id: str) -> bool:
-    """Whether the request repeats a key with the same body."""
-    sale_id, key = connection.path_params["sale_id"], connection.headers.get("idempotency-key", "")
-    if not isinstance(connection, Request) or _SALE_ID.fullmatch(sale_id) is None:
-        return False
-    if _IDEMPOTENCY_KEY.fullmatch(key) is None:
-        return False
-    try:
-        data = msgspec.json.decode(await connection.body(), type=PrepareRequest)
-    except (UnicodeDecodeError, msgspec.MsgspecError):
-        return False
-    lines = merge_lines((line.sku, line.quantity) for line in data.items)
-    digest = digest_of(lines, data.amount, data.order_name)
-    return await api.service.preparation.is_replay(sale_id, buyer_id, key, digest)
-
-
-def is_admitted(api: ApiContext, known: CachedSale, buyer_id: str, admission: str | None) -> bool:
-    """Whether the caller's admission is valid; the script knows whether the sale requires one."""
-    return admission is not None and api.service.signer.admits(
-        admission, known.sale.page, buyer_id, now_ms=api.service.clock.now_ms()
-    )
-
-
-def wish_in(known: CachedSale, data: PrepareRequest, *, admitted: bool) -> Wish:
-    """The wish of a request body.
-
-    Raises:
-        SkuNotFound: the sale does not have the first item.
-    """
-    items = [(line.sku, line.quantity) for line in data.items]
-    return wish_of(known.sale, items, data.amount, order_name=data.order_name, admitted=admitted)
-
-
-def answer_of(api: ApiContext, prepared: Prepared) -> ReservationAnswer:
-    """Prepare's response: the reservation with all members needed to pay for it."""
-    order = prepared.reservation
-    epoch = prepared.epoch
-    now_ms = api.service.clock.now_ms()
-    payment = api.payment(order, epoch=epoch, now_ms=now_ms)
-    token = None
-    if payment is not None:
-        token = api.token(
-            order, Purpose.RESERVATION, epoch=epoch, customer_key=payment.customer_key
-        )
-    return ReservationAnswer.of(order, now_ms=now_ms, token=token, payment=payment)
+def endpoint_of(connection: Connection | Request[Any, Any, Any]) -> PrepareEndpoint:
+    """The endpoint that this route shares with the fast path."""
+    return connection.app.state.prepare_endpoint
 
 
 class ReservationController(Controller):
@@ -146,8 +96,8 @@ class ReservationController(Controller):
 
     @post(
         "/sales/{sale_id:str}/reservations",
-        operation_id="prepareReservation",
-        guards=[requires_buyer, limits_buyer, sale_exists],
+        operation_id=OPERATION,
+        guards=[admits_prepare],
         security=BUYER,
         responses=documented(
             MalformedRequest,
@@ -172,21 +122,23 @@ class ReservationController(Controller):
     async def prepare(
         self,
         request: Request[Any, Any, Any],
-        sale_id: FromPath[str],
-        data: JSONBody[PrepareRequest],
-        idempotency_key: IdempotencyKey,
-        admission: Annotated[str | None, HeaderParameter(name="X-Sale-Admission")] = None,
+        sale_id: FromPath[str],  # noqa: ARG002 - this one and those below: for OpenAPI
+        data: JSONBody[PrepareRequest],  # noqa: ARG002 - `admits_prepare` has read it
+        idempotency_key: IdempotencyKey,  # noqa: ARG002
+        admission: Annotated[  # noqa: ARG002
+            str | None, HeaderParameter(name="X-Sale-Admission")
+        ] = None,
     ) -> Response[ReservationAnswer]:
         """Hold the basket's stock until the deadline; a repeat of the key gets the same order."""
-        api = api_of(request)
-        buyer_id = buyer_of(request)
-        known = await api.service.catalog.get(sale_id)
-        admitted = is_admitted(api, known, buyer_id, admission)
-        wish = wish_in(known, data, admitted=admitted)
-        prepared = await api.service.preparation.prepare(known, buyer_id, idempotency_key, wish)
-        answer = answer_of(api, prepared)
-        replayed = {"Idempotent-Replayed": "true"} if prepared.replayed else {}
-        return Response(answer, status_code=201, headers={**PRIVATE, **replayed})
+        endpoint = endpoint_of(request)
+        prepared = await endpoint.prepare(request.state[_CALL])
+        content: Any = endpoint.content(prepared)
+        return Response(
+            content,
+            status_code=CREATED,
+            headers=REPLAYED_HEADERS if prepared.replayed else HELD_HEADERS,
+            media_type=MediaType.JSON,
+        )
 
     @get(
         "/sales/{sale_id:str}/reservations",

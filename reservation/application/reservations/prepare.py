@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 
 import msgspec
 
@@ -92,12 +93,27 @@ class PrepareReservations:
             Every refusal in prepare.lua; `Unavailable` if certainly nothing was taken,
             `OutcomeUnknown` if that is unknown.
         """
-        self._watch.check(known.sale.sale_id)
-        basket = self.basket(known, buyer_id, idempotency_key, wish)
-        try:
-            return await self._prepare(basket, known.epoch)
-        except SaleRecovering:
-            return await self._prepare_again(basket)
+        refusal = self.turned_away(known)
+        if refusal is not None:
+            raise copy(refusal)
+        future: asyncio.Future[HoldCreated | Prepared]
+        future = asyncio.get_running_loop().create_future()
+
+        def done(outcome: HoldCreated | Prepared | Exception) -> None:
+            # The caller may be gone; the hold stays, and its idempotency key finds it.
+            if future.done():
+                return
+            if isinstance(outcome, Exception):
+                # A refusal may be shared by several callers, so each raises a copy.
+                future.set_exception(copy(outcome))
+            else:
+                future.set_result(outcome)
+
+        self.begin(known, buyer_id, idempotency_key, wish, done)
+        outcome = await future
+        if isinstance(outcome, HoldCreated):
+            return Prepared(outcome.reservation(), known.epoch, replayed=False)
+        return outcome
 
     def begin(
         self, known: CachedSale, buyer_id: str, idempotency_key: str, wish: Wish, done: Done

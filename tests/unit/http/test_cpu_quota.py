@@ -48,7 +48,7 @@ def test_a_container_of_version_2_sees_its_own_group_as_the_root(tmp_path: Path)
         },
     )
     group = root / "sys/fs/cgroup"
-    assert quota_use(root) == QuotaUse(group, 1.5, pytest.approx(48.215907), 4021, 317)
+    assert quota_use(root) == QuotaUse(group, 1.5, 48_215_907 / 1e6, 4021, 317)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_version_1_has_the_quota_and_the_use_in_two_controllers(
         },
     )
     found = root / f"sys/fs/cgroup/{cpu}{group}"
-    assert quota_use(root) == QuotaUse(found, 0.5, pytest.approx(48.215907113), 4021, 317)
+    assert quota_use(root) == QuotaUse(found, 0.5, 48_215_907_113 / 1e9, 4021, 317)
 
 
 def test_a_process_without_a_quota_has_none_in_version_1(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from api.http.dependencies import ApiContext
 from api.http.fastpath import response_template as answers_alike
 from api.http.fastpath.response_template import ANY_RESERVATION, ResponseTemplate
-from api.http.routes.reservations import answer_of
+from api.http.prepare_endpoint import answer_of
 from reservation.adapters.redis.prepare_replies import HoldCreated, SharedFields
 from reservation.application.reservations.prepare import Prepared
 from reservation.domain.errors import BrokenInvariant
