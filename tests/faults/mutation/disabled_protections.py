@@ -138,6 +138,15 @@ BREAKERS = (
         says="stale",
     ),
     Breaker(
+        name="a refund does not decide on its units",
+        file="reservation/application/payments/resolve.py",
+        old='return refund is None or refund.status == "refused" or refund.restock',
+        new="return True",
+        test="tests/faults/payments/test_deposits.py::"
+        "test_units_withdrawn_by_a_refund_stay_out_where_the_account_lapses",
+        says="assert",
+    ),
+    Breaker(
         name="a payment under way keeps its deadline",
         file="scripts/lua/claim.lua",
         old='redis.call("ZREM", deadlines, order_id)',
