@@ -259,7 +259,7 @@ CASES: dict[str, tuple[list[Prepare], dict[str, Any], int]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240)
 async def test_both_ways_give_the_same_answers_to_good_and_bad_requests(ways: Ways) -> None:
     for name, (changes, sale, takes) in CASES.items():
         for at_once in (False, True)[: len(changes)]:
