@@ -191,6 +191,13 @@ def test_the_shops_secret_lets_its_buyers_in(by_secret: Served) -> None:
         refused(by_secret.prepare(sale_id, bearer(wrong)), 401, "unauthenticated")
 
 
+@pytest.mark.parametrize("subject", ["", "kim lee", "{kim}", "k" * 129, "김", 7])
+def test_the_refusal_of_a_subject_names_its_form(by_secret: Served, subject: Any) -> None:
+    token = jwt.encode(claims(subject), SECRET, algorithm="HS256")
+    problem = refused(by_secret.prepare(by_secret.sale(), bearer(token)), 401, "unauthenticated")
+    assert "sub must be a string of 1 to 128 printable ASCII characters" in problem["detail"]
+
+
 def test_no_guests_are_made_where_buyers_sign_in_at_the_shop(by_secret: Served) -> None:
     assert by_secret.http.post("/v1/guests").status_code == 404
 

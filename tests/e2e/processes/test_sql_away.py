@@ -174,3 +174,24 @@ def test_twenty_purchases_through_a_transaction_pooler_are_all_confirmed(
             log = served.log.read_text()
             assert "DuplicatePreparedStatement" not in log
             assert "InvalidSQLStatementName" not in log
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_database_that_appears_in_another_encoding_is_named_in_readiness(
+    tmp_path: Path, sql: PostgresServer
+) -> None:
+    sql.run("CREATE DATABASE in_latin1 ENCODING 'LATIN1' TEMPLATE template0")
+    given: dict[str, Any] = {
+        "RESERVATION_DATABASE_URL": sql.url("in_latin1"),
+        "RESERVATION_WORKERS": "1",
+    }
+    sql.stop()
+    with running_service(tmp_path / "data", but_for=("sql",), **given) as served:
+        assert ready(served)["missing"] == ["sql"]
+        sql.start()
+        eventually(
+            lambda: ready(served)["missing"],
+            lambda missing: missing == ["sql-encoding"],
+            within=30,
+        )

@@ -123,3 +123,41 @@ async def test_payments_that_were_made_up_are_limited_per_buyer(
         # The PG and SQL have no trace of the one above the limit.
         keys = {row.payment_key for row in await service.sql.intents.list_by_order(order.order_id)}
         assert f"{MADE_UP}-eve-{VOIDS_PER_BUYER.count}" not in keys
+
+
+async def test_payments_of_another_amount_are_limited_per_buyer(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        sale_id = await bench.sale()
+
+        async def comes_back(number: int) -> None:
+            order = await bench.hold(sale_id, "eve", f"order-{number // 5}")
+            key = sandbox.put_payment(order.order_id, 100)
+            await bench.service.confirmation.confirm(order, payment_key=key, may_claim=True)
+
+        for number in range(VOIDS_PER_BUYER.count):
+            with pytest.raises(AmountMismatch):
+                await comes_back(number)
+        with pytest.raises(RateLimited):
+            await comes_back(VOIDS_PER_BUYER.count)
+
+
+async def test_payments_of_other_orders_are_limited_per_buyer(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        sale_id = await bench.sale()
+
+        async def comes_back(number: int) -> None:
+            sold = await bench.hold(sale_id, f"ann-{number}")
+            used = sandbox.put_payment(sold.order_id, sold.amount)
+            await bench.service.confirmation.confirm(sold, payment_key=used, may_claim=True)
+            order = await bench.hold(sale_id, "eve", f"order-{number // 5}")
+            await bench.service.confirmation.confirm(order, payment_key=used, may_claim=True)
+
+        for number in range(VOIDS_PER_BUYER.count):
+            with pytest.raises(InvalidToken):
+                await comes_back(number)
+        with pytest.raises(RateLimited):
+            await comes_back(VOIDS_PER_BUYER.count)
