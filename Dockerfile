@@ -28,7 +28,7 @@ ENV PATH=/opt/reservation/bin:$PATH \
     RESERVATION_PUBLIC_URL=http://127.0.0.1:8000
 USER 10001
 WORKDIR /data
-# Secrets that are made at first start, SQLite and the embedded server's file: where these are used,
+# Secrets that are generated at first start, SQLite and the embedded server's file: where these are used,
 # they must outlive the container.
 VOLUME /data
 EXPOSE 8000

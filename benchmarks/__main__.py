@@ -64,28 +64,28 @@ def main() -> int:
     parser.add_argument("--connections", type=int, default=CONNECTIONS, help=crowd)
     parser.add_argument("--home", type=Path, default=Path("var/benchmarks"), help="for its files")
     parser.add_argument("--save", type=Path, help="where the JSON and the picture go; in --home")
-    wish = parser.parse_args()
-    parts = _parts(wish.parts, parser)
+    options = parser.parse_args()
+    parts = _parts(options.parts, parser)
     # The log of the service's own modules belongs in none of the tables.
     logs.configure(production=False)
     console = Console(width=None if sys.stdout.isatty() else _COLUMNS, highlight=False)
-    home = wish.home.absolute()
+    home = options.home.absolute()
     home.mkdir(parents=True, exist_ok=True)
     buyers = home / "buyers.txt"
-    count = _BUYERS_QUICK if wish.quick else _BUYERS
+    count = _BUYERS_QUICK if options.quick else _BUYERS
     write_buyers(buyers, secret=BUYERS_SECRET, count=count)
     run = Run(
         home=home,
         buyers=buyers,
-        quick=wish.quick,
-        contenders=wish.contenders,
-        connections=wish.connections,
+        quick=options.quick,
+        contenders=options.contenders,
+        connections=options.connections,
         say=lambda text: console.print(text, style="dim"),
     )
     # Ending the benchmark must end its servers: they are in process groups of their own.
     signal.signal(signal.SIGTERM, _end)
     try:
-        _measure(run, parts, console, wish.save or home)
+        _measure(run, parts, console, options.save or home)
     except WrkMissing as missing:
         print(f"benchmarks: {missing}", file=sys.stderr)
         return 1

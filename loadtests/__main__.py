@@ -14,7 +14,7 @@ import msgspec
 
 from api.cli.errors import BAD_SETTING, UNREACHABLE, CommandError
 from api.http.auth.guests import Guests
-from api.server.temporary_service import OwnServiceFailed, answers, own_service
+from api.server.temporary_service import TemporaryServiceFailed, is_reachable, temporary_service
 from loadtests.operator_api import CannotBegin, OperatorApi, address_of
 from loadtests.spawned_service import OWN_SERVICE
 from reservation.config.settings import Settings, SettingsError
@@ -44,16 +44,16 @@ def main() -> int:
         " in the environment; else the one at RESERVATION_PUBLIC_URL.",
     )
     parser.add_argument("-h", "--help", action="store_true", help="These options, then Locust's.")
-    wish, others = parser.parse_known_args()
-    if wish.help:
+    options, others = parser.parse_known_args()
+    if options.help:
         parser.print_help()
         return _locust("http://127.0.0.1", dict(os.environ), ["--help"])
     try:
-        return _run(own=wish.own, url=wish.url, arguments=others)
+        return _run(own=options.own, url=options.url, arguments=others)
     except SettingsError as error:
         print(f"loadtests: {error}", file=sys.stderr)
         return BAD_SETTING
-    except OwnServiceFailed as error:
+    except TemporaryServiceFailed as error:
         print(f"loadtests: {error}", file=sys.stderr)
         return UNREACHABLE
     except CommandError as failure:
@@ -69,8 +69,8 @@ def _run(*, own: bool, url: str | None, arguments: list[str]) -> int:
         raise CommandError(error, BAD_SETTING) from error
     environ = dict(os.environ)
     with ExitStack() as stack:
-        if own or (url is None and not answers(address)):
-            settings, address = stack.enter_context(own_service("loadtest"))
+        if own or (url is None and not is_reachable(address)):
+            settings, address = stack.enter_context(temporary_service("loadtest"))
             environ |= {
                 "RESERVATION_DATA_DIR": str(settings.data_dir),
                 "RESERVATION_ADMIN_API_KEY": settings.admin_api_key,
@@ -79,8 +79,8 @@ def _run(*, own: bool, url: str | None, arguments: list[str]) -> int:
             }
             # All of it is on this machine, so every call can be judged.
             arguments = ["--record", *arguments]
-        elif not answers(address):
-            raise CommandError(f"no service answers at {address}", UNREACHABLE)
+        elif not is_reachable(address):
+            raise CommandError(f"no service is reachable at {address}", UNREACHABLE)
         elif "--worker" not in arguments:
             _check(address, settings)
         return _locust(address, environ, arguments)

@@ -8,7 +8,7 @@ import msgspec
 
 from reservation.verification.model.history_format import Operation
 
-__all__ = ["Answers", "Told", "ends_of"]
+__all__ = ["Answers", "LastAnswer", "ends_of"]
 
 #: Orders whose last answer is kept: some hours of a soak, in some hundred megabytes. The verdict
 #: reports later ones as unchecked.
@@ -20,7 +20,7 @@ OPERATIONS_MAX: Final = 2_000_000
 WRONG_MAX: Final = 100
 
 
-class Told(msgspec.Struct, frozen=True):
+class LastAnswer(msgspec.Struct, frozen=True):
     """The last answer to a buyer about an order."""
 
     #: `held` after a prepare, `asked` while an answer is pending, else its end.
@@ -31,7 +31,7 @@ class Told(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, kw_only=True):
     """The answers of one process since its last report."""
 
-    orders: dict[str, Told] = {}
+    orders: dict[str, LastAnswer] = {}
     lives: dict[str, int] = {}
     wrong: list[str] = []
     wrong_count: int = 0
@@ -43,7 +43,7 @@ class Answers:
     """Collects words in the process of the buyers; merges reports in the verdict's process."""
 
     def __init__(self) -> None:
-        self.orders: dict[str, Told] = {}
+        self.orders: dict[str, LastAnswer] = {}
         #: How the buyers' lives ended.
         self.lives: Counter[str] = Counter()
         #: Answers that no service may give, whatever the books say.
@@ -69,7 +69,7 @@ class Answers:
         if order_id not in self.orders and len(self.orders) >= ORDERS_MAX:
             self.unchecked += 1
             return
-        self.orders[order_id] = Told(word, order["amount"])
+        self.orders[order_id] = LastAnswer(word, order["amount"])
 
     def accuse(self, what: str) -> None:
         """An answer that violates the contract."""

@@ -23,7 +23,7 @@ __all__ = ["NotRecorded", "Recorder"]
 log = structlog.get_logger(__name__)
 
 #: Between two polls: bounds a call of some milliseconds to the few events of this time.
-LOOK_SECONDS: Final = 0.02
+OBSERVE_SECONDS: Final = 0.02
 #: Two and a half hours of polls; beyond them a refusal is judged less sharply.
 HEADS_MAX: Final = 500_000
 #: Writing a million events, on a busy machine.
@@ -50,17 +50,17 @@ class Recorder:
         skus = [item["sku"] for item in desk.sale(sale_id)["items"]]
         self._sale_id = sale_id
         self._heads = Heads(settings, sale_id, skus)
-        self._looks: list[Head] = [self._heads.look()]
+        self._observations: list[Head] = [self._heads.observe()]
 
     def watch(self) -> None:
         """Poll until killed."""
-        while len(self._looks) < HEADS_MAX:
+        while len(self._observations) < HEADS_MAX:
             try:
-                self._looks.append(self._heads.look())
+                self._observations.append(self._heads.observe())
             except redis.RedisError as error:
                 # The buyers meet the same. Without this poll their calls have wider windows.
                 log.warning("loadtest_head_not_seen", error=str(error))
-            gevent.sleep(LOOK_SECONDS)
+            gevent.sleep(OBSERVE_SECONDS)
 
     def judge(
         self,
@@ -76,7 +76,9 @@ class Recorder:
         path = folder / "history.jsonl"
         try:
             past = self._past()
-            write_history(path, calls=[*operations, *self._looks], past=past, entries=entries)
+            write_history(
+                path, calls=[*operations, *self._observations], past=past, entries=entries
+            )
             return verify(path)
         except (OSError, subprocess.SubprocessError, Unreadable) as error:
             raise NotRecorded(f"the history: {error}") from error

@@ -182,7 +182,7 @@ def begin(environment: Environment, runner: Any, web_ui: Any, **_: Any) -> None:
     Buyer.guests = Guests(msgspec.structs.replace(session.settings, guest_rate=None))
     Buyer.answers = session.answers
     if isinstance(runner, MasterRunner):
-        runner.register_message(MESSAGE, _hear)
+        runner.register_message(MESSAGE, _on_message)
     if isinstance(runner, WorkerRunner):
         gevent.spawn(_report_on_and_on, runner)
     if web_ui is not None:
@@ -262,7 +262,7 @@ def _report(runner: WorkerRunner, *, last: bool) -> None:
     runner.send_message(MESSAGE, {"report": session.answers.take(), "last": last})
 
 
-def _hear(environment: Environment, msg: Any, **_: Any) -> None:
+def _on_message(environment: Environment, msg: Any, **_: Any) -> None:
     del environment
     run = session.begun
     if run is not None:

@@ -20,7 +20,7 @@ TRY_SECONDS: Final = 0.5
 #: Time from the last hold's end until everything is settled and in SQL: the lease of a confirm that
 #: was cut off, and a few polls of the PG.
 SETTLE_SECONDS: Final = 120.0
-LOOK_SECONDS: Final = 0.5
+POLL_SECONDS: Final = 0.5
 #: Orders in one page, and the most pages that are read.
 PAGE: Final = 100
 PAGES_MAX: Final = 100_000
@@ -130,7 +130,7 @@ class OperatorApi:
             held = sum(row["held"] for row in audit["skus"])
             if (not held and not audit["lag"]) or time.monotonic() > give_up_at:
                 return audit
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def books(self, sale_id: str, audit: dict[str, Any], answers: Answers) -> BalanceCheck:
         """Audit, orders and the PG's ledger, side by side."""

@@ -27,7 +27,7 @@ from reservation.verification.model.history_format import (
 __all__ = ["Call", "Heads", "operation_of", "write_history"]
 
 #: A slower poll is of no use: the service is in trouble, the run goes on.
-_LOOK_SECONDS_MAX: Final = 2.0
+_OBSERVE_SECONDS_MAX: Final = 2.0
 #: The member of a token's payload that has the sale's head.
 _SEQ_IN_TOKEN: Final = 7
 
@@ -95,7 +95,7 @@ def _add_answer(found: Operation, answer: Mapping[str, Any]) -> None:
         found.taken, found.expected_amount = answer.get("taken", 0), answer.get("expectedAmount", 0)
         return
     found.order = found.order or answer.get("orderId", "")
-    found.told = answer.get("status", "")
+    found.reported = answer.get("status", "")
     found.amount = answer.get("amount", found.amount)
     if found.operation == "prepare" and not found.replayed and "token" in answer:
         found.seq = _seq_in(answer["token"])
@@ -117,14 +117,14 @@ class Heads:
         self._redis: Any = redis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
             url,
             decode_responses=True,
-            socket_timeout=_LOOK_SECONDS_MAX,
-            socket_connect_timeout=_LOOK_SECONDS_MAX,
+            socket_timeout=_OBSERVE_SECONDS_MAX,
+            socket_connect_timeout=_OBSERVE_SECONDS_MAX,
         )
         self._sale_id = sale_id
         self._keys = Keys(settings.key_prefix).of(sale_id)
         self._skus = list(skus)
 
-    def look(self) -> Head:
+    def observe(self) -> Head:
         """The current head of the sale.
 
         Raises:

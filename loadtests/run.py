@@ -28,7 +28,7 @@ __all__ = ["Board", "NotBegun", "Run"]
 
 log = structlog.get_logger(__name__)
 
-LOOK_SECONDS: Final = 1.0
+SAMPLE_SECONDS: Final = 1.0
 #: Points of the chart: above it every second one is dropped, so that a soak of any length fits.
 SAMPLES_MAX: Final = 2_000
 #: Problems that are kept from a run; a broken counter would give one a second.
@@ -118,7 +118,7 @@ class Run:
             statistics = _statistics(self._environment)
             audit = self._desk.settled(self.sale_id)
             self._watcher.kill()
-            self._look()
+            self._sample()
             books = self._desk.books(self.sale_id, audit, self.answers)
             self.verdict = judge(
                 books=books,
@@ -135,7 +135,7 @@ class Run:
                 users=self._users,
             )
             write(self.verdict, self._folder)
-            _tell(self.verdict, self._folder)
+            _print_verdict(self.verdict, self._folder)
         except (httpx.HTTPError, OSError, RuntimeError, NotRecorded) as error:
             # No books, no verdict; and no verdict is not a clean one.
             self._seen.append(f"the books could not be read: {error}")
@@ -188,13 +188,13 @@ class Run:
     def _watch(self) -> None:
         while True:
             try:
-                self._look()
+                self._sample()
             except httpx.HTTPError as error:
                 # The buyers meet the same: their failures are counted, and the verdict reads again.
                 log.warning("loadtest_look_failed", error=str(error))
-            gevent.sleep(LOOK_SECONDS)
+            gevent.sleep(SAMPLE_SECONDS)
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         sale = self._desk.sale(self.sale_id)
         seconds = round(time.monotonic() - self._started, 2)
         runner = self._environment.runner
@@ -231,7 +231,7 @@ class Run:
             gevent.sleep(0.1)
         lost = self.heard - self.silent
         if lost:
-            self._seen.append(f"{len(lost)} workers did not tell what their buyers were told last")
+            self._seen.append(f"{len(lost)} workers did not report their buyers' last answers")
 
     def _exceptions(self) -> int:
         runner = self._environment.runner
@@ -255,7 +255,7 @@ def _statistics(environment: Environment) -> list[RequestLine]:
     ]
 
 
-def _tell(verdict: Verdict, folder: Path) -> None:
+def _print_verdict(verdict: Verdict, folder: Path) -> None:
     for problem in verdict.problems:
         print(f"problem: {problem}")
     print(

@@ -27,7 +27,7 @@ __all__ = ["KINDS", "Buyer", "Plan"]
 TRIES_MAX: Final = 5
 WAIT_SECONDS_MAX: Final = 5.0
 #: Polls of an order during its payment, each of up to ten seconds.
-LOOKS_MAX: Final = 8
+STATUS_READS_MAX: Final = 8
 REFRESHES: Final = 5
 #: Other buyers' orders that an intruder knows of.
 STRANGERS_MAX: Final = 1000
@@ -113,9 +113,9 @@ class Buyer(FastHttpUser):
             return order
         url = self._success_url(order, self._payment_key(order))
         self.answers.say(order, "asked")
-        calls: list[Callable[[], Answer]] = [lambda: self._come_back(url)] * REFRESHES
+        calls: list[Callable[[], Answer]] = [lambda: self._open_success_url(url)] * REFRESHES
         words = [self._end(order, answer) for answer in self._at_once(calls)]
-        words.append(self._end(order, self._come_back(url)))
+        words.append(self._end(order, self._open_success_url(url)))
         ends = ends_of(words)
         if len(ends) > 1:
             self.answers.accuse(f"{order['orderId']}: one payment ended as {sorted(ends)}")
@@ -123,7 +123,7 @@ class Buyer(FastHttpUser):
 
     def double(self) -> str:
         """Click twice: two prepares with one key."""
-        item = self._look()
+        item = self._read_sale()
         if item is None:
             return "no sale"
         key = new_key()
@@ -143,11 +143,11 @@ class Buyer(FastHttpUser):
         url = self._success_url(order, self._payment_key(order))
         gevent.sleep(self._hold_seconds + random.uniform(0.5, 2.5))
         self.answers.say(order, "asked")
-        return self._ended(order, self._end(order, self._come_back(url)))
+        return self._ended(order, self._end(order, self._open_success_url(url)))
 
     def tamper(self) -> str:
         """Change the price: in the prepare, then on the way back from the PG."""
-        item = self._look()
+        item = self._read_sale()
         if item is None:
             return "no sale"
         cheap = self._prepare({**item, "price": max(1, item["price"] - 1)}, new_key())
@@ -158,7 +158,7 @@ class Buyer(FastHttpUser):
             return order
         key = self._payment_key({**order, "amount": 1})
         self.answers.say(order, "asked")
-        answer = self._come_back(
+        answer = self._open_success_url(
             self._success_url(order, key, amount="1"), at_most="amount_mismatch"
         )
         if answer.status < HTTPStatus.BAD_REQUEST and order["amount"] > 1:
@@ -194,7 +194,7 @@ class Buyer(FastHttpUser):
 
     def _take(self, *, known: bool = True) -> dict[str, Any] | str:
         """Read the sale and prepare; the order, or the reason for none."""
-        item = self._look()
+        item = self._read_sale()
         if item is None:
             return "no sale"
         answer = self._prepare(item, new_key())
@@ -202,7 +202,7 @@ class Buyer(FastHttpUser):
             return self._refused(item, answer)
         return answer.body if self._hold(answer.body, known=known) else OVER
 
-    def _look(self) -> dict[str, Any] | None:
+    def _read_sale(self) -> dict[str, Any] | None:
         answer = self._ask("GET", f"/v1/sales/{self.plan.sale_id}", "look", self._headers)
         items: list[dict[str, Any]] = answer.body.get("items", [])
         if not items:
@@ -242,7 +242,7 @@ class Buyer(FastHttpUser):
     def _pay(self, order: dict[str, Any], decline: str | None = None) -> str:
         url = self._success_url(order, self._payment_key(order, decline))
         self.answers.say(order, "asked")
-        return self._ended(order, self._end(order, self._come_back(url)))
+        return self._ended(order, self._end(order, self._open_success_url(url)))
 
     def _payment_key(self, order: dict[str, Any], decline: str | None = None) -> str:
         """The PG's payment key; an unknown key where the PG is away."""
@@ -266,7 +266,7 @@ class Buyer(FastHttpUser):
         } | changes
         return f"{order['payment']['successUrl']}&{urlencode(query)}"
 
-    def _come_back(self, url: str, at_most: str = "") -> Answer:
+    def _open_success_url(self, url: str, at_most: str = "") -> Answer:
         headers = {"Accept": "application/json"}
         return self._ask("GET", url, "come back", headers, known=(at_most,))
 
@@ -282,7 +282,7 @@ class Buyer(FastHttpUser):
     def _wait_until_settled(self, order: dict[str, Any]) -> str:
         headers = {"X-Reservation-Token": order["token"]}
         path = f"/v1/reservations/{order['orderId']}?wait=10"
-        for _ in range(LOOKS_MAX):
+        for _ in range(STATUS_READS_MAX):
             answer = self._ask("GET", path, "wait until settled", headers)
             status = str(answer.body.get("status", "")).lower()
             if answer.status == HTTPStatus.OK and status != "confirming":

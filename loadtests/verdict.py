@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from loadtests.buyer_outcomes import Answers, Told
+from loadtests.buyer_outcomes import Answers, LastAnswer
 from reservation.verification.balance_check import BalanceCheck, Orders, disagreements
 from reservation.verification.model.report import Judgement
 
@@ -157,20 +157,22 @@ def _proved_nothing(requests: int, statistics: list[RequestLine], answers: Answe
     if not answers.orders:
         ends = ", ".join(f"{count} x {end}" for end, count in answers.lives.most_common(3))
         found.append(
-            "no buyer was told of an order, so no answer was checked: nothing was proved"
+            "no buyer got an order, so no answer was checked: nothing was proved"
             + (f" ({ends})" if ends else "")
         )
     return found
 
 
 def _violations(judgement: Judgement) -> list[str]:
-    told = [f"history, line {one.line}: {one.name}: {one.reason}" for one in judgement.violations]
-    more = judgement.violation_count - len(told)
+    reported = [
+        f"history, line {one.line}: {one.name}: {one.reason}" for one in judgement.violations
+    ]
+    more = judgement.violation_count - len(reported)
     if more:
-        told.append(f"and {more} more violations in the history")
+        reported.append(f"and {more} more violations in the history")
     if not judgement.answers:
-        told.append("the history has no answer that could be judged: nothing was proved")
-    return told
+        reported.append("the history has no answer that could be judged: nothing was proved")
+    return reported
 
 
 def problems_of_sample(sample: Sample) -> list[str]:
@@ -179,7 +181,7 @@ def problems_of_sample(sample: Sample) -> list[str]:
     if sample.total != sample.available + sample.held + sample.sold:
         found.append("total is not available + held + sold")
     if min(sample.available, sample.held, sample.sold) < 0:
-        found.append("a counter is below nothing")
+        found.append("negative counter")
     if sample.sold > sample.total:
         found.append("oversold")
     return [f"{what}, at {sample.seconds:.1f} s: {sample}" for what in found]
@@ -191,19 +193,19 @@ def _answers_against(orders: Orders, answers: Answers) -> list[str]:
         found.append(f"and {answers.wrong_count - len(answers.wrong)} more such answers")
     if answers.unchecked:
         found.append(f"{answers.unchecked} orders were too many to be checked")
-    for order_id, told in answers.orders.items():
-        found += _answer_against(order_id, told, orders.get(order_id))
+    for order_id, reported in answers.orders.items():
+        found += _answer_against(order_id, reported, orders.get(order_id))
     return found
 
 
-def _answer_against(order_id: str, told: Told, order: dict[str, Any] | None) -> list[str]:
+def _answer_against(order_id: str, reported: LastAnswer, order: dict[str, Any] | None) -> list[str]:
     if order is None:
-        return [f"{order_id}: its buyer was told {told.word}, SQL does not know it"]
+        return [f"{order_id}: reported as {reported.word}, missing in SQL"]
     found: list[str] = []
-    if order["status"] not in ALLOWED.get(told.word, _DECIDED):
-        found.append(f"{order_id}: its buyer was told {told.word}, it is {order['status']}")
-    if order["amount"] != told.amount:
-        found.append(f"{order_id}: its buyer was told {told.amount}, it costs {order['amount']}")
+    if order["status"] not in ALLOWED.get(reported.word, _DECIDED):
+        found.append(f"{order_id}: reported as {reported.word}, it is {order['status']}")
+    if order["amount"] != reported.amount:
+        found.append(f"{order_id}: reported amount {reported.amount}, expected {order['amount']}")
     return found
 
 

@@ -38,7 +38,7 @@ def reach(point: str, order_id: str) -> None:
 def arm(point: str, action: Callable[[str], None]) -> None:
     """Call this action with the order's id each time the point is passed."""
     if point not in POINTS:
-        raise ValueError(f"{point} is no fail point")
+        raise ValueError(f"{point} is not a failpoint")
     _armed[point] = action
 
 

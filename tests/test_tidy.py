@@ -94,7 +94,7 @@ def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return lines
 
 
-def test_each_module_says_what_it_is_for() -> None:
+def test_each_module_has_a_docstring() -> None:
     silent = [path for path in MODULES if not ast.get_docstring(tree_of(path))]
     assert named(silent) == []
 
@@ -205,10 +205,10 @@ def test_comments_use_the_terms_of_the_trade(word: str, budget: int) -> None:
 
 
 @pytest.mark.parametrize("host", REGISTRY_HOSTS)
-def test_nothing_says_where_packages_come_from(host: str) -> None:
+def test_no_file_names_a_package_registry(host: str) -> None:
     """The installer chooses the source: a mirror, a proxy, a folder of wheels."""
-    telling = [path for path in FILES if host in path.read_text().lower()]
-    assert named(telling) == []
+    naming = [path for path in FILES if host in path.read_text().lower()]
+    assert named(naming) == []
 
 
 def test_each_locked_package_is_pinned_with_its_hashes() -> None:
@@ -363,7 +363,7 @@ def first_of_many(code: str) -> set[int]:
     return {int(value) for _, values in constants for value in values.split(", ")}
 
 
-def test_each_key_is_called_in_the_code_what_its_header_calls_it(script: Path) -> None:
+def test_each_key_has_its_headers_name_in_the_code(script: Path) -> None:
     header = header_of(script)
     named_keys: dict[int, str] = {}
     for names, values in re.findall(

@@ -22,17 +22,17 @@ _COMMANDS: Final = {
     "completion": ("api.cli.serve:completion", "Print the script that completes commands."),
     "demo": (
         "api.cli.demo:demo",
-        "Sell a whole sale before your eyes, then compare the books.",
+        "Simulate a sale and check the result.",
     ),
-    "history": ("api.cli.history:history", "Write down the past of a sale."),
+    "history": ("api.cli.history:history", "Export the history of a sale."),
     "rebuild": ("api.cli.rebuild:rebuild", "Restore sales in Redis from SQL."),
-    "refund": ("api.cli.order:refund", "Give an order's money back."),
-    "refunds": ("api.cli.order:refunds", "List refunds, with the PG's last word on each."),
-    "sale": ("api.cli.sale:sale", "Create, look at, restock, pause and close sales."),
-    "sandbox": ("api.cli.serve:sandbox", "Run the stand-in for the payment gateway, alone."),
+    "refund": ("api.cli.order:refund", "Refund an order."),
+    "refunds": ("api.cli.order:refunds", "List refunds with the PG's last answer to each."),
+    "sale": ("api.cli.sale:sale", "Create, show, restock, pause and close sales."),
+    "sandbox": ("api.cli.serve:sandbox", "Run only the stand-in payment gateway."),
     "serve": ("api.cli.serve:serve", "Run the service."),
-    "verify": ("api.cli.verify:verify", "Judge a recorded history."),
-    "why": ("api.cli.order:why", "Explain an order, or where an item's units are."),
+    "verify": ("api.cli.verify:verify", "Check a recorded history."),
+    "why": ("api.cli.order:why", "Explain an order or the holders of an item's units."),
 }
 
 
@@ -75,8 +75,8 @@ def _version(context: click.Context, _parameter: click.Parameter, wanted: object
     cls=_LazyGroup,
     lazy=_COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 good, 1 a problem, 2 wrong usage, 69 no answer, 75 already running, "
-    "78 a bad setting.",
+    epilog="Exit status: 0 success, 1 problem found, 2 usage error, 69 service unreachable, 75 "
+    "already running, 78 invalid setting.",
 )
 @click.option(
     "--version",

@@ -25,7 +25,7 @@ def repair(sale_id: str, *, operator: str, yes: bool, as_json: bool) -> int:
 async def _repair(
     service: Service, sale_id: str, *, operator: str, yes: bool, as_json: bool
 ) -> int:
-    flusher = Flusher(service.outbox, service.sql, on_alarm=_tell_alarm, on_flushed=lambda _: None)
+    flusher = Flusher(service.outbox, service.sql, on_alarm=_print_alarm, on_flushed=lambda _: None)
 
     async def drain(sale: str) -> None:
         while (await flusher.run_once(sale)).flushed:
@@ -39,25 +39,25 @@ async def _repair(
     return REFUSED if report.left else 0
 
 
-def _tell_alarm(name: str, **facts: object) -> None:
+def _print_alarm(name: str, **facts: object) -> None:
     click.echo(f"alarm: {name} {facts}", err=True)
 
 
 def _print(report: RepairReport) -> None:
     name = report.sale_id
     if not report.problems:
-        click.echo(f"{name}: all agrees, nothing to repair")
+        click.echo(f"{name}: no discrepancies, nothing to repair")
         return
     for problem in report.problems:
         click.echo(f"problem: {problem}")
     if not report.repaired:
         click.echo(
-            f"{name}: a repair holds the sale still for some seconds, brings its events to SQL and"
-            " restores every record from there; nothing was done: add --yes"
+            f"{name}: a repair stops the sale for some seconds, flushes its events to SQL and "
+            "restores every record from SQL; nothing was changed: add --yes"
         )
         return
     click.echo(f"{name}: restored, {report.orders} orders; open again")
     for problem in report.left:
         click.echo(f"left: {problem}")
     if report.left:
-        click.echo(f"{name}: what is left is no matter of records; see the runbook")
+        click.echo(f"{name}: a repair cannot fix the remaining problems; see the runbook")

@@ -14,7 +14,7 @@ from rich_click import RichCommand
 
 from api.cli.errors import BAD_SETTING, REFUSED, UNREACHABLE, CommandError
 from api.http.auth.guests import Guests
-from api.server.temporary_service import OwnServiceFailed, answers, own_service
+from api.server.temporary_service import TemporaryServiceFailed, is_reachable, temporary_service
 from reservation.config.settings import Settings, SettingsError
 from reservation.verification.demo import Demo, DemoPlan, Verdict
 
@@ -27,25 +27,27 @@ __all__ = ["demo"]
     type=click.IntRange(1, 1_000_000),
     default=1000,
     show_default=True,
-    help="How many come.",
+    help="Number of buyers.",
 )
 @click.option(
     "--stock",
     type=click.IntRange(0, 1_000_000),
     default=100,
     show_default=True,
-    help="How many pieces there are.",
+    help="Number of units on sale.",
 )
 @click.option(
     "--hold-seconds",
     type=click.IntRange(1, 3600),
     default=20,
     show_default=True,
-    help="How long a hold lasts; the sale takes that long at least.",
+    help="Duration of a hold; the demo takes at least as long.",
 )
-@click.option("--seed", type=int, default=1, show_default=True, help="Who leaves, who declines.")
-@click.option("--url", help="A running service; without it, the one at RESERVATION_PUBLIC_URL.")
-@click.option("--own", is_flag=True, help="Start a service for this demo alone.")
+@click.option(
+    "--seed", type=int, default=1, show_default=True, help="Seed of the buyers' random behaviour."
+)
+@click.option("--url", help="URL of a running service; default RESERVATION_PUBLIC_URL.")
+@click.option("--own", is_flag=True, help="Start a temporary service for this demo.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 def demo(
     *,
@@ -57,29 +59,29 @@ def demo(
     own: bool,
     as_json: bool,
 ) -> int:
-    """Sell a whole sale before your eyes, then compare the books.
+    """Simulate a sale and check the result.
 
-    Buyers fight for the pieces; some leave, some are declined and try another card, some load the
-    result again and again. The verdict holds audit, orders and the sandbox's money ledger against
-    each other. Exit status 0: all agree; 1: they do not.
+    Buyers compete for the units; some leave, some are declined and retry with another card, some
+    reload the result repeatedly. The verdict compares the audit, the orders and the sandbox's
+    ledger. Exit status 0: consistent; 1: discrepancies.
     """
     plan = DemoPlan(buyers=buyers, stock=stock, hold_seconds=hold_seconds, seed=seed)
     try:
         settings = Settings.load(os.environ)
         address = url or settings.public_url
-        if own or (url is None and not answers(address)):
-            with own_service("demo") as (own_settings, own_address):
+        if own or (url is None and not is_reachable(address)):
+            with temporary_service("demo") as (own_settings, own_address):
                 verdict = _run(plan, own_settings, own_address)
-        elif not answers(address):
-            raise CommandError(f"no service answers at {address}", UNREACHABLE)
+        elif not is_reachable(address):
+            raise CommandError(f"no service is reachable at {address}", UNREACHABLE)
         else:
             verdict = _run(plan, settings, address)
     except SettingsError as error:
         raise CommandError(error, BAD_SETTING) from error
-    except OwnServiceFailed as error:
+    except TemporaryServiceFailed as error:
         raise CommandError(error, UNREACHABLE) from error
     except (httpx.HTTPError, TimeoutError) as error:
-        raise CommandError(f"the service cannot be used: {error}", UNREACHABLE) from error
+        raise CommandError(f"the service failed: {error}", UNREACHABLE) from error
     if as_json:
         click.echo(msgspec.json.encode(verdict).decode())
     else:
@@ -97,23 +99,23 @@ def _run(plan: DemoPlan, settings: Settings, address: str) -> Verdict:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[told]}"),
+        TextColumn("{task.fields[progress_text]}"),
         console=console,
         disable=not console.is_terminal,
     ) as progress:
-        task = progress.add_task("buyers", total=plan.buyers, told="")
+        task = progress.add_task("buyers", total=plan.buyers, progress_text="")
 
-        def tell(outcome: str, count: int) -> None:
+        def report_progress(outcome: str, count: int) -> None:
             outcomes[outcome] += count
-            told = "settling and flushing" if not count else _summary(outcomes)
-            progress.update(task, advance=count, told=told)
+            progress_text = "settling and flushing" if not count else _summary(outcomes)
+            progress.update(task, advance=count, progress_text=progress_text)
 
         story = Demo(
             plan,
             service_url=address,
             admin_key=settings.admin_api_key,
             new_token=lambda: guests.new("")[1],
-            progress=tell,
+            progress=report_progress,
         )
         return asyncio.run(story.run())
 
@@ -130,9 +132,9 @@ def _show(verdict: Verdict) -> None:
         ("buyers", verdict.buyers),
         ("pieces", verdict.stock),
         ("sold", verdict.sold),
-        ("charged at the PG", verdict.charged),
-        ("given back at the PG", verdict.cancelled),
-        ("worth of confirmed orders", verdict.confirmed_amount),
+        ("charged by the PG", verdict.charged),
+        ("refunded by the PG", verdict.cancelled),
+        ("total of confirmed orders", verdict.confirmed_amount),
     ):
         table.add_row(name, f"{count:,}")
     for outcome, count in verdict.outcomes.items():

@@ -24,10 +24,10 @@ __all__ = ["history"]
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
-    help="A file, which its owner alone may read; by default stdout.",
+    help="Output file, readable only by its owner; default stdout.",
 )
 def history(sale_id: str, out: Path | None) -> int:
-    """Write down the past of a sale.
+    """Export the history of a sale.
 
     Every event of SALE, its counters and its orders, one JSON object a line: what `reservation
     verify` judges. It works on the settings of the service, whether that runs or not. It names

@@ -14,20 +14,20 @@ __all__ = ["refund", "refunds", "why"]
 
 
 @click.command(cls=RichCommand)
-@click.argument("what", metavar="ORDER|SALE/SKU")
+@click.argument("target", metavar="ORDER|SALE/SKU")
 @calls_service
-def why(what: str, url: str | None, *, as_json: bool) -> None:
-    """Explain an order, or where an item's units are.
+def why(target: str, url: str | None, *, as_json: bool) -> None:
+    """Explain an order or the holders of an item's units.
 
-    Of an order: everything that happened to it, with times and the PG's answers, and what comes
-    next. Of an item: who holds its units and since when, and which holds end next.
+    For an order: its history with times and the PG's answers, and its next step. For an item: the
+    holders of its units and the next deadlines.
     """
-    sale_id, slash, sku = what.partition("/")
+    sale_id, slash, sku = target.partition("/")
     if slash:
         path = path_of("v1", "admin", "sales", sale_id, "items", sku, "why")
         show = tables.show_item
     else:
-        path = path_of("v1", "admin", "orders", what)
+        path = path_of("v1", "admin", "orders", target)
         show = tables.show_order
     answer = ask(lambda client: client.call("GET", path), url=url)
     show_answer(answer, as_json=as_json, show=show)
@@ -35,12 +35,14 @@ def why(what: str, url: str | None, *, as_json: bool) -> None:
 
 @click.command(cls=RichCommand)
 @click.argument("order_id", metavar="ORDER")
-@click.option("--reason", required=True, help="Why, for the record and for the PG.")
-@click.option("--no-restock", is_flag=True, help="Keep the units out of the sale.")
-@click.option("--bank", help="Of a deposit: the bank it goes back to, by code or name.")
-@click.option("--account", help="Of a deposit: the account number it goes back to, digits alone.")
-@click.option("--holder", help="Of a deposit: the holder of that account.")
-@click.option("--idempotency-key", help="Repeats an earlier call that got no answer.")
+@click.option("--reason", required=True, help="Reason, recorded and sent to the PG.")
+@click.option("--no-restock", is_flag=True, help="Do not return the units to the sale.")
+@click.option("--bank", help="For deposits: bank of the refund account, by code or name.")
+@click.option("--account", help="For deposits: number of the refund account, digits only.")
+@click.option("--holder", help="For deposits: holder of the refund account.")
+@click.option(
+    "--idempotency-key", help="Key of an earlier call that got no response, to repeat it."
+)
 @changes_service
 def refund(
     order_id: str,
@@ -55,18 +57,18 @@ def refund(
     no_restock: bool,
     as_json: bool,
 ) -> None:
-    """Give an order's money back.
+    """Refund an order.
 
-    In full, and its units go back on sale. A refund that the PG has not answered yet is gone on
-    with by the service itself. The deposit of a virtual account goes back to the account that
-    --bank, --account and --holder name.
+    Refunds the full amount and returns the units to the sale. The service completes a refund that
+    the PG has not answered yet. The deposit of a virtual account is refunded to the account given
+    by --bank, --account and --holder.
     """
     key = idempotency_key or str(uuid.uuid4())
     body: dict[str, object] = {"reason": reason, "restock": not no_restock}
     named = {"bank": bank, "accountNumber": account, "holderName": holder}
     if any(named.values()):
         if not all(named.values()):
-            raise click.UsageError("--bank, --account and --holder go together")
+            raise click.UsageError("--bank, --account and --holder must be given together")
         body["refundReceiveAccount"] = named
     path = path_of("v1", "admin", "orders", order_id, "refund")
 
@@ -87,14 +89,14 @@ def refund(
     type=click.Choice(["pending", "done", "refused"]),
     default="pending",
     show_default=True,
-    help="How they stand.",
+    help="Status of the refunds.",
 )
-@click.option("--cursor", help="The next page, as the page before names it.")
+@click.option("--cursor", help="Cursor of the next page, from the previous page.")
 @calls_service
 def refunds(status: str, cursor: str | None, url: str | None, *, as_json: bool) -> None:
-    """List refunds, with the PG's last word on each.
+    """List refunds with the PG's last answer to each.
 
-    Pending ones come oldest first, others newest first.
+    Pending refunds are listed oldest first, others newest first.
     """
     query = urlencode({"status": status} | ({"cursor": cursor} if cursor else {}))
     path = f"{path_of('v1', 'admin', 'refunds')}?{query}"

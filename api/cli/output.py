@@ -49,7 +49,7 @@ def show_audit(report: dict[str, Any]) -> None:
     console = _console()
     for problem in report["problems"]:
         console.print(escape(f"problem: {problem}"))
-    verdict = "all agrees" if report["ok"] else "something does not agree"
+    verdict = "consistent" if report["ok"] else "discrepancies found"
     console.print(f"{verdict}; events not in SQL yet: {report['lag']}")
 
 
@@ -64,12 +64,10 @@ def show_order(order: dict[str, Any]) -> None:
     if account := order.get("virtualAccount"):
         where = f"{account['bankEnglish']} ({account['bank']}) {account['accountNumber']}"
         console.print(
-            escape(
-                f"waits for a deposit to {where}, {account['holderName']}, by {account['dueAt']}"
-            )
+            escape(f"awaits a deposit to {where}, {account['holderName']}, by {account['dueAt']}")
         )
     if (refund := order.get("refund")) and refund["status"] != "done":
-        console.print(escape(_refund_words(refund)))
+        console.print(escape(_refund_summary(refund)))
     rows = [
         [entry["at"], entry["kind"], entry["what"], _compact(entry["facts"])]
         for entry in order["history"]
@@ -97,9 +95,9 @@ def show_refund(order: dict[str, Any]) -> None:
     """The state of the order after the refund."""
     pending = order.get("code") == "refund_pending"
     word = order.get("providerCode")
-    answered = f"asking the PG ended in {word}" if word else "the PG has not answered yet"
-    told = f"{answered}; the service goes on" if pending else order["status"]
-    _console().print(escape(f"{order['orderId']}: {told}"))
+    answered = f"the PG's last answer was {word}" if word else "the PG has not answered yet"
+    state = f"{answered}; the service retries" if pending else order["status"]
+    _console().print(escape(f"{order['orderId']}: {state}"))
 
 
 def show_refunds(answer: dict[str, Any]) -> None:
@@ -111,11 +109,11 @@ def show_refunds(answer: dict[str, Any]) -> None:
         _console().print(escape(f"more: --cursor {answer['nextCursor']}"))
 
 
-def _refund_words(refund: dict[str, Any]) -> str:
+def _refund_summary(refund: dict[str, Any]) -> str:
     to = refund["refundReceiveAccount"]
     account = f" to {to['bank']} {to['accountNumber']} {to['holderName']}" if to else ""
-    pieces = "back on sale" if refund["restock"] else "kept out of the sale"
-    words = f"refund {refund['status']}{account}, pieces {pieces}, by {refund['operator']}"
+    pieces = "back on sale" if refund["restock"] else "not returned to the sale"
+    words = f"refund {refund['status']}{account}, units {pieces}, by {refund['operator']}"
     return words + (f": {refund['providerCode']}" if refund["providerCode"] else "")
 
 

@@ -20,18 +20,20 @@ __all__ = ["rebuild"]
 
 @click.command(cls=RichCommand)
 @click.argument("sale_id", metavar="[SALE]", required=False)
-@click.option("--force", is_flag=True, help="Even where Redis is ahead; what SQL lacks is lost.")
-@click.option("--operator", help="Who does it, for the record; by default you.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a sale.")
+@click.option(
+    "--force", is_flag=True, help="Rebuild even if Redis is ahead; events that SQL lacks are lost."
+)
+@click.option("--operator", help="Operator name, recorded with the change; default: your login.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per sale.")
 def rebuild(sale_id: str | None, operator: str | None, *, force: bool, as_json: bool) -> int:
     """Restore sales in Redis from SQL.
 
-    SALE, or every sale that Redis has lost. Works on the settings of the service, whether that runs
-    or not. A sale that Redis has as SQL knows it is left alone; one of which Redis has more than
-    SQL is refused (exit status 1).
+    Restores SALE, or every sale that Redis has lost. Uses the service's settings; the service need
+    not run. A sale on which Redis agrees with SQL is left unchanged; a sale of which Redis is ahead
+    is refused (exit status 1).
     """
     if force and sale_id is None:
-        raise click.UsageError("--force needs a SALE")
+        raise click.UsageError("--force requires a SALE")
     try:
         return run_locally(
             lambda service: _rebuild_all(
@@ -67,8 +69,10 @@ async def _rebuild_all(
 async def _rebuild_one(
     service: Service, sale_id: str, *, operator: str, force: bool
 ) -> RebuildReport:
-    with _progress(sale_id) as tell:
-        return await service.rebuild.run(sale_id, operator=operator, force=force, tell=tell)
+    with _progress(sale_id) as on_progress:
+        return await service.rebuild.run(
+            sale_id, operator=operator, force=force, on_progress=on_progress
+        )
 
 
 @contextlib.contextmanager
@@ -78,10 +82,10 @@ def _progress(sale_id: str) -> Generator[Callable[[int, int], None]]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"{sale_id}: orders", total=None)
 
-        def tell(done: int, total: int) -> None:
+        def on_progress(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
 
-        yield tell
+        yield on_progress
 
 
 def _print(report: RebuildReport, *, as_json: bool) -> None:
@@ -96,11 +100,14 @@ def _print(report: RebuildReport, *, as_json: bool) -> None:
             f" epoch {report.epoch}; open again"
         )
     else:
-        click.echo(f"{name}: Redis has it as SQL knows it, nothing to do")
-    for what, order_ids in (
-        ("was being paid for; the settler asks the PG", report.claimed),
-        ("was paid for and is gone; the money was given back", report.given_back),
-        ("may have been paid for and is gone; run this again in 15 minutes", report.undecided),
+        click.echo(f"{name}: Redis agrees with SQL, nothing to do")
+    for outcome, order_ids in (
+        ("payment in progress; the settler resolves it with the PG", report.claimed),
+        ("paid, but the order was lost; the payment was refunded", report.given_back),
+        (
+            "the order was lost and its payment is undecided; repeat this command in 15 minutes",
+            report.undecided,
+        ),
     ):
         for order_id in order_ids:
-            click.echo(f"{name}: {order_id} {what}")
+            click.echo(f"{name}: {order_id} {outcome}")

@@ -25,14 +25,18 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 def calls_service(command: _Command) -> _Command:
     """The options of a command that calls a running service."""
-    as_json = click.option("--json", "as_json", is_flag=True, help="Print the service's answer.")
-    url = click.option("--url", help="The service; by default RESERVATION_PUBLIC_URL.")
+    as_json = click.option(
+        "--json", "as_json", is_flag=True, help="Print the service's response as JSON."
+    )
+    url = click.option("--url", help="URL of the service; default RESERVATION_PUBLIC_URL.")
     return as_json(url(command))
 
 
 def changes_service(command: _Command) -> _Command:
     """The options of such a command that makes a change."""
-    operator = click.option("--operator", help="Who does it, for the record; by default you.")
+    operator = click.option(
+        "--operator", help="Operator name, recorded with the change; default: your login."
+    )
     return calls_service(operator(command))
 
 
@@ -71,7 +75,7 @@ def ask(
 
 
 @contextmanager
-def working(what: str) -> Generator[None]:
+def working(description: str) -> Generator[None]:
     """Show an indeterminate spinner on a terminal."""
     console = Console(stderr=True)
     with Progress(
@@ -82,7 +86,7 @@ def working(what: str) -> Generator[None]:
         transient=True,
         disable=not console.is_terminal,
     ) as progress:
-        progress.add_task(what, total=None)
+        progress.add_task(description, total=None)
         yield
 
 
@@ -95,5 +99,7 @@ def show_answer(answer: bytes, *, as_json: bool, show: Callable[[Any], None]) ->
         else:
             show(members)
     except (ServiceRefused, LookupError, TypeError) as error:
-        raise CommandError(f"no reservation service answers like that: {error!r}") from error
+        raise CommandError(
+            f"the response is not one of a reservation service: {error!r}"
+        ) from error
     return members

@@ -26,21 +26,25 @@ class _Page(msgspec.Struct, rename="camel"):
 
 @click.command(cls=RichCommand)
 @click.argument("sale_id", metavar="SALE")
-@click.option("--repair", "to_repair", is_flag=True, help="Show what would be put right.")
-@click.option("--yes", is_flag=True, help="With --repair: do it. The sale stops for seconds.")
+@click.option(
+    "--repair", "repairing", is_flag=True, help="Show the repairs that --yes would apply."
+)
+@click.option(
+    "--yes", is_flag=True, help="With --repair: apply the repairs. The sale stops for seconds."
+)
 @calls_service
-def audit(sale_id: str, url: str | None, *, to_repair: bool, yes: bool, as_json: bool) -> int:
+def audit(sale_id: str, url: str | None, *, repairing: bool, yes: bool, as_json: bool) -> int:
     """Check a sale's counters, and Redis against SQL.
 
-    Exit status 1 where something does not agree. SQL being behind is no problem. --repair works on
-    the settings of the service, like `reservation rebuild`, whether that runs or not.
+    Exit status 1 if there are discrepancies; a lag of SQL is not one. --repair uses the service's
+    settings, like `reservation rebuild`; the service need not run.
     """
-    if to_repair:
+    if repairing:
         from api.cli.audit import repair  # noqa: PLC0415 - seldom wanted, and slow to load
 
         return repair(sale_id, operator=operator_name(None), yes=yes, as_json=as_json)
     if yes:
-        raise click.UsageError("--yes goes with --repair")
+        raise click.UsageError("--yes requires --repair")
     path = path_of("v1", "admin", "sales", sale_id, "audit")
     with working(f"{sale_id}: reading every order"):
         answer = ask(lambda client: client.call("GET", path), url=url)
@@ -50,20 +54,20 @@ def audit(sale_id: str, url: str | None, *, to_repair: bool, yes: bool, as_json:
 
 @click.group(cls=RichGroup)
 def sale() -> None:
-    """Create, look at, restock, pause and close sales."""
+    """Create, show, restock, pause and close sales."""
 
 
 @sale.command("create", cls=RichCommand)
 @click.argument("file", type=click.File("rb"))
-@click.option("--id", "sale_id", help="The sale's id; by default saleId in FILE.")
+@click.option("--id", "sale_id", help="The sale's id; default: saleId in FILE.")
 @changes_service
 def create_sale(
     file: IO[bytes], sale_id: str | None, url: str | None, operator: str | None, *, as_json: bool
 ) -> None:
     """Create the sale that FILE (- is stdin) describes in JSON.
 
-    Its members are those of PUT /v1/admin/sales/SALE, and saleId. Nothing is changed where the
-    sale is there already.
+    FILE has the members of PUT /v1/admin/sales/SALE, and saleId. A sale that exists is left
+    unchanged.
     """
     try:
         # Editors on Windows begin a file with a byte order mark.
@@ -75,7 +79,7 @@ def create_sale(
     named = wanted.pop("saleId", None)
     name = sale_id or named
     if not isinstance(name, str) or not name:
-        raise click.UsageError("name the sale: saleId in FILE, or --id")
+        raise click.UsageError("no sale id: set saleId in FILE or give --id")
     path = path_of("v1", "admin", "sales", name)
     answer = ask(lambda client: client.call("PUT", path, body=wanted), url=url, operator=operator)
     show_answer(answer, as_json=as_json, show=tables.show_sale)
@@ -94,7 +98,7 @@ def show_sale(sale_id: str, url: str | None, *, as_json: bool) -> None:
 @sale.command("list", cls=RichCommand)
 @calls_service
 def list_sales(url: str | None, *, as_json: bool) -> None:
-    """List the sales: live ones first, then those to come, then those that are over."""
+    """List the sales: live ones first, then upcoming ones, then ended ones."""
     answer = ask(_all_sales, url=url)
     show_answer(answer, as_json=as_json, show=tables.show_sales)
 
@@ -119,9 +123,9 @@ def _all_sales(client: OperatorClient) -> bytes:
 
 
 def _switch(
-    sale_id: str, what: str, reason: str, *, url: str | None, operator: str | None, as_json: bool
+    sale_id: str, action: str, reason: str, *, url: str | None, operator: str | None, as_json: bool
 ) -> None:
-    path = path_of("v1", "admin", "sales", sale_id, what)
+    path = path_of("v1", "admin", "sales", sale_id, action)
     answer = ask(
         lambda client: client.call("POST", path, body={"reason": reason}),
         url=url,
@@ -132,34 +136,34 @@ def _switch(
 
 @sale.command("pause", cls=RichCommand)
 @click.argument("sale_id", metavar="SALE")
-@click.option("--reason", required=True, help="Why, for the record.")
+@click.option("--reason", required=True, help="Reason, recorded with the change.")
 @changes_service
 def pause(
     sale_id: str, reason: str, url: str | None, operator: str | None, *, as_json: bool
 ) -> None:
-    """Take no more holds; holds that stand and payments go on."""
+    """Stop new holds; existing holds and payments continue."""
     _switch(sale_id, "pause", reason, url=url, operator=operator, as_json=as_json)
 
 
 @sale.command("resume", cls=RichCommand)
 @click.argument("sale_id", metavar="SALE")
-@click.option("--reason", required=True, help="Why, for the record.")
+@click.option("--reason", required=True, help="Reason, recorded with the change.")
 @changes_service
 def resume(
     sale_id: str, reason: str, url: str | None, operator: str | None, *, as_json: bool
 ) -> None:
-    """Take holds again."""
+    """Accept new holds again."""
     _switch(sale_id, "resume", reason, url=url, operator=operator, as_json=as_json)
 
 
 @sale.command("close", cls=RichCommand)
 @click.argument("sale_id", metavar="SALE")
-@click.option("--reason", required=True, help="Why, for the record.")
+@click.option("--reason", required=True, help="Reason, recorded with the change.")
 @changes_service
 def close(
     sale_id: str, reason: str, url: str | None, operator: str | None, *, as_json: bool
 ) -> None:
-    """End the sale for good; payments that have begun go on."""
+    """End the sale permanently; started payments continue."""
     _switch(sale_id, "close", reason, url=url, operator=operator, as_json=as_json)
 
 
@@ -167,8 +171,10 @@ def close(
 @click.argument("sale_id", metavar="SALE")
 @click.argument("sku")
 @click.argument("delta", type=int)
-@click.option("--reason", required=True, help="Why, for the record.")
-@click.option("--idempotency-key", help="Repeats an earlier call that got no answer.")
+@click.option("--reason", required=True, help="Reason, recorded with the change.")
+@click.option(
+    "--idempotency-key", help="Key of an earlier call that got no response, to repeat it."
+)
 @changes_service
 def restock(
     sale_id: str,
@@ -181,7 +187,7 @@ def restock(
     *,
     as_json: bool,
 ) -> None:
-    """Add DELTA units of SKU, or withdraw them where it is negative."""
+    """Add DELTA units of SKU; a negative DELTA withdraws units."""
     key = idempotency_key or str(uuid.uuid4())
     body = {"sku": sku, "delta": delta, "reason": reason}
     path = path_of("v1", "admin", "sales", sale_id, "stock")

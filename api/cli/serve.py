@@ -23,8 +23,8 @@ _SANDBOX_PORT: Final = 8001
 
 
 @click.command(cls=RichCommand)
-@click.option("--role", type=click.Choice(["api", "worker"]), help="Run that alone.")
-@click.option("--demo-sale", is_flag=True, help="Open a demo sale once all is ready.")
+@click.option("--role", type=click.Choice(["api", "worker"]), help="Run only this role.")
+@click.option("--demo-sale", is_flag=True, help="Open a demo sale once the service is ready.")
 def serve(role: str | None, *, demo_sale: bool) -> int:
     """Run the service.
 
@@ -51,7 +51,7 @@ def serve(role: str | None, *, demo_sale: bool) -> int:
     help="The port to listen on; 0 lets the system choose.",
 )
 def sandbox(host: str, port: int) -> int:
-    """Run the stand-in for the payment gateway, alone.
+    """Run only the stand-in payment gateway.
 
     Prints the settings that point a service at it. Its journal is in the data directory.
     """

@@ -21,9 +21,9 @@ _UNREADABLE: Final = 2
 
 @click.command(cls=RichCommand)
 @click.argument("history", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--json", "as_json", is_flag=True, help="Print the judgement as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def verify(history: Path, *, as_json: bool) -> int:
-    """Judge a recorded history.
+    """Check a recorded history.
 
     The events in HISTORY are folded in their order, and every answer that a client got is held
     against them: nothing oversold, no answer that was true at no moment of its call, no money
@@ -46,11 +46,11 @@ def _show(judgement: Judgement, seconds: float) -> None:
     rate = judgement.events / seconds if seconds else 0.0
     click.echo(f"events      {judgement.events} of {judgement.sales} sales, {rate:,.0f} a second")
     click.echo(
-        f"operations  {judgement.operations}: {judgement.answers} answers judged, "
+        f"operations  {judgement.operations}: {judgement.answers} responses checked, "
         f"{judgement.refusals} of them refusals; {judgement.unknown} with an unknown outcome, "
-        f"{judgement.not_judged} that say nothing about the sale"
+        f"{judgement.not_judged} without information about the sale"
     )
-    click.echo(f"heads       {judgement.heads} looks from outside")
+    click.echo(f"heads       {judgement.heads} observations of the sale's head")
     click.echo(
         f"at the end  {judgement.orders_compared} orders in SQL, {judgement.stock_compared} "
         f"counters and the money of {judgement.money_compared} orders compared; "

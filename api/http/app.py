@@ -22,7 +22,7 @@ from api.http.dependencies import ApiContext
 from api.http.draining import Draining
 from api.http.exposition import Exposition
 from api.http.fastpath.handler import FastPrepareHandler
-from api.http.head_requests import AnswerHead
+from api.http.head_requests import HeadResponses
 from api.http.middleware import RequestMiddleware
 from api.http.prepare_endpoint import PrepareEndpoint
 from api.http.problem_details import EXCEPTION_HANDLERS
@@ -30,11 +30,11 @@ from api.http.routes.admin_orders import AdminOrderController
 from api.http.routes.admin_sales import AdminSaleController
 from api.http.routes.guests import GuestController
 from api.http.routes.health import HealthController
-from api.http.routes.pages import PageController, is_the_document, static_routers
+from api.http.routes.pages import PageController, requires_document, static_routers
 from api.http.routes.payments import PaymentController
 from api.http.routes.reservations import ReservationController
 from api.http.routes.sales import SaleController, StockFeed
-from api.http.shutdown_responses import AnswerCutShort
+from api.http.shutdown_responses import ShutdownResponses
 from api.http.strict_json import StrictRequest
 from reservation import __version__
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
@@ -77,7 +77,7 @@ def create_app(settings: Settings) -> Litestar:
             app.state.stop_streams = stop_streams
             service.connections.guard()
             # Before the first request: the first buyers would otherwise get 503.
-            await service.redis_monitor.look()
+            await service.redis_monitor.check_redis()
             tasks = [
                 asyncio.create_task(_measure_clock(service)),
                 asyncio.create_task(service.redis_monitor.run()),
@@ -111,7 +111,7 @@ def create_app(settings: Settings) -> Litestar:
     app.state.draining = draining = Draining()
     app.state.exposition = Exposition()
     # Outermost, so that refusals of the framework (an unknown path) are observed too.
-    answering = AnswerCutShort(AnswerHead(app.asgi_handler), draining)
+    answering = ShutdownResponses(HeadResponses(app.asgi_handler), draining)
     app.asgi_handler = RequestMiddleware(answering, draining, cors=cors is not None)
     return app
 
@@ -143,7 +143,7 @@ async def _measure_clock(service: Service) -> None:
         except (StoreUnavailable, StoreUncertain) as error:
             reason = str(error)
             if reason != logged:
-                log.info("clock_not_measured", reason=reason)
+                log.info("clock_measurement_failed", reason=reason)
         logged = reason
         await asyncio.sleep(CLOCK_SECONDS)
 
@@ -172,7 +172,7 @@ def _openapi() -> OpenAPIConfig:
         version=__version__,
         description="Holds stock for flash sales while buyers pay. Refusals follow RFC 9457.",
         openapi_router=Router(
-            "/schema", route_handlers=[], guards=[is_the_document], include_in_schema=False
+            "/schema", route_handlers=[], guards=[requires_document], include_in_schema=False
         ),
         # The handler's docstring is the only description of an operation.
         use_handler_docstrings=True,

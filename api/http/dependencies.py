@@ -149,11 +149,11 @@ class ApiContext(msgspec.Struct, frozen=True, kw_only=True):
                 claims = self.service.signer.verify(token, purpose, now_ms=now_ms)
             except InvalidToken:
                 continue
-            names_it = claims.order_id == order_id and claims.sale_id == ids.sale_of(order_id)
-            if purpose not in allowed or not names_it:
+            matches_order = claims.order_id == order_id and claims.sale_id == ids.sale_of(order_id)
+            if purpose not in allowed or not matches_order:
                 raise ReservationNotFound
             return claims
-        raise Unauthenticated("The token is not one of ours or is no longer valid.")
+        raise Unauthenticated("The token is invalid or has expired.")
 
 
 def api_of(connection: Connection | Request[Any, Any, State]) -> ApiContext:

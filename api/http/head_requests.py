@@ -8,7 +8,7 @@ from litestar.exceptions import MethodNotAllowedException
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 from litestar.utils import normalize_path
 
-__all__ = ["AnswerHead", "allowed"]
+__all__ = ["HeadResponses", "allowed"]
 
 #: GET on these claims a hold or gives it back. Link checkers and mail scanners send HEAD, so HEAD
 #: stays 405 on the return URLs of the payment gateway.
@@ -19,7 +19,7 @@ _Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _METHODS: Final[tuple[_Method, ...]] = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
-class AnswerHead:
+class HeadResponses:
     """ASGI middleware: calls the application with GET and sends only the headers."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -116,19 +116,19 @@ def record(operation: str, status: int, seconds: float, request_id: str) -> None
     _answered.add(operation, status, seconds)
     slow = seconds > SLOW_SECONDS and operation not in _WAITS
     if (status >= SERVER_ERROR and operation != _PROBE) or slow:
-        _tell(operation, status, seconds, request_id)
+        _log_request(operation, status, seconds, request_id)
 
 
 _lines = LogRateLimit(LINES_A_SECOND_MAX)
 
 
-def _tell(operation: str, status: int, seconds: float, request_id: str) -> None:
-    left_out = _lines.leave_out()
-    if left_out is None:
+def _log_request(operation: str, status: int, seconds: float, request_id: str) -> None:
+    suppressed = _lines.should_suppress()
+    if suppressed is None:
         return
-    more = {"left_out": left_out} if left_out else {}
-    tell = log.warning if status >= SERVER_ERROR else log.info
-    tell(
+    more = {"suppressed": suppressed} if suppressed else {}
+    write_line = log.warning if status >= SERVER_ERROR else log.info
+    write_line(
         "request",
         operation=operation,
         status=status,

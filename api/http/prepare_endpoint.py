@@ -95,10 +95,10 @@ class PrepareEndpoint:
     def __init__(self, api: ApiContext) -> None:
         self.api = api
         self._preparation = api.service.preparation
-        self._shed = api.service.preparation.turned_away
+        self._shed = api.service.preparation.overload_refusal
         self._begin = api.service.preparation.begin
-        self._at_hand = api.service.catalog.at_hand
-        self._buyer_at_once = api.buyers.at_once
+        self._cached_sale = api.service.catalog.cached
+        self._buyer_of_cached = api.buyers.buyer_of_cached
         self._monotonic = api.service.clock.monotonic
         self._prepares = api.prepares
         self._encoder = msgspec.json.Encoder()
@@ -113,7 +113,7 @@ class PrepareEndpoint:
             `check`. If the sale and the body were given, no limit has counted a call that gets a
             step: it may as well be checked anew.
         """
-        known = call.known or self._at_hand(call.sale_id)
+        known = call.known or self._cached_sale(call.sale_id)
         if known is not None:
             refusal = self._shed(known)
             if refusal is not None:
@@ -123,7 +123,7 @@ class PrepareEndpoint:
                 token = bearer_in(call.fields.get(b"authorization", b"").decode("latin-1"))
                 if token is None:
                     return _NO_TOKEN
-                buyer_id = self._buyer_at_once(token)
+                buyer_id = self._buyer_of_cached(token)
                 if buyer_id is None:
                     call.token = token
                     return self._verify

@@ -24,21 +24,21 @@ from reservation.domain.rate_limit import Limiter, Rate
 from reservation.telemetry.metrics import alarm
 
 __all__ = [
-    "BUG_SENTENCE",
     "EXCEPTION_HANDLERS",
+    "INTERNAL_ERROR_DETAIL",
     "PROBLEM_JSON",
     "STATUSES",
     "Problem",
-    "answers",
     "document_of",
     "documented",
     "render_error",
+    "response_spec",
 ]
 
 log = structlog.get_logger(__name__)
 
 PROBLEM_JSON = "application/problem+json"
-BUG_SENTENCE = "Something went wrong on our side; the request id finds it in our logs."
+INTERNAL_ERROR_DETAIL = "An internal error occurred; the log has it under the request id."
 
 #: Rate of log lines about an unavailable store: every request fails in the same way.
 LINES = Rate(count=10, per_seconds=10)
@@ -178,11 +178,11 @@ def render_error(
         facts = facts_of(error, status)
     elif isinstance(error, _UNAVAILABLE):
         _log_outage(error, path)
-        status, code, detail = 503, "unavailable", "The store does not answer; try again."
+        status, code, detail = 503, "unavailable", "Redis is unavailable; retry the request."
         facts = {"retryAfter": 1}
     else:
         _log_bug(error, path)
-        status, code, detail, facts = 500, "internal_error", BUG_SENTENCE, {}
+        status, code, detail, facts = 500, "internal_error", INTERNAL_ERROR_DETAIL, {}
     content, headers = document_of(code, detail, status=status, instance=instance, facts=facts)
     return status, content, headers
 
@@ -212,9 +212,9 @@ def _sentence(error: HTTPException) -> str:
     extra = error.extra
     first: Any = extra[0] if isinstance(extra, list) and extra else extra
     if isinstance(first, dict):
-        told = cast("dict[str, Any]", first)
-        field = told.get("key") or told.get("source") or "body"
-        return f"{field}: {told.get('message', MalformedRequest.sentence)}"
+        error_fields = cast("dict[str, Any]", first)
+        field = error_fields.get("key") or error_fields.get("source") or "body"
+        return f"{field}: {error_fields.get('message', MalformedRequest.sentence)}"
     return error.detail or MalformedRequest.sentence
 
 
@@ -222,7 +222,9 @@ def _log_outage(error: Exception, path: str) -> None:
     """Log an unreachable server; its callers may repeat their requests."""
     # The text of an error of SQL contains the statement's values.
     of_redis = isinstance(error, _REDIS_DOWN)
-    event, reason = ("store_down", str(error)) if of_redis else ("sql_down", type(error).__name__)
+    event, reason = (
+        ("redis_unavailable", str(error)) if of_redis else ("sql_unavailable", type(error).__name__)
+    )
     if not _lines.wait(event, time.monotonic()):
         log.warning(event, reason=reason, path=path)
 
@@ -264,6 +266,6 @@ def documented(
     }
 
 
-def answers(container: Any, description: str) -> ResponseSpec:
+def response_spec(container: Any, description: str) -> ResponseSpec:
     """A further success status of an operation."""
     return ResponseSpec(data_container=container, description=description, generate_examples=False)

@@ -8,12 +8,12 @@ from litestar.handlers.base import BaseRouteHandler
 from api.http.auth.bearer import Connection
 from reservation.domain.errors import MalformedRequest
 
-__all__ = ["knows_query"]
+__all__ = ["requires_known_query"]
 
 _known: WeakKeyDictionary[BaseRouteHandler, frozenset[str]] = WeakKeyDictionary()
 
 
-async def knows_query(connection: Connection, handler: BaseRouteHandler) -> None:
+async def requires_known_query(connection: Connection, handler: BaseRouteHandler) -> None:
     """Guard: only parameters that the handler declares, or 400."""
     given = connection.query_params.keys()
     if not given:
@@ -23,8 +23,10 @@ async def knows_query(connection: Connection, handler: BaseRouteHandler) -> None
         known = _known[handler] = _parameters_of(handler, connection)
     unknown = sorted(given - known)
     if unknown:
-        others = f"; it takes {', '.join(sorted(known))}" if known else ""
-        raise MalformedRequest(f"{unknown[0][:100]!r} is no query parameter here{others}.")
+        others = f"; allowed: {', '.join(sorted(known))}" if known else ""
+        raise MalformedRequest(
+            f"{unknown[0][:100]!r} is not a query parameter of this endpoint{others}."
+        )
 
 
 def _parameters_of(handler: BaseRouteHandler, connection: Connection) -> frozenset[str]:

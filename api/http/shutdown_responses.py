@@ -11,13 +11,15 @@ from api.http.problem_details import PROBLEM_JSON, document_of
 from api.http.routes.pages import PLEASE_WAIT, PLEASE_WAIT_HEADERS
 from reservation.domain.errors import OutcomeUnknown
 
-__all__ = ["AnswerCutShort"]
+__all__ = ["ShutdownResponses"]
 
 _STATUS: Final = 503
-_SENTENCE: Final = "The service ends and its outcome is not known: send the same request again."
+_SENTENCE: Final = (
+    "The service is shutting down and the outcome is unknown: repeat the same request."
+)
 
 
-class AnswerCutShort:
+class ShutdownResponses:
     """ASGI middleware: at shutdown the server cancels every request still without a response."""
 
     def __init__(self, app: ASGIApp, draining: Draining) -> None:

@@ -43,4 +43,4 @@ def decode_strictly(body: bytes, kind: type[T]) -> T:
     except UnicodeDecodeError as error:
         raise MalformedRequest("The body is not UTF-8.") from error
     except msgspec.MsgspecError as error:
-        raise MalformedRequest(f"The body does not fit: {error}") from error
+        raise MalformedRequest(f"The body is invalid: {error}") from error

@@ -105,7 +105,7 @@ class ChildProcess:
                 async with asyncio.timeout(max(grace_seconds, 0)):
                     await process.wait()
             except TimeoutError:
-                log.warning("process_killed", pid=process.pid, why="it did not end in time")
+                log.warning("process_killed", pid=process.pid, reason="it did not stop in time")
                 process.kill()
                 await process.wait()
 
@@ -124,7 +124,7 @@ def alone_in(data_dir: Path, name: str) -> Generator[None]:
         except BlockingIOError as error:
             holder = os.pread(descriptor, 16, 0).decode(errors="replace").strip()
             raise AlreadyRunning(
-                f"another `reservation serve` (process {holder}) works on {data_dir}"
+                f"another `reservation serve` (process {holder}) uses {data_dir}"
             ) from error
         os.truncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())

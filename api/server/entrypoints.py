@@ -61,7 +61,7 @@ _TLS_ALONE: Final = ("Strict-Transport-Security", "max-age=31536000")
 _PR_SET_PDEATHSIG: Final = 1
 
 #: Poll interval for the parent process where the kernel cannot signal its end.
-_PARENT_LOOK_SECONDS: Final = 0.5
+_PARENT_POLL_SECONDS: Final = 0.5
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--entry")
     given = parser.parse_args(arguments)
     # Before the imports below, however long they take: no child may outlive the supervisor.
-    die_with(given.parent)
+    exit_with_parent(given.parent)
     try:
         settings = Settings.load(os.environ)
         _configure_logs(settings)
@@ -94,14 +94,14 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception:  # loop top: the supervisor restarts this process
         # Logged like any other event: a bare traceback would bypass the redaction, and many errors
         # contain an address with a password.
-        log.exception("process_broke", role=given.role)
+        log.exception("process_failed", role=given.role)
         return 1
     finally:
         tracing.stop()
     return 0
 
 
-def die_with(parent_pid: int) -> None:
+def exit_with_parent(parent_pid: int) -> None:
     """End by SIGKILL when the parent ends, even if the parent is killed by SIGKILL."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -114,12 +114,12 @@ def die_with(parent_pid: int) -> None:
 
 def _watch(parent_pid: int) -> None:
     while os.getppid() == parent_pid:
-        time.sleep(_PARENT_LOOK_SECONDS)
+        time.sleep(_PARENT_POLL_SECONDS)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _configure_logs(settings: Settings) -> None:
-    from api.server import log_config as logs  # noqa: PLC0415 - after die_with: imports take longest
+    from api.server import log_config as logs  # noqa: PLC0415 - after exit_with_parent: imports take longest
 
     logs.configure(production=settings.production)
 
@@ -181,7 +181,7 @@ def run_http(
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, draining.begin)
             await super().startup(sockets)
-            _spare_what_stays()
+            _freeze_startup_objects()
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             draining.begin()
@@ -193,7 +193,7 @@ def run_http(
     Server(config).run(sockets=[listening])
 
 
-def _spare_what_stays() -> None:
+def _freeze_startup_objects() -> None:
     """Freeze the 150,000 objects of start-up, which are never freed, out of garbage collection."""
     gc.collect()
     gc.freeze()
@@ -204,11 +204,11 @@ def _run_worker(run: Callable[[Settings], Awaitable[None]], settings: Settings) 
     import uvloop  # noqa: PLC0415 - not needed where uvicorn brings its own
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_until_told(run, settings))
+        runner.run(_until_signalled(run, settings))
     return 0
 
 
-async def _until_told(run: Callable[[Settings], Awaitable[None]], settings: Settings) -> None:
+async def _until_signalled(run: Callable[[Settings], Awaitable[None]], settings: Settings) -> None:
     """Run until SIGTERM or SIGINT, which cancel `run`: it may then finish its work."""
     running = asyncio.ensure_future(run(settings))
     loop = asyncio.get_running_loop()

@@ -66,7 +66,7 @@ _QUIET: Final = (
 )
 
 
-class _Lasting:
+class _ResilientStream:
     """A stream that counts failed writes instead of raising into a payment that logs."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -87,7 +87,7 @@ class _Lasting:
     def flush(self) -> None:
         """Does nothing: each write is flushed."""
 
-    def tell_failures(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    def report_failures(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
         """A processor: adds the number of lines lost before this one."""
         if self.failures:
             event["log_write_failures"] = self.failures
@@ -102,7 +102,7 @@ def configure(*, production: bool, stream: TextIO | None = None) -> None:
         stream: stderr by default.
     """
     target = stream or sys.stderr
-    lasting = _Lasting(target)
+    resilient = _ResilientStream(target)
     before: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -111,19 +111,21 @@ def configure(*, production: bool, stream: TextIO | None = None) -> None:
     after: list[Processor] = [
         structlog.processors.format_exc_info,
         redact,
-        lasting.tell_failures,
+        resilient.report_failures,
         _json() if production else _text(target),
     ]
     structlog.configure(
         processors=[*before, *after],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", lasting)),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", resilient)),
         cache_logger_on_first_use=True,
     )
-    _configure_libraries(lasting, before, after)
+    _configure_libraries(resilient, before, after)
 
 
-def _configure_libraries(target: _Lasting, before: list[Processor], after: list[Processor]) -> None:
+def _configure_libraries(
+    target: _ResilientStream, before: list[Processor], after: list[Processor]
+) -> None:
     handler = logging.StreamHandler(target)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

@@ -22,7 +22,7 @@ BACKLOG: Final = 4096
 
 #: How long processes of a killed supervisor may still hold a port.
 _BIND_SECONDS_MAX: Final = 3.0
-_BIND_LOOK_SECONDS: Final = 0.05
+_BIND_RETRY_SECONDS: Final = 0.05
 
 #: The address that reaches a wildcard listener from the same machine.
 _LOCAL: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not listened on
@@ -30,8 +30,8 @@ _LOCAL: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, 
 #: Before a listening socket closes: a round trip for clients in the TCP handshake, and the time
 #: that busy processes may take to accept its queue.
 _HANDSHAKE_SECONDS: Final = 0.1
-_ACCEPT_LOOKS_MAX: Final = 100
-_ACCEPT_LOOK_SECONDS: Final = 0.01
+_ACCEPT_CHECKS_MAX: Final = 100
+_ACCEPT_CHECK_SECONDS: Final = 0.01
 
 #: From <asm-generic/socket.h>; Python has no name for it.
 _SO_ATTACH_FILTER: Final = 26
@@ -76,10 +76,10 @@ class Listener:
             return
         self._drop_new()
         await asyncio.sleep(_HANDSHAKE_SECONDS)
-        for _ in range(_ACCEPT_LOOKS_MAX):
+        for _ in range(_ACCEPT_CHECKS_MAX):
             if not self._queued():
                 break
-            await asyncio.sleep(_ACCEPT_LOOK_SECONDS)
+            await asyncio.sleep(_ACCEPT_CHECK_SECONDS)
         # close() alone would leave the socket open in the processes that inherited it; where a
         # system cannot shut a listening socket down, theirs close right after.
         with contextlib.suppress(OSError):
@@ -95,7 +95,7 @@ class Listener:
             self.socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filtering)
         except OSError as error:
             # Some sandboxes have no filters: the queue is still accepted before the end.
-            log.info("socket_filter_refused", reason=os.strerror(error.errno or 0))
+            log.info("socket_filter_failed", reason=os.strerror(error.errno or 0))
 
     def _queued(self) -> int:
         """Length of the accept queue."""
@@ -117,7 +117,7 @@ async def listen(host: str, port: int) -> socket.socket:
                 raise CannotServe(
                     f"cannot listen on {host} port {port}: {_reason(error)}"
                 ) from error
-            await asyncio.sleep(_BIND_LOOK_SECONDS)
+            await asyncio.sleep(_BIND_RETRY_SECONDS)
         else:
             listening.setblocking(False)
             return listening

@@ -29,18 +29,18 @@ _PAUSE_SECONDS_MIN: Final = 0.1
 _PAUSE_SECONDS_MAX: Final = 5.0
 
 #: A process that ran this long had started well: its next exit resets the back-off.
-_RAN_WELL_SECONDS: Final = 10.0
+_STABLE_SECONDS: Final = 10.0
 
 #: Deadline of each part, counted from the end of the drain; SIGKILL then. Without a drain all of it
 #: is over within the 10 s that container runtimes wait. The API stops first, so that no new request
 #: comes in; Valkey last, so that the others' final writes are kept.
-_GONE_AFTER_SECONDS: Final = {"api": 4.5, "worker": 7.0, "sandbox": 8.0, "valkey": 9.5}
+_KILL_AFTER_SECONDS: Final = {"api": 4.5, "worker": 7.0, "sandbox": 8.0, "valkey": 9.5}
 
 #: Poll interval for a Redis that did not answer at the start.
-_REDIS_LOOK_SECONDS: Final = 1.0
+_REDIS_POLL_SECONDS: Final = 1.0
 
 #: Poll interval, time-out and first warning of the wait for readiness.
-_READY_LOOK_SECONDS: Final = 0.1
+_READY_POLL_SECONDS: Final = 0.1
 _READY_ANSWER_SECONDS_MAX: Final = 2.0
 _READY_WARNING_SECONDS: Final = 30.0
 
@@ -64,10 +64,10 @@ class Supervisor:
         self._entries = entries
         self._demo_sale = demo_sale
         self._metrics = settings.data_dir / f"metrics{f'-{role}' if role else ''}"
-        self._parts: dict[str, list[Part]] = {kind: [] for kind in _GONE_AFTER_SECONDS}
+        self._parts: dict[str, list[Part]] = {kind: [] for kind in _KILL_AFTER_SECONDS}
         self._listeners: dict[str, Listener] = {}
         self._valkey: EmbeddedServer | None = None
-        self._hurried = asyncio.Event()
+        self._drain_cut_short = asyncio.Event()
         self._stopping = asyncio.Event()
         self._status = 0
 
@@ -89,7 +89,7 @@ class Supervisor:
     def _stop(self, status: int) -> None:
         if self._stopping.is_set():
             # A second signal: the drain is cut short.
-            self._hurried.set()
+            self._drain_cut_short.set()
             return
         self._status = status
         self._stopping.set()
@@ -116,13 +116,13 @@ class Supervisor:
         if "api" in self._roles:
             api_socket = await listen(self._settings.host, self._settings.port)
             self._listeners["api"] = Listener(api_socket)
-            self._learn(RESERVATION_PORT=str(api_socket.getsockname()[1]))
+            self._set_environment(RESERVATION_PORT=str(api_socket.getsockname()[1]))
         if self._alone and not self._settings.redis_url:
             self._valkey = EmbeddedServer(self._settings.data_dir, take_over=True)
             self._parts["valkey"].append(self._valkey)
             await self._valkey.start()
-            self._learn(RESERVATION_REDIS_URL=self._valkey.url)
-            tasks.create_task(self._keep("valkey", self._valkey, started=True))
+            self._set_environment(RESERVATION_REDIS_URL=self._valkey.url)
+            tasks.create_task(self._keep_running("valkey", self._valkey, started=True))
         if not await self._is_redis_answered():
             tasks.create_task(self._wait_for_redis())
         if self._settings.database_url:
@@ -131,11 +131,11 @@ class Supervisor:
             await refuse_unfit_sql(self._settings)
         if self._alone and not self._settings.toss_api_url:
             await self._listen_for_sandbox()
-            self._add(tasks, "sandbox")
+            self._start_child(tasks, "sandbox")
         for role in self._roles:
             count = self._settings.workers if role == "api" else 1
             for _ in range(count):
-                self._add(tasks, role)
+                self._start_child(tasks, role)
 
     async def _is_redis_answered(self) -> bool:
         """Whether Redis answered the preflight; refuses one that is unfit for sales."""
@@ -150,11 +150,11 @@ class Supervisor:
         try:
             while not self._stopping.is_set() and not await self._is_redis_answered():
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(), _REDIS_LOOK_SECONDS)
+                    await asyncio.wait_for(self._stopping.wait(), _REDIS_POLL_SECONDS)
         except SettingsError as error:
             self._refuse(error)
 
-    def _learn(self, **found: str) -> None:
+    def _set_environment(self, **found: str) -> None:
         """Take an address found at start-up; children get it by their environment."""
         self._environ |= found
         self._settings = Settings.load(self._environ)
@@ -174,12 +174,12 @@ class Supervisor:
         port = listening.getsockname()[1]
         address = address_of(host, port)
         checkout = self._settings.toss_checkout_url or f"{address}/checkout"
-        self._learn(
+        self._set_environment(
             RESERVATION_TOSS_API_URL=address,
             RESERVATION_TOSS_CHECKOUT_URL=checkout,
         )
 
-    def _add(self, tasks: asyncio.TaskGroup, role: str) -> None:
+    def _start_child(self, tasks: asyncio.TaskGroup, role: str) -> None:
         listener = self._listeners.get(role)
         child = ChildProcess(
             role,
@@ -188,9 +188,9 @@ class Supervisor:
             listening=listener.socket if listener else None,
         )
         self._parts[role].append(child)
-        tasks.create_task(self._keep(role, child))
+        tasks.create_task(self._keep_running(role, child))
 
-    async def _keep(self, role: str, part: Part, *, started: bool = False) -> None:
+    async def _keep_running(self, role: str, part: Part, *, started: bool = False) -> None:
         """Restart a part whenever it ends, until shutdown."""
         pause = _PAUSE_SECONDS_MIN
         while not self._stopping.is_set():
@@ -210,9 +210,9 @@ class Supervisor:
             if ended == BAD_SETTING:
                 self._stop(BAD_SETTING)
                 return
-            if time.monotonic() - started_at >= _RAN_WELL_SECONDS:
+            if time.monotonic() - started_at >= _STABLE_SECONDS:
                 pause = _PAUSE_SECONDS_MIN
-            log.warning("process_ended", role=role, ended=ended, starts_again_in_seconds=pause)
+            log.warning("process_ended", role=role, ended=ended, restart_in_seconds=pause)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
             pause = min(pause * 2, _PAUSE_SECONDS_MAX)
@@ -228,11 +228,11 @@ class Supervisor:
             self._stop(1)  # Without a signal, a part of the supervisor failed.
         await self._drain()
         stopped_at = time.monotonic()
-        for kind, gone_after_seconds in _GONE_AFTER_SECONDS.items():
+        for kind, kill_after_seconds in _KILL_AFTER_SECONDS.items():
             if kind in self._listeners:
                 # The port closes before the processes behind it end.
                 await self._listeners[kind].close()
-            left = stopped_at + gone_after_seconds - time.monotonic()
+            left = stopped_at + kill_after_seconds - time.monotonic()
             await asyncio.gather(*(part.stop(left) for part in self._parts[kind]))
 
     async def _drain(self) -> None:
@@ -244,7 +244,7 @@ class Supervisor:
         log.info("draining", seconds=seconds)
         await asyncio.gather(*(child.drain() for child in children))
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._hurried.wait(), seconds)
+            await asyncio.wait_for(self._drain_cut_short.wait(), seconds)
 
     async def _announce(self) -> None:
         """Once the API is ready: open the demo sale, and print the addresses."""
@@ -256,7 +256,7 @@ class Supervisor:
             sys.stdout.write("".join(f"{line}\n" for line in self._lines()))
             sys.stdout.flush()
         except OSError as error:  # A full disk or a closed pipe: the service runs all the same.
-            log.warning("not_announced", error=str(error))
+            log.warning("readiness_notice_failed", error=str(error))
 
     async def _wait_until_ready(self) -> None:
         import httpx  # noqa: PLC0415 - the processes start meanwhile
@@ -273,9 +273,9 @@ class Supervisor:
                         return
                     answer = response.text
                 if time.monotonic() > warn_at:
-                    log.warning("not_ready_yet", answer=answer)
+                    log.warning("service_not_ready", answer=answer)
                     warn_at += _READY_WARNING_SECONDS
-                await asyncio.sleep(_READY_LOOK_SECONDS)
+                await asyncio.sleep(_READY_POLL_SECONDS)
 
     async def _open_demo_sale(self) -> None:
         from api.server.demo_sale import open_demo_sale  # noqa: PLC0415
@@ -292,7 +292,7 @@ class Supervisor:
         """The start-up summary for the terminal, on one screen."""
         settings = self._settings
         if "api" not in self._roles:
-            return ["The worker runs; Ctrl-C or SIGTERM stops it."]
+            return ["The worker is running; Ctrl-C or SIGTERM stops it."]
         given = bool(self._environ.get("RESERVATION_ADMIN_API_KEY"))
         kept = "RESERVATION_ADMIN_API_KEY" if given else f"in {settings.data_dir / 'secrets.json'}"
         lines = [
@@ -305,7 +305,7 @@ class Supervisor:
             lines.append(f"  Redis       redis-cli -s '{self._valkey.socket_path}'")
         if self._parts["sandbox"]:
             lines.append(f"  payments    the sandbox, {settings.toss_api_url}")
-        return [*lines, "Ctrl-C or SIGTERM stops all of it."]
+        return [*lines, "Ctrl-C or SIGTERM stops the service."]
 
 
 def serve(
@@ -334,7 +334,7 @@ def serve(
         require_given_secrets(environ)
     logs.configure(production=settings.production)
     for warning in settings.warnings:
-        log.warning("setting_risky", reason=warning)
+        log.warning("setting_unsafe", reason=warning)
     open_files.raise_limit()
     with alone_in(settings.data_dir, f"lock{f'-{role}' if role else ''}"):
         supervisor = Supervisor(

@@ -15,19 +15,19 @@ import httpx
 
 from reservation.config.settings import Settings
 
-__all__ = ["OwnServiceFailed", "answers", "own_service"]
+__all__ = ["TemporaryServiceFailed", "is_reachable", "temporary_service"]
 
 #: Started, and migrated, on a busy machine.
 START_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 15.0
-LOOK_SECONDS: Final = 0.2
+POLL_SECONDS: Final = 0.2
 
 
-class OwnServiceFailed(Exception):
+class TemporaryServiceFailed(Exception):
     """The service ended, or was not ready in time."""
 
 
-def answers(address: str) -> bool:
+def is_reachable(address: str) -> bool:
     """Whether a service answers at this address."""
     try:
         return httpx.get(f"{address}/health/live", trust_env=False).is_success
@@ -36,14 +36,14 @@ def answers(address: str) -> bool:
 
 
 @contextmanager
-def own_service(name: str) -> Generator[tuple[Settings, str]]:
+def temporary_service(name: str) -> Generator[tuple[Settings, str]]:
     """A service with a data directory of its own, and its address.
 
     Args:
         name: of the command, for the folder and for the error.
 
     Raises:
-        OwnServiceFailed: it did not start.
+        TemporaryServiceFailed: it did not start.
     """
     with tempfile.TemporaryDirectory(prefix=f"reservation-{name}-") as folder:
         environ = {
@@ -88,6 +88,6 @@ def _wait_until_ready(
         with suppress(httpx.HTTPError):
             if httpx.get(f"{address}/health/ready", trust_env=False).is_success:
                 return
-        time.sleep(LOOK_SECONDS)
-    tail = log.read_text(errors="replace").splitlines()[-1:] or ["it says nothing"]
-    raise OwnServiceFailed(f"the {name}'s own service did not start: {tail[0]}")
+        time.sleep(POLL_SECONDS)
+    tail = log.read_text(errors="replace").splitlines()[-1:] or ["no output"]
+    raise TemporaryServiceFailed(f"the {name}'s temporary service did not start: {tail[0]}")

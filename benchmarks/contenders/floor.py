@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from api.http.connection.head import Head
-from api.http.fastpath.handler import Asked
+from api.http.fastpath.handler import DirectRequest
 from api.http.schemas.reservations import (
     LineAnswer,
     PaymentAnswer,
@@ -66,13 +66,13 @@ class Floor:
         await _answer(send, answer_to(body) if body else b"{}")
 
     @staticmethod
-    def may_take(method: bytes, url: bytes) -> bool:
+    def accepts(method: bytes, url: bytes) -> bool:
         """Whether `take` is for this request."""
         del url
         return method == b"POST"
 
     @staticmethod
-    def take(head: Head, body: bytes, asked: Asked) -> bool:
+    def take(head: Head, body: bytes, asked: DirectRequest) -> bool:
         """Answer at once."""
         del head
         content = answer_to(body)

@@ -46,7 +46,7 @@ _ROOT: Final = Path(__file__).resolve().parents[2]
 _SETUP_SECONDS: Final = 900.0
 #: After a load of some seconds; the flusher of an early commit writes 4,000 events a second.
 _DRAIN_SECONDS: Final = 120.0
-_DRAIN_LOOK_SECONDS: Final = 0.1
+_DRAIN_POLL_SECONDS: Final = 0.1
 #: Concurrent confirms.
 _BUYERS_AT_ONCE: Final = 16
 _OK: Final = 200
@@ -276,7 +276,7 @@ def _drain(client: "redis.Redis") -> None:
         groups: Any = client.xinfo_groups(outbox)
         if all(group["pending"] == 0 and group["last-delivered-id"] == last for group in groups):
             return
-        time.sleep(_DRAIN_LOOK_SECONDS)
+        time.sleep(_DRAIN_POLL_SECONDS)
     raise RuntimeError("the worker did not write the sale's events to SQL in time")
 
 
@@ -300,7 +300,7 @@ async def _confirm(buyers: BackgroundBuyers, payment: Payment, slots: asyncio.Se
     last = ""
     async with slots:
         for _ in range(_CONFIRM_TRIES):
-            answer = await buyers.come_back(payment)
+            answer = await buyers.open_success_url(payment)
             if answer.status_code == _OK and answer.json()["status"] == "CONFIRMED":
                 return
             last = f"{answer.status_code} {answer.text}"

@@ -25,7 +25,7 @@ from tests.support.databases import running_postgres
 __all__ = ["measure"]
 
 _BACKLOG, _BACKLOG_QUICK = 500_000, 5_000
-_BESIDE_SECONDS, _BESIDE_SECONDS_QUICK = 10.0, 1.0
+_BESIDE_SECONDS, _BACKGROUND_SECONDS_QUICK = 10.0, 1.0
 _EXPIRING, _EXPIRING_QUICK = 100_000, 2_000
 #: Until a sale is larger than any of these.
 _STOCK: Final = 2_000_000
@@ -94,7 +94,7 @@ async def _flushed(run: Run, name: str, database_url: str) -> Behind:
             await asyncio.to_thread(filling.hold, backlog, keep_events=True)
             seconds = await _drain(service)
             run.say(f"behind  {name}: {backlog:,} events in {seconds:.1f} s")
-            beside = _BESIDE_SECONDS_QUICK if run.quick else _BESIDE_SECONDS
+            beside = _BACKGROUND_SECONDS_QUICK if run.quick else _BESIDE_SECONDS
             with _flushing(home, valkey, database_url):
                 await _until_it_flushes(filling, service)
                 before, began = await _written(service), time.perf_counter()

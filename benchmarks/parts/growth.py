@@ -145,11 +145,11 @@ def _section(few: Grown, many: Grown, moving: Moving) -> Section:
             Goal("script, many open to few", f"{script:.0%}", ">= 85 %", script >= _SHARE_WANTED),
         ],
         data={"few": few, "many": many, "moving": moving},
-        notes=[_told(moving)],
+        notes=[_movement_note(moving)],
     )
 
 
-def _told(moving: Moving) -> str:
+def _movement_note(moving: Moving) -> str:
     if not moving.slow_holds:
         # It began while the rounds went on, which a fast machine fills the table with.
         return "Redis moved its table of keys before this was looked for, or did not."

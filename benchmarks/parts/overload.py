@@ -48,7 +48,7 @@ _AFTER_SECONDS: Final = 7
 _WELL_IN_A_ROW: Final = 20
 #: Payments whose outcome was unknown at first get this long to be settled.
 _SETTLED_SECONDS: Final = 60.0
-_LOOK_SECONDS: Final = 0.5
+_SAMPLE_SECONDS: Final = 0.5
 
 _REFUSALS: Final = (429, 503)
 _REFUSAL_MS_MAX: Final = 50.0
@@ -259,7 +259,7 @@ async def _phase(
 def _coming(
     background_buyers: BackgroundBuyers, payment: Payment
 ) -> Callable[[], Awaitable[httpx.Response]]:
-    return lambda: background_buyers.come_back(payment)
+    return lambda: background_buyers.open_success_url(payment)
 
 
 async def _confirmed(background_buyers: BackgroundBuyers, payments: Sequence[Payment]) -> int:
@@ -269,7 +269,7 @@ async def _confirmed(background_buyers: BackgroundBuyers, payments: Sequence[Pay
         left = [one for one in left if await background_buyers.status_of(one) != "CONFIRMED"]
         if not left or time.perf_counter() > give_up_at:
             return len(payments) - len(left)
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_SAMPLE_SECONDS)
 
 
 def _well_after(probes: Sequence[Answer], ended_at: float, limit: Limit) -> float | None:

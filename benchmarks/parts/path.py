@@ -73,7 +73,7 @@ async def measure(data_dir: Path, *, fast_path: bool) -> list[float]:
     }
     settings = Settings.load(environ, None)
     async with opened(settings) as service:
-        _stand_in(service)
+        _stub(service)
         application = create_app(settings)
         state = application.state
         state.api = api = context_of(settings, service)
@@ -83,7 +83,7 @@ async def measure(data_dir: Path, *, fast_path: bool) -> list[float]:
         return [await _round(protocols, number) for number in range(ROUNDS)]
 
 
-def _stand_in(service: Service) -> None:
+def _stub(service: Service) -> None:
     known = CachedSale(SALE, SALE.epoch, 0.0)
     reader: Any = hiredis.Reader(encoding="utf-8")
 
@@ -95,7 +95,7 @@ def _stand_in(service: Service) -> None:
         return reader.gets()
 
     service.connections.call = call
-    service.catalog.at_hand = lambda sale_id: known  # noqa: ARG005 - as the catalog calls it
+    service.catalog.cached = lambda sale_id: known  # noqa: ARG005 - as the catalog calls it
 
 
 def _reply(facts: Sequence[str | list[str]]) -> bytes:

@@ -115,12 +115,12 @@ async def measure(data_dir: Path) -> dict[str, float]:
             return service.preparation.basket(known, buyer[0], "5d0bfa1c", wish)
 
         def verified(buyer: tuple[str, str]) -> str | None:
-            return api.buyers.at_once(buyer[1])
+            return api.buyers.buyer_of_cached(buyer[1])
 
         newcomers = iter([guests.new("")[1] for _ in range(TIMES * ROUNDS)])
 
         def verified_first(_: None) -> str | None:
-            return api.buyers.at_once(next(newcomers))
+            return api.buyers.buyer_of_cached(next(newcomers))
 
         def parsed(request: bytes) -> None:
             read_head(request[: request.index(HEAD_ENDS)])
@@ -131,8 +131,8 @@ async def measure(data_dir: Path) -> dict[str, float]:
         common = BatchReply(SALE.sale_id, PrepareWord.HELD, HELD, [wish])
         baskets = [basket_of(buyer) for buyer in buyers]
         orders = [made(common, basket) for basket in baskets]
-        alike = orders[0].alike.reservation
-        answers = ResponseTemplate(api, alike, SALE.epoch).of_call(alike)
+        shared = orders[0].shared.reservation
+        answers = ResponseTemplate(api, shared, SALE.epoch).of_call(shared)
         return {
             "parse the request": microseconds(parsed, [request_of(buyer[1]) for buyer in buyers]),
             "verify a new buyer's token": microseconds(verified_first, [None] * TIMES),

@@ -33,7 +33,7 @@ _OPENED_MS: Final = 1_800_000_000_000
 _CLOSES_MS: Final = _OPENED_MS + 86_400_000
 #: One event each millisecond, and a head every so many of them.
 _EVENT_NS: Final = 1_000_000
-_EVENTS_A_LOOK: Final = 20
+_EVENTS_PER_HEAD: Final = 20
 #: One order in so many is released; the others are paid.
 _LEAVES: Final = 3
 
@@ -57,7 +57,7 @@ def measure(run: Run) -> Section:
     rate = data["events alone"]
     return Section(
         title="The judge of a recorded history",
-        columns=["history", "events", "answers and looks", "MB", "seconds", "events/s"],
+        columns=["history", "events", "answers and observations", "MB", "seconds", "events/s"],
         rows=rows,
         goals=[Goal("events judged", f"{rate:,.0f}/s", f">= {_WANTED:,}/s", rate >= _WANTED)],
         data=data,
@@ -89,11 +89,11 @@ def made_up(events: int, *, operations: bool) -> Iterator[Record]:
         operations: whether it has each call, with heads, or the events alone.
     """
     yield History(version=VERSION, unix_ms=_OPENED_MS, monotonic_ns=0)
-    told = list(_told(events))
+    reported = list(_rows(events))
     if operations:
-        yield from _calls(told)
-    yield from _chained(told)
-    yield End(sale=_SALE, seq=len(told))
+        yield from _calls(reported)
+    yield from _chained(reported)
+    yield End(sale=_SALE, seq=len(reported))
 
 
 _CLAIMED: Final = b'{"from":"HELD","to":"CONFIRMING","fence":1,"paymentKey":"%b","leaseUntil":%d}'
@@ -103,10 +103,10 @@ _CONFIRMED: Final = (
 _RELEASED: Final = b'{"from":"HELD","to":"RELEASED","cause":"the buyer left"}'
 
 #: An event's name, its order's id, its number among the orders, and its data.
-_Told = tuple[str, str, int, bytes]
+_Row = tuple[str, str, int, bytes]
 
 
-def _told(events: int) -> Iterator[_Told]:
+def _rows(events: int) -> Iterator[_Row]:
     yield "sale_put", "", 0, _sale_data(events)
     count = number = 0
     while count < events:
@@ -159,9 +159,9 @@ def _prepared_data(number: int) -> bytes:
     return msgspec.json.encode(facts)
 
 
-def _chained(told: list[_Told]) -> Iterator[EventLine]:
+def _chained(reported: list[_Row]) -> Iterator[EventLine]:
     chain = GENESIS
-    for seq, (event, order, _, content) in enumerate(told, 1):
+    for seq, (event, order, _, content) in enumerate(reported, 1):
         at_ms, data = _OPENED_MS + seq, content.decode()
         chain = chain_of(chain, seq=seq, event=event, order_id=order, at_ms=at_ms, data=data)
         yield EventLine(
@@ -175,11 +175,11 @@ def _chained(told: list[_Told]) -> Iterator[EventLine]:
         )
 
 
-def _calls(told: list[_Told]) -> Iterator[Record]:
+def _calls(reported: list[_Row]) -> Iterator[Record]:
     """A call around each event but the claims, which are within the call that ends as confirmed."""
-    for seq, (event, order, number, _) in enumerate(told, 1):
+    for seq, (event, order, number, _) in enumerate(reported, 1):
         at_ns = seq * _EVENT_NS
-        if seq % _EVENTS_A_LOOK == 0:
+        if seq % _EVENTS_PER_HEAD == 0:
             yield Head(sale=_SALE, invoked_ns=at_ns + 1, answered_ns=at_ns + 2, seq=seq)
         if event in ("sale_put", "claimed"):
             continue
@@ -193,10 +193,10 @@ def _calls(told: list[_Told]) -> Iterator[Record]:
             status=200,
         )
         if event == "prepared":
-            call.status, call.told, call.amount, call.seq = 201, "HELD", _PRICE, seq
+            call.status, call.reported, call.amount, call.seq = 201, "HELD", _PRICE, seq
             call.buyer, call.lines = f"guest-{number:022x}", [(f"piece-{number % _SKUS}", 1)]
         elif event == "confirmed":
-            call.operation, call.told = "success", "CONFIRMED"
+            call.operation, call.reported = "success", "CONFIRMED"
         else:
-            call.operation, call.told = "release", "RELEASED"
+            call.operation, call.reported = "release", "RELEASED"
         yield call

@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 __all__ = ["begin", "none_meanwhile", "under_way", "wait"]
 
 _REWRITE_SECONDS_MAX: Final = 300.0
-_LOOK_SECONDS: Final = 0.2
+_POLL_SECONDS: Final = 0.2
 _GROWTH: Final = "auto-aof-rewrite-percentage"
 
 
@@ -35,7 +35,7 @@ def wait(client: Any) -> None:
     while under_way(client):
         if time.monotonic() > give_up_at:
             raise RuntimeError("the server did not finish rewriting its file")
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)
 
 
 def begin(client: Any) -> None:

@@ -94,7 +94,7 @@ class BackgroundBuyers:
         }
         return Payment(order["orderId"], order["token"], order["payment"]["successUrl"], query)
 
-    async def come_back(self, payment: Payment) -> httpx.Response:
+    async def open_success_url(self, payment: Payment) -> httpx.Response:
         """The PG sends the buyer's browser back: the payment is confirmed."""
         url = httpx.URL(payment.success_url).copy_merge_params(payment.query)
         return await self.http.get(url, headers={"Accept": "application/json"})

@@ -28,7 +28,7 @@ _HOLDS_IN_FLIGHT: Final = 64
 #: Calls are packed long before they are sent.
 _NOT_AFTER_MS: Final = 3_600_000
 #: Calls between two checks for the end of a rewrite.
-_CALLS_A_LOOK: Final = 4
+_CALLS_PER_SAMPLE: Final = 4
 
 _SECRET: Final = b"order ids of the benchmark"
 _numbers = itertools.count(1)
@@ -114,9 +114,9 @@ class Filling:
     def beside_rewrite(self, batch: int) -> list[float]:
         """Milliseconds of each call from the fork of a rewrite of the file until it has ended."""
         aof_rewrites.begin(self._redis)
-        times = [us / 1e3 for us in self.call_times(batch, _CALLS_A_LOOK)]
+        times = [us / 1e3 for us in self.call_times(batch, _CALLS_PER_SAMPLE)]
         while aof_rewrites.under_way(self._redis):
-            times += [us / 1e3 for us in self.call_times(batch, _CALLS_A_LOOK)]
+            times += [us / 1e3 for us in self.call_times(batch, _CALLS_PER_SAMPLE)]
         self.trim()
         return sorted(times)
 

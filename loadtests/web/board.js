@@ -3,7 +3,7 @@
 "use strict";
 
 (() => {
-  const LOOK_MS = 1000;
+  const POLL_MS = 1000;
   const WIDTH = 480;
   const HEIGHT = 200;
   const EDGE = { left: 44, right: 8, top: 10, bottom: 22 };
@@ -147,7 +147,7 @@
     return true;
   };
 
-  const look = async () => {
+  const poll = async () => {
     try {
       if (settle()) {
         const answer = await fetch("./stock/board.json");
@@ -156,13 +156,13 @@
     } catch (error) {
       console.warn("the board could not be read", error);
     }
-    setTimeout(look, LOOK_MS);
+    setTimeout(poll, POLL_MS);
   };
 
   if (window.boardData) {
     document.body.append(board);
     drawBoard(board, window.boardData);
   } else {
-    look();
+    poll();
   }
 })();

@@ -138,6 +138,6 @@ def read(call: Call[A], response: httpx.Response) -> A:
         problem = msgspec.json.decode(response.content, type=_Problem)
         facts = msgspec.json.decode(response.content, type=dict[str, Any])
     except msgspec.MsgspecError as error:
-        told = f"{call.method} {call.path}: status {response.status_code}"
-        raise NoAnswer(f"{told}, and not an answer of this service") from error
+        status_text = f"{call.method} {call.path}: status {response.status_code}"
+        raise NoAnswer(f"{status_text}, not a response of this service") from error
     raise refusal(problem.code, response.status_code, problem.detail, facts)

@@ -63,7 +63,7 @@ class OperatorClient:
             )
         except (ValueError, ImportError, httpx.InvalidURL) as error:
             # httpx builds its proxies here, and does not accept every form of them.
-            raise ServiceUnreachable(f"{url} cannot be asked: {_why(error)}") from error
+            raise ServiceUnreachable(f"{url} is not a usable address: {_why(error)}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -107,7 +107,7 @@ def read(content: bytes) -> Any:
     try:
         return msgspec.json.decode(content)
     except msgspec.DecodeError as error:
-        raise ServiceRefused(200, "not_this_service", "the answer is not JSON") from error
+        raise ServiceRefused(200, "not_this_service", "the response is not JSON") from error
 
 
 def _why(error: Exception) -> str:

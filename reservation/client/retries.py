@@ -13,7 +13,7 @@ _OUTCOME_UNKNOWN: Final = "outcome_unknown"
 _TOO_MANY_REQUESTS: Final = 429
 _SERVER_ERROR: Final = 500
 #: Temporary refusals: the store is unreachable, its answer was lost, or the rate limit applied.
-_PASSING: Final = frozenset({"unavailable", _OUTCOME_UNKNOWN, "rate_limited"})
+_TRANSIENT: Final = frozenset({"unavailable", _OUTCOME_UNKNOWN, "rate_limited"})
 
 
 class Retries(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,7 +91,7 @@ def _decides_all(error: ClientError) -> bool:
 
 
 def _passes(error: ClientError) -> bool:
-    return isinstance(error, NoAnswer) or (isinstance(error, Refused) and error.code in _PASSING)
+    return isinstance(error, NoAnswer) or (isinstance(error, Refused) and error.code in _TRANSIENT)
 
 
 def _retry_after(error: ClientError) -> float:

@@ -25,11 +25,11 @@ def check_toss_keys(*, secret_key: str, client_key: str, api_url: str, productio
     """
     secret, client = _TOSS_KEY.fullmatch(secret_key), _TOSS_KEY.fullmatch(client_key)
     if secret is not None and secret[1] == "live" and not production:
-        raise refusal("toss_secret_key", "a test_ key unless RESERVATION_ENV=production")
+        raise refusal("toss_secret_key", "a test_ key outside production (RESERVATION_ENV)")
     if not (production or is_toss(api_url)):
         return  # The sandbox takes any pair.
     if secret_key == SANDBOX_SECRET_KEY:
-        raise refusal("toss_secret_key", "a key of your own where the PG is the real one")
+        raise refusal("toss_secret_key", "your own key when the PG is the real one")
     if secret is None or secret[3] != "s":
         raise refusal("toss_secret_key", "a secret key: test_sk_, test_gsk_, live_sk_, live_gsk_")
     if client is None or client[3] != "c":

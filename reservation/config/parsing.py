@@ -98,7 +98,7 @@ def _dotenv_pair(line: str, *, where: str) -> tuple[str, str]:
     if value[:1] in {'"', "'"}:
         quoted, closing, rest = value[1:].partition(value[0])
         if not closing or (rest.strip() and not rest.strip().startswith("#")):
-            raise SettingsError(f"{where} must end its quoted value with the quote")
+            raise SettingsError(f"{where} must close the quote of its value")
         return name, quoted
     return name, re.split(r"(?:^|\s)#", value, maxsplit=1)[0].strip()
 
@@ -144,7 +144,7 @@ def directory(name: str, given: Mapping[str, str]) -> Path:
     try:
         return Path(given.get(name, "var")).expanduser().absolute()
     except RuntimeError as error:
-        raise refusal(name, "a path whose ~ names a user") from error
+        raise refusal(name, "a path whose ~ resolves to a home directory") from error
 
 
 def whole_number(least: int, most: int, default: Callable[[], int]) -> Reader:
@@ -336,8 +336,8 @@ def redis_url(name: str, given: Mapping[str, str]) -> str:
     value = given.get(name, "")
     if value.startswith(("redis+cluster:", "redis+sentinel:")):
         raise SettingsError(
-            f"{variable_of(name)}: redis+cluster:// and redis+sentinel:// come in a later release; "
-            "until then it must be redis://, rediss:// or unix://"
+            f"{variable_of(name)}: redis+cluster:// and redis+sentinel:// are not supported yet; "
+            "it must be redis://, rediss:// or unix://"
         )
     if not value:
         return value

@@ -50,13 +50,13 @@ def load_or_create(data_dir: Path) -> Secrets:
         return kept
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _publish(data_dir, _make())
+        _publish(data_dir, _generate())
     except OSError as error:
-        raise SecretsError(f"{data_dir} cannot keep the keys: {error.strerror}") from error
-    made = load_secrets(data_dir)
-    if made is None:
-        raise SecretsError(f"{data_dir / FILE_NAME} vanished right after it was made")
-    return made
+        raise SecretsError(f"{data_dir} is not writable for the keys: {error.strerror}") from error
+    generated = load_secrets(data_dir)
+    if generated is None:
+        raise SecretsError(f"{data_dir / FILE_NAME} disappeared right after it was created")
+    return generated
 
 
 def load_secrets(data_dir: Path) -> Secrets | None:
@@ -70,7 +70,7 @@ def load_secrets(data_dir: Path) -> Secrets | None:
         raise SecretsError(f"{path} cannot be read: {error.strerror}") from error
     with os.fdopen(descriptor, "rb") as file:
         if stat.S_IMODE(os.fstat(descriptor).st_mode) & 0o077:
-            raise SecretsError(f"{path} is open to other users: chmod 600 it")
+            raise SecretsError(f"{path} is accessible to other users: chmod 600 it")
         content = file.read(_FILE_BYTES_MAX + 1)
     try:
         return msgspec.json.decode(content, type=Secrets)
@@ -78,7 +78,7 @@ def load_secrets(data_dir: Path) -> Secrets | None:
         raise SecretsError(f"{path} is damaged: restore it from a backup") from error
 
 
-def _make() -> Secrets:
+def _generate() -> Secrets:
     return Secrets(
         admin_api_key=secrets.token_urlsafe(_KEY_BYTES),
         signing_keys=(secrets.token_urlsafe(_KEY_BYTES),),
@@ -87,12 +87,12 @@ def _make() -> Secrets:
     )
 
 
-def _publish(data_dir: Path, made: Secrets) -> None:
+def _publish(data_dir: Path, generated: Secrets) -> None:
     draft = data_dir / f".{FILE_NAME}.{os.getpid()}.{secrets.token_hex(8)}"
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n")
+            file.write(msgspec.json.format(msgspec.json.encode(generated), indent=2) + b"\n")
             file.flush()
             os.fsync(descriptor)
         try:

@@ -42,7 +42,7 @@ _UNPAID_ORDERS_MAX: Final = 1_000_000
 _INTERNAL_PREFIX: Final = "RESERVATION_INTERNAL_"
 
 
-def _says(description: str, default: str) -> Meta:
+def _row(description: str, default: str) -> Meta:
     """A setting's row in docs/reference/settings.md: its description, and its default in words."""
     return Meta(description=description, extra={"default": default})
 
@@ -54,125 +54,142 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     sandbox, the built-in storefront.
     """
 
-    data_dir: Annotated[
-        Path, _says("Where everything that must outlive the process is kept.", "`var`")
-    ]
+    data_dir: Annotated[Path, _row("Directory for all data that outlives the process.", "`var`")]
     redis_url: Annotated[
         str,
-        _says("`redis://`, `rediss://` or `unix://`.", "an embedded Valkey in the data directory"),
+        _row("`redis://`, `rediss://` or `unix://`.", "an embedded Valkey in the data directory"),
     ]
-    database_url: Annotated[str, _says("`postgresql://`.", "SQLite in the data directory")]
-    host: Annotated[str, _says("The address to listen on.", "`127.0.0.1`")]
-    port: Annotated[int, _says("The port to listen on; 0 lets the system choose.", "`8000`")]
-    workers: Annotated[int, _says("API processes.", "one per CPU that the process may use")]
+    database_url: Annotated[str, _row("`postgresql://`.", "SQLite in the data directory")]
+    host: Annotated[str, _row("The address to listen on.", "`127.0.0.1`")]
+    port: Annotated[int, _row("The port to listen on; 0 lets the system choose.", "`8000`")]
+    workers: Annotated[int, _row("API processes.", "one per CPU that the process may use")]
     drain_seconds: Annotated[
         int,
-        _says(
-            "How long it serves on, not ready, after SIGTERM, before its port closes.",
+        _row(
+            "Seconds between SIGTERM and closing the port; meanwhile the service is not "
+            "ready but serves.",
             "`0`; `5` in production",
         ),
     ]
     public_url: Annotated[
-        str, _says("The base of successUrl and failUrl, as buyers reach it.", "`http://HOST:PORT`")
+        str, _row("Base of successUrl and failUrl, as reached by buyers.", "`http://HOST:PORT`")
     ]
     toss_api_url: Annotated[
         str,
-        _says("The PG; the real one is `https://api.tosspayments.com`.", "the sandbox beside us"),
+        _row(
+            "Base URL of the PG; the real one is `https://api.tosspayments.com`.",
+            "the bundled sandbox",
+        ),
     ]
-    toss_secret_key: Annotated[str, _says("The PG's secret key. A secret.", "the sandbox's")]
-    toss_client_key: Annotated[str, _says("The PG's client key, for browsers.", "the sandbox's")]
+    toss_secret_key: Annotated[str, _row("The PG's secret key. A secret.", "the sandbox's")]
+    toss_client_key: Annotated[str, _row("The PG's client key, for browsers.", "the sandbox's")]
     admin_api_key: Annotated[
-        str, _says("What operators send as their bearer. A secret.", "made at first start")
+        str, _row("Bearer token of operators. A secret.", "generated at first start")
     ]
     signing_keys: Annotated[
         tuple[str, ...],
-        _says(
-            "Sign our tokens: comma-separated, the first signs, all verify. A secret.",
-            "made at first start",
+        _row(
+            "Keys of the service's tokens, comma-separated: the first signs, all verify. A secret.",
+            "generated at first start",
         ),
     ]
     order_id_key: Annotated[
         str,
-        _says(
-            "What order ids and customer keys derive from; it never changes. A secret.",
-            "made at first start",
+        _row(
+            "Key from which order ids and customer keys are derived; must never change. A secret.",
+            "generated at first start",
         ),
     ]
     storefront_url: Annotated[
-        str, _says("Where success and fail send the browser.", "the built-in storefront")
+        str,
+        _row(
+            "Page to which the success and fail URLs redirect browsers.", "the built-in storefront"
+        ),
     ]
     cors_origins: Annotated[
-        tuple[str, ...], _says("The storefronts' origins, comma-separated.", "empty")
+        tuple[str, ...], _row("Allowed CORS origins, comma-separated.", "empty")
     ]
     prepare_rate: Annotated[
         Rate | None,
-        _says(
-            "The burst of a buyer's prepares, such as `20/s`; `0` turns the sustained rate off as"
-            " well.",
+        _row(
+            "Burst limit of a buyer's prepares, such as `20/s`; `0` disables the sustained "
+            "limit as well.",
             "`20/s`",
         ),
     ]
     prepare_sustained: Annotated[
         Rate | None,
-        _says(
-            "The sustained rate of a buyer's prepares in one sale, such as `20/min`; `0` is off.",
+        _row(
+            "Sustained limit of a buyer's prepares in one sale, such as `20/min`; `0` disables it.",
             "`20/min`",
         ),
     ]
     unpaid_orders: Annotated[
         int,
-        _says(
-            "Orders of one buyer in one sale that may end unpaid; then 429 `too_many_orders`."
-            " `0` is off.",
+        _row(
+            "Maximum unpaid orders of one buyer in one sale; beyond it 429 `too_many_orders`. "
+            "`0` disables the limit.",
             "`20`",
         ),
     ]
     auth: Annotated[
         str,
-        _says("`guest` gives out its own buyer tokens, `jwt` verifies the shop's.", "`guest`"),
+        _row("`guest` issues buyer tokens, `jwt` verifies the shop's tokens.", "`guest`"),
     ]
     jwt_secret: Annotated[
-        str, _says("Signs guests, or verifies the shop's tokens. A secret.", "made at first start")
+        str,
+        _row(
+            "Signs guest tokens, or verifies the shop's tokens. A secret.",
+            "generated at first start",
+        ),
     ]
     jwks_url: Annotated[
-        str, _says("The shop's public keys, where its tokens are not signed by a secret.", "empty")
+        str, _row("URL of the shop's public keys (JWKS), instead of a shared secret.", "empty")
     ]
     jwt_audience: Annotated[
-        str, _says("The `aud` that the shop's tokens must name.", "empty: any but a guest's")
+        str,
+        _row(
+            "Required `aud` claim of the shop's tokens.", "empty: any except the guests' audience"
+        ),
     ]
-    jwt_issuer: Annotated[str, _says("The `iss` that the shop's tokens must name.", "empty: any")]
+    jwt_issuer: Annotated[str, _row("Required `iss` claim of the shop's tokens.", "empty: any")]
     toss_checkout_url: Annotated[
-        str, _says("The PG page's address for `payment.checkoutUrl`.", "empty; the sandbox sets it")
+        str,
+        _row(
+            "Base URL of the PG's payment page, for `payment.checkoutUrl`.",
+            "empty; the sandbox sets it",
+        ),
     ]
     guest_rate: Annotated[
-        Rate | None, _says("Guests per address, such as `60/min`; `0` is off.", "`60/min`")
+        Rate | None,
+        _row(
+            "Rate limit of new guests per address, such as `60/min`; `0` disables it.", "`60/min`"
+        ),
     ]
     trusted_proxies: Annotated[
         tuple[str, ...],
-        _says(
-            "Addresses or networks whose forwarding headers are believed, comma-separated.", "empty"
+        _row(
+            "Addresses or networks whose forwarding headers are trusted, comma-separated.", "empty"
         ),
     ]
     metrics_port: Annotated[
         int,
-        _says("Where `--role worker` serves its own `/metrics`; 0 is nowhere.", "`0`"),
+        _row("Port of `/metrics` for `--role worker`; 0 disables it.", "`0`"),
     ]
     redis_trust: Annotated[
         tuple[str, ...],
-        _says(
-            "Checks of Redis that you vouch for, by name, comma-separated (docs/operations.md).",
+        _row(
+            "Names of Redis checks to waive, comma-separated (docs/operations.md).",
             "empty",
         ),
     ]
-    key_prefix: Annotated[str, _says("What every key in Redis begins with.", "`rsv`")]
+    key_prefix: Annotated[str, _row("Prefix of every key in Redis.", "`rsv`")]
     keep_alive_seconds: Annotated[
         int,
-        _says("Idle time of a client's connection; longer than a load balancer keeps it.", "`75`"),
+        _row("Keep-alive timeout of client connections; must exceed the load balancer's.", "`75`"),
     ]
-    fast_path: Annotated[
-        bool, _says("`off` sends every prepare through the framework's route.", "`on`")
-    ]
-    env: Annotated[str, _says("`development` or `production`.", "`development`")]
+    fast_path: Annotated[bool, _row("`off` routes every prepare through the framework.", "`on`")]
+    env: Annotated[str, _row("`development` or `production`.", "`development`")]
 
     @property
     def production(self) -> bool:
@@ -185,8 +202,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if not self.production or self.auth != "jwt":
             return ()
         return tuple(
-            f"{variable_of(name)} is empty: every token that the shop's issuer signs is a buyer's,"
-            " whatever it was made for"
+            f"{variable_of(name)} is empty: every token of the shop's issuer is accepted as a "
+            "buyer's, whatever its purpose"
             for name in ("jwt_audience", "jwt_issuer")
             if not getattr(self, name)
         )
@@ -216,12 +233,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         values = {name: read(name, given) for name, read in _READERS.items()}
         if values["env"] == "production":
             _refuse_missing(given, _required_in_production(given), "in production")
-        elif missing := [name for name in _MADE_SECRETS if not values[name]]:
+        elif missing := [name for name in _GENERATED_SECRETS if not values[name]]:
             try:
-                made = load_or_create(values["data_dir"])
+                generated = load_or_create(values["data_dir"])
             except SecretsError as error:
                 raise SettingsError(str(error)) from error
-            values.update({name: getattr(made, name) for name in missing})
+            values.update({name: getattr(generated, name) for name in missing})
         settings = cls(**values)
         check_toss_keys(
             secret_key=settings.toss_secret_key,
@@ -269,8 +286,8 @@ def require_given_secrets(
         SettingsError: naming every secret that is not given.
     """
     given = _given(environ, dotenv_path)
-    required = [name for name in _required_in_production(given) if name in _MADE_SECRETS]
-    _refuse_missing(given, required, "with --role, for all machines must have the same")
+    required = [name for name in _required_in_production(given) if name in _GENERATED_SECRETS]
+    _refuse_missing(given, required, "with --role: all machines must share it")
 
 
 def _given(
@@ -289,18 +306,16 @@ def _given(
             continue
         name = variable.removeprefix(PREFIX).lower()
         if name not in _READERS or variable != variable.upper():
-            raise SettingsError(_misspelt(variable))
+            raise SettingsError(_unknown_setting(variable))
         if value.strip():
             given[name] = value.strip()
     return given
 
 
-def _misspelt(variable: str) -> str:
+def _unknown_setting(variable: str) -> str:
     known = [variable_of(name) for name in _READERS]
     close = difflib.get_close_matches(variable.upper(), known, n=1)
-    hint = (
-        f"; did you mean {close[0]}?" if close else "; docs/reference/settings.md lists all of them"
-    )
+    hint = f"; did you mean {close[0]}?" if close else "; see docs/reference/settings.md"
     return f"{variable} is not a setting{hint}"
 
 
@@ -353,7 +368,7 @@ _READERS: Final[dict[str, environment.Reader]] = {
 }
 
 #: Secrets that are generated at first start where allowed.
-_MADE_SECRETS: Final = ("admin_api_key", "signing_keys", "order_id_key", "jwt_secret")
+_GENERATED_SECRETS: Final = ("admin_api_key", "signing_keys", "order_id_key", "jwt_secret")
 
 
 def _required_in_production(given: Mapping[str, str]) -> list[str]:
@@ -388,7 +403,7 @@ def _refuse_unsafe(settings: Settings) -> None:
     for name in ("toss_secret_key", "toss_client_key"):
         if not getattr(settings, name).startswith("live_"):
             raise refusal(name, "a live_ key in production")
-    for name in _MADE_SECRETS:
+    for name in _GENERATED_SECRETS:
         value: str | tuple[str, ...] = getattr(settings, name)
         keys = (value,) if isinstance(value, str) else value
         if any(len(key.encode()) < _SECRET_BYTES_MIN for key in keys if key):

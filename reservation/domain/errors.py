@@ -83,52 +83,52 @@ class ReservationError(Exception):
 
 class MalformedRequest(ReservationError):
     code = "malformed_request"
-    sentence = "The request is not what this endpoint takes."
+    sentence = "The request is invalid."
 
 
 class Unauthenticated(ReservationError):
     code = "unauthenticated"
-    sentence = "A valid bearer token is needed."
+    sentence = "A valid bearer token is required."
 
 
 class Forbidden(ReservationError):
     code = "forbidden"
-    sentence = "This credential may not do that."
+    sentence = "This credential lacks the required permission."
 
 
 class InvalidToken(ReservationError):
     code = "invalid_token"
-    sentence = "The token is not this reservation's or is no longer valid."
+    sentence = "The token belongs to another reservation or has expired."
 
 
 class InvalidAdmission(ReservationError):
     code = "invalid_admission"
-    sentence = "This sale is entered from its page: load the sale again and try once more."
+    sentence = "This sale requires an admission token: reload the sale page and retry."
 
 
 class SaleNotFound(ReservationError):
     code = "sale_not_found"
-    sentence = "There is no such sale."
+    sentence = "The sale does not exist."
 
 
 class SkuNotFound(ReservationError):
     code = "sku_not_found"
-    sentence = "This sale does not have that item."
+    sentence = "The sale has no such item."
 
 
 class ReservationNotFound(ReservationError):
     code = "reservation_not_found"
-    sentence = "There is no such reservation for this caller."
+    sentence = "This caller has no such reservation."
 
 
 class SaleNotOpen(ReservationError):
     code = "sale_not_open"
-    sentence = "The sale has not opened yet."
+    sentence = "The sale is not open yet."
 
 
 class SaleClosed(ReservationError):
     code = "sale_closed"
-    sentence = "The sale is over."
+    sentence = "The sale has ended."
 
 
 class SalePaused(ReservationError):
@@ -138,109 +138,109 @@ class SalePaused(ReservationError):
 
 class SaleRecovering(ReservationError):
     code = "sale_recovering"
-    sentence = "The sale is being restored; nothing was taken."
+    sentence = "The sale is being restored; no stock was held."
 
 
 class SoldOut(ReservationError):
     code = "sold_out"
-    sentence = "Not enough pieces are left."
+    sentence = "Not enough units are available."
 
 
 class BuyerLimitExceeded(ReservationError):
     code = "buyer_limit_exceeded"
-    sentence = "This is more than one buyer may have of this item."
+    sentence = "The quantity exceeds the limit per buyer."
 
 
 class AmountMismatch(ReservationError):
     code = "amount_mismatch"
-    sentence = "The amount is not the price of these items."
+    sentence = "The amount differs from the price of the items."
 
 
 class IdempotencyKeyReused(ReservationError):
     code = "idempotency_key_reused"
-    sentence = "This Idempotency-Key was used with another body."
+    sentence = "This Idempotency-Key was already used with a different body."
 
 
 class ReservationExpired(ReservationError):
     code = "reservation_expired"
-    sentence = "The hold ran out and the pieces are gone."
+    sentence = "The hold expired and its units are no longer available."
 
 
 class HoldLost(ReservationError):
     code = "hold_lost"
-    sentence = "The hold was lost in a failure of the store."
+    sentence = "The hold was lost in a failure of Redis."
 
 
 class PaymentInProgress(ReservationError):
     code = "payment_in_progress"
-    sentence = "A payment is under way for this reservation."
+    sentence = "A payment for this reservation is in progress."
 
 
 class AlreadyConfirmed(ReservationError):
     code = "already_confirmed"
-    sentence = "This reservation is paid for."
+    sentence = "This reservation has already been paid."
 
 
 class PaymentDeclined(ReservationError):
     code = "payment_declined"
-    sentence = "The payment was declined, and the pieces were given back."
+    sentence = "The payment was declined and the stock was released."
 
 
 class RateLimited(ReservationError):
     code = "rate_limited"
-    sentence = "Too many requests; slow down."
+    sentence = "Too many requests; reduce the request rate."
 
 
 class TooManyOrders(ReservationError):
     code = "too_many_orders"
-    sentence = "Too many orders of this buyer in this sale ended unpaid; nothing was charged."
+    sentence = "Too many of this buyer's orders in this sale ended unpaid; nothing was charged."
 
 
 class Unavailable(ReservationError):
     code = "unavailable"
-    sentence = "The service cannot answer now; nothing was taken."
+    sentence = "The service is temporarily unavailable; no stock was held."
 
 
 class OutcomeUnknown(ReservationError):
     code = "outcome_unknown"
-    sentence = "It cannot be told whether the hold was taken: send the same key and body again."
+    sentence = "The outcome of the hold is unknown: repeat the request with the same key and body."
 
 
 class InvalidSale(ReservationError):
     code = "invalid_sale"
-    sentence = "The sale cannot be like that."
+    sentence = "The sale definition is invalid."
 
 
 class TotalTooLow(ReservationError):
     code = "total_too_low"
-    sentence = "The total would fall below what is held and sold."
+    sentence = "The total would fall below held plus sold."
 
 
 class InsufficientAvailable(ReservationError):
     code = "insufficient_available"
-    sentence = "Not that many pieces are available to withdraw."
+    sentence = "Not enough available units to withdraw."
 
 
 class NotRefundable(ReservationError):
     code = "not_refundable"
-    sentence = "Only a confirmed order can be refunded."
+    sentence = "Only a CONFIRMED order can be refunded."
 
 
 class RefundPending(ReservationError):
     code = "refund_pending"
-    sentence = "Another refund of this order is pending; `refund` shows it. Nothing was changed."
+    sentence = "Another refund of this order is pending (see `refund`); nothing was changed."
 
 
 class RefundAccountRequired(ReservationError):
     code = "refund_account_required"
-    sentence = "A deposit goes back to an account: name it in refundReceiveAccount."
+    sentence = "The refund of a deposit requires a bank account in refundReceiveAccount."
 
 
 class PreconditionRequired(ReservationError):
     code = "precondition_required"
-    sentence = "Changing a sale needs If-Match with the ETag of its GET."
+    sentence = "Changing a sale requires If-Match with the ETag of the GET response."
 
 
 class PreconditionFailed(ReservationError):
     code = "precondition_failed"
-    sentence = "The sale changed since it was read; read it again."
+    sentence = "The ETag is outdated: the sale has changed; read it again."

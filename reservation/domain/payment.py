@@ -101,7 +101,7 @@ SENTENCES: Final[Mapping[str, str]] = MappingProxyType(
         Cause.ACCOUNT_NOT_ACCEPTED: "The sale does not accept virtual accounts.",
         Cause.NO_DEPOSIT: "No deposit arrived before the virtual account's due date.",
         Cause.NEVER_APPROVED: "The payment provider never approved the payment.",
-        Cause.PAYMENT_NOT_FOUND: "The payment provider knows no such payment.",
+        Cause.PAYMENT_NOT_FOUND: "The payment provider has no such payment.",
         Cause.KEY_OF_ANOTHER_ORDER: "The payment key belongs to another order.",
         Cause.INTENT_NOT_WRITTEN: "The payment intent could not be written to SQL.",
         Cause.AMOUNT_MISMATCH: "The payment's amount or currency is not the order's.",

@@ -43,13 +43,13 @@ __all__ = [
     "Unapproved",
     "Undecided",
     "decide",
-    "given_back",
     "may_be_refunded",
     "payment_facts",
+    "refunded_outcome",
 ]
 
 #: The provider's code after its ten minutes between authentication and confirm have passed.
-SESSION_GONE = "NOT_FOUND_PAYMENT_SESSION"
+SESSION_EXPIRED_CODES = "NOT_FOUND_PAYMENT_SESSION"
 
 
 class AnswerTo(Enum):
@@ -146,7 +146,7 @@ def decide(
         case PaymentMissing(code):
             if asked is AnswerTo.LOOK_UP:
                 return Unapproved(missing=True)
-            if asked is AnswerTo.FIRST_CONFIRM and code == SESSION_GONE:
+            if asked is AnswerTo.FIRST_CONFIRM and code == SESSION_EXPIRED_CODES:
                 return Finish(_expired(Cause.SESSION_EXPIRED, code))
             return LookUp(missing=True)
         case OrderIdUsed():
@@ -200,16 +200,16 @@ def _judge_payment(
         # The PG repeats its earlier answer to this idempotency key, even if the payment has changed
         # since: it may have been refunded. Only a lookup shows its current state.
         return LookUp()
-    ours = _is_priced(payment, order)
-    if not ours and asked is not AnswerTo.LOOK_UP:
+    is_valid = _is_priced(payment, order)
+    if not is_valid and asked is not AnswerTo.LOOK_UP:
         return LookUp()
     match payment.status:
         case PaymentStatus.DONE:
-            if ours:
+            if is_valid:
                 return Finish(_confirmed(payment))
             return CancelFirst(_refunded(Cause.AMOUNT_MISMATCH), reason="amount mismatch")
         case PaymentStatus.WAITING_FOR_DEPOSIT:
-            if ours and virtual_accounts and payment.due_at is not None:
+            if is_valid and virtual_accounts and payment.due_at is not None:
                 return Finish(_awaiting_deposit(payment))
             if asked is not AnswerTo.LOOK_UP:
                 return LookUp()
@@ -219,9 +219,9 @@ def _judge_payment(
         case PaymentStatus.EXPIRED:
             return Finish(_expired(Cause.PAYMENT_EXPIRED))
         case PaymentStatus.CANCELED:
-            return Finish(given_back(payment))
+            return Finish(refunded_outcome(payment))
         case PaymentStatus.PARTIAL_CANCELED if payment.balance_amount == 0:
-            return Finish(given_back(payment))
+            return Finish(refunded_outcome(payment))
         case PaymentStatus.READY | PaymentStatus.IN_PROGRESS:
             return Unapproved(missing=False) if asked is AnswerTo.LOOK_UP else LookUp()
         case _:
@@ -268,7 +268,7 @@ def _refunded(cause: Cause) -> Outcome:
     return Outcome(name=PaymentOutcome.REFUNDED, reason=Reason(cause))
 
 
-def given_back(payment: Payment) -> Outcome:
+def refunded_outcome(payment: Payment) -> Outcome:
     """Cancelled at the PG: an approved payment is a refund, an unpaid account is not."""
     if payment.approved_at is not None:
         return _refunded(Cause.CANCELLED_AT_PROVIDER)

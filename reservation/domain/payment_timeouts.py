@@ -37,7 +37,7 @@ class PaymentTimeouts(msgspec.Struct, frozen=True, kw_only=True):
     #: Delay of the second check of an attempt that ended without a proof of the PG.
     recheck_seconds: float = 15 * 60.0
     #: Poll interval of an open virtual account in its first hour; six times that later.
-    deposit_look_seconds: float = 10 * 60.0
+    deposit_check_seconds: float = 10 * 60.0
     #: A payment undecided for longer raises an alarm.
     alarm_seconds: float = 15 * 60.0
     #: The settler's back-off grows with the payment's age, between these two.

@@ -54,12 +54,12 @@ class SaleDefinition(msgspec.Struct, frozen=True, kw_only=True):
         least = payments.minimum_amounts.get(self.currency)
         if least is None:
             taken = ", ".join(sorted(payments.minimum_amounts))
-            raise InvalidSale(f"The payment gateway takes no {self.currency}, only {taken}.")
+            raise InvalidSale(f"The payment gateway does not accept {self.currency}, only {taken}.")
         if self.virtual_accounts:
             least = max(least, payments.minimum_account_amounts.get(self.currency, least))
         for name, at_ms in (("opensAt", self.opens_at_ms), ("closesAt", self.closes_at_ms)):
             if not TIME_LEAST_MS <= at_ms < TIME_END_MS:
-                raise InvalidSale(f"{name} must lie in the years 2000 to 2200.")
+                raise InvalidSale(f"{name} must be in the years 2000 to 2200.")
         if self.closes_at_ms <= self.opens_at_ms:
             raise InvalidSale("closesAt must be later than opensAt.")
         if not HOLD_SECONDS_LEAST <= self.hold_seconds <= HOLD_SECONDS_MOST:
@@ -67,9 +67,9 @@ class SaleDefinition(msgspec.Struct, frozen=True, kw_only=True):
                 f"holdSeconds must be from {HOLD_SECONDS_LEAST} to {HOLD_SECONDS_MOST}."
             )
         if not 1 <= len(self.items) <= ITEMS_MAX:
-            raise InvalidSale(f"A sale has from 1 to {ITEMS_MAX} items.")
+            raise InvalidSale(f"A sale must have from 1 to {ITEMS_MAX} items.")
         if len({item.sku for item in self.items}) != len(self.items):
-            raise InvalidSale("Two items have the same sku.")
+            raise InvalidSale("Each sku must be unique within the sale.")
         for item in self.items:
             if not 0 <= item.total <= TOTAL_MAX:
                 raise InvalidSale(f"total must be from 0 to {TOTAL_MAX}.", sku=item.sku)

@@ -110,9 +110,9 @@ class Signer:
         mac = self._signing[claims.purpose]
         return f"{body}.{base64url.encode(mac.digest(body.encode()))}"
 
-    def alike(self, claims: Claims) -> "TokensAlike":
+    def batch_signer(self, claims: Claims) -> "BatchSigner":
         """A signer of tokens with the same claims but for the order, the buyer and the number."""
-        return TokensAlike(self._begin.encode(), self._signing[claims.purpose], claims)
+        return BatchSigner(self._begin.encode(), self._signing[claims.purpose], claims)
 
     def verify(self, token: str, purpose: Purpose, *, now_ms: int) -> Claims:
         """The claims of a token that is ours, for this purpose and not expired.
@@ -123,12 +123,12 @@ class Signer:
         parts = token.split(".") if len(token) <= _TOKEN_CHARS_MAX and token.isascii() else []
         if len(parts) != 4 or parts[0] != _VERSION:
             raise InvalidToken
-        ours = self._macs.get((parts[1], purpose))
+        known_mac = self._macs.get((parts[1], purpose))
         mac = _decode(parts[3])
-        if ours is None or mac is None or len(mac) != _MAC_BYTES:
+        if known_mac is None or mac is None or len(mac) != _MAC_BYTES:
             raise InvalidToken
         body = f"{parts[0]}.{parts[1]}.{parts[2]}"
-        if not hmac.compare_digest(ours.digest(body.encode()), mac):
+        if not hmac.compare_digest(known_mac.digest(body.encode()), mac):
             raise InvalidToken
         claims = _claims(parts[2])
         if claims is None or claims.purpose != purpose or now_ms > claims.expires_at_ms:
@@ -164,7 +164,7 @@ class Signer:
         return self._macs[key_id, "admission"].digest(message)
 
 
-class TokensAlike:
+class BatchSigner:
     """Tokens of one purpose, for orders that were made together: `Signer.sign`, at half the cost.
 
     Args:

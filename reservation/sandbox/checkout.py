@@ -44,9 +44,9 @@ _URL_CHARS = 4000
 
 #: Name of the button, its label, the effect. The order is that of the page.
 _BUTTONS = (
-    ("card", "main", "Pay by card", "The card company agrees, at once"),
-    ("virtual_account", "", "Virtual account", "Get an account number and pay in later"),
-    ("insufficient", "", "Card without funds", "Accepted here, declined when it is charged"),
+    ("card", "main", "Pay by card", "Approved immediately"),
+    ("virtual_account", "", "Virtual account", "Issue an account number for a later deposit"),
+    ("insufficient", "", "Card without funds", "Accepted on this page, declined at the charge"),
     ("decline", "", "Card declined here", "The card company refuses on this page"),
     ("cancel", "plain", "Cancel and go back", ""),
 )
@@ -74,7 +74,7 @@ def checkout_routes(sandbox: Sandbox) -> list[HTTPRouteHandler]:
             asked = _read_query(request.query_params, client_key=sandbox.config.client_key)
             opened = ledger.open(**msgspec.structs.asdict(asked))
         except Refusal as refusal:
-            return _document("Payment cannot start", _apology(refusal.message), refusal.status)
+            return _document("Payment cannot start", _error_page(refusal.message), refusal.status)
         ledger.commit(opened)
         return _document(f"Pay {asked.order_name}", _form(opened.payment))
 
@@ -90,7 +90,9 @@ def checkout_routes(sandbox: Sandbox) -> list[HTTPRouteHandler]:
         try:
             target = _press(sandbox, sandbox.ledger.payment(payment_key), button)
         except Refusal as refusal:
-            return _document("Payment cannot go on", _apology(refusal.message), refusal.status)
+            return _document(
+                "Payment cannot continue", _error_page(refusal.message), refusal.status
+            )
         return ASGIResponse(status_code=303, headers=[*_HEADERS, ("location", target)])
 
     return [page, style, press]
@@ -152,19 +154,19 @@ def _with_query(url: str, query: dict[str, str]) -> str:
 def _read_query(query: Mapping[str, str], *, client_key: str) -> Checkout:
     """Refuses every request that the PG's own script would refuse."""
     if query.get("clientKey") != client_key:
-        raise Refusal("UNAUTHORIZED_KEY", "The client key is not this sandbox's.")
+        raise Refusal("UNAUTHORIZED_KEY", "The client key is not the sandbox's client key.")
     amount = query.get("amount", "")
     if not (amount.isascii() and amount.isdecimal() and len(amount) <= 13):
-        raise Refusal("INVALID_REQUEST", "The amount is no whole number.")
+        raise Refusal("INVALID_REQUEST", "The amount is not a whole number.")
     name = query.get("orderName", "")
     if not 0 < len(name) <= _NAME_CHARS:
-        raise Refusal("INVALID_REQUEST", "The order needs a name of at most 100 characters.")
+        raise Refusal("INVALID_REQUEST", "The order name must have at most 100 characters.")
     customer_key = query.get("customerKey", "")
     if _CUSTOMER_KEY.fullmatch(customer_key) is None:
-        raise Refusal("INVALID_REQUEST", "The customer key is not one.")
+        raise Refusal("INVALID_REQUEST", "The customer key is invalid.")
     currency = query.get("currency", "KRW")
     if _CURRENCY.fullmatch(currency) is None:
-        raise Refusal("INVALID_REQUEST", "The currency is not one.")
+        raise Refusal("INVALID_REQUEST", "The currency is invalid.")
     return Checkout(
         order_id=query.get("orderId", ""),
         order_name=name,
@@ -184,7 +186,7 @@ def _web_address(query: Mapping[str, str], name: str) -> str:
     except ValueError:
         fine = False
     if not fine or len(url) > _URL_CHARS or not url.isascii() or not url.isprintable():
-        raise Refusal("INVALID_REQUEST", f"{name} is no absolute web address.")
+        raise Refusal("INVALID_REQUEST", f"{name} is not an absolute URL.")
     return url
 
 
@@ -209,9 +211,9 @@ def _form(record: PaymentRecord) -> str:
     )
 
 
-def _apology(sentence: str) -> str:
+def _error_page(sentence: str) -> str:
     return (
-        "<h1>This payment cannot go on</h1>\n"
+        "<h1>This payment cannot continue</h1>\n"
         f'<p class="quiet">{html.escape(sentence)}</p>\n'
         '<p class="quiet">Go back to the shop and start again. Nothing was charged.</p>'
     )

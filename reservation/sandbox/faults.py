@@ -109,8 +109,8 @@ class Rule:
         return True
 
     def view(self) -> dict[str, object]:
-        told: dict[str, object] = msgspec.to_builtins(self.request)
-        return {"id": self.number, **told, "applied": self.applied}
+        members: dict[str, object] = msgspec.to_builtins(self.request)
+        return {"id": self.number, **members, "applied": self.applied}
 
 
 class Faults:

@@ -246,7 +246,7 @@ class Ledger:
         record = self.payment(payment_key)
         due_at_ms = record.due_at_ms
         if record.status != "WAITING_FOR_DEPOSIT" or due_at_ms is None:
-            raise Refusal("INVALID_REQUEST", "not a virtual account that waits for its deposit")
+            raise Refusal("INVALID_REQUEST", "not a virtual account that awaits a deposit")
         if self._clock.now_ms() >= due_at_ms:
             raise Refusal("INVALID_REQUEST", "the bank closed this virtual account: it is past due")
         return self._approve(record, "deposit")
@@ -255,7 +255,7 @@ class Ledger:
         """The bank takes a deposit back: the account waits again."""
         record = self.payment(payment_key)
         if record.status != "DONE" or record.method != "virtual_account":
-            raise Refusal("INVALID_REQUEST", "not a virtual account that was paid")
+            raise Refusal("INVALID_REQUEST", "not a paid virtual account")
         after = msgspec.structs.replace(
             record,
             status="WAITING_FOR_DEPOSIT",
@@ -269,7 +269,7 @@ class Ledger:
         """The bank's transfer of a refund to an account ends; the cancel stays as it is."""
         record = self.payment(payment_key)
         if record.due_at_ms is None or not (record.cancels and record.approved_at_ms):
-            raise Refusal("INVALID_REQUEST", "not a deposit that was given back")
+            raise Refusal("INVALID_REQUEST", "not a refunded deposit")
         return Outcome(payment=msgspec.structs.replace(record, account_refund=status))
 
     def commit(self, outcome: Outcome | None = None, *, replay: Replay | None = None) -> None:

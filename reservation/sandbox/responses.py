@@ -11,10 +11,10 @@ from litestar.types import Receive, Scope, Send
 from reservation.sandbox.faults import Fault, FaultRequest
 from reservation.sandbox.refusals import Refusal
 
-__all__ = ["CutAnswer", "Reply", "refused", "spoiled", "unasked", "whole"]
+__all__ = ["CutAnswer", "Reply", "faulty_response", "full_response", "injected_response", "refused"]
 
 #: Fragments of a dripped answer: enough to resemble a slow line.
-_CRUMBS = 100
+_DRIP_CHUNKS = 100
 
 #: Far more than any client should be willing to read.
 _OVERSIZED_BYTES = 10 * 1024 * 1024
@@ -57,15 +57,15 @@ class _DrippingAnswer(ASGIResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         await self.start_response(send)
-        size = max(1, len(self.body) // _CRUMBS)
-        crumbs = [self.body[at : at + size] for at in range(0, len(self.body), size)]
-        for crumb in crumbs:
-            await asyncio.sleep(self._seconds / len(crumbs))
-            await send({"type": "http.response.body", "body": crumb, "more_body": True})
+        size = max(1, len(self.body) // _DRIP_CHUNKS)
+        chunks = [self.body[at : at + size] for at in range(0, len(self.body), size)]
+        for chunk in chunks:
+            await asyncio.sleep(self._seconds / len(chunks))
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def whole(reply: Reply) -> ASGIResponse:
+def full_response(reply: Reply) -> ASGIResponse:
     """The answer without a fault."""
     return ASGIResponse(body=reply.body, status_code=reply.status, headers=_headers())
 
@@ -76,39 +76,39 @@ def refused(refusal: Refusal) -> Reply:
     return Reply(refusal.status, body)
 
 
-def unasked(fault: Fault) -> ASGIResponse:
+def injected_response(fault: Fault) -> ASGIResponse:
     """The answer to a call that was not carried out."""
     match fault:
         case Fault.REFUSE:
             return CutAnswer()
         case Fault.IN_PROGRESS:
-            return whole(refused(Refusal("IDEMPOTENT_REQUEST_PROCESSING")))
+            return full_response(refused(Refusal("IDEMPOTENT_REQUEST_PROCESSING")))
         case Fault.RATE_LIMITED:
-            return whole(refused(Refusal("TOO_MANY_REQUESTS")))
+            return full_response(refused(Refusal("TOO_MANY_REQUESTS")))
         case Fault.REDIRECT:
             return ASGIResponse(status_code=302, headers=[("location", "/elsewhere")])
         case _:
-            return whole(refused(Refusal("FAILED_INTERNAL_SYSTEM_PROCESSING")))
+            return full_response(refused(Refusal("FAILED_INTERNAL_SYSTEM_PROCESSING")))
 
 
-def spoiled(reply: Reply, rule: FaultRequest) -> ASGIResponse:
+def faulty_response(reply: Reply, rule: FaultRequest) -> ASGIResponse:
     """The answer to a call that was carried out, changed by its fault."""
     match rule.fault:
         case Fault.COMMIT_THEN_DROP:
             return CutAnswer()
         case Fault.ERROR_AFTER_COMMIT:
-            return whole(refused(Refusal("FAILED_INTERNAL_SYSTEM_PROCESSING")))
+            return full_response(refused(Refusal("FAILED_INTERNAL_SYSTEM_PROCESSING")))
         case Fault.GARBAGE:
             return ASGIResponse(body=_PAGE, media_type="text/html")
         case Fault.OVERSIZED:
-            return whole(Reply(200, b'{"padding":"' + b"." * _OVERSIZED_BYTES + b'"}'))
+            return full_response(Reply(200, b'{"padding":"' + b"." * _OVERSIZED_BYTES + b'"}'))
         case Fault.SLOW_DRIP:
             return _DrippingAnswer(reply, rule.seconds)
         case _:
-            return whole(_lie(reply, rule.fault))
+            return full_response(_altered(reply, rule.fault))
 
 
-def _lie(reply: Reply, fault: Fault) -> Reply:
+def _altered(reply: Reply, fault: Fault) -> Reply:
     """The same payment with one member wrong. A refusal has none to change."""
     if reply.status != 200:
         return reply
@@ -123,7 +123,7 @@ def _lie(reply: Reply, fault: Fault) -> Reply:
         case Fault.OTHER_CURRENCY:
             payment["currency"] = "USD"
         case _:
-            raise ValueError(f"{fault} is no lie")
+            raise ValueError(f"{fault} does not alter the response")
     return Reply(200, msgspec.json.encode(payment))
 
 

@@ -13,7 +13,7 @@ from reservation.sandbox.journal import Journal
 from reservation.sandbox.ledger import Ledger
 from reservation.sandbox.webhooks import Webhooks
 
-__all__ = ["Sandbox", "TurnedClock"]
+__all__ = ["AdjustableClock", "Sandbox"]
 
 log = structlog.get_logger(__name__)
 
@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 _LAPSE_SECONDS = 1.0
 
 
-class TurnedClock:
+class AdjustableClock:
     """The machine's clock with a forward offset. It never goes back."""
 
     def __init__(self, base: Clock) -> None:
@@ -40,7 +40,7 @@ class Sandbox:
 
     def __init__(self, config: SandboxConfig) -> None:
         self.config = config
-        self.clock = TurnedClock(SystemClock())
+        self.clock = AdjustableClock(SystemClock())
         self.faults = Faults()
         self.webhooks = Webhooks(config.webhook_urls, self.clock, scale=config.webhook_scale)
         self._ledger: Ledger | None = None

@@ -19,7 +19,13 @@ from reservation.sandbox.ledger import CancelRequest, Outcome
 from reservation.sandbox.payment_format import KST, payment_view, transaction_view
 from reservation.sandbox.refusals import Refusal
 from reservation.sandbox.requests import AnyRequest, read_body
-from reservation.sandbox.responses import Reply, refused, spoiled, unasked, whole
+from reservation.sandbox.responses import (
+    Reply,
+    faulty_response,
+    full_response,
+    injected_response,
+    refused,
+)
 from reservation.sandbox.state import Sandbox
 from reservation.sandbox.state_records import PaymentRecord, Replay
 
@@ -50,7 +56,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     replay_key: str | None = None
 
 
-class Desk:
+class CallHandler:
     """Handles a call: authentication, idempotency key, faults, answer."""
 
     def __init__(self, sandbox: Sandbox) -> None:
@@ -86,13 +92,13 @@ class Desk:
         """Do one call and answer it, with its injected fault."""
         rule = self._sandbox.faults.pick(call.operation, call.payment_key, call.order_id)
         if rule is not None and rule.fault in BEFORE:
-            return unasked(rule.fault)
+            return injected_response(rule.fault)
         reply = self._earlier(call)
         if reply is None:
             reply = await self._perform(call, rule)
         if rule is None or rule.fault not in AFTER:
-            return whole(reply)
-        return spoiled(reply, rule)
+            return full_response(reply)
+        return faulty_response(reply, rule)
 
     def view(self, record: PaymentRecord) -> bytes:
         return self._encode(payment_view(record, now_ms=self._sandbox.clock.now_ms()))
@@ -129,12 +135,12 @@ class Desk:
         marks = {mark for mark in (confirming, call.replay_key) if mark is not None}
         self._busy |= marks
         try:
-            await self._dawdle(rule)
+            await self._delay(rule)
             return self._commit(call, rule)
         finally:
             self._busy -= marks
 
-    async def _dawdle(self, rule: FaultRequest | None) -> None:
+    async def _delay(self, rule: FaultRequest | None) -> None:
         shortest, longest = self._sandbox.config.latency_ms
         if longest:
             await asyncio.sleep(random.uniform(shortest, longest) / 1000)  # noqa: S311 - a delay
@@ -173,20 +179,20 @@ class Desk:
 
 def pg_routes(sandbox: Sandbox) -> list[HTTPRouteHandler]:
     """The PG's five endpoints."""
-    desk = Desk(sandbox)
-    return [*_money_routes(sandbox, desk), *_look_up_routes(sandbox, desk)]
+    handler = CallHandler(sandbox)
+    return [*_money_routes(sandbox, handler), *_look_up_routes(sandbox, handler)]
 
 
-def _money_routes(sandbox: Sandbox, desk: Desk) -> list[HTTPRouteHandler]:
+def _money_routes(sandbox: Sandbox, handler: CallHandler) -> list[HTTPRouteHandler]:
     decode_confirm = msgspec.json.Decoder(ConfirmRequest).decode
     decode_cancel = msgspec.json.Decoder(CancelRequest).decode
 
     @post("/v1/payments/confirm", status_code=200)
     async def confirm(request: AnyRequest) -> ASGIResponse:
-        desk.check(request)
-        replay_key = desk.replay_key(request)
+        handler.check(request)
+        replay_key = handler.replay_key(request)
         body = await read_body(request, decode_confirm)
-        return await desk.serve(
+        return await handler.serve(
             Call(
                 operation="confirm",
                 payment_key=body.payment_key,
@@ -200,10 +206,10 @@ def _money_routes(sandbox: Sandbox, desk: Desk) -> list[HTTPRouteHandler]:
 
     @post("/v1/payments/{payment_key:str}/cancel", status_code=200)
     async def cancel(request: AnyRequest, payment_key: FromPath[str]) -> ASGIResponse:
-        desk.check(request)
-        replay_key = desk.replay_key(request)
+        handler.check(request)
+        replay_key = handler.replay_key(request)
         body = await read_body(request, decode_cancel)
-        return await desk.serve(
+        return await handler.serve(
             Call(
                 operation="cancel",
                 payment_key=payment_key,
@@ -216,11 +222,11 @@ def _money_routes(sandbox: Sandbox, desk: Desk) -> list[HTTPRouteHandler]:
     return [confirm, cancel]
 
 
-def _look_up_routes(sandbox: Sandbox, desk: Desk) -> list[HTTPRouteHandler]:
+def _look_up_routes(sandbox: Sandbox, handler: CallHandler) -> list[HTTPRouteHandler]:
     @get("/v1/payments/{payment_key:str}")
     async def look_up(request: AnyRequest, payment_key: FromPath[str]) -> ASGIResponse:
-        desk.check(request)
-        return await desk.serve(
+        handler.check(request)
+        return await handler.serve(
             Call(
                 operation="look_up",
                 payment_key=payment_key,
@@ -231,8 +237,8 @@ def _look_up_routes(sandbox: Sandbox, desk: Desk) -> list[HTTPRouteHandler]:
 
     @get("/v1/payments/orders/{order_id:str}")
     async def look_up_order(request: AnyRequest, order_id: FromPath[str]) -> ASGIResponse:
-        desk.check(request)
-        return await desk.serve(
+        handler.check(request)
+        return await handler.serve(
             Call(
                 operation="look_up",
                 payment_key=None,
@@ -243,8 +249,8 @@ def _look_up_routes(sandbox: Sandbox, desk: Desk) -> list[HTTPRouteHandler]:
 
     @get("/v1/transactions", sync_to_thread=False)
     def transactions(request: AnyRequest) -> ASGIResponse:
-        desk.check(request)
-        return whole(Reply(200, msgspec.json.encode(_transactions(sandbox, request))))
+        handler.check(request)
+        return full_response(Reply(200, msgspec.json.encode(_transactions(sandbox, request))))
 
     return [look_up, look_up_order, transactions]
 

@@ -35,7 +35,7 @@ POSTS_MAX = 16
 STORM_TIMES = 20
 
 #: Statuses that are notified.
-_TOLD = frozenset(
+_NOTIFIED = frozenset(
     {"DONE", "ABORTED", "EXPIRED", "CANCELED", "PARTIAL_CANCELED", "WAITING_FOR_DEPOSIT"}
 )
 
@@ -52,7 +52,7 @@ class Webhooks:
     def __init__(self, urls: tuple[str, ...], clock: Clock, *, scale: float) -> None:
         for url in urls:
             if httpx.URL(url).scheme not in {"http", "https"}:
-                raise ValueError(f"{url} is no address for webhooks")
+                raise ValueError(f"{url} is not a usable webhook URL")
         self._urls = urls
         self._clock = clock
         self._scale = scale
@@ -80,7 +80,7 @@ class Webhooks:
 
     def publish(self, record: PaymentRecord) -> None:
         """Send a webhook for a payment that changed."""
-        if self._urls and record.status in _TOLD:
+        if self._urls and record.status in _NOTIFIED:
             for body in self._bodies(record):
                 self._deliver(body)
 
@@ -156,6 +156,6 @@ class Webhooks:
                     delivery.url, content=delivery.body, headers=headers
                 )
         except (httpx.HTTPError, TimeoutError) as error:
-            log.debug("webhook_unheard", url=delivery.url, error=type(error).__name__)
+            log.debug("webhook_not_acknowledged", url=delivery.url, error=type(error).__name__)
             return False
         return response.status_code == 200

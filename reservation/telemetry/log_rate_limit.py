@@ -16,7 +16,7 @@ class LogRateLimit:
         self._written = 0
         self._left_out = 0
 
-    def leave_out(self) -> int | None:
+    def should_suppress(self) -> int | None:
         """Lines suppressed before this one; None if this one is suppressed too."""
         now = self._clock()
         if now - self._second >= 1:

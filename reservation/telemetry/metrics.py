@@ -68,10 +68,10 @@ class Durations(Histogram):
             place = bisect_left(self._upper_bounds, each)
             counts[place] = counts.get(place, 0) + 1
         # The library gives its values no types.
-        mine = cast("Any", self)
-        mine._sum.inc(sum(seconds))  # noqa: SLF001 - as `observe` does
+        histogram = cast("Any", self)
+        histogram._sum.inc(sum(seconds))  # noqa: SLF001 - as `observe` does
         for place, count in counts.items():
-            mine._buckets[place].inc(count)  # noqa: SLF001
+            histogram._buckets[place].inc(count)  # noqa: SLF001
 
 
 ALARMS: Final = Counter("reservation_alarms_total", "Alarms for an operator, by name.", ["alarm"])
@@ -79,7 +79,7 @@ ALARMS: Final = Counter("reservation_alarms_total", "Alarms for an operator, by 
 #: scrape, and one that counts up to the same number again after a restart.
 ALARM_RAISED: Final = Gauge(
     "reservation_alarm_raised_timestamp_seconds",
-    "When each alarm was raised last; 0 where it was not.",
+    "Time at which each alarm was last raised; 0 if never.",
     ["alarm"],
     multiprocess_mode="max",
 )
@@ -88,49 +88,51 @@ for _alarm in Alarm:
     ALARM_RAISED.labels(_alarm)
 BUILD_INFO: Final = Gauge(
     "reservation_build_info",
-    "1, with the version of the service and of Python.",
+    "Always 1; labels carry the versions of the service and of Python.",
     ["version", "python"],
     multiprocess_mode="livemax",
 )
 BUILD_INFO.labels(__version__, platform.python_version()).set(1)
 PREPARE_CLOSED: Final = Gauge(
     "reservation_prepare_closed",
-    "1 while new holds are refused for this reason, in the whole service or in one sale.",
+    "1 while prepare is closed for this reason, in the whole service or in one sale.",
     ["reason"],
     multiprocess_mode="livemax",
 )
 WORKER_BEAT: Final = Gauge(
     "reservation_worker_beat_timestamp_seconds",
-    "When a worker was last seen at work; 0 where none was.",
+    "Time of the last heartbeat of a worker; 0 if none.",
     multiprocess_mode="max",
 )
 WORKER_CLOCK_OFFSET: Final = Gauge(
     "reservation_worker_clock_offset_seconds",
-    "Redis' clock minus the worker's; beyond 2 s the worker expires nothing.",
+    "Redis' clock minus the worker's clock; beyond 2 s the worker expires no holds.",
     multiprocess_mode="mostrecent",
 )
 WEBHOOKS: Final = Counter(
-    "reservation_webhooks_total", "Webhooks of the payment gateway about orders of ours."
+    "reservation_webhooks_total", "Webhooks of the payment gateway about known orders."
 )
 PAYMENTS: Final = Counter(
-    "reservation_payment_outcomes_total", "How payment attempts ended.", ["outcome"]
+    "reservation_payment_outcomes_total", "Ended payment attempts, by outcome.", ["outcome"]
 )
-REAPED: Final = Counter("reservation_expired_total", "Holds that ran out and were given back.")
+REAPED: Final = Counter("reservation_expired_total", "Expired holds.")
 SETTLED: Final = Counter(
-    "reservation_settled_total", "Unknown payments that the settler looked at.", ["outcome"]
+    "reservation_settled_total",
+    "Unknown payments that the settler checked, by outcome.",
+    ["outcome"],
 )
 for _outcome in PaymentOutcome:
     PAYMENTS.labels(_outcome)
 FLUSHED: Final = Counter("reservation_flushed_events_total", "Events written to SQL.")
 OUTBOX_BACKLOG: Final = Gauge(
     "reservation_outbox_backlog_events",
-    "Events in Redis that SQL does not have yet.",
+    "Events in the outbox that are not in SQL yet.",
     ["sale"],
     multiprocess_mode="mostrecent",
 )
 OUTBOX_AGE: Final = Gauge(
     "reservation_outbox_oldest_seconds",
-    "Age of the oldest event that SQL does not have yet.",
+    "Age of the oldest event that is not in SQL yet.",
     ["sale"],
     multiprocess_mode="mostrecent",
 )
@@ -142,24 +144,24 @@ UNDECIDED: Final = Gauge(
 )
 PENDING_REFUNDS: Final = Gauge(
     "reservation_pending_refunds",
-    "Refunds that were begun and are not through.",
+    "Pending refunds.",
     multiprocess_mode="mostrecent",
 )
 PENDING_REFUNDS_AGE: Final = Gauge(
     "reservation_pending_refunds_oldest_seconds",
-    "Age of the oldest refund that is not through.",
+    "Age of the oldest pending refund.",
     multiprocess_mode="mostrecent",
 )
 HTTP_SECONDS: Final = Durations(
     "reservation_http_request_seconds",
-    "Time to answer a request.",
+    "Duration of requests.",
     ["operation", "status"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 
 HTTP_REFUSALS: Final = Counter(
     "reservation_http_refusals_total",
-    "Requests and connections that the server refused before the application had them.",
+    "Requests and connections that the server refused before they reached the application.",
     ["code"],
 )
 

@@ -59,7 +59,7 @@ def start(role: str) -> None:
         from reservation.telemetry.spans import exporting  # noqa: PLC0415 - only where asked for
     except ImportError as error:
         raise SettingsError(
-            "OTEL_... asks for traces: install stock-reservation[traces], or unset it"
+            "OTEL_... enables traces: install stock-reservation[traces], or unset it"
         ) from error
     tracer = exporting(role)
 

@@ -76,7 +76,7 @@ def disagreements(books: BalanceCheck) -> list[str]:
     """Everything on which the books differ; empty when they agree."""
     found = [f"audit: {problem}" for problem in books.audit.get("problems", ())]
     if not books.audit.get("ok", False) and not found:
-        found.append(f"the audit is not clean: {books.audit.get('code', 'it does not say why')}")
+        found.append(f"the audit is not clean: {books.audit.get('code', 'no code')}")
     return [*found, *_stock(books), *_money(books)]
 
 
@@ -91,21 +91,21 @@ def _stock(books: BalanceCheck) -> list[str]:
         if sold > total or sold_in_sql[sku] > total:
             found.append(f"{sku}: oversold, {max(sold, sold_in_sql[sku])} sold of {total}")
         if min(row["available"], row["held"], sold) < 0:
-            found.append(f"{sku}: a counter is below nothing: {row}")
+            found.append(f"{sku}: negative counter: {row}")
         if total != row["available"] + row["held"] + sold:
             found.append(f"{sku}: {total} is not the sum of available, held and sold: {row}")
         if sold != sold_in_sql[sku]:
             found.append(f"{sku}: {sold} counted as sold, {sold_in_sql[sku]} in confirmed orders")
     unknown = sold_in_sql.keys() - {row["sku"] for row in books.audit.get("skus", ())}
-    return found + [f"{sku}: sold in SQL and unknown to the audit" for sku in sorted(unknown)]
+    return found + [f"{sku}: sold in SQL, missing in the audit" for sku in sorted(unknown)]
 
 
 def _money(books: BalanceCheck) -> list[str]:
     found: list[str] = []
     if books.charged - books.cancelled != books.confirmed_amount:
         found.append(
-            f"the PG took {books.charged} and gave back {books.cancelled}, "
-            f"the confirmed orders are worth {books.confirmed_amount}"
+            f"the PG charged {books.charged} and refunded {books.cancelled}, the confirmed "
+            f"orders total {books.confirmed_amount}"
         )
     balance: Counter[str] = Counter()
     charges: Counter[str] = Counter()
@@ -115,7 +115,7 @@ def _money(books: BalanceCheck) -> list[str]:
     owed = Counter({order["orderId"]: order["amount"] for order in books.confirmed})
     wrong = [order for order in sorted({*balance, *owed}) if balance[order] != owed[order]]
     found += [
-        f"{order}: the PG keeps {balance[order]}, the order is worth {owed[order]}"
+        f"{order}: the PG's balance is {balance[order]}, the order's amount {owed[order]}"
         for order in wrong
     ]
     twice = [order for order in owed if charges[order] > 1]

@@ -30,7 +30,7 @@ TRY_SECONDS: Final = 0.5
 #: Limit of the drain: every payment decided, every hold given back, SQL caught up. The longest is a
 #: confirm that was cut off: its lease, and a few polls of the PG.
 DRAIN_SECONDS: Final = 180.0
-DRAIN_LOOK_SECONDS: Final = 0.5
+DRAIN_POLL_SECONDS: Final = 0.5
 PRICE: Final = 19_000
 #: Ends of a payment that came too late: a part of the service was away for as long as the hold.
 _HOLD_RAN_OUT: Final = ("reservation_expired", "expired")
@@ -252,7 +252,7 @@ class Demo:
             self._progress("waiting", 0)
             if audit.get("lag") == 0 and held == 0:
                 return
-            await asyncio.sleep(DRAIN_LOOK_SECONDS)
+            await asyncio.sleep(DRAIN_POLL_SECONDS)
 
     async def _audit(self) -> dict[str, Any]:
         url = f"{self._service_url}/v1/admin/sales/{self.sale_id}/audit"
@@ -268,7 +268,7 @@ class Demo:
         problems = disagreements(books)
         sold, held, lag = books.counted("sold"), books.counted("held"), books.audit.get("lag")
         if sold > self._plan.stock:
-            problems.append(f"{sold} sold of {self._plan.stock}")
+            problems.append(f"{sold} of {self._plan.stock} sold")
         if held or lag:
             problems.append(f"{held} still held and {lag} events behind after the drain")
         problems += [

@@ -36,15 +36,15 @@ def verify(path: Path) -> Judgement:
 
 
 def _judged(file: BinaryIO) -> Judgement:
-    witness, number = HistoryChecker(), 1
+    checker, number = HistoryChecker(), 1
     for lines in _blocks(file):
         try:
             records = DECODER.decode_lines(lines)
         except msgspec.MsgspecError as error:
             raise NotAHistory(_where(number, lines, error)) from error
-        witness.add_all(number, records)
+        checker.add_all(number, records)
         number += len(records)
-    return witness.finish()
+    return checker.finish()
 
 
 def _where(number: int, lines: bytes, error: Exception) -> str:

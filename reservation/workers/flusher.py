@@ -33,7 +33,7 @@ BATCH: Final = 1_000
 TRIM_EVENTS: Final = 1_000
 TRIM_SECONDS: Final = 1.0
 #: How often a flusher without new entries reads those that a crashed one left pending.
-LOOK_SECONDS: Final = 1.0
+PENDING_CHECK_SECONDS: Final = 1.0
 #: Rounds with a gap before the pending entries, until an alarm: another flusher may have committed
 #: the missing events between our read of SQL and our read of Redis.
 GAP_ROUNDS_MAX: Final = 3
@@ -91,7 +91,7 @@ class _Sale(msgspec.Struct):
     joined: bool = False
     #: Pending entries come before new ones.
     behind: bool = True
-    looked_at: float = 0.0
+    pending_checked_at: float = 0.0
     gaps: int = 0
     flushed_seq: int = 0
     trimmed_seq: int = 0
@@ -179,17 +179,17 @@ class Flusher:
             return FlushCounts(flushed=outcome.written, acknowledged=len(done), stopped=True)
         if sale.stopped_at is not None:
             sale.stopped_at = None
-            log.info("flush_goes_on", sale_id=sale_id, seq=outcome.flushed_seq)
+            log.info("flush_resumed", sale_id=sale_id, seq=outcome.flushed_seq)
         await self._trim(sale_id, sale)
         return FlushCounts(flushed=outcome.written, acknowledged=len(done))
 
     async def _read(self, sale_id: str, sale: _Sale) -> list[Event]:
         if not sale.behind:
             events = await self._outbox.read_new(sale_id, BATCH)
-            if events or self._now() - sale.looked_at < LOOK_SECONDS:
+            if events or self._now() - sale.pending_checked_at < PENDING_CHECK_SECONDS:
                 return events
         events = await self._outbox.read_pending(sale_id, BATCH)
-        sale.looked_at = self._now()
+        sale.pending_checked_at = self._now()
         if events or not sale.behind:
             return events
         sale.behind = False

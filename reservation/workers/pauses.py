@@ -8,7 +8,7 @@ from reservation.domain.clock import Clock
 __all__ = ["Pauses"]
 
 
-class _PutOff(NamedTuple):
+class _Postponed(NamedTuple):
     """A due name that was tried: when to try it again, by a monotonic clock."""
 
     until: float
@@ -25,28 +25,28 @@ class Pauses:
         self._clock = clock
         self._least = least
         self._most = most
-        self._put_off: dict[str, _PutOff] = {}
+        self._postponed: dict[str, _Postponed] = {}
 
     def __len__(self) -> int:
-        return len(self._put_off)
+        return len(self._postponed)
 
     def take(self, due: Sequence[str], most: int, *, busy: Collection[str] = ()) -> list[str]:
         """The names to try now, put off at once; names no longer due are forgotten.
 
         A `busy` name is still being tried: it is not taken, and its pause continues.
         """
-        known, now = self._put_off, self._clock.monotonic()
+        known, now = self._postponed, self._clock.monotonic()
         taken: list[str] = []
-        self._put_off = put_off = {}
+        self._postponed = postponed = {}
         for name in due:
             before = known.get(name)
             if before is not None and (name in busy or now < before.until):
-                put_off[name] = before
+                postponed[name] = before
             elif len(taken) < most:
                 taken.append(name)
-                put_off[name] = self._later(before, now)
+                postponed[name] = self._next_backoff(before, now)
         return taken
 
-    def _later(self, before: _PutOff | None, now: float) -> _PutOff:
+    def _next_backoff(self, before: _Postponed | None, now: float) -> _Postponed:
         pause = min(self._most, 2 * before.pause) if before else self._least
-        return _PutOff(now + pause, pause)
+        return _Postponed(now + pause, pause)

@@ -15,9 +15,9 @@ from reservation.telemetry.metrics import REAPED
 __all__ = ["Reaper"]
 
 #: Batches of one read of the deadlines: so many names are read in half a millisecond.
-BATCHES_OF_A_LOOK: Final = 5
+BATCHES_PER_READ: Final = 5
 #: Reads in one round, so that one sale's flood does not starve the others.
-LOOKS_MAX: Final = 5
+READS_MAX: Final = 5
 #: Batches in flight: Redis expires the holds of one while the other is read and packed here.
 #: A third would only make a buyer's call wait for one more script.
 BATCHES_AT_ONCE: Final = 2
@@ -37,8 +37,8 @@ class Reaper:
             Exception: a hold is damaged, and nothing else is due.
         """
         expired = 0
-        for _ in range(LOOKS_MAX):
-            due = await self._store.due(sale_id, BATCHES_OF_A_LOOK * EXPIRE_BATCH)
+        for _ in range(READS_MAX):
+            due = await self._store.due(sale_id, BATCHES_PER_READ * EXPIRE_BATCH)
             if not due:
                 break
             count = await self._expire(sale_id, due)

@@ -62,7 +62,7 @@ class Refunder:
             records = {record.order_id: record for record in found}
             self._warn(found)
             for order_id in self._pauses.take(list(records), free, busy=self._running):
-                self._running[order_id] = asyncio.create_task(self._go_on(records[order_id]))
+                self._running[order_id] = asyncio.create_task(self._resume(records[order_id]))
         if self._running:
             await asyncio.wait(self._running.values(), timeout=ROUND_SECONDS)
         return self._ended()
@@ -101,9 +101,9 @@ class Refunder:
             raise errors[0]
         return sum(task.result() for task in tasks)
 
-    async def _go_on(self, record: RefundRecord) -> bool:
+    async def _resume(self, record: RefundRecord) -> bool:
         try:
-            return await self._refunds.go_on(record)
+            return await self._refunds.resume(record)
         except (
             ReservationError,
             StoreUnavailable,
@@ -111,8 +111,8 @@ class Refunder:
             SQLAlchemyError,
             OSError,
         ) as error:
-            log.warning("refund_waits", order_id=record.order_id, reason=str(error))
+            log.warning("refund_deferred", order_id=record.order_id, reason=str(error))
             return False
         except Exception:
-            log.exception("refund_broke", order_id=record.order_id)
+            log.exception("refund_crashed", order_id=record.order_id)
             raise

@@ -53,7 +53,7 @@ ROUNDS_AT_ONCE: Final = 64
 #: Upper bound of the exponential back-off after failed rounds.
 BACK_OFF_SECONDS_MAX: Final = 5.0
 #: Transient failures: the network, a server that restarts, a lost lease.
-PASSING: Final = (ReservationError, StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError)
+TRANSIENT: Final = (ReservationError, StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError)
 #: Rate limit of their log lines, per loop and kind of failure.
 LINES: Final = Rate(count=3, per_seconds=60)
 
@@ -123,7 +123,7 @@ class Worker:
             self._begin(group, "orphans", self._service.orphaned_payments.run_once, ORPHAN_SECONDS)
             self._begin(group, "rechecks", self._service.recheck.run_once, RECHECK_SECONDS)
             self._begin(group, "refunds", self._refunder.run_once, REFUND_SECONDS)
-            self._begin(group, "sales", lambda: self._take_up(group), SALES_SECONDS)
+            self._begin(group, "sales", lambda: self._start_new_sales(group), SALES_SECONDS)
 
     def _begin(
         self,
@@ -141,13 +141,13 @@ class Worker:
         return 0
 
     async def _measure_clock(self) -> int:
-        await self._service.readiness.look_at_clocks()
+        await self._service.readiness.measure_clocks()
         clocks = self._service.readiness.clocks
         WORKER_CLOCK_OFFSET.set(clocks.offset_ms / 1000)
         if clocks.may_expire != self._expires:
             self._expires = clocks.may_expire
             if self._expires:
-                log.info("worker_clock_holds")
+                log.info("worker_clock_recovered")
             else:
                 alarm(Alarm.WORKER_CLOCK, offset_ms=clocks.offset_ms, jumped=int(clocks.jumped))
         return 0
@@ -158,7 +158,7 @@ class Worker:
             return 0
         return await self._reaper.run_once(sale_id)
 
-    async def _take_up(self, group: asyncio.TaskGroup) -> int:
+    async def _start_new_sales(self, group: asyncio.TaskGroup) -> int:
         for sale_id in await self._service.sale_store.ids():
             if sale_id in self._sales:
                 continue
@@ -225,7 +225,7 @@ async def forever(
         try:
             did = await once()
             failures = 0
-        except PASSING as error:
+        except TRANSIENT as error:
             failures += 1
             did = 0
             # While a server is down the rounds of all sales fail the same way.
@@ -235,15 +235,15 @@ async def forever(
             failures += 1
             did = 0
             alarm(Alarm.WORKER_BUG, loop=name, reason=type(error).__name__, **facts)
-            log.exception("round_broke", loop=name, **facts)
-        _stop_if_told()
+            log.exception("round_crashed", loop=name, **facts)
+        _raise_if_cancelled()
         if failures:
             await asyncio.sleep(min(BACK_OFF_SECONDS_MAX, pause * 2 ** min(failures, 6)))
         elif not did:
             await asyncio.sleep(pause)
 
 
-def _stop_if_told() -> None:
+def _raise_if_cancelled() -> None:
     """End a task whose cancellation was swallowed.
 
     Before 3.12 `asyncio.wait_for`, with which SQLAlchemy's pool waits for a connection, swallows it

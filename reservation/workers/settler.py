@@ -34,7 +34,7 @@ class _Running:
 
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._broken: list[BaseException] = []
+        self._failures: list[BaseException] = []
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -52,12 +52,12 @@ class _Running:
     def _end(self, order_id: str, task: asyncio.Task[None]) -> None:
         del self._tasks[order_id]
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._broken.append(error)
+            self._failures.append(error)
 
-    def broken(self) -> list[BaseException]:
+    def failed(self) -> list[BaseException]:
         """The errors of the tasks that ended since the last call."""
-        broken, self._broken = self._broken, []
-        return broken
+        failed, self._failures = self._failures, []
+        return failed
 
     async def ended(self) -> None:
         """Wait for all tasks in flight."""
@@ -98,11 +98,11 @@ class Settler:
         Raises:
             Exception: the error of the first damaged order that ended since the last tick.
         """
-        taken = await self._take_up(sale_id)
-        _raise_first(self._broken(sale_id))
+        taken = await self._start_due(sale_id)
+        _raise_first(self._failures(sale_id))
         return taken
 
-    async def _take_up(self, sale_id: str) -> int:
+    async def _start_due(self, sale_id: str) -> int:
         payments, accounts = self._payments_running[sale_id], self._accounts_running[sale_id]
         taken = 0
         for running, over, pauses, settle in (
@@ -117,14 +117,14 @@ class Settler:
             room = RUNNING_MAX - len(running)
             due = await over(sale_id, RUNNING_MAX + len(pauses) + len(running))
             for order_id in pauses.take(due, room, busy=running.order_ids):
-                running.start(order_id, self._one(settle, order_id))
+                running.start(order_id, self._settle_one(settle, order_id))
                 taken += 1
         UNDECIDED.labels(sale_id).set(await self._store.undecided(sale_id))
         return taken
 
-    def _broken(self, sale_id: str) -> list[BaseException]:
+    def _failures(self, sale_id: str) -> list[BaseException]:
         payments, accounts = self._payments_running[sale_id], self._accounts_running[sale_id]
-        return [*payments.broken(), *accounts.broken()]
+        return [*payments.failed(), *accounts.failed()]
 
     async def run_once(self, sale_id: str) -> int:
         """One tick that waits for every order in flight.
@@ -132,10 +132,10 @@ class Settler:
         Raises:
             Exception: the error of the first damaged order, after all the others.
         """
-        taken = await self._take_up(sale_id)
+        taken = await self._start_due(sale_id)
         for running in (self._payments_running[sale_id], self._accounts_running[sale_id]):
             await running.ended()
-        _raise_first(self._broken(sale_id))
+        _raise_first(self._failures(sale_id))
         return taken
 
     async def aclose(self) -> None:
@@ -143,7 +143,9 @@ class Settler:
         for running in (*self._payments_running.values(), *self._accounts_running.values()):
             await running.cancel()
 
-    async def _one(self, settlement: Callable[[str], Awaitable[object]], order_id: str) -> None:
+    async def _settle_one(
+        self, settlement: Callable[[str], Awaitable[object]], order_id: str
+    ) -> None:
         """Settle one order; after a transient failure a later tick tries it again."""
         try:
             await settlement(order_id)
@@ -154,9 +156,9 @@ class Settler:
             SQLAlchemyError,
             OSError,
         ) as error:
-            log.warning("settle_waits", order_id=order_id, reason=str(error))
+            log.warning("settle_deferred", order_id=order_id, reason=str(error))
         except Exception:
-            log.exception("settle_broke", order_id=order_id)
+            log.exception("settle_crashed", order_id=order_id)
             raise
 
 

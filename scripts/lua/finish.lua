@@ -88,9 +88,9 @@ local found = redis.call(
     "HMGET", order, "status", "items", "fence", "payment_key", "expires_at", "finished", "attempts",
     "claimed_at", "seq", "claim_id")
 local status, payment_key = found[1], found[4]
-local standing, attempts = payment_count(found[3], found[8]), payment_count(found[7], found[8])
+local current_fence, attempts = payment_count(found[3], found[8]), payment_count(found[7], found[8])
 if not status then return {"not_found"} end
-if not standing or not attempts then
+if not current_fence or not attempts then
     return redis.error_reply("BUG finish: a claimed order has no fence or no attempts")
 end
 -- A repeat of this fence's own write gets the same answer, so a lost reply is harmless.
@@ -98,12 +98,12 @@ local this_finish = outcome .. ":" .. int(fence)
 if found[6] == this_finish and not EDGES[outcome][status] then return {"done", status} end
 -- Each caller has a reply to its own claim, and no fence is issued twice.
 local not_its_claim = claim_id ~= "" and (payment_key ~= asked_key or found[10] ~= claim_id)
-if standing < fence or standing == fence and not_its_claim then
-    return {"lost", status, int(standing)}
+if current_fence < fence or current_fence == fence and not_its_claim then
+    return {"lost", status, int(current_fence)}
 end
 local to = EDGES[outcome][status]
 local unseen = status ~= "CONFIRMING" and tonumber(found[9]) ~= seen
-if standing ~= fence or not to or unseen then return {"stale", status, int(standing)} end
+if current_fence ~= fence or not to or unseen then return {"stale", status, int(current_fence)} end
 
 if outcome == "voided" then
     if tonumber(found[5]) <= math.min(now_ms, caller_ms) then

@@ -48,14 +48,14 @@ if not head then return {"recovering"} end
 if went_back(head, mark_seq, mark_chain) then return {"went_back"} end
 
 local found = redis.call("HMGET", order, "status", "fence", "claim_id", "claimed_at")
-local status, standing = found[1], payment_count(found[2], found[4])
+local status, current_fence = found[1], payment_count(found[2], found[4])
 if not status then return {"not_found"} end
-if not standing then return redis.error_reply("BUG lease: a claimed order has no fence") end
+if not current_fence then return redis.error_reply("BUG lease: a claimed order has no fence") end
 local lease_end = tonumber(redis.call("ZSCORE", confirming, order_id))
-if status == "CONFIRMING" and found[3] == claim_id and standing > fence then
-    return {"taken", int(standing), int(lease_end)}
+if status == "CONFIRMING" and found[3] == claim_id and current_fence > fence then
+    return {"taken", int(current_fence), int(lease_end)}
 end
-if status ~= "CONFIRMING" or standing ~= fence then return {"stale", status, int(standing)} end
+if status ~= "CONFIRMING" or current_fence ~= fence then return {"stale", status, int(current_fence)} end
 
 local lease_until = int(now_ms + lease_ms)
 if mode == "move" then

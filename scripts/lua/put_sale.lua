@@ -57,13 +57,13 @@ local function item_at(position)
     }
 end
 
-local standing = redis.call(
+local current = redis.call(
     "HMGET", sale, "version", "digest", "currency", "hold_policy", "skus")
 local head
 if version == 0 then
-    if standing[1] then
-        local same = standing[1] == "1" and standing[2] == digest
-        return same and {"done", "1"} or {"exists", standing[1]}
+    if current[1] then
+        local same = current[1] == "1" and current[2] == digest
+        return same and {"done", "1"} or {"exists", current[1]}
     end
     if redis.call("EXISTS", outbox) == 1 then return {"recovering"} end
     head = {sale = sale, outbox = outbox, seq = 0, chain = ""}
@@ -71,14 +71,14 @@ else
     head = open_head(sale, outbox, epoch)
     if not head then return {"recovering"} end
     if went_back(head, mark_seq, mark_chain) then return {"went_back"} end
-    if standing[1] == int(version + 1) and standing[2] == digest then
-        return {"done", standing[1]}
+    if current[1] == int(version + 1) and current[2] == digest then
+        return {"done", current[1]}
     end
-    if standing[1] ~= int(version) then return {"changed", standing[1]} end
+    if current[1] ~= int(version) then return {"changed", current[1]} end
     for i = 0, setting_count - 1 do
         local field, value = ARGV[FIRST_FIELD + i * 2], ARGV[FIRST_FIELD + i * 2 + 1]
-        if field == "currency" and value ~= standing[3]
-            or field == "hold_policy" and value ~= standing[4] then
+        if field == "currency" and value ~= current[3]
+            or field == "hold_policy" and value ~= current[4] then
             return {"fixed", field}
         end
     end
@@ -93,11 +93,11 @@ for position = 1, item_count do
     items[position], wanted[item.sku] = item, true
 end
 local leaving = {}
-for _, sku in ipairs(standing[5] and cjson.decode(standing[5]) or {}) do
+for _, sku in ipairs(current[5] and cjson.decode(current[5]) or {}) do
     if not wanted[sku] then
         local key = KEYS[FIRST_STOCK_KEY + item_count + #leaving]
         if not key or string.sub(key, -#sku - 1) ~= ":" .. sku then
-            return {"changed", standing[1]}
+            return {"changed", current[1]}
         end
         local found = redis.call("HMGET", key, "held", "sold")
         if tonumber(found[1]) + tonumber(found[2]) > 0 then return {"item_in_use", sku} end

@@ -46,9 +46,9 @@ local head = open_head(sale, outbox, epoch)
 if not head then return {"recovering"} end
 if went_back(head, mark_seq, mark_chain) then return {"went_back"} end
 
-local standing = redis.call("HGET", operations, operation)
-if standing == digest then return {"done"} end
-if standing then return {"key_reused"} end
+local earlier = redis.call("HGET", operations, operation)
+if earlier == digest then return {"done"} end
+if earlier then return {"key_reused"} end
 local found = redis.call("HMGET", stock, "total", "available")
 if not found[1] then return {"sku_not_found"} end
 local total, available = tonumber(found[1]) + delta, tonumber(found[2]) + delta

@@ -61,7 +61,7 @@ def refund(
 
 def bought(served: Served, sale_id: str, **payment: Any) -> dict[str, Any]:
     order = served.hold(sale_id, served.buyer())
-    answer = served.come_back(order, served.pay(order, **payment))
+    answer = served.open_success_url(order, served.pay(order, **payment))
     assert answer.status_code == 200, answer.text
     return order
 
@@ -74,11 +74,11 @@ def listed(served: Served, **query: Any) -> dict[str, Any]:
 def in_sql(served: Served, order: dict[str, Any], status: str) -> dict[str, Any]:
     """The order with its history, once SQL has it in this state."""
 
-    def look() -> dict[str, Any]:
+    def read_order() -> dict[str, Any]:
         path = f"/v1/admin/orders/{order['orderId']}"
         return served.http.get(path, headers=served.admin).json()
 
-    return eventually(look, lambda found: found.get("status") == status)
+    return eventually(read_order, lambda found: found.get("status") == status)
 
 
 def test_a_sale_is_created_and_answered_with_its_counters(served: Served) -> None:
@@ -154,7 +154,7 @@ def test_an_update_without_if_match_is_refused(served: Served) -> None:
 
 
 @pytest.mark.parametrize("etag", ['"v7"', '"v0"', "v1", "*", '"x"', ""])
-def test_an_update_of_what_was_not_read_is_refused(served: Served, etag: str) -> None:
+def test_an_update_with_another_etag_is_refused(served: Served, etag: str) -> None:
     sale_id = served.sale()
     before = served.dump(sale_id)
     answer = put(served, sale_id, {**served.document(sale_id), "name": "Other"}, etag)
@@ -162,7 +162,7 @@ def test_an_update_of_what_was_not_read_is_refused(served: Served, etag: str) ->
     assert served.dump(sale_id) == before
 
 
-def test_of_two_operators_who_read_the_same_one_wins(served: Served) -> None:
+def test_of_two_updates_with_one_etag_the_first_wins(served: Served) -> None:
     sale_id = served.sale()
     etag = shown(served, sale_id).headers["etag"]
     document = served.document(sale_id)
@@ -213,7 +213,7 @@ def test_a_sale_that_the_payment_gateway_cannot_take_is_refused(
 def test_a_price_may_be_as_low_as_the_payment_gateway_takes(served: Served) -> None:
     sale_id = served.sale(items=[item("a", price=100)])
     order = served.hold(sale_id, served.buyer(), amount=100)
-    assert served.come_back(order, served.pay(order)).json()["status"] == "CONFIRMED"
+    assert served.open_success_url(order, served.pay(order)).json()["status"] == "CONFIRMED"
     problem = refused(change(served, sale_id, items=[item("a", price=99)]), 400, "invalid_sale")
     assert problem["sku"] == "a"
 
@@ -221,12 +221,12 @@ def test_a_price_may_be_as_low_as_the_payment_gateway_takes(served: Served) -> N
 def test_an_account_may_be_for_as_little_as_the_payment_gateway_takes(served: Served) -> None:
     sale_id = served.sale(items=[item("a", price=200)], virtualAccounts=True)
     order = served.hold(sale_id, served.buyer(), amount=200)
-    paid = served.come_back(order, served.pay(order, method="virtual_account"))
+    paid = served.open_success_url(order, served.pay(order, method="virtual_account"))
     assert paid.json()["status"] == "AWAITING_DEPOSIT"
     refused(change(served, sale_id, items=[item("a", price=199)]), 400, "invalid_sale")
 
 
-def test_a_total_below_what_is_held_and_sold_is_refused(served: Served) -> None:
+def test_a_total_below_held_plus_sold_is_refused(served: Served) -> None:
     sale_id = served.sale()
     bought(served, sale_id)
     served.hold(sale_id, served.buyer(), items=[("a", 2)], amount=2000)
@@ -305,7 +305,7 @@ def test_a_sale_that_is_not_well_formed_is_refused(served: Served, changes: dict
 
 
 @pytest.mark.parametrize("sale_id", ["x" * 33, "a{b}", "a b", "a.b", "a%0a", "\u00e4"])
-def test_what_cannot_be_a_sales_id_is_not_created(served: Served, sale_id: str) -> None:
+def test_an_invalid_sale_id_is_not_created(served: Served, sale_id: str) -> None:
     assert put(served, sale_id, sale_document()).status_code == 404
 
 
@@ -321,7 +321,7 @@ def test_units_are_added_and_withdrawn(served: Served) -> None:
     assert served.audit(sale_id)["ok"]
 
 
-def test_what_is_held_or_sold_is_not_withdrawn(served: Served) -> None:
+def test_held_and_sold_units_cannot_be_withdrawn_by_restock(served: Served) -> None:
     sale_id = served.sale(items=[item("a", total=3)])
     bought(served, sale_id)
     served.hold(sale_id, served.buyer())
@@ -395,7 +395,7 @@ def test_a_paused_sale_takes_no_prepares_but_payments(served: Served) -> None:
     assert (answer.status_code, answer.json()["status"]) == (200, "paused")
     assert "retry-after" in served.prepare(sale_id, served.buyer()).headers
     refused(served.prepare(sale_id, served.buyer()), 503, "sale_paused")
-    assert served.come_back(order, served.pay(order)).json()["status"] == "CONFIRMED"
+    assert served.open_success_url(order, served.pay(order)).json()["status"] == "CONFIRMED"
     answer = switch(served, sale_id, "resume")
     assert (answer.status_code, answer.json()["status"]) == (200, "open")
     served.hold(sale_id, served.buyer())
@@ -420,14 +420,14 @@ def test_a_closed_sale_stays_closed(served: Served) -> None:
 
 
 @pytest.mark.parametrize("action", ["pause", "resume", "close"])
-def test_a_switch_says_why(served: Served, action: str) -> None:
+def test_a_switch_records_its_reason(served: Served, action: str) -> None:
     sale_id = served.sale()
     for body in ({"reason": ""}, {"reason": "\0"}, {"why": "x"}, {"reason": "x", "more": 1}):
         refused(switch(served, sale_id, action, **body), 400, "malformed_request")
     refused(switch(served, fresh(), action), 404, "sale_not_found")
 
 
-def test_an_audit_tells_the_counters_and_that_all_agrees(served: Served) -> None:
+def test_an_audit_shows_the_counters_and_that_they_agree(served: Served) -> None:
     sale_id = served.sale(items=[item("a"), item("b")])
     bought(served, sale_id)
     served.hold(sale_id, served.buyer(), items=[("a", 2)], amount=2000)
@@ -449,7 +449,7 @@ def test_an_audit_tells_the_counters_and_that_all_agrees(served: Served) -> None
     refused(answer, 404, "sale_not_found")
 
 
-def test_an_audit_finds_a_counter_that_a_hand_has_changed(served: Served) -> None:
+def test_an_audit_finds_a_manually_edited_counter(served: Served) -> None:
     sale_id = served.sale()
     assert served.audit(sale_id)["ok"]
     with served.redis() as client:
@@ -493,7 +493,7 @@ def test_a_page_that_ends_with_the_last_order_has_no_next(served: Served) -> Non
     assert page["nextCursor"] is None
 
 
-def test_a_name_that_no_database_takes_is_nobodys(served: Served) -> None:
+def test_a_name_with_a_zero_byte_matches_no_buyer(served: Served) -> None:
     """A zero byte: SQLite accepts it in a query, PostgreSQL refuses it."""
     path = "/v1/admin/orders"
     refused(served.http.get(f"{path}?buyerId=%00", headers=served.admin), 400, "malformed_request")
@@ -509,7 +509,7 @@ def test_an_order_is_listed_with_the_contracts_members(served: Served) -> None:
     buyer_id, buyer = served.named_buyer()
     order = served.hold(sale_id, buyer)
     payment_key = served.pay(order)
-    served.come_back(order, payment_key)
+    served.open_success_url(order, payment_key)
     in_sql(served, order, "CONFIRMED")
     (found,) = listed(served, saleId=sale_id, status="CONFIRMED", buyerId=buyer_id)["orders"]
     assert set(found) == {
@@ -552,20 +552,20 @@ def test_a_list_that_cannot_be_is_refused(served: Served, query: dict[str, Any])
     refused(answer, 400, "malformed_request")
 
 
-def test_an_order_tells_its_whole_history_and_no_secret(served: Served) -> None:
+def test_an_order_shows_its_whole_history_and_no_secret(served: Served) -> None:
     order = served.hold(served.sale(), served.buyer())
     declined = served.pay(order, decline="REJECT_CARD_COMPANY")
-    served.come_back(order, declined)
+    served.open_success_url(order, declined)
     paid = served.pay(order)
-    served.come_back(order, paid)
+    served.open_success_url(order, paid)
     refund(served, order)
-    told = in_sql(served, order, "REFUNDED")
-    events = [entry["what"] for entry in told["history"] if entry["kind"] == "event"]
+    detail = in_sql(served, order, "REFUNDED")
+    events = [entry["what"] for entry in detail["history"] if entry["kind"] == "event"]
     assert events == ["prepared", "claimed", "declined", "claimed", "confirmed", "refunded"]
-    assert {entry["kind"] for entry in told["history"]} >= {"event", "intent", "answer", "refund"}
-    times = [entry["at"] for entry in told["history"]]
+    assert {entry["kind"] for entry in detail["history"]} >= {"event", "intent", "answer", "refund"}
+    times = [entry["at"] for entry in detail["history"]]
     assert times == sorted(times)
-    text = str(told)
+    text = str(detail)
     assert paid not in text
     assert declined not in text
     assert "secret" not in text
@@ -582,7 +582,7 @@ def test_a_refund_gives_the_money_back_then_the_stock(served: Served) -> None:
     sale_id = served.sale(items=[item("a", limitPerBuyer=1)])
     buyer = served.buyer()
     order = served.hold(sale_id, buyer)
-    served.come_back(order, served.pay(order))
+    served.open_success_url(order, served.pay(order))
     answer = refund(served, order)
     assert answer.status_code == 200, answer.text
     assert (answer.json()["orderId"], answer.json()["status"]) == (order["orderId"], "REFUNDED")
@@ -612,7 +612,7 @@ def test_a_refunds_key_is_for_one_wish(served: Served) -> None:
     assert refund(served, order, key=key).status_code == 200
     refused(refund(served, order, key=key, restock=False), 422, "idempotency_key_reused")
     refused(refund(served, other, key=key), 422, "idempotency_key_reused")
-    assert served.look(other)["status"] == "CONFIRMED"
+    assert served.get_reservation(other)["status"] == "CONFIRMED"
 
 
 def test_a_refund_may_keep_the_units_out_of_the_sale(served: Served) -> None:
@@ -624,7 +624,7 @@ def test_a_refund_may_keep_the_units_out_of_the_sale(served: Served) -> None:
     assert served.audit(sale_id)["ok"]
 
 
-def test_only_what_was_sold_is_refunded(served: Served) -> None:
+def test_only_sold_orders_are_refunded(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     refused(refund(served, order), 409, "not_refundable")
@@ -638,10 +638,10 @@ def test_a_deposit_is_refunded_to_an_account(served: Served) -> None:
     sale_id = served.sale(virtualAccounts=True)
     order = served.hold(sale_id, served.buyer())
     payment_key = served.pay(order, method="virtual_account")
-    served.come_back(order, payment_key)
+    served.open_success_url(order, payment_key)
     refused(refund(served, order), 409, "not_refundable")
     served.sandbox(order, "/_deposits", {"paymentKey": payment_key})
-    eventually(lambda: served.look(order)["status"], lambda seen: seen == "CONFIRMED")
+    eventually(lambda: served.get_reservation(order)["status"], lambda seen: seen == "CONFIRMED")
     refused(refund(served, order), 422, "refund_account_required")
     account = {"bank": "88", "accountNumber": "110123456789", "holderName": "김토스"}
     answer = refund(served, order, refundReceiveAccount=account)
@@ -659,7 +659,7 @@ def test_a_refund_that_the_pg_does_not_answer_is_pending_and_gets_through(served
     assert (answer.status_code, answer.json()["code"]) == (202, "refund_pending"), answer.text
     assert answer.json()["status"] == "CONFIRMED"
     served.clear_faults(order)
-    eventually(lambda: served.look(order)["status"], lambda seen: seen == "REFUNDED")
+    eventually(lambda: served.get_reservation(order)["status"], lambda seen: seen == "REFUNDED")
     assert served.ledger(order)["cancelled"] == 1000
     assert served.audit(sale_id)["ok"]
 
@@ -669,7 +669,7 @@ def test_a_refund_whose_reply_is_lost_is_made_once(served: Served) -> None:
     served.order_fault(order, "commit_then_drop", operations=["cancel"])
     answer = refund(served, order)
     assert answer.status_code in {200, 202}
-    eventually(lambda: served.look(order)["status"], lambda seen: seen == "REFUNDED")
+    eventually(lambda: served.get_reservation(order)["status"], lambda seen: seen == "REFUNDED")
     assert served.ledger(order)["cancelled"] == 1000
 
 
@@ -689,10 +689,10 @@ def test_a_refund_whose_reply_is_lost_is_made_once(served: Served) -> None:
 def test_a_refund_that_is_not_well_formed_is_refused(served: Served, body: dict[str, Any]) -> None:
     order = bought(served, served.sale())
     refused(refund(served, order, **body), 400, "malformed_request")
-    assert served.look(order)["status"] == "CONFIRMED"
+    assert served.get_reservation(order)["status"] == "CONFIRMED"
 
 
-def test_who_did_it_is_kept_with_every_change(served: Served) -> None:
+def test_the_operators_name_is_recorded_with_every_change(served: Served) -> None:
     served_as = {**served.admin, "X-Operator": "Kim, night shift"}
     order = bought(served, served.sale())
     answer = served.http.post(
@@ -701,8 +701,8 @@ def test_who_did_it_is_kept_with_every_change(served: Served) -> None:
         headers={**served_as, "Idempotency-Key": secrets.token_hex(8)},
     )
     assert answer.status_code == 200
-    told = in_sql(served, order, "REFUNDED")
-    last = [entry for entry in told["history"] if entry["what"] == "refunded"][-1]
+    detail = in_sql(served, order, "REFUNDED")
+    last = [entry for entry in detail["history"] if entry["what"] == "refunded"][-1]
     assert last["facts"]["cause"] == "operator"
     assert (last["facts"]["operator"], last["facts"]["note"]) == (
         "Kim, night shift",

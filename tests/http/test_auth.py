@@ -144,10 +144,12 @@ def test_a_crowd_that_comes_before_the_keys_are_there_is_let_in(
     assert shop.asked == 1
 
 
-def test_the_shops_buyer_is_the_one_whom_its_token_names(by_keys: Served, shop: Shop) -> None:
+def test_the_tokens_subject_is_the_buyer(by_keys: Served, shop: Shop) -> None:
     sale_id = by_keys.sale()
     order = by_keys.hold(sale_id, bearer(shop.token("kim@shop.example")))
-    assert by_keys.look(order, bearer(shop.token("kim@shop.example")))["status"] == "HELD"
+    assert (
+        by_keys.get_reservation(order, bearer(shop.token("kim@shop.example")))["status"] == "HELD"
+    )
     path = f"/v1/reservations/{order['orderId']}"
     answer = by_keys.http.get(path, headers=bearer(shop.token("lee@shop.example")))
     refused(answer, 404, "reservation_not_found")
@@ -203,7 +205,7 @@ def test_no_guests_are_made_where_buyers_sign_in_at_the_shop(by_secret: Served) 
 
 
 @pytest.mark.parametrize("name", ["", "x" * 101, "new\nline"])
-def test_in_production_an_operator_says_who_it_is(served: Served, name: str) -> None:
+def test_in_production_operators_must_name_themselves(served: Served, name: str) -> None:
     production: Settings = msgspec.structs.replace(served.settings, env="production")
     operators = Operators(production, Buyers(production), ClientAddressResolver(production))
     with pytest.raises(MalformedRequest):

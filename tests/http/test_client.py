@@ -65,7 +65,7 @@ def problem(status: int, code: str, **facts: Any) -> httpx.Response:
     return httpx.Response(status, json={"code": code, "detail": "No.", "instance": "r1", **facts})
 
 
-def test_a_guest_holds_looks_and_gives_back(served: Served) -> None:
+def test_a_guest_can_hold_read_and_release(served: Served) -> None:
     sale_id = served.sale(items=[item("a"), item("b", price=700)])
     with Client(served.url) as stock:
         stock.become_guest()
@@ -97,7 +97,7 @@ async def test_the_same_with_asyncio(served: Served) -> None:
 
 
 @pytest.mark.parametrize("lost", [{"requests": 3}, {"replies": 3}])
-def test_what_the_network_loses_is_held_once(served: Served, lost: dict[str, int]) -> None:
+def test_a_prepare_lost_by_the_network_is_held_once(served: Served, lost: dict[str, int]) -> None:
     sale_id = served.sale()
     with Client(served.url) as guest:
         token = guest.become_guest().token
@@ -119,7 +119,7 @@ def test_a_network_that_stays_away_is_no_refusal(served: Served) -> None:
     assert network.sent == AT_ONCE.attempts
 
 
-def test_a_refusal_says_what_helps_and_is_not_repeated(served: Served) -> None:
+def test_a_refusal_is_actionable_and_not_repeated(served: Served) -> None:
     sale_id = served.sale(items=[item("a", total=1, limitPerBuyer=5)])
     network = Losing()
     with Client(served.url, transport=network) as stock:
@@ -133,14 +133,14 @@ def test_a_refusal_says_what_helps_and_is_not_repeated(served: Served) -> None:
 
 
 @pytest.mark.parametrize("code", ["unavailable", "outcome_unknown", "rate_limited"])
-def test_what_passes_is_asked_again(code: str) -> None:
+def test_transient_errors_are_retried(code: str) -> None:
     service = answering(problem(503, code), httpx.Response(200, json={"sales": []}))
     with Client("http://stock", retries=AT_ONCE, transport=service) as stock:
         assert stock.sales() == ()
 
 
 @pytest.mark.parametrize("code", ["sale_paused", "sale_closed", "unauthenticated"])
-def test_what_does_not_pass_is_raised_at_once(code: str) -> None:
+def test_permanent_errors_are_raised_without_a_retry(code: str) -> None:
     with (
         Client("http://stock", retries=AT_ONCE, transport=answering(problem(503, code))) as stock,
         pytest.raises(Refused, match=code),
@@ -227,13 +227,13 @@ async def test_the_sales_of_all_pages_are_one_answer(served: Served) -> None:
 
 
 @pytest.mark.parametrize("page", ["<html>a proxy</html>", '{"sales": 7}', "[]"])
-def test_an_answer_of_somebody_else_is_no_answer(page: str) -> None:
+def test_a_response_of_another_server_is_no_answer(page: str) -> None:
     once = Retries(attempts=1)
     with (
         Client(
             "http://stock", retries=once, transport=answering(httpx.Response(200, text=page))
         ) as stock,
-        pytest.raises(NoAnswer, match="not an answer of this service"),
+        pytest.raises(NoAnswer, match="not a response of this service"),
     ):
         stock.sales()
 

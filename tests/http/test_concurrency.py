@@ -36,12 +36,12 @@ class Answer:
             name.lower(): value
             for name, _, value in (field.partition(": ") for field in fields.split("\r\n"))
         }
-        self.told: dict[str, Any] = json.loads(body)
+        self.content: dict[str, Any] = json.loads(body)
 
     @property
     def kind(self) -> str:
         """The order's status, or the refusal's code."""
-        return self.told.get("code") or self.told["status"]
+        return self.content.get("code") or self.content["status"]
 
 
 class Crowd:
@@ -135,7 +135,7 @@ async def test_five_hundred_buyers_of_a_hundred_pieces_get_a_hundred(
         *(crowd.prepare(sale_id, served.buyer(), wish(("a", 1))) for _ in range(BUYERS))
     )
     assert kinds(answers) == {"HELD": PIECES, "sold_out": BUYERS - PIECES}
-    assert len({a.told["orderId"] for a in answers if a.status_code == 201}) == PIECES
+    assert len({a.content["orderId"] for a in answers if a.status_code == 201}) == PIECES
     assert served.stock(sale_id) == (0, PIECES, 0)
     assert_adds_up(served.audit(sale_id))
 
@@ -157,7 +157,7 @@ async def test_round_after_round_each_piece_is_held_once(
             *(crowd.prepare(sale_id, served.buyer(), wish(("a", 1))) for _ in range(BUYERS))
         )
         assert kinds(answers) == {"HELD": pieces, "sold_out": BUYERS - pieces}
-        assert len({a.told["orderId"] for a in answers if a.status_code == 201}) == pieces
+        assert len({a.content["orderId"] for a in answers if a.status_code == 201}) == pieces
         assert served.stock(sale_id) == (0, pieces, 0)
         assert_adds_up(served.audit(sale_id))
     await crowd.aclose()
@@ -183,7 +183,7 @@ async def test_baskets_of_several_items_are_held_whole(served: Served, crowd: Cr
     assert counted["HELD"] == PIECES
     held = Counter[str]()
     for answer in answers:
-        for line in answer.told["items"] if answer.status_code == 201 else ():
+        for line in answer.content["items"] if answer.status_code == 201 else ():
             held[line["sku"]] += line["quantity"]
     for sku, total in (("a", PIECES), ("b", 2 * PIECES), ("c", 100)):
         assert served.stock(sale_id, sku) == (total - held[sku], held[sku], 0)
@@ -207,7 +207,7 @@ async def test_twenty_copies_of_each_request_are_one_hold_each(
     for group in won:
         # The same request has one answer, however often and wherever it came in.
         assert {answer.status_code for answer in group} == {201}
-        assert len({answer.told["orderId"] for answer in group}) == 1
+        assert len({answer.content["orderId"] for answer in group}) == 1
         replayed = [answer.headers.get("idempotent-replayed") for answer in group]
         assert replayed.count(None) == 1
     for group in groups:
@@ -217,7 +217,7 @@ async def test_twenty_copies_of_each_request_are_one_hold_each(
     assert_adds_up(served.audit(sale_id))
 
 
-async def test_holds_that_run_out_meanwhile_are_sold_on_and_never_twice(
+async def test_holds_expiring_meanwhile_are_sold_once(
     served: Served, crowd: Crowd, http: httpx.AsyncClient
 ) -> None:
     """Holds last a second and the crowd comes in waves, so that reaper and prepare meet."""
@@ -233,9 +233,9 @@ async def test_holds_that_run_out_meanwhile_are_sold_on_and_never_twice(
         while (len(orders) < 3 * PIECES or audits < 3) and time.monotonic() - began < 30:
             wave = [crowd.prepare(sale_id, served.buyer(), wish(("a", 1))) for _ in range(150)]
             for answer in await asyncio.gather(*wave):
-                assert answer.kind in {"HELD", "sold_out"}, answer.told
+                assert answer.kind in {"HELD", "sold_out"}, answer.content
                 if answer.kind == "HELD":
-                    orders.add(answer.told["orderId"])
+                    orders.add(answer.content["orderId"])
         done.set()
 
     async def sample() -> None:
@@ -292,7 +292,7 @@ async def test_payments_and_releases_in_the_crowd_leave_every_piece_in_one_place
         for attempt in range(20):
             answer = await crowd.prepare(sale_id, header, wish(("a", 1)), key=str(attempt))
             if answer.status_code == 201:
-                return await outcome(answer.told, number)
+                return await outcome(answer.content, number)
             await asyncio.sleep(0.02)
         return "nothing"
 

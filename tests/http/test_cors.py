@@ -98,7 +98,7 @@ def test_no_cookie_of_a_visitor_is_asked_for(shop: Served) -> None:
     assert "access-control-allow-credentials" not in answer.headers
 
 
-def test_without_origins_nobody_else_may_read(served: Served) -> None:
+def test_without_cors_origins_cross_origin_reads_are_blocked(served: Served) -> None:
     answer = served.http.get("/v1/sales", headers={"Origin": SHOP})
     assert "access-control-allow-origin" not in answer.headers
 
@@ -116,7 +116,7 @@ def test_a_browser_is_sent_to_the_storefront_and_nowhere_else(shop: Served) -> N
         assert location.path == "/sale/result"
 
 
-def test_a_buyer_who_prepares_too_fast_is_told_how_long_to_wait(shop: Served) -> None:
+def test_a_buyer_over_the_rate_gets_a_retry_after(shop: Served) -> None:
     sale_id, buyer = shop.sale(), shop.buyer()
     for _ in range(2):
         shop.hold(sale_id, buyer)
@@ -129,7 +129,7 @@ def test_a_buyer_who_prepares_too_fast_is_told_how_long_to_wait(shop: Served) ->
     assert shop.stock(sale_id) == (97, 3, 0)
 
 
-def test_a_flood_is_refused_before_anybody_looks_at_it(shop: Served) -> None:
+def test_a_flood_is_refused_before_any_look_up(shop: Served) -> None:
     buyer = shop.buyer()
     for _ in range(2):
         refused(shop.prepare("nothing", buyer), 404, "sale_not_found")

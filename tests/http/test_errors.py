@@ -68,7 +68,7 @@ def unauthenticated(served: Served) -> httpx.Response:
 
 def payment_declined(served: Served) -> httpx.Response:
     order = served.hold(served.sale(), served.buyer())
-    return served.come_back(order, served.pay(order, decline="EXCEED_MAX_AMOUNT"))
+    return served.open_success_url(order, served.pay(order, decline="EXCEED_MAX_AMOUNT"))
 
 
 def forbidden(served: Served) -> httpx.Response:
@@ -118,22 +118,22 @@ def reservation_expired(served: Served) -> httpx.Response:
     payment_key = served.pay(order)
     served.release(order)
     switch(served, sale_id, "close")
-    return served.come_back(order, payment_key)
+    return served.open_success_url(order, payment_key)
 
 
 def hold_lost(served: Served) -> httpx.Response:
-    return served.come_back(ghost(served, served.sale()), "some-key")
+    return served.open_success_url(ghost(served, served.sale()), "some-key")
 
 
 def payment_in_progress(served: Served) -> httpx.Response:
     order = served.hold(served.sale(virtualAccounts=True), served.buyer())
-    served.come_back(order, served.pay(order, method="virtual_account"))
+    served.open_success_url(order, served.pay(order, method="virtual_account"))
     return served.release(order)
 
 
 def already_confirmed(served: Served) -> httpx.Response:
     order = served.hold(served.sale(), served.buyer())
-    served.come_back(order, served.pay(order))
+    served.open_success_url(order, served.pay(order))
     return served.release(order)
 
 
@@ -184,9 +184,9 @@ def idempotency_key_reused(served: Served) -> httpx.Response:
 def refund_account_required(served: Served) -> httpx.Response:
     order = served.hold(served.sale(virtualAccounts=True), served.buyer())
     payment_key = served.pay(order, method="virtual_account")
-    served.come_back(order, payment_key)
+    served.open_success_url(order, payment_key)
     served.sandbox(order, "/_deposits", {"paymentKey": payment_key})
-    eventually(lambda: served.look(order)["status"], lambda seen: seen == "CONFIRMED")
+    eventually(lambda: served.get_reservation(order)["status"], lambda seen: seen == "CONFIRMED")
     body = {"reason": "x", "restock": True}
     path = f"/v1/admin/orders/{order['orderId']}/refund"
     return posted(served, path, body, **{"Idempotency-Key": secrets.token_hex(8)})
@@ -194,7 +194,7 @@ def refund_account_required(served: Served) -> httpx.Response:
 
 def refund_pending(served: Served) -> httpx.Response:
     order = served.hold(served.sale(), served.buyer())
-    served.come_back(order, served.pay(order))
+    served.open_success_url(order, served.pay(order))
     served.order_fault(order, "refuse", operations=["cancel", "look_up"], times=1000)
     path = f"/v1/admin/orders/{order['orderId']}/refund"
     try:
@@ -299,7 +299,7 @@ def test_each_code_has_its_status_and_its_document(served: Served, code: str) ->
     assert answer.headers["cache-control"] == "no-store"
 
 
-def test_sold_out_tells_what_is_left_and_when_holds_may_come_back(served: Served) -> None:
+def test_sold_out_reports_available_units_and_the_holds_deadline(served: Served) -> None:
     sale_id = served.sale(items=[item("a", total=3), item("b", total=5)])
     order = served.hold(sale_id, served.buyer(), items=[("a", 2)], amount=2000)
     answer = served.prepare(sale_id, served.buyer(), items=[("a", 2), ("b", 1)], amount=3000)
@@ -311,16 +311,16 @@ def test_sold_out_tells_what_is_left_and_when_holds_may_come_back(served: Served
 def test_sold_out_for_good_has_no_next_deadline(served: Served) -> None:
     sale_id = served.sale(items=[item("a", total=1)])
     order = served.hold(sale_id, served.buyer())
-    served.come_back(order, served.pay(order))
+    served.open_success_url(order, served.pay(order))
     problem = refused(served.prepare(sale_id, served.buyer()), 409, "sold_out")
     assert problem["available"] == {"a": 0}
     assert problem["nextDeadline"] is None
 
 
-def test_a_limit_tells_what_the_buyer_has_already(served: Served) -> None:
+def test_a_limit_refusal_reports_the_buyers_current_units(served: Served) -> None:
     sale_id, buyer = served.sale(items=[item("a", limitPerBuyer=3)]), served.buyer()
     paid, held = served.hold(sale_id, buyer), served.hold(sale_id, buyer)
-    served.come_back(paid, served.pay(paid))
+    served.open_success_url(paid, served.pay(paid))
     answer = served.prepare(sale_id, buyer, items=[("a", 2)], amount=2000)
     problem = refused(answer, 409, "buyer_limit_exceeded")
     assert (problem["sku"], problem["limit"], problem["taken"]) == ("a", 3, 2)
@@ -336,30 +336,30 @@ def test_a_limit_names_at_most_twenty_orders(fragile: Served) -> None:
     assert set(problem["orderIds"]) <= made
 
 
-def test_a_wrong_amount_is_told_the_right_one(served: Served) -> None:
+def test_a_wrong_amount_is_refused_with_the_expected_amount(served: Served) -> None:
     sale_id = served.sale(items=[item("a", price=700), item("b", price=110)])
     answer = served.prepare(sale_id, served.buyer(), items=[("a", 2), ("b", 3)], amount=1)
     assert refused(answer, 409, "amount_mismatch")["expectedAmount"] == 1730
 
 
-def test_a_sale_that_is_not_open_tells_when_it_will_be(served: Served) -> None:
+def test_a_sale_that_is_not_open_reports_its_opening_time(served: Served) -> None:
     opens_at = "2099-01-02T03:04:05.678Z"
     sale_id = served.sale(opensAt=opens_at, closesAt="2099-02-01T00:00:00Z")
     problem = refused(served.prepare(sale_id, served.buyer()), 403, "sale_not_open")
     assert problem["opensAt"] == opens_at
 
 
-def test_a_declined_payment_tells_the_providers_code(served: Served) -> None:
+def test_a_declined_payment_reports_the_providers_code(served: Served) -> None:
     problem = refused(payment_declined(served), 402, "payment_declined")
     assert problem["providerCode"] == "EXCEED_MAX_AMOUNT"
 
 
-def test_withdrawing_too_much_tells_what_could_be(served: Served) -> None:
+def test_an_excessive_withdrawal_is_refused_with_the_available_units(served: Served) -> None:
     problem = refused(insufficient_available(served), 409, "insufficient_available")
     assert problem["available"] == {"a": 100}
 
 
-def test_an_order_that_is_gone_is_told_to_whoever_has_its_token(served: Served) -> None:
+def test_a_token_holder_learns_that_the_order_is_lost(served: Served) -> None:
     lost = ghost(served, served.sale())
     headers = {"X-Reservation-Token": lost["token"]}
     path = f"/v1/reservations/{lost['orderId']}"
@@ -373,7 +373,7 @@ def test_an_order_that_is_gone_is_told_to_whoever_has_its_token(served: Served) 
     refused(served.http.get(path, headers=served.buyer()), 404, "reservation_not_found")
 
 
-def test_of_two_reasons_the_earlier_one_is_told(served: Served) -> None:
+def test_of_two_refusals_the_earlier_one_is_sent(served: Served) -> None:
     buyer = served.buyer()
     missing, closed = "nothing", served.sale(items=[item("a"), item("b", limitPerBuyer=1)])
     served.hold(closed, buyer, key="k")
@@ -515,7 +515,7 @@ def test_an_idempotency_key_is_printable_and_at_most_255(served: Served, key: by
         "%00",
     ],
 )
-def test_what_cannot_be_an_order_id_is_not_found(served: Served, order_id: str) -> None:
+def test_an_invalid_order_id_is_not_found(served: Served, order_id: str) -> None:
     buyer = served.buyer()
     for answer in (
         served.http.get(f"/v1/reservations/{order_id}", headers=buyer),
@@ -538,7 +538,7 @@ def test_what_cannot_be_an_order_id_is_not_found(served: Served, order_id: str) 
         ("GET", "/docs-assets/a%00", 404),
     ],
 )
-def test_what_nobody_serves_is_a_problem_document_too(
+def test_unrouted_paths_return_problem_documents(
     served: Served, method: str, path: str, status: int
 ) -> None:
     answer = served.http.request(method, path)
@@ -589,7 +589,7 @@ def wait_until_ready(served: Served) -> None:
     )
 
 
-def test_an_operator_stops_a_sale_and_withdraws_pieces_while_redis_has_no_memory(
+def test_an_operator_pauses_and_withdraws_while_redis_has_no_memory(
     fragile: Served,
 ) -> None:
     sale_id = fragile.sale()
@@ -616,7 +616,7 @@ def test_a_store_that_cannot_be_reached_takes_nothing_for_certain(fragile: Serve
     order = fragile.hold(sale_id, buyer)
     paid = fragile.hold(sale_id, fragile.buyer())
     payment_key = fragile.pay(paid)
-    assert fragile.come_back(paid, payment_key).json()["status"] == "CONFIRMED"
+    assert fragile.open_success_url(paid, payment_key).json()["status"] == "CONFIRMED"
     before = fragile.dump(sale_id)
     with cut_off(fragile):
         answer = fragile.prepare(sale_id, buyer, key="k")
@@ -627,7 +627,7 @@ def test_a_store_that_cannot_be_reached_takes_nothing_for_certain(fragile: Serve
             fragile.release(order),
             fragile.http.get("/v1/sales"),
             fragile.http.get(f"/v1/sales/{sale_id}/reservations", headers=buyer),
-            fragile.come_back(order, "some-key"),
+            fragile.open_success_url(order, "some-key"),
         ):
             refused(other, 503, "unavailable")
             assert other.headers["retry-after"]
@@ -638,8 +638,8 @@ def test_a_store_that_cannot_be_reached_takes_nothing_for_certain(fragile: Serve
         assert 'http-equiv="refresh"' in waiting.text
         # The answer claims nothing unknown about the money: this buyer has paid.
         assert "charged yet" not in waiting.text
-        told = refused(fragile.come_back(paid, payment_key), 503, "unavailable")
-        assert "nothing was" not in told["detail"]
+        refusal = refused(fragile.open_success_url(paid, payment_key), 503, "unavailable")
+        assert "nothing was" not in refusal["detail"]
         health = fragile.http.get("/health/ready")
         assert health.status_code == 503
         assert "redis" in health.json()["missing"]
@@ -653,7 +653,7 @@ def test_a_store_that_cannot_be_reached_takes_nothing_for_certain(fragile: Serve
 
 
 @pytest.mark.slow
-def test_a_store_that_does_not_answer_leaves_the_outcome_unknown_until_asked_again(
+def test_an_unresponsive_store_leaves_the_outcome_unknown_until_retried(
     fragile: Served,
 ) -> None:
     sale_id, buyer = fragile.sale(), fragile.buyer()
@@ -688,13 +688,13 @@ def test_a_sale_that_the_store_has_lost_is_not_sold_from(fragile: Served) -> Non
         fragile.http.put(
             f"/v1/admin/sales/{lost}", json=fragile.document(lost), headers=fragile.admin
         ),
-        fragile.come_back(order, payment_key),
+        fragile.open_success_url(order, payment_key),
     ):
         refused(answer, 503, "sale_recovering")
         assert answer.headers["retry-after"]
     assert fragile.ledger(order)["charged"] == 0
     # SQL still knows the order, and the other sale sells on.
-    assert fragile.look(order, buyer)["orderId"] == order["orderId"]
+    assert fragile.get_reservation(order, buyer)["orderId"] == order["orderId"]
     fragile.hold(other, buyer)
     with fragile.redis() as client:
         assert not list(client.scan_iter(f"rsv:{{{lost}}}:*"))

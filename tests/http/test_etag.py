@@ -55,7 +55,7 @@ def test_a_put_does_not_undo_a_withdrawal_that_came_after_its_read(served: Serve
 def test_a_put_does_not_sell_a_piece_again_that_a_refund_kept_out_of_sale(served: Served) -> None:
     sale_id = served.sale(items=[item("a", total=1)])
     order = served.hold(sale_id, served.buyer())
-    served.come_back(order, served.pay(order))
+    served.open_success_url(order, served.pay(order))
     read = served.etag(sale_id)
     answer = served.http.post(
         f"/v1/admin/orders/{order['orderId']}/refund",
@@ -69,12 +69,12 @@ def test_a_put_does_not_sell_a_piece_again_that_a_refund_kept_out_of_sale(served
     assert served.audit(sale_id)["problems"] == []
 
 
-def test_a_refund_that_gives_the_piece_back_changes_nothing_that_a_put_can_change(
+def test_a_restocking_refund_changes_no_field_of_a_put(
     served: Served,
 ) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
-    served.come_back(order, served.pay(order))
+    served.open_success_url(order, served.pay(order))
     read = served.etag(sale_id)
     answer = served.http.post(
         f"/v1/admin/orders/{order['orderId']}/refund",

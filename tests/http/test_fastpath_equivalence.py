@@ -18,7 +18,7 @@ import uvicorn
 from api.http.app import create_app
 from api.http.auth.guests import Guests
 from api.http.connection.protocol import HttpProtocol
-from api.http.fastpath import load_shedding as turned_away
+from api.http.fastpath import load_shedding
 from reservation.adapters.redis import prepare_queue as batch
 from reservation.config.settings import Settings
 from reservation.domain.errors import RateLimited, SoldOut
@@ -43,7 +43,7 @@ class Counting:
 
     def __init__(self, path: Any) -> None:
         self._path = path
-        self.may_take = path.may_take
+        self.accepts = path.accepts
         self.taken = 0
 
     def take(self, *given: Any) -> bool:
@@ -285,7 +285,7 @@ class Reasons(NamedTuple):
 
     full_queue: bool
     bad_token: bool
-    too_fast: bool
+    rate_limit_refusal: bool
     unknown_sale: bool
     bad_body: bool
     unknown_item: bool
@@ -299,7 +299,7 @@ class Reasons(NamedTuple):
             return 503, "unavailable"
         order = [
             (self.bad_token, 401, "unauthenticated"),
-            (self.too_fast, 429, "rate_limited"),
+            (self.rate_limit_refusal, 429, "rate_limited"),
             (self.unknown_sale, 404, "sale_not_found"),
             (self.bad_body, 400, "malformed_request"),
             (self.unknown_item, 404, "sku_not_found"),
@@ -335,7 +335,9 @@ async def test_of_several_reasons_both_ways_give_the_first_of_the_contract(
 def _request(ways: Ways, reasons: Reasons, sale_id: str, key: str) -> bytes:
     buyer_id, token = Guests(ways.settings).new("")
     api = ways.app.state.api
-    while reasons.too_fast and not api.prepares.wait(buyer_id, api.service.clock.monotonic()):
+    while reasons.rate_limit_refusal and not api.prepares.wait(
+        buyer_id, api.service.clock.monotonic()
+    ):
         pass
     change: Prepare = {"key": key}
     if reasons.bad_token:
@@ -371,13 +373,13 @@ async def test_a_crowd_is_turned_away_alike_on_both_ways(
     assert b"retry-after: 1\r\n" in seen[0][0]
 
 
-async def test_everybody_of_a_crowd_is_turned_away_though_few_are_told_at_once(
+async def test_a_crowd_is_refused_completely_though_turns_are_bounded(
     ways: Ways, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sale_id = await ways.sale("1")
     _, token = Guests(ways.settings).new("")
     monkeypatch.setattr(batch, "WAITING_MAX", 0)
-    monkeypatch.setattr(turned_away, "TOLD_A_TURN", 3)
+    monkeypatch.setattr(load_shedding, "REFUSALS_PER_TURN", 3)
     streams = [await ways.connect() for _ in range(50)]
     for number, (_, writer) in enumerate(streams):
         writer.write(prepare(token, sale_id, "1", {"key": f"k-{number}"}))
@@ -402,7 +404,7 @@ async def test_switched_off_the_route_answers_every_prepare(
         assert b"idempotent-replayed: true\r\n" in answers[1]
 
 
-async def test_a_buyer_who_leaves_meanwhile_disturbs_nobody(ways: Ways) -> None:
+async def test_a_buyer_leaving_meanwhile_affects_no_others(ways: Ways) -> None:
     sale_id = await ways.sale("1")
     _, token = Guests(ways.settings).new("")
     _, writer = await ways.connect()
@@ -439,7 +441,7 @@ async def _in_stock(ways: Ways, sale_id: str) -> int:
 async def test_a_body_is_read_again_when_the_sale_is_another(ways: Ways) -> None:
     sale_id = await ways.sale("1")
     endpoint = ways.app.state.prepare_endpoint
-    known = ways.app.state.api.service.catalog.at_hand(sale_id)
+    known = ways.app.state.api.service.catalog.cached(sale_id)
     body = msgspec.json.encode(basket(("a", 1), amount=1000)["body"])
     assert endpoint.wish(known, "ann", body, None) is endpoint.wish(known, "bob", body, None)
     renamed = tuple(msgspec.structs.replace(one, name="New") for one in known.sale.items)
@@ -452,7 +454,7 @@ async def test_a_body_is_read_again_when_the_sale_is_another(ways: Ways) -> None
 async def test_a_good_admission_is_no_reason_to_read_a_body_twice(ways: Ways) -> None:
     sale_id = await ways.sale("1")
     endpoint, service = ways.app.state.prepare_endpoint, ways.app.state.api.service
-    known = service.catalog.at_hand(sale_id)
+    known = service.catalog.cached(sale_id)
     body = msgspec.json.encode(basket(("a", 1), amount=1000)["body"])
     now_ms = service.clock.now_ms()
     shown = {

@@ -104,7 +104,7 @@ def test_head_never_claims_nor_gives_back(served: Served, slashes: str) -> None:
             answer = served.http.head(again)
             assert answer.status_code == 405
             assert answer.headers["allow"] == "GET, OPTIONS"
-    assert served.look(order)["status"] == "HELD"
+    assert served.get_reservation(order)["status"] == "HELD"
     assert served.ledger(order)["charged"] == 0
 
 
@@ -132,7 +132,7 @@ def test_every_answer_keeps_its_declared_type(served: Served) -> None:
         assert "strict-transport-security" not in answer.headers
 
 
-def test_what_operators_read_is_kept_by_no_cache(served: Served) -> None:
+def test_operator_responses_are_not_cacheable(served: Served) -> None:
     sale_id, buyer = served.sale(), served.buyer()
     order = served.hold(sale_id, buyer)
     assert served.audit(sale_id)["lag"] == 0
@@ -164,7 +164,9 @@ def test_a_service_over_tls_asks_browsers_to_stay_with_it(public: Served) -> Non
 
 
 @pytest.mark.parametrize("origin", [SHOP, "https://other.example", None])
-def test_an_answer_depends_on_the_origin_whoever_asks(public: Served, origin: str | None) -> None:
+def test_responses_vary_with_the_origin_for_every_caller(
+    public: Served, origin: str | None
+) -> None:
     headers = {"Origin": origin} if origin else {}
     for path in ("/v1/sales", "/static/reservation.js", "/no/such/path", "/health/live"):
         answer = public.http.get(path, headers=headers)

@@ -7,7 +7,7 @@ import pytest
 from tests.support.service import Served
 
 
-def test_a_living_process_says_so_without_asking_anybody(served: Served) -> None:
+def test_liveness_needs_no_other_service(served: Served) -> None:
     answer = served.http.get("/health/live")
     assert (answer.status_code, answer.json()["status"]) == (200, "ok")
 
@@ -17,7 +17,7 @@ def test_a_service_that_can_take_holds_is_ready(served: Served) -> None:
     assert (answer.status_code, answer.json()["status"]) == (200, "ok")
 
 
-def test_what_is_counted_is_told_in_prometheus_format(served: Served) -> None:
+def test_counters_are_exposed_in_prometheus_format(served: Served) -> None:
     served.hold(served.sale(), served.buyer())
     served.http.get("/no/such/path")
     answer = served.http.get("/metrics")

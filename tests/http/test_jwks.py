@@ -196,17 +196,17 @@ async def test_a_withdrawn_key_ends_the_tokens_that_it_verified(
     provider.publish("one", "two")
     old, new = provider.token("one"), provider.token("two")
     assert await buyers.buyer(request_with(old)) == "kim"
-    assert buyers.at_once(old) == "kim"
+    assert buyers.buyer_of_cached(old) == "kim"
     asked = provider.asked
     provider.publish("two")
     clock.now += FRESH_SECONDS + 1
     # Cached verifications are repeated once the keys are no longer fresh.
-    assert buyers.at_once(old) is None
+    assert buyers.buyer_of_cached(old) is None
     with pytest.raises(Unauthenticated):
         await buyers.buyer(request_with(old))
     assert await buyers.buyer(request_with(new)) == "kim"
-    assert buyers.at_once(old) is None
-    assert buyers.at_once(new) == "kim"
+    assert buyers.buyer_of_cached(old) is None
+    assert buyers.buyer_of_cached(new) == "kim"
     assert provider.asked == asked + 1
 
 
@@ -223,7 +223,7 @@ async def test_a_provider_that_is_away_is_not_asked_at_each_request(
     for _ in range(20):
         assert await buyers.buyer(request_with(token)) == "kim"
     assert provider.asked == asked + 1
-    assert buyers.at_once(token) == "kim"
+    assert buyers.buyer_of_cached(token) == "kim"
 
 
 @pytest.fixture

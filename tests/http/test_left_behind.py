@@ -40,9 +40,9 @@ async def loop(
     http: httpx.AsyncClient, served: Served, sale_id: str, pause: float, is_over: IsOver
 ) -> Counter[str]:
     """Prepares and releases of one guest; how often each answer came."""
-    told: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     number, buyer = 0, served.buyer()
-    while not is_over(told):
+    while not is_over(counts):
         number += 1
         answer = await sent(
             http,
@@ -51,13 +51,13 @@ async def loop(
             headers={**buyer, "Idempotency-Key": str(number)},
         )
         body = answer.json()
-        told[body.get("code", "held")] += 1
+        counts[body.get("code", "held")] += 1
         if answer.status_code == 201:
             path = f"/v1/reservations/{body['orderId']}/release"
             released = await sent(http, path, headers=buyer)
             assert released.status_code == 200, released.text
         await asyncio.sleep(pause)
-    return told
+    return counts
 
 
 async def run_loops(served: Served, guests: int, pause: float, is_over: IsOver) -> None:
@@ -71,12 +71,12 @@ async def run_loops(served: Served, guests: int, pause: float, is_over: IsOver) 
         found = await asyncio.gather(
             *(loop(http, served, sale_id, pause, is_over) for _ in range(guests))
         )
-    held = [told["held"] for told in found]
+    held = [counts["held"] for counts in found]
     # A busy machine defers some; nothing was taken then.
     expected = {"held", "rate_limited", "too_many_orders", "unavailable"}
-    assert {name for told in found for name in told} <= expected
+    assert {name for counts in found for name in counts} <= expected
     assert set(held) == {UNPAID_MAX}
-    assert all(told["too_many_orders"] for told in found)
+    assert all(counts["too_many_orders"] for counts in found)
     with served.redis() as client:
         orders = len(list(client.scan_iter(f"rsv:{{{sale_id}}}:order:*", count=1_000)))
         grown = client.info("memory")["used_memory"] - before
@@ -87,8 +87,8 @@ async def run_loops(served: Served, guests: int, pause: float, is_over: IsOver) 
     assert served.audit(sale_id)["ok"]
 
 
-async def test_a_loop_of_ten_guests_leaves_what_the_limit_allows(small: Served) -> None:
-    await run_loops(small, 10, 0.02, is_over=lambda told: told["too_many_orders"] >= 5)
+async def test_a_loop_of_ten_guests_is_bounded_by_the_limit(small: Served) -> None:
+    await run_loops(small, 10, 0.02, is_over=lambda counts: counts["too_many_orders"] >= 5)
 
 
 @pytest.mark.soak

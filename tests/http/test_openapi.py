@@ -165,12 +165,12 @@ def test_each_operation_of_the_contract_is_there(document: dict[str, Any]) -> No
     assert set(published(document)) >= set(CONTRACT)
 
 
-def test_what_is_there_beyond_the_contract_is_the_operators(document: dict[str, Any]) -> None:
+def test_endpoints_beyond_the_contract_are_for_operators(document: dict[str, Any]) -> None:
     added = set(published(document)) - set(CONTRACT)
     assert all(path.startswith("/v1/admin/") for _, path in added)
 
 
-def test_each_operation_has_a_name_of_its_own_and_says_what_it_does(
+def test_each_operation_has_a_unique_id_and_a_description(
     document: dict[str, Any],
 ) -> None:
     operations = list(published(document).values())
@@ -194,8 +194,8 @@ def test_each_answer_and_refusal_is_documented(
 def test_each_refusal_is_a_problem_document(document: dict[str, Any]) -> None:
     for call, operation in published(document).items():
         for status, response in operation["responses"].items():
-            told = status == "503" and call == ("GET", "/health/ready")
-            if int(status) < 400 or told:
+            is_readiness = status == "503" and call == ("GET", "/health/ready")
+            if int(status) < 400 or is_readiness:
                 continue
             assert list(response["content"]) == ["application/problem+json"], (call, status)
             schema = resolved(document, response["content"]["application/problem+json"]["schema"])
@@ -204,7 +204,9 @@ def test_each_refusal_is_a_problem_document(document: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("call", CONTRACT, ids=" ".join)
-def test_who_may_call_is_documented(document: dict[str, Any], call: tuple[str, str]) -> None:
+def test_required_credentials_are_documented(
+    document: dict[str, Any], call: tuple[str, str]
+) -> None:
     _, path = call
     expected = ["operatorKey"] if path.startswith("/v1/admin/") else SECURITY.get(call, [])
     security = operation_of(document, call).get("security") or []

@@ -47,13 +47,15 @@ def confirms(served: Served, order: dict[str, Any]) -> int:
 
 
 def wait_until(served: Served, order: dict[str, Any], status: str) -> None:
-    eventually(lambda: served.look(order)["status"], lambda seen: seen == status, within=30)
+    eventually(
+        lambda: served.get_reservation(order)["status"], lambda seen: seen == status, within=30
+    )
 
 
 def test_a_paid_order_is_sold(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
-    answer = served.come_back(order, served.pay(order))
+    answer = served.open_success_url(order, served.pay(order))
     assert answer.status_code == 200
     assert answer.headers["cache-control"] == "no-store"
     assert answer.headers["referrer-policy"] == "no-referrer"
@@ -69,10 +71,10 @@ def test_a_repeat_answers_the_same_and_pays_nothing(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     payment_key = served.pay(order)
-    first = served.come_back(order, payment_key)
+    first = served.open_success_url(order, payment_key)
     before = served.dump(sale_id)
     for _ in range(3):
-        again = served.come_back(order, payment_key)
+        again = served.open_success_url(order, payment_key)
         assert (again.status_code, again.json()) == (200, first.json())
     assert served.dump(sale_id) == before
     assert len(served.ledger(order)["entries"]) == 1
@@ -115,7 +117,7 @@ def test_the_result_pages_token_gives_nothing_back(served: Served) -> None:
 
 
 @pytest.mark.parametrize("accept", ["*/*", "application/json", "application/xhtml+xml", ""])
-def test_only_who_asks_for_html_is_sent_elsewhere(served: Served, accept: str) -> None:
+def test_only_html_requests_are_redirected(served: Served, accept: str) -> None:
     order = served.hold(served.sale(), served.buyer())
     url = served.success_url(order, served.pay(order))
     answer = served.http.get(url, headers={"Accept": accept})
@@ -123,7 +125,7 @@ def test_only_who_asks_for_html_is_sent_elsewhere(served: Served, accept: str) -
 
 
 @pytest.mark.parametrize("missing", ["paymentType", "orderId"])
-def test_what_the_token_says_need_not_be_in_the_address(served: Served, missing: str) -> None:
+def test_claims_of_the_token_need_not_be_in_the_url(served: Served, missing: str) -> None:
     order = served.hold(served.sale(), served.buyer())
     url = httpx.URL(served.success_url(order, served.pay(order))).copy_remove_param(missing)
     assert served.http.get(url).json()["status"] == "CONFIRMED"
@@ -135,49 +137,49 @@ def test_an_edited_amount_asks_for_no_money(served: Served, amount: str) -> None
     order = served.hold(sale_id, served.buyer())
     payment_key = served.pay(order)
     before = served.dump(sale_id)
-    answer = served.come_back(order, payment_key, amount=amount)
+    answer = served.open_success_url(order, payment_key, amount=amount)
     assert refused(answer, 400, "amount_mismatch")["expectedAmount"] == 1000
     assert served.dump(sale_id) == before
     assert served.ledger(order)["charged"] == 0
-    assert served.come_back(order, payment_key).json()["status"] == "CONFIRMED"
+    assert served.open_success_url(order, payment_key).json()["status"] == "CONFIRMED"
 
 
 def test_an_amount_that_is_missing_is_refused(served: Served) -> None:
     order = served.hold(served.sale(), served.buyer())
     url = httpx.URL(served.success_url(order, served.pay(order))).copy_remove_param("amount")
     refused(served.http.get(url), 400, "amount_mismatch")
-    assert served.look(order)["status"] == "HELD"
+    assert served.get_reservation(order)["status"] == "HELD"
 
 
 def test_the_token_of_one_order_does_not_bring_another_back(served: Served) -> None:
     sale_id, buyer = served.sale(), served.buyer()
     mine, other = served.hold(sale_id, buyer), served.hold(sale_id, buyer)
     payment_key = served.pay(other)
-    answer = served.come_back(mine, payment_key, orderId=other["orderId"])
+    answer = served.open_success_url(mine, payment_key, orderId=other["orderId"])
     refused(answer, 403, "invalid_token")
-    assert served.look(mine)["status"] == served.look(other)["status"] == "HELD"
+    assert (
+        served.get_reservation(mine)["status"] == served.get_reservation(other)["status"] == "HELD"
+    )
     assert served.ledger(other)["charged"] == 0
 
 
-def test_a_reservations_own_token_does_not_bring_anybody_back(served: Served) -> None:
+def test_a_reservation_token_does_not_open_the_success_url(served: Served) -> None:
     order = served.hold(served.sale(), served.buyer())
-    answer = served.come_back(order, served.pay(order), token=order["token"])
+    answer = served.open_success_url(order, served.pay(order), token=order["token"])
     refused(answer, 403, "invalid_token")
-    assert served.look(order)["status"] == "HELD"
+    assert served.get_reservation(order)["status"] == "HELD"
 
 
 @pytest.mark.parametrize("payment_key", ["", "a/b", "x" * 201, "../cancel", "{}", "a b"])
-def test_what_cannot_be_a_payment_key_is_never_asked_about(
-    served: Served, payment_key: str
-) -> None:
+def test_an_invalid_payment_key_is_never_looked_up(served: Served, payment_key: str) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     before = served.dump(sale_id)
-    refused(served.come_back(order, payment_key), 403, "invalid_token")
+    refused(served.open_success_url(order, payment_key), 403, "invalid_token")
     assert served.dump(sale_id) == before
 
 
-def test_a_look_ahead_confirms_nothing(served: Served) -> None:
+def test_a_prefetch_confirms_nothing(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     url = served.success_url(order, served.pay(order))
@@ -192,21 +194,21 @@ def test_a_look_ahead_confirms_nothing(served: Served) -> None:
     assert served.http.get(url).json()["status"] == "CONFIRMED"
 
 
-def test_a_look_ahead_of_the_fail_page_releases_nothing(served: Served) -> None:
+def test_a_prefetch_of_the_fail_page_releases_nothing(served: Served) -> None:
     order = served.hold(served.sale(), served.buyer())
     url = order["payment"]["failUrl"]
     assert served.http.head(url).status_code == 405
     refused(served.http.get(url, headers={"Sec-Purpose": "prefetch"}), 503, "unavailable")
-    assert served.look(order)["status"] == "HELD"
+    assert served.get_reservation(order)["status"] == "HELD"
 
 
 def test_a_declined_card_gives_the_stock_back(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
-    answer = served.come_back(order, served.pay(order, decline="REJECT_CARD_COMPANY"))
+    answer = served.open_success_url(order, served.pay(order, decline="REJECT_CARD_COMPANY"))
     problem = refused(answer, 402, "payment_declined")
     assert problem["providerCode"] == "REJECT_CARD_COMPANY"
-    assert served.look(order)["status"] == "RELEASED"
+    assert served.get_reservation(order)["status"] == "RELEASED"
     assert served.stock(sale_id) == (100, 0, 0)
     assert served.ledger(order)["charged"] == 0
 
@@ -215,13 +217,13 @@ def test_a_decline_is_remembered_and_another_card_goes_through(served: Served) -
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     declined_key = served.pay(order, decline="REJECT_CARD_PAYMENT")
-    first = refused(served.come_back(order, declined_key), 402, "payment_declined")
-    again = refused(served.come_back(order, declined_key), 402, "payment_declined")
+    first = refused(served.open_success_url(order, declined_key), 402, "payment_declined")
+    again = refused(served.open_success_url(order, declined_key), 402, "payment_declined")
     assert again["providerCode"] == first["providerCode"]
-    assert served.come_back(order, served.pay(order)).json()["status"] == "CONFIRMED"
+    assert served.open_success_url(order, served.pay(order)).json()["status"] == "CONFIRMED"
     assert served.stock(sale_id) == (99, 0, 1)
     # The first card's address still returns the first card's outcome.
-    refused(served.come_back(order, declined_key), 402, "payment_declined")
+    refused(served.open_success_url(order, declined_key), 402, "payment_declined")
     assert served.ledger(order)["charged"] == 1000
     assert served.audit(sale_id)["ok"]
 
@@ -230,22 +232,22 @@ def test_a_sixth_card_is_not_tried(served: Served) -> None:
     order = served.hold(served.sale(), served.buyer())
     for _ in range(5):
         payment_key = served.pay(order, decline="REJECT_CARD_PAYMENT")
-        refused(served.come_back(order, payment_key), 402, "payment_declined")
-    refused(served.come_back(order, served.pay(order)), 409, "reservation_expired")
+        refused(served.open_success_url(order, payment_key), 402, "payment_declined")
+    refused(served.open_success_url(order, served.pay(order)), 409, "reservation_expired")
     assert served.ledger(order)["charged"] == 0
 
 
 def test_a_second_payment_of_a_paid_order_is_never_confirmed(served: Served) -> None:
     order = served.hold(served.sale(), served.buyer())
     first, second = served.pay(order), served.pay(order)
-    assert served.come_back(order, first).json()["status"] == "CONFIRMED"
-    answer = served.come_back(order, second)
+    assert served.open_success_url(order, first).json()["status"] == "CONFIRMED"
+    answer = served.open_success_url(order, second)
     assert (answer.status_code, answer.json()["status"]) == (200, "CONFIRMED")
     ledger = served.ledger(order)
     assert [entry["paymentKey"] for entry in ledger["entries"]] == [first]
 
 
-def test_a_browser_with_a_declined_card_is_told_so(served: Served) -> None:
+def test_a_browser_with_a_declined_card_gets_the_declined_page(served: Served) -> None:
     order = served.hold(served.sale(), served.buyer())
     payment_key = served.pay(order, decline="REJECT_CARD_COMPANY")
     query, token = browse(served, served.success_url(order, payment_key))
@@ -256,24 +258,24 @@ def test_a_browser_with_a_declined_card_is_told_so(served: Served) -> None:
     assert seen.json()["status"] == "RELEASED"
 
 
-def test_a_browser_with_a_bad_token_is_told_nothing(served: Served) -> None:
+def test_a_browser_with_a_bad_token_gets_no_order_data(served: Served) -> None:
     url = f"{served.url}{PAYMENT}/success?token=v1.a.b.c&orderId=x-1&paymentKey=k&amount=1"
     query, token = browse(served, url)
     assert query["outcome"] == "invalid"
     assert token is None
 
 
-def test_who_comes_back_late_gets_the_basket_if_it_is_still_there(served: Served) -> None:
+def test_a_late_return_holds_the_basket_again_if_available(served: Served) -> None:
     sale_id = served.sale(holdSeconds=1)
     order = served.hold(sale_id, served.buyer())
     payment_key = served.pay(order)
     eventually(lambda: served.stock(sale_id), lambda stock: stock == (100, 0, 0))
-    assert served.come_back(order, payment_key).json()["status"] == "CONFIRMED"
+    assert served.open_success_url(order, payment_key).json()["status"] == "CONFIRMED"
     assert served.stock(sale_id) == (99, 0, 1)
     assert served.audit(sale_id)["ok"]
 
 
-def test_who_comes_back_late_to_an_empty_shelf_pays_nothing(served: Served) -> None:
+def test_a_late_return_without_stock_is_not_charged(served: Served) -> None:
     sale_id = served.sale(holdSeconds=1, items=[item("a", total=1)])
     order = served.hold(sale_id, served.buyer())
     payment_key = served.pay(order)
@@ -285,22 +287,22 @@ def test_who_comes_back_late_to_an_empty_shelf_pays_nothing(served: Served) -> N
     )
     assert changed.status_code == 200
     for _ in range(2):
-        refused(served.come_back(order, payment_key), 409, "reservation_expired")
+        refused(served.open_success_url(order, payment_key), 409, "reservation_expired")
     assert served.ledger(order)["charged"] == 0
     query, _ = browse(served, served.success_url(order, payment_key))
     assert query["outcome"] == "expired"
 
 
-def test_who_comes_back_after_a_release_gets_the_basket_again(served: Served) -> None:
+def test_a_return_after_a_release_holds_the_basket_again(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     payment_key = served.pay(order)
     served.release(order)
-    assert served.come_back(order, payment_key).json()["status"] == "CONFIRMED"
+    assert served.open_success_url(order, payment_key).json()["status"] == "CONFIRMED"
     assert served.stock(sale_id) == (99, 0, 1)
 
 
-def test_who_comes_back_after_the_sales_end_with_a_standing_hold_still_buys(
+def test_a_valid_hold_can_be_paid_after_the_sales_end(
     served: Served,
 ) -> None:
     sale_id = served.sale()
@@ -310,21 +312,21 @@ def test_who_comes_back_after_the_sales_end_with_a_standing_hold_still_buys(
         f"/v1/admin/sales/{sale_id}/close", json={"reason": "test"}, headers=served.admin
     )
     assert closed.status_code == 200
-    assert served.come_back(held, served.pay(held)).json()["status"] == "CONFIRMED"
-    answer = served.come_back(released, served.pay(released))
+    assert served.open_success_url(held, served.pay(held)).json()["status"] == "CONFIRMED"
+    answer = served.open_success_url(released, served.pay(released))
     refused(answer, 409, "reservation_expired")
     assert served.ledger(released)["charged"] == 0
 
 
-def test_a_sale_that_takes_stock_at_success_charges_nobody_whom_it_cannot_serve(
+def test_the_success_policy_charges_no_buyer_without_stock(
     served: Served,
 ) -> None:
     sale_id = served.sale(holdPolicy="success", items=[item("a", total=1)])
     first, second = served.hold(sale_id, served.buyer()), served.hold(sale_id, served.buyer())
     keys = served.pay(first), served.pay(second)
-    assert served.come_back(first, keys[0]).json()["status"] == "CONFIRMED"
+    assert served.open_success_url(first, keys[0]).json()["status"] == "CONFIRMED"
     for _ in range(2):
-        problem = refused(served.come_back(second, keys[1]), 409, "sold_out")
+        problem = refused(served.open_success_url(second, keys[1]), 409, "sold_out")
         assert problem["available"] == {"a": 0}
     assert served.ledger(second)["charged"] == 0
     query, _ = browse(served, served.success_url(second, keys[1]))
@@ -332,12 +334,14 @@ def test_a_sale_that_takes_stock_at_success_charges_nobody_whom_it_cannot_serve(
     assert served.audit(sale_id)["ok"]
 
 
-def test_a_limit_that_success_finds_passed_is_told_before_any_money(served: Served) -> None:
+def test_a_limit_exceeded_at_success_is_refused_before_any_charge(served: Served) -> None:
     sale_id = served.sale(holdPolicy="success", items=[item("a", limitPerBuyer=1)])
     buyer = served.buyer()
     first, second = served.hold(sale_id, buyer), served.hold(sale_id, buyer)
-    assert served.come_back(first, served.pay(first)).json()["status"] == "CONFIRMED"
-    problem = refused(served.come_back(second, served.pay(second)), 409, "buyer_limit_exceeded")
+    assert served.open_success_url(first, served.pay(first)).json()["status"] == "CONFIRMED"
+    problem = refused(
+        served.open_success_url(second, served.pay(second)), 409, "buyer_limit_exceeded"
+    )
     assert (problem["sku"], problem["limit"], problem["taken"]) == ("a", 1, 1)
     assert served.ledger(second)["charged"] == 0
 
@@ -360,19 +364,19 @@ def test_the_fail_page_needs_no_order_id(served: Served) -> None:
     query, token = browse(served, str(url))
     assert query == {"orderId": order["orderId"], "outcome": "declined"}
     assert token
-    assert served.look(order)["status"] == "RELEASED"
+    assert served.get_reservation(order)["status"] == "RELEASED"
 
 
 def test_an_empty_order_id_at_the_fail_page_is_a_missing_one(served: Served) -> None:
     order = served.hold(served.sale(), served.buyer())
     assert failed(served, order, code="PAY_PROCESS_CANCELED", orderId="").status_code == 200
-    assert served.look(order)["status"] == "RELEASED"
+    assert served.get_reservation(order)["status"] == "RELEASED"
 
 
-def test_the_fail_page_leaves_what_is_paid(served: Served) -> None:
+def test_the_fail_page_leaves_paid_orders_unchanged(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
-    served.come_back(order, served.pay(order))
+    served.open_success_url(order, served.pay(order))
     before = served.dump(sale_id)
     answer = failed(served, order, code="PAY_PROCESS_CANCELED")
     assert (answer.status_code, answer.json()["status"]) == (200, "CONFIRMED")
@@ -385,7 +389,9 @@ def test_the_fail_page_refuses_other_tokens(served: Served) -> None:
     refused(failed(served, order, orderId=other["orderId"]), 403, "invalid_token")
     refused(served.http.get(f"{PAYMENT}/fail?token={order['token']}"), 403, "invalid_token")
     refused(served.http.get(f"{PAYMENT}/fail"), 403, "invalid_token")
-    assert served.look(order)["status"] == served.look(other)["status"] == "HELD"
+    assert (
+        served.get_reservation(order)["status"] == served.get_reservation(other)["status"] == "HELD"
+    )
 
 
 def test_a_reply_that_is_lost_after_the_money_moved_still_ends_sold(served: Served) -> None:
@@ -393,15 +399,15 @@ def test_a_reply_that_is_lost_after_the_money_moved_still_ends_sold(served: Serv
     order = served.hold(sale_id, served.buyer())
     served.order_fault(order, "commit_then_drop")
     payment_key = served.pay(order)
-    answer = served.come_back(order, payment_key)
+    answer = served.open_success_url(order, payment_key)
     assert answer.status_code in {200, 202}
     wait_until(served, order, "CONFIRMED")
-    assert served.come_back(order, payment_key).status_code == 200
+    assert served.open_success_url(order, payment_key).status_code == 200
     assert len(served.ledger(order)["entries"]) == 1
     assert served.audit(sale_id)["ok"]
 
 
-def test_a_payment_goes_on_without_its_buyer(served: Served) -> None:
+def test_a_payment_completes_without_its_buyer(served: Served) -> None:
     order = served.hold(served.sale(), served.buyer())
     served.order_fault(order, "hang", seconds=1)
     with suppress(httpx.ReadTimeout):
@@ -411,7 +417,7 @@ def test_a_payment_goes_on_without_its_buyer(served: Served) -> None:
 
 
 @pytest.mark.slow
-def test_an_unknown_outcome_is_told_as_such_and_settled_once_the_pg_answers(
+def test_an_unknown_outcome_is_reported_and_settled_later(
     served: Served,
 ) -> None:
     sale_id = served.sale()
@@ -420,11 +426,13 @@ def test_an_unknown_outcome_is_told_as_such_and_settled_once_the_pg_answers(
     served.order_fault(order, "error_before_commit", operations=calls, times=1000)
     payment_key, second_key = served.pay(order), served.pay(order)
     with ThreadPoolExecutor(2) as pool:
-        shown = pool.submit(served.come_back, order, payment_key)
+        shown = pool.submit(served.open_success_url, order, payment_key)
         sent = pool.submit(browse, served, served.success_url(order, payment_key))
-        eventually(lambda: served.look(order)["status"], lambda seen: seen == "CONFIRMING")
+        eventually(
+            lambda: served.get_reservation(order)["status"], lambda seen: seen == "CONFIRMING"
+        )
         # Neither another card nor the fail page gets in between.
-        other = served.come_back(order, second_key)
+        other = served.open_success_url(order, second_key)
         assert (other.status_code, other.json()["status"]) == (202, "CONFIRMING")
         assert failed(served, order).json()["status"] == "CONFIRMING"
         answer, (query, token) = shown.result(), sent.result()
@@ -443,12 +451,12 @@ def test_a_made_up_payment_key_leaves_the_hold_as_it_was(served: Served) -> None
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     for _ in range(2):
-        problem = refused(served.come_back(order, "made-up-key"), 402, "payment_declined")
+        problem = refused(served.open_success_url(order, "made-up-key"), 402, "payment_declined")
         assert problem["providerCode"] == "NOT_FOUND_PAYMENT"
-        seen = served.look(order)
+        seen = served.get_reservation(order)
         assert (seen["status"], seen["expiresAt"]) == ("HELD", order["expiresAt"])
     assert served.stock(sale_id) == (99, 1, 0)
-    assert served.come_back(order, served.pay(order)).json()["status"] == "CONFIRMED"
+    assert served.open_success_url(order, served.pay(order)).json()["status"] == "CONFIRMED"
     assert served.audit(sale_id)["ok"]
 
 
@@ -456,15 +464,15 @@ def test_the_payment_key_of_another_order_is_refused(served: Served) -> None:
     sale_id = served.sale()
     mine, other = served.hold(sale_id, served.buyer()), served.hold(sale_id, served.buyer())
     payment_key = served.pay(other)
-    assert served.come_back(other, payment_key).json()["status"] == "CONFIRMED"
+    assert served.open_success_url(other, payment_key).json()["status"] == "CONFIRMED"
     for _ in range(2):
-        refused(served.come_back(mine, payment_key), 403, "invalid_token")
-    assert served.look(mine)["status"] == "HELD"
+        refused(served.open_success_url(mine, payment_key), 403, "invalid_token")
+    assert served.get_reservation(mine)["status"] == "HELD"
     assert served.ledger(mine)["payments"] == []
     assert served.ledger(other)["charged"] == 1000
     assert confirms(served, mine) == 0
     # The wrong key costs the order nothing.
-    assert served.come_back(mine, served.pay(mine)).json()["status"] == "CONFIRMED"
+    assert served.open_success_url(mine, served.pay(mine)).json()["status"] == "CONFIRMED"
 
 
 def test_a_card_that_was_not_confirmed_in_time_is_not_charged(served: Served) -> None:
@@ -474,19 +482,19 @@ def test_a_card_that_was_not_confirmed_in_time_is_not_charged(served: Served) ->
     # The PG lets ten minutes pass between the buyer's authentication and the confirm.
     served.sandbox(order, "/_clock", {"advanceSeconds": 11 * 60})
     for _ in range(2):
-        refused(served.come_back(order, payment_key), 409, "reservation_expired")
-    assert served.look(order)["status"] == "EXPIRED"
+        refused(served.open_success_url(order, payment_key), 409, "reservation_expired")
+    assert served.get_reservation(order)["status"] == "EXPIRED"
     assert served.stock(sale_id) == (100, 0, 0)
     assert served.ledger(order)["charged"] == 0
 
 
-def test_an_answer_about_another_amount_sells_nothing_and_the_money_goes_back(
+def test_a_payment_of_another_amount_is_refunded_and_sells_nothing(
     served: Served,
 ) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     served.order_fault(order, "other_amount", operations=["confirm", "look_up"], times=2)
-    answer = served.come_back(order, served.pay(order))
+    answer = served.open_success_url(order, served.pay(order))
     assert answer.status_code in {200, 202}, answer.text
     wait_until(served, order, "REFUNDED")
     ledger = served.ledger(order)
@@ -500,19 +508,19 @@ def test_a_virtual_account_is_closed_where_the_sale_takes_none(served: Served) -
     order = served.hold(sale_id, served.buyer())
     payment_key = served.pay(order, method="virtual_account")
     for _ in range(2):
-        problem = refused(served.come_back(order, payment_key), 402, "payment_declined")
+        problem = refused(served.open_success_url(order, payment_key), 402, "payment_declined")
         assert problem["providerCode"] == "VIRTUAL_ACCOUNT_NOT_ACCEPTED"
     (payment,) = served.ledger(order)["payments"]
     assert payment["status"] == "CANCELED"
-    assert served.look(order)["status"] == "RELEASED"
+    assert served.get_reservation(order)["status"] == "RELEASED"
     assert served.stock(sale_id) == (100, 0, 0)
 
 
-def test_a_virtual_account_is_waited_for_and_sold_once_it_is_paid(served: Served) -> None:
+def test_a_virtual_account_is_sold_once_it_is_paid(served: Served) -> None:
     sale_id = served.sale(virtualAccounts=True, holdSeconds=1)
     order = served.hold(sale_id, served.buyer())
     payment_key = served.pay(order, method="virtual_account")
-    answer = served.come_back(order, payment_key)
+    answer = served.open_success_url(order, payment_key)
     assert (answer.status_code, answer.json()["status"]) == (200, "AWAITING_DEPOSIT")
     assert answer.json()["expiresAt"] > order["expiresAt"]
     query, _ = browse(served, served.success_url(order, payment_key))
@@ -523,7 +531,7 @@ def test_a_virtual_account_is_waited_for_and_sold_once_it_is_paid(served: Served
     served.sandbox(order, "/_deposits", {"paymentKey": payment_key})
     wait_until(served, order, "CONFIRMED")
     assert served.stock(sale_id) == (99, 0, 1)
-    assert served.come_back(order, payment_key).json()["status"] == "CONFIRMED"
+    assert served.open_success_url(order, payment_key).json()["status"] == "CONFIRMED"
     assert served.audit(sale_id)["ok"]
 
 
@@ -533,7 +541,7 @@ def test_a_release_and_a_payment_at_once_end_in_one_of_two_ways(served: Served) 
         order = served.hold(sale_id, served.buyer())
         payment_key = served.pay(order)
         with ThreadPoolExecutor(2) as pool:
-            paid = pool.submit(served.come_back, order, payment_key)
+            paid = pool.submit(served.open_success_url, order, payment_key)
             released = pool.submit(served.release, order)
         # A release that came first is undone by the payment: the basket is still there.
         assert paid.result().json()["status"] == "CONFIRMED"

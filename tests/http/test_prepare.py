@@ -38,13 +38,13 @@ def test_a_hold_carries_everything_that_paying_needs(served: Served) -> None:
     assert order["token"] not in payment["successUrl"]
 
 
-def test_the_hold_lasts_as_long_as_the_sale_says(served: Served) -> None:
+def test_a_hold_lasts_for_the_sales_hold_seconds(served: Served) -> None:
     order = served.hold(served.sale(holdSeconds=90), served.buyer())
     lasts = at(order["expiresAt"]) - at(order["createdAt"])
     assert lasts.total_seconds() == 90
 
 
-def test_the_units_leave_what_is_available(served: Served) -> None:
+def test_held_units_are_subtracted_from_the_available_ones(served: Served) -> None:
     sale_id = served.sale()
     served.hold(sale_id, served.buyer(), items=[("a", 3)], amount=3000)
     assert served.stock(sale_id) == (97, 3, 0)
@@ -59,7 +59,7 @@ def test_an_order_id_fits_the_pg_and_names_its_sale(served: Served) -> None:
     assert len(order_id.removeprefix(f"{sale_id}-")) >= 22
 
 
-def test_the_customer_key_is_the_buyers_in_every_order_and_nobody_elses(served: Served) -> None:
+def test_a_customer_key_is_stable_and_unique_per_buyer(served: Served) -> None:
     sale_id, other_sale = served.sale(), served.sale()
     buyer_id, buyer = served.named_buyer()
     first = served.hold(sale_id, buyer)["payment"]["customerKey"]
@@ -93,10 +93,10 @@ def test_a_repeat_shows_the_present_state_and_nothing_to_pay_with(served: Served
     assert served.stock(sale_id) == (100, 0, 0)
 
 
-def test_a_repeat_of_a_paid_order_says_so(served: Served) -> None:
+def test_a_repeat_of_a_paid_order_is_answered_as_paid(served: Served) -> None:
     sale_id, buyer = served.sale(), served.buyer()
     order = served.hold(sale_id, buyer, key="k")
-    assert served.come_back(order, served.pay(order)).status_code == 200
+    assert served.open_success_url(order, served.pay(order)).status_code == 200
     again = served.prepare(sale_id, buyer, key="k").json()
     assert (again["orderId"], again["status"]) == (order["orderId"], "CONFIRMED")
     assert "payment" not in again
@@ -176,20 +176,20 @@ def test_an_order_without_a_name_is_named_for_its_items(served: Served) -> None:
     assert served.hold(sale_id, buyer, items=three, amount=3000)["orderName"] == "Blue mug +2"
 
 
-def test_a_made_name_is_cut_to_what_the_pg_takes(served: Served) -> None:
+def test_a_default_order_name_is_cut_to_the_pgs_limit(served: Served) -> None:
     sale_id = served.sale(items=[item("a", name="m" * 200), item("b")])
     order = served.hold(sale_id, served.buyer(), items=[("a", 1), ("b", 1)], amount=2000)
     assert order["orderName"] == "m" * 97 + " +1"
 
 
-def test_a_given_name_is_kept_as_it_is(served: Served) -> None:
+def test_a_given_order_name_is_kept_unchanged(served: Served) -> None:
     name = '머그컵 "파랑" \\ {1} 외 1건'
     order = served.hold(served.sale(), served.buyer(), orderName=name)
     assert order["orderName"] == name
-    assert served.look(order)["orderName"] == name
+    assert served.get_reservation(order)["orderName"] == name
 
 
-def test_a_buyers_limit_counts_what_is_held_and_frees_what_is_released(served: Served) -> None:
+def test_a_buyers_limit_counts_held_units_and_frees_released_ones(served: Served) -> None:
     sale_id, buyer = served.sale(items=[item("a", limitPerBuyer=2)]), served.buyer()
     order = served.hold(sale_id, buyer, items=[("a", 2)], amount=2000)
     problem = refused(served.prepare(sale_id, buyer), 409, "buyer_limit_exceeded")
@@ -209,7 +209,7 @@ def test_a_new_price_is_for_new_prepares_alone(served: Served) -> None:
     assert served.hold(sale_id, buyer, key="k")["amount"] == 1000
     problem = refused(served.prepare(sale_id, buyer), 409, "amount_mismatch")
     assert problem["expectedAmount"] == 1500
-    assert served.come_back(order, served.pay(order)).json()["status"] == "CONFIRMED"
+    assert served.open_success_url(order, served.pay(order)).json()["status"] == "CONFIRMED"
     assert served.ledger(order)["charged"] == 1000
 
 
@@ -222,7 +222,7 @@ def test_a_hold_that_ran_out_is_there_for_the_next_buyer_at_its_deadline(served:
     )
     late = at(taken.json()["createdAt"]) - at(first["expiresAt"])
     assert late.total_seconds() >= 0
-    assert served.look(first)["status"] == "EXPIRED"
+    assert served.get_reservation(first)["status"] == "EXPIRED"
     assert served.audit(sale_id)["ok"]
 
 
@@ -235,13 +235,13 @@ def test_a_sale_that_takes_stock_at_success_prepares_without_a_hold(served: Serv
     assert served.stock(sale_id) == (100, 0, 0)
 
 
-def test_a_sale_with_admission_takes_who_comes_from_its_page(served: Served) -> None:
+def test_a_sale_with_admission_accepts_buyers_of_its_page(served: Served) -> None:
     sale_id, buyer = served.sale(requireAdmission=True), served.buyer()
     admission = served.http.get(f"/v1/sales/{sale_id}", headers=buyer).json()["admission"]
     served.hold(sale_id, {**buyer, "X-Sale-Admission": admission})
 
 
-def test_an_anonymous_page_and_one_of_before_the_opening_admit_nobody(served: Served) -> None:
+def test_anonymous_and_early_page_loads_get_no_admission(served: Served) -> None:
     """One anonymous read must not admit a crowd, nor be collected the day before."""
     sale_id, buyer = served.sale(requireAdmission=True), served.buyer()
     stale = {"Authorization": "Bearer not-a-token"}

@@ -13,16 +13,16 @@ ACCOUNT = {"bank": "우리은행", "accountNumber": "110123456789", "holderName"
 
 def sold(served: Served, sale_id: str) -> dict[str, Any]:
     order = served.hold(sale_id, served.buyer())
-    assert served.come_back(order, served.pay(order)).json()["status"] == "CONFIRMED"
+    assert served.open_success_url(order, served.pay(order)).json()["status"] == "CONFIRMED"
     return order
 
 
 def paid_by_account(served: Served) -> dict[str, Any]:
     order = served.hold(served.sale(virtualAccounts=True), served.buyer())
     payment_key = served.pay(order, method="virtual_account")
-    served.come_back(order, payment_key)
+    served.open_success_url(order, payment_key)
     served.sandbox(order, "/_deposits", {"paymentKey": payment_key})
-    eventually(lambda: served.look(order)["status"], lambda seen: seen == "CONFIRMED")
+    eventually(lambda: served.get_reservation(order)["status"], lambda seen: seen == "CONFIRMED")
     return order
 
 
@@ -62,7 +62,7 @@ def story(served: Served, order: dict[str, Any]) -> dict[str, Any]:
     return answer.json()
 
 
-def test_a_pending_refund_is_listed_and_explained_until_it_is_through(served: Served) -> None:
+def test_a_pending_refund_is_listed_until_it_is_completed(served: Served) -> None:
     order = sold(served, served.sale())
     served.order_fault(order, "error_before_commit", operations=["cancel"], times=1000)
     answer = refund(served, order)
@@ -75,17 +75,17 @@ def test_a_pending_refund_is_listed_and_explained_until_it_is_through(served: Se
         "a test",
     )
     assert pending["refundReceiveAccount"] is None
-    told = story(served, order)
-    assert told["refund"] | {"updatedAt": ""} == pending | {"updatedAt": ""}
-    assert "a refund by kim is pending" in told["next"]
-    assert pending["providerCode"] in told["next"]
+    detail = story(served, order)
+    assert detail["refund"] | {"updatedAt": ""} == pending | {"updatedAt": ""}
+    assert "a refund by kim is pending" in detail["next"]
+    assert pending["providerCode"] in detail["next"]
     served.clear_faults(order)
     eventually(lambda: of(order, listed(served, status="done")), lambda found: len(found) == 1)
     assert of(order, listed(served, status="pending")) == []
     assert of(order, listed(served))[0]["providerCode"] is None
 
 
-def test_the_metric_counts_what_is_pending(served: Served) -> None:
+def test_the_metric_counts_pending_refunds(served: Served) -> None:
     def pending() -> float:
         lines = served.http.get("/metrics").text.splitlines()
         (line,) = [one for one in lines if one.startswith("reservation_pending_refunds ")]
@@ -99,7 +99,7 @@ def test_the_metric_counts_what_is_pending(served: Served) -> None:
     eventually(pending, lambda count: count == 0)
 
 
-def test_a_wish_that_would_be_dropped_is_refused_with_the_one_that_stands(served: Served) -> None:
+def test_a_refund_request_that_would_be_dropped_is_refused(served: Served) -> None:
     order = paid_by_account(served)
     # Its connection closes without a byte: it may be carried out.
     served.order_fault(order, "refuse", operations=["cancel", "look_up"], times=1000)
@@ -116,9 +116,11 @@ def test_a_wish_that_would_be_dropped_is_refused_with_the_one_that_stands(served
     # The same wish again is no new refund.
     assert refund(served, order, refundReceiveAccount=ACCOUNT).status_code == 202
     served.clear_faults(order)
-    eventually(lambda: served.look(order)["status"], lambda seen: seen == "REFUNDED", within=60)
+    eventually(
+        lambda: served.get_reservation(order)["status"], lambda seen: seen == "REFUNDED", within=60
+    )
     # SQL's row follows Redis: until then the refund counts as pending.
-    eventually(lambda: story(served, order), lambda told: told["refund"]["status"] == "done")
+    eventually(lambda: story(served, order), lambda detail: detail["refund"]["status"] == "done")
     answer = refund(served, order, refundReceiveAccount=ACCOUNT, restock=False)
     assert refused(answer, 409, "not_refundable")["refund"]["status"] == "done"
 
@@ -139,14 +141,16 @@ def test_a_wrong_account_is_corrected_and_both_wishes_are_kept(served: Served) -
     (pending,) = of(order, listed(served, status="pending"))
     assert pending["refundReceiveAccount"]["accountNumber"] == "220"
     served.clear_faults(order)
-    eventually(lambda: served.look(order)["status"], lambda seen: seen == "REFUNDED", within=60)
+    eventually(
+        lambda: served.get_reservation(order)["status"], lambda seen: seen == "REFUNDED", within=60
+    )
 
-    def steps(told: dict[str, Any]) -> list[str]:
-        return [one["what"] for one in told["history"] if one["kind"] == "refund"]
+    def steps(detail: dict[str, Any]) -> list[str]:
+        return [one["what"] for one in detail["history"] if one["kind"] == "refund"]
 
-    told = eventually(lambda: story(served, order), lambda one: steps(one)[-1] == "done")
-    assert steps(told) == ["begun", "replaced", "begun", "done"]
-    assert told["refund"]["status"] == "done"
+    detail = eventually(lambda: story(served, order), lambda one: steps(one)[-1] == "done")
+    assert steps(detail) == ["begun", "replaced", "begun", "done"]
+    assert detail["refund"]["status"] == "done"
 
 
 @pytest.mark.parametrize("query", [{"status": "PENDING"}, {"cursor": "made-up"}, {"limit": 101}])

@@ -28,23 +28,23 @@ def later(seconds: float, act: Callable[[], object]) -> threading.Timer:
     return timer
 
 
-def test_the_buyer_sees_the_reservation_with_what_paying_needs(served: Served) -> None:
+def test_the_buyer_sees_the_reservation_with_its_payment_data(served: Served) -> None:
     sale_id, buyer = served.sale(), served.buyer()
     order = served.hold(sale_id, buyer)
-    seen = served.look(order, buyer)
+    seen = served.get_reservation(order, buyer)
     assert "token" not in seen
     assert seen == {name: value for name, value in order.items() if name != "token"}
 
 
-def test_who_has_the_token_sees_it_without_the_payment(served: Served) -> None:
+def test_a_token_holder_sees_the_order_without_its_payment(served: Served) -> None:
     order = served.hold(served.sale(), served.buyer())
-    seen = served.look(order)
+    seen = served.get_reservation(order)
     assert "token" not in seen
     assert "payment" not in seen
     assert (seen["orderId"], seen["status"]) == (order["orderId"], "HELD")
 
 
-def test_a_look_belongs_into_no_cache(served: Served) -> None:
+def test_long_poll_responses_are_not_cacheable(served: Served) -> None:
     buyer = served.buyer()
     order = served.hold(served.sale(), buyer)
     answer = served.http.get(f"/v1/reservations/{order['orderId']}", headers=buyer)
@@ -55,7 +55,9 @@ def test_a_look_belongs_into_no_cache(served: Served) -> None:
 def test_a_hold_past_its_deadline_is_shown_as_expired_and_soon_is(served: Served) -> None:
     sale_id, buyer = served.sale(holdSeconds=1), served.buyer()
     order = served.hold(sale_id, buyer)
-    shown = eventually(lambda: served.look(order, buyer), lambda seen: seen["status"] == "EXPIRED")
+    shown = eventually(
+        lambda: served.get_reservation(order, buyer), lambda seen: seen["status"] == "EXPIRED"
+    )
     assert "payment" not in shown
     eventually(lambda: served.stock(sale_id), lambda stock: stock == (100, 0, 0))
 
@@ -120,7 +122,7 @@ def test_a_buyer_lists_only_the_own_reservations_newest_first(served: Served) ->
     assert not any("token" in order for order in listed)
 
 
-def test_a_list_keeps_what_has_ended_and_shows_nothing_to_pay_it_with(served: Served) -> None:
+def test_ended_orders_are_listed_without_payment_data(served: Served) -> None:
     sale_id, buyer = served.sale(), served.buyer()
     served.release(served.hold(sale_id, buyer))
     answer = served.http.get(f"/v1/sales/{sale_id}/reservations", headers=buyer)
@@ -129,7 +131,7 @@ def test_a_list_keeps_what_has_ended_and_shows_nothing_to_pay_it_with(served: Se
     assert "payment" not in listed
 
 
-def test_who_has_bought_nothing_has_an_empty_list(served: Served) -> None:
+def test_a_buyer_without_orders_has_an_empty_list(served: Served) -> None:
     answer = served.http.get(f"/v1/sales/{served.sale()}/reservations", headers=served.buyer())
     assert answer.json() == {"reservations": []}
 
@@ -168,7 +170,7 @@ def test_a_token_in_a_body_of_another_kind_is_not_read(served: Served) -> None:
     refused(answer, 401, "unauthenticated")
 
 
-def test_a_second_release_changes_nothing_and_says_so(served: Served) -> None:
+def test_a_second_release_is_a_no_op_with_the_current_state(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     first = served.release(order)
@@ -180,7 +182,7 @@ def test_a_second_release_changes_nothing_and_says_so(served: Served) -> None:
 
 def expired(served: Served) -> dict[str, Any]:
     order = served.hold(served.sale(holdSeconds=1), served.buyer())
-    eventually(lambda: served.look(order), lambda seen: seen["status"] == "EXPIRED")
+    eventually(lambda: served.get_reservation(order), lambda seen: seen["status"] == "EXPIRED")
     return order
 
 
@@ -197,7 +199,7 @@ def refunded(served: Served) -> dict[str, Any]:
 
 def confirmed(served: Served) -> dict[str, Any]:
     order = served.hold(served.sale(), served.buyer())
-    assert served.come_back(order, served.pay(order)).json()["status"] == "CONFIRMED"
+    assert served.open_success_url(order, served.pay(order)).json()["status"] == "CONFIRMED"
     return order
 
 
@@ -207,19 +209,19 @@ def confirming(served: Served) -> dict[str, Any]:
     served.order_fault(order, "hang")
     with suppress(httpx.ReadTimeout):
         served.http.get(served.success_url(order, served.pay(order)), timeout=0.3)
-    eventually(lambda: served.look(order), lambda seen: seen["status"] == "CONFIRMING")
+    eventually(lambda: served.get_reservation(order), lambda seen: seen["status"] == "CONFIRMING")
     return order
 
 
 def awaiting_deposit(served: Served) -> dict[str, Any]:
     order = served.hold(served.sale(virtualAccounts=True), served.buyer())
-    answer = served.come_back(order, served.pay(order, method="virtual_account"))
+    answer = served.open_success_url(order, served.pay(order, method="virtual_account"))
     assert answer.json()["status"] == "AWAITING_DEPOSIT"
     return order
 
 
 @pytest.mark.parametrize(("ended", "status"), [(expired, "EXPIRED"), (refunded, "REFUNDED")])
-def test_a_release_of_what_has_ended_leaves_it(
+def test_a_release_of_an_ended_order_changes_nothing(
     served: Served, ended: Callable[[Served], dict[str, Any]], status: str
 ) -> None:
     order = ended(served)
@@ -239,10 +241,10 @@ def test_a_release_after_the_buyer_paid_is_refused(
     served: Served, standing: Callable[[Served], dict[str, Any]], code: str
 ) -> None:
     order = standing(served)
-    status = served.look(order)["status"]
+    status = served.get_reservation(order)["status"]
     refused(served.release(order), 409, code)
     refused(beacon(served, order["orderId"], order["token"]), 409, code)
-    assert served.look(order)["status"] == status
+    assert served.get_reservation(order)["status"] == status
     served.clear_faults(order)
 
 

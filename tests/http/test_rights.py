@@ -127,7 +127,7 @@ BAD_BUYERS: dict[str, Callable[[Stage], dict[str, str]]] = {
     "a wrong secret": lambda stage: bearer(stage.jwt(secret="x" * 43)),
     "an empty secret": lambda stage: bearer(stage.jwt(algorithm="none")),
     "algorithm none": lambda stage: bearer(unsigned(stage.jwt())),
-    "signed by somebody's private key": lambda stage: bearer(stage.jwt_by_private_key()),
+    "signed by another private key": lambda stage: bearer(stage.jwt_by_private_key()),
     "another algorithm": lambda stage: bearer(stage.jwt(algorithm="HS512")),
     "an ended token": lambda stage: bearer(stage.jwt(exp=int(time.time()) - 60)),
     "a token without end": lambda stage: bearer(stage.jwt(exp=None)),
@@ -185,8 +185,8 @@ def beacon(stage: Stage, token: str) -> httpx.Response:
     return stage.served.http.post(path, content=token, headers={"Content-Type": "text/plain"})
 
 
-def comes_back(stage: Stage, token: str, **changes: str) -> httpx.Response:
-    return stage.served.come_back(stage.order, stage.payment_key, token=token, **changes)
+def open_success_url(stage: Stage, token: str, **changes: str) -> httpx.Response:
+    return stage.served.open_success_url(stage.order, stage.payment_key, token=token, **changes)
 
 
 def fails(stage: Stage, token: str, **query: str) -> httpx.Response:
@@ -196,9 +196,7 @@ def fails(stage: Stage, token: str, **query: str) -> httpx.Response:
 
 
 @pytest.mark.parametrize("who", BAD_BUYERS)
-def test_who_is_no_buyer_neither_prepares_nor_lists_nor_reads_nor_releases(
-    stage: Stage, who: str
-) -> None:
+def test_anonymous_callers_cannot_prepare_list_read_or_release(stage: Stage, who: str) -> None:
     headers = BAD_BUYERS[who](stage)
     mine = f"/v1/sales/{stage.sale_id}/reservations"
     for answer in (
@@ -210,12 +208,12 @@ def test_who_is_no_buyer_neither_prepares_nor_lists_nor_reads_nor_releases(
         refused(answer, 401, "unauthenticated")
 
 
-def test_another_buyer_is_told_that_there_is_no_such_reservation(stage: Stage) -> None:
+def test_another_buyer_gets_reservation_not_found(stage: Stage) -> None:
     refused(read(stage, stage.other_buyer), 404, "reservation_not_found")
     refused(release(stage, stage.other_buyer), 404, "reservation_not_found")
 
 
-def test_another_buyer_is_told_the_same_of_an_order_that_never_was(stage: Stage) -> None:
+def test_another_buyer_cannot_distinguish_an_existing_order(stage: Stage) -> None:
     """Guessing ids yields nothing."""
     real = read(stage, stage.other_buyer).json()
     path = f"/v1/reservations/{stage.sale_id}-{'z' * 24}"
@@ -223,7 +221,7 @@ def test_another_buyer_is_told_the_same_of_an_order_that_never_was(stage: Stage)
     assert {**real, "instance": ""} == {**made_up, "instance": ""}
 
 
-def test_a_list_holds_nobody_elses_orders(stage: Stage) -> None:
+def test_a_list_has_only_the_callers_orders(stage: Stage) -> None:
     path = f"/v1/sales/{stage.sale_id}/reservations"
     listed = stage.served.http.get(path, headers=stage.other_buyer).json()["reservations"]
     assert [order["orderId"] for order in listed] == [stage.theirs["orderId"]]
@@ -284,21 +282,23 @@ def test_the_buyers_own_credentials_read(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("which", BAD_TOKENS)
-def test_a_token_that_is_not_good_brings_nobody_back(stage: Stage, which: str) -> None:
+def test_an_invalid_token_does_not_open_the_success_url(stage: Stage, which: str) -> None:
     token = BAD_TOKENS[which](stage, Purpose.RETURN)
-    refused(comes_back(stage, token), 403, "invalid_token")
+    refused(open_success_url(stage, token), 403, "invalid_token")
     refused(fails(stage, token), 403, "invalid_token")
 
 
 @pytest.mark.parametrize("purpose", [Purpose.RESERVATION, Purpose.READ])
-def test_a_token_for_something_else_brings_nobody_back(stage: Stage, purpose: Purpose) -> None:
+def test_a_token_of_another_purpose_does_not_open_the_success_url(
+    stage: Stage, purpose: Purpose
+) -> None:
     token = stage.token(purpose)
-    refused(comes_back(stage, token), 403, "invalid_token")
+    refused(open_success_url(stage, token), 403, "invalid_token")
     refused(fails(stage, token), 403, "invalid_token")
 
 
 @pytest.mark.parametrize("credential", ["buyer", "admin"])
-def test_no_bearer_stands_in_for_the_return_token(stage: Stage, credential: str) -> None:
+def test_a_bearer_token_does_not_replace_the_return_token(stage: Stage, credential: str) -> None:
     headers = stage.buyer if credential == "buyer" else stage.served.admin
     query = f"orderId={stage.order['orderId']}&paymentKey={stage.payment_key}&amount=1000"
     for path in (f"/v1/payments/toss/success?{query}", f"/v1/payments/toss/fail?{query}"):
@@ -310,7 +310,7 @@ def test_a_return_token_of_another_order_does_not_bring_this_one_back(
     stage: Stage, other: str
 ) -> None:
     token = httpx.URL(getattr(stage, other)["payment"]["successUrl"]).params["token"]
-    refused(comes_back(stage, token), 403, "invalid_token")
+    refused(open_success_url(stage, token), 403, "invalid_token")
     refused(fails(stage, token, orderId=stage.order["orderId"]), 403, "invalid_token")
 
 
@@ -319,18 +319,16 @@ def test_a_return_token_of_another_order_does_not_bring_this_one_back(
     [{"amount": 1}, {"buyer": "c" * 32}, {"sale_id": "another-sale"}],
     ids=["amount", "buyer", "sale"],
 )
-def test_a_return_token_that_says_something_else_of_the_order_is_refused(
-    stage: Stage, changes: dict[str, Any]
-) -> None:
+def test_a_return_token_with_other_claims_is_refused(stage: Stage, changes: dict[str, Any]) -> None:
     """Only the service can make one; it must not pass all the same."""
-    refused(comes_back(stage, stage.token(Purpose.RETURN, **changes)), 403, "invalid_token")
+    refused(open_success_url(stage, stage.token(Purpose.RETURN, **changes)), 403, "invalid_token")
 
 
 def test_a_return_token_past_its_time_begins_no_payment(stage: Stage) -> None:
     """It still reads the outcome of an attempt that was made, and none was."""
     past = int(time.time() * 1000) + TOKEN_LIFE_MS - 46 * 60_000
     token = stage.token(Purpose.RETURN, expires_at_ms=past)
-    refused(comes_back(stage, token), 403, "invalid_token")
+    refused(open_success_url(stage, token), 403, "invalid_token")
 
 
 def operators_calls(stage: Stage) -> dict[str, Call]:
@@ -391,7 +389,7 @@ NOBODIES: dict[str, Callable[[Stage], dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("call", OPERATORS_CALLS)
-def test_the_operators_endpoints_open_to_nobody_without_the_key(stage: Stage, call: str) -> None:
+def test_operator_endpoints_require_the_admin_key(stage: Stage, call: str) -> None:
     ask = operators_calls(stage)[call]
     for who, make in NOBODIES.items():
         answer = ask(make(stage))
@@ -429,7 +427,7 @@ def test_each_operators_path_asks_for_the_key_before_anything_else(stage: Stage)
             refused(answer, 403, "forbidden")
 
 
-def test_what_everybody_may_see_needs_no_credential(stage: Stage) -> None:
+def test_public_endpoints_need_no_credentials(stage: Stage) -> None:
     for path in ("/v1/sales", f"/v1/sales/{stage.sale_id}", "/health/live", "/health/ready"):
         assert stage.served.http.get(path).status_code == 200
 

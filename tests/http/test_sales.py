@@ -82,7 +82,7 @@ def test_each_sale_is_listed_once(served: Served, limit: int) -> None:
 
 
 @pytest.mark.parametrize("query", ["cursor=made-up", "cursor=", "limit=0", "limit=101", "limit=x"])
-def test_a_page_that_nobody_gave_out_is_refused(served: Served, query: str) -> None:
+def test_a_foreign_cursor_is_refused(served: Served, query: str) -> None:
     answer = served.http.get(f"/v1/sales?{query}")
     assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request")
 
@@ -143,7 +143,7 @@ def test_a_stale_token_does_not_hide_a_public_page(served: Served) -> None:
     assert answer.status_code == 200
 
 
-def test_watchers_are_told_the_stock_at_once(served: Served) -> None:
+def test_subscribers_get_the_stock_at_once(served: Served) -> None:
     sale_id = served.sale(items=[item("a"), item("b", total=3)])
     with watching(served, sale_id) as events:
         first, second = itertools.islice(events, 2)
@@ -152,32 +152,32 @@ def test_watchers_are_told_the_stock_at_once(served: Served) -> None:
     assert second["data"] == {"sku": "b", "available": 3, "held": 0, "sold": 0}
 
 
-def test_watchers_are_told_each_change_of_an_item_and_of_no_other(served: Served) -> None:
+def test_subscribers_get_each_change_of_their_items_only(served: Served) -> None:
     sale_id = served.sale(items=[item("a"), item("b")])
     with watching(served, sale_id) as events:
         list(itertools.islice(events, 2))
         order = served.hold(sale_id, served.buyer())
         assert next(events)["data"] == {"sku": "a", "available": 99, "held": 1, "sold": 0}
-        served.come_back(order, served.pay(order))
+        served.open_success_url(order, served.pay(order))
         seen = [next(events)["data"]]
         # A read between claim and finish sees the same counters, so sold is the next change.
         assert seen == [{"sku": "a", "available": 99, "held": 0, "sold": 1}]
 
 
-def test_watchers_are_told_at_most_ten_times_a_second(served: Served) -> None:
+def test_subscribers_get_at_most_ten_events_a_second(served: Served) -> None:
     sale_id = served.sale(items=[item("a", limitPerBuyer=100)])
-    told: list[dict[str, Any]] = []
+    received: list[dict[str, Any]] = []
     with watching(served, sale_id) as events:
         next(events)
         began = time.monotonic()
         for _ in range(60):
             served.hold(sale_id, served.buyer())
-        while not told or told[-1]["data"]["held"] < 60:
-            told.append(next(events))
-    seconds = told[-1]["at"] - began
+        while not received or received[-1]["data"]["held"] < 60:
+            received.append(next(events))
+    seconds = received[-1]["at"] - began
     # One more for the tick that was under way when the first hold came.
-    assert len(told) <= seconds * 10 + 2
-    held = [event["data"]["held"] for event in told]
+    assert len(received) <= seconds * 10 + 2
+    held = [event["data"]["held"] for event in received]
     assert held == sorted(set(held))
 
 

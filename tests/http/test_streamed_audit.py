@@ -84,7 +84,7 @@ async def test_an_audit_that_breaks_off_is_no_clean_report() -> None:
     async with serving(audit) as url, httpx.AsyncClient(trust_env=False) as client:
         report = (await client.get(url)).json()
     assert report["ok"] is False
-    assert report["problems"] == ["the audit broke off: no connection"]
+    assert report["problems"] == ["the audit failed: no connection"]
 
 
 async def test_an_audit_ends_with_its_caller() -> None:

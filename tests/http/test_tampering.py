@@ -50,7 +50,7 @@ class Shop:
         self.clean = eventually(self._twice, lambda seen: seen[0] == seen[1])[0]
 
     def honest(self, state: str) -> httpx.Response:
-        return self.served.come_back(self.orders[state], self.payment_keys[state])
+        return self.served.open_success_url(self.orders[state], self.payment_keys[state])
 
     def everything(self) -> dict[str, Any]:
         """All of Redis but for the keys in `CHANGES`, and all charges of the PG."""
@@ -177,9 +177,7 @@ def tampered(draw: st.DrawFn, shop: Shop) -> tuple[str, str, dict[str, str], Hea
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-def test_what_is_not_honest_in_each_part_is_refused_and_changes_nothing(
-    shop: Shop, data: st.DataObject
-) -> None:
+def test_a_tampered_request_is_refused_and_changes_nothing(shop: Shop, data: st.DataObject) -> None:
     method, path, query, headers = data.draw(tampered(shop))
     answer = shop.served.http.request(method, path, params=query, headers=headers)
     assert 400 <= answer.status_code < 500, answer.text
@@ -219,9 +217,9 @@ def test_no_log_and_no_metric_holds_a_token_or_a_payment_key(shop: Shop) -> None
         url = served.success_url(order, payment_key)
         served.http.get(url, headers={"Accept": "text/html"})
         seen |= {payment_key, order["token"], httpx.URL(url).params["token"]}
-    told = served.log.read_text(errors="replace") + served.http.get("/metrics").text
-    assert "payment_finished" in told or "toss_answered" in told
+    exposed = served.log.read_text(errors="replace") + served.http.get("/metrics").text
+    assert "payment_finished" in exposed or "toss_answered" in exposed
     for secret in seen:
-        assert secret not in told
+        assert secret not in exposed
         # Of a payment key only the last four may be there; of a token nothing long enough to use.
-        assert secret[:-4] not in told
+        assert secret[:-4] not in exposed

@@ -99,12 +99,12 @@ def facts(spans: list[Span]) -> dict[str, str]:
     }
 
 
-def test_a_purchase_is_two_traces_and_tells_no_secret(traced: tuple[Served, Collector]) -> None:
+def test_a_purchase_is_two_traces_without_secrets(traced: tuple[Served, Collector]) -> None:
     served, collector = traced
     buyer_id, buyer = served.named_buyer()
     order = served.hold(served.sale(), buyer, key="a-wish-of-mine")
     key = served.pay(order)
-    assert served.come_back(order, key).json()["status"] == "CONFIRMED"
+    assert served.open_success_url(order, key).json()["status"] == "CONFIRMED"
     eventually(collector.names, lambda names: "paymentSucceeded" in names)
 
     prepared = collector.trace_of("prepareReservation")
@@ -120,11 +120,11 @@ def test_a_purchase_is_two_traces_and_tells_no_secret(traced: tuple[Served, Coll
         "pg confirm": "paymentSucceeded",
         "redis finish": "paymentSucceeded",
     }
-    told = facts(prepared) | facts(paid)
-    assert told["prepareReservation http.response.status_code"] == "201"
-    assert told["prepareReservation reservation.order"] == order["orderId"]
-    assert told["paymentSucceeded reservation.order"] == order["orderId"]
-    assert told["pg confirm reservation.answer"] == "Answered"
+    attributes = facts(prepared) | facts(paid)
+    assert attributes["prepareReservation http.response.status_code"] == "201"
+    assert attributes["prepareReservation reservation.order"] == order["orderId"]
+    assert attributes["paymentSucceeded reservation.order"] == order["orderId"]
+    assert attributes["pg confirm reservation.answer"] == "Answered"
 
     everything = b"".join(collector.bodies).decode("latin-1")
     bearer = buyer["Authorization"].removeprefix("Bearer ")
@@ -132,7 +132,7 @@ def test_a_purchase_is_two_traces_and_tells_no_secret(traced: tuple[Served, Coll
         assert secret not in everything
 
 
-def test_a_refusal_carries_the_id_that_its_buyer_was_told(
+def test_a_refusal_carries_the_id_sent_to_its_buyer(
     traced: tuple[Served, Collector],
 ) -> None:
     served, collector = traced
@@ -142,14 +142,14 @@ def test_a_refusal_carries_the_id_that_its_buyer_was_told(
 
 
 @pytest.mark.slow
-def test_a_collector_that_is_gone_holds_nobody_up(tmp_path: Path) -> None:
+def test_an_unreachable_collector_delays_no_request(tmp_path: Path) -> None:
     nowhere: dict[str, Any] = {ENDPOINT: "http://127.0.0.1:9"}
     with running_service(tmp_path, RESERVATION_WORKERS="1", **nowhere) as served:
         served.hold(served.sale(), served.buyer())
     assert served.process.returncode == 0
     log = served.log.read_text()
     assert "process_killed" not in log
-    assert "process_broke" not in log
+    assert "process_failed" not in log
     assert "Traceback" not in log
 
 
@@ -171,12 +171,12 @@ def test_the_environment_decides(environ: dict[str, str], expected: bool) -> Non
     "more",
     [{"OTEL_TRACES_EXPORTER": "zipkin"}, {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}],
 )
-def test_what_cannot_be_had_is_refused(more: dict[str, str]) -> None:
+def test_unavailable_items_are_refused(more: dict[str, str]) -> None:
     with pytest.raises(SettingsError, match="must be"):
         tracing.wanted({ENDPOINT: "http://collector:4318", **more})
 
 
-def test_nothing_of_it_is_imported_unless_asked_for() -> None:
+def test_tracing_libraries_are_imported_only_when_enabled() -> None:
     script = (
         "import sys, api.http.app, api.http.connection.protocol, reservation.workers.runner\n"
         "from reservation.telemetry import tracing\n"

@@ -16,7 +16,7 @@ def account(served: Served) -> dict[str, Any]:
     buyer = served.buyer()
     order = served.hold(served.sale(virtualAccounts=True), buyer)
     payment_key = served.pay(order, method="virtual_account")
-    answer = served.come_back(order, payment_key)
+    answer = served.open_success_url(order, payment_key)
     assert answer.json()["status"] == "AWAITING_DEPOSIT"
     sandbox = order["payment"]["checkoutUrl"].removesuffix("/checkout")
     shown = served.http.get(
@@ -32,7 +32,7 @@ def account(served: Served) -> dict[str, Any]:
 
 
 def test_the_buyer_is_shown_where_to_pay_in(served: Served, account: dict[str, Any]) -> None:
-    found = served.look(account["order"], account["buyer"])
+    found = served.get_reservation(account["order"], account["buyer"])
     shown, pg = found["virtualAccount"], account["at_the_pg"]
     assert (shown["bank"], shown["bankEnglish"]) == ("우리은행", "Woori Bank")
     assert (shown["accountNumber"], shown["holderName"]) == (
@@ -48,12 +48,12 @@ def test_each_answer_to_the_buyer_has_the_account(served: Served, account: dict[
     own = served.http.get(path, headers=account["buyer"]).json()["reservations"]
     assert [one["virtualAccount"] for one in own] == [shown]
     # By a token, as the page that a card company's app came back into has one.
-    assert served.look(order)["virtualAccount"] == shown
-    again = served.come_back(order, account["payment_key"])
+    assert served.get_reservation(order)["virtualAccount"] == shown
+    again = served.open_success_url(order, account["payment_key"])
     assert again.json()["virtualAccount"] == shown
 
 
-def test_nobody_else_is_shown_the_account(served: Served, account: dict[str, Any]) -> None:
+def test_other_buyers_cannot_see_the_account(served: Served, account: dict[str, Any]) -> None:
     order, number = account["order"], account["answer"]["virtualAccount"]["accountNumber"]
     path = f"/v1/reservations/{order['orderId']}"
     refused(served.http.get(path, headers=served.buyer()), 404, "reservation_not_found")
@@ -67,14 +67,14 @@ def test_nobody_else_is_shown_the_account(served: Served, account: dict[str, Any
 def test_operators_see_the_account_with_the_order(served: Served, account: dict[str, Any]) -> None:
     path = f"/v1/admin/orders/{account['order']['orderId']}"
 
-    def look() -> dict[str, Any]:
+    def read_order() -> dict[str, Any]:
         return served.http.get(path, headers=served.admin).json()
 
-    told = eventually(look, lambda found: found.get("status") == "AWAITING_DEPOSIT")
+    detail = eventually(read_order, lambda found: found.get("status") == "AWAITING_DEPOSIT")
     shown = account["answer"]["virtualAccount"]
-    assert told["virtualAccount"] == shown
-    assert told["paymentMethod"] == "가상계좌"
-    (confirm,) = [one for one in told["history"] if one["what"] == "confirm"]
+    assert detail["virtualAccount"] == shown
+    assert detail["paymentMethod"] == "가상계좌"
+    (confirm,) = [one for one in detail["history"] if one["what"] == "confirm"]
     kept = confirm["facts"]["answer"]["payment"]["virtual_account"]
     assert kept["account_number"] == shown["accountNumber"]
 
@@ -100,7 +100,9 @@ def test_the_account_is_in_no_log_and_in_no_export(served: Served, account: dict
 def test_an_order_that_is_paid_shows_no_account_any_more(served: Served) -> None:
     order = served.hold(served.sale(virtualAccounts=True), served.buyer())
     payment_key = served.pay(order, method="virtual_account")
-    assert "virtualAccount" in served.come_back(order, payment_key).json()
+    assert "virtualAccount" in served.open_success_url(order, payment_key).json()
     served.sandbox(order, "/_deposits", {"paymentKey": payment_key})
-    found = eventually(lambda: served.look(order), lambda seen: seen["status"] == "CONFIRMED")
+    found = eventually(
+        lambda: served.get_reservation(order), lambda seen: seen["status"] == "CONFIRMED"
+    )
     assert "virtualAccount" not in found

@@ -86,7 +86,7 @@ def test_one_buyer_has_some_waits(behind: Served) -> None:
     buyer = behind.buyer()
     order = behind.hold(behind.sale(), buyer)
 
-    def look() -> dict[str, Any]:
+    def long_poll() -> dict[str, Any]:
         return httpx.get(
             f"{behind.url}/v1/reservations/{order['orderId']}",
             params={"wait": 25},
@@ -96,8 +96,8 @@ def test_one_buyer_has_some_waits(behind: Served) -> None:
         ).json()
 
     with ThreadPoolExecutor(WAITS_PER_BUYER_MAX + 1) as pool:
-        looks = [pool.submit(look) for _ in range(WAITS_PER_BUYER_MAX + 1)]
-        done, waiting = wait(looks, 20, FIRST_COMPLETED)
+        polls = [pool.submit(long_poll) for _ in range(WAITS_PER_BUYER_MAX + 1)]
+        done, waiting = wait(polls, 20, FIRST_COMPLETED)
         assert [each.result()["status"] for each in done] == ["HELD"]
         behind.release(order).raise_for_status()
         assert {each.result(20)["status"] for each in waiting} == {"RELEASED"}

@@ -20,7 +20,7 @@ SCALE = 1e-4
 TRIES_END_SECONDS = 60 * SCALE * sum(RETRY_MINUTES) + ANSWER_SECONDS * (len(RETRY_MINUTES) + 1)
 
 
-def told(served: Served, body: object) -> httpx.Response:
+def notify(served: Served, body: object) -> httpx.Response:
     """The answer; the PG sends a webhook again after a 503, and a busy machine has such moments."""
     return eventually(
         lambda: served.http.post(WEBHOOKS, json=body), lambda answer: answer.status_code != 503
@@ -69,7 +69,7 @@ def at_the_pg(
 def bought(served: Served, sale_id: str) -> tuple[dict[str, Any], str]:
     order = served.hold(sale_id, served.buyer())
     payment_key = served.pay(order)
-    assert served.come_back(order, payment_key).json()["status"] == "CONFIRMED"
+    assert served.open_success_url(order, payment_key).json()["status"] == "CONFIRMED"
     return order, payment_key
 
 
@@ -77,7 +77,7 @@ def account(served: Served, sale_id: str) -> tuple[dict[str, Any], str]:
     """An order that waits for the deposit into its virtual account."""
     order = served.hold(sale_id, served.buyer())
     payment_key = served.pay(order, method="virtual_account")
-    assert served.come_back(order, payment_key).json()["status"] == "AWAITING_DEPOSIT"
+    assert served.open_success_url(order, payment_key).json()["status"] == "AWAITING_DEPOSIT"
     return order, payment_key
 
 
@@ -88,7 +88,7 @@ def test_a_forged_webhook_of_a_hold_changes_nothing(served: Served, status: str)
     payment_key = served.pay(order)
     before = served.dump(sale_id)
     for key in (payment_key, "made-up"):
-        assert told(served, changed(order, key, status)).status_code == 200
+        assert notify(served, changed(order, key, status)).status_code == 200
     assert served.dump(sale_id) == before
     assert served.ledger(order)["charged"] == 0
 
@@ -99,7 +99,7 @@ def test_a_forged_webhook_of_a_sold_order_changes_nothing(served: Served, status
     order, payment_key = bought(served, sale_id)
     before = served.dump(sale_id)
     for key in (payment_key, "made-up"):
-        assert told(served, changed(order, key, status, balanceAmount=0)).status_code == 200
+        assert notify(served, changed(order, key, status, balanceAmount=0)).status_code == 200
     assert served.dump(sale_id) == before
     assert served.ledger(order)["cancelled"] == 0
 
@@ -109,17 +109,17 @@ def test_a_webhook_with_the_payment_of_another_order_changes_neither(served: Ser
     order = served.hold(sale_id, served.buyer())
     other, payment_key = bought(served, sale_id)
     before = served.dump(sale_id)
-    assert told(served, changed(order, payment_key, "DONE")).status_code == 200
+    assert notify(served, changed(order, payment_key, "DONE")).status_code == 200
     assert served.dump(sale_id) == before
-    assert served.look(other)["status"] == "CONFIRMED"
+    assert served.get_reservation(other)["status"] == "CONFIRMED"
 
 
-def test_a_true_webhook_changes_nothing_however_often_it_comes(served: Served) -> None:
+def test_repeated_genuine_webhooks_change_nothing(served: Served) -> None:
     sale_id = served.sale()
     order, payment_key = bought(served, sale_id)
     before = served.dump(sale_id)
     for _ in range(20):
-        assert told(served, changed(order, payment_key, "DONE")).status_code == 200
+        assert notify(served, changed(order, payment_key, "DONE")).status_code == 200
     assert served.dump(sale_id) == before
     assert len(served.ledger(order)["entries"]) == 1
 
@@ -142,7 +142,7 @@ def test_a_storm_of_old_webhooks_leaves_a_sold_order_sold(tmp_path: Path) -> Non
         sale_id = served.sale()
         order = served.hold(sale_id, served.buyer())
         served.order_fault(order, "webhook_storm")
-        assert served.come_back(order, served.pay(order)).json()["status"] == "CONFIRMED"
+        assert served.open_success_url(order, served.pay(order)).json()["status"] == "CONFIRMED"
         counts = eventually(
             lambda: sandbox.http.get("/_webhooks").json(),
             lambda counts: counts["delivered"] + counts["failed"] == 1 + 4 * STORM_TIMES,
@@ -150,7 +150,7 @@ def test_a_storm_of_old_webhooks_leaves_a_sold_order_sold(tmp_path: Path) -> Non
         )
         # Those beyond the limits were refused and sent again. None was abandoned.
         assert counts["failed"] == 0
-        assert served.look(order)["status"] == "CONFIRMED"
+        assert served.get_reservation(order)["status"] == "CONFIRMED"
         assert served.audit(sale_id)["problems"] == []
 
 
@@ -180,7 +180,7 @@ def test_a_storm_of_old_webhooks_leaves_a_sold_order_sold(tmp_path: Path) -> Non
         b"orderId=1&status=DONE",
     ],
 )
-def test_garbage_is_heard_and_forgotten(served: Served, body: bytes) -> None:
+def test_malformed_webhooks_are_acknowledged_and_ignored(served: Served, body: bytes) -> None:
     for content_type in ("application/json", "text/plain", "application/x-www-form-urlencoded"):
         answer = served.http.post(WEBHOOKS, content=body, headers={"Content-Type": content_type})
         assert answer.status_code == 200, answer.text
@@ -209,7 +209,7 @@ def lines_at_most(seconds: float) -> int:
 
 def test_unreadable_webhooks_write_few_lines(served: Served) -> None:
     lines, seconds = lines_written(
-        served, "webhook_not_understood", lambda: served.http.post(WEBHOOKS, content=b"{")
+        served, "webhook_malformed", lambda: served.http.post(WEBHOOKS, content=b"{")
     )
     assert lines <= lines_at_most(seconds)
 
@@ -227,8 +227,8 @@ def test_a_long_webhook_is_read_too(served: Served) -> None:
     sale_id = served.sale(virtualAccounts=True)
     order, payment_key = account(served, sale_id)
     body = changed(order, payment_key, "DONE", cancels=[{"cancelReason": "x" * 200}] * 90)
-    assert told(served, body).status_code == 200
-    assert served.look(order)["status"] == "AWAITING_DEPOSIT"
+    assert notify(served, body).status_code == 200
+    assert served.get_reservation(order)["status"] == "AWAITING_DEPOSIT"
 
 
 def test_a_body_without_end_is_not_read(served: Served) -> None:
@@ -246,7 +246,7 @@ def test_a_forged_deposit_sells_nothing(served: Served) -> None:
         deposited(order, "ps_guessed", "CANCELED"),
         changed(order, payment_key, "DONE"),
     ):
-        assert told(served, body).status_code == 200
+        assert notify(served, body).status_code == 200
     assert served.dump(sale_id) == before
 
 
@@ -256,7 +256,9 @@ def test_a_deposit_that_the_bank_takes_back_is_waited_for_again(served: Served) 
     for reverse, status in ((False, "CONFIRMED"), (True, "AWAITING_DEPOSIT")):
         body = {"paymentKey": payment_key, "reverse": reverse}
         served.sandbox(order, "/_deposits", body)
-        eventually(lambda: served.look(order)["status"], lambda seen, to=status: seen == to)
+        eventually(
+            lambda: served.get_reservation(order)["status"], lambda seen, to=status: seen == to
+        )
     assert served.stock(sale_id) == (99, 1, 0)
     assert served.audit(sale_id)["problems"] == []
 
@@ -268,21 +270,21 @@ def test_money_that_comes_for_an_ended_order_goes_back(served: Served) -> None:
     served.release(order)
     body = {"paymentKey": payment_key, "orderId": order["orderId"], "amount": order["amount"]}
     at_the_pg(served, order, "confirm", body)
-    eventually(lambda: served.look(order)["status"], lambda seen: seen == "REFUNDED")
+    eventually(lambda: served.get_reservation(order)["status"], lambda seen: seen == "REFUNDED")
     ledger = served.ledger(order)
     assert ledger["charged"] == ledger["cancelled"] == 1000
     assert served.stock(sale_id) == (100, 0, 0)
     assert served.audit(sale_id)["problems"] == []
 
 
-def test_a_payment_that_someone_cancels_at_the_pg_stays_an_operators_business(
+def test_a_foreign_cancel_at_the_pg_is_left_to_an_operator(
     served: Served,
 ) -> None:
     sale_id = served.sale()
     order, payment_key = bought(served, sale_id)
     before = served.dump(sale_id)
     at_the_pg(served, order, f"{payment_key}/cancel", {"cancelReason": "by hand"})
-    assert told(served, changed(order, payment_key, "CANCELED")).status_code == 200
+    assert notify(served, changed(order, payment_key, "CANCELED")).status_code == 200
     assert served.dump(sale_id) == before
 
 

@@ -17,9 +17,9 @@ async def test_head_and_counters_are_of_one_instant(sale: LuaSale) -> None:
     assert await sale.dump() == before
 
 
-async def test_items_that_changed_are_told(sale: LuaSale) -> None:
+async def test_changed_items_are_sent(sale: LuaSale) -> None:
     assert await sale.audit(["a"]) == ["changed"]
 
 
-async def test_a_sale_that_is_not_there_is_told(bare_sale: LuaSale) -> None:
+async def test_a_missing_sale_is_reported(bare_sale: LuaSale) -> None:
     assert await bare_sale.audit() == ["not_found"]

@@ -12,7 +12,7 @@ import pytest
 from redis.exceptions import ResponseError
 
 from reservation.adapters.redis.client import RedisClient
-from reservation.adapters.redis.errors import UnexpectedReply, good
+from reservation.adapters.redis.errors import UnexpectedReply, unwrap
 from tests.support.lua_sale import EPOCH, NOW, LuaSale
 
 #: Buyers of the scene, each with one order in the state of that name.
@@ -61,7 +61,7 @@ class Scene:
         return sorted(await self.sale.connections.command("KEYS", f"{self.sale.keys.all}*"))
 
     async def pipeline(self, *commands: tuple[str, ...]) -> list[Any]:
-        return [good(reply) for reply in await self.sale.connections.pipeline(commands)]
+        return [unwrap(reply) for reply in await self.sale.connections.pipeline(commands)]
 
     async def restore(self) -> None:
         """Restore the sale to the snapshot of `set_up`."""
@@ -231,7 +231,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-async def test_what_is_wrong_with_one_basket_is_its_own_answer_in_a_batch(
+async def test_an_error_of_one_basket_is_its_own_reply_in_a_batch(
     sale: LuaSale, damage: tuple[str, ...]
 ) -> None:
     """The other baskets of the batch are held or refused as if it were absent."""

@@ -83,7 +83,7 @@ async def test_a_payment_that_comes_after_the_reaper_takes_the_basket_again(sale
     assert await sale.bought() == {"a": "2"}
 
 
-async def test_a_basket_that_is_gone_cannot_be_taken_again(sale: LuaSale) -> None:
+async def test_an_unavailable_basket_cannot_be_held_again(sale: LuaSale) -> None:
     basket = await sale.hold("late", lines={"b": 2})
     await sale.release(basket)
     await sale.hold("quick", lines={"b": 4})
@@ -92,7 +92,7 @@ async def test_a_basket_that_is_gone_cannot_be_taken_again(sale: LuaSale) -> Non
     assert await sale.dump() == before
 
 
-async def test_a_closed_sale_takes_nothing_again_but_honours_what_is_held(sale: LuaSale) -> None:
+async def test_a_closed_sale_accepts_no_new_holds_but_pays_existing_ones(sale: LuaSale) -> None:
     ended, held = await sale.hold("ended"), await sale.hold("held")
     await sale.release(ended)
     await sale.switch("closed")
@@ -117,7 +117,7 @@ async def test_holds_that_ran_out_are_named_before_a_late_buyer_is_refused(sale:
     assert (await sale.claim(late))[0] == "claimed"
 
 
-async def test_the_other_policy_takes_the_stock_now_or_says_sold_out(bare_sale: LuaSale) -> None:
+async def test_the_success_policy_holds_stock_at_claim_or_is_sold_out(bare_sale: LuaSale) -> None:
     await bare_sale.put(hold_policy="success")
     first = await bare_sale.hold("one", lines={"b": 3})
     second = await bare_sale.hold("two", lines={"b": 3})
@@ -169,7 +169,7 @@ async def test_an_item_that_has_left_the_sale_is_not_taken_again(sale: LuaSale) 
     assert await sale.dump() == before
 
 
-async def test_what_a_buyer_takes_again_comes_on_top_of_what_they_have(sale: LuaSale) -> None:
+async def test_a_reclaimed_basket_counts_on_top_of_current_holds(sale: LuaSale) -> None:
     given_back = await sale.hold("ann", lines={"a": 2})
     await sale.release(given_back)
     await sale.hold("ann")
@@ -178,7 +178,7 @@ async def test_what_a_buyer_takes_again_comes_on_top_of_what_they_have(sale: Lua
 
 
 @pytest.mark.parametrize("what", LOST)
-async def test_a_server_that_lost_what_its_caller_has_seen_changes_nothing(
+async def test_a_server_that_lost_acknowledged_events_changes_nothing(
     sale: LuaSale, what: str
 ) -> None:
     basket = await sale.hold()
@@ -188,7 +188,7 @@ async def test_a_server_that_lost_what_its_caller_has_seen_changes_nothing(
     assert (await sale.claim(basket, mark=sale.mark))[0] == "claimed"
 
 
-async def test_a_claim_takes_the_next_fence_above_what_sql_knows(sale: LuaSale) -> None:
+async def test_a_claim_gets_a_fence_above_the_known_one_in_sql(sale: LuaSale) -> None:
     basket = await sale.hold()
     assert (await sale.claim(basket, known_fence=4))[:2] == ["claimed", "5"]
 

@@ -25,7 +25,7 @@ async def test_each_order_of_a_batch_is_judged_by_itself(sale: LuaSale) -> None:
     assert await sale.expire(running, due, paid) == ["not_due", "expired", "settled"]
 
 
-async def test_a_call_about_nobody_answers_nothing(sale: LuaSale) -> None:
+async def test_a_call_without_orders_replies_with_nothing(sale: LuaSale) -> None:
     assert await sale.expire() == []
 
 
@@ -62,7 +62,7 @@ async def test_a_late_call_and_another_epoch_change_nothing(sale: LuaSale) -> No
         (("SET", "buyer", "not what it should be"), "WRONGTYPE"),
     ],
 )
-async def test_a_damaged_order_is_left_as_it_is_and_those_around_it_end(
+async def test_a_damaged_order_is_left_unchanged_and_others_end(
     bare_sale: LuaSale, edit: tuple[str, ...], names: str
 ) -> None:
     await bare_sale.put()
@@ -82,7 +82,7 @@ async def test_a_damaged_order_is_left_as_it_is_and_those_around_it_end(
     assert (await bare_sale.order(damaged))["seq"] == "3"
 
 
-async def test_what_is_held_is_followed_through_a_batch(bare_sale: LuaSale) -> None:
+async def test_held_counts_are_tracked_through_a_batch(bare_sale: LuaSale) -> None:
     await bare_sale.put()
     baskets = [await bare_sale.hold(f"buyer-{n}") for n in range(2)]
     await bare_sale.run_out(*baskets)
@@ -107,7 +107,7 @@ async def test_an_order_that_is_named_twice_ends_once(sale: LuaSale) -> None:
     assert await sale.stock("a") == (10, 10, 0, 0)
 
 
-async def test_what_a_buyer_keeps_stays_counted_and_nothing_leaves_no_trace(sale: LuaSale) -> None:
+async def test_a_buyers_count_drops_with_each_expiry_and_leaves_no_field(sale: LuaSale) -> None:
     first, second = await sale.hold("ann"), await sale.hold("ann", lines={"a": 2})
     counted = ("HGETALL", sale.keys.buyer("ann"))
     await sale.run_out(second)
@@ -130,7 +130,7 @@ async def test_an_order_that_holds_nothing_gives_nothing_back(bare_sale: LuaSale
 
 
 @pytest.mark.parametrize("what", LOST)
-async def test_a_server_that_lost_what_its_caller_has_seen_changes_nothing(
+async def test_a_server_that_lost_acknowledged_events_changes_nothing(
     sale: LuaSale, what: str
 ) -> None:
     basket = await sale.hold()

@@ -160,7 +160,7 @@ async def test_no_units_are_withdrawn_that_the_outcome_does_not_give_up(
     await sale.check()
 
 
-async def test_a_refund_that_an_older_look_asks_for_does_not_end_a_paid_account(
+async def test_a_stale_refund_does_not_end_a_paid_account(
     sale: LuaSale,
 ) -> None:
     basket = await brought_to(sale, "AWAITING_DEPOSIT")
@@ -180,7 +180,7 @@ async def test_the_last_word_about_a_payment_is_kept(sale: LuaSale) -> None:
     assert await sale.claim(basket, "pk") == ["present", "CONFIRMED", "confirmed"]
 
 
-async def test_a_fence_above_the_one_that_stands_finds_a_loss(sale: LuaSale) -> None:
+async def test_a_fence_above_the_stored_one_detects_a_loss(sale: LuaSale) -> None:
     basket = await brought_to(sale, "CONFIRMING")
     before = await sale.dump()
     assert await sale.finish(basket, 2, "confirmed") == ["lost", "CONFIRMING", "1"]
@@ -206,7 +206,7 @@ async def test_a_deposit_that_was_taken_back_is_awaited_until_its_new_date(sale:
     assert (await sale.order(basket))["due_at"] == "2000"
 
 
-async def test_who_asked_before_the_last_change_does_not_undo_it(sale: LuaSale) -> None:
+async def test_a_finish_read_before_the_last_change_is_stale(sale: LuaSale) -> None:
     basket = await sale.hold()
     await sale.claim(basket)
     await sale.finish(basket, 1, "awaiting_deposit", due_ms=1_000)
@@ -230,7 +230,7 @@ async def test_a_repeat_that_its_own_change_made_late_is_answered_again(sale: Lu
     assert await sale.finish(basket, 1, "confirmed", seen=seen) == first == ["done", "CONFIRMED"]
 
 
-async def test_a_claim_is_finished_by_its_fence_whatever_was_read_before_it(sale: LuaSale) -> None:
+async def test_a_claim_is_finished_by_its_fence_despite_stale_reads(sale: LuaSale) -> None:
     basket = await sale.hold()
     seen = (await sale.order(basket))["seq"]
     await sale.claim(basket)
@@ -269,7 +269,7 @@ async def test_a_count_that_is_lost_is_a_bug_and_no_zero(sale: LuaSale, lost: st
 
 
 @pytest.mark.parametrize("what", LOST)
-async def test_a_server_that_lost_what_its_caller_has_seen_changes_nothing(
+async def test_a_server_that_lost_acknowledged_events_changes_nothing(
     sale: LuaSale, what: str
 ) -> None:
     basket = await sale.hold()
@@ -280,7 +280,7 @@ async def test_a_server_that_lost_what_its_caller_has_seen_changes_nothing(
     assert await sale.finish(basket, 1, "confirmed", mark=sale.mark) == ["done", "CONFIRMED"]
 
 
-async def test_a_finish_under_a_fence_that_nobody_got_here_finds_a_loss(sale: LuaSale) -> None:
+async def test_a_finish_under_an_unissued_fence_detects_a_loss(sale: LuaSale) -> None:
     basket = await sale.hold()
     before = await sale.dump()
     assert await sale.finish(basket, 1, "confirmed") == ["lost", "HELD", "0"]
@@ -296,8 +296,8 @@ async def test_a_finish_of_another_claim_under_the_same_fence_finds_a_loss(
     basket = await sale.hold()
     await sale.claim(basket, "pk", claim_id="mine")
     before = await sale.dump()
-    told = await sale.finish(basket, 1, "confirmed", asked_key=asked_key, claim_id=claim_id)
-    assert told == ["lost", "CONFIRMING", "1"]
+    reply = await sale.finish(basket, 1, "confirmed", asked_key=asked_key, claim_id=claim_id)
+    assert reply == ["lost", "CONFIRMING", "1"]
     assert await sale.dump() == before
     own = await sale.finish(basket, 1, "confirmed", asked_key="pk", claim_id="mine")
     assert own == ["done", "CONFIRMED"]
@@ -308,5 +308,5 @@ async def test_a_finish_whose_claim_was_taken_over_is_late_and_no_loss(sale: Lua
     await sale.claim(basket, "pk", claim_id="mine")
     await sale.connections.command("ZADD", sale.keys.confirming, "1", basket["order"])
     await sale.lease(basket, 1, claim_id="settler")
-    told = await sale.finish(basket, 1, "confirmed", asked_key="pk", claim_id="mine")
-    assert told == ["stale", "CONFIRMING", "2"]
+    reply = await sale.finish(basket, 1, "confirmed", asked_key="pk", claim_id="mine")
+    assert reply == ["stale", "CONFIRMING", "2"]

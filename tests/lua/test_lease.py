@@ -62,7 +62,7 @@ async def test_a_lease_that_runs_is_left_alone(sale: LuaSale) -> None:
     assert await sale.dump() == before
 
 
-async def test_of_two_who_take_it_one_has_it(sale: LuaSale) -> None:
+async def test_of_two_take_overs_one_gets_the_lease(sale: LuaSale) -> None:
     basket = await sale.hold()
     await sale.claim(basket)
     await over(sale, basket)
@@ -108,7 +108,7 @@ async def test_a_lost_fence_is_a_bug_and_no_zero(sale: LuaSale) -> None:
 
 
 @pytest.mark.parametrize("what", LOST)
-async def test_a_server_that_lost_what_its_caller_has_seen_changes_nothing(
+async def test_a_server_that_lost_acknowledged_events_changes_nothing(
     sale: LuaSale, what: str
 ) -> None:
     basket = await sale.hold()
@@ -120,7 +120,7 @@ async def test_a_server_that_lost_what_its_caller_has_seen_changes_nothing(
     assert (await sale.lease(basket, 1, mark=sale.mark))[0] == "taken"
 
 
-async def test_a_take_over_takes_the_next_fence_above_what_sql_knows(sale: LuaSale) -> None:
+async def test_a_take_over_gets_a_fence_above_the_known_one_in_sql(sale: LuaSale) -> None:
     basket = await sale.hold()
     await sale.claim(basket)
     await over(sale, basket)

@@ -10,7 +10,7 @@ from tests.support.valkey import SERVERS, MakeServer, binary_of
 
 
 @pytest.mark.parametrize("name", SERVERS)
-async def test_new_holds_and_sales_are_refused_before_they_write_and_the_rest_goes_on(
+async def test_without_memory_new_holds_and_sales_are_refused_before_any_write(
     make_server: MakeServer, name: str
 ) -> None:
     """`#!lua` without allow-oom is refused before its first command, so no write is half-done."""

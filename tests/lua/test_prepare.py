@@ -50,7 +50,7 @@ async def test_the_same_order_twice_in_one_batch_is_held_once(sale: LuaSale) -> 
     assert await sale.stock("a") == (10, 9, 1, 0)
 
 
-async def test_sold_out_tells_what_is_left_and_when_more_may_come(sale: LuaSale) -> None:
+async def test_sold_out_reports_available_units_and_the_next_deadline(sale: LuaSale) -> None:
     held = await sale.hold("first", lines={"b": 4})
     [[word, next_deadline, *left]] = await sale.prepare(sale.basket(lines={"a": 1, "b": 2}))
     assert (word, left) == ("sold_out", ["a", "10", "b", "1"])
@@ -192,7 +192,7 @@ async def test_a_key_of_the_wrong_kind_leaves_nothing_half_written(bare_sale: Lu
     assert await bare_sale.order(bad) == {}
 
 
-async def test_an_order_keeps_what_was_promised(sale: LuaSale) -> None:
+async def test_an_order_keeps_its_price_and_name(sale: LuaSale) -> None:
     basket = await sale.hold("ann", lines={"a": 2}, digest="5" * 12)
     order = await sale.order(basket)
     began = await sale.connections.command("ZSCORE", sale.keys.buyer_orders("ann"), basket["order"])
@@ -210,7 +210,7 @@ async def test_an_order_keeps_what_was_promised(sale: LuaSale) -> None:
     }
 
 
-async def test_a_rate_is_forgotten_when_it_binds_nobody_any_more(sale: LuaSale) -> None:
+async def test_an_idle_callers_rate_is_forgotten(sale: LuaSale) -> None:
     for _ in range(2):
         await sale.prepare(sale.basket("ann"), rate=(60_000, 3))
     left = await sale.connections.command("PTTL", sale.keys.rate("ann"))
@@ -244,7 +244,7 @@ async def test_a_first_hold_binds_for_one_interval_where_the_clock_went_back(
     assert await sale.prepare(sale.basket("ann"), rate=(60_000, 1)) == [["rate_limited", "60000"]]
 
 
-async def test_a_rate_tells_when_the_next_one_may_come(sale: LuaSale) -> None:
+async def test_a_rate_reports_the_time_of_the_next_call(sale: LuaSale) -> None:
     rate = (60_000, 2)
     for _ in range(2):
         assert (await sale.prepare(sale.basket("ann"), rate=rate))[0][0] == "held"
@@ -261,7 +261,7 @@ async def test_an_order_is_among_its_buyers_orders_from_its_first_moment(sale: L
     assert await command("ZRANGE", key, 0, -1, "WITHSCORES") == [basket["order"], created_at]
 
 
-async def test_a_bug_is_told_as_one_also_where_holds_ran_out(bare_sale: LuaSale) -> None:
+async def test_a_bug_is_reported_also_with_overdue_holds(bare_sale: LuaSale) -> None:
     await bare_sale.put()
     await bare_sale.run_out(await bare_sale.hold("old"))
     await bare_sale.connections.command("HSET", bare_sale.keys.buyer("bad"), "a", "two")
@@ -271,7 +271,7 @@ async def test_a_bug_is_told_as_one_also_where_holds_ran_out(bare_sale: LuaSale)
     assert held[0] == "held"
 
 
-async def test_a_bug_in_a_batch_keeps_what_was_decided_before_it(bare_sale: LuaSale) -> None:
+async def test_a_bug_in_a_batch_keeps_earlier_decisions(bare_sale: LuaSale) -> None:
     await bare_sale.put()
     baskets = [bare_sale.basket(name, lines={"a": 1, "b": 1}) for name in ("one", "two", "bad")]
     await bare_sale.connections.command("SET", bare_sale.keys.buyer_orders("bad"), "no sorted set")
@@ -283,7 +283,7 @@ async def test_a_bug_in_a_batch_keeps_what_was_decided_before_it(bare_sale: LuaS
     await bare_sale.check()
 
 
-async def test_a_deadline_that_is_no_instant_is_not_told(sale: LuaSale) -> None:
+async def test_an_out_of_range_deadline_is_omitted(sale: LuaSale) -> None:
     held = await sale.hold("first", lines={"b": 5})
     reply = ["sold_out", "", "b", "0"]
     for score in ("inf", "1.5e300"):
@@ -291,7 +291,7 @@ async def test_a_deadline_that_is_no_instant_is_not_told(sale: LuaSale) -> None:
         assert await sale.prepare(sale.basket(lines={"b": 1})) == [reply]
 
 
-async def test_a_basket_that_is_sold_out_hears_of_the_deadline_of_its_own_batch(
+async def test_a_sold_out_basket_gets_the_deadline_of_its_own_batch(
     sale: LuaSale,
 ) -> None:
     taken, refused = sale.basket("first", lines={"b": 5}), sale.basket("second", lines={"b": 1})
@@ -299,7 +299,7 @@ async def test_a_basket_that_is_sold_out_hears_of_the_deadline_of_its_own_batch(
     assert (held[0], sold_out) == ("held", ["sold_out", held[1], "b", "0"])
 
 
-async def test_who_is_told_the_same_as_one_before_is_told_by_its_number(sale: LuaSale) -> None:
+async def test_a_repeated_refusal_is_sent_as_a_reference_to_the_first(sale: LuaSale) -> None:
     held = await sale.hold("first", lines={"b": 5})
     deadline = (await sale.order(held))["expires_at"]
     wishes = [{"a": 1, "b": 1}, {"b": 1}] * 2
@@ -310,24 +310,24 @@ async def test_who_is_told_the_same_as_one_before_is_told_by_its_number(sale: Lu
     assert others == [-1, -2]
 
 
-async def test_sold_out_is_said_anew_once_something_was_taken(sale: LuaSale) -> None:
+async def test_sold_out_is_sent_anew_after_stock_was_taken(sale: LuaSale) -> None:
     wishes = [{"b": 5}, {"b": 1}, {"b": 1}, {"a": 1}, {"b": 1}, {"b": 1}]
     baskets = [sale.basket(f"buyer-{n}", lines=lines) for n, lines in enumerate(wishes)]
-    first, *said = await sale.replies(*baskets)
+    first, *replies = await sale.replies(*baskets)
     deadline = (await sale.order(baskets[0]))["expires_at"]
-    told = ["sold_out", deadline, "b", "0"]
-    assert said == [told, -1, first + 1, told, -2]
+    refusal = ["sold_out", deadline, "b", "0"]
+    assert replies == [refusal, -1, first + 1, refusal, -2]
 
 
-async def test_a_limit_comes_before_what_those_before_were_told(sale: LuaSale) -> None:
+async def test_a_limit_refusal_is_not_replaced_by_a_reference(sale: LuaSale) -> None:
     await sale.hold("has", lines={"a": 3})
     await sale.hold("first", lines={"b": 5})
     baskets = [sale.basket(buyer, lines={"a": 1, "b": 1}) for buyer in ("one", "has", "another")]
-    said = await sale.replies(*baskets)
-    assert [said[0][0], *said[1:]] == ["sold_out", ["limit_exceeded", "a", "3", "3"], -1]
+    replies = await sale.replies(*baskets)
+    assert [replies[0][0], *replies[1:]] == ["sold_out", ["limit_exceeded", "a", "3", "3"], -1]
 
 
-async def test_what_holds_nothing_is_not_named_when_it_ran_out(bare_sale: LuaSale) -> None:
+async def test_an_expired_order_without_units_is_not_listed_as_due(bare_sale: LuaSale) -> None:
     await bare_sale.put(hold_policy="success")
     await bare_sale.run_out(await bare_sale.hold("old"))
     taken = await bare_sale.hold("quick", lines={"b": 5})
@@ -337,7 +337,7 @@ async def test_what_holds_nothing_is_not_named_when_it_ran_out(bare_sale: LuaSal
 
 
 @pytest.mark.parametrize("what", LOST)
-async def test_a_server_that_lost_what_its_caller_has_seen_changes_nothing(
+async def test_a_server_that_lost_acknowledged_events_changes_nothing(
     sale: LuaSale, what: str
 ) -> None:
     before = await sale.dump()

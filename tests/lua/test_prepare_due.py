@@ -36,7 +36,7 @@ async def test_a_buyers_own_overdue_holds_are_named_and_no_others(sale: LuaSale)
     assert (await sale.order(other_item))["status"] == "HELD"
 
 
-async def test_what_is_sold_for_good_is_refused_at_once(sale: LuaSale) -> None:
+async def test_a_permanently_sold_out_item_is_refused_at_once(sale: LuaSale) -> None:
     await overdue(sale, a=1)
     await sale.sold("buyer-1", lines={"b": 5})
     wish = sale.basket("ann", lines={"a": 1, "b": 1})
@@ -79,7 +79,7 @@ async def test_out_of_turn_those_behind_a_basket_that_is_due_are_decided(sale: L
     assert others[1] == ["due"], "named once in a reply"
 
 
-async def test_a_basket_that_has_waited_is_refused_and_the_next_like_it_is_due(
+async def test_a_waited_basket_is_refused_and_the_next_equal_one_is_due(
     sale: LuaSale,
 ) -> None:
     await overdue(sale, count=5, b=1)
@@ -89,7 +89,7 @@ async def test_a_basket_that_has_waited_is_refused_and_the_next_like_it_is_due(
     assert replies[0][2:] == ["b", "0"]
 
 
-async def test_a_buyer_who_has_waited_is_told_the_limit(sale: LuaSale) -> None:
+async def test_a_buyer_who_has_waited_gets_the_limit_refusal(sale: LuaSale) -> None:
     own = await sale.hold("ann", lines={"a": 3})
     await sale.run_out(own)
     reply = await sale.prepare(sale.basket("ann"), waited="1")

@@ -31,7 +31,7 @@ async def test_currency_and_policy_stay(sale: LuaSale) -> None:
     assert await sale.dump() == before
 
 
-async def test_a_total_covers_what_is_held_and_sold(sale: LuaSale) -> None:
+async def test_a_total_covers_held_and_sold_units(sale: LuaSale) -> None:
     await sale.hold("one", lines={"a": 2})
     await sale.sold("two", lines={"a": 1})
     before = await sale.dump()
@@ -116,7 +116,7 @@ async def test_an_item_that_the_caller_does_not_know_of_does_not_leave(sale: Lua
 
 
 @pytest.mark.parametrize("what", LOST)
-async def test_a_server_that_lost_what_its_caller_has_seen_changes_nothing(
+async def test_a_server_that_lost_acknowledged_events_changes_nothing(
     sale: LuaSale, what: str
 ) -> None:
     before = await sale.dump()

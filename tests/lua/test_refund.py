@@ -22,7 +22,7 @@ async def test_a_refund_may_take_the_units_out_of_the_sale(sale: LuaSale) -> Non
     assert await sale.bought() == {}
 
 
-async def test_what_was_not_sold_is_not_refunded(sale: LuaSale) -> None:
+async def test_an_unsold_order_is_not_refunded(sale: LuaSale) -> None:
     basket = await sale.hold()
     before = await sale.dump()
     assert await sale.refund(basket) == ["present", "HELD"]
@@ -48,7 +48,7 @@ async def test_the_version_moves_where_the_total_does(
 
 
 @pytest.mark.parametrize("what", LOST)
-async def test_a_server_that_lost_what_its_caller_has_seen_changes_nothing(
+async def test_a_server_that_lost_acknowledged_events_changes_nothing(
     sale: LuaSale, what: str
 ) -> None:
     basket = await sale.sold()

@@ -75,7 +75,7 @@ async def test_less_is_held_than_the_order_has_and_nothing_changes(
 
 
 @pytest.mark.parametrize("what", LOST)
-async def test_a_server_that_lost_what_its_caller_has_seen_changes_nothing(
+async def test_a_server_that_lost_acknowledged_events_changes_nothing(
     sale: LuaSale, what: str
 ) -> None:
     basket = await sale.hold()

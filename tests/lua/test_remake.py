@@ -34,7 +34,7 @@ async def remake(
     )
 
 
-async def test_a_lost_order_is_held_again_at_its_own_prices_whatever_the_sale_is(
+async def test_a_lost_order_is_held_again_at_its_own_prices(
     sale: LuaSale,
 ) -> None:
     basket = sale.basket(lines={"a": 2, "b": 1})
@@ -61,7 +61,7 @@ async def test_a_lost_order_of_a_sale_that_takes_stock_later_holds_nothing(
     await bare_sale.check()
 
 
-async def test_what_is_gone_is_not_held_again(sale: LuaSale) -> None:
+async def test_unavailable_items_are_not_held_again(sale: LuaSale) -> None:
     await sale.hold("other", lines={"b": 5})
     mine = sale.basket("mine", lines={"a": 1, "b": 1})
     before = await sale.dump()

@@ -18,7 +18,7 @@ async def reopen(here: Bench, sale_id: str, *, epoch: str, late: int = 0) -> Any
     )
 
 
-async def test_the_outbox_goes_on_from_the_head_and_a_repeat_adds_nothing(
+async def test_the_outbox_continues_from_the_head_and_a_repeat_adds_nothing(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with bench(tmp_path, valkey_url) as here:

@@ -23,7 +23,7 @@ async def test_the_same_operation_cannot_ask_for_something_else(sale: LuaSale) -
     assert await sale.dump() == before
 
 
-async def test_what_is_held_cannot_be_withdrawn(sale: LuaSale) -> None:
+async def test_held_units_cannot_be_withdrawn(sale: LuaSale) -> None:
     await sale.hold(lines={"a": 3})
     before = await sale.dump()
     assert await sale.restock(delta=-8) == ["insufficient", "7"]
@@ -45,7 +45,7 @@ async def test_another_epoch_and_a_late_call_change_nothing(sale: LuaSale) -> No
     assert await sale.dump() == before
 
 
-async def test_the_event_names_the_item_and_what_it_has_now(sale: LuaSale) -> None:
+async def test_the_event_has_the_item_and_its_new_counters(sale: LuaSale) -> None:
     await sale.restock("b", 2)
     [[_, flat]] = await sale.connections.command(
         "XREVRANGE", sale.keys.outbox, "+", "-", "COUNT", 1
@@ -55,7 +55,7 @@ async def test_the_event_names_the_item_and_what_it_has_now(sale: LuaSale) -> No
     assert json.loads(fields["data"]) == {"sku": "b", "delta": 2, "total": 7, "version": 2}
 
 
-async def test_too_many_tells_the_total_and_not_what_is_left(sale: LuaSale) -> None:
+async def test_too_many_reports_the_total_but_not_the_available_units(sale: LuaSale) -> None:
     await sale.hold(lines={"a": 3})
     assert await sale.restock(delta=991) == ["too_many", "10"]
 
@@ -94,7 +94,7 @@ async def test_a_sale_without_a_version_is_a_bug_before_anything_is_written(
 
 
 @pytest.mark.parametrize("what", LOST)
-async def test_a_server_that_lost_what_its_caller_has_seen_changes_nothing(
+async def test_a_server_that_lost_acknowledged_events_changes_nothing(
     sale: LuaSale, what: str
 ) -> None:
     before = await sale.dump()

@@ -19,7 +19,7 @@ async def restore(here: Bench, sale_id: str, writes: Writes, *, epoch: str, late
     )
 
 
-async def test_what_a_rebuild_restores_stands_and_a_repeat_changes_nothing(
+async def test_a_rebuilt_sale_is_unchanged_by_a_second_rebuild(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with bench(tmp_path, valkey_url) as here:
@@ -41,9 +41,7 @@ async def test_what_a_rebuild_restores_stands_and_a_repeat_changes_nothing(
         assert await command("EXISTS", names.deposits) == 0
 
 
-async def test_a_sale_that_is_away_belongs_to_who_found_it_away(
-    tmp_path: Path, valkey_url: str
-) -> None:
+async def test_a_lost_sale_belongs_to_the_first_rebuild(tmp_path: Path, valkey_url: str) -> None:
     async with bench(tmp_path, valkey_url) as here:
         sale_id = await here.sale()
         await here.lose(sale_id)

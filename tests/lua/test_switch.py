@@ -31,7 +31,7 @@ async def test_another_epoch_and_a_late_call_change_nothing(sale: LuaSale) -> No
 
 
 @pytest.mark.parametrize("what", LOST)
-async def test_a_server_that_lost_what_its_caller_has_seen_changes_nothing(
+async def test_a_server_that_lost_acknowledged_events_changes_nothing(
     sale: LuaSale, what: str
 ) -> None:
     before = await sale.dump()

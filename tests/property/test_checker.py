@@ -44,17 +44,17 @@ def shop(served: Served, recorder: Recorder) -> None:
     leaver, payer, greedy = (served.buyer() for _ in range(3))
     left = served.hold(sale_id, leaver, key="leaves")
     served.prepare(sale_id, leaver, key="leaves")
-    served.look(left)
+    served.get_reservation(left)
     served.release(left)
     paid = served.hold(sale_id, payer)
     key = served.pay(paid)
     for _ in range(2):
-        assert served.come_back(paid, key).json()["status"] == "CONFIRMED"
-    assert served.come_back(paid, key, amount="1").status_code == 400
+        assert served.open_success_url(paid, key).json()["status"] == "CONFIRMED"
+    assert served.open_success_url(paid, key, amount="1").status_code == 400
     assert served.release(paid).status_code == 409
     declined = served.hold(sale_id, served.buyer())
     refused = served.pay(declined, decline="REJECT_CARD_COMPANY")
-    assert served.come_back(declined, refused).status_code == 402
+    assert served.open_success_url(declined, refused).status_code == 402
     assert served.prepare(sale_id, payer, amount=999).status_code == 409
     served.hold(sale_id, greedy, items=[("a", LIMIT)], amount=1000 * LIMIT)
     assert served.prepare(sale_id, greedy).json()["code"] == "buyer_limit_exceeded"
@@ -66,7 +66,7 @@ def wants_one(served: Served, sale_id: str) -> None:
     answer = served.prepare(sale_id, served.buyer())
     if answer.status_code == 201:
         order = answer.json()
-        assert served.come_back(order, served.pay(order)).status_code == 200
+        assert served.open_success_url(order, served.pay(order)).status_code == 200
     else:
         assert answer.json()["code"] == "sold_out"
 
@@ -154,7 +154,7 @@ def amount_of_an_answer(lines: Lines) -> None:
 
 
 def state_of_an_answer(lines: Lines) -> None:
-    call(lines, operation="success", status=200).told = "REFUNDED"
+    call(lines, operation="success", status=200).reported = "REFUNDED"
 
 
 def event_left_out(lines: Lines) -> None:
@@ -217,7 +217,7 @@ def false_amount(lines: Lines) -> None:
 
 
 def false_decline(lines: Lines) -> None:
-    paid = call(lines, operation="success", told="CONFIRMED")
+    paid = call(lines, operation="success", reported="CONFIRMED")
     paid.status, paid.code = 402, "payment_declined"
 
 
@@ -285,14 +285,14 @@ def held_after_the_close(lines: Lines) -> None:
     chain_anew(lines)
 
 
-def order_that_is_gone(lines: Lines) -> None:
+def missing_order(lines: Lines) -> None:
     order = event(lines, "prepared", -1).order
     for line in of_kind(lines, EventLine, order=order):
         lines.remove(line)
     chain_anew(lines)
 
 
-def one_order_told_twice(lines: Lines) -> None:
+def one_order_reported_twice(lines: Lines) -> None:
     first, second = of_kind(lines, Operation, operation="prepare", status=201, replayed=False)[:2]
     second.order = first.order
 
@@ -345,8 +345,8 @@ BREAKS: dict[Callable[[Lines], None], Broken] = {
     old_fence: Broken.FENCE,
     expired_early: Broken.TIME,
     held_after_the_close: Broken.TIME,
-    order_that_is_gone: Broken.LOST,
-    one_order_told_twice: Broken.ANSWER,
+    missing_order: Broken.LOST,
+    one_order_reported_twice: Broken.ANSWER,
     answered_before_it_happened: Broken.REAL_TIME,
     other_order_in_sql: Broken.FINAL,
     order_missing_in_sql: Broken.FINAL,
@@ -378,12 +378,12 @@ def test_the_line_of_a_violation_is_the_one_that_shows_it(clean: Lines, tmp_path
     assert clean[found.line - 1] is wrong
 
 
-def test_what_is_cut_off_or_no_history_is_unreadable(clean: Lines, tmp_path: Path) -> None:
+def test_a_truncated_file_or_other_format_is_unreadable(clean: Lines, tmp_path: Path) -> None:
     with pytest.raises(Unreadable, match="cut off"):
         verify(written(clean[:-1], tmp_path))
     with pytest.raises(Unreadable, match="first line"):
         verify(written(clean[1:], tmp_path))
-    with pytest.raises(Unreadable, match="behind the events"):
+    with pytest.raises(Unreadable, match="follows the events"):
         verify(written([*clean, call(clean, status=201)], tmp_path))
     path = written(clean, tmp_path)
     path.write_bytes(path.read_bytes() + b"{]\n")
@@ -393,9 +393,7 @@ def test_what_is_cut_off_or_no_history_is_unreadable(clean: Lines, tmp_path: Pat
         verify(tmp_path / "nothing")
 
 
-def test_the_command_ends_as_the_judgement_says(
-    recorded: Path, clean: Lines, tmp_path: Path
-) -> None:
+def test_the_exit_status_follows_the_verdict(recorded: Path, clean: Lines, tmp_path: Path) -> None:
     def run(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "api.cli", "verify", str(path), *options]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -425,7 +423,7 @@ def test_a_refusal_that_became_true_during_its_call_is_no_lie(clean: Lines, tmp_
     assert verify(written(clean, tmp_path)).ok
 
 
-def test_a_call_whose_outcome_nobody_knows_accuses_nobody(clean: Lines, tmp_path: Path) -> None:
+def test_a_call_with_an_unknown_outcome_is_no_violation(clean: Lines, tmp_path: Path) -> None:
     line = call(clean, operation="prepare", status=201, replayed=False)
     line.status, line.answered_ns = 0, None
     judged = verify(written(clean, tmp_path))
@@ -433,12 +431,12 @@ def test_a_call_whose_outcome_nobody_knows_accuses_nobody(clean: Lines, tmp_path
 
 
 @pytest.mark.parametrize(("seconds_late", "ok"), [(301, True), (200, False)])
-def test_a_new_order_may_be_told_as_expired_once_its_time_is_over(
+def test_a_new_order_may_be_reported_as_expired_after_its_deadline(
     clean: Lines, tmp_path: Path, seconds_late: int, ok: bool
 ) -> None:
     """The answer was in transit for longer than the hold lasts, which is 300 s here."""
     line = call(clean, operation="prepare", status=201, replayed=False)
     assert line.answered_ns is not None
-    line.told, line.answered_ns = "EXPIRED", line.answered_ns + seconds_late * 1_000_000_000
+    line.reported, line.answered_ns = "EXPIRED", line.answered_ns + seconds_late * 1_000_000_000
     judged = verify(written(clean, tmp_path))
     assert judged.ok is ok, judged.violations

@@ -91,9 +91,9 @@ class Sale(RuleBasedStateMachine):
         self.buyers = {name: self.served.named_buyer() for name in BUYERS}
 
     @invariant()
-    def look(self) -> None:
+    def observe(self) -> None:
         if hasattr(self, "heads"):
-            self.calls.append(self.heads.look())
+            self.calls.append(self.heads.observe())
 
     @rule(target=orders, name=st.sampled_from(BUYERS), lines=lines_of, cheap=rarely)
     def prepare(self, name: str, lines: dict[str, int], cheap: bool) -> Any:
@@ -201,10 +201,10 @@ class Sale(RuleBasedStateMachine):
             return
         self.heads.close()
         eventually(lambda: self.served.audit(self.sale_id), lambda report: not report["lag"])
-        witness = HistoryChecker()
+        checker = HistoryChecker()
         for line, record in enumerate(self.history(), 1):
-            witness.add(line, record)
-        judgement = witness.finish()
+            checker.add(line, record)
+        judgement = checker.finish()
         assert judgement.ok, judgement.violations
         assert judgement.orders_compared == self.taken
 
@@ -248,9 +248,7 @@ async def past_of(settings: Settings, sale_id: str) -> list[Record]:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("examples", [5, pytest.param(50, marks=pytest.mark.slow)])
-def test_every_answer_of_a_random_history_is_what_the_events_say(
-    served: Served, examples: int
-) -> None:
+def test_every_answer_of_a_random_history_matches_the_events(served: Served, examples: int) -> None:
     class Here(Sale):
         pass
 

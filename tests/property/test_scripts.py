@@ -315,7 +315,7 @@ class Sale(RuleBasedStateMachine):
             assert self.run(self.sale.put(**change)) == expected
 
     @invariant()
-    def the_sale_is_as_the_model_says(self) -> None:
+    def sale_matches_model(self) -> None:
         if self.shop.items:
             self.run(self.compare())
 
@@ -372,7 +372,7 @@ def rules_of(policy: str, items: dict[str, Item]) -> Rules:
     )
 
 
-def test_random_histories_are_what_the_rules_say(valkey_url: str) -> None:
+def test_random_histories_match_the_rules(valkey_url: str) -> None:
     class Here(Sale):
         url = valkey_url
 

@@ -48,11 +48,11 @@ class Visit:
         self.complaints: list[str] = []
         context.set_default_timeout(PATIENCE_MS)
         context.on("request", lambda request: self.requests.append(request.url))
-        context.on("console", self._heard)
+        context.on("console", self._on_console)
         context.on("weberror", lambda error: self.complaints.append(str(error.error)))
         self.page: Page = context.new_page()
 
-    def _heard(self, message: ConsoleMessage) -> None:
+    def _on_console(self, message: ConsoleMessage) -> None:
         if message.type in {"error", "warning"} and not message.text.startswith(EXPECTED):
             self.complaints.append(f"{message.type}: {message.text}")
 

@@ -21,7 +21,7 @@ from reservation.verification.model.history_format import Head, Operation
 from tests.support.service import Served, eventually
 
 #: Often enough that a call of some milliseconds is between two polls.
-LOOK_SECONDS = 0.02
+OBSERVE_SECONDS = 0.02
 #: A failed poll is retried: the server may be down on purpose.
 AGAIN_SECONDS = 0.1
 
@@ -82,8 +82,8 @@ class Recorder(httpx.BaseTransport):
         heads = Heads(self._served.settings, self.sale_id, skus)
         while not self._ended.is_set():
             try:
-                self.heads.append(heads.look())
-                self._ended.wait(LOOK_SECONDS)
+                self.heads.append(heads.observe())
+                self._ended.wait(OBSERVE_SECONDS)
             except redis.RedisError:
                 self._ended.wait(AGAIN_SECONDS)
         heads.close()

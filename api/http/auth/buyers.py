@@ -31,7 +31,7 @@ class Buyers:
         self._keys = PublishedKeys(settings.jwks_url) if by_keys else None
         self._keys_generation = 0
         self._secret = Hs256Verifier(settings.jwt_secret, rules)
-        self._remembered = TokenCache()
+        self._cache = TokenCache()
 
     async def buyer(self, connection: Connection) -> str:
         """The buyer's id.
@@ -43,9 +43,9 @@ class Buyers:
         token = bearer_of(connection)
         if token is None:
             raise Unauthenticated
-        return self.at_once(token) or await self.verified(token)
+        return self.buyer_of_cached(token) or await self.verified(token)
 
-    def at_once(self, token: str) -> str | None:
+    def buyer_of_cached(self, token: str) -> str | None:
         """The buyer of a valid token, or None if verification has to wait for I/O.
 
         Raises:
@@ -53,7 +53,7 @@ class Buyers:
         """
         if self._keys is not None:
             return self._known(token, self._keys)
-        return self._remembered.buyer(token) or self._verified_by_secret(token)
+        return self._cache.buyer(token) or self._verified_by_secret(token)
 
     async def verified(self, token: str) -> str:
         """The buyer of a valid token, once the shop's keys are there.
@@ -72,11 +72,11 @@ class Buyers:
             return None
         if keys.generation != self._keys_generation:
             self._keys_generation = keys.generation
-            self._remembered.forget()
-        return self._remembered.buyer(token)
+            self._cache.forget()
+        return self._cache.buyer(token)
 
     async def _verified_by_key(self, token: str, keys: PublishedKeys) -> str:
-        _refuse_long(token)
+        _refuse_oversized(token)
         try:
             key = await keys.key_for(token)
             claims = self._rules.decode(token, key, [*ALGORITHMS])
@@ -85,7 +85,7 @@ class Buyers:
         return self._keep(token, claims["sub"], float(claims["exp"]))
 
     def _verified_by_secret(self, token: str) -> str:
-        _refuse_long(token)
+        _refuse_oversized(token)
         try:
             subject, ends_at = self._secret.verified(token)
         except (jwt.PyJWTError, ValueError) as error:
@@ -96,13 +96,13 @@ class Buyers:
         """Cache the buyer of a valid token until the token expires."""
         if not isinstance(subject, str) or _BUYER_ID.fullmatch(subject) is None:
             raise Unauthenticated(
-                "The token's sub must be a string of 1 to 128 printable ASCII characters"
-                " without spaces and braces."
+                "The `sub` claim must be 1 to 128 printable ASCII characters without spaces or "
+                "braces."
             )
-        self._remembered.keep(token, subject, ends_at)
+        self._cache.keep(token, subject, ends_at)
         return subject
 
 
-def _refuse_long(token: str) -> None:
+def _refuse_oversized(token: str) -> None:
     if len(token) > _JWT_CHARS_MAX:
         raise Unauthenticated

@@ -80,7 +80,7 @@ class PublishedKeys:
         now = self._monotonic()
         if now - self._fetched_at > STALE_SECONDS:
             raise Unavailable(
-                "The shop's signing keys cannot be fetched.", retryAfter=round(RETRY_SECONDS)
+                "The shop's signing keys are unavailable.", retryAfter=round(RETRY_SECONDS)
             )
         found = self._keys.get(key_id)
         if found is not None:
@@ -88,9 +88,9 @@ class PublishedKeys:
         if self._tried_at > self._fetched_at:
             # It may be a new key that this process could not fetch.
             raise Unavailable(
-                "The shop's signing keys cannot be fetched.", retryAfter=round(RETRY_SECONDS)
+                "The shop's signing keys are unavailable.", retryAfter=round(RETRY_SECONDS)
             )
-        raise Unauthenticated("The token is signed with a key that the shop does not publish.")
+        raise Unauthenticated("The token's signing key is not in the shop's key set.")
 
     def _must_fetch(self, key_id: str) -> bool:
         now = self._monotonic()
@@ -105,7 +105,7 @@ class PublishedKeys:
             found = _usable(document.keys)
         except (httpx.HTTPError, msgspec.MsgspecError, ValueError, TimeoutError) as error:
             self._tried_at = self._monotonic()
-            log.warning("jwks_not_fetched", reason=f"{type(error).__name__}: {error}")
+            log.warning("jwks_fetch_failed", reason=f"{type(error).__name__}: {error}")
             return
         self._tried_at = self._fetched_at = self._monotonic()
         if any(

@@ -77,5 +77,5 @@ class ClaimRules(msgspec.Struct, frozen=True):
             options=options,
         )
         if not self.allows_audience(claims.get("aud")):
-            raise jwt.InvalidAudienceError("a guest's token")
+            raise jwt.InvalidAudienceError("a guest token")
         return claims

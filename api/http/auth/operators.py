@@ -54,8 +54,8 @@ class Operators:
         except Unauthenticated:
             if given:
                 self._count_failure(connection)
-            raise Unauthenticated("The operator's key is needed.") from None
-        raise Forbidden("A buyer's token does not open the operator's endpoints.")
+            raise Unauthenticated("The admin API key is required.") from None
+        raise Forbidden("A buyer's token does not grant access to the operator endpoints.")
 
     def _count_failure(self, connection: Connection) -> None:
         address, now = self._peers.address(connection), time.monotonic()
@@ -75,5 +75,5 @@ class Operators:
         if not name and not self._name_required:
             return "operator"
         if _OPERATOR.fullmatch(name) is None:
-            raise MalformedRequest("X-Operator says who does this: 1-100 printable characters.")
+            raise MalformedRequest("X-Operator must be 1 to 100 printable ASCII characters.")
         return name

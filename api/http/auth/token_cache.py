@@ -21,14 +21,14 @@ class TokenCache:
 
     def __init__(self) -> None:
         # Strings only: the garbage collector does not track such dictionaries.
-        self._young: dict[str, str] = {}
+        self._new: dict[str, str] = {}
         self._old: dict[str, str] = {}
         #: The earliest expiry among them, in Unix seconds.
         self._good_until = float("inf")
 
     def buyer(self, token: str) -> str | None:
         """The buyer of a cached token; None if it must be verified."""
-        buyer_id = self._young.get(token) or self._old.get(token)
+        buyer_id = self._new.get(token) or self._old.get(token)
         if buyer_id is not None and time.time() >= self._good_until:
             self.forget()
             return None
@@ -36,13 +36,13 @@ class TokenCache:
 
     def forget(self) -> None:
         """Clear the cache: a key that signed some of the tokens is no longer valid."""
-        self._young, self._old, self._good_until = {}, {}, float("inf")
+        self._new, self._old, self._good_until = {}, {}, float("inf")
 
     def keep(self, token: str, buyer_id: str, ends_at: float) -> None:
         """Cache a verified token that expires at this Unix time."""
         if ends_at - time.time() < LIFE_SECONDS_MIN:
             return
-        if len(self._young) >= GENERATION_MAX:
-            self._old, self._young = self._young, {}
-        self._young[token] = buyer_id
+        if len(self._new) >= GENERATION_MAX:
+            self._old, self._new = self._new, {}
+        self._new[token] = buyer_id
         self._good_until = min(self._good_until, ends_at)

@@ -69,7 +69,7 @@ class ChunkedBody:
             self._begin_chunk(line)
         elif self._part is _Part.DATA_END:
             if line:
-                _refuse("A chunk is longer than its size.")
+                _refuse("A chunk exceeds its declared size.")
             self._part = _Part.SIZE
         elif not line:
             return True
@@ -82,7 +82,7 @@ class ChunkedBody:
     def _begin_chunk(self, line: bytes) -> None:
         size = _SIZE.fullmatch(line) if len(line) <= LINE_BYTES_MAX else None
         if size is None:
-            _refuse("A chunk does not begin with its size.")
+            _refuse("A chunk's size line is malformed.")
         self._left = int(size[1], 16)
         if len(self.body) + self._left > BODY_BYTES_MAX:
             refuse_body()
@@ -99,7 +99,7 @@ class ChunkedBody:
         # A trailing CR may be half of the line's end.
         line = self._pending.removesuffix(b"\r")
         if len(line) > most or b"\n" in line or b"\r" in line:
-            _refuse("A chunk does not begin with its size, or does not end in CR LF.")
+            _refuse("A chunk's size line is malformed or does not end in CR LF.")
 
 
 def _refuse(detail: str) -> NoReturn:

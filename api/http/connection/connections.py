@@ -101,14 +101,14 @@ class Connections:
             # Removed from the count now: its descriptor closes before the next accept.
             self._open.discard(connection)
             connection.give_way()
-        left_out = self._lines.leave_out()
-        if left_out is not None:
+        suppressed = self._lines.should_suppress()
+        if suppressed is not None:
             log.warning(
                 "connections_full",
                 limit=self.limit,
                 closed=len(giving_way),
                 refused=not giving_way,
-                left_out=left_out,
+                suppressed=suppressed,
             )
         return bool(giving_way)
 

@@ -15,7 +15,7 @@ import structlog
 
 from api.http.connection.head import HEAD_ENDS, Head
 from api.http.middleware import request_id
-from api.http.problem_details import BUG_SENTENCE, PROBLEM_JSON, document_of
+from api.http.problem_details import INTERNAL_ERROR_DETAIL, PROBLEM_JSON, document_of
 
 __all__ = [
     "Answering",
@@ -56,7 +56,7 @@ class Answering(Protocol):
         """The header lines that the server adds to every response."""
         ...
 
-    def stays_open(self, head: Head) -> bool:
+    def keeps_alive(self, head: Head) -> bool:
         """Whether the connection stays open after the response to this request."""
         ...
 
@@ -64,7 +64,7 @@ class Answering(Protocol):
         """The response is written; read the next request, or close."""
         ...
 
-    def break_off(self) -> None:
+    def abort(self) -> None:
         """Abort in the middle of a response, so that the client sees that it is incomplete."""
         ...
 
@@ -72,11 +72,11 @@ class Answering(Protocol):
 class DirectHandler(Protocol):
     """Answers some requests without ASGI; the application's is `app.state.prepare_path`."""
 
-    def may_take(self, method: bytes, url: bytes) -> bool:
+    def accepts(self, method: bytes, url: bytes) -> bool:
         """Whether the request line is one that `take` may answer."""
         ...
 
-    def take(self, head: Head, body: bytes, asked: "DirectExchange") -> bool:
+    def take(self, head: Head, body: bytes, request: "DirectExchange") -> bool:
         """Answer a complete request, now or later; False leaves it to the application."""
         ...
 
@@ -163,7 +163,7 @@ class DirectExchange:
         if self.disconnected:
             return
         connection = self._connection
-        keep_alive = connection.stays_open(self._head)
+        keep_alive = connection.keeps_alive(self._head)
         if not keep_alive:
             lines, empty, content = message.partition(HEAD_ENDS)
             message = b"".join((lines, b"\r\nconnection: close", empty, content))
@@ -201,7 +201,7 @@ class AsgiExchange:
         self._head = head
         #: None once the application has received it.
         self._body: bytes | None = body
-        self._gone = asyncio.Event()
+        self._disconnected = asyncio.Event()
         self.started = False
         self._complete = False
         self._keep_alive = False
@@ -213,18 +213,18 @@ class AsgiExchange:
 
     def disconnect(self) -> None:
         """Mark the client as disconnected."""
-        self._gone.set()
+        self._disconnected.set()
 
     async def run(self, app: Any, scope: dict[str, Any]) -> None:
         """Run the application; the client always gets a response or a closed connection."""
         try:
             await app(scope, self._receive, self._send)
-            if not self._complete and not self._gone.is_set():
-                log.error("application_did_not_answer", path=scope["path"])
+            if not self._complete and not self._disconnected.is_set():
+                log.error("application_sent_no_response", path=scope["path"])
                 self._fail()
         except asyncio.CancelledError:
             # The process ends before the application has answered.
-            self._fail(503, "unavailable", "The service is restarting; try again.")
+            self._fail(503, "unavailable", "The service is restarting; retry the request.")
             raise
         except Exception:  # loop top: the connection outlives an application error
             log.exception("unhandled_error", path=scope["path"])
@@ -235,28 +235,28 @@ class AsgiExchange:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
         if not self._complete:
-            await self._gone.wait()
+            await self._disconnected.wait()
         return {"type": "http.disconnect"}
 
     async def _send(self, message: dict[str, Any]) -> None:
-        if self._connection.write_paused and not self._gone.is_set():
+        if self._connection.write_paused and not self._disconnected.is_set():
             await self._connection.drained()
-        if self._gone.is_set() and not self._complete:
+        if self._disconnected.is_set() and not self._complete:
             return
         match message["type"], self.started, self._complete:
             case "http.response.start", False, False:
                 self._start(message["status"], message.get("headers", ()))
             case "http.response.body", True, False:
-                self._go_on(message.get("body", b""), more=message.get("more_body", False))
+                self._send_body(message.get("body", b""), more=message.get("more_body", False))
             case _:
-                raise RuntimeError(f"{message['type']} at a wrong moment")
+                raise RuntimeError(f"{message['type']} out of order")
 
     def _start(self, status: int, headers: Any) -> None:
         lines = [head_of(status, self._connection.server_lines())]
         closes = False
         for name, value in headers:
             if _NOT_A_NAME.search(name) or _NOT_A_VALUE.search(value):
-                raise RuntimeError("a header of the answer has a control character")
+                raise RuntimeError("a response header has a control character")
             lowered = name.lower()
             if lowered == b"content-length":
                 self._promised = int(value)
@@ -272,15 +272,15 @@ class AsgiExchange:
         self._chunked = endless and self._head.minor == 1
         if self._chunked:
             lines.append(b"transfer-encoding: chunked\r\n")
-        stays = not closes and not (endless and not self._chunked)
-        self._keep_alive = stays and self._connection.stays_open(self._head)
+        keep_open = not closes and not (endless and not self._chunked)
+        self._keep_alive = keep_open and self._connection.keeps_alive(self._head)
         if not self._keep_alive:
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")
         self.started = True
         self._connection.write(b"".join(lines))
 
-    def _go_on(self, body: bytes, *, more: bool) -> None:
+    def _send_body(self, body: bytes, *, more: bool) -> None:
         if not self._has_body:
             body = b""
         elif self._chunked:
@@ -290,23 +290,23 @@ class AsgiExchange:
         elif self._promised is not None:
             self._promised -= len(body)
             if self._promised < 0 or (self._promised and not more):
-                raise RuntimeError("the answer's body is not as long as its content-length")
+                raise RuntimeError("the response body's length differs from its content-length")
         if body:
             self._connection.write(body)
         if not more:
             self._complete = True
             # For an application that still listens: a stream ended by HEAD.
-            self._gone.set()
+            self._disconnected.set()
             self._connection.answered(keep_alive=self._keep_alive)
 
     def _fail(
-        self, status: int = 500, code: str = "internal_error", detail: str = BUG_SENTENCE
+        self, status: int = 500, code: str = "internal_error", detail: str = INTERNAL_ERROR_DETAIL
     ) -> None:
-        if self._complete or self._gone.is_set():
+        if self._complete or self._disconnected.is_set():
             return
         self._complete = True
         if self.started:
-            self._connection.break_off()
+            self._connection.abort()
             return
         instance = request_id(self._head.fields.get(b"x-request-id", b""))
         lines, content = problem_message(status, code, detail, instance)

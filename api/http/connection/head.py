@@ -76,7 +76,7 @@ _names: dict[bytes, bytes] = {
 }
 #: Cache of parsed header lines, for those that many requests have in common.
 _lines: dict[bytes, tuple[bytes, bytes]] = {}
-_ALIKE: Final = frozenset(
+_BATCHED_LINES: Final = frozenset(
     (
         b"accept",
         b"accept-encoding",
@@ -90,7 +90,7 @@ _ALIKE: Final = frozenset(
         b"x-forwarded-proto",
     )
 )
-_ALIKE_BYTES_MAX: Final = 256
+_CACHED_LINE_BYTES_MAX: Final = 256
 #: Cache of validated Host values.
 _hosts: set[bytes | None] = set()
 _CACHED_MAX: Final = 1_000
@@ -163,7 +163,7 @@ def read_head(head: bytes) -> Head:
     try:
         method, target, version = lines[0].split(b" ")
     except ValueError:
-        _refuse("The request line is not `METHOD target HTTP/1.1`.")
+        _refuse("The request line must be `METHOD target HTTP/1.1`.")
     if version != b"HTTP/1.1" or method not in _METHODS:
         _check_request_line(method, version)
     minor = 1 if version == b"HTTP/1.1" else 0
@@ -177,7 +177,7 @@ def read_head(head: bytes) -> Head:
             if header is None:
                 name, value = line.split(b":", 1)
                 header = _names[name], value.strip()
-                if header[0] in _ALIKE:
+                if header[0] in _BATCHED_LINES:
                     _remember(line, header)
             headers.append(header)
     except (KeyError, ValueError):
@@ -203,32 +203,32 @@ def _refuse(detail: str) -> NoReturn:
 
 
 def _refuse_head() -> NoReturn:
-    _refuse("The head has a control character, or a line that does not end in CR LF.")
+    _refuse("The request head has a control character or a line that does not end in CR LF.")
 
 
 def _refuse_size() -> NoReturn:
     raise RequestRefused(
         431,
         "head_too_large",
-        f"The head is larger than {HEAD_BYTES_MAX} bytes or {HEADERS_MAX} header lines.",
+        f"The request head exceeds {HEAD_BYTES_MAX} bytes or {HEADERS_MAX} header lines.",
     )
 
 
 def _check_request_line(method: bytes, version: bytes) -> None:
     if _TOKEN.fullmatch(method) is None or _VERSION.fullmatch(version) is None:
-        _refuse("The request line is not `METHOD target HTTP/1.1`.")
+        _refuse("The request line must be `METHOD target HTTP/1.1`.")
     if version not in (b"HTTP/1.0", b"HTTP/1.1"):
         raise RequestRefused(
-            505, "http_version_not_supported", "The server speaks HTTP/1.1 and HTTP/1.0."
+            505, "http_version_not_supported", "Only HTTP/1.1 and HTTP/1.0 are supported."
         )
     if method not in _METHODS:
-        raise RequestRefused(501, "not_implemented", "The server does not know this method.")
+        raise RequestRefused(501, "not_implemented", "The method is not supported.")
 
 
 def _origin_form(target: bytes, method: bytes) -> bytes:
     """Path and query of a target in another form (RFC 9112, 3.2)."""
     if not target.isascii() or b"\t" in target:
-        _refuse("The target has characters that a URI does not have.")
+        _refuse("The target has a character that a URI must not contain.")
     if target == b"*" and method == b"OPTIONS":
         return target
     absolute = _ABSOLUTE.match(target)
@@ -237,7 +237,7 @@ def _origin_form(target: bytes, method: bytes) -> bytes:
         if target[:1] != b"/":
             target = b"/" + target
     if target[:1] != b"/":
-        _refuse("The target is neither a path nor an http URI.")
+        _refuse("The target must be a path or an http URI.")
     # A fragment is not part of a request. Proxies remove it too.
     return target.partition(b"#")[0]
 
@@ -245,7 +245,7 @@ def _origin_form(target: bytes, method: bytes) -> bytes:
 def _remember(line: bytes, header: tuple[bytes, bytes]) -> None:
     if len(_lines) >= _CACHED_MAX:
         _lines.clear()
-    if len(line) <= _ALIKE_BYTES_MAX:
+    if len(line) <= _CACHED_LINE_BYTES_MAX:
         _lines[line] = header
 
 
@@ -253,7 +253,7 @@ def _header(line: bytes) -> tuple[bytes, bytes]:
     name, colon, value = line.partition(b":")
     # This refuses a folded line and a space before the colon too: neither is a token.
     if not colon or _TOKEN.fullmatch(name) is None:
-        _refuse("A header line is not `name: value`.")
+        _refuse("A header line must be `name: value`.")
     lowered = _names.get(name)
     if lowered is None:
         lowered = name.lower()
@@ -266,7 +266,7 @@ def _check_repeated(headers: list[tuple[bytes, bytes]]) -> None:
     names = [name for name, _ in headers]
     for single in (b"host", b"content-length", b"transfer-encoding"):
         if names.count(single) > 1:
-            _refuse(f"The header {single.decode()} is there more than once.")
+            _refuse(f"The header {single.decode()} is repeated.")
 
 
 def _check_host(host: bytes | None, minor: int) -> None:
@@ -274,7 +274,7 @@ def _check_host(host: bytes | None, minor: int) -> None:
         if minor == 1:
             _refuse("The header host is missing.")
     elif _HOST.fullmatch(host) is None:
-        _refuse("The header host is no host.")
+        _refuse("The header host is invalid.")
     elif len(_hosts) < _CACHED_MAX:
         _hosts.add(host)
 
@@ -287,7 +287,7 @@ def _length(fields: dict[bytes, bytes], minor: int) -> int:
     if declared is None:
         return 0
     if not declared.isdigit() or len(declared) > _DIGITS_MAX:
-        _refuse("The header content-length is no number.")
+        _refuse("The header content-length is not a number.")
     length = int(declared)
     if length > BODY_BYTES_MAX:
         refuse_body()
@@ -302,9 +302,9 @@ def _of_transfer_coding(codings: bytes, minor: int, declared: bytes | None) -> i
     names = [name.strip() for name in codings.split(b",")]
     if names[-1] == b"chunked" and names.count(b"chunked") == 1:
         raise RequestRefused(
-            501, "not_implemented", "The server knows no transfer coding but chunked."
+            501, "not_implemented", "The only supported transfer coding is chunked."
         )
-    _refuse("The body does not end in a chunk, so its end is not known.")
+    _refuse("The last transfer coding must be chunked.")
 
 
 def refuse_body() -> NoReturn:

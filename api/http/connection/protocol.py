@@ -168,7 +168,7 @@ class HttpProtocol(asyncio.Protocol):
         if self._exchange is not None:
             self._deadline = None
         else:
-            self._go_on()
+            self._next_request()
 
     # Calls from uvicorn and the other connections.
 
@@ -208,7 +208,7 @@ class HttpProtocol(asyncio.Protocol):
     def server_lines(self) -> bytes:
         return server_lines(self._server_state.default_headers)
 
-    def stays_open(self, head: Head) -> bool:
+    def keeps_alive(self, head: Head) -> bool:
         return head.keep_alive and not self._last and not self._draining.active
 
     def answered(self, *, keep_alive: bool) -> None:
@@ -217,15 +217,15 @@ class HttpProtocol(asyncio.Protocol):
         if not keep_alive:
             self._close()
         elif not self.write_paused:
-            self._go_on()
+            self._next_request()
 
-    def break_off(self) -> None:
+    def abort(self) -> None:
         self._exchange = None
         self._close()
 
     # Reading.
 
-    def _go_on(self) -> None:
+    def _next_request(self) -> None:
         """Read the next request, which may have arrived already."""
         if self._unread:
             # From the loop: the next request must not inherit this one's stack or context.
@@ -272,7 +272,7 @@ class HttpProtocol(asyncio.Protocol):
         path = self._path
         if (
             path is not None
-            and path.may_take(head.method, head.target)
+            and path.accepts(head.method, head.target)
             and head.minor
             and len(body) <= DIRECT_BODY_BYTES_MAX
         ):
@@ -297,7 +297,7 @@ class HttpProtocol(asyncio.Protocol):
         connections.unread_bytes += held - self._counted
         self._counted = held
         if connections.unread_bytes > UNREAD_BYTES_MAX and held > HELD_BYTES_SPARED:
-            self._log_refusal("unread_bytes", "All connections together hold too much.")
+            self._log_refusal("unread_bytes", "The memory for unread request data is exhausted.")
             self.give_way()
 
     def _pause_reading(self) -> None:
@@ -337,10 +337,12 @@ class HttpProtocol(asyncio.Protocol):
 
     def _log_refusal(self, code: str, detail: str) -> None:
         HTTP_REFUSALS.labels(code).inc()
-        left_out = _refusal_lines.leave_out()
-        if left_out is not None:
+        suppressed = _refusal_lines.should_suppress()
+        if suppressed is not None:
             client = None if self.client is None else self.client[0]
-            log.info("request_refused", code=code, detail=detail, client=client, left_out=left_out)
+            log.info(
+                "request_refused", code=code, detail=detail, client=client, suppressed=suppressed
+            )
 
     def _close(self) -> None:
         """Close after the pending writes."""
@@ -385,7 +387,7 @@ class HttpProtocol(asyncio.Protocol):
                 RequestRefused(
                     408,
                     "request_timeout",
-                    f"The request was not complete after {REQUEST_SECONDS:.0f} s.",
+                    f"The request was incomplete after {REQUEST_SECONDS:.0f} s.",
                 )
             )
         else:

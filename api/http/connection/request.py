@@ -93,7 +93,9 @@ class RequestReader:
             self._empty_lines += 1
             self._searched = 0
             if self._empty_lines > EMPTY_LINES_MAX:
-                raise RequestRefused(400, "malformed_request", "The request begins with nothing.")
+                raise RequestRefused(
+                    400, "malformed_request", "The request begins with too many empty lines."
+                )
             complete = self.read(data[2:])
             if complete is not None:
                 self._empty_lines = 0

@@ -15,13 +15,13 @@ SHARE_MAX: Final = 0.9
 #: included; with tasks waiting only for the disk, 0.17 to 0.4. In between the shortage is graded:
 #: with one threshold a busy host would count as saturated in every other sample, and its requests
 #: would wait accordingly. The same bounds apply to the unused share of a quota.
-IDLE_NONE: Final = 0.12
-IDLE_ENOUGH: Final = 0.18
+IDLE_SHARE_MIN: Final = 0.12
+IDLE_SHARE_MAX: Final = 0.18
 #: Share of throttled periods that counts as saturation: in each of them the whole group, Redis
 #: included, was stopped for up to a period. A few come with any burst of several threads.
 THROTTLED_MAX: Final = 0.25
 #: Length of a sample.
-LOOK_SECONDS: Final = 0.5
+SAMPLE_SECONDS: Final = 0.5
 #: Where `proc` and `sys` are. Only Linux has their files.
 ROOT: Final = Path("/")
 #: Ticks of all cores since the start: user, nice, system, idle, iowait, ... (proc(5)).
@@ -59,7 +59,7 @@ class CpuPressure:
 
     def shortage(self) -> float:
         """CPU shortage: 1 if this process or the CPU it shares has no time left, 0 if enough."""
-        if time.monotonic() - self._seen.at > LOOK_SECONDS:
+        if time.monotonic() - self._seen.at > SAMPLE_SECONDS:
             then = self._seen
             try:
                 now = self._seen = self._sample()
@@ -104,4 +104,4 @@ def _of_host(then: _Sample, now: _Sample) -> float:
 
 
 def _graded(idle: float) -> float:
-    return min(1.0, max(0.0, (IDLE_ENOUGH - idle) / (IDLE_ENOUGH - IDLE_NONE)))
+    return min(1.0, max(0.0, (IDLE_SHARE_MAX - idle) / (IDLE_SHARE_MAX - IDLE_SHARE_MIN)))

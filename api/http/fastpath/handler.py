@@ -34,10 +34,10 @@ from reservation.application.reservations.prepare import TOO_MANY, Prepared
 from reservation.domain.errors import ReservationError
 from reservation.domain.reservation import Reservation
 
-__all__ = ["Asked", "FastPrepareHandler"]
+__all__ = ["DirectRequest", "FastPrepareHandler"]
 
 
-class Asked(RejectedRequest, Protocol):
+class DirectRequest(RejectedRequest, Protocol):
     """A complete request that waits for its only response: a status, and all bytes after it."""
 
     def answer(self, status: int, message: bytes) -> None:
@@ -89,37 +89,37 @@ class FastPrepareHandler:
         self._begin = endpoint.begin
         self._api = api
         self._now_ms = api.service.clock.now_ms
-        self._at_hand = api.service.catalog.at_hand
-        self._outside = LoadShedder(CpuPressure().shortage)
+        self._cached_sale = api.service.catalog.cached
+        self._load_shedder = LoadShedder(CpuPressure().shortage)
         self._cors = cors
         self._cors_lines: dict[bytes, bytes] = {}
         #: For a response without an origin: a cache must keep those apart.
         self._no_origin = b"vary: Origin\r\n" if cors else b""
         #: By the fields that select a template; None after a single response so far.
-        self._forms: dict[tuple[Any, ...], ResponseTemplate | None] = {}
-        self._alike: dict[SharedFields, BatchTemplate] = {}
+        self._template_sources: dict[tuple[Any, ...], ResponseTemplate | None] = {}
+        self._templates: dict[SharedFields, BatchTemplate] = {}
         #: By the refusal and the length of the request id.
         self._refusals: dict[tuple[Exception, int], Refusal] = {}
         # If responses have members that the template lacks, start-up fails, not each response.
         ResponseTemplate(api, ANY_RESERVATION, epoch="")
 
     @staticmethod
-    def may_take(method: bytes, url: bytes) -> bool:
+    def accepts(method: bytes, url: bytes) -> bool:
         """Whether the request line is that of a prepare."""
         return method == b"POST" and url.startswith(_PREFIX) and url.endswith(_SUFFIX)
 
-    def take(self, head: Head, body: bytes, asked: Asked) -> bool:
+    def take(self, head: Head, body: bytes, request: DirectRequest) -> bool:
         """Answer a complete request, now or later; False leaves it to the route.
 
         Args:
-            head: of a request that `may_take` accepted.
+            head: of a request that `accepts` accepted.
             body: the whole of it.
-            asked: answered once, if this returns True.
+            request: answered once, if this returns True.
         """
         began = time.perf_counter()
         fields = head.fields
         sale_id = head.target[len(_PREFIX) : -len(_SUFFIX)].decode()
-        known = self._at_hand(sale_id)
+        known = self._cached_sale(sale_id)
         cors = self._cors_of(fields) if b"origin" in fields else self._no_origin
         if known is None or cors is None or len(fields) != len(head.headers):
             return False
@@ -130,28 +130,32 @@ class FastPrepareHandler:
             return False
         observation = RequestObservation(fields.get(b"x-request-id", b""), began)
         if refusal is TOO_MANY:
-            self._turn_away(TOO_MANY, observation, cors, asked)
+            self._shed(TOO_MANY, observation, cors, request)
             return True
-        request = FastPrepareRequest(self, observation, cors, asked, known.epoch)
+        prepare = FastPrepareRequest(self, observation, cors, request, known.epoch)
         if refusal is not None:
-            request.end(refusal)
+            prepare.end(refusal)
             return True
         try:
             if observation.span is None:
-                self._begin(call, request.end)
+                self._begin(call, prepare.end)
             else:
                 with observation.inside():
-                    self._begin(call, request.end)
+                    self._begin(call, prepare.end)
         except ReservationError as error:
-            request.end(error)
+            prepare.end(error)
         return True
 
-    def _turn_away(
-        self, refusal: ReservationError, observation: RequestObservation, cors: bytes, asked: Asked
+    def _shed(
+        self,
+        refusal: ReservationError,
+        observation: RequestObservation,
+        cors: bytes,
+        request: DirectRequest,
     ) -> None:
         """Answer without any I/O, and without delaying the admitted requests."""
         status, message = self.refused(refusal, cors, observation.request_id)
-        self._outside.add(asked, status, message, lambda: observation.end(OPERATION, status))
+        self._load_shedder.add(request, status, message, lambda: observation.end(OPERATION, status))
 
     def _cors_of(self, fields: dict[bytes, bytes]) -> bytes | None:
         """The CORS headers for the request's origin; None if only the framework can decide."""
@@ -165,42 +169,42 @@ class FastPrepareHandler:
 
     def created(self, created: HoldCreated, epoch: str) -> bytes:
         """The body for a reservation that was just made."""
-        alike = created.alike
-        if self._now_ms() >= alike.reservation.expires_at_ms:
+        shared = created.shared
+        if self._now_ms() >= shared.reservation.expires_at_ms:
             # The call took longer than the hold: the body must show that the hold has ended.
             return self._content_of(created, epoch)
-        answers = self._alike.get(alike)
+        answers = self._templates.get(shared)
         if answers is None:
-            form = self._form(alike.reservation, epoch)
-            if form is None:
+            source = self._template_source(shared.reservation, epoch)
+            if source is None:
                 return self._content_of(created, epoch)
-            answers = form.of_call(alike.reservation)
-            keep(self._alike, alike, answers)
+            answers = source.of_call(shared.reservation)
+            keep(self._templates, shared, answers)
         return answers.of(created)
 
     def _content_of(self, created: HoldCreated, epoch: str) -> bytes:
         prepared = Prepared(created.reservation(), epoch, replayed=False)
         return self.endpoint.content(prepared)
 
-    def _form(self, alike: Reservation, epoch: str) -> ResponseTemplate | None:
+    def _template_source(self, shared: Reservation, epoch: str) -> ResponseTemplate | None:
         """The template for this wish, in this call and later ones; None for its first response."""
         key = (
-            alike.sale_id,
+            shared.sale_id,
             epoch,
-            alike.status,
-            alike.lines,
-            alike.amount,
-            alike.currency,
-            alike.order_name,
+            shared.status,
+            shared.lines,
+            shared.amount,
+            shared.currency,
+            shared.order_name,
         )
-        if key not in self._forms:
+        if key not in self._template_sources:
             # A template costs as much as some responses, and may serve only this one.
-            keep(self._forms, key, None)
+            keep(self._template_sources, key, None)
             return None
-        form = self._forms[key]
-        if form is None:
-            form = self._forms[key] = ResponseTemplate(self._api, alike, epoch)
-        return form
+        source = self._template_sources[key]
+        if source is None:
+            source = self._template_sources[key] = ResponseTemplate(self._api, shared, epoch)
+        return source
 
     def refused(self, outcome: Exception, cors: bytes, its_id: str) -> tuple[int, bytes]:
         """Status and message of a refusal, or of a bug."""
@@ -222,13 +226,13 @@ class FastPrepareRequest(msgspec.Struct):
     path: FastPrepareHandler
     observation: RequestObservation
     cors: bytes
-    asked: Asked
+    request: DirectRequest
     epoch: str
 
     def end(self, outcome: HoldCreated | Prepared | Exception) -> None:
         """Answer with the outcome, and record it."""
         status, message = self._response(outcome)
-        self.asked.answer(status, message)
+        self.request.answer(status, message)
         order_id = None
         if isinstance(outcome, HoldCreated):
             order_id = outcome.basket.order_id

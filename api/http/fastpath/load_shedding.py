@@ -15,7 +15,7 @@ __all__ = ["LoadShedder", "RejectedRequest"]
 #: a turn, and with them the latency of everything else: a call to Redis is sent and read once a
 #: turn. Without this bound thousands of refusals made a turn of a tenth of a second, and nine holds
 #: of ten were lost to them. Sent one by one each costs twice as much.
-TOLD_A_TURN: Final = 24
+REFUSALS_PER_TURN: Final = 24
 #: Pause between such turns while the CPU is saturated, and less under lower pressure: 24 take about
 #: a millisecond. Without this pause refusals took a third of the time, and four holds in ten were
 #: lost.
@@ -23,7 +23,7 @@ PAUSE_SECONDS: Final = 0.01
 #: One refusal in so many goes to the oldest request, the others to the newest: when more arrive
 #: than can be refused, most get their refusal in milliseconds, and none waits for ever. In order of
 #: arrival all would wait for the length of the queue.
-ONE_OF_THE_FIRST_IN: Final = 8
+OLDEST_FIRST_EVERY: Final = 8
 
 
 class RejectedRequest(Protocol):
@@ -44,40 +44,40 @@ class LoadShedder:
         self._shortage = shortage
         self._waiting: deque[tuple[RejectedRequest, int, bytes, Callable[[], None]]] = deque()
         #: Whether the next turn is scheduled.
-        self._planned = False
+        self._scheduled = False
 
     def add(
-        self, asked: RejectedRequest, status: int, message: bytes, told: Callable[[], None]
+        self, request: RejectedRequest, status: int, message: bytes, on_written: Callable[[], None]
     ) -> None:
         """Queue a refusal; the callback runs once it is sent or its client has disconnected."""
-        self._waiting.append((asked, status, message, told))
-        if not self._planned:
-            self._planned = True
-            asyncio.get_running_loop().call_soon(self._tell)
+        self._waiting.append((request, status, message, on_written))
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._write_refusals)
 
-    def _tell(self) -> None:
+    def _write_refusals(self) -> None:
         """Send one turn's refusals; an exception in one of them does not stop the others."""
-        self._planned = False
+        self._scheduled = False
         if not self._waiting:
             return
         try:
             written = 0
-            while self._waiting and written < TOLD_A_TURN:
-                last = written % ONE_OF_THE_FIRST_IN
+            while self._waiting and written < REFUSALS_PER_TURN:
+                last = written % OLDEST_FIRST_EVERY
                 taken = self._waiting.pop() if last else self._waiting.popleft()
-                asked, status, message, told = taken
+                request, status, message, on_written = taken
                 # A disconnected request does not use up a slot of the turn.
-                written += not asked.disconnected
-                asked.write(status, message)
-                told()
+                written += not request.disconnected
+                request.write(status, message)
+                on_written()
         finally:
-            self._plan()
+            self._schedule_next()
 
-    def _plan(self) -> None:
+    def _schedule_next(self) -> None:
         # Planned even with an empty queue: the next refusal must wait for the pause.
         if shortage := self._shortage():
-            self._planned = True
-            asyncio.get_running_loop().call_later(shortage * PAUSE_SECONDS, self._tell)
+            self._scheduled = True
+            asyncio.get_running_loop().call_later(shortage * PAUSE_SECONDS, self._write_refusals)
         elif self._waiting:
-            self._planned = True
-            asyncio.get_running_loop().call_soon(self._tell)
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._write_refusals)

@@ -74,16 +74,16 @@ class ResponseTemplate:
 
     Args:
         api: the application's context.
-        alike: any of the reservations, but for the ids and the number (`HoldCreated.alike`).
+        shared: any of the reservations, but for the ids and the number (`HoldCreated.shared`).
         epoch: the sale's.
     """
 
-    def __init__(self, api: ApiContext, alike: Reservation, epoch: str) -> None:
+    def __init__(self, api: ApiContext, shared: Reservation, epoch: str) -> None:
         self._api = api
         self._epoch = epoch
         answer = ReservationAnswer.of(
-            msgspec.structs.replace(alike, order_id=_ORDER),
-            now_ms=alike.created_at_ms,
+            msgspec.structs.replace(shared, order_id=_ORDER),
+            now_ms=shared.created_at_ms,
             token=_TOKEN,
             payment=api.payment_with(_CUSTOMER, _RETURN),
         )
@@ -92,23 +92,23 @@ class ResponseTemplate:
         )
         parts = _MARKS.split(_ENCODER.encode(answer))
         if parts[1::2] != _PLACES:
-            raise BrokenInvariant("an answer to a hold has other members than it is known to have")
+            raise BrokenInvariant("a reservation response has unexpected members")
         self._begin, *self._to_times, self._to_token = parts[:9:2]
         self._rest = parts[10::2]
 
-    def of_call(self, alike: Reservation) -> "BatchTemplate":
+    def of_call(self, shared: Reservation) -> "BatchTemplate":
         """The responses to the reservations of one call.
 
         Args:
-            alike: any of them, but for the ids and the number.
+            shared: any of them, but for the ids and the number.
         """
-        times = (alike.created_at_ms, alike.updated_at_ms, alike.expires_at_ms)
+        times = (shared.created_at_ms, shared.updated_at_ms, shared.expires_at_ms)
         shown = [
             before + as_wire(ms).encode() for before, ms in zip(self._to_times, times, strict=True)
         ]
         sign, sign_return = (
-            self._api.service.signer.alike(
-                self._api.claims(alike, purpose, epoch=self._epoch, buyer="")
+            self._api.service.signer.batch_signer(
+                self._api.claims(shared, purpose, epoch=self._epoch, buyer="")
             ).sign
             for purpose in (Purpose.RESERVATION, Purpose.RETURN)
         )
@@ -145,7 +145,7 @@ class BatchTemplate:
         order_id, seq = made.basket.order_id, made.seq
         customer_key = self._customer_key(made.basket.buyer_id)
         token = self._sign(order_id, customer_key, seq)
-        way_back = self._sign_return(order_id, customer_key, seq)
+        return_token = self._sign_return(order_id, customer_key, seq)
         begin, to_token, to_customer, to_success, to_fail, end = self._parts
         return b"".join(
             (
@@ -156,9 +156,9 @@ class BatchTemplate:
                 to_customer,
                 customer_key.encode(),
                 to_success,
-                way_back,
+                return_token,
                 to_fail,
-                way_back,
+                return_token,
                 end,
             )
         )

@@ -7,8 +7,8 @@ from litestar import Controller, Request, Response, get, post
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from api.http.dependencies import api_of, requires_operator
-from api.http.problem_details import answers, documented
-from api.http.query_parameters import knows_query
+from api.http.problem_details import documented, response_spec
+from api.http.query_parameters import requires_known_query
 from api.http.routes.reservations import IdempotencyKey
 from api.http.schemas.accounts import RefundAnswer, VirtualAccountAnswer
 from api.http.schemas.orders import HistoryEntry, OrderAnswer, OrderHistoryAnswer, OrdersAnswer
@@ -44,7 +44,7 @@ class AdminOrderController(Controller):
 
     path = "/v1/admin"
     tags = ("Operators",)
-    guards = [requires_operator, knows_query]
+    guards = [requires_operator, requires_known_query]
     security = [{"operatorKey": []}]
 
     @get(
@@ -71,7 +71,7 @@ class AdminOrderController(Controller):
                 limit=limit,
             )
         except ValueError as error:
-            raise MalformedRequest("cursor is not one that this endpoint gave out.") from error
+            raise MalformedRequest("cursor is not a cursor of this endpoint.") from error
         return OrdersAnswer(orders=[_order(row) for row in rows], next_cursor=next_cursor)
 
     @get(
@@ -90,7 +90,9 @@ class AdminOrderController(Controller):
         operation_id="refundOrder",
         status_code=200,
         responses={
-            202: answers(PendingRefundAnswer, "`refund_pending`: begun, and going on by itself."),
+            202: response_spec(
+                PendingRefundAnswer, "`refund_pending`: accepted; the service completes it."
+            ),
             **documented(
                 *_COMMON,
                 ReservationNotFound,
@@ -112,12 +114,12 @@ class AdminOrderController(Controller):
         """Cancel the payment in full, then give the stock back (or keep it out of the sale)."""
         api = api_of(request)
         account = data.refund_receive_account
-        through = await api.service.refunds.refund(
+        completed = await api.service.refunds.refund(
             RefundWish(
                 order_id=order_id,
                 reason=data.reason,
                 restock=data.restock,
-                account=account.in_the_pgs_words() if account else None,
+                account=account.with_bank_code() if account else None,
                 idempotency_key=idempotency_key,
                 operator=api.operators.name(request),
             )
@@ -126,13 +128,13 @@ class AdminOrderController(Controller):
         if order is None:
             raise ReservationNotFound
         answer = api.shown(order)
-        if through:
+        if completed:
             return Response(answer, status_code=200)
-        standing = await api.service.sql.refunds.get(order_id)
+        existing = await api.service.sql.refunds.get(order_id)
         pending = PendingRefundAnswer(
             **msgspec.structs.asdict(answer),
             code="refund_pending",
-            provider_code=standing.code if standing else None,
+            provider_code=existing.code if existing else None,
         )
         return Response(pending, status_code=202)
 
@@ -142,7 +144,9 @@ class AdminOrderController(Controller):
         request: Request[Any, Any, Any],
         status: Annotated[
             Literal["pending", "done", "refused"] | None,
-            QueryParameter(description="Pending ones come oldest first, others newest first."),
+            QueryParameter(
+                description="Pending refunds are listed oldest first, others newest first."
+            ),
         ] = None,
         cursor: Annotated[str | None, QueryParameter(max_length=256)] = None,
         limit: Annotated[int, QueryParameter(ge=1, le=100)] = 50,
@@ -153,7 +157,7 @@ class AdminOrderController(Controller):
                 status=status, cursor=cursor, limit=limit
             )
         except ValueError as error:
-            raise MalformedRequest("cursor is not one that this endpoint gave out.") from error
+            raise MalformedRequest("cursor is not a cursor of this endpoint.") from error
         return RefundsAnswer(
             refunds=[RefundAnswer.of(row) for row in rows], next_cursor=next_cursor
         )
@@ -185,7 +189,7 @@ async def _order_with_history(request: Request[Any, Any, Any], order_id: str) ->
     sql = api_of(request).service.sql
     row = await sql.orders.get(order_id) if sale_of(order_id) else None
     if row is None:
-        raise ReservationNotFound("SQL has no such order (yet).")
+        raise ReservationNotFound("No such order in SQL yet.")
     service = api_of(request).service
     history = [_entry(entry) for entry in await sql.orders.history(order_id)]
     # Redis is ahead of SQL: the next step depends on the order's current state.

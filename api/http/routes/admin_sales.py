@@ -9,8 +9,8 @@ from litestar.params import FromPath, HeaderParameter, JSONBody
 
 from api.http.auth.bearer import Connection
 from api.http.dependencies import api_of, requires_operator
-from api.http.problem_details import answers, documented
-from api.http.query_parameters import knows_query
+from api.http.problem_details import documented, response_spec
+from api.http.query_parameters import requires_known_query
 from api.http.routes.reservations import IdempotencyKey
 from api.http.routes.streamed_audit import audit_answer
 from api.http.schemas.sales import (
@@ -62,7 +62,7 @@ class AdminSaleController(Controller):
 
     path = "/v1/admin"
     tags = ("Operators",)
-    guards = [requires_operator, valid_sale_id, knows_query]
+    guards = [requires_operator, valid_sale_id, requires_known_query]
     security = [{"operatorKey": []}]
 
     @put(
@@ -70,7 +70,7 @@ class AdminSaleController(Controller):
         operation_id="putSale",
         request_max_body_size=SALE_BYTES_MAX,
         responses={
-            201: answers(SaleAnswer, "Created."),
+            201: response_spec(SaleAnswer, "Created."),
             **documented(
                 *_COMMON,
                 InvalidSale,
@@ -179,7 +179,7 @@ class AdminSaleController(Controller):
     async def close(
         self, request: Request[Any, Any, Any], sale_id: FromPath[str], data: JSONBody[ReasonRequest]
     ) -> Response[SaleAnswer]:
-        """End the sale for good; payments that have begun go on."""
+        """End the sale permanently; started payments continue."""
         return await _switch(request, sale_id, SaleStatus.CLOSED, data.reason)
 
     @get(
@@ -222,7 +222,7 @@ def _etag(if_match: str | None) -> str | None:
         return None
     found = _ETAG.fullmatch(if_match.strip())
     if found is None:
-        raise PreconditionFailed("If-Match is not an ETag of this sale.")
+        raise PreconditionFailed("If-Match is not a valid ETag of this sale.")
     return found[1]
 
 

@@ -26,7 +26,7 @@ class GuestController(Controller):
         """A new buyer's id and token; only with `RESERVATION_AUTH=guest`."""
         api = api_of(request)
         if not api.guests.open:
-            raise ReservationNotFound("Buyers sign in at the shop.")
+            raise ReservationNotFound("Guest tokens are disabled; buyers sign in at the shop.")
         buyer_id, token = api.guests.new(api.peers.address(request))
         return Response(
             GuestAnswer(buyer_id=buyer_id, token=token),

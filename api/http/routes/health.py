@@ -13,7 +13,7 @@ from api.http.auth.bearer import Connection
 from api.http.connection.connections import connections
 from api.http.dependencies import api_of, requires_operator
 from api.http.exposition import Exposition
-from api.http.problem_details import answers, documented
+from api.http.problem_details import documented, response_spec
 from api.http.schemas.health import HealthAnswer
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.sql.unfit import DatabaseUnfit
@@ -51,7 +51,9 @@ class HealthController(Controller):
     @get(
         "/health/ready",
         operation_id="ready",
-        responses={503: answers(HealthAnswer, "With what is missing, by name.")},
+        responses={
+            503: response_spec(HealthAnswer, "Not ready; lists the unmet conditions by name.")
+        },
     )
     async def ready(self, request: Request[Any, Any, Any]) -> Response[HealthAnswer]:
         """200 if holds can be taken and paid for, else 503 with the missing parts by name."""

@@ -23,8 +23,8 @@ __all__ = [
     "PLEASE_WAIT_HEADERS",
     "SDK_HEADERS",
     "PageController",
-    "is_the_document",
     "please_wait",
+    "requires_document",
     "static_routers",
 ]
 
@@ -57,9 +57,9 @@ SDK_HEADERS: Final = {
     ),
 }
 #: Our scripts import each other by unversioned names: after an upgrade none may be stale.
-_ALWAYS_ASK: Final = CacheControlHeader(no_cache=True)
+_REVALIDATE: Final = CacheControlHeader(no_cache=True)
 #: Swagger UI is large and changes only with its package.
-_AN_HOUR: Final = CacheControlHeader(max_age=3_600)
+_CACHE_ONE_HOUR: Final = CacheControlHeader(max_age=3_600)
 #: Reload interval of the waiting page.
 WAIT_SECONDS: Final = 2
 
@@ -106,7 +106,9 @@ class PageController(Controller):
         return _page("docs/docs.html", _DOCS_HEADERS)
 
 
-def can_be_a_file(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+def requires_static_file(
+    connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler
+) -> None:
     """Guard: no path with a zero byte, on which the file system raises, and no page.
 
     Pages have routes of their own, with the headers that prevent framing by other sites.
@@ -116,7 +118,7 @@ def can_be_a_file(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHa
         raise NotFoundException
 
 
-def is_the_document(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+def requires_document(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
     """Guard: below /schema only the document; the framework has a page for all other paths."""
     if normalize_path(connection.scope["path"]) not in ("/schema", "/schema/openapi.json"):
         raise NotFoundException
@@ -132,16 +134,16 @@ def static_routers() -> list[Any]:
             directories=[STATIC],
             include_in_schema=False,
             name="static",
-            cache_control=_ALWAYS_ASK,
-            guards=[can_be_a_file],
+            cache_control=_REVALIDATE,
+            guards=[requires_static_file],
         ),
         create_static_files_router(
             path="/docs-assets",
             directories=[found],
             include_in_schema=False,
             name="docs-assets",
-            cache_control=_AN_HOUR,
-            guards=[can_be_a_file],
+            cache_control=_CACHE_ONE_HOUR,
+            guards=[requires_static_file],
         ),
     ]
 
@@ -153,7 +155,7 @@ PLEASE_WAIT: Final = (
     f'<meta http-equiv="refresh" content="{WAIT_SECONDS}">'
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
     "<title>One moment</title><h1>One moment</h1>"
-    "<p>We are looking after your payment. This page tries again by itself, and nobody is "
+    "<p>Your payment is being processed. This page reloads by itself, and you will not be "
     "charged twice.</p>"
     "<p>잠시만 기다려 주세요. 결제를 확인하고 있습니다. 자동으로 다시 시도하며 "
     "이중으로 결제되지 않습니다.</p></html>"

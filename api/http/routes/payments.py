@@ -11,7 +11,7 @@ from litestar import Controller, Request, Response, get, post
 from litestar.params import QueryParameter
 
 from api.http.dependencies import PRIVATE, ApiContext, api_of
-from api.http.problem_details import answers, documented
+from api.http.problem_details import documented, response_spec
 from api.http.routes.pages import please_wait
 from api.http.schemas.reservations import ReservationAnswer
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
@@ -66,7 +66,7 @@ _REFUSALS: Final = {
 _TRANSIENT: Final = (Unavailable, SaleRecovering, StoreUnavailable, StoreUncertain)
 #: These refusals usually mean that no money was taken. Here it may have been, if a URL is loaded
 #: again.
-_NOT_TOLD: Final = "Where the payment stands cannot be told now; load the same address again."
+_STATE_UNAVAILABLE: Final = "The payment's state is temporarily unavailable; reload this address."
 #: The PG's own webhooks are under 20 kB, and only three members of each are read.
 WEBHOOK_BYTES_MAX: Final = 64 * 1024
 #: Limits of the PG itself.
@@ -96,7 +96,7 @@ class _Notice(_Ids):
     secret: Annotated[str, msgspec.Meta(max_length=_SECRET_CHARS)] | None = None
 
 
-Query = Annotated[str | None, QueryParameter(description="As the PG's redirect carries it.")]
+Query = Annotated[str | None, QueryParameter(description="As sent by the PG's redirect.")]
 
 
 class PaymentController(Controller):
@@ -109,8 +109,10 @@ class PaymentController(Controller):
         "/success",
         operation_id="paymentSucceeded",
         responses={
-            202: answers(ReservationAnswer, "The outcome is unknown and being settled."),
-            303: answers(None, "For a browser: to the storefront's result page."),
+            202: response_spec(
+                ReservationAnswer, "The payment's outcome is unknown; settlement is in progress."
+            ),
+            303: response_spec(None, "For browsers: redirect to the storefront's result page."),
             **documented(
                 PaymentDeclined,
                 RateLimited,
@@ -150,7 +152,7 @@ class PaymentController(Controller):
             if amount != str(order.amount):
                 raise AmountMismatch(expectedAmount=order.amount)
             if payment_key is None or _PAYMENT_KEY.fullmatch(payment_key) is None:
-                raise InvalidToken("paymentKey is not one of the payment provider's.")
+                raise InvalidToken("paymentKey is malformed.")
             now_ms = api.service.clock.now_ms()
             found = await api.service.confirmation.confirm(
                 order, payment_key=payment_key, may_claim=claims.may_claim(now_ms)
@@ -163,7 +165,7 @@ class PaymentController(Controller):
         "/fail",
         operation_id="paymentFailed",
         responses={
-            303: answers(None, "For a browser: to the storefront's result page."),
+            303: response_spec(None, "For browsers: redirect to the storefront's result page."),
             **documented(MalformedRequest, InvalidToken, HoldLost, SaleRecovering, Unavailable),
         },
     )
@@ -207,9 +209,9 @@ class PaymentController(Controller):
         try:
             notice = msgspec.json.decode(await request.body(), type=_Notice)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            left_out = _unreadable.leave_out()
-            if left_out is not None:
-                log.info("webhook_not_understood", left_out=left_out)
+            suppressed = _unreadable.should_suppress()
+            if suppressed is not None:
+                log.info("webhook_malformed", suppressed=suppressed)
             return Response(None, status_code=200)
         ids = notice.data or notice
         if ids.order_id is not None:
@@ -226,7 +228,7 @@ def _refuse_prefetch(request: Request[Any, Any, Any]) -> None:
     """Refuse a prefetch: no buyer has opened the page yet."""
     purpose = request.headers.get("sec-purpose", "") + request.headers.get("purpose", "")
     if "prefetch" in purpose or "prerender" in purpose:
-        raise Unavailable("This page is not loaded ahead.")
+        raise Unavailable("Prefetching this URL is not allowed.")
 
 
 def _return_claims(api: ApiContext, token: str | None) -> Claims:
@@ -276,7 +278,7 @@ def _refuse(
 ) -> Response[Any]:
     """A refusal: for a browser the result page, or a page that reloads by itself."""
     if not _wants_html(request):
-        raise _careful(error)
+        raise _without_state(error)
     if isinstance(error, _TRANSIENT):
         return please_wait()
     code = error.code if isinstance(error, ReservationError) else ""
@@ -285,13 +287,13 @@ def _refuse(
     return _redirect(api_of(request), order_id, order, _REFUSALS.get(code, "invalid"))
 
 
-def _careful(error: Exception) -> Exception:
+def _without_state(error: Exception) -> Exception:
     """The same refusal, without an unverified sentence about money."""
     match error:
         case SaleRecovering() | Unavailable() if error.detail == error.sentence:
-            return type(error)(_NOT_TOLD, **error.facts)
+            return type(error)(_STATE_UNAVAILABLE, **error.facts)
         case StoreUnavailable() | StoreUncertain():
-            return Unavailable(_NOT_TOLD, retryAfter=1)
+            return Unavailable(_STATE_UNAVAILABLE, retryAfter=1)
         case _:
             return error
 

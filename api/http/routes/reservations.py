@@ -17,7 +17,7 @@ from api.http.prepare_endpoint import (
     PrepareEndpoint,
 )
 from api.http.problem_details import documented
-from api.http.query_parameters import knows_query
+from api.http.query_parameters import requires_known_query
 from api.http.schemas.reservations import PrepareRequest, ReservationAnswer, ReservationsAnswer
 from reservation.domain.errors import (
     AlreadyConfirmed,
@@ -63,7 +63,8 @@ IdempotencyKey = Annotated[
     HeaderParameter(
         name="Idempotency-Key",
         pattern=IDEMPOTENCY_KEY,
-        description="The caller's name for this one wish: the same key and body, the same order.",
+        description="Identifies the request: a repeat with the same key and body returns the "
+        "same order.",
     ),
 ]
 
@@ -143,7 +144,7 @@ class ReservationController(Controller):
     @get(
         "/sales/{sale_id:str}/reservations",
         operation_id="listReservations",
-        guards=[requires_buyer, sale_exists, knows_query],
+        guards=[requires_buyer, sale_exists, requires_known_query],
         security=BUYER,
         responses=documented(
             MalformedRequest, Unauthenticated, SaleNotFound, SaleRecovering, Unavailable
@@ -166,7 +167,7 @@ class ReservationController(Controller):
             MalformedRequest, Unauthenticated, ReservationNotFound, HoldLost, Unavailable
         ),
     )
-    async def look(
+    async def get_reservation(
         self,
         request: Request[Any, Any, Any],
         order_id: FromPath[str],
@@ -175,7 +176,7 @@ class ReservationController(Controller):
             QueryParameter(
                 ge=0,
                 le=WAIT_SECONDS_MAX,
-                description="Answer at the next change, or after so many seconds.",
+                description="Long poll: seconds to wait for the next change before responding.",
             ),
         ] = None,
         reservation_token: Annotated[

@@ -15,7 +15,7 @@ from api.http import open_files
 from api.http.auth.bearer import bearer_of
 from api.http.dependencies import ApiContext, api_of
 from api.http.problem_details import documented
-from api.http.query_parameters import knows_query
+from api.http.query_parameters import requires_known_query
 from api.http.routes.reservations import sale_exists
 from api.http.schemas.sales import SaleAnswer, SalesAnswer
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
@@ -71,11 +71,13 @@ class StockFeed:
         """
         if address and self._of_address.get(address, 0) >= STREAMS_PER_ADDRESS_MAX:
             raise RateLimited(
-                "Too many open streams to this address.", retryAfter=STREAM_RETRY_SECONDS
+                "Too many open streams from this address.", retryAfter=STREAM_RETRY_SECONDS
             )
         # Half of the file descriptors are reserved for requests and for the stores.
         if self._count >= min(STREAMS_MAX, open_files.limit() // 2):
-            raise Unavailable("Too many open streams here.", retryAfter=STREAM_RETRY_SECONDS)
+            raise Unavailable(
+                "Too many open streams on this server.", retryAfter=STREAM_RETRY_SECONDS
+            )
 
     async def watch(self, sale_id: str, address: str) -> AsyncGenerator[ServerSentEventMessage]:
         """Events of a sale: every item at once, then each item as it changes."""
@@ -133,7 +135,7 @@ class StockFeed:
             try:
                 sale = await self._api.service.sale_store.read(sale_id)
             except (StoreUnavailable, StoreUncertain) as error:
-                log.info("stock_feed_waits", sale_id=sale_id, reason=str(error))
+                log.info("stock_feed_read_failed", sale_id=sale_id, reason=str(error))
                 continue
             if sale is None or sale.seq == seq:
                 continue
@@ -172,7 +174,7 @@ class SaleController(Controller):
     @get(
         "/",
         operation_id="listSales",
-        guards=[knows_query],
+        guards=[requires_known_query],
         responses=documented(MalformedRequest, Unavailable),
     )
     async def list_all(
@@ -180,7 +182,7 @@ class SaleController(Controller):
         request: Request[Any, Any, Any],
         cursor: Annotated[
             str | None,
-            QueryParameter(max_length=256, description="`nextCursor` of the last page."),
+            QueryParameter(max_length=256, description="The `nextCursor` of the previous page."),
         ] = None,
         limit: Annotated[int, QueryParameter(ge=1, le=PAGE_MAX)] = PAGE_MAX,
     ) -> SalesAnswer:

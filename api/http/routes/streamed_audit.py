@@ -55,13 +55,13 @@ async def _stream(work: asyncio.Task[AuditReport], now_ms: int) -> AsyncGenerato
             answer = AuditAnswer.of(work.result())
         except (ReservationError, StoreUnavailable, StoreUncertain, OSError) as error:
             # The status is sent: only the report can still carry the error.
-            log.warning("audit_broke_off", reason=str(error))
-            answer = _broken_off(error, now_ms)
+            log.warning("audit_failed", reason=str(error))
+            answer = _failed_report(error, now_ms)
         yield msgspec.json.encode(answer)
     finally:
         work.cancel()
 
 
-def _broken_off(error: Exception, now_ms: int) -> AuditAnswer:
-    problem = f"the audit broke off: {error or type(error).__name__}"
+def _failed_report(error: Exception, now_ms: int) -> AuditAnswer:
+    problem = f"the audit failed: {error or type(error).__name__}"
     return AuditAnswer(ok=False, checked_at=as_wire(now_ms), lag=0, skus=[], problems=[problem])

@@ -49,7 +49,7 @@ class RefundAccountRequest(RequestModel, frozen=True, kw_only=True):
     account_number: Annotated[str, Meta(pattern="^[0-9]{1,20}$")]
     holder_name: Annotated[str, Meta(min_length=1, max_length=60, pattern=WORDS)]
 
-    def in_the_pgs_words(self) -> RefundAccount:
+    def with_bank_code(self) -> RefundAccount:
         """The account in the payment provider's form: a bank by its code."""
         return RefundAccount(
             bank=bank_code(self.bank),

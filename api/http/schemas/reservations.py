@@ -36,7 +36,7 @@ class PrepareRequest(RequestModel, frozen=True, kw_only=True):
 
     items: Annotated[list[PrepareLine], Meta(min_length=1, max_length=LINES_MAX)]
     amount: Annotated[
-        int, Meta(ge=1, le=AMOUNT_MAX, description="sum of price x quantity, minor units")
+        int, Meta(ge=1, le=AMOUNT_MAX, description="Sum of price times quantity, in minor units.")
     ]
     order_name: Annotated[str, Meta(min_length=1, max_length=100, pattern=WORDS)] | None = None
 

@@ -154,7 +154,7 @@ class SaleRequest(RequestModel, frozen=True, kw_only=True):
 
 def _instant(name: str, at: datetime) -> int:
     if at.tzinfo is None:
-        raise InvalidSale(f"{name} needs an offset, such as +09:00 or Z.")
+        raise InvalidSale(f"{name} must have a UTC offset, such as +09:00 or Z.")
     return as_ms(at)
 
 

@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 
 from reservation.adapters.redis.client import RedisClient
-from reservation.adapters.redis.errors import good
+from reservation.adapters.redis.errors import unwrap
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.mapping import as_mapping
 from reservation.adapters.redis.reservation_store import ReservationStore
@@ -90,7 +90,7 @@ class AuditReader:
                 [("HGETALL", names.buyer(buyer_id)) for buyer_id in some]
             )
             for buyer_id, reply in zip(some, replies, strict=True):
-                fields = as_mapping(good(reply))
+                fields = as_mapping(unwrap(reply))
                 counts[buyer_id] = {sku: int(quantity) for sku, quantity in fields.items()}
         return counts
 
@@ -107,7 +107,7 @@ class AuditReader:
                     for buyer_id in some
                 ]
             )
-            order_ids |= zip(some, map(good, replies), strict=True)
+            order_ids |= zip(some, map(unwrap, replies), strict=True)
         orders = await self.reservations([one for ids in order_ids.values() for one in ids])
         return {
             buyer_id: BuyerState(
@@ -161,7 +161,7 @@ class AuditReader:
         replies = await self._connections.pipeline(commands)
         states: dict[str, OrderState] = {}
         for position, order_id in enumerate(order_ids):
-            head, *scores = (good(reply) for reply in replies[position * 4 : position * 4 + 4])
+            head, *scores = (unwrap(reply) for reply in replies[position * 4 : position * 4 + 4])
             states[order_id] = OrderState(
                 status=head[0] or "",
                 seq=int(head[1] or 0),
@@ -182,9 +182,9 @@ class AuditReader:
                 *(("HGETALL", names.stock(sku)) for sku in skus),
             ]
         )
-        sale, operations, *stocks = (as_mapping(good(reply)) for reply in hashes)
+        sale, operations, *stocks = (as_mapping(unwrap(reply)) for reply in hashes)
         return SaleRecord(
-            listed=bool(good(listed)),
+            listed=bool(unwrap(listed)),
             sale=sale,
             stocks=dict(zip(skus, stocks, strict=True)),
             operations=operations,
@@ -217,7 +217,7 @@ class AuditReader:
             commands.append(("ZSCORE", names.buyer_orders(buyer_id), order_id))
             if place:
                 commands.append(("ZSCORE", getattr(names, place), order_id))
-        replies = iter([good(reply) for reply in await self._connections.pipeline(commands)])
+        replies = iter([unwrap(reply) for reply in await self._connections.pipeline(commands)])
         return {
             order_id: OrderRecord(
                 fields=as_mapping(next(replies)),

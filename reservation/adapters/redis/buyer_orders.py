@@ -3,7 +3,7 @@
 from typing import Final
 
 from reservation.adapters.redis.client import RedisClient
-from reservation.adapters.redis.errors import good
+from reservation.adapters.redis.errors import unwrap
 from reservation.adapters.redis.keys import SaleKeys
 
 __all__ = ["live_orders"]
@@ -31,7 +31,7 @@ async def live_orders(
         if not order_ids:
             break
         scores = await connections.pipeline([("ZMSCORE", key, *order_ids) for key in sets])
-        found = zip(*map(good, scores), strict=True)
+        found = zip(*map(unwrap, scores), strict=True)
         live += [
             order_id
             for order_id, places in zip(order_ids, found, strict=True)

@@ -25,10 +25,10 @@ from reservation.adapters.redis.connection_pool import WAIT_SECONDS_MAX, Pool
 from reservation.adapters.redis.errors import (
     StoreUnavailable,
     StoreUncertain,
-    good,
+    as_reply,
     is_replica,
     run_id_of,
-    told,
+    unwrap,
 )
 from reservation.adapters.redis.marks import Marks
 from reservation.adapters.redis.scripts import Script
@@ -140,7 +140,7 @@ class RedisClient:
 
     def _refuse_stranger(self) -> None:
         self._guard.doubt()
-        raise StoreUnavailable("this server's sales were not compared with SQL yet")
+        raise StoreUnavailable("this server's sales have not been compared with SQL yet")
 
     @property
     def offset_ms(self) -> int:
@@ -165,7 +165,7 @@ class RedisClient:
         sent = self._clock.monotonic()
         info, time = await self.pipeline([("INFO", "server", "replication"), ("TIME",)])
         received, our_ms = self._clock.monotonic(), self._clock.now_ms()
-        seconds, micros = good(time)
+        seconds, micros = unwrap(time)
         reading = ClockReading(
             sent=sent,
             received=received,
@@ -201,7 +201,7 @@ class RedisClient:
             StoreUncertain: the command was sent and the reply was lost.
         """
         replies = await self.pipeline([parts])
-        return good(replies[0])
+        return unwrap(replies[0])
 
     async def pipeline(self, commands: Sequence[Sequence[str | int | bytes]]) -> list[Any]:
         """Send commands in one write; the list has an exception for each error reply.
@@ -220,7 +220,7 @@ class RedisClient:
                 self._refuse_stranger()
             packed = b"".join([_pack(tuple(command)) for command in commands])
             answers = await wire.exchange(packed, len(commands), seconds=SOCKET_TIMEOUT_SECONDS)
-            replies = [told(answer) for answer in answers]
+            replies = [as_reply(answer) for answer in answers]
             clean = True
             return replies
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:
@@ -286,7 +286,7 @@ class RedisClient:
             except StoreUnavailable as error:
                 failure = error
             if attempt < len(ATTEMPT_PAUSES_SECONDS):
-                log.info("store_call_repeated", script=script.name, reason=str(failure))
+                log.info("redis_call_retried", script=script.name, reason=str(failure))
                 await asyncio.sleep(ATTEMPT_PAUSES_SECONDS[attempt])
             else:
                 raise uncertain or failure

@@ -51,9 +51,9 @@ class RedisConnection(asyncio.Protocol):
         self._replies: list[Any] = []
         #: The deadline of the exchange in flight, and the timer that checks it.
         self._late_at = 0.0
-        self._looks_at = inf
+        self._checks_at = inf
         self._timer: asyncio.Handle | None = None
-        self._sound = True
+        self._usable = True
         # redis-py has no public access to the transport.
         self._transport: asyncio.Transport = connection._writer.transport  # noqa: SLF001
         self._stream: Any = self._transport.get_protocol()
@@ -63,7 +63,7 @@ class RedisConnection(asyncio.Protocol):
     def usable(self) -> bool:
         """Whether the next exchange may go over it."""
         # A closing transport accepts a write and drops it.
-        return self._sound and self._waiting is None and not self._transport.is_closing()
+        return self._usable and self._waiting is None and not self._transport.is_closing()
 
     def exchange(self, packed: bytes, count: int, *, seconds: float) -> asyncio.Future[list[Any]]:
         """Write `count` commands; the future gets their replies, an error reply as an exception.
@@ -78,12 +78,12 @@ class RedisConnection(asyncio.Protocol):
                 have run.
         """
         if self._waiting is not None:
-            raise RuntimeError("an exchange is under way on this wire")
+            raise RuntimeError("an exchange is in progress on this connection")
         self._wanted, self._replies = count, []
         self._late_at = self._loop.time() + seconds
         # One timer serves many exchanges: when it fires, it checks for a late one.
-        if self._looks_at > self._late_at:
-            self._look_later()
+        if self._checks_at > self._late_at:
+            self._schedule_check()
         self._waiting = waiting = self._loop.create_future()
         self._transport.write(packed)
         return waiting
@@ -100,7 +100,7 @@ class RedisConnection(asyncio.Protocol):
         waiting = self._waiting
         if waiting is None:
             # An unsolicited reply must not be taken for the reply to the next command.
-            self._sound = False
+            self._usable = False
             return
         try:
             self._reader.feed(data)
@@ -113,14 +113,14 @@ class RedisConnection(asyncio.Protocol):
             self._give_up(RedisConnectionError(f"not a reply: {error}"))
             return
         if self._reader.has_data():
-            self._sound = False
+            self._usable = False
         replies, self._replies, self._waiting = self._replies, [], None
         if not waiting.done():
             waiting.set_result(replies)
 
     def eof_received(self) -> None:
         # The transport closes itself; a caller in this turn of the loop must not write to it.
-        self._sound = False
+        self._usable = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._give_up(RedisConnectionError(_CLOSED))
@@ -133,23 +133,23 @@ class RedisConnection(asyncio.Protocol):
             self.refused = type(error).__name__
         return error
 
-    def _look_later(self) -> None:
+    def _schedule_check(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._looks_at = self._late_at
-        self._timer = self._loop.call_at(self._late_at, self._look)
+        self._checks_at = self._late_at
+        self._timer = self._loop.call_at(self._late_at, self._check_late)
 
-    def _look(self) -> None:
-        self._timer, self._looks_at = None, inf
+    def _check_late(self) -> None:
+        self._timer, self._checks_at = None, inf
         if self._waiting is None:
             return
         if self._loop.time() >= self._late_at:
-            self._give_up(RedisTimeoutError("the reply took too long"))
+            self._give_up(RedisTimeoutError("the reply timed out"))
         else:
-            self._look_later()
+            self._schedule_check()
 
     def _give_up(self, error: Exception) -> None:
-        self._sound = False
+        self._usable = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

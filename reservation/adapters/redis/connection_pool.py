@@ -121,7 +121,7 @@ class Pool:
         self._closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
-        self._refuse_waiting("the service is ending")
+        self._refuse_waiting("the service is shutting down")
         opening = list(self._opening)
         for task in opening:
             task.cancel()
@@ -187,7 +187,11 @@ class Pool:
         """
         if self._closed or all(wire.life == life for wire in self._wires):
             return
-        log.info("connections_renewed", reason="another life is vouched for", idle=len(self._idle))
+        log.info(
+            "connections_renewed",
+            reason="another run of the server is vouched for",
+            idle=len(self._idle),
+        )
         self._life = life
         self._next_generation()
 
@@ -199,9 +203,9 @@ class Pool:
 
     async def _wait(self) -> RedisConnection:
         if self._closed:
-            raise StoreUnavailable("no connection: the service is ending")
+            raise StoreUnavailable("no connection: the service is shutting down")
         if len(self._waiting) >= WAITING_MAX:
-            raise StoreUnavailable("no connection: too many calls wait for one")
+            raise StoreUnavailable("no connection: too many waiting calls")
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[RedisConnection] = loop.create_future()
         self._waiting.append(waiter)
@@ -254,7 +258,7 @@ class Pool:
             self._open_more()
             return
         if not isinstance(error, StoreUnavailable):
-            log.error("connection_not_opened", exc_info=error)
+            log.error("connection_open_failed", exc_info=error)
         if not self._opening and not self._wires:
             # No connection is left to serve the waiting callers.
             self._refuse_waiting(str(error))
@@ -271,7 +275,7 @@ class Pool:
         if wire.life != self._life:
             was, self._life = self._life, wire.life
             if was is not None:
-                log.info("redis_is_another", life=wire.life)
+                log.info("redis_server_changed", life=wire.life)
                 self._next_generation()
                 generation = self._generation
                 self._on_another_life()
@@ -287,10 +291,10 @@ class Pool:
         try:
             await connection.connect()
             if await connection.can_read():
-                raise RedisConnectionError("the server said more than was asked")
+                raise RedisConnectionError("the server sent unsolicited data")
             wire = RedisConnection(connection)
             if self._closed or not wire.usable:
-                raise RedisConnectionError("it ended while it was greeted")
+                raise RedisConnectionError("it closed during the handshake")
             return wire
         except BaseException:
             # The handshake failed or was cancelled: a reply may still arrive.
@@ -333,7 +337,7 @@ class Pool:
 
 def _end_waiting(waiter: asyncio.Future[RedisConnection]) -> None:
     if not waiter.done():
-        waiter.set_exception(StoreUnavailable("no connection became free in time"))
+        waiter.set_exception(StoreUnavailable("timed out waiting for a free connection"))
 
 
 def _cause_of(error: RedisError | OSError) -> str:

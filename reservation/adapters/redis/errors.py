@@ -21,11 +21,11 @@ __all__ = [
     "StoreUnavailable",
     "StoreUncertain",
     "UnexpectedReply",
-    "good",
+    "as_reply",
     "is_replica",
     "life_of",
     "run_id_of",
-    "told",
+    "unwrap",
 ]
 
 #: Prefixes of other error replies that refuse a command before it runs.
@@ -48,7 +48,7 @@ class UnexpectedReply(BrokenInvariant):
     """An error reply that a healthy server and a correct script never give."""
 
 
-def told(answer: Any) -> Any:
+def as_reply(answer: Any) -> Any:
     """A command's reply; an error reply becomes an exception, which is returned.
 
     Raises:
@@ -106,7 +106,7 @@ def _member(info: str, name: str) -> str:
     return ""
 
 
-def good(reply: Any) -> Any:
+def unwrap(reply: Any) -> Any:
     """A pipeline's reply; raises it where it is an error."""
     if isinstance(reply, Exception):
         raise reply

@@ -8,7 +8,7 @@ import msgspec
 import structlog
 
 from reservation.adapters.redis.client import RedisClient
-from reservation.adapters.redis.errors import UnexpectedReply, good, told
+from reservation.adapters.redis.errors import UnexpectedReply, as_reply, unwrap
 from reservation.adapters.redis.keys import Keys, SaleKeys
 from reservation.adapters.redis.mapping import as_items
 from reservation.adapters.redis.script_results import ExpireWord
@@ -47,7 +47,7 @@ class Ended(msgspec.Struct, frozen=True):
     error: Exception | None = None
 
     @property
-    def helped(self) -> bool:
+    def freed_stock(self) -> bool:
         """Whether any of the orders holds nothing more since it was named."""
         return self.expired + self.settled > 0
 
@@ -91,10 +91,10 @@ class Expiry:
         keys = self._keys.of(sale_id)
         asked = order_ids[:EXPIRE_BATCH]
         found = await self._holds(keys, asked)
-        whole = {one: what for one, what in found.items() if not isinstance(what, Exception)}
+        whole = {one: reply for one, reply in found.items() if not isinstance(reply, Exception)}
         answers = await self._run(sale_id, whole, epoch) if whole else {}
-        told_of = found | answers
-        wrong = {one: what for one, what in told_of.items() if isinstance(what, Exception)}
+        by_order = found | answers
+        wrong = {one: reply for one, reply in by_order.items() if isinstance(reply, Exception)}
         error = next(iter(wrong.values()), None)
         if error is not None:
             order_id = next(iter(wrong))
@@ -152,7 +152,7 @@ class Expiry:
         found: dict[str, Hold | Exception] = {}
         for order_id, reply in zip(order_ids, replies, strict=True):
             try:
-                buyer_id, items = good(reply)
+                buyer_id, items = unwrap(reply)
                 if buyer_id is not None and items is not None:
                     found[order_id] = Hold(buyer_id, as_items(items))
             except (UnexpectedReply, msgspec.DecodeError) as error:
@@ -175,4 +175,4 @@ class Expiry:
             keys=[keys.sale, keys.deadlines, keys.outbox, *order_keys],
             args=[self._clock.now_ms(), *pairs],
         )
-        return dict(zip(found, map(told, answers), strict=True))
+        return dict(zip(found, map(as_reply, answers), strict=True))

@@ -30,16 +30,16 @@ class Marks:
     def __init__(self) -> None:
         self._marks: dict[str, Mark] = {}
         self._unwritten: set[str] = set()
-        self._on_went_back: Callable[[str, str], None] | None = None
+        self._on_regression: Callable[[str, str], None] | None = None
 
-    def listen(self, on_went_back: Callable[[str, str], None]) -> None:
-        """Register a callback for `went_back`; it receives the sale and the epoch."""
-        self._on_went_back = on_went_back
+    def listen(self, on_regression: Callable[[str, str], None]) -> None:
+        """Register a callback for `report_regression`; it receives the sale and the epoch."""
+        self._on_regression = on_regression
 
-    def went_back(self, sale_id: str, epoch: str) -> None:
+    def report_regression(self, sale_id: str, epoch: str) -> None:
         """A script found the server behind its mark."""
-        if self._on_went_back is not None:
-            self._on_went_back(sale_id, epoch)
+        if self._on_regression is not None:
+            self._on_regression(sale_id, epoch)
 
     def of(self, sale_id: str, epoch: str) -> tuple[int, str]:
         """The number and the chain value to pass to a script of this sale."""
@@ -67,6 +67,6 @@ class Marks:
         self._unwritten.clear()
         return taken
 
-    def keep_unwritten(self, sale_ids: Mapping[str, Mark]) -> None:
+    def restore_unwritten(self, sale_ids: Mapping[str, Mark]) -> None:
         """Return these marks, which could not be written, with the next ones."""
         self._unwritten.update(sale_ids)

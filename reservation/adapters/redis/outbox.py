@@ -31,7 +31,7 @@ class RedisOutbox:
             await self._connections.command("XGROUP", "CREATE", outbox, GROUP, f"{after_seq}-0")
         except UnexpectedReply as error:
             if "requires the key to exist" in str(error):
-                raise StoreUnavailable("the outbox is gone") from error
+                raise StoreUnavailable("the outbox is missing") from error
             if "BUSYGROUP" not in str(error):
                 raise
 
@@ -70,7 +70,7 @@ class RedisOutbox:
         except UnexpectedReply as error:
             # Never "empty": Redis has lost the stream, and a rebuild recreates it.
             if str(error).startswith("NOGROUP"):
-                raise StoreUnavailable("the outbox or its group is gone") from error
+                raise StoreUnavailable("the outbox or its group is missing") from error
             raise
         return reply[0][1] if reply else []
 

@@ -53,13 +53,13 @@ class Waiting(msgspec.Struct):
 
     basket: Basket
     #: On the monotonic clock.
-    came_at: float
+    queued_at: float
     decide: Done
     #: The context of its trace, where tracing is on.
     trace: Any
     #: Whether it has waited for a round, its own or that of a basket before it: when it is retried,
     #: the baskets behind it no longer wait with it.
-    stood: bool = False
+    has_waited: bool = False
     #: Rounds of its own.
     rounds: int = 0
     #: Whether no overdue hold has any of its items: the next decision is final.
@@ -79,7 +79,7 @@ class Overdue:
         #: Until when each damaged hold is skipped, by order id, the earliest first.
         self._damaged: dict[str, float] = {}
 
-    async def give_back(self, sale_id: str, epoch: str, due: Sequence[Due]) -> bool | None:
+    async def expire_holds(self, sale_id: str, epoch: str, due: Sequence[Due]) -> bool | None:
         """Expire once the overdue holds that may help these baskets; whether any of them ended.
 
         None after a bug: the baskets got a refusal.
@@ -97,19 +97,19 @@ class Overdue:
             log.warning("expire_before_prepare_failed", sale_id=sale_id, reason=str(error))
             return False
         except Exception:  # loop top: these baskets are in no queue, so they are answered here
-            log.exception("expire_before_prepare_broke", sale_id=sale_id)
+            log.exception("expire_before_prepare_crashed", sale_id=sale_id)
             refuse([waiting for waiting, _ in due], Unavailable(retryAfter=RETRY_AFTER_SECONDS))
             return None
         self._skip(ended.damaged)
-        return ended.helped
+        return ended.freed_stock
 
-    def after_round(self, due: Sequence[Due], *, helped: bool) -> list[Waiting]:
+    def after_round(self, due: Sequence[Due], *, freed_stock: bool) -> list[Waiting]:
         """The waiting baskets to retry; the others get their refusal."""
         again: list[Waiting] = []
         for waiting, _ in due:
-            waiting.stood = True
+            waiting.has_waited = True
             waiting.rounds += 1
-            stuck = waiting.rounds >= ROUNDS_MAX and not helped
+            stuck = waiting.rounds >= ROUNDS_MAX and not freed_stock
             if not waiting.final and (stuck or waiting.rounds >= ROUNDS_LAST):
                 # Units may still be available, so the refusal is not "sold out".
                 waiting.decide(Unavailable(retryAfter=RETRY_AFTER_SECONDS))

@@ -31,7 +31,7 @@ from reservation.adapters.redis.prepare_replies import (
     Replayed,
     Reply,
     SharedFields,
-    looked_up,
+    outcome_of_lost_reply,
 )
 from reservation.adapters.redis.script_results import PrepareWord
 from reservation.adapters.redis.scripts import load
@@ -43,7 +43,14 @@ from reservation.domain.reservation import Basket, Reservation
 from reservation.telemetry import tracing
 from reservation.telemetry.metrics import alarm
 
-__all__ = ["Decision", "HoldCreated", "PrepareQueue", "Replayed", "SharedFields", "too_many"]
+__all__ = [
+    "Decision",
+    "HoldCreated",
+    "PrepareQueue",
+    "Replayed",
+    "SharedFields",
+    "overload_refusal",
+]
 
 log = structlog.get_logger(__name__)
 
@@ -72,7 +79,7 @@ LOOK_UP_PAUSE_SECONDS: Final = 0.2
 
 
 #: Words of a basket that is retried.
-_LATER: Final = (PrepareWord.DUE, PrepareWord.AGAIN)
+_RETRIED: Final = (PrepareWord.DUE, PrepareWord.AGAIN)
 
 
 class SaleQueue:
@@ -102,7 +109,7 @@ class SaleQueue:
 
     def is_too_long(self, now: float) -> bool:
         """Whether a new prepare would wait too long: the head has, or the queue is long."""
-        if now - self.waiting[0].came_at > WAITING_SECONDS_MAX:
+        if now - self.waiting[0].queued_at > WAITING_SECONDS_MAX:
             return True
         batches = len(self.waiting) / BASKETS_MAX
         return batches >= BATCHES_WAITING_MIN and batches * self.batch_seconds > WAITING_SECONDS_MAX
@@ -129,7 +136,7 @@ class PrepareQueue:
         self._limits = limits.args()
         self._lanes: dict[tuple[str, str], SaleQueue] = {}
         #: Tasks outside the queues: look-ups after lost replies, delivery of responses.
-        self._beside: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
         self._waiting = 0
         #: Time to write one response, as measured last.
         self._answer_seconds = 0.0
@@ -143,7 +150,7 @@ class PrepareQueue:
             ReservationError: the basket's own refusal.
         """
         if self.is_full(basket.sale_id, epoch):
-            raise too_many()
+            raise overload_refusal()
         future: asyncio.Future[Reservation | Replayed]
         future = asyncio.get_running_loop().create_future()
 
@@ -175,7 +182,7 @@ class PrepareQueue:
         lane.waiting.append(Waiting(basket, now, done, trace))
         self._waiting += 1
         if lane.task is None:
-            lane.task = _own_task(self._drain(basket.sale_id, epoch, lane))
+            lane.task = _detached_task(self._drain(basket.sale_id, epoch, lane))
 
     def is_full(self, sale_id: str, epoch: str) -> bool:
         """Whether new prepares of this sale are shed: too many wait, or they wait too long."""
@@ -188,7 +195,7 @@ class PrepareQueue:
         """Wait for all calls and tasks in flight."""
         while tasks := [
             *(task for lane in self._lanes.values() for task in (lane.task, lane.rounds) if task),
-            *self._beside,
+            *self._background,
         ]:
             await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -217,7 +224,7 @@ class PrepareQueue:
         wishes = list(dict.fromkeys([basket.wish for basket in baskets]))
         mark = self._marks.of(sale_id, epoch)
         head = (not_after_ms, epoch, *mark, self._clock.now_ms(), *self._limits)
-        lane.in_turn = lane.rounds is None and not any(waiting.stood for waiting in batch)
+        lane.in_turn = lane.rounds is None and not any(waiting.has_waited for waiting in batch)
         waited = [place for place, one in enumerate(batch, 1) if one.final]
         names = self._keys.of(sale_id)
         keys, args = encode(names, head, baskets, wishes, in_turn=lane.in_turn, waited=waited)
@@ -234,7 +241,7 @@ class PrepareQueue:
             refuse(batch, Unavailable(retryAfter=RETRY_AFTER_SECONDS))
         except StoreUncertain as error:
             log.warning("prepare_uncertain", sale_id=sale_id, reason=str(error), count=len(batch))
-            self._go_on_beside(self._look_up(sale_id, not_after_ms, batch))
+            self._run_in_background(self._look_up(sale_id, not_after_ms, batch))
         except Exception:
             refuse(batch, OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS))
             raise
@@ -243,7 +250,7 @@ class PrepareQueue:
                 await self._answer(sale_id, epoch, lane, common, decided)
                 return
             if word == PrepareWord.WENT_BACK:
-                self._marks.went_back(sale_id, epoch)
+                self._marks.report_regression(sale_id, epoch)
             if word == PrepareWord.TOO_LATE:
                 # Buyers only get `Unavailable`, so the reason is logged.
                 log.warning("prepare_too_late", sale_id=sale_id, seconds=lane.call_seconds)
@@ -257,10 +264,10 @@ class PrepareQueue:
         with tracing.tracer.batch("prepare batch", callers, baskets=len(batch)):
             return await self._connections.call(load("prepare"), keys, args)
 
-    def _go_on_beside(self, work: Coroutine[Any, Any, None]) -> None:
+    def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
-        self._beside.add(task)
-        task.add_done_callback(self._beside.discard)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _answer(
         self,
@@ -270,56 +277,60 @@ class PrepareQueue:
         common: BatchReply,
         replies: list[tuple[Waiting, Reply]],
     ) -> None:
-        later, decided = _parted(replies)
+        retried, decided = _partitioned(replies)
         count = len(decided)
         quick = lane.call_seconds < CALL_TO_ANSWERS_MAX * self._answer_seconds * count
         more = lane.waiting or count > ANSWERS_AT_ONCE
         # A call that takes no hold returns before its responses could be written.
         held = any(isinstance(reply, int) and reply > 0 for _, reply in decided)
-        if quick and more and held and not later:
-            self._go_on_beside(self._deliver(common, decided, pause_after=ANSWERS_AT_ONCE))
+        if quick and more and held and not retried:
+            self._run_in_background(self._deliver(common, decided, pause_after=ANSWERS_AT_ONCE))
         else:
             await self._deliver(common, decided, pause_after=len(replies))
-        if later:
-            await self._wait(sale_id, epoch, lane, later)
+        if retried:
+            await self._wait(sale_id, epoch, lane, retried)
 
     async def _wait(
-        self, sale_id: str, epoch: str, lane: SaleQueue, later: list[tuple[Waiting, list[str]]]
+        self, sale_id: str, epoch: str, lane: SaleQueue, retried: list[tuple[Waiting, list[str]]]
     ) -> None:
         """Expire overdue holds, here for one round or else in a task outside the queue."""
-        due = [(waiting, reply[1:]) for waiting, reply in later if reply[0] == PrepareWord.DUE]
-        behind = [waiting for waiting, reply in later if reply[0] == PrepareWord.AGAIN]
-        self._waiting += len(later)
+        due = [(waiting, reply[1:]) for waiting, reply in retried if reply[0] == PrepareWord.DUE]
+        behind = [waiting for waiting, reply in retried if reply[0] == PrepareWord.AGAIN]
+        self._waiting += len(retried)
         if lane.in_turn:
-            helped = await self._overdue.give_back(sale_id, epoch, due)
-            again = [] if helped is None else self._overdue.after_round(due, helped=helped)
+            freed_stock = await self._overdue.expire_holds(sale_id, epoch, due)
+            again = (
+                []
+                if freed_stock is None
+                else self._overdue.after_round(due, freed_stock=freed_stock)
+            )
             self._waiting -= len(due) - len(again)
             for waiting in behind:
-                waiting.stood = True
+                waiting.has_waited = True
             lane.waiting.extendleft(reversed([*again, *behind]))
             return
         lane.due += due
         if lane.rounds is None:
-            lane.rounds = _own_task(self._make_rounds(sale_id, epoch, lane))
+            lane.rounds = _detached_task(self._make_rounds(sale_id, epoch, lane))
 
     async def _make_rounds(self, sale_id: str, epoch: str, lane: SaleQueue) -> None:
         try:
             while lane.due:
                 due, lane.due = lane.due, []
-                helped = await self._overdue.give_back(sale_id, epoch, due)
-                if helped is None:
+                freed_stock = await self._overdue.expire_holds(sale_id, epoch, due)
+                if freed_stock is None:
                     self._waiting -= len(due)
                     continue
                 # Baskets that joined during the round waited for holds that have ended by now.
                 due, lane.due = [*due, *lane.due], []
-                again = self._overdue.after_round(due, helped=helped)
+                again = self._overdue.after_round(due, freed_stock=freed_stock)
                 self._waiting -= len(due) - len(again)
                 for waiting in again:
                     # Its own wait must not count as the queue's.
-                    waiting.came_at = self._monotonic()
+                    waiting.queued_at = self._monotonic()
                 lane.waiting += again
                 if lane.waiting and lane.task is None:
-                    lane.task = _own_task(self._drain(sale_id, epoch, lane))
+                    lane.task = _detached_task(self._drain(sale_id, epoch, lane))
         finally:
             lane.rounds = None
             # Only a bug leaves baskets here.
@@ -371,31 +382,33 @@ class PrepareQueue:
                 continue
             if int(time[0]) * 1000 + int(time[1]) // 1000 > not_after_ms:
                 for waiting, flat in zip(batch, found, strict=True):
-                    waiting.decide(looked_up(waiting.basket.wish.digest, flat))
+                    waiting.decide(outcome_of_lost_reply(waiting.basket.wish.digest, flat))
                 return
         refuse(batch, OutcomeUnknown(retryAfter=RETRY_AFTER_SECONDS))
 
 
-def _parted(
+def _partitioned(
     replies: list[tuple[Waiting, Reply]],
 ) -> tuple[list[tuple[Waiting, list[str]]], list[tuple[Waiting, Reply]]]:
     """The baskets to retry, and the decided ones."""
-    later: list[tuple[Waiting, list[str]]] = []
+    retried: list[tuple[Waiting, list[str]]] = []
     decided: list[tuple[Waiting, Reply]] = []
     for waiting, reply in replies:
-        if isinstance(reply, list) and reply[0] in _LATER:
-            later.append((waiting, reply))
+        if isinstance(reply, list) and reply[0] in _RETRIED:
+            retried.append((waiting, reply))
         else:
             decided.append((waiting, reply))
-    return later, decided
+    return retried, decided
 
 
-def _own_task(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+def _detached_task(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     """A task that outlives this request, so it gets a trace context of its own."""
     context = None if tracing.tracer is None else Context()
     return asyncio.create_task(work, context=context)
 
 
-def too_many() -> Unavailable:
+def overload_refusal() -> Unavailable:
     """The refusal of a new prepare while the queue is full."""
-    return Unavailable("Too many buyers at once.", retryAfter=RETRY_AFTER_SECONDS)
+    return Unavailable(
+        "Too many concurrent prepares; no stock was held.", retryAfter=RETRY_AFTER_SECONDS
+    )

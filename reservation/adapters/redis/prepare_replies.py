@@ -37,7 +37,7 @@ __all__ = [
     "Replayed",
     "Reply",
     "SharedFields",
-    "looked_up",
+    "outcome_of_lost_reply",
 ]
 
 #: Retry-After of a refused caller, in seconds.
@@ -58,7 +58,7 @@ class SharedFields(msgspec.Struct, frozen=True, eq=False):
 class HoldCreated(msgspec.Struct, frozen=True):
     """A reservation that this call made."""
 
-    alike: SharedFields
+    shared: SharedFields
     basket: Basket
     #: The seq of its event.
     seq: int
@@ -66,7 +66,7 @@ class HoldCreated(msgspec.Struct, frozen=True):
     def reservation(self) -> Reservation:
         """The reservation, from the shared fields and its own."""
         return msgspec.structs.replace(
-            self.alike.reservation,
+            self.shared.reservation,
             order_id=self.basket.order_id,
             buyer_id=self.basket.buyer_id,
             seq=self.seq,
@@ -85,7 +85,7 @@ class BatchReply:
     def __init__(
         self, sale_id: str, word: PrepareWord, facts: Sequence[Any], wishes: Sequence[Wish]
     ) -> None:
-        self._alike: dict[Wish, SharedFields] = {}
+        self._shared: dict[Wish, SharedFields] = {}
         self._refusals: dict[tuple[str, ...], ReservationError] = {}
         #: In the order of the replies, which refer to them by number.
         self._sold_out: list[ReservationError] = []
@@ -101,7 +101,7 @@ class BatchReply:
         for wish, text in zip(wishes, items, strict=True):
             # No text: the sale lacks an item of the wish, so no basket of it is held.
             if text:
-                self._alike[wish] = _alike(
+                self._shared[wish] = _shared(
                     sale_id, status, wish, as_items(text), int(expires_at), int(created_at)
                 )
 
@@ -114,15 +114,15 @@ class BatchReply:
         if isinstance(reply, int):
             if reply < 0:
                 return self._sold_out[-reply - 1]
-            return HoldCreated(self._alike[basket.wish], basket, reply)
+            return HoldCreated(self._shared[basket.wish], basket, reply)
         if isinstance(reply, Exception):
             raise UnexpectedReply(str(reply)) from reply
-        told = tuple(reply)
+        reply_key = tuple(reply)
         # Most refusals of one call are equal: one object serves all of them.
-        refusal = self._refusals.get(told)
+        refusal = self._refusals.get(reply_key)
         if refusal is not None:
             return refusal
-        word, *facts = told
+        word, *facts = reply_key
         if word == PrepareWord.REPLAYED:
             return Replayed()
         refusal = _refusal(PrepareWord(word), facts)
@@ -130,11 +130,11 @@ class BatchReply:
             self._sold_out.append(refusal)
         # Not shared: this refusal lists the buyer's own orders.
         elif not isinstance(refusal, BuyerLimitExceeded):
-            self._refusals[told] = refusal
+            self._refusals[reply_key] = refusal
         return refusal
 
 
-def _alike(
+def _shared(
     sale_id: str,
     status: Status,
     wish: Wish,
@@ -193,7 +193,7 @@ def _refusal(word: PrepareWord, facts: Sequence[str]) -> ReservationError:
             raise AssertionError(word)
 
 
-def looked_up(digest: str, flat: Any) -> Replayed | ReservationError:
+def outcome_of_lost_reply(digest: str, flat: Any) -> Replayed | ReservationError:
     """Decides a basket whose reply was lost from its order's hash, if any.
 
     Either the lost call or an earlier one under the same key took the hold; nothing distinguishes

@@ -13,7 +13,7 @@ import msgspec
 
 from reservation.adapters.redis.buyer_orders import live_orders
 from reservation.adapters.redis.client import RedisClient
-from reservation.adapters.redis.errors import good
+from reservation.adapters.redis.errors import unwrap
 from reservation.adapters.redis.expiry import Expiry
 from reservation.adapters.redis.keys import Keys, SaleKeys
 from reservation.adapters.redis.mapping import as_mapping, as_reservation
@@ -80,10 +80,10 @@ class ReservationStore:
                 *(("HGETALL", self._keys.of(of_order[one]).order(one)) for one in order_ids),
             ]
         )
-        currencies = dict(zip(sales, map(good, replies), strict=False))
+        currencies = dict(zip(sales, map(unwrap, replies), strict=False))
         found: list[Reservation | None] = []
         for order_id, reply in zip(order_ids, replies[len(sales) :], strict=True):
-            sale_id, fields = of_order[order_id], as_mapping(good(reply))
+            sale_id, fields = of_order[order_id], as_mapping(unwrap(reply))
             if fields and currencies[sale_id] is None:
                 raise SaleRecovering
             found.append(
@@ -236,8 +236,8 @@ class ReservationStore:
         self, order: Reservation, *, epoch: str, fence: int, lease_ms: int
     ) -> None:
         """End the caller's lease `lease_ms` from now; no effect on another caller's lease."""
-        mine = msgspec.structs.replace(order, fence=fence)
-        await self._lease(mine, epoch=epoch, lease_ms=lease_ms, mode="move")
+        claimed = msgspec.structs.replace(order, fence=fence)
+        await self._lease(claimed, epoch=epoch, lease_ms=lease_ms, mode="move")
 
     async def _lease(
         self,
@@ -362,9 +362,7 @@ def _claim_answer(word: ClaimWord, facts: Sequence[str], claim_id: str) -> Claim
         case ClaimWord.EXPIRED:
             raise ReservationExpired
         case ClaimWord.ATTEMPTS_EXHAUSTED:
-            raise ReservationExpired(
-                "This order has used up its payment attempts. Start a new one."
-            )
+            raise ReservationExpired("This order has no payment attempts left; start a new order.")
         case ClaimWord.LIMIT_EXCEEDED:
             raise limit_exceeded(facts)
         case ClaimWord.SOLD_OUT:

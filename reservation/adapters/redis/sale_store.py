@@ -6,7 +6,7 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from reservation.adapters.redis.client import RedisClient
-from reservation.adapters.redis.errors import UnexpectedReply, good
+from reservation.adapters.redis.errors import UnexpectedReply, unwrap
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.mapping import as_mapping, as_sale
 from reservation.adapters.redis.script_results import (
@@ -69,7 +69,7 @@ class SaleStore:
         """The ids of all sales, sorted."""
         return sorted(await self._connections.command("SMEMBERS", self._keys.sales))
 
-    async def stands(self, sale_id: str) -> bool:
+    async def exists(self, sale_id: str) -> bool:
         """Whether Redis has a sale of this id."""
         try:
             epoch = await self._connections.command("HGET", self._keys.of(sale_id).sale, "epoch")
@@ -89,7 +89,7 @@ class SaleStore:
                 if isinstance(reply, UnexpectedReply):
                     heads[sale_id] = "", -1
                     continue
-                epoch, seq = good(reply)
+                epoch, seq = unwrap(reply)
                 # An announced sale has no hash yet.
                 if epoch is not None:
                     heads[sale_id] = epoch, int(seq) if seq and seq.isdecimal() else -1
@@ -107,7 +107,7 @@ class SaleStore:
             skus: dict[str, list[str]] = {}
             for sale_id, reply in zip(some, replies, strict=True):
                 try:
-                    fields[sale_id] = as_mapping(good(reply))
+                    fields[sale_id] = as_mapping(unwrap(reply))
                     skus[sale_id] = _skus_of(fields[sale_id])
                 except _DAMAGED as error:
                     found[sale_id] = error
@@ -150,7 +150,7 @@ class SaleStore:
                 [("HGETALL", keys.stock(sku)) for sku in skus]
             )
             stocks = {
-                sku: as_mapping(good(reply)) for sku, reply in zip(skus, replies, strict=True)
+                sku: as_mapping(unwrap(reply)) for sku, reply in zip(skus, replies, strict=True)
             }
             # An empty hash: the item left the sale between the two reads.
             if all(stocks.values()):
@@ -294,7 +294,7 @@ class SaleStore:
             args=[status.value, msgspec.json.encode(data).decode()],
         )
         if reply[0] == SwitchWord.CLOSED:
-            raise SaleClosed("A closed sale stays closed.")
+            raise SaleClosed("A closed sale cannot be reopened.")
 
 
 def _skus_of(fields: Mapping[str, str]) -> list[str]:
@@ -302,7 +302,7 @@ def _skus_of(fields: Mapping[str, str]) -> list[str]:
 
 
 def _joined(sale_id: str, fields: Mapping[str, str], replies: Mapping[str, Any]) -> Sale | None:
-    stocks = {sku: as_mapping(good(reply)) for sku, reply in replies.items()}
+    stocks = {sku: as_mapping(unwrap(reply)) for sku, reply in replies.items()}
     # An empty hash: the item left the sale between the two reads.
     return as_sale(sale_id, fields, stocks) if fields and all(stocks.values()) else None
 
@@ -314,11 +314,11 @@ def _put_refusal(word: PutSaleWord, facts: Sequence[str]) -> NoReturn:
         case PutSaleWord.CHANGED:
             raise PreconditionFailed
         case PutSaleWord.FIXED:
-            raise InvalidSale(f"{facts[0]} cannot be changed once the sale exists.")
+            raise InvalidSale(f"{facts[0]} cannot be changed after the sale is created.")
         case PutSaleWord.TOTAL_TOO_LOW:
             raise TotalTooLow(sku=facts[0], heldAndSold=int(facts[1]))
         case PutSaleWord.ITEM_IN_USE:
-            raise InvalidSale("An item with held or sold units cannot leave.", sku=facts[0])
+            raise InvalidSale("An item with held or sold units cannot be removed.", sku=facts[0])
         case PutSaleWord.RECOVERING:
             raise SaleRecovering
         case PutSaleWord.TOO_LATE | PutSaleWord.WENT_BACK | PutSaleWord.DONE:

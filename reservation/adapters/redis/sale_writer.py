@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from reservation.adapters.redis.client import RedisClient
-from reservation.adapters.redis.errors import NotPermitted, StoreUnavailable, good, life_of
+from reservation.adapters.redis.errors import NotPermitted, StoreUnavailable, life_of, unwrap
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.mapping import as_mapping
 from reservation.adapters.redis.outbox import RedisOutbox
@@ -87,12 +87,12 @@ class SaleWriter:
         self._outbox = RedisOutbox(connections, keys)
         self._keys = keys
 
-    async def look(self, sale_id: str, seq: int) -> RedisSaleHead | None:
+    async def read_head(self, sale_id: str, seq: int) -> RedisSaleHead | None:
         """The sale's head, and the outbox at one event; None where Redis has no such sale."""
-        _, found = await self.look_at({sale_id: (seq,)})
+        _, found = await self.read_heads({sale_id: (seq,)})
         return found[sale_id]
 
-    async def look_at(
+    async def read_heads(
         self, seqs: Mapping[str, Collection[int]]
     ) -> tuple[str, dict[str, RedisSaleHead | None]]:
         """The heads of several sales, and the life of the server that has them.
@@ -111,13 +111,13 @@ class SaleWriter:
         info, *answers = await self._connections.pipeline(commands)
         replies = iter(answers)
         # The server's ACL may deny INFO; preflight reports it, and an operator may vouch for it.
-        shown = "" if isinstance(info, NotPermitted) else good(info)
+        shown = "" if isinstance(info, NotPermitted) else unwrap(info)
         if self._connections.note_role(shown):
             raise StoreUnavailable("the server is a replica")
         found: dict[str, RedisSaleHead | None] = {}
         for sale_id, wanted in seqs.items():
-            head = good(next(replies))
-            found[sale_id] = _found(head, [good(next(replies)) for _ in wanted])
+            head = unwrap(next(replies))
+            found[sale_id] = _found(head, [unwrap(next(replies)) for _ in wanted])
         return life_of(shown) if shown else "", found
 
     async def epoch(self, sale_id: str) -> str:

@@ -42,7 +42,7 @@ class ScriptRunner:
         if reply and isinstance(reply[-1], list):
             self._marks.learn_head(sale_id, epoch, reply.pop())
         if reply and reply[0] == "went_back":
-            self._marks.went_back(sale_id, epoch)
+            self._marks.report_regression(sale_id, epoch)
             raise SaleRecovering
         return reply
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from reservation.adapters.redis.client import RedisClient
-from reservation.adapters.redis.errors import NotPermitted, StoreUnavailable, good, life_of
+from reservation.adapters.redis.errors import NotPermitted, StoreUnavailable, life_of, unwrap
 from reservation.adapters.redis.keys import Keys
 
 __all__ = ["Vouches"]
@@ -31,7 +31,7 @@ class Vouches:
     def __init__(self, connections: RedisClient, keys: Keys) -> None:
         self._connections = connections
         self._key = keys.vouched
-        self._kept: _Record | None = None
+        self._written: _Record | None = None
 
     async def keep(self, life: str, epochs: Mapping[str, str]) -> None:
         """Record the sales that were compared in this life, where the last record differs.
@@ -39,13 +39,13 @@ class Vouches:
         Raises:
             StoreUnavailable, StoreUncertain: the write may have failed.
         """
-        found, _ = await self._look(("PING",))
+        found, _ = await self._query(("PING",))
         record = _Record(life, dict(epochs))
-        if found != life or not life or record == self._kept:
+        if found != life or not life or record == self._written:
             return
         # Where the server has changed since, the record names another life and is void.
         await self._connections.command("SET", self._key, msgspec.json.encode(record).decode())
-        self._kept = record
+        self._written = record
 
     async def read(self) -> tuple[str, dict[str, str] | None]:
         """The server's life, and the sales that were compared in it.
@@ -55,7 +55,7 @@ class Vouches:
         Raises:
             StoreUnavailable, StoreUncertain: the server does not reply, or is a replica.
         """
-        life, text = await self._look(("GET", self._key))
+        life, text = await self._query(("GET", self._key))
         if not life or text is None:
             return life, None
         try:
@@ -64,10 +64,10 @@ class Vouches:
             return life, None  # A manual edit: as good as no record.
         return life, record.epochs if record.life == life else None
 
-    async def _look(self, command: tuple[str, ...]) -> tuple[str, Any]:
+    async def _query(self, command: tuple[str, ...]) -> tuple[str, Any]:
         """The server's life, empty where hidden, and the reply to one more command."""
         info, reply = await self._connections.pipeline([("INFO", "server", "replication"), command])
-        shown = "" if isinstance(info, NotPermitted) else good(info)
+        shown = "" if isinstance(info, NotPermitted) else unwrap(info)
         if self._connections.note_role(shown):
             raise StoreUnavailable("the server is a replica")
-        return life_of(shown) if shown else "", good(reply)
+        return life_of(shown) if shown else "", unwrap(reply)

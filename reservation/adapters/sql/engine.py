@@ -38,7 +38,7 @@ BUSY_SECONDS: Final = 15.0
 #: SQLite's busy time-out for the write lock before we retry. SQLite's own back-off grows to a tenth
 #: of a second, and a flusher under load frees the lock for a few milliseconds at a time: in one
 #: long wait, a payment missed those gaps for seconds.
-WRITE_LOOK_SECONDS: Final = 0.01
+WRITE_RETRY_SECONDS: Final = 0.01
 #: How long a start waits for another process's migration.
 MIGRATE_SECONDS: Final = 60
 #: Key of the migration's advisory lock in PostgreSQL: an arbitrary, unique number.
@@ -187,7 +187,8 @@ class Database:
                 answer = await connection.execute(text("SHOW synchronous_commit"))
                 if answer.scalar_one() == "off":
                     raise DatabaseUnfit(
-                        "synchronous_commit is off: an intent could be lost after the money moved"
+                        "synchronous_commit is off: an intent could be lost after the "
+                        "payment was captured"
                     )
             await connection.execute(
                 text(
@@ -239,7 +240,9 @@ async def _use_wal(engines: Engines) -> None:
             await asyncio.sleep(0.05)
             continue
         if row[0] != "wal":
-            raise DatabaseUnfit(f"SQLite cannot keep a write-ahead log here (it says {row[0]})")
+            raise DatabaseUnfit(
+                f"SQLite cannot use a write-ahead log here (journal_mode is {row[0]})"
+            )
         return
 
 
@@ -273,21 +276,21 @@ def _is_sqlite(url: str) -> bool:
     try:
         kind = make_url(url)
     except ArgumentError as error:
-        raise ValueError("the database's URL is not one") from error
+        raise ValueError("the database URL is malformed") from error
     match kind.drivername:
         case "sqlite":
             if not kind.database or kind.database == ":memory:":
-                raise ValueError("SQLite needs a file: several processes use it")
+                raise ValueError("SQLite requires a file: several processes use it")
             return True
         case "postgresql" | "postgres":
             return False
         case _:
-            raise ValueError("the database's URL begins with sqlite:/// or postgresql://")
+            raise ValueError("the database URL must begin with sqlite:/// or postgresql://")
 
 
 async def _make_engines(url: str) -> Engines:
     if not _is_sqlite(url):
-        engine = postgresql.make_engine(url, await postgresql.look(url))
+        engine = postgresql.make_engine(url, await postgresql.inspect_server(url))
         return Engines(engine, engine)
     kind = make_url(url)
     return Engines(_make_sqlite(kind, writes=False), _make_sqlite(kind, writes=True))
@@ -299,7 +302,7 @@ def _make_sqlite(url: URL, *, writes: bool) -> AsyncEngine:
     engine = create_async_engine(
         url.set(drivername="sqlite+aiosqlite"),
         connect_args={
-            "timeout": WRITE_LOOK_SECONDS if writes else BUSY_SECONDS,
+            "timeout": WRITE_RETRY_SECONDS if writes else BUSY_SECONDS,
             "isolation_level": None,
         },
         # SQLite has one writer at a time.

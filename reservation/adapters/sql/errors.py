@@ -5,14 +5,14 @@ from typing import Final
 import asyncpg  # pyright: ignore[reportMissingTypeStubs]
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
-__all__ = ["is_of_the_row", "reason_of"]
+__all__ = ["is_row_error", "reason_of"]
 
 #: SQLSTATE classes that a retry of the same row cannot pass: cardinality violation, data exception,
 #: integrity constraint violation, program limit exceeded.
-_OF_THE_ROW: Final = frozenset({"21", "22", "23", "54"})
+_ROW_ERRORS: Final = frozenset({"21", "22", "23", "54"})
 
 
-def is_of_the_row(error: DBAPIError) -> bool:
+def is_row_error(error: DBAPIError) -> bool:
     """Whether the rows are the cause, so that a retry is useless.
 
     The asyncpg dialect maps few error classes: a character that the database cannot store arrives
@@ -23,7 +23,7 @@ def is_of_the_row(error: DBAPIError) -> bool:
     # The driver itself rejects a value that fits no column, before it sends it.
     if isinstance(getattr(error.orig, "__cause__", None), asyncpg.DataError):
         return True
-    return str(getattr(error.orig, "sqlstate", None))[:2] in _OF_THE_ROW
+    return str(getattr(error.orig, "sqlstate", None))[:2] in _ROW_ERRORS
 
 
 def reason_of(error: Exception) -> str:

@@ -91,7 +91,7 @@ async def write_batch(
     cursor = await _lock_cursor(connection, sale_id)
     if cursor is None:
         return ApplyOutcome(
-            kind=ApplyKind.UNKNOWN_SALE, flushed_seq=0, reason="SQL does not know this sale"
+            kind=ApplyKind.UNKNOWN_SALE, flushed_seq=0, reason="SQL has no such sale"
         )
     flushed_seq, chain = cursor
     verdict = _judge(events, flushed_seq, chain, await _chains(connection, sale_id, events, cursor))

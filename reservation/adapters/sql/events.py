@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from reservation.adapters.sql.bulk import among, insert_new, upsert
 from reservation.adapters.sql.engine import Database
-from reservation.adapters.sql.errors import is_of_the_row
+from reservation.adapters.sql.errors import is_row_error
 from reservation.adapters.sql.event_writer import ApplyKind, ApplyOutcome, write_batch
 from reservation.adapters.sql.tables import cursors, events, losses, marks, processes, sales
 from reservation.domain.events import Event, EventName
@@ -70,7 +70,7 @@ class EventRepository:
             async with self._database.write() as connection:
                 return await write_batch(connection, sale_id, batch)
         except DBAPIError as error:
-            if not is_of_the_row(error):
+            if not is_row_error(error):
                 raise
             # The fold accepted an event that SQL rejects: bisect until one event is left.
             if len(batch) == 1:

@@ -11,7 +11,7 @@ from typing import Final, Generic, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
-from reservation.adapters.sql.errors import is_of_the_row
+from reservation.adapters.sql.errors import is_row_error
 
 __all__ = ["BATCH_MAX", "GroupCommit"]
 
@@ -47,7 +47,7 @@ class GroupCommit(Generic[Item, Outcome]):
             SQLAlchemyError, OSError: the outcome is unknown; retry the same call.
         """
         if len(self._waiting) >= WAITING_MAX:
-            raise TimeoutError("too many statements wait for SQL")
+            raise TimeoutError("too many statements are waiting for SQL")
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, outcome))
         if self._running is None:
@@ -73,23 +73,23 @@ class GroupCommit(Generic[Item, Outcome]):
         try:
             outcomes = await self._commit([item for item, _ in batch])
         except Exception as error:  # noqa: BLE001 - loop top: every caller that waits gets it
-            if len(batch) > 1 and isinstance(error, DBAPIError) and is_of_the_row(error):
+            if len(batch) > 1 and isinstance(error, DBAPIError) and is_row_error(error):
                 # One bad row must not fail the others.
                 for single in batch:
                     await self._run_batch([single])
                 return
             for _, future in batch:
-                _tell(future, error)
+                _resolve(future, error)
         except asyncio.CancelledError:
             for _, future in batch:
                 future.cancel()
             raise
         else:
             for (_, future), outcome in zip(batch, outcomes, strict=True):
-                _tell(future, outcome)
+                _resolve(future, outcome)
 
 
-def _tell(future: asyncio.Future[Outcome], outcome: Outcome | Exception) -> None:
+def _resolve(future: asyncio.Future[Outcome], outcome: Outcome | Exception) -> None:
     if future.done():
         return  # The caller was cancelled; the settler finds the row.
     if isinstance(outcome, Exception):

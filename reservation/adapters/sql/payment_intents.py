@@ -8,7 +8,7 @@ Two tables exclude double charges, regardless of which process comes first or ho
 
 The race of a caller of the PG and a settler that gives up on it, which these rows decide:
     caller:  INSERT intent -> WRITTEN -> confirm leaves
-    settler:                 INSERT void -> INTENT_STANDS: ask the PG how it ended
+    settler:                 INSERT void -> INTENT_EXISTS: ask the PG how it ended
 or
     settler: INSERT void -> VOIDED -> the stock goes back
     caller:                 INSERT intent -> VOIDED: no call
@@ -65,7 +65,7 @@ class VoidOutcome(Enum):
     #: No intent can be written under this fence any more.
     VOIDED = auto()
     #: An intent exists: a call may have left.
-    INTENT_STANDS = auto()
+    INTENT_EXISTS = auto()
 
 
 class Intent(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,7 +152,7 @@ class IntentRepository:
                 intent for intent in intents if keys[intent.payment_key] == (intent.order_id, False)
             ]
             written = await _insert(connection, ours)
-            standing = await _standing(connection, ours) if len(written) < len(ours) else {}
+            existing = await _existing(connection, ours) if len(written) < len(ours) else {}
         outcomes: list[IntentOutcome | Exception] = []
         for intent in intents:
             name = (intent.order_id, intent.fence)
@@ -165,7 +165,7 @@ class IntentRepository:
                 written.remove(name)  # A second one of this batch is a repeat.
                 outcomes.append(IntentOutcome.WRITTEN)
             else:
-                outcomes.append(_repeat(intent, standing[name]))
+                outcomes.append(_repeat(intent, existing[name]))
         return outcomes
 
     async def void(self, *, order_id: str, sale_id: str, fence: int, now_ms: int) -> VoidOutcome:
@@ -179,7 +179,7 @@ class IntentRepository:
                 )
             )
             kind = found.scalar_one()
-        return VoidOutcome.VOIDED if kind == "void" else VoidOutcome.INTENT_STANDS
+        return VoidOutcome.VOIDED if kind == "void" else VoidOutcome.INTENT_EXISTS
 
     async def intend_cancel(
         self, *, order_id: str, sale_id: str, fence: int, payment_key: str, now_ms: int
@@ -201,14 +201,14 @@ class IntentRepository:
             row = _attempt(payment_key, order_id, sale_id, now_ms)
             await _insert_attempts(connection, [row])
             of_this_key = payment_attempts.c.payment_key == payment_key
-            standing = (
+            existing = (
                 await connection.execute(
                     select(payment_attempts).where(of_this_key).with_for_update()
                 )
             ).one()
-            if standing.order_id != order_id:
+            if existing.order_id != order_id:
                 return False
-            if standing.cancel_intended_at_ms is not None:
+            if existing.cancel_intended_at_ms is not None:
                 return True
             later = select(payment_intents.c.fence).where(
                 payment_intents.c.order_id == order_id,
@@ -400,7 +400,7 @@ async def _insert(connection: AsyncConnection, intents: Sequence[Intent]) -> set
     return {(row.order_id, row.fence) for row in found}
 
 
-async def _standing(
+async def _existing(
     connection: AsyncConnection, intents: Sequence[Intent]
 ) -> dict[_Name, IntentRow]:
     order_ids = {intent.order_id for intent in intents}

@@ -13,7 +13,7 @@ __all__ = [
     "POOL_SECONDS",
     "POOL_SIZE",
     "Server",
-    "look",
+    "inspect_server",
     "make_engine",
     "refuse_encoding",
 ]
@@ -62,7 +62,7 @@ def refuse_encoding(encoding: str) -> None:
         )
 
 
-async def look(url: str) -> Server:
+async def inspect_server(url: str) -> Server:
     """Connect once, check the server and detect a pooler.
 
     Raises:
@@ -84,18 +84,18 @@ async def look(url: str) -> Server:
 
 
 def make_engine(url: str, server: Server) -> AsyncEngine:
-    """An engine for a server that `look` has checked."""
+    """An engine for a server that `inspect_server` has checked."""
     pooled = server.pooled
 
     async def connect() -> Any:
         if pooled:
             return await _connect(url, statement_cache_size=0, connection_class=_Pooled)
-        made = await _connect(url)
+        created = await _connect(url)
         try:
-            await made.execute(f"SET {_idle()}")
+            await created.execute(f"SET {_idle()}")
         except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise ConnectionError(f"PostgreSQL does not answer: {error}") from error
-        return made
+        return created
 
     engine = create_async_engine(
         "postgresql+asyncpg://",
@@ -130,7 +130,7 @@ async def _connect(url: str, **more: Any) -> Any:
             **more,
         )
     except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise ConnectionError(f"PostgreSQL does not let us in: {error}") from error
+        raise ConnectionError(f"PostgreSQL refused the connection: {error}") from error
     except OSError as error:
         reason = str(error) or type(error).__name__
         raise ConnectionError(f"PostgreSQL does not answer: {reason}") from error

@@ -206,20 +206,22 @@ class EventProjection:
                 ):
                     self._move(event, _MOVED.decode(event.data))
                 case _:
-                    raise InvalidEvent("there is no such event")
+                    raise InvalidEvent("unknown event")
         except msgspec.MsgspecError as error:
             raise InvalidEvent(f"its data cannot be read: {error}") from error
 
     def _prepare(self, event: Event, data: _Prepared) -> None:
         if event.order_id in self.orders:
-            raise InvalidEvent("the order has begun before")
+            raise InvalidEvent("the order already exists")
         if data.origin or data.to not in (Status.HELD, Status.PREPARED) or not event.order_id:
-            raise InvalidEvent(f"no order begins from {data.origin!r} to {data.to.value}")
+            raise InvalidEvent(
+                f"invalid initial transition from {data.origin!r} to {data.to.value}"
+            )
         if self.sale.currency is None:
             raise InvalidEvent("the sale has no currency yet")
         lines = tuple((sku, quantity, price) for sku, quantity, price in data.items)
         if len({sku for sku, _, _ in lines}) != len(lines):
-            raise InvalidEvent("two of its lines have the same item")
+            raise InvalidEvent("two lines have the same item")
         self._move_units(event.seq, lines, _AVAILABLE, _COUNTER[data.to], restock=True)
         self.orders[event.order_id] = OrderState(
             order_id=event.order_id,
@@ -243,17 +245,17 @@ class EventProjection:
     def _move(self, event: Event, data: _Moved) -> None:
         order = self.orders.get(event.order_id)
         if order is None or order.sale_id != self._sale_id:
-            raise InvalidEvent("nobody knows the order")
+            raise InvalidEvent("unknown order")
         if data.origin is not order.status:
             raise InvalidEvent(f"the order is {order.status.value}, not {data.origin.value}")
         takes_over = (
             event.event == EventName.TAKEN_OVER and data.origin is data.to is Status.CONFIRMING
         )
         if data.to not in TRANSITIONS[data.origin] and not takes_over:
-            raise InvalidEvent(f"no edge leads from {data.origin.value} to {data.to.value}")
+            raise InvalidEvent(f"invalid transition from {data.origin.value} to {data.to.value}")
         payment_key = data.payment_key or order.payment_key
         if data.to is Status.CONFIRMING and not payment_key:
-            raise InvalidEvent("no payment key claims it")
+            raise InvalidEvent("its payment key is missing")
         self._move_units(
             event.seq, order.lines, _COUNTER[data.origin], _COUNTER[data.to], restock=data.restock
         )
@@ -274,7 +276,7 @@ class EventProjection:
         for sku, item in self.items.items():
             taken = item.held + item.sold
             if taken > (wanted[sku].total if sku in wanted else 0):
-                raise InvalidEvent(f"{sku} would have fewer units than are held and sold")
+                raise InvalidEvent(f"{sku} would have a total below held plus sold")
         for sku, change in wanted.items():
             item = self.items.setdefault(sku, _nothing_of(sku))
             item.name, item.price = change.name.replace("\0", ""), change.price
@@ -292,20 +294,20 @@ class EventProjection:
 
     def _switch(self, data: _Switched) -> None:
         if data.status not in _SWITCHABLE:
-            raise InvalidEvent(f"no sale is switched to {data.status.value}")
+            raise InvalidEvent(f"invalid sale status {data.status.value}")
         self.sale.switched = data.status.value
         self.sale_changed = True
 
     def _restock(self, event: Event, data: _Restocked) -> None:
         item = self.items.get(data.sku)
         if item is None:
-            raise InvalidEvent(f"nobody knows the item {data.sku}")
+            raise InvalidEvent(f"unknown item {data.sku}")
         if item.total + data.delta != data.total:
             raise InvalidEvent(
-                f"{item.total} and {data.delta} units of {data.sku} are not {data.total}"
+                f"{data.sku}: total {item.total} plus {data.delta} is not {data.total}"
             )
         if item.available + data.delta < 0:
-            raise InvalidEvent(f"more units of {data.sku} leave than are available")
+            raise InvalidEvent(f"{data.sku}: fewer units are available than the event withdraws")
         self._add_units(event.seq, item, data.delta)
         self._move_version(data.version)
 
@@ -334,9 +336,9 @@ class EventProjection:
         for sku, quantity, _ in lines:
             item = self.items.get(sku)
             if item is None:
-                raise InvalidEvent(f"nobody knows the item {sku}")
+                raise InvalidEvent(f"unknown item {sku}")
             if origin != to and getattr(item, origin) < quantity:
-                raise InvalidEvent(f"{quantity} units of {sku} are more than are {origin}")
+                raise InvalidEvent(f"{sku}: fewer than {quantity} units are {origin}")
         if origin == to:
             return
         for sku, quantity, _ in lines:

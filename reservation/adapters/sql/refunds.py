@@ -93,7 +93,7 @@ class RefundReused(msgspec.Struct, frozen=True):
 class OtherRefund(msgspec.Struct, frozen=True):
     """The order has another refund, pending or done: this wish was not recorded."""
 
-    standing: RefundRecord
+    existing: RefundRecord
 
 
 class Backlog(msgspec.Struct, frozen=True):
@@ -137,14 +137,14 @@ class RefundRepository:
             )
             if of_key is not None:
                 return of_key if of_key.digest == wish.digest else RefundReused(of_key.order_id)
-            standing = await _one(connection, refunds.c.order_id == wish.order_id, lock=True)
-            if standing is None:
+            existing = await _one(connection, refunds.c.order_id == wish.order_id, lock=True)
+            if existing is None:
                 raise BrokenInvariant(
-                    f"the refund of {wish.order_id} can be neither written nor read"
+                    f"the refund of {wish.order_id} could be neither inserted nor read"
                 )
-            if standing.status == "refused":
-                return await _replace(connection, standing, wish, now_ms)
-            return standing if standing.digest == wish.digest else OtherRefund(standing)
+            if existing.status == "refused":
+                return await _replace(connection, existing, wish, now_ms)
+            return existing if existing.digest == wish.digest else OtherRefund(existing)
 
     async def get(self, order_id: str) -> RefundRecord | None:
         """The order's refund, or None."""
@@ -211,20 +211,20 @@ class RefundRepository:
             has another wish, or another process holds the lease.
         """
         async with self._database.write() as connection:
-            standing = await _one(connection, refunds.c.order_id == record.order_id, lock=True)
+            existing = await _one(connection, refunds.c.order_id == record.order_id, lock=True)
             if (
-                standing is None
-                or standing.idempotency_key != record.idempotency_key
-                or standing.status != "pending"
-                or standing.lease_until_ms > now_ms
+                existing is None
+                or existing.idempotency_key != record.idempotency_key
+                or existing.status != "pending"
+                or existing.lease_until_ms > now_ms
             ):
                 return None
             await connection.execute(
                 update(refunds)
                 .where(refunds.c.order_id == record.order_id)
-                .values(lease_until_ms=until_ms, unanswered=standing.unanswered or asks)
+                .values(lease_until_ms=until_ms, unanswered=existing.unanswered or asks)
             )
-            return msgspec.structs.replace(standing, lease_until_ms=until_ms)
+            return msgspec.structs.replace(existing, lease_until_ms=until_ms)
 
     async def release(
         self, held: RefundRecord, *, code: str | None, unanswered: bool, now_ms: int
@@ -254,10 +254,10 @@ class RefundRepository:
             )
             if of_key is not None:
                 return RefundReused(of_key.order_id)
-            standing = await _one(connection, _is_held(held), lock=True)
-            if standing is None or standing.unanswered:
+            existing = await _one(connection, _is_held(held), lock=True)
+            if existing is None or existing.unanswered:
                 return None
-            return await _replace(connection, standing, wish, now_ms)
+            return await _replace(connection, existing, wish, now_ms)
 
     async def finish(
         self, record: RefundRecord, *, status: str, code: str | None, now_ms: int
@@ -300,16 +300,16 @@ class RefundRepository:
 
 
 async def _replace(
-    connection: AsyncConnection, standing: RefundRecord, wish: RefundWish, now_ms: int
+    connection: AsyncConnection, existing: RefundRecord, wish: RefundWish, now_ms: int
 ) -> RefundRecord:
     replaced = EarlierWish(
-        operator=standing.operator,
-        reason=standing.reason,
-        restock=standing.restock,
-        account_json=standing.account_json,
-        status=standing.status,
-        code=standing.code,
-        created_at_ms=standing.created_at_ms,
+        operator=existing.operator,
+        reason=existing.reason,
+        restock=existing.restock,
+        account_json=existing.account_json,
+        status=existing.status,
+        code=existing.code,
+        created_at_ms=existing.created_at_ms,
         replaced_at_ms=now_ms,
     )
     values: dict[str, Any] = {
@@ -321,7 +321,7 @@ async def _replace(
         "lease_until_ms": 0,
         "unanswered": False,
         "earlier_json": msgspec.json.encode(
-            [*standing.earlier(), replaced][-EARLIER_MAX:]
+            [*existing.earlier(), replaced][-EARLIER_MAX:]
         ).decode(),
     }
     await connection.execute(

@@ -103,8 +103,8 @@ class SaleRepository:
             found = await connection.execute(
                 select(sales.c.epoch).where(sales.c.sale_id == sale_id)
             )
-            standing: str = found.scalar_one()
-        return standing, standing == epoch
+            existing: str = found.scalar_one()
+        return existing, existing == epoch
 
     async def renew_unbegun(self, sale_id: str, document: str, made_before_ms: int) -> str | None:
         """Begin another epoch of a sale of which only the registration was written.

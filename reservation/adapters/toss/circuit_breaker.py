@@ -105,5 +105,5 @@ class GuardedGateway(PaymentGateway):
         except _Unanswered as unanswered:
             return unanswered.answer
         except OpenedState:
-            log.info("gateway_left_alone", call=name)
+            log.info("gateway_circuit_opened", call=name)
             return TryAgain(code="GATEWAY_LEFT_ALONE")

@@ -98,7 +98,7 @@ class TossGateway(PaymentGateway):
 
     def __init__(self, *, base_url: str, secret_key: str, limits: TossLimits | None = None) -> None:
         if _SECRET_KEY.fullmatch(secret_key) is None:
-            raise ValueError("the PG's secret key holds a character that no key has")
+            raise ValueError("the PG's secret key contains an invalid character")
         self._times = limits or TossLimits()
         self._base_url = base_url.rstrip("/")
         self._headers = {
@@ -400,4 +400,4 @@ def parse_time(text: str | None) -> datetime | None:
 def _check(pattern: re.Pattern[str], text: str, name: str) -> None:
     """Defence against injection into a path or header; callers have validated the text before."""
     if pattern.fullmatch(text) is None:
-        raise ValueError(f"not a {name} that may be sent to the PG")
+        raise ValueError(f"invalid {name}: not sent to the PG")

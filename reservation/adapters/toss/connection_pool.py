@@ -43,7 +43,7 @@ class ConnectionPool:
             async with asyncio.timeout(self._wait_seconds):
                 await self._room.acquire()
         except TimeoutError:
-            raise httpx.PoolTimeout("all connections to the PG are taken") from None
+            raise httpx.PoolTimeout("all connections to the PG are in use") from None
         try:
             client = self._idle.pop() if self._idle else self._make()
             try:

@@ -14,12 +14,12 @@ _PASSWORD: Final = "The card's password is wrong."  # noqa: S105 - a sentence
 _ACCOUNT: Final = "The bank declined the account. Try another account or payment method."
 _AMOUNT: Final = "The amount is above the limit of the card or account."
 _COUNT: Final = "The card or account has reached its limit for today or this month."
-_INSTALMENTS: Final = "The card does not take this number of instalments."
-_HOUR: Final = "The bank or card company takes no payments at this hour. Try again later."
+_INSTALMENTS: Final = "The card does not support this number of instalments."
+_HOUR: Final = "The bank or card company does not accept payments at this hour. Try again later."
 _RETRY: Final = "The payment was not authenticated. Start the payment again."
 _FRAUD: Final = "The payment provider's fraud check refused the payment."
-_ACCOUNTS_OFF: Final = "This sale takes no virtual accounts. Choose another payment method."
-_ORDER_USED: Final = "This order has had another payment. Start a new order."
+_ACCOUNTS_OFF: Final = "This sale does not accept virtual accounts. Choose another payment method."
+_ORDER_USED: Final = "This order already had another payment. Start a new order."
 _CANCELLED: Final = "The payment was cancelled."
 
 #: Every DECLINED code of a confirm (`reservation.adapters.toss.error_codes`), and implied codes.
@@ -58,7 +58,7 @@ SENTENCES: Final[Mapping[str, str]] = MappingProxyType(
         "DUPLICATED_ORDER_ID": _ORDER_USED,
         "CANCELED": _CANCELLED,
         "ABORTED": _CANCELLED,
-        "NOT_FOUND_PAYMENT": "The payment provider knows no such payment.",
+        "NOT_FOUND_PAYMENT": "The payment provider has no such payment.",
     }
 )
 

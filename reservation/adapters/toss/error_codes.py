@@ -39,7 +39,7 @@ class Verdict(StrEnum):
     #: A final refusal: this call moved no money.
     DECLINED = "declined"
     #: Our key, our request or our contract: an operator must act.
-    OURS = "ours"
+    OUR_FAULT = "ours"
     #: The order id already has a payment: perhaps this one, from a repeated call.
     USED = "used"
     #: The same call is still running, or was postponed before it began.
@@ -53,9 +53,9 @@ class Verdict(StrEnum):
 
 #: Codes of any POST: the PG's front end returns them before the PG reads the payment.
 _ENTRANCE = {
-    "UNAUTHORIZED_KEY": Verdict.OURS,
-    "INCORRECT_BASIC_AUTH_FORMAT": Verdict.OURS,
-    "INVALID_IDEMPOTENCY_KEY": Verdict.OURS,
+    "UNAUTHORIZED_KEY": Verdict.OUR_FAULT,
+    "INCORRECT_BASIC_AUTH_FORMAT": Verdict.OUR_FAULT,
+    "INVALID_IDEMPOTENCY_KEY": Verdict.OUR_FAULT,
     "IDEMPOTENT_REQUEST_PROCESSING": Verdict.RETRY,
 }
 
@@ -97,14 +97,14 @@ _CONFIRM = _ENTRANCE | {
     "FDS_ERROR": Verdict.DECLINED,
     "INVALID_AUTHORIZE_AUTH": Verdict.DECLINED,
     # Our price, our request, our keys, our contract.
-    "BELOW_MINIMUM_AMOUNT": Verdict.OURS,
-    "INVALID_REQUEST": Verdict.OURS,
-    "INVALID_API_KEY": Verdict.OURS,
-    "NOT_FOUND_TERMINAL_ID": Verdict.OURS,
-    "NOT_REGISTERED_BUSINESS": Verdict.OURS,
-    "INVALID_UNREGISTERED_SUBMALL": Verdict.OURS,
-    "UNAPPROVED_ORDER_ID": Verdict.OURS,
-    "FORBIDDEN_REQUEST": Verdict.OURS,
+    "BELOW_MINIMUM_AMOUNT": Verdict.OUR_FAULT,
+    "INVALID_REQUEST": Verdict.OUR_FAULT,
+    "INVALID_API_KEY": Verdict.OUR_FAULT,
+    "NOT_FOUND_TERMINAL_ID": Verdict.OUR_FAULT,
+    "NOT_REGISTERED_BUSINESS": Verdict.OUR_FAULT,
+    "INVALID_UNREGISTERED_SUBMALL": Verdict.OUR_FAULT,
+    "UNAPPROVED_ORDER_ID": Verdict.OUR_FAULT,
+    "FORBIDDEN_REQUEST": Verdict.OUR_FAULT,
     # No such payment, or its ten minutes are over.
     "NOT_FOUND_PAYMENT": Verdict.MISSING,
     "NOT_FOUND_PAYMENT_SESSION": Verdict.MISSING,
@@ -121,8 +121,8 @@ _CONFIRM = _ENTRANCE | {
 }
 
 _LOOK_UP = {
-    "UNAUTHORIZED_KEY": Verdict.OURS,
-    "INCORRECT_BASIC_AUTH_FORMAT": Verdict.OURS,
+    "UNAUTHORIZED_KEY": Verdict.OUR_FAULT,
+    "INCORRECT_BASIC_AUTH_FORMAT": Verdict.OUR_FAULT,
     "FORBIDDEN_CONSECUTIVE_REQUEST": Verdict.RETRY,
     "NOT_FOUND_PAYMENT": Verdict.MISSING,
     "NOT_FOUND_PAYMENT_SESSION": Verdict.MISSING,
@@ -195,7 +195,7 @@ def answer_of_refusal(operation: Operation, *, status: int, code: str, message: 
     match verdict_of(operation, status=status, code=code):
         case Verdict.DECLINED:
             return Declined(code, message)
-        case Verdict.OURS:
+        case Verdict.OUR_FAULT:
             return Misconfigured(code, message, key_refused=code in KEY_REFUSED, bound_to_key=bound)
         case Verdict.USED:
             return OrderIdUsed(code)

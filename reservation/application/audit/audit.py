@@ -34,7 +34,7 @@ class Audit:
             SaleNotFound: neither Redis nor SQL knows it.
             Unavailable: the outbox was trimmed during every attempt.
         """
-        spoilt: tuple[str, ...] = ()
+        unreadable: tuple[str, ...] = ()
         try:
             report = await self._counters.compare(sale_id)
             if not report.skus:
@@ -42,9 +42,9 @@ class Audit:
             problems = (*report.problems, *await self._orders.compare(sale_id))
         except _UNREADABLE as error:
             # The record audit names the key; the rest of the sale cannot be audited.
-            spoilt = (f"what Redis has of the sale cannot be read: {error!r}",)
+            unreadable = (f"the sale's data in Redis is unreadable: {error!r}",)
             report, problems = self._nothing(), ()
-        problems = (*spoilt, *problems, *await self._records.compare(sale_id))
+        problems = (*unreadable, *problems, *await self._records.compare(sale_id))
         return msgspec.structs.replace(report, ok=not problems, problems=problems)
 
     def _nothing(self) -> AuditReport:

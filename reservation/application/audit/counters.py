@@ -195,7 +195,7 @@ class CounterAudit:
                 fold.orders[order_id] = (Status(status), lines)
 
     def _lost(self, flushed: int) -> AuditReport:
-        problem = f"Redis has no such sale, and SQL has {flushed} events of it: rebuild it"
+        problem = f"Redis has no such sale, SQL has {flushed} of its events: rebuild it"
         return self._only(problem, lag=0)
 
     def _without(self, event: int, lag: int) -> AuditReport:
@@ -211,7 +211,7 @@ class CounterAudit:
         problems = list(fold.problems)
         if counters.last_outbox_id != f"{counters.seq}-0":
             problems.append(
-                f"the outbox ends at {counters.last_outbox_id}, the sale at {counters.seq}-0"
+                f"the outbox ends at {counters.last_outbox_id}, the sale's head at {counters.seq}-0"
             )
         if flushed > counters.seq:
             problems.append(f"SQL is ahead: it has event {flushed}, Redis ends at {counters.seq}")
@@ -222,7 +222,7 @@ class CounterAudit:
             expected = fold.counters(sku)
             given = {"total": total, "available": available, "held": held, "sold": sold}
             wrong = [
-                f"{sku}: {name} is {value}, the events give {expected[name]}"
+                f"{sku}: {name} is {value}, {expected[name]} by the events"
                 for name, value in given.items()
                 if value != expected[name]
             ]
@@ -292,6 +292,6 @@ def _apply_order(fold: _Fold, event: Event) -> None:
         lines = tuple((sku, quantity) for sku, quantity, _ in data.items)
         fold.orders[event.order_id] = (Status.PREPARED, lines)
     if event.order_id not in fold.orders:
-        fold.problems.append(f"event {event.seq} is of an order that SQL does not have")
+        fold.problems.append(f"event {event.seq} belongs to an order that SQL lacks")
         return
     fold.move(event.order_id, data.to, restock=data.restock)

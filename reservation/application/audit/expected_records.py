@@ -19,7 +19,7 @@ from reservation.domain.states import Status
 
 __all__ = [
     "ENDED_KEPT_MS",
-    "has_story",
+    "has_payment_history",
     "item_fields",
     "order_fields",
     "restock_fields",
@@ -135,22 +135,22 @@ def with_codes(fields: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def has_story(row: OrderRow) -> bool:
+def has_payment_history(row: OrderRow) -> bool:
     """Whether it has payment events: a claim, or money that came without one."""
     return row.fence > 0 or row.status == Status.REFUNDED
 
 
-def order_fields(row: OrderRow, story: Sequence[Event]) -> dict[str, str]:
+def order_fields(row: OrderRow, payment_events: Sequence[Event]) -> dict[str, str]:
     """The fields of the order's hash.
 
     A new order has no `updated_at`, and one never claimed has neither `fence` nor `attempts`.
 
     Args:
         row: the order after its last event.
-        story: its payment events, in order.
+        payment_events: its payment events, in order.
     """
     payments = _Payments()
-    for event in story:
+    for event in payment_events:
         payments.add(event)
     items = [[line.sku, line.quantity, line.price] for line in row.lines]
     fields = {

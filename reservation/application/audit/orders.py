@@ -21,8 +21,8 @@ __all__ = ["SET_OF", "OrderAudit"]
 #: Problems of one kind that are reported; the first ones suffice to find the cause.
 PROBLEMS_MAX: Final = 20
 #: Reads of a mismatch, and the pause between them: far longer than a script.
-LOOKS: Final = 3
-LOOK_SECONDS: Final = 0.05
+READS_MAX: Final = 3
+READ_PAUSE_SECONDS: Final = 0.05
 #: Orders of SQL, or buyers, compared at once.
 PAGE_ORDERS: Final = 1_000
 
@@ -58,7 +58,7 @@ class OrderAudit:
         buyers = await self._buyers(sale_id)
         sets = await self._sets(sale_id)
         payments = [
-            f"order {row.order_id} (event {row.seq}) is CONFIRMED, and the PG's payment is "
+            f"order {row.order_id} (event {row.seq}) is CONFIRMED, its payment at the PG is "
             f"{row.payment or 'not in SQL'}"
             for row in await self._sql.orders.list_unpaid(sale_id, PROBLEMS_MAX)
         ]
@@ -67,28 +67,28 @@ class OrderAudit:
     async def _unserved(self, sale_id: str) -> list[str]:
         """Intents without an end, money without a sale, and accounts past their due date."""
         before: list[str] = []
-        told: list[str] = []
-        for _ in range(LOOKS):
-            before, told = told, await self._unserved_now(sale_id)
+        problems: list[str] = []
+        for _ in range(READS_MAX):
+            before, problems = problems, await self._unserved_now(sale_id)
             # A payment being finished is in SQL a moment before its order.
-            if not told or told == before:
-                return told
-            await asyncio.sleep(LOOK_SECONDS)
-        return [sentence for sentence in told if sentence in before]
+            if not problems or problems == before:
+                return problems
+            await asyncio.sleep(READ_PAUSE_SECONDS)
+        return [sentence for sentence in problems if sentence in before]
 
     async def _unserved_now(self, sale_id: str) -> list[str]:
         intents = await self._sql.intents.list_unmet(sale_id)
         found = await self._inspection.reservations([intent.order_id for intent in intents])
         unmet = [
-            f"order {intent.order_id} has an intent to take its money under fence {intent.fence},"
-            f" and {_standing(found.get(intent.order_id))}"
+            f"order {intent.order_id} has a payment intent under fence {intent.fence}; "
+            f"{_order_state(found.get(intent.order_id))}"
             for intent in intents
             if not is_under_way(intent, found.get(intent.order_id))
         ]
         unsold = await self._sql.payments.list_unsold(sale_id, PROBLEMS_MAX)
         found = await self._inspection.reservations([row.order_id for row in unsold])
         money = [
-            f"order {row.order_id} is paid for at the PG, and {_standing(order)}"
+            f"order {row.order_id} is paid at the PG; {_order_state(order)}"
             for row in unsold
             if (order := found.get(row.order_id)) is None
             or order.payment_key != row.payment_key
@@ -138,18 +138,20 @@ class OrderAudit:
     async def _miscounted(self, sale_id: str, buyer_ids: Sequence[str]) -> list[str]:
         """The problems of these buyers that persist in the last two reads."""
         before: dict[str, list[str]] = {}
-        told: dict[str, list[str]] = {}
-        for _ in range(LOOKS):
-            before = told
+        problems: dict[str, list[str]] = {}
+        for _ in range(READS_MAX):
+            before = problems
             states = await self._inspection.states(sale_id, buyer_ids)
-            told = {one: wrong for one, state in states.items() if (wrong := _counts(one, state))}
-            if not told:
+            problems = {
+                one: wrong for one, state in states.items() if (wrong := _counts(one, state))
+            }
+            if not problems:
                 return []
-            buyer_ids = list(told)
-            await asyncio.sleep(LOOK_SECONDS)
+            buyer_ids = list(problems)
+            await asyncio.sleep(READ_PAUSE_SECONDS)
         return [
             sentence
-            for buyer_id, sentences in told.items()
+            for buyer_id, sentences in problems.items()
             if before.get(buyer_id) == sentences
             for sentence in sentences
         ]
@@ -172,20 +174,20 @@ class OrderAudit:
 
     async def _misplaced(self, sale_id: str, order_ids: Sequence[str]) -> list[str]:
         before: dict[str, OrderState] = {}
-        for queries in range(LOOKS):
+        for attempt in range(READS_MAX):
             states = await self._inspection.orders(sale_id, order_ids)
             wrong = {order_id: state for order_id, state in states.items() if _is_wrong(state)}
-            if queries and before != wrong:
+            if attempt and before != wrong:
                 wrong = {key: state for key, state in wrong.items() if before.get(key) == state}
             if not wrong:
                 return []
             before, order_ids = wrong, list(wrong)
-            await asyncio.sleep(LOOK_SECONDS)
-        return [_sentence(order_id, state) for order_id, state in before.items()]
+            await asyncio.sleep(READ_PAUSE_SECONDS)
+        return [_placement_problem(order_id, state) for order_id, state in before.items()]
 
 
-def _standing(order: Reservation | None) -> str:
-    return f"it is {order.status.value} in Redis" if order else "Redis does not have it"
+def _order_state(order: Reservation | None) -> str:
+    return f"it is {order.status.value} in Redis" if order else "it is missing in Redis"
 
 
 def _counts(buyer_id: str, state: BuyerState) -> list[str]:
@@ -201,11 +203,11 @@ def _counts(buyer_id: str, state: BuyerState) -> list[str]:
                 expected[line.sku] = expected.get(line.sku, 0) + line.quantity
             last[line.sku] = max(last.get(line.sku, (0, "")), (order.seq, order.order_id))
     return [
-        f"{sku}: buyer {buyer_id} has {state.counted.get(sku, 0)} by the limit's count and "
-        f"{expected.get(sku, 0)} by their orders; the last is {last[sku][1]} (event "
+        f"{sku}: buyer {buyer_id} has a limit count of {state.counted.get(sku, 0)}, "
+        f"{expected.get(sku, 0)} by their orders; the last order is {last[sku][1]} (event "
         f"{last[sku][0]})"
         if sku in last
-        else f"{sku}: buyer {buyer_id} has {state.counted[sku]} by the limit's count and no order"
+        else f"{sku}: buyer {buyer_id} has a limit count of {state.counted[sku]} and no order"
         for sku in sorted(state.counted.keys() | expected.keys())
         if state.counted.get(sku, 0) != expected.get(sku, 0)
     ]
@@ -220,10 +222,10 @@ def _expected(state: OrderState) -> frozenset[str]:
     return frozenset({name} if name else ())
 
 
-def _sentence(order_id: str, state: OrderState) -> str:
+def _placement_problem(order_id: str, state: OrderState) -> str:
     if not state.status:
-        return f"order {order_id} is not in Redis, and SQL or one of the sale's sets has it as live"
+        return f"order {order_id} is missing in Redis, but live in SQL or in one of the sale's sets"
     have = ", ".join(sorted(state.sets)) or "none of the sets"
     want = ", ".join(sorted(_expected(state))) or "none of the sets"
-    what = f"order {order_id} (event {state.seq}) is {state.status}"
-    return f"{what} and in {have}; it belongs in {want}"
+    subject = f"order {order_id} (event {state.seq}) is {state.status}"
+    return f"{subject} and in {have}, expected in {want}"

@@ -17,7 +17,7 @@ from reservation.adapters.sql.orders import OrderRow
 from reservation.adapters.sql.store import SqlStore
 from reservation.application.audit.expected_records import (
     ENDED_KEPT_MS,
-    has_story,
+    has_payment_history,
     item_fields,
     order_fields,
     restock_fields,
@@ -37,8 +37,8 @@ __all__ = ["RecordAudit"]
 PROBLEMS_MAX: Final = 20
 #: Reads of a difference, and the pause between them: SQL is a fraction of a second behind; more is
 #: reported as the lag.
-LOOKS_MAX: Final = 40
-LOOK_SECONDS: Final = 0.05
+COMPARISONS_MAX: Final = 40
+READ_PAUSE_SECONDS: Final = 0.05
 #: Orders of SQL compared at once.
 PAGE_ORDERS: Final = 500
 #: Entries of the outbox that are compared with SQL: all but one are trimmed soon.
@@ -56,7 +56,7 @@ CREATED_MS_MAX: Final = 60_000
 _Found = Mapping[str, str]
 
 
-class _Look(msgspec.Struct, frozen=True):
+class _Comparison(msgspec.Struct, frozen=True):
     """The differences by subject, and the last event of each side."""
 
     problems: _Found
@@ -80,12 +80,12 @@ class RecordAudit:
     async def compare(self, sale_id: str) -> tuple[str, ...]:
         """The differences, each in one sentence that names the key."""
         return (
-            *await _persisting(lambda: self._look_at_sale(sale_id)),
+            *await _persisting(lambda: self._compare_sale(sale_id)),
             *await self._orders(sale_id),
             *await self._kept_events(sale_id),
         )
 
-    async def _look_at_sale(self, sale_id: str) -> _Look:
+    async def _compare_sale(self, sale_id: str) -> _Comparison:
         # Read before the rows, which are then at least as new.
         flushed = await self._flushed(sale_id)
         row = await self._sql.sales.get(sale_id)
@@ -94,20 +94,24 @@ class RecordAudit:
         found = await self._inspection.sale(sale_id, list(items))
         problems: dict[str, str] = {}
         if not found.listed:
-            problems["list"] = "the sale is not in the set of all sales, so no worker looks at it"
+            problems["list"] = (
+                "the sale is missing in the set of all sales, so no worker processes it"
+            )
         if row is not None and row.settings is not None:
             change, operator = change_of(row.settings)
             expected = sale_fields(row, change, operator, items)
-            problems["sale"] = _difference("the sale", expected, found.sale, but=_NOT_COMPARED)
+            problems["sale"] = _difference("the sale", expected, found.sale, ignored=_NOT_COMPARED)
             created = found.sale.get("created_at")
             if abs(_number(created) - row.created_at_ms) > CREATED_MS_MAX:
-                problems["created"] = f"the sale is made at {created}, in SQL {row.created_at_ms}"
+                problems["created"] = (
+                    f"the sale was created at {created}, in SQL at {row.created_at_ms}"
+                )
         for sku, item in items.items():
-            there = {name: found.stocks[sku].get(name, "") for name in item_fields(item)}
-            problems[sku] = _difference(f"{sku}", item_fields(item), there)
-        problems["operations"] = _difference("the operations done", restocks, found.operations)
-        return _Look(
-            {about: told for about, told in problems.items() if told},
+            actual = {name: found.stocks[sku].get(name, "") for name in item_fields(item)}
+            problems[sku] = _difference(f"{sku}", item_fields(item), actual)
+        problems["operations"] = _difference("the applied operations", restocks, found.operations)
+        return _Comparison(
+            {key: problem for key, problem in problems.items() if problem},
             problems.keys(),
             _number(found.sale.get("seq")),
             flushed,
@@ -133,21 +137,21 @@ class RecordAudit:
             different = (await self._compare(sale_id, rows, 0)).problems
             if different:
                 problems += await _persisting(
-                    lambda: self._look_at_orders(sale_id, different)  # noqa: B023 - awaited here
+                    lambda: self._compare_orders(sale_id, different)  # noqa: B023 - awaited here
                 )
             if len(problems) >= PROBLEMS_MAX:
                 break
         return problems[:PROBLEMS_MAX]
 
-    async def _look_at_orders(self, sale_id: str, order_ids: Collection[str]) -> _Look:
+    async def _compare_orders(self, sale_id: str, order_ids: Collection[str]) -> _Comparison:
         # Read before the rows, which are then at least as new.
         flushed = await self._flushed(sale_id)
         rows = [await self._sql.orders.get(order_id) for order_id in order_ids]
         return await self._compare(sale_id, [row for row in rows if row is not None], flushed)
 
-    async def _compare(self, sale_id: str, rows: Sequence[OrderRow], flushed: int) -> _Look:
-        stories = await self._sql.events.list_payment_events(
-            [row.order_id for row in rows if has_story(row)]
+    async def _compare(self, sale_id: str, rows: Sequence[OrderRow], flushed: int) -> _Comparison:
+        events_by_order = await self._sql.events.list_payment_events(
+            [row.order_id for row in rows if has_payment_history(row)]
         )
         records = await self._inspection.records(
             sale_id,
@@ -157,11 +161,11 @@ class RecordAudit:
         head = await self._inspection.sale(sale_id, [])
         now_ms = self._clock.now_ms()
         problems = {
-            row.order_id: told
+            row.order_id: problem
             for row in rows
             if (
-                told := _told_of(
-                    row, stories.get(row.order_id, ()), records[row.order_id], now_ms=now_ms
+                problem := _order_difference(
+                    row, events_by_order.get(row.order_id, ()), records[row.order_id], now_ms=now_ms
                 )
             )
         }
@@ -170,7 +174,7 @@ class RecordAudit:
             for row in rows
             if (fields := records[row.order_id].fields) and fields.get("seq") != str(row.seq)
         }
-        return _Look(problems, late, _number(head.sale.get("seq")), flushed)
+        return _Comparison(problems, late, _number(head.sale.get("seq")), flushed)
 
     async def _kept_events(self, sale_id: str) -> list[str]:
         """Outbox entries that differ from SQL's copy."""
@@ -185,69 +189,84 @@ class RecordAudit:
         written = await self._sql.events.list_after(sale_id, kept[0].seq - 1, len(kept))
         in_sql = {event.seq: event for event in written}
         return [
-            f"event {event.seq} is another one in the outbox than in SQL"
+            f"event {event.seq} in the outbox differs from SQL"
             for event in kept
             if in_sql.get(event.seq) != event
         ][:PROBLEMS_MAX]
 
 
-async def _persisting(queries: Callable[[], Awaitable[_Look]]) -> list[str]:
+async def _persisting(compare_once: Callable[[], Awaitable[_Comparison]]) -> list[str]:
     """The differences that persist and cannot be explained by the lag."""
-    first = await queries()
-    standing = dict(first.problems)
+    first = await compare_once()
+    open_problems = dict(first.problems)
     certain: dict[str, str] = {}
-    for _ in range(LOOKS_MAX):
-        if not standing:
+    for _ in range(COMPARISONS_MAX):
+        if not open_problems:
             break
-        await asyncio.sleep(LOOK_SECONDS)
-        again = await queries()
-        standing = {
-            about: told for about, told in standing.items() if again.problems.get(about) == told
+        await asyncio.sleep(READ_PAUSE_SECONDS)
+        again = await compare_once()
+        open_problems = {
+            key: problem
+            for key, problem in open_problems.items()
+            if again.problems.get(key) == problem
         }
         caught_up = again.flushed_seq >= first.redis_seq
         certain |= {
-            about: told
-            for about, told in standing.items()
-            if caught_up or about not in again.perhaps_late
+            key: problem
+            for key, problem in open_problems.items()
+            if caught_up or key not in again.perhaps_late
         }
-        standing = {about: told for about, told in standing.items() if about not in certain}
+        open_problems = {
+            key: problem for key, problem in open_problems.items() if key not in certain
+        }
     return list(certain.values())
 
 
-def _told_of(row: OrderRow, story: Sequence[Event], record: OrderRecord, *, now_ms: int) -> str:
+def _order_difference(
+    row: OrderRow, payment_events: Sequence[Event], record: OrderRecord, *, now_ms: int
+) -> str:
     """The difference between an order in Redis and in SQL; empty if there is none."""
-    what = f"order {row.order_id} (event {row.seq})"
+    subject = f"order {row.order_id} (event {row.seq})"
     if not record.fields:
-        return f"{what} is {row.status} in SQL and not in Redis"
+        return f"{subject} is {row.status} in SQL and missing in Redis"
     fields = with_codes(record.fields)
-    different = _difference(what, order_fields(row, story), fields, but=_ONLY_IN_REDIS)
+    different = _difference(
+        subject, order_fields(row, payment_events), fields, ignored=_ONLY_IN_REDIS
+    )
     if different:
         return different
     # `orders.py` checks whether it is in its set at all.
     place = SET_OF.get(Status(row.status), "")
     if place == "confirming":
         if _number(record.score) > now_ms + LEASE_MS_MAX:
-            return f"{what} has a lease until {record.score}, which is longer than any"
+            return f"{subject} has a lease until {record.score}, beyond the longest lease"
     elif place:
         due = row.expires_at_ms if place == "deadlines" else row.due_at_ms or row.expires_at_ms
         if record.score not in (None, str(due)):
-            return f"{what} is in {place} at {record.score}, and belongs at {due}"
+            return f"{subject} is in {place} with score {record.score}, expected {due}"
     if record.listed != str(row.created_at_ms):
-        return f"{what} is in its buyer's list at {record.listed}, not at {row.created_at_ms}"
+        return (
+            f"{subject} is in its buyer's list with score {record.listed}, expected "
+            f"{row.created_at_ms}"
+        )
     return ""
 
 
 def _difference(
-    what: str, expected: Mapping[str, str], there: Mapping[str, str], *, but: Collection[str] = ()
+    subject: str,
+    expected: Mapping[str, str],
+    actual: Mapping[str, str],
+    *,
+    ignored: Collection[str] = (),
 ) -> str:
     """The fields in which two hashes differ, in one sentence; empty if there are none."""
-    names = sorted((expected.keys() | there.keys()) - set(but))
+    names = sorted((expected.keys() | actual.keys()) - set(ignored))
     wrong = [
-        f"{name} is {there.get(name, 'absent')!r}, SQL has {expected.get(name, 'none')!r}"
+        f"{name} is {actual.get(name, 'absent')!r}, SQL has {expected.get(name, 'none')!r}"
         for name in names
-        if expected.get(name) != there.get(name)
+        if expected.get(name) != actual.get(name)
     ]
-    return f"{what}: {'; '.join(wrong)}" if wrong else ""
+    return f"{subject}: {'; '.join(wrong)}" if wrong else ""
 
 
 def _number(text: str | None) -> int:

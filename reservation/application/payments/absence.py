@@ -72,7 +72,7 @@ class Absence:
         try:
             since_ms = await self._sql.payments.missing_since(order_id, payment_key)
         except (SQLAlchemyError, OSError) as error:
-            log.warning("absence_without_sql", order_id=order_id, reason=str(error))
+            log.warning("absence_check_failed", order_id=order_id, reason=str(error))
             return False
         apart_ms = self._limits.missing_apart_seconds * 1000
         if since_ms is None or self._clock.now_ms() - since_ms < apart_ms:
@@ -106,7 +106,7 @@ class Absence:
         await self._resolver.remember(order_id, payment_key, AnswerKind.LOOK_UP_ORDER, answer)
         match answer:
             case PaymentMissing():
-                return await self._health.sees_ours(needs_canary=was_shown)
+                return await self._health.sees_own_payments(needs_canary=was_shown)
             case Answered(payment):
                 # Another payment window that the buyer opened: no confirm of it was ever sent.
                 return (

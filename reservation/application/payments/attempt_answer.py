@@ -28,13 +28,13 @@ def attempt_answer(order: Reservation, payment_key: str) -> Reservation:
     match attempt.outcome:
         case PaymentOutcome.DECLINED:
             raise PaymentDeclined(
-                f"{decline_sentence(code)} The pieces were given back.", providerCode=code
+                f"{decline_sentence(code)} The stock was released.", providerCode=code
             )
         case PaymentOutcome.VOIDED if attempt.cause in _FOREIGN:
             raise InvalidToken("This payment belongs to another order.")
         case PaymentOutcome.VOIDED if attempt.cause == Cause.AMOUNT_MISMATCH:
             raise AmountMismatch(
-                "The payment's amount is not the order's.", expectedAmount=order.amount
+                "The payment's amount differs from the order's amount.", expectedAmount=order.amount
             )
         case PaymentOutcome.VOIDED:
             raise PaymentDeclined(decline_sentence(code), providerCode=code)

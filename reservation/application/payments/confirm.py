@@ -63,9 +63,9 @@ log = structlog.get_logger(__name__)
 #: An attempt without a trace in an order in one of these was given up before the call, or was lost.
 _NOT_BEGUN: Final = (Status.HELD, Status.PREPARED, Status.EXPIRED, Status.RELEASED)
 #: An earlier confirm of this payment may have been sent; only SQL would know.
-_NOT_KNOWN: Final = "Where the payment stands cannot be told now. Load this page again."
+_STATE_UNAVAILABLE: Final = "The payment's state is temporarily unavailable; reload this page."
 #: How often a retry of the success URL polls for the outcome of the first one.
-LOOK_SECONDS: Final = 0.1
+POLL_SECONDS: Final = 0.1
 #: At shutdown: grace period of confirms in flight; the settler takes over the rest.
 SHUTDOWN_SECONDS: Final = 2.0
 #: At shutdown: how long the buyers' requests still wait, within the server's grace of 3 s. Most
@@ -124,7 +124,7 @@ class PaymentConfirmation:
         try:
             known = await self._catalog.get(order.sale_id)
         except SaleRecovering as refusal:
-            return await self._unless_settling(order, refusal)
+            return await self._as_settling_or_raise(order, refusal)
         if payment_key in order.attempts:
             return attempt_answer(order, payment_key)
         if not may_claim:
@@ -155,7 +155,7 @@ class PaymentConfirmation:
         except InvalidToken:
             raise
         except (ReservationError, StoreUnavailable, StoreUncertain) as refusal:
-            return await self._unless_settling(order, refusal)
+            return await self._as_settling_or_raise(order, refusal)
         return await self._known_or_settling(found, payment_key)
 
     def _limit_voids(self, buyer_id: str) -> None:
@@ -167,7 +167,7 @@ class PaymentConfirmation:
         wait = self._voids.peek(buyer_id, self._clock.monotonic())
         if wait:
             raise RateLimited(
-                "Too many payments of this buyer could not be used.", retryAfter=math.ceil(wait)
+                "Too many invalid payments of this buyer.", retryAfter=math.ceil(wait)
             )
 
     async def _known_or_settling(self, order: Reservation, payment_key: str) -> Reservation:
@@ -178,10 +178,10 @@ class PaymentConfirmation:
         if (order.order_id, payment_key) in self._under_way:
             # Still not claimed after the time-out: the attempt goes on in its own task.
             return msgspec.structs.replace(order, status=Status.CONFIRMING)
-        refusal = Unavailable("The payment could not be begun. Load this page again.", retryAfter=1)
-        return await self._unless_settling(order, refusal)
+        refusal = Unavailable("The payment could not be started; reload this page.", retryAfter=1)
+        return await self._as_settling_or_raise(order, refusal)
 
-    async def _unless_settling(self, order: Reservation, refusal: Exception) -> Reservation:
+    async def _as_settling_or_raise(self, order: Reservation, refusal: Exception) -> Reservation:
         """The order as CONFIRMING, if a confirm may have been sent.
 
         Raises:
@@ -191,7 +191,7 @@ class PaymentConfirmation:
         try:
             settling = await self._data_loss.settling(order)
         except (SQLAlchemyError, OSError) as error:
-            raise Unavailable(_NOT_KNOWN, retryAfter=1) from error
+            raise Unavailable(_STATE_UNAVAILABLE, retryAfter=1) from error
         if settling is None:
             raise refusal
         return settling
@@ -238,7 +238,7 @@ class PaymentConfirmation:
                 found.payment_key != payment_key
             ):
                 return found
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
 
     async def _pay(self, order: Reservation, known: CachedSale, payment_key: str) -> None:
         lease_ends_at = self._clock.monotonic() + self._limits.lease_ms / 1000
@@ -269,7 +269,7 @@ class PaymentConfirmation:
                 await self._move_lease(case, self._limits.cut_short_seconds)
         except (ReservationError, StoreUnavailable, StoreUncertain, TimeoutError) as error:
             log.warning(
-                "lease_not_moved", order_id=case.order.order_id, reason=type(error).__name__
+                "lease_move_failed", order_id=case.order.order_id, reason=type(error).__name__
             )
 
     async def _move_lease(self, case: PaymentAttempt, seconds: float) -> None:
@@ -284,8 +284,8 @@ class PaymentConfirmation:
         if written is None:
             return
         reach("confirm:after_intent", order.order_id)
-        asked = await self._which_confirm(case, written)
-        if not self._resolver.may_ask(case):
+        asked = await self._confirm_kind(case, written)
+        if not self._resolver.lease_suffices(case):
             return
         reach("confirm:before_call", order.order_id)
         answer = await self._gateway.confirm(
@@ -295,9 +295,9 @@ class PaymentConfirmation:
             idempotency_key=confirm_key(case.payment_key, 0),
         )
         reach("confirm:after_call", order.order_id)
-        await self._carry_out(case, answer, asked)
+        await self._execute(case, answer, asked)
 
-    async def _carry_out(self, case: PaymentAttempt, answer: Answer, asked: AnswerTo) -> None:
+    async def _execute(self, case: PaymentAttempt, answer: Answer, asked: AnswerTo) -> None:
         """Carry out the answer, or leave the payment to the settler.
 
         The money may have moved: a refusal by Redis from here on is no answer to the buyer.
@@ -310,7 +310,7 @@ class PaymentConfirmation:
                 await self._move_lease(case, self._limits.hand_over_seconds)
         except (ReservationError, StoreUnavailable, StoreUncertain) as error:
             log.warning(
-                "confirm_left_to_the_settler",
+                "confirm_deferred_to_settler",
                 order_id=case.order.order_id,
                 reason=str(error) or type(error).__name__,
             )
@@ -326,8 +326,8 @@ class PaymentConfirmation:
         try:
             return await self._sql.intents.known_fence(order_id)
         except (SQLAlchemyError, OSError) as error:
-            log.warning("fence_not_read", order_id=order_id, reason=str(error))
-            raise Unavailable(_NOT_KNOWN, retryAfter=1) from error
+            log.warning("fence_read_failed", order_id=order_id, reason=str(error))
+            raise Unavailable(_STATE_UNAVAILABLE, retryAfter=1) from error
 
     async def _write_intent(self, case: PaymentAttempt) -> IntentOutcome | None:
         """Commit the intent to SQL; None if no money may be requested."""
@@ -351,7 +351,7 @@ class PaymentConfirmation:
             # Whether the row was written or not: void it in Redis, and no call is sent under it.
             await self._void(case, Cause.INTENT_NOT_WRITTEN)
             raise Unavailable(
-                "The payment could not be begun. Load this page again.", retryAfter=1
+                "The payment could not be started; reload this page.", retryAfter=1
             ) from error
         match outcome:
             case IntentOutcome.WRITTEN | IntentOutcome.ALREADY_WRITTEN:
@@ -367,7 +367,7 @@ class PaymentConfirmation:
                 self._voids.wait(case.order.buyer_id, self._clock.monotonic())
                 raise InvalidToken("This payment belongs to another order.")
 
-    async def _which_confirm(self, case: PaymentAttempt, written: IntentOutcome) -> AnswerTo:
+    async def _confirm_kind(self, case: PaymentAttempt, written: IntentOutcome) -> AnswerTo:
         """Whether an earlier confirm of this key may have been sent: each one has its intent."""
         if written is IntentOutcome.ALREADY_WRITTEN:
             return AnswerTo.LATER_CONFIRM
@@ -377,7 +377,7 @@ class PaymentConfirmation:
             intents = await self._sql.intents.list_by_order(case.order.order_id)
         except (SQLAlchemyError, OSError) as error:
             # Unknown counts as a later one: a decline will be verified by a lookup.
-            log.warning("intents_not_read", order_id=case.order.order_id, reason=str(error))
+            log.warning("intents_read_failed", order_id=case.order.order_id, reason=str(error))
             return AnswerTo.LATER_CONFIRM
         earlier = any(
             intent.payment_key == case.payment_key and intent.fence < case.fence

@@ -54,15 +54,15 @@ class FollowUp:
             SQLAlchemyError, OSError: SQL is down; the payment must be rechecked.
         """
         payment = answer.payment
-        kept = await self._keep_news(order, answer)
+        kept = await self._store_changes(order, answer)
         known = await self._catalog.get(order.sale_id)
         case = PaymentAttempt(order, known, order.fence, payment.payment_key)
         if payment.payment_key == order.payment_key:
             match order.status:
                 case Status.AWAITING_DEPOSIT:
-                    return kept and await self._of_account(case, answer)
+                    return kept and await self._follow_account(case, answer)
                 case Status.CONFIRMED:
-                    return kept and await self._of_sold(case, answer)
+                    return kept and await self._follow_sold(case, answer)
                 case Status.REFUNDED if payment.status not in OPEN_PAYMENT:
                     account = payment.virtual_account
                     if account is not None and account.refund_status in _BANK_FAILED:
@@ -72,16 +72,16 @@ class FollowUp:
                     # Of a REFUNDED order: another payment's late money was given back before.
                     pass
         if order.status in (Status.RELEASED, Status.EXPIRED):
-            settled = kept and await self._of_ended(case, answer)
+            settled = kept and await self._follow_ended(case, answer)
         else:
-            settled = kept and await self._of_further(case, payment)
+            settled = kept and await self._cancel_further_payment(case, payment)
         if settled or is_listed:
             return settled
         # The PG repeats a webhook for some days only, and the service may be down then.
-        await self._resolver.look_again(case, RETRY_SECONDS)
+        await self._resolver.schedule_recheck(case, RETRY_SECONDS)
         return False
 
-    async def _keep_news(self, order: Reservation, answer: Answered) -> bool:
+    async def _store_changes(self, order: Reservation, answer: Answered) -> bool:
         """Store the payment and the answer if they differ from SQL; whether SQL has them."""
         payment = answer.payment
         before = await self._sql.payments.get(payment.payment_key)
@@ -90,12 +90,12 @@ class FollowUp:
         await self._resolver.remember(
             order.order_id, payment.payment_key, AnswerKind.LOOK_UP, answer
         )
-        return await self._resolver.keep_payment(payment)
+        return await self._resolver.store_payment(payment)
 
-    async def _of_account(self, case: PaymentAttempt, answer: Answered) -> bool:
+    async def _follow_account(self, case: PaymentAttempt, answer: Answered) -> bool:
         return await self._resolver.resolve(case, answer, AnswerTo.LOOK_UP) is not None
 
-    async def _of_sold(self, case: PaymentAttempt, answer: Answered) -> bool:
+    async def _follow_sold(self, case: PaymentAttempt, answer: Answered) -> bool:
         payment, order_id = answer.payment, case.order.order_id
         if payment.status == PaymentStatus.WAITING_FOR_DEPOSIT:
             # The bank reversed a deposit after an error of its own.
@@ -112,11 +112,11 @@ class FollowUp:
                     alarm(Alarm.PARTLY_CANCELLED_AT_THE_PG, order_id=order_id, left=left)
         return True
 
-    async def _of_ended(self, case: PaymentAttempt, answer: Answered) -> bool:
+    async def _follow_ended(self, case: PaymentAttempt, answer: Answered) -> bool:
         """Give back money that came after the order ended, with retries until it succeeds."""
         payment = answer.payment
         if payment.status == PaymentStatus.WAITING_FOR_DEPOSIT:
-            return await self._give_back(case, payment, "the reservation has ended")
+            return await self._cancel_payment(case, payment, "the reservation has ended")
         if payment.status in OPEN_PAYMENT and payment.balance_amount:
             cancelled = await self._resolver.cancel(case, _TOO_LATE, "money came after the end")
             return cancelled is not None
@@ -125,7 +125,7 @@ class FollowUp:
             return await self._resolver.finish(case, _TOO_LATE, answer) is not None
         return True
 
-    async def _of_further(self, case: PaymentAttempt, payment: Payment) -> bool:
+    async def _cancel_further_payment(self, case: PaymentAttempt, payment: Payment) -> bool:
         """Cancel a payment that does not pay for the order; the order stays as it is."""
         if payment.status not in OPEN_PAYMENT or not payment.balance_amount:
             return True
@@ -135,16 +135,16 @@ class FollowUp:
                 order_id=case.order.order_id,
                 payment=payment.payment_key[-4:],
             )
-        return await self._give_back(case, payment, "the order has another payment")
+        return await self._cancel_payment(case, payment, "the order has another payment")
 
-    async def _give_back(self, case: PaymentAttempt, payment: Payment, reason: str) -> bool:
+    async def _cancel_payment(self, case: PaymentAttempt, payment: Payment, reason: str) -> bool:
         """Cancel a payment that is not part of the order's state."""
         order, key = case.order, payment.payment_key
         if not await self._resolver.bar(order.order_id, order.sale_id, case.fence, key):
             return False
         answer = await self._resolver.cancel_at_pg(order.order_id, key, reason)
         if isinstance(answer, Answered) and answer.payment.status in _CANCELLED:
-            return await self._resolver.keep_payment(answer.payment)
+            return await self._resolver.store_payment(answer.payment)
         alarm(Alarm.AUTOMATIC_CANCEL_FAILED, order_id=order.order_id, reason=reason)
         return False
 

@@ -55,14 +55,14 @@ class GatewayHealth:
         self._probe_at = 0.0
         self._probe: asyncio.Task[None] | None = None
 
-    def saw_ours(self) -> None:
+    def note_own_payment(self) -> None:
         """Record that the PG showed a payment of ours."""
         self._seen_until = self._clock.monotonic() + SEEN_SECONDS
 
     def refuse(self) -> None:
         """Record that the PG refused our key at a confirm and at the lookup after it."""
         if not self._refused:
-            log.error("gateway_refuses_key")
+            log.error("gateway_key_refused")
         self._refused = True
         self._probe_at = self._clock.monotonic() + PROBE_SECONDS
 
@@ -80,11 +80,11 @@ class GatewayHealth:
         match await self._gateway.look_up(_NO_PAYMENT):
             case Answered() | PaymentMissing():
                 self._refused = False
-                log.info("gateway_accepts_key")
+                log.info("gateway_key_accepted")
             case answer:
                 log.info("gateway_probed", answer=type(answer).__name__)
 
-    async def sees_ours(self, *, needs_canary: bool = False) -> bool:
+    async def sees_own_payments(self, *, needs_canary: bool = False) -> bool:
         """Whether a 404 of the PG is credible: this key sees a payment that SQL has as DONE.
 
         Args:
@@ -96,21 +96,21 @@ class GatewayHealth:
                 return True
             if now < self._unseen_until:
                 return False
-            seen = await self._look_at_canary()
+            seen = await self._check_canary()
             if seen is None:
                 return not needs_canary
             if seen:
-                self.saw_ours()
+                self.note_own_payment()
                 return True
             self._unseen_until = now + UNSEEN_SECONDS
             return False
 
-    async def _look_at_canary(self) -> bool | None:
+    async def _check_canary(self) -> bool | None:
         """Whether the PG shows the newest DONE payment; None if there is none."""
         try:
             payment_key = await self._sql.payments.newest_done()
         except (SQLAlchemyError, OSError) as error:
-            log.warning("canary_not_read", reason=type(error).__name__)
+            log.warning("canary_read_failed", reason=type(error).__name__)
             return False
         if payment_key is None:
             return None

@@ -18,7 +18,7 @@ from reservation.adapters.sql.payment_intents import UnmetIntent
 from reservation.adapters.sql.store import SqlStore
 from reservation.application.payments.absence import Absence
 from reservation.application.payments.gateway_health import GatewayHealth
-from reservation.application.payments.resolve import AnswerKind, PaymentResolver, is_given_back
+from reservation.application.payments.resolve import AnswerKind, PaymentResolver, is_fully_cancelled
 from reservation.application.readiness.data_loss import DataLossDetector, is_under_way
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock
@@ -52,7 +52,7 @@ AT_ONCE: Final = 8
 UNMET_SECONDS: Final = 10.0
 
 
-class _Look(msgspec.Struct, frozen=True):
+class _Backoff(msgspec.Struct, frozen=True):
     """The next check, by a monotonic clock, and the back-off before it."""
 
     at: float
@@ -82,10 +82,10 @@ class OrphanedPayments:
         self._clock = clock
         self._limits = limits
         self._absence = Absence(sql, gateway, resolver, health, clock=clock, limits=limits)
-        self._looks: dict[tuple[str, str], _Look] = {}
+        self._backoffs: dict[tuple[str, str], _Backoff] = {}
         #: When to read all intents without an end again. Nearly all of them are met, and while the
         #: flusher is stopped each payment has one; in between, only new ones are read.
-        self._whole: _Look | None = None
+        self._next_full_scan: _Backoff | None = None
         self._read_until_ms = 0
 
     async def run_once(self) -> int:
@@ -94,53 +94,53 @@ class OrphanedPayments:
         An intent whose claim is missing in Redis is a loss, and closes its sale.
         """
         now, before_ms = self._clock.monotonic(), self._clock.now_ms() - round(UNMET_SECONDS * 1000)
-        whole = self._whole is None or self._whole.at <= now
-        since_ms = None if whole else self._read_until_ms
+        full_scan = self._next_full_scan is None or self._next_full_scan.at <= now
+        since_ms = None if full_scan else self._read_until_ms
         intents = await self._sql.intents.list_unmet(since_ms=since_ms, before_ms=before_ms)
         epochs = await self._sql.sales.epochs() if intents else {}
         due: list[UnmetIntent] = []
-        looks: dict[tuple[str, str], _Look] = {} if whole else self._looks.copy()
+        backoffs: dict[tuple[str, str], _Backoff] = {} if full_scan else self._backoffs.copy()
         for intent, order in await self._data_loss.with_orders(intents, self._store):
             epoch = epochs.get(intent.sale_id, "")
             if self._data_loss.report_unmet(intent, order, epoch) or is_under_way(intent, order):
                 continue
             name = (intent.order_id, intent.payment_key)
-            queries = self._looks.get(name)
-            if queries is None or queries.at <= now:
+            backoff = self._backoffs.get(name)
+            if backoff is None or backoff.at <= now:
                 due.append(intent)
-                queries = self._later(queries, now)
-            looks[name] = queries
-        self._looks, self._read_until_ms = looks, before_ms
-        if whole or due:
-            self._whole = self._later(None if due else self._whole, now)
-        await self.look_after(due)
+                backoff = self._next_backoff(backoff, now)
+            backoffs[name] = backoff
+        self._backoffs, self._read_until_ms = backoffs, before_ms
+        if full_scan or due:
+            self._next_full_scan = self._next_backoff(None if due else self._next_full_scan, now)
+        await self.resolve_all(due)
         return len(due)
 
-    def _later(self, before: _Look | None, now: float) -> _Look:
+    def _next_backoff(self, before: _Backoff | None, now: float) -> _Backoff:
         least, most = self._limits.pause_least_seconds, self._limits.pause_most_seconds
         pause = min(most, 2 * before.pause) if before else least
-        return _Look(now + pause, pause)
+        return _Backoff(now + pause, pause)
 
     async def of(self, sale_id: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Check the sale's orphaned payments; returns the same as `look_after`."""
+        """Check the sale's orphaned payments; returns the same as `resolve_all`."""
         intents = await self._sql.intents.list_unmet(sale_id)
         found = await self._data_loss.with_orders(intents, self._store)
-        return await self.look_after(
+        return await self.resolve_all(
             [intent for intent, order in found if not is_under_way(intent, order)]
         )
 
-    async def look_after(
+    async def resolve_all(
         self, intents: list[UnmetIntent]
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Give the payments' money back; the orders that got it, and those still undecided."""
-        room = asyncio.Semaphore(AT_ONCE)
+        slots = asyncio.Semaphore(AT_ONCE)
 
-        async def one(intent: UnmetIntent) -> bool | None:
-            async with room:
-                return await self._one(intent)
+        async def resolve_one(intent: UnmetIntent) -> bool | None:
+            async with slots:
+                return await self._resolve_one(intent)
 
         # Side by side: a call to the PG that hangs delays none of the others.
-        decided = await asyncio.gather(*(one(intent) for intent in intents))
+        decided = await asyncio.gather(*(resolve_one(intent) for intent in intents))
         by_order = [
             (intent.order_id, ended) for intent, ended in zip(intents, decided, strict=True)
         ]
@@ -149,14 +149,14 @@ class OrphanedPayments:
             tuple(order_id for order_id, ended in by_order if ended is None),
         )
 
-    async def _one(self, intent: UnmetIntent) -> bool | None:
+    async def _resolve_one(self, intent: UnmetIntent) -> bool | None:
         """Whether money was given back; None while the payment is orphaned and undecided."""
         try:
             if not await self._is_orphaned(intent):
                 return False
-            decided = await self._give_back(intent)
+            decided = await self._resolve(intent)
         except (StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError) as error:
-            log.warning("orphan_waits", order_id=intent.order_id, reason=str(error))
+            log.warning("orphaned_payment_deferred", order_id=intent.order_id, reason=str(error))
             decided = None
         if decided is None:
             alarm(Alarm.PAYMENT_WITHOUT_ORDER, order_id=intent.order_id)
@@ -180,7 +180,7 @@ class OrphanedPayments:
             return False
         return await self._data_loss.whole_epoch(intent.sale_id) == before
 
-    async def _give_back(self, intent: UnmetIntent) -> bool | None:
+    async def _resolve(self, intent: UnmetIntent) -> bool | None:
         """Whether money was given back; None while the outcome is unknown."""
         decided = await self._decide(intent)
         if decided is not None:
@@ -208,20 +208,20 @@ class OrphanedPayments:
                 # Another order's payment. A single answer may be wrong: it ends this one only if
                 # the PG shows no other payment of the order that has money.
                 closed = self._is_closed(intent)
-                gone = closed and await self._absence.shows_no_money(order_id, payment_key)
+                absent = closed and await self._absence.shows_no_money(order_id, payment_key)
             case PaymentMissing():
                 closed = self._is_closed(intent)
-                gone = closed and await self._absence.is_proven(
+                absent = closed and await self._absence.is_proven(
                     order_id, payment_key, may_be_paid_otherwise=True
                 )
             case _:
                 return None
-        return False if gone and await self._bar(intent) else None
+        return False if absent and await self._bar(intent) else None
 
     async def _end(self, intent: UnmetIntent, payment: Payment) -> bool | None:
         """Finish a payment that the PG shows, if it can be finished now."""
-        if payment.status in _OVER or is_given_back(payment):
-            await self._resolver.keep_payment(payment)
+        if payment.status in _OVER or is_fully_cancelled(payment):
+            await self._resolver.store_payment(payment)
             return False
         if payment.status in _UNAPPROVED:
             return False if self._is_closed(intent) and await self._bar(intent) else None
@@ -232,8 +232,8 @@ class OrphanedPayments:
         cancelled = await self._resolver.cancel_at_pg(
             intent.order_id, intent.payment_key, "the reservation was lost"
         )
-        if isinstance(cancelled, Answered) and is_given_back(cancelled.payment):
-            await self._resolver.keep_payment(cancelled.payment)
+        if isinstance(cancelled, Answered) and is_fully_cancelled(cancelled.payment):
+            await self._resolver.store_payment(cancelled.payment)
             return cancelled.payment.approved_at is not None
         return None
 

@@ -45,12 +45,12 @@ _MINUTE_MS: Final = 60_000
 #: Lease of one check, its cancel included; another worker may take the payment afterwards.
 TAKEN_MS: Final = 3 * _MINUTE_MS
 #: Checks of an open account in its first hour, then one per hour.
-FIRST_LOOKS: Final = 6
+FIRST_CHECKS: Final = 6
 #: Checks, hourly at last, of a payment without an order in Redis, which a rebuild may restore, and
 #: of a sold order's payment that the PG does not show as its own.
-MISSING_LOOKS_MAX: Final = 48
+MISSING_CHECKS_MAX: Final = 48
 #: Transient failures.
-_PASSING: Final = (ReservationError, StoreUnavailable, StoreUncertain, OSError)
+_TRANSIENT: Final = (ReservationError, StoreUnavailable, StoreUncertain, OSError)
 #: Orders whose payment the PG has shown as theirs.
 _SOLD: Final = (Status.AWAITING_DEPOSIT, Status.CONFIRMED)
 
@@ -90,25 +90,25 @@ class Recheck:
         Raises:
             SQLAlchemyError: SQL is down.
         """
-        now_ms, looked = self._clock.now_ms(), 0
+        now_ms, checked = self._clock.now_ms(), 0
         for due in await self._sql.payments.list_due_checks(now_ms, ROUND_MAX):
             check = await self._sql.payments.lease_check(due, self._clock.now_ms() + TAKEN_MS)
             if check is None:
                 continue
-            looked += 1
+            checked += 1
             try:
-                following = await self._look(check)
-            except _PASSING as error:
-                log.info("recheck_waits", order_id=check.order_id, reason=str(error))
+                following = await self._check(check)
+            except _TRANSIENT as error:
+                log.info("recheck_deferred", order_id=check.order_id, reason=str(error))
                 continue
             if following is None:
                 await self._sql.payments.remove_check(check)
             else:
                 due_at_ms = self._clock.now_ms() + following.pause_ms
                 await self._sql.payments.reschedule_check(check, due_at_ms, following.looks)
-        return looked
+        return checked
 
-    async def _look(self, check: PaymentCheck) -> _Next | None:
+    async def _check(self, check: PaymentCheck) -> _Next | None:
         """Check once; None if the payment needs no further check.
 
         Raises:
@@ -137,12 +137,12 @@ class Recheck:
             if not await self._follow_up.follow(order, answer, is_listed=True):
                 return back_off
             order = await self._store.read(check.order_id) or order
-        elif owns and order.status in _SOLD and check.looks < MISSING_LOOKS_MAX:
+        elif owns and order.status in _SOLD and check.looks < MISSING_CHECKS_MAX:
             # The order's own payment: the PG's answer is wrong.
             return back_off
         if order.status is Status.AWAITING_DEPOSIT and owns:
-            share = 1 if check.looks < FIRST_LOOKS else FIRST_LOOKS
-            return _Next(round(self._limits.deposit_look_seconds * 1000) * share, looks)
+            share = 1 if check.looks < FIRST_CHECKS else FIRST_CHECKS
+            return _Next(round(self._limits.deposit_check_seconds * 1000) * share, looks)
         if order.status is Status.CONFIRMED and owns:
             return None
         return _Next(24 * 60 * _MINUTE_MS, looks) if check.looks == 0 else None
@@ -155,7 +155,7 @@ class Recheck:
             if payment.status in OPEN_PAYMENT and payment.balance_amount:
                 alarm(Alarm.PAYMENT_WITHOUT_ORDER, order_id=check.order_id)
                 return following
-        return following if check.looks < MISSING_LOOKS_MAX else None
+        return following if check.looks < MISSING_CHECKS_MAX else None
 
 
 def _is_of(check: PaymentCheck, answer: Answered) -> bool:

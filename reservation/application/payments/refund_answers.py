@@ -16,7 +16,7 @@ from reservation.domain.payment_gateway import (
     Unknown,
 )
 
-__all__ = ["has_no_money", "is_back", "may_still_come", "word_of"]
+__all__ = ["code_of", "has_no_capture", "is_refunded", "may_still_succeed"]
 
 #: An earlier call under the same idempotency key is still in flight at the PG.
 _STILL_RUNNING: Final = "IDEMPOTENT_REQUEST_PROCESSING"
@@ -26,18 +26,18 @@ _FAILED: Final = re.compile(r"500 [A-Z][A-Z0-9_]*")
 _ENDED: Final = (PaymentStatus.CANCELED, PaymentStatus.ABORTED, PaymentStatus.EXPIRED)
 
 
-def is_back(payment: Payment) -> bool:
+def is_refunded(payment: Payment) -> bool:
     """Whether all of its money went back."""
     ended = (PaymentStatus.CANCELED, PaymentStatus.PARTIAL_CANCELED)
     return payment.status in ended and payment.balance_amount == 0
 
 
-def has_no_money(payment: Payment) -> bool:
+def has_no_capture(payment: Payment) -> bool:
     """Whether it ended without money, or with a deposit that the bank reversed."""
     return payment.status in _ENDED and payment.approved_at is None
 
 
-def may_still_come(answer: Answer, *, before: bool) -> bool:
+def may_still_succeed(answer: Answer, *, before: bool) -> bool:
     """Whether a cancel of ours may still be carried out, after this answer to the last one.
 
     The PG processes one call of a key at a time: its own answer implies that every earlier call has
@@ -54,7 +54,7 @@ def may_still_come(answer: Answer, *, before: bool) -> bool:
             return not (bound or _FAILED.fullmatch(reason))
 
 
-def word_of(answer: Answer) -> str | None:
+def code_of(answer: Answer) -> str | None:
     """The answer as one word, for the operator."""
     match answer:
         case Answered(payment):

@@ -22,14 +22,14 @@ import structlog
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.sql.refunds import OtherRefund, RefundRecord, RefundReused
-from reservation.adapters.sql.refunds import RefundWish as WrittenWish
+from reservation.adapters.sql.refunds import RefundWish as RefundWishRow
 from reservation.adapters.sql.store import SqlStore
 from reservation.application.payments.follow_up import FollowUp
 from reservation.application.payments.refund_answers import (
-    has_no_money,
-    is_back,
-    may_still_come,
-    word_of,
+    code_of,
+    has_no_capture,
+    is_refunded,
+    may_still_succeed,
 )
 from reservation.application.payments.resolve import AnswerKind, PaymentResolver
 from reservation.application.reservations.queries import ReservationQueries
@@ -89,9 +89,9 @@ class RefundWish(msgspec.Struct, frozen=True, kw_only=True):
         body = msgspec.json.encode([self.order_id, self.reason, self.restock, self.account])
         return hashlib.sha256(body).hexdigest()[:32]
 
-    def written(self) -> WrittenWish:
+    def written(self) -> RefundWishRow:
         """The wish as stored in SQL."""
-        return WrittenWish(
+        return RefundWishRow(
             order_id=self.order_id,
             idempotency_key=self.idempotency_key,
             digest=self.digest(),
@@ -102,7 +102,7 @@ class RefundWish(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class _Asked(msgspec.Struct, frozen=True):
+class _CancelResult(msgspec.Struct, frozen=True):
     """The result of a refund call to the PG."""
 
     #: All of the money is back.
@@ -156,12 +156,12 @@ class RefundService:
         if order.status not in (Status.CONFIRMED, Status.REFUNDED):
             raise NotRefundable(reservationStatus=order.status.value)
         if order.status is Status.CONFIRMED and wish.account is None:
-            await self._need_no_account(order)
+            await self._require_no_account(order)
         now_ms = self._clock.now_ms()
         begun = await self._sql.refunds.begin(wish.written(), now_ms=now_ms)
         reach("refund:after_begin", wish.order_id)
         if isinstance(begun, OtherRefund):
-            begun = await self._correct(order, begun.standing, wish)
+            begun = await self._correct(order, begun.existing, wish)
         if isinstance(begun, RefundReused):
             raise IdempotencyKeyReused
         if begun.status == "refused":
@@ -170,7 +170,7 @@ class RefundService:
 
     async def _answer_in_time(self, record: RefundRecord) -> bool:
         """Run the refund; false after a time-out, while it continues in its own task."""
-        task = asyncio.create_task(self.go_on(record))
+        task = asyncio.create_task(self.resume(record))
         self._under_way.add(task)
         task.add_done_callback(lambda done: self._done(record, done))
         await asyncio.wait({task}, timeout=self._limits.refund_answer_seconds)
@@ -180,7 +180,7 @@ class RefundService:
         self._under_way.discard(task)
         if not task.cancelled() and (error := task.exception()):
             # The request raises it as well, unless it timed out.
-            log.info("refund_waits", order_id=record.order_id, reason=type(error).__name__)
+            log.info("refund_deferred", order_id=record.order_id, reason=type(error).__name__)
 
     async def aclose(self) -> None:
         """Cancel the refunds in flight: a worker resumes them once their leases expire."""
@@ -189,7 +189,7 @@ class RefundService:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _need_no_account(self, order: Reservation) -> None:
+    async def _require_no_account(self, order: Reservation) -> None:
         if await self._method_of(order) == VIRTUAL_ACCOUNT:
             raise RefundAccountRequired
 
@@ -199,20 +199,20 @@ class RefundService:
         return payment.method if payment else None
 
     async def _correct(
-        self, order: Reservation, standing: RefundRecord, wish: RefundWish
+        self, order: Reservation, existing: RefundRecord, wish: RefundWish
     ) -> RefundRecord | RefundReused:
         """Replace another wish with this one, if the other can no longer be carried out.
 
         Raises:
             RefundPending, NotRefundable: the other wish stays.
         """
-        if standing.status == "done":
+        if existing.status == "done":
             raise NotRefundable(
-                "The order was refunded by another wish.", refund=facts_of(standing)
+                "The order was refunded by another request.", refund=facts_of(existing)
             )
-        held = await self._lease(standing, asks=False)
+        held = await self._lease(existing, asks=False)
         if held is None:
-            raise RefundPending(refund=facts_of(standing))
+            raise RefundPending(refund=facts_of(existing))
         replaced = None
         if not held.unanswered and await self._is_untouched(order):
             now_ms = self._clock.now_ms()
@@ -236,7 +236,7 @@ class RefundService:
         whole = payment.balance_amount == payment.total_amount
         return payment.status == PaymentStatus.DONE and whole
 
-    async def go_on(self, record: RefundRecord) -> bool:
+    async def resume(self, record: RefundRecord) -> bool:
         """Resume a refund from its last step; whether it is finished."""
         if record.status == "done":
             return True
@@ -250,9 +250,9 @@ class RefundService:
         if held is None:
             return False
         if order.status not in (Status.CONFIRMED, Status.REFUNDED):
-            return await self._wait_for(order, held)
+            return await self._handle_unsold(order, held)
         if sold:
-            asked = await self._money_back(order, held, began)
+            asked = await self._request_cancel(order, held, began)
             if not asked.back:
                 await self._leave(held, code=asked.code, unanswered=asked.unanswered)
                 return False
@@ -277,7 +277,7 @@ class RefundService:
         await self._sql.refunds.finish(held, status="done", code=None, now_ms=self._now_ms())
         return True
 
-    async def _wait_for(self, order: Reservation, held: RefundRecord) -> bool:
+    async def _handle_unsold(self, order: Reservation, held: RefundRecord) -> bool:
         """Handle an unsold order: the bank reversed its deposit, or Redis went back in time.
 
         The refund goes on once the order is sold again or refunded. It ends if the order has ended
@@ -294,7 +294,7 @@ class RefundService:
                 order_id,
                 payment_key,
             ):
-                if ended and has_no_money(payment):
+                if ended and has_no_capture(payment):
                     await self._sql.refunds.finish(
                         held, status="refused", code=ORDER_NOT_PAID, now_ms=self._now_ms()
                     )
@@ -321,14 +321,16 @@ class RefundService:
             held, code=code, unanswered=unanswered, now_ms=self._now_ms()
         )
 
-    async def _money_back(self, order: Reservation, held: RefundRecord, began: float) -> _Asked:
+    async def _request_cancel(
+        self, order: Reservation, held: RefundRecord, began: float
+    ) -> _CancelResult:
         payment_key = order.payment_key or ""
         account = await self._account_of(order, held)
         lease_left = self._limits.lease_ms / 1000 - (self._clock.monotonic() - began)
         if lease_left < self._limits.confirm_seconds + self._limits.lease_left_seconds:
             # This process was frozen: another one may have the refund, under another wish.
             log.warning("lease_too_short", order_id=order.order_id)
-            return _Asked(back=False, code=held.code, unanswered=held.unanswered)
+            return _CancelResult(back=False, code=held.code, unanswered=held.unanswered)
         answer = await self._resolver.cancel_at_pg(
             order.order_id, payment_key, held.reason, account=account
         )
@@ -338,7 +340,7 @@ class RefundService:
                 held, status="refused", code=answer.code, now_ms=self._now_ms()
             )
             raise _refused(answer.code)
-        unanswered = may_still_come(answer, before=held.unanswered)
+        unanswered = may_still_succeed(answer, before=held.unanswered)
         self._warn(order, answer)
         shown = answer
         if not isinstance(shown, Answered):
@@ -351,11 +353,11 @@ class RefundService:
             not isinstance(shown, Answered)
             or (shown.payment.order_id, shown.payment.payment_key) != asked_for
         ):
-            return _Asked(back=False, code=word_of(answer), unanswered=unanswered)
+            return _CancelResult(back=False, code=code_of(answer), unanswered=unanswered)
         # The audit names an order that is refunded while SQL has its payment as DONE.
-        kept = await self._resolver.keep_payment(shown.payment)
-        back = kept and is_back(shown.payment)
-        return _Asked(back, code=word_of(answer), unanswered=unanswered)
+        kept = await self._resolver.store_payment(shown.payment)
+        back = kept and is_refunded(shown.payment)
+        return _CancelResult(back, code=code_of(answer), unanswered=unanswered)
 
     def _warn(self, order: Reservation, answer: Answer) -> None:
         """Raise the alarm on a permanent failure."""
@@ -400,4 +402,4 @@ def _has_moved(order: Reservation, payment: Payment) -> bool:
 
 
 def _refused(code: str) -> NotRefundable:
-    return NotRefundable("The payment provider refuses the refund.", providerCode=code)
+    return NotRefundable("The payment provider refused the refund.", providerCode=code)

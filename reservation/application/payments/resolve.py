@@ -40,8 +40,8 @@ from reservation.domain.payment_rules import (
     Unapproved,
     Undecided,
     decide,
-    given_back,
     may_be_refunded,
+    refunded_outcome,
 )
 from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentTimeouts
 from reservation.domain.reservation import Reservation
@@ -49,7 +49,7 @@ from reservation.domain.states import Status
 from reservation.failpoints import reach
 from reservation.telemetry.metrics import PAYMENTS, alarm
 
-__all__ = ["AnswerKind", "PaymentAttempt", "PaymentResolver", "is_given_back"]
+__all__ = ["AnswerKind", "PaymentAttempt", "PaymentResolver", "is_fully_cancelled"]
 
 log = structlog.get_logger(__name__)
 
@@ -62,7 +62,7 @@ _SELLS: Final = (PaymentOutcome.CONFIRMED, PaymentOutcome.AWAITING_DEPOSIT)
 #: Outcomes that the audit compares with the payment in SQL.
 _MOVES_MONEY: Final = (*_SELLS, PaymentOutcome.REFUNDED)
 
-_MADE_UP: Final = Outcome(name=PaymentOutcome.VOIDED, reason=Reason(Cause.PAYMENT_NOT_FOUND))
+_FABRICATED: Final = Outcome(name=PaymentOutcome.VOIDED, reason=Reason(Cause.PAYMENT_NOT_FOUND))
 
 #: A deposit, or its reversal by the bank, moves an order between these without a claim.
 _BY_ACCOUNT: Final = (Status.AWAITING_DEPOSIT, Status.CONFIRMED)
@@ -112,7 +112,7 @@ class PaymentResolver:
         self._health = health
         self._clock = clock
 
-    def may_ask(self, case: PaymentAttempt) -> bool:
+    def lease_suffices(self, case: PaymentAttempt) -> bool:
         """Whether the lease outlives a confirm sent now.
 
         While this process was frozen another may have taken over the payment or given it back.
@@ -157,8 +157,8 @@ class PaymentResolver:
                     answer, asked = await self._gateway.look_up(case.payment_key), AnswerTo.LOOK_UP
                     if _is_key_refused(refused) and _is_key_refused(answer):
                         self._health.refuse()
-                    if missing and first and await self._made_up(case, answer):
-                        return await self.finish(case, _MADE_UP, answer)
+                    if missing and first and await self._is_fabricated(case, answer):
+                        return await self.finish(case, _FABRICATED, answer)
                 case Unapproved():
                     return None
                 case Undecided(name):
@@ -167,7 +167,7 @@ class PaymentResolver:
                     return None
         return None
 
-    async def _made_up(self, case: PaymentAttempt, by_key: Answer) -> bool:
+    async def _is_fabricated(self, case: PaymentAttempt, by_key: Answer) -> bool:
         """Whether the PG knows neither the payment nor any other of this order."""
         if not isinstance(by_key, PaymentMissing):
             return False
@@ -175,7 +175,7 @@ class PaymentResolver:
         await self.remember(
             case.order.order_id, case.payment_key, AnswerKind.LOOK_UP_ORDER, by_order
         )
-        return isinstance(by_order, PaymentMissing) and await self._health.sees_ours()
+        return isinstance(by_order, PaymentMissing) and await self._health.sees_own_payments()
 
     async def finish(
         self, case: PaymentAttempt, outcome: Outcome, answer: Answer | None
@@ -190,16 +190,16 @@ class PaymentResolver:
             claimed again by its intent.
         """
         if isinstance(answer, Answered):
-            kept = await self.keep_payment(answer.payment)
+            kept = await self.store_payment(answer.payment)
             if outcome.name in _MOVES_MONEY and not kept:
                 return None
         restock = await self._restocks(case.order, outcome)
         if restock is None:
             return None
         if outcome.is_unproven:
-            await self.look_again(case, self._limits.recheck_seconds)
+            await self.schedule_recheck(case, self._limits.recheck_seconds)
         elif outcome.name is PaymentOutcome.AWAITING_DEPOSIT:
-            await self.look_again(case, self._limits.deposit_look_seconds)
+            await self.schedule_recheck(case, self._limits.deposit_check_seconds)
         outcome = msgspec.structs.replace(outcome, restock=restock)
         reach("conclude:before_finish", case.order.order_id)
         try:
@@ -217,7 +217,7 @@ class PaymentResolver:
             return None
         reach("conclude:after_finish", case.order.order_id)
         if not finished.applied:
-            log.info("finish_stale", order_id=case.order.order_id, fence=case.fence)
+            log.info("finish_fence_stale", order_id=case.order.order_id, fence=case.fence)
             # The winner may have called the PG before we did: our answer may be the newer one.
             moved = case.order.status in _BY_ACCOUNT and finished.status in _BY_ACCOUNT
             return None if moved or finished.status is Status.CONFIRMING else finished.status
@@ -241,7 +241,7 @@ class PaymentResolver:
             return None
         return refund is None or refund.status == "refused" or refund.restock
 
-    async def look_again(self, case: PaymentAttempt, seconds: float) -> None:
+    async def schedule_recheck(self, case: PaymentAttempt, seconds: float) -> None:
         """Schedule a recheck of the payment, in case no webhook comes; goes on without SQL."""
         due_at_ms = self._clock.now_ms() + round(seconds * 1000)
         try:
@@ -249,7 +249,7 @@ class PaymentResolver:
                 case.payment_key, case.order.order_id, due_at_ms
             )
         except (SQLAlchemyError, OSError) as error:
-            log.warning("recheck_not_kept", order_id=case.order.order_id, reason=str(error))
+            log.warning("recheck_schedule_failed", order_id=case.order.order_id, reason=str(error))
 
     async def cancel(self, case: PaymentAttempt, outcome: Outcome, reason: str) -> Status | None:
         """Give the money back at the PG, and record the outcome once the PG shows it.
@@ -261,7 +261,7 @@ class PaymentResolver:
         if not await self.bar(order.order_id, order.sale_id, case.fence, case.payment_key):
             return None
         answer = await self._cancel_at_pg(case, reason)
-        if isinstance(answer, Answered) and is_given_back(answer.payment):
+        if isinstance(answer, Answered) and is_fully_cancelled(answer.payment):
             return await self.finish(case, outcome, answer)
         alarm(Alarm.AUTOMATIC_CANCEL_FAILED, order_id=order.order_id, reason=reason)
         return None
@@ -282,10 +282,10 @@ class PaymentResolver:
                 now_ms=self._clock.now_ms(),
             )
         except (SQLAlchemyError, OSError) as error:
-            log.warning("cancel_not_begun", order_id=order_id, reason=str(error))
+            log.warning("cancel_intent_write_failed", order_id=order_id, reason=str(error))
             return False
         if not barred:
-            log.info("cancel_left_to_another", order_id=order_id, fence=fence)
+            log.info("cancel_superseded", order_id=order_id, fence=fence)
         return barred
 
     async def _sell(self, case: PaymentAttempt, outcome: Outcome, answer: Answer) -> Status | None:
@@ -299,13 +299,15 @@ class PaymentResolver:
         try:
             cancelling = await self._sql.intents.is_cancel_intended(case.payment_key)
         except (SQLAlchemyError, OSError) as error:
-            log.warning("sale_not_decided", order_id=case.order.order_id, reason=str(error))
+            log.warning(
+                "cancel_intent_read_failed", order_id=case.order.order_id, reason=str(error)
+            )
             return None
         if not cancelling:
             return await self.finish(case, outcome, answer)
         again = await self._cancel_at_pg(case, "cancelled before")
-        if isinstance(again, Answered) and is_given_back(again.payment):
-            return await self.finish(case, given_back(again.payment), again)
+        if isinstance(again, Answered) and is_fully_cancelled(again.payment):
+            return await self.finish(case, refunded_outcome(again.payment), again)
         if isinstance(again, Declined):
             # The PG has refused the cancel under each key, so none can take effect any more. The
             # money stays, as with an account that was paid while we cancelled it.
@@ -316,7 +318,7 @@ class PaymentResolver:
         try:
             return await self.cancel_at_pg(case.order.order_id, case.payment_key, reason)
         except (SQLAlchemyError, OSError) as error:
-            log.warning("cancel_without_sql", order_id=case.order.order_id, reason=str(error))
+            log.warning("cancel_key_read_failed", order_id=case.order.order_id, reason=str(error))
             return TryAgain("SQL is away")
 
     async def cancel_at_pg(
@@ -365,9 +367,9 @@ class PaymentResolver:
         `attempt` numbers the idempotency keys of its call, from 0 on.
         """
         if isinstance(answer, Answered) and answer.payment.order_id == order_id:
-            self._health.saw_ours()
-        told = msgspec.to_builtins(_without_secret(answer))
-        text = msgspec.json.encode(told | {"attempt": attempt} if attempt else told).decode()
+            self._health.note_own_payment()
+        members = msgspec.to_builtins(_without_secret(answer))
+        text = msgspec.json.encode(members | {"attempt": attempt} if attempt else members).decode()
         try:
             await self._sql.payments.add_answer(
                 AnswerRow(
@@ -379,19 +381,21 @@ class PaymentResolver:
                 )
             )
         except (SQLAlchemyError, OSError) as error:
-            log.warning("answer_not_kept", order_id=order_id, reason=type(error).__name__)
+            log.warning("answer_write_failed", order_id=order_id, reason=type(error).__name__)
 
-    async def keep_payment(self, payment: Payment) -> bool:
+    async def store_payment(self, payment: Payment) -> bool:
         """Store the payment as the PG shows it, with its webhook secret; whether SQL has it."""
         try:
             await self._sql.payments.put(payment, self._clock.now_ms())
         except (SQLAlchemyError, OSError) as error:
-            log.warning("payment_not_kept", order_id=payment.order_id, reason=type(error).__name__)
+            log.warning(
+                "payment_write_failed", order_id=payment.order_id, reason=type(error).__name__
+            )
             return False
         return True
 
 
-def is_given_back(payment: Payment) -> bool:
+def is_fully_cancelled(payment: Payment) -> bool:
     """Whether it is cancelled in full: all of its money is back, or none ever came."""
     ended = (PaymentStatus.CANCELED, PaymentStatus.PARTIAL_CANCELED)
     return payment.status in ended and (payment.balance_amount == 0 or payment.approved_at is None)

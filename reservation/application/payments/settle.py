@@ -55,7 +55,7 @@ _MINUTE_MS: Final = 60_000
 #: The pause before the next poll of an undecided payment is its age divided by this.
 PAUSE_SHARE: Final = 4
 #: Lookups in flight, for at most 10 s each: half of the gateway client's connections.
-LOOKS_AT_ONCE: Final = 32
+LOOK_UPS_AT_ONCE: Final = 32
 #: Second confirms and cancels in flight. Each may hang for a minute at one card company; payments
 #: with other companies must not wait for them, so they have slots of their own.
 SLOW_AT_ONCE: Final = 128
@@ -84,7 +84,7 @@ class PaymentSettlement:
         self._resolver = resolver
         self._absence = Absence(sql, gateway, resolver, health, clock=clock, limits=limits)
         self._clock = clock
-        self._looks = asyncio.Semaphore(LOOKS_AT_ONCE)
+        self._look_ups = asyncio.Semaphore(LOOK_UPS_AT_ONCE)
         self._slow = asyncio.Semaphore(SLOW_AT_ONCE)
 
     async def settle(self, order_id: str) -> Status | None:
@@ -95,7 +95,7 @@ class PaymentSettlement:
             return await self._settle(order_id)
 
     async def _settle(self, order_id: str) -> Status | None:
-        async with self._looks:
+        async with self._look_ups:
             taken = await self._take_over(order_id)
         if taken is None:
             return None
@@ -103,7 +103,7 @@ class PaymentSettlement:
         status = await self._decide(case, answer)
         SETTLED.labels(status.value if status else "undecided").inc()
         if status is None:
-            await self._come_back_later(case)
+            await self._postpone(case)
         return status
 
     async def _take_over(self, order_id: str) -> tuple[PaymentAttempt, Answer] | None:
@@ -149,9 +149,9 @@ class PaymentSettlement:
             and closed
             and await self._absence.shows_no_money(case.order.order_id, case.payment_key)
         ):
-            return await self._give_back(case)
+            return await self._expire(case)
         if not isinstance(verdict, Unapproved) and not (foreign and may_confirm):
-            return await self._slowly(
+            return await self._run_slow_step(
                 lambda: self._resolver.resolve(case, answer, AnswerTo.LOOK_UP),
                 at_once=not isinstance(verdict, CancelFirst),
             )
@@ -161,17 +161,19 @@ class PaymentSettlement:
         if may_confirm:
             # If the payment is another order's, the PG refuses it, which voids the attempt.
             unapproved = isinstance(verdict, Unapproved) and not verdict.missing
-            return await self._slowly(lambda: self._confirm_again(case, unapproved=unapproved))
+            return await self._run_slow_step(
+                lambda: self._confirm_again(case, unapproved=unapproved)
+            )
         missing = isinstance(verdict, Unapproved) and verdict.missing
         if (
             closed
             and missing
             and await self._absence.is_proven(case.order.order_id, case.payment_key)
         ):
-            return await self._give_back(case)
+            return await self._expire(case)
         return None
 
-    async def _slowly(
+    async def _run_slow_step(
         self, step: Callable[[], Awaitable[Status | None]], *, at_once: bool = False
     ) -> Status | None:
         """Run a step that may hang at the PG for a minute; None if too many do: a retry follows."""
@@ -208,7 +210,9 @@ class PaymentSettlement:
                 )
             )
         except (SQLAlchemyError, OSError) as error:
-            log.warning("settle_without_sql", order_id=case.order.order_id, reason=str(error))
+            log.warning(
+                "settle_deferred_without_sql", order_id=case.order.order_id, reason=str(error)
+            )
             return None
         if outcome not in (IntentOutcome.WRITTEN, IntentOutcome.ALREADY_WRITTEN):
             return None
@@ -216,7 +220,7 @@ class PaymentSettlement:
         earlier = any(
             intent.kind == "intent" and intent.payment_key == case.payment_key for intent in intents
         )
-        if not self._resolver.may_ask(case):
+        if not self._resolver.lease_suffices(case):
             return None
         answer = await self._gateway.confirm(
             payment_key=case.payment_key,
@@ -227,12 +231,14 @@ class PaymentSettlement:
         asked = AnswerTo.LATER_CONFIRM if earlier else AnswerTo.FIRST_CONFIRM
         return await self._resolver.resolve(case, answer, asked)
 
-    async def _give_back(self, case: PaymentAttempt) -> Status | None:
+    async def _expire(self, case: PaymentAttempt) -> Status | None:
         """No money can come any more: bar every process that may still wake up, then expire."""
         try:
             barred = await self._bar_all(case)
         except (SQLAlchemyError, OSError) as error:
-            log.warning("settle_without_sql", order_id=case.order.order_id, reason=str(error))
+            log.warning(
+                "settle_deferred_without_sql", order_id=case.order.order_id, reason=str(error)
+            )
             return None
         if not barred:
             return None
@@ -252,13 +258,13 @@ class PaymentSettlement:
             )
             for fence in range(1, case.fence + 1)
         ]
-        if VoidOutcome.INTENT_STANDS not in outcomes:
+        if VoidOutcome.INTENT_EXISTS not in outcomes:
             return True
         over_ms = now_ms - self._limits.lease_ms
         intents = await self._sql.intents.list_by_order(order_id)
         return all(intent.kind != "intent" or intent.created_at_ms <= over_ms for intent in intents)
 
-    async def _come_back_later(self, case: PaymentAttempt) -> None:
+    async def _postpone(self, case: PaymentAttempt) -> None:
         age_ms = self._age_ms(case.order)
         if age_ms >= self._limits.alarm_seconds * 1000:
             alarm(
@@ -289,7 +295,7 @@ class PaymentSettlement:
         return status
 
     async def _end_account(self, case: PaymentAttempt) -> Status | None:
-        async with self._looks:
+        async with self._look_ups:
             answer = await self._gateway.look_up(case.payment_key)
         waiting = (
             isinstance(answer, Answered)
@@ -301,7 +307,7 @@ class PaymentSettlement:
         if not waiting:
             return await self._resolver.resolve(case, answer, AnswerTo.LOOK_UP)
         outcome = Outcome(name=PaymentOutcome.EXPIRED, reason=Reason(Cause.NO_DEPOSIT))
-        return await self._slowly(
+        return await self._run_slow_step(
             lambda: self._resolver.cancel(case, outcome, "no deposit came in time")
         )
 

@@ -58,7 +58,7 @@ CLOCKS_MS: Final = CLOCK_MS_MAX + EXPIRE_OFFSET_MS_MAX
 SCHEDULED_MAX: Final = 10_000
 #: The PG's statuses of a payment that was cancelled at its console, or by a call of ours.
 _CANCELLED: Final = (PaymentStatus.CANCELED, PaymentStatus.PARTIAL_CANCELED)
-_RESTORED_SOON: Final = "The order is being restored; send this again."
+_RESTORED_SOON: Final = "The order is being restored; retry the webhook."
 #: Orders whose payment the PG has shown as theirs.
 _PAID: Final = (Status.CONFIRMED, Status.AWAITING_DEPOSIT, Status.REFUNDED)
 
@@ -135,17 +135,17 @@ class PaymentNotifications:
         if order.status is Status.CONFIRMING:
             await self._of_confirming(order, key, status)
             return
-        is_its_own = key == order.payment_key
-        if is_its_own and order.status is Status.CONFIRMED and status == PaymentStatus.DONE:
+        is_order_payment = key == order.payment_key
+        if is_order_payment and order.status is Status.CONFIRMED and status == PaymentStatus.DONE:
             return
         budget = await self._budget_of(order, key)
         if budget is self._unknown and order.status in (Status.HELD, Status.PREPARED):
             # The buyer returns with this key, or the hold ends and the PG's next webhook counts.
             return
-        if not self._may_look(order_id, budget):
-            await self._look_later(order_id, key, budget)
+        if not self._within_limits(order_id, budget):
+            await self._schedule_recheck(order_id, key, budget)
             return
-        await self._look(order, key)
+        await self._reconcile(order, key)
 
     async def _key_of(
         self, order: Reservation, payment_key: str | None, secret: str | None
@@ -162,7 +162,7 @@ class PaymentNotifications:
         try:
             payments = await self._sql.payments.list_by_order(order.order_id)
         except (SQLAlchemyError, OSError) as error:
-            raise Unavailable("The payment could not be looked up; send this again.") from error
+            raise Unavailable("The payment look-up failed; retry the webhook.") from error
         secrets = {row.payment_key: row.secret for row in payments if row.secret is not None}
         for of_payment, known in secrets.items():
             if hmac.compare_digest(known.encode(), secret.encode()):
@@ -170,7 +170,7 @@ class PaymentNotifications:
         if key is None or key not in secrets:
             # The PG never showed us one: the lookup alone decides, as for every other webhook.
             return key
-        left_out = _forged.leave_out()
+        left_out = _forged.should_suppress()
         if left_out is not None:
             log.warning("webhook_forged", order_id=order.order_id, left_out=left_out)
         return None
@@ -186,12 +186,12 @@ class PaymentNotifications:
         if payment_key != order.payment_key:
             # Another payment of the order: it can be followed once this one is decided.
             budget = await self._budget_of(order, payment_key)
-            await self._look_later(order.order_id, payment_key, budget)
+            await self._schedule_recheck(order.order_id, payment_key, budget)
             return
         settled = await self._settlement.settle(order.order_id)
         if settled is None and status in _CANCELLED:
             # The lease holder may have the PG's answer from before the cancel.
-            await self._look_later(order.order_id, payment_key, self._tried)
+            await self._schedule_recheck(order.order_id, payment_key, self._tried)
 
     async def _budget_of(self, order: Reservation, payment_key: str) -> _Budget:
         if payment_key == order.payment_key:
@@ -207,13 +207,13 @@ class PaymentNotifications:
         try:
             return await self._sql.intents.owner(payment_key)
         except (SQLAlchemyError, OSError) as error:
-            raise Unavailable("The payment could not be looked up; send this again.") from error
+            raise Unavailable("The payment look-up failed; retry the webhook.") from error
 
     def _count_sql(self) -> None:
         if self._sql_rate.wait("", self._clock.monotonic()):
-            raise Unavailable("Too many at once; send this again.")
+            raise Unavailable("Too many concurrent webhooks; retry the webhook.")
 
-    def _may_look(self, order_id: str, budget: _Budget) -> bool:
+    def _within_limits(self, order_id: str, budget: _Budget) -> bool:
         """Whether the limits allow one more lookup; counts it if so."""
         now = self._clock.monotonic()
         if budget.per_order.peek(order_id, now) or budget.all.peek("", now):
@@ -222,7 +222,7 @@ class PaymentNotifications:
         budget.all.wait("", now)
         return True
 
-    async def _look_later(self, order_id: str, payment_key: str, budget: _Budget) -> None:
+    async def _schedule_recheck(self, order_id: str, payment_key: str, budget: _Budget) -> None:
         """Schedule a recheck of the payment: at most one row per payment.
 
         Raises:
@@ -233,7 +233,7 @@ class PaymentNotifications:
             # No worker has begun the scheduled recheck: it covers this webhook as well.
             return
         if budget is self._unknown or self._later.wait("", self._clock.monotonic()):
-            raise Unavailable("Too many at once; send this again.")
+            raise Unavailable("Too many concurrent webhooks; retry the webhook.")
         if len(self._scheduled) >= SCHEDULED_MAX:
             self._scheduled.clear()
         try:
@@ -241,10 +241,10 @@ class PaymentNotifications:
                 payment_key, order_id, now_ms + LATER_MS
             )
         except (SQLAlchemyError, OSError) as error:
-            raise Unavailable("Too many at once; send this again.") from error
-        log.info("webhook_looked_at_later", order_id=order_id)
+            raise Unavailable("Too many concurrent webhooks; retry the webhook.") from error
+        log.info("webhook_recheck_scheduled", order_id=order_id)
 
-    async def _look(self, order: Reservation, payment_key: str) -> None:
+    async def _reconcile(self, order: Reservation, payment_key: str) -> None:
         """Query the PG, and reconcile the order with the payment.
 
         Raises:
@@ -256,18 +256,18 @@ class PaymentNotifications:
                 await self._follow(order, answer)
                 return
         elif not isinstance(answer, PaymentMissing):
-            raise Unavailable("The payment could not be looked up; send this again.")
+            raise Unavailable("The payment look-up failed; retry the webhook.")
         if payment_key == order.payment_key:
             # The order's own payment: the PG's answer is wrong.
-            raise Unavailable("The payment does not match the stored one; send this again.")
+            raise Unavailable("The payment does not match the stored one; retry the webhook.")
 
     async def _follow(self, order: Reservation, answer: Answered) -> None:
         try:
             settled = await self._follow_up.follow(order, answer)
         except (SQLAlchemyError, OSError) as error:
-            raise Unavailable("The payment could not be kept; send this again.") from error
+            raise Unavailable("The payment could not be stored; retry the webhook.") from error
         if not settled:
-            raise Unavailable("The payment is not settled yet; send this again.")
+            raise Unavailable("The payment is not settled yet; retry the webhook.")
 
     async def _refuse_while_lost(self, order_id: str, payment_key: str | None) -> None:
         """Make the PG retry a webhook of an order that Redis lost and SQL still knows."""
@@ -275,11 +275,11 @@ class PaymentNotifications:
         try:
             lost = await self._sql.orders.get(order_id) is not None
         except (SQLAlchemyError, OSError) as error:
-            raise Unavailable("The order could not be looked up; send this again.") from error
+            raise Unavailable("The order look-up failed; retry the webhook.") from error
         if payment_key is not None and await self._owner_of(payment_key) == order_id:
             # The order may have left no event, but its payment was requested. A rebuild restores no
             # order that ended long ago, and the PG sends a webhook for some days only.
-            await self._look_later(order_id, payment_key, self._tried)
+            await self._schedule_recheck(order_id, payment_key, self._tried)
             lost = True
         if lost:
             raise Unavailable(_RESTORED_SOON)

@@ -15,7 +15,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from reservation.adapters.redis.client import ClockReading, RedisClient
-from reservation.adapters.redis.errors import NotPermitted, UnexpectedReply, good
+from reservation.adapters.redis.errors import NotPermitted, UnexpectedReply, unwrap
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.mapping import as_mapping
 from reservation.adapters.redis.scripts import all_scripts
@@ -24,8 +24,8 @@ from reservation.application.readiness.conditions import Disk, Facts
 from reservation.application.readiness.evaluation import (
     STILL_LOADING,
     Findings,
+    check_trusted_names,
     judge,
-    refuse_strange,
 )
 from reservation.application.readiness.permissions import dry_runs, refused
 from reservation.config.settings import Settings
@@ -79,13 +79,13 @@ class Preflight:
         clock: Clock,
         disk: Callable[[Path], Disk | None] = disk_of,
     ) -> None:
-        refuse_strange(settings.redis_trust)
+        check_trusted_names(settings.redis_trust)
         self._connections = connections
         self._settings = settings
         self._probe_key = keys.of(_PROBE).sale
         self._clock = clock
         self._disk = disk
-        self._looking = asyncio.Lock()
+        self._checking = asyncio.Lock()
         self._found: Findings | None = None
         self._found_at = 0.0
         self.clocks = Clocks()
@@ -96,8 +96,8 @@ class Preflight:
         Raises:
             StoreUnavailable, StoreUncertain: the server does not answer.
         """
-        async with self._looking:
-            return await self._look()
+        async with self._checking:
+            return await self._check()
 
     async def missing(self) -> tuple[str, ...]:
         """The failed rows that close prepare; raises as `check` does."""
@@ -105,17 +105,17 @@ class Preflight:
 
     async def recent(self) -> Findings:
         """The findings of a moment ago, or of a new check; raises as `check` does."""
-        async with self._looking:
+        async with self._checking:
             found = self._found
             if found is not None and self._clock.monotonic() - self._found_at < FRESH_SECONDS:
                 return found
-            return await self._look()
+            return await self._check()
 
-    async def look_at_clocks(self) -> None:
+    async def measure_clocks(self) -> None:
         """Read only the clocks, for the workers that expire holds by them."""
         self.clocks.observe(await self._connections.read_clock())
 
-    async def _look(self) -> Findings:
+    async def _check(self) -> Findings:
         self._found = None
         facts = await self._read()
         found = judge(facts, trusted=self._settings.redis_trust) if facts else STILL_LOADING
@@ -188,7 +188,7 @@ class Preflight:
         return [script.sha for script in scripts] == [_shown(reply) for reply in replies]
 
     def _redis_disk(self, settings: dict[str, str] | None) -> Disk | None:
-        if not settings or not _is_here(self._settings.redis_url):
+        if not settings or not _is_local(self._settings.redis_url):
             return None
         return self._disk(Path(settings.get("dir", "")))
 
@@ -201,7 +201,7 @@ def _shown(reply: Any) -> Any:
     """
     if isinstance(reply, NotPermitted | UnexpectedReply):
         return None
-    return good(reply)
+    return unwrap(reply)
 
 
 def _lines(infos: Sequence[Any]) -> dict[str, str]:
@@ -214,7 +214,7 @@ def _lines(infos: Sequence[Any]) -> dict[str, str]:
     return info
 
 
-def _is_here(url: str) -> bool:
+def _is_local(url: str) -> bool:
     """Whether the server runs on this machine."""
     parts = urlsplit(url)
     return parts.scheme == "unix" or parts.hostname in ("127.0.0.1", "::1", "localhost")

@@ -43,11 +43,15 @@ class Clocks:
         offset = reading.offset_ms
         self.offset_ms = max(0, abs(offset) - uncertain) * (1 if offset > 0 else -1)
         # Another server's clock is another clock.
-        if last is not None and last.run_id == reading.run_id and not _evenly(last, reading):
+        if (
+            last is not None
+            and last.run_id == reading.run_id
+            and not _advanced_evenly(last, reading)
+        ):
             self._even_from = reading.received + EVEN_SECONDS
 
 
-def _evenly(last: ClockReading, this: ClockReading) -> bool:
+def _advanced_evenly(last: ClockReading, this: ClockReading) -> bool:
     slack = DRIFT_MS_MAX * max(1.0, (this.received - last.sent) / DRIFT_SECONDS)
     # The server read its clock somewhere between our sending and our receiving.
     least = (this.sent - last.received) * 1000 - slack

@@ -207,61 +207,61 @@ ROWS: Final = (
     Row(
         name="client-retries",
         severity=Severity.STOP,
-        means="the client library would send a command twice: one hold could be taken twice",
+        means="the client library retries commands: a hold could be taken twice",
         holds=lambda facts: facts.client_retries == 0,
     ),
     Row(
         name="redis-version",
         severity=Severity.STOP,
-        means="the server is older than Redis 7.0 and lacks what the scripts need",
+        means="the server is older than Redis 7.0, which the scripts require",
         holds=_version_is_new_enough,
     ),
     Row(
         name="redis-version-broken",
         severity=Severity.WARN,
-        means="this Redis has a memory error that a client can reach (CVE-2026-23479)",
+        means="this Redis version has a memory error that clients can trigger (CVE-2026-23479)",
         holds=_version_is_sound,
     ),
     Row(
         name="redis-scripts",
         severity=Severity.STOP,
-        means="the server does not take this release's scripts",
+        means="the server does not load this release's scripts",
         holds=lambda facts: facts.scripts,
     ),
     Row(
         name="redis-run-id",
         severity=Severity.CLOSE,
-        means="the server does not say which life of it this is: a restart could go unnoticed",
+        means="the server does not report its run id: a restart would go undetected",
         holds=lambda facts: True if facts.info.get("run_id") else None,
     ),
     Row(
         name="redis-append-only-file",
         severity=Severity.STOP,
-        means="there is no append-only file: a restart is an empty shop",
+        means="the append-only file is off: a restart loses all data",
         holds=_info("aof_enabled", "1"),
     ),
     Row(
         name="redis-last-write",
         severity=Severity.STOP,
-        means="the last write to the append-only file failed: a full or broken disk",
+        means="the last write to the append-only file failed: the disk is full or broken",
         holds=_info("aof_last_write_status", "ok"),
     ),
     Row(
         name="redis-last-rewrite",
         severity=Severity.STOP,
-        means="the last rewrite of the append-only file failed: it grows without end",
+        means="the last rewrite of the append-only file failed: it grows without bound",
         holds=_info("aof_last_bgrewrite_status", "ok"),
     ),
     Row(
         name="redis-last-snapshot",
         severity=Severity.WARN,
-        means="the last snapshot failed; it is the backup, not the durability",
+        means="the last snapshot failed: there is no current backup",
         holds=_info("rdb_last_bgsave_status", "ok"),
     ),
     Row(
         name="redis-fsync-policy",
         severity=Severity.CLOSE,
-        means="appendfsync is not always: a power cut loses holds that were promised",
+        means="appendfsync is not always: a power failure loses acknowledged holds",
         holds=_config("appendfsync", "always"),
         waivable=True,
     ),
@@ -274,25 +274,25 @@ ROWS: Final = (
     Row(
         name="redis-eviction-policy",
         severity=Severity.STOP,
-        means="maxmemory-policy is not noeviction: stock could be thrown out to make room",
+        means="maxmemory-policy is not noeviction: stock could be evicted",
         holds=_policy_keeps_all,
     ),
     Row(
         name="redis-evicted",
         severity=Severity.CLOSE,
-        means="keys were thrown out to make room: any of them may have been stock",
+        means="keys were evicted: stock may have been lost",
         holds=_info("evicted_keys", "0"),
     ),
     Row(
         name="redis-maxmemory",
         severity=Severity.CLOSE,
-        means="maxmemory is not set: the system would kill the server when memory runs out",
+        means="maxmemory is not set: the system kills the server when memory runs out",
         holds=_memory_is_bounded,
     ),
     Row(
         name="redis-memory",
         severity=Severity.CLOSE,
-        means="85 % of maxmemory is used: what ends a hold still needs room",
+        means="85 % of maxmemory is used: payments, releases and expiries need the rest",
         holds=_below(MEMORY_SHARE_MAX),
     ),
     Row(
@@ -304,7 +304,7 @@ ROWS: Final = (
     Row(
         name="redis-loading",
         severity=Severity.CLOSE,
-        means="the server still reads its file",
+        means="the server is still loading its file",
         holds=_info("loading", "0"),
     ),
     Row(
@@ -316,38 +316,37 @@ ROWS: Final = (
     Row(
         name="redis-failover",
         severity=Severity.CLOSE,
-        means="the server hands over to a replica",
+        means="the server is failing over to a replica",
         holds=_info("master_failover_state", "no-failover"),
     ),
     Row(
         name="redis-cluster",
         severity=Severity.CLOSE,
-        means="the server is one of a cluster, and its address does not say so",
+        means="the server is a cluster node, but its address is not a cluster's",
         holds=_info("cluster_enabled", "0"),
     ),
     Row(
         name="redis-replicas",
         severity=Severity.CLOSE,
-        means="fewer replicas keep up than min-replicas-to-write asks for: writes are refused",
+        means="fewer replicas are in sync than min-replicas-to-write requires: writes are refused",
         holds=_replicas_are_there,
     ),
     Row(
         name="redis-replicas-unbound",
         severity=Severity.WARN,
-        means="there are replicas, and nothing bounds how far behind they may be: a failover loses "
-        "that much",
+        means="the lag of the replicas is unbounded: a failover loses that much",
         holds=_replicas_are_bound,
     ),
     Row(
         name="redis-clock",
         severity=Severity.CLOSE,
-        means="Redis' clock and ours differ by half a second or more",
+        means="the clocks of Redis and of the service differ by half a second or more",
         holds=lambda facts: abs(facts.clock_offset_ms) < CLOCK_MS_MAX,
     ),
     Row(
         name="redis-clock-jumped",
         severity=Severity.CLOSE,
-        means="Redis' clock or ours has jumped within the last 15 s",
+        means="the clock of Redis or of the service has jumped within the last 15 s",
         holds=lambda facts: not facts.clock_jumped,
     ),
     Row(
@@ -359,20 +358,21 @@ ROWS: Final = (
     Row(
         name="redis-user",
         severity=Severity.STOP,
-        means="we are the server's default user, or may flush, list or configure it",
+        means="the service connects as the default user, or may flush, list or configure the "
+        "server",
         holds=_user_is_bounded,
         waivable=True,
     ),
     Row(
         name="redis-rights",
         severity=Severity.CLOSE,
-        means="our user may not use a command that the service needs",
+        means="the service's user lacks the permission for a required command",
         holds=_rights_suffice,
     ),
     Row(
         name="redis-disk",
         severity=Severity.CLOSE,
-        means="the disk of the append-only file has no room for a rewrite of it",
+        means="the disk of the append-only file is too full for a rewrite",
         holds=_disk_takes_a_rewrite,
     ),
     Row(
@@ -384,7 +384,7 @@ ROWS: Final = (
     Row(
         name="sql-disk",
         severity=Severity.CLOSE,
-        means="the disk of SQLite is full: no payment could be begun",
+        means="the disk of SQLite is full: no payment can start",
         holds=_sql_disk_has_room,
     ),
 )

@@ -66,9 +66,9 @@ def compare(
     Redis ahead of SQL is normal: the flusher follows. Redis behind a mark is a loss.
     """
     if found is None:
-        return f"Redis has no such sale, SQL has {head.seq} events of it"
+        return f"Redis has no such sale, SQL has {head.seq} of its events"
     if found.epoch != head.epoch:
-        return f"Redis has another epoch of it; SQL ends at event {head.seq}"
+        return f"Redis has another epoch of the sale; SQL ends at event {head.seq}"
     if found.seq < head.seq:
         return (
             f"Redis ends at event {found.seq}, SQL at {head.seq}:"
@@ -76,21 +76,21 @@ def compare(
         )
     there = found.chain if found.seq == head.seq else found.chain_at(head.seq)
     if there is not None and head.seq and there != head.chain:
-        return f"event {head.seq} is another one in Redis than in SQL"
+        return f"event {head.seq} in Redis differs from SQL"
     for mark in marks:
         if mark.epoch != head.epoch:
             continue
         if found.seq < mark.seq:
             return (
-                f"Redis ends at event {found.seq}, and answered for event {mark.seq} before:"
-                f" {mark.seq - found.seq} events are lost"
+                f"Redis ends at event {found.seq}, but acknowledged event {mark.seq} before: "
+                f"{mark.seq - found.seq} events are lost"
             )
         if mark.differs:
-            return f"event {mark.seq} is another one in SQL than Redis answered for before"
+            return f"event {mark.seq} in SQL differs from the one that Redis acknowledged"
         there = found.chain if found.seq == mark.seq else found.chain_at(mark.seq)
         # An event that has left the outbox is in SQL: the next comparison checks it there.
         if mark.chain and there is not None and there != mark.chain:
-            return f"event {mark.seq} is another one than Redis answered for before"
+            return f"event {mark.seq} differs from the one that Redis acknowledged"
     return None
 
 
@@ -153,13 +153,13 @@ class DataLossDetector:
         self._unwritten: dict[tuple[str, str], str] = {}
         #: Sales that Redis never had, as far as SQL knows, and the first comparison without them.
         self._missing_since: dict[str, int] = {}
-        self._looks = 0
+        self._rounds = 0
         self._writing: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
         #: When the last heartbeat was written, and the server to which this process wrote then.
         self._beat: tuple[float, str | None] = (-BEAT_SECONDS, None)
         self._tidied_at = clock.monotonic()
-        self._marks.listen(self._went_back)
+        self._marks.listen(self._report_regression)
 
     def report(self, sale_id: str, epoch: str, reason: str) -> None:
         """Report a loss: close the sale now; the other processes read the report in SQL."""
@@ -172,13 +172,13 @@ class DataLossDetector:
         """Whether a report of this sale is still on its way to SQL."""
         return any(sale_id == name for name, _ in self._unwritten)
 
-    def _went_back(self, sale_id: str, epoch: str) -> None:
+    def _report_regression(self, sale_id: str, epoch: str) -> None:
         seq, _ = self._marks.of(sale_id, epoch)
-        self.report(sale_id, epoch, f"Redis lacks event {seq}, for which it answered before")
+        self.report(sale_id, epoch, f"Redis lacks event {seq}, which it had acknowledged")
 
     def saw(self, claims: Claims) -> None:
         """Learn from a token its sale's high-water mark at the time of issue."""
-        known = self._catalog.at_hand(claims.sale_id)
+        known = self._catalog.cached(claims.sale_id)
         if known is not None and known.epoch == claims.epoch:
             self._marks.learn(claims.sale_id, claims.epoch, claims.seq, "")
 
@@ -190,7 +190,7 @@ class DataLossDetector:
         """
         epochs = await self._sql.sales.epochs()
         if epochs.get(claims.sale_id) == claims.epoch:
-            reason = f"order {claims.order_id} of event {claims.seq} is neither in Redis nor in SQL"
+            reason = f"order {claims.order_id} of event {claims.seq} is missing in Redis and SQL"
             self.report(claims.sale_id, claims.epoch, reason)
 
     async def settling(self, order: Reservation) -> Reservation | None:
@@ -205,7 +205,7 @@ class DataLossDetector:
                 return as_settling(intent, order)
         return None
 
-    async def settling_of(self, order_id: str) -> Reservation | None:
+    async def settling_order(self, order_id: str) -> Reservation | None:
         """An order missing in Redis and SQL, from its intent; None if there is no intent."""
         intents = await self._sql.intents.list_unmet(order_id=order_id)
         return as_settling(intents[0], None) if intents else None
@@ -228,7 +228,7 @@ class DataLossDetector:
         self._writing.discard(task)
         if not task.cancelled() and (error := task.exception()):
             # The caller raises it as well, unless it was cancelled.
-            log.debug("marks_not_written", reason=str(error) or type(error).__name__)
+            log.debug("marks_write_failed", reason=str(error) or type(error).__name__)
 
     async def _write(self, run_id: str) -> None:
         # Serialized: an older mark must not overwrite a newer one.
@@ -241,7 +241,7 @@ class DataLossDetector:
             try:
                 await self._write_down(run_id, seen)
             except BaseException:
-                self._marks.keep_unwritten(seen)
+                self._marks.restore_unwritten(seen)
                 raise
             self._beat = (now, run_id)
 
@@ -268,7 +268,7 @@ class DataLossDetector:
             await self.write("")
             await self._sql.events.remove_process(self._process)
         except (SQLAlchemyError, OSError) as error:
-            log.warning("marks_not_written", reason=str(error))
+            log.warning("marks_write_failed", reason=str(error))
 
     async def writing_elsewhere(self, run_id: str) -> list[str]:
         """Other live processes that may still write to another server or another life of it."""
@@ -280,9 +280,9 @@ class DataLossDetector:
             if other not in ("", run_id) and process != self._process
         ]
 
-    def begin_look(self) -> None:
+    def begin_round(self) -> None:
         """Begin a round over all sales; it may compare them more than once."""
-        self._looks += 1
+        self._rounds += 1
 
     async def gaps(self, among: Collection[str] | None = None) -> tuple[dict[str, str], set[str]]:
         """The sales with a loss, and the run ids of the servers that answered.
@@ -301,7 +301,7 @@ class DataLossDetector:
         missing: dict[str, int] = {}
         for start in range(0, max(1, len(sale_ids)), SALES_AT_ONCE):
             some = {sale_id: heads[sale_id] for sale_id in sale_ids[start : start + SALES_AT_ONCE]}
-            run_id, found = await self._look_at(some, marks)
+            run_id, found = await self._read_heads(some, marks)
             run_ids.add(run_id)
             for sale_id, head in some.items():
                 gap = compare(head, found[sale_id], marks.get(sale_id, ()))
@@ -309,9 +309,9 @@ class DataLossDetector:
                 if gap is None:
                     continue
                 if found[sale_id] is None and head.seq == 0:
-                    missing[sale_id] = self._missing_since.get(sale_id, self._looks)
+                    missing[sale_id] = self._missing_since.get(sale_id, self._rounds)
                     # It is being created, unless an earlier round missed it too.
-                    if missing[sale_id] == self._looks:
+                    if missing[sale_id] == self._rounds:
                         continue
                 lost[sale_id] = gap
         if among is None:
@@ -322,14 +322,14 @@ class DataLossDetector:
         """The loss of one sale, None if there is none; and its head in Redis."""
         marks = await self._sql.events.list_unproven_marks()
         reported = await self._sql.events.list_losses()
-        _, found = await self._look_at({sale_id: head}, marks)
+        _, found = await self._read_heads({sale_id: head}, marks)
         gap = compare(head, found[sale_id], marks.get(sale_id, ()))
         return gap or reported.get(sale_id), found[sale_id]
 
-    async def _look_at(
+    async def _read_heads(
         self, heads: Mapping[str, SaleHead], marks: Mapping[str, Sequence[MarkRow]]
     ) -> tuple[str, dict[str, RedisSaleHead | None]]:
-        return await self._restorer.look_at(
+        return await self._restorer.read_heads(
             {
                 sale_id: {head.seq, *(mark.seq for mark in marks.get(sale_id, ()))}
                 for sale_id, head in heads.items()
@@ -349,12 +349,12 @@ class DataLossDetector:
         """Report the sale if Redis lacks the intent's claim; whether it does."""
         if not is_lost(intent, order, epoch):
             return False
-        stands = f"fence {order.fence}" if order is not None else "no such order"
+        attempt = f"fence {order.fence}" if order is not None else "no such order"
         self.report(
             intent.sale_id,
             epoch,
-            f"order {intent.order_id} has {stands} in Redis, and an intent to take its money"
-            f" under fence {intent.fence}",
+            f"order {intent.order_id} has {attempt} in Redis, and a payment intent under fence "
+            f"{intent.fence}",
         )
         return True
 

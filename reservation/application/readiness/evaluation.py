@@ -8,7 +8,7 @@ import msgspec
 from reservation.application.readiness.conditions import ROWS, Facts, Row, Severity
 from reservation.config.settings import SettingsError
 
-__all__ = ["STILL_LOADING", "TRUSTABLE", "Findings", "judge", "refuse_strange"]
+__all__ = ["STILL_LOADING", "TRUSTABLE", "Findings", "check_trusted_names", "judge"]
 
 #: Rows measured by us, which no server can hide, and rows of our own scripts.
 _MEASURED: Final = {"redis-clock", "redis-clock-jumped", "redis-slow", "redis-scripts"}
@@ -65,7 +65,7 @@ def judge(facts: Facts, *, trusted: Collection[str]) -> Findings:
     )
 
 
-def refuse_strange(names: Collection[str]) -> None:
+def check_trusted_names(names: Collection[str]) -> None:
     """Refuse to trust a name that is no row, or a row that must be measured.
 
     Raises:
@@ -74,7 +74,7 @@ def refuse_strange(names: Collection[str]) -> None:
     for name in names:
         if name not in TRUSTABLE:
             allowed = ", ".join(sorted(TRUSTABLE))
-            raise SettingsError(f"RESERVATION_REDIS_TRUST has {name}; it takes {allowed}")
+            raise SettingsError(f"RESERVATION_REDIS_TRUST has {name}; allowed: {allowed}")
 
 
 def _sentence(row: Row, facts: Facts, *, hidden: bool) -> str:

@@ -28,9 +28,9 @@ __all__ = ["RedisMonitor"]
 log = structlog.get_logger(__name__)
 
 #: Between two rounds. With the round itself well under the 6 s in which readiness must change.
-LOOK_SECONDS: Final = 3.0
+CHECK_SECONDS: Final = 3.0
 #: Between two rounds while no server is vouched for and buyers wait.
-HURRY_SECONDS: Final = 0.3
+WAKE_SECONDS_MIN: Final = 0.3
 #: Between two rounds while SQL is down, for a quick recovery.
 AWAY_SECONDS: Final = 1.0
 #: Time-out of one SQL answer; each Redis call has its own. The whole round has none: with too many
@@ -80,7 +80,7 @@ class RedisMonitor:
         #: The server that did not answer the last round, by its name in readiness; else empty.
         self.away = ""
         #: Every reason that the metric has named so far.
-        self._named: set[str] = set()
+        self._exported_reasons: set[str] = set()
         #: The failed preconditions, by name.
         self.missing: tuple[str, ...] = ()
         #: The failed preconditions of single sales, by name.
@@ -100,7 +100,7 @@ class RedisMonitor:
         missing = self.missing or self.missing_of.get(sale_id)
         if missing:
             raise Unavailable(
-                f"No holds are taken now: {', '.join(missing)}.",
+                f"Prepare is closed: {', '.join(missing)}.",
                 retryAfter=RETRY_AFTER_SECONDS,
                 missing=list(missing),
             )
@@ -112,19 +112,19 @@ class RedisMonitor:
     async def run(self) -> None:
         """Compare, and write marks, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._look_forever())
+            group.create_task(self._check_forever())
             group.create_task(self._keep_marks())
 
-    async def _look_forever(self) -> None:
+    async def _check_forever(self) -> None:
         while True:
             try:
-                await self.look()
+                await self.check_redis()
             except Exception as error:  # loop top: without the monitor stale data would be sold
                 alarm(Alarm.WORKER_BUG, loop="watch", reason=type(error).__name__)
-                log.exception("look_broke")
-            pause = AWAY_SECONDS if self.away else LOOK_SECONDS
+                log.exception("redis_check_crashed")
+            pause = AWAY_SECONDS if self.away else CHECK_SECONDS
             if not self._connections.vouched:
-                pause = HURRY_SECONDS
+                pause = WAKE_SECONDS_MIN
             try:
                 async with asyncio.timeout(pause):
                     await self._connections.doubted.wait()
@@ -140,62 +140,62 @@ class RedisMonitor:
                 await self._data_loss.write(self._vouched or "")
             except (SQLAlchemyError, OSError) as error:
                 # The round logs once which server is down.
-                log.debug("marks_not_written", reason=reason_of(error))
+                log.debug("marks_write_failed", reason=reason_of(error))
             except Exception as error:  # loop top: its end would end the loop beside it too
                 alarm(Alarm.WORKER_BUG, loop="marks", reason=type(error).__name__)
-                log.exception("marks_broke")
+                log.exception("marks_loop_crashed")
 
-    async def look(self) -> None:
+    async def check_redis(self) -> None:
         """Run one round; without effect if Redis does not answer."""
         self._connections.doubted.clear()
-        self._data_loss.begin_look()
+        self._data_loss.begin_round()
         try:
-            self._take(tuple(await self._readiness()))
+            self._update(tuple(await self._readiness()))
         except (StoreUnavailable, StoreUncertain) as error:
-            self._away("redis", error)
+            self._report_unavailable("redis", error)
             return
         try:
             async with asyncio.timeout(ANSWER_SECONDS_MAX):
                 await self._data_loss.write(self._vouched or "")
             run_id = await self._compare_all()
-            self._take_of_sales(await self._preflight_sales(self._catalog.closed))
+            self._update_sales(await self._preflight_sales(self._catalog.closed))
             if run_id is not None and run_id != self._vouched:
                 async with asyncio.timeout(FOLLOW_SECONDS_MAX):
                     run_id = run_id if await self._may_follow(run_id) else None
         except (StoreUnavailable, StoreUncertain) as error:
-            self._away("redis", error)
+            self._report_unavailable("redis", error)
             return
         except (SQLAlchemyError, OSError) as error:
-            await self._do_without_sql(error)
+            await self._continue_without_sql(error)
             return
         if run_id is not None:
-            self._catalog.go_by(None)
+            self._catalog.use_epochs(None)
             self._vouch_for(run_id)
             await self._keep_vouch(run_id)
-        self._log_if_back()
+        self._log_if_recovered()
         self._show_closed()
 
-    async def _do_without_sql(self, error: Exception) -> None:
+    async def _continue_without_sql(self, error: Exception) -> None:
         """Go on with the sales compared in this life of the server, here or by another process."""
         try:
             run_id, epochs = await self._vouches.read()
         except (StoreUnavailable, StoreUncertain) as away:
-            self._away("redis", away)
+            self._report_unavailable("redis", away)
             return
         if epochs is not None:
             self._vouch_for(run_id)
         elif run_id != self._vouched:
             # No process has compared this life with SQL: its data may be stale.
-            self._catalog.go_by({})
-            self._away("sql", error)
+            self._catalog.use_epochs({})
+            self._report_unavailable("sql", error)
             return
-        self._catalog.go_by(self._epochs if epochs is None else epochs)
-        self._log_away("sql", error)
+        self._catalog.use_epochs(self._epochs if epochs is None else epochs)
+        self._log_unavailable("sql", error)
         self._show_closed()
 
     def _vouch_for(self, run_id: str) -> None:
         if run_id != self._vouched:
-            log.info("server_vouched", life=run_id)
+            log.info("redis_server_vouched", life=run_id)
         self._vouched = run_id
         self._connections.vouch_for(run_id)
 
@@ -209,21 +209,21 @@ class RedisMonitor:
         try:
             await self._vouches.keep(run_id, whole)
         except (StoreUnavailable, StoreUncertain) as error:
-            log.debug("vouch_not_kept", reason=reason_of(error))
+            log.debug("vouch_write_failed", reason=reason_of(error))
 
-    def _away(self, which: str, error: Exception) -> None:
+    def _report_unavailable(self, which: str, error: Exception) -> None:
         """Nothing was compared, so a server not vouched for stays closed."""
-        self._log_away(which, error)
+        self._log_unavailable(which, error)
         self._show_closed(which)
 
-    def _log_away(self, which: str, error: Exception) -> None:
+    def _log_unavailable(self, which: str, error: Exception) -> None:
         if which != self.away:
-            log.warning("not_compared", away=which, reason=reason_of(error))
+            log.warning("comparison_unavailable", unavailable=which, reason=reason_of(error))
         self.away = which
 
-    def _log_if_back(self) -> None:
+    def _log_if_recovered(self) -> None:
         if self.away:
-            log.info("compared_again", was_away=self.away)
+            log.info("comparison_available", previously_unavailable=self.away)
         self.away = ""
 
     def _show_closed(self, *more: str) -> None:
@@ -233,8 +233,8 @@ class RedisMonitor:
             reasons.update(rows)
         if self.gaps:
             reasons.add("sale-recovering")
-        self._named |= reasons
-        for reason in self._named:
+        self._exported_reasons |= reasons
+        for reason in self._exported_reasons:
             PREPARE_CLOSED.labels(reason).set(reason in reasons)
 
     async def _may_follow(self, run_id: str) -> bool:
@@ -251,7 +251,7 @@ class RedisMonitor:
         await self._data_loss.write("")
         others = await self._data_loss.writing_elsewhere(run_id)
         if others:
-            log.info("waits_for_marks", processes=others[:5], count=len(others))
+            log.info("awaiting_marks", processes=others[:5], count=len(others))
             return False
         await self._data_loss.find_unmet()
         if await self._compare_all() != run_id:
@@ -259,19 +259,19 @@ class RedisMonitor:
         await self._data_loss.write(run_id)
         return True
 
-    def _take(self, missing: tuple[str, ...]) -> None:
+    def _update(self, missing: tuple[str, ...]) -> None:
         if missing and missing != self.missing:
             alarm(Alarm.PREFLIGHT, missing=", ".join(missing))
         if self.missing and not missing:
-            log.info("preflight_holds")
+            log.info("preflight_passed")
         self.missing = missing
 
-    def _take_of_sales(self, missing_of: Mapping[str, Sequence[str]]) -> None:
+    def _update_sales(self, missing_of: Mapping[str, Sequence[str]]) -> None:
         for sale_id, missing in missing_of.items():
             if missing != self.missing_of.get(sale_id):
                 alarm(Alarm.PREFLIGHT_OF_SALE, sale_id=sale_id, missing=", ".join(missing))
         for sale_id in self.missing_of.keys() - missing_of.keys():
-            log.info("preflight_of_sale_holds", sale_id=sale_id)
+            log.info("sale_preflight_passed", sale_id=sale_id)
         self.missing_of = missing_of
 
     async def _compare_all(self) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from reservation.adapters.redis.client import RedisClient
-from reservation.adapters.redis.errors import UnexpectedReply, good
+from reservation.adapters.redis.errors import UnexpectedReply, unwrap
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.mapping import as_mapping
 from reservation.adapters.redis.outbox import GROUP
@@ -20,8 +20,9 @@ __all__ = ["SALE_ROWS", "SalePreflight"]
 
 #: The rows, and the meaning of a failure.
 SALE_ROWS: Final = {
-    "sale-outbox": "events would not reach SQL: cut off, or passed over by their reader",
-    "sale-counters": "an item's counters do not add up: a hand in the data",
+    "sale-outbox": "the outbox was truncated or its consumer group skipped events: they would "
+    "not reach SQL",
+    "sale-counters": "an item's counters do not add up: data was edited manually",
 }
 #: Time-out of one SQL answer.
 ANSWER_SECONDS_MAX: Final = 2.5
@@ -52,17 +53,17 @@ class SalePreflight:
         self._counted = 0
         self._miscounted: set[str] = set()
 
-    async def check(self, but_for: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
+    async def check(self, excluded: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
         """The failed rows, by sale.
 
         Args:
-            but_for: sales to skip: they wait for a rebuild and would fail every row.
+            excluded: sales to skip: they wait for a rebuild and would fail every row.
 
         Raises:
             StoreUnavailable, StoreUncertain: the server does not answer.
             TimeoutError: SQL does not answer.
         """
-        sale_ids = [sale_id for sale_id in await self._sales.ids() if sale_id not in but_for]
+        sale_ids = [sale_id for sale_id in await self._sales.ids() if sale_id not in excluded]
         known, stuck = await self._judge(sale_ids)
         if stuck:
             # The first flush of a new sale may come between the reads of Redis and of SQL.
@@ -80,14 +81,14 @@ class SalePreflight:
         """
         found: dict[str, _Outbox] = {}
         for start in range(0, len(sale_ids), SALES_AT_ONCE):
-            found |= await self._look(sale_ids[start : start + SALES_AT_ONCE])
+            found |= await self._read_outboxes(sale_ids[start : start + SALES_AT_ONCE])
         # SQL after Redis: events acknowledged there are written here.
         async with asyncio.timeout(ANSWER_SECONDS_MAX):
             heads = await self._sql.sales.heads()
         known = [sale_id for sale_id in found if sale_id in heads]
-        return known, [name for name in known if not _flows(found[name], heads[name].seq)]
+        return known, [name for name in known if not _reaches_sql(found[name], heads[name].seq)]
 
-    async def _look(self, sale_ids: Sequence[str]) -> dict[str, _Outbox]:
+    async def _read_outboxes(self, sale_ids: Sequence[str]) -> dict[str, _Outbox]:
         """The outboxes of the sales that are not over: the others take no more holds."""
         commands: list[tuple[str | int, ...]] = []
         for sale_id in sale_ids:
@@ -133,7 +134,7 @@ class SalePreflight:
 
 def _shown(reply: Any) -> Any:
     """A reply; None if the key is missing or has another type."""
-    return None if isinstance(reply, UnexpectedReply) else good(reply)
+    return None if isinstance(reply, UnexpectedReply) else unwrap(reply)
 
 
 def _is_over(head: Sequence[str | None] | None, now_ms: int) -> bool:
@@ -143,7 +144,7 @@ def _is_over(head: Sequence[str | None] | None, now_ms: int) -> bool:
     return closes_at is not None and closes_at.isdecimal() and now_ms >= int(closes_at)
 
 
-def _flows(outbox: _Outbox, flushed: int) -> bool:
+def _reaches_sql(outbox: _Outbox, flushed: int) -> bool:
     """Whether every event that SQL lacks is still in the stream and will be delivered."""
     if outbox.first is None or outbox.first > flushed + 1:
         # A sale that is just being created has no event yet.

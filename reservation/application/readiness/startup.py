@@ -37,7 +37,7 @@ async def is_answered(settings: Settings) -> bool:
         async with asyncio.timeout(ANSWER_SECONDS_MAX):
             found = await readiness.check()
     except (StoreUnavailable, StoreUncertain, TimeoutError) as error:
-        log.warning("redis_does_not_answer_yet", reason=str(error) or type(error).__name__)
+        log.warning("waiting_for_redis", reason=str(error) or type(error).__name__)
         return False
     finally:
         await connections.aclose()
@@ -55,8 +55,8 @@ async def refuse_unfit_sql(settings: Settings) -> None:
     if not settings.database_url.startswith("postgres"):
         return
     try:
-        await postgresql.look(settings.database_url)
+        await postgresql.inspect_server(settings.database_url)
     except DatabaseUnfit as error:
         raise SettingsError(f"RESERVATION_DATABASE_URL: {error}") from error
     except OSError as error:
-        log.warning("sql_does_not_answer_yet", reason=str(error) or type(error).__name__)
+        log.warning("waiting_for_sql", reason=str(error) or type(error).__name__)

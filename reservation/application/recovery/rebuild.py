@@ -29,7 +29,7 @@ from reservation.adapters.sql.sales import EPOCH_BYTES, ItemRow, SaleHead, SaleR
 from reservation.adapters.sql.store import SqlStore
 from reservation.application.audit.expected_records import (
     ENDED_KEPT_MS,
-    has_story,
+    has_payment_history,
     item_fields,
     order_fields,
     restock_fields,
@@ -59,7 +59,7 @@ ROUNDS_MAX: Final = 5
 #: Events of one batch saved from Redis: as many as the flusher takes.
 SURVIVORS_AT_ONCE: Final = 1_000
 #: Prefix that no epoch in SQL has.
-_OURS: Final = "restoring:"
+_REBUILD_EPOCH: Final = "restoring:"
 
 
 class NotLost(Exception):
@@ -98,8 +98,8 @@ class _Plan(msgspec.Struct, frozen=True, kw_only=True):
     items: dict[str, ItemRow]
 
     @property
-    def ours(self) -> str:
-        return _OURS + self.epoch
+    def rebuild_epoch(self) -> str:
+        return _REBUILD_EPOCH + self.epoch
 
 
 class Rebuild:
@@ -132,7 +132,7 @@ class Rebuild:
         *,
         operator: str,
         force: bool = False,
-        tell: Callable[[int, int], None] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> RebuildReport:
         """Restore one sale.
 
@@ -140,7 +140,7 @@ class Rebuild:
             sale_id: the sale.
             operator: who asks for it, for the record.
             force: rebuild even without a loss; events that SQL lacks are discarded.
-            tell: called with the number of restored orders and the total.
+            on_progress: called with the number of restored orders and the total.
 
         Raises:
             SaleNotFound: SQL does not know it.
@@ -156,8 +156,8 @@ class Rebuild:
             given_back, undecided = await self._orphans.of(sale_id)
             ahead = found.seq - head.seq if found else 0
             if ahead > 0 and not given_back and not undecided:
-                why = f"Redis is ahead of SQL by {ahead} events and has lost nothing"
-                raise NotLost(f"{sale_id}: {why}; the flusher brings them to SQL")
+                why = f"Redis is ahead of SQL by {ahead} events and has lost no data"
+                raise NotLost(f"{sale_id}: {why}; the flusher writes them to SQL")
             return RebuildReport(
                 sale_id=sale_id, rebuilt=False, given_back=given_back, undecided=undecided
             )
@@ -165,12 +165,14 @@ class Rebuild:
         await self._sql.sales.set_epoch(sale_id, epoch, instead_of=head.epoch)
         if not force and found is not None and found.epoch == head.epoch:
             await self._save_survivors(sale_id, head.seq)
-        plan, restored = await self._restore_all(sale_id, epoch, operator, tell or _tell_nobody)
-        claimed, unplaced = await self._reclaim.reclaim(sale_id, plan.ours)
+        plan, restored = await self._restore_all(
+            sale_id, epoch, operator, on_progress or _ignore_progress
+        )
+        claimed, unplaced = await self._reclaim.reclaim(sale_id, plan.rebuild_epoch)
         await self._sql.refunds.reopen(sale_id)
-        await self._restorer.hand_over(sale_id, epoch=plan.ours, to_epoch=plan.epoch)
+        await self._restorer.hand_over(sale_id, epoch=plan.rebuild_epoch, to_epoch=plan.epoch)
         log.warning("sale_rebuilt", sale_id=sale_id, seq=plan.head.seq, orders=restored)
-        given_back, undecided = await self._orphans.look_after(unplaced)
+        given_back, undecided = await self._orphans.resolve_all(unplaced)
         return RebuildReport(
             sale_id=sale_id,
             rebuilt=True,
@@ -190,28 +192,30 @@ class Rebuild:
         """
         while events := await self._outbox.after(sale_id, after_seq, SURVIVORS_AT_ONCE):
             outcome = await self._sql.events.apply(sale_id, events)
-            log.info("survivors_saved", sale_id=sale_id, count=outcome.written, kind=outcome.kind)
+            log.info(
+                "surviving_events_saved", sale_id=sale_id, count=outcome.written, kind=outcome.kind
+            )
             if outcome.kind is not ApplyKind.APPLIED:
                 return
             after_seq = events[-1].seq
 
     async def _restore_all(
-        self, sale_id: str, epoch: str, operator: str, tell: Callable[[int, int], None]
+        self, sale_id: str, epoch: str, operator: str, on_progress: Callable[[int, int], None]
     ) -> tuple[_Plan, int]:
         """Restore everything up to the outbox; again if SQL advanced meanwhile."""
         for _ in range(ROUNDS_MAX):
-            plan = await self._fenced_off(sale_id, epoch)
-            await self._restorer.clear(sale_id, epoch=plan.ours)
+            plan = await self._fence_off(sale_id, epoch)
+            await self._restorer.clear(sale_id, epoch=plan.rebuild_epoch)
             await self._restore_items(plan)
-            restored = await self._restore_orders(plan, tell)
+            restored = await self._restore_orders(plan, on_progress)
             await self._restore_buyers(plan)
             head = (await self._sql.sales.heads())[sale_id]
             if (head.seq, head.chain) == (plan.head.seq, plan.head.chain):
                 await self._begin_outbox(plan, operator)
                 return plan, restored
-        raise NotLost(f"{sale_id}: events still come to SQL; is another Redis in use?")
+        raise NotLost(f"{sale_id}: events are still being flushed to SQL; is another Redis in use?")
 
-    async def _fenced_off(self, sale_id: str, epoch: str) -> _Plan:
+    async def _fence_off(self, sale_id: str, epoch: str) -> _Plan:
         """Fence the sale off and plan its restore: no other process can change it in Redis now.
 
         Raises:
@@ -219,13 +223,13 @@ class Rebuild:
         """
         for _ in range(ROUNDS_MAX):
             # Read before SQL: a rebuild that begins in between is seen by one of the two.
-            standing = await self._restorer.epoch(sale_id)
+            existing = await self._restorer.epoch(sale_id)
             plan = await self._plan(sale_id, epoch)
             if plan.head.epoch != epoch:
                 break
             with suppress(SaleRecovering):
                 await self._restorer.fence_off(
-                    sale_id, _sale_fields(plan), epoch=plan.ours, instead_of=standing
+                    sale_id, _sale_fields(plan), epoch=plan.rebuild_epoch, instead_of=existing
                 )
                 return plan
         raise SaleRecovering(retryAfter=0)
@@ -262,28 +266,28 @@ class Rebuild:
         done = restock_fields(await self._sql.events.list_restocks(plan.sale_id))
         for operation, digest in done.items():
             writes.hset(names.operations, {operation: digest})
-            writes = await self._sent_when_full(plan, writes)
-        await self._restorer.write(plan.sale_id, writes, epoch=plan.ours)
+            writes = await self._flush_when_full(plan, writes)
+        await self._restorer.write(plan.sale_id, writes, epoch=plan.rebuild_epoch)
 
-    async def _restore_orders(self, plan: _Plan, tell: Callable[[int, int], None]) -> int:
+    async def _restore_orders(self, plan: _Plan, on_progress: Callable[[int, int], None]) -> int:
         statuses = set(LIVE) | {Status.CONFIRMED}
         if self._clock.now_ms() < plan.change.closes_at_ms + ENDED_KEPT_MS:
             statuses |= ENDED
         total = await self._sql.orders.count(plan.sale_id, statuses)
         done, after = 0, ""
-        tell(done, total)
+        on_progress(done, total)
         while rows := await self._sql.orders.scan(
             plan.sale_id, statuses=statuses, after=after, limit=PAGE_ORDERS
         ):
-            paid = [row.order_id for row in rows if has_story(row)]
+            paid = [row.order_id for row in rows if has_payment_history(row)]
             stories = await self._sql.events.list_payment_events(paid)
             writes = Writes()
             for row in rows:
                 self._add_order(writes, row, order_fields(row, stories.get(row.order_id, ())))
-                writes = await self._sent_when_full(plan, writes)
-            await self._restorer.write(plan.sale_id, writes, epoch=plan.ours)
+                writes = await self._flush_when_full(plan, writes)
+            await self._restorer.write(plan.sale_id, writes, epoch=plan.rebuild_epoch)
             done, after = done + len(rows), rows[-1].order_id
-            tell(done, total)
+            on_progress(done, total)
         return done
 
     def _add_order(self, writes: Writes, row: OrderRow, fields: dict[str, str]) -> None:
@@ -315,13 +319,13 @@ class Rebuild:
             all_counts = await self._sql.orders.count_by_buyer(plan.sale_id, buyer_ids)
             for buyer_id, counts in all_counts.items():
                 writes.hset(names.buyer(buyer_id), counts)
-                writes = await self._sent_when_full(plan, writes)
-        await self._restorer.write(plan.sale_id, writes, epoch=plan.ours)
+                writes = await self._flush_when_full(plan, writes)
+        await self._restorer.write(plan.sale_id, writes, epoch=plan.rebuild_epoch)
 
-    async def _sent_when_full(self, plan: _Plan, writes: Writes) -> Writes:
+    async def _flush_when_full(self, plan: _Plan, writes: Writes) -> Writes:
         if not writes.full:
             return writes
-        await self._restorer.write(plan.sale_id, writes, epoch=plan.ours)
+        await self._restorer.write(plan.sale_id, writes, epoch=plan.rebuild_epoch)
         return Writes()
 
     async def _begin_outbox(self, plan: _Plan, operator: str) -> None:
@@ -333,14 +337,14 @@ class Rebuild:
             data = msgspec.json.encode({"epoch": plan.epoch, "operator": operator}).decode()
         await self._restorer.begin_outbox(
             plan.sale_id,
-            epoch=plan.ours,
+            epoch=plan.rebuild_epoch,
             after_seq=plan.head.seq,
             event=event.value,
             data=data,
         )
 
 
-def _tell_nobody(_done: int, _total: int) -> None:
+def _ignore_progress(_done: int, _total: int) -> None:
     pass
 
 

@@ -72,6 +72,6 @@ class Reclaim:
             )
         except (ReservationExpired, SoldOut, BuyerLimitExceeded, HoldLost) as refusal:
             reason = type(refusal).__name__
-            log.info("payment_not_placed", order_id=intent.order_id, reason=reason)
+            log.info("payment_not_reclaimed", order_id=intent.order_id, reason=reason)
             return False
         return isinstance(outcome, Claimed)

@@ -27,7 +27,7 @@ __all__ = ["NotDrained", "Repair", "RepairReport"]
 log = structlog.get_logger(__name__)
 
 #: Prefix that no epoch in SQL has.
-_OURS: Final = "repairing:"
+_REPAIR_EPOCH: Final = "repairing:"
 
 
 class NotDrained(Exception):
@@ -75,7 +75,7 @@ class Repair:
         problems = (await self._audit.run(sale_id)).problems
         if not problems or drain is None:
             return RepairReport(sale_id=sale_id, problems=problems, repaired=False, left=problems)
-        await self._bring_to_sql(sale_id, drain)
+        await self._drain_to_sql(sale_id, drain)
         rebuilt = await self._rebuild.run(sale_id, operator=operator, force=True)
         left = (await self._audit.run(sale_id)).problems
         log.warning("sale_repaired", sale_id=sale_id, problems=len(problems), left=len(left))
@@ -83,26 +83,28 @@ class Repair:
             sale_id=sale_id, problems=problems, repaired=True, left=left, orders=rebuilt.orders
         )
 
-    async def _bring_to_sql(self, sale_id: str, drain: Callable[[str], Awaitable[None]]) -> None:
+    async def _drain_to_sql(self, sale_id: str, drain: Callable[[str], Awaitable[None]]) -> None:
         head = (await self._sql.sales.heads()).get(sale_id)
         if head is None:
             raise SaleNotFound
-        found = await self._restorer.look(sale_id, head.seq)
+        found = await self._restorer.read_head(sale_id, head.seq)
         if found is None or found.epoch != head.epoch:
             raise SaleRecovering(retryAfter=0)
-        ours = _OURS + secrets.token_hex(4)
-        await self._restorer.fence_off(sale_id, {}, epoch=ours, instead_of=head.epoch)
+        repair_epoch = _REPAIR_EPOCH + secrets.token_hex(4)
+        await self._restorer.fence_off(sale_id, {}, epoch=repair_epoch, instead_of=head.epoch)
         try:
             await drain(sale_id)
-            found = await self._restorer.look(sale_id, head.seq)
+            found = await self._restorer.read_head(sale_id, head.seq)
             written = (await self._sql.sales.heads())[sale_id].seq
             if found is None or written != found.seq:
                 raise NotDrained(
-                    f"{sale_id}: SQL has event {written} and takes no more; `reservation rebuild "
-                    f"{sale_id} --force` gives up what comes after it"
+                    f"{sale_id}: SQL has event {written} and accepts no later one; `reservation "
+                    f"rebuild {sale_id} --force` discards the later events"
                 )
         except BaseException:
             # Reopen the sale, damaged as it was; a rebuild that has begun meanwhile keeps it.
             with suppress(SaleRecovering):
-                await self._restorer.fence_off(sale_id, {}, epoch=head.epoch, instead_of=ours)
+                await self._restorer.fence_off(
+                    sale_id, {}, epoch=head.epoch, instead_of=repair_epoch
+                )
             raise

@@ -19,9 +19,9 @@ from reservation.domain.states import HoldPolicy, Status
 __all__ = ["Explain", "SkuWhy", "Waiting"]
 
 #: Holders and orders of each kind that are listed: a screenful.
-TOLD_MAX: Final = 20
+ROWS_MAX: Final = 20
 #: Orders scanned for those of one item: one round trip of 200 small hashes.
-LOOKED_THROUGH_MAX: Final = 200
+SCANNED_MAX: Final = 200
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,12 +78,12 @@ class Explain:
         item = sale.item(sku)
         if item is None:
             raise SkuNotFound(sku=sku)
-        deadlines = await self._store.first_deadlines(sale_id, LOOKED_THROUGH_MAX)
-        leases = await self._store.first_leases(sale_id, LOOKED_THROUGH_MAX)
+        deadlines = await self._store.first_deadlines(sale_id, SCANNED_MAX)
+        leases = await self._store.first_leases(sale_id, SCANNED_MAX)
         return SkuWhy(
             sale_id=sale_id,
             item=item,
-            holders=tuple(await self._sql.orders.list_holders(sale_id, sku, TOLD_MAX)),
+            holders=tuple(await self._sql.orders.list_holders(sale_id, sku, ROWS_MAX)),
             next_deadlines=await self._of_item(deadlines, sku),
             undecided=await self._of_item(leases, sku),
         )
@@ -105,13 +105,13 @@ class Explain:
             for line in order.lines
             if line.sku == sku and (await self._queries.now(order)).status is order.status
         ]
-        return tuple(found[:TOLD_MAX])
+        return tuple(found[:ROWS_MAX])
 
     async def next_step(self, order: Reservation) -> str:
         """The next step of an order, in one sentence."""
         match order.status:
             case Status.HELD | Status.PREPARED:
-                return await self._waits_for_its_buyer(order)
+                return await self._awaiting_buyer(order)
             case Status.CONFIRMING:
                 return await self._confirming(order)
             case Status.AWAITING_DEPOSIT:
@@ -120,8 +120,8 @@ class Explain:
                 return await self._sold(order)
             case Status.RELEASED | Status.EXPIRED:
                 return (
-                    f"{order.status.value}: the stock is back; only its buyer coming back from the"
-                    " PG could take the same basket again, while the sale is open."
+                    f"{order.status.value}: the stock is released; only its buyer, returning "
+                    "from the PG while the sale is open, can hold the basket again."
                 )
             case Status.REFUNDED:
                 return await self._refunded(order)
@@ -131,8 +131,8 @@ class Explain:
         overdue_ms = self._clock.now_ms() - order.expires_at_ms
         if overdue_ms < self._limits.alarm_seconds * 1000:
             return (
-                "AWAITING_DEPOSIT: becomes CONFIRMED when the deposit comes; the settler cancels"
-                f" the account after {due} and gives the stock back."
+                "AWAITING_DEPOSIT: becomes CONFIRMED with the deposit; the settler cancels the "
+                f"account after {due} and releases the stock."
             )
         return (
             f"AWAITING_DEPOSIT: the account was due at {due}, and the PG has neither cancelled it"
@@ -146,14 +146,14 @@ class Explain:
             return "CONFIRMED: sold; only a refund changes it."
         if refund.status == "refused":
             return (
-                f"CONFIRMED: the PG refused its refund with {refund.code}; the order stays sold"
-                " until a refund is begun anew."
+                f"CONFIRMED: the PG refused its refund with {refund.code}; the order stays sold "
+                "until a new refund is requested."
             )
-        answered = f"; asking the PG ended in {refund.code} last" if refund.code else ""
+        answered = f"; the PG's last answer was {refund.code}" if refund.code else ""
         return (
-            f"CONFIRMED: a refund by {refund.operator} is pending since"
-            f" {as_wire(refund.created_at_ms)}{answered}; the worker asks the PG again by itself,"
-            " every 30 s or sooner."
+            f"CONFIRMED: a refund by {refund.operator} is pending since "
+            f"{as_wire(refund.created_at_ms)}{answered}; the worker retries it at least every 30 "
+            "s."
         )
 
     async def _refunded(self, order: Reservation) -> str:
@@ -162,38 +162,39 @@ class Explain:
         match account.refund_status if account else None:
             case "FAILED" | "PARTIAL_FAILED" as failed:
                 return (
-                    f"REFUNDED: the PG cancelled the payment, and the bank's transfer is {failed}:"
-                    " the buyer has no money yet. Correct the account in the PG's console."
+                    f"REFUNDED: the PG cancelled the payment, but the bank transfer is {failed}: "
+                    "the buyer has not received the refund. Correct the account in the PG's "
+                    "console."
                 )
             case "PENDING":
                 return (
-                    "REFUNDED: the PG cancelled the payment; the bank's transfer to the buyer's"
-                    " account takes up to two days."
+                    "REFUNDED: the PG cancelled the payment; the bank transfer to the buyer "
+                    "takes up to two days."
                 )
             case _:
-                return "REFUNDED: the money went back; this is its end."
+                return "REFUNDED: the payment was refunded; this state is final."
 
-    async def _waits_for_its_buyer(self, order: Reservation) -> str:
+    async def _awaiting_buyer(self, order: Reservation) -> str:
         at = as_wire(order.expires_at_ms)
         sale = await self._sales.read(order.sale_id)
         holds = sale is None or sale.hold_policy is HoldPolicy.PREPARE
-        what = "the stock is held" if holds else "no stock is held"
+        stock = "the stock is held" if holds else "no stock is held"
         if order.expires_at_ms <= self._clock.now_ms():
             return (
-                f"{order.status.value}: ran out at {at}; the reaper expires it within a second,"
-                " unless its buyer comes back from the PG first."
+                f"{order.status.value}: its deadline passed at {at}; the reaper expires it "
+                "within a second unless its buyer returns from the PG first."
             )
-        return f"{order.status.value}: {what} until {at}, or until its buyer pays or releases it."
+        return f"{order.status.value}: {stock} until {at}, or until its buyer pays or releases it."
 
     async def _confirming(self, order: Reservation) -> str:
         lease_end = await self._store.lease_end(order)
         claimed_at = order.claimed_at_ms or order.updated_at_ms
         earliest = claimed_at + round(self._limits.window_closed_seconds * 1000)
-        looks = f"at {as_wire(lease_end)}" if lease_end else "never: it is not in `confirming`"
+        when = f"at {as_wire(lease_end)}" if lease_end else "never: it is not in `confirming`"
         if lease_end and lease_end <= self._clock.now_ms():
-            looks = "in its next round"
+            when = "in its next round"
         return (
-            f"CONFIRMING under fence {order.fence}: the settler looks again {looks} and asks the"
-            f" PG; given back at the earliest at {as_wire(earliest)}, if the PG shows no money,"
-            " or at once if it declined."
+            f"CONFIRMING under fence {order.fence}: the settler asks the PG {when}; the stock is "
+            f"released at {as_wire(earliest)} at the earliest if the PG shows no payment, or at "
+            "once if it declined."
         )

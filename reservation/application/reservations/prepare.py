@@ -12,7 +12,7 @@ from reservation.adapters.redis.prepare_queue import (
     HoldCreated,
     PrepareQueue,
     Replayed,
-    too_many,
+    overload_refusal,
 )
 from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.application.readiness.redis_monitor import RedisMonitor
@@ -41,7 +41,7 @@ __all__ = ["Done", "PrepareReservations", "Prepared", "wish_of"]
 #: Live orders listed in a refusal of a buyer over the limit.
 ORDERS_SHOWN_MAX = 20
 #: Shared by all rejected prepares: it is returned and never raised.
-TOO_MANY = too_many()
+TOO_MANY = overload_refusal()
 #: The PG's own limit on an order's name.
 ORDER_NAME_CHARS_MAX = 100
 
@@ -93,7 +93,7 @@ class PrepareReservations:
             Every refusal in prepare.lua; `Unavailable` if certainly nothing was taken,
             `OutcomeUnknown` if that is unknown.
         """
-        refusal = self.turned_away(known)
+        refusal = self.overload_refusal(known)
         if refusal is not None:
             raise copy(refusal)
         future: asyncio.Future[HoldCreated | Prepared]
@@ -120,8 +120,8 @@ class PrepareReservations:
     ) -> None:
         """`prepare` with a callback instead of an await: most wishes need no task of their own.
 
-        The caller has checked `turned_away` in this turn of the loop. `done` is called once and
-        must not raise. A new hold of this call comes as `HoldCreated`: the caller encodes the
+        The caller has checked `overload_refusal` in this turn of the loop. `done` is called once
+        and must not raise. A new hold of this call comes as `HoldCreated`: the caller encodes the
         answers of many of those together.
 
         Raises:
@@ -132,7 +132,7 @@ class PrepareReservations:
 
         def decided(outcome: Decision | ReservationError) -> None:
             if isinstance(outcome, _WITH_MORE):
-                task = asyncio.create_task(self._tell(known.epoch, basket, outcome, done))
+                task = asyncio.create_task(self._complete_later(known.epoch, basket, outcome, done))
                 self._slow.add(task)
                 task.add_done_callback(self._slow.discard)
             else:
@@ -140,7 +140,7 @@ class PrepareReservations:
 
         self._queue.submit(basket, epoch=known.epoch, done=decided)
 
-    def turned_away(self, known: CachedSale) -> Unavailable | None:
+    def overload_refusal(self, known: CachedSale) -> Unavailable | None:
         """Load shedding: the refusal of a new prepare while the sale's queue is full, else None."""
         return TOO_MANY if self._queue.is_full(known.sale.sale_id, known.epoch) else None
 
@@ -164,7 +164,7 @@ class PrepareReservations:
         )
         return Basket(sale_id=sale_id, order_id=order_id, buyer_id=buyer_id, wish=wish)
 
-    async def _tell(
+    async def _complete_later(
         self, epoch: str, basket: Basket, outcome: Replayed | ReservationError, done: Done
     ) -> None:
         try:
@@ -200,9 +200,9 @@ class PrepareReservations:
             if isinstance(outcome, BuyerLimitExceeded):
                 outcome.facts["orderIds"] = await self._live_orders(basket)
             raise outcome
-        return Prepared(await self._standing(basket), epoch, replayed=True)
+        return Prepared(await self._existing(basket), epoch, replayed=True)
 
-    async def _standing(self, basket: Basket) -> Reservation:
+    async def _existing(self, basket: Basket) -> Reservation:
         try:
             found = await self._store.read(basket.order_id)
         except (StoreUnavailable, StoreUncertain) as error:

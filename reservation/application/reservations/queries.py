@@ -97,7 +97,7 @@ class ReservationQueries:
         if row is not None:
             found = later_of(found, as_reservation(row))
         if found is None:
-            return await self._data_loss.settling_of(order_id)
+            return await self._data_loss.settling_order(order_id)
         if found.status in _WITHOUT_PAYMENT:
             return await self._data_loss.settling(found) or found
         return found
@@ -136,7 +136,7 @@ class ReservationQueries:
             return found
         try:
             await self._data_loss.missing(claims)
-            settling = await self._data_loss.settling_of(claims.order_id)
+            settling = await self._data_loss.settling_order(claims.order_id)
         except (SQLAlchemyError, OSError) as error:
             raise Unavailable(retryAfter=1) from error
         if settling is None:
@@ -153,7 +153,7 @@ class ReservationQueries:
         try:
             payment = await self._sql.payments.get(order.payment_key)
         except (SQLAlchemyError, OSError) as error:
-            log.warning("account_not_read", order_id=order.order_id, reason=type(error).__name__)
+            log.warning("account_read_failed", order_id=order.order_id, reason=type(error).__name__)
             return None
         if payment is None or payment.order_id != order.order_id:
             return None

@@ -8,10 +8,10 @@ from reservation.domain.clock import Clock
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 
-__all__ = ["LOOK_SECONDS", "WAITS_PER_BUYER_MAX", "Waits"]
+__all__ = ["POLL_SECONDS", "WAITS_PER_BUYER_MAX", "Waits"]
 
 #: Poll interval of a watched order.
-LOOK_SECONDS: Final = 0.2
+POLL_SECONDS: Final = 0.2
 #: Requests of one buyer that wait at the same time: two devices with two tabs each.
 WAITS_PER_BUYER_MAX: Final = 4
 
@@ -108,7 +108,7 @@ class Waits:
     async def _watch(self, order_id: str, watched: _Watched) -> None:
         """Poll the order until no request waits for it, which cancels this task."""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
             try:
                 found = await self._read(order_id)
             except Exception as error:  # noqa: BLE001 # loop top: each request raises it

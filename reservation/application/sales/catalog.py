@@ -58,7 +58,7 @@ class Catalog:
         self._completing: asyncio.Task[None] | None = None
         self._refreshing: dict[str, asyncio.Task[CachedSale]] = {}
         #: Substitute epochs while SQL is down, of the sales that were compared with it.
-        self._instead: Mapping[str, str] | None = None
+        self._fixed_epochs: Mapping[str, str] | None = None
         #: Sales that Redis lost or has in an older state than SQL, and their loss.
         self.closed: dict[str, str] = {}
 
@@ -69,14 +69,14 @@ class Catalog:
         self.forget(sale_id)
         return was_open
 
-    def go_by(self, epochs: Mapping[str, str] | None) -> None:
+    def use_epochs(self, epochs: Mapping[str, str] | None) -> None:
         """Use these epochs in place of SQL, or go back to SQL.
 
         Args:
             epochs: of the sales that were compared with SQL in this life of the server; None once
                 SQL answers.
         """
-        self._instead = epochs
+        self._fixed_epochs = epochs
 
     def reopen(self, sale_id: str) -> None:
         """Open the sale again: Redis has it as SQL knows it."""
@@ -88,7 +88,7 @@ class Catalog:
 
         Raises:
             SaleNotFound: SQL does not know it.
-            SaleRecovering: Redis does not have it as SQL knows it.
+            SaleRecovering: it is missing in Redis as SQL knows it.
             Unavailable: neither answers.
         """
         if sale_id in self.closed:
@@ -100,7 +100,7 @@ class Catalog:
             self._start_refresh(sale_id)
         return known
 
-    def at_hand(self, sale_id: str) -> CachedSale | None:
+    def cached(self, sale_id: str) -> CachedSale | None:
         """The cached answer of `get`, or None if `get` would wait or refuse."""
         known = self._known.get(sale_id)
         if known is None or sale_id in self.closed:
@@ -190,13 +190,13 @@ class Catalog:
 
     def _cached_epoch(self, sale_id: str) -> str | None:
         epoch = self._epochs.get(sale_id)
-        if epoch is None and self._instead is not None:
-            return self._instead.get(sale_id)
+        if epoch is None and self._fixed_epochs is not None:
+            return self._fixed_epochs.get(sale_id)
         return epoch
 
     async def _epoch(self, sale_id: str) -> str | None:
         epoch = self._cached_epoch(sale_id)
-        if epoch is None and self._instead is not None:
+        if epoch is None and self._fixed_epochs is not None:
             raise Unavailable(retryAfter=1)
         if epoch is None and not self._complete:
             await self._load_epochs()
@@ -206,7 +206,7 @@ class Catalog:
         # SQL is queried for one sale at a time, and never for a made-up id: a sale created since
         # all sales were read from SQL exists in Redis.
         try:
-            if sale_id not in self._forgotten and not await self._sales.stands(sale_id):
+            if sale_id not in self._forgotten and not await self._sales.exists(sale_id):
                 return None
             epoch = await self._sql.sales.epoch(sale_id)
         except (StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError) as error:
@@ -231,4 +231,4 @@ class Catalog:
     def _asked(self, task: asyncio.Task[None]) -> None:
         self._completing = None
         if not task.cancelled() and (error := task.exception()):
-            log.debug("epochs_not_loaded", reason=str(error))
+            log.debug("epochs_load_failed", reason=str(error))

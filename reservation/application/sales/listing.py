@@ -128,10 +128,10 @@ class SaleList:
             ]
             found = await self._store.read_many(changed)
         finally:
-            mine = self._reading is this
-            if mine:
+            is_reader = self._reading is this
+            if is_reader:
                 self._reading = None
-        if not mine:
+        if not is_reader:
             # A later refresh has begun and is at least as fresh.
             return
         sales = {sale_id: sale for sale_id, sale in self._sales.items() if sale_id in heads}
@@ -139,7 +139,7 @@ class SaleList:
             sales.pop(sale_id, None)
             reason = str(sale) if isinstance(sale, Exception) else _unfit(sale)
             if reason:
-                self._name_damaged(sale_id, reason)
+                self._log_damaged(sale_id, reason)
             elif isinstance(sale, Sale):
                 self._damaged.pop(sale_id, None)
                 sales[sale_id] = sale
@@ -147,7 +147,7 @@ class SaleList:
             self._sales, self._orders = sales, {}
         self._read_at = began_at
 
-    def _name_damaged(self, sale_id: str, reason: str) -> None:
+    def _log_damaged(self, sale_id: str, reason: str) -> None:
         if self._damaged.get(sale_id) != reason:
             self._damaged[sale_id] = reason
             alarm(Alarm.SALE_UNREADABLE, sale_id=sale_id, reason=reason)
@@ -191,7 +191,7 @@ def _parsed(text: str, now_ms: int) -> _Cursor:
     try:
         cursor = msgspec.json.decode(base64url.decode(text.encode("ascii")), type=_Cursor)
     except (ValueError, msgspec.DecodeError) as error:
-        raise MalformedRequest("cursor is not one that this endpoint gave out.") from error
+        raise MalformedRequest("cursor is not a cursor of this endpoint.") from error
     if not now_ms - CURSOR_MS_MAX <= cursor.at_ms <= now_ms + SKEW_MS_MAX:
-        raise MalformedRequest("cursor is too old. Begin with the first page again.")
+        raise MalformedRequest("The cursor has expired; start from the first page.")
     return cursor

@@ -34,8 +34,8 @@ __all__ = ["SaleAdministration"]
 #: seconds.
 CREATION_SECONDS_MAX: Final = 10
 #: Polls for a creation that another process has begun, and the pause between two.
-CREATION_LOOKS_MAX: Final = 10
-CREATION_LOOK_SECONDS: Final = 0.05
+CREATION_POLLS_MAX: Final = 10
+CREATION_POLL_SECONDS: Final = 0.05
 
 
 class SaleAdministration:
@@ -74,7 +74,7 @@ class SaleAdministration:
         """
         change.check(self._payments)
         try:
-            known = await self._standing(sale_id)
+            known = await self._existing(sale_id)
             if known is None:
                 if if_match is not None:
                     raise PreconditionFailed
@@ -96,7 +96,7 @@ class SaleAdministration:
         self._list.expire()
         return (await self._catalog.fresh(sale_id)).sale
 
-    async def _standing(self, sale_id: str) -> CachedSale | None:
+    async def _existing(self, sale_id: str) -> CachedSale | None:
         try:
             return await self._catalog.fresh(sale_id)
         except SaleNotFound:
@@ -121,10 +121,10 @@ class SaleAdministration:
         Raises:
             SaleRecovering: it does not reach Redis, or was lost there.
         """
-        for _ in range(CREATION_LOOKS_MAX):
-            if await self._store.stands(sale_id):
+        for _ in range(CREATION_POLLS_MAX):
+            if await self._store.exists(sale_id):
                 return
-            await asyncio.sleep(CREATION_LOOK_SECONDS)
+            await asyncio.sleep(CREATION_POLL_SECONDS)
         raise SaleRecovering(retryAfter=CREATION_SECONDS_MAX)
 
     async def _create_again(self, sale_id: str, change: SaleDefinition, operator: str) -> bool:

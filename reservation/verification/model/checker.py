@@ -20,7 +20,7 @@ from reservation.verification.model.history_format import (
     StockLine,
 )
 from reservation.verification.model.report import Judgement
-from reservation.verification.model.sale_checker import SaleWitness
+from reservation.verification.model.sale_checker import SaleChecker
 
 __all__ = ["HistoryChecker", "NotAHistory"]
 
@@ -35,7 +35,7 @@ class HistoryChecker:
     def __init__(self) -> None:
         self.judgement = Judgement()
         self._history: History | None = None
-        self._sales: dict[str, SaleWitness] = {}
+        self._sales: dict[str, SaleChecker] = {}
 
     def add_all(self, first: int, records: Iterable[Record]) -> None:
         """Add consecutive lines; `first` is the number of the first.
@@ -68,7 +68,7 @@ class HistoryChecker:
             case EventLine():
                 sale.event(line, record)
             case Operation() | Head() if sale.begun:
-                raise NotAHistory("an operation stands behind the events of its sale")
+                raise NotAHistory("an operation follows the events of its sale")
             case Operation():
                 sale.operation(line, record)
             case Head():
@@ -89,26 +89,26 @@ class HistoryChecker:
             NotAHistory: it was cut off.
         """
         if self._history is None:
-            raise NotAHistory("it has no line at all")
+            raise NotAHistory("the file is empty")
         cut_off = [name for name, sale in self._sales.items() if not sale.ended]
         if cut_off:
-            raise NotAHistory(f"it was cut off: no end of {cut_off[0]}")
+            raise NotAHistory(f"it is truncated: no end of {cut_off[0]}")
         self.judgement.sales = len(self._sales)
         self.judgement.ok = not self.judgement.violation_count
         return self.judgement
 
     def _begin(self, record: History) -> None:
         if self._history is not None:
-            raise NotAHistory("it begins a second time")
+            raise NotAHistory("a second first line")
         if record.version != VERSION:
-            raise NotAHistory(f"its version is {record.version}, this program reads {VERSION}")
+            raise NotAHistory(f"version {record.version} is not supported, only {VERSION}")
         self._history = record
 
-    def _sale(self, sale_id: str) -> SaleWitness:
+    def _sale(self, sale_id: str) -> SaleChecker:
         if self._history is None:
             raise NotAHistory("its first line must be of kind history")
         found = self._sales.get(sale_id)
         if found is None:
             clock = self._history.unix_ms - self._history.monotonic_ns // 1_000_000
-            found = self._sales[sale_id] = SaleWitness(self.judgement, clock)
+            found = self._sales[sale_id] = SaleChecker(self.judgement, clock)
         return found

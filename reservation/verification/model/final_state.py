@@ -32,51 +32,54 @@ class Books:
         sign = BALANCE[money.entry]
         self._balance[money.order] = self._balance.get(money.order, 0) + sign * money.amount
 
-    def close(self, line: int, end: End, shop: SaleState) -> None:
+    def close(self, line: int, end: End, state: SaleState) -> None:
         """Compare the final state with the result of the events; each kind where it is complete."""
-        states = [order.status for order in shop.orders.values()]
+        states = [order.status for order in state.orders.values()]
         self._judgement.undecided += states.count("CONFIRMING")
         if end.orders:
-            self._close_orders(line, shop)
+            self._close_orders(line, state)
         if end.stock:
-            self._close_stock(line, shop)
+            self._close_stock(line, state)
         if end.money:
-            self._close_money(line, shop)
+            self._close_money(line, state)
 
-    def _close_orders(self, line: int, shop: SaleState) -> None:
+    def _close_orders(self, line: int, state: SaleState) -> None:
         found = self._judgement.found
         self._judgement.orders_compared += len(self._orders)
         for order_id, (at, row) in self._orders.items():
-            order = shop.orders.get(order_id)
+            order = state.orders.get(order_id)
             if order is None:
-                found(at, Broken.FINAL, f"{order_id} is in SQL, no event tells of it")
+                found(at, Broken.FINAL, f"{order_id} is in SQL, but has no event")
             elif (row.status, row.amount) != (order.status, order.amount):
                 due = f"{order.status} for {order.amount}"
-                reason = f"{order_id} is {row.status} for {row.amount} in SQL, {due} by its events"
+                reason = (
+                    f"{order_id} is {row.status} for {row.amount} in SQL, expected {due} by its "
+                    "events"
+                )
                 found(at, Broken.FINAL, reason)
-        for order_id in shop.orders.keys() - self._orders.keys():
+        for order_id in state.orders.keys() - self._orders.keys():
             found(line, Broken.FINAL, f"{order_id} is not in SQL")
 
-    def _close_stock(self, line: int, shop: SaleState) -> None:
+    def _close_stock(self, line: int, state: SaleState) -> None:
         found = self._judgement.found
         self._judgement.stock_compared += len(self._stock)
         for sku, (at, row) in self._stock.items():
-            item = shop.items.get(sku)
+            item = state.items.get(sku)
             counted = row.total, row.available, row.held, row.sold
             if item is None or item.row != counted:
                 reason = f"{sku}: {counted} at the end, {item and item.row} by its events"
                 found(at, Broken.COUNTERS, reason)
-        for sku in shop.items.keys() - self._stock.keys():
+        for sku in state.items.keys() - self._stock.keys():
             found(line, Broken.COUNTERS, f"{sku} has no counters at the end")
 
-    def _close_money(self, line: int, shop: SaleState) -> None:
+    def _close_money(self, line: int, state: SaleState) -> None:
         self._judgement.money_compared += len(self._balance)
-        for order_id in sorted(shop.orders.keys() | self._balance.keys()):
-            order, kept = shop.orders.get(order_id), self._balance.get(order_id, 0)
+        for order_id in sorted(state.orders.keys() | self._balance.keys()):
+            order, kept = state.orders.get(order_id), self._balance.get(order_id, 0)
             if order is not None and order.status == "CONFIRMING":
                 continue
             owed = order.amount if order is not None and order.status == "CONFIRMED" else 0
             if kept != owed:
                 name = Broken.UNPAID if kept < owed else Broken.MONEY
-                reason = f"{order_id}: the PG keeps {kept}, the order is worth {owed}"
+                reason = f"{order_id}: the PG's balance is {kept}, the order's amount {owed}"
                 self._judgement.found(line, name, reason)

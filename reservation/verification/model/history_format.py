@@ -59,7 +59,7 @@ class Operation(
     #: The error code of a refusal.
     code: str = ""
     #: The order's state in the answer.
-    told: str = ""
+    reported: str = msgspec.field(name="told", default="")
     #: The number of the event that the answer comes from, where it says so.
     seq: int = 0
     replayed: bool = False

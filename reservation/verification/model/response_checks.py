@@ -10,14 +10,21 @@ from reservation.domain.reservation import PAYMENT_ATTEMPTS_MAX
 from reservation.verification.model.history_format import Operation
 from reservation.verification.model.sale_state import Order, SaleState
 
-__all__ = ["CLOCKS_APART_MS", "is_refusal", "objection", "says_nothing", "standing", "waits_for"]
+__all__ = [
+    "CLOCKS_APART_MS",
+    "is_refusal",
+    "is_uninformative",
+    "objection",
+    "status_mismatch",
+    "waits_for",
+]
 
 #: How far the clocks of two machines may be apart before the service itself raises an alarm.
 CLOCKS_APART_MS: Final = 2_000
 
 #: Answers that are no evidence about the sale: bad credentials or requests, rate limits, unknown
 #: outcomes.
-_SAYS_NOTHING: Final = frozenset(
+_UNINFORMATIVE: Final = frozenset(
     {
         "forbidden",
         "hold_lost",
@@ -39,14 +46,14 @@ _DECLINED: Final = frozenset({"declined", "voided"})
 _NOT_BEGUN: Final = frozenset({"HELD", "PREPARED", "RELEASED", "EXPIRED"})
 
 
-def says_nothing(operation: Operation) -> bool:
+def is_uninformative(operation: Operation) -> bool:
     """Whether the answer is no evidence about the sale."""
     if operation.code:
-        return operation.code in _SAYS_NOTHING
+        return operation.code in _UNINFORMATIVE
     return not 200 <= operation.status < 300
 
 
-def waits_for(shop: SaleState, operation: Operation) -> set[str]:
+def waits_for(state: SaleState, operation: Operation) -> set[str]:
     """The changes that may make possible an answer that is not possible now.
 
     An order's id, or `buyer:` or `sku:` with its value; the empty text is the sale itself.
@@ -54,7 +61,7 @@ def waits_for(shop: SaleState, operation: Operation) -> set[str]:
     keys = {"", operation.order}
     if not operation.code:
         return keys
-    order = shop.orders.get(operation.order)
+    order = state.orders.get(operation.order)
     lines = order.lines if order else operation.lines
     keys.add(f"buyer:{order.buyer if order else operation.buyer}")
     keys.update(f"sku:{line[0]}" for line in lines)
@@ -66,24 +73,24 @@ def is_refusal(operation: Operation) -> bool:
     return bool(operation.code)
 
 
-def objection(shop: SaleState, operation: Operation, answered_ms: int) -> str:
+def objection(state: SaleState, operation: Operation, answered_ms: int) -> str:
     """Why the answer is not possible now; empty where it is.
 
     Args:
-        shop: the sale at one moment of the call.
+        state: the sale at one moment of the call.
         operation: the call and its answer.
         answered_ms: when the answer came, Unix milliseconds.
     """
     if operation.operation == "prepare" and operation.code:
-        return _prepare_refusal(shop, operation, answered_ms)
-    order = shop.orders.get(operation.order)
+        return _prepare_refusal(state, operation, answered_ms)
+    order = state.orders.get(operation.order)
     if order is None:
-        return f"there is no {operation.order}"
+        return f"{operation.order} does not exist"
     if not operation.code:
         if _is_accepted(order, operation):
             return ""
-        return standing(order, operation.told, answered_ms)
-    return _order_refusal(shop, order, operation, answered_ms)
+        return status_mismatch(order, operation.reported, answered_ms)
+    return _order_refusal(state, order, operation, answered_ms)
 
 
 def _is_accepted(order: Order, operation: Operation) -> bool:
@@ -96,85 +103,89 @@ def _is_accepted(order: Order, operation: Operation) -> bool:
     accepted = operation.operation == "success" and operation.status == 202
     key = operation.payment_key
     may_begin = order.status in _NOT_BEGUN and key != "" and key not in (order.ends or {})
-    return accepted and operation.told == "CONFIRMING" and may_begin
+    return accepted and operation.reported == "CONFIRMING" and may_begin
 
 
-def standing(order: Order, told: str, answered_ms: int) -> str:
+def status_mismatch(order: Order, reported: str, answered_ms: int) -> str:
     """Why the order's state in the answer is wrong; empty where it is right."""
-    if order.status == told:
+    if order.status == reported:
         return ""
     over = order.expires_at <= answered_ms + CLOCKS_APART_MS
-    if told == "EXPIRED" and over and order.status in ("HELD", "PREPARED"):
+    if reported == "EXPIRED" and over and order.status in ("HELD", "PREPARED"):
         # Expired for the buyer as soon as the deadline is past, reaped or not.
         return ""
-    return f"told {told}, it is {order.status}"
+    return f"reported as {reported}, it is {order.status}"
 
 
-def _prepare_refusal(shop: SaleState, operation: Operation, answered_ms: int) -> str:
+def _prepare_refusal(state: SaleState, operation: Operation, answered_ms: int) -> str:
     match operation.code:
         case "sold_out":
-            return _not_sold_out(shop, operation)
+            return _not_sold_out(state, operation)
         case "buyer_limit_exceeded":
-            return _not_at_limit(shop, operation.buyer, operation)
+            return _not_at_limit(state, operation.buyer, operation)
         case "amount_mismatch":
-            return _right_amount(shop, operation)
+            return _right_amount(state, operation)
         case "too_many_orders":
-            unpaid = shop.unpaid(operation.buyer)
-            few = f"{unpaid} orders ended unpaid, not {operation.limit}"
+            unpaid = state.unpaid(operation.buyer)
+            few = f"{unpaid} orders ended unpaid, the limit is {operation.limit}"
             return "" if unpaid >= operation.limit > 0 else few
         case "sku_not_found":
-            known = all(sku in shop.items for sku, _ in operation.lines)
+            known = all(sku in state.items for sku, _ in operation.lines)
             return "every item is on sale" if known else ""
         case "sale_paused":
-            return "" if shop.status == "paused" else f"the sale is {shop.status}"
+            return "" if state.status == "paused" else f"the sale is {state.status}"
         case "sale_closed":
-            over = shop.status == "closed" or shop.closes_at <= answered_ms + CLOCKS_APART_MS
-            return "" if over else "the sale is not over"
+            over = state.status == "closed" or state.closes_at <= answered_ms + CLOCKS_APART_MS
+            return "" if over else "the sale has not ended"
         case "sale_not_open":
-            early = answered_ms - CLOCKS_APART_MS < shop.opens_at
+            early = answered_ms - CLOCKS_APART_MS < state.opens_at
             return "" if early else "the sale has opened"
         case code:
-            return f"a prepare is never refused with {operation.status} {code}"
+            return f"{operation.status} {code} is not a refusal of prepare"
 
 
-def _not_sold_out(shop: SaleState, operation: Operation) -> str:
+def _not_sold_out(state: SaleState, operation: Operation) -> str:
     for sku, count in operation.available.items():
-        item = shop.items.get(sku)
+        item = state.items.get(sku)
         if item is None or item.available != count:
             left = 0 if item is None else item.available
-            return f"told {count} {sku} are available, it is {left}"
+            return f"{count} {sku} reported as available, {left} are"
     for sku, quantity in operation.lines:
-        item = shop.items.get(sku)
+        item = state.items.get(sku)
         if item is None or item.available < quantity:
             return ""
-    return "there is enough of every item"
+    return "every item is available"
 
 
-def _not_at_limit(shop: SaleState, buyer: str, operation: Operation) -> str:
+def _not_at_limit(state: SaleState, buyer: str, operation: Operation) -> str:
     sku = operation.sku
-    item = shop.items.get(sku)
+    item = state.items.get(sku)
     if item is None:
         return f"{sku} is not on sale"
-    taken, limit = shop.taken[sku].get(buyer, 0), item.limit
+    taken, limit = state.taken[sku].get(buyer, 0), item.limit
     if (taken, limit) != (operation.taken, operation.limit):
-        return f"told {operation.taken} of {operation.limit} {sku}, it is {taken} of {limit}"
+        return f"reported {operation.taken} of {operation.limit} {sku}, expected {taken} of {limit}"
     wanted = sum(quantity for name, quantity in operation.lines if name == sku)
-    return "" if taken + wanted > limit else f"{taken} and {wanted} {sku} are within {limit}"
+    return (
+        ""
+        if taken + wanted > limit
+        else f"{taken} plus {wanted} {sku} are within the limit of {limit}"
+    )
 
 
-def _right_amount(shop: SaleState, operation: Operation) -> str:
-    prices = [(shop.items.get(sku), quantity) for sku, quantity in operation.lines]
+def _right_amount(state: SaleState, operation: Operation) -> str:
+    prices = [(state.items.get(sku), quantity) for sku, quantity in operation.lines]
     amount = sum(item.price * quantity for item, quantity in prices if item is not None)
     if operation.expected_amount and amount != operation.expected_amount:
-        return f"told {operation.expected_amount} is the price, it is {amount}"
+        return f"reported price {operation.expected_amount}, expected {amount}"
     return "" if amount != operation.amount else f"{amount} is the price"
 
 
-def _order_refusal(shop: SaleState, order: Order, operation: Operation, answered_ms: int) -> str:
+def _order_refusal(state: SaleState, order: Order, operation: Operation, answered_ms: int) -> str:
     match operation.code:
         case "payment_declined":
             ended = (order.ends or {}).get(operation.payment_key, "")
-            return "" if ended in _DECLINED else f"this payment is {ended or 'not declined'}"
+            return "" if ended in _DECLINED else f"the payment is {ended or 'not declined'}"
         case "amount_mismatch":
             same = operation.amount == order.amount
             return f"{order.amount} is its amount" if same else ""
@@ -184,15 +195,15 @@ def _order_refusal(shop: SaleState, order: Order, operation: Operation, answered
         case "already_confirmed":
             return "" if order.status == "CONFIRMED" else f"it is {order.status}"
         case "sold_out":
-            return "" if _is_short(shop, order) else "there is enough of every item"
+            return "" if _is_short(state, order) else "every item is available"
         case "buyer_limit_exceeded":
-            return _not_at_limit(shop, order.buyer, _with_lines(operation, order))
+            return _not_at_limit(state, order.buyer, _with_lines(operation, order))
         case "reservation_expired":
-            return _not_expired(shop, order, operation, answered_ms)
+            return _not_expired(state, order, operation, answered_ms)
         case "not_refundable":
             return "it is CONFIRMED" if order.status == "CONFIRMED" else ""
         case code:
-            return f"{operation.operation} is never refused with {operation.status} {code}"
+            return f"{operation.status} {code} is not a refusal of {operation.operation}"
 
 
 def _with_lines(operation: Operation, order: Order) -> Operation:
@@ -209,19 +220,19 @@ def _with_lines(operation: Operation, order: Order) -> Operation:
     )
 
 
-def _is_short(shop: SaleState, order: Order) -> bool:
-    found = [(shop.items.get(sku), quantity) for sku, quantity, _ in order.lines]
+def _is_short(state: SaleState, order: Order) -> bool:
+    found = [(state.items.get(sku), quantity) for sku, quantity, _ in order.lines]
     return any(item is None or item.available < quantity for item, quantity in found)
 
 
-def _not_expired(shop: SaleState, order: Order, operation: Operation, answered_ms: int) -> str:
+def _not_expired(state: SaleState, order: Order, operation: Operation, answered_ms: int) -> str:
     """A payment that came too late, for an order that could not be reacquired either."""
     if (order.ends or {}).get(operation.payment_key) == "expired":
         return ""
     if order.status not in ("RELEASED", "EXPIRED"):
         return f"it is {order.status}"
-    over = answered_ms + CLOCKS_APART_MS >= shop.closes_at
+    over = answered_ms + CLOCKS_APART_MS >= state.closes_at
     tries = len(order.ends or {})
-    if shop.status != "open" or over or _is_short(shop, order) or tries >= PAYMENT_ATTEMPTS_MAX:
+    if state.status != "open" or over or _is_short(state, order) or tries >= PAYMENT_ATTEMPTS_MAX:
         return ""
-    return f"it is {order.status}, and its items can be had"
+    return f"it is {order.status} and its items are available"

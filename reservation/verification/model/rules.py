@@ -121,7 +121,7 @@ class Rules:
     def move(self, order: Case, to: str) -> None:
         """Take an order along an edge, its units with it; one event."""
         if to not in TRANSITIONS[Status(order.status)] | {order.status}:
-            raise ValueError(f"no edge leads from {order.status} to {to}")
+            raise ValueError(f"invalid transition from {order.status} to {to}")
         origin, target = counter_of(order.status), counter_of(to)
         for sku, quantity in order.lines.items():
             if origin != target:
@@ -150,16 +150,16 @@ class Rules:
         return replies
 
     def _decide(self, basket: dict[str, Any], *, behind: bool) -> list[Any]:
-        standing = self.orders.get(basket["order"])
+        previous = self.orders.get(basket["order"])
         lines: dict[str, int] = basket["lines"]
-        if standing and standing.digest == basket["digest"]:
+        if previous and previous.digest == basket["digest"]:
             return ["replayed"]
         if 0 < self.unpaid_max <= self.unpaid(basket["buyer"]):
             return ["too_many_orders", str(self.unpaid_max)]
         unknown = [sku for sku in lines if sku not in self.items]
         if unknown:
             return ["sku_not_found", unknown[0]]
-        if standing:
+        if previous:
             return ["key_reused"]
         if self.status != "open":
             return [self.status]
@@ -291,9 +291,9 @@ class Rules:
 
     def restock(self, sku: str, delta: int, operation: str, digest: str) -> list[Any]:
         """Add units, or withdraw them."""
-        standing = self.operations.get(operation)
-        if standing:
-            return ["done"] if standing == digest else ["key_reused"]
+        previous = self.operations.get(operation)
+        if previous:
+            return ["done"] if previous == digest else ["key_reused"]
         item = self.items.get(sku)
         if item is None:
             return ["sku_not_found"]
@@ -322,8 +322,8 @@ class Rules:
         if version != self.version:
             return ["changed", str(self.version)]
         for sku, row in rows.items():
-            standing = self.items.get(sku)
-            in_use = standing.held + standing.sold if standing else 0
+            previous = self.items.get(sku)
+            in_use = previous.held + previous.sold if previous else 0
             if row.total < in_use:
                 return ["total_too_low", sku, str(in_use)]
         for sku, item in self.items.items():

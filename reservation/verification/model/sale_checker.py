@@ -17,16 +17,16 @@ from reservation.verification.model.history_format import (
 from reservation.verification.model.report import Judgement
 from reservation.verification.model.response_checks import (
     is_refusal,
+    is_uninformative,
     objection,
-    says_nothing,
-    standing,
+    status_mismatch,
     waits_for,
 )
 from reservation.verification.model.sale_state import Order, SaleState
 from reservation.verification.model.time_windows import NEVER, Windows
 from reservation.verification.model.violations import Broken, Violation
 
-__all__ = ["SaleWitness"]
+__all__ = ["SaleChecker"]
 
 
 class _Case(msgspec.Struct, eq=False, gc=False):
@@ -39,7 +39,7 @@ class _Case(msgspec.Struct, eq=False, gc=False):
     done: bool = False
 
 
-class SaleWitness:
+class SaleChecker:
     """Receives the lines of one sale in order.
 
     Args:
@@ -51,13 +51,13 @@ class SaleWitness:
         self.begun = self.ended = False
         self._judgement = judgement
         self._clock_ms = clock_ms
-        self._shop = SaleState()
+        self._state = SaleState()
         self._books = Books(judgement)
         self._calls: list[tuple[int, Operation]] = []
         self._heads: list[tuple[int, Head]] = []
         self._windows = Windows()
         #: The call that returned each new order.
-        self._told: dict[str, tuple[int, Operation]] = {}
+        self._acknowledged: dict[str, tuple[int, Operation]] = {}
         #: Calls still to begin, the latest first; open calls, by end and by the change they wait
         #: for.
         self._coming: list[_Case] = []
@@ -81,20 +81,20 @@ class SaleWitness:
         if not self.begun:
             self._begin()
         self._judgement.events += 1
-        shop, name, order_id, seq = self._shop, event.event, event.order, event.seq
+        state, name, order_id, seq = self._state, event.event, event.order, event.seq
         data = event.data
         try:
-            shop.follow(seq, name, order_id, event.at, data, event.chain)
+            state.follow(seq, name, order_id, event.at, data, event.chain)
         except Violation as broken:
             self._judgement.found(line, broken.name, broken.reason)
             if broken.name is Broken.REPEATED:
                 return
         try:
-            order = shop.apply(name, order_id, event.at, data)
+            order = state.apply(name, order_id, event.at, data)
         except Violation as broken:
             self._judgement.found(line, broken.name, f"event {seq}: {broken.reason}")
-            order = shop.orders.get(order_id)
-        if name == "prepared" and order is not None and self._told:
+            order = state.orders.get(order_id)
+        if name == "prepared" and order is not None and self._acknowledged:
             self._match(order_id, order, seq)
         if self._closing:
             self._try_again(order_id, order)
@@ -118,14 +118,16 @@ class SaleWitness:
         if not self.begun:
             self._begin()
         self.ended = True
-        seq, found = self._shop.seq, self._judgement.found
+        seq, found = self._state.seq, self._judgement.found
         if end.seq != seq:
             found(line, Broken.GAP, f"the history ends at {end.seq}, its last event is {seq}")
         self._judge(NEVER)
-        for told_line, operation in self._told.values():
+        for prepare_line, operation in self._acknowledged.values():
             order = operation.order
-            found(told_line, Broken.LOST, f"{order}: its buyer was told of it, no event tells it")
-        self._books.close(line, end, self._shop)
+            found(
+                prepare_line, Broken.LOST, f"{order}: acknowledged to its buyer, but has no event"
+            )
+        self._books.close(line, end, self._state)
 
     def _begin(self) -> None:
         """All calls are known: compute the window of each."""
@@ -141,24 +143,27 @@ class SaleWitness:
         for line, head in self._heads:
             first, last = windows.of(head.invoked_ns, head.answered_ns)
             if not first <= head.seq <= last:
-                reason = f"the head is {head.seq}, others saw {first} before it and {last} after it"
+                reason = (
+                    f"the head is {head.seq}, other calls observed {first} before it and {last} "
+                    "after it"
+                )
                 self._judgement.found(line, Broken.REAL_TIME, reason)
         for line, call in self._calls:
             self._open(line, call)
         self._calls.clear()
         self._coming.sort(key=lambda case: case.first, reverse=True)
-        self._look_ahead()
+        self._update_closing()
 
     def _expect(self, line: int, call: Operation) -> None:
         """A new order, returned to its buyer: its event is expected, and bounds the other calls."""
         created = call.operation == "prepare" and call.status == 201 and not call.replayed
         if not created or call.answered_ns is None:
             return
-        if call.order in self._told:
-            reason = f"{call.order} is told as a new order a second time"
+        if call.order in self._acknowledged:
+            reason = f"{call.order} is reported as a new order twice"
             self._judgement.found(line, Broken.ANSWER, reason)
             return
-        self._told[call.order] = line, call
+        self._acknowledged[call.order] = line, call
         if call.seq:
             self._windows.reached(call.answered_ns, call.seq)
             self._windows.not_past(call.invoked_ns, call.seq - 1)
@@ -168,27 +173,30 @@ class SaleWitness:
         if call.answered_ns is None or call.status == 0 or call.code == "outcome_unknown":
             judgement.unknown += 1
             return
-        if call.order in self._told and self._told[call.order][0] == line:
+        if call.order in self._acknowledged and self._acknowledged[call.order][0] == line:
             judgement.answers += 1
             return
-        if says_nothing(call):
+        if is_uninformative(call):
             judgement.not_judged += 1
             return
         judgement.answers += 1
         judgement.refusals += is_refusal(call)
         first, last = self._windows.of(call.invoked_ns, call.answered_ns)
         if first > last:
-            reason = f"{call.operation}: after {first} it was answered as of {last} at most"
+            reason = (
+                f"{call.operation}: sent after event {first}, answered with the state of event "
+                f"{last} or earlier"
+            )
             judgement.found(line, Broken.REAL_TIME, reason)
             return
         self._coming.append(_Case(line, call, first, last))
 
     def _match(self, order_id: str, order: Order, seq: int) -> None:
         """Compare a new order's event with the answer to its buyer."""
-        told = self._told.pop(order_id, None)
-        if told is None:
+        reported = self._acknowledged.pop(order_id, None)
+        if reported is None:
             return
-        line, call = told
+        line, call = reported
         found = self._judgement.found
         lines = [(sku, quantity) for sku, quantity, _ in order.lines]
         answered = call.seq or seq, call.amount, call.buyer, sorted(call.lines)
@@ -196,26 +204,26 @@ class SaleWitness:
         wrong = [] if answered == happened else _differences(answered, happened)
         answered_ms = (call.answered_ns or 0) // 1_000_000 + self._clock_ms
         # An answer with a long delay may report the hold as expired by then.
-        stands = standing(order, call.told, answered_ms)
-        if stands:
-            wrong.append(stands)
+        mismatch = status_mismatch(order, call.reported, answered_ms)
+        if mismatch:
+            wrong.append(mismatch)
         if wrong:
             found(line, Broken.ANSWER, f"{order_id}: {'; '.join(wrong)}")
         first, last = self._windows.of(call.invoked_ns, call.answered_ns or call.invoked_ns)
         if not first < seq <= last:
-            reason = f"{order_id} is event {seq}, its call was after {first} and until {last}"
+            reason = f"{order_id} is event {seq}, its call lies between events {first} and {last}"
             found(line, Broken.REAL_TIME, reason)
 
     def _judge(self, seq: int) -> None:
         """Check the answers given at this moment against the sale."""
-        last = self._shop.seq
+        last = self._state.seq
         while self._coming and self._coming[-1].first <= seq:
             case = self._coming.pop()
             if case.first > last:
                 reason = f"answered after event {case.first}, the history ends at {last}"
                 self._judgement.found(case.line, Broken.LOST, reason)
             elif not self._possible(case):
-                for key in waits_for(self._shop, case.operation):
+                for key in waits_for(self._state, case.operation):
                     self._waiting.setdefault(key, []).append(case)
                 heappush(self._closing, (case.last, case.line, case))
         while self._closing and self._closing[0][0] <= seq:
@@ -224,9 +232,9 @@ class SaleWitness:
             self._waiting.clear()
         while self._heads and self._heads[-1][1].seq <= seq:
             self._compare(*self._heads.pop())
-        self._look_ahead()
+        self._update_closing()
 
-    def _look_ahead(self) -> None:
+    def _update_closing(self) -> None:
         coming = self._coming[-1].first if self._coming else NEVER
         closing = self._closing[0][0] if self._closing else NEVER
         head = self._heads[-1][1].seq if self._heads else NEVER
@@ -253,7 +261,7 @@ class SaleWitness:
 
     def _objection(self, case: _Case) -> str:
         answered_ms = (case.operation.answered_ns or 0) // 1_000_000 + self._clock_ms
-        return objection(self._shop, case.operation, answered_ms)
+        return objection(self._state, case.operation, answered_ms)
 
     def _close(self, case: _Case) -> None:
         """The call is over: an answer not possible until now was possible at no moment of it."""
@@ -262,26 +270,26 @@ class SaleWitness:
         if not against:
             return
         call = case.operation
-        last = min(case.last, self._shop.seq)
+        last = min(case.last, self._state.seq)
         reason = (
-            f"{call.operation} {call.order}: {call.status} {call.code or call.told} at no moment "
-            f"from event {case.first} to {last}: {against}"
+            f"{call.operation} {call.order}: {call.status} {call.code or call.reported} at no "
+            f"moment from event {case.first} to {last}: {against}"
         )
         self._judgement.found(case.line, Broken.ANSWER, reason)
 
     def _compare(self, line: int, head: Head) -> None:
         """Counters that were read from outside at exactly this number."""
-        if head.seq > self._shop.seq:
-            reason = f"event {head.seq} was seen, the history ends at {self._shop.seq}"
+        if head.seq > self._state.seq:
+            reason = f"event {head.seq} was observed, the history ends at {self._state.seq}"
             self._judgement.found(line, Broken.LOST, reason)
             return
-        if head.seq < self._shop.seq:
+        if head.seq < self._state.seq:
             # The event of this number is missing, which is already reported.
             return
         for sku, row in head.stock.items():
-            item = self._shop.items.get(sku)
+            item = self._state.items.get(sku)
             if item is None or item.row != row:
-                reason = f"{sku} at event {head.seq}: {row} seen, {item and item.row} due"
+                reason = f"{sku} at event {head.seq}: observed {row}, expected {item and item.row}"
                 self._judgement.found(line, Broken.COUNTERS, reason)
 
 
@@ -289,7 +297,7 @@ def _differences(answered: tuple[object, ...], happened: tuple[object, ...]) -> 
     """The differences between the answer about a new order and its event."""
     names = "number", "amount", "buyer", "lines"
     return [
-        f"{name} {told!r} told, {true!r} happened"
-        for name, told, true in zip(names, answered, happened, strict=True)
-        if told != true
+        f"{name} reported as {reported!r}, expected {true!r}"
+        for name, reported, true in zip(names, answered, happened, strict=True)
+        if reported != true
     ]

@@ -128,7 +128,7 @@ class SaleState:
             raise Violation(Broken.REPEATED, f"event {seq} comes after event {self.seq}")
         self.seq, self.chain = seq, chain
         if seq != due:
-            raise Violation(Broken.GAP, f"event {due} is missing: the next one is {seq}")
+            raise Violation(Broken.GAP, f"event {due} is missing: the next event is {seq}")
         if chain != chain_of(before, seq, event, order_id, at_ms, data):
             raise Violation(Broken.CHAIN, f"the chain value of event {seq} does not follow")
 
@@ -151,7 +151,7 @@ class SaleState:
 
     def _prepare(self, order_id: str, at_ms: int, facts: Prepared) -> Order:
         if order_id in self.orders:
-            raise Violation(Broken.TRANSITION, f"{order_id} is prepared a second time")
+            raise Violation(Broken.TRANSITION, f"{order_id} is prepared twice")
         if facts.origin or facts.to != ("HELD" if self.policy == "prepare" else "PREPARED"):
             raise Violation(
                 Broken.TRANSITION, f"{order_id} begins as {facts.to} from {facts.origin!r}"
@@ -194,11 +194,13 @@ class SaleState:
             has = taken.get(buyer, 0) + quantity
             if has > item.limit:
                 fault = Violation(
-                    Broken.LIMIT, f"{order_id}: its buyer has {has} of {sku}, {item.limit} at most"
+                    Broken.LIMIT,
+                    f"{order_id}: its buyer has {has} of {sku}, the limit is {item.limit}",
                 )
             if item.available < quantity:
                 fault = Violation(
-                    Broken.OVERSOLD, f"{order_id} takes {quantity} {sku}, {item.available} are left"
+                    Broken.OVERSOLD,
+                    f"{order_id} takes {quantity} {sku}, {item.available} are available",
                 )
             if holds:
                 item.available -= quantity
@@ -209,15 +211,15 @@ class SaleState:
     def _move(self, event: str, order_id: str, at_ms: int, facts: Moved) -> Order:
         order = self.orders.get(order_id)
         if order is None:
-            raise Violation(Broken.UNKNOWN_ORDER, f"{event}: nobody has prepared {order_id}")
+            raise Violation(Broken.UNKNOWN_ORDER, f"{event}: {order_id} was not prepared")
         to, fence, fault = facts.to, facts.fence, None
         edge = EDGES.get((event, facts.origin, to))
         if edge is None or facts.origin != order.status:
-            fault = _wrong_way(event, order_id, order, facts)
+            fault = _transition_fault(event, order_id, order, facts)
             edge = Edge(counter_of(order.status), counter_of(to), step=0, timed=False)
         elif fence is not None and not _follows(fence, order.fence, edge.step):
             due = f"at least {order.fence + 1}" if edge.step else order.fence
-            fault = Violation(Broken.FENCE, f"{event}: {order_id}, fence {fence}, {due} is due")
+            fault = Violation(Broken.FENCE, f"{event}: {order_id}, fence {fence}, expected {due}")
         elif edge.timed and self._deadlines:
             fault = self._time_fault(event, order_id, order, at_ms)
         self._unpaid[order.buyer] += (to in UNPAID) - (order.status in UNPAID)
@@ -228,7 +230,7 @@ class SaleState:
             order.key = facts.payment_key
         elif event == "confirmed":
             if not order.key and fault is None:
-                fault = Violation(Broken.UNPAID, f"{order_id} is sold, and nobody paid")
+                fault = Violation(Broken.UNPAID, f"{order_id} is sold without a payment")
         elif order.key and event != "taken_over":
             _end_attempt(order, event, facts.cause)
         if edge.origin != edge.target:
@@ -244,11 +246,11 @@ class SaleState:
         """An order that expires early, or that is held again outside of the sale's window."""
         if event == "expired":
             early = order.expires_at - at_ms
-            told = f"{order_id} expires {early} ms before its deadline"
-            return Violation(Broken.TIME, told) if early > 0 else None
+            reason = f"{order_id} expires {early} ms before its deadline"
+            return Violation(Broken.TIME, reason) if early > 0 else None
         if self._open_at(at_ms):
             return None
-        return Violation(Broken.TIME, f"{order_id} is taken again while the sale is not open")
+        return Violation(Broken.TIME, f"{order_id} is held again while the sale is not open")
 
     def _move_units(
         self, order_id: str, order: Order, edge: Edge, facts: Moved
@@ -284,10 +286,14 @@ class SaleState:
                 item.held, item.sold = standing.held, standing.sold
                 item.available = item.total - item.held - item.sold
             if item.oversold:
-                fault = Violation(Broken.OVERSOLD, f"{row.sku} is cut below its holds: {item.row}")
+                fault = Violation(
+                    Broken.OVERSOLD, f"{row.sku}: total below held plus sold: {item.row}"
+                )
         for sku, item in before.items():
             if item.held + item.sold:
-                fault = Violation(Broken.COUNTERS, f"{sku} leaves the sale in use: {item.row}")
+                fault = Violation(
+                    Broken.COUNTERS, f"{sku} is removed with units in use: {item.row}"
+                )
         if fault:
             raise fault
 
@@ -296,7 +302,7 @@ class SaleState:
         due, self.version = self.version + 1, version
         if not version or version == due:
             return None
-        return Violation(Broken.COUNTERS, f"the sale's version is {version}, {due} is due")
+        return Violation(Broken.COUNTERS, f"the sale's version is {version}, expected {due}")
 
     def _switch(self, data: str) -> None:
         self.status = facts_of.SWITCHED.decode(data).status.value
@@ -315,7 +321,7 @@ class SaleState:
             raise Violation(Broken.OVERSOLD, f"{facts.sku} after a withdrawal: {item.row}")
         if item.total != facts.total:
             raise Violation(
-                Broken.COUNTERS, f"{facts.sku}: the event says {facts.total} in all, {item.row}"
+                Broken.COUNTERS, f"{facts.sku}: the event's total is {facts.total}: {item.row}"
             )
 
     def _rebuilt(self, data: str) -> None:
@@ -339,16 +345,16 @@ def _end_attempt(order: Order, event: str, cause: str) -> None:
         order.key = ""
 
 
-def _wrong_way(event: str, order_id: str, order: Order, facts: Moved) -> Violation:
+def _transition_fault(event: str, order_id: str, order: Order, facts: Moved) -> Violation:
     if facts.origin != order.status and {order.status, facts.to} <= ENDS:
         return Violation(
-            Broken.SECOND_END, f"{order_id} is {order.status} and becomes {facts.to} as well"
+            Broken.SECOND_END, f"{order_id} is {order.status} and also becomes {facts.to}"
         )
     if facts.origin != order.status:
         return Violation(
             Broken.TRANSITION,
-            f"{event}: {order_id} leaves {facts.origin}, and it is {order.status}",
+            f"{event}: {order_id} leaves {facts.origin}, but is {order.status}",
         )
     return Violation(
-        Broken.TRANSITION, f"{event} leads {order_id} from {facts.origin} to {facts.to}"
+        Broken.TRANSITION, f"{event} moves {order_id} from {facts.origin} to {facts.to}"
     )

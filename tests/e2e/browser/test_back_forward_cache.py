@@ -77,7 +77,7 @@ def sale_id(served: Served) -> str:
 
 
 @pytest.mark.slow
-def test_back_out_of_the_browsers_memory_goes_on_with_the_hold(
+def test_restoring_the_page_from_cache_keeps_the_hold(
     served: Served, visit: Visiting, sale_id: str
 ) -> None:
     page = on_sale(visit(base_url=served.url).page, sale_id)
@@ -93,7 +93,7 @@ def test_back_out_of_the_browsers_memory_goes_on_with_the_hold(
     expect(page.locator("#result[data-kind=confirmed]")).to_be_visible()
 
 
-def test_a_kept_page_does_not_show_a_hold_that_has_ended_meanwhile(
+def test_a_cached_page_does_not_show_an_ended_hold(
     served: Served, visit: Visiting, sale_id: str
 ) -> None:
     visitor = visit(base_url=served.url)
@@ -126,7 +126,7 @@ def test_back_from_the_result_does_not_offer_to_pay_again(
     assert served.stock(sale_id, "mug") == (49, 0, 1)
 
 
-def test_a_look_into_another_app_gives_nothing_back_and_is_caught_up_with(
+def test_switching_apps_keeps_the_hold_and_refreshes_the_page(
     served: Served, visit: Visiting, sale_id: str
 ) -> None:
     visitor = visit(base_url=served.url)
@@ -152,7 +152,7 @@ def test_a_look_into_another_app_gives_nothing_back_and_is_caught_up_with(
 
 
 @pytest.mark.slow
-def test_of_two_tabs_one_gets_the_last_piece_and_the_other_is_told(
+def test_of_two_tabs_one_gets_the_last_unit_and_the_other_a_refusal(
     served: Served, visit: Visiting
 ) -> None:
     sale_id = served.sale(items=[item("cap", name="Cap", price=20_000, total=1)])
@@ -163,7 +163,7 @@ def test_of_two_tabs_one_gets_the_last_piece_and_the_other_is_told(
     for tab in tabs:
         # Pressed in both before either has an answer.
         tab.evaluate("document.getElementById('buy').click()")
-    winner, loser = sorted(tabs, key=told)
+    winner, loser = sorted(tabs, key=stock_message)
     expect(winner.locator("#hold")).to_be_visible()
     assert served.stock(sale_id, "cap") == (0, 1, 0)
 
@@ -174,7 +174,7 @@ def test_of_two_tabs_one_gets_the_last_piece_and_the_other_is_told(
     assert served.stock(sale_id, "cap") == (0, 0, 1)
 
 
-def told(tab: Page) -> str:
+def stock_message(tab: Page) -> str:
     """The tab's message about its wish: empty where it holds the piece."""
     expect(tab.locator("#hold, #notice").locator("visible=true").first).to_be_visible()
     return tab.locator("#notice").inner_text() if tab.locator("#notice").is_visible() else ""

@@ -53,7 +53,7 @@ def answer(page: Page, reason: str, **fields: str) -> None:
 def paid(served: Served, sale_id: str) -> dict[str, Any]:
     """A confirmed order of one mug, once SQL has it."""
     order = served.hold(sale_id, served.buyer(), items=[("mug", 1)], amount=12_000)
-    assert served.come_back(order, served.pay(order)).json()["status"] == "CONFIRMED"
+    assert served.open_success_url(order, served.pay(order)).json()["status"] == "CONFIRMED"
     where = f"/v1/admin/orders/{order['orderId']}"
 
     def flushed() -> bool:
@@ -64,7 +64,7 @@ def paid(served: Served, sale_id: str) -> dict[str, Any]:
     return order
 
 
-def who_did(served: Served, order_id: str) -> str:
+def history_text(served: Served, order_id: str) -> str:
     found = served.http.get(f"/v1/admin/orders/{order_id}", headers=served.admin)
     return found.text
 
@@ -102,7 +102,7 @@ def test_the_board_moves_by_itself(served: Served, console: Page, sale_id: str) 
         expect(figures).to_contain_text(name)
 
 
-def test_a_sale_is_paused_and_goes_on(served: Served, console: Page, sale_id: str) -> None:
+def test_a_paused_sale_can_be_resumed(served: Served, console: Page, sale_id: str) -> None:
     console.get_by_role("button", name="Pause").click()
     answer(console, "a wrong price")
     expect(console.locator("#status")).to_have_text("paused")
@@ -124,7 +124,7 @@ def test_a_question_that_is_cancelled_changes_nothing(
     assert served.http.get(f"/v1/sales/{sale_id}").json()["status"] == "open"
 
 
-def test_what_was_asked_about_is_done_whatever_the_page_shows_by_then(
+def test_a_confirmed_action_applies_to_the_sale_of_its_dialog(
     served: Served, console: Page, sale_id: str
 ) -> None:
     """Another sale was chosen, and its answer comes while the dialog is open."""
@@ -195,7 +195,7 @@ def test_the_sale_that_was_chosen_last_is_shown(
 
 
 @pytest.mark.slow
-def test_a_name_that_no_header_can_carry_is_told_of_at_once(visit: Visiting) -> None:
+def test_a_name_invalid_in_headers_is_reported_at_once(visit: Visiting) -> None:
     page = visit().open("/ops")
     page.locator("#key").fill("any")
     page.locator("#name").fill("김철수")
@@ -238,11 +238,13 @@ def test_an_order_is_found_and_refunded(
         lambda: served.stock(sale_id, "mug"),
         lambda stock: stock == ((50, 0, 0) if back else (49, 0, 0)),
     )
-    eventually(lambda: who_did(served, order["orderId"]), lambda told: "a broken mug" in told)
-    assert "kim" in who_did(served, order["orderId"])
+    eventually(
+        lambda: history_text(served, order["orderId"]), lambda shown: "a broken mug" in shown
+    )
+    assert "kim" in history_text(served, order["orderId"])
 
 
-def test_the_audit_says_what_adds_up_and_what_does_not(
+def test_the_audit_shows_matching_and_mismatching_counters(
     served: Served, console: Page, sale_id: str
 ) -> None:
     served.hold(sale_id, served.buyer(), items=[("mug", 1)], amount=12_000)
@@ -261,14 +263,14 @@ def test_the_audit_says_what_adds_up_and_what_does_not(
 
 
 @pytest.mark.slow
-def test_a_service_that_is_away_is_said_to_be(console: Page) -> None:
+def test_an_unreachable_service_is_reported(console: Page) -> None:
     console.route("**/v1/admin/**", lambda route: route.abort())
     expect(console.locator("#health")).to_contain_text("No fresh figures")
     console.unroute("**/v1/admin/**")
     expect(console.locator("#health")).to_contain_text("Holds a second")
 
 
-def test_the_key_is_gone_with_the_session(console: Page) -> None:
+def test_the_key_is_removed_with_the_session(console: Page) -> None:
     console.get_by_role("button", name="Sign out").click()
     expect(console.locator("#console")).to_be_hidden()
     assert console.evaluate("sessionStorage.length + localStorage.length") == 0

@@ -123,7 +123,7 @@ def test_a_deposit_is_refunded_in_the_console(served: Served, visit: Visiting) -
     buyer = served.buyer()
     order = served.hold(sale_id, buyer, items=[("mug", 1)], amount=12_000)
     payment_key = served.pay(order, method="virtual_account")
-    account = served.come_back(order, payment_key).json()["virtualAccount"]
+    account = served.open_success_url(order, payment_key).json()["virtualAccount"]
     assert served.audit(sale_id)["ok"]
     desk = visit(viewport={"width": 1280, "height": 900})
     console = sign_in(served, desk.open(f"/ops?sale={sale_id}"))
@@ -132,7 +132,7 @@ def test_a_deposit_is_refunded_in_the_console(served: Served, visit: Visiting) -
     expect(console.locator("#refund")).to_be_hidden()
 
     served.sandbox(order, "/_deposits", {"paymentKey": payment_key})
-    eventually(lambda: served.look(order)["status"], lambda seen: seen == "CONFIRMED")
+    eventually(lambda: served.get_reservation(order)["status"], lambda seen: seen == "CONFIRMED")
     assert served.audit(sale_id)["ok"]
     console.locator("#filter button").click()
     console.get_by_role("button", name=f"…{order['orderId'][-8:]}").click()
@@ -146,7 +146,9 @@ def test_a_deposit_is_refunded_in_the_console(served: Served, visit: Visiting) -
     expect(console.locator("#order-refund")).to_contain_text("account 110123456780")
     assert serious(console) == []
     served.clear_faults(order)
-    eventually(lambda: served.look(order)["status"], lambda seen: seen == "REFUNDED", within=60)
+    eventually(
+        lambda: served.get_reservation(order)["status"], lambda seen: seen == "REFUNDED", within=60
+    )
     assert served.ledger(order)["cancelled"] == 12_000
 
 
@@ -166,7 +168,7 @@ def ask_for_refund(console: Page, number: str) -> None:
 def test_a_card_payment_asks_for_no_account(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS)
     order = served.hold(sale_id, served.buyer(), items=[("mug", 1)], amount=12_000)
-    served.come_back(order, served.pay(order))
+    served.open_success_url(order, served.pay(order))
     assert served.audit(sale_id)["ok"]
     console = sign_in(
         served, visit(viewport={"width": 1280, "height": 900}).open(f"/ops?sale={sale_id}")

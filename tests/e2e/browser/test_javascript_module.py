@@ -41,11 +41,11 @@ def prepare(page: Page, sale_id: str, **more: object) -> dict[str, Any]:
     return page.evaluate("([sale, wish]) => shop.prepare(sale, wish)", [sale_id, wish])
 
 
-def test_it_is_small() -> None:
+def test_the_module_is_small() -> None:
     assert len((STATIC / "reservation.js").read_bytes()) < BYTES_MAX
 
 
-def test_a_page_holds_looks_and_gives_back(served: Served, shop: Page) -> None:
+def test_the_browser_module_holds_reads_and_releases(served: Served, shop: Page) -> None:
     sale_id = served.sale(items=[item("a")])
     held = prepare(shop, sale_id, orderName="One thing", key="wish-1")
     assert (held["status"], held["orderName"]) == ("HELD", "One thing")
@@ -57,7 +57,7 @@ def test_a_page_holds_looks_and_gives_back(served: Served, shop: Page) -> None:
     assert shop.evaluate("held => shop.release(held)", held)["status"] == "RELEASED"
 
 
-def test_who_leaves_gives_back_by_the_browsers_hand(served: Served, shop: Page) -> None:
+def test_the_browsers_unload_beacon_releases_the_hold(served: Served, shop: Page) -> None:
     sale_id = served.sale(items=[item("a")])
     held = prepare(shop, sale_id)
     assert shop.evaluate("held => shop.leave(held)", held)
@@ -67,14 +67,14 @@ def test_who_leaves_gives_back_by_the_browsers_hand(served: Served, shop: Page) 
 
 def test_a_refusal_has_its_code_and_facts(served: Served, shop: Page) -> None:
     sale_id = served.sale(items=[item("a", total=0)])
-    told = shop.evaluate(
+    refusal = shop.evaluate(
         """sale => shop.prepare(sale, {items: [{sku: "a", quantity: 1}], amount: 1000})
             .catch(({code, status, facts, message}) => ({code, status, facts, message}))""",
         sale_id,
     )
-    assert (told["code"], told["status"]) == ("sold_out", 409)
-    assert told["facts"]["available"] == {"a": 0}
-    assert told["message"] == told["facts"]["detail"]
+    assert (refusal["code"], refusal["status"]) == ("sold_out", 409)
+    assert refusal["facts"]["available"] == {"a": 0}
+    assert refusal["message"] == refusal["facts"]["detail"]
 
 
 @pytest.mark.slow
@@ -174,7 +174,7 @@ def test_sales_and_the_buyers_reservations_are_listed(served: Served, shop: Page
     assert found == sale_id
 
 
-def test_stock_comes_by_itself_until_it_is_stopped(served: Served, shop: Page) -> None:
+def test_stock_events_arrive_until_the_feed_is_stopped(served: Served, shop: Page) -> None:
     sale_id = served.sale(items=[item("a")])
     shop.evaluate(
         """sale => {

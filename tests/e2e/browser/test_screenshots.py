@@ -75,7 +75,7 @@ def buy_in_bulk(served: Served, sale_id: str, count: int) -> None:
         sku, price = (("hoodie", 39_000), ("mug", 12_000))[number % 2]
         order = served.hold(sale_id, served.buyer(), items=[(sku, 1)], amount=price)
         if number % 4:
-            served.come_back(order, served.pay(order))
+            served.open_success_url(order, served.pay(order))
 
 
 def test_a_purchase(served: Served, visit: Visiting, shoot: Shoot) -> None:
@@ -154,13 +154,13 @@ def at_checkout(visit: Visiting, sale_id: str) -> Page:
     return page
 
 
-def sold_to_somebody_else(served: Served, sale_id: str) -> None:
+def sold_to_another_buyer(served: Served, sale_id: str) -> None:
     other = served.buyer()
 
     def taken() -> bool:
         answer = served.prepare(sale_id, other, items=[("print", 1)], amount=150_000)
         if answer.status_code == 201:
-            served.come_back(answer.json(), served.pay(answer.json()))
+            served.open_success_url(answer.json(), served.pay(answer.json()))
         return answer.status_code == 201
 
     eventually(taken, bool)
@@ -171,7 +171,7 @@ def test_a_hold_that_ran_out_on_the_payment_page(
 ) -> None:
     sale_id = served.sale(name="Autumn sale", holdSeconds=5, items=LAST_ONE)
     page = at_checkout(visit, sale_id)
-    sold_to_somebody_else(served, sale_id)
+    sold_to_another_buyer(served, sale_id)
     page.locator("button[value=card]").click()
     result(page, "expired")
     shoot(page, "result-expired")
@@ -180,10 +180,12 @@ def test_a_hold_that_ran_out_on_the_payment_page(
     shoot(page, "sale-sold-out")
 
 
-def test_a_piece_that_went_to_who_paid_first(served: Served, visit: Visiting, shoot: Shoot) -> None:
+def test_the_last_unit_goes_to_the_first_payer(
+    served: Served, visit: Visiting, shoot: Shoot
+) -> None:
     sale_id = served.sale(name="Autumn sale", holdPolicy="success", items=LAST_ONE)
     page = at_checkout(visit, sale_id)
-    sold_to_somebody_else(served, sale_id)
+    sold_to_another_buyer(served, sale_id)
     page.locator("button[value=card]").click()
     result(page, "sold_out")
     shoot(page, "result-sold-out")
@@ -213,9 +215,9 @@ def test_a_deposit_that_goes_back(served: Served, visit: Visiting, shoot: Shoot)
     sale_id = served.sale(name="Autumn sale", items=ITEMS, virtualAccounts=True)
     order = served.hold(sale_id, served.buyer(), items=[("mug", 1)], amount=12_000)
     payment_key = served.pay(order, method="virtual_account")
-    served.come_back(order, payment_key)
+    served.open_success_url(order, payment_key)
     served.sandbox(order, "/_deposits", {"paymentKey": payment_key})
-    eventually(lambda: served.look(order)["status"], lambda seen: seen == "CONFIRMED")
+    eventually(lambda: served.get_reservation(order)["status"], lambda seen: seen == "CONFIRMED")
     assert served.audit(sale_id)["ok"]
     page = visit(viewport=DESKTOP).open(f"/ops?sale={sale_id}")
     page.locator("#key").fill(served.settings.admin_api_key)

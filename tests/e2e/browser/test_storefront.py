@@ -49,9 +49,7 @@ def result(page: Page, kind: str) -> str:
     return page.locator("#result").inner_text()
 
 
-def test_a_shopper_buys_by_card_and_meets_nobody_but_the_shop_and_the_pg(
-    served: Served, visit: Visiting
-) -> None:
+def test_a_purchase_contacts_only_the_shop_and_the_pg(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(name="Autumn sale", items=ITEMS)
     visitor = visit()
     page = visitor.open("/")
@@ -80,7 +78,7 @@ def test_a_shopper_buys_by_card_and_meets_nobody_but_the_shop_and_the_pg(
     assert visitor.hosts() == {urlsplit(served.url).netloc, sandbox}
 
 
-def test_who_is_declined_pays_with_another_card(served: Served, visit: Visiting) -> None:
+def test_a_declined_buyer_can_pay_with_another_card(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS)
     page = visit().open(f"/sales/{sale_id}")
     hold(page, "cap", 2)
@@ -97,7 +95,7 @@ def test_who_is_declined_pays_with_another_card(served: Served, visit: Visiting)
     assert served.stock(sale_id, "cap") == (3, 0, 2)
 
 
-def test_who_cancels_on_the_payment_page_has_paid_nothing(served: Served, visit: Visiting) -> None:
+def test_cancelling_on_the_payment_page_charges_nothing(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS)
     page = visit().open(f"/sales/{sale_id}")
     hold(page)
@@ -107,7 +105,7 @@ def test_who_cancels_on_the_payment_page_has_paid_nothing(served: Served, visit:
 
 
 @pytest.mark.slow
-def test_back_from_the_payment_page_goes_on_with_the_hold(served: Served, visit: Visiting) -> None:
+def test_returning_from_the_payment_page_keeps_the_hold(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS)
     page = visit().open(f"/sales/{sale_id}")
     hold(page)
@@ -151,7 +149,7 @@ def decided(page: Page, worker: Worker, count: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_reload_and_a_look_around_keep_the_hold(served: Served, visit: Visiting) -> None:
+def test_reloading_and_navigating_keep_the_hold(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS)
     visitor = visit()
     page = visitor.open(f"/sales/{sale_id}")
@@ -170,7 +168,7 @@ def test_a_reload_and_a_look_around_keep_the_hold(served: Served, visit: Visitin
 
 
 @pytest.mark.slow
-def test_who_leaves_the_shop_gives_the_hold_back(served: Served, visit: Visiting) -> None:
+def test_leaving_the_shop_releases_the_hold(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS)
     visitor = visit()
     page = visitor.open(f"/sales/{sale_id}")
@@ -188,7 +186,7 @@ def test_who_leaves_the_shop_gives_the_hold_back(served: Served, visit: Visiting
     assert served.stock(sale_id, "mug") == (50, 0, 0)
 
 
-def test_who_leaves_by_the_payment_page_keeps_the_hold(served: Served, visit: Visiting) -> None:
+def test_leaving_for_the_payment_page_keeps_the_hold(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS)
     visitor = visit()
     page = visitor.open(f"/sales/{sale_id}")
@@ -254,7 +252,7 @@ def test_a_release_whose_answer_was_lost_is_repeated(served: Served, visit: Visi
 
 
 @pytest.mark.slow
-def test_a_hold_that_runs_out_says_so(served: Served, visit: Visiting) -> None:
+def test_an_expiring_hold_is_announced(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS, holdSeconds=2)
     page = visit().open(f"/sales/{sale_id}")
     hold(page)
@@ -262,7 +260,7 @@ def test_a_hold_that_runs_out_says_so(served: Served, visit: Visiting) -> None:
     expect(page.locator("#hold")).to_be_hidden()
 
 
-def test_the_stock_is_live_while_somebody_looks(served: Served, visit: Visiting) -> None:
+def test_the_stock_is_live_while_the_page_is_visible(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS)
     page = visit().open(f"/sales/{sale_id}")
     words = page.locator("[data-sku=cap] .words")
@@ -298,7 +296,7 @@ def test_a_stale_token_is_renewed(served: Served, visit: Visiting) -> None:
     assert statuses_of(served, sale_id, buyer_of(page)) == ["HELD"]
 
 
-def test_who_comes_too_late_is_told_in_korean(served: Served, visit: Visiting) -> None:
+def test_an_expired_hold_is_explained_in_korean(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=[item("cap", name="모자", price=20_000, total=1)])
     page = visit(locale="ko-KR").open(f"/sales/{sale_id}")
     expect(page.locator("html")).to_have_attribute("lang", "ko")
@@ -312,7 +310,7 @@ def test_who_comes_too_late_is_told_in_korean(served: Served, visit: Visiting) -
     expect(notice).to_contain_text("다시 나올 수 있습니다")
 
 
-def test_what_is_gone_for_good_cannot_be_asked_for_until_it_is_back(
+def test_a_sold_out_item_cannot_be_selected_until_restocked(
     served: Served, visit: Visiting
 ) -> None:
     sale_id = served.sale(items=[item("cap", price=20_000, total=1)], holdSeconds=20)
@@ -323,7 +321,7 @@ def test_what_is_gone_for_good_cannot_be_asked_for_until_it_is_back(
     order = served.hold(sale_id, served.buyer(), items=[("cap", 1)], amount=20_000)
     expect(page.locator(".words")).to_have_text("All held right now; some may come back")
     expect(page.locator("#buy")).to_be_enabled()
-    served.come_back(order, served.pay(order))
+    served.open_success_url(order, served.pay(order))
     expect(page.locator("#hint")).to_have_text("Sold out")
     expect(page.locator("#buy")).to_be_disabled()
     served.http.post(
@@ -334,7 +332,7 @@ def test_what_is_gone_for_good_cannot_be_asked_for_until_it_is_back(
     expect(page.locator("#buy")).to_be_enabled()
 
 
-def test_a_new_price_is_shown_before_it_is_asked_for(served: Served, visit: Visiting) -> None:
+def test_a_new_price_is_shown_before_it_is_charged(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS)
     page = visit().open(f"/sales/{sale_id}")
     choose(page, "mug")
@@ -502,7 +500,7 @@ RESULTS = [
 
 
 @pytest.mark.slow
-def test_each_result_says_whether_money_was_taken(visit: Visiting) -> None:
+def test_each_result_states_whether_the_buyer_was_charged(visit: Visiting) -> None:
     visitor = visit()
     answer: dict[str, Any] = {}
     visitor.page.route("**/v1/reservations/**", lambda route: route.fulfill(**answer))
@@ -587,7 +585,7 @@ KEEPS_THE_WISH = """window.TossPayments = (clientKey) => ({
 });"""
 
 
-def test_a_key_of_the_single_api_reaches_virtual_accounts_where_the_sale_takes_them(
+def test_a_standard_api_key_creates_virtual_accounts_if_accepted(
     served: Served, visit: Visiting
 ) -> None:
     sale_id = served.sale(items=ITEMS, virtualAccounts=True)
@@ -706,7 +704,7 @@ def test_the_documentation_works_offline_and_names_every_code(
     assert visitor.hosts() == {urlsplit(served.url).netloc}
 
 
-def test_both_languages_say_the_same_things(visit: Visiting) -> None:
+def test_both_languages_have_the_same_messages(visit: Visiting) -> None:
     page = visit().open("/")
     texts = page.evaluate("import('/static/shared/i18n.js').then(({TEXTS}) => TEXTS)")
     english, korean = texts["en"], texts["ko"]
@@ -714,9 +712,9 @@ def test_both_languages_say_the_same_things(visit: Visiting) -> None:
     values = re.compile(r"\{\w+\}")
     for name in english:
         assert set(values.findall(english[name])) == set(values.findall(korean[name])), name
-    told = {f"error.{code}" for code in STATUSES if code not in NOT_FOR_BUYERS}
-    assert told <= english.keys()
-    for name in told:
+    buyer_errors = {f"error.{code}" for code in STATUSES if code not in NOT_FOR_BUYERS}
+    assert buyer_errors <= english.keys()
+    for name in buyer_errors:
         assert re.search("charged|money", english[name].lower()), name
         assert "결제" in korean[name], name
 
@@ -797,7 +795,7 @@ def test_an_item_named_like_a_member_of_every_object_is_bought(
 
 @pytest.mark.parametrize("path", ["/", "/sales/{}", "/result?orderId=x&outcome=confirmed"])
 @pytest.mark.parametrize("script", ["shared/i18n.js", "reservation.js"])
-def test_a_script_that_does_not_load_is_told_on_the_page(
+def test_a_script_that_fails_to_load_is_reported_on_the_page(
     served: Served, visit: Visiting, path: str, script: str
 ) -> None:
     sale_id = served.sale(items=ITEMS)

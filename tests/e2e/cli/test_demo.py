@@ -70,7 +70,7 @@ def test_a_demo_with_a_service_of_its_own_leaves_nothing_behind(tmp_path: Path) 
     assert not list(tmp_path.glob("reservation-demo-*"))
 
 
-def test_a_demo_against_nobody_says_so_in_one_line(tmp_path: Path) -> None:
+def test_a_demo_without_a_service_reports_it_in_one_line(tmp_path: Path) -> None:
     """Exit status 69, and no traceback."""
     done = demo("--url", "http://127.0.0.1:9", RESERVATION_DATA_DIR=str(tmp_path / "data"))
     assert done.returncode == 69, done.stderr

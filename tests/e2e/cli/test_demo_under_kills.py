@@ -39,13 +39,13 @@ def test_a_sale_is_clean_although_every_part_is_killed_three_times(tmp_path: Pat
             if demo.poll() is None:
                 demo.kill()
                 demo.wait()
-    told = f"seed {seed}, killed {killed}\n{errors.decode()[-2000:]}"
-    assert output, told
+    report = f"seed {seed}, killed {killed}\n{errors.decode()[-2000:]}"
+    assert output, report
     verdict = json.loads(output)
-    assert verdict["problems"] == [], told
-    assert verdict["sold"] <= 300, told
-    assert demo.returncode == 0, told
-    assert killed == dict.fromkeys(VICTIMS, KILLS_EACH), told
+    assert verdict["problems"] == [], report
+    assert verdict["sold"] <= 300, report
+    assert demo.returncode == 0, report
+    assert killed == dict.fromkeys(VICTIMS, KILLS_EACH), report
 
 
 def _environ(served: Served) -> dict[str, str]:

@@ -46,11 +46,11 @@ def test_no_answer_was_a_lie_although_every_part_is_killed_twice(tmp_path: Path)
             if crowd.poll() is None:
                 crowd.kill()
                 crowd.wait()
-    told = f"seed {seed}, killed {killed}\n{output.decode()[-4000:]}"
+    report = f"seed {seed}, killed {killed}\n{output.decode()[-4000:]}"
     verdict = json.loads((tmp_path / "verdict.json").read_text())
-    assert verdict["problems"] == [], told
-    assert crowd.returncode == 0, told
+    assert verdict["problems"] == [], report
+    assert crowd.returncode == 0, report
     history = verdict["history"]
-    assert history["answers"] > 100, told
-    assert history["ordersCompared"] == verdict["orders"] > 0, told
-    assert killed == dict.fromkeys(VICTIMS, KILLS_EACH), told
+    assert history["answers"] > 100, report
+    assert history["ordersCompared"] == verdict["orders"] > 0, report
+    assert killed == dict.fromkeys(VICTIMS, KILLS_EACH), report

@@ -85,8 +85,8 @@ def test_a_run_ends_with_a_clean_verdict(
     served: Served, tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
     port = str(free_port())
-    status, told = run(served, tmp_path, *(word.replace(PORT, port) for word in arguments))
-    assert status == 0, told
+    status, output = run(served, tmp_path, *(word.replace(PORT, port) for word in arguments))
+    assert status == 0, output
     verdict = verdict_in(tmp_path)
     assert verdict["problems"] == []
     assert verdict["charged"] == verdict["confirmedAmount"] > 0
@@ -109,11 +109,11 @@ def test_a_piece_that_was_sold_behind_the_books_fails_the_run(
     sale_id = served.sale(holdSeconds=2)
     with served.redis() as client:
         client.hincrby(f"rsv:{{{sale_id}}}:stock:a", "sold", 1)
-        status, told = run(served, tmp_path, "--sale", sale_id)
+        status, output = run(served, tmp_path, "--sale", sale_id)
         # A sale with inconsistent counters makes the service unready, and other tests share it.
         client.hincrby(f"rsv:{{{sale_id}}}:stock:a", "sold", -1)
-    assert status == 1, told
-    assert "NOT CLEAN" in told
+    assert status == 1, output
+    assert "NOT CLEAN" in output
     problems = verdict_in(tmp_path)["problems"]
     assert any(problem.startswith("audit: ") for problem in problems)
     assert any("is not available + held + sold" in problem for problem in problems)
@@ -121,15 +121,15 @@ def test_a_piece_that_was_sold_behind_the_books_fails_the_run(
     assert any(problem.startswith("history, line ") for problem in problems)
 
 
-def test_a_mix_that_nobody_knows_fails_without_a_run(served: Served, tmp_path: Path) -> None:
-    status, told = run(served, tmp_path, "--mix", "steal=1")
+def test_an_unknown_mix_fails_without_a_run(served: Served, tmp_path: Path) -> None:
+    status, output = run(served, tmp_path, "--mix", "steal=1")
     assert status == 1
-    assert "no buyer is called 'steal'" in told
+    assert "no buyer is called 'steal'" in output
     assert not (tmp_path / "verdict.json").exists()
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "output"),
     [
         ({"RESERVATION_ADMIN_API_KEY": "w" * 32}, "own RESERVATION_ADMIN_API_KEY"),
         ({"RESERVATION_JWT_SECRET": "w" * 32}, "RESERVATION_AUTH=guest and RESERVATION_JWT_SECRET"),
@@ -137,14 +137,14 @@ def test_a_mix_that_nobody_knows_fails_without_a_run(served: Served, tmp_path: P
     ids=["the operator's key", "the buyers' secret"],
 )
 def test_a_setting_that_is_not_the_services_is_named_at_once(
-    served: Served, tmp_path: Path, given: dict[str, str], told: str
+    served: Served, tmp_path: Path, given: dict[str, str], output: str
 ) -> None:
     status, printed = run(served, tmp_path, **given)
     assert status == 78
     assert [line for line in printed.splitlines() if line.startswith("loadtests: ")] == [
         printed.strip()
     ]
-    assert told in printed
+    assert output in printed
     assert not (tmp_path / "verdict.json").exists()
 
 
@@ -152,9 +152,9 @@ def test_a_setting_that_is_not_the_services_is_named_at_once(
 def test_an_address_with_a_slash_at_its_end_is_the_same_service(
     served: Served, tmp_path: Path
 ) -> None:
-    status, told = run(served, tmp_path, "--url", f"{served.url}/")
-    assert status == 0, told
-    assert "Traceback" not in told
+    status, output = run(served, tmp_path, "--url", f"{served.url}/")
+    assert status == 0, output
+    assert "Traceback" not in output
 
 
 @contextmanager
@@ -194,7 +194,7 @@ def test_the_stock_tab_shows_the_run_and_then_the_verdict(served: Served, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_run_that_cannot_begin_shows_its_own_reason_and_not_the_verdict_before(
+def test_a_run_that_cannot_start_shows_its_reason_and_no_old_verdict(
     served: Served, tmp_path: Path
 ) -> None:
     with web_ui(served, tmp_path) as (address, process):
@@ -210,8 +210,8 @@ def test_a_run_that_cannot_begin_shows_its_own_reason_and_not_the_verdict_before
         # The chart ends with the verdict.
         time.sleep(2)
         assert board()["samples"] == done["samples"]
-        for form, told in (
-            ({"host": "http://127.0.0.1:1"}, "no service answers at http://127.0.0.1:1"),
+        for form, output in (
+            ({"host": "http://127.0.0.1:1"}, "no service is reachable at http://127.0.0.1:1"),
             ({"host": served.url, "mix": "steal=1"}, "no buyer is called 'steal'"),
         ):
             start = {"user_count": "3", "spawn_rate": "3", **form}
@@ -219,9 +219,9 @@ def test_a_run_that_cannot_begin_shows_its_own_reason_and_not_the_verdict_before
             found = eventually(board, lambda now: now.get("state") == "not begun", within=30)
             assert found["verdict"] is None
             assert found["samples"] == []
-            assert told in found["problems"][0]
+            assert output in found["problems"][0]
             logs = httpx.get(f"{address}/logs", trust_env=False).text
-            assert told in logs
+            assert output in logs
         process.terminate()
         assert process.wait(30) == 1
     printed = (tmp_path / "locust.log").read_text()

@@ -37,7 +37,7 @@ def run(served: Served, *words: str, status: int = 0) -> str:
 def awaiting(served: Served) -> tuple[dict[str, Any], str]:
     order = served.hold(served.sale(virtualAccounts=True), served.buyer())
     payment_key = served.pay(order, method="virtual_account")
-    assert served.come_back(order, payment_key).json()["status"] == "AWAITING_DEPOSIT"
+    assert served.open_success_url(order, payment_key).json()["status"] == "AWAITING_DEPOSIT"
     return order, payment_key
 
 
@@ -50,15 +50,15 @@ def test_a_deposit_is_refunded_from_the_command_line(served: Served) -> None:
         lambda status: status == 200,
     )
     shown = eventually(
-        lambda: run(served, "why", order_id), lambda told: "AWAITING_DEPOSIT:" in told
+        lambda: run(served, "why", order_id), lambda output: "AWAITING_DEPOSIT:" in output
     )
-    assert f"waits for a deposit to Woori Bank (우리은행) {number_of(served, order)}" in shown
+    assert f"awaits a deposit to Woori Bank (우리은행) {number_of(served, order)}" in shown
     served.sandbox(order, "/_deposits", {"paymentKey": payment_key})
-    eventually(lambda: served.look(order)["status"], lambda seen: seen == "CONFIRMED")
+    eventually(lambda: served.get_reservation(order)["status"], lambda seen: seen == "CONFIRMED")
     refused = run(served, "refund", order_id, *reason, status=1)
     assert "refund_account_required" in refused
     half = run(served, "refund", order_id, *reason, "--account", "110123456789", status=2)
-    assert "--bank, --account and --holder go together" in half
+    assert "--bank, --account and --holder must be given together" in half
     to = ("--bank", "신한은행", "--account", "110123456789", "--holder", "김토스")
     assert "REFUNDED" in run(served, "refund", order_id, *reason, *to)
     assert served.ledger(order)["cancelled"] == order["amount"]
@@ -68,22 +68,22 @@ def test_a_deposit_is_refunded_from_the_command_line(served: Served) -> None:
 
 
 def number_of(served: Served, order: dict[str, Any]) -> str:
-    return served.look(order)["virtualAccount"]["accountNumber"]
+    return served.get_reservation(order)["virtualAccount"]["accountNumber"]
 
 
 def test_pending_refunds_are_listed_with_the_pgs_last_word(served: Served) -> None:
     order = served.hold(served.sale(), served.buyer())
-    served.come_back(order, served.pay(order))
+    served.open_success_url(order, served.pay(order))
     served.order_fault(order, "error_before_commit", operations=["cancel"], times=1000)
-    told = run(served, "refund", order["orderId"], "--reason", "a test")
-    assert "asking the PG ended in 500" in told
+    output = run(served, "refund", order["orderId"], "--reason", "a test")
+    assert "the PG's last answer was 500" in output
     listed = run(served, "refunds")
     assert order["orderId"] in listed
     assert "500" in listed
     why = run(served, "why", order["orderId"])
-    assert "refund pending, pieces back on sale" in why
+    assert "refund pending, units back on sale" in why
     served.clear_faults(order)
-    eventually(lambda: served.look(order)["status"], lambda seen: seen == "REFUNDED")
+    eventually(lambda: served.get_reservation(order)["status"], lambda seen: seen == "REFUNDED")
 
 
 def test_a_history_file_is_for_its_owner_alone(served: Served, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def runnable(page: Path) -> str:
     return "".join(line for line in lines if not line.startswith((*NOT_RUN, *LONG)))
 
 
-def test_what_is_not_run_is_there_and_nothing_else() -> None:
+def test_the_list_of_lines_not_run_is_exact() -> None:
     lines = [line for page in PAGES for block in blocks_of(page) for line in block.splitlines()]
     used = {start for start in NOT_RUN for line in lines if f"{line} ".startswith(start)}
     assert used == set(NOT_RUN)
@@ -47,13 +47,13 @@ def test_no_page_of_docs_is_forgotten() -> None:
     assert with_lines <= set(PAGES)
 
 
-def test_the_readme_starts_it_buys_a_piece_and_looks_at_it(place: Place) -> None:
+def test_the_readme_starts_the_service_and_buys_one_unit(place: Place) -> None:
     script = runnable(README)
     last = re.findall(r"^curl (?:.*\\\n)+.*\n", script, re.MULTILINE)[-1]
     printed = place.run(script + last)
     assert '"status": "HELD"' in printed
     assert printed.count('"status": "CONFIRMED"') == 2, "the last line again says so again"
-    assert "all agrees" in printed
+    assert "consistent" in printed
 
 
 @pytest.mark.slow
@@ -65,11 +65,11 @@ def test_the_crowd_of_the_page_ends_clean(place: Place, page: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_tutorial_leads_to_a_sale_on_ones_own_keys(place: Place) -> None:
+def test_the_tutorial_leads_to_a_sale_with_own_keys(place: Place) -> None:
     printed = place.run(runnable(TUTORIAL))
     assert '"status": "HELD"' in printed
     assert '"status": "CONFIRMED"' in printed
-    assert "all agrees" in printed
+    assert "consistent" in printed
     assert "REFUNDED" in printed
 
 
@@ -94,11 +94,11 @@ def test_orders_go_to_postgresql(place: Place) -> None:
         place.replaced["/reservation \\"] = f"/reservation?host={server.home} \\"
         printed = place.run(runnable(ROOT / "docs" / "how-to" / "postgresql.md"))
     assert re.search(r"\| HELD +\| +12000", printed)
-    assert "all agrees" in printed
+    assert "consistent" in printed
 
 
 @pytest.mark.slow
-def test_a_server_of_ones_own_keeps_the_stock(place: Place) -> None:
+def test_an_external_redis_keeps_the_stock(place: Place) -> None:
     place.replaced["6390"] = str(free_port())
     printed = place.run(runnable(ROOT / "docs" / "how-to" / "managed-redis.md"))
     assert '"status":"ok"' in printed

@@ -34,10 +34,10 @@ def raise_an_alarm(served: Served) -> None:
     """Cause an alarm: the PG answers a confirm with another buyer's payment."""
     order = served.hold(served.sale(), served.buyer())
     served.order_fault(order, "other_order")
-    served.come_back(order, served.pay(order))
+    served.open_success_url(order, served.pay(order))
 
 
-def test_the_runbook_has_lines_for_what_goes_wrong() -> None:
+def test_the_runbook_covers_each_failure() -> None:
     assert len(BLOCKS) >= 8
     assert len(TYPED) > len(BLOCKS) + 9
     typed = " ".join(TYPED)
@@ -51,7 +51,7 @@ def test_the_line_works(desk: tuple[Place, Served], line: str) -> None:
     sale_id = served.sale(items=[item("mug")])
     buyer = served.buyer()
     order = served.hold(sale_id, buyer, items=[("mug", 1)])
-    assert served.come_back(order, served.pay(order)).json()["status"] == "CONFIRMED"
+    assert served.open_success_url(order, served.pay(order)).json()["status"] == "CONFIRMED"
     assert served.audit(sale_id)["lag"] == 0
     for word, real in {
         "SALE": sale_id,

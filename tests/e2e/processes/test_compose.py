@@ -140,7 +140,7 @@ def wait_until_ready(served: Served) -> None:
 def test_the_services_of_compose_sell_a_piece_together(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
-    answer = served.come_back(order, served.pay(order))
+    answer = served.open_success_url(order, served.pay(order))
     assert answer.json()["status"] == "CONFIRMED", answer.text
     assert served.audit(sale_id)["ok"]
     assert served.stock(sale_id) == (99, 0, 1)

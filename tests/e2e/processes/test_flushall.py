@@ -48,11 +48,11 @@ def half_sold(service: Served) -> tuple[str, dict[str, tuple[dict[str, Any], dic
         buyer = service.buyer()
         orders[kind] = (service.hold(sale_id, buyer, key=f"key-{kind}"), buyer)
     paid = orders["paid"][0]
-    assert service.come_back(paid, service.pay(paid)).json()["status"] == "CONFIRMED"
+    assert service.open_success_url(paid, service.pay(paid)).json()["status"] == "CONFIRMED"
     assert service.release(orders["released"][0]).status_code == 200
     declined = orders["declined"][0]
     card = service.pay(declined, decline="REJECT_CARD_COMPANY")
-    refused(service.come_back(declined, card), 402, "payment_declined")
+    refused(service.open_success_url(declined, card), 402, "payment_declined")
     return sale_id, orders
 
 
@@ -78,7 +78,7 @@ def test_a_flushed_server_is_refused_named_rebuilt_and_clean(served: Served) -> 
     assert served.hold(sale_id, served.buyer())["status"] == "HELD"
     held, buyer = orders["held"]
     assert served.hold(sale_id, buyer, key="key-held")["orderId"] == held["orderId"]
-    assert served.come_back(held, served.pay(held)).json()["status"] == "CONFIRMED"
+    assert served.open_success_url(held, served.pay(held)).json()["status"] == "CONFIRMED"
     assert served.ledger(held)["charged"] == held["amount"]
     assert served.ledger(orders["paid"][0])["charged"] == 1000
     assert served.ledger(orders["declined"][0])["charged"] == 0
@@ -116,7 +116,7 @@ def test_a_file_that_lost_its_end_is_noticed_before_anything_is_sold(tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.e2e
-def test_a_hold_that_never_reached_sql_is_told_to_be_lost(tmp_path: Path) -> None:
+def test_a_hold_missing_in_sql_is_reported_as_lost(tmp_path: Path) -> None:
     """And the one whose payment was attempted is restored from its intent, and sold."""
     data_dir = tmp_path / "data"
     with running_service(data_dir, RESERVATION_WORKERS="1") as service:
@@ -128,8 +128,8 @@ def test_a_hold_that_never_reached_sql_is_told_to_be_lost(tmp_path: Path) -> Non
         try:
             lost = service.hold(sale_id, service.buyer())
             paid = service.hold(sale_id, service.buyer())
-            assert service.come_back(kept, service.pay(kept)).json()["status"] == "CONFIRMED"
-            assert service.come_back(paid, service.pay(paid)).json()["status"] == "CONFIRMED"
+            assert service.open_success_url(kept, service.pay(kept)).json()["status"] == "CONFIRMED"
+            assert service.open_success_url(paid, service.pay(paid)).json()["status"] == "CONFIRMED"
             with service.redis() as client:
                 client.flushall()
             refused(service.prepare(sale_id, service.buyer()), 503, "sale_recovering")
@@ -139,11 +139,11 @@ def test_a_hold_that_never_reached_sql_is_told_to_be_lost(tmp_path: Path) -> Non
             os.kill(worker, signal.SIGCONT)
         assert (done.returncode, done.stderr) == (0, ""), done
         for order in (kept, paid):
-            assert f"{order['orderId']} was being paid for" in done.stdout
-        refused(service.come_back(lost, service.pay(lost)), 409, "hold_lost")
+            assert f"{order['orderId']} payment in progress" in done.stdout
+        refused(service.open_success_url(lost, service.pay(lost)), 409, "hold_lost")
         for order in (kept, paid):
             eventually(
-                lambda order=order: service.look(order)["status"],
+                lambda order=order: service.get_reservation(order)["status"],
                 lambda status: status == "CONFIRMED",
             )
             books = service.ledger(order)

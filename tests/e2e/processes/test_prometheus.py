@@ -139,11 +139,11 @@ def test_each_alert_fires_at_the_first_occurrence(tmp_path: Path) -> None:
         with prometheus(tmp_path, targets) as watcher:
 
             def wait_for(*names: str) -> None:
-                def look() -> set[str]:
+                def scrape() -> set[str]:
                     seen.update(watcher.firing())
                     return set(names) - seen
 
-                eventually(look, lambda missing: not missing, within=PATIENCE_SECONDS)
+                eventually(scrape, lambda missing: not missing, within=PATIENCE_SECONDS)
 
             eventually(watcher.up, lambda up: up == set(targets), within=PATIENCE_SECONDS)
             judged = watcher.evaluations()

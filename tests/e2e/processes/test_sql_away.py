@@ -58,7 +58,7 @@ def test_an_api_that_is_killed_while_sql_is_away_comes_back_and_sells(
         assert served.audit(sale_id)["lag"] == 0
         # A check of the API has found the sale whole.
         with served.redis() as client:
-            eventually(lambda: str(client.get("rsv:vouched")), lambda told: sale_id in told)
+            eventually(lambda: str(client.get("rsv:vouched")), lambda found: sale_id in found)
         sql.stop()
         logged = len(lines(served))
         for pid in api_pids(served):
@@ -76,18 +76,18 @@ def test_an_api_that_is_killed_while_sql_is_away_comes_back_and_sells(
         assert served.http.get("/health/live").status_code == 200
         assert ready(served)["missing"] == ["sql"]
         assert served.http.get("/v1/admin/orders", headers=served.admin).status_code == 503
-        assert served.come_back(first, served.pay(first)).status_code in {202, 503}
+        assert served.open_success_url(first, served.pay(first)).status_code in {202, 503}
         until = time.monotonic() + 10
         while time.monotonic() < until:
             assert hold() in {201, 409}
             time.sleep(0.5)
-        told = lines(served)[logged:]
-        assert not any("Traceback" in line or "ExceptionGroup" in line for line in told), told
-        assert len(told) < LINES_MAX, told
+        found = lines(served)[logged:]
+        assert not any("Traceback" in line or "ExceptionGroup" in line for line in found), found
+        assert len(found) < LINES_MAX, found
         sql.start()
-        eventually(lambda: ready(served), lambda told: told["status"] == "ok", within=30)
+        eventually(lambda: ready(served), lambda found: found["status"] == "ok", within=30)
         report = eventually(
-            lambda: served.audit(sale_id), lambda told: told.get("lag") == 0, within=30
+            lambda: served.audit(sale_id), lambda found: found.get("lag") == 0, within=30
         )
         assert report["ok"], report
 
@@ -107,14 +107,14 @@ def test_a_service_that_starts_before_its_database_waits_alive_and_named(
         assert 'reservation_prepare_closed{reason="sql"} 1.0' in metrics
         time.sleep(5)
         assert api_pids(served) == pids
-        told = lines(served)
-        assert not any("Traceback" in line for line in told), told
-        assert len(told) < LINES_MAX, told
+        found = lines(served)
+        assert not any("Traceback" in line for line in found), found
+        assert len(found) < LINES_MAX, found
         sql.start()
-        eventually(lambda: ready(served), lambda told: told["status"] == "ok", within=30)
+        eventually(lambda: ready(served), lambda found: found["status"] == "ok", within=30)
         sale_id = served.sale()
         order = served.hold(sale_id, served.buyer())
-        assert served.come_back(order, served.pay(order)).json()["status"] == "CONFIRMED"
+        assert served.open_success_url(order, served.pay(order)).json()["status"] == "CONFIRMED"
 
 
 def refused_start(home: Path, database_url: str) -> tuple[int, list[str]]:
@@ -141,12 +141,12 @@ def test_a_database_in_another_encoding_ends_the_start_with_one_line(
 ) -> None:
     postgres.run("CREATE DATABASE korean ENCODING 'EUC_KR' TEMPLATE template0")
     try:
-        status, told = refused_start(tmp_path, postgres.url("korean"))
+        status, found = refused_start(tmp_path, postgres.url("korean"))
     finally:
         postgres.run("DROP DATABASE korean")
     assert status == 78
     sentence = "the database's encoding is EUC_KR, it must be UTF8"
-    assert told == [f"reservation: RESERVATION_DATABASE_URL: {sentence}"]
+    assert found == [f"reservation: RESERVATION_DATABASE_URL: {sentence}"]
 
 
 @pytest.mark.slow
@@ -162,7 +162,7 @@ def test_twenty_purchases_through_a_transaction_pooler_are_all_confirmed(
 
             def buy(_: int) -> str:
                 order = served.hold(sale_id, served.buyer())
-                return served.come_back(order, served.pay(order)).json()["status"]
+                return served.open_success_url(order, served.pay(order)).json()["status"]
 
             with ThreadPoolExecutor(8) as pool:
                 assert list(pool.map(buy, range(PURCHASES))) == ["CONFIRMED"] * PURCHASES

@@ -80,22 +80,22 @@ def serving(home: Path, *arguments: str, **environ: str) -> Iterator[subprocess.
         process.wait(PATIENCE_SECONDS)
 
 
-def told(home: Path) -> list[str]:
+def log_lines(home: Path) -> list[str]:
     """Its output for operators."""
     lines = (home / "stderr.txt").read_text().splitlines()
     return [line for line in lines if line.startswith("reservation: ")]
 
 
 @pytest.mark.parametrize("role", [(), ("--role", "api"), ("--role", "worker")])
-def test_each_row_that_stops_is_told_in_a_line_and_the_status_is_78(
+def test_each_stopping_condition_prints_one_line_and_exits_with_78(
     tmp_path: Path, role: tuple[str, ...]
 ) -> None:
     with forgetful(tmp_path) as path:
         given = {**PRODUCTION, "RESERVATION_REDIS_URL": f"unix://{path}"}
         with serving(tmp_path, *role, **given) as process:
             assert process.wait(PATIENCE_SECONDS) == 78
-    lost, thrown_out = told(tmp_path)
-    means = "there is no append-only file: a restart is an empty shop"
+    lost, thrown_out = log_lines(tmp_path)
+    means = "the append-only file is off: a restart loses all data"
     assert lost == f"reservation: redis-append-only-file: {means}"
     assert thrown_out.startswith("reservation: redis-eviction-policy: maxmemory-policy is not")
 
@@ -116,11 +116,11 @@ def test_the_embedded_server_is_fit_for_production(tmp_path: Path) -> None:
     port = str(free_port())
     with serving(tmp_path, RESERVATION_PORT=port, **PRODUCTION) as process:
         eventually(
-            lambda: ready(port), lambda told: told.get("missing") == [], within=PATIENCE_SECONDS
+            lambda: ready(port), lambda found: found.get("missing") == [], within=PATIENCE_SECONDS
         )
         process.terminate()
         assert process.wait(PATIENCE_SECONDS) == 0
-    assert told(tmp_path) == []
+    assert log_lines(tmp_path) == []
 
 
 def ready(port: str) -> dict[str, Any]:
@@ -130,15 +130,15 @@ def ready(port: str) -> dict[str, Any]:
     return {}
 
 
-def test_what_cannot_be_trusted_is_refused_in_development_too(tmp_path: Path) -> None:
+def test_unwaivable_conditions_are_refused_in_development_too(tmp_path: Path) -> None:
     with serving(tmp_path, RESERVATION_REDIS_TRUST="redis-clock") as process:
         assert process.wait(PATIENCE_SECONDS) == 78
-    (line,) = told(tmp_path)
-    assert line.startswith("reservation: RESERVATION_REDIS_TRUST has redis-clock; it takes redis-")
+    (line,) = log_lines(tmp_path)
+    assert line.startswith("reservation: RESERVATION_REDIS_TRUST has redis-clock; allowed: redis-")
 
 
 @pytest.mark.slow
-def test_a_redis_that_does_not_answer_yet_is_waited_for_and_then_looked_at(tmp_path: Path) -> None:
+def test_start_up_waits_for_redis_and_then_checks_it(tmp_path: Path) -> None:
     with (
         tempfile.TemporaryDirectory(prefix="rsv-") as folder,
         # A name that leads to the socket once there is one.
@@ -148,11 +148,11 @@ def test_a_redis_that_does_not_answer_yet_is_waited_for_and_then_looked_at(tmp_p
     ):
         eventually(
             (tmp_path / "stderr.txt").read_text,
-            lambda text: text.count("redis_does_not_answer_yet") >= 2,
+            lambda text: text.count("waiting_for_redis") >= 2,
             within=PATIENCE_SECONDS,
         )
         assert process.poll() is None
         with forgetful(tmp_path) as path:
             Path(folder, "valkey.sock").symlink_to(path)
             assert process.wait(PATIENCE_SECONDS) == 78
-    assert len(told(tmp_path)) == 2
+    assert len(log_lines(tmp_path)) == 2

@@ -164,7 +164,8 @@ def test_a_payment_that_a_stop_interrupts_is_answered_202_and_settled_soon(tmp_p
         ]
         for order in orders:
             eventually(
-                lambda order=order: service.look(order)["status"], lambda s: s == "CONFIRMING"
+                lambda order=order: service.get_reservation(order)["status"],
+                lambda s: s == "CONFIRMING",
             )
         service.process.send_signal(signal.SIGTERM)
         as_json, in_browser = (answer.result(30) for answer in answers)
@@ -178,7 +179,7 @@ def test_a_payment_that_a_stop_interrupts_is_answered_202_and_settled_soon(tmp_p
         for order in orders:
             # The lease of the process that is gone would end after 75 s.
             eventually(
-                lambda order=order: service.look(order)["status"],
+                lambda order=order: service.get_reservation(order)["status"],
                 lambda status: status == "CONFIRMED",
                 within=50,
             )

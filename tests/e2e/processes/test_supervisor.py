@@ -43,7 +43,7 @@ from reservation.config.settings import Settings
 
 worker, bind_seconds, stop_share = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
 sockets._BIND_SECONDS_MAX = bind_seconds
-serve._GONE_AFTER_SECONDS = {k: v * stop_share for k, v in serve._GONE_AFTER_SECONDS.items()}
+serve._KILL_AFTER_SECONDS = {k: v * stop_share for k, v in serve._KILL_AFTER_SECONDS.items()}
 names = {"api": "api", "sandbox": "sandbox", "worker": worker}
 entries = {role: f"tests.support.stand_ins:{name}" for role, name in names.items()}
 try:
@@ -112,12 +112,12 @@ class Service:
     def until_ready(self) -> str:
         """Its output when all is up; it contains the port."""
 
-        def told() -> str | None:
+        def notice() -> str | None:
             assert self.process.poll() is None, self.stderr.read_text()
             text = self.stdout.read_text()
             return text if "Ctrl-C" in text else None
 
-        text = until(told, "readiness")
+        text = until(notice, "readiness")
         self.port = int(text.split("/docs")[0].rsplit(":", 1)[1])
         return text
 
@@ -168,14 +168,14 @@ def make_service(tmp_path: Path) -> Iterator[Callable[..., Service]]:
 
 
 @pytest.mark.slow
-def test_what_is_killed_comes_back_at_the_same_place(make_service: Any) -> None:
+def test_a_killed_process_restarts_at_the_same_address(make_service: Any) -> None:
     service = make_service()
-    told = service.until_ready()
+    notice = service.until_ready()
     first = service.ask()
     socket_path = str(service.home / "var" / "valkey.sock")
-    assert f"redis-cli -s '{socket_path}'" in told
-    assert f"http://127.0.0.1:{service.port}/docs" in told
-    assert str(service.home / "var" / "secrets.json") in told
+    assert f"redis-cli -s '{socket_path}'" in notice
+    assert f"http://127.0.0.1:{service.port}/docs" in notice
+    assert str(service.home / "var" / "secrets.json") in notice
     assert first["public_url"] == f"http://127.0.0.1:{service.port}"
     assert first["toss_checkout_url"] == f"{first['toss_api_url']}/checkout"
     redis = service.redis()
@@ -234,10 +234,10 @@ def test_sigterm_ends_everything_in_order_within_ten_seconds(make_service: Any) 
     assert len(family) == 5
     with httpx.stream("GET", f"http://127.0.0.1:{service.port}/stream") as stream:
         next(stream.iter_raw())
-        told_at = time.monotonic()
+        notified_at = time.monotonic()
         service.process.terminate()
         assert service.ended() == 0
-    assert time.monotonic() - told_at < STOP_SECONDS_MAX
+    assert time.monotonic() - notified_at < STOP_SECONDS_MAX
     assert not [process for process in family if alive(process)]
     ended = (service.home / "var" / "ended.txt").read_text().split()
     assert list(dict.fromkeys(ended)) == ["api", "worker", "sandbox"]
@@ -271,13 +271,13 @@ def test_a_second_service_on_the_same_data_is_refused(make_service: Any) -> None
     service.until_ready()
     second = make_service()
     assert second.ended() == 1
-    told = service.stderr.read_text().splitlines()[-1]
-    assert f"another `reservation serve` (process {service.process.pid})" in told
+    notice = service.stderr.read_text().splitlines()[-1]
+    assert f"another `reservation serve` (process {service.process.pid})" in notice
     assert service.ask("/health/ready")["role"] == "api"
 
 
 @pytest.mark.slow
-def test_what_does_not_end_when_asked_is_killed_in_time(make_service: Any) -> None:
+def test_a_process_that_ignores_sigterm_is_killed_in_time(make_service: Any) -> None:
     service = make_service("stubborn_worker", stop_share=0.2)
     service.until_ready()
     until(lambda: service.redis().get("worker"), "the worker's sign")
@@ -291,23 +291,23 @@ def test_what_does_not_end_when_asked_is_killed_in_time(make_service: Any) -> No
 def test_a_bad_setting_found_by_a_process_ends_the_service(make_service: Any) -> None:
     service = make_service("misconfigured_worker")
     assert service.ended() == 78
-    told = service.stderr.read_text()
-    assert "reservation: RESERVATION_DATABASE_URL must be something else\n" in told
-    assert "Traceback" not in told
+    notice = service.stderr.read_text()
+    assert "reservation: RESERVATION_DATABASE_URL must be something else\n" in notice
+    assert "Traceback" not in notice
 
 
-def test_a_process_that_breaks_says_why_without_secrets_and_is_tried_again(
+def test_a_failed_process_logs_its_error_without_secrets_and_restarts(
     make_service: Any,
 ) -> None:
     service = make_service("broken_worker")
     service.until_ready()
     until(lambda: service.stderr.read_text().count("process_ended") >= 2, "two attempts")
-    told = service.stderr.read_text()
-    assert "is away" in told
-    assert "hunter2" not in told
+    notice = service.stderr.read_text()
+    assert "is away" in notice
+    assert "hunter2" not in notice
 
 
-def test_a_log_that_cannot_be_written_ends_nobody(tmp_path: Path) -> None:
+def test_a_failed_log_write_stops_no_request(tmp_path: Path) -> None:
     full = Path("/dev/full")
     if not full.exists():
         missing("no /dev/full here")
@@ -336,15 +336,15 @@ def test_sigterm_while_starting_leaves_nothing(make_service: Any) -> None:
     assert not [process for process in family if alive(process)]
 
 
-def test_a_port_in_use_is_told_in_one_line(make_service: Any, tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_in_one_line(make_service: Any, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         service = Service(tmp_path, worker="worker", bind_seconds=0.1, stop_share=1.0)
         service.port = taken.getsockname()[1]
         service.start()
         assert service.ended() == 1
         service.end()
-    told = service.stderr.read_text()
-    assert told == (
+    notice = service.stderr.read_text()
+    assert notice == (
         f"reservation: cannot listen on 127.0.0.1 port {service.port}: Address already in use\n"
     )
 
@@ -383,13 +383,13 @@ def test_roles_run_apart_beside_services_that_are_given(tmp_path: Path) -> None:
                 }
                 services[role] = service
                 service.start()
-            told = services["api"].until_ready()
-            assert "redis-cli" not in told
-            assert "sandbox" not in told
+            notice = services["api"].until_ready()
+            assert "redis-cli" not in notice
+            assert "sandbox" not in notice
             assert len(services["api"].family()) == 2
             until(lambda: services["api"].redis().get("worker"), "the worker's sign")
             assert len(services["worker"].family()) == 1
-            assert "The worker runs" in services["worker"].stdout.read_text()
+            assert "The worker is running" in services["worker"].stdout.read_text()
             for service in services.values():
                 service.process.terminate()
                 assert service.ended() == 0

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from tests.faults.chaos.report import write
-from tests.faults.chaos.run import SETTLE_SECONDS_MAX, Wish, attack
+from tests.faults.chaos.run import SETTLE_SECONDS_MAX, AttackPlan, attack
 
 #: Minimum coverage: a run below it proves nothing.
 FAULTS_MIN = 10
@@ -27,7 +27,7 @@ def main() -> int:
     given.add_argument("--only", default="", help="faults whose name has this in it")
     given.add_argument("--report", type=Path, default=Path("var/chaos"))
     asked = given.parse_args()
-    wish = Wish(
+    plan = AttackPlan(
         seed=asked.seed or secrets.randbelow(1 << 31),
         seconds=asked.minutes * 60,
         sale_seconds=asked.sale_seconds,
@@ -35,10 +35,10 @@ def main() -> int:
         settle_seconds=asked.settle_seconds,
         only=asked.only,
     )
-    sys.stdout.write(f"seed {wish.seed}\n")
+    sys.stdout.write(f"seed {plan.seed}\n")
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     sys.stdout.write(f"everything is kept in {folder} unless all is well\n")
-    report = asyncio.run(attack(wish, folder))
+    report = asyncio.run(attack(plan, folder))
     sys.stdout.write(write(report, asked.report))
     enough = len(report.faults) >= FAULTS_MIN and report.answers >= ANSWERS_MIN
     if not enough or report.violations:

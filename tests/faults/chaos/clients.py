@@ -28,7 +28,7 @@ __all__ = ["Orders", "Summary"]
 TRIES_MAX = 6
 #: Prepares of a buyer without a hold.
 WISHES_MAX = 8
-LOOKS_MAX = 3
+STATUS_READS_MAX = 3
 #: Accusations that are kept in full.
 ACCUSED_MAX = 50
 #: Other buyers' orders that an intruder knows of.
@@ -185,7 +185,7 @@ class Crowd:
         answers = await asyncio.gather(*(self._ask(buyer, "GET", path, {}) for _ in range(times)))
         if any(answer.status != 200 for answer in answers):
             await self._repeat(buyer, "GET", path, {})
-            for _ in range(LOOKS_MAX):
+            for _ in range(STATUS_READS_MAX):
                 if await self._read(buyer, order, wait=2) != "CONFIRMING":
                     break
 

@@ -193,8 +193,8 @@ async def way_in_trouble(trouble: Trouble, stage: Stage, chance: random.Random) 
     seconds, before = chance.uniform(0.3, 2.5), stage.link.lost
     with stage.link.trouble(trouble, delay):
         await asyncio.sleep(seconds)
-    told = f"{delay * 1000:.0f} ms more" if slow else f"{stage.link.lost - before} connections"
-    return f"{told} in {seconds:.1f} s"
+    effect = f"{delay * 1000:.0f} ms more" if slow else f"{stage.link.lost - before} connections"
+    return f"{effect} in {seconds:.1f} s"
 
 
 async def nothing_is_left_wrong(stage: Stage) -> None:

@@ -15,8 +15,8 @@ SHOWN_MAX = 30
 def write(report: Report, folder: Path) -> str:
     """`chaos.json` and `chaos.md` in this folder; the text of the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    told = msgspec.to_builtins(report) | {"violations": report.violations}
-    (folder / "chaos.json").write_bytes(msgspec.json.format(msgspec.json.encode(told)))
+    summary = msgspec.to_builtins(report) | {"violations": report.violations}
+    (folder / "chaos.json").write_bytes(msgspec.json.format(msgspec.json.encode(summary)))
     page = page_of(report)
     (folder / "chaos.md").write_text(page, encoding="utf-8")
     return page
@@ -27,15 +27,15 @@ def page_of(report: Report) -> str:
     violations = report.violations
     judged = [sale.judgement for sale in report.sales]
     rows = [
-        ("seed", report.wish.seed),
+        ("seed", report.plan.seed),
         ("attack, s", f"{report.seconds:.0f}"),
         ("all settled after another, s", f"{report.settled_seconds:.0f}"),
         ("sales", len(report.sales)),
         ("calls", f"{report.calls:,}"),
-        ("answers judged", f"{report.answers:,}"),
+        ("responses checked", f"{report.answers:,}"),
         ("refusals among them", f"{sum(one.refusals for one in judged):,}"),
         ("events folded", f"{report.events:,}"),
-        ("looks from outside compared", f"{sum(one.heads for one in judged):,}"),
+        ("observations compared", f"{sum(one.heads for one in judged):,}"),
         ("orders compared with SQL", f"{sum(one.orders_compared for one in judged):,}"),
         ("orders compared with the PG's money", f"{sum(one.money_compared for one in judged):,}"),
         ("calls of unknown outcome", f"{sum(one.unknown for one in judged):,}"),

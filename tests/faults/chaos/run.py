@@ -19,10 +19,10 @@ from tests.faults.chaos.clients import Summary
 from tests.faults.chaos.environment import Stage, staged
 from tests.faults.chaos.fault import Fault
 from tests.faults.chaos.redis_faults import REDIS_FAULTS, nothing_is_left_wrong
-from tests.faults.chaos.sale import Sale, SaleReport, come, judged, look_on, opened
+from tests.faults.chaos.sale import Sale, SaleReport, arrive, judged, observe_heads, opened
 from tests.faults.chaos.service_faults import AROUND_FAULTS, PROCESS_FAULTS
 
-__all__ = ["SETTLE_SECONDS_MAX", "Done", "Report", "Wish", "attack"]
+__all__ = ["SETTLE_SECONDS_MAX", "AttackPlan", "Done", "Report", "attack"]
 
 #: Between two faults of a lane.
 PAUSES = ((4.0, 10.0), (6.0, 14.0), (1.0, 5.0))
@@ -31,7 +31,7 @@ SETTLE_SECONDS_MAX = 800.0
 STORM_SECONDS = 4.0
 
 
-class Wish(msgspec.Struct, frozen=True, kw_only=True):
+class AttackPlan(msgspec.Struct, frozen=True, kw_only=True):
     """The plan of a run."""
 
     seed: int
@@ -55,7 +55,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
 class Report(msgspec.Struct, kw_only=True):
     """The results of a run."""
 
-    wish: Wish
+    plan: AttackPlan
     seconds: float = 0.0
     settled_seconds: float = 0.0
     undecided: int = 0
@@ -92,22 +92,22 @@ class Report(msgspec.Struct, kw_only=True):
         return found
 
 
-async def attack(wish: Wish, folder: Path) -> Report:
+async def attack(plan: AttackPlan, folder: Path) -> Report:
     """Run the plan.
 
     Args:
-        wish: the duration, and the seed of all draws.
+        plan: the duration, and the seed of all draws.
         folder: the directory of all results.
     """
-    report = Report(wish=wish)
-    chance = random.Random(wish.seed)
+    report = Report(plan=plan)
+    chance = random.Random(plan.seed)
     async with staged(folder) as stage:
-        sales = await _under_attack(stage, wish, chance, report)
+        sales = await _under_attack(stage, plan, chance, report)
         await nothing_is_left_wrong(stage)
         with suppress(httpx.HTTPError):
             await stage.ask_pg("POST", "/_faults", json={"clear": True})
         began = time.monotonic()
-        audits = await _settled(stage, sales, wish.settle_seconds)
+        audits = await _settled(stage, sales, plan.settle_seconds)
         report.settled_seconds = time.monotonic() - began
         entries = (await stage.ask_pg("GET", "/_ledger"))["entries"]
         for sale in sales:
@@ -119,7 +119,7 @@ async def attack(wish: Wish, folder: Path) -> Report:
 
 
 async def _under_attack(
-    stage: Stage, wish: Wish, chance: random.Random, report: Report
+    stage: Stage, plan: AttackPlan, chance: random.Random, report: Report
 ) -> list[Sale]:
     """Sales and faults side by side until the time is over."""
     began = time.monotonic()
@@ -137,10 +137,10 @@ async def _under_attack(
     ]
     try:
         while True:
-            await _go_on(stage, sales[-1], wish, chance, report)
+            await _continue(stage, sales[-1], plan, chance, report)
             # A lane that failed may have left a part down: the rest would prove nothing.
             broken = any(task.done() and task.exception() for task in harm)
-            if broken or time.monotonic() - began >= wish.seconds:
+            if broken or time.monotonic() - began >= plan.seconds:
                 break
             sales.append(await opened(stage, chance))
             stage.sale_id = sales[-1].sale_id
@@ -162,7 +162,7 @@ async def _harm(
     over: asyncio.Event,
 ) -> None:
     """The faults of one lane, one after the other."""
-    faults = [fault for fault in lane if report.wish.only in fault.kind]
+    faults = [fault for fault in lane if report.plan.only in fault.kind]
     if not faults:
         return
     weights = [fault.weight for fault in faults]
@@ -185,24 +185,26 @@ async def _harm(
             _say(f"{at:7.1f} s  {fault.kind}: {what}")
 
 
-async def _go_on(
-    stage: Stage, sale: Sale, wish: Wish, chance: random.Random, report: Report
+async def _continue(
+    stage: Stage, sale: Sale, plan: AttackPlan, chance: random.Random, report: Report
 ) -> None:
     """One crowd at one sale, with its head polled from outside."""
-    looking = asyncio.create_task(asyncio.to_thread(look_on, stage, sale, over := asyncio.Event()))
+    observing = asyncio.create_task(
+        asyncio.to_thread(observe_heads, stage, sale, over := asyncio.Event())
+    )
     try:
-        summary = await come(stage, sale, chance, wish.buyers, wish.sale_seconds)
+        summary = await arrive(stage, sale, chance, plan.buyers, plan.sale_seconds)
     finally:
         over.set()
-        await looking
+        await observing
     _count(report, summary)
     _say(f"           {sale.sale_id}: {summary.calls} calls of {sale.stock} pieces")
 
 
 async def _storm(sales: list[Sale], report: Report, stage: Stage, chance: random.Random) -> str:
     """Another crowd at the same sale, for some moments."""
-    buyers = 5 * report.wish.buyers
-    summary = await come(stage, sales[-1], chance, buyers, STORM_SECONDS)
+    buyers = 5 * report.plan.buyers
+    summary = await arrive(stage, sales[-1], chance, buyers, STORM_SECONDS)
     _count(report, summary)
     return f"{summary.calls} calls of {buyers} buyers"
 

@@ -24,10 +24,10 @@ from tests.faults.chaos.clients import Orders, Summary
 from tests.faults.chaos.environment import Stage
 from tests.support.service import item, sale_document
 
-__all__ = ["Sale", "SaleReport", "come", "judged", "look_on", "opened"]
+__all__ = ["Sale", "SaleReport", "arrive", "judged", "observe_heads", "opened"]
 
 #: Between two polls of the head: bounds an answer to the few events of this time.
-LOOK_SECONDS = 0.02
+OBSERVE_SECONDS = 0.02
 #: Limit for writing the history of a sale, and judging it.
 PAST_SECONDS_MAX = 600.0
 #: A crowd completes its last lives: each may wait several times for a hanging PG.
@@ -91,7 +91,7 @@ async def opened(stage: Stage, chance: random.Random) -> Sale:
     )
 
 
-async def come(
+async def arrive(
     stage: Stage, sale: Sale, chance: random.Random, buyers: int, seconds: float
 ) -> Summary:
     file = stage.folder / f"{sale.sale_id}-{len(sale.files)}.jsonl"
@@ -116,21 +116,21 @@ async def come(
     )
     try:
         async with asyncio.timeout(seconds + CROWD_SECONDS_MAX):
-            told, _ = await process.communicate()
+            output, _ = await process.communicate()
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    return msgspec.json.decode(told, type=Summary)
+    return msgspec.json.decode(output, type=Summary)
 
 
-def look_on(stage: Stage, sale: Sale, over: asyncio.Event) -> None:
+def observe_heads(stage: Stage, sale: Sale, over: asyncio.Event) -> None:
     """Poll the head past the faulty network, in a thread of its own."""
     heads = Heads(stage.settings, sale.sale_id, sale.prices)
     while not over.is_set():
         with suppress(redis.RedisError):
-            sale.heads.append(heads.look())
-        time.sleep(LOOK_SECONDS)
+            sale.heads.append(heads.observe())
+        time.sleep(OBSERVE_SECONDS)
     heads.close()
 
 

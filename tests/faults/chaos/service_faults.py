@@ -101,10 +101,10 @@ async def restock(stage: Stage, chance: random.Random) -> str:
 async def pause_sale(stage: Stage, chance: random.Random) -> str:
     """The sale is paused and goes on."""
     sale, seconds = stage.sale_id, chance.uniform(0.2, 1.5)
-    told = await _repeat(stage, f"/v1/admin/sales/{sale}/pause", {"reason": "a look"}, "paused")
+    effect = await _repeat(stage, f"/v1/admin/sales/{sale}/pause", {"reason": "a look"}, "paused")
     await asyncio.sleep(seconds)
     await _repeat(stage, f"/v1/admin/sales/{sale}/resume", {"reason": "all is well"}, "resumed")
-    return f"{told} for {seconds:.1f} s"
+    return f"{effect} for {seconds:.1f} s"
 
 
 async def refund(stage: Stage, chance: random.Random) -> str:
@@ -122,7 +122,7 @@ async def refund(stage: Stage, chance: random.Random) -> str:
     return f"{len(chosen)} orders" if chosen else ""
 
 
-async def _repeat(stage: Stage, path: str, body: dict[str, object], told: str) -> str:
+async def _repeat(stage: Stage, path: str, body: dict[str, object], effect: str) -> str:
     headers = {"Idempotency-Key": new_key()}
     status = 0
     for _ in range(OPERATOR_TRIES):
@@ -131,7 +131,7 @@ async def _repeat(stage: Stage, path: str, body: dict[str, object], told: str) -
         if status not in {0, 503}:
             break
         await asyncio.sleep(0.5)
-    return f"{told} ({status})".strip()
+    return f"{effect} ({status})".strip()
 
 
 #: They exclude those of Redis: a start of the service needs a running Redis.

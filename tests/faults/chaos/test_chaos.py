@@ -24,7 +24,7 @@ def attacked(folder: Path, only: str) -> tuple[int, str]:
     report = folder / "report"
     environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(folder)}
     wish = ["--minutes", "0.3", "--sale-seconds", "10", "--settle-seconds", "15", "--only", only]
-    told = subprocess.run(
+    ran = subprocess.run(
         [sys.executable, "-m", "tests.faults.chaos", *wish, "--report", str(report)],
         cwd=folder,
         env={**environ, "TMPDIR": str(folder)},
@@ -33,8 +33,8 @@ def attacked(folder: Path, only: str) -> tuple[int, str]:
         timeout=SECONDS_MAX,
         check=False,
     )
-    assert (report / "chaos.json").exists(), told.stdout + told.stderr
-    return told.returncode, "\n".join(
+    assert (report / "chaos.json").exists(), ran.stdout + ran.stderr
+    return ran.returncode, "\n".join(
         msgspec.json.decode((report / "chaos.json").read_bytes())["violations"]
     )
 
@@ -44,9 +44,9 @@ def attacked(folder: Path, only: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("name", "only", "says"),
     [
-        ("stock is not counted before it is held", "nothing", "oversold"),
-        ("a repeated key takes once more", "nothing", "is prepared a second time"),
-        ("a code that nobody listed gives back", "error_after_commit", "the PG keeps"),
+        ("the stock check of a hold is off", "nothing", "oversold"),
+        ("a repeated key takes a second hold", "nothing", "is prepared twice"),
+        ("an unlisted code releases the stock", "error_after_commit", "the PG's balance is"),
     ],
 )
 def test_a_protection_that_is_off_is_found(copy: Path, name: str, only: str, says: str) -> None:

@@ -64,8 +64,8 @@ class Mutant(msgspec.Struct, frozen=True):
     @property
     def name(self) -> str:
         """Stable while the line is unchanged, wherever in the file it moves."""
-        told = f"{self.before} -> {self.what}"
-        return f"{self.file}: {told}"
+        change = f"{self.before} -> {self.what}"
+        return f"{self.file}: {change}"
 
     @property
     def draw(self) -> str:

@@ -50,7 +50,9 @@ def main() -> int:
     given.add_argument("--draw", type=int, default=0, help="how many, 0 is all")
     given.add_argument("--seed", default="", help="draws others")
     given.add_argument("--only", default="", help="those whose name has this part")
-    given.add_argument("--known", type=Path, help="what an earlier hunt printed: not these again")
+    given.add_argument(
+        "--known", type=Path, help="output of an earlier hunt, whose mutants are skipped"
+    )
     wish = given.parse_args()
     known = dead_in(wish.known) if wish.known else frozenset[str]()
     mutants = [one for one in drawn(wish.draw, wish.seed, wish.only) if one.name not in known]
@@ -126,9 +128,9 @@ def begin(mutant: Mutant | None, tests: tuple[str, ...], folder: Path) -> int:
 def run_tests(folder: Path, tests: tuple[str, ...]) -> int:
     """In the forked process: pytest's exit status."""
     os.setpgid(0, 0)
-    with (folder / "told").open("w") as told:
-        os.dup2(told.fileno(), 1)
-        os.dup2(told.fileno(), 2)
+    with (folder / "told").open("w") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
     scripts.script_folder = lambda: folder / "lua"
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(folder / "hypothesis")
     quick = ["-x", "-q", "-p", "no:cacheprovider", "-k", "not redis-server"]

@@ -43,7 +43,7 @@ LIVING: tuple[tuple[str, str], ...] = (
         "an item has both of its numbers or none, and so has a sale",
     ),
     (
-        r"^put_sale\.lua: if standing\[1\] then -> 1 becomes 2$",
+        r"^put_sale\.lua: if current\[1\] then -> 1 becomes 2$",
         "a sale has both its version and its digest or none",
     ),
     (

@@ -32,8 +32,8 @@ def breakers() -> Iterator[str]:
         copy = copied(Path(folder))
         for breaker in BREAKERS:
             with off(copy, breaker):
-                status, told = ran(copy, breaker.test)
-            red = status == 1 and breaker.says in told
+                status, output = ran(copy, breaker.test)
+            red = status == 1 and breaker.says in output
             seen = f"`{breaker.says}`" if red else f"NOT RED ({status})"
             yield f"| {breaker.name} | `{breaker.test}` | {seen} |"
 

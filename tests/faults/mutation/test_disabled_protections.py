@@ -22,7 +22,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ran(folder: Path, test: str) -> tuple[int, str]:
     """The test's exit status there, and its output."""
     environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(folder)}
-    told = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", test],
         cwd=folder,
         env=environ,
@@ -31,7 +31,7 @@ def ran(folder: Path, test: str) -> tuple[int, str]:
         timeout=SECONDS_MAX,
         check=False,
     )
-    return told.returncode, told.stdout + told.stderr
+    return finished.returncode, finished.stdout + finished.stderr
 
 
 @pytest.mark.slow
@@ -39,11 +39,11 @@ def ran(folder: Path, test: str) -> tuple[int, str]:
 @pytest.mark.parametrize("breaker", BREAKERS, ids=lambda one: one.name)
 def test_a_protection_that_is_off_is_missed(copy: Path, breaker: Breaker) -> None:
     with off(copy, breaker):
-        status, told = ran(copy, breaker.test)
+        status, finished = ran(copy, breaker.test)
     # 1 is a test that failed; anything else would be a break of another kind.
-    assert status == 1, told
-    assert breaker.says in told
-    assert "SyntaxError" not in told
+    assert status == 1, finished
+    assert breaker.says in finished
+    assert "SyntaxError" not in finished
 
 
 @pytest.mark.slow
@@ -54,7 +54,7 @@ def test_with_every_protection_on_the_same_tests_pass(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("breaker", BREAKERS, ids=lambda one: one.name)
-def test_what_is_turned_off_stands_there_once(breaker: Breaker) -> None:
+def test_each_pinned_source_text_occurs_once(breaker: Breaker) -> None:
     assert (ROOT / breaker.file).read_text().count(breaker.old) == 1
     file, _, test = breaker.test.partition("::")
     assert f"def {test}" in (ROOT / file).read_text()

@@ -23,24 +23,24 @@ DRAWN_KILLED_MIN = 51
 
 def commit() -> str:
     """The seed of the draw; outside of a checkout it is always the same."""
-    told = subprocess.run(
+    finished = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    return told.stdout.strip()
+    return finished.stdout.strip()
 
 
 def hunted(*wish: str) -> list[Result]:
     """Every mutant's result; printed unchanged, so that a report can be made of it."""
-    told = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-m", "tests.faults.mutation.run", *wish],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    sys.stdout.write(told.stdout)
-    assert told.returncode == 0, told.stderr
-    return [msgspec.json.decode(line, type=Result) for line in told.stdout.splitlines()]
+    sys.stdout.write(finished.stdout)
+    assert finished.returncode == 0, finished.stderr
+    return [msgspec.json.decode(line, type=Result) for line in finished.stdout.splitlines()]
 
 
 def unexplained(results: list[Result]) -> list[str]:

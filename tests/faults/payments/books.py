@@ -38,9 +38,9 @@ async def check(world: World, waves: Sequence[Wave]) -> list[str]:
         sold += owed
         at_pg = charged[order_id] - cancelled[order_id]
         if at_pg != owed:
-            told = "".join(f"\n    {line}" for line in await _history(world, order_id))
+            listed = "".join(f"\n    {line}" for line in await _history(world, order_id))
             wrong.append(
-                f"{order_id} is {story.status} and the PG has {at_pg} of it: {story.plan}{told}"
+                f"{order_id} is {story.status} and the PG has {at_pg} of it: {story.plan}{listed}"
             )
         if times[order_id] > 1:
             wrong.append(f"{order_id} was charged {times[order_id]} times: {story.plan}")
@@ -72,9 +72,11 @@ async def _check_sale(world: World, wave: Wave) -> list[str]:
         if order.status in (Status.CONFIRMING, Status.HELD, Status.PREPARED):
             wrong.append(f"{order.order_id} is still {order.status}: {story.plan}")
     for sku in report.skus:
-        stands = (sku.total, sku.available + sku.held + sku.sold, sku.held, sku.sold)
-        if stands != (total[sku.sku], total[sku.sku], 0, sold[sku.sku]):
-            wrong.append(f"{wave.sale_id}/{sku.sku}: {stands}, sold by orders {sold[sku.sku]}")
+        current_status = (sku.total, sku.available + sku.held + sku.sold, sku.held, sku.sold)
+        if current_status != (total[sku.sku], total[sku.sku], 0, sold[sku.sku]):
+            wrong.append(
+                f"{wave.sale_id}/{sku.sku}: {current_status}, sold by orders {sold[sku.sku]}"
+            )
     return wrong
 
 
@@ -157,12 +159,12 @@ class Report:
         yield ""
         yield "Unknown payments, seconds of the world's clock from when the PG answers again and no"
         yield "dead process' lease stands to the end; and all of them from the buyer's return:"
-        told = {
+        listed = {
             "moved or again": self.moved,
             "the rest": self.rest,
             "from the return": self.whole,
         }
-        for name, times in told.items():
+        for name, times in listed.items():
             if times:
                 shown = " ".join(f"p{q * 100:.0f} {quantile(times, q):.1f}" for q in _SHARES)
                 yield f"  {name:16} {len(times):6} payments  {shown} max {times[-1]:.1f}"
@@ -195,6 +197,6 @@ def quantile(times: Sequence[float], share: float) -> float:
     return times[min(len(times) - 1, int(share * len(times)))]
 
 
-def told(problems: Sequence[Any], most: int = 20) -> str:
+def listed(problems: Sequence[Any], most: int = 20) -> str:
     """The first of them, one a line."""
     return "\n".join(str(problem) for problem in problems[:most])

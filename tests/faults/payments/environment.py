@@ -75,7 +75,7 @@ class Story(msgspec.Struct):
     ended_at: int = 0
     unknown: bool = False
     #: Whether a webhook of it was answered 200.
-    heard: bool = False
+    acknowledged: bool = False
     #: Whether the fault that was ordered for it met a call.
     met: bool = False
     status: str = ""
@@ -149,14 +149,14 @@ class World:
         """Run this in the second process."""
         await self._waiting(step)
 
-    async def come_back(self, service: Service, story: Story) -> None:
+    async def open_success_url(self, service: Service, story: Story) -> None:
         """The buyer's browser loads the success URL, its token and amount being right."""
         order = await service.queries.find(story.order.order_id)
         assert order is not None
         story.claimed_at = story.claimed_at or self.clock.now_ms()
         await service.confirmation.confirm(order, payment_key=story.payment_key, may_claim=True)
 
-    async def hear(self, order_id: str, payment_key: str | None) -> bool:
+    async def deliver_webhook(self, order_id: str, payment_key: str | None) -> bool:
         """A webhook reaches the second process; false where the PG has to send it again."""
         try:
             await self.second.notifications.receive(order_id, payment_key)
@@ -174,7 +174,7 @@ class World:
         confirms = (self.first.confirmation, self.second.confirmation)
         return any(confirm._under_way for confirm in confirms) or self.hooks.under_way > 0
 
-    async def told(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """One call of the sandbox's own."""
         answer = await self.pg.post(path, json=body)
         return answer.raise_for_status().json()
@@ -238,7 +238,7 @@ async def world(folder: Path, redis_url: str, patch: pytest.MonkeyPatch) -> Asyn
             for _ in range(2)
         ]
         made = World(first, second, sandbox, pg, clock, hooks)
-        await stack.enter_async_context(hooks.listening(listener, made.hear))
+        await stack.enter_async_context(hooks.listening(listener, made.deliver_webhook))
         yield made
 
 

@@ -40,12 +40,12 @@ async def main(order_id: str, payment_key: str, point: str) -> None:
         order = await service.queries.find(order_id)
         assert order is not None
         try:
-            told = (
+            outcome = (
                 await service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
             ).status
         except ReservationError as error:
-            told = type(error).__name__
-    sys.stdout.write(f"{told}\n")
+            outcome = type(error).__name__
+    sys.stdout.write(f"{outcome}\n")
 
 
 if __name__ == "__main__":

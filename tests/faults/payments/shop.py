@@ -19,7 +19,16 @@ from reservation.telemetry import metrics
 from tests.support.in_process import Bench
 from tests.support.sandbox import RunningSandbox, running_sandbox
 
-__all__ = ["LIMITS", "comes_to", "damage", "raised", "refund_wish", "shop", "sold", "stands"]
+__all__ = [
+    "LIMITS",
+    "current_status",
+    "damage",
+    "raised",
+    "refund_wish",
+    "shop",
+    "sold",
+    "wait_for_status",
+]
 
 #: Far above a busy machine's needs.
 PATIENCE_SECONDS = 20.0
@@ -51,16 +60,16 @@ async def shop(
             yield Bench(service), sandbox
 
 
-async def stands(service: Service, order: Reservation) -> Status:
+async def current_status(service: Service, order: Reservation) -> Status:
     found = await service.store.read(order.order_id)
     assert found is not None
     return found.status
 
 
-async def comes_to(service: Service, order: Reservation, status: Status) -> None:
+async def wait_for_status(service: Service, order: Reservation, status: Status) -> None:
     """Wait for the work that goes on after a buyer's request was answered."""
     give_up_at = time.monotonic() + PATIENCE_SECONDS
-    while (found := await stands(service, order)) is not status:
+    while (found := await current_status(service, order)) is not status:
         assert time.monotonic() < give_up_at, found
         await asyncio.sleep(0.02)
 
@@ -92,5 +101,5 @@ async def sold(bench: Bench, sandbox: RunningSandbox, sale_id: str, buyer: str) 
     order = await bench.hold(sale_id, buyer)
     payment_key = sandbox.put_payment(order.order_id, order.amount)
     await bench.service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
-    await comes_to(bench.service, order, Status.CONFIRMED)
+    await wait_for_status(bench.service, order, Status.CONFIRMED)
     return order

@@ -28,7 +28,7 @@ async def waved(made: World, *plans: Plan) -> Wave:
     return wave
 
 
-async def test_a_charge_that_nobody_sold_is_told_of(
+async def test_a_charge_without_a_sale_is_reported(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with world(tmp_path, valkey_url, monkeypatch) as made:
@@ -40,7 +40,7 @@ async def test_a_charge_that_nobody_sold_is_told_of(
         assert any(order_id in problem for problem in await check(made, [wave]))
 
 
-async def test_a_silence_taken_for_a_refusal_is_told_of(
+async def test_a_timeout_counted_as_a_refusal_is_reported(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(conclude, "decide", hasty)
@@ -60,7 +60,7 @@ def hasty(answer: object, **case: object) -> Decision:
     return decision_of(answer, **case)
 
 
-async def test_an_empty_cell_and_a_slow_settler_are_told_of(
+async def test_an_empty_cell_and_a_slow_settler_are_reported(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with world(tmp_path, valkey_url, monkeypatch) as made:
@@ -73,7 +73,7 @@ async def test_an_empty_cell_and_a_slow_settler_are_told_of(
         wave.stories[0], plan=Plan(Cell(NONE, POINT, Entry.SETTLER))
     )
     assert report.missed() == []
-    assert ["died at []" in told for told in Report([overtaken]).missed()] == [True]
+    assert ["died at []" in missed for missed in Report([overtaken]).missed()] == [True]
     dropped = next(story for story in wave.stories if story.plan == DROPPED)
     slow = msgspec.structs.replace(dropped, ended_at=dropped.ended_at + 61_000)
     assert Report([slow]).late() != []

@@ -12,7 +12,7 @@ from reservation.domain.payment import Cause, Reason
 from reservation.domain.payment_gateway import RefundAccount
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
-from tests.faults.payments.shop import comes_to, refund_wish, shop, stands
+from tests.faults.payments.shop import current_status, refund_wish, shop, wait_for_status
 from tests.support.in_process import Bench
 from tests.support.sandbox import RunningSandbox
 
@@ -25,7 +25,7 @@ async def paid_by_account(bench: Bench, sandbox: RunningSandbox) -> tuple[Reserv
     order = await bench.hold(await bench.sale(virtual_accounts=True))
     payment_key = sandbox.put_payment(order.order_id, order.amount, method="virtual_account")
     await bench.service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
-    await comes_to(bench.service, order, Status.AWAITING_DEPOSIT)
+    await wait_for_status(bench.service, order, Status.AWAITING_DEPOSIT)
     return order, payment_key
 
 
@@ -33,7 +33,7 @@ async def sold(bench: Bench, sandbox: RunningSandbox) -> tuple[Reservation, str]
     order = await bench.hold(await bench.sale())
     payment_key = sandbox.put_payment(order.order_id, order.amount)
     await bench.service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
-    await comes_to(bench.service, order, Status.CONFIRMED)
+    await wait_for_status(bench.service, order, Status.CONFIRMED)
     return order, payment_key
 
 
@@ -54,11 +54,11 @@ async def test_a_refund_to_a_wrong_account_is_begun_anew_with_the_right_one(
         order, payment_key = await paid_by_account(bench, sandbox)
         sandbox.deposit(payment_key)
         await bench.service.notifications.receive(order.order_id, payment_key)
-        assert await stands(bench.service, order) is Status.CONFIRMED
+        assert await current_status(bench.service, order) is Status.CONFIRMED
         with pytest.raises(NotRefundable):
             await bench.service.refunds.refund(refund_wish(order, WRONG))
         assert await bench.service.refunds.refund(refund_wish(order, RIGHT))
-        assert await stands(bench.service, order) is Status.REFUNDED
+        assert await current_status(bench.service, order) is Status.REFUNDED
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
 
 
@@ -73,10 +73,10 @@ async def test_an_account_that_was_paid_while_it_was_closed_can_be_refunded(
         sandbox.deposit(payment_key)
         assert await bench.service.settlement.deposit(order.order_id) is Status.CONFIRMED
         assert await bench.service.refunds.refund(refund_wish(order, RIGHT))
-        assert await stands(bench.service, order) is Status.REFUNDED
+        assert await current_status(bench.service, order) is Status.REFUNDED
 
 
-async def test_an_account_for_what_was_paid_by_card_does_not_hinder_the_refund(
+async def test_an_account_does_not_block_the_refund_of_a_card_payment(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
@@ -85,7 +85,7 @@ async def test_an_account_for_what_was_paid_by_card_does_not_hinder_the_refund(
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
 
 
-async def test_a_refund_that_the_pg_broke_off_goes_on_under_the_next_key(
+async def test_a_refund_aborted_by_the_pg_resumes_under_the_next_key(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
@@ -95,8 +95,8 @@ async def test_a_refund_that_the_pg_broke_off_goes_on_under_the_next_key(
             cancel(sandbox, payment_key, cancel_key(payment_key, attempt), cancelAmount=too_much)
         assert not await bench.service.refunds.refund(refund_wish(order))
         [record] = await bench.service.sql.refunds.list_pending(10)
-        assert not await bench.service.refunds.go_on(record)
-        assert await bench.service.refunds.go_on(record)
+        assert not await bench.service.refunds.resume(record)
+        assert await bench.service.refunds.resume(record)
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
 
 
@@ -130,7 +130,7 @@ async def test_late_money_goes_back_under_the_next_key_after_a_refusal(
         with pytest.raises(Unavailable):
             await service.notifications.receive(order.order_id, payment_key)
         await service.notifications.receive(order.order_id, payment_key)
-        assert await stands(service, order) is Status.REFUNDED
+        assert await current_status(service, order) is Status.REFUNDED
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
 
 
@@ -145,7 +145,7 @@ async def test_a_confirm_that_was_refused_for_our_own_fault_is_asked_again(
         refused = sandbox.confirm(payment_key, order.order_id, order.amount + 1, key=key)
         assert refused.json()["code"] == "INVALID_REQUEST"
         await bench.service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
-        assert await stands(bench.service, order) is Status.CONFIRMING
+        assert await current_status(bench.service, order) is Status.CONFIRMING
         assert await bench.service.settlement.settle(order.order_id) is Status.CONFIRMED
         assert sandbox.ledger(order.order_id)["charged"] == order.amount
 

@@ -14,7 +14,7 @@ from reservation.domain.errors import Unavailable
 from reservation.domain.payment import Cause, Reason
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
-from tests.faults.payments.shop import comes_to, shop, stands
+from tests.faults.payments.shop import current_status, shop, wait_for_status
 from tests.support.in_process import Bench
 from tests.support.sandbox import RunningSandbox
 
@@ -39,16 +39,14 @@ async def eventually_settled(service: Service, order: Reservation) -> None:
     await service.settlement.settle(order.order_id)
 
 
-async def test_a_payment_whose_cancel_hangs_is_not_sold_meanwhile(
-    tmp_path: Path, valkey_url: str
-) -> None:
+async def test_a_payment_with_a_hanging_cancel_is_not_sold(tmp_path: Path, valkey_url: str) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order, payment_key = await lied_to(bench, sandbox, fault="hang", seconds=600)
         shown = sandbox.http.get(f"/v1/payments/{payment_key}").json()
         assert (shown["status"], shown["totalAmount"]) == ("DONE", order.amount)
         for _ in range(3):
             assert await bench.service.settlement.settle(order.order_id) is None
-            assert await stands(bench.service, order) is Status.CONFIRMING
+            assert await current_status(bench.service, order) is Status.CONFIRMING
         sandbox.clear_faults()
         assert await bench.service.settlement.settle(order.order_id) is Status.REFUNDED
         ledger = sandbox.ledger(order.order_id)
@@ -63,16 +61,14 @@ async def test_a_cancel_that_never_came_is_sent_again(tmp_path: Path, valkey_url
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
 
 
-async def test_an_account_that_is_paid_while_it_is_closed_is_sold(
-    tmp_path: Path, valkey_url: str
-) -> None:
+async def test_an_account_paid_while_being_closed_is_sold(tmp_path: Path, valkey_url: str) -> None:
     """The PG's last word: no cancel of a paid deposit without an account for the refund."""
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order = await bench.hold(await bench.sale(virtual_accounts=True))
         payment_key = sandbox.put_payment(order.order_id, order.amount, method="virtual_account")
         service = bench.service
         await service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
-        await comes_to(service, order, Status.AWAITING_DEPOSIT)
+        await wait_for_status(service, order, Status.AWAITING_DEPOSIT)
         sandbox.order_fault("error_before_commit", operations=["cancel"], times=1)
         assert await service.settlement.deposit(order.order_id) is None
         sandbox.deposit(payment_key)
@@ -82,7 +78,7 @@ async def test_an_account_that_is_paid_while_it_is_closed_is_sold(
 
 
 @pytest.mark.slow
-async def test_who_comes_back_while_late_money_is_given_back_is_not_sold_it(
+async def test_a_late_return_during_a_refund_of_late_money_is_not_sold(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
@@ -98,9 +94,9 @@ async def test_who_comes_back_while_late_money_is_given_back_is_not_sold_it(
         ended = await service.store.read(order.order_id)
         assert ended is not None
         await service.confirmation.confirm(ended, payment_key=payment_key, may_claim=True)
-        assert await stands(service, order) is Status.CONFIRMING
+        assert await current_status(service, order) is Status.CONFIRMING
         sandbox.clear_faults()
         await eventually_settled(service, order)
-        assert await stands(service, order) is Status.REFUNDED
+        assert await current_status(service, order) is Status.REFUNDED
         ledger = sandbox.ledger(order.order_id)
         assert (ledger["charged"], ledger["cancelled"]) == (order.amount, order.amount)

@@ -14,7 +14,7 @@ from reservation.domain.payment import SENTENCES, Cause, Reason
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.sandbox.faults import Fault
-from tests.faults.payments.shop import LIMITS, comes_to, refund_wish, shop
+from tests.faults.payments.shop import LIMITS, refund_wish, shop, wait_for_status
 from tests.support.in_process import Bench
 from tests.support.sandbox import RunningSandbox
 
@@ -134,7 +134,7 @@ async def session_expired(scene: Scene) -> Reservation:
 async def awaiting(scene: Scene) -> tuple[Reservation, str]:
     order = await scene.hold()
     payment_key = await scene.paid(order, method="virtual_account")
-    await comes_to(scene.service, order, Status.AWAITING_DEPOSIT)
+    await wait_for_status(scene.service, order, Status.AWAITING_DEPOSIT)
     return order, payment_key
 
 
@@ -190,8 +190,8 @@ async def intent_not_written(scene: Scene) -> Reservation:
 
 async def amount_mismatch(scene: Scene) -> Reservation:
     order = await scene.hold()
-    lies = {"orderId": order.order_id, "operations": ["confirm", "look_up"]}
-    scene.sandbox.order_fault(Fault.OTHER_AMOUNT, **lies)
+    wrong_answers = {"orderId": order.order_id, "operations": ["confirm", "look_up"]}
+    scene.sandbox.order_fault(Fault.OTHER_AMOUNT, **wrong_answers)
     await scene.paid(order)
     return order
 
@@ -223,7 +223,7 @@ async def payment_of_another_order(scene: Scene) -> Reservation:
 
 async def order_id_used(scene: Scene) -> Reservation:
     order = await account_not_accepted(scene)
-    await comes_to(scene.service, order, Status.RELEASED)
+    await wait_for_status(scene.service, order, Status.RELEASED)
     await scene.paid(order)
     return order
 
@@ -231,7 +231,7 @@ async def order_id_used(scene: Scene) -> Reservation:
 async def operator(scene: Scene) -> Reservation:
     order = await scene.hold()
     await scene.paid(order)
-    await comes_to(scene.service, order, Status.CONFIRMED)
+    await wait_for_status(scene.service, order, Status.CONFIRMED)
     assert await scene.service.refunds.refund(refund_wish(order))
     return order
 
@@ -269,7 +269,7 @@ async def test_a_cause_is_a_code_from_its_origin_to_the_rebuilt_order(
     async with shop(tmp_path, valkey_url, limits=AT_ONCE) as (bench, sandbox):
         scene = Scene(bench, sandbox, monkeypatch, await bench.sale(virtual_accounts=True))
         order = await origin(scene)
-        await comes_to(scene.service, order, status)
+        await wait_for_status(scene.service, order, status)
         await bench.flush(scene.sale_id)
 
         history = await scene.service.sql.orders.history(order.order_id)

@@ -8,7 +8,7 @@ from reservation.adapters.redis import scripts
 from tests.faults.payments.clock import KEY, scripts_by
 
 
-def test_every_way_to_a_script_leads_to_the_turned_ones_and_back(
+def test_patched_scripts_reach_every_caller_and_are_restored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = scripts.all_scripts()

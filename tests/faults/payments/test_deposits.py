@@ -22,7 +22,14 @@ from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.sandbox.faults import Fault
 from reservation.workers.settler import Settler
-from tests.faults.payments.shop import LIMITS, comes_to, raised, refund_wish, shop, stands
+from tests.faults.payments.shop import (
+    LIMITS,
+    current_status,
+    raised,
+    refund_wish,
+    shop,
+    wait_for_status,
+)
 from tests.support.in_process import Bench
 from tests.support.sandbox import RunningSandbox
 
@@ -41,7 +48,7 @@ class Account:
         self.order = order
         self.payment_key = payment_key
 
-    async def told(self) -> bool:
+    async def notify(self) -> bool:
         """The PG's webhook of a change of it; returns whether it was accepted."""
         try:
             await self.service.notifications.receive(self.order.order_id, self.payment_key)
@@ -49,8 +56,8 @@ class Account:
             return False
         return True
 
-    async def stands(self) -> Status:
-        return await stands(self.service, self.order)
+    async def current_status(self) -> Status:
+        return await current_status(self.service, self.order)
 
     async def is_written(self) -> None:
         """SQL has the order."""
@@ -79,7 +86,7 @@ class Account:
     async def is_refunded(self, *, units: int = 100) -> None:
         """The sale has this many units, all on sale, and a rebuild gives the same state."""
         service, sale_id = self.service, self.order.sale_id
-        assert await self.stands() is Status.REFUNDED
+        assert await self.current_status() is Status.REFUNDED
         await self._bench.flush(sale_id)
         events = [row.what for row in await service.sql.orders.history(self.order.order_id)]
         assert events.count("refunded") == 1
@@ -89,7 +96,7 @@ class Account:
         await service.rebuild.run(sale_id, operator="op")
         assert await self._hashes() == before
         assert service.keys.of(sale_id).deposits not in await self._bench.keys(sale_id)
-        assert await self.stands() is Status.REFUNDED
+        assert await self.current_status() is Status.REFUNDED
         await self._bench.flush(sale_id)
         assert await self._bench.audited(sale_id) == ()
         sale = await service.sale_store.read(sale_id)
@@ -109,7 +116,7 @@ class Account:
             fields.pop("claim_id", None)
         return found
 
-    def lies(self, fault: str, **more: Any) -> None:
+    def inject_fault(self, fault: str, **more: Any) -> None:
         """Faults of its look-ups: of the next one, by default."""
         of_it = {"orderId": self.order.order_id, "operations": ["look_up"], "times": 1}
         self.sandbox.order_fault(fault, **of_it | more)
@@ -124,7 +131,7 @@ async def open_account(
         payment_key = sandbox.put_payment(order.order_id, order.amount, method="virtual_account")
         await bench.service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
         made = Account(bench, sandbox, order, payment_key)
-        await comes_to(bench.service, order, Status.AWAITING_DEPOSIT)
+        await wait_for_status(bench.service, order, Status.AWAITING_DEPOSIT)
         yield made
 
 
@@ -142,23 +149,23 @@ QUICK = {Fault.OTHER_AMOUNT, Fault.OTHER_ORDER, Fault.ERROR_BEFORE_COMMIT, Fault
     "fault",
     [pytest.param(fault, marks=[] if fault in QUICK else [pytest.mark.slow]) for fault in Fault],
 )
-async def test_a_deposits_webhook_is_heard_when_it_is_sold_and_else_comes_again(
+async def test_a_deposit_webhook_is_acknowledged_only_once_sold(
     account: Account, fault: Fault
 ) -> None:
     """No check of the account before it is due, a week from now, unless the PG sends a webhook."""
     account.sandbox.deposit(account.payment_key)
-    account.lies(fault, seconds=5)
-    heard = await account.told()
-    assert heard == (await account.stands() is Status.CONFIRMED)
+    account.inject_fault(fault, seconds=5)
+    acknowledged = await account.notify()
+    assert acknowledged == (await account.current_status() is Status.CONFIRMED)
     account.sandbox.clear_faults()
-    assert await account.told()
-    assert await account.stands() is Status.CONFIRMED
+    assert await account.notify()
+    assert await account.current_status() is Status.CONFIRMED
 
 
 @pytest.mark.parametrize(
     "answer", [PaymentMissing("NOT_FOUND_PAYMENT"), Misconfigured("UNAUTHORIZED_KEY", "")]
 )
-async def test_a_deposit_that_the_pg_does_not_know_for_a_moment_is_told_again(
+async def test_a_deposit_webhook_is_retried_while_the_pg_has_no_payment(
     account: Account, monkeypatch: pytest.MonkeyPatch, answer: Answer
 ) -> None:
     account.sandbox.deposit(account.payment_key)
@@ -168,25 +175,25 @@ async def test_a_deposit_that_the_pg_does_not_know_for_a_moment_is_told_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(account.service.gateway, "look_up", look_up)
-        assert not await account.told()
-    assert await account.told()
-    assert await account.stands() is Status.CONFIRMED
+        assert not await account.notify()
+    assert await account.notify()
+    assert await account.current_status() is Status.CONFIRMED
 
 
-async def test_a_deposit_that_sql_did_not_take_is_told_again(
+async def test_a_deposit_webhook_is_retried_if_sql_did_not_store_it(
     account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     account.sandbox.deposit(account.payment_key)
 
     with monkeypatch.context() as patch:
         patch.setattr(account.service.sql.payments, "put", _away)
-        assert not await account.told()
-    assert await account.stands() is Status.AWAITING_DEPOSIT
-    assert await account.told()
-    assert await account.stands() is Status.CONFIRMED
+        assert not await account.notify()
+    assert await account.current_status() is Status.AWAITING_DEPOSIT
+    assert await account.notify()
+    assert await account.current_status() is Status.CONFIRMED
 
 
-async def test_a_deposit_whose_secret_sql_cannot_tell_is_told_again(
+async def test_a_deposit_webhook_is_retried_if_sql_cannot_verify_it(
     account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The PG's other webhook of it names no payment and carries a secret."""
@@ -198,22 +205,22 @@ async def test_a_deposit_whose_secret_sql_cannot_tell_is_told_again(
         with pytest.raises(Unavailable):
             await account.service.notifications.receive(order_id, None, secret=payment.secret)
     await account.service.notifications.receive(order_id, None, secret=payment.secret)
-    assert await account.stands() is Status.CONFIRMED
+    assert await account.current_status() is Status.CONFIRMED
 
 
-async def test_a_deposit_that_the_bank_takes_back_while_sql_is_away_is_told_again(
+async def test_a_reversed_deposits_webhook_is_retried_while_sql_is_down(
     account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     account.sandbox.deposit(account.payment_key)
-    assert await account.told()
-    assert await account.stands() is Status.CONFIRMED
+    assert await account.notify()
+    assert await account.current_status() is Status.CONFIRMED
     account.sandbox.deposit(account.payment_key, reverse=True)
 
     with monkeypatch.context() as patch:
         patch.setattr(account.service.sql.payments, "put", _away)
-        assert not await account.told()
-    assert await account.told()
-    assert await account.stands() is Status.AWAITING_DEPOSIT
+        assert not await account.notify()
+    assert await account.notify()
+    assert await account.current_status() is Status.AWAITING_DEPOSIT
 
 
 @pytest.mark.parametrize("found_by", ["a webhook", "the settler"])
@@ -224,7 +231,7 @@ async def test_a_deposit_that_came_and_went_unseen_gives_the_units_back(
     account.sandbox.deposit(account.payment_key)
     account.cancelled_at_the_console()
     if found_by == "a webhook":
-        assert await account.told()
+        assert await account.notify()
     else:
         assert await account.service.settlement.deposit(account.order.order_id) is Status.REFUNDED
     await account.is_refunded()
@@ -235,13 +242,13 @@ async def test_a_deposit_of_another_amount_is_refunded_once_the_money_is_back(
 ) -> None:
     """The PG gives no deposit back without an account to send it to: that is for an operator."""
     account.sandbox.deposit(account.payment_key)
-    account.lies("other_amount", times=None)
+    account.inject_fault("other_amount", times=None)
     before = raised(Alarm.AUTOMATIC_CANCEL_FAILED)
-    assert not await account.told()
+    assert not await account.notify()
     assert raised(Alarm.AUTOMATIC_CANCEL_FAILED) == before + 1
-    assert await account.stands() is Status.AWAITING_DEPOSIT
+    assert await account.current_status() is Status.AWAITING_DEPOSIT
     account.cancelled_at_the_console()
-    assert await account.told()
+    assert await account.notify()
     await account.is_refunded()
 
 
@@ -265,34 +272,34 @@ def overtaken_by(
     return overtake
 
 
-async def test_a_look_that_the_deposit_overtook_does_not_take_it_back(
+async def test_a_look_up_overtaken_by_the_deposit_does_not_revert_it(
     account: Account, overtaken_by: Callable[[Callable[[], Awaitable[None]]], None]
 ) -> None:
     async def is_paid() -> None:
         account.sandbox.deposit(account.payment_key)
-        assert await account.told()
+        assert await account.notify()
 
     overtaken_by(is_paid)
-    assert not await account.told()
-    assert await account.stands() is Status.CONFIRMED
-    assert await account.told()
-    assert await account.stands() is Status.CONFIRMED
+    assert not await account.notify()
+    assert await account.current_status() is Status.CONFIRMED
+    assert await account.notify()
+    assert await account.current_status() is Status.CONFIRMED
 
 
-async def test_a_look_that_the_bank_overtook_does_not_sell_what_is_not_paid(
+async def test_a_look_up_overtaken_by_the_bank_does_not_sell_an_unpaid_order(
     account: Account, overtaken_by: Callable[[Callable[[], Awaitable[None]]], None]
 ) -> None:
     async def is_sold_and_taken_back() -> None:
-        assert await account.told()
+        assert await account.notify()
         account.sandbox.deposit(account.payment_key, reverse=True)
-        assert await account.told()
+        assert await account.notify()
 
     account.sandbox.deposit(account.payment_key)
     overtaken_by(is_sold_and_taken_back)
-    assert not await account.told()
-    assert await account.stands() is Status.AWAITING_DEPOSIT
-    assert await account.told()
-    assert await account.stands() is Status.AWAITING_DEPOSIT
+    assert not await account.notify()
+    assert await account.current_status() is Status.AWAITING_DEPOSIT
+    assert await account.notify()
+    assert await account.current_status() is Status.AWAITING_DEPOSIT
 
 
 @pytest.mark.parametrize(("restock", "units"), [(True, 100), (False, 99)])
@@ -305,7 +312,7 @@ async def test_a_refund_that_crosses_a_reversal_decides_on_the_units(
     """The bank reverses the deposit for a moment, and that look-up ends after the PG's cancel."""
     service, sandbox = account.service, account.sandbox
     sandbox.deposit(account.payment_key)
-    assert await account.told()
+    assert await account.notify()
     sandbox.deposit(account.payment_key, reverse=True)
 
     async def is_paid_again_and_cancelled() -> None:
@@ -314,12 +321,12 @@ async def test_a_refund_that_crosses_a_reversal_decides_on_the_units(
         account.cancelled_at_the_console()
 
     overtaken_by(is_paid_again_and_cancelled)
-    assert await account.told()
-    assert await account.stands() is Status.AWAITING_DEPOSIT
-    assert await account.told()
-    assert await account.stands() is Status.REFUNDED
+    assert await account.notify()
+    assert await account.current_status() is Status.AWAITING_DEPOSIT
+    assert await account.notify()
+    assert await account.current_status() is Status.REFUNDED
     (pending,) = await service.sql.refunds.list_pending(2)
-    assert await service.refunds.go_on(pending)
+    assert await service.refunds.resume(pending)
     assert await service.sql.refunds.list_pending(2) == []
     await account.is_refunded(units=units)
 
@@ -331,12 +338,12 @@ async def test_units_withdrawn_by_a_refund_stay_out_where_the_account_lapses(
     """The bank reversed the deposit before the PG cancelled it, and no new deposit was made."""
     service = account.service
     account.sandbox.deposit(account.payment_key)
-    assert await account.told()
+    assert await account.notify()
     refund = await begun(account, restock=False)
     if refused:
         await service.sql.refunds.finish(refund, status="refused", code="X", now_ms=1)
     account.sandbox.deposit(account.payment_key, reverse=True)
-    assert await account.told()
+    assert await account.notify()
     assert await service.settlement.deposit(account.order.order_id) is Status.EXPIRED
     sale = await service.sale_store.read(account.order.sale_id)
     assert sale is not None
@@ -353,9 +360,9 @@ async def test_an_account_does_not_end_while_its_refund_cannot_be_read(
     account.cancelled_at_the_console()
     with monkeypatch.context() as patch:
         patch.setattr(account.service.sql.refunds, "get", _away)
-        assert not await account.told()
-    assert await account.stands() is Status.AWAITING_DEPOSIT
-    assert await account.told()
+        assert not await account.notify()
+    assert await account.current_status() is Status.AWAITING_DEPOSIT
+    assert await account.notify()
     await account.is_refunded()
 
 
@@ -366,14 +373,14 @@ async def test_a_done_refund_decides_on_the_units_where_redis_and_sql_lost_its_e
     service, sale_id = account.service, account.order.sale_id
     await account.is_written()
     account.sandbox.deposit(account.payment_key)
-    assert await account.told()
+    assert await account.notify()
     wish = msgspec.structs.replace(refund_wish(account.order, KIM), restock=False)
     assert await service.refunds.refund(wish)
-    assert await account.stands() is Status.REFUNDED
+    assert await account.current_status() is Status.REFUNDED
     await account.is_lost_with_its_sale()
     await service.rebuild.run(sale_id, operator="op")
     service.catalog.forget(sale_id)
-    assert await account.stands() is Status.AWAITING_DEPOSIT
+    assert await account.current_status() is Status.AWAITING_DEPOSIT
     assert await service.settlement.deposit(account.order.order_id) is Status.REFUNDED
     await account.is_refunded(units=99)
 
@@ -392,43 +399,43 @@ async def test_an_account_whose_cancel_was_refused_is_closed_after_its_reversal(
     assert await service.settlement.deposit(order_id) is None
     assert await service.settlement.deposit(order_id) is Status.CONFIRMED
     account.sandbox.deposit(account.payment_key, reverse=True)
-    assert await account.told()
-    assert await account.stands() is Status.AWAITING_DEPOSIT
+    assert await account.notify()
+    assert await account.current_status() is Status.AWAITING_DEPOSIT
     assert await service.settlement.deposit(order_id) is Status.EXPIRED
     ledger = account.sandbox.ledger(order_id)
     assert ledger["charged"] == ledger["cancelled"]
 
 
-async def test_a_deposit_whose_order_redis_has_lost_is_told_again(account: Account) -> None:
+async def test_a_deposit_webhook_of_an_order_lost_by_redis_is_retried(account: Account) -> None:
     await account.is_written()
     await account.is_lost()
     account.sandbox.deposit(account.payment_key)
-    assert not await account.told()
+    assert not await account.notify()
 
 
-async def test_a_payment_that_was_asked_for_is_told_again_where_its_order_is_nowhere(
+async def test_a_webhook_for_an_attempt_without_an_order_is_retried(
     account: Account,
 ) -> None:
     """SQL has its attempt, and no event of the order yet."""
     await account.is_lost()
-    assert not await account.told()
+    assert not await account.notify()
     await account.service.notifications.receive(account.order.order_id, "tboxforged0123456789")
 
 
-async def test_names_that_somebody_made_up_do_not_keep_a_deposit_from_being_heard(
+async def test_webhooks_with_forged_keys_do_not_block_a_genuine_deposit(
     account: Account,
 ) -> None:
     account.sandbox.deposit(account.payment_key)
     webhook, sale_id = account.service.notifications, account.order.sale_id
     forged = [f"{sale_id}-{number:024}" for number in range(4 * SQL_ALL.count)]
-    heard = await asyncio.gather(
+    acknowledged = await asyncio.gather(
         *(webhook.receive(order_id, "tboxforged0123456789") for order_id in forged),
         return_exceptions=True,
     )
     # SQL was not queried for all of them.
-    assert sum(isinstance(one, Unavailable) for one in heard) >= SQL_ALL.count
-    assert await account.told()
-    assert await account.stands() is Status.CONFIRMED
+    assert sum(isinstance(one, Unavailable) for one in acknowledged) >= SQL_ALL.count
+    assert await account.notify()
+    assert await account.current_status() is Status.CONFIRMED
 
 
 async def begun(account: Account, *, restock: bool) -> RefundRecord:
@@ -453,33 +460,33 @@ class SetClock:
         return self.seconds
 
 
-async def test_an_account_that_is_due_and_cannot_be_decided_is_looked_at_with_growing_pauses(
+async def test_an_overdue_undecided_account_is_checked_with_growing_pauses(
     account: Account,
 ) -> None:
     """It stays due: without a pause the PG would be polled in a tight loop."""
     service, clock = account.service, SetClock()
     settler = Settler(service.store, service.settlement, clock=clock)
     await account.is_due()
-    account.lies("error_before_commit", times=None)
-    looked_at = []
+    account.inject_fault("error_before_commit", times=None)
+    checks = []
     for _ in range(80):
         if await settler.run_once(account.order.sale_id):
-            looked_at.append(clock.seconds - 100)
+            checks.append(clock.seconds - 100)
         clock.seconds += 1
-    assert looked_at == [0, 1, 3, 7, 15, 31, 61]
-    assert await account.stands() is Status.AWAITING_DEPOSIT
+    assert checks == [0, 1, 3, 7, 15, 31, 61]
+    assert await account.current_status() is Status.AWAITING_DEPOSIT
     account.sandbox.clear_faults()
     clock.seconds += 30
     assert await settler.run_once(account.order.sale_id) == 1
-    assert await account.stands() is Status.EXPIRED
+    assert await account.current_status() is Status.EXPIRED
     assert await settler.run_once(account.order.sale_id) == 0
 
 
-async def test_an_account_that_stays_undecided_after_its_due_date_raises_an_alarm(
+async def test_an_overdue_undecided_account_raises_an_alarm(
     account: Account,
 ) -> None:
     """Its pieces stay held, and no other check reports it."""
-    account.lies("error_before_commit", times=None)
+    account.inject_fault("error_before_commit", times=None)
     before, deposit = raised(Alarm.PAYMENT_UNDECIDED), account.service.settlement.deposit
     assert await deposit(account.order.order_id) is None
     assert raised(Alarm.PAYMENT_UNDECIDED) == before

@@ -23,7 +23,7 @@ from reservation.domain.payment_gateway import Answered, VirtualAccount
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.telemetry.metrics import ALARMS
-from tests.faults.payments.shop import LIMITS, comes_to, refund_wish, shop, stands
+from tests.faults.payments.shop import LIMITS, current_status, refund_wish, shop, wait_for_status
 from tests.support.in_process import Bench
 from tests.support.sandbox import RunningSandbox
 
@@ -43,10 +43,10 @@ async def sold(
     payment_key = sandbox.put_payment(order.order_id, order.amount, **more)
     await bench.service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
     if more:
-        await comes_to(bench.service, order, Status.AWAITING_DEPOSIT)
+        await wait_for_status(bench.service, order, Status.AWAITING_DEPOSIT)
         sandbox.deposit(payment_key)
         await bench.service.notifications.receive(order.order_id, payment_key)
-    await comes_to(bench.service, order, Status.CONFIRMED)
+    await wait_for_status(bench.service, order, Status.CONFIRMED)
     return order, payment_key
 
 
@@ -67,7 +67,7 @@ async def declined(
         (None, Alarm.CANCELLED_AT_THE_PG, "CANCELED"),
     ],
 )
-async def test_a_cancel_at_the_console_is_told_and_seen_by_the_audit(
+async def test_a_cancel_in_the_console_is_reported_and_found_by_the_audit(
     tmp_path: Path, valkey_url: str, amount: int | None, alarm: Alarm, shown: str
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
@@ -85,10 +85,10 @@ async def test_a_cancel_at_the_console_is_told_and_seen_by_the_audit(
         [problem] = await bench.audited(sale_id)
         assert order.order_id in problem
         assert shown in problem
-        told = [
+        entries = [
             row for row in await service.sql.orders.history(order.order_id) if shown in row.facts
         ]
-        assert len(told) == 1
+        assert len(entries) == 1
 
 
 async def test_a_refund_of_our_own_is_no_cancel_at_the_console(
@@ -102,7 +102,7 @@ async def test_a_refund_of_our_own_is_no_cancel_at_the_console(
         assert raised(Alarm.CANCELLED_AT_THE_PG) == before
 
 
-async def test_a_reversed_deposit_is_told_whatever_the_sale_takes_by_then(
+async def test_a_reversed_deposit_is_awaited_whatever_the_sale_accepts(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
@@ -123,7 +123,7 @@ async def test_a_reversed_deposit_is_told_whatever_the_sale_takes_by_then(
                 order.order_id, payment_key, status="WAITING_FOR_DEPOSIT"
             )
         assert raised(Alarm.DEPOSIT_REVERSED) == before + 1
-        assert await stands(bench.service, order) is Status.AWAITING_DEPOSIT
+        assert await current_status(bench.service, order) is Status.AWAITING_DEPOSIT
 
 
 async def test_a_second_payment_of_a_sold_order_goes_back(tmp_path: Path, valkey_url: str) -> None:
@@ -132,12 +132,12 @@ async def test_a_second_payment_of_a_sold_order_goes_back(tmp_path: Path, valkey
         order, first = await declined(bench, sandbox, sale_id)
         second = sandbox.put_payment(order.order_id, order.amount)
         await bench.service.confirmation.confirm(order, payment_key=second, may_claim=True)
-        await comes_to(bench.service, order, Status.CONFIRMED)
+        await wait_for_status(bench.service, order, Status.CONFIRMED)
         assert sandbox.confirm(first, order.order_id, order.amount).status_code == 200
         before = raised(Alarm.SECOND_PAYMENT)
         await bench.service.notifications.receive(order.order_id, first, status="DONE")
         assert raised(Alarm.SECOND_PAYMENT) == before + 1
-        assert await stands(bench.service, order) is Status.CONFIRMED
+        assert await current_status(bench.service, order) is Status.CONFIRMED
         ledger = sandbox.ledger(order.order_id)
         assert ledger["charged"] - ledger["cancelled"] == order.amount
         await bench.flush(sale_id)
@@ -160,9 +160,9 @@ async def two_accounts(bench: Bench, sandbox: RunningSandbox) -> tuple[Reservati
     assert sandbox.confirm(first, order.order_id, order.amount).status_code == 200
     shown = await service.gateway.look_up(first)
     assert isinstance(shown, Answered)
-    assert await service.refunds._resolver.keep_payment(shown.payment)
+    assert await service.refunds._resolver.store_payment(shown.payment)
     await service.confirmation.confirm(order, payment_key=second, may_claim=True)
-    await comes_to(service, order, Status.AWAITING_DEPOSIT)
+    await wait_for_status(service, order, Status.AWAITING_DEPOSIT)
     known = {
         row.payment_key: row.secret or ""
         for row in await service.sql.payments.list_by_order(order.order_id)
@@ -187,11 +187,11 @@ async def test_the_secret_of_a_deposit_names_the_account_among_several(
         assert raised(Alarm.SECOND_PAYMENT) == before + 1
         sandbox.deposit(second)
         await service.notifications.receive(order.order_id, None, secret="ps_guessed")
-        assert await stands(service, order) is Status.AWAITING_DEPOSIT
+        assert await current_status(service, order) is Status.AWAITING_DEPOSIT
         await service.notifications.receive(
             order.order_id, None, secret=accounts[second], status="DONE"
         )
-        assert await stands(service, order) is Status.CONFIRMED
+        assert await current_status(service, order) is Status.CONFIRMED
 
 
 async def test_the_method_of_a_refund_is_that_of_the_orders_own_payment(
@@ -206,12 +206,12 @@ async def test_the_method_of_a_refund_is_that_of_the_orders_own_payment(
         assert sandbox.confirm(account, order.order_id, order.amount).status_code == 200
         card = sandbox.put_payment(order.order_id, order.amount)
         await service.confirmation.confirm(order, payment_key=card, may_claim=True)
-        await comes_to(service, order, Status.CONFIRMED)
+        await wait_for_status(service, order, Status.CONFIRMED)
         sandbox.deposit(account)
         with pytest.raises(Unavailable):
             await service.notifications.receive(order.order_id, account, status="DONE")
         assert await service.refunds.refund(refund_wish(order))
-        assert await stands(service, order) is Status.REFUNDED
+        assert await current_status(service, order) is Status.REFUNDED
 
 
 async def is_confirming(bench: Bench, sandbox: RunningSandbox) -> tuple[Reservation, str, str]:
@@ -240,7 +240,7 @@ async def test_another_payment_of_an_order_that_is_being_confirmed_is_kept_for_l
         await service.notifications.receive(order.order_id, first, status="DONE")
         [check] = await service.sql.payments.list_due_checks(10**15, 10)
         assert check.payment_key == first
-        assert await stands(service, order) is Status.CONFIRMING
+        assert await current_status(service, order) is Status.CONFIRMING
         await is_decided(bench, order)
         await service.sql.payments.schedule_check(first, order.order_id, 1)
         assert await service.recheck.run_once() == 1
@@ -305,10 +305,10 @@ async def test_late_money_of_a_second_payment_goes_back_too(
         for payment_key in (first, second):
             assert sandbox.confirm(payment_key, order.order_id, order.amount).status_code == 200
         await service.notifications.receive(order.order_id, first, status="DONE")
-        assert await stands(service, order) is Status.REFUNDED
+        assert await current_status(service, order) is Status.REFUNDED
         shown = await service.gateway.look_up(second)
         assert isinstance(shown, Answered)
-        assert await service.refunds._resolver.keep_payment(shown.payment)
+        assert await service.refunds._resolver.store_payment(shown.payment)
         await bench.flush(order.sale_id)
         [problem] = await bench.audited(order.sale_id)
         assert "is paid for at the PG, and it is REFUNDED" in problem
@@ -318,9 +318,7 @@ async def test_late_money_of_a_second_payment_goes_back_too(
         assert await bench.audited(order.sale_id) == ()
 
 
-async def test_a_refund_that_the_bank_does_not_pay_out_is_told(
-    tmp_path: Path, valkey_url: str
-) -> None:
+async def test_a_failed_bank_transfer_is_reported(tmp_path: Path, valkey_url: str) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order, payment_key = await sold(bench, sandbox, await bench.sale())
         assert await bench.service.refunds.refund(refund_wish(order))
@@ -341,7 +339,9 @@ async def test_a_refund_that_the_bank_does_not_pay_out_is_told(
         assert raised(Alarm.BANK_REFUND_FAILED) == before + 1
 
 
-async def test_a_cancel_behind_a_storm_is_looked_at_later(tmp_path: Path, valkey_url: str) -> None:
+async def test_a_cancel_behind_a_webhook_storm_is_rechecked_later(
+    tmp_path: Path, valkey_url: str
+) -> None:
     """Its buyer posts a dozen webhooks, and has the payment cancelled meanwhile."""
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         service, sale_id = bench.service, await bench.sale()
@@ -390,7 +390,7 @@ async def test_a_storm_that_names_no_tried_payment_comes_again_and_leaves_no_row
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         service, sale_id = bench.service, await bench.sale()
         order, _ = await sold(bench, sandbox, sale_id)
-        heard = await asyncio.gather(
+        acknowledged = await asyncio.gather(
             *(
                 service.notifications.receive(
                     order.order_id, f"forged-{number:020}", status="CANCELED"
@@ -399,7 +399,7 @@ async def test_a_storm_that_names_no_tried_payment_comes_again_and_leaves_no_row
             ),
             return_exceptions=True,
         )
-        assert any(isinstance(one, Unavailable) for one in heard)
+        assert any(isinstance(one, Unavailable) for one in acknowledged)
         assert await service.sql.payments.list_due_checks(10**15, 10) == []
 
 
@@ -438,7 +438,7 @@ async def test_forged_webhooks_cost_the_pg_little_and_starve_no_genuine_one(
             assert len(asked) <= LOOK_UPS_UNKNOWN.count * (2 + seconds)
         assert sandbox.confirm(late_key, late.order_id, late.amount).status_code == 200
         await service.notifications.receive(late.order_id, late_key, status="DONE")
-        assert await stands(service, late) is Status.REFUNDED
+        assert await current_status(service, late) is Status.REFUNDED
         assert sandbox.cancel(paid_key).status_code == 200
         before = raised(Alarm.CANCELLED_AT_THE_PG)
         await service.notifications.receive(paid.order_id, paid_key, status="CANCELED")

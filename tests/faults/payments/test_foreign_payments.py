@@ -12,7 +12,7 @@ from reservation.domain.errors import AmountMismatch, InvalidToken, PaymentDecli
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.telemetry.metrics import ALARMS
-from tests.faults.payments.shop import LIMITS, comes_to, shop, stands
+from tests.faults.payments.shop import LIMITS, current_status, shop, wait_for_status
 from tests.support.in_process import Bench
 from tests.support.sandbox import RunningSandbox
 
@@ -54,7 +54,7 @@ async def test_a_payment_of_another_amount_is_refused_at_once(
         # The right payment is still possible.
         right = sandbox.put_payment(order.order_id, order.amount)
         await bench.service.confirmation.confirm(order, payment_key=right, may_claim=True)
-        await comes_to(bench.service, order, Status.CONFIRMED)
+        await wait_for_status(bench.service, order, Status.CONFIRMED)
         await bench.flush(sale_id)
         assert await bench.audited(sale_id) == ()
 
@@ -78,14 +78,14 @@ async def test_a_payment_of_another_order_is_refused_at_once(
                 await bench.service.confirmation.confirm(
                     order, payment_key=payment_key, may_claim=True
                 )
-        assert await stands(bench.service, order) is Status.HELD
+        assert await current_status(bench.service, order) is Status.HELD
         assert alarms() == before
 
 
 @pytest.mark.parametrize(
     ("limits", "status"), [(LIMITS, Status.HELD), (CLOSED, Status.EXPIRED)], ids=["early", "late"]
 )
-async def test_the_settler_gives_back_what_another_orders_payment_holds(
+async def test_the_settler_releases_an_order_paid_with_anothers_payment(
     tmp_path: Path, valkey_url: str, limits: Any, status: Status
 ) -> None:
     """The process died after the claim. The order's own unpaid payment is no money either."""
@@ -103,7 +103,7 @@ async def test_payments_that_were_made_up_are_limited_per_buyer(
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         service, sale_id = bench.service, await bench.sale()
 
-        async def comes_back(buyer: str, number: int) -> None:
+        async def open_success_url(buyer: str, number: int) -> None:
             order = await bench.hold(sale_id, buyer, f"order-{number // 5}")
             await service.confirmation.confirm(
                 order, payment_key=f"{MADE_UP}-{buyer}-{number}", may_claim=True
@@ -111,15 +111,15 @@ async def test_payments_that_were_made_up_are_limited_per_buyer(
 
         for number in range(VOIDS_PER_BUYER.count):
             with pytest.raises(PaymentDeclined):
-                await comes_back("eve", number)
+                await open_success_url("eve", number)
         with pytest.raises(RateLimited) as refused:
-            await comes_back("eve", VOIDS_PER_BUYER.count)
+            await open_success_url("eve", VOIDS_PER_BUYER.count)
         assert refused.value.facts["retryAfter"]
         order = await bench.hold(sale_id, "ann")
         await service.confirmation.confirm(
             order, payment_key=sandbox.put_payment(order.order_id, order.amount), may_claim=True
         )
-        await comes_to(service, order, Status.CONFIRMED)
+        await wait_for_status(service, order, Status.CONFIRMED)
         # The PG and SQL have no trace of the one above the limit.
         keys = {row.payment_key for row in await service.sql.intents.list_by_order(order.order_id)}
         assert f"{MADE_UP}-eve-{VOIDS_PER_BUYER.count}" not in keys
@@ -131,16 +131,16 @@ async def test_payments_of_another_amount_are_limited_per_buyer(
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         sale_id = await bench.sale()
 
-        async def comes_back(number: int) -> None:
+        async def open_success_url(number: int) -> None:
             order = await bench.hold(sale_id, "eve", f"order-{number // 5}")
             key = sandbox.put_payment(order.order_id, 100)
             await bench.service.confirmation.confirm(order, payment_key=key, may_claim=True)
 
         for number in range(VOIDS_PER_BUYER.count):
             with pytest.raises(AmountMismatch):
-                await comes_back(number)
+                await open_success_url(number)
         with pytest.raises(RateLimited):
-            await comes_back(VOIDS_PER_BUYER.count)
+            await open_success_url(VOIDS_PER_BUYER.count)
 
 
 async def test_payments_of_other_orders_are_limited_per_buyer(
@@ -149,7 +149,7 @@ async def test_payments_of_other_orders_are_limited_per_buyer(
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         sale_id = await bench.sale()
 
-        async def comes_back(number: int) -> None:
+        async def open_success_url(number: int) -> None:
             sold = await bench.hold(sale_id, f"ann-{number}")
             used = sandbox.put_payment(sold.order_id, sold.amount)
             await bench.service.confirmation.confirm(sold, payment_key=used, may_claim=True)
@@ -158,6 +158,6 @@ async def test_payments_of_other_orders_are_limited_per_buyer(
 
         for number in range(VOIDS_PER_BUYER.count):
             with pytest.raises(InvalidToken):
-                await comes_back(number)
+                await open_success_url(number)
         with pytest.raises(RateLimited):
-            await comes_back(VOIDS_PER_BUYER.count)
+            await open_success_url(VOIDS_PER_BUYER.count)

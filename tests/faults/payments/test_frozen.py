@@ -89,7 +89,7 @@ async def settled(service: Service, order_id: str, payment_key: str) -> Reservat
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("point", OWN_POINTS)
-async def test_who_wakes_up_after_the_end_neither_charges_nor_sells(
+async def test_a_process_that_wakes_after_the_end_neither_charges_nor_sells(
     tmp_path: Path, valkey_url: str, point: str
 ) -> None:
     with running_sandbox(tmp_path) as sandbox:
@@ -110,10 +110,10 @@ async def test_who_wakes_up_after_the_end_neither_charges_nor_sells(
                 await bench.flush(sale_id)
                 before = await bench.remembered(sale_id)
                 process.send_signal(signal.SIGCONT)
-                told, _ = await asyncio.to_thread(process.communicate, None, PATIENCE_SECONDS)
+                output, _ = await asyncio.to_thread(process.communicate, None, PATIENCE_SECONDS)
             assert process.returncode == 0
             # Its buyer gets the truth all the same.
-            assert told.splitlines()[-1] == Status.CONFIRMED
+            assert output.splitlines()[-1] == Status.CONFIRMED
             assert await bench.remembered(sale_id) == before
             assert await bench.audited(sale_id) == ()
             ledger = sandbox.ledger(order.order_id)

@@ -15,7 +15,7 @@ from reservation.domain.payment_timeouts import PaymentTimeouts
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.telemetry.metrics import ALARMS
-from tests.faults.payments.shop import LIMITS, comes_to, shop, stands
+from tests.faults.payments.shop import LIMITS, current_status, shop, wait_for_status
 from tests.support.in_process import Bench
 from tests.support.sandbox import RunningSandbox, running_sandbox
 
@@ -32,17 +32,19 @@ async def sold(bench: Bench, sandbox: RunningSandbox, sale_id: str) -> Reservati
     order = await bench.hold(sale_id, "ben")
     payment_key = sandbox.put_payment(order.order_id, order.amount)
     await bench.service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
-    await comes_to(bench.service, order, Status.CONFIRMED)
+    await wait_for_status(bench.service, order, Status.CONFIRMED)
     return order
 
 
-async def charged_unheard(bench: Bench, sandbox: RunningSandbox, sale_id: str) -> Reservation:
+async def charged_without_webhook(
+    bench: Bench, sandbox: RunningSandbox, sale_id: str
+) -> Reservation:
     """The PG has the money, and its answer was lost."""
     order = await bench.hold(sale_id, "ann")
     payment_key = sandbox.put_payment(order.order_id, order.amount)
     sandbox.order_fault("error_after_commit", orderId=order.order_id, times=1)
     await bench.service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
-    assert await stands(bench.service, order) is Status.CONFIRMING
+    assert await current_status(bench.service, order) is Status.CONFIRMING
     assert sandbox.ledger(order.order_id)["charged"] == order.amount
     return order
 
@@ -68,7 +70,7 @@ async def test_a_404_for_every_payment_gives_nothing_back(tmp_path: Path, valkey
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         sale_id = await bench.sale()
         await sold(bench, sandbox, sale_id)
-        order = await charged_unheard(bench, sandbox, sale_id)
+        order = await charged_without_webhook(bench, sandbox, sale_id)
         before = misconfigured()
         async with other_merchant(tmp_path, valkey_url, CLOSED) as wrong:
             for _ in range(3):
@@ -106,12 +108,12 @@ async def test_a_404_is_believed_when_it_comes_twice_some_time_apart(
         assert await bench.service.settlement.settle(order.order_id) is expected
 
 
-async def test_a_refused_key_closes_prepare_by_name_until_it_is_accepted(
+async def test_a_refused_api_key_closes_prepare_until_it_is_accepted(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         service, sale_id = bench.service, await bench.sale()
-        await service.redis_monitor.look()
+        await service.redis_monitor.check_redis()
         order = await bench.hold(sale_id)
         payment_key = sandbox.put_payment(order.order_id, order.amount)
         toss = service.gateway._gateway  # pyright: ignore[reportAttributeAccessIssue]
@@ -122,21 +124,21 @@ async def test_a_refused_key_closes_prepare_by_name_until_it_is_accepted(
                 order, payment_key=payment_key, may_claim=True
             )
             assert found.status is Status.CONFIRMING
-            await service.redis_monitor.look()
+            await service.redis_monitor.check_redis()
             with pytest.raises(Unavailable) as closed:
                 await bench.hold(sale_id, "ben")
             assert closed.value.facts["missing"] == ["gateway"]
         monkeypatch.setattr("reservation.application.payments.gateway_health.PROBE_SECONDS", 0.0)
         service.health.refuse()
         for _ in range(200):
-            await service.redis_monitor.look()
+            await service.redis_monitor.check_redis()
             if not service.redis_monitor.missing:
                 break
         await bench.hold(sale_id, "ben")
         assert await service.settlement.settle(order.order_id) is Status.CONFIRMED
 
 
-async def test_a_made_up_payment_is_told_so_where_the_key_sees_others(
+async def test_a_forged_payment_is_refused_while_the_key_sees_others(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):

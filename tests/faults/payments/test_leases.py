@@ -20,7 +20,7 @@ from reservation.domain.errors import RateLimited
 from reservation.domain.payment_gateway import Answer
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
-from tests.faults.payments.shop import LIMITS, shop, sold, stands
+from tests.faults.payments.shop import LIMITS, current_status, shop, sold
 from tests.support.in_process import Bench
 
 #: The PG's own window is over at once, and one 404 is enough.
@@ -120,7 +120,7 @@ async def test_a_payment_that_may_still_be_asked_for_is_not_given_back(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(service.gateway, "look_up", written_meanwhile)
             assert await service.settlement.settle(order.order_id) is None
-        assert await stands(service, order) is Status.CONFIRMING
+        assert await current_status(service, order) is Status.CONFIRMING
         # Once such a call is over, the PG's record is final.
         lease_ms = service.settlement._limits.lease_ms
         now_ms = service.clock.now_ms()

@@ -15,7 +15,7 @@ from typing import Final
 
 import pytest
 
-from tests.faults.payments.books import Report, check, told
+from tests.faults.payments.books import Report, check, listed
 from tests.faults.payments.environment import World, world
 from tests.faults.payments.matrix import CELLS, Plan, again, matrix, strangers
 from tests.faults.payments.workload import Wave
@@ -90,7 +90,7 @@ async def settle_all(
         sys.stdout.write("\n".join([report.text(), *missed, ""]))
         sys.stdout.write(f"{time.monotonic() - began:.0f} s; again: {replay}\n")
     problems = [*wrong, *(f"empty: {cell}" for cell in report.empty()), *report.late()]
-    assert not problems, f"{told(problems)}\nagain: {replay}"
+    assert not problems, f"{listed(problems)}\nagain: {replay}"
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ class Orphan:
         await self.asked_for(self.sandbox.put_payment(order.order_id, order.amount, **more))
         assert self.sandbox.confirm(self.payment_key, order.order_id, order.amount).is_success
 
-    async def looked_at(self, *, after_minutes: float = 1) -> bool:
+    async def run_round(self, *, after_minutes: float = 1) -> bool:
         """The next check; whether the payment has come to its end."""
         self.clock.at_ms += round(after_minutes * 60_000)
         assert await self.orphans.run_once() == 1
@@ -103,11 +103,11 @@ async def orphan(tmp_path: Path, valkey_url: str) -> AsyncGenerator[Orphan]:
         yield Orphan(bench, sandbox, order)
 
 
-async def test_an_account_that_no_order_has_is_closed_before_anybody_pays_in(
+async def test_an_account_without_an_order_is_closed_before_the_deposit(
     orphan: Orphan,
 ) -> None:
     await orphan.confirmed(method="virtual_account")
-    assert await orphan.looked_at()
+    assert await orphan.run_round()
     assert orphan.shown()["status"] == "CANCELED"
     with pytest.raises(httpx.HTTPStatusError):
         orphan.sandbox.deposit(orphan.payment_key)
@@ -116,18 +116,18 @@ async def test_an_account_that_no_order_has_is_closed_before_anybody_pays_in(
 
 
 @pytest.mark.parametrize("method", ["card", "virtual_account"])
-async def test_a_cancel_whose_answer_was_lost_is_seen_at_the_next_look(
+async def test_a_cancel_with_a_lost_answer_is_found_by_the_next_check(
     orphan: Orphan, method: str
 ) -> None:
     await orphan.confirmed(method=method)
     of_it = {"orderId": orphan.order.order_id, "operations": ["cancel"], "times": 1}
     orphan.sandbox.order_fault("error_after_commit", **of_it)
-    assert not await orphan.looked_at()
-    assert await orphan.looked_at()
+    assert not await orphan.run_round()
+    assert await orphan.run_round()
     assert orphan.shown()["status"] == "CANCELED"
 
 
-async def test_a_deposit_that_overtakes_the_cancel_is_named_until_it_is_given_back(
+async def test_a_deposit_overtaking_the_cancel_is_reported_until_refunded(
     orphan: Orphan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The PG gives no deposit back without an account to send it to."""
@@ -140,18 +140,18 @@ async def test_a_deposit_that_overtakes_the_cancel_is_named_until_it_is_given_ba
         return await cancel(**asked)
 
     monkeypatch.setattr(orphan.service.gateway, "cancel", too_late)
-    assert not await orphan.looked_at()
-    assert not await orphan.looked_at()
+    assert not await orphan.run_round()
+    assert not await orphan.run_round()
     assert raised(Alarm.PAYMENT_WITHOUT_ORDER) > before
     assert orphan.sandbox.cancel(orphan.payment_key, refundReceiveAccount=ACCOUNT).is_success
-    assert await orphan.looked_at()
+    assert await orphan.run_round()
     assert orphan.cancelled() == orphan.order.amount
 
 
 async def test_the_rest_of_a_payment_that_was_cancelled_in_part_goes_back(orphan: Orphan) -> None:
     await orphan.confirmed()
     assert orphan.sandbox.cancel(orphan.payment_key, cancelAmount=400).is_success
-    assert await orphan.looked_at()
+    assert await orphan.run_round()
     assert orphan.cancelled() == orphan.order.amount
 
 
@@ -160,7 +160,7 @@ async def test_a_payment_that_went_back_in_parts_has_ended(orphan: Orphan) -> No
     for amount in (400, orphan.order.amount - 400):
         assert orphan.sandbox.cancel(orphan.payment_key, cancelAmount=amount).is_success
     assert orphan.shown()["status"] == "PARTIAL_CANCELED"
-    assert await orphan.looked_at()
+    assert await orphan.run_round()
     assert await orphan.bench.audited(orphan.order.sale_id) == ()
 
 
@@ -175,10 +175,10 @@ async def test_a_payment_that_the_pg_does_not_know_ends_once_no_money_can_come(
         assert orphan.sandbox.confirm(second, order.order_id, order.amount).is_success
     await orphan.asked_for("tboxunknown0123456789")
     before = raised(Alarm.PAYMENT_WITHOUT_ORDER)
-    assert not await orphan.looked_at()
+    assert not await orphan.run_round()
     assert raised(Alarm.PAYMENT_WITHOUT_ORDER) == before + 1
-    assert not await orphan.looked_at(after_minutes=5)
-    assert await orphan.looked_at(after_minutes=7)
+    assert not await orphan.run_round(after_minutes=5)
+    assert await orphan.run_round(after_minutes=7)
     assert await orphan.service.sql.intents.is_cancel_intended(orphan.payment_key)
 
 
@@ -198,14 +198,14 @@ async def test_a_pg_that_shows_none_of_our_payments_is_not_believed(orphan: Orph
         1,
     )
     for _ in range(3):
-        assert not await orphan.looked_at(after_minutes=20)
+        assert not await orphan.run_round(after_minutes=20)
 
 
 async def test_a_payment_of_another_order_ends_once_no_money_can_come(orphan: Orphan) -> None:
     other = await orphan.bench.hold(orphan.order.sale_id, "ben")
     await orphan.asked_for(orphan.sandbox.put_payment(other.order_id, other.amount))
-    assert not await orphan.looked_at()
-    assert await orphan.looked_at(after_minutes=12)
+    assert not await orphan.run_round()
+    assert await orphan.run_round(after_minutes=12)
 
 
 async def test_intents_that_their_orders_have_are_read_with_growing_pauses(
@@ -243,7 +243,7 @@ async def test_one_answer_about_another_order_does_not_end_a_payment_with_money(
     other = await orphan.bench.hold(order.sale_id, "ben")
     sandbox.put_payment(other.order_id, other.amount)
     sandbox.order_fault("other_order", operations=["look_up"], times=1, orderId=order.order_id)
-    assert not await orphan.looked_at(after_minutes=13)
+    assert not await orphan.run_round(after_minutes=13)
     assert orphan.shown()["balanceAmount"] == order.amount
 
 
@@ -267,5 +267,5 @@ async def test_an_answer_about_another_payment_of_the_order_ends_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(orphan.service.gateway, "look_up", another)
-        assert not await orphan.looked_at()
+        assert not await orphan.run_round()
     assert orphan.shown()["balanceAmount"] == orphan.order.amount

@@ -30,7 +30,7 @@ class Place(NamedTuple):
 
     async def orphans(self) -> int:
         """A full round of the loop, as every half a minute."""
-        self.service.orphaned_payments._whole = None
+        self.service.orphaned_payments._next_full_scan = None
         return await self.service.orphaned_payments.run_once()
 
     async def paid_under_intent(self, order: Reservation, epoch: str) -> str:
@@ -84,23 +84,23 @@ def after(
 
 
 @pytest.mark.parametrize("moment", ["after the epoch", "after the keys are cleared"])
-async def test_a_round_during_a_rebuild_refunds_no_payment_that_the_rebuild_places(
+async def test_a_round_during_a_rebuild_refunds_no_reclaimable_payment(
     place: Place, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     order, _, _ = await paid_and_lost(place.bench, place.sandbox, flushed="the hold")
-    await place.service.redis_monitor.look()
+    await place.service.redis_monitor.check_redis()
     assert order.sale_id in place.service.redis_monitor.gaps
     if moment == "after the epoch":
         after(monkeypatch, place.service.sql.sales, "set_epoch", place.orphans)
     else:
         after(monkeypatch, place.service.rebuild._restorer, "clear", place.orphans)
     await place.service.rebuild.run(order.sale_id, operator="op")
-    await place.service.redis_monitor.look()
+    await place.service.redis_monitor.check_redis()
     assert place.money(order) == (order.amount, 0)
     assert await settled(place.bench, order) is Status.CONFIRMED
 
 
-async def test_a_sold_order_keeps_its_money_though_its_events_reach_sql_during_a_rebuild(
+async def test_a_sold_order_keeps_its_payment_when_flushed_during_a_rebuild(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service, sale_id = place.service, await place.bench.sale()
@@ -112,7 +112,7 @@ async def test_a_sold_order_keeps_its_money_though_its_events_reach_sql_during_a
     assert shown.status is Status.CONFIRMED
     batch = await service.outbox.after(sale_id, flushed, 1000)
     await place.bench.lose(sale_id)
-    await service.redis_monitor.look()
+    await service.redis_monitor.check_redis()
 
     async def flusher_commits() -> None:
         if (await service.sql.sales.heads())[sale_id].seq == flushed:
@@ -121,7 +121,7 @@ async def test_a_sold_order_keeps_its_money_though_its_events_reach_sql_during_a
     after(monkeypatch, service.gateway, "look_up", flusher_commits)
     after(monkeypatch, service.rebuild._restorer, "clear", place.orphans)
     await service.rebuild.run(sale_id, operator="op")
-    await service.redis_monitor.look()
+    await service.redis_monitor.check_redis()
     assert place.money(order) == (order.amount, 0)
 
 
@@ -130,7 +130,7 @@ async def test_a_rebuild_that_was_interrupted_leaves_its_payments_to_the_next(
 ) -> None:
     order, _, _ = await paid_and_lost(place.bench, place.sandbox, flushed="the claim")
     service = place.service
-    await service.redis_monitor.look()
+    await service.redis_monitor.check_redis()
 
     async def dies(*_: Any, **__: Any) -> None:
         raise ConnectionError
@@ -139,22 +139,22 @@ async def test_a_rebuild_that_was_interrupted_leaves_its_payments_to_the_next(
         patch.setattr(service.rebuild, "_restore_orders", dies)
         with pytest.raises(ConnectionError):
             await service.rebuild.run(order.sale_id, operator="op")
-    await service.redis_monitor.look()
+    await service.redis_monitor.check_redis()
     await place.orphans()
     await service.rebuild.run(order.sale_id, operator="op")
-    await service.redis_monitor.look()
+    await service.redis_monitor.check_redis()
     assert await settled(place.bench, order) is Status.CONFIRMED
     assert place.money(order) == (order.amount, 0)
 
 
-async def test_an_intent_of_an_earlier_epoch_is_no_orphan_while_the_sale_is_lost_again(
+async def test_an_intent_of_an_earlier_epoch_is_no_orphan_during_a_new_loss(
     place: Place,
 ) -> None:
     order, _, _ = await paid_and_lost(place.bench, place.sandbox, flushed="the claim")
     service = place.service
-    await service.redis_monitor.look()
+    await service.redis_monitor.check_redis()
     await service.rebuild.run(order.sale_id, operator="op")
-    await service.redis_monitor.look()
+    await service.redis_monitor.check_redis()
     await place.bench.flush(order.sale_id)
     await place.bench.lose(order.sale_id)
     await place.orphans()

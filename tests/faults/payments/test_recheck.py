@@ -8,20 +8,20 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from reservation.application.payments.recheck import MISSING_LOOKS_MAX
+from reservation.application.payments.recheck import MISSING_CHECKS_MAX
 from reservation.application.payments.webhooks import LOOK_UPS_PER_ORDER
 from reservation.domain.alarms import Alarm
 from reservation.domain.errors import Unavailable
 from reservation.domain.payment_gateway import Answer, PaymentMissing
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
-from tests.faults.payments.shop import LIMITS, comes_to, shop, stands
+from tests.faults.payments.shop import LIMITS, current_status, shop, wait_for_status
 from tests.faults.payments.test_follow_up import declined, raised, sold
 from tests.support.in_process import Bench
 from tests.support.sandbox import RunningSandbox
 
 #: A new entry on the list is due at once.
-AT_ONCE = msgspec.structs.replace(LIMITS, recheck_seconds=0.0, deposit_look_seconds=0.0)
+AT_ONCE = msgspec.structs.replace(LIMITS, recheck_seconds=0.0, deposit_check_seconds=0.0)
 
 
 async def is_due(bench: Bench) -> None:
@@ -34,7 +34,7 @@ async def account(bench: Bench, sandbox: RunningSandbox) -> tuple[Reservation, s
     order = await bench.hold(await bench.sale(virtual_accounts=True), secrets.token_hex(4))
     payment_key = sandbox.put_payment(order.order_id, order.amount, method="virtual_account")
     await bench.service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
-    await comes_to(bench.service, order, Status.AWAITING_DEPOSIT)
+    await wait_for_status(bench.service, order, Status.AWAITING_DEPOSIT)
     return order, payment_key
 
 
@@ -42,17 +42,17 @@ async def test_a_deposit_is_found_without_its_webhook(tmp_path: Path, valkey_url
     async with shop(tmp_path, valkey_url, limits=AT_ONCE) as (bench, sandbox):
         order, payment_key = await account(bench, sandbox)
         assert await bench.service.recheck.run_once() == 1
-        assert await stands(bench.service, order) is Status.AWAITING_DEPOSIT
+        assert await current_status(bench.service, order) is Status.AWAITING_DEPOSIT
         sandbox.deposit(payment_key)
         await is_due(bench)
         assert await bench.service.recheck.run_once() == 1
-        assert await stands(bench.service, order) is Status.CONFIRMED
+        assert await current_status(bench.service, order) is Status.CONFIRMED
         await is_due(bench)
         await bench.service.recheck.run_once()
         assert await bench.service.sql.payments.list_due_checks(10**15, 10) == []
 
 
-async def test_a_decline_that_was_approved_after_all_is_given_back_without_a_webhook(
+async def test_a_late_approved_decline_is_refunded_without_a_webhook(
     tmp_path: Path, valkey_url: str
 ) -> None:
     """The PG answered the confirm with a refusal, and shows the payment as DONE."""
@@ -62,7 +62,7 @@ async def test_a_decline_that_was_approved_after_all_is_given_back_without_a_web
         payment_key = sandbox.put_payment(order.order_id, order.amount, decline="FDS_ERROR")
         with pytest.raises(Exception, match="fraud"):
             await service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
-        assert await stands(service, order) is Status.RELEASED
+        assert await current_status(service, order) is Status.RELEASED
         [check] = await service.sql.payments.list_due_checks(10**15, 10)
         assert (check.payment_key, check.order_id) == (payment_key, order.order_id)
         # Checked twice, the second time a day later; then it is off the list.
@@ -75,7 +75,7 @@ async def test_a_decline_that_was_approved_after_all_is_given_back_without_a_web
         assert sandbox.confirm(late_key, late.order_id, late.amount).status_code == 200
         await service.sql.payments.schedule_check(late_key, late.order_id, 1)
         assert await service.recheck.run_once() == 1
-        assert await stands(service, late) is Status.REFUNDED
+        assert await current_status(service, late) is Status.REFUNDED
         assert sandbox.ledger(late.order_id)["cancelled"] == late.amount
 
 
@@ -91,14 +91,14 @@ async def test_a_cancel_that_failed_is_asked_for_again_without_a_webhook(
             await service.notifications.receive(late.order_id, late_key, status="DONE")
         await is_due(bench)
         assert await service.recheck.run_once() == 1
-        assert await stands(service, late) is Status.RELEASED
+        assert await current_status(service, late) is Status.RELEASED
         sandbox.clear_faults()
         await is_due(bench)
         assert await service.recheck.run_once() == 1
-        assert await stands(service, late) is Status.REFUNDED
+        assert await current_status(service, late) is Status.REFUNDED
 
 
-async def test_a_look_up_that_fails_is_no_look(tmp_path: Path, valkey_url: str) -> None:
+async def test_a_failed_look_up_does_not_count_as_a_check(tmp_path: Path, valkey_url: str) -> None:
     async with shop(tmp_path, valkey_url, limits=AT_ONCE) as (bench, sandbox):
         service = bench.service
         late, late_key = await declined(bench, sandbox, await bench.sale())
@@ -110,10 +110,10 @@ async def test_a_look_up_that_fails_is_no_look(tmp_path: Path, valkey_url: str) 
         sandbox.clear_faults()
         assert sandbox.confirm(late_key, late.order_id, late.amount).status_code == 200
         await service.recheck.run_once()
-        assert await stands(service, late) is Status.REFUNDED
+        assert await current_status(service, late) is Status.REFUNDED
 
 
-async def test_two_workers_do_not_look_at_one_payment_at_once(
+async def test_two_workers_do_not_check_one_payment_concurrently(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with shop(tmp_path, valkey_url, limits=AT_ONCE) as (bench, sandbox):
@@ -126,7 +126,7 @@ async def test_two_workers_do_not_look_at_one_payment_at_once(
 
 
 @contextmanager
-def after_each_look_up(bench: Bench, action: Callable[[], Awaitable[object]]) -> Generator[None]:
+def after_each_lookup(bench: Bench, action: Callable[[], Awaitable[object]]) -> Generator[None]:
     """Run an action between the PG's answer and its effect."""
     look_up = bench.service.gateway.look_up
 
@@ -140,7 +140,7 @@ def after_each_look_up(bench: Bench, action: Callable[[], Awaitable[object]]) ->
         yield
 
 
-async def test_a_webhook_that_comes_during_a_look_has_a_look_of_its_own(
+async def test_a_webhook_during_a_check_is_checked_separately(
     tmp_path: Path, valkey_url: str
 ) -> None:
     """It is over a limit and answered 200: only the list has it."""
@@ -156,7 +156,7 @@ async def test_a_webhook_that_comes_during_a_look_has_a_look_of_its_own(
             await service.notifications.receive(order.order_id, payment_key, status="CANCELED")
 
         before = raised(Alarm.CANCELLED_AT_THE_PG)
-        with after_each_look_up(bench, cancelled_meanwhile):
+        with after_each_lookup(bench, cancelled_meanwhile):
             assert await service.recheck.run_once() == 1
         assert raised(Alarm.CANCELLED_AT_THE_PG) == before
         await is_due(bench)
@@ -164,15 +164,13 @@ async def test_a_webhook_that_comes_during_a_look_has_a_look_of_its_own(
         assert raised(Alarm.CANCELLED_AT_THE_PG) == before + 1
 
 
-async def test_a_look_that_is_put_off_leaves_an_earlier_one(
-    tmp_path: Path, valkey_url: str
-) -> None:
+async def test_a_postponed_check_keeps_an_earlier_one(tmp_path: Path, valkey_url: str) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         payments = bench.service.sql.payments
         late, late_key = await declined(bench, sandbox, await bench.sale())
         await payments.schedule_check(late_key, late.order_id, 1)
         soon_ms = bench.service.clock.now_ms() + 15_000
-        with after_each_look_up(
+        with after_each_lookup(
             bench, lambda: payments.schedule_check(late_key, late.order_id, soon_ms)
         ):
             assert await bench.service.recheck.run_once() == 1
@@ -222,7 +220,7 @@ async def test_a_payment_of_a_closed_sale_stays_listed(
 
         if closes == "before":
             await closed()
-        with after_each_look_up(bench, closed):
+        with after_each_lookup(bench, closed):
             assert await bench.service.recheck.run_once() == 1
         [check] = await checks.list_due_checks(10**15, 10)
         assert check.looks == 1
@@ -311,7 +309,7 @@ async def test_a_payment_with_money_and_without_an_order_stays_listed(
             assert sandbox.confirm(late_key, late.order_id, late.amount).status_code == 200
         key = service.keys.of(late.sale_id).order(late.order_id)
         await service.connections.command("DEL", key)
-        await is_listed_as(bench, late, late_key, looks=MISSING_LOOKS_MAX)
+        await is_listed_as(bench, late, late_key, looks=MISSING_CHECKS_MAX)
         before = raised(Alarm.PAYMENT_WITHOUT_ORDER)
         assert await service.recheck.run_once() == 1
         assert raised(Alarm.PAYMENT_WITHOUT_ORDER) == before + paid

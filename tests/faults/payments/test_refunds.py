@@ -23,13 +23,13 @@ from reservation.workers import refunder as refunder_module
 from reservation.workers.refunder import Refunder
 from tests.faults.payments.shop import (
     LIMITS,
-    comes_to,
+    current_status,
     damage,
     raised,
     refund_wish,
     shop,
     sold,
-    stands,
+    wait_for_status,
 )
 from tests.support.in_process import Bench
 from tests.support.sandbox import RunningSandbox, running_sandbox
@@ -47,7 +47,7 @@ def refunder_of(service: Service, **more: Any) -> Refunder:
 async def until_refunded(service: Service, refunder: Refunder, *orders: Reservation) -> None:
     """Rounds of the worker until these are done."""
     give_up_at = time.monotonic() + PATIENCE_SECONDS
-    while any([await stands(service, order) is not Status.REFUNDED for order in orders]):
+    while any([await current_status(service, order) is not Status.REFUNDED for order in orders]):
         assert time.monotonic() < give_up_at
         await refunder.run_once()
         await asyncio.sleep(0.01)
@@ -62,10 +62,10 @@ async def paid_by_account(bench: Bench, sandbox: RunningSandbox, **changes: Any)
     order = await bench.hold(await bench.sale(virtual_accounts=True, **changes))
     payment_key = sandbox.put_payment(order.order_id, order.amount, method="virtual_account")
     await bench.service.confirmation.confirm(order, payment_key=payment_key, may_claim=True)
-    await comes_to(bench.service, order, Status.AWAITING_DEPOSIT)
+    await wait_for_status(bench.service, order, Status.AWAITING_DEPOSIT)
     sandbox.deposit(payment_key)
     await bench.service.notifications.receive(order.order_id, payment_key)
-    assert await stands(bench.service, order) is Status.CONFIRMED
+    assert await current_status(bench.service, order) is Status.CONFIRMED
     return order
 
 
@@ -109,12 +109,12 @@ async def test_a_wrong_account_is_corrected_while_the_pg_refuses_to_begin(
         assert set(accounts) == {RIGHT.account_number}
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
         await bench.flush(order.sale_id)
-        told = [
+        steps = [
             row.what
             for row in await service.sql.orders.history(order.order_id)
             if row.kind == "refund"
         ]
-        assert told == ["begun", "replaced", "begun", "done"]
+        assert steps == ["begun", "replaced", "begun", "done"]
 
 
 async def test_units_that_were_to_be_sold_again_are_kept_out_after_all(
@@ -150,9 +150,9 @@ async def test_another_wish_is_refused_while_the_first_cancel_may_still_come(
         assert not await service.refunds.refund(refund_wish(order, TYPO))
         with pytest.raises(RefundPending) as refusal:
             await service.refunds.refund(refund_wish(order, RIGHT))
-        standing: Any = refusal.value.facts["refund"]
-        assert standing["refundReceiveAccount"]["accountNumber"] == TYPO.account_number
-        assert (standing["status"], standing["operator"], standing["restock"]) == (
+        existing: Any = refusal.value.facts["refund"]
+        assert existing["refundReceiveAccount"]["accountNumber"] == TYPO.account_number
+        assert (existing["status"], existing["operator"], existing["restock"]) == (
             "pending",
             "op",
             True,
@@ -187,8 +187,8 @@ async def test_a_refund_that_is_done_takes_no_other_wish(tmp_path: Path, valkey_
         assert await service.refunds.refund(refund_wish(order))
         with pytest.raises(NotRefundable) as refusal:
             await service.refunds.refund(msgspec.structs.replace(refund_wish(order), restock=False))
-        standing: Any = refusal.value.facts["refund"]
-        assert (standing["status"], standing["restock"]) == ("done", True)
+        existing: Any = refusal.value.facts["refund"]
+        assert (existing["status"], existing["restock"]) == ("done", True)
 
 
 async def test_a_repeat_of_a_refused_wish_is_refused_again(tmp_path: Path, valkey_url: str) -> None:
@@ -219,7 +219,7 @@ async def test_a_cancel_that_hangs_holds_up_no_other_refund(
         refunder = refunder_of(service)
         try:
             await until_refunded(service, refunder, *others)
-            assert await stands(service, hanging) is Status.CONFIRMED
+            assert await current_status(service, hanging) is Status.CONFIRMED
             # Nor is one that comes later.
             late = await sold(bench, sandbox, sale_id, "late")
             await begun(service, late)
@@ -250,7 +250,7 @@ async def test_an_operator_is_answered_while_the_cancel_hangs(
         # The same process still waits for the PG: no other process calls, and no call is repeated.
         assert not await service.refunds.refund(wish)
         sandbox.clear_faults()
-        await comes_to(service, order, Status.REFUNDED)
+        await wait_for_status(service, order, Status.REFUNDED)
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
 
 
@@ -263,18 +263,18 @@ async def test_so_many_refunds_are_under_way_at_once_and_no_more(
         orders = [await sold(bench, sandbox, sale_id, f"buyer-{n}") for n in range(5)]
         for order in orders:
             await begun(service, order)
-        go_on, now, most = service.refunds.go_on, 0, 0
+        resume, now, most = service.refunds.resume, 0, 0
 
         async def counted(record: Any) -> bool:
             nonlocal now, most
             now += 1
             most = max(most, now)
             try:
-                return await go_on(record)
+                return await resume(record)
             finally:
                 now -= 1
 
-        monkeypatch.setattr(service.refunds, "go_on", counted)
+        monkeypatch.setattr(service.refunds, "resume", counted)
         await until_refunded(service, refunder_of(service), *orders)
         assert most == 2
 
@@ -291,12 +291,15 @@ async def test_a_transfer_that_the_bank_fails_after_the_refund_is_shown(
         assert refunded is not None
         assert refunded.payment_key is not None
         assert "takes up to two days" in await service.explain.next_step(refunded)
-        for ended, told in (("FAILED", "the bank's transfer is FAILED"), ("COMPLETED", "its end")):
+        for ended, steps in (
+            ("FAILED", "the bank transfer is FAILED"),
+            ("COMPLETED", "this state is final"),
+        ):
             sandbox.call("/_deposits", {"paymentKey": refunded.payment_key, "refund": ended})
             answer = await service.gateway.look_up(refunded.payment_key)
             assert isinstance(answer, Answered)
-            await service.refunds._resolver.keep_payment(answer.payment)
-            assert told in await service.explain.next_step(refunded)
+            await service.refunds._resolver.store_payment(answer.payment)
+            assert steps in await service.explain.next_step(refunded)
 
 
 class SetClock(SystemClock):
@@ -387,7 +390,7 @@ def order_now(order: Reservation) -> Reservation:
     return msgspec.structs.replace(order, status=Status.CONFIRMED)
 
 
-async def test_a_process_that_stood_still_before_the_cancel_does_not_send_it(
+async def test_a_process_frozen_before_the_cancel_does_not_send_it(
     tmp_path: Path, valkey_url: str, accounts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Frozen between its lease and its cancel, while an operator corrected the account."""
@@ -425,7 +428,7 @@ async def test_a_damaged_refund_does_not_keep_the_others_from_going_on(
         refunder = refunder_of(service)
         give_up_at = time.monotonic() + PATIENCE_SECONDS
         failures: list[KeyError] = []
-        while not failures or await stands(service, other) is not Status.REFUNDED:
+        while not failures or await current_status(service, other) is not Status.REFUNDED:
             assert time.monotonic() < give_up_at
             try:
                 await refunder.run_once()
@@ -434,7 +437,7 @@ async def test_a_damaged_refund_does_not_keep_the_others_from_going_on(
         assert str(failures[0]) == "'fence'"
 
 
-async def test_a_refund_whose_event_was_lost_is_gone_through_again(
+async def test_a_refund_with_a_lost_event_is_completed_again(
     tmp_path: Path, valkey_url: str
 ) -> None:
     """The money is back and SQL says so, but the order was rebuilt as it was before: sold."""
@@ -447,7 +450,7 @@ async def test_a_refund_whose_event_was_lost_is_gone_through_again(
         await bench.lose(sale_id)
         await service.rebuild.run(sale_id, operator="op")
         service.catalog.forget(sale_id)
-        assert await stands(service, order) is Status.CONFIRMED
+        assert await current_status(service, order) is Status.CONFIRMED
         await until_refunded(service, refunder_of(service), order)
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
         await bench.flush(sale_id)
@@ -476,17 +479,17 @@ async def test_a_cancel_that_may_still_come_is_remembered_where_redis_went_back(
         (pending,) = await service.sql.refunds.list_pending(2)
         assert pending.unanswered
         await bench.put_back(sale_id, memory)
-        await gone_on(service, order)
+        await resume_refund(service, order)
         (pending,) = await service.sql.refunds.list_pending(2)
         assert pending.unanswered
 
 
-async def gone_on(service: Service, order: Reservation) -> None:
+async def resume_refund(service: Service, order: Reservation) -> None:
     """One more try of the worker."""
     record = await service.sql.refunds.get(order.order_id)
     assert record is not None
     with suppress(ReservationError):
-        await service.refunds.go_on(record)
+        await service.refunds.resume(record)
 
 
 async def test_a_refund_of_an_order_that_ended_unpaid_ends_by_name(
@@ -523,7 +526,7 @@ async def test_a_refund_of_an_order_that_ended_unpaid_ends_by_name(
         assert [row.what for row in history if row.kind == "refund"] == ["begun", "refused"]
 
 
-async def test_a_pending_refund_finds_that_the_deposit_has_gone_back(
+async def test_a_pending_refund_detects_the_reversed_deposit(
     tmp_path: Path, valkey_url: str
 ) -> None:
     """The order awaits its deposit again, and the PG shows the cancel: no check is due soon."""
@@ -536,7 +539,7 @@ async def test_a_pending_refund_finds_that_the_deposit_has_gone_back(
         await begun(service, order)
         sandbox.deposit(payment_key, reverse=True)
         await service.notifications.receive(order.order_id, payment_key)
-        assert await stands(service, order) is Status.AWAITING_DEPOSIT
+        assert await current_status(service, order) is Status.AWAITING_DEPOSIT
         sandbox.deposit(payment_key)
         account = {"bank": "20", "accountNumber": "2222222222", "holderName": "Kim"}
         assert sandbox.cancel(payment_key, refundReceiveAccount=account).is_success
@@ -579,4 +582,4 @@ async def test_a_lookup_of_another_payment_of_the_order_ends_no_refund(
         with monkeypatch.context() as patch:
             patch.setattr(service.gateway, "look_up", another)
             assert not await service.refunds.refund(refund_wish(order))
-        assert await stands(service, order) is Status.CONFIRMED
+        assert await current_status(service, order) is Status.CONFIRMED

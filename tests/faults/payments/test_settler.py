@@ -7,12 +7,19 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from reservation.application.payments.settle import LOOKS_AT_ONCE
+from reservation.application.payments.settle import LOOK_UPS_AT_ONCE
 from reservation.bootstrap import Service
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.workers.settler import Settler
-from tests.faults.payments.shop import LIMITS, PATIENCE_SECONDS, comes_to, damage, shop, stands
+from tests.faults.payments.shop import (
+    LIMITS,
+    PATIENCE_SECONDS,
+    current_status,
+    damage,
+    shop,
+    wait_for_status,
+)
 
 
 def settler_of(service: Service) -> Settler:
@@ -35,10 +42,10 @@ async def test_a_damaged_payment_does_not_keep_the_others_from_being_settled(
         await damage(service, damaged, lost)
         with pytest.raises(KeyError, match=lost):
             await settler_of(service).run_once(sale_id)
-        assert [await stands(service, order) for order in others] == [Status.CONFIRMED] * 2
+        assert [await current_status(service, order) for order in others] == [Status.CONFIRMED] * 2
 
 
-async def test_who_waits_for_a_rebuild_is_not_asked_about_without_a_pause(
+async def test_payments_of_a_sale_under_rebuild_are_retried_with_pauses(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
@@ -51,7 +58,7 @@ async def test_who_waits_for_a_rebuild_is_not_asked_about_without_a_pause(
         settler = settler_of(service)
         assert await settler.run_once(sale_id) == 2
         assert await settler.run_once(sale_id) == 0
-        assert await stands(service, order) is Status.CONFIRMING
+        assert await current_status(service, order) is Status.CONFIRMING
 
 
 async def test_a_confirm_that_hangs_delays_no_other_payment(
@@ -64,7 +71,7 @@ async def test_a_confirm_that_hangs_delays_no_other_payment(
         confirming = service.keys.of(sale_id).confirming
         settler = settler_of(service)
         silent: list[Reservation] = []
-        for number in range(LOOKS_AT_ONCE + 8):
+        for number in range(LOOK_UPS_AT_ONCE + 8):
             order = await bench.hold(sale_id, f"silent-{number}")
             await bench.claim(order, sandbox.put_payment(order.order_id, order.amount))
             await service.connections.command("ZADD", confirming, 1, order.order_id)
@@ -82,8 +89,8 @@ async def test_a_confirm_that_hangs_delays_no_other_payment(
             assert sandbox.confirm(payment_key, other.order_id, other.amount).status_code == 200
             await service.connections.command("ZADD", confirming, 1, other.order_id)
             await settler.tick(sale_id)
-            await comes_to(service, other, Status.CONFIRMED)
-            assert await stands(service, silent[0]) is Status.CONFIRMING
+            await wait_for_status(service, other, Status.CONFIRMED)
+            assert await current_status(service, silent[0]) is Status.CONFIRMING
         finally:
             sandbox.clear_faults()
             await settler.run_once(sale_id)

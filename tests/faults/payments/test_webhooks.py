@@ -50,18 +50,18 @@ async def test_the_webhook_of_our_own_unfinished_refund_is_no_alarm(
         await made.in_first(story, made.first.refunds.refund(wish))
         assert story.died_at == ["refund:after_cancel"]
         before = alarms()
-        assert await made.hear(story.order.order_id, story.payment_key)
+        assert await made.deliver_webhook(story.order.order_id, story.payment_key)
         assert alarms() == before
 
 
-async def test_a_cancel_that_nobody_here_asked_for_is_an_alarm(
+async def test_a_foreign_cancel_raises_an_alarm(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with world(tmp_path, valkey_url, monkeypatch) as made:
         story = await sold(made)
         assert made.sandbox.cancel(story.payment_key).status_code == 200
         before = alarms()
-        assert await made.hear(story.order.order_id, story.payment_key)
+        assert await made.deliver_webhook(story.order.order_id, story.payment_key)
         assert alarms() == before + 1
 
 
@@ -103,8 +103,8 @@ async def test_a_late_webhook_comes_again_until_the_money_is_given_back(
         story = await ended(made)
         order_id = story.order.order_id
         made.sandbox.order_fault(fault, orderId=order_id, operations=[operation], times=1)
-        assert not await made.hear(order_id, story.payment_key)
-        assert await made.hear(order_id, story.payment_key)
+        assert not await made.deliver_webhook(order_id, story.payment_key)
+        assert await made.deliver_webhook(order_id, story.payment_key)
         found = await made.second.store.read(order_id)
         assert found is not None
         assert found.status is Status.REFUNDED
@@ -119,30 +119,30 @@ async def test_a_late_webhook_that_drowns_in_a_storm_comes_again(
         story = await ended(made)
         order_id = story.order.order_id
         for _ in range(LOOK_UPS_PER_ORDER.count):
-            await made.hear(order_id, "tboxforged0123456789")
+            await made.deliver_webhook(order_id, "tboxforged0123456789")
             await made.clock.turn(1)
-        assert not await made.hear(order_id, story.payment_key)
+        assert not await made.deliver_webhook(order_id, story.payment_key)
         await made.clock.turn(LOOK_UPS_PER_ORDER.per_seconds)
-        assert await made.hear(order_id, story.payment_key)
+        assert await made.deliver_webhook(order_id, story.payment_key)
         ledger = made.sandbox.ledger(order_id)
         assert ledger["charged"] == ledger["cancelled"] == story.order.amount
 
 
-async def test_no_cancel_leaves_for_another_payment_than_was_looked_up(
+async def test_no_cancel_is_sent_for_a_payment_other_than_the_looked_up_one(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with world(tmp_path, valkey_url, monkeypatch) as made:
         story = await ended(made)
         order_id = story.order.order_id
         made.sandbox.order_fault(Fault.OTHER_KEY, orderId=order_id, operations=["look_up"])
-        assert not await made.hear(order_id, story.payment_key)
+        assert not await made.deliver_webhook(order_id, story.payment_key)
         asked = await made.second.sql.orders.history(order_id)
         assert "cancel" not in [row.what for row in asked]
 
 
-async def test_a_webhook_of_a_payment_that_the_pg_does_not_know_need_not_come_again(
+async def test_a_webhook_of_a_payment_unknown_to_the_pg_is_not_retried(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with world(tmp_path, valkey_url, monkeypatch) as made:
         story = await sold(made)
-        assert await made.hear(story.order.order_id, "tboxforged0123456789")
+        assert await made.deliver_webhook(story.order.order_id, "tboxforged0123456789")

@@ -27,7 +27,7 @@ from reservation.domain.states import Status
 from reservation.domain.tokens import Claims, Purpose
 from reservation.verification.export import recorded
 from reservation.verification.verify import verify
-from tests.faults.payments.shop import LIMITS, PATIENCE_SECONDS, shop, stands
+from tests.faults.payments.shop import LIMITS, PATIENCE_SECONDS, current_status, shop
 from tests.support.in_process import Bench
 from tests.support.sandbox import RunningSandbox
 
@@ -131,10 +131,10 @@ async def shop_beside(bench: Bench) -> AsyncGenerator[Bench]:
 
 
 async def rebuilt(bench: Bench, sale_id: str) -> None:
-    await bench.service.redis_monitor.look()
+    await bench.service.redis_monitor.check_redis()
     assert sale_id in bench.service.redis_monitor.gaps
     await bench.service.rebuild.run(sale_id, operator="op")
-    await bench.service.redis_monitor.look()
+    await bench.service.redis_monitor.check_redis()
     assert sale_id not in bench.service.redis_monitor.gaps
 
 
@@ -248,7 +248,7 @@ async def test_money_for_a_piece_that_was_sold_to_another_goes_back(
         assert await bench.audited(order.sale_id) == ()
 
 
-async def test_the_settler_gives_back_what_a_rebuild_could_not_ask_about(
+async def test_the_settler_releases_orders_that_a_rebuild_left_undecided(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("reservation.application.payments.orphaned.UNMET_SECONDS", -60.0)
@@ -285,8 +285,8 @@ async def test_the_audit_names_a_payment_that_no_order_has(tmp_path: Path, valke
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order, _, _ = await paid_and_lost(bench, sandbox, flushed="the hold")
         problems = await bench.audited(order.sale_id)
-        assert any("intent to take its money" in problem for problem in problems)
-        assert any("is paid for at the PG" in problem for problem in problems)
+        assert any("payment intent" in problem for problem in problems)
+        assert any("is paid at the PG" in problem for problem in problems)
         assert all(order.order_id in problem for problem in problems)
 
 
@@ -318,10 +318,10 @@ async def test_a_token_whose_order_is_nowhere_closes_the_sale(
                 await other.service.queries.of_token(token_of(order, epoch))
             with pytest.raises(SaleRecovering):
                 await other.hold(sale_id)
-            await other.service.redis_monitor.look()
+            await other.service.redis_monitor.check_redis()
             assert sale_id in other.service.redis_monitor.gaps
         # Through SQL all processes know it.
-        await bench.service.redis_monitor.look()
+        await bench.service.redis_monitor.check_redis()
         assert sale_id in bench.service.redis_monitor.gaps
 
 
@@ -392,4 +392,4 @@ async def test_a_claim_carries_its_name_to_the_finish(tmp_path: Path, valkey_url
         claimed = await bench.claim(order, "key-1")
         assert isinstance(claimed, Claimed)
         assert claimed.claim_id
-        assert await stands(bench.service, order) is Status.CONFIRMING
+        assert await current_status(bench.service, order) is Status.CONFIRMING

@@ -12,22 +12,24 @@ _OK = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 _LATER = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"
 
 #: Whether a webhook was understood, given the order and the payment that it names.
-Hear = Callable[[str, str], Awaitable[bool]]
+DeliverWebhook = Callable[[str, str], Awaitable[bool]]
 
 
 class Hooks:
-    """Answers 200 to every webhook; those of orders in `heard` are passed on first.
+    """Answers 200 to every webhook; those of orders in `acknowledged` are passed on first.
 
     A webhook may always be lost, so nothing may depend on the others.
     """
 
     def __init__(self) -> None:
-        self.heard: set[str] = set()
+        self.acknowledged: set[str] = set()
         self.under_way = 0
         self.count = 0
 
     @asynccontextmanager
-    async def listening(self, listener: socket.socket, hear: Hear) -> AsyncGenerator[None]:
+    async def listening(
+        self, listener: socket.socket, deliver_webhook: DeliverWebhook
+    ) -> AsyncGenerator[None]:
         """Take webhooks in until the block ends."""
         lines: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
@@ -37,7 +39,7 @@ class Hooks:
             lines[task] = writer
             try:
                 while body := await _body(reader):
-                    writer.write(_OK if await self._hear(body, hear) else _LATER)
+                    writer.write(_OK if await self._deliver(body, deliver_webhook) else _LATER)
                     await writer.drain()
             except ConnectionError:
                 return
@@ -55,15 +57,15 @@ class Hooks:
                 writer.close()
             await asyncio.gather(*lines)
 
-    async def _hear(self, body: bytes, hear: Hear) -> bool:
+    async def _deliver(self, body: bytes, deliver_webhook: DeliverWebhook) -> bool:
         notice = json.loads(body)
         ids = notice.get("data", notice)
-        if ids["orderId"] not in self.heard:
+        if ids["orderId"] not in self.acknowledged:
             return True
         self.count += 1
         self.under_way += 1
         try:
-            return await hear(ids["orderId"], ids.get("paymentKey"))
+            return await deliver_webhook(ids["orderId"], ids.get("paymentKey"))
         finally:
             self.under_way -= 1
 

@@ -76,10 +76,10 @@ class Wave:
         await self._order_faults_by_rate()
         await _at_once(self._first(story) for story in self.stories if not _is_late(story))
         await self._world.quiet()
-        await self._look()
+        await self._query_reservation()
         await self._until_all_ended()
         await self._note_met()
-        await self._world.told("/_faults", {"clear": True})
+        await self._world.post("/_faults", {"clear": True})
         if self._with_refunds:
             await self._refunds()
         await self._world.bench.flush(self.sale_id)
@@ -117,14 +117,14 @@ class Wave:
                 body["decline"] = "REJECT_CARD_COMPANY"
             if plan.kind is Kind.ACCOUNT:
                 body["method"] = "virtual_account"
-            payment_key = (await self._world.told("/_payments", body))["paymentKey"]
+            payment_key = (await self._world.post("/_payments", body))["paymentKey"]
         story = Story(plan, order, payment_key, deaths_of(plan))
         story.well_at = self._well_at(plan)
         self.stories.append(story)
         self._world.stories[order.order_id] = story
         # Where the PG acts without our call, its own webhook is dropped, and repeats of it come.
         if plan.cell.entry is Entry.WEBHOOK or plan.cell.fault == Fault.WEBHOOK_STORM:
-            self._world.hooks.heard.add(order.order_id)
+            self._world.hooks.acknowledged.add(order.order_id)
 
     def _well_at(self, plan: Plan) -> int:
         hangs = plan.cell.fault == Fault.HANG
@@ -149,7 +149,7 @@ class Wave:
             wish["operations"] = ["confirm", "cancel"] + ([] if lingers else ["look_up"])
         else:
             wish["times"] = 1
-        await self._world.told("/_faults", wish)
+        await self._world.post("/_faults", wish)
 
     async def _order_faults_by_rate(self) -> None:
         if not self._rate:
@@ -163,14 +163,14 @@ class Wave:
                 "operations": ["confirm", "cancel"] + ([] if fault in LINGERING else ["look_up"]),
                 "seconds": LINGER_SECONDS,
             }
-            await self._world.told("/_faults", wish)
+            await self._world.post("/_faults", wish)
 
     async def _first(self, story: Story) -> None:
         """The buyer is back: at the first process, and perhaps at the second one as well."""
         world = self._world
-        await world.in_first(story, world.come_back(world.first, story))
+        await world.in_first(story, world.open_success_url(world.first, story))
         if story.plan.cell.entry is Entry.SUCCESS:
-            await world.in_second(world.come_back(world.second, story))
+            await world.in_second(world.open_success_url(world.second, story))
 
     async def _until_all_ended(self) -> None:
         ill = True
@@ -186,7 +186,7 @@ class Wave:
     async def _recover(self) -> None:
         """The PG's outage ends, but for single faults that were ordered and did not occur yet."""
         await self._note_met()
-        await self._world.told("/_faults", {"clear": True})
+        await self._world.post("/_faults", {"clear": True})
         await _at_once(
             self._order_faults(story)
             for story in self.stories
@@ -194,8 +194,8 @@ class Wave:
         )
 
     def _unended(self) -> str:
-        told = [(s.order.order_id, s.plan) for s in self.stories if not s.ended_at]
-        return f"{len(told)} payments have not ended, the first: {told[:3]}"
+        open_stories = [(s.order.order_id, s.plan) for s in self.stories if not s.ended_at]
+        return f"{len(open_stories)} payments have not ended, the first: {open_stories[:3]}"
 
     async def _step(self, *, ill: bool) -> float:
         """Seconds from now in which nothing can happen."""
@@ -221,7 +221,7 @@ class Wave:
         await _at_once(steps)
         await Reaper(world.second.catalog, world.second.store).run_once(self.sale_id)
         await world.quiet()
-        await self._look()
+        await self._query_reservation()
 
     def _next(self, story: Story, due: bool) -> Any:
         """The payment's next step, if any."""
@@ -254,15 +254,17 @@ class Wave:
         story.claimed_at = self._world.clock.now_ms()
         order = story.order
         # An answer for another order looks like a forged webhook: the PG does not repeat it.
-        told_again = set(Fault) - set(LINGERING) - {Fault.OTHER_ORDER}
-        fault = self._draw.choice(sorted(told_again))
+        notify_again = set(Fault) - set(LINGERING) - {Fault.OTHER_ORDER}
+        fault = self._draw.choice(sorted(notify_again))
         wish = {"fault": fault, "orderId": order.order_id, "times": 2}
-        await self._world.told("/_faults", wish | {"operations": ["look_up", "cancel"]})
+        await self._world.post("/_faults", wish | {"operations": ["look_up", "cancel"]})
         await self._world.approve(story.payment_key, order)
 
     async def _repeat(self, story: Story) -> None:
         """A repeat of its webhook, until one is accepted."""
-        story.heard = await self._world.hear(story.order.order_id, story.payment_key)
+        story.acknowledged = await self._world.deliver_webhook(
+            story.order.order_id, story.payment_key
+        )
 
     def _nudges(self, story: Story) -> bool:
         """Whether it is time for the buyer to load the page again, or for a webhook to repeat."""
@@ -274,11 +276,11 @@ class Wave:
 
     async def _refresh(self, story: Story, due: bool) -> None:
         world = self._world
-        await world.in_second(world.come_back(world.second, story))
+        await world.in_second(world.open_success_url(world.second, story))
         if due:
             await world.in_second(world.second.settlement.settle(story.order.order_id))
 
-    async def _look(self) -> None:
+    async def _query_reservation(self) -> None:
         """Record the status of each payment."""
         open_ones = [story for story in self.stories if not story.ended_at]
         found = await self._world.second.store.read_many([s.order.order_id for s in open_ones])
@@ -289,7 +291,7 @@ class Wave:
             if story.lease_left:
                 story.lease_left = False
                 story.free_at = await self._world.second.store.lease_end(story.order) or 0
-            waits = _is_late(story) and not (story.claimed_at and _is_heard(story))
+            waits = _is_late(story) and not (story.claimed_at and _is_acknowledged(story))
             if order.status in _ENDED and not waits:
                 story.ended_at = self._world.clock.now_ms()
                 story.ended_as = story.status
@@ -313,7 +315,7 @@ class Wave:
             )
             if story.plan.cell.fault != NONE and story.plan.cell.fault not in LINGERING:
                 fault = {"fault": story.plan.cell.fault, "orderId": story.order.order_id}
-                await world.told("/_faults", fault | {"times": 1, "operations": ["cancel"]})
+                await world.post("/_faults", fault | {"times": 1, "operations": ["cancel"]})
         await _at_once(self._refund(story) for story in chosen)
         second = world.second
         refunder = Refunder(second.sql, second.refunds, clock=world.clock)
@@ -339,5 +341,5 @@ def _is_late(story: Story) -> bool:
     return story.plan.kind in (Kind.LATE, Kind.BEHIND)
 
 
-def _is_heard(story: Story) -> bool:
-    return story.heard or story.plan.kind is Kind.LATE
+def _is_acknowledged(story: Story) -> bool:
+    return story.acknowledged or story.plan.kind is Kind.LATE

@@ -49,7 +49,7 @@ def recorder(tmp_path: Path) -> Path:
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("cuts", [pytest.param(40, marks=push), pytest.param(400, marks=full)])
-async def test_a_file_that_is_cut_anywhere_is_whole_up_to_there_and_never_sold_behind_sql(
+async def test_a_truncated_file_keeps_its_prefix_and_is_not_sold_behind_sql(
     recorded: RecordedSale, tmp_path: Path, draw: random.Random, cuts: int
 ) -> None:
     size = recorded.file.stat().st_size
@@ -75,12 +75,12 @@ async def end_of(copy: RecordedSale, length: int, *, rebuild: bool) -> str:
         seq = await whole(bench, copy.sale_id)
         assert seq >= copy.last_answer(length)
         service = bench.service
-        await service.redis_monitor.look()
+        await service.redis_monitor.check_redis()
         if seq >= copy.flushed_seq:
             assert copy.sale_id not in service.redis_monitor.gaps
             # A flusher recreates its group where that was cut off.
             await bench.flush(copy.sale_id)
-            await service.redis_monitor.look()
+            await service.redis_monitor.check_redis()
             assert await bench.audited(copy.sale_id) == ()
             await bench.hold(copy.sale_id, buyer="after")
             return "goes on"
@@ -91,7 +91,7 @@ async def end_of(copy: RecordedSale, length: int, *, rebuild: bool) -> str:
         if not rebuild:
             return "closed"
         await service.rebuild.run(copy.sale_id, operator="op")
-        await service.redis_monitor.look()
+        await service.redis_monitor.check_redis()
         await bench.flush(copy.sale_id)
         assert await bench.audited(copy.sale_id) == ()
         await bench.hold(copy.sale_id, buyer="after")
@@ -126,7 +126,7 @@ async def test_a_power_cut_takes_nothing_that_was_answered(
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("flips", [pytest.param(15, marks=push), pytest.param(50, marks=full)])
-async def test_a_flipped_bit_is_refused_by_the_server_or_told_by_the_audit(
+async def test_a_flipped_bit_is_refused_by_the_server_or_found_by_the_audit(
     recorded: RecordedSale, tmp_path: Path, draw: random.Random, flips: int
 ) -> None:
     expected = await undamaged(recorded, tmp_path / "whole")
@@ -145,11 +145,11 @@ async def test_a_flipped_bit_is_refused_by_the_server_or_told_by_the_audit(
         shutil.rmtree(copy.folder)
     sys.stdout.write(f"{flips} flips: {dict(ends)}\n")
     assert not unseen, "\n".join(unseen)
-    assert ends["told by the audit"] or ends["closed"], "only what the server refuses was hit"
+    assert ends["found by the audit"] or ends["closed"], "only what the server refuses was hit"
 
 
 @pytest.mark.parametrize(
-    ("behind_flushed", "end"), [(0, "nothing changed"), (1, "told by the audit")]
+    ("behind_flushed", "end"), [(0, "nothing changed"), (1, "found by the audit")]
 )
 async def test_an_event_that_the_server_drops_matters_only_while_sql_lacks_it(
     recorded: RecordedSale, tmp_path: Path, behind_flushed: int, end: str
@@ -184,26 +184,26 @@ async def found_by(copy: RecordedSale, expected: dict[Any, Any]) -> str:
         await server.start()
         await server.stop()
         async with started(copy.folder) as bench:
-            return await told(copy, bench, expected)
+            return await audited(copy, bench, expected)
     return "refused"
 
 
-async def told(copy: RecordedSale, bench: Bench, expected: dict[Any, Any]) -> str:
+async def audited(copy: RecordedSale, bench: Bench, expected: dict[Any, Any]) -> str:
     service = bench.service
     there = await contents(service.settings.redis_url, flushed_seq=copy.flushed_seq)
     # A key under an unused name is no damage; its absence elsewhere may be.
     if {key: there.get(key) for key in expected} == expected:
         return "nothing changed"
     try:
-        await service.redis_monitor.look()
+        await service.redis_monitor.check_redis()
     except (BrokenInvariant, ValueError, KeyError):
         # In the service an alarm, and no check that admits a buyer.
         return "closed"
     if copy.sale_id in service.redis_monitor.gaps or service.redis_monitor.missing_of:
         return "closed"
     if await bench.audited(copy.sale_id):
-        return "told by the audit"
+        return "found by the audit"
     await bench.flush(copy.sale_id)
     if bench.alarms or await bench.audited(copy.sale_id):
-        return "told by the audit"
+        return "found by the audit"
     return "unseen"

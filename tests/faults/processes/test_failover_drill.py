@@ -140,10 +140,10 @@ class Buyer:
         self._url = shop.served.success_url(order, payment_key)
         self._accept = accept
         self.answers: list[httpx.Response] = []
-        self._thread = threading.Thread(target=self._come_back)
+        self._thread = threading.Thread(target=self._open_success_url)
         self._thread.start()
 
-    def _come_back(self) -> None:
+    def _open_success_url(self) -> None:
         """Load the address, again where the page reloads, until there is an answer."""
         give_up_at = time.monotonic() + SETTLE_SECONDS
         while not self.answers or (
@@ -241,7 +241,7 @@ def settled(shop: Shop, order: dict[str, Any], buyer: dict[str, str], payment_ke
     )
     # The other process of the API may open the sale again a little later.
     eventually(
-        lambda: shop.served.come_back(order, payment_key).status_code,
+        lambda: shop.served.open_success_url(order, payment_key).status_code,
         lambda status: status == 200,
         within=SETTLE_SECONDS,
     )
@@ -259,7 +259,7 @@ def books(shop: Shop, order: dict[str, Any], ended: str) -> int:
 @pytest.mark.parametrize(
     "times", [pytest.param(4, marks=pytest.mark.slow), pytest.param(50, marks=pytest.mark.soak)]
 )
-def test_a_failover_right_after_a_claim_costs_nobody_money(tmp_path: Path, times: int) -> None:
+def test_a_failover_right_after_a_claim_loses_no_payment(tmp_path: Path, times: int) -> None:
     seed = int(os.environ.get("DRILL_SEED", "0")) or random.randrange(1 << 32)
     draw, ends = random.Random(seed), Counter[str]()
     sys.stdout.write(f"DRILL_SEED={seed}\n")

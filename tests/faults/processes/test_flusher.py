@@ -35,7 +35,7 @@ DRAIN_SECONDS = 60.0
 #: Buyers at once, and the pause of each between two orders: enough events for every moment of a
 #: round, and few enough to be compared one by one.
 WIDTH = 16
-LOOK_AROUND_SECONDS = 0.02
+POLL_SECONDS = 0.02
 #: Orders that are compared with SQL's; all of their events are.
 ORDERS_COMPARED = 1_000
 ITEMS = (Item(sku="a", name="A", price=1000, total=1_000_000, limit_per_buyer=10),)
@@ -53,10 +53,10 @@ class Shop:
     async def buyer(self) -> None:
         while self.on:
             order = await self.bench.hold(self.sale_id, f"b{next(self.buyers)}")
-            await self._go_on(order)
-            await asyncio.sleep(LOOK_AROUND_SECONDS)
+            await self._resume(order)
+            await asyncio.sleep(POLL_SECONDS)
 
-    async def _go_on(self, order: Reservation) -> None:
+    async def _resume(self, order: Reservation) -> None:
         match self.chance.randrange(3):
             case 0:
                 await self.bench.service.releases.release(order, reason=Reason(Cause.BUYER))
@@ -101,8 +101,8 @@ async def flushing(environ: dict[str, str], sale_id: str) -> AsyncIterator[Any]:
     finally:
         if child.returncode is None:
             child.send_signal(signal.SIGKILL)
-        told, _ = await child.communicate()
-        assert b"alarm" not in told, told
+        output, _ = await child.communicate()
+        assert b"alarm" not in output, output
 
 
 async def kill_flushers(environ: dict[str, str], shop: Shop, kills: int) -> None:
@@ -224,7 +224,7 @@ async def test_a_postgresql_that_is_away_is_caught_up_with(
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seconds", AWAY)
-async def test_a_sqlite_that_somebody_locks_is_caught_up_with(
+async def test_a_locked_sqlite_is_caught_up_with(
     tmp_path: Path, valkey_url: str, sqlite_url: str, seconds: float
 ) -> None:
     file = tmp_path / "orders.sqlite3"

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.faults.simulation.plans import Plan
 from tests.faults.simulation.run import Outcome, ground
 
-__all__ = ["Total", "main", "told"]
+__all__ = ["Total", "main", "summary_of"]
 
 
 def main() -> int:
@@ -18,15 +18,16 @@ def main() -> int:
     given.add_argument("--seed", type=int, default=1, help="the first one")
     given.add_argument("--runs", type=int, default=1, help="so many seeds from there on")
     given.add_argument("--fair", action="store_true", help="nothing goes wrong")
-    given.add_argument("--trace", action="store_true", help="tell every message")
-    wish = given.parse_args()
+    given.add_argument("--trace", action="store_true", help="print every message")
+    options = given.parse_args()
     bad, total = 0, Total()
     with ground() as here:
-        for seed in range(wish.seed, wish.seed + wish.runs):
+        for seed in range(options.seed, options.seed + options.runs):
             outcome = here.run(
-                Plan.of(seed, faults=not wish.fair), tell=_tell if wish.trace else None
+                Plan.of(seed, faults=not options.fair),
+                on_line=_print_line if options.trace else None,
             )
-            sys.stdout.write(told(outcome) + "\n")
+            sys.stdout.write(summary_of(outcome) + "\n")
             sys.stdout.flush()
             total.add(outcome)
             bad += bool(outcome.problems)
@@ -58,11 +59,11 @@ class Total:
         )
 
 
-def _tell(line: str) -> None:
+def _print_line(line: str) -> None:
     sys.stdout.write(line + "\n")
 
 
-def told(outcome: Outcome) -> str:
+def summary_of(outcome: Outcome) -> str:
     """One run on a line; more where it failed."""
     judgement = outcome.judgement
     counts = outcome.counts

@@ -94,7 +94,7 @@ def _with(url: str, query: dict[str, str]) -> str:
     return parts._replace(query=urlencode([*parse_qsl(parts.query), *query.items()])).geturl()
 
 
-async def _come_back(client: Client, url: str) -> Answer:
+async def _open_success_url(client: Client, url: str) -> Answer:
     """Load the success page until it has an outcome, as buyers do."""
     answer = await client.call("GET", url)
     for _ in range(client.draw.choice((0, 2, 5))):
@@ -108,21 +108,23 @@ async def _come_back(client: Client, url: str) -> Answer:
 async def _pays(client: Client, order: dict[str, Any]) -> None:
     payment_key = await _pay(client, order)
     if payment_key:
-        await _come_back(client, _success(order, payment_key))
+        await _open_success_url(client, _success(order, payment_key))
 
 
 async def _reloads(client: Client, order: dict[str, Any]) -> None:
     payment_key = await _pay(client, order)
     if payment_key:
         url = _success(order, payment_key)
-        await asyncio.gather(*(_come_back(client, url) for _ in range(client.draw.randint(2, 4))))
-        await _come_back(client, url)
+        await asyncio.gather(
+            *(_open_success_url(client, url) for _ in range(client.draw.randint(2, 4)))
+        )
+        await _open_success_url(client, url)
 
 
 async def _pays_twice(client: Client, order: dict[str, Any]) -> None:
     keys = [await _pay(client, order), await _pay(client, order)]
     urls = [_success(order, key) for key in keys if key]
-    await asyncio.gather(*(_come_back(client, url) for url in urls))
+    await asyncio.gather(*(_open_success_url(client, url) for url in urls))
 
 
 async def _leaves(client: Client, order: dict[str, Any]) -> None:
@@ -146,7 +148,7 @@ async def _fails(client: Client, order: dict[str, Any]) -> None:
 async def _is_declined(client: Client, order: dict[str, Any]) -> None:
     payment_key = await _pay(client, order, decline=client.draw.choice(_DECLINES))
     if payment_key:
-        await _come_back(client, _success(order, payment_key))
+        await _open_success_url(client, _success(order, payment_key))
     if client.draw.random() < 0.5:
         await _pays(client, order)
 
@@ -155,7 +157,7 @@ async def _late(client: Client, order: dict[str, Any]) -> None:
     payment_key = await _pay(client, order)
     await client.pause(_LATE_SECONDS)
     if payment_key:
-        await _come_back(client, _success(order, payment_key))
+        await _open_success_url(client, _success(order, payment_key))
 
 
 async def _tampers(client: Client, order: dict[str, Any]) -> None:
@@ -168,11 +170,11 @@ async def _tampers(client: Client, order: dict[str, Any]) -> None:
         other = client.draw.choice(strangers)
         await client.call("GET", _success(order, payment_key, orderId=other["orderId"]))
         await client.call("POST", f"/v1/reservations/{other['orderId']}/release")
-    await _come_back(client, _success(order, payment_key))
+    await _open_success_url(client, _success(order, payment_key))
 
 
 async def _makes_up(client: Client, order: dict[str, Any]) -> None:
-    await _come_back(client, _success(order, f"madeup{client.draw.randrange(10**12)}"))
+    await _open_success_url(client, _success(order, f"madeup{client.draw.randrange(10**12)}"))
     if client.draw.random() < 0.5:
         await _pays(client, order)
 
@@ -182,7 +184,7 @@ async def _transfers(client: Client, order: dict[str, Any]) -> None:
     payment_key = await _pay(client, order, method="virtual_account")
     if payment_key is None:
         return
-    await _come_back(client, _success(order, payment_key))
+    await _open_success_url(client, _success(order, payment_key))
     # Sooner or later; where this one is refused, because there is no account yet, the operator
     # makes it in the end.
     client.town.accounts.append(payment_key)
@@ -199,7 +201,7 @@ async def _releases_while_paying(client: Client, order: dict[str, Any]) -> None:
         await client.pause(0.3)
         await client.call("POST", f"/v1/reservations/{order['orderId']}/release")
 
-    await asyncio.gather(_come_back(client, _success(order, payment_key)), release())
+    await asyncio.gather(_open_success_url(client, _success(order, payment_key)), release())
 
 
 _ACTS: dict[str, Callable[[Client, dict[str, Any]], Awaitable[None]]] = {

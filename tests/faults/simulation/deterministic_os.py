@@ -32,7 +32,7 @@ def determined(loop: VirtualLoop, seed: str) -> Generator[None]:
         return (EPOCH_MS + skew_ms) * 1_000_000 + int(loop.now * 1e9)
 
     def no_sleep(_: float) -> None:
-        raise AssertionError("somebody sleeps in the loop")
+        raise AssertionError("a blocking sleep in the event loop")
 
     answers: dict[str, Any] = {
         "time": lambda: wall_ns() / 1e9,

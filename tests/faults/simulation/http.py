@@ -101,8 +101,8 @@ class _Exchange:
         self._end = 0
         self._gone = asyncio.Event()
         kind = "asks" if fate is Fate.WELL else f"http-{fate.value}"
-        told = urlsplit(request.url)
-        trace.note(kind, asker.name, f"{request.method} {told.netloc}{told.path}")
+        target = urlsplit(request.url)
+        trace.note(kind, asker.name, f"{request.method} {target.netloc}{target.path}")
         if fate is Fate.REQUEST_LOST:
             return
         arrive = self._break_off if fate is Fate.RESET else self._arrive
@@ -168,14 +168,14 @@ async def _call(app: Any, request: Request, gone: asyncio.Event) -> Response:
         "client": ("127.0.0.1", 40_000),
         "server": ("127.0.0.1", 80),
     }
-    told = [{"type": "http.request", "body": request.body, "more_body": False}]
+    messages = [{"type": "http.request", "body": request.body, "more_body": False}]
     status, whole = 0, False
     headers: tuple[tuple[bytes, bytes], ...] = ()
     parts: list[bytes] = []
 
     async def receive() -> dict[str, Any]:
-        if told:
-            return told.pop()
+        if messages:
+            return messages.pop()
         await gone.wait()
         return {"type": "http.disconnect"}
 

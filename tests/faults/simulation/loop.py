@@ -91,7 +91,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """At once, in the one thread there is."""
         return self.create_task(_at_once(func, args))
 
-    def go_on(self, owner: Halted) -> None:
+    def resume(self, owner: Halted) -> None:
         """Release all callbacks that were held back for a process."""
         owner.halted = False
         self._ready.extend(owner.kept_back)  # type: ignore[attr-defined]

@@ -67,4 +67,4 @@ class Process(Halted):
     def thaw(self) -> None:
         """SIGCONT; no effect on a dead process."""
         if self.alive:
-            self.loop.go_on(self)
+            self.loop.resume(self)

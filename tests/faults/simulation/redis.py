@@ -148,10 +148,10 @@ class SimulatedWire:
                 await self._connection.send_packed_command(packed)
                 return [await self._connection.answer() for _ in range(count)]
         except TimeoutError as error:
-            raise RedisTimeoutError("the reply took too long") from error
+            raise RedisTimeoutError("the reply timed out") from error
 
     def close(self) -> None:
-        self._connection.break_off()
+        self._connection.abort()
 
 
 class _Connection:
@@ -240,9 +240,9 @@ class _Connection:
         return await self._replies.popleft()
 
     async def disconnect(self, *, nowait: bool = False) -> None:
-        self.break_off()
+        self.abort()
 
-    def break_off(self) -> None:
+    def abort(self) -> None:
         self._broken = True
 
     def _check_alive(self) -> None:

@@ -55,7 +55,7 @@ REST_SECONDS = 3_600.0
 #: Faults go on for a while after the last buyer has come.
 FAULTS_AFTER_SECONDS = 20.0
 #: Between two checks whether all is done.
-LOOK_SECONDS = 10.0
+OBSERVE_SECONDS = 10.0
 #: Pauses of the workers' loops when they have nothing to do. In production they are shorter; here
 #: they set the cost of an idle virtual second.
 PAUSES = {"REAP_SECONDS": 0.7, "SETTLE_SECONDS": 0.6, "FLUSH_SECONDS": 0.5}
@@ -103,24 +103,26 @@ class Ground:
         asyncio.run(_make_tables(self._empty))
         self._apps = {name: create_app(self._settings) for name in APIS}
 
-    def run(self, plan: Plan, *, tell: Any = None, rest_seconds: float = REST_SECONDS) -> Outcome:
+    def run(
+        self, plan: Plan, *, on_line: Any = None, rest_seconds: float = REST_SECONDS
+    ) -> Outcome:
         """One seed from beginning to end.
 
         Args:
             plan: the seed's.
-            tell: gets each line of the trace.
+            on_line: gets each line of the trace.
             rest_seconds: the time-out until nothing is held any more.
         """
         with _quietly():
-            outcome = self._run(plan, tell, rest_seconds)
+            outcome = self._run(plan, on_line, rest_seconds)
             gc.collect()
         return outcome
 
-    def _run(self, plan: Plan, tell: Any, rest_seconds: float) -> Outcome:
+    def _run(self, plan: Plan, on_line: Any, rest_seconds: float) -> Outcome:
         began = time.monotonic()
         self._clean()
         loop = VirtualLoop()
-        trace = Trace(loop, tell)
+        trace = Trace(loop, on_line)
         run = _Run(plan, loop, trace, self, rest_seconds)
         asyncio.set_event_loop(None)
         try:
@@ -236,7 +238,7 @@ class _Run:
         SimulatedClient.web = self._web
         before = structlog.get_config()
         structlog.configure(
-            processors=[self._hear], wrapper_class=structlog.make_filtering_bound_logger(0)
+            processors=[self._capture_log], wrapper_class=structlog.make_filtering_bound_logger(0)
         )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(redis_pool, "ConnectionPool", SimulatedPool)
@@ -255,7 +257,7 @@ class _Run:
                 structlog.configure(**before)
                 self._world.redis.close()
 
-    def _hear(self, _: Any, __: str, event: MutableMapping[str, Any]) -> str:
+    def _capture_log(self, _: Any, __: str, event: MutableMapping[str, Any]) -> str:
         """The service's own log: a bug that it survives is still a bug."""
         name = str(event.get("event"))
         if name in _BUGS or event.get("exc_info"):
@@ -300,7 +302,7 @@ class _Run:
         sale_id, until = self.town.sale_id, self._loop.now + self._rest_seconds
         async with self._world.auditor() as service:
             while not await operator.all_done(service) and self._loop.now < until:  # noqa: ASYNC110
-                await asyncio.sleep(LOOK_SECONDS)
+                await asyncio.sleep(OBSERVE_SECONDS)
             entries = await operator.ledger()
             self._judgement = await witnessed(service, sale_id, self.town.operations, entries)
             counters = await service.sale_store.counters(sale_id)
@@ -356,4 +358,4 @@ def _no_context(**_: Any) -> None:
 
 
 #: Log events that no run may have.
-_BUGS = {"worker_bug", "round_broke", "sandbox_failed"}
+_BUGS = {"worker_bug", "round_crashed", "sandbox_failed"}

@@ -30,10 +30,10 @@ def _wrong(here: Ground) -> str:
     return ""
 
 
-def test_stock_that_nobody_counts_is_noticed() -> None:
+def test_uncounted_stock_is_detected() -> None:
     old = "short = short or stock.available < line.quantity"
     with ground({"lib/sold_out.lua": (old, "short = false")}) as here:
-        assert "a counter is below nothing" in _wrong(here)
+        assert "negative counter" in _wrong(here)
 
 
 def test_a_lost_answer_taken_for_a_decline_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +50,7 @@ def test_a_lost_answer_taken_for_a_decline_is_noticed(monkeypatch: pytest.Monkey
     monkeypatch.setattr(TossGateway, "confirm", hasty)
     monkeypatch.setattr(Webhooks, "publish", silent)
     with ground() as here:
-        assert "the PG keeps" in _wrong(here)
+        assert "the PG's balance is" in _wrong(here)
 
 
 def test_events_acknowledged_before_sql_has_them_are_noticed(

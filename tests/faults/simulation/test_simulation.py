@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.simulation.__main__ import Total, told
+from tests.faults.simulation.__main__ import Total, summary_of
 from tests.faults.simulation.plans import Plan
 from tests.faults.simulation.run import Ground, ground
 
@@ -32,7 +32,7 @@ def here() -> Iterator[Ground]:
 @pytest.mark.slow
 def test_a_sale_in_fair_weather_sells_and_every_answer_is_true(here: Ground) -> None:
     outcome = here.run(Plan.of(3, faults=False))
-    assert not outcome.problems, told(outcome)
+    assert not outcome.problems, summary_of(outcome)
     assert outcome.judgement is not None
     assert outcome.judgement.operations > 50
     assert outcome.orders > 10
@@ -44,14 +44,14 @@ def _run_for(here: Ground, seconds: float) -> Total:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         outcome = here.run(Plan.of(draw.randrange(1_000, 1_000_000_000)))
-        assert not outcome.problems, told(outcome)
+        assert not outcome.problems, summary_of(outcome)
         total.add(outcome)
     sys.stdout.write(f"{total}\n")
     return total
 
 
 @pytest.mark.slow
-def test_a_seed_that_nobody_has_run_goes_well(here: Ground) -> None:
+def test_an_untried_seed_passes(here: Ground) -> None:
     assert _run_for(here, 0.5).operations > 0
 
 

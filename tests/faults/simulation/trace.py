@@ -17,12 +17,12 @@ class Trace:
 
     Args:
         loop: the clock.
-        tell: receives each line as it comes; optional.
+        on_line: receives each line as it comes; optional.
     """
 
-    def __init__(self, loop: VirtualLoop, tell: Callable[[str], None] | None = None) -> None:
+    def __init__(self, loop: VirtualLoop, on_line: Callable[[str], None] | None = None) -> None:
         self._loop = loop
-        self._tell = tell
+        self._on_line = on_line
         self._hash = hashlib.sha256()
         self.last: deque[str] = deque(maxlen=LAST)
         self.counts: Counter[str] = Counter()
@@ -33,8 +33,8 @@ class Trace:
         self._hash.update(line.encode())
         self.counts[kind] += 1
         self.last.append(line)
-        if self._tell is not None:
-            self._tell(line)
+        if self._on_line is not None:
+            self._on_line(line)
 
     @property
     def digest(self) -> str:

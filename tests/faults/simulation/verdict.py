@@ -13,7 +13,7 @@ from reservation.verification.model.report import Judgement
 __all__ = ["problems_of", "witnessed"]
 
 #: Violations that are reported in full.
-TOLD_MAX = 10
+PROBLEMS_MAX = 10
 
 
 async def witnessed(
@@ -23,7 +23,7 @@ async def witnessed(
     entries: list[dict[str, Any]],
 ) -> Judgement:
     """The model's judgement on every answer."""
-    witness, line = HistoryChecker(), 0
+    checker, line = HistoryChecker(), 0
     past = recorded(
         sale_id,
         sales=service.sale_store,
@@ -35,15 +35,15 @@ async def witnessed(
         if isinstance(record, End):
             for entry in entries:
                 line += 1
-                witness.add(line, _money(sale_id, entry))
+                checker.add(line, _money(sale_id, entry))
             record.money = True
         line += 1
-        witness.add(line, record)
+        checker.add(line, record)
         if isinstance(record, History):
             for operation in operations:
                 line += 1
-                witness.add(line, operation)
-    return witness.finish()
+                checker.add(line, operation)
+    return checker.finish()
 
 
 def _money(sale_id: str, entry: dict[str, Any]) -> MoneyLine:
@@ -63,7 +63,7 @@ def problems_of(
     """All findings; empty where there are none."""
     books = books_of(sale_id, audit=audit, orders=orders, entries=entries)
     found = disagreements(books)
-    found += [f"{one.name}: {one.reason}" for one in judgement.violations[:TOLD_MAX]]
+    found += [f"{one.name}: {one.reason}" for one in judgement.violations[:PROBLEMS_MAX]]
     held, lag = books.counted("held"), audit.get("lag", 0)
     if held or lag:
         found.append(f"{held} still held and {lag} events behind")

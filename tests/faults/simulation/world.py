@@ -131,13 +131,13 @@ class World:
         process = Process("auditor", self.loop, self.luck("auditor"))
         up: asyncio.Future[Service] = self.loop.create_future()
 
-        async def stand_by() -> None:
+        async def restart_when_due() -> None:
             async with opened(self.settings) as service:
                 await service.connections.measure_offset()
                 up.set_result(service)
                 await asyncio.Event().wait()
 
-        standing = process.start(stand_by())
+        standing = process.start(restart_when_due())
         await asyncio.wait({standing, up}, return_when=asyncio.FIRST_COMPLETED)
         try:
             yield up.result() if up.done() else standing.result()
@@ -197,7 +197,7 @@ class World:
     async def _end_all(self) -> None:
         """Run every clean-up, of dead processes too, whose calls reach no server."""
         for process in self._lived:
-            self.loop.go_on(process)
+            self.loop.resume(process)
         left: set[asyncio.Task[Any]] = set()
         for _ in range(ROUNDS_TO_END):
             left = asyncio.all_tasks() - {asyncio.current_task()}

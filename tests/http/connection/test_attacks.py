@@ -170,7 +170,7 @@ def test_2000_half_open_connections_leave_others_served(tmp_path: Path, fast_pat
         ("nginx with websocket lines, unbuffered", 40_000),
     ],
 )
-def test_nobody_speaks_with_the_credential_of_the_next_client(
+def test_credentials_are_not_reused_for_the_next_client(
     edges: Any, tmp_path: Path, proxy: str, filler: int
 ) -> None:
     """An attacker's body ends in the beginning of a request; an operator's request comes next."""

@@ -137,7 +137,7 @@ def test_the_id_of_a_request_is_in_its_refusal(edge: Served) -> None:
         assert wire.answer().headers["x-request-id"] == "my-own-id"
 
 
-def test_what_is_unusual_and_allowed_is_answered(edge: Served) -> None:
+def test_unusual_but_valid_requests_are_answered(edge: Served) -> None:
     host = b"Host: [::1]:8000\r\n"
     allowed = [
         b"\r\n\r\nGET /health/live HTTP/1.1\r\n" + host + b"\r\n",

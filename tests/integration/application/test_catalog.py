@@ -140,7 +140,7 @@ async def test_an_epoch_from_before_a_rebuild_that_arrives_after_it_is_queried_a
         service.catalog.learn(sale_id, report.epoch)
     rebuilt.set()
     assert (await loading).epoch == report.epoch
-    assert service.catalog.at_hand(sale_id) is not None
+    assert service.catalog.cached(sale_id) is not None
 
 
 async def test_a_sale_from_before_a_rebuild_is_read_again(
@@ -192,7 +192,7 @@ async def test_creations_at_once_are_all_answered_with_their_sale(
         assert all(found)
 
 
-async def test_a_creation_costs_the_same_however_many_sales_there_are(
+async def test_a_creation_costs_the_same_with_any_number_of_sales(
     here: Bench, statements: list[str]
 ) -> None:
     await here.sale()
@@ -222,12 +222,12 @@ async def test_an_answer_to_an_operator_shows_the_change(
     sale_id = await here.sale()
     read = service.sale_store.read
 
-    async def read_and_tell_late(sale_id: str) -> Sale | None:
+    async def read_late(sale_id: str) -> Sale | None:
         sale = await read(sale_id)
         await asyncio.sleep(0.01)
         return sale
 
-    monkeypatch.setattr(service.sale_store, "read", read_and_tell_late)
+    monkeypatch.setattr(service.sale_store, "read", read_late)
     over = asyncio.Event()
 
     async def poll() -> None:
@@ -267,7 +267,7 @@ async def walk(here: Bench, limit: int) -> list[Sale]:
             return found
 
 
-async def test_live_sales_come_first_then_coming_ones_then_past_ones(here: Bench) -> None:
+async def test_live_sales_come_before_upcoming_and_ended_ones(here: Bench) -> None:
     now_ms = here.service.connections.server_now_ms()
     hour = 3_600_000
     past = [
@@ -309,7 +309,7 @@ async def commands(here: Bench) -> int:
     return int(line.partition(":")[2])
 
 
-async def test_the_list_is_read_once_for_all_who_ask(here: Bench) -> None:
+async def test_concurrent_readers_share_one_read_of_the_list(here: Bench) -> None:
     for _ in range(30):
         await here.sale()
     now_ms = here.service.connections.server_now_ms()
@@ -358,7 +358,7 @@ async def test_a_damaged_sale_is_left_out_and_named(here: Bench, harm: str) -> N
     assert ALARMS.labels("sale_unreadable")._value.get() == before + 1
 
 
-async def test_a_worker_whose_clock_is_off_says_so_once(here: Bench) -> None:
+async def test_a_worker_with_a_skewed_clock_raises_one_alarm(here: Bench) -> None:
     service = here.service
     worker = Worker(service)
     before = ALARMS.labels("worker_clock")._value.get()

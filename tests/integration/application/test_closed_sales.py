@@ -28,7 +28,7 @@ async def place(tmp_path: Path, valkey_url: str) -> AsyncIterator[Bench]:
 
 
 async def closed(place: Bench, sale_id: str) -> None:
-    await place.service.redis_monitor.look()
+    await place.service.redis_monitor.check_redis()
     assert sale_id in place.service.redis_monitor.gaps
 
 
@@ -78,7 +78,7 @@ async def test_the_list_has_an_order_that_redis_lost(place: Bench) -> None:
 async def test_a_wait_is_not_ended_by_the_older_state(
     place: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waits_module, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(waits_module, "POLL_SECONDS", 0.01)
     order = await paid_in_sql_alone(place)
     seen = await found(place, order)
     waiting = asyncio.create_task(place.service.queries.next_change(seen, LONG_SECONDS))
@@ -86,7 +86,7 @@ async def test_a_wait_is_not_ended_by_the_older_state(
         await asyncio.wait_for(asyncio.shield(waiting), 0.3)
     # The wait continues on the current sale.
     await place.service.rebuild.run(order.sale_id, operator="op")
-    await place.service.redis_monitor.look()
+    await place.service.redis_monitor.check_redis()
     known = await place.service.catalog.get(order.sale_id)
     now = await place.service.store.read(order.order_id)
     assert now is not None
@@ -109,7 +109,7 @@ async def test_an_item_does_not_wait_for_the_deadline_of_a_paid_order(place: Ben
     assert (await place.service.explain.item(order.sale_id, "a")).next_deadlines == ()
 
 
-async def test_an_order_that_a_process_moved_on_meanwhile_is_found_as_paid(place: Bench) -> None:
+async def test_an_order_paid_by_another_process_is_found_as_paid(place: Bench) -> None:
     """The numbers of Redis' events pass those of SQL, and the events differ."""
     sale_id = await place.sale()
     order = await place.hold(sale_id)
@@ -134,7 +134,7 @@ async def test_an_order_that_a_process_moved_on_meanwhile_is_found_as_paid(place
     assert (await found(place, order)).status is Status.CONFIRMED
 
 
-async def test_what_sql_lacks_is_found_as_redis_has_it(place: Bench) -> None:
+async def test_events_missing_in_sql_are_read_from_redis(place: Bench) -> None:
     """Redis lost a change of one order, and SQL has yet to receive those of another."""
     sale_id = await place.sale()
     order = await place.hold(sale_id)

@@ -26,34 +26,34 @@ def run(service: Served, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_an_order_tells_its_whole_story_and_what_comes_next(served: Served) -> None:
+def test_an_order_shows_its_history_and_its_next_step(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     payment_key = served.pay(order)
-    assert served.come_back(order, payment_key).json()["status"] == "CONFIRMED"
+    assert served.open_success_url(order, payment_key).json()["status"] == "CONFIRMED"
     served.audit(sale_id)
-    told = run(served, "why", order["orderId"])
-    assert (told.returncode, told.stderr) == (0, "")
+    ran = run(served, "why", order["orderId"])
+    assert (ran.returncode, ran.stderr) == (0, "")
     for part in ("CONFIRMED since", "prepared", "intent", "answer", "confirmed", "next: CONFIRMED"):
-        assert part in told.stdout
-    assert payment_key not in told.stdout
+        assert part in ran.stdout
+    assert payment_key not in ran.stdout
 
 
 @pytest.mark.parametrize(
     ("end", "said"),
     [
         ("hold", "HELD: the stock is held until"),
-        ("release", "RELEASED: the stock is back"),
-        ("refund", "REFUNDED: the money went back"),
+        ("release", "RELEASED: the stock is released"),
+        ("refund", "REFUNDED: the payment was refunded"),
     ],
 )
-def test_each_status_says_what_comes_next(served: Served, end: str, said: str) -> None:
+def test_each_status_has_a_next_step(served: Served, end: str, said: str) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     if end == "release":
         assert served.release(order).status_code == 200
     if end == "refund":
-        served.come_back(order, served.pay(order))
+        served.open_success_url(order, served.pay(order))
         done = run(served, "refund", order["orderId"], "--reason", "sorry", "--no-restock")
         assert (done.returncode, done.stderr) == (0, "")
         assert "REFUNDED" in done.stdout
@@ -66,28 +66,30 @@ def test_each_status_says_what_comes_next(served: Served, end: str, said: str) -
 
 
 @pytest.mark.slow
-def test_an_undecided_payment_says_when_it_is_looked_at_and_given_back(served: Served) -> None:
+def test_an_undecided_payment_shows_its_next_check_and_release(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     try:
         served.order_fault(order, "error_before_commit", operations=["confirm"], times=1000)
-        assert served.come_back(order, served.pay(order)).status_code == 202
+        assert served.open_success_url(order, served.pay(order)).status_code == 202
         path = f"/v1/admin/orders/{order['orderId']}"
         served.audit(sale_id)
         said = served.http.get(path, headers=served.admin).json()["next"]
         assert "CONFIRMING under fence" in said
-        assert "the settler looks again" in said
-        assert "given back at the earliest at" in said
+        assert "the settler asks the PG" in said
+        assert "the stock is released at" in said
         item = served.http.get(
             f"/v1/admin/sales/{sale_id}/items/a/why", headers=served.admin
         ).json()
         assert [row["orderId"] for row in item["undecided"]] == [order["orderId"]]
     finally:
         served.clear_faults(order)
-    eventually(lambda: served.look(order)["status"], lambda status: status == "CONFIRMED")
+    eventually(
+        lambda: served.get_reservation(order)["status"], lambda status: status == "CONFIRMED"
+    )
 
 
-def test_an_item_tells_its_holders_and_the_next_deadlines(served: Served) -> None:
+def test_an_item_shows_its_holders_and_next_deadlines(served: Served) -> None:
     sale_id = served.sale()
     name, buyer = served.named_buyer()
     first = served.hold(sale_id, buyer, items=[("a", 3)], amount=3000)
@@ -100,12 +102,12 @@ def test_an_item_tells_its_holders_and_the_next_deadlines(served: Served) -> Non
     assert item["nextDeadlines"][0]["orderId"] == first["orderId"]
     assert item["nextDeadlines"][0]["until"] == first["expiresAt"]
     assert item["undecided"] == []
-    told = run(served, "why", f"{sale_id}/a")
-    assert "holders: 2" in told.stdout
-    assert name in told.stdout
+    ran = run(served, "why", f"{sale_id}/a")
+    assert "holders: 2" in ran.stdout
+    assert name in ran.stdout
 
 
-def test_what_is_not_there_is_said_to_be_missing(served: Served) -> None:
+def test_missing_items_are_listed_as_missing(served: Served) -> None:
     sale_id = served.sale()
     path = f"/v1/admin/sales/{sale_id}/items/z/why"
     refused(served.http.get(path, headers=served.admin), 404, "sku_not_found")

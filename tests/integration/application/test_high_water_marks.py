@@ -38,17 +38,17 @@ def mark(seq: int, chain: str = "", epoch: str = "e") -> MarkRow:
         (mark(8, "c8"), None),
         # It has left the outbox: SQL has it, and the next check reads its chain value from there.
         (mark(7, "c7"), None),
-        (mark(11, "c11"), "answered for event 11 before: 2 events are lost"),
+        (mark(11, "c11"), "acknowledged event 11 before: 2 events are lost"),
         (mark(11), "2 events are lost"),
-        (mark(9, "x"), "event 9 is another one"),
-        (mark(8, "x"), "event 8 is another one"),
-        (msgspec.structs.replace(mark(7, "x"), differs=True), "event 7 is another one in SQL"),
+        (mark(9, "x"), "event 9 differs"),
+        (mark(8, "x"), "event 8 differs"),
+        (msgspec.structs.replace(mark(7, "x"), differs=True), "event 7 in SQL differs"),
         (mark(11, "c11", epoch="an earlier one"), None),
     ],
 )
-def test_a_server_that_lacks_what_was_seen_has_lost_it(seen: MarkRow, gap: str | None) -> None:
-    told = compare(HEAD, AHEAD, [seen])
-    assert told is None if gap is None else told is not None and gap in told
+def test_a_server_behind_its_marks_has_lost_events(seen: MarkRow, gap: str | None) -> None:
+    compared = compare(HEAD, AHEAD, [seen])
+    assert compared is None if gap is None else compared is not None and gap in compared
 
 
 def test_a_mark_rises_within_its_epoch_and_begins_anew_with_the_next() -> None:
@@ -67,7 +67,7 @@ def test_a_mark_rises_within_its_epoch_and_begins_anew_with_the_next() -> None:
     assert marks.take_unwritten() == {}
 
 
-async def test_what_no_process_is_left_to_tell_is_told_by_sql(
+async def test_marks_in_sql_show_a_loss_after_all_processes_ended(
     tmp_path: Path, valkey_url: str
 ) -> None:
     """All processes end before SQL has the events: the marks alone show the loss."""
@@ -78,12 +78,12 @@ async def test_what_no_process_is_left_to_tell_is_told_by_sql(
         await first.service.data_loss.write("")
         await first.put_back(sale_id, memory)
     async with bench(tmp_path, valkey_url) as second:
-        await second.service.redis_monitor.look()
+        await second.service.redis_monitor.check_redis()
         assert "1 events are lost" in second.service.redis_monitor.gaps[sale_id]
         with pytest.raises(SaleRecovering):
             await second.hold(sale_id)
         await second.service.rebuild.run(sale_id, operator="op")
-        await second.service.redis_monitor.look()
+        await second.service.redis_monitor.check_redis()
         await second.hold(sale_id)
 
 
@@ -100,10 +100,10 @@ async def test_another_event_under_the_number_of_a_mark_is_a_loss(
             await other.hold(sale_id, "ben")
             await other.hold(sale_id, "cid")
             await other.flush(sale_id)
-            await other.service.redis_monitor.look()
+            await other.service.redis_monitor.check_redis()
             assert sale_id not in other.service.redis_monitor.gaps
             await here.service.data_loss.write("")
-            await other.service.redis_monitor.look()
+            await other.service.redis_monitor.check_redis()
             assert sale_id in other.service.redis_monitor.gaps
 
 
@@ -113,11 +113,11 @@ async def test_a_process_waits_for_the_marks_of_the_others_before_it_follows(
     async with bench(tmp_path, valkey_url) as here, bench(tmp_path, valkey_url) as other:
         here.service.connections.guard()
         await other.service.data_loss.write("the life before")
-        await here.service.redis_monitor.look()
+        await here.service.redis_monitor.check_redis()
         assert not here.service.connections.vouched
         # The other process has noticed: its marks are in SQL, and it writes to no server.
         await other.service.data_loss.write("")
-        await here.service.redis_monitor.look()
+        await here.service.redis_monitor.check_redis()
         assert here.service.connections.vouched
 
 
@@ -145,13 +145,13 @@ async def test_a_loss_that_one_process_reports_closes_the_sale_of_all(
         here.service.data_loss.report(sale_id, epoch, "a test")
         with pytest.raises(SaleRecovering):
             await here.hold(sale_id)
-        await here.service.redis_monitor.look()
+        await here.service.redis_monitor.check_redis()
         assert here.service.redis_monitor.gaps == {sale_id: "a test"}
-        await other.service.redis_monitor.look()
+        await other.service.redis_monitor.check_redis()
         assert other.service.redis_monitor.gaps == {sale_id: "a test"}
         await other.service.rebuild.run(sale_id, operator="op")
         for each in (here, other):
-            await each.service.redis_monitor.look()
+            await each.service.redis_monitor.check_redis()
             assert each.service.redis_monitor.gaps == {}
 
 
@@ -167,13 +167,13 @@ async def test_a_report_is_kept_until_sql_takes_it(
     with monkeypatch.context() as patch:
         patch.setattr(here.service.sql.events, "put_marks", away)
         here.service.data_loss.report(sale_id, epoch, "a test")
-        await here.service.redis_monitor.look()
+        await here.service.redis_monitor.check_redis()
         assert sale_id in here.service.redis_monitor.gaps
-    await here.service.redis_monitor.look()
+    await here.service.redis_monitor.check_redis()
     assert await here.service.sql.events.list_losses() == {sale_id: "a test"}
 
 
-async def test_a_report_is_written_once_though_a_look_and_the_keeper_write_at_once(
+async def test_concurrent_writers_store_a_report_once(
     here: Bench,
 ) -> None:
     sale_id = await here.sale()
@@ -184,7 +184,7 @@ async def test_a_report_is_written_once_though_a_look_and_the_keeper_write_at_on
     assert not here.service.data_loss.is_reported(sale_id)
 
 
-async def test_a_look_that_gives_up_leaves_the_write_to_its_end(here: Bench) -> None:
+async def test_a_check_that_times_out_lets_the_write_finish(here: Bench) -> None:
     sale_id = await here.sale()
     await here.hold(sale_id)
     writing = asyncio.create_task(here.service.data_loss.write("a life"))
@@ -199,13 +199,13 @@ async def test_a_look_that_gives_up_leaves_the_write_to_its_end(here: Bench) -> 
     ]
 
 
-async def test_the_looks_go_on_though_marks_cannot_be_written(
+async def test_checks_continue_though_marks_cannot_be_written(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("reservation.application.readiness.redis_monitor.MARK_SECONDS", 0.01)
-    monkeypatch.setattr("reservation.application.readiness.redis_monitor.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("reservation.application.readiness.redis_monitor.CHECK_SECONDS", 0.01)
     here.service.connections.guard()
-    await here.service.redis_monitor.look()
+    await here.service.redis_monitor.check_redis()
     broken = 0
 
     async def broke(_run_id: str) -> None:
@@ -243,7 +243,7 @@ async def test_events_that_survived_beyond_sql_are_saved_by_a_rebuild(here: Benc
     memory = await here.remembered(sale_id)
     await here.hold(sale_id, "ben")
     await here.put_back(sale_id, memory)
-    await here.service.redis_monitor.look()
+    await here.service.redis_monitor.check_redis()
     assert sale_id in here.service.redis_monitor.gaps
     await here.service.rebuild.run(sale_id, operator="op")
     assert await here.service.store.read(kept.order_id) is not None
@@ -257,7 +257,7 @@ async def test_a_restart_from_an_older_file_is_noticed_though_sql_has_none_of_it
     await server.start()
     async with bench(tmp_path, server.url) as here:
         here.service.connections.guard()
-        await here.service.redis_monitor.look()
+        await here.service.redis_monitor.check_redis()
         sale_id = await here.sale()
         await here.hold(sale_id)
         file = next((tmp_path / "redis" / "valkey" / "appendonlydir").glob("*.incr.aof"))
@@ -270,10 +270,10 @@ async def test_a_restart_from_an_older_file_is_noticed_though_sql_has_none_of_it
         else:
             file.write_bytes(older)
         await server.start()
-        await here.service.redis_monitor.look()
-        assert "answered for event 3 before" in here.service.redis_monitor.gaps[sale_id]
+        await here.service.redis_monitor.check_redis()
+        assert "acknowledged event 3 before" in here.service.redis_monitor.gaps[sale_id]
         with pytest.raises(SaleRecovering):
             await here.hold(sale_id)
         await here.service.rebuild.run(sale_id, operator="op")
-        await here.service.redis_monitor.look()
+        await here.service.redis_monitor.check_redis()
         await here.hold(sale_id)

@@ -28,7 +28,7 @@ RIGHTS = (
 )
 
 
-class StandingClock:
+class StoppedClock:
     """A clock that advances only by hand."""
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ def missing(service: Served) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_weaker_fsync_policy_closes_prepare_and_what_has_begun_goes_on(
+def test_a_weaker_fsync_policy_closes_only_prepare(
     served: Served, request: pytest.FixtureRequest
 ) -> None:
     sale_id, buyer = served.sale(), served.buyer()
@@ -102,9 +102,9 @@ def test_a_weaker_fsync_policy_closes_prepare_and_what_has_begun_goes_on(
         lambda answer: answer.json().get("missing") == ["redis-fsync-policy"],
         within=6,
     )
-    told = refused(served.prepare(sale_id, buyer), 503, "unavailable")
-    assert "redis-fsync-policy" in told["detail"]
-    assert served.come_back(paid, served.pay(paid)).json()["status"] == "CONFIRMED"
+    refusal = refused(served.prepare(sale_id, buyer), 503, "unavailable")
+    assert "redis-fsync-policy" in refusal["detail"]
+    assert served.open_success_url(paid, served.pay(paid)).json()["status"] == "CONFIRMED"
     assert served.release(given_back).json()["status"] == "RELEASED"
     assert served.audit(sale_id)["lag"] == 0
 
@@ -116,20 +116,20 @@ def test_a_weaker_fsync_policy_closes_prepare_and_what_has_begun_goes_on(
     )
 
 
-async def test_a_user_who_lacks_a_command_is_noticed_before_the_command_is_needed(
+async def test_a_missing_permission_closes_prepare_before_it_is_needed(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with bench(tmp_path / "sql", as_user(server, "-xtrim")) as here:
         sale_id = await here.sale()
-        await here.service.redis_monitor.look()
+        await here.service.redis_monitor.check_redis()
         with pytest.raises(Unavailable, match="redis-rights"):
             await here.hold(sale_id)
         as_user(server, "+xtrim")
-        await here.service.redis_monitor.look()
+        await here.service.redis_monitor.check_redis()
         await here.hold(sale_id)
 
 
-async def test_a_user_of_another_prefix_lacks_what_touches_our_keys(
+async def test_a_user_of_another_key_prefix_lacks_our_keys(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     url = as_user(server, "resetkeys", "~other:*")
@@ -137,7 +137,7 @@ async def test_a_user_of_another_prefix_lacks_what_touches_our_keys(
         assert (await here.service.readiness.check()).missing == ("redis-rights",)
 
 
-async def test_what_a_managed_server_hides_closes_until_somebody_vouches_for_it(
+async def test_hidden_facts_of_a_managed_server_close_prepare_until_waived(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     url = as_user(server, "-config|get", "-acl|dryrun")
@@ -156,7 +156,7 @@ async def test_a_server_that_refuses_info_is_still_compared_with_sql(
 ) -> None:
     async with bench(tmp_path / "sql", as_user(server, "-info")) as here:
         here.service.connections.guard()
-        await here.service.redis_monitor.look()
+        await here.service.redis_monitor.check_redis()
         assert here.service.connections.vouched
         missing = here.service.redis_monitor.missing
         assert "redis-run-id:unknown" in missing
@@ -179,7 +179,7 @@ async def test_a_full_disk_closes_prepare(here: Bench) -> None:
     assert asked == [Path(config[1]), service.settings.data_dir]
 
 
-async def test_scripts_that_were_flushed_are_loaded_by_the_next_look(
+async def test_flushed_scripts_are_loaded_by_the_next_check(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with bench(tmp_path / "sql", server.url) as here:
@@ -189,8 +189,8 @@ async def test_scripts_that_were_flushed_are_loaded_by_the_next_look(
         assert "number_of_cached_scripts:0" not in info
 
 
-async def test_many_probes_at_once_are_one_look(here: Bench) -> None:
-    service, clock = here.service, StandingClock()
+async def test_concurrent_probes_share_one_check(here: Bench) -> None:
+    service, clock = here.service, StoppedClock()
     look = Preflight(service.connections, service.keys, service.settings, clock=clock)
     first = await look.recent()
     assert all(found is first for found in await asyncio.gather(*(look.recent() for _ in "abc")))
@@ -226,10 +226,10 @@ async def test_an_outbox_that_was_cut_closes_its_sale_alone(here: Bench) -> None
     for _ in range(3):
         await here.hold(sale_id)
     watch, outbox = here.service.redis_monitor, here.service.keys.of(sale_id).outbox
-    await watch.look()
+    await watch.check_redis()
     assert watch.missing_of == {}
     await here.service.connections.command("XTRIM", outbox, "MAXLEN", 1)
-    await watch.look()
+    await watch.check_redis()
     assert watch.missing_of == {sale_id: ("sale-outbox",)}
     with pytest.raises(Unavailable, match="sale-outbox"):
         await here.hold(sale_id)
@@ -241,13 +241,13 @@ async def test_a_reader_that_was_put_past_events_closes_its_sale(here: Bench) ->
     await here.flush(sale_id)
     await here.hold(sale_id)
     watch, outbox = here.service.redis_monitor, here.service.keys.of(sale_id).outbox
-    await watch.look()
+    await watch.check_redis()
     assert watch.missing_of == {}
     await here.service.connections.command("XGROUP", "SETID", outbox, "sql", "$")
-    await watch.look()
+    await watch.check_redis()
     assert watch.missing_of == {sale_id: ("sale-outbox",)}
     await here.service.connections.command("XGROUP", "SETID", outbox, "sql", "1-0")
-    await watch.look()
+    await watch.check_redis()
     assert watch.missing_of == {}
 
 
@@ -256,7 +256,7 @@ async def test_an_outbox_without_its_reader_closes_its_sale(here: Bench) -> None
     await here.flush(sale_id)
     watch, outbox = here.service.redis_monitor, here.service.keys.of(sale_id).outbox
     await here.service.connections.command("XGROUP", "DESTROY", outbox, "sql")
-    await watch.look()
+    await watch.check_redis()
     assert watch.missing_of == {sale_id: ("sale-outbox",)}
 
 
@@ -277,29 +277,29 @@ async def test_a_first_flush_during_a_check_closes_no_sale(
 
 
 @pytest.mark.parametrize("value", ["101", "-1", "many"])
-async def test_counters_changed_by_hand_close_their_sale_alone(here: Bench, value: str) -> None:
+async def test_manually_edited_counters_close_only_their_sale(here: Bench, value: str) -> None:
     sale_id, other_id = await here.sale(), await here.sale()
     watch, stock = here.service.redis_monitor, here.service.keys.of(sale_id).stock("a")
     await here.service.connections.command("HSET", stock, "held", value)
-    await watch.look()
+    await watch.check_redis()
     assert watch.missing_of == {sale_id: ("sale-counters",)}
     with pytest.raises(Unavailable, match="sale-counters"):
         await here.hold(sale_id)
     await here.hold(other_id)
     await here.service.connections.command("HSET", stock, "held", 0)
-    await watch.look()
+    await watch.check_redis()
     assert watch.missing_of == {}
     await here.hold(sale_id)
 
 
-async def test_a_sale_that_is_over_keeps_nobody_from_being_ready(here: Bench) -> None:
+async def test_an_ended_sale_does_not_affect_readiness(here: Bench) -> None:
     closed_id, ended_id, open_id = await here.sale(), await here.sale(), await here.sale()
     command = here.service.connections.command
     await here.service.sales.switch(closed_id, SaleStatus.CLOSED, operator="op", reason="over")
     await command("HSET", here.service.keys.of(ended_id).sale, "closes_at", 1)
     for sale_id in (closed_id, ended_id, open_id):
         await command("HSET", here.service.keys.of(sale_id).stock("a"), "held", 7)
-    await here.service.redis_monitor.look()
+    await here.service.redis_monitor.check_redis()
     assert here.service.redis_monitor.missing_of == {open_id: ("sale-counters",)}
 
 
@@ -307,7 +307,7 @@ async def test_nothing_expires_by_a_clock_that_has_jumped(here: Bench) -> None:
     sale_id = await here.sale(hold_seconds=1)
     await here.hold(sale_id)
     service, worker = here.service, Worker(here.service)
-    await service.readiness.look_at_clocks()
+    await service.readiness.measure_clocks()
     reading = await service.connections.read_clock()
     service.readiness.clocks.observe(
         msgspec.structs.replace(reading, server_ms=reading.server_ms + 60_000)

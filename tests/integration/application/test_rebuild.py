@@ -110,7 +110,7 @@ async def test_a_hold_past_its_deadline_is_due_at_once(here: Bench) -> None:
     assert await here.audited(sale_id) == ()
 
 
-async def test_a_token_of_a_hold_that_never_reached_sql_is_told_so(here: Bench) -> None:
+async def test_a_token_of_a_hold_missing_in_sql_gets_hold_lost(here: Bench) -> None:
     sale_id = await here.sale()
     await here.flush(sale_id)
     order = await here.hold(sale_id)
@@ -200,7 +200,7 @@ async def test_a_rebuild_that_dies_sells_nothing_and_is_run_again(
     assert here.alarms == []
 
 
-async def test_whoever_writes_under_the_old_epoch_is_refused(here: Bench) -> None:
+async def test_a_writer_under_the_old_epoch_is_refused(here: Bench) -> None:
     sale_id = await here.sale()
     order = await here.hold(sale_id)
     old = (await here.service.catalog.fresh(sale_id)).epoch
@@ -301,7 +301,7 @@ async def test_the_version_survives_a_rebuild_and_counts_in_another_epoch(here: 
     assert await here.audited(sale_id) == ()
 
 
-async def test_a_rebuild_that_stood_still_takes_nothing_from_the_one_that_came_after(
+async def test_a_stalled_rebuild_does_not_affect_a_later_one(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever it paused, its reads are stale, and the sale has changed since."""
@@ -311,19 +311,19 @@ async def test_a_rebuild_that_stood_still_takes_nothing_from_the_one_that_came_a
         await here.flush(sale_id)
         await here.lose(sale_id)
         restorer = here.service.rebuild._restorer
-        go_on = getattr(restorer, step)
+        proceed = getattr(restorer, step)
 
-        async def stand_still(
-            *args: Any, sale_id: str = sale_id, go_on: Any = go_on, **how: Any
+        async def pause_here(
+            *args: Any, sale_id: str = sale_id, proceed: Any = proceed, **how: Any
         ) -> Any:
             patch.undo()
             assert (await here.service.rebuild.run(sale_id, operator="second")).rebuilt
             here.service.catalog.forget(sale_id)
             await here.hold(sale_id, "bob")
-            return await go_on(*args, **how)
+            return await proceed(*args, **how)
 
         with monkeypatch.context() as patch:
-            patch.setattr(restorer, step, stand_still)
+            patch.setattr(restorer, step, pause_here)
             with pytest.raises(SaleRecovering):
                 await here.service.rebuild.run(sale_id, operator="first")
         await here.flush(sale_id)
@@ -381,7 +381,7 @@ async def test_a_payment_that_sql_knows_another_one_of_is_asked_about(here: Benc
     assert report.undecided == (order.order_id,)
 
 
-async def test_what_a_rebuild_could_not_place_is_looked_at_again(here: Bench) -> None:
+async def test_payments_that_a_rebuild_could_not_place_are_rechecked(here: Bench) -> None:
     """Also if the sale has lost nothing since, and sells."""
     sale_id = await here.sale(
         items=(Item(sku="a", name="A", price=1000, total=1, limit_per_buyer=1),)

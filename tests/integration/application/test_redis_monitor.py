@@ -38,15 +38,15 @@ async def here(tmp_path: Path, valkey_url: str) -> AsyncIterator[Bench]:
         (None, "no such sale"),
         (RedisSaleHead(epoch="d", seq=5, chain="c5", chains={5: "c5"}), "another epoch"),
         (RedisSaleHead(epoch="e", seq=3, chain="c3", chains={}), "2 events are lost"),
-        (RedisSaleHead(epoch="e", seq=5, chain="x", chains={5: "x"}), "event 5 is another one"),
-        (RedisSaleHead(epoch="e", seq=9, chain="c9", chains={5: "x"}), "event 5 is another one"),
+        (RedisSaleHead(epoch="e", seq=5, chain="x", chains={5: "x"}), "event 5 in Redis differs"),
+        (RedisSaleHead(epoch="e", seq=9, chain="c9", chains={5: "x"}), "event 5 in Redis differs"),
     ],
 )
-def test_only_what_sql_has_and_redis_lacks_is_a_loss(
+def test_only_events_in_sql_that_redis_lacks_are_a_loss(
     found: RedisSaleHead | None, gap: str | None
 ) -> None:
-    told = compare(HEAD, found)
-    assert told is None if gap is None else told is not None and gap in told
+    compared = compare(HEAD, found)
+    assert compared is None if gap is None else compared is not None and gap in compared
 
 
 async def test_a_sale_that_went_back_in_time_is_closed_and_reopened(here: Bench) -> None:
@@ -57,7 +57,7 @@ async def test_a_sale_that_went_back_in_time_is_closed_and_reopened(here: Bench)
     await here.flush(sale_id)
     await here.put_back(sale_id, memory)
     watch = here.service.redis_monitor
-    await watch.look()
+    await watch.check_redis()
     assert list(watch.gaps) == [sale_id]
     assert closed_for("sale-recovering") == 1
     assert "1 events are lost" in watch.gaps[sale_id]
@@ -65,7 +65,7 @@ async def test_a_sale_that_went_back_in_time_is_closed_and_reopened(here: Bench)
         await here.hold(sale_id)
     await here.hold(other_id)
     await here.service.rebuild.run(sale_id, operator="op")
-    await watch.look()
+    await watch.check_redis()
     assert watch.gaps == {}
     assert closed_for("sale-recovering") == 0
     await here.hold(sale_id)
@@ -74,9 +74,9 @@ async def test_a_sale_that_went_back_in_time_is_closed_and_reopened(here: Bench)
 async def test_a_sale_that_is_being_made_is_not_lost(here: Bench) -> None:
     await here.service.sql.sales.register("soon", "{}", 1)
     watch = here.service.redis_monitor
-    await watch.look()
+    await watch.check_redis()
     assert watch.gaps == {}
-    await watch.look()
+    await watch.check_redis()
     assert list(watch.gaps) == ["soon"]
 
 
@@ -93,7 +93,7 @@ async def test_a_creation_that_stopped_before_redis_is_finished_by_the_same_put(
     assert (created, sale.version) == (True, 1)
     # Tokens of an unrecorded life of the sale belong to another epoch.
     assert sale.epoch == (await here.service.sql.sales.epochs())[sale_id] != before
-    await here.service.redis_monitor.look()
+    await here.service.redis_monitor.check_redis()
     assert here.service.redis_monitor.gaps == {}
     await here.hold(sale_id)
 
@@ -154,7 +154,7 @@ async def unfinished(here: Bench, *, seconds_ago: int = 60) -> tuple[str, SaleDe
     return sale_id, change
 
 
-async def test_a_server_that_nobody_vouched_for_is_sold_nothing_from(
+async def test_holds_are_refused_on_an_unvouched_server(
     tmp_path: Path, make_server: MakeServer
 ) -> None:
     server = make_server()
@@ -164,7 +164,7 @@ async def test_a_server_that_nobody_vouched_for_is_sold_nothing_from(
         here.service.connections.guard()
         with pytest.raises(Unavailable):
             await here.hold(sale_id)
-        await here.service.redis_monitor.look()
+        await here.service.redis_monitor.check_redis()
         await here.hold(sale_id)
 
         await server.stop()
@@ -173,7 +173,7 @@ async def test_a_server_that_nobody_vouched_for_is_sold_nothing_from(
         with pytest.raises(Unavailable):
             await here.hold(sale_id)
         assert here.service.connections.doubted.is_set()
-        await here.service.redis_monitor.look()
+        await here.service.redis_monitor.check_redis()
         await here.hold(sale_id)
 
 
@@ -195,7 +195,7 @@ async def test_the_watch_vouches_by_itself_soon_after_a_restart(
             watching.cancel()
 
 
-async def test_what_preflight_misses_closes_prepare_and_nothing_else(
+async def test_unmet_preflight_conditions_close_only_prepare(
     tmp_path: Path, make_server: MakeServer
 ) -> None:
     server = make_server()
@@ -204,7 +204,7 @@ async def test_what_preflight_misses_closes_prepare_and_nothing_else(
         sale_id = await here.sale()
         order = await here.hold(sale_id)
         await here.service.connections.command("CONFIG", "SET", "appendfsync", "no")
-        await here.service.redis_monitor.look()
+        await here.service.redis_monitor.check_redis()
         with pytest.raises(Unavailable, match="redis-fsync-policy") as refusal:
             await here.hold(sale_id)
         assert refusal.value.facts["missing"] == ["redis-fsync-policy"]
@@ -213,7 +213,7 @@ async def test_what_preflight_misses_closes_prepare_and_nothing_else(
         claimed = await here.claim(order)
         await here.finish(order, claimed.fence)
         await here.service.connections.command("CONFIG", "SET", "appendfsync", "always")
-        await here.service.redis_monitor.look()
+        await here.service.redis_monitor.check_redis()
         assert closed_for("redis-fsync-policy") == 0
         await here.hold(sale_id)
 
@@ -226,16 +226,16 @@ async def test_a_server_that_does_not_answer_closes_prepare_by_name(
     async with bench(tmp_path / "sql", server.url) as here:
         # The gauge is global: the monitor of an earlier test may have ended while it was set.
         PREPARE_CLOSED.labels("redis").set(0)
-        await here.service.redis_monitor.look()
+        await here.service.redis_monitor.check_redis()
         assert closed_for("redis") == 0
         await server.stop()
-        await here.service.redis_monitor.look()
+        await here.service.redis_monitor.check_redis()
         assert closed_for("redis") == 1
         await server.start()
         # A check may still get a connection that the stop has closed.
         async with asyncio.timeout(10):
             while closed_for("redis") != 0:
-                await here.service.redis_monitor.look()
+                await here.service.redis_monitor.check_redis()
 
 
 def closed_for(reason: str) -> float:

@@ -59,7 +59,7 @@ async def damage(here: Bench, sale_id: str, order: Reservation, what: str) -> No
 
 
 @pytest.mark.parametrize("what", DAMAGES)
-async def test_what_is_named_is_put_right_and_nothing_is_lost(here: Bench, what: str) -> None:
+async def test_a_repair_fixes_the_findings_and_loses_no_data(here: Bench, what: str) -> None:
     sale_id, order = await busy(here)
     seq = (await here.service.sale_store.counters(sale_id)).seq  # type: ignore[union-attr]
     await damage(here, sale_id, order, what)
@@ -81,7 +81,7 @@ async def opened_again(here: Bench, sale_id: str) -> None:
     """A hold succeeds, at the latest once the catalog has read the new epoch from SQL."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
-            await here.service.redis_monitor.look()
+            await here.service.redis_monitor.check_redis()
             try:
                 await here.hold(sale_id, "eve")
             except SaleRecovering:
@@ -108,7 +108,7 @@ async def test_a_sale_that_is_sound_is_left_alone(here: Bench) -> None:
     assert await here.remembered(sale_id) == before
 
 
-async def test_what_sql_does_not_take_is_not_given_up(here: Bench) -> None:
+async def test_events_that_sql_refuses_are_not_discarded(here: Bench) -> None:
     sale_id, order = await busy(here)
     await damage(here, sale_id, order, "a buyer's count")
 
@@ -118,7 +118,7 @@ async def test_what_sql_does_not_take_is_not_given_up(here: Bench) -> None:
     with pytest.raises(NotDrained):
         await here.service.repair.run(sale_id, operator="kim", drain=broken)
     # Still damaged, and still open.
-    await here.service.redis_monitor.look()
+    await here.service.redis_monitor.check_redis()
     await here.hold(sale_id, "eve")
 
 
@@ -130,7 +130,7 @@ async def test_a_sale_that_is_lost_is_not_repaired(here: Bench) -> None:
         await here.service.repair.run(sale_id, operator="kim", drain=here.flush)
 
 
-async def told(folder: Path, redis_url: str, *arguments: str) -> tuple[int, str]:
+async def output_of(folder: Path, redis_url: str, *arguments: str) -> tuple[int, str]:
     """The output of a command and its exit status."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -154,14 +154,14 @@ async def test_the_command_shows_first_and_acts_on_yes(
 ) -> None:
     sale_id, order = await busy(here)
     await damage(here, sale_id, order, "one piece too many")
-    status, shown = await told(tmp_path, valkey_url, "audit", sale_id, "--repair")
+    status, shown = await output_of(tmp_path, valkey_url, "audit", sale_id, "--repair")
     assert status == 1
     assert "a: available is 98" in shown
     assert "add --yes" in shown
     assert await here.audited(sale_id) != ()
-    status, done = await told(tmp_path, valkey_url, "audit", sale_id, "--repair", "--yes")
+    status, done = await output_of(tmp_path, valkey_url, "audit", sale_id, "--repair", "--yes")
     assert (status, "open again" in done) == (0, True), done
     assert await here.audited(sale_id) == ()
-    again = await told(tmp_path, valkey_url, "audit", sale_id, "--repair", "--yes", "--json")
+    again = await output_of(tmp_path, valkey_url, "audit", sale_id, "--repair", "--yes", "--json")
     assert again[0] == 0
     assert msgspec.json.decode(again[1])["repaired"] is False

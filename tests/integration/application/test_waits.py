@@ -25,8 +25,8 @@ class Reader:
         self.reads = 0
         self.under_way = 0
         self.most_at_once = 0
-        self.may_go_on = asyncio.Event()
-        self.may_go_on.set()
+        self.may_proceed = asyncio.Event()
+        self.may_proceed.set()
         self.has_begun = asyncio.Event()
         self.broken = False
 
@@ -36,7 +36,7 @@ class Reader:
         self.has_begun.set()
         self.most_at_once = max(self.most_at_once, self.under_way)
         try:
-            await self.may_go_on.wait()
+            await self.may_proceed.wait()
             if self.broken:
                 raise StoreUnavailable("away")
             return await self._place.service.store.read(order_id)
@@ -52,7 +52,7 @@ async def place(tmp_path: Path, valkey_url: str) -> AsyncIterator[Bench]:
 
 @pytest.fixture
 def reader(place: Bench, monkeypatch: pytest.MonkeyPatch) -> Reader:
-    monkeypatch.setattr(waits_module, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(waits_module, "POLL_SECONDS", 0.01)
     return Reader(place)
 
 
@@ -60,15 +60,15 @@ def waiting(waits: Waits, order: Reservation, count: int) -> list[asyncio.Task[R
     return [asyncio.create_task(waits.next_change(order, LONG_SECONDS)) for _ in range(count)]
 
 
-async def test_one_look_serves_all_who_wait_for_an_order(place: Bench, reader: Reader) -> None:
+async def test_one_poll_serves_all_waiters_of_an_order(place: Bench, reader: Reader) -> None:
     order = await place.hold(await place.sale())
     waits = Waits(reader, clock=place.service.clock, of_buyer_max=1_000)
-    reader.may_go_on.clear()
+    reader.may_proceed.clear()
     tasks = waiting(waits, order, 1_000)
     async with asyncio.timeout(LONG_SECONDS):
         await reader.has_begun.wait()
         await place.service.releases.release(order, reason=Reason(Cause.BUYER))
-        reader.may_go_on.set()
+        reader.may_proceed.set()
         found = await asyncio.gather(*tasks)
     assert {each.status for each in found} == {Status.RELEASED}
     assert reader.most_at_once == 1
@@ -93,7 +93,7 @@ async def test_more_waits_of_a_buyer_end_the_oldest(place: Bench, reader: Reader
     assert (await theirs[0]).status is Status.HELD
 
 
-async def test_a_wait_that_ends_leaves_no_look_behind(place: Bench, reader: Reader) -> None:
+async def test_an_ended_wait_leaves_no_poll_behind(place: Bench, reader: Reader) -> None:
     order = await place.hold(await place.sale())
     waits = Waits(reader, clock=place.service.clock)
     assert await waits.next_change(order, 0.05) is order

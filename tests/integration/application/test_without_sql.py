@@ -74,7 +74,7 @@ async def process(folder: Path, redis: EmbeddedServer, sql: Sql) -> AsyncIterato
     }
     async with opened(Settings.load(environ, None), sql_may_be_away=True) as service:
         service.connections.guard()
-        await service.redis_monitor.look()
+        await service.redis_monitor.check_redis()
         yield Bench(service)
 
 
@@ -87,13 +87,13 @@ async def refused(here: Bench, sale_id: str) -> None:
         await here.hold(sale_id)
 
 
-async def test_a_process_that_starts_without_sql_sells_what_another_had_compared(
+async def test_a_process_starting_without_sql_sells_vouched_sales(
     tmp_path: Path, redis: EmbeddedServer, sql: Sql
 ) -> None:
     async with process(tmp_path, redis, sql) as before:
         sale_id = await before.sale()
         await before.flush(sale_id)
-        await before.service.redis_monitor.look()
+        await before.service.redis_monitor.check_redis()
         await asyncio.to_thread(sql.stop)
         async with process(tmp_path, redis, sql) as started:
             order = await started.hold(sale_id)
@@ -105,35 +105,35 @@ async def test_a_process_that_starts_without_sql_sells_what_another_had_compared
             with pytest.raises(OSError, match="PostgreSQL does not"):
                 await started.service.sql.intents.list_by_order(order.order_id)
             await asyncio.to_thread(sql.start)
-            await started.service.redis_monitor.look()
+            await started.service.redis_monitor.check_redis()
             with pytest.raises(SaleNotFound):
                 await started.hold("unknown")
             await started.flush(sale_id)
             assert await started.audited(sale_id) == ()
 
 
-async def test_a_redis_that_was_restarted_meanwhile_is_closed_by_name_until_sql_is_back(
+async def test_a_redis_restarted_without_sql_is_closed_until_sql_returns(
     tmp_path: Path, redis: EmbeddedServer, sql: Sql
 ) -> None:
     async with process(tmp_path, redis, sql) as before:
         sale_id = await before.sale()
-        await before.service.redis_monitor.look()
+        await before.service.redis_monitor.check_redis()
         await asyncio.to_thread(sql.stop)
         await redis.stop()
         await redis.start()
         async with process(tmp_path, redis, sql) as started:
             for here in (before, started):
-                await here.service.redis_monitor.look()
+                await here.service.redis_monitor.check_redis()
                 await refused(here, sale_id)
             assert closed_for("sql") == 1
             await asyncio.to_thread(sql.start)
             for here in (before, started):
-                await here.service.redis_monitor.look()
+                await here.service.redis_monitor.check_redis()
                 await here.hold(sale_id)
             assert closed_for("sql") == 0
 
 
-async def test_a_sale_that_was_found_lost_is_not_sold_by_a_process_that_cannot_ask_sql(
+async def test_a_lost_sale_is_not_sold_by_a_process_without_sql(
     tmp_path: Path, redis: EmbeddedServer, sql: Sql
 ) -> None:
     async with process(tmp_path, redis, sql) as before:
@@ -142,9 +142,9 @@ async def test_a_sale_that_was_found_lost_is_not_sold_by_a_process_that_cannot_a
         memory = await before.remembered(sale_id)
         await before.hold(sale_id)
         await before.flush(sale_id)
-        await before.service.redis_monitor.look()
+        await before.service.redis_monitor.check_redis()
         await before.put_back(sale_id, memory)
-        await before.service.redis_monitor.look()
+        await before.service.redis_monitor.check_redis()
         assert list(before.service.redis_monitor.gaps) == [sale_id]
         await asyncio.to_thread(sql.stop)
         async with process(tmp_path, redis, sql) as started:
@@ -153,18 +153,18 @@ async def test_a_sale_that_was_found_lost_is_not_sold_by_a_process_that_cannot_a
             await started.hold(other_id)
 
 
-async def test_a_record_that_nobody_wrote_in_this_life_counts_for_nothing(
+async def test_a_vouch_of_another_server_run_is_ignored(
     tmp_path: Path, redis: EmbeddedServer, sql: Sql
 ) -> None:
     async with process(tmp_path, redis, sql) as before:
         sale_id = await before.sale()
-        await before.service.redis_monitor.look()
+        await before.service.redis_monitor.check_redis()
         await before.service.connections.command("SET", "rsv:vouched", "{")
         await asyncio.to_thread(sql.stop)
         async with process(tmp_path, redis, sql) as started:
             await refused(started, sale_id)
         # The process that made the comparison needs no record.
-        await before.service.redis_monitor.look()
+        await before.service.redis_monitor.check_redis()
         await before.hold(sale_id)
 
 
@@ -175,15 +175,15 @@ async def test_a_database_that_hangs_is_away_and_holds_go_on(
     monkeypatch.setattr(recovery, "ANSWER_SECONDS_MAX", 0.5)
     async with process(tmp_path, redis, sql) as here:
         sale_id = await here.sale()
-        await here.service.redis_monitor.look()
+        await here.service.redis_monitor.check_redis()
         with sql.frozen():
             began = time.monotonic()
-            await here.service.redis_monitor.look()
+            await here.service.redis_monitor.check_redis()
             # Below the 15 s of the statement time-out.
             assert time.monotonic() - began < 10
             assert here.service.redis_monitor.away == "sql"
             await here.hold(sale_id)
-        await here.service.redis_monitor.look()
+        await here.service.redis_monitor.check_redis()
         assert here.service.redis_monitor.away == ""
 
 
@@ -202,6 +202,6 @@ async def test_a_database_that_comes_back_is_migrated_then(
                 async with asyncio.timeout(0.001):
                     await started.service.sql.database.check()
         await started.service.sql.database.check()
-        await started.service.redis_monitor.look()
+        await started.service.redis_monitor.check_redis()
         sale_id = await started.sale()
         await started.hold(sale_id)

@@ -122,7 +122,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
     return run
 
 
-def test_each_command_of_the_list_is_there_and_says_the_same() -> None:
+def test_each_command_is_listed_with_its_help_line() -> None:
     for name, (place, line) in cli._COMMANDS.items():
         module, _, attribute = place.partition(":")
         command = getattr(import_module(module), attribute)
@@ -150,7 +150,7 @@ def test_version_and_completion(run: Any) -> None:
         assert "_RESERVATION_COMPLETE" in out
 
 
-def test_shells_are_told_the_commands(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shells_complete_the_commands(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("_RESERVATION_COMPLETE", "bash_complete")
     monkeypatch.setenv("COMP_WORDS", "reservation sale re")
     monkeypatch.setenv("COMP_CWORD", "2")
@@ -177,7 +177,7 @@ def test_a_bad_setting_is_one_line_and_status_78(run: Any, monkeypatch: pytest.M
     monkeypatch.setenv("RESERVATION_REDIS_URL", "redis+cluster://h")
     status, out, err = run("serve")
     assert (status, out, err.count("\n")) == (78, "", 1)
-    assert "come in a later release" in err
+    assert "are not supported yet" in err
 
 
 @pytest.mark.parametrize("role", ["api", "worker"])
@@ -207,7 +207,7 @@ def test_the_service_is_the_one_of_the_settings(
     assert "\x1b" not in out
 
 
-def test_the_list_goes_on_over_all_pages(run: Any, service: Stub) -> None:
+def test_the_list_spans_all_pages(run: Any, service: Stub) -> None:
     second = SALE | {"saleId": "s-2"}
     service.give("GET /v1/sales", {"sales": [SALE], "nextCursor": "a/b"})
     service.give("GET /v1/sales?cursor=a%2Fb", {"sales": [second], "nextCursor": None})
@@ -276,7 +276,7 @@ def test_a_service_on_loopback_is_asked_without_the_environments_proxy(
     service.give("GET /v1/sales", {"sales": [SALE]})
     assert run("sale", "list", "--url", service.url)[0] == 0
     # The client reads it, and finds it shorter than a sale of the service.
-    with pytest.raises(NoAnswer, match="not an answer of this service"):
+    with pytest.raises(NoAnswer, match="not a response of this service"):
         Client(service.url).sales()
 
 
@@ -332,7 +332,7 @@ def test_restock_takes_a_negative_number_and_sends_a_key(run: Any, service: Stub
     assert second["headers"]["Idempotency-Key"] == "k-1"
 
 
-def test_a_restock_without_an_answer_says_how_to_repeat_it(run: Any) -> None:
+def test_a_restock_without_a_response_names_its_idempotency_key(run: Any) -> None:
     status, _, err = run(
         *["sale", "restock", "s-1", "mug", "5", "--reason", "x", "--url", "http://127.0.0.1:1"]
     )
@@ -341,12 +341,12 @@ def test_a_restock_without_an_answer_says_how_to_repeat_it(run: Any) -> None:
 
 
 def test_a_refusal_is_its_code_and_detail_in_one_line(run: Any, service: Stub) -> None:
-    problem = {"code": "sale_not_found", "detail": "There is no\nsuch sale.", "status": 404}
+    problem = {"code": "sale_not_found", "detail": "The sale\ndoes not exist.", "status": 404}
     service.give("GET /v1/admin/sales/s-1", problem, status=404)
     assert run("sale", "show", "s-1", "--url", service.url) == (
         1,
         "",
-        "reservation: sale_not_found: There is no such sale.\n",
+        "reservation: sale_not_found: The sale does not exist.\n",
     )
 
 
@@ -370,7 +370,7 @@ def test_an_audit_that_agrees_is_status_0(run: Any, service: Stub) -> None:
     service.give("GET /v1/admin/sales/s-1/audit", AUDIT)
     status, out, _ = run("audit", "s-1", "--url", service.url)
     assert status == 0
-    assert out.splitlines()[-1] == "all agrees; events not in SQL yet: 3"
+    assert out.splitlines()[-1] == "consistent; events not in SQL yet: 3"
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])
@@ -401,7 +401,7 @@ def test_the_demo_sale_is_made_once(service: Stub, there: bool) -> None:
         assert service.asked[1]["headers"]["X-Operator"] == "demo"
 
 
-def test_a_demo_sale_that_cannot_be_looked_up_is_not_overwritten(service: Stub) -> None:
+def test_a_demo_sale_that_cannot_be_read_is_not_overwritten(service: Stub) -> None:
     service.give("GET /v1/admin/sales/demo", {"code": "sale_recovering", "detail": ""}, status=503)
     with pytest.raises(ServiceRefused, match="sale_recovering"):
         open_demo_sale(service.url, "the-key")

@@ -44,7 +44,7 @@ EACH = pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 
 @EACH
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_says_what_it_does_and_each_option(words: tuple[str, ...], flag: str) -> None:
+def test_help_describes_the_command_and_each_option(words: tuple[str, ...], flag: str) -> None:
     shown = CliRunner().invoke(cli.cli, [*words, flag])
     assert shown.exit_code == 0
     command = COMMANDS[words]
@@ -57,7 +57,7 @@ def test_help_says_what_it_does_and_each_option(words: tuple[str, ...], flag: st
 
 
 @EACH
-def test_whatever_prints_an_answer_prints_it_as_json_too(words: tuple[str, ...]) -> None:
+def test_every_command_that_prints_an_answer_has_json_output(words: tuple[str, ...]) -> None:
     options = {name for parameter in COMMANDS[words].params for name in parameter.opts}
     assert ("--json" in options) == (words[0] not in WITHOUT_ANSWER)
 
@@ -71,8 +71,8 @@ def test_a_change_has_a_reason_and_a_name(words: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_each_shell_is_told_commands_and_options(shell: str) -> None:
-    def told(line: str) -> str:
+def test_each_shell_completes_commands_and_options(shell: str) -> None:
+    def completions(line: str) -> str:
         words = line.split(" ")
         environ = {
             **os.environ,
@@ -86,9 +86,9 @@ def test_each_shell_is_told_commands_and_options(shell: str) -> None:
         )
         return done.stdout.decode()
 
-    assert "rebuild" in told("reservation re")
-    assert "restock" in told("reservation sale re")
-    assert "--idempotency-key" in told("reservation sale restock --id")
+    assert "rebuild" in completions("reservation re")
+    assert "restock" in completions("reservation sale re")
+    assert "--idempotency-key" in completions("reservation sale restock --id")
 
 
 class SlowAudit(BaseHTTPRequestHandler):
@@ -138,7 +138,7 @@ def test_progress_is_shown_on_a_terminal() -> None:
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]], ids=str)
-def test_nothing_is_decorated_where_nobody_watches(flags: list[str]) -> None:
+def test_output_without_a_terminal_has_no_decoration(flags: list[str]) -> None:
     with auditing() as command:
         done = subprocess.run([*command, *flags], capture_output=True, check=True)
     assert done.stderr == b""

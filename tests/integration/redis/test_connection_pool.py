@@ -33,7 +33,7 @@ async def connections(valkey_url: str) -> AsyncIterator[RedisClient]:
     await made.aclose()
 
 
-async def test_a_call_that_is_cancelled_leaves_its_reply_to_nobody(
+async def test_a_cancelled_calls_reply_is_given_to_no_other_call(
     connections: RedisClient,
 ) -> None:
     waiting = asyncio.create_task(connections.command("BLPOP", "nothing-comes", "0.2"))
@@ -74,7 +74,7 @@ async def killed(connections: RedisClient) -> None:
     await connections.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no")
 
 
-async def test_a_connection_that_ended_while_nobody_used_it_is_not_used_again(
+async def test_a_connection_closed_while_idle_is_not_reused(
     connections: RedisClient,
 ) -> None:
     first, second = await connections._pool.take(), await connections._pool.take()
@@ -117,7 +117,7 @@ async def test_a_connection_that_ends_under_a_call_leaves_its_outcome_open(
             await waiting
 
 
-async def test_what_comes_unasked_is_nobodys_reply(connections: RedisClient) -> None:
+async def test_an_unsolicited_reply_is_given_to_no_caller(connections: RedisClient) -> None:
     taken = await connections._pool.take()
     # Two replies; the caller waits for the first.
     assert await taken.exchange(b"ECHO mine\r\nECHO nobodys\r\n", 1, seconds=1) == ["mine"]
@@ -143,7 +143,7 @@ async def test_a_wire_has_one_exchange_at_a_time(connections: RedisClient) -> No
     connections._pool.give_back(taken, clean=True)
 
 
-async def test_an_error_reply_stands_among_the_others(connections: RedisClient) -> None:
+async def test_an_error_reply_keeps_its_place_in_the_pipeline(connections: RedisClient) -> None:
     await connections.command("SET", "text", "no list")
     one, broken, two = await connections.pipeline(
         [("ECHO", "one"), ("LPUSH", "text", "x"), ("ECHO", "two")]
@@ -220,7 +220,7 @@ async def test_a_thousand_calls_at_once_are_all_answered(connections: RedisClien
     assert len(connections._pool._wires) <= pool.CONNECTIONS_MAX
 
 
-async def test_callers_who_wait_for_a_server_that_is_not_there_are_refused_at_once(
+async def test_calls_waiting_for_an_unreachable_server_fail_at_once(
     tmp_path: Path,
 ) -> None:
     away = RedisClient(f"unix://{tmp_path / 'none.sock'}", clock=NOW)
@@ -281,12 +281,12 @@ async def connected_to(replies: Replies, folder: Path) -> AsyncIterator[RedisCli
         await server.wait_closed()
 
 
-async def test_what_is_no_reply_ends_the_connection(tmp_path: Path) -> None:
+async def test_invalid_reply_bytes_close_the_connection(tmp_path: Path) -> None:
     babble = b"HTTP/1.1 400 Bad Request\r\n\r\n"
     async with connected_to({**GREETED, b"PING": babble}, tmp_path) as connections:
-        with pytest.raises(StoreUncertain) as told:
+        with pytest.raises(StoreUncertain) as failure:
             await connections.command("PING")
-        assert "not a reply" in str(told.value.__cause__)
+        assert "not a reply" in str(failure.value.__cause__)
         assert not connections._pool._wires
 
 
@@ -302,7 +302,7 @@ async def test_a_greeting_that_cannot_be_read_is_no_connection(tmp_path: Path) -
             await found.command("PING")
 
 
-async def test_a_server_that_says_more_than_was_asked_is_not_talked_to(tmp_path: Path) -> None:
+async def test_a_server_that_sends_unsolicited_data_is_disconnected(tmp_path: Path) -> None:
     more = {**GREETED, b"INFO": b"+run_id:x\r\n+PONG\r\n"}
     async with connected_to(more, tmp_path) as connections:
         with pytest.raises(StoreUnavailable):

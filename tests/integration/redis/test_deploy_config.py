@@ -89,7 +89,7 @@ def wait_for(client: "redis.Redis") -> None:
             return
 
 
-def test_a_server_takes_the_shipped_configuration_and_never_loses_an_answer(
+def test_a_server_accepts_the_shipped_configuration_and_its_durability(
     server: "redis.Redis",
 ) -> None:
     asked = ["appendonly", "appendfsync", "no-appendfsync-on-rewrite", "maxmemory-policy"]

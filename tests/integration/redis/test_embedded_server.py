@@ -81,13 +81,13 @@ async def test_a_socket_directory_that_others_may_enter_is_refused(
     server.socket_path.parent.mkdir()
     server.socket_path.parent.chmod(0o755)
     try:
-        with pytest.raises(EmbeddedServerError, match="of this user alone"):
+        with pytest.raises(EmbeddedServerError, match="only this user can access"):
             await server.start()
     finally:
         server.socket_path.parent.rmdir()
 
 
-async def test_it_runs_as_the_reliability_rules_say(each_server_url: str) -> None:
+async def test_the_service_follows_the_reliability_rules(each_server_url: str) -> None:
     async with Redis.from_url(each_server_url, decode_responses=True) as client:
         configured = await client.config_get("*")
     expected = {
@@ -108,7 +108,7 @@ async def test_it_runs_as_the_reliability_rules_say(each_server_url: str) -> Non
 
 
 @pytest.mark.parametrize("operators", [None, "glibc.malloc.tcache_count=9"])
-async def test_the_allocator_keeps_a_script_s_pieces_at_hand_unless_the_operator_set_it(
+async def test_the_allocator_keeps_freed_memory_unless_configured(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch, operators: str | None
 ) -> None:
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
@@ -121,7 +121,7 @@ async def test_the_allocator_keeps_a_script_s_pieces_at_hand_unless_the_operator
     assert environ["GLIBC_TUNABLES"] == (operators or "glibc.malloc.tcache_count=8000")
 
 
-async def test_debug_is_closed_and_memory_is_bounded_unless_a_test_says_otherwise(
+async def test_debug_commands_are_off_and_memory_is_bounded_by_default(
     make_server: MakeServer,
 ) -> None:
     server = make_server(debug_commands=False)
@@ -141,7 +141,7 @@ async def test_only_the_owner_may_reach_the_socket_and_the_data(make_server: Mak
 
 
 @pytest.mark.parametrize("name", sorted(SERVERS))
-async def test_what_was_acknowledged_survives_kill_9(make_server: MakeServer, name: str) -> None:
+async def test_acknowledged_events_survive_kill_9(make_server: MakeServer, name: str) -> None:
     server = make_server(binary=binary_of(name))
     await server.start()
     first_socket = server.socket_path
@@ -254,7 +254,7 @@ async def test_a_second_server_waits_for_the_first_to_end(make_server: MakeServe
     assert await ask(second, "GET", "a") == "1"
 
 
-async def test_an_owner_of_the_data_ends_what_an_earlier_one_left(make_server: MakeServer) -> None:
+async def test_an_owner_of_the_data_stops_a_leftover_server(make_server: MakeServer) -> None:
     first, second = make_server(), make_server(take_over=True)
     await first.start()
     await ask(first, "SET", "a", "1")
@@ -273,7 +273,7 @@ async def test_two_that_start_at_once_do_not_both_run(
     assert [type(outcome) for outcome in outcomes if outcome] == [DataDirectoryInUse]
 
 
-async def test_the_loser_of_two_starts_does_not_take_the_winners_server_for_its_own(
+async def test_the_loser_of_two_starts_does_not_adopt_the_winners_server(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     winner, loser = make_server(), make_server()
@@ -338,15 +338,15 @@ async def test_a_guarded_server_is_stopped_and_killed_like_any_other(
     assert server.pid is None
 
 
-async def test_a_start_that_fails_says_why_in_one_line(make_server: MakeServer) -> None:
+async def test_a_failed_start_prints_its_cause_in_one_line(make_server: MakeServer) -> None:
     server = make_server(maxmemory_bytes=-1)
-    with pytest.raises(EmbeddedServerError, match=r"ended at start: .+valkey\.log\)$") as failed:
+    with pytest.raises(EmbeddedServerError, match=r"exited at start: .+valkey\.log\)$") as failed:
         await server.start()
     assert "\n" not in str(failed.value)
     assert server.pid is None
 
 
-async def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+async def test_a_directory_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(EmbeddedServerError, match="cannot be written"):
         await EmbeddedServer(tmp_path / "file" / "data").start()

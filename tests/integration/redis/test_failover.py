@@ -78,7 +78,7 @@ async def watched(address: MovingAddress, folder: Path) -> AsyncIterator[Bench]:
     """A service that checks its server all the time, as an API process does."""
     async with bench(folder, address.url) as here:
         here.service.connections.guard()
-        await here.service.redis_monitor.look()
+        await here.service.redis_monitor.check_redis()
         watching = asyncio.create_task(here.service.redis_monitor.run())
         try:
             yield here
@@ -156,7 +156,7 @@ async def test_a_host_that_vanishes_under_a_quiet_service_is_left_too(
                 await asyncio.sleep(0.02)
 
 
-async def test_a_look_at_many_sales_may_take_longer_than_one_answer(
+async def test_a_check_of_many_sales_may_take_longer_than_one_reply(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recovery, "ANSWER_SECONDS_MAX", 0.3)
@@ -167,7 +167,7 @@ async def test_a_look_at_many_sales_may_take_longer_than_one_answer(
             await here.sale()
         here.service.connections.guard()
         address.delay_seconds = 0.02
-        await here.service.redis_monitor.look()
+        await here.service.redis_monitor.check_redis()
         assert here.service.connections.vouched
 
 
@@ -178,7 +178,7 @@ async def test_a_master_that_was_demoted_in_between_is_compared_again(
     first, second = servers
     async with moving_address(first.url) as address, bench(tmp_path, address.url) as here:
         here.service.connections.guard()
-        await here.service.redis_monitor.look()
+        await here.service.redis_monitor.check_redis()
         sale_id = await here.sale()
         await promote(second)
         await follow(first, second)
@@ -188,7 +188,7 @@ async def test_a_master_that_was_demoted_in_between_is_compared_again(
         with pytest.raises(ReservationError):
             await here.hold(sale_id)
         assert not here.service.connections.vouched
-        await here.service.redis_monitor.look()
+        await here.service.redis_monitor.check_redis()
         await here.hold(sale_id)
 
 
@@ -199,15 +199,15 @@ async def test_a_life_that_begins_under_open_connections_is_followed(
     first, second = servers
     async with moving_address(first.url) as address, bench(tmp_path, address.url) as here:
         here.service.connections.guard()
-        await here.service.redis_monitor.look()
+        await here.service.redis_monitor.check_redis()
         sale_id = await here.sale()
         await asyncio.gather(*(here.hold(sale_id, f"before-{number}") for number in range(8)))
         await promote(second)
         await follow(first, second)
         await promote(first)
         # The service's own checks; nothing else closes a connection.
-        await here.service.redis_monitor.look()
-        await here.service.redis_monitor.look()
+        await here.service.redis_monitor.check_redis()
+        await here.service.redis_monitor.check_redis()
         for number in range(20):
             await here.hold(sale_id, f"after-{number}")
 
@@ -218,7 +218,7 @@ async def test_a_replica_is_never_vouched_for(
     _, second = servers
     async with moving_address(second.url) as address, bench(tmp_path, address.url) as here:
         here.service.connections.guard()
-        await here.service.redis_monitor.look()
+        await here.service.redis_monitor.check_redis()
         assert not here.service.connections.vouched
         assert "redis-master" in here.service.redis_monitor.missing
 
@@ -231,9 +231,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("code", list(REFUSALS))
-async def test_a_refusal_of_a_server_that_is_not_the_master_closes_every_connection(
-    code: str, tmp_path: Path
-) -> None:
+async def test_a_refusal_of_a_non_master_closes_every_connection(code: str, tmp_path: Path) -> None:
     ended: list[str] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -290,7 +288,7 @@ async def test_idle_connections_are_closed_after_a_minute(
 
 
 @pytest.mark.both_loops
-async def test_the_kernel_gives_up_bytes_that_a_vanished_host_does_not_acknowledge(
+async def test_the_kernel_drops_bytes_unacknowledged_by_a_vanished_host(
     valkey_url: str,
 ) -> None:
     if sys.platform != "linux":
@@ -395,7 +393,7 @@ async def test_no_call_of_any_kind_reaches_a_server_that_is_not_vouched_for(
         greeting = {"cmdstat_client|setinfo", "cmdstat_info"}
         assert asked <= {"cmdstat_config|resetstat", *greeting}
         # A check of the server reaches it, and then admits the other calls.
-        await service.redis_monitor.look()
+        await service.redis_monitor.check_redis()
         assert (await service.store.read(order.order_id)) is not None
 
 
@@ -408,14 +406,14 @@ async def test_the_worker_waits_until_a_server_is_vouched_for(
         sale_id = await here.sale()
         order = await here.hold(sale_id)
         names = here.service.keys.of(sale_id)
-        look = here.service.redis_monitor.look
+        look = here.service.redis_monitor.check_redis
         vouched = asyncio.Event()
 
         async def later() -> None:
             await vouched.wait()
             await look()
 
-        monkeypatch.setattr(here.service.redis_monitor, "look", later)
+        monkeypatch.setattr(here.service.redis_monitor, "check_redis", later)
         async with client_of(server) as client:
 
             async def status() -> object:

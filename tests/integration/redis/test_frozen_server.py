@@ -105,7 +105,7 @@ async def test_a_prepare_that_reaches_the_server_too_late_takes_nothing(bench: B
         wishes = [asyncio.create_task(bench.prepare(f"b{n}")) for n in range(5)]
         # Past `not_after` and past the socket's own limit: the calls lie in the server's socket.
         await asyncio.sleep(STOP_SECONDS)
-        assert not any(wish.done() for wish in wishes), "nobody is told anything uncertain"
+        assert not any(wish.done() for wish in wishes), "an outcome was reported while uncertain"
     found = await asyncio.gather(*wishes)
     assert [type(one) for one in found] == [Unavailable] * 5
     assert await bench.sale.stock("a") == (10, 10, 0, 0)
@@ -134,6 +134,6 @@ async def test_a_claim_during_a_stop_happens_once(bench: Bench) -> None:
     claimed = await claim
     assert isinstance(claimed, Claimed)
     assert claimed.fence == 1
-    standing = await bench.store.read(held.order_id)
-    assert standing is not None
-    assert (standing.status, standing.fence) == (Status.CONFIRMING, 1)
+    existing = await bench.store.read(held.order_id)
+    assert existing is not None
+    assert (existing.status, existing.fence) == (Status.CONFIRMING, 1)

@@ -66,7 +66,7 @@ async def test_a_batch_is_no_longer_than_was_asked_for(bench: Bench) -> None:
     assert [await bench.new(3), await bench.new(3), await bench.new(3)] == [[1, 2, 3], [4], []]
 
 
-async def test_what_was_read_stays_pending_until_it_is_acknowledged(bench: Bench) -> None:
+async def test_read_entries_stay_pending_until_acknowledged(bench: Bench) -> None:
     await bench.new()
     assert await bench.pending() == [1, 2, 3, 4]
     assert await bench.pending(2) == [1, 2]
@@ -77,7 +77,7 @@ async def test_what_was_read_stays_pending_until_it_is_acknowledged(bench: Bench
     assert await bench.pending() == []
 
 
-async def test_a_second_flusher_finds_what_the_first_one_left(
+async def test_a_second_flusher_takes_over_pending_entries(
     bench: Bench, each_server_url: str
 ) -> None:
     await bench.new(2)
@@ -88,7 +88,7 @@ async def test_a_second_flusher_finds_what_the_first_one_left(
     await connections.aclose()
 
 
-async def test_what_was_trimmed_does_not_stand_before_what_nobody_has_written(
+async def test_a_trimmed_entry_is_never_ahead_of_an_unwritten_one(
     bench: Bench,
 ) -> None:
     """One flusher committed and crashed before its acknowledgement; another one trimmed."""
@@ -98,13 +98,13 @@ async def test_what_was_trimmed_does_not_stand_before_what_nobody_has_written(
     assert await bench.pending(2) == [4]
 
 
-async def test_a_group_that_stands_is_left_alone(bench: Bench) -> None:
+async def test_an_existing_group_is_left_unchanged(bench: Bench) -> None:
     await bench.new(3)
     await bench.outbox.ensure_group(bench.sale.id, 0)
     assert await bench.new() == [4]
 
 
-async def test_a_new_group_reads_on_after_what_sql_has(bench: Bench) -> None:
+async def test_a_new_group_starts_after_the_events_in_sql(bench: Bench) -> None:
     await bench.sale.connections.command("XGROUP", "DESTROY", bench.sale.keys.outbox, GROUP)
     await bench.outbox.ensure_group(bench.sale.id, 2)
     assert await bench.new() == [3, 4]
@@ -137,12 +137,12 @@ async def test_trimming_keeps_the_event_that_the_scripts_compare_with(bench: Ben
     assert await bench.new() == [5]
 
 
-async def test_events_can_be_looked_at_without_being_taken(bench: Bench) -> None:
+async def test_events_can_be_read_without_acknowledging_them(bench: Bench) -> None:
     assert numbers(await bench.outbox.after(bench.sale.id, 1, 2)) == [2, 3]
     assert await bench.new() == [1, 2, 3, 4]
 
 
-async def test_the_backlog_counts_what_was_not_trimmed_but_the_tail(bench: Bench) -> None:
+async def test_the_backlog_counts_untrimmed_entries_except_the_tail(bench: Bench) -> None:
     assert await bench.outbox.backlog(bench.sale.id) == 3
     await bench.outbox.trim(bench.sale.id, 4)
     assert await bench.outbox.backlog(bench.sale.id) == 0

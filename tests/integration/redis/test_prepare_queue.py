@@ -81,7 +81,7 @@ class Bench:
         return found
 
 
-class TurnedClock(SystemClock):
+class AdjustableClock(SystemClock):
     """A clock that advances only by hand."""
 
     seconds = 100.0
@@ -128,7 +128,7 @@ async def bench(valkey_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
     await direct.aclose()
 
 
-async def test_five_hundred_who_want_ten_pieces_get_ten(bench: Bench) -> None:
+async def test_five_hundred_buyers_of_ten_units_get_ten(bench: Bench) -> None:
     found = await asyncio.gather(*(bench.prepare(f"b{n}") for n in range(500)))
     assert Counter(type(one).__name__ for one in found) == {"Reservation": 10, "SoldOut": 490}
     assert all(isinstance(one, Reservation) for one in found[:10]), "in order of arrival"
@@ -140,7 +140,7 @@ async def test_the_same_key_twenty_times_at_once_is_one_order(bench: Bench) -> N
     assert await bench.sale.stock("a") == (10, 9, 1, 0)
 
 
-async def test_a_call_that_reached_redis_too_late_took_nothing_and_is_named_in_the_log(
+async def test_a_call_that_reached_redis_too_late_is_logged_and_holds_nothing(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench.connections, "not_after_ms", lambda: 1)
@@ -160,7 +160,7 @@ async def test_the_same_key_later_is_a_replay_and_with_another_body_a_refusal(
     assert await bench.sale.stock("a") == (10, 9, 1, 0)
 
 
-async def test_a_lone_basket_is_sent_at_once_and_what_comes_meanwhile_leaves_with_the_next_call(
+async def test_a_lone_basket_is_sent_at_once_and_later_ones_in_the_next_call(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(bench, monkeypatch)
@@ -186,7 +186,7 @@ async def test_no_call_carries_more_than_its_bound(
     assert [type(one).__name__ for one in found] == ["Reservation"] * 10 + ["SoldOut"] * 2
 
 
-async def test_a_basket_that_waits_for_expired_holds_goes_before_what_came_meanwhile(
+async def test_a_basket_waiting_for_expired_holds_precedes_later_ones(
     bench: Bench,
 ) -> None:
     """While the due holds expire, a newer request asks for the same pieces."""
@@ -324,7 +324,7 @@ async def leave_overdue(sale: LuaSale, count: int) -> dict[str, Any]:
     return await sale.hold("has-b", lines={"b": 5})
 
 
-async def test_who_waits_for_holds_of_another_item_keeps_nobody_for_more_than_a_round(
+async def test_a_basket_waiting_for_other_items_delays_others_by_one_round(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await leave_overdue(bench.sale, 200 * (overdue.ROUNDS_MAX + 2))
@@ -340,30 +340,30 @@ async def test_who_waits_for_holds_of_another_item_keeps_nobody_for_more_than_a_
     monkeypatch.setattr(bench.sale.connections, "call", note)
     #: Per answer: its kind, and the number of calls at that time.
     served: list[tuple[str, int]] = []
-    turned_away: list[tuple[str, int]] = []
+    overload_refusal: list[tuple[str, int]] = []
 
-    def ask(buyer: str, sku: str, told: list[tuple[str, int]]) -> None:
+    def ask(buyer: str, sku: str, outcomes: list[tuple[str, int]]) -> None:
         basket = bench.basket(buyer, sku)
         order = bench.sale.keys.order(basket.order_id)
         bench.queue.submit(
             basket,
             epoch=EPOCH,
-            done=lambda found: told.append((type(found).__name__, asks[order])),
+            done=lambda found: outcomes.append((type(found).__name__, asks[order])),
         )
 
     for wave in range(10):
         # Each begins with buyers that must wait.
         for number in range(3):
-            ask(f"waits-{wave}-{number}", "b", turned_away)
+            ask(f"waits-{wave}-{number}", "b", overload_refusal)
         for number in range(30):
             ask(f"other-{wave}-{number}", "a", served)
         await until(lambda: len(served) % 30 == 0 and len(served) > 30 * wave)  # noqa: B023 - awaited here
-    await until(lambda: len(turned_away) == 30)
+    await until(lambda: len(overload_refusal) == 30)
     assert {kind for kind, _ in served} == {"HoldCreated"}
     assert max(count for _, count in served) <= 2, "once more behind one round"
-    assert {kind for kind, _ in turned_away} == {"SoldOut"}
+    assert {kind for kind, _ in overload_refusal} == {"SoldOut"}
     # One round more for a basket that joins a round after its search.
-    assert max(count for _, count in turned_away) <= overdue.ROUNDS_MAX + 3
+    assert max(count for _, count in overload_refusal) <= overdue.ROUNDS_MAX + 3
 
 
 async def test_a_basket_waits_for_so_many_rounds_and_is_refused_then(bench: Bench) -> None:
@@ -457,7 +457,7 @@ async def test_holds_that_ran_out_are_given_back_before_anyone_newer_is_served(
     assert [type(one).__name__ for one in found] == ["Reservation"] * 2 + ["SoldOut"] * 2
 
 
-async def test_a_lost_reply_is_looked_up_and_told_as_it_is(bench: Bench) -> None:
+async def test_a_lost_reply_is_looked_up_and_reported(bench: Bench) -> None:
     """The hold was taken: the buyer gets it, once, although the reply was lost."""
     bench.proxy.lose_reply = b"lost-buyer"
     found = await bench.prepare("lost-buyer")
@@ -466,7 +466,7 @@ async def test_a_lost_reply_is_looked_up_and_told_as_it_is(bench: Bench) -> None
     assert await bench.sale.stock("a") == (10, 9, 1, 0)
 
 
-async def test_a_lost_reply_of_a_repeat_is_never_told_as_a_new_order(bench: Bench) -> None:
+async def test_a_lost_reply_of_a_repeat_is_never_reported_as_a_new_order(bench: Bench) -> None:
     """The order is as old as its first answer, and may have changed since."""
     assert isinstance(await bench.prepare("lost-buyer"), Reservation)
     bench.proxy.lose_reply = b"lost-buyer"
@@ -474,7 +474,7 @@ async def test_a_lost_reply_of_a_repeat_is_never_told_as_a_new_order(bench: Benc
     assert await bench.sale.stock("a") == (10, 9, 1, 0)
 
 
-async def test_a_lost_request_is_told_as_certainly_not_taken(bench: Bench) -> None:
+async def test_a_lost_request_is_reported_as_certainly_not_held(bench: Bench) -> None:
     """No hold was taken; the answer waits until the server's clock is past `not_after`."""
     bench.proxy.lose_request = b"lost-buyer"
     asked_at = NOW.now_ms()
@@ -486,7 +486,7 @@ async def test_a_lost_request_is_told_as_certainly_not_taken(bench: Bench) -> No
     assert isinstance(await bench.prepare("lost-buyer"), Reservation)
 
 
-async def test_a_reply_that_cannot_be_looked_up_is_unknown_and_the_key_tells_later(
+async def test_a_failed_look_up_is_unknown_and_the_key_resolves_it_later(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither "taken" nor "not taken" is certain; a retry under the key gets the true outcome."""
@@ -506,7 +506,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("brief")
-async def test_a_lost_reply_of_another_body_under_the_key_is_told_as_reused(bench: Bench) -> None:
+async def test_a_lost_reply_with_another_body_is_reported_as_key_reused(bench: Bench) -> None:
     assert isinstance(await bench.prepare("lost-buyer"), Reservation)
     bench.proxy.lose_reply = b"lost-buyer"
     found = await bench.prepare("lost-buyer", quantity=2)
@@ -515,7 +515,7 @@ async def test_a_lost_reply_of_another_body_under_the_key_is_told_as_reused(benc
 
 
 @pytest.mark.usefixtures("brief")
-async def test_others_are_served_while_a_lost_reply_is_looked_into(bench: Bench) -> None:
+async def test_other_prepares_are_served_during_the_look_up_of_a_lost_reply(bench: Bench) -> None:
     bench.proxy.lose_request = b"lost-buyer"
     lost = asyncio.create_task(bench.prepare("lost-buyer"))
     await until(lambda: bench.proxy.lost == 1)
@@ -524,7 +524,7 @@ async def test_others_are_served_while_a_lost_reply_is_looked_into(bench: Bench)
     assert isinstance(await lost, Unavailable)
 
 
-async def test_a_server_that_nobody_vouched_for_is_not_sold_from(bench: Bench) -> None:
+async def test_an_unvouched_server_is_not_used_for_sales(bench: Bench) -> None:
     bench.connections.guard()
     bench.connections.vouch_for("another life of the server")
     assert isinstance(await bench.prepare("one"), Unavailable)
@@ -548,7 +548,7 @@ async def test_beyond_the_queue_s_bound_the_answer_is_not_now(
     assert names == ["Reservation"] * 3 + ["Unavailable"] * 3
 
 
-async def test_newcomers_are_turned_away_while_the_next_in_line_has_waited_too_long(
+async def test_prepares_are_shed_while_the_queues_head_has_waited_too_long(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(bench, monkeypatch)
@@ -565,12 +565,12 @@ async def test_newcomers_are_turned_away_while_the_next_in_line_has_waited_too_l
     assert not bench.queue.is_full(bench.sale.id, EPOCH)
 
 
-async def test_of_many_that_come_at_once_those_are_turned_away_who_would_wait_too_long(
+async def test_prepares_that_would_wait_too_long_are_shed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first has not waited yet: the last one's wait is estimated from earlier calls."""
     monkeypatch.setattr(batch, "BASKETS_MAX", 2)
-    clock = TurnedClock()
+    clock = AdjustableClock()
     bench.queue = PrepareQueue(
         bench.connections, Keys(), expiry=bench.store.expiry, clock=clock, limits=BuyerLimits()
     )
@@ -607,13 +607,13 @@ async def test_the_next_call_leaves_before_the_answers_of_a_quick_one_that_held(
     gate = Gate(bench, monkeypatch)
     gate.open.set()
 
-    def told(outcome: object) -> None:
+    def decided(outcome: object) -> None:
         seen.append((type(outcome).__name__, len(gate.sizes)))
 
     await bench.prepare("first")
     for number in range(8):
         basket = bench.basket(f"b{number}", quantity=quantity)
-        bench.queue.submit(basket, epoch=EPOCH, done=told)
+        bench.queue.submit(basket, epoch=EPOCH, done=decided)
     await until(lambda: len(seen) == 8)
     assert gate.sizes == [1, 4, 4]
     assert seen == calls_at_each_answer
@@ -662,7 +662,7 @@ async def test_a_claim_whose_reply_is_lost_is_asked_again_and_happens_once(bench
         "sold out as nobody was",
     ],
 )
-async def test_a_reply_that_cannot_be_read_leaves_nobody_waiting(
+async def test_an_unreadable_reply_leaves_no_caller_waiting(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, reply: Any
 ) -> None:
     async def broken(*_: Any, **__: Any) -> Any:
@@ -677,7 +677,7 @@ async def test_a_reply_that_cannot_be_read_leaves_nobody_waiting(
     assert isinstance(await bench.prepare("two"), Reservation)
 
 
-async def test_who_waits_behind_a_reply_that_cannot_be_read_is_answered(
+async def test_baskets_behind_an_unreadable_reply_are_answered(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(*_: Any, **__: Any) -> Any:

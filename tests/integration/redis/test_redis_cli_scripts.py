@@ -108,7 +108,7 @@ async def test_the_service_works_as_its_own_user(here: Bench) -> None:
         ("ACL", "LIST"),
     ],
 )
-def test_nobody_may_do_what_the_service_does_not_need(
+def test_unneeded_commands_are_denied_to_the_service(
     socket_path: str, name: str, command: tuple[str, ...]
 ) -> None:
     with user(socket_path, name) as client, pytest.raises(NoPermissionError):
@@ -124,7 +124,7 @@ def test_operators_may_not_write(socket_path: str) -> None:
 
 
 @pytest.mark.slow
-def test_nobody_gets_in_without_a_name(socket_path: str) -> None:
+def test_connections_without_a_user_are_refused(socket_path: str) -> None:
     with (
         redis.Redis(unix_socket_path=socket_path) as client,
         pytest.raises(redis.AuthenticationError),
@@ -132,7 +132,7 @@ def test_nobody_gets_in_without_a_name(socket_path: str) -> None:
         client.ping()
 
 
-async def test_the_scripts_tell_how_a_sale_stands(here: Bench, socket_path: str) -> None:
+async def test_the_ops_scripts_show_the_state_of_a_sale(here: Bench, socket_path: str) -> None:
     sale_id = await here.sale()
     first = await here.hold(sale_id, "ann")
     await here.hold(sale_id, "ann")
@@ -157,13 +157,13 @@ async def test_the_scripts_tell_how_a_sale_stands(here: Bench, socket_path: str)
     ]
 
 
-async def test_the_audit_script_names_what_is_wrong(here: Bench, socket_path: str) -> None:
+async def test_the_audit_script_lists_the_problems(here: Bench, socket_path: str) -> None:
     sale_id = await here.sale()
     names = here.service.keys.of(sale_id)
     await here.service.connections.command("HSET", names.stock("a"), "held", 7)
     await here.service.connections.command("HSET", names.sale, "seq", 9)
-    told = run(socket_path, "audit", names.sale)
-    assert told[:2] == [
+    output = run(socket_path, "audit", names.sale)
+    assert output[:2] == [
         "PROBLEM: the outbox ends at 1-0, the sale at 9",
         "PROBLEM: a does not add up",
     ]

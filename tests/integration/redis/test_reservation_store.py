@@ -104,7 +104,7 @@ async def test_a_payment_goes_from_claim_to_sold(bench: Bench) -> None:
     assert (found.status, found.attempts) == (Status.CONFIRMED, {"pk": "confirmed"})
 
 
-async def test_an_attempt_that_ended_is_told_to_whoever_repeats_it(bench: Bench) -> None:
+async def test_a_repeat_of_an_ended_attempt_gets_its_outcome(bench: Bench) -> None:
     order = await bench.held()
     claimed = await bench.claimed(order)
     assert await bench.claim(order) == Present(Status.CONFIRMING, "")
@@ -133,7 +133,7 @@ async def test_a_made_up_payment_that_was_voided_costs_no_attempt(bench: Bench) 
         assert finished.status is Status.HELD
 
 
-async def test_a_hold_that_is_gone_is_refused_by_its_own_name(bench: Bench) -> None:
+async def test_a_lost_hold_is_refused_as_hold_lost(bench: Bench) -> None:
     late = await bench.held("late", lines={"b": 5})
     await bench.store.release(late, epoch=EPOCH, reason=BUYER)
     await bench.held("quick", lines={"b": 1})
@@ -160,7 +160,7 @@ async def test_where_stock_is_taken_at_the_claim_it_may_be_sold_out(valkey_url: 
     await connections.aclose()
 
 
-async def test_a_claim_gives_back_what_ran_out_before_it_is_refused(bench: Bench) -> None:
+async def test_a_claim_expires_overdue_holds_before_it_is_refused(bench: Bench) -> None:
     late = await bench.held("late", lines={"b": 5})
     await bench.store.release(late, epoch=EPOCH, reason=BUYER)
     old = [await bench.sale.hold(f"old-{n}", lines={"b": 1}) for n in range(5)]
@@ -170,7 +170,7 @@ async def test_a_claim_gives_back_what_ran_out_before_it_is_refused(bench: Bench
     assert (await bench.read(old[0])).status is Status.EXPIRED
 
 
-async def test_an_order_that_redis_lost_is_told_as_lost(bench: Bench) -> None:
+async def test_an_order_lost_by_redis_is_reported_as_lost(bench: Bench) -> None:
     order = await bench.held()
     lost = msgspec.structs.replace(order, order_id=f"{bench.sale.id}-{'Z' * 24}")
     assert await bench.store.read(lost.order_id) is None
@@ -185,7 +185,7 @@ async def test_an_order_that_redis_lost_is_told_as_lost(bench: Bench) -> None:
             await change
 
 
-async def test_another_epoch_is_told_as_a_sale_that_is_being_restored(bench: Bench) -> None:
+async def test_another_epoch_is_refused_as_sale_recovering(bench: Bench) -> None:
     order = await bench.held()
     for change in (
         bench.store.claim(order, epoch="other", payment_key="pk", lease_ms=1),
@@ -299,7 +299,7 @@ async def test_a_damaged_hold_keeps_no_other_from_being_given_back(
         await bench.store.expire(bench.sale.id, due, epoch=EPOCH)
 
 
-async def test_a_late_claim_goes_on_where_others_gave_the_holds_back(
+async def test_a_late_claim_succeeds_after_other_holds_expired(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own call expired none: the reaper was faster, or the reply was lost."""
@@ -329,7 +329,7 @@ async def test_a_late_claim_is_refused_where_only_a_damaged_hold_is_due(bench: B
         await bench.store.claim(order, epoch=EPOCH, payment_key="k", lease_ms=60_000)
 
 
-async def test_a_release_and_a_refund_tell_what_stands_afterwards(bench: Bench) -> None:
+async def test_a_release_and_a_refund_return_the_current_state(bench: Bench) -> None:
     order = await bench.held()
     assert await bench.store.release(order, epoch=EPOCH, reason=BUYER) is Status.RELEASED
     assert await bench.store.release(order, epoch=EPOCH, reason=BUYER) is Status.RELEASED
@@ -360,7 +360,7 @@ async def test_scripts_that_the_server_forgot_are_loaded_again(bench: Bench) -> 
     assert await bench.store.release(order, epoch=EPOCH, reason=BUYER) is Status.RELEASED
 
 
-async def test_a_sale_and_its_counters_are_read_as_they_stand(bench: Bench) -> None:
+async def test_a_sale_and_its_counters_are_read_unchanged(bench: Bench) -> None:
     await bench.held(lines={"a": 2})
     await bench.sale.sold("payer", lines={"b": 1})
     sale = await bench.sales.read(bench.sale.id)

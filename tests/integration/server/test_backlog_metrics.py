@@ -57,7 +57,7 @@ async def test_a_backlog_grows_in_length_and_age_while_sql_is_away(
 
 
 @pytest.mark.slow
-async def test_a_worker_of_its_own_serves_what_it_counts(tmp_path: Path, valkey_url: str) -> None:
+async def test_a_separate_worker_exposes_its_own_metrics(tmp_path: Path, valkey_url: str) -> None:
     port = free_port()
     async with bench(tmp_path, valkey_url) as shop:
         sale_id = await shop.sale()
@@ -89,9 +89,9 @@ def watch_worker(environ: dict[str, str], port: int, sale_id: str) -> None:
 
 
 def until_counted(port: int, line: str) -> None:
-    def look() -> str:
+    def scrape() -> str:
         with suppress(httpx.TransportError):
             return httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
         return ""
 
-    eventually(look, lambda told: line in told.splitlines(), within=START_SECONDS)
+    eventually(scrape, lambda text: line in text.splitlines(), within=START_SECONDS)

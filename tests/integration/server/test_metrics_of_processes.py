@@ -32,7 +32,7 @@ def run(folder: Path, program: str) -> tuple[int, list[str]]:
     return process.pid, printed.splitlines()
 
 
-def test_a_process_that_takes_a_dead_ones_place_loses_no_alarm_and_keeps_no_state(
+def test_a_restarted_process_keeps_alarms_and_resets_gauges(
     tmp_path: Path,
 ) -> None:
     dead, before = run(tmp_path, CLOSED + EXPORT)

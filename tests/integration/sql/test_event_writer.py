@@ -137,16 +137,14 @@ async def test_a_replay_from_the_start_changes_nothing(sql: SqlStore, tape: Tape
     assert await everything(sql) == before
 
 
-async def test_a_batch_that_overlaps_what_is_written_adds_the_rest(
-    sql: SqlStore, tape: Tape
-) -> None:
+async def test_a_batch_overlapping_written_events_adds_the_rest(sql: SqlStore, tape: Tape) -> None:
     a_whole_sale(tape)
     await sql.events.apply("s", tape.events[:10])
     outcome = await sql.events.apply("s", tape.events[5:20])
     assert (outcome.kind, outcome.written, outcome.flushed_seq) == (ApplyKind.APPLIED, 10, 20)
 
 
-async def test_a_gap_names_what_is_missing_and_writes_nothing(sql: SqlStore, tape: Tape) -> None:
+async def test_a_gap_names_the_missing_event_and_writes_nothing(sql: SqlStore, tape: Tape) -> None:
     a_whole_sale(tape)
     await sql.events.apply("s", tape.events[:3])
     before = await everything(sql)
@@ -180,7 +178,7 @@ async def test_another_event_under_a_written_number_is_a_conflict(
         {"chain": "f" * 40},
     ],
 )
-async def test_a_broken_chain_names_its_event_and_keeps_what_came_before(
+async def test_a_broken_chain_names_its_event_and_keeps_earlier_ones(
     sql: SqlStore, tape: Tape, change: dict[str, Any]
 ) -> None:
     a_whole_sale(tape)
@@ -284,7 +282,7 @@ POISONS = [
 
 
 @pytest.mark.parametrize("poison", POISONS, ids=lambda poison: poison.__name__)
-async def test_an_event_that_cannot_be_true_stops_what_follows_and_keeps_what_came_before(
+async def test_an_invalid_event_stops_later_events_and_keeps_earlier_ones(
     sql: SqlStore, tape: Tape, poison: Any
 ) -> None:
     tape.prepare("o", a=1)
@@ -302,7 +300,7 @@ async def test_an_event_that_cannot_be_true_stops_what_follows_and_keeps_what_ca
     assert fold.skus["a"] == SkuFold(total=10, available=9, held=1, confirming=0, sold=0)
 
 
-async def test_what_only_a_constraint_refuses_is_found_by_halving(
+async def test_a_row_refused_by_a_constraint_is_isolated_by_bisection(
     sql: SqlStore, tape: Tape
 ) -> None:
     """An order with the same id in another sale passes the fold of this one."""
@@ -324,7 +322,7 @@ async def test_what_only_a_constraint_refuses_is_found_by_halving(
     assert (await sql.events.cursor("s"))[0] == 21
 
 
-async def test_an_order_of_another_sale_is_nobody_here(sql: SqlStore, tape: Tape) -> None:
+async def test_an_event_for_an_order_of_another_sale_is_poison(sql: SqlStore, tape: Tape) -> None:
     await sql.sales.register("t", "{}", 1)
     other = Tape("t")
     other.put(a=10)
@@ -380,7 +378,7 @@ async def test_an_item_that_leaves_the_sale_and_comes_back_is_counted_right(
     assert fold.skus["b"] == SkuFold(total=3, available=0, held=3, confirming=0, sold=0)
 
 
-async def test_the_sale_shows_what_its_events_say(sql: SqlStore, tape: Tape) -> None:
+async def test_the_sale_matches_its_events(sql: SqlStore, tape: Tape) -> None:
     tape.write("sale_switched", data={"status": "closed", "operator": "op", "reason": "r"})
     tape.put(version=2, a=11, b=5)
     await sql.events.apply("s", tape.events)

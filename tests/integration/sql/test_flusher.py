@@ -94,7 +94,7 @@ async def test_everything_is_flushed_acknowledged_and_trimmed_but_for_the_last(
     assert bench.alarms == []
 
 
-async def test_what_comes_later_is_flushed_later(bench: Bench, tape: Tape) -> None:
+async def test_later_events_are_flushed_later(bench: Bench, tape: Tape) -> None:
     flusher = bench.flusher()
     await bench.drain(flusher)
     before = len(tape.events)
@@ -181,7 +181,7 @@ async def test_two_flushers_at_once_do_not_hinder_each_other(bench: Bench, tape:
     assert bench.alarms == []
 
 
-async def test_what_a_dead_flusher_left_pending_is_found_without_anything_new(
+async def test_entries_pending_from_a_dead_flusher_are_found_without_new_ones(
     bench: Bench, tape: Tape
 ) -> None:
     living = bench.flusher()
@@ -195,7 +195,9 @@ async def test_what_a_dead_flusher_left_pending_is_found_without_anything_new(
     await assert_whole(bench, tape)
 
 
-async def test_a_gap_is_filled_from_what_another_one_left_pending(bench: Bench, tape: Tape) -> None:
+async def test_a_gap_is_filled_from_another_consumers_pending_entries(
+    bench: Bench, tape: Tape
+) -> None:
     living = bench.flusher()
     await living.run_once("s")
     dead = await bench.outbox.read_new("s", 25)
@@ -219,9 +221,7 @@ async def test_the_stream_replayed_twice_from_the_start_changes_nothing(
     assert sum(bench.flushed) == len(tape.events)
 
 
-async def test_a_group_that_is_lost_is_made_again_behind_what_sql_has(
-    bench: Bench, tape: Tape
-) -> None:
+async def test_a_lost_group_is_recreated_after_the_events_in_sql(bench: Bench, tape: Tape) -> None:
     flusher = bench.flusher()
     await flusher.run_once("s")
     await flusher.run_once("s")
@@ -280,7 +280,7 @@ async def test_an_event_that_cannot_be_true_stops_its_sale(bench: Bench) -> None
     assert bench.outbox.pending("s") == [14, 15, 16, 17]
 
 
-async def test_a_redis_that_went_back_in_time_is_a_conflict_and_loses_nothing_of_sql(
+async def test_a_redis_that_went_back_is_a_conflict_and_sql_loses_nothing(
     bench: Bench, tape: Tape
 ) -> None:
     await bench.drain(bench.flusher())
@@ -298,7 +298,7 @@ async def test_a_redis_that_went_back_in_time_is_a_conflict_and_loses_nothing_of
     assert ("trim", len(tape.events)) not in bench.outbox.calls
 
 
-async def test_a_sale_that_is_made_right_goes_on_by_itself(bench: Bench, tape: Tape) -> None:
+async def test_a_repaired_sale_resumes_automatically(bench: Bench, tape: Tape) -> None:
     broken = MemoryOutbox()
     broken.add(forged(tape, 33, data="{}"))
     bench.outbox = broken
@@ -324,7 +324,7 @@ async def test_a_sale_that_sql_does_not_know_stops_with_an_alarm(bench: Bench) -
     assert len(bench.outbox.pending("unknown")) == 10
 
 
-async def test_trimming_is_rare_and_never_past_what_is_committed(
+async def test_trimming_is_rare_and_never_beyond_committed_events(
     bench: Bench, tape: Tape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flusher_module, "TRIM_EVENTS", 50)

@@ -30,7 +30,7 @@ async def all_pages(sql: SqlStore, limit: int, **filters: str) -> list[list[str]
             return pages
 
 
-async def test_an_order_shows_all_that_its_events_said(sql: SqlStore) -> None:
+async def test_an_order_has_all_fields_of_its_events(sql: SqlStore) -> None:
     tape = Tape()
     tape.put(a=10, b=10)
     tape.prepare("o", buyer="ann", b=2, a=1)
@@ -111,7 +111,7 @@ WISH = RefundWish(
 )
 
 
-async def test_the_history_tells_everything_in_time_order(sql: SqlStore) -> None:
+async def test_the_history_has_every_entry_in_order_of_time(sql: SqlStore) -> None:
     tape = Tape()
     tape.put(a=10)
     tape.prepare("o", a=1)
@@ -177,7 +177,7 @@ async def test_the_audit_gets_nothing_of_a_sale_that_sql_does_not_know(sql: SqlS
     assert (fold.flushed_seq, fold.chain, fold.skus) == (0, "", {})
 
 
-async def test_a_rebuild_gets_the_live_orders_and_what_each_buyer_has(sql: SqlStore) -> None:
+async def test_a_rebuild_reads_live_orders_and_buyer_counts(sql: SqlStore) -> None:
     tape = Tape()
     tape.put(a=100, b=100)
     tape.prepare("held", buyer="ann", a=2, b=1)

@@ -40,7 +40,7 @@ def void(order_id: str = "o", fence: int = 1) -> dict[str, Any]:
     return {"order_id": order_id, "sale_id": "s", "fence": fence, "now_ms": 8}
 
 
-async def test_an_intent_is_written_once_and_a_repeat_says_so(sql: SqlStore) -> None:
+async def test_an_intent_is_written_once_and_a_repeat_is_recognised(sql: SqlStore) -> None:
     assert await sql.intents.add(intent()) is IntentOutcome.WRITTEN
     assert await sql.intents.add(intent()) is IntentOutcome.ALREADY_WRITTEN
     [row] = await sql.intents.list_by_order("o")
@@ -68,7 +68,7 @@ async def test_a_void_bars_the_intent_and_an_intent_bars_the_void(sql: SqlStore)
     assert await sql.intents.void(**void(fence=1)) is VoidOutcome.VOIDED
     assert await sql.intents.add(intent(fence=1)) is IntentOutcome.VOIDED
     assert await sql.intents.add(intent(fence=2)) is IntentOutcome.WRITTEN
-    assert await sql.intents.void(**void(fence=2)) is VoidOutcome.INTENT_STANDS
+    assert await sql.intents.void(**void(fence=2)) is VoidOutcome.INTENT_EXISTS
     kinds = [(row.fence, row.kind) for row in await sql.intents.list_by_order("o")]
     assert kinds == [(1, "void"), (2, "intent")]
 
@@ -80,7 +80,7 @@ async def test_of_an_intent_and_a_void_at_once_one_wins(sql: SqlStore) -> None:
             sql.intents.add(intent(order_id)), sql.intents.void(**void(order_id))
         )
         assert (written, voided) in (
-            (IntentOutcome.WRITTEN, VoidOutcome.INTENT_STANDS),
+            (IntentOutcome.WRITTEN, VoidOutcome.INTENT_EXISTS),
             (IntentOutcome.VOIDED, VoidOutcome.VOIDED),
         )
 
@@ -128,7 +128,7 @@ async def test_fences_read_at_one_moment_share_a_query_and_each_caller_gets_its_
     assert len(sizes) <= 2
 
 
-async def test_intents_of_one_moment_share_a_transaction_and_each_gets_its_own_answer(
+async def test_concurrent_intents_share_a_transaction_with_separate_results(
     sql: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await sql.intents.add(intent("taken"))
@@ -184,7 +184,7 @@ async def test_intents_beyond_the_bound_are_refused_at_once(
     assert all(isinstance(outcome, TimeoutError) for outcome in outcomes[3:])
 
 
-async def test_closing_waits_for_what_is_being_written(database_url: str) -> None:
+async def test_closing_waits_for_pending_writes(database_url: str) -> None:
     sql = await SqlStore.open(database_url)
     writing = asyncio.create_task(sql.intents.add(intent()))
     await asyncio.sleep(0)
@@ -193,7 +193,7 @@ async def test_closing_waits_for_what_is_being_written(database_url: str) -> Non
 
 
 @asynccontextmanager
-async def somebody_who_locks(database_url: str) -> AsyncIterator[None]:
+async def lock_holder(database_url: str) -> AsyncIterator[None]:
     """Another process in the middle of a transaction that does not end."""
     other = await database_module.Database.open(database_url)
     async with (await other.connect()).writing.connect() as connection:
@@ -212,7 +212,7 @@ async def test_a_database_that_does_not_answer_in_time_is_an_error_and_recovers(
     monkeypatch.setattr(postgresql, "COMMAND_SECONDS", 0.3)
     monkeypatch.setattr(database_module, "BUSY_SECONDS", 0.3)
     sql = await SqlStore.open(database_url)
-    async with somebody_who_locks(database_url):
+    async with lock_holder(database_url):
         outcomes = await asyncio.gather(
             *(sql.intents.add(intent(f"o-{number}")) for number in range(3)),
             return_exceptions=True,
@@ -290,7 +290,7 @@ async def test_an_intent_under_a_later_fence_bars_the_cancel(sql: SqlStore) -> N
     assert await sql.intents.intend_cancel(**cancel(fence=2))
 
 
-async def test_a_payment_that_nobody_asked_for_can_be_barred_too(sql: SqlStore) -> None:
+async def test_a_payment_without_an_intent_can_be_barred(sql: SqlStore) -> None:
     assert await sql.intents.intend_cancel(**cancel(fence=0))
     assert await sql.intents.add(intent(fence=1)) is IntentOutcome.VOIDED
 

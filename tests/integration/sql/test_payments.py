@@ -166,19 +166,25 @@ async def test_answers_that_stay_bound_to_their_key_are_counted(sql: SqlStore) -
     assert await sql.payments.count_bound_confirms("p", "k") == 0
 
 
-async def test_keys_of_cancels_count_once_however_often_they_were_answered(sql: SqlStore) -> None:
-    def told(kind: str, **members: Any) -> str:
+async def test_each_cancel_key_is_counted_once(sql: SqlStore) -> None:
+    def answer_json(kind: str, **members: Any) -> str:
         return json.dumps({"type": kind, **members}, separators=(",", ":"))
 
-    broken_off = told("Unknown", reason="400 PROVIDER_ERROR", bound_to_key=True)
+    broken_off = answer_json("Unknown", reason="400 PROVIDER_ERROR", bound_to_key=True)
     for kind, answer in (
         ("cancel", broken_off),
         ("cancel", broken_off),
-        ("cancel", told("Unknown", reason="400 PROVIDER_ERROR", bound_to_key=True, attempt=1)),
-        ("cancel", told("PaymentMissing", code="NOT_FOUND_PAYMENT", attempt=2)),
-        ("cancel", told("Unknown", reason="timeout", bound_to_key=False, attempt=3)),
-        ("cancel", told("Misconfigured", code="UNAUTHORIZED_KEY", bound_to_key=False, attempt=3)),
-        ("cancel", told("Declined", code="INVALID_BANK", message="", attempt=3)),
+        (
+            "cancel",
+            answer_json("Unknown", reason="400 PROVIDER_ERROR", bound_to_key=True, attempt=1),
+        ),
+        ("cancel", answer_json("PaymentMissing", code="NOT_FOUND_PAYMENT", attempt=2)),
+        ("cancel", answer_json("Unknown", reason="timeout", bound_to_key=False, attempt=3)),
+        (
+            "cancel",
+            answer_json("Misconfigured", code="UNAUTHORIZED_KEY", bound_to_key=False, attempt=3),
+        ),
+        ("cancel", answer_json("Declined", code="INVALID_BANK", message="", attempt=3)),
         ("confirm", broken_off.replace("PROVIDER", "OTHER")),
     ):
         await sql.payments.add_answer(
@@ -217,14 +223,14 @@ async def test_a_refund_is_begun_once_and_a_repeat_gets_it(sql: SqlStore) -> Non
     assert await sql.refunds.get("p") is None
 
 
-async def test_another_wish_for_a_refund_that_stands_is_not_written_down(sql: SqlStore) -> None:
+async def test_a_second_refund_request_is_not_stored(sql: SqlStore) -> None:
     record = await begun(sql)
     other = wish(key="another", restock=False, digest="other")
     assert await sql.refunds.begin(other, now_ms=2) == OtherRefund(record)
     await sql.refunds.finish(record, status="done", code=None, now_ms=3)
     found = await sql.refunds.begin(other, now_ms=4)
     assert isinstance(found, OtherRefund)
-    assert (found.standing.status, found.standing.restock) == ("done", True)
+    assert (found.existing.status, found.existing.restock) == ("done", True)
 
 
 async def test_one_process_at_a_time_asks_for_a_refund(sql: SqlStore) -> None:
@@ -241,10 +247,10 @@ async def test_one_process_at_a_time_asks_for_a_refund(sql: SqlStore) -> None:
     await sql.refunds.release(held, code="late", unanswered=False, now_ms=71)
     assert await sql.refunds.replace(held, wish(key="new", digest="new"), now_ms=71) is None
     await sql.refunds.release(other, code="500 COMMON_ERROR", unanswered=False, now_ms=72)
-    standing = await sql.refunds.get("o")
-    assert standing is not None
-    assert (standing.lease_until_ms, standing.code) == (0, "500 COMMON_ERROR")
-    assert not standing.unanswered
+    existing = await sql.refunds.get("o")
+    assert existing is not None
+    assert (existing.lease_until_ms, existing.code) == (0, "500 COMMON_ERROR")
+    assert not existing.unanswered
 
 
 async def test_a_pending_refund_takes_another_wish_and_remembers_its_own(sql: SqlStore) -> None:
@@ -298,7 +304,7 @@ async def test_a_refunds_key_that_asked_for_something_else_is_refused(sql: SqlSt
     assert await sql.refunds.get("p") is None
 
 
-async def test_of_refunds_begun_at_once_one_stands(sql: SqlStore) -> None:
+async def test_of_concurrent_refunds_one_is_accepted(sql: SqlStore) -> None:
     records = await asyncio.gather(*(begun(sql, key=f"r-{n}", now_ms=n) for n in range(8)))
     assert len({record.idempotency_key for record in records}) == 1
 

@@ -132,7 +132,7 @@ async def test_a_direct_connection_keeps_its_prepared_statements(postgres_url: s
         await database.aclose()
 
 
-async def test_an_event_that_postgresql_cannot_store_is_poison_and_not_an_endless_retry(
+async def test_an_event_that_postgresql_cannot_store_is_poison(
     postgres_url: str,
 ) -> None:
     """A refusal of class 22 is a plain DBAPIError, as for a character that the encoding lacks."""

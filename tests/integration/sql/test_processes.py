@@ -99,7 +99,7 @@ async def process(script: str, *arguments: str) -> AsyncIterator[asyncio.subproc
         await child.communicate()
 
 
-async def told(child: asyncio.subprocess.Process) -> tuple[dict[str, int], float]:
+async def timings_of(child: asyncio.subprocess.Process) -> tuple[dict[str, int], float]:
     output, _ = await asyncio.wait_for(child.communicate(b"go\n"), START_SECONDS)
     assert child.returncode == 0
     return msgspec.json.decode(output, type=tuple[dict[str, int], float])
@@ -122,7 +122,7 @@ async def test_four_processes_write_intents_beside_a_flusher_and_none_fails(
     writing = [process(WRITER, database_url, f"writer-{number}", "25", "8") for number in range(4)]
     children = await asyncio.gather(*(each.__aenter__() for each in writing))
     try:
-        answers = [asyncio.create_task(told(child)) for child in children]
+        answers = [asyncio.create_task(timings_of(child)) for child in children]
         while len(tape.events) > (await sql.events.cursor("s"))[0]:
             flushed = (await sql.events.cursor("s"))[0]
             outcome = await sql.events.apply("s", tape.events[flushed : flushed + 100])
@@ -198,7 +198,7 @@ async def write(sql: SqlStore, order_id: str) -> IntentOutcome:
     )
 
 
-async def test_a_postgres_that_goes_away_fails_fast_and_is_used_again_when_it_is_back(
+async def test_an_interrupted_postgres_fails_fast_and_is_used_again(
     own_postgres: PostgresServer,
 ) -> None:
     sql = await SqlStore.open(own_postgres.url())
@@ -221,7 +221,7 @@ async def test_a_postgres_that_goes_away_fails_fast_and_is_used_again_when_it_is
     await sql.aclose()
 
 
-async def test_a_postgres_that_crashes_under_load_keeps_what_it_said_it_wrote(
+async def test_a_postgres_crash_under_load_keeps_committed_rows(
     own_postgres: PostgresServer,
 ) -> None:
     sql = await SqlStore.open(own_postgres.url())

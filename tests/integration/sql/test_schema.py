@@ -193,19 +193,19 @@ async def test_a_url_of_neither_kind_is_refused(url: str) -> None:
         await SqlStore.open(url)
 
 
-async def test_a_postgres_that_is_not_there_is_told_as_such() -> None:
+async def test_an_unreachable_postgres_is_reported() -> None:
     with pytest.raises(OSError):
         await SqlStore.open("postgresql://postgres:@/postgres?host=/nonexistent")
 
 
-async def hold_and_stand_still(database: Database, lock: TextClause) -> None:
+async def hold_lock(database: Database, lock: TextClause) -> None:
     async with database.write() as connection:
         await connection.execute(lock)
         await asyncio.sleep(3)
         await connection.execute(lock)
 
 
-async def test_a_postgres_does_not_wait_long_for_one_who_says_nothing_more(
+async def test_an_idle_transaction_is_ended_by_postgres(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine that lost its power in a transaction holds locks that others wait for."""
@@ -214,7 +214,7 @@ async def test_a_postgres_does_not_wait_long_for_one_who_says_nothing_more(
     try:
         await run(postgres_url, SALE)
         lock = text("UPDATE sales SET version = version WHERE sale_id = 's'")
-        lost = asyncio.create_task(hold_and_stand_still(gone, lock))
+        lost = asyncio.create_task(hold_lock(gone, lock))
         async with asyncio.timeout(30):
             await asyncio.sleep(0.2)
             async with other.write() as connection:

@@ -102,7 +102,7 @@ async def test_a_confirmed_payment_is_shown_as_the_pg_has_it(
     assert await gateway.look_up_order(order_id) == answer
 
 
-async def test_a_virtual_account_says_until_when_it_waits(
+async def test_a_virtual_account_shows_its_due_date(
     sandbox: RunningSandbox, gateway: TossGateway, order_id: str
 ) -> None:
     payment_key = sandbox.put_payment(order_id, AMOUNT, method="virtual_account")
@@ -158,7 +158,7 @@ async def test_a_decline_carries_the_code_of_the_pg(
     assert (seen.payment.status, seen.payment.failure_code) == ("ABORTED", "REJECT_CARD_COMPANY")
 
 
-async def test_a_key_that_somebody_made_up_is_missing_everywhere(gateway: TossGateway) -> None:
+async def test_a_forged_key_is_missing_in_every_look_up(gateway: TossGateway) -> None:
     missing = PaymentMissing("NOT_FOUND_PAYMENT")
     assert await confirm(gateway, "tboxmadeup", "order-made-up") == missing
     assert await gateway.look_up("tboxmadeup") == missing
@@ -193,7 +193,7 @@ FAULTS: list[tuple[str, Answer | None, bool]] = [
 
 
 @pytest.mark.parametrize(("fault", "expected", "moved"), FAULTS, ids=lambda case: str(case)[:20])
-async def test_each_way_to_fail_leaves_an_answer_that_claims_no_more_than_is_known(
+async def test_each_failure_yields_an_answer_no_stronger_than_the_facts(
     sandbox: RunningSandbox,
     gateway: TossGateway,
     order_id: str,
@@ -232,7 +232,7 @@ async def test_the_same_key_again_moves_the_money_once(
 
 
 @pytest.mark.parametrize(
-    ("fault", "field", "told"),
+    ("fault", "field", "expected"),
     [
         ("other_order", "order_id", "another-order-of-another-buyer"),
         ("other_key", "payment_key", "tboxanother"),
@@ -246,7 +246,7 @@ async def test_a_lie_is_handed_on_so_that_the_caller_sees_it(
     order_id: str,
     fault: str,
     field: str,
-    told: object,
+    expected: object,
 ) -> None:
     payment_key = sandbox.put_payment(order_id, AMOUNT)
     sandbox.order_fault(fault, orderId=order_id, times=2, operations=["confirm", "look_up"])
@@ -255,11 +255,11 @@ async def test_a_lie_is_handed_on_so_that_the_caller_sees_it(
         await gateway.look_up(payment_key),
     ):
         assert isinstance(answer, Answered)
-        assert getattr(answer.payment, field) == told
+        assert getattr(answer.payment, field) == expected
 
 
 @pytest.mark.parametrize("operation", ["look_up", "look_up_order", "cancel"])
-async def test_look_ups_and_cancels_fail_as_openly_as_confirms(
+async def test_look_ups_and_cancels_report_faults_like_confirms(
     sandbox: RunningSandbox, gateway: TossGateway, order_id: str, operation: str
 ) -> None:
     payment_key = sandbox.put_payment(order_id, AMOUNT)
@@ -276,7 +276,7 @@ async def test_look_ups_and_cancels_fail_as_openly_as_confirms(
     assert isinstance(await calls[operation](), Answered)
 
 
-async def test_a_silent_pg_is_left_at_the_deadline_and_asked_again_with_the_same_key(
+async def test_an_unresponsive_pg_times_out_and_is_retried_with_the_same_key(
     sandbox: RunningSandbox, order_id: str
 ) -> None:
     payment_key = sandbox.put_payment(order_id, AMOUNT)
@@ -321,7 +321,7 @@ async def test_an_answer_that_comes_in_crumbs_ends_at_the_deadline_too(
         assert time.monotonic() - began < LONG_SECONDS / 2
 
 
-async def test_confirms_that_hang_keep_no_look_up_waiting(
+async def test_hanging_confirms_do_not_delay_look_ups(
     sandbox: RunningSandbox, order_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(toss, "CONFIRMS_MAX", 2)
@@ -343,7 +343,7 @@ async def test_confirms_that_hang_keep_no_look_up_waiting(
     assert all(isinstance(task.result(), Answered) for task in hanging)
 
 
-async def test_nothing_was_sent_where_nobody_listens() -> None:
+async def test_nothing_is_sent_to_a_closed_port() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # Bound and not listening: a connection is refused.
         async with gateway_of(f"http://127.0.0.1:{taken.getsockname()[1]}") as gateway:
@@ -403,7 +403,7 @@ async def test_a_proxy_of_the_environment_is_not_used(
         assert isinstance(await gateway.look_up(payment_key), Answered)
 
 
-async def test_the_log_tells_the_trace_and_no_secret(
+async def test_the_log_has_the_trace_id_and_no_secret(
     sandbox: RunningSandbox, gateway: TossGateway, order_id: str
 ) -> None:
     payment_key = sandbox.put_payment(order_id, AMOUNT)
@@ -476,14 +476,14 @@ PAYMENT = {
         {"virtualAccount": {"accountNumber": "1\x1b[31m", "bankCode": "20"}},
     ],
     ids=[
-        "fields nobody knows",
+        "unknown fields",
         "a whole number with a point",
         "times that are none",
         "an account of other types",
         "an account that no page should print",
     ],
 )
-async def test_what_can_be_passed_over_is_passed_over(more: dict[str, object]) -> None:
+async def test_unreadable_optional_fields_are_ignored(more: dict[str, object]) -> None:
     async with answering(http(200, json.dumps(PAYMENT | more))) as (url, _), gateway_of(url) as pg:
         answer = await pg.look_up("tboxany")
     assert isinstance(answer, Answered)
@@ -558,7 +558,7 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("answer", STRANGE.values(), ids=STRANGE.keys())
-async def test_what_cannot_be_read_says_nothing_about_the_money(answer: bytes) -> None:
+async def test_an_unreadable_answer_leaves_the_payment_undecided(answer: bytes) -> None:
     async with answering(answer) as (url, _), gateway_of(url) as gateway:
         for call in (confirm(gateway, "tboxany", "order-any"), gateway.look_up("tboxany")):
             got = await call
@@ -575,7 +575,7 @@ async def test_a_refusal_may_lie_in_an_error_object(body: str) -> None:
     assert answer.code == "REJECT_CARD_COMPANY"
 
 
-async def test_the_request_is_what_the_pg_documents() -> None:
+async def test_requests_match_the_pgs_documentation() -> None:
     async with (
         answering(http(200, json.dumps(PAYMENT))) as (url, requests),
         gateway_of(url, "test_gsk_abc") as gateway,
@@ -607,7 +607,7 @@ async def test_the_request_is_what_the_pg_documents() -> None:
         (None, None),
     ],
 )
-def test_a_time_is_korean_where_it_does_not_say(text: str | None, at: datetime | None) -> None:
+def test_a_time_without_an_offset_is_korean(text: str | None, at: datetime | None) -> None:
     assert parse_time(text) == at
 
 
@@ -626,7 +626,7 @@ def test_no_text_breaks_the_reading_of_times(text: str) -> None:
         st.none() | st.integers() | st.floats() | st.text() | st.just("REJECT_CARD_PAYMENT"),
     ).map(lambda found: json.dumps(found).encode()),
 )
-def test_no_body_raises_and_no_body_declines_what_it_should_not(
+def test_no_body_raises_or_is_declined_wrongly(
     operation: Operation, status: int, body: bytes
 ) -> None:
     answer = toss._read_answer(operation, status, body)

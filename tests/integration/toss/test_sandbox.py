@@ -99,7 +99,7 @@ def test_only_the_secret_key_and_its_colon_open_the_pg(
     "code",
     ["REJECT_CARD_PAYMENT", "ALREADY_PROCESSED_PAYMENT", "COMMON_ERROR", "DUPLICATED_ORDER_ID"],
 )
-def test_a_test_header_forces_an_error_before_the_payment_is_looked_at(
+def test_a_test_header_forces_an_error_before_the_payment_is_read(
     sandbox: RunningSandbox, code: str
 ) -> None:
     headers = {"TossPayments-Test-Code": code, "Idempotency-Key": "forced"}
@@ -132,7 +132,7 @@ def test_a_body_that_does_not_fit_is_an_invalid_request(
     assert code_of(response) == (400, "INVALID_REQUEST")
 
 
-def test_what_there_is_not_is_refused_in_the_pg_s_own_form(sandbox: RunningSandbox) -> None:
+def test_unknown_endpoints_are_refused_in_the_pgs_format(sandbox: RunningSandbox) -> None:
     assert code_of(sandbox.http.get("/v2/payments")) == (404, "NOT_FOUND")
     assert code_of(sandbox.http.delete("/v1/payments/x")) == (405, "INVALID_REQUEST")
 
@@ -160,7 +160,9 @@ def test_money_moves_with_the_confirm_and_not_before(
     assert sandbox.http.get(f"/v1/payments/orders/{order_id}").json() == payment
 
 
-def test_a_second_confirm_is_told_that_it_was_done(sandbox: RunningSandbox, order_id: str) -> None:
+def test_a_second_confirm_is_answered_as_already_processed(
+    sandbox: RunningSandbox, order_id: str
+) -> None:
     payment_key = paid(sandbox, order_id)
     again = sandbox.confirm(payment_key, order_id, AMOUNT, key="another")
     assert code_of(again) == (400, "ALREADY_PROCESSED_PAYMENT")
@@ -203,7 +205,7 @@ def test_of_several_payments_of_an_order_the_approved_one_is_shown(
     assert code_of(missing) == (404, "NOT_FOUND_PAYMENT")
 
 
-def test_a_key_replays_the_first_answer_whatever_the_body_says(
+def test_a_key_replays_the_first_answer_with_any_body(
     sandbox: RunningSandbox, order_id: str
 ) -> None:
     payment_key = sandbox.put_payment(order_id, AMOUNT)
@@ -270,7 +272,7 @@ def test_a_cancel_in_one_go_and_a_second_one(sandbox: RunningSandbox, order_id: 
     assert (ledger["charged"], ledger["cancelled"]) == (AMOUNT, AMOUNT)
 
 
-def test_a_payment_cancelled_in_parts_never_says_cancelled(
+def test_a_partly_cancelled_payment_is_never_shown_as_cancelled(
     sandbox: RunningSandbox, order_id: str
 ) -> None:
     payment_key = paid(sandbox, order_id)
@@ -320,7 +322,7 @@ def test_a_virtual_account_is_paid_after_it_was_confirmed(
     assert [entry["kind"] for entry in ledger["entries"]] == ["deposit", "deposit_reversed"]
 
 
-def test_a_virtual_account_is_closed_whole_or_not_at_all_before_the_deposit(
+def test_an_unpaid_virtual_account_can_only_be_cancelled_in_full(
     sandbox: RunningSandbox, order_id: str
 ) -> None:
     payment_key = sandbox.put_payment(order_id, AMOUNT, method="virtual_account")
@@ -358,9 +360,7 @@ def test_ten_minutes_after_the_authentication_a_confirm_is_too_late(
     assert own.ledger()["charged"] == AMOUNT
 
 
-def test_half_an_hour_after_the_window_opened_it_is_over(
-    own: RunningSandbox, order_id: str
-) -> None:
+def test_the_payment_window_closes_after_half_an_hour(own: RunningSandbox, order_id: str) -> None:
     form = open_page(own, order_id)
     own.turn_clock(30 * MINUTE - 30)
     assert own.ledger(order_id)["payments"][0]["status"] == "READY"
@@ -425,7 +425,9 @@ def test_a_killed_sandbox_forgets_nothing_that_it_answered(tmp_path: Path, order
         assert sandbox.ledger()["charged"] == 3 * AMOUNT
 
 
-def test_a_torn_last_line_is_cut_off_and_the_rest_goes_on(tmp_path: Path, order_id: str) -> None:
+def test_a_torn_last_line_is_truncated_and_the_journal_continues(
+    tmp_path: Path, order_id: str
+) -> None:
     with running_sandbox(tmp_path) as first:
         paid(first, order_id)
     journal = tmp_path / "sandbox" / "journal.jsonl"
@@ -470,7 +472,7 @@ def test_the_journal_holds_no_secret_key(tmp_path: Path, order_id: str) -> None:
     assert secret_key not in (tmp_path / "sandbox" / "journal.jsonl").read_text()
 
 
-def test_a_fault_meets_only_what_it_was_ordered_for(sandbox: RunningSandbox, order_id: str) -> None:
+def test_a_fault_applies_only_to_matching_calls(sandbox: RunningSandbox, order_id: str) -> None:
     payment_key = sandbox.put_payment(order_id, AMOUNT)
     rule = sandbox.order_fault(
         "rate_limited", paymentKey=payment_key, operations=["look_up"], times=1
@@ -480,8 +482,8 @@ def test_a_fault_meets_only_what_it_was_ordered_for(sandbox: RunningSandbox, ord
     assert sandbox.confirm(payment_key, order_id, AMOUNT).status_code == 200
     assert sandbox.http.get(f"/v1/payments/{payment_key}").status_code == 429
     assert sandbox.http.get(f"/v1/payments/{payment_key}").status_code == 200
-    told = sandbox.http.get("/_faults").json()["faults"]
-    assert next(fault for fault in told if fault["id"] == rule["id"])["applied"] == 1
+    faults = sandbox.http.get("/_faults").json()["faults"]
+    assert next(fault for fault in faults if fault["id"] == rule["id"])["applied"] == 1
 
 
 def test_a_rate_with_a_seed_meets_the_same_calls_each_time(own: RunningSandbox) -> None:
@@ -628,7 +630,7 @@ def test_pressing_twice_leads_the_same_way(sandbox: RunningSandbox, order_id: st
     assert len(sandbox.ledger(order_id)["payments"]) == 1
 
 
-def test_a_card_without_funds_is_declined_when_it_is_charged(
+def test_a_card_without_funds_is_declined_at_the_charge(
     sandbox: RunningSandbox, order_id: str
 ) -> None:
     sent = press(sandbox, open_page(sandbox, order_id), "insufficient")
@@ -688,7 +690,7 @@ def test_a_page_that_was_asked_for_wrongly_explains_itself(
 ) -> None:
     response = get_page(sandbox, page_query(sandbox, order_id, **wrong))
     assert response.status_code in {400, 401}
-    assert "This payment cannot go on" in response.text
+    assert "This payment cannot continue" in response.text
     assert Form(response.text).buttons == []
     assert sandbox.ledger(order_id)["payments"] == []
 
@@ -754,7 +756,9 @@ def listening(refusing: int = 0) -> Iterator[Listener]:
 
 
 @contextmanager
-def telling(tmp_path: Path, *, refusing: int = 0) -> Iterator[tuple[RunningSandbox, Listener]]:
+def with_listener(
+    tmp_path: Path, *, refusing: int = 0
+) -> Iterator[tuple[RunningSandbox, Listener]]:
     """A sandbox with microseconds instead of minutes between two tries, and its listener."""
     with (
         listening(refusing) as listener,
@@ -763,8 +767,8 @@ def telling(tmp_path: Path, *, refusing: int = 0) -> Iterator[tuple[RunningSandb
         yield sandbox, listener
 
 
-def test_each_change_is_told_and_nothing_signs_it(tmp_path: Path, order_id: str) -> None:
-    with telling(tmp_path) as (sandbox, listener):
+def test_each_change_sends_an_unsigned_webhook(tmp_path: Path, order_id: str) -> None:
+    with with_listener(tmp_path) as (sandbox, listener):
         payment_key = paid(sandbox, order_id)
         until(lambda: listener.statuses(order_id) == ["DONE"])
         sandbox.cancel(payment_key, cancelAmount=1)
@@ -780,8 +784,8 @@ def test_each_change_is_told_and_nothing_signs_it(tmp_path: Path, order_id: str)
     assert not any("signature" in name for name in headers)
 
 
-def test_a_deposit_is_told_twice_once_with_its_secret(tmp_path: Path, order_id: str) -> None:
-    with telling(tmp_path) as (sandbox, listener):
+def test_a_deposit_sends_two_webhooks_one_with_its_secret(tmp_path: Path, order_id: str) -> None:
+    with with_listener(tmp_path) as (sandbox, listener):
         payment_key = sandbox.put_payment(order_id, AMOUNT, method="virtual_account")
         secret = sandbox.confirm(payment_key, order_id, AMOUNT).json()["secret"]
         sandbox.deposit(payment_key)
@@ -794,8 +798,8 @@ def test_a_deposit_is_told_twice_once_with_its_secret(tmp_path: Path, order_id: 
         assert event["secret"] == secret
 
 
-def test_declines_and_expiries_are_told_too(tmp_path: Path, order_id: str) -> None:
-    with telling(tmp_path) as (sandbox, listener):
+def test_declines_and_expiries_send_webhooks(tmp_path: Path, order_id: str) -> None:
+    with with_listener(tmp_path) as (sandbox, listener):
         declined = sandbox.put_payment(order_id, AMOUNT, decline="REJECT_CARD_COMPANY")
         sandbox.confirm(declined, order_id, AMOUNT)
         sandbox.put_payment(f"{order_id}-2", AMOUNT)
@@ -805,7 +809,7 @@ def test_declines_and_expiries_are_told_too(tmp_path: Path, order_id: str) -> No
 
 
 def test_an_unheard_webhook_is_sent_seven_more_times(tmp_path: Path, order_id: str) -> None:
-    with telling(tmp_path, refusing=1000) as (sandbox, listener):
+    with with_listener(tmp_path, refusing=1000) as (sandbox, listener):
         paid(sandbox, order_id)
         until(lambda: sandbox.http.get("/_webhooks").json()["failed"] == 1)
         counts = sandbox.http.get("/_webhooks").json()
@@ -817,8 +821,8 @@ def test_an_unheard_webhook_is_sent_seven_more_times(tmp_path: Path, order_id: s
     assert len({each["tosspayments-webhook-transmission-id"] for each in tries}) == 1
 
 
-def test_a_webhook_that_is_heard_is_not_sent_again(tmp_path: Path, order_id: str) -> None:
-    with telling(tmp_path, refusing=2) as (sandbox, listener):
+def test_an_acknowledged_webhook_is_not_resent(tmp_path: Path, order_id: str) -> None:
+    with with_listener(tmp_path, refusing=2) as (sandbox, listener):
         paid(sandbox, order_id)
         until(lambda: sandbox.http.get("/_webhooks").json()["delivered"] == 1)
         assert listener.statuses(order_id) == ["DONE"] * 3
@@ -826,7 +830,7 @@ def test_a_webhook_that_is_heard_is_not_sent_again(tmp_path: Path, order_id: str
 
 @pytest.mark.slow
 def test_a_storm_sends_old_news_between_the_new(tmp_path: Path, order_id: str) -> None:
-    with telling(tmp_path) as (sandbox, listener):
+    with with_listener(tmp_path) as (sandbox, listener):
         payment_key = sandbox.put_payment(order_id, AMOUNT)
         sandbox.order_fault("webhook_storm", orderId=order_id, times=1)
         sandbox.confirm(payment_key, order_id, AMOUNT)
@@ -836,7 +840,7 @@ def test_a_storm_sends_old_news_between_the_new(tmp_path: Path, order_id: str) -
     assert {"ABORTED", "CANCELED", "EXPIRED"} < set(statuses)
 
 
-def test_a_sandbox_ends_though_nobody_hears_its_webhooks(tmp_path: Path, order_id: str) -> None:
+def test_a_sandbox_stops_with_unacknowledged_webhooks(tmp_path: Path, order_id: str) -> None:
     nobody = "http://127.0.0.1:9/webhooks"
     with running_sandbox(tmp_path, webhook_urls=(nobody,)) as sandbox:
         paid(sandbox, order_id)

@@ -108,7 +108,7 @@ operations = st.sampled_from(Operation)
 def expected(verdict: Verdict, status: int, code: str) -> Answer:
     return {
         Verdict.DECLINED: Declined(code, "why"),
-        Verdict.OURS: Misconfigured(
+        Verdict.OUR_FAULT: Misconfigured(
             code,
             "why",
             key_refused=code in KEY_REFUSED,
@@ -122,7 +122,7 @@ def expected(verdict: Verdict, status: int, code: str) -> Answer:
 
 
 @pytest.mark.parametrize(("operation", "status", "code", "verdict"), CASES)
-def test_each_code_says_what_the_page_says(
+def test_each_code_has_the_documented_meaning(
     operation: Operation, status: int, code: str, verdict: Verdict
 ) -> None:
     assert TABLES[operation][code] is verdict
@@ -141,16 +141,16 @@ def test_the_page_has_the_same_rows() -> None:
     words = {"try again": Verdict.RETRY} | {verdict.value: verdict for verdict in Verdict}
     for operation, title in ((CONFIRM, "Confirm"), (LOOK_UP, "Look-up"), (CANCEL, "Cancel")):
         section = page.split(f"## {title}\n")[1].split("\n#")[0]
-        told: dict[str, Verdict] = {}
+        verdicts: dict[str, Verdict] = {}
         for first, second in re.findall(r"^\| ([a-z][^|]*) \| ([^|]*) \|$", section, re.MULTILINE):
             if first != "class":
                 verdict = words[re.split(r"[:,(]", first)[0].strip()]
-                told |= dict.fromkeys(re.findall(r"`([A-Z_]+)`", second), verdict)
-        assert told == dict(TABLES[operation])
+                verdicts |= dict.fromkeys(re.findall(r"`([A-Z_]+)`", second), verdict)
+        assert verdicts == dict(TABLES[operation])
 
 
 @given(operation=operations, status=statuses, code=codes.filter(lambda code: code not in LISTED))
-def test_a_code_that_is_not_listed_says_nothing_about_the_money(
+def test_an_unlisted_code_leaves_the_payment_undecided(
     operation: Operation, status: int, code: str
 ) -> None:
     answer = answer_of_refusal(operation, status=status, code=code, message="")
@@ -185,8 +185,8 @@ def test_every_decline_is_on_the_allow_list(operation: Operation, code: str, sta
     ("code", "confirmed", "cancelled"),
     [
         ("NOT_AVAILABLE_BANK", Verdict.DECLINED, Verdict.UNKNOWN),
-        ("INVALID_REQUEST", Verdict.OURS, Verdict.DECLINED),
-        ("FORBIDDEN_REQUEST", Verdict.OURS, Verdict.DECLINED),
+        ("INVALID_REQUEST", Verdict.OUR_FAULT, Verdict.DECLINED),
+        ("FORBIDDEN_REQUEST", Verdict.OUR_FAULT, Verdict.DECLINED),
     ],
 )
 def test_the_same_word_may_mean_different_things(

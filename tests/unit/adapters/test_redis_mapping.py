@@ -88,7 +88,7 @@ async def test_an_order_that_is_not_there_is_none(connections: RedisClient) -> N
     assert await store.read_many([ORDER_ID, "nonsense"]) == [None, None]
 
 
-async def test_an_order_that_nothing_befell_has_no_fence_and_is_as_old_as_its_change(
+async def test_an_order_without_a_claim_has_no_fence_and_its_changes_age(
     fake: FakeAsyncRedis, connections: RedisClient
 ) -> None:
     """The hash of an open hold omits fields that are equal in all open holds."""

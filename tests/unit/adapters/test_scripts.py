@@ -34,7 +34,7 @@ def test_every_script_of_the_decisions_is_there() -> None:
     assert wanted | {"audit"} <= set(NAMES)
 
 
-def test_includes_are_put_in_where_they_stand(name: str) -> None:
+def test_includes_are_expanded_in_place(name: str) -> None:
     file = (script_folder() / f"{name}.lua").read_text()
     source = load(name).source
     assert "--@include" not in source
@@ -42,7 +42,7 @@ def test_includes_are_put_in_where_they_stand(name: str) -> None:
         assert (script_folder() / include).read_text() in source
 
 
-def test_a_step_is_included_once_and_only_where_it_is_used(name: str) -> None:
+def test_a_step_is_included_once_where_it_is_used(name: str) -> None:
     file = (script_folder() / f"{name}.lua").read_text()
     includes = re.findall(r"--@include (lib/[a-z_]+\.lua)", file)
     assert len(set(includes)) == len(includes)
@@ -60,7 +60,7 @@ def test_the_digest_is_the_one_the_server_will_know_it_by(name: str) -> None:
     assert (script.name, script.sha) == (name, digest)
 
 
-def test_the_first_line_says_what_happens_without_memory(name: str) -> None:
+def test_the_first_line_states_the_behaviour_without_memory(name: str) -> None:
     """Without `#!lua` a script may be refused after its first write."""
     first = load(name).source.splitlines()[0]
     expected = {"audit": "#!lua flags=no-writes"}.get(name, "#!lua")

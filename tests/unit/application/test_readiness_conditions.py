@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from reservation.application.readiness.conditions import ROWS, Disk, Facts, Severity
-from reservation.application.readiness.evaluation import TRUSTABLE, judge, refuse_strange
+from reservation.application.readiness.evaluation import TRUSTABLE, check_trusted_names, judge
 from reservation.application.readiness.permissions import EXCESSIVE, NEEDED, dry_runs, refused
 from reservation.application.readiness.sale_conditions import SALE_ROWS
 from reservation.config.settings import SettingsError
@@ -177,47 +177,57 @@ def test_a_row_that_does_not_hold_is_named(name: str, facts: Facts) -> None:
     found = judge(facts, trusted=())
     severity = ROW[name].severity
     assert name in (found.warnings if severity is Severity.WARN else found.missing)
-    assert any(told.startswith(f"{name}: ") for told in found.stops) is (severity is Severity.STOP)
+    assert any(sentences.startswith(f"{name}: ") for sentences in found.stops) is (
+        severity is Severity.STOP
+    )
     assert f"{name}:unknown" not in found.missing
 
 
 @pytest.mark.parametrize("name", HIDDEN)
-def test_what_the_server_hides_is_not_known_and_does_not_hold(name: str) -> None:
+def test_hidden_facts_count_as_unmet_conditions(name: str) -> None:
     found = judge(HIDDEN[name], trusted=())
     severity = ROW[name].severity
-    told = found.warnings if severity is Severity.WARN else found.missing
-    assert f"{name}:unknown" in told
-    assert name not in told
-    hidden = [told for told in found.stops if told.startswith(f"{name}: the server does not show")]
+    sentences = found.warnings if severity is Severity.WARN else found.missing
+    assert f"{name}:unknown" in sentences
+    assert name not in sentences
+    hidden = [
+        sentences
+        for sentences in found.stops
+        if sentences.startswith(f"{name}: the server does not show")
+    ]
     assert len(hidden) == (severity is Severity.STOP)
 
 
 @pytest.mark.parametrize("name", sorted(TRUSTABLE & HIDDEN.keys()))
-def test_what_is_hidden_holds_where_an_operator_vouches_for_it(name: str) -> None:
+def test_a_hidden_condition_can_be_waived_by_an_operator(name: str) -> None:
     found = judge(HIDDEN[name], trusted=(name,))
     assert name in found.trusted
-    assert not [told for told in (*found.missing, *found.warnings) if told.startswith(f"{name}:")]
-    assert not [told for told in found.stops if told.startswith(f"{name}:")]
+    assert not [
+        sentences
+        for sentences in (*found.missing, *found.warnings)
+        if sentences.startswith(f"{name}:")
+    ]
+    assert not [sentences for sentences in found.stops if sentences.startswith(f"{name}:")]
 
 
 @pytest.mark.parametrize("name", sorted(TRUSTABLE & BROKEN.keys()))
-def test_only_two_rows_may_be_waived_where_the_server_shows_that_they_do_not_hold(
+def test_only_two_conditions_may_be_waived_while_measured_as_unmet(
     name: str,
 ) -> None:
     waived = [name in judge(facts, trusted=(name,)).trusted for facts in BROKEN[name]]
     assert set(waived) == {name in ("redis-fsync-policy", "redis-user")}
 
 
-def test_what_holds_is_not_told_as_trusted() -> None:
+def test_a_met_condition_is_not_listed_as_waived() -> None:
     assert judge(WELL, trusted=sorted(TRUSTABLE)).trusted == ()
 
 
 @pytest.mark.parametrize(
     "name", ["noeviction", "redis-clock", "redis-scripts", "sql-disk", "client-retries"]
 )
-def test_what_is_no_row_or_must_be_seen_cannot_be_trusted(name: str) -> None:
-    with pytest.raises(SettingsError, match=f"RESERVATION_REDIS_TRUST has {name}; it takes .*user"):
-        refuse_strange(["redis-user", name])
+def test_unknown_or_mandatory_conditions_cannot_be_waived(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"RESERVATION_REDIS_TRUST has {name}; allowed: .*user"):
+        check_trusted_names(["redis-user", name])
 
 
 @pytest.mark.parametrize("facts", [with_facts(unix_socket=True), with_facts(production=False)])
@@ -226,9 +236,9 @@ def test_the_default_user_will_do_behind_a_socket_and_in_development(facts: Fact
     assert judge(as_default, trusted=()).missing == ()
 
 
-def test_a_sentence_says_what_our_user_should_not_be_allowed() -> None:
-    (told,) = judge(with_facts(excessive=("FLUSHALL", "KEYS")), trusted=()).stops
-    assert told.endswith(": FLUSHALL, KEYS")
+def test_a_condition_lists_the_excessive_permissions() -> None:
+    (sentences,) = judge(with_facts(excessive=("FLUSHALL", "KEYS")), trusted=()).stops
+    assert sentences.endswith(": FLUSHALL, KEYS")
 
 
 def test_a_server_without_replicas_that_asks_for_none_is_well() -> None:
@@ -245,7 +255,7 @@ def test_disks_of_other_machines_are_not_asked_about() -> None:
     assert (found.missing, found.warnings) == ((), ())
 
 
-def test_every_command_of_the_scripts_is_among_the_rights_that_are_asked_for() -> None:
+def test_every_command_of_the_scripts_is_in_the_checked_permissions() -> None:
     used: set[str] = set()
     for path in (ROOT / "scripts/lua").rglob("*.lua"):
         if path.parent.name != "ops":
@@ -265,7 +275,7 @@ def test_the_rights_are_read_from_the_dry_runs() -> None:
     assert refused([None, *needed[1:], *excessive]) is None
 
 
-def test_the_runbook_has_the_table_as_it_is() -> None:
+def test_the_runbooks_table_matches_the_code() -> None:
     """The code defines the meaning of a row; only the runbook gives the remedy."""
     does = {
         Severity.STOP: "closes, stops",
@@ -276,5 +286,5 @@ def test_the_runbook_has_the_table_as_it_is() -> None:
     table += [(name, "closes the sale", means) for name, means in SALE_ROWS.items()]
     runbook = (ROOT / "docs/operations.md").read_text()
     section = runbook.partition("\n## The preflight\n")[2].partition("\n## ")[0]
-    told = re.findall(r"^\| `([a-z-]+)` \| (.+?) \| (.+?) \| (.+) \|$", section, re.MULTILINE)
-    assert [(name, what, means) for name, what, means, _ in told] == table
+    sentences = re.findall(r"^\| `([a-z-]+)` \| (.+?) \| (.+?) \| (.+) \|$", section, re.MULTILINE)
+    assert [(name, what, means) for name, what, means, _ in sentences] == table

@@ -164,7 +164,7 @@ def test_a_bad_value_is_refused_by_name_in_one_line(load: Any, name: str, value:
 
 @pytest.mark.parametrize("scheme", ["redis+cluster", "redis+sentinel"])
 def test_cluster_and_sentinel_are_refused_until_they_come(load: Any, scheme: str) -> None:
-    with pytest.raises(SettingsError, match="come in a later release"):
+    with pytest.raises(SettingsError, match="are not supported yet"):
         load(REDIS_URL=f"{scheme}://h:6379")
 
 
@@ -222,7 +222,7 @@ def test_dotenv_is_read_and_the_environment_wins(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["RESERVATION_PORT", "a b=1", 'RESERVATION_PORT="81'])
-def test_a_line_of_dotenv_that_says_nothing_is_refused(tmp_path: Path, line: str) -> None:
+def test_a_malformed_line_of_dotenv_is_refused(tmp_path: Path, line: str) -> None:
     dotenv = tmp_path / ".env"
     dotenv.write_text(f"#\n{line}\n")
     with pytest.raises(SettingsError, match="line 2 must"):
@@ -243,7 +243,7 @@ def test_production_takes_a_full_set_and_makes_no_keys(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(PRODUCTION) - {"RESERVATION_ENV"}))
-def test_production_refuses_what_is_missing(name: str) -> None:
+def test_production_refuses_missing_settings(name: str) -> None:
     environ = {key: value for key, value in PRODUCTION.items() if key != name}
     with pytest.raises(SettingsError, match=f"^{name} must be given in production$"):
         Settings.load(environ, dotenv_path=None)
@@ -272,7 +272,7 @@ def test_production_names_everything_that_is_missing_at_once() -> None:
         ("JWT_SECRET", "short"),
     ],
 )
-def test_production_refuses_what_is_unsafe(name: str, value: str) -> None:
+def test_production_refuses_unsafe_settings(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"^RESERVATION_{name} must be ") as refused:
         production(**{name: value})
     assert value not in str(refused.value)
@@ -315,7 +315,7 @@ def test_no_secret_shows_where_settings_are_printed(load: Any) -> None:
     assert "..." in repr(load_or_create(settings.data_dir))
 
 
-def test_made_keys_are_kept_and_given_ones_win(load: Any) -> None:
+def test_generated_keys_are_stored_and_given_keys_win(load: Any) -> None:
     first = load()
     again = load(ADMIN_API_KEY="given")
     assert again.admin_api_key == "given"
@@ -331,12 +331,12 @@ def test_made_keys_are_readable_by_their_owner_alone(load: Any) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [entry.name for entry in path.parent.iterdir()] == ["secrets.json"]
     path.chmod(0o640)
-    with pytest.raises(SettingsError, match="open to other users"):
+    with pytest.raises(SettingsError, match="accessible to other users"):
         load()
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"admin_api_key":"x"}', "[]"])
-def test_a_damaged_file_of_keys_is_told_and_left_as_it_is(tmp_path: Path, content: str) -> None:
+def test_a_damaged_key_file_is_reported_and_left_unchanged(tmp_path: Path, content: str) -> None:
     path = tmp_path / "secrets.json"
     path.write_text(content)
     path.chmod(0o600)

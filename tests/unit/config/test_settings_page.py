@@ -33,7 +33,7 @@ _HEAD = """# Settings
 
 Environment variables, or lines `NAME=value` in a `.env` file where the service is started; the environment wins.
 A name that is not a setting, or a value that cannot be used, ends the start with one line and exit status 78.
-What is marked *a secret* is made at first start and kept in the data directory, readable by its owner alone; in production it must be given.
+What is marked *a secret* is generated at first start and kept in the data directory, readable by its owner alone; in production it must be given.
 The variables that Kubernetes sets for a Service are ignored, also where a Service is named `reservation` or `reservation-redis`: `..._SERVICE_HOST`, `..._SERVICE_PORT...`, `..._PORT=tcp://...` and `..._PORT_N_TCP...`. The CPUs of a container are those of its quota, at least one.
 
 | name | default | what |

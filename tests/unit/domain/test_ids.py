@@ -61,7 +61,7 @@ def test_a_brace_or_a_space_would_move_a_key_to_another_slot(brace: str) -> None
 
 
 @pytest.mark.parametrize("wrong", ["../x", "a/b", "a?b", "a.b", "a%2f"])
-def test_a_payment_key_fits_into_a_path_as_it_is(wrong: str) -> None:
+def test_a_payment_key_needs_no_escaping_in_a_path(wrong: str) -> None:
     assert not fits(PAYMENT_KEY, wrong)
 
 
@@ -103,14 +103,14 @@ def test_another_master_key_names_other_orders_and_buyers() -> None:
 
 
 @given(buyer_ids)
-def test_a_customer_key_is_what_the_pg_takes_and_tells_no_buyer(buyer_id: str) -> None:
+def test_a_customer_key_is_valid_at_the_pg_and_hides_the_buyer(buyer_id: str) -> None:
     key = IDS.customer_key(buyer_id)
     assert re.fullmatch(r"[A-Za-z0-9_-]{32}", key)
     assert len(buyer_id) < 4 or buyer_id not in key
 
 
 @given(st.text(max_size=80))
-def test_what_is_no_order_id_names_no_sale(text: str) -> None:
+def test_an_invalid_order_id_has_no_sale(text: str) -> None:
     named = sale_of(text)
     assert named is None or text.startswith(f"{named}-")
     assert sale_of(f"{text}\n") is None

@@ -40,11 +40,13 @@ SHOWN = re.compile(
 
 
 @pytest.mark.parametrize("error", AT_SUCCESS, ids=lambda error: error.__name__)
-def test_a_refusal_at_the_success_url_says_nothing_of_money(error: type[ReservationError]) -> None:
+def test_a_refusal_at_the_success_url_makes_no_claim_about_charges(
+    error: type[ReservationError],
+) -> None:
     assert not CLAIMS.search(error.sentence)
 
 
-def test_no_text_of_an_order_says_that_it_was_not_charged() -> None:
+def test_no_page_text_claims_that_nothing_was_charged() -> None:
     texts = SHOWN.findall((ROOT / "api/http/static/shared/i18n.js").read_text())
     assert len(texts) > 50
     assert [text for text in texts if CLAIMS.search(text[1])] == []
@@ -58,7 +60,7 @@ def test_no_text_of_an_order_says_that_it_was_not_charged() -> None:
         "application/payments/resolve.py",
     ],
 )
-def test_no_sentence_of_a_payment_says_that_nothing_was_charged(name: str) -> None:
+def test_no_payment_sentence_claims_that_nothing_was_charged(name: str) -> None:
     assert not re.search(
         "nothing was charged", (ROOT / "reservation" / name).read_text(), re.IGNORECASE
     )

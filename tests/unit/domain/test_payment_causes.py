@@ -187,7 +187,7 @@ def test_earlier_releases_and_refunds_are_read() -> None:
     assert Reason.read("confirmed", {"from": "CONFIRMING"}) is None
 
 
-def test_the_cause_of_a_later_version_is_kept_as_it_is() -> None:
+def test_a_cause_of_a_later_version_is_kept_unchanged() -> None:
     later = Reason.read("declined", {"cause": "sanctioned", "providerCode": "X"})
     assert later == Reason("sanctioned", "X")
     assert Attempt.read(Attempt("declined", later).text()) == Attempt("declined", later)

@@ -110,7 +110,7 @@ statuses = st.sampled_from([*PaymentStatus, "SOMETHING_NEW"])
         ("SOMETHING_NEW", False, "Undecided"),
     ],
 )
-def test_a_look_up_is_believed_status_by_status(status: str, accounts: bool, expected: str) -> None:
+def test_a_look_up_is_judged_by_its_status(status: str, accounts: bool, expected: str) -> None:
     assert (
         name_of(verdict(Answered(payment(status)), AnswerTo.LOOK_UP, accounts=accounts)) == expected
     )
@@ -128,7 +128,7 @@ def test_a_decline_gives_back_only_in_answer_to_the_first_confirm() -> None:
     assert isinstance(verdict(declined, AnswerTo.LATER_CONFIRM), LookUp)
 
 
-def test_a_payment_that_the_pg_does_not_know_is_looked_up() -> None:
+def test_a_payment_unknown_to_the_pg_is_looked_up() -> None:
     missing = PaymentMissing("NOT_FOUND_PAYMENT")
     assert verdict(missing) == LookUp(missing=True)
     assert verdict(missing, AnswerTo.LATER_CONFIRM) == LookUp(missing=True)
@@ -143,7 +143,7 @@ def test_our_own_fault_raises_the_alarm_and_keeps_the_hold(asked: AnswerTo) -> N
 
 
 @given(st.sampled_from([TryAgain("x"), Unknown("x"), Unknown("x", bound_to_key=True)]), asked_any)
-def test_what_is_not_known_never_gives_back(answer: Answer, asked: AnswerTo) -> None:
+def test_an_unknown_outcome_never_releases_stock(answer: Answer, asked: AnswerTo) -> None:
     assert verdict(answer, asked) == Undecided()
 
 
@@ -171,7 +171,9 @@ def test_an_answer_that_is_not_ours_in_every_member_sells_nothing(
 
 
 @given(st.sampled_from([{"total_amount": 999}, {"currency": "USD"}]))
-def test_money_of_another_amount_is_cancelled_on_a_look_up_only(change: dict[str, object]) -> None:
+def test_a_payment_of_another_amount_is_cancelled_only_after_a_look_up(
+    change: dict[str, object],
+) -> None:
     done = Answered(payment("DONE", **change))
     assert isinstance(verdict(done), LookUp)
     found = verdict(done, AnswerTo.LOOK_UP)
@@ -180,7 +182,7 @@ def test_money_of_another_amount_is_cancelled_on_a_look_up_only(change: dict[str
 
 
 @given(statuses)
-def test_an_answer_to_a_later_confirm_may_be_an_old_one_and_is_looked_up(status: str) -> None:
+def test_an_answer_to_a_repeated_confirm_is_verified_by_a_look_up(status: str) -> None:
     assert verdict(Answered(payment(status)), AnswerTo.LATER_CONFIRM) == LookUp()
 
 
@@ -232,7 +234,7 @@ def test_an_order_id_that_this_very_payment_used_is_sold() -> None:
 
 
 @given(statuses)
-def test_what_follows_no_refusal_of_ours_is_judged_as_any_look_up(status: str) -> None:
+def test_a_look_up_after_a_foreign_refusal_is_judged_on_its_own(status: str) -> None:
     shown = Answered(payment(status))
     asked = verdict(shown, AnswerTo.LOOK_UP, accounts=True)
     for other in (Declined("X", ""), PaymentMissing("X"), Unknown("x"), TryAgain("x")):

@@ -8,7 +8,7 @@ from reservation.domain import rate_limit as rate
 from reservation.domain.rate_limit import Limiter, Rate
 
 
-def test_a_rate_says_how_far_apart_calls_are_in_the_long_run() -> None:
+def test_a_rate_has_a_sustained_interval() -> None:
     assert Rate(20, 1).interval_ms == 50
     assert Rate(60, 60).interval_ms == 1000
 
@@ -27,7 +27,7 @@ def test_a_refused_call_is_not_counted() -> None:
     assert limiter.wait("a", 1.0) == 0.0
 
 
-def test_whoever_waits_as_long_as_told_may_go_on() -> None:
+def test_a_buyer_who_waits_for_retry_after_is_accepted() -> None:
     limiter = Limiter(Rate(7, 3))
     now = 0.0
     for _ in range(50):
@@ -37,7 +37,7 @@ def test_whoever_waits_as_long_as_told_may_go_on() -> None:
             assert limiter.wait("a", now) == 0.0
 
 
-def test_a_look_at_a_bucket_counts_nothing() -> None:
+def test_peeking_at_a_bucket_counts_nothing() -> None:
     limiter = Limiter(Rate(2, 2))
     assert all(limiter.is_free("a", 0.0) for _ in range(5))
     assert limiter.wait("a", 0.0) == 0.0

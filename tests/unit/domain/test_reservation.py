@@ -94,7 +94,7 @@ def test_another_body_has_another_digest(changes: dict[str, Any]) -> None:
     assert wish(**changes).digest != wish().digest
 
 
-def test_the_digest_is_of_what_the_buyer_sent_and_of_nothing_else() -> None:
+def test_the_digest_covers_exactly_the_buyers_input() -> None:
     """A default name may change with the sale; an admission is not part of the body."""
     renamed = msgspec.structs.replace(
         SALE, items=tuple(msgspec.structs.replace(item, name="New", price=7) for item in SALE.items)
@@ -124,7 +124,7 @@ def test_two_wishes_are_never_the_same_so_each_is_sent() -> None:
 
 
 @pytest.mark.parametrize("status", Status)
-def test_a_reader_sees_a_hold_as_expired_from_its_deadline_on_and_nothing_else(
+def test_a_hold_is_shown_as_expired_exactly_from_its_deadline(
     status: Status,
 ) -> None:
     waiting = status in (Status.HELD, Status.PREPARED)

@@ -65,7 +65,7 @@ def test_the_groups_of_states_do_not_overlap() -> None:
     assert LIVE | ENDED | {Status.CONFIRMED} == set(Status)
 
 
-def test_lua_keeps_each_status_s_units_where_python_says() -> None:
+def test_lua_and_python_agree_on_the_counter_of_each_status() -> None:
     table = LINES.partition("COUNTER = {")[2].partition("}")[0]
     counters = dict(re.findall(r"(\w+) = \"(\w+)\"", table))
     assert set(counters) == set(Status)
@@ -73,7 +73,7 @@ def test_lua_keeps_each_status_s_units_where_python_says() -> None:
     assert {status for status, name in counters.items() if name == "sold"} == {Status.CONFIRMED}
 
 
-def test_lua_walks_no_edge_that_the_table_lacks_and_leaves_none_of_a_payment_out() -> None:
+def test_lua_walks_exactly_the_payment_edges_of_the_table() -> None:
     table = FINISH.partition("EDGES = {")[2].partition("\n}")[0]
     walked: dict[Status, set[Status]] = {}
     for _, ways in re.findall(r"(\w+) = \{([^}]*)\}", table):
@@ -131,7 +131,7 @@ def test_a_sale_shows_the_strongest_reason_not_to_sell(
     assert sale(SaleStatus(switched), available).status(now_ms) == shown
 
 
-def test_the_scripts_are_the_only_ones_that_write_a_status() -> None:
+def test_only_the_scripts_write_a_status() -> None:
     """Python reads and shows a status; none of its commands sets one."""
     root = Path(__file__).resolve().parents[3]
     writers = [

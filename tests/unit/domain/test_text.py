@@ -49,7 +49,7 @@ def test_every_control_is_refused_and_no_letter() -> None:
         ("\U000e0041", r"\U000e0041"),
     ],
 )
-def test_what_no_terminal_prints_is_shown_as_its_escape(text: str, shown: str) -> None:
+def test_unprintable_characters_are_shown_as_escapes(text: str, shown: str) -> None:
     assert printable(text) == shown
 
 
@@ -57,7 +57,7 @@ def test_a_table_sends_a_terminal_neither_controls_nor_markup(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     show_order(ORDER)
-    told = capsys.readouterr().out
-    assert r"name=\x1b[2J\nnext: [red]all is well\u202e" in told
-    assert "\x1b" not in told
-    assert [line for line in told.splitlines() if line.startswith("next:")] == ["next: nothing"]
+    printed = capsys.readouterr().out
+    assert r"name=\x1b[2J\nnext: [red]all is well\u202e" in printed
+    assert "\x1b" not in printed
+    assert [line for line in printed.splitlines() if line.startswith("next:")] == ["next: nothing"]

@@ -34,7 +34,7 @@ def claims(purpose: Purpose = Purpose.RETURN, expires_at_ms: int = NOW_MS + 1) -
 
 
 @pytest.mark.parametrize("purpose", Purpose)
-def test_a_token_says_what_was_signed_for_its_purpose_alone(purpose: Purpose) -> None:
+def test_a_token_carries_its_claims_for_one_purpose(purpose: Purpose) -> None:
     signer = Signer([NEW])
     token = signer.sign(claims(purpose))
     assert signer.verify(token, purpose, now_ms=NOW_MS) == claims(purpose)
@@ -110,7 +110,7 @@ def test_an_admission_is_for_its_sale_prices_buyer_and_minutes() -> None:
     assert not Signer([OLD]).admits(admission, page, "b", now_ms=NOW_MS)
 
 
-def test_an_admission_of_nobody_or_of_before_the_opening_admits_nobody() -> None:
+def test_an_admission_without_a_buyer_or_before_opening_is_invalid() -> None:
     signer, page = Signer([NEW]), Page("s", "a=1", NOW_MS)
     anonymous = signer.admission(page, "", now_ms=NOW_MS)
     assert not signer.admits(anonymous, page, "b", now_ms=NOW_MS)
@@ -119,7 +119,7 @@ def test_an_admission_of_nobody_or_of_before_the_opening_admits_nobody() -> None
 
 
 @given(st.text(max_size=80))
-def test_anything_else_admits_nobody(text: str) -> None:
+def test_any_other_text_is_no_admission(text: str) -> None:
     assert not Signer([NEW]).admits(text, Page("s", "a=1", 0), "b", now_ms=NOW_MS)
 
 
@@ -134,8 +134,8 @@ def test_tokens_that_are_signed_together_are_those_that_are_signed_alone(
     purpose: Purpose, tail: str, buyer: str, seq: int, amount: int
 ) -> None:
     signer = Signer([NEW, OLD])
-    alike = replace(claims(purpose), amount=amount)
-    own = replace(alike, order_id=f"sale-{tail}", buyer=buyer, seq=seq)
-    token = signer.alike(alike).sign(own.order_id, own.buyer, own.seq).decode()
+    template = replace(claims(purpose), amount=amount)
+    own = replace(template, order_id=f"sale-{tail}", buyer=buyer, seq=seq)
+    token = signer.batch_signer(template).sign(own.order_id, own.buyer, own.seq).decode()
     assert token == signer.sign(own)
     assert signer.verify(token, purpose, now_ms=NOW_MS) == own

@@ -83,7 +83,7 @@ def test_a_flood_of_connections_writes_a_line_a_second(
     now[0] += 1
     assert not full.admit(Connection(full, 20.0))
     lines: list[Any] = captured.entries
-    assert [(line["refused"], line["left_out"]) for line in lines] == [(True, 0), (True, 99)]
+    assert [(line["refused"], line["suppressed"]) for line in lines] == [(True, 0), (True, 99)]
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from api.http.fastpath import cpu_pressure
-from api.http.fastpath.cpu_pressure import LOOK_SECONDS, CpuPressure
+from api.http.fastpath.cpu_pressure import SAMPLE_SECONDS, CpuPressure
 
 #: A little longer than a sample.
-SAMPLE = LOOK_SECONDS * 1.1
+SAMPLE = SAMPLE_SECONDS * 1.1
 PERIODS = 5
 
 
@@ -150,9 +150,9 @@ def test_a_result_is_kept_until_the_next_sample(machine: Machine) -> None:
     pressure = CpuPressure(machine.root)
     machine.passes(SAMPLE, used=1.0, idle=0.0)
     assert pressure.shortage() == 1.0
-    machine.passes(LOOK_SECONDS * 0.5)
+    machine.passes(SAMPLE_SECONDS * 0.5)
     assert pressure.shortage() == 1.0
-    machine.passes(LOOK_SECONDS * 0.6)
+    machine.passes(SAMPLE_SECONDS * 0.6)
     assert pressure.shortage() == 0.0
 
 
@@ -190,7 +190,7 @@ def test_where_the_system_has_no_such_files_only_this_process_counts(
 
 def test_the_files_of_this_machine_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     pressure = CpuPressure()
-    monkeypatch.setattr(cpu_pressure, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(cpu_pressure, "SAMPLE_SECONDS", 0.0)
     assert 0.0 <= pressure.shortage() <= 1.0
     if Path("/proc/stat").exists():
         sample = pressure._seen

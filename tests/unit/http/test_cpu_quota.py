@@ -1,4 +1,4 @@
-"""The CPU quota of a control group, read from recorded files of cgroup v2 and v1."""
+"""The CPU quota of a control group, read from files in the format of cgroup v2 and v1."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from api.http.fastpath.cpu_quota import QuotaUse, quota_use
 
-#: A container of Docker 27 with `--cpus 1.5` on cgroup v2.
+#: As a container with 1.5 CPUs has it on cgroup v2.
 STAT_V2 = """\
 usage_usec 48215907
 user_usec 37904113

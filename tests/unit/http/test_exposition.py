@@ -14,12 +14,12 @@ class Maker:
     """Renders a text only once the event loop has made progress."""
 
     def __init__(self) -> None:
-        self.go_on = threading.Event()
+        self.proceed = threading.Event()
         self.made = 0
         self.now = 0.0
 
     def __call__(self) -> bytes:
-        assert self.go_on.wait(WAIT_SECONDS)
+        assert self.proceed.wait(WAIT_SECONDS)
         self.made += 1
         return b"%d" % self.made
 
@@ -27,18 +27,18 @@ class Maker:
         return self.now
 
 
-async def test_the_event_loop_goes_on_while_the_text_is_made() -> None:
+async def test_the_event_loop_is_not_blocked_by_the_exposition() -> None:
     maker = Maker()
     exposition = Exposition(maker, monotonic=maker.monotonic)
     asking = [asyncio.create_task(exposition.text()) for _ in range(16)]
     await asyncio.sleep(0)
-    asyncio.get_running_loop().call_soon(maker.go_on.set)
+    asyncio.get_running_loop().call_soon(maker.proceed.set)
     assert await asyncio.wait_for(asyncio.gather(*asking), WAIT_SECONDS) == [b"1"] * 16
 
 
 async def test_the_text_is_kept_for_a_second() -> None:
     maker = Maker()
-    maker.go_on.set()
+    maker.proceed.set()
     exposition = Exposition(maker, monotonic=maker.monotonic)
     assert await exposition.text() == b"1"
     maker.now += KEPT_SECONDS * 0.9
@@ -53,7 +53,7 @@ async def test_a_caller_that_leaves_does_not_end_it_for_the_others() -> None:
     first, second = (asyncio.create_task(exposition.text()) for _ in range(2))
     await asyncio.sleep(0)
     first.cancel()
-    maker.go_on.set()
+    maker.proceed.set()
     assert await asyncio.wait_for(second, WAIT_SECONDS) == b"1"
     with pytest.raises(asyncio.CancelledError):
         await first

@@ -96,7 +96,7 @@ def test_a_token_that_was_changed_anywhere_is_refused(at: int, put: str) -> None
         "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbm4ifQ.",
     ],
 )
-def test_what_is_signed_otherwise_is_refused(token: str) -> None:
+def test_other_signatures_are_refused(token: str) -> None:
     assert outcome(verifier().verified, token) == "refused"
 
 

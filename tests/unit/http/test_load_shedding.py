@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from api.http.fastpath import load_shedding as turned_away
+from api.http.fastpath import load_shedding
 from api.http.fastpath.load_shedding import LoadShedder
 
 #: Longer than any test waits.
@@ -16,19 +16,19 @@ class Crowd:
     """Newcomers, and the order in which they were rejected."""
 
     def __init__(self, *, shortage: Callable[[], float] = lambda: 0.0) -> None:
-        self.turned_away = LoadShedder(shortage)
-        self.told: list[str] = []
+        self.load_shedding = LoadShedder(shortage)
+        self.refused: list[str] = []
         self.done: list[str] = []
 
-    def comes(self, *names: str, gone: bool = False, broken: bool = False) -> None:
+    def add(self, *names: str, disconnected: bool = False, broken: bool = False) -> None:
         for name in names:
-            newcomer = Newcomer(self, name, gone=gone, broken=broken)
-            self.turned_away.add(newcomer, 503, b"", lambda name=name: self.done.append(name))
+            newcomer = Newcomer(self, name, disconnected=disconnected, broken=broken)
+            self.load_shedding.add(newcomer, 503, b"", lambda name=name: self.done.append(name))
 
 
 class Newcomer:
-    def __init__(self, crowd: Crowd, name: str, *, gone: bool, broken: bool) -> None:
-        self.disconnected = gone
+    def __init__(self, crowd: Crowd, name: str, *, disconnected: bool, broken: bool) -> None:
+        self.disconnected = disconnected
         self._crowd, self._name, self._broken = crowd, name, broken
 
     def write(self, status: int, message: bytes) -> None:
@@ -36,7 +36,7 @@ class Newcomer:
         if self._broken:
             raise OSError("cannot be written")
         if not self.disconnected:
-            self._crowd.told.append(self._name)
+            self._crowd.refused.append(self._name)
 
 
 def named(count: int) -> list[str]:
@@ -54,95 +54,99 @@ async def turns(count: int) -> None:
         await asyncio.sleep(0)
 
 
-async def test_few_are_told_in_each_turn_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turned_away, "TOLD_A_TURN", 3)
+async def test_refusals_per_turn_of_the_loop_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_shedding, "REFUSALS_PER_TURN", 3)
     crowd = Crowd()
-    crowd.comes(*named(7))
-    told = []
+    crowd.add(*named(7))
+    refused = []
     for _ in range(4):
-        told.append(len(crowd.told))
+        refused.append(len(crowd.refused))
         await turns(1)
-    assert told == [0, 3, 6, 7]
+    assert refused == [0, 3, 6, 7]
     assert sorted(crowd.done) == named(7)
 
 
 async def test_most_of_them_have_just_come_and_some_have_waited_longest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(turned_away, "TOLD_A_TURN", 4)
-    monkeypatch.setattr(turned_away, "ONE_OF_THE_FIRST_IN", 2)
+    monkeypatch.setattr(load_shedding, "REFUSALS_PER_TURN", 4)
+    monkeypatch.setattr(load_shedding, "OLDEST_FIRST_EVERY", 2)
     crowd = Crowd()
-    crowd.comes(*named(8))
+    crowd.add(*named(8))
     await turns(1)
-    assert crowd.told == ["00", "07", "01", "06"]
+    assert crowd.refused == ["00", "07", "01", "06"]
 
 
-async def test_who_gave_up_takes_nobody_s_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turned_away, "TOLD_A_TURN", 3)
+async def test_disconnected_clients_use_up_no_slot_of_the_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(load_shedding, "REFUSALS_PER_TURN", 3)
     crowd = Crowd()
-    crowd.comes(*named(50), gone=True)
-    crowd.comes("one", "two", "three")
+    crowd.add(*named(50), disconnected=True)
+    crowd.add("one", "two", "three")
     await turns(1)
-    assert sorted(crowd.told) == ["one", "three", "two"]
+    assert sorted(crowd.refused) == ["one", "three", "two"]
 
 
-async def test_one_that_cannot_be_told_leaves_those_behind_it_their_turn() -> None:
+async def test_a_failed_write_does_not_stop_the_refusals_behind_it() -> None:
     raised: list[object] = []
     asyncio.get_running_loop().set_exception_handler(
         lambda _, context: raised.append(context["exception"])
     )
     crowd = Crowd()
-    crowd.comes("one")
-    crowd.comes("two", broken=True)
-    crowd.comes("three")
+    crowd.add("one")
+    crowd.add("two", broken=True)
+    crowd.add("three")
     await turns(3)
-    assert sorted(crowd.told) == ["one", "three"]
+    assert sorted(crowd.refused) == ["one", "three"]
     assert [str(one) for one in raised] == ["cannot be written"]
 
 
-async def test_while_the_processor_is_full_the_next_are_told_after_a_pause(
+async def test_under_cpu_saturation_refusals_are_paced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(turned_away, "TOLD_A_TURN", 3)
-    monkeypatch.setattr(turned_away, "PAUSE_SECONDS", NEVER)
+    monkeypatch.setattr(load_shedding, "REFUSALS_PER_TURN", 3)
+    monkeypatch.setattr(load_shedding, "PAUSE_SECONDS", NEVER)
     crowd = Crowd(shortage=lambda: 1.0)
-    crowd.comes(*named(7))
+    crowd.add(*named(7))
     await turns(20)
-    assert len(crowd.told) == 3
+    assert len(crowd.refused) == 3
 
 
 async def test_the_shorter_the_time_the_longer_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turned_away, "TOLD_A_TURN", 3)
-    monkeypatch.setattr(turned_away, "PAUSE_SECONDS", 0.4)
+    monkeypatch.setattr(load_shedding, "REFUSALS_PER_TURN", 3)
+    monkeypatch.setattr(load_shedding, "PAUSE_SECONDS", 0.4)
     pauses: list[float] = []
     monkeypatch.setattr(
         asyncio.get_running_loop(), "call_later", lambda pause, _: pauses.append(pause)
     )
     for shortage in (1.0, 0.25):
-        Crowd(shortage=lambda shortage=shortage: shortage).comes(*named(7))
+        Crowd(shortage=lambda shortage=shortage: shortage).add(*named(7))
         await turns(3)
     assert pauses == [0.4, 0.1]
 
 
-async def test_who_comes_in_the_pause_waits_for_its_end_though_nobody_waits(
+async def test_arrivals_during_the_pause_wait_for_its_end_with_an_empty_queue(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Rejecting them one by one would cost most."""
-    monkeypatch.setattr(turned_away, "PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(load_shedding, "PAUSE_SECONDS", 0.05)
     crowd = Crowd(shortage=lambda: 1.0)
-    crowd.comes("first")
+    crowd.add("first")
     await turns(3)
-    crowd.comes("in the pause")
+    crowd.add("in the pause")
     await turns(3)
-    assert crowd.told == ["first"]
-    await until(lambda: len(crowd.told) == 2)
+    assert crowd.refused == ["first"]
+    await until(lambda: len(crowd.refused) == 2)
 
 
-async def test_once_it_is_full_no_more_all_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turned_away, "TOLD_A_TURN", 3)
-    monkeypatch.setattr(turned_away, "PAUSE_SECONDS", 0.001)
+async def test_refusals_are_not_paced_once_the_queue_is_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(load_shedding, "REFUSALS_PER_TURN", 3)
+    monkeypatch.setattr(load_shedding, "PAUSE_SECONDS", 0.001)
     short = [1.0, 0.0]
     crowd = Crowd(shortage=lambda: short.pop(0) if short else 0.0)
-    crowd.comes(*named(20))
-    await until(lambda: len(crowd.told) == 20)
+    crowd.add(*named(20))
+    await until(lambda: len(crowd.refused) == 20)
     assert sorted(crowd.done) == named(20)

@@ -21,7 +21,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> LogCapture:
     return captured
 
 
-async def test_what_fails_or_is_slow_gets_a_line(lines: LogCapture) -> None:
+async def test_failed_and_slow_requests_are_logged(lines: LogCapture) -> None:
     observe.record("prepareReservation", 201, 0.004, "quick")
     observe.record("prepareReservation", 503, 0.004, "failed")
     observe.record("prepareReservation", 201, 1.5, "slow")
@@ -34,8 +34,8 @@ async def test_a_failure_is_a_warning_and_a_probe_of_readiness_is_none(lines: Lo
     observe.record("ready", 503, 0.004, "not ready yet")
     observe.record("prepareReservation", 201, 1.5, "slow")
     observe.record("ready", 200, 1.5, "slow probe")
-    told = [(line["request_id"], line["log_level"]) for line in lines.entries]
-    assert told == [("failed", "warning"), ("slow", "info"), ("slow probe", "info")]
+    logged = [(line["request_id"], line["log_level"]) for line in lines.entries]
+    assert logged == [("failed", "warning"), ("slow", "info"), ("slow probe", "info")]
 
 
 async def test_a_crowd_that_is_turned_away_is_counted_in_the_next_line(
@@ -47,8 +47,8 @@ async def test_a_crowd_that_is_turned_away_is_counted_in_the_next_line(
         observe.record("prepareReservation", 503, 0.001, f"r{number}")
     seconds[0] += 1
     observe.record("prepareReservation", 503, 0.001, "later")
-    told = [(line["request_id"], line.get("left_out", 0)) for line in lines.entries]
-    assert told == [("r0", 0), ("r1", 0), ("later", 8)]
+    logged = [(line["request_id"], line.get("suppressed", 0)) for line in lines.entries]
+    assert logged == [("r0", 0), ("r1", 0), ("later", 8)]
 
 
 async def test_answers_of_one_turn_are_counted_at_its_end_as_if_one_by_one() -> None:
@@ -70,10 +70,10 @@ async def test_answers_of_one_turn_are_counted_at_its_end_as_if_one_by_one() -> 
 
 def counted(operation: str) -> dict[str, dict[str, float]]:
     """The histogram of an operation, by status."""
-    told: dict[str, dict[str, float]] = {}
+    logged: dict[str, dict[str, float]] = {}
     for sample in next(iter(HTTP_SECONDS.collect())).samples:
         name = sample.name.removeprefix("reservation_http_request_seconds")
         if sample.labels["operation"] == operation and name != "_created":
-            of_status = told.setdefault(sample.labels["status"], {})
+            of_status = logged.setdefault(sample.labels["status"], {})
             of_status[name + sample.labels.get("le", "")] = sample.value
-    return told
+    return logged

@@ -34,12 +34,12 @@ async def _answer_to(error: Exception) -> httpx.Response:
         PoolTimeout("all connections are taken"),
     ],
 )
-async def test_sql_that_is_away_is_told_as_not_now(error: Exception) -> None:
+async def test_unavailable_sql_is_reported_as_unavailable(error: Exception) -> None:
     with capture_logs() as lines:
         answer = await _answer_to(error)
     assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
     assert answer.headers["retry-after"] == "1"
-    assert [line["event"] for line in lines] == ["sql_down"]
+    assert [line["event"] for line in lines] == ["sql_unavailable"]
     assert _SECRET not in str(lines)
 
 
@@ -47,7 +47,7 @@ async def test_redis_that_is_away_is_no_bug() -> None:
     with capture_logs() as lines:
         answer = await _answer_to(StoreUnavailable("connection refused"))
     assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
-    assert [line["event"] for line in lines] == ["store_down"]
+    assert [line["event"] for line in lines] == ["redis_unavailable"]
 
 
 async def test_a_statement_that_sql_refuses_is_a_bug() -> None:

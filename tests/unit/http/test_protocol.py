@@ -123,7 +123,7 @@ class Path:
         self.taken: list[tuple[bytes, bytes, list[tuple[bytes, bytes]], bytes]] = []
         self.asked: list[Any] = []
 
-    def may_take(self, *_: object) -> bool:
+    def accepts(self, *_: object) -> bool:
         return True
 
     def take(self, head: Any, body: bytes, asked: Any) -> bool:
@@ -280,7 +280,7 @@ def test_nothing_more_is_read_while_the_client_does_not_read(connected: Connecte
     assert connected.path.asked[-1].disconnected
 
 
-def test_what_a_client_sends_ahead_is_dropped_with_its_connection(connected: Connected) -> None:
+def test_pipelined_requests_are_dropped_with_their_connection(connected: Connected) -> None:
     connected.receive(GET * 100)
     assert connected.connections.unread_bytes == 99 * len(GET)
     connected.protocol.connection_lost(ConnectionResetError())
@@ -292,7 +292,7 @@ def test_what_a_client_sends_ahead_is_dropped_with_its_connection(connected: Con
     assert connected.transport.written == []
 
 
-def test_a_connection_that_sends_too_far_ahead_is_closed_when_all_hold_too_much(
+def test_a_connection_pipelining_too_much_is_closed_under_memory_pressure(
     connected: Connected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "UNREAD_BYTES_MAX", 100_000)
@@ -324,7 +324,7 @@ def test_a_client_that_ends_its_side_gets_the_answer_that_is_due(connected: Conn
     assert b"\r\nconnection: close\r\n" in connected.transport.written[-1]
 
 
-def test_a_client_that_has_gone_is_not_waited_for(connected: Connected) -> None:
+def test_a_disconnected_client_is_not_waited_for(connected: Connected) -> None:
     connected.receive(GET)
     assert connected.protocol.eof_received() is True
     connected.loop.move(HALF_CLOSED_SECONDS)
@@ -332,9 +332,7 @@ def test_a_client_that_has_gone_is_not_waited_for(connected: Connected) -> None:
 
 
 @pytest.mark.parametrize("draining", [True, False], ids=["while draining", "at the shutdown"])
-def test_the_last_answer_says_that_the_connection_closes(
-    connected: Connected, *, draining: bool
-) -> None:
+def test_the_last_response_announces_the_close(connected: Connected, *, draining: bool) -> None:
     connected.receive(GET)
     if draining:
         connected.protocol._draining.begin()
@@ -446,7 +444,7 @@ class Played:
 
 
 @pytest.fixture
-def every_body_goes_the_direct_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def direct_path_for_every_body(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "DIRECT_BODY_BYTES_MAX", 10**6)
 
 
@@ -454,8 +452,8 @@ def played(connections: Connections, data: bytes, seed: int) -> Played:
     return Played(connections, segments(data, seed), later=seed % 3 == 0)
 
 
-@pytest.mark.usefixtures("every_body_goes_the_direct_path")
-def test_a_stream_is_cut_into_its_requests_however_it_is_segmented(
+@pytest.mark.usefixtures("direct_path_for_every_body")
+def test_a_stream_is_split_into_requests_at_any_segmentation(
     connections: Connections,
 ) -> None:
     for seed in range(400):
@@ -468,7 +466,7 @@ def test_a_stream_is_cut_into_its_requests_however_it_is_segmented(
     assert connections.unread_bytes == 0
 
 
-@pytest.mark.usefixtures("every_body_goes_the_direct_path")
+@pytest.mark.usefixtures("direct_path_for_every_body")
 def test_segments_decide_nothing_also_where_bytes_were_changed(connections: Connections) -> None:
     """The same requests and the same refusal for every segmentation."""
     for seed in range(400):
@@ -489,22 +487,22 @@ def test_segments_decide_nothing_also_where_bytes_were_changed(connections: Conn
 class Waiting:
     """A request that waits for its answer."""
 
-    def __init__(self, told: list[str], name: str, *, broken: bool = False) -> None:
-        self._told, self._name, self._broken = told, name, broken
+    def __init__(self, written: list[str], name: str, *, broken: bool = False) -> None:
+        self._written, self._name, self._broken = written, name, broken
 
     def write(self, *_: object) -> None:
         if self._broken:
             raise OSError("cannot be written")
-        self._told.append(self._name)
+        self._written.append(self._name)
 
 
-async def test_an_answer_that_cannot_be_written_leaves_those_behind_it_their_turn(
+async def test_a_failed_response_write_does_not_stop_those_behind_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told: list[str] = []
-    due = deque((Waiting(told, name, broken=name == "two"), 201, b"") for name in NAMES)
+    written: list[str] = []
+    due = deque((Waiting(written, name, broken=name == "two"), 201, b"") for name in NAMES)
     monkeypatch.setattr(http_exchange, "_due", due)
     with pytest.raises(OSError, match="cannot be written"):
         http_exchange._write_due()
     await asyncio.sleep(0)
-    assert told == ["one", "three"]
+    assert written == ["one", "three"]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.http.dependencies import ApiContext
-from api.http.fastpath import response_template as answers_alike
+from api.http.fastpath import response_template as templates
 from api.http.fastpath.response_template import ANY_RESERVATION, ResponseTemplate
 from api.http.prepare_endpoint import answer_of
 from reservation.adapters.redis.prepare_replies import HoldCreated, SharedFields
@@ -41,7 +41,7 @@ def api_with(**settings: Any) -> ApiContext:
     return ApiContext(service=service, prepares=None, replays=None, **others)  # type: ignore[arg-type]
 
 
-def alike(**changes: Any) -> Reservation:
+def reservation_with(**changes: Any) -> Reservation:
     return msgspec.structs.replace(
         ANY_RESERVATION,
         created_at_ms=NOW_MS - 5,
@@ -56,11 +56,11 @@ def alike(**changes: Any) -> Reservation:
     st.sampled_from((Status.HELD, Status.PREPARED)),
     st.text(min_size=1, max_size=100),
 )
-def test_each_of_those_who_share_a_call_gets_the_answer_that_the_route_gives(
+def test_prepares_of_one_batch_get_the_bodies_of_the_route(
     buyers: list[tuple[str, int]], status: Status, name: str
 ) -> None:
     api = api_with()
-    shared = SharedFields(alike(status=status, order_name=name))
+    shared = SharedFields(reservation_with(status=status, order_name=name))
     earlier = msgspec.structs.replace(
         shared.reservation, created_at_ms=1, updated_at_ms=1, expires_at_ms=2
     )
@@ -80,6 +80,6 @@ def test_each_of_those_who_share_a_call_gets_the_answer_that_the_route_gives(
 def test_an_answer_that_has_other_places_than_a_form_ends_the_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(answers_alike, "_PLACES", answers_alike._PLACES[::-1])
+    monkeypatch.setattr(templates, "_PLACES", templates._PLACES[::-1])
     with pytest.raises(BrokenInvariant):
         ResponseTemplate(api_with(), ANY_RESERVATION, "")

@@ -67,7 +67,7 @@ def test_a_token_that_ends_within_a_minute_is_not_kept(clock: list[float]) -> No
 
 
 @pytest.mark.usefixtures("clock")
-def test_the_last_generation_is_known_and_the_one_before_it_is_let_go(small: TokenCache) -> None:
+def test_the_previous_generation_is_cached_and_the_one_before_dropped(small: TokenCache) -> None:
     for number in range(7):
         small.keep(f"token-{number}", f"buyer-{number}", NOW + 3600)
     known = [small.buyer(f"token-{number}") for number in range(7)]

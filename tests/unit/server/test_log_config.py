@@ -47,7 +47,7 @@ def test_production_writes_one_json_object_a_line(stream: io.StringIO) -> None:
     assert stream.getvalue().count("\n") == 1
 
 
-def test_development_writes_text_without_colour_where_nobody_sees_it(stream: io.StringIO) -> None:
+def test_development_logs_plain_text_without_a_terminal(stream: io.StringIO) -> None:
     logs.configure(production=False, stream=stream)
     structlog.get_logger("test").info("something_happened", order_id="s-1")
     assert "something_happened" in stream.getvalue()
@@ -166,7 +166,7 @@ class Disk(io.StringIO):
 
 
 @pytest.mark.parametrize("production", [True, False])
-def test_a_full_disk_is_no_error_of_whoever_logs_and_the_next_line_tells(
+def test_a_full_disk_does_not_fail_the_logger_and_is_reported_later(
     stream: io.StringIO, production: bool
 ) -> None:
     disk = Disk()

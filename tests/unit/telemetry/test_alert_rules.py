@@ -186,7 +186,7 @@ def test_an_alarm_of_a_process_that_was_scraped_only_afterwards_fires(tmp_path: 
     assert judged(tmp_path, [fires("OperatorNeeded", [born], 0)]).splitlines() == []
 
 
-def test_what_looks_alike_fires_nothing(tmp_path: Path) -> None:
+def test_similar_but_healthy_metrics_fire_no_alert(tmp_path: Path) -> None:
     tests = [
         {
             "name": name,

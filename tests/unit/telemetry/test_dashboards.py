@@ -48,7 +48,7 @@ def counted() -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("place", ASKED)
-def test_what_is_asked_for_is_counted(place: str) -> None:
+def test_requests_are_counted(place: str) -> None:
     known = counted()
     names = set(re.findall(r"\breservation_\w+", ASKED[place]))
     assert names <= known.keys()

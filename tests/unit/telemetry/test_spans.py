@@ -43,7 +43,7 @@ def test_nothing_is_kept_of_work_that_no_traced_request_waits_for(
     assert kept.get_finished_spans() == ()
 
 
-def test_an_error_is_told_by_its_name_alone(spans: Spans, kept: InMemorySpanExporter) -> None:
+def test_an_error_is_reported_by_its_type_only(spans: Spans, kept: InMemorySpanExporter) -> None:
     with pytest.raises(ConnectionError), spans.root("settle"):
         raise ConnectionError("redis://user:a-password@host")
     [span] = kept.get_finished_spans()

@@ -9,7 +9,7 @@ def test_the_interval_of_fifteen_values_is_the_fourth_to_the_twelfth() -> None:
     assert interval_of_median([float(value) for value in range(15, 0, -1)]) == (4.0, 12.0)
 
 
-def test_the_interval_of_twenty_five_values_is_the_eighth_to_the_eighteenth() -> None:
+def test_the_interval_of_25_values_is_the_8th_to_the_18th() -> None:
     assert interval_of_median([float(value) for value in range(1, 26)]) == (8.0, 18.0)
 
 

@@ -48,7 +48,7 @@ def books(**audit: Any) -> BalanceCheck:
     )
 
 
-def told(**words: str) -> Answers:
+def answers_of(**words: str) -> Answers:
     answers = Answers()
     for order_id, word in {FIRST: words.get("first"), SECOND: words.get("second")}.items():
         if word:
@@ -59,7 +59,7 @@ def told(**words: str) -> Answers:
 def verdict(**changes: Any) -> Verdict:
     given: dict[str, Any] = {
         "books": books(),
-        "answers": told(first="confirmed", second="released"),
+        "answers": answers_of(first="confirmed", second="released"),
         "samples": [SAMPLE],
         "statistics": [LINE],
         "sale_id": SALE,
@@ -94,12 +94,12 @@ def test_a_run_in_which_no_buyer_got_an_order_has_proved_nothing() -> None:
     found = verdict(answers=answers, statistics=[LINE, prepares(36, 36)])
     assert found.problems[0] == "all 36 prepares failed, and none by a refusal of the sale"
     assert found.problems[1] == (
-        "no buyer was told of an order, so no answer was checked: nothing was proved"
-        " (30 x pay: unauthenticated, 6 x leave: unauthenticated)"
+        "no buyer got an order, so no answer was checked: nothing was proved (30 x pay: "
+        "unauthenticated, 6 x leave: unauthenticated)"
     )
 
 
-def test_prepares_of_which_some_succeed_or_are_refused_by_the_sale_are_no_problem() -> None:
+def test_prepares_that_succeed_or_are_refused_by_the_sale_are_no_problem() -> None:
     for lines in (
         [prepares(36, 35)],
         [prepares(30, 30), prepares(6, 0, "prepare: sold out")],
@@ -122,7 +122,7 @@ def test_an_address_loses_the_slash_at_its_end(url: str, address: str) -> None:
 @pytest.mark.parametrize(
     "url", ["127.0.0.1:8000", "http://", "http://h:x", "ftp://h", "http://h/v1", "http://h?x=1", ""]
 )
-def test_what_is_no_address_of_a_service_is_refused_by_its_name(url: str) -> None:
+def test_an_invalid_service_url_is_refused_by_setting_name(url: str) -> None:
     with pytest.raises(CannotBegin, match="no address of a service"):
         address_of(url)
 
@@ -137,25 +137,25 @@ def test_what_is_no_address_of_a_service_is_refused_by_its_name(url: str) -> Non
         ("confirmed", "confirmed"),
     ],
 )
-def test_a_buyer_who_was_told_something_else_is_a_problem(first: str, second: str) -> None:
-    assert not verdict(answers=told(first=first, second=second)).ok
+def test_a_buyer_with_a_different_answer_is_a_problem(first: str, second: str) -> None:
+    assert not verdict(answers=answers_of(first=first, second=second)).ok
 
 
 @pytest.mark.parametrize("word", ["held", "asked", "confirming"])
 def test_a_buyer_without_a_last_word_may_have_got_the_piece_or_not(word: str) -> None:
-    assert verdict(answers=told(first=word, second=word)).ok
+    assert verdict(answers=answers_of(first=word, second=word)).ok
 
 
 def test_an_order_that_sql_never_saw_is_a_problem() -> None:
-    answers = told(first="confirmed")
+    answers = answers_of(first="confirmed")
     answers.say({"orderId": "sale-1-lost", "amount": 1000}, "held")
-    assert "SQL does not know it" in verdict(answers=answers).problems[0]
+    assert "missing in SQL" in verdict(answers=answers).problems[0]
 
 
-def test_an_amount_that_the_buyer_was_not_told_is_a_problem() -> None:
+def test_an_unexpected_amount_is_a_problem() -> None:
     answers = Answers()
     answers.say({"orderId": FIRST, "amount": 1}, "confirmed")
-    assert "was told 1, it costs 1000" in verdict(answers=answers).problems[0]
+    assert "reported amount 1, expected 1000" in verdict(answers=answers).problems[0]
 
 
 @pytest.mark.parametrize(
@@ -168,12 +168,12 @@ def test_an_amount_that_the_buyer_was_not_told_is_a_problem() -> None:
     ],
     ids=["audit", "lag", "exception", "seen"],
 )
-def test_whatever_else_is_wrong_is_a_problem(change: dict[str, Any]) -> None:
+def test_any_other_error_is_a_problem_document(change: dict[str, Any]) -> None:
     assert not verdict(**change).ok
 
 
 def test_every_wrong_answer_counts_even_where_not_all_are_kept() -> None:
-    answers = told(first="confirmed", second="released")
+    answers = answers_of(first="confirmed", second="released")
     for number in range(WRONG_MAX + 5):
         answers.accuse(f"one key, two orders: {number}")
     assert verdict(answers=answers).problems[-1] == "and 5 more such answers"
@@ -188,14 +188,16 @@ def test_every_wrong_answer_counts_even_where_not_all_are_kept() -> None:
         ((1, -1, 0, 2), 2),
     ],
 )
-def test_the_counters_hold_at_every_look(counters: tuple[int, int, int, int], found: int) -> None:
+def test_the_counters_add_up_at_every_observation(
+    counters: tuple[int, int, int, int], found: int
+) -> None:
     total, available, held, sold = counters
     sample = Sample(seconds=1, sku="a", total=total, available=available, held=held, sold=sold)
     assert len(problems_of_sample(sample)) == found
 
 
-def test_what_processes_were_told_is_put_together() -> None:
-    worker, master = told(first="held"), told(second="released")
+def test_answers_of_all_processes_are_merged() -> None:
+    worker, master = answers_of(first="held"), answers_of(second="released")
     worker.lives["pay: sold_out"] += 1
     assert master.merge(worker.take())
     worker.say({"orderId": FIRST, "amount": 1000}, "confirmed")
@@ -210,8 +212,8 @@ def test_what_processes_were_told_is_put_together() -> None:
 
 def test_a_verdict_is_written_as_json_and_as_a_page_that_loads_nothing(tmp_path: Path) -> None:
     write(msgspec.structs.replace(verdict(), problems=["</script><b>"]), tmp_path)
-    told_in_json = json.loads((tmp_path / "verdict.json").read_text())
-    assert (told_in_json["saleId"], told_in_json["samples"][0]["sold"]) == (SALE, 1)
+    verdict_json = json.loads((tmp_path / "verdict.json").read_text())
+    assert (verdict_json["saleId"], verdict_json["samples"][0]["sold"]) == (SALE, 1)
     page = (tmp_path / "verdict.html").read_text()
     assert "</script><b>" not in page
     assert "src=" not in page

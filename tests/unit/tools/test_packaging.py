@@ -43,7 +43,7 @@ def packed_below(wheel: zipfile.ZipFile, folder: str) -> set[str]:
     return {name.removeprefix(folder) for name in wheel.namelist() if name.startswith(folder)}
 
 
-def test_the_wheel_carries_each_script_where_the_loader_looks(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_has_each_script_at_the_loaders_path(wheel: zipfile.ZipFile) -> None:
     scripts = files_below(ROOT / "scripts" / "lua")
     assert any(name.startswith("lib/") for name in scripts)
     assert packed_below(wheel, "reservation/adapters/redis/lua/") == scripts
@@ -95,14 +95,14 @@ def test_compose_listens_on_this_machine_alone() -> None:
             assert port.startswith("127.0.0.1:")
 
 
-def test_no_secret_stands_in_compose() -> None:
+def test_compose_contains_no_secret() -> None:
     for service in compose()["services"].values():
         for name, value in service.get("environment", {}).items():
             if re.search(r"KEY|SECRET|PASSWORD", name):
                 assert re.fullmatch(r"\$\{[A-Z_]+:[?-]\}", value), name
 
 
-def test_what_compose_asks_for_is_in_its_example() -> None:
+def test_compose_variables_are_in_the_example_file() -> None:
     asked = set(re.findall(r"\$\{([A-Z_]+):\?\}", (ROOT / "compose.yaml").read_text()))
     example = (ROOT / "deploy" / "compose.env.example").read_text()
     assert set(re.findall(r"^([A-Z_]+)=$", example, re.MULTILINE)) == asked
@@ -132,7 +132,7 @@ def test_the_image_runs_as_a_user_without_rights_and_ends_by_sigterm() -> None:
     assert "/health/live" in last["HEALTHCHECK"]
 
 
-def test_the_image_installs_what_is_locked_by_hash() -> None:
+def test_the_image_installs_the_locked_hashes() -> None:
     installs = [what for word, what in instructions() if word == "RUN" and "pip install" in what]
     assert len(installs) == 2
     assert "--require-hashes" in installs[0]
@@ -142,7 +142,7 @@ def test_the_image_installs_what_is_locked_by_hash() -> None:
     assert [word for word, _ in instructions()].count("FROM") == 2
 
 
-def test_what_the_image_copies_is_not_ignored() -> None:
+def test_files_that_the_image_copies_are_not_ignored() -> None:
     kept = set(re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
     copies = [what for word, what in instructions() if word == "COPY" and "--from" not in what]
     sources = {source for what in copies for source in what.split()[:-1]}

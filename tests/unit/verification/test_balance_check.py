@@ -61,20 +61,20 @@ def test_a_refund_and_a_deposit_that_was_taken_back_balance() -> None:
         ({"audit": {"problems": ["the chain is cut"]}}, "audit: the chain is cut"),
         ({"audit": {"ok": False, "code": "unavailable"}}, "the audit is not clean: unavailable"),
         ({"row": {"total": 1, "available": -1, "sold": 2}}, "a: oversold, 2 sold of 1"),
-        ({"row": {"available": -1, "held": 2}}, "a: a counter is below nothing"),
+        ({"row": {"available": -1, "held": 2}}, "a: negative counter"),
         ({"row": {"available": 0}}, "a: 2 is not the sum"),
         ({"row": {"available": 0, "sold": 2}}, "a: 2 counted as sold, 1 in confirmed orders"),
         ({"orders": [order(n) for n in (1, 2, 3)]}, "a: oversold, 3 sold of 2"),
         (
             {"orders": [order(1, items=[{"sku": "b", "quantity": 1}])]},
-            "b: sold in SQL and unknown to the audit",
+            "b: sold in SQL, missing in the audit",
         ),
-        ({"entries": []}, "the PG took 0 and gave back 0, the confirmed orders are worth 1000"),
-        ({"entries": [entry(1), entry(2)]}, "the PG keeps 1000, the order is worth 0"),
-        ({"entries": [entry(1), entry(7)]}, "the PG keeps 1000, the order is worth 0"),
-        ({"entries": [entry(1, amount=999)]}, "the PG keeps 999, the order is worth 1000"),
+        ({"entries": []}, "the PG charged 0 and refunded 0, the confirmed orders total 1000"),
+        ({"entries": [entry(1), entry(2)]}, "the PG's balance is 1000, the order's amount 0"),
+        ({"entries": [entry(1), entry(7)]}, "the PG's balance is 1000, the order's amount 0"),
+        ({"entries": [entry(1, amount=999)]}, "the PG's balance is 999, the order's amount 1000"),
         ({"entries": [entry(1), entry(1), entry(1, "cancel")]}, "charged 2 times"),
     ],
 )
-def test_each_disagreement_is_told(changes: dict[str, Any], sentence: str) -> None:
+def test_each_discrepancy_is_reported(changes: dict[str, Any], sentence: str) -> None:
     assert any(sentence in found for found in disagreements(books(**changes)))

@@ -39,7 +39,7 @@ async def declined_buyer(end: Callable[[], httpx.Response]) -> str:
         return await demo._buy(0, "decline")
 
 
-async def test_a_declined_card_whose_hold_ran_out_meanwhile_is_no_fault() -> None:
+async def test_a_declined_card_after_an_expired_hold_is_no_fault() -> None:
     """A part of the service may be down for longer than the hold; nothing was charged."""
     end = lambda: httpx.Response(409, json={"code": "reservation_expired"})  # noqa: E731
     assert await declined_buyer(end) == "reservation_expired"

@@ -25,7 +25,7 @@ def answer(**changes: object) -> Operation:
     made = {
         "operation": "success",
         "status": 202,
-        "told": "CONFIRMING",
+        "reported": "CONFIRMING",
         "order": "o",
         "payment_key": KEY,
         **changes,
@@ -45,13 +45,13 @@ def test_a_success_may_be_accepted_before_its_claim_is_through(status: str) -> N
 
 @pytest.mark.parametrize("status", ENDED)
 def test_a_success_is_not_accepted_where_the_order_has_its_payment(status: str) -> None:
-    assert why_not(shop(status), answer()) == f"told CONFIRMING, it is {status}"
+    assert why_not(shop(status), answer()) == f"reported as CONFIRMING, it is {status}"
 
 
 @pytest.mark.parametrize("status", NOT_BEGUN)
 def test_a_success_is_not_accepted_after_its_payment_has_ended(status: str) -> None:
     found = shop(status, {KEY: "declined"})
-    assert why_not(found, answer()) == f"told CONFIRMING, it is {status}"
+    assert why_not(found, answer()) == f"reported as CONFIRMING, it is {status}"
 
 
 @pytest.mark.parametrize("status", NOT_BEGUN)
@@ -65,12 +65,12 @@ def test_a_success_is_not_accepted_after_its_payment_has_ended(status: str) -> N
         {"operation": "refund"},
         # 200 instead of 202, another state, or no payment at all.
         {"status": 200},
-        {"told": "CONFIRMED"},
+        {"reported": "CONFIRMED"},
         {"payment_key": ""},
     ],
 )
-def test_every_other_answer_tells_the_state_of_its_order(
+def test_any_other_answer_must_match_the_orders_state(
     status: str, changes: dict[str, object]
 ) -> None:
     wrong = answer(**changes)
-    assert why_not(shop(status), wrong) == f"told {wrong.told}, it is {status}"
+    assert why_not(shop(status), wrong) == f"reported as {wrong.reported}, it is {status}"

@@ -50,10 +50,10 @@ RELEASED: Event = ("released", "o", {"from": "HELD", "to": "RELEASED", "cause": 
 
 
 def accepted() -> Operation:
-    return success(status=202, told="CONFIRMING")
+    return success(status=202, reported="CONFIRMING")
 
 
-def success(*, status: int, told: str = "", code: str = "") -> Operation:
+def success(*, status: int, reported: str = "", code: str = "") -> Operation:
     """The buyer's return from the PG, and its answer."""
     return Operation(
         sale="s",
@@ -63,7 +63,7 @@ def success(*, status: int, told: str = "", code: str = "") -> Operation:
         order="o",
         payment_key=KEY,
         status=status,
-        told=told,
+        reported=reported,
         code=code,
     )
 
@@ -104,7 +104,7 @@ def test_the_second_try_of_a_payment_whose_intent_was_not_written_may_be_accepte
 def test_the_second_try_of_a_payment_that_is_void_is_not_accepted() -> None:
     events = [*HELD, claimed(1), voided("key_of_another_order")]
     [reason] = violations(events, accepted(), answered_after=4)
-    assert "told CONFIRMING, it is HELD" in reason
+    assert "reported as CONFIRMING, it is HELD" in reason
 
 
 def test_a_void_payment_stays_declined_after_its_hold_is_released() -> None:
@@ -117,4 +117,4 @@ def test_a_forgotten_payment_is_not_declined() -> None:
     events = [*HELD, claimed(1), voided("intent_not_written")]
     declined = success(status=402, code="payment_declined")
     [reason] = violations(events, declined, answered_after=4)
-    assert "this payment is not declined" in reason
+    assert "the payment is not declined" in reason

@@ -126,7 +126,7 @@ def own_socket_directory(socket_path: Path, home: Path) -> None:
     status = directory.lstat()
     private = stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o077
     if not private or status.st_uid != os.getuid():
-        raise EmbeddedServerError(f"{directory} must be a directory of this user alone")
+        raise EmbeddedServerError(f"{directory} must be a directory that only this user can access")
 
 
 def configuration_of(

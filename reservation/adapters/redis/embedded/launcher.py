@@ -27,7 +27,7 @@ BUSY = 75
 _PR_SET_PDEATHSIG = 1
 
 #: Interval at which a guard polls the parent and the server: its only cost.
-_LOOK_SECONDS = 0.1
+_PARENT_POLL_SECONDS = 0.1
 
 
 def main(arguments: list[str]) -> int:
@@ -63,7 +63,7 @@ def _guard(parent_pid: int, lock_path: str, command: list[str]) -> int:
             return _end_like(os.waitstatus_to_exitcode(status))
         if os.getppid() != parent_pid:
             os.kill(server_pid, signal.SIGKILL)
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_PARENT_POLL_SECONDS)
 
 
 def _end_like(returncode: int) -> int:

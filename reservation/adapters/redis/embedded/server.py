@@ -38,7 +38,7 @@ _STOP_SECONDS: Final = 5.0
 _PREVIOUS_SECONDS_MAX: Final = 10.0
 
 #: Polling interval of the waits; a start takes about five polls.
-_LOOK_SECONDS: Final = 0.02
+_READY_POLL_SECONDS: Final = 0.02
 
 #: Polling interval of `wait`: the delay until a dead server is noticed.
 _WATCH_SECONDS: Final = 0.05
@@ -133,7 +133,7 @@ class EmbeddedServer:
             if not self._killed:
                 return
             # It is exiting, which takes a moment: treat it as gone.
-            await _becomes(lambda: process.poll() is not None, within=_PREVIOUS_SECONDS_MAX)
+            await _wait_until(lambda: process.poll() is not None, within=_PREVIOUS_SECONDS_MAX)
         binary = self._binary or find_binary()
         configuration = self._write_files()
         await self._wait_for_previous()
@@ -150,10 +150,10 @@ class EmbeddedServer:
         if process is None or process.poll() is not None:
             return
         process.terminate()
-        if not await _becomes(lambda: process.poll() is not None, within=grace_seconds):
+        if not await _wait_until(lambda: process.poll() is not None, within=grace_seconds):
             self.kill()
         # SIGKILL cannot be ignored; only hanging disk I/O keeps a process longer.
-        await _becomes(lambda: process.poll() is not None, within=_STOP_SECONDS)
+        await _wait_until(lambda: process.poll() is not None, within=_STOP_SECONDS)
 
     def kill(self) -> None:
         """Send SIGKILL at once, as in a crash."""
@@ -164,7 +164,7 @@ class EmbeddedServer:
     async def wait(self) -> int:
         """Wait until the server ends, without a time-out; returns its exit status."""
         if self._process is None:
-            raise EmbeddedServerError("the embedded server was never started")
+            raise EmbeddedServerError("the embedded server has not been started")
         # Not every event loop and platform reports a child's exit.
         while (returncode := self._process.poll()) is None:  # noqa: ASYNC110
             await asyncio.sleep(_WATCH_SECONDS)
@@ -224,40 +224,40 @@ class EmbeddedServer:
         if self._take_over:
             _signal(holder, signal.SIGTERM)
         half = _PREVIOUS_SECONDS_MAX / 2
-        if await _becomes(lambda: lock_holder(self._lock_path) is None, within=half):
+        if await _wait_until(lambda: lock_holder(self._lock_path) is None, within=half):
             return
         if self._take_over and lock_holder(self._lock_path) == holder:
             _signal(holder, signal.SIGKILL)
-        if not await _becomes(lambda: lock_holder(self._lock_path) is None, within=half):
+        if not await _wait_until(lambda: lock_holder(self._lock_path) is None, within=half):
             raise self._in_use()
 
     def _in_use(self) -> DataDirectoryInUse:
         return DataDirectoryInUse(
-            f"another server (process {lock_holder(self._lock_path)}) works on {self._home}"
+            f"another server (process {lock_holder(self._lock_path)}) uses {self._home}"
         )
 
     async def _wait_until_ready(self) -> None:
-        started_at = heard_at = time.monotonic()
+        started_at = answered_at = time.monotonic()
         while True:
             answer = await _ping(self.socket_path)
             now = time.monotonic()
-            if answer.startswith(b"+PONG") and self._is_ours():
+            if answer.startswith(b"+PONG") and self._is_lock_held():
                 return
             if self.returncode == launcher.BUSY:
                 raise self._in_use()
             if self.returncode is not None:
                 raise EmbeddedServerError(
-                    f"the embedded server ended at start: {self._complaint()}"
+                    f"the embedded server exited at start: {self._last_log_line()}"
                 )
             if answer:
-                heard_at = now
-            if now - heard_at > _SILENCE_SECONDS_MAX or now - started_at > _LOADING_SECONDS_MAX:
+                answered_at = now
+            if now - answered_at > _SILENCE_SECONDS_MAX or now - started_at > _LOADING_SECONDS_MAX:
                 raise EmbeddedServerError(
-                    f"the embedded server does not answer: {self._complaint()}"
+                    f"the embedded server does not answer: {self._last_log_line()}"
                 )
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_READY_POLL_SECONDS)
 
-    def _is_ours(self) -> bool:
+    def _is_lock_held(self) -> bool:
         """Whether this launcher's server holds the lock.
 
         When two start at once, the loser reaches the winner's server at the same socket before its
@@ -272,14 +272,14 @@ class EmbeddedServer:
         except ProcessLookupError:
             return False
 
-    def _complaint(self) -> str:
+    def _last_log_line(self) -> str:
         """The server's last log line of this start, and the path of the log."""
         with self._log_path.open("rb") as log:
             size = log.seek(0, os.SEEK_END)
             log.seek(max(self._log_start, size - _LOG_TAIL_BYTES))
             lines = log.read().decode(errors="replace").split("\n")
-        said = [line.strip() for line in lines if line.strip()]
-        return f"{said[-1] if said else 'it said nothing'} ({self._log_path})"
+        log_lines = [line.strip() for line in lines if line.strip()]
+        return f"{log_lines[-1] if log_lines else 'no output'} ({self._log_path})"
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
@@ -289,12 +289,12 @@ def _signal(pid: int, number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
-async def _becomes(condition: Callable[[], bool], *, within: float) -> bool:
+async def _wait_until(condition: Callable[[], bool], *, within: float) -> bool:
     end = time.monotonic() + within
     while not condition():
         if time.monotonic() >= end:
             return False
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_READY_POLL_SECONDS)
     return True
 
 
