@@ -23,9 +23,10 @@ $(STAMP): requirements/dev.txt pyproject.toml
 run: setup  ## start everything, with an open demo sale
 	$(BIN)/reservation serve --demo-sale
 
-# `make test T="tests/lua -k race"` runs a part.
+# A process per core, and a file of tests with the servers that it starts in one of them.
+# `make test T="tests/lua -k race"` runs a part, in one process.
 test: setup  ## all the quick tests, on real servers that they start themselves
-	$(BIN)/python -m pytest $(T)
+	$(BIN)/python -m pytest $(or $(T),--numprocesses auto --maxprocesses 4 --dist loadfile)
 
 # Needs a Chromium; check each picture before committing it.
 screens: setup  ## take the pictures of docs/screens.md again
