@@ -379,7 +379,7 @@ def test_the_line_of_a_violation_is_the_one_that_shows_it(clean: Lines, tmp_path
 
 
 def test_a_truncated_file_or_other_format_is_unreadable(clean: Lines, tmp_path: Path) -> None:
-    with pytest.raises(Unreadable, match="cut off"):
+    with pytest.raises(Unreadable, match="truncated"):
         verify(written(clean[:-1], tmp_path))
     with pytest.raises(Unreadable, match="first line"):
         verify(written(clean[1:], tmp_path))

@@ -50,12 +50,15 @@ STREAM_RETRY_SECONDS: Final = 5
 
 
 class StockFeed:
-    """Reads each watched sale's counters ten times a second, once for all its streams."""
+    """Reads the watched sales ten times a second, once for all streams.
+
+    One exchange reads the heads of all of them. Only a sale with a new event is read whole.
+    """
 
     def __init__(self, api: ApiContext) -> None:
         self._api = api
         self._watchers: dict[str, set[asyncio.Queue[Sale | None]]] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._task: asyncio.Task[None] | None = None
         self._count = 0
         self._of_address: dict[str, int] = {}
 
@@ -99,13 +102,14 @@ class StockFeed:
                 self._of_address[address] = left
 
     async def _events(self, sale_id: str) -> AsyncGenerator[ServerSentEventMessage]:
-        sale = (await self._api.service.catalog.fresh(sale_id)).sale
         queue: asyncio.Queue[Sale | None] = asyncio.Queue(QUEUE_MAX)
+        # Watched before it is read: a change in between is read again at the next tick.
         watchers = self._watchers.setdefault(sale_id, set())
         watchers.add(queue)
-        if sale_id not in self._tasks:
-            self._tasks[sale_id] = asyncio.create_task(self._read(sale_id))
+        if self._task is None:
+            self._task = asyncio.create_task(self._read())
         try:
+            sale = (await self._api.service.catalog.fresh(sale_id)).sale
             seen: dict[str, tuple[int, int, int]] = {}
             while True:
                 for item in sale.items:
@@ -125,23 +129,38 @@ class StockFeed:
                 sale = newer
         finally:
             watchers.discard(queue)
-            if not watchers and (task := self._tasks.pop(sale_id, None)):
-                task.cancel()
+            if not watchers:
+                del self._watchers[sale_id]
+            if not self._watchers:
+                self._stop_reading()
 
-    async def _read(self, sale_id: str) -> None:
-        seq = -1
+    def _stop_reading(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    async def _read(self) -> None:
+        shown: dict[str, tuple[str, int]] = {}
         while True:
             await asyncio.sleep(TICK_SECONDS)
             try:
-                sale = await self._api.service.sale_store.read(sale_id)
+                shown = await self._show_newer(shown)
             except (StoreUnavailable, StoreUncertain) as error:
-                log.info("stock_feed_read_failed", sale_id=sale_id, reason=str(error))
-                continue
-            if sale is None or sale.seq == seq:
-                continue
-            seq = sale.seq
-            for queue in self._watchers.get(sale_id, ()):
-                _put_newest(queue, sale)
+                log.info("stock_feed_read_failed", sales=len(self._watchers), reason=str(error))
+            except Exception:
+                # Loop top: a bug must not end the streams of every sale.
+                log.exception("stock_feed_crashed")
+
+    async def _show_newer(self, shown: dict[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
+        """Show the sales that have changed; returns the heads (epoch, seq) now shown."""
+        store = self._api.service.sale_store
+        heads = await store.heads([*self._watchers])
+        changed = [sale_id for sale_id, head in heads.items() if shown.get(sale_id) != head]
+        for sale_id, sale in (await store.read_many(changed)).items():
+            if isinstance(sale, Sale):
+                for queue in self._watchers.get(sale_id, ()):
+                    _put_newest(queue, sale)
+        return heads
 
     def stop(self) -> None:
         """End every stream; the browsers reconnect to another process."""

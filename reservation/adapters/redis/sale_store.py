@@ -77,9 +77,14 @@ class SaleStore:
             return True  # Damaged, but it exists.
         return epoch is not None
 
-    async def heads(self) -> dict[str, tuple[str, int]]:
-        """Epoch and seq of every sale; ("", -1) where its hash is damaged."""
-        sale_ids, heads = await self.ids(), dict[str, tuple[str, int]]()
+    async def heads(self, sale_ids: Sequence[str] | None = None) -> dict[str, tuple[str, int]]:
+        """Epoch and seq of these sales, by default of every one; ("", -1) for a damaged hash.
+
+        A sale that Redis does not have is left out.
+        """
+        heads = dict[str, tuple[str, int]]()
+        if sale_ids is None:
+            sale_ids = await self.ids()
         for start in range(0, len(sale_ids), SALES_AT_ONCE):
             some = sale_ids[start : start + SALES_AT_ONCE]
             replies = await self._connections.pipeline(

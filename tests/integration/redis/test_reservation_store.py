@@ -118,7 +118,7 @@ async def test_attempts_are_counted_and_come_to_an_end(bench: Bench) -> None:
     for number in range(PAYMENT_ATTEMPTS_MAX):
         claimed = await bench.claimed(order, f"card-{number}")
         await bench.store.finish(order, epoch=EPOCH, fence=claimed.fence, outcome=DECLINED)
-    with pytest.raises(ReservationExpired, match="used up"):
+    with pytest.raises(ReservationExpired, match="no payment attempts left"):
         await bench.claim(order, "one card more")
 
 
