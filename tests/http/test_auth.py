@@ -197,7 +197,7 @@ def test_the_shops_secret_lets_its_buyers_in(by_secret: Served) -> None:
 def test_the_refusal_of_a_subject_names_its_form(by_secret: Served, subject: Any) -> None:
     token = jwt.encode(claims(subject), SECRET, algorithm="HS256")
     problem = refused(by_secret.prepare(by_secret.sale(), bearer(token)), 401, "unauthenticated")
-    assert "sub must be a string of 1 to 128 printable ASCII characters" in problem["detail"]
+    assert "The `sub` claim must be 1 to 128 printable ASCII characters" in problem["detail"]
 
 
 def test_no_guests_are_made_where_buyers_sign_in_at_the_shop(by_secret: Served) -> None:

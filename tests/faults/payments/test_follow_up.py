@@ -311,7 +311,7 @@ async def test_late_money_of_a_second_payment_goes_back_too(
         assert await service.refunds._resolver.store_payment(shown.payment)
         await bench.flush(order.sale_id)
         [problem] = await bench.audited(order.sale_id)
-        assert "is paid for at the PG, and it is REFUNDED" in problem
+        assert "is paid at the PG; it is REFUNDED in Redis" in problem
         await service.notifications.receive(order.order_id, second, status="DONE")
         ledger = sandbox.ledger(order.order_id)
         assert ledger["charged"] == ledger["cancelled"] == 2 * order.amount

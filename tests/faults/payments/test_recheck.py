@@ -52,6 +52,24 @@ async def test_a_deposit_is_found_without_its_webhook(tmp_path: Path, valkey_url
         assert await bench.service.sql.payments.list_due_checks(10**15, 10) == []
 
 
+async def looks_after_lookup(bench: Bench) -> int | None:
+    """The lookups of the only listed payment after one more; None once it is off the list.
+
+    On a busy machine a lookup may time out, which does not count.
+    """
+    payments = bench.service.sql.payments
+    [before] = await payments.list_due_checks(10**15, 10)
+    for _ in range(20):
+        await is_due(bench)
+        assert await bench.service.recheck.run_once() == 1
+        after = await payments.list_due_checks(10**15, 10)
+        if not after:
+            return None
+        if after[0].looks != before.looks:
+            return after[0].looks
+    raise AssertionError("no lookup succeeded")
+
+
 async def test_a_late_approved_decline_is_refunded_without_a_webhook(
     tmp_path: Path, valkey_url: str
 ) -> None:
@@ -65,11 +83,8 @@ async def test_a_late_approved_decline_is_refunded_without_a_webhook(
         assert await current_status(service, order) is Status.RELEASED
         [check] = await service.sql.payments.list_due_checks(10**15, 10)
         assert (check.payment_key, check.order_id) == (payment_key, order.order_id)
-        # Checked twice, the second time a day later; then it is off the list.
-        for looks in (1, 2):
-            await is_due(bench)
-            assert await service.recheck.run_once() == 1, looks
-        assert await service.sql.payments.list_due_checks(10**15, 10) == []
+        # Looked up twice, the second time a day later; then it is off the list.
+        assert [await looks_after_lookup(bench) for _ in range(2)] == [1, None]
 
         late, late_key = await declined(bench, sandbox, sale_id)
         assert sandbox.confirm(late_key, late.order_id, late.amount).status_code == 200
