@@ -55,7 +55,9 @@ local lease_end = tonumber(redis.call("ZSCORE", confirming, order_id))
 if status == "CONFIRMING" and found[3] == claim_id and current_fence > fence then
     return {"taken", int(current_fence), int(lease_end)}
 end
-if status ~= "CONFIRMING" or current_fence ~= fence then return {"stale", status, int(current_fence)} end
+if status ~= "CONFIRMING" or current_fence ~= fence then
+    return {"stale", status, int(current_fence)}
+end
 
 local lease_until = int(now_ms + lease_ms)
 if mode == "move" then
