@@ -147,8 +147,7 @@ class StockFeed:
                 shown = await self._show_newer(shown)
             except (StoreUnavailable, StoreUncertain) as error:
                 log.info("stock_feed_read_failed", sales=len(self._watchers), reason=str(error))
-            except Exception:
-                # Loop top: a bug must not end the streams of every sale.
+            except Exception:  # loop top: a bug must not end the streams of every sale
                 log.exception("stock_feed_crashed")
 
     async def _show_newer(self, shown: dict[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
