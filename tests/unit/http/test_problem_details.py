@@ -20,7 +20,10 @@ async def _answer_to(error: Exception) -> httpx.Response:
     async def fails() -> None:
         raise error
 
-    app: Any = Litestar([fails], exception_handlers=EXCEPTION_HANDLERS, openapi_config=None)
+    # The framework's own logging would replace the root logger's handlers for all later tests.
+    app: Any = Litestar(
+        [fails], exception_handlers=EXCEPTION_HANDLERS, openapi_config=None, logging_config=None
+    )
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
         return await client.get("/")
