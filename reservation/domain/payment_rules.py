@@ -275,12 +275,17 @@ def refunded_outcome(payment: Payment) -> Outcome:
     return _declined(Cause.PAYMENT_CANCELLED)
 
 
-def may_be_refunded(status: Status, outcome: PaymentOutcome) -> bool:
+def may_be_refunded(status: Status, outcome: PaymentOutcome, *, is_cancelled: bool) -> bool:
     """Whether an operator may have begun a refund of an order that ends from this status.
 
     The refund then decides whether the units are for sale again. Only a sold order can be refunded:
     one whose deposit the bank reversed, or one that is paid and whose sale Redis has lost.
+
+    Args:
+        status: the order's, in Redis.
+        outcome: of its payment.
+        is_cancelled: whether the PG shows the payment as cancelled in full.
     """
     if status is Status.AWAITING_DEPOSIT:
         return outcome in (PaymentOutcome.DECLINED, PaymentOutcome.EXPIRED, PaymentOutcome.REFUNDED)
-    return status is Status.CONFIRMING and outcome is PaymentOutcome.REFUNDED
+    return status is Status.CONFIRMING and (outcome is PaymentOutcome.REFUNDED or is_cancelled)

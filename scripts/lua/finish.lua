@@ -63,7 +63,7 @@ local mark_seq, mark_chain = tonumber(ARGV[3]), ARGV[4]
 local not_after, epoch, caller_ms = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[5])
 local order_id, fence, outcome, attempt = ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9]
 local due_ms, members, seen = tonumber(ARGV[10]), ARGV[11], tonumber(ARGV[12])
-local asked_key, claim_id, restock = ARGV[13], ARGV[14], ARGV[15] == "1"
+local asked_key, claim_id, restock = ARGV[13], ARGV[14], ARGV[15] ~= "0"
 
 -- The transitions of each outcome. `voided` returns to the status before the claim, or to EXPIRED
 -- when that deadline has passed.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, Insert, RowMapping, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Insert, RowMapping, case, delete, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reservation.adapters.sql.bulk import insert_into
@@ -25,7 +25,7 @@ from reservation.adapters.sql.tables import (
     payments,
 )
 from reservation.domain.clock import as_datetime, as_ms
-from reservation.domain.payment_gateway import Payment, VirtualAccount
+from reservation.domain.payment_gateway import Payment, PaymentStatus, VirtualAccount
 from reservation.domain.states import Status
 
 __all__ = ["AnswerRow", "PaymentCheck", "PaymentRepository", "UnsoldRow"]
@@ -47,6 +47,8 @@ class _Shown(NamedTuple):
     payment: Payment
     at_ms: int
 
+
+_CANCELED: Final = PaymentStatus.CANCELED.value
 
 #: Columns that only some answers carry: where absent, the stored value stays.
 _KEPT: Final = (
@@ -107,7 +109,8 @@ class PaymentRepository:
     async def put(self, payment: Payment, at_ms: int) -> None:
         """Store a payment as the PG showed it at this time, without its failure code.
 
-        A payment that is older than the stored one changes nothing. Fields that only some answers
+        A payment that is older than the stored one changes nothing, nor does one that is shown as
+        anything else after it was cancelled. Fields that only some answers
         carry (method, approval, secret, due date, virtual account) keep their value where absent.
 
         Raises:
@@ -247,17 +250,22 @@ class PaymentRepository:
             )
             return found.scalar_one()
 
-    async def schedule_check(self, payment_key: str, order_id: str, due_at_ms: int) -> int:
-        """Schedule a check, due no later than this; returns the resulting due time."""
+    async def schedule_check(
+        self, payment_key: str, order_id: str, due_at_ms: int, *, anew: bool = False
+    ) -> int:
+        """Schedule a check, due no later than this; returns the resulting due time.
+
+        `anew` begins to count its look-ups again.
+        """
         row = {"payment_key": payment_key, "order_id": order_id, "due_at_ms": due_at_ms, "looks": 0}
         async with self._database.write() as connection:
             statement = insert_into(connection, payment_checks)
-            earlier = payment_checks.c.due_at_ms > statement.excluded.due_at_ms
+            due, wanted = payment_checks.c.due_at_ms, statement.excluded.due_at_ms
+            earlier = case((due > wanted, wanted), else_=due)
             await connection.execute(
                 statement.on_conflict_do_update(
                     index_elements=[payment_checks.c.payment_key],
-                    set_={"due_at_ms": statement.excluded.due_at_ms},
-                    where=earlier,
+                    set_={"due_at_ms": earlier} | ({"looks": 0} if anew else {}),
                 ),
                 row,
             )
@@ -357,7 +365,9 @@ def _kept(connection: AsyncConnection) -> Insert:
         set_={name: new[name] for name in changed}
         | {name: func.coalesce(new[name], payments.c[name]) for name in _KEPT},
         where=(payments.c.order_id == new.order_id)
-        & (payments.c.updated_at_ms <= new.updated_at_ms),
+        & (payments.c.updated_at_ms <= new.updated_at_ms)
+        # A lookup may be answered before the cancel and stored after it.
+        & ((payments.c.status != _CANCELED) | (new.status == _CANCELED)),
     )
 
 

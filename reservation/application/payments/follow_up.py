@@ -63,7 +63,9 @@ class FollowUp:
                     return kept and await self._follow_account(case, answer)
                 case Status.CONFIRMED:
                     return kept and await self._follow_sold(case, answer)
-                case Status.REFUNDED if payment.status not in OPEN_PAYMENT:
+                case Status.REFUNDED if not (
+                    payment.status in OPEN_PAYMENT and payment.balance_amount
+                ):
                     account = payment.virtual_account
                     if account is not None and account.refund_status in _BANK_FAILED:
                         alarm(Alarm.BANK_REFUND_FAILED, order_id=order.order_id)

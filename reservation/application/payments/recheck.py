@@ -30,6 +30,7 @@ from reservation.domain.payment_gateway import (
     Answered,
     PaymentGateway,
     PaymentMissing,
+    PaymentStatus,
 )
 from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentTimeouts
 from reservation.domain.states import Status
@@ -53,6 +54,8 @@ MISSING_CHECKS_MAX: Final = 48
 _TRANSIENT: Final = (ReservationError, StoreUnavailable, StoreUncertain, OSError)
 #: Orders whose payment the PG has shown as theirs.
 _SOLD: Final = (Status.AWAITING_DEPOSIT, Status.CONFIRMED)
+
+_HAS_MONEY: Final = (PaymentStatus.DONE, PaymentStatus.PARTIAL_CANCELED)
 
 
 class _Next(msgspec.Struct, frozen=True):
@@ -130,15 +133,21 @@ class Recheck:
             return _Next(5 * _MINUTE_MS, check.looks)
         looks = check.looks + 1
         if order is None:
-            return self._of_missing(check, answer)
+            return await self._of_missing(check, answer)
         back_off = _Next(min(60, 2**check.looks) * _MINUTE_MS, looks)
         owns = order.payment_key == check.payment_key
         if isinstance(answer, Answered) and _is_of(check, answer):
             if not await self._follow_up.follow(order, answer, is_listed=True):
                 return back_off
             order = await self._store.read(check.order_id) or order
-        elif owns and order.status in _SOLD and check.looks < MISSING_CHECKS_MAX:
+        elif owns and order.status in _SOLD:
             # The order's own payment: the PG's answer is wrong.
+            if check.looks < MISSING_CHECKS_MAX:
+                return back_off
+        elif isinstance(answer, Answered) and check.looks < MISSING_CHECKS_MAX:
+            # An answer about another payment says nothing of this one.
+            return back_off
+        elif await self._had_money(check):
             return back_off
         if order.status is Status.AWAITING_DEPOSIT and owns:
             share = 1 if check.looks < FIRST_CHECKS else FIRST_CHECKS
@@ -147,7 +156,12 @@ class Recheck:
             return None
         return _Next(24 * 60 * _MINUTE_MS, looks) if check.looks == 0 else None
 
-    def _of_missing(self, check: PaymentCheck, answer: Answer) -> _Next | None:
+    async def _had_money(self, check: PaymentCheck) -> bool:
+        """Whether the PG showed money in this payment when it last showed it."""
+        payment = await self._sql.payments.get(check.payment_key)
+        return payment is not None and payment.status in _HAS_MONEY and payment.balance_amount > 0
+
+    async def _of_missing(self, check: PaymentCheck, answer: Answer) -> _Next | None:
         """The next check of a payment whose order Redis lacks; money is never left unlisted."""
         following = _Next(60 * _MINUTE_MS, check.looks + 1)
         if isinstance(answer, Answered) and _is_of(check, answer):
@@ -155,6 +169,8 @@ class Recheck:
             if payment.status in OPEN_PAYMENT and payment.balance_amount:
                 alarm(Alarm.PAYMENT_WITHOUT_ORDER, order_id=check.order_id)
                 return following
+        elif await self._had_money(check):
+            return following
         return following if check.looks < MISSING_CHECKS_MAX else None
 
 

@@ -193,11 +193,11 @@ class PaymentResolver:
             kept = await self.store_payment(answer.payment)
             if outcome.name in _MOVES_MONEY and not kept:
                 return None
-        restock = await self._restocks(case.order, outcome)
+        restock = await self._restocks(case.order, outcome, answer)
         if restock is None:
             return None
         if outcome.is_unproven:
-            await self.schedule_recheck(case, self._limits.recheck_seconds)
+            await self.schedule_recheck(case, self._limits.recheck_seconds, anew=True)
         elif outcome.name is PaymentOutcome.AWAITING_DEPOSIT:
             await self.schedule_recheck(case, self._limits.deposit_check_seconds)
         outcome = msgspec.structs.replace(outcome, restock=restock)
@@ -230,9 +230,12 @@ class PaymentResolver:
         )
         return finished.status
 
-    async def _restocks(self, order: Reservation, outcome: Outcome) -> bool | None:
+    async def _restocks(
+        self, order: Reservation, outcome: Outcome, answer: Answer | None
+    ) -> bool | None:
         """Whether units that the order gives up are for sale again; None while SQL is down."""
-        if not may_be_refunded(order.status, outcome.name):
+        is_cancelled = isinstance(answer, Answered) and is_fully_cancelled(answer.payment)
+        if not may_be_refunded(order.status, outcome.name, is_cancelled=is_cancelled):
             return True
         try:
             refund = await self._sql.refunds.get(order.order_id)
@@ -241,12 +244,20 @@ class PaymentResolver:
             return None
         return refund is None or refund.status == "refused" or refund.restock
 
-    async def schedule_recheck(self, case: PaymentAttempt, seconds: float) -> None:
-        """Schedule a recheck of the payment, in case no webhook comes; goes on without SQL."""
+    async def schedule_recheck(
+        self, case: PaymentAttempt, seconds: float, *, anew: bool = False
+    ) -> None:
+        """Schedule a recheck of the payment, in case no webhook comes; goes on without SQL.
+
+        Args:
+            case: the payment.
+            seconds: until the recheck.
+            anew: the look-ups so far do not count, since the payment has ended after them.
+        """
         due_at_ms = self._clock.now_ms() + round(seconds * 1000)
         try:
             await self._sql.payments.schedule_check(
-                case.payment_key, case.order.order_id, due_at_ms
+                case.payment_key, case.order.order_id, due_at_ms, anew=anew
             )
         except (SQLAlchemyError, OSError) as error:
             log.warning("recheck_schedule_failed", order_id=case.order.order_id, reason=str(error))

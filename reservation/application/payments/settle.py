@@ -306,6 +306,10 @@ class PaymentSettlement:
             return await self._resolver.finish(case, outcome, answer)
         if not waiting:
             return await self._resolver.resolve(case, answer, AnswerTo.LOOK_UP)
+        # It contradicts the 404s before it.
+        await self._resolver.remember(
+            case.order.order_id, case.payment_key, AnswerKind.LOOK_UP, answer
+        )
         outcome = Outcome(name=PaymentOutcome.EXPIRED, reason=Reason(Cause.NO_DEPOSIT))
         return await self._run_slow_step(
             lambda: self._resolver.cancel(case, outcome, "no deposit came in time")

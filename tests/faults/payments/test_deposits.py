@@ -16,7 +16,13 @@ from reservation.application.payments.webhooks import SQL_ALL
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import SystemClock
 from reservation.domain.errors import Unavailable
-from reservation.domain.payment_gateway import Answer, Misconfigured, PaymentMissing, RefundAccount
+from reservation.domain.payment_gateway import (
+    Answer,
+    Misconfigured,
+    PaymentMissing,
+    RefundAccount,
+    Unknown,
+)
 from reservation.domain.payment_timeouts import PaymentTimeouts
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
@@ -566,3 +572,53 @@ async def test_an_overdue_account_that_the_pg_does_not_know_is_listed(
 
 async def _away(*_: Any, **__: Any) -> None:
     raise OperationalError("INSERT", {}, OSError("SQL is away"))
+
+
+async def test_a_404_counts_anew_after_the_pg_has_shown_the_account(
+    tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """404, ten minutes later an open account whose cancel is unanswered, a second later 404."""
+    async with open_account(tmp_path, valkey_url, LIMITS) as account:
+        service, order_id = account.service, account.order.order_id
+        now_ms, past_ms = service.clock.now_ms, [2 * 86_400_000]
+        monkeypatch.setattr(service.clock, "now_ms", lambda: now_ms() + past_ms[0])
+        with pytest.MonkeyPatch.context() as patch:
+            is_unknown_to_the_pg(account, patch)
+            assert await service.settlement.deposit(order_id) is None
+        past_ms[0] += 600_000
+
+        async def unanswered(**_: object) -> Answer:
+            return Unknown("504")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(service.gateway, "cancel", unanswered)
+            assert await service.settlement.deposit(order_id) is None
+        past_ms[0] += 1_000
+        with pytest.MonkeyPatch.context() as patch:
+            is_unknown_to_the_pg(account, patch)
+            assert await service.settlement.deposit(order_id) is None
+
+
+async def test_an_account_that_ended_by_404s_is_checked_twice_more(
+    tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lookups of the open account do not count."""
+    async with open_account(tmp_path, valkey_url, IMPATIENT) as account:
+        service, order_id = account.service, account.order.order_id
+        payments = service.sql.payments
+
+        async def is_checked_now() -> None:
+            for check in await payments.list_due_checks(10**15, 10):
+                await payments.reschedule_check(check, 1, check.looks)
+            await service.recheck.run_once()
+
+        for _ in range(3):
+            await is_checked_now()
+        is_unknown_to_the_pg(account, monkeypatch)
+        is_two_days_later(account, monkeypatch)
+        assert await service.settlement.deposit(order_id) is None
+        assert await service.settlement.deposit(order_id) is Status.EXPIRED
+        await is_checked_now()
+        assert await payments.list_due_checks(10**15, 10)
+        await is_checked_now()
+        assert await payments.list_due_checks(10**15, 10) == []

@@ -19,7 +19,7 @@ from reservation.application.payments.webhooks import (
 from reservation.domain.alarms import Alarm
 from reservation.domain.errors import Unavailable
 from reservation.domain.payment import Cause, Outcome, PaymentOutcome, Reason
-from reservation.domain.payment_gateway import Answered, VirtualAccount
+from reservation.domain.payment_gateway import Answer, Answered, PaymentStatus, VirtualAccount
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.telemetry.metrics import ALARMS
@@ -443,3 +443,63 @@ async def test_forged_webhooks_cost_the_pg_little_and_starve_no_genuine_one(
         before = raised(Alarm.CANCELLED_AT_THE_PG)
         await service.notifications.receive(paid.order_id, paid_key, status="CANCELED")
         assert raised(Alarm.CANCELLED_AT_THE_PG) == before + 1
+
+
+@pytest.mark.parametrize("status", ["CANCELED", "PARTIAL_CANCELED"])
+async def test_a_failed_transfer_of_a_refund_is_reported_however_it_was_cancelled(
+    tmp_path: Path, valkey_url: str, status: str
+) -> None:
+    """A payment that is refunded in parts never has the status CANCELED."""
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        order, payment_key = await sold(bench, sandbox, await bench.sale())
+        assert await bench.service.refunds.refund(refund_wish(order))
+        shown = await bench.service.gateway.look_up(payment_key)
+        assert isinstance(shown, Answered)
+        account = VirtualAccount(
+            bank="20", account_number="1", holder_name="Kim", refund_status="PARTIAL_FAILED"
+        )
+        failed = msgspec.structs.replace(
+            shown.payment,
+            status=PaymentStatus(status),
+            balance_amount=0,
+            virtual_account=account,
+        )
+
+        async def look_up(_: str) -> Answered:
+            return Answered(failed)
+
+        before = raised(Alarm.BANK_REFUND_FAILED)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bench.service.gateway, "look_up", look_up)
+            await bench.service.notifications.receive(order.order_id, payment_key)
+        assert raised(Alarm.BANK_REFUND_FAILED) == before + 1
+
+
+async def test_a_lookup_answered_before_a_refund_and_stored_after_it_changes_nothing(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    async with shop(tmp_path, valkey_url) as (bench, sandbox):
+        service, sale_id = bench.service, await bench.sale()
+        order, payment_key = await sold(bench, sandbox, sale_id)
+        look_up, is_answered, may_return = service.gateway.look_up, asyncio.Event(), asyncio.Event()
+
+        async def slow(key: str) -> Answer:
+            answer = await look_up(key)
+            is_answered.set()
+            await may_return.wait()
+            return answer
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(service.gateway, "look_up", slow)
+            webhook = asyncio.create_task(
+                service.notifications.receive(order.order_id, payment_key)
+            )
+            await is_answered.wait()
+        assert await service.refunds.refund(refund_wish(order))
+        may_return.set()
+        await webhook
+        kept = await service.sql.payments.get(payment_key)
+        assert kept is not None
+        assert kept.status == PaymentStatus.CANCELED
+        await bench.flush(sale_id)
+        assert await bench.audited(sale_id) == ()

@@ -12,7 +12,7 @@ from reservation.application.payments.recheck import MISSING_CHECKS_MAX
 from reservation.application.payments.webhooks import LOOK_UPS_PER_ORDER
 from reservation.domain.alarms import Alarm
 from reservation.domain.errors import Unavailable
-from reservation.domain.payment_gateway import Answer, PaymentMissing
+from reservation.domain.payment_gateway import Answer, PaymentMissing, TryAgain
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from tests.faults.payments.shop import LIMITS, current_status, shop, wait_for_status
@@ -329,3 +329,49 @@ async def test_a_payment_with_money_and_without_an_order_stays_listed(
         assert await service.recheck.run_once() == 1
         assert raised(Alarm.PAYMENT_WITHOUT_ORDER) == before + paid
         assert len(await service.sql.payments.list_due_checks(10**15, 10)) == paid
+
+
+@pytest.mark.parametrize("fault", ["other_key", "other_order"])
+async def test_an_answer_about_another_payment_is_no_lookup_of_late_money(
+    tmp_path: Path, valkey_url: str, fault: str
+) -> None:
+    async with shop(tmp_path, valkey_url, limits=AT_ONCE) as (bench, sandbox):
+        service = bench.service
+        late, late_key = await declined(bench, sandbox, await bench.sale())
+        # The first of its two checks showed nothing; the money came since.
+        await is_listed_as(bench, late, late_key, looks=1)
+        assert sandbox.confirm(late_key, late.order_id, late.amount).status_code == 200
+        sandbox.order_fault(fault, orderId=late.order_id, operations=["look_up"])
+        assert await service.recheck.run_once() == 1
+        sandbox.clear_faults()
+        await is_due(bench)
+        assert await service.recheck.run_once() == 1
+        assert await current_status(service, late) is Status.REFUNDED
+
+
+@pytest.mark.parametrize("looks", [1, MISSING_CHECKS_MAX])
+async def test_a_404_drops_no_payment_whose_money_was_shown(
+    tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch, looks: int
+) -> None:
+    async def missing(_: str) -> Answer:
+        return PaymentMissing("NOT_FOUND_PAYMENT")
+
+    async def busy(**_: object) -> Answer:
+        return TryAgain("busy")
+
+    async with shop(tmp_path, valkey_url, limits=AT_ONCE) as (bench, sandbox):
+        service = bench.service
+        late, late_key = await declined(bench, sandbox, await bench.sale())
+        await is_listed_as(bench, late, late_key, looks=0)
+        assert sandbox.confirm(late_key, late.order_id, late.amount).status_code == 200
+        with monkeypatch.context() as patch:
+            patch.setattr(service.gateway, "cancel", busy)
+            assert await service.recheck.run_once() == 1
+        await is_listed_as(bench, late, late_key, looks=looks)
+        with monkeypatch.context() as patch:
+            patch.setattr(service.gateway, "look_up", missing)
+            assert await service.recheck.run_once() == 1
+        await is_due(bench)
+        assert await service.recheck.run_once() == 1
+        assert await current_status(service, late) is Status.REFUNDED
+        assert sandbox.ledger(late.order_id)["cancelled"] == late.amount

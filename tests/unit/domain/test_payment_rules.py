@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reservation.domain.alarms import Alarm
-from reservation.domain.payment import Cause
+from reservation.domain.payment import Cause, PaymentOutcome
 from reservation.domain.payment_gateway import (
     Answer,
     Answered,
@@ -29,6 +29,7 @@ from reservation.domain.payment_rules import (
     Unapproved,
     Undecided,
     decide,
+    may_be_refunded,
 )
 from reservation.domain.reservation import Line, Reservation
 from reservation.domain.states import Status
@@ -239,3 +240,19 @@ def test_a_look_up_after_a_foreign_refusal_is_judged_on_its_own(status: str) -> 
     asked = verdict(shown, AnswerTo.LOOK_UP, accounts=True)
     for other in (Declined("X", ""), PaymentMissing("X"), Unknown("x"), TryAgain("x")):
         assert after_refusal(other, shown) == asked
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome", "is_cancelled", "refundable"),
+    [
+        (Status.AWAITING_DEPOSIT, PaymentOutcome.EXPIRED, False, True),
+        (Status.CONFIRMING, PaymentOutcome.REFUNDED, False, True),
+        # Its sale was lost, and the bank reversed the deposit before the refund.
+        (Status.CONFIRMING, PaymentOutcome.DECLINED, True, True),
+        (Status.CONFIRMING, PaymentOutcome.DECLINED, False, False),
+    ],
+)
+def test_a_refund_may_decide_on_the_units_of_an_order_that_was_sold(
+    status: Status, outcome: PaymentOutcome, *, is_cancelled: bool, refundable: bool
+) -> None:
+    assert may_be_refunded(status, outcome, is_cancelled=is_cancelled) is refundable
