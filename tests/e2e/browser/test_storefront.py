@@ -706,7 +706,7 @@ def test_the_documentation_works_offline_and_names_every_code(
 
 def test_both_languages_have_the_same_messages(visit: Visiting) -> None:
     page = visit().open("/")
-    texts = page.evaluate("import('/static/shared/i18n.js').then(({TEXTS}) => TEXTS)")
+    texts = page.evaluate("import('/static/common/i18n.js').then(({TEXTS}) => TEXTS)")
     english, korean = texts["en"], texts["ko"]
     assert english.keys() == korean.keys()
     values = re.compile(r"\{\w+\}")
@@ -794,7 +794,7 @@ def test_an_item_named_like_a_member_of_every_object_is_bought(
 
 
 @pytest.mark.parametrize("path", ["/", "/sales/{}", "/result?orderId=x&outcome=confirmed"])
-@pytest.mark.parametrize("script", ["shared/i18n.js", "reservation.js"])
+@pytest.mark.parametrize("script", ["common/i18n.js", "reservation.js"])
 def test_a_script_that_fails_to_load_is_reported_on_the_page(
     served: Served, visit: Visiting, path: str, script: str
 ) -> None:

@@ -47,7 +47,7 @@ def test_a_refusal_at_the_success_url_makes_no_claim_about_charges(
 
 
 def test_no_page_text_claims_that_nothing_was_charged() -> None:
-    texts = SHOWN.findall((ROOT / "api/http/static/shared/i18n.js").read_text())
+    texts = SHOWN.findall((ROOT / "api/http/static/common/i18n.js").read_text())
     assert len(texts) > 50
     assert [text for text in texts if CLAIMS.search(text[1])] == []
 

@@ -29,8 +29,8 @@ def names(paths: set[Path]) -> list[str]:
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(STATIC)))
 def test_a_module_imports_only_its_folder_the_shared_files_and_the_client(module: Path) -> None:
-    allowed = {path for path in MODULES if path.parent in {module.parent, STATIC / "shared"}}
-    if module.parent != STATIC / "shared":
+    allowed = {path for path in MODULES if path.parent in {module.parent, STATIC / "common"}}
+    if module.parent != STATIC / "common":
         allowed.add(CLIENT)
     assert names(set(imports(module)) - (set() if module == CLIENT else allowed)) == []
 

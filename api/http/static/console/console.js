@@ -1,7 +1,7 @@
 // The operator's console: a sale's board, its orders, and the changes to them.
 
 import { Refusal } from "../reservation.js";
-import { moment, money } from "../shared/i18n.js";
+import { moment, money } from "../common/i18n.js";
 import { openDialog } from "./change-dialog.js";
 import { Figures } from "./figures.js";
 import * as api from "./operator-api.js";

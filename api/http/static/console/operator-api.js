@@ -1,7 +1,7 @@
 // Calls of the operator's API, with the key and the name stored in this tab.
 
 import { connect, Refusal, request } from "../reservation.js";
-import { tab } from "../shared/storage.js";
+import { tab } from "../common/storage.js";
 
 /** Time-out of a call. */
 const TIMEOUT_MS = 60_000;

@@ -1,7 +1,7 @@
 // The basket: the items with the stock left of each, the chosen quantities, and their price.
 
-import { tab } from "../shared/storage.js";
-import { money, number, t } from "../shared/i18n.js";
+import { tab } from "../common/storage.js";
+import { money, number, t } from "../common/i18n.js";
 
 /** Stock that falls to this is announced to screen readers. */
 const FEW = 10;

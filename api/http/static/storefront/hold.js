@@ -1,7 +1,7 @@
 // The hold: its items, countdown, payment and release.
 
 import { Refusal } from "../reservation.js";
-import { money, remaining, t } from "../shared/i18n.js";
+import { money, remaining, t } from "../common/i18n.js";
 import { dropWidgets, needsMethod, pay } from "./payment.js";
 import { dropToken, keepToken, paymentBegins } from "./release-on-leave.js";
 import { shop } from "./session.js";

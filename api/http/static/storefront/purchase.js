@@ -1,7 +1,7 @@
 // Purchases a basket once: one idempotency key for one purchase, over all attempts.
 
 import { newKey, Refusal } from "../reservation.js";
-import { tab } from "../shared/storage.js";
+import { tab } from "../common/storage.js";
 import { shop, signIn } from "./session.js";
 
 /** Prepares of one press of Buy, each with the client's own retries. */

@@ -10,7 +10,7 @@
 //   - the page is merely hidden (another app, another tab): there is no `pagehide` then.
 // Without a worker, the hold expires at its deadline.
 
-import { tab } from "../shared/storage.js";
+import { tab } from "../common/storage.js";
 
 const WORKER = "/static/storefront/release-worker.js";
 

@@ -1,7 +1,7 @@
 // The result page after the payment page: the outcome, and whether money was taken.
 
 import { Refusal } from "../reservation.js";
-import { language, moment, money, t, translatePage } from "../shared/i18n.js";
+import { language, moment, money, t, translatePage } from "../common/i18n.js";
 import { forgetBasket } from "./basket.js";
 import { shop } from "./session.js";
 

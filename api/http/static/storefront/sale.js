@@ -1,7 +1,7 @@
 // One sale: its clock and stock, the basket, the hold, and the start of the payment.
 
 import { Refusal } from "../reservation.js";
-import { moment, money, refusalText, remaining, t, translatePage } from "../shared/i18n.js";
+import { moment, money, refusalText, remaining, t, translatePage } from "../common/i18n.js";
 import { Basket } from "./basket.js";
 import { announcer, eachSecond } from "./clock.js";
 import { Hold } from "./hold.js";

@@ -1,6 +1,6 @@
 // The list of sales.
 
-import { moment, refusalText, t, translatePage } from "../shared/i18n.js";
+import { moment, refusalText, t, translatePage } from "../common/i18n.js";
 // A buyer with a hold may leave the shop from here as well.
 import "./release-on-leave.js";
 import { shop } from "./session.js";

@@ -1,7 +1,7 @@
 // The buyer's session: the client of the service, and sign-in as a guest.
 
 import { connect, Refusal } from "../reservation.js";
-import { browser } from "../shared/storage.js";
+import { browser } from "../common/storage.js";
 
 let signingIn = null;
 
