@@ -84,7 +84,7 @@ class OperatorApi:
                 status = self._http.get(path, headers=headers).status_code
             except httpx.HTTPError as error:
                 raise CannotBegin(
-                    f"no service answers at {self._url}: {type(error).__name__}"
+                    f"no service is reachable at {self._url}: {type(error).__name__}"
                 ) from error
             if status in {401, 403}:
                 raise CannotBegin(
