@@ -7,7 +7,7 @@ BENCH_STAMP := $(VENV)/.installed-bench
 SBOM := var/sbom.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test screens soak chaos check format lint-lua lock sbom audit-dependencies loadtest loadtest-headless bench
+.PHONY: help setup run test screens reference soak chaos check format lint-lua lock sbom audit-dependencies loadtest loadtest-headless bench
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ test: setup  ## all the quick tests, on real servers that they start themselves
 # Needs a Chromium; check each picture before committing it.
 screens: setup  ## take the pictures of docs/screens.md again
 	SCREENS=docs/images $(BIN)/python -m pytest -m slow tests/e2e/browser/test_screenshots.py
+
+reference: setup  ## generate docs/reference and the state diagram from the code
+	$(BIN)/python -m docs.reference.generate
 
 # The full counts, in hours; `.ci/run` draws a sample of each on every push.
 soak: setup  ## the tests too long for a push: every mutant, every cut, ten thousand payments

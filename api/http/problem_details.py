@@ -25,6 +25,7 @@ from reservation.telemetry.metrics import alarm
 
 __all__ = [
     "EXCEPTION_HANDLERS",
+    "FRAMEWORK_CODES",
     "INTERNAL_ERROR_DETAIL",
     "PROBLEM_JSON",
     "STATUSES",
@@ -100,7 +101,7 @@ AMOUNT_MISMATCH_AT_PREPARE = 409
 AMOUNT_MISMATCH_AT_SUCCESS = 400
 
 #: Codes of the framework's plain HTTP errors.
-_FRAMEWORK_CODES: Mapping[int, str] = {
+FRAMEWORK_CODES: Mapping[int, str] = {
     401: "unauthenticated",
     403: "forbidden",
     404: "not_found",
@@ -196,7 +197,7 @@ def _respond(request: Request[Any, Any, Any], error: Exception) -> Response[byte
 
 def _http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
     status = error.status_code
-    code = _FRAMEWORK_CODES.get(status, "malformed_request")
+    code = FRAMEWORK_CODES.get(status, "malformed_request")
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return _respond(request, error)
     content, headers = document_of(

@@ -43,7 +43,7 @@ _INTERNAL_PREFIX: Final = "RESERVATION_INTERNAL_"
 
 
 def _row(description: str, default: str) -> Meta:
-    """A setting's row in docs/reference/settings.md: its description, and its default in words."""
+    """A setting's row in docs/reference/settings.md (`make reference`)."""
     return Meta(description=description, extra={"default": default})
 
 

@@ -8,9 +8,11 @@ import pytest
 from reservation.adapters.redis.scripts import script_folder
 from reservation.domain.sale import Item, Sale
 from reservation.domain.states import (
+    EDGES,
     ENDED,
     HOLDING,
     LIVE,
+    TRANSITION_RULES,
     TRANSITIONS,
     HoldPolicy,
     SaleStatus,
@@ -40,6 +42,16 @@ def test_each_status_has_a_row_and_none_leads_to_itself() -> None:
 def test_the_diagram_of_the_docs_shows_each_edge_and_no_other() -> None:
     drawn = set(re.findall(r"^    ([A-Z_]+) --> ([A-Z_]+)", EXPLAINED, re.MULTILINE))
     assert drawn == {(start, to) for start, ways in TRANSITIONS.items() for to in ways}
+
+
+def test_each_rule_has_an_edge_and_names_a_script() -> None:
+    assert {edge.rule for edge in EDGES} == set(TRANSITION_RULES)
+    scripts = {path.stem for path in script_folder().glob("*.lua")}
+    assert {rule.script for rule in TRANSITION_RULES.values()} <= scripts
+
+
+def test_no_edge_is_listed_twice() -> None:
+    assert len({(edge.origin, edge.to) for edge in EDGES}) == len(EDGES)
 
 
 @pytest.mark.parametrize("start", [Status.HELD, Status.PREPARED])
