@@ -8,7 +8,7 @@ from reservation.adapters.toss.banks import BANKS, Bank, bank_code, bank_of
 
 
 @pytest.mark.parametrize("code", BANKS)
-def test_every_name_of_a_bank_leads_to_its_code(code: str) -> None:
+def test_each_bank_name_maps_to_its_code(code: str) -> None:
     bank = BANKS[code]
     assert re.fullmatch("[0-9]{2}", code)
     for name in (code, bank.korean, bank.english, *bank.words):
@@ -28,11 +28,11 @@ def test_every_name_of_a_bank_leads_to_its_code(code: str) -> None:
         ("SC", "23"),
     ],
 )
-def test_a_bank_may_be_written_as_people_do(written: str, code: str) -> None:
+def test_a_bank_name_matches_regardless_of_case_and_spacing(written: str, code: str) -> None:
     assert bank_code(written) == code
 
 
 @pytest.mark.parametrize("text", ["", "99", "Bank of Nowhere", "0"])
-def test_a_bank_that_is_not_listed_is_left_to_the_pg(text: str) -> None:
+def test_an_unlisted_bank_is_passed_through_to_the_pg(text: str) -> None:
     assert bank_code(text) == text
     assert bank_of(text) == Bank(text, text)

@@ -122,7 +122,7 @@ def expected(verdict: Verdict, status: int, code: str) -> Answer:
 
 
 @pytest.mark.parametrize(("operation", "status", "code", "verdict"), CASES)
-def test_each_code_has_the_documented_meaning(
+def test_each_error_code_has_its_documented_verdict(
     operation: Operation, status: int, code: str, verdict: Verdict
 ) -> None:
     assert TABLES[operation][code] is verdict
@@ -130,13 +130,13 @@ def test_each_code_has_the_documented_meaning(
     assert answer == expected(verdict, status, code)
 
 
-def test_no_row_is_missing_here() -> None:
+def test_the_test_covers_each_row_of_the_code_table() -> None:
     rows = {(operation, code) for operation, _, code, _ in CASES}
     assert rows == {(operation, code) for operation in TABLES for code in TABLES[operation]}
     assert len(CASES) == len(rows)
 
 
-def test_the_page_has_the_same_rows() -> None:
+def test_the_reference_page_lists_the_same_rows() -> None:
     page = (Path(__file__).parents[3] / "docs" / "reference" / "toss-error-codes.md").read_text()
     words = {"try again": Verdict.RETRY} | {verdict.value: verdict for verdict in Verdict}
     for operation, title in ((CONFIRM, "Confirm"), (LOOK_UP, "Look-up"), (CANCEL, "Cancel")):
@@ -163,13 +163,15 @@ def test_an_unlisted_code_leaves_the_payment_undecided(
     status=st.integers(500, 599) | st.integers(200, 399) | st.just(429),
     code=st.sampled_from(sorted(LISTED)),
 )
-def test_only_a_clean_4xx_lets_a_code_speak(operation: Operation, status: int, code: str) -> None:
+def test_a_listed_code_outside_4xx_or_with_429_stays_undecided(
+    operation: Operation, status: int, code: str
+) -> None:
     answer = answer_of_refusal(operation, status=status, code=code, message="")
     assert answer == Unknown(f"{status} {code}", bound_to_key=False)
 
 
 @given(status=st.integers(400, 499).filter(lambda status: status != 404))
-def test_a_payment_is_missing_only_where_word_and_status_agree(status: int) -> None:
+def test_a_payment_is_missing_only_if_code_and_status_agree(status: int) -> None:
     assert verdict_of(CONFIRM, status=status, code="NOT_FOUND_PAYMENT") is Verdict.UNKNOWN
 
 
@@ -189,7 +191,7 @@ def test_every_decline_is_on_the_allow_list(operation: Operation, code: str, sta
         ("FORBIDDEN_REQUEST", Verdict.OUR_FAULT, Verdict.DECLINED),
     ],
 )
-def test_the_same_word_may_mean_different_things(
+def test_the_verdict_of_a_code_depends_on_the_operation(
     code: str, confirmed: Verdict, cancelled: Verdict
 ) -> None:
     assert TABLES[CONFIRM][code] is confirmed
@@ -197,7 +199,7 @@ def test_the_same_word_may_mean_different_things(
     assert code not in TABLES[LOOK_UP]
 
 
-def test_each_decline_has_a_sentence_for_its_buyer() -> None:
+def test_each_decline_has_a_message_for_the_buyer() -> None:
     declined = {code for code, verdict in TABLES[CONFIRM].items() if verdict is Verdict.DECLINED}
     assert declined <= SENTENCES.keys()
     assert decline_sentence("A_CODE_OF_NEXT_YEAR")

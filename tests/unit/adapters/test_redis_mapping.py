@@ -82,13 +82,13 @@ async def test_an_order_is_read_with_its_lines_and_attempts(
     assert order.shown_status(5000) is Status.EXPIRED
 
 
-async def test_an_order_that_is_not_there_is_none(connections: RedisClient) -> None:
+async def test_a_missing_order_is_read_as_none(connections: RedisClient) -> None:
     """Neither an id without a hash nor a malformed id."""
     store = ReservationStore(connections, Keys(), clock=SystemClock())
     assert await store.read_many([ORDER_ID, "nonsense"]) == [None, None]
 
 
-async def test_an_order_without_a_claim_has_no_fence_and_its_changes_age(
+async def test_an_unclaimed_order_has_no_fence_and_keeps_its_change_time(
     fake: FakeAsyncRedis, connections: RedisClient
 ) -> None:
     """The hash of an open hold omits fields that are equal in all open holds."""
@@ -105,7 +105,7 @@ async def test_an_order_without_a_claim_has_no_fence_and_its_changes_age(
     assert (order.fence, order.created_at_ms, order.updated_at_ms) == (3, 1000, 2001)
 
 
-async def test_a_claimed_order_that_lost_its_fence_is_not_read_as_if_it_had_none(
+async def test_a_claimed_order_without_its_fence_cannot_be_read(
     fake: FakeAsyncRedis, connections: RedisClient
 ) -> None:
     """Fence 0 could finish another process's payment."""
@@ -118,7 +118,7 @@ async def test_a_claimed_order_that_lost_its_fence_is_not_read_as_if_it_had_none
         await ReservationStore(connections, Keys(), clock=SystemClock()).read(ORDER_ID)
 
 
-async def test_an_order_without_its_sale_waits_for_the_sale(
+async def test_an_order_without_its_sale_raises_sale_recovering(
     fake: FakeAsyncRedis, connections: RedisClient
 ) -> None:
     """Its currency is lost, and none is guessed."""
@@ -127,7 +127,7 @@ async def test_an_order_without_its_sale_waits_for_the_sale(
         await ReservationStore(connections, Keys(), clock=SystemClock()).read(ORDER_ID)
 
 
-async def test_an_account_is_open_until_its_own_due_date(
+async def test_a_virtual_account_stays_open_until_its_due_date(
     fake: FakeAsyncRedis, connections: RedisClient
 ) -> None:
     """AWAITING_DEPOSIT shows the account's due date, not the hold's old deadline."""
@@ -139,7 +139,7 @@ async def test_an_account_is_open_until_its_own_due_date(
     assert order.expires_at_ms == 9000
 
 
-async def test_a_sale_is_read_in_the_order_of_its_items(
+async def test_a_sale_lists_items_in_their_stored_order(
     fake: FakeAsyncRedis, connections: RedisClient
 ) -> None:
     """The items keep the operator's order."""
@@ -183,7 +183,7 @@ async def test_a_sale_is_read_in_the_order_of_its_items(
     assert shown == [SaleStatus.SCHEDULED, SaleStatus.SOLD_OUT, SaleStatus.CLOSED]
 
 
-async def test_a_heartbeat_vanishes_with_its_process(
+async def test_a_heartbeat_expires_with_its_process(
     fake: FakeAsyncRedis, connections: RedisClient
 ) -> None:
     """The heartbeat names its process and lives for three intervals."""

@@ -29,7 +29,7 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def test_every_script_of_the_decisions_is_there() -> None:
+def test_each_script_of_the_design_exists() -> None:
     wanted = {"prepare", "claim", "finish", "release", "expire", "refund", "put_sale", "restock"}
     assert wanted | {"audit"} <= set(NAMES)
 
@@ -42,7 +42,7 @@ def test_includes_are_expanded_in_place(name: str) -> None:
         assert (script_folder() / include).read_text() in source
 
 
-def test_a_step_is_included_once_where_it_is_used(name: str) -> None:
+def test_a_lib_file_is_included_once_where_it_is_used(name: str) -> None:
     file = (script_folder() / f"{name}.lua").read_text()
     includes = re.findall(r"--@include (lib/[a-z_]+\.lua)", file)
     assert len(set(includes)) == len(includes)
@@ -54,13 +54,13 @@ def test_a_step_is_included_once_where_it_is_used(name: str) -> None:
         assert max(uses) > 1, include
 
 
-def test_the_digest_is_the_one_the_server_will_know_it_by(name: str) -> None:
+def test_the_digest_equals_the_servers_sha1_of_the_script(name: str) -> None:
     script = load(name)
     digest = hashlib.sha1(script.source.encode(), usedforsecurity=False).hexdigest()
     assert (script.name, script.sha) == (name, digest)
 
 
-def test_the_first_line_states_the_behaviour_without_memory(name: str) -> None:
+def test_the_first_line_declares_the_flags_of_the_script(name: str) -> None:
     """Without `#!lua` a script may be refused after its first write."""
     first = load(name).source.splitlines()[0]
     expected = {"audit": "#!lua flags=no-writes"}.get(name, "#!lua")
@@ -69,18 +69,16 @@ def test_the_first_line_states_the_behaviour_without_memory(name: str) -> None:
     assert first == expected
 
 
-def test_a_script_is_read_once() -> None:
+def test_each_script_file_is_read_once() -> None:
     assert load("audit") is load("audit")
 
 
-def test_no_script_of_that_name_is_an_error_at_once() -> None:
+def test_an_unknown_script_name_fails_at_load() -> None:
     with pytest.raises(FileNotFoundError):
         load("no_such_script")
 
 
-def test_an_include_that_is_not_there_is_an_error_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_include_fails_at_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken.lua").write_text("#!lua\n--@include lib/gone.lua\nreturn 1\n")
     monkeypatch.setattr(scripts, "script_folder", lambda: tmp_path)
     with pytest.raises(FileNotFoundError):

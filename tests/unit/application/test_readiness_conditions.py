@@ -159,12 +159,12 @@ NAMES = [row.name for row in ROWS]
 ROW = {row.name: row for row in ROWS}
 
 
-def test_a_server_that_is_well_passes_every_row() -> None:
+def test_a_sound_server_meets_each_condition() -> None:
     found = judge(WELL, trusted=())
     assert found == type(found)()
 
 
-def test_every_row_is_tried_here() -> None:
+def test_the_test_covers_each_condition() -> None:
     assert {*BROKEN, "redis-run-id"} == set(NAMES)
     assert set(HIDDEN) | MEASURED == set(NAMES)
     assert not set(HIDDEN) & MEASURED
@@ -173,7 +173,7 @@ def test_every_row_is_tried_here() -> None:
 @pytest.mark.parametrize(
     ("name", "facts"), [(name, facts) for name, some in BROKEN.items() for facts in some]
 )
-def test_a_row_that_does_not_hold_is_named(name: str, facts: Facts) -> None:
+def test_an_unmet_condition_is_reported_by_name(name: str, facts: Facts) -> None:
     found = judge(facts, trusted=())
     severity = ROW[name].severity
     assert name in (found.warnings if severity is Severity.WARN else found.missing)
@@ -211,7 +211,7 @@ def test_a_hidden_condition_can_be_waived_by_an_operator(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(TRUSTABLE & BROKEN.keys()))
-def test_only_two_conditions_may_be_waived_while_measured_as_unmet(
+def test_only_two_conditions_can_be_waived_if_measured_as_unmet(
     name: str,
 ) -> None:
     waived = [name in judge(facts, trusted=(name,)).trusted for facts in BROKEN[name]]
@@ -231,7 +231,7 @@ def test_unknown_or_mandatory_conditions_cannot_be_waived(name: str) -> None:
 
 
 @pytest.mark.parametrize("facts", [with_facts(unix_socket=True), with_facts(production=False)])
-def test_the_default_user_will_do_behind_a_socket_and_in_development(facts: Facts) -> None:
+def test_the_default_user_is_accepted_on_a_socket_and_in_development(facts: Facts) -> None:
     as_default = msgspec.structs.replace(facts, user="default", excessive=("FLUSHALL",))
     assert judge(as_default, trusted=()).missing == ()
 
@@ -241,7 +241,7 @@ def test_a_condition_lists_the_excessive_permissions() -> None:
     assert sentences.endswith(": FLUSHALL, KEYS")
 
 
-def test_a_server_without_replicas_that_asks_for_none_is_well() -> None:
+def test_a_server_without_replicas_needs_no_min_replicas() -> None:
     alone = with_facts(
         {"connected_slaves": "0", "min_slaves_good_slaves": None},
         {"min-replicas-to-write": "0", "min-replicas-max-lag": "10"},
@@ -250,12 +250,12 @@ def test_a_server_without_replicas_that_asks_for_none_is_well() -> None:
     assert judge(alone, trusted=()).warnings == ()
 
 
-def test_disks_of_other_machines_are_not_asked_about() -> None:
+def test_the_disk_of_a_remote_server_is_not_checked() -> None:
     found = judge(with_facts(redis_disk=None, sql_disk=None), trusted=())
     assert (found.missing, found.warnings) == ((), ())
 
 
-def test_every_command_of_the_scripts_is_in_the_checked_permissions() -> None:
+def test_the_permission_check_covers_each_command_of_the_scripts() -> None:
     used: set[str] = set()
     for path in (ROOT / "scripts/lua").rglob("*.lua"):
         if path.parent.name != "ops":
@@ -264,7 +264,7 @@ def test_every_command_of_the_scripts_is_in_the_checked_permissions() -> None:
     assert used - {command[0] for command in NEEDED} == set()
 
 
-def test_the_rights_are_read_from_the_dry_runs() -> None:
+def test_permissions_are_read_from_acl_dryrun_replies() -> None:
     asked = dry_runs("me", "rsv:{x}:sale")
     assert asked[0] == ("ACL", "DRYRUN", "me", "PING")
     assert ("ACL", "DRYRUN", "me", "GET", "rsv:{x}:sale") in asked
@@ -275,7 +275,7 @@ def test_the_rights_are_read_from_the_dry_runs() -> None:
     assert refused([None, *needed[1:], *excessive]) is None
 
 
-def test_the_runbooks_table_matches_the_code() -> None:
+def test_the_runbook_lists_each_condition_of_the_code() -> None:
     """The code defines the meaning of a row; only the runbook gives the remedy."""
     does = {
         Severity.STOP: "closes, stops",

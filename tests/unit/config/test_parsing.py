@@ -28,14 +28,14 @@ SERVICE_LINKS = {
 }
 
 
-def test_the_service_variables_of_kubernetes_are_no_settings(tmp_path: Path) -> None:
+def test_kubernetes_service_variables_are_not_settings(tmp_path: Path) -> None:
     environ = {**SERVICE_LINKS, "RESERVATION_DATA_DIR": str(tmp_path)}
     settings = Settings.load(environ, None)
     assert (settings.port, settings.metrics_port) == (8000, 0)
     assert ClientSettings.load(environ, None).public_url == "http://127.0.0.1:8000"
 
 
-def test_a_service_variable_does_not_hide_the_port_of_the_file(tmp_path: Path) -> None:
+def test_a_service_variable_does_not_override_the_port_in_dotenv(tmp_path: Path) -> None:
     dotenv = tmp_path / ".env"
     dotenv.write_text(f"RESERVATION_PORT=9000\nRESERVATION_DATA_DIR={tmp_path}\n")
     assert Settings.load(SERVICE_LINKS, dotenv).port == 9000
@@ -51,7 +51,9 @@ def test_a_service_variable_does_not_hide_the_port_of_the_file(tmp_path: Path) -
         ("RESERVATION_HOSTS", "10.96.7.20"),
     ],
 )
-def test_a_misspelt_setting_is_still_refused(tmp_path: Path, name: str, value: str) -> None:
+def test_a_setting_resembling_a_service_variable_is_refused(
+    tmp_path: Path, name: str, value: str
+) -> None:
     with pytest.raises(SettingsError, match=name):
         Settings.load({name: value, "RESERVATION_DATA_DIR": str(tmp_path)}, None)
 
@@ -107,7 +109,7 @@ V1 = "sys/fs/cgroup/cpu,cpuacct"
         ({"proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": "nonsense\n"}, None),
     ],
 )
-def test_the_cpu_quota_of_the_control_group_is_read(
+def test_the_cpu_quota_is_read_from_the_control_group(
     tmp_path: Path, files: dict[str, str], cpus: int | None
 ) -> None:
     assert environment.quota_of_cpus(_files(tmp_path, files)) == cpus

@@ -58,7 +58,7 @@ def test_production_drains_before_it_stops(load: Any) -> None:
         load(DRAIN_SECONDS="301")
 
 
-def test_nothing_given_means_the_defaults_of_the_contract(load: Any) -> None:
+def test_an_empty_environment_gives_the_documented_defaults(load: Any) -> None:
     settings = load()
     assert (settings.host, settings.port, settings.workers >= 1) == ("127.0.0.1", 8000, True)
     assert settings.public_url == "http://127.0.0.1:8000"
@@ -71,16 +71,16 @@ def test_nothing_given_means_the_defaults_of_the_contract(load: Any) -> None:
     assert (settings.auth, settings.key_prefix, settings.env) == ("guest", "rsv", "development")
 
 
-def test_the_data_directory_is_var_and_absolute() -> None:
+def test_the_default_data_directory_is_an_absolute_path_to_var() -> None:
     settings = Settings.load(PRODUCTION, dotenv_path=None)
     assert settings.data_dir == Path.cwd() / "var"
 
 
-def test_a_name_set_to_nothing_counts_as_not_set(load: Any) -> None:
+def test_an_empty_variable_counts_as_unset(load: Any) -> None:
     assert load(PORT="", CORS_ORIGINS=" ").port == 8000
 
 
-def test_every_field_has_a_line_for_the_reference_page() -> None:
+def test_each_setting_has_a_description_for_the_reference_page() -> None:
     for field in msgspec.inspect.type_info(Settings).fields:  # type: ignore[union-attr]
         meta = field.type
         assert isinstance(meta, msgspec.inspect.Metadata), field.name
@@ -90,7 +90,7 @@ def test_every_field_has_a_line_for_the_reference_page() -> None:
         assert meta.extra["default"]
 
 
-def test_public_url_follows_host_and_port_and_brackets_ipv6(load: Any) -> None:
+def test_the_default_public_url_uses_host_and_port_and_brackets_ipv6(load: Any) -> None:
     assert load(HOST="::1", PORT="81").public_url == "http://[::1]:81"
     assert load(PUBLIC_URL="https://shop.example/").public_url == "https://shop.example"
 
@@ -99,7 +99,7 @@ def test_public_url_follows_host_and_port_and_brackets_ipv6(load: Any) -> None:
     ("text", "rate"),
     [("5/s", Rate(5, 1)), ("60/min", Rate(60, 60)), ("9/h", Rate(9, 3600)), ("0", None)],
 )
-def test_rates(load: Any, text: str, rate: Rate | None) -> None:
+def test_a_rate_is_parsed_as_a_count_per_period(load: Any, text: str, rate: Rate | None) -> None:
     assert load(PREPARE_RATE=text).prepare_rate == rate
 
 
@@ -156,14 +156,16 @@ def test_lists_are_split_at_commas(load: Any) -> None:
         ("TOSS_SECRET_KEY", "live_sk_x"),
     ],
 )
-def test_a_bad_value_is_refused_by_name_in_one_line(load: Any, name: str, value: str) -> None:
+def test_an_invalid_value_is_refused_in_one_line_with_its_name(
+    load: Any, name: str, value: str
+) -> None:
     with pytest.raises(SettingsError, match=f"^RESERVATION_{name} must be ") as refused:
         load(**{name: value})
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("scheme", ["redis+cluster", "redis+sentinel"])
-def test_cluster_and_sentinel_are_refused_until_they_come(load: Any, scheme: str) -> None:
+def test_cluster_and_sentinel_urls_are_refused(load: Any, scheme: str) -> None:
     with pytest.raises(SettingsError, match="are not supported yet"):
         load(REDIS_URL=f"{scheme}://h:6379")
 
@@ -180,11 +182,11 @@ def test_cluster_and_sentinel_are_refused_until_they_come(load: Any, scheme: str
         ("PORT", "0"),
     ],
 )
-def test_a_good_value_is_taken(load: Any, name: str, value: str) -> None:
+def test_a_valid_value_is_accepted(load: Any, name: str, value: str) -> None:
     assert str(getattr(load(**{name: value}), name.lower())) == value
 
 
-def test_a_connection_is_kept_longer_than_load_balancers_keep_it(load: Any) -> None:
+def test_keep_alive_defaults_to_75_seconds_and_fast_path_to_on(load: Any) -> None:
     assert (load().keep_alive_seconds, load().fast_path) == (75, True)
     assert load(FAST_PATH="off").fast_path is False
     for name, value in (("FAST_PATH", "yes"), ("KEEP_ALIVE_SECONDS", "0")):
@@ -192,18 +194,18 @@ def test_a_connection_is_kept_longer_than_load_balancers_keep_it(load: Any) -> N
             load(**{name: value})
 
 
-def test_a_misspelt_name_is_refused_with_the_one_that_was_meant(load: Any) -> None:
+def test_a_misspelt_name_is_refused_with_a_suggestion(load: Any) -> None:
     with pytest.raises(SettingsError, match="did you mean RESERVATION_WORKERS"):
         load(WORKRES="2")
     with pytest.raises(SettingsError, match="RESERVATION_port is not a setting"):
         load(port="1")
 
 
-def test_names_of_others_are_left_alone(load: Any) -> None:
+def test_unrelated_variables_are_ignored(load: Any) -> None:
     load(INTERNAL_FD="7")
 
 
-def test_dotenv_is_read_and_the_environment_wins(tmp_path: Path) -> None:
+def test_the_environment_overrides_dotenv(tmp_path: Path) -> None:
     dotenv = tmp_path / ".env"
     dotenv.write_text(
         "# a comment\n"
@@ -236,7 +238,7 @@ def test_a_misspelt_name_in_dotenv_is_refused(tmp_path: Path) -> None:
         Settings.load(PRODUCTION, dotenv)
 
 
-def test_production_takes_a_full_set_and_makes_no_keys(tmp_path: Path) -> None:
+def test_production_accepts_complete_settings_and_generates_no_keys(tmp_path: Path) -> None:
     settings = production(DATA_DIR=str(tmp_path / "var"))
     assert settings.production
     assert not (tmp_path / "var").exists()
@@ -249,7 +251,7 @@ def test_production_refuses_missing_settings(name: str) -> None:
         Settings.load(environ, dotenv_path=None)
 
 
-def test_production_names_everything_that_is_missing_at_once() -> None:
+def test_production_lists_all_missing_settings_at_once() -> None:
     with pytest.raises(SettingsError, match=r"AUTH, .*ADMIN_API_KEY, .*PUBLIC_URL must be given"):
         Settings.load({"RESERVATION_ENV": "production"}, dotenv_path=None)
 
@@ -292,7 +294,7 @@ def test_production_with_the_shops_public_keys_needs_no_shared_secret() -> None:
     assert Settings.load(environ, dotenv_path=None).jwt_secret == ""
 
 
-def test_production_warns_where_any_audience_or_issuer_is_taken() -> None:
+def test_production_warns_if_any_audience_or_issuer_is_accepted() -> None:
     shop = PRODUCTION | {"RESERVATION_AUTH": "jwt"}
     warnings = Settings.load(shop, dotenv_path=None).warnings
     assert [line.partition(" ")[0] for line in warnings] == [
@@ -309,13 +311,13 @@ def test_the_sandboxs_key_is_never_sent_to_the_real_pg(load: Any) -> None:
         load(TOSS_API_URL="https://api.tosspayments.com")
 
 
-def test_no_secret_shows_where_settings_are_printed(load: Any) -> None:
+def test_printed_settings_hide_secrets(load: Any) -> None:
     settings = load(ADMIN_API_KEY="hunter2", REDIS_URL="redis://u:hunter2@h")
     assert "hunter2" not in f"{settings!r} {settings} {list(settings.__rich_repr__())}"
     assert "..." in repr(load_or_create(settings.data_dir))
 
 
-def test_generated_keys_are_stored_and_given_keys_win(load: Any) -> None:
+def test_generated_keys_are_stored_and_given_keys_override_them(load: Any) -> None:
     first = load()
     again = load(ADMIN_API_KEY="given")
     assert again.admin_api_key == "given"
@@ -326,7 +328,7 @@ def test_generated_keys_are_stored_and_given_keys_win(load: Any) -> None:
     assert all(len(key) >= 32 for key in keys)
 
 
-def test_made_keys_are_readable_by_their_owner_alone(load: Any) -> None:
+def test_generated_keys_are_readable_only_by_their_owner(load: Any) -> None:
     path = load().data_dir / "secrets.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [entry.name for entry in path.parent.iterdir()] == ["secrets.json"]
@@ -350,7 +352,7 @@ def _race(data_dir: Path, barrier: Any, results: Any) -> None:
     results.put(msgspec.json.encode(load_or_create(data_dir)))
 
 
-def test_processes_that_race_for_the_keys_all_get_the_same(tmp_path: Path) -> None:
+def test_concurrent_first_starts_agree_on_one_set_of_keys(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(8), context.Queue()
     racers = [
@@ -366,13 +368,13 @@ def test_processes_that_race_for_the_keys_all_get_the_same(tmp_path: Path) -> No
     assert [entry.name for entry in (tmp_path / "new" / "var").iterdir()] == ["secrets.json"]
 
 
-def test_roles_on_several_machines_need_every_secret_given() -> None:
+def test_roles_on_several_machines_require_given_secrets() -> None:
     with pytest.raises(SettingsError, match=r"ADMIN_API_KEY, .*JWT_SECRET must be given with"):
         require_given_secrets({}, dotenv_path=None)
     require_given_secrets(PRODUCTION, dotenv_path=None)
 
 
-def test_a_client_reads_the_address_and_the_key_and_makes_nothing(tmp_path: Path) -> None:
+def test_client_settings_read_address_and_key_and_create_no_file(tmp_path: Path) -> None:
     data_dir = tmp_path / "var"
     environ = {"RESERVATION_DATA_DIR": str(data_dir), "RESERVATION_PORT": "81"}
     client = ClientSettings.load(environ, dotenv_path=None)

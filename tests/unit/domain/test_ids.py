@@ -42,7 +42,7 @@ def fits(pattern: str, text: str) -> bool:
         (PAYMENT_KEY, "k" * 200),
     ],
 )
-def test_an_id_has_its_longest_form_and_not_one_character_more(pattern: str, longest: str) -> None:
+def test_an_id_is_accepted_up_to_its_maximum_length(pattern: str, longest: str) -> None:
     assert fits(pattern, longest)
     assert not fits(pattern, longest + "s")
     assert not fits(pattern, "")
@@ -50,12 +50,12 @@ def test_an_id_has_its_longest_form_and_not_one_character_more(pattern: str, lon
 
 @pytest.mark.parametrize("pattern", [SALE_ID, SKU, BUYER_ID, IDEMPOTENCY_KEY, PAYMENT_KEY])
 @pytest.mark.parametrize("wrong", ["a\n", "\na", "a\0", "é", "a\r\nb", "\u2028", "\uff11"])
-def test_no_control_character_and_no_foreign_letter_is_in_an_id(pattern: str, wrong: str) -> None:
+def test_an_id_rejects_control_and_non_ascii_characters(pattern: str, wrong: str) -> None:
     assert not fits(pattern, wrong)
 
 
 @pytest.mark.parametrize("brace", ["{", "}", "{a}", "a}b", " "])
-def test_a_brace_or_a_space_would_move_a_key_to_another_slot(brace: str) -> None:
+def test_an_id_rejects_braces_and_spaces(brace: str) -> None:
     for pattern in (SALE_ID, SKU, BUYER_ID, PAYMENT_KEY):
         assert not fits(pattern, brace)
 
@@ -66,7 +66,7 @@ def test_a_payment_key_needs_no_escaping_in_a_path(wrong: str) -> None:
 
 
 @given(sale_ids, buyer_ids, keys)
-def test_an_order_id_is_the_pg_s_and_names_its_sale(sale_id: str, buyer_id: str, key: str) -> None:
+def test_an_order_id_fits_the_pg_and_names_its_sale(sale_id: str, buyer_id: str, key: str) -> None:
     order_id = IDS.order_id(sale_id=sale_id, buyer_id=buyer_id, idempotency_key=key)
     assert PG_ORDER_ID.fullmatch(order_id)
     assert sale_of(order_id) == sale_id
@@ -76,7 +76,7 @@ def test_an_order_id_is_the_pg_s_and_names_its_sale(sale_id: str, buyer_id: str,
 
 
 @given(st.tuples(sale_ids, buyer_ids, keys), st.tuples(sale_ids, buyer_ids, keys))
-def test_two_requests_never_name_one_order(
+def test_different_requests_have_different_order_ids(
     one: tuple[str, str, str], other: tuple[str, str, str]
 ) -> None:
     assume(one != other)
@@ -87,7 +87,7 @@ def test_two_requests_never_name_one_order(
     assert first != second
 
 
-def test_where_a_buyer_s_id_ends_and_a_key_begins_is_part_of_the_id() -> None:
+def test_the_boundary_of_buyer_id_and_key_is_part_of_the_order_id() -> None:
     one = IDS.order_id(sale_id="s", buyer_id="ab", idempotency_key="c")
     assert one != IDS.order_id(sale_id="s", buyer_id="a", idempotency_key="bc")
     # A key that resembles the length prefix of a buyer's id.
@@ -95,7 +95,7 @@ def test_where_a_buyer_s_id_ends_and_a_key_begins_is_part_of_the_id() -> None:
     assert two != IDS.order_id(sale_id="s", buyer_id="11:", idempotency_key="a")
 
 
-def test_another_master_key_names_other_orders_and_buyers() -> None:
+def test_a_different_master_key_gives_different_ids() -> None:
     other = OrderIds(b"o" * 32)
     request = {"sale_id": "s", "buyer_id": "b", "idempotency_key": "k"}
     assert IDS.order_id(**request) != other.order_id(**request)
@@ -117,7 +117,7 @@ def test_an_invalid_order_id_has_no_sale(text: str) -> None:
 
 
 @given(sale_ids, sale_ids, buyer_ids, buyer_ids)
-def test_no_two_ids_share_a_key_in_redis(
+def test_different_ids_have_different_redis_keys(
     sale_id: str, other_sale: str, buyer_id: str, other_buyer: str
 ) -> None:
     """A buyer id that imitates another key cannot reach that key."""

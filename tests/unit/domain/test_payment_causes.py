@@ -22,7 +22,7 @@ ENDS = [
 ]
 
 
-def test_each_cause_has_a_sentence_of_its_own() -> None:
+def test_each_cause_has_a_distinct_sentence() -> None:
     assert SENTENCES.keys() == set(Cause)
     assert len(set(SENTENCES.values())) == len(Cause)
 
@@ -83,7 +83,7 @@ def fields_after(name: str, **data: Any) -> dict[str, str]:
 
 @pytest.mark.parametrize("cause", Cause)
 @pytest.mark.parametrize("outcome", ENDS)
-def test_rewording_a_sentence_changes_nothing_that_is_stored(
+def test_a_reworded_sentence_leaves_stored_events_unchanged(
     monkeypatch: pytest.MonkeyPatch, cause: Cause, outcome: PaymentOutcome
 ) -> None:
     ended = Outcome(name=outcome, reason=Reason(cause, "CODE"))
@@ -99,7 +99,7 @@ def test_rewording_a_sentence_changes_nothing_that_is_stored(
 
 @pytest.mark.parametrize("cause", Cause)
 @pytest.mark.parametrize("outcome", ENDS)
-def test_a_rebuilt_attempt_is_the_one_that_finish_wrote(
+def test_a_rebuilt_attempt_equals_the_one_written_by_finish(
     cause: Cause, outcome: PaymentOutcome
 ) -> None:
     ended = Outcome(name=outcome, reason=Reason(cause, "CODE"))
@@ -163,7 +163,7 @@ OLD = [
 
 
 @pytest.mark.parametrize(("event", "said", "attempt", "cause", "code"), OLD)
-def test_the_causes_of_earlier_versions_are_read_as_codes(
+def test_sentences_of_earlier_versions_are_read_as_codes(
     event: str, said: str, attempt: str, cause: Cause, code: str
 ) -> None:
     reason = Reason.read(event, {"from": "CONFIRMING", "cause": said})
@@ -172,13 +172,13 @@ def test_the_causes_of_earlier_versions_are_read_as_codes(
     assert fields_after(event, cause=said)["attempt:pk"] == Attempt(event, reason).text()
 
 
-def test_an_earlier_intent_that_was_not_written_leaves_no_attempt() -> None:
+def test_an_unwritten_intent_of_an_earlier_version_leaves_no_attempt() -> None:
     fields = fields_after("voided", cause="the intent could not be written")
     assert not {"payment_key", "attempt:pk"} & fields.keys()
     assert fields["attempts"] == "0"
 
 
-def test_earlier_releases_and_refunds_are_read() -> None:
+def test_releases_and_refunds_of_earlier_versions_are_read() -> None:
     page = Reason.read("released", {"from": "HELD", "cause": "payment page: PAY_PROCESS_CANCELED"})
     assert page == Reason(Cause.PAYMENT_PAGE, "PAY_PROCESS_CANCELED")
     refund = Reason.read("refunded", {"from": "CONFIRMED", "cause": "Kim: buyer: changed mind"})

@@ -111,19 +111,21 @@ statuses = st.sampled_from([*PaymentStatus, "SOMETHING_NEW"])
         ("SOMETHING_NEW", False, "Undecided"),
     ],
 )
-def test_a_look_up_is_judged_by_its_status(status: str, accounts: bool, expected: str) -> None:
+def test_the_status_of_a_look_up_decides_the_outcome(
+    status: str, accounts: bool, expected: str
+) -> None:
     assert (
         name_of(verdict(Answered(payment(status)), AnswerTo.LOOK_UP, accounts=accounts)) == expected
     )
 
 
-def test_an_account_that_the_sale_does_not_take_is_cancelled_first() -> None:
+def test_an_unwanted_virtual_account_is_cancelled_first() -> None:
     waiting = Answered(payment("WAITING_FOR_DEPOSIT"))
     assert isinstance(verdict(waiting, AnswerTo.LOOK_UP), CancelFirst)
     assert isinstance(verdict(waiting), LookUp)
 
 
-def test_a_decline_gives_back_only_in_answer_to_the_first_confirm() -> None:
+def test_a_decline_releases_only_after_the_first_confirm() -> None:
     declined = Declined("REJECT_CARD_COMPANY", "")
     assert name_of(verdict(declined)) == "declined"
     assert isinstance(verdict(declined, AnswerTo.LATER_CONFIRM), LookUp)
@@ -137,7 +139,7 @@ def test_a_payment_unknown_to_the_pg_is_looked_up() -> None:
 
 
 @given(asked_any)
-def test_our_own_fault_raises_the_alarm_and_keeps_the_hold(asked: AnswerTo) -> None:
+def test_a_misconfiguration_raises_an_alarm_and_keeps_the_hold(asked: AnswerTo) -> None:
     found = verdict(Misconfigured("INVALID_API_KEY", ""), asked)
     looked_up = Undecided(alarm=Alarm.GATEWAY_MISCONFIGURED)
     assert found == (looked_up if asked is AnswerTo.LOOK_UP else LookUp())
@@ -162,7 +164,7 @@ def test_an_unknown_outcome_never_releases_stock(answer: Answer, asked: AnswerTo
         ]
     ),
 )
-def test_an_answer_that_is_not_ours_in_every_member_sells_nothing(
+def test_an_answer_with_a_mismatched_member_sells_nothing(
     status: str, asked: AnswerTo, accounts: bool, change: dict[str, object]
 ) -> None:
     found = verdict(Answered(payment(status, **change)), asked, accounts=accounts)
@@ -207,35 +209,35 @@ def test_a_payment_of_another_order_voids_a_refused_attempt(status: str) -> None
 
 
 @given(statuses, st.sampled_from([{"order_id": "s-" + "B" * 24}, {"total_amount": 100}]))
-def test_a_refusal_of_the_api_key_voids_nothing(status: str, change: dict[str, object]) -> None:
+def test_a_rejected_api_key_voids_no_attempt(status: str, change: dict[str, object]) -> None:
     refused = Misconfigured("UNAUTHORIZED_KEY", "", key_refused=True)
     assert name_of(after_refusal(refused, Answered(payment(status, **change)))) != "voided"
 
 
-def test_money_of_another_amount_is_cancelled_after_a_refusal_too() -> None:
+def test_a_captured_wrong_amount_is_cancelled_after_a_refusal() -> None:
     found = after_refusal(REFUSED, Answered(payment("DONE", total_amount=100)))
     assert isinstance(found, CancelFirst)
 
 
 @pytest.mark.parametrize("status", ["READY", "IN_PROGRESS"])
-def test_a_refusal_of_a_payment_that_is_right_is_an_operators_business(status: str) -> None:
+def test_a_refused_but_matching_payment_raises_an_alarm(status: str) -> None:
     found = after_refusal(REFUSED, Answered(payment(status)))
     assert found == Undecided(alarm=Alarm.GATEWAY_MISCONFIGURED)
 
 
 @pytest.mark.parametrize("status", UNPAID)
-def test_an_order_id_that_is_used_declines_an_unpaid_payment(status: str) -> None:
+def test_a_used_order_id_declines_an_unpaid_payment(status: str) -> None:
     found = after_refusal(OrderIdUsed("DUPLICATED_ORDER_ID"), Answered(payment(status)))
     assert (name_of(found), cause_of(found)) == ("declined", Cause.ORDER_ID_USED)
 
 
-def test_an_order_id_that_this_very_payment_used_is_sold() -> None:
+def test_an_order_id_used_by_the_same_payment_is_sold() -> None:
     found = after_refusal(OrderIdUsed("DUPLICATED_ORDER_ID"), Answered(payment("DONE")))
     assert name_of(found) == "confirmed"
 
 
 @given(statuses)
-def test_a_look_up_after_a_foreign_refusal_is_judged_on_its_own(status: str) -> None:
+def test_after_any_other_refusal_the_look_up_alone_decides(status: str) -> None:
     shown = Answered(payment(status))
     asked = verdict(shown, AnswerTo.LOOK_UP, accounts=True)
     for other in (Declined("X", ""), PaymentMissing("X"), Unknown("x"), TryAgain("x")):
@@ -252,7 +254,7 @@ def test_a_look_up_after_a_foreign_refusal_is_judged_on_its_own(status: str) -> 
         (Status.CONFIRMING, PaymentOutcome.DECLINED, False, False),
     ],
 )
-def test_a_refund_may_decide_on_the_units_of_an_order_that_was_sold(
+def test_a_refund_depends_on_the_state_and_the_payment_outcome(
     status: Status, outcome: PaymentOutcome, *, is_cancelled: bool, refundable: bool
 ) -> None:
     assert may_be_refunded(status, outcome, is_cancelled=is_cancelled) is refundable

@@ -13,7 +13,7 @@ def test_a_rate_has_a_sustained_interval() -> None:
     assert Rate(60, 60).interval_ms == 1000
 
 
-def test_as_many_as_the_rate_names_may_come_at_once_and_no_more() -> None:
+def test_a_burst_is_accepted_up_to_the_rate() -> None:
     limiter = Limiter(Rate(3, 3))
     assert [limiter.wait("a", 10.0) for _ in range(3)] == [0.0, 0.0, 0.0]
     assert limiter.wait("a", 10.0) == pytest.approx(1.0)
@@ -27,7 +27,7 @@ def test_a_refused_call_is_not_counted() -> None:
     assert limiter.wait("a", 1.0) == 0.0
 
 
-def test_a_buyer_who_waits_for_retry_after_is_accepted() -> None:
+def test_a_call_after_retry_after_is_accepted() -> None:
     limiter = Limiter(Rate(7, 3))
     now = 0.0
     for _ in range(50):
@@ -37,7 +37,7 @@ def test_a_buyer_who_waits_for_retry_after_is_accepted() -> None:
             assert limiter.wait("a", now) == 0.0
 
 
-def test_peeking_at_a_bucket_counts_nothing() -> None:
+def test_a_peek_does_not_count_as_a_call() -> None:
     limiter = Limiter(Rate(2, 2))
     assert all(limiter.is_free("a", 0.0) for _ in range(5))
     assert limiter.wait("a", 0.0) == 0.0
@@ -47,7 +47,7 @@ def test_peeking_at_a_bucket_counts_nothing() -> None:
     assert limiter.is_free("a", 1.0)
 
 
-def test_each_caller_has_a_bucket_of_its_own() -> None:
+def test_each_caller_has_a_separate_bucket() -> None:
     limiter = Limiter(Rate(1, 60))
     assert limiter.wait("a", 0.0) == 0.0
     assert limiter.wait("b", 0.0) == 0.0
@@ -59,7 +59,7 @@ def test_each_caller_has_a_bucket_of_its_own() -> None:
     st.integers(1, 60),
     st.lists(st.floats(0, 10, allow_nan=False), min_size=1, max_size=100),
 )
-def test_no_stretch_of_time_sees_more_than_the_rate(
+def test_no_sliding_window_exceeds_the_rate(
     count: int, per_seconds: int, pauses: list[float]
 ) -> None:
     limiter = Limiter(Rate(count, per_seconds))
@@ -75,7 +75,7 @@ def test_no_stretch_of_time_sees_more_than_the_rate(
             assert last - first + 1 <= count + stretch * count / per_seconds + 1e-6
 
 
-def test_callers_whose_bucket_is_full_again_are_forgotten_first(
+def test_callers_with_a_full_bucket_are_evicted_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(rate, "CALLERS_MAX", 3)
@@ -88,7 +88,7 @@ def test_callers_whose_bucket_is_full_again_are_forgotten_first(
     assert limiter.wait("long ago", 17.0) == 0.0
 
 
-def test_an_attack_with_many_names_does_not_grow_the_memory(
+def test_many_distinct_callers_do_not_grow_the_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(rate, "CALLERS_MAX", 10)

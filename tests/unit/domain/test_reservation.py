@@ -62,13 +62,13 @@ def reservation(status: Status) -> Reservation:
     )
 
 
-def test_lines_of_one_item_become_one_in_the_order_of_first_mention() -> None:
+def test_lines_of_one_item_merge_at_the_first_position() -> None:
     merged = merge_lines([("b", 1), ("a", 2), ("b", 3)])
     assert merged == (Line(sku="b", quantity=4), Line(sku="a", quantity=2))
 
 
 @given(wishes)
-def test_merging_keeps_every_unit_and_no_item_twice(wish: list[tuple[str, int]]) -> None:
+def test_merging_preserves_quantities_and_removes_duplicates(wish: list[tuple[str, int]]) -> None:
     merged = merge_lines(wish)
     skus = [line.sku for line in merged]
     assert len(set(skus)) == len(skus)
@@ -90,11 +90,11 @@ def test_merging_keeps_every_unit_and_no_item_twice(wish: list[tuple[str, int]])
         {"order_name": None},
     ],
 )
-def test_another_body_has_another_digest(changes: dict[str, Any]) -> None:
+def test_different_bodies_have_different_digests(changes: dict[str, Any]) -> None:
     assert wish(**changes).digest != wish().digest
 
 
-def test_the_digest_covers_exactly_the_buyers_input() -> None:
+def test_the_digest_covers_only_the_buyers_input() -> None:
     """A default name may change with the sale; an admission is not part of the body."""
     renamed = msgspec.structs.replace(
         SALE, items=tuple(msgspec.structs.replace(item, name="New", price=7) for item in SALE.items)
@@ -106,25 +106,25 @@ def test_the_digest_covers_exactly_the_buyers_input() -> None:
     assert wish(items=[("a", 1), ("b", 1), ("b", 1)]).digest == wish().digest
 
 
-def test_the_digest_can_be_written_between_quotes() -> None:
+def test_the_digest_needs_no_escaping_in_json() -> None:
     """prepare.lua inserts it into JSON unescaped."""
     assert re.fullmatch(r"[A-Za-z0-9_-]{12}", wish().digest)
 
 
 @given(wishes, wishes)
-def test_two_wishes_share_a_digest_only_where_they_are_the_same(
+def test_digests_are_equal_exactly_for_equal_wishes(
     one: list[tuple[str, int]], other: list[tuple[str, int]]
 ) -> None:
     first, second = (digest_of(merge_lines(lines), 2000, None) for lines in (one, other))
     assert (first == second) == (merge_lines(one) == merge_lines(other))
 
 
-def test_two_wishes_are_never_the_same_so_each_is_sent() -> None:
+def test_wishes_compare_by_identity() -> None:
     assert wish() != wish()
 
 
 @pytest.mark.parametrize("status", Status)
-def test_a_hold_is_shown_as_expired_exactly_from_its_deadline(
+def test_a_hold_is_shown_as_expired_from_its_deadline_on(
     status: Status,
 ) -> None:
     waiting = status in (Status.HELD, Status.PREPARED)

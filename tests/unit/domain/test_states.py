@@ -34,12 +34,12 @@ def reachable(start: Status) -> set[Status]:
     return found
 
 
-def test_each_status_has_a_row_and_none_leads_to_itself() -> None:
+def test_each_status_has_transitions_and_none_to_itself() -> None:
     assert set(TRANSITIONS) == set(Status)
     assert not [status for status, ways in TRANSITIONS.items() if status in ways]
 
 
-def test_the_diagram_of_the_docs_shows_each_edge_and_no_other() -> None:
+def test_the_documented_diagram_shows_exactly_the_transitions() -> None:
     drawn = set(re.findall(r"^    ([A-Z_]+) --> ([A-Z_]+)", EXPLAINED, re.MULTILINE))
     assert drawn == {(start, to) for start, ways in TRANSITIONS.items() for to in ways}
 
@@ -55,19 +55,19 @@ def test_no_edge_is_listed_twice() -> None:
 
 
 @pytest.mark.parametrize("start", [Status.HELD, Status.PREPARED])
-def test_everything_can_be_reached_and_refunded_is_the_end(start: Status) -> None:
+def test_each_status_is_reachable_and_refunded_is_final(start: Status) -> None:
     other_policy = {Status.HELD, Status.PREPARED} - {start}
     assert reachable(start) >= set(Status) - other_policy
     assert TRANSITIONS[Status.REFUNDED] == frozenset()
 
 
-def test_money_is_asked_for_in_one_status_alone() -> None:
+def test_money_is_requested_in_exactly_one_status() -> None:
     """A sale is recorded only from CONFIRMING, or from an account that was opened there."""
     into_sold = {status for status, ways in TRANSITIONS.items() if Status.CONFIRMED in ways}
     assert into_sold == {Status.CONFIRMING, Status.AWAITING_DEPOSIT}
 
 
-def test_a_paid_order_is_left_by_a_refund_or_by_the_bank_alone() -> None:
+def test_only_a_refund_or_a_reversed_deposit_leaves_confirmed() -> None:
     assert TRANSITIONS[Status.CONFIRMED] == {Status.REFUNDED, Status.AWAITING_DEPOSIT}
 
 
@@ -85,7 +85,7 @@ def test_lua_and_python_agree_on_the_counter_of_each_status() -> None:
     assert {status for status, name in counters.items() if name == "sold"} == {Status.CONFIRMED}
 
 
-def test_lua_walks_exactly_the_payment_edges_of_the_table() -> None:
+def test_finish_lua_has_exactly_the_payment_transitions() -> None:
     table = FINISH.partition("EDGES = {")[2].partition("\n}")[0]
     walked: dict[Status, set[Status]] = {}
     for _, ways in re.findall(r"(\w+) = \{([^}]*)\}", table):
@@ -137,7 +137,7 @@ def sale(switched: SaleStatus = SaleStatus.OPEN, available: int = 1) -> Sale:
         ("closed", 0, 1500, "closed"),
     ],
 )
-def test_a_sale_shows_the_strongest_reason_not_to_sell(
+def test_a_sale_shows_its_most_severe_status(
     switched: str, available: int, now_ms: int, shown: str
 ) -> None:
     assert sale(SaleStatus(switched), available).status(now_ms) == shown

@@ -34,7 +34,7 @@ def claims(purpose: Purpose = Purpose.RETURN, expires_at_ms: int = NOW_MS + 1) -
 
 
 @pytest.mark.parametrize("purpose", Purpose)
-def test_a_token_carries_its_claims_for_one_purpose(purpose: Purpose) -> None:
+def test_a_token_is_valid_for_one_purpose(purpose: Purpose) -> None:
     signer = Signer([NEW])
     token = signer.sign(claims(purpose))
     assert signer.verify(token, purpose, now_ms=NOW_MS) == claims(purpose)
@@ -43,20 +43,20 @@ def test_a_token_carries_its_claims_for_one_purpose(purpose: Purpose) -> None:
             signer.verify(token, other, now_ms=NOW_MS)
 
 
-def test_a_token_ends() -> None:
+def test_a_token_expires() -> None:
     signer = Signer([NEW])
     with pytest.raises(InvalidToken):
         signer.verify(signer.sign(claims()), Purpose.RETURN, now_ms=NOW_MS + 2)
 
 
-def test_every_key_of_the_list_verifies_and_a_retired_one_does_not() -> None:
+def test_each_listed_key_verifies_and_a_removed_one_does_not() -> None:
     token = Signer([OLD]).sign(claims())
     assert Signer([NEW, OLD]).verify(token, Purpose.RETURN, now_ms=NOW_MS) == claims()
     with pytest.raises(InvalidToken):
         Signer([NEW]).verify(token, Purpose.RETURN, now_ms=NOW_MS)
 
 
-def test_no_character_of_a_token_can_be_changed() -> None:
+def test_a_token_with_any_changed_character_is_invalid() -> None:
     signer = Signer([NEW])
     token = signer.sign(claims())
     for place, character in enumerate(token):
@@ -67,7 +67,7 @@ def test_no_character_of_a_token_can_be_changed() -> None:
                 )
 
 
-def test_no_token_can_be_cut_or_made_longer() -> None:
+def test_a_shortened_or_extended_token_is_invalid() -> None:
     signer = Signer([NEW])
     token = signer.sign(claims())
     for changed in (
@@ -81,19 +81,19 @@ def test_no_token_can_be_cut_or_made_longer() -> None:
 
 
 @given(st.text(max_size=300))
-def test_anything_else_is_no_token(text: str) -> None:
+def test_arbitrary_text_is_an_invalid_token(text: str) -> None:
     with pytest.raises(InvalidToken):
         Signer([NEW]).verify(text, Purpose.RETURN, now_ms=NOW_MS)
 
 
-def test_a_return_token_claims_for_less_long_than_it_reads() -> None:
+def test_a_return_token_reads_for_longer_than_it_claims() -> None:
     deadline_ms = NOW_MS
     token = claims(expires_at_ms=deadline_ms + TOKEN_LIFE_MS)
     assert token.may_claim(deadline_ms + RETURN_CLAIM_MS)
     assert not token.may_claim(deadline_ms + RETURN_CLAIM_MS + 1)
 
 
-def test_an_admission_is_for_its_sale_prices_buyer_and_minutes() -> None:
+def test_an_admission_is_bound_to_sale_prices_buyer_and_time() -> None:
     signer, page = Signer([NEW]), Page("s", "a=1", NOW_MS)
     admission = signer.admission(page, "b", now_ms=NOW_MS)
     assert signer.admits(admission, page, "b", now_ms=NOW_MS)
@@ -119,7 +119,7 @@ def test_an_admission_without_a_buyer_or_before_opening_is_invalid() -> None:
 
 
 @given(st.text(max_size=80))
-def test_any_other_text_is_no_admission(text: str) -> None:
+def test_arbitrary_text_is_an_invalid_admission(text: str) -> None:
     assert not Signer([NEW]).admits(text, Page("s", "a=1", 0), "b", now_ms=NOW_MS)
 
 
@@ -130,7 +130,7 @@ def test_any_other_text_is_no_admission(text: str) -> None:
     st.integers(1, 2**53),
     st.integers(1, 9_999_999_999_999),
 )
-def test_tokens_that_are_signed_together_are_those_that_are_signed_alone(
+def test_batch_signing_gives_the_same_tokens_as_single_signing(
     purpose: Purpose, tail: str, buyer: str, seq: int, amount: int
 ) -> None:
     signer = Signer([NEW, OLD])

@@ -49,7 +49,7 @@ MAPPED = "::ffff:10.0.0.0/104,2001:db8::/32"
         ("10.0.0.1", [], "10.0.0.1"),
     ],
 )
-def test_the_rightmost_address_that_no_proxy_of_ours_put_there(
+def test_the_client_is_the_rightmost_untrusted_address(
     tmp_path: Path, proxies: str, peer: str, lines: list[str], address: str
 ) -> None:
     environ = {"RESERVATION_TRUSTED_PROXIES": proxies, "RESERVATION_DATA_DIR": str(tmp_path)}

@@ -40,7 +40,7 @@ def filled(full: Connections, *waits: float | None) -> list[Connection]:
     return made
 
 
-def test_the_connection_whose_time_runs_out_first_gives_way(full: Connections) -> None:
+def test_the_connection_closest_to_its_timeout_is_closed_first(full: Connections) -> None:
     made = filled(full, 75.0, 20.0, None, 74.0, 19.0, None, 73.0, 72.0, 71.0, 70.0)
     newcomer = Connection(full, 20.0)
     assert full.admit(newcomer)
@@ -48,7 +48,7 @@ def test_the_connection_whose_time_runs_out_first_gives_way(full: Connections) -
     assert len(full) == 10
 
 
-def test_a_request_that_is_answered_keeps_its_connection(full: Connections) -> None:
+def test_a_connection_with_a_running_request_is_kept(full: Connections) -> None:
     made = filled(full, *[None] * 10)
     assert not full.admit(Connection(full, 20.0))
     assert not any(each.gave_way for each in made)
@@ -56,7 +56,7 @@ def test_a_request_that_is_answered_keeps_its_connection(full: Connections) -> N
     assert full.admit(Connection(full, 20.0))
 
 
-def test_readiness_warns_while_there_are_too_many_and_a_while_after(
+def test_readiness_warns_during_and_shortly_after_a_flood(
     full: Connections, now: list[float]
 ) -> None:
     made = filled(full, *[None] * 8)
@@ -72,7 +72,7 @@ def test_readiness_warns_while_there_are_too_many_and_a_while_after(
     assert full.warnings() == []
 
 
-def test_a_flood_of_connections_writes_a_line_a_second(
+def test_a_connection_flood_logs_one_line_per_second(
     full: Connections, now: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     captured = LogCapture()
@@ -97,5 +97,7 @@ def test_a_flood_of_connections_writes_a_line_a_second(
         (resource.RLIM_INFINITY, CONNECTIONS_MAX),
     ],
 )
-def test_the_bound_leaves_files_for_redis_and_sql(descriptors: int, limit: int) -> None:
+def test_the_connection_limit_reserves_files_for_redis_and_sql(
+    descriptors: int, limit: int
+) -> None:
     assert limit_of(descriptors) == limit

@@ -89,7 +89,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
         (0.0, 1.0, 0.0),
     ],
 )
-def test_the_shortage_is_that_of_this_process_or_of_the_host(
+def test_pressure_is_that_of_the_process_or_of_the_host(
     machine: Machine, used: float, idle: float, shortage: float
 ) -> None:
     pressure = CpuPressure(machine.root)
@@ -109,7 +109,7 @@ def test_the_shortage_is_that_of_this_process_or_of_the_host(
         (0.0, 0.0, 0, 0.0),
     ],
 )
-def test_with_a_quota_the_idle_cores_of_the_host_do_not_count(
+def test_a_quota_ignores_idle_cores_of_the_host(
     machine: Machine, used: float, quota_used: float, throttled: int, shortage: float
 ) -> None:
     machine.limit(0.5)
@@ -118,14 +118,14 @@ def test_with_a_quota_the_idle_cores_of_the_host_do_not_count(
     assert pressure.shortage() == pytest.approx(shortage)
 
 
-def test_with_a_quota_the_other_load_of_the_host_does_not_count(machine: Machine) -> None:
+def test_a_quota_ignores_other_load_of_the_host(machine: Machine) -> None:
     machine.limit(0.5)
     pressure = CpuPressure(machine.root)
     machine.passes(SAMPLE, used=0.1, idle=0.0, quota_used=0.2)
     assert pressure.shortage() == 0.0
 
 
-def test_a_quota_that_is_set_later_counts_from_the_second_sample_on(machine: Machine) -> None:
+def test_a_new_quota_takes_effect_at_the_second_sample(machine: Machine) -> None:
     pressure = CpuPressure(machine.root)
     machine.passes(SAMPLE, idle=0.0)
     assert pressure.shortage() == 1.0
@@ -136,7 +136,7 @@ def test_a_quota_that_is_set_later_counts_from_the_second_sample_on(machine: Mac
     assert pressure.shortage() == 1.0
 
 
-def test_a_quota_that_is_lifted_leaves_the_host(machine: Machine) -> None:
+def test_a_removed_quota_falls_back_to_the_host(machine: Machine) -> None:
     machine.limit(0.5)
     pressure = CpuPressure(machine.root)
     (machine.root / "sys/fs/cgroup/cpu.max").write_text("max 100000\n")
@@ -156,7 +156,7 @@ def test_a_result_is_kept_until_the_next_sample(machine: Machine) -> None:
     assert pressure.shortage() == 0.0
 
 
-def test_a_result_is_kept_while_no_sample_can_be_taken(machine: Machine) -> None:
+def test_a_failed_sample_keeps_the_last_result(machine: Machine) -> None:
     """A surge may have taken the last file descriptor."""
     pressure = CpuPressure(machine.root)
     machine.passes(SAMPLE, used=1.0, idle=0.0)
@@ -168,7 +168,7 @@ def test_a_result_is_kept_while_no_sample_can_be_taken(machine: Machine) -> None
     assert pressure.shortage() == 0.0
 
 
-def test_a_file_of_another_format_leaves_the_last_result(machine: Machine) -> None:
+def test_an_unreadable_file_keeps_the_last_result(machine: Machine) -> None:
     machine.limit(0.5)
     pressure = CpuPressure(machine.root)
     machine.passes(SAMPLE, quota_used=1.0)
@@ -178,9 +178,7 @@ def test_a_file_of_another_format_leaves_the_last_result(machine: Machine) -> No
     assert pressure.shortage() == 1.0
 
 
-def test_where_the_system_has_no_such_files_only_this_process_counts(
-    machine: Machine, tmp_path: Path
-) -> None:
+def test_without_proc_files_only_the_process_counts(machine: Machine, tmp_path: Path) -> None:
     pressure = CpuPressure(tmp_path / "none")
     machine.passes(SAMPLE, used=0.5, idle=0.0)
     assert pressure.shortage() == 0.0

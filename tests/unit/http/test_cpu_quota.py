@@ -38,7 +38,7 @@ def write(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-def test_a_container_of_version_2_sees_its_own_group_as_the_root(tmp_path: Path) -> None:
+def test_a_v2_container_sees_its_own_group_as_the_root(tmp_path: Path) -> None:
     root = write(
         tmp_path,
         {
@@ -59,7 +59,7 @@ def test_a_container_of_version_2_sees_its_own_group_as_the_root(tmp_path: Path)
         ("100000 100000", "400000 100000", 1.0, "pod"),
     ],
 )
-def test_the_smallest_quota_of_all_groups_around_the_process_counts(
+def test_the_smallest_quota_of_all_parent_groups_applies(
     tmp_path: Path, pod: str, container: str, cores: float, smallest: str
 ) -> None:
     root = write(
@@ -78,7 +78,7 @@ def test_the_smallest_quota_of_all_groups_around_the_process_counts(
     assert (use.cores, use.group) == (cores, root / "sys/fs/cgroup" / smallest)
 
 
-def test_a_process_without_a_quota_has_none_in_version_2(tmp_path: Path) -> None:
+def test_an_unlimited_v2_group_has_no_quota(tmp_path: Path) -> None:
     root = write(
         tmp_path,
         {
@@ -94,7 +94,7 @@ def test_a_process_without_a_quota_has_none_in_version_2(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("joined", [True, False])
 @pytest.mark.parametrize("inside", [True, False])
-def test_version_1_has_the_quota_and_the_use_in_two_controllers(
+def test_v1_reads_quota_and_usage_from_two_controllers(
     tmp_path: Path, joined: bool, inside: bool
 ) -> None:
     cpu, cpuacct = ("cpu,cpuacct", "cpu,cpuacct") if joined else ("cpu", "cpuacct")
@@ -114,7 +114,7 @@ def test_version_1_has_the_quota_and_the_use_in_two_controllers(
     assert quota_use(root) == QuotaUse(found, 0.5, 48_215_907_113 / 1e9, 4021, 317)
 
 
-def test_a_process_without_a_quota_has_none_in_version_1(tmp_path: Path) -> None:
+def test_an_unlimited_v1_group_has_no_quota(tmp_path: Path) -> None:
     root = write(
         tmp_path,
         {

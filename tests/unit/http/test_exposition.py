@@ -27,7 +27,7 @@ class Maker:
         return self.now
 
 
-async def test_the_event_loop_is_not_blocked_by_the_exposition() -> None:
+async def test_rendering_metrics_does_not_block_the_event_loop() -> None:
     maker = Maker()
     exposition = Exposition(maker, monotonic=maker.monotonic)
     asking = [asyncio.create_task(exposition.text()) for _ in range(16)]
@@ -36,7 +36,7 @@ async def test_the_event_loop_is_not_blocked_by_the_exposition() -> None:
     assert await asyncio.wait_for(asyncio.gather(*asking), WAIT_SECONDS) == [b"1"] * 16
 
 
-async def test_the_text_is_kept_for_a_second() -> None:
+async def test_the_exposition_is_cached_for_a_second() -> None:
     maker = Maker()
     maker.proceed.set()
     exposition = Exposition(maker, monotonic=maker.monotonic)
@@ -47,7 +47,7 @@ async def test_the_text_is_kept_for_a_second() -> None:
     assert await exposition.text() == b"2"
 
 
-async def test_a_caller_that_leaves_does_not_end_it_for_the_others() -> None:
+async def test_a_cancelled_caller_does_not_cancel_the_shared_rendering() -> None:
     maker = Maker()
     exposition = Exposition(maker, monotonic=maker.monotonic)
     first, second = (asyncio.create_task(exposition.text()) for _ in range(2))
@@ -59,7 +59,7 @@ async def test_a_caller_that_leaves_does_not_end_it_for_the_others() -> None:
         await first
 
 
-async def test_a_text_that_could_not_be_made_is_tried_again() -> None:
+async def test_a_failed_rendering_is_retried() -> None:
     texts: list[bytes] = []
 
     def make() -> bytes:

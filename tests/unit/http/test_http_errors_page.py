@@ -21,12 +21,12 @@ def rows() -> dict[str, set[int]]:
     }
 
 
-def test_page_lists_every_code_with_its_status() -> None:
+def test_the_page_lists_each_code_with_its_status() -> None:
     page = rows()
     assert {code: page.get(code) for code in STATUSES} == {
         code: {status} for code, status in STATUSES.items()
     }
 
 
-def test_page_lists_both_statuses_of_an_amount_mismatch() -> None:
+def test_the_page_lists_both_statuses_of_an_amount_mismatch() -> None:
     assert rows()["amount_mismatch"] == {AMOUNT_MISMATCH_AT_PREPARE, AMOUNT_MISMATCH_AT_SUCCESS}

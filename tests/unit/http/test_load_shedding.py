@@ -54,7 +54,7 @@ async def turns(count: int) -> None:
         await asyncio.sleep(0)
 
 
-async def test_refusals_per_turn_of_the_loop_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_refusals_per_loop_turn_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load_shedding, "REFUSALS_PER_TURN", 3)
     crowd = Crowd()
     crowd.add(*named(7))
@@ -66,7 +66,7 @@ async def test_refusals_per_turn_of_the_loop_are_bounded(monkeypatch: pytest.Mon
     assert sorted(crowd.done) == named(7)
 
 
-async def test_most_of_them_have_just_come_and_some_have_waited_longest(
+async def test_a_turn_refuses_newest_and_oldest_arrivals_in_turn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(load_shedding, "REFUSALS_PER_TURN", 4)
@@ -113,7 +113,7 @@ async def test_under_cpu_saturation_refusals_are_paced(
     assert len(crowd.refused) == 3
 
 
-async def test_the_shorter_the_time_the_longer_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_pause_grows_with_the_cpu_shortage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load_shedding, "REFUSALS_PER_TURN", 3)
     monkeypatch.setattr(load_shedding, "PAUSE_SECONDS", 0.4)
     pauses: list[float] = []
@@ -126,7 +126,7 @@ async def test_the_shorter_the_time_the_longer_the_pause(monkeypatch: pytest.Mon
     assert pauses == [0.4, 0.1]
 
 
-async def test_arrivals_during_the_pause_wait_for_its_end_with_an_empty_queue(
+async def test_arrivals_during_a_pause_wait_for_its_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Rejecting them one by one would cost most."""

@@ -29,7 +29,7 @@ async def test_failed_and_slow_requests_are_logged(lines: LogCapture) -> None:
     assert [line["request_id"] for line in lines.entries] == ["failed", "slow"]
 
 
-async def test_a_failure_is_a_warning_and_a_probe_of_readiness_is_none(lines: LogCapture) -> None:
+async def test_a_failure_logs_a_warning_except_for_readiness_probes(lines: LogCapture) -> None:
     observe.record("prepareReservation", 503, 0.004, "failed")
     observe.record("ready", 503, 0.004, "not ready yet")
     observe.record("prepareReservation", 201, 1.5, "slow")
@@ -38,7 +38,7 @@ async def test_a_failure_is_a_warning_and_a_probe_of_readiness_is_none(lines: Lo
     assert logged == [("failed", "warning"), ("slow", "info"), ("slow probe", "info")]
 
 
-async def test_a_crowd_that_is_turned_away_is_counted_in_the_next_line(
+async def test_omitted_log_lines_are_counted_in_the_next_one(
     lines: LogCapture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = [100.0]
@@ -51,7 +51,7 @@ async def test_a_crowd_that_is_turned_away_is_counted_in_the_next_line(
     assert logged == [("r0", 0), ("r1", 0), ("later", 8)]
 
 
-async def test_answers_of_one_turn_are_counted_at_its_end_as_if_one_by_one() -> None:
+async def test_batched_metrics_equal_individual_ones() -> None:
     seconds = [0.0, 0.001, 0.0011, 0.3, 0.3, 30.0, 31.0]
     one_by_one, together = "oneByOne", "together"
     for each in seconds:

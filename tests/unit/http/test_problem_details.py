@@ -46,13 +46,13 @@ async def test_unavailable_sql_is_reported_as_unavailable(error: Exception) -> N
     assert _SECRET not in str(lines)
 
 
-async def test_redis_that_is_away_is_no_bug() -> None:
+async def test_unreachable_redis_is_reported_as_unavailable() -> None:
     with capture_logs() as lines:
         answer = await _answer_to(StoreUnavailable("connection refused"))
     assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
     assert [line["event"] for line in lines] == ["redis_unavailable"]
 
 
-async def test_a_statement_that_sql_refuses_is_a_bug() -> None:
+async def test_a_statement_refused_by_sql_is_an_internal_error() -> None:
     answer = await _answer_to(IntegrityError("INSERT", {}, ValueError("a key twice")))
     assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")

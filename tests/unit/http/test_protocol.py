@@ -172,7 +172,7 @@ def connected(connections: Connections) -> Connected:
     return Connected(connections)
 
 
-def test_an_idle_connection_is_closed_after_its_time(connected: Connected) -> None:
+def test_an_idle_connection_is_closed_at_its_timeout(connected: Connected) -> None:
     connected.receive(GET)
     connected.answer()
     connected.loop.move(IDLE_SECONDS - 1)
@@ -182,7 +182,7 @@ def test_an_idle_connection_is_closed_after_its_time(connected: Connected) -> No
     assert connected.transport.statuses == [204]
 
 
-def test_a_connection_in_use_stays_and_has_one_timer(connected: Connected) -> None:
+def test_a_busy_connection_stays_open_with_one_timer(connected: Connected) -> None:
     for _ in range(20):
         connected.receive(GET)
         connected.answer()
@@ -193,7 +193,7 @@ def test_a_connection_in_use_stays_and_has_one_timer(connected: Connected) -> No
     assert connected.transport.closed, "idle since the last answer, not since the timer was set"
 
 
-def test_a_request_that_takes_long_is_no_idle_time(connected: Connected) -> None:
+def test_a_slow_request_does_not_count_as_idle(connected: Connected) -> None:
     connected.receive(GET)
     connected.loop.move(10 * IDLE_SECONDS)
     assert not connected.transport.closed
@@ -202,7 +202,7 @@ def test_a_request_that_takes_long_is_no_idle_time(connected: Connected) -> None
     assert connected.transport.closed
 
 
-def test_a_silent_connection_is_closed_without_an_answer(connected: Connected) -> None:
+def test_a_silent_connection_is_closed_without_a_response(connected: Connected) -> None:
     connected.loop.move(REQUEST_SECONDS)
     assert connected.transport.closed
     assert connected.transport.written == []
@@ -218,9 +218,7 @@ def test_a_silent_connection_is_closed_without_an_answer(connected: Connected) -
     ],
     ids=["a method", "a head", "a body", "a chunk"],
 )
-def test_a_request_that_does_not_become_whole_is_given_up(
-    connected: Connected, beginning: bytes
-) -> None:
+def test_an_incomplete_request_times_out(connected: Connected, beginning: bytes) -> None:
     connected.receive(GET)
     connected.answer()
     connected.loop.move(IDLE_SECONDS / 2)
@@ -233,7 +231,7 @@ def test_a_request_that_does_not_become_whole_is_given_up(
     assert connected.transport.aborted
 
 
-def test_an_empty_line_is_no_request(connected: Connected) -> None:
+def test_empty_lines_do_not_start_a_request(connected: Connected) -> None:
     post = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nok"
     for number in range(20):
         connected.receive(post + b"\r\n" if number % 2 else b"\r\n" + post)
@@ -245,14 +243,14 @@ def test_an_empty_line_is_no_request(connected: Connected) -> None:
     assert connected.transport.statuses == [204] * 20
 
 
-def test_bytes_that_trickle_do_not_prolong_a_request(connected: Connected) -> None:
+def test_trickling_bytes_do_not_extend_the_timeout(connected: Connected) -> None:
     for byte in GET[:20]:
         connected.receive(bytes([byte]))
         connected.loop.move(REQUEST_SECONDS / 20)
     assert connected.transport.statuses == [408]
 
 
-def test_the_next_request_is_read_once_this_one_is_answered(connected: Connected) -> None:
+def test_a_pipelined_request_is_read_after_the_response(connected: Connected) -> None:
     connected.receive(GET * 3 + GET[:4])
     assert len(connected.path.taken) == 1
     assert connected.transport.paused
@@ -266,7 +264,7 @@ def test_the_next_request_is_read_once_this_one_is_answered(connected: Connected
     assert len(connected.path.taken) == 4
 
 
-def test_nothing_more_is_read_while_the_client_does_not_read(connected: Connected) -> None:
+def test_reading_pauses_while_the_client_does_not_read(connected: Connected) -> None:
     connected.receive(GET * 2)
     connected.protocol.pause_writing()
     connected.answer()
@@ -304,7 +302,7 @@ def test_a_connection_pipelining_too_much_is_closed_under_memory_pressure(
     assert connected.connections.unread_bytes == 40_000
 
 
-def test_a_malformed_request_waits_for_the_answers_before_it(connected: Connected) -> None:
+def test_a_malformed_request_is_refused_after_earlier_responses(connected: Connected) -> None:
     connected.receive(GET + b"NONSENSE\r\n\r\n" + GET)
     assert connected.transport.statuses == []
     connected.answer()
@@ -315,7 +313,7 @@ def test_a_malformed_request_waits_for_the_answers_before_it(connected: Connecte
     assert connected.protocol.eof_received() is False
 
 
-def test_a_client_that_ends_its_side_gets_the_answer_that_is_due(connected: Connected) -> None:
+def test_a_half_closed_client_gets_its_response(connected: Connected) -> None:
     assert connected.protocol.eof_received() is False, "idle"
     connected.receive(GET)
     assert connected.protocol.eof_received() is True
@@ -324,7 +322,7 @@ def test_a_client_that_ends_its_side_gets_the_answer_that_is_due(connected: Conn
     assert b"\r\nconnection: close\r\n" in connected.transport.written[-1]
 
 
-def test_a_disconnected_client_is_not_waited_for(connected: Connected) -> None:
+def test_shutdown_does_not_wait_for_a_disconnected_client(connected: Connected) -> None:
     connected.receive(GET)
     assert connected.protocol.eof_received() is True
     connected.loop.move(HALF_CLOSED_SECONDS)
@@ -343,7 +341,7 @@ def test_the_last_response_announces_the_close(connected: Connected, *, draining
     assert connected.transport.closed
 
 
-def test_a_request_that_has_begun_before_the_shutdown_is_answered(connected: Connected) -> None:
+def test_a_request_received_in_part_before_shutdown_is_answered(connected: Connected) -> None:
     connected.receive(GET[:5])
     connected.protocol.shutdown()
     connected.receive(GET[5:])
@@ -352,7 +350,7 @@ def test_a_request_that_has_begun_before_the_shutdown_is_answered(connected: Con
     assert connected.transport.closed
 
 
-def test_an_idle_connection_closes_at_the_shutdown(connected: Connected) -> None:
+def test_an_idle_connection_closes_at_shutdown(connected: Connected) -> None:
     connected.receive(GET)
     connected.answer()
     connected.protocol.shutdown()
@@ -365,7 +363,7 @@ def test_an_idle_connection_closes_at_the_shutdown(connected: Connected) -> None
     assert other.transport.closed
 
 
-def test_a_request_that_was_under_way_at_the_shutdown_is_answered(connected: Connected) -> None:
+def test_a_running_request_is_answered_during_shutdown(connected: Connected) -> None:
     connected.receive(GET)
     connected.answer()
     connected.protocol.shutdown()
@@ -376,7 +374,7 @@ def test_a_request_that_was_under_way_at_the_shutdown_is_answered(connected: Con
 
 
 @pytest.mark.parametrize("size", [1, 1_000, 1_000_000])
-def test_a_head_without_end_is_refused_at_its_limit(connected: Connected, size: int) -> None:
+def test_an_oversized_head_is_refused(connected: Connected, size: int) -> None:
     sent = 0
     connected.receive(b"GET / HTTP/1.1\r\nHost: h\r\nX: ")
     while not connected.transport.written:
@@ -387,7 +385,7 @@ def test_a_head_without_end_is_refused_at_its_limit(connected: Connected, size: 
     assert connected.protocol._unread == b""
 
 
-def test_the_largest_head_is_taken_in_any_segments(connected: Connected) -> None:
+def test_the_largest_head_is_accepted_in_any_segmentation(connected: Connected) -> None:
     lines = [b"X: y"] * (HEADERS_MAX - 2)
     head = b"\r\n".join([b"GET / HTTP/1.1", b"Host: h", *lines, b"Z: "])
     head += b"z" * (HEAD_BYTES_MAX - len(head)) + b"\r\n\r\n"
@@ -397,7 +395,7 @@ def test_the_largest_head_is_taken_in_any_segments(connected: Connected) -> None
     assert connected.transport.statuses == [204] * 3
 
 
-def test_an_expectation_is_met_once_the_head_is_complete(connected: Connected) -> None:
+def test_expect_continue_is_answered_after_the_head(connected: Connected) -> None:
     head = b"POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
     connected.receive(head)
     assert connected.transport.written == [b"HTTP/1.1 100 Continue\r\n\r\n"]
@@ -409,7 +407,7 @@ def test_an_expectation_is_met_once_the_head_is_complete(connected: Connected) -
     assert connected.transport.statuses == [100, 204, 204]
 
 
-def test_trailers_are_no_headers(connected: Connected) -> None:
+def test_trailers_are_not_merged_into_headers(connected: Connected) -> None:
     connected.receive(
         b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
         b"2\r\nok\r\n0\r\nAuthorization: x\r\n\r\n"
@@ -453,7 +451,7 @@ def played(connections: Connections, data: bytes, seed: int) -> Played:
 
 
 @pytest.mark.usefixtures("direct_path_for_every_body")
-def test_a_stream_is_split_into_requests_at_any_segmentation(
+def test_requests_parse_equally_at_any_segmentation(
     connections: Connections,
 ) -> None:
     for seed in range(400):
@@ -467,7 +465,7 @@ def test_a_stream_is_split_into_requests_at_any_segmentation(
 
 
 @pytest.mark.usefixtures("direct_path_for_every_body")
-def test_segments_decide_nothing_also_where_bytes_were_changed(connections: Connections) -> None:
+def test_corrupted_requests_parse_equally_at_any_segmentation(connections: Connections) -> None:
     """The same requests and the same refusal for every segmentation."""
     for seed in range(400):
         choice = random.Random(seed)
@@ -496,7 +494,7 @@ class Waiting:
         self._written.append(self._name)
 
 
-async def test_a_failed_response_write_does_not_stop_those_behind_it(
+async def test_a_failed_write_does_not_stop_later_responses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     written: list[str] = []

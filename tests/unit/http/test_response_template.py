@@ -56,7 +56,7 @@ def reservation_with(**changes: Any) -> Reservation:
     st.sampled_from((Status.HELD, Status.PREPARED)),
     st.text(min_size=1, max_size=100),
 )
-def test_prepares_of_one_batch_get_the_bodies_of_the_route(
+def test_batched_prepares_get_the_bodies_of_the_route(
     buyers: list[tuple[str, int]], status: Status, name: str
 ) -> None:
     api = api_with()
@@ -77,7 +77,7 @@ def test_prepares_of_one_batch_get_the_bodies_of_the_route(
         assert answers.of(made) == msgspec.json.encode(route)
 
 
-def test_an_answer_that_has_other_places_than_a_form_ends_the_start(
+def test_a_template_without_its_placeholders_fails_at_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(templates, "_PLACES", templates._PLACES[::-1])

@@ -35,7 +35,7 @@ def test_a_module_imports_only_its_folder_the_shared_files_and_the_client(module
     assert names(set(imports(module)) - (set() if module == CLIENT else allowed)) == []
 
 
-def test_each_file_is_used_by_a_page() -> None:
+def test_each_static_file_is_used_by_a_page() -> None:
     used = {path for source in SOURCES for path in addressed(source)}
     used |= {path for module in MODULES for path in imports(module)}
     files = {path for path in STATIC.rglob("*") if path.is_file() and path.suffix != ".html"}

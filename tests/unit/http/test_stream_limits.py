@@ -9,7 +9,7 @@ from api.http.routes.sales import StockFeed
 from reservation.domain.errors import Unavailable
 
 
-def test_streams_take_at_most_half_of_the_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_use_at_most_half_of_the_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
     feed = StockFeed(cast("Any", None))
     monkeypatch.setattr(open_files, "limit", lambda: 8)
     monkeypatch.setattr(feed, "_count", 3)

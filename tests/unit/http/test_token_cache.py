@@ -23,7 +23,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> TokenCache:
     return TokenCache()
 
 
-def test_a_token_is_known_until_it_ends(clock: list[float]) -> None:
+def test_a_token_is_cached_until_it_expires(clock: list[float]) -> None:
     tokens = TokenCache()
     assert tokens.buyer("a") is None
     tokens.keep("a", "ann", NOW + 3600)
@@ -33,7 +33,7 @@ def test_a_token_is_known_until_it_ends(clock: list[float]) -> None:
     assert tokens.buyer("a") is None
 
 
-def test_no_token_outlives_its_end_whichever_came_first(clock: list[float]) -> None:
+def test_no_cached_token_outlives_its_expiry(clock: list[float]) -> None:
     tokens = TokenCache()
     tokens.keep("long", "ann", NOW + 7200)
     tokens.keep("short", "bob", NOW + 100)
@@ -44,7 +44,7 @@ def test_no_token_outlives_its_end_whichever_came_first(clock: list[float]) -> N
     assert tokens.buyer("short") is None
 
 
-def test_tokens_that_are_verified_anew_are_known_again(clock: list[float]) -> None:
+def test_a_reverified_token_is_cached_again(clock: list[float]) -> None:
     """A token that was evicted together with an expired one."""
     tokens = TokenCache()
     tokens.keep("short", "bob", NOW + 100)
@@ -56,7 +56,7 @@ def test_tokens_that_are_verified_anew_are_known_again(clock: list[float]) -> No
     assert tokens.buyer("long") == "ann"
 
 
-def test_a_token_that_ends_within_a_minute_is_not_kept(clock: list[float]) -> None:
+def test_a_token_expiring_within_a_minute_is_not_cached(clock: list[float]) -> None:
     """Otherwise each of them would evict all others."""
     tokens = TokenCache()
     tokens.keep("long", "ann", NOW + 7200)

@@ -34,7 +34,7 @@ def written(stream: io.StringIO, **fields: object) -> dict[str, object]:
     return json.loads(stream.getvalue())
 
 
-def test_production_writes_one_json_object_a_line(stream: io.StringIO) -> None:
+def test_production_logs_one_json_object_per_line(stream: io.StringIO) -> None:
     line = written(stream, order_id="s-1", count=3, when=None)
     assert line.pop("timestamp").endswith("Z")  # type: ignore[attr-defined]
     assert line == {
@@ -73,18 +73,18 @@ def test_development_logs_plain_text_without_a_terminal(stream: io.StringIO) -> 
         "X-Sale-Admission",
     ],
 )
-def test_a_secret_is_hidden_by_the_name_of_its_key(stream: io.StringIO, name: str) -> None:
+def test_a_secret_field_is_redacted_by_its_name(stream: io.StringIO, name: str) -> None:
     written(stream, **{name: SECRET, "nested": [{name: SECRET}, {"in": {name: (SECRET,)}}]})
     assert SECRET not in stream.getvalue()
     assert "0123456789" not in stream.getvalue()
 
 
 @pytest.mark.parametrize("name", ["payment_key", "paymentKey", "toss_payment_key"])
-def test_a_payment_key_shows_its_last_four(stream: io.StringIO, name: str) -> None:
+def test_a_payment_key_shows_its_last_four_characters(stream: io.StringIO, name: str) -> None:
     assert written(stream, **{name: "tgen_20261123abcdWXYZ"})[name] == "...WXYZ"
 
 
-def test_a_payment_key_too_short_to_hide_shows_nothing(stream: io.StringIO) -> None:
+def test_a_short_payment_key_is_redacted_completely(stream: io.StringIO) -> None:
     assert written(stream, payment_key="abcd")["payment_key"] == "[hidden]"
 
 
@@ -100,17 +100,17 @@ def test_a_payment_key_too_short_to_hide_shows_nothing(stream: io.StringIO) -> N
         "key live_gsk_s3cr3t0123456789abcdef refused",
     ],
 )
-def test_a_secret_is_hidden_inside_a_text(stream: io.StringIO, text: str) -> None:
+def test_a_secret_inside_text_is_redacted(stream: io.StringIO, text: str) -> None:
     written(stream, url=text, nested={"detail": text.encode()})
     assert "0123456789" not in stream.getvalue()
 
 
-def test_a_payment_key_in_an_address_shows_its_last_four(stream: io.StringIO) -> None:
+def test_a_payment_key_in_a_url_shows_its_last_four_characters(stream: io.StringIO) -> None:
     line = written(stream, url="/success?paymentKey=tgen_20261123abcdWXYZ&amount=1000")
     assert line["url"] == "/success?paymentKey=...WXYZ&amount=1000"
 
 
-def test_a_traceback_is_written_without_its_secrets(stream: io.StringIO) -> None:
+def test_a_traceback_is_logged_without_secrets(stream: io.StringIO) -> None:
     logs.configure(production=True, stream=stream)
     try:
         raise ConnectionError(f"redis://user:{SECRET}@h")
@@ -120,7 +120,7 @@ def test_a_traceback_is_written_without_its_secrets(stream: io.StringIO) -> None
     assert SECRET not in stream.getvalue()
 
 
-def test_lines_of_libraries_come_in_the_same_form(stream: io.StringIO) -> None:
+def test_library_logs_have_the_same_format(stream: io.StringIO) -> None:
     logs.configure(production=True, stream=stream)
     logging.getLogger("some.library").warning("went to %s", f"http://h?token={SECRET}")
     line = json.loads(stream.getvalue())
@@ -128,7 +128,7 @@ def test_lines_of_libraries_come_in_the_same_form(stream: io.StringIO) -> None:
     assert SECRET not in line["event"]
 
 
-def test_addresses_that_the_http_client_asks_for_are_not_logged(stream: io.StringIO) -> None:
+def test_urls_requested_by_the_http_client_are_not_logged(stream: io.StringIO) -> None:
     logs.configure(production=True, stream=stream)
     logging.getLogger("httpx").info("HTTP Request: GET /v1/payments/KEY")
     assert stream.getvalue() == ""
@@ -143,7 +143,7 @@ def test_values_of_any_kind_can_be_logged(stream: io.StringIO) -> None:
     assert sorted(line["many"]) == [1, 2]  # type: ignore[arg-type]
 
 
-def test_lines_go_to_stderr_and_leave_stdout_to_answers() -> None:
+def test_logs_go_to_stderr_and_not_to_stdout() -> None:
     program = (
         "import structlog; from api.server import log_config;"
         "log_config.configure(production=True);"
@@ -166,9 +166,7 @@ class Disk(io.StringIO):
 
 
 @pytest.mark.parametrize("production", [True, False])
-def test_a_full_disk_does_not_fail_the_logger_and_is_reported_later(
-    stream: io.StringIO, production: bool
-) -> None:
+def test_a_full_disk_is_survived_and_reported_later(stream: io.StringIO, production: bool) -> None:
     disk = Disk()
     logs.configure(production=production, stream=disk)
     ours, library = structlog.get_logger("test"), logging.getLogger("library")

@@ -179,7 +179,7 @@ def test_each_alarm_pages_or_opens_a_ticket_at_its_first_occurrence(
     assert judged(tmp_path, tests).splitlines() == []
 
 
-def test_an_alarm_of_a_process_that_was_scraped_only_afterwards_fires(tmp_path: Path) -> None:
+def test_an_alarm_raised_before_the_first_scrape_fires(tmp_path: Path) -> None:
     """Raised between the start and the first scrape: the series begins with the alarm."""
     name = f'reservation_alarm_raised_timestamp_seconds{{alarm="{Alarm.PREFLIGHT}"}}'
     born = {"series": name, "values": f"{'_ ' * AT}{HAPPENED - 5}x{MINUTES - AT}"}

@@ -48,7 +48,7 @@ def counted() -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("place", ASKED)
-def test_requests_are_counted(place: str) -> None:
+def test_each_queried_metric_and_label_exists(place: str) -> None:
     known = counted()
     names = set(re.findall(r"\breservation_\w+", ASKED[place]))
     assert names <= known.keys()
@@ -56,12 +56,12 @@ def test_requests_are_counted(place: str) -> None:
         assert set(re.findall(r"(\w+)=", labels)) <= known[name]
 
 
-def test_an_invented_name_would_be_found() -> None:
+def test_an_invented_metric_name_would_be_found() -> None:
     assert "reservation_invented_total" not in counted()
     assert len(counted()) > 10
 
 
-def test_the_operations_that_are_asked_for_exist(tmp_path: Path) -> None:
+def test_each_queried_operation_exists(tmp_path: Path) -> None:
     settings = Settings.load({"RESERVATION_DATA_DIR": str(tmp_path)}, None)
     document = create_app(settings).openapi_schema.to_schema()
     known = {
@@ -75,7 +75,7 @@ def test_the_operations_that_are_asked_for_exist(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("alert", [rule["alert"] for rule in RULES])
-def test_each_alert_has_its_lines_in_the_runbook(alert: str) -> None:
+def test_each_alert_has_a_runbook_entry(alert: str) -> None:
     assert re.search(rf"^\|.*`{alert}`.*\|.*\|.*\|$", RUNBOOK, re.MULTILINE)
 
 
@@ -97,7 +97,7 @@ def calls_of_alarms() -> dict[str, ast.expr]:
     return found
 
 
-def test_each_alarm_of_the_code_is_a_registered_one() -> None:
+def test_each_raised_alarm_is_registered() -> None:
     """A name that is no member of Alarm has no series before its first count."""
     strange = {
         place: ast.unparse(name)
@@ -118,14 +118,14 @@ def test_each_registered_alarm_is_raised_somewhere() -> None:
     assert [alarm for alarm in Alarm if f"Alarm.{alarm.name}" not in code] == []
 
 
-def test_each_alarm_has_its_row_in_the_runbook_and_each_row_its_alarm() -> None:
+def test_the_runbook_lists_exactly_the_registered_alarms() -> None:
     table = RUNBOOK.split("| alarm | what it means | what to do |")[1].split("\n\n")[0]
     rows = re.findall(r"^\| ((?:`\w+` ?)+)\|", table, re.MULTILINE)
     named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
     assert sorted(named) == sorted(Alarm)
 
 
-def test_each_alarm_pages_or_is_a_ticket_on_purpose() -> None:
+def test_the_alert_rules_list_exactly_the_ticket_alarms() -> None:
     for alert in ("AlarmTicket", "OperatorNeeded"):
         listed = re.search(r'alarm[=!]~"([^"]+)"', ASKED[f"alert {alert}"])
         assert listed

@@ -20,7 +20,7 @@ def spans(kept: InMemorySpanExporter) -> Spans:
     return Spans(provider, close=provider.shutdown)
 
 
-def test_a_batch_is_in_the_trace_of_the_first_and_names_the_others(
+def test_a_batch_span_joins_the_first_trace_and_links_the_others(
     spans: Spans, kept: InMemorySpanExporter
 ) -> None:
     requests = [spans.request(f"request-{number}") for number in range(3)]
@@ -35,7 +35,7 @@ def test_a_batch_is_in_the_trace_of_the_first_and_names_the_others(
     assert dict(batch.attributes or {}) == {"reservation.baskets": 4}
 
 
-def test_nothing_is_kept_of_work_that_no_traced_request_waits_for(
+def test_work_without_a_traced_request_creates_no_span(
     spans: Spans, kept: InMemorySpanExporter
 ) -> None:
     with spans.batch("prepare batch", [None, None]), spans.step("redis expire"):
@@ -43,7 +43,7 @@ def test_nothing_is_kept_of_work_that_no_traced_request_waits_for(
     assert kept.get_finished_spans() == ()
 
 
-def test_an_error_is_reported_by_its_type_only(spans: Spans, kept: InMemorySpanExporter) -> None:
+def test_a_span_records_only_the_type_of_an_error(spans: Spans, kept: InMemorySpanExporter) -> None:
     with pytest.raises(ConnectionError), spans.root("settle"):
         raise ConnectionError("redis://user:a-password@host")
     [span] = kept.get_finished_spans()

@@ -71,13 +71,13 @@ def verdict(**changes: Any) -> Verdict:
     return judge(**(given | changes))
 
 
-def test_a_run_whose_books_and_answers_agree_is_clean() -> None:
+def test_a_run_with_matching_books_and_answers_is_clean() -> None:
     found = verdict()
     assert found.problems == []
     assert found.ok
 
 
-def test_a_run_without_a_request_has_proved_nothing() -> None:
+def test_a_run_without_requests_is_inconclusive() -> None:
     found = verdict(statistics=[])
     assert not found.ok
     assert found.problems == ["no request was made: nothing was proved"]
@@ -87,7 +87,7 @@ def prepares(requests: int, failures: int, name: str = "prepare") -> RequestLine
     return msgspec.structs.replace(LINE, name=name, requests=requests, failures=failures)
 
 
-def test_a_run_in_which_no_buyer_got_an_order_has_proved_nothing() -> None:
+def test_a_run_without_orders_is_inconclusive() -> None:
     answers = Answers()
     answers.lives["pay: unauthenticated"] += 30
     answers.lives["leave: unauthenticated"] += 6
@@ -99,7 +99,7 @@ def test_a_run_in_which_no_buyer_got_an_order_has_proved_nothing() -> None:
     )
 
 
-def test_prepares_that_succeed_or_are_refused_by_the_sale_are_no_problem() -> None:
+def test_successful_and_refused_prepares_are_no_problem() -> None:
     for lines in (
         [prepares(36, 35)],
         [prepares(30, 30), prepares(6, 0, "prepare: sold out")],
@@ -115,7 +115,7 @@ def test_prepares_that_succeed_or_are_refused_by_the_sale_are_no_problem() -> No
         ("http://[::1]:8000//", "http://[::1]:8000"),
     ],
 )
-def test_an_address_loses_the_slash_at_its_end(url: str, address: str) -> None:
+def test_a_trailing_slash_of_the_url_is_removed(url: str, address: str) -> None:
     assert address_of(url) == address
 
 
@@ -142,11 +142,11 @@ def test_a_buyer_with_a_different_answer_is_a_problem(first: str, second: str) -
 
 
 @pytest.mark.parametrize("word", ["held", "asked", "confirming"])
-def test_a_buyer_without_a_last_word_may_have_got_the_piece_or_not(word: str) -> None:
+def test_a_buyer_without_a_final_answer_may_have_the_unit_or_not(word: str) -> None:
     assert verdict(answers=answers_of(first=word, second=word)).ok
 
 
-def test_an_order_that_sql_never_saw_is_a_problem() -> None:
+def test_an_order_missing_in_sql_is_a_problem() -> None:
     answers = answers_of(first="confirmed")
     answers.say({"orderId": "sale-1-lost", "amount": 1000}, "held")
     assert "missing in SQL" in verdict(answers=answers).problems[0]
@@ -168,11 +168,11 @@ def test_an_unexpected_amount_is_a_problem() -> None:
     ],
     ids=["audit", "lag", "exception", "seen"],
 )
-def test_any_other_error_is_a_problem_document(change: dict[str, Any]) -> None:
+def test_any_other_error_is_a_problem(change: dict[str, Any]) -> None:
     assert not verdict(**change).ok
 
 
-def test_every_wrong_answer_counts_even_where_not_all_are_kept() -> None:
+def test_wrong_answers_beyond_the_kept_ones_are_counted() -> None:
     answers = answers_of(first="confirmed", second="released")
     for number in range(WRONG_MAX + 5):
         answers.accuse(f"one key, two orders: {number}")
@@ -188,7 +188,7 @@ def test_every_wrong_answer_counts_even_where_not_all_are_kept() -> None:
         ((1, -1, 0, 2), 2),
     ],
 )
-def test_the_counters_add_up_at_every_observation(
+def test_counters_must_add_up_at_each_observation(
     counters: tuple[int, int, int, int], found: int
 ) -> None:
     total, available, held, sold = counters
@@ -210,7 +210,7 @@ def test_answers_of_all_processes_are_merged() -> None:
     assert master.lives == {"pay: sold_out": 1}
 
 
-def test_a_verdict_is_written_as_json_and_as_a_page_that_loads_nothing(tmp_path: Path) -> None:
+def test_a_verdict_is_written_as_json_and_as_a_self_contained_page(tmp_path: Path) -> None:
     write(msgspec.structs.replace(verdict(), problems=["</script><b>"]), tmp_path)
     verdict_json = json.loads((tmp_path / "verdict.json").read_text())
     assert (verdict_json["saleId"], verdict_json["samples"][0]["sold"]) == (SALE, 1)
@@ -232,7 +232,7 @@ def test_each_scenario_reaches_its_peak_and_ends(scenario: str) -> None:
     assert target_at(scenario, DEFAULT_SECONDS[scenario], peak=30, run_seconds=None) is None
 
 
-def test_a_payment_that_came_too_late_and_was_confirmed_later_has_one_end() -> None:
+def test_a_late_payment_confirmed_afterwards_has_one_outcome() -> None:
     assert ends_of(["reservation_expired", "unknown", "confirmed"]) == {"confirmed"}
     assert ends_of(["reservation_expired", "confirming"]) == {"reservation_expired"}
     assert ends_of(["declined", "confirmed"]) == {"declined", "confirmed"}

@@ -43,26 +43,26 @@ def packed_below(wheel: zipfile.ZipFile, folder: str) -> set[str]:
     return {name.removeprefix(folder) for name in wheel.namelist() if name.startswith(folder)}
 
 
-def test_the_wheel_has_each_script_at_the_loaders_path(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_has_each_script_where_it_is_loaded_from(wheel: zipfile.ZipFile) -> None:
     scripts = files_below(ROOT / "scripts" / "lua")
     assert any(name.startswith("lib/") for name in scripts)
     assert packed_below(wheel, "reservation/adapters/redis/lua/") == scripts
 
 
 @pytest.mark.parametrize("package", ["api", "reservation"])
-def test_the_wheel_carries_each_file_of_the_packages(wheel: zipfile.ZipFile, package: str) -> None:
+def test_the_wheel_contains_each_file_of_the_packages(wheel: zipfile.ZipFile, package: str) -> None:
     """Pages, migrations and py.typed: files that .gitignore matches would be missing."""
     packed = packed_below(wheel, f"{package}/")
     assert "py.typed" in packed
     assert files_below(ROOT / package) <= packed
 
 
-def test_the_wheel_carries_nothing_else(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_contains_nothing_else(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"api", "reservation"}
 
 
-def test_the_wheel_carries_the_licence_and_the_command(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_contains_the_licence_and_the_command(wheel: zipfile.ZipFile) -> None:
     (licence,) = [name for name in wheel.namelist() if name.endswith("/licenses/LICENSE")]
     assert b"Apache License" in wheel.read(licence)
     (entries,) = [name for name in wheel.namelist() if name.endswith("/entry_points.txt")]
@@ -73,7 +73,7 @@ def compose() -> dict[str, Any]:
     return yaml.safe_load((ROOT / "compose.yaml").read_text())
 
 
-def test_the_services_of_compose_each_know_when_they_are_healthy() -> None:
+def test_each_compose_service_has_a_health_check() -> None:
     services = compose()["services"]
     watching = {name for name, service in services.items() if service.get("profiles") == ["watch"]}
     assert watching == {"prometheus", "grafana"}
@@ -89,7 +89,7 @@ def test_the_services_of_compose_each_know_when_they_are_healthy() -> None:
         }
 
 
-def test_compose_listens_on_this_machine_alone() -> None:
+def test_compose_listens_on_loopback_only() -> None:
     for service in compose()["services"].values():
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:")
@@ -102,7 +102,7 @@ def test_compose_contains_no_secret() -> None:
                 assert re.fullmatch(r"\$\{[A-Z_]+:[?-]\}", value), name
 
 
-def test_compose_variables_are_in_the_example_file() -> None:
+def test_the_example_file_lists_each_compose_variable() -> None:
     asked = set(re.findall(r"\$\{([A-Z_]+):\?\}", (ROOT / "compose.yaml").read_text()))
     example = (ROOT / "deploy" / "compose.env.example").read_text()
     assert set(re.findall(r"^([A-Z_]+)=$", example, re.MULTILINE)) == asked
@@ -122,7 +122,7 @@ def instructions() -> list[tuple[str, str]]:
     return [(line.split()[0], line.split(maxsplit=1)[1]) for line in lines]
 
 
-def test_the_image_runs_as_a_user_without_rights_and_ends_by_sigterm() -> None:
+def test_the_image_runs_unprivileged_and_stops_on_sigterm() -> None:
     last = dict(instructions())
     assert last["USER"] == "10001"
     assert last["STOPSIGNAL"] == "SIGTERM"
@@ -142,7 +142,7 @@ def test_the_image_installs_the_locked_hashes() -> None:
     assert [word for word, _ in instructions()].count("FROM") == 2
 
 
-def test_files_that_the_image_copies_are_not_ignored() -> None:
+def test_files_copied_into_the_image_are_not_ignored() -> None:
     kept = set(re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
     copies = [what for word, what in instructions() if word == "COPY" and "--from" not in what]
     sources = {source for what in copies for source in what.split()[:-1]}

@@ -28,7 +28,7 @@ def test_each_section_of_the_changelog_is_a_release() -> None:
     assert [(one["version"], one["date"].isoformat()) for one in RELEASES] == SECTIONS
 
 
-def test_the_package_has_the_version_of_the_newest_release_or_a_later_one() -> None:
+def test_the_package_version_is_at_least_the_newest_release() -> None:
     def numbers(version: str) -> list[int]:
         return [int(part) for part in re.findall(r"\d+", version)[:3]]
 
@@ -43,7 +43,7 @@ def has_history() -> bool:
 @pytest.mark.parametrize(
     "release", RELEASES if has_history() else [], ids=lambda release: release["version"]
 )
-def test_the_commit_of_a_release_is_in_the_history_and_has_its_version(
+def test_each_release_commit_exists_and_has_its_version(
     release: dict[str, Any],
 ) -> None:
     git("merge-base", "--is-ancestor", release["commit"], "HEAD")

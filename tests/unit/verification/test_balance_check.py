@@ -40,17 +40,17 @@ def books(**changes: Any) -> BalanceCheck:
     return books_of(SALE, audit=audit, **given)
 
 
-def test_books_that_agree_have_no_disagreement() -> None:
+def test_balanced_books_report_no_discrepancy() -> None:
     assert disagreements(books()) == []
     assert books().charged == books().confirmed_amount == 1000
 
 
-def test_a_payment_of_another_sale_is_not_in_these_books() -> None:
+def test_payments_of_other_sales_are_ignored() -> None:
     foreign = {"orderId": order_id(9, "sale-2"), "kind": "charge", "amount": 5}
     assert disagreements(books(entries=[entry(1), foreign])) == []
 
 
-def test_a_refund_and_a_deposit_that_was_taken_back_balance() -> None:
+def test_a_refund_and_a_reversed_deposit_balance() -> None:
     both = [entry(3), entry(3, "cancel"), entry(4, "deposit"), entry(4, "deposit_reversed")]
     assert disagreements(books(entries=[entry(1), *both])) == []
 

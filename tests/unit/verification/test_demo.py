@@ -39,14 +39,14 @@ async def declined_buyer(end: Callable[[], httpx.Response]) -> str:
         return await demo._buy(0, "decline")
 
 
-async def test_a_declined_card_after_an_expired_hold_is_no_fault() -> None:
+async def test_a_declined_card_after_an_expired_hold_is_accepted() -> None:
     """A part of the service may be down for longer than the hold; nothing was charged."""
     end = lambda: httpx.Response(409, json={"code": "reservation_expired"})  # noqa: E731
     assert await declined_buyer(end) == "reservation_expired"
 
 
 @pytest.mark.parametrize("status", ["CONFIRMED", "AWAITING_DEPOSIT"])
-async def test_a_declined_card_that_ends_as_paid_is_a_fault(status: str) -> None:
+async def test_a_declined_card_ending_as_paid_is_reported(status: str) -> None:
     """The verdict reports it."""
     outcome = await declined_buyer(lambda: httpx.Response(200, json={"status": status}))
     assert outcome == f"a declined card ended as {status.lower()}"

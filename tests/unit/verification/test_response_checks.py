@@ -38,18 +38,18 @@ def why_not(found: SaleState, operation: Operation) -> str:
 
 
 @pytest.mark.parametrize("status", ["CONFIRMING", *NOT_BEGUN])
-def test_a_success_may_be_accepted_before_its_claim_is_through(status: str) -> None:
+def test_a_success_may_be_pending_before_its_claim(status: str) -> None:
     assert why_not(shop(status), answer()) == ""
     assert why_not(shop(status, {OTHER: "declined"}), answer()) == ""
 
 
 @pytest.mark.parametrize("status", ENDED)
-def test_a_success_is_not_accepted_where_the_order_has_its_payment(status: str) -> None:
+def test_a_success_is_not_pending_once_the_order_is_paid(status: str) -> None:
     assert why_not(shop(status), answer()) == f"reported as CONFIRMING, it is {status}"
 
 
 @pytest.mark.parametrize("status", NOT_BEGUN)
-def test_a_success_is_not_accepted_after_its_payment_has_ended(status: str) -> None:
+def test_a_success_is_not_pending_after_its_payment_ended(status: str) -> None:
     found = shop(status, {KEY: "declined"})
     assert why_not(found, answer()) == f"reported as CONFIRMING, it is {status}"
 

@@ -91,7 +91,7 @@ def violations(events: list[Event], call: Operation, *, answered_after: int) -> 
 
 
 @pytest.mark.parametrize("cause", ["intent_not_written", "the intent could not be written"])
-def test_the_second_try_of_a_payment_whose_intent_was_not_written_may_be_accepted(
+def test_a_retry_after_an_unwritten_intent_may_be_accepted(
     cause: str,
 ) -> None:
     """events:  claimed, fence 1   voided                        claimed, fence 2
@@ -101,19 +101,19 @@ def test_the_second_try_of_a_payment_whose_intent_was_not_written_may_be_accepte
     assert violations(events, accepted(), answered_after=4) == []
 
 
-def test_the_second_try_of_a_payment_that_is_void_is_not_accepted() -> None:
+def test_a_retry_of_a_voided_payment_is_not_accepted() -> None:
     events = [*HELD, claimed(1), voided("key_of_another_order")]
     [reason] = violations(events, accepted(), answered_after=4)
     assert "reported as CONFIRMING, it is HELD" in reason
 
 
-def test_a_void_payment_stays_declined_after_its_hold_is_released() -> None:
+def test_a_voided_payment_stays_declined_after_its_release() -> None:
     events = [*HELD, claimed(1), voided("payment_not_found"), RELEASED]
     declined = success(status=402, code="payment_declined")
     assert violations(events, declined, answered_after=5) == []
 
 
-def test_a_forgotten_payment_is_not_declined() -> None:
+def test_a_payment_without_a_record_is_not_declined() -> None:
     events = [*HELD, claimed(1), voided("intent_not_written")]
     declined = success(status=402, code="payment_declined")
     [reason] = violations(events, declined, answered_after=4)
