@@ -16,7 +16,6 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
-from litestar.testing import RequestFactory
 
 from api.http.auth.bearer import Connection
 from api.http.auth.buyers import Buyers
@@ -24,6 +23,7 @@ from api.http.auth.client_address import ClientAddressResolver
 from api.http.auth.operators import Operators
 from reservation.config.settings import Settings
 from reservation.domain.errors import MalformedRequest, RateLimited, Unauthenticated
+from tests.support.requests import REQUESTS
 from tests.support.service import Served, refused, running_service
 
 SECRET = "what-the-shop-and-the-service-share"
@@ -209,8 +209,8 @@ def test_in_production_operators_must_name_themselves(served: Served, name: str)
     production: Settings = msgspec.structs.replace(served.settings, env="production")
     operators = Operators(production, Buyers(production), ClientAddressResolver(production))
     with pytest.raises(MalformedRequest):
-        operators.name(RequestFactory().get("/", headers={"X-Operator": name}))
-    assert operators.name(RequestFactory().get("/", headers={"X-Operator": "Kim"})) == "Kim"
+        operators.name(REQUESTS.get("/", headers={"X-Operator": name}))
+    assert operators.name(REQUESTS.get("/", headers={"X-Operator": "Kim"})) == "Kim"
 
 
 async def test_wrong_operators_keys_are_logged_and_slowed_per_address(
@@ -220,7 +220,7 @@ async def test_wrong_operators_keys_are_logged_and_slowed_per_address(
     operators = Operators(settings, Buyers(settings), ClientAddressResolver(settings))
 
     def request(key: str, address: str) -> Connection:
-        found = RequestFactory().get("/", headers=bearer(key))
+        found = REQUESTS.get("/", headers=bearer(key))
         found.scope["client"] = (address, 4000)
         return found
 

@@ -13,13 +13,13 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
-from litestar.testing import RequestFactory
 
 from api.http.auth.bearer import Connection
 from api.http.auth.buyers import Buyers
 from api.http.auth.jwks import FRESH_SECONDS, RETRY_SECONDS, STALE_SECONDS, PublishedKeys
 from reservation.config.settings import Settings
 from reservation.domain.errors import Unauthenticated, Unavailable
+from tests.support.requests import REQUESTS
 
 
 class Clock:
@@ -185,7 +185,7 @@ async def test_a_short_rsa_key_is_not_used(provider: Provider, keys: PublishedKe
 
 
 def request_with(token: str) -> Connection:
-    return RequestFactory().get("/", headers={"Authorization": f"Bearer {token}"})
+    return REQUESTS.get("/", headers={"Authorization": f"Bearer {token}"})
 
 
 async def test_a_withdrawn_key_ends_the_tokens_that_it_verified(
