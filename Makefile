@@ -7,7 +7,7 @@ BENCH_STAMP := $(VENV)/.installed-bench
 SBOM := var/sbom.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test screens reference soak chaos check format lint-lua lock sbom audit-dependencies loadtest loadtest-headless bench
+.PHONY: help setup run test screens reference soak chaos check format lint-lua lock sbom audit-dependencies client loadtest loadtest-headless bench
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -87,6 +87,9 @@ sbom: setup  ## write the service's runtime packages to var/sbom.json, as Cyclon
 audit-dependencies: setup  ## check the locked packages for known vulnerabilities (OSV)
 	$(BIN)/pip-audit --strict --disable-pip --vulnerability-service osv \
 	  $(foreach lock,run traces dev bench,-r requirements/$(lock).txt)
+
+client: setup  ## write the blocking Python client again, from the one for asyncio
+	$(BIN)/python -m scripts.sync_client
 
 lock: pyproject.toml  ## resolve the dependencies again (needs uv)
 	uv pip compile pyproject.toml --extra build --extra dev --extra load --extra traces --universal --python-version 3.11 \

@@ -1,16 +1,12 @@
 """Python client against the service: its retries, and its shapes."""
 
 import importlib
-import re
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
 
-import reservation.client
 from reservation.client import AsyncClient, Client, NoAnswer, Refused, Retries, SoldOut
 from reservation.client import models as answers
 from tests.support.service import Served, item
@@ -247,25 +243,6 @@ def test_the_answers_are_those_of_the_document(served: Served, shape: type[Any])
     required = {name for name, field in fields.items() if field.default is msgspec.NODEFAULT}
     # The members that the client requires are those that the service always sends.
     assert required <= set(schema["required"])
-
-
-def test_the_two_clients_differ_by_waiting_alone() -> None:
-    folder = Path(reservation.client.__file__).parent
-    words: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
-        (r"The client for asyncio", "The blocking client"),
-        (r"import asyncio", "import time"),
-        (r"await asyncio\.sleep", "time.sleep"),
-        (r"AsyncBaseTransport", "BaseTransport"),
-        (r"AsyncClient", "Client"),
-        (r"async def|await ", lambda found: {"async def": "def"}.get(found[0], "")),
-        (r"__a(enter|exit)__", r"__\1__"),
-        (r"aclose", "close"),
-    ]
-    text = (folder / "async_client.py").read_text()
-    for pattern, plain in words:
-        text = re.sub(pattern, plain, text)
-    plainly = re.sub(r"\s+", "", text)
-    assert plainly == re.sub(r"\s+", "", (folder / "client.py").read_text())
 
 
 @pytest.mark.parametrize("former", ["answers", "asynchronous", "synchronous"])
