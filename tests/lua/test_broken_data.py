@@ -160,9 +160,7 @@ def call(request: pytest.FixtureRequest) -> Call:
     return CALLS[request.param]
 
 
-async def test_the_calls_of_these_tests_succeed_in_an_undamaged_sale(
-    scene: Scene, call: Call
-) -> None:
+async def test_each_tested_call_succeeds_in_an_undamaged_sale(scene: Scene, call: Call) -> None:
     """A precondition of the tests below."""
     before = await scene.digest()
     await call(scene)
@@ -170,7 +168,7 @@ async def test_the_calls_of_these_tests_succeed_in_an_undamaged_sale(
     await scene.sale.check()
 
 
-async def test_a_key_of_the_wrong_kind_leaves_nothing_half_written(
+async def test_a_key_of_the_wrong_type_leaves_no_partial_write(
     each_scene: Scene, call: Call
 ) -> None:
     half_written: list[str] = []
@@ -188,7 +186,7 @@ async def test_a_key_of_the_wrong_kind_leaves_nothing_half_written(
 
 
 @pytest.mark.parametrize("garbage", ["x", "1.5", "99999999999999999999", None])
-async def test_an_error_reply_means_that_nothing_was_written(
+async def test_an_error_reply_implies_no_write(
     scene: Scene, call: Call, garbage: str | None
 ) -> None:
     """Each field of each hash in turn is edited by hand, or lost."""
@@ -231,7 +229,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-async def test_an_error_of_one_basket_is_its_own_reply_in_a_batch(
+async def test_an_error_in_a_batch_is_the_reply_of_its_basket_only(
     sale: LuaSale, damage: tuple[str, ...]
 ) -> None:
     """The other baskets of the batch are held or refused as if it were absent."""
@@ -271,7 +269,7 @@ async def test_an_error_of_one_basket_is_its_own_reply_in_a_batch(
 
 
 @pytest.mark.parametrize("damage", ["gone", "tail cut", "tail forged", "emptied", "another epoch"])
-async def test_a_sale_that_lost_its_outbox_or_its_epoch_is_left_alone(
+async def test_a_sale_without_its_outbox_or_epoch_is_left_unchanged(
     scene: Scene, call: Call, damage: str
 ) -> None:
     names = scene.sale.keys

@@ -5,7 +5,7 @@ import pytest
 from tests.support.lua_sale import LOST, NOW, LuaSale
 
 
-async def test_a_claim_lifts_the_deadline_and_gives_out_a_fence(sale: LuaSale) -> None:
+async def test_a_claim_lifts_the_deadline_and_issues_a_fence(sale: LuaSale) -> None:
     basket = await sale.hold()
     word, fence, lease_end = await sale.claim(basket, "pk")
     assert (word, fence) == ("claimed", "1")
@@ -18,25 +18,23 @@ async def test_a_claim_lifts_the_deadline_and_gives_out_a_fence(sale: LuaSale) -
     assert await sale.stock("a") == (10, 9, 1, 0)
 
 
-async def test_a_claim_whose_reply_was_lost_gets_the_same_fence(sale: LuaSale) -> None:
+async def test_a_repeated_claim_gets_the_same_fence(sale: LuaSale) -> None:
     basket = await sale.hold()
     first = await sale.claim(basket, claim_id="c")
-    before = await sale.dump()
-    again = await sale.claim(basket, claim_id="c")
-    assert (again[:2], float(again[2])) == (first[:2], float(first[2]))
-    assert await sale.dump() == before
+    async with sale.unchanged():
+        again = await sale.claim(basket, claim_id="c")
+        assert (again[:2], float(again[2])) == (first[:2], float(first[2]))
 
 
-async def test_a_second_claim_finds_the_payment_under_way(sale: LuaSale) -> None:
+async def test_a_second_claim_reports_the_payment_in_progress(sale: LuaSale) -> None:
     basket = await sale.hold()
     await sale.claim(basket, "pk")
-    before = await sale.dump()
-    assert await sale.claim(basket, "pk") == ["present", "CONFIRMING", ""]
-    assert await sale.claim(basket, "another") == ["present", "CONFIRMING", ""]
-    assert await sale.dump() == before
+    async with sale.unchanged():
+        assert await sale.claim(basket, "pk") == ["present", "CONFIRMING", ""]
+        assert await sale.claim(basket, "another") == ["present", "CONFIRMING", ""]
 
 
-async def test_a_payment_key_that_ended_is_answered_for_ever(sale: LuaSale) -> None:
+async def test_an_ended_payment_key_always_gets_its_outcome(sale: LuaSale) -> None:
     basket = await sale.hold()
     claimed = await sale.claim(basket, "pk")
     await sale.finish(basket, claimed[1], "declined", attempt="declined:X")
@@ -45,36 +43,35 @@ async def test_a_payment_key_that_ended_is_answered_for_ever(sale: LuaSale) -> N
 
 
 @pytest.mark.parametrize("outcome", ["confirmed", "awaiting_deposit"])
-async def test_a_paid_order_takes_no_other_key(sale: LuaSale, outcome: str) -> None:
+async def test_a_paid_order_accepts_no_other_payment_key(sale: LuaSale, outcome: str) -> None:
     basket = await sale.hold()
     claimed = await sale.claim(basket, "pk")
     status = (await sale.finish(basket, claimed[1], outcome))[1]
     assert await sale.claim(basket, "another") == ["present", status, ""]
 
 
-async def test_a_refunded_order_takes_no_other_key(sale: LuaSale) -> None:
+async def test_a_refunded_order_accepts_no_other_payment_key(sale: LuaSale) -> None:
     basket = await sale.sold()
     await sale.refund(basket)
     assert await sale.claim(basket, "another") == ["present", "REFUNDED", ""]
 
 
-async def test_attempts_come_to_an_end(sale: LuaSale) -> None:
+async def test_the_number_of_attempts_is_limited(sale: LuaSale) -> None:
     basket = await sale.hold()
     claimed = await sale.claim(basket, "one")
     await sale.finish(basket, claimed[1], "declined")
-    before = await sale.dump()
-    assert await sale.claim(basket, "two", attempts_max=1) == ["attempts_exhausted"]
-    assert await sale.dump() == before
+    async with sale.unchanged():
+        assert await sale.claim(basket, "two", attempts_max=1) == ["attempts_exhausted"]
 
 
-async def test_a_payment_that_comes_before_the_reaper_wins(sale: LuaSale) -> None:
+async def test_a_claim_before_the_reaper_keeps_the_hold(sale: LuaSale) -> None:
     basket = await sale.hold()
     await sale.run_out(basket)
     assert (await sale.claim(basket))[0] == "claimed"
     assert await sale.expire(basket) == ["settled"]
 
 
-async def test_a_payment_that_comes_after_the_reaper_takes_the_basket_again(sale: LuaSale) -> None:
+async def test_a_claim_after_the_reaper_holds_the_basket_again(sale: LuaSale) -> None:
     basket = await sale.hold(lines={"a": 2})
     await sale.run_out(basket)
     assert await sale.expire(basket) == ["expired"]
@@ -87,9 +84,8 @@ async def test_an_unavailable_basket_cannot_be_held_again(sale: LuaSale) -> None
     basket = await sale.hold("late", lines={"b": 2})
     await sale.release(basket)
     await sale.hold("quick", lines={"b": 4})
-    before = await sale.dump()
-    assert await sale.claim(basket) == ["expired"]
-    assert await sale.dump() == before
+    async with sale.unchanged():
+        assert await sale.claim(basket) == ["expired"]
 
 
 async def test_a_closed_sale_accepts_no_new_holds_but_pays_existing_ones(sale: LuaSale) -> None:
@@ -100,14 +96,14 @@ async def test_a_closed_sale_accepts_no_new_holds_but_pays_existing_ones(sale: L
     assert (await sale.claim(held))[0] == "claimed"
 
 
-async def test_taking_again_keeps_to_the_limit(sale: LuaSale) -> None:
+async def test_holding_again_respects_the_buyer_limit(sale: LuaSale) -> None:
     basket = await sale.hold(lines={"a": 2})
     await sale.release(basket)
     await sale.hold(lines={"a": 2})
     assert await sale.claim(basket) == ["limit_exceeded", "a", "3", "2"]
 
 
-async def test_holds_that_ran_out_are_named_before_a_late_buyer_is_refused(sale: LuaSale) -> None:
+async def test_overdue_holds_are_reported_before_a_late_claim_is_refused(sale: LuaSale) -> None:
     late = await sale.hold("late", lines={"b": 3})
     await sale.release(late)
     old = await sale.hold("old", lines={"b": 5})
@@ -127,46 +123,40 @@ async def test_the_success_policy_holds_stock_at_claim_or_is_sold_out(bare_sale:
     await bare_sale.check()
 
 
-async def test_a_claim_of_nothing_a_late_one_and_one_of_another_epoch(sale: LuaSale) -> None:
+async def test_an_unknown_late_or_outdated_claim_changes_nothing(sale: LuaSale) -> None:
     basket = await sale.hold()
-    before = await sale.dump()
-    assert await sale.claim(sale.basket()) == ["not_found"]
-    assert await sale.claim(basket, late=1) == ["too_late"]
-    assert await sale.claim(basket, epoch="other") == ["recovering"]
-    assert await sale.dump() == before
+    async with sale.unchanged():
+        assert await sale.claim(sale.basket()) == ["not_found"]
+        assert await sale.claim(basket, late=1) == ["too_late"]
+        assert await sale.claim(basket, epoch="other") == ["recovering"]
 
 
 @pytest.mark.parametrize("lost", ["fence", "attempts"])
-async def test_a_count_that_a_claim_left_and_that_is_lost_is_a_bug_and_no_zero(
-    sale: LuaSale, lost: str
-) -> None:
+async def test_a_claim_with_a_lost_counter_fails_as_a_bug(sale: LuaSale, lost: str) -> None:
     basket = await sale.hold()
     claimed = await sale.claim(basket, "pk")
     await sale.finish(basket, claimed[1], "declined", attempt="declined:X")
     await sale.connections.command("HDEL", sale.keys.order(basket["order"]), lost)
-    before = await sale.dump()
-    with pytest.raises(Exception, match="BUG claim"):
-        await sale.claim(basket, "second card")
-    assert await sale.dump() == before
+    async with sale.unchanged():
+        with pytest.raises(Exception, match="BUG claim"):
+            await sale.claim(basket, "second card")
 
 
-async def test_stock_keys_of_other_items_are_a_bug_and_change_nothing(sale: LuaSale) -> None:
+async def test_a_claim_with_stock_keys_of_other_items_fails_as_a_bug(sale: LuaSale) -> None:
     basket = await sale.hold()
-    before = await sale.dump()
-    wrong = [*sale.order_keys(basket)[:2], sale.keys.stock("b")]
-    with pytest.raises(Exception, match="BUG claim"):
-        await sale.claim(basket, order_keys=wrong)
-    assert await sale.dump() == before
+    async with sale.unchanged():
+        wrong = [*sale.order_keys(basket)[:2], sale.keys.stock("b")]
+        with pytest.raises(Exception, match="BUG claim"):
+            await sale.claim(basket, order_keys=wrong)
 
 
-async def test_an_item_that_has_left_the_sale_is_not_taken_again(sale: LuaSale) -> None:
+async def test_an_item_removed_from_the_sale_is_not_held_again(sale: LuaSale) -> None:
     basket = await sale.hold()
     await sale.release(basket)
     left = await sale.put(version=1, digest="e", items=[("b", "B", 500, 5, 5)], leaving=["a"])
     assert left[0] == "done"
-    before = await sale.dump()
-    assert await sale.claim(basket) == ["expired"]
-    assert await sale.dump() == before
+    async with sale.unchanged():
+        assert await sale.claim(basket) == ["expired"]
 
 
 async def test_a_reclaimed_basket_counts_on_top_of_current_holds(sale: LuaSale) -> None:
@@ -178,13 +168,12 @@ async def test_a_reclaimed_basket_counts_on_top_of_current_holds(sale: LuaSale) 
 
 
 @pytest.mark.parametrize("what", LOST)
-async def test_a_server_that_lost_acknowledged_events_changes_nothing(
+async def test_a_server_with_lost_events_refuses_and_changes_nothing(
     sale: LuaSale, what: str
 ) -> None:
     basket = await sale.hold()
-    before = await sale.dump()
-    assert await sale.claim(basket, mark=sale.lost(what)) == ["went_back"]
-    assert await sale.dump() == before
+    async with sale.unchanged():
+        assert await sale.claim(basket, mark=sale.lost(what)) == ["went_back"]
     assert (await sale.claim(basket, mark=sale.mark))[0] == "claimed"
 
 

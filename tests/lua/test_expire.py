@@ -6,18 +6,17 @@ from redis.exceptions import ResponseError
 from tests.support.lua_sale import LOST, NOW, LuaSale
 
 
-async def test_holds_that_ran_out_are_given_back_once(sale: LuaSale) -> None:
+async def test_overdue_holds_are_released_once(sale: LuaSale) -> None:
     baskets = [await sale.hold(f"buyer-{n}", lines={"a": 1, "b": 1}) for n in range(3)]
     await sale.run_out(*baskets)
     assert await sale.expire(*baskets) == ["expired"] * 3
     assert await sale.stock("a") == (10, 10, 0, 0)
     assert (await sale.order(baskets[0]))["status"] == "EXPIRED"
-    before = await sale.dump()
-    assert await sale.expire(*baskets) == ["settled"] * 3
-    assert await sale.dump() == before
+    async with sale.unchanged():
+        assert await sale.expire(*baskets) == ["settled"] * 3
 
 
-async def test_each_order_of_a_batch_is_judged_by_itself(sale: LuaSale) -> None:
+async def test_each_order_of_a_batch_is_decided_separately(sale: LuaSale) -> None:
     due, running = await sale.hold("due"), await sale.hold("running")
     paid = await sale.hold("paid")
     await sale.claim(paid)
@@ -38,18 +37,16 @@ async def test_a_hold_never_ends_early_by_either_clock(sale: LuaSale, slow: str)
         caller_ms -= 3_600_000
     else:
         caller_ms += 3_600_000
-    before = await sale.dump()
-    assert await sale.expire(basket, caller_ms=caller_ms) == ["not_due"]
-    assert await sale.dump() == before
+    async with sale.unchanged():
+        assert await sale.expire(basket, caller_ms=caller_ms) == ["not_due"]
 
 
-async def test_a_late_call_and_another_epoch_change_nothing(sale: LuaSale) -> None:
+async def test_a_late_or_outdated_call_changes_nothing(sale: LuaSale) -> None:
     basket = await sale.hold()
     await sale.run_out(basket)
-    before = await sale.dump()
-    assert await sale.expire(basket, late=1) == ["too_late"]
-    assert await sale.expire(basket, epoch="other") == ["recovering"]
-    assert await sale.dump() == before
+    async with sale.unchanged():
+        assert await sale.expire(basket, late=1) == ["too_late"]
+        assert await sale.expire(basket, epoch="other") == ["recovering"]
     await sale.expire(basket)
 
 
@@ -62,7 +59,7 @@ async def test_a_late_call_and_another_epoch_change_nothing(sale: LuaSale) -> No
         (("SET", "buyer", "not what it should be"), "WRONGTYPE"),
     ],
 )
-async def test_a_damaged_order_is_left_unchanged_and_others_end(
+async def test_a_damaged_order_is_skipped_and_others_expire(
     bare_sale: LuaSale, edit: tuple[str, ...], names: str
 ) -> None:
     await bare_sale.put()
@@ -82,7 +79,7 @@ async def test_a_damaged_order_is_left_unchanged_and_others_end(
     assert (await bare_sale.order(damaged))["seq"] == "3"
 
 
-async def test_held_counts_are_tracked_through_a_batch(bare_sale: LuaSale) -> None:
+async def test_held_counters_are_tracked_through_a_batch(bare_sale: LuaSale) -> None:
     await bare_sale.put()
     baskets = [await bare_sale.hold(f"buyer-{n}") for n in range(2)]
     await bare_sale.run_out(*baskets)
@@ -100,14 +97,14 @@ async def test_held_counts_are_tracked_through_a_batch(bare_sale: LuaSale) -> No
     await bare_sale.check()
 
 
-async def test_an_order_that_is_named_twice_ends_once(sale: LuaSale) -> None:
+async def test_an_order_listed_twice_expires_once(sale: LuaSale) -> None:
     basket = await sale.hold()
     await sale.run_out(basket)
     assert await sale.expire(basket, basket) == ["expired", "settled"]
     assert await sale.stock("a") == (10, 10, 0, 0)
 
 
-async def test_a_buyers_count_drops_with_each_expiry_and_leaves_no_field(sale: LuaSale) -> None:
+async def test_an_expiry_reduces_the_buyer_count_and_removes_a_zero(sale: LuaSale) -> None:
     first, second = await sale.hold("ann"), await sale.hold("ann", lines={"a": 2})
     counted = ("HGETALL", sale.keys.buyer("ann"))
     await sale.run_out(second)
@@ -118,7 +115,7 @@ async def test_a_buyers_count_drops_with_each_expiry_and_leaves_no_field(sale: L
     assert await sale.connections.command(*counted) == []
 
 
-async def test_an_order_that_holds_nothing_gives_nothing_back(bare_sale: LuaSale) -> None:
+async def test_the_expiry_of_an_order_without_units_returns_none(bare_sale: LuaSale) -> None:
     await bare_sale.put(hold_policy="success")
     prepared, paying = [await bare_sale.hold("ann", lines={"a": 1}) for _ in range(2)]
     assert (await bare_sale.claim(paying))[0] == "claimed"
@@ -130,12 +127,11 @@ async def test_an_order_that_holds_nothing_gives_nothing_back(bare_sale: LuaSale
 
 
 @pytest.mark.parametrize("what", LOST)
-async def test_a_server_that_lost_acknowledged_events_changes_nothing(
+async def test_a_server_with_lost_events_refuses_and_changes_nothing(
     sale: LuaSale, what: str
 ) -> None:
     basket = await sale.hold()
     await sale.run_out(basket)
-    before = await sale.dump()
-    assert await sale.expire(basket, basket, mark=sale.lost(what)) == ["went_back"] * 2
-    assert await sale.dump() == before
+    async with sale.unchanged():
+        assert await sale.expire(basket, basket, mark=sale.lost(what)) == ["went_back"] * 2
     assert await sale.expire(basket, mark=sale.mark) == ["expired"]

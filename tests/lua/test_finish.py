@@ -31,7 +31,9 @@ async def brought_to(
 
 
 @pytest.mark.parametrize("status", STATUSES)
-async def test_each_outcome_walks_an_edge_or_changes_nothing(sale: LuaSale, status: str) -> None:
+async def test_each_outcome_makes_a_listed_transition_or_no_change(
+    sale: LuaSale, status: str
+) -> None:
     for outcome in OUTCOMES:
         basket = await brought_to(sale, status, f"buyer-{outcome}", 1)
         before = await sale.dump()
@@ -43,7 +45,7 @@ async def test_each_outcome_walks_an_edge_or_changes_nothing(sale: LuaSale, stat
         await sale.check()
 
 
-async def test_confirmed_is_sold(sale: LuaSale) -> None:
+async def test_a_confirmed_payment_sells_the_units(sale: LuaSale) -> None:
     basket = await brought_to(sale, "CONFIRMING")
     assert await sale.finish(basket, 1, "confirmed") == ["done", "CONFIRMED"]
     assert await sale.stock("a") == (10, 8, 0, 2)
@@ -51,23 +53,22 @@ async def test_confirmed_is_sold(sale: LuaSale) -> None:
     assert await sale.connections.command("ZCARD", sale.keys.confirming) == 0
 
 
-async def test_declined_gives_the_stock_and_the_limit_back(sale: LuaSale) -> None:
+async def test_a_declined_payment_returns_stock_and_limit(sale: LuaSale) -> None:
     basket = await brought_to(sale, "CONFIRMING")
     assert await sale.finish(basket, 1, "declined") == ["done", "RELEASED"]
     assert await sale.stock("a") == (10, 10, 0, 0)
     assert await sale.bought() == {}
 
 
-async def test_a_repeat_is_answered_again_and_writes_nothing(sale: LuaSale) -> None:
+async def test_a_repeated_finish_gets_the_same_reply_without_a_write(sale: LuaSale) -> None:
     for outcome in OUTCOMES:
         basket = await brought_to(sale, "CONFIRMING", f"buyer-{outcome}", 1)
         first = await sale.finish(basket, 1, outcome)
-        before = await sale.dump()
-        assert await sale.finish(basket, 1, outcome) == first
-        assert await sale.dump() == before
+        async with sale.unchanged():
+            assert await sale.finish(basket, 1, outcome) == first
 
 
-async def test_voided_goes_back_to_the_old_deadline(sale: LuaSale) -> None:
+async def test_a_void_restores_the_original_deadline(sale: LuaSale) -> None:
     basket = await sale.hold()
     deadline = (await sale.order(basket))["expires_at"]
     await sale.claim(basket, "pk")
@@ -77,14 +78,14 @@ async def test_voided_goes_back_to_the_old_deadline(sale: LuaSale) -> None:
     assert (await sale.claim(basket, "pk"))[:2] == ["claimed", "2"]
 
 
-async def test_voided_with_a_memory_keeps_the_key_from_being_claimed_again(sale: LuaSale) -> None:
+async def test_a_recorded_void_bars_the_key_from_another_claim(sale: LuaSale) -> None:
     basket = await sale.hold()
     await sale.claim(basket, "made up")
     await sale.finish(basket, 1, "voided", attempt="void:X")
     assert await sale.claim(basket, "made up") == ["present", "HELD", "void:X"]
 
 
-async def test_voided_after_the_deadline_is_expired(sale: LuaSale) -> None:
+async def test_a_void_after_the_deadline_expires_the_hold(sale: LuaSale) -> None:
     basket = await sale.hold()
     await sale.claim(basket)
     past = str(NOW.now_ms() - 1_000)
@@ -93,7 +94,7 @@ async def test_voided_after_the_deadline_is_expired(sale: LuaSale) -> None:
     assert await sale.stock("a") == (10, 10, 0, 0)
 
 
-async def test_voided_under_the_other_policy_holds_nothing(bare_sale: LuaSale) -> None:
+async def test_a_void_under_the_success_policy_holds_no_stock(bare_sale: LuaSale) -> None:
     await bare_sale.put(hold_policy="success")
     basket = await bare_sale.hold()
     await bare_sale.claim(basket)
@@ -102,7 +103,7 @@ async def test_voided_under_the_other_policy_holds_nothing(bare_sale: LuaSale) -
     await bare_sale.check()
 
 
-async def test_an_awaited_deposit_is_held_until_its_due_date(sale: LuaSale) -> None:
+async def test_a_pending_deposit_keeps_its_units_until_the_due_date(sale: LuaSale) -> None:
     basket = await brought_to(sale, "AWAITING_DEPOSIT")
     assert await sale.stock("a") == (10, 8, 2, 0)
     score = await sale.connections.command("ZSCORE", sale.keys.deposits, basket["order"])
@@ -115,7 +116,7 @@ async def test_an_awaited_deposit_is_held_until_its_due_date(sale: LuaSale) -> N
     assert await sale.stock("a") == (10, 8, 2, 0)
 
 
-async def test_a_deposit_that_came_and_went_gives_its_units_back_as_refunded(
+async def test_an_unseen_reversed_deposit_returns_its_units_as_refunded(
     sale: LuaSale,
 ) -> None:
     basket = await brought_to(sale, "AWAITING_DEPOSIT")
@@ -126,23 +127,21 @@ async def test_a_deposit_that_came_and_went_gives_its_units_back_as_refunded(
     assert (await sale.bought(), await sale.paid()) == ({}, 1)
     assert await sale.connections.command("ZCARD", sale.keys.deposits) == 0
     assert int((await sale.order(basket))["seq"]) == seq + 1
-    before = await sale.dump()
-    assert await sale.finish(basket, 1, "refunded", seen=seq) == refunded
-    assert await sale.dump() == before
+    async with sale.unchanged():
+        assert await sale.finish(basket, 1, "refunded", seen=seq) == refunded
     await sale.check()
 
 
 @pytest.mark.parametrize("outcome", ["refunded", "declined", "expired"])
-async def test_units_that_a_refund_withdraws_leave_the_sale(sale: LuaSale, outcome: str) -> None:
+async def test_units_withdrawn_by_a_refund_leave_the_sale(sale: LuaSale, outcome: str) -> None:
     basket = await brought_to(sale, "AWAITING_DEPOSIT")
     seq = int((await sale.order(basket))["seq"])
     ended = await sale.finish(basket, 1, outcome, restock=0)
     assert ended[0] == "done"
     assert await sale.stock("a") == (8, 8, 0, 0)
     assert await sale.bought() == {}
-    before = await sale.dump()
-    assert await sale.finish(basket, 1, outcome, restock=0, seen=seq) == ended
-    assert await sale.dump() == before
+    async with sale.unchanged():
+        assert await sale.finish(basket, 1, outcome, restock=0, seen=seq) == ended
     assert await sale.put(version=1) == ["changed", "2"]
     await sale.check()
 
@@ -150,7 +149,7 @@ async def test_units_that_a_refund_withdraws_leave_the_sale(sale: LuaSale, outco
 @pytest.mark.parametrize(
     ("status", "outcome"), [("AWAITING_DEPOSIT", "confirmed"), ("RELEASED", "refunded")]
 )
-async def test_no_units_are_withdrawn_that_the_outcome_does_not_give_up(
+async def test_only_units_freed_by_the_outcome_are_withdrawn(
     sale: LuaSale, status: str, outcome: str
 ) -> None:
     basket = await brought_to(sale, status)
@@ -160,7 +159,7 @@ async def test_no_units_are_withdrawn_that_the_outcome_does_not_give_up(
     await sale.check()
 
 
-async def test_a_stale_refund_does_not_end_a_paid_account(
+async def test_a_stale_refund_leaves_a_paid_virtual_account(
     sale: LuaSale,
 ) -> None:
     basket = await brought_to(sale, "AWAITING_DEPOSIT")
@@ -172,7 +171,7 @@ async def test_a_stale_refund_does_not_end_a_paid_account(
     assert late == ["stale", "AWAITING_DEPOSIT", "1"]
 
 
-async def test_the_last_word_about_a_payment_is_kept(sale: LuaSale) -> None:
+async def test_the_latest_outcome_of_a_payment_key_is_kept(sale: LuaSale) -> None:
     basket = await sale.hold()
     claimed = await sale.claim(basket, "pk")
     await sale.finish(basket, claimed[1], "awaiting_deposit", due_ms=NOW.now_ms() + 60_000)
@@ -182,21 +181,19 @@ async def test_the_last_word_about_a_payment_is_kept(sale: LuaSale) -> None:
 
 async def test_a_fence_above_the_stored_one_detects_a_loss(sale: LuaSale) -> None:
     basket = await brought_to(sale, "CONFIRMING")
-    before = await sale.dump()
-    assert await sale.finish(basket, 2, "confirmed") == ["lost", "CONFIRMING", "1"]
-    assert await sale.dump() == before
+    async with sale.unchanged():
+        assert await sale.finish(basket, 2, "confirmed") == ["lost", "CONFIRMING", "1"]
 
 
-async def test_a_finish_of_nothing_a_late_one_and_one_of_another_epoch(sale: LuaSale) -> None:
+async def test_an_unknown_late_or_outdated_finish_changes_nothing(sale: LuaSale) -> None:
     basket = await brought_to(sale, "CONFIRMING")
-    before = await sale.dump()
-    assert await sale.finish(sale.basket(), 1, "confirmed") == ["not_found"]
-    assert await sale.finish(basket, 1, "confirmed", late=1) == ["too_late"]
-    assert await sale.finish(basket, 1, "confirmed", epoch="other") == ["recovering"]
-    assert await sale.dump() == before
+    async with sale.unchanged():
+        assert await sale.finish(sale.basket(), 1, "confirmed") == ["not_found"]
+        assert await sale.finish(basket, 1, "confirmed", late=1) == ["too_late"]
+        assert await sale.finish(basket, 1, "confirmed", epoch="other") == ["recovering"]
 
 
-async def test_a_deposit_that_was_taken_back_is_awaited_until_its_new_date(sale: LuaSale) -> None:
+async def test_a_reversed_deposit_is_awaited_until_its_new_due_date(sale: LuaSale) -> None:
     basket = await sale.hold()
     await sale.claim(basket)
     await sale.finish(basket, 1, "awaiting_deposit", due_ms=1_000)
@@ -213,17 +210,16 @@ async def test_a_finish_read_before_the_last_change_is_stale(sale: LuaSale) -> N
     before_the_deposit = (await sale.order(basket))["seq"]
     await sale.finish(basket, 1, "confirmed")
     after_the_deposit = (await sale.order(basket))["seq"]
-    state = await sale.dump()
-    late = await sale.finish(basket, 1, "awaiting_deposit", seen=before_the_deposit)
-    assert late == ["stale", "CONFIRMED", "1"]
-    assert await sale.dump() == state
+    async with sale.unchanged():
+        late = await sale.finish(basket, 1, "awaiting_deposit", seen=before_the_deposit)
+        assert late == ["stale", "CONFIRMED", "1"]
     await sale.finish(basket, 1, "awaiting_deposit", seen=after_the_deposit)
     late = await sale.finish(basket, 1, "confirmed", seen=before_the_deposit)
     assert late == ["stale", "AWAITING_DEPOSIT", "1"]
     assert await sale.stock("a") == (10, 9, 1, 0)
 
 
-async def test_a_repeat_that_its_own_change_made_late_is_answered_again(sale: LuaSale) -> None:
+async def test_a_repeat_made_stale_by_its_own_change_gets_the_same_reply(sale: LuaSale) -> None:
     basket = await brought_to(sale, "AWAITING_DEPOSIT")
     seen = (await sale.order(basket))["seq"]
     first = await sale.finish(basket, 1, "confirmed", seen=seen)
@@ -237,7 +233,7 @@ async def test_a_claim_is_finished_by_its_fence_despite_stale_reads(sale: LuaSal
     assert await sale.finish(basket, 1, "confirmed", seen=seen) == ["done", "CONFIRMED"]
 
 
-async def test_voided_without_a_memory_leaves_no_trace_of_the_key(sale: LuaSale) -> None:
+async def test_an_unrecorded_void_removes_the_payment_key(sale: LuaSale) -> None:
     basket = await sale.hold()
     await sale.claim(basket, "pk")
     assert (await sale.order(basket))["payment_key"] == "pk"
@@ -247,7 +243,7 @@ async def test_voided_without_a_memory_leaves_no_trace_of_the_key(sale: LuaSale)
     assert order["attempts"] == "0"
 
 
-async def test_an_order_that_was_never_claimed_is_finished_under_fence_0_alone(
+async def test_an_unclaimed_order_is_finished_only_under_fence_0(
     sale: LuaSale,
 ) -> None:
     basket = await sale.hold()
@@ -258,52 +254,48 @@ async def test_an_order_that_was_never_claimed_is_finished_under_fence_0_alone(
 
 
 @pytest.mark.parametrize("lost", ["fence", "attempts"])
-async def test_a_count_that_is_lost_is_a_bug_and_no_zero(sale: LuaSale, lost: str) -> None:
+async def test_a_finish_with_a_lost_counter_fails_as_a_bug(sale: LuaSale, lost: str) -> None:
     basket = await brought_to(sale, "CONFIRMING")
     await sale.connections.command("HDEL", sale.keys.order(basket["order"]), lost)
-    before = await sale.dump()
-    for fence in (0, 1):
-        with pytest.raises(Exception, match="BUG finish"):
-            await sale.finish(basket, fence, "confirmed")
-    assert await sale.dump() == before
+    async with sale.unchanged():
+        for fence in (0, 1):
+            with pytest.raises(Exception, match="BUG finish"):
+                await sale.finish(basket, fence, "confirmed")
 
 
 @pytest.mark.parametrize("what", LOST)
-async def test_a_server_that_lost_acknowledged_events_changes_nothing(
+async def test_a_server_with_lost_events_refuses_and_changes_nothing(
     sale: LuaSale, what: str
 ) -> None:
     basket = await sale.hold()
     await sale.claim(basket)
-    before = await sale.dump()
-    assert await sale.finish(basket, 1, "confirmed", mark=sale.lost(what)) == ["went_back"]
-    assert await sale.dump() == before
+    async with sale.unchanged():
+        assert await sale.finish(basket, 1, "confirmed", mark=sale.lost(what)) == ["went_back"]
     assert await sale.finish(basket, 1, "confirmed", mark=sale.mark) == ["done", "CONFIRMED"]
 
 
 async def test_a_finish_under_an_unissued_fence_detects_a_loss(sale: LuaSale) -> None:
     basket = await sale.hold()
-    before = await sale.dump()
-    assert await sale.finish(basket, 1, "confirmed") == ["lost", "HELD", "0"]
-    assert await sale.dump() == before
+    async with sale.unchanged():
+        assert await sale.finish(basket, 1, "confirmed") == ["lost", "HELD", "0"]
 
 
 @pytest.mark.parametrize(
     ("asked_key", "claim_id"), [("pk", "another"), ("another", "mine"), ("another", "another")]
 )
-async def test_a_finish_of_another_claim_under_the_same_fence_finds_a_loss(
+async def test_a_finish_of_another_claim_under_one_fence_detects_a_loss(
     sale: LuaSale, asked_key: str, claim_id: str
 ) -> None:
     basket = await sale.hold()
     await sale.claim(basket, "pk", claim_id="mine")
-    before = await sale.dump()
-    reply = await sale.finish(basket, 1, "confirmed", asked_key=asked_key, claim_id=claim_id)
-    assert reply == ["lost", "CONFIRMING", "1"]
-    assert await sale.dump() == before
+    async with sale.unchanged():
+        reply = await sale.finish(basket, 1, "confirmed", asked_key=asked_key, claim_id=claim_id)
+        assert reply == ["lost", "CONFIRMING", "1"]
     own = await sale.finish(basket, 1, "confirmed", asked_key="pk", claim_id="mine")
     assert own == ["done", "CONFIRMED"]
 
 
-async def test_a_finish_whose_claim_was_taken_over_is_late_and_no_loss(sale: LuaSale) -> None:
+async def test_a_finish_after_a_take_over_is_stale_and_not_a_loss(sale: LuaSale) -> None:
     basket = await sale.hold()
     await sale.claim(basket, "pk", claim_id="mine")
     await sale.connections.command("ZADD", sale.keys.confirming, "1", basket["order"])

@@ -18,17 +18,16 @@ async def leave(sale: LuaSale, buyer: str = "ann", **limits: Any) -> str:
     return word
 
 
-async def test_a_buyer_leaves_no_more_than_so_many_orders_unpaid(sale: LuaSale) -> None:
+async def test_the_unpaid_orders_of_a_buyer_are_limited(sale: LuaSale) -> None:
     words = [await leave(sale, unpaid_max=3) for _ in range(5)]
     refused = "too_many_orders"
     assert words == [*["held"] * 3, refused, refused]
-    before = await sale.dump()
-    assert await sale.prepare(sale.basket("ann"), unpaid_max=3) == [["too_many_orders", "3"]]
-    assert await sale.dump() == before
+    async with sale.unchanged():
+        assert await sale.prepare(sale.basket("ann"), unpaid_max=3) == [["too_many_orders", "3"]]
     assert await leave(sale, "bob", unpaid_max=3) == "held"
 
 
-async def test_prepared_orders_count_as_unpaid_for_they_hold_nothing(bare_sale: LuaSale) -> None:
+async def test_prepared_orders_without_a_hold_count_as_unpaid(bare_sale: LuaSale) -> None:
     await bare_sale.put(hold_policy="success")
     baskets = [bare_sale.basket("ann") for _ in range(4)]
     words = [reply[0] for reply in await bare_sale.prepare(*baskets, unpaid_max=3)]
@@ -36,7 +35,7 @@ async def test_prepared_orders_count_as_unpaid_for_they_hold_nothing(bare_sale: 
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-async def test_orders_that_hold_do_not_count(sale: LuaSale, at_once: bool) -> None:
+async def test_held_orders_do_not_count_as_unpaid(sale: LuaSale, at_once: bool) -> None:
     """Nor do orders in CONFIRMING or AWAITING_DEPOSIT."""
     paying, waiting = await sale.hold("ann"), await sale.hold("ann")
     await sale.claim(paying)
@@ -55,7 +54,7 @@ async def test_orders_that_hold_do_not_count(sale: LuaSale, at_once: bool) -> No
     assert last[0] == "too_many_orders"
 
 
-async def test_an_order_that_expired_counts_as_unpaid(sale: LuaSale) -> None:
+async def test_an_expired_order_counts_as_unpaid(sale: LuaSale) -> None:
     basket = await sale.hold("ann")
     await sale.run_out(basket)
     assert await sale.expire(basket) == ["expired"]
@@ -69,7 +68,7 @@ async def test_a_declined_order_counts_as_unpaid(sale: LuaSale) -> None:
     assert (await sale.prepare(sale.basket("ann"), unpaid_max=1))[0][0] == "too_many_orders"
 
 
-async def test_a_paid_order_makes_room_and_so_does_one_that_was_refunded(sale: LuaSale) -> None:
+async def test_paid_and_refunded_orders_do_not_count_as_unpaid(sale: LuaSale) -> None:
     sold = await sale.sold("ann")
     assert await leave(sale, unpaid_max=1) == "held"
     assert await leave(sale, unpaid_max=1) == "too_many_orders"
@@ -79,7 +78,7 @@ async def test_a_paid_order_makes_room_and_so_does_one_that_was_refunded(sale: L
     assert await leave(sale, unpaid_max=2) == "held"
 
 
-async def test_a_deposit_that_the_bank_took_back_may_end_unpaid(sale: LuaSale) -> None:
+async def test_a_reversed_deposit_may_count_as_unpaid(sale: LuaSale) -> None:
     sold = await sale.sold("ann")
     await sale.finish(sold, 1, "awaiting_deposit", due_ms=1)
     assert await sale.paid("ann") == 0
@@ -87,14 +86,14 @@ async def test_a_deposit_that_the_bank_took_back_may_end_unpaid(sale: LuaSale) -
     assert await leave(sale, unpaid_max=1) == "too_many_orders"
 
 
-async def test_money_that_came_too_late_and_went_back_was_paid(sale: LuaSale) -> None:
+async def test_refunded_late_money_counts_as_paid(sale: LuaSale) -> None:
     basket = await sale.hold("ann")
     claimed = await sale.claim(basket)
     await sale.finish(basket, claimed[1], "refunded")
     assert await sale.paid("ann") == 1
 
 
-async def test_a_replay_comes_before_both_limits(sale: LuaSale) -> None:
+async def test_a_replay_is_answered_before_both_limits(sale: LuaSale) -> None:
     basket = await sale.hold("ann")
     await sale.release(basket)
     limits = {"unpaid_max": 1, "rate": (50, 20), "sustained": (1, MINUTE_MS)}
@@ -115,15 +114,14 @@ async def test_the_limit_counts_thousands_of_orders(bare_sale: LuaSale) -> None:
     assert (await bare_sale.prepare(bare_sale.basket("ann"), unpaid_max=3))[0][0] == "held"
 
 
-async def test_a_buyer_takes_no_more_than_the_sustained_rate(sale: LuaSale) -> None:
+async def test_a_buyer_cannot_exceed_the_sustained_rate(sale: LuaSale) -> None:
     limits: dict[str, Any] = {"rate": (MINUTE_MS, 1_000), "sustained": (3, MINUTE_MS)}
     words = [await leave(sale, **limits) for _ in range(4)]
     assert words == ["held"] * 3 + ["rate_limited"]
-    before = await sale.dump()
-    [[word, wait_ms]] = await sale.prepare(sale.basket("ann"), **limits)
-    assert word == "rate_limited"
-    assert 0 < int(wait_ms) <= MINUTE_MS
-    assert await sale.dump() == before
+    async with sale.unchanged():
+        [[word, wait_ms]] = await sale.prepare(sale.basket("ann"), **limits)
+        assert word == "rate_limited"
+        assert 0 < int(wait_ms) <= MINUTE_MS
 
 
 @pytest.mark.parametrize(("moved_ms", "word"), [(-60_001, "held"), (-30_000, "rate_limited")])
@@ -138,7 +136,7 @@ async def test_the_sustained_rate_counts_a_sliding_period(
     assert reply[0][0] == word
 
 
-async def test_the_sustained_rate_binds_for_one_period_where_the_clock_went_back(
+async def test_after_a_clock_step_back_the_sustained_rate_lasts_one_period(
     sale: LuaSale,
 ) -> None:
     basket = await sale.hold("ann")
@@ -154,17 +152,16 @@ async def test_without_a_burst_there_is_no_sustained_rate(sale: LuaSale) -> None
     assert words == ["held"] * 3
 
 
-async def test_a_paid_count_that_is_no_count_is_a_bug(bare_sale: LuaSale) -> None:
+async def test_a_malformed_paid_count_fails_as_a_bug(bare_sale: LuaSale) -> None:
     await bare_sale.put()
     basket = await bare_sale.hold("ann")
     await bare_sale.connections.command("HSET", bare_sale.keys.buyer("ann"), ":paid", "many")
     [bug] = await bare_sale.prepare(bare_sale.basket("ann"), unpaid_max=1)
     assert "BUG prepare: what the buyer has paid for is no count" in str(bug)
     claimed = await bare_sale.claim(basket)
-    before = await bare_sale.dump()
-    with pytest.raises(Exception, match="BUG finish"):
-        await bare_sale.finish(basket, claimed[1], "confirmed")
-    assert await bare_sale.dump() == before
+    async with bare_sale.unchanged():
+        with pytest.raises(Exception, match="BUG finish"):
+            await bare_sale.finish(basket, claimed[1], "confirmed")
 
 
 async def test_the_paid_count_never_falls_below_zero(bare_sale: LuaSale) -> None:
@@ -176,20 +173,18 @@ async def test_the_paid_count_never_falls_below_zero(bare_sale: LuaSale) -> None
     buyer = bare_sale.keys.buyer("ann")
     for damage in (("HDEL", buyer, ":paid"), ("HSET", buyer, ":paid", "0")):
         await bare_sale.connections.command(*damage)
-        before = await bare_sale.dump()
-        with pytest.raises(Exception, match="BUG finish: what the buyer has paid for"):
-            await bare_sale.finish(basket, fence, "awaiting_deposit", due_ms=1)
-        assert await bare_sale.dump() == before
+        async with bare_sale.unchanged():
+            with pytest.raises(Exception, match="BUG finish: what the buyer has paid for"):
+                await bare_sale.finish(basket, fence, "awaiting_deposit", due_ms=1)
     await bare_sale.connections.command("HSET", buyer, ":paid", "1")
     reply = await bare_sale.finish(basket, fence, "awaiting_deposit", due_ms=1)
     assert reply == ["done", "AWAITING_DEPOSIT"]
     assert await bare_sale.paid("ann") == 0
 
 
-async def test_a_crowd_that_finds_nothing_left_leaves_nothing_behind(sale: LuaSale) -> None:
+async def test_sold_out_refusals_write_no_keys(sale: LuaSale) -> None:
     await sale.hold("first", lines={"b": 5})
-    before = await sale.dump()
-    limits = {"rate": (50, 20), "sustained": (20, MINUTE_MS), "unpaid_max": 20}
-    crowd = [sale.basket(f"late-{number}", lines={"b": 1}) for number in range(20)]
-    assert {reply[0] for reply in await sale.prepare(*crowd, **limits)} == {"sold_out"}
-    assert await sale.dump() == before
+    async with sale.unchanged():
+        limits = {"rate": (50, 20), "sustained": (20, MINUTE_MS), "unpaid_max": 20}
+        crowd = [sale.basket(f"late-{number}", lines={"b": 1}) for number in range(20)]
+        assert {reply[0] for reply in await sale.prepare(*crowd, **limits)} == {"sold_out"}

@@ -10,7 +10,7 @@ async def overdue(sale: LuaSale, count: int = 3, **lines: int) -> list[dict[str,
     return baskets
 
 
-async def test_more_than_the_limit_alone_is_refused_at_once(sale: LuaSale) -> None:
+async def test_a_basket_above_the_limit_is_refused_at_once(sale: LuaSale) -> None:
     await overdue(sale, a=1)
     own = await sale.hold("ann")
     await sale.run_out(own)
@@ -24,7 +24,7 @@ async def test_a_buyer_without_an_overdue_hold_is_refused_at_once(sale: LuaSale)
     assert await sale.prepare(sale.basket("ann")) == [["limit_exceeded", "a", "3", "3"]]
 
 
-async def test_a_buyers_own_overdue_holds_are_named_and_no_others(sale: LuaSale) -> None:
+async def test_only_the_buyers_own_overdue_holds_are_reported(sale: LuaSale) -> None:
     await overdue(sale, a=1)
     own = await sale.hold("ann", lines={"a": 3})
     other_item = await sale.hold("ann", lines={"b": 1})
@@ -43,21 +43,21 @@ async def test_a_permanently_sold_out_item_is_refused_at_once(sale: LuaSale) -> 
     assert await sale.prepare(wish) == [["sold_out", "", "a", "7", "b", "0"]]
 
 
-async def test_pieces_held_in_the_same_batch_count_as_held(sale: LuaSale) -> None:
+async def test_units_held_in_the_same_batch_count_as_held(sale: LuaSale) -> None:
     await overdue(sale, a=1)
     taken, late = sale.basket("bob", lines={"b": 5}), sale.basket("ann", lines={"b": 1})
     replies = await sale.prepare(taken, late)
     assert [reply[0] for reply in replies] == ["held", "due"]
 
 
-async def test_an_item_sold_for_good_names_no_deadline_of_another_item(sale: LuaSale) -> None:
+async def test_a_sold_out_reply_has_no_deadline_of_another_item(sale: LuaSale) -> None:
     held = await sale.hold("bob", lines={"a": 1})
     await sale.sold("buyer-1", lines={"b": 5})
     assert await sale.prepare(sale.basket("ann", lines={"b": 1})) == [["sold_out", "", "b", "0"]]
     assert (await sale.order(held))["status"] == "HELD"
 
 
-async def test_one_buyer_over_the_limit_does_not_hold_up_the_batch(sale: LuaSale) -> None:
+async def test_a_buyer_over_the_limit_does_not_delay_the_batch(sale: LuaSale) -> None:
     await overdue(sale, count=5, a=1)
     await sale.hold("ann", lines={"a": 3})
     greedy, bob = sale.basket("ann"), sale.basket("bob")
@@ -65,7 +65,7 @@ async def test_one_buyer_over_the_limit_does_not_hold_up_the_batch(sale: LuaSale
     assert [reply[0] for reply in replies] == ["limit_exceeded", "held"]
 
 
-async def test_out_of_turn_those_behind_a_basket_that_is_due_are_decided(sale: LuaSale) -> None:
+async def test_out_of_turn_baskets_behind_a_due_one_are_decided(sale: LuaSale) -> None:
     old = await overdue(sale, count=2, b=2)
     wishes = [
         sale.basket("ann", lines={"b": 2}),
@@ -79,7 +79,7 @@ async def test_out_of_turn_those_behind_a_basket_that_is_due_are_decided(sale: L
     assert others[1] == ["due"], "named once in a reply"
 
 
-async def test_a_waited_basket_is_refused_and_the_next_equal_one_is_due(
+async def test_a_basket_that_waited_is_refused_while_another_is_due(
     sale: LuaSale,
 ) -> None:
     await overdue(sale, count=5, b=1)
@@ -89,7 +89,7 @@ async def test_a_waited_basket_is_refused_and_the_next_equal_one_is_due(
     assert replies[0][2:] == ["b", "0"]
 
 
-async def test_a_buyer_who_has_waited_gets_the_limit_refusal(sale: LuaSale) -> None:
+async def test_a_limit_refusal_is_final_after_waiting(sale: LuaSale) -> None:
     own = await sale.hold("ann", lines={"a": 3})
     await sale.run_out(own)
     reply = await sale.prepare(sale.basket("ann"), waited="1")

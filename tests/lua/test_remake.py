@@ -34,7 +34,7 @@ async def remake(
     )
 
 
-async def test_a_lost_order_is_held_again_at_its_own_prices(
+async def test_a_lost_order_is_held_again_at_its_original_prices(
     sale: LuaSale,
 ) -> None:
     basket = sale.basket(lines={"a": 2, "b": 1})
@@ -44,13 +44,12 @@ async def test_a_lost_order_is_held_again_at_its_own_prices(
     assert (order["status"], order["amount"], order["name"]) == ("HELD", "2700", 'n"1')
     assert (await sale.stock("a"), await sale.stock("b")) == ((10, 8, 2, 0), (5, 4, 1, 0))
     assert await sale.bought() == {"a": "2", "b": "1"}
-    before = await sale.dump()
-    assert await remake(sale, basket) == ["done"]
-    assert await sale.dump() == before
+    async with sale.unchanged():
+        assert await remake(sale, basket) == ["done"]
     assert (await sale.claim(basket))[0] == "claimed"
 
 
-async def test_a_lost_order_of_a_sale_that_takes_stock_later_holds_nothing(
+async def test_a_remade_order_under_the_success_policy_holds_no_stock(
     bare_sale: LuaSale,
 ) -> None:
     await bare_sale.put(hold_policy="success")
@@ -64,15 +63,14 @@ async def test_a_lost_order_of_a_sale_that_takes_stock_later_holds_nothing(
 async def test_unavailable_items_are_not_held_again(sale: LuaSale) -> None:
     await sale.hold("other", lines={"b": 5})
     mine = sale.basket("mine", lines={"a": 1, "b": 1})
-    before = await sale.dump()
-    assert await remake(sale, mine) == ["sold_out", "", "a", "10", "b", "0"]
-    assert await remake(sale, sale.basket(lines={"a": 4})) == ["limit_exceeded", "a", "3", "0"]
-    assert await remake(sale, mine, epoch="other") == ["recovering"]
-    assert await remake(sale, mine, late=1) == ["too_late"]
-    assert await sale.dump() == before
+    async with sale.unchanged():
+        assert await remake(sale, mine) == ["sold_out", "", "a", "10", "b", "0"]
+        assert await remake(sale, sale.basket(lines={"a": 4})) == ["limit_exceeded", "a", "3", "0"]
+        assert await remake(sale, mine, epoch="other") == ["recovering"]
+        assert await remake(sale, mine, late=1) == ["too_late"]
 
 
-async def test_an_item_that_left_the_sale_is_not_held_again(sale: LuaSale) -> None:
+async def test_a_removed_item_is_not_held_again(sale: LuaSale) -> None:
     await sale.put(version=1, digest="e", items=[("a", "A", 1000, 10, 3)], leaving=["b"])
     basket = sale.basket(lines={"b": 1})
     assert await remake(sale, basket) == ["item_gone", "b"]

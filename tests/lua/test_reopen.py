@@ -18,9 +18,7 @@ async def reopen(here: Bench, sale_id: str, *, epoch: str, late: int = 0) -> Any
     )
 
 
-async def test_the_outbox_continues_from_the_head_and_a_repeat_adds_nothing(
-    tmp_path: Path, valkey_url: str
-) -> None:
+async def test_a_reopened_outbox_continues_from_the_head(tmp_path: Path, valkey_url: str) -> None:
     async with bench(tmp_path, valkey_url) as here:
         sale_id = await here.sale()
         await here.hold(sale_id)
@@ -39,9 +37,7 @@ async def test_the_outbox_continues_from_the_head_and_a_repeat_adds_nothing(
         assert (await here.service.sql.events.cursor(sale_id)) == (3, counters.chain)
 
 
-async def test_another_rebuild_and_a_late_call_append_nothing(
-    tmp_path: Path, valkey_url: str
-) -> None:
+async def test_an_outdated_or_late_reopen_appends_nothing(tmp_path: Path, valkey_url: str) -> None:
     async with bench(tmp_path, valkey_url) as here:
         sale_id = await here.sale()
         names = here.service.keys.of(sale_id)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from reservation.adapters.redis.keys import SaleKeys
 from reservation.adapters.redis.sale_writer import Writes
 from reservation.adapters.redis.script_results import RestoreWord
 from reservation.adapters.redis.scripts import load
@@ -19,13 +20,18 @@ async def restore(here: Bench, sale_id: str, writes: Writes, *, epoch: str, late
     )
 
 
+async def live_sale(here: Bench) -> tuple[str, SaleKeys, str]:
+    """Create a sale; return its id, its keys and its epoch."""
+    sale_id = await here.sale()
+    epoch = (await here.service.catalog.fresh(sale_id)).epoch
+    return sale_id, here.service.keys.of(sale_id), epoch
+
+
 async def test_a_rebuilt_sale_is_unchanged_by_a_second_rebuild(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with bench(tmp_path, valkey_url) as here:
-        sale_id = await here.sale()
-        epoch = (await here.service.catalog.fresh(sale_id)).epoch
-        names = here.service.keys.of(sale_id)
+        sale_id, names, epoch = await live_sale(here)
         writes = Writes()
         writes.hset(names.order("o"), {"status": "HELD", "amount": 9_999_999_999_999, "fence": 3})
         writes.hdel(names.order("o"), "fence")
@@ -41,7 +47,9 @@ async def test_a_rebuilt_sale_is_unchanged_by_a_second_rebuild(
         assert await command("EXISTS", names.deposits) == 0
 
 
-async def test_a_lost_sale_belongs_to_the_first_rebuild(tmp_path: Path, valkey_url: str) -> None:
+async def test_only_the_first_rebuild_of_a_lost_sale_can_write(
+    tmp_path: Path, valkey_url: str
+) -> None:
     async with bench(tmp_path, valkey_url) as here:
         sale_id = await here.sale()
         await here.lose(sale_id)
@@ -54,13 +62,9 @@ async def test_a_lost_sale_belongs_to_the_first_rebuild(tmp_path: Path, valkey_u
         assert await here.service.connections.command("HGET", sale, "epoch") == "first"
 
 
-async def test_another_rebuild_and_a_late_call_write_nothing(
-    tmp_path: Path, valkey_url: str
-) -> None:
+async def test_an_outdated_or_late_restore_writes_nothing(tmp_path: Path, valkey_url: str) -> None:
     async with bench(tmp_path, valkey_url) as here:
-        sale_id = await here.sale()
-        epoch = (await here.service.catalog.fresh(sale_id)).epoch
-        names = here.service.keys.of(sale_id)
+        sale_id, names, epoch = await live_sale(here)
         writes = Writes()
         writes.hset(names.order("o"), {"status": "HELD"})
         assert await restore(here, sale_id, writes, epoch="other") == [RestoreWord.RECOVERING]

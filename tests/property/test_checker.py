@@ -88,7 +88,7 @@ def clean(recorded: Path) -> Lines:
     return [DECODER.decode(line) for line in recorded.read_bytes().splitlines()]
 
 
-def test_a_clean_history_is_judged_whole_and_found_without_violation(recorded: Path) -> None:
+def test_a_clean_history_is_checked_completely_without_violations(recorded: Path) -> None:
     judged = verify(recorded)
     assert judged.violations == []
     assert judged.ok
@@ -355,7 +355,7 @@ BREAKS: dict[Callable[[Lines], None], Broken] = {
 
 
 @pytest.mark.parametrize("harm", BREAKS, ids=lambda one: one.__name__)
-def test_each_harm_is_found_and_named(
+def test_each_violation_is_detected_by_name(
     clean: Lines, tmp_path: Path, harm: Callable[[Lines], None]
 ) -> None:
     harm(clean)
@@ -371,7 +371,7 @@ def written(lines: Lines, folder: Path) -> Path:
     return path
 
 
-def test_the_line_of_a_violation_is_the_one_that_shows_it(clean: Lines, tmp_path: Path) -> None:
+def test_a_violation_reports_the_line_that_proves_it(clean: Lines, tmp_path: Path) -> None:
     wrong = call(clean, operation="prepare", status=201)
     wrong.amount += 1
     (found,) = verify(written(clean, tmp_path)).violations
@@ -411,19 +411,21 @@ def test_the_exit_status_follows_the_verdict(recorded: Path, clean: Lines, tmp_p
     assert nothing.stderr.startswith("reservation: ")
 
 
-def test_every_edge_of_an_event_is_one_of_the_contract() -> None:
+def test_each_transition_of_an_event_is_in_the_contract() -> None:
     walked = {(Status(origin), Status(to)) for _, origin, to in EDGES if origin != to}
     assert walked == {(origin, to) for origin, ends in TRANSITIONS.items() for to in ends}
 
 
-def test_a_refusal_that_became_true_during_its_call_is_no_lie(clean: Lines, tmp_path: Path) -> None:
+def test_a_refusal_true_at_any_time_during_its_call_is_accepted(
+    clean: Lines, tmp_path: Path
+) -> None:
     """A call that spans a whole sale may be refused for a condition that holds only at the end."""
     line = call(clean, code="sold_out")
     line.invoked_ns = of_kind(clean, Head)[0].invoked_ns - 1
     assert verify(written(clean, tmp_path)).ok
 
 
-def test_a_call_with_an_unknown_outcome_is_no_violation(clean: Lines, tmp_path: Path) -> None:
+def test_a_call_with_an_unknown_outcome_is_accepted(clean: Lines, tmp_path: Path) -> None:
     line = call(clean, operation="prepare", status=201, replayed=False)
     line.status, line.answered_ns = 0, None
     judged = verify(written(clean, tmp_path))

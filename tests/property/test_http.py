@@ -248,7 +248,7 @@ async def past_of(settings: Settings, sale_id: str) -> list[Record]:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("examples", [5, pytest.param(50, marks=pytest.mark.slow)])
-def test_every_answer_of_a_random_history_matches_the_events(served: Served, examples: int) -> None:
+def test_random_histories_over_http_match_the_events(served: Served, examples: int) -> None:
     class Here(Sale):
         pass
 

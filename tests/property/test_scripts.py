@@ -372,7 +372,7 @@ def rules_of(policy: str, items: dict[str, Item]) -> Rules:
     )
 
 
-def test_random_histories_match_the_rules(valkey_url: str) -> None:
+def test_random_script_calls_match_the_rules(valkey_url: str) -> None:
     class Here(Sale):
         url = valkey_url
 

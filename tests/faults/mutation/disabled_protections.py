@@ -44,7 +44,7 @@ BREAKERS = (
         file="scripts/lua/lib/sold_out.lua",
         old="short = short or stock.available < line.quantity",
         new="short = false",
-        test="tests/lua/test_prepare.py::test_sold_out_is_all_or_nothing",
+        test="tests/lua/test_prepare.py::test_a_basket_is_held_completely_or_not_at_all",
         says="sold_out",
     ),
     Breaker(
@@ -52,7 +52,7 @@ BREAKERS = (
         file="scripts/lua/lib/limit.lua",
         old="if has + line.quantity > line.stock.limit then",
         new="if false then",
-        test="tests/lua/test_prepare.py::test_a_buyer_has_no_more_than_the_limit",
+        test="tests/lua/test_prepare.py::test_a_buyer_cannot_exceed_the_limit",
         says="limit_exceeded",
     ),
     Breaker(
@@ -68,7 +68,7 @@ BREAKERS = (
         file="scripts/lua/prepare.lua",
         old="if now_ms > not_after then",
         new="if false then",
-        test="tests/lua/test_prepare.py::test_a_late_call_and_another_epoch_change_nothing",
+        test="tests/lua/test_prepare.py::test_a_late_or_outdated_call_changes_nothing",
         says="too_late",
     ),
     Breaker(
@@ -76,7 +76,7 @@ BREAKERS = (
         file="scripts/lua/lib/head.lua",
         old="if found[1] ~= epoch then return nil end",
         new="",
-        test="tests/lua/test_finish.py::test_a_finish_of_nothing_a_late_one_and_one_of_another_epoch",
+        test="tests/lua/test_finish.py::test_an_unknown_late_or_outdated_finish_changes_nothing",
         says="recovering",
     ),
     Breaker(
@@ -84,7 +84,7 @@ BREAKERS = (
         file="scripts/lua/lib/head.lua",
         old='if last.err or not last[1] or last[1][1] ~= found[2] .. "-0" then return nil end',
         new="",
-        test="tests/lua/test_prepare.py::test_a_sale_that_lost_something_sells_nothing",
+        test="tests/lua/test_prepare.py::test_an_incomplete_sale_accepts_no_prepare",
         says="recovering",
     ),
     Breaker(
@@ -92,7 +92,7 @@ BREAKERS = (
         file="scripts/lua/finish.lua",
         old="if current_fence ~= fence or not to or unseen then",
         new="if not to or unseen then",
-        test="tests/lua/test_finish.py::test_a_finish_whose_claim_was_taken_over_is_late_and_no_loss",
+        test="tests/lua/test_finish.py::test_a_finish_after_a_take_over_is_stale_and_not_a_loss",
         says="stale",
     ),
     Breaker(
@@ -101,7 +101,7 @@ BREAKERS = (
         old="if head.seq ~= mark_seq then return head.seq < mark_seq end",
         new="do return false end",
         test="tests/lua/test_prepare.py::"
-        "test_a_server_that_lost_acknowledged_events_changes_nothing",
+        "test_a_server_with_lost_events_refuses_and_changes_nothing",
         says="went_back",
     ),
     Breaker(
@@ -150,7 +150,7 @@ BREAKERS = (
         file="scripts/lua/claim.lua",
         old='redis.call("ZREM", deadlines, order_id)',
         new="",
-        test="tests/lua/test_claim.py::test_a_payment_that_comes_before_the_reaper_wins",
+        test="tests/lua/test_claim.py::test_a_claim_before_the_reaper_keeps_the_hold",
         says="assert",
     ),
     Breaker(
@@ -167,7 +167,7 @@ BREAKERS = (
         old="#!lua flags=allow-oom",
         new="#!lua",
         test="tests/lua/test_out_of_memory.py::"
-        "test_without_memory_new_holds_and_sales_are_refused_before_any_write",
+        "test_out_of_memory_refuses_holds_and_sales_before_any_write",
         says="StoreUnavailable",
     ),
     Breaker(
