@@ -81,7 +81,7 @@ def in_sql(served: Served, order: dict[str, Any], status: str) -> dict[str, Any]
     return eventually(read_order, lambda found: found.get("status") == status)
 
 
-def test_a_sale_is_created_and_answered_with_its_counters(served: Served) -> None:
+def test_a_created_sale_is_returned_with_its_counters(served: Served) -> None:
     sale_id = fresh()
     answer = put(served, sale_id, sale_document(virtualAccounts=True, requireAdmission=True))
     assert answer.status_code == 201, answer.text
@@ -105,7 +105,7 @@ def test_a_sale_is_created_and_answered_with_its_counters(served: Served) -> Non
     assert again.json()["items"] == sale["items"]
 
 
-def test_the_same_creation_again_is_a_repeat(served: Served) -> None:
+def test_a_repeated_creation_returns_the_same_sale(served: Served) -> None:
     sale_id, document = fresh(), sale_document()
     first = put(served, sale_id, document)
     again = put(served, sale_id, document)
@@ -114,7 +114,7 @@ def test_the_same_creation_again_is_a_repeat(served: Served) -> None:
     assert served.audit(sale_id)["ok"]
 
 
-def test_a_sale_in_the_past_and_with_nothing_to_sell_can_be_made(served: Served) -> None:
+def test_a_past_sale_without_units_can_be_created(served: Served) -> None:
     document = sale_document(
         opensAt="2020-01-01T00:00:00Z", closesAt="2020-01-02T00:00:00Z", items=[item("a", total=0)]
     )
@@ -122,14 +122,14 @@ def test_a_sale_in_the_past_and_with_nothing_to_sell_can_be_made(served: Served)
     assert (answer.status_code, answer.json()["status"]) == (201, "closed")
 
 
-def test_a_sale_of_two_hundred_items_with_long_names_can_be_put(served: Served) -> None:
+def test_a_sale_of_200_items_with_long_names_can_be_created(served: Served) -> None:
     items = [item(f"s{number}", name="상품" * 100) for number in range(200)]
     answer = put(served, fresh(), sale_document(items=items))
     assert answer.status_code == 201, answer.text
     assert len(answer.json()["items"]) == 200
 
 
-def test_an_update_with_the_etag_that_was_read_changes_the_sale(served: Served) -> None:
+def test_an_update_with_the_current_etag_changes_the_sale(served: Served) -> None:
     sale_id = served.sale()
     before = shown(served, sale_id).headers["etag"]
     answer = change(served, sale_id, name="Other", items=[item("a", price=500, total=7), item("b")])
@@ -154,7 +154,7 @@ def test_an_update_without_if_match_is_refused(served: Served) -> None:
 
 
 @pytest.mark.parametrize("etag", ['"v7"', '"v0"', "v1", "*", '"x"', ""])
-def test_an_update_with_another_etag_is_refused(served: Served, etag: str) -> None:
+def test_an_update_with_an_outdated_etag_is_refused(served: Served, etag: str) -> None:
     sale_id = served.sale()
     before = served.dump(sale_id)
     answer = put(served, sale_id, {**served.document(sale_id), "name": "Other"}, etag)
@@ -162,7 +162,7 @@ def test_an_update_with_another_etag_is_refused(served: Served, etag: str) -> No
     assert served.dump(sale_id) == before
 
 
-def test_of_two_updates_with_one_etag_the_first_wins(served: Served) -> None:
+def test_only_the_first_of_two_updates_with_one_etag_succeeds(served: Served) -> None:
     sale_id = served.sale()
     etag = shown(served, sale_id).headers["etag"]
     document = served.document(sale_id)
@@ -173,7 +173,7 @@ def test_of_two_updates_with_one_etag_the_first_wins(served: Served) -> None:
     assert shown(served, sale_id).json()["name"] == "One"
 
 
-def test_a_sale_that_is_not_there_has_no_etag_to_match(served: Served) -> None:
+def test_an_update_of_an_unknown_sale_fails_its_precondition(served: Served) -> None:
     sale_id = fresh()
     refused(put(served, sale_id, sale_document(), '"v1"'), 412, "precondition_failed")
     answer = served.http.get(f"{SALES}/{sale_id}", headers=served.admin)
@@ -181,7 +181,7 @@ def test_a_sale_that_is_not_there_has_no_etag_to_match(served: Served) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"currency": "USD"}, {"holdPolicy": "success"}])
-def test_currency_and_hold_policy_stay(served: Served, changes: dict[str, str]) -> None:
+def test_currency_and_hold_policy_cannot_change(served: Served, changes: dict[str, str]) -> None:
     sale_id = served.sale()
     refused(change(served, sale_id, **changes), 400, "invalid_sale")
 
@@ -197,7 +197,7 @@ def test_currency_and_hold_policy_stay(served: Served, changes: dict[str, str]) 
     ],
     ids=str,
 )
-def test_a_sale_that_the_payment_gateway_cannot_take_is_refused(
+def test_a_sale_outside_the_gateway_limits_is_refused(
     served: Served, changes: dict[str, Any]
 ) -> None:
     """The PG takes won, 100 or more, and 200 or more into a virtual account.
@@ -210,7 +210,7 @@ def test_a_sale_that_the_payment_gateway_cannot_take_is_refused(
     refused(served.http.get(f"/v1/sales/{sale_id}"), 404, "sale_not_found")
 
 
-def test_a_price_may_be_as_low_as_the_payment_gateway_takes(served: Served) -> None:
+def test_the_minimum_price_is_that_of_the_gateway(served: Served) -> None:
     sale_id = served.sale(items=[item("a", price=100)])
     order = served.hold(sale_id, served.buyer(), amount=100)
     assert served.open_success_url(order, served.pay(order)).json()["status"] == "CONFIRMED"
@@ -218,7 +218,7 @@ def test_a_price_may_be_as_low_as_the_payment_gateway_takes(served: Served) -> N
     assert problem["sku"] == "a"
 
 
-def test_an_account_may_be_for_as_little_as_the_payment_gateway_takes(served: Served) -> None:
+def test_the_minimum_of_a_virtual_account_is_that_of_the_gateway(served: Served) -> None:
     sale_id = served.sale(items=[item("a", price=200)], virtualAccounts=True)
     order = served.hold(sale_id, served.buyer(), amount=200)
     paid = served.open_success_url(order, served.pay(order, method="virtual_account"))
@@ -236,7 +236,7 @@ def test_a_total_below_held_plus_sold_is_refused(served: Served) -> None:
     assert served.stock(sale_id) == (0, 2, 1)
 
 
-def test_an_item_with_units_in_use_does_not_leave(served: Served) -> None:
+def test_an_item_with_units_in_use_cannot_be_removed(served: Served) -> None:
     sale_id = served.sale(items=[item("a"), item("b")])
     order = served.hold(sale_id, served.buyer())
     problem = refused(change(served, sale_id, items=[item("b")]), 400, "invalid_sale")
@@ -260,7 +260,7 @@ def test_an_item_with_units_in_use_does_not_leave(served: Served) -> None:
     ],
     ids=",".join,
 )
-def test_a_sale_that_cannot_be_is_refused(served: Served, changes: dict[str, Any]) -> None:
+def test_an_inconsistent_sale_is_refused(served: Served, changes: dict[str, Any]) -> None:
     sale_id = fresh()
     refused(put(served, sale_id, sale_document(**changes)), 400, "invalid_sale")
     refused(served.http.get(f"/v1/sales/{sale_id}"), 404, "sale_not_found")
@@ -296,7 +296,7 @@ def test_a_sale_that_cannot_be_is_refused(served: Served, changes: dict[str, Any
     ],
     ids=lambda changes: str(changes).split("colour")[0][:60],
 )
-def test_a_sale_that_is_not_well_formed_is_refused(served: Served, changes: dict[str, Any]) -> None:
+def test_a_malformed_sale_is_refused(served: Served, changes: dict[str, Any]) -> None:
     sale_id = fresh()
     answer = put(served, sale_id, sale_document(**changes))
     assert answer.status_code == 400, answer.text
@@ -309,7 +309,7 @@ def test_an_invalid_sale_id_is_not_created(served: Served, sale_id: str) -> None
     assert put(served, sale_id, sale_document()).status_code == 404
 
 
-def test_units_are_added_and_withdrawn(served: Served) -> None:
+def test_a_restock_adds_and_withdraws_units(served: Served) -> None:
     sale_id = served.sale()
     served.hold(sale_id, served.buyer())
     answer = restock(served, sale_id, 5)
@@ -330,7 +330,7 @@ def test_held_and_sold_units_cannot_be_withdrawn_by_restock(served: Served) -> N
     assert served.stock(sale_id) == (1, 1, 1)
 
 
-def test_the_same_key_restocks_once(served: Served) -> None:
+def test_a_restock_is_made_once_per_key(served: Served) -> None:
     sale_id = served.sale()
     answers = [restock(served, sale_id, 5, key="k") for _ in range(3)]
     assert {answer.status_code for answer in answers} == {200}
@@ -340,7 +340,7 @@ def test_the_same_key_restocks_once(served: Served) -> None:
     assert served.stock(sale_id) == (105, 0, 0)
 
 
-def test_a_refused_restock_may_be_tried_again_with_its_key(served: Served) -> None:
+def test_a_refused_restock_can_be_retried_with_its_key(served: Served) -> None:
     sale_id = served.sale(items=[item("a", total=1)])
     order = served.hold(sale_id, served.buyer())
     refused(restock(served, sale_id, -1, key="k"), 409, "insufficient_available")
@@ -349,7 +349,7 @@ def test_a_refused_restock_may_be_tried_again_with_its_key(served: Served) -> No
     assert served.stock(sale_id) == (0, 0, 0)
 
 
-def test_units_beyond_every_sale_are_refused(served: Served) -> None:
+def test_a_restock_above_the_maximum_is_refused(served: Served) -> None:
     sale_id = served.sale()
     refused(restock(served, sale_id, 1_000_000_000), 400, "invalid_sale")
     assert served.stock(sale_id) == (100, 0, 0)
@@ -371,7 +371,7 @@ def test_units_beyond_every_sale_are_refused(served: Served) -> None:
     ],
     ids=str,
 )
-def test_a_restock_that_is_not_well_formed_is_refused(served: Served, body: dict[str, Any]) -> None:
+def test_a_malformed_restock_is_refused(served: Served, body: dict[str, Any]) -> None:
     sale_id = served.sale()
     before = served.dump(sale_id)
     answer = restock(served, sale_id, body.pop("delta", 1), **body)
@@ -388,7 +388,7 @@ def test_a_restock_needs_a_key_and_a_known_item(served: Served) -> None:
     refused(restock(served, fresh(), 1), 404, "sale_not_found")
 
 
-def test_a_paused_sale_takes_no_prepares_but_payments(served: Served) -> None:
+def test_a_paused_sale_refuses_prepares_and_accepts_payments(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     answer = switch(served, sale_id, "pause")
@@ -401,7 +401,7 @@ def test_a_paused_sale_takes_no_prepares_but_payments(served: Served) -> None:
     served.hold(sale_id, served.buyer())
 
 
-def test_a_switch_again_changes_nothing(served: Served) -> None:
+def test_a_repeated_switch_changes_nothing(served: Served) -> None:
     sale_id = served.sale()
     for action in ("resume", "pause", "close"):
         switch(served, sale_id, action)
@@ -427,7 +427,7 @@ def test_a_switch_records_its_reason(served: Served, action: str) -> None:
     refused(switch(served, fresh(), action), 404, "sale_not_found")
 
 
-def test_an_audit_shows_the_counters_and_that_they_agree(served: Served) -> None:
+def test_an_audit_reports_matching_counters(served: Served) -> None:
     sale_id = served.sale(items=[item("a"), item("b")])
     bought(served, sale_id)
     served.hold(sale_id, served.buyer(), items=[("a", 2)], amount=2000)
@@ -462,7 +462,7 @@ def test_an_audit_finds_a_manually_edited_counter(served: Served) -> None:
     assert any("a: available" in problem for problem in report["problems"])
 
 
-def test_orders_are_listed_by_page_newest_first(served: Served) -> None:
+def test_orders_are_listed_in_pages_newest_first(served: Served) -> None:
     sale_id = served.sale()
     made = {served.hold(sale_id, served.buyer())["orderId"] for _ in range(5)}
     eventually(
@@ -483,7 +483,7 @@ def test_orders_are_listed_by_page_newest_first(served: Served) -> None:
     assert times == sorted(times, reverse=True)
 
 
-def test_a_page_that_ends_with_the_last_order_has_no_next(served: Served) -> None:
+def test_the_last_page_of_orders_has_no_cursor(served: Served) -> None:
     sale_id = served.sale()
     for _ in range(2):
         served.hold(sale_id, served.buyer())
@@ -504,7 +504,7 @@ def test_a_name_with_a_zero_byte_matches_no_buyer(served: Served) -> None:
     )
 
 
-def test_an_order_is_listed_with_the_contracts_members(served: Served) -> None:
+def test_a_listed_order_has_the_documented_members(served: Served) -> None:
     sale_id = served.sale()
     buyer_id, buyer = served.named_buyer()
     order = served.hold(sale_id, buyer)
@@ -547,12 +547,12 @@ def test_an_order_is_listed_with_the_contracts_members(served: Served) -> None:
     ],
     ids=str,
 )
-def test_a_list_that_cannot_be_is_refused(served: Served, query: dict[str, Any]) -> None:
+def test_an_invalid_list_query_is_refused(served: Served, query: dict[str, Any]) -> None:
     answer = served.http.get("/v1/admin/orders", params=query, headers=served.admin)
     refused(answer, 400, "malformed_request")
 
 
-def test_an_order_shows_its_whole_history_and_no_secret(served: Served) -> None:
+def test_an_order_shows_its_full_history_without_secrets(served: Served) -> None:
     order = served.hold(served.sale(), served.buyer())
     declined = served.pay(order, decline="REJECT_CARD_COMPANY")
     served.open_success_url(order, declined)
@@ -572,13 +572,13 @@ def test_an_order_shows_its_whole_history_and_no_secret(served: Served) -> None:
     assert f"...{paid[-4:]}" in text
 
 
-def test_an_order_that_is_none_is_not_found(served: Served) -> None:
+def test_an_unknown_order_is_not_found(served: Served) -> None:
     for order_id in ("nothing", "nothing-" + "a" * 24, "x" * 300, "a{b}-" + "a" * 24):
         answer = served.http.get(f"/v1/admin/orders/{order_id}", headers=served.admin)
         refused(answer, 404, "reservation_not_found")
 
 
-def test_a_refund_gives_the_money_back_then_the_stock(served: Served) -> None:
+def test_a_refund_returns_the_money_before_the_stock(served: Served) -> None:
     sale_id = served.sale(items=[item("a", limitPerBuyer=1)])
     buyer = served.buyer()
     order = served.hold(sale_id, buyer)
@@ -594,7 +594,7 @@ def test_a_refund_gives_the_money_back_then_the_stock(served: Served) -> None:
     assert served.audit(sale_id)["ok"]
 
 
-def test_a_refund_again_gives_nothing_more(served: Served) -> None:
+def test_a_repeated_refund_changes_nothing(served: Served) -> None:
     sale_id = served.sale()
     order = bought(served, sale_id)
     key = secrets.token_hex(8)
@@ -606,7 +606,7 @@ def test_a_refund_again_gives_nothing_more(served: Served) -> None:
     assert served.stock(sale_id) == (100, 0, 0)
 
 
-def test_a_refunds_key_is_for_one_wish(served: Served) -> None:
+def test_a_refund_key_cannot_be_reused_for_another_wish(served: Served) -> None:
     order, other = bought(served, served.sale()), bought(served, served.sale())
     key = secrets.token_hex(8)
     assert refund(served, order, key=key).status_code == 200
@@ -615,7 +615,7 @@ def test_a_refunds_key_is_for_one_wish(served: Served) -> None:
     assert served.get_reservation(other)["status"] == "CONFIRMED"
 
 
-def test_a_refund_may_keep_the_units_out_of_the_sale(served: Served) -> None:
+def test_a_refund_can_withdraw_the_units_from_sale(served: Served) -> None:
     sale_id = served.sale()
     order = bought(served, sale_id)
     assert refund(served, order, restock=False).json()["status"] == "REFUNDED"
@@ -624,7 +624,7 @@ def test_a_refund_may_keep_the_units_out_of_the_sale(served: Served) -> None:
     assert served.audit(sale_id)["ok"]
 
 
-def test_only_sold_orders_are_refunded(served: Served) -> None:
+def test_only_sold_orders_can_be_refunded(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     refused(refund(served, order), 409, "not_refundable")
@@ -650,7 +650,7 @@ def test_a_deposit_is_refunded_to_an_account(served: Served) -> None:
     assert served.audit(sale_id)["ok"]
 
 
-def test_a_refund_that_the_pg_does_not_answer_is_pending_and_gets_through(served: Served) -> None:
+def test_an_unanswered_refund_is_pending_and_completed_later(served: Served) -> None:
     sale_id = served.sale()
     order = bought(served, sale_id)
     calls = ["cancel", "look_up"]
@@ -664,7 +664,7 @@ def test_a_refund_that_the_pg_does_not_answer_is_pending_and_gets_through(served
     assert served.audit(sale_id)["ok"]
 
 
-def test_a_refund_whose_reply_is_lost_is_made_once(served: Served) -> None:
+def test_a_refund_with_a_lost_reply_is_made_once(served: Served) -> None:
     order = bought(served, served.sale())
     served.order_fault(order, "commit_then_drop", operations=["cancel"])
     answer = refund(served, order)
@@ -686,13 +686,13 @@ def test_a_refund_whose_reply_is_lost_is_made_once(served: Served) -> None:
     ],
     ids=str,
 )
-def test_a_refund_that_is_not_well_formed_is_refused(served: Served, body: dict[str, Any]) -> None:
+def test_a_malformed_refund_is_refused(served: Served, body: dict[str, Any]) -> None:
     order = bought(served, served.sale())
     refused(refund(served, order, **body), 400, "malformed_request")
     assert served.get_reservation(order)["status"] == "CONFIRMED"
 
 
-def test_the_operators_name_is_recorded_with_every_change(served: Served) -> None:
+def test_each_change_records_the_operator(served: Served) -> None:
     served_as = {**served.admin, "X-Operator": "Kim, night shift"}
     order = bought(served, served.sale())
     answer = served.http.post(
@@ -714,7 +714,7 @@ def test_the_operators_name_is_recorded_with_every_change(served: Served) -> Non
 
 
 @pytest.mark.parametrize("name", ["x" * 101, "tab\there"])
-def test_an_operators_name_is_printable_and_short(served: Served, name: str) -> None:
+def test_an_operator_name_must_be_printable_and_short(served: Served, name: str) -> None:
     sale_id = fresh()
     headers = {**served.admin, "X-Operator": name}
     answer = served.http.put(f"{SALES}/{sale_id}", json=sale_document(), headers=headers)

@@ -128,9 +128,7 @@ def by_secret(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield service
 
 
-def test_a_crowd_that_comes_before_the_keys_are_there_is_let_in(
-    by_keys: Served, shop: Shop
-) -> None:
+def test_concurrent_first_requests_share_one_key_fetch(by_keys: Served, shop: Shop) -> None:
     """The first test of this module: nothing was fetched yet."""
     sale_id = by_keys.sale()
     with ThreadPoolExecutor(12) as pool:
@@ -144,7 +142,7 @@ def test_a_crowd_that_comes_before_the_keys_are_there_is_let_in(
     assert shop.asked == 1
 
 
-def test_the_tokens_subject_is_the_buyer(by_keys: Served, shop: Shop) -> None:
+def test_the_subject_of_the_token_is_the_buyer(by_keys: Served, shop: Shop) -> None:
     sale_id = by_keys.sale()
     order = by_keys.hold(sale_id, bearer(shop.token("kim@shop.example")))
     assert (
@@ -155,7 +153,7 @@ def test_the_tokens_subject_is_the_buyer(by_keys: Served, shop: Shop) -> None:
     refused(answer, 404, "reservation_not_found")
 
 
-def test_tokens_that_the_shop_did_not_sign_are_refused(by_keys: Served, shop: Shop) -> None:
+def test_tokens_not_signed_by_the_shop_are_refused(by_keys: Served, shop: Shop) -> None:
     sale_id = by_keys.sale()
     # A known attack: the published key used as a shared secret.
     forged = signed_with(shop.public_pem("one"), claims("eve"))
@@ -171,7 +169,7 @@ def test_tokens_that_the_shop_did_not_sign_are_refused(by_keys: Served, shop: Sh
     assert by_keys.stock(sale_id) == (100, 0, 0)
 
 
-def test_made_up_key_ids_do_not_become_calls_of_the_shop(by_keys: Served, shop: Shop) -> None:
+def test_invented_key_ids_cause_no_key_fetches(by_keys: Served, shop: Shop) -> None:
     before = shop.asked
     for number in range(20):
         token = shop.token("eve", key="two", kid=f"made-up-{number}")
@@ -180,7 +178,7 @@ def test_made_up_key_ids_do_not_become_calls_of_the_shop(by_keys: Served, shop: 
     assert shop.asked - before <= 2
 
 
-def test_the_shops_secret_lets_its_buyers_in(by_secret: Served) -> None:
+def test_a_token_signed_with_the_shared_secret_is_accepted(by_secret: Served) -> None:
     sale_id = by_secret.sale()
     token = jwt.encode(claims("kim", aud="the-shop"), SECRET, algorithm="HS256")
     assert by_secret.hold(sale_id, bearer(token))["status"] == "HELD"
@@ -194,18 +192,18 @@ def test_the_shops_secret_lets_its_buyers_in(by_secret: Served) -> None:
 
 
 @pytest.mark.parametrize("subject", ["", "kim lee", "{kim}", "k" * 129, "김", 7])
-def test_the_refusal_of_a_subject_names_its_form(by_secret: Served, subject: Any) -> None:
+def test_the_refusal_of_a_subject_states_its_format(by_secret: Served, subject: Any) -> None:
     token = jwt.encode(claims(subject), SECRET, algorithm="HS256")
     problem = refused(by_secret.prepare(by_secret.sale(), bearer(token)), 401, "unauthenticated")
     assert "The `sub` claim must be 1 to 128 printable ASCII characters" in problem["detail"]
 
 
-def test_no_guests_are_made_where_buyers_sign_in_at_the_shop(by_secret: Served) -> None:
+def test_guests_are_disabled_with_shop_tokens(by_secret: Served) -> None:
     assert by_secret.http.post("/v1/guests").status_code == 404
 
 
 @pytest.mark.parametrize("name", ["", "x" * 101, "new\nline"])
-def test_in_production_operators_must_name_themselves(served: Served, name: str) -> None:
+def test_production_requires_an_operator_name(served: Served, name: str) -> None:
     production: Settings = msgspec.structs.replace(served.settings, env="production")
     operators = Operators(production, Buyers(production), ClientAddressResolver(production))
     with pytest.raises(MalformedRequest):
@@ -213,7 +211,7 @@ def test_in_production_operators_must_name_themselves(served: Served, name: str)
     assert operators.name(REQUESTS.get("/", headers={"X-Operator": "Kim"})) == "Kim"
 
 
-async def test_wrong_operators_keys_are_logged_and_slowed_per_address(
+async def test_wrong_admin_keys_are_logged_and_rate_limited_by_address(
     served: Served, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = served.settings

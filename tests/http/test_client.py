@@ -80,7 +80,7 @@ def test_a_guest_can_hold_read_and_release(served: Served) -> None:
         assert anybody.reservation(held.order_id, token=held.token).status == "RELEASED"
 
 
-async def test_the_same_with_asyncio(served: Served) -> None:
+async def test_a_guest_can_hold_read_and_release_with_asyncio(served: Served) -> None:
     sale_id = served.sale()
     async with AsyncClient(served.url) as stock:
         await stock.become_guest()
@@ -93,7 +93,7 @@ async def test_the_same_with_asyncio(served: Served) -> None:
 
 
 @pytest.mark.parametrize("lost", [{"requests": 3}, {"replies": 3}])
-def test_a_prepare_lost_by_the_network_is_held_once(served: Served, lost: dict[str, int]) -> None:
+def test_a_prepare_with_a_lost_response_is_held_once(served: Served, lost: dict[str, int]) -> None:
     sale_id = served.sale()
     with Client(served.url) as guest:
         token = guest.become_guest().token
@@ -105,7 +105,7 @@ def test_a_prepare_lost_by_the_network_is_held_once(served: Served, lost: dict[s
     assert served.stock(sale_id) == (99, 1, 0)
 
 
-def test_a_network_that_stays_away_is_no_refusal(served: Served) -> None:
+def test_a_lasting_network_failure_raises_no_answer(served: Served) -> None:
     network = Losing(replies=99)
     with (
         Client(served.url, retries=AT_ONCE, transport=network) as stock,
@@ -115,7 +115,7 @@ def test_a_network_that_stays_away_is_no_refusal(served: Served) -> None:
     assert network.sent == AT_ONCE.attempts
 
 
-def test_a_refusal_is_actionable_and_not_repeated(served: Served) -> None:
+def test_a_refusal_has_its_facts_and_is_not_retried(served: Served) -> None:
     sale_id = served.sale(items=[item("a", total=1, limitPerBuyer=5)])
     network = Losing()
     with Client(served.url, transport=network) as stock:
@@ -176,12 +176,12 @@ def test_a_lost_prepare_is_not_reported_as_a_temporary_refusal(status: int, code
     assert error.code == "outcome_unknown"
 
 
-def test_a_final_refusal_is_raised_whatever_was_lost_before() -> None:
+def test_a_final_refusal_is_raised_after_a_lost_response() -> None:
     error = prepare_met_by(httpx.ReadError("lost"), problem(409, "sold_out"))
     assert isinstance(error, SoldOut)
 
 
-def test_a_long_pause_is_the_callers_to_wait() -> None:
+def test_a_long_retry_after_is_left_to_the_caller() -> None:
     service = answering(problem(429, "rate_limited", retryAfter=60))
     with (
         Client("http://stock", retries=AT_ONCE, transport=service) as stock,
@@ -190,7 +190,7 @@ def test_a_long_pause_is_the_callers_to_wait() -> None:
         stock.sales()
 
 
-def test_pauses_grow_up_to_their_bound_and_heed_the_service() -> None:
+def test_pauses_grow_up_to_a_bound_and_respect_retry_after() -> None:
     retries = Retries(first_seconds=1, longest_seconds=4)
     lost = NoAnswer("lost")
     for made, bound in ((1, 1), (2, 2), (3, 4), (4, 4)):
@@ -203,7 +203,7 @@ def test_pauses_grow_up_to_their_bound_and_heed_the_service() -> None:
     assert 3 <= asked <= 4
 
 
-async def test_the_sales_of_all_pages_are_one_answer(served: Served) -> None:
+async def test_sales_of_all_pages_are_returned_together(served: Served) -> None:
     body = served.http.get("/v1/sales").json()["sales"][:1] or [
         served.http.get(f"/v1/sales/{served.sale()}").json()
     ]
@@ -223,7 +223,7 @@ async def test_the_sales_of_all_pages_are_one_answer(served: Served) -> None:
 
 
 @pytest.mark.parametrize("page", ["<html>a proxy</html>", '{"sales": 7}', "[]"])
-def test_a_response_of_another_server_is_no_answer(page: str) -> None:
+def test_a_response_of_another_server_raises_no_answer(page: str) -> None:
     once = Retries(attempts=1)
     with (
         Client(
@@ -235,7 +235,7 @@ def test_a_response_of_another_server_is_no_answer(page: str) -> None:
 
 
 @pytest.mark.parametrize("shape", SCHEMAS, ids=lambda shape: shape.__name__)
-def test_the_answers_are_those_of_the_document(served: Served, shape: type[Any]) -> None:
+def test_the_client_models_match_the_openapi_document(served: Served, shape: type[Any]) -> None:
     document = served.http.get("/schema/openapi.json").json()["components"]["schemas"]
     schema = document[SCHEMAS[shape]]
     fields = {field.encode_name: field for field in msgspec.structs.fields(shape)}
@@ -246,7 +246,7 @@ def test_the_answers_are_those_of_the_document(served: Served, shape: type[Any])
 
 
 @pytest.mark.parametrize("former", ["answers", "asynchronous", "synchronous"])
-def test_a_former_module_of_the_client_still_imports_with_a_warning(former: str) -> None:
+def test_the_former_client_module_imports_with_a_warning(former: str) -> None:
     with pytest.warns(DeprecationWarning, match=f"reservation.client.{former} is now"):
         module = importlib.import_module(f"reservation.client.{former}")
     public = [getattr(module, name) for name in module.__all__]

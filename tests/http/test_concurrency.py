@@ -127,7 +127,7 @@ def assert_adds_up(report: dict[str, Any]) -> None:
         assert min(counters) >= 0, row
 
 
-async def test_five_hundred_buyers_of_a_hundred_pieces_get_a_hundred(
+async def test_five_hundred_buyers_get_exactly_a_hundred_units(
     served: Served, crowd: Crowd
 ) -> None:
     sale_id = served.sale(items=[item("a", total=PIECES)])
@@ -145,7 +145,7 @@ async def test_five_hundred_buyers_of_a_hundred_pieces_get_a_hundred(
 @pytest.mark.parametrize(
     "rounds", [pytest.param(10, marks=pytest.mark.slow), pytest.param(200, marks=pytest.mark.soak)]
 )
-async def test_round_after_round_each_piece_is_held_once(
+async def test_each_unit_is_held_once_in_every_round(
     served: Served, pieces: int, rounds: int
 ) -> None:
     """Every one of the five hundred has a connection of its own: they come all at once."""
@@ -163,7 +163,7 @@ async def test_round_after_round_each_piece_is_held_once(
     await crowd.aclose()
 
 
-async def test_baskets_of_several_items_are_held_whole(served: Served, crowd: Crowd) -> None:
+async def test_baskets_of_several_items_are_held_completely(served: Served, crowd: Crowd) -> None:
     """Half want `b` first and half want it last, so that no order of items decides."""
     sale_id = served.sale(items=[item("a", total=PIECES), item("b", total=2 * PIECES), item("c")])
     baskets = [
@@ -190,9 +190,7 @@ async def test_baskets_of_several_items_are_held_whole(served: Served, crowd: Cr
     assert_adds_up(served.audit(sale_id))
 
 
-async def test_twenty_copies_of_each_request_are_one_hold_each(
-    served: Served, crowd: Crowd
-) -> None:
+async def test_twenty_copies_of_a_request_make_one_hold(served: Served, crowd: Crowd) -> None:
     sale_id = served.sale(items=[item("a", total=PIECES)])
 
     async def copies() -> list[Answer]:
@@ -217,7 +215,7 @@ async def test_twenty_copies_of_each_request_are_one_hold_each(
     assert_adds_up(served.audit(sale_id))
 
 
-async def test_holds_expiring_meanwhile_are_sold_once(
+async def test_units_of_expiring_holds_are_sold_once(
     served: Served, crowd: Crowd, http: httpx.AsyncClient
 ) -> None:
     """Holds last a second and the crowd comes in waves, so that reaper and prepare meet."""
@@ -281,7 +279,7 @@ def never_more_than(pieces: int, spans: list[tuple[str, str]]) -> bool:
     return True
 
 
-async def test_payments_and_releases_in_the_crowd_leave_every_piece_in_one_place(
+async def test_concurrent_payments_and_releases_keep_the_books_balanced(
     served: Served, crowd: Crowd, http: httpx.AsyncClient
 ) -> None:
     """Winners pay, release or fail at once, while losers retry for returned pieces."""

@@ -31,7 +31,7 @@ def names(header: str) -> set[str]:
 
 
 @pytest.mark.parametrize("origin", [SHOP, "https://other.example:8443"])
-def test_a_storefronts_browser_may_ask_first(shop: Served, origin: str) -> None:
+def test_a_preflight_of_the_storefront_is_allowed(shop: Served, origin: str) -> None:
     answer = shop.http.options(
         "/v1/sales/any/reservations",
         headers={
@@ -47,13 +47,13 @@ def test_a_storefronts_browser_may_ask_first(shop: Served, origin: str) -> None:
     assert answer.headers["access-control-max-age"] == "7200"
 
 
-def test_a_shops_page_may_load_the_module(shop: Served) -> None:
+def test_a_shop_page_can_load_the_javascript_module(shop: Served) -> None:
     answer = shop.http.get("/static/reservation.js", headers={"Origin": SHOP})
     assert answer.headers["access-control-allow-origin"] == SHOP
     assert answer.headers["content-type"].startswith("text/javascript")
 
 
-def test_answers_and_refusals_alike_may_be_read(shop: Served) -> None:
+def test_the_storefront_can_read_responses_and_refusals(shop: Served) -> None:
     sale_id, buyer = shop.sale(), shop.buyer()
     origin = {"Origin": SHOP}
     answers = [
@@ -78,7 +78,7 @@ def test_answers_and_refusals_alike_may_be_read(shop: Served) -> None:
         assert "x-request-id" in answer.headers
 
 
-def test_the_stock_stream_may_be_read_too(shop: Served) -> None:
+def test_the_storefront_can_read_the_stock_stream(shop: Served) -> None:
     path = f"/v1/sales/{shop.sale()}/events"
     with shop.http.stream("GET", path, headers={"Origin": SHOP}) as answer:
         assert answer.headers["access-control-allow-origin"] == SHOP
@@ -88,12 +88,12 @@ def test_the_stock_stream_may_be_read_too(shop: Served) -> None:
     "origin",
     ["https://evil.example", "null", "https://shop.example.evil.example", "http://shop.example"],
 )
-def test_other_origins_may_read_nothing(shop: Served, origin: str) -> None:
+def test_other_origins_cannot_read_responses(shop: Served, origin: str) -> None:
     answer = shop.http.get("/v1/sales", headers={"Origin": origin})
     assert answer.headers.get("access-control-allow-origin") not in {origin, "*"}
 
 
-def test_no_cookie_of_a_visitor_is_asked_for(shop: Served) -> None:
+def test_credentials_are_not_allowed_across_origins(shop: Served) -> None:
     answer = shop.http.get("/v1/sales", headers={"Origin": SHOP})
     assert "access-control-allow-credentials" not in answer.headers
 
@@ -103,7 +103,7 @@ def test_without_cors_origins_cross_origin_reads_are_blocked(served: Served) -> 
     assert "access-control-allow-origin" not in answer.headers
 
 
-def test_a_browser_is_sent_to_the_storefront_and_nowhere_else(shop: Served) -> None:
+def test_a_browser_is_redirected_only_to_the_storefront(shop: Served) -> None:
     order = shop.hold(shop.sale(), shop.buyer())
     url = shop.success_url(order, shop.pay(order))
     for address in (url, f"{url}&next=https://evil.example", order["payment"]["failUrl"]):
@@ -129,7 +129,7 @@ def test_a_buyer_over_the_rate_gets_a_retry_after(shop: Served) -> None:
     assert shop.stock(sale_id) == (97, 3, 0)
 
 
-def test_a_flood_is_refused_before_any_look_up(shop: Served) -> None:
+def test_a_flood_is_refused_before_any_query(shop: Served) -> None:
     buyer = shop.buyer()
     for _ in range(2):
         refused(shop.prepare("nothing", buyer), 404, "sale_not_found")
@@ -138,7 +138,7 @@ def test_a_flood_is_refused_before_any_look_up(shop: Served) -> None:
     refused(answer, 429, "rate_limited")
 
 
-def test_a_repeat_of_a_key_that_holds_comes_before_the_rate(shop: Served) -> None:
+def test_a_replay_is_answered_before_the_rate_limit(shop: Served) -> None:
     """A client whose answer was lost retries at once, and must get its hold."""
     sale_id, buyer = shop.sale(), shop.buyer()
     first = shop.hold(sale_id, buyer, key="first")
@@ -151,7 +151,7 @@ def test_a_repeat_of_a_key_that_holds_comes_before_the_rate(shop: Served) -> Non
     refused(shop.prepare(sale_id, buyer, key="first"), 429, "rate_limited")
 
 
-def test_another_body_under_a_key_that_holds_is_no_repeat(shop: Served) -> None:
+def test_another_body_under_a_used_key_is_rate_limited(shop: Served) -> None:
     sale_id, buyer = shop.sale(), shop.buyer()
     for key in ("first", "second"):
         shop.hold(sale_id, buyer, key=key)
@@ -159,7 +159,7 @@ def test_another_body_under_a_key_that_holds_is_no_repeat(shop: Served) -> None:
     refused(other, 429, "rate_limited")
 
 
-def test_guests_are_counted_by_their_address(shop: Served) -> None:
+def test_guests_are_rate_limited_by_address(shop: Served) -> None:
     answers = [
         shop.http.post("/v1/guests", headers={"X-Forwarded-For": f"203.0.113.{number}"})
         for number in range(4)

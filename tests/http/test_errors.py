@@ -283,12 +283,12 @@ SCENES: dict[str, Callable[[Served], httpx.Response]] = {
 FAILURES = {"sale_recovering", "unavailable", "outcome_unknown"}
 
 
-def test_there_is_a_scene_for_each_code() -> None:
+def test_each_error_code_has_a_scenario() -> None:
     assert set(SCENES) | FAILURES == set(STATUSES) | {"amount_mismatch"}
 
 
 @pytest.mark.parametrize("code", SCENES)
-def test_each_code_has_its_status_and_its_document(served: Served, code: str) -> None:
+def test_each_error_code_has_its_status_and_document(served: Served, code: str) -> None:
     answer = SCENES[code](served)
     status = STATUSES.get(code, 409)
     problem = refused(answer, status, code)
@@ -308,7 +308,7 @@ def test_sold_out_reports_available_units_and_the_holds_deadline(served: Served)
     assert problem["nextDeadline"] == order["expiresAt"]
 
 
-def test_sold_out_for_good_has_no_next_deadline(served: Served) -> None:
+def test_a_final_sold_out_has_no_next_deadline(served: Served) -> None:
     sale_id = served.sale(items=[item("a", total=1)])
     order = served.hold(sale_id, served.buyer())
     served.open_success_url(order, served.pay(order))
@@ -327,7 +327,7 @@ def test_a_limit_refusal_reports_the_buyers_current_units(served: Served) -> Non
     assert problem["orderIds"] == [held["orderId"]]
 
 
-def test_a_limit_names_at_most_twenty_orders(fragile: Served) -> None:
+def test_a_limit_refusal_lists_at_most_twenty_orders(fragile: Served) -> None:
     sale_id = fragile.sale(items=[item("a", limitPerBuyer=22)])
     buyer = fragile.buyer()
     made = {fragile.hold(sale_id, buyer)["orderId"] for _ in range(22)}
@@ -342,7 +342,7 @@ def test_a_wrong_amount_is_refused_with_the_expected_amount(served: Served) -> N
     assert refused(answer, 409, "amount_mismatch")["expectedAmount"] == 1730
 
 
-def test_a_sale_that_is_not_open_reports_its_opening_time(served: Served) -> None:
+def test_a_sale_before_its_opening_reports_the_opening_time(served: Served) -> None:
     opens_at = "2099-01-02T03:04:05.678Z"
     sale_id = served.sale(opensAt=opens_at, closesAt="2099-02-01T00:00:00Z")
     problem = refused(served.prepare(sale_id, served.buyer()), 403, "sale_not_open")
@@ -373,7 +373,7 @@ def test_a_token_holder_learns_that_the_order_is_lost(served: Served) -> None:
     refused(served.http.get(path, headers=served.buyer()), 404, "reservation_not_found")
 
 
-def test_of_two_refusals_the_earlier_one_is_sent(served: Served) -> None:
+def test_the_first_of_several_refusals_is_sent(served: Served) -> None:
     buyer = served.buyer()
     missing, closed = "nothing", served.sale(items=[item("a"), item("b", limitPerBuyer=1)])
     served.hold(closed, buyer, key="k")
@@ -459,7 +459,7 @@ RAW_BODIES: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("body", [*BODIES, *RAW_BODIES])
-def test_a_bad_body_is_refused_and_changes_nothing(served: Served, body: str) -> None:
+def test_a_malformed_body_is_refused_and_changes_nothing(served: Served, body: str) -> None:
     sale_id = served.sale(items=[item("a", limitPerBuyer=10**9, total=10**9)])
     raw = RAW_BODIES.get(body)
     before = served.dump(sale_id)
@@ -473,7 +473,7 @@ def test_a_bad_body_is_refused_and_changes_nothing(served: Served, body: str) ->
     assert served.dump(sale_id) == before
 
 
-def test_a_body_without_a_declared_length_is_bounded_too(served: Served) -> None:
+def test_a_chunked_body_is_bounded(served: Served) -> None:
     sale_id = served.sale()
     answer = served.http.post(
         f"/v1/sales/{sale_id}/reservations",
@@ -488,7 +488,9 @@ def test_a_body_without_a_declared_length_is_bounded_too(served: Served) -> None
     [None, b"", b"x" * 256, b"\xff", "키".encode(), b"a\tb", b"a\x01b"],
     ids=["none", "empty", "long", "latin", "korean", "tab", "control"],
 )
-def test_an_idempotency_key_is_printable_and_at_most_255(served: Served, key: bytes | None) -> None:
+def test_an_idempotency_key_must_be_printable_and_at_most_255(
+    served: Served, key: bytes | None
+) -> None:
     sale_id = served.sale()
     before = served.dump(sale_id)
     headers: dict[str, str | bytes] = {**served.buyer(), "Content-Type": "application/json"}
@@ -589,7 +591,7 @@ def wait_until_ready(served: Served) -> None:
     )
 
 
-def test_an_operator_pauses_and_withdraws_while_redis_has_no_memory(
+def test_an_operator_can_pause_and_withdraw_while_redis_is_full(
     fragile: Served,
 ) -> None:
     sale_id = fragile.sale()
@@ -611,7 +613,7 @@ def test_an_operator_pauses_and_withdraws_while_redis_has_no_memory(
     wait_until_ready(fragile)
 
 
-def test_a_store_that_cannot_be_reached_takes_nothing_for_certain(fragile: Served) -> None:
+def test_an_unreachable_store_certainly_holds_nothing(fragile: Served) -> None:
     sale_id, buyer = fragile.sale(), fragile.buyer()
     order = fragile.hold(sale_id, buyer)
     paid = fragile.hold(sale_id, fragile.buyer())
@@ -673,7 +675,7 @@ def test_an_unresponsive_store_leaves_the_outcome_unknown_until_retried(
     assert fragile.audit(sale_id)["ok"]
 
 
-def test_a_sale_that_the_store_has_lost_is_not_sold_from(fragile: Served) -> None:
+def test_a_sale_lost_by_the_store_accepts_no_prepare(fragile: Served) -> None:
     wait_until_ready(fragile)
     lost, other, buyer = fragile.sale(), fragile.sale(), fragile.buyer()
     order = fragile.hold(lost, buyer)

@@ -32,7 +32,7 @@ def total(served: Served, sale_id: str) -> int:
     return sum(served.stock(sale_id))
 
 
-def test_a_put_does_not_undo_a_restock_that_came_after_its_read(served: Served) -> None:
+def test_a_put_does_not_undo_a_restock_after_its_read(served: Served) -> None:
     sale_id = served.sale()
     read = served.etag(sale_id)
     answer = restock(served, sale_id, 50)
@@ -44,7 +44,7 @@ def test_a_put_does_not_undo_a_restock_that_came_after_its_read(served: Served) 
     assert total(served, sale_id) == 150
 
 
-def test_a_put_does_not_undo_a_withdrawal_that_came_after_its_read(served: Served) -> None:
+def test_a_put_does_not_undo_a_withdrawal_after_its_read(served: Served) -> None:
     sale_id = served.sale()
     read = served.etag(sale_id)
     restock(served, sale_id, -60)
@@ -52,7 +52,7 @@ def test_a_put_does_not_undo_a_withdrawal_that_came_after_its_read(served: Serve
     assert served.stock(sale_id) == (40, 0, 0)
 
 
-def test_a_put_does_not_sell_a_piece_again_that_a_refund_kept_out_of_sale(served: Served) -> None:
+def test_a_put_does_not_resell_units_withdrawn_by_a_refund(served: Served) -> None:
     sale_id = served.sale(items=[item("a", total=1)])
     order = served.hold(sale_id, served.buyer())
     served.open_success_url(order, served.pay(order))
@@ -69,7 +69,7 @@ def test_a_put_does_not_sell_a_piece_again_that_a_refund_kept_out_of_sale(served
     assert served.audit(sale_id)["problems"] == []
 
 
-def test_a_restocking_refund_changes_no_field_of_a_put(
+def test_a_restocking_refund_keeps_the_etag(
     served: Served,
 ) -> None:
     sale_id = served.sale()
@@ -85,7 +85,7 @@ def test_a_restocking_refund_changes_no_field_of_a_put(
     assert served.etag(sale_id) == read
 
 
-def test_a_put_like_the_last_one_is_no_repeat_after_a_restock(served: Served) -> None:
+def test_an_equal_put_after_a_restock_is_not_a_repeat(served: Served) -> None:
     """The same body under the ETag of before the restock asks for the old total again."""
     sale_id = served.sale()
     changed = put(served, sale_id, served.etag(sale_id), name="Renamed")
@@ -95,7 +95,7 @@ def test_a_put_like_the_last_one_is_no_repeat_after_a_restock(served: Served) ->
     assert total(served, sale_id) == 150
 
 
-def test_an_etag_of_another_epoch_is_another_etag(served: Served) -> None:
+def test_the_etag_changes_with_the_epoch(served: Served) -> None:
     sale_id = served.sale()
     version, _, epoch = served.etag(sale_id).strip('"').partition(".")
     other = f'"{version}.{epoch[::-1]}"'
@@ -103,7 +103,7 @@ def test_an_etag_of_another_epoch_is_another_etag(served: Served) -> None:
     refused(put(served, sale_id, other), 412, "precondition_failed")
 
 
-async def test_of_puts_and_restocks_at_once_none_is_lost(served: Served) -> None:
+async def test_concurrent_puts_and_restocks_are_all_applied(served: Served) -> None:
     """Each PUT that is answered 200 saw every restock before it, and keeps the total it saw."""
     sale_id = served.sale()
     path = f"/v1/admin/sales/{sale_id}"

@@ -260,7 +260,7 @@ CASES: dict[str, tuple[list[Prepare], dict[str, Any], int]] = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-async def test_both_ways_give_the_same_answers_to_good_and_bad_requests(ways: Ways) -> None:
+async def test_fast_path_and_route_give_equal_responses(ways: Ways) -> None:
     for name, (changes, sale, takes) in CASES.items():
         for at_once in (False, True)[: len(changes)]:
             seen: list[list[bytes]] = []
@@ -311,7 +311,7 @@ class Reasons(NamedTuple):
 COMBINATIONS = [Reasons(*reasons) for reasons in itertools.product((False, True), repeat=7)]
 
 
-async def test_of_several_reasons_both_ways_give_the_first_of_the_contract(
+async def test_fast_path_and_route_send_the_same_first_refusal(
     ways: Ways, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     over = {"opensAt": "2020-01-01T00:00:00Z", "closesAt": "2020-01-02T00:00:00Z"}
@@ -355,7 +355,7 @@ def plain(answer: bytes) -> bytes:
     return answer
 
 
-async def test_a_crowd_is_turned_away_alike_on_both_ways(
+async def test_fast_path_and_route_shed_load_equally(
     ways: Ways, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sale_id = await ways.sale("1")
@@ -373,7 +373,7 @@ async def test_a_crowd_is_turned_away_alike_on_both_ways(
     assert b"retry-after: 1\r\n" in seen[0][0]
 
 
-async def test_a_crowd_is_refused_completely_though_turns_are_bounded(
+async def test_every_excess_prepare_is_refused_over_several_turns(
     ways: Ways, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sale_id = await ways.sale("1")
@@ -391,7 +391,7 @@ async def test_a_crowd_is_refused_completely_though_turns_are_bounded(
     assert await _in_stock(ways, sale_id) == 100
 
 
-async def test_switched_off_the_route_answers_every_prepare(
+async def test_without_the_fast_path_the_route_answers_each_prepare(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with serving(tmp_path, valkey_url, RESERVATION_FAST_PATH="off") as ways:
@@ -404,7 +404,7 @@ async def test_switched_off_the_route_answers_every_prepare(
         assert b"idempotent-replayed: true\r\n" in answers[1]
 
 
-async def test_a_buyer_leaving_meanwhile_affects_no_others(ways: Ways) -> None:
+async def test_a_disconnected_buyer_does_not_affect_others(ways: Ways) -> None:
     sale_id = await ways.sale("1")
     _, token = Guests(ways.settings).new("")
     _, writer = await ways.connect()
@@ -419,7 +419,7 @@ async def test_a_buyer_leaving_meanwhile_affects_no_others(ways: Ways) -> None:
     assert await _in_stock(ways, sale_id) == 99
 
 
-async def test_a_body_may_come_in_pieces(ways: Ways) -> None:
+async def test_a_body_can_arrive_in_pieces(ways: Ways) -> None:
     sale_id = await ways.sale("1")
     _, token = Guests(ways.settings).new("")
     reader, writer = await ways.connect()
@@ -438,7 +438,7 @@ async def _in_stock(ways: Ways, sale_id: str) -> int:
     return sale["items"][0]["available"]
 
 
-async def test_a_body_is_read_again_when_the_sale_is_another(ways: Ways) -> None:
+async def test_a_cached_body_is_parsed_again_for_another_sale(ways: Ways) -> None:
     sale_id = await ways.sale("1")
     endpoint = ways.app.state.prepare_endpoint
     known = ways.app.state.api.service.catalog.cached(sale_id)
@@ -451,7 +451,7 @@ async def test_a_body_is_read_again_when_the_sale_is_another(ways: Ways) -> None
     assert endpoint.wish(again, "ann", body, None).order_name == "New"
 
 
-async def test_a_good_admission_is_no_reason_to_read_a_body_twice(ways: Ways) -> None:
+async def test_admitted_buyers_share_a_parsed_body(ways: Ways) -> None:
     sale_id = await ways.sale("1")
     endpoint, service = ways.app.state.prepare_endpoint, ways.app.state.api.service
     known = service.catalog.cached(sale_id)
@@ -467,7 +467,7 @@ async def test_a_good_admission_is_no_reason_to_read_a_body_twice(ways: Ways) ->
     assert endpoint.wish(known, "eve", body, b"made.up.one").admitted is False
 
 
-async def test_a_refusal_that_was_raised_is_not_kept_with_its_connection(ways: Ways) -> None:
+async def test_only_shared_refusals_are_cached_with_their_encoding(ways: Ways) -> None:
     path = ways.app.state.prepare_path
     with pytest.raises(RateLimited) as caught:
         raise RateLimited(retryAfter=1)
@@ -483,7 +483,7 @@ async def test_a_refusal_that_was_raised_is_not_kept_with_its_connection(ways: W
     assert f"content-length: {len(content)}\r\n".encode() in head
 
 
-async def test_an_outage_is_no_bug_on_the_fast_path_either(ways: Ways) -> None:
+async def test_the_fast_path_reports_an_outage_as_503(ways: Ways) -> None:
     path = ways.app.state.prepare_path
     assert path.refused(TimeoutError(), b"", "an-id-001")[0] == 503
     assert path.refused(RuntimeError(), b"", "an-id-001")[0] == 500

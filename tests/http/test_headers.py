@@ -75,7 +75,7 @@ def _head_and_its_get(
         "/no/such/path",
     ],
 )
-def test_head_is_get_without_the_body(served: Served, path: str) -> None:
+def test_head_equals_get_without_the_body(served: Served, path: str) -> None:
     sale_id, buyer = served.sale(), served.buyer()
     order = served.hold(sale_id, buyer)
     path = path.replace("SALE", sale_id).replace("ORDER", order["orderId"])
@@ -87,7 +87,7 @@ def test_head_is_get_without_the_body(served: Served, path: str) -> None:
     assert served.http.get("/health/live").json()["status"] == "ok"
 
 
-def test_head_of_a_stream_ends_at_once(served: Served) -> None:
+def test_head_of_a_stream_returns_at_once(served: Served) -> None:
     answer = served.http.head(f"/v1/sales/{served.sale()}/events")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/event-stream")
@@ -95,7 +95,7 @@ def test_head_of_a_stream_ends_at_once(served: Served) -> None:
 
 
 @pytest.mark.parametrize("slashes", ["/v1/payments/toss/", "//v1//payments/toss//"])
-def test_head_never_claims_nor_gives_back(served: Served, slashes: str) -> None:
+def test_head_is_not_allowed_on_the_return_urls(served: Served, slashes: str) -> None:
     order = served.hold(served.sale(), served.buyer())
     url = served.success_url(order, served.pay(order))
     for given in (url, order["payment"]["failUrl"]):
@@ -109,12 +109,12 @@ def test_head_never_claims_nor_gives_back(served: Served, slashes: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_is_served_under_its_own_address_alone(served: Served, page: str) -> None:
+def test_a_page_is_served_only_under_its_own_path(served: Served, page: str) -> None:
     for path in (f"/static/{page}.html", f"/static/{page}.HTML", f"/static//{page}.html/"):
         refused(served.http.get(path), 404, "not_found")
 
 
-def test_every_answer_keeps_its_declared_type(served: Served) -> None:
+def test_each_response_has_its_declared_content_type(served: Served) -> None:
     sale_id, buyer = served.sale(), served.buyer()
     answers = [
         served.http.get("/"),
@@ -152,7 +152,7 @@ def test_operator_responses_are_not_cacheable(served: Served) -> None:
         assert answer.headers.get_list("cache-control") == ["no-store"], path
 
 
-def test_a_service_over_tls_asks_browsers_to_stay_with_it(public: Served) -> None:
+def test_a_service_over_tls_sends_hsts(public: Served) -> None:
     sale_id, buyer = public.sale(), public.buyer()
     for answer in (
         public.http.get("/"),
@@ -196,7 +196,7 @@ CALLS: list[tuple[str, str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("method", "path", "more"), CALLS, ids=lambda value: str(value)[:40])
-def test_every_refusal_is_a_problem_document(
+def test_each_refusal_is_a_problem_document(
     served: Served, method: str, path: str, more: dict[str, Any]
 ) -> None:
     answer = served.http.request(method, path, **more)

@@ -12,7 +12,7 @@ def test_liveness_needs_no_other_service(served: Served) -> None:
     assert (answer.status_code, answer.json()["status"]) == (200, "ok")
 
 
-def test_a_service_that_can_take_holds_is_ready(served: Served) -> None:
+def test_a_service_able_to_hold_is_ready(served: Served) -> None:
     answer = served.http.get("/health/ready")
     assert (answer.status_code, answer.json()["status"]) == (200, "ok")
 
@@ -30,7 +30,7 @@ def test_counters_are_exposed_in_prometheus_format(served: Served) -> None:
     assert 'operation="other"' in counted
 
 
-def test_no_buyer_and_no_order_is_named_in_the_metrics(served: Served) -> None:
+def test_metrics_contain_no_buyer_and_no_order(served: Served) -> None:
     buyer_id, buyer = served.named_buyer()
     order = served.hold(served.sale(), buyer)
     counted = served.http.get("/metrics").text
@@ -38,7 +38,7 @@ def test_no_buyer_and_no_order_is_named_in_the_metrics(served: Served) -> None:
     assert order["orderId"] not in counted
 
 
-def test_each_answer_names_its_request(served: Served) -> None:
+def test_each_response_has_a_request_id(served: Served) -> None:
     given = {"X-Request-Id": "shop-12345678"}
     assert served.http.get("/v1/sales", headers=given).headers["x-request-id"] == "shop-12345678"
     made = {served.http.get("/v1/sales").headers["x-request-id"] for _ in range(3)}
@@ -46,7 +46,7 @@ def test_each_answer_names_its_request(served: Served) -> None:
 
 
 @pytest.mark.parametrize("given", ["short", "x" * 65, "a b c d e f g", 'a"b"c"d"e"f'])
-def test_a_strange_request_id_is_not_taken_over(served: Served, given: str) -> None:
+def test_an_invalid_request_id_is_replaced(served: Served, given: str) -> None:
     answer = served.http.get("/v1/sales", headers={"X-Request-Id": given})
     assert answer.headers["x-request-id"] != given
 
@@ -66,7 +66,7 @@ def test_the_services_own_pages_are_served(served: Served, path: str, kind: str)
     assert kind in answer.headers["content-type"]
 
 
-def test_the_pages_let_nothing_foreign_in(served: Served) -> None:
+def test_the_pages_have_a_strict_content_security_policy(served: Served) -> None:
     answer = served.http.get("/")
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy

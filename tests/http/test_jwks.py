@@ -115,7 +115,7 @@ def keys(provider: Provider, clock: Clock) -> PublishedKeys:
         b'{"keys": "' + b"x" * 300_000 + b'"}',
     ],
 )
-async def test_a_key_set_that_cannot_be_read_makes_the_service_unavailable(
+async def test_an_unreadable_key_set_makes_authentication_unavailable(
     provider: Provider, keys: PublishedKeys, body: bytes
 ) -> None:
     provider.body = body
@@ -123,7 +123,7 @@ async def test_a_key_set_that_cannot_be_read_makes_the_service_unavailable(
         await keys.key_for(provider.token())
 
 
-async def test_keys_that_cannot_be_fetched_are_no_reason_to_sign_in_again(
+async def test_an_unreachable_key_set_is_unavailable_until_it_returns(
     provider: Provider, keys: PublishedKeys, clock: Clock
 ) -> None:
     provider.up = False
@@ -152,7 +152,7 @@ async def test_an_unknown_key_is_refused_only_while_the_key_set_can_be_fetched(
         await keys.key_for(provider.token("one"))
 
 
-async def test_a_body_that_drips_holds_requests_up_for_seconds_only(
+async def test_a_trickling_key_set_delays_requests_for_seconds_only(
     provider: Provider, keys: PublishedKeys
 ) -> None:
     provider.drip_seconds = 0.5
@@ -164,7 +164,7 @@ async def test_a_body_that_drips_holds_requests_up_for_seconds_only(
 @pytest.mark.parametrize(
     "change", [{"use": "enc"}, {"alg": "RSA-OAEP", "use": "enc"}, {"alg": "HS256"}]
 )
-async def test_a_key_that_is_not_for_signatures_is_not_used(
+async def test_an_encryption_key_is_not_used(
     provider: Provider, keys: PublishedKeys, change: dict[str, Any]
 ) -> None:
     odd = provider.jwk("two") | change
@@ -188,7 +188,7 @@ def request_with(token: str) -> Connection:
     return REQUESTS.get("/", headers={"Authorization": f"Bearer {token}"})
 
 
-async def test_a_withdrawn_key_ends_the_tokens_that_it_verified(
+async def test_a_withdrawn_key_invalidates_its_tokens(
     served_settings: Settings, provider: Provider, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("api.http.auth.buyers.PublishedKeys", lambda url: PublishedKeys(url, clock))
@@ -210,7 +210,7 @@ async def test_a_withdrawn_key_ends_the_tokens_that_it_verified(
     assert provider.asked == asked + 1
 
 
-async def test_a_provider_that_is_away_is_not_asked_at_each_request(
+async def test_an_unreachable_provider_is_not_called_at_each_request(
     served_settings: Settings, provider: Provider, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("api.http.auth.buyers.PublishedKeys", lambda url: PublishedKeys(url, clock))

@@ -87,13 +87,13 @@ async def run_loops(served: Served, guests: int, pause: float, is_over: IsOver) 
     assert served.audit(sale_id)["ok"]
 
 
-async def test_a_loop_of_ten_guests_is_bounded_by_the_limit(small: Served) -> None:
+async def test_the_unpaid_limit_bounds_a_loop_of_ten_guests(small: Served) -> None:
     await run_loops(small, 10, 0.02, is_over=lambda counts: counts["too_many_orders"] >= 5)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(SOAK_SECONDS + 120)
-async def test_half_an_hour_of_loops_by_a_hundred_guests_leaves_prepare_open(
+async def test_prepare_stays_open_after_loops_by_a_hundred_guests(
     small: Served,
 ) -> None:
     until = time.monotonic() + SOAK_SECONDS

@@ -161,7 +161,7 @@ def published(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]
     }
 
 
-def test_each_operation_of_the_contract_is_there(document: dict[str, Any]) -> None:
+def test_the_document_has_each_operation_of_the_contract(document: dict[str, Any]) -> None:
     assert set(published(document)) >= set(CONTRACT)
 
 
@@ -180,7 +180,7 @@ def test_each_operation_has_a_unique_id_and_a_description(
 
 
 @pytest.mark.parametrize("call", CONTRACT, ids=" ".join)
-def test_each_answer_and_refusal_is_documented(
+def test_each_response_and_refusal_is_documented(
     document: dict[str, Any], call: tuple[str, str]
 ) -> None:
     statuses, codes = CONTRACT[call]
@@ -264,7 +264,7 @@ def test_prepares_idempotency_key_is_documented_as_required(document: dict[str, 
         (("GET", "/v1/admin/orders/{order_id}"), "200", "orderId status seq history"),
     ],
 )
-def test_answers_have_the_members_of_the_contract(
+def test_responses_have_the_members_of_the_contract(
     document: dict[str, Any], call: tuple[str, str], status: str, members: str
 ) -> None:
     response = operation_of(document, call)["responses"][status]
@@ -272,17 +272,17 @@ def test_answers_have_the_members_of_the_contract(
     assert set(schema["properties"]) >= set(members.split())
 
 
-def test_the_document_is_the_same_at_each_start(served: Served, document: dict[str, Any]) -> None:
+def test_the_document_is_equal_at_each_start(served: Served, document: dict[str, Any]) -> None:
     """This process has another hash seed than the service's."""
     made = create_app(served.settings).openapi_schema.to_schema()
     assert json.dumps(made) == json.dumps(document)
 
 
-def test_the_pages_of_the_service_are_no_part_of_the_document(document: dict[str, Any]) -> None:
+def test_the_document_does_not_contain_the_pages(document: dict[str, Any]) -> None:
     assert not {"/", "/docs", "/result", "/static/{file_path}"} & set(document["paths"])
 
 
-def test_the_document_can_be_read_without_a_network(served: Served) -> None:
+def test_the_document_page_loads_without_a_network(served: Served) -> None:
     page = served.http.get("/docs")
     assert page.status_code == 200
     assert "https://" not in page.text

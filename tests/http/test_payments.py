@@ -52,7 +52,7 @@ def wait_until(served: Served, order: dict[str, Any], status: str) -> None:
     )
 
 
-def test_a_paid_order_is_sold(served: Served) -> None:
+def test_a_successful_payment_sells_the_order(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     answer = served.open_success_url(order, served.pay(order))
@@ -67,7 +67,7 @@ def test_a_paid_order_is_sold(served: Served) -> None:
     assert served.audit(sale_id)["ok"]
 
 
-def test_a_repeat_answers_the_same_and_pays_nothing(served: Served) -> None:
+def test_a_repeated_return_gets_the_same_response_without_a_charge(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     payment_key = served.pay(order)
@@ -80,7 +80,7 @@ def test_a_repeat_answers_the_same_and_pays_nothing(served: Served) -> None:
     assert len(served.ledger(order)["entries"]) == 1
 
 
-async def test_fifty_loads_at_once_are_one_payment_and_fifty_equal_answers(served: Served) -> None:
+async def test_fifty_concurrent_returns_make_one_payment(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     url = served.success_url(order, served.pay(order))
@@ -96,7 +96,7 @@ async def test_fifty_loads_at_once_are_one_payment_and_fifty_equal_answers(serve
     assert confirms(served, order) == 1
 
 
-def test_a_browser_is_sent_to_the_result_page_with_a_token_that_reads(served: Served) -> None:
+def test_a_browser_is_redirected_with_a_read_token(served: Served) -> None:
     order = served.hold(served.sale(), served.buyer())
     query, token = browse(served, served.success_url(order, served.pay(order)))
     assert query == {"orderId": order["orderId"], "outcome": "confirmed"}
@@ -106,7 +106,7 @@ def test_a_browser_is_sent_to_the_result_page_with_a_token_that_reads(served: Se
     assert seen.json()["status"] == "CONFIRMED"
 
 
-def test_the_result_pages_token_gives_nothing_back(served: Served) -> None:
+def test_the_read_token_cannot_release(served: Served) -> None:
     order = served.hold(served.sale(), served.buyer())
     _, token = browse(served, served.success_url(order, served.pay(order)))
     answer = served.http.post(
@@ -125,14 +125,14 @@ def test_only_html_requests_are_redirected(served: Served, accept: str) -> None:
 
 
 @pytest.mark.parametrize("missing", ["paymentType", "orderId"])
-def test_claims_of_the_token_need_not_be_in_the_url(served: Served, missing: str) -> None:
+def test_the_return_token_replaces_url_parameters(served: Served, missing: str) -> None:
     order = served.hold(served.sale(), served.buyer())
     url = httpx.URL(served.success_url(order, served.pay(order))).copy_remove_param(missing)
     assert served.http.get(url).json()["status"] == "CONFIRMED"
 
 
 @pytest.mark.parametrize("amount", ["1", "999", "1001", "1000.0", "+1000", "01000", "", "x"])
-def test_an_edited_amount_asks_for_no_money(served: Served, amount: str) -> None:
+def test_an_edited_amount_requests_no_payment(served: Served, amount: str) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     payment_key = served.pay(order)
@@ -144,14 +144,14 @@ def test_an_edited_amount_asks_for_no_money(served: Served, amount: str) -> None
     assert served.open_success_url(order, payment_key).json()["status"] == "CONFIRMED"
 
 
-def test_an_amount_that_is_missing_is_refused(served: Served) -> None:
+def test_a_missing_amount_is_refused(served: Served) -> None:
     order = served.hold(served.sale(), served.buyer())
     url = httpx.URL(served.success_url(order, served.pay(order))).copy_remove_param("amount")
     refused(served.http.get(url), 400, "amount_mismatch")
     assert served.get_reservation(order)["status"] == "HELD"
 
 
-def test_the_token_of_one_order_does_not_bring_another_back(served: Served) -> None:
+def test_a_return_token_is_refused_for_another_order(served: Served) -> None:
     sale_id, buyer = served.sale(), served.buyer()
     mine, other = served.hold(sale_id, buyer), served.hold(sale_id, buyer)
     payment_key = served.pay(other)
@@ -171,7 +171,7 @@ def test_a_reservation_token_does_not_open_the_success_url(served: Served) -> No
 
 
 @pytest.mark.parametrize("payment_key", ["", "a/b", "x" * 201, "../cancel", "{}", "a b"])
-def test_an_invalid_payment_key_is_never_looked_up(served: Served, payment_key: str) -> None:
+def test_an_invalid_payment_key_is_not_looked_up(served: Served, payment_key: str) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     before = served.dump(sale_id)
@@ -179,7 +179,7 @@ def test_an_invalid_payment_key_is_never_looked_up(served: Served, payment_key: 
     assert served.dump(sale_id) == before
 
 
-def test_a_prefetch_confirms_nothing(served: Served) -> None:
+def test_a_prefetch_confirms_no_payment(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     url = served.success_url(order, served.pay(order))
@@ -194,7 +194,7 @@ def test_a_prefetch_confirms_nothing(served: Served) -> None:
     assert served.http.get(url).json()["status"] == "CONFIRMED"
 
 
-def test_a_prefetch_of_the_fail_page_releases_nothing(served: Served) -> None:
+def test_a_prefetch_of_the_fail_url_releases_no_hold(served: Served) -> None:
     order = served.hold(served.sale(), served.buyer())
     url = order["payment"]["failUrl"]
     assert served.http.head(url).status_code == 405
@@ -202,7 +202,7 @@ def test_a_prefetch_of_the_fail_page_releases_nothing(served: Served) -> None:
     assert served.get_reservation(order)["status"] == "HELD"
 
 
-def test_a_declined_card_gives_the_stock_back(served: Served) -> None:
+def test_a_declined_card_releases_the_hold(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     answer = served.open_success_url(order, served.pay(order, decline="REJECT_CARD_COMPANY"))
@@ -213,7 +213,7 @@ def test_a_declined_card_gives_the_stock_back(served: Served) -> None:
     assert served.ledger(order)["charged"] == 0
 
 
-def test_a_decline_is_remembered_and_another_card_goes_through(served: Served) -> None:
+def test_after_a_stored_decline_another_card_can_pay(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     declined_key = served.pay(order, decline="REJECT_CARD_PAYMENT")
@@ -228,7 +228,7 @@ def test_a_decline_is_remembered_and_another_card_goes_through(served: Served) -
     assert served.audit(sale_id)["ok"]
 
 
-def test_a_sixth_card_is_not_tried(served: Served) -> None:
+def test_a_sixth_card_is_refused(served: Served) -> None:
     order = served.hold(served.sale(), served.buyer())
     for _ in range(5):
         payment_key = served.pay(order, decline="REJECT_CARD_PAYMENT")
@@ -237,7 +237,7 @@ def test_a_sixth_card_is_not_tried(served: Served) -> None:
     assert served.ledger(order)["charged"] == 0
 
 
-def test_a_second_payment_of_a_paid_order_is_never_confirmed(served: Served) -> None:
+def test_a_second_payment_of_a_paid_order_is_not_confirmed(served: Served) -> None:
     order = served.hold(served.sale(), served.buyer())
     first, second = served.pay(order), served.pay(order)
     assert served.open_success_url(order, first).json()["status"] == "CONFIRMED"
@@ -247,7 +247,7 @@ def test_a_second_payment_of_a_paid_order_is_never_confirmed(served: Served) -> 
     assert [entry["paymentKey"] for entry in ledger["entries"]] == [first]
 
 
-def test_a_browser_with_a_declined_card_gets_the_declined_page(served: Served) -> None:
+def test_a_declined_card_redirects_the_browser_to_the_declined_page(served: Served) -> None:
     order = served.hold(served.sale(), served.buyer())
     payment_key = served.pay(order, decline="REJECT_CARD_COMPANY")
     query, token = browse(served, served.success_url(order, payment_key))
@@ -318,7 +318,7 @@ def test_a_valid_hold_can_be_paid_after_the_sales_end(
     assert served.ledger(released)["charged"] == 0
 
 
-def test_the_success_policy_charges_no_buyer_without_stock(
+def test_the_success_policy_does_not_charge_without_stock(
     served: Served,
 ) -> None:
     sale_id = served.sale(holdPolicy="success", items=[item("a", total=1)])
@@ -346,7 +346,7 @@ def test_a_limit_exceeded_at_success_is_refused_before_any_charge(served: Served
     assert served.ledger(second)["charged"] == 0
 
 
-def test_the_fail_page_gives_the_hold_back(served: Served) -> None:
+def test_the_fail_url_releases_the_hold(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     answer = failed(
@@ -358,7 +358,7 @@ def test_the_fail_page_gives_the_hold_back(served: Served) -> None:
     assert again.json() == answer.json()
 
 
-def test_the_fail_page_needs_no_order_id(served: Served) -> None:
+def test_the_fail_url_needs_no_order_id(served: Served) -> None:
     order = served.hold(served.sale(), served.buyer())
     url = httpx.URL(order["payment"]["failUrl"]).copy_merge_params({"code": "PAY_PROCESS_ABORTED"})
     query, token = browse(served, str(url))
@@ -367,13 +367,13 @@ def test_the_fail_page_needs_no_order_id(served: Served) -> None:
     assert served.get_reservation(order)["status"] == "RELEASED"
 
 
-def test_an_empty_order_id_at_the_fail_page_is_a_missing_one(served: Served) -> None:
+def test_an_empty_order_id_at_the_fail_url_counts_as_missing(served: Served) -> None:
     order = served.hold(served.sale(), served.buyer())
     assert failed(served, order, code="PAY_PROCESS_CANCELED", orderId="").status_code == 200
     assert served.get_reservation(order)["status"] == "RELEASED"
 
 
-def test_the_fail_page_leaves_paid_orders_unchanged(served: Served) -> None:
+def test_the_fail_url_leaves_paid_orders_unchanged(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     served.open_success_url(order, served.pay(order))
@@ -383,7 +383,7 @@ def test_the_fail_page_leaves_paid_orders_unchanged(served: Served) -> None:
     assert served.dump(sale_id) == before
 
 
-def test_the_fail_page_refuses_other_tokens(served: Served) -> None:
+def test_the_fail_url_refuses_other_tokens(served: Served) -> None:
     sale_id = served.sale()
     order, other = served.hold(sale_id, served.buyer()), served.hold(sale_id, served.buyer())
     refused(failed(served, order, orderId=other["orderId"]), 403, "invalid_token")
@@ -394,7 +394,7 @@ def test_the_fail_page_refuses_other_tokens(served: Served) -> None:
     )
 
 
-def test_a_reply_that_is_lost_after_the_money_moved_still_ends_sold(served: Served) -> None:
+def test_a_lost_confirm_reply_after_the_charge_sells_the_order(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     served.order_fault(order, "commit_then_drop")
@@ -407,7 +407,7 @@ def test_a_reply_that_is_lost_after_the_money_moved_still_ends_sold(served: Serv
     assert served.audit(sale_id)["ok"]
 
 
-def test_a_payment_completes_without_its_buyer(served: Served) -> None:
+def test_a_payment_completes_after_the_buyer_disconnects(served: Served) -> None:
     order = served.hold(served.sale(), served.buyer())
     served.order_fault(order, "hang", seconds=1)
     with suppress(httpx.ReadTimeout):
@@ -447,7 +447,7 @@ def test_an_unknown_outcome_is_reported_and_settled_later(
     assert served.audit(sale_id)["ok"]
 
 
-def test_a_made_up_payment_key_leaves_the_hold_as_it_was(served: Served) -> None:
+def test_an_invented_payment_key_leaves_the_hold_unchanged(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     for _ in range(2):
@@ -475,7 +475,7 @@ def test_the_payment_key_of_another_order_is_refused(served: Served) -> None:
     assert served.open_success_url(mine, served.pay(mine)).json()["status"] == "CONFIRMED"
 
 
-def test_a_card_that_was_not_confirmed_in_time_is_not_charged(served: Served) -> None:
+def test_a_card_confirmed_too_late_is_not_charged(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     payment_key = served.pay(order)
@@ -488,7 +488,7 @@ def test_a_card_that_was_not_confirmed_in_time_is_not_charged(served: Served) ->
     assert served.ledger(order)["charged"] == 0
 
 
-def test_a_payment_of_another_amount_is_refunded_and_sells_nothing(
+def test_a_payment_of_a_wrong_amount_is_refunded_and_not_sold(
     served: Served,
 ) -> None:
     sale_id = served.sale()
@@ -503,7 +503,7 @@ def test_a_payment_of_another_amount_is_refunded_and_sells_nothing(
     assert served.audit(sale_id)["ok"]
 
 
-def test_a_virtual_account_is_closed_where_the_sale_takes_none(served: Served) -> None:
+def test_an_unwanted_virtual_account_is_closed(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     payment_key = served.pay(order, method="virtual_account")
@@ -516,7 +516,7 @@ def test_a_virtual_account_is_closed_where_the_sale_takes_none(served: Served) -
     assert served.stock(sale_id) == (100, 0, 0)
 
 
-def test_a_virtual_account_is_sold_once_it_is_paid(served: Served) -> None:
+def test_a_paid_virtual_account_sells_the_order(served: Served) -> None:
     sale_id = served.sale(virtualAccounts=True, holdSeconds=1)
     order = served.hold(sale_id, served.buyer())
     payment_key = served.pay(order, method="virtual_account")
@@ -535,7 +535,7 @@ def test_a_virtual_account_is_sold_once_it_is_paid(served: Served) -> None:
     assert served.audit(sale_id)["ok"]
 
 
-def test_a_release_and_a_payment_at_once_end_in_one_of_two_ways(served: Served) -> None:
+def test_a_concurrent_release_and_payment_end_consistently(served: Served) -> None:
     sale_id = served.sale()
     for _ in range(8):
         order = served.hold(sale_id, served.buyer())

@@ -16,7 +16,7 @@ def at(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-def test_a_hold_carries_everything_that_paying_needs(served: Served) -> None:
+def test_a_hold_contains_the_data_for_its_payment(served: Served) -> None:
     sale_id = served.sale()
     answer = served.prepare(sale_id, served.buyer(), items=[("a", 2)], amount=2000)
     assert answer.status_code == 201, answer.text
@@ -44,7 +44,7 @@ def test_a_hold_lasts_for_the_sales_hold_seconds(served: Served) -> None:
     assert lasts.total_seconds() == 90
 
 
-def test_held_units_are_subtracted_from_the_available_ones(served: Served) -> None:
+def test_held_units_are_no_longer_available(served: Served) -> None:
     sale_id = served.sale()
     served.hold(sale_id, served.buyer(), items=[("a", 3)], amount=3000)
     assert served.stock(sale_id) == (97, 3, 0)
@@ -68,7 +68,7 @@ def test_a_customer_key_is_stable_and_unique_per_buyer(served: Served) -> None:
     assert buyer_id not in first
 
 
-def test_the_same_key_and_body_again_is_the_same_reservation(served: Served) -> None:
+def test_a_repeated_key_and_body_return_the_same_reservation(served: Served) -> None:
     sale_id, buyer = served.sale(), served.buyer()
     first = served.prepare(sale_id, buyer, key="k")
     again = served.prepare(sale_id, buyer, key="k")
@@ -79,7 +79,7 @@ def test_the_same_key_and_body_again_is_the_same_reservation(served: Served) -> 
     assert served.stock(sale_id) == (99, 1, 0)
 
 
-def test_a_repeat_shows_the_present_state_and_nothing_to_pay_with(served: Served) -> None:
+def test_a_replay_shows_the_current_state_without_payment_data(served: Served) -> None:
     sale_id, buyer = served.sale(), served.buyer()
     order = served.hold(sale_id, buyer, key="k")
     assert served.release(order).status_code == 200
@@ -93,7 +93,7 @@ def test_a_repeat_shows_the_present_state_and_nothing_to_pay_with(served: Served
     assert served.stock(sale_id) == (100, 0, 0)
 
 
-def test_a_repeat_of_a_paid_order_is_answered_as_paid(served: Served) -> None:
+def test_a_replay_of_a_paid_order_shows_it_as_paid(served: Served) -> None:
     sale_id, buyer = served.sale(), served.buyer()
     order = served.hold(sale_id, buyer, key="k")
     assert served.open_success_url(order, served.pay(order)).status_code == 200
@@ -112,14 +112,14 @@ def test_a_repeat_of_a_paid_order_is_answered_as_paid(served: Served) -> None:
     ],
     ids=["quantity", "item", "amount", "name"],
 )
-def test_the_same_key_with_another_body_is_refused(served: Served, other: dict) -> None:
+def test_a_key_reused_with_another_body_is_refused(served: Served, other: dict) -> None:
     sale_id, buyer = served.sale(items=[item("a"), item("b")]), served.buyer()
     served.hold(sale_id, buyer, key="k")
     refused(served.prepare(sale_id, buyer, key="k", **other), 422, "idempotency_key_reused")
     assert served.stock(sale_id) == (99, 1, 0)
 
 
-def test_the_same_key_of_two_buyers_and_of_two_sales_is_not_the_same(served: Served) -> None:
+def test_a_key_is_scoped_to_its_buyer_and_sale(served: Served) -> None:
     sale_id, other_sale, buyer = served.sale(), served.sale(), served.buyer()
     orders = [
         served.hold(sale_id, buyer, key="k"),
@@ -129,7 +129,7 @@ def test_the_same_key_of_two_buyers_and_of_two_sales_is_not_the_same(served: Ser
     assert len({order["orderId"] for order in orders}) == 3
 
 
-def test_a_refusal_is_not_remembered(served: Served) -> None:
+def test_a_refused_key_can_be_used_again(served: Served) -> None:
     sale_id = served.sale(items=[item("a", total=1)])
     buyer = served.buyer()
     order = served.hold(sale_id, served.buyer())
@@ -138,21 +138,21 @@ def test_a_refusal_is_not_remembered(served: Served) -> None:
     assert served.prepare(sale_id, buyer, key="k").status_code == 201
 
 
-def test_the_longest_and_the_strangest_key_are_good(served: Served) -> None:
+def test_keys_of_any_printable_characters_are_accepted(served: Served) -> None:
     sale_id, buyer = served.sale(), served.buyer()
     for key in ("x" * 255, "k", 'a {"b"} ~!', "0"):
         order = served.hold(sale_id, buyer, key=key)
         assert served.hold(sale_id, buyer, key=key)["orderId"] == order["orderId"]
 
 
-def test_two_lines_of_one_item_are_one(served: Served) -> None:
+def test_two_lines_of_one_item_are_merged(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer(), items=[("a", 1), ("a", 2)], amount=3000)
     assert order["items"] == [{"sku": "a", "quantity": 3, "price": 1000}]
     assert served.stock(sale_id) == (97, 3, 0)
 
 
-def test_a_basket_is_held_whole_or_not_at_all(served: Served) -> None:
+def test_a_basket_is_held_completely_or_not_at_all(served: Served) -> None:
     sale_id = served.sale(items=[item("a"), item("b", total=1)])
     answer = served.prepare(sale_id, served.buyer(), items=[("a", 1), ("b", 2)], amount=3000)
     problem = refused(answer, 409, "sold_out")
@@ -161,14 +161,14 @@ def test_a_basket_is_held_whole_or_not_at_all(served: Served) -> None:
     assert served.stock(sale_id, "b") == (1, 0, 0)
 
 
-def test_a_basket_may_have_twenty_lines(served: Served) -> None:
+def test_a_basket_can_have_twenty_lines(served: Served) -> None:
     skus = [f"s{number}" for number in range(20)]
     sale_id = served.sale(items=[item(sku) for sku in skus])
     order = served.hold(sale_id, served.buyer(), items=[(sku, 1) for sku in skus], amount=20 * 1000)
     assert [line["sku"] for line in order["items"]] == skus
 
 
-def test_an_order_without_a_name_is_named_for_its_items(served: Served) -> None:
+def test_an_unnamed_order_is_named_after_its_items(served: Served) -> None:
     sale_id = served.sale(items=[item("a", name="Blue mug"), item("b"), item("c")])
     buyer = served.buyer()
     assert served.hold(sale_id, buyer)["orderName"] == "Blue mug"
@@ -176,7 +176,7 @@ def test_an_order_without_a_name_is_named_for_its_items(served: Served) -> None:
     assert served.hold(sale_id, buyer, items=three, amount=3000)["orderName"] == "Blue mug +2"
 
 
-def test_a_default_order_name_is_cut_to_the_pgs_limit(served: Served) -> None:
+def test_a_default_order_name_is_truncated_to_the_pg_limit(served: Served) -> None:
     sale_id = served.sale(items=[item("a", name="m" * 200), item("b")])
     order = served.hold(sale_id, served.buyer(), items=[("a", 1), ("b", 1)], amount=2000)
     assert order["orderName"] == "m" * 97 + " +1"
@@ -198,7 +198,7 @@ def test_a_buyers_limit_counts_held_units_and_frees_released_ones(served: Served
     served.hold(sale_id, buyer, items=[("a", 2)], amount=2000)
 
 
-def test_a_new_price_is_for_new_prepares_alone(served: Served) -> None:
+def test_a_new_price_applies_to_new_prepares(served: Served) -> None:
     sale_id, buyer = served.sale(), served.buyer()
     order = served.hold(sale_id, buyer, key="k")
     shown = served.http.get(f"/v1/admin/sales/{sale_id}", headers=served.admin)
@@ -213,7 +213,7 @@ def test_a_new_price_is_for_new_prepares_alone(served: Served) -> None:
     assert served.ledger(order)["charged"] == 1000
 
 
-def test_a_hold_that_ran_out_is_there_for_the_next_buyer_at_its_deadline(served: Served) -> None:
+def test_an_expired_hold_is_available_from_its_deadline(served: Served) -> None:
     sale_id = served.sale(holdSeconds=1, items=[item("a", total=1)])
     first = served.hold(sale_id, served.buyer())
     buyer = served.buyer()
@@ -226,7 +226,7 @@ def test_a_hold_that_ran_out_is_there_for_the_next_buyer_at_its_deadline(served:
     assert served.audit(sale_id)["ok"]
 
 
-def test_a_sale_that_takes_stock_at_success_prepares_without_a_hold(served: Served) -> None:
+def test_the_success_policy_prepares_without_a_hold(served: Served) -> None:
     sale_id = served.sale(holdPolicy="success")
     order = served.hold(sale_id, served.buyer())
     assert order["status"] == "PREPARED"
@@ -235,13 +235,13 @@ def test_a_sale_that_takes_stock_at_success_prepares_without_a_hold(served: Serv
     assert served.stock(sale_id) == (100, 0, 0)
 
 
-def test_a_sale_with_admission_accepts_buyers_of_its_page(served: Served) -> None:
+def test_a_sale_with_admission_accepts_buyers_from_its_page(served: Served) -> None:
     sale_id, buyer = served.sale(requireAdmission=True), served.buyer()
     admission = served.http.get(f"/v1/sales/{sale_id}", headers=buyer).json()["admission"]
     served.hold(sale_id, {**buyer, "X-Sale-Admission": admission})
 
 
-def test_anonymous_and_early_page_loads_get_no_admission(served: Served) -> None:
+def test_anonymous_and_early_requests_get_no_admission(served: Served) -> None:
     """One anonymous read must not admit a crowd, nor be collected the day before."""
     sale_id, buyer = served.sale(requireAdmission=True), served.buyer()
     stale = {"Authorization": "Bearer not-a-token"}
@@ -254,7 +254,7 @@ def test_anonymous_and_early_page_loads_get_no_admission(served: Served) -> None
     assert "admission" not in served.http.get(f"/v1/sales/{early}", headers=buyer).json()
 
 
-def test_an_admission_ends_where_the_opening_is_moved(served: Served) -> None:
+def test_an_admission_expires_when_the_opening_moves(served: Served) -> None:
     sale_id, buyer = served.sale(requireAdmission=True), served.buyer()
     path = f"/v1/sales/{sale_id}"
     admission = served.http.get(path, headers=buyer).json()["admission"]
@@ -274,7 +274,7 @@ def test_an_admission_ends_where_the_opening_is_moved(served: Served) -> None:
     served.hold(sale_id, {**buyer, "X-Sale-Admission": admission})
 
 
-def test_an_admission_of_another_buyer_or_sale_is_none(served: Served) -> None:
+def test_an_admission_of_another_buyer_or_sale_is_refused(served: Served) -> None:
     sale_id, other = served.sale(requireAdmission=True), served.sale(requireAdmission=True)
     theirs = served.http.get(f"/v1/sales/{sale_id}", headers=served.buyer()).json()["admission"]
     buyer = served.buyer()
@@ -285,7 +285,7 @@ def test_an_admission_of_another_buyer_or_sale_is_none(served: Served) -> None:
     assert served.stock(sale_id) == (100, 0, 0)
 
 
-def test_a_guest_is_given_a_token_that_prepares(served: Served) -> None:
+def test_a_guest_token_can_prepare(served: Served) -> None:
     answer = served.http.post("/v1/guests")
     assert answer.status_code == 201
     guest = answer.json()

@@ -32,7 +32,7 @@ def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield service
 
 
-def test_the_metrics_want_the_operators_key(production: Served) -> None:
+def test_metrics_require_the_admin_key_in_production(production: Served) -> None:
     refused(production.http.get("/metrics"), 401, "unauthenticated")
     refused(
         production.http.get("/metrics", headers={"Authorization": "Bearer x"}),
@@ -46,7 +46,7 @@ def test_the_metrics_want_the_operators_key(production: Served) -> None:
     assert "reservation_http_request_seconds" in answer.text
 
 
-def test_scrapes_at_once_are_answered_by_one_text_a_second(served: Served) -> None:
+def test_concurrent_scrapes_share_one_exposition_per_second(served: Served) -> None:
     """Each answer is counted, so that a text made anew differs from all before it."""
     texts: set[str] = set()
     until = time.monotonic() + 2

@@ -99,7 +99,7 @@ def test_the_metric_counts_pending_refunds(served: Served) -> None:
     eventually(pending, lambda count: count == 0)
 
 
-def test_a_refund_request_that_would_be_dropped_is_refused(served: Served) -> None:
+def test_a_different_request_during_a_refund_is_refused(served: Served) -> None:
     order = paid_by_account(served)
     # Its connection closes without a byte: it may be carried out.
     served.order_fault(order, "refuse", operations=["cancel", "look_up"], times=1000)
@@ -125,7 +125,7 @@ def test_a_refund_request_that_would_be_dropped_is_refused(served: Served) -> No
     assert refused(answer, 409, "not_refundable")["refund"]["status"] == "done"
 
 
-def test_a_wrong_account_is_corrected_and_both_wishes_are_kept(served: Served) -> None:
+def test_a_corrected_account_keeps_both_wishes_on_record(served: Served) -> None:
     order = paid_by_account(served)
     served.order_fault(order, "error_before_commit", operations=["cancel"], times=1000)
     assert refund(served, order, refundReceiveAccount=ACCOUNT).status_code == 202
@@ -154,6 +154,6 @@ def test_a_wrong_account_is_corrected_and_both_wishes_are_kept(served: Served) -
 
 
 @pytest.mark.parametrize("query", [{"status": "PENDING"}, {"cursor": "made-up"}, {"limit": 101}])
-def test_a_list_of_refunds_that_cannot_be_is_refused(served: Served, query: dict[str, Any]) -> None:
+def test_an_invalid_query_of_refunds_is_refused(served: Served, query: dict[str, Any]) -> None:
     answer = served.http.get("/v1/admin/refunds", params=query, headers=served.admin)
     refused(answer, 400, "malformed_request")

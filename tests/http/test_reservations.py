@@ -52,7 +52,7 @@ def test_long_poll_responses_are_not_cacheable(served: Served) -> None:
     assert answer.headers["referrer-policy"] == "no-referrer"
 
 
-def test_a_hold_past_its_deadline_is_shown_as_expired_and_soon_is(served: Served) -> None:
+def test_a_hold_past_its_deadline_is_shown_as_expired(served: Served) -> None:
     sale_id, buyer = served.sale(holdSeconds=1), served.buyer()
     order = served.hold(sale_id, buyer)
     shown = eventually(
@@ -75,7 +75,7 @@ def test_a_wait_ends_at_the_next_change(served: Served) -> None:
     assert time.monotonic() - began < 20
 
 
-def test_a_wait_without_a_change_ends_by_itself(served: Served) -> None:
+def test_a_wait_without_a_change_times_out(served: Served) -> None:
     buyer = served.buyer()
     order = served.hold(served.sale(), buyer)
     began = time.monotonic()
@@ -86,7 +86,7 @@ def test_a_wait_without_a_change_ends_by_itself(served: Served) -> None:
     assert time.monotonic() - began >= 1
 
 
-def test_a_wait_sees_a_hold_run_out(served: Served) -> None:
+def test_a_wait_ends_at_the_expiry_of_the_hold(served: Served) -> None:
     order = served.hold(served.sale(holdSeconds=1), served.buyer())
     answer = served.http.get(
         f"/v1/reservations/{order['orderId']}",
@@ -97,7 +97,7 @@ def test_a_wait_sees_a_hold_run_out(served: Served) -> None:
 
 
 @pytest.mark.parametrize("wait", ["26", "-1", "soon", "1.5"])
-def test_a_wait_is_from_0_to_25_whole_seconds(served: Served, wait: str) -> None:
+def test_a_wait_must_be_0_to_25_whole_seconds(served: Served, wait: str) -> None:
     buyer = served.buyer()
     order = served.hold(served.sale(), buyer)
     answer = served.http.get(
@@ -106,7 +106,7 @@ def test_a_wait_is_from_0_to_25_whole_seconds(served: Served, wait: str) -> None
     refused(answer, 400, "malformed_request")
 
 
-def test_a_buyer_lists_only_the_own_reservations_newest_first(served: Served) -> None:
+def test_a_buyer_lists_own_reservations_newest_first(served: Served) -> None:
     sale_id, other_sale, buyer = served.sale(), served.sale(), served.buyer()
     served.hold(sale_id, served.buyer())
     served.hold(other_sale, buyer)
@@ -136,7 +136,7 @@ def test_a_buyer_without_orders_has_an_empty_list(served: Served) -> None:
     assert answer.json() == {"reservations": []}
 
 
-def test_the_buyer_gives_a_hold_back(served: Served) -> None:
+def test_a_buyer_releases_a_hold(served: Served) -> None:
     sale_id, buyer = served.sale(), served.buyer()
     order = served.hold(sale_id, buyer)
     answer = served.http.post(f"/v1/reservations/{order['orderId']}/release", headers=buyer)
@@ -145,7 +145,7 @@ def test_the_buyer_gives_a_hold_back(served: Served) -> None:
     assert served.stock(sale_id) == (100, 0, 0)
 
 
-def test_a_beacon_gives_a_hold_back_with_the_token_alone(served: Served) -> None:
+def test_a_beacon_releases_a_hold_with_its_token(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     answer = beacon(served, order["orderId"], order["token"])
@@ -155,14 +155,14 @@ def test_a_beacon_gives_a_hold_back_with_the_token_alone(served: Served) -> None
 
 
 @pytest.mark.parametrize("text", ["", " ", "no token", "\x00\xff", "v1.a.b.c"])
-def test_a_beacon_without_a_good_token_is_unauthenticated(served: Served, text: str) -> None:
+def test_a_beacon_without_a_valid_token_is_unauthenticated(served: Served, text: str) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     refused(beacon(served, order["orderId"], text), 401, "unauthenticated")
     assert served.stock(sale_id) == (99, 1, 0)
 
 
-def test_a_token_in_a_body_of_another_kind_is_not_read(served: Served) -> None:
+def test_a_token_in_another_content_type_is_not_read(served: Served) -> None:
     order = served.hold(served.sale(), served.buyer())
     answer = served.http.post(
         f"/v1/reservations/{order['orderId']}/release", json={"token": order["token"]}
@@ -170,7 +170,7 @@ def test_a_token_in_a_body_of_another_kind_is_not_read(served: Served) -> None:
     refused(answer, 401, "unauthenticated")
 
 
-def test_a_second_release_is_a_no_op_with_the_current_state(served: Served) -> None:
+def test_a_second_release_returns_the_current_state(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     first = served.release(order)
@@ -237,7 +237,7 @@ def test_a_release_of_an_ended_order_changes_nothing(
         (confirmed, "already_confirmed"),
     ],
 )
-def test_a_release_after_the_buyer_paid_is_refused(
+def test_a_release_after_the_payment_is_refused(
     served: Served, standing: Callable[[Served], dict[str, Any]], code: str
 ) -> None:
     order = standing(served)
@@ -248,7 +248,7 @@ def test_a_release_after_the_buyer_paid_is_refused(
     served.clear_faults(order)
 
 
-def test_release_gives_each_line_of_the_basket_back(served: Served) -> None:
+def test_a_release_returns_each_line_of_the_basket(served: Served) -> None:
     sale_id = served.sale(items=[item("a"), item("b")])
     order = served.hold(sale_id, served.buyer(), items=[("a", 2), ("b", 3)], amount=5000)
     served.release(order)

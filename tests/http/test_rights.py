@@ -229,7 +229,7 @@ def test_a_list_has_only_the_callers_orders(stage: Stage) -> None:
 
 @pytest.mark.parametrize("which", BAD_TOKENS)
 @pytest.mark.parametrize("purpose", [Purpose.RESERVATION, Purpose.READ])
-def test_a_token_that_is_not_good_neither_reads_nor_releases(
+def test_an_invalid_token_neither_reads_nor_releases(
     stage: Stage, which: str, purpose: Purpose
 ) -> None:
     token = BAD_TOKENS[which](stage, purpose)
@@ -238,7 +238,7 @@ def test_a_token_that_is_not_good_neither_reads_nor_releases(
         refused(answer, 401, "unauthenticated")
 
 
-def test_a_bad_token_is_not_made_good_by_its_buyer(stage: Stage) -> None:
+def test_the_buyers_credentials_do_not_repair_an_invalid_token(stage: Stage) -> None:
     """A request that carries both means the token: a page must not release by accident."""
     headers = {**stage.buyer, "X-Reservation-Token": "v1.aaaaaaaa.bbbb.cccc"}
     refused(release(stage, headers), 401, "unauthenticated")
@@ -273,7 +273,7 @@ def test_a_read_token_reads_and_does_not_release(stage: Stage) -> None:
         refused(answer, 404, "reservation_not_found")
 
 
-def test_the_buyers_own_credentials_read(stage: Stage) -> None:
+def test_the_buyers_credentials_read_the_order(stage: Stage) -> None:
     """Control: the matrix proves something only if the good ones work."""
     own = {"X-Reservation-Token": stage.token(Purpose.RESERVATION)}
     assert read(stage, own).status_code == 200
@@ -306,9 +306,7 @@ def test_a_bearer_token_does_not_replace_the_return_token(stage: Stage, credenti
 
 
 @pytest.mark.parametrize("other", ["second", "theirs", "elsewhere"])
-def test_a_return_token_of_another_order_does_not_bring_this_one_back(
-    stage: Stage, other: str
-) -> None:
+def test_a_return_token_does_not_confirm_another_order(stage: Stage, other: str) -> None:
     token = httpx.URL(getattr(stage, other)["payment"]["successUrl"]).params["token"]
     refused(open_success_url(stage, token), 403, "invalid_token")
     refused(fails(stage, token, orderId=stage.order["orderId"]), 403, "invalid_token")
@@ -324,7 +322,7 @@ def test_a_return_token_with_other_claims_is_refused(stage: Stage, changes: dict
     refused(open_success_url(stage, stage.token(Purpose.RETURN, **changes)), 403, "invalid_token")
 
 
-def test_a_return_token_past_its_time_begins_no_payment(stage: Stage) -> None:
+def test_an_expired_return_token_begins_no_payment(stage: Stage) -> None:
     """It still reads the outcome of an attempt that was made, and none was."""
     past = int(time.time() * 1000) + TOKEN_LIFE_MS - 46 * 60_000
     token = stage.token(Purpose.RETURN, expires_at_ms=past)
@@ -398,13 +396,13 @@ def test_operator_endpoints_require_the_admin_key(stage: Stage, call: str) -> No
 
 
 @pytest.mark.parametrize("call", OPERATORS_CALLS)
-def test_the_operators_endpoints_are_forbidden_to_buyers(stage: Stage, call: str) -> None:
+def test_operator_endpoints_are_forbidden_to_buyers(stage: Stage, call: str) -> None:
     ask = operators_calls(stage)[call]
     for headers in (stage.buyer, {**stage.other_buyer, "X-Operator": "root"}):
         refused(ask(headers), 403, "forbidden")
 
 
-def test_the_matrix_has_every_operators_endpoint(stage: Stage) -> None:
+def test_the_matrix_lists_each_operator_endpoint(stage: Stage) -> None:
     assert set(operators_calls(stage)) == set(OPERATORS_CALLS)
     document = stage.served.http.get("/schema/openapi.json").json()
     for path, operations in document["paths"].items():
@@ -414,7 +412,7 @@ def test_the_matrix_has_every_operators_endpoint(stage: Stage) -> None:
                 assert operation["security"] == [{"operatorKey": []}]
 
 
-def test_each_operators_path_asks_for_the_key_before_anything_else(stage: Stage) -> None:
+def test_operator_paths_check_the_key_first(stage: Stage) -> None:
     """Covers later endpoints too: the paths come from the published document."""
     document = stage.served.http.get("/schema/openapi.json").json()
     for path, operations in document["paths"].items():
@@ -432,7 +430,7 @@ def test_public_endpoints_need_no_credentials(stage: Stage) -> None:
         assert stage.served.http.get(path).status_code == 200
 
 
-def test_no_answer_shows_a_secret(stage: Stage) -> None:
+def test_no_response_contains_a_secret(stage: Stage) -> None:
     settings = stage.served.settings
     secrets = (
         settings.admin_api_key,

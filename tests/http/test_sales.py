@@ -131,12 +131,12 @@ def test_the_status_follows_the_clock_the_stock_and_the_operator(served: Served)
 
 @pytest.mark.parametrize("path", ["", "/events", "/reservations"])
 @pytest.mark.parametrize("sale_id", ["nothing", "x" * 33, "a{b}", "a b", "a%0ab", "\u00e4"])
-def test_a_sale_that_is_none_is_not_found(served: Served, sale_id: str, path: str) -> None:
+def test_an_unknown_sale_is_not_found(served: Served, sale_id: str, path: str) -> None:
     answer = served.http.get(f"/v1/sales/{sale_id}{path}", headers=served.buyer())
     refused(answer, 404, "sale_not_found")
 
 
-def test_a_stale_token_does_not_hide_a_public_page(served: Served) -> None:
+def test_an_expired_token_does_not_block_a_public_endpoint(served: Served) -> None:
     answer = served.http.get(
         f"/v1/sales/{served.sale()}", headers={"Authorization": "Bearer stale"}
     )
@@ -152,7 +152,7 @@ def test_subscribers_get_the_stock_at_once(served: Served) -> None:
     assert second["data"] == {"sku": "b", "available": 3, "held": 0, "sold": 0}
 
 
-def test_subscribers_get_each_change_of_their_items_only(served: Served) -> None:
+def test_subscribers_get_only_changes_of_their_items(served: Served) -> None:
     sale_id = served.sale(items=[item("a"), item("b")])
     with watching(served, sale_id) as events:
         list(itertools.islice(events, 2))
@@ -181,7 +181,7 @@ def test_subscribers_get_at_most_ten_events_a_second(served: Served) -> None:
     assert held == sorted(set(held))
 
 
-def test_two_watchers_see_the_same(served: Served) -> None:
+def test_two_subscribers_get_the_same_events(served: Served) -> None:
     sale_id = served.sale()
     with watching(served, sale_id) as one, watching(served, sale_id) as other:
         assert next(one)["data"] == next(other)["data"]

@@ -47,7 +47,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streamed_audit, "SILENT_SECONDS_MAX", 0.05)
 
 
-async def test_a_long_audit_sends_white_space_until_its_report() -> None:
+async def test_a_long_audit_sends_white_space_before_its_report() -> None:
     ended = asyncio.Event()
 
     async def audit() -> AuditReport:
@@ -66,7 +66,7 @@ async def test_a_long_audit_sends_white_space_until_its_report() -> None:
     assert json.loads(b"".join(pieces))["ok"] is True
 
 
-async def test_a_short_audit_is_a_plain_answer() -> None:
+async def test_a_short_audit_is_a_plain_response() -> None:
     async def audit() -> AuditReport:
         return WHOLE
 
@@ -76,7 +76,7 @@ async def test_a_short_audit_is_a_plain_answer() -> None:
     assert answer.headers["content-length"] == str(len(answer.content))
 
 
-async def test_an_audit_that_breaks_off_is_no_clean_report() -> None:
+async def test_an_interrupted_audit_is_not_a_clean_report() -> None:
     async def audit() -> AuditReport:
         await asyncio.sleep(0.2)
         raise StoreUnavailable("no connection")
@@ -87,7 +87,7 @@ async def test_an_audit_that_breaks_off_is_no_clean_report() -> None:
     assert report["problems"] == ["the audit failed: no connection"]
 
 
-async def test_an_audit_ends_with_its_caller() -> None:
+async def test_an_audit_stops_when_its_client_disconnects() -> None:
     cancelled = asyncio.Event()
 
     async def audit() -> AuditReport:

@@ -191,20 +191,20 @@ def test_a_tampered_request_is_refused_and_changes_nothing(shop: Shop, data: st.
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-def test_a_basket_at_another_price_is_not_held(shop: Shop, amount: int) -> None:
+def test_a_basket_with_an_edited_price_is_not_held(shop: Shop, amount: int) -> None:
     answer = shop.served.prepare(shop.sale_id, shop.stranger, amount=amount)
     assert 400 <= answer.status_code < 500
     assert shop.everything() == shop.clean
 
 
-def test_the_honest_request_goes_through(shop: Shop) -> None:
+def test_the_unmodified_request_is_accepted(shop: Shop) -> None:
     """Control: the same request, unedited, sells. Last, since it changes the order."""
     assert shop.honest("HELD").json()["status"] == "CONFIRMED"
     assert shop.everything() != shop.clean
 
 
 @pytest.mark.slow
-def test_no_log_and_no_metric_holds_a_token_or_a_payment_key(shop: Shop) -> None:
+def test_logs_and_metrics_contain_no_token_or_payment_key(shop: Shop) -> None:
     """After all of the above, and a payment whose answers went wrong in each way."""
     served = shop.served
     faults = ("commit_then_drop", "garbage", "other_order", "redirect", "error_after_commit")

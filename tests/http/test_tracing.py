@@ -132,7 +132,7 @@ def test_a_purchase_is_two_traces_without_secrets(traced: tuple[Served, Collecto
         assert secret not in everything
 
 
-def test_a_refusal_carries_the_id_sent_to_its_buyer(
+def test_the_span_of_a_refusal_has_the_request_id(
     traced: tuple[Served, Collector],
 ) -> None:
     served, collector = traced
@@ -142,7 +142,7 @@ def test_a_refusal_carries_the_id_sent_to_its_buyer(
 
 
 @pytest.mark.slow
-def test_an_unreachable_collector_delays_no_request(tmp_path: Path) -> None:
+def test_an_unreachable_collector_does_not_delay_requests(tmp_path: Path) -> None:
     nowhere: dict[str, Any] = {ENDPOINT: "http://127.0.0.1:9"}
     with running_service(tmp_path, RESERVATION_WORKERS="1", **nowhere) as served:
         served.hold(served.sale(), served.buyer())
@@ -163,7 +163,7 @@ def test_an_unreachable_collector_delays_no_request(tmp_path: Path) -> None:
         ({ENDPOINT: "http://collector:4318", "OTEL_SDK_DISABLED": "true"}, False),
     ],
 )
-def test_the_environment_decides(environ: dict[str, str], expected: bool) -> None:
+def test_the_environment_enables_tracing(environ: dict[str, str], expected: bool) -> None:
     assert tracing.wanted(environ) is expected
 
 
@@ -171,7 +171,7 @@ def test_the_environment_decides(environ: dict[str, str], expected: bool) -> Non
     "more",
     [{"OTEL_TRACES_EXPORTER": "zipkin"}, {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}],
 )
-def test_unavailable_items_are_refused(more: dict[str, str]) -> None:
+def test_unsupported_exporter_settings_are_refused(more: dict[str, str]) -> None:
     with pytest.raises(SettingsError, match="must be"):
         tracing.wanted({ENDPOINT: "http://collector:4318", **more})
 

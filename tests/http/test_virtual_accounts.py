@@ -31,7 +31,7 @@ def account(served: Served) -> dict[str, Any]:
     }
 
 
-def test_the_buyer_is_shown_where_to_pay_in(served: Served, account: dict[str, Any]) -> None:
+def test_the_buyer_sees_the_virtual_account(served: Served, account: dict[str, Any]) -> None:
     found = served.get_reservation(account["order"], account["buyer"])
     shown, pg = found["virtualAccount"], account["at_the_pg"]
     assert (shown["bank"], shown["bankEnglish"]) == ("우리은행", "Woori Bank")
@@ -42,7 +42,9 @@ def test_the_buyer_is_shown_where_to_pay_in(served: Served, account: dict[str, A
     assert shown["dueAt"] == found["expiresAt"]
 
 
-def test_each_answer_to_the_buyer_has_the_account(served: Served, account: dict[str, Any]) -> None:
+def test_each_response_to_the_buyer_has_the_account(
+    served: Served, account: dict[str, Any]
+) -> None:
     order, shown = account["order"], account["answer"]["virtualAccount"]
     path = f"/v1/sales/{order['saleId']}/reservations"
     own = served.http.get(path, headers=account["buyer"]).json()["reservations"]
@@ -79,7 +81,9 @@ def test_operators_see_the_account_with_the_order(served: Served, account: dict[
     assert kept["account_number"] == shown["accountNumber"]
 
 
-def test_the_account_is_in_no_log_and_in_no_export(served: Served, account: dict[str, Any]) -> None:
+def test_logs_and_exports_do_not_contain_the_account(
+    served: Served, account: dict[str, Any]
+) -> None:
     number = account["answer"]["virtualAccount"]["accountNumber"]
     sale_id = account["order"]["saleId"]
     assert served.audit(sale_id)["ok"]
@@ -97,7 +101,7 @@ def test_the_account_is_in_no_log_and_in_no_export(served: Served, account: dict
     assert number not in served.log.read_text(errors="replace")
 
 
-def test_an_order_that_is_paid_shows_no_account_any_more(served: Served) -> None:
+def test_a_paid_order_shows_no_account(served: Served) -> None:
     order = served.hold(served.sale(virtualAccounts=True), served.buyer())
     payment_key = served.pay(order, method="virtual_account")
     assert "virtualAccount" in served.open_success_url(order, payment_key).json()

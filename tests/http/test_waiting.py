@@ -47,7 +47,9 @@ def stream(stack: ExitStack, served: Served, sale_id: str, address: str) -> http
         ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", "2001:db8:1:3::1"),
     ],
 )
-def test_one_address_has_some_streams(behind: Served, first: str, same: str, other: str) -> None:
+def test_the_streams_of_one_address_are_limited(
+    behind: Served, first: str, same: str, other: str
+) -> None:
     sale_id = behind.sale()
     with ExitStack() as streams:
         with ExitStack() as one:
@@ -64,7 +66,7 @@ def test_one_address_has_some_streams(behind: Served, first: str, same: str, oth
         )
 
 
-def test_a_head_takes_no_place(behind: Served) -> None:
+def test_a_head_request_uses_no_stream_slot(behind: Served) -> None:
     sale_id, headers = behind.sale(), {"X-Forwarded-For": "203.0.113.20"}
     for _ in range(STREAMS_PER_ADDRESS_MAX + 1):
         # The stream behind it ends a moment after its answer.
@@ -74,7 +76,7 @@ def test_a_head_takes_no_place(behind: Served) -> None:
         )
 
 
-def test_streams_of_this_machine_are_not_counted(behind: Served) -> None:
+def test_streams_from_loopback_are_not_limited(behind: Served) -> None:
     """A proxy here that no setting names would be one address for all buyers."""
     sale_id = behind.sale()
     with ExitStack() as streams:
@@ -82,7 +84,7 @@ def test_streams_of_this_machine_are_not_counted(behind: Served) -> None:
             assert stream(streams, behind, sale_id, "").is_success
 
 
-def test_one_buyer_has_some_waits(behind: Served) -> None:
+def test_the_waits_of_one_buyer_are_limited(behind: Served) -> None:
     buyer = behind.buyer()
     order = behind.hold(behind.sale(), buyer)
 

@@ -104,7 +104,7 @@ def test_a_forged_webhook_of_a_sold_order_changes_nothing(served: Served, status
     assert served.ledger(order)["cancelled"] == 0
 
 
-def test_a_webhook_with_the_payment_of_another_order_changes_neither(served: Served) -> None:
+def test_a_webhook_with_a_foreign_payment_changes_neither_order(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     other, payment_key = bought(served, sale_id)
@@ -125,7 +125,7 @@ def test_repeated_genuine_webhooks_change_nothing(served: Served) -> None:
 
 
 @pytest.mark.timeout(150)
-def test_a_storm_of_old_webhooks_leaves_a_sold_order_sold(tmp_path: Path) -> None:
+def test_outdated_webhooks_leave_a_sold_order_sold(tmp_path: Path) -> None:
     """The PG repeats a refused webhook for days. The tries of this one end in half a minute."""
     port = free_port()
     webhooks = f"http://127.0.0.1:{port}{WEBHOOKS}"
@@ -223,7 +223,7 @@ def test_forged_webhooks_write_few_lines(served: Served) -> None:
     assert lines <= lines_at_most(seconds)
 
 
-def test_a_long_webhook_is_read_too(served: Served) -> None:
+def test_a_long_webhook_is_processed(served: Served) -> None:
     sale_id = served.sale(virtualAccounts=True)
     order, payment_key = account(served, sale_id)
     body = changed(order, payment_key, "DONE", cancels=[{"cancelReason": "x" * 200}] * 90)
@@ -231,12 +231,12 @@ def test_a_long_webhook_is_read_too(served: Served) -> None:
     assert served.get_reservation(order)["status"] == "AWAITING_DEPOSIT"
 
 
-def test_a_body_without_end_is_not_read(served: Served) -> None:
+def test_an_endless_webhook_body_is_not_read(served: Served) -> None:
     answer = served.http.post(WEBHOOKS, content=b" " * 1_000_000)
     assert answer.status_code == 413
 
 
-def test_a_forged_deposit_sells_nothing(served: Served) -> None:
+def test_a_forged_deposit_webhook_sells_nothing(served: Served) -> None:
     sale_id = served.sale(virtualAccounts=True)
     order, payment_key = account(served, sale_id)
     before = served.dump(sale_id)
@@ -250,7 +250,7 @@ def test_a_forged_deposit_sells_nothing(served: Served) -> None:
     assert served.dump(sale_id) == before
 
 
-def test_a_deposit_that_the_bank_takes_back_is_waited_for_again(served: Served) -> None:
+def test_a_reversed_deposit_is_awaited_again(served: Served) -> None:
     sale_id = served.sale(virtualAccounts=True)
     order, payment_key = account(served, sale_id)
     for reverse, status in ((False, "CONFIRMED"), (True, "AWAITING_DEPOSIT")):
@@ -263,7 +263,7 @@ def test_a_deposit_that_the_bank_takes_back_is_waited_for_again(served: Served) 
     assert served.audit(sale_id)["problems"] == []
 
 
-def test_money_that_comes_for_an_ended_order_goes_back(served: Served) -> None:
+def test_late_money_of_an_ended_order_is_refunded(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     payment_key = served.pay(order)
@@ -277,7 +277,7 @@ def test_money_that_comes_for_an_ended_order_goes_back(served: Served) -> None:
     assert served.audit(sale_id)["problems"] == []
 
 
-def test_a_foreign_cancel_at_the_pg_is_left_to_an_operator(
+def test_a_cancel_made_at_the_pg_changes_no_order(
     served: Served,
 ) -> None:
     sale_id = served.sale()

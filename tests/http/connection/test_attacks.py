@@ -79,7 +79,7 @@ def pushed(url: str, start: bytes, piece: bytes, total: int) -> int:
     ],
     ids=["header lines", "one line", "a path", "trailers", "an extension"],
 )
-def test_200_megabytes_of_a_head_take_no_memory(edge: Served, start: bytes, piece: bytes) -> None:
+def test_a_head_of_200_megabytes_takes_no_memory(edge: Served, start: bytes, piece: bytes) -> None:
     grown = most_grown(edge, lambda: void(pushed(edge.url, start, piece, 200 * MIB)))
     assert grown < 20 * MIB
 
@@ -88,7 +88,7 @@ def void(_: object) -> None:
     """Only the effect counts."""
 
 
-def test_requests_that_are_sent_ahead_of_unread_answers_take_no_memory(edge: Served) -> None:
+def test_pipelined_requests_before_unread_responses_take_no_memory(edge: Served) -> None:
     pipelined = request("GET", "/health/live") * 1_000
 
     def attack() -> None:
@@ -101,7 +101,7 @@ def test_requests_that_are_sent_ahead_of_unread_answers_take_no_memory(edge: Ser
 
 
 @pytest.mark.slow
-def test_requests_that_do_not_become_whole_are_given_up(edge: Served) -> None:
+def test_incomplete_requests_time_out(edge: Served) -> None:
     head = request("POST", "/v1/guests", b"x" * 100)[:-100]
     chunks = request("POST", "/v1/guests", b"5\r\nab", Transfer_Encoding="chunked")
     beginnings = [b"", b"GE", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: h\r\nX: y", head]
@@ -139,7 +139,9 @@ def half_open(url: str, count: int) -> Iterator[list[socket.socket]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fast_path", ["on", "off"])
-def test_2000_half_open_connections_leave_others_served(tmp_path: Path, fast_path: str) -> None:
+def test_other_clients_are_served_beside_2000_half_open_connections(
+    tmp_path: Path, fast_path: str
+) -> None:
     with running_service(
         tmp_path / "data",
         before=("sh", "-c", f'ulimit -n {FILES}; exec "$@"', "sh"),

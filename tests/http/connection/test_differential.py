@@ -129,13 +129,13 @@ def play(url: str, seeds: range, judge: Any) -> Counter[int]:
     return statuses
 
 
-def test_a_sample_of_streams_is_answered_directly(edge: Served) -> None:
+def test_a_sample_of_request_streams_is_framed_correctly(edge: Served) -> None:
     statuses = play(edge.url, QUICK, judged_directly)
     assert {200, 400, 401, 404} <= set(statuses)
 
 
 @pytest.mark.parametrize("proxy", ["nginx with websocket lines", OF_THE_PAGE])
-def test_a_sample_of_streams_is_answered_behind_a_proxy(
+def test_a_sample_of_request_streams_is_framed_behind_a_proxy(
     edges: Any, tmp_path: Path, proxy: str
 ) -> None:
     with proxied(proxy, edges("on").url, tmp_path) as url:
@@ -143,26 +143,30 @@ def test_a_sample_of_streams_is_answered_behind_a_proxy(
 
 
 @pytest.mark.slow
-def test_streams_are_answered_directly(edge: Served) -> None:
+def test_many_request_streams_are_framed_correctly(edge: Served) -> None:
     play(edge.url, SLOW, judged_directly)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("proxy", PROXIES)
-def test_streams_are_answered_behind_a_proxy(edges: Any, tmp_path: Path, proxy: str) -> None:
+def test_many_request_streams_are_framed_behind_a_proxy(
+    edges: Any, tmp_path: Path, proxy: str
+) -> None:
     with proxied(proxy, edges("on").url, tmp_path) as url:
         play(url, SLOW, judge_behind(proxy))
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-def test_every_stream_is_answered_directly(edge: Served) -> None:
+def test_all_request_streams_are_framed_correctly(edge: Served) -> None:
     play(edge.url, ALL, judged_directly)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("proxy", PROXIES)
-def test_every_stream_is_answered_behind_a_proxy(edge: Served, tmp_path: Path, proxy: str) -> None:
+def test_all_request_streams_are_framed_behind_a_proxy(
+    edge: Served, tmp_path: Path, proxy: str
+) -> None:
     with proxied(proxy, edge.url, tmp_path) as url:
         play(url, ALL, judge_behind(proxy))

@@ -136,7 +136,7 @@ Idempotency-Key: one
 """
 
 
-def test_the_http_client_of_java_can_prepare(edge: Served) -> None:
+def test_the_java_http_client_can_prepare(edge: Served) -> None:
     path = f"/v1/sales/{edge.sale()}/reservations"
     token = edge.buyer()["Authorization"]
     head = JAVA.format(path=path, length=len(WISH), token=token).replace("\n", "\r\n")
@@ -147,7 +147,7 @@ def test_the_http_client_of_java_can_prepare(edge: Served) -> None:
         assert wire.answer().status == 201
 
 
-def test_an_expectation_is_answered_before_the_body_comes(edge: Served) -> None:
+def test_expect_continue_is_answered_before_the_body(edge: Served) -> None:
     sale_id = edge.sale()
     head, body = split(prepare(edge, sale_id, Expect="100-continue"))
     with wired(edge.url) as wire:
@@ -157,7 +157,7 @@ def test_an_expectation_is_answered_before_the_body_comes(edge: Served) -> None:
         assert wire.answer().status == 201
 
 
-def test_credentials_in_trailers_are_none(edge: Served) -> None:
+def test_credentials_in_trailers_are_ignored(edge: Served) -> None:
     sale_id = edge.sale()
     buyer = edge.buyer()["Authorization"]
     trailers = f"Authorization: {buyer}\r\nIdempotency-Key: one\r\n".encode()
@@ -174,7 +174,7 @@ def test_credentials_in_trailers_are_none(edge: Served) -> None:
     assert edge.http.get(f"/v1/sales/{sale_id}").json()["status"] == "open"
 
 
-def test_an_address_in_a_trailer_does_not_reset_the_limit_of_an_address(edge: Served) -> None:
+def test_an_address_in_a_trailer_does_not_reset_the_rate_limit(edge: Served) -> None:
     headers = {"X_Forwarded_For": "203.0.113.77", "Transfer_Encoding": "chunked"}
     statuses: list[int] = []
     with wired(edge.url) as wire:
@@ -185,7 +185,7 @@ def test_an_address_in_a_trailer_does_not_reset_the_limit_of_an_address(edge: Se
     assert statuses == [201] * 5 + [429] * 7
 
 
-def test_requests_that_come_together_are_answered_in_their_order(edge: Served) -> None:
+def test_pipelined_requests_are_answered_in_order(edge: Served) -> None:
     sale_id = edge.sale()
     requests = [
         request("GET", "/health/live", X_Request_Id="number-0001"),
@@ -205,7 +205,7 @@ def test_requests_that_come_together_are_answered_in_their_order(edge: Served) -
             assert wire.is_closed(within=10)
 
 
-def test_a_malformed_request_is_answered_after_those_before_it(edge: Served) -> None:
+def test_a_malformed_request_is_refused_after_earlier_responses(edge: Served) -> None:
     sale_id = edge.sale()
     order = edge.hold(sale_id, edge.buyer())
     waits = request(
@@ -222,7 +222,7 @@ def test_a_malformed_request_is_answered_after_those_before_it(edge: Served) -> 
         assert wire.is_closed(within=10)
 
 
-def test_a_client_that_ends_its_side_still_gets_its_answer(edge: Served) -> None:
+def test_a_half_closed_client_gets_its_response(edge: Served) -> None:
     sale_id = edge.sale()
     with wired(edge.url) as wire:
         wire.send(prepare(edge, sale_id))
@@ -231,7 +231,7 @@ def test_a_client_that_ends_its_side_still_gets_its_answer(edge: Served) -> None
         assert wire.is_closed(within=10)
 
 
-def test_a_client_that_leaves_in_the_middle_of_a_body_is_no_error(edge: Served) -> None:
+def test_a_disconnect_within_a_body_is_not_logged_as_an_error(edge: Served) -> None:
     order = edge.hold(edge.sale(), edge.buyer())
     seen = len(edge.log.read_bytes())
     errors = failures(edge)
@@ -272,7 +272,7 @@ def test_malformed_requests_write_few_lines_and_no_traceback(edge: Served) -> No
 
 
 @pytest.mark.slow
-def test_an_idle_connection_is_closed_after_the_time_of_the_setting(tmp_path: Path) -> None:
+def test_an_idle_connection_is_closed_after_the_configured_time(tmp_path: Path) -> None:
     with (
         running_service(
             tmp_path / "data", RESERVATION_WORKERS="1", RESERVATION_KEEP_ALIVE_SECONDS="2"

@@ -47,15 +47,13 @@ def public(served: Served, tmp_path: Path) -> Iterator[httpx.Client]:
         "/health/ready",
     ],
 )
-def test_a_path_of_the_operators_is_closed_to_the_world(
-    served: Served, public: httpx.Client, path: str
-) -> None:
+def test_operator_paths_are_not_public(served: Served, public: httpx.Client, path: str) -> None:
     # As a whole: of a path alone the client takes `//v1` for a host.
     url = str(public.base_url).rstrip("/") + path
     assert public.get(url, headers=served.admin).status_code == 403
 
 
-def test_a_buyer_reaches_all_that_a_purchase_needs(served: Served, public: httpx.Client) -> None:
+def test_the_paths_of_a_purchase_are_public(served: Served, public: httpx.Client) -> None:
     sale_id, buyer = served.sale(), served.buyer()
     for path in ("/", "/v1/sales", f"/v1/sales/{sale_id}", "/static/reservation.js"):
         assert public.get(path, follow_redirects=True).status_code == 200, path
@@ -71,7 +69,7 @@ def test_a_buyer_reaches_all_that_a_purchase_needs(served: Served, public: httpx
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-def test_the_stock_arrives_while_the_stream_is_open(served: Served, public: httpx.Client) -> None:
+def test_stock_events_pass_unbuffered(served: Served, public: httpx.Client) -> None:
     sale_id = served.sale()
     with public.stream("GET", f"/v1/sales/{sale_id}/events") as stream:
         seen = (json.loads(line[5:]) for line in stream.iter_lines() if line.startswith("data:"))

@@ -118,19 +118,19 @@ def test_a_bad_request_line_is_refused(edge: Served, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CHUNKS)
-def test_bad_chunks_are_refused(edge: Served, case: str) -> None:
+def test_invalid_chunks_are_refused(edge: Served, case: str) -> None:
     head = b"POST /v1/guests HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
     assert refused(edge, head + CHUNKS[case]) == BAD
 
 
-def test_a_body_beyond_every_route_is_refused_before_it_comes(edge: Served) -> None:
+def test_a_body_above_every_limit_is_refused_before_it_is_read(edge: Served) -> None:
     head = b"POST /v1/guests HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n"
     assert refused(edge, head) == (413, "malformed_request")
     head = b"POST /v1/guests HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
     assert refused(edge, head + b"fffff\r\n") == (413, "malformed_request")
 
 
-def test_the_id_of_a_request_is_in_its_refusal(edge: Served) -> None:
+def test_a_refusal_contains_the_request_id(edge: Served) -> None:
     stream = request("POST", "/", X_Request_Id="my-own-id", Transfer_Encoding="chunked") + b"x\r\n"
     with wired(edge.url) as wire:
         wire.send(stream)
