@@ -47,7 +47,7 @@ def cancel(sandbox: RunningSandbox, payment_key: str, key: str, **body: Any) -> 
     assert 400 <= answer.status_code < 500, answer.text
 
 
-async def test_a_refund_to_a_wrong_account_is_begun_anew_with_the_right_one(
+async def test_a_refund_to_a_wrong_account_restarts_with_the_right_one(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
@@ -62,7 +62,7 @@ async def test_a_refund_to_a_wrong_account_is_begun_anew_with_the_right_one(
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
 
 
-async def test_an_account_that_was_paid_while_it_was_closed_can_be_refunded(
+async def test_an_account_paid_while_being_closed_can_be_refunded(
     tmp_path: Path, valkey_url: str
 ) -> None:
     """Our own cancel was refused under the first key."""
@@ -100,7 +100,7 @@ async def test_a_refund_aborted_by_the_pg_resumes_under_the_next_key(
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
 
 
-async def test_money_that_cannot_be_served_goes_back_under_the_next_key(
+async def test_unusable_money_is_refunded_under_the_next_key(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
@@ -115,7 +115,7 @@ async def test_money_that_cannot_be_served_goes_back_under_the_next_key(
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
 
 
-async def test_late_money_goes_back_under_the_next_key_after_a_refusal(
+async def test_late_money_is_refunded_under_the_next_key_after_a_refusal(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
@@ -134,7 +134,7 @@ async def test_late_money_goes_back_under_the_next_key_after_a_refusal(
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
 
 
-async def test_a_confirm_that_was_refused_for_our_own_fault_is_asked_again(
+async def test_a_confirm_refused_by_misconfiguration_is_retried(
     tmp_path: Path, valkey_url: str
 ) -> None:
     """As with a contract that was corrected: the first key returns the refusal for fifteen days."""
@@ -151,7 +151,7 @@ async def test_a_confirm_that_was_refused_for_our_own_fault_is_asked_again(
 
 
 @pytest.mark.parametrize("code", ["NOT_FOUND_PAYMENT", "REJECT_CARD_COMPANY"])
-async def test_a_refusal_that_stays_with_its_key_is_followed_by_the_next_key(
+async def test_a_refusal_bound_to_its_key_is_followed_by_the_next_key(
     tmp_path: Path, valkey_url: str, code: str
 ) -> None:
     """A passing refusal of the first confirm, while the payment waits for its confirm."""

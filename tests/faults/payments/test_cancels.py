@@ -53,7 +53,7 @@ async def test_a_payment_with_a_hanging_cancel_is_not_sold(tmp_path: Path, valke
         assert (ledger["charged"], ledger["cancelled"]) == (order.amount, order.amount)
 
 
-async def test_a_cancel_that_never_came_is_sent_again(tmp_path: Path, valkey_url: str) -> None:
+async def test_an_undelivered_cancel_is_sent_again(tmp_path: Path, valkey_url: str) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order, _ = await lied_to(bench, sandbox, fault="error_before_commit")
         assert sandbox.ledger(order.order_id)["cancelled"] == 0

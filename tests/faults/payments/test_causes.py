@@ -262,7 +262,7 @@ ORIGINS: dict[Cause, tuple[Callable[[Scene], Awaitable[Reservation]], Status]] =
 
 
 @pytest.mark.parametrize("cause", Cause)
-async def test_a_cause_is_a_code_from_its_origin_to_the_rebuilt_order(
+async def test_each_cause_keeps_its_code_up_to_the_rebuilt_order(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch, cause: Cause
 ) -> None:
     origin, status = ORIGINS[cause]

@@ -103,15 +103,13 @@ def counter(tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Iterat
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-def test_a_word_that_is_not_listed_keeps_the_hold_until_the_pg_is_asked(
-    counter: Counter, code: str
-) -> None:
+def test_an_unlisted_code_keeps_the_hold_until_a_look_up(counter: Counter, code: str) -> None:
     available, held, sold = counter.stock()
     assert counter.runner.run(counter.tried(code)) is Status.CONFIRMING
     assert counter.stock() == (available - 1, held + 1, sold)
 
 
-def test_a_listed_decline_gives_back_at_once(counter: Counter) -> None:
+def test_a_listed_decline_releases_the_hold_at_once(counter: Counter) -> None:
     """Control: the same steps with a word that is on the list."""
     before = counter.stock()
     assert counter.runner.run(counter.tried("REJECT_CARD_COMPANY")) is Status.RELEASED

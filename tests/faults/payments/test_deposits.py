@@ -230,7 +230,7 @@ async def test_a_reversed_deposits_webhook_is_retried_while_sql_is_down(
 
 
 @pytest.mark.parametrize("found_by", ["a webhook", "the settler"])
-async def test_a_deposit_that_came_and_went_unseen_gives_the_units_back(
+async def test_an_unseen_reversed_deposit_returns_the_units(
     account: Account, found_by: str
 ) -> None:
     """The webhook of the deposit was lost, and an operator cancelled the payment at the console."""
@@ -359,7 +359,7 @@ async def test_units_withdrawn_by_a_refund_stay_out_where_the_account_lapses(
     assert (await service.audit.run(account.order.sale_id)).problems == ()
 
 
-async def test_an_account_does_not_end_while_its_refund_cannot_be_read(
+async def test_an_account_stays_open_while_its_refund_is_unreadable(
     account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     account.sandbox.deposit(account.payment_key)
@@ -372,7 +372,7 @@ async def test_an_account_does_not_end_while_its_refund_cannot_be_read(
     await account.is_refunded()
 
 
-async def test_a_done_refund_decides_on_the_units_where_redis_and_sql_lost_its_end(
+async def test_a_done_refund_decides_on_the_units_after_its_end_was_lost(
     account: Account,
 ) -> None:
     """SQL has the order as it awaited its deposit: neither the sale nor the refund was flushed."""
@@ -391,7 +391,7 @@ async def test_a_done_refund_decides_on_the_units_where_redis_and_sql_lost_its_e
     await account.is_refunded(units=99)
 
 
-async def test_an_account_whose_cancel_was_refused_is_closed_after_its_reversal(
+async def test_an_account_with_a_refused_cancel_closes_after_its_reversal(
     account: Account, overtaken_by: Callable[[Callable[[], Awaitable[None]]], None]
 ) -> None:
     """The PG refuses to cancel what is paid, and repeats a refusal for its idempotency key."""
@@ -531,7 +531,7 @@ def is_two_days_later(account: Account, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(clock, "now_ms", lambda: now_ms() + 2 * 86_400_000)
 
 
-async def test_an_overdue_account_that_the_pg_proves_not_to_know_expires(
+async def test_an_overdue_account_proven_unknown_to_the_pg_expires(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_account(tmp_path, valkey_url, IMPATIENT) as account:
@@ -549,7 +549,7 @@ async def test_an_overdue_account_that_the_pg_proves_not_to_know_expires(
         assert (await service.audit.run(account.order.sale_id)).problems == ()
 
 
-async def test_an_overdue_account_that_the_pg_does_not_know_is_listed(
+async def test_an_overdue_account_unknown_to_the_pg_is_listed(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The PG shows no other payment of ours: the API key may be another merchant's by now."""
@@ -574,7 +574,7 @@ async def _away(*_: Any, **__: Any) -> None:
     raise OperationalError("INSERT", {}, OSError("SQL is away"))
 
 
-async def test_a_404_counts_anew_after_the_pg_has_shown_the_account(
+async def test_an_answer_about_the_account_resets_the_count_of_404s(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """404, ten minutes later an open account whose cancel is unanswered, a second later 404."""
@@ -599,7 +599,7 @@ async def test_a_404_counts_anew_after_the_pg_has_shown_the_account(
             assert await service.settlement.deposit(order_id) is None
 
 
-async def test_an_account_that_ended_by_404s_is_checked_twice_more(
+async def test_an_account_ended_by_404s_is_checked_twice_more(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lookups of the open account do not count."""

@@ -91,7 +91,7 @@ async def test_a_cancel_in_the_console_is_reported_and_found_by_the_audit(
         assert len(entries) == 1
 
 
-async def test_a_refund_of_our_own_is_no_cancel_at_the_console(
+async def test_our_own_refund_is_not_reported_as_a_cancel_in_the_console(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
@@ -126,7 +126,9 @@ async def test_a_reversed_deposit_is_awaited_whatever_the_sale_accepts(
         assert await current_status(bench.service, order) is Status.AWAITING_DEPOSIT
 
 
-async def test_a_second_payment_of_a_sold_order_goes_back(tmp_path: Path, valkey_url: str) -> None:
+async def test_a_second_payment_of_a_sold_order_is_refunded(
+    tmp_path: Path, valkey_url: str
+) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         sale_id = await bench.sale()
         order, first = await declined(bench, sandbox, sale_id)
@@ -170,7 +172,7 @@ async def two_accounts(bench: Bench, sandbox: RunningSandbox) -> tuple[Reservati
     return order, {key: known[key] for key in (first, second)}
 
 
-async def test_the_secret_of_a_deposit_names_the_account_among_several(
+async def test_the_secret_of_a_deposit_identifies_its_account(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
@@ -194,7 +196,7 @@ async def test_the_secret_of_a_deposit_names_the_account_among_several(
         assert await current_status(service, order) is Status.CONFIRMED
 
 
-async def test_the_method_of_a_refund_is_that_of_the_orders_own_payment(
+async def test_a_refund_uses_the_method_of_the_orders_own_payment(
     tmp_path: Path, valkey_url: str
 ) -> None:
     """An account of the order was paid after its card payment: its deposit is not the order's."""
@@ -230,7 +232,7 @@ async def is_decided(bench: Bench, order: Reservation) -> None:
     assert await bench.service.settlement.settle(order.order_id) is Status.CONFIRMED
 
 
-async def test_another_payment_of_an_order_that_is_being_confirmed_is_kept_for_later(
+async def test_another_payment_during_a_confirm_is_rechecked_later(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
@@ -248,7 +250,7 @@ async def test_another_payment_of_an_order_that_is_being_confirmed_is_kept_for_l
         assert ledger["charged"] - ledger["cancelled"] == order.amount
 
 
-async def test_an_unknown_payment_of_an_order_that_is_being_confirmed_is_sent_again(
+async def test_the_webhook_of_an_unknown_payment_during_a_confirm_is_retried(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
@@ -258,7 +260,7 @@ async def test_an_unknown_payment_of_an_order_that_is_being_confirmed_is_sent_ag
         assert await bench.service.sql.payments.list_due_checks(10**15, 10) == []
 
 
-async def test_a_cancel_of_a_payment_that_is_being_confirmed_is_kept_for_later(
+async def test_a_cancel_during_the_confirm_is_rechecked_later(
     tmp_path: Path, valkey_url: str
 ) -> None:
     """The process that confirms it has the PG's answer from before the cancel."""
@@ -280,9 +282,7 @@ async def test_a_cancel_of_a_payment_that_is_being_confirmed_is_kept_for_later(
         assert raised(Alarm.CANCELLED_AT_THE_PG) == before + 1
 
 
-async def test_late_money_of_a_second_payment_goes_back_too(
-    tmp_path: Path, valkey_url: str
-) -> None:
+async def test_late_money_of_a_second_payment_is_refunded(tmp_path: Path, valkey_url: str) -> None:
     """Two payments were declined, and the PG approved both: the first made the order REFUNDED."""
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         service = bench.service
@@ -361,7 +361,7 @@ async def test_a_cancel_behind_a_webhook_storm_is_rechecked_later(
 
 
 @pytest.mark.parametrize(("early_ms", "is_covered"), [(CLOCKS_MS + 1, True), (CLOCKS_MS, False)])
-async def test_a_recheck_covers_the_webhooks_before_any_worker_may_begin_it(
+async def test_a_recheck_covers_webhooks_before_its_earliest_start(
     tmp_path: Path,
     valkey_url: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -384,7 +384,7 @@ async def test_a_recheck_covers_the_webhooks_before_any_worker_may_begin_it(
         assert (await checks.list_due_checks(10**15, 10) == []) is is_covered
 
 
-async def test_a_storm_that_names_no_tried_payment_comes_again_and_leaves_no_row(
+async def test_a_storm_about_untried_payments_is_retried_without_a_row(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
@@ -403,7 +403,7 @@ async def test_a_storm_that_names_no_tried_payment_comes_again_and_leaves_no_row
         assert await service.sql.payments.list_due_checks(10**15, 10) == []
 
 
-async def test_forged_webhooks_cost_the_pg_little_and_starve_no_genuine_one(
+async def test_forged_webhooks_cause_few_look_ups_and_block_no_genuine_one(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
@@ -446,7 +446,7 @@ async def test_forged_webhooks_cost_the_pg_little_and_starve_no_genuine_one(
 
 
 @pytest.mark.parametrize("status", ["CANCELED", "PARTIAL_CANCELED"])
-async def test_a_failed_transfer_of_a_refund_is_reported_however_it_was_cancelled(
+async def test_a_failed_transfer_of_a_partial_refund_is_reported(
     tmp_path: Path, valkey_url: str, status: str
 ) -> None:
     """A payment that is refunded in parts never has the status CANCELED."""
@@ -475,7 +475,7 @@ async def test_a_failed_transfer_of_a_refund_is_reported_however_it_was_cancelle
         assert raised(Alarm.BANK_REFUND_FAILED) == before + 1
 
 
-async def test_a_lookup_answered_before_a_refund_and_stored_after_it_changes_nothing(
+async def test_a_look_up_from_before_a_refund_changes_nothing_after_it(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):

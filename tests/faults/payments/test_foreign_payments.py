@@ -97,9 +97,7 @@ async def test_the_settler_releases_an_order_paid_with_anothers_payment(
         assert alarms() == before
 
 
-async def test_payments_that_were_made_up_are_limited_per_buyer(
-    tmp_path: Path, valkey_url: str
-) -> None:
+async def test_invented_payments_are_limited_per_buyer(tmp_path: Path, valkey_url: str) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         service, sale_id = bench.service, await bench.sale()
 

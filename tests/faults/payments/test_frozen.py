@@ -89,7 +89,7 @@ async def settled(service: Service, order_id: str, payment_key: str) -> Reservat
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("point", OWN_POINTS)
-async def test_a_process_that_wakes_after_the_end_neither_charges_nor_sells(
+async def test_a_process_resumed_after_the_end_neither_charges_nor_sells(
     tmp_path: Path, valkey_url: str, point: str
 ) -> None:
     with running_sandbox(tmp_path) as sandbox:

@@ -66,7 +66,7 @@ async def other_merchant(
             yield service
 
 
-async def test_a_404_for_every_payment_gives_nothing_back(tmp_path: Path, valkey_url: str) -> None:
+async def test_a_404_for_every_payment_releases_no_hold(tmp_path: Path, valkey_url: str) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         sale_id = await bench.sale()
         await sold(bench, sandbox, sale_id)
@@ -93,7 +93,7 @@ async def test_a_404_for_every_payment_voids_no_attempt(tmp_path: Path, valkey_u
 
 
 @pytest.mark.parametrize("apart", [0.0, 60.0])
-async def test_a_404_is_believed_when_it_comes_twice_some_time_apart(
+async def test_two_404s_some_time_apart_are_accepted(
     tmp_path: Path, valkey_url: str, apart: float
 ) -> None:
     limits = msgspec.structs.replace(CLOSED, missing_apart_seconds=apart)

@@ -56,7 +56,7 @@ def frozen_at(point: str, seconds: float) -> Iterator[None]:
             failpoints.disarm()
 
 
-async def test_a_payment_under_another_lease_costs_the_settler_no_query(
+async def test_the_settler_skips_a_payment_under_another_lease(
     tmp_path: Path, valkey_url: str
 ) -> None:
     """A payment's webhook arrives while its confirm is under way."""
@@ -75,7 +75,7 @@ async def test_a_payment_under_another_lease_costs_the_settler_no_query(
         assert await bench.service.settlement.settle(order.order_id) is Status.CONFIRMED
 
 
-async def test_a_settler_that_froze_does_not_confirm_again(tmp_path: Path, valkey_url: str) -> None:
+async def test_a_frozen_settler_does_not_confirm_again(tmp_path: Path, valkey_url: str) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order = await bench.hold(await bench.sale())
         payment_key = sandbox.put_payment(order.order_id, order.amount)
@@ -88,7 +88,7 @@ async def test_a_settler_that_froze_does_not_confirm_again(tmp_path: Path, valke
         assert await bench.service.settlement.settle(order.order_id) is Status.CONFIRMED
 
 
-async def test_a_payment_that_may_still_be_asked_for_is_not_given_back(
+async def test_a_payment_with_a_possible_request_is_not_released(
     tmp_path: Path, valkey_url: str
 ) -> None:
     """Its intent is written between the settler's look-up and its void."""
@@ -130,7 +130,7 @@ async def test_a_payment_that_may_still_be_asked_for_is_not_given_back(
             assert await service.settlement.settle(order.order_id) is Status.EXPIRED
 
 
-async def test_a_buyer_over_the_limit_still_sees_a_payment_that_is_under_way(
+async def test_a_buyer_over_the_limit_sees_the_payment_in_progress(
     tmp_path: Path, valkey_url: str
 ) -> None:
     patient = msgspec.structs.replace(LIMITS, confirm_seconds=60.0)

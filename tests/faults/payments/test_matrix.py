@@ -95,7 +95,7 @@ async def settle_all(
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-async def test_every_won_is_where_it_belongs_after_each_fault_and_each_death(
+async def test_the_books_balance_after_each_fault_and_each_crash(
     tmp_path: Path,
     valkey_url: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -110,7 +110,7 @@ async def test_every_won_is_where_it_belongs_after_each_fault_and_each_death(
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-async def test_every_won_is_where_it_belongs_after_ten_thousand_payments(
+async def test_the_books_balance_after_ten_thousand_payments(
     tmp_path: Path,
     valkey_url: str,
     monkeypatch: pytest.MonkeyPatch,

@@ -148,14 +148,14 @@ async def test_a_deposit_overtaking_the_cancel_is_reported_until_refunded(
     assert orphan.cancelled() == orphan.order.amount
 
 
-async def test_the_rest_of_a_payment_that_was_cancelled_in_part_goes_back(orphan: Orphan) -> None:
+async def test_the_rest_of_a_partly_cancelled_payment_is_refunded(orphan: Orphan) -> None:
     await orphan.confirmed()
     assert orphan.sandbox.cancel(orphan.payment_key, cancelAmount=400).is_success
     assert await orphan.run_round()
     assert orphan.cancelled() == orphan.order.amount
 
 
-async def test_a_payment_that_went_back_in_parts_has_ended(orphan: Orphan) -> None:
+async def test_a_payment_refunded_in_parts_has_ended(orphan: Orphan) -> None:
     await orphan.confirmed()
     for amount in (400, orphan.order.amount - 400):
         assert orphan.sandbox.cancel(orphan.payment_key, cancelAmount=amount).is_success
@@ -165,7 +165,7 @@ async def test_a_payment_that_went_back_in_parts_has_ended(orphan: Orphan) -> No
 
 
 @pytest.mark.parametrize("other_payment", [False, True])
-async def test_a_payment_that_the_pg_does_not_know_ends_once_no_money_can_come(
+async def test_a_payment_unknown_to_the_pg_ends_once_no_charge_is_possible(
     orphan: Orphan, other_payment: bool
 ) -> None:
     if other_payment:
@@ -182,7 +182,7 @@ async def test_a_payment_that_the_pg_does_not_know_ends_once_no_money_can_come(
     assert await orphan.service.sql.intents.is_cancel_intended(orphan.payment_key)
 
 
-async def test_a_pg_that_shows_none_of_our_payments_is_not_believed(orphan: Orphan) -> None:
+async def test_a_pg_without_any_of_our_payments_is_not_trusted(orphan: Orphan) -> None:
     await orphan.asked_for("tboxunknown0123456789")
     await orphan.service.sql.payments.put(
         Payment(
@@ -201,14 +201,14 @@ async def test_a_pg_that_shows_none_of_our_payments_is_not_believed(orphan: Orph
         assert not await orphan.run_round(after_minutes=20)
 
 
-async def test_a_payment_of_another_order_ends_once_no_money_can_come(orphan: Orphan) -> None:
+async def test_a_payment_of_another_order_ends_once_no_charge_is_possible(orphan: Orphan) -> None:
     other = await orphan.bench.hold(orphan.order.sale_id, "ben")
     await orphan.asked_for(orphan.sandbox.put_payment(other.order_id, other.amount))
     assert not await orphan.run_round()
     assert await orphan.run_round(after_minutes=12)
 
 
-async def test_intents_that_their_orders_have_are_read_with_growing_pauses(
+async def test_intents_known_to_their_orders_are_read_with_growing_pauses(
     orphan: Orphan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing ends while the flusher is stopped: each payment of the sale has its intent."""
@@ -233,7 +233,7 @@ async def test_intents_that_their_orders_have_are_read_with_growing_pauses(
         assert read == reads
 
 
-async def test_one_answer_about_another_order_does_not_end_a_payment_with_money(
+async def test_an_answer_about_another_order_does_not_end_a_charged_payment(
     orphan: Orphan,
 ) -> None:
     order, sandbox = orphan.order, orphan.sandbox
@@ -247,7 +247,7 @@ async def test_one_answer_about_another_order_does_not_end_a_payment_with_money(
     assert orphan.shown()["balanceAmount"] == order.amount
 
 
-async def test_an_answer_about_another_payment_of_the_order_ends_nothing(
+async def test_an_answer_about_another_payment_ends_no_orphan(
     orphan: Orphan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await orphan.confirmed()

@@ -125,7 +125,7 @@ async def test_a_sold_order_keeps_its_payment_when_flushed_during_a_rebuild(
     assert place.money(order) == (order.amount, 0)
 
 
-async def test_a_rebuild_that_was_interrupted_leaves_its_payments_to_the_next(
+async def test_an_interrupted_rebuild_leaves_its_payments_to_the_next(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order, _, _ = await paid_and_lost(place.bench, place.sandbox, flushed="the claim")
@@ -147,7 +147,7 @@ async def test_a_rebuild_that_was_interrupted_leaves_its_payments_to_the_next(
     assert place.money(order) == (order.amount, 0)
 
 
-async def test_an_intent_of_an_earlier_epoch_is_no_orphan_during_a_new_loss(
+async def test_an_intent_of_an_earlier_epoch_is_kept_during_a_new_loss(
     place: Place,
 ) -> None:
     order, _, _ = await paid_and_lost(place.bench, place.sandbox, flushed="the claim")
@@ -161,7 +161,7 @@ async def test_an_intent_of_an_earlier_epoch_is_no_orphan_during_a_new_loss(
     assert place.money(order) == (order.amount, 0)
 
 
-async def test_a_sale_without_its_hash_hides_no_orphan_of_another_sale(place: Place) -> None:
+async def test_a_sale_without_its_hash_does_not_hide_orphans_of_others(place: Place) -> None:
     sales = [await place.bench.sale(), await place.bench.sale()]
     orders = [await place.bench.hold(sale_id) for sale_id in sales]
     for order in orders:
@@ -172,7 +172,7 @@ async def test_a_sale_without_its_hash_hides_no_orphan_of_another_sale(place: Pl
     assert [place.money(order)[1] for order in orders] == [0, orders[1].amount]
 
 
-async def test_a_cancel_that_hangs_delays_no_other_orphan(
+async def test_a_hanging_cancel_does_not_delay_other_orphans(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sale_id = await place.bench.sale()

@@ -94,7 +94,7 @@ async def test_a_late_approved_decline_is_refunded_without_a_webhook(
         assert sandbox.ledger(late.order_id)["cancelled"] == late.amount
 
 
-async def test_a_cancel_that_failed_is_asked_for_again_without_a_webhook(
+async def test_a_failed_cancel_is_retried_without_a_webhook(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with shop(tmp_path, valkey_url, limits=AT_ONCE) as (bench, sandbox):
@@ -193,7 +193,7 @@ async def test_a_postponed_check_keeps_an_earlier_one(tmp_path: Path, valkey_url
         assert check.due_at_ms == soon_ms
 
 
-async def test_a_cancel_that_fails_again_is_asked_for_less_often(
+async def test_a_repeatedly_failing_cancel_is_retried_less_often(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
@@ -245,7 +245,7 @@ async def test_a_payment_of_a_closed_sale_stays_listed(
         assert await checks.list_due_checks(10**15, 10) == []
 
 
-async def test_a_failed_look_up_leaves_both_looks_at_a_decline(
+async def test_a_failed_look_up_leaves_both_checks_of_a_decline(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
@@ -264,7 +264,7 @@ async def test_a_failed_look_up_leaves_both_looks_at_a_decline(
 
 
 @pytest.mark.parametrize("fault", ["other_key", "other_order", "missing"])
-async def test_a_wrong_answer_about_a_sold_orders_payment_is_no_look(
+async def test_a_wrong_answer_about_a_sold_order_is_no_check(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     """No cancel leaves for the payment that the PG shows instead, and the news is not lost."""
@@ -293,7 +293,7 @@ async def _missing(_: str) -> Answer:
     return PaymentMissing("NOT_FOUND_PAYMENT")
 
 
-async def test_a_webhook_of_an_order_that_redis_lacks_is_listed(
+async def test_a_webhook_of_an_order_missing_in_redis_is_listed(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
@@ -313,7 +313,7 @@ async def test_a_webhook_of_an_order_that_redis_lacks_is_listed(
 
 
 @pytest.mark.parametrize("paid", [True, False])
-async def test_a_payment_with_money_and_without_an_order_stays_listed(
+async def test_a_charged_payment_without_an_order_stays_listed(
     tmp_path: Path, valkey_url: str, paid: bool
 ) -> None:
     """A rebuild of a sale that ended long ago restores no order that ended unpaid."""
@@ -332,7 +332,7 @@ async def test_a_payment_with_money_and_without_an_order_stays_listed(
 
 
 @pytest.mark.parametrize("fault", ["other_key", "other_order"])
-async def test_an_answer_about_another_payment_is_no_lookup_of_late_money(
+async def test_an_answer_about_another_payment_is_no_check_of_late_money(
     tmp_path: Path, valkey_url: str, fault: str
 ) -> None:
     async with shop(tmp_path, valkey_url, limits=AT_ONCE) as (bench, sandbox):
@@ -350,7 +350,7 @@ async def test_an_answer_about_another_payment_is_no_lookup_of_late_money(
 
 
 @pytest.mark.parametrize("looks", [1, MISSING_CHECKS_MAX])
-async def test_a_404_drops_no_payment_whose_money_was_shown(
+async def test_a_404_keeps_a_payment_with_known_money(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch, looks: int
 ) -> None:
     async def missing(_: str) -> Answer:

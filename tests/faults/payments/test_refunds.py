@@ -90,7 +90,7 @@ def accounts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 WATCH: Any = None
 
 
-async def test_a_wrong_account_is_corrected_while_the_pg_refuses_to_begin(
+async def test_a_wrong_account_is_corrected_while_the_pg_refuses_the_cancel(
     tmp_path: Path, valkey_url: str, accounts: list[str]
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
@@ -117,7 +117,7 @@ async def test_a_wrong_account_is_corrected_while_the_pg_refuses_to_begin(
         assert steps == ["begun", "replaced", "begun", "done"]
 
 
-async def test_units_that_were_to_be_sold_again_are_kept_out_after_all(
+async def test_a_pending_refund_can_be_changed_to_withdraw_its_units(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
@@ -135,7 +135,7 @@ async def test_units_that_were_to_be_sold_again_are_kept_out_after_all(
 
 
 @pytest.mark.parametrize("fault", ["refuse", "hang", "garbage", "in_progress"])
-async def test_another_wish_is_refused_while_the_first_cancel_may_still_come(
+async def test_another_wish_is_refused_while_the_first_cancel_is_in_flight(
     tmp_path: Path, valkey_url: str, accounts: list[str], fault: str
 ) -> None:
     """A cancel without an answer of the PG's own may be carried out at any time."""
@@ -163,7 +163,7 @@ async def test_another_wish_is_refused_while_the_first_cancel_may_still_come(
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
 
 
-async def test_another_wish_is_refused_where_the_money_has_moved(
+async def test_another_wish_is_refused_after_the_money_moved(
     tmp_path: Path, valkey_url: str
 ) -> None:
     """The PG's failure came after the cancel was carried out: the look-up shows it."""
@@ -179,7 +179,7 @@ async def test_another_wish_is_refused_where_the_money_has_moved(
         await until_refunded(service, refunder_of(service), order)
 
 
-async def test_a_refund_that_is_done_takes_no_other_wish(tmp_path: Path, valkey_url: str) -> None:
+async def test_a_completed_refund_accepts_no_other_wish(tmp_path: Path, valkey_url: str) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         service = bench.service
         order = await sold(bench, sandbox, await bench.sale(), "ann")
@@ -191,7 +191,7 @@ async def test_a_refund_that_is_done_takes_no_other_wish(tmp_path: Path, valkey_
         assert (existing["status"], existing["restock"]) == ("done", True)
 
 
-async def test_a_repeat_of_a_refused_wish_is_refused_again(tmp_path: Path, valkey_url: str) -> None:
+async def test_a_repeated_refused_wish_is_refused_again(tmp_path: Path, valkey_url: str) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         service = bench.service
         order = await paid_by_account(bench, sandbox)
@@ -203,7 +203,7 @@ async def test_a_repeat_of_a_refused_wish_is_refused_again(tmp_path: Path, valke
             assert refusal.value.facts["providerCode"] == "INVALID_REFUND_ACCOUNT_NUMBER"
 
 
-async def test_a_cancel_that_hangs_holds_up_no_other_refund(
+async def test_a_hanging_cancel_does_not_delay_other_refunds(
     tmp_path: Path, valkey_url: str
 ) -> None:
     patient = msgspec.structs.replace(LIMITS, confirm_seconds=60.0, refund_answer_seconds=0.1)
@@ -236,7 +236,7 @@ async def begun(service: Service, order: Reservation) -> None:
     await service.sql.refunds.begin(refund_wish(order).written(), now_ms=service.clock.now_ms())
 
 
-async def test_an_operator_is_answered_while_the_cancel_hangs(
+async def test_an_operator_gets_a_response_while_the_cancel_hangs(
     tmp_path: Path, valkey_url: str
 ) -> None:
     patient = msgspec.structs.replace(LIMITS, confirm_seconds=60.0, refund_answer_seconds=0.1)
@@ -254,7 +254,7 @@ async def test_an_operator_is_answered_while_the_cancel_hangs(
         assert sandbox.ledger(order.order_id)["cancelled"] == order.amount
 
 
-async def test_so_many_refunds_are_under_way_at_once_and_no_more(
+async def test_concurrent_refunds_are_limited(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refunder_module, "AT_ONCE", 2)
@@ -279,7 +279,7 @@ async def test_so_many_refunds_are_under_way_at_once_and_no_more(
         assert most == 2
 
 
-async def test_a_transfer_that_the_bank_fails_after_the_refund_is_shown(
+async def test_a_failed_bank_transfer_after_the_refund_is_shown(
     tmp_path: Path, valkey_url: str
 ) -> None:
     """The cancel is done at once, and the bank pays two days later."""
@@ -315,7 +315,7 @@ class SetClock(SystemClock):
         return self.at_ms / 1000
 
 
-async def test_a_refund_that_is_pending_for_long_raises_an_alarm_once_a_minute(
+async def test_a_long_pending_refund_raises_an_alarm_once_a_minute(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
@@ -353,7 +353,7 @@ async def asking(folder: Path, redis_url: str, **environ: str) -> AsyncGenerator
         yield service
 
 
-async def test_a_refused_key_raises_the_alarm_at_once(tmp_path: Path, valkey_url: str) -> None:
+async def test_a_rejected_api_key_raises_the_alarm_at_once(tmp_path: Path, valkey_url: str) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order = await sold(bench, sandbox, await bench.sale(), "ann")
         wrong = {
@@ -371,7 +371,7 @@ async def test_a_refused_key_raises_the_alarm_at_once(tmp_path: Path, valkey_url
         await until_refunded(bench.service, refunder_of(bench.service), order)
 
 
-async def test_a_payment_that_the_pg_does_not_know_raises_the_alarm_at_once(
+async def test_a_payment_unknown_to_the_pg_raises_the_alarm_at_once(
     tmp_path: Path, valkey_url: str
 ) -> None:
     """The secret key of another merchant: it opens the PG, and shows none of our payments."""
@@ -416,9 +416,7 @@ async def test_a_process_frozen_before_the_cancel_does_not_send_it(
         assert accounts == [RIGHT.account_number]
 
 
-async def test_a_damaged_refund_does_not_keep_the_others_from_going_on(
-    tmp_path: Path, valkey_url: str
-) -> None:
+async def test_a_damaged_refund_does_not_block_the_others(tmp_path: Path, valkey_url: str) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         service, sale_id = bench.service, await bench.sale()
         damaged, other = [await sold(bench, sandbox, sale_id, buyer) for buyer in ("ann", "ben")]
@@ -460,7 +458,7 @@ async def test_a_refund_with_a_lost_event_is_completed_again(
         assert await service.refunds.refund(wish)
 
 
-async def test_a_cancel_that_may_still_come_is_remembered_where_redis_went_back(
+async def test_a_cancel_in_flight_is_kept_after_redis_lost_events(
     tmp_path: Path, valkey_url: str
 ) -> None:
     """Redis lost the sale itself: nothing of it records how the cancel ended."""
@@ -492,7 +490,7 @@ async def resume_refund(service: Service, order: Reservation) -> None:
         await service.refunds.resume(record)
 
 
-async def test_a_refund_of_an_order_that_ended_unpaid_ends_by_name(
+async def test_the_refund_of_an_unpaid_order_ends_as_refused(
     tmp_path: Path, valkey_url: str
 ) -> None:
     """The bank took the deposit back before the PG would cancel, and no new deposit was made."""
@@ -556,7 +554,7 @@ async def test_a_pending_refund_detects_the_reversed_deposit(
         assert await bench.audited(order.sale_id) == ()
 
 
-async def test_a_lookup_of_another_payment_of_the_order_ends_no_refund(
+async def test_a_look_up_of_another_payment_ends_no_refund(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):

@@ -27,7 +27,7 @@ def settler_of(service: Service) -> Settler:
 
 
 @pytest.mark.parametrize("lost", ["fence", "items"])
-async def test_a_damaged_payment_does_not_keep_the_others_from_being_settled(
+async def test_a_damaged_payment_does_not_block_the_settling_of_others(
     tmp_path: Path, valkey_url: str, lost: str
 ) -> None:
     """It stays first in the queue until it is repaired, and raises an alarm each time."""
@@ -61,7 +61,7 @@ async def test_payments_of_a_sale_under_rebuild_are_retried_with_pauses(
         assert await current_status(service, order) is Status.CONFIRMING
 
 
-async def test_a_confirm_that_hangs_delays_no_other_payment(
+async def test_a_hanging_confirm_does_not_delay_other_payments(
     tmp_path: Path, valkey_url: str
 ) -> None:
     """More of them hang than there are places for look-ups."""

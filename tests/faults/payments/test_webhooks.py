@@ -33,7 +33,7 @@ async def sold(made: World) -> Story:
     return wave.stories[0]
 
 
-async def test_the_webhook_of_our_own_unfinished_refund_is_no_alarm(
+async def test_the_webhook_of_our_own_pending_refund_raises_no_alarm(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with world(tmp_path, valkey_url, monkeypatch) as made:
@@ -92,7 +92,7 @@ async def ended(made: World) -> Story:
         ("cancel", Fault.COMMIT_THEN_DROP),
     ],
 )
-async def test_a_late_webhook_comes_again_until_the_money_is_given_back(
+async def test_a_late_webhook_is_retried_until_the_money_is_refunded(
     tmp_path: Path,
     valkey_url: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -112,7 +112,7 @@ async def test_a_late_webhook_comes_again_until_the_money_is_given_back(
         assert ledger["charged"] == ledger["cancelled"] == story.order.amount
 
 
-async def test_a_late_webhook_that_drowns_in_a_storm_comes_again(
+async def test_a_late_webhook_within_a_storm_is_retried(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with world(tmp_path, valkey_url, monkeypatch) as made:
@@ -128,7 +128,7 @@ async def test_a_late_webhook_that_drowns_in_a_storm_comes_again(
         assert ledger["charged"] == ledger["cancelled"] == story.order.amount
 
 
-async def test_no_cancel_is_sent_for_a_payment_other_than_the_looked_up_one(
+async def test_only_the_looked_up_payment_is_cancelled(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with world(tmp_path, valkey_url, monkeypatch) as made:

@@ -200,7 +200,7 @@ async def test_a_lost_claim_closes_the_sale_and_the_payment_is_claimed_again(
         await judged(bench, order.sale_id, tmp_path / "history")
 
 
-async def test_an_order_that_sql_never_got_is_made_again_from_its_intent(
+async def test_an_order_missing_in_sql_is_remade_from_its_intent(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
@@ -224,7 +224,7 @@ async def test_an_order_that_sql_never_got_is_made_again_from_its_intent(
 
 
 @pytest.mark.parametrize("method", ["card", "virtual_account"])
-async def test_money_for_a_piece_that_was_sold_to_another_goes_back(
+async def test_money_for_a_unit_sold_to_another_buyer_is_refunded(
     tmp_path: Path, valkey_url: str, method: str
 ) -> None:
     """A virtual account is closed before its buyer pays in to no purpose."""
@@ -248,7 +248,7 @@ async def test_money_for_a_piece_that_was_sold_to_another_goes_back(
         assert await bench.audited(order.sale_id) == ()
 
 
-async def test_the_settler_releases_orders_that_a_rebuild_left_undecided(
+async def test_the_settler_releases_orders_left_undecided_by_a_rebuild(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("reservation.application.payments.orphaned.UNMET_SECONDS", -60.0)
@@ -266,7 +266,7 @@ async def test_the_settler_releases_orders_that_a_rebuild_left_undecided(
         assert await bench.service.orphaned_payments.run_once() == 0
 
 
-async def test_the_settler_finds_a_lost_claim_by_its_intent_alone(
+async def test_the_settler_finds_a_lost_claim_by_its_intent(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All processes are new, and none has seen the lost state: only SQL has the intent."""
@@ -281,7 +281,9 @@ async def test_the_settler_finds_a_lost_claim_by_its_intent_alone(
                 await other.hold(order.sale_id, "ben")
 
 
-async def test_the_audit_names_a_payment_that_no_order_has(tmp_path: Path, valkey_url: str) -> None:
+async def test_the_audit_reports_a_payment_without_an_order(
+    tmp_path: Path, valkey_url: str
+) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order, _, _ = await paid_and_lost(bench, sandbox, flushed="the hold")
         problems = await bench.audited(order.sale_id)
@@ -290,7 +292,7 @@ async def test_the_audit_names_a_payment_that_no_order_has(tmp_path: Path, valke
         assert all(order.order_id in problem for problem in problems)
 
 
-async def test_a_fence_that_redis_lost_is_not_given_again(tmp_path: Path, valkey_url: str) -> None:
+async def test_a_fence_lost_by_redis_is_not_issued_again(tmp_path: Path, valkey_url: str) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order, _, _ = await paid_and_lost(bench, sandbox, flushed="the hold")
         async with shop_beside(bench) as other:
@@ -301,7 +303,7 @@ async def test_a_fence_that_redis_lost_is_not_given_again(tmp_path: Path, valkey
             assert [intent.fence for intent in intents] == [1, 2]
 
 
-async def test_a_token_whose_order_is_nowhere_closes_the_sale(
+async def test_the_token_of_a_missing_order_closes_the_sale(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with shop(tmp_path, valkey_url) as (bench, _):
@@ -325,9 +327,7 @@ async def test_a_token_whose_order_is_nowhere_closes_the_sale(
         assert sale_id in bench.service.redis_monitor.gaps
 
 
-async def test_a_token_shows_that_the_end_was_lost_though_its_order_is_there(
-    tmp_path: Path, valkey_url: str
-) -> None:
+async def test_the_token_of_an_order_reveals_a_lost_end(tmp_path: Path, valkey_url: str) -> None:
     async with shop(tmp_path, valkey_url) as (bench, _):
         sale_id = await bench.sale()
         await bench.hold(sale_id)
@@ -341,7 +341,7 @@ async def test_a_token_shows_that_the_end_was_lost_though_its_order_is_there(
             assert sale_id in other.service.redis_monitor.gaps
 
 
-async def test_a_payment_under_a_fence_of_another_key_is_not_asked_for(
+async def test_a_payment_under_the_fence_of_another_key_is_not_requested(
     tmp_path: Path, valkey_url: str
 ) -> None:
     """Redis lost a claim before its intent was written, and gave its fence to another payment."""
@@ -386,7 +386,7 @@ async def test_a_payment_under_a_fence_of_another_key_is_not_asked_for(
         assert sandbox.ledger(order.order_id)["charged"] == 0
 
 
-async def test_a_claim_carries_its_name_to_the_finish(tmp_path: Path, valkey_url: str) -> None:
+async def test_a_finish_carries_the_id_of_its_claim(tmp_path: Path, valkey_url: str) -> None:
     async with shop(tmp_path, valkey_url) as (bench, _):
         order = await bench.hold(await bench.sale())
         claimed = await bench.claim(order, "key-1")
