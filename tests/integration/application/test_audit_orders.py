@@ -22,7 +22,7 @@ async def here(tmp_path: Path, valkey_url: str) -> AsyncIterator[Bench]:
         yield made
 
 
-async def test_a_sale_in_every_state_is_clean(here: Bench) -> None:
+async def test_a_sale_with_orders_in_every_state_passes_the_audit(here: Bench) -> None:
     sale_id = await here.sale()
     await here.hold(sale_id)
     await here.claim(await here.hold(sale_id, "bob"))
@@ -33,7 +33,7 @@ async def test_a_sale_in_every_state_is_clean(here: Bench) -> None:
     assert await here.audited(sale_id) == ()
 
 
-async def test_a_buyers_count_that_is_not_their_orders_is_named(here: Bench) -> None:
+async def test_a_buyer_count_that_differs_from_the_orders_is_reported(here: Bench) -> None:
     sale_id = await here.sale()
     order = await here.hold(sale_id, "ann")
     names = here.service.keys.of(sale_id)
@@ -45,7 +45,7 @@ async def test_a_buyers_count_that_is_not_their_orders_is_named(here: Bench) -> 
     assert "a: buyer eve has a limit count of 1 and no order" in problems
 
 
-async def test_a_count_of_paid_orders_that_is_wrong_is_named(here: Bench) -> None:
+async def test_a_wrong_count_of_paid_orders_is_reported(here: Bench) -> None:
     sale_id = await here.sale()
     sold = await here.hold(sale_id, "cat")
     await here.finish(sold, (await here.claim(sold)).fence)
@@ -102,7 +102,7 @@ class Noted:
         return pages if inspect.isasyncgenfunction(found) else noted
 
 
-async def test_no_read_of_the_audit_brings_back_more_than_a_page_of_buyers(
+async def test_each_read_of_the_audit_returns_at_most_a_page_of_buyers(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sale_id = await here.sale()
@@ -132,7 +132,7 @@ async def test_no_read_of_the_audit_brings_back_more_than_a_page_of_buyers(
 
 
 @pytest.mark.parametrize("name", ["deadlines", "confirming", "deposits"])
-async def test_an_order_in_the_wrong_set_is_named(here: Bench, name: str) -> None:
+async def test_an_order_in_the_wrong_set_is_reported(here: Bench, name: str) -> None:
     sale_id = await here.sale()
     order = await here.hold(sale_id)
     epoch = (await here.service.catalog.fresh(sale_id)).epoch
@@ -143,7 +143,7 @@ async def test_an_order_in_the_wrong_set_is_named(here: Bench, name: str) -> Non
     assert f"order {order.order_id} (event 3) is RELEASED and in {name}" in problem
 
 
-async def test_a_hold_without_its_deadline_is_named(here: Bench) -> None:
+async def test_a_hold_without_a_deadline_is_reported(here: Bench) -> None:
     sale_id = await here.sale()
     order = await here.hold(sale_id)
     await here.flush(sale_id)
@@ -153,7 +153,7 @@ async def test_a_hold_without_its_deadline_is_named(here: Bench) -> None:
     assert problem.endswith("is HELD and in none of the sets, expected in deadlines")
 
 
-async def test_a_live_order_that_redis_does_not_have_is_named(here: Bench) -> None:
+async def test_a_live_order_missing_in_redis_is_reported(here: Bench) -> None:
     sale_id = await here.sale()
     order = await here.hold(sale_id)
     await here.flush(sale_id)
@@ -163,7 +163,7 @@ async def test_a_live_order_that_redis_does_not_have_is_named(here: Bench) -> No
     assert any(f"order {order.order_id} is missing in Redis" in problem for problem in problems)
 
 
-async def test_a_sale_without_the_pgs_word_is_named(here: Bench) -> None:
+async def test_a_sold_order_without_a_completed_payment_is_reported(here: Bench) -> None:
     sale_id = await here.sale()
     order = await here.hold(sale_id)
     claimed = await here.claim(order, f"key-{sale_id}")

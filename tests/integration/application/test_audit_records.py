@@ -65,14 +65,14 @@ async def test_fields_that_differ_from_sql_are_reported(here: Bench, what: str) 
     assert any(word in problem for problem in problems), problems
 
 
-async def test_a_sale_that_no_worker_would_find_is_named(here: Bench) -> None:
+async def test_a_sale_missing_in_the_set_of_all_sales_is_reported(here: Bench) -> None:
     sale_id = await here.sale()
     await here.flush(sale_id)
     await here.service.connections.command("SREM", here.service.keys.sales, sale_id)
     assert any("set of all sales" in problem for problem in await here.audited(sale_id))
 
 
-async def test_a_lease_that_never_ends_is_named(here: Bench) -> None:
+async def test_an_endless_lease_is_reported(here: Bench) -> None:
     sale_id = await here.sale()
     order = await here.hold(sale_id)
     await here.claim(order)
@@ -85,7 +85,7 @@ async def test_a_lease_that_never_ends_is_named(here: Bench) -> None:
     assert any("lease" in problem for problem in await here.audited(sale_id))
 
 
-async def test_an_event_that_sql_has_differently_is_named(here: Bench) -> None:
+async def test_an_event_that_differs_from_sql_is_reported(here: Bench) -> None:
     sale_id = await here.sale()
     await here.hold(sale_id)
     await here.flush(sale_id)
@@ -101,7 +101,7 @@ async def test_an_event_that_sql_has_differently_is_named(here: Bench) -> None:
     )
 
 
-async def test_an_event_that_cannot_be_read_is_named(here: Bench) -> None:
+async def test_an_unreadable_event_is_reported(here: Bench) -> None:
     sale_id = await here.sale()
     await here.hold(sale_id)
     await here.flush(sale_id)
@@ -114,7 +114,7 @@ async def test_an_event_that_cannot_be_read_is_named(here: Bench) -> None:
     assert any(entry_id in problem and "cannot be read" in problem for problem in problems)
 
 
-async def test_orders_that_sql_does_not_have_yet_are_no_problem(here: Bench) -> None:
+async def test_orders_not_yet_flushed_to_sql_are_no_problem(here: Bench) -> None:
     sale_id = await here.sale()
     await here.flush(sale_id)
     for number in range(5):

@@ -62,7 +62,7 @@ def change(**changes: Any) -> SaleDefinition:
     return msgspec.structs.replace(made, **changes)
 
 
-async def test_made_up_ids_cost_no_statement_and_no_memory(
+async def test_invented_sale_ids_cost_no_query_and_no_memory(
     here: Bench, statements: list[str]
 ) -> None:
     service = here.service
@@ -79,7 +79,7 @@ async def test_made_up_ids_cost_no_statement_and_no_memory(
     assert not [key for some in kept for key in some if str(key).startswith("made-up")]
 
 
-async def test_names_of_keys_are_kept_for_a_bounded_number_of_sales(here: Bench) -> None:
+async def test_key_names_are_cached_for_a_bounded_number_of_sales(here: Bench) -> None:
     keys = here.service.keys
     for number in range(6_000):
         keys.of(f"made-up-{number}")
@@ -87,7 +87,7 @@ async def test_names_of_keys_are_kept_for_a_bounded_number_of_sales(here: Bench)
     assert keys.of("one") is keys.of("one")
 
 
-async def test_a_sale_that_another_process_has_made_is_found_at_once(
+async def test_a_sale_created_by_another_process_is_found_at_once(
     tmp_path: Path, make_server: MakeServer
 ) -> None:
     server = make_server()
@@ -103,7 +103,7 @@ async def test_a_sale_that_another_process_has_made_is_found_at_once(
             await other.hold(sale_id)
 
 
-async def test_a_sale_that_redis_has_lost_is_recovering_and_never_unknown(here: Bench) -> None:
+async def test_a_sale_lost_by_redis_is_recovering_and_never_unknown(here: Bench) -> None:
     sale_id = await here.sale()
     await here.hold(sale_id)
     await here.lose(sale_id)
@@ -114,7 +114,7 @@ async def test_a_sale_that_redis_has_lost_is_recovering_and_never_unknown(here: 
 
 
 @pytest.mark.parametrize("learned", [False, True])
-async def test_an_epoch_from_before_a_rebuild_that_arrives_after_it_is_queried_again(
+async def test_an_epoch_read_before_a_rebuild_is_read_again_after_it(
     here: Bench, monkeypatch: pytest.MonkeyPatch, *, learned: bool
 ) -> None:
     """catalog:  SELECT epoch ---------------------------> the old one
@@ -143,7 +143,7 @@ async def test_an_epoch_from_before_a_rebuild_that_arrives_after_it_is_queried_a
     assert service.catalog.cached(sale_id) is not None
 
 
-async def test_a_sale_from_before_a_rebuild_is_read_again(
+async def test_a_cached_sale_is_read_again_after_a_rebuild(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The catalog learns the new epoch while the old state of the sale is on its way."""
@@ -168,7 +168,7 @@ async def test_a_sale_from_before_a_rebuild_is_read_again(
     assert (await loading).epoch == report.epoch
 
 
-async def test_creations_at_once_are_all_answered_with_their_sale(
+async def test_concurrent_creations_each_return_their_sale(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQL's answers may come late and out of order; a stale read must not overwrite a newer one."""
@@ -192,7 +192,7 @@ async def test_creations_at_once_are_all_answered_with_their_sale(
         assert all(found)
 
 
-async def test_a_creation_costs_the_same_with_any_number_of_sales(
+async def test_the_cost_of_a_creation_is_independent_of_other_sales(
     here: Bench, statements: list[str]
 ) -> None:
     await here.sale()
@@ -206,7 +206,7 @@ async def test_a_creation_costs_the_same_with_any_number_of_sales(
     assert whole == []
 
 
-async def test_the_same_creation_twice_at_once_is_one_sale(here: Bench) -> None:
+async def test_concurrent_equal_creations_make_one_sale(here: Bench) -> None:
     wanted = change(now_ms=here.service.clock.now_ms())
     found = await asyncio.gather(
         *(here.service.sales.put("twice", wanted, if_match=None, operator="op") for _ in range(8))
@@ -214,7 +214,7 @@ async def test_the_same_creation_twice_at_once_is_one_sale(here: Bench) -> None:
     assert {sale.version for sale, _ in found} == {1}
 
 
-async def test_an_answer_to_an_operator_shows_the_change(
+async def test_the_response_to_an_operator_shows_the_change(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other callers read the sale constantly; their reads may have begun before the change."""
@@ -267,7 +267,7 @@ async def walk(here: Bench, limit: int) -> list[Sale]:
             return found
 
 
-async def test_live_sales_come_before_upcoming_and_ended_ones(here: Bench) -> None:
+async def test_live_sales_are_listed_before_upcoming_and_ended_ones(here: Bench) -> None:
     now_ms = here.service.connections.server_now_ms()
     hour = 3_600_000
     past = [
@@ -286,7 +286,7 @@ async def test_live_sales_come_before_upcoming_and_ended_ones(here: Bench) -> No
         assert [sale.sale_id for sale in await walk(here, limit)] == expected
 
 
-async def test_a_sale_that_opens_between_two_pages_is_not_passed_over(here: Bench) -> None:
+async def test_a_sale_opening_between_two_pages_is_not_skipped(here: Bench) -> None:
     now_ms = here.service.connections.server_now_ms()
     live = [await here.sale(closes_at_ms=now_ms + 3_600_000 + n) for n in range(3)]
     opening = await here.sale(opens_at_ms=now_ms + 60_000, closes_at_ms=now_ms + 90_000)
@@ -298,7 +298,7 @@ async def test_a_sale_that_opens_between_two_pages_is_not_passed_over(here: Benc
 
 
 @pytest.mark.parametrize("cursor", ["x", "", "é", "W10", "WzEsMiwzXQ", "WzEsMCwwLCJhIl0"])
-async def test_a_cursor_that_is_none_of_ours_is_refused(here: Bench, cursor: str) -> None:
+async def test_a_foreign_cursor_is_refused(here: Bench, cursor: str) -> None:
     with pytest.raises(MalformedRequest):
         await here.service.sales.page(cursor, 10, now_ms=here.service.clock.now_ms())
 
@@ -336,7 +336,7 @@ async def test_the_list_shows_a_change_of_this_process_at_once(here: Bench) -> N
 
 
 @pytest.mark.parametrize("harm", ["a field is gone", "another type", "an item is no number", "far"])
-async def test_a_damaged_sale_is_left_out_and_named(here: Bench, harm: str) -> None:
+async def test_a_damaged_sale_is_omitted_and_reported(here: Bench, harm: str) -> None:
     whole, hurt = await here.sale(), await here.sale()
     names, command = here.service.keys.of(hurt), here.service.connections.command
     match harm:
@@ -378,7 +378,7 @@ async def test_a_worker_with_a_skewed_clock_raises_one_alarm(here: Bench) -> Non
 
 
 @pytest.mark.slow
-async def test_a_thousand_prepares_at_once_each_in_its_own_sale_are_all_held(
+async def test_a_thousand_concurrent_prepares_in_separate_sales_are_held(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Generous time-outs for a busy machine: a refusal here means a lack of connections.

@@ -49,7 +49,7 @@ async def found(place: Bench, order: Reservation) -> Reservation:
     return seen
 
 
-async def test_a_paid_order_that_redis_has_as_held_is_found_as_paid(place: Bench) -> None:
+async def test_an_order_paid_in_sql_but_held_in_redis_is_read_as_paid(place: Bench) -> None:
     order = await paid_in_sql_alone(place)
     seen = await found(place, order)
     assert seen.status is Status.CONFIRMED
@@ -57,13 +57,13 @@ async def test_a_paid_order_that_redis_has_as_held_is_found_as_paid(place: Bench
     assert (await place.service.explain.next_step(seen)).startswith("CONFIRMED: sold")
 
 
-async def test_the_list_of_a_buyers_orders_has_it_as_paid(place: Bench) -> None:
+async def test_a_buyers_list_shows_the_order_as_paid(place: Bench) -> None:
     order = await paid_in_sql_alone(place)
     listed = await place.service.queries.all_of_buyer(order.sale_id, order.buyer_id)
     assert [(one.order_id, one.status) for one in listed] == [(order.order_id, Status.CONFIRMED)]
 
 
-async def test_the_list_has_an_order_that_redis_lost(place: Bench) -> None:
+async def test_a_buyers_list_contains_an_order_lost_by_redis(place: Bench) -> None:
     sale_id = await place.sale()
     first = await place.hold(sale_id)
     memory = await place.remembered(sale_id)
@@ -75,7 +75,7 @@ async def test_the_list_has_an_order_that_redis_lost(place: Bench) -> None:
     assert {one.order_id for one in listed} == {first.order_id, second.order_id}
 
 
-async def test_a_wait_is_not_ended_by_the_older_state(
+async def test_an_older_state_does_not_end_a_wait(
     place: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waits_module, "POLL_SECONDS", 0.01)
@@ -104,12 +104,12 @@ async def test_a_paid_order_is_not_released(place: Bench) -> None:
     assert kept.status is Status.CONFIRMED
 
 
-async def test_an_item_does_not_wait_for_the_deadline_of_a_paid_order(place: Bench) -> None:
+async def test_an_order_paid_in_sql_is_no_next_deadline_of_its_item(place: Bench) -> None:
     order = await paid_in_sql_alone(place)
     assert (await place.service.explain.item(order.sale_id, "a")).next_deadlines == ()
 
 
-async def test_an_order_paid_by_another_process_is_found_as_paid(place: Bench) -> None:
+async def test_an_order_paid_by_another_process_is_read_as_paid(place: Bench) -> None:
     """The numbers of Redis' events pass those of SQL, and the events differ."""
     sale_id = await place.sale()
     order = await place.hold(sale_id)
@@ -134,7 +134,7 @@ async def test_an_order_paid_by_another_process_is_found_as_paid(place: Bench) -
     assert (await found(place, order)).status is Status.CONFIRMED
 
 
-async def test_events_missing_in_sql_are_read_from_redis(place: Bench) -> None:
+async def test_events_missing_in_sql_are_read_from_the_outbox(place: Bench) -> None:
     """Redis lost a change of one order, and SQL has yet to receive those of another."""
     sale_id = await place.sale()
     order = await place.hold(sale_id)
@@ -147,7 +147,7 @@ async def test_events_missing_in_sql_are_read_from_redis(place: Bench) -> None:
     assert (seen.status, len(seen.attempts)) == (Status.RELEASED, 1)
 
 
-async def test_a_payment_that_was_voided_before_its_confirm_is_not_shown(place: Bench) -> None:
+async def test_a_payment_voided_before_its_confirm_is_not_shown(place: Bench) -> None:
     """SQL has the claim, and has yet to receive the event that removes its payment."""
     sale_id = await place.sale()
     order = await place.hold(sale_id)
@@ -160,7 +160,7 @@ async def test_a_payment_that_was_voided_before_its_confirm_is_not_shown(place: 
     assert (seen.status, seen.payment_key) == (Status.HELD, None)
 
 
-async def test_a_webhook_without_a_key_is_to_be_sent_again(place: Bench) -> None:
+async def test_a_webhook_without_a_payment_key_is_retried(place: Bench) -> None:
     order = await paid_in_sql_alone(place)
     with pytest.raises(Unavailable):
         await place.service.notifications.receive(order.order_id, None, status="DONE")
@@ -233,7 +233,7 @@ def an_order(**changes: object) -> Reservation:
         ),
     ],
 )
-def test_the_later_state_has_the_higher_number_and_has_seen_the_payment(
+def test_the_later_state_has_the_higher_seq_and_the_payment(
     in_redis: Reservation | None, in_sql: Reservation, later: int
 ) -> None:
     assert later_of(in_redis, in_sql).seq == later

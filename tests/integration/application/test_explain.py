@@ -26,7 +26,7 @@ def run(service: Served, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_an_order_shows_its_history_and_its_next_step(served: Served) -> None:
+def test_why_shows_the_history_and_the_next_step_of_an_order(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     payment_key = served.pay(order)
@@ -47,7 +47,7 @@ def test_an_order_shows_its_history_and_its_next_step(served: Served) -> None:
         ("refund", "REFUNDED: the payment was refunded"),
     ],
 )
-def test_each_status_has_a_next_step(served: Served, end: str, said: str) -> None:
+def test_each_status_has_an_explained_next_step(served: Served, end: str, said: str) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     if end == "release":
@@ -107,7 +107,7 @@ def test_an_item_shows_its_holders_and_next_deadlines(served: Served) -> None:
     assert name in ran.stdout
 
 
-def test_missing_items_are_listed_as_missing(served: Served) -> None:
+def test_unknown_items_are_listed_as_missing(served: Served) -> None:
     sale_id = served.sale()
     path = f"/v1/admin/sales/{sale_id}/items/z/why"
     refused(served.http.get(path, headers=served.admin), 404, "sku_not_found")

@@ -51,7 +51,7 @@ def test_a_server_behind_its_marks_has_lost_events(seen: MarkRow, gap: str | Non
     assert compared is None if gap is None else compared is not None and gap in compared
 
 
-def test_a_mark_rises_within_its_epoch_and_begins_anew_with_the_next() -> None:
+def test_a_mark_rises_within_an_epoch_and_restarts_in_the_next() -> None:
     marks = Marks()
     assert marks.of("s", "e") == NO_MARK
     marks.learn("s", "e", 5, "c5")
@@ -87,9 +87,7 @@ async def test_marks_in_sql_show_a_loss_after_all_processes_ended(
         await second.hold(sale_id)
 
 
-async def test_another_event_under_the_number_of_a_mark_is_a_loss(
-    tmp_path: Path, valkey_url: str
-) -> None:
+async def test_a_different_event_at_a_mark_is_a_loss(tmp_path: Path, valkey_url: str) -> None:
     """A process that had not seen the event reused its number, and SQL has the other event."""
     async with bench(tmp_path, valkey_url) as here:
         sale_id = await here.sale()
@@ -107,7 +105,7 @@ async def test_another_event_under_the_number_of_a_mark_is_a_loss(
             assert sale_id in other.service.redis_monitor.gaps
 
 
-async def test_a_process_waits_for_the_marks_of_the_others_before_it_follows(
+async def test_a_process_waits_until_others_have_stored_their_marks(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with bench(tmp_path, valkey_url) as here, bench(tmp_path, valkey_url) as other:
@@ -121,7 +119,7 @@ async def test_a_process_waits_for_the_marks_of_the_others_before_it_follows(
         assert here.service.connections.vouched
 
 
-async def test_a_process_that_ended_or_died_is_not_waited_for(
+async def test_ended_and_dead_processes_are_not_waited_for(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with bench(tmp_path, valkey_url) as here:
@@ -136,7 +134,7 @@ async def test_a_process_that_ended_or_died_is_not_waited_for(
             assert await here.service.data_loss.writing_elsewhere("this life") == []
 
 
-async def test_a_loss_that_one_process_reports_closes_the_sale_of_all(
+async def test_a_loss_reported_by_one_process_closes_the_sale_in_all(
     tmp_path: Path, valkey_url: str
 ) -> None:
     async with bench(tmp_path, valkey_url) as here, bench(tmp_path, valkey_url) as other:
@@ -155,7 +153,7 @@ async def test_a_loss_that_one_process_reports_closes_the_sale_of_all(
             assert each.service.redis_monitor.gaps == {}
 
 
-async def test_a_report_is_kept_until_sql_takes_it(
+async def test_a_loss_report_is_kept_until_sql_stores_it(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sale_id = await here.sale()
@@ -173,7 +171,7 @@ async def test_a_report_is_kept_until_sql_takes_it(
     assert await here.service.sql.events.list_losses() == {sale_id: "a test"}
 
 
-async def test_concurrent_writers_store_a_report_once(
+async def test_concurrent_writers_store_a_loss_report_once(
     here: Bench,
 ) -> None:
     sale_id = await here.sale()
@@ -199,7 +197,7 @@ async def test_a_check_that_times_out_lets_the_write_finish(here: Bench) -> None
     ]
 
 
-async def test_checks_continue_though_marks_cannot_be_written(
+async def test_checks_continue_while_marks_cannot_be_written(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("reservation.application.readiness.redis_monitor.MARK_SECONDS", 0.01)
@@ -225,7 +223,7 @@ async def test_checks_continue_though_marks_cannot_be_written(
             await watching
 
 
-async def test_marks_that_sql_has_the_event_of_are_removed(here: Bench) -> None:
+async def test_marks_whose_event_is_in_sql_are_removed(here: Bench) -> None:
     events = here.service.sql.events
     sale_id = await here.sale()
     await here.hold(sale_id)
@@ -237,7 +235,7 @@ async def test_marks_that_sql_has_the_event_of_are_removed(here: Bench) -> None:
     assert sale_id not in await events.list_unproven_marks()
 
 
-async def test_events_that_survived_beyond_sql_are_saved_by_a_rebuild(here: Bench) -> None:
+async def test_a_rebuild_saves_events_that_sql_does_not_have(here: Bench) -> None:
     sale_id = await here.sale()
     kept = await here.hold(sale_id)
     memory = await here.remembered(sale_id)
@@ -250,7 +248,7 @@ async def test_events_that_survived_beyond_sql_are_saved_by_a_rebuild(here: Benc
 
 
 @pytest.mark.parametrize("how", ["its file lost its end", "an older copy was put in its place"])
-async def test_a_restart_from_an_older_file_is_noticed_though_sql_has_none_of_it(
+async def test_a_restart_from_an_older_file_is_detected_without_sql_rows(
     tmp_path: Path, make_server: MakeServer, how: str
 ) -> None:
     server = make_server("redis")

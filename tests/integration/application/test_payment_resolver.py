@@ -20,7 +20,7 @@ async def made(tmp_path: Path, valkey_url: str) -> AsyncIterator[Bench]:
         yield made
 
 
-async def test_nothing_is_sold_whose_payment_sql_did_not_take(
+async def test_a_payment_not_stored_in_sql_is_not_sold(
     made: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The order stays CONFIRMING; the settler confirms it with its payment when SQL is back."""

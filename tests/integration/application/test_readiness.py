@@ -151,7 +151,7 @@ async def test_hidden_facts_of_a_managed_server_close_prepare_until_waived(
         assert (found.missing, found.trusted) == ((), hidden)
 
 
-async def test_a_server_that_refuses_info_is_still_compared_with_sql(
+async def test_a_server_without_info_permission_is_compared_with_sql(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with bench(tmp_path / "sql", as_user(server, "-info")) as here:
@@ -198,9 +198,7 @@ async def test_concurrent_probes_share_one_check(here: Bench) -> None:
     assert await look.recent() is not first
 
 
-async def test_a_server_that_reads_its_file_is_waited_for(
-    server: EmbeddedServer, tmp_path: Path
-) -> None:
+async def test_a_loading_server_is_waited_for(server: EmbeddedServer, tmp_path: Path) -> None:
     async with bench(tmp_path / "sql", server.url) as here:
         with redis.Redis(unix_socket_path=str(server.socket_path)) as admin:
             pipe = admin.pipeline(transaction=False)
@@ -221,7 +219,7 @@ async def test_a_server_that_reads_its_file_is_waited_for(
             reloading.cancel()
 
 
-async def test_an_outbox_that_was_cut_closes_its_sale_alone(here: Bench) -> None:
+async def test_a_truncated_outbox_closes_only_its_sale(here: Bench) -> None:
     sale_id, other_id = await here.sale(), await here.sale()
     for _ in range(3):
         await here.hold(sale_id)
@@ -236,7 +234,7 @@ async def test_an_outbox_that_was_cut_closes_its_sale_alone(here: Bench) -> None
     await here.hold(other_id)
 
 
-async def test_a_reader_that_was_put_past_events_closes_its_sale(here: Bench) -> None:
+async def test_a_consumer_group_moved_past_events_closes_its_sale(here: Bench) -> None:
     sale_id = await here.sale()
     await here.flush(sale_id)
     await here.hold(sale_id)
@@ -251,7 +249,7 @@ async def test_a_reader_that_was_put_past_events_closes_its_sale(here: Bench) ->
     assert watch.missing_of == {}
 
 
-async def test_an_outbox_without_its_reader_closes_its_sale(here: Bench) -> None:
+async def test_an_outbox_without_its_consumer_group_closes_its_sale(here: Bench) -> None:
     sale_id = await here.sale()
     await here.flush(sale_id)
     watch, outbox = here.service.redis_monitor, here.service.keys.of(sale_id).outbox
@@ -303,7 +301,7 @@ async def test_an_ended_sale_does_not_affect_readiness(here: Bench) -> None:
     assert here.service.redis_monitor.missing_of == {open_id: ("sale-counters",)}
 
 
-async def test_nothing_expires_by_a_clock_that_has_jumped(here: Bench) -> None:
+async def test_a_clock_jump_stops_expiry(here: Bench) -> None:
     sale_id = await here.sale(hold_seconds=1)
     await here.hold(sale_id)
     service, worker = here.service, Worker(here.service)

@@ -39,7 +39,7 @@ async def status_of(here: Bench, order_id: str) -> Status | None:
     return order.status if order else None
 
 
-async def test_every_state_comes_back_with_its_sets(here: Bench) -> None:
+async def test_a_rebuild_restores_each_state_with_its_sets(here: Bench) -> None:
     sale_id = await here.sale(virtual_accounts=True)
     held = await here.hold(sale_id)
     paying = await here.hold(sale_id, "bob")
@@ -80,7 +80,7 @@ async def test_every_state_comes_back_with_its_sets(here: Bench) -> None:
     assert here.alarms == []
 
 
-async def test_an_attempt_keeps_its_outcome(here: Bench) -> None:
+async def test_a_rebuild_restores_the_outcome_of_an_attempt(here: Bench) -> None:
     sale_id = await here.sale()
     order = await here.hold(sale_id)
     declined = Outcome(
@@ -96,7 +96,7 @@ async def test_an_attempt_keeps_its_outcome(here: Bench) -> None:
     assert again == Present(Status.RELEASED, "declined:provider_declined:NO_MONEY")
 
 
-async def test_a_hold_past_its_deadline_is_due_at_once(here: Bench) -> None:
+async def test_a_rebuilt_hold_past_its_deadline_is_due_at_once(here: Bench) -> None:
     sale_id = await here.sale(hold_seconds=1)
     order = await here.hold(sale_id)
     await here.flush(sale_id)
@@ -110,7 +110,7 @@ async def test_a_hold_past_its_deadline_is_due_at_once(here: Bench) -> None:
     assert await here.audited(sale_id) == ()
 
 
-async def test_a_token_of_a_hold_missing_in_sql_gets_hold_lost(here: Bench) -> None:
+async def test_the_token_of_a_hold_missing_in_sql_gets_hold_lost(here: Bench) -> None:
     sale_id = await here.sale()
     await here.flush(sale_id)
     order = await here.hold(sale_id)
@@ -130,7 +130,7 @@ async def test_a_token_of_a_hold_missing_in_sql_gets_hold_lost(here: Bench) -> N
         await here.service.queries.of_token(claims)
 
 
-async def test_a_sale_of_which_no_event_reached_sql_comes_from_its_document(here: Bench) -> None:
+async def test_a_sale_without_events_in_sql_is_rebuilt_from_its_definition(here: Bench) -> None:
     sale_id = await here.sale(hold_policy=HoldPolicy.SUCCESS, name="Other")
     await here.lose(sale_id)
     await here.service.rebuild.run(sale_id, operator="op")
@@ -146,7 +146,7 @@ async def test_a_sale_of_which_no_event_reached_sql_comes_from_its_document(here
     assert await here.audited(sale_id) == ()
 
 
-async def test_redis_ahead_is_no_loss_and_is_refused_unless_forced(here: Bench) -> None:
+async def test_a_rebuild_is_refused_without_force_while_redis_is_ahead(here: Bench) -> None:
     sale_id = await here.sale()
     await here.flush(sale_id)
     order = await here.hold(sale_id)
@@ -158,7 +158,7 @@ async def test_redis_ahead_is_no_loss_and_is_refused_unless_forced(here: Bench) 
     assert await status_of(here, order.order_id) is None
 
 
-async def test_a_sale_that_agrees_is_left_alone(here: Bench) -> None:
+async def test_a_consistent_sale_is_left_unchanged_by_a_rebuild(here: Bench) -> None:
     sale_id = await here.sale()
     await here.hold(sale_id)
     await here.flush(sale_id)
@@ -168,13 +168,13 @@ async def test_a_sale_that_agrees_is_left_alone(here: Bench) -> None:
     assert await here.remembered(sale_id) == before
 
 
-async def test_an_unknown_sale_is_not_found(here: Bench) -> None:
+async def test_the_rebuild_of_an_unknown_sale_is_not_found(here: Bench) -> None:
     with pytest.raises(SaleNotFound):
         await here.service.rebuild.run("nosuch", operator="op")
 
 
 @pytest.mark.parametrize("step", ["fence_off", "clear", "write", "begin_outbox", "hand_over"])
-async def test_a_rebuild_that_dies_sells_nothing_and_is_run_again(
+async def test_an_interrupted_rebuild_keeps_the_sale_closed_until_repeated(
     here: Bench, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sale_id = await here.sale()
@@ -228,7 +228,7 @@ async def intend(here: Bench, order: Reservation, fence: int, payment_key: str =
     )
 
 
-async def test_a_payment_whose_claim_sql_never_got_is_claimed_again(here: Bench) -> None:
+async def test_a_payment_whose_claim_is_missing_in_sql_is_claimed_again(here: Bench) -> None:
     sale_id = await here.sale()
     order = await here.hold(sale_id)
     await here.flush(sale_id)
@@ -246,7 +246,7 @@ async def test_a_payment_whose_claim_sql_never_got_is_claimed_again(here: Bench)
     assert await here.audited(sale_id) == ()
 
 
-async def test_an_ended_order_whose_lost_claim_finds_no_stock_is_as_sql_has_it(here: Bench) -> None:
+async def test_an_ended_order_without_stock_for_its_claim_stays_as_in_sql(here: Bench) -> None:
     """Its payment is checked at the PG; a fence without a claim would be wrong for ever."""
     sale_id = await here.sale(
         items=(Item(sku="a", name="A", price=1000, total=1, limit_per_buyer=1),)
@@ -272,7 +272,7 @@ async def test_an_ended_order_whose_lost_claim_finds_no_stock_is_as_sql_has_it(h
     assert await here.audited(sale_id) == ()
 
 
-async def test_a_restock_is_not_done_twice_after_a_rebuild(here: Bench) -> None:
+async def test_a_restock_is_not_repeated_after_a_rebuild(here: Bench) -> None:
     sale_id = await here.sale()
     more = {"sku": "a", "delta": 5, "reason": "found some", "operator": "op"}
     await here.service.sales.restock(sale_id, idempotency_key="k", **more)
@@ -285,7 +285,7 @@ async def test_a_restock_is_not_done_twice_after_a_rebuild(here: Bench) -> None:
     assert msgspec.structs.asdict(sale)["version"] == 2
 
 
-async def test_the_version_survives_a_rebuild_and_counts_in_another_epoch(here: Bench) -> None:
+async def test_the_version_survives_a_rebuild_and_the_epoch_changes(here: Bench) -> None:
     sale_id = await here.sale()
     more = {"sku": "a", "delta": 5, "reason": "found some", "operator": "op"}
     before = await here.service.sales.restock(sale_id, idempotency_key="k", **more)
@@ -333,7 +333,7 @@ async def test_a_stalled_rebuild_does_not_affect_a_later_one(
     assert here.alarms == []
 
 
-async def test_of_two_rebuilds_that_begin_together_one_gives_way(here: Bench) -> None:
+async def test_concurrent_rebuilds_leave_a_consistent_sale(here: Bench) -> None:
     sale_id = await here.sale()
     await here.hold(sale_id)
     await here.flush(sale_id)
@@ -350,7 +350,7 @@ async def test_of_two_rebuilds_that_begin_together_one_gives_way(here: Bench) ->
     assert await here.audited(sale_id) == ()
 
 
-async def test_every_payment_that_sql_has_no_claim_of_is_taken_up(
+async def test_each_payment_without_a_claim_in_sql_is_claimed(
     here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More than one page of them, as after an hour without writes to SQL."""
@@ -366,7 +366,7 @@ async def test_every_payment_that_sql_has_no_claim_of_is_taken_up(
     assert set(report.claimed) == {order.order_id for order in orders}
 
 
-async def test_a_payment_that_sql_knows_another_one_of_is_asked_about(here: Bench) -> None:
+async def test_a_second_payment_in_sql_stays_undecided_after_a_rebuild(here: Bench) -> None:
     """The order was restored with the earlier card: nothing else would ask about this payment."""
     sale_id = await here.sale()
     order = await here.hold(sale_id)
@@ -381,7 +381,7 @@ async def test_a_payment_that_sql_knows_another_one_of_is_asked_about(here: Benc
     assert report.undecided == (order.order_id,)
 
 
-async def test_payments_that_a_rebuild_could_not_place_are_rechecked(here: Bench) -> None:
+async def test_payments_without_an_order_after_a_rebuild_are_rechecked(here: Bench) -> None:
     """Also if the sale has lost nothing since, and sells."""
     sale_id = await here.sale(
         items=(Item(sku="a", name="A", price=1000, total=1, limit_per_buyer=1),)
@@ -396,7 +396,7 @@ async def test_payments_that_a_rebuild_could_not_place_are_rechecked(here: Bench
     assert (again.rebuilt, again.undecided) == (False, (order.order_id,))
 
 
-async def test_the_limits_of_a_buyer_survive_a_rebuild(here: Bench) -> None:
+async def test_buyer_limits_survive_a_rebuild(here: Bench) -> None:
     """The default limit of 20 unpaid orders counts the earlier ones, and not the paid ones."""
     sale_id = await here.sale()
     sold = await here.hold(sale_id)

@@ -42,14 +42,14 @@ async def here(tmp_path: Path, valkey_url: str) -> AsyncIterator[Bench]:
         (RedisSaleHead(epoch="e", seq=9, chain="c9", chains={5: "x"}), "event 5 in Redis differs"),
     ],
 )
-def test_only_events_in_sql_that_redis_lacks_are_a_loss(
+def test_only_events_in_sql_missing_in_redis_are_a_loss(
     found: RedisSaleHead | None, gap: str | None
 ) -> None:
     compared = compare(HEAD, found)
     assert compared is None if gap is None else compared is not None and gap in compared
 
 
-async def test_a_sale_that_went_back_in_time_is_closed_and_reopened(here: Bench) -> None:
+async def test_a_sale_behind_sql_is_closed_and_reopened(here: Bench) -> None:
     sale_id, other_id = await here.sale(), await here.sale()
     await here.hold(sale_id)
     memory = await here.remembered(sale_id)
@@ -71,7 +71,7 @@ async def test_a_sale_that_went_back_in_time_is_closed_and_reopened(here: Bench)
     await here.hold(sale_id)
 
 
-async def test_a_sale_that_is_being_made_is_not_lost(here: Bench) -> None:
+async def test_a_sale_under_creation_is_not_a_loss(here: Bench) -> None:
     await here.service.sql.sales.register("soon", "{}", 1)
     watch = here.service.redis_monitor
     await watch.check_redis()
@@ -80,7 +80,7 @@ async def test_a_sale_that_is_being_made_is_not_lost(here: Bench) -> None:
     assert list(watch.gaps) == ["soon"]
 
 
-async def test_a_creation_that_stopped_before_redis_is_finished_by_the_same_put(
+async def test_an_interrupted_creation_is_completed_by_the_same_put(
     here: Bench,
 ) -> None:
     sale_id, change = await unfinished(here)
@@ -99,7 +99,7 @@ async def test_a_creation_that_stopped_before_redis_is_finished_by_the_same_put(
 
 
 @pytest.mark.parametrize("seconds_ago", [0, 5])
-async def test_a_creation_that_may_still_reach_redis_is_waited_for(
+async def test_a_creation_that_may_still_arrive_is_waited_for(
     here: Bench, seconds_ago: int
 ) -> None:
     sale_id, change = await unfinished(here, seconds_ago=seconds_ago)
@@ -108,7 +108,7 @@ async def test_a_creation_that_may_still_reach_redis_is_waited_for(
 
 
 @pytest.mark.parametrize("trace", ["an event", "an intent"])
-async def test_a_sale_that_began_is_not_made_anew(here: Bench, trace: str) -> None:
+async def test_a_sale_with_events_is_not_created_again(here: Bench, trace: str) -> None:
     sale_id, change = await unfinished(here)
     made = await here.service.sales.put(sale_id, change, if_match=None, operator="op")
     if trace == "an event":
@@ -177,7 +177,7 @@ async def test_holds_are_refused_on_an_unvouched_server(
         await here.hold(sale_id)
 
 
-async def test_the_watch_vouches_by_itself_soon_after_a_restart(
+async def test_the_monitor_vouches_soon_after_a_restart(
     tmp_path: Path, make_server: MakeServer
 ) -> None:
     server = make_server()
@@ -218,7 +218,7 @@ async def test_unmet_preflight_conditions_close_only_prepare(
         await here.hold(sale_id)
 
 
-async def test_a_server_that_does_not_answer_closes_prepare_by_name(
+async def test_an_unresponsive_server_closes_prepare_by_name(
     tmp_path: Path, make_server: MakeServer
 ) -> None:
     server = make_server()

@@ -90,7 +90,7 @@ async def opened_again(here: Bench, sale_id: str) -> None:
                 return
 
 
-async def test_without_a_yes_nothing_changes(here: Bench) -> None:
+async def test_a_repair_without_confirmation_changes_nothing(here: Bench) -> None:
     sale_id, order = await busy(here)
     await damage(here, sale_id, order, "one piece too many")
     before = await here.remembered(sale_id)
@@ -100,7 +100,7 @@ async def test_without_a_yes_nothing_changes(here: Bench) -> None:
     assert await here.remembered(sale_id) == before
 
 
-async def test_a_sale_that_is_sound_is_left_alone(here: Bench) -> None:
+async def test_a_sound_sale_is_left_unchanged_by_a_repair(here: Bench) -> None:
     sale_id, _ = await busy(here)
     before = await here.remembered(sale_id)
     report = await here.service.repair.run(sale_id, operator="kim", drain=here.flush)
@@ -108,7 +108,7 @@ async def test_a_sale_that_is_sound_is_left_alone(here: Bench) -> None:
     assert await here.remembered(sale_id) == before
 
 
-async def test_events_that_sql_refuses_are_not_discarded(here: Bench) -> None:
+async def test_events_refused_by_sql_are_not_discarded(here: Bench) -> None:
     sale_id, order = await busy(here)
     await damage(here, sale_id, order, "a buyer's count")
 
@@ -122,7 +122,7 @@ async def test_events_that_sql_refuses_are_not_discarded(here: Bench) -> None:
     await here.hold(sale_id, "eve")
 
 
-async def test_a_sale_that_is_lost_is_not_repaired(here: Bench) -> None:
+async def test_a_lost_sale_is_not_repaired(here: Bench) -> None:
     sale_id, _ = await busy(here)
     await here.flush(sale_id)
     await here.lose(sale_id)
@@ -149,7 +149,7 @@ async def output_of(folder: Path, redis_url: str, *arguments: str) -> tuple[int,
     return process.returncode, output.decode()
 
 
-async def test_the_command_shows_first_and_acts_on_yes(
+async def test_the_repair_command_acts_only_after_yes(
     here: Bench, tmp_path: Path, valkey_url: str
 ) -> None:
     sale_id, order = await busy(here)

@@ -91,7 +91,7 @@ async def test_a_change_reaches_the_streams_of_its_sale(place: Bench, feed: Stoc
         await asyncio.gather(waiting, return_exceptions=True)
 
 
-async def test_a_change_while_a_stream_begins_is_shown(
+async def test_a_change_at_the_start_of_a_stream_is_sent(
     place: Bench, feed: StockFeed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another stream of the sale has been shown the change already."""

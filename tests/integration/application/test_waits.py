@@ -75,7 +75,7 @@ async def test_one_poll_serves_all_waiters_of_an_order(place: Bench, reader: Rea
     assert reader.reads < 10
 
 
-async def test_more_waits_of_a_buyer_end_the_oldest(place: Bench, reader: Reader) -> None:
+async def test_a_buyers_excess_wait_ends_the_oldest(place: Bench, reader: Reader) -> None:
     sale_id = await place.sale()
     orders = [await place.hold(sale_id) for _ in range(2)]
     other = await place.hold(sale_id, buyer="bob")
@@ -109,7 +109,7 @@ async def test_an_ended_wait_leaves_no_poll_behind(place: Bench, reader: Reader)
     assert reader.reads == seen
 
 
-async def test_a_read_that_fails_fails_each_wait(place: Bench, reader: Reader) -> None:
+async def test_a_failed_read_fails_each_wait(place: Bench, reader: Reader) -> None:
     order = await place.hold(await place.sale())
     waits = Waits(reader, clock=place.service.clock)
     reader.broken = True
@@ -118,7 +118,7 @@ async def test_a_read_that_fails_fails_each_wait(place: Bench, reader: Reader) -
             await task
 
 
-async def test_no_wait_begins_once_the_service_ends(place: Bench, reader: Reader) -> None:
+async def test_no_wait_begins_during_shutdown(place: Bench, reader: Reader) -> None:
     order = await place.hold(await place.sale())
     waits = Waits(reader, clock=place.service.clock)
     (task,) = waiting(waits, order, 1)

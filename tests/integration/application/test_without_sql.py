@@ -87,7 +87,7 @@ async def refused(here: Bench, sale_id: str) -> None:
         await here.hold(sale_id)
 
 
-async def test_a_process_starting_without_sql_sells_vouched_sales(
+async def test_a_process_started_without_sql_sells_vouched_sales(
     tmp_path: Path, redis: EmbeddedServer, sql: Sql
 ) -> None:
     async with process(tmp_path, redis, sql) as before:
@@ -112,7 +112,7 @@ async def test_a_process_starting_without_sql_sells_vouched_sales(
             assert await started.audited(sale_id) == ()
 
 
-async def test_a_redis_restarted_without_sql_is_closed_until_sql_returns(
+async def test_a_redis_restarted_without_sql_stays_closed_until_sql_returns(
     tmp_path: Path, redis: EmbeddedServer, sql: Sql
 ) -> None:
     async with process(tmp_path, redis, sql) as before:
@@ -168,7 +168,7 @@ async def test_a_vouch_of_another_server_run_is_ignored(
         await before.hold(sale_id)
 
 
-async def test_a_database_that_hangs_is_away_and_holds_go_on(
+async def test_holds_continue_while_the_database_hangs(
     tmp_path: Path, redis: EmbeddedServer, sql: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server keeps its connections and never answers: no call may wait for it for long."""
@@ -187,7 +187,7 @@ async def test_a_database_that_hangs_is_away_and_holds_go_on(
         assert here.service.redis_monitor.away == ""
 
 
-async def test_a_database_that_comes_back_is_migrated_then(
+async def test_a_returning_database_is_migrated(
     tmp_path: Path, redis: EmbeddedServer, sql: Sql
 ) -> None:
     await asyncio.to_thread(sql.stop)

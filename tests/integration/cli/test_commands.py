@@ -122,7 +122,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
     return run
 
 
-def test_each_command_is_listed_with_its_help_line() -> None:
+def test_the_help_lists_each_command_with_one_line() -> None:
     for name, (place, line) in cli._COMMANDS.items():
         module, _, attribute = place.partition(":")
         command = getattr(import_module(module), attribute)
@@ -130,7 +130,7 @@ def test_each_command_is_listed_with_its_help_line() -> None:
         assert command.help.splitlines()[0] == line
 
 
-def test_help_imports_none_of_the_commands() -> None:
+def test_the_help_imports_no_command_module() -> None:
     program = (
         "import sys\nfrom api import cli\n"
         "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
@@ -142,7 +142,7 @@ def test_help_imports_none_of_the_commands() -> None:
     assert "serve" in ran.stdout.decode()
 
 
-def test_version_and_completion(run: Any) -> None:
+def test_the_version_and_the_completion_script_are_printed(run: Any) -> None:
     assert run("--version") == (0, f"reservation {import_module('reservation').__version__}\n", "")
     for shell in ("bash", "zsh", "fish"):
         status, out, _ = run("completion", shell)
@@ -167,13 +167,15 @@ def test_shells_complete_the_commands(run: Any, monkeypatch: pytest.MonkeyPatch)
         ["completion", "cmd"],
     ],
 )
-def test_wrong_usage_is_one_line_and_status_2(run: Any, arguments: list[str]) -> None:
+def test_wrong_usage_prints_one_line_and_exits_with_2(run: Any, arguments: list[str]) -> None:
     status, out, err = run(*arguments)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("reservation: ")
 
 
-def test_a_bad_setting_is_one_line_and_status_78(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_setting_prints_one_line_and_exits_with_78(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RESERVATION_REDIS_URL", "redis+cluster://h")
     status, out, err = run("serve")
     assert (status, out, err.count("\n")) == (78, "", 1)
@@ -181,7 +183,7 @@ def test_a_bad_setting_is_one_line_and_status_78(run: Any, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("role", ["api", "worker"])
-def test_a_role_alone_without_its_services_is_status_78(run: Any, role: str) -> None:
+def test_a_single_role_without_its_services_exits_with_78(run: Any, role: str) -> None:
     status, _, err = run("serve", "--role", role)
     assert (status, err) == (
         78,
@@ -189,13 +191,13 @@ def test_a_role_alone_without_its_services_is_status_78(run: Any, role: str) -> 
     )
 
 
-def test_a_service_that_does_not_answer_is_one_line_and_status_69(run: Any) -> None:
+def test_an_unreachable_service_prints_one_line_and_exits_with_69(run: Any) -> None:
     status, out, err = run("audit", "s-1", "--url", "http://127.0.0.1:1")
     assert (status, out, err.count("\n")) == (69, "", 1)
     assert "http://127.0.0.1:1 does not answer" in err
 
 
-def test_the_service_is_the_one_of_the_settings(
+def test_a_command_calls_the_service_of_the_settings(
     run: Any, service: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service.give("GET /v1/sales", {"sales": [SALE]})
@@ -207,7 +209,7 @@ def test_the_service_is_the_one_of_the_settings(
     assert "\x1b" not in out
 
 
-def test_the_list_spans_all_pages(run: Any, service: Stub) -> None:
+def test_the_sale_list_spans_all_pages(run: Any, service: Stub) -> None:
     second = SALE | {"saleId": "s-2"}
     service.give("GET /v1/sales", {"sales": [SALE], "nextCursor": "a/b"})
     service.give("GET /v1/sales?cursor=a%2Fb", {"sales": [second], "nextCursor": None})
@@ -218,7 +220,7 @@ def test_the_list_spans_all_pages(run: Any, service: Stub) -> None:
     assert json.loads(out) == {"sales": [SALE, second], "nextCursor": None}
 
 
-def test_show_prints_the_counters(run: Any, service: Stub) -> None:
+def test_sale_show_prints_the_counters(run: Any, service: Stub) -> None:
     service.give("GET /v1/admin/sales/s-1", SALE)
     status, out, _ = run("sale", "show", "s-1", "--url", service.url)
     assert status == 0
@@ -226,13 +228,13 @@ def test_show_prints_the_counters(run: Any, service: Stub) -> None:
     assert service.asked[0]["headers"]["Authorization"] == "Bearer the-key"
 
 
-def test_json_is_the_services_own_answer(run: Any, service: Stub) -> None:
+def test_json_output_is_the_response_of_the_service(run: Any, service: Stub) -> None:
     answer = json.dumps(SALE, indent=7).encode()
     service.give("GET /v1/admin/sales/s-1", answer)
     assert run("sale", "show", "s-1", "--json", "--url", service.url)[1] == answer.decode() + "\n"
 
 
-def test_create_sends_the_file_without_the_id(run: Any, service: Stub, tmp_path: Path) -> None:
+def test_sale_create_sends_the_file_without_its_id(run: Any, service: Stub, tmp_path: Path) -> None:
     service.give("PUT /v1/admin/sales/s-1", SALE, status=201)
     (tmp_path / "sale.json").write_text(json.dumps({"saleId": "s-1", "name": "Winter"}))
     status, out, _ = run("sale", "create", "sale.json", "--url", service.url, "--operator", "kim")
@@ -243,7 +245,7 @@ def test_create_sends_the_file_without_the_id(run: Any, service: Stub, tmp_path:
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"name": "no id"}'])
-def test_a_file_that_is_no_sale_is_wrong_usage(run: Any, tmp_path: Path, content: str) -> None:
+def test_a_file_without_a_sale_is_wrong_usage(run: Any, tmp_path: Path, content: str) -> None:
     (tmp_path / "sale.json").write_text(content)
     status, _, err = run("sale", "create", "sale.json")
     assert (status, err.count("\n")) == (2, 1)
@@ -268,7 +270,7 @@ def test_a_file_in_another_encoding_is_wrong_usage(run: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "proxy", ["socks://127.0.0.1:1/", "socks5://127.0.0.1:1/", "http://127.0.0.1:1"]
 )
-def test_a_service_on_loopback_is_asked_without_the_environments_proxy(
+def test_a_loopback_service_is_called_without_a_proxy(
     run: Any, service: Stub, monkeypatch: pytest.MonkeyPatch, proxy: str
 ) -> None:
     for name in ("ALL_PROXY", "all_proxy", "http_proxy", "HTTP_PROXY"):
@@ -281,7 +283,7 @@ def test_a_service_on_loopback_is_asked_without_the_environments_proxy(
 
 
 @pytest.mark.parametrize("proxy", ["socks://127.0.0.1:1/", "socks5://127.0.0.1:1/", "nonsense"])
-def test_a_proxy_that_cannot_be_used_is_one_line(
+def test_an_unusable_proxy_is_reported_in_one_line(
     run: Any, monkeypatch: pytest.MonkeyPatch, proxy: str
 ) -> None:
     monkeypatch.setenv("ALL_PROXY", proxy)
@@ -289,7 +291,7 @@ def test_a_proxy_that_cannot_be_used_is_one_line(
     assert (status, out, err.count("\n")) == (69, "", 1)
 
 
-def test_a_user_id_without_a_name_is_the_operator(
+def test_an_unnamed_user_id_is_used_as_the_operator(
     run: Any, service: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
@@ -304,7 +306,7 @@ def unknown_user(uid: int) -> Any:
     raise KeyError(f"getpwuid(): uid not found: {uid}")
 
 
-def test_a_login_name_that_no_header_can_carry_is_the_user_id(
+def test_a_login_name_invalid_in_headers_becomes_the_user_id(
     run: Any, service: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOGNAME", "홍길동")
@@ -314,7 +316,7 @@ def test_a_login_name_that_no_header_can_carry_is_the_user_id(
 
 
 @pytest.mark.parametrize("name", ["홍길동", "", "a\nb"])
-def test_an_operators_name_that_no_header_can_carry_is_wrong_usage(run: Any, name: str) -> None:
+def test_an_operator_name_invalid_in_headers_is_wrong_usage(run: Any, name: str) -> None:
     status, out, err = run("sale", "pause", "s-1", "--reason", "x", "--operator", name)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "--operator must be" in err
@@ -340,7 +342,7 @@ def test_a_restock_without_a_response_names_its_idempotency_key(run: Any) -> Non
     assert "repeat with --idempotency-key " in err
 
 
-def test_a_refusal_is_its_code_and_detail_in_one_line(run: Any, service: Stub) -> None:
+def test_a_refusal_prints_its_code_and_detail_in_one_line(run: Any, service: Stub) -> None:
     problem = {"code": "sale_not_found", "detail": "The sale\ndoes not exist.", "status": 404}
     service.give("GET /v1/admin/sales/s-1", problem, status=404)
     assert run("sale", "show", "s-1", "--url", service.url) == (
@@ -353,7 +355,7 @@ def test_a_refusal_is_its_code_and_detail_in_one_line(run: Any, service: Stub) -
 @pytest.mark.parametrize(
     ("status", "body"), [(502, b"<html>bad\ngateway"), (200, b"<html>"), (200, b"{}")]
 )
-def test_another_servers_answer_is_one_line(
+def test_the_response_of_a_foreign_server_is_reported_in_one_line(
     run: Any, service: Stub, status: int, body: bytes
 ) -> None:
     service.give("GET /v1/admin/sales/s-1", body, status=status)
@@ -361,12 +363,12 @@ def test_another_servers_answer_is_one_line(
     assert (ended, out, err.count("\n")) == (1, "", 1)
 
 
-def test_a_name_with_odd_characters_stays_one_segment(run: Any, service: Stub) -> None:
+def test_an_id_with_special_characters_stays_one_path_segment(run: Any, service: Stub) -> None:
     service.give("GET /v1/admin/sales/..%2F..%2Fhealth", SALE)
     assert run("sale", "show", "../../health", "--url", service.url)[0] == 0
 
 
-def test_an_audit_that_agrees_is_status_0(run: Any, service: Stub) -> None:
+def test_a_clean_audit_exits_with_0(run: Any, service: Stub) -> None:
     service.give("GET /v1/admin/sales/s-1/audit", AUDIT)
     status, out, _ = run("audit", "s-1", "--url", service.url)
     assert status == 0
@@ -374,7 +376,7 @@ def test_an_audit_that_agrees_is_status_0(run: Any, service: Stub) -> None:
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])
-def test_an_audit_with_a_problem_is_status_1(run: Any, service: Stub, flags: list[str]) -> None:
+def test_an_audit_with_a_problem_exits_with_1(run: Any, service: Stub, flags: list[str]) -> None:
     report = AUDIT | {"ok": False, "problems": ["mug: held 2, reservations say 1"]}
     service.give("GET /v1/admin/sales/s-1/audit", report)
     status, out, err = run("audit", "s-1", "--url", service.url, *flags)
@@ -383,7 +385,7 @@ def test_an_audit_with_a_problem_is_status_1(run: Any, service: Stub, flags: lis
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_the_demo_sale_is_made_once(service: Stub, there: bool) -> None:
+def test_the_demo_sale_is_created_once(service: Stub, there: bool) -> None:
     path = "/v1/admin/sales/demo"
     missing = ({"code": "sale_not_found", "detail": ""}, 404)
     service.give(f"GET {path}", *((SALE, 200) if there else missing))
@@ -401,7 +403,7 @@ def test_the_demo_sale_is_made_once(service: Stub, there: bool) -> None:
         assert service.asked[1]["headers"]["X-Operator"] == "demo"
 
 
-def test_a_demo_sale_that_cannot_be_read_is_not_overwritten(service: Stub) -> None:
+def test_an_unreadable_demo_sale_is_not_overwritten(service: Stub) -> None:
     service.give("GET /v1/admin/sales/demo", {"code": "sale_recovering", "detail": ""}, status=503)
     with pytest.raises(ServiceRefused, match="sale_recovering"):
         open_demo_sale(service.url, "the-key")
@@ -409,7 +411,7 @@ def test_a_demo_sale_that_cannot_be_read_is_not_overwritten(service: Stub) -> No
 
 
 @pytest.mark.slow
-def test_a_reader_that_goes_away_is_no_traceback(service: Stub, tmp_path: Path) -> None:
+def test_a_closed_output_pipe_prints_no_traceback(service: Stub, tmp_path: Path) -> None:
     many = {"sales": [SALE | {"saleId": f"s-{number}"} for number in range(5_000)]}
     service.give("GET /v1/sales", many)
     command = [sys.executable, "-m", "api.cli", "sale", "list", "--url", service.url]

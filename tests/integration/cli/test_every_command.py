@@ -44,7 +44,7 @@ EACH = pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 
 @EACH
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_describes_the_command_and_each_option(words: tuple[str, ...], flag: str) -> None:
+def test_the_help_describes_the_command_and_each_option(words: tuple[str, ...], flag: str) -> None:
     shown = CliRunner().invoke(cli.cli, [*words, flag])
     assert shown.exit_code == 0
     command = COMMANDS[words]
@@ -57,13 +57,13 @@ def test_help_describes_the_command_and_each_option(words: tuple[str, ...], flag
 
 
 @EACH
-def test_every_command_that_prints_an_answer_has_json_output(words: tuple[str, ...]) -> None:
+def test_each_command_with_a_response_has_json_output(words: tuple[str, ...]) -> None:
     options = {name for parameter in COMMANDS[words].params for name in parameter.opts}
     assert ("--json" in options) == (words[0] not in WITHOUT_ANSWER)
 
 
 @EACH
-def test_a_change_has_a_reason_and_a_name(words: tuple[str, ...]) -> None:
+def test_each_changing_command_takes_a_reason_and_an_operator(words: tuple[str, ...]) -> None:
     options = {name for parameter in COMMANDS[words].params for name in parameter.opts}
     changes = {"pause", "resume", "close", "restock", "refund"}
     assert ("--reason" in options) == (words[-1] in changes)

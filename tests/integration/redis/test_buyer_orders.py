@@ -20,7 +20,7 @@ async def here(tmp_path: Path, valkey_url: str) -> AsyncIterator[Bench]:
 
 
 @pytest.mark.parametrize("at_once", [1_000, 7])
-async def test_a_forgotten_hold_is_named_behind_many_ended_orders(
+async def test_an_unpaid_hold_is_listed_behind_many_ended_orders(
     here: Bench, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     monkeypatch.setattr(buyer_orders, "ORDERS_AT_ONCE", at_once)

@@ -78,7 +78,7 @@ def own_authority(folder: Path) -> ssl.SSLContext:
     return context
 
 
-async def test_a_refused_port_is_named() -> None:
+async def test_a_refused_port_is_reported() -> None:
     port = free_port()
     cause = await cause_of(f"redis://:hunter2@127.0.0.1:{port}")
     assert f"127.0.0.1:{port}" in cause
@@ -86,7 +86,7 @@ async def test_a_refused_port_is_named() -> None:
     assert "hunter2" not in cause
 
 
-async def test_a_host_without_an_address_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unresolvable_host_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*_: Any, **__: Any) -> Any:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -97,14 +97,14 @@ async def test_a_host_without_an_address_is_named(monkeypatch: pytest.MonkeyPatc
     assert "Name or service not known" in cause
 
 
-async def test_a_certificate_of_an_unknown_authority_is_named(tmp_path: Path) -> None:
+async def test_a_certificate_of_an_unknown_authority_is_reported(tmp_path: Path) -> None:
     async with listening(own_authority(tmp_path)) as port:
         cause = await cause_of(f"rediss://localhost:{port}")
     assert f"localhost:{port}" in cause
     assert "certificate verify failed" in cause
 
 
-async def test_a_silent_server_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_server_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "OPEN_SECONDS_MAX", 0.2)
     async with listening() as port:
         cause = await cause_of(f"redis://127.0.0.1:{port}")

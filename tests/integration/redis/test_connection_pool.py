@@ -33,7 +33,7 @@ async def connections(valkey_url: str) -> AsyncIterator[RedisClient]:
     await made.aclose()
 
 
-async def test_a_cancelled_calls_reply_is_given_to_no_other_call(
+async def test_the_reply_of_a_cancelled_call_reaches_no_other_call(
     connections: RedisClient,
 ) -> None:
     waiting = asyncio.create_task(connections.command("BLPOP", "nothing-comes", "0.2"))
@@ -46,7 +46,7 @@ async def test_a_cancelled_calls_reply_is_given_to_no_other_call(
     assert await connections.command("ECHO", "mine too") == "mine too"
 
 
-async def test_a_reply_that_does_not_come_leaves_the_outcome_open(
+async def test_a_missing_reply_leaves_the_outcome_unknown(
     connections: RedisClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert await connections.command("PING") == "PONG"
@@ -57,7 +57,7 @@ async def test_a_reply_that_does_not_come_leaves_the_outcome_open(
     assert await connections.command("ECHO", "mine") == "mine"
 
 
-async def test_a_timer_that_is_set_already_makes_no_reply_late(
+async def test_an_earlier_timer_does_not_time_out_a_reply(
     connections: RedisClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "SOCKET_TIMEOUT_SECONDS", 1.0)
@@ -87,7 +87,7 @@ async def test_a_connection_closed_while_idle_is_not_reused(
     assert {first, second}.isdisjoint(connections._pool._wires)
 
 
-async def test_a_connection_that_is_about_to_end_is_not_used_again(
+async def test_a_connection_near_its_end_is_not_reused(
     connections: RedisClient,
 ) -> None:
     taken = await connections._pool.take()
@@ -105,7 +105,7 @@ async def test_a_connection_that_is_about_to_end_is_not_used_again(
     assert await connections.command("ECHO", "mine") == "mine"
 
 
-async def test_a_connection_that_ends_under_a_call_leaves_its_outcome_open(
+async def test_a_connection_lost_during_a_call_leaves_its_outcome_unknown(
     connections: RedisClient,
 ) -> None:
     waiting = asyncio.create_task(connections.command("BLPOP", "nothing-comes", "9"))
@@ -117,7 +117,7 @@ async def test_a_connection_that_ends_under_a_call_leaves_its_outcome_open(
             await waiting
 
 
-async def test_an_unsolicited_reply_is_given_to_no_caller(connections: RedisClient) -> None:
+async def test_an_unsolicited_reply_reaches_no_caller(connections: RedisClient) -> None:
     taken = await connections._pool.take()
     # Two replies; the caller waits for the first.
     assert await taken.exchange(b"ECHO mine\r\nECHO nobodys\r\n", 1, seconds=1) == ["mine"]
@@ -133,7 +133,7 @@ async def test_an_unsolicited_reply_is_given_to_no_caller(connections: RedisClie
     assert taken not in connections._pool._wires
 
 
-async def test_a_wire_has_one_exchange_at_a_time(connections: RedisClient) -> None:
+async def test_a_connection_has_one_exchange_at_a_time(connections: RedisClient) -> None:
     taken = await connections._pool.take()
     waiting = taken.exchange(b"PING\r\n", 1, seconds=1)
     assert not taken.usable
@@ -153,7 +153,7 @@ async def test_an_error_reply_keeps_its_place_in_the_pipeline(connections: Redis
     assert await connections.pipeline([]) == []
 
 
-async def test_more_calls_at_once_than_connections_wait_in_order(
+async def test_calls_beyond_the_connections_wait_in_order(
     connections: RedisClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "CONNECTIONS_MAX", 1)
@@ -171,7 +171,7 @@ async def test_more_calls_at_once_than_connections_wait_in_order(
     assert len(connections._pool._wires) == 1
 
 
-async def test_a_call_that_no_connection_became_free_for_was_not_sent(
+async def test_a_call_without_a_free_connection_is_not_sent(
     connections: RedisClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "CONNECTIONS_MAX", 1)
@@ -184,7 +184,7 @@ async def test_a_call_that_no_connection_became_free_for_was_not_sent(
     assert await connections.command("ECHO", "mine") == "mine"
 
 
-async def test_more_calls_than_may_wait_are_refused_unsent(
+async def test_calls_beyond_the_wait_limit_are_refused_unsent(
     connections: RedisClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "WAITING_MAX", 2)
@@ -195,7 +195,7 @@ async def test_more_calls_than_may_wait_are_refused_unsent(
     assert all(isinstance(one, StoreUnavailable) for one in found[2:])
 
 
-async def test_a_caller_that_is_cancelled_while_it_waits_costs_no_connection(
+async def test_a_caller_cancelled_while_waiting_costs_no_connection(
     connections: RedisClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "CONNECTIONS_MAX", 1)
@@ -212,7 +212,7 @@ async def test_a_caller_that_is_cancelled_while_it_waits_costs_no_connection(
     assert connections._pool._wires == {only} == set(connections._pool._idle)
 
 
-async def test_a_thousand_calls_at_once_are_all_answered(connections: RedisClient) -> None:
+async def test_a_thousand_concurrent_calls_are_answered(connections: RedisClient) -> None:
     found = await asyncio.gather(
         *(connections.command("ECHO", str(number)) for number in range(1_000))
     )
@@ -234,7 +234,7 @@ async def test_calls_waiting_for_an_unreachable_server_fail_at_once(
     await away.aclose()
 
 
-async def test_a_service_that_has_ended_opens_no_connection(connections: RedisClient) -> None:
+async def test_a_closed_client_opens_no_connection(connections: RedisClient) -> None:
     waiting = asyncio.create_task(connections.command("BLPOP", "nothing-comes", "9"))
     opening = asyncio.create_task(connections.command("PING"))
     await asyncio.sleep(0)
@@ -248,7 +248,7 @@ async def test_a_service_that_has_ended_opens_no_connection(connections: RedisCl
     assert not connections._pool._wires
 
 
-async def test_the_address_does_not_choose_the_protocol(valkey_url: str) -> None:
+async def test_the_url_cannot_choose_the_protocol(valkey_url: str) -> None:
     """With RESP3 a server may push messages that were not requested."""
     mark = "&" if "?" in valkey_url else "?"
     connections = RedisClient(f"{valkey_url}{mark}protocol=3", clock=NOW)
@@ -290,7 +290,7 @@ async def test_invalid_reply_bytes_close_the_connection(tmp_path: Path) -> None:
         assert not connections._pool._wires
 
 
-async def test_a_greeting_that_cannot_be_read_is_no_connection(tmp_path: Path) -> None:
+async def test_an_unreadable_greeting_fails_the_connection(tmp_path: Path) -> None:
     strange = b"+executable:\xff\r\n"
     async with connected_to(
         {**GREETED, b"INFO": strange, b"PING": b"+PONG\r\n"}, tmp_path
@@ -302,7 +302,7 @@ async def test_a_greeting_that_cannot_be_read_is_no_connection(tmp_path: Path) -
             await found.command("PING")
 
 
-async def test_a_server_that_sends_unsolicited_data_is_disconnected(tmp_path: Path) -> None:
+async def test_a_server_sending_unsolicited_data_is_disconnected(tmp_path: Path) -> None:
     more = {**GREETED, b"INFO": b"+run_id:x\r\n+PONG\r\n"}
     async with connected_to(more, tmp_path) as connections:
         with pytest.raises(StoreUnavailable):
@@ -319,7 +319,7 @@ async def mute_server(kind: str, folder: Path, mute: Answering) -> tuple[asyncio
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
-async def test_a_server_that_never_greets_is_not_waited_for(
+async def test_a_silent_greeting_times_out(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "OPEN_SECONDS_MAX", 0.2)
@@ -341,7 +341,7 @@ async def test_a_server_that_never_greets_is_not_waited_for(
     await server.wait_closed()
 
 
-async def test_calls_go_over_tls(valkey_url: str, tmp_path: Path) -> None:
+async def test_calls_work_over_tls(valkey_url: str, tmp_path: Path) -> None:
     """As to a managed Redis; a TLS proxy forwards to the real server."""
     certificate = write_certificate(tmp_path)
     path = valkey_url.removeprefix("unix://").partition("?")[0]

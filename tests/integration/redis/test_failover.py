@@ -106,7 +106,7 @@ async def eventually_holds(here: Bench, sale_id: str) -> None:
                 return
 
 
-async def test_a_demoted_master_is_left_for_the_one_that_the_address_leads_to(
+async def test_a_demoted_master_is_left_for_the_current_one(
     tmp_path: Path, servers: tuple[EmbeddedServer, EmbeddedServer]
 ) -> None:
     first, second = servers
@@ -123,7 +123,7 @@ async def test_a_demoted_master_is_left_for_the_one_that_the_address_leads_to(
             assert await client.xlen(here.service.keys.of(sale_id).outbox) == 3
 
 
-async def test_a_host_that_vanishes_is_left_after_one_time_out(
+async def test_a_vanished_host_is_left_after_one_time_out(
     tmp_path: Path, servers: tuple[EmbeddedServer, EmbeddedServer]
 ) -> None:
     first, second = servers
@@ -138,7 +138,7 @@ async def test_a_host_that_vanishes_is_left_after_one_time_out(
         assert (await client.info("replication"))["role"] == "master"
 
 
-async def test_a_host_that_vanishes_under_a_quiet_service_is_left_too(
+async def test_an_idle_service_leaves_a_vanished_host(
     tmp_path: Path, servers: tuple[EmbeddedServer, EmbeddedServer]
 ) -> None:
     """Only the monitor calls, and its check must not try one dead connection after the other."""
@@ -156,7 +156,7 @@ async def test_a_host_that_vanishes_under_a_quiet_service_is_left_too(
                 await asyncio.sleep(0.02)
 
 
-async def test_a_check_of_many_sales_may_take_longer_than_one_reply(
+async def test_a_check_of_many_sales_may_exceed_one_reply_time_out(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recovery, "ANSWER_SECONDS_MAX", 0.3)
@@ -171,7 +171,7 @@ async def test_a_check_of_many_sales_may_take_longer_than_one_reply(
         assert here.service.connections.vouched
 
 
-async def test_a_master_that_was_demoted_in_between_is_compared_again(
+async def test_a_master_promoted_again_is_compared_again(
     tmp_path: Path, servers: tuple[EmbeddedServer, EmbeddedServer]
 ) -> None:
     """Its run id is unchanged, and its losses while it was a replica are unknown."""
@@ -192,7 +192,7 @@ async def test_a_master_that_was_demoted_in_between_is_compared_again(
         await here.hold(sale_id)
 
 
-async def test_a_life_that_begins_under_open_connections_is_followed(
+async def test_a_new_replication_id_under_open_connections_is_followed(
     tmp_path: Path, servers: tuple[EmbeddedServer, EmbeddedServer]
 ) -> None:
     """The replication id changes while every connection stays open and serves."""
@@ -212,7 +212,7 @@ async def test_a_life_that_begins_under_open_connections_is_followed(
             await here.hold(sale_id, f"after-{number}")
 
 
-async def test_a_replica_is_never_vouched_for(
+async def test_a_replica_is_not_vouched_for(
     tmp_path: Path, servers: tuple[EmbeddedServer, EmbeddedServer]
 ) -> None:
     _, second = servers
@@ -231,7 +231,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("code", list(REFUSALS))
-async def test_a_refusal_of_a_non_master_closes_every_connection(code: str, tmp_path: Path) -> None:
+async def test_a_readonly_reply_closes_every_connection(code: str, tmp_path: Path) -> None:
     ended: list[str] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -367,7 +367,7 @@ def sale_calls(
     }
 
 
-async def test_no_call_of_any_kind_reaches_a_server_that_is_not_vouched_for(
+async def test_no_call_reaches_an_unvouched_server(
     tmp_path: Path, make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "ATTEMPT_PAUSES_SECONDS", (0.0,) * 4)
@@ -397,7 +397,7 @@ async def test_no_call_of_any_kind_reaches_a_server_that_is_not_vouched_for(
         assert (await service.store.read(order.order_id)) is not None
 
 
-async def test_the_worker_waits_until_a_server_is_vouched_for(
+async def test_the_worker_waits_for_a_vouched_server(
     tmp_path: Path, make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = make_server()
@@ -435,7 +435,7 @@ async def test_the_worker_waits_until_a_server_is_vouched_for(
                 await working
 
 
-async def test_a_time_out_leaves_the_outcome_open_and_no_idle_connection(
+async def test_a_time_out_leaves_the_outcome_unknown_and_no_idle_connection(
     valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "SOCKET_TIMEOUT_SECONDS", 0.2)

@@ -92,14 +92,14 @@ async def bench(make_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> Asy
     await connections.aclose()
 
 
-async def test_a_short_stop_is_waited_out(bench: Bench) -> None:
+async def test_a_short_stop_of_the_server_is_waited_out(bench: Bench) -> None:
     with bench.frozen():
         wish = asyncio.create_task(bench.prepare("one"))
         await asyncio.sleep(0.05)
     assert isinstance(await wish, Reservation)
 
 
-async def test_a_prepare_that_reaches_the_server_too_late_takes_nothing(bench: Bench) -> None:
+async def test_a_prepare_executed_too_late_holds_nothing(bench: Bench) -> None:
     """Five buyers call a server that is frozen for longer than any of them waits."""
     with bench.frozen():
         wishes = [asyncio.create_task(bench.prepare(f"b{n}")) for n in range(5)]
@@ -113,7 +113,7 @@ async def test_a_prepare_that_reaches_the_server_too_late_takes_nothing(bench: B
     assert await bench.sale.stock("a") == (10, 9, 1, 0)
 
 
-async def test_a_reply_that_was_on_its_way_is_found_after_the_stop(bench: Bench) -> None:
+async def test_a_reply_in_flight_is_received_after_the_stop(bench: Bench) -> None:
     """The server ran the script, and was stopped before the client read the reply."""
     await bench.hold("one")
     with bench.frozen():
@@ -124,7 +124,7 @@ async def test_a_reply_that_was_on_its_way_is_found_after_the_stop(bench: Bench)
     assert await bench.sale.stock("a") == (10, 9, 1, 0)
 
 
-async def test_a_claim_during_a_stop_happens_once(bench: Bench) -> None:
+async def test_a_claim_during_a_stop_is_made_once(bench: Bench) -> None:
     held = await bench.hold("one")
     with bench.frozen():
         claim = asyncio.create_task(

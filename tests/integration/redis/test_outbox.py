@@ -44,7 +44,7 @@ async def bench(each_server_url: str) -> AsyncIterator[Bench]:
     await connections.aclose()
 
 
-async def test_events_come_in_order_each_once_and_as_they_were_written(bench: Bench) -> None:
+async def test_events_are_read_once_in_order_and_unchanged(bench: Bench) -> None:
     events = await bench.outbox.read_new(bench.sale.id, 100)
     assert numbers(events) == [1, 2, 3, 4]
     assert [event.event for event in events] == ["sale_put", "prepared", "prepared", "released"]
@@ -62,7 +62,7 @@ async def test_events_come_in_order_each_once_and_as_they_were_written(bench: Be
     assert await bench.new() == []
 
 
-async def test_a_batch_is_no_longer_than_was_asked_for(bench: Bench) -> None:
+async def test_a_batch_respects_the_requested_size(bench: Bench) -> None:
     assert [await bench.new(3), await bench.new(3), await bench.new(3)] == [[1, 2, 3], [4], []]
 
 
@@ -110,14 +110,14 @@ async def test_a_new_group_starts_after_the_events_in_sql(bench: Bench) -> None:
     assert await bench.new() == [3, 4]
 
 
-async def test_a_lost_group_is_never_taken_for_an_empty_outbox(bench: Bench) -> None:
+async def test_a_lost_group_is_not_an_empty_outbox(bench: Bench) -> None:
     await bench.sale.connections.command("XGROUP", "DESTROY", bench.sale.keys.outbox, GROUP)
     for read in (bench.outbox.read_new, bench.outbox.read_pending):
         with pytest.raises(StoreUnavailable):
             await read(bench.sale.id, 100)
 
 
-async def test_a_lost_outbox_is_not_made_anew_by_its_reader(bench: Bench) -> None:
+async def test_a_reader_does_not_recreate_a_lost_outbox(bench: Bench) -> None:
     """An empty stream would be indistinguishable from a sale that never sold."""
     key = bench.sale.keys.outbox
     await bench.sale.connections.command("DEL", key)
@@ -128,7 +128,7 @@ async def test_a_lost_outbox_is_not_made_anew_by_its_reader(bench: Bench) -> Non
     assert await bench.sale.connections.command("EXISTS", key) == 0
 
 
-async def test_trimming_keeps_the_event_that_the_scripts_compare_with(bench: Bench) -> None:
+async def test_trimming_keeps_the_last_event_for_the_scripts(bench: Bench) -> None:
     await bench.new()
     await bench.outbox.ack(bench.sale.id, [1, 2, 3, 4])
     await bench.outbox.trim(bench.sale.id, 4)
@@ -150,7 +150,7 @@ async def test_the_backlog_counts_untrimmed_entries_except_the_tail(bench: Bench
     assert await bench.outbox.backlog(bench.sale.id) == 0
 
 
-async def test_another_sale_s_events_are_its_own(bench: Bench, each_server_url: str) -> None:
+async def test_events_of_sales_are_separate(bench: Bench, each_server_url: str) -> None:
     connections = RedisClient(each_server_url, clock=NOW)
     other = Bench(connections)
     await other.sale.put()

@@ -128,19 +128,19 @@ async def bench(valkey_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
     await direct.aclose()
 
 
-async def test_five_hundred_buyers_of_ten_units_get_ten(bench: Bench) -> None:
+async def test_five_hundred_buyers_get_exactly_ten_units(bench: Bench) -> None:
     found = await asyncio.gather(*(bench.prepare(f"b{n}") for n in range(500)))
     assert Counter(type(one).__name__ for one in found) == {"Reservation": 10, "SoldOut": 490}
     assert all(isinstance(one, Reservation) for one in found[:10]), "in order of arrival"
 
 
-async def test_the_same_key_twenty_times_at_once_is_one_order(bench: Bench) -> None:
+async def test_twenty_concurrent_uses_of_a_key_make_one_order(bench: Bench) -> None:
     found = await asyncio.gather(*(bench.prepare("one") for _ in range(20)))
     assert Counter(type(one) for one in found) == {Reservation: 1, Replayed: 19}
     assert await bench.sale.stock("a") == (10, 9, 1, 0)
 
 
-async def test_a_call_that_reached_redis_too_late_is_logged_and_holds_nothing(
+async def test_a_call_executed_too_late_is_logged_and_holds_nothing(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench.connections, "not_after_ms", lambda: 1)
@@ -151,7 +151,7 @@ async def test_a_call_that_reached_redis_too_late_is_logged_and_holds_nothing(
     assert [line["event"] for line in lines] == ["prepare_too_late"]
 
 
-async def test_the_same_key_later_is_a_replay_and_with_another_body_a_refusal(
+async def test_a_later_use_of_a_key_replays_or_refuses_another_body(
     bench: Bench,
 ) -> None:
     assert isinstance(await bench.prepare("one"), Reservation)
@@ -175,7 +175,7 @@ async def test_a_lone_basket_is_sent_at_once_and_later_ones_in_the_next_call(
     assert [type(one).__name__ for one in found] == ["Reservation"] * 10 + ["SoldOut"] * 3
 
 
-async def test_no_call_carries_more_than_its_bound(
+async def test_a_call_carries_at_most_its_bound(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(bench, monkeypatch)
@@ -206,7 +206,7 @@ async def test_a_basket_waiting_for_expired_holds_precedes_later_ones(
 
 
 @pytest.mark.parametrize("failure", [None, StoreUnavailable("away"), SoldOut()])
-async def test_holds_that_cannot_be_given_back_do_not_keep_the_queue_for_ever(
+async def test_unreleasable_holds_do_not_block_the_queue(
     bench: Bench, failure: Exception | None
 ) -> None:
     old = await bench.sale.hold("old", lines={"b": 5})
@@ -227,7 +227,7 @@ async def test_holds_that_cannot_be_given_back_do_not_keep_the_queue_for_ever(
     assert isinstance(await bench.prepare("third", "a"), Reservation)
 
 
-async def test_a_bug_while_holds_are_given_back_leaves_no_basket_waiting(bench: Bench) -> None:
+async def test_an_error_during_expiry_leaves_no_basket_waiting(bench: Bench) -> None:
     old = await bench.sale.hold("old", lines={"b": 5})
     await bench.sale.run_out(old)
 
@@ -263,7 +263,7 @@ async def test_a_damaged_overdue_hold_is_skipped(bench: Bench, damage: str) -> N
     assert rounds.named == [old["order"]], "it is not tried again for each basket"
 
 
-async def test_a_damaged_hold_is_tried_again_later(
+async def test_a_damaged_hold_is_retried_later(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An operator has repaired it meanwhile."""
@@ -278,7 +278,7 @@ async def test_a_damaged_hold_is_tried_again_later(
     assert isinstance(await bench.prepare("third", "b"), Reservation)
 
 
-async def test_damaged_holds_hide_no_whole_one(bench: Bench) -> None:
+async def test_damaged_holds_do_not_hide_a_sound_one(bench: Bench) -> None:
     """More of them than a script names at once are due before it."""
     whole = await leave_overdue(bench.sale, 201)
     Rounds(bench)
@@ -366,7 +366,7 @@ async def test_a_basket_waiting_for_other_items_delays_others_by_one_round(
     assert max(count for _, count in overload_refusal) <= overdue.ROUNDS_MAX + 3
 
 
-async def test_a_basket_waits_for_so_many_rounds_and_is_refused_then(bench: Bench) -> None:
+async def test_a_basket_is_refused_after_its_maximum_of_rounds(bench: Bench) -> None:
     await leave_overdue(bench.sale, 200 * (overdue.ROUNDS_MAX + 2))
     rounds = Rounds(bench)
     assert isinstance(await bench.prepare("late", "b"), SoldOut)
@@ -391,7 +391,7 @@ async def test_no_basket_is_refused_while_an_overdue_hold_has_its_item(bench: Be
     assert (await bench.sale.order(last))["status"] == "EXPIRED"
 
 
-async def test_no_buyer_is_refused_while_own_overdue_holds_count_against_the_limit(
+async def test_own_overdue_holds_delay_a_limit_refusal(
     bench: Bench,
 ) -> None:
     """They are more than the rounds end."""
@@ -410,7 +410,7 @@ async def test_no_buyer_is_refused_while_own_overdue_holds_count_against_the_lim
     assert isinstance(await bench.prepare("ann", "a", count), Reservation)
 
 
-async def test_two_sales_do_not_wait_for_each_other(
+async def test_sales_do_not_wait_for_each_other(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One call at a time for each sale: a lane that is stuck does not block the others."""
@@ -426,7 +426,7 @@ async def test_two_sales_do_not_wait_for_each_other(
         await other
 
 
-async def test_a_damaged_buyer_is_answered_as_unknown_and_the_others_are_served(
+async def test_a_damaged_buyer_gets_outcome_unknown_and_others_are_served(
     bench: Bench,
 ) -> None:
     command = bench.sale.connections.command
@@ -448,7 +448,7 @@ async def test_a_damaged_buyer_is_answered_as_unknown_and_the_others_are_served(
     assert await bench.sale.stock("a") == (10, 3, 7, 0)
 
 
-async def test_holds_that_ran_out_are_given_back_before_anyone_newer_is_served(
+async def test_overdue_holds_are_released_before_newer_baskets(
     bench: Bench,
 ) -> None:
     old = [await bench.sale.hold(f"old-{n}", lines={"b": 1}) for n in range(5)]
@@ -486,7 +486,7 @@ async def test_a_lost_request_is_reported_as_certainly_not_held(bench: Bench) ->
     assert isinstance(await bench.prepare("lost-buyer"), Reservation)
 
 
-async def test_a_failed_look_up_is_unknown_and_the_key_resolves_it_later(
+async def test_a_failed_look_up_is_resolved_later_by_the_key(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither "taken" nor "not taken" is certain; a retry under the key gets the true outcome."""
@@ -532,14 +532,16 @@ async def test_an_unvouched_server_is_not_used_for_sales(bench: Bench) -> None:
     assert await bench.sale.stock("a") == (10, 10, 0, 0)
 
 
-async def test_a_server_that_is_not_there_is_certain_at_once(bench: Bench, tmp_path: Path) -> None:
+async def test_an_absent_server_is_reported_as_certain_at_once(
+    bench: Bench, tmp_path: Path
+) -> None:
     away = RedisClient(f"unix://{tmp_path / 'nobody.sock'}", clock=NOW)
     queue = PrepareQueue(away, Keys(), expiry=bench.store.expiry, clock=NOW, limits=BuyerLimits())
     with pytest.raises(Unavailable):
         await queue.prepare(bench.basket("one"), epoch=EPOCH)
 
 
-async def test_beyond_the_queue_s_bound_the_answer_is_not_now(
+async def test_prepares_beyond_the_queue_bound_are_refused_as_unavailable(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch, "WAITING_MAX", 3)
@@ -565,7 +567,7 @@ async def test_prepares_are_shed_while_the_queues_head_has_waited_too_long(
     assert not bench.queue.is_full(bench.sale.id, EPOCH)
 
 
-async def test_prepares_that_would_wait_too_long_are_shed(
+async def test_prepares_with_too_long_a_wait_are_shed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first has not waited yet: the last one's wait is estimated from earlier calls."""
@@ -594,7 +596,7 @@ async def test_prepares_that_would_wait_too_long_are_shed(
         (99, [("BuyerLimitExceeded", 2)] * 4 + [("BuyerLimitExceeded", 3)] * 4),
     ],
 )
-async def test_the_next_call_leaves_before_the_answers_of_a_quick_one_that_held(
+async def test_the_next_call_is_sent_before_remaining_results_are_handed_out(
     bench: Bench,
     monkeypatch: pytest.MonkeyPatch,
     quantity: int,
@@ -619,7 +621,7 @@ async def test_the_next_call_leaves_before_the_answers_of_a_quick_one_that_held(
     assert seen == calls_at_each_answer
 
 
-async def test_a_caller_that_leaves_does_not_disturb_the_others(bench: Bench) -> None:
+async def test_a_cancelled_caller_does_not_affect_the_others(bench: Bench) -> None:
     tasks = [asyncio.create_task(bench.prepare(f"b{n}")) for n in range(5)]
     await asyncio.sleep(0)
     tasks[1].cancel()
@@ -628,7 +630,7 @@ async def test_a_caller_that_leaves_does_not_disturb_the_others(bench: Bench) ->
     assert len(held) == 4
 
 
-async def test_a_claim_whose_reply_is_lost_is_asked_again_and_happens_once(bench: Bench) -> None:
+async def test_a_claim_with_a_lost_reply_is_repeated_and_made_once(bench: Bench) -> None:
     held = await bench.prepare("buyer")
     assert isinstance(held, Reservation)
     bench.proxy.lose_reply = b"payment-key"
@@ -662,7 +664,7 @@ async def test_a_claim_whose_reply_is_lost_is_asked_again_and_happens_once(bench
         "sold out as nobody was",
     ],
 )
-async def test_an_unreadable_reply_leaves_no_caller_waiting(
+async def test_an_unreadable_reply_fails_each_waiting_caller(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, reply: Any
 ) -> None:
     async def broken(*_: Any, **__: Any) -> Any:

@@ -80,7 +80,7 @@ def run(path: str, script: str, key: str, *args: str) -> list[str]:
     return found
 
 
-async def test_the_service_works_as_its_own_user(here: Bench) -> None:
+async def test_the_service_works_with_its_acl_user(here: Bench) -> None:
     assert (await here.service.readiness.check()).missing == ()
     sale_id = await here.sale()
     order = await here.hold(sale_id)
@@ -115,7 +115,7 @@ def test_unneeded_commands_are_denied_to_the_service(
         client.execute_command(*command)
 
 
-def test_operators_may_not_write(socket_path: str) -> None:
+def test_the_operators_acl_user_cannot_write(socket_path: str) -> None:
     with user(socket_path, "sre") as client:
         with pytest.raises(NoPermissionError):
             client.hset("rsv:{s}:sale", "seq", "0")

@@ -104,7 +104,7 @@ async def test_a_payment_goes_from_claim_to_sold(bench: Bench) -> None:
     assert (found.status, found.attempts) == (Status.CONFIRMED, {"pk": "confirmed"})
 
 
-async def test_a_repeat_of_an_ended_attempt_gets_its_outcome(bench: Bench) -> None:
+async def test_a_repeated_claim_of_an_ended_attempt_gets_its_outcome(bench: Bench) -> None:
     order = await bench.held()
     claimed = await bench.claimed(order)
     assert await bench.claim(order) == Present(Status.CONFIRMING, "")
@@ -113,7 +113,7 @@ async def test_a_repeat_of_an_ended_attempt_gets_its_outcome(bench: Bench) -> No
     assert (await bench.claimed(order, "second card")).fence == 2
 
 
-async def test_attempts_are_counted_and_come_to_an_end(bench: Bench) -> None:
+async def test_payment_attempts_are_counted_and_limited(bench: Bench) -> None:
     order = await bench.held()
     for number in range(PAYMENT_ATTEMPTS_MAX):
         claimed = await bench.claimed(order, f"card-{number}")
@@ -122,7 +122,7 @@ async def test_attempts_are_counted_and_come_to_an_end(bench: Bench) -> None:
         await bench.claim(order, "one card more")
 
 
-async def test_a_made_up_payment_that_was_voided_costs_no_attempt(bench: Bench) -> None:
+async def test_a_voided_payment_does_not_count_as_an_attempt(bench: Bench) -> None:
     order = await bench.held()
     forgotten = Outcome(name=PaymentOutcome.VOIDED, reason=Reason(Cause.INTENT_NOT_WRITTEN))
     for _ in range(PAYMENT_ATTEMPTS_MAX + 1):
@@ -147,7 +147,7 @@ async def test_a_lost_hold_is_refused_as_hold_lost(bench: Bench) -> None:
     assert refused.value.facts == {"sku": "a", "limit": 3, "taken": 2}
 
 
-async def test_where_stock_is_taken_at_the_claim_it_may_be_sold_out(valkey_url: str) -> None:
+async def test_a_claim_under_the_success_policy_can_be_sold_out(valkey_url: str) -> None:
     connections = RedisClient(valkey_url, clock=NOW)
     bench = Bench(connections)
     await bench.sale.put(hold_policy="success")
@@ -200,7 +200,7 @@ async def test_another_epoch_is_refused_as_sale_recovering(bench: Bench) -> None
     assert await bench.read({"order": order.order_id}) == order
 
 
-async def test_calls_that_come_too_late_each_time_changed_nothing(
+async def test_calls_that_are_always_too_late_change_nothing(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order = await bench.held()
@@ -212,7 +212,7 @@ async def test_calls_that_come_too_late_each_time_changed_nothing(
     assert await bench.read({"order": order.order_id}) == order
 
 
-async def test_a_lease_that_is_over_passes_to_one_of_two(bench: Bench) -> None:
+async def test_an_expired_lease_passes_to_one_of_two_processes(bench: Bench) -> None:
     order = await bench.held()
     await bench.store.claim(order, epoch=EPOCH, payment_key="pk", lease_ms=-1)
     order = await bench.read({"order": order.order_id})
@@ -229,7 +229,7 @@ async def test_a_lease_that_is_over_passes_to_one_of_two(bench: Bench) -> None:
     assert after.applied
 
 
-async def test_a_lease_is_moved_by_its_owner_alone(bench: Bench) -> None:
+async def test_only_its_owner_can_move_a_lease(bench: Bench) -> None:
     order = await bench.held()
     claimed = await bench.claimed(order)
     await bench.store.move_lease(order, epoch=EPOCH, fence=7, lease_ms=-1)
@@ -241,7 +241,7 @@ async def test_a_lease_is_moved_by_its_owner_alone(bench: Bench) -> None:
     assert isinstance(await bench.store.take_over(still, epoch=EPOCH, lease_ms=1), Claimed)
 
 
-async def test_a_payment_that_is_decided_cannot_be_taken_over(bench: Bench) -> None:
+async def test_a_finished_payment_cannot_be_taken_over(bench: Bench) -> None:
     order = await bench.held()
     await bench.claimed(order)
     claimed = await bench.read({"order": order.order_id})
@@ -250,7 +250,7 @@ async def test_a_payment_that_is_decided_cannot_be_taken_over(bench: Bench) -> N
     assert found == LeaseElsewhere()
 
 
-async def test_an_awaited_deposit_is_found_once_its_account_has_lapsed(bench: Bench) -> None:
+async def test_a_lapsed_virtual_account_is_found(bench: Bench) -> None:
     over, open_ = await bench.held("over"), await bench.held("open")
     for order, due_ms in ((over, NOW.now_ms() - 1), (open_, NOW.now_ms() + 60_000)):
         claimed = await bench.claimed(order, f"pk-{order.buyer_id}")
@@ -262,7 +262,7 @@ async def test_an_awaited_deposit_is_found_once_its_account_has_lapsed(bench: Be
     assert waiting.expires_at_ms < NOW.now_ms(), "the account's due date, not the hold's deadline"
 
 
-async def test_due_holds_are_found_oldest_first_and_expired(bench: Bench) -> None:
+async def test_overdue_holds_are_expired_oldest_first(bench: Bench) -> None:
     baskets = [await bench.sale.hold(f"b{n}") for n in range(3)]
     await bench.sale.run_out(*baskets[:2])
     deadlines = await bench.store.first_deadlines(bench.sale.id, 10)
@@ -277,7 +277,7 @@ async def test_due_holds_are_found_oldest_first_and_expired(bench: Bench) -> Non
 
 
 @pytest.mark.parametrize("damage", ["items", "kind", "status"])
-async def test_a_damaged_hold_keeps_no_other_from_being_given_back(
+async def test_a_damaged_hold_does_not_block_the_expiry_of_others(
     bench: Bench, damage: str
 ) -> None:
     """If nothing else is due any more, its corruption is raised."""
@@ -318,7 +318,7 @@ async def test_a_late_claim_succeeds_after_other_holds_expired(
     assert isinstance(claimed, Claimed)
 
 
-async def test_a_late_claim_is_refused_where_only_a_damaged_hold_is_due(bench: Bench) -> None:
+async def test_a_late_claim_is_refused_if_only_a_damaged_hold_is_overdue(bench: Bench) -> None:
     order = await bench.held(lines={"b": 5})
     await bench.store.release(order, epoch=EPOCH, reason=BUYER)
     other = await bench.sale.hold("other", lines={"b": 5})
@@ -342,7 +342,7 @@ async def test_a_release_and_a_refund_return_the_current_state(bench: Bench) -> 
     assert await bench.store.refund(sold, **refund) is Status.REFUNDED
 
 
-async def test_a_buyer_s_reservations_are_listed_newest_first(bench: Bench) -> None:
+async def test_reservations_of_a_buyer_are_listed_newest_first(bench: Bench) -> None:
     baskets = [await bench.sale.hold() for _ in range(3)]
     await bench.sale.hold("somebody else")
     for number, basket in enumerate(baskets):
@@ -354,7 +354,7 @@ async def test_a_buyer_s_reservations_are_listed_newest_first(bench: Bench) -> N
     assert await bench.store.read_many([]) == []
 
 
-async def test_scripts_that_the_server_forgot_are_loaded_again(bench: Bench) -> None:
+async def test_flushed_scripts_are_loaded_again(bench: Bench) -> None:
     order = await bench.held()
     await bench.connections.command("SCRIPT", "FLUSH")
     assert await bench.store.release(order, epoch=EPOCH, reason=BUYER) is Status.RELEASED
@@ -375,12 +375,12 @@ async def test_a_sale_and_its_counters_are_read_unchanged(bench: Bench) -> None:
     assert (counters.deadlines, counters.confirming, counters.deposits) == (1, 0, 0)
 
 
-async def test_a_sale_that_is_not_there_is_none(bench: Bench) -> None:
+async def test_an_unknown_sale_is_read_as_none(bench: Bench) -> None:
     assert await bench.sales.read("no-such-sale") is None
     assert await bench.sales.counters("no-such-sale") is None
 
 
-async def test_a_sale_is_announced_once(bench: Bench) -> None:
+async def test_a_new_sale_is_announced_once(bench: Bench) -> None:
     for _ in range(2):
         await bench.sales.announce(bench.sale.id)
     assert (await bench.sales.ids()).count(bench.sale.id) == 1
@@ -405,7 +405,7 @@ async def put(bench: Bench, *, version: int = 1, digest: str = "x", **changes: A
     )
 
 
-async def test_each_refusal_of_a_change_to_a_sale_has_its_name(bench: Bench) -> None:
+async def test_each_refusal_of_a_put_has_its_own_error(bench: Bench) -> None:
     await bench.held(lines={"b": 2})
     refusals: list[tuple[type[ReservationError], dict[str, Any], dict[str, Any]]] = [
         (PreconditionRequired, {}, {"version": 0}),
@@ -425,7 +425,7 @@ async def test_each_refusal_of_a_change_to_a_sale_has_its_name(bench: Bench) -> 
         await put(bench, digest="another change")
 
 
-async def test_each_refusal_of_a_restock_has_its_name(bench: Bench) -> None:
+async def test_each_refusal_of_a_restock_has_its_own_error(bench: Bench) -> None:
     await bench.held(lines={"a": 3})
 
     async def restock(delta: int, sku: str = "a", operation: str = "o", digest: str = "d") -> None:
@@ -453,7 +453,7 @@ async def test_each_refusal_of_a_restock_has_its_name(bench: Bench) -> None:
         await restock(1_000_000_000, operation="r")
 
 
-async def test_a_closed_sale_is_not_opened_again(bench: Bench) -> None:
+async def test_a_closed_sale_cannot_be_reopened(bench: Bench) -> None:
     switch = {"epoch": EPOCH, "operator": "op", "reason": "over"}
     for status in (SaleStatus.PAUSED, SaleStatus.OPEN, SaleStatus.CLOSED, SaleStatus.CLOSED):
         await bench.sales.switch(bench.sale.id, status=status, **switch)

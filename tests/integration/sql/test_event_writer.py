@@ -83,7 +83,7 @@ AT_THE_END = {
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
-async def test_any_cut_of_the_outbox_leaves_the_same_rows(
+async def test_any_batching_of_the_outbox_gives_the_same_rows(
     sql: SqlStore, tape: Tape, size: int
 ) -> None:
     a_whole_sale(tape)
@@ -144,7 +144,9 @@ async def test_a_batch_overlapping_written_events_adds_the_rest(sql: SqlStore, t
     assert (outcome.kind, outcome.written, outcome.flushed_seq) == (ApplyKind.APPLIED, 10, 20)
 
 
-async def test_a_gap_names_the_missing_event_and_writes_nothing(sql: SqlStore, tape: Tape) -> None:
+async def test_a_gap_reports_the_missing_event_and_writes_nothing(
+    sql: SqlStore, tape: Tape
+) -> None:
     a_whole_sale(tape)
     await sql.events.apply("s", tape.events[:3])
     before = await everything(sql)
@@ -155,9 +157,7 @@ async def test_a_gap_names_the_missing_event_and_writes_nothing(sql: SqlStore, t
     assert await everything(sql) == before
 
 
-async def test_another_event_under_a_written_number_is_a_conflict(
-    sql: SqlStore, tape: Tape
-) -> None:
+async def test_a_different_event_at_a_written_seq_is_a_conflict(sql: SqlStore, tape: Tape) -> None:
     tape.prepare("o", a=1)
     await sql.events.apply("s", tape.events)
     other = Tape(seq=1, chain=tape.events[0].chain)
@@ -178,7 +178,7 @@ async def test_another_event_under_a_written_number_is_a_conflict(
         {"chain": "f" * 40},
     ],
 )
-async def test_a_broken_chain_names_its_event_and_keeps_earlier_ones(
+async def test_a_broken_chain_reports_its_event_and_keeps_earlier_ones(
     sql: SqlStore, tape: Tape, change: dict[str, Any]
 ) -> None:
     a_whole_sale(tape)
@@ -300,7 +300,7 @@ async def test_an_invalid_event_stops_later_events_and_keeps_earlier_ones(
     assert fold.skus["a"] == SkuFold(total=10, available=9, held=1, confirming=0, sold=0)
 
 
-async def test_a_row_refused_by_a_constraint_is_isolated_by_bisection(
+async def test_an_event_violating_a_constraint_is_isolated_by_bisection(
     sql: SqlStore, tape: Tape
 ) -> None:
     """An order with the same id in another sale passes the fold of this one."""
@@ -333,7 +333,7 @@ async def test_an_event_for_an_order_of_another_sale_is_poison(sql: SqlStore, ta
     assert (outcome.kind, outcome.seq) == (ApplyKind.POISON, 2)
 
 
-async def test_a_sale_that_sql_does_not_know_is_not_made_up(sql: SqlStore) -> None:
+async def test_events_of_a_sale_unknown_to_sql_create_no_sale(sql: SqlStore) -> None:
     tape = Tape("unknown")
     tape.put(a=1)
     outcome = await sql.events.apply("unknown", tape.events)
@@ -348,7 +348,7 @@ async def test_two_flushers_with_the_same_events_write_each_once(sql: SqlStore, 
     assert len(await rows(sql, tables.events)) == len(tape.events)
 
 
-async def test_sales_are_written_side_by_side(sql: SqlStore) -> None:
+async def test_sales_are_written_concurrently(sql: SqlStore) -> None:
     tapes = [Tape(f"sale-{number}") for number in range(4)]
     for tape in tapes:
         await sql.sales.register(tape.sale_id, "{}", 1)
@@ -361,7 +361,7 @@ async def test_sales_are_written_side_by_side(sql: SqlStore) -> None:
     assert [outcome.written for outcome in outcomes] == [16] * 4
 
 
-async def test_an_item_that_leaves_the_sale_and_comes_back_is_counted_right(
+async def test_an_item_removed_and_added_again_is_counted_correctly(
     sql: SqlStore, tape: Tape
 ) -> None:
     tape.put(version=2, a=10)
@@ -378,7 +378,7 @@ async def test_an_item_that_leaves_the_sale_and_comes_back_is_counted_right(
     assert fold.skus["b"] == SkuFold(total=3, available=0, held=3, confirming=0, sold=0)
 
 
-async def test_the_sale_matches_its_events(sql: SqlStore, tape: Tape) -> None:
+async def test_the_sale_row_matches_its_events(sql: SqlStore, tape: Tape) -> None:
     tape.write("sale_switched", data={"status": "closed", "operator": "op", "reason": "r"})
     tape.put(version=2, a=11, b=5)
     await sql.events.apply("s", tape.events)
@@ -388,7 +388,7 @@ async def test_the_sale_matches_its_events(sql: SqlStore, tape: Tape) -> None:
     assert sale.settings == tape.events[-1].data
 
 
-async def test_a_name_that_sql_cannot_spell_is_kept_in_the_event(sql: SqlStore, tape: Tape) -> None:
+async def test_a_name_invalid_in_sql_is_kept_in_the_event(sql: SqlStore, tape: Tape) -> None:
     template = Tape().prepare("o", a=1).data
     data = template.replace("A and more", "A\\u0000B 재고 ☂")
     tape.write("prepared", "o", data)
@@ -399,12 +399,12 @@ async def test_a_name_that_sql_cannot_spell_is_kept_in_the_event(sql: SqlStore, 
     assert (await sql.events.list_after("s", 1, 1))[0].data == data
 
 
-async def test_nothing_to_write_is_no_trouble(sql: SqlStore) -> None:
+async def test_an_empty_batch_is_accepted(sql: SqlStore) -> None:
     await sql.sales.register("s", "{}", 1)
     outcome = await sql.events.apply("s", [])
     assert (outcome.kind, outcome.flushed_seq, outcome.written) == (ApplyKind.APPLIED, 0, 0)
 
 
-async def test_a_batch_without_bound_is_refused(sql: SqlStore, tape: Tape) -> None:
+async def test_an_unbounded_batch_is_refused(sql: SqlStore, tape: Tape) -> None:
     with pytest.raises(ValueError):
         await sql.events.apply("s", tape.events * (EVENTS_MAX + 1))

@@ -84,7 +84,7 @@ async def assert_whole(bench: Bench, tape: Tape) -> None:
     assert (sold, fold.skus["a"].available) == ((len(tape.events) - 1) // 3, 1000 - sold)
 
 
-async def test_everything_is_flushed_acknowledged_and_trimmed_but_for_the_last(
+async def test_a_flush_writes_acknowledges_and_trims_all_but_the_last_event(
     bench: Bench, tape: Tape
 ) -> None:
     await bench.drain(bench.flusher())
@@ -94,7 +94,7 @@ async def test_everything_is_flushed_acknowledged_and_trimmed_but_for_the_last(
     assert bench.alarms == []
 
 
-async def test_later_events_are_flushed_later(bench: Bench, tape: Tape) -> None:
+async def test_later_events_are_flushed_by_the_next_round(bench: Bench, tape: Tape) -> None:
     flusher = bench.flusher()
     await bench.drain(flusher)
     before = len(tape.events)
@@ -147,7 +147,7 @@ class FrailEvents:
 @pytest.mark.slow
 @pytest.mark.parametrize("reborn", [True, False], ids=["another process", "the same one"])
 @pytest.mark.parametrize("seed", range(3))
-async def test_a_flusher_that_dies_anywhere_leaves_each_event_in_effect_once(
+async def test_a_flusher_crash_at_any_point_applies_each_event_once(
     bench: Bench, tape: Tape, seed: int, reborn: bool
 ) -> None:
     chance = random.Random(seed)
@@ -172,7 +172,7 @@ async def test_a_flusher_that_dies_anywhere_leaves_each_event_in_effect_once(
     assert bench.alarms == []
 
 
-async def test_two_flushers_at_once_do_not_hinder_each_other(bench: Bench, tape: Tape) -> None:
+async def test_concurrent_flushers_do_not_interfere(bench: Bench, tape: Tape) -> None:
     flushers = [bench.flusher(), bench.flusher(), bench.flusher()]
     await asyncio.gather(*(bench.drain(flusher) for flusher in flushers))
     await bench.drain(flushers[0])
@@ -181,9 +181,7 @@ async def test_two_flushers_at_once_do_not_hinder_each_other(bench: Bench, tape:
     assert bench.alarms == []
 
 
-async def test_entries_pending_from_a_dead_flusher_are_found_without_new_ones(
-    bench: Bench, tape: Tape
-) -> None:
+async def test_pending_entries_of_a_dead_flusher_are_claimed(bench: Bench, tape: Tape) -> None:
     living = bench.flusher()
     await living.run_once("s")
     # Another one reads all of the rest, and crashes with it.
@@ -208,7 +206,7 @@ async def test_a_gap_is_filled_from_another_consumers_pending_entries(
 
 
 @pytest.mark.parametrize("size", [1, 10, 1000])
-async def test_the_stream_replayed_twice_from_the_start_changes_nothing(
+async def test_a_second_replay_of_the_stream_changes_nothing(
     bench: Bench, tape: Tape, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flusher_module, "BATCH", size)
@@ -267,7 +265,7 @@ async def test_an_edited_entry_stops_its_sale_and_no_other(bench: Bench, tape: T
     assert bench.outbox.pending("s")[0] == 34
 
 
-async def test_an_event_that_cannot_be_true_stops_its_sale(bench: Bench) -> None:
+async def test_an_impossible_event_stops_its_sale(bench: Bench) -> None:
     tape = a_busy_sale(orders=4)
     tape.move("confirmed", "s-1", "RELEASED", "CONFIRMED")
     tape.sell("after", a=1)
@@ -280,7 +278,7 @@ async def test_an_event_that_cannot_be_true_stops_its_sale(bench: Bench) -> None
     assert bench.outbox.pending("s") == [14, 15, 16, 17]
 
 
-async def test_a_redis_that_went_back_is_a_conflict_and_sql_loses_nothing(
+async def test_a_redis_behind_sql_is_a_conflict_and_sql_keeps_its_rows(
     bench: Bench, tape: Tape
 ) -> None:
     await bench.drain(bench.flusher())
@@ -298,7 +296,7 @@ async def test_a_redis_that_went_back_is_a_conflict_and_sql_loses_nothing(
     assert ("trim", len(tape.events)) not in bench.outbox.calls
 
 
-async def test_a_repaired_sale_resumes_automatically(bench: Bench, tape: Tape) -> None:
+async def test_the_flush_of_a_repaired_sale_resumes(bench: Bench, tape: Tape) -> None:
     broken = MemoryOutbox()
     broken.add(forged(tape, 33, data="{}"))
     bench.outbox = broken
@@ -317,14 +315,14 @@ async def test_a_repaired_sale_resumes_automatically(bench: Bench, tape: Tape) -
     assert len(bench.alarms) == 2
 
 
-async def test_a_sale_that_sql_does_not_know_stops_with_an_alarm(bench: Bench) -> None:
+async def test_a_sale_unknown_to_sql_stops_with_an_alarm(bench: Bench) -> None:
     bench.outbox = MemoryOutbox(a_busy_sale("unknown"))
     assert (await bench.flusher().run_once("unknown")).stopped
     assert [name for name, _ in bench.alarms] == ["flush_unknown_sale"]
     assert len(bench.outbox.pending("unknown")) == 10
 
 
-async def test_trimming_is_rare_and_never_beyond_committed_events(
+async def test_trimming_is_batched_and_stays_behind_committed_events(
     bench: Bench, tape: Tape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flusher_module, "TRIM_EVENTS", 50)

@@ -65,7 +65,7 @@ async def test_pages_show_each_order_once_newest_first(sql: SqlStore) -> None:
         assert all(len(page) == min(limit, 25) for page in pages[:-1])
 
 
-async def test_orders_of_one_millisecond_are_not_lost_between_pages(sql: SqlStore) -> None:
+async def test_orders_of_one_millisecond_appear_once_across_pages(sql: SqlStore) -> None:
     tapes = [Tape(f"sale-{number}") for number in range(7)]
     for number, tape in enumerate(tapes):
         tape.put(a=1)
@@ -95,7 +95,7 @@ async def test_orders_are_found_by_sale_status_and_buyer(sql: SqlStore) -> None:
 
 
 @pytest.mark.parametrize("cursor", ["x", "e30=", "WyIxIiwxXQ==", "é", "WzEsICJvIl0", "="])
-async def test_a_cursor_that_is_none_of_ours_is_refused(sql: SqlStore, cursor: str) -> None:
+async def test_a_foreign_cursor_is_refused(sql: SqlStore, cursor: str) -> None:
     with pytest.raises(ValueError):
         await sql.orders.page(cursor=cursor)
 
@@ -111,7 +111,7 @@ WISH = RefundWish(
 )
 
 
-async def test_the_history_has_every_entry_in_order_of_time(sql: SqlStore) -> None:
+async def test_the_history_lists_each_entry_by_time(sql: SqlStore) -> None:
     tape = Tape()
     tape.put(a=10)
     tape.prepare("o", a=1)
@@ -168,7 +168,7 @@ async def test_the_history_has_every_entry_in_order_of_time(sql: SqlStore) -> No
     assert await sql.orders.history("") == []
 
 
-async def test_the_audit_gets_nothing_of_a_sale_that_sql_does_not_know(sql: SqlStore) -> None:
+async def test_the_audit_of_a_sale_unknown_to_sql_reads_no_rows(sql: SqlStore) -> None:
     assert await sql.sales.counters("s") is None
     assert await sql.events.cursor("s") == (0, "")
     await sql.sales.register("s", "{}", 1)
@@ -203,7 +203,7 @@ async def test_a_rebuild_reads_live_orders_and_buyer_counts(sql: SqlStore) -> No
     assert await sql.orders.scan("unknown") == []
 
 
-async def test_events_come_in_order_from_where_one_asks(sql: SqlStore) -> None:
+async def test_events_are_read_in_order_from_a_given_seq(sql: SqlStore) -> None:
     tape = Tape()
     tape.put(a=100)
     for number in range(9):

@@ -48,7 +48,7 @@ async def test_an_intent_is_written_once_and_a_repeat_is_recognised(sql: SqlStor
     assert await sql.intents.owner("key-o") == "o"
 
 
-async def test_a_later_fence_has_an_intent_of_its_own(sql: SqlStore) -> None:
+async def test_each_fence_has_its_own_intent(sql: SqlStore) -> None:
     await sql.intents.add(intent(fence=1))
     assert await sql.intents.add(intent(fence=2)) is IntentOutcome.WRITTEN
     assert [row.fence for row in await sql.intents.list_by_order("o")] == [1, 2]
@@ -63,7 +63,7 @@ async def test_a_payment_key_of_another_order_is_refused(sql: SqlStore) -> None:
     assert await sql.intents.owner("key-unknown") is None
 
 
-async def test_a_void_bars_the_intent_and_an_intent_bars_the_void(sql: SqlStore) -> None:
+async def test_intent_and_void_exclude_each_other(sql: SqlStore) -> None:
     assert await sql.intents.void(**void(fence=1)) is VoidOutcome.VOIDED
     assert await sql.intents.void(**void(fence=1)) is VoidOutcome.VOIDED
     assert await sql.intents.add(intent(fence=1)) is IntentOutcome.VOIDED
@@ -73,7 +73,7 @@ async def test_a_void_bars_the_intent_and_an_intent_bars_the_void(sql: SqlStore)
     assert kinds == [(1, "void"), (2, "intent")]
 
 
-async def test_of_an_intent_and_a_void_at_once_one_wins(sql: SqlStore) -> None:
+async def test_only_one_of_a_concurrent_intent_and_void_succeeds(sql: SqlStore) -> None:
     for number in range(20):
         order_id = f"o-{number}"
         written, voided = await asyncio.gather(
@@ -85,7 +85,7 @@ async def test_of_an_intent_and_a_void_at_once_one_wins(sql: SqlStore) -> None:
         )
 
 
-async def test_another_intent_under_a_used_fence_is_a_bug(sql: SqlStore) -> None:
+async def test_a_second_intent_under_one_fence_breaks_an_invariant(sql: SqlStore) -> None:
     await sql.intents.add(intent())
     with pytest.raises(BrokenInvariant):
         await sql.intents.add(intent(amount=1))
@@ -106,7 +106,7 @@ async def counted(sql: SqlStore, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     yield sizes
 
 
-async def test_fences_read_at_one_moment_share_a_query_and_each_caller_gets_its_own(
+async def test_concurrent_fence_reads_share_one_query(
     sql: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await sql.intents.add(intent("first", fence=1))
@@ -151,7 +151,7 @@ async def test_concurrent_intents_share_a_transaction_with_separate_results(
     assert len(sizes) <= 5
 
 
-async def test_a_bug_in_one_intent_does_not_reach_its_neighbours(sql: SqlStore) -> None:
+async def test_an_error_in_one_intent_does_not_affect_others(sql: SqlStore) -> None:
     wishes = [intent("good-1"), intent("bad", amount=-1), intent("good-2")]
     outcomes = await asyncio.gather(
         *(sql.intents.add(wish) for wish in wishes), return_exceptions=True
@@ -162,7 +162,7 @@ async def test_a_bug_in_one_intent_does_not_reach_its_neighbours(sql: SqlStore) 
     assert await sql.intents.owner("key-bad") is None
 
 
-async def test_a_caller_that_goes_away_leaves_the_others_their_answers(sql: SqlStore) -> None:
+async def test_a_cancelled_caller_does_not_cancel_the_group_commit(sql: SqlStore) -> None:
     tasks = [asyncio.create_task(sql.intents.add(intent(f"o-{n}"))) for n in range(10)]
     await asyncio.sleep(0)
     for task in tasks[::2]:
@@ -206,7 +206,7 @@ async def lock_holder(database_url: str) -> AsyncIterator[None]:
     await other.aclose()
 
 
-async def test_a_database_that_does_not_answer_in_time_is_an_error_and_recovers(
+async def test_a_database_time_out_is_an_error_and_recovers(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgresql, "COMMAND_SECONDS", 0.3)
@@ -251,7 +251,7 @@ class Flushing(threading.Thread):
         self.join()
 
 
-async def test_an_intent_gets_its_turn_beside_a_flusher_that_hardly_pauses(tmp_path: Path) -> None:
+async def test_a_busy_flusher_does_not_starve_an_intent(tmp_path: Path) -> None:
     path = tmp_path / "orders.sqlite3"
     sql = await SqlStore.open(f"sqlite:///{path}")
     flushing = Flushing(path)
@@ -270,7 +270,7 @@ def cancel(order_id: str = "o", fence: int = 1, **changes: Any) -> dict[str, Any
     return {**wish, "payment_key": f"key-{order_id}", **changes}
 
 
-async def test_a_cancel_bars_every_later_intent_of_its_payment(sql: SqlStore) -> None:
+async def test_a_cancel_bars_later_intents_of_its_payment(sql: SqlStore) -> None:
     await sql.intents.add(intent(fence=1))
     assert not await sql.intents.is_cancel_intended("key-o")
     for _ in range(2):
@@ -301,7 +301,7 @@ async def test_a_payment_of_another_order_is_not_barred(sql: SqlStore) -> None:
     assert not await sql.intents.is_cancel_intended("key-o")
 
 
-async def test_of_an_intent_and_a_cancel_at_once_one_wins(sql: SqlStore) -> None:
+async def test_only_one_of_a_concurrent_intent_and_cancel_succeeds(sql: SqlStore) -> None:
     for number in range(20):
         order_id = f"o-{number}"
         written, barred = await asyncio.gather(

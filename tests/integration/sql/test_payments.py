@@ -28,13 +28,13 @@ async def test_a_sale_is_registered_once_and_keeps_its_epoch(sql: SqlStore) -> N
     assert await sql.sales.get("unknown") is None
 
 
-async def test_of_many_that_register_a_sale_at_once_one_makes_it(sql: SqlStore) -> None:
+async def test_concurrent_registrations_create_one_sale(sql: SqlStore) -> None:
     answers = await asyncio.gather(*(sql.sales.register("s", "{}", 1) for _ in range(8)))
     assert len({epoch for epoch, _ in answers}) == 1
     assert [created for _, created in answers].count(True) == 1
 
 
-async def test_a_rebuild_gives_a_sale_another_epoch(sql: SqlStore) -> None:
+async def test_a_rebuild_gives_a_sale_a_new_epoch(sql: SqlStore) -> None:
     first, _ = await sql.sales.register("s", "{}", 1)
     await sql.sales.register("t", "{}", 1)
     await sql.sales.set_epoch("s", "f" * 16, instead_of=first)
@@ -64,7 +64,7 @@ def payment(payment_key: str = "k", **changes: Any) -> Payment:
     return Payment(**values)
 
 
-async def test_payments_of_one_moment_share_a_transaction_and_a_bad_one_is_alone(
+async def test_concurrent_payments_share_a_transaction_and_fail_alone(
     sql: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transactions = 0
@@ -104,7 +104,7 @@ async def test_payments_of_one_moment_share_a_transaction_and_a_bad_one_is_alone
     assert await sql.payments.list_by_order("o-bad") == []
 
 
-async def test_a_payment_is_kept_as_it_was_shown_last(sql: SqlStore) -> None:
+async def test_a_payment_is_stored_as_last_shown(sql: SqlStore) -> None:
     await sql.payments.put(payment(), 10)
     absent = dict.fromkeys(("method", "approved_at", "secret", "due_at", "virtual_account"))
     await sql.payments.put(payment(status="CANCELED", balance_amount=0, **absent), 11)
@@ -125,7 +125,7 @@ async def test_a_payment_without_an_account_is_read_without_one(sql: SqlStore) -
     assert await sql.payments.list_by_order("o") == [card]
 
 
-async def test_an_older_answer_or_another_order_changes_no_payment(sql: SqlStore) -> None:
+async def test_an_older_or_foreign_answer_changes_no_payment(sql: SqlStore) -> None:
     await sql.payments.put(payment(), 10)
     await sql.payments.put(payment(status="READY"), 9)
     await sql.payments.put(payment(order_id="thief", status="CANCELED"), 20)
@@ -133,7 +133,7 @@ async def test_an_older_answer_or_another_order_changes_no_payment(sql: SqlStore
     assert await sql.payments.list_by_order("thief") == []
 
 
-async def test_an_orders_payments_come_by_their_newest_answer(sql: SqlStore) -> None:
+async def test_payments_of_an_order_are_sorted_by_their_newest_answer(sql: SqlStore) -> None:
     assert await sql.payments.list_by_order("o") == []
     await sql.payments.put(payment("paid"), 20)
     await sql.payments.put(payment("first", approved_at=None, status="ABORTED"), 30)
@@ -141,7 +141,7 @@ async def test_an_orders_payments_come_by_their_newest_answer(sql: SqlStore) -> 
     assert [row.payment_key for row in await sql.payments.list_by_order("o")] == ["first", "paid"]
 
 
-async def test_answers_that_stay_bound_to_their_key_are_counted(sql: SqlStore) -> None:
+async def test_answers_bound_to_their_key_are_counted(sql: SqlStore) -> None:
     bound = json.dumps(
         {"type": "Unknown", "reason": "x", "bound_to_key": True}, separators=(",", ":")
     )
@@ -214,7 +214,7 @@ async def begun(sql: SqlStore, now_ms: int = 1, **changes: Any) -> RefundRecord:
     return record
 
 
-async def test_a_refund_is_begun_once_and_a_repeat_gets_it(sql: SqlStore) -> None:
+async def test_a_repeated_refund_request_gets_the_first_refund(sql: SqlStore) -> None:
     record = await begun(sql)
     assert (record.status, record.reason, record.restock) == ("pending", "broken", True)
     assert await begun(sql, now_ms=2) == record
@@ -233,7 +233,7 @@ async def test_a_second_refund_request_is_not_stored(sql: SqlStore) -> None:
     assert (found.existing.status, found.existing.restock) == ("done", True)
 
 
-async def test_one_process_at_a_time_asks_for_a_refund(sql: SqlStore) -> None:
+async def test_a_refund_is_leased_to_one_process(sql: SqlStore) -> None:
     record = await begun(sql)
     wishes = [{"asks": True, "now_ms": 10, "until_ms": 60 + number} for number in range(6)]
     taken = await asyncio.gather(*(sql.refunds.lease(record, **wish) for wish in wishes))
@@ -253,7 +253,7 @@ async def test_one_process_at_a_time_asks_for_a_refund(sql: SqlStore) -> None:
     assert not existing.unanswered
 
 
-async def test_a_pending_refund_takes_another_wish_and_remembers_its_own(sql: SqlStore) -> None:
+async def test_a_pending_refund_accepts_a_new_wish_and_keeps_the_old_one(sql: SqlStore) -> None:
     record = await begun(sql, account_json='{"accountNumber":"1"}')
     held = await sql.refunds.lease(record, asks=False, now_ms=5, until_ms=50)
     assert held is not None
@@ -270,7 +270,7 @@ async def test_a_pending_refund_takes_another_wish_and_remembers_its_own(sql: Sq
     assert await sql.refunds.lease(record, asks=True, now_ms=99, until_ms=150) is None
 
 
-async def test_a_cancel_that_may_still_come_bars_another_wish(sql: SqlStore) -> None:
+async def test_a_cancel_in_flight_bars_another_wish(sql: SqlStore) -> None:
     record = await begun(sql)
     held = await sql.refunds.lease(record, asks=True, now_ms=5, until_ms=50)
     assert held is not None
@@ -297,19 +297,19 @@ async def test_refunds_are_listed_a_page_at_a_time(sql: SqlStore) -> None:
         await sql.refunds.page(cursor="made-up")
 
 
-async def test_a_refunds_key_that_asked_for_something_else_is_refused(sql: SqlStore) -> None:
+async def test_a_refund_key_reused_for_another_wish_is_refused(sql: SqlStore) -> None:
     await begun(sql)
     for changes in ({"digest": "other"}, {"order_id": "p", "digest": "digest-p"}):
         assert await sql.refunds.begin(wish(**changes), now_ms=1) == RefundReused("o")
     assert await sql.refunds.get("p") is None
 
 
-async def test_of_concurrent_refunds_one_is_accepted(sql: SqlStore) -> None:
+async def test_only_one_of_concurrent_refunds_is_accepted(sql: SqlStore) -> None:
     records = await asyncio.gather(*(begun(sql, key=f"r-{n}", now_ms=n) for n in range(8)))
     assert len({record.idempotency_key for record in records}) == 1
 
 
-async def test_pending_refunds_are_found_oldest_first_until_they_are_done(sql: SqlStore) -> None:
+async def test_pending_refunds_are_listed_oldest_first_until_done(sql: SqlStore) -> None:
     records = {
         order_id: await begun(sql, order_id=order_id, key=order_id, now_ms=10 - number * 2)
         for number, order_id in enumerate(("late", "early", "middle"))
@@ -322,7 +322,7 @@ async def test_pending_refunds_are_found_oldest_first_until_they_are_done(sql: S
     assert [row.order_id for row in await sql.refunds.list_pending(10)] == ["late"]
 
 
-async def test_a_refund_that_is_done_stays_done(sql: SqlStore) -> None:
+async def test_a_completed_refund_is_final(sql: SqlStore) -> None:
     first = await begun(sql)
     await sql.refunds.finish(first, status="done", code=None, now_ms=5)
     await sql.refunds.finish(first, status="refused", code="NO", now_ms=6)
@@ -346,7 +346,7 @@ async def test_a_refused_refund_can_be_begun_anew(sql: SqlStore) -> None:
 
 
 @pytest.mark.parametrize("status", ["paid", ""])
-async def test_a_refund_cannot_end_in_any_other_way(sql: SqlStore, status: str) -> None:
+async def test_a_refund_has_no_other_outcome(sql: SqlStore, status: str) -> None:
     record = await begun(sql)
     with pytest.raises(Exception, match="ck_refunds_status"):
         await sql.refunds.finish(record, status=status, code=None, now_ms=5)

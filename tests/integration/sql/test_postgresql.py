@@ -30,7 +30,7 @@ def encoded(postgres: PostgresServer, encoding: str) -> str:
 
 
 @pytest.mark.parametrize("encoding", ["EUC_KR", "LATIN1", "SQL_ASCII"])
-async def test_a_database_in_another_encoding_is_refused_and_left_alone(
+async def test_a_database_in_another_encoding_is_refused_unchanged(
     postgres: PostgresServer, encoding: str
 ) -> None:
     url = await asyncio.to_thread(encoded, postgres, encoding)
@@ -58,7 +58,7 @@ async def pooled_url(postgres: PostgresServer, pooler: str) -> str:
     return url.partition("?")[0] + pooler
 
 
-async def test_everything_works_through_a_pooler(pooled_url: str) -> None:
+async def test_the_store_works_through_a_transaction_pooler(pooled_url: str) -> None:
     sql = await SqlStore.open(pooled_url)
     try:
         for number in range(CALLERS):
@@ -92,7 +92,7 @@ async def test_everything_works_through_a_pooler(pooled_url: str) -> None:
         await sql.aclose()
 
 
-async def test_nothing_of_ours_stays_on_the_poolers_connections(pooled_url: str) -> None:
+async def test_no_session_state_stays_on_pooled_connections(pooled_url: str) -> None:
     """Other clients use the same connections of PostgreSQL."""
     database = await Database.open(pooled_url)
     try:
@@ -132,7 +132,7 @@ async def test_a_direct_connection_keeps_its_prepared_statements(postgres_url: s
         await database.aclose()
 
 
-async def test_an_event_that_postgresql_cannot_store_is_poison(
+async def test_an_unstorable_event_is_poison(
     postgres_url: str,
 ) -> None:
     """A refusal of class 22 is a plain DBAPIError, as for a character that the encoding lacks."""
@@ -159,7 +159,7 @@ async def test_an_event_that_postgresql_cannot_store_is_poison(
         await sql.aclose()
 
 
-async def test_an_answer_that_postgresql_cannot_store_takes_no_other_with_it(
+async def test_an_unstorable_answer_does_not_affect_others(
     postgres_url: str,
 ) -> None:
     sql = await SqlStore.open(postgres_url)

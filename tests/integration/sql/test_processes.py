@@ -114,7 +114,7 @@ def a_busy_sale(orders: int) -> Tape:
 
 
 @pytest.mark.slow
-async def test_four_processes_write_intents_beside_a_flusher_and_none_fails(
+async def test_intents_of_four_processes_succeed_beside_a_flusher(
     database_url: str, sql: SqlStore
 ) -> None:
     tape = a_busy_sale(3_000)
@@ -138,7 +138,7 @@ async def test_four_processes_write_intents_beside_a_flusher_and_none_fails(
 
 
 @pytest.mark.slow
-async def test_an_applier_that_is_killed_leaves_each_event_in_effect_once(
+async def test_a_killed_event_writer_applies_each_event_once(
     database_url: str, sql: SqlStore, tmp_path: Path
 ) -> None:
     tape = a_busy_sale(1_500)
@@ -198,7 +198,7 @@ async def write(sql: SqlStore, order_id: str) -> IntentOutcome:
     )
 
 
-async def test_an_interrupted_postgres_fails_fast_and_is_used_again(
+async def test_a_restarted_postgres_fails_fast_and_is_used_again(
     own_postgres: PostgresServer,
 ) -> None:
     sql = await SqlStore.open(own_postgres.url())
@@ -246,7 +246,7 @@ async def test_a_postgres_crash_under_load_keeps_committed_rows(
     await sql.aclose()
 
 
-async def test_a_full_disk_is_an_error_and_not_a_hole(sqlite_url: str) -> None:
+async def test_a_full_disk_is_an_error_without_a_gap(sqlite_url: str) -> None:
     sql = await SqlStore.open(sqlite_url)
     tape = a_busy_sale(1_000)
     await sql.sales.register("s", "{}", 1)

@@ -45,7 +45,7 @@ async def run(database_url: str, *statements: str) -> None:
         await database.aclose()
 
 
-async def test_the_migrations_leave_the_tables_that_the_code_uses(database_url: str) -> None:
+async def test_the_migrations_create_the_tables_of_the_code(database_url: str) -> None:
     def differences(connection: Connection) -> list[Any]:
         return compare_metadata(MigrationContext.configure(connection), metadata)
 
@@ -56,14 +56,14 @@ async def test_the_migrations_leave_the_tables_that_the_code_uses(database_url: 
     assert found == []
 
 
-def test_the_code_knows_its_newest_migration() -> None:
+def test_the_code_requires_the_newest_migration() -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     config.set_main_option("path_separator", "os")
     assert ScriptDirectory.from_config(config).get_current_head() == SCHEMA_VERSION
 
 
-async def test_processes_that_start_at_once_migrate_once(database_url: str) -> None:
+async def test_concurrent_starts_migrate_once(database_url: str) -> None:
     stores = await asyncio.gather(*(SqlStore.open(database_url) for _ in range(6)))
     assert {await sql.database.schema_version() for sql in stores} == {SCHEMA_VERSION}
     for sql in stores:
@@ -71,7 +71,7 @@ async def test_processes_that_start_at_once_migrate_once(database_url: str) -> N
         await sql.aclose()
 
 
-async def test_a_migration_is_taken_back_whole(database_url: str) -> None:
+async def test_the_migrations_can_be_reverted_completely(database_url: str) -> None:
     def downgrade(connection: Connection) -> None:
         from alembic import command  # noqa: PLC0415
 
@@ -112,7 +112,7 @@ async def test_a_migration_is_taken_back_whole(database_url: str) -> None:
         "INSERT INTO cursors VALUES ('s', -1, '')",
     ],
 )
-async def test_a_row_that_cannot_be_true_is_refused(database_url: str, statement: str) -> None:
+async def test_constraints_refuse_an_impossible_row(database_url: str, statement: str) -> None:
     await run(database_url, SALE)
     with pytest.raises(IntegrityError):
         await run(database_url, statement)
@@ -125,7 +125,7 @@ async def test_an_order_begins_once_and_is_refunded_once(database_url: str, even
         await run(database_url, EVENT.format(seq=2, event=event))
 
 
-async def test_an_order_is_in_one_state_and_leaves_refunded_never(database_url: str) -> None:
+async def test_constraints_allow_one_state_and_no_exit_from_refunded(database_url: str) -> None:
     await run(database_url, SALE, ORDER)
     with pytest.raises(IntegrityError):
         await run(database_url, ORDER.replace("'HELD'", "'EXPIRED'"))
@@ -144,7 +144,7 @@ async def test_two_lines_of_an_order_with_one_item_are_refused(database_url: str
         await run(database_url, line.replace("'a', 1", "'b', 0"))
 
 
-async def test_a_file_is_closed_to_other_users_and_synced_at_each_commit(
+async def test_an_sqlite_file_is_private_and_synced_at_each_commit(
     sqlite_url: str, tmp_path: Path
 ) -> None:
     database = await Database.open(sqlite_url)
@@ -160,7 +160,7 @@ async def test_a_file_is_closed_to_other_users_and_synced_at_each_commit(
     assert "ledger.db-wal" in modes
 
 
-async def test_a_schema_that_is_too_old_is_unfit(
+async def test_an_outdated_schema_is_unfit(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sql = await SqlStore.open(sqlite_url)
@@ -171,7 +171,7 @@ async def test_a_schema_that_is_too_old_is_unfit(
     await sql.aclose()
 
 
-async def test_a_postgres_that_forgets_commits_or_takes_none_is_unfit(postgres_url: str) -> None:
+async def test_a_postgres_with_async_commit_or_read_only_is_unfit(postgres_url: str) -> None:
     sql = await SqlStore.open(postgres_url)
     await sql.aclose()
     options = "&options=-c%20synchronous_commit%3Doff"
@@ -188,7 +188,7 @@ async def test_a_postgres_that_forgets_commits_or_takes_none_is_unfit(postgres_u
 
 
 @pytest.mark.parametrize("url", ["", "mysql://h/d", "sqlite://", "sqlite:///:memory:", "ledger.db"])
-async def test_a_url_of_neither_kind_is_refused(url: str) -> None:
+async def test_a_url_of_another_database_is_refused(url: str) -> None:
     with pytest.raises(ValueError):
         await SqlStore.open(url)
 

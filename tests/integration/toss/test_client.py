@@ -79,7 +79,7 @@ async def confirm(gateway: TossGateway, payment_key: str, order_id: str, key: st
     )
 
 
-async def test_a_confirmed_payment_is_shown_as_the_pg_has_it(
+async def test_a_confirmed_payment_has_the_fields_of_the_pg(
     sandbox: RunningSandbox, gateway: TossGateway, order_id: str
 ) -> None:
     payment_key = sandbox.put_payment(order_id, AMOUNT)
@@ -114,7 +114,7 @@ async def test_a_virtual_account_shows_its_due_date(
     assert answer.payment.approved_at is None
 
 
-async def test_a_deposit_goes_back_to_the_account_that_is_named(
+async def test_a_deposit_is_refunded_to_the_given_account(
     sandbox: RunningSandbox, gateway: TossGateway, order_id: str
 ) -> None:
     payment_key = sandbox.put_payment(order_id, AMOUNT, method="virtual_account")
@@ -130,7 +130,7 @@ async def test_a_deposit_goes_back_to_the_account_that_is_named(
     assert (answer.payment.status, answer.payment.balance_amount) == ("CANCELED", 0)
 
 
-async def test_a_cancel_gives_everything_back_once(
+async def test_a_cancel_refunds_the_full_amount_once(
     sandbox: RunningSandbox, gateway: TossGateway, order_id: str
 ) -> None:
     payment_key = sandbox.put_payment(order_id, AMOUNT)
@@ -147,7 +147,7 @@ async def test_a_cancel_gives_everything_back_once(
     assert sandbox.ledger(order_id)["cancelled"] == AMOUNT
 
 
-async def test_a_decline_carries_the_code_of_the_pg(
+async def test_a_decline_has_the_code_of_the_pg(
     sandbox: RunningSandbox, gateway: TossGateway, order_id: str
 ) -> None:
     payment_key = sandbox.put_payment(order_id, AMOUNT, decline="REJECT_CARD_COMPANY")
@@ -158,7 +158,7 @@ async def test_a_decline_carries_the_code_of_the_pg(
     assert (seen.payment.status, seen.payment.failure_code) == ("ABORTED", "REJECT_CARD_COMPANY")
 
 
-async def test_a_forged_key_is_missing_in_every_look_up(gateway: TossGateway) -> None:
+async def test_a_forged_payment_key_is_missing_in_each_look_up(gateway: TossGateway) -> None:
     missing = PaymentMissing("NOT_FOUND_PAYMENT")
     assert await confirm(gateway, "tboxmadeup", "order-made-up") == missing
     assert await gateway.look_up("tboxmadeup") == missing
@@ -166,7 +166,7 @@ async def test_a_forged_key_is_missing_in_every_look_up(gateway: TossGateway) ->
     assert await gateway.cancel(payment_key="x", reason="r", idempotency_key="k") == missing
 
 
-async def test_a_wrong_secret_key_is_our_fault(sandbox: RunningSandbox) -> None:
+async def test_a_wrong_secret_key_is_a_misconfiguration(sandbox: RunningSandbox) -> None:
     async with gateway_of(sandbox.url, "test_gsk_of_somebody_else") as gateway:
         for answer in (
             await confirm(gateway, "tboxany", "order-any"),
@@ -217,7 +217,7 @@ async def test_each_failure_yields_an_answer_no_stronger_than_the_facts(
 
 
 @pytest.mark.parametrize("fault", [fault for fault, _, _ in FAULTS])
-async def test_the_same_key_again_moves_the_money_once(
+async def test_a_repeated_idempotency_key_moves_money_once(
     sandbox: RunningSandbox, gateway: TossGateway, order_id: str, fault: str
 ) -> None:
     payment_key = sandbox.put_payment(order_id, AMOUNT)
@@ -240,7 +240,7 @@ async def test_the_same_key_again_moves_the_money_once(
         ("other_currency", "currency", "USD"),
     ],
 )
-async def test_a_lie_is_handed_on_so_that_the_caller_sees_it(
+async def test_a_mismatched_answer_is_returned_to_the_caller(
     sandbox: RunningSandbox,
     gateway: TossGateway,
     order_id: str,
@@ -294,7 +294,7 @@ async def test_an_unresponsive_pg_times_out_and_is_retried_with_the_same_key(
     assert sandbox.ledger(order_id)["charged"] == AMOUNT
 
 
-async def test_a_second_key_while_the_first_is_under_way_proves_nothing(
+async def test_a_second_key_during_the_first_call_stays_undecided(
     sandbox: RunningSandbox, gateway: TossGateway, order_id: str
 ) -> None:
     payment_key = sandbox.put_payment(order_id, AMOUNT)
@@ -308,7 +308,7 @@ async def test_a_second_key_while_the_first_is_under_way_proves_nothing(
     assert sandbox.ledger(order_id)["charged"] == AMOUNT
 
 
-async def test_an_answer_that_comes_in_crumbs_ends_at_the_deadline_too(
+async def test_a_trickling_response_ends_at_the_deadline(
     sandbox: RunningSandbox, order_id: str
 ) -> None:
     payment_key = sandbox.put_payment(order_id, AMOUNT)
@@ -351,7 +351,7 @@ async def test_nothing_is_sent_to_a_closed_port() -> None:
             assert await gateway.look_up("tboxany") == TryAgain("ConnectError")
 
 
-async def test_a_cancelled_caller_is_let_go_at_once(
+async def test_a_cancelled_caller_returns_at_once(
     sandbox: RunningSandbox, gateway: TossGateway, order_id: str
 ) -> None:
     payment_key = sandbox.put_payment(order_id, AMOUNT)
@@ -364,7 +364,7 @@ async def test_a_cancelled_caller_is_let_go_at_once(
     sandbox.clear_faults()
 
 
-async def test_a_call_that_was_given_up_spoils_no_later_one(
+async def test_an_abandoned_call_does_not_affect_a_later_one(
     sandbox: RunningSandbox, order_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is one connection only; it breaks, times out and is cancelled, again and again."""
@@ -383,7 +383,7 @@ async def test_a_call_that_was_given_up_spoils_no_later_one(
                 assert isinstance(await gateway.look_up(payment_key), Answered)
 
 
-async def test_closing_lets_a_call_under_way_end(sandbox: RunningSandbox, order_id: str) -> None:
+async def test_closing_waits_for_a_running_call(sandbox: RunningSandbox, order_id: str) -> None:
     payment_key = sandbox.put_payment(order_id, AMOUNT)
     rule = sandbox.order_fault("hang", orderId=order_id, times=1, seconds=LONG_SECONDS)
     async with gateway_of(sandbox.url) as gateway:
@@ -393,7 +393,7 @@ async def test_closing_lets_a_call_under_way_end(sandbox: RunningSandbox, order_
     assert isinstance(await call, Answered)
 
 
-async def test_a_proxy_of_the_environment_is_not_used(
+async def test_proxies_of_the_environment_are_ignored(
     sandbox: RunningSandbox, order_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
@@ -423,7 +423,7 @@ async def test_the_log_has_the_trace_id_and_no_secret(
     "payment_key",
     ["", "../../admin", "a/b", "a?b", "a#b", "a%2fb", "a b", "a\n", "키", "x" * 201, "a.b"],
 )
-async def test_a_strange_payment_key_never_leaves(payment_key: str) -> None:
+async def test_an_invalid_payment_key_is_not_sent(payment_key: str) -> None:
     async with gateway_of("http://127.0.0.1:9") as gateway:
         for call in (
             gateway.look_up(payment_key),
@@ -435,7 +435,7 @@ async def test_a_strange_payment_key_never_leaves(payment_key: str) -> None:
 
 
 @pytest.mark.parametrize("order_id", ["", "short", "a/../b", "order id", "x" * 65, "order-1\n"])
-async def test_a_strange_order_id_never_leaves(order_id: str) -> None:
+async def test_an_invalid_order_id_is_not_sent(order_id: str) -> None:
     async with gateway_of("http://127.0.0.1:9") as gateway:
         with pytest.raises(ValueError, match="order id"):
             await gateway.look_up_order(order_id)
@@ -444,7 +444,7 @@ async def test_a_strange_order_id_never_leaves(order_id: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "x" * 301, "a\r\nHost: b", "키"])
-async def test_a_strange_idempotency_key_never_leaves(key: str) -> None:
+async def test_an_invalid_idempotency_key_is_not_sent(key: str) -> None:
     async with gateway_of("http://127.0.0.1:9") as gateway:
         with pytest.raises(ValueError, match="idempotency key"):
             await gateway.cancel(payment_key="tboxany", reason="r", idempotency_key=key)
@@ -512,7 +512,7 @@ async def test_unreadable_optional_fields_are_ignored(more: dict[str, object]) -
         ({"bankCode": "20"}, None),
     ],
 )
-async def test_a_virtual_account_is_read_as_its_buyer_needs_it(
+async def test_a_virtual_account_is_read_with_its_bank_and_due_date(
     account: dict[str, object], read: VirtualAccount | None
 ) -> None:
     body = json.dumps(PAYMENT | {"virtualAccount": account})
@@ -567,7 +567,7 @@ async def test_an_unreadable_answer_leaves_the_payment_undecided(answer: bytes) 
 
 
 @pytest.mark.parametrize("body", ['{"code":"C","message":"m"}', '{"error":{"code":"C"}}'])
-async def test_a_refusal_may_lie_in_an_error_object(body: str) -> None:
+async def test_a_refusal_inside_an_error_object_is_read(body: str) -> None:
     body = body.replace('"C"', '"REJECT_CARD_COMPANY"')
     async with answering(http(403, body)) as (url, _), gateway_of(url) as gateway:
         answer = await confirm(gateway, "tboxany", "order-any")
@@ -607,12 +607,12 @@ async def test_requests_match_the_pgs_documentation() -> None:
         (None, None),
     ],
 )
-def test_a_time_without_an_offset_is_korean(text: str | None, at: datetime | None) -> None:
+def test_a_time_without_an_offset_is_korean_time(text: str | None, at: datetime | None) -> None:
     assert parse_time(text) == at
 
 
 @given(text=st.text(max_size=40))
-def test_no_text_breaks_the_reading_of_times(text: str) -> None:
+def test_any_text_is_parsed_as_a_time_without_an_exception(text: str) -> None:
     at = parse_time(text)
     assert at is None or at.tzinfo is UTC
 
@@ -626,7 +626,7 @@ def test_no_text_breaks_the_reading_of_times(text: str) -> None:
         st.none() | st.integers() | st.floats() | st.text() | st.just("REJECT_CARD_PAYMENT"),
     ).map(lambda found: json.dumps(found).encode()),
 )
-def test_no_body_raises_or_is_declined_wrongly(
+def test_any_body_gives_an_answer_without_a_wrong_decline(
     operation: Operation, status: int, body: bytes
 ) -> None:
     answer = toss._read_answer(operation, status, body)

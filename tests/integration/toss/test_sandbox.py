@@ -80,7 +80,7 @@ def until(condition: Any) -> None:
     ],
     ids=["none", "bearer", "no colon", "no base64", "another key"],
 )
-def test_only_the_secret_key_and_its_colon_open_the_pg(
+def test_only_the_secret_key_with_its_colon_authenticates(
     sandbox: RunningSandbox, header: str | None, refused: tuple[int, str]
 ) -> None:
     headers = {} if header is None else {"Authorization": header}
@@ -110,7 +110,7 @@ def test_a_test_header_forces_an_error_before_the_payment_is_read(
         assert code_of(response) == (status, code)
 
 
-def test_a_live_key_knows_no_test_header(tmp_path: Path, order_id: str) -> None:
+def test_a_live_key_ignores_the_test_header(tmp_path: Path, order_id: str) -> None:
     with running_sandbox(tmp_path, secret_key="live_gsk_x") as live:
         payment_key = live.put_payment(order_id, AMOUNT)
         response = live.http.post(
@@ -125,9 +125,7 @@ def test_a_live_key_knows_no_test_header(tmp_path: Path, order_id: str) -> None:
     "body",
     [b"", b"{", b"[]", b'{"paymentKey":"x"}', b'{"paymentKey":1,"orderId":"x","amount":1}'],
 )
-def test_a_body_that_does_not_fit_is_an_invalid_request(
-    sandbox: RunningSandbox, body: bytes
-) -> None:
+def test_a_malformed_body_is_an_invalid_request(sandbox: RunningSandbox, body: bytes) -> None:
     response = sandbox.http.post("/v1/payments/confirm", content=body)
     assert code_of(response) == (400, "INVALID_REQUEST")
 
@@ -137,9 +135,7 @@ def test_unknown_endpoints_are_refused_in_the_pgs_format(sandbox: RunningSandbox
     assert code_of(sandbox.http.delete("/v1/payments/x")) == (405, "INVALID_REQUEST")
 
 
-def test_money_moves_with_the_confirm_and_not_before(
-    sandbox: RunningSandbox, order_id: str
-) -> None:
+def test_money_moves_at_the_confirm(sandbox: RunningSandbox, order_id: str) -> None:
     payment_key = sandbox.put_payment(order_id, AMOUNT)
     assert status_of(sandbox, payment_key) == "IN_PROGRESS"
     assert sandbox.ledger(order_id)["charged"] == 0
@@ -169,9 +165,7 @@ def test_a_second_confirm_is_answered_as_already_processed(
     assert sandbox.ledger(order_id)["charged"] == AMOUNT
 
 
-def test_another_amount_or_another_order_moves_nothing(
-    sandbox: RunningSandbox, order_id: str
-) -> None:
+def test_a_wrong_amount_or_order_moves_no_money(sandbox: RunningSandbox, order_id: str) -> None:
     payment_key = sandbox.put_payment(order_id, AMOUNT)
     assert code_of(sandbox.confirm(payment_key, order_id, 1)) == (400, "INVALID_REQUEST")
     other = sandbox.confirm(payment_key, "order-of-another", AMOUNT)
@@ -182,7 +176,9 @@ def test_another_amount_or_another_order_moves_nothing(
     assert sandbox.confirm(payment_key, order_id, AMOUNT).status_code == 200
 
 
-def test_a_declined_payment_is_spent(sandbox: RunningSandbox, order_id: str) -> None:
+def test_a_declined_payment_cannot_be_confirmed_again(
+    sandbox: RunningSandbox, order_id: str
+) -> None:
     payment_key = sandbox.put_payment(order_id, AMOUNT, decline="INVALID_CARD_EXPIRATION")
     first = sandbox.confirm(payment_key, order_id, AMOUNT)
     assert code_of(first) == (400, "INVALID_CARD_EXPIRATION")
@@ -194,7 +190,7 @@ def test_a_declined_payment_is_spent(sandbox: RunningSandbox, order_id: str) -> 
     assert sandbox.ledger(order_id)["charged"] == 0
 
 
-def test_of_several_payments_of_an_order_the_approved_one_is_shown(
+def test_a_look_up_by_order_shows_the_approved_payment(
     sandbox: RunningSandbox, order_id: str
 ) -> None:
     approved = paid(sandbox, order_id)
@@ -205,7 +201,7 @@ def test_of_several_payments_of_an_order_the_approved_one_is_shown(
     assert code_of(missing) == (404, "NOT_FOUND_PAYMENT")
 
 
-def test_a_key_replays_the_first_answer_with_any_body(
+def test_an_idempotency_key_replays_the_first_response_for_any_body(
     sandbox: RunningSandbox, order_id: str
 ) -> None:
     payment_key = sandbox.put_payment(order_id, AMOUNT)
@@ -217,7 +213,7 @@ def test_a_key_replays_the_first_answer_with_any_body(
     assert sandbox.ledger(f"{order_id}-2")["charged"] == 0
 
 
-def test_a_refusal_stays_bound_to_its_key(sandbox: RunningSandbox, order_id: str) -> None:
+def test_a_refusal_is_bound_to_its_idempotency_key(sandbox: RunningSandbox, order_id: str) -> None:
     payment_key = sandbox.put_payment(order_id, AMOUNT)
     key = uuid4().hex
     wrong = sandbox.confirm(payment_key, order_id, 1, key=key)
@@ -226,14 +222,16 @@ def test_a_refusal_stays_bound_to_its_key(sandbox: RunningSandbox, order_id: str
     assert sandbox.confirm(payment_key, order_id, AMOUNT, key=uuid4().hex).status_code == 200
 
 
-def test_a_key_belongs_to_its_address(sandbox: RunningSandbox, order_id: str) -> None:
+def test_an_idempotency_key_is_bound_to_its_url(sandbox: RunningSandbox, order_id: str) -> None:
     payment_key = sandbox.put_payment(order_id, AMOUNT)
     key = uuid4().hex
     assert sandbox.confirm(payment_key, order_id, AMOUNT, key=key).json()["status"] == "DONE"
     assert sandbox.cancel(payment_key, key=key).json()["status"] == "CANCELED"
 
 
-def test_a_server_error_is_not_bound_to_its_key(sandbox: RunningSandbox, order_id: str) -> None:
+def test_a_server_error_is_not_bound_to_its_idempotency_key(
+    sandbox: RunningSandbox, order_id: str
+) -> None:
     payment_key = sandbox.put_payment(order_id, AMOUNT, decline="COMMON_ERROR")
     key = uuid4().hex
     assert code_of(sandbox.confirm(payment_key, order_id, AMOUNT, key=key))[0] == 500
@@ -241,7 +239,7 @@ def test_a_server_error_is_not_bound_to_its_key(sandbox: RunningSandbox, order_i
     assert code_of(again) == (400, "ALREADY_PROCESSED_PAYMENT")
 
 
-def test_a_key_of_more_than_300_characters_is_refused(
+def test_an_idempotency_key_above_300_characters_is_refused(
     sandbox: RunningSandbox, order_id: str
 ) -> None:
     payment_key = sandbox.put_payment(order_id, AMOUNT)
@@ -250,7 +248,7 @@ def test_a_key_of_more_than_300_characters_is_refused(
     assert sandbox.confirm(payment_key, order_id, AMOUNT, key="k" * 300).status_code == 200
 
 
-def test_a_key_is_forgotten_after_fifteen_days(own: RunningSandbox, order_id: str) -> None:
+def test_an_idempotency_key_expires_after_fifteen_days(own: RunningSandbox, order_id: str) -> None:
     payment_key = own.put_payment(order_id, AMOUNT)
     own.confirm(payment_key, order_id, AMOUNT, key="k")
     own.turn_clock(15 * DAY - MINUTE)
@@ -260,7 +258,9 @@ def test_a_key_is_forgotten_after_fifteen_days(own: RunningSandbox, order_id: st
     assert code_of(again) == (400, "ALREADY_PROCESSED_PAYMENT")
 
 
-def test_a_cancel_in_one_go_and_a_second_one(sandbox: RunningSandbox, order_id: str) -> None:
+def test_a_full_cancel_cannot_be_followed_by_another(
+    sandbox: RunningSandbox, order_id: str
+) -> None:
     payment_key = paid(sandbox, order_id)
     payment = sandbox.cancel(payment_key).raise_for_status().json()
     assert (payment["status"], payment["balanceAmount"]) == ("CANCELED", 0)
@@ -288,7 +288,7 @@ def test_a_partly_cancelled_payment_is_never_shown_as_cancelled(
     assert sandbox.ledger(order_id)["cancelled"] == AMOUNT
 
 
-def test_a_cancel_that_cannot_be_is_refused(sandbox: RunningSandbox, order_id: str) -> None:
+def test_an_invalid_cancel_is_refused(sandbox: RunningSandbox, order_id: str) -> None:
     unpaid = sandbox.put_payment(order_id, AMOUNT)
     assert code_of(sandbox.cancel(unpaid)) == (403, "NOT_CANCELABLE_PAYMENT")
     assert code_of(sandbox.cancel("tboxnone")) == (404, "NOT_FOUND_PAYMENT")
@@ -335,7 +335,7 @@ def test_an_unpaid_virtual_account_can_only_be_cancelled_in_full(
     assert refused.status_code == 400
 
 
-def test_the_due_date_passes_without_a_sign(own: RunningSandbox, order_id: str) -> None:
+def test_an_overdue_virtual_account_keeps_its_status(own: RunningSandbox, order_id: str) -> None:
     payment_key = own.put_payment(order_id, AMOUNT, method="virtual_account")
     own.confirm(payment_key, order_id, AMOUNT)
     own.turn_clock(DAY)
@@ -346,9 +346,7 @@ def test_the_due_date_passes_without_a_sign(own: RunningSandbox, order_id: str) 
     assert code_of(refused) == (400, "INVALID_REQUEST")
 
 
-def test_ten_minutes_after_the_authentication_a_confirm_is_too_late(
-    own: RunningSandbox, order_id: str
-) -> None:
+def test_a_confirm_later_than_ten_minutes_is_refused(own: RunningSandbox, order_id: str) -> None:
     early, late = own.put_payment(order_id, AMOUNT), own.put_payment(f"{order_id}-2", AMOUNT)
     own.turn_clock(10 * MINUTE - 30)
     assert own.confirm(early, order_id, AMOUNT).status_code == 200
@@ -360,7 +358,9 @@ def test_ten_minutes_after_the_authentication_a_confirm_is_too_late(
     assert own.ledger()["charged"] == AMOUNT
 
 
-def test_the_payment_window_closes_after_half_an_hour(own: RunningSandbox, order_id: str) -> None:
+def test_an_unfinished_payment_expires_after_half_an_hour(
+    own: RunningSandbox, order_id: str
+) -> None:
     form = open_page(own, order_id)
     own.turn_clock(30 * MINUTE - 30)
     assert own.ledger(order_id)["payments"][0]["status"] == "READY"
@@ -371,14 +371,14 @@ def test_the_payment_window_closes_after_half_an_hour(own: RunningSandbox, order
     assert sent.query["code"] == "PAY_PROCESS_ABORTED"
 
 
-def test_the_clock_does_not_go_back(own: RunningSandbox) -> None:
+def test_the_sandbox_clock_does_not_go_back(own: RunningSandbox) -> None:
     assert own.turn_clock(60)["offsetSeconds"] == 60
     refused = own.http.post("/_clock", json={"advanceSeconds": -1})
     assert refused.status_code == 400
     assert own.http.get("/_clock").json()["offsetSeconds"] == 60
 
 
-def test_transactions_are_listed_by_time_and_page(own: RunningSandbox, order_id: str) -> None:
+def test_transactions_are_listed_by_time_in_pages(own: RunningSandbox, order_id: str) -> None:
     keys = [paid(own, f"{order_id}-{n}") for n in range(3)]
     own.cancel(keys[0])
     span = {"startDate": "2020-01-01T00:00:00", "endDate": "2100-01-01T00:00:00"}
@@ -394,7 +394,7 @@ def test_transactions_are_listed_by_time_and_page(own: RunningSandbox, order_id:
     assert code_of(refused) == (400, "INVALID_REQUEST")
 
 
-def test_a_killed_sandbox_forgets_nothing_that_it_answered(tmp_path: Path, order_id: str) -> None:
+def test_a_killed_sandbox_keeps_each_answered_change(tmp_path: Path, order_id: str) -> None:
     """Killed between any two answers: payments, money, first answers and the clock are there."""
     with sandbox_process(tmp_path) as process:
         sandbox = process.sandbox
@@ -443,7 +443,7 @@ def test_a_torn_last_line_is_truncated_and_the_journal_continues(
 
 
 @pytest.mark.parametrize("damage", ["a line that is none", "a line that is missing"])
-def test_a_damaged_journal_is_not_worked_on(tmp_path: Path, damage: str, order_id: str) -> None:
+def test_a_damaged_journal_stops_the_start(tmp_path: Path, damage: str, order_id: str) -> None:
     with running_sandbox(tmp_path) as sandbox:
         paid(sandbox, order_id)
         paid(sandbox, f"{order_id}-2")
@@ -459,7 +459,7 @@ def test_a_damaged_journal_is_not_worked_on(tmp_path: Path, damage: str, order_i
         journal.close()
 
 
-def test_two_sandboxes_do_not_share_a_journal(tmp_path: Path) -> None:
+def test_a_journal_belongs_to_one_sandbox(tmp_path: Path) -> None:
     with running_sandbox(tmp_path), pytest.raises(BlockingIOError):
         Journal(tmp_path / "sandbox")
 
@@ -486,7 +486,7 @@ def test_a_fault_applies_only_to_matching_calls(sandbox: RunningSandbox, order_i
     assert next(fault for fault in faults if fault["id"] == rule["id"])["applied"] == 1
 
 
-def test_a_rate_with_a_seed_meets_the_same_calls_each_time(own: RunningSandbox) -> None:
+def test_a_seeded_fault_rate_hits_the_same_calls_each_time(own: RunningSandbox) -> None:
     def draw() -> list[int]:
         own.clear_faults()
         own.order_fault("error_before_commit", rate=0.3, seed=7, operations=["look_up"])
@@ -512,11 +512,11 @@ def test_a_rate_with_a_seed_meets_the_same_calls_each_time(own: RunningSandbox) 
         {},
     ],
 )
-def test_a_fault_that_is_none_is_refused(sandbox: RunningSandbox, order: dict[str, object]) -> None:
+def test_an_unknown_fault_is_refused(sandbox: RunningSandbox, order: dict[str, object]) -> None:
     assert code_of(sandbox.http.post("/_faults", json=order)) == (400, "INVALID_REQUEST")
 
 
-def test_every_fault_can_be_ordered(own: RunningSandbox) -> None:
+def test_each_fault_can_be_injected(own: RunningSandbox) -> None:
     for fault in Fault:
         own.order_fault(fault.value, orderId="order-of-nobody")
     assert len(own.http.get("/_faults").json()["faults"]) == len(Fault)
@@ -605,7 +605,7 @@ def test_the_page_shows_the_order_and_loads_nothing_from_elsewhere(
     assert "url(" not in style.text
 
 
-def test_paying_leads_to_the_success_url_with_its_own_query_kept(
+def test_paying_redirects_to_the_success_url_and_keeps_its_query(
     sandbox: RunningSandbox, order_id: str
 ) -> None:
     sent = press(sandbox, open_page(sandbox, order_id), "card")
@@ -623,7 +623,7 @@ def test_paying_leads_to_the_success_url_with_its_own_query_kept(
     assert (confirmed.status_code, confirmed.json()["orderName"]) == (200, "콘서트 <티켓> & 1")
 
 
-def test_pressing_twice_leads_the_same_way(sandbox: RunningSandbox, order_id: str) -> None:
+def test_a_second_press_redirects_to_the_same_url(sandbox: RunningSandbox, order_id: str) -> None:
     form = open_page(sandbox, order_id)
     first, again = press(sandbox, form, "card"), press(sandbox, form, "card")
     assert first.query == again.query
@@ -639,13 +639,13 @@ def test_a_card_without_funds_is_declined_at_the_charge(
     assert code_of(refused) == (403, "REJECT_CARD_PAYMENT")
 
 
-def test_a_virtual_account_waits_for_its_deposit(sandbox: RunningSandbox, order_id: str) -> None:
+def test_a_virtual_account_waits_for_a_deposit(sandbox: RunningSandbox, order_id: str) -> None:
     sent = press(sandbox, open_page(sandbox, order_id), "virtual_account")
     payment = sandbox.confirm(sent.query["paymentKey"], order_id, AMOUNT).json()
     assert payment["status"] == "WAITING_FOR_DEPOSIT"
 
 
-def test_a_card_that_is_refused_on_the_page_leads_to_the_fail_url(
+def test_a_card_refused_on_the_page_redirects_to_the_fail_url(
     sandbox: RunningSandbox, order_id: str
 ) -> None:
     form = open_page(sandbox, order_id)
@@ -657,7 +657,7 @@ def test_a_card_that_is_refused_on_the_page_leads_to_the_fail_url(
     assert press(sandbox, form, "card").path == "/v1/payments/toss/success"
 
 
-def test_cancelling_leads_to_the_fail_url_without_the_order(
+def test_cancelling_redirects_to_the_fail_url_without_the_order(
     sandbox: RunningSandbox, order_id: str
 ) -> None:
     sent = press(sandbox, open_page(sandbox, order_id), "cancel")
@@ -685,7 +685,7 @@ def test_cancelling_leads_to_the_fail_url_without_the_order(
         {"failUrl": ""},
     ],
 )
-def test_a_page_that_was_asked_for_wrongly_explains_itself(
+def test_an_invalid_page_request_explains_the_error(
     sandbox: RunningSandbox, order_id: str, wrong: dict[str, str]
 ) -> None:
     response = get_page(sandbox, page_query(sandbox, order_id, **wrong))
@@ -695,7 +695,7 @@ def test_a_page_that_was_asked_for_wrongly_explains_itself(
     assert sandbox.ledger(order_id)["payments"] == []
 
 
-def test_a_button_that_is_none_and_a_payment_that_is_none_lead_nowhere(
+def test_an_unknown_button_or_payment_redirects_nowhere(
     sandbox: RunningSandbox, order_id: str
 ) -> None:
     form = open_page(sandbox, order_id)
@@ -808,7 +808,7 @@ def test_declines_and_expiries_send_webhooks(tmp_path: Path, order_id: str) -> N
         until(lambda: listener.statuses(f"{order_id}-2") == ["EXPIRED"])
 
 
-def test_an_unheard_webhook_is_sent_seven_more_times(tmp_path: Path, order_id: str) -> None:
+def test_an_unacknowledged_webhook_is_resent_seven_times(tmp_path: Path, order_id: str) -> None:
     with with_listener(tmp_path, refusing=1000) as (sandbox, listener):
         paid(sandbox, order_id)
         until(lambda: sandbox.http.get("/_webhooks").json()["failed"] == 1)
@@ -829,7 +829,9 @@ def test_an_acknowledged_webhook_is_not_resent(tmp_path: Path, order_id: str) ->
 
 
 @pytest.mark.slow
-def test_a_storm_sends_old_news_between_the_new(tmp_path: Path, order_id: str) -> None:
+def test_a_webhook_storm_mixes_outdated_statuses_with_the_real_one(
+    tmp_path: Path, order_id: str
+) -> None:
     with with_listener(tmp_path) as (sandbox, listener):
         payment_key = sandbox.put_payment(order_id, AMOUNT)
         sandbox.order_fault("webhook_storm", orderId=order_id, times=1)
