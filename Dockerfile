@@ -17,7 +17,7 @@ RUN /opt/reservation/bin/pip install --no-cache-dir --disable-pip-version-check 
     && /opt/reservation/bin/python -m compileall -q /opt/reservation/lib
 
 FROM python:3.13-slim-bookworm
-# A number of its own, so that a volume's files belong to the same user on every host.
+# A fixed number, so that a volume's files belong to the same user on every host.
 RUN useradd --system --uid 10001 --create-home --home-dir /data reservation
 COPY --from=build /opt/reservation /opt/reservation
 ENV PATH=/opt/reservation/bin:$PATH \
@@ -33,7 +33,7 @@ WORKDIR /data
 VOLUME /data
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-# Alive, not ready: whoever acts on it would else end payments under way because a sale is closed.
+# Alive, not ready: whoever acts on it would else end payments in progress because a sale is closed.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('RESERVATION_PORT', '8000') + '/health/live', timeout=2)"]
 ENTRYPOINT ["reservation"]

@@ -60,7 +60,7 @@ lint-lua:  ## lint the Lua scripts, where luacheck is installed
 	else echo 'lint-lua: no luacheck here, skipped (apt-get install lua-check)'; fi
 
 # `make loadtest L="--scenario stampede"`: more options for Locust. Without a running service it starts
-# one of its own.
+# its own.
 loadtest: setup  ## the load test with its web UI, on http://127.0.0.1:8089
 	$(BIN)/python -m loadtests --users 200 --run-time 60s $(L)
 

@@ -82,7 +82,7 @@ def main() -> int:
         connections=options.connections,
         say=lambda text: console.print(text, style="dim"),
     )
-    # Ending the benchmark must end its servers: they are in process groups of their own.
+    # Ending the benchmark must end its servers: they are in their own process groups.
     signal.signal(signal.SIGTERM, _end)
     try:
         _measure(run, parts, console, options.save or home)

@@ -52,7 +52,7 @@ def address_of(url: str) -> str:
 
 
 class OperatorApi:
-    """Talks to one service, and to the sandbox beside it."""
+    """Client of one service and its sandbox."""
 
     def __init__(self, service_url: str, admin_key: str) -> None:
         self._url = address_of(service_url)

@@ -26,7 +26,7 @@ from reservation.verification.model.history_format import (
 
 __all__ = ["Call", "Heads", "operation_of", "write_history"]
 
-#: A slower poll is of no use: the service is in trouble, the run goes on.
+#: A slower poll is useless: the service is in trouble, and the run continues.
 _OBSERVE_SECONDS_MAX: Final = 2.0
 #: The member of a token's payload that has the sale's head.
 _SEQ_IN_TOKEN: Final = 7
@@ -167,7 +167,7 @@ def write_history(
         path: the file.
         calls: the clients' calls with their answers, and the heads.
         past: the output of `reservation history`.
-        entries: the PG's ledger of this sale; None where it is incomplete.
+        entries: the PG's ledger of this sale; None if it is incomplete.
     """
     encoder = msgspec.json.Encoder()
     with path.open("wb") as file:

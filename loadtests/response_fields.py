@@ -27,7 +27,7 @@ def new_key() -> str:
 
 
 def members_of(content: bytes | None) -> dict[str, Any]:
-    """The members of a JSON object; none where the content is something else."""
+    """The members of a JSON object; none if the content is something else."""
     try:
         found = msgspec.json.decode(content or b"{}")
     except msgspec.DecodeError:

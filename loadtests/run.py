@@ -159,7 +159,7 @@ class Run:
         return self._recorder.judge(self._folder, self.answers.operations, entries)
 
     def wait(self) -> Verdict | None:
-        """The verdict, when there is one; None where the books could not be read."""
+        """The verdict, when there is one; None if the books could not be read."""
         self._ended.wait()
         return self.verdict
 

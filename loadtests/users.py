@@ -351,7 +351,7 @@ class Buyer(FastHttpUser):
             if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
                 response.success()
             elif answer.code in EXPECTED or answer.code in known:
-                # An expected refusal gets a name of its own: failures are for failures.
+                # An expected refusal gets its own name: failures count real failures only.
                 word = EXPECTED.get(answer.code, answer.code.replace("_", " "))
                 response.request_meta["name"] = f"{name}: {word}"
                 response.success()

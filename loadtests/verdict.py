@@ -58,7 +58,7 @@ class RequestLine(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The result of a run; `problems` is empty where nothing was oversold and all books agree."""
+    """The result of a run; `problems` is empty if nothing was oversold and all books agree."""
 
     ok: bool
     sale_id: str
@@ -148,7 +148,7 @@ def _proved_nothing(requests: int, statistics: list[RequestLine], answers: Answe
     if not requests:
         return ["no request was made: nothing was proved"]
     found: list[str] = []
-    # Sold out and similar refusals have lines of their own, "prepare: sold out", and are no
+    # Sold out and similar refusals have their own lines, "prepare: sold out", and are no
     # failures.
     prepares = [line for line in statistics if line.name.partition(":")[0] == "prepare"]
     made, failed = (sum(getattr(line, name) for line in prepares) for name in _COUNTS)
@@ -210,7 +210,7 @@ def _answer_against(order_id: str, reported: LastAnswer, order: dict[str, Any] |
 
 
 def write(verdict: Verdict, folder: Path) -> None:
-    """`verdict.json` and `verdict.html`, which needs nothing beside itself."""
+    """`verdict.json` and `verdict.html`, which is self-contained."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "verdict.json").write_bytes(msgspec.json.format(msgspec.json.encode(verdict)))
     (folder / "verdict.html").write_text(page_of(verdict), encoding="utf-8")

@@ -94,7 +94,7 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """The console script: every failure is one line on stderr and a status of its own."""
+    """The console script: every failure is one line on stderr and its own status."""
     try:
         status: object = cli.main(arguments, prog_name="reservation", standalone_mode=False)
         sys.stdout.flush()

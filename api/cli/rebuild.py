@@ -1,4 +1,4 @@
-"""`reservation rebuild`: Redis from SQL, beside a running service or without one."""
+"""`reservation rebuild`: Redis from SQL, while the service runs or not."""
 
 import contextlib
 from collections.abc import Callable, Generator

@@ -59,7 +59,7 @@ class ApiContext(msgspec.Struct, frozen=True, kw_only=True):
     peers: ClientAddressResolver
     #: Checked before the queue; the script counts successful holds.
     prepares: Limiter | None
-    #: Budget for calls over that limit that may be replays of a key: so many are looked up.
+    #: Budget for calls over that limit that may be replays of a key: the number of lookups.
     replays: Limiter | None
 
     def token(

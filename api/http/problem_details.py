@@ -247,7 +247,7 @@ def documented(
     Args:
         refusals: in any order; those of one status share an entry.
         at_success: whether the operation is the payment page's success URL, where a wrong amount
-            has a status of its own.
+            has its own status.
     """
     by_status: dict[int, list[str]] = {}
     for refusal in refusals:

@@ -80,7 +80,7 @@ class ChildProcess:
                 stdin=subprocess.DEVNULL,
                 env=self._environ,
                 pass_fds=[self._listening.fileno()] if self._listening else [],
-                # A group of its own: Ctrl-C reaches only the supervisor, which keeps the order.
+                # Its own process group: Ctrl-C reaches only the supervisor, which keeps the order.
                 process_group=0,
             )
 

@@ -1,4 +1,4 @@
-"""A temporary service for one command: started on a port of its own, stopped with the command."""
+"""A temporary service for one command: started on its own port, stopped with the command."""
 
 import os
 import socket
@@ -37,7 +37,7 @@ def is_reachable(address: str) -> bool:
 
 @contextmanager
 def temporary_service(name: str) -> Generator[tuple[Settings, str]]:
-    """A service with a data directory of its own, and its address.
+    """A service with its own data directory, and its address.
 
     Args:
         name: of the command, for the folder and for the error.

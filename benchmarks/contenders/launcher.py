@@ -1,4 +1,4 @@
-"""Contenders: starts and ends each server of the comparison, with a Valkey of its own."""
+"""Contenders: starts and ends each server of the comparison, with its own Valkey."""
 
 import asyncio
 import os
@@ -186,7 +186,7 @@ def _fastify(start: Start) -> tuple[list[str], dict[str, str]]:
 
 
 def _install_node_packages(folder: Path) -> Path:
-    """Install beside the run's own files, so that the tree stays clean; once for each lock."""
+    """Install next to the run's own files, so that the tree stays clean; once for each lock."""
     folder.mkdir(parents=True, exist_ok=True)
     source = _HERE / "fastify"
     installed = folder / "installed.json"
@@ -245,7 +245,7 @@ def running(contender: Contender, home: Path, *, stock: int) -> Generator[Runnin
 
     Args:
         contender: which one.
-        home: a folder of its own; it is emptied first.
+        home: its own folder; it is emptied first.
         stock: pieces of the one item.
     """
     shutil.rmtree(home, ignore_errors=True)
@@ -279,7 +279,7 @@ def served(
 
     Args:
         command: starts it.
-        environ: its settings, beside the environment without any of the service's.
+        environ: its settings, added to the environment without any of the service's.
         home: where its log goes.
         port: where it answers.
         folder: its working directory.

@@ -1,7 +1,7 @@
 """Compares the CPU time of a hold and of a paid order between a commit and HEAD.
 
-Each side is a git worktree with an environment of its own. The whole service runs (API, worker,
-sandbox, SQLite) with a Valkey beside it, and both sides take turns: a pair is one run of each, one
+Each side is a git worktree with its own environment. The whole service runs (API, worker,
+sandbox, SQLite) with a Valkey, and both sides take turns: a pair is one run of each, one
 right after the other, in an order that alternates. A ratio of a pair depends little on how busy
 the machine is; the median of many and its confidence interval are the result.
 """
@@ -50,7 +50,7 @@ _DRAIN_POLL_SECONDS: Final = 0.1
 #: Concurrent confirms.
 _BUYERS_AT_ONCE: Final = 16
 _OK: Final = 200
-#: Tries of one confirm that is answered "still under way".
+#: Tries of one confirm that is answered "still in progress".
 _CONFIRM_TRIES: Final = 50
 _CONFIRM_PAUSE_SECONDS: Final = 0.2
 

@@ -116,7 +116,7 @@ async def _drain(service: Service) -> float:
 
 @contextmanager
 def _flushing(home: Path, valkey: EmbeddedServer, database_url: str) -> Generator[None]:
-    """A flusher in a process of its own, as the worker has it."""
+    """A flusher in its own process, as the worker has it."""
     environ = {
         "PATH": os.environ["PATH"],
         "RESERVATION_DATA_DIR": str(home),

@@ -36,7 +36,7 @@ class Breakdown(msgspec.Struct, frozen=True):
     #: The total growth of the server's memory.
     total: float
     by_key: dict[str, float]
-    #: The server's overhead beside the values: its tables of keys, and the allocator's rounding.
+    #: The server's overhead on top of the values: its tables of keys, and the allocator's rounding.
     rest: float
 
 

@@ -35,7 +35,7 @@ __all__ = ["measure"]
 
 #: Times the peak.
 _SURGE: Final = 5
-#: Each has one request under way. As many as the server's queue of new connections holds.
+#: Each has one request in progress. As many as the server's queue of new connections holds.
 _SURGE_CONNECTIONS: Final = 4_096
 #: The background_buyers' prepares and payments a second, during the peak as well.
 _PREPARES: Final = 20
@@ -44,7 +44,7 @@ _PAYMENTS: Final = 20
 _RAMP_SECONDS: Final = 2
 #: Time of observation after the surge.
 _AFTER_SECONDS: Final = 7
-#: Recovered: so many prepares in a row are held as fast as without load.
+#: Recovered: this many prepares in a row are as fast as without load.
 _WELL_IN_A_ROW: Final = 20
 #: Payments whose outcome was unknown at first get this long to be settled.
 _SETTLED_SECONDS: Final = 60.0
@@ -77,7 +77,7 @@ DISK: Final = Limit("disk-bound", 640, well_ms=200.0, sync_delay=0.03, can_be_se
 
 
 class Phase(msgspec.Struct, frozen=True):
-    """One load, and the measurements beside it."""
+    """One load, and the measurements during it."""
 
     #: Holds a second, by Redis' own count.
     sold_per_second: float
@@ -95,7 +95,7 @@ class Overload(msgspec.Struct, frozen=True):
     surge: Phase
     #: A sale grows and the machine's speed varies, so the surge is compared with both sides of it.
     again: Phase
-    #: Seconds from the surge's end; None where it did not recover in time.
+    #: Seconds from the surge's end; None if it did not recover in time.
     well_after: float | None
 
     @property

@@ -1,7 +1,7 @@
 """Script alone, by batch size: the rate of holds in Redis without any other load.
 
 A rewrite of the append-only file is such a load: the fork, and a copy of each page that is written
-while its child works. So its calls are a row of their own.
+while its child works. So its calls are a separate row.
 """
 
 import asyncio

@@ -31,10 +31,10 @@ _SKUS: Final = 50
 _PRICE: Final = 19_000
 _OPENED_MS: Final = 1_800_000_000_000
 _CLOSES_MS: Final = _OPENED_MS + 86_400_000
-#: One event each millisecond, and a head every so many of them.
+#: One event each millisecond, and a head every this many events.
 _EVENT_NS: Final = 1_000_000
 _EVENTS_PER_HEAD: Final = 20
-#: One order in so many is released; the others are paid.
+#: One order in this many is released; the others are paid.
 _LEAVES: Final = 3
 
 
@@ -82,7 +82,7 @@ def write_history(path: Path, records: Iterator[Record]) -> None:
 
 
 def made_up(events: int, *, operations: bool) -> Iterator[Record]:
-    """The lines of a sale with so many events, or a few more.
+    """The lines of a sale with at least this number of events.
 
     Args:
         events: two of three orders have three of them, the others two.

@@ -1,4 +1,4 @@
-"""Buyers beside the load: they prepare and pay at a steady pace, and each answer is timed."""
+"""Background buyers: prepare and pay at a steady rate during a load, with timed answers."""
 
 import asyncio
 import itertools
@@ -47,7 +47,7 @@ class Payment(msgspec.Struct, frozen=True):
 
 
 class BackgroundBuyers:
-    """Buyers with connections of their own."""
+    """Buyers with their own connections."""
 
     def __init__(self, url: str) -> None:
         self.http = httpx.AsyncClient(
@@ -72,7 +72,7 @@ class BackgroundBuyers:
         )
 
     async def payments(self, count: int) -> list[Payment]:
-        """So many buyers back from the PG's page."""
+        """Buyers who are back from the PG's page."""
         gate = asyncio.Semaphore(_AT_ONCE)
 
         async def one() -> Payment:

@@ -19,7 +19,7 @@ __all__ = ["Filling", "ScriptRate"]
 
 #: Baskets in a call that only fills.
 _BATCH: Final = 128
-#: The outbox is trimmed after so many holds, as by the flusher: memory is for holds.
+#: Holds between two trims of the outbox, as by the flusher: memory is for holds.
 _TRIM_EVERY: Final = 50_000
 #: Pipeline depth before the first answer is read, so that the server never waits for this process:
 #: the larger of the two. As many single calls as the comparison has connections.
@@ -63,7 +63,7 @@ class Filling:
         self._redis.close()
 
     def hold(self, count: int, *, keep_events: bool = False) -> None:
-        """Take so many holds, each of another buyer, and wait until the server is idle.
+        """Take this many holds, each of another buyer, and wait until the server is idle.
 
         Args:
             count: how many.

@@ -1,4 +1,4 @@
-"""The service without HTTP: connected in this process to a Valkey of its own, with an open sale."""
+"""The service without HTTP: connected in this process to its own Valkey, with an open sale."""
 
 import asyncio
 import shutil

@@ -1,5 +1,5 @@
 --[[
-load.lua: requests of wrk. Each is one hold with a buyer and an idempotency key of its own.
+load.lua: requests of wrk. Each is one hold with its own buyer and idempotency key.
 
 With BENCH_RATE the requests keep to a timetable (an open loop, regardless of latency); late requests
 are counted. Without it each connection sends as soon as it has its answer.

@@ -84,7 +84,7 @@ class Load:
         Args:
             url: the server's address.
             seconds: how long.
-            connections: how many, each with one request under way.
+            connections: how many, each with one request in progress.
             rate: requests a second; as fast as the answers come where it is None.
         """
         with self.start(url, seconds=seconds, connections=connections, rate=rate) as process:

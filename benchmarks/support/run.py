@@ -11,7 +11,7 @@ __all__ = ["Goal", "Part", "Run", "Section"]
 class Run(msgspec.Struct, frozen=True):
     """One call of the benchmark."""
 
-    #: A folder of its own on a real disk: `appendfsync always` is measured, so not in memory.
+    #: A folder on a real disk: `appendfsync always` is measured, so not in memory.
     home: Path
     #: The buyers of every load (`sale.write_buyers`), made once.
     buyers: Path
@@ -19,7 +19,7 @@ class Run(msgspec.Struct, frozen=True):
     quick: bool
     #: The contenders by name; None is all of them.
     contenders: Sequence[str] | None
-    #: Connections of a closed loop, each with one request under way.
+    #: Connections of a closed loop, each with one request in progress.
     connections: int
     #: Reports progress.
     say: Callable[[str], None]
@@ -47,5 +47,5 @@ class Section(msgspec.Struct, frozen=True):
     notes: list[str] = []
 
 
-#: Measures, in a folder of its own that it may fill.
+#: Measures, in a folder that it may fill.
 Part = Callable[[Run], Section]

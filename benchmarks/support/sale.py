@@ -69,7 +69,7 @@ def put_over_http(url: str, admin_api_key: str, stock: int) -> None:
 
 
 def restock_over_http(url: str, admin_api_key: str, delta: int) -> None:
-    """Add so many pieces, or withdraw them: without any, each buyer gets a sold-out refusal."""
+    """Add or withdraw units: without any, each buyer gets a sold-out refusal."""
     body = {"sku": SKU, "delta": delta, "reason": "the benchmark sells out, and goes on"}
     path = path_of("v1", "admin", "sales", SALE_ID, "stock")
     with OperatorClient(url, admin_api_key, operator="benchmark") as client:

@@ -56,7 +56,7 @@ The API reference of a running service (`/docs`) lists the codes of each endpoin
 
 
 def settings_page(_: str) -> str:
-    """Each field of `Settings` with the description and the default beside it."""
+    """Each field of `Settings` with its description and default."""
     return SETTINGS_HEAD + "".join(_setting_rows())
 
 

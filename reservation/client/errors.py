@@ -52,6 +52,6 @@ class BuyerLimitExceeded(Refused):
 
 
 def refusal(code: str, status: int, detail: str, facts: Mapping[str, Any]) -> Refused:
-    """The refusal of this code; codes that callers often handle have a class of their own."""
+    """The refusal of this code; codes that callers often handle have their own class."""
     kind = {"sold_out": SoldOut, "buyer_limit_exceeded": BuyerLimitExceeded}.get(code, Refused)
     return kind(code, status, detail, facts)

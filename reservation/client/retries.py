@@ -32,7 +32,7 @@ class Retries(msgspec.Struct, frozen=True, kw_only=True):
     patience_seconds: float = 10.0
 
     def pause(self, error: ClientError, made: int) -> float | None:
-        """Seconds to wait after so many calls, or None to raise the error.
+        """Seconds to wait after this many calls, or None to raise the error.
 
         The pause is random below its bound, so that callers that failed together do not retry
         together.

@@ -172,7 +172,7 @@ def cores() -> int:
 def quota_of_cpus(root: Path) -> int | None:
     """The whole CPUs of the control group's quota, at least one; None without a quota.
 
-    Of one CPU and a half, half is left to the worker and the stores beside it. The quota of each
+    Of one CPU and a half, half is left to the worker and the stores. The quota of each
     group above ours applies too.
     """
     quotas = [quota for path in _cpu_groups(root) if (quota := _quota(path)) is not None]

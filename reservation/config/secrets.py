@@ -38,7 +38,7 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 def load_or_create(data_dir: Path) -> Secrets:
     """Read the keys, generating them first if there are none.
 
-    Safe for any number of processes at once: each writes a whole file under a name of its own and
+    Safe for any number of processes at once: each writes a whole file under its own name and
     links it to the real name, which succeeds for exactly one. All of them then read that one.
 
     Raises:

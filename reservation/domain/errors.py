@@ -56,7 +56,7 @@ __all__ = [
     "Unavailable",
 ]
 
-#: A member of a refusal beside its sentence; JSON can carry each of these types.
+#: A member of a refusal in addition to its sentence; JSON can carry each of these types.
 Fact = str | int | None | Mapping[str, object] | list[str]
 
 

@@ -158,7 +158,7 @@ class Unknown(msgspec.Struct, frozen=True, tag=True):
     """A time-out, a broken connection, a 5xx, an unlisted code or an unreadable answer."""
 
     reason: str
-    #: True if the PG gave a clean 4xx of its own, which stays bound to the idempotency key:
+    #: True if the PG gave a clean 4xx itself, which stays bound to the idempotency key:
     #: another try needs another key, after a lookup of the payment.
     bound_to_key: bool = False
 

@@ -89,7 +89,7 @@ class TransitionRule(NamedTuple):
 class Edge(NamedTuple):
     """A transition of a reservation: an edge of the state diagram."""
 
-    #: None where the reservation is created.
+    #: None at the creation of a reservation.
     origin: Status | None
     to: Status
     #: The letter of its rule.

@@ -5,7 +5,7 @@
     read         read the outcome in another browser than the one that paid
 
 A token is `v1.KEYID.PAYLOAD.MAC`: the payload is a JSON array in base64url, the MAC covers
-everything before it, with a key of its own for each purpose. The sale's admission is an HMAC of
+everything before it, with its own key for each purpose. The sale's admission is an HMAC of
 the same keys over the content of its page, and the buyer who was shown it.
 """
 

@@ -1,4 +1,4 @@
-"""A stand-in for the PG: its HTTP, its states and its money, in a process of its own."""
+"""A stand-in for the PG: its HTTP, its states and its money, in its own process."""
 
 from reservation.sandbox.app import create_sandbox
 from reservation.sandbox.config import SandboxConfig

@@ -1,4 +1,4 @@
-"""Control API: the sandbox's endpoints for tests and operators, beside the PG's own."""
+"""Control API: the sandbox's endpoints for tests and operators, in addition to the PG's."""
 
 from typing import Annotated, Literal
 

@@ -127,7 +127,7 @@ class Faults:
         return iter(self._rules)
 
     def add(self, request: FaultRequest) -> Rule | None:
-        """A new rule behind the others; None where there are too many."""
+        """A new rule behind the others; None if there are too many."""
         if len(self._rules) >= RULES_MAX:
             return None
         self._numbers += 1

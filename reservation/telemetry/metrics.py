@@ -177,7 +177,7 @@ def registry() -> CollectorRegistry:
 
 @contextmanager
 def served(host: str, port: int) -> Generator[None]:
-    """Serve `/metrics` from a thread of its own; port 0 serves nothing."""
+    """Serve `/metrics` from its own thread; port 0 serves nothing."""
     if not port:
         yield
         return

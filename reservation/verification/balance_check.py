@@ -50,7 +50,7 @@ class BalanceCheck(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def cancelled(self) -> int:
-        """The amount the PG gave back."""
+        """The amount that the PG refunded."""
         return sum(entry["amount"] for entry in self.entries if entry["kind"] == "cancel")
 
     def counted(self, name: str) -> int:

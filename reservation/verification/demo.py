@@ -27,7 +27,7 @@ AT_ONCE: Final = 200
 #: Tries of one request while a part of the service is being restarted, and the pause between them.
 TRIES_MAX: Final = 60
 TRY_SECONDS: Final = 0.5
-#: Limit of the drain: every payment decided, every hold given back, SQL caught up. The longest is a
+#: Limit of the drain: every payment decided, every hold released, SQL caught up. The longest is a
 #: confirm that was cut off: its lease, and a few polls of the PG.
 DRAIN_SECONDS: Final = 180.0
 DRAIN_POLL_SECONDS: Final = 0.5
@@ -53,7 +53,7 @@ class DemoPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The result of the demo; `problems` is empty where all books agree."""
+    """The result of the demo; `problems` is empty if all books agree."""
 
     ok: bool
     sale_id: str

@@ -14,7 +14,7 @@ from reservation.telemetry.metrics import REAPED
 
 __all__ = ["Reaper"]
 
-#: Batches of one read of the deadlines: so many names are read in half a millisecond.
+#: Batches of one read of the deadlines: their names are read in half a millisecond.
 BATCHES_PER_READ: Final = 5
 #: Reads in one round, so that one sale's flood does not starve the others.
 READS_MAX: Final = 5
@@ -31,7 +31,7 @@ class Reaper:
         self._store = store
 
     async def run_once(self, sale_id: str) -> int:
-        """One round for one sale; how many holds were given back.
+        """One round for one sale; the number of holds released.
 
         Raises:
             Exception: a hold is damaged, and nothing else is due.

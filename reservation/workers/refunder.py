@@ -32,7 +32,7 @@ _MINUTE_MS: Final = 60_000
 
 
 class Refunder:
-    """Resumes pending refunds, each in a task of its own."""
+    """Resumes pending refunds, each in its own task."""
 
     def __init__(
         self,

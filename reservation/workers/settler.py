@@ -30,7 +30,7 @@ PAYMENT_PAUSE_MAX: Final = 5.0
 
 
 class _Running:
-    """Orders in flight, each in a task of its own."""
+    """Orders in flight, each in its own task."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[None]] = {}

@@ -144,7 +144,7 @@ local function basket_at(position)
     }
 end
 
--- The first refusal that applies, or the error of damaged data; nil where the basket is taken.
+-- The first refusal that applies, or the error of damaged data; nil if the basket is taken.
 local function refusal_of(basket, wish)
     local standing = redis.call("HGET", basket.order, "digest")
     if standing == wish.digest then return {"replayed"} end

@@ -19,7 +19,7 @@ from tests.support.service import Served, item
 
 PIECES = 100
 BUYERS = 500
-#: Requests under way at once: far more than the service has processes, and few enough that one
+#: Requests in progress at once: far more than the service has processes, and few enough that one
 #: client process is not the bottleneck.
 CONNECTIONS = 64
 COPIES = 20
@@ -148,7 +148,7 @@ async def test_five_hundred_buyers_get_exactly_a_hundred_units(
 async def test_each_unit_is_held_once_in_every_round(
     served: Served, pieces: int, rounds: int
 ) -> None:
-    """Every one of the five hundred has a connection of its own: they come all at once."""
+    """Each of the five hundred clients has its own connection, and all arrive at once."""
     crowd = Crowd(served)
     await crowd.open(BUYERS)
     for _ in range(rounds):

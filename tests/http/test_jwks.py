@@ -145,7 +145,7 @@ async def test_an_unknown_key_is_refused_only_while_the_key_set_can_be_fetched(
     clock.now += RETRY_SECONDS + 1
     with pytest.raises(Unavailable):
         await keys.key_for(provider.token("two"))
-    # A known key goes on for as long as the keys are not stale.
+    # A known key is accepted until the keys are stale.
     assert (await keys.key_for(provider.token("one"))).key_id == "one"
     clock.now += STALE_SECONDS
     with pytest.raises(Unavailable):

@@ -204,7 +204,7 @@ def confirmed(served: Served) -> dict[str, Any]:
 
 
 def confirming(served: Served) -> dict[str, Any]:
-    """One whose payment is under way: the PG does not answer, and the buyer does not wait."""
+    """One whose payment is in progress: the PG does not answer, and the buyer does not wait."""
     order = served.hold(served.sale(), served.buyer())
     served.order_fault(order, "hang")
     with suppress(httpx.ReadTimeout):

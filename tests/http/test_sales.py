@@ -175,7 +175,7 @@ def test_subscribers_get_at_most_ten_events_a_second(served: Served) -> None:
         while not received or received[-1]["data"]["held"] < 60:
             received.append(next(events))
     seconds = received[-1]["at"] - began
-    # One more for the tick that was under way when the first hold came.
+    # One more for the tick that was in progress when the first hold came.
     assert len(received) <= seconds * 10 + 2
     held = [event["data"]["held"] for event in received]
     assert held == sorted(set(held))

@@ -78,7 +78,7 @@ class Shop:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    """A service of its own: its Redis has no other writer."""
+    """Its own service: its Redis has no other writer."""
     folder = tmp_path_factory.mktemp("tampering")
     with running_service(folder, RESERVATION_WORKERS="1") as served:
         yield Shop(served)

@@ -33,7 +33,7 @@ from tests.support.lua_sale import NOW, LuaSale
 EXAMPLES, STEPS = 40, 30
 #: Attempts per order: few, so that a history reaches the limit.
 ATTEMPTS_MAX = 3
-#: Unpaid orders per buyer: enough to go on buying, few enough to reach the limit.
+#: Unpaid orders per buyer: enough to continue buying, few enough to reach the limit.
 UNPAID_MAX = 8
 #: The largest total of an item, as the fixture's restock gives it.
 TOTAL_MAX = 1000
@@ -70,7 +70,7 @@ changes = st.tuples(
 
 
 class Sale(RuleBasedStateMachine):
-    """One sale on the server, and the model beside it."""
+    """One sale on the server, and its model."""
 
     orders = Bundle("orders")
     #: The server's address.

@@ -23,7 +23,7 @@ APART_SECONDS = (0.2, 1.0)
 def kill_parts(
     served: Served, during: "subprocess.Popen[bytes]", chance: random.Random, *, each: int
 ) -> dict[str, int]:
-    """Kill every part so many times while this process runs; how often each was killed."""
+    """Kill every part this many times while this process runs; returns the count of each."""
     order = [victim for victim in VICTIMS for _ in range(each)]
     chance.shuffle(order)
     killed: dict[str, int] = dict.fromkeys(VICTIMS, 0)

@@ -66,7 +66,7 @@ def typed_in_tables_of(page: Path) -> list[str]:
 
 
 class Place:
-    """A folder like a fresh checkout, with a port of its own."""
+    """A folder like a fresh checkout, with its own port."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

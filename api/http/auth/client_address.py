@@ -39,7 +39,7 @@ class ClientAddressResolver:
     def _peer(self, connection: Connection) -> _Address | None:
         """The rightmost address that is not one of our proxies."""
         peer = _address(connection.client.host) if connection.client else None
-        # A proxy may append a header line of its own: all lines together are one list.
+        # A proxy may append its own header line: all lines together are one list.
         forwarded = ",".join(connection.headers.getall("x-forwarded-for", []))
         hops = [hop.strip() for hop in forwarded.split(",") if hop.strip()]
         while hops and peer is not None and any(peer in network for network in self._proxies):

@@ -26,7 +26,7 @@ CONNECTIONS_MAX: Final = 20_000
 DESCRIPTORS_KEPT: Final = 384
 #: Bytes of pipelined requests, over all connections.
 UNREAD_BYTES_MAX: Final = 64 * 1024 * 1024
-#: One connection in so many is closed at a time: finding them takes a scan of all of them.
+#: The share of connections closed at a time: finding them takes a scan of all of them.
 GIVE_WAY_SHARE: Final = 50
 #: Readiness warns above this share of the limit, and for a while after the limit was reached.
 WARNING_SHARE: Final = 0.8

@@ -29,7 +29,7 @@ HEAD_ENDS: Final = b"\r\n\r\n"
 HEAD_BYTES_MAX: Final = 32 * 1024
 #: Browsers send about 20 header fields, proxies add about 10.
 HEADERS_MAX: Final = 100
-#: Of any route; most routes have a smaller limit of their own.
+#: Of any route; most routes have their own smaller limit.
 BODY_BYTES_MAX: Final = 256 * 1024
 #: The length of a chunked body is known only at its end.
 CHUNKED: Final = -1

@@ -155,7 +155,7 @@ class AdminSaleController(Controller):
     async def pause(
         self, request: Request[Any, Any, Any], sale_id: FromPath[str], data: JSONBody[ReasonRequest]
     ) -> Response[SaleAnswer]:
-        """Stop prepares; holds and payments go on."""
+        """Stop prepares; holds and payments continue."""
         return await _switch(request, sale_id, SaleStatus.PAUSED, data.reason)
 
     @post(
@@ -167,7 +167,7 @@ class AdminSaleController(Controller):
     async def resume(
         self, request: Request[Any, Any, Any], sale_id: FromPath[str], data: JSONBody[ReasonRequest]
     ) -> Response[SaleAnswer]:
-        """Let prepares go on."""
+        """Resume prepares."""
         return await _switch(request, sale_id, SaleStatus.OPEN, data.reason)
 
     @post(

@@ -111,7 +111,7 @@ def requires_static_file(
 ) -> None:
     """Guard: no path with a zero byte, on which the file system raises, and no page.
 
-    Pages have routes of their own, with the headers that prevent framing by other sites.
+    Pages have their own routes, with the headers that prevent framing by other sites.
     """
     path = connection.scope["path"]
     if "\0" in path or path.lower().rstrip("/").endswith(".html"):

@@ -32,7 +32,7 @@ class BuyerState(msgspec.Struct, frozen=True, kw_only=True):
 class OrderState(msgspec.Struct, frozen=True, kw_only=True):
     """An order's status, and which of the sale's sorted sets contain it."""
 
-    #: Empty where Redis does not have it.
+    #: Empty if Redis does not have it.
     status: str
     seq: int
     sets: frozenset[str]
@@ -44,13 +44,13 @@ class SaleRecord(msgspec.Struct, frozen=True, kw_only=True):
     #: Whether the set of all sales contains it.
     listed: bool
     sale: dict[str, str]
-    #: By SKU; empty where Redis has no such item.
+    #: By SKU; empty if Redis has no such item.
     stocks: dict[str, dict[str, str]]
     operations: dict[str, str]
 
 
 class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """An order's hash, verbatim, and its scores in the sorted sets; None where it has none."""
+    """An order's hash, verbatim, and its scores in the sorted sets; None if it has none."""
 
     fields: dict[str, str]
     #: In its buyer's list.
@@ -68,7 +68,7 @@ class AuditReader:
         self._store = store
 
     async def buyers(self, sale_id: str) -> AsyncGenerator[list[str]]:
-        """The ids of all buyers with a hash of their own, a few at a time; some may come twice."""
+        """The ids of all buyers with their own hash, a few at a time; some may come twice."""
         prefix = self._keys.of(sale_id).buyer("")
         cursor = "0"
         while True:

@@ -81,7 +81,7 @@ def as_reply(answer: Any) -> Any:
 
 
 def run_id_of(info: str) -> str:
-    """The run id in INFO's reply; empty where the server hides it."""
+    """The run id in INFO's reply; empty if the server hides it."""
     return _member(info, "run_id")
 
 

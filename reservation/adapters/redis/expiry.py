@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 #: Orders that one expire call takes: 4 ms of the server's single thread.
 EXPIRE_BATCH: Final = 200
 
-#: Overdue holds whose lines one search reads, and so many at once: 10 ms of the server's thread.
+#: Overdue holds whose lines one search reads in one call: 10 ms of the server's thread.
 SEARCHED_MAX: Final = 10_000
 SEARCHED_AT_ONCE: Final = 500
 

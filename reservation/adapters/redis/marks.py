@@ -20,7 +20,7 @@ class Mark(msgspec.Struct, frozen=True):
 
     epoch: str
     seq: int
-    #: Empty where only the number is known: a token carries no chain value.
+    #: Empty if only the number is known: a token carries no chain value.
     chain: str
 
 
@@ -57,7 +57,7 @@ class Marks:
         self._unwritten.add(sale_id)
 
     def learn_head(self, sale_id: str, epoch: str, head: Sequence[str]) -> None:
-        """Keep the head at the end of a script's reply; empty where the script wrote nothing."""
+        """Keep the head at the end of a script's reply; empty if the script wrote nothing."""
         if head:
             self.learn(sale_id, epoch, int(head[0]), head[1])
 

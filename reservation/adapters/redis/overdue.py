@@ -66,7 +66,7 @@ class Waiting(msgspec.Struct):
     final: bool = False
 
 
-#: A basket, and the holds that prepare named for it; empty where another basket has the same ones.
+#: A basket, and the holds that prepare named for it; empty if another basket has the same ones.
 Due = tuple[Waiting, Sequence[str]]
 
 

@@ -402,7 +402,7 @@ def _partitioned(
 
 
 def _detached_task(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    """A task that outlives this request, so it gets a trace context of its own."""
+    """A task that outlives this request, so it gets its own trace context."""
     context = None if tracing.tracer is None else Context()
     return asyncio.create_task(work, context=context)
 

@@ -89,9 +89,9 @@ class BatchReply:
         self._refusals: dict[tuple[str, ...], ReservationError] = {}
         #: In the order of the replies, which refer to them by number.
         self._sold_out: list[ReservationError] = []
-        #: The refusal of the whole batch; None where each basket has its own reply.
+        #: The refusal of the whole batch; None if each basket has its own reply.
         self.refusal: ReservationError | None = None
-        #: The number and the chain value of the sale's last event; empty where nothing was written.
+        #: The number and the chain value of the sale's last event; empty if nothing was written.
         self.mark: Sequence[str] = ()
         if word is not PrepareWord.HELD and word is not PrepareWord.PREPARED:
             self.refusal = _refusal(word, facts)

@@ -55,17 +55,17 @@ class ReservationStore:
         self._clock = clock
 
     async def read(self, order_id: str) -> Reservation | None:
-        """The reservation of this id, or None where Redis has none."""
+        """The reservation of this id, or None if Redis has none."""
         found = await self.read_many([order_id])
         return found[0]
 
     async def digest(self, order_id: str) -> str | None:
-        """The digest of the body that made this order, or None where Redis has none."""
+        """The digest of the body that made this order, or None if Redis has none."""
         key = self._keys.of(sale_of(order_id) or "").order(order_id)
         return await self._connections.command("HGET", key, "digest")
 
     async def read_many(self, order_ids: Sequence[str]) -> list[Reservation | None]:
-        """The reservations of these ids, in order, each None where Redis has none.
+        """The reservations of these ids, in order, each None if Redis has none.
 
         Raises:
             SaleRecovering: Redis has an order but no longer its sale, which has the currency.
@@ -147,7 +147,7 @@ class ReservationStore:
         return {flat[i]: int(float(flat[i + 1])) for i in range(0, len(flat), 2)}
 
     async def lease_end(self, order: Reservation) -> int | None:
-        """When the lease on an order's confirm ends; None where it is not CONFIRMING."""
+        """When the lease on an order's confirm ends; None if it is not CONFIRMING."""
         key = self._keys.of(order.sale_id).confirming
         score = await self._connections.command("ZSCORE", key, order.order_id)
         return int(float(score)) if score is not None else None
@@ -277,7 +277,7 @@ class ReservationStore:
             fence: of the claim, which may be later than the order's own.
             outcome: from the PG's answer.
             payment_key: the payment that the PG was asked about.
-            claim_id: the claim that got the fence; empty where the caller read the fence.
+            claim_id: the claim that got the fence; empty if the caller read the fence.
 
         Raises:
             ClaimLost: Redis has not seen this claim: it has lost events.

@@ -141,7 +141,7 @@ class SaleStore:
         return stocks
 
     async def read(self, sale_id: str) -> Sale | None:
-        """The sale with its counters, or None where Redis has none.
+        """The sale with its counters, or None if Redis has none.
 
         The counters of one SKU are read together; those of two may be an instant apart.
         """
@@ -163,7 +163,7 @@ class SaleStore:
         return None
 
     async def counters(self, sale_id: str) -> Counters | None:
-        """Every counter of the sale at one instant, or None where Redis has no such sale."""
+        """Every counter of the sale at one instant, or None if Redis has no such sale."""
         keys = self._keys.of(sale_id)
         for _ in range(READ_ROUNDS_MAX):
             text = await self._connections.command("HGET", keys.sale, "skus")

@@ -33,7 +33,7 @@ class RedisSaleHead(msgspec.Struct, frozen=True, kw_only=True):
     chains: Mapping[int, str] = {}
 
     def chain_at(self, seq: int) -> str | None:
-        """The chain value of this event; None where the outbox does not have it."""
+        """The chain value of this event; None if the outbox does not have it."""
         return self.chains.get(seq)
 
 
@@ -88,7 +88,7 @@ class SaleWriter:
         self._keys = keys
 
     async def read_head(self, sale_id: str, seq: int) -> RedisSaleHead | None:
-        """The sale's head, and the outbox at one event; None where Redis has no such sale."""
+        """The sale's head, and the outbox at one event; None if Redis has no such sale."""
         _, found = await self.read_heads({sale_id: (seq,)})
         return found[sale_id]
 
@@ -121,7 +121,7 @@ class SaleWriter:
         return life_of(shown) if shown else "", found
 
     async def epoch(self, sale_id: str) -> str:
-        """The sale's epoch in Redis; empty where it has none."""
+        """The sale's epoch in Redis; empty if it has none."""
         return await self._connections.command("HGET", self._keys.of(sale_id).sale, "epoch") or ""
 
     async def fence_off(

@@ -22,7 +22,7 @@ class Script(msgspec.Struct, frozen=True):
 
 
 def script_folder() -> Path:
-    """The folder of the scripts: beside this module in a wheel, `scripts/lua` in a checkout."""
+    """The folder of the scripts: next to this module in a wheel, `scripts/lua` in a checkout."""
     here = Path(__file__).resolve().parent
     packaged = here / "lua"
     return packaged if packaged.is_dir() else here.parents[2] / "scripts" / "lua"

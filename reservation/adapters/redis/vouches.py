@@ -50,7 +50,7 @@ class Vouches:
     async def read(self) -> tuple[str, dict[str, str] | None]:
         """The server's life, and the sales that were compared in it.
 
-        None where none were, or where the server hides its life.
+        None if none were, or if the server hides its life.
 
         Raises:
             StoreUnavailable, StoreUncertain: the server does not reply, or is a replica.
@@ -65,7 +65,7 @@ class Vouches:
         return life, record.epochs if record.life == life else None
 
     async def _query(self, command: tuple[str, ...]) -> tuple[str, Any]:
-        """The server's life, empty where hidden, and the reply to one more command."""
+        """The server's life, empty if hidden, and the reply to one more command."""
         info, reply = await self._connections.pipeline([("INFO", "server", "replication"), command])
         shown = "" if isinstance(info, NotPermitted) else unwrap(info)
         if self._connections.note_role(shown):

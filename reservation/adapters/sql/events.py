@@ -42,7 +42,7 @@ _COLUMNS: Final = [events.c[name] for name in Event.__struct_fields__]
 
 
 class MarkRow(msgspec.Struct, frozen=True, kw_only=True):
-    """An event that a process has seen; `chain` is empty where it knows only the number."""
+    """An event that a process has seen; `chain` is empty if it knows only the number."""
 
     epoch: str
     seq: int

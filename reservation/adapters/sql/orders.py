@@ -94,7 +94,7 @@ class UnpaidRow(msgspec.Struct, frozen=True, kw_only=True):
 
     order_id: str
     seq: int
-    #: The PG's status; None where SQL has no answer of it.
+    #: The PG's status; None if SQL has no answer of it.
     payment: str | None
 
 
@@ -113,7 +113,7 @@ class OrderRepository:
         self._database = database
 
     async def get(self, order_id: str) -> OrderRow | None:
-        """The order after its last written event; None where SQL does not have it (yet)."""
+        """The order after its last written event; None if SQL does not have it (yet)."""
         async with self._database.read() as connection:
             found = await connection.execute(select(orders).where(orders.c.order_id == order_id))
             rows = await _with_lines(connection, found.all())
@@ -289,7 +289,7 @@ class OrderRepository:
     async def history(self, order_id: str) -> list[HistoryRow]:
         """An order's events, intents, answers of the PG and refund, in time order.
 
-        At most `HISTORY_MAX` rows of each kind; empty where SQL does not have the order.
+        At most `HISTORY_MAX` rows of each kind; empty if SQL does not have the order.
         """
         async with self._database.snapshot() as connection:
             happened = await connection.execute(

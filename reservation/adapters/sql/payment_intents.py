@@ -322,7 +322,7 @@ class IntentRepository:
         return [highest.get(order_id, 0) for order_id in order_ids]
 
     async def owner(self, payment_key: str) -> str | None:
-        """The order that a payment key belongs to, for ever; None where it was never used."""
+        """The order that a payment key belongs to, for ever; None if it was never used."""
         async with self._database.read() as connection:
             found = await connection.execute(
                 select(payment_attempts.c.order_id).where(

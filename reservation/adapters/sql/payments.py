@@ -78,7 +78,7 @@ class UnsoldRow(msgspec.Struct, frozen=True, kw_only=True):
 
     order_id: str
     payment_key: str
-    #: The order's status in SQL; None where SQL has no such order.
+    #: The order's status in SQL; None if SQL has no such order.
     status: str | None
 
 
@@ -288,7 +288,7 @@ class PaymentRepository:
             return [PaymentCheck(**row) for row in found.mappings()]
 
     async def lease_check(self, check: PaymentCheck, until_ms: int) -> PaymentCheck | None:
-        """Lease a due check until then; None where another worker has it."""
+        """Lease a due check until then; None if another worker has it."""
         async with self._database.write() as connection:
             taken = await connection.execute(
                 update(payment_checks).where(_is_unchanged(check)).values(due_at_ms=until_ms)

@@ -79,7 +79,7 @@ async def inspect_server(url: str) -> Server:
     finally:
         await connection.close(timeout=CONNECT_SECONDS)
     refuse_encoding(encoding)
-    # A pooler reports a process id of its own, so it differs from the backend's.
+    # A pooler reports its own process id, so it differs from the backend's.
     return Server(pooled=process != connection.get_server_pid())
 
 

@@ -207,7 +207,7 @@ class RefundRepository:
             asks: whether a cancel will leave; it counts as unanswered from here on.
 
         Returns:
-            The refund under its new lease, `unanswered` as it was before; None where it has ended,
+            The refund under its new lease, `unanswered` as it was before; None if it has ended,
             has another wish, or another process holds the lease.
         """
         async with self._database.write() as connection:
@@ -246,7 +246,7 @@ class RefundRepository:
             held: the pending refund, as returned by `lease_refund`.
 
         Returns:
-            The updated refund; None where another process has the lease by now.
+            The updated refund; None if another process has the lease by now.
         """
         async with self._database.write() as connection:
             of_key = await _one(

@@ -109,7 +109,7 @@ class SaleRepository:
     async def renew_unbegun(self, sale_id: str, document: str, made_before_ms: int) -> str | None:
         """Begin another epoch of a sale of which only the registration was written.
 
-        None where the document differs, the registration is not older than `made_before_ms`, or
+        None if the document differs, the registration is not older than `made_before_ms`, or
         SQL has an event or a payment intent of the sale.
         """
         epoch = secrets.token_hex(EPOCH_BYTES)
@@ -130,7 +130,7 @@ class SaleRepository:
         return epoch if renewed.rowcount else None
 
     async def get(self, sale_id: str) -> SaleRow | None:
-        """The sale's state after its last written event; None where SQL does not know the sale."""
+        """The sale's state after its last written event; None if SQL does not know the sale."""
         async with self._database.read() as connection:
             found = await connection.execute(select(*_COLUMNS).where(sales.c.sale_id == sale_id))
             row = found.mappings().one_or_none()
@@ -143,7 +143,7 @@ class SaleRepository:
             return {row.sale_id: row.epoch for row in found}
 
     async def epoch(self, sale_id: str) -> str | None:
-        """The sale's epoch, or None where SQL does not know it."""
+        """The sale's epoch, or None if SQL does not know it."""
         async with self._database.read() as connection:
             found = await connection.execute(
                 select(sales.c.epoch).where(sales.c.sale_id == sale_id)
@@ -187,7 +187,7 @@ class SaleRepository:
             return {row["sku"]: ItemRow(**row) for row in found.mappings()}
 
     async def counters(self, sale_id: str) -> SaleFold | None:
-        """The sale's counters up to its last written event; None where SQL does not know the sale.
+        """The sale's counters up to its last written event; None if SQL does not know the sale.
 
         Held and sold are counted from the orders, total and available come from the items'
         rows: an error in either one breaks the sum.

@@ -19,7 +19,7 @@ class SqlStore:
     `sqlalchemy.exc.SQLAlchemyError` or `OSError` where the database is unreachable or does not
     respond in time. A write that raised may have happened; retry it to find out.
 
-    Payment attempts and intents have a repository of their own: an intent exists before its payment
+    Payment attempts and intents have their own repository: an intent exists before its payment
     does, a void without any, and both exclude double charges together.
     """
 

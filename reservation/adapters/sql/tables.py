@@ -373,7 +373,7 @@ marks = Table(
     Column("sale_id", Id, nullable=False),
     Column("epoch", Text, nullable=False),
     Column("seq", BigInteger, nullable=False),
-    # Empty where only the number is known.
+    # Empty if only the number is known.
     Column("chain", Text, nullable=False),
     Column("at_ms", BigInteger, nullable=False),
     PrimaryKeyConstraint("process", "sale_id", name="pk_marks"),

@@ -42,7 +42,7 @@ ANSWER_BYTES_MAX = 64 * 1024
 #: buyers that a silent PG keeps waiting; the others get `TryAgain`.
 CONFIRMS_MAX = 256
 
-#: Concurrent look-ups and cancels. They have a connection pool of their own, because the settler
+#: Concurrent look-ups and cancels. They have their own connection pool, because the settler
 #: needs look-ups while confirms hang.
 LOOK_UPS_MAX = 64
 
@@ -299,7 +299,7 @@ _decode_error = msgspec.json.Decoder(_WireError).decode
 
 
 async def _read(response: httpx.Response) -> bytes | None:
-    """The body, or None where it exceeds the maximum size."""
+    """The body, or None if it exceeds the maximum size."""
     content = bytearray()
     async for chunk in response.aiter_bytes():
         content += chunk
@@ -360,14 +360,14 @@ def _account_of(wire: _VirtualAccount) -> VirtualAccount | None:
 
 
 def _shown(value: object) -> str:
-    """A display text of the PG; empty where it is not printable text."""
+    """A display text of the PG; empty if it is not printable text."""
     if not isinstance(value, str) or not value.isprintable():
         return ""
     return value[:_SHOWN_CHARS]
 
 
 def _whole(number: float) -> int | None:
-    """A JSON number as an integer, in any notation; None where it is not a whole number."""
+    """A JSON number as an integer, in any notation; None if it is not a whole number."""
     if isinstance(number, int):
         return number
     return int(number) if number.is_integer() else None
@@ -387,7 +387,7 @@ def _refusal_of(content: bytes) -> tuple[str, str] | None:
 
 
 def parse_time(text: str | None) -> datetime | None:
-    """An instant in UTC from any of the PG's formats; None where it is invalid."""
+    """An instant in UTC from any of the PG's formats; None if it is invalid."""
     if not text:
         return None
     try:

@@ -35,7 +35,7 @@ class SkuAudit(msgspec.Struct, frozen=True, kw_only=True):
     total: int
     available: int
     held: int
-    #: Part of `held`: orders whose payment is under way.
+    #: Part of `held`: orders whose payment is in progress.
     confirming: int
     sold: int
     ok: bool

@@ -9,7 +9,7 @@
                                 v
                               confirm    at the PG: the one call that moves money
                                 v
-                              finish     CONFIRMED, AWAITING_DEPOSIT or given back
+                              finish     CONFIRMED, AWAITING_DEPOSIT or RELEASED
 
 A process may crash between any two steps; the settler resumes from there.
 """
@@ -79,7 +79,7 @@ VOIDS_PER_BUYER: Final = Rate(count=10, per_seconds=3600)
 
 
 class PaymentConfirmation:
-    """Confirms payments, each in a task of its own that outlives the buyer's request."""
+    """Confirms payments, each in its own task that outlives the buyer's request."""
 
     def __init__(
         self,
@@ -176,7 +176,7 @@ class PaymentConfirmation:
         if known:
             return attempt_answer(order, payment_key)
         if (order.order_id, payment_key) in self._under_way:
-            # Still not claimed after the time-out: the attempt goes on in its own task.
+            # Still not claimed after the time-out: the attempt continues in its own task.
             return msgspec.structs.replace(order, status=Status.CONFIRMING)
         refusal = Unavailable("The payment could not be started; reload this page.", retryAfter=1)
         return await self._as_settling_or_raise(order, refusal)

@@ -23,7 +23,7 @@ from reservation.telemetry.metrics import alarm
 
 __all__ = ["FollowUp"]
 
-#: Delay before the recheck of a payment that could not be given back.
+#: Delay before the recheck of a payment that could not be refunded.
 RETRY_SECONDS = 60.0
 _CANCELLED = (PaymentStatus.CANCELED, PaymentStatus.PARTIAL_CANCELED)
 #: The PG's statuses of a refund that the bank did not pay out, or not in full.
@@ -71,7 +71,7 @@ class FollowUp:
                         alarm(Alarm.BANK_REFUND_FAILED, order_id=order.order_id)
                     return kept
                 case _:
-                    # Of a REFUNDED order: another payment's late money was given back before.
+                    # Of a REFUNDED order: another payment's late money was refunded before.
                     pass
         if order.status in (Status.RELEASED, Status.EXPIRED):
             settled = kept and await self._follow_ended(case, answer)
@@ -100,7 +100,7 @@ class FollowUp:
     async def _follow_sold(self, case: PaymentAttempt, answer: Answered) -> bool:
         payment, order_id = answer.payment, case.order.order_id
         if payment.status == PaymentStatus.WAITING_FOR_DEPOSIT:
-            # The bank reversed a deposit after an error of its own.
+            # The bank reversed a deposit after its own error.
             alarm(Alarm.DEPOSIT_REVERSED, order_id=order_id)
             return await self._resolver.resolve(case, answer, AnswerTo.LOOK_UP) is not None
         if payment.status in _CANCELLED:
@@ -115,7 +115,7 @@ class FollowUp:
         return True
 
     async def _follow_ended(self, case: PaymentAttempt, answer: Answered) -> bool:
-        """Give back money that came after the order ended, with retries until it succeeds."""
+        """Refund money that arrived after the order ended, with retries until it succeeds."""
         payment = answer.payment
         if payment.status == PaymentStatus.WAITING_FOR_DEPOSIT:
             return await self._cancel_payment(case, payment, "the reservation has ended")

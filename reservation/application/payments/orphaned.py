@@ -150,7 +150,7 @@ class OrphanedPayments:
         )
 
     async def _resolve_one(self, intent: UnmetIntent) -> bool | None:
-        """Whether money was given back; None while the payment is orphaned and undecided."""
+        """Whether money was refunded; None while the payment is orphaned and undecided."""
         try:
             if not await self._is_orphaned(intent):
                 return False
@@ -181,7 +181,7 @@ class OrphanedPayments:
         return await self._data_loss.whole_epoch(intent.sale_id) == before
 
     async def _resolve(self, intent: UnmetIntent) -> bool | None:
-        """Whether money was given back; None while the outcome is unknown."""
+        """Whether money was refunded; None while the outcome is unknown."""
         decided = await self._decide(intent)
         if decided is not None:
             now_ms = self._clock.now_ms()

@@ -3,7 +3,7 @@
 - An ended attempt, by a refusal or by silence: after 15 minutes, and a day later.
 - An open virtual account: every ten minutes at first, then hourly, until it is paid or lapses.
 - A payment whose webhook exceeded a rate limit: a moment later.
-- A failed cancel: after a minute, then with back-off, until the PG shows the money given back.
+- A failed cancel: after a minute, then with back-off, until the PG shows the refund.
 
 Only a lookup that the PG has answered counts. While its sale is closed a payment stays listed:
 until the rebuild Redis may have the order in an older state, in which the payment is no news.

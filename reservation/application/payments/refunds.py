@@ -70,7 +70,7 @@ log = structlog.get_logger(__name__)
 VIRTUAL_ACCOUNT: Final = "가상계좌"
 
 
-#: The code of a refund that ended because its order ended without money to give back.
+#: The code of a refund that ended because its order ended without money to return.
 ORDER_NOT_PAID: Final = "ORDER_NOT_PAID"
 
 
@@ -280,7 +280,7 @@ class RefundService:
     async def _handle_unsold(self, order: Reservation, held: RefundRecord) -> bool:
         """Handle an unsold order: the bank reversed its deposit, or Redis went back in time.
 
-        The refund goes on once the order is sold again or refunded. It ends if the order has ended
+        The refund continues once the order is sold again or refunded. It ends if the order has ended
         and the PG shows no money that could go back.
         """
         order_id, payment_key = order.order_id, order.payment_key or ""

@@ -186,7 +186,7 @@ class PaymentResolver:
             The order's status now; None if another fence has it, if a deposit changed it since it
             was read, so that it must be checked again, or if SQL did not store the payment that
             sells or refunds it, or did not show the refund that decides on its units: the settler
-            goes on as soon as SQL does. None as well if Redis has lost the claim: the payment is
+            continues as soon as SQL does. None as well if Redis has lost the claim: the payment is
             claimed again by its intent.
         """
         if isinstance(answer, Answered):
@@ -247,7 +247,7 @@ class PaymentResolver:
     async def schedule_recheck(
         self, case: PaymentAttempt, seconds: float, *, anew: bool = False
     ) -> None:
-        """Schedule a recheck of the payment, in case no webhook comes; goes on without SQL.
+        """Schedule a recheck of the payment, in case no webhook comes; works without SQL.
 
         Args:
             case: the payment.

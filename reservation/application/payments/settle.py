@@ -4,7 +4,7 @@ The PG is the source of truth about money, so it is polled with back-off until i
 
     money moved, refused or gone        finish at once
     not approved, buyer just back       confirm again, under the same idempotency key
-    not approved for a long time        wait until the PG's own window has closed, then give back
+    not approved for a long time        wait until the PG's own window has closed, then release
 """
 
 import asyncio
@@ -57,7 +57,7 @@ PAUSE_SHARE: Final = 4
 #: Lookups in flight, for at most 10 s each: half of the gateway client's connections.
 LOOK_UPS_AT_ONCE: Final = 32
 #: Second confirms and cancels in flight. Each may hang for a minute at one card company; payments
-#: with other companies must not wait for them, so they have slots of their own.
+#: with other companies must not wait for them, so they have their own slots.
 SLOW_AT_ONCE: Final = 128
 
 
@@ -112,7 +112,7 @@ class PaymentSettlement:
         if order is None or order.status is not Status.CONFIRMING or not order.payment_key:
             return None
         if await self._store.is_leased(order):
-            # The webhook of a payment comes while its confirm is under way: not worth a query.
+            # The webhook of a payment comes while its confirm is in progress: not worth a query.
             return None
         known = await self._catalog.get(order.sale_id)
         lease_ends_at = self._clock.monotonic() + self._limits.lease_ms / 1000

@@ -3,7 +3,7 @@
     read     INFO, CONFIG, ACL, the server's clock, the disk
     judge    each row of the table against the facts read (`evaluation`, `conditions`)
 
-A failed row closes prepare at most: orders that have begun go on. A fact that the server hides is
+A failed row closes prepare at most: existing orders continue. A fact that the server hides is
 unknown and fails its row too, unless RESERVATION_REDIS_TRUST names it.
 """
 

@@ -13,7 +13,7 @@ MEMORY_SHARE_HIGH: Final = 0.75
 MEMORY_SHARE_MAX: Final = 0.85
 #: Free share of a disk below which operators are warned.
 DISK_SHARE_LOW: Final = 0.2
-#: A rewrite of the append-only file writes a second one beside the old one, while that grows.
+#: A rewrite of the append-only file writes a second file while the old one grows.
 DISK_FILES_MIN: Final = 2
 #: With less than this the disk counts as full, however small the file is: a minute of events of a
 #: sale at full speed.
@@ -36,7 +36,7 @@ class Severity(StrEnum):
 
     #: Closes prepare; in production the service does not even start (exit status 78).
     STOP = "stop"
-    #: Closes prepare; orders that have begun go on.
+    #: Closes prepare; existing orders continue.
     CLOSE = "close"
     #: Is reported, and closes nothing.
     WARN = "warn"

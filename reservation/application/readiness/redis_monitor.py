@@ -141,7 +141,7 @@ class RedisMonitor:
             except (SQLAlchemyError, OSError) as error:
                 # The round logs once which server is down.
                 log.debug("marks_write_failed", reason=reason_of(error))
-            except Exception as error:  # loop top: its end would end the loop beside it too
+            except Exception as error:  # loop top: its end would end its sibling too
                 alarm(Alarm.WORKER_BUG, loop="marks", reason=type(error).__name__)
                 log.exception("marks_loop_crashed")
 
@@ -176,7 +176,7 @@ class RedisMonitor:
         self._show_closed()
 
     async def _continue_without_sql(self, error: Exception) -> None:
-        """Go on with the sales compared in this life of the server, here or by another process."""
+        """Use the sales compared in this life of the server, here or by another process."""
         try:
             run_id, epochs = await self._vouches.read()
         except (StoreUnavailable, StoreUncertain) as away:

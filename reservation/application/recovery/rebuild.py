@@ -3,7 +3,7 @@
     new epoch in SQL        writes under the old one are refused from now on
     save the survivors      events that Redis still has and SQL lacks, as far as they follow
     fence off               Redis has the sale's settings, under an epoch known only to this rebuild
-    clear, restore          items, orders, deadlines, payments under way, buyers
+    clear, restore          items, orders, deadlines, payments in progress, buyers
     begin the outbox        `rebuilt`, right behind the last event that SQL has
     claim                   payments with an intent and without an end in SQL; an order that SQL
                             lacks too is made again from its intent
@@ -80,7 +80,7 @@ class RebuildReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     orders: int = 0
     #: Orders whose payment was requested under a claim that SQL never got.
     claimed: tuple[str, ...] = ()
-    #: Payments without an order that were given back at the PG, by order.
+    #: Payments without an order that were refunded at the PG, by order.
     given_back: tuple[str, ...] = ()
     #: Payments whose outcome at the PG is still unknown: run the rebuild again.
     undecided: tuple[str, ...] = ()
@@ -219,7 +219,7 @@ class Rebuild:
         """Fence the sale off and plan its restore: no other process can change it in Redis now.
 
         Raises:
-            SaleRecovering: SQL has the epoch of another rebuild by now: that one goes on.
+            SaleRecovering: SQL has the epoch of another rebuild by now: that one continues.
         """
         for _ in range(ROUNDS_MAX):
             # Read before SQL: a rebuild that begins in between is seen by one of the two.

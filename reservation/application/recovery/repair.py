@@ -70,7 +70,7 @@ class Repair:
         Raises:
             SaleNotFound: neither Redis nor SQL knows it.
             SaleRecovering: it is lost, not damaged: it waits for a rebuild.
-            NotDrained: SQL does not take every event. The sale goes on as it was.
+            NotDrained: SQL does not take every event. The sale continues unchanged.
         """
         problems = (await self._audit.run(sale_id)).problems
         if not problems or drain is None:

@@ -42,7 +42,7 @@ _UNINFORMATIVE: Final = frozenset(
     }
 )
 _DECLINED: Final = frozenset({"declined", "voided"})
-#: No payment of an order in one of these is under way, and the next one may begin.
+#: No payment of an order in one of these is in progress, and the next one may begin.
 _NOT_BEGUN: Final = frozenset({"HELD", "PREPARED", "RELEASED", "EXPIRED"})
 
 
@@ -74,7 +74,7 @@ def is_refusal(operation: Operation) -> bool:
 
 
 def objection(state: SaleState, operation: Operation, answered_ms: int) -> str:
-    """Why the answer is not possible now; empty where it is.
+    """Why the answer is not possible now; empty if it is.
 
     Args:
         state: the sale at one moment of the call.
@@ -96,7 +96,7 @@ def objection(state: SaleState, operation: Operation, answered_ms: int) -> str:
 def _is_accepted(order: Order, operation: Operation) -> bool:
     """Whether a payment was accepted before its claim was done.
 
-    After ten seconds the answer is 202: the payment goes on, its outcome is unknown. The 202 does
+    After ten seconds the answer is 202: the payment continues, its outcome is unknown. The 202 does
     not state the order's status, and Redis may be too slow for the claim until then. A finished
     payment was claimed, so its 202 would be wrong.
     """
@@ -107,7 +107,7 @@ def _is_accepted(order: Order, operation: Operation) -> bool:
 
 
 def status_mismatch(order: Order, reported: str, answered_ms: int) -> str:
-    """Why the order's state in the answer is wrong; empty where it is right."""
+    """Why the order's state in the answer is wrong; empty if it is right."""
     if order.status == reported:
         return ""
     over = order.expires_at <= answered_ms + CLOCKS_APART_MS

@@ -121,7 +121,7 @@ class SaleState:
 
         Raises:
             Violation: it is not, or its chain value does not follow from the one before. One that
-                is `REPEATED` must not be applied; after the others the sale goes on from it.
+                is `REPEATED` must not be applied; after the others the sale continues from it.
         """
         before, due = self.chain, self.seq + 1
         if seq < due:

@@ -1,5 +1,5 @@
 -- The head of a sale: its settings, its epoch, and the number and chain value of its last event.
--- nil where the sale is not the one the caller knows: no key, another epoch, or an outbox whose
+-- nil if the sale is not the one the caller knows: no key, another epoch, or an outbox whose
 -- last entry is not the head's. Then no script may write until a rebuild (`recovering`).
 local function open_head(sale, outbox, epoch)
     local found = redis.call(

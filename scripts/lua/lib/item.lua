@@ -1,4 +1,4 @@
--- An item on sale with its tracked stock (lib/stock.lua). nil where the sale does not have it;
+-- An item on sale with its tracked stock (lib/stock.lua). nil if the sale does not have it;
 -- `bug` is the error of a damaged one.
 local function read_item(key, sku)
     local found = redis.pcall("HMGET", key, "available", "held", "price", "limit")

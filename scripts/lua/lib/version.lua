@@ -1,5 +1,5 @@
 -- A sale's version moves with every change of a field that a PUT sets, so a PUT never overwrites a
--- change that its caller has not seen. The version of the next change; nil where the sale has none.
+-- change that its caller has not seen. The version of the next change; nil if the sale has none.
 local function next_version(sale)
     local version = tonumber(redis.call("HGET", sale, "version"))
     return version and version + 1

@@ -175,6 +175,6 @@ def test_of_two_tabs_one_gets_the_last_unit_and_the_other_a_refusal(
 
 
 def stock_message(tab: Page) -> str:
-    """The tab's message about its wish: empty where it holds the piece."""
+    """The tab's message about its wish: empty if it holds the piece."""
     expect(tab.locator("#hold, #notice").locator("visible=true").first).to_be_visible()
     return tab.locator("#notice").inner_text() if tab.locator("#notice").is_visible() else ""

@@ -44,7 +44,7 @@ def test_every_contender_that_is_installed_took_holds(results: dict[str, Any]) -
 
 
 def check_rows(rows: dict[str, dict[str, Any]]) -> None:
-    """Every contender is among them, with numbers of its own."""
+    """Every contender is among them, with its own numbers."""
     assert set(rows) == {one.name for one in CONTENDERS if one.missing() is None}
     for row in rows.values():
         numbers = ("per_second", "p50_ms", "p99_ms", "p999_ms", "server_us")

@@ -1,4 +1,4 @@
-"""The demo, as a user runs it: on SQLite with a service of its own, and on PostgreSQL."""
+"""The demo, as a user runs it: on SQLite with its own service, and on PostgreSQL."""
 
 import json
 import os

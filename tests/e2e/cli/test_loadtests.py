@@ -1,4 +1,4 @@
-"""Load tests as a user runs them; always in a process of their own, for Locust patches its own."""
+"""Load tests as a user runs them; always in their own process, for Locust patches its own."""
 
 import json
 import os

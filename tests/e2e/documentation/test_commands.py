@@ -25,7 +25,7 @@ NOT_RUN = {
 }
 
 
-#: A crowd takes a while: it has a test of its own.
+#: A crowd takes a while: it has its own test.
 LONG = (".venv/bin/reservation demo ", "reservation demo ")
 
 

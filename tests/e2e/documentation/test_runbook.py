@@ -1,4 +1,4 @@
-"""Runbook commands on a sale with a paid order, each with an order of its own."""
+"""Runbook commands on a sale with a paid order, each with its own order."""
 
 import re
 from collections.abc import Iterator

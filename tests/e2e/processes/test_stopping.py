@@ -52,7 +52,7 @@ def try_once(port: int, path: str = "/health/live") -> str:
 
 
 class Visitors:
-    """A new connection every 50 ms, each in a thread of its own."""
+    """A new connection every 50 ms, each in its own thread."""
 
     def __init__(self, port: int) -> None:
         self._port = port

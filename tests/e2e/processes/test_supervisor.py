@@ -75,7 +75,7 @@ def alive(process: psutil.Process) -> bool:
 
 
 class Service:
-    """A supervisor with its stand-ins, in a directory of its own."""
+    """A supervisor with its stand-ins, in its own directory."""
 
     def __init__(self, home: Path, *, worker: str, bind_seconds: float, stop_share: float) -> None:
         self.home = home

@@ -1,4 +1,4 @@
-"""Crowd of one sale: its buyers, in a process of their own, and the answers to each of them.
+"""Crowd of one sale: its buyers, in their own process, and the answers to each of them.
 
 `python -m tests.faults.chaos.clients ORDERS` reads its `Orders` as JSON from the argument, writes
 every call with its answer to a file, one line each, and a summary to its standard output.
@@ -33,7 +33,7 @@ STATUS_READS_MAX = 3
 ACCUSED_MAX = 50
 #: Other buyers' orders that an intruder knows of.
 STRANGERS_MAX = 500
-#: One prepare in so many is cut off by its buyer.
+#: One prepare in this many is cut off by its buyer.
 CUT_OF = 150
 
 

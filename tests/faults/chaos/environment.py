@@ -167,7 +167,7 @@ class Stage:
                 await client.aclose()
 
     async def ask_pg(self, method: str, path: str, **more: Any) -> dict[str, Any]:
-        """A call of the sandbox's own, beside the PG's."""
+        """A call to the sandbox's control API."""
         async with httpx.AsyncClient(timeout=HTTP_SECONDS, trust_env=False) as client:
             answer = await client.request(method, f"{self.pg_url}{path}", **more)
             return answer.raise_for_status().json()

@@ -15,9 +15,9 @@ class Fault(msgspec.Struct, frozen=True):
 
     Attributes:
         kind: its name in the report.
-        weight: how often it is drawn, beside the others of its lane.
+        weight: how often it is drawn, relative to the others of its lane.
         do: injects it, leaves every part running again, and returns a few words about it;
-            empty where nothing could be done.
+            empty if nothing could be done.
     """
 
     kind: str

@@ -116,9 +116,9 @@ class Wire:
         Args:
             method: of HTTP.
             path: with its query.
-            headers: beside the usual ones.
+            headers: in addition to the usual ones.
             body: sent as JSON.
-            cut_after: close the connection so many seconds after the request was sent.
+            cut_after: seconds after which the connection is closed, from the end of the request.
         """
         content = b"" if body is None else msgspec.json.encode(body)
         request = self._packed(method, path, headers or {}, content)

@@ -26,7 +26,7 @@ class Trouble(Enum):
 
 
 class Link:
-    """Listens on a socket of its own and passes bytes both ways.
+    """Listens on its own socket and passes bytes both ways.
 
     Args:
         target: the server's socket.

@@ -125,7 +125,7 @@ async def arrive(
 
 
 def observe_heads(stage: Stage, sale: Sale, over: asyncio.Event) -> None:
-    """Poll the head past the faulty network, in a thread of its own."""
+    """Poll the head past the faulty network, in its own thread."""
     heads = Heads(stage.settings, sale.sale_id, sale.prices)
     while not over.is_set():
         with suppress(redis.RedisError):

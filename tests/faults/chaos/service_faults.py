@@ -99,7 +99,7 @@ async def restock(stage: Stage, chance: random.Random) -> str:
 
 
 async def pause_sale(stage: Stage, chance: random.Random) -> str:
-    """The sale is paused and goes on."""
+    """The sale is paused and resumed."""
     sale, seconds = stage.sale_id, chance.uniform(0.2, 1.5)
     effect = await _repeat(stage, f"/v1/admin/sales/{sale}/pause", {"reason": "a look"}, "paused")
     await asyncio.sleep(seconds)
@@ -108,7 +108,7 @@ async def pause_sale(stage: Stage, chance: random.Random) -> str:
 
 
 async def refund(stage: Stage, chance: random.Random) -> str:
-    """Some sold orders are refunded, with the stock given back or not."""
+    """Some sold orders are refunded, with or without restock."""
     try:
         query = {"saleId": stage.sale_id, "status": "CONFIRMED", "limit": "20"}
         found = await stage.operate("GET", "/v1/admin/orders", params=query)

@@ -2,7 +2,7 @@
 
     python -m tests.faults.mutation.run --draw 60
 
-Each mutant has a process of its own, forked when everything is imported, in which the loader finds
+Each mutant has its own process, forked when everything is imported, in which the loader finds
 the changed scripts. First the tests of the script that was changed are run; a mutant that lives
 then meets all tests of the scripts, and the random histories. Prints one JSON object a mutant.
 """
@@ -27,7 +27,7 @@ from reservation.adapters.redis import scripts
 from tests.faults.mutation.mutants import Mutant, all_mutants
 
 ROOT = Path(__file__).resolve().parents[3]
-#: Processes at once, each with a server of its own.
+#: Processes at once, each with its own server.
 AT_ONCE = 2
 #: A mutant that loops counts as killed.
 SECONDS_MAX = 180.0
@@ -73,7 +73,7 @@ def dead_in(printed: Path) -> frozenset[str]:
 
 
 def drawn(count: int, seed: str = "", only: str = "") -> list[Mutant]:
-    """So many mutants, different for another seed."""
+    """Draw this many mutants, different ones for another seed."""
     mutants = [one for one in all_mutants(ROOT / "scripts" / "lua") if only in one.name]
     mutants.sort(key=lambda one: msgspec.structs.replace(one, what=one.what + seed).draw)
     return mutants[: count or None]

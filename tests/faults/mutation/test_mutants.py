@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[3]
 DRAWN = 60
 #: Share of all mutants that must be killed, listed or not.
 KILLED_MIN = 0.95
-#: Of the drawn mutants, so many: some survivors may be unknown and unlisted yet. They are shown,
+#: The same for the drawn mutants: some survivors may be unknown and unlisted yet. They are shown,
 #: and each is either listed with its reason or gets a test; the soak has no such tolerance.
 DRAWN_KILLED_MIN = 51
 

@@ -19,7 +19,7 @@ _SHARES: Final = (0.5, 0.9, 0.99)
 
 
 async def check(world: World, waves: Sequence[Wave]) -> list[str]:
-    """Findings, in sentences; empty where every won is where it belongs."""
+    """Findings, in sentences; empty if every won is where it belongs."""
     wrong = [problem for wave in waves for problem in await _check_sale(world, wave)]
     stories = [story for wave in waves for story in wave.stories]
     ledger = world.sandbox.ledger()

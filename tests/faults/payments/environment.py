@@ -1,7 +1,7 @@
 """World of payments: a PG, a Redis, a database, and two processes of which one may die.
 
 The servers are real. A death is an exception at a fail point: nothing after it runs in the process
-that it meets, and the other one goes on.
+that it meets, and the other one continues.
 """
 
 import asyncio

@@ -2,7 +2,7 @@
 
     python -m tests.faults.payments.freezing_process ORDER PAYMENT_KEY POINT
 
-Settings come from the environment. It goes on at SIGCONT, and writes how the attempt was answered.
+Settings come from the environment. It continues at SIGCONT, and writes the response to the attempt.
 """
 
 import asyncio

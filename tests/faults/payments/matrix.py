@@ -34,7 +34,7 @@ MOMENTS: Final = (NONE, *(point for point in POINTS if not point.startswith("ref
 
 
 class Entry(StrEnum):
-    """How a payment goes on after the first process: always by the second one."""
+    """How the second process continues a payment after the first."""
 
     #: The same success URL at the same moment, as from a second tab; then the settler.
     SUCCESS = "success"
@@ -103,7 +103,7 @@ _WEIGHTS: Final = {
 
 
 def matrix(draw: random.Random, times: int) -> Iterator[Plan]:
-    """Every cell so many times, in a random order."""
+    """Every cell this many times, in a random order."""
     cells = [cell for cell in CELLS for _ in range(times)]
     draw.shuffle(cells)
     return (_plan(cell, draw) for cell in cells)
@@ -115,7 +115,7 @@ def again(cells: Sequence[Cell], draw: random.Random) -> Iterator[Plan]:
 
 
 def strangers(draw: random.Random, count: int, *, deaths: float) -> Iterator[Plan]:
-    """Payments of all kinds without a fault of their own: the PG's own faults may hit any of them.
+    """Payments of all kinds without a planned fault: the PG's own faults may hit any of them.
 
     Args:
         draw: the source of randomness.

@@ -1,4 +1,4 @@
-"""Shop: a service in the test's own loop beside a sandbox PG of its own, with short time-outs."""
+"""Shop: a service in the test's own loop with its own sandbox PG and short time-outs."""
 
 import asyncio
 import secrets
@@ -67,7 +67,7 @@ async def current_status(service: Service, order: Reservation) -> Status:
 
 
 async def wait_for_status(service: Service, order: Reservation, status: Status) -> None:
-    """Wait for the work that goes on after a buyer's request was answered."""
+    """Wait for the work that continues after the response to a buyer's request."""
     give_up_at = time.monotonic() + PATIENCE_SECONDS
     while (found := await current_status(service, order)) is not status:
         assert time.monotonic() < give_up_at, found

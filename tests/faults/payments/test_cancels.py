@@ -88,7 +88,7 @@ async def test_a_late_return_during_a_refund_of_late_money_is_not_sold(
         await service.releases.release(order, reason=Reason(Cause.BUYER))
         assert sandbox.confirm(payment_key, order.order_id, order.amount).is_success
         sandbox.order_fault("hang", operations=["cancel"], seconds=600, times=1)
-        # Not given back yet: the PG is to send the webhook again.
+        # Not refunded yet: the PG must send the webhook again.
         with pytest.raises(Unavailable):
             await service.notifications.receive(order.order_id, payment_key)
         ended = await service.store.read(order.order_id)

@@ -1,4 +1,4 @@
-"""Follow-up: money moved at the PG without our call is noticed, kept, given back or reported."""
+"""Follow-up: money moved at the PG without our call is detected, kept, refunded or reported."""
 
 import asyncio
 import secrets

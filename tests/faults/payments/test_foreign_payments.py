@@ -60,7 +60,7 @@ async def test_a_payment_of_another_amount_is_refused_at_once(
 
 
 async def foreign(bench: Bench, sandbox: RunningSandbox) -> tuple[Reservation, str]:
-    """An order with a payment window of its own, and the authenticated payment of another one."""
+    """An order with its own payment window, and the authenticated payment of another one."""
     sale_id = await bench.sale()
     other, order = await bench.hold(sale_id, "ann"), await bench.hold(sale_id, "ann", "second")
     sandbox.put_payment(order.order_id, order.amount)

@@ -1,6 +1,6 @@
 """Frozen processes: one that wakes up after its payment has ended changes nothing.
 
-Its lease ends while it is frozen, the settler takes the payment to its end, and then it goes on
+Its lease ends while it is frozen, the settler takes the payment to its end, and then it continues
 from the very instruction where it stopped: with an old fence, and perhaps with the PG's answer.
 """
 
@@ -36,7 +36,7 @@ OWN_POINTS = [point for point in POINTS if point.startswith(("confirm:", "conclu
 def returning(
     environ: dict[str, str], order: Reservation, payment_key: str, point: str
 ) -> Iterator["subprocess.Popen[str]"]:
-    """The buyer's return in a process of its own, ended with the block."""
+    """The buyer's return in its own process, ended with the block."""
     process = subprocess.Popen(
         [
             sys.executable,

@@ -1,6 +1,6 @@
 """Leases: no confirm without a lease that outlives the call, and none twice.
 
-And the limit on payments of a buyer that could not be used, which is no limit on one under way.
+And the limit on payments of a buyer that could not be used, which is no limit on one in progress.
 """
 
 import time
@@ -59,7 +59,7 @@ def frozen_at(point: str, seconds: float) -> Iterator[None]:
 async def test_the_settler_skips_a_payment_under_another_lease(
     tmp_path: Path, valkey_url: str
 ) -> None:
-    """A payment's webhook arrives while its confirm is under way."""
+    """A payment's webhook arrives while its confirm is in progress."""
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         order = await bench.hold(await bench.sale())
         payment_key = sandbox.put_payment(order.order_id, order.amount)

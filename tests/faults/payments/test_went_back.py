@@ -81,7 +81,7 @@ def flush_before(patch: pytest.MonkeyPatch, bench: Bench, sale_id: str) -> None:
 
 
 async def until(is_so: Callable[[], bool]) -> None:
-    """Wait for the work that goes on after a buyer's request was answered."""
+    """Wait for the work that continues after the response to a buyer's request."""
     give_up_at = time.monotonic() + PATIENCE_SECONDS
     while not is_so():
         assert time.monotonic() < give_up_at

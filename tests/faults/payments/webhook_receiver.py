@@ -71,7 +71,7 @@ class Hooks:
 
 
 async def _body(reader: asyncio.StreamReader) -> bytes:
-    """The next request's body; empty where the PG has hung up."""
+    """The next request's body; empty if the PG has hung up."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
         length = next(

@@ -31,7 +31,7 @@ STEP_LEAST: Final = 1.0
 STEP_MOST: Final = 20.0
 #: Retries of a patient buyer, and repeats of a webhook.
 NUDGE_SECONDS: Final = 20
-#: One of so many confirmed orders is refunded in the end.
+#: One in this many confirmed orders is refunded at the end.
 REFUNDED_OF: Final = 8
 REFUND_ROUNDS_MAX: Final = 20
 #: Of faults that take time, and until the PG's outage ends: longer than any wave.

@@ -1,4 +1,4 @@
-"""Recorded sale: one that ran on a server of its own, and copies of its files.
+"""Recorded sale: one that ran on its own server, and copies of its files.
 
 Each answer is recorded with the number of the last event and the length of the file then, so that
 for any shorter file the answers before its end are known.
@@ -24,7 +24,7 @@ from tests.support.in_process import Bench, bench
 __all__ = ["Answered", "RecordedSale", "contents", "record", "started", "whole"]
 
 BUYERS: Final = 60
-#: After so many of them SQL gets no more events: a later cut is unknown to SQL.
+#: After this many of them SQL gets no more events: a later cut is unknown to SQL.
 FLUSHED_BUYERS: Final = 35
 ITEMS: Final = tuple(
     Item(sku=sku, name=sku.upper(), price=1000, total=100, limit_per_buyer=10) for sku in "ab"
@@ -64,7 +64,7 @@ class RecordedSale(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def appended_file(folder: Path) -> Path:
-    """The file that is written to now; older ones exist beside it during a rewrite."""
+    """The file being written; older ones exist as well during a rewrite."""
     files = (folder / "valkey" / "appendonlydir").glob("*.incr.aof")
     return max(files, key=lambda file: int(file.name.split(".")[-3]))
 

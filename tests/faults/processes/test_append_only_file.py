@@ -22,7 +22,7 @@ from tests.faults.processes.bad_machine import Machine, build, last_sync
 from tests.faults.processes.recorded_sale import RecordedSale, contents, record, started, whole
 from tests.support.in_process import Bench
 
-#: Of the cuts that put Redis behind SQL, one in so many is rebuilt: it takes a second.
+#: Of the cuts that put Redis behind SQL, one in this many is rebuilt: it takes a second.
 REBUILT_OF = 8
 
 push = pytest.mark.slow

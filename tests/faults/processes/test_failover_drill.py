@@ -33,7 +33,7 @@ LAG_SECONDS_MAX = 2.0
 PG_SECONDS = 1.0
 START_SECONDS = 60.0
 SETTLE_SECONDS = 60.0
-#: Two processes answer, whichever is free: so many answers come from both.
+#: Two processes answer, whichever is free: in this many answers both occur.
 ANSWERS_OF_EACH = 4
 #: A waiting page reloads itself.
 RELOAD_SECONDS = 0.2
@@ -134,7 +134,7 @@ def shop(folder: Path) -> Iterator[Shop]:
 
 
 class Buyer:
-    """One buyer on the way back from the PG, in a thread of its own."""
+    """One buyer on the way back from the PG, in its own thread."""
 
     def __init__(self, shop: Shop, order: dict[str, Any], payment_key: str, accept: str) -> None:
         self._url = shop.served.success_url(order, payment_key)
@@ -149,7 +149,7 @@ class Buyer:
         while not self.answers or (
             self.answers[-1].status_code == 503 and time.monotonic() < give_up_at
         ):
-            # A connection of its own each time: any process of the API may get it.
+            # Its own connection each time: any process of the API may get it.
             answer = httpx.get(
                 self._url, headers={"Accept": self._accept}, timeout=60, trust_env=False
             )

@@ -43,7 +43,7 @@ DECLINED = Outcome(name=PaymentOutcome.DECLINED, reason=Reason(Cause.PROVIDER_DE
 
 
 class Shop:
-    """A sale that goes on, regardless of its flusher."""
+    """A sale that continues, regardless of its flusher."""
 
     def __init__(self, bench: Bench, sale_id: str, seed: int) -> None:
         self.bench, self.sale_id, self.chance = bench, sale_id, random.Random(seed)

@@ -66,7 +66,7 @@ class Town(msgspec.Struct, kw_only=True):
 
 
 class Client:
-    """One client with a machine of its own."""
+    """One client on its own machine."""
 
     def __init__(self, town: Town, name: str, draw: random.Random) -> None:
         self.town = town
@@ -140,7 +140,7 @@ class Client:
         return answer
 
     async def pause(self, most: float) -> None:
-        """Sleep for up to so many seconds."""
+        """Sleep for a random time up to this many seconds."""
         await asyncio.sleep(self.draw.random() * most)
 
     def _check(self, method: str, path: str, status: int, answer: dict[str, Any]) -> None:

@@ -40,11 +40,11 @@ class Faults:
         self._tasks: list[asyncio.Task[None]] = []
 
     def let_loose(self, count: int, seconds: float) -> None:
-        """Inject so many of them, within so many seconds."""
+        """Inject this many faults within this many seconds."""
         for number in range(count):
             at = self._draw.random() * seconds
             kind = self._draw.choice(list(KINDS))
-            # A random source of its own: the draws of one fault shift no other's.
+            # Its own random source: the draws of one fault shift no other's.
             draw = self._world.luck("fault", number)
             self._tasks.append(asyncio.create_task(self._later(at, kind, draw)))
 

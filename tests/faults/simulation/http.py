@@ -233,7 +233,7 @@ class _Transport(httpx.AsyncBaseTransport):
 
 
 def json_of(response: Response) -> dict[str, Any]:
-    """The answer's object; empty where it has none."""
+    """The answer's object; empty if it has none."""
     with suppress(msgspec.MsgspecError):
         return msgspec.json.decode(response.body, type=dict[str, Any])
     return {}

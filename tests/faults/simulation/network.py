@@ -51,7 +51,7 @@ class Link(msgspec.Struct, kw_only=True):
 
 
 class Weather(msgspec.Struct, kw_only=True):
-    """All links of a world. SQL has faults of its own: see `tests.faults.simulation.sql`."""
+    """All links of a world. For the faults of SQL see `tests.faults.simulation.sql`."""
 
     redis: Link
     sql: Link

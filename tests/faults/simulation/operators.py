@@ -46,7 +46,7 @@ class Operator(Client):
             self.town.wrong.append(f"the sale could not be made: {answer}")
 
     async def meddle(self) -> None:
-        """Restock, pause, refund, while the sale goes on."""
+        """Restock, pause, refund, during the sale."""
         plan = self._plan
         for number in range(self.draw.randint(0, 5)):
             await self.pause(plan.seconds / 2)

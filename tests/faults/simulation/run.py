@@ -52,7 +52,7 @@ APIS = ("api-1", "api-2")
 #: Virtual seconds after the last buyer in which everything must have come to its end: a PG's
 #: window of 13 minutes, and a webhook that is sent again after 1, 4 and 16 minutes.
 REST_SECONDS = 3_600.0
-#: Faults go on for a while after the last buyer has come.
+#: Faults continue for a while after the last buyer has arrived.
 FAULTS_AFTER_SECONDS = 20.0
 #: Between two checks whether all is done.
 OBSERVE_SECONDS = 10.0
@@ -65,7 +65,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """The result of one seed."""
 
     plan: Plan
-    #: Empty where no problem was found.
+    #: Empty if no problem was found.
     problems: list[str]
     judgement: Judgement | None
     digest: str

@@ -15,7 +15,7 @@ from tests.faults.simulation.run import Ground, ground
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
-#: So many seeds must be enough.
+#: The planted fault must be found within this many seeds.
 SEEDS_MAX = 40
 #: A hang here never ends: the wait is shorter than elsewhere.
 REST_SECONDS = 240.0
@@ -37,7 +37,7 @@ def test_uncounted_stock_is_detected() -> None:
 
 
 def test_a_lost_answer_taken_for_a_decline_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where webhooks come, the money that was taken after all is given back: here none does."""
+    """With webhooks a late charge would be refunded; here none arrives."""
     ask = TossGateway.confirm
 
     async def hasty(self: TossGateway, **what: Any) -> Answer:

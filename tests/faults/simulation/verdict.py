@@ -60,7 +60,7 @@ def problems_of(
     orders: list[dict[str, Any]],
     entries: list[dict[str, Any]],
 ) -> list[str]:
-    """All findings; empty where there are none."""
+    """All findings; empty if there are none."""
     books = books_of(sale_id, audit=audit, orders=orders, entries=entries)
     found = disagreements(books)
     found += [f"{one.name}: {one.reason}" for one in judgement.violations[:PROBLEMS_MAX]]

@@ -118,7 +118,7 @@ class World:
             await self._end_all()
 
     def end_faults(self) -> None:
-        """From now on no fault is active, and every frozen process goes on."""
+        """From now on no fault is active, and every frozen process continues."""
         self.weather.clear()
         self.redis.stalled_until = self.redis.away_until = self.sql.away_until = 0.0
         for slot in self.slots:

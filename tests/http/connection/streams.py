@@ -1,6 +1,6 @@
 """Draws byte streams of requests: good, unusual, contradictory, and with requests in their bodies.
 
-A stream is what one client sends on one connection. Each request of it carries an id of its own,
+A stream is what one client sends on one connection. Each request of it carries its own id,
 which its answer must carry back. A body may hold a request under an id that begins with
 `smuggled`: no answer anywhere may carry that.
 """

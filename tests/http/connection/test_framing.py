@@ -12,7 +12,7 @@ from tests.support.programs import find
 from tests.support.service import Served, eventually, running_service
 
 WISH = msgspec.json.encode({"items": [{"sku": "a", "quantity": 1}], "amount": 1000})
-#: A body that would be a request of its own if it were read as one.
+#: A body that would be a request if it were parsed as one.
 SMUGGLED = request("GET", "/health/live", X_Request_Id="smuggled-0001")
 OFFERS = {
     "a websocket": {"Connection": "Upgrade", "Upgrade": "websocket"},

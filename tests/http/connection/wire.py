@@ -47,7 +47,7 @@ class Wire:
         self.socket.sendall(data)
 
     def send_pieces(self, pieces: Iterable[bytes], pause: float = 0.0) -> None:
-        """Send each piece in a segment of its own, as far as TCP lets a sender choose."""
+        """Send each piece in its own segment, as far as TCP lets a sender choose."""
         for piece in pieces:
             self.socket.sendall(piece)
             time.sleep(pause)

@@ -26,7 +26,7 @@ from tests.support.valkey import MakeServer
 
 @pytest.fixture
 async def here(tmp_path: Path, make_server: MakeServer) -> AsyncIterator[Bench]:
-    """On a server of its own: its list has no other test's sales."""
+    """On its own server: its list has no other test's sales."""
     server = make_server()
     await server.start()
     async with bench(tmp_path / "sql", server.url) as made:

@@ -50,7 +50,7 @@ async def calls(place: Bench, command: str) -> int:
 
 
 async def ticks(place: Bench, count: int) -> None:
-    """Wait until the feed has read the heads of all sales so many times."""
+    """Wait until the feed has read the heads of all sales this many times."""
     goal = await calls(place, "hmget") + count * SALES
     for _ in range(2000):
         if await calls(place, "hmget") >= goal:

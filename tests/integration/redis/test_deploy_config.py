@@ -18,7 +18,7 @@ COMPOSE = ROOT / "compose.yaml"
 #: A start takes a tenth of a second; a busy machine gets a hundred times that.
 START_SECONDS_MAX = 10.0
 
-#: Intended differences between the embedded server and one in a container of its own.
+#: Intended differences between the embedded server and one in its own container.
 OF_THE_PLACE = {
     "bind",
     "daemonize",

@@ -35,7 +35,7 @@ TRIES_MAX = 20
 
 
 class Bench:
-    """A queue and a store in front of a server of their own."""
+    """A queue and a store in front of their own server."""
 
     def __init__(self, server: EmbeddedServer, connections: RedisClient) -> None:
         self.server, self.connections = server, connections

@@ -50,7 +50,7 @@ class Machine:
         """Advance time.
 
         Args:
-            seconds: by so many.
+            seconds: the interval.
             used: this process's share of a core.
             idle: the host's share.
             quota_used: the group's share of its quota.

@@ -128,7 +128,7 @@ def test_the_image_runs_unprivileged_and_stops_on_sigterm() -> None:
     assert last["STOPSIGNAL"] == "SIGTERM"
     assert last["ENTRYPOINT"] == '["reservation"]'
     assert last["CMD"].startswith("[")
-    # A restart on readiness would end payments under way because a sale is closed.
+    # A restart on readiness would end payments in progress because a sale is closed.
     assert "/health/live" in last["HEALTHCHECK"]
 
 

@@ -44,7 +44,7 @@ export class StockChart {
   }
 }
 
-/** A stacked area chart, sold at the bottom; the text beside it has the same values. */
+/** A stacked area chart, sold at the bottom; the text next to it has the same values. */
 function chart(samples) {
   const svg = shape("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" });
   const points = samples.length > 1 ? samples : [...samples, ...samples];

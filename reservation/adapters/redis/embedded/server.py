@@ -76,7 +76,7 @@ class EmbeddedServer:
         maxmemory_bytes: 60 % of the machine's or the container's memory where absent.
         debug_commands: allow DEBUG, for tests.
         take_over: end a server that an earlier process left behind on the same data. Only for a
-            caller with an exclusive lock of its own.
+            caller with its own exclusive lock.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class EmbeddedServer:
 
     @property
     def pid(self) -> int | None:
-        """The process id of the server, or None where none runs."""
+        """The process id of the server, or None if none runs."""
         return lock_holder(self._lock_path)
 
     @property
@@ -209,7 +209,7 @@ class EmbeddedServer:
                 stdout=log,
                 stderr=log,
                 env=_ALLOCATOR | os.environ,
-                # A process group of its own, so that Ctrl-C ends the server's clients first.
+                # Its own process group, so that Ctrl-C ends the server's clients first.
                 process_group=0,
             )  # fmt: skip
 
@@ -299,7 +299,7 @@ async def _wait_until(condition: Callable[[], bool], *, within: float) -> bool:
 
 
 async def _ping(path: Path) -> bytes:
-    """The server's reply to PING; empty where it does not listen yet."""
+    """The server's reply to PING; empty if it does not listen yet."""
     try:
         async with asyncio.timeout(_SILENCE_SECONDS_MAX):
             reader, writer = await asyncio.open_unix_connection(path)
