@@ -280,8 +280,8 @@ class RefundService:
     async def _handle_unsold(self, order: Reservation, held: RefundRecord) -> bool:
         """Handle an unsold order: the bank reversed its deposit, or Redis went back in time.
 
-        The refund continues once the order is sold again or refunded. It ends if the order has ended
-        and the PG shows no money that could go back.
+        The refund continues once the order is sold again or refunded. It ends if the order has
+        ended and the PG shows no money that could be returned.
         """
         order_id, payment_key = order.order_id, order.payment_key or ""
         alarm(Alarm.REFUND_OF_UNSOLD_ORDER, order_id=order_id, status=order.status.value)
