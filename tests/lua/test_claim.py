@@ -123,6 +123,16 @@ async def test_the_success_policy_holds_stock_at_claim_or_is_sold_out(bare_sale:
     await bare_sale.check()
 
 
+async def test_a_claim_under_the_success_policy_expires_no_prepared_order(
+    bare_sale: LuaSale,
+) -> None:
+    await bare_sale.put(hold_policy="success")
+    first, second, old = [await bare_sale.hold(f"b{n}", lines={"b": 3}) for n in range(3)]
+    await bare_sale.run_out(old)
+    assert (await bare_sale.claim(first))[0] == "claimed"
+    assert await bare_sale.claim(second) == ["sold_out", "", "b", "2"]
+
+
 async def test_an_unknown_late_or_outdated_claim_changes_nothing(sale: LuaSale) -> None:
     basket = await sale.hold()
     async with sale.unchanged():

@@ -337,3 +337,10 @@ async def test_a_server_with_lost_events_refuses_and_changes_nothing(
     async with sale.unchanged():
         assert await sale.prepare(sale.basket(), mark=sale.lost(what)) == [["went_back"]]
     assert (await sale.prepare(sale.basket(), mark=sale.mark))[0][0] == "held"
+
+
+async def test_a_caller_that_missed_events_is_served(sale: LuaSale) -> None:
+    await sale.hold("bob")
+    behind = sale.mark
+    await sale.hold("cat")
+    assert (await sale.prepare(sale.basket("ann"), mark=behind))[0][0] == "held"

@@ -43,6 +43,13 @@ async def test_a_permanently_sold_out_item_is_refused_at_once(sale: LuaSale) -> 
     assert await sale.prepare(wish) == [["sold_out", "", "a", "7", "b", "0"]]
 
 
+async def test_overdue_holds_of_exactly_the_missing_units_are_reported(sale: LuaSale) -> None:
+    await sale.sold("buyer-1", lines={"b": 2})
+    old = await sale.hold("old", lines={"b": 3})
+    await sale.run_out(old)
+    assert await sale.prepare(sale.basket("ann", lines={"b": 3})) == [["due", old["order"]]]
+
+
 async def test_units_held_in_the_same_batch_count_as_held(sale: LuaSale) -> None:
     await overdue(sale, a=1)
     taken, late = sale.basket("bob", lines={"b": 5}), sale.basket("ann", lines={"b": 1})

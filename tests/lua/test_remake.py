@@ -3,6 +3,9 @@
 import json
 from typing import Any
 
+import pytest
+
+from reservation.adapters.redis.errors import UnexpectedReply
 from reservation.adapters.redis.scripts import load
 from tests.support.lua_sale import EPOCH, LuaSale
 
@@ -74,3 +77,13 @@ async def test_a_removed_item_is_not_held_again(sale: LuaSale) -> None:
     await sale.put(version=1, digest="e", items=[("a", "A", 1000, 10, 3)], leaving=["b"])
     basket = sale.basket(lines={"b": 1})
     assert await remake(sale, basket) == ["item_gone", "b"]
+
+
+async def test_a_remake_with_a_damaged_list_of_orders_changes_nothing(bare_sale: LuaSale) -> None:
+    await bare_sale.put()
+    basket = bare_sale.basket()
+    list_of_orders = bare_sale.keys.buyer_orders(basket["buyer"])
+    await bare_sale.connections.command("SET", list_of_orders, "no sorted set")
+    async with bare_sale.unchanged():
+        with pytest.raises(UnexpectedReply, match="WRONGTYPE"):
+            await remake(bare_sale, basket)
