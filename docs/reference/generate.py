@@ -1,6 +1,6 @@
-"""Generates the reference pages and the state diagram from the code: `make reference`.
+"""Generates reference pages, the state diagram and the table of mutants: `make reference`.
 
-A page is generated whole; of docs/explanation/architecture.md, the part between two markers is.
+The pages of docs/reference are generated whole, those of docs/explanation between two markers.
 """
 
 import sys
@@ -21,8 +21,10 @@ from api.http.problem_details import (
 from reservation.config.settings import PREFIX, Settings
 from reservation.domain.errors import AmountMismatch, ReservationError
 from reservation.domain.states import EDGES, TRANSITION_RULES
+from tests.faults.mutation.mutants import all_mutants
+from tests.faults.mutation.survivors import reason_to_live
 
-__all__ = ["GENERATED", "ROOT", "architecture_page", "main", "setting_rows"]
+__all__ = ["GENERATED", "ROOT", "between_markers", "main", "setting_rows"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,11 +97,33 @@ def http_errors_page(_: str) -> str:
 
 def architecture_page(page: str) -> str:
     """The page with the state diagram and the table of rules between its markers."""
+    return between_markers(page, f"{_state_diagram()}\n{_rule_table()}")
+
+
+def verification_page(page: str) -> str:
+    """The page with the mutants that no test can distinguish from the scripts."""
+    return between_markers(page, "".join(_equivalent_mutants()))
+
+
+def between_markers(page: str, text: str) -> str:
+    """Replace the part of a page between its markers.
+
+    Raises:
+        ValueError: the page has no markers.
+    """
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError("the markers of the generated part are missing")
-    return f"{before}{BEGIN}\n\n{_state_diagram()}\n{_rule_table()}\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
+
+
+def _equivalent_mutants() -> Iterator[str]:
+    yield "| equivalent mutant | reason |\n|---|---|\n"
+    for mutant in all_mutants(ROOT / "scripts" / "lua"):
+        if reason := reason_to_live(mutant.name):
+            name = mutant.name.replace("|", "\\|")
+            yield f"| `{name}` | {reason} |\n"
 
 
 def _state_diagram() -> str:
@@ -129,6 +153,7 @@ GENERATED: dict[str, Callable[[str], str]] = {
     "docs/reference/settings.md": settings_page,
     "docs/reference/http-errors.md": http_errors_page,
     "docs/explanation/architecture.md": architecture_page,
+    "docs/explanation/verification.md": verification_page,
 }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.reference.generate import GENERATED, ROOT, architecture_page, setting_rows
+from docs.reference.generate import GENERATED, ROOT, between_markers, setting_rows
 from reservation.config.settings import PREFIX, Settings
 
 LITERAL = re.compile(r"`([^`]+)`")
@@ -19,7 +19,7 @@ def test_a_page_is_the_generated_one(name: str) -> None:
 
 def test_a_page_without_markers_is_not_generated() -> None:
     with pytest.raises(ValueError, match="markers"):
-        architecture_page("# Architecture\n")
+        between_markers("# Architecture\n", "text")
 
 
 def literal_defaults() -> dict[str, str]:
