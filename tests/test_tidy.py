@@ -249,6 +249,57 @@ def headings_of(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
+#: Pages about earlier versions; they name the files of their time.
+HISTORIES = {"CHANGELOG.md", "HISTORY.md"}
+FILE_NAMED = re.compile(
+    r"(?<![\w/.*{-])([\w./-]*\w\.(?:py|lua|md|js|css|toml|ya?ml))\b(?:::(\w+))?(?![\w/*{-])"
+)
+FOLDER_NAMED = re.compile(
+    r"(?<![\w/.*{-])"
+    r"((?:api|benchmarks|deploy|docs|loadtests|requirements|reservation|scripts|tests)/[a-z_/]+)"
+    r"(?![\w.*{-])"
+)
+
+
+def names_of_files(path: Path) -> str:
+    """Return the text in which a file may name others: comments, and code spans of a page."""
+    if path.suffix in {".py", ".lua"}:
+        return prose_of(path)
+    if path.suffix == ".md":
+        page = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+        return "\n".join(re.findall(r"`([^`\n]+)`", page))
+    return "\n".join(re.findall(r"(?:#|//|\*) (.*)", path.read_text()))
+
+
+def test_each_file_named_in_prose_exists() -> None:
+    """A file is named by its path or by the end of it, a test by its file and its function."""
+    tails = {tail for path in FILES for tail in tails_of(path.relative_to(ROOT))}
+    readers = [path for path in FILES if path.suffix != ".txt" and path.name not in HISTORIES]
+    gone: list[str] = []
+    for path in readers:
+        text = names_of_files(path)
+        # The README of a folder names that folder's modules.
+        near = (
+            {own.name for own in path.parent.rglob("*.py")} if path.name == "README.md" else tails
+        )
+        for name, function in FILE_NAMED.findall(text):
+            if name.startswith("/") or Path(name).stem.isupper():  # a URL, a placeholder
+                continue
+            known = near if re.fullmatch(r"\w+\.py", name) else tails
+            if name.removeprefix("./") not in known and not (path.parent / name).exists():
+                gone.append(f"{path.relative_to(ROOT)}: {name}")
+            elif function and f"def {function}(" not in (ROOT / name).read_text():
+                gone.append(f"{path.relative_to(ROOT)}: {name}::{function}")
+        folders = [name for name in FOLDER_NAMED.findall(text) if not (ROOT / name).exists()]
+        gone += [f"{path.relative_to(ROOT)}: {name}" for name in folders]
+    assert gone == []
+
+
+def tails_of(path: Path) -> list[str]:
+    """Return the ends of a path: `c`, `b/c` and `a/b/c` of `a/b/c`."""
+    return ["/".join(path.parts[-count:]) for count in range(1, len(path.parts) + 1)]
+
+
 def test_each_test_file_is_one_that_make_test_runs() -> None:
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())
     places = [ROOT / place for place in config["tool"]["pytest"]["ini_options"]["testpaths"]]

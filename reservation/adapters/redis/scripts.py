@@ -30,7 +30,7 @@ def script_folder() -> Path:
 
 @cache
 def load(name: str) -> Script:
-    """The script of this name, its `--@include lib/x.lua` lines replaced by those files.
+    """The script of this name, its `--@include lib/NAME.lua` lines replaced by those files.
 
     Raises:
         FileNotFoundError: no such script, or an include that does not exist.

@@ -13,7 +13,7 @@ SHOWN_MAX = 30
 
 
 def write(report: Report, folder: Path) -> str:
-    """`chaos.json` and `chaos.md` in this folder; the text of the page."""
+    """Write the report as JSON and as a page into this folder; returns the page."""
     folder.mkdir(parents=True, exist_ok=True)
     summary = msgspec.to_builtins(report) | {"violations": report.violations}
     (folder / "chaos.json").write_bytes(msgspec.json.format(msgspec.json.encode(summary)))
