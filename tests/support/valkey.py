@@ -74,3 +74,11 @@ def make_server(tmp_path: Path) -> Iterator[MakeServer]:
     yield make
     for server in made:
         asyncio.run(server.stop(grace_seconds=0))
+
+
+@pytest.fixture
+async def own_server(make_server: MakeServer) -> EmbeddedServer:
+    """A started server of the test's own, to be stopped and started again."""
+    server = make_server()
+    await server.start()
+    return server

@@ -7,29 +7,26 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from sqlalchemy import Engine, event
 
 from reservation.adapters.redis import client as connection
 from reservation.adapters.redis import connection_pool as pool
+from reservation.adapters.redis.embedded.server import EmbeddedServer
 from reservation.application.sales.listing import SaleList
 from reservation.domain.errors import MalformedRequest, SaleNotFound, SaleRecovering
-from reservation.domain.sale import Item, Sale
+from reservation.domain.sale import Sale
 from reservation.domain.sale_settings import SaleDefinition
-from reservation.domain.states import HoldPolicy, SaleStatus
+from reservation.domain.states import SaleStatus
 from reservation.telemetry.metrics import ALARMS
 from reservation.workers.runner import Worker
-from tests.support.in_process import Bench, bench
-from tests.support.valkey import MakeServer
+from tests.support.in_process import Bench, bench, sale_definition
 
 
 @pytest.fixture
-async def here(tmp_path: Path, make_server: MakeServer) -> AsyncIterator[Bench]:
+async def here(tmp_path: Path, own_server: EmbeddedServer) -> AsyncIterator[Bench]:
     """On its own server: its list has no other test's sales."""
-    server = make_server()
-    await server.start()
-    async with bench(tmp_path / "sql", server.url) as made:
+    async with bench(tmp_path / "sql", own_server.url) as made:
         yield made
 
 
@@ -47,19 +44,7 @@ def statements() -> Iterator[list[str]]:
 
 
 def change(**changes: Any) -> SaleDefinition:
-    now_ms = changes.pop("now_ms")
-    made = SaleDefinition(
-        name="Sale",
-        currency="KRW",
-        opens_at_ms=now_ms - 60_000,
-        closes_at_ms=now_ms + 86_400_000,
-        hold_seconds=300,
-        hold_policy=HoldPolicy.PREPARE,
-        virtual_accounts=False,
-        require_admission=False,
-        items=(Item(sku="a", name="A", price=1000, total=10, limit_per_buyer=10),),
-    )
-    return msgspec.structs.replace(made, **changes)
+    return sale_definition(changes.pop("now_ms"), **changes)
 
 
 async def test_invented_sale_ids_cost_no_query_and_no_memory(
@@ -88,13 +73,11 @@ async def test_key_names_are_cached_for_a_bounded_number_of_sales(here: Bench) -
 
 
 async def test_a_sale_created_by_another_process_is_found_at_once(
-    tmp_path: Path, make_server: MakeServer
+    tmp_path: Path, own_server: EmbeddedServer
 ) -> None:
-    server = make_server()
-    await server.start()
     async with (
-        bench(tmp_path / "sql", server.url) as one,
-        bench(tmp_path / "sql", server.url) as other,
+        bench(tmp_path / "sql", own_server.url) as one,
+        bench(tmp_path / "sql", own_server.url) as other,
     ):
         await other.hold(await other.sale())
         for _ in range(20):

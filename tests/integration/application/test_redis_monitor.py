@@ -8,17 +8,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from reservation.adapters.redis.embedded.server import EmbeddedServer
 from reservation.adapters.redis.sale_writer import RedisSaleHead
 from reservation.adapters.sql.payment_intents import Intent
 from reservation.adapters.sql.sales import SaleHead
 from reservation.application.readiness.data_loss import compare
 from reservation.domain.errors import SaleRecovering, Unavailable
-from reservation.domain.sale import Item
 from reservation.domain.sale_settings import SaleDefinition
-from reservation.domain.states import HoldPolicy
 from reservation.telemetry.metrics import PREPARE_CLOSED
-from tests.support.in_process import Bench, bench
-from tests.support.valkey import MakeServer
+from tests.support.in_process import Bench, bench, sale_definition
 
 HEAD = SaleHead(epoch="e", seq=5, chain="c5")
 
@@ -137,17 +135,7 @@ async def test_a_sale_with_events_is_not_created_again(here: Bench, trace: str) 
 async def unfinished(here: Bench, *, seconds_ago: int = 60) -> tuple[str, SaleDefinition]:
     """A sale that was registered in SQL this long ago, and never reached Redis."""
     now_ms = here.service.clock.now_ms()
-    change = SaleDefinition(
-        name="Sale",
-        currency="KRW",
-        opens_at_ms=now_ms - 60_000,
-        closes_at_ms=now_ms + 86_400_000,
-        hold_seconds=300,
-        hold_policy=HoldPolicy.PREPARE,
-        virtual_accounts=False,
-        require_admission=False,
-        items=(Item(sku="a", name="A", price=1000, total=10, limit_per_buyer=10),),
-    )
+    change = sale_definition(now_ms)
     sale_id = f"s{secrets.token_hex(5)}"
     document = msgspec.json.encode(change).decode()
     await here.service.sql.sales.register(sale_id, document, now_ms - seconds_ago * 1000)
@@ -155,11 +143,9 @@ async def unfinished(here: Bench, *, seconds_ago: int = 60) -> tuple[str, SaleDe
 
 
 async def test_holds_are_refused_on_an_unvouched_server(
-    tmp_path: Path, make_server: MakeServer
+    tmp_path: Path, own_server: EmbeddedServer
 ) -> None:
-    server = make_server()
-    await server.start()
-    async with bench(tmp_path / "sql", server.url) as here:
+    async with bench(tmp_path / "sql", own_server.url) as here:
         sale_id = await here.sale()
         here.service.connections.guard()
         with pytest.raises(Unavailable):
@@ -167,8 +153,8 @@ async def test_holds_are_refused_on_an_unvouched_server(
         await here.service.redis_monitor.check_redis()
         await here.hold(sale_id)
 
-        await server.stop()
-        await server.start()
+        await own_server.stop()
+        await own_server.start()
         # The pool reconnects by itself; the sale is intact, but that is not verified yet.
         with pytest.raises(Unavailable):
             await here.hold(sale_id)
@@ -178,29 +164,25 @@ async def test_holds_are_refused_on_an_unvouched_server(
 
 
 async def test_the_monitor_vouches_soon_after_a_restart(
-    tmp_path: Path, make_server: MakeServer
+    tmp_path: Path, own_server: EmbeddedServer
 ) -> None:
-    server = make_server()
-    await server.start()
-    async with bench(tmp_path / "sql", server.url) as here:
+    async with bench(tmp_path / "sql", own_server.url) as here:
         sale_id = await here.sale()
         here.service.connections.guard()
         watching = asyncio.create_task(here.service.redis_monitor.run())
         try:
-            await eventually_holds(here, sale_id)
-            await server.stop()
-            await server.start()
-            await eventually_holds(here, sale_id)
+            await here.eventually_hold(sale_id, refused=Unavailable)
+            await own_server.stop()
+            await own_server.start()
+            await here.eventually_hold(sale_id, refused=Unavailable)
         finally:
             watching.cancel()
 
 
 async def test_unmet_preflight_conditions_close_only_prepare(
-    tmp_path: Path, make_server: MakeServer
+    tmp_path: Path, own_server: EmbeddedServer
 ) -> None:
-    server = make_server()
-    await server.start()
-    async with bench(tmp_path / "sql", server.url) as here:
+    async with bench(tmp_path / "sql", own_server.url) as here:
         sale_id = await here.sale()
         order = await here.hold(sale_id)
         await here.service.connections.command("CONFIG", "SET", "appendfsync", "no")
@@ -219,19 +201,17 @@ async def test_unmet_preflight_conditions_close_only_prepare(
 
 
 async def test_an_unresponsive_server_closes_prepare_by_name(
-    tmp_path: Path, make_server: MakeServer
+    tmp_path: Path, own_server: EmbeddedServer
 ) -> None:
-    server = make_server()
-    await server.start()
-    async with bench(tmp_path / "sql", server.url) as here:
+    async with bench(tmp_path / "sql", own_server.url) as here:
         # The gauge is global: the monitor of an earlier test may have ended while it was set.
         PREPARE_CLOSED.labels("redis").set(0)
         await here.service.redis_monitor.check_redis()
         assert closed_for("redis") == 0
-        await server.stop()
+        await own_server.stop()
         await here.service.redis_monitor.check_redis()
         assert closed_for("redis") == 1
-        await server.start()
+        await own_server.start()
         # A check may still get a connection that the stop has closed.
         async with asyncio.timeout(10):
             while closed_for("redis") != 0:
@@ -240,14 +220,3 @@ async def test_an_unresponsive_server_closes_prepare_by_name(
 
 def closed_for(reason: str) -> float:
     return PREPARE_CLOSED.labels(reason)._value.get()
-
-
-async def eventually_holds(here: Bench, sale_id: str) -> None:
-    async with asyncio.timeout(10):
-        while True:
-            try:
-                await here.hold(sale_id)
-            except Unavailable:
-                await asyncio.sleep(0.02)
-            else:
-                return

@@ -74,6 +74,15 @@ async def servers(make_server: MakeServer) -> tuple[EmbeddedServer, EmbeddedServ
 
 
 @asynccontextmanager
+async def vouched(server: EmbeddedServer, folder: Path) -> AsyncIterator[Bench]:
+    """A service that has checked its server once, through an address of its own."""
+    async with moving_address(server.url) as address, bench(folder, address.url) as here:
+        here.service.connections.guard()
+        await here.service.redis_monitor.check_redis()
+        yield here
+
+
+@asynccontextmanager
 async def watched(address: MovingAddress, folder: Path) -> AsyncIterator[Bench]:
     """A service that checks its server all the time, as an API process does."""
     async with bench(folder, address.url) as here:
@@ -88,22 +97,19 @@ async def watched(address: MovingAddress, folder: Path) -> AsyncIterator[Bench]:
                 await watching
 
 
-async def burst(here: Bench, count: int = 100) -> None:
-    """Leave many idle connections behind."""
-    taken = [await here.service.connections._pool.take() for _ in range(count)]
+async def leave_idle(connections: RedisClient, count: int) -> None:
+    """Open this many connections and return them to the pool."""
+    taken = [await connections._pool.take() for _ in range(count)]
     for wire in taken:
-        here.service.connections._pool.give_back(wire, clean=True)
+        connections._pool.give_back(wire, clean=True)
 
 
-async def eventually_holds(here: Bench, sale_id: str) -> None:
-    async with asyncio.timeout(FOLLOWED_SECONDS):
-        while True:
-            try:
-                await here.hold(sale_id)
-            except ReservationError:
-                await asyncio.sleep(0.02)
-            else:
-                return
+async def fail_over(here: Bench, address: MovingAddress, replica: EmbeddedServer) -> None:
+    """The master's host vanishes under many idle connections, and its replica is promoted."""
+    await leave_idle(here.service.connections, 100)
+    await promote(replica)
+    address.lead_to(replica.url)
+    address.vanish()
 
 
 async def test_a_demoted_master_is_left_for_the_current_one(
@@ -113,12 +119,11 @@ async def test_a_demoted_master_is_left_for_the_current_one(
     async with moving_address(first.url) as address, watched(address, tmp_path) as here:
         sale_id = await here.sale()
         await here.hold(sale_id)
-        await burst(here, 20)
-        async with client_of(second) as client:
-            await client.execute_command("REPLICAOF", "NO", "ONE")
+        await leave_idle(here.service.connections, 20)
+        await promote(second)
         await follow(first, second)
         address.lead_to(second.url)
-        await eventually_holds(here, sale_id)
+        await here.eventually_hold(sale_id)
         async with client_of(second) as client:
             assert await client.xlen(here.service.keys.of(sale_id).outbox) == 3
 
@@ -129,11 +134,8 @@ async def test_a_vanished_host_is_left_after_one_time_out(
     first, second = servers
     async with moving_address(first.url) as address, watched(address, tmp_path) as here:
         sale_id = await here.sale()
-        await burst(here)
-        await promote(second)
-        address.lead_to(second.url)
-        address.vanish()
-        await eventually_holds(here, sale_id)
+        await fail_over(here, address, second)
+        await here.eventually_hold(sale_id)
     async with client_of(first) as client:
         assert (await client.info("replication"))["role"] == "master"
 
@@ -144,10 +146,7 @@ async def test_an_idle_service_leaves_a_vanished_host(
     """Only the monitor calls, and its check must not try one dead connection after the other."""
     first, second = servers
     async with moving_address(first.url) as address, watched(address, tmp_path) as here:
-        await burst(here)
-        await promote(second)
-        address.lead_to(second.url)
-        address.vanish()
+        await fail_over(here, address, second)
         async with client_of(second) as client:
             lives = await client.info("server"), await client.info("replication")
         life = f"{lives[0]['run_id']}/{lives[1]['master_replid']}"
@@ -159,14 +158,14 @@ async def test_an_idle_service_leaves_a_vanished_host(
 async def test_a_check_of_many_sales_may_exceed_one_reply_time_out(
     tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recovery, "ANSWER_SECONDS_MAX", 0.3)
-    monkeypatch.setattr(losses, "SQL_SECONDS_MAX", 0.3)
+    monkeypatch.setattr(recovery, "ANSWER_SECONDS_MAX", 1.0)
+    monkeypatch.setattr(losses, "SQL_SECONDS_MAX", 1.0)
     monkeypatch.setattr(losses, "SALES_AT_ONCE", 1)
     async with moving_address(valkey_url) as address, bench(tmp_path, address.url) as here:
         for _ in range(20):
             await here.sale()
         here.service.connections.guard()
-        address.delay_seconds = 0.02
+        address.delay_seconds = 0.06
         await here.service.redis_monitor.check_redis()
         assert here.service.connections.vouched
 
@@ -176,9 +175,7 @@ async def test_a_master_promoted_again_is_compared_again(
 ) -> None:
     """Its run id is unchanged, and its losses while it was a replica are unknown."""
     first, second = servers
-    async with moving_address(first.url) as address, bench(tmp_path, address.url) as here:
-        here.service.connections.guard()
-        await here.service.redis_monitor.check_redis()
+    async with vouched(first, tmp_path) as here:
         sale_id = await here.sale()
         await promote(second)
         await follow(first, second)
@@ -197,9 +194,7 @@ async def test_a_new_replication_id_under_open_connections_is_followed(
 ) -> None:
     """The replication id changes while every connection stays open and serves."""
     first, second = servers
-    async with moving_address(first.url) as address, bench(tmp_path, address.url) as here:
-        here.service.connections.guard()
-        await here.service.redis_monitor.check_redis()
+    async with vouched(first, tmp_path) as here:
         sale_id = await here.sale()
         await asyncio.gather(*(here.hold(sale_id, f"before-{number}") for number in range(8)))
         await promote(second)
@@ -216,9 +211,7 @@ async def test_a_replica_is_not_vouched_for(
     tmp_path: Path, servers: tuple[EmbeddedServer, EmbeddedServer]
 ) -> None:
     _, second = servers
-    async with moving_address(second.url) as address, bench(tmp_path, address.url) as here:
-        here.service.connections.guard()
-        await here.service.redis_monitor.check_redis()
+    async with vouched(second, tmp_path) as here:
         assert not here.service.connections.vouched
         assert "redis-master" in here.service.redis_monitor.missing
 
@@ -244,9 +237,7 @@ async def test_a_readonly_reply_closes_every_connection(code: str, tmp_path: Pat
 
     server = await asyncio.start_unix_server(answer, tmp_path / "socket")
     connections = RedisClient(f"unix://{tmp_path / 'socket'}", clock=NOW)
-    taken = [await connections._pool.take() for _ in range(5)]
-    for wire in taken:
-        connections._pool.give_back(wire, clean=True)
+    await leave_idle(connections, 5)
     with pytest.raises(StoreUnavailable):
         await connections.command("GET", "x")
     async with asyncio.timeout(5):
@@ -268,12 +259,10 @@ async def test_idle_connections_are_closed_after_a_minute(
     valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert pool.IDLE_SECONDS == 60
-    monkeypatch.setattr(pool, "IDLE_SECONDS", 0.4)
+    monkeypatch.setattr(pool, "IDLE_SECONDS", 1.0)
     async with moving_address(valkey_url) as address:
         connections = RedisClient(address.url, clock=NOW)
-        taken = [await connections._pool.take() for _ in range(10)]
-        for wire in taken:
-            connections._pool.give_back(wire, clean=True)
+        await leave_idle(connections, 10)
         async with asyncio.timeout(10):
             # One stays in use all the time.
             while address.open > 1:
@@ -368,12 +357,10 @@ def sale_calls(
 
 
 async def test_no_call_reaches_an_unvouched_server(
-    tmp_path: Path, make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "ATTEMPT_PAUSES_SECONDS", (0.0,) * 4)
-    server = make_server()
-    await server.start()
-    async with bench(tmp_path / "sql", server.url) as here:
+    async with bench(tmp_path / "sql", own_server.url) as here:
         service = here.service
         sale_id = await here.sale()
         order, other = await here.hold(sale_id), await here.hold(sale_id, "bob")
@@ -382,7 +369,7 @@ async def test_no_call_reaches_an_unvouched_server(
         calls = store_calls(here, order, other, known) | sale_calls(here, sale_id, known)
         service.connections.guard()
         service.connections.vouch_for("another life of the server")
-        async with client_of(server) as client:
+        async with client_of(own_server) as client:
             before = await client.xlen(service.keys.of(sale_id).outbox)
             await client.config_resetstat()
             for name, call in calls.items():
@@ -398,11 +385,9 @@ async def test_no_call_reaches_an_unvouched_server(
 
 
 async def test_the_worker_waits_for_a_vouched_server(
-    tmp_path: Path, make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = make_server()
-    await server.start()
-    async with bench(tmp_path / "sql", server.url) as here:
+    async with bench(tmp_path / "sql", own_server.url) as here:
         sale_id = await here.sale()
         order = await here.hold(sale_id)
         names = here.service.keys.of(sale_id)
@@ -414,7 +399,7 @@ async def test_the_worker_waits_for_a_vouched_server(
             await look()
 
         monkeypatch.setattr(here.service.redis_monitor, "check_redis", later)
-        async with client_of(server) as client:
+        async with client_of(own_server) as client:
 
             async def status() -> object:
                 return await client.hget(names.order(order.order_id), "status")
@@ -441,9 +426,7 @@ async def test_a_time_out_leaves_the_outcome_unknown_and_no_idle_connection(
     monkeypatch.setattr(connection, "SOCKET_TIMEOUT_SECONDS", 0.2)
     async with moving_address(valkey_url) as address:
         connections = RedisClient(address.url, clock=NOW)
-        taken = [await connections._pool.take() for _ in range(5)]
-        for wire in taken:
-            connections._pool.give_back(wire, clean=True)
+        await leave_idle(connections, 5)
         with pytest.raises(StoreUncertain):
             await connections.command("BLPOP", f"none-{secrets.token_hex(4)}", 5)
         assert not connections._pool._wires
