@@ -3,15 +3,19 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
 
 from reservation.application.payments.refunds import RefundWish
 from reservation.bootstrap import Service, opened
 from reservation.config.settings import Settings
 from reservation.domain.alarms import Alarm
-from reservation.domain.payment_gateway import RefundAccount
+from reservation.domain.payment_gateway import Answer, Answered, RefundAccount
 from reservation.domain.payment_timeouts import PaymentTimeouts
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
@@ -21,9 +25,14 @@ from tests.support.sandbox import RunningSandbox, running_sandbox
 
 __all__ = [
     "LIMITS",
+    "approve",
     "current_status",
     "damage",
+    "kept_money",
+    "look_ups_showing",
+    "payment_key_of",
     "raised",
+    "raising",
     "refund_wish",
     "shop",
     "sold",
@@ -77,6 +86,48 @@ async def wait_for_status(service: Service, order: Reservation, status: Status) 
 def raised(name: Alarm) -> float:
     """How often an alarm was raised in this process."""
     return metrics.ALARMS.labels(name)._value.get()
+
+
+@contextmanager
+def raising(alarm: Alarm, times: int = 1) -> Iterator[None]:
+    """Assert that the steps within raise an alarm this often."""
+    before = raised(alarm)
+    yield
+    assert raised(alarm) == before + times
+
+
+@contextmanager
+def look_ups_showing(service: Service, **fields: Any) -> Iterator[None]:
+    """Change these fields of the payment in each answer to a look-up."""
+    look_up = service.gateway.look_up
+
+    async def changed(payment_key: str) -> Answer:
+        answer = await look_up(payment_key)
+        assert isinstance(answer, Answered)
+        return Answered(msgspec.structs.replace(answer.payment, **fields))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service.gateway, "look_up", changed)
+        yield
+
+
+def approve(sandbox: RunningSandbox, payment_key: str, order: Reservation) -> None:
+    """Confirm a payment at the PG without a call of the service."""
+    assert sandbox.confirm(payment_key, order.order_id, order.amount).is_success
+
+
+def kept_money(sandbox: RunningSandbox, order: Reservation) -> int:
+    """The charged money of an order that was not cancelled."""
+    ledger = sandbox.ledger(order.order_id)
+    return ledger["charged"] - ledger["cancelled"]
+
+
+async def payment_key_of(service: Service, order: Reservation) -> str:
+    """The key of the order's own payment."""
+    found = await service.store.read(order.order_id)
+    assert found is not None
+    assert found.payment_key is not None
+    return found.payment_key
 
 
 def refund_wish(order: Reservation, account: RefundAccount | None = None) -> RefundWish:

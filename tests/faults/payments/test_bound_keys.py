@@ -12,7 +12,7 @@ from reservation.domain.payment import Cause, Reason
 from reservation.domain.payment_gateway import RefundAccount
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
-from tests.faults.payments.shop import current_status, refund_wish, shop, wait_for_status
+from tests.faults.payments.shop import approve, current_status, refund_wish, shop, wait_for_status
 from tests.support.in_process import Bench
 from tests.support.sandbox import RunningSandbox
 
@@ -122,7 +122,7 @@ async def test_late_money_is_refunded_under_the_next_key_after_a_refusal(
         service = bench.service
         order = await bench.hold(await bench.sale())
         payment_key = sandbox.put_payment(order.order_id, order.amount)
-        assert sandbox.confirm(payment_key, order.order_id, order.amount).is_success
+        approve(sandbox, payment_key, order)
         await service.releases.release(order, reason=Reason(Cause.BUYER))
         # A refund account for a card payment: the PG refuses the request.
         account = {"bank": "20", "accountNumber": "1002345678", "holderName": "Kim"}

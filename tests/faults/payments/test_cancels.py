@@ -14,7 +14,7 @@ from reservation.domain.errors import Unavailable
 from reservation.domain.payment import Cause, Reason
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
-from tests.faults.payments.shop import current_status, shop, wait_for_status
+from tests.faults.payments.shop import approve, current_status, shop, wait_for_status
 from tests.support.in_process import Bench
 from tests.support.sandbox import RunningSandbox
 
@@ -86,7 +86,7 @@ async def test_a_late_return_during_a_refund_of_late_money_is_not_sold(
         order = await bench.hold(await bench.sale())
         payment_key = sandbox.put_payment(order.order_id, order.amount)
         await service.releases.release(order, reason=Reason(Cause.BUYER))
-        assert sandbox.confirm(payment_key, order.order_id, order.amount).is_success
+        approve(sandbox, payment_key, order)
         sandbox.order_fault("hang", operations=["cancel"], seconds=600, times=1)
         # Not refunded yet: the PG must send the webhook again.
         with pytest.raises(Unavailable):

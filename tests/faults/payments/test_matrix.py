@@ -9,7 +9,8 @@ import random
 import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -93,32 +94,32 @@ async def settle_all(
     assert not problems, f"{listed(problems)}\nagain: {replay}"
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-async def test_the_books_balance_after_each_fault_and_each_crash(
+@pytest.fixture
+async def settle(
     tmp_path: Path,
     valkey_url: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     seed: int,
     request: pytest.FixtureRequest,
+) -> AsyncIterator[Callable[..., Awaitable[None]]]:
+    """`settle_all` in a world of the test's own."""
+    async with world(tmp_path, valkey_url, monkeypatch) as made:
+        yield partial(settle_all, made, seed, request.node.nodeid, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_the_books_balance_after_each_fault_and_each_crash(
+    settle: Callable[..., Awaitable[None]],
 ) -> None:
     assert len(CELLS) >= 500
-    async with world(tmp_path, valkey_url, monkeypatch) as made:
-        await settle_all(made, seed, request.node.nodeid, capsys, times=1)
+    await settle(times=1)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 async def test_the_books_balance_after_ten_thousand_payments(
-    tmp_path: Path,
-    valkey_url: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    seed: int,
-    request: pytest.FixtureRequest,
+    settle: Callable[..., Awaitable[None]],
 ) -> None:
-    async with world(tmp_path, valkey_url, monkeypatch) as made:
-        await settle_all(
-            made, seed, request.node.nodeid, capsys, times=SOAK_TIMES, others=SOAK_STRANGERS
-        )
+    await settle(times=SOAK_TIMES, others=SOAK_STRANGERS)

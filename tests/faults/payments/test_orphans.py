@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 import pytest
 
 from reservation.adapters.sql.payment_intents import Intent, IntentOutcome
@@ -17,9 +16,9 @@ from reservation.application.payments.orphaned import OrphanedPayments
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import SystemClock, as_datetime
 from reservation.domain.payment import Cause, Reason
-from reservation.domain.payment_gateway import Answer, Answered, Payment, PaymentStatus
+from reservation.domain.payment_gateway import Payment, PaymentStatus
 from reservation.domain.reservation import Reservation
-from tests.faults.payments.shop import raised, shop
+from tests.faults.payments.shop import approve, look_ups_showing, raised, raising, shop
 from tests.support.in_process import Bench
 from tests.support.sandbox import RunningSandbox
 
@@ -79,7 +78,7 @@ class Orphan:
         """The PG has carried out the confirm."""
         order = self.order
         await self.asked_for(self.sandbox.put_payment(order.order_id, order.amount, **more))
-        assert self.sandbox.confirm(self.payment_key, order.order_id, order.amount).is_success
+        approve(self.sandbox, self.payment_key, order)
 
     async def run_round(self, *, after_minutes: float = 1) -> bool:
         """The next check; whether the payment has come to its end."""
@@ -172,11 +171,10 @@ async def test_a_payment_unknown_to_the_pg_ends_once_no_charge_is_possible(
         # That is for the requester to decide.
         order = orphan.order
         second = orphan.sandbox.put_payment(order.order_id, order.amount)
-        assert orphan.sandbox.confirm(second, order.order_id, order.amount).is_success
+        approve(orphan.sandbox, second, order)
     await orphan.asked_for("tboxunknown0123456789")
-    before = raised(Alarm.PAYMENT_WITHOUT_ORDER)
-    assert not await orphan.run_round()
-    assert raised(Alarm.PAYMENT_WITHOUT_ORDER) == before + 1
+    with raising(Alarm.PAYMENT_WITHOUT_ORDER):
+        assert not await orphan.run_round()
     assert not await orphan.run_round(after_minutes=5)
     assert await orphan.run_round(after_minutes=7)
     assert await orphan.service.sql.intents.is_cancel_intended(orphan.payment_key)
@@ -239,7 +237,7 @@ async def test_an_answer_about_another_order_does_not_end_a_charged_payment(
     order, sandbox = orphan.order, orphan.sandbox
     await orphan.confirmed()
     second = sandbox.put_payment(order.order_id, order.amount)
-    assert sandbox.confirm(second, order.order_id, order.amount).is_success
+    approve(sandbox, second, order)
     other = await orphan.bench.hold(order.sale_id, "ben")
     sandbox.put_payment(other.order_id, other.amount)
     sandbox.order_fault("other_order", operations=["look_up"], times=1, orderId=order.order_id)
@@ -247,25 +245,13 @@ async def test_an_answer_about_another_order_does_not_end_a_charged_payment(
     assert orphan.shown()["balanceAmount"] == order.amount
 
 
-async def test_an_answer_about_another_payment_ends_no_orphan(
-    orphan: Orphan, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_answer_about_another_payment_ends_no_orphan(orphan: Orphan) -> None:
     await orphan.confirmed()
-    look_up = orphan.service.gateway.look_up
-
-    async def another(payment_key: str) -> Answer:
-        answer = await look_up(payment_key)
-        assert isinstance(answer, Answered)
-        return Answered(
-            msgspec.structs.replace(
-                answer.payment,
-                payment_key="tboxanother0123456789",
-                status=PaymentStatus.EXPIRED,
-                balance_amount=0,
-            )
-        )
-
-    with monkeypatch.context() as patch:
-        patch.setattr(orphan.service.gateway, "look_up", another)
+    another = {
+        "payment_key": "tboxanother0123456789",
+        "status": PaymentStatus.EXPIRED,
+        "balance_amount": 0,
+    }
+    with look_ups_showing(orphan.service, **another):
         assert not await orphan.run_round()
     assert orphan.shown()["balanceAmount"] == orphan.order.amount

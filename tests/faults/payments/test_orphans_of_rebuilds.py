@@ -11,7 +11,7 @@ from reservation.adapters.sql.payment_intents import Intent
 from reservation.bootstrap import Service
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
-from tests.faults.payments.shop import shop
+from tests.faults.payments.shop import approve, shop
 from tests.faults.payments.test_went_back import paid_and_lost, settled
 from tests.support.in_process import Bench
 from tests.support.sandbox import RunningSandbox
@@ -49,7 +49,7 @@ class Place(NamedTuple):
                 epoch=epoch,
             )
         )
-        assert self.sandbox.confirm(key, order.order_id, order.amount).is_success
+        approve(self.sandbox, key, order)
         return key
 
     def money(self, order: Reservation) -> tuple[int, int]:

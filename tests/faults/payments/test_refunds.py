@@ -23,9 +23,13 @@ from reservation.workers import refunder as refunder_module
 from reservation.workers.refunder import Refunder
 from tests.faults.payments.shop import (
     LIMITS,
+    approve,
     current_status,
     damage,
+    look_ups_showing,
+    payment_key_of,
     raised,
+    raising,
     refund_wish,
     shop,
     sold,
@@ -51,6 +55,14 @@ async def until_refunded(service: Service, refunder: Refunder, *orders: Reservat
         assert time.monotonic() < give_up_at
         await refunder.run_once()
         await asyncio.sleep(0.01)
+
+
+async def until_none_pending(service: Service, refunder: Refunder) -> None:
+    """Rounds of the worker until no refund is pending."""
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    while await service.sql.refunds.list_pending(2):
+        assert time.monotonic() < give_up_at
+        await refunder.run_once()
 
 
 def gauge(one: Any) -> float:
@@ -469,7 +481,7 @@ async def test_a_cancel_in_flight_is_kept_after_redis_lost_events(
         payment_key = sandbox.put_payment(order.order_id, order.amount)
         await bench.claim(order, payment_key)
         memory = await bench.remembered(sale_id)
-        assert sandbox.confirm(payment_key, order.order_id, order.amount).is_success
+        approve(sandbox, payment_key, order)
         await bench.finish(order, 1)
         of_it = {"orderId": order.order_id, "operations": ["cancel"], "times": 1}
         sandbox.order_fault("hang", seconds=600, **of_it)
@@ -497,28 +509,22 @@ async def test_the_refund_of_an_unpaid_order_ends_as_refused(
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         service = bench.service
         order = await paid_by_account(bench, sandbox)
-        sold_order = await service.store.read(order.order_id)
-        assert sold_order is not None
-        assert sold_order.payment_key is not None
+        payment_key = await payment_key_of(service, order)
         sandbox.order_fault("error_before_commit", orderId=order.order_id, operations=["cancel"])
         assert not await service.refunds.refund(refund_wish(order, RIGHT))
         sandbox.clear_faults()
-        sandbox.deposit(sold_order.payment_key, reverse=True)
-        await service.notifications.receive(order.order_id, sold_order.payment_key)
+        sandbox.deposit(payment_key, reverse=True)
+        await service.notifications.receive(order.order_id, payment_key)
         refunder = refunder_of(service)
         await refunder.run_once()
         # A new deposit is possible.
         assert len(await service.sql.refunds.list_pending(2)) == 1
         assert await service.settlement.deposit(order.order_id) is Status.EXPIRED
-        before = raised(Alarm.REFUND_PENDING)
-        give_up_at = time.monotonic() + PATIENCE_SECONDS
-        while await service.sql.refunds.list_pending(2):
-            assert time.monotonic() < give_up_at
-            await refunder.run_once()
-        ended = await service.sql.refunds.get(order.order_id)
-        assert ended is not None
-        assert (ended.status, ended.code) == ("refused", "ORDER_NOT_PAID")
-        assert raised(Alarm.REFUND_PENDING) == before
+        with raising(Alarm.REFUND_PENDING, times=0):
+            await until_none_pending(service, refunder)
+            ended = await service.sql.refunds.get(order.order_id)
+            assert ended is not None
+            assert (ended.status, ended.code) == ("refused", "ORDER_NOT_PAID")
         await bench.flush(order.sale_id)
         history = await service.sql.orders.history(order.order_id)
         assert [row.what for row in history if row.kind == "refund"] == ["begun", "refused"]
@@ -531,9 +537,7 @@ async def test_a_pending_refund_detects_the_reversed_deposit(
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         service = bench.service
         order = await paid_by_account(bench, sandbox)
-        sold_order = await service.store.read(order.order_id)
-        assert sold_order is not None
-        payment_key = sold_order.payment_key or ""
+        payment_key = await payment_key_of(service, order)
         await begun(service, order)
         sandbox.deposit(payment_key, reverse=True)
         await service.notifications.receive(order.order_id, payment_key)
@@ -543,10 +547,7 @@ async def test_a_pending_refund_detects_the_reversed_deposit(
         assert sandbox.cancel(payment_key, refundReceiveAccount=account).is_success
         refunder = refunder_of(service)
         await until_refunded(service, refunder, order)
-        give_up_at = time.monotonic() + PATIENCE_SECONDS
-        while await service.sql.refunds.list_pending(2):
-            assert time.monotonic() < give_up_at
-            await refunder.run_once()
+        await until_none_pending(service, refunder)
         done = await service.sql.refunds.get(order.order_id)
         assert done is not None
         assert done.status == "done"
@@ -554,30 +555,18 @@ async def test_a_pending_refund_detects_the_reversed_deposit(
         assert await bench.audited(order.sale_id) == ()
 
 
-async def test_a_look_up_of_another_payment_ends_no_refund(
-    tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_look_up_of_another_payment_ends_no_refund(tmp_path: Path, valkey_url: str) -> None:
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         service = bench.service
         order = await sold(bench, sandbox, await bench.sale(), "ann")
         sandbox.order_fault(
             "error_before_commit", orderId=order.order_id, operations=["cancel"], times=1
         )
-        look_up = service.gateway.look_up
-
-        async def another(payment_key: str) -> Answer:
-            answer = await look_up(payment_key)
-            assert isinstance(answer, Answered)
-            return Answered(
-                msgspec.structs.replace(
-                    answer.payment,
-                    payment_key="tboxanother0123456789",
-                    status=PaymentStatus.CANCELED,
-                    balance_amount=0,
-                )
-            )
-
-        with monkeypatch.context() as patch:
-            patch.setattr(service.gateway, "look_up", another)
+        another = {
+            "payment_key": "tboxanother0123456789",
+            "status": PaymentStatus.CANCELED,
+            "balance_amount": 0,
+        }
+        with look_ups_showing(service, **another):
             assert not await service.refunds.refund(refund_wish(order))
         assert await current_status(service, order) is Status.CONFIRMED
