@@ -1,12 +1,30 @@
-"""Storefront helpers: a sale's items, choosing, holding, the buyer's identity."""
+"""Storefront helpers: a sale's items, choosing, holding, paying, the buyer's identity."""
 
+from collections.abc import Callable
 from typing import Any
 
 from playwright.sync_api import Page, expect
 
+from tests.support.browser import Visit
 from tests.support.service import Served, item
 
-__all__ = ["ITEMS", "NOT_NOW", "buyer_of", "choose", "hold", "orders_of", "statuses_of"]
+__all__ = [
+    "ITEMS",
+    "NOT_NOW",
+    "TIMES",
+    "Visiting",
+    "buyer_of",
+    "choose",
+    "hold",
+    "orders_of",
+    "pay",
+    "result",
+    "statuses_of",
+]
+
+Visiting = Callable[..., Visit]
+
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 ITEMS = [
     item("mug", name="Mug", price=12_000, total=50, limitPerBuyer=4),
@@ -31,6 +49,17 @@ def hold(page: Page, sku: str = "mug", count: int = 1) -> None:
     choose(page, sku, count)
     page.locator("#buy").click()
     expect(page.locator("#hold")).to_be_visible()
+
+
+def pay(page: Page, button: str = "card") -> None:
+    page.locator("#pay").click()
+    page.locator(f"button[value={button}]").click()
+
+
+def result(page: Page, kind: str) -> str:
+    """The result page's text, once it shows this result."""
+    expect(page.locator(f"#result[data-kind={kind}]")).to_be_visible()
+    return page.locator("#result").inner_text()
 
 
 def buyer_of(page: Page) -> dict[str, str]:

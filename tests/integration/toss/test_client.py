@@ -5,11 +5,10 @@ import gzip
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
 
 import pytest
 import structlog
@@ -30,7 +29,7 @@ from reservation.domain.payment_gateway import (
     Unknown,
     VirtualAccount,
 )
-from tests.support.sandbox import RunningSandbox, running_sandbox
+from tests.support.sandbox import RunningSandbox
 
 AMOUNT = 39_000
 ACCOUNT = RefundAccount(bank="20", account_number="1234567890", holder_name="김토스")
@@ -42,17 +41,6 @@ SHORT = TossLimits(
 
 #: Much longer than SHORT: a client that waits for all of it ignored the limit.
 LONG_SECONDS = 20.0
-
-
-@pytest.fixture(scope="module")
-def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSandbox]:
-    with running_sandbox(tmp_path_factory.mktemp("sandbox")) as running:
-        yield running
-
-
-@pytest.fixture
-def order_id() -> str:
-    return f"order-{uuid4().hex}"
 
 
 @asynccontextmanager
