@@ -11,7 +11,7 @@ cursor's lock serializes them, and the one ahead finds a gap, which is the other
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -143,6 +143,28 @@ class Flusher:
             sale.joined, sale.behind = False, True
             raise
 
+    def learn(self, cursors: Mapping[str, int]) -> None:
+        """Take over SQL's last event of each of these sales, so that a flushed one needs no round.
+
+        Args:
+            cursors: sale id -> the number of its last written event.
+        """
+        for sale_id, seq in cursors.items():
+            self._sales.setdefault(sale_id, _Sale(flushed_seq=seq))
+
+    def has_work(self, sale_id: str, *, seq: int, outbox: int) -> bool:
+        """Whether a sale needs a round.
+
+        Args:
+            sale_id: the sale.
+            seq: the number of its last event.
+            outbox: the number of entries in its outbox: one where all is flushed and trimmed.
+        """
+        sale = self._sales.get(sale_id)
+        if sale is None or sale.stopped_at is not None:
+            return True
+        return seq != sale.flushed_seq or outbox != 1
+
     def flushed_seq(self, sale_id: str) -> int:
         """The last event that SQL has, as far as this flusher knows; 0 before its first round."""
         sale = self._sales.get(sale_id)
@@ -190,7 +212,11 @@ class Flusher:
                 return events
         events = await self._outbox.read_pending(sale_id, BATCH)
         sale.pending_checked_at = self._now()
-        if events or not sale.behind:
+        if events:
+            return events
+        if not sale.behind:
+            # Another flusher may have written them.
+            sale.flushed_seq, _ = await self._sql.events.cursor(sale_id)
             return events
         sale.behind = False
         return await self._outbox.read_new(sale_id, BATCH)

@@ -1,24 +1,21 @@
-"""Worker process: runs the background loops, one set per sale, so that no sale delays another."""
+"""Worker process: runs the background loops; a round per sale, so that no sale delays another."""
 
 import asyncio
 import os
 import signal
 import socket
-import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.heartbeat import Heartbeat
+from reservation.adapters.redis.pending_work import PendingWork, PendingWorkReader
 from reservation.adapters.sql.errors import reason_of
 from reservation.bootstrap import Service, opened
 from reservation.config.settings import Settings
 from reservation.domain.alarms import Alarm
-from reservation.domain.errors import ReservationError
-from reservation.domain.rate_limit import Limiter, Rate
 from reservation.telemetry.metrics import (
     FLUSHED,
     OUTBOX_AGE,
@@ -29,8 +26,10 @@ from reservation.telemetry.metrics import (
     served,
 )
 from reservation.workers.flusher import Flusher
+from reservation.workers.loops import forever
 from reservation.workers.reaper import Reaper
 from reservation.workers.refunder import Refunder
+from reservation.workers.sale_rounds import TICK_SECONDS, RoundKind, SaleRounds
 from reservation.workers.settler import Settler
 
 __all__ = ["run"]
@@ -39,7 +38,7 @@ log = structlog.get_logger(__name__)
 
 #: Poll interval for new sales.
 SALES_SECONDS: Final = 0.5
-#: Pauses after an idle round. The reaper is late by at most its pause.
+#: Pauses after an idle round.
 REAP_SECONDS: Final = 0.5
 SETTLE_SECONDS: Final = 0.5
 FLUSH_SECONDS: Final = 0.1
@@ -47,17 +46,6 @@ REFUND_SECONDS: Final = 2.0
 RECHECK_SECONDS: Final = 5.0
 ORPHAN_SECONDS: Final = 2.0
 CLOCK_SECONDS: Final = 5.0
-#: Rounds of one kind at once. Three kinds fit in the connection pool for any number of sales, and
-#: a kind that waits for the PG or for SQL cannot starve the others.
-ROUNDS_AT_ONCE: Final = 64
-#: Upper bound of the exponential back-off after failed rounds.
-BACK_OFF_SECONDS_MAX: Final = 5.0
-#: Transient failures: the network, a server that restarts, a lost lease.
-TRANSIENT: Final = (ReservationError, StoreUnavailable, StoreUncertain, SQLAlchemyError, OSError)
-#: Rate limit of their log lines, per loop and kind of failure.
-LINES: Final = Rate(count=3, per_seconds=60)
-
-_lines = Limiter(LINES)
 
 
 async def run(settings: Settings) -> None:
@@ -97,11 +85,34 @@ class Worker:
             name=f"{socket.gethostname()}-{os.getpid()}",
             role="worker",
         )
-        self._sales: set[str] = set()
+        #: Whether the sales of earlier lives of this process were listed.
+        self._listed = False
         self._expires = True
-        self._places = {
-            name: asyncio.Semaphore(ROUNDS_AT_ONCE) for name in ("reaper", "settler", "flusher")
-        }
+        self._rounds = SaleRounds(
+            PendingWorkReader(service.connections, service.keys).read,
+            (
+                RoundKind(
+                    name="reaper",
+                    once=self._reap,
+                    is_due=_has_overdue_hold,
+                    pause=REAP_SECONDS,
+                ),
+                RoundKind(
+                    name="settler",
+                    once=self._settler.tick,
+                    is_due=self._settler.has_work,
+                    pause=SETTLE_SECONDS,
+                ),
+                RoundKind(
+                    name="flusher",
+                    once=self._flush,
+                    is_due=self._has_unflushed,
+                    pause=FLUSH_SECONDS,
+                ),
+            ),
+            server_now_ms=service.connections.server_now_ms,
+            ready=service.connections.until_vouched,
+        )
 
     async def run(self) -> None:
         """Run all loops until cancelled; those that change sales wait for a vouched server."""
@@ -123,7 +134,8 @@ class Worker:
             self._begin(group, "orphans", self._service.orphaned_payments.run_once, ORPHAN_SECONDS)
             self._begin(group, "rechecks", self._service.recheck.run_once, RECHECK_SECONDS)
             self._begin(group, "refunds", self._refunder.run_once, REFUND_SECONDS)
-            self._begin(group, "sales", lambda: self._start_new_sales(group), SALES_SECONDS)
+            self._begin(group, "sales", self._add_new_sales, SALES_SECONDS)
+            self._begin(group, "looks", lambda: self._rounds.look(group), TICK_SECONDS)
 
     def _begin(
         self,
@@ -131,10 +143,9 @@ class Worker:
         name: str,
         once: Callable[[], Awaitable[int]],
         pause: float,
-        **facts: str,
     ) -> None:
         ready = self._service.connections.until_vouched
-        group.create_task(forever(name, once, pause, ready=ready, **facts))
+        group.create_task(forever(name, once, pause, ready=ready))
 
     async def _beat(self) -> int:
         WORKER_BEAT.set_to_current_time()
@@ -158,19 +169,25 @@ class Worker:
             return 0
         return await self._reaper.run_once(sale_id)
 
-    async def _start_new_sales(self, group: asyncio.TaskGroup) -> int:
-        for sale_id in await self._service.sale_store.ids():
-            if sale_id in self._sales:
-                continue
-            self._sales.add(sale_id)
-            for name, once, pause in (
-                ("reaper", self._reap, REAP_SECONDS),
-                ("settler", self._settler.tick, SETTLE_SECONDS),
-                ("flusher", self._flush, FLUSH_SECONDS),
-            ):
-                round_of_sale = _for_sale(once, sale_id, self._places[name])
-                self._begin(group, name, round_of_sale, pause, sale_id=sale_id)
+    async def _add_new_sales(self) -> int:
+        sale_ids = await self._service.sale_store.ids()
+        new = [sale_id for sale_id in sale_ids if sale_id not in self._rounds]
+        if new:
+            await self._learn_cursors()
+        for sale_id in new:
+            self._rounds.add(sale_id, lively=self._listed)
+        self._listed = True
         return 0
+
+    async def _learn_cursors(self) -> None:
+        try:
+            self._flusher.learn(await self._service.sql.events.cursors())
+        except SQLAlchemyError as error:
+            # Holds expire without SQL too; the flusher reads the cursor of each sale itself.
+            log.warning("cursors_unread", reason=reason_of(error))
+
+    def _has_unflushed(self, sale_id: str, work: PendingWork, _: int) -> bool:
+        return self._flusher.has_work(sale_id, seq=work.seq, outbox=work.outbox)
 
     async def _flush(self, sale_id: str) -> int:
         try:
@@ -191,64 +208,5 @@ class Worker:
         return max(0, self._service.connections.server_now_ms() - waiting[0].at_ms) / 1000
 
 
-def _for_sale(
-    once: Callable[[str], Awaitable[int]], sale_id: str, places: asyncio.Semaphore
-) -> Callable[[], Awaitable[int]]:
-    async def round_of_sale() -> int:
-        async with places:
-            return await once(sale_id)
-
-    return round_of_sale
-
-
-async def forever(
-    name: str,
-    once: Callable[[], Awaitable[int]],
-    pause: float,
-    *,
-    ready: Callable[[], Awaitable[None]] | None = None,
-    **facts: str,
-) -> None:
-    """Repeat a round: at once while there is work, else after a pause.
-
-    Args:
-        name: of the loop, for the log.
-        once: runs one round; returns the amount of work done.
-        pause: in seconds.
-        ready: awaited before each round.
-        facts: for the log.
-    """
-    failures = 0
-    while True:
-        if ready is not None:
-            await ready()
-        try:
-            did = await once()
-            failures = 0
-        except TRANSIENT as error:
-            failures += 1
-            did = 0
-            # While a server is down the rounds of all sales fail the same way.
-            if not _lines.wait(f"{name} {type(error).__name__}", time.monotonic()):
-                log.warning("round_failed", loop=name, reason=reason_of(error), **facts)
-        except Exception as error:  # the loop's top: a bug in one round must not end the others
-            failures += 1
-            did = 0
-            alarm(Alarm.WORKER_BUG, loop=name, reason=type(error).__name__, **facts)
-            log.exception("round_crashed", loop=name, **facts)
-        _raise_if_cancelled()
-        if failures:
-            await asyncio.sleep(min(BACK_OFF_SECONDS_MAX, pause * 2 ** min(failures, 6)))
-        elif not did:
-            await asyncio.sleep(pause)
-
-
-def _raise_if_cancelled() -> None:
-    """End a task whose cancellation was swallowed.
-
-    Before 3.12 `asyncio.wait_for`, with which SQLAlchemy's pool waits for a connection, swallows it
-    when the connection arrives at the same instant; the worker then never ended.
-    """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
+def _has_overdue_hold(_: str, work: PendingWork, server_now_ms: int) -> bool:
+    return work.deadline_ms is not None and work.deadline_ms <= server_now_ms

@@ -9,6 +9,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.adapters.redis.pending_work import PendingWork
 from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.application.payments.settle import PaymentSettlement
 from reservation.domain.clock import Clock
@@ -43,6 +44,11 @@ class _Running:
     def order_ids(self) -> Collection[str]:
         """The orders in flight."""
         return self._tasks.keys()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an order is in flight, or its failure was not reported yet."""
+        return bool(self._tasks or self._failures)
 
     def start(self, order_id: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -86,9 +92,23 @@ class Settler:
         self._settlement = settlement
         self._payments_running = defaultdict[str, _Running](_Running)
         self._accounts_running = defaultdict[str, _Running](_Running)
+        #: Orders in CONFIRMING at the last tick of each sale, as the metric shows.
+        self._undecided = defaultdict[str, int](int)
         least, most = limits.pause_least_seconds, limits.pause_most_seconds
         self._payments = defaultdict[str, Pauses](lambda: Pauses(clock, least, PAYMENT_PAUSE_MAX))
         self._accounts = defaultdict[str, Pauses](lambda: Pauses(clock, least, most))
+
+    def has_work(self, sale_id: str, work: PendingWork, server_now_ms: int) -> bool:
+        """Whether a sale needs a tick: for an order that may be due, or to end the last tick's."""
+        return (
+            work.lease_ms is not None
+            or (work.deposit_ms is not None and work.deposit_ms <= server_now_ms)
+            or self._undecided[sale_id] > 0
+            or any(
+                running.is_busy
+                for running in (self._payments_running[sale_id], self._accounts_running[sale_id])
+            )
+        )
 
     async def tick(self, sale_id: str) -> int:
         """Start the due orders that are not in flight; how many were started.
@@ -119,7 +139,8 @@ class Settler:
             for order_id in pauses.take(due, room, busy=running.order_ids):
                 running.start(order_id, self._settle_one(settle, order_id))
                 taken += 1
-        UNDECIDED.labels(sale_id).set(await self._store.undecided(sale_id))
+        self._undecided[sale_id] = undecided = await self._store.undecided(sale_id)
+        UNDECIDED.labels(sale_id).set(undecided)
         return taken
 
     def _failures(self, sale_id: str) -> list[BaseException]:

@@ -98,6 +98,12 @@ class EventRepository:
             row = found.one_or_none()
         return (row.flushed_seq, row.flushed_chain) if row else (0, "")
 
+    async def cursors(self) -> dict[str, int]:
+        """The number of the last written event of every sale."""
+        async with self._database.read() as connection:
+            found = await connection.execute(select(cursors.c.sale_id, cursors.c.flushed_seq))
+            return {row.sale_id: row.flushed_seq for row in found}
+
     async def list_after(self, sale_id: str, after_seq: int, limit: int) -> list[Event]:
         """The sale's written events after this one, in order."""
         async with self._database.read() as connection:

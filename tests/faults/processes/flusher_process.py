@@ -7,7 +7,7 @@ import sys
 from reservation.bootstrap import opened
 from reservation.config.settings import Settings
 from reservation.workers.flusher import Flusher
-from reservation.workers.runner import forever
+from reservation.workers.loops import forever
 
 PAUSE_SECONDS = 0.005
 

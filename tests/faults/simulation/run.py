@@ -251,6 +251,7 @@ class _Run:
             patch.setattr(observe, "_ids", _fresh(observe, "_ids"))
             for name, seconds in PAUSES.items():
                 patch.setattr(runner, name, seconds)
+            patch.setattr(runner, "TICK_SECONDS", PAUSES["FLUSH_SECONDS"])
             try:
                 yield
             finally:

@@ -193,6 +193,36 @@ async def test_pending_entries_of_a_dead_flusher_are_claimed(bench: Bench, tape:
     await assert_whole(bench, tape)
 
 
+def has_work(flusher: Flusher, bench: Bench, tape: Tape) -> bool:
+    return flusher.has_work("s", seq=len(tape.events), outbox=len(bench.outbox.seqs("s")))
+
+
+async def test_a_flushed_and_trimmed_sale_has_no_work(bench: Bench, tape: Tape) -> None:
+    flusher = bench.flusher()
+    assert has_work(flusher, bench, tape)
+    await flusher.run_once("s")
+    assert has_work(flusher, bench, tape)
+    await bench.drain(flusher)
+    assert not has_work(flusher, bench, tape)
+
+
+async def test_events_that_another_flusher_wrote_are_no_work(bench: Bench, tape: Tape) -> None:
+    second = bench.flusher()
+    await second.run_once("s")
+    await bench.drain(bench.flusher())
+    assert has_work(second, bench, tape)
+    await bench.drain(second)
+    assert not has_work(second, bench, tape)
+
+
+async def test_a_restarted_flusher_has_no_work_in_a_flushed_sale(bench: Bench, tape: Tape) -> None:
+    await bench.drain(bench.flusher())
+    restarted = bench.flusher()
+    restarted.learn(await bench.sql.events.cursors())
+    assert not has_work(restarted, bench, tape)
+    assert restarted.flushed_seq("s") == len(tape.events)
+
+
 async def test_a_gap_is_filled_from_another_consumers_pending_entries(
     bench: Bench, tape: Tape
 ) -> None:
