@@ -33,7 +33,7 @@ WORKDIR /data
 VOLUME /data
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-# Alive, not ready: whoever acts on it would else end payments in progress because a sale is closed.
+# Liveness, not readiness: an orchestrator would otherwise end payments because a sale is closed.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('RESERVATION_PORT', '8000') + '/health/live', timeout=2)"]
 ENTRYPOINT ["reservation"]

@@ -25,7 +25,7 @@ POLL_SECONDS: Final = 0.5
 PAGE: Final = 100
 PAGES_MAX: Final = 100_000
 PRICE: Final = 19_000
-#: A sale that no service has: a query about it only checks the credentials.
+#: The id of no sale: a request for it checks the credentials only.
 NO_SALE: Final = "load-nobody"
 
 

@@ -43,7 +43,7 @@ class Call(msgspec.Struct, kw_only=True):
     body: Mapping[str, Any] | None
     invoked_ns: int
     answered_ns: int | None
-    #: 0 where nothing came back.
+    #: 0 if there was no response.
     status: int
     answer: Mapping[str, Any]
     replayed: bool

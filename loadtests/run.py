@@ -148,7 +148,7 @@ class Run:
             self._ended.set()
 
     def _judgement(self, books: BalanceCheck) -> Judgement | None:
-        """The judgement on the run's history, where there is one."""
+        """The judgement on the run's history, if there is one."""
         if self._recorder is None or self._recording is None:
             return None
         self._recording.kill()

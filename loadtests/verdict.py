@@ -104,7 +104,7 @@ def judge(
         answers: of all the buyers.
         samples: the counters during the run.
         statistics: of the requests; a run without any has proved nothing.
-        judgement: on the recorded history, where there is one.
+        judgement: on the recorded history, if there is one.
         exceptions: of the buyers.
         seen: problems found during the run.
         facts: `sale_id`, `scenario`, `started_at`, `seconds` and `users`.

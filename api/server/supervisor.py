@@ -255,7 +255,7 @@ class Supervisor:
         try:
             sys.stdout.write("".join(f"{line}\n" for line in self._lines()))
             sys.stdout.flush()
-        except OSError as error:  # A full disk or a closed pipe: the service runs all the same.
+        except OSError as error:  # A full disk or a closed pipe: the service continues.
             log.warning("readiness_notice_failed", error=str(error))
 
     async def _wait_until_ready(self) -> None:

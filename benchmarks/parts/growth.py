@@ -63,7 +63,7 @@ def measure(run: Run) -> Section:
     few_load, many_load = Load(run.buyers), Load(run.buyers)
     with running(ours, run.home / "growth" / "many", stock=STOCK) as large:
         _fill(large, _MANY_QUICK if run.quick else _MANY)
-        # Its file is a gigabyte long, and doubles meanwhile.
+        # The append-only file has a gigabyte, and doubles during the run.
         with aof_rewrites.none_meanwhile(large.redis):
             many_script = _script(large, run)
             many_load.run(large.url, seconds=1)

@@ -346,5 +346,5 @@ def _p99(answers: Sequence[Answer]) -> float:
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:
-    """The value at this share; 0 where there is none."""
+    """The value at this share; 0 if there is none."""
     return ordered[int(len(ordered) * share)] if ordered else 0.0

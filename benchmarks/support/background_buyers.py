@@ -32,7 +32,7 @@ class Answer(msgspec.Struct, frozen=True):
 
     #: Seconds since the first of its kind left.
     sent_at: float
-    #: 0 where none came.
+    #: 0 if none came.
     status: int
     ms: float
 

@@ -44,7 +44,7 @@ class Measured(msgspec.Struct, frozen=True):
     refused: int
     #: No answer: the connection failed, or it took too long.
     broken: int
-    #: Requests that left later than the timetable wanted; 0 where there is none.
+    #: Requests that left later than the timetable wanted; 0 if there is none.
     late: int
     p50_ms: float
     p99_ms: float
@@ -85,7 +85,7 @@ class Load:
             url: the server's address.
             seconds: how long.
             connections: how many, each with one request in progress.
-            rate: requests a second; as fast as the answers come where it is None.
+            rate: requests a second; None is as fast as the responses arrive.
         """
         with self.start(url, seconds=seconds, connections=connections, rate=rate) as process:
             output, errors = process.communicate(timeout=seconds + _END_SECONDS_MAX)

@@ -31,7 +31,7 @@ SALE_ID: Final = "bench"
 SKU: Final = "hoodie"
 PRICE: Final = 39_000
 
-#: Never reached, also where a long run goes through the list of buyers again.
+#: Never reached, even if a long run cycles through the buyers.
 _LIMIT_PER_BUYER: Final = 1_000_000
 
 #: No hold expires during a measurement, unless a benchmark wants that.

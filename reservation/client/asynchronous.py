@@ -1,4 +1,4 @@
-"""Former name of `reservation.client.async_client`; goes with the release after 0.2."""
+"""Former name of `reservation.client.async_client`; removed after release 0.2."""
 
 import warnings
 

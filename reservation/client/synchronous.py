@@ -1,4 +1,4 @@
-"""Former name of `reservation.client.client`; goes with the release after 0.2."""
+"""Former name of `reservation.client.client`; removed after release 0.2."""
 
 import warnings
 

@@ -68,7 +68,7 @@ class ReservationError(Exception):
     """A request that is refused: nothing changed.
 
     Args:
-        detail: a sentence that helps the caller; the class's own where absent.
+        detail: a sentence that helps the caller; the class's own if absent.
         facts: extra members of the problem document, in the wire's camelCase.
     """
 

@@ -57,7 +57,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 
 class Basket(msgspec.Struct, frozen=True, kw_only=True):
-    """One buyer's wish. Its order id is derived from sale, buyer and idempotency key."""
+    """One buyer's basket. Its order id is derived from sale, buyer and idempotency key."""
 
     sale_id: str
     order_id: str

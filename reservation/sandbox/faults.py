@@ -39,11 +39,11 @@ class Fault(StrEnum):
     ERROR_AFTER_COMMIT = "error_after_commit"
     #: Done, and answered with an HTML page under status 200.
     GARBAGE = "garbage"
-    #: Done, and answered with megabytes.
+    #: Carried out, with an answer of megabytes.
     OVERSIZED = "oversized"
     #: Done, and the answer comes in crumbs over `seconds`.
     SLOW_DRIP = "slow_drip"
-    #: Done, and the answer has another order, payment, amount or currency.
+    #: Carried out, with another order, payment, amount or currency in the answer.
     OTHER_ORDER = "other_order"
     OTHER_KEY = "other_key"
     OTHER_AMOUNT = "other_amount"
@@ -79,7 +79,7 @@ class FaultRequest(
     #: Share of the matching calls that are hit, drawn with `seed`.
     rate: Annotated[float, Meta(gt=0, le=1)] = 1.0
     seed: int = 0
-    #: Number of hits until the rule is used up; unlimited where absent.
+    #: Number of hits until the rule is used up; unlimited if absent.
     times: Annotated[int, Meta(ge=1)] | None = None
     #: Of `hang` and `slow_drip`. The default outlasts a client that waits for a minute.
     seconds: Annotated[float, Meta(gt=0, le=600)] = 75.0

@@ -70,7 +70,7 @@ class Refusal(Exception):
 
     Args:
         code: the PG's code.
-        message: its message; the code's own where absent.
+        message: its message; that of the code if absent.
     """
 
     def __init__(self, code: str, message: str | None = None) -> None:

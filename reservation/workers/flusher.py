@@ -100,7 +100,7 @@ class _Sale(msgspec.Struct):
 
 
 class Flusher:
-    """Flushes each sale by itself: a stopped sale does not delay another.
+    """Flushes each sale separately: a stopped sale does not delay another.
 
     Args:
         outbox: the source of the entries.

@@ -30,7 +30,7 @@ Returns  the first that applies
   not_found          no such reservation
   claimed            {fence, lease end} the caller may ask the PG for the money, under this fence
   present            {status, outcome} nothing to claim: the payment key's own outcome, or
-                     another key while a payment is in progress or done; outcome "" where none
+                     another key while a payment is in progress or done; outcome "" if none
   attempts_exhausted the order has used up its payment attempts
   expired            the hold has ended and the basket cannot be taken again
   due                {order ids} overdue holds take the stock or the limit: expire them, retry

@@ -231,7 +231,7 @@ async def test_wrong_admin_keys_are_logged_and_rate_limited_by_address(
             break
     assert refusals[-1] == "rate_limited"
     assert len(refusals) > 300
-    # The right key passes from there all the same, and others are not slowed.
+    # The right key still passes from there, and others are not slowed.
     await operators.check(request(settings.admin_api_key, "203.0.113.8"))
     with pytest.raises(Unauthenticated):
         await operators.check(request("guess", "203.0.113.9"))

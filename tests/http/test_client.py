@@ -14,7 +14,7 @@ from tests.support.service import Served, item
 pytestmark = pytest.mark.e2e
 
 AT_ONCE = Retries(first_seconds=0.0)
-#: Which schema of the service's document each answer reads.
+#: The OpenAPI schema behind each response model.
 SCHEMAS = {
     answers.Guest: "GuestAnswer",
     answers.Item: "ItemAnswer",

@@ -318,7 +318,7 @@ def test_a_return_token_does_not_confirm_another_order(stage: Stage, other: str)
     ids=["amount", "buyer", "sale"],
 )
 def test_a_return_token_with_other_claims_is_refused(stage: Stage, changes: dict[str, Any]) -> None:
-    """Only the service can make one; it must not pass all the same."""
+    """Only the service can make one; it must not pass nevertheless."""
     refused(open_success_url(stage, stage.token(Purpose.RETURN, **changes)), 403, "invalid_token")
 
 

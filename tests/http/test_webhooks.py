@@ -21,7 +21,7 @@ TRIES_END_SECONDS = 60 * SCALE * sum(RETRY_MINUTES) + ANSWER_SECONDS * (len(RETR
 
 
 def notify(served: Served, body: object) -> httpx.Response:
-    """The answer; the PG sends a webhook again after a 503, and a busy machine has such moments."""
+    """The response; retried after a 503, as the PG does, because a busy machine may give one."""
     return eventually(
         lambda: served.http.post(WEBHOOKS, json=body), lambda answer: answer.status_code != 503
     )

@@ -40,7 +40,7 @@ _METHODS: Final = frozenset(
 #: HTAB, SP, VCHAR and obs-text (RFC 9110, 5.5); CR and LF appear only in line ends.
 _TEXT: Final = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
 _LINE_ENDS: Final = [b"\r\n" * count for count in range(HEADERS_MAX + 1)]
-#: In a partial head: a control character, or half a line end.
+#: In a partial head: a control character, or an incomplete line end.
 _NOT_TEXT = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)")
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]")

@@ -38,7 +38,7 @@ class _Sample(NamedTuple):
     used: float
     #: The quota that limits this process; without one, the ticks of the host count.
     quota: QuotaUse | None
-    #: Total and idle ticks of the host; 0 where they are not known.
+    #: Total and idle ticks of the host; 0 if unknown.
     ticks: int
     idle: int
 

@@ -71,7 +71,7 @@ class AdminOrderController(Controller):
                 limit=limit,
             )
         except ValueError as error:
-            raise MalformedRequest("cursor is not a cursor of this endpoint.") from error
+            raise MalformedRequest("cursor was not issued by this endpoint.") from error
         return OrdersAnswer(orders=[_order(row) for row in rows], next_cursor=next_cursor)
 
     @get(
@@ -157,7 +157,7 @@ class AdminOrderController(Controller):
                 status=status, cursor=cursor, limit=limit
             )
         except ValueError as error:
-            raise MalformedRequest("cursor is not a cursor of this endpoint.") from error
+            raise MalformedRequest("cursor was not issued by this endpoint.") from error
         return RefundsAnswer(
             refunds=[RefundAnswer.of(row) for row in rows], next_cursor=next_cursor
         )

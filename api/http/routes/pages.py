@@ -148,7 +148,7 @@ def static_routers() -> list[Any]:
     ]
 
 
-#: For a browser while the state of its payment is unknown: it reloads by itself. The page does not
+#: For a browser while the state of its payment is unknown: it reloads itself. The page does not
 #: mention the money, which may be taken already when the page is reloaded.
 PLEASE_WAIT: Final = (
     '<!doctype html><html lang="en"><meta charset="utf-8">'

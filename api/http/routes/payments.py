@@ -276,7 +276,7 @@ def _refuse(
     claims: Claims | None,
     order: Reservation | None,
 ) -> Response[Any]:
-    """A refusal: for a browser the result page, or a page that reloads by itself."""
+    """A refusal: for a browser the result page, or a page that reloads automatically."""
     if not _wants_html(request):
         raise _without_state(error)
     if isinstance(error, _TRANSIENT):

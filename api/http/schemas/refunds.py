@@ -20,7 +20,7 @@ class RefundRequest(RequestModel, frozen=True, kw_only=True):
 
 
 class PendingRefundAnswer(ReservationAnswer, frozen=True, kw_only=True):
-    """The reservation of a pending refund, which continues by itself."""
+    """The reservation of a pending refund, which continues automatically."""
 
     #: Always `refund_pending`.
     code: str

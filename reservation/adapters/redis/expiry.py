@@ -75,7 +75,7 @@ class Expiry:
         """Expire those of the orders that are due (expire.lua); returns their number.
 
         Raises:
-            UnexpectedReply, DecodeError: the error of the first damaged order, where no hold ended;
+            UnexpectedReply, DecodeError: the error of the first damaged order, if no hold ended;
                 where others ended, the error is only logged.
         """
         ended = await self.end(sale_id, order_ids, epoch=epoch)

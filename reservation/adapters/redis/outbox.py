@@ -13,7 +13,7 @@ __all__ = ["GROUP", "RedisOutbox"]
 
 #: The consumer group that flushes to SQL.
 GROUP: Final = "sql"
-#: One consumer name for all flushers: a second or restarted one finds the pending entries.
+#: All flushers share one consumer name, so that a restarted one finds the pending entries.
 CONSUMER: Final = "flusher"
 
 

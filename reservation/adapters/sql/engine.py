@@ -224,7 +224,7 @@ async def _dispose(engines: Engines) -> None:
 
 
 async def _use_wal(engines: Engines) -> None:
-    """Switch the file to a write-ahead log, permanently; no change where it has one."""
+    """Switch the file to a write-ahead log, permanently; no change if it has one."""
     deadline = asyncio.get_running_loop().time() + BUSY_SECONDS
     while True:
         try:

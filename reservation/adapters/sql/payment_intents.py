@@ -53,7 +53,7 @@ class IntentOutcome(Enum):
     WRITTEN = auto()
     #: The same intent was committed before: a repeat.
     ALREADY_WRITTEN = auto()
-    #: The attempt is voided, or its payment is being cancelled: do not ask the PG for its money.
+    #: The attempt is void, or its payment is being cancelled: do not confirm it.
     VOIDED = auto()
     #: Another payment of this order has an intent under the same fence: Redis lost that claim.
     FENCE_OF_ANOTHER_KEY = auto()

@@ -37,7 +37,7 @@ _BOUND: Final = '"bound_to_key":true'
 #: The other definite 4xx, which the PG also binds to the key.
 _MISSING: Final = '"type":"PaymentMissing"'
 _REFUSED: Final = '"type":"Declined"'
-#: The answers after which another try needs another idempotency key.
+#: The answers after which a retry needs another idempotency key.
 _ENDS_KEY: Final = (_BOUND, _MISSING, _REFUSED)
 
 
@@ -50,7 +50,7 @@ class _Shown(NamedTuple):
 
 _CANCELED: Final = PaymentStatus.CANCELED.value
 
-#: Columns that only some answers carry: where absent, the stored value stays.
+#: Columns that only some answers carry: if absent, the stored value stays.
 _KEPT: Final = (
     "method",
     "approved_at_ms",
@@ -111,7 +111,7 @@ class PaymentRepository:
 
         A payment that is older than the stored one changes nothing, nor does one that is shown as
         anything else after it was cancelled. Fields that only some answers
-        carry (method, approval, secret, due date, virtual account) keep their value where absent.
+        carry (method, approval, secret, due date, virtual account) keep their value if absent.
 
         Raises:
             SQLAlchemyError, OSError: the outcome is unknown; retry the same call.

@@ -59,7 +59,7 @@ _HAS_MONEY: Final = (PaymentStatus.DONE, PaymentStatus.PARTIAL_CANCELED)
 
 
 class _Next(msgspec.Struct, frozen=True):
-    """The next check of a payment, and its answered lookups by then."""
+    """The next check of a payment, and the number of its answered lookups."""
 
     pause_ms: int
     looks: int

@@ -145,7 +145,7 @@ class DataLossDetector:
         self._catalog = catalog
         self._marks = connections.marks
         self._clock = clock
-        #: Unique per process, also on one machine and after reuse of a process id.
+        #: Unique per process, even on one machine and after reuse of a process id.
         self._process = f"{socket.gethostname()}-{secrets.token_hex(6)}"
         #: The epochs that SQL returned last.
         self.epochs: dict[str, str] = {}

@@ -88,7 +88,7 @@ class RedisMonitor:
 
     @property
     def gaps(self) -> Mapping[str, str]:
-        """Each sale that waits for a rebuild, and its loss."""
+        """The sales that need a rebuild, each with its loss."""
         return self._catalog.closed
 
     def check(self, sale_id: str) -> None:

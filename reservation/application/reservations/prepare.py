@@ -147,7 +147,7 @@ class PrepareReservations:
     async def is_replay(
         self, sale_id: str, buyer_id: str, idempotency_key: str, digest: str
     ) -> bool:
-        """Whether this key has an order with this body; False also while Redis is down."""
+        """Whether this key has an order with this body; False while Redis is down as well."""
         order_id = self._order_ids.order_id(
             sale_id=sale_id, buyer_id=buyer_id, idempotency_key=idempotency_key
         )

@@ -45,7 +45,7 @@ class Operation(
     client: str
     operation: Literal["prepare", "success", "fail", "release", "read", "refund"]
     invoked_ns: int
-    #: Absent where no answer came.
+    #: Absent if there was no response.
     answered_ns: int | None = None
     buyer: str = ""
     #: The order that was asked about, or that the answer to a prepare names.
@@ -54,7 +54,7 @@ class Operation(
     lines: list[tuple[str, int]] = []
     amount: int = 0
     payment_key: str = ""
-    #: The HTTP status; 0 where nothing came back.
+    #: The HTTP status; 0 if there was no response.
     status: int = 0
     #: The error code of a refusal.
     code: str = ""

@@ -131,7 +131,7 @@ class Rules:
         self.seq += 1
 
     def shortage(self, buyer: str, lines: dict[str, int]) -> list[Any] | None:
-        """Why a basket cannot be taken: the buyer's limit, then the stock."""
+        """The reason to refuse a basket: the buyer's limit, then the stock."""
         for sku, quantity in lines.items():
             taken, limit = self.bought(buyer, sku), self.items[sku].limit
             if taken + quantity > limit:

@@ -6,7 +6,7 @@ from typing import Final
 
 __all__ = ["NEVER", "Windows"]
 
-#: Later than any event.
+#: A number above that of any event.
 NEVER: Final = 1 << 62
 
 

@@ -1,4 +1,4 @@
-"""A whole sale while every part of the service is killed: the books must agree all the same."""
+"""A whole sale while every part of the service is killed: the books must still agree."""
 
 import json
 import random

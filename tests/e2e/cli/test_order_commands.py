@@ -16,7 +16,7 @@ pytestmark = pytest.mark.e2e
 
 
 def run(served: Served, *words: str, status: int = 0) -> str:
-    """The output of a command, or its error message where it fails."""
+    """The output of a command, or its error message if it fails."""
     done = subprocess.run(
         [sys.executable, "-m", "api.cli", *words],
         env={

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 RUNBOOK = ROOT / "docs" / "operations.md"
 BLOCKS = [line.split("  #")[0].strip() for line in "".join(blocks_of(RUNBOOK)).splitlines()]
 TYPED = sorted({*BLOCKS, *typed_in_tables_of(RUNBOOK)})
-#: The output of redis-cli where the server refuses; it exits with 0 all the same.
+#: The output of redis-cli if the server refuses; its exit status is 0 nevertheless.
 REFUSED = re.compile(r"^\(?(error|ERR|NOPERM|WRONGTYPE|NOSCRIPT)\b", re.MULTILINE)
 
 

@@ -141,7 +141,7 @@ def test_unwaivable_conditions_are_refused_in_development_too(tmp_path: Path) ->
 def test_start_up_waits_for_redis_and_then_checks_it(tmp_path: Path) -> None:
     with (
         tempfile.TemporaryDirectory(prefix="rsv-") as folder,
-        # A name that leads to the socket once there is one.
+        # A path to the socket, once it exists.
         serving(
             tmp_path, RESERVATION_REDIS_URL=f"unix://{folder}/valkey.sock", **PRODUCTION
         ) as process,

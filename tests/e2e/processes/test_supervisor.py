@@ -207,7 +207,7 @@ def test_a_killed_process_restarts_at_the_same_address(make_service: Any) -> Non
 
 
 def test_the_sandbox_is_reached_from_this_machine_alone(tmp_path: Path) -> None:
-    """It takes payments without money and has no password, also where the API is on a network."""
+    """It takes payments without money and has no password, even if the API is on a network."""
     service = Service(tmp_path, worker="worker", bind_seconds=3.0, stop_share=1.0)
     service.given = {"RESERVATION_HOST": "127.0.0.2"}
     service.start()

@@ -51,7 +51,7 @@ class Stage:
 
     @property
     def machine(self) -> Machine | None:
-        """Below Redis; absent where there is no C compiler."""
+        """Below Redis; absent without a C compiler."""
         return self.server.machine
 
     @property

@@ -18,7 +18,7 @@ PATIENCE_SECONDS = 20.0
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """One answer, and the times of its request and its end; status 0 where none came."""
+    """One answer, and the times of its request and its end; status 0 if none came."""
 
     status: int
     body: dict[str, Any]

@@ -45,7 +45,7 @@ class Result(msgspec.Struct, frozen=True):
 
 
 def main() -> int:
-    """Hunt; 1 if the scripts as they are fail their own tests."""
+    """Run the mutants; 1 if the unchanged scripts fail their own tests."""
     given = argparse.ArgumentParser()
     given.add_argument("--draw", type=int, default=0, help="how many, 0 is all")
     given.add_argument("--seed", default="", help="draws others")
@@ -67,7 +67,7 @@ def main() -> int:
 
 
 def dead_in(printed: Path) -> frozenset[str]:
-    """The mutants that an earlier hunt killed; survivors are hunted again."""
+    """The mutants that an earlier run killed; survivors are run again."""
     results = [msgspec.json.decode(line, type=Result) for line in printed.read_text().splitlines()]
     return frozenset(one.name for one in results if not one.lives)
 

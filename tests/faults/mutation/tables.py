@@ -1,9 +1,9 @@
 """Tables for docs/explanation/verification.md.
 
-    python -m tests.faults.mutation.tables breakers|mutants [HUNT ...]
+    python -m tests.faults.mutation.tables breakers|mutants [RUN ...]
 
 `breakers` turns each protection off and prints the test that went red and its message; `mutants`
-reads the output of hunts, in which the last line about a mutant counts.
+reads the output of runs, in which the last line about a mutant counts.
 """
 
 import sys

@@ -333,7 +333,7 @@ async def test_a_cancel_behind_a_webhook_storm_is_rechecked_later(
         with raising(Alarm.CANCELLED_AT_THE_PG, times=0):
             for _ in range(100):
                 await service.notifications.receive(order.order_id, payment_key, status="CANCELED")
-        # Also where this process ends now: SQL has it.
+        # Even if this process ends now: SQL has it.
         await service.sql.payments.schedule_check(payment_key, order.order_id, 1)
         with raising(Alarm.CANCELLED_AT_THE_PG):
             assert await service.recheck.run_once() == 1

@@ -112,7 +112,7 @@ async def test_a_process_resumed_after_the_end_neither_charges_nor_sells(
                 process.send_signal(signal.SIGCONT)
                 output, _ = await asyncio.to_thread(process.communicate, None, PATIENCE_SECONDS)
             assert process.returncode == 0
-            # Its buyer gets the truth all the same.
+            # Its buyer still gets the true outcome.
             assert output.splitlines()[-1] == Status.CONFIRMED
             assert await bench.remembered(sale_id) == before
             assert await bench.audited(sale_id) == ()

@@ -80,7 +80,7 @@ async def test_a_404_for_every_payment_releases_no_hold(tmp_path: Path, valkey_u
 
 
 async def test_a_404_for_every_payment_voids_no_attempt(tmp_path: Path, valkey_url: str) -> None:
-    """Its buyer gets no "unknown payment": the PG of the other key does not know it."""
+    """The buyer gets no "unknown payment" although the other merchant's key does not see it."""
     async with shop(tmp_path, valkey_url) as (bench, sandbox):
         sale_id = await bench.sale()
         await sold(bench, sandbox, sale_id)

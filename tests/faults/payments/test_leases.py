@@ -149,7 +149,7 @@ async def test_a_buyer_over_the_limit_sees_the_payment_in_progress(
             )
             assert again.status is Status.CONFIRMING
         await service.confirmation.aclose()
-        # Also where another process, or none any more, asks the PG.
+        # Even if another process, or no process any more, asks the PG.
         found = await service.queries.find(order.order_id)
         assert found is not None
         again = await service.confirmation.confirm(found, payment_key=payment_key, may_claim=True)

@@ -66,7 +66,7 @@ async def test_a_foreign_cancel_raises_an_alarm(
 
 
 async def ended(made: World) -> Story:
-    """One order whose hold ran out, and whose payment the PG approved all the same."""
+    """One order whose hold ran out, and whose payment the PG approved nevertheless."""
     wave = Wave(
         made,
         [Plan(Cell(NONE, "confirm:before_claim", Entry.SETTLER))],

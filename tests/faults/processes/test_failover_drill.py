@@ -37,7 +37,7 @@ SETTLE_SECONDS = 60.0
 ANSWERS_OF_EACH = 4
 #: A waiting page reloads itself.
 RELOAD_SECONDS = 0.2
-#: A claim that no answer after a confirm may make.
+#: A statement that no response after a confirm may contain.
 UNTRUE = re.compile(r"(nothing|no money|not) (was |is )?(charged|taken)", re.IGNORECASE)
 
 

@@ -29,7 +29,7 @@ PAUSE_SECONDS_MAX = 4.0
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """A client's answer; status 0 where nothing came back."""
+    """A client's answer; status 0 if none came."""
 
     status: int
     body: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Event loop in virtual time: where nothing is ready it jumps to the next timer.
+"""Event loop in virtual time: if nothing is ready, it jumps to the next timer.
 
 Every callback belongs to a simulated process, or to none (the network, the servers). A process that
 is frozen keeps its callbacks back; one that was killed never gets them again.
@@ -103,7 +103,7 @@ async def _at_once(func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
 
 
 class _Timer:
-    """A process's timer, which may be held back when it is due and cancelled after that."""
+    """A process's timer, which may be delayed when due and cancelled afterwards."""
 
     __slots__ = ("_args", "_callback", "_context", "_loop", "_owner", "handle")
 

@@ -209,7 +209,7 @@ def an_order(**changes: object) -> Reservation:
             an_order(seq=6, status=Status.CONFIRMING, payment_key="k"),
             9,
         ),
-        # Its payment was voided before any money was asked for; perhaps another one has begun.
+        # Its payment was voided before any money was requested; another one may have begun.
         (
             an_order(seq=9, fence=1),
             an_order(seq=6, status=Status.CONFIRMING, payment_key="k", fence=1),

@@ -382,7 +382,7 @@ async def test_a_second_payment_in_sql_stays_undecided_after_a_rebuild(here: Ben
 
 
 async def test_payments_without_an_order_after_a_rebuild_are_rechecked(here: Bench) -> None:
-    """Also if the sale has lost nothing since, and sells."""
+    """Even if the sale has lost nothing since, and sells."""
     sale_id = await here.sale(
         items=(Item(sku="a", name="A", price=1000, total=1, limit_per_buyer=1),)
     )

@@ -124,7 +124,7 @@ BROKEN: dict[str, list[Facts]] = {
     "redis-disk-low": [with_facts(redis_disk=Disk(total=2001 * MB, free=400 * MB))],
     "sql-disk": [with_facts(sql_disk=Disk(total=2000 * MB, free=63 * MB))],
 }
-#: Row -> facts of a server that hides it.
+#: Row -> the facts reported by a server that hides its value.
 HIDDEN: dict[str, Facts] = {
     "redis-version": with_facts({"valkey_version": None, "redis_version": None}),
     "redis-version-broken": with_facts({"valkey_version": None, "redis_version": "unstable"}),

@@ -31,7 +31,7 @@ let drawn = null;
 
 let removal = Promise.resolve();
 
-/** The PG draws its widgets once in a place: those of another order must be removed first. */
+/** The PG's SDK renders into an empty element only: remove the widgets of another order first. */
 export function dropWidgets() {
   const parts = drawn?.parts ?? [];
   drawn = null;

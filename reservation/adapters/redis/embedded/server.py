@@ -1,4 +1,4 @@
-"""The embedded Valkey server: started by the service where no Redis URL is set."""
+"""The embedded Valkey server: started by the service if no Redis URL is set."""
 
 import asyncio
 import contextlib
@@ -72,8 +72,8 @@ class EmbeddedServer:
 
     Args:
         data_dir: the directory of its file, log, lock and, where the path is short enough, socket.
-        binary: the server program; `find_binary` finds it where absent.
-        maxmemory_bytes: 60 % of the machine's or the container's memory where absent.
+        binary: the server program; `find_binary` finds it if absent.
+        maxmemory_bytes: 60 % of the machine's or the container's memory if absent.
         debug_commands: allow DEBUG, for tests.
         take_over: end a server that an earlier process left behind on the same data. Only for a
             caller with its own exclusive lock.
