@@ -2,7 +2,7 @@
 
 The buyers come over HTTP like any others. Some leave, some are declined and try another card, some
 load the success page again and again. The verdict does not trust the service: it compares the
-audit, the orders in SQL and the PG's own money ledger.
+audit, the orders in SQL and the PG's own money ledger, and has every wrong answer to a buyer.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import itertools
 import random
 import secrets
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Any, Final
@@ -19,6 +19,16 @@ import httpx
 import msgspec
 
 from reservation.verification.balance_check import books_of, disagreements
+from reservation.verification.buyer_requests import Order, sandbox_of
+from reservation.verification.scenario_steps import (
+    Answer,
+    Request,
+    Scenario,
+    members_of,
+    perform,
+)
+from reservation.verification.scenarios import LEFT, live
+from reservation.verification.shopper import NO_SANDBOX, Basket, Crowd, Habits, Shopper
 
 __all__ = ["Demo", "DemoPlan", "Verdict"]
 
@@ -32,8 +42,18 @@ TRY_SECONDS: Final = 0.5
 DRAIN_SECONDS: Final = 180.0
 DRAIN_POLL_SECONDS: Final = 0.5
 PRICE: Final = 19_000
-#: Ends of a payment that came too late: a part of the service was away for as long as the hold.
-_HOLD_RAN_OUT: Final = ("reservation_expired", "expired")
+SKU: Final = "piece"
+#: Allowed ends of a declined card. The last two came too late: a part of the service was away for
+#: as long as the hold.
+_AFTER_DECLINE: Final = ("payment_declined", "reservation_expired", "expired")
+#: A story of the plan as a life of a buyer.
+_LIVES: Final = {"leave": "release_or_leave"}
+#: The demo's words for the ends of a life.
+_WORDS: Final = {"declined": "payment_declined", "confirming": "undecided"}
+#: Every request is repeated by the demo itself until the service answers.
+_HABITS: Final = Habits(status_reads_max=TRIES_MAX, status_wait_seconds=10)
+#: Wrong answers that are kept.
+ACCUSED_MAX: Final = 100
 #: Orders that the verdict reads from SQL in one page.
 PAGE: Final = 100
 HTTP_SECONDS: Final = 30.0
@@ -88,7 +108,16 @@ class Demo:
         self._progress = progress
         self._random = random.Random(plan.seed)  # noqa: S311 - a story, not a secret
         self._outcomes: Counter[str] = Counter()
+        self._accused: list[str] = []
         self.sale_id = f"demo-{secrets.token_hex(4)}"
+        self._crowd = Crowd(
+            sale_id=self.sale_id,
+            habits=_HABITS,
+            accuse=self._accuse,
+            say=self._say,
+            prices={SKU: PRICE},
+            hold_seconds=plan.hold_seconds,
+        )
 
     async def run(self) -> Verdict:
         """Open a sale, let the buyers in, drain, reconcile the books."""
@@ -117,7 +146,7 @@ class Demo:
             "holdPolicy": "prepare",
             "items": [
                 {
-                    "sku": "piece",
+                    "sku": SKU,
                     "name": "Piece",
                     "price": PRICE,
                     "total": self._plan.stock,
@@ -150,82 +179,30 @@ class Demo:
             self._progress(outcome, 1)
 
     async def _buy(self, number: int, story: str) -> str:
-        prepared = await self._prepare(number)
-        if prepared.status_code != HTTPStatus.CREATED:
-            return str(prepared.json().get("code", prepared.status_code))
-        order = prepared.json()
-        checkout: str | None = order["payment"]["checkoutUrl"]
-        if checkout is None:
-            return "no sandbox to pay at"
-        self._sandbox_url = checkout.removesuffix("/checkout")
-        if story == "leave":
-            return await self._leave(order)
-        if story == "decline":
-            declined = await self._pay(order, decline="REJECT_CARD_COMPANY")
-            if declined in _HOLD_RAN_OUT:
-                return declined
-            if declined != "payment_declined":
-                return f"a declined card ended as {declined}"
-        repeats = 5 if story == "refresh" else 1
-        return await self._pay(order, repeats=repeats)
-
-    async def _prepare(self, number: int) -> httpx.Response:
-        headers = {
-            "Authorization": f"Bearer {self._new_token()}",
-            "Idempotency-Key": f"demo-{number}",
-        }
-        body = {"items": [{"sku": "piece", "quantity": 1}], "amount": PRICE}
-        url = f"{self._service_url}/v1/sales/{self.sale_id}/reservations"
-        return await self._send("POST", url, body, headers)
-
-    async def _leave(self, order: dict[str, Any]) -> str:
-        headers = {"X-Reservation-Token": order["token"]}
-        url = f"{self._service_url}/v1/reservations/{order['orderId']}/release"
-        if self._random.random() < 0.5:
-            return "left without a word"
-        answer = await self._send("POST", url, None, headers)
-        return "left" if answer.is_success else f"leaving answered {answer.status_code}"
-
-    async def _pay(
-        self, order: dict[str, Any], *, decline: str | None = None, repeats: int = 1
-    ) -> str:
-        """Authenticate at the PG, come back to the success URL; how the (first) return ended."""
-        wish = {"orderId": order["orderId"], "amount": order["amount"], "method": "card"}
-        if decline:
-            wish["decline"] = decline
-        paid = await self._send("POST", f"{self._sandbox_url}/_payments", wish, {})
-        paid.raise_for_status()
-        query = {
-            "paymentType": "NORMAL",
-            "orderId": order["orderId"],
-            "paymentKey": paid.json()["paymentKey"],
-            "amount": str(order["amount"]),
-        }
-        url = str(httpx.URL(order["payment"]["successUrl"]).copy_merge_params(query))
-        answers = await asyncio.gather(
-            *(self._send("GET", url, None, {"Accept": "application/json"}) for _ in range(repeats))
+        shopper = Shopper(
+            self._crowd,
+            headers={"Authorization": f"Bearer {self._new_token()}"},
+            draw=random.Random(f"{self._plan.seed} {number}"),  # noqa: S311 - a story, not a secret
         )
-        ends = {await self._end(order, answer) for answer in answers}
-        return ends.pop() if len(ends) == 1 else f"repeats differ: {sorted(ends)}"
+        return await perform(_visit(shopper, f"demo-{number}", story), self._ask)
 
-    async def _end(self, order: dict[str, Any], answer: httpx.Response) -> str:
-        if answer.status_code == HTTPStatus.ACCEPTED:
-            return await self._wait_until_settled(order)
-        body = answer.json()
-        return str(body.get("code") or body["status"]).lower()
+    async def _ask(self, request: Request) -> Answer:
+        url = request.url if "://" in request.url else f"{self._service_url}{request.url}"
+        answer = await self._send(request.method, url, request.body, request.headers)
+        if answer.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
+            self._accuse(f"{request.method} {url} was answered 500")
+        return Answer(answer.status_code, members_of(answer.content))
 
-    async def _wait_until_settled(self, order: dict[str, Any]) -> str:
-        url = f"{self._service_url}/v1/reservations/{order['orderId']}?wait=10"
-        headers = {"X-Reservation-Token": order["token"]}
-        for _ in range(TRIES_MAX):
-            answer = await self._send("GET", url, None, headers)
-            status = str(answer.json().get("status", answer.status_code)).lower()
-            if status != "confirming":
-                return "payment_declined" if status == "released" else status
-        return "undecided"
+    def _accuse(self, accusation: str) -> None:
+        if len(self._accused) < ACCUSED_MAX:
+            self._accused.append(accusation)
+
+    def _say(self, order: Order, word: str) -> None:
+        if word == "held" and "payment" in order:
+            self._sandbox_url = sandbox_of(order) or ""
 
     async def _send(
-        self, method: str, url: str, body: Any, headers: dict[str, str]
+        self, method: str, url: str, body: Any, headers: Mapping[str, str]
     ) -> httpx.Response:
         """One request, retried while a part restarts; every call here is idempotent."""
         failure: Exception | None = None
@@ -271,11 +248,12 @@ class Demo:
             problems.append(f"{sold} of {self._plan.stock} sold")
         if held or lag:
             problems.append(f"{held} still held and {lag} events behind after the drain")
+        problems += self._accused
         problems += [
             f"{count} buyers: {outcome}"
             for outcome, count in self._outcomes.items()
             if outcome.startswith(("repeats differ", "a declined card", "leaving answered"))
-            or outcome in ("undecided", "500", "internal_error", "no sandbox to pay at")
+            or outcome in ("undecided", "500", "internal_error", NO_SANDBOX)
         ]
         return Verdict(
             ok=not problems,
@@ -309,3 +287,23 @@ class Demo:
         if not self._sandbox_url:
             return []
         return (await self._send("GET", f"{self._sandbox_url}/_ledger", None, {})).json()["entries"]
+
+
+def _visit(shopper: Shopper, key: str, story: str) -> Scenario[str]:
+    """Prepare, then live the story; its outcome."""
+    order = yield from shopper.prepare(Basket(lines={SKU: 1}, amount=PRICE), key=key)
+    if isinstance(order, str):
+        return order
+    ends = yield from live(shopper, _LIVES.get(story, story), order)
+    first, last = (_WORDS.get(word, word) for word in (ends[0], ends[-1]))
+    if story == "leave":
+        return _left(last)
+    if story == "decline" and first not in _AFTER_DECLINE:
+        return f"a declined card ended as {first}"
+    return last
+
+
+def _left(word: str) -> str:
+    if word == LEFT:
+        return f"left {LEFT}"
+    return "left" if word in ("released", "expired") else f"leaving answered {word}"

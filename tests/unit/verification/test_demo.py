@@ -18,13 +18,15 @@ ORDER = {
 }
 
 
-async def declined_buyer(end: Callable[[], httpx.Response]) -> str:
-    """The demo's record for a buyer with a declined card whose return answers this."""
+async def buyer(
+    story: str, end: Callable[[], httpx.Response], number: int = 0
+) -> tuple[str, list[str]]:
+    """The demo's record for a buyer whose return or release answers this; its accusations."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         if request.url.path == "/_payments":
             return httpx.Response(200, json={"paymentKey": "key"})
-        if request.url.path == "/payments/success":
+        if request.url.path == "/payments/success" or request.url.path.endswith("/release"):
             return end()
         return httpx.Response(201, json=ORDER)
 
@@ -36,7 +38,12 @@ async def declined_buyer(end: Callable[[], httpx.Response]) -> str:
         progress=lambda _text, _count: None,
     )
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as demo._client:
-        return await demo._buy(0, "decline")
+        return await demo._buy(number, story), demo._accused
+
+
+async def declined_buyer(end: Callable[[], httpx.Response]) -> str:
+    """The same for a buyer with a declined card."""
+    return (await buyer("decline", end))[0]
 
 
 async def test_a_declined_card_after_an_expired_hold_is_accepted() -> None:
@@ -61,3 +68,31 @@ async def test_a_declined_buyer_pays_with_another_card() -> None:
         ]
     )
     assert await declined_buyer(lambda: next(ends)) == "confirmed"
+
+
+async def test_an_internal_error_is_a_fault_whatever_the_outcome() -> None:
+    """The verdict reports it, also where a second load of the page ends well."""
+    ends = iter([httpx.Response(500, json={"code": "internal_error"})])
+    confirmed = httpx.Response(200, json={"status": "CONFIRMED"})
+    outcome, accused = await buyer("refresh", lambda: next(ends, confirmed))
+    assert outcome == "confirmed"
+    (accusation,) = accused
+    assert accusation.startswith("GET http://shop.test/payments/success?")
+    assert accusation.endswith(" was answered 500")
+
+
+@pytest.mark.parametrize(
+    ("end", "outcomes"),
+    [
+        (httpx.Response(200, json={"status": "RELEASED"}), {"left", "left without a word"}),
+        (
+            httpx.Response(404, json={"code": "reservation_not_found"}),
+            {"leaving answered reservation_not_found", "left without a word"},
+        ),
+    ],
+)
+async def test_a_leaving_buyer_gives_the_hold_back_or_not(
+    end: httpx.Response, outcomes: set[str]
+) -> None:
+    found = {(await buyer("leave", lambda: end, number))[0] for number in range(10)}
+    assert found == outcomes
