@@ -1,14 +1,13 @@
 """Answers to the buyers: the last one for each order, collected from every process."""
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
 
 from reservation.verification.model.history_format import Operation
 
-__all__ = ["Answers", "LastAnswer", "ends_of"]
+__all__ = ["Answers", "LastAnswer"]
 
 #: Orders whose last answer is kept: some hours of a soak, in some hundred megabytes. The verdict
 #: reports later ones as unchecked.
@@ -108,13 +107,3 @@ class Answers:
         for operation in report.operations:
             self.record(operation)
         return bool(report.orders or report.lives)
-
-
-def ends_of(words: Iterable[str]) -> set[str]:
-    """The ends of one payment in its buyer's answers: more than one word is a contradiction.
-
-    A buyer who came too late, while another had the piece, gets it after all with the same page
-    once it has come back. The history checker judges whether each word was true at its time.
-    """
-    ends = set(words) - {"unknown", "confirming"}
-    return ends - {"reservation_expired"} or ends

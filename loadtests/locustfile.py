@@ -194,12 +194,14 @@ def begin(environment: Environment, runner: Any, web_ui: Any, **_: Any) -> None:
 def brief(environment: Environment, **_: Any) -> None:
     """Pass the plan to this process's buyers."""
     options = _options(environment)
-    Buyer.plan = Plan(
-        sale_id=options.running_sale,
-        mix=mix_of(options.mix, KINDS),
-        think_seconds=options.think_seconds,
-        one_item=options.scenario == "stampede",
-        recorded=options.record,
+    Buyer.begin(
+        Plan(
+            sale_id=options.running_sale,
+            mix=mix_of(options.mix, KINDS),
+            think_seconds=options.think_seconds,
+            one_item=options.scenario == "stampede",
+            recorded=options.record,
+        )
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from loadtests.buyer_outcomes import WRONG_MAX, Answers, ends_of
+from loadtests.buyer_outcomes import WRONG_MAX, Answers
 from loadtests.operator_api import CannotBegin, address_of
 from loadtests.shapes import DEFAULT_SECONDS, SCENARIOS, target_at
 from loadtests.verdict import RequestLine, Sample, Verdict, judge, problems_of_sample, write
@@ -230,10 +230,3 @@ def test_each_scenario_reaches_its_peak_and_ends(scenario: str) -> None:
     assert all(target[1] >= 1 for target in seconds if target)
     assert target_at(scenario, 60, peak=30, run_seconds=60) is None
     assert target_at(scenario, DEFAULT_SECONDS[scenario], peak=30, run_seconds=None) is None
-
-
-def test_a_late_payment_confirmed_afterwards_has_one_outcome() -> None:
-    assert ends_of(["reservation_expired", "unknown", "confirmed"]) == {"confirmed"}
-    assert ends_of(["reservation_expired", "confirming"]) == {"reservation_expired"}
-    assert ends_of(["declined", "confirmed"]) == {"declined", "confirmed"}
-    assert ends_of(["unknown"]) == set()
