@@ -11,6 +11,9 @@ import msgspec
 
 from benchmarks.contenders.launcher import BUYERS_SECRET
 from benchmarks.support.sale import PRICE, SALE_ID, SKU, token_of
+from reservation.verification import buyer_requests as requests
+from reservation.verification.buyer_requests import Order
+from reservation.verification.scenario_steps import Request
 
 __all__ = ["BROKEN", "Answer", "BackgroundBuyers", "Payment", "at_pace"]
 
@@ -40,10 +43,8 @@ class Answer(msgspec.Struct, frozen=True):
 class Payment(msgspec.Struct, frozen=True):
     """A buyer who has authenticated the payment and is about to come back."""
 
-    order_id: str
-    token: str
+    order: Order
     success_url: str
-    query: dict[str, str]
 
 
 class BackgroundBuyers:
@@ -62,14 +63,15 @@ class BackgroundBuyers:
     async def prepare(self) -> httpx.Response:
         """One hold of a new buyer."""
         name = f"bystander-{next(_numbers)}"
-        return await self.http.post(
-            f"/v1/sales/{SALE_ID}/reservations",
-            json={"items": [{"sku": SKU, "quantity": 1}], "amount": PRICE},
-            headers={
-                "Authorization": f"Bearer {token_of(name, secret=BUYERS_SECRET)}",
-                "Idempotency-Key": name,
-            },
+        token = token_of(name, secret=BUYERS_SECRET)
+        request = requests.prepare(
+            SALE_ID,
+            {SKU: 1},
+            amount=PRICE,
+            key=name,
+            headers={"Authorization": f"Bearer {token}"},
         )
+        return await self._send(request)
 
     async def payments(self, count: int) -> list[Payment]:
         """Buyers who are back from the PG's page."""
@@ -83,29 +85,25 @@ class BackgroundBuyers:
 
     async def _payment(self) -> Payment:
         order = (await self.prepare()).raise_for_status().json()
-        sandbox = order["payment"]["checkoutUrl"].removesuffix("/checkout")
-        body = {"orderId": order["orderId"], "amount": order["amount"]}
-        paid = (await self.http.post(f"{sandbox}/_payments", json=body)).raise_for_status().json()
-        query = {
-            "paymentType": "NORMAL",
-            "orderId": order["orderId"],
-            "paymentKey": paid["paymentKey"],
-            "amount": str(order["amount"]),
-        }
-        return Payment(order["orderId"], order["token"], order["payment"]["successUrl"], query)
+        sandbox_url = requests.sandbox_of(order) or ""
+        paid = await self._send(requests.authenticate_payment(sandbox_url, order))
+        key = paid.raise_for_status().json()["paymentKey"]
+        return Payment(order, requests.success_url(order, key))
 
     async def open_success_url(self, payment: Payment) -> httpx.Response:
         """The PG sends the buyer's browser back: the payment is confirmed."""
-        url = httpx.URL(payment.success_url).copy_merge_params(payment.query)
-        return await self.http.get(url, headers={"Accept": "application/json"})
+        return await self._send(requests.come_back(payment.success_url))
 
     async def status_of(self, payment: Payment) -> str:
         """The order's status."""
-        answer = await self.http.get(
-            f"/v1/reservations/{payment.order_id}",
-            headers={"X-Reservation-Token": payment.token},
-        )
+        order = payment.order
+        answer = await self._send(requests.read(order["orderId"], requests.proof_of(order)))
         return answer.raise_for_status().json()["status"]
+
+    async def _send(self, request: Request) -> httpx.Response:
+        return await self.http.request(
+            request.method, request.url, json=request.body, headers=request.headers
+        )
 
 
 async def at_pace(
