@@ -4,37 +4,26 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Mapping
-from http import HTTPStatus
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httptools
 import msgspec
 
-__all__ = ["Answer", "Wire"]
+from reservation.verification.scenario_steps import Answer, members_of
+
+__all__ = ["TimedAnswer", "Wire"]
 
 #: Longer than a user waits in front of a browser; the call's outcome is unknown then.
 PATIENCE_SECONDS = 20.0
 
 
-class Answer(msgspec.Struct, frozen=True):
-    """One answer, and the times of its request and its end; status 0 if none came."""
+class TimedAnswer(Answer, frozen=True):
+    """One answer, and the times of its request and its end."""
 
-    status: int
-    body: dict[str, Any]
     replayed: bool
     asked_ns: int
     read_ns: int
-
-    @property
-    def code(self) -> str:
-        """The code of a problem document, or nothing."""
-        return str(self.body.get("code", ""))
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether it contains a reservation."""
-        return HTTPStatus.OK <= self.status < HTTPStatus.MULTIPLE_CHOICES
 
 
 class _Connection(asyncio.Protocol):
@@ -110,15 +99,15 @@ class Wire:
         body: Mapping[str, Any] | None = None,
         *,
         cut_after: float | None = None,
-    ) -> Answer:
+    ) -> TimedAnswer:
         """One request; never raises for a network error.
 
         Args:
             method: of HTTP.
             path: with its query.
-            headers: in addition to the usual ones.
+            headers: beside the usual ones.
             body: sent as JSON.
-            cut_after: seconds after which the connection is closed, from the end of the request.
+            cut_after: close the connection so many seconds after the request was sent.
         """
         content = b"" if body is None else msgspec.json.encode(body)
         request = self._packed(method, path, headers or {}, content)
@@ -131,13 +120,15 @@ class Wire:
         except (OSError, TimeoutError, httptools.HttpParserError):
             if connection is not None:
                 connection.close()
-            return Answer(0, {}, replayed=False, asked_ns=asked_ns, read_ns=0)
+            return TimedAnswer(0, {}, replayed=False, asked_ns=asked_ns, read_ns=0)
         read_ns = time.monotonic_ns()
         if connection.reusable:
             self._free.append(connection)
         else:
             connection.close()
-        return Answer(connection.status, _members(text), connection.replayed, asked_ns, read_ns)
+        return TimedAnswer(
+            connection.status, members_of(text), connection.replayed, asked_ns, read_ns
+        )
 
     def close(self) -> None:
         """Close every connection."""
@@ -157,18 +148,9 @@ class Wire:
         lines = [
             f"{method} {path} HTTP/1.1",
             f"Host: {self._host}:{self._port}",
-            "Accept: application/json",
             f"Content-Length: {len(content)}",
             *(f"{name}: {value}" for name, value in headers.items()),
         ]
         if content:
             lines.append("Content-Type: application/json")
         return "\r\n".join(lines).encode() + b"\r\n\r\n" + content
-
-
-def _members(text: bytes) -> dict[str, Any]:
-    try:
-        found = msgspec.json.decode(text or b"{}")
-    except msgspec.DecodeError:
-        return {}
-    return found if isinstance(found, dict) else {}
