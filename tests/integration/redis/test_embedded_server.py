@@ -273,6 +273,21 @@ async def test_only_one_of_two_concurrent_starts_runs_a_server(
     assert [type(outcome) for outcome in outcomes if outcome] == [DataDirectoryInUse]
 
 
+async def test_a_concurrent_start_does_not_truncate_the_configuration(
+    make_server: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first server may read it at any moment; a part of it would open a TCP port."""
+    monkeypatch.setattr(embedded, "_PREVIOUS_SECONDS_MAX", 0.2)
+    first, second = make_server(), make_server(maxmemory_bytes=123 * 1024 * 1024)
+    await first.start()
+    configuration = tmp_path / "data" / "valkey.conf"
+    text = configuration.read_text()
+    with configuration.open() as open_file:
+        with pytest.raises(DataDirectoryInUse):
+            await second.start()
+        assert open_file.read() == text
+
+
 async def test_the_loser_of_two_starts_does_not_use_the_winners_server(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

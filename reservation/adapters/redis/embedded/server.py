@@ -176,14 +176,16 @@ class EmbeddedServer:
             self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
             data.mkdir(mode=0o700, exist_ok=True)
             own_socket_directory(self.socket_path, self._home)
-            configuration.write_text(
-                configuration_of(
-                    data=data,
-                    socket_path=self.socket_path,
-                    maxmemory_bytes=self._maxmemory_bytes,
-                    debug_commands=self._debug_commands,
-                )
+            text = configuration_of(
+                data=data,
+                socket_path=self.socket_path,
+                maxmemory_bytes=self._maxmemory_bytes,
+                debug_commands=self._debug_commands,
             )
+            # Replaced in one step: the server of a concurrent start may be reading it.
+            written = configuration.with_suffix(f".{os.getpid()}")
+            written.write_text(text)
+            written.replace(configuration)
         except OSError as error:
             raise EmbeddedServerError(
                 f"{self._home} cannot be written: {error.strerror}"
