@@ -5,32 +5,45 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from playwright.sync_api import APIResponse, Route, expect
+from playwright.sync_api import APIResponse, Page, Route, expect
 
-from tests.support.browser import Visit
 from tests.support.service import Served, eventually
-from tests.support.storefront import ITEMS, NOT_NOW, buyer_of, choose, hold, statuses_of
+from tests.support.storefront import ITEMS, NOT_NOW, Visiting, buyer_of, choose, hold, statuses_of
 
 pytestmark = [pytest.mark.browser, pytest.mark.e2e]
 
-Visiting = Callable[..., Visit]
 
-
-def test_an_answer_that_is_lost_is_asked_for_with_the_same_key(
-    served: Served, visit: Visiting
-) -> None:
-    sale_id = served.sale(items=ITEMS)
-    page = visit().open(f"/sales/{sale_id}")
+def intercept(page: Page, sale_id: str, answer: Callable[[Route, int], None]) -> list[str]:
+    """Answer each prepare of the page by its number, from 1; return the idempotency keys."""
     keys: list[str] = []
 
-    def lose(route: Route) -> None:
-        keys.append(route.request.headers["idempotency-key"])
-        if len(keys) > 1:
+    def handle(route: Route) -> None:
+        if route.request.method != "POST":
             return route.continue_()
-        route.fetch()
-        return route.abort()
+        keys.append(route.request.headers["idempotency-key"])
+        return answer(route, len(keys))
 
-    page.route(re.compile(rf"/v1/sales/{sale_id}/reservations$"), prepares(lose))
+    page.route(reservations_of(sale_id), handle)
+    return keys
+
+
+def reservations_of(sale_id: str) -> re.Pattern[str]:
+    """The address of a sale's prepares and lists."""
+    return re.compile(rf"/v1/sales/{sale_id}/reservations$")
+
+
+def lose(route: Route) -> None:
+    """Let the service answer, and lose its response."""
+    route.fetch()
+    route.abort()
+
+
+def test_a_lost_response_is_retried_with_the_same_key(served: Served, visit: Visiting) -> None:
+    sale_id = served.sale(items=ITEMS)
+    page = visit().open(f"/sales/{sale_id}")
+    keys = intercept(
+        page, sale_id, lambda route, number: lose(route) if number == 1 else route.continue_()
+    )
     hold(page)
     assert len(keys) == 2
     assert len(set(keys)) == 1
@@ -38,37 +51,30 @@ def test_an_answer_that_is_lost_is_asked_for_with_the_same_key(
 
 
 @pytest.mark.slow
-def test_a_service_that_puts_off_is_asked_again_with_the_same_key(
-    served: Served, visit: Visiting
-) -> None:
+def test_a_shed_prepare_is_retried_with_the_same_key(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS)
     page = visit().open(f"/sales/{sale_id}")
-    keys: list[str] = []
-
-    def put_off(route: Route) -> None:
-        keys.append(route.request.headers["idempotency-key"])
-        return route.fulfill(**NOT_NOW) if len(keys) == 1 else route.continue_()
-
-    page.route(re.compile(rf"/v1/sales/{sale_id}/reservations$"), prepares(put_off))
+    keys = intercept(
+        page,
+        sale_id,
+        lambda route, number: route.fulfill(**NOT_NOW) if number == 1 else route.continue_(),
+    )
     hold(page)
     assert len(keys) == 2
     assert len(set(keys)) == 1
 
 
 @pytest.mark.slow
-def test_not_now_does_not_hide_that_an_answer_was_lost(served: Served, visit: Visiting) -> None:
+def test_load_shedding_does_not_discard_the_key_of_a_lost_response(
+    served: Served, visit: Visiting
+) -> None:
     sale_id = served.sale(items=ITEMS)
     page = visit().open(f"/sales/{sale_id}")
-    keys: list[str] = []
-
-    def lose(route: Route) -> None:
-        keys.append(route.request.headers["idempotency-key"])
-        if len(keys) > 1:
-            return route.fulfill(**NOT_NOW)
-        route.fetch()
-        return route.abort()
-
-    page.route(re.compile(rf"/v1/sales/{sale_id}/reservations$"), prepares(lose))
+    keys = intercept(
+        page,
+        sale_id,
+        lambda route, number: lose(route) if number == 1 else route.fulfill(**NOT_NOW),
+    )
     page.clock.install()
     choose(page, "mug")
     page.locator("#buy").click()
@@ -82,21 +88,10 @@ def test_not_now_does_not_hide_that_an_answer_was_lost(served: Served, visit: Vi
     assert served.stock(sale_id, "mug") == (49, 1, 0)
 
 
-def prepares(handle: Callable[[Route], None]) -> Callable[[Route], None]:
-    """Only the POSTs of an address; its GET lists."""
-    return lambda route: handle(route) if route.request.method == "POST" else route.continue_()
-
-
-def test_each_wish_has_a_key_of_its_own(served: Served, visit: Visiting) -> None:
+def test_each_wish_has_its_own_key(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS)
     page = visit().open(f"/sales/{sale_id}")
-    keys: list[str] = []
-
-    def note(route: Route) -> None:
-        keys.append(route.request.headers["idempotency-key"])
-        route.continue_()
-
-    page.route(re.compile(rf"/v1/sales/{sale_id}/reservations$"), prepares(note))
+    keys = intercept(page, sale_id, lambda route, _: route.continue_())
     hold(page)
     page.locator("#give-back").click()
     expect(page.locator("#basket")).to_be_visible()
@@ -106,7 +101,7 @@ def test_each_wish_has_a_key_of_its_own(served: Served, visit: Visiting) -> None
     assert statuses_of(served, sale_id, buyer_of(page)) == ["HELD", "RELEASED"]
 
 
-def test_a_list_from_before_the_hold_does_not_take_it_away(served: Served, visit: Visiting) -> None:
+def test_an_outdated_list_does_not_remove_the_hold(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS)
     page = visit().open(f"/sales/{sale_id}")
     hold(page)
@@ -118,7 +113,7 @@ def test_a_list_from_before_the_hold_does_not_take_it_away(served: Served, visit
         else:
             route.continue_()
 
-    page.route(re.compile(rf"/v1/sales/{sale_id}/reservations$"), keep_the_first)
+    page.route(reservations_of(sale_id), keep_the_first)
     page.locator("#give-back").click()
     while not late:
         page.wait_for_timeout(50)
@@ -135,32 +130,27 @@ def test_a_list_from_before_the_hold_does_not_take_it_away(served: Served, visit
 
 
 @pytest.mark.slow
-def test_no_refusal_makes_a_wish_forgotten_whose_answer_was_lost(
-    served: Served, visit: Visiting
-) -> None:
+def test_a_refusal_keeps_the_key_of_a_lost_response(served: Served, visit: Visiting) -> None:
     """It came before the key lookup: the next press may still find the first one's hold."""
     sale_id = served.sale(items=ITEMS)
     page = visit().open(f"/sales/{sale_id}")
     keys: list[str] = []
     recovering: dict[str, Any] = NOT_NOW | {"json": {"code": "sale_recovering", "status": 503}}
 
-    def lose(route: Route) -> None:
+    def lose_the_first(route: Route) -> None:
         if route.request.method == "GET":
             return route.fulfill(**recovering)
         keys.append(route.request.headers["idempotency-key"])
-        if len(keys) > 1:
-            return route.fulfill(**recovering)
-        route.fetch()
-        return route.abort()
+        return lose(route) if len(keys) == 1 else route.fulfill(**recovering)
 
-    address = re.compile(rf"/v1/sales/{sale_id}/reservations$")
-    page.route(address, lose)
+    address = reservations_of(sale_id)
+    page.route(address, lose_the_first)
     choose(page, "mug")
     page.locator("#buy").click()
     expect(page.locator("#notice")).to_be_visible()
     expect(page.locator("#buy")).to_be_enabled()
     assert len(keys) == 2
-    page.unroute(address, lose)
+    page.unroute(address, lose_the_first)
     with page.expect_request(
         lambda request: request.method == "POST" and bool(address.search(request.url))
     ) as pressed:
@@ -170,7 +160,7 @@ def test_no_refusal_makes_a_wish_forgotten_whose_answer_was_lost(
     assert served.stock(sale_id, "mug") == (49, 1, 0)
 
 
-def test_a_key_whose_hold_has_ended_is_not_used_again(served: Served, visit: Visiting) -> None:
+def test_the_key_of_an_ended_hold_is_not_reused(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS)
     page = visit().open(f"/sales/{sale_id}")
     hold(page)
