@@ -93,9 +93,7 @@ def test_restoring_the_page_from_cache_keeps_the_hold(
     expect(page.locator("#result[data-kind=confirmed]")).to_be_visible()
 
 
-def test_a_cached_page_does_not_show_an_ended_hold(
-    served: Served, visit: Visiting, sale_id: str
-) -> None:
+def test_a_cached_page_hides_an_ended_hold(served: Served, visit: Visiting, sale_id: str) -> None:
     visitor = visit(base_url=served.url)
     page = on_sale(visitor.page, sale_id)
     hold(page)
@@ -109,7 +107,7 @@ def test_a_cached_page_does_not_show_an_ended_hold(
     assert visitor.asked("/v1/reservations/") == []
 
 
-def test_back_from_the_result_does_not_offer_to_pay_again(
+def test_going_back_from_the_result_offers_no_second_payment(
     served: Served, visit: Visiting, sale_id: str
 ) -> None:
     page = on_sale(visit(base_url=served.url).page, sale_id)
@@ -152,9 +150,7 @@ def test_switching_apps_keeps_the_hold_and_refreshes_the_page(
 
 
 @pytest.mark.slow
-def test_of_two_tabs_one_gets_the_last_unit_and_the_other_a_refusal(
-    served: Served, visit: Visiting
-) -> None:
+def test_only_one_of_two_tabs_gets_the_last_unit(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=[item("cap", name="Cap", price=20_000, total=1)])
     context = visit(base_url=served.url).context
     tabs = [on_sale(context.new_page(), sale_id) for _ in range(2)]

@@ -69,7 +69,7 @@ def history_text(served: Served, order_id: str) -> str:
     return found.text
 
 
-def test_a_wrong_key_opens_nothing(visit: Visiting) -> None:
+def test_a_wrong_key_is_refused(visit: Visiting) -> None:
     page = visit().open("/ops")
     page.locator("#key").fill("wrong")
     page.locator("#name").fill("kim")
@@ -80,7 +80,7 @@ def test_a_wrong_key_opens_nothing(visit: Visiting) -> None:
 
 
 @pytest.mark.slow
-def test_the_board_moves_by_itself(served: Served, console: Page, sale_id: str) -> None:
+def test_the_board_updates_itself(served: Served, console: Page, sale_id: str) -> None:
     mug = console.locator("[data-sku=mug]")
     expect(console.locator("#title")).to_have_text("Winter sale")
     expect(mug).to_contain_text("50 available, 0 held, 0 sold of 50")
@@ -114,9 +114,7 @@ def test_a_paused_sale_can_be_resumed(served: Served, console: Page, sale_id: st
     served.hold(sale_id, served.buyer(), items=[("mug", 1)], amount=12_000)
 
 
-def test_a_question_that_is_cancelled_changes_nothing(
-    served: Served, console: Page, sale_id: str
-) -> None:
+def test_a_cancelled_dialog_changes_nothing(served: Served, console: Page, sale_id: str) -> None:
     console.get_by_role("button", name="Close for good").click()
     expect(console.locator("#ask")).to_contain_text("cannot be undone")
     console.get_by_role("button", name="Cancel").click()
@@ -142,7 +140,7 @@ def test_a_confirmed_action_applies_to_the_sale_of_its_dialog(
 
 
 @pytest.mark.slow
-def test_nothing_can_be_done_to_a_sale_that_is_not_shown_yet(
+def test_actions_are_disabled_until_the_sale_is_shown(
     served: Served, visit: Visiting, sale_id: str
 ) -> None:
     page = visit().open(f"/ops?sale={sale_id}")
@@ -180,9 +178,7 @@ def kept_back(page: Page, sale_id: str, do: Callable[[], object]) -> Route:
 
 
 @pytest.mark.slow
-def test_the_sale_that_was_chosen_last_is_shown(
-    served: Served, console: Page, sale_id: str
-) -> None:
+def test_the_last_chosen_sale_is_shown(served: Served, console: Page, sale_id: str) -> None:
     other_id, late = choose_another_slowly(served, console)
     console.locator("#sale").select_option(sale_id)
     with console.expect_response(re.compile(rf"/v1/admin/sales/{other_id}$")):
@@ -204,7 +200,7 @@ def test_a_name_invalid_in_headers_is_reported_at_once(visit: Visiting) -> None:
     expect(page.locator("#notice")).to_be_hidden()
 
 
-def test_pieces_are_added_and_too_many_are_not_withdrawn(
+def test_a_restock_adds_units_and_refuses_an_excessive_withdrawal(
     served: Served, console: Page, sale_id: str
 ) -> None:
     console.get_by_role("button", name="Restock").click()
@@ -270,7 +266,7 @@ def test_an_unreachable_service_is_reported(console: Page) -> None:
     expect(console.locator("#health")).to_contain_text("Holds a second")
 
 
-def test_the_key_is_removed_with_the_session(console: Page) -> None:
+def test_the_admin_key_ends_with_the_session(console: Page) -> None:
     console.get_by_role("button", name="Sign out").click()
     expect(console.locator("#console")).to_be_hidden()
     assert console.evaluate("sessionStorage.length + localStorage.length") == 0

@@ -46,7 +46,7 @@ def pay_in(served: Served, page: Page, order: dict[str, Any]) -> None:
         ("ko-KR", "우리은행", "아래 계좌로 입금해 주세요"),
     ],
 )
-def test_the_result_page_shows_where_to_pay_in(
+def test_the_result_page_shows_the_virtual_account(
     served: Served, visit: Visiting, locale: str, bank: str, words: str
 ) -> None:
     sale_id = served.sale(items=ITEMS, virtualAccounts=True)
@@ -70,9 +70,7 @@ def test_the_result_page_shows_where_to_pay_in(
     expect(page.locator("#account-number")).to_have_text(account["accountNumber"])
 
 
-def test_the_page_shows_the_deposit_when_its_buyer_is_back_from_the_bank(
-    served: Served, visit: Visiting
-) -> None:
+def test_a_returning_buyer_sees_the_received_deposit(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS, virtualAccounts=True)
     visitor = visit()
     page = visitor.open(f"/sales/{sale_id}")
@@ -87,9 +85,7 @@ def test_the_page_shows_the_deposit_when_its_buyer_is_back_from_the_bank(
     expect(page.locator("#account")).to_be_hidden()
 
 
-def test_an_account_that_cannot_be_read_now_is_asked_for_again(
-    served: Served, visit: Visiting
-) -> None:
+def test_an_unreadable_account_is_requested_again(served: Served, visit: Visiting) -> None:
     """SQL is away: the order can be read, and the account cannot."""
     sale_id = served.sale(items=ITEMS, virtualAccounts=True)
     visitor = visit()
@@ -165,7 +161,7 @@ def ask_for_refund(console: Page, number: str) -> None:
     expect(console.locator("#ask")).to_be_hidden()
 
 
-def test_a_card_payment_asks_for_no_account(served: Served, visit: Visiting) -> None:
+def test_a_card_refund_needs_no_bank_account(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS)
     order = served.hold(sale_id, served.buyer(), items=[("mug", 1)], amount=12_000)
     served.open_success_url(order, served.pay(order))

@@ -121,7 +121,7 @@ def test_leaving_for_the_payment_page_keeps_the_hold(served: Served, visit: Visi
     assert statuses_of(served, sale_id, buyer_of(page)) == ["HELD"]
 
 
-def test_a_page_that_the_browser_kept_reads_its_hold_again(served: Served, visit: Visiting) -> None:
+def test_a_restored_page_reads_its_hold_again(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS)
     visitor = visit()
     page = visitor.open(f"/sales/{sale_id}")
@@ -139,7 +139,7 @@ def test_a_page_that_the_browser_kept_reads_its_hold_again(served: Served, visit
     assert worker.evaluate("self.told") == 0
 
 
-def test_give_back_gives_back(served: Served, visit: Visiting) -> None:
+def test_the_release_button_releases_the_hold(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS)
     page = visit().open(f"/sales/{sale_id}")
     hold(page, "cap")
@@ -150,7 +150,7 @@ def test_give_back_gives_back(served: Served, visit: Visiting) -> None:
     assert served.stock(sale_id, "cap") == (5, 0, 0)
 
 
-def test_a_release_whose_answer_was_lost_is_repeated(served: Served, visit: Visiting) -> None:
+def test_a_release_with_a_lost_response_is_retried(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS)
     page = visit().open(f"/sales/{sale_id}")
     hold(page, "cap")
@@ -194,7 +194,7 @@ def test_an_expired_hold_is_explained_in_korean(served: Served, visit: Visiting)
 
 
 @pytest.mark.slow
-def test_a_hold_that_is_over_by_the_pages_clock_alone_is_asked_for_calmly(
+def test_a_hold_expired_only_by_the_page_clock_is_polled_slowly(
     served: Served, visit: Visiting
 ) -> None:
     sale_id = served.sale(items=ITEMS, holdSeconds=60)
@@ -220,7 +220,7 @@ def test_a_hold_that_is_over_by_the_pages_clock_alone_is_asked_for_calmly(
 
 
 @pytest.mark.slow
-def test_a_page_whose_machine_slept_asks_the_service_again(served: Served, visit: Visiting) -> None:
+def test_a_page_requests_its_hold_after_the_machine_slept(served: Served, visit: Visiting) -> None:
     """The page's own clock stops meanwhile, and no event reports it."""
     sale_id = served.sale(items=ITEMS)
     page = visit().open(f"/sales/{sale_id}")

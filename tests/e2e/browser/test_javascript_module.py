@@ -78,7 +78,9 @@ def test_a_refusal_has_its_code_and_facts(served: Served, shop: Page) -> None:
 
 
 @pytest.mark.slow
-def test_a_lost_answer_is_asked_for_again_and_holds_once(served: Served, shop: Page) -> None:
+def test_a_prepare_with_a_lost_response_is_retried_and_held_once(
+    served: Served, shop: Page
+) -> None:
     sale_id = served.sale(items=[item("a")])
     lost: list[int] = []
 
@@ -194,7 +196,7 @@ def test_stock_events_arrive_until_the_feed_is_stopped(served: Served, shop: Pag
 
 
 @pytest.mark.slow
-def test_stock_that_was_refused_comes_later(served: Served, shop: Page) -> None:
+def test_a_refused_stock_stream_is_retried(served: Served, shop: Page) -> None:
     """A proxy without a service behind it refuses, and the browser would never ask again."""
     sale_id = served.sale(items=[item("a")])
     asked: list[str] = []
@@ -211,7 +213,7 @@ def test_stock_that_was_refused_comes_later(served: Served, shop: Page) -> None:
     assert len(asked) == 2
 
 
-def test_stock_goes_on_after_the_page_was_restored(served: Served, shop: Page) -> None:
+def test_the_stock_stream_continues_after_the_page_is_restored(served: Served, shop: Page) -> None:
     """An open stream would keep the page out of the back/forward cache."""
     sale_id = served.sale(items=[item("a")])
     requests: list[str] = []
@@ -226,16 +228,14 @@ def test_stock_goes_on_after_the_page_was_restored(served: Served, shop: Page) -
     assert len([url for url in requests if url.endswith("/events")]) == 2
 
 
-def test_a_page_on_plain_http_has_keys_too(served: Served, shop: Page) -> None:
+def test_idempotency_keys_work_on_plain_http(served: Served, shop: Page) -> None:
     sale_id = served.sale(items=[item("a")])
     shop.evaluate("() => { crypto.randomUUID = undefined; }")
     orders = {prepare(shop, sale_id)["orderId"] for _ in range(2)}
     assert len(orders) == 2
 
 
-def test_the_countdown_goes_by_the_servers_clock_and_ends_at_nothing(
-    served: Served, shop: Page
-) -> None:
+def test_the_countdown_follows_the_server_clock_down_to_zero(served: Served, shop: Page) -> None:
     sale_id = served.sale(items=[item("a")], holdSeconds=60)
     shop.evaluate("() => { const now = Date.now; Date.now = () => now() + 3_600_000; }")
     shop.evaluate("sale => shop.sale(sale)", sale_id)
@@ -257,7 +257,7 @@ def test_the_countdown_goes_by_the_servers_clock_and_ends_at_nothing(
     assert len(shop.evaluate("ticks")) == 1
 
 
-def test_the_bearer_may_come_from_a_function(served: Served, visit: Visiting) -> None:
+def test_the_bearer_can_come_from_a_function(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=[item("a")])
     bearer = served.buyer()["Authorization"].removeprefix("Bearer ")
     page = visit().open("/")

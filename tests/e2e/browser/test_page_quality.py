@@ -103,7 +103,7 @@ def test_a_page_is_light_and_touch_targets_are_large(served: Served, visit: Visi
         assert box["height"] >= 44, control.inner_text()
 
 
-def test_pages_carry_no_script_or_style_of_their_own() -> None:
+def test_pages_contain_no_inline_script_or_style() -> None:
     for page in STATIC.rglob("*.html"):
         text = page.read_text()
         assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\sstyle=|\son\w+=", text), page.name

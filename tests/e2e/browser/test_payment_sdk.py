@@ -18,9 +18,7 @@ from tests.support.storefront import (
 pytestmark = [pytest.mark.browser, pytest.mark.e2e]
 
 
-def test_the_pgs_own_script_opens_the_payment_where_the_shop_has_keys(
-    served: Served, visit: Visiting
-) -> None:
+def test_the_pgs_script_opens_the_payment_with_shop_keys(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS)
     visitor = visit()
     page = visitor.page
@@ -78,7 +76,7 @@ def test_a_standard_api_key_creates_virtual_accounts_if_accepted(
 @pytest.mark.parametrize(
     ("key", "accounts"), [("test_ck_1", False), ("test_gck_1", True)], ids=["card sale", "widgets"]
 )
-def test_the_page_does_not_ask_how_to_pay_where_nothing_is_to_choose(
+def test_a_single_payment_method_needs_no_choice(
     served: Served, visit: Visiting, key: str, accounts: bool
 ) -> None:
     sale_id = served.sale(items=ITEMS, virtualAccounts=accounts)
@@ -91,7 +89,9 @@ def test_the_page_does_not_ask_how_to_pay_where_nothing_is_to_choose(
 
 
 @pytest.mark.slow
-def test_the_pgs_widgets_are_drawn_anew_for_the_next_order(served: Served, visit: Visiting) -> None:
+def test_the_pgs_widgets_are_rendered_again_for_the_next_order(
+    served: Served, visit: Visiting
+) -> None:
     """The PG refuses to draw over its own earlier widgets."""
     sale_id = served.sale(items=ITEMS)
     visitor = visit()

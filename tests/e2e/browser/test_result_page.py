@@ -66,7 +66,7 @@ def test_each_result_states_whether_the_buyer_was_charged(visit: Visiting) -> No
         assert page.locator("#again, #back").locator("visible=true").count() == 1
 
 
-def test_a_payment_being_settled_is_waited_for(visit: Visiting) -> None:
+def test_the_result_page_waits_for_an_undecided_payment(visit: Visiting) -> None:
     visitor = visit()
     shown: list[str] = []
 
@@ -81,7 +81,7 @@ def test_a_payment_being_settled_is_waited_for(visit: Visiting) -> None:
     assert [url.partition("?")[2] for url in shown] == ["", "wait=25", "wait=25"]
 
 
-def test_a_result_page_that_is_shown_again_ends_its_earlier_poll(visit: Visiting) -> None:
+def test_a_restored_result_page_ends_its_earlier_poll(visit: Visiting) -> None:
     visitor = visit()
     ended: list[str] = []
     calls: list[str] = []

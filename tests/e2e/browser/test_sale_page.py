@@ -46,7 +46,7 @@ def test_the_stock_is_live_while_the_page_is_visible(served: Served, visit: Visi
     expect(words).to_have_text("3 of 5 left")
 
 
-def test_a_stale_token_is_renewed(served: Served, visit: Visiting) -> None:
+def test_an_expired_token_is_renewed(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS)
     visitor = visit()
     visitor.open("/")
@@ -96,9 +96,7 @@ def test_a_new_price_is_shown_before_it_is_charged(served: Served, visit: Visiti
     expect(page.locator("#pay")).to_have_text("Pay ₩13,000")
 
 
-def test_a_sale_that_asks_for_admission_is_entered_by_its_page(
-    served: Served, visit: Visiting
-) -> None:
+def test_the_page_of_a_sale_with_admission_can_prepare(served: Served, visit: Visiting) -> None:
     sale_id = served.sale(items=ITEMS, requireAdmission=True)
     page = visit().open(f"/sales/{sale_id}")
     hold(page)
@@ -106,7 +104,7 @@ def test_a_sale_that_asks_for_admission_is_entered_by_its_page(
 
 
 @pytest.mark.slow
-def test_a_first_reading_that_is_put_off_is_tried_again(served: Served, visit: Visiting) -> None:
+def test_a_shed_first_request_is_retried(served: Served, visit: Visiting) -> None:
     """At a sale's opening every buyer loads the page, and some requests are deferred."""
     sale_id = served.sale(items=ITEMS)
     visitor, asked = visit(), list[str]()
@@ -123,7 +121,7 @@ def test_a_first_reading_that_is_put_off_is_tried_again(served: Served, visit: V
 
 
 @pytest.mark.slow
-def test_the_page_opens_by_the_servers_clock(served: Served, visit: Visiting) -> None:
+def test_the_page_opens_by_the_server_clock(served: Served, visit: Visiting) -> None:
     visitor = visit()
     sale_id = served.sale(items=ITEMS, opensAt=soon(2))
     # The visitor's own clock is a day behind.

@@ -31,14 +31,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(330)
-def test_every_part_has_a_table_in_the_results(results: dict[str, Any]) -> None:
+def test_each_part_has_a_table_in_the_results(results: dict[str, Any]) -> None:
     assert list(results["sections"]) == PARTS
     assert all(section["rows"] for section in results["sections"].values())
     assert results["quick"] is True
 
 
 @pytest.mark.timeout(330)
-def test_every_contender_that_is_installed_took_holds(results: dict[str, Any]) -> None:
+def test_each_installed_contender_took_holds(results: dict[str, Any]) -> None:
     for part in ("compare", "crowd"):
         check_rows({row["name"]: row for row in results["sections"][part]["data"]})
 
@@ -53,7 +53,7 @@ def check_rows(rows: dict[str, dict[str, Any]]) -> None:
 
 
 @pytest.mark.timeout(330)
-def test_every_other_part_measured_something(results: dict[str, Any]) -> None:
+def test_each_other_part_measured_something(results: dict[str, Any]) -> None:
     data = {name: section["data"] for name, section in results["sections"].items()}
     [edge] = data["edges"]
     assert edge["sold_out"]["refused"] > 0

@@ -51,7 +51,7 @@ def test_a_sale_on_postgresql_is_clean(tmp_path: Path, postgres_url: str) -> Non
 
 @pytest.mark.timeout(120)
 @pytest.mark.slow
-def test_a_demo_with_a_service_of_its_own_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_demo_with_its_own_service_leaves_nothing_behind(tmp_path: Path) -> None:
     """It starts one, sells, ends it, and exits with 0."""
     done = demo(
         "--own",

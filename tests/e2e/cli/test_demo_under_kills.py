@@ -18,7 +18,7 @@ DEMO_SECONDS = 400
 
 @pytest.mark.slow
 @pytest.mark.timeout(DEMO_SECONDS + 120)
-def test_a_sale_is_clean_although_every_part_is_killed_three_times(tmp_path: Path) -> None:
+def test_a_sale_stays_clean_while_each_process_is_killed_three_times(tmp_path: Path) -> None:
     """Kill -9 at random moments while orders are CONFIRMING; the verdict compares all books."""
     seed = random.SystemRandom().randrange(1 << 32)
     with running_service(tmp_path / "data", RESERVATION_WORKERS="2") as served:

@@ -20,7 +20,7 @@ VERDICT_SECONDS = 300
 
 @pytest.mark.slow
 @pytest.mark.timeout(RUN_SECONDS + VERDICT_SECONDS + 90)
-def test_no_answer_was_a_lie_although_every_part_is_killed_twice(tmp_path: Path) -> None:
+def test_no_response_is_wrong_while_each_process_is_killed_twice(tmp_path: Path) -> None:
     """Whatever was acknowledged is there, and every refusal was true when it was given."""
     seed = random.SystemRandom().randrange(1 << 32)
     with running_service(tmp_path / "data", RESERVATION_WORKERS="2") as served:

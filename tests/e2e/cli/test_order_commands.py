@@ -71,7 +71,7 @@ def number_of(served: Served, order: dict[str, Any]) -> str:
     return served.get_reservation(order)["virtualAccount"]["accountNumber"]
 
 
-def test_pending_refunds_are_listed_with_the_pgs_last_word(served: Served) -> None:
+def test_pending_refunds_are_listed_with_the_last_answer_of_the_pg(served: Served) -> None:
     order = served.hold(served.sale(), served.buyer())
     served.open_success_url(order, served.pay(order))
     served.order_fault(order, "error_before_commit", operations=["cancel"], times=1000)
@@ -86,7 +86,7 @@ def test_pending_refunds_are_listed_with_the_pgs_last_word(served: Served) -> No
     eventually(lambda: served.get_reservation(order)["status"], lambda seen: seen == "REFUNDED")
 
 
-def test_a_history_file_is_for_its_owner_alone(served: Served, tmp_path: Path) -> None:
+def test_a_history_file_is_readable_only_by_its_owner(served: Served, tmp_path: Path) -> None:
     """It names buyers and payment keys."""
     order = served.hold(served.sale(), served.buyer())
     fresh, old = tmp_path / "fresh", tmp_path / "old"

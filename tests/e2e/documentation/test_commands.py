@@ -42,7 +42,7 @@ def test_the_list_of_lines_not_run_is_exact() -> None:
     assert len(lines) > 100
 
 
-def test_no_page_of_docs_is_forgotten() -> None:
+def test_each_page_of_docs_is_tested_or_exempt() -> None:
     with_lines = {page for page in ROOT.glob("docs/**/*.md") if blocks_of(page)}
     assert with_lines <= set(PAGES)
 
@@ -58,7 +58,7 @@ def test_the_readme_starts_the_service_and_buys_one_unit(place: Place) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [README, TUTORIAL], ids=lambda page: page.stem)
-def test_the_crowd_of_the_page_ends_clean(place: Place, page: Path) -> None:
+def test_the_demo_of_the_page_ends_clean(place: Place, page: Path) -> None:
     [line] = [line for line in "".join(blocks_of(page)).splitlines() if line.startswith(LONG)]
     printed = place.run(f'make run\nexport PATH="$PWD/.venv/bin:$PATH"\n{line}')
     assert "clean" in printed
@@ -74,7 +74,7 @@ def test_the_tutorial_leads_to_a_sale_with_own_keys(place: Place) -> None:
 
 
 @pytest.mark.slow
-def test_the_shops_own_tokens_are_taken_and_others_are_not(place: Place) -> None:
+def test_only_tokens_of_the_shop_are_accepted(place: Place) -> None:
     place.replaced["8900"] = str(free_port())
     printed = place.run(runnable(ROOT / "docs" / "how-to" / "shop-jwt.md"))
     assert '"status": "HELD"' in printed
@@ -98,7 +98,7 @@ def test_orders_go_to_postgresql(place: Place) -> None:
 
 
 @pytest.mark.slow
-def test_an_external_redis_keeps_the_stock(place: Place) -> None:
+def test_the_stock_is_kept_in_an_external_redis(place: Place) -> None:
     place.replaced["6390"] = str(free_port())
     printed = place.run(runnable(ROOT / "docs" / "how-to" / "managed-redis.md"))
     assert '"status":"ok"' in printed

@@ -46,7 +46,7 @@ def test_the_runbook_covers_each_failure() -> None:
 
 
 @pytest.mark.parametrize("line", TYPED)
-def test_the_line_works(desk: tuple[Place, Served], line: str) -> None:
+def test_each_command_of_the_runbook_works(desk: tuple[Place, Served], line: str) -> None:
     place, served = desk
     sale_id = served.sale(items=[item("mug")])
     buyer = served.buyer()

@@ -42,7 +42,7 @@ def resolved(text: str, given: dict[str, str]) -> str:
     return re.sub(r"\$\{([A-Z_]+)(:\?|:-|-)([^}]*)\}", value, text)
 
 
-def test_going_live_gives_compose_all_that_it_asks_for() -> None:
+def test_the_going_live_guide_sets_each_compose_variable() -> None:
     """The page's `.env`, through compose's environment: production takes it, nothing is lost."""
     page = (ROOT / "docs" / "how-to" / "going-live.md").read_text()
     lines = re.findall(r"^([A-Z_]+)=(\S+)$", page, re.MULTILINE)
@@ -137,7 +137,7 @@ def wait_until_ready(served: Served) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_the_services_of_compose_sell_a_piece_together(served: Served) -> None:
+def test_the_compose_services_sell_a_unit_together(served: Served) -> None:
     sale_id = served.sale()
     order = served.hold(sale_id, served.buyer())
     answer = served.open_success_url(order, served.pay(order))

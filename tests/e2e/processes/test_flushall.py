@@ -57,7 +57,7 @@ def half_sold(service: Served) -> tuple[str, dict[str, tuple[dict[str, Any], dic
 
 
 @pytest.mark.e2e
-def test_a_flushed_server_is_refused_named_rebuilt_and_clean(served: Served) -> None:
+def test_a_flushed_server_is_refused_reported_and_rebuilt(served: Served) -> None:
     sale_id, orders = half_sold(served)
     flushed(served, sale_id)
     before = served.dump(sale_id)
@@ -87,7 +87,7 @@ def test_a_flushed_server_is_refused_named_rebuilt_and_clean(served: Served) -> 
 
 @pytest.mark.e2e
 @pytest.mark.slow
-def test_a_file_that_lost_its_end_is_noticed_before_anything_is_sold(tmp_path: Path) -> None:
+def test_a_truncated_file_is_detected_before_a_sale(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     with running_service(data_dir, RESERVATION_WORKERS="1") as service:
         sale_id, orders = half_sold(service)

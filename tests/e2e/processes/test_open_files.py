@@ -31,7 +31,7 @@ def soft_limit(files: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_connections_beyond_the_soft_limit_leave_the_others_served(tmp_path: Path) -> None:
+def test_connections_beyond_the_soft_limit_do_not_affect_others(tmp_path: Path) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 2 * CONNECTIONS:
         missing(f"the hard limit of open files is {hard}")

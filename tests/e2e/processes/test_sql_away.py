@@ -48,9 +48,7 @@ def lines(served: Served) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_an_api_that_is_killed_while_sql_is_away_comes_back_and_sells(
-    tmp_path: Path, sql: PostgresServer
-) -> None:
+def test_an_api_killed_without_sql_restarts_and_sells(tmp_path: Path, sql: PostgresServer) -> None:
     given: dict[str, Any] = {"RESERVATION_DATABASE_URL": sql.url(), "RESERVATION_WORKERS": "1"}
     with running_service(tmp_path / "data", **given) as served:
         sale_id, buyer = served.sale(), served.buyer()
@@ -94,7 +92,7 @@ def test_an_api_that_is_killed_while_sql_is_away_comes_back_and_sells(
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_a_service_that_starts_before_its_database_waits_alive_and_named(
+def test_a_service_started_before_its_database_waits_and_reports_it(
     tmp_path: Path, sql: PostgresServer
 ) -> None:
     sql.stop()
@@ -136,7 +134,7 @@ def refused_start(home: Path, database_url: str) -> tuple[int, list[str]]:
     return ended.returncode, ended.stderr.splitlines()
 
 
-def test_a_database_in_another_encoding_ends_the_start_with_one_line(
+def test_a_database_in_another_encoding_stops_the_start_in_one_line(
     tmp_path: Path, postgres: PostgresServer
 ) -> None:
     postgres.run("CREATE DATABASE korean ENCODING 'EUC_KR' TEMPLATE template0")
@@ -178,7 +176,7 @@ def test_twenty_purchases_through_a_transaction_pooler_are_all_confirmed(
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_a_database_that_appears_in_another_encoding_is_named_in_readiness(
+def test_readiness_reports_a_database_in_another_encoding(
     tmp_path: Path, sql: PostgresServer
 ) -> None:
     sql.run("CREATE DATABASE in_latin1 ENCODING 'LATIN1' TEMPLATE template0")

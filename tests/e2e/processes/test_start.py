@@ -101,7 +101,7 @@ def test_each_stopping_condition_prints_one_line_and_exits_with_78(
 
 
 @pytest.mark.slow
-def test_in_development_the_same_rows_only_close_prepare(tmp_path: Path) -> None:
+def test_in_development_the_same_conditions_only_close_prepare(tmp_path: Path) -> None:
     with forgetful(tmp_path) as path:
         port = str(free_port())
         url = f"unix://{path}"

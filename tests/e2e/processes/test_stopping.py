@@ -136,7 +136,7 @@ def drains(service: Served, kept: socket.socket) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_signal_cuts_the_drain_short(tmp_path: Path) -> None:
+def test_a_second_signal_ends_the_drain(tmp_path: Path) -> None:
     with running_service(
         tmp_path / "var", RESERVATION_WORKERS="1", RESERVATION_DRAIN_SECONDS="300"
     ) as service:
@@ -148,7 +148,7 @@ def test_a_second_signal_cuts_the_drain_short(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_payment_that_a_stop_interrupts_is_answered_202_and_settled_soon(tmp_path: Path) -> None:
+def test_a_payment_interrupted_by_a_stop_gets_202_and_is_settled(tmp_path: Path) -> None:
     with ExitStack() as stack:
         service = stack.enter_context(running_service(tmp_path / "var", RESERVATION_WORKERS="1"))
         pool = stack.enter_context(ThreadPoolExecutor(2))
@@ -187,7 +187,7 @@ def test_a_payment_that_a_stop_interrupts_is_answered_202_and_settled_soon(tmp_p
         assert service.audit(sale_id)["ok"]
 
 
-async def test_a_listener_that_closes_resets_no_connection_in_its_queue() -> None:
+async def test_a_closing_listener_resets_no_queued_connection() -> None:
     """Connections that wait to be accepted are accepted; later ones are refused in every holder."""
     listening = await listen("127.0.0.1", 0)
     port = listening.getsockname()[1]
@@ -211,7 +211,7 @@ async def test_a_listener_that_closes_resets_no_connection_in_its_queue() -> Non
         await connected(port)
 
 
-async def test_a_connection_that_comes_while_a_listener_closes_is_refused() -> None:
+async def test_a_connection_to_a_closing_listener_is_refused() -> None:
     listening = await listen("127.0.0.1", 0)
     port = listening.getsockname()[1]
     with listening.dup():

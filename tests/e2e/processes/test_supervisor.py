@@ -206,7 +206,7 @@ def test_a_killed_process_restarts_at_the_same_address(make_service: Any) -> Non
     assert service.ask("/health/ready")["redis_url"] == first["redis_url"]
 
 
-def test_the_sandbox_is_reached_from_this_machine_alone(tmp_path: Path) -> None:
+def test_the_sandbox_listens_on_loopback_only(tmp_path: Path) -> None:
     """It takes payments without money and has no password, even if the API is on a network."""
     service = Service(tmp_path, worker="worker", bind_seconds=3.0, stop_share=1.0)
     service.given = {"RESERVATION_HOST": "127.0.0.2"}
@@ -244,7 +244,7 @@ def test_sigterm_ends_everything_in_order_within_ten_seconds(make_service: Any) 
     assert "killed" not in service.stderr.read_text()
 
 
-def test_sigkill_leaves_nothing_and_the_next_start_is_clean(make_service: Any) -> None:
+def test_sigkill_leaves_no_process_and_the_next_start_is_clean(make_service: Any) -> None:
     service = make_service()
     service.until_ready()
     service.redis().set("kept", "1")
@@ -277,7 +277,7 @@ def test_a_second_service_on_the_same_data_is_refused(make_service: Any) -> None
 
 
 @pytest.mark.slow
-def test_a_process_that_ignores_sigterm_is_killed_in_time(make_service: Any) -> None:
+def test_a_process_ignoring_sigterm_is_killed_in_time(make_service: Any) -> None:
     service = make_service("stubborn_worker", stop_share=0.2)
     service.until_ready()
     until(lambda: service.redis().get("worker"), "the worker's sign")
@@ -288,7 +288,7 @@ def test_a_process_that_ignores_sigterm_is_killed_in_time(make_service: Any) -> 
     assert "process_killed" in service.stderr.read_text()
 
 
-def test_a_bad_setting_found_by_a_process_ends_the_service(make_service: Any) -> None:
+def test_a_bad_setting_found_by_a_process_stops_the_service(make_service: Any) -> None:
     service = make_service("misconfigured_worker")
     assert service.ended() == 78
     notice = service.stderr.read_text()
@@ -328,7 +328,7 @@ def test_a_failed_log_write_stops_no_request(tmp_path: Path) -> None:
         service.end()
 
 
-def test_sigterm_while_starting_leaves_nothing(make_service: Any) -> None:
+def test_sigterm_during_the_start_leaves_no_process(make_service: Any) -> None:
     service = make_service()
     family = until(service.family, "the first process")
     service.process.terminate()
@@ -349,7 +349,7 @@ def test_a_port_in_use_is_reported_in_one_line(make_service: Any, tmp_path: Path
     )
 
 
-def test_a_role_alone_needs_services_and_secrets_that_are_given(tmp_path: Path) -> None:
+def test_a_single_role_requires_given_services_and_secrets(tmp_path: Path) -> None:
     environ = {"RESERVATION_DATA_DIR": str(tmp_path)}
     for name, value in [
         ("RESERVATION_REDIS_URL", "redis://127.0.0.1:1"),
@@ -362,7 +362,7 @@ def test_a_role_alone_needs_services_and_secrets_that_are_given(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_roles_run_apart_beside_services_that_are_given(tmp_path: Path) -> None:
+def test_roles_run_separately_with_given_services(tmp_path: Path) -> None:
     secrets = ("ADMIN_API_KEY", "SIGNING_KEYS", "ORDER_ID_KEY", "JWT_SECRET")
     given = {f"RESERVATION_{name}": "x" for name in secrets}
     given["RESERVATION_TOSS_API_URL"] = "http://127.0.0.1:1"
@@ -399,7 +399,7 @@ def test_roles_run_apart_beside_services_that_are_given(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_lock_ends_with_its_holder(tmp_path: Path) -> None:
+def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
     with alone_in(tmp_path, "lock"):
         with pytest.raises(serve.AlreadyRunning), alone_in(tmp_path, "lock"):
             pytest.fail("two held it")

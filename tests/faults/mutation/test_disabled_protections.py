@@ -37,7 +37,7 @@ def ran(folder: Path, test: str) -> tuple[int, str]:
 @pytest.mark.slow
 @pytest.mark.timeout(2 * SECONDS_MAX)
 @pytest.mark.parametrize("breaker", BREAKERS, ids=lambda one: one.name)
-def test_a_protection_that_is_off_is_missed(copy: Path, breaker: Breaker) -> None:
+def test_each_disabled_protection_fails_its_test(copy: Path, breaker: Breaker) -> None:
     with off(copy, breaker):
         status, finished = ran(copy, breaker.test)
     # 1 is a test that failed; anything else would be a break of another kind.
@@ -48,7 +48,7 @@ def test_a_protection_that_is_off_is_missed(copy: Path, breaker: Breaker) -> Non
 
 @pytest.mark.slow
 @pytest.mark.timeout(2 * SECONDS_MAX)
-def test_with_every_protection_on_the_same_tests_pass(copy: Path) -> None:
+def test_the_same_tests_pass_with_each_protection_on(copy: Path) -> None:
     for test in sorted({breaker.test for breaker in BREAKERS}):
         assert ran(copy, test)[0] == 0, test
 

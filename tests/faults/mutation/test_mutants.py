@@ -49,7 +49,7 @@ def unexplained(results: list[Result]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_mutants_that_this_commit_draws_are_noticed() -> None:
+def test_the_mutants_sampled_for_this_commit_are_killed() -> None:
     results = hunted("--draw", str(DRAWN), "--seed", commit())
     assert len(results) == DRAWN
     sys.stdout.write("".join(f"not listed: {name}\n" for name in unexplained(results)))
@@ -58,7 +58,7 @@ def test_the_mutants_that_this_commit_draws_are_noticed() -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(7_200)
-def test_every_mutant_is_noticed() -> None:
+def test_each_mutant_is_killed() -> None:
     results = hunted()
     killed = sum(not one.lives for one in results)
     sys.stdout.write(f"{killed} of {len(results)} mutants killed\n")

@@ -49,7 +49,7 @@ def recorder(tmp_path: Path) -> Path:
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("cuts", [pytest.param(40, marks=push), pytest.param(400, marks=full)])
-async def test_a_truncated_file_keeps_its_prefix_and_is_not_sold_behind_sql(
+async def test_a_truncated_file_keeps_its_prefix_and_sells_nothing_behind_sql(
     recorded: RecordedSale, tmp_path: Path, draw: random.Random, cuts: int
 ) -> None:
     size = recorded.file.stat().st_size
@@ -100,7 +100,7 @@ async def end_of(copy: RecordedSale, length: int, *, rebuild: bool) -> str:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("cuts", [pytest.param(4, marks=push), pytest.param(20, marks=full)])
-async def test_a_power_cut_takes_nothing_that_was_answered(
+async def test_a_power_cut_loses_no_acknowledged_write(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     draw: random.Random,
@@ -126,7 +126,7 @@ async def test_a_power_cut_takes_nothing_that_was_answered(
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("flips", [pytest.param(15, marks=push), pytest.param(50, marks=full)])
-async def test_a_flipped_bit_is_refused_by_the_server_or_found_by_the_audit(
+async def test_a_flipped_bit_is_detected_by_the_server_or_the_audit(
     recorded: RecordedSale, tmp_path: Path, draw: random.Random, flips: int
 ) -> None:
     expected = await undamaged(recorded, tmp_path / "whole")
@@ -151,7 +151,7 @@ async def test_a_flipped_bit_is_refused_by_the_server_or_found_by_the_audit(
 @pytest.mark.parametrize(
     ("behind_flushed", "end"), [(0, "nothing changed"), (1, "found by the audit")]
 )
-async def test_an_event_that_the_server_drops_matters_only_while_sql_lacks_it(
+async def test_an_event_dropped_by_the_server_matters_only_without_sql(
     recorded: RecordedSale, tmp_path: Path, behind_flushed: int, end: str
 ) -> None:
     expected = await undamaged(recorded, tmp_path / "whole")

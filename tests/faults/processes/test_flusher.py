@@ -177,7 +177,7 @@ async def shop_on(
 
 @pytest.mark.timeout(1_800)
 @pytest.mark.parametrize("kills", KILLS)
-async def test_flushers_that_are_killed_leave_each_event_in_effect_once(
+async def test_killed_flushers_apply_each_event_once(
     tmp_path: Path, valkey_url: str, database_url: str, kills: int
 ) -> None:
     async with shop_on(tmp_path, valkey_url, database_url) as (shop, environ):
@@ -191,7 +191,7 @@ async def test_flushers_that_are_killed_leave_each_event_in_effect_once(
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-async def test_two_flushers_by_accident_do_no_harm(
+async def test_two_accidental_flushers_apply_each_event_once(
     tmp_path: Path, valkey_url: str, database_url: str
 ) -> None:
     async with (
@@ -206,7 +206,7 @@ async def test_two_flushers_by_accident_do_no_harm(
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seconds", AWAY)
-async def test_a_postgresql_that_is_away_is_caught_up_with(
+async def test_a_flusher_catches_up_after_a_postgresql_outage(
     tmp_path: Path, valkey_url: str, own_postgres: PostgresServer, seconds: float
 ) -> None:
     async with shop_on(tmp_path, valkey_url, own_postgres.url()) as (shop, environ):
@@ -224,7 +224,7 @@ async def test_a_postgresql_that_is_away_is_caught_up_with(
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seconds", AWAY)
-async def test_a_locked_sqlite_is_caught_up_with(
+async def test_a_flusher_catches_up_after_an_sqlite_lock(
     tmp_path: Path, valkey_url: str, sqlite_url: str, seconds: float
 ) -> None:
     file = tmp_path / "orders.sqlite3"
@@ -242,7 +242,7 @@ async def test_a_locked_sqlite_is_caught_up_with(
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-async def test_the_stream_replayed_twice_from_its_start_changes_nothing(
+async def test_a_second_replay_of_the_stream_changes_nothing(
     tmp_path: Path, valkey_url: str, database_url: str
 ) -> None:
     async with shop_on(tmp_path, valkey_url, database_url) as (shop, environ):
