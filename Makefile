@@ -43,7 +43,7 @@ soak: setup  ## the tests too long for a push: every mutant, every cut, ten thou
 chaos: setup  ## run the fault-injection suite for nine minutes, and judge every answer
 	$(BIN)/python -m tests.faults.chaos $(C)
 
-check: setup lint-lua  ## the checks of CI beside the tests: format, lint, types, imports, scripts
+check: setup lint-lua  ## the checks of CI except the tests: format, lint, types, imports, scripts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright

@@ -30,7 +30,7 @@ def generate() -> str:
     """The text of the blocking client."""
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / TARGET.name
-        # unasync writes beside its source, under the name that the rule gives.
+        # unasync writes next to its source, under the name that the rule gives.
         source = Path(folder) / SOURCE.name
         source.write_text(SOURCE.read_text())
         unasync_files([str(source)], [Rule(f"/{SOURCE.name}", f"/{TARGET.name}", NAMES)])

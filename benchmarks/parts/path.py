@@ -4,7 +4,7 @@ python -m benchmarks.parts.path            by the fast path
 python -m benchmarks.parts.path --route    by the framework's route: the difference is the gain
 
 The protocol, the endpoint and the queue are the service's own; a stand-in for the store answers
-each call at once as the script would. Beside `benchmarks.parts.steps`, which measures each step
+each call at once as the script would. Next to `benchmarks.parts.steps`, which measures each step
 alone, it shows the cost between them.
 """
 

@@ -125,7 +125,7 @@ class Client:
         return (self._answer(calls.reservations(sale_id))).reservations
 
     def reservation(self, order_id: str, *, token: str | None = None, wait: int = 0) -> Reservation:
-        """One reservation; with `wait` (at most 25) at its next change or after so many seconds."""
+        """One reservation; with `wait`, at its next change or after `wait` seconds (at most 25)."""
         return self._answer(calls.reservation(order_id, token=token, wait=wait))
 
     def release(self, order_id: str, *, token: str | None = None) -> Reservation:

@@ -6,7 +6,7 @@ its place for one round. If one round is not enough, it leaves the queue for fur
 the others proceed:
 
     call:   A is due, B behind it waits          round: up to 200 holds end
-    call:   A is due again, B is decided         beside: rounds for A, which goes behind all others
+    call:   A is due again, B is decided         then:  rounds for A, which goes behind all others
 """
 
 import asyncio

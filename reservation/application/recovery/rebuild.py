@@ -152,7 +152,7 @@ class Rebuild:
             raise SaleNotFound
         why, found = await self._data_loss.gap_of(sale_id, head)
         if why is None and not force:
-            # Also if Redis is ahead: a payment that a rebuild could not place needs a retry.
+            # Even if Redis is ahead: a payment that a rebuild could not place needs a retry.
             given_back, undecided = await self._orphans.of(sale_id)
             ahead = found.seq - head.seq if found else 0
             if ahead > 0 and not given_back and not undecided:

@@ -119,7 +119,7 @@ def test_each_registered_alarm_is_raised_somewhere() -> None:
 
 
 def test_the_runbook_lists_exactly_the_registered_alarms() -> None:
-    table = RUNBOOK.split("| alarm | what it means | what to do |")[1].split("\n\n")[0]
+    table = RUNBOOK.split("| alarm | meaning | response |")[1].split("\n\n")[0]
     rows = re.findall(r"^\| ((?:`\w+` ?)+)\|", table, re.MULTILINE)
     named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
     assert sorted(named) == sorted(Alarm)
