@@ -85,7 +85,7 @@ class Webhooks:
                 self._deliver(body)
 
     def storm(self, record: PaymentRecord) -> None:
-        """Send twenty webhooks for a payment, with older states among the current one."""
+        """Send twenty webhooks for a payment, with older states among the current ones."""
         old = [
             msgspec.structs.replace(record, status=status)
             for status in ("ABORTED", "CANCELED", "EXPIRED")
