@@ -57,7 +57,7 @@ async def forever(
 
 
 async def attempt(name: str, once: Callable[[], Awaitable[int]], **facts: str) -> int | None:
-    """Run one round; the amount of work done, or None where the round failed.
+    """Run one round; the amount of work done, or None if the round failed.
 
     Args:
         name: of the loop, for the log.
@@ -79,7 +79,7 @@ async def attempt(name: str, once: Callable[[], Awaitable[int]], **facts: str) -
 
 
 def back_off_seconds(pause: float, failures: int) -> float:
-    """The pause after so many failed rounds in a row, in seconds."""
+    """The pause after this many failed rounds in a row, in seconds."""
     return min(BACK_OFF_SECONDS_MAX, pause * 2 ** min(failures, 6))
 
 

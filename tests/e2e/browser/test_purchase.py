@@ -40,7 +40,7 @@ def test_a_purchase_contacts_only_the_shop_and_the_pg(served: Served, visit: Vis
     assert served.stock(sale_id, "mug") == (48, 0, 2)
     assert served.stock(sale_id, "cap") == (4, 0, 1)
 
-    # The token is out of the address, and a reload shows the order all the same.
+    # The token is out of the address, and a reload still shows the order.
     assert "#" not in page.url
     page.reload()
     assert "Paid" in result(page, "confirmed")
