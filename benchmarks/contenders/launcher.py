@@ -67,7 +67,7 @@ class Running:
         self.redis = redis.Redis(unix_socket_path=str(valkey.socket_path), decode_responses=True)
 
     def held(self) -> int:
-        """Pieces that are held, by Redis' own count, once no request is in flight."""
+        """Units that are held, by Redis' own count, once no request is in flight."""
         count, seen = -1, self._held()
         while count != seen:
             time.sleep(_SETTLE_SECONDS)
@@ -241,12 +241,12 @@ CONTENDERS: Final = (
 
 @contextmanager
 def running(contender: Contender, home: Path, *, stock: int) -> Generator[Running]:
-    """The server with an open sale of that many pieces, and a Valkey that keeps every write.
+    """The server with an open sale of that many units, and a Valkey that keeps every write.
 
     Args:
         contender: which one.
         home: its own folder; it is emptied first.
-        stock: pieces of the one item.
+        stock: units of the one item.
     """
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)

@@ -153,7 +153,7 @@ class Scene:
         self._redis = client
 
     async def sold(self) -> int:
-        """Pieces taken so far: none is returned here."""
+        """Units taken so far: none is returned here."""
         left: object = await self._redis.hget(Keys().of(SALE_ID).stock(SKU), "available")
         return STOCK - int(str(left))
 

@@ -37,7 +37,7 @@ _HEAD_KEYS: Final = [
 
 
 class Basket(msgspec.Struct, frozen=True):
-    """One piece, of one buyer."""
+    """One unit, of one buyer."""
 
     order_id: str
     buyer: str

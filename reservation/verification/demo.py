@@ -1,4 +1,4 @@
-"""Demo: buyers compete for the pieces of a flash sale, then the books are reconciled.
+"""Demo: buyers compete for the units of a flash sale, then the books are reconciled.
 
 The buyers come over HTTP like any others. Some leave, some are declined and try another card, some
 load the success page again and again. The verdict does not trust the service: it compares the
@@ -65,7 +65,7 @@ class DemoPlan(msgspec.Struct, frozen=True, kw_only=True):
     buyers: int = 1000
     stock: int = 100
     hold_seconds: int = 20
-    #: Shares of the buyers who hold a piece.
+    #: Shares of the buyers who hold a unit.
     leaving: float = 0.1
     declined: float = 0.1
     refreshing: float = 0.2

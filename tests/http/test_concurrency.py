@@ -1,4 +1,4 @@
-"""Concurrency: never more holds than pieces, and every piece has an owner.
+"""Concurrency: never more holds than units, and every unit has an owner.
 
 The crowd goes through HTTP; the limit of connections is the client's, not the service's.
 """
@@ -179,7 +179,7 @@ async def test_baskets_of_several_items_are_held_completely(served: Served, crow
     )
     counted = kinds(answers)
     assert set(counted) == {"HELD", "sold_out"}
-    # Every basket has one piece of `a`, of which there are least: all of them go.
+    # Every basket has one unit of `a`, of which there are least: all of them go.
     assert counted["HELD"] == PIECES
     held = Counter[str]()
     for answer in answers:
@@ -227,7 +227,7 @@ async def test_units_of_expiring_holds_are_sold_once(
 
     async def waves() -> None:
         began = time.monotonic()
-        # Each piece is held three times and read meanwhile; a slow machine takes longer.
+        # Each unit is held three times and read meanwhile; a slow machine takes longer.
         while (len(orders) < 3 * PIECES or audits < 3) and time.monotonic() - began < 30:
             wave = [crowd.prepare(sale_id, served.buyer(), wish(("a", 1))) for _ in range(150)]
             for answer in await asyncio.gather(*wave):
@@ -282,7 +282,7 @@ def never_more_than(pieces: int, spans: list[tuple[str, str]]) -> bool:
 async def test_concurrent_payments_and_releases_keep_the_books_balanced(
     served: Served, crowd: Crowd, http: httpx.AsyncClient
 ) -> None:
-    """Winners pay, release or fail at once, while losers retry for returned pieces."""
+    """Winners pay, release or fail at once, while losers retry for returned units."""
     sale_id = served.sale(items=[item("a", total=30)])
 
     async def buyer(number: int) -> str:

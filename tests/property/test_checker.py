@@ -30,7 +30,7 @@ from reservation.verification.verify import Unreadable, verify
 from tests.support.recorder import Recorder, recording
 from tests.support.service import Served, item
 
-#: Pieces of the contended item, and its buyers.
+#: Units of the contended item, and its buyers.
 PIECES, CROWD = 12, 30
 LIMIT = 2
 

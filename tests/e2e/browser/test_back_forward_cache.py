@@ -134,7 +134,7 @@ def test_switching_apps_keeps_the_hold_and_refreshes_the_page(
     page.evaluate(HIDDEN)
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     page.evaluate("document.dispatchEvent(new Event('freeze'))")
-    # On another device the buyer gives the pieces back; the app stayed away for a minute.
+    # On another device the buyer gives the units back; the app stayed away for a minute.
     release(served, sale_id, page)
     page.evaluate(
         "performance.now = ((real) => () => real() + 60_000)(performance.now.bind(performance))"
@@ -171,6 +171,6 @@ def test_only_one_of_two_tabs_gets_the_last_unit(served: Served, visit: Visiting
 
 
 def stock_message(tab: Page) -> str:
-    """The tab's message about its wish: empty if it holds the piece."""
+    """The tab's message about its wish: empty if it holds the unit."""
     expect(tab.locator("#hold, #notice").locator("visible=true").first).to_be_visible()
     return tab.locator("#notice").inner_text() if tab.locator("#notice").is_visible() else ""

@@ -98,7 +98,7 @@ def test_a_prepare_with_a_lost_response_is_retried_and_held_once(
 
 
 def test_a_lost_prepare_is_not_reported_as_unavailable(served: Served, shop: Page) -> None:
-    """`unavailable` would state that nothing was taken, but the first attempt has taken a piece."""
+    """`unavailable` would state that nothing was taken, but the first attempt has taken a unit."""
     sale_id = served.sale(items=[item("a")])
     keys: list[str] = []
 

@@ -59,7 +59,7 @@ class Sale(msgspec.Struct, kw_only=True):
 
 
 async def opened(stage: Stage, chance: random.Random) -> Sale:
-    """A sale of three items, with too few pieces of each."""
+    """A sale of three items, with too few units of each."""
     sale_id = f"chaos-{chance.getrandbits(40):010x}"
     hold_seconds = chance.choice([1, 2, 3, 8])
     totals = [chance.choice([1, 50, 400, 4000]) for _ in range(3)]

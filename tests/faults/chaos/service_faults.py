@@ -91,7 +91,7 @@ async def pg_in_trouble(fault: PgFault, stage: Stage, chance: random.Random) -> 
 
 
 async def restock(stage: Stage, chance: random.Random) -> str:
-    """More pieces, in the middle of the sale."""
+    """More units, in the middle of the sale."""
     sku, delta = chance.choice("abc"), chance.choice([1, 5, 40])
     body = {"sku": sku, "delta": delta, "reason": "more came"}
     path = f"/v1/admin/sales/{stage.sale_id}/stock"

@@ -81,7 +81,7 @@ class Story(msgspec.Struct):
     status: str = ""
     #: Its status when it ended, before any operator's refund.
     ended_as: str = ""
-    #: Whether its pieces are for sale again after an operator's refund.
+    #: Whether its units are for sale again after an operator's refund.
     restocked: bool = True
 
 

@@ -131,7 +131,7 @@ async def payment_key_of(service: Service, order: Reservation) -> str:
 
 
 def refund_wish(order: Reservation, account: RefundAccount | None = None) -> RefundWish:
-    """An operator wants the money back to the buyer, and the pieces back on sale."""
+    """An operator wants the money back to the buyer, and the units back on sale."""
     return RefundWish(
         order_id=order.order_id,
         reason="a test",

@@ -112,7 +112,7 @@ class Account:
         assert ledger["charged"] == ledger["cancelled"]
 
     async def _hashes(self) -> list[dict[str, str]]:
-        """The hashes in Redis of its piece, its buyer and itself."""
+        """The hashes in Redis of its unit, its buyer and itself."""
         names = self.service.keys.of(self.order.sale_id)
         keys = names.stock("a"), names.buyer(self.order.buyer_id), names.order(self.order.order_id)
         command = self.service.connections.command
@@ -490,7 +490,7 @@ async def test_an_overdue_undecided_account_is_checked_with_growing_pauses(
 async def test_an_overdue_undecided_account_raises_an_alarm(
     account: Account,
 ) -> None:
-    """Its pieces stay held, and no other check reports it."""
+    """Its units stay held, and no other check reports it."""
     account.inject_fault("error_before_commit", times=None)
     deposit = account.service.settlement.deposit
     with raising(Alarm.PAYMENT_UNDECIDED, times=0):

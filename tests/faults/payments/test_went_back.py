@@ -232,7 +232,7 @@ async def test_money_for_a_unit_sold_to_another_buyer_is_refunded(
         order, payment_key, _ = await paid_and_lost(
             bench, sandbox, flushed="nothing", order_too=True, method=method
         )
-        # A process that has not noticed it sells the piece before any alarm.
+        # A process that has not noticed it sells the unit before any alarm.
         async with shop_beside(bench) as other:
             await other.hold(order.sale_id, "ben")
         await rebuilt(bench, order.sale_id)

@@ -85,7 +85,7 @@ class Wave:
         await self._world.bench.flush(self.sale_id)
 
     def totals(self) -> dict[str, int]:
-        """The pieces of each item in the sale: refunds without restock reduce them."""
+        """The units of each item in the sale: refunds without restock reduce them."""
         pieces = sum(plan.quantity for plan in self._plans)
         gone = [s.plan.quantity for s in self.stories if not s.restocked]
         return {

@@ -209,7 +209,7 @@ def drill(shop: Shop, draw: random.Random, *, flusher: bool) -> str:
 
 
 def closed_by_now(shop: Shop, sale_id: str, order: dict[str, Any], buyer: dict[str, str]) -> None:
-    """Every process refuses the sale, none sells the piece again, and the order is settling."""
+    """Every process refuses the sale, none sells the unit again, and the order is settling."""
 
     def prepared() -> str:
         answer = shop.served.prepare(sale_id, shop.served.buyer())

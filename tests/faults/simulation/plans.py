@@ -28,7 +28,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """The plan of a seed."""
         draw = random.Random(f"plan {seed}")
         buyers = draw.randint(20, 60)
-        # Scarce: on average half of the buyers get a piece.
+        # Scarce: on average half of the buyers get a unit.
         totals = [draw.randint(1, max(2, buyers // 2)) for _ in range(draw.randint(1, 4))]
         items = [
             (f"sku-{at}", draw.choice((1000, 4900, 19_000)), total, draw.choice((1, 2, 5)))

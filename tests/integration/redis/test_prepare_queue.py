@@ -189,7 +189,7 @@ async def test_a_call_carries_at_most_its_bound(
 async def test_a_basket_waiting_for_expired_holds_precedes_later_ones(
     bench: Bench,
 ) -> None:
-    """While the due holds expire, a newer request asks for the same pieces."""
+    """While the due holds expire, a newer request asks for the same units."""
     old = await bench.sale.hold("old", lines={"b": 5})
     await bench.sale.run_out(old)
     newer: list[asyncio.Task[object]] = []

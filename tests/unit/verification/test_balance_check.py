@@ -30,7 +30,7 @@ def entry(number: int, kind: str = "charge", amount: int = 1000) -> dict[str, An
 
 
 def books(**changes: Any) -> BalanceCheck:
-    """Two pieces, one of them sold; a second order was released. All agree."""
+    """Two units, one of them sold; a second order was released. All agree."""
     row = {"sku": "a", "total": 2, "available": 1, "held": 0, "sold": 1, **changes.pop("row", {})}
     audit = {"ok": True, "lag": 0, "problems": [], "skus": [row], **changes.pop("audit", {})}
     given: dict[str, Any] = {
