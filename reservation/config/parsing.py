@@ -38,8 +38,8 @@ _MAPPED_BITS: Final = 96
 ROOT: Final = Path("/")
 _GROUPS: Final = "sys/fs/cgroup"
 
-#: Variables that Kubernetes sets in each pod for a Service whose name begins like our prefix: names
-#: that no setting has, and `..._PORT`, which a setting may have too, with an address.
+#: Variables that Kubernetes sets in each pod for a Service whose name starts with the prefix: names
+#: of no setting, and `..._PORT` with an address, which may be the name of a setting.
 _SERVICE_LINK = re.compile(
     PREFIX + r"([A-Z0-9_]+_)?"
     r"(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"

@@ -203,7 +203,7 @@ async def test_twenty_copies_of_a_request_make_one_hold(served: Served, crowd: C
     won = [group for group in groups if any(answer.status_code == 201 for answer in group)]
     assert len(won) == PIECES
     for group in won:
-        # The same request has one answer, however often and wherever it came in.
+        # A repeated request gets the same answer, from every process.
         assert {answer.status_code for answer in group} == {201}
         assert len({answer.content["orderId"] for answer in group}) == 1
         replayed = [answer.headers.get("idempotent-replayed") for answer in group]

@@ -92,7 +92,7 @@ class _Notice(_Ids):
     """A webhook: its ids are in `data`, or, for a deposit, at the top level."""
 
     data: _Ids | None = None
-    #: Of a deposit: the secret that the PG sent only to us when the account was opened.
+    #: Deposits only: the secret that the PG sent when it issued the account.
     secret: Annotated[str, msgspec.Meta(max_length=_SECRET_CHARS)] | None = None
 
 

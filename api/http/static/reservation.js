@@ -106,7 +106,7 @@ export function connect({ url = "", token = null, attempts = 5 } = {}) {
     proven ? { headers: { "X-Reservation-Token": proven }, own: false } : {};
 
   return {
-    /** The server's time in ms, as far as the answers so far tell it. */
+    /** The server's time in ms, estimated from the responses so far. */
     now,
     async guest() {
       const guest = await call("POST", "guests", { own: false });

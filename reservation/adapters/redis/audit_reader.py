@@ -53,9 +53,9 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
     """An order's hash, verbatim, and its scores in the sorted sets; None if it has none."""
 
     fields: dict[str, str]
-    #: In its buyer's list.
+    #: Its score in the buyer's list.
     listed: str | None
-    #: In the requested set.
+    #: Its score in the requested set.
     score: str | None
 
 

@@ -202,7 +202,7 @@ class CounterAudit:
         return self._only(f"event {event} is neither in SQL nor in the outbox", lag=lag)
 
     def _only(self, problem: str, *, lag: int) -> AuditReport:
-        """A report with one problem: the counters cannot be compared."""
+        """The report of a sale whose counters cannot be compared."""
         return AuditReport(
             ok=False, checked_at_ms=self._clock.now_ms(), lag=lag, skus=(), problems=(problem,)
         )
