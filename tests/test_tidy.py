@@ -47,13 +47,14 @@ PROSE_BUDGET = {
     "what": 3,
     "look": 8,
     "stands": 2,
-    "beside": 0,
+    "beside": 1,
     "nobody": 0,
     "somebody": 0,
     "told": 0,
     "whoever": 0,
 }
-#: Phrases of a translation, with the usual one.
+#: Phrases of a translation, with the usual one; uses of all of them per 10,000 words.
+PHRASE_BUDGET = 1
 USUAL_PHRASES = {
     "all the same": "nevertheless, still",
     "also if": "even if",
@@ -231,7 +232,7 @@ def test_comments_use_the_terms_of_the_trade(word: str, budget: int) -> None:
     assert per_10_000 <= budget, f'"{word}": {per_10_000:.1f} per 10,000 words, most in {most}'
 
 
-def test_no_sentence_has_a_phrase_of_a_translation() -> None:
+def test_comments_use_the_usual_phrases() -> None:
     readers = [path for path in FILES if path.suffix in {".py", ".lua", ".md"}]
     found = [
         f'{path.relative_to(ROOT)}: "{phrase}": {usual}'
@@ -239,9 +240,10 @@ def test_no_sentence_has_a_phrase_of_a_translation() -> None:
         if path.name not in HISTORIES
         for text in [" ".join(prose_of(path).lower().split())]
         for phrase, usual in USUAL_PHRASES.items()
-        if re.search(rf"\b{phrase}\b", text)
+        for _ in re.findall(rf"\b{phrase}\b", text)
     ]
-    assert found == []
+    words = sum(counts.total() for counts in words_of_prose().values())
+    assert 10_000 * len(found) / words <= PHRASE_BUDGET, found
 
 
 @pytest.mark.parametrize("host", REGISTRY_HOSTS)

@@ -57,7 +57,7 @@ def prepare(
 
 
 def sandbox_of(order: Order) -> str | None:
-    """The sandbox's address in an order; None where the service has another PG than its own."""
+    """The sandbox's address in an order; none if the service has another PG than its own."""
     checkout: str | None = order["payment"].get("checkoutUrl")
     return None if checkout is None else checkout.removesuffix("/checkout")
 

@@ -63,7 +63,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     body: Mapping[str, Any] | None = None
     #: Refusals that are expected here and nowhere else.
     known: tuple[str, ...] = ()
-    #: The client closes the connection so many seconds after it sent the request.
+    #: The client closes the connection this many seconds after it sent the request.
     cut_after_seconds: float | None = None
 
 
@@ -113,7 +113,7 @@ async def perform(scenario: Scenario[T], send: Callable[[Request], Awaitable[Ans
 
 
 def members_of(content: bytes | None) -> dict[str, Any]:
-    """The members of a JSON object; none where the content is something else."""
+    """The members of a JSON object; none if the content is something else."""
     try:
         found = msgspec.json.decode(content or b"{}")
     except msgspec.DecodeError:

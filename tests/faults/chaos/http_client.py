@@ -105,9 +105,9 @@ class Wire:
         Args:
             method: of HTTP.
             path: with its query.
-            headers: beside the usual ones.
+            headers: in addition to the usual ones.
             body: sent as JSON.
-            cut_after: close the connection so many seconds after the request was sent.
+            cut_after: close the connection this many seconds after the request was sent.
         """
         content = b"" if body is None else msgspec.json.encode(body)
         request = self._packed(method, path, headers or {}, content)

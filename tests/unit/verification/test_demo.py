@@ -71,7 +71,7 @@ async def test_a_declined_buyer_pays_with_another_card() -> None:
 
 
 async def test_an_internal_error_is_a_fault_whatever_the_outcome() -> None:
-    """The verdict reports it, also where a second load of the page ends well."""
+    """The verdict reports it, even if a second load of the page ends well."""
     ends = iter([httpx.Response(500, json={"code": "internal_error"})])
     confirmed = httpx.Response(200, json={"status": "CONFIRMED"})
     outcome, accused = await buyer("refresh", lambda: next(ends, confirmed))
