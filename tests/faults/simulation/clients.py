@@ -1,8 +1,10 @@
-"""Base of the simulated clients: calls that are recorded for the judge, and retried."""
+"""Base of the simulated clients: calls that are recorded for the judge, and repeated."""
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any
 
 import jwt
@@ -11,11 +13,14 @@ import msgspec
 from loadtests.recording import Call, operation_of
 from reservation.config.settings import Settings
 from reservation.verification.model.history_format import Operation
-from tests.faults.simulation.http import CutOff, Request, Unreachable, Web, json_of
+from reservation.verification.scenario_steps import Answer, Request, members_of
+from reservation.verification.shopper import Crowd
+from tests.faults.simulation import http
+from tests.faults.simulation.http import CutOff, Unreachable, Web
 from tests.faults.simulation.loop import VirtualLoop
 from tests.faults.simulation.processes import Process
 
-__all__ = ["PG", "SHOP", "Answer", "Client", "Town"]
+__all__ = ["PG", "SHOP", "Client", "Town"]
 
 SHOP = "http://shop.sim"
 PG = "http://pg.sim"
@@ -26,23 +31,7 @@ PATIENCE_SECONDS = 20.0
 TRIES_MAX = 12
 #: Maximum pause between two tries.
 PAUSE_SECONDS_MAX = 4.0
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """A client's answer; status 0 if none came."""
-
-    status: int
-    body: dict[str, Any]
-
-    @property
-    def code(self) -> str:
-        """The refusal's code."""
-        return self.body.get("code", "")
-
-    @property
-    def unsure(self) -> bool:
-        """Whether a retry is worthwhile."""
-        return self.status == 0 or self.status >= 500 or self.status == 429
+_BASE_HEADERS = {"accept": "application/json", "content-type": "application/json"}
 
 
 class Town(msgspec.Struct, kw_only=True):
@@ -57,10 +46,10 @@ class Town(msgspec.Struct, kw_only=True):
     operations: list[Operation]
     #: Answers that no client should ever get.
     wrong: list[str]
-    #: Every order whose buyer may get answers about it, and its buyer's own call for it.
+    #: Every order that a buyer got.
     orders: list[dict[str, Any]]
-    #: Payments into virtual accounts without a deposit yet.
-    accounts: list[str]
+    #: The buyers.
+    crowd: Crowd
     #: Counts the outcomes.
     count: Callable[[str], None]
 
@@ -76,65 +65,80 @@ class Client:
         # Signed once; PyJWT reads the machine's own clock, which is later.
         claims = {"sub": name, "iat": 1, "exp": 4_000_000_000, "aud": "reservation-guest"}
         token = jwt.encode(claims, town.settings.jwt_secret, algorithm="HS256")
-        self._bearer = (b"authorization", f"Bearer {token}".encode())
+        self.credentials = {"Authorization": f"Bearer {token}"}
+
+    async def send(self, request: Request) -> Answer:
+        """One call; recorded where it is one of the history's."""
+        url = request.url if request.url.startswith("http") else SHOP + request.url
+        body = b"" if request.body is None else msgspec.json.encode(request.body)
+        headers = _BASE_HEADERS | {name.lower(): text for name, text in request.headers.items()}
+        sent = http.Request(
+            method=request.method,
+            url=url,
+            headers=tuple((name.encode(), text.encode()) for name, text in headers.items()),
+            body=body,
+        )
+        invoked_ns = self._now_ns()
+        status, answer, replayed = 0, dict[str, Any](), False
+        try:
+            async with asyncio.timeout(request.cut_after_seconds or PATIENCE_SECONDS):
+                response = await self.town.web.ask(self.process, sent)
+            status, answer = response.status, members_of(response.body)
+            replayed = (b"idempotent-replayed", b"true") in response.headers
+        except (TimeoutError, Unreachable, CutOff):
+            answer = {}
+        if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            short = f"{request.method} {request.url[:80]}"
+            self.town.wrong.append(f"{self.name}: {short} answered 500: {answer}")
+        operation = operation_of(
+            Call(
+                sale=self.town.sale_id,
+                client=self.name,
+                buyer=self.name,
+                method=request.method,
+                url=url,
+                body=request.body,
+                invoked_ns=invoked_ns,
+                answered_ns=self._now_ns(),
+                status=status,
+                answer=answer,
+                replayed=replayed,
+            )
+        )
+        if operation is not None and url.startswith(SHOP):
+            self.town.operations.append(operation)
+        return Answer(status, answer)
 
     async def call(
         self,
         method: str,
-        path: str,
+        url: str,
         body: dict[str, Any] | None = None,
-        *headers: tuple[bytes, bytes],
-        to: str = SHOP,
-        patience: float = PATIENCE_SECONDS,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> Answer:
-        """One call; recorded where it is one of the history's."""
-        url = path if path.startswith("http") else to + path
-        content = b"" if body is None else msgspec.json.encode(body)
-        sent = [(b"accept", b"application/json"), (b"content-type", b"application/json"), *headers]
-        if not any(name == b"authorization" for name, _ in headers):
-            sent.append(self._bearer)
-        invoked_ns = self._now_ns()
-        request = Request(method=method, url=url, headers=tuple(sent), body=content)
-        status, answer, replayed = 0, dict[str, Any](), False
-        try:
-            async with asyncio.timeout(patience):
-                response = await self.town.web.ask(self.process, request)
-            status, answer = response.status, json_of(response)
-            replayed = (b"idempotent-replayed", b"true") in response.headers
-        except (TimeoutError, Unreachable, CutOff):
-            answer = {}
-        self._check(method, path, status, answer)
-        made = Call(
-            sale=self.town.sale_id,
-            client=self.name,
-            buyer=self.name,
-            method=method,
-            url=url,
-            body=body,
-            invoked_ns=invoked_ns,
-            answered_ns=self._now_ns(),
-            status=status,
-            answer=answer,
-            replayed=replayed,
+        """One call under this client's credentials."""
+        return await self.send(
+            Request(
+                name="call",
+                method=method,
+                url=url,
+                headers={**self.credentials, **headers},
+                body=body,
+            )
         )
-        operation = operation_of(made) if url.startswith(SHOP) else None
-        if operation is not None:
-            self.town.operations.append(operation)
-        return Answer(status, answer)
 
     async def call_until_sure(
         self,
         method: str,
-        path: str,
+        url: str,
         body: dict[str, Any] | None = None,
-        *headers: tuple[bytes, bytes],
-        to: str = SHOP,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> Answer:
-        """The same call, retried while its outcome is unknown."""
+        """The same call, repeated while its outcome is unknown."""
         answer = Answer(0, {})
         for _ in range(TRIES_MAX):
-            answer = await self.call(method, path, body, *headers, to=to)
-            if not answer.unsure:
+            answer = await self.call(method, url, body, headers)
+            if not answer.is_deferred:
                 return answer
             await self.pause(PAUSE_SECONDS_MAX)
         return answer
@@ -142,10 +146,6 @@ class Client:
     async def pause(self, most: float) -> None:
         """Sleep for a random time up to this many seconds."""
         await asyncio.sleep(self.draw.random() * most)
-
-    def _check(self, method: str, path: str, status: int, answer: dict[str, Any]) -> None:
-        if status == 500:
-            self.town.wrong.append(f"{self.name}: {method} {path[:80]} answered 500: {answer}")
 
     def _now_ns(self) -> int:
         return int(self.town.loop.now * 1e9)

@@ -164,7 +164,7 @@ async def _pg_misbehaves(world: World, operator: Operator, draw: random.Random) 
         "seconds": draw.choice((5.0, 75.0)),
     }
     world.trace.note("pg-fault", "pg", fault.value)
-    await operator.call("POST", "/_faults", wish, to=PG)
+    await operator.call("POST", f"{PG}/_faults", wish)
 
 
 async def _clock_jumps(world: World, _: Operator, draw: random.Random) -> None:

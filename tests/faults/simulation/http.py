@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
@@ -230,10 +229,3 @@ class _Transport(httpx.AsyncBaseTransport):
         except CutOff as error:
             raise httpx.ReadError(str(error), request=request) from error
         return httpx.Response(answer.status, headers=list(answer.headers), content=answer.body)
-
-
-def json_of(response: Response) -> dict[str, Any]:
-    """The answer's object; empty if it has none."""
-    with suppress(msgspec.MsgspecError):
-        return msgspec.json.decode(response.body, type=dict[str, Any])
-    return {}

@@ -20,8 +20,8 @@ class Operator(Client):
     def __init__(self, town: Town, plan: Plan, draw: random.Random) -> None:
         super().__init__(town, "operator", draw)
         self._plan = plan
-        key = f"Bearer {town.settings.admin_api_key}".encode()
-        self._rights = ((b"authorization", key), (b"x-operator", b"simulation"))
+        key = town.settings.admin_api_key
+        self.credentials = {"Authorization": f"Bearer {key}", "X-Operator": "simulation"}
         self._admin = f"/v1/admin/sales/{town.sale_id}"
 
     async def open(self) -> None:
@@ -41,7 +41,7 @@ class Operator(Client):
                 for sku, price, total, limit in plan.items
             ],
         }
-        answer = await self.call_until_sure("PUT", self._admin, sale, *self._rights)
+        answer = await self.call_until_sure("PUT", self._admin, sale)
         if answer.status not in (200, 201):
             self.town.wrong.append(f"the sale could not be made: {answer}")
 
@@ -55,13 +55,13 @@ class Operator(Client):
     async def _restock(self, number: int) -> None:
         sku = self.draw.choice(sorted(self.town.prices))
         wish = {"sku": sku, "delta": self.draw.choice((-2, -1, 1, 3)), "reason": "a count"}
-        key = (b"idempotency-key", f"restock-{number}".encode())
-        await self.call_until_sure("POST", f"{self._admin}/stock", wish, key, *self._rights)
+        key = {"Idempotency-Key": f"restock-{number}"}
+        await self.call_until_sure("POST", f"{self._admin}/stock", wish, key)
 
     async def _pause(self, _: int) -> None:
         for switch in ("pause", "resume"):
             path = f"{self._admin}/{switch}"
-            await self.call_until_sure("POST", path, {"reason": "a look"}, *self._rights)
+            await self.call_until_sure("POST", path, {"reason": "a look"})
             await self.pause(3.0)
 
     async def _refund(self, number: int) -> None:
@@ -69,14 +69,14 @@ class Operator(Client):
             return
         order = self.draw.choice(self.town.orders)["orderId"]
         wish = {"reason": "sent back", "restock": self.draw.random() < 0.5}
-        key = (b"idempotency-key", f"refund-{number}".encode())
+        key = {"Idempotency-Key": f"refund-{number}"}
         path = f"/v1/admin/orders/{order}/refund"
-        await self.call_until_sure("POST", path, wish, key, *self._rights)
+        await self.call_until_sure("POST", path, wish, key)
 
     async def tidy(self) -> None:
         """The PG is healthy again, and every buyer who can be served is."""
-        await self.call("POST", "/_faults", {"clear": True}, to=PG)
-        await self.call("POST", f"{self._admin}/resume", {"reason": "the end"}, *self._rights)
+        await self.call("POST", f"{PG}/_faults", {"clear": True})
+        await self.call("POST", f"{self._admin}/resume", {"reason": "the end"})
 
     async def all_done(self, service: Service) -> bool:
         """Whether nothing is held, undecided or in flight any more."""
@@ -94,18 +94,18 @@ class Operator(Client):
 
     async def _pay_in(self) -> None:
         """Make the missing deposits: an account lives for a week, longer than any run."""
-        for payment_key in list(self.town.accounts):
-            answer = await self.call("POST", "/_deposits", {"paymentKey": payment_key}, to=PG)
+        for payment_key in list(self.town.crowd.accounts):
+            answer = await self.call("POST", f"{PG}/_deposits", {"paymentKey": payment_key})
             if answer.status == 200:
-                self.town.accounts.remove(payment_key)
+                self.town.crowd.accounts.remove(payment_key)
 
     async def ledger(self) -> list[dict[str, Any]]:
         """The PG's ledger."""
-        answer = await self.call("GET", "/_ledger", to=PG)
+        answer = await self.call("GET", f"{PG}/_ledger")
         return answer.body["entries"]
 
     async def audit(self) -> dict[str, Any]:
-        return (await self.call("GET", f"{self._admin}/audit", None, *self._rights)).body
+        return (await self.call("GET", f"{self._admin}/audit")).body
 
     async def orders(self) -> list[dict[str, Any]]:
         """All orders in SQL."""
@@ -115,7 +115,7 @@ class Operator(Client):
             query = f"?saleId={self.town.sale_id}&limit={_PAGE}"
             more = "" if cursor is None else f"&cursor={cursor}"
             path = f"/v1/admin/orders{query}{more}"
-            page = (await self.call("GET", path, None, *self._rights)).body
+            page = (await self.call("GET", path)).body
             found += page["orders"]
             cursor = page["nextCursor"]
             if cursor is None:

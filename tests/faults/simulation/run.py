@@ -28,10 +28,12 @@ from reservation.adapters.redis.embedded.server import EmbeddedServer
 from reservation.adapters.sql.engine import Database
 from reservation.config.settings import Settings
 from reservation.sandbox import SandboxConfig, create_sandbox
+from reservation.verification.buyer_requests import Order
 from reservation.verification.model.report import Judgement
+from reservation.verification.shopper import Crowd
 from reservation.workers import runner
 from tests.faults.payments.clock import scripts_by
-from tests.faults.simulation.buyers import live
+from tests.faults.simulation.buyers import HABITS, live
 from tests.faults.simulation.clients import PG, SHOP, Client, Town
 from tests.faults.simulation.deterministic_os import determined
 from tests.faults.simulation.faults import Faults
@@ -226,9 +228,21 @@ class _Run:
             operations=[],
             wrong=world.wrong,
             orders=[],
-            accounts=[],
+            crowd=Crowd(
+                sale_id=f"sim-{plan.seed}",
+                habits=HABITS,
+                accuse=world.wrong.append,
+                say=self._say,
+                prices={sku: price for sku, price, _, _ in plan.items},
+                hold_seconds=plan.hold_seconds,
+                sandbox_url=PG,
+            ),
             count=lambda what: trace.note(what, "town", ""),
         )
+
+    def _say(self, order: Order, word: str) -> None:
+        if word == "held":
+            self.town.orders.append(order)
 
     @contextmanager
     def substituted(self) -> Generator[None]:

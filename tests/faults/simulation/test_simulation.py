@@ -36,6 +36,7 @@ def test_a_sale_in_fair_weather_sells_and_every_answer_is_true(here: Ground) -> 
     assert outcome.judgement is not None
     assert outcome.judgement.operations > 50
     assert outcome.orders > 10
+    assert outcome.counts["buyer pay"] > 5
 
 
 def _run_for(here: Ground, seconds: float) -> Total:
