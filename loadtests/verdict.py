@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from loadtests.buyer_outcomes import Answers, LastAnswer
-from reservation.verification.balance_check import BalanceCheck, Orders, disagreements
+from reservation.verification.balance_check import BalanceCheck, Orders, disagreements, unsettled
 from reservation.verification.model.report import Judgement
 
 __all__ = ["RequestLine", "Sample", "Verdict", "judge", "page_of", "problems_of_sample", "write"]
@@ -111,11 +111,9 @@ def judge(
     """
     requests = sum(line.requests for line in statistics)
     problems = [*seen, *disagreements(books), *_answers_against(books.orders, answers)]
-    held, lag = books.counted("held"), books.audit.get("lag", 0)
     if judgement is not None:
         problems += _violations(judgement)
-    if held or lag:
-        problems.append(f"{held} still held and {lag} events behind after the wait")
+    problems += unsettled(books)
     if exceptions:
         problems.append(f"{exceptions} buyers died of an exception: see Locust's own page of them")
     problems += _proved_nothing(requests, statistics, answers)
@@ -128,7 +126,7 @@ def judge(
         failures=sum(line.failures for line in statistics),
         total=books.counted("total"),
         sold=books.counted("sold"),
-        held=held,
+        held=books.counted("held"),
         charged=books.charged,
         cancelled=books.cancelled,
         confirmed_amount=books.confirmed_amount,

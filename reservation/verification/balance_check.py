@@ -13,7 +13,7 @@ import msgspec
 from reservation.domain.ids import sale_of
 from reservation.verification.model.event_data import BALANCE
 
-__all__ = ["BalanceCheck", "Orders", "books_of", "disagreements"]
+__all__ = ["BalanceCheck", "Orders", "books_of", "disagreements", "unsettled"]
 
 Rows = list[dict[str, Any]]
 Orders = dict[str, dict[str, Any]]
@@ -78,6 +78,12 @@ def disagreements(books: BalanceCheck) -> list[str]:
     if not books.audit.get("ok", False) and not found:
         found.append(f"the audit is not clean: {books.audit.get('code', 'no code')}")
     return [*found, *_stock(books), *_money(books)]
+
+
+def unsettled(books: BalanceCheck) -> list[str]:
+    """Holds that have not ended, and events that SQL does not have; empty once a sale is over."""
+    held, lag = books.counted("held"), books.audit.get("lag", 0)
+    return [f"{held} still held and {lag} events behind"] if held or lag else []
 
 
 def _stock(books: BalanceCheck) -> list[str]:

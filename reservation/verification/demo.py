@@ -18,7 +18,7 @@ from typing import Any, Final
 import httpx
 import msgspec
 
-from reservation.verification.balance_check import books_of, disagreements
+from reservation.verification.balance_check import books_of, disagreements, unsettled
 from reservation.verification.buyer_requests import Order, sandbox_of
 from reservation.verification.scenario_steps import (
     Answer,
@@ -242,12 +242,10 @@ class Demo:
             orders=await self._orders(),
             entries=await self._ledger(),
         )
-        problems = disagreements(books)
-        sold, held, lag = books.counted("sold"), books.counted("held"), books.audit.get("lag")
+        problems = [*disagreements(books), *unsettled(books)]
+        sold = books.counted("sold")
         if sold > self._plan.stock:
             problems.append(f"{sold} of {self._plan.stock} sold")
-        if held or lag:
-            problems.append(f"{held} still held and {lag} events behind after the drain")
         problems += self._accused
         problems += [
             f"{count} buyers: {outcome}"

@@ -16,7 +16,7 @@ import msgspec
 import redis
 
 from loadtests.recording import Heads, write_history
-from reservation.verification.balance_check import books_of, disagreements
+from reservation.verification.balance_check import books_of, disagreements, unsettled
 from reservation.verification.model.history_format import DECODER, Head, Operation
 from reservation.verification.model.report import Judgement
 from reservation.verification.verify import Unreadable, verify
@@ -146,7 +146,7 @@ async def judged(
         stock=sale.stock,
         hold_seconds=sale.hold_seconds,
         judgement=judgement,
-        problems=[*disagreements(books), *problems],
+        problems=[*disagreements(books), *unsettled(books), *problems],
     )
 
 

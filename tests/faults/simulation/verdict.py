@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from reservation.bootstrap import Service
-from reservation.verification.balance_check import books_of, disagreements
+from reservation.verification.balance_check import books_of, disagreements, unsettled
 from reservation.verification.export import recorded
 from reservation.verification.model.checker import HistoryChecker
 from reservation.verification.model.history_format import End, History, MoneyLine, Operation
@@ -62,11 +62,8 @@ def problems_of(
 ) -> list[str]:
     """All findings; empty if there are none."""
     books = books_of(sale_id, audit=audit, orders=orders, entries=entries)
-    found = disagreements(books)
+    found = [*disagreements(books), *unsettled(books)]
     found += [f"{one.name}: {one.reason}" for one in judgement.violations[:PROBLEMS_MAX]]
-    held, lag = books.counted("held"), audit.get("lag", 0)
-    if held or lag:
-        found.append(f"{held} still held and {lag} events behind")
     undone = [order for order in orders if order["status"] not in _ENDS]
     found += [f"{order['orderId']} is still {order['status']}" for order in undone]
     if judgement.undecided:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from reservation.domain.ids import OrderIds
-from reservation.verification.balance_check import BalanceCheck, books_of, disagreements
+from reservation.verification.balance_check import BalanceCheck, books_of, disagreements, unsettled
 
 SALE = "sale-1"
 IDS = OrderIds(b"k" * 32)
@@ -78,3 +78,21 @@ def test_a_refund_and_a_reversed_deposit_balance() -> None:
 )
 def test_each_discrepancy_is_reported(changes: dict[str, Any], sentence: str) -> None:
     assert any(sentence in found for found in disagreements(books(**changes)))
+
+
+def test_a_finished_sale_has_nothing_unsettled() -> None:
+    assert unsettled(books()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"row": {"available": 0, "held": 1}}, "1 still held and 0 events behind"),
+        ({"audit": {"lag": 3}}, "0 still held and 3 events behind"),
+    ],
+    ids=["held", "lag"],
+)
+def test_a_hold_or_an_event_that_is_left_is_reported(
+    changes: dict[str, Any], sentence: str
+) -> None:
+    assert unsettled(books(**changes)) == [sentence]
