@@ -24,10 +24,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.reservation_store import ReservationStore
-from reservation.adapters.sql.payment_intents import Intent, IntentOutcome
+from reservation.adapters.sql.payment_intents import IntentOutcome
 from reservation.adapters.sql.store import SqlStore
-from reservation.application.payments.attempt_answer import attempt_answer
-from reservation.application.payments.resolve import PaymentAttempt, PaymentResolver
+from reservation.application.payments.attempt import PaymentAttempt, attempt_answer
+from reservation.application.payments.resolve import PaymentResolver
 from reservation.application.readiness.data_loss import DataLossDetector
 from reservation.application.sales.catalog import CachedSale, Catalog
 from reservation.domain.clock import Clock
@@ -333,17 +333,8 @@ class PaymentConfirmation:
         """Commit the intent to SQL; None if no money may be requested."""
         try:
             outcome = await self._sql.intents.add(
-                Intent(
-                    order_id=case.order.order_id,
-                    sale_id=case.order.sale_id,
-                    fence=case.fence,
-                    payment_key=case.payment_key,
-                    amount=case.order.amount,
-                    currency=case.order.currency,
-                    idempotency_key=confirm_key(case.payment_key, 0),
-                    now_ms=self._clock.now_ms(),
-                    epoch=case.known.epoch,
-                    reservation=msgspec.json.encode(case.order).decode(),
+                case.intent(
+                    idempotency_key=confirm_key(case.payment_key, 0), now_ms=self._clock.now_ms()
                 )
             )
         except (SQLAlchemyError, OSError) as error:

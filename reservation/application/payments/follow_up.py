@@ -11,7 +11,8 @@ Every new state that the PG shows is stored, for the audit and the order's histo
 """
 
 from reservation.adapters.sql.store import SqlStore
-from reservation.application.payments.resolve import AnswerKind, PaymentAttempt, PaymentResolver
+from reservation.application.payments.attempt import PaymentAttempt
+from reservation.application.payments.resolve import AnswerKind, PaymentResolver
 from reservation.application.sales.catalog import Catalog
 from reservation.domain.alarms import Alarm
 from reservation.domain.payment import Cause, Outcome, PaymentOutcome, Reason

@@ -1,6 +1,5 @@
 """Payment resolution: acts on the PG's answers until the payment is decided or must wait."""
 
-import math
 from enum import StrEnum
 from typing import Final
 
@@ -11,9 +10,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.sql.payments import AnswerRow
 from reservation.adapters.sql.store import SqlStore
+from reservation.application.payments.attempt import PaymentAttempt
 from reservation.application.payments.gateway_health import GatewayHealth
 from reservation.application.readiness.data_loss import DataLossDetector
-from reservation.application.sales.catalog import CachedSale
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock
 from reservation.domain.errors import HoldLost
@@ -49,7 +48,7 @@ from reservation.domain.states import Status
 from reservation.failpoints import reach
 from reservation.telemetry.metrics import PAYMENTS, alarm
 
-__all__ = ["AnswerKind", "PaymentAttempt", "PaymentResolver", "is_fully_cancelled"]
+__all__ = ["AnswerKind", "PaymentResolver", "is_fully_cancelled"]
 
 log = structlog.get_logger(__name__)
 
@@ -75,19 +74,6 @@ class AnswerKind(StrEnum):
     LOOK_UP = "look_up"
     LOOK_UP_ORDER = "look_up_order"
     CANCEL = "cancel"
-
-
-class PaymentAttempt(msgspec.Struct, frozen=True):
-    """One payment attempt of one order, under the fence that may decide it."""
-
-    order: Reservation
-    known: CachedSale
-    fence: int
-    payment_key: str
-    #: The claim or take-over that got the fence; empty if the fence was only read.
-    claim_id: str = ""
-    #: By the monotonic clock, from before the claim; without a lease no money is requested.
-    lease_ends_at: float = -math.inf
 
 
 class PaymentResolver:

@@ -11,16 +11,16 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-import msgspec
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.redis.reservation_store import ReservationStore
-from reservation.adapters.sql.payment_intents import Intent, IntentOutcome, VoidOutcome
+from reservation.adapters.sql.payment_intents import IntentOutcome, VoidOutcome
 from reservation.adapters.sql.store import SqlStore
 from reservation.application.payments.absence import Absence
+from reservation.application.payments.attempt import PaymentAttempt
 from reservation.application.payments.gateway_health import GatewayHealth
-from reservation.application.payments.resolve import AnswerKind, PaymentAttempt, PaymentResolver
+from reservation.application.payments.resolve import AnswerKind, PaymentResolver
 from reservation.application.sales.catalog import Catalog
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock
@@ -196,18 +196,7 @@ class PaymentSettlement:
             # Another idempotency key only if the PG itself shows that no money moved.
             key = confirm_key(case.payment_key, bound if unapproved else 0)
             outcome = await self._sql.intents.add(
-                Intent(
-                    order_id=case.order.order_id,
-                    sale_id=case.order.sale_id,
-                    fence=case.fence,
-                    payment_key=case.payment_key,
-                    amount=case.order.amount,
-                    currency=case.order.currency,
-                    idempotency_key=key,
-                    now_ms=self._clock.now_ms(),
-                    epoch=case.known.epoch,
-                    reservation=msgspec.json.encode(case.order).decode(),
-                )
+                case.intent(idempotency_key=key, now_ms=self._clock.now_ms())
             )
         except (SQLAlchemyError, OSError) as error:
             log.warning(

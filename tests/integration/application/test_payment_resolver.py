@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from reservation.application.payments.attempt import PaymentAttempt
 from reservation.application.payments.gateway_health import GatewayHealth
-from reservation.application.payments.resolve import PaymentAttempt, PaymentResolver
+from reservation.application.payments.resolve import PaymentResolver
 from reservation.domain.payment_gateway import Answered, Payment
 from reservation.domain.states import Status
 from tests.support.in_process import CONFIRMED, Bench, bench
