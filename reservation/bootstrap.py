@@ -26,6 +26,7 @@ from reservation.application.audit.audit import Audit
 from reservation.application.audit.counters import CounterAudit
 from reservation.application.audit.orders import OrderAudit
 from reservation.application.audit.records import RecordAudit
+from reservation.application.payments.absence import Absence
 from reservation.application.payments.confirm import PaymentConfirmation
 from reservation.application.payments.follow_up import FollowUp
 from reservation.application.payments.gateway_health import GatewayHealth
@@ -34,6 +35,7 @@ from reservation.application.payments.recheck import Recheck
 from reservation.application.payments.refunds import RefundService
 from reservation.application.payments.resolve import PaymentResolver
 from reservation.application.payments.settle import PaymentSettlement
+from reservation.application.payments.systems import PaymentSystems
 from reservation.application.payments.webhooks import PaymentNotifications
 from reservation.application.readiness.check import Preflight
 from reservation.application.readiness.data_loss import DataLossDetector
@@ -146,7 +148,8 @@ def _assembled(
     order_ids = OrderIds(settings.order_id_key.encode())
     data_loss = _losses(connections, keys, sale_writer, sql, catalog, clock)
     stack.push_async_callback(data_loss.leave)
-    payments = _payments(stack, catalog, store, sql, gateway, data_loss, clock, limits)
+    systems = PaymentSystems(catalog, store, sql, gateway, clock, limits)
+    payments = _payments(stack, systems, data_loss)
     health, orphaned_payments = payments.health, payments.orphaned_payments
     readiness, redis_monitor = _watch(
         settings, connections, keys, data_loss, sql, catalog, health, clock
@@ -199,38 +202,24 @@ class _Payments(NamedTuple):
 
 
 def _payments(
-    stack: AsyncExitStack,
-    catalog: Catalog,
-    store: ReservationStore,
-    sql: SqlStore,
-    gateway: PaymentGateway,
-    data_loss: DataLossDetector,
-    clock: Clock,
-    limits: PaymentTimeouts,
+    stack: AsyncExitStack, systems: PaymentSystems, data_loss: DataLossDetector
 ) -> _Payments:
     """The payment use cases; closed with the stack."""
-    health = GatewayHealth(gateway, sql, clock=clock)
+    health = GatewayHealth(systems.gateway, systems.sql, clock=systems.clock)
     stack.push_async_callback(health.aclose)
-    resolver = PaymentResolver(store, sql, gateway, data_loss, health, clock=clock, limits=limits)
-    settlement = PaymentSettlement(
-        catalog, store, sql, gateway, resolver, health, clock=clock, limits=limits
-    )
-    confirmation = PaymentConfirmation(
-        catalog, store, sql, gateway, resolver, data_loss, clock=clock, limits=limits
-    )
+    resolver = PaymentResolver(systems, data_loss, health)
+    absence = Absence(systems, resolver, health)
+    settlement = PaymentSettlement(systems, resolver, absence)
+    confirmation = PaymentConfirmation(systems, resolver, data_loss)
     stack.push_async_callback(confirmation.aclose)
-    follow_up = FollowUp(catalog, sql, resolver)
-    notifications = PaymentNotifications(
-        catalog, store, sql, gateway, follow_up, settlement, clock=clock
+    follow_up = FollowUp(systems.catalog, systems.sql, resolver)
+    notifications = PaymentNotifications(systems, follow_up, settlement)
+    recheck = Recheck(systems, follow_up)
+    orphaned_payments = OrphanedPayments(systems, resolver, data_loss, absence)
+    queries = ReservationQueries(
+        systems.catalog, systems.store, systems.sql, data_loss, clock=systems.clock
     )
-    recheck = Recheck(catalog, store, sql, gateway, follow_up, clock=clock, limits=limits)
-    orphaned_payments = OrphanedPayments(
-        store, sql, gateway, resolver, data_loss, health, clock=clock, limits=limits
-    )
-    queries = ReservationQueries(catalog, store, sql, data_loss, clock=clock)
-    refunds = RefundService(
-        catalog, store, sql, gateway, resolver, queries, follow_up, clock=clock, limits=limits
-    )
+    refunds = RefundService(systems, resolver, queries, follow_up)
     stack.push_async_callback(refunds.aclose)
     return _Payments(
         health,

@@ -8,17 +8,14 @@ from typing import Final
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from reservation.adapters.sql.store import SqlStore
 from reservation.application.payments.gateway_health import GatewayHealth
 from reservation.application.payments.resolve import AnswerKind, PaymentResolver
-from reservation.domain.clock import Clock
+from reservation.application.payments.systems import PaymentSystems, PaymentUseCase
 from reservation.domain.payment_gateway import (
     Answered,
-    PaymentGateway,
     PaymentMissing,
     PaymentStatus,
 )
-from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentTimeouts
 
 __all__ = ["Absence"]
 
@@ -36,25 +33,18 @@ _WITHOUT_MONEY: Final = frozenset(
 )
 
 
-class Absence:
+class Absence(PaymentUseCase):
     """Collects the proof."""
 
     def __init__(
         self,
-        sql: SqlStore,
-        gateway: PaymentGateway,
+        systems: PaymentSystems,
         resolver: PaymentResolver,
         health: GatewayHealth,
-        *,
-        clock: Clock,
-        limits: PaymentTimeouts = DEFAULT_LIMITS,
     ) -> None:
-        self._sql = sql
-        self._gateway = gateway
+        super().__init__(systems)
         self._resolver = resolver
         self._health = health
-        self._clock = clock
-        self._limits = limits
 
     async def is_proven(
         self,

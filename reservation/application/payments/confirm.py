@@ -23,14 +23,12 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
-from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.sql.payment_intents import IntentOutcome
-from reservation.adapters.sql.store import SqlStore
 from reservation.application.payments.attempt import PaymentAttempt, attempt_answer
 from reservation.application.payments.resolve import PaymentResolver
+from reservation.application.payments.systems import PaymentSystems, PaymentUseCase
 from reservation.application.readiness.data_loss import DataLossDetector
-from reservation.application.sales.catalog import CachedSale, Catalog
-from reservation.domain.clock import Clock
+from reservation.application.sales.catalog import CachedSale
 from reservation.domain.errors import (
     InvalidToken,
     RateLimited,
@@ -47,9 +45,8 @@ from reservation.domain.payment import (
     Present,
     Reason,
 )
-from reservation.domain.payment_gateway import Answer, PaymentGateway
+from reservation.domain.payment_gateway import Answer
 from reservation.domain.payment_rules import AnswerTo
-from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentTimeouts
 from reservation.domain.rate_limit import Limiter, Rate
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
@@ -78,29 +75,18 @@ MOVE_SECONDS_MAX: Final = 0.5
 VOIDS_PER_BUYER: Final = Rate(count=10, per_seconds=3600)
 
 
-class PaymentConfirmation:
+class PaymentConfirmation(PaymentUseCase):
     """Confirms payments, each in its own task that outlives the buyer's request."""
 
     def __init__(
         self,
-        catalog: Catalog,
-        store: ReservationStore,
-        sql: SqlStore,
-        gateway: PaymentGateway,
+        systems: PaymentSystems,
         resolver: PaymentResolver,
         data_loss: DataLossDetector,
-        *,
-        clock: Clock,
-        limits: PaymentTimeouts = DEFAULT_LIMITS,
     ) -> None:
-        self._limits = limits
-        self._catalog = catalog
-        self._store = store
-        self._sql = sql
-        self._gateway = gateway
+        super().__init__(systems)
         self._resolver = resolver
         self._data_loss = data_loss
-        self._clock = clock
         self._voids = Limiter(VOIDS_PER_BUYER)
         self._under_way: dict[tuple[str, str], asyncio.Task[None]] = {}
         #: Resolved at shutdown, when the waiting requests must be answered.

@@ -13,25 +13,20 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
-from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.sql.payment_intents import UnmetIntent
-from reservation.adapters.sql.store import SqlStore
 from reservation.application.payments.absence import Absence
-from reservation.application.payments.gateway_health import GatewayHealth
 from reservation.application.payments.resolve import AnswerKind, PaymentResolver, is_fully_cancelled
+from reservation.application.payments.systems import PaymentSystems, PaymentUseCase
 from reservation.application.readiness.data_loss import DataLossDetector, is_under_way
 from reservation.domain.alarms import Alarm
-from reservation.domain.clock import Clock
 from reservation.domain.errors import SaleRecovering
 from reservation.domain.payment_gateway import (
     OPEN_PAYMENT,
     Answered,
     Payment,
-    PaymentGateway,
     PaymentMissing,
     PaymentStatus,
 )
-from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentTimeouts
 from reservation.domain.states import Status
 from reservation.telemetry.metrics import alarm
 
@@ -59,29 +54,20 @@ class _Backoff(msgspec.Struct, frozen=True):
     pause: float
 
 
-class OrphanedPayments:
+class OrphanedPayments(PaymentUseCase):
     """Finds orphaned payments and gives their money back."""
 
     def __init__(
         self,
-        store: ReservationStore,
-        sql: SqlStore,
-        gateway: PaymentGateway,
+        systems: PaymentSystems,
         resolver: PaymentResolver,
         data_loss: DataLossDetector,
-        health: GatewayHealth,
-        *,
-        clock: Clock,
-        limits: PaymentTimeouts = DEFAULT_LIMITS,
+        absence: Absence,
     ) -> None:
-        self._store = store
-        self._sql = sql
-        self._gateway = gateway
+        super().__init__(systems)
         self._resolver = resolver
         self._data_loss = data_loss
-        self._clock = clock
-        self._limits = limits
-        self._absence = Absence(sql, gateway, resolver, health, clock=clock, limits=limits)
+        self._absence = absence
         self._backoffs: dict[tuple[str, str], _Backoff] = {}
         #: When to read all intents without an end again. Nearly all of them are met, and while the
         #: flusher is stopped each payment has one; in between, only new ones are read.

@@ -15,24 +15,19 @@ import msgspec
 import structlog
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
-from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.sql.payments import PaymentCheck
-from reservation.adapters.sql.store import SqlStore
 from reservation.application.payments.follow_up import FollowUp
-from reservation.application.sales.catalog import Catalog
+from reservation.application.payments.systems import PaymentSystems, PaymentUseCase
 from reservation.domain.alarms import Alarm
-from reservation.domain.clock import Clock
 from reservation.domain.errors import ReservationError, SaleRecovering
 from reservation.domain.ids import sale_of
 from reservation.domain.payment_gateway import (
     OPEN_PAYMENT,
     Answer,
     Answered,
-    PaymentGateway,
     PaymentMissing,
     PaymentStatus,
 )
-from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentTimeouts
 from reservation.domain.states import Status
 from reservation.telemetry.metrics import alarm
 
@@ -65,27 +60,16 @@ class _Next(msgspec.Struct, frozen=True):
     looks: int
 
 
-class Recheck:
+class Recheck(PaymentUseCase):
     """Works the list of payments to recheck."""
 
     def __init__(
         self,
-        catalog: Catalog,
-        store: ReservationStore,
-        sql: SqlStore,
-        gateway: PaymentGateway,
+        systems: PaymentSystems,
         follow_up: FollowUp,
-        *,
-        clock: Clock,
-        limits: PaymentTimeouts = DEFAULT_LIMITS,
     ) -> None:
-        self._catalog = catalog
-        self._store = store
-        self._sql = sql
-        self._gateway = gateway
+        super().__init__(systems)
         self._follow_up = follow_up
-        self._clock = clock
-        self._limits = limits
 
     async def run_once(self) -> int:
         """Check the due payments; how many were checked.

@@ -20,10 +20,8 @@ import msgspec
 import structlog
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
-from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.sql.refunds import OtherRefund, RefundRecord, RefundReused
 from reservation.adapters.sql.refunds import RefundWish as RefundWishRow
-from reservation.adapters.sql.store import SqlStore
 from reservation.application.payments.follow_up import FollowUp
 from reservation.application.payments.refund_answers import (
     code_of,
@@ -32,10 +30,10 @@ from reservation.application.payments.refund_answers import (
     may_still_succeed,
 )
 from reservation.application.payments.resolve import AnswerKind, PaymentResolver
+from reservation.application.payments.systems import PaymentSystems, PaymentUseCase
 from reservation.application.reservations.queries import ReservationQueries
-from reservation.application.sales.catalog import Catalog
 from reservation.domain.alarms import Alarm
-from reservation.domain.clock import Clock, as_wire
+from reservation.domain.clock import as_wire
 from reservation.domain.errors import (
     IdempotencyKeyReused,
     NotRefundable,
@@ -51,12 +49,10 @@ from reservation.domain.payment_gateway import (
     Declined,
     Misconfigured,
     Payment,
-    PaymentGateway,
     PaymentMissing,
     PaymentStatus,
     RefundAccount,
 )
-from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentTimeouts
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.failpoints import reach
@@ -113,31 +109,20 @@ class _CancelResult(msgspec.Struct, frozen=True):
     unanswered: bool = False
 
 
-class RefundService:
+class RefundService(PaymentUseCase):
     """Refunds sold orders in full."""
 
     def __init__(
         self,
-        catalog: Catalog,
-        store: ReservationStore,
-        sql: SqlStore,
-        gateway: PaymentGateway,
+        systems: PaymentSystems,
         resolver: PaymentResolver,
         queries: ReservationQueries,
         follow_up: FollowUp,
-        *,
-        clock: Clock,
-        limits: PaymentTimeouts = DEFAULT_LIMITS,
     ) -> None:
-        self._catalog = catalog
-        self._store = store
-        self._sql = sql
-        self._gateway = gateway
+        super().__init__(systems)
         self._resolver = resolver
         self._queries = queries
         self._follow_up = follow_up
-        self._clock = clock
-        self._limits = limits
         self._under_way: set[asyncio.Task[bool]] = set()
 
     async def refund(self, wish: RefundWish) -> bool:

@@ -7,14 +7,12 @@ import msgspec
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.sql.payments import AnswerRow
-from reservation.adapters.sql.store import SqlStore
 from reservation.application.payments.attempt import PaymentAttempt
 from reservation.application.payments.gateway_health import GatewayHealth
+from reservation.application.payments.systems import PaymentSystems, PaymentUseCase
 from reservation.application.readiness.data_loss import DataLossDetector
 from reservation.domain.alarms import Alarm
-from reservation.domain.clock import Clock
 from reservation.domain.errors import HoldLost
 from reservation.domain.idempotency_keys import cancel_key
 from reservation.domain.payment import Cause, ClaimLost, Outcome, PaymentOutcome, Reason
@@ -25,7 +23,6 @@ from reservation.domain.payment_gateway import (
     Misconfigured,
     OrderIdUsed,
     Payment,
-    PaymentGateway,
     PaymentMissing,
     PaymentStatus,
     RefundAccount,
@@ -42,7 +39,6 @@ from reservation.domain.payment_rules import (
     may_be_refunded,
     refunded_outcome,
 )
-from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentTimeouts
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.failpoints import reach
@@ -76,27 +72,18 @@ class AnswerKind(StrEnum):
     CANCEL = "cancel"
 
 
-class PaymentResolver:
+class PaymentResolver(PaymentUseCase):
     """Resolves payments by the PG's answers."""
 
     def __init__(
         self,
-        store: ReservationStore,
-        sql: SqlStore,
-        gateway: PaymentGateway,
+        systems: PaymentSystems,
         data_loss: DataLossDetector,
         health: GatewayHealth,
-        *,
-        clock: Clock,
-        limits: PaymentTimeouts = DEFAULT_LIMITS,
     ) -> None:
-        self._limits = limits
+        super().__init__(systems)
         self._data_loss = data_loss
-        self._store = store
-        self._sql = sql
-        self._gateway = gateway
         self._health = health
-        self._clock = clock
 
     def lease_suffices(self, case: PaymentAttempt) -> bool:
         """Whether the lease outlives a confirm sent now.

@@ -14,16 +14,12 @@ from typing import Final
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.adapters.sql.payment_intents import IntentOutcome, VoidOutcome
-from reservation.adapters.sql.store import SqlStore
 from reservation.application.payments.absence import Absence
 from reservation.application.payments.attempt import PaymentAttempt
-from reservation.application.payments.gateway_health import GatewayHealth
 from reservation.application.payments.resolve import AnswerKind, PaymentResolver
-from reservation.application.sales.catalog import Catalog
+from reservation.application.payments.systems import PaymentSystems, PaymentUseCase
 from reservation.domain.alarms import Alarm
-from reservation.domain.clock import Clock
 from reservation.domain.idempotency_keys import confirm_key
 from reservation.domain.payment import (
     Cause,
@@ -35,12 +31,10 @@ from reservation.domain.payment import (
 from reservation.domain.payment_gateway import (
     Answer,
     Answered,
-    PaymentGateway,
     PaymentMissing,
     PaymentStatus,
 )
 from reservation.domain.payment_rules import AnswerTo, CancelFirst, Unapproved, decide
-from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentTimeouts
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
 from reservation.failpoints import reach
@@ -61,29 +55,18 @@ LOOK_UPS_AT_ONCE: Final = 32
 SLOW_AT_ONCE: Final = 128
 
 
-class PaymentSettlement:
+class PaymentSettlement(PaymentUseCase):
     """Takes over payments whose process is gone."""
 
     def __init__(
         self,
-        catalog: Catalog,
-        store: ReservationStore,
-        sql: SqlStore,
-        gateway: PaymentGateway,
+        systems: PaymentSystems,
         resolver: PaymentResolver,
-        health: GatewayHealth,
-        *,
-        clock: Clock,
-        limits: PaymentTimeouts = DEFAULT_LIMITS,
+        absence: Absence,
     ) -> None:
-        self._limits = limits
-        self._catalog = catalog
-        self._store = store
-        self._sql = sql
-        self._gateway = gateway
+        super().__init__(systems)
         self._resolver = resolver
-        self._absence = Absence(sql, gateway, resolver, health, clock=clock, limits=limits)
-        self._clock = clock
+        self._absence = absence
         self._look_ups = asyncio.Semaphore(LOOK_UPS_AT_ONCE)
         self._slow = asyncio.Semaphore(SLOW_AT_ONCE)
 

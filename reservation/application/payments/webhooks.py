@@ -13,19 +13,15 @@ from typing import Final
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from reservation.adapters.redis.reservation_store import ReservationStore
-from reservation.adapters.sql.store import SqlStore
 from reservation.application.payments.follow_up import FollowUp
 from reservation.application.payments.settle import PaymentSettlement
+from reservation.application.payments.systems import PaymentSystems, PaymentUseCase
 from reservation.application.readiness.clock_skew import EXPIRE_OFFSET_MS_MAX
 from reservation.application.readiness.conditions import CLOCK_MS_MAX
-from reservation.application.sales.catalog import Catalog
-from reservation.domain.clock import Clock
 from reservation.domain.errors import Unavailable
 from reservation.domain.ids import sale_of
 from reservation.domain.payment_gateway import (
     Answered,
-    PaymentGateway,
     PaymentMissing,
     PaymentStatus,
 )
@@ -71,27 +67,18 @@ class _Budget:
         self.per_order = Limiter(LOOK_UPS_PER_ORDER)
 
 
-class PaymentNotifications:
+class PaymentNotifications(PaymentUseCase):
     """Handles the payments that webhooks name."""
 
     def __init__(
         self,
-        catalog: Catalog,
-        store: ReservationStore,
-        sql: SqlStore,
-        gateway: PaymentGateway,
+        systems: PaymentSystems,
         follow_up: FollowUp,
         settlement: PaymentSettlement,
-        *,
-        clock: Clock,
     ) -> None:
-        self._catalog = catalog
-        self._store = store
-        self._sql = sql
-        self._gateway = gateway
+        super().__init__(systems)
         self._follow_up = follow_up
         self._settlement = settlement
-        self._clock = clock
         self._paid, self._tried = _Budget(LOOK_UPS_PAID), _Budget(LOOK_UPS_TRIED)
         self._unknown = _Budget(LOOK_UPS_UNKNOWN)
         self._sql_rate = Limiter(SQL_ALL)

@@ -12,7 +12,9 @@ import httpx
 import pytest
 
 from reservation.adapters.sql.payment_intents import Intent, IntentOutcome
+from reservation.application.payments.absence import Absence
 from reservation.application.payments.orphaned import OrphanedPayments
+from reservation.application.payments.systems import PaymentSystems
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import SystemClock, as_datetime
 from reservation.domain.payment import Cause, Reason
@@ -46,15 +48,16 @@ class Orphan:
         self.service, self.clock = bench.service, SetClock()
         self.payment_key = ""
         service = bench.service
-        self.orphans = OrphanedPayments(
-            service.store,
-            service.sql,
-            service.gateway,
-            service.refunds._resolver,
-            service.data_loss,
-            service.health,
+        systems = PaymentSystems(
+            catalog=service.catalog,
+            store=service.store,
+            sql=service.sql,
+            gateway=service.gateway,
             clock=self.clock,
         )
+        resolver = service.refunds._resolver
+        absence = Absence(systems, resolver, service.health)
+        self.orphans = OrphanedPayments(systems, resolver, service.data_loss, absence)
 
     async def asked_for(self, payment_key: str, order: Reservation | None = None) -> None:
         """Its intent is in SQL."""

@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from reservation.application.payments.attempt import PaymentAttempt
-from reservation.application.payments.gateway_health import GatewayHealth
 from reservation.application.payments.resolve import PaymentResolver
+from reservation.application.payments.systems import PaymentSystems
 from reservation.domain.payment_gateway import Answered, Payment
 from reservation.domain.states import Status
 from tests.support.in_process import CONFIRMED, Bench, bench
@@ -31,15 +31,14 @@ async def test_a_payment_not_stored_in_sql_is_not_sold(
     case = PaymentAttempt(
         order, await service.catalog.get(sale_id), claimed.fence, "key-of-a-payment"
     )
-    health = GatewayHealth(service.gateway, service.sql, clock=service.clock)
-    conclude = PaymentResolver(
-        service.store,
-        service.sql,
-        service.gateway,
-        service.data_loss,
-        health,
+    systems = PaymentSystems(
+        catalog=service.catalog,
+        store=service.store,
+        sql=service.sql,
+        gateway=service.gateway,
         clock=service.clock,
     )
+    conclude = PaymentResolver(systems, service.data_loss, service.health)
     answer = Answered(
         Payment(
             payment_key="key-of-a-payment",
