@@ -15,7 +15,7 @@ from reservation.domain.errors import ReservationError
 from reservation.domain.rate_limit import Limiter, Rate
 from reservation.telemetry.metrics import alarm
 
-__all__ = ["attempt", "back_off_seconds", "forever"]
+__all__ = ["TRANSIENT", "attempt", "back_off_seconds", "forever"]
 
 log = structlog.get_logger(__name__)
 

@@ -4,17 +4,15 @@ import asyncio
 from typing import Final
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
-from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.sql.refunds import RefundRecord
 from reservation.adapters.sql.store import SqlStore
 from reservation.application.payments.refunds import RefundService
 from reservation.domain.alarms import Alarm
 from reservation.domain.clock import Clock
-from reservation.domain.errors import ReservationError
 from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentTimeouts
 from reservation.telemetry.metrics import PENDING_REFUNDS, PENDING_REFUNDS_AGE, alarm
+from reservation.workers.loops import TRANSIENT
 from reservation.workers.pauses import Pauses
 
 __all__ = ["Refunder"]
@@ -104,13 +102,7 @@ class Refunder:
     async def _resume(self, record: RefundRecord) -> bool:
         try:
             return await self._refunds.resume(record)
-        except (
-            ReservationError,
-            StoreUnavailable,
-            StoreUncertain,
-            SQLAlchemyError,
-            OSError,
-        ) as error:
+        except TRANSIENT as error:
             log.warning("refund_deferred", order_id=record.order_id, reason=str(error))
             return False
         except Exception:

@@ -6,16 +6,14 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import Any, Final
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
-from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.pending_work import PendingWork
 from reservation.adapters.redis.reservation_store import ReservationStore
 from reservation.application.payments.settle import PaymentSettlement
 from reservation.domain.clock import Clock
-from reservation.domain.errors import ReservationError
 from reservation.domain.payment_timeouts import DEFAULT_LIMITS, PaymentTimeouts
 from reservation.telemetry.metrics import UNDECIDED
+from reservation.workers.loops import TRANSIENT
 from reservation.workers.pauses import Pauses
 
 __all__ = ["Settler"]
@@ -170,13 +168,7 @@ class Settler:
         """Settle one order; after a transient failure a later tick tries it again."""
         try:
             await settlement(order_id)
-        except (
-            ReservationError,
-            StoreUnavailable,
-            StoreUncertain,
-            SQLAlchemyError,
-            OSError,
-        ) as error:
+        except TRANSIENT as error:
             log.warning("settle_deferred", order_id=order_id, reason=str(error))
         except Exception:
             log.exception("settle_crashed", order_id=order_id)
