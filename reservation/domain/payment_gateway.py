@@ -19,6 +19,8 @@ from typing import Final, Protocol
 import msgspec
 
 __all__ = [
+    "CANCELLED_PAYMENT",
+    "ENDED_PAYMENT",
     "OPEN_PAYMENT",
     "Answer",
     "Answered",
@@ -53,6 +55,12 @@ class PaymentStatus(StrEnum):
 #: A payment in one of these has money, or is an account that may still be paid into.
 OPEN_PAYMENT: Final = frozenset(
     {PaymentStatus.DONE, PaymentStatus.PARTIAL_CANCELED, PaymentStatus.WAITING_FOR_DEPOSIT}
+)
+#: A cancel took place: of the whole payment, or of a part.
+CANCELLED_PAYMENT: Final = frozenset({PaymentStatus.CANCELED, PaymentStatus.PARTIAL_CANCELED})
+#: A payment in one of these can take no more money, or has given it back.
+ENDED_PAYMENT: Final = frozenset(
+    {PaymentStatus.CANCELED, PaymentStatus.ABORTED, PaymentStatus.EXPIRED}
 )
 
 

@@ -11,6 +11,7 @@ The rules that protect the money:
   payment that can never be this order's: another order's, or an unpaid one of another amount.
 """
 
+import re
 from enum import Enum, auto
 from typing import Any, Final
 
@@ -20,6 +21,8 @@ from reservation.domain.alarms import Alarm
 from reservation.domain.clock import as_ms
 from reservation.domain.payment import Cause, Outcome, PaymentOutcome, Reason
 from reservation.domain.payment_gateway import (
+    CANCELLED_PAYMENT,
+    ENDED_PAYMENT,
     Answer,
     Answered,
     Declined,
@@ -42,14 +45,23 @@ __all__ = [
     "LookUp",
     "Unapproved",
     "Undecided",
+    "code_of",
     "decide",
+    "has_no_capture",
+    "is_fully_cancelled",
+    "is_refunded",
     "may_be_refunded",
+    "may_still_succeed",
     "payment_facts",
     "refunded_outcome",
 ]
 
 #: The provider's code after its ten minutes between authentication and confirm have passed.
 SESSION_EXPIRED_CODES = "NOT_FOUND_PAYMENT_SESSION"
+#: An earlier call under the same idempotency key is still in flight at the PG.
+_STILL_RUNNING: Final = "IDEMPOTENT_REQUEST_PROCESSING"
+#: A failure that the PG itself reports: that call has ended. A 502 or 504 may be a proxy's.
+_FAILED: Final = re.compile(r"500 [A-Z][A-Z0-9_]*")
 
 
 class AnswerTo(Enum):
@@ -289,3 +301,47 @@ def may_be_refunded(status: Status, outcome: PaymentOutcome, *, is_cancelled: bo
     if status is Status.AWAITING_DEPOSIT:
         return outcome in (PaymentOutcome.DECLINED, PaymentOutcome.EXPIRED, PaymentOutcome.REFUNDED)
     return status is Status.CONFIRMING and (outcome is PaymentOutcome.REFUNDED or is_cancelled)
+
+
+def is_fully_cancelled(payment: Payment) -> bool:
+    """Whether it is cancelled in full: all of its money is back, or none ever came."""
+    nothing_left = payment.balance_amount == 0 or payment.approved_at is None
+    return payment.status in CANCELLED_PAYMENT and nothing_left
+
+
+def is_refunded(payment: Payment) -> bool:
+    """Whether all of its money went back."""
+    return payment.status in CANCELLED_PAYMENT and payment.balance_amount == 0
+
+
+def has_no_capture(payment: Payment) -> bool:
+    """Whether it ended without money, or with a deposit that the bank reversed."""
+    return payment.status in ENDED_PAYMENT and payment.approved_at is None
+
+
+def may_still_succeed(answer: Answer, *, before: bool) -> bool:
+    """Whether a cancel of ours may still be carried out, after this answer to the last one.
+
+    The PG processes one call of a key at a time: its own answer implies that every earlier call has
+    ended too. A rejection before processing implies nothing about an earlier call.
+    """
+    match answer:
+        case Answered() | Declined() | PaymentMissing() | OrderIdUsed():
+            return False
+        case TryAgain(code):
+            return before or code == _STILL_RUNNING
+        case Misconfigured(bound_to_key=bound):
+            return before and not bound
+        case Unknown(reason, bound_to_key=bound):
+            return not (bound or _FAILED.fullmatch(reason))
+
+
+def code_of(answer: Answer) -> str | None:
+    """The answer as one word, for the operator."""
+    match answer:
+        case Answered(payment):
+            return payment.status
+        case Unknown(reason):
+            return reason
+        case _:
+            return answer.code

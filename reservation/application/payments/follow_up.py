@@ -16,7 +16,13 @@ from reservation.application.payments.resolve import AnswerKind, PaymentResolver
 from reservation.application.sales.catalog import Catalog
 from reservation.domain.alarms import Alarm
 from reservation.domain.payment import Cause, Outcome, PaymentOutcome, Reason
-from reservation.domain.payment_gateway import OPEN_PAYMENT, Answered, Payment, PaymentStatus
+from reservation.domain.payment_gateway import (
+    CANCELLED_PAYMENT,
+    OPEN_PAYMENT,
+    Answered,
+    Payment,
+    PaymentStatus,
+)
 from reservation.domain.payment_rules import AnswerTo
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status
@@ -26,7 +32,6 @@ __all__ = ["FollowUp"]
 
 #: Delay before the recheck of a payment that could not be refunded.
 RETRY_SECONDS = 60.0
-_CANCELLED = (PaymentStatus.CANCELED, PaymentStatus.PARTIAL_CANCELED)
 #: The PG's statuses of a refund that the bank did not pay out, or not in full.
 _BANK_FAILED = ("FAILED", "PARTIAL_FAILED")
 _TOO_LATE = Outcome(name=PaymentOutcome.REFUNDED, reason=Reason(Cause.PAID_AFTER_END))
@@ -104,7 +109,7 @@ class FollowUp:
             # The bank reversed a deposit after its own error.
             alarm(Alarm.DEPOSIT_REVERSED, order_id=order_id)
             return await self._resolver.resolve(case, answer, AnswerTo.LOOK_UP) is not None
-        if payment.status in _CANCELLED:
+        if payment.status in CANCELLED_PAYMENT:
             # By another party, or by a refund of ours in flight, which finishes by itself.
             refund = await self._sql.refunds.get(order_id)
             if refund is None or refund.status == "refused":
@@ -123,7 +128,7 @@ class FollowUp:
         if payment.status in OPEN_PAYMENT and payment.balance_amount:
             cancelled = await self._resolver.cancel(case, _TOO_LATE, "money came after the end")
             return cancelled is not None
-        if payment.status in _CANCELLED and payment.approved_at is not None:
+        if payment.status in CANCELLED_PAYMENT and payment.approved_at is not None:
             # A cancel of ours whose answer was lost.
             return await self._resolver.finish(case, _TOO_LATE, answer) is not None
         return True
@@ -146,7 +151,7 @@ class FollowUp:
         if not await self._resolver.bar(order.order_id, order.sale_id, case.fence, key):
             return False
         answer = await self._resolver.cancel_at_pg(order.order_id, key, reason)
-        if isinstance(answer, Answered) and answer.payment.status in _CANCELLED:
+        if isinstance(answer, Answered) and answer.payment.status in CANCELLED_PAYMENT:
             return await self._resolver.store_payment(answer.payment)
         alarm(Alarm.AUTOMATIC_CANCEL_FAILED, order_id=order.order_id, reason=reason)
         return False

@@ -15,18 +15,20 @@ from sqlalchemy.exc import SQLAlchemyError
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.sql.payment_intents import UnmetIntent
 from reservation.application.payments.absence import Absence
-from reservation.application.payments.resolve import AnswerKind, PaymentResolver, is_fully_cancelled
+from reservation.application.payments.resolve import AnswerKind, PaymentResolver
 from reservation.application.payments.systems import PaymentSystems, PaymentUseCase
 from reservation.application.readiness.data_loss import DataLossDetector, is_under_way
 from reservation.domain.alarms import Alarm
 from reservation.domain.errors import SaleRecovering
 from reservation.domain.payment_gateway import (
+    ENDED_PAYMENT,
     OPEN_PAYMENT,
     Answered,
     Payment,
     PaymentMissing,
     PaymentStatus,
 )
+from reservation.domain.payment_rules import is_fully_cancelled
 from reservation.domain.states import Status
 from reservation.telemetry.metrics import alarm
 
@@ -34,8 +36,6 @@ __all__ = ["OrphanedPayments"]
 
 log = structlog.get_logger(__name__)
 
-#: A payment that can take no more money, or has given it back.
-_OVER: Final = (PaymentStatus.CANCELED, PaymentStatus.ABORTED, PaymentStatus.EXPIRED)
 #: Authenticated and never confirmed: it ends by itself once its window has closed.
 _UNAPPROVED: Final = (PaymentStatus.READY, PaymentStatus.IN_PROGRESS)
 #: An order in one of these was sold for its payment.
@@ -180,7 +180,7 @@ class OrphanedPayments(PaymentUseCase):
         if row is not None and row.payment_key == payment_key and row.status in _SOLD:
             return False
         kept = await self._sql.payments.get(payment_key)
-        if kept is not None and kept.status in _OVER:
+        if kept is not None and kept.status in ENDED_PAYMENT:
             return False
         answer = await self._gateway.look_up(payment_key)
         await self._resolver.remember(order_id, payment_key, AnswerKind.LOOK_UP, answer)
@@ -206,7 +206,7 @@ class OrphanedPayments(PaymentUseCase):
 
     async def _end(self, intent: UnmetIntent, payment: Payment) -> bool | None:
         """Finish a payment that the PG shows, if it can be finished now."""
-        if payment.status in _OVER or is_fully_cancelled(payment):
+        if payment.status in ENDED_PAYMENT or is_fully_cancelled(payment):
             await self._resolver.store_payment(payment)
             return False
         if payment.status in _UNAPPROVED:

@@ -23,12 +23,6 @@ from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.sql.refunds import OtherRefund, RefundRecord, RefundReused
 from reservation.adapters.sql.refunds import RefundWish as RefundWishRow
 from reservation.application.payments.follow_up import FollowUp
-from reservation.application.payments.refund_answers import (
-    code_of,
-    has_no_capture,
-    is_refunded,
-    may_still_succeed,
-)
 from reservation.application.payments.resolve import AnswerKind, PaymentResolver
 from reservation.application.payments.systems import PaymentSystems, PaymentUseCase
 from reservation.application.reservations.queries import ReservationQueries
@@ -52,6 +46,12 @@ from reservation.domain.payment_gateway import (
     PaymentMissing,
     PaymentStatus,
     RefundAccount,
+)
+from reservation.domain.payment_rules import (
+    code_of,
+    has_no_capture,
+    is_refunded,
+    may_still_succeed,
 )
 from reservation.domain.reservation import Reservation
 from reservation.domain.states import Status

@@ -24,7 +24,6 @@ from reservation.domain.payment_gateway import (
     OrderIdUsed,
     Payment,
     PaymentMissing,
-    PaymentStatus,
     RefundAccount,
     TryAgain,
 )
@@ -36,6 +35,7 @@ from reservation.domain.payment_rules import (
     Unapproved,
     Undecided,
     decide,
+    is_fully_cancelled,
     may_be_refunded,
     refunded_outcome,
 )
@@ -44,7 +44,7 @@ from reservation.domain.states import Status
 from reservation.failpoints import reach
 from reservation.telemetry.metrics import PAYMENTS, alarm
 
-__all__ = ["AnswerKind", "PaymentResolver", "is_fully_cancelled"]
+__all__ = ["AnswerKind", "PaymentResolver"]
 
 log = structlog.get_logger(__name__)
 
@@ -377,12 +377,6 @@ class PaymentResolver(PaymentUseCase):
             )
             return False
         return True
-
-
-def is_fully_cancelled(payment: Payment) -> bool:
-    """Whether it is cancelled in full: all of its money is back, or none ever came."""
-    ended = (PaymentStatus.CANCELED, PaymentStatus.PARTIAL_CANCELED)
-    return payment.status in ended and (payment.balance_amount == 0 or payment.approved_at is None)
 
 
 def _is_key_refused(answer: Answer | None) -> bool:

@@ -21,6 +21,7 @@ from reservation.application.readiness.conditions import CLOCK_MS_MAX
 from reservation.domain.errors import Unavailable
 from reservation.domain.ids import sale_of
 from reservation.domain.payment_gateway import (
+    CANCELLED_PAYMENT,
     Answered,
     PaymentMissing,
     PaymentStatus,
@@ -52,8 +53,6 @@ LATER_MS: Final = 15_000
 CLOCKS_MS: Final = CLOCK_MS_MAX + EXPIRE_OFFSET_MS_MAX
 #: Scheduled rechecks that one process remembers.
 SCHEDULED_MAX: Final = 10_000
-#: The PG's statuses of a payment that was cancelled at its console, or by a call of ours.
-_CANCELLED: Final = (PaymentStatus.CANCELED, PaymentStatus.PARTIAL_CANCELED)
 _RESTORED_SOON: Final = "The order is being restored; retry the webhook."
 #: Orders whose payment the PG has shown as theirs.
 _PAID: Final = (Status.CONFIRMED, Status.AWAITING_DEPOSIT, Status.REFUNDED)
@@ -176,7 +175,7 @@ class PaymentNotifications(PaymentUseCase):
             await self._schedule_recheck(order.order_id, payment_key, budget)
             return
         settled = await self._settlement.settle(order.order_id)
-        if settled is None and status in _CANCELLED:
+        if settled is None and status in CANCELLED_PAYMENT:
             # The lease holder may have the PG's answer from before the cancel.
             await self._schedule_recheck(order.order_id, payment_key, self._tried)
 

@@ -30,6 +30,7 @@ from reservation.domain.payment_rules import (
     Undecided,
     decide,
     may_be_refunded,
+    may_still_succeed,
 )
 from reservation.domain.reservation import Line, Reservation
 from reservation.domain.states import Status
@@ -258,3 +259,29 @@ def test_a_refund_depends_on_the_state_and_the_payment_outcome(
     status: Status, outcome: PaymentOutcome, *, is_cancelled: bool, refundable: bool
 ) -> None:
     assert may_be_refunded(status, outcome, is_cancelled=is_cancelled) is refundable
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Declined("REFUND_REJECTED", ""),
+        PaymentMissing("NOT_FOUND_PAYMENT"),
+        Unknown("500 COMMON_ERROR"),
+    ],
+)
+def test_an_answer_to_a_cancel_ends_every_earlier_call(answer: Answer, *, before: bool) -> None:
+    assert not may_still_succeed(answer, before=before)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_cancel_that_was_not_read_leaves_earlier_calls_open(*, before: bool) -> None:
+    assert may_still_succeed(TryAgain("no connection"), before=before) is before
+    assert may_still_succeed(Misconfigured("UNAUTHORIZED_KEY", ""), before=before) is before
+
+
+@pytest.mark.parametrize(
+    "answer", [TryAgain("IDEMPOTENT_REQUEST_PROCESSING"), Unknown("502"), Unknown("time-out")]
+)
+def test_a_cancel_without_an_answer_may_still_succeed(answer: Answer) -> None:
+    assert may_still_succeed(answer, before=False)
