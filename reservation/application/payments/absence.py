@@ -5,6 +5,7 @@ A 404 alone proves nothing: a faulty PG returns it, and an API key of another me
 
 from typing import Final
 
+import msgspec
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -17,7 +18,7 @@ from reservation.domain.payment_gateway import (
     PaymentStatus,
 )
 
-__all__ = ["Absence"]
+__all__ = ["Absence", "AbsentPayment"]
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +34,19 @@ _WITHOUT_MONEY: Final = frozenset(
 )
 
 
+class AbsentPayment(msgspec.Struct, frozen=True):
+    """A payment that the PG does not show as the payment of its order."""
+
+    #: Of the order that requested it.
+    order_id: str
+    payment_key: str
+    #: Another payment of the order may have money: its own attempt decides it.
+    may_be_paid_otherwise: bool = False
+    #: The PG has shown the payment before. A 404 then needs another payment of ours that the PG
+    #: shows: else the API key may be another merchant's by now.
+    was_shown: bool = False
+
+
 class Absence(PaymentUseCase):
     """Collects the proof."""
 
@@ -46,63 +60,36 @@ class Absence(PaymentUseCase):
         self._resolver = resolver
         self._health = health
 
-    async def is_proven(
-        self,
-        order_id: str,
-        payment_key: str,
-        *,
-        may_be_paid_otherwise: bool = False,
-        was_shown: bool = False,
-    ) -> bool:
+    async def is_proven(self, absent: AbsentPayment) -> bool:
         """Whether 404s prove that no money can come; see `shows_no_money`.
 
         They must be some time apart with no other answer in between, by key and by order, and from
         a PG that shows our other payments to this API key.
         """
         try:
-            since_ms = await self._sql.payments.missing_since(order_id, payment_key)
+            since_ms = await self._sql.payments.missing_since(absent.order_id, absent.payment_key)
         except (SQLAlchemyError, OSError) as error:
-            log.warning("absence_check_failed", order_id=order_id, reason=str(error))
+            log.warning("absence_check_failed", order_id=absent.order_id, reason=str(error))
             return False
         apart_ms = self._limits.missing_apart_seconds * 1000
         if since_ms is None or self._clock.now_ms() - since_ms < apart_ms:
             return False
-        return await self.shows_no_money(
-            order_id,
-            payment_key,
-            may_be_paid_otherwise=may_be_paid_otherwise,
-            was_shown=was_shown,
-        )
+        return await self.shows_no_money(absent)
 
-    async def shows_no_money(
-        self,
-        order_id: str,
-        payment_key: str,
-        *,
-        may_be_paid_otherwise: bool = False,
-        was_shown: bool = False,
-    ) -> bool:
-        """Whether the PG shows no payment of this order that has or may get money.
-
-        Args:
-            order_id: of the order that requested the payment.
-            payment_key: the PG's id of the payment, which it does not show as this order's.
-            may_be_paid_otherwise: another payment of the order may have money: its own attempt
-                decides it.
-            was_shown: the PG has shown the payment before. A 404 then needs another payment of ours
-                that the PG shows: else the API key may be another merchant's by now.
-        """
+    async def shows_no_money(self, absent: AbsentPayment) -> bool:
+        """Whether the PG shows no payment of this order that has or may get money."""
+        order_id, payment_key = absent.order_id, absent.payment_key
         answer = await self._gateway.look_up_order(order_id)
         await self._resolver.remember(order_id, payment_key, AnswerKind.LOOK_UP_ORDER, answer)
         match answer:
             case PaymentMissing():
-                return await self._health.sees_own_payments(needs_canary=was_shown)
+                return await self._health.sees_own_payments(needs_canary=absent.was_shown)
             case Answered(payment):
                 # Another payment window that the buyer opened: no confirm of it was ever sent.
                 return (
                     payment.order_id == order_id
                     and payment.payment_key != payment_key
-                    and (may_be_paid_otherwise or payment.status in _WITHOUT_MONEY)
+                    and (absent.may_be_paid_otherwise or payment.status in _WITHOUT_MONEY)
                 )
             case _:
                 return False

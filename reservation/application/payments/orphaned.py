@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.sql.payment_intents import UnmetIntent
-from reservation.application.payments.absence import Absence
+from reservation.application.payments.absence import Absence, AbsentPayment
 from reservation.application.payments.resolve import AnswerKind, PaymentResolver
 from reservation.application.payments.systems import PaymentSystems, PaymentUseCase
 from reservation.application.readiness.data_loss import DataLossDetector, is_under_way
@@ -184,6 +184,7 @@ class OrphanedPayments(PaymentUseCase):
             return False
         answer = await self._gateway.look_up(payment_key)
         await self._resolver.remember(order_id, payment_key, AnswerKind.LOOK_UP, answer)
+        absent = AbsentPayment(order_id, payment_key)
         match answer:
             case Answered(payment) if (payment.order_id, payment.payment_key) == (
                 order_id,
@@ -193,16 +194,13 @@ class OrphanedPayments(PaymentUseCase):
             case Answered(payment) if payment.order_id != order_id:
                 # Another order's payment. A single answer may be wrong: it ends this one only if
                 # the PG shows no other payment of the order that has money.
-                closed = self._is_closed(intent)
-                absent = closed and await self._absence.shows_no_money(order_id, payment_key)
+                is_gone = self._is_closed(intent) and await self._absence.shows_no_money(absent)
             case PaymentMissing():
-                closed = self._is_closed(intent)
-                absent = closed and await self._absence.is_proven(
-                    order_id, payment_key, may_be_paid_otherwise=True
-                )
+                absent = msgspec.structs.replace(absent, may_be_paid_otherwise=True)
+                is_gone = self._is_closed(intent) and await self._absence.is_proven(absent)
             case _:
                 return None
-        return False if absent and await self._bar(intent) else None
+        return False if is_gone and await self._bar(intent) else None
 
     async def _end(self, intent: UnmetIntent, payment: Payment) -> bool | None:
         """Finish a payment that the PG shows, if it can be finished now."""

@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from reservation.adapters.sql.payment_intents import IntentOutcome, VoidOutcome
-from reservation.application.payments.absence import Absence
+from reservation.application.payments.absence import Absence, AbsentPayment
 from reservation.application.payments.attempt import PaymentAttempt
 from reservation.application.payments.resolve import AnswerKind, PaymentResolver
 from reservation.application.payments.systems import PaymentSystems, PaymentUseCase
@@ -127,11 +127,8 @@ class PaymentSettlement(PaymentUseCase):
         may_confirm = age_ms < self._limits.confirm_again_seconds * 1000
         closed = age_ms >= self._limits.window_closed_seconds * 1000
         foreign = _of_another_order(answer, case)
-        if (
-            foreign
-            and closed
-            and await self._absence.shows_no_money(case.order.order_id, case.payment_key)
-        ):
+        absent = AbsentPayment(case.order.order_id, case.payment_key)
+        if foreign and closed and await self._absence.shows_no_money(absent):
             return await self._expire(case)
         if not isinstance(verdict, Unapproved) and not (foreign and may_confirm):
             return await self._run_slow_step(
@@ -148,11 +145,7 @@ class PaymentSettlement(PaymentUseCase):
                 lambda: self._confirm_again(case, unapproved=unapproved)
             )
         missing = isinstance(verdict, Unapproved) and verdict.missing
-        if (
-            closed
-            and missing
-            and await self._absence.is_proven(case.order.order_id, case.payment_key)
-        ):
+        if closed and missing and await self._absence.is_proven(absent):
             return await self._expire(case)
         return None
 
@@ -292,7 +285,8 @@ class PaymentSettlement(PaymentUseCase):
         overdue_ms = self._clock.now_ms() - case.order.expires_at_ms
         if overdue_ms < self._limits.window_closed_seconds * 1000:
             return False
-        return await self._absence.is_proven(case.order.order_id, case.payment_key, was_shown=True)
+        absent = AbsentPayment(case.order.order_id, case.payment_key, was_shown=True)
+        return await self._absence.is_proven(absent)
 
 
 def _of_another_order(answer: Answer, case: PaymentAttempt) -> bool:
