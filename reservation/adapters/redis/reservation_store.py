@@ -15,7 +15,7 @@ from reservation.adapters.redis.buyer_orders import live_orders
 from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import unwrap
 from reservation.adapters.redis.expiry import Expiry
-from reservation.adapters.redis.keys import Keys, SaleKeys
+from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.mapping import as_mapping, as_reservation
 from reservation.adapters.redis.refusals import limit_exceeded, sold_out
 from reservation.adapters.redis.script_results import ClaimWord, FinishWord, LeaseWord
@@ -182,17 +182,11 @@ class ReservationStore:
         keys = self._keys.of(order.sale_id)
         claim_id = secrets.token_hex(8)
         for _ in range(DUE_ROUNDS_MAX):
-            reply = await self._calls.run(
+            reply = await self._run(
                 "claim",
-                order.sale_id,
+                order,
                 epoch=epoch,
-                keys=[
-                    keys.sale,
-                    keys.deadlines,
-                    keys.confirming,
-                    keys.outbox,
-                    *_order_keys(keys, order),
-                ],
+                of_sale=[keys.sale, keys.deadlines, keys.confirming, keys.outbox],
                 args=[
                     self._clock.now_ms(),
                     order.order_id,
@@ -284,18 +278,11 @@ class ReservationStore:
             and the errors of `ScriptRunner.run`.
         """
         keys = self._keys.of(order.sale_id)
-        reply = await self._calls.run(
+        reply = await self._run(
             "finish",
-            order.sale_id,
+            order,
             epoch=epoch,
-            keys=[
-                keys.sale,
-                keys.deadlines,
-                keys.confirming,
-                keys.deposits,
-                keys.outbox,
-                *_order_keys(keys, order),
-            ],
+            of_sale=[keys.sale, keys.deadlines, keys.confirming, keys.deposits, keys.outbox],
             args=[
                 self._clock.now_ms(),
                 order.order_id,
@@ -317,11 +304,11 @@ class ReservationStore:
     async def release(self, order: Reservation, *, epoch: str, reason: Reason) -> Status:
         """Release a hold (release.lua); returns the resulting status."""
         keys = self._keys.of(order.sale_id)
-        reply = await self._calls.run(
+        reply = await self._run(
             "release",
-            order.sale_id,
+            order,
             epoch=epoch,
-            keys=[keys.sale, keys.deadlines, keys.outbox, *_order_keys(keys, order)],
+            of_sale=[keys.sale, keys.deadlines, keys.outbox],
             args=[order.order_id, members_json(reason.members())],
         )
         return Status(reply[1]) if len(reply) > 1 else Status.RELEASED
@@ -335,22 +322,34 @@ class ReservationStore:
     ) -> Status:
         """Take a sold order to REFUNDED (refund.lua); returns the resulting status."""
         keys = self._keys.of(order.sale_id)
-        reply = await self._calls.run(
+        reply = await self._run(
             "refund",
-            order.sale_id,
+            order,
             epoch=epoch,
-            keys=[keys.sale, keys.outbox, *_order_keys(keys, order)],
+            of_sale=[keys.sale, keys.outbox],
             args=[order.order_id, int(restock), members_json(reason.members())],
         )
         return Status(reply[1]) if len(reply) > 1 else Status.REFUNDED
 
-
-def _order_keys(keys: SaleKeys, order: Reservation) -> list[str]:
-    return [
-        keys.order(order.order_id),
-        keys.buyer(order.buyer_id),
-        *(keys.stock(line.sku) for line in order.lines),
-    ]
+    async def _run(
+        self,
+        script: str,
+        order: Reservation,
+        *,
+        epoch: str,
+        of_sale: Sequence[str],
+        args: Sequence[str | int],
+    ) -> list[str]:
+        """Run a script that takes keys of the sale, then the order, its buyer and its stocks."""
+        keys = self._keys.of(order.sale_id)
+        of_order = [
+            keys.order(order.order_id),
+            keys.buyer(order.buyer_id),
+            *(keys.stock(line.sku) for line in order.lines),
+        ]
+        return await self._calls.run(
+            script, order.sale_id, epoch=epoch, keys=[*of_sale, *of_order], args=args
+        )
 
 
 def _claim_answer(word: ClaimWord, facts: Sequence[str], claim_id: str) -> Claimed | Present:
