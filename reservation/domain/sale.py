@@ -5,7 +5,7 @@ import msgspec
 from reservation.domain.states import HoldPolicy, SaleStatus
 from reservation.domain.tokens import Page
 
-__all__ = ["AMOUNT_MAX", "TOTAL_MAX", "Item", "Sale"]
+__all__ = ["AMOUNT_MAX", "TOTAL_MAX", "Item", "Sale", "SaleTerms"]
 
 #: The largest amount in minor units that Lua prints whole and SQL and JSON carry without loss.
 AMOUNT_MAX = 9_999_999_999_999
@@ -29,10 +29,9 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     sold: int = 0
 
 
-class Sale(msgspec.Struct, frozen=True, kw_only=True):
-    """One flash sale as stored in Redis."""
+class SaleTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """The terms of a sale, which an operator sets."""
 
-    sale_id: str
     name: str
     currency: str
     opens_at_ms: int
@@ -41,6 +40,12 @@ class Sale(msgspec.Struct, frozen=True, kw_only=True):
     hold_policy: HoldPolicy
     virtual_accounts: bool
     require_admission: bool
+
+
+class Sale(SaleTerms, frozen=True, kw_only=True):
+    """One flash sale as stored in Redis."""
+
+    sale_id: str
     #: An operator's switch: open, paused or closed.
     switched: SaleStatus
     #: Rises with each change that a PUT can make: settings and totals.

@@ -8,7 +8,7 @@ import msgspec
 from reservation.domain.clock import as_ms
 from reservation.domain.errors import InvalidSale
 from reservation.domain.payment_gateway import GatewayLimits
-from reservation.domain.sale import AMOUNT_MAX, TOTAL_MAX, Item
+from reservation.domain.sale import AMOUNT_MAX, TOTAL_MAX, Item, SaleTerms
 from reservation.domain.states import HoldPolicy
 
 __all__ = [
@@ -32,17 +32,9 @@ TIME_LEAST_MS = as_ms(datetime(2000, 1, 1, tzinfo=UTC))
 TIME_END_MS = as_ms(datetime(2201, 1, 1, tzinfo=UTC))
 
 
-class SaleDefinition(msgspec.Struct, frozen=True, kw_only=True):
+class SaleDefinition(SaleTerms, frozen=True, kw_only=True):
     """An operator's definition of a sale."""
 
-    name: str
-    currency: str
-    opens_at_ms: int
-    closes_at_ms: int
-    hold_seconds: int
-    hold_policy: HoldPolicy
-    virtual_accounts: bool
-    require_admission: bool
     items: tuple[Item, ...]
 
     def check(self, payments: GatewayLimits) -> None:
@@ -84,51 +76,35 @@ class SaleDefinition(msgspec.Struct, frozen=True, kw_only=True):
                 raise InvalidSale(f"limitPerBuyer must be from 1 to {TOTAL_MAX}.", sku=item.sku)
 
 
-class _EventItem(msgspec.Struct):
+class _EventItem(msgspec.Struct, kw_only=True):
     sku: str
     name: str
     price: int
     total: int
-    limit: int
+    limit_per_buyer: int = msgspec.field(name="limit")
 
 
-class _Event(msgspec.Struct, rename="camel"):
+class _EventData(msgspec.Struct, kw_only=True):
+    """The data of a `sale_put` event, in the order in which it is written."""
+
+    version: int = 0
     name: str
     currency: str
-    opens_at: int
-    closes_at: int
-    hold_seconds: int
-    hold_policy: HoldPolicy
-    virtual_accounts: bool
-    require_admission: bool
+    opens_at_ms: int = msgspec.field(name="opensAt")
+    closes_at_ms: int = msgspec.field(name="closesAt")
+    hold_seconds: int = msgspec.field(name="holdSeconds")
+    hold_policy: HoldPolicy = msgspec.field(name="holdPolicy")
+    virtual_accounts: bool = msgspec.field(name="virtualAccounts")
+    require_admission: bool = msgspec.field(name="requireAdmission")
     items: list[_EventItem]
+    epoch: str = ""
     operator: str
 
 
 def change_of(data: str) -> tuple[SaleDefinition, str]:
     """The definition and operator of a `sale_put` event: the reverse of `event_data_of`."""
-    event = msgspec.json.decode(data, type=_Event)
-    change = SaleDefinition(
-        name=event.name,
-        currency=event.currency,
-        opens_at_ms=event.opens_at,
-        closes_at_ms=event.closes_at,
-        hold_seconds=event.hold_seconds,
-        hold_policy=event.hold_policy,
-        virtual_accounts=event.virtual_accounts,
-        require_admission=event.require_admission,
-        items=tuple(
-            Item(
-                sku=item.sku,
-                name=item.name,
-                price=item.price,
-                total=item.total,
-                limit_per_buyer=item.limit,
-            )
-            for item in event.items
-        ),
-    )
-    return change, event.operator
+    event = msgspec.json.decode(data, type=_EventData)
+    return msgspec.convert(event, SaleDefinition, from_attributes=True), event.operator
 
 
 def digest_of(change: SaleDefinition, operator: str) -> str:
@@ -141,7 +117,7 @@ def restock_digest_of(sku: str, delta: int, reason: str) -> str:
     return hashlib.sha256(msgspec.json.encode([sku, delta, reason])).hexdigest()[:32]
 
 
-def settings_of(change: SaleDefinition) -> dict[str, str]:
+def settings_of(change: SaleTerms) -> dict[str, str]:
     """The fields of the sale's hash that the change sets."""
     return {
         "name": change.name,
@@ -157,27 +133,7 @@ def settings_of(change: SaleDefinition) -> dict[str, str]:
 
 def event_data_of(change: SaleDefinition, *, version: int, epoch: str, operator: str) -> str:
     """The data of its `sale_put` event."""
-    data = {
-        "version": version,
-        "name": change.name,
-        "currency": change.currency,
-        "opensAt": change.opens_at_ms,
-        "closesAt": change.closes_at_ms,
-        "holdSeconds": change.hold_seconds,
-        "holdPolicy": change.hold_policy.value,
-        "virtualAccounts": change.virtual_accounts,
-        "requireAdmission": change.require_admission,
-        "items": [
-            {
-                "sku": item.sku,
-                "name": item.name,
-                "price": item.price,
-                "total": item.total,
-                "limit": item.limit_per_buyer,
-            }
-            for item in change.items
-        ],
-        "epoch": epoch,
-        "operator": operator,
-    }
+    terms = {name: getattr(change, name) for name in SaleTerms.__struct_fields__}
+    items = msgspec.convert(change.items, list[_EventItem], from_attributes=True)
+    data = _EventData(version=version, **terms, items=items, epoch=epoch, operator=operator)
     return msgspec.json.encode(data).decode()

@@ -75,22 +75,9 @@ class SaleAnswer(ResponseModel, frozen=True, kw_only=True, omit_defaults=True):
             virtual_accounts=sale.virtual_accounts,
             require_admission=sale.require_admission,
             server_time=as_wire(now_ms),
-            items=[_item(item) for item in sale.items],
+            items=msgspec.convert(sale.items, list[ItemAnswer], from_attributes=True),
             admission=admission,
         )
-
-
-def _item(item: Item) -> ItemAnswer:
-    return ItemAnswer(
-        sku=item.sku,
-        name=item.name,
-        price=item.price,
-        total=item.total,
-        available=item.available,
-        held=item.held,
-        sold=item.sold,
-        limit_per_buyer=item.limit_per_buyer,
-    )
 
 
 class SalesAnswer(ResponseModel, frozen=True, kw_only=True):
@@ -139,16 +126,7 @@ class SaleRequest(RequestModel, frozen=True, kw_only=True):
             hold_policy=self.hold_policy,
             virtual_accounts=self.virtual_accounts,
             require_admission=self.require_admission,
-            items=tuple(
-                Item(
-                    sku=item.sku,
-                    name=item.name,
-                    price=item.price,
-                    total=item.total,
-                    limit_per_buyer=item.limit_per_buyer,
-                )
-                for item in self.items
-            ),
+            items=msgspec.convert(self.items, tuple[Item, ...], from_attributes=True),
         )
 
 
