@@ -11,7 +11,6 @@ from typing import Final
 
 import msgspec
 
-from reservation.adapters.redis.buyer_orders import live_orders
 from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import unwrap
 from reservation.adapters.redis.expiry import Expiry
@@ -41,6 +40,9 @@ __all__ = [
 
 #: Rounds of expiring due holds and retrying, per claim.
 DUE_ROUNDS_MAX: Final = 50
+#: Orders of one buyer searched for live ones, and the batch size.
+BUYER_ORDERS_MAX: Final = 100_000
+ORDERS_AT_ONCE: Final = 1_000
 
 
 class ReservationStore:
@@ -104,9 +106,32 @@ class ReservationStore:
         """The buyer's live orders, newest first, at most `limit`.
 
         Ended orders in between do not count: a forgotten hold is found behind any number of them.
+
+        Raises:
+            StoreUnavailable, StoreUncertain: Redis does not reply.
         """
         names = self._keys.of(sale_id)
-        return await live_orders(self._connections, names, buyer_id, limit)
+        sets = (names.deadlines, names.confirming, names.deposits)
+        live: list[str] = []
+        for first in range(0, BUYER_ORDERS_MAX, ORDERS_AT_ONCE):
+            last = first + ORDERS_AT_ONCE - 1
+            order_ids = await self._connections.command(
+                "ZREVRANGE", names.buyer_orders(buyer_id), first, last
+            )
+            if not order_ids:
+                break
+            scores = await self._connections.pipeline(
+                [("ZMSCORE", key, *order_ids) for key in sets]
+            )
+            found = zip(*map(unwrap, scores), strict=True)
+            live += [
+                order_id
+                for order_id, places in zip(order_ids, found, strict=True)
+                if any(score is not None for score in places)
+            ]
+            if len(live) >= limit or len(order_ids) < ORDERS_AT_ONCE:
+                break
+        return live[:limit]
 
     async def due(self, sale_id: str, limit: int) -> list[str]:
         """Orders whose deadline has passed by both clocks, oldest first."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from reservation.adapters.redis import buyer_orders
+from reservation.adapters.redis import reservation_store
 from reservation.domain.errors import BuyerLimitExceeded
 from reservation.domain.payment import Cause, Reason
 from reservation.domain.sale import Item
@@ -23,7 +23,7 @@ async def here(tmp_path: Path, valkey_url: str) -> AsyncIterator[Bench]:
 async def test_an_unpaid_hold_is_listed_behind_many_ended_orders(
     here: Bench, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr(buyer_orders, "ORDERS_AT_ONCE", at_once)
+    monkeypatch.setattr(reservation_store, "ORDERS_AT_ONCE", at_once)
     item = Item(sku="a", name="A", price=1000, total=100, limit_per_buyer=3)
     sale_id = await here.sale(items=(item,))
     forgotten = await here.hold(sale_id)
