@@ -7,8 +7,7 @@ import msgspec
 
 from reservation.adapters.redis.errors import UnexpectedReply
 from reservation.adapters.redis.mapping import as_items, as_mapping
-from reservation.adapters.redis.refusals import limit_exceeded, sold_out
-from reservation.adapters.redis.script_results import PrepareWord
+from reservation.adapters.redis.script_results import PrepareWord, limit_exceeded, sold_out
 from reservation.domain.clock import as_wire
 from reservation.domain.errors import (
     AmountMismatch,

@@ -16,8 +16,13 @@ from reservation.adapters.redis.errors import unwrap
 from reservation.adapters.redis.expiry import Expiry
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.mapping import as_mapping, as_reservation
-from reservation.adapters.redis.refusals import limit_exceeded, sold_out
-from reservation.adapters.redis.script_results import ClaimWord, FinishWord, LeaseWord
+from reservation.adapters.redis.script_results import (
+    ClaimWord,
+    FinishWord,
+    LeaseWord,
+    limit_exceeded,
+    sold_out,
+)
 from reservation.adapters.redis.script_runner import ScriptRunner, members_json
 from reservation.domain.clock import Clock
 from reservation.domain.errors import ReservationExpired, SaleRecovering

@@ -1,6 +1,10 @@
-"""The result words of the scripts: exactly those in each script's header."""
+"""The result words of the scripts, as in their headers, and the refusals that several share."""
 
+from collections.abc import Sequence
 from enum import StrEnum
+
+from reservation.domain.clock import as_wire
+from reservation.domain.errors import BuyerLimitExceeded, SoldOut
 
 __all__ = [
     "AuditWord",
@@ -17,6 +21,8 @@ __all__ = [
     "RestockWord",
     "RestoreWord",
     "SwitchWord",
+    "limit_exceeded",
+    "sold_out",
 ]
 
 
@@ -160,3 +166,14 @@ class AuditWord(StrEnum):
     NOT_FOUND = "not_found"
     CHANGED = "changed"
     COUNTERS = "counters"
+
+
+def sold_out(facts: Sequence[str]) -> SoldOut:
+    """The refusal from a script's `{next deadline or "", sku, available, ...}`."""
+    available = {facts[i]: int(facts[i + 1]) for i in range(1, len(facts), 2)}
+    return SoldOut(available=available, nextDeadline=as_wire(int(facts[0])) if facts[0] else None)
+
+
+def limit_exceeded(facts: Sequence[str]) -> BuyerLimitExceeded:
+    """The refusal from a script's `{sku, limit, taken}`."""
+    return BuyerLimitExceeded(sku=facts[0], limit=int(facts[1]), taken=int(facts[2]))
