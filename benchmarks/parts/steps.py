@@ -20,7 +20,7 @@ from api.http.connection.head import HEAD_ENDS, read_head
 from api.http.fastpath.response_template import ResponseTemplate
 from api.http.middleware import record, request_id
 from api.http.schemas.reservations import PrepareRequest
-from reservation.adapters.redis.prepare_replies import BatchReply, HoldCreated
+from reservation.adapters.redis.prepare_script import BatchReply, HoldCreated
 from reservation.adapters.redis.script_results import PrepareWord
 from reservation.application.reservations.prepare import wish_of
 from reservation.application.sales.catalog import CachedSale

@@ -16,7 +16,7 @@ import structlog
 
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.expiry import Ended, OverdueHolds
-from reservation.adapters.redis.prepare_replies import RETRY_AFTER_SECONDS, Decision
+from reservation.adapters.redis.prepare_script import RETRY_AFTER_SECONDS, Decision
 from reservation.domain.errors import ReservationError, Unavailable
 from reservation.domain.reservation import Basket
 

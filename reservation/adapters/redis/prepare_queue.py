@@ -22,8 +22,7 @@ from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.overdue import Done, Due, EndsHolds, Overdue, Waiting, refuse
-from reservation.adapters.redis.prepare_call import encode
-from reservation.adapters.redis.prepare_replies import (
+from reservation.adapters.redis.prepare_script import (
     RETRY_AFTER_SECONDS,
     BatchReply,
     Decision,
@@ -31,6 +30,7 @@ from reservation.adapters.redis.prepare_replies import (
     Replayed,
     Reply,
     SharedFields,
+    encode,
     outcome_of_lost_reply,
 )
 from reservation.adapters.redis.script_results import PrepareWord

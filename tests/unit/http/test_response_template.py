@@ -12,7 +12,7 @@ from api.http.dependencies import ApiContext
 from api.http.fastpath import response_template as templates
 from api.http.fastpath.response_template import ANY_RESERVATION, ResponseTemplate
 from api.http.prepare_endpoint import answer_of
-from reservation.adapters.redis.prepare_replies import HoldCreated, SharedFields
+from reservation.adapters.redis.prepare_script import HoldCreated, SharedFields
 from reservation.application.reservations.prepare import Prepared
 from reservation.domain.errors import BrokenInvariant
 from reservation.domain.ids import OrderIds
