@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 
 from reservation.adapters.sql.payment_intents import Intent
-from reservation.adapters.toss.declines import decline_sentence
+from reservation.adapters.toss.error_codes import decline_sentence
 from reservation.application.sales.catalog import CachedSale
 from reservation.domain.errors import (
     AmountMismatch,

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reservation.adapters.toss.declines import SENTENCES, decline_sentence
 from reservation.adapters.toss.error_codes import (
+    SENTENCES,
     TABLES,
     Operation,
     Verdict,
     answer_of_refusal,
+    decline_sentence,
     verdict_of,
 )
 from reservation.domain.payment_gateway import (
