@@ -16,7 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from api.http.head_requests import allowed
 from api.http.middleware import request_id_of
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
-from reservation.adapters.sql.unfit import DatabaseUnfit
+from reservation.adapters.sql.errors import DatabaseUnfit
 from reservation.domain import errors
 from reservation.domain.alarms import Alarm
 from reservation.domain.errors import BrokenInvariant, MalformedRequest, ReservationError

@@ -16,7 +16,7 @@ from api.http.exposition import Exposition
 from api.http.problem_details import documented, response_spec
 from api.http.schemas.health import HealthAnswer
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
-from reservation.adapters.sql.unfit import DatabaseUnfit
+from reservation.adapters.sql.errors import DatabaseUnfit
 from reservation.application.readiness.check import Findings
 from reservation.bootstrap import Service
 from reservation.domain.errors import (

@@ -20,7 +20,7 @@ from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from reservation.adapters.sql import postgresql
-from reservation.adapters.sql.unfit import DatabaseUnfit
+from reservation.adapters.sql.errors import DatabaseUnfit
 
 __all__ = ["SCHEMA_VERSION", "Database", "DatabaseUnfit"]
 

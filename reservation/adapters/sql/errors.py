@@ -1,15 +1,28 @@
-"""Classifies SQL errors: caused by the row, or by the server."""
+"""SQL errors: an unfit database, and errors by cause: the row or the server."""
 
 from typing import Final
 
 import asyncpg  # pyright: ignore[reportMissingTypeStubs]
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
-__all__ = ["is_row_error", "reason_of"]
+__all__ = ["DatabaseUnfit", "is_row_error", "reason_of"]
 
 #: SQLSTATE classes that a retry of the same row cannot pass: cardinality violation, data exception,
 #: integrity constraint violation, program limit exceeded.
 _ROW_ERRORS: Final = frozenset({"21", "22", "23", "54"})
+
+
+class DatabaseUnfit(OSError):
+    """The database responds but must not be used; the message is one sentence with the reason.
+
+    Args:
+        sentence: the reason.
+        row: its row in the readiness report.
+    """
+
+    def __init__(self, sentence: str, *, row: str = "sql") -> None:
+        super().__init__(sentence)
+        self.row = row
 
 
 def is_row_error(error: DBAPIError) -> bool:

@@ -6,7 +6,7 @@ import asyncpg  # pyright: ignore[reportMissingTypeStubs]
 from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from reservation.adapters.sql.unfit import DatabaseUnfit
+from reservation.adapters.sql.errors import DatabaseUnfit
 
 __all__ = [
     "POOL_MORE",

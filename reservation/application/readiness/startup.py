@@ -9,7 +9,7 @@ from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.sql import postgresql
-from reservation.adapters.sql.unfit import DatabaseUnfit
+from reservation.adapters.sql.errors import DatabaseUnfit
 from reservation.application.readiness.check import Preflight
 from reservation.config.settings import Settings, SettingsError
 from reservation.domain.clock import SystemClock
