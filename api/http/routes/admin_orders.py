@@ -10,9 +10,17 @@ from api.http.dependencies import api_of, requires_operator
 from api.http.problem_details import documented, response_spec
 from api.http.query_parameters import requires_known_query
 from api.http.routes.reservations import IdempotencyKey
-from api.http.schemas.accounts import RefundAnswer, VirtualAccountAnswer
-from api.http.schemas.orders import HistoryEntry, OrderAnswer, OrderHistoryAnswer, OrdersAnswer
-from api.http.schemas.refunds import PendingRefundAnswer, RefundRequest, RefundsAnswer
+from api.http.schemas.accounts import VirtualAccountAnswer
+from api.http.schemas.orders import (
+    HistoryEntry,
+    OrderAnswer,
+    OrderHistoryAnswer,
+    OrdersAnswer,
+    PendingRefundAnswer,
+    RefundAnswer,
+    RefundRequest,
+    RefundsAnswer,
+)
 from api.http.schemas.reservations import LineAnswer, ReservationAnswer
 from reservation.adapters.sql.history import HistoryRow
 from reservation.adapters.sql.orders import OrderRow, as_reservation

@@ -1,19 +1,16 @@
-"""Wire schemas of deposit and refund bank accounts, and of refunds."""
+"""Wire schemas of bank accounts: of deposits and of refunds."""
 
 from typing import Annotated
 
-import msgspec
 from msgspec import Meta
 
 from api.http.schemas.base import WORDS, RequestModel, ResponseModel
-from reservation.adapters.sql.refunds import RefundRecord
 from reservation.adapters.toss.banks import bank_code
-from reservation.application.payments.refunds import facts_of
 from reservation.application.reservations.queries import DepositAccount
 from reservation.domain.clock import as_wire
 from reservation.domain.payment_gateway import RefundAccount
 
-__all__ = ["RefundAccountRequest", "RefundAnswer", "VirtualAccountAnswer"]
+__all__ = ["RefundAccountAnswer", "RefundAccountRequest", "VirtualAccountAnswer"]
 
 
 class VirtualAccountAnswer(ResponseModel, frozen=True, kw_only=True):
@@ -65,25 +62,3 @@ class RefundAccountAnswer(ResponseModel, frozen=True, kw_only=True):
     bank: str
     account_number: str
     holder_name: str
-
-
-class RefundAnswer(ResponseModel, frozen=True, kw_only=True):
-    """A refund in its current state."""
-
-    order_id: str
-    #: pending, done or refused.
-    status: str
-    reason: str
-    restock: bool
-    operator: str
-    refund_receive_account: RefundAccountAnswer | None
-    #: The payment provider's latest code while it is pending, or its refusal; ORDER_NOT_PAID if
-    #: the order ended without any money to refund.
-    provider_code: str | None
-    created_at: str
-    updated_at: str
-
-    @classmethod
-    def of(cls, record: RefundRecord) -> "RefundAnswer":
-        """The refund on the wire."""
-        return msgspec.convert(facts_of(record), cls)

@@ -1,14 +1,76 @@
-"""Wire schemas of orders as operators see them, with their history."""
+"""Wire schemas of orders and refunds as operators see them."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
-from api.http.schemas.accounts import RefundAnswer, VirtualAccountAnswer
-from api.http.schemas.base import ResponseModel
-from api.http.schemas.reservations import LineAnswer
+from api.http.schemas.accounts import (
+    RefundAccountAnswer,
+    RefundAccountRequest,
+    VirtualAccountAnswer,
+)
+from api.http.schemas.base import WORDS, RequestModel, ResponseModel
+from api.http.schemas.reservations import LineAnswer, ReservationAnswer
+from reservation.adapters.sql.refunds import RefundRecord
+from reservation.application.payments.refunds import facts_of
 
-__all__ = ["HistoryEntry", "OrderAnswer", "OrderHistoryAnswer", "OrdersAnswer"]
+__all__ = [
+    "HistoryEntry",
+    "OrderAnswer",
+    "OrderHistoryAnswer",
+    "OrdersAnswer",
+    "PendingRefundAnswer",
+    "RefundAnswer",
+    "RefundRequest",
+    "RefundsAnswer",
+]
+
+
+class RefundRequest(RequestModel, frozen=True, kw_only=True):
+    """A refund in full."""
+
+    reason: Annotated[str, Meta(min_length=1, max_length=200, pattern=WORDS)]
+    restock: bool
+    refund_receive_account: RefundAccountRequest | None = None
+
+
+class RefundAnswer(ResponseModel, frozen=True, kw_only=True):
+    """A refund in its current state."""
+
+    order_id: str
+    #: pending, done or refused.
+    status: str
+    reason: str
+    restock: bool
+    operator: str
+    refund_receive_account: RefundAccountAnswer | None
+    #: The payment provider's latest code while it is pending, or its refusal; ORDER_NOT_PAID if
+    #: the order ended without any money to refund.
+    provider_code: str | None
+    created_at: str
+    updated_at: str
+
+    @classmethod
+    def of(cls, record: RefundRecord) -> "RefundAnswer":
+        """The refund on the wire."""
+        return msgspec.convert(facts_of(record), cls)
+
+
+class PendingRefundAnswer(ReservationAnswer, frozen=True, kw_only=True):
+    """The reservation of a pending refund, which continues automatically."""
+
+    #: Always `refund_pending`.
+    code: str
+    #: The payment provider's latest code for it.
+    provider_code: str | None = None
+
+
+class RefundsAnswer(ResponseModel, frozen=True, kw_only=True):
+    """A page of refunds."""
+
+    refunds: list[RefundAnswer]
+    next_cursor: str | None
 
 
 class OrderAnswer(ResponseModel, frozen=True, kw_only=True):
