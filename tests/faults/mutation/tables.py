@@ -26,7 +26,7 @@ _BAR = "\\|"
 
 def breakers() -> Iterator[str]:
     """One row each; the last column is the message seen just now."""
-    yield "| protection that is off | test that goes red | it says |"
+    yield "| disabled protection | failing test | with |"
     yield "|---|---|---|"
     with tempfile.TemporaryDirectory() as folder:
         copy = copied(Path(folder))
@@ -34,7 +34,7 @@ def breakers() -> Iterator[str]:
             with off(copy, breaker):
                 status, output = ran(copy, breaker.test)
             red = status == 1 and breaker.says in output
-            seen = f"`{breaker.says}`" if red else f"NOT RED ({status})"
+            seen = f"`{breaker.says}`" if red else f"NOT FAILING ({status})"
             yield f"| {breaker.name} | `{breaker.test}` | {seen} |"
 
 
@@ -56,8 +56,8 @@ def mutants(files: list[Path]) -> Iterator[str]:
     yield "|---|---|---|"
     yield from (f"| `{script}` | {count} | {died[script]} |" for script, count in made.items())
     yield f"| all | {made.total()} | {died.total()} |"
-    yield f"\n{died.total() / made.total():.1%} are killed, {missing} were not hunted.\n"
-    yield "| lives | why that is right |"
+    yield f"\n{died.total() / made.total():.1%} are killed, {missing} were not tested.\n"
+    yield "| surviving mutant | why it is equivalent |"
     yield "|---|---|"
     for name in names:
         if name in results and results[name].lives:
