@@ -17,6 +17,9 @@ class ConnectionPool:
     against a PG that responds at once. This pool costs a list and a semaphore for any number of
     connections.
 
+    It shares no code with the pool of Redis connections: the list of idle ones is all they have in
+    common.
+
     Args:
         make: creates a client; it connects at its first call.
         most: maximum number of clients.
