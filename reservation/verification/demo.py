@@ -120,20 +120,32 @@ class Demo:
         )
 
     async def run(self) -> Verdict:
-        """Open a sale, let the buyers in, drain, reconcile the books."""
+        """Open a sale, let the buyers in, drain, reconcile the books.
+
+        Raises:
+            TimeoutError: the service or its PG does not respond.
+            httpx.HTTPError: the sale was refused.
+        """
         limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
         async with httpx.AsyncClient(
             timeout=HTTP_SECONDS, limits=limits, trust_env=False
         ) as client:
             self._client = client
             await self._open_sale()
-            slots = asyncio.Semaphore(AT_ONCE)
-            stories = [self._story(number) for number in range(self._plan.buyers)]
+            await self._let_buyers_in()
+            await self._drain()
+            return await self._verdict()
+
+    async def _let_buyers_in(self) -> None:
+        slots = asyncio.Semaphore(AT_ONCE)
+        stories = [self._story(number) for number in range(self._plan.buyers)]
+        try:
             async with asyncio.TaskGroup() as group:
                 for number, story in enumerate(stories):
                     group.create_task(self._buyer(number, story, slots))
-            await self._drain()
-            return await self._verdict()
+        except ExceptionGroup as failed:
+            # The first buyer who failed ended the others.
+            raise failed.exceptions[0] from failed
 
     async def _open_sale(self) -> None:
         now = datetime.now(UTC)

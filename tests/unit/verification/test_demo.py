@@ -5,6 +5,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
+from reservation.verification import demo as demo_module
 from reservation.verification.demo import Demo, DemoPlan
 
 ORDER = {
@@ -68,6 +69,32 @@ async def test_a_declined_buyer_pays_with_another_card() -> None:
         ]
     )
     assert await declined_buyer(lambda: next(ends)) == "confirmed"
+
+
+async def test_a_service_that_goes_silent_ends_the_demo_with_a_time_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The command reports it; an exception group would reach the terminal as a traceback."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "PUT":
+            return httpx.Response(201, json={})
+        raise httpx.ConnectError("refused")
+
+    client = httpx.AsyncClient
+    monkeypatch.setattr(demo_module, "TRY_SECONDS", 0)
+    monkeypatch.setattr(
+        httpx, "AsyncClient", lambda **_: client(transport=httpx.MockTransport(answer))
+    )
+    demo = Demo(
+        DemoPlan(buyers=3),
+        service_url="http://shop.test",
+        admin_key="operator",
+        new_token=lambda: "buyer",
+        progress=lambda _text, _count: None,
+    )
+    with pytest.raises(TimeoutError, match="does not answer"):
+        await demo.run()
 
 
 async def test_an_internal_error_is_a_fault_whatever_the_outcome() -> None:
