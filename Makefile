@@ -23,10 +23,12 @@ $(STAMP): requirements/dev.txt pyproject.toml
 run: setup  ## start everything, with an open demo sale
 	$(BIN)/reservation serve --demo-sale
 
-# A process per core, and a file of tests with the servers that it starts in one of them.
+# One process more than there are cores, since many tests wait for a server or a deadline. Each file
+# of tests runs in one process, with the servers that it starts.
 # `make test T="tests/lua -k race"` runs a part, in one process.
+TEST_PROCESSES ?= $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() + 1))")
 test: setup  ## all the quick tests, on real servers that they start themselves
-	$(BIN)/python -m pytest $(or $(T),--numprocesses auto --maxprocesses 4 --dist loadfile)
+	$(BIN)/python -m pytest $(or $(T),--numprocesses $(TEST_PROCESSES) --dist loadfile)
 
 # Needs a Chromium; check each picture before committing it.
 screens: setup  ## take the pictures of docs/screens.md again
