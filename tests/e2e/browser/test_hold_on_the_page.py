@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 import pytest
 from playwright.sync_api import BrowserContext, Page, Route, Worker, expect
 
+from tests.support.browser import Visit
 from tests.support.service import Served, eventually, item
 from tests.support.storefront import (
     ITEMS,
@@ -36,6 +37,22 @@ def test_returning_from_the_payment_page_keeps_the_hold(served: Served, visit: V
     assert statuses_of(served, sale_id, buyer_of(page)) == ["HELD"]
     pay(page)
     result(page, "confirmed")
+
+
+def open_hold(served: Served, visit: Visiting) -> tuple[str, Visit, Page]:
+    """A buyer who holds a mug: the sale, the visitor and the page."""
+    sale_id = served.sale(items=ITEMS)
+    visitor = visit()
+    page = visitor.open(f"/sales/{sale_id}")
+    hold(page)
+    return sale_id, visitor, page
+
+
+def counting_worker(visitor: Visit) -> Worker:
+    """The worker that outlives its page; it counts the messages to it."""
+    worker = worker_of(visitor.context)
+    worker.evaluate("() => { self.told = 0; self.addEventListener('message', () => self.told++); }")
+    return worker
 
 
 def worker_of(context: BrowserContext) -> Worker:
@@ -69,10 +86,7 @@ def decided(page: Page, worker: Worker, count: int) -> None:
 
 @pytest.mark.slow
 def test_reloading_and_navigating_keep_the_hold(served: Served, visit: Visiting) -> None:
-    sale_id = served.sale(items=ITEMS)
-    visitor = visit()
-    page = visitor.open(f"/sales/{sale_id}")
-    hold(page)
+    sale_id, visitor, page = open_hold(served, visit)
     worker = worker_of(visitor.context)
     page.reload()
     expect(page.locator("#hold-lines")).to_contain_text(f"Mug {TIMES} 1")
@@ -88,10 +102,7 @@ def test_reloading_and_navigating_keep_the_hold(served: Served, visit: Visiting)
 
 @pytest.mark.slow
 def test_leaving_the_shop_releases_the_hold(served: Served, visit: Visiting) -> None:
-    sale_id = served.sale(items=ITEMS)
-    visitor = visit()
-    page = visitor.open(f"/sales/{sale_id}")
-    hold(page)
+    sale_id, visitor, page = open_hold(served, visit)
     buyer = buyer_of(page)
     worker_of(visitor.context)
     elsewhere = visitor.context.new_page()
@@ -106,12 +117,8 @@ def test_leaving_the_shop_releases_the_hold(served: Served, visit: Visiting) -> 
 
 
 def test_leaving_for_the_payment_page_keeps_the_hold(served: Served, visit: Visiting) -> None:
-    sale_id = served.sale(items=ITEMS)
-    visitor = visit()
-    page = visitor.open(f"/sales/{sale_id}")
-    hold(page)
-    worker = worker_of(visitor.context)
-    worker.evaluate("() => { self.told = 0; self.addEventListener('message', () => self.told++); }")
+    sale_id, visitor, page = open_hold(served, visit)
+    worker = counting_worker(visitor)
     page.locator("#pay").click()
     expect(page.locator("button[value=card]")).to_be_visible()
     page.go_back()
@@ -122,12 +129,8 @@ def test_leaving_for_the_payment_page_keeps_the_hold(served: Served, visit: Visi
 
 
 def test_a_restored_page_reads_its_hold_again(served: Served, visit: Visiting) -> None:
-    sale_id = served.sale(items=ITEMS)
-    visitor = visit()
-    page = visitor.open(f"/sales/{sale_id}")
-    hold(page)
-    worker = worker_of(visitor.context)
-    worker.evaluate("() => { self.told = 0; self.addEventListener('message', () => self.told++); }")
+    sale_id, visitor, page = open_hold(served, visit)
+    worker = counting_worker(visitor)
     page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', {persisted: true}))")
     buyer = buyer_of(page)
     [order] = orders_of(served, sale_id, buyer)
@@ -222,9 +225,7 @@ def test_a_hold_expired_only_by_the_page_clock_is_polled_slowly(
 @pytest.mark.slow
 def test_a_page_requests_its_hold_after_the_machine_slept(served: Served, visit: Visiting) -> None:
     """The page's own clock stops meanwhile, and no event reports it."""
-    sale_id = served.sale(items=ITEMS)
-    page = visit().open(f"/sales/{sale_id}")
-    hold(page)
+    sale_id, _, page = open_hold(served, visit)
     buyer = buyer_of(page)
     [order] = orders_of(served, sale_id, buyer)
     served.http.post(f"/v1/reservations/{order['orderId']}/release", headers=buyer)

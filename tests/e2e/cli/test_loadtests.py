@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.programs import end
 from tests.support.service import Served, eventually, free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
@@ -55,12 +56,7 @@ def started(
     try:
         yield process
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process, within=STOP_SECONDS)
 
 
 def verdict_in(folder: Path) -> dict[str, Any]:

@@ -13,9 +13,10 @@ import pytest
 from redis.asyncio import Redis
 
 from reservation.adapters.redis import scripts
+from reservation.domain.clock import SystemClock
 from tests.support.sandbox import RunningSandbox
 
-__all__ = ["WorldClock", "scripts_by"]
+__all__ = ["SetClock", "WorldClock", "scripts_by"]
 
 #: The key of the scripts' time, in place of TIME.
 KEY = "turned-clock:now_ms"
@@ -29,6 +30,19 @@ _TURNED_MS = f"""local function server_ms()
     return tonumber(redis.call("GET", "{KEY}"))
 end
 """
+
+
+class SetClock(SystemClock):
+    """A clock that the test sets."""
+
+    def __init__(self) -> None:
+        self.at_ms = super().now_ms()
+
+    def now_ms(self) -> int:
+        return self.at_ms
+
+    def monotonic(self) -> float:
+        return self.at_ms / 1000
 
 
 class WorldClock:

@@ -43,12 +43,13 @@ __all__ = [
 PATIENCE_SECONDS = 20.0
 
 #: A hanging cancel is abandoned after a moment, and an undecided order is checked again at once.
+#: The PG's call and the buyer's response have the time of a busy machine.
 LIMITS = PaymentTimeouts(
-    confirm_seconds=1.0,
-    look_up_seconds=0.5,
+    confirm_seconds=2.0,
+    look_up_seconds=1.0,
     lease_margin_seconds=30.0,
     lease_left_seconds=0.1,
-    answer_seconds=1.0,
+    answer_seconds=3.0,
     hand_over_seconds=0.0,
     pause_least_seconds=0.0,
     pause_most_seconds=0.0,

@@ -16,28 +16,16 @@ from reservation.application.payments.absence import Absence
 from reservation.application.payments.orphaned import OrphanedPayments
 from reservation.application.payments.systems import PaymentSystems
 from reservation.domain.alarms import Alarm
-from reservation.domain.clock import SystemClock, as_datetime
+from reservation.domain.clock import as_datetime
 from reservation.domain.payment import Cause, Reason
 from reservation.domain.payment_gateway import Payment, PaymentStatus
 from reservation.domain.reservation import Reservation
+from tests.faults.payments.clock import SetClock
 from tests.faults.payments.shop import approve, look_ups_showing, raised, raising, shop
 from tests.support.in_process import Bench
 from tests.support.sandbox import RunningSandbox
 
 ACCOUNT = {"bank": "20", "accountNumber": "2222222222", "holderName": "Kim"}
-
-
-class SetClock(SystemClock):
-    """A clock that the test sets."""
-
-    def __init__(self) -> None:
-        self.at_ms = super().now_ms()
-
-    def now_ms(self) -> int:
-        return self.at_ms
-
-    def monotonic(self) -> float:
-        return self.at_ms / 1000
 
 
 class Orphan:

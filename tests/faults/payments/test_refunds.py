@@ -13,7 +13,6 @@ import pytest
 from reservation.bootstrap import Service, opened
 from reservation.config.settings import Settings
 from reservation.domain.alarms import Alarm
-from reservation.domain.clock import SystemClock
 from reservation.domain.errors import NotRefundable, RefundPending, ReservationError
 from reservation.domain.payment_gateway import Answer, Answered, PaymentStatus, RefundAccount
 from reservation.domain.reservation import Reservation
@@ -21,6 +20,7 @@ from reservation.domain.states import Status
 from reservation.telemetry import metrics
 from reservation.workers import refunder as refunder_module
 from reservation.workers.refunder import Refunder
+from tests.faults.payments.clock import SetClock
 from tests.faults.payments.shop import (
     LIMITS,
     approve,
@@ -312,19 +312,6 @@ async def test_a_failed_bank_transfer_after_the_refund_is_shown(
             assert isinstance(answer, Answered)
             await service.refunds._resolver.store_payment(answer.payment)
             assert steps in await service.explain.next_step(refunded)
-
-
-class SetClock(SystemClock):
-    """A clock that the test sets."""
-
-    def __init__(self) -> None:
-        self.at_ms = super().now_ms()
-
-    def now_ms(self) -> int:
-        return self.at_ms
-
-    def monotonic(self) -> float:
-        return self.at_ms / 1000
 
 
 async def test_a_long_pending_refund_raises_an_alarm_once_a_minute(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.support.programs import find
+from tests.support.programs import end, find
 from tests.support.service import free_port
 
 __all__ = ["OF_THE_PAGE", "PROXIES", "nginx_of_the_page", "proxied"]
@@ -158,12 +158,7 @@ def proxied(name: str, url: str, folder: Path) -> Iterator[str]:
         _wait_for(process, address, folder)
         yield address
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process, within=STOP_SECONDS)
 
 
 def _wait_for(process: "subprocess.Popen[bytes]", address: str, folder: Path) -> None:
