@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,22 @@ async def test_a_path_too_long_for_a_socket_gets_one_in_a_private_directory(
         assert await ask(server, "PING") is True
         assert len(str(server.socket_path)) < 100
         assert stat.S_IMODE(server.socket_path.parent.stat().st_mode) == 0o700
+    finally:
+        await server.stop()
+        shutil.rmtree(server.socket_path.parent)
+
+
+async def test_a_temporary_directory_too_long_for_a_socket_is_not_used(
+    make_server: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    too_long = tmp_path.joinpath("temporary", *["long" * 10] * 4)
+    too_long.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(too_long))
+    server = make_server("/".join(["long" * 10] * 4))
+    try:
+        await server.start()
+        assert await ask(server, "PING") is True
+        assert not any(too_long.iterdir())
     finally:
         await server.stop()
         shutil.rmtree(server.socket_path.parent)

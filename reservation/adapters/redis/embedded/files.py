@@ -109,12 +109,17 @@ def _wheel_binary() -> Path | None:
 
 
 def socket_path_of(home: Path) -> Path:
-    """The socket's path: in the data directory where short enough, else in a private directory."""
-    path = home / "valkey.sock"
-    if len(os.fsencode(path)) <= _SOCKET_BYTES_MAX:
-        return path
-    name = hashlib.sha256(os.fsencode(home)).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"reservation-{os.getuid()}-{name}" / "valkey.sock"
+    """The socket's path: in the data directory where short enough, else in a private directory.
+
+    The private directory is below the directory for temporary files, or below /tmp where that one
+    is too long as well.
+    """
+    name = f"reservation-{os.getuid()}-{hashlib.sha256(os.fsencode(home)).hexdigest()[:16]}"
+    for directory in (home, Path(tempfile.gettempdir()) / name):
+        path = directory / "valkey.sock"
+        if len(os.fsencode(path)) <= _SOCKET_BYTES_MAX:
+            return path
+    return Path("/tmp", name, "valkey.sock")  # noqa: S108 - own_socket_directory checks its owner
 
 
 def own_socket_directory(socket_path: Path, home: Path) -> None:
