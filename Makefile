@@ -23,10 +23,10 @@ $(STAMP): requirements/dev.txt pyproject.toml
 run: setup  ## start everything, with an open demo sale
 	$(BIN)/reservation serve --demo-sale
 
-# One process more than there are cores, since many tests wait for a server or a deadline. Each file
-# of tests runs in one process, with the servers that it starts.
+# Two processes per core, since many tests wait for a server or a deadline. Each file of tests runs
+# in one process, with the servers that it starts.
 # `make test T="tests/lua -k race"` runs a part, in one process.
-TEST_PROCESSES ?= $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() + 1))")
+TEST_PROCESSES ?= $(shell $(PYTHON) -c "import os; print(min(8, 2 * os.cpu_count()))")
 test: setup  ## all the quick tests, on real servers that they start themselves
 	$(BIN)/python -m pytest $(or $(T),--numprocesses $(TEST_PROCESSES) --dist loadfile)
 
