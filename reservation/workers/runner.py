@@ -38,6 +38,8 @@ log = structlog.get_logger(__name__)
 
 #: Poll interval for new sales.
 SALES_SECONDS: Final = 0.5
+#: Limit of the read of SQL's cursors, which delays the first rounds of new sales.
+CURSORS_SECONDS_MAX: Final = 1.0
 #: Pauses after an idle round.
 REAP_SECONDS: Final = 0.5
 SETTLE_SECONDS: Final = 0.5
@@ -181,8 +183,9 @@ class Worker:
 
     async def _learn_cursors(self) -> None:
         try:
-            self._flusher.learn(await self._service.sql.events.cursors())
-        except SQLAlchemyError as error:
+            async with asyncio.timeout(CURSORS_SECONDS_MAX):
+                self._flusher.learn(await self._service.sql.events.cursors())
+        except (SQLAlchemyError, OSError) as error:
             # Holds expire without SQL too; the flusher reads the cursor of each sale itself.
             log.warning("cursors_unread", reason=reason_of(error))
 

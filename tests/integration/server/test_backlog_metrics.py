@@ -15,6 +15,7 @@ import pytest
 from prometheus_client import REGISTRY
 from sqlalchemy.exc import OperationalError
 
+from reservation.workers import runner
 from reservation.workers.runner import Worker
 from tests.support.in_process import Bench, bench
 from tests.support.service import START_SECONDS, STOP_SECONDS, eventually, free_port
@@ -54,6 +55,29 @@ async def test_a_backlog_grows_in_length_and_age_while_sql_is_away(
     await worker._flush(sale_id)
     await worker._flush(sale_id)
     assert (seen("backlog_events", sale_id), seen("oldest_seconds", sale_id)) == (0, 0)
+
+
+async def _hang() -> dict[str, int]:
+    await asyncio.Event().wait()
+    return {}
+
+
+async def _refuse() -> dict[str, int]:
+    raise ConnectionRefusedError
+
+
+@pytest.mark.parametrize("cursors", [_hang, _refuse])
+async def test_a_worker_adds_its_sales_while_sql_is_away(
+    shop: Bench, monkeypatch: pytest.MonkeyPatch, cursors: Any
+) -> None:
+    """Their holds expire meanwhile."""
+    sale_id = await shop.sale()
+    worker = Worker(shop.service)
+    monkeypatch.setattr(runner, "CURSORS_SECONDS_MAX", 0.05)
+    monkeypatch.setattr(shop.service.sql.events, "cursors", cursors)
+    async with asyncio.timeout(10):
+        await worker._add_new_sales()
+    assert sale_id in worker._rounds
 
 
 @pytest.mark.slow
