@@ -142,7 +142,8 @@ class SaleRounds:
 
 def _look_pause(quiet: float, work: PendingWork, server_now_ms: int) -> float:
     """Seconds until the next look at a sale that has not changed for `quiet` seconds."""
-    pause = min(LOOK_SECONDS_MAX, LOOK_SHARE * quiet)
+    # A hold that is taken right after this look is due no earlier than the next one.
+    pause = min(LOOK_SECONDS_MAX, LOOK_SHARE * quiet, work.hold_seconds)
     for at_ms in (work.deadline_ms, work.lease_ms, work.deposit_ms):
         if at_ms is not None:
             pause = min(pause, (at_ms - server_now_ms) / 1000)

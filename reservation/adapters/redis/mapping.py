@@ -12,18 +12,27 @@ from reservation.domain.reservation import Line, Reservation
 from reservation.domain.sale import Item, Sale
 from reservation.domain.states import HoldPolicy, SaleStatus, Status
 
-__all__ = ["as_event", "as_items", "as_mapping", "as_reservation", "as_sale"]
+__all__ = ["as_event", "as_items", "as_mapping", "as_number", "as_reservation", "as_sale"]
 
 _ATTEMPT = "attempt:"
 #: Built once: a decoder for a type that is not a struct takes longer to build than to use.
 _ITEMS = msgspec.json.Decoder(list[tuple[str, int, int]])
 #: Decoded `items` texts in the cache: most orders of a sale are alike.
 _TEXTS_MAX: Final = 1_024
+#: Digits of the largest number in Redis; `int` refuses texts of thousands.
+_DIGITS_MAX: Final = 19
 
 
 def as_mapping(flat: Sequence[str]) -> dict[str, str]:
     """HGETALL's flat reply as a mapping."""
     return {flat[i]: flat[i + 1] for i in range(0, len(flat), 2)}
+
+
+def as_number(text: str | None) -> int | None:
+    """A field that holds a natural number; None if it is missing or damaged."""
+    if text is None or len(text) > _DIGITS_MAX or not (text.isascii() and text.isdecimal()):
+        return None
+    return int(text)
 
 
 @lru_cache(maxsize=_TEXTS_MAX)

@@ -6,7 +6,9 @@ from typing import Any, Final
 import msgspec
 
 from reservation.adapters.redis.client import RedisClient
+from reservation.adapters.redis.errors import StoreUnavailable, UnexpectedReply, unwrap
 from reservation.adapters.redis.keys import Keys
+from reservation.adapters.redis.mapping import as_number
 
 __all__ = ["PendingWork", "PendingWorkReader"]
 
@@ -25,10 +27,18 @@ class PendingWork(msgspec.Struct, frozen=True, kw_only=True):
     deadline_ms: int | None
     lease_ms: int | None
     deposit_ms: int | None
+    #: The time of a new hold: its deadline comes no earlier.
+    hold_seconds: int
 
 
 #: A sale with an unreadable key: each kind of round runs and reports its own error.
-DAMAGED: Final = PendingWork(seq=-1, outbox=0, deadline_ms=0, lease_ms=0, deposit_ms=0)
+DAMAGED: Final = PendingWork(
+    seq=-1, outbox=0, deadline_ms=0, lease_ms=0, deposit_ms=0, hold_seconds=0
+)
+
+
+#: Errors of reading one: an error reply, or a score at infinity.
+_DAMAGED: Final = (StoreUnavailable, UnexpectedReply, OverflowError)
 
 
 class PendingWorkReader:
@@ -59,7 +69,7 @@ class PendingWorkReader:
         for sale_id in sale_ids:
             keys = self._keys.of(sale_id)
             commands += [
-                ("HGET", keys.sale, "seq"),
+                ("HMGET", keys.sale, "seq", "hold_seconds"),
                 ("XLEN", keys.outbox),
                 ("ZRANGE", keys.deadlines, 0, 0, "WITHSCORES"),
                 ("ZRANGE", keys.confirming, 0, 0, "WITHSCORES"),
@@ -69,17 +79,23 @@ class PendingWorkReader:
 
 
 def _work_of(replies: Sequence[Any]) -> PendingWork:
-    if any(isinstance(reply, Exception) for reply in replies):
+    try:
+        head, outbox, deadline, lease, deposit = [unwrap(reply) for reply in replies]
+        return PendingWork(
+            seq=_or(as_number(head[0]), -1),
+            outbox=outbox,
+            deadline_ms=_score_of(deadline),
+            lease_ms=_score_of(lease),
+            deposit_ms=_score_of(deposit),
+            hold_seconds=_or(as_number(head[1]), 0),
+        )
+    except _DAMAGED:
         return DAMAGED
-    seq, outbox, deadline, lease, deposit = replies
-    return PendingWork(
-        seq=int(seq) if seq and seq.isdecimal() else -1,
-        outbox=outbox,
-        deadline_ms=_score_of(deadline),
-        lease_ms=_score_of(lease),
-        deposit_ms=_score_of(deposit),
-    )
 
 
 def _score_of(first: list[str]) -> int | None:
     return int(float(first[1])) if first else None
+
+
+def _or(number: int | None, default: int) -> int:
+    return default if number is None else number

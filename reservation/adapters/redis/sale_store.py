@@ -8,7 +8,7 @@ import msgspec
 from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import UnexpectedReply, unwrap
 from reservation.adapters.redis.keys import Keys
-from reservation.adapters.redis.mapping import as_mapping, as_sale
+from reservation.adapters.redis.mapping import as_mapping, as_number, as_sale
 from reservation.adapters.redis.script_results import (
     AuditWord,
     PutSaleWord,
@@ -97,7 +97,8 @@ class SaleStore:
                 epoch, seq = unwrap(reply)
                 # An announced sale has no hash yet.
                 if epoch is not None:
-                    heads[sale_id] = epoch, int(seq) if seq and seq.isdecimal() else -1
+                    number = as_number(seq)
+                    heads[sale_id] = epoch, -1 if number is None else number
         return heads
 
     async def read_many(self, sale_ids: Sequence[str]) -> dict[str, Sale | Exception | None]:

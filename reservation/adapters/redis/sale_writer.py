@@ -4,9 +4,16 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
+import structlog
 
 from reservation.adapters.redis.client import RedisClient
-from reservation.adapters.redis.errors import NotPermitted, StoreUnavailable, life_of, unwrap
+from reservation.adapters.redis.errors import (
+    NotPermitted,
+    StoreUnavailable,
+    UnexpectedReply,
+    life_of,
+    unwrap,
+)
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.redis.mapping import as_mapping
 from reservation.adapters.redis.outbox import RedisOutbox
@@ -17,10 +24,14 @@ from reservation.domain.reservation import Reservation
 
 __all__ = ["RedisSaleHead", "SaleWriter", "Writes"]
 
+log = structlog.get_logger(__name__)
+
 #: Writes of one call: under 10 ms of the server's single thread.
 WRITES_MAX: Final = 600
 #: Keys scanned, and at most removed, in one step.
 SCAN_COUNT: Final = 1_000
+#: Errors of reading a damaged head: a wrong type, a missing field, or text that is no number.
+_DAMAGED: Final = (UnexpectedReply, KeyError, ValueError, IndexError)
 
 
 class RedisSaleHead(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +108,8 @@ class SaleWriter:
     ) -> tuple[str, dict[str, RedisSaleHead | None]]:
         """The heads of several sales, and the life of the server that has them.
 
+        The head of a missing or damaged sale is None: both need a rebuild.
+
         Args:
             seqs: sale id -> the events at which its outbox is read.
 
@@ -116,8 +129,14 @@ class SaleWriter:
             raise StoreUnavailable("the server is a replica")
         found: dict[str, RedisSaleHead | None] = {}
         for sale_id, wanted in seqs.items():
-            head = unwrap(next(replies))
-            found[sale_id] = _found(head, [unwrap(next(replies)) for _ in wanted])
+            of_sale = [next(replies) for _ in range(1 + len(wanted))]
+            try:
+                head, *entries = [unwrap(reply) for reply in of_sale]
+                found[sale_id] = _found(head, entries)
+            except _DAMAGED as error:
+                # One damaged sale must not keep the others closed.
+                log.debug("sale_head_unreadable", sale_id=sale_id, reason=str(error))
+                found[sale_id] = None
         return life_of(shown) if shown else "", found
 
     async def epoch(self, sale_id: str) -> str:

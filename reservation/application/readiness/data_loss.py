@@ -66,7 +66,7 @@ def compare(
     Redis ahead of SQL is normal: the flusher follows. Redis behind a mark is a loss.
     """
     if found is None:
-        return f"Redis has no such sale, SQL has {head.seq} of its events"
+        return f"Redis has no such sale, or its head is damaged; SQL has {head.seq} of its events"
     if found.epoch != head.epoch:
         return f"Redis has another epoch of the sale; SQL ends at event {head.seq}"
     if found.seq < head.seq:

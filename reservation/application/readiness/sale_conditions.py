@@ -9,7 +9,7 @@ import msgspec
 from reservation.adapters.redis.client import RedisClient
 from reservation.adapters.redis.errors import UnexpectedReply, unwrap
 from reservation.adapters.redis.keys import Keys
-from reservation.adapters.redis.mapping import as_mapping
+from reservation.adapters.redis.mapping import as_mapping, as_number
 from reservation.adapters.redis.outbox import GROUP
 from reservation.adapters.redis.sale_store import SaleStore
 from reservation.adapters.sql.store import SqlStore
@@ -141,7 +141,8 @@ def _is_over(head: Sequence[str | None] | None, now_ms: int) -> bool:
     status, closes_at = head or (None, None)
     if status == SaleStatus.CLOSED:
         return True
-    return closes_at is not None and closes_at.isdecimal() and now_ms >= int(closes_at)
+    closes_at_ms = as_number(closes_at)
+    return closes_at_ms is not None and now_ms >= closes_at_ms
 
 
 def _reaches_sql(outbox: _Outbox, flushed: int) -> bool:

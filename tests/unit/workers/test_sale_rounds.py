@@ -15,8 +15,10 @@ from reservation.workers.sale_rounds import (
     SaleRounds,
 )
 
-IDLE = PendingWork(seq=1, outbox=1, deadline_ms=None, lease_ms=None, deposit_ms=None)
-OVERDUE = PendingWork(seq=1, outbox=1, deadline_ms=0, lease_ms=None, deposit_ms=None)
+IDLE = PendingWork(
+    seq=1, outbox=1, deadline_ms=None, lease_ms=None, deposit_ms=None, hold_seconds=300
+)
+OVERDUE = msgspec.structs.replace(IDLE, deadline_ms=0)
 
 
 class World:
@@ -119,12 +121,21 @@ async def test_a_round_repeats_while_it_finds_work_and_pauses_after(world: World
 async def test_a_deadline_between_two_looks_starts_its_round_in_time(world: World) -> None:
     world.rounds.add("sale", lively=False)
     deadline = world.now + 1.05
-    world.pending["sale"] = PendingWork(
-        seq=1, outbox=1, deadline_ms=int(deadline * 1000), lease_ms=None, deposit_ms=None
-    )
+    world.pending["sale"] = msgspec.structs.replace(IDLE, deadline_ms=int(deadline * 1000))
     await world.pass_time(1)
     assert world.ran == []
     await world.pass_time(0.2)
+    assert world.ran == ["sale"]
+
+
+async def test_a_hold_shorter_than_the_pause_of_a_quiet_sale_expires_in_time(world: World) -> None:
+    """It is taken right after a look."""
+    world.pending["sale"] = idle = msgspec.structs.replace(IDLE, hold_seconds=1)
+    world.rounds.add("sale", lively=False)
+    await world.pass_time(TICK_SECONDS)
+    deadline_ms = int((world.now + 1) * 1000)
+    world.pending["sale"] = msgspec.structs.replace(idle, seq=2, deadline_ms=deadline_ms)
+    await world.pass_time(1 + 2 * TICK_SECONDS)
     assert world.ran == ["sale"]
 
 
