@@ -139,7 +139,9 @@ class Supervisor:
 
     async def _is_redis_answered(self) -> bool:
         """Whether Redis answered the preflight; refuses one that is unfit for sales."""
-        if not (self._settings.production or self._settings.redis_trust):
+        if self._valkey is not None and not (
+            self._settings.production or self._settings.redis_trust
+        ):
             return True
         from reservation.application.readiness.startup import is_answered  # noqa: PLC0415 - it imports much
 

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
+from reservation.config.redis_address import AddressKind, InvalidAddress, parse_redis_url
 from reservation.domain.rate_limit import Rate
 
 __all__ = ["PREFIX", "Rate", "Reader", "SettingsError", "read_dotenv", "refusal", "variable_of"]
@@ -334,18 +335,13 @@ def origins(name: str, given: Mapping[str, str]) -> tuple[str, ...]:
 def redis_url(name: str, given: Mapping[str, str]) -> str:
     """The address of Redis, or empty."""
     value = given.get(name, "")
-    if value.startswith(("redis+cluster:", "redis+sentinel:")):
-        raise SettingsError(
-            f"{variable_of(name)}: redis+cluster:// and redis+sentinel:// are not supported yet; "
-            "it must be redis://, rediss:// or unix://"
-        )
-    if not value:
-        return value
-    parts = _split(value)
-    remote = parts is not None and parts.scheme in {"redis", "rediss"} and bool(parts.hostname)
-    local = parts is not None and parts.scheme == "unix" and parts.path.startswith("/")
-    if not (remote or local):
-        raise refusal(name, "redis://HOST:PORT, rediss://HOST:PORT or unix:///PATH")
+    if value:
+        try:
+            address = parse_redis_url(value)
+        except InvalidAddress as error:
+            raise refusal(name, str(error)) from error
+        if address.kind is AddressKind.CLUSTER:
+            raise refusal(name, "another address: redis+cluster:// is not supported yet")
     return value
 
 

@@ -57,7 +57,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     data_dir: Annotated[Path, _row("Directory for all data that outlives the process.", "`var`")]
     redis_url: Annotated[
         str,
-        _row("`redis://`, `rediss://` or `unix://`.", "an embedded Valkey in the data directory"),
+        _row(
+            "`redis://`, `rediss://`, `unix://` or "
+            "`redis+sentinel://HOST:PORT[,HOST:PORT...]/SERVICE`.",
+            "an embedded Valkey in the data directory",
+        ),
     ]
     database_url: Annotated[str, _row("`postgresql://`.", "SQLite in the data directory")]
     host: Annotated[str, _row("The address to listen on.", "`127.0.0.1`")]

@@ -21,7 +21,8 @@ from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 
-from reservation.adapters.redis.connection_pool import WAIT_SECONDS_MAX, Pool
+from reservation.adapters.redis.addresses import WAIT_SECONDS_MAX, Addresses, addresses_of
+from reservation.adapters.redis.connection_pool import Pool
 from reservation.adapters.redis.errors import (
     StoreUnavailable,
     StoreUncertain,
@@ -91,7 +92,8 @@ class RedisClient:
     def __init__(self, url: str, *, clock: Clock) -> None:
         self._clock = clock
         self._guard = _Guard()
-        self._pool = Pool(url, on_another_life=self._guard.doubt)
+        self._addresses: Addresses = addresses_of(url)
+        self._pool = Pool(self._addresses, on_another_life=self._guard.doubt)
         self._exempt = False
         #: A shared object: `unguarded` views use the same one.
         self._offset_ms = [0]
@@ -103,6 +105,29 @@ class RedisClient:
     async def aclose(self) -> None:
         """Close every connection. Calls in flight end as uncertain; later ones are refused."""
         await self._pool.aclose()
+
+    async def verify(self) -> None:
+        """Check that the address leads to a server that accepts our user.
+
+        Raises:
+            AddressUnfit: it never will; the setting is wrong.
+            StoreUnavailable: the server does not answer.
+        """
+        await self._pool.verify()
+
+    async def follow_address(self) -> None:
+        """Leave a server that the address no longer leads to."""
+        await self._pool.follow_address()
+
+    @property
+    def is_unix_socket(self) -> bool:
+        """Whether the server listens on a unix socket, whose directory controls the access."""
+        return self._addresses.is_unix_socket
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the server reached last runs on this machine."""
+        return self._pool.is_local
 
     def guard(self) -> None:
         """From now on, calls reach only a server that is vouched for."""

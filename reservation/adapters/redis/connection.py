@@ -15,6 +15,8 @@ from redis.exceptions import BusyLoadingError, MasterDownError, ReadOnlyError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from reservation.adapters.redis.addresses import Endpoint
+
 __all__ = ["RedisConnection"]
 
 _CLOSED: Final = "the server closed the connection"
@@ -28,10 +30,12 @@ class RedisConnection(asyncio.Protocol):
     Args:
         connection: redis-py's, after the handshake, with no command in flight. A reference is kept
             because its stream closes the transport when it is collected.
+        endpoint: the server it leads to.
     """
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, endpoint: Endpoint) -> None:
         self._connection = connection
+        self.endpoint = endpoint
         #: The life of the server it leads to (`errors.life_of`).
         self.life: str = connection.life
         #: The error reply of a server that is not the master, until the pool has handled it.

@@ -6,34 +6,30 @@ address is resolved again for new ones.
 """
 
 import asyncio
-import os
-import socket
-import ssl
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import structlog
-from redis.asyncio import ConnectionPool
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoPermissionError, RedisError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from reservation.adapters.redis.addresses import WAIT_SECONDS_MAX, Addresses, Endpoint
 from reservation.adapters.redis.connection import RedisConnection
-from reservation.adapters.redis.errors import StoreUnavailable, life_of
+from reservation.adapters.redis.errors import (
+    AddressUnfit,
+    StoreUnavailable,
+    cause_of,
+    is_replica,
+    life_of,
+)
 
 __all__ = ["WAIT_SECONDS_MAX", "Pool"]
 
 log = structlog.get_logger(__name__)
 
-#: How long a call may wait for a connection. A script that reaches the server later than this does
-#: nothing. Far above a slow script (20 ms) and far below a buyer's patience.
-WAIT_SECONDS_MAX: Final = 2.0
 #: Connect time-out, including the whole handshake.
 OPEN_SECONDS_MAX: Final = 3.0
-CONNECT_TIMEOUT_SECONDS: Final = 2.0
 #: Calls that one process has in flight; further calls wait for a connection.
 CONNECTIONS_MAX: Final = 256
 #: Connections opened concurrently: each costs the loop about a millisecond, and a few connections
@@ -50,50 +46,17 @@ TICKS_OF_IDLE: Final = 4
 RENEW_SECONDS: Final = 0.5
 
 
-def _tcp_options() -> dict[int, int]:
-    # A lost host sends no RST. Bytes not acknowledged by a script's `not_after` are useless, so the
-    # kernel drops the connection then (TCP_USER_TIMEOUT).
-    options = {
-        "TCP_USER_TIMEOUT": int(WAIT_SECONDS_MAX * 1000),
-        "TCP_KEEPIDLE": 15,
-        "TCP_KEEPINTVL": 5,
-    }
-    return {
-        getattr(socket, name): value for name, value in options.items() if hasattr(socket, name)
-    }
-
-
 class Pool:
     """Connections of one process to one server.
 
     Args:
-        url: the server's URL; its name is resolved for each connection.
+        addresses: the server's address, resolved for each connection.
         on_another_life: called when a connection reaches another server, or another life of it,
             than the previous connection.
     """
 
-    def __init__(self, url: str, *, on_another_life: Callable[[], None]) -> None:
-        #: Parses the URL and creates connections; it pools none.
-        self._maker = ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
-            url,
-            protocol=2,
-            decode_responses=True,
-            # Damaged bytes must be named in an error, not break the reader.
-            encoding_errors="backslashreplace",
-            # Our own time-outs cover the whole handshake and each exchange.
-            socket_timeout=None,
-            socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-            retry_on_error=[],
-            redis_connect_func=self._greet,
-            **(
-                {}
-                if url.startswith("unix:")
-                else {"socket_keepalive": True, "socket_keepalive_options": _tcp_options()}
-            ),
-        )
-        # Overrides the URL: with RESP3 a server may push messages.
-        self._maker.connection_kwargs["protocol"] = 2
+    def __init__(self, addresses: Addresses, *, on_another_life: Callable[[], None]) -> None:
+        self._addresses = addresses
         self._on_another_life = on_another_life
         #: All open connections.
         self._wires: set[RedisConnection] = set()
@@ -105,6 +68,9 @@ class Pool:
         self._closed = False
         #: Rises with each sign of a failover; only connections of the current generation are kept.
         self._generation = 0
+        #: The server of the last try, for messages, and of the last success.
+        self._tried = ""
+        self.is_local = False
         self._renewed_at = float("-inf")
         #: The life of the server that the last opened connection reached.
         self._life: str | None = None
@@ -114,7 +80,23 @@ class Pool:
     @property
     def client_retries(self) -> int:
         """Automatic retries of the client library: none."""
-        return cast("Retry", self._maker.connection_kwargs["retry"]).get_retries()
+        return self._addresses.client_retries
+
+    async def verify(self) -> None:
+        """Open a connection and close it.
+
+        Raises:
+            AddressUnfit: the address is wrong, or the server refuses our user.
+            StoreUnavailable: the server does not answer.
+        """
+        try:
+            async with asyncio.timeout(OPEN_SECONDS_MAX):
+                wire = await self._connect()
+        except AuthenticationError as error:
+            raise AddressUnfit(f"{self._tried}: {cause_of(error)}") from error
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(f"{self._tried}: {self._cause_of(error)}") from error
+        wire.close()
 
     async def aclose(self) -> None:
         """Close every connection. Calls in flight end as uncertain; later ones are refused."""
@@ -178,6 +160,20 @@ class Pool:
         self._renewed_at = now
         log.info("connections_renewed", reason=reason, idle=len(self._idle))
         self._next_generation()
+
+    async def follow_address(self) -> None:
+        """Drop connections to a server that the address no longer leads to.
+
+        A master that was cut off from the sentinels accepts calls until it learns of its
+        successor. Without an answer of the sentinels all stays as it is.
+        """
+        try:
+            best, *_ = await self._addresses.endpoints()
+        except (RedisError, OSError, StoreUnavailable) as error:
+            log.debug("address_unresolved", reason=cause_of(error))
+            return
+        if any(wire.endpoint.name != best.name for wire in self._wires):
+            self.renew("the address leads to another server")
 
     def follow(self, life: str) -> None:
         """Drop connections whose handshake was in another life of the server.
@@ -270,8 +266,9 @@ class Pool:
             async with asyncio.timeout(OPEN_SECONDS_MAX):
                 wire = await self._connect()
         except (RedisError, OSError) as error:
-            raise StoreUnavailable(f"{self._address()}: {_cause_of(error)}") from error
+            raise StoreUnavailable(f"{self._tried}: {self._cause_of(error)}") from error
         self._wires.add(wire)
+        self.is_local = wire.endpoint.is_local
         if wire.life != self._life:
             was, self._life = self._life, wire.life
             if was is not None:
@@ -282,17 +279,30 @@ class Pool:
         wire.generation = generation
         self.give_back(wire, clean=True)
 
-    def _address(self) -> str:
-        kwargs = self._maker.connection_kwargs
-        return kwargs.get("path") or f"{kwargs.get('host')}:{kwargs.get('port')}"
+    def _cause_of(self, error: RedisError | OSError) -> str:
+        if isinstance(error, TimeoutError):
+            return f"no answer within {OPEN_SECONDS_MAX:g} s"
+        return cause_of(error)
 
     async def _connect(self) -> RedisConnection:
-        connection = self._maker.make_connection()
+        """A connection to the first of the address's servers that may be used."""
+        self._tried = "the address of Redis"
+        failure: RedisError | OSError = RedisConnectionError("it has no server")
+        for endpoint in await self._addresses.endpoints():
+            self._tried = endpoint.name
+            try:
+                return await self._connect_to(endpoint)
+            except (RedisError, OSError) as error:
+                failure = error
+        raise failure
+
+    async def _connect_to(self, endpoint: Endpoint) -> RedisConnection:
+        connection = endpoint.make_connection(self._greet)
         try:
             await connection.connect()
             if await connection.can_read():
                 raise RedisConnectionError("the server sent unsolicited data")
-            wire = RedisConnection(connection)
+            wire = RedisConnection(connection, endpoint)
             if self._closed or not wire.usable:
                 raise RedisConnectionError("it closed during the handshake")
             return wire
@@ -306,9 +316,13 @@ class Pool:
         await connection.on_connect()
         try:
             await connection.send_command("INFO", "server", "replication")
-            connection.life = life_of(await connection.read_response())
+            info = await connection.read_response()
         except NoPermissionError:
             connection.life = ""
+            return
+        if self._addresses.masters_only and is_replica(info):
+            raise RedisConnectionError("the server is a replica")
+        connection.life = life_of(info)
 
     def _drop(self, wire: RedisConnection) -> None:
         self._wires.discard(wire)
@@ -338,16 +352,3 @@ class Pool:
 def _end_waiting(waiter: asyncio.Future[RedisConnection]) -> None:
     if not waiter.done():
         waiter.set_exception(StoreUnavailable("timed out waiting for a free connection"))
-
-
-def _cause_of(error: RedisError | OSError) -> str:
-    """The server's error reply, or the connection error."""
-    if isinstance(error, ResponseError):
-        return str(error)
-    if isinstance(error, TimeoutError | RedisTimeoutError):
-        return f"no answer within {OPEN_SECONDS_MAX:g} s"
-    # The library's own text of a refused connection is an errno in a tuple.
-    inner = error.__cause__ or error.__context__ or error
-    if isinstance(inner, OSError) and not isinstance(inner, ssl.SSLError) and inner.errno:
-        return inner.strerror if inner.errno < 0 and inner.strerror else os.strerror(inner.errno)
-    return str(inner) or type(inner).__name__

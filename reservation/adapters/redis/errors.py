@@ -1,8 +1,11 @@
 """Errors of Redis: refused, outcome unknown, or a bug."""
 
+import os
+import ssl
 from typing import Any, Final
 
 from redis.exceptions import (
+    AuthenticationError,
     BusyLoadingError,
     ClusterDownError,
     MasterDownError,
@@ -13,15 +16,18 @@ from redis.exceptions import (
     ResponseError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from reservation.domain.errors import BrokenInvariant
 
 __all__ = [
+    "AddressUnfit",
     "NotPermitted",
     "StoreUnavailable",
     "StoreUncertain",
     "UnexpectedReply",
     "as_reply",
+    "cause_of",
     "is_replica",
     "life_of",
     "run_id_of",
@@ -34,6 +40,10 @@ _REFUSAL_CODES: Final = ("BUSY ", "MISCONF ", "NOREPLICAS ", "OOM ", "READONLY "
 
 class StoreUnavailable(Exception):
     """Redis is unavailable, and this call certainly changed nothing."""
+
+
+class AddressUnfit(StoreUnavailable):
+    """The address of Redis is wrong: no server or sentinel at it can serve the service."""
 
 
 class NotPermitted(StoreUnavailable):
@@ -111,3 +121,18 @@ def unwrap(reply: Any) -> Any:
     if isinstance(reply, Exception):
         raise reply
     return reply
+
+
+def cause_of(error: BaseException) -> str:
+    """The server's error reply, or the connection error."""
+    if isinstance(error, AuthenticationError | StoreUnavailable):
+        return str(error)
+    if isinstance(error, ResponseError):
+        return str(error)
+    if isinstance(error, TimeoutError | RedisTimeoutError):
+        return "no answer in time"
+    # The library's own text of a refused connection is an errno in a tuple.
+    inner = error.__cause__ or error.__context__ or error
+    if isinstance(inner, OSError) and not isinstance(inner, ssl.SSLError) and inner.errno:
+        return inner.strerror if inner.errno < 0 and inner.strerror else os.strerror(inner.errno)
+    return str(inner) or type(inner).__name__

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from reservation.adapters.redis.client import ClockReading, RedisClient
 from reservation.adapters.redis.errors import NotPermitted, UnexpectedReply, unwrap
@@ -168,7 +167,7 @@ class Preflight:
             redis_disk=self._redis_disk(settings),
             sql_disk=None if self._settings.database_url else self._disk(self._settings.data_dir),
             production=self._settings.production,
-            unix_socket=self._settings.redis_url.startswith("unix:"),
+            unix_socket=self._connections.is_unix_socket,
         )
 
     async def _rights(self, user: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
@@ -188,7 +187,7 @@ class Preflight:
         return [script.sha for script in scripts] == [_shown(reply) for reply in replies]
 
     def _redis_disk(self, settings: dict[str, str] | None) -> Disk | None:
-        if not settings or not _is_local(self._settings.redis_url):
+        if not settings or not self._connections.is_local:
             return None
         return self._disk(Path(settings.get("dir", "")))
 
@@ -212,9 +211,3 @@ def _lines(infos: Sequence[Any]) -> dict[str, str]:
             if colon:
                 info[name] = value
     return info
-
-
-def _is_local(url: str) -> bool:
-    """Whether the server runs on this machine."""
-    parts = urlsplit(url)
-    return parts.scheme == "unix" or parts.hostname in ("127.0.0.1", "::1", "localhost")

@@ -36,6 +36,8 @@ AWAY_SECONDS: Final = 1.0
 #: Time-out of one SQL answer; each Redis call has its own. The whole round has none: with too many
 #: sales it would fail for ever.
 ANSWER_SECONDS_MAX: Final = 2.5
+#: Between two looks at the servers that the address leads to.
+ADDRESS_SECONDS: Final = 2.0
 #: Between two writes of this process's marks.
 MARK_SECONDS: Final = 1.0
 #: Time-out of following the server to another life of it: every payment in flight is compared.
@@ -110,8 +112,9 @@ class RedisMonitor:
         self._connections.doubted.set()
 
     async def run(self) -> None:
-        """Compare, and write marks, until cancelled."""
+        """Compare, follow the address, and write marks, until cancelled."""
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow_address())
             group.create_task(self._check_forever())
             group.create_task(self._keep_marks())
 
@@ -132,6 +135,15 @@ class RedisMonitor:
                 continue
             # Thousands of doubts at once share one round.
             await asyncio.sleep(AGAIN_SECONDS)
+
+    async def _follow_address(self) -> None:
+        while True:
+            await asyncio.sleep(ADDRESS_SECONDS)
+            try:
+                await self._connections.follow_address()
+            except Exception as error:  # loop top: its end would end its siblings too
+                alarm(Alarm.WORKER_BUG, loop="address", reason=type(error).__name__)
+                log.exception("address_loop_crashed")
 
     async def _keep_marks(self) -> None:
         while True:

