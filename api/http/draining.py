@@ -1,4 +1,4 @@
-"""The drain of a process before shutdown: not ready, and still serving."""
+"""The end of a process: it still serves, and closes each connection after its response."""
 
 __all__ = ["Draining"]
 
@@ -6,11 +6,18 @@ __all__ = ["Draining"]
 class Draining:
     """Drain state of one process, shared by readiness, responses and connections."""
 
-    __slots__ = ("active",)
+    __slots__ = ("active", "ready")
 
     def __init__(self) -> None:
         self.active = False
+        #: Whether readiness ignores the drain: other processes on this port go on.
+        self.ready = True
 
     def begin(self) -> None:
-        """Start the drain: readiness is 503, and each response closes its connection."""
+        """Drain before shutdown: readiness is 503, and each response closes its connection."""
+        self.active = True
+        self.ready = False
+
+    def retire(self) -> None:
+        """Drain before replacement: each response closes its connection."""
         self.active = True

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -66,6 +66,8 @@ class ChildProcess:
             self._command += ["--fd", str(listening.fileno())]
         self._environ = dict(environ)
         self._process: asyncio.subprocess.Process | None = None
+        #: Another process has taken its place: it is not restarted.
+        self.retired = False
         # A start in progress at shutdown is completed first, and then stopped.
         self._changing = asyncio.Lock()
 
@@ -73,16 +75,41 @@ class ChildProcess:
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
-    async def start(self) -> None:
+    async def start(self, *more: str, descriptors: Sequence[int] = ()) -> None:
+        """Start it, with `more` arguments and inherited descriptors."""
         async with self._changing:
+            sockets = [self._listening.fileno()] if self._listening else []
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
+                *more,
                 stdin=subprocess.DEVNULL,
                 env=self._environ,
-                pass_fds=[self._listening.fileno()] if self._listening else [],
+                pass_fds=[*sockets, *descriptors],
                 # Its own process group: Ctrl-C reaches only the supervisor, which keeps the order.
                 process_group=0,
             )
+
+    async def start_until_ready(self) -> bool:
+        """Start it, and wait for the notice of its readiness; False if it ends before."""
+        loop = asyncio.get_running_loop()
+        noticed: asyncio.Future[bytes] = loop.create_future()
+        reading, writing = os.pipe()
+
+        def read() -> None:
+            # The pipe ends with its last writer, so that a failed start is noticed too.
+            if not noticed.done():
+                noticed.set_result(os.read(reading, 1))
+
+        loop.add_reader(reading, read)
+        try:
+            try:
+                await self.start("--notice-fd", str(writing), descriptors=[writing])
+            finally:
+                os.close(writing)
+            return bool(await noticed)
+        finally:
+            loop.remove_reader(reading)
+            os.close(reading)
 
     async def wait(self) -> int:
         if self._process is None:
@@ -91,9 +118,16 @@ class ChildProcess:
 
     async def drain(self) -> None:
         """Make it not ready; it continues to serve, and closes each connection after its answer."""
+        await self._signal(signal.SIGUSR1)
+
+    async def retire(self) -> None:
+        """Make an HTTP process accept no connection, and close each one after its answer."""
+        await self._signal(signal.SIGUSR2)
+
+    async def _signal(self, number: signal.Signals) -> None:
         async with self._changing:
             if self._process is not None and self._process.returncode is None:
-                self._process.send_signal(signal.SIGUSR1)
+                self._process.send_signal(number)
 
     async def stop(self, grace_seconds: float) -> None:
         async with self._changing:

@@ -1,6 +1,7 @@
 """Entry point of each process that the supervisor starts: the API, the worker, the sandbox.
 
-    python -m api.server.entrypoints ROLE --parent PID [--fd LISTENING_SOCKET] [--entry MODULE:NAME]
+    python -m api.server.entrypoints ROLE --parent PID [--fd LISTENING_SOCKET]
+        [--notice-fd PIPE] [--entry MODULE:NAME]
 
 Settings come from the environment. `--entry` replaces the role's own entry point in tests: a
 function of the settings that makes an ASGI application, or, for the worker, that runs.
@@ -25,7 +26,7 @@ import structlog
 from api.http.draining import Draining
 from api.server.sockets import BACKLOG, address_of, listen, local
 from reservation.config.settings import Settings, SettingsError
-from reservation.telemetry import tracing
+from reservation.telemetry import start_notice, tracing
 
 if TYPE_CHECKING:
     from litestar import Litestar
@@ -70,10 +71,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("role", choices=sorted(ENTRIES))
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--fd", type=int)
+    parser.add_argument("--notice-fd", type=int)
     parser.add_argument("--entry")
     given = parser.parse_args(arguments)
     # Before the imports below, however long they take: no child may outlive the supervisor.
     exit_with_parent(given.parent)
+    start_notice.expect(given.notice_fd)
     try:
         settings = Settings.load(os.environ)
         _configure_logs(settings)
@@ -179,12 +182,22 @@ def run_http(
         """Ends open streams first: uvicorn waits for them, and they never end by themselves."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, draining.begin)
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGUSR1, draining.begin)
             await super().startup(sockets)
+            loop.add_signal_handler(signal.SIGUSR2, self.retire)
             _freeze_startup_objects()
+            start_notice.send()
+
+        def retire(self) -> None:
+            """Accept no further connection here; other processes accept from the same socket."""
+            draining.retire()
+            for server in self.servers:
+                server.close()
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            draining.begin()
+            if not draining.active:
+                draining.begin()
             stop_streams = getattr(state, "stop_streams", None)
             if stop_streams is not None:
                 stop_streams()

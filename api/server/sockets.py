@@ -13,7 +13,16 @@ from typing import Final
 
 import structlog
 
-__all__ = ["BACKLOG", "CannotServe", "Listener", "address_of", "listen", "local", "loopback"]
+__all__ = [
+    "BACKLOG",
+    "CannotServe",
+    "Listener",
+    "address_of",
+    "bind",
+    "listen",
+    "local",
+    "loopback",
+]
 
 log = structlog.get_logger(__name__)
 
@@ -107,20 +116,46 @@ class Listener:
 
 async def listen(host: str, port: int) -> socket.socket:
     """A listening socket that is not inherited (CLOEXEC)."""
+    bound = await bind(host, port)
+    try:
+        bound.listen(BACKLOG)
+    except OSError as error:
+        bound.close()
+        raise _cannot_listen(host, port, error) from error
+    return bound
+
+
+async def bind(host: str, port: int) -> socket.socket:
+    """A bound socket that is not inherited (CLOEXEC) and refuses connections until it listens."""
     end = time.monotonic() + _BIND_SECONDS_MAX
     while True:
         try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
+            bound = _bound(host, port)
         except OSError as error:
             if error.errno != errno.EADDRINUSE or time.monotonic() > end:
-                raise CannotServe(
-                    f"cannot listen on {host} port {port}: {_reason(error)}"
-                ) from error
+                raise _cannot_listen(host, port, error) from error
             await asyncio.sleep(_BIND_RETRY_SECONDS)
         else:
-            listening.setblocking(False)
-            return listening
+            bound.setblocking(False)
+            return bound
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    is_ipv6 = ":" in host
+    bound = socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_ipv6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind((host, port))
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> CannotServe:
+    return CannotServe(f"cannot listen on {host} port {port}: {_reason(error)}")
 
 
 def _reason(error: OSError) -> str:

@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import Final, cast
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final, cast
 
 import structlog
 
@@ -15,9 +16,9 @@ from api.http import open_files
 from api.server import log_config as logs
 from api.server.child_process import AlreadyRunning, ChildProcess, Part, alone_in
 from api.server.entrypoints import BAD_SETTING, ENTRIES
-from api.server.sockets import CannotServe, Listener, address_of, listen, local, loopback
+from api.server.sockets import CannotServe, Listener, address_of, bind, listen, local, loopback
 from reservation.adapters.redis.embedded.server import EmbeddedServer, EmbeddedServerError
-from reservation.config.settings import Settings, SettingsError, require_given_secrets
+from reservation.config.settings import PREFIX, Settings, SettingsError, require_given_secrets
 
 __all__ = ["AlreadyRunning", "CannotServe", "serve"]
 
@@ -35,6 +36,28 @@ _STABLE_SECONDS: Final = 10.0
 #: is over within the 10 s that container runtimes wait. The API stops first, so that no new request
 #: comes in; Valkey last, so that the others' final writes are kept.
 _KILL_AFTER_SECONDS: Final = {"api": 4.5, "worker": 7.0, "sandbox": 8.0, "valkey": 9.5}
+
+#: Deadline for the start of a replacement, which may take most of a minute on a busy machine.
+_REPLACEMENT_SECONDS_MAX: Final = 60.0
+
+#: The parts that SIGHUP replaces, in this order. The other two hold data of the whole service.
+_REPLACED: Final = ("api", "worker")
+
+#: Settings that all processes must share, or that the supervisor itself has applied: `.env` may
+#: not change them at SIGHUP.
+_SETTINGS_OF_A_START: Final = (
+    "env",
+    "data_dir",
+    "redis_url",
+    "database_url",
+    "key_prefix",
+    "order_id_key",
+    "host",
+    "port",
+    "workers",
+    "metrics_port",
+    "toss_api_url",
+)
 
 #: Poll interval for a Redis that did not answer at the start.
 _REDIS_POLL_SECONDS: Final = 1.0
@@ -68,15 +91,19 @@ class Supervisor:
         self._listeners: dict[str, Listener] = {}
         self._valkey: EmbeddedServer | None = None
         self._drain_cut_short = asyncio.Event()
+        self._has_terminal = _has_terminal()
+        self._hangups = asyncio.Event()
         self._stopping = asyncio.Event()
         self._status = 0
 
     async def run(self) -> int:
         """Serve until a signal; the result is the exit status of the process."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP on purpose.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) != signal.SIG_IGN:
                 loop.add_signal_handler(number, self._stop, 0)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # As `nohup` starts us.
+            loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         async with asyncio.TaskGroup() as tasks:
             starting = tasks.create_task(self._start(tasks))
             try:
@@ -85,6 +112,13 @@ class Supervisor:
                 starting.cancel()
                 await self._stop_parts()
         return self._status
+
+    def _hang_up(self) -> None:
+        """Replace the processes; the end of the terminal, which sends SIGHUP too, ends us."""
+        if self._has_terminal and not _has_terminal():
+            self._stop(0)
+            return
+        self._hangups.set()
 
     def _stop(self, status: int) -> None:
         if self._stopping.is_set():
@@ -103,6 +137,7 @@ class Supervisor:
         except SettingsError as error:
             self._refuse(error)
         else:
+            tasks.create_task(self._replace_at_hangups(tasks))
             await self._announce()
 
     def _refuse(self, error: SettingsError) -> None:
@@ -114,7 +149,9 @@ class Supervisor:
         self._empty_metrics()
         self._environ["RESERVATION_DATA_DIR"] = str(self._settings.data_dir)
         if "api" in self._roles:
-            api_socket = await listen(self._settings.host, self._settings.port)
+            # The first process that is ready listens: until then a load balancer gets a refusal
+            # and asks another machine, where a queued connection would wait for the start.
+            api_socket = await bind(self._settings.host, self._settings.port)
             self._listeners["api"] = Listener(api_socket)
             self._set_environment(RESERVATION_PORT=str(api_socket.getsockname()[1]))
         if self._alone and not self._settings.redis_url:
@@ -182,15 +219,92 @@ class Supervisor:
         )
 
     def _start_child(self, tasks: asyncio.TaskGroup, role: str) -> None:
+        child = self._new_child(role)
+        self._parts[role].append(child)
+        tasks.create_task(self._keep_running(role, child))
+
+    def _new_child(self, role: str) -> ChildProcess:
         listener = self._listeners.get(role)
-        child = ChildProcess(
+        return ChildProcess(
             role,
             entry=self._entries[role],
             environ=self._environ,
             listening=listener.socket if listener else None,
         )
-        self._parts[role].append(child)
-        tasks.create_task(self._keep_running(role, child))
+
+    async def _replace_at_hangups(self, tasks: asyncio.TaskGroup) -> None:
+        """After each SIGHUP, replace the processes of the API and the worker one by one."""
+        while await self._happens(self._hangups.wait(), None):
+            self._hangups.clear()
+            if reason := self._refused_settings():
+                log.error("replacement_failed", reason=reason)
+                continue
+            old = [(role, part) for role in _REPLACED for part in self._parts[role]]
+            for role, part in old:
+                if not isinstance(part, ChildProcess) or not await self._replace(tasks, role, part):
+                    break
+            else:
+                log.info("processes_replaced", count=len(old))
+
+    async def _happens(self, event: Coroutine[Any, Any, bool], seconds: float | None) -> bool:
+        """Whether the event is true in time, and before the service stops."""
+        waits = [asyncio.ensure_future(wait) for wait in (event, self._stopping.wait())]
+        try:
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            return not self._stopping.is_set() and waits[0].done() and waits[0].result()
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+    def _refused_settings(self) -> str:
+        """The reason not to start processes with the settings as they are now; empty if none."""
+        try:
+            settings = Settings.load(self._environ)
+        except SettingsError as error:
+            return str(error)
+        changed = [
+            name
+            for name in _SETTINGS_OF_A_START
+            if getattr(settings, name) != getattr(self._settings, name)
+        ]
+        if changed:
+            names = ", ".join(f"{PREFIX}{name.upper()}" for name in changed)
+            return f"{names} cannot change without a restart of the service"
+        return ""
+
+    async def _failure_to_start(self, new: ChildProcess) -> str:
+        """Start a process; the reason if it does not become ready, else empty."""
+        began = time.monotonic()
+        try:
+            if await self._happens(new.start_until_ready(), _REPLACEMENT_SECONDS_MAX):
+                return ""
+        except OSError as error:
+            return str(error)
+        if time.monotonic() - began >= _REPLACEMENT_SECONDS_MAX:
+            return f"the new process was not ready within {_REPLACEMENT_SECONDS_MAX:.0f} s"
+        return "the new process ended before it was ready"
+
+    async def _replace(self, tasks: asyncio.TaskGroup, role: str, old: ChildProcess) -> bool:
+        """Start a process in place of `old`, and end that one once the new one is ready."""
+        parts = self._parts[role]
+        new = self._new_child(role)
+        parts.append(new)  # Before its start: a stop of the service ends it too.
+        if reason := await self._failure_to_start(new):
+            if not self._stopping.is_set():
+                await new.stop(_KILL_AFTER_SECONDS[role])
+                parts.remove(new)
+                log.error("replacement_failed", role=role, reason=reason)
+            return False
+        tasks.create_task(self._keep_running(role, new, started=True))
+        old.retired = True
+        if role == "api":
+            await old.retire()
+            await self._happens(_never(), self._settings.drain_seconds)
+        if not self._stopping.is_set():
+            await old.stop(_KILL_AFTER_SECONDS[role])
+            parts.remove(old)
+        return True
 
     async def _keep_running(self, role: str, part: Part, *, started: bool = False) -> None:
         """Restart a part whenever it ends, until shutdown."""
@@ -207,7 +321,7 @@ class Supervisor:
             except EmbeddedServerError as error:
                 ended = str(error)
             started = False
-            if self._stopping.is_set():
+            if self._stopping.is_set() or (isinstance(part, ChildProcess) and part.retired):
                 return
             if ended == BAD_SETTING:
                 self._stop(BAD_SETTING)
@@ -217,6 +331,8 @@ class Supervisor:
             log.warning("process_ended", role=role, ended=ended, restart_in_seconds=pause)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
+            if isinstance(part, ChildProcess) and part.retired:
+                return
             pause = min(pause * 2, _PAUSE_SECONDS_MAX)
 
     def _forget_metrics(self, pid: int) -> None:
@@ -310,6 +426,19 @@ class Supervisor:
         return [*lines, "Ctrl-C or SIGTERM stops the service."]
 
 
+def _has_terminal() -> bool:
+    """Whether this process has a controlling terminal; a closed one is none."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+async def _never() -> bool:
+    return await asyncio.get_running_loop().create_future()
+
+
 def serve(
     settings: Settings,
     *,
@@ -318,7 +447,7 @@ def serve(
     demo_sale: bool = False,
     entries: Mapping[str, str] = ENTRIES,
 ) -> int:
-    """Run the service in the foreground until SIGTERM, SIGINT or SIGHUP.
+    """Run the service in the foreground until SIGTERM or SIGINT; SIGHUP replaces processes.
 
     Args:
         settings: parsed from `environ`.

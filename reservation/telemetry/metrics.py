@@ -18,6 +18,7 @@ from prometheus_client import (
     start_http_server,
     values,
 )
+from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from reservation import __version__
@@ -181,6 +182,8 @@ def served(host: str, port: int) -> Generator[None]:
     if not port:
         yield
         return
+    # The replacement of a process serves the port before the process ends.
+    ThreadingWSGIServer.allow_reuse_port = True
     server, thread = start_http_server(port, host, registry())
     try:
         yield

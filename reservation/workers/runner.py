@@ -16,6 +16,7 @@ from reservation.adapters.sql.errors import reason_of
 from reservation.bootstrap import Service, opened
 from reservation.config.settings import Settings
 from reservation.domain.alarms import Alarm
+from reservation.telemetry import start_notice
 from reservation.telemetry.metrics import (
     FLUSHED,
     OUTBOX_AGE,
@@ -63,6 +64,7 @@ async def run(settings: Settings) -> None:
 async def _run_until(stopped: asyncio.Event, settings: Settings) -> None:
     async with opened(settings, sql_may_be_away=True) as service:
         work = asyncio.create_task(Worker(service).run())
+        start_notice.send()
         waiting = asyncio.create_task(stopped.wait())
         await asyncio.wait({work, waiting}, return_when=asyncio.FIRST_COMPLETED)
         for task in (work, waiting):

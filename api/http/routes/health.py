@@ -65,7 +65,7 @@ class HealthController(Controller):
         away = service.redis_monitor.away
         if away and not any(name.startswith(away) for name in missing):
             missing.append(away)
-        if request.app.state.draining.active:
+        if not request.app.state.draining.ready:
             missing.append("draining")
         missing += [
             f"{name}:{sale_id}"

@@ -34,8 +34,12 @@ PATIENCE_SECONDS = 40.0
 #: The promise: SIGTERM ends everything within this.
 STOP_SECONDS_MAX = 10.0
 
+ROLES = ("api", "worker", "sandbox", "valkey")
+
 DRIVER = """
-import os, signal, sys
+import fcntl, os, signal, sys, termios
+if os.environ.pop("TEST_TERMINAL", None):
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 # As in a terminal: whoever runs the tests in the background may have it ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from api.server import sockets, supervisor as serve
@@ -90,7 +94,7 @@ class Service:
         assert self._process is not None
         return self._process
 
-    def start(self) -> None:
+    def start(self, *, terminal: int | None = None) -> None:
         environ = {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": str(ROOT),
@@ -98,6 +102,7 @@ class Service:
             "RESERVATION_PORT": str(self.port),
             "RESERVATION_WORKERS": "2",
             **self.given,
+            **({} if terminal is None else {"TEST_TERMINAL": "1"}),
         }
         with self.stdout.open("w") as stdout, self.stderr.open("a") as stderr:
             self._process = subprocess.Popen(
@@ -106,7 +111,10 @@ class Service:
                 env=environ,
                 stdout=stdout,
                 stderr=stderr,
-                process_group=0,
+                stdin=terminal,
+                # In its own process group, or in its own session with this controlling terminal.
+                process_group=0 if terminal is None else None,
+                start_new_session=terminal is not None,
             )
 
     def until_ready(self) -> str:
@@ -264,6 +272,87 @@ def test_sigkill_leaves_no_process_and_the_next_start_is_clean(make_service: Any
     os.killpg(service.process.pid, signal.SIGINT)
     assert service.ended() == 0
     assert not [process for process in family if alive(process)]
+
+
+def test_sighup_replaces_the_api_and_the_worker_and_nothing_else(make_service: Any) -> None:
+    service = make_service()
+    service.until_ready()
+    redis = service.redis()
+    until(lambda: redis.get("worker"), "the worker's sign")
+    before = {role: {each.pid for each in service.role(role)} for role in ROLES}
+
+    os.kill(service.process.pid, signal.SIGHUP)
+    until(lambda: "processes_replaced" in service.stderr.read_text(), "the replacement")
+
+    after = {role: {each.pid for each in service.role(role)} for role in ROLES}
+    assert {role: len(pids) for role, pids in after.items()} == {
+        "api": 2,
+        "worker": 1,
+        "sandbox": 1,
+        "valkey": 1,
+    }
+    assert not (before["api"] | before["worker"]) & (after["api"] | after["worker"])
+    assert (after["sandbox"], after["valkey"]) == (before["sandbox"], before["valkey"])
+    assert int(redis.get("worker")) in after["worker"]
+    assert service.ask()["pid"] in after["api"]
+    # Those that were replaced do not come back.
+    assert "process_ended" not in service.stderr.read_text()
+
+
+@pytest.mark.slow
+def test_a_new_process_that_fails_leaves_the_old_one_at_work(make_service: Any) -> None:
+    service = make_service("unrepeatable_worker")
+    service.until_ready()
+    worker = int(until(lambda: service.redis().get("worker"), "the worker's sign"))
+    os.kill(service.process.pid, signal.SIGHUP)
+    until(lambda: "replacement_failed" in service.stderr.read_text(), "the failure")
+    assert "the new process ended before it was ready" in service.stderr.read_text()
+    assert [each.pid for each in service.role("worker")] == [worker]
+    assert len(service.role("api")) == 2
+    assert service.process.poll() is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("RESERVATION_AUTH=nonsense", "RESERVATION_AUTH must be"),
+        (
+            "RESERVATION_DATABASE_URL=postgresql://elsewhere/db",
+            "RESERVATION_DATABASE_URL cannot change without a restart",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_taken_over_replace_nothing(
+    make_service: Any, line: str, reason: str
+) -> None:
+    service = make_service()
+    service.until_ready()
+    before = {each.pid for role in ("api", "worker") for each in service.role(role)}
+    (service.home / ".env").write_text(f"{line}\n")
+    os.kill(service.process.pid, signal.SIGHUP)
+    until(lambda: "replacement_failed" in service.stderr.read_text(), "the refusal")
+    assert reason in service.stderr.read_text()
+    assert {each.pid for role in ("api", "worker") for each in service.role(role)} == before
+    assert service.ask()["pid"] in before
+
+
+@pytest.mark.slow
+def test_the_end_of_its_terminal_ends_the_service(tmp_path: Path) -> None:
+    service = Service(tmp_path, worker="worker", bind_seconds=3.0, stop_share=1.0)
+    terminal, inner = os.openpty()
+    service.start(terminal=inner)
+    os.close(inner)
+    try:
+        service.until_ready()
+        family = service.family()
+        os.kill(service.process.pid, signal.SIGHUP)
+        until(lambda: "processes_replaced" in service.stderr.read_text(), "the replacement")
+        os.close(terminal)
+        assert service.ended() == 0
+        assert not [process for process in family if alive(process)]
+    finally:
+        service.end()
 
 
 def test_a_second_service_on_the_same_data_is_refused(make_service: Any) -> None:
